@@ -1,0 +1,26 @@
+"""understudy: show it, and it learns. Imitation learning from demonstrations of any origin."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Batch": "core", "Feature": "core", "UserError": "core",
+    "Dataset": "data.episode", "Episode": "data.episode", "Window": "data.window",
+    "Policy": "policy", "Recipe": "policy",
+    "Actor": "execute.actor", "Plays": "execute.actor", "Receding": "execute.chunked",
+    "Method": "recipes", "train": "learn.train", "fit": "learn.fit",
+    "make": "envs", "rollout": "evaluate.rollout", "evaluate": "evaluate.judge", "compare": "evaluate.judge",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    # Importing torch takes a second; `import understudy` must not. Names are found when they are used.
+    if name in _WHERE:
+        return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    raise AttributeError(f"module 'understudy' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -1,0 +1,201 @@
+"""The few values that every layer speaks in. Imports nothing of ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+State = dict[str, Any]  # nested dicts of tensors whose first axis is the row (one row = one environment)
+
+
+class UserError(ValueError):
+    """A mistake that its reader can mend: the command line prints it alone and exits with status 2.
+
+    `what` says what was expected and what was found, `where` names file, key and index, `do` the way out.
+    """
+
+    def __init__(self, what: str, *, where: object = None, do: str | None = None):
+        self.what, self.where, self.do = what, where, do
+        text = f"{where}: {what}" if where is not None else what
+        super().__init__(f"{text}\n  -> {do}" if do else text)
+
+
+class Unsupported(UserError):
+    """This combination has no meaning (say, guidance for a head that takes no steps)."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What one column of a step holds, without its time axis.
+
+    dtype: NumPy name ("float32", "uint8", "int64", "bool"), or "string" for text kept as text.
+    shape: of one step; images are (H, W, C).
+    kind: "vector" (numbers), "image" (uint8), "text" (UTF-8 bytes padded with 0, what networks read),
+        "choice" (integers; `choices` says how many there are for each component), "string".
+    names: of the components of a vector. unit: of all of them ("rad", "m"), where known.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    kind: Literal["vector", "image", "text", "choice", "string"] = "vector"
+    names: tuple[str, ...] | None = None
+    unit: str | None = None
+    choices: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @staticmethod
+    def of(column: np.ndarray) -> Feature:
+        """What the array of a column (T, *shape) says of itself."""
+        dtype, shape = column.dtype, tuple(column.shape[1:])
+        if dtype.kind in "UO":
+            return Feature("string", shape, "string")
+        kind = "vector"
+        if dtype == np.uint8:
+            kind = "image" if len(shape) == 3 else "text"
+        elif dtype.kind in "iu":
+            kind = "choice"
+        return Feature(dtype.name, shape, kind)
+
+
+Schema = Mapping[str, Feature]  # by column name
+
+
+def role(name: str) -> Literal["observation", "action", "outcome", "task", "index", "other"]:
+    """What a column is for. The name says it: there is no second place to look."""
+    if name.startswith("observation."):
+        return "observation"
+    if name == "action" or name.startswith("action."):
+        return "action"
+    if name.startswith("next."):
+        return "outcome"
+    if name == "task":
+        return "task"
+    return "index" if name in {"timestamp", "frame_index", "episode_index", "index", "task_index"} else "other"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B windows. `mask` is False where the horizon runs past the end of an episode.
+
+    `extra` holds any further column over the same horizon (reward, intervention, ...): that is how weights,
+    critics and rewards see what the policy does not. `extra["index"]` (B, 1) is the window's number in the data.
+    """
+
+    obs: Mapping[str, Tensor]  # name -> (B, To, *feature); "name?" -> (B, To) bool: was it sensed
+    action: Tensor  # (B, H, A)
+    mask: Tensor  # (B, H) bool
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (B, H, ...)
+    next: Mapping[str, Tensor] | None = None  # the observation window after the horizon
+
+    def __len__(self) -> int:
+        return self.action.shape[0]
+
+    def but(self, **changes) -> Batch:
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str) -> Batch:
+        def move(tree):
+            return {k: v.to(device, non_blocking=True) for k, v in tree.items()}
+        return Batch(move(self.obs), self.action.to(device, non_blocking=True), self.mask.to(device, non_blocking=True),
+                     move(self.extra), None if self.next is None else move(self.next))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an encoder says about the observation. A token with mask False is as if absent."""
+
+    tokens: Tensor  # (B, N, D)
+    mask: Tensor  # (B, N) bool
+
+    def flat(self) -> Tensor:
+        """(B, N * D), absent tokens as zeros."""
+        return (self.tokens * self.mask.unsqueeze(-1)).flatten(1)
+
+    def repeat(self, n: int) -> Context:
+        """Each row n times, adjacent."""
+        return Context(self.tokens.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a trunk or head has to know of its surroundings before any data flows.
+
+    choices: for a target of choices, how many each component has; the coded action is then their one-hot
+    vectors side by side, so that its width is sum(choices). Empty for vectors.
+    """
+
+    horizon: int
+    tokens: int
+    width: int
+    choices: tuple[int, ...] = ()
+
+
+def take(tree, rows):
+    """The given rows of every tensor in a nested dict."""
+    return {k: take(v, rows) for k, v in tree.items()} if isinstance(tree, Mapping) else tree[rows]
+
+
+def put(tree, rows, new):
+    """A copy of `tree` with those rows replaced: state is a value, nobody's rows change in place."""
+    if isinstance(tree, Mapping):
+        return {k: put(v, rows, new[k]) for k, v in tree.items()}
+    out = tree.clone()
+    out[rows] = new.to(out.dtype)
+    return out
+
+
+# -- randomness that belongs to a row -----------------------------------------------------------------------------
+
+
+def keys(seed: int, numbers) -> Tensor:
+    """(n,) int64: one key for each numbered episode of a seed. SplitMix64 (Steele et al. 2014), so that the
+    episodes of neighbouring seeds share nothing."""
+    with np.errstate(over="ignore"):
+        z = np.asarray(numbers, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = _mix(z + _mix(np.uint64(seed % 2**64) + np.uint64(0x632BE59BD9B4E019)))
+    return torch.from_numpy((z >> np.uint64(1)).astype(np.int64))
+
+
+def _mix(z):
+    with np.errstate(over="ignore"):
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+    """(B, *shape) float64 in (0, 1) that depends only on the (key, count, stream) of its own row.
+
+    Philox4x32-10 (Salmon et al. 2011) over all rows at once: a rollout is the same whether one environment or a
+    thousand run side by side, and whichever row an episode landed in. `stream` keeps the users of one key apart.
+    """
+    n = math.prod(shape)
+    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    k = key.cpu().numpy().astype(np.uint64)[:, None]
+    c = count.cpu().numpy().astype(np.uint64)[:, None]
+    k0, k1 = k & low, k >> shift
+    c0 = np.broadcast_to(np.arange(-(-n // 4), dtype=np.uint64)[None], (len(k), -(-n // 4)))
+    c1, c2 = np.broadcast_to(c & low, c0.shape), np.broadcast_to(c >> shift, c0.shape)
+    c3 = np.full(c0.shape, stream, np.uint64)
+    for _ in range(10):
+        a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (b >> shift) ^ c1 ^ k0, b & low, (a >> shift) ^ c3 ^ k1, a & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    bits = np.stack([c0, c1, c2, c3], -1).reshape(len(k), -1)[:, :n]
+    return torch.from_numpy(((bits.astype(np.float64) + 0.5) / 2.0**32).reshape(len(k), *shape)).to(key.device)
+
+
+def normal(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+    """(B, *shape) float32, standard normal, otherwise as `uniform`."""
+    from scipy.special import ndtri
+
+    return torch.from_numpy(ndtri(uniform(key.cpu(), count, shape, stream).numpy()).astype(np.float32)).to(key.device)

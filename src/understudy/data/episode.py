@@ -1,0 +1,143 @@
+"""An episode is named columns and some facts; a dataset is a sequence of episodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import Feature, UserError
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Columns over time: name -> array (T, *shape). A column may have one row more than the others: what was seen
+    last, after the last action.
+
+    `steps` may load lazily (any Mapping); nothing here touches a column that was not asked for. `rows` and
+    `schema` are what a lazy source knows without loading. `meta` holds facts of the whole episode ("seed",
+    "number", "success", ...) as plain JSON values.
+    """
+
+    steps: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    rows: int | None = None
+    schema: Mapping[str, Feature] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of steps: of rows that all columns have."""
+        return min(len(column) for column in self.steps.values()) if self.rows is None else self.rows
+
+    def but(self, columns: Mapping[str, np.ndarray | None]) -> Episode:
+        """A copy with columns added or replaced; None removes one. Other columns stay lazy."""
+        return replace(self, steps=_Changed(self.steps, columns), rows=None if self.rows is None else _rows(
+            self.rows, columns), schema={k: f for k, f in self.schema.items() if k not in columns})
+
+    def features(self) -> dict[str, Feature]:
+        return {k: self.schema.get(k) or Feature.of(self.steps[k]) for k in self.steps}
+
+
+def _rows(rows, columns):
+    return min([rows, *(len(c) for c in columns.values() if c is not None)])
+
+
+class _Changed(Mapping):
+    def __init__(self, source, columns):
+        self.source, self.columns = source, dict(columns)
+
+    def __getitem__(self, key):
+        if key in self.columns:
+            if self.columns[key] is None:
+                raise KeyError(key)
+            return self.columns[key]
+        return self.source[key]
+
+    def __iter__(self):
+        yield from (k for k in self.source if self.columns.get(k, 0) is not None)
+        yield from (k for k, v in self.columns.items() if v is not None and k not in self.source)
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+
+class Dataset(Sequence[Episode]):
+    """Episodes in order, and `facts` of them all: "format", "version", "path", "fps", "robot_type", "warnings"."""
+
+    def __init__(self, episodes: Iterable[Episode], facts: Mapping[str, Any] | None = None):
+        self._episodes = episodes if isinstance(episodes, Sequence) else tuple(episodes)
+        self.facts: Mapping[str, Any] = dict(facts or {})
+
+    @staticmethod
+    def open(path: str | Path, **options) -> Dataset:
+        """Whatever format it is in. Options are the format's (`image_size` for those with cameras)."""
+        from .formats import open_dataset
+
+        return open_dataset(path, **options)
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def __getitem__(self, i):
+        return Dataset(self._episodes[i], self.facts) if isinstance(i, slice) else self._episodes[i]
+
+    def __add__(self, other: Dataset) -> Dataset:
+        return Dataset((*self, *other), self.facts)
+
+    def where(self, keep: Callable[[Episode], bool]) -> Dataset:
+        return Dataset((e for e in self if keep(e)), self.facts)
+
+    def pick(self, numbers: Iterable[int]) -> Dataset:
+        return Dataset((self[int(i)] for i in numbers), self.facts)
+
+    def map(self, change: Callable[[Episode], Episode]) -> Dataset:
+        """Lazy, so that relabelling a dataset larger than memory costs nothing until it is read."""
+        return Dataset(_Mapped(self, change), self.facts)
+
+    @property
+    def steps(self) -> int:
+        return sum(len(e) for e in self)
+
+    @property
+    def fps(self) -> float | None:
+        return self.facts.get("fps")
+
+    def features(self) -> dict[str, Feature]:
+        """Of the first episode; choices are counted over all of them where the source does not say."""
+        if not len(self):
+            raise UserError("expected at least one episode, found none", where=self.facts.get("path", "data set"),
+                            do="record some (understudy record ENV --out DATA --episodes 20)")
+        features = self[0].features()
+        for name, f in features.items():
+            if name == "action" and f.kind == "choice" and f.choices is None:
+                most = np.max([np.asarray(e.steps[name]).reshape(len(e), -1).max(0) for e in self], axis=0)
+                features[name] = replace(f, choices=tuple(int(m) + 1 for m in most))
+        return features
+
+    def fingerprint(self) -> str:
+        """16 hex digits of every value, name, dtype and fact in it, whatever format it was stored in."""
+        digest = hashlib.sha256()
+        for episode in self:
+            digest.update(json.dumps(dict(episode.meta), sort_keys=True, default=str).encode())
+            for key in sorted(episode.steps):
+                column = np.ascontiguousarray(episode.steps[key])
+                digest.update(f"{key}{column.dtype}{column.shape}".encode())
+                digest.update(column.tobytes() if column.dtype.kind == "U" else column.data)
+        return digest.hexdigest()[:16]
+
+
+class _Mapped(Sequence[Episode]):
+    def __init__(self, source, change):
+        self.source, self.change = source, change
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return _Mapped(self.source[i], self.change)
+        return self.change(self.source[i])

@@ -1,0 +1,86 @@
+"""Columns of many episodes end to end, so that one gather makes a batch.
+
+Episodes whose columns already lie in one array (a memory map, a rollout) are gathered where they lie; only what a
+relabelling made is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core import UserError
+from .episode import Dataset
+
+
+@dataclass(frozen=True)
+class Column:
+    """`array[first[e] : first[e] + rows[e]]` is the column of episode e. A constant column has one row an episode."""
+
+    array: np.ndarray
+    first: np.ndarray  # (E,) int64
+    rows: np.ndarray  # (E,) int64
+    constant: bool = False
+
+    def gather(self, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """episode (B,), row (B, n) of that episode -> (B, n, *shape). Rows beyond its ends are its first or last."""
+        if self.constant:
+            return self.array[np.broadcast_to(self.first[episode][:, None], row.shape)]
+        last = self.rows[episode][:, None] - 1
+        return self.array[self.first[episode][:, None] + np.clip(row, 0, last)]
+
+
+@dataclass(frozen=True)
+class Pack:
+    columns: dict[str, Column]
+    length: np.ndarray  # (E,) steps of each episode
+
+    @staticmethod
+    def of(data: Dataset, names: Iterable[str]) -> Pack:
+        """Raises UserError naming the episode and the column that it lacks or that differs in shape."""
+        if not len(data):
+            raise UserError("expected at least one episode, found none", where=data.facts.get("path", "data set"))
+        length = np.array([len(e) for e in data], np.int64)
+        columns = {}
+        for name in dict.fromkeys(names):
+            parts = [_part(data, i, name) for i in range(len(data))]
+            shapes = {p.shape[1:] for p in parts}
+            if len(shapes) > 1:
+                odd = next(i for i, p in enumerate(parts) if p.shape[1:] != parts[0].shape[1:])
+                raise UserError(f"expected shape {parts[0].shape[1:]} as in episode 0, found {parts[odd].shape[1:]}",
+                                where=f"{data.facts.get('path', 'data set')}, episode {odd}, column {name!r}")
+            columns[name] = _column(parts, length)
+        return Pack(columns, length)
+
+
+def _part(data, i, name):
+    try:
+        return np.asarray(data[i].steps[name])
+    except KeyError:
+        have = ", ".join(sorted(data[i].steps))
+        raise UserError(f"expected a column {name!r}, found {have}",
+                        where=f"{data.facts.get('path', 'data set')}, episode {i}") from None
+
+
+def _column(parts: list[np.ndarray], length: np.ndarray) -> Column:
+    rows = np.minimum([len(p) for p in parts], length + 1).astype(np.int64)
+    if all(p.ndim and p.strides[0] == 0 for p in parts):  # broadcast by a relabelling: one row will do
+        return Column(np.stack([p[0] for p in parts]), np.arange(len(parts)), rows, constant=True)
+    root = _root(parts[0])
+    if root is not None and all(_root(p) is root and p.strides == root.strides for p in parts):
+        start = root.__array_interface__["data"][0]
+        first = [(p.__array_interface__["data"][0] - start) // root.strides[0] for p in parts]
+        return Column(root, np.array(first, np.int64), rows)
+    array = np.concatenate([p[:n] for p, n in zip(parts, rows, strict=True)])
+    return Column(array, np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64), rows)
+
+
+def _root(a: np.ndarray) -> np.ndarray | None:
+    """The array that `a` is rows of, if its rows are laid out like that array's."""
+    found = None
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+        found = a
+    return found if found is not None and found.ndim and found.strides[0] > 0 else None

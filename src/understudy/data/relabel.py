@@ -1,0 +1,1 @@
+"""Conditioning is relabelling: functions Episode -> Episode that only add or change columns."""

@@ -1,0 +1,130 @@
+"""From episodes to batches: which rows a model sees and which it must produce."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import Batch, UserError
+from .episode import Dataset, Episode
+from .pack import Pack
+
+Draw = Callable[[Episode], np.ndarray]  # (T,) non-negative: how often each step starts a window
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A column drawn anew for every window: a later row of the same episode, or any row at all.
+
+    Written out by relabelling instead, image goals would double the dataset and never vary.
+    `extra["<into>.reached"]` (B, 1) says where the goal is the present row: the reward of goal-conditioned values.
+    An actor and a critic that want other goals name two of these.
+    """
+
+    of: str
+    into: str = "observation.goal"
+    now: float = 0.0  # share of windows whose goal is the present row
+    other: float = 0.0  # share whose goal is any row of any episode
+    discount: float | None = None  # later rows geometrically near (0.99, say); None: uniformly
+
+    def rows(self, episode, t, length, rng):
+        """(episode, row) of the goal of each window."""
+        left = length[episode] - 1 - t
+        if self.discount is None:
+            later = rng.integers(0, left + 1)
+        else:
+            later = np.minimum(rng.geometric(1 - self.discount, t.shape), left)
+        share = rng.random(t.shape)
+        far = rng.integers(0, len(length), t.shape)
+        row = np.where(share < self.other, rng.integers(0, length[far]), t + later)
+        return np.where(share < self.other, far, episode), np.where(share >= 1 - self.now, t, row)
+
+
+@dataclass(frozen=True)
+class Window:
+    """At step t: `obs` rows ending at t+look, and `horizon` target rows starting at t+ahead.
+
+    look=1 gives inverse dynamics, ahead=1 on an observation column a world model, ahead=-1 the alignment of
+    diffusion policy. One rule for all; no dataset class per method.
+    """
+
+    obs: int = 1
+    horizon: int = 1
+    ahead: int = 0
+    look: int = 0
+    goals: tuple[Goal, ...] = ()
+
+    def over(self, data: Dataset, inputs: tuple[str, ...], target: str, *, extra: tuple[str, ...] = (),
+             following: bool = False, draw: Draw | None = None) -> Windows:
+        """All windows of `data`. Columns stay where they are (memory-mapped, say) until a batch gathers them."""
+        return Windows(self, data, inputs, target, extra, following, draw)
+
+
+class Windows:
+    """Windows over data, drawn in whole batches. A batch is a function of (seed, step): nothing to resume."""
+
+    def __init__(self, window: Window, data: Dataset, inputs, target, extra, following, draw):
+        self.window, self.inputs, self.target, self.extra, self.following = window, inputs, target, extra, following
+        drawn = {g.into for g in window.goals}
+        self.pack = Pack.of(data, (*(k for k in inputs if k not in drawn), *(g.of for g in window.goals), target,
+                                   *extra))
+        length = self.pack.length
+        self.ends = np.cumsum(length)
+        odds = None if draw is None else np.concatenate([draw(e) for e in data]).astype(float)
+        if odds is not None and not (odds.sum() > 0 and np.isfinite(odds).all() and (odds >= 0).all()):
+            raise UserError("how often steps are drawn must be finite, not negative, and somewhere positive")
+        self.until = None if odds is None else np.cumsum(odds) / odds.sum()
+
+    def __len__(self) -> int:
+        """The number of windows: one for each step of each episode."""
+        return int(self.ends[-1])
+
+    def batch(self, size: int, step: int, seed: int = 0) -> Batch:
+        """`size` random windows: batch number `step` of `seed`, whatever was drawn before."""
+        rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, step]))
+        at = rng.integers(0, len(self), size) if self.until is None else np.searchsorted(
+            self.until, rng.random(size), side="right").clip(max=len(self) - 1)
+        return self.gather(at, rng)
+
+    def scan(self, size: int = 1024) -> Iterator[Batch]:
+        """Every window once, in order."""
+        for i in range(0, len(self), size):
+            yield self.gather(np.arange(i, min(i + size, len(self))), np.random.default_rng(i))
+
+    def gather(self, at: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
+        """The windows of these numbers (B,); a window's number counts the steps of all episodes in order."""
+        w, columns, length = self.window, self.pack.columns, self.pack.length
+        episode = np.searchsorted(self.ends, at, side="right")
+        t = at - (self.ends - length)[episode]
+        goals = {g.into: (columns[g.of], *g.rows(episode, t, length, rng)) for g in w.goals}
+
+        def past(key, now):
+            if key in goals:  # one goal per window, the same for what follows
+                column, whose, row = goals[key]
+                return _tensor(column.gather(whose, np.repeat(row[:, None], w.obs, 1)))
+            return _tensor(columns[key].gather(episode, now[:, None] + w.look + np.arange(1 - w.obs, 1)))
+
+        def ahead(key):
+            return _tensor(columns[key].gather(episode, t[:, None] + w.ahead + np.arange(w.horizon)))
+
+        rows = t[:, None] + w.ahead + np.arange(w.horizon)
+        inside = (rows >= 0) & (rows < columns[self.target].rows[episode][:, None])
+        action = ahead(self.target)
+        reached = {f"{k}.reached": torch.from_numpy((whose == episode) & (row == t)).unsqueeze(1)
+                   for k, (_, whose, row) in goals.items()}
+        return Batch(
+            obs={k: past(k, t) for k in self.inputs},
+            action=action.flatten(2) if action.ndim > 3 else action.reshape(*action.shape[:2], -1),
+            mask=torch.from_numpy(inside),
+            extra={**{k: ahead(k) for k in self.extra}, "index": torch.from_numpy(at).unsqueeze(1), **reached},
+            next={k: past(k, t + w.horizon) for k in self.inputs} if self.following else None,
+        )
+
+
+def _tensor(a: np.ndarray) -> Tensor:
+    # Networks compute in float32; bytes and choices stay as they are until their encoder reads them.
+    return torch.from_numpy(a.astype(np.float32) if a.dtype == np.float64 else np.ascontiguousarray(a))

@@ -1,0 +1,79 @@
+"""Environments come in rows. One is a batch of one; there is no second interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..core import Schema
+from ..execute.actor import Actor
+
+Obs = Mapping[str, Tensor]  # full column name -> (B, ...), on the CPU
+
+
+@dataclass(frozen=True)
+class Outcome:
+    obs: Obs
+    reward: Tensor  # (B,) float32
+    terminated: Tensor  # (B,) bool: nothing follows
+    truncated: Tensor  # (B,) bool: something would have followed
+    info: Mapping[str, Tensor] = field(default_factory=dict)  # "success" (B,) bool where defined, ...
+
+
+class Env(ABC):
+    """rows: how many run side by side. features: of observations and action. facts: "env" (its name), "version",
+    "fps", "limit" (steps), "success" (its definition in words, or None)."""
+
+    rows: int
+    features: Schema
+    facts: Mapping[str, Any]
+
+    @abstractmethod
+    def reset(self, which: Tensor, key: Tensor) -> Obs:
+        """Start rows `which` (n,) anew, each decided by its `key` (n,) alone; observations of all rows."""
+
+    @abstractmethod
+    def step(self, action: Tensor) -> Outcome:
+        """action (B, A). A row that ended goes on being stepped until reset; nobody reads it."""
+
+    def close(self) -> None:
+        """Gives back what the environment holds outside this process's memory."""
+
+
+class Scripted(Env):
+    """Has an expert of its own."""
+
+    @abstractmethod
+    def expert(self) -> Actor: ...
+
+
+class Replays(Env):
+    """Can be put where a recorded step was."""
+
+    @abstractmethod
+    def restore(self, which: Tensor, steps: Mapping[str, Tensor]) -> Obs:
+        """Put rows `which` (n,) into the state that recorded steps (columns of n rows) describe. Raises UserError
+        naming a column it needs."""
+
+
+class Pictures(Env):
+    """Can be looked at."""
+
+    @abstractmethod
+    def frame(self, row: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+
+
+class Plane(Env):
+    """A toy in the plane, whose trajectories can be drawn over its map."""
+
+    @abstractmethod
+    def map(self) -> Mapping[str, Any]:
+        """{"x": (low, high), "y": (low, high), "shapes": [{"kind": "circle", "at": (x, y), "radius": r, "role":
+        "obstacle" | "goal" | "start"}, ...], "path": (column, i, j)}: which components of which observation column
+        are the position to draw."""

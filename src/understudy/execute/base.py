@@ -1,0 +1,31 @@
+"""An executor turns plans into actions. Its state is a value, one row per environment, so that a row can be reset,
+moved, saved or forked by indexing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..core import State
+from ..policy import Planner
+
+
+class Executor(ABC):
+    """A frozen dataclass."""
+
+    @abstractmethod
+    def start(self, policy: Planner, key: Tensor) -> State:
+        """State for len(key) rows; `key` (B,) int64 is all the randomness a row will ever use. Every entry it will
+        ever hold is there from the start, rows first."""
+
+    @abstractmethod
+    def act(self, policy: Planner, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
+        """obs are windows (B, To, ...). Returns (B, A) in world units and the next state; changes nothing."""
+
+
+def blank(policy: Planner, key: Tensor, *shape: int) -> Tensor:
+    """Room for chunks: (B, *shape, H, A)."""
+    return torch.zeros(key.shape[0], *shape, policy.window.horizon, policy.dim, device=key.device)

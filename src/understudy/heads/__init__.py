@@ -1,0 +1,1 @@
+"""One file a head. A head says what the network's output means."""

@@ -1,0 +1,97 @@
+"""A head says what the network's output means: its loss and its sampling, side by side.
+
+A head is a frozen dataclass without weights. Everything it learns or fits lives in the module that `build`
+returns. Losses come per step and are never reduced: who reduces, decides what counts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..core import Context, Shape, Unsupported
+from ..nets.base import RowTime, Trunk, primed
+
+Cost = Callable[[Tensor], Tensor]  # clean action estimate (B, H, A), coded -> (B,)
+Pairs = Callable[[], Iterator[tuple[Context, Tensor, Tensor]]]  # context, coded action (B, H, A), mask (B, H)
+
+
+class Head(ABC):
+    def noise(self, horizon: int, dim: int) -> tuple[int, ...]:
+        """The shape of ALL randomness of one plan, standard normal. A plan is then a function of (obs, noise):
+        exportable, testable, and steerable from outside (DSRL). (horizon, 0) for none."""
+        return (horizon, dim)
+
+    @abstractmethod
+    def build(self, trunk: Trunk, dim: int, shape: Shape) -> nn.Module:
+        """The module whose weights `loss` trains. dim: width of one coded step."""
+
+    def fit(self, net: nn.Module, pairs: Pairs) -> None:
+        """Whatever is not gradient descent on `loss`: centres, codebooks, memories. What it settles is a buffer, or
+        has requires_grad False since `build`."""
+
+    @abstractmethod
+    def loss(self, net, context: Context, action: Tensor, mask: Tensor, rng: Generator) -> Tensor:
+        """(B, H). Every random draw is from `rng` (on the tensors' device). `mask` is for likelihoods that join the
+        steps; padded actions arrive as zeros."""
+
+    @abstractmethod
+    def sample(self, net, context: Context, noise: Tensor) -> Tensor:
+        """(B, H, A), coded: a function of its arguments alone. No len(tensor): it freezes the ONNX batch."""
+
+
+class Density(Head):
+    @abstractmethod
+    def log_prob(self, net, context: Context, action: Tensor) -> Tensor:
+        """(B,): of the whole chunk."""
+
+
+class Noising(Head):
+    """Heads that move noise (t=0) to action (t=1). Time runs this way in every one of them."""
+
+    steps: int  # of the sampler
+
+    @abstractmethod
+    def corrupt(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """t broadcasts against (B, H, 1); corrupt(a, n, 1) == a exactly."""
+
+    @abstractmethod
+    def step(self, net, context: Context, x: Tensor, t: Tensor, to: Tensor,
+             cost: Cost | None = None) -> Tensor:
+        """From time t (B, H) to `to` (B, H), which may differ from step to step. Deterministic."""
+
+    def sample(self, net, context, noise, cost: Cost | None = None):
+        x, grid = noise, torch.linspace(0, 1, self.steps + 1).tolist()
+        context, zero = primed(net, context), torch.zeros_like(x[..., 0])
+        for a, b in zip(grid[:-1], grid[1:], strict=True):
+            x = self.step(net, context, x, zero + a, zero + b, cost)
+        return x
+
+
+def levels(kind: str, like: Tensor, rng: Generator) -> Tensor:
+    """(B, H) times for training: one per row ("shared"), one per step ("each"), or the ramp that a rolling buffer
+    holds, at a random phase ("ramp", streaming diffusion)."""
+    B, H = like.shape[:2]
+    if kind == "each":
+        return torch.rand(B, H, generator=rng, device=like.device)
+    row = torch.rand(B, 1, generator=rng, device=like.device)
+    if kind == "shared":
+        return row.expand(B, H)
+    return ((H - torch.arange(H, device=like.device) - row) / H).clamp(0, 1)
+
+
+def times_of(trunk: Trunk, kind: str) -> None:
+    """Refuses a trunk that knows one time a row for a head whose steps are at different times."""
+    if kind != "shared" and isinstance(trunk, RowTime):
+        raise Unsupported(f"times={kind!r} gives every step of a chunk a time of its own, and "
+                          f"{type(trunk).__name__} knows one time a row", do="take the Transformer or the MLP trunk")
+
+
+def slope(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """d cost(estimate(x)) / dx, also under inference."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(cost(estimate(x)).sum(), x)[0]

@@ -1,0 +1,1 @@
+"""How a policy's weights come about. A learner updates; `fit` only loops."""

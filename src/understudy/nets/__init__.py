@@ -1,0 +1,1 @@
+"""What computes: encoders of observations and trunks. None of them knows what its output means."""

@@ -1,0 +1,313 @@
+"""A policy is a conditional generative model of a window of one column given windows of others.
+
+Nothing in it knows that the column is an action: with another target the same class is a world model, an inverse
+dynamics model, a subgoal planner or a reward model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor, nn
+
+from . import config
+from .core import Batch, Context, Feature, Schema, Shape, Unsupported, UserError, normal
+from .data.augment import Augment
+from .data.codec import Codec, Scaled
+from .data.episode import Dataset
+from .data.window import Window, Windows
+from .files import read_json, write_json
+from .heads.base import Head, Noising
+from .nets.base import Encoder, Trunk
+from .nets.encoders import Tokens
+from .nets.mlp import MLP
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that determines a policy's function besides its weights. Plain data."""
+
+    head: Head
+    trunk: Trunk = field(default_factory=MLP)
+    encoder: Encoder = field(default_factory=Tokens)
+    codec: Codec = field(default_factory=Scaled)
+    window: Window = field(default_factory=Window)
+    inputs: tuple[str, ...] = ()  # empty: every "observation." column
+    target: str = "action"
+    augment: tuple[Augment, ...] = ()
+
+
+class Rewiring(ABC):
+    """A guide that wraps the network."""
+
+    @abstractmethod
+    def net(self, net: Callable, without: Callable[..., Context]) -> Callable:
+        """`without(*keys)` is the context of the same observation minus keys."""
+
+
+class Pulling(ABC):
+    """A guide that lowers a cost while the plan forms."""
+
+    @abstractmethod
+    def cost(self, coded: Tensor, encode: Callable, decode: Callable) -> Tensor:
+        """(B,), of the estimate of the clean chunk; the two functions know the observation."""
+
+
+Guide = Rewiring | Pulling
+
+
+@dataclass(frozen=True)
+class Contrast(Rewiring):
+    """Classifier-free guidance (Ho and Salimans 2022): away from what the policy would do without these keys.
+
+    scale 1 is the plain policy, 0 the one without the keys.
+    """
+
+    keys: tuple[str, ...]
+    scale: float = 2.0
+
+    def net(self, net, without):
+        bare = without(*self.keys)
+
+        def wrapped(x, t, context):
+            plain = net(x, t, bare)
+            return plain + self.scale * (net(x, t, context) - plain)
+        return wrapped
+
+
+@dataclass(frozen=True)
+class Inpaint(Pulling):
+    """Keep to `action` (B, H, A) in world units with `weight` (B, H): real-time chunking (Black et al. 2025)."""
+
+    action: Tensor
+    weight: Tensor
+
+    def cost(self, coded, encode, decode):
+        error = (coded - encode(self.action)).square().mean(-1)
+        return 0.5 * (self.weight * error).sum(-1) * coded.shape[-1]
+
+
+class Planner(ABC):
+    """What an executor needs: a policy, or something made of policies."""
+
+    inputs: tuple[str, ...]  # the columns it reads
+    window: Window
+    dim: int  # width of one planned step
+    device: torch.device
+
+    @abstractmethod
+    def plan(self, obs: Mapping[str, Tensor], noise: Tensor, guides: tuple[Guide, ...] = ()) -> Tensor:
+        """obs (B, To, ...) -> (B, H, A) in world units: a function of its arguments alone."""
+
+    @abstractmethod
+    def noise(self, key: Tensor, count: Tensor) -> Tensor:
+        """All the randomness of one plan, for rows with these keys at their count-th plan."""
+
+
+class Streams(Planner):
+    """A planner whose chunks can be seen half made."""
+
+    @abstractmethod
+    def advance(self, obs: Mapping[str, Tensor], x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
+        """One step, from times t (B, H) to `to`, of a chunk x in the making, coded; and how it would decode now."""
+
+
+class Policy(nn.Module, Streams):
+    """`features` are those of the data: of the inputs and the target. Raises UserError for a column that is not
+    there."""
+
+    def __init__(self, recipe: Recipe, features: Schema):
+        super().__init__()
+        features = _with_goals(recipe, features)
+        inputs = recipe.inputs or tuple(sorted(k for k, f in features.items()
+                                               if k.startswith("observation.") and f.kind != "string"))
+        _known((*inputs, recipe.target), features)
+        self.recipe, self.window, self.inputs = recipe, recipe.window, inputs
+        self.features = {k: features[k] for k in (*inputs, recipe.target)}
+        self.target = features[recipe.target]
+        self.dim = self.target.size
+        self.coder = recipe.codec.build(self.features, inputs, recipe.target)
+        self.encoder = recipe.encoder.build({k: features[k] for k in inputs}, recipe.window.obs)
+        shape = Shape(recipe.window.horizon, self.encoder.tokens, self.encoder.width, self.coder.choices)
+        self.net = recipe.head.build(recipe.trunk, self.coder.width, shape)
+        self.noise_shape = recipe.head.noise(shape.horizon, self.coder.width)
+
+    @property
+    def device(self) -> torch.device:
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    # -- data -----------------------------------------------------------------------------------------------------
+
+    def windows(self, data: Dataset, **options) -> Windows:
+        """Checked against the features that the policy was built for."""
+        self.check(data.features(), str(data.facts.get("path", "data set")))
+        return self.recipe.window.over(data, self.inputs, self.recipe.target, **options)
+
+    def check(self, features: Schema, where: str) -> None:
+        """Raises UserError unless `features` has every column that this policy reads, of the same shape and kind."""
+        drawn = {g.into: g.of for g in self.window.goals}
+        for name, mine in self.features.items():
+            name = drawn.get(name, name)
+            _known((name,), features, where)
+            theirs = features[name]
+            if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
+                raise UserError(f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
+                                f"{theirs.kind} of shape {theirs.shape}", where=f"{where}, column {name!r}",
+                                do="use data with the same columns, or train a new policy on these")
+
+    @torch.no_grad()
+    def fit(self, data: Dataset, *, codec: bool = True) -> Policy:
+        """Everything that is not gradient descent: statistics, then centres or memories.
+
+        Again after training (codec=False) for heads whose memory is made of learned features.
+        """
+        if codec:
+            light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # no statistics of pixels
+            statistics = self.recipe.window.over(data, light, self.recipe.target)
+            self.coder.fit(lambda: (b.to(self.device) for b in statistics.scan()))
+        if type(self.recipe.head).fit is not Head.fit:
+            training = self.training
+            self.eval()
+            windows = self.windows(data)
+
+            def pairs() -> Iterator[tuple[Context, Tensor, Tensor]]:
+                for b in windows.scan(256):
+                    b = b.to(self.device)
+                    yield self.context(b.obs), self.encode(b), b.mask
+            self.recipe.head.fit(self.net, pairs)
+            self.train(training)
+        return self
+
+    # -- the two functions ----------------------------------------------------------------------------------------
+
+    def context(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
+        """`rng` in training only: see nets.base."""
+        return self.encoder(self.coder.obs(obs), rng)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """(B, H, width), zero where padded: what stands beyond the end of an episode must not reach any network,
+        not even as input."""
+        return self.coder.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
+
+    def loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """(B, H), zero where padded, not reduced. All randomness is from `rng`, but for dropout."""
+        obs = batch.obs
+        for change in self.recipe.augment if self.training else ():
+            obs = change(obs, rng)
+        context = self.context(obs, rng if self.training else None)
+        loss = self.recipe.head.loss(self.net, context, self.encode(batch), batch.mask, rng)
+        return loss * batch.mask
+
+    def plan(self, obs, noise, guides=()):
+        context, head, net = self.context(obs), self.recipe.head, self.net
+        if not guides:
+            return self.coder.decode(head.sample(net, context, noise), obs)
+        if not isinstance(head, Noising):
+            raise Unsupported(f"{type(head).__name__} answers at once; only heads that move noise to action step by "
+                              "step can be guided", do="Best, which takes the best of several plans, works for all")
+
+        def without(*keys):
+            absent = {k + "?": torch.zeros(obs[k].shape[:2], dtype=torch.bool, device=obs[k].device) for k in keys}
+            return self.context({**obs, **absent})
+
+        def encode(action):
+            return self.coder.encode(action, obs)
+
+        def decode(coded):
+            return self.coder.decode(coded, obs)
+
+        for guide in guides:
+            net = guide.net(net, without) if isinstance(guide, Rewiring) else net
+        pulls = [g for g in guides if isinstance(g, Pulling)]
+        cost = (lambda x: sum(g.cost(x, encode, decode) for g in pulls)) if pulls else None
+        return decode(head.sample(net, context, noise, cost))
+
+    def advance(self, obs, x, t, to):
+        if not isinstance(self.recipe.head, Noising):
+            raise Unsupported(f"{type(self.recipe.head).__name__} has no half-made chunks")
+        x = self.recipe.head.step(self.net, self.context(obs), x, t, to)
+        return x, self.coder.decode(x, obs)
+
+    def noise(self, key, count):
+        return normal(key, count, self.noise_shape)
+
+    # -- on disk --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path | str) -> None:
+        """recipe.json, features.json, weights.safetensors into an existing or new folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "recipe.json", config.dump(self.recipe))
+        write_json(folder / "features.json", {k: asdict(f) for k, f in self.features.items()})
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()},
+                  folder / "weights.safetensors")
+
+    @staticmethod
+    def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
+        """From a checkpoint's folder or a run's (then its last). Runs no code outside understudy and `trust`."""
+        folder = checkpoint(folder)
+        recipe = config.load(read_json(folder / "recipe.json"), ("understudy", *trust), str(folder / "recipe.json"))
+        features = {k: _feature(f) for k, f in read_json(folder / "features.json").items()}
+        policy = Policy(recipe, features)
+        try:
+            weights = load_file(folder / "weights.safetensors")
+        except (SafetensorError, FileNotFoundError, OSError) as error:
+            raise UserError(f"expected a whole safetensors file, found {error}", where=folder / "weights.safetensors",
+                            do="take another checkpoint of the run, or train again") from None
+        for name, _ in list(policy.named_buffers()):
+            # A memory has as many rows as there was data: buffers take the shape that was saved. Clones, since
+            # safetensors gives odd addresses, from which sums differ in their last bits.
+            owner, _, leaf = name.rpartition(".")
+            if name in weights:
+                setattr(policy.get_submodule(owner), leaf, weights[name].clone())
+        try:
+            policy.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"the weights are not of this recipe: {error}", where=folder,
+                            do="recipe.json and weights.safetensors must come from the same run") from None
+        return policy.eval().to(device)
+
+
+def checkpoint(folder: Path | str) -> Path:
+    """The folder that holds weights: of a run its last ("RUN/best" and "RUN/last" choose), or the folder itself."""
+    folder = Path(folder)
+    if (folder / "weights.safetensors").exists() or (folder / "recipe.json").exists():
+        return folder
+    run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
+    if (run / "run.json").exists():
+        places = read_json(run / "run.json")
+        if which not in places:
+            raise UserError(f"this run has no {which!r} checkpoint; it has {', '.join(places)}", where=run,
+                            do="train with --eval ENV --every N to keep the best")
+        return run / places[which]
+    raise UserError("expected a trained run or a checkpoint, found neither", where=folder,
+                    do="train one: understudy train RECIPE DATA --out RUN")
+
+
+def _feature(data: dict) -> Feature:
+    return Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def _with_goals(recipe: Recipe, features: Schema) -> dict[str, Feature]:
+    features = dict(features)
+    for g in recipe.window.goals:
+        if g.into not in features:
+            _known((g.of,), features)
+            features[g.into] = features[g.of]
+    return features
+
+
+def _known(names, features: Schema, where: str = "data set") -> None:
+    import difflib
+
+    for name in names:
+        if name not in features:
+            near = difflib.get_close_matches(name, features, 1)
+            raise UserError(f"expected a column {name!r}, found {', '.join(sorted(features))}", where=where,
+                            do=f"did you mean {near[0]!r}?" if near else "name one that is there")

@@ -1,0 +1,88 @@
+"""A fork: around a pillar, left or right, both equally good. The mean of the two is the pillar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..core import normal
+from ..execute.actor import Actor
+from .toy import Toy, distance, named
+
+PILLAR, PILLAR_RADIUS = (0.6, 0.0), 0.25
+GOAL, GOAL_RADIUS = (1.2, 0.0), 0.1
+SPREAD = 0.03  # of the start, about the origin
+
+
+class Fork(Toy):
+    """A point that is moved by its velocity, from near the origin to the goal behind a pillar.
+
+    observation.state (2): position, m. action (2): velocity, m/s, clipped to [-1, 1]; a step is 0.1 s. Reaching
+    the goal ends an episode with reward 1, touching the pillar with -1. `gust`: standard deviation of a random
+    velocity added at every step, m/s.
+
+    Best possible success: 1.0 without gusts. `Expert(noise=0)` attains it.
+    """
+
+    def __init__(self, rows: int = 1, limit: int = 40, gust: float = 0.0):
+        self.gust = gust
+        self.features = {"observation.state": named("x", "y", unit="m"), "action": named("x", "y", unit="m/s")}
+        self.facts = {"env": "fork", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
+                      "success": f"within {GOAL_RADIUS} m of the goal without having touched the pillar"}
+        super().__init__(rows, limit)
+
+    def fresh(self, key):
+        return {"at": SPREAD * normal(key, torch.zeros_like(key), (2,)).numpy()}
+
+    def show(self):
+        return {"observation.state": self.state["at"]}
+
+    def recall(self, steps):
+        return {"at": steps["observation.state"]}
+
+    def move(self, action):
+        if self.gust:
+            action = action + np.float32(self.gust) * normal(self.key, self.clock, (2,)).numpy()
+        self.state["at"] = at = self.state["at"] + np.float32(0.1) * action
+        failure = distance(at, PILLAR) < PILLAR_RADIUS
+        success = (distance(at, GOAL) < GOAL_RADIUS) & ~failure
+        return success.astype(np.float32) - failure, success, failure
+
+    def expert(self):
+        return Expert()
+
+    def map(self):
+        return {"x": (-0.2, 1.4), "y": (-0.8, 0.8), "path": ("observation.state", 0, 1), "shapes": [
+            {"kind": "circle", "at": PILLAR, "radius": PILLAR_RADIUS, "role": "obstacle"},
+            {"kind": "circle", "at": GOAL, "radius": GOAL_RADIUS, "role": "goal"},
+            {"kind": "circle", "at": (0.0, 0.0), "radius": 2 * SPREAD, "role": "start"}]}
+
+    def frame(self, row):
+        from .raster import picture
+
+        at = self.state["at"][row]
+        return picture(self.map(), [{"kind": "circle", "at": tuple(at), "radius": 0.03, "role": "agent"}])
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Goes round the side that its key says (side 0), or always one: left is +1, right is -1. `noise`: standard
+    deviation of its unsteadiness, m/s."""
+
+    side: int = 0
+    noise: float = 0.1
+
+    def start(self, obs, key):
+        way = torch.where(normal(key, torch.zeros_like(key), (1,), stream=2)[:, 0] > 0, 1.0, -1.0)
+        return {"way": torch.full_like(way, self.side) if self.side else way, "key": key,
+                "count": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        at = obs["observation.state"]
+        around = torch.stack([torch.full_like(state["way"], PILLAR[0]), 0.45 * state["way"]], 1)
+        aim = torch.where(at[:, :1] < PILLAR[0] - 0.05, around, torch.tensor(GOAL)) - at
+        length = (aim * aim).sum(1, keepdim=True).sqrt()
+        action = aim / length.clamp(min=0.1) + self.noise * normal(state["key"], state["count"], (2,), stream=2)
+        return action, {**state, "count": state["count"] + 1}

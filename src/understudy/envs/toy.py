@@ -1,0 +1,102 @@
+"""What the bundled toys share: rows of NumPy state, so that a thousand copies step as one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import Feature, UserError
+from .base import Outcome, Pictures, Plane, Replays, Scripted
+
+Arrays = dict[str, np.ndarray]  # name -> (rows, ...)
+
+
+class Toy(Scripted, Replays, Plane, Pictures):
+    """State is float32 and is what is shown, so that a recorded observation restores it exactly; every operation is
+    by row, so that an episode is the same to the last bit whichever rows run beside it.
+
+    Actions outside `low` and `high` are clipped. A restored row's time limit and random draws begin anew.
+    """
+
+    low = -1.0
+    high = 1.0
+
+    def __init__(self, rows: int, limit: int):
+        if rows < 1 or limit < 1:
+            raise UserError(f"expected at least one row and one step, found rows={rows}, limit={limit}",
+                            where=type(self).__name__)
+        self.rows, self.limit = rows, limit
+        self.key = torch.zeros(rows, dtype=torch.int64)
+        self.clock = torch.zeros(rows, dtype=torch.int64)
+        self.state = self.fresh(self.key)
+
+    @abstractmethod
+    def fresh(self, key: Tensor) -> Arrays:
+        """The first state of new rows, drawn with their keys (n,)."""
+
+    @abstractmethod
+    def show(self) -> Arrays:
+        """The columns that a state is seen as."""
+
+    @abstractmethod
+    def recall(self, steps: Arrays) -> Arrays:
+        """The state that was seen as these columns."""
+
+    @abstractmethod
+    def move(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Changes the state by one step; (reward, success, failure), each (rows,). Either of the two ends a row."""
+
+    def reset(self, which, key):
+        self._place(which, self.fresh(key), key)
+        return self._seen()
+
+    def restore(self, which, steps):
+        needed = [k for k in self.features if k != "action"]
+        if missing := [k for k in needed if k not in steps]:
+            raise UserError(f"expected column {missing[0]!r}, found {', '.join(sorted(steps))}",
+                            where=self.facts["env"], do="restore from steps recorded in this environment")
+        recorded = {}
+        for k in needed:
+            recorded[k] = torch.as_tensor(steps[k]).cpu().numpy().astype(self.features[k].dtype)
+            if recorded[k].shape != (len(which), *self.features[k].shape):
+                raise UserError(f"expected shape {(len(which), *self.features[k].shape)}, found {recorded[k].shape}",
+                                where=f"{self.facts['env']}, column {k!r}")
+        self._place(which, self.recall(recorded), torch.zeros_like(which))
+        return self._seen()
+
+    def step(self, action):
+        wanted = (self.rows, *self.features["action"].shape)
+        if tuple(action.shape) != wanted:
+            raise UserError(f"expected actions of shape {wanted}, found {tuple(action.shape)}",
+                            where=self.facts["env"])
+        self.clock = self.clock + 1
+        push = action.detach().cpu().numpy().astype(np.float32)
+        reward, success, failure = self.move(np.clip(push, self.low, self.high))
+        return Outcome(self._seen(), torch.from_numpy(reward.astype(np.float32)), torch.from_numpy(success | failure),
+                       self.clock >= self.limit, {"success": torch.from_numpy(success)})
+
+    def _place(self, which, state, key):
+        at = which.numpy()
+        for name, value in state.items():
+            self.state[name][at] = value
+        self.key[which], self.clock[which] = key, 0
+
+    def _seen(self):
+        return {k: torch.from_numpy(v.copy()) for k, v in self.show().items()}
+
+
+def named(*names: str, unit: str | None = None) -> Feature:
+    """A float32 vector with a name for each component."""
+    return Feature("float32", (len(names),), names=names, unit=unit)
+
+
+def distance(a: np.ndarray, b) -> np.ndarray:
+    """(rows,) Euclidean."""
+    offset = a - np.asarray(b, np.float32)
+    return np.sqrt((offset * offset).sum(-1))
+
+

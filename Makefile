@@ -1,0 +1,87 @@
+# Everything is installed into .venv, in the checkout; a second call installs nothing that is already there.
+#   make demo TORCH='torch --index-url ...'     another build of PyTorch: see "Which PyTorch" in README.md
+#   make demo PYTHON=python3.12                 another Python (3.11 or newer)
+#   make test ARGS='-k codec'                   options for understudy, or for pytest
+
+PYTHON ?= python3
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+JOBS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
+# PyTorch is chosen by TORCH, and what was chosen stays.
+PINS := .venv/constraints.txt
+LEROBOT := tests/requirements-lerobot.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+help:
+	@echo "make demo         record, train, judge, report: the whole of it in four minutes"
+	@echo "make test         the fast tests (12 minutes on 2 cores)"
+	@echo "make test-slow    what trains, kills or fuzzes at length (30 minutes more)"
+	@echo "make test-newest  the fast tests with the newest of everything"
+	@echo "make lint         ruff"
+	@echo "make docs         the site, into site/"
+	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md"
+	@echo "make clean        remove .venv and what was built"
+
+demo: .venv/core
+	$(BIN)/understudy demo $(ARGS)
+
+test: .venv/test
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: .venv/test-slow
+	$(PYTEST) -m slow $(ARGS)
+
+test-newest: .venv-newest/test
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+lint: .venv/test
+	$(BIN)/ruff check
+
+docs: .venv/docs
+	$(BIN)/mkdocs build -q --strict
+
+claims: .venv/core
+	$(BIN)/understudy claims run --all
+	$(BIN)/understudy claims table
+
+clean:
+	rm -rf .venv .venv-newest build dist site
+
+# -- what is installed, one stamp each -----------------------------------------------------------------------------
+
+.venv/torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing $(TORCH)"
+	$(PIP) $(TORCH)
+	grep -v '^torch==' constraints.txt > $(PINS)
+	touch $@
+
+.venv/core: .venv/torch pyproject.toml
+	$(PIP) -c $(PINS) -e .
+	touch $@
+
+.venv/test: .venv/torch pyproject.toml $(LEROBOT)
+	$(PIP) -c $(PINS) -e '.[test,formats,cluster]'
+	$(PIP) --no-deps -r $(LEROBOT)
+	touch $@ .venv/core
+
+.venv/test-slow: .venv/test
+	$(PIP) -c $(PINS) -e '.[sim]'
+	touch $@
+
+.venv/docs: .venv/core
+	$(PIP) -c $(PINS) -e '.[docs]'
+	touch $@
+
+.venv-newest/test: pyproject.toml $(LEROBOT)
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q --upgrade --upgrade-strategy eager torch -e '.[test,formats,cluster]'
+	.venv-newest/bin/python -m pip install -q --no-deps -r $(LEROBOT)
+	touch $@
+
+.PHONY: help demo test test-slow test-newest lint docs claims clean

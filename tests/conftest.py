@@ -1,0 +1,88 @@
+"""What every test stands on: one thread, a cache of its own, and skips that are known beforehand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; children inherit it
+CACHE = tempfile.mkdtemp(prefix="understudy-test-cache-") if "PYTEST_XDIST_WORKER" not in os.environ else None
+if CACHE:
+    os.environ["UNDERSTUDY_CACHE"] = CACHE
+
+import pytest  # noqa: E402
+
+HERE = Path(__file__).parent
+
+
+# -- a test that is skipped proves nothing: every skip must be listed with its reason ------------------------------
+
+
+class Skips:
+    """Fails the run for a skip whose reason is not in expected_skips.txt."""
+
+    def __init__(self, path: Path):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.expected = [_reason(line) for line in lines if line.strip() and not line.startswith("#")]
+        self.unlisted: dict[str, str] = {}
+
+    def see(self, report):
+        if report.skipped and not hasattr(report, "wasxfail"):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            reason = reason.removeprefix("Skipped: ")
+            if not any(reason.startswith(e[:-1]) if e.endswith("*") else reason == e for e in self.expected):
+                self.unlisted[report.nodeid] = reason
+
+    def pytest_runtest_logreport(self, report):
+        self.see(report)
+
+    def pytest_collectreport(self, report):  # a module that skips itself
+        self.see(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session):
+        if self.unlisted and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.unlisted:
+            terminalreporter.section("skips that tests/expected_skips.txt does not list", red=True)
+            for test, reason in self.unlisted.items():
+                terminalreporter.write_line(f"{test}: {reason}")
+
+
+def _reason(line: str) -> str:
+    return line.split("\t")[0].split(" # ")[0].strip()
+
+
+def pytest_unconfigure():
+    if CACHE:
+        shutil.rmtree(CACHE, ignore_errors=True)
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # of several processes, the one that hears them all
+        config.pluginmanager.register(Skips(HERE / "expected_skips.txt"))
+
+
+# -- shared by many tests ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data and fixtures beside the checkout, for the tests that need more than the clone has."""
+    folder = HERE.parents[1] / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demos():
+    """100 demonstrations of the fork's expert, which passes the obstacle on either side."""
+    from understudy import make, rollout
+
+    env = make("fork", 50)
+    return rollout(env.expert(), env, 100, seed=0)

@@ -1,1 +1,158 @@
-"""Conditioning is relabelling: functions Episode -> Episode that only add or change columns."""
+"""Conditioning is relabelling: functions Episode -> Episode that only add or change columns.
+
+What a relabelling adds in training has a twin at run time: `execute.actor.Given` for constants (a goal, the task's
+words), a small actor for what changes (the last action, the return still wanted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..core import Feature, UserError
+from .episode import Episode
+
+Relabel = Callable[[Episode], Episode]  # a frozen dataclass, or a function at the top of a module
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """The goal is what this episode reached in the end (GCSL, Ghosh et al. 2021; BESO, Reuss et al. 2023)."""
+
+    of: str = "observation.state"
+    into: str = "observation.goal"
+
+    def __call__(self, episode: Episode) -> Episode:
+        column = _column(episode, self.of)
+        return _add(episode, self.into, np.broadcast_to(column[-1], column.shape), episode.schema.get(self.of))
+
+
+@dataclass(frozen=True)
+class Say:
+    """The task in words as UTF-8 bytes, padded with 0: of the column "task", where the words may change on the way,
+    else of the fact "task"; no words are an empty text. Longer text is cut at a whole character."""
+
+    length: int = 64
+    into: str = "observation.task"
+
+    def __call__(self, episode: Episode) -> Episode:
+        words = episode.steps["task"] if "task" in episode.steps else [episode.meta.get("task") or ""]
+        said, which = np.unique(np.asarray(words, dtype=str).reshape(len(words)), return_inverse=True)
+        rows = np.stack([self.bytes(str(w)) for w in said])
+        column = (np.broadcast_to(rows[0], (len(episode) + 1, self.length)) if len(said) == 1 else rows[which])
+        return _add(episode, self.into, column, Feature("uint8", (self.length,), "text"))
+
+    def bytes(self, words: str) -> np.ndarray:
+        """(length,) uint8: what to give at run time."""
+        raw = words.encode()[: self.length].decode(errors="ignore").encode()
+        return np.frombuffer(raw.ljust(self.length, b"\0"), np.uint8)
+
+
+@dataclass(frozen=True)
+class ReturnToGo:
+    """(T+1, 1): the sum of this and all later rewards of the episode, each weighted by `discount` to the power of
+    its distance (Chen et al. 2021, Decision Transformer, without discount). After the last step it is 0."""
+
+    discount: float = 1.0
+    of: str = "next.reward"
+    into: str = "observation.return_to_go"
+
+    def __call__(self, episode: Episode) -> Episode:
+        reward = np.asarray(_column(episode, self.of)[: len(episode)], np.float64).reshape(len(episode))
+        total = np.zeros(len(episode) + 1)
+        for t in reversed(range(len(episode))):
+            total[t] = reward[t] + self.discount * total[t + 1]
+        return _add(episode, self.into, total.astype(np.float32)[:, None])
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """(T+1, 1): steps until the episode ends, T at its first and 0 after its last."""
+
+    into: str = "observation.time_left"
+
+    def __call__(self, episode: Episode) -> Episode:
+        return _add(episode, self.into, np.arange(len(episode), -1, -1, dtype=np.float32)[:, None])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """(T+1, 1): the share of the episode that is over, 0 at its first step and 1 after its last."""
+
+    into: str = "observation.progress"
+
+    def __call__(self, episode: Episode) -> Episode:
+        n = len(episode)
+        return _add(episode, self.into, (np.arange(n + 1) / max(n, 1)).astype(np.float32)[:, None])
+
+
+@dataclass(frozen=True)
+class LastAction:
+    """(T+1, ...): the action before this step, which is what a robot knows; the action of this very step would be
+    the answer. Before the first: zeros; for choices each value is one higher and 0 says that none was taken yet."""
+
+    of: str = "action"
+    into: str = "observation.last_action"
+
+    def __call__(self, episode: Episode) -> Episode:
+        action = _column(episode, self.of)[: len(episode)]
+        feature = episode.features()[self.of]
+        if feature.kind == "choice":
+            action = action + 1
+            feature = replace(feature, choices=feature.choices and tuple(n + 1 for n in feature.choices))
+        return _add(episode, self.into, np.concatenate([np.zeros_like(action[:1]), action]), feature)
+
+
+@dataclass(frozen=True)
+class PunishIntervention:
+    """Reward -1 at a step where a person takes over, else 0 (RLIF, Luo et al. 2024): any offline learner does the
+    rest."""
+
+    of: str = "intervention"
+    into: str = "next.reward"
+
+    def __call__(self, episode: Episode) -> Episode:
+        taken = np.asarray(_column(episode, self.of)).reshape(-1).astype(np.float32)
+        return _add(episode, self.into, -(np.diff(taken, prepend=0) > 0).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Only these columns."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, episode: Episode) -> Episode:
+        for name in self.names:
+            _known(episode, name)
+        return episode.but({k: None for k in episode.steps if k not in self.names})
+
+
+@dataclass(frozen=True)
+class Rename:
+    """The column `of` under the name `into`."""
+
+    of: str
+    into: str
+
+    def __call__(self, episode: Episode) -> Episode:
+        column, feature = _column(episode, self.of), episode.schema.get(self.of)
+        return _add(episode.but({self.of: None}), self.into, column, feature)
+
+
+def _add(episode: Episode, name: str, column: np.ndarray, feature: Feature | None = None) -> Episode:
+    episode = episode.but({name: column})
+    return episode if feature is None else replace(episode, schema={**episode.schema, name: feature})
+
+
+def _known(episode: Episode, name: str) -> None:
+    if name not in episode.steps:
+        raise UserError(f"expected a column {name!r}, found {', '.join(sorted(episode.steps))}",
+                        where=f"episode {episode.meta.get('number', '')}".strip())
+
+
+def _column(episode: Episode, name: str) -> np.ndarray:
+    _known(episode, name)
+    return np.asarray(episode.steps[name])

@@ -1,0 +1,126 @@
+"""Observation windows -> Context. What inference must also do (a crop) belongs here, not in an augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..core import Context, Feature, UserError
+from .base import Encoder, EncoderNet
+from .text import Bytes, Text
+from .vision import SmallConv, Vision, crop
+
+
+@dataclass(frozen=True)
+class Tokens(Encoder):
+    """Tokens for each feature and each of its rows: one for vectors (a linear map), choices (the sum of an embedding
+    for each component) and text, and as many as `vision` makes for an image.
+
+    width: of a token. crop: pixels cut off each side of an image, at a random place in training and off the centre
+    otherwise. "name?" in an observation, where it is False, masks the tokens of `name`.
+    """
+
+    width: int = 64
+    crop: int = 0
+    vision: Vision = field(default_factory=SmallConv)
+    text: Text = field(default_factory=Bytes)
+
+    def build(self, features, rows):
+        return _Tokens(self, features, rows)
+
+
+class _Tokens(EncoderNet):
+    def __init__(self, spec, features, rows):
+        super().__init__()
+        maps = {"vector": _Vector, "choice": _Choice, "text": _Text, "image": _Image}
+        for name, f in features.items():
+            if f.kind not in maps:
+                raise UserError(f"expected numbers, an image or UTF-8 bytes, found {f.kind}", where=f"column {name!r}",
+                                do="relabel it (Say turns the task's words into bytes), or leave it out of inputs")
+        self.names = tuple(features)
+        self.maps = nn.ModuleList(maps[f.kind](f, spec, name) for name, f in features.items())
+        self.tokens, self.width = rows * sum(m.tokens for m in self.maps), spec.width
+
+    def forward(self, obs, rng=None):
+        tokens, masks = [], []
+        for name, module in zip(self.names, self.maps, strict=True):
+            x, here = sensed(obs, name)
+            made = module(x.flatten(0, 1), rng).unflatten(0, x.shape[:2])  # (B, To, n, D)
+            tokens.append(made.flatten(1, 2))
+            masks.append(here.unsqueeze(-1).expand(made.shape[:3]).flatten(1))
+        return Context(torch.cat(tokens, 1), torch.cat(masks, 1))
+
+
+def sensed(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """(B, To, *feature), zero where it was not sensed (it may hold anything there, NaN say), and (B, To) bool."""
+    x = obs[name]
+    here = obs.get(name + "?")
+    if here is None:
+        return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return x.masked_fill(~here.reshape(*here.shape, *(1,) * (x.ndim - 2)), 0), here
+
+
+class _Vector(nn.Linear):
+    tokens = 1
+
+    def __init__(self, feature, spec, name):
+        super().__init__(feature.size, spec.width)
+
+    def forward(self, x: Tensor, rng: Generator | None) -> Tensor:
+        return super().forward(x.flatten(1).float()).unsqueeze(1)
+
+
+class _Choice(nn.Module):
+    """A value that the schema does not know is a vector of zeros."""
+
+    tokens = 1
+
+    def __init__(self, feature, spec, name):
+        super().__init__()
+        choices = choices_of(feature, name)
+        self.register_buffer("size", torch.tensor(choices), persistent=False)
+        first = torch.tensor((0, *choices)).cumsum(0)
+        self.register_buffer("first", first[:-1], persistent=False)
+        self.none = int(first[-1])
+        self.each = nn.Embedding(self.none + 1, spec.width, padding_idx=self.none)
+
+    def forward(self, x, rng):
+        x = x.flatten(1).long()
+        known = (x >= 0) & (x < self.size)
+        return self.each(torch.where(known, x + self.first, self.none)).sum(1, keepdim=True)
+
+
+class _Text(nn.Module):
+    tokens = 1
+
+    def __init__(self, feature, spec, name):
+        super().__init__()
+        self.body = spec.text.build(spec.width)
+
+    def forward(self, x, rng):
+        return self.body(x.flatten(1)).unsqueeze(1)
+
+
+class _Image(nn.Module):
+    def __init__(self, feature, spec, name):
+        super().__init__()
+        h, w, channels = feature.shape
+        self.crop = spec.crop
+        if min(h, w) <= 2 * spec.crop:
+            raise UserError(f"expected images larger than the {2 * spec.crop} pixels cut off, found {h} x {w}",
+                            where=f"column {name!r}", do="take a smaller crop")
+        self.body = spec.vision.build((h - 2 * spec.crop, w - 2 * spec.crop, channels), spec.width)
+        self.tokens = self.body.tokens
+
+    def forward(self, x, rng):
+        return self.body(crop(x.permute(0, 3, 1, 2), self.crop, rng).float() / 255)
+
+
+def choices_of(feature: Feature, name: str) -> tuple[int, ...]:
+    if feature.choices is None:
+        raise UserError("expected to know how many choices each component has, found none said",
+                        where=f"column {name!r}", do="say it in the Feature's `choices`")
+    return feature.choices

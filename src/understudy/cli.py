@@ -1,0 +1,150 @@
+"""The command line: which commands there are, and what becomes of errors. Each command is a file in commands/.
+
+Exit status: 0 done, 1 a defect of ours, 2 a user's mistake, 130 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import shlex
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from importlib import import_module
+
+from . import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    usage: str
+    summary: str
+    resumes: bool = False  # after an interrupt the same command goes on where it stopped
+    module: str = ""  # in commands/, where it is not the command's name
+
+
+COMMANDS = {
+    "demo": Command("[--out DIR]", "start here: the whole line on a toy, in minutes", True),
+    "record": Command("ENV --out DATA --episodes N [--by scripted|random]", "demonstrations of an environment", True),
+    "inspect": Command("DATA [--json]", "what is in a data set, and what is wrong with it"),
+    "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
+    "train": Command("RECIPE DATA --out RUN [--eval ENV --every N]", "a policy from demonstrations", True),
+    "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",
+                    module="evaluate"),
+    "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
+    "claims": Command("list | run NAME | table", "published statements, tested", True),
+}
+
+HELP = f"""understudy {__version__}: show it, and it learns. Imitation learning from demonstrations, judged honestly.
+
+usage: understudy COMMAND ... [--debug]
+
+""" + "\n".join(f"  {name:<8} {c.usage:<51} {c.summary}" for name, c in COMMANDS.items()) + """
+
+ENV     a toy (fork, particle, push), a Gymnasium id, metaworld/NAME, or module:factory
+DATA    a file or folder of demonstrations
+RECIPE  a method's name, module:function, or a method.json
+Code that is not understudy's is loaded only with --trust PACKAGE.
+
+understudy COMMAND --help says more; --version prints the version; --debug shows where an error came from.
+"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs one command. Returns the exit status."""
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] in ("-v", "--version"):
+        print(__version__)
+        return 0
+    name = args[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        _complain(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
+                  f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
+        return 2
+    with _Interrupts() as interrupts:
+        try:
+            import_module(f".commands.{COMMANDS[name].module or name}", __package__).main(args[1:])
+            sys.stdout.flush()
+            return 0
+        except SystemExit as error:  # of tyro: 0 after --help, 2 after a usage error that it has explained
+            return error.code if isinstance(error.code, int) else 2
+        except BrokenPipeError:  # the reader of our output has seen enough
+            sys.stdout = None
+            return 0
+        except KeyboardInterrupt:
+            return _stopped(name, args)
+        except Exception as error:
+            if interrupts.seen:  # libraries turn an interrupt into errors of their own
+                return _stopped(name, args)
+            return _failed(error, debug)
+
+
+class _Interrupts:
+    """Ctrl-C and a polite kill (a scheduler's notice) both raise KeyboardInterrupt, and it is known that they came."""
+
+    def __enter__(self):
+        self.seen, self.before = False, {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self.before[number] = signal.signal(number, self.interrupt)
+        return self
+
+    def interrupt(self, number, frame):
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(name: str, args: list[str]) -> int:
+    _complain(("stopped; everything finished so far is kept, and the same command goes on from there:"
+               if COMMANDS[name].resumes else "stopped; nothing was changed, and the same command starts anew:")
+              + f"\n  understudy {shlex.join(args)}")
+    return 130
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    from .core import UserError
+
+    if isinstance(error, (UserError, OSError, MemoryError)) and (text := _mistake(error, UserError)):
+        if debug:
+            _traceback(error)
+        _complain(text)
+        return 2
+    _traceback(error)
+    _complain("this is a defect of understudy and not yours: please report the lines above")
+    return 1
+
+
+def _mistake(error, UserError) -> str | None:
+    """In words, if it is one that the user can mend."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "the machine's memory is full\n  -> a smaller --learn.batch, or fewer --rows, takes less"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'disk'}: no space is left\n  -> make room; what was written before is whole"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error.filename}: {error.strerror.lower()}\n  -> choose a place that you may read and write"
+    return None
+
+
+def _traceback(error: Exception) -> None:
+    import traceback
+
+    traceback.print_exception(error, file=sys.stderr)
+
+
+def _complain(text: str) -> None:
+    print(f"understudy: {text}", file=sys.stderr)

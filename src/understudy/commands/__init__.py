@@ -1,0 +1,1 @@
+"""One file a command: its options as a frozen dataclass, and `main(args)`."""

@@ -260,18 +260,23 @@ class Policy(nn.Module, Streams):
         except (SafetensorError, FileNotFoundError, OSError) as error:
             raise UserError(f"expected a whole safetensors file, found {error}", where=folder / "weights.safetensors",
                             do="take another checkpoint of the run, or train again") from None
-        for name, _ in list(policy.named_buffers()):
-            # A memory has as many rows as there was data: buffers take the shape that was saved. Clones, since
-            # safetensors gives odd addresses, from which sums differ in their last bits.
-            owner, _, leaf = name.rpartition(".")
-            if name in weights:
-                setattr(policy.get_submodule(owner), leaf, weights[name].clone())
         try:
-            policy.load_state_dict(weights)
+            fill(policy, weights)
         except RuntimeError as error:
             raise UserError(f"the weights are not of this recipe: {error}", where=folder,
                             do="recipe.json and weights.safetensors must come from the same run") from None
         return policy.eval().to(device)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives `module` these weights and buffers. Raises RuntimeError if they are not its own."""
+    for name, buffer in list(module.named_buffers()):
+        # A memory has as many rows as there was data: buffers take the shape that was saved. Clones, since
+        # safetensors gives odd addresses, from which sums differ in their last bits.
+        owner, _, leaf = name.rpartition(".")
+        if name in tensors:
+            setattr(module.get_submodule(owner), leaf, tensors[name].to(buffer.device, copy=True))
+    module.load_state_dict(tensors)
 
 
 def checkpoint(folder: Path | str) -> Path:

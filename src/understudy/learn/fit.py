@@ -39,6 +39,8 @@ class Learning(ABC):
 
     steps: int
     batch: int
+    extra: tuple[str, ...] = ()  # further columns that its batches need, over the horizon
+    following: bool = False  # whether they need the observations after the horizon
 
     @abstractmethod
     def build(self, policy: Policy, seed: int, steps: int) -> Learner:

@@ -1,0 +1,76 @@
+"""Where the work is done: one device, or several processes that share every batch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core import Batch, UserError
+
+
+def device(name: str | torch.device = "auto") -> torch.device:
+    """"auto" is CUDA, then Apple's GPU, then the CPU. Of several processes each gets a GPU of its own (torchrun's
+    LOCAL_RANK). Raises UserError for a device that is not there."""
+    if isinstance(name, str) and name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"expected auto, cpu, cuda, cuda:1 or mps, found {name!r}", where="device") from None
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if found.type not in there or not there[found.type]():
+        raise UserError(f"expected a {found.type} device, found none", where="device",
+                        do="take 'auto' or 'cpu', or install a PyTorch built for that device (pytorch.org)")
+    if found.type == "cuda":
+        number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())) if found.index is None else found.index
+        if number >= torch.cuda.device_count():
+            raise UserError(f"expected CUDA device {number}, found {torch.cuda.device_count()} of them", where="device",
+                            do="name one that is there, or start fewer processes")
+        return torch.device("cuda", number)
+    return found
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those that train one policy together. Process `rank` works on rows share(B) of every batch of B rows."""
+
+    rank: int = 0
+    count: int = 1
+
+    @staticmethod
+    def now() -> Processes:
+        """All that joined torch.distributed (torchrun, accelerate); one, if nobody did."""
+        if dist.is_available() and dist.is_initialized():
+            return Processes(dist.get_rank(), dist.get_world_size())
+        return Processes()
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, rows: int) -> slice:
+        return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
+
+    def sum(self, tensors: list[Tensor]) -> None:
+        """In place, over all processes."""
+        if self.count > 1 and tensors:
+            flat = torch.cat([t.flatten() for t in tensors])
+            dist.all_reduce(flat)
+            for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                t.copy_(new.view_as(t))
+
+    def wait(self) -> None:
+        if self.count > 1:
+            dist.barrier()
+
+
+def rows(batch: Batch, which: slice) -> Batch:
+    """Those rows of a batch."""
+    def cut(tree):
+        return {k: v[which] for k, v in tree.items()}
+    return Batch(cut(batch.obs), batch.action[which], batch.mask[which], cut(batch.extra),
+                 None if batch.next is None else cut(batch.next))

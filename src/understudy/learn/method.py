@@ -1,0 +1,53 @@
+"""A whole experiment as one value, and the actor that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .. import config
+from ..core import UserError
+from ..data.relabel import Relabel
+from ..execute.actor import Plays
+from ..execute.base import Executor
+from ..execute.chunked import Receding
+from ..execute.planners import Fixed
+from ..files import read_json
+from ..policy import Policy, Recipe, checkpoint
+from .clone import Cloning
+from .fit import Learning
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the policy is, how it is run, how it learns, and what is done to the data first. Written to method.json
+    in every checkpoint."""
+
+    policy: Recipe
+    run: Executor = field(default_factory=Receding)
+    learn: Learning = field(default_factory=Cloning)
+    data: tuple[Relabel, ...] = ()
+
+    @staticmethod
+    def load(path: Path | str, trust: tuple[str, ...] = ()) -> Method:
+        """From a method.json, a checkpoint's folder or a run's."""
+        path = Path(path)
+        path = path if path.is_file() else checkpoint(path) / "method.json"
+        method = config.load(read_json(path), ("understudy", *trust), str(path))
+        if not isinstance(method, Method):
+            raise UserError(f"expected a Method, found {type(method).__name__}", where=path)
+        return method
+
+
+def actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int | None = None,
+          trust: tuple[str, ...] = ()) -> Plays:
+    """What was trained, ready to act: `state = a.start(obs, key)`, then `action, state = a.act(obs, state)`.
+
+    run: a run's folder (its last checkpoint; "RUN/best" for its best) or a checkpoint's.
+    rows: let the network always see batches of so many rows, so that results do not depend on how many environments
+        run side by side; None for one robot, where that would cost time.
+    """
+    policy = Policy.load(run, trust, device)
+    return Plays(policy if rows is None else Fixed(policy, rows), Method.load(run, trust).run)

@@ -1,0 +1,128 @@
+"""How the weights move: one value that belongs to each learner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core import UserError
+from ..nets.base import EncoderNet, TrunkNet
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay.
+
+    rate: at its highest. decay: of weights with two axes or more; biases and gains are left alone.
+    warmup: updates until the rate is reached. schedule: what follows ("cosine" ends at 0).
+    clip: largest Euclidean norm of the gradient of all weights together, None for any.
+    accumulate: in how many parts a batch is worked through. The result is that of the whole batch, at a fraction of
+        the memory; several processes share the parts, so that 1 process and 4 give the same for accumulate=4.
+    precision: of the network's arithmetic; weights, optimizer and average stay fp32. "fp16" needs CUDA.
+    compile: trunk and encoder through torch.compile.
+    """
+
+    rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    decay: float = 1e-6
+    warmup: int = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float | None = 1.0
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+
+    def __post_init__(self):
+        for name, right in (("rate", self.rate > 0), ("warmup", self.warmup >= 0), ("accumulate", self.accumulate >= 1),
+                            ("decay", self.decay >= 0), ("clip", self.clip is None or self.clip > 0),
+                            ("schedule", self.schedule in ("cosine", "constant")),
+                            ("precision", self.precision in ("fp32", "bf16", "fp16"))):
+            if not right:
+                raise UserError(f"{name} cannot be {getattr(self, name)!r}", where="Optim")
+
+    def factor(self, update: int, steps: int) -> float:
+        """What the rate is multiplied by in update number `update` (from 0) of `steps`."""
+        if update < self.warmup:
+            return (update + 1) / (self.warmup + 1)
+        if self.schedule == "constant":
+            return 1.0
+        done = (update - self.warmup) / max(steps - self.warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def build(self, modules: Iterable[nn.Module], steps: int, device: torch.device) -> Descent:
+        """For the parameters of `modules` that require gradients."""
+        return Descent(self, tuple(modules), steps, device)
+
+
+class Descent:
+    """An `Optim` at work: what a learner holds. In each update: `backward` for each part, then `step` once."""
+
+    def __init__(self, optim: Optim, modules: tuple[nn.Module, ...], steps: int, device: torch.device):
+        if optim.precision == "fp16" and device.type != "cuda":
+            raise UserError(f"expected a CUDA device for precision 'fp16', found {device.type}", where="Optim",
+                            do="take 'bf16', or 'fp32'")
+        self.optim, self.steps, self.device = optim, steps, device
+        self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        matrices = [p for p in self.parameters if p.ndim >= 2]
+        rest = [p for p in self.parameters if p.ndim < 2]
+        groups = [{"params": g, "weight_decay": d} for g, d in ((matrices, optim.decay), (rest, 0.0)) if g]
+        self.adam = torch.optim.AdamW(groups, optim.rate, optim.betas,
+                                      fused=device.type in ("cpu", "cuda", "mps")) if groups else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
+        if optim.compile:
+            for part in (p for m in modules for p in m.modules() if isinstance(p, (TrunkNet, EncoderNet))):
+                part.compile()
+
+    def arithmetic(self):
+        """A context for the forward pass."""
+        if self.optim.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.optim.precision == "bf16" else torch.float16)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds this part's gradient."""
+        if loss.requires_grad:
+            self.scaler.scale(loss).backward()
+
+    def gradient(self) -> Tensor:
+        """Clips, and returns the norm before."""
+        gradients = [p for p in self.parameters if p.grad is not None]
+        if not gradients:
+            return torch.zeros((), device=self.device)
+        self.scaler.unscale_(self.adam)
+        return nn.utils.clip_grad_norm_(gradients, math.inf if self.optim.clip is None else self.optim.clip)
+
+    def step(self, update: int) -> float:
+        """Moves the weights, forgets the gradient, returns the rate."""
+        rate = self.optim.rate * self.optim.factor(update, self.steps)
+        if any(p.grad is not None for p in self.parameters):
+            for group in self.adam.param_groups:
+                group["lr"] = rate
+            self.scaler.step(self.adam)
+            self.scaler.update()
+        self.forget()
+        return rate
+
+    def forget(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        kept = {} if self.adam is None else self.adam.state_dict()["state"]
+        return {f"{i}.{k}": v for i, entry in kept.items() for k, v in entry.items()}, self.scaler.state_dict()
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        kept: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            i, _, key = name.partition(".")
+            kept.setdefault(int(i), {})[key] = value.clone()  # safetensors' addresses are odd
+        if self.adam is not None:
+            self.adam.load_state_dict({"state": kept, "param_groups": self.adam.state_dict()["param_groups"]})
+        if facts:
+            self.scaler.load_state_dict(facts)

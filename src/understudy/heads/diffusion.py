@@ -1,0 +1,163 @@
+"""Denoising diffusion over a chunk of actions: DDPM in training, one of three samplers.
+
+Ho et al. 2020 (arXiv 2006.11239); for policies: Chi et al. 2023 (arXiv 2303.04137).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from ..core import Unsupported, UserError
+from ..nets.base import primed
+from .base import Noising, levels, slope, times_of
+
+
+@dataclass(frozen=True)
+class Diffusion(Noising):
+    """x_k = sqrt(ab_k) action + sqrt(1 - ab_k) noise, ab_k the product of 1 - beta over levels 1..k.
+
+    Level k of `train_steps` N is the time t = 1 - k/N, and ab_0 = 1. Times in between count as the nearest level.
+
+    sampler: "ddim" (Song et al. 2021), "ddpm" (ancestral: draws noise in every step but the last) or "dpmpp"
+        (DPM-Solver++ of second order, multistep; Lu et al. 2022, arXiv 2211.01095); each over `steps` levels evenly
+        spaced from pure noise to action.
+    schedule: "squaredcos_cap_v2" (Nichol and Dhariwal 2021) or "linear" (Ho et al. 2020, its betas times 1000/N so
+        that any N ends in noise).
+    prediction: what the network says: the noise ("epsilon"), the action ("sample"), or
+        v = sqrt(ab) noise - sqrt(1 - ab) action (Salimans and Ho 2022).
+    clip: the estimate of the clean action stays within +-clip, the range of the codec's "minmax"; 0 for no clipping.
+    times: "shared" by all steps of a chunk, of "each" its own (diffusion forcing), or on the "ramp" of a rolling
+        buffer (streaming diffusion).
+    push: how firmly guides pull; 1 is the pseudo-inverse guidance of Song et al. 2023.
+    """
+
+    steps: int = 10
+    sampler: Literal["ddim", "ddpm", "dpmpp"] = "ddim"
+    train_steps: int = 100
+    schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
+    prediction: Literal["epsilon", "sample", "v"] = "epsilon"
+    clip: float = 1.0
+    times: Literal["shared", "each", "ramp"] = "shared"
+    push: float = 1.0
+
+    def __post_init__(self):
+        if not 1 <= self.steps <= self.train_steps:
+            raise UserError(f"expected 1 to train_steps={self.train_steps} sampling steps, found {self.steps}",
+                            where="Diffusion.steps", do="sample in fewer steps, or train with more levels")
+
+    def noise(self, horizon, dim):
+        # The ancestral sampler's draws stand beside the first, in the order of its steps; its last step draws none.
+        return (horizon, dim * self.steps if self.sampler == "ddpm" else dim)
+
+    def build(self, trunk, dim, shape):
+        times_of(trunk, self.times)
+        return trunk.build(dim, dim, 1, shape)
+
+    def corrupt(self, action, noise, t):
+        alpha, sigma = self._path(torch.as_tensor(t, device=action.device))
+        return alpha * action + sigma * noise
+
+    def loss(self, net, context, action, mask, rng):
+        noise = torch.randn(action.shape, generator=rng, device=action.device)
+        # Levels 1..N are equally likely; at level 0 there is nothing to learn.
+        level = ((1 - levels(self.times, action, rng)) * self.train_steps).ceil().clamp(1, self.train_steps)
+        t = (1 - level / self.train_steps).unsqueeze(-1)
+        alpha, sigma = self._path(t)
+        said = net(alpha * action + sigma * noise, t, context)
+        wanted = {"epsilon": noise, "sample": action, "v": alpha * noise - sigma * action}[self.prediction]
+        return (said - wanted).square().mean(-1)
+
+    def step(self, net, context, x, t, to, cost=None):
+        """A step of DDIM, which is also DPM-Solver++ of first order."""
+        if self.sampler == "ddpm":
+            raise Unsupported("the ancestral sampler draws noise in every step, and a single step has none to draw "
+                              "from", where="Diffusion.sampler", do="take sampler=\"ddim\" or \"dpmpp\"")
+        return self._to(x, *self._estimate(net, context, x, t, cost), t, to)
+
+    def sample(self, net, context, noise, cost=None):
+        if self.sampler == "ddim":
+            return super().sample(net, context, noise, cost)
+        x, *draws = noise.chunk(self.steps, -1) if self.sampler == "ddpm" else (noise,)
+        grid = torch.linspace(0, 1, self.steps + 1).tolist()
+        context, zero = primed(net, context), torch.zeros_like(x[..., 0])
+        before = None
+        for i in range(self.steps):
+            t, to = zero + grid[i], zero + grid[i + 1]
+            clean, pull = self._estimate(net, context, x, t, cost)
+            if self.sampler == "ddpm":
+                x = self._to(x, clean, pull, t, to, draws[i] if i < self.steps - 1 else None)
+                continue
+            later = clean
+            if 0 < i < self.steps - 1:  # the last step ends at no noise at all, where second order has no meaning
+                h, h_before = self._span(t, to), self._span(zero + grid[i - 1], t)
+                later = clean + (clean - before) * h / (2 * h_before)
+            x, before = self._to(x, later, pull, t, to), clean
+        return x
+
+    # -- the schedule ---------------------------------------------------------------------------------------------
+
+    def _path(self, t):
+        """sqrt(ab), sqrt(1 - ab) of times t, of its shape."""
+        level = ((1 - t) * self.train_steps).round().long()
+        alpha, sigma = (torch.tensor(column, device=t.device)[level] for column in path(self.schedule,
+                                                                                        self.train_steps))
+        return alpha, sigma
+
+    def _span(self, t, to):
+        """(B, H, 1): how much log(alpha / sigma) grows."""
+        (alpha, sigma), (alpha2, sigma2) = self._path(t.unsqueeze(-1)), self._path(to.unsqueeze(-1))
+        return (alpha2 / sigma2).log() - (alpha / sigma).log()
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def _clean(self, net, context, x, t):
+        """The action that x is thought to come from, and the same within the clip."""
+        alpha, sigma = self._path(t)
+        said = net(x, t, context)
+        if self.prediction == "epsilon":
+            said = (x - sigma * said) / alpha
+        elif self.prediction == "v":
+            said = alpha * x - sigma * said
+        return said, said.clamp(-self.clip, self.clip) if self.clip else said
+
+    def _estimate(self, net, context, x, t, cost):
+        """The clean action, and what guides add to the step."""
+        t = t.unsqueeze(-1)
+        clean = self._clean(net, context, x, t)[1]
+        if cost is None:
+            return clean, 0.0
+
+        def estimate(y):
+            # Early estimates lie far outside the clip: their cost is taken inside it, its slope as if not clipped.
+            free, clipped = self._clean(net, context, y, t)
+            return free + (clipped - free).detach()
+        return clean, -self.push * self._path(t)[0] * slope(cost, estimate, x)
+
+    def _to(self, x, clean, pull, t, to, draw=None):
+        """The same chunk at time `to`; with a draw, from the posterior of the forward process (DDIM of eta 1)."""
+        (alpha, sigma), (alpha2, sigma2) = self._path(t.unsqueeze(-1)), self._path(to.unsqueeze(-1))
+        noise = (x - alpha * clean) / sigma.clamp(min=1e-6)
+        if draw is None:
+            return alpha2 * clean + sigma2 * noise + pull
+        spread = (sigma2 / sigma) * (1 - (alpha / alpha2).square()).clamp(min=0).sqrt()
+        return alpha2 * clean + (sigma2.square() - spread.square()).clamp(min=0).sqrt() * noise + pull + spread * draw
+
+
+@lru_cache
+def path(schedule: str, levels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """sqrt(ab_k) and sqrt(1 - ab_k) for k = 0..levels."""
+    if schedule == "linear":
+        betas = [min(1000 / levels * (1e-4 + (0.02 - 1e-4) * i / max(1, levels - 1)), 0.999) for i in range(levels)]
+    else:
+        def bar(u):
+            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = [min(1 - bar((i + 1) / levels) / bar(i / levels), 0.999) for i in range(levels)]
+    product = [1.0]
+    for beta in betas:
+        product.append(product[-1] * (1 - beta))
+    return tuple(math.sqrt(p) for p in product), tuple(math.sqrt(1 - p) for p in product)

@@ -1,0 +1,273 @@
+"""Closed-loop evaluation: how often, how sure, and which of two is better."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from ..core import UserError
+from ..data.episode import Dataset, Episode
+from ..envs.base import Env
+from ..execute.actor import Actor
+from . import stats
+from .rollout import rollout
+from .stats import LEVEL, Interval
+
+
+def during(seed: int) -> int:
+    """The seed of rollouts that look at a policy while it trains. Evaluation has the seeds from 0 up, all else has
+    negative ones: what chose a checkpoint never judges it."""
+    return -1 - 3 * _natural(seed)
+
+
+def recording(seed: int) -> int:
+    """The seed of recorded demonstrations: no policy is judged on starts that it was shown."""
+    return -2 - 3 * _natural(seed)
+
+
+def tuning(seed: int) -> int:
+    """The seed of rollouts that choose between settings."""
+    return -3 - 3 * _natural(seed)
+
+
+def _natural(seed: int) -> int:
+    if seed < 0:
+        raise UserError(f"expected a seed of 0 or more, found {seed}", do="negative seeds are kept for training")
+    return seed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one checkpoint (or any other actor) did. `success` is None where the environment defines none."""
+
+    env: str
+    episodes: Dataset  # can be stored and trained on like any other
+    success: Interval | None
+    returns: Interval
+    seconds: float
+    seed: int
+
+    @property
+    def successes(self) -> np.ndarray | None:
+        """(episodes,) bool."""
+        return None if self.success is None else np.array([bool(e.meta["success"]) for e in self.episodes])
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """(episodes,) float64: each episode's return."""
+        return np.array([_return(e) for e in self.episodes])
+
+    def json(self, against: Evaluation | None = None, name: str = "") -> dict[str, Any]:
+        """The document of `understudy eval --json`; `against` is called `name` in it. Its difference is of success
+        where the environment defines it, else of the return."""
+        k = self.successes
+        out = {
+            "env": self.env, "episodes": len(self.episodes), "successes": None if k is None else int(k.sum()),
+            "success": None if self.success is None else _interval(self.success, "estimate"),
+            "return": _interval(self.returns, "mean"), "seconds": self.seconds, "paired": None}
+        if against is not None:
+            p = compare(self, against)
+            out["paired"] = {"against": name, "difference": p.difference, "low": p.low, "high": p.high, "p": p.p}
+        return finite(out)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The first's minus the second's, on the same starts. `seeds` training seeds of each: with 1 it speaks of two
+    checkpoints, with more of two methods."""
+
+    of: Literal["success", "return"]
+    difference: float
+    low: float
+    high: float
+    p: float  # that the difference is chance
+    level: float
+    seeds: int
+
+    @property
+    def better(self) -> Literal["first", "second"] | None:
+        """None: cannot tell. Interval and test must both say so."""
+        if not self.p < 1 - self.level:
+            return None
+        return "first" if self.low > 0 else "second" if self.high < 0 else None
+
+
+@dataclass(frozen=True)
+class Across:
+    """A method over its training seeds, each judged on the same starts."""
+
+    success: Interval | None
+    returns: Interval
+    seeds: int
+
+
+Runs = Evaluation | Sequence[Evaluation]  # one checkpoint, or one for each training seed
+
+
+def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, level: float = LEVEL,
+             watch: Callable[[int, Episode], None] = lambda n, e: None) -> Evaluation:
+    """Rolls out episodes 0 to episodes-1 of `seed`; `watch(number, episode)` sees each as it ends. An episode's
+    success is what the environment said in `info["success"]` at any of its steps."""
+    if episodes < 1:
+        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate")
+    began = time.perf_counter()
+    ran = rollout(actor, env, episodes, seed, watch=watch)
+    return judged(ran, time.perf_counter() - began, level)
+
+
+def judged(episodes: Dataset, seconds: float = math.nan, level: float = LEVEL) -> Evaluation:
+    """The evaluation that these rollouts are (they may come from disk)."""
+    defined = all("success" in e.meta for e in episodes)
+    success = stats.clopper_pearson(sum(bool(e.meta["success"]) for e in episodes), len(episodes), level)
+    returns = stats.mean([_return(e) for e in episodes], level)
+    first = episodes[0].meta
+    return Evaluation(str(first["env"]), episodes, success if defined else None, returns, seconds, int(first["seed"]))
+
+
+def across(runs: Sequence[Evaluation], level: float = LEVEL) -> Across:
+    """One evaluation for each training seed of a method, on the same starts -> what to expect of the method."""
+    for other in runs[1:]:
+        _same_starts(runs[0], other)
+    success = None if runs[0].success is None else stats.two_level([r.successes for r in runs], level)
+    return Across(success, stats.two_level_mean([r.rewards for r in runs], level), len(runs))
+
+
+def compare(a: Runs, b: Runs, *, of: Literal["success", "return"] | None = None, level: float = LEVEL) -> Paired:
+    """a minus b. Two evaluations: of these checkpoints, by Tango's interval and McNemar's exact test (of returns: a
+    bootstrap and a sign-flip test). Groups of them, one for each training seed: of the methods, over seeds and
+    starts. `of` None is success where it is defined. Raises UserError unless all met the same starts."""
+    first, second = _group(a), _group(b)
+    if len(first) != len(second):
+        raise UserError(f"expected as many training seeds of both, found {len(first)} and {len(second)}",
+                        where="compare")
+    for other in (*first[1:], *second):
+        _same_starts(first[0], other)
+    defined = all(r.success is not None for r in (*first, *second))
+    of = of or ("success" if defined else "return")
+    if of == "success" and not defined:
+        raise UserError(f"{first[0].env} defines no success", where="compare", do='compare the return: of="return"')
+    if of == "success":
+        x, y = np.array([r.successes for r in first]), np.array([r.successes for r in second])
+        if len(x) > 1:
+            found, p = stats.two_level_difference(x, y, level)
+        else:
+            only, other = int((x & ~y).sum()), int((y & ~x).sum())
+            found, p = stats.tango(only, other, x.size, level), stats.mcnemar(only, other)
+    else:
+        d = np.array([r.rewards for r in first]) - np.array([r.rewards for r in second])
+        if len(d) > 1:
+            found, p = stats.two_level_mean(d, level), float(scipy_stats.ttest_1samp(d.mean(1), 0.0).pvalue)
+        else:
+            found, p = stats.mean(d[0], level), _flips(d[0])
+    return Paired(of, found.estimate, found.low, found.high, p, level, len(first))
+
+
+def verdict(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this checkpoint", "the other")) -> str:
+    """In plain words: how good, or which is better, by how much and how sure."""
+    one = len(_group(a)) == 1
+    if b is None:
+        return _alone(_group(a), names[0])
+    p = compare(a, b)
+    what = "success" if p.of == "success" else "return"
+    sure = f"{_gap(p.difference, what)}, {p.level:.0%} interval {_gap(p.low, what)} to {_gap(p.high, what)}, {_p(p.p)}"
+    if p.better is None:
+        head = f"Cannot tell whether {names[0]} or {names[1]} is better"
+        more = " More episodes would narrow it down." if one else " More training seeds would narrow it down."
+    else:
+        winner, loser = names if p.better == "first" else names[::-1]
+        does = "succeeds more often than" if what == "success" else "has a higher return than"
+        head, more = f"{_capital(winner)} {does} {loser}", ""
+    tallies = f"{_tally(_group(a), what)} against {_tally(_group(b), what)} on the same starts"
+    scope = ("This is about these two checkpoints: each stands for \"this checkpoint\" only, and another training "
+             "seed may come out otherwise. To compare the methods, train several seeds of each." if one else
+             f"This is about the methods: {p.seeds} training seeds of each, over seeds and starts.")
+    return f"{head}: {tallies} ({names[0]} minus {names[1]}: {sure}).{more} {scope}"
+
+
+def _alone(runs: Sequence[Evaluation], name: str) -> str:
+    what = "success" if runs[0].success is not None else "return"
+    if len(runs) == 1:
+        r = runs[0].success or runs[0].returns
+        scope = "This is about this checkpoint; another training seed may come out otherwise."
+    else:
+        both = across(runs)
+        r = both.success or both.returns
+        scope = f"This is about the method: {len(runs)} training seeds, over seeds and starts."
+    show = (lambda v: f"{v:.1%}") if what == "success" else (lambda v: f"{v:.4g}")
+    return (f"{_capital(name)}: {_tally(runs, what)} in {runs[0].env} ({show(r.estimate)}, {r.level:.0%} interval "
+            f"{show(r.low)} to {show(r.high)}). {scope}")
+
+
+def _tally(runs: Sequence[Evaluation], what: str) -> str:
+    if what == "success":
+        return f"{sum(int(r.successes.sum()) for r in runs)} of {sum(len(r.episodes) for r in runs)}"
+    return f"a mean return of {np.mean([r.rewards.mean() for r in runs]):.4g}"
+
+
+def _gap(value: float, what: str) -> str:
+    return f"{100 * value:+.1f} points" if what == "success" else f"{value:+.4g}"
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def finite(value):
+    """As JSON: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _interval(i: Interval, name: str) -> dict[str, float]:
+    return {name: i.estimate, "low": i.low, "high": i.high, "level": i.level}
+
+
+def _return(episode: Episode) -> float:
+    return float(np.sum(episode.steps["next.reward"], dtype=np.float64))
+
+
+def _group(runs: Runs) -> tuple[Evaluation, ...]:
+    return (runs,) if isinstance(runs, Evaluation) else tuple(runs)
+
+
+def _same_starts(a: Evaluation, b: Evaluation) -> None:
+    """By what the episodes say of themselves, and by what was seen first."""
+    if a.env != b.env or len(a.episodes) != len(b.episodes):
+        raise UserError(f"expected the same environment and starts, found {len(a.episodes)} episodes of {a.env} and "
+                        f"{len(b.episodes)} of {b.env}", where="compare", do="evaluate both alike")
+    for x, y in zip(a.episodes, b.episodes, strict=True):
+        mine, theirs = (x.meta["seed"], x.meta["number"]), (y.meta["seed"], y.meta["number"])
+        if mine != theirs:
+            raise UserError(f"expected the same starts, found seed {mine[0]}, episode {mine[1]} beside seed "
+                            f"{theirs[0]}, episode {theirs[1]}", where="compare",
+                            do="evaluate both with the same seed and number of episodes")
+        for k in set(x.steps) & set(y.steps):
+            if k.startswith("observation.") and not np.array_equal(x.steps[k][0], y.steps[k][0]):
+                raise UserError(f"expected the same starts, found episode {mine[1]} to begin with another {k}",
+                                where=f"compare, {a.env}, seed {mine[0]}",
+                                do="the environment does not repeat: it is not decided by its key alone")
+
+
+def _flips(d: np.ndarray) -> float:
+    """The p of a mean of paired differences: how many of all (or 9,999 drawn) changes of their signs give as much
+    (Fisher 1935)."""
+    if not np.isfinite(d).all():
+        return math.nan
+    if not d.any():
+        return 1.0
+    return float(scipy_stats.permutation_test((d,), lambda x, axis: np.mean(x, axis=axis), vectorized=True,
+                                              permutation_type="samples", n_resamples=9_999,
+                                              rng=np.random.default_rng(0)).pvalue)

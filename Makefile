@@ -12,6 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 # PyTorch is chosen by TORCH, and what was chosen stays.
 PINS := .venv/constraints.txt
+EXTRAS := test,formats,sim,cluster
 LEROBOT := tests/requirements-lerobot.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
@@ -31,7 +32,7 @@ demo: .venv/core
 test: .venv/test
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: .venv/test-slow
+test-slow: .venv/test
 	$(PYTEST) -m slow $(ARGS)
 
 test-newest: .venv-newest/test
@@ -46,6 +47,14 @@ docs: .venv/docs
 claims: .venv/core
 	$(BIN)/understudy claims run --all
 	$(BIN)/understudy claims table
+
+# Run it after changing a bound: pip resolves everything anew, and what it took is written down.
+constraints:
+	rm -rf .venv-newest && $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q torch -e '.[$(EXTRAS),docs,onnx]'
+	{ sed -n '/^#/p' constraints.txt; .venv-newest/bin/python -m pip freeze --all --exclude-editable \
+		| grep -v -e ^pip= -e ^nvidia -e ^triton | sed 's/+.*//'; } > .venv-newest/constraints.txt
+	mv .venv-newest/constraints.txt constraints.txt
 
 clean:
 	rm -rf .venv .venv-newest build dist site
@@ -66,13 +75,9 @@ clean:
 	touch $@
 
 .venv/test: .venv/torch pyproject.toml $(LEROBOT)
-	$(PIP) -c $(PINS) -e '.[test,formats,cluster]'
+	$(PIP) -c $(PINS) -e '.[$(EXTRAS)]'
 	$(PIP) --no-deps -r $(LEROBOT)
 	touch $@ .venv/core
-
-.venv/test-slow: .venv/test
-	$(PIP) -c $(PINS) -e '.[sim]'
-	touch $@
 
 .venv/docs: .venv/core
 	$(PIP) -c $(PINS) -e '.[docs]'
@@ -80,8 +85,8 @@ clean:
 
 .venv-newest/test: pyproject.toml $(LEROBOT)
 	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q --upgrade --upgrade-strategy eager torch -e '.[test,formats,cluster]'
+	.venv-newest/bin/python -m pip install -q --upgrade --upgrade-strategy eager torch -e '.[$(EXTRAS)]'
 	.venv-newest/bin/python -m pip install -q --no-deps -r $(LEROBOT)
 	touch $@
 
-.PHONY: help demo test test-slow test-newest lint docs claims clean
+.PHONY: help demo test test-slow test-newest lint docs claims constraints clean

@@ -1,0 +1,90 @@
+"""What a stranger gets from `pip install .`: everything that runs, nothing large, no repository needed."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy").rglob("*.py")}
+RESULTS = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy/claims/results").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(sdist, wheel), of a copy of the sources alone: no git, no make, nothing built before."""
+    folder = tmp_path_factory.mktemp("package")
+    copy = shutil.copytree(ROOT, folder / "sources", ignore=shutil.ignore_patterns(
+        ".*", "*.egg-info", "build", "dist", "site", "__pycache__", "shared", "understudy-demo"))
+    build = "import sys; from setuptools import build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
+    for what in ("build_sdist", "build_wheel"):
+        subprocess.run([sys.executable, "-c", build, what, folder], cwd=copy, check=True, capture_output=True)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
+def test_both_hold_all_the_code_its_types_and_the_records_of_the_claims(built):
+    sdist, wheel = built
+    wanted = SOURCES | RESULTS | {"understudy/py.typed"}
+    with tarfile.open(sdist) as tar:
+        inside = {re.sub(r"^[^/]+/src/", "", n) for n in tar.getnames()}
+        assert wanted <= inside
+        assert {"LICENSE", "README.md"} <= {n.split("/", 1)[-1] for n in tar.getnames()}
+    with zipfile.ZipFile(wheel) as whole:
+        assert wanted <= set(whole.namelist())
+
+
+def test_the_wheel_holds_nothing_else_and_nothing_large(built):
+    sdist, wheel = built
+    with zipfile.ZipFile(wheel) as whole:
+        strays = [n for n in whole.namelist() if not re.match(r"understudy(-[\d.]+\.dist-info)?/", n)]
+        assert not strays
+        assert not [i.filename for i in whole.infolist() if i.file_size > 1_000_000]
+    assert wheel.stat().st_size < 2_000_000
+    assert sdist.stat().st_size < 5_000_000
+
+
+def test_the_wheel_runs_where_it_is_put(built, tmp_path):
+    """The command and the import, from the wheel's files and not from the checkout's."""
+    with zipfile.ZipFile(built[1]) as whole:
+        whole.extractall(tmp_path)
+    code = "import understudy, sys; print(understudy.__file__); from understudy.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "100"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path))
+    assert "demo" in done.stdout
+
+
+def _bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    from packaging.requirements import Requirement
+    for group, needs in {"core": project["dependencies"], **project["optional-dependencies"]}.items():
+        for need in needs:
+            yield group, Requirement(need)
+
+
+def test_the_pins_satisfy_every_bound_and_pin_everything_named():
+    from packaging.utils import canonicalize_name
+
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            assert canonicalize_name(name) not in pins, f"{name} is pinned twice"
+            pins[canonicalize_name(name)] = version
+    for group, need in _bounds():
+        name = canonicalize_name(need.name)
+        assert name in pins, f"{need} ({group}) is not pinned in constraints.txt"
+        assert pins[name] in need.specifier, f"constraints.txt pins {name}=={pins[name]}, {group} wants {need}"
+
+
+def test_the_extras_have_the_names_that_were_promised():
+    assert {"formats", "sim", "onnx", "cluster", "test", "docs"} <= {group for group, _ in _bounds()}

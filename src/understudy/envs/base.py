@@ -76,4 +76,5 @@ class Plane(Env):
     def map(self) -> Mapping[str, Any]:
         """{"x": (low, high), "y": (low, high), "shapes": [{"kind": "circle", "at": (x, y), "radius": r, "role":
         "obstacle" | "goal" | "start"}, ...], "path": (column, i, j)}: which components of which observation column
-        are the position to draw."""
+        are the position to draw. Shapes that differ by episode stand under "marks", which may be absent, with
+        "column": (column, i, j) in the place of "at"."""

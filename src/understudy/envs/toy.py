@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ class Toy(Scripted, Replays, Plane, Pictures):
 
     low = -1.0
     high = 1.0
+    needs: tuple[str, ...] = ("observation.state",)  # the columns that tell the whole state
 
     def __init__(self, rows: int, limit: int):
         if rows < 1 or limit < 1:
@@ -55,12 +55,11 @@ class Toy(Scripted, Replays, Plane, Pictures):
         return self._seen()
 
     def restore(self, which, steps):
-        needed = [k for k in self.features if k != "action"]
-        if missing := [k for k in needed if k not in steps]:
+        if missing := [k for k in self.needs if k not in steps]:
             raise UserError(f"expected column {missing[0]!r}, found {', '.join(sorted(steps))}",
                             where=self.facts["env"], do="restore from steps recorded in this environment")
         recorded = {}
-        for k in needed:
+        for k in self.needs:
             recorded[k] = torch.as_tensor(steps[k]).cpu().numpy().astype(self.features[k].dtype)
             if recorded[k].shape != (len(which), *self.features[k].shape):
                 raise UserError(f"expected shape {(len(which), *self.features[k].shape)}, found {recorded[k].shape}",

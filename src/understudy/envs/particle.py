@@ -1,0 +1,111 @@
+"""A particle in N dimensions that visits one point and then another (Florence et al. 2021, Implicit Behavioral
+Cloning): how a method fares as dimensions are added."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..core import Feature, UserError, normal, uniform
+from ..execute.actor import Actor
+from .toy import Toy, distance, named
+
+PERIOD, SUBSTEPS = 0.005, 10  # s: integrated at 200 Hz, controlled at 20 Hz
+STIFFNESS, DAMPING = 10.0, 5.0  # of the controller that follows the target, 1/s^2 and 1/s
+RADIUS = 0.05
+
+
+class Particle(Toy):
+    """A unit mass in the unit cube, drawn to a target by a PD controller: first to one goal, then to another.
+
+    observation.state (4 dim): position, velocity, first goal, second goal. simulator.state (1): whether the first
+    goal has been visited, which restoring needs and the observation does not tell. action (dim): target position,
+    clipped to [0, 1]; a step is 0.05 s.
+
+    Constants are those of the paper's code; two rules are stricter or simpler than there: the order of the goals
+    counts, and the episode ends on arrival at the second (reward 1) instead of after 50 steps wherever it then is.
+
+    Best possible success: 1.0, in at least up to 32 dimensions. `Expert()` attains it.
+    """
+
+    low = 0.0
+    needs = ("observation.state", "simulator.state")
+
+    def __init__(self, rows: int = 1, limit: int = 50, dim: int = 2):
+        if dim < 2:
+            raise UserError(f"expected at least 2 dimensions, found {dim}", where="particle")
+        self.dim = dim
+        axes = tuple("xy") if dim == 2 else tuple(f"x{i}" for i in range(dim))
+        self.features = {
+            "observation.state": named(*(f"{what}.{a}" for what in ("at", "speed", "first", "second") for a in axes)),
+            "simulator.state": named("visited"),
+            "action": Feature("float32", (dim,), names=axes)}
+        self.facts = {"env": "particle" if dim == 2 else f"particle:{dim}", "version": 1, "fps": 20, "limit": limit,
+                      "optimum": 1.0,
+                      "success": f"within {RADIUS} of the first goal, and after that within {RADIUS} of the second"}
+        super().__init__(rows, limit)
+
+    def fresh(self, key):
+        drawn = uniform(key, torch.zeros_like(key), (3, self.dim)).numpy().astype(np.float32)
+        return {"at": drawn[:, 0], "speed": np.zeros_like(drawn[:, 0]), "first": drawn[:, 1], "second": drawn[:, 2],
+                "visited": np.zeros(len(key), bool)}
+
+    def show(self):
+        s = self.state
+        return {"observation.state": np.concatenate([s["at"], s["speed"], s["first"], s["second"]], 1),
+                "simulator.state": s["visited"][:, None].astype(np.float32)}
+
+    def recall(self, steps):
+        at, speed, first, second = np.split(steps["observation.state"], 4, 1)
+        return {"at": at, "speed": speed, "first": first, "second": second,
+                "visited": steps["simulator.state"][:, 0] > 0.5}
+
+    def move(self, action):
+        s = self.state
+        for _ in range(SUBSTEPS):
+            pull = np.float32(STIFFNESS) * (action - s["at"]) - np.float32(DAMPING) * s["speed"]
+            s["at"], s["speed"] = s["at"] + np.float32(PERIOD) * s["speed"], s["speed"] + np.float32(PERIOD) * pull
+        success = s["visited"] & (distance(s["at"], s["second"]) < RADIUS)
+        s["visited"] = s["visited"] | (distance(s["at"], s["first"]) < RADIUS)
+        return success, success, np.zeros_like(success)
+
+    def expert(self):
+        return Expert()
+
+    def map(self):
+        mark = {"kind": "circle", "radius": RADIUS}
+        return {"x": (0.0, 1.0), "y": (0.0, 1.0), "path": ("observation.state", 0, 1), "shapes": [], "marks": [
+            {**mark, "column": ("observation.state", 2 * self.dim, 2 * self.dim + 1), "role": "waypoint"},
+            {**mark, "column": ("observation.state", 3 * self.dim, 3 * self.dim + 1), "role": "goal"}]}
+
+    def frame(self, row):
+        from .raster import picture
+
+        s = {k: v[row] for k, v in self.state.items()}
+        return picture(self.map(), [
+            {"kind": "circle", "at": tuple(s["first"][:2]), "radius": RADIUS, "role": "waypoint"},
+            {"kind": "circle", "at": tuple(s["second"][:2]), "radius": RADIUS, "role": "goal"},
+            {"kind": "circle", "at": tuple(s["at"][:2]), "radius": 0.02, "role": "agent"}])
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Aims at the first goal until within `near` of it, from then on at the second. `noise`: standard deviation of
+    its unsteadiness."""
+
+    near: float = 0.04
+    noise: float = 0.0
+
+    def start(self, obs, key):
+        return {"key": key, "count": torch.zeros_like(key), "onward": torch.zeros_like(key, dtype=torch.bool)}
+
+    def act(self, obs, state):
+        at, _, first, second = obs["observation.state"].chunk(4, 1)
+        offset = at - first
+        onward = state["onward"] | ((offset * offset).sum(1).sqrt() < self.near)
+        target = torch.where(onward.unsqueeze(1), second, first)
+        if self.noise:
+            target = target + self.noise * normal(state["key"], state["count"], tuple(target.shape[1:]), stream=2)
+        return target, {**state, "count": state["count"] + 1, "onward": onward}

@@ -1,0 +1,174 @@
+"""A disc pushes a square block over a table to a goal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..core import Feature, UserError, normal, uniform
+from ..execute.actor import Actor
+from .raster import INK, Canvas
+from .toy import Toy, distance, named
+
+SIDE = 1.0  # m, of the table
+DISC, HALF = 0.035, 0.08  # m: radius of the disc; half the side of the block
+MARGIN = 0.12  # m: how near an edge of the table the block's centre comes
+RADIUS = 0.03  # m: of the goal
+SPEED = 0.5  # m/s
+PERIOD, SUBSTEPS = 0.02, 5  # s; a substep moves the disc by at most 0.014 m, much less than it and the block are wide
+FRICTION = 0.3  # between disc and block
+LEVER = 0.061  # m: largest moment over largest force of friction under the block, 0.765 half sides for a square
+STATE = ("agent.x", "agent.y", "block.x", "block.y", "block.cos", "block.sin", "goal.x", "goal.y")
+
+
+class Push(Toy):
+    """Contact is quasi-static: the block moves only while it is pushed, along the normal of an ellipsoidal limit
+    surface (Lynch and Mason 1996), with Coulomb friction at the contact. The table's edges stop block and disc.
+
+    observation.state (8): positions of disc, block and goal (m), cosine and sine of the block's angle. With `images`
+    it is the disc's position alone, beside observation.images.top (size, size, 3), and simulator.state holds all
+    eight. action (2): velocity of the disc, m/s, clipped to [-0.5, 0.5]; a step is 0.1 s. Bringing the block's centre
+    to the goal ends the episode with reward 1.
+
+    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    """
+
+    low, high = -SPEED, SPEED
+
+    def __init__(self, rows: int = 1, limit: int = 100, images: bool = False, size: int = 64):
+        if size < 8:
+            raise UserError(f"expected pictures of at least 8 pixels, found size={size}", where="push-images")
+        self.images, self.size = images, size
+        self.needs = ("simulator.state",) if images else ("observation.state",)
+        whole, action = named(*STATE), named("x", "y", unit="m/s")
+        seen = {"observation.images.top": Feature("uint8", (size, size, 3), "image"),
+                "observation.state": named(*STATE[:2], unit="m"), "simulator.state": whole}
+        self.features = {**(seen if images else {"observation.state": whole}), "action": action}
+        self.facts = {"env": "push-images" if images else "push", "version": 1, "fps": 10, "limit": limit,
+                      "optimum": 1.0, "success": f"the block's centre within {RADIUS} m of the goal"}
+        super().__init__(rows, limit)
+
+    def fresh(self, key):
+        drawn = uniform(key, torch.zeros_like(key), (16, 6)).numpy().astype(np.float32)  # 16 tries, the first that fits
+        disc, block, goal = (np.float32(low) + np.float32(SIDE - 2 * low) * drawn[..., i:i + 2]
+                             for i, low in ((0, DISC), (2, 0.2), (4, 0.2)))
+        fits = (distance(block, goal) > 0.2) & (distance(disc, block) > 1.5 * HALF + DISC)
+        rows, first = np.arange(len(key)), fits.argmax(1)
+        heading = normal(key, torch.zeros_like(key), (2,), stream=1).numpy()
+        return {"disc": disc[rows, first], "block": block[rows, first], "goal": goal[rows, first],
+                "heading": heading / distance(heading, 0)[:, None]}
+
+    def _whole(self):
+        return np.concatenate([self.state[k] for k in ("disc", "block", "heading", "goal")], 1)
+
+    def show(self):
+        if not self.images:
+            return {"observation.state": self._whole()}
+        return {"observation.images.top": self._draw(self.size), "observation.state": self.state["disc"],
+                "simulator.state": self._whole()}
+
+    def recall(self, steps):
+        return dict(zip(("disc", "block", "heading", "goal"), np.split(steps[self.needs[0]], 4, 1), strict=True))
+
+    def move(self, action):
+        s = self.state
+        for _ in range(SUBSTEPS):
+            went = np.clip(s["disc"] + np.float32(PERIOD) * action, np.float32(DISC), np.float32(SIDE - DISC))
+            step, s["disc"] = went - s["disc"], went
+            self._shove(step)
+            # Where the table's edge holds the block, the disc is what gives way.
+            depth, normal, _ = self._contact()
+            s["disc"] = s["disc"] - depth[:, None] * _turn(s["heading"], normal)
+        success = distance(s["block"], s["goal"]) < RADIUS
+        return success, success, np.zeros_like(success)
+
+    def _contact(self):
+        """How deep the disc is in the block (rows,), 0 if apart; the normal into the block and the point of contact
+        from its centre, both (rows, 2) in its frame."""
+        s = self.state
+        at = _turn(s["heading"] * np.float32([1, -1]), s["disc"] - s["block"])
+        point = np.clip(at, np.float32(-HALF), np.float32(HALF))
+        gap = distance(at, point)
+        return np.maximum(np.float32(DISC) - gap, 0), (point - at) / np.maximum(gap, np.float32(1e-6))[:, None], point
+
+    def _shove(self, step):
+        """Moves the block out of the disc's way; `step` (rows, 2) is how the disc went."""
+        s = self.state
+        depth, normal, point = self._contact()
+        along = normal[:, ::-1] * np.float32([-1, 1])
+        # Of a push in direction d at the contact, the contact moves by 1 + (lever arm of d / LEVER)^2 in direction d.
+        arm, slant = _cross(point, normal) / np.float32(LEVER), _cross(point, along) / np.float32(LEVER)
+        push = depth / (1 + arm * arm)
+        slip = (_turn(s["heading"] * np.float32([1, -1]), step) * along).sum(1) - push * arm * slant
+        grip = np.clip(slip / (1 + slant * slant), -np.float32(FRICTION) * push, np.float32(FRICTION) * push)
+        shift = push[:, None] * normal + grip[:, None] * along
+        angle = (push * arm + grip * slant) / np.float32(LEVER)
+        block = s["block"] + _turn(s["heading"], shift)
+        s["block"] = np.clip(block, np.float32(MARGIN), np.float32(SIDE - MARGIN))
+        half = np.stack([np.ones_like(angle), angle / 2], 1)  # a rotation by twice the angle of this vector
+        s["heading"] = _turn(s["heading"], _turn(half, half))
+        s["heading"] = s["heading"] / distance(s["heading"], 0)[:, None]
+
+    def expert(self):
+        return Expert(self.needs[0])
+
+    def map(self):
+        whole = self.needs[0]
+        return {"x": (0.0, SIDE), "y": (0.0, SIDE), "path": (whole, 2, 3), "shapes": [], "marks": [
+            {"kind": "circle", "column": (whole, 6, 7), "radius": RADIUS, "role": "goal"}]}
+
+    def frame(self, row):
+        return self._draw(256, slice(row, row + 1))[0]
+
+    def _draw(self, size, rows=slice(None)):
+        """(rows, size, size, 3) uint8, in groups that stay in a processor's cache."""
+        s = {k: v[rows] for k, v in self.state.items()}
+        pictures = []
+        for i in range(0, len(s["disc"]), 16):
+            at = slice(i, i + 16)
+            canvas = Canvas(len(s["disc"][at]), size, (0.0, 0.0), SIDE)
+            canvas.circle(s["goal"][at], 2 * RADIUS, INK["goal"])
+            canvas.box(s["block"][at], s["heading"][at], (HALF, HALF), INK["block"])
+            canvas.circle(s["block"][at], RADIUS / 2, INK["goal"])
+            canvas.circle(s["disc"][at], DISC, INK["agent"])
+            pictures.append(canvas.pixels())
+        return np.concatenate(pictures)
+
+
+def _turn(heading, vector):
+    """(rows, 2) turned by the angle of (rows, 2): the product of two complex numbers."""
+    return np.stack([heading[:, 0] * vector[:, 0] - heading[:, 1] * vector[:, 1],
+                     heading[:, 1] * vector[:, 0] + heading[:, 0] * vector[:, 1]], 1)
+
+
+def _cross(a, b):
+    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Follows the field lines of a dipole at the block that points to the goal (Igarashi et al. 2010): they lead
+    round the block to its far side and from there through it. Keeps a distance on the way round. `noise`: standard
+    deviation of its unsteadiness, m/s."""
+
+    column: str = "observation.state"
+    noise: float = 0.05
+
+    def start(self, obs, key):
+        return {"key": key, "count": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        disc, block, _, goal = obs[self.column].chunk(4, 1)
+        away, ahead = _unit(disc - block), _unit(goal - block)
+        near = (disc - block).norm(dim=1, keepdim=True)
+        facing = (away * ahead).sum(1, keepdim=True)  # -1 behind the block, as seen from the goal
+        field = 2 * facing * away - ahead
+        field = torch.where(facing > -0.8, _unit(field + 8 * (1.7 * HALF + DISC - near) * away), field)
+        action = SPEED * field + self.noise * normal(state["key"], state["count"], (2,), stream=2)
+        return action, {**state, "count": state["count"] + 1}
+
+
+def _unit(x):
+    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-6)

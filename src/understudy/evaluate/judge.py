@@ -123,11 +123,11 @@ def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, leve
 
 def judged(episodes: Dataset, seconds: float = math.nan, level: float = LEVEL) -> Evaluation:
     """The evaluation that these rollouts are (they may come from disk)."""
-    defined = all("success" in e.meta for e in episodes)
-    success = stats.clopper_pearson(sum(bool(e.meta["success"]) for e in episodes), len(episodes), level)
+    ended = [bool(e.meta["success"]) for e in episodes if "success" in e.meta]
+    success = stats.clopper_pearson(sum(ended), len(ended), level) if len(ended) == len(episodes) else None
     returns = stats.mean([_return(e) for e in episodes], level)
     first = episodes[0].meta
-    return Evaluation(str(first["env"]), episodes, success if defined else None, returns, seconds, int(first["seed"]))
+    return Evaluation(str(first["env"]), episodes, success, returns, seconds, int(first["seed"]))
 
 
 def across(runs: Sequence[Evaluation], level: float = LEVEL) -> Across:

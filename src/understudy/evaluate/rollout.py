@@ -23,7 +23,8 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     """Episodes number first to first+episodes-1, each decided by its own key, whatever `env.rows` is.
 
     Exactly these are run to their ends: taking the first that finish would favour short ones. `watch(number,
-    episode)` sees each as it ends.
+    episode)` sees each as it ends. Their facts: "number", "seed", "env", what the environment's last `info` held, and
+    "success", where it defines one: was it one at any step?
     """
     last = first + episodes
     rows = min(env.rows, episodes)
@@ -37,8 +38,8 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     while len(done) < episodes:
         action, state = actor.act(obs, state)
         state = dict(state)
-        if not action.isfinite().all():  # an environment would quietly count it as a failure
-            row = int((~action.isfinite().flatten(1).all(1)).nonzero()[0])
+        bad = (~action.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        for row in (r for r in bad if number[r] >= 0):  # an environment would quietly count it as a failure
             raise NotFinite(f"expected a finite action, found {action[row].tolist()}",
                             where=f"{env.facts['env']}, episode {number[row]}, step {clock - began[row]}",
                             do="the policy has diverged: look at its training curve, or take another checkpoint")
@@ -54,6 +55,8 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
             for k, v in obs.items():  # what was seen last: one row more
                 steps[k] = np.concatenate([steps[k], v[row].numpy()[None]])
             facts = {k: v[row].item() for k, v in out.info.items() if v[row].numel() == 1}
+            if "next.success" in steps:  # at any of its steps
+                facts["success"] = bool(steps["next.success"].any())
             n = number[row]
             done[n] = Episode(steps, {"number": n, "seed": seed, "env": env.facts["env"], **facts},
                               schema={k: f for k, f in env.features.items() if k in steps})

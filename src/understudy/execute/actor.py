@@ -92,4 +92,7 @@ class Noisy(Actor):
     def act(self, obs, state):
         noise = self.std * normal(state["key"], state["count"], (self.dim,), stream=1)
         action, inner = (0.0, {}) if self.actor is None else self.actor.act(obs, state["inner"])
-        return action + noise, {**state, "inner": inner, "count": state["count"] + 1}
+        inner, state = dict(inner), {**state, "count": state["count"] + 1}
+        if (record := inner.pop("record", None)) is not None:  # what the inner actor writes down is written down
+            state["record"] = record
+        return action + noise, {**state, "inner": inner}

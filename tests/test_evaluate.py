@@ -1,0 +1,298 @@
+"""Rollouts, evaluations and comparisons, on the fork and on a clockwork whose every number is known."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.core import Feature, UserError, keys, uniform
+from understudy.data.episode import Dataset
+from understudy.data.window import Window
+from understudy.envs.base import Env, Outcome
+from understudy.envs.fork import Fork
+from understudy.evaluate.judge import across, compare, during, evaluate, judged, recording, tuning, verdict
+from understudy.evaluate.rollout import NotFinite, rollout
+from understudy.execute.actor import Actor, Noisy, Plays
+from understudy.execute.chunked import Receding
+from understudy.execute.ensemble import Ensemble
+from understudy.execute.planners import Fixed
+from understudy.heads.regression import Regression
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, Recipe
+
+
+class Clockwork(Env):
+    """Row's length and outcome are read off its key: length 1 + key % 5, terminated if even, else truncated.
+    Shows (its key's last digits, steps made); the reward is the action."""
+
+    features = {"observation.state": Feature("float32", (2,)), "action": Feature("float32", (1,))}
+
+    def __init__(self, rows, success=True):
+        self.rows, self.success = rows, success
+        self.facts = {"env": "clockwork", "fps": 10, "version": 1}
+        self.key = torch.zeros(rows, dtype=torch.int64)
+        self.clock = torch.zeros(rows, dtype=torch.int64)
+        self.resets = []
+
+    def _seen(self):
+        return {"observation.state": torch.stack([self.key % 1000, self.clock], 1).float()}
+
+    def reset(self, which, key):
+        self.resets.append((which.tolist(), key.tolist()))
+        self.key[which], self.clock[which] = key, 0
+        return self._seen()
+
+    def step(self, action):
+        self.clock = self.clock + 1
+        over = self.clock >= length(self.key)
+        ends = over & (self.key % 2 == 0)
+        middle = self.clock == (length(self.key) + 1) // 2  # success may pass again
+        info = {"success": middle & (self.key % 3 == 0)} if self.success else {}
+        return Outcome(self._seen(), action[:, 0], ends, over, info)  # over is both: rollout must tell them apart
+
+
+def length(key):
+    return 1 + key % 5
+
+
+@dataclass(frozen=True)
+class Counting(Actor):
+    """Acts its own step count, and writes it down."""
+
+    def start(self, obs, key):
+        return {"count": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        return state["count"].float().unsqueeze(1), {"count": state["count"] + 1,
+                                                     "record": {"said": 10 * state["count"]}}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 50])
+def test_exactly_the_numbered_episodes_whole_and_in_order(rows):
+    env, seen = Clockwork(rows), []
+    data = rollout(Counting(), env, 20, seed=4, first=7, watch=lambda n, e: seen.append(n))
+    key = keys(4, range(7, 27))
+    assert [e.meta["number"] for e in data] == list(range(7, 27))
+    assert sorted(seen) == list(range(7, 27))
+    for e, k in zip(data, key.tolist(), strict=True):
+        n = 1 + k % 5
+        assert len(e) == n
+        # One row more of what was seen: the state after the last action, before any reset.
+        np.testing.assert_array_equal(e.steps["observation.state"], [[k % 1000, t] for t in range(n + 1)])
+        np.testing.assert_array_equal(e.steps["action"][:, 0], np.arange(n))  # the actor began anew with its row
+        np.testing.assert_array_equal(e.steps["said"], 10 * np.arange(n))
+        np.testing.assert_array_equal(e.steps["next.reward"], np.arange(n))
+        last = np.arange(n) == n - 1
+        np.testing.assert_array_equal(e.steps["next.terminated"], last & (k % 2 == 0))
+        np.testing.assert_array_equal(e.steps["next.truncated"], last & (k % 2 == 1))
+        assert e.meta["success"] is (k % 3 == 0)  # at any step, although the last info said no
+        assert e.meta["seed"] == 4 and e.meta["env"] == "clockwork"
+    assert data.facts["fps"] == 10
+
+
+def test_no_row_starts_an_episode_that_was_not_asked_for():
+    env = Clockwork(3)
+    rollout(Counting(), env, 8, seed=0)
+    asked = keys(0, range(8)).tolist()
+    later = [k for which, key in env.resets[1:] for k in key]
+    assert env.resets[0][1] + later == asked
+
+
+@dataclass(frozen=True)
+class Breaks(Actor):
+    """No number from step 2 on, in rows of odd keys."""
+
+    def start(self, obs, key):
+        return {"key": key, "count": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        bad = (state["count"] >= 2) & (state["key"] % 2 == 1)
+        action = torch.where(bad, math.nan, 0.0).unsqueeze(1)
+        return action, {**state, "count": state["count"] + 1}
+
+
+def test_an_action_that_is_no_number_is_an_error_that_says_where():
+    number = next(n for n, k in enumerate(keys(0, range(50)).tolist()) if k % 2 == 1 and length(k) > 2)
+    with pytest.raises(NotFinite, match=rf"clockwork, episode {number}, step 2.*\n.*checkpoint"):
+        rollout(Breaks(), Clockwork(1), 50, seed=0)
+    assert issubclass(NotFinite, UserError)
+
+
+def test_a_row_that_waits_may_do_what_it_likes():
+    # A row whose last episode is over goes on being stepped; here it acts NaN, and nobody reads it.
+    n = next(n for n in range(100) if (k := keys(0, [n, n + 1]).tolist())[0] % 2 and length(k[0]) <= 2
+             and k[1] % 2 == 0 and length(k[1]) > 3)
+    assert len(rollout(Breaks(), Clockwork(2), 2, seed=0, first=n)) == 2
+
+
+@pytest.fixture(scope="module")
+def fork_data():
+    env = Fork(16)
+    return rollout(env.expert(), env, 16, recording(0))
+
+
+def untrained(data, head=None, obs=2, trunk=None):
+    torch.manual_seed(0)
+    recipe = Recipe(head or Regression(), trunk=trunk or MLP(), window=Window(obs, 8))
+    return Policy(recipe, data.features()).fit(data).eval()
+
+
+@pytest.mark.parametrize("executor", [Receding(3), Ensemble(), Ensemble(0.3)], ids=str)
+def test_results_are_the_same_bits_for_any_number_of_rows(fork_data, executor):
+    actor = Plays(Fixed(untrained(fork_data), rows=8), executor)
+    noisy = Noisy(actor, 2, 0.3)  # so that episodes end at different times
+    prints = {rows: rollout(noisy, Fork(rows, gust=0.2), 23, seed=5).fingerprint() for rows in (1, 2, 7, 23, 40)}
+    assert len(set(prints.values())) == 1, prints
+
+
+def test_a_part_of_the_episodes_is_that_part_of_all(fork_data):
+    actor = Noisy(Plays(Fixed(untrained(fork_data), rows=4), Receding(3)), 2, 0.3)
+    whole = rollout(actor, Fork(5), 12, seed=3)
+    assert rollout(actor, Fork(5), 5, seed=3, first=7).fingerprint() == whole[7:].fingerprint()
+
+
+def test_seeds_of_different_purposes_never_meet():
+    made = [f(s) for f in (during, recording, tuning) for s in range(100)]
+    assert len(set(made)) == 300 and max(made) < 0
+    with pytest.raises(UserError):
+        during(-1)
+
+
+def test_what_an_inner_actor_writes_down_is_written_down():
+    plain, wrapped = (rollout(a, Clockwork(3), 9, seed=1) for a in (Counting(), Noisy(Counting(), 1, 0.0)))
+    for x, y in zip(plain, wrapped, strict=True):
+        np.testing.assert_array_equal(x.steps["said"], y.steps["said"])
+
+
+# -- evaluation ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lucky(Actor):
+    """The expert in a share of episodes chosen by key, else it drives into the pillar."""
+
+    share: float
+    stream: int = 9
+
+    def start(self, obs, key):
+        good = uniform(key, torch.zeros_like(key), (1,), self.stream)[:, 0] < self.share
+        return {"good": good, "expert": Fork().expert().start(obs, key)}
+
+    def act(self, obs, state):
+        action, expert = Fork().expert().act(obs, state["expert"])
+        straight = torch.tensor([1.0, 0.0]).expand_as(action)
+        return torch.where(state["good"].unsqueeze(1), action, straight), {**state, "expert": expert}
+
+
+def test_an_evaluation_counts_what_happened():
+    e = evaluate(Lucky(0.6), Fork(10), 50, seed=1)
+    good = (uniform(keys(1, range(50)), torch.zeros(50, dtype=torch.int64), (1,), 9)[:, 0] < 0.6).numpy()
+    np.testing.assert_array_equal(e.successes, good)
+    np.testing.assert_array_equal(e.rewards, np.where(good, 1.0, -1.0))
+    assert e.success.estimate == good.mean() and e.returns.estimate == pytest.approx(2 * good.mean() - 1)
+    assert e.success.low < good.mean() < e.success.high and e.seconds > 0 and e.env == "fork"
+
+
+def test_the_json_is_the_published_document():
+    a, b = evaluate(Lucky(0.9), Fork(10), 40, seed=1), evaluate(Lucky(0.3), Fork(10), 40, seed=1)
+    doc = json.loads(json.dumps(a.json(b, "runs/other"), allow_nan=False))
+    assert list(doc) == ["env", "episodes", "successes", "success", "return", "seconds", "paired"]
+    assert list(doc["success"]) == ["estimate", "low", "high", "level"]
+    assert list(doc["return"]) == ["mean", "low", "high", "level"]
+    assert list(doc["paired"]) == ["against", "difference", "low", "high", "p"]
+    assert doc["env"] == "fork" and doc["episodes"] == 40 and doc["paired"]["against"] == "runs/other"
+    assert doc["successes"] == a.successes.sum() and doc["success"]["estimate"] == doc["successes"] / 40
+    assert doc["paired"]["difference"] == pytest.approx((doc["successes"] - b.successes.sum()) / 40)
+    assert a.json()["paired"] is None
+
+
+def test_where_no_success_is_defined_it_is_null_and_returns_are_compared():
+    a = evaluate(Counting(), Clockwork(4, success=False), 30, seed=0)
+    b = evaluate(Noisy(Counting(), 1, 0.0), Clockwork(4, success=False), 30, seed=0)
+    assert a.success is None and a.json()["success"] is None and a.json()["successes"] is None
+    p = compare(a, b)
+    assert (p.of, p.difference, p.low, p.high, p.p) == ("return", 0.0, 0.0, 0.0, 1.0)
+    with pytest.raises(UserError, match="no success"):
+        compare(a, b, of="success")
+
+
+def test_numbers_that_are_not_finite_are_null():
+    e = evaluate(Counting(), Clockwork(1), 1, seed=0)  # one episode has no spread
+    doc = json.loads(json.dumps(e.json(), allow_nan=False))
+    assert doc["return"]["low"] is None and doc["return"]["mean"] is not None
+    assert doc["success"]["low"] is not None
+
+
+def test_episodes_judged_from_disk_are_judged_alike():
+    e = evaluate(Lucky(0.5), Fork(10), 30, seed=2)
+    again = judged(Dataset(list(e.episodes), e.episodes.facts))
+    assert (again.success, again.returns, again.seed, again.env) == (e.success, e.returns, e.seed, e.env)
+
+
+# -- comparison ----------------------------------------------------------------------------------------------------
+
+
+def test_unequal_starts_are_refused():
+    a = evaluate(Lucky(1.0), Fork(10), 20, seed=1)
+    for b in (evaluate(Lucky(1.0), Fork(10), 20, seed=2), evaluate(Lucky(1.0), Fork(10), 19, seed=1),
+              evaluate(Counting(), Clockwork(4), 20, seed=1)):
+        with pytest.raises(UserError, match="expected the same"):
+            compare(a, b)
+    moved = a.episodes.map(lambda e: e.but({"observation.state": e.steps["observation.state"] + 1e-6}))
+    with pytest.raises(UserError, match="does not repeat"):
+        compare(a, judged(moved))
+
+
+def test_a_perfect_tie_is_not_certainty():
+    a = evaluate(Fork().expert(), Fork(10), 20, seed=1)
+    p = compare(a, a)
+    assert a.successes.all() and p.difference == 0 and p.p == 1.0
+    assert p.low == pytest.approx(-0.1611, abs=1e-4) and p.high == pytest.approx(0.1611, abs=1e-4)
+    assert p.better is None
+    many = across([a, a, a, a, a])
+    assert many.success.low < 1 and many.success.high == 1
+    p = compare([a] * 5, [a] * 5)
+    assert p.low < 0 < p.high and p.seeds == 5
+
+
+def test_which_is_better_is_said_in_plain_words():
+    good, bad = evaluate(Lucky(0.95), Fork(10), 60, seed=1), evaluate(Lucky(0.2), Fork(10), 60, seed=1)
+    said = verdict(good, bad, ("flow", "bc"))
+    assert said.startswith("Flow succeeds more often than bc") and "this checkpoint" in said
+    assert f"{good.successes.sum()} of 60 against {bad.successes.sum()} of 60" in said
+    p = compare(good, bad)
+    assert f"{100 * p.difference:+.1f} points" in said and f"{100 * p.low:+.1f} points" in said
+    assert verdict(bad, good, ("bc", "flow")).startswith("Flow succeeds more often than bc")
+    close = evaluate(Lucky(0.9), Fork(10), 60, seed=1)
+    assert verdict(good, close, ("flow", "mip")).startswith("Cannot tell whether flow or mip is better")
+    alone = verdict(good, names=("flow", ""))
+    assert "this checkpoint" in alone and f"{good.successes.sum()} of 60" in alone
+    methods = verdict([good] * 3, [bad] * 3, ("flow", "bc"))
+    assert "this checkpoint" not in methods and "3 training seeds" in methods
+
+
+def test_a_real_difference_between_methods_is_found_and_chance_is_not():
+    def group(share, streams):
+        return [evaluate(Lucky(share, s), Fork(50), 50, seed=1) for s in streams]
+    strong, weak = group(0.9, range(10, 15)), group(0.5, range(20, 25))
+    p = compare(strong, weak)
+    assert p.better == "first" and compare(weak, strong).better == "second"
+    assert p.difference == pytest.approx(np.mean([s.successes.mean() for s in strong])
+                                         - np.mean([s.successes.mean() for s in weak]))
+    assert compare(strong, group(0.9, range(30, 35))).better is None
+    with pytest.raises(UserError, match="as many training seeds"):
+        compare(strong, weak[:4])
+    q = compare(strong, weak, of="return")
+    assert q.of == "return" and q.difference == pytest.approx(2 * p.difference) and q.better == "first"
+
+
+def test_the_sign_flip_test_is_exact():
+    a = evaluate(Lucky(0.5), Fork(10), 8, seed=3)
+    b = evaluate(Lucky(0.5, 77), Fork(10), 8, seed=3)
+    d = a.rewards - b.rewards
+    flips = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1).T
+    means = np.abs((flips * d).sum(1))
+    assert compare(a, b, of="return").p == pytest.approx((means >= abs(d.sum()) - 1e-12).mean())

@@ -64,9 +64,10 @@ class Clone(Learner):
         self.descent = learning.optim.build(self.modules, steps, policy.device)
         self.processes = Processes.now()
         self.parts = -(-learning.optim.accumulate // self.processes.count)  # of this process
-        if learning.batch < self.parts * self.processes.count:
-            raise UserError(f"expected a batch of {self.parts * self.processes.count} windows or more, one for each part "
-                            f"and process, found {learning.batch}", where="Cloning",
+        least = self.parts * self.processes.count
+        if learning.batch < least:
+            raise UserError(f"expected a batch of {least} windows or more, one for each part of each process, found "
+                            f"{learning.batch}", where="Cloning",
                             do="take a larger batch, or a smaller optim.accumulate")
 
     @property

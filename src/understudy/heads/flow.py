@@ -1,0 +1,71 @@
+"""Flow matching: the velocity of a straight line from noise to action (Lipman et al. 2023, arXiv 2210.02747; Liu et
+al. 2023, arXiv 2209.03003)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..core import Unsupported
+from .base import Noising, levels, slope, times_of
+
+
+@dataclass(frozen=True)
+class Flow(Noising):
+    """x_t = t action + (1 - t) noise; the network says action - noise.
+
+    solver: "euler", or "midpoint", which asks the network twice a step.
+    density: of the times trained on: "uniform"; "beta" dwells on noise: t = 0.999 (1 - u), u ~ Beta(1.5, 1) (pi0,
+        Black et al. 2024, arXiv 2410.24164); "logit-normal" dwells on the middle (Esser et al. 2024, arXiv 2403.03206).
+    times: "shared" by all steps of a chunk, of "each" its own (diffusion forcing), or on the "ramp" of a rolling
+        buffer (streaming diffusion).
+    push: the most that guidance may weigh (near t = 0 its exact weight diverges; Black et al. 2025).
+    """
+
+    steps: int = 10
+    solver: Literal["euler", "midpoint"] = "euler"
+    density: Literal["uniform", "beta", "logit-normal"] = "uniform"
+    times: Literal["shared", "each", "ramp"] = "shared"
+    push: float = 5.0
+
+    def __post_init__(self):
+        if self.times == "ramp" and self.density != "uniform":
+            raise Unsupported(f"a rolling buffer's times are even, and density={self.density!r} bends them",
+                              where="Flow.density", do="take density=\"uniform\"")
+
+    def build(self, trunk, dim, shape):
+        times_of(trunk, self.times)
+        return trunk.build(dim, dim, 1, shape)
+
+    def corrupt(self, action, noise, t):
+        return t * action + (1 - t) * noise
+
+    def loss(self, net, context, action, mask, rng):
+        noise = torch.randn(action.shape, generator=rng, device=action.device)
+        t = self._bend(levels(self.times, action, rng)).unsqueeze(-1)
+        velocity = net(self.corrupt(action, noise, t), t, context)
+        return (velocity - (action - noise)).square().mean(-1)
+
+    def step(self, net, context, x, t, to, cost=None):
+        t, to = t.unsqueeze(-1), to.unsqueeze(-1)
+        velocity = self._velocity(net, context, x, t, cost)
+        if self.solver == "midpoint":
+            middle = (t + to) / 2
+            velocity = self._velocity(net, context, x + (middle - t) * velocity, middle, cost)
+        return x + (to - t) * velocity
+
+    def _bend(self, u):
+        """Uniform times into those of the density, by the inverse of its distribution function."""
+        if self.density == "beta":
+            return 0.999 * (1 - (1 - u) ** (1 / 1.5))
+        return torch.special.ndtri(u).sigmoid() if self.density == "logit-normal" else u
+
+    def _velocity(self, net, context, x, t, cost):
+        velocity = net(x, t, context)
+        if cost is None:
+            return velocity
+        # The pseudo-inverse weight (1-t) / (t r^2) with r^2 = (1-t)^2 / (t^2 + (1-t)^2).
+        weight = ((t**2 + (1 - t) ** 2) / (t * (1 - t)).clamp(min=1e-6)).clamp(max=self.push)
+        return velocity - weight * slope(cost, lambda y: y + (1 - t) * net(y, t, context), x)

@@ -107,15 +107,26 @@ class LastAction:
 
 @dataclass(frozen=True)
 class PunishIntervention:
-    """Reward -1 at a step where a person takes over, else 0 (RLIF, Luo et al. 2024): any offline learner does the
-    rest."""
+    """Reward -1 at the last step before a person takes over, which is what made them, else 0 (RLIF, Luo et al. 2024):
+    any offline learner does the rest. What was taken over from the start had no such step."""
 
     of: str = "intervention"
     into: str = "next.reward"
 
     def __call__(self, episode: Episode) -> Episode:
-        taken = np.asarray(_column(episode, self.of)).reshape(-1).astype(np.float32)
-        return _add(episode, self.into, -(np.diff(taken, prepend=0) > 0).astype(np.float32))
+        taken = np.asarray(_column(episode, self.of)[: len(episode)]).reshape(-1) > 0
+        return _add(episode, self.into, -np.append(taken[1:] & ~taken[:-1], False).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same number at every step: which data set it came from (an expert's, SQIL), which robot, which operator."""
+
+    into: str
+    value: float
+
+    def __call__(self, episode: Episode) -> Episode:
+        return _add(episode, self.into, np.broadcast_to(np.float32([self.value]), (len(episode) + 1, 1)))
 
 
 @dataclass(frozen=True)

@@ -124,3 +124,39 @@ def choices_of(feature: Feature, name: str) -> tuple[int, ...]:
         raise UserError("expected to know how many choices each component has, found none said",
                         where=f"column {name!r}", do="say it in the Feature's `choices`")
     return feature.choices
+
+
+@dataclass(frozen=True)
+class Flat(Encoder):
+    """All numbers of all rows side by side as one token, nothing learned: with the MLP trunk, a plain network from
+    the observation to the action. Choices as one-hot vectors.
+
+    What was not sensed reads as zeros, which may also be a value: where columns are dropped on purpose
+    (classifier-free guidance), take Tokens.
+    """
+
+    def build(self, features, rows):
+        return _Flat(features, rows)
+
+
+class _Flat(EncoderNet):
+    def __init__(self, features, rows):
+        super().__init__()
+        for name, f in features.items():
+            if f.kind not in ("vector", "choice"):
+                raise UserError(f"expected numbers, found {f.kind}", where=f"column {name!r}",
+                                do="take the encoder Tokens, or leave the column out of inputs")
+        self.choices = {k: choices_of(f, k) if f.kind == "choice" else None for k, f in features.items()}
+        self.tokens = 1
+        self.width = rows * sum(f.size if f.kind == "vector" else sum(self.choices[k]) for k, f in features.items())
+
+    def forward(self, obs, rng=None):
+        parts = []
+        for name, choices in self.choices.items():
+            x, here = sensed(obs, name)
+            x = x.flatten(2)
+            if choices is not None:
+                x = torch.cat([x[..., i:i + 1] == torch.arange(n, device=x.device) for i, n in enumerate(choices)], -1)
+            parts.append((x.float() * here.unsqueeze(-1)).flatten(1))
+        flat = torch.cat(parts, -1).unsqueeze(1)
+        return Context(flat, torch.ones_like(flat[..., 0], dtype=torch.bool))

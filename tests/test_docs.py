@@ -1,0 +1,140 @@
+"""Every code block of the README, CONTRIBUTING and the site runs, page by page and in order, with small budgets.
+
+- `python` runs in one namespace a page. With a title ("```python title="my_env.py"") it is saved under that name.
+- `console` and `bash` run what begins with `understudy`; in `console`, lines without `$ ` are output.
+- `json`, `text` and the like are not code. A block that cannot run here has a comment above it with a reason that
+  tests/expected_skips.txt lists: <!-- not run: installs packages -->, or <!-- needs mujoco --> where it depends.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOT_CODE = {"text", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
+
+FENCE = re.compile(
+    r"(?:^[ ]*<!-- (?P<kind>not run:|needs) (?P<why>[^\n]+?) -->\n+)?"
+    r"^(?P<indent>[ ]*)```(?P<language>[^\s`]*)(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```[ ]*$",
+    re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    title: str | None
+    text: str
+    skip: str | None  # why it is not run
+
+    @property
+    def name(self):
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for m in FENCE.finditer(text):
+        title = re.search(r'title="([^"]+)"', m["info"])
+        skip = m["why"]
+        if m["kind"] == "needs":
+            skip = None if importlib.util.find_spec(m["why"]) else "simulator not installed"
+        line = text.count("\n", 0, m.start("language")) + 1
+        found.append(Block(page, line, m["language"], title and title[1], textwrap.dedent(m["body"]), skip))
+    return found
+
+
+def cut(text: str) -> str:
+    """The same with budgets of a test."""
+    text = re.sub(r"(--(?:learn\.)?steps[ =])\d+", r"\g<1>6", text)
+    text = re.sub(r"(--every[ =])\d+", r"\g<1>3", text)
+    text = re.sub(r"(--episodes[ =])\d+", r"\g<1>4", text)
+    text = re.sub(r"\b(steps=)[\d_]+", r"\g<1>6", text)
+    return re.sub(r"\b(episodes=)[\d_]+", r"\g<1>4", text)
+
+
+def commands(block: Block) -> list[str]:
+    text = block.text.replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if block.language == "console":
+        lines = [line[2:] for line in lines if line.startswith("$ ")]
+    return [line for line in lines if not line.startswith("#")]
+
+
+def run(block: Block, namespace: dict) -> None:
+    if block.title:
+        Path(block.title).write_text(block.text)
+    elif block.language == "python":
+        exec(compile("\n" * block.line + cut(block.text), str(block.page), "exec"), namespace)
+    elif block.language in ("console", "bash"):
+        for command in commands(block):
+            words = shlex.split(cut(command), comments=True)
+            assert words[0] == "understudy", f"{command!r} cannot be run here: say why above the block"
+            if words[1:2] == ["train"] and "--steps" not in words and "--help" not in words:
+                words += ["--steps", "6"]
+            from understudy.cli import main
+            assert main(words[1:]) == 0, f"{block.name}: {command}"
+    else:
+        assert block.language in NOT_CODE, f"{block.name}: no way to check {block.language!r}"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, demos):
+    """A folder with somebody's own demonstrations in it, as the pages assume: my_demos.npz."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    some = list(demos[:12])
+    state = "observation.state"
+    np.savez("my_demos.npz", observations=np.concatenate([e.steps[state][:len(e)] for e in some]),
+             actions=np.concatenate([e.steps["action"] for e in some]),
+             episode_ends=np.cumsum([len(e) for e in some]))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_page_runs(page, here):
+    namespace = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.skip is None:
+            try:
+                run(block, namespace)
+            except Exception as error:
+                raise AssertionError(f"{block.name}: {type(error).__name__}: {error}") from error
+
+
+@pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p) if b.skip is not None], ids=lambda b: b.name)
+def test_a_block_that_is_not_run_has_a_listed_reason(block):
+    pytest.skip(block.skip)
+
+
+def test_no_fence_is_overlooked():
+    """As many fences as the pattern finds blocks, two each: one that is not closed would hide what follows."""
+    for page in PAGES:
+        fences = re.findall(r"^[ ]*```", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(fences) == 2 * len(blocks(page)), page
+
+
+def test_links_between_the_files_lead_somewhere():
+    for page in PAGES:
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+        for link in links:
+            target = link.split("#")[0]
+            if target and "://" not in target and not target.startswith("mailto:"):
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {link}"

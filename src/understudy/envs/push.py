@@ -16,8 +16,8 @@ SIDE = 1.0  # m, of the table
 DISC, HALF = 0.035, 0.08  # m: radius of the disc; half the side of the block
 MARGIN = 0.12  # m: how near an edge of the table the block's centre comes
 RADIUS = 0.03  # m: of the goal
-SPEED = 0.5  # m/s
-PERIOD, SUBSTEPS = 0.02, 5  # s; a substep moves the disc by at most 0.014 m, much less than it and the block are wide
+SPEED = 0.25  # m/s
+PERIOD, SUBSTEPS = 0.02, 5  # s; a substep moves the disc by at most 7 mm, much less than it is wide
 FRICTION = 0.3  # between disc and block
 LEVER = 0.061  # m: largest moment over largest force of friction under the block, 0.765 half sides for a square
 STATE = ("agent.x", "agent.y", "block.x", "block.y", "block.cos", "block.sin", "goal.x", "goal.y")
@@ -29,7 +29,7 @@ class Push(Toy):
 
     observation.state (8): positions of disc, block and goal (m), cosine and sine of the block's angle. With `images`
     it is the disc's position alone, beside observation.images.top (size, size, 3), and simulator.state holds all
-    eight. action (2): velocity of the disc, m/s, clipped to [-0.5, 0.5]; a step is 0.1 s. Bringing the block's centre
+    eight. action (2): velocity of the disc, m/s, clipped to [-0.25, 0.25]; a step is 0.1 s. Bringing the block's centre
     to the goal ends the episode with reward 1.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it.
@@ -154,21 +154,27 @@ class Expert(Actor):
     deviation of its unsteadiness, m/s."""
 
     column: str = "observation.state"
-    noise: float = 0.05
+    noise: float = 0.03
 
     def start(self, obs, key):
         return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
-        disc, block, _, goal = obs[self.column].chunk(4, 1)
+        disc, block, _, goal = obs[self.column].split(2, 1)
         away, ahead = _unit(disc - block), _unit(goal - block)
-        near = (disc - block).norm(dim=1, keepdim=True)
-        facing = (away * ahead).sum(1, keepdim=True)  # -1 behind the block, as seen from the goal
+        near, far = (_length(x - block) for x in (disc, goal))
+        facing = (away * ahead).sum(1, keepdim=True)  # -1 where a push leads to the goal
         field = 2 * facing * away - ahead
-        field = torch.where(facing > -0.8, _unit(field + 8 * (1.7 * HALF + DISC - near) * away), field)
-        action = SPEED * field + self.noise * normal(state["key"], state["count"], (2,), stream=2)
+        around = _unit(field + 20 * (1.7 * HALF + DISC - near) * away)
+        through = field * (far / 0.1).clamp(0.3, 1)
+        action = SPEED * torch.where(facing > -0.9, around, through)
+        action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1}
 
 
+def _length(x):
+    return (x * x).sum(1, keepdim=True).sqrt()
+
+
 def _unit(x):
-    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return x / _length(x).clamp(min=1e-6)

@@ -107,16 +107,19 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def mean(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
-    """Of a mean of any distribution: the bias-corrected and accelerated bootstrap (Efron 1987), 9,999 draws, the same
-    at every call. Not finite where `values` are not, or where there are fewer than two."""
+    """Of a mean of any distribution: the bias-corrected and accelerated bootstrap (Efron 1987) at the level that makes
+    up for its narrowness with few values (Hesterberg 2015, section 3.1); 9,999 draws, the same at every call. From
+    20 values on it covers about as promised unless a rare value decides the mean. Not finite where `values` are not,
+    or where there are fewer than two; where all are equal, so are the limits."""
     x = np.asarray(values, float)
     centre = float(x.mean()) if len(x) else math.nan
     if len(x) < 2 or not np.isfinite(x).all():
         return Interval(centre, math.nan, math.nan, level)
     if x.min() == x.max():  # nothing to draw from
         return Interval(float(x[0]), float(x[0]), float(x[0]), level)
-    found = stats.bootstrap((x,), np.mean, confidence_level=level, method="BCa", rng=np.random.default_rng(0),
-                            vectorized=True).confidence_interval
+    wider = 1 - 2 * stats.norm.sf(math.sqrt(len(x) / (len(x) - 1)) * stats.t.isf((1 - level) / 2, len(x) - 1))
+    found = stats.bootstrap((x,), np.mean, confidence_level=float(wider), method="BCa", vectorized=True,
+                            rng=np.random.default_rng(0)).confidence_interval
     return Interval(centre, float(found.low), float(found.high), level)
 
 

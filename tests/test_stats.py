@@ -1,0 +1,250 @@
+"""Intervals against published numbers, other implementations, exact coverage and simulated coverage."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize
+from scipy import stats as scipy_stats
+
+from understudy.evaluate.stats import (
+    Interval,
+    clopper_pearson,
+    mcnemar,
+    mean,
+    newcombe,
+    tango,
+    tango_z,
+    two_level,
+    two_level_difference,
+    two_level_mean,
+    wilson,
+)
+
+# Newcombe (1998), Statistics in Medicine 17:857, table I: methods 3 (score) and 5 (Clopper-Pearson).
+PUBLISHED = [(81, 263, (0.2553, 0.3662), (0.2527, 0.3676)), (15, 148, (0.0624, 0.1605), (0.0578, 0.1617)),
+             (0, 20, (0.0, 0.1611), (0.0, 0.1684)), (1, 29, (0.0061, 0.1718), (0.0009, 0.1776))]
+
+
+def ends(i: Interval) -> tuple[float, float]:
+    return i.low, i.high
+
+
+def near(limits, digits=3):
+    """Equal when rounded to so many digits."""
+    return pytest.approx(limits, abs=0.51 * 10**-digits)
+
+
+@pytest.mark.parametrize("k, n, score, exact", PUBLISHED)
+def test_published_intervals_of_one_proportion(k, n, score, exact):
+    assert ends(wilson(k, n)) == near(score, 4) and ends(clopper_pearson(k, n)) == near(exact, 4)
+    assert wilson(k, n).estimate == clopper_pearson(k, n).estimate == k / n
+
+
+@pytest.mark.parametrize("n", [1, 7, 50])
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_one_proportion_agrees_with_scipy(n, level):
+    for k in range(n + 1):
+        for mine, method in ((clopper_pearson, "exact"), (wilson, "wilson")):
+            theirs = scipy_stats.binomtest(k, n).proportion_ci(level, method)
+            assert ends(mine(k, n, level)) == pytest.approx(ends(theirs), abs=1e-9)
+
+
+def covered(interval, n, p):
+    """Exactly: the probability that the interval of n trials holds p."""
+    inside = [interval(k, n).low <= p <= interval(k, n).high for k in range(n + 1)]
+    return float(scipy_stats.binom.pmf(np.arange(n + 1), n, p) @ inside)
+
+
+@pytest.mark.parametrize("n", [10, 25, 100])
+def test_clopper_pearson_covers_always_and_wilson_on_average(n):
+    grid = np.linspace(0.001, 0.999, 199)
+    assert min(covered(clopper_pearson, n, p) for p in grid) >= 0.95
+    rates = [covered(wilson, n, p) for p in grid]
+    assert np.mean(rates) >= 0.945 and min(rates) < 0.95  # the reason why it is not what coverage is promised with
+
+
+def test_no_trials_say_nothing():
+    for i in (clopper_pearson(0, 0), wilson(0, 0)):
+        assert math.isnan(i.estimate) and (i.low, i.high) == (0.0, 1.0)
+    assert (tango(0, 0, 0).low, tango(0, 0, 0).high) == (-1.0, 1.0)
+    with pytest.raises(ValueError, match="5 of 4"):
+        clopper_pearson(5, 4)
+
+
+# -- paired differences ------------------------------------------------------------------------------------------
+
+
+def test_published_examples_of_tango():
+    """Tango (1998), Statistics in Medicine 17:891, sections 6.1 (44 pairs, 0 and 1 differ) and 6.2 (32 pairs, 9 and 3
+    differ); Fagerland, Lydersen and Laake (2014), Statistics in Medicine 33:2850: airway reactivity, (1, 1; 7, 12)."""
+    assert tango_z(0, 1, 44, -0.1) == pytest.approx(1.709, abs=5e-4)
+    assert tango(0, 1, 44, 0.90).low == pytest.approx(-0.096, abs=5e-4)
+    assert ends(tango(9, 3, 32)) == near((-0.027, 0.390))
+    assert ends(tango(1, 7, 21)) == near((-0.517, -0.026))
+    assert ends(newcombe(1, 1, 7, 12)) == near((-0.507, -0.026))
+    assert mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5)
+
+
+def by_likelihood(b, c, n, difference):
+    """The score statistic, its nuisance maximised numerically instead of in closed form."""
+    def loss(q):  # q: P(second only); the two cells where both agree count as one
+        cells = np.array([q + difference, q, 1 - 2 * q - difference])
+        counts = np.array([b, c, n - b - c])
+        if (cells < 0).any() or ((cells <= 0) & (counts > 0)).any():
+            return np.inf
+        return -float(counts[counts > 0] @ np.log(cells[counts > 0]))
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    q = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
+    q = min((q, low, high), key=loss)
+    return (b - c - n * difference) / math.sqrt(n * (2 * q + difference * (1 - difference)))
+
+
+@pytest.mark.parametrize("b, c, n", [(9, 3, 32), (1, 7, 21), (0, 5, 20), (40, 2, 100), (0, 1, 44), (5, 5, 10)])
+def test_tango_against_numerical_likelihood(b, c, n):
+    for d in (-0.7, -0.3, -0.05, 0.02, 0.2, 0.6):
+        assert tango_z(b, c, n, d) == pytest.approx(by_likelihood(b, c, n, d), rel=1e-4, abs=1e-4)
+    z = scipy_stats.norm.isf(0.025)
+    i = tango(b, c, n)
+    assert by_likelihood(b, c, n, i.low) == pytest.approx(z, abs=1e-3)
+    assert by_likelihood(b, c, n, i.high) == pytest.approx(-z, abs=1e-3)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 60), min_size=3, max_size=3).filter(any), st.sampled_from([0.8, 0.95, 0.99]))
+def test_tango_is_an_interval_around_its_estimate_and_mirrors(counts, level):
+    b, c, n = counts[0], counts[1], sum(counts)
+    i, mirrored = tango(b, c, n, level), tango(c, b, n, level)
+    assert -1 <= i.low <= i.estimate == (b - c) / n <= i.high <= 1 and i.low < i.high
+    assert ends(i) == pytest.approx((-mirrored.high, -mirrored.low), abs=1e-9)
+    wider = tango(b, c, n, (1 + level) / 2)
+    assert wider.low <= i.low and i.high <= wider.high
+
+
+def test_a_perfect_tie_of_twenty_is_not_certainty():
+    i = tango(0, 0, 20)  # closed form: z^2 / (n + z^2)
+    z2 = scipy_stats.norm.isf(0.025) ** 2
+    assert ends(i) == pytest.approx((-z2 / (20 + z2), z2 / (20 + z2)), abs=1e-9)
+    assert tango(20, 0, 20).low == pytest.approx(1 - 2 * z2 / (20 + z2), abs=1e-6) and tango(20, 0, 20).high == 1
+
+
+def test_tango_covers_about_as_promised():
+    """Exactly, over all outcomes of 20 pairs. Tango's own tables show values down to about 0.93."""
+    n = 20
+    table = {(b, c): tango(b, c, n) for b in range(n + 1) for c in range(n + 1 - b)}
+    rates = []
+    for p, q in ((0.05, 0.05), (0.2, 0.2), (0.3, 0.1), (0.45, 0.05), (0.02, 0.1), (0.6, 0.3)):
+        odds = scipy_stats.multinomial(n, [p, q, 1 - p - q])
+        rates.append(sum(odds.pmf([b, c, n - b - c]) for (b, c), i in table.items() if i.low <= p - q <= i.high))
+    assert min(rates) >= 0.92 and np.mean(rates) >= 0.945
+
+
+def test_mcnemar_is_the_binomial_of_the_pairs_that_differ():
+    for b, c in ((0, 0), (3, 3), (0, 6), (9, 3), (1, 20)):
+        tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1)) / 2 ** (b + c)
+        assert mcnemar(b, c) == pytest.approx(min(1.0, 2 * tail))
+
+
+# -- means -------------------------------------------------------------------------------------------------------
+
+
+def test_a_mean_of_normal_values_is_near_students():
+    x = np.random.default_rng(3).normal(5, 2, 60)
+    i, exact = mean(x), scipy_stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    half = (exact.high - exact.low) / 2
+    assert ends(i) == pytest.approx(ends(exact), abs=0.1 * half)
+    assert i == mean(x) and i.estimate == pytest.approx(x.mean())
+
+
+def test_a_mean_covers_about_as_promised():
+    rng = np.random.default_rng(0)
+    for draw, truth, n in ((lambda: rng.normal(size=20), 0.0, 20), (lambda: rng.exponential(size=50), 1.0, 50)):
+        hits = sum(i.low <= truth <= i.high for i in (mean(draw()) for _ in range(300)))
+        assert hits / 300 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300), n
+
+
+def test_a_mean_that_cannot_be_known_says_so():
+    for values in ([], [1.0], [1.0, math.inf], [1.0, math.nan, 2.0]):
+        assert math.isnan(mean(values).low) and math.isnan(mean(values).high)
+    assert mean([2.5] * 9) == Interval(2.5, 2.5, 2.5)
+
+
+# -- methods -----------------------------------------------------------------------------------------------------
+
+SEEDS, EPISODES, DRAWS = 5, 100, 500
+FLOOR = 0.95 - 3 * math.sqrt(0.95 * 0.05 / DRAWS)  # 0.921
+
+
+def outcomes(rng, p, seeds, starts, shared=None):
+    """0s and 1s (SEEDS, EPISODES) of mean p: a latent normal with spreads over training seeds and over starts."""
+    total = math.sqrt(1 + seeds**2 + starts**2)
+    start = rng.normal(size=(1, EPISODES)) if shared is None else shared
+    z = seeds * rng.normal(size=(SEEDS, 1)) + starts * start + rng.normal(size=(SEEDS, EPISODES))
+    return (z + scipy_stats.norm.ppf(p) * total > 0).astype(float)
+
+
+@pytest.mark.parametrize("p, seeds, starts", [(0.5, 0, 0), (0.5, 1, 0), (0.8, 0.3, 1), (0.8, 0, 3), (0.95, 0.3, 0),
+                                              (0.99, 0.3, 0), (1.0, 0, 0)])
+def test_the_interval_of_a_method_covers(p, seeds, starts):
+    rng = np.random.default_rng(1)
+    found = [two_level(outcomes(rng, p, seeds, starts)) for _ in range(DRAWS)]
+    assert np.mean([i.low <= p <= i.high for i in found]) >= FLOOR
+    assert all(0 <= i.low < i.high <= 1 for i in found)
+
+
+def test_what_simpler_intervals_miss():
+    """Why two levels: pooling the episodes forgets the seeds, Student's t over seeds forgets that they all met the
+    same starts."""
+    rng = np.random.default_rng(1)
+    pooled = student = 0
+    for _ in range(200):
+        x = outcomes(rng, 0.5, 1, 0)
+        i = clopper_pearson(int(x.sum()), x.size)
+        pooled += i.low <= 0.5 <= i.high
+        i = scipy_stats.ttest_1samp(outcomes(rng, 0.5, 0, 3).mean(1), 0).confidence_interval(0.95)
+        student += i.low <= 0.5 <= i.high
+    assert pooled / 200 < 0.6 and student / 200 < 0.8
+
+
+@pytest.mark.parametrize("p, q, seeds, starts", [(0.5, 0.5, 0, 0), (0.5, 0.5, 1, 1), (0.8, 0.6, 0.3, 0),
+                                                 (0.95, 0.9, 0.3, 3), (0.99, 0.99, 0, 0)])
+def test_the_interval_of_a_difference_of_methods_covers_and_agrees_with_its_test(p, q, seeds, starts):
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(DRAWS):
+        shared = rng.normal(size=(1, EPISODES))
+        i, chance = two_level_difference(outcomes(rng, p, seeds, starts, shared), outcomes(rng, q, seeds, starts,
+                                                                                           shared))
+        hits += i.low <= p - q <= i.high
+        assert (chance < 0.05) == (i.low > 0 or i.high < 0)
+    assert hits / DRAWS >= FLOOR
+
+
+def test_methods_that_never_fail_are_not_certain():
+    ones = np.ones((5, 100))
+    alone, (tie, p) = two_level(ones), two_level_difference(ones, ones)
+    assert alone.high == 1 and 0.9 < alone.low < clopper_pearson(500, 500).low
+    assert tie.low == pytest.approx(-tie.high) and tie.low < -0.03 and p == 1
+    apart, p = two_level_difference(ones, 0 * ones)
+    assert apart.high == 1 and apart.low < 1 and p < 0.01
+
+
+def test_the_variance_is_that_of_seeds_and_of_starts():
+    x = np.array([[1.0, 3.0, 5.0], [2.0, 2.0, 8.0]])
+    variance = np.var([3, 4], ddof=1) / 2 + np.var([1.5, 2.5, 6.5], ddof=1) / 3
+    half = scipy_stats.t.isf(0.025, 1) * math.sqrt(variance)
+    assert two_level_mean(x) == Interval(3.5, pytest.approx(3.5 - half), pytest.approx(3.5 + half))
+
+
+def test_more_seeds_narrow_it_and_one_is_refused():
+    rng = np.random.default_rng(0)
+    x = (rng.random((20, 100)) < rng.beta(8, 2, size=(20, 1))).astype(float)
+    few, many = two_level(x[:5]), two_level(x)
+    assert many.high - many.low < few.high - few.low
+    for bad in (x[:1], [[1, 0], [1]]):
+        with pytest.raises(ValueError, match="at least two training seeds with equally many"):
+            two_level(bad)
+    with pytest.raises(ValueError, match="as many seeds and episodes"):
+        two_level_difference(x, x[:5])

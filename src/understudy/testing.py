@@ -1,0 +1,365 @@
+"""What every part promises. Shipped, so that someone else's head, codec or trunk can be held to it as well.
+
+Each function raises AssertionError saying which promise was broken. None of them needs data.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import Untrusted
+from .core import Batch, Context, Feature, Schema, Shape, Unsupported, UserError, put, take
+from .data.codec import Codec
+from .data.episode import Dataset, Episode
+from .data.window import Window
+from .execute.base import Executor
+from .heads.base import Density, Noising
+from .heads.flow import Flow
+from .nets.base import Encoder, RowTime, Trunk, primed
+from .policy import Policy, Recipe
+
+STATE = "observation.state"
+
+
+class Broken(AssertionError):
+    """A promise that a part does not keep."""
+
+
+def hold(promise: bool, what: str) -> None:
+    """Unlike `assert`, also where Python runs with -O."""
+    if not promise:
+        raise Broken(what)
+
+
+def alike(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> None:
+    """Equal, or, with `near`, equal to that much of their size."""
+    torch.testing.assert_close(one, other, rtol=near, atol=near / 10, msg=lambda m: f"{what}\n{m}")
+
+
+# -- made-up data ---------------------------------------------------------------------------------------------------
+
+
+def made_up(features: Schema, episodes: int = 6, steps: int = 24, seed: int = 0) -> Dataset:
+    """Episodes of `steps` steps and more that hold anything at all: numbers of many sizes, pixels, bytes, choices."""
+    rng = np.random.default_rng(seed)
+
+    def column(name, f, rows):
+        if f.kind == "choice":
+            return rng.integers(0, np.array(f.choices).reshape(f.shape), (rows, *f.shape)).astype(f.dtype)
+        if f.kind in ("image", "text"):
+            return rng.integers(0, 256, (rows, *f.shape)).astype(np.uint8)
+        walk = rng.normal(size=(rows, *f.shape)).cumsum(0) if name.startswith("observation") else rng.normal(
+            size=(rows, *f.shape))
+        return (walk * 3 + 1).astype(f.dtype)
+    return Dataset([Episode({k: column(k, f, steps + i) for k, f in features.items()}, {"number": i},
+                            schema=dict(features)) for i in range(episodes)])
+
+
+def example(recipe: Recipe, size: int = 5, seed: int = 0, target: Feature | None = None,
+            inputs: Schema | None = None) -> tuple[Policy, Batch]:
+    """A policy fitted on made-up data, and a batch of it whose last rows run past the end of an episode.
+
+    target: two numbers, unless given. inputs: three numbers in each column that the recipe names, unless given.
+    """
+    named = (*recipe.inputs, *(g.of for g in recipe.window.goals))
+    if inputs is None:
+        inputs = {k: Feature("float32", (3,)) for k in named or (STATE, "observation.environment_state")}
+    features = {**inputs, recipe.target: target or Feature("float32", (2,))}
+    data = made_up(features, steps=3 * (recipe.window.horizon + recipe.window.obs), seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = Policy(recipe, data.features()).fit(data)
+    windows = policy.windows(data)
+    end = int(windows.ends[0])
+    late = [end - 1 - i for i in range(size // 2)]
+    return policy.eval(), windows.gather(np.array([*range(size - len(late)), *late]), np.random.default_rng(seed))
+
+
+# -- heads ----------------------------------------------------------------------------------------------------------
+
+
+def check_head(recipe: Recipe, target: Feature | None = None) -> None:
+    """Of `recipe.head` with that trunk: shapes, randomness that is all in the arguments, rows that ignore each other,
+    padding that is no target, gradients that reach every weight, files that hold everything and run nothing."""
+    policy, batch = example(recipe, target=target)
+    B, H, A = len(batch), recipe.window.horizon, policy.dim
+    noise = torch.randn(B, *policy.noise_shape, generator=_rng(0))
+    hold(_loss(policy, batch).shape == (B, H), "loss must be (B, H), not reduced")
+    hold(bool(_loss(policy, batch).isfinite().all()), "loss must be finite")
+    with torch.no_grad():
+        plan = policy.plan(batch.obs, noise)
+    hold(plan.shape == (B, H, A) and bool(plan.isfinite().all()), "a plan must be finite and (B, H, A)")
+    _head_draws_nothing(policy, batch, noise, plan)
+    _head_ignores_padding(policy, batch)
+    _head_learns(policy, batch)
+    _head_saves(policy, batch, noise, plan)
+    _head_in_other_numbers(policy, batch, noise)
+    context, coded = policy.context(batch.obs), policy.encode(batch)
+    if isinstance(recipe.head, Noising):
+        _head_times(policy, context, coded)
+    if isinstance(recipe.head, Density):
+        said = recipe.head.log_prob(policy.net, context, coded)
+        hold(said.shape == (B,) and bool(said.isfinite().all()), "log_prob must be finite and (B,)")
+    twin = copy.deepcopy(policy)  # averages and targets need it
+    alike(twin.plan(batch.obs, noise), plan, "a deep copy must act alike")
+
+
+def _rng(seed, device="cpu"):
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _loss(policy, batch, seed=1):
+    return policy.loss(batch, _rng(seed))
+
+
+@torch.no_grad()
+def _head_draws_nothing(policy, batch, noise, plan):
+    state = torch.random.get_rng_state()
+    alike(policy.plan(batch.obs, noise), plan, "the same arguments must give the same plan")
+    alike(_loss(policy, batch), _loss(policy, batch), "the same rng must give the same loss")
+    hold(torch.equal(torch.random.get_rng_state(), state), "every draw is from `rng` or `noise`, none from torch's own")
+    one = policy.plan({k: v[2:3] for k, v in batch.obs.items()}, noise[2:3])
+    alike(one[0], plan[2], "a row's plan must not depend on the other rows", 1e-4)
+
+
+def _head_ignores_padding(policy, batch):
+    if policy.window.horizon == 1:
+        return
+    hold(not bool(batch.mask.all()), "the example has padding")
+    beyond = 1 - batch.action if policy.target.kind == "choice" else torch.tensor(9e3)
+    spoiled = batch.but(action=torch.where(batch.mask.unsqueeze(-1), batch.action, beyond.to(batch.action.dtype)))
+    if policy.target.kind == "choice":
+        spoiled = spoiled.but(action=spoiled.action.clamp(min=0))
+    alike(_loss(policy, spoiled), _loss(policy, batch), "what stands at padded steps must not matter")
+    hold(not bool(_loss(policy, batch)[~batch.mask].any()), "padded steps have no loss")
+
+
+def _head_learns(policy, batch):
+    if not _loss(policy, batch).requires_grad:
+        return
+    trained = copy.deepcopy(policy)
+    weights = [p for p in trained.parameters() if p.requires_grad and p.numel()]
+    optimizer = torch.optim.Adam(weights, 1e-3)
+    for seed in range(4):  # layers that begin at zero stop all gradients until they have moved
+        optimizer.zero_grad()
+        sum(_loss(trained, batch, 20 * seed + s).sum() for s in range(20)).backward()
+        optimizer.step()
+    dead = [n for n, p in trained.named_parameters() if p.requires_grad and p.numel() and (
+        p.grad is None or not p.grad.any())]
+    hold(not dead, f"no gradient reaches {dead}")
+    settled = [n for n, p in trained.named_parameters() if not p.requires_grad and p.grad is not None]
+    hold(not settled, f"settled weights must not train: {settled}")
+
+
+@torch.no_grad()
+def _head_saves(policy, batch, noise, plan):
+    package = type(policy.recipe.head).__module__.split(".")[0]
+    with tempfile.TemporaryDirectory() as folder:
+        policy.save(folder)
+        again = Policy.load(folder, trust=(package,))
+        hold(again.recipe == policy.recipe, "the recipe must survive its file")
+        alike(again.plan(batch.obs, noise), plan, "what was loaded must act alike")
+        path = Path(folder) / "recipe.json"
+        text = json.loads(path.read_text())
+        text["head"]["$"] = "nobody_trusts_this:Head"
+        path.write_text(json.dumps(text))
+        try:
+            Policy.load(folder, trust=(package,))
+        except Untrusted:
+            return
+        raise Broken("a file that names untrusted code must be refused before that code is imported")
+
+
+@torch.no_grad()
+def _head_in_other_numbers(policy, batch, noise):
+    head = policy.recipe.head
+    context = policy.context(batch.obs)
+    exact = Context(context.tokens.double(), context.mask)
+    net = copy.deepcopy(policy.net).double()
+    said = head.sample(net, exact, noise.double())
+    hold(said.dtype == torch.float64, f"float64 in must give float64 out, found {said.dtype}")
+    alike(said.float(), head.sample(policy.net, context, noise), "float64 must agree with float32", 1e-2)
+    with torch.autocast("cpu", torch.bfloat16):
+        hold(bool(_loss(policy, batch).isfinite().all()), "loss must be finite in bfloat16")
+    if torch.cuda.is_available():
+        there = copy.deepcopy(policy).to("cuda")
+        plan = there.plan(batch.to("cuda").obs, noise.cuda())
+        alike(plan.cpu(), policy.plan(batch.obs, noise), "a GPU must agree with the CPU", 1e-2)
+        hold(there.loss(batch.to("cuda"), _rng(1, "cuda")).device.type == "cuda", "losses stay on the GPU")
+
+
+@torch.no_grad()
+def _head_times(policy, context, coded):
+    head, noise = policy.recipe.head, torch.randn(coded.shape, generator=_rng(3))
+    hold(torch.equal(head.corrupt(coded, noise, torch.ones_like(coded[..., :1])), coded), "at t=1 there is no noise")
+    t = torch.full(coded.shape[:2], 0.5)
+    try:
+        same = head.step(policy.net, primed(policy.net, context), noise, t, t)
+    except Unsupported:  # a sampler that draws in every step
+        return
+    alike(same, noise, "a step from t to t must change nothing", 1e-4)
+
+
+# -- codecs ---------------------------------------------------------------------------------------------------------
+
+
+def check_codec(codec: Codec, target: Feature | None = None) -> None:
+    """That it undoes what it does, leaves alone what is no number, and cannot be used before it was fitted."""
+    features = {STATE: Feature("float32", (2,)), "observation.images.front": Feature("uint8", (4, 4, 3), "image"),
+                "observation.words": Feature("uint8", (9,), "text"),
+                "observation.mode": Feature("int64", (1,), "choice", choices=(3,)),
+                "action": target or Feature("float32", (2,))}
+    inputs = tuple(k for k in features if k != "action")
+    data = made_up(features)
+    windows = Window(2, 4).over(data, inputs, "action")
+    batch = windows.gather(np.arange(0, len(windows), 5))
+    coder = codec.build(features, inputs, "action")
+    if coder.state_dict() and not getattr(coder, "fitted", True):
+        for use in (lambda: coder.encode(batch.action, batch.obs), lambda: coder.obs(batch.obs)):
+            try:
+                use()
+            except UserError:
+                continue
+            raise Broken("statistics that were never taken must not be used")
+    coder.fit(windows.scan)
+    coded = coder.encode(batch.action, batch.obs)
+    hold(coded.shape == (*batch.action.shape[:2], coder.width), "coded actions must be (B, H, width)")
+    back = coder.decode(coded, batch.obs)
+    here = batch.mask.unsqueeze(-1)
+    alike(back * here, batch.action.to(back.dtype) * here, "decode must undo encode", 1e-4)
+    seen = coder.obs(batch.obs)
+    hold(set(seen) == set(batch.obs), "a codec must keep every observation")
+    for name in inputs:
+        hold(seen[name].shape == batch.obs[name].shape, f"{name} must keep its shape")
+        if features[name].kind != "vector":
+            alike(seen[name], batch.obs[name], f"{name} holds no numbers and must be left alone")
+    twin = codec.build(features, inputs, "action")
+    twin.load_state_dict(coder.state_dict())
+    alike(twin.encode(batch.action, batch.obs), coded, "statistics must be saved with the weights")
+
+
+# -- networks -------------------------------------------------------------------------------------------------------
+
+
+def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
+    """Shapes for any number of inputs and times, rows that ignore each other, tokens that can be absent, times and
+    inputs that matter, gradients that reach every weight."""
+    B, N, D = 3, 4, 5
+    for inputs, outputs, times in ((0, 3, 0), (2, 3, 0), (2, 3, 1), (2, 1, 2)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = trunk.build(inputs, outputs, times, Shape(horizon, N, D))
+        rng = _rng(1)
+        x, t = torch.randn(B, horizon, inputs, generator=rng), torch.rand(B, 1, times, generator=rng)
+        t = t.expand(-1, horizon, -1)
+        tokens, mask = torch.randn(B, N, D, generator=rng), torch.ones(B, N, dtype=torch.bool)
+        mask[:, -1] = False
+        context, wanted = Context(tokens, mask), torch.randn(B, horizon, outputs, generator=rng)
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for _ in range(4):  # past layers that begin at zero
+            optimizer.zero_grad()
+            (net(x, t, context) - wanted).square().mean().backward()
+            optimizer.step()
+        dead = [n for n, p in net.named_parameters() if p.numel() and (p.grad is None or not p.grad.any())]
+        hold(not dead, f"no gradient reaches {dead}")
+        net.eval()
+        with torch.no_grad():
+            _trunk_reads(trunk, net, x, t, context, outputs)
+
+
+def _trunk_reads(trunk, net, x, t, context, outputs):
+    out = net(x, t, context)
+    hold(out.shape == (*x.shape[:2], outputs), "a trunk gives (B, H, outputs)")
+    one = net(x[1:2], t[1:2], Context(context.tokens[1:2], context.mask[1:2]))
+    alike(one[0], out[1], "a row must not depend on the other rows", 1e-4)
+    hidden = context.tokens.clone()
+    hidden[:, -1] += 100.0
+    alike(net(x, t, Context(hidden, context.mask)), out, "a token with mask False must be as if absent", 1e-5)
+    shown = context.tokens.clone()
+    shown[:, 0] += 1.0
+    hold(not torch.allclose(net(x, t, Context(shown, context.mask)), out, atol=1e-6), "the context must matter")
+    alike(net(x, t, primed(net, context)), out, "a primed context must give the same", 1e-4)
+    if x.shape[-1]:
+        hold(not torch.allclose(net(x + 1, t, context), out, atol=1e-6), "the inputs must matter")
+    if t.shape[-1]:
+        hold(not torch.allclose(net(x, 1 - t, context), out, atol=1e-6), "the times must matter")
+        later = t.clone()
+        later[:, -1] = 1 - later[:, -1]
+        if not isinstance(trunk, RowTime):
+            hold(not torch.allclose(net(x, later, context), out, atol=1e-6), "each step's own time must matter")
+
+
+def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
+    """That it says beforehand how many tokens it gives, that rows ignore each other, that what was not sensed does
+    not matter, and that nothing is random without `rng`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = encoder.build(features, rows).eval()
+    data = made_up({**features, "action": Feature("float32", (1,))})
+    obs = dict(Window(rows, 1).over(data, tuple(features), "action").batch(5, 0).obs)
+    with torch.no_grad():
+        context = net(obs)
+        hold(context.tokens.shape == (5, net.tokens, net.width) and context.mask.shape == (5, net.tokens),
+             f"expected tokens (B, {net.tokens}, {net.width}) with a mask, found {tuple(context.tokens.shape)}")
+        hold(bool(context.tokens.isfinite().all()), "tokens must be finite")
+        alike(net(obs).tokens, context.tokens, "without rng nothing is random")
+        one = net({k: v[1:2] for k, v in obs.items()})
+        alike(one.tokens[0], context.tokens[1], "a row must not depend on the other rows", 1e-4)
+        for name, f in features.items():
+            absent = {name + "?": torch.zeros(5, rows, dtype=torch.bool)}
+            other = obs[name].flip(0) if f.kind != "vector" else torch.full_like(obs[name], float("nan"))
+            gone, also = net({**obs, **absent}), net({**obs, **absent, name: other})
+            alike(gone.flat(), also.flat(), f"what {name} holds where it was not sensed must not matter")
+            hold(not torch.equal(gone.flat(), context.flat()), f"it must matter that {name} was not sensed")
+    weights = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    if weights:
+        (net(obs, _rng(1)).flat() * torch.randn(context.flat().shape, generator=_rng(2))).sum().backward()
+        dead = [n for n, p in weights if p.grad is None or not p.grad.any()]
+        hold(not dead, f"no gradient reaches {dead}")
+
+
+# -- executors ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_executor(executor: Executor, window: Window | None = None, steps: int = 12) -> None:
+    """That its state keeps its structure, that rows ignore each other, that one row can be started anew alone, and
+    that the same keys give the same actions."""
+    policy, _ = example(Recipe(Flow(steps=2, times="each"), window=window or Window(2, 8)))
+    rng = _rng(0)
+    obs = [{k: torch.randn(3, policy.window.obs, 3, generator=rng) for k in policy.inputs} for _ in range(steps)]
+    key, new = torch.tensor([11, 22, 33]), torch.tensor([44])
+
+    def run(rows, key, fresh=None, since=0):
+        state, out = executor.start(policy, key), []
+        structure = _structure(state)
+        for n, seen in enumerate(obs[since:]):
+            if fresh == n:
+                state = put(state, torch.tensor([1]), executor.start(policy, new))
+            before = _structure(state)
+            action, state = executor.act(policy, take(seen, rows), state)
+            hold(action.shape == (len(key), policy.dim), "an executor gives (B, A)")
+            hold(before == _structure(state) == structure, "a state's structure must never change")
+            out.append(action)
+        return torch.stack(out)
+    everyone, alone, middle = torch.arange(3), torch.tensor([1]), steps // 2 - 1
+    whole = run(everyone, key)
+    alike(run(everyone, key), whole, "the same keys must give the same actions")
+    alike(run(alone, key[1:2])[:, 0], whole[:, 1], "a row must not depend on the other rows", 1e-3)
+    reset = run(everyone, key, middle)
+    alike(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is started anew", 1e-3)
+    alike(reset[middle:, 1], run(alone, new, since=middle)[:, 0], "a row started anew must be as new", 1e-3)
+
+
+def _structure(tree) -> object:
+    if isinstance(tree, Mapping):
+        return {k: _structure(v) for k, v in tree.items()}
+    return tuple(tree.shape), tree.dtype

@@ -102,6 +102,13 @@ class Batch:
     def but(self, **changes) -> Batch:
         return replace(self, **changes)
 
+    def rows(self, which: slice) -> Batch:
+        """Those rows of all columns."""
+        def cut(tree):
+            return {k: v[which] for k, v in tree.items()}
+        return Batch(cut(self.obs), self.action[which], self.mask[which], cut(self.extra),
+                     None if self.next is None else cut(self.next))
+
     def to(self, device: torch.device | str) -> Batch:
         def move(tree):
             return {k: v.to(device, non_blocking=True) for k, v in tree.items()}

@@ -83,12 +83,15 @@ class Windows:
         """The number of windows: one for each step of each episode."""
         return int(self.ends[-1])
 
-    def batch(self, size: int, step: int, seed: int = 0) -> Batch:
-        """`size` random windows: batch number `step` of `seed`, whatever was drawn before."""
+    def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
+        """`size` random windows: batch number `step` of `seed`, whatever was drawn before. `rows`: only these of
+        them, the share of one process."""
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, step]))
         at = rng.integers(0, len(self), size) if self.until is None else np.searchsorted(
             self.until, rng.random(size), side="right").clip(max=len(self) - 1)
-        return self.gather(at, rng)
+        if self.window.goals:  # drawn for all rows in turn
+            return self.gather(at, rng).rows(rows)
+        return self.gather(at[rows], rng)
 
     def scan(self, size: int = 1024) -> Iterator[Batch]:
         """Every window once, in order."""

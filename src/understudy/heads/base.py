@@ -49,6 +49,10 @@ class Density(Head):
         """(B,): of the whole chunk."""
 
 
+class Memory(Head):
+    """Its fit stores what the encoder says of the data: filled again once the encoder has changed."""
+
+
 class Noising(Head):
     """Heads that move noise (t=0) to action (t=1). Time runs this way in every one of them."""
 

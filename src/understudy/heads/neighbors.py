@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ..core import UserError
-from .base import Head
+from .base import Memory
 
 
 @dataclass(frozen=True)
-class Neighbors(Head):
+class Neighbors(Memory):
     """Of the `count` windows whose contexts are nearest (Euclidean; the codec's units), the weighted chunk.
 
     weights: "softmax" of minus the distances times `sharpness` (VINN's, with 1), or "equal". The sharpness has the

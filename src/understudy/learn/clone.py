@@ -10,9 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..core import Batch, UserError, keys
-from ..nets.ema import EMA
+from ..nets.ema import EMA, Decay, Warmup
 from ..policy import Policy, fill
-from .devices import Processes, rows
+from .devices import Processes
 from .fit import Learner, Learning
 from .optim import Optim
 from .weights import Even, Weights
@@ -30,13 +30,13 @@ class Penalty(ABC):
 
 @dataclass(frozen=True)
 class Cloning(Learning):
-    """`steps` updates on batches of `batch` windows. ema: how slowly the average of the weights moves, which is what
-    acts; 0 acts with the last weights."""
+    """`steps` updates on batches of `batch` windows. ema: the average of the weights, which is what acts;
+    Constant(0.0) acts with the last weights."""
 
     steps: int = 2000
     batch: int = 128
     optim: Optim = field(default_factory=Optim)
-    ema: float = 0.995
+    ema: Decay = field(default_factory=lambda: Warmup(0.995))
     weights: Weights = field(default_factory=Even)
     penalties: tuple[Penalty, ...] = ()
 
@@ -88,7 +88,7 @@ class Clone(Learner):
             if low == high:
                 continue
             part = slice(low, high)
-            loss = self._loss(rows(batch, part), weight[part], whole, count, P.rank * self.parts + k)
+            loss = self._loss(batch.rows(part), weight[part], whole, count, P.rank * self.parts + k)
             self.descent.backward(loss)
             total += loss.detach()
         P.sum([total, *(p.grad for p in self.descent.parameters if p.grad is not None)])

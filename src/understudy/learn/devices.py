@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -63,14 +67,53 @@ class Processes:
             for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 t.copy_(new.view_as(t))
 
+    def copy(self, tensors: list[Tensor]) -> None:
+        """In place: what the first process has."""
+        if self.count > 1:
+            for t in tensors:
+                dist.broadcast(t, 0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.count == 1:
+            return flag
+        flags = [None] * self.count
+        dist.all_gather_object(flags, flag)
+        return any(flags)
+
     def wait(self) -> None:
         if self.count > 1:
             dist.barrier()
 
 
-def rows(batch: Batch, which: slice) -> Batch:
-    """Those rows of a batch."""
-    def cut(tree):
-        return {k: v[which] for k, v in tree.items()}
-    return Batch(cut(batch.obs), batch.action[which], batch.mask[which], cut(batch.extra),
-                 None if batch.next is None else cut(batch.next))
+@contextmanager
+def together(where: torch.device) -> Iterator[Processes]:
+    """Joins the other processes that torchrun or accelerate started, unless the program has done so itself."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield Processes.now()
+        return
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    # The others wait while the first one judges by rollouts, which may take hours.
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    try:
+        yield Processes.now()
+    finally:
+        dist.destroy_process_group()
+
+
+def ahead(batch: Callable[[int], Batch], where: torch.device, steps: int) -> Callable[[int], Batch]:
+    """The same function of n; where a GPU works, batch n + 1 is made meanwhile."""
+    if where.type == "cpu":
+        return batch
+    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    made: dict[int, Future[Batch]] = {}
+
+    def draw(n: int) -> Batch:
+        now = made.pop(n, None) or pool.submit(batch, n)
+        made.clear()
+        if n + 1 < steps:
+            made[n + 1] = pool.submit(batch, n + 1)
+        return now.result()
+    return draw
+

@@ -1,0 +1,58 @@
+"""The page that tells people what a run made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..files import write_text
+from .method import Method
+from .run import Run, room
+
+
+def card(run: Run, method: Method, provenance: dict[str, Any]) -> None:
+    """Writes CARD.md."""
+    data, versions, device = provenance["data"], provenance["versions"], provenance["device"]
+    places = run.places()
+    lines = {line["step"]: line for line in run.lines() if any(k in line for k in ("score", "validation/energy"))}
+    figures = [f"| {which} | {step} | {_figure(lines.get(step, {}), 'score')} | "
+               f"{_figure(lines.get(step, {}), 'validation/energy')} |"
+               for which, step in ((k, int(v.rsplit('/', 1)[-1])) for k, v in sorted(places.items()))]
+    parts = [(f.name, getattr(method.policy, f.name)) for f in dataclasses.fields(method.policy)]
+    told = [("run", method.run), ("learn", method.learn), *(("data", r) for r in method.data), *parts]
+    held = provenance["held_out"]
+    text = f"""# {type(method.policy.head).__name__} policy on {data["name"] or "a data set"}
+
+Trained by understudy {versions["understudy"]} (PyTorch {versions["torch"]}) on {device["name"]} ({device["type"]}), \
+seed {provenance["seed"]}, {method.learn.steps} updates.
+
+## Data
+
+{data["episodes"]} episodes, {data["steps"]} steps{f", {data['fps']} a second" if data["fps"] else ""}; fingerprint \
+`{data["fingerprint"]}`. {f"Held out for validation: episodes {', '.join(map(str, held))}." if held else
+                          "No episode was held out."}
+
+## Figures
+
+| checkpoint | update | score in training | energy score on held-out episodes |
+|---|---|---|---|
+{chr(10).join(figures)}
+
+The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds. The energy score is an
+error in units of the actions' standard deviation, not a success rate.
+
+## Method
+
+{chr(10).join(f"- {name}: `{value}`" for name, value in told)}
+
+## Commands
+{f"{chr(10)}    {provenance['command']}" if provenance["command"] else ""}
+    understudy eval RUN ENV --episodes 100
+    understudy eval RUN DATA
+"""
+    with room(run.folder, "make room, and give the same command"):
+        write_text(run.folder / "CARD.md", text)
+
+
+def _figure(line: dict[str, Any], key: str) -> str:
+    return f"{line[key]:.4g}" if key in line else "-"

@@ -1,0 +1,181 @@
+"""A run's folder: checkpoints that are there whole or not at all, and the lines of its metrics.
+
+RUN/run.json               {"last": "checkpoints/000500", "best": "checkpoints/000400"}
+RUN/checkpoints/NNNNNN/    recipe.json features.json weights.safetensors method.json provenance.json
+                           train/learner.safetensors train/state.json
+RUN/metrics.jsonl          one line a measurement; CARD.md for people
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..core import UserError
+from ..files import read_json, sync_folder, whole_folder, write_json, write_text
+from ..policy import Policy
+from .fit import Learner
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def saved(self) -> list[int]:
+        """The updates after which there are checkpoints, in order. Half-written ones have other names."""
+        found = (self.folder / "checkpoints").glob("[0-9]*")
+        return sorted(int(f.name) for f in found if f.name.isdigit())
+
+    def at(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"{step:06d}"
+
+    def save(self, step: int, learner: Learner, policy: Policy, facts: Mapping[str, Any],
+             documents: Mapping[str, Any]) -> None:
+        """policy: what will act. facts: what training needs to go on, as JSON. documents: name -> JSON, beside the
+        weights. Raises UserError when the disk is full; what was there before is untouched."""
+        tensors, said = learner.state()
+        with room(self.folder, "the checkpoints before are whole: make room, and give the same command"):
+            with open(self.folder / "metrics.jsonl", "a") as measured:
+                os.fsync(measured.fileno())  # what was measured before a checkpoint lasts as long as it
+            with whole_folder(self.at(step)) as part:
+                policy.save(part)
+                for name, value in documents.items():
+                    write_json(part / name, value)
+                (part / "train").mkdir()
+                save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()},
+                          part / "train" / "learner.safetensors")
+                write_json(part / "train" / "state.json", {**facts, "step": step, "learner": said})
+                for folder in (part / "train", part):
+                    sync_folder(folder)
+            self.name(last=step)
+
+    def resume(self, step: int, learner: Learner) -> dict[str, Any]:
+        """Gives the learner its state after `step` updates back; returns the facts that were saved with it."""
+        folder = self.at(step) / "train"
+        facts = read_json(folder / "state.json")
+        try:
+            learner.restore(load_file(folder / "learner.safetensors"), facts["learner"])
+        except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+            raise UserError(f"expected the state of a learner, found {error}", where=folder,
+                            do=f"remove {folder.parent}, and training goes on from the checkpoint before") from None
+        return facts
+
+    def document(self, step: int, name: str):
+        return read_json(self.at(step) / name)
+
+    # -- names ----------------------------------------------------------------------------------------------------
+
+    def places(self) -> dict[str, str]:
+        """The named checkpoints that are there."""
+        path = self.folder / "run.json"
+        known = read_json(path) if path.exists() else {}
+        return {k: v for k, v in known.items() if (self.folder / v).is_dir()}
+
+    def name(self, **steps: int) -> None:
+        """name(last=500, best=400): what "RUN/last" and "RUN/best" mean."""
+        write_json(self.folder / "run.json", {**self.places(), **{k: f"checkpoints/{v:06d}" for k, v in steps.items()}})
+
+    def prune(self, keep: Iterable[int]) -> None:
+        for step in set(self.saved()) - set(keep):
+            doomed = self.at(step).with_name(f".{step:06d}.part")  # never half a checkpoint under its name
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(self.at(step), doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    # -- metrics --------------------------------------------------------------------------------------------------
+
+    def log(self, **line) -> None:
+        with room(self.folder, "the checkpoints are whole: make room, and give the same command"), \
+                open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What was measured, up to the first line that was cut off."""
+        try:
+            text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in text.split("\n")[:-1]:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return found
+
+    def cut(self, step: int) -> None:
+        """Forgets what was measured after `step`: training from there measures it again."""
+        kept = [line for line in self.lines() if line["step"] <= step]
+        with room(self.folder, "make room, and give the same command"):
+            write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    # -- the folder -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def open(self) -> Iterator[Run]:
+        """For one process at a time. Clears away what a power cut left half done."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError("expected a folder, found a file", where=self.folder, do="choose another --out")
+        ours = {"run.json", "checkpoints", "metrics.jsonl", "CARD.md", ".lock"}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        strange = sorted(f.name for f in self.folder.iterdir() if f.name not in ours and not f.name.endswith(".part"))
+        if strange and not (self.folder / "checkpoints").exists():
+            raise UserError(f"expected a run, or nothing, found {', '.join(strange[:3])}", where=self.folder,
+                            do="choose another --out")
+        with open(self.folder / ".lock", "w") as lock:
+            if not _locked(lock):
+                raise UserError("another process is training into this folder", where=self.folder,
+                                do="wait for it, or choose another --out")
+            for part in (*self.folder.glob(".*.part"), *(self.folder / "checkpoints").glob(".*.part")):
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+            yield self
+
+
+@contextmanager
+def room(where: Path, do: str) -> Iterator[None]:
+    """A full disk is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError("the disk is full", where=where, do=do) from error
+    except SafetensorError as error:  # its messages carry the number of the system's error
+        if not any(f"os error {number})" in str(error) for number in FULL):
+            raise
+        raise UserError("the disk is full", where=where, do=do) from error
+
+
+def _locked(file) -> bool:
+    """Given back by the system when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True

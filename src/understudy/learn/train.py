@@ -1,0 +1,299 @@
+"""From demonstrations to a policy in a folder: checks, holds out, trains, judges, saves, and goes on after any
+interruption as if there had been none."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__, config
+from ..core import UserError
+from ..data.episode import Dataset
+from ..heads.base import Memory
+from ..policy import Policy
+from . import devices
+from .card import card
+from .devices import Processes
+from .fit import Learner, Watch, fit
+from .method import Method
+from .run import Run
+from .validate import Validation, scale_of
+from .watch import Curve, Progress
+
+Score = Callable[[Policy], float]  # the higher the better
+
+
+def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None = None, seed: int = 0,
+          device: str | torch.device = "auto", score: Score | None = None, every: int | None = None,
+          hold: float | Sequence[int] = 0.1, validation: Validation | None = None, watch: Iterable[Watch] = (),
+          progress: bool | None = None, resume: bool = True, command: str | None = None) -> Policy:
+    """Trains `method` on `data` into the folder `out`; returns the policy after the last update.
+
+    steps: updates, in place of the method's. seed: of the first weights, the order of the data, noise and dropout.
+    score: of a policy that acts (success over rollouts, say); the best checkpoint is chosen by it, or else by the
+        validation error; on ties the later. Seeds that it uses must not be those of the final evaluation.
+    every: updates between checkpoints, each of which is validated and scored; a tenth of all by default.
+    hold: share of whole episodes kept for validation (at least one of 5 or more), or their numbers. Which ones does
+        not depend on `seed`, so that policies of different seeds are judged on the same.
+    watch: sees every update, and every validation as {"validation/energy": ...}.
+    progress: a bar on standard error; by default where that is a terminal.
+    command: what to write into the model card as the way to do this again.
+
+    The same call goes on where a stopped run was, and its result is then bit-equal to that of a run never stopped,
+    on the same class of machine, threads and processes. Raises UserError if the run in `out` is of another method,
+    data or seed (or if there is one, for resume=False), and KeyboardInterrupt after Ctrl-C, once the state is saved.
+    Under torchrun or accelerate all processes train one policy together.
+    """
+    where = devices.device(device)
+    if steps is not None:
+        method = replace(method, learn=replace(method.learn, steps=steps))
+    steps = method.learn.steps
+    every = every or max(-(-steps // 10), 1)
+    run = Run(Path(out))
+    with devices.together(where) as processes, run.open() if processes.first else contextlib.nullcontext():
+        processes.wait()
+        fingerprint = data.fingerprint()
+        source = data.facts
+        for relabel in method.data:
+            data = data.map(relabel)
+        held = held_out(len(data), hold)
+        training, test = data.pick(i for i in range(len(data)) if i not in set(held)), data.pick(held)
+        documents = {"method.json": config.dump(method), "provenance.json": provenance(
+            source, fingerprint, data, held, seed, where, processes, command)}
+
+        last = max(run.saved(), default=None)
+        if last is not None:
+            if not resume:
+                raise UserError("expected nothing here, found a run", where=run.folder, do="choose another --out")
+            _same(run, last, documents)
+        # Everything before the first update that draws from PyTorch's global generator: weights, and what fit does.
+        with torch.random.fork_rng([where] if where.type == "cuda" else []):
+            torch.manual_seed(seed)
+            policy = Policy(method.policy, data.features()).to(where)
+            check_finite(training, (*policy.inputs, method.policy.target), policy)
+            if last is None:
+                policy.fit(training)
+        learner = method.learn.build(policy, seed, steps)
+        loop = _Loop(run, learner, training, documents, processes, every, steps)
+        if last is None:
+            processes.copy(list(learner.state()[0].values()))
+            loop.save(0)
+        else:
+            loop.go_on(last)
+        processes.wait()
+
+        judge = _Judge(run, test, validation or Validation(), scale_of(training, method.policy.target), score)
+        windows = policy.windows(training, extra=method.learn.extra, following=method.learn.following)
+        share = processes.share(method.learn.batch)
+        draw = devices.ahead(lambda n: windows.batch(method.learn.batch, n, seed, share), where, steps)
+        with Progress(steps, loop.step, bar=progress if processes.first else False) as bar:
+            watches = (*watch, bar) if processes.first else ()
+            while True:
+                if processes.first and (loop.step == steps or loop.step > 0 and loop.step % every == 0):
+                    judge(loop, watches)
+                processes.wait()
+                if loop.step >= steps:
+                    break
+                loop.advance(draw, min((loop.step // every + 1) * every, steps), watches)
+        if processes.first:
+            card(run, method, documents["provenance.json"])
+        processes.wait()
+        return loop.settled()
+
+
+class _Loop:
+    """The state of a training: what is saved, and how it goes on."""
+
+    def __init__(self, run: Run, learner: Learner, training: Dataset, documents, processes: Processes, every: int,
+                 steps: int):
+        self.run, self.learner, self.training, self.documents = run, learner, training, documents
+        self.processes, self.step = processes, 0
+        self.curve = Curve(max(steps // 500, 1), self._log)
+        self.seconds, self.began = 0.0, time.perf_counter()
+
+    def elapsed(self) -> float:
+        return round(self.seconds + time.perf_counter() - self.began, 3)
+
+    def _log(self, **line):
+        self.run.log(**line, seconds=self.elapsed())
+
+    def settled(self) -> Policy:
+        """The policy that acts. A memory is filled with what the encoder says now: in a copy, so that when a run is
+        saved makes no difference to it."""
+        policy = self.learner.trained
+        if isinstance(policy.recipe.head, Memory) and self.step > 0:
+            policy = copy.deepcopy(policy).fit(self.training, codec=False)
+        return policy.eval()
+
+    def save(self, step: int) -> None:
+        self.step = step
+        if self.processes.first and step not in self.run.saved():
+            facts = {"seconds": self.elapsed(), "curve": self.curve.state}
+            self.run.save(step, self.learner, self.settled(), facts, self.documents)
+
+    def go_on(self, step: int) -> None:
+        facts = self.run.resume(step, self.learner)
+        self.step, self.seconds, self.curve.state = step, facts["seconds"], facts["curve"]
+        if self.processes.first:
+            self.run.name(last=step)
+            self.run.cut(step)
+
+    def advance(self, batch, until: int, watches) -> None:
+        """To update `until`, or to where an interrupt comes; saved there in any case."""
+        with Interrupts() as interrupts:
+            def stop(step, learner, seen):
+                self.step = step
+                if self.processes.any(interrupts.seen):
+                    raise _Stopped
+            mine = (self.curve,) if self.processes.first else ()
+            try:
+                fit(self.learner, batch, until, start=self.step, watch=(*mine, *watches, stop))
+                stopped = False
+            except _Stopped:
+                stopped = True
+            self.save(self.step)
+        self.processes.wait()
+        if stopped:
+            raise KeyboardInterrupt
+
+
+class _Stopped(Exception):
+    pass
+
+
+class _Judge:
+    """Validation and score of a checkpoint, once each; then which one is the best, and what need not be kept."""
+
+    def __init__(self, run: Run, test: Dataset, validation: Validation, scale, score: Score | None):
+        self.run, self.test, self.validation, self.scale, self.score = run, test, validation, scale, score
+
+    def __call__(self, loop: _Loop, watches) -> None:
+        step = loop.step
+        done = next((line for line in self.run.lines() if line["step"] == step and judged(line)), {})
+        if not done or (self.score and "score" not in done):
+            policy, seen = loop.settled(), {}
+            if len(self.test):
+                found = self.validation.judge(policy, self.test, self.scale)
+                seen = {f"validation/{k}": v for k, v in found.items()}
+            if self.score:
+                seen["score"] = float(self.score(policy))
+            if seen:
+                self.run.log(step=step, **seen, seconds=loop.elapsed())
+                for look in watches:
+                    look(step, loop.learner, seen)
+        found = best(self.run.lines(), self.run.saved(), "score" if self.score else "validation/energy")
+        self.run.name(last=step, **({} if found is None else {"best": found}))
+        self.run.prune({step} if found is None else {step, found})
+
+
+def judged(line: dict[str, Any]) -> bool:
+    return "score" in line or "validation/energy" in line
+
+
+def best(lines, steps: Iterable[int], by: str) -> int | None:
+    """The step of the best line; scores are better when higher, errors when lower; of equals the later."""
+    value = {line["step"]: (line[by] if by == "score" else -line[by]) for line in lines
+             if by in line and line["step"] in set(steps)}
+    return max(value, key=lambda step: (value[step], step), default=None)
+
+
+def held_out(episodes: int, hold: float | Sequence[int]) -> list[int]:
+    """The numbers of the episodes that validate."""
+    if not isinstance(hold, (int, float)):
+        if odd := [i for i in hold if not 0 <= i < episodes]:
+            raise UserError(f"expected episodes from 0 to {episodes - 1} to hold out, found {odd[0]}", where="hold")
+        count, order = len(set(hold)), sorted(set(hold))
+    else:
+        if not 0 <= hold < 1:
+            raise UserError(f"expected a share from 0 to below 1, found {hold}", where="hold")
+        count = max(round(hold * episodes), 1) if hold and episodes >= 5 else 0
+        order = np.random.default_rng(0).permutation(episodes).tolist()
+    if count >= episodes:
+        raise UserError(f"expected episodes left to train on, found all {episodes} held out", where="hold")
+    return sorted(order[:count])
+
+
+def check_finite(data: Dataset, names: Iterable[str], policy: Policy) -> None:
+    """Raises UserError naming the first value that is no number."""
+    drawn = {g.into: g.of for g in policy.window.goals}
+    for name in dict.fromkeys(drawn.get(n, n) for n in names):
+        for i, episode in enumerate(data):
+            column = np.asarray(episode.steps[name])
+            if column.dtype.kind != "f" or np.isfinite(column).all():
+                continue
+            step, *part = np.argwhere(~np.isfinite(column))[0].tolist()
+            raise UserError(f"expected finite numbers, found {column[(step, *part)]}",
+                            where=f"{data.facts.get('path', 'data set')}, episode {episode.meta.get('number', i)}, "
+                                  f"step {step}, {name}{part}",
+                            do="repair or leave out that episode (understudy inspect lists all of them)")
+
+
+def provenance(source, fingerprint: str, data: Dataset, held: list[int], seed: int, where: torch.device,
+               processes: Processes, command: str | None) -> dict[str, Any]:
+    """Where a policy comes from. Names no folder of this machine."""
+    name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
+    kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
+    return {
+        "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
+                 "format": source.get("format"), "fps": source.get("fps")},
+        "held_out": held, "seed": seed, "command": command,
+        "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
+                     "python": platform.python_version()},
+        "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
+                   "processes": processes.count},
+    }
+
+
+def _same(run: Run, step: int, documents: dict[str, Any]) -> None:
+    """A run goes on only with what it began with."""
+    was = {name: run.document(step, name) for name in documents}
+
+    def identity(found):
+        p = found["provenance.json"]
+        return {"method": found["method.json"], "seed": p["seed"], "data": p["data"]["fingerprint"],
+                "held-out episodes": p["held_out"]}
+    if odd := list(_differences(identity(was), identity(documents))):
+        raise UserError("this run was begun with something else: " + "; ".join(odd[:5]), where=run.folder,
+                        do="give the command it was begun with, or choose another --out")
+
+
+def _differences(was, now, at: str = ""):
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*was, *now)):
+            yield from _differences(was.get(key), now.get(key), f"{at}.{key}" if at else key)
+    elif was != now:
+        yield f"{at} was {was}, is {now}"
+
+
+class Interrupts:
+    """Ctrl-C and a scheduler's notice wait until what runs is whole; a second one does not."""
+
+    def __init__(self):
+        self.seen, self.before = False, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, frame):
+        if self.seen:
+            raise KeyboardInterrupt
+        self.seen = True
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,273 @@
+"""Randomness that belongs to a row, nested state, recipes as JSON, files that are whole."""
+
+import dataclasses
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from understudy import config, files
+from understudy.core import (
+    Batch,
+    Context,
+    Feature,
+    UserError,
+    keys,
+    normal,
+    put,
+    role,
+    take,
+    uniform,
+)
+from understudy.data.augment import Drop
+from understudy.data.window import Goal, Window
+from understudy.nets.encoders import Tokens
+from understudy.nets.transformer import Transformer
+
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+
+def test_keys_of_neighbouring_seeds_never_meet():
+    seeds = [*range(40), -1, 2**31, 2**32, 2**63 - 1, 2**64 - 1]  # -1 and 2^64 - 1 are the same seed
+    found = torch.cat([keys(seed, range(5000)) for seed in seeds])
+    assert found.dtype == torch.int64 and (found >= 0).all()
+    assert len(found.unique()) == (len(seeds) - 1) * 5000
+
+
+def test_a_key_is_of_its_number_alone():
+    assert torch.equal(keys(7, [3, 900, 4]), keys(7, range(1000))[[3, 900, 4]])
+    assert not torch.equal(keys(7, range(5)), keys(8, range(5)))
+
+
+@pytest.mark.parametrize("bit", range(0, 62, 7))
+def test_each_bit_of_a_key_is_a_fair_coin(bit):
+    ones = int(((keys(1, range(20_000)) >> bit) & 1).sum())
+    assert stats.binomtest(ones, 20_000).pvalue > 1e-4
+
+
+# -- uniform and normal ---------------------------------------------------------------------------------------------
+
+
+def words(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int]:
+    """One block of Philox4x32-10 with the block number in counter[0], read back from `uniform`."""
+    first = counter[0]
+    k, c = key[0] | key[1] << 32, counter[1] | counter[2] << 32
+    as_int64 = [torch.from_numpy(np.array([v], np.uint64).astype(np.int64)) for v in (k, c)]
+    out = uniform(*as_int64, (4 * first + 4,), stream=counter[3])[0, 4 * first:]
+    return (out * 2.0**32 - 0.5).round().long().tolist()
+
+
+def test_philox_says_what_random123_publishes():
+    # kat_vectors of Random123, "philox4x32 10": counter, key, result
+    assert words((0, 0), (0, 0, 0, 0)) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+def philox(counter, key):
+    """A second writing of Salmon et al. 2011, in Python's integers, held to the other published vectors."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [(b >> 32) ^ c[1] ^ k[0], b % 2**32, (a >> 32) ^ c[3] ^ k[1], a % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c
+
+
+def test_the_second_writing_of_philox_keeps_the_published_vectors():
+    full = 2**32 - 1
+    assert philox((full,) * 4, (full,) * 2) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+    assert philox((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)) == [
+        0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
+
+
+word = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(key=st.tuples(word, word), count=st.tuples(word, word), block=st.integers(0, 3), stream=word)
+def test_every_key_count_and_stream_is_philox(key, count, block, stream):
+    counter = (block, *count, stream)
+    assert words(key, counter) == philox(counter, key)
+
+
+def test_uniform_is_uniform_and_normal_is_normal():
+    key, count = keys(0, range(1000)), torch.zeros(1000, dtype=torch.int64)
+    u = uniform(key, count, (10, 100))
+    assert u.shape == (1000, 10, 100) and u.dtype == torch.float64 and u.min() > 0 and u.max() < 1
+    assert stats.kstest(u.flatten().numpy(), "uniform").pvalue > 1e-3
+    z = normal(key, count, (10, 100))
+    assert z.dtype == torch.float32 and stats.kstest(z.flatten().double().numpy(), "norm").pvalue > 1e-3
+    assert z.isfinite().all() and z.abs().max() > 4.4  # a million draws reach that far: P(not) < 1e-4
+
+
+def test_other_keys_counts_and_streams_are_independent():
+    n = 100_000
+    key, count = keys(3, [5]), torch.tensor([2])
+    base = normal(key, count, (n,))[0]
+    others = {"key": normal(keys(3, [6]), count, (n,)), "neighbour": normal(key + 1, count, (n,)),
+              "count": normal(key, count + 1, (n,)), "stream": normal(key, count, (n,), stream=1)}
+    for name, other in others.items():
+        r = float(torch.corrcoef(torch.stack([base, other[0]]))[0, 1])
+        assert abs(r) < 4.5 / math.sqrt(n), (name, r)
+    assert abs(float(torch.corrcoef(torch.stack([base[:-1], base[1:]]))[0, 1])) < 4.5 / math.sqrt(n)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(st.integers(0, 30), min_size=1, max_size=8), n=st.integers(0, 9), stream=st.integers(0, 3))
+def test_noise_belongs_to_the_row(rows, n, stream):
+    key, count = keys(1, range(31)), torch.arange(31) * 3
+    whole = normal(key, count, (n, 2), stream)
+    assert torch.equal(normal(key[rows], count[rows], (n, 2), stream), whole[rows])
+    # A longer draw begins with the shorter one: the shape does not choose the numbers.
+    assert torch.equal(normal(key, count, (n + 3, 2), stream)[:, :n], whole)
+
+
+# -- batches, contexts, state ---------------------------------------------------------------------------------------
+
+
+def test_take_and_put_reach_every_leaf_and_change_nothing_in_place():
+    state = {"a": torch.zeros(3), "b": {"c": torch.ones(3, 2), "n": torch.arange(3)}}
+    rows = torch.tensor([2, 0])
+    new = put(state, rows, {"a": torch.tensor([7.0, 8.0]), "b": {"c": torch.zeros(2, 2), "n": torch.tensor([5, 6])}})
+    assert new["a"].tolist() == [8, 0, 7] and new["b"]["n"].tolist() == [6, 1, 5]
+    assert new["b"]["c"].tolist() == [[0, 0], [1, 1], [0, 0]]
+    assert state["a"].tolist() == [0, 0, 0] and state["b"]["n"].tolist() == [0, 1, 2]
+    assert take(new, rows)["b"]["n"].tolist() == [5, 6]
+    assert put(state, rows, {"a": torch.ones(2).double(), "b": take(state, rows)["b"]})["a"].dtype == torch.float32
+
+
+def test_a_flat_context_has_zeros_for_absent_tokens():
+    context = Context(torch.arange(1.0, 9).reshape(1, 4, 2), torch.tensor([[True, False, True, False]]))
+    assert context.flat().tolist() == [[1, 2, 0, 0, 5, 6, 0, 0]]
+    twice = Context(torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[True], [False]])).repeat(2)
+    assert twice.tokens.flatten().tolist() == [1, 1, 2, 2] and twice.mask.flatten().tolist() == [1, 1, 0, 0]
+
+
+def test_a_batch_moves_whole():
+    batch = Batch({"o": torch.ones(2, 1)}, torch.ones(2, 3, 1), torch.ones(2, 3, dtype=torch.bool),
+                  {"index": torch.arange(2)}, {"o": torch.zeros(2, 1)})
+    moved = batch.to("meta")
+    assert len(moved) == 2 and {t.device.type for t in (
+        moved.obs["o"], moved.action, moved.mask, moved.extra["index"], moved.next["o"])} == {"meta"}
+    assert batch.but(next=None).to("meta").next is None
+
+
+@pytest.mark.parametrize("column, kind, shape", [
+    (np.zeros((5, 3), np.float32), "vector", (3,)), (np.zeros((5, 8, 9, 3), np.uint8), "image", (8, 9, 3)),
+    (np.zeros((5, 16), np.uint8), "text", (16,)), (np.zeros(5, np.int64), "choice", ()),
+    (np.array(["a"] * 5), "string", ()), (np.zeros((5, 1), bool), "vector", (1,))])
+def test_a_column_says_what_it_is(column, kind, shape):
+    feature = Feature.of(column)
+    assert (feature.kind, feature.shape) == (kind, shape)
+
+
+def test_names_say_what_columns_are_for():
+    said = {n: role(n) for n in ("observation.state", "action", "action.arm", "actions", "next.reward", "task",
+                                 "timestamp", "intervention")}
+    assert list(said.values()) == ["observation", "action", "action", "other", "outcome", "task", "index", "other"]
+
+
+# -- config ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_dumped_loads_equal_through_json():
+    for value in (Window(2, 8, goals=(Goal("observation.state", other=0.25), Goal("a", "b", discount=0.9))),
+                  Tokens(32, 4), Transformer(64, attention="joint"), (Drop("x", 0.5), None, "é", True, 3, 0.1)):
+        again = config.load(json.loads(json.dumps(config.dump(value))))
+        assert again == value and type(again) is type(value)
+
+
+def test_functions_at_the_top_of_a_module_are_data_and_lambdas_are_not():
+    assert config.load(config.dump(files.write_text)) is files.write_text
+    for value in (lambda x: x, object(), np.float32(1), {1, 2}, math.inf, math.nan, torch.ones(1)):
+        with pytest.raises(TypeError):
+            config.dump(value)
+
+
+@pytest.mark.parametrize("data, said", [
+    ({"$": "subprocess:Popen", "args": "true"}, "trust"),
+    ({"$": "understudy.config:importlib"}, "not a frozen dataclass"),
+    ({"$": "understudy.files:os", "call": False}, "not a function"),
+    ({"$": "understudy.files:UserError"}, "not a frozen dataclass"),
+    ({"$": "understudy.files:mkdtemp", "call": False}, "not a function"),
+])
+def test_only_what_is_trusted_and_harmless_is_loaded(data, said):
+    with pytest.raises(config.Untrusted, match=said):
+        config.load(data)
+
+
+def test_a_trusted_package_is_loaded():
+    with pytest.raises(config.Untrusted, match="--trust collections"):
+        config.load({"$": "collections.abc:x"})
+    assert config.load({"$": "understudy.data.window:Window"}, trust=("understudy",)) == Window()
+
+
+def test_a_misspelt_key_names_the_nearest_and_its_place():
+    data = {"a": {"goals": [{"$": "understudy.data.window:Goal", "of": "x", "discont": 0.9}]}}
+    with pytest.raises(UserError) as error:
+        config.load(data)
+    assert "discont" in str(error.value) and "did you mean 'discount'" in str(error.value)
+    assert "a.goals[0]" in str(error.value)
+    with pytest.raises(UserError, match="remove the key"):
+        config.load({"$": "understudy.data.window:Window", "zzz": 1})
+
+
+def test_a_missing_module_is_named():
+    with pytest.raises(UserError, match="understudy.nothing_here"):
+        config.load({"$": "understudy.nothing_here:X"})
+
+
+def test_every_default_has_one_home():
+    assert {f.name for f in dataclasses.fields(Window)} == set(config.dump(Window())) - {"$"}
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), files.whole_folder(tmp_path / "a" / "run") as part:
+        (part / "half").write_text("half")
+        assert not (tmp_path / "a" / "run").exists()
+        raise RuntimeError
+    assert list((tmp_path / "a").iterdir()) == []
+    with files.whole_folder(tmp_path / "a" / "run") as part:
+        (part / "deep").mkdir()
+        (part / "deep" / "file").write_text("whole")
+    assert (tmp_path / "a" / "run" / "deep" / "file").read_text() == "whole"
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["run"]
+
+
+def test_a_folder_never_replaces_anything(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="found a file"), files.whole_folder(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_text_is_replaced_in_one_move(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "note.json"
+    files.write_json(path, {"ü": [1, 2.5, None]})
+    assert files.read_json(path) == {"ü": [1, 2.5, None]} and "ü" in path.read_text(encoding="utf-8")
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o644
+    monkeypatch.setattr(files.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("power gone")))
+    with pytest.raises(OSError, match="power gone"):
+        files.write_text(path, "other")
+    assert files.read_json(path) == {"ü": [1, 2.5, None]}
+    assert [p.name for p in path.parent.iterdir()] == ["note.json"]
+
+
+def test_json_that_is_damaged_or_missing_is_named(tmp_path):
+    with pytest.raises(UserError, match="nothing.json"):
+        files.read_json(tmp_path / "nothing.json")
+    (tmp_path / "bad.json").write_text('{"a": 1,\n "b": }')
+    with pytest.raises(UserError, match="line 2"):
+        files.read_json(tmp_path / "bad.json")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="bytes.json"):
+        files.read_json(tmp_path / "bytes.json")

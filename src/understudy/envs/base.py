@@ -27,7 +27,8 @@ class Outcome:
 
 class Env(ABC):
     """rows: how many run side by side. features: of observations and action. facts: "env" (its name), "version",
-    "fps", "limit" (steps), "success" (its definition in words, or None)."""
+    "fps", "limit" (steps), "success" (its definition in words, or None), "low" and "high" (of actions that are
+    vectors: a number, or one a component; where there are limits)."""
 
     rows: int
     features: Schema

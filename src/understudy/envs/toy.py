@@ -30,6 +30,7 @@ class Toy(Scripted, Replays, Plane, Pictures):
             raise UserError(f"expected at least one row and one step, found rows={rows}, limit={limit}",
                             where=type(self).__name__)
         self.rows, self.limit = rows, limit
+        self.facts = {**self.facts, "low": float(self.low), "high": float(self.high)}
         self.key = torch.zeros(rows, dtype=torch.int64)
         self.clock = torch.zeros(rows, dtype=torch.int64)
         self.state = self.fresh(self.key)

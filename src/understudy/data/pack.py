@@ -68,19 +68,31 @@ def _column(parts: list[np.ndarray], length: np.ndarray) -> Column:
     rows = np.minimum([len(p) for p in parts], length + 1).astype(np.int64)
     if all(p.ndim and p.strides[0] == 0 for p in parts):  # broadcast by a relabelling: one row will do
         return Column(np.stack([p[0] for p in parts]), np.arange(len(parts)), rows, constant=True)
-    root = _root(parts[0])
-    if root is not None and all(_root(p) is root and p.strides == root.strides for p in parts):
-        start = root.__array_interface__["data"][0]
-        first = [(p.__array_interface__["data"][0] - start) // root.strides[0] for p in parts]
-        return Column(root, np.array(first, np.int64), rows)
+    if (shared := _shared(parts)) is not None:
+        return Column(*shared, rows)
     array = np.concatenate([p[:n] for p, n in zip(parts, rows, strict=True)])
     return Column(array, np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64), rows)
 
 
-def _root(a: np.ndarray) -> np.ndarray | None:
-    """The array that `a` is rows of, if its rows are laid out like that array's."""
-    found = None
+def _shared(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """One array over the memory of all parts and where each begins, if they are rows of the same layout in the same
+    memory: whole arrays, some of their columns, or another reading of their bytes."""
+    low = min(parts, key=_address)
+    step = low.strides[0] if low.ndim else 0
+    if step <= 0 or any(_owner(p) is not _owner(low) or p.strides != low.strides
+                                            or p.dtype != low.dtype or (_address(p) - _address(low)) % step
+                                            for p in parts):
+        return None
+    first = np.array([(_address(p) - _address(low)) // step for p in parts], np.int64)
+    last = max(int(f) + len(p) for f, p in zip(first, parts, strict=True))
+    return np.lib.stride_tricks.as_strided(low, (last, *low.shape[1:]), low.strides, writeable=False), first
+
+
+def _address(a: np.ndarray) -> int:
+    return a.__array_interface__["data"][0]
+
+
+def _owner(a: np.ndarray) -> np.ndarray:
     while isinstance(a.base, np.ndarray):
         a = a.base
-        found = a
-    return found if found is not None and found.ndim and found.strides[0] > 0 else None
+    return a

@@ -86,7 +86,7 @@ class Windows:
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
         """`size` random windows: batch number `step` of `seed`, whatever was drawn before. `rows`: only these of
         them, the share of one process."""
-        rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, step]))
+        rng = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, step], np.uint64)))
         at = rng.integers(0, len(self), size) if self.until is None else np.searchsorted(
             self.until, rng.random(size), side="right").clip(max=len(self) - 1)
         if self.window.goals:  # drawn for all rows in turn

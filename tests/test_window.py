@@ -1,0 +1,283 @@
+"""Windows against a loop that takes them one at a time, and what a draw promises."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from understudy.core import UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.pack import Pack
+from understudy.data.window import Goal, Window
+
+
+def counted(length: int, episode: int, last: bool = True) -> Episode:
+    """Every number says where it is from: 100 e + t for the observation, and 10 times that for the action."""
+    t = 100.0 * episode + np.arange(length + 1)
+    return Episode({"observation.x": np.stack([t, -t], 1)[: length + last], "action": 10 * t[:length, None],
+                    "next.reward": t[:length].astype(np.float32)}, {"number": episode})
+
+
+def test_window_alignment_and_padding():
+    data = Dataset([counted(5, 0)])
+
+    def scan(w, inputs=("observation.x",), target="action"):
+        return next(w.over(data, inputs, target).scan())
+    b = scan(Window(obs=2, horizon=3))
+    assert b.obs["observation.x"][0, :, 0].tolist() == [0, 0] and b.obs["observation.x"][3, :, 0].tolist() == [2, 3]
+    assert b.action[3].flatten().tolist() == [30, 40, 40] and b.mask[3].tolist() == [True, True, False]
+    assert b.extra["index"].flatten().tolist() == [0, 1, 2, 3, 4]
+    b = scan(Window(obs=2, look=1))  # inverse dynamics sees what came after, to the very last
+    assert b.obs["observation.x"][4, :, 0].tolist() == [4, 5] and b.action[4].item() == 40
+    b = scan(Window(ahead=1), ("observation.x", "action"), "observation.x")  # a world model's last target is the end
+    assert b.action[4].tolist() == [[5, -5]] and b.mask.all()
+    b = scan(Window(horizon=2, ahead=-1))
+    assert b.mask[0].tolist() == [False, True]
+
+
+def naive(data, w: Window, inputs, target, extra, following):
+    """One window at a time, by the words of the docstrings."""
+    for episode in data:
+        T = min(len(c) for c in episode.steps.values())
+        columns = {k: np.asarray(v)[: T + 1] for k, v in episode.steps.items()}
+
+        def row(name, t, columns=columns):
+            return columns[name][min(max(t, 0), len(columns[name]) - 1)]
+        for t in range(T):
+            yield {
+                "obs": {k: np.stack([row(k, t + w.look + i) for i in range(1 - w.obs, 1)]) for k in inputs},
+                "action": np.stack([row(target, t + w.ahead + i).reshape(-1) for i in range(w.horizon)]),
+                "mask": [0 <= t + w.ahead + i < len(columns[target]) for i in range(w.horizon)],
+                "extra": {k: np.stack([row(k, t + w.ahead + i) for i in range(w.horizon)]) for k in extra},
+                "next": {k: np.stack([row(k, t + w.horizon + w.look + i) for i in range(1 - w.obs, 1)])
+                         for k in inputs} if following else None,
+            }
+
+
+@st.composite
+def datasets(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    lengths = draw(st.lists(st.integers(1, 7), min_size=1, max_size=5))
+    last = draw(st.booleans())  # the observation has one row more
+    how = draw(st.sampled_from(["own", "one array", "mixed"]))
+    root = rng.normal(size=(sum(lengths) + 40, 2, 3)).astype(np.float32)
+    episodes, at = [], 3
+    for i, n in enumerate(lengths):
+        x = root[at:at + n + last] if how != "own" and (how == "one array" or i % 2) else rng.normal(
+            size=(n + last, 2, 3)).astype(np.float32)
+        at += n + 1 + i  # with gaps between them
+        episodes.append(Episode({"observation.x": x, "action": rng.normal(size=(n, 2)),
+                                 "intervention": rng.random(n) < 0.5,
+                                 "observation.task": np.broadcast_to(np.uint8([i, 7]), (n + 1, 2)),
+                                 "observation.raw": rng.integers(0, 9, (n, 1)), "next.reward": rng.random((n, 1))}))
+    return Dataset(episodes)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=datasets(), obs=st.integers(1, 3), horizon=st.integers(1, 5), ahead=st.integers(-2, 2),
+       look=st.integers(-1, 2), target=st.sampled_from(["action", "observation.x"]), following=st.booleans())
+def test_windows_are_those_of_the_loop(data, obs, horizon, ahead, look, target, following):
+    w = Window(obs, horizon, ahead, look)
+    inputs, extra = ("observation.x", "observation.task", "observation.raw"), ("next.reward", "intervention")
+    windows = w.over(data, inputs, target, extra=extra, following=following)
+    want = list(naive(data, w, inputs, target, extra, following))
+    assert len(windows) == len(want) == data.steps
+    found = list(windows.scan(4))
+    assert [len(b) for b in found] == [4] * (len(want) // 4) + [len(want) % 4] * (len(want) % 4 > 0)
+    rows = [(b, i) for b in found for i in range(len(b))]
+    for n, ((b, i), one) in enumerate(zip(rows, want, strict=True)):
+        for k in inputs:
+            assert np.array_equal(b.obs[k][i].numpy(), one["obs"][k].astype(b.obs[k].numpy().dtype)), k
+            if following:
+                assert np.array_equal(b.next[k][i].numpy(), one["next"][k].astype(b.next[k].numpy().dtype)), k
+        assert np.array_equal(b.action[i].numpy(), one["action"].astype(np.float32))
+        assert b.mask[i].tolist() == one["mask"]
+        for k in extra:
+            assert np.array_equal(b.extra[k][i].numpy(), one["extra"][k].astype(b.extra[k].numpy().dtype)), k
+        assert b.extra["index"][i].item() == n
+        assert (b.next is None) != following
+
+
+def test_kinds_keep_their_types():
+    b = next(Window().over(Dataset([Episode({
+        "observation.x": np.zeros((3, 2)), "observation.task": np.zeros((3, 4), np.uint8),
+        "observation.c": np.zeros((3, 1), np.int64), "action": np.zeros((3, 2), np.float32)})]),
+        ("observation.x", "observation.task", "observation.c"), "action").scan())
+    assert [b.obs[f"observation.{k}"].dtype for k in ("x", "task", "c")] == [torch.float32, torch.uint8, torch.int64]
+
+
+def test_a_mask_says_the_length_of_the_target():
+    """A column that is one row longer may be a target to its very last row, and no further."""
+    b = next(Window(horizon=3, ahead=0).over(Dataset([counted(4, 0)]), ("observation.x",), "observation.x").scan())
+    assert b.mask[3].tolist() == [True, True, False] and b.mask[2].all()
+
+
+# -- goals ----------------------------------------------------------------------------------------------------------
+
+
+def goals_of(goal: Goal, lengths=(4, 9, 1), size=4000, seed=0):
+    data = Dataset([counted(n, e) for e, n in enumerate(lengths)])
+    w = Window(obs=2, goals=(goal,))
+    b = w.over(data, ("observation.x", goal.into), "action", following=True).batch(size, 0, seed)
+    now = b.obs["observation.x"][:, -1, 0].numpy()
+    given = b.obs[goal.into][..., 0].numpy()
+    assert (given[:, 0] == given[:, 1]).all(), "one goal for a whole window"
+    assert torch.equal(b.next[goal.into], b.obs[goal.into]), "and the same one for what follows"
+    return now, given[:, 0], b.extra[f"{goal.into}.reached"][:, 0].numpy()
+
+
+def test_a_goal_is_a_later_row_of_its_episode_uniformly():
+    now, goal, reached = goals_of(Goal("observation.x"))
+    assert (now // 100 == goal // 100).all() and (goal >= now).all() and (reached == (goal == now)).all()
+    from_start = goal[now == 100]  # 9 steps, first of the second episode
+    count = np.bincount((from_start - 100).astype(int), minlength=9)
+    assert len(count) == 9 and (count > 0).all()
+    assert abs(count / len(from_start) - 1 / 9).max() < 4.5 * np.sqrt(1 / 9 * 8 / 9 / len(from_start))
+
+
+def test_goals_geometrically_near():
+    now, goal, _ = goals_of(Goal("observation.x", discount=0.5), lengths=(60,), size=20_000)
+    gap = (goal - now)[now < 30]
+    for k in range(1, 5):
+        p = 0.5**k
+        assert abs((gap == k).mean() - p) < 4.5 * np.sqrt(p * (1 - p) / len(gap))
+    assert (gap >= 1).all()
+
+
+@pytest.mark.parametrize("now_share, other", [(0.3, 0.2), (0.0, 1.0), (1.0, 0.0)])
+def test_shares_of_present_and_foreign_goals(now_share, other):
+    now, goal, reached = goals_of(Goal("observation.x", now=now_share, other=other, discount=0.9), (50, 50), 20_000)
+
+    def near(found, want):
+        return abs(found - want) <= 4.5 * np.sqrt(want * (1 - want) / 20_000) + 0.02 * (0 < want < 1)
+    assert near((now == goal).mean(), now_share + other / 100 + (1 - now_share - other) * 0)
+    assert near((now // 100 != goal // 100).mean(), other / 2)
+    assert (reached == (now == goal)).all()
+
+
+def test_two_goals_are_drawn_apart():
+    data = Dataset([counted(50, 0)])
+    w = Window(goals=(Goal("observation.x", "observation.near"), Goal("observation.x", "observation.far", now=1.0)))
+    b = w.over(data, ("observation.near", "observation.far"), "action").batch(500, 3)
+    assert b.extra["observation.far.reached"].all() and not b.extra["observation.near.reached"].all()
+
+
+# -- draws ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    data = Dataset([counted(n, e) for e, n in enumerate((5, 9, 2))])
+
+    def windows():
+        return Window(2, 3, goals=(Goal("observation.x"),)).over(data, ("observation.x", "observation.goal"), "action")
+
+    def same(a, b):
+        return torch.equal(a.action, b.action) and all(torch.equal(a.obs[k], b.obs[k]) for k in a.obs)
+    one, two = windows(), windows()
+    for step in (7, 0, 10**6):  # out of order, after nothing, and in another object
+        assert same(one.batch(16, step, 3), two.batch(16, step, 3))
+    assert not same(one.batch(16, 0, 3), one.batch(16, 1, 3)) and not same(one.batch(16, 0, 3), one.batch(16, 0, 4))
+    assert same(one.batch(16, 2, -1), one.batch(16, 2, 2**64 - 1))
+    assert not same(one.batch(16, 2, -1), one.batch(16, 2, -2))  # as floats they would be the same number
+    assert same(next(one.scan()), next(two.scan()))
+
+
+def test_without_a_draw_all_steps_are_as_likely():
+    data = Dataset([counted(n, e) for e, n in enumerate((5, 1, 14))])
+    windows = Window().over(data, ("observation.x",), "action")
+    seen = np.bincount(np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(20)]))
+    assert len(seen) == 20 and abs(seen / 20_000 - 0.05).max() < 4.5 * np.sqrt(0.05 * 0.95 / 20_000)
+
+
+def later(episode: Episode) -> np.ndarray:
+    """Nothing of the first two steps, and then each step as often as its number says."""
+    return np.maximum(np.arange(len(episode)) - 1.0, 0) * (1 + episode.meta["number"])
+
+
+def test_a_draw_weighs_the_steps():
+    data = Dataset([counted(n, e) for e, n in enumerate((5, 1, 6))])
+    windows = Window().over(data, ("observation.x",), "action", draw=later)
+    odds = np.concatenate([later(e) for e in data])
+    seen = np.bincount(np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(40)]),
+                       minlength=len(odds))
+    p = odds / odds.sum()
+    assert (seen[p == 0] == 0).all() and abs(seen / 40_000 - p).max() < 4.5 * np.sqrt(0.25 / 40_000)
+
+
+@pytest.mark.parametrize("odds", [0.0, -1.0, np.nan, np.inf])
+def test_a_draw_without_meaning_is_refused(odds):
+    with pytest.raises(UserError, match="how often"):
+        Window().over(Dataset([counted(3, 0)]), ("observation.x",), "action", draw=lambda e: np.full(len(e), odds))
+
+
+# -- packing --------------------------------------------------------------------------------------------------------
+
+
+def test_columns_of_one_array_stay_where_they_are():
+    root = np.arange(60.0, dtype=np.float32).reshape(30, 2)
+    data = Dataset([Episode({"a": root[0:10]}), Episode({"a": root[12:20]}), Episode({"a": root[5:9]})])
+    column = Pack.of(data, ("a",)).columns["a"]
+    assert np.shares_memory(column.array, root) and column.first.tolist() == [0, 12, 5]
+    mixed = Pack.of(Dataset([*data, Episode({"a": root[:4].copy()})]), ("a",)).columns["a"]
+    assert not np.shares_memory(mixed.array, root)
+    assert mixed.gather(np.array([1, 3]), np.array([[0, 99], [-5, 3]])).tolist() == [
+        [[24, 25], [38, 39]], [[0, 1], [6, 7]]]
+
+
+@pytest.mark.parametrize("some", [lambda a: a[:, :1], lambda a: a[:, 1:], lambda a: a.view(np.int32), lambda a: a[::2],
+                                  lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.reshape(-1, 2, 1),
+                                  lambda a: a.T.copy().T, lambda a: a[:, 0]])
+@pytest.mark.parametrize("whole", [lambda n: np.arange(2.0 * n).reshape(n, 2), lambda n: np.full((n, 2), 3.0)
+                                   + np.arange(n)[:, None]])
+def test_some_of_an_array_is_not_taken_for_the_whole(some, whole):
+    """Columns may be any view: a part of the state, reversed, strided, the same bytes read otherwise."""
+    root = whole(30).astype(np.float32)
+    parts = [some(root[2:9]), some(root[20:23]), some(root[11:12])]
+    column = Pack.of(Dataset([Episode({"a": p}) for p in parts]), ("a",)).columns["a"]
+    for e, p in enumerate(parts):
+        assert np.array_equal(column.gather(np.array([e]), np.arange(len(p))[None])[0], p)
+    assert column.gather(np.array([2]), np.array([[7]]))[0, 0].tolist() == parts[2][-1].tolist()
+
+
+def test_a_constant_column_is_kept_once():
+    data = Dataset([Episode({"g": np.broadcast_to(np.float32([e, 1]), (5, 2)), "action": np.zeros((5, 1))})
+                    for e in range(3)])
+    column = Pack.of(data, ("g",)).columns["g"]
+    assert column.array.shape == (3, 2) and column.gather(np.array([2]), np.array([[0, 4, 9]]))[0, :, 0].tolist() == [
+        2, 2, 2]
+
+
+def test_rows_beyond_one_more_are_not_read():
+    data = Dataset([Episode({"x": np.arange(9.0), "action": np.zeros((4, 1))})])
+    assert Pack.of(data, ("x",)).columns["x"].gather(np.array([0]), np.array([[3, 4, 5, 8]])).tolist() == [[3, 4, 4, 4]]
+
+
+def test_only_the_columns_that_are_asked_for_are_loaded():
+    asked = set()
+
+    class Lazy(Mapping):
+        def __getitem__(self, key):
+            asked.add(key)
+            return np.zeros((4, 1), np.float32)
+
+        def __iter__(self):
+            return iter(("observation.x", "observation.images.front", "action"))
+
+        def __len__(self):
+            return 3
+    data = Dataset([Episode(Lazy(), rows=4) for _ in range(3)])
+    next(Window().over(data, ("observation.x",), "action").scan())
+    assert asked == {"observation.x", "action"}
+
+
+def test_mistakes_name_the_episode_and_the_column():
+    good, bad = Episode({"x": np.zeros((3, 2))}), Episode({"x": np.zeros((3, 4))})
+    with pytest.raises(UserError, match="episode 1, column 'x'"):
+        Pack.of(Dataset([good, bad]), ("x",))
+    with pytest.raises(UserError, match="expected a column 'y', found x"):
+        Pack.of(Dataset([good]), ("y",))
+    with pytest.raises(UserError, match="at least one episode"):
+        Pack.of(Dataset([]), ("x",))

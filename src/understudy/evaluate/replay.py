@@ -1,0 +1,212 @@
+"""Do recorded actions do again what they did? The first question to a data set and its simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core import UserError, keys
+from ..data.episode import Dataset, Episode
+from ..envs.base import Env, Outcome, Replays
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first row that is not as recorded. `size`: by how much at most, in units of the largest value of that
+    column in the episode (where that is 0, as it is)."""
+
+    step: int  # of the recorded row that was not met
+    column: str
+    size: float
+
+
+@dataclass(frozen=True)
+class Track:
+    """One episode. `error`: the largest difference of each column over all steps, as in `Divergence`."""
+
+    episode: int
+    steps: int
+    success: bool | None  # None where the environment defines none
+    recorded: bool | None  # None where the recording does not say
+    diverges: Divergence | None
+    error: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    env: str
+    state: bool  # state playback: put into every recorded step, then one step; otherwise open loop from the first
+    tracks: tuple[Track, ...]
+    tolerance: float
+
+    def json(self) -> dict[str, Any]:
+        return {"env": self.env, "how": "state playback" if self.state else "open loop", "tolerance": self.tolerance,
+                "episodes": [asdict(t) for t in self.tracks]}
+
+    def words(self) -> str:
+        """What came out, plainly."""
+        n, gone = len(self.tracks), [t for t in self.tracks if t.diverges is not None]
+        how = "State playback" if self.state else "Open loop"
+        text = f"{how} of {n} episode{'s' * (n != 1)} in {self.env}: "
+        if not gone:
+            text += "every step is as recorded."
+        else:
+            first = min(gone, key=lambda t: t.diverges.step)
+            d = first.diverges
+            text += (f"{n - len(gone)} as recorded to the last step, {len(gone)} not. The earliest: episode "
+                     f"{first.episode} at step {d.step} of {first.steps}, {d.column}, by {d.size:.2g} of its largest "
+                     f"value (more than {self.tolerance:g}).")
+        if all(t.success is not None for t in self.tracks):
+            text += f" Success: {sum(t.success for t in self.tracks)} of {n}"
+            if all(t.recorded is not None for t in self.tracks):
+                text += f", {sum(t.recorded for t in self.tracks)} of {n} when recorded"
+            text += "."
+        return text
+
+
+def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state: bool = False,
+           tolerance: float = TOLERANCE, watch: Callable[[Track], None] = lambda t: None) -> Replayed:
+    """Open loop: from the same start, all recorded actions in order. The start is that of the episode's own seed and
+    number if it was recorded in this environment by us, else its first step is restored. With `state`: every step is
+    restored, then one action taken, which shows where the simulator differs and not only that errors grow.
+
+    episodes: which, by number; None for all. Raises UserError where neither start is possible.
+    """
+    numbers = range(len(data)) if episodes is None else episodes
+    if bad := [n for n in numbers if not 0 <= n < len(data)]:
+        raise UserError(f"expected an episode from 0 to {len(data) - 1}, found {bad[0]}",
+                        where=data.facts.get("path", "data set"))
+    tracks = []
+    for track in _playback(data, env, numbers, tolerance) if state else _open_loop(data, env, numbers, tolerance):
+        tracks.append(track)
+        watch(track)
+    return Replayed(env.facts["env"], state, tuple(tracks), tolerance)
+
+
+class _Compare:
+    """Collects the differences of one episode, step by step."""
+
+    def __init__(self, number: int, episode: Episode, columns: Sequence[str]):
+        self.number, self.episode = number, episode
+        self.recorded = {k: np.asarray(episode.steps[k]) for k in columns if k in episode.steps}
+        self.scale = {k: float(np.abs(v.astype(np.float64)).max(initial=0.0)) or 1.0 for k, v in self.recorded.items()}
+        self.error = dict.fromkeys(self.recorded, 0.0)
+        self.first: Divergence | None = None
+        self.success: bool | None = None
+
+    def see(self, step: int, values: Mapping[str, Any], row: int, tolerance: float) -> None:
+        """values[k][row] against recorded row `step` of each column that has one."""
+        for k in self.recorded.keys() & values.keys():
+            if step >= len(self.recorded[k]):
+                continue
+            now, then = np.asarray(values[k][row], np.float64), self.recorded[k][step].astype(np.float64)
+            if now.size != then.size:
+                raise UserError(f"expected shape {then.shape} as recorded, found {now.shape}",
+                                where=f"episode {self.number}, column {k!r}", do="take the environment it was made in")
+            gap = np.abs(now.reshape(-1) - then.reshape(-1)).max(initial=0.0) / self.scale[k]
+            size = float(gap) if np.isfinite(gap) else np.inf
+            self.error[k] = max(self.error[k], size)
+            if size > tolerance and (self.first is None or step < self.first.step):
+                self.first = Divergence(step, k, size)
+
+    def judge(self, out: Outcome, row: int) -> None:
+        if "success" in out.info:
+            self.success = bool(self.success) or bool(out.info["success"][row])
+
+    def track(self) -> Track:
+        steps, meta = self.episode.steps, self.episode.meta
+        recorded = bool(np.any(steps["next.success"])) if "next.success" in steps else meta.get("success")
+        return Track(self.number, len(self.episode), self.success, None if recorded is None else bool(recorded),
+                     self.first, self.error)
+
+
+def _columns(env: Env) -> list[str]:
+    return [*(k for k in env.features if k != "action"), "next.reward", "next.terminated"]
+
+
+def _actions(episode: Episode, number: int) -> torch.Tensor:
+    """(T, A), as recorded."""
+    if "action" not in episode.steps:
+        raise UserError(f"expected a column 'action', found {', '.join(sorted(episode.steps))}",
+                        where=f"episode {number}")
+    return torch.from_numpy(np.array(episode.steps["action"][:len(episode)]).reshape(len(episode), -1))
+
+
+def _open_loop(data, env, numbers, tolerance) -> Iterator[Track]:
+    for i in range(0, len(numbers), env.rows):
+        group = list(numbers[i:i + env.rows])
+        actions = [_actions(data[n], n) for n in group]
+        longest = max(len(a) for a in actions)
+        # Rows without an episode, and those whose actions are used up, repeat something that nobody reads.
+        plan = torch.stack([a[torch.arange(longest).clamp(max=len(a) - 1)] for a in actions])
+        plan = plan[torch.arange(env.rows).clamp(max=len(group) - 1)]
+        seen = [_Compare(n, data[n], _columns(env)) for n in group]
+        going = set(range(len(group)))
+        obs = _begin(data, env, group)
+        for step in range(longest):
+            for row in going:
+                seen[row].see(step, obs, row, tolerance)
+            out = env.step(plan[:, step])
+            for row in sorted(going):
+                seen[row].see(step, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance)
+                seen[row].judge(out, row)
+                over = bool(out.terminated[row])  # a time limit of the environment need not be the recording's
+                if over or step + 1 == len(actions[row]):
+                    seen[row].see(step + 1, out.obs, row, tolerance)
+                    going.discard(row)
+            obs = out.obs
+        yield from (s.track() for s in seen)
+
+
+def _begin(data, env, group) -> Mapping[str, torch.Tensor]:
+    """The first observation of rows 0 to len(group) - 1, started as each was."""
+    rows = torch.arange(len(group))
+    metas = [data[n].meta for n in group]
+    if all({"seed", "number"} <= m.keys() and m.get("env") == env.facts["env"] for m in metas):
+        key = torch.cat([keys(m["seed"], [m["number"]]) for m in metas])
+        return env.reset(torch.arange(env.rows), key[torch.arange(env.rows).clamp(max=len(group) - 1)])
+    if isinstance(env, Replays):
+        env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
+        firsts = [{k: np.asarray(v[0]) for k, v in _arrays(data[n]).items()} for n in group]
+        return env.restore(rows, _stack(firsts))
+    odd = next(n for n, m in zip(group, metas, strict=True)
+               if not {"seed", "number"} <= m.keys() or m.get("env") != env.facts["env"])
+    raise UserError(f"the episode does not say by which seed it began in {env.facts['env']}, and that environment "
+                    "cannot be put into a recorded state", where=f"{data.facts.get('path', 'data set')}, episode {odd}",
+                    do="replay it in the environment it was recorded in")
+
+
+def _playback(data, env, numbers, tolerance) -> Iterator[Track]:
+    if not isinstance(env, Replays):
+        raise UserError(f"{env.facts['env']} cannot be put into a recorded state", where="replay",
+                        do="replay open loop, without --state")
+    for n in numbers:
+        episode, actions, seen = data[n], _actions(data[n], n), _Compare(n, data[n], _columns(env))
+        columns = _arrays(episode)
+        env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
+        for i in range(0, len(actions), env.rows):
+            steps = range(i, min(i + env.rows, len(actions)))
+            rows = torch.arange(len(steps))
+            env.restore(rows, _stack([{k: v[t] for k, v in columns.items()} for t in steps]))
+            out = env.step(actions[torch.arange(i, i + env.rows).clamp(max=len(actions) - 1)])
+            for row, t in enumerate(steps):
+                seen.see(t, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance)
+                seen.see(t + 1, out.obs, row, tolerance)
+                seen.judge(out, row)
+        yield seen.track()
+
+
+def _arrays(episode: Episode) -> dict[str, np.ndarray]:
+    """Every column that a state could be in: numbers of the step itself."""
+    columns = {k: np.asarray(episode.steps[k]) for k in episode.steps if not k.startswith("next.") and k != "action"}
+    return {k: v for k, v in columns.items() if v.dtype.kind in "fiub"}
+
+
+def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    return {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}

@@ -1,0 +1,120 @@
+"""Replaying what was recorded in the bundled toys: exact where nothing changed, and the first change is found."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.core import Feature, UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.envs.base import Env, Outcome
+from understudy.envs.fork import Fork
+from understudy.envs.push import Push
+from understudy.evaluate.judge import recording
+from understudy.evaluate.replay import replay
+from understudy.evaluate.rollout import rollout
+
+
+@pytest.fixture(scope="module")
+def data():
+    env = Fork(8)
+    return rollout(env.expert(), env, 8, recording(3))
+
+
+def changed(data, number, **columns):
+    return Dataset([e.but({k.replace("__", "."): v for k, v in columns.items()}) if i == number else e
+                    for i, e in enumerate(data)], data.facts)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("state", [False, True])
+def test_what_we_recorded_replays_to_the_last_bit(data, rows, state):
+    found = replay(data, Fork(rows), state=state, tolerance=0.0)
+    assert [t.episode for t in found.tracks] == list(range(8))
+    for t, e in zip(found.tracks, data, strict=True):
+        assert t.diverges is None and t.steps == len(e) and t.success and t.recorded
+        assert t.error == {"observation.state": 0.0, "next.reward": 0.0, "next.terminated": 0.0}
+    assert "every step is as recorded" in found.words() and "Success: 8 of 8, 8 of 8 when recorded" in found.words()
+    json.dumps(found.json(), allow_nan=False)
+
+
+def test_a_changed_action_is_found_at_the_step_after_it(data):
+    action = data[5].steps["action"].copy()
+    action[7, 1] = -action[7, 1]
+    moved = changed(data, 5, action=action)
+    size = 0.1 * abs(2 * action[7, 1]) / np.abs(data[5].steps["observation.state"]).max()
+    for state in (False, True):
+        found = replay(moved, Fork(4), state=state)
+        assert [t.episode for t in found.tracks if t.diverges] == [5]
+        d = found.tracks[5].diverges
+        assert (d.step, d.column) == (8, "observation.state") and d.size == pytest.approx(size, rel=1e-4)
+        assert "7 as recorded to the last step, 1 not" in found.words() and "episode 5 at step 8" in found.words()
+    # Playback begins anew at every step, so the change stays where it is; open loop carries it on.
+    assert replay(moved, Fork(4), [5], state=True).tracks[0].error["observation.state"] == pytest.approx(size, rel=1e-4)
+    assert replay(moved, Fork(4), [5]).tracks[0].error["observation.state"] >= size * 0.999
+
+
+def test_a_changed_observation_is_found_where_it_is(data):
+    seen = data[2].steps["observation.state"].copy()
+    seen[4, 0] += 0.01
+    found = replay(changed(data, 2, observation__state=seen), Fork(4), [2])
+    d = found.tracks[0].diverges
+    assert (d.step, d.column) == (4, "observation.state") and d.size == pytest.approx(0.01 / seen.max(), rel=1e-3)
+    assert replay(changed(data, 2, observation__state=seen), Fork(4), [2], tolerance=0.1).tracks[0].diverges is None
+
+
+def test_another_world_is_told_by_its_reward(data):
+    reward = data[0].steps["next.reward"].copy()
+    reward[-1] = 5.0
+    d = replay(changed(data, 0, next__reward=reward), Fork(4), [0]).tracks[0].diverges
+    assert (d.step, d.column, d.size) == (len(data[0]) - 1, "next.reward", pytest.approx(0.8))
+
+
+def test_recordings_of_others_begin_where_their_first_step_was(data):
+    foreign = Dataset([Episode(dict(e.steps)) for e in data])  # no seed, no number
+    found = replay(foreign, Fork(3), tolerance=0.0)
+    assert all(t.diverges is None and t.success for t in found.tracks)
+    push = Push(4)
+    pushed = rollout(push.expert(), push, 4, recording(0))
+    assert all(t.diverges is None for t in replay(pushed, Push(3), tolerance=0.0).tracks)
+    assert all(t.diverges is None for t in replay(pushed, Push(16), state=True, tolerance=0.0).tracks)
+
+
+def test_a_recording_longer_or_shorter_than_the_episode_is_still_replayed(data):
+    cut = changed(data, 1, **{k.replace(".", "__"): v[:5] for k, v in data[1].steps.items()})
+    assert len(cut[1]) == 5
+    t = replay(cut, Fork(4), [1], tolerance=0.0).tracks[0]
+    assert t.diverges is None and t.steps == 5 and t.success is False
+    longer = changed(data, 1, **{k.replace(".", "__"): np.concatenate([v, v[-3:]]) for k, v in data[1].steps.items()})
+    t = replay(longer, Fork(4), [1], tolerance=0.0).tracks[0]
+    assert t.success is True and t.diverges is None  # the environment ended where the recording first did
+
+
+class Bare(Env):
+    """Cannot be restored, shows one number, and defines no success."""
+
+    rows, features = 2, {"observation.state": Feature("float32", (1,)), "action": Feature("float32", (2,))}
+    facts = {"env": "bare"}
+
+    def reset(self, which, key):
+        return {"observation.state": torch.zeros(2, 1)}
+
+    def step(self, action):
+        no = torch.zeros(2, dtype=torch.bool)
+        return Outcome({"observation.state": torch.zeros(2, 1)}, torch.zeros(2), no, no)
+
+
+def test_what_cannot_be_replayed_says_why(data):
+    with pytest.raises(UserError, match="does not say by which seed.*bare.*\n.*recorded in"):
+        replay(data, Bare())
+    with pytest.raises(UserError, match="bare cannot be put into a recorded state"):
+        replay(data, Bare(), state=True)
+    with pytest.raises(UserError, match="expected an episode from 0 to 7, found 8"):
+        replay(data, Fork(4), [1, 8])
+    ours = Dataset([Episode(dict(e.steps), {**e.meta, "env": "bare"}) for e in data])
+    with pytest.raises(UserError, match="episode 0, column 'observation.state': expected shape"):
+        replay(ours, Bare())
+    same = Dataset([Episode({"action": e.steps["action"]}, {**e.meta, "env": "bare"}) for e in data])
+    found = replay(same, Bare())
+    assert all(t.success is None and t.recorded is not None for t in found.tracks) and "Success" not in found.words()

@@ -27,6 +27,7 @@ from .heads.base import Head, Noising
 from .nets.base import Encoder, Trunk
 from .nets.encoders import Tokens
 from .nets.mlp import MLP
+from .nets.vision import weights_given
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,8 @@ class Policy(nn.Module, Streams):
         folder = checkpoint(folder)
         recipe = config.load(read_json(folder / "recipe.json"), ("understudy", *trust), str(folder / "recipe.json"))
         features = {k: _feature(f) for k, f in read_json(folder / "features.json").items()}
-        policy = Policy(recipe, features)
+        with weights_given():
+            policy = Policy(recipe, features)
         try:
             weights = load_file(folder / "weights.safetensors")
         except (SafetensorError, FileNotFoundError, OSError) as error:

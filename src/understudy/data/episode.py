@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import Feature, UserError
+from ..core import Feature, UserError, role
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ class Dataset(Sequence[Episode]):
                             do="record some (understudy record ENV --out DATA --episodes 20)")
         features = self[0].features()
         for name, f in features.items():
-            if name == "action" and f.kind == "choice" and f.choices is None:
-                most = np.max([np.asarray(e.steps[name]).reshape(len(e), -1).max(0) for e in self], axis=0)
+            if role(name) in ("action", "observation") and f.kind == "choice" and f.choices is None:
+                columns = [np.asarray(e.steps[name]) for e in self]
+                most = np.max([c.reshape(len(c), -1).max(0) for c in columns], axis=0)
                 features[name] = replace(f, choices=tuple(int(m) + 1 for m in most))
         return features
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 from collections.abc import Callable
 
+from ..config import Untrusted
 from ..core import UserError
 from .base import Env, Obs, Outcome, Pictures, Plane, Replays, Scripted
 
 __all__ = ["Env", "Obs", "Outcome", "Pictures", "Plane", "Replays", "Scripted", "make", "names"]
 
+SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
+REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
+
 
 def _toys() -> dict[str, Callable[..., Env]]:
     from .fork import Fork
+    from .particle import Particle
+    from .push import Push
 
-    return {"fork": Fork}
+    def push_images(rows: int = 1, **options) -> Env:
+        return Push(rows, images=True, **options)
+    return {"fork": Fork, "particle": Particle, "push": Push, "push-images": push_images}
 
 
 def names() -> tuple[str, ...]:
@@ -22,8 +32,104 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
-    """`rows` copies of an environment side by side."""
-    toys = _toys()
-    if name in toys:
-        return toys[name](rows, **options)
-    raise UserError(f"expected an environment, found {name!r}", do=f"known here: {', '.join(toys)}")
+    """`rows` copies of an environment side by side.
+
+    name: a toy ("fork", "particle", "particle:8" for eight dimensions, "push", "push-images"), a Gymnasium id
+    ("Hopper-v4"), "metaworld/door-open-v3", or "module:factory", a function (rows, **options) -> Env, gymnasium.Env
+    or gymnasium.vector.VectorEnv in a package of `trust`. `options` are the environment's own. Raises UserError for
+    a name or an option that nobody knows, Untrusted for code that is not trusted.
+    """
+    toy, _, dim = name.partition(":")
+    if toy in (toys := _toys()) and (not dim or toy == "particle" and dim.isdigit()):
+        try:
+            return toys[toy](rows, **options, **({"dim": int(dim)} if dim else {}))
+        except TypeError as error:
+            raise UserError(f"expected options of this environment, found {options}", where=name,
+                            do=str(error)) from error
+    if name.startswith("metaworld/"):
+        return _simulated("metaworld", name, rows, options)
+    if name == "AdroitHandDoor-v1":
+        return _simulated("adroit", name, rows, options)
+    if ":" in name:
+        return _made(name, rows, trust, options)
+    return _registered(name, rows, options)
+
+
+def _simulated(module, name, rows, options) -> Env:
+    try:
+        return importlib.import_module(f".{module}", __name__).make(name, rows, **options)
+    except ImportError as error:
+        raise UserError(f"expected its simulator, found none ({error})", where=name, do=SIMULATORS) from error
+
+
+def _registered(name, rows, options) -> Env:
+    import gymnasium
+
+    from . import gym
+    for registry in REGISTRIES:
+        if name in gymnasium.registry:
+            break
+        try:
+            importlib.import_module(registry)
+        except ImportError:
+            continue
+    if name not in gymnasium.registry:
+        raise UserError(f"expected an environment, found {name!r}", do=_nearest(name, gymnasium.registry))
+    try:
+        env = gym.build(name, **options)
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise UserError(f"expected its simulator, found none ({error})", where=name, do=SIMULATORS) from error
+    except (gymnasium.error.Error, TypeError) as error:
+        raise UserError(f"Gymnasium cannot make it: {error}", where=name, do="check its options") from error
+    return _adapted(name, env, lambda: gym.build(name, **options), rows)
+
+
+def _adapted(name, env, again, rows) -> Env:
+    from . import gym
+
+    first = [env]  # already built
+    vec = gym.side_by_side(lambda: first.pop() if first else again(), rows)
+    facts = gym.facts_of(env, name)
+    if gym.is_mujoco(env):
+        from .mujoco import Mujoco
+
+        return Mujoco(vec, facts)
+    return gym.adapt(vec, facts)
+
+
+def _made(name, rows, trust, options) -> Env:
+    module, _, factory = name.partition(":")
+    package = module.split(".")[0]
+    if package not in trust:
+        raise Untrusted(f"names code of the package {package!r}, which is not trusted", where=name,
+                        do=f"add --trust {package} (in Python: trust=({package!r},)) if you trust that code to run")
+    try:
+        build = getattr(importlib.import_module(module), factory, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that it needs itself
+        raise UserError(f"expected a module, found none called {module!r}", where=name,
+                        do="check the name; it has to be importable from here (PYTHONPATH)") from error
+    if not callable(build):
+        raise UserError(f"expected a function {factory!r} in {module}, found none", where=name,
+                        do="an environment is named module:factory")
+    env = build(rows, **options)
+    if isinstance(env, Env):
+        return env
+    import gymnasium
+
+    from . import gym
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        return gym.adapt(env, {"env": name, "version": None, "fps": env.metadata.get("render_fps"), "limit": None})
+    if isinstance(env, gymnasium.Env):
+        return _adapted(name, env, lambda: build(rows, **options), rows)
+    raise UserError(f"expected an Env, a gymnasium.Env or a VectorEnv, found {type(env).__name__}", where=name)
+
+
+def _nearest(name, registry) -> str:
+    known = [*names(), *registry]
+    near = difflib.get_close_matches(name, known, 4, 0.5)
+    near = [n for n in known if n.lower() == name.lower()] or near
+    said = f"did you mean {', '.join(near)}? " if near else ""
+    return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME and module:factory; "
+            f"{SIMULATORS}")

@@ -1,0 +1,303 @@
+"""Gymnasium's environments, in rows. Its autoreset modes and its infos stay in this file."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from ..core import Feature, UserError
+from .base import Env, Outcome, Pictures
+
+FLAGS = ("success", "is_success")  # what infos call it
+
+
+class Vector(Env):
+    """A gymnasium vector environment, whichever way it resets itself: a row ends with its own last observation and
+    starts again only when told to, with a seed made of its key.
+
+    Observations: a Box of numbers is `observation.state` (float32, laid out as one vector); an image, that is a uint8
+    Box (H, W), (H, W, 1 or 3) or (1 or 3, H, W), is `observation.images.camera`; key k of a Dict is `observation.k`,
+    or `observation.images.k`; Discrete, MultiDiscrete and MultiBinary are choices counted from 0; Text is UTF-8 bytes.
+    Actions: a Box is clipped to its bounds and cast to its dtype; choices are (B, 1) or (B, n) int64.
+
+    `lift` names entries of the infos (one number a row) that are handed on beside "success".
+    """
+
+    def __init__(self, vec: VectorEnv, facts: Mapping[str, Any], lift: tuple[str, ...] = ()):
+        self.vec, self.rows, self.lift = vec, vec.num_envs, lift
+        self.mode = _mode(vec)
+        name = str(facts["env"])
+        self.columns = {_name(path, space): (path, space) for path, space in _leaves(vec.single_observation_space)}
+        self.features = {k: _feature(space, f"{name}, {k}") for k, (_, space) in self.columns.items()}
+        self.features["action"] = _target(vec.single_action_space, name)
+        self.begun, self.over = False, np.zeros(self.rows, bool)
+        self.flag = self._probe()
+        success = None if self.flag is None else f"info[{self.flag!r}] at any step"
+        self.facts = {"success": success, **_limits(vec.single_action_space), **facts}
+
+    def _probe(self) -> str | None:
+        """What this environment calls success. Known only after a step."""
+        self.reset(torch.arange(self.rows), torch.zeros(self.rows, dtype=torch.int64))
+        still = torch.zeros(self.rows, *self.features["action"].shape)
+        info = self.vec.step(self._native(still))[4]
+        self.begun = False
+        known = {**info, **info.get("final_info", {})}
+        return next((flag for flag in FLAGS if flag in known), None)
+
+    def reset(self, which, key):
+        mask, seeds = np.zeros(self.rows, bool), [0] * self.rows
+        mask[which.numpy()] = True
+        for row, k in zip(which.tolist(), key.tolist(), strict=True):
+            seeds[row] = k % 2**31  # what every generator takes
+        if not self.begun:  # the others need some state too
+            seen, _ = self.vec.reset(seed=seeds)
+            self.seen, self.begun, self.over = self._columns(seen, self.rows), True, np.zeros(self.rows, bool)
+        else:
+            self._restart(mask, seeds)
+        return self._shown()
+
+    def _restart(self, mask, seeds):
+        seen, _ = self.vec.reset(seed=seeds, options={"reset_mask": mask.copy()})
+        for name, new in self._columns(seen, self.rows).items():
+            self.seen[name][mask] = new[mask]
+        self.over[mask] = False
+
+    def step(self, action):
+        wanted = (self.rows, *self.features["action"].shape)
+        if tuple(action.shape) != wanted:
+            raise UserError(f"expected actions of shape {wanted}, found {tuple(action.shape)}", where=self.facts["env"])
+        over = torch.from_numpy(self.over)
+        action = torch.where(over.unsqueeze(1), torch.zeros_like(action), action)
+        if self.mode is AutoresetMode.DISABLED and self.over.any():  # such rows have to be somewhere to be stepped
+            self._restart(self.over.copy(), [0] * self.rows)
+        seen, reward, terminated, truncated, info = self.vec.step(self._native(action))
+        self.seen, self.over = self._columns(seen, self.rows), np.asarray(terminated | truncated, bool)
+        facts = {k: _numbers(info, k, self.rows) for k in self._wanted()}
+        if self.mode is AutoresetMode.SAME_STEP and self.over.any():
+            last = info.get("final_info", {})
+            for row in self.over.nonzero()[0]:  # what it shows already belongs to the next episode
+                for name, value in self._columns(_batched(info["final_obs"][row]), 1).items():
+                    self.seen[name][row] = value[0]
+                for k in facts:
+                    facts[k][row] = _numbers(last, k, self.rows)[row]
+        if self.flag is not None:
+            facts["success"] = facts.pop(self.flag)
+        facts = {k: torch.from_numpy(v > 0 if k == "success" else v) for k, v in facts.items()}
+        return Outcome(self._shown(), torch.as_tensor(np.asarray(reward, np.float32)),
+                       torch.from_numpy(np.array(terminated, bool)), torch.from_numpy(np.array(truncated, bool)), facts)
+
+    def close(self):
+        self.vec.close()
+
+    def _wanted(self):
+        return (*self.lift, *(() if self.flag is None else (self.flag,)))
+
+    def _shown(self):
+        return {k: torch.from_numpy(v.copy()) for k, v in self.seen.items()}
+
+    def _columns(self, seen, rows) -> dict[str, np.ndarray]:
+        out = {}
+        for name, (path, space) in self.columns.items():
+            value = seen
+            for key in path:
+                value = value[key]
+            out[name] = _array(space, value, rows)
+        return out
+
+    def _native(self, action: torch.Tensor):
+        space = self.vec.single_action_space
+        action = action.detach().cpu().numpy()
+        if isinstance(space, spaces.Box):
+            action = np.clip(action.reshape(self.rows, *space.shape), space.low, space.high)
+            return action.astype(space.dtype)
+        action = np.rint(action).astype(np.int64)
+        limits = np.array(self.features["action"].choices)
+        if (action < 0).any() or (action >= limits).any():
+            raise UserError(f"expected choices below {limits.tolist()}, found {action.tolist()}",
+                            where=f"{self.facts['env']}, action")
+        if isinstance(space, spaces.Discrete):
+            return action[:, 0] + space.start
+        return (action + getattr(space, "start", 0)).astype(space.dtype)
+
+
+class Gym(Vector):
+    """An environment that cannot be looked at."""
+
+
+class Seen(Vector, Pictures):
+    """An environment with render_mode "rgb_array"."""
+
+    def frame(self, row):
+        return drawn(self.vec, row)
+
+
+def drawn(vec: VectorEnv, row: int) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    inner = vec.unwrapped
+    frame = inner.envs[row].render() if isinstance(inner, SyncVectorEnv) else vec.render()[row]
+    return np.asarray(frame, np.uint8)
+
+
+def adapt(vec: VectorEnv, facts: Mapping[str, Any]) -> Env:
+    """A gymnasium vector environment as ours. Raises UserError for a space or a way of resetting that has no
+    meaning here."""
+    return (Seen if vec.render_mode == "rgb_array" else Gym)(vec, facts)
+
+
+def side_by_side(build: Callable[[], gymnasium.Env], rows: int) -> SyncVectorEnv:
+    """Single environments stepped in turn."""
+    return SyncVectorEnv([build] * rows, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def build(name: str, **options) -> gymnasium.Env:
+    """gymnasium.make, ready to be drawn where that is possible: nothing is drawn until asked."""
+    creator = gymnasium.spec(name).entry_point
+    if isinstance(creator, str):
+        creator = load_env_creator(creator)
+    if "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ()):
+        options = {"render_mode": "rgb_array", **options}
+    return gymnasium.make(name, **options)
+
+
+def is_mujoco(env: gymnasium.Env) -> bool:
+    """One of Gymnasium's own kind, whose state can be set."""
+    if "mujoco" not in sys.modules:
+        return False
+    from gymnasium.envs.mujoco import MujocoEnv
+
+    return isinstance(env.unwrapped, MujocoEnv)
+
+
+def facts_of(env: gymnasium.Env, name: str) -> dict[str, Any]:
+    """ "env", "version" of the package that it comes from, "fps", "limit"."""
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    package = type(env.unwrapped).__module__.split(".")[0]
+    try:
+        version = f"{package} {metadata.version(package.replace('_', '-'))}"
+    except metadata.PackageNotFoundError:
+        version = package
+    return {"env": name, "version": version, "fps": env.metadata.get("render_fps"), "limit": limit}
+
+
+def _mode(vec):
+    mode = vec.metadata.get("autoreset_mode")
+    inner = vec.unwrapped
+    if not isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and mode is not AutoresetMode.DISABLED:
+        raise UserError(f"expected a vector environment whose rows can be reset alone, found {type(inner).__name__} "
+                        f"with autoreset_mode {mode}", where="gymnasium",
+                        do="build it with autoreset_mode=AutoresetMode.DISABLED and support options['reset_mask']")
+    if isinstance(inner, AsyncVectorEnv) and not inner.shared_memory and mode is AutoresetMode.NEXT_STEP:
+        # Its workers forget the reset that they were told and make another of their own.
+        raise UserError("expected AsyncVectorEnv with shared memory, found shared_memory=False with "
+                        "AutoresetMode.NEXT_STEP", where="gymnasium", do="use AutoresetMode.DISABLED or SAME_STEP")
+    return AutoresetMode(mode)
+
+
+def _leaves(space, path=()) -> Iterator[tuple[tuple, spaces.Space]]:
+    if isinstance(space, spaces.Dict):
+        for key, inner in space.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for i, inner in enumerate(space):
+            yield from _leaves(inner, (*path, i))
+    else:
+        yield path, space
+
+
+def _name(path, space):
+    image = _picture(space) is not None
+    name = ".".join(map(str, path)) or ("camera" if image else "state")
+    return name if name.startswith("observation.") else f"observation.images.{name}" if image else f"observation.{name}"
+
+
+def _picture(space) -> tuple[int, int, int] | None:
+    """(H, W, C), if it is an image."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return None
+    match space.shape:
+        case (h, w):
+            return h, w, 1
+        case (h, w, (1 | 3) as c) | ((1 | 3) as c, h, w):
+            return h, w, c
+    return None
+
+
+def _feature(space, where) -> Feature:
+    if (picture := _picture(space)) is not None:
+        return Feature("uint8", picture, "image")
+    match space:
+        case spaces.Box():
+            return Feature("float32", (math.prod(space.shape),))
+        case spaces.Text():
+            return Feature("uint8", (space.max_length,), "text")
+        case _ if (counts := _counts(space)) is not None:
+            return Feature("int64", (len(counts),), "choice", choices=counts)
+    raise UserError(f"expected a space of numbers, images, choices or text, found {space}", where=where,
+                    do="wrap the environment (gymnasium.wrappers.FlattenObservation, FilterObservation)")
+
+
+def _target(space, where) -> Feature:
+    feature = None if isinstance(space, (spaces.Dict, spaces.Tuple)) else _feature(space, f"{where}, action")
+    if feature is None or feature.kind not in ("vector", "choice"):
+        raise UserError(f"expected actions that are one Box, Discrete, MultiDiscrete or MultiBinary, found {space}",
+                        where=where, do="wrap the environment so that its action is one of these")
+    return feature
+
+
+def _limits(space) -> dict[str, list[float]]:
+    if not isinstance(space, spaces.Box) or not space.is_bounded():
+        return {}
+    return {"low": space.low.reshape(-1).astype(float).tolist(), "high": space.high.reshape(-1).astype(float).tolist()}
+
+
+def _counts(space) -> tuple[int, ...] | None:
+    match space:
+        case spaces.Discrete():
+            return (int(space.n),)
+        case spaces.MultiDiscrete() if space.nvec.ndim == 1:
+            return tuple(int(n) for n in space.nvec)
+        case spaces.MultiBinary() if len(space.shape) == 1:
+            return (2,) * space.shape[0]
+    return None
+
+
+def _array(space, value, rows) -> np.ndarray:
+    """(rows, *feature) of a batch of one space's values."""
+    if (picture := _picture(space)) is not None:
+        value = np.array(value, np.uint8)
+        if space.shape[-1] not in (1, 3) and len(space.shape) == 3:
+            value = np.moveaxis(value, 1, -1)
+        return value.reshape(rows, *picture)
+    if isinstance(space, spaces.Box):
+        return np.array(value, np.float32).reshape(rows, -1)
+    if isinstance(space, spaces.Text):
+        out = np.zeros((rows, space.max_length), np.uint8)
+        for row, text in enumerate(value):
+            said = text.encode()[:space.max_length]
+            out[row, :len(said)] = np.frombuffer(said, np.uint8)
+        return out
+    return np.array(value, np.int64).reshape(rows, -1) - np.asarray(getattr(space, "start", 0), np.int64)
+
+
+def _batched(value):
+    """A single observation as a batch of one."""
+    if isinstance(value, Mapping):
+        return {k: _batched(v) for k, v in value.items()}
+    return tuple(_batched(v) for v in value) if isinstance(value, tuple) else [value]
+
+
+def _numbers(info, key, rows) -> np.ndarray:
+    """(rows,) float32 of an info; 0 where a row has none."""
+    if key not in info:
+        return np.zeros(rows, np.float32)
+    return np.array([0.0 if v is None else float(np.asarray(v).reshape(-1)[0]) for v in info[key]], np.float32)

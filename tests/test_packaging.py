@@ -88,3 +88,18 @@ def test_the_pins_satisfy_every_bound_and_pin_everything_named():
 
 def test_the_extras_have_the_names_that_were_promised():
     assert {"formats", "sim", "onnx", "cluster", "test", "docs"} <= {group for group, _ in _bounds()}
+
+
+def test_the_names_at_the_top_are_what_they_say_whatever_was_imported_before():
+    """A name that is also a subpackage's would be either, by the order of imports."""
+    code = ("import pkgutil, importlib, types, understudy\n"
+            "for m in pkgutil.walk_packages(understudy.__path__, 'understudy.'):\n"
+            "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+            "print([n for n in understudy.__all__ if isinstance(getattr(understudy, n), types.ModuleType)])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_importing_understudy_does_not_import_torch():
+    code = "import sys, understudy; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

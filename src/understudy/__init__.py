@@ -9,9 +9,9 @@ _WHERE = {
     "Dataset": "data.episode", "Episode": "data.episode", "Window": "data.window",
     "Policy": "policy", "Recipe": "policy",
     "Actor": "execute.actor", "Plays": "execute.actor", "Receding": "execute.chunked",
-    "Method": "recipes", "train": "learn.train", "fit": "learn.fit",
-    "make": "envs", "rollout": "evaluate.rollout", "evaluate": "evaluate.judge", "compare": "evaluate.judge",
-}
+    "Method": "learn.method", "actor": "learn.method", "train": "learn.train", "fit": "learn.fit",
+    "make": "envs", "rollout": "evaluate.rollout", "compare": "evaluate.judge",
+}  # no name that a subpackage has (evaluate): Python would give the one or the other, depending on what was imported
 __all__ = sorted(_WHERE)
 
 

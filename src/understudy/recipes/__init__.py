@@ -1,23 +1,94 @@
-"""Named methods as data: functions of at most twenty lines, one file a family. None has a loop or a class."""
+"""Named methods as data: functions of at most twenty lines, one file a family. None has a loop or a class.
+
+A function may take `features`, the schema of the data, where the choice of parts depends on it (`bc` takes a
+categorical head for actions that are choices); everything else has a default. Its docstring is the only place for what
+is known of it: a sentence, then lines "Paper:", "Rows:" (of the ledger) and "Needs:" (of the data, apart by ";").
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
 
-from ..data.relabel import Relabel
-from ..execute.base import Executor
-from ..execute.chunked import Receding
-from ..learn.clone import Cloning
-from ..learn.fit import Learning
-from ..policy import Recipe
+from ..config import Untrusted
+from ..core import Schema, UserError
+from ..learn.method import Method
+from . import chunks, cloning, generative, retrieval
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "bc": cloning.bc,
+    "bc-gmm": cloning.bc_gmm,
+    "bc-rnn-gmm": cloning.bc_rnn_gmm,
+    "diffusion-policy": generative.diffusion_policy,
+    "flow-policy": generative.flow_policy,
+    "mip": generative.mip,
+    "act": chunks.act,
+    "knn": retrieval.knn,
+    "vinn": retrieval.vinn,
+}
 
 
-@dataclass(frozen=True)
-class Method:
-    """A whole experiment as one value, written to method.json: what the policy is, how it is run, how it learns, and
-    what is done to the data first."""
+def find(name: str, features: Schema | None = None, trust: tuple[str, ...] = (), **options) -> Method:
+    """The method of this name, of "module:function", of a method.json, or of the folder of a run or checkpoint.
 
-    policy: Recipe
-    run: Executor = field(default_factory=Receding)
-    learn: Learning = field(default_factory=Cloning)
-    data: tuple[Relabel, ...] = ()
+    features: of the data it will be trained on. options: of the function (horizon, ...), where it is one. Code that is
+    not understudy's is imported only if its package is in `trust` (else Untrusted). Raises UserError for a name that is
+    not there, and for an option that the function does not have.
+    """
+    if name.replace("_", "-") in METHODS:
+        return _call(METHODS[name.replace("_", "-")], name, features, options)
+    if Path(name).exists():
+        if options:
+            raise UserError(f"{name} is a method already, and takes no options", where="--" + next(iter(options)))
+        return Method.load(name, trust)
+    if ":" in name:
+        return _call(_function(name, trust), name, features, options)
+    near = difflib.get_close_matches(name, METHODS, 1)
+    raise UserError(f"there is no method {name!r}; there are {', '.join(METHODS)}",
+                    do=f"did you mean {near[0]!r}?" if near else "name one of these, a module:function, or a "
+                                                                 "method.json that is there")
+
+
+def describe() -> list[dict]:
+    """What is known of each method: "name", "family", "rows" of the ledger, "paper", what it "needs" of the data, and
+    a "summary"."""
+    return [_facts(name, function) for name, function in METHODS.items()]
+
+
+def _facts(name, function) -> dict:
+    summary, _, rest = inspect.getdoc(function).partition("\n")
+    facts = dict(line.split(": ", 1) for line in rest.strip().splitlines())
+    return {"name": name, "family": function.__module__.rpartition(".")[2], "rows": facts["Rows"].split(", "),
+            "paper": facts["Paper"], "needs": facts["Needs"].split("; "), "summary": summary}
+
+
+def _function(name, trust) -> Callable[..., Method]:
+    path, _, attribute = name.partition(":")
+    package = path.split(".")[0]
+    if package not in ("understudy", *trust):
+        raise Untrusted(f"{name} is outside the trusted packages ({', '.join(('understudy', *trust))})",
+                        do=f"add --trust {package} if you trust that code to run")
+    try:
+        found = getattr(importlib.import_module(path), attribute, None)
+    except ModuleNotFoundError as error:
+        raise UserError(f"there is no module {error.name}", where=name,
+                        do="install the package, or run where its file is") from error
+    if not callable(found):
+        raise UserError(f"expected a function, found {type(found).__name__}", where=name)
+    return found
+
+
+def _call(function, name, features, options) -> Method:
+    known = inspect.signature(function).parameters
+    for key in options:
+        if key not in known or key == "features":
+            near = difflib.get_close_matches(key, known, 1)
+            raise UserError(f"{name} has no option {key!r}; it has {', '.join(k for k in known if k != 'features')}",
+                            do=f"did you mean {near[0]!r}?" if near else "leave it out")
+    method = function(**options, **({"features": features} if "features" in known else {}))
+    if not isinstance(method, Method):
+        raise UserError(f"expected a Method, found {type(method).__name__}", where=name)
+    return method

@@ -1,0 +1,55 @@
+"""From noise to a chunk of actions in a few steps, and what was found to matter in that."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..data.window import Window
+from ..execute.chunked import Receding
+from ..heads.diffusion import Diffusion
+from ..heads.flow import Flow
+from ..heads.mip import MIP
+from ..learn.clone import Cloning
+from ..learn.method import Method
+from ..learn.optim import Optim
+from ..nets.mlp import MLP
+from ..nets.transformer import Transformer
+from ..nets.unet import UNet
+from ..policy import Recipe
+
+
+def diffusion_policy(trunk: Literal["unet", "transformer"] = "unet", obs: int = 2, horizon: int = 16,
+                     execute: int = 8) -> Method:
+    """Diffusion policy: a chunk of actions is denoised in ten DDIM steps, half of it carried out.
+
+    Paper: Chi et al. 2023, arXiv 2303.04137, with a U-Net of a third of its widths; MLPs in Pearce et al. 2023
+    Rows: 260, 175
+    Needs: actions that are numbers
+    """
+    window = Window(obs, horizon, ahead=1 - obs)
+    net = UNet() if trunk == "unet" else Transformer(256, 8, 4, causal=True)
+    return Method(Recipe(Diffusion(), trunk=net, window=window), Receding(execute, skip=obs - 1), _slowly())
+
+
+def flow_policy(obs: int = 2, horizon: int = 16, execute: int = 8) -> Method:
+    """A chunk of actions by flow matching: ten steps along the straight line from noise.
+
+    Paper: Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003
+    Rows: 028
+    Needs: actions that are numbers
+    """
+    return Method(Recipe(Flow(), trunk=MLP(512, 3), window=Window(obs, horizon)), Receding(execute), _slowly())
+
+
+def mip(obs: int = 2, horizon: int = 16, execute: int = 8) -> Method:
+    """Minimal iterative policy: a regression, and a second one that looks at the first answer. No randomness.
+
+    Paper: Pan et al. 2025, arXiv 2512.01809
+    Rows: 264
+    Needs: actions that are numbers
+    """
+    return Method(Recipe(MIP(), trunk=MLP(512, 3), window=Window(obs, horizon)), Receding(execute), _slowly())
+
+
+def _slowly() -> Cloning:
+    return Cloning(steps=4000, optim=Optim(rate=3e-4, betas=(0.95, 0.999), warmup=500))

@@ -42,7 +42,7 @@ lint: .venv/test
 	$(BIN)/ruff check
 
 docs: .venv/docs
-	$(BIN)/mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 claims: .venv/core
 	$(BIN)/understudy claims run --all

@@ -30,7 +30,7 @@ class Vector(Env):
     or `observation.images.k`; Discrete, MultiDiscrete and MultiBinary are choices counted from 0; Text is UTF-8 bytes.
     Actions: a Box is clipped to its bounds and cast to its dtype; choices are (B, 1) or (B, n) int64.
 
-    `lift` names entries of the infos (one number a row) that are handed on beside "success".
+    `lift` names flags of the infos that are handed on beside "success".
     """
 
     def __init__(self, vec: VectorEnv, facts: Mapping[str, Any], lift: tuple[str, ...] = ()):
@@ -92,7 +92,7 @@ class Vector(Env):
                     facts[k][row] = _numbers(last, k, self.rows)[row]
         if self.flag is not None:
             facts["success"] = facts.pop(self.flag)
-        facts = {k: torch.from_numpy(v > 0 if k == "success" else v) for k, v in facts.items()}
+        facts = {k: torch.from_numpy(v > 0) for k, v in facts.items()}
         return Outcome(self._shown(), torch.as_tensor(np.asarray(reward, np.float32)),
                        torch.from_numpy(np.array(terminated, bool)), torch.from_numpy(np.array(truncated, bool)), facts)
 

@@ -25,21 +25,36 @@ class Simulated(Vector, Pictures, Replays):
             # the first one.
             model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
         super().__init__(vec, facts, lift)
-        size = mujoco.mj_stateSize(self.models[0][0], STATE)
-        self.features = {**self.features, "simulator.state": Feature("float64", (size,))}
+        self.features = {**self.features, "simulator.state": Feature("float64", self._get(0).shape)}
 
     def _shown(self):
-        return {**super()._shown(), "simulator.state": torch.from_numpy(np.stack([_state(*m) for m in self.models]))}
+        states = np.stack([self._get(row) for row in range(self.rows)])
+        return {**super()._shown(), "simulator.state": torch.from_numpy(states)}
 
     def frame(self, row):
         return drawn(self.vec, row)
 
+    def _get(self, row: int) -> np.ndarray:
+        """simulator.state of one row."""
+        model, data = self.models[row]
+        state = np.empty(mujoco.mj_stateSize(model, STATE))
+        mujoco.mj_getState(model, data, state, STATE)
+        return state
+
     def _set(self, row: int, state: np.ndarray) -> None:
-        """`state`: simulator.state of one row."""
         model, data = self.models[row]
         mujoco.mj_setState(model, data, state, STATE)
         mujoco.mj_forward(model, data)  # positions of bodies and sites
         mujoco.mj_setState(model, data, state, STATE)  # which has changed the warm start
+
+    def _recorded(self, steps, i: int, column: str, size: int) -> np.ndarray:
+        """Row i of a column that has to be of this size."""
+        found = np.asarray(steps[column][i], np.float64)
+        if found.shape != (size,):
+            raise UserError(f"expected {size} numbers, found {found.shape}",
+                            where=f"{self.facts['env']}, column {column!r}",
+                            do="restore from steps recorded in this environment")
+        return found
 
     def _look(self, rows) -> None:
         """What these rows show now."""
@@ -59,27 +74,13 @@ class Mujoco(Simulated):
         for i, row in enumerate(which.tolist()):
             model, data = self.models[row]
             if "simulator.state" in steps:
-                state = np.asarray(steps["simulator.state"][i], np.float64)
-                if state.shape != self.features["simulator.state"].shape:
-                    raise UserError(f"expected {self.features['simulator.state'].shape[0]} numbers, found "
-                                    f"{state.shape}", where=f"{self.facts['env']}, column 'simulator.state'",
-                                    do="restore from steps recorded in this environment")
-                self._set(row, state)
+                self._set(row, self._recorded(steps, i, "simulator.state", len(self._get(row))))
                 continue
             if "observation.state" not in steps or not self.facts["env"].startswith(FLAT):
                 raise UserError(f"expected a column 'simulator.state', found {', '.join(sorted(steps))}",
                                 where=self.facts["env"], do="record again with understudy record, which writes it")
-            seen = np.asarray(steps["observation.state"][i], np.float64)
-            if seen.shape != (model.nq - 1 + model.nv,):
-                raise UserError(f"expected {model.nq - 1 + model.nv} numbers, found {seen.shape}",
-                                where=f"{self.facts['env']}, column 'observation.state'")
+            seen = self._recorded(steps, i, "observation.state", model.nq - 1 + model.nv)
             data.qpos[:], data.qvel[:] = [0.0, *seen[:model.nq - 1]], seen[model.nq - 1:]
             mujoco.mj_forward(model, data)
         self._look(which.tolist())
         return self._shown()
-
-
-def _state(model, data):
-    state = np.empty(mujoco.mj_stateSize(model, STATE))
-    mujoco.mj_getState(model, data, state, STATE)
-    return state

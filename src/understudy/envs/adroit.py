@@ -1,0 +1,96 @@
+"""The Adroit hand opens a door (Rajeswaran et al. 2018), as Gymnasium-Robotics has it, with its quirks mended."""
+
+from __future__ import annotations
+
+import gymnasium
+import gymnasium_robotics  # noqa: F401  (names the environment)
+import mujoco
+import numpy as np
+import torch
+
+from ..core import UserError
+from . import gym
+from .mujoco import Simulated
+
+OPENED = 1.0  # rad, of the hinge: what all people of the recorded demonstrations pass
+RANDOM, EXPERT = -56.512833, 2880.5693087298737  # returns that D4RL (Fu et al. 2020) counts as 0 and 100
+JOINTS, LATCH, HINGE = slice(0, 27), 27, 28  # of an observation; joints are qpos[1:28]
+PALM, HANDLE, APART = slice(29, 32), slice(32, 35), slice(35, 38)
+
+
+def make(name: str, rows: int = 1, limit: int = 300, **options) -> Door:
+    """limit: steps. The environment's own 200 cut most people off before the door is open."""
+    def build():
+        return Mended(gym.build(name, max_episode_steps=limit, **options))
+    env = build()
+    facts = {**gym.facts_of(env, name), "limit": limit,
+             "success": f"hinge at 1.35 rad or more at any step (info \"opened\": above {OPENED} rad at any step)"}
+    return Door(gym.side_by_side(build, rows), facts, lift=("opened",))
+
+
+def score(rewards: np.ndarray, steps: int = 200) -> float:
+    """D4RL's normalised score of an episode's rewards (T,): 0 is random, 100 its expert, over the first 200 steps."""
+    return 100 * (float(np.asarray(rewards)[:steps].sum()) - RANDOM) / (EXPERT - RANDOM)
+
+
+def reward(seen: np.ndarray, speed: np.ndarray) -> float:
+    """Of the observation (39,) and the joint velocities (30,) after a step, as in the recorded demonstrations:
+    Gymnasium-Robotics 1.4.2 rewards the distance of palm and handle where it should cost."""
+    hinge = seen[HINGE]
+    bonus = 2.0 * (hinge > 0.2) + 8.0 * (hinge > 1.0) + 10.0 * (hinge > 1.35)
+    cost = 0.1 * np.linalg.norm(seen[APART]) + 0.1 * (hinge - 1.57) ** 2 + 1e-5 * np.square(speed).sum()
+    return float(bonus - cost)
+
+
+class Mended(gymnasium.Wrapper):
+    """The reward with its signs right, and whether the door has been open."""
+
+    def reset(self, **options):
+        self.opened = False
+        return self.env.reset(**options)
+
+    def step(self, action):
+        seen, _, terminated, truncated, info = self.env.step(action)
+        self.opened = self.opened or bool(seen[HINGE] > OPENED)
+        return (seen, reward(seen, self.unwrapped.data.qvel), terminated, truncated,
+                {**info, "success": bool(info["success"]), "opened": self.opened})
+
+
+class Door(Simulated):
+    """simulator.state is MuJoCo's and, last, where the door stands (3), m. Without it, rows are restored from
+    observation.state: the joints it shows, the arm's slide from where the palm is, the door's place from the
+    episode's fact init_door_body_pos or, without that, from where the handle is; at rest, since velocities are not
+    observed."""
+
+    def _get(self, row):
+        env = self.vec.envs[row].unwrapped
+        return np.concatenate([super()._get(row), env.model.body_pos[env.door_body_id]])
+
+    def _set(self, row, state):
+        env = self.vec.envs[row].unwrapped
+        env.model.body_pos[env.door_body_id] = state[-3:]
+        super()._set(row, state[:-3])
+
+    def restore(self, which, steps):
+        self.reset(which, torch.zeros_like(which))
+        for i, row in enumerate(which.tolist()):
+            if "simulator.state" in steps:
+                self._set(row, self._recorded(steps, i, "simulator.state", len(self._get(row))))
+            elif "observation.state" in steps:
+                door = (self._recorded(steps, i, "init_door_body_pos", 3) if "init_door_body_pos" in steps else None)
+                self._pose(row, self._recorded(steps, i, "observation.state", 39), door)
+            else:
+                raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
+                                where=self.facts["env"])
+        self._look(which.tolist())
+        return self._shown()
+
+    def _pose(self, row, seen, door):
+        env, (model, data) = self.vec.envs[row].unwrapped, self.models[row]
+        data.qpos[:] = [0.0, *seen[JOINTS], seen[HINGE], seen[LATCH]]
+        data.qvel[:] = 0
+        mujoco.mj_forward(model, data)
+        data.qpos[0] = (seen[PALM] - data.site_xpos[env.grasp_site_id]) @ data.xaxis[0]  # the slide's axis
+        model.body_pos[env.door_body_id] += seen[HANDLE] - data.site_xpos[env.handle_site_id] if door is None else (
+            door - model.body_pos[env.door_body_id])
+        mujoco.mj_forward(model, data)

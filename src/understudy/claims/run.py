@@ -1,0 +1,95 @@
+"""Runs a claim, cell by cell. What was done is kept, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from .. import config
+from ..data.cache import folder as cache
+from ..evaluate.judge import tuning
+from ..files import read_json, write_json
+from .base import Claim, Experiment, Figures, summary
+from .records import fingerprint, provenance, record_path
+
+Say = Callable[[str], None]
+STARTS = 100  # the seed of the starts on which all are judged
+
+
+def run(claim: Claim, *, say: Say = lambda text: None) -> dict:
+    """The record, also written to results/NAME.json. Cells are kept under the cache by the claim's fingerprint."""
+    mark = fingerprint(claim)
+    cells = cache() / "claims" / f"{claim.name}-{mark}"
+    parts, twin = {}, None
+    for part in claim.parts:
+        chosen, figures = _experiment(part.experiment, cells, part.name, say)
+        found = part.rule.judge(figures)
+        say(f"{part.name}: {found.verdict} here ({found.text})")
+        parts[part.name] = {"verdict": found.verdict, "decides": part.decides, "finding": found.text,
+                            "low": found.low, "high": found.high, "chosen": chosen, "summary": summary(figures),
+                            "figures": figures}
+        if claim.sabotage.part == part.name:
+            changed = _with_chosen(claim.sabotage.change(part.experiment), chosen)
+            _, spoiled = _experiment(changed, cells, f"{part.name}, sabotaged", say)
+            found = part.rule.judge(spoiled)
+            twin = {"part": part.name, "change": claim.sabotage.says, "verdict": found.verdict,
+                    "finding": found.text, "flips": found.verdict != parts[part.name]["verdict"],
+                    "summary": summary(spoiled), "figures": spoiled}
+            say(f"sabotaged twin: {found.verdict} ({found.text})")
+    record = {
+        "name": claim.name, "rows": list(claim.rows), "paper": claim.paper, "statement": claim.statement,
+        "here": claim.here, "verdict": _verdict(parts, twin), "parts": parts, "twin": twin, "fingerprint": mark,
+        "seconds": round(sum(read_json(f)["seconds"] for f in cells.glob("*.json")), 1), **provenance(),
+    }
+    write_json(record_path(claim.name), record)
+    return record
+
+
+def _verdict(parts: dict, twin: dict) -> str:
+    """Of the parts that decide; an experiment that its sabotage does not shake shows nothing either way."""
+    found = {p["verdict"] for p in parts.values() if p["decides"]}
+    verdict = "fails" if "fails" in found else "undecided" if "undecided" in found else "holds"
+    return "undecided" if verdict == "holds" and not twin["flips"] else verdict
+
+
+def _experiment(experiment: Experiment, folder: Path, title: str, say: Say) -> tuple[dict[str, int], Figures]:
+    chosen, figures = {}, {}
+    for arm in experiment.arms:
+        scores = []
+        for i, method in enumerate(arm.options) if len(arm.options) > 1 else ():
+            tried = [_cell(experiment, method, seed, experiment.tuning_episodes, tuning(0), folder,
+                           f"{title} | {arm.name}, tuning {i}", say) for seed in experiment.tuning]
+            scores.append(float(np.mean([np.mean(t[experiment.tuned_by]) for t in tried])))
+        chosen[arm.name] = int(np.argmax(scores)) if scores else 0
+        method = arm.options[chosen[arm.name]]
+        ran = [_cell(experiment, method, seed, experiment.episodes, STARTS, folder, f"{title} | {arm.name}", say)
+               for seed in experiment.seeds]
+        figures[arm.name] = {name: [r[name] for r in ran] for name in ran[0]}
+    return chosen, figures
+
+
+def _with_chosen(experiment: Experiment, chosen: dict[str, int]) -> Experiment:
+    """The twin is not tuned again: it runs what the tuning of the real experiment chose."""
+    return replace(experiment, arms=tuple(replace(a, options=(a.options[chosen.get(a.name, 0)],))
+                                          for a in experiment.arms))
+
+
+def _cell(experiment: Experiment, method, seed: int, episodes: int, starts: int, folder: Path, title: str,
+          say: Say) -> dict:
+    what = {"method": method, "source": experiment.source, "env": experiment.env, "options": experiment.options,
+            "measure": experiment.measure, "seed": seed, "episodes": episodes, "starts": starts}
+    key = json.dumps(config.dump(what))  # parts that share a cell run it once
+    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    if not file.exists():
+        began = time.process_time()
+        measures = experiment.measure(experiment, method, experiment.source.load(seed), seed, episodes, starts)
+        write_json(file, {"measures": measures, "seconds": time.process_time() - began})
+        shown = ", ".join(f"{k} {np.mean(v):.3f}" for k, v in measures.items())
+        say(f"{title} | seed {seed} | {shown} | {time.process_time() - began:.0f} s")
+    return read_json(file)["measures"]

@@ -1,0 +1,162 @@
+"""Derived files, outside the user's folders: arrays that parquet, zip and video files cannot be mapped as.
+
+An entry is named by a digest of what it was made from, so a changed source gets a new one; the least recently used go
+when the bound is reached. Deleting the whole folder at any time costs time and nothing else. `UNDERSTUDY_CACHE` names
+the folder, `UNDERSTUDY_CACHE_GB` the bound (20).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from ..core import UserError
+from ..files import whole_folder
+
+_LAYOUT = 1  # a change of what entries hold makes all old ones stale
+_DEAD = 24 * 3600  # s; a half-built entry this old has no builder any more
+_held: set[Path] = set()  # entries that this process has mapped: not to be removed by itself
+
+
+def folder() -> Path:
+    given = os.environ.get("UNDERSTUDY_CACHE")
+    if given:
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "understudy"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "understudy" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "understudy"
+
+
+def limit() -> int:
+    """Bytes that all entries together may take."""
+    text = os.environ.get("UNDERSTUDY_CACHE_GB", "20")
+    try:
+        size = float(text)
+    except ValueError:
+        size = -1.0
+    if not size > 0:
+        raise UserError(f"expected a positive number of gigabytes, found {text!r}",
+                        where="environment variable UNDERSTUDY_CACHE_GB", do="set it to a number, such as 20")
+    return int(size * 1e9)
+
+
+def digest(*parts) -> str:
+    """32 hex digits of plain JSON values."""
+    text = json.dumps([_LAYOUT, *parts], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def has(key: str) -> bool:
+    return (folder() / key).is_dir()
+
+
+def arrays(key: str, size: int, build: Callable[[Path], None], what: str) -> dict[str, np.ndarray]:
+    """The read-only memory maps of entry `key`, by name.
+
+    build: fills a folder with arrays made by `create`; it runs only where the entry is not there yet, in one of the
+    processes that ask for it, and the entry appears whole or not at all.
+    size: bytes it will take, known beforehand. Raises UserError where they exceed the bound or the disk.
+    """
+    place = folder() / key
+    for _ in range(3):  # another process may remove the entry between its look and ours
+        if not place.is_dir():
+            _make(place, size, build, what)
+        try:
+            os.utime(place)
+            _held.add(place)
+            return {unquote(p.name[:-4]): np.asarray(np.load(p, mmap_mode="r")) for p in place.glob("*.npy")}
+        except FileNotFoundError:
+            continue
+        except ValueError:  # not an array any more: whoever damaged it, it can be made again
+            _remove(place)
+    raise UserError("expected the cache to stay while it is read, found it removed again and again", where=place)
+
+
+def create(part: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+    """A new array in an entry that is being built, to be filled."""
+    return np.lib.format.open_memmap(part / f"{quote(name, safe='')}.npy", mode="w+", dtype=dtype, shape=shape)
+
+
+def _make(place: Path, size: int, build, what: str) -> None:
+    bound = limit()
+    if size > bound:
+        raise UserError(f"needs {size / 1e9:.2f} GB of cache, which may hold {bound / 1e9:.2f} GB", where=what,
+                        do="choose a smaller image size, or set UNDERSTUDY_CACHE_GB to more")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place.parent / ".locks" / place.name):
+        if place.is_dir():  # another process has just made it
+            return
+        _sweep(bound - size, place)
+        free = shutil.disk_usage(place.parent).free
+        if size > free:
+            raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=place.parent,
+                            do="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
+        try:
+            with whole_folder(place) as part:
+                build(part)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError("the disk is full; nothing was kept", where=place.parent,
+                            do="free some space, or set UNDERSTUDY_CACHE to a folder on another disk") from None
+
+
+def _sweep(bound: int, making: Path) -> None:
+    """Removes what killed builders left, then the least recently used entries until the rest fits the bound."""
+    for part in making.parent.glob(".*.part"):
+        if part.name.startswith(f".{making.name}.") or _age(part) > _DEAD:  # we hold the lock of `making`
+            shutil.rmtree(part, ignore_errors=True)
+    sizes = {}
+    for entry in making.parent.iterdir():
+        if entry.is_dir() and not entry.name.startswith("."):
+            sizes[entry] = sum(f.stat().st_size for f in entry.glob("*") if f.is_file())
+    total = sum(sizes.values())
+    for entry in sorted((e for e in sizes if e not in _held), key=_age, reverse=True):
+        if total <= bound:
+            return
+        _remove(entry)
+        total -= sizes[entry]
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _remove(entry: Path) -> None:
+    """First out of sight, so that nobody maps half an entry. Maps that are already open stay valid."""
+    try:
+        gone = entry.rename(entry.with_name(f".{entry.name}.{os.getpid()}.part"))
+    except OSError:  # somebody else removes it, or holds it open where that forbids removal
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+    (entry.parent / ".locks" / entry.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time. The system frees the lock of a process that died; where it has no locks, none is held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
+        yield

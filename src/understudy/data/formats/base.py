@@ -1,0 +1,129 @@
+"""What the formats share: episodes that load their columns when asked, from a source that knows its schema."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import Feature
+from .. import cache, video
+from ..episode import Episode
+
+Progress = Callable[[int, int], None]  # (done, of)
+
+
+class Source(ABC):
+    """Where columns come from. Everything but `column` is known without reading any."""
+
+    key: str  # a digest of the files as they are now
+    schema: dict[str, Feature]
+    lengths: np.ndarray  # (E,) int64, steps
+
+    @abstractmethod
+    def rows(self, name: str) -> np.ndarray:
+        """(E,) rows of that column in each episode: its length, or one more."""
+
+    @abstractmethod
+    def column(self, name: str, episode: int) -> np.ndarray: ...
+
+    def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
+        """(row or rows, image) of a camera, in any order, so that an episode need not fit in memory."""
+        return enumerate(self.column(name, episode))
+
+    def meta(self, episode: int) -> Mapping[str, Any]:
+        return {}
+
+
+class Steps(Mapping):
+    """The columns of one episode; each is read when it is asked for."""
+
+    def __init__(self, source: Source, episode: int):
+        self._source, self._episode = source, episode
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._source.schema:
+            raise KeyError(name)
+        return self._source.column(name, self._episode)
+
+    def __contains__(self, name) -> bool:
+        return name in self._source.schema
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.schema)
+
+    def __len__(self) -> int:
+        return len(self._source.schema)
+
+
+class Episodes(Sequence[Episode]):
+    def __init__(self, source: Source, numbers: Sequence[int] | None = None):
+        self.source = source
+        self.numbers = range(len(source.lengths)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return Episodes(self.source, self.numbers[i])
+        e = self.numbers[i]
+        return Episode(Steps(self.source, e), self.source.meta(e), int(self.source.lengths[e]), self.source.schema)
+
+
+def starts(rows: np.ndarray) -> np.ndarray:
+    """(E,) where each episode begins when they lie end to end."""
+    return np.cumsum(rows) - rows
+
+
+def cameras(schema: Mapping[str, Feature]) -> list[str]:
+    return [name for name, f in schema.items() if f.kind == "image"]
+
+
+class Framed(Source):
+    """Another source with its cameras decoded once, at one size, into memory maps."""
+
+    def __init__(self, source: Source, size: tuple[int, int], where: Path, progress: Progress | None = None):
+        self._source, self._size, self._names = source, size, cameras(source.schema)
+        self.lengths = source.lengths
+        self.schema = {name: Feature("uint8", (*size, f.shape[2]), "image", f.names) if f.kind == "image" else f
+                       for name, f in source.schema.items()}
+        self.key = self.key_of(source, size)
+        self._maps = cache.arrays(self.key, self.bytes, lambda part: self._decode(part, progress), str(where))
+        self._first = {name: starts(source.rows(name)) for name in self._names}
+
+    @staticmethod
+    def key_of(source: Source, size: tuple[int, int]) -> str:
+        return cache.digest(source.key, "frames", list(size))
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(self._source.rows(n).sum()) * self.schema[n].size for n in self._names)
+
+    def rows(self, name):
+        return self._source.rows(name)
+
+    def meta(self, episode):
+        return self._source.meta(episode)
+
+    def column(self, name, episode):
+        if name not in self._maps:
+            return self._source.column(name, episode)
+        first = self._first[name][episode]
+        return self._maps[name][first: first + self._source.rows(name)[episode]]
+
+    def _decode(self, part, progress):
+        done, total = 0, sum(int(self._source.rows(n).sum()) for n in self._names)
+        for name in self._names:
+            rows = self._source.rows(name)
+            out = cache.create(part, name, (int(rows.sum()), *self.schema[name].shape), np.uint8)
+            for e, (first, n) in enumerate(zip(starts(rows), rows, strict=True)):
+                for row, image in self._source.frames(name, e):
+                    out[first + np.asarray(row)] = video.resize(image, self._size)
+                done += int(n)
+                if progress is not None:
+                    progress(done, total)
+            out.flush()

@@ -1,0 +1,549 @@
+"""Reading LeRobot data sets: v3.0 (recorded or converted), v2.1 and v2.0. See lerobot.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...core import Feature, UserError
+from ...files import read_json
+from .. import cache, video
+from ..episode import Dataset
+from .base import Episodes, Source, starts
+
+INDEX = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
+OURS = Path("meta") / "understudy"
+_KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks", "total_videos",
+          "total_chunks", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "fps", "splits",
+          "data_path", "video_path", "features", "tools"}
+_DAMAGED = "the file is damaged: take it from a copy, or write the data set anew"
+
+
+def open_lerobot(path: Path) -> Dataset:
+    """Lazy: reads what describes the data, and none of the data. Raises UserError where that contradicts itself."""
+    source = LeRobot(path)
+    return Dataset(Episodes(source), source.facts)
+
+
+# -- what describes the data ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where each episode is. `file` counts in `files`; `start` is its first row in that file."""
+
+    lengths: np.ndarray  # (E,) int64
+    files: tuple[str, ...]
+    file: np.ndarray  # (E,) int64
+    start: np.ndarray  # (E,) int64
+    tasks: Mapping[int, str]
+    videos: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)  # camera: files, from (s)
+
+
+class LeRobot(Source):
+    def __init__(self, path: Path):
+        self.path = path = Path(path)
+        self.info = info = read_info(path)
+        self._warnings: list[str] = []
+        unknown = sorted(set(info) - _KNOWN)
+        if unknown:
+            self._warnings.append(f"meta/info.json: unknown keys {', '.join(unknown)} are ignored")
+        self._ours = read_json(path / OURS / "schema.json") if (path / OURS / "schema.json").exists() else {}
+        version = info["codebase_version"]
+        self.index = index_v3(path, info, self._warnings) if version == "v3.0" else index_v2(path, info,
+                                                                                            self._warnings)
+        self.lengths = self.index.lengths
+        if not len(self.lengths):
+            raise UserError("expected at least one episode, found an empty data set", where=path,
+                            do="record some (understudy record ENV --out DATA --episodes 20)")
+        self._check_files()
+        self.schema, self._stored = self._features()
+        self.facts = {"format": "lerobot", "version": version, "path": str(path),
+                      "fps": self._ours.get("fps", info["fps"]), "robot_type": info.get("robot_type"),
+                      "warnings": self._warnings}
+
+    def _check_files(self):
+        named = [*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)]
+        for name in dict.fromkeys(named):
+            if not (self.path / name).is_file():
+                raise UserError("expected a file that the metadata name, found none", where=self.path / name,
+                                do="take it from a copy, or leave out the episodes in it")
+
+    def _features(self) -> tuple[dict[str, Feature], dict[str, str]]:
+        """Our schema, and how each column is stored: "number", "string", "image", "video" or "task"."""
+        schema, stored = {}, {}
+        for name, f in self.info["features"].items():
+            where = f"{self.path / 'meta/info.json'}, features.{name}"
+            if not isinstance(f, dict) or "dtype" not in f or not isinstance(f.get("shape"), list):
+                raise UserError(f"expected an object with dtype and shape, found {f!r}", where=where)
+            if name in INDEX[1:]:
+                continue
+            dtype, shape = f["dtype"], tuple(int(n) for n in f["shape"])
+            depth = any((f.get(k) or {}).get(f"{v}is_depth_map") for k in ("info", "video_info") for v in
+                        ("", "video."))
+            if dtype == "language" or depth:
+                kind = "depth video" if depth else "a language column"
+                self._warnings.append(f"{name}: {kind} cannot be read yet; the column is left out")
+            elif dtype in ("image", "video"):
+                first = str((_names(f) or ("",))[0])
+                shape = (*shape[1:], shape[0]) if first.startswith("channel") else shape
+                if len(shape) != 3 or shape[2] not in (1, 3, 4):
+                    raise UserError(f"expected the shape (height, width, channels) of an image, found {f['shape']}",
+                                    where=where)
+                schema[name], stored[name] = Feature("uint8", shape, "image"), dtype
+            elif dtype == "string":
+                schema[name], stored[name] = Feature("string", (), "string"), "string"
+            else:
+                schema[name], stored[name] = self._numbers(name, f, where), "number"
+        for name, f in self._ours.get("columns", {}).items():
+            if name in schema:
+                schema[name] = Feature(f["dtype"], tuple(f["shape"]), f["kind"], _tuple(f.get("names")),
+                                       f.get("unit"), _tuple(f.get("choices")))
+        for name in self._ours.get("hidden", ()):
+            schema.pop(name, None)
+        if "task" not in self._ours.get("hidden", ()):
+            schema["task"], stored["task"] = Feature("string", (), "string"), "task"
+        order = [n for n in self._ours.get("columns", ()) if n in schema]
+        return {n: schema[n] for n in dict.fromkeys([*order, *schema])}, stored
+
+    def _numbers(self, name, f, where):
+        try:
+            dtype = np.dtype(f["dtype"])
+        except TypeError:
+            dtype = np.dtype("O")
+        if dtype.kind not in "biuf":
+            raise UserError(f"expected a NumPy number, image, video or string, found dtype {f['dtype']!r}",
+                            where=where)
+        shape = tuple(f["shape"])
+        # One number a step: what is observed or done keeps its axis of components, an outcome is a number.
+        if shape == (1,) and not name.startswith(("observation.", "action")):
+            shape = ()
+        feature = Feature.of(np.empty((0, *shape), dtype))
+        names = _names(f)
+        size = int(np.prod(shape, dtype=int))
+        return Feature(feature.dtype, shape, feature.kind, names if names and len(names) == size else None)
+
+    # -- columns ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def key(self) -> str:
+        """Of the sizes and times of all files named, and of everything in meta."""
+        stats = {}
+        for name in sorted({*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)}):
+            at = (self.path / name).stat()
+            stats[name] = [at.st_size, at.st_mtime_ns]
+        meta = {str(p.relative_to(self.path)): _digest(p) for p in sorted((self.path / "meta").rglob("*"))
+                if p.is_file() and not p.name.startswith(".") and not p.name.endswith(".part")}
+        return cache.digest("lerobot", stats, meta)
+
+    @cached_property
+    def _last(self) -> Mapping[str, tuple[np.ndarray, pa.Array]]:
+        """By column: (episodes (n,) that have a last row, their values)."""
+        file = self.path / OURS / "last.parquet"
+        if not file.exists():
+            return {}
+        table = parquet(file).read()
+        episode = table["episode_index"].to_numpy()
+        out = {}
+        for name in table.column_names:
+            if name in self.schema:
+                there = table[name].is_valid().to_numpy() & (episode < len(self.lengths))
+                values = table[name].combine_chunks().filter(pa.array(there))
+                if there.any():
+                    out[name] = episode[there], values
+        return out
+
+    def rows(self, name):
+        more = np.zeros(len(self.lengths), np.int64)
+        if name in self._last:
+            more[self._last[name][0]] = 1
+        return self.lengths + more
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        names = [n for n in self.schema if self._stored[n] == "number"]
+        size = sum(int(self.rows(n).sum()) * self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize
+                   for n in names) + 8 * int(self.lengths.sum())
+        return cache.arrays(cache.digest(self.key, "columns"), size, lambda part: self._build(part, names),
+                            str(self.path))
+
+    @cached_property
+    def _first(self) -> dict[str, np.ndarray]:
+        return {name: starts(self.rows(name)) for name in [*self.schema, "task_index"]}
+
+    def _build(self, part: Path, names: list[str]) -> None:
+        """Reads every data file once, a row group at a time, and checks that its rows are what the metadata say."""
+        out = {n: cache.create(part, n, (int(self.rows(n).sum()), *self.schema[n].shape), self.schema[n].dtype)
+               for n in names}
+        tasks = cache.create(part, "task_index", (int(self.lengths.sum()),), np.int64)
+        known = np.array(sorted(self.index.tasks), np.int64)
+        for number, name in enumerate(self.index.files):
+            self._build_file(number, self.path / name, names, out, tasks, known)
+        for name, (episodes, values) in self._last.items():
+            if name in out:
+                at = self._first[name][episodes] + self.lengths[episodes]
+                out[name][at] = to_numpy(values, self.schema[name], f"{self.path / OURS / 'last.parquet'}, {name}")
+        for array in (*out.values(), tasks):
+            array.flush()
+
+    def _build_file(self, number, file, names, out, tasks, known):
+        episodes = np.flatnonzero(self.index.file == number)
+        lengths, begin = self.lengths[episodes], self.index.start[episodes]
+        source = parquet(file)
+        if source.metadata.num_rows < int((begin + lengths).max()):
+            raise UserError(f"expected {int((begin + lengths).max())} rows as the metadata say, found "
+                            f"{source.metadata.num_rows}", where=file, do=_DAMAGED)
+        missing = [n for n in (*names, "episode_index", "frame_index", "task_index")
+                   if n not in source.schema_arrow.names]
+        if missing:
+            raise UserError(f"expected a column {missing[0]!r} as meta/info.json says, found "
+                            f"{', '.join(source.schema_arrow.names)}", where=file)
+        row = 0
+        for group in range(source.metadata.num_row_groups):
+            read = _read_group(source, group, [*names, "episode_index", "frame_index", "task_index"], file)
+            until = row + read.num_rows
+            # Which of the rows belong to which episode; rows that no episode claims are passed over.
+            here = np.flatnonzero((begin < until) & (begin + lengths > row))
+            for i in here:
+                low, high = max(int(begin[i]), row), min(int(begin[i] + lengths[i]), until)
+                self._check(read.slice(low - row, high - low), int(episodes[i]), low - int(begin[i]), file, known)
+            low = np.maximum(begin[here], row)
+            n = np.minimum(begin[here] + lengths[here], until) - low
+            take = np.repeat(low - row - starts(n), n) + np.arange(n.sum())
+            step = np.repeat(low - begin[here] - starts(n), n) + np.arange(n.sum())
+            whose = np.repeat(episodes[here], n)
+            for name in names:
+                values = to_numpy(read[name].combine_chunks(), self.schema[name], f"{file}, {name}")
+                out[name][self._first[name][whose] + step] = values[take]
+            tasks[self._first["task_index"][whose] + step] = read["task_index"].to_numpy()[take]
+            row = until
+
+    def _check(self, rows, episode, step, file, known):
+        numbers = rows["episode_index"].to_numpy()
+        if (numbers != episode).any():
+            at = int(np.argmax(numbers != episode))
+            raise UserError(f"expected rows of episode {episode}, found episode_index {numbers[at]}",
+                            where=f"{file}, episode {episode}, frame {step + at}", do=_DAMAGED)
+        frames = rows["frame_index"].to_numpy()
+        if (frames != step + np.arange(len(frames))).any():
+            at = int(np.argmax(frames != step + np.arange(len(frames))))
+            raise UserError(f"expected frame_index {step + at}, found {frames[at]}",
+                            where=f"{file}, episode {episode}, frame {step + at}", do=_DAMAGED)
+        tasks = rows["task_index"].to_numpy()
+        if not np.isin(tasks, known).all():
+            at = int(np.argmin(np.isin(tasks, known)))
+            raise UserError(f"expected a task_index of the tasks in meta ({', '.join(map(str, known))}), found "
+                            f"{tasks[at]}", where=f"{file}, episode {episode}, frame {step + at}",
+                            do="add the task to meta/tasks, or correct the row")
+
+    def meta(self, episode):
+        return self._facts.get(episode, {})
+
+    @cached_property
+    def _facts(self) -> dict[int, dict]:
+        file = self.path / OURS / "episodes.jsonl"
+        return {r["episode_index"]: r["facts"] for r in json_lines(file)} if file.exists() else {}
+
+    def column(self, name, episode):
+        stored, length = self._stored[name], int(self.lengths[episode])
+        if stored == "number":
+            first = self._first[name][episode]
+            return self._columns[name][first: first + self.rows(name)[episode]]
+        if stored == "task":
+            return self._task(episode)
+        if stored == "string":
+            texts = [*self._stored_rows(name, episode).to_pylist(), *self._last_of(name, episode)]
+            return np.array([t or "" for t in texts], np.str_)
+        out = np.empty((length + len(self._last_of(name, episode)), *self.schema[name].shape), np.uint8)
+        for row, image in self.frames(name, episode):
+            out[row] = image
+        return out
+
+    def _task(self, episode):
+        first, length = self._first["task_index"][episode], int(self.lengths[episode])
+        numbers = self._columns["task_index"][first: first + length]
+        if (numbers == numbers[0]).all():
+            return np.broadcast_to(np.array([self.index.tasks[int(numbers[0])]], np.str_), (length,))
+        return np.array([self.index.tasks[int(i)] for i in numbers], np.str_)
+
+    def _last_of(self, name, episode) -> list:
+        episodes, values = self._last.get(name, ((), ()))
+        return [values[int(i)].as_py() for i in np.flatnonzero(np.asarray(episodes) == episode)]
+
+    def frames(self, name, episode) -> Iterator[tuple[Any, np.ndarray]]:
+        shape, length = self.schema[name].shape, int(self.lengths[episode])
+        if self._stored[name] == "video":
+            files, begin = self.index.videos[name]
+            yield from video.read_frames(self.path / files[episode], begin[episode] + self._times(episode), shape,
+                                         f"episode {episode}")
+        else:
+            file = self.path / self.index.files[self.index.file[episode]]
+            for row, image in enumerate(self._stored_rows(name, episode)):
+                data = image.as_py()
+                yield row, _image(None if data is None else data["bytes"], shape,
+                                  f"{file}, episode {episode}, frame {row}, {name}")
+        for image in self._last_of(name, episode):
+            yield length, _image(image["bytes"], shape, f"{self.path / OURS / 'last.parquet'}, episode {episode}")
+
+    def _times(self, episode) -> np.ndarray:
+        """(T,) s of the frames since the episode began; regular times are exact, not float32."""
+        first, length = starts(self.lengths)[episode], int(self.lengths[episode])
+        regular = np.arange(length) / self.info["fps"]
+        if "timestamp" not in self._columns:
+            return regular
+        stored = self._columns["timestamp"][first: first + length].astype(np.float64)
+        return np.where(np.abs(stored - regular) < video.TOLERANCE, regular, stored)
+
+    def _stored_rows(self, name, episode) -> pa.Array:
+        """The values of one episode, straight from its file."""
+        file = self.path / self.index.files[self.index.file[episode]]
+        begin = int(self.index.start[episode])
+        until, row, parts = begin + int(self.lengths[episode]), 0, []
+        source = self._open(file)
+        if name not in source.schema_arrow.names:
+            raise UserError(f"expected a column {name!r} as meta/info.json says, found "
+                            f"{', '.join(source.schema_arrow.names)}", where=file)
+        for group in range(source.metadata.num_row_groups):
+            n = source.metadata.row_group(group).num_rows
+            if row < until and row + n > begin:
+                values = self._group(file, group, name)
+                parts.append(values.slice(max(begin - row, 0), min(until, row + n) - max(begin, row)))
+            row += n
+        if sum(map(len, parts)) != self.lengths[episode]:
+            raise UserError(f"expected {int(self.lengths[episode])} rows of episode {episode} as the metadata say, "
+                            f"found {sum(map(len, parts))}", where=file, do=_DAMAGED)
+        return pa.concat_arrays(parts)
+
+    def _open(self, file: Path) -> pq.ParquetFile:
+        held = self.__dict__.setdefault("_held_file", {})
+        if file not in held:
+            held.clear()  # one file at a time: episodes are read in order
+            held[file] = parquet(file)
+        return held[file]
+
+    def _group(self, file, group, name) -> pa.Array:
+        held = self.__dict__.setdefault("_held_group", {})
+        if held.get(name, (None,))[0] != (file, group):
+            held[name] = (file, group), _read_group(self._open(file), group, [name], file)[name].combine_chunks()
+        return held[name][1]
+
+
+def read_info(path: Path) -> dict:
+    """meta/info.json, with the keys that reading needs."""
+    file = path / "meta" / "info.json"
+    info = read_json(file)
+    if not isinstance(info, dict):
+        raise UserError(f"expected an object, found {type(info).__name__}", where=file, do=_DAMAGED)
+    for key, kind in (("codebase_version", str), ("fps", (int, float)), ("features", dict), ("data_path", str),
+                      ("total_episodes", int), ("total_frames", int)):
+        if not isinstance(info.get(key), kind):
+            raise UserError(f"expected a key {key!r}, found {info.get(key, 'none')!r}", where=file, do=_DAMAGED)
+    if info["codebase_version"] not in ("v3.0", "v2.1", "v2.0"):
+        raise UserError(f"expected LeRobot v3.0, v2.1 or v2.0, found {info['codebase_version']}", where=file,
+                        do="convert it with lerobot (python -m lerobot.datasets.v30.convert_dataset_v21_to_v30)")
+    if not info["fps"] > 0:
+        raise UserError(f"expected fps above 0, found {info['fps']}", where=file)
+    return info
+
+
+def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
+    folder = path / "meta" / "episodes"
+    files = sorted(folder.glob("*/*.parquet"))
+    if not files:
+        raise UserError("expected episode tables, found none", where=folder, do=_DAMAGED)
+    cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
+    places = ["data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
+    filmed = [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
+    wanted = ["episode_index", "length", *places, *filmed]
+    parts = []
+    for file in files:
+        source = parquet(file)
+        missing = [n for n in wanted if n not in source.schema_arrow.names]
+        if missing:
+            raise UserError(f"expected a column {missing[0]!r}, found none", where=file, do=_DAMAGED)
+        parts.append(_read_columns(source, wanted, file))
+    table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in wanted}
+    count, whole = len(table["episode_index"]), int(info["total_episodes"])
+    ours = (path / OURS).is_dir()
+    if ours and count > whole:  # an append that did not finish: its last step is info.json
+        table = {n: v[table["episode_index"] < whole] for n, v in table.items()}
+        count = len(table["episode_index"])
+    order = np.argsort(table["episode_index"], kind="stable")
+    table = {n: v[order] for n, v in table.items()}
+    number, length = table["episode_index"], table["length"]
+    if (number != np.arange(count)).any():
+        raise UserError(f"expected episodes 0 to {count - 1}, found {', '.join(map(str, number[:20]))}"
+                        f"{'' if count <= 20 else ' ...'}", where=folder,
+                        do="number the episodes without gaps, in the tables and in the data")
+    if count != whole or int(length.sum()) != info["total_frames"]:
+        warnings.append(f"meta/info.json says {whole} episodes and {info['total_frames']} frames, the episode tables "
+                        f"say {count} and {int(length.sum())}")
+    span = table["dataset_to_index"] - table["dataset_from_index"]
+    if (span != length).any() or (length < 1).any():
+        e = int(np.argmax((span != length) | (length < 1)))
+        raise UserError(f"expected a length of {span[e]} (dataset_to_index - dataset_from_index), at least 1, found "
+                        f"{length[e]}", where=f"{folder}, episode {e}, length", do=_DAMAGED)
+    names = [_format(info, "data_path", path, chunk_index=int(c), file_index=int(f))
+             for c, f in zip(table["data/chunk_index"], table["data/file_index"], strict=True)]
+    distinct = list(dict.fromkeys(names))
+    file = np.array([distinct.index(n) for n in names] if len(distinct) < 50 else _codes(names, distinct), np.int64)
+    first = np.full(len(distinct), np.iinfo(np.int64).max)
+    np.minimum.at(first, file, table["dataset_from_index"])
+    videos = {c: (tuple(_format(info, "video_path", path, video_key=c, chunk_index=int(k), file_index=int(f))
+                        for k, f in zip(table[f"videos/{c}/chunk_index"], table[f"videos/{c}/file_index"],
+                                        strict=True)), table[f"videos/{c}/from_timestamp"]) for c in cameras}
+    return Index(length, tuple(distinct), file, table["dataset_from_index"] - first[file], tasks_v3(path), videos)
+
+
+def _codes(names, distinct):
+    code = {n: i for i, n in enumerate(distinct)}
+    return [code[n] for n in names]
+
+
+def tasks_v3(path: Path) -> dict[int, str]:
+    file = path / "meta" / "tasks.parquet"
+    table = parquet(file).read()
+    texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    named = [n for n in json.loads((table.schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ())
+             if n in texts]
+    if "task_index" not in table.column_names or not (named or len(texts) == 1):
+        raise UserError(f"expected the columns task_index and task, found {', '.join(table.column_names)}", where=file,
+                        do=_DAMAGED)
+    return dict(zip(table["task_index"].to_pylist(), table[(named or texts)[0]].to_pylist(), strict=True))
+
+
+def index_v2(path: Path, info: dict, warnings: list[str]) -> Index:
+    episodes = sorted(json_lines(path / "meta" / "episodes.jsonl"), key=lambda r: r.get("episode_index", -1))
+    for i, row in enumerate(episodes):
+        if row.get("episode_index") != i or not isinstance(row.get("length"), int) or row["length"] < 1:
+            raise UserError(f"expected episode {i} with its length, found {row}", where=path / "meta/episodes.jsonl",
+                            do="number the episodes without gaps, from 0")
+    lengths = np.array([r["length"] for r in episodes], np.int64)
+    if len(episodes) != info["total_episodes"] or lengths.sum() != info["total_frames"]:
+        warnings.append(f"meta/info.json says {info['total_episodes']} episodes and {info['total_frames']} frames, "
+                        f"meta/episodes.jsonl says {len(episodes)} and {lengths.sum()}")
+    tasks = {r["task_index"]: r["task"] for r in json_lines(path / "meta" / "tasks.jsonl")}
+    chunks = max(1, int(info.get("chunks_size", 1000)))
+
+    def named(key, **more):
+        return tuple(_format(info, key, path, episode_chunk=e // chunks, episode_index=e, **more)
+                     for e in range(len(episodes)))
+
+    cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
+    videos = {c: (named("video_path", video_key=c), np.zeros(len(episodes))) for c in cameras}
+    return Index(lengths, named("data_path"), np.arange(len(episodes)), np.zeros(len(episodes), np.int64), tasks,
+                 videos)
+
+
+# -- small things ---------------------------------------------------------------------------------------------------
+
+
+def _format(info, key, path, **values) -> str:
+    try:
+        name = info[key].format(**values)
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise UserError(f"expected a pattern of {', '.join(values)}, found {info.get(key)!r}",
+                        where=f"{path / 'meta/info.json'}, {key}", do=_DAMAGED) from None
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"expected files inside the data set, found {name!r}",
+                        where=f"{path / 'meta/info.json'}, {key}")
+    return name
+
+
+def parquet(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except FileNotFoundError:
+        raise UserError("expected a file, found none", where=file, do=_DAMAGED) from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"expected a parquet file, found one that is cut short or damaged ({_line(error)})",
+                        where=file, do=_DAMAGED) from None
+
+
+def _read_columns(source: pq.ParquetFile, names, file) -> pa.Table:
+    try:
+        return source.read(columns=names)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"expected readable columns, found damage ({_line(error)})", where=file, do=_DAMAGED) from None
+
+
+def _read_group(source: pq.ParquetFile, group: int, names: list[str], file: Path) -> pa.Table:
+    try:
+        return source.read_row_group(group, columns=names)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"expected readable rows, found damage in row group {group} ({_line(error)})", where=file,
+                        do=_DAMAGED) from None
+
+
+def _line(error) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
+    """(n, *shape) of an Arrow column of scalars or (nested) lists. Raises UserError where rows differ in length."""
+    n, flat = len(values), values
+    nulls = values.null_count
+    while isinstance(flat.type, pa.BaseExtensionType) or _is_list(flat.type):
+        flat = flat.flatten() if _is_list(flat.type) else flat.storage
+        nulls += flat.null_count
+    size = feature.size
+    if nulls or len(flat) != n * size:
+        raise UserError(f"expected {size} numbers a row (shape {feature.shape}), found {len(flat)} in {n} rows"
+                        f"{f' and {nulls} missing' if nulls else ''}", where=where, do=_DAMAGED)
+    return flat.to_numpy(zero_copy_only=False).astype(feature.dtype, copy=False).reshape(n, *feature.shape)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _image(data, shape, where) -> np.ndarray:
+    image = video.decode_image(data, shape[2], where)
+    if image.shape != shape:
+        raise UserError(f"expected an image of shape {shape} as meta/info.json says, found {image.shape}", where=where)
+    return image
+
+
+def json_lines(file: Path) -> list[dict]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("expected a file, found none", where=file, do=_DAMAGED) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"expected UTF-8 text, found something else ({error})", where=file, do=_DAMAGED) from None
+    out = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                out.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"expected one JSON object a line, found something else in line {number} ({error})",
+                                where=file, do=_DAMAGED) from None
+    return out
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()[:32]
+
+
+def _tuple(value):
+    return None if value is None else tuple(value)
+
+
+def _names(feature: Mapping) -> tuple[str, ...] | None:
+    """The names of components: a list, or lists by some key ({"motors": [...]})."""
+    names = feature.get("names")
+    if isinstance(names, Mapping):
+        names = [n for v in names.values() for n in (v if isinstance(v, list) else [v])]
+    return tuple(map(str, names)) if names else None
+

@@ -1,0 +1,586 @@
+"""Writing LeRobot v3.0 data sets: whole (`write`), or episode by episode as they are recorded (`append`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...core import Feature, UserError
+from ...files import read_json, sync_folder, whole_folder, write_json, write_text
+from .. import cache, video
+from ..episode import Dataset, Episode
+from .lerobot_read import INDEX, OURS, LeRobot, json_lines, parquet, read_info, tasks_v3
+
+DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+_CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first that is here and takes the frames
+_QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+_SAMPLED = 100  # frames an episode from which the statistics of images are taken
+_SAFE_FPS = 10  # written where the rate is not known; our schema.json says that it is not
+
+
+def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
+          images: Literal["video", "png"] = "video") -> None:
+    """A new folder, there whole or not at all, which lerobot opens unchanged.
+
+    fps: frames a second; `dataset.fps` where not given. images: "video" (AV1 or H.264, lossy, small) or "png"
+    (lossless). A column may hold one row more than there are actions: that row goes to meta/understudy/last.parquet.
+    Columns frame_index, episode_index, index and task_index are numbered anew. Raises UserError where the path exists,
+    where there are no episodes, and where episodes differ in their columns, naming the episode and the column.
+    """
+    if images not in ("video", "png"):
+        raise UserError(f"expected images to be video or png, found {images!r}")
+    if not len(dataset):
+        raise UserError("expected at least one episode, found none", where=path)
+    with whole_folder(path) as part:
+        fps = dataset.fps if fps is None else fps
+        robot = dataset.facts.get("robot_type") if robot_type is None else robot_type
+        _Writer.new(part, dataset.features(), fps, robot, images).add(dataset)
+
+
+def append(path: str | Path, dataset: Dataset, **options) -> None:
+    """Adds episodes to a data set, durably: finished files are never rewritten, info.json is replaced last.
+
+    An append that is interrupted leaves the data set as it was; the next one removes what it left. Where there is
+    nothing yet, a data set is written (`options` are `write`'s, and count then only). Raises UserError where the
+    columns are not those of the data set, and for versions other than v3.0.
+    """
+    path = Path(path)
+    if not path.exists():
+        return write(dataset, path, **options)
+    with cache.locked(path / OURS / ".lock"):
+        _clean(path)
+        if len(dataset):
+            _Writer.existing(path).add(dataset)
+
+
+# -- what is written ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How each column is stored. `columns` are the data set's own, with `task` and `timestamp` where it has them."""
+
+    columns: Mapping[str, Feature]
+    info: Mapping  # info.json as it was before
+    codec: str
+
+    @property
+    def fps(self) -> float:
+        return self.info["fps"]
+
+    def stored(self, name: str) -> str:
+        return self.info["features"][name]["dtype"]
+
+    @property
+    def data(self) -> list[str]:
+        """Columns of the data files, in order."""
+        return [n for n, f in self.info["features"].items() if f["dtype"] != "video"]
+
+    @property
+    def cameras(self) -> list[str]:
+        return [n for n, f in self.info["features"].items() if f["dtype"] == "video"]
+
+
+def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: str) -> _Plan:
+    rate = _SAFE_FPS if fps is None else fps
+    if not rate > 0:
+        raise UserError(f"expected fps above 0, found {rate}")
+    rate = int(rate) if float(rate).is_integer() else float(rate)
+    features, codec = {}, ""
+    columns = {n: f for n, f in schema.items() if n not in INDEX[1:]}
+    for name, f in columns.items():
+        if "/" in name:
+            raise UserError("expected a column name without '/'", where=f"column {name!r}", do="rename the column")
+        if name in ("task", INDEX[0]):
+            continue
+        if f.kind == "image":
+            able = [c for c in _CODECS if video.encodes(c, f.shape)] if images == "video" else []
+            features[name] = {"dtype": "video" if able else "image", "shape": list(f.shape),
+                              "names": ["height", "width", "channels"]}
+            if able:
+                codec = codec or able[0]
+                features[name]["info"] = {
+                    "video.height": f.shape[0], "video.width": f.shape[1], "video.codec": _CODECS[able[0]],
+                    "video.pix_fmt": "yuv420p", "video.is_depth_map": False, "video.fps": rate, "video.channels": 3,
+                    "has_audio": False}
+        elif f.kind == "string":
+            features[name] = {"dtype": "string", "shape": [1], "names": None}
+        else:
+            if len(f.shape) > 5 or 0 in f.shape or np.dtype(f.dtype).kind not in "biuf":
+                raise UserError(f"expected numbers of 1 to 5 dimensions, found {f.dtype} {f.shape}",
+                                where=f"column {name!r}")
+            features[name] = {"dtype": f.dtype, "shape": list(f.shape) or [1],
+                              "names": list(f.names) if f.names else None}
+    for name in INDEX:
+        features[name] = {"dtype": "float32" if name == INDEX[0] else "int64", "shape": [1], "names": None}
+    info = {"codebase_version": "v3.0", "robot_type": robot_type, "total_episodes": 0, "total_frames": 0,
+            "total_tasks": 0, "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200,
+            "fps": rate, "splits": {"train": "0:0"}, "data_path": DATA,
+            "video_path": VIDEO if any(f["dtype"] == "video" for f in features.values()) else None,
+            "features": features}
+    return _Plan(columns, info, codec)
+
+
+class _Writer:
+    """One write: its files carry the suffix .part until all are there; info.json follows last."""
+
+    def __init__(self, root: Path, plan: _Plan, tasks: dict[str, int], next_file: Mapping[str, tuple[int, int]],
+                 table_columns: list[str] | None, fps_known: bool):
+        self.root, self.plan, self.tasks, self._fps_known = root, plan, tasks, fps_known
+        self._table_columns = table_columns
+        self._journal = {"episodes": plan.info["total_episodes"], "next": {k: list(v) for k, v in next_file.items()}}
+        self._at = dict(next_file)  # by "data", "episodes" or camera: (chunk, file)
+        self._parts: list[str] = []  # names to be, in order
+        self._data: pq.ParquetWriter | None = None
+        self._videos: dict[str, video.VideoWriter] = {}
+        self._filmed: dict[str, float] = {}  # s already in the video that is open
+        self._rows: list[dict] = []  # of the episodes table
+        self._stats: list[dict] = []
+        self._last: list[dict] = []
+        self._facts: list[dict] = []
+
+    @staticmethod
+    def new(root: Path, schema, fps, robot_type, images) -> _Writer:
+        plan = _plan(schema, fps, robot_type, images)
+        return _Writer(root, plan, {}, {k: (0, 0) for k in ("data", "episodes", *plan.cameras)}, None, fps is not None)
+
+    @staticmethod
+    def existing(root: Path) -> _Writer:
+        info = read_info(root)
+        if info["codebase_version"] != "v3.0":
+            raise UserError(f"expected a LeRobot v3.0 data set to add to, found {info['codebase_version']}", where=root,
+                            do="write it anew first: lerobot.write(Dataset.open(OLD), NEW)")
+        source = LeRobot(root)
+        tables = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+        codec = next((c for f in info["features"].values() if f["dtype"] == "video" for c, n in _CODECS.items()
+                      if n == (f.get("info") or {}).get("video.codec")), "libsvtav1")
+        plan = _Plan(source.schema, info, codec)
+        after = {}
+        for name in ("data", "episodes", *plan.cameras):
+            place = max(_places(tables, {"data": "data/", "episodes": "meta/episodes/"}.get(name, f"videos/{name}/")))
+            after[name] = _following(place, info)
+            while (root / _name(plan, name, after[name])).exists():
+                after[name] = _following(after[name], info)
+        tasks = {t: i for i, t in tasks_v3(root).items()}
+        written = parquet(tables[-1]).schema_arrow.names
+        return _Writer(root, plan, tasks, after, written, source.facts["fps"] is not None)
+
+    def add(self, dataset: Dataset) -> None:
+        before = self.plan.info["total_episodes"]
+        if before:
+            write_json(self.root / OURS / "pending.json", self._journal)
+        try:
+            for number, episode in enumerate(dataset):
+                self._add(before + number, number, episode)
+            self._close()
+            self._commit()
+        except BaseException:
+            self._abandon()
+            raise
+
+    # -- one episode ------------------------------------------------------------------------------------------------
+
+    def _add(self, number: int, given: int, episode: Episode) -> None:
+        length = len(episode)
+        columns = self._checked(episode, length, f"episode {given}")
+        stamp = columns.get("timestamp")
+        times = np.arange(length) / self.plan.fps if stamp is None else stamp[:length].astype(np.float64)
+        if length < 1 or abs(times[0]) > 1 / self.plan.fps or (np.diff(times) <= 0).any():
+            raise UserError("expected at least one step, and timestamps that start at 0 and grow",
+                            where=f"episode {given}", do="leave the column timestamp out to have it made from fps")
+        tasks = columns.get("task", np.broadcast_to("", (length,)))[:length]
+        # In the order in which they are first said, so that reading and writing again numbers them alike.
+        distinct = [str(tasks[0])] if tasks.strides == (0,) else list(dict.fromkeys(map(str, tasks)))
+        for task in distinct:
+            self.tasks.setdefault(task, len(self.tasks))
+        first = self.plan.info["total_frames"] + sum(r["length"] for r in self._rows)
+        numbers = {"timestamp": times.astype(np.float32), "frame_index": np.arange(length),
+                   "episode_index": np.full(length, number), "index": first + np.arange(length),
+                   "task_index": np.array([self.tasks[str(t)] for t in tasks] if len(distinct) > 1 else
+                                          np.full(length, self.tasks[distinct[0]]), np.int64)}
+        columns = {**{n: columns[n] for n in columns if n not in ("task", *INDEX)}, **numbers}
+        row = {"episode_index": number, "tasks": distinct, "length": length}
+        row |= self._write_data(columns, length, first)
+        for camera in self.plan.cameras:
+            row |= self._write_video(camera, columns[camera][:length], times)
+        self._stats.append({n: _stats(columns[n][:length], f["dtype"]) for n, f in self.plan.info["features"].items()
+                            if f["dtype"] != "string"})
+        self._rows.append(row)
+        last = {n: self._last_value(n, c[length]) for n, c in columns.items() if len(c) > length}
+        if last:
+            self._last.append({"episode_index": number, **last})
+        self._facts.append({"episode_index": number, "facts": dict(episode.meta)})
+        self._roll()
+
+    def _checked(self, episode: Episode, length: int, where: str) -> dict[str, np.ndarray]:
+        have = [n for n in episode.steps if n not in INDEX[1:]]
+        for name in dict.fromkeys([*self.plan.columns, *have]):
+            if (name in have) != (name in self.plan.columns) and name not in ("task", "timestamp"):
+                raise UserError(f"expected the columns {', '.join(self.plan.columns)}, found {', '.join(have)}",
+                                where=f"{where}, column {name!r}", do="give all episodes the same columns")
+        columns = {}
+        for name in have:
+            if name not in self.plan.columns:
+                continue  # task or timestamp, which this data set makes itself
+            feature, column = self.plan.columns[name], np.asarray(episode.steps[name])
+            found = Feature.of(column)
+            if (found.dtype, found.shape) != (feature.dtype, feature.shape):
+                raise UserError(f"expected {feature.dtype} {feature.shape} a step, found {found.dtype} {found.shape}",
+                                where=f"{where}, column {name!r}")
+            if len(column) not in (length, length + 1):
+                raise UserError(f"expected {length} rows, or one more, found {len(column)}",
+                                where=f"{where}, column {name!r}")
+            columns[name] = column
+        return columns
+
+    def _write_data(self, columns, length, first) -> dict:
+        names = self.plan.data
+        table = pa.table({n: _arrow(columns[n][:length], self.plan.stored(n)) for n in names},
+                         schema=_schema(self.plan))
+        if self._data is None:
+            self._data = pq.ParquetWriter(self._part("data"), table.schema, compression="snappy", use_dictionary=True)
+        self._data.write_table(table, row_group_size=length)
+        chunk, file = self._at["data"]
+        return {"data/chunk_index": chunk, "data/file_index": file, "dataset_from_index": first,
+                "dataset_to_index": first + length}
+
+    def _write_video(self, camera, frames, times) -> dict:
+        if camera not in self._videos:
+            self._videos[camera] = video.VideoWriter(self._part(camera), self.plan.codec, frames.shape[1:],
+                                                     self.plan.fps)
+            self._filmed[camera] = 0.0
+        begin = self._filmed[camera]
+        self._videos[camera].add(frames, begin + times)
+        self._filmed[camera] = begin + max(len(frames) / self.plan.fps, float(times[-1]) + 1 / self.plan.fps)
+        chunk, file = self._at[camera]
+        at = f"videos/{camera}"
+        return {f"{at}/chunk_index": chunk, f"{at}/file_index": file, f"{at}/from_timestamp": begin,
+                f"{at}/to_timestamp": self._filmed[camera]}
+
+    def _last_value(self, name, value):
+        kind = self.plan.columns[name].kind
+        if kind == "image":
+            return {"bytes": video.encode_png(value), "path": None}
+        return value.tolist()
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def _part(self, what: str) -> Path:
+        name = _name(self.plan, what, self._at[what])
+        self._parts.append(name)
+        path = self.root / f"{name}.part"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _roll(self) -> None:
+        """The next episode begins a new file where this one is full."""
+        info = self.plan.info
+        if (self.root / f"{_name(self.plan, 'data', self._at['data'])}.part").stat().st_size \
+                >= info["data_files_size_in_mb"] * 2**20:
+            self._data.close()
+            self._data, self._at["data"] = None, _following(self._at["data"], info)
+        for camera, writer in list(self._videos.items()):
+            if writer.bytes >= info["video_files_size_in_mb"] * 2**20:
+                writer.close()
+                del self._videos[camera]
+                self._at[camera] = _following(self._at[camera], info)
+
+    def _close(self) -> None:
+        if self._data is not None:
+            self._data.close()
+        for writer in self._videos.values():
+            writer.close()
+        chunk, file = self._at["episodes"]
+        for row in self._rows:
+            row.update({"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file})
+        table = _episodes_table(self._rows, self._stats, self.plan)
+        if self._table_columns is not None:
+            missing = [n for n in self._table_columns if n not in table.column_names]
+            if missing:
+                raise UserError(f"expected to write a column {missing[0]!r} as the other episode tables have",
+                                where=self.root / "meta/episodes", do="write the data set anew, then append")
+            table = table.select(self._table_columns)
+        pq.write_table(table, self._part("episodes"))
+
+    def _commit(self) -> None:
+        info, root = dict(self.plan.info), self.root
+        total = info["total_episodes"] + len(self._rows)
+        # Read before anything moves: what is there now, without this append.
+        stats = aggregate([*_stats_so_far(root, self.plan), *self._stats])
+        for name in self._parts:
+            _sync(root / f"{name}.part")
+        _write_tasks(root / "meta" / "tasks.parquet", self.tasks)
+        _write_last(root / OURS / "last.parquet", self._last, self.plan)
+        _write_facts(root / OURS / "episodes.jsonl", self._facts, info["total_episodes"])
+        if not (root / OURS / "schema.json").exists():
+            write_json(root / OURS / "schema.json", self._schema())
+        write_json(root / "meta" / "stats.json", _plain(stats))
+        for name in self._parts:
+            os.replace(root / f"{name}.part", root / name)
+            sync_folder((root / name).parent)
+        info.update(total_episodes=total, total_frames=info["total_frames"] + sum(r["length"] for r in self._rows),
+                    total_tasks=len(self.tasks), splits={**info.get("splits", {}), "train": f"0:{total}"})
+        write_text(root / "meta" / "info.json", json.dumps(info, indent=4, ensure_ascii=False))
+        (root / OURS / "pending.json").unlink(missing_ok=True)
+
+    def _schema(self) -> dict:
+        columns = {n: {"dtype": f.dtype, "shape": f.shape, "kind": f.kind, "names": f.names, "unit": f.unit,
+                       "choices": f.choices} for n, f in self.plan.columns.items()}
+        return {"columns": columns, "hidden": [n for n in ("task", "timestamp") if n not in columns],
+                **({} if self._fps_known else {"fps": None})}
+
+    def _abandon(self) -> None:
+        if self._data is not None:
+            self._data.close()
+        for writer in self._videos.values():
+            writer.abandon()
+        if self.plan.info["total_episodes"]:
+            _clean(self.root)
+
+
+def _name(plan: _Plan, what: str, place: tuple[int, int]) -> str:
+    patterns = {"data": plan.info["data_path"], "episodes": EPISODES}
+    return patterns.get(what, plan.info.get("video_path") or VIDEO).format(
+        video_key=what, chunk_index=place[0], file_index=place[1])
+
+
+def _following(place: tuple[int, int], info: Mapping) -> tuple[int, int]:
+    chunk, file = place
+    return (chunk, file + 1) if file + 1 < info["chunks_size"] else (chunk + 1, 0)
+
+
+def _places(tables: list[Path], prefix: str) -> Iterator[tuple[int, int]]:
+    names = [f"{prefix}chunk_index", f"{prefix}file_index"]
+    for file in tables:
+        table = parquet(file).read(columns=names)
+        yield from zip(*(table[n].to_pylist() for n in names), strict=True)
+
+
+def _clean(root: Path) -> None:
+    """Removes what an append left that did not get as far as info.json."""
+    journal = root / OURS / "pending.json"
+    if not journal.exists():
+        return
+    left, info = read_json(journal), read_info(root)
+    if info["total_episodes"] == left["episodes"]:
+        plan = _Plan({}, info, "")
+        for what, place in left["next"].items():
+            found, place = [], tuple(place)
+            while True:
+                name = root / _name(plan, what, place)
+                there = [p for p in (name, name.with_name(f"{name.name}.part")) if p.exists()]
+                if not there:
+                    break
+                found += there
+                place = _following(place, info)
+            for file in reversed(found):  # so that what is left after another interruption is still in a row
+                file.unlink()
+    journal.unlink()
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    yield part
+    _sync(part)
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+def _write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
+    described = [{"name": n, "field_name": n, "pandas_type": kind, "numpy_type": kind if kind == "int64" else "object",
+                  "metadata": None} for n, kind in (("task_index", "int64"), ("task", "unicode"))]
+    pandas = {"index_columns": ["task"], "columns": described, "column_indexes": [
+        {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object",
+         "metadata": {"encoding": "UTF-8"}}], "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.2.0"}
+    table = pa.table({"task_index": pa.array(list(tasks.values()), pa.int64()), "task": pa.array(list(tasks))})
+    with _replacing(path) as part:
+        pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), part)
+
+
+def _write_last(path: Path, rows: list[dict], plan: _Plan) -> None:
+    old = []
+    if path.exists():
+        old = [r for r in parquet(path).read().to_pylist() if r["episode_index"] < plan.info["total_episodes"]]
+    if not rows and not old:
+        return
+    names = [n for n in plan.columns if any(n in r for r in (*rows, *old))]
+    types = {n: _last_type(plan.columns[n]) for n in names}
+    table = pa.table({"episode_index": pa.array([r["episode_index"] for r in (*old, *rows)], pa.int64()),
+                      **{n: pa.array([r.get(n) for r in (*old, *rows)], types[n]) for n in names}})
+    with _replacing(path) as part:
+        pq.write_table(table, part)
+
+
+def _last_type(f: Feature) -> pa.DataType:
+    if f.kind == "image":
+        return pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    kind = pa.string() if f.kind == "string" else pa.from_numpy_dtype(np.dtype(f.dtype))
+    for _ in f.shape:
+        kind = pa.list_(kind)
+    return kind
+
+
+def _write_facts(path: Path, rows: list[dict], before: int) -> None:
+    old = [r for r in json_lines(path) if r["episode_index"] < before] if path.exists() else []
+    if any(r["facts"] for r in (*old, *rows)):
+        write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in (*old, *rows)))
+
+
+# -- Arrow ----------------------------------------------------------------------------------------------------------
+
+
+def _arrow(column: np.ndarray, stored: str) -> pa.Array:
+    if stored == "image":
+        rows = [{"bytes": video.encode_png(frame), "path": f"frame-{i:06d}.png"} for i, frame in enumerate(column)]
+        return pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    if stored == "string":
+        return pa.array(column.tolist(), pa.string())
+    shape = column.shape[1:]
+    values = pa.array(np.ascontiguousarray(column).reshape(-1))
+    if shape in ((), (1,)):
+        return values
+    if len(shape) == 1:
+        return pa.FixedSizeListArray.from_arrays(values, shape[0])
+    for n in reversed(shape):
+        values = pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, n), pa.int32()), values)
+    return values
+
+
+def _schema(plan: _Plan) -> pa.Schema:
+    """With the description by which Hugging Face's reader knows images and arrays."""
+    fields, described = [], {}
+    for name in plan.data:
+        f = plan.info["features"][name]
+        dtype, shape = f["dtype"], tuple(f["shape"])
+        if dtype == "image":
+            kind, said = pa.struct({"bytes": pa.binary(), "path": pa.string()}), {"_type": "Image"}
+        elif dtype == "string":
+            kind, said = pa.string(), {"dtype": "string", "_type": "Value"}
+        else:
+            kind, said = pa.from_numpy_dtype(np.dtype(dtype)), {"dtype": dtype, "_type": "Value"}
+            if len(shape) == 1 and shape != (1,):
+                kind = pa.list_(kind, shape[0])
+                said = {"feature": said, "length": shape[0], "_type": "Sequence"}
+            elif len(shape) > 1:
+                for _ in shape:
+                    kind = pa.list_(kind)
+                said = {"shape": list(shape), "dtype": dtype, "_type": f"Array{len(shape)}D"}
+        fields.append(pa.field(name, kind))
+        described[name] = said
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": described}})})
+
+
+def _episodes_table(rows: list[dict], stats: list[dict], plan: _Plan) -> pa.Table:
+    columns = {}
+    for name in rows[0]:
+        if name.startswith("meta/"):
+            continue
+        kind = {"tasks": pa.list_(pa.string())}.get(name, pa.float64() if name.endswith("_timestamp") else pa.int64())
+        columns[name] = pa.array([r[name] for r in rows], kind)
+    for name in stats[0]:
+        for statistic in stats[0][name]:
+            columns[f"stats/{name}/{statistic}"] = pa.array([s[name][statistic].tolist() for s in stats])
+    for name in ("meta/episodes/chunk_index", "meta/episodes/file_index"):
+        columns[name] = pa.array([r[name] for r in rows], pa.int64())
+    return pa.table(columns)
+
+
+# -- statistics -----------------------------------------------------------------------------------------------------
+
+
+def _stats(column: np.ndarray, stored: str) -> dict[str, np.ndarray]:
+    """As lerobot's compute_stats gives them, with exact quantiles: per component; of images per channel, in [0, 1].
+    What is not finite is left out of every statistic but count."""
+    if stored in ("image", "video"):
+        sample = column[np.unique(np.linspace(0, len(column) - 1, min(len(column), _SAMPLED)).astype(int))]
+        values = (sample.reshape(-1, column.shape[-1]) / 255.0)
+        found = _of(values, column.dtype)
+        return {**{k: v[:, None, None] for k, v in found.items()}, "count": np.array([len(sample)])}
+    values = column.reshape(len(column), *(column.shape[1:] or (1,)))
+    return {**_of(values, column.dtype), "count": np.array([len(column)])}
+
+
+def _of(values: np.ndarray, dtype: np.dtype) -> dict[str, np.ndarray]:
+    exact = values if values.dtype.kind in "biu" else None
+    numbers = values.astype(np.float64)
+    finite = np.isfinite(numbers)
+    if finite.all():
+        low, high = numbers.min(0), numbers.max(0)
+        mean, std, quantiles = numbers.mean(0), numbers.std(0), np.quantile(numbers, list(_QUANTILES.values()), axis=0)
+    else:
+        known = np.where(finite, numbers, np.nan)
+        known[:, ~finite.any(0)] = 0.0
+        low, high, mean, std = np.nanmin(known, 0), np.nanmax(known, 0), np.nanmean(known, 0), np.nanstd(known, 0)
+        quantiles = np.nanquantile(known, list(_QUANTILES.values()), axis=0)
+    if exact is not None:
+        low, high = exact.min(0), exact.max(0)
+        if exact.dtype.kind in "iu":
+            low, high = low.astype(np.int64), high.astype(np.int64)
+    return {"min": low, "max": high, "mean": mean, "std": std, **dict(zip(_QUANTILES, quantiles, strict=True))}
+
+
+def aggregate(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
+    """Of several episodes together: pooled moments (Chan et al. 1983); quantiles are averages weighted by count, as
+    lerobot has them."""
+    out = {}
+    for name in dict.fromkeys(n for p in parts for n in p):
+        have = [p[name] for p in parts if name in p]
+        count = np.array([int(h["count"][0]) for h in have], np.float64)
+        total = count.sum()
+
+        def mean(values, count=count, total=total):
+            return np.tensordot(count / total, np.stack([np.asarray(v, np.float64) for v in values]), 1)
+
+        centre = mean([h["mean"] for h in have])
+        spread = mean([np.square(h["std"]) + np.square(np.asarray(h["mean"]) - centre) for h in have])
+        out[name] = {"min": np.min([h["min"] for h in have], 0), "max": np.max([h["max"] for h in have], 0),
+                     "mean": centre, "std": np.sqrt(spread), "count": np.array([int(total)]),
+                     **{q: mean([h[q] for h in have]) for q in _QUANTILES if all(q in h for h in have)}}
+    return out
+
+
+def _stats_so_far(root: Path, plan: _Plan) -> list[dict]:
+    """stats.json where it counts what info.json counts; else from the tables, whose episodes are all there."""
+    if not plan.info["total_episodes"]:
+        return []
+    file = root / "meta" / "stats.json"
+    if file.exists():
+        stats = {n: {k: np.asarray(v) for k, v in s.items()} for n, s in read_json(file).items()}
+        if int(stats.get("index", {}).get("count", [0])[0]) == plan.info["total_frames"]:
+            return [stats]
+    out = []
+    for table in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
+        source = parquet(table)
+        names = [n for n in source.schema_arrow.names if n.startswith("stats/")]
+        for row in source.read(columns=["episode_index", *names]).to_pylist():
+            if row["episode_index"] < plan.info["total_episodes"]:
+                found: dict = {}
+                for n in names:
+                    _, rest = n.split("/", 1)
+                    feature, statistic = rest.rsplit("/", 1)
+                    found.setdefault(feature, {})[statistic] = np.asarray(row[n])
+                out.append(found)
+    return out
+
+
+def _plain(stats: Mapping) -> dict:
+    return {n: {k: np.asarray(v).tolist() for k, v in s.items()} for n, s in stats.items()}

@@ -1,0 +1,243 @@
+"""Demonstrations in one .npz file: arrays over all steps of all episodes, end to end.
+
+observations (N, ...), actions (N, ...), episode_ends (E,): exclusive, in steps. Where known: rewards, terminals,
+timeouts, next_observations. `observations` may hold one row more per episode (what was seen last), and so may any
+array. Arrays with one row an episode are facts of the episodes; others of N rows are columns. Arrays are streamed from
+the file into the cache, so that a file larger than memory can be read; pickled objects are refused.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ...core import Feature, UserError
+from .. import cache
+from ..episode import Dataset
+from .base import Episodes, Source, starts
+
+NAMES = {"observations": "observation.state", "actions": "action", "rewards": "next.reward",
+         "terminals": "next.terminated", "timeouts": "next.truncated"}
+_CHUNK = 1 << 16  # rows read at a time
+_MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
+
+
+def open_npz(path: Path) -> Dataset:
+    source = Npz(path)
+    return Dataset(Episodes(source), source.facts)
+
+
+class Npz(Source):
+    def __init__(self, path: Path):
+        self.path = path
+        self._headers = headers(path)
+        if "episode_ends" not in self._headers:
+            raise UserError(f"expected an array episode_ends, found {', '.join(self._headers)}", where=path,
+                            do="add episode_ends: the exclusive end of each episode, counted in steps")
+        ends = self._small("episode_ends")
+        if ends.ndim != 1 or ends.dtype.kind not in "iu":
+            raise UserError(f"expected integers of shape (episodes,), found {ends.dtype} {ends.shape}",
+                            where=f"{path}, episode_ends")
+        if not len(ends):
+            raise UserError("expected at least one episode, found none", where=f"{path}, episode_ends")
+        self.lengths = np.diff(ends.astype(np.int64), prepend=0)
+        if (self.lengths < 1).any():
+            e = int(np.argmax(self.lengths < 1))
+            raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
+                            where=f"{path}, episode_ends[{e}]", do="give the exclusive end of each episode, in steps")
+        self._place()
+        self.facts = {"format": "npz", "version": "", "path": str(path), "fps": None, "robot_type": None,
+                      "warnings": []}
+
+    def _place(self):
+        """What each array is, by its number of rows: a column, a column with a last row, or facts."""
+        steps, episodes = int(self.lengths.sum()), len(self.lengths)
+        self.schema: dict[str, Feature] = {}
+        self._from: dict[str, str] = {}  # column -> key of the file
+        self._more: dict[str, bool] = {}  # has one row more per episode
+        self._per_episode: list[str] = []
+        for key, (shape, dtype) in self._headers.items():
+            if key == "episode_ends" or key == "next_observations":
+                continue
+            rows = shape[0] if shape else None
+            if rows in (steps, steps + episodes):
+                name = NAMES.get(key, key)
+                if name in self._from:
+                    raise UserError(f"expected one array for {name}, found {self._from[name]} and {key}",
+                                    where=f"{self.path}, {key}", do="keep one of them")
+                self._from[name], self._more[name] = key, rows == steps + episodes
+                self.schema[name] = _feature(name, shape[1:], dtype)
+            elif rows == episodes:
+                self._per_episode.append(key)
+            else:
+                found = "a single value" if rows is None else f"{rows} rows"
+                raise UserError(f"expected {steps} rows (steps), {steps + episodes} (steps and a last row an episode) "
+                                f"or {episodes} (episodes), found {found}", where=f"{self.path}, {key}",
+                                do="correct episode_ends or the array, or leave the array out")
+        for name in ("observation.state", "action"):
+            if name not in self.schema and not any(n.startswith(name.split(".")[0]) for n in self.schema):
+                raise UserError(f"expected an array {'actions' if name == 'action' else 'observations'}, found "
+                                f"{', '.join(self._headers)}", where=self.path)
+        self._following = None
+        if "next_observations" in self._headers:
+            self._check_following(steps)
+
+    def _check_following(self, steps):
+        shape, _ = self._headers["next_observations"]
+        if "observation.state" not in self.schema:
+            raise UserError("expected observations beside next_observations, found none",
+                            where=f"{self.path}, next_observations")
+        if shape != (steps, *self.schema["observation.state"].shape):
+            raise UserError(f"expected the shape {(steps, *self.schema['observation.state'].shape)} of observations, "
+                            f"found {shape}", where=f"{self.path}, next_observations")
+        self._following = "observation.state"
+
+    @cached_property
+    def key(self) -> str:
+        at = self.path.stat()
+        return cache.digest("npz", self.path.name, at.st_size, at.st_mtime_ns)
+
+    def rows(self, name):
+        return self.lengths + 1 if self._more[name] or name == self._following else self.lengths
+
+    @cached_property
+    def _facts(self) -> dict[str, list]:
+        return {key: self._small(key).tolist() for key in self._per_episode}
+
+    def meta(self, episode):
+        return {key: values[episode] for key, values in self._facts.items()}
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        size = sum(int(self.rows(n).sum()) * f.size * np.dtype(self._headers[self._from[n]][1]).itemsize
+                   for n, f in self.schema.items())
+        return cache.arrays(self.key, size, self._build, str(self.path))
+
+    def _build(self, part):
+        for name, key in self._from.items():
+            out = cache.create(part, name, (int(self.rows(name).sum()), *self.schema[name].shape),
+                               self._dtype(name))
+            plain = self._more[name] or name != self._following
+            for row, values in self._stream(key):
+                to = np.arange(row, row + len(values))
+                out[to if plain else self._spread(to)] = values
+            if name == self._following:
+                self._follow(out)
+            out.flush()
+
+    def _dtype(self, name):
+        dtype = np.dtype(self._headers[self._from[name]][1])
+        flag = name in ("next.terminated", "next.truncated")
+        return np.dtype(bool) if flag else dtype.newbyteorder("=")
+
+    def _spread(self, step: np.ndarray) -> np.ndarray:
+        """The row of each step where every episode has one row more."""
+        return step + np.searchsorted(np.cumsum(self.lengths), step, side="right")
+
+    def _follow(self, out):
+        """Fills the last rows; the others must be the next observation."""
+        last = np.cumsum(self.lengths) - 1
+        for row, values in self._stream("next_observations"):
+            to = self._spread(np.arange(row, row + len(values))) + 1
+            ending = np.isin(np.arange(row, row + len(values)), last)
+            if not self._more[self._following]:
+                out[to[ending]] = values[ending]
+            same = np.isclose(out[to], values, _MAY_DIFFER, _MAY_DIFFER, equal_nan=True)
+            if not same.all():
+                at = np.argwhere(~same)[0]
+                step = row + int(at[0])
+                e = int(np.searchsorted(np.cumsum(self.lengths), step, side="right"))
+                raise UserError(f"expected the next row of observations, {out[to][tuple(at)]}, found "
+                                f"{values[tuple(at)]}", where=f"{self.path}, next_observations, episode {e}, step "
+                                f"{step - int(starts(self.lengths)[e])}, component {tuple(map(int, at[1:]))}",
+                                do="correct episode_ends, or leave next_observations out")
+
+    def column(self, name, episode):
+        rows = self.rows(name)
+        first = int(starts(rows)[episode])
+        return self._columns[name][first: first + rows[episode]]
+
+    def _small(self, key) -> np.ndarray:
+        parts = [values for _, values in self._stream(key)]
+        return np.concatenate(parts) if parts else np.empty(*self._headers[key])
+
+    def _stream(self, key) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows) pieces of an array, decompressed as they are read."""
+        with _member(self.path, key) as handle:
+            shape, fortran, dtype = _header(handle, f"{self.path}, {key}")
+            if not shape:
+                return
+            if fortran and len(shape) > 1:  # columns first: rows cannot be had in pieces
+                data = _exactly(handle, int(np.prod(shape)) * dtype.itemsize, f"{self.path}, {key}")
+                yield 0, np.frombuffer(data, dtype).reshape(shape, order="F")
+                return
+            width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+            step = max(1, min(_CHUNK, (1 << 26) // max(width, 1)))
+            for row in range(0, shape[0], step):
+                n = min(step, shape[0] - row)
+                data = _exactly(handle, n * width, f"{self.path}, {key}")
+                yield row, np.frombuffer(data, dtype).reshape(n, *shape[1:])
+
+
+def _feature(name: str, shape, dtype: str) -> Feature:
+    kind = np.dtype(dtype)
+    if name in ("next.terminated", "next.truncated"):
+        kind = np.dtype(bool)
+    return Feature.of(np.empty((0, *shape), kind))
+
+
+def headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each array of an .npz, none of which is read. Objects are refused."""
+    out = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.endswith(".npy")]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"expected an .npz file, found one that is cut short or damaged ({error})", where=path,
+                        do="take it from a copy") from None
+    for name in names:
+        key = name[:-4]
+        with _member(path, key) as handle:
+            shape, _, dtype = _header(handle, f"{path}, {key}")
+            out[key] = shape, dtype.str
+    return out
+
+
+@contextmanager
+def _member(path, key):
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as handle:
+            yield handle
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"expected a whole array, found damage ({error})", where=f"{path}, {key}",
+                        do="take the file from a copy") from None
+
+
+def _header(handle, where):
+    form = np.lib.format
+    try:
+        version = form.read_magic(handle)
+        read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+        shape, fortran, dtype = read(handle)
+    except ValueError as error:
+        raise UserError(f"expected a NumPy array, found something else ({error})", where=where) from None
+    if dtype.hasobject:
+        raise UserError("expected numbers or text, found Python objects (a pickle), which are never loaded",
+                        where=where, do="save the array again with numbers or text only")
+    if dtype.kind not in "biufU":
+        raise UserError(f"expected numbers or text, found dtype {dtype}", where=where)
+    return shape, fortran, dtype
+
+
+def _exactly(handle, size, where) -> bytes:
+    data = handle.read(size)
+    if len(data) != size:
+        raise UserError(f"expected {size} more bytes, found {len(data)}: the array is cut short", where=where,
+                        do="take the file from a copy")
+    return data

@@ -1,0 +1,206 @@
+"""Frames in and out of PNG images and video files, and their size: one rule in training and at run time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+
+from ..core import UserError
+
+TOLERANCE = 1e-4  # s between the time asked for and a frame's own
+_TICKS = 90_000  # a second; the clock of the files we write
+_FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}
+
+av.logging.set_level(av.logging.ERROR)
+
+
+# -- size -----------------------------------------------------------------------------------------------------------
+
+
+def size_of(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of "96" or "(96, 128)"."""
+    h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not (1 <= h <= 8192 and 1 <= w <= 8192):
+        raise UserError(f"expected an image size between 1 and 8192, found {image_size}")
+    return int(h), int(w)
+
+
+def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (..., H, W, C) -> (..., h, w, C): the mean over the area of each new pixel where it shrinks, bilinear
+    where it grows. The aspect ratio is not kept. Rounds half up, so equal frames give equal bytes anywhere."""
+    *lead, height, width, channels = frames.shape
+    if (height, width) == tuple(size):
+        return frames
+    out = np.empty((*lead, *size, channels), np.uint8)
+    rows, columns = _weights(height, size[0]), _weights(width, size[1])
+    flat, result = frames.reshape(-1, height, width, channels), out.reshape(-1, *size, channels)
+    for i, frame in enumerate(flat):
+        tall = (rows @ frame.reshape(height, -1).astype(np.float32)).reshape(size[0], width, channels)
+        wide = np.einsum("wx,hxc->hwc", columns, tall, optimize=True)
+        result[i] = np.floor(wide + 0.5 + 1e-3).clip(0, 255)  # 1e-3: sums of float32 weights miss halves by 1e-5
+    return out
+
+
+@lru_cache(32)
+def _weights(old: int, new: int) -> np.ndarray:
+    """(new, old) float32: how much of each old line is in each new one; rows sum to 1."""
+    scale = old / new
+    if new <= old:
+        low, high = np.arange(new)[:, None] * scale, np.arange(1, new + 1)[:, None] * scale
+        lines = np.arange(old)[None]
+        share = np.minimum(high, lines + 1) - np.maximum(low, lines)
+        return (share.clip(0) / scale).astype(np.float32)
+    centre = ((np.arange(new) + 0.5) * scale - 0.5).clip(0, old - 1)
+    below = np.floor(centre).astype(int)
+    above = np.minimum(below + 1, old - 1)
+    out = np.zeros((new, old), np.float32)
+    np.add.at(out, (np.arange(new), below), 1 - (centre - below))
+    np.add.at(out, (np.arange(new), above), centre - below)
+    return out
+
+
+# -- single images --------------------------------------------------------------------------------------------------
+
+
+def encode_png(frame: np.ndarray) -> bytes:
+    """uint8 (H, W, 1 | 3 | 4), lossless."""
+    height, width, channels = frame.shape
+    codec = av.CodecContext.create("png", "w")
+    codec.width, codec.height, codec.pix_fmt, codec.time_base = width, height, _FORMATS[channels], Fraction(1, 1)
+    picture = frame[..., 0] if channels == 1 else frame
+    image = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=_FORMATS[channels])
+    return b"".join(bytes(p) for p in (*codec.encode(image), *codec.encode(None)))
+
+
+def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
+    """PNG or JPEG bytes -> uint8 (H, W, C). Raises UserError where they are no image."""
+    kind = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "mjpeg"}.get((data or b"")[:4])
+    if kind is None and (data or b"")[:2] == b"\xff\xd8":
+        kind = "mjpeg"
+    if kind is None:
+        found = "nothing" if not data else f"bytes that begin {data[:8]!r}"
+        raise UserError(f"expected a PNG or JPEG image, found {found}", where=where,
+                        do="the image is damaged: leave the episode out, or take the file from a copy")
+    codec = av.CodecContext.create(kind, "r")
+    try:
+        frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
+    except av.FFmpegError as error:
+        raise UserError(f"expected a {kind} image, found one that cannot be decoded ({error})", where=where,
+                        do="the image is damaged: leave the episode out, or take the file from a copy") from None
+    if not frames:
+        raise UserError(f"expected a {kind} image, found an unfinished one", where=where)
+    return _array(frames[0], channels)
+
+
+def _array(frame: av.VideoFrame, channels: int) -> np.ndarray:
+    array = frame.to_ndarray(format=_FORMATS[channels])
+    return array[..., None] if channels == 1 else array
+
+
+# -- video files ----------------------------------------------------------------------------------------------------
+
+
+def read_frames(path: Path, times: np.ndarray, shape: tuple[int, int, int], where: str) \
+        -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each time (s) the frame whose own time is nearest, within TOLERANCE, one decoded frame at a time:
+    (rows of `times` it belongs to, uint8 (H, W, C)).
+
+    Raises UserError naming the file and the first time that has no frame, which is how a truncated file shows.
+    """
+    where = f"{path}, {where}"
+    found = np.zeros(len(times), bool)
+    order = np.argsort(times, kind="stable")
+    sought = np.asarray(times, np.float64)[order]
+    near = TOLERANCE + 2 * float(np.spacing(np.float32(np.abs(sought).max())))  # timestamps are float32
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            tick = float(stream.time_base)
+            container.seek(max(0, int((sought[0] - near) / tick)), stream=stream, backward=True)
+            for frame in container.decode(stream):
+                time = frame.pts * tick
+                if time > sought[-1] + near:
+                    break
+                first, last = np.searchsorted(sought, time - near), np.searchsorted(sought, time + near, side="right")
+                if first < last:
+                    image = _array(frame, shape[2])
+                    if image.shape != shape:
+                        raise UserError(f"expected frames of shape {shape} as info.json says, found {image.shape}",
+                                        where=where)
+                    found[order[first:last]] = True
+                    yield order[first:last], image
+    except FileNotFoundError:
+        raise UserError("expected a video file, found none", where=where, do="take it from a copy") from None
+    except (av.FFmpegError, IndexError) as error:
+        raise UserError(f"expected a whole video file, found one that cannot be decoded ({error})", where=where,
+                        do="the file is damaged: take it from a copy, or leave out the episodes in it") from None
+    if not found.all():
+        row = int(np.argmin(found))
+        raise UserError(f"expected a frame at {times[row]:.4f} s (within {TOLERANCE} s), found none: the video ends "
+                        "early, or its frame rate is another", where=f"{where}, frame {row}",
+                        do="take the file from a copy, or leave out the episodes in it")
+
+
+def encodes(codec: str, shape: tuple[int, int, int]) -> bool:
+    """Whether frames of this shape can be written with this codec here."""
+    height, width, channels = shape
+    if channels != 3 or height % 2 or width % 2:
+        return False
+    with contextlib.suppress(av.FFmpegError, ValueError, OSError):
+        context = av.CodecContext.create(codec, "w")
+        _settle(context, codec, height, width, 10)
+        _quiet()
+        context.open()
+        return True
+    return False
+
+
+def _settle(context, codec, height, width, fps):
+    context.width, context.height, context.pix_fmt = width, height, "yuv420p"
+    context.time_base, context.framerate = Fraction(1, _TICKS), Fraction(fps).limit_denominator(1001)
+    context.options = {"g": "2", "crf": "30", **({"bf": "0"} if codec == "libx264" else {})}
+
+
+def _quiet():
+    os.environ.setdefault("SVT_LOG", "1")  # its own log, which libav's level does not reach: errors only
+
+
+class VideoWriter:
+    """One video file, frames one after another: AV1 or H.264, a key frame every second one, so that any frame is
+    near the start of a decode."""
+
+    def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float):
+        _quiet()
+        self._container = av.open(str(path), "w", format="mp4")
+        self._stream = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        _settle(self._stream.codec_context, codec, shape[0], shape[1], fps)
+        self._stream.time_base = Fraction(1, _TICKS)
+        self.bytes = 0  # written so far
+
+    def add(self, frames: Iterable[np.ndarray], times: Iterable[float]) -> None:
+        """uint8 (H, W, 3) each, at times (s) that grow from call to call."""
+        for frame, time in zip(frames, times, strict=True):
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            image.pts, image.time_base = round(time * _TICKS), Fraction(1, _TICKS)
+            self._put(image)
+
+    def close(self) -> None:
+        self._put(None)
+        self._container.close()
+
+    def abandon(self) -> None:
+        """Closes what may be half written; the file is worth nothing."""
+        with contextlib.suppress(av.FFmpegError, ValueError, OSError):
+            self.close()
+
+    def _put(self, image: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(image):
+            self.bytes += packet.size
+            self._container.mux(packet)

@@ -171,6 +171,18 @@ def test_a_mean_that_cannot_be_known_says_so():
     assert mean([2.5] * 9) == Interval(2.5, 2.5, 2.5)
 
 
+def test_a_weighted_mean_is_that_of_what_the_weights_stand_for():
+    rng = np.random.default_rng(5)
+    size = rng.integers(1, 9, 40)
+    x = rng.normal(size=40) + size / 5  # episodes of other lengths do otherwise
+    i = mean(x, weights=size)
+    assert i.estimate == pytest.approx(np.repeat(x, size).mean())
+    residual = size * (x - i.estimate)  # the ratio estimator's linearisation (Cochran 1977)
+    half = scipy_stats.t.isf(0.025, 39) * math.sqrt(40 * residual.var(ddof=1)) / size.sum()
+    assert ends(i) == pytest.approx((i.estimate - half, i.estimate + half), abs=0.15 * half)
+    assert ends(mean(x, weights=np.full(40, 3.0))) == pytest.approx(ends(mean(x)))
+
+
 # -- methods -----------------------------------------------------------------------------------------------------
 
 SEEDS, EPISODES, DRAWS = 5, 100, 500

@@ -1,0 +1,254 @@
+"""How well a policy foretells recorded episodes. Needs no simulator, and is no success rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import Batch
+from ..data.episode import Dataset
+from ..learn.validate import Validation, energy, scale_of
+from ..policy import Policy
+from . import stats
+from .judge import finite
+from .stats import LEVEL, Interval
+
+Origin = Literal["held out", "trained on", "other data"]
+PARTS = 10  # of an episode
+
+
+def judged_on(provenance: Mapping[str, Any], data: Dataset) -> tuple[list[int], Origin]:
+    """The episodes of `data`, as opened, to judge a run on: those that its training held out if these are its data
+    and it held any out, else all of them; and what they were to the training."""
+    everything = list(range(len(data)))
+    if provenance.get("data", {}).get("fingerprint") != data.fingerprint():
+        return everything, "other data"
+    held = [i for i in provenance.get("held_out", ()) if i < len(data)]
+    return (held, "held out") if held else (everything, "trained on")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Errors and spreads over a part of what was judged, root mean squares in units of the component. For choices
+    both are shares: of wrong samples, and of pairs of samples that differ."""
+
+    name: str
+    error: float
+    spread: float  # of the samples: how unsure the policy is
+
+
+@dataclass(frozen=True)
+class Moment:
+    episode: int
+    step: int
+    spread: float  # mean distance of two samples, as in `Recorded.energy`
+
+
+@dataclass(frozen=True)
+class Fan:
+    """Chunks that the policy might carry out from a step on."""
+
+    step: int
+    plans: np.ndarray  # (K, H, A)
+
+
+@dataclass(frozen=True)
+class Fans:
+    """An episode with the fans along it."""
+
+    episode: int
+    actions: np.ndarray  # (T, A), as recorded
+    fans: tuple[Fan, ...]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """energy, mean, best: see Validation.judge; the intervals are over episodes. `average` is the distance of always
+    doing the average of the data, the figure to beat. `inside`: the share of recorded values between the lowest and
+    the highest sample, and `expected` what it would be for a policy that is exactly as unsure as it should be; None
+    for one that is certain, and for choices."""
+
+    name: str  # of the data
+    origin: Origin
+    episodes: tuple[int, ...]
+    steps: int
+    windows: int
+    samples: int
+    energy: Interval
+    mean: Interval
+    best: Interval
+    average: float
+    inside: float | None
+    expected: float | None
+    dimensions: tuple[Part, ...]
+    unit: str | None
+    chunk: tuple[Part, ...]  # by step ahead
+    time: tuple[Part, ...]  # by tenths of the episode
+    unsure: tuple[Moment, ...]  # the widest first
+    fans: tuple[Fans, ...]
+
+    def json(self) -> dict[str, Any]:
+        """All but the fans. Numbers that are not finite are null."""
+        def interval(i: Interval):
+            return {"estimate": i.estimate, "low": i.low, "high": i.high, "level": i.level}
+
+        def parts(some: Sequence[Part]):
+            return [vars(p) for p in some]
+        return finite({
+            "data": self.name, "origin": self.origin, "episodes": list(self.episodes), "steps": self.steps,
+            "windows": self.windows, "samples": self.samples, "energy": interval(self.energy),
+            "mean": interval(self.mean), "best": interval(self.best), "average": self.average, "inside": self.inside,
+            "expected": self.expected, "unit": self.unit, "dimensions": parts(self.dimensions),
+            "chunk": parts(self.chunk), "time": parts(self.time), "unsure": [vars(m) for m in self.unsure],
+            "success": None, "note": NOTE})
+
+    def words(self) -> str:
+        """What came out, plainly."""
+        n = len(self.episodes)
+        which = {"held out": f"{n} episode{'s' * (n != 1)} that the training held out",
+                 "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none was held out, so expect "
+                               "figures that are too good)",
+                 "other data": f"{n} episode{'s' * (n != 1)} of data that it was not trained on"}[self.origin]
+        e = self.energy
+        sure = f" ({e.level:.0%} interval over episodes {e.low:.3g} to {e.high:.3g})" if np.isfinite(e.low) else ""
+        text = (f"Judged on {which}: {self.steps:,} steps, {self.windows} of them looked at, {self.samples} "
+                f"sample{'s' * (self.samples != 1)} each. The energy score is {e.estimate:.3g}{sure}, in units of each "
+                f"component's spread in the data; always doing the average would get {self.average:.3g}, and less is "
+                f"better. ")
+        far = max(self.dimensions, key=lambda p: p.error)
+        late = max(self.time, key=lambda p: p.error)
+        text += f"It is furthest off in {far.name}, and at {late.name} of the episode. "
+        if self.samples == 1:
+            text += "This policy gives one answer, so it cannot say where it is unsure. "
+        elif self.unsure:
+            m = self.unsure[0]
+            text += f"It is least sure in episode {m.episode} at step {m.step}. "
+            if self.inside is not None:
+                text += (f"{self.inside:.0%} of the recorded values lie within its samples, where {self.expected:.0%} "
+                         "would if it were as unsure as it should be. ")
+        return text + NOTE
+
+
+NOTE = ("This is not a success rate: it says how well recorded actions are foretold, not whether the policy works when "
+        "its own actions decide what it sees next. For that it must act: understudy eval RUN ENV.")
+
+
+@torch.no_grad()
+def recorded(policy: Policy, data: Dataset, episodes: Sequence[int] | None = None, origin: Origin = "other data", *,
+             validation: Validation | None = None, shown: int = 3, level: float = LEVEL) -> Recorded:
+    """Judges `policy` on these episodes of `data` (after the method's relabelling); see `judged_on` for the two.
+
+    The other episodes, if there are any, give the units and the average action. shown: episodes whose fans are kept
+    for a picture: the one of middling error, then the worst and the best.
+    """
+    validation = validation or Validation(windows=512, samples=16)
+    numbers = list(range(len(data))) if episodes is None else list(episodes)
+    test, rest = data.pick(numbers), [i for i in range(len(data)) if i not in set(numbers)]
+    target, choices = policy.recipe.target, policy.target.kind == "choice"
+    basis = data.pick(rest) if rest else data
+    scale = torch.ones(policy.dim) if choices else scale_of(basis, target)
+    common = _common(basis, target, choices)
+    training = policy.training
+    policy.eval()
+    seen = [_look(batch, plans, scale.to(plans), common.to(plans), choices)
+            for batch, plans in validation.fans(policy, test)]
+    all_ = {k: np.concatenate([s[k] for s in seen]) for k in seen[0]}
+
+    length = np.array([len(e) for e in test])
+    ends = np.cumsum(length)
+    whose = np.searchsorted(ends, all_["index"], side="right")
+    when = all_["index"] - (ends - length)[whose]
+    part = np.minimum(when * PARTS // length[whose], PARTS - 1)
+
+    samples = all_["count"][0]
+    K = int(samples)
+    mask, square, spread = all_["mask"], all_["square"], all_["spread"]  # (N, H), (N, H, A), (N, H, A)
+
+    def over(name, rows, columns=slice(None), steps=slice(None)):
+        return Part(name, *(_root(x[rows][:, steps][..., columns], mask[rows][:, steps], choices)
+                            for x in (square, spread)))
+    dimensions = tuple(over(_names(policy)[a], slice(None), slice(a, a + 1)) for a in range(policy.dim))
+    chunk = tuple(over(str(h), slice(None), slice(None), slice(h, h + 1)) for h in range(mask.shape[1])
+                  if mask[:, h].any())
+    time = tuple(over(f"{100 * p // PARTS}-{100 * (p + 1) // PARTS} %", part == p) for p in range(PARTS)
+                 if (part == p).any())
+    widest = np.argsort(-all_["apart"], kind="stable")[:10] if K > 1 else []
+    inside = None if K == 1 or choices else float(all_["inside"][mask].mean())
+
+    def interval(x):
+        count = np.bincount(whose, minlength=len(test))
+        there = count > 0
+        each = np.bincount(whose, x, minlength=len(test))[there] / count[there]
+        return stats.mean(each, level, weights=count[there])
+    error = np.bincount(whose, all_["energy"], minlength=len(test)) / np.maximum(np.bincount(
+        whose, minlength=len(test)), 1)
+    order = np.argsort(error, kind="stable")
+    chosen = list(dict.fromkeys(int(i) for i in (order[len(order) // 2], order[-1], order[0])))[:shown]
+    fans = tuple(_fans(policy, test, i, numbers[i], validation) for i in chosen)
+    policy.train(training)
+    return Recorded(
+        str(data.facts.get("name") or data.facts.get("path") or data.facts.get("env") or "data"), origin,
+        tuple(numbers), test.steps, len(whose), K, interval(all_["energy"]), interval(all_["mean"]),
+        interval(all_["best"]), float(all_["average"].mean()), inside, None if inside is None else (K - 1) / (K + 1),
+        dimensions, policy.target.unit, chunk, time,
+        tuple(Moment(numbers[int(whose[i])], int(when[i]), float(all_["apart"][i])) for i in widest), fans)
+
+
+def _look(batch: Batch, plans: Tensor, scale: Tensor, common: Tensor, choices: bool) -> dict[str, np.ndarray]:
+    """What is kept of a batch: rows are windows."""
+    K, target, mask = plans.shape[1], batch.action.unsqueeze(1), batch.mask[:, None, :, None]
+    if choices:
+        gap, off = (plans.round() != target).float(), (common != batch.action).float()
+        # The share of differing pairs: 1 - sum p^2 over the K drawn, of which K - 1 are others.
+        same = (plans.round().unsqueeze(2) == plans.round().unsqueeze(1)).float().mean((1, 2))
+        spread = (1 - same) * K / max(K - 1, 1)
+    else:
+        gap, off = plans - target, (common - batch.action) / scale
+        spread = plans.var(1) if K > 1 else torch.zeros_like(plans[:, 0])
+    unit = gap / scale
+    count = mask.sum((2, 3)).clamp(min=1) * gap.shape[-1]
+    error = ((unit.square() * mask).sum((2, 3)) / count).sqrt()  # (B, K)
+    score = energy(plans if choices else plans / scale, error, mask, choices)
+    average = ((off.square() * mask[:, 0]).sum((1, 2)) / count[:, 0]).sqrt()
+    inside = ((plans.amin(1) <= batch.action) & (batch.action <= plans.amax(1))).float().mean(-1)
+    kept = {"index": batch.extra["index"][:, 0], "mask": batch.mask, "square": gap.square().mean(1), "spread": spread,
+            "energy": score, "mean": error.mean(1), "best": error.amin(1), "apart": 2 * (error.mean(1) - score),
+            "average": average, "inside": inside, "count": torch.full((len(batch),), K)}
+    return {k: (v.double() if v.is_floating_point() else v).cpu().numpy() for k, v in kept.items()}
+
+
+def _root(x: np.ndarray, mask: np.ndarray, choices: bool) -> float:
+    """Root mean over what counts (a plain mean for choices, whose squares are 0 and 1)."""
+    mean = float(x[mask].mean()) if mask.any() else float("nan")
+    return mean if choices else mean**0.5
+
+
+def _common(data: Dataset, target: str, choices: bool) -> Tensor:
+    """(A,): the mean of each component, or its commonest choice."""
+    x = np.concatenate([np.asarray(e.steps[target]).reshape(len(e.steps[target]), -1) for e in data])
+    if choices:
+        return torch.tensor([float(np.bincount(c.astype(np.int64)).argmax()) for c in x.T])
+    return torch.from_numpy(x.astype(np.float64).mean(0)).float()
+
+
+def _names(policy: Policy) -> list[str]:
+    return list(policy.target.names or (f"{policy.recipe.target}[{i}]" for i in range(policy.dim)))
+
+
+def _fans(policy: Policy, data: Dataset, i: int, number: int, validation: Validation) -> Fans:
+    one = data.pick([i])
+    actions = np.asarray(one[0].steps[policy.recipe.target]).reshape(-1, policy.dim)
+    horizon = max(policy.window.horizon, 1)
+    count = max(min(len(one[0]) // horizon + 1, 12), 2)
+    return Fans(number, actions, tuple(_each(replace(validation, windows=count).fans(policy, one))))
+
+
+def _each(fans) -> Iterator[Fan]:
+    for batch, plans in fans:
+        for step, plan in zip(batch.extra["index"][:, 0].tolist(), plans.cpu().numpy(), strict=True):
+            yield Fan(step, plan)

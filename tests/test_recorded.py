@@ -1,0 +1,172 @@
+"""Judging on recorded episodes, with policies whose every figure is known in closed form."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from understudy.core import Feature
+from understudy.data.codec import Scaled
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.evaluate.recorded import judged_on, recorded
+from understudy.heads.base import Head
+from understudy.heads.categorical import Categorical
+from understudy.learn.validate import Validation, scale_of
+from understudy.policy import Policy, Recipe
+
+
+@dataclass(frozen=True)
+class Draws(Head):
+    """Says `at + std * noise` whatever it sees; with std 0 it is certain."""
+
+    at: float = 0.0
+    std: float = 1.0
+
+    def noise(self, horizon, dim):
+        return (horizon, dim) if self.std else (horizon, 0)
+
+    def build(self, trunk, dim, shape):
+        net = nn.Module()
+        net.dim = dim
+        return net
+
+    def loss(self, net, context, action, mask, rng):
+        return (action - self.at).square().mean(-1)
+
+    def sample(self, net, context, noise):
+        if self.std:
+            return self.at + self.std * noise
+        return self.at + torch.zeros(*noise.shape[:2], net.dim)
+
+
+def policy(data, head, horizon=4):
+    return Policy(Recipe(head, codec=Scaled(target="identity"), window=Window(1, horizon)), data.features()).fit(data)
+
+
+def normal_data(episodes=12, steps=60, std=(1.0, 3.0)):
+    rng = np.random.default_rng(0)
+    feature = Feature("float32", (2,), names=("lift", "turn"), unit="m")
+    return Dataset([Episode({"observation.state": rng.normal(size=(steps, 3)).astype(np.float32),
+                             "action": (rng.normal(size=(steps, 2)) * std).astype(np.float32)},
+                            schema={"action": feature}) for _ in range(episodes)], {"name": "noise"})
+
+
+def test_a_constant_answer_has_the_errors_that_arithmetic_says():
+    data = normal_data()
+    found = recorded(policy(data, Draws(0.5, 0.0), 1), data, validation=Validation(10**6, 2))
+    action = np.concatenate([e.steps["action"] for e in data]).astype(float)
+    scale = action.std(0)
+    each = np.sqrt((((0.5 - action) / scale) ** 2).mean(1))
+    assert found.windows == len(action) and found.samples == 1
+    assert found.energy.estimate == found.mean.estimate == found.best.estimate == pytest.approx(each.mean(), rel=1e-5)
+    assert found.average == pytest.approx(np.sqrt((((action.mean(0) - action) / scale) ** 2).mean(1)).mean(), rel=1e-5)
+    for i, part in enumerate(found.dimensions):
+        assert part.error == pytest.approx(np.sqrt(((0.5 - action[:, i]) ** 2).mean()), rel=1e-5) and part.spread == 0
+    assert [p.name for p in found.dimensions] == ["lift", "turn"] and found.unit == "m"
+    third = np.concatenate([e.steps["action"][12:18] for e in data]).astype(float)  # 60 steps in ten parts
+    assert found.time[2].name == "20-30 %"
+    assert found.time[2].error == pytest.approx(np.sqrt(((0.5 - third) ** 2).mean()), rel=1e-5)
+    assert found.inside is None and found.unsure == () and "cannot say where it is unsure" in found.words()
+
+
+def test_a_policy_exactly_as_unsure_as_the_data_is_found_to_be():
+    data = normal_data(40, 200, (1.0, 1.0))
+    right = recorded(policy(data, Draws(0.0, 1.0), 1), data, validation=Validation(10**6, 9))
+    assert right.expected == pytest.approx(0.8) and right.inside == pytest.approx(0.8, abs=0.01)
+    sure = recorded(policy(data, Draws(0.0, 0.2), 1), data, validation=Validation(10**6, 9))
+    assert sure.inside < 0.5 and sure.energy.estimate > right.energy.estimate
+    for part in (*right.dimensions, *right.chunk, *right.time):
+        assert part.spread == pytest.approx(1, abs=0.05) and part.error == pytest.approx(math.sqrt(2), abs=0.09)
+    assert [p.name for p in recorded(policy(data, Draws()), data).chunk] == ["0", "1", "2", "3"]
+
+
+def test_it_is_the_validation_error_with_an_interval_over_episodes():
+    data = normal_data()
+    p, validation = policy(data, Draws(0.3, 0.7)), Validation(200, 6)
+    rest, held = data.pick(range(8)), [8, 9, 10, 11]
+    found = recorded(p, data, held, "held out", validation=validation)
+    theirs = validation.judge(p, data.pick(held), scale_of(rest, "action"))
+    for name in ("energy", "mean", "best"):
+        assert getattr(found, name).estimate == pytest.approx(theirs[name], rel=1e-6)
+    assert found.energy.low < found.energy.estimate < found.energy.high
+    assert found.episodes == (8, 9, 10, 11) and found.steps == 240
+    assert "4 episodes that the training held out" in found.words()
+    assert "not a success rate" in found.words()
+
+
+def test_what_lies_beyond_the_end_does_not_count():
+    data = normal_data(episodes=3, steps=5)
+    short = recorded(policy(data, Draws(0.5, 0.0), 50), data, validation=Validation(10**6, 2))
+    assert len(short.chunk) == 5  # no window has a sixth step
+    ahead = np.concatenate([e.steps["action"][4:] for e in data]).astype(float)
+    assert short.chunk[4].error == pytest.approx(np.sqrt(((0.5 - ahead) ** 2).mean()), rel=1e-5)
+
+
+@dataclass(frozen=True)
+class Unsteady(Draws):
+    """Unsure only where the first number it sees is positive."""
+
+    def sample(self, net, context, noise):
+        return noise * (context.flat()[:, :1] > 0).float().unsqueeze(-1)
+
+
+def test_it_says_where_it_is_unsure():
+    from understudy.nets.encoders import Flat
+
+    rng = np.random.default_rng(1)
+    seen = -np.ones((4, 40, 1), np.float32)
+    seen[2, 17] = 1.0
+    data = Dataset([Episode({"observation.state": s, "action": rng.normal(size=(40, 1)).astype(np.float32)})
+                    for s in seen])
+    recipe = Recipe(Unsteady(), encoder=Flat(), codec=Scaled(obs="identity", target="identity"), window=Window(1, 2))
+    found = recorded(Policy(recipe, data.features()).fit(data), data, [1, 2, 3], validation=Validation(10**6, 8))
+    assert (found.unsure[0].episode, found.unsure[0].step) == (2, 17) and found.unsure[1].spread == 0
+    assert found.time[4].spread > 0 and found.time[0].spread == 0
+    assert "least sure in episode 2 at step 17" in found.words()
+
+
+def test_fans_are_the_plans_over_what_was_recorded():
+    data = normal_data(episodes=6)
+    p, validation = policy(data, Draws(0.0, 1.0)), Validation(30, 5)
+    found = recorded(p, data, [1, 3, 4], validation=validation, shown=2)
+    assert len(found.fans) == 2 and {f.episode for f in found.fans} <= {1, 3, 4}
+    for fans in found.fans:
+        np.testing.assert_array_equal(fans.actions, data[fans.episode].steps["action"])
+        assert len(fans.fans) >= 2 and fans.fans[0].step == 0 and fans.fans[-1].step == 59
+        assert all(f.plans.shape == (5, 4, 2) for f in fans.fans)
+
+
+def test_choices_are_judged_by_the_share_of_wrong_ones():
+    rng = np.random.default_rng(2)
+    data = Dataset([Episode({"observation.state": rng.normal(size=(30, 2)).astype(np.float32),
+                             "action": rng.integers(0, 3, (30, 1))}) for _ in range(4)])
+    torch.manual_seed(0)
+    p = Policy(Recipe(Categorical(temperature=1.0), window=Window(1, 1)), data.features()).fit(data)
+    nn.init.zeros_(list(p.net.parameters())[-1])
+    found = recorded(p, data, validation=Validation(10**6, 8))
+    assert 0.5 < found.dimensions[0].error < 0.8 and 0.5 < found.dimensions[0].spread < 0.8  # of three: about 2/3
+    theirs = Validation(10**6, 8).judge(p, data)
+    assert found.dimensions[0].error == pytest.approx(theirs["wrong"], rel=1e-6)
+    assert found.energy.estimate == pytest.approx(theirs["energy"], rel=1e-6) and found.inside is None
+
+
+def test_the_json_has_no_numbers_that_are_not_finite():
+    data = normal_data(episodes=2)
+    found = recorded(policy(data, Draws()), data, [0], "held out", validation=Validation(20, 3))
+    doc = json.loads(json.dumps(found.json(), allow_nan=False))
+    assert doc["energy"]["low"] is None and doc["energy"]["estimate"] > 0  # one episode has no spread
+    assert doc["success"] is None and doc["origin"] == "held out" and "not a success rate" in doc["note"]
+    assert "1 episode that" in found.words() and "interval" not in found.words()
+
+
+def test_what_was_held_out_is_known_from_the_provenance():
+    data, other = normal_data(episodes=6), normal_data(episodes=5)
+    provenance = {"data": {"fingerprint": data.fingerprint()}, "held_out": [2, 5]}
+    assert judged_on(provenance, data) == ([2, 5], "held out")
+    assert judged_on({**provenance, "held_out": []}, data) == (list(range(6)), "trained on")
+    assert judged_on(provenance, other) == (list(range(5)), "other data")

@@ -6,12 +6,17 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
+
+if TYPE_CHECKING:
+    from ..data.episode import Dataset
 
 T = TypeVar("T")
 
@@ -56,6 +61,49 @@ class Out:
     def answer(self, document) -> None:
         if self.json:
             self.stdout.write(json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """progress(done), or progress() for one more, moves a bar forward on standard error; nothing where that is no
+    terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    shown = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                     console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal)
+    task = shown.add_task(title, total=total)
+
+    def progress(done: int | None = None) -> None:
+        now = shown.tasks[task].completed
+        shown.update(task, completed=now + 1 if done is None else max(done, now))
+    with shown:
+        yield progress
+
+
+def opened(path: Path, size: int | tuple[int, int] | None = None) -> Dataset:
+    """The data set; its camera frames, if it has any, decoded once to `size`, whose cost is told beforehand. Without
+    a size they keep their own if that is one and at most 128 pixels a side, and are 96 x 96 otherwise."""
+    from ..data import cache
+    from ..data.episode import Dataset
+    from ..data.formats import frame_cost, with_frames
+    from ..learn.watch import duration
+
+    data = Dataset.open(path)
+    sizes = {f.shape[:2] for f in data.features().values() if f.kind == "image"}
+    if not sizes:
+        return data
+    if size is None:
+        own = next(iter(sizes))
+        size = own if len(sizes) == 1 and max(own) <= 128 else 96
+    cost = frame_cost(data, size)
+    if cost.seconds == 0:
+        return with_frames(data, size)
+    high, wide = (size, size) if isinstance(size, int) else size
+    print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels (--image-size): "
+          f"{cost.bytes / 1e9:.2g} GB in {cache.folder()}, about {duration(cost.seconds)}", file=sys.stderr)
+    with bar("decoding", cost.frames) as progress:
+        return with_frames(data, size, lambda done, total: progress(done))
 
 
 def _finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,12 +18,14 @@ from .rollout import rollout
 
 
 def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *, by: str,
+           images: Literal["video", "png"] = "video",
            watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
     """The data set in `out`, with episodes number 0 to episodes-1 of `seed` in it.
 
     Those that are there already stay, so that the same call goes on after an interruption, and a larger number adds
     to what there is. All episodes are kept, also those without success: `meta["success"]` and `next.success` say
-    which those are. by: who acts, in words; kept in every episode. Raises UserError if `out` holds something else.
+    which those are. by: who acts, in words; kept in every episode. images: how they are stored; png loses nothing.
+    Raises UserError if `out` holds something else.
     """
     out = Path(out)
     first = _there(out, env, seed, by)
@@ -33,22 +36,25 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
             finished[number] = replace(episode, meta={**episode.meta, "by": by})
             watch(number, episode)
 
+        group = min(4 * env.rows, episodes - first)  # fewer would leave rows idle, more would lose more in a power cut
         facts = {"env": env.facts["env"], "fps": env.facts.get("fps"), "version": env.facts.get("version")}
         try:
-            rollout(actor, env, min(env.rows, episodes - first), seed, first=first, watch=keep)
+            rollout(actor, env, group, seed, first=first, watch=keep)
         finally:  # when interrupted, too: those from the first on that have ended
             whole = []
             while first in finished:
                 whole.append(finished[first])
                 first += 1
             if whole:
-                append(Dataset(whole, facts), out)
+                append(out, Dataset(whole, facts), images=images)
     return Dataset.open(out)
 
 
 def _there(out: Path, env: Env, seed: int, by: str) -> int:
     """How many episodes of this recording there are."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+    if not out.exists():
         return 0
     data = Dataset.open(out)
     for n, episode in enumerate(data):

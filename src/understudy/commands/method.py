@@ -1,0 +1,84 @@
+"""From a recipe and what the command line changes in it to a method."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import tyro
+
+from ..core import Schema, UserError
+from ..learn.method import Method
+from ..recipes import METHODS, find
+
+
+def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """A command's own arguments, the recipe's ("--recipe.trunk transformer") and those of the method that it makes
+    ("--policy.head.steps 5"): an option with a dot in it, and what follows until the next option."""
+    own, recipe, changes = [], [], []
+    into = own
+    for a in args:
+        if a.startswith("--"):
+            name = a[2:].partition("=")[0]
+            into = own if "." not in name else recipe if name.startswith("recipe.") else changes
+        into.append(a)
+    return own, recipe, changes
+
+
+def method_of(recipe: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
+              trust: tuple[str, ...], command: str) -> Method:
+    """`options` go to the recipe's function, `changes` to any field of what it returns. Ends with status 2 and the
+    nearest right names for a field that is not there."""
+    method = find(recipe, features, trust, **_options(recipe, options))
+    return tyro.cli(Method, default=method, prog=command, args=list(changes),
+                    config=(tyro.conf.FlagCreatePairsOff,)) if changes else method
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a named method's function, with their defaults."""
+    known = inspect.signature(METHODS[name]).parameters.values()
+    return {p.name: p.default for p in known if p.name != "features"}
+
+
+def _options(recipe: str, args: Sequence[str]) -> dict[str, Any]:
+    """The values are read as the types that the function's annotations say; `find` knows which names there are."""
+    function = METHODS.get(recipe.replace("_", "-"))
+    hints = typing.get_type_hints(function) if function is not None else {}
+    found, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    while pending:
+        key = pending.pop(0).removeprefix("--recipe.").replace("-", "_")
+        if not pending or pending[0].startswith("--recipe."):
+            raise UserError("expected a value, found none", where=f"--recipe.{key}")
+        text = pending.pop(0)
+        found[key] = _value(hints.get(key, str), text, f"--recipe.{key}")
+    return found
+
+
+def _value(kind, text: str, where: str) -> Any:
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if typing.get_origin(kind) is typing.Literal and text in typing.get_args(kind):
+        return text
+    try:
+        if kind in (int, float, str):
+            return kind(text)
+    except ValueError:
+        pass
+    wanted = " or ".join(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else kind.__name__
+    raise UserError(f"expected {'true or false' if kind is bool else wanted}, found {text!r}", where=where)
+
+
+def settings(value, at: str = "") -> Iterator[tuple[str, Any]]:
+    """("policy.head.steps", 10), ...: every field that `method_of` can change, in order."""
+    for f in fields(value):
+        path, now = f"{at}.{f.name}" if at else f.name, getattr(value, f.name)
+        if is_dataclass(now):
+            yield from settings(now, path)
+        elif isinstance(now, tuple) and any(map(is_dataclass, now)):
+            for i, part in enumerate(now):
+                yield from settings(part, f"{path}.{i}")
+        elif now is None or isinstance(now, (bool, int, float, str)) or now and isinstance(now, tuple):
+            yield path, " ".join(map(str, now)) if isinstance(now, tuple) else now

@@ -1,0 +1,147 @@
+"""understudy train"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from .common import Device, Out, Trust, bar, opened, parse
+
+if TYPE_CHECKING:
+    from ..envs.base import Env
+    from ..learn.method import Method
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a policy on demonstrations.
+
+    Every field of the method can be set: --policy.head.steps 5 --learn.optim.rate 3e-4 --run.execute 2, after RECIPE
+    and DATA; and the options of the recipe itself: --recipe.horizon 8. `understudy train RECIPE --help` lists them
+    all with their defaults.
+
+    After Ctrl-C, a kill or a power cut the same command goes on, and ends as if nothing had happened.
+    """
+
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
+    """a method's name (understudy methods), module:function, or a method.json"""
+    data: Annotated[Path, Positional, arg(metavar="DATA")]
+    """a file or folder of demonstrations"""
+    out: Annotated[Path, arg(metavar="RUN")]
+    """the folder of the run"""
+    steps: Annotated[int | None, arg(metavar="N")] = None
+    """updates, in place of the method's"""
+    seed: Annotated[int, arg(metavar="S")] = 0
+    """of weights, order and noise"""
+    device: Device = "auto"
+    """where to compute; auto takes a GPU if there is one"""
+    eval: Annotated[str | None, arg(metavar="ENV")] = None
+    """roll out in it during training, on starts that `understudy eval` never uses; the best checkpoint is kept"""
+    every: Annotated[int | None, arg(metavar="N")] = None
+    """updates between checkpoints; a tenth of all by default"""
+    rollouts: Annotated[int, arg(metavar="N")] = 20
+    """episodes each time, with --eval"""
+    hold: Annotated[float, arg(metavar="SHARE")] = 0.1
+    """of the episodes kept for validation"""
+    image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
+    """side, or height and width, to which camera frames are decoded once"""
+    trust: Trust = ()
+    """a package whose code may be loaded (repeatable)"""
+
+
+def main(args: list[str]) -> None:
+    from .method import method_of, split
+
+    own, options, changes = split(args)
+    command = "understudy train " + shlex.join(args)
+    if "-h" in own or "--help" in own:
+        _help([a for a in own if a not in ("-h", "--help")], options)
+    o = parse(Train, "train", own)
+    from ..core import UserError
+    from ..learn.devices import device
+    from ..learn.run import Run
+    from ..learn.train import train
+
+    if o.steps is not None and o.steps < 1:
+        raise UserError(f"expected at least one update, found {o.steps}", where="--steps")
+    where = device(o.device)
+    out, data = Out(), opened(o.data, o.image_size)
+    method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}")
+    score, env = None, None
+    if o.eval is not None:
+        from ..envs import make
+
+        env = make(o.eval, min(o.rollouts, 16), o.trust)
+        _fits(method, data, env)
+        score = _score(method, env, o.rollouts, o.seed)
+    try:
+        train(method, data, o.out, steps=o.steps, seed=o.seed, device=where, score=score, every=o.every, hold=o.hold,
+              watch=(Said(out),), command=command)
+    finally:
+        if env is not None:
+            env.close()
+    places = Run(o.out).places()
+    out.say(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
+            + "; CARD.md says what it is, metrics.jsonl how it went.")
+    best = [f"understudy eval {o.out}/best {o.eval} --episodes 100"] if o.eval and "best" in places else []
+    out.next(f"understudy eval {o.out} {o.eval or 'ENV'} --episodes 100", *best, f"understudy eval {o.out} {o.data}")
+
+
+class Said:
+    """Says what each validation found, as it comes."""
+
+    def __init__(self, out: Out):
+        self.out = out
+
+    def __call__(self, step, learner, seen) -> None:
+        if "loss" in seen:
+            return
+        found = [f"{name} {seen[key]:.4g}" for key, name in (("score", "score"), ("validation/energy",
+                 "error on held-out episodes")) if key in seen]
+        self.out.say(f"update {step}: {', '.join(found)}")
+
+
+def _help(own: list[str], options: list[str]) -> None:
+    """Of the command, and, where a recipe is named, of every field that can be set."""
+    if own and not own[0].startswith("-"):
+        from ..learn.method import Method
+        from .method import method_of
+
+        method = method_of(own[0], options, [], None, tuple(_trusted(own)), "")
+        tyro.cli(Method, default=method, prog=f"understudy train {own[0]} DATA --out RUN", args=["--help"],
+                 description=f"Every field of {own[0]}, and its default.", config=(tyro.conf.FlagCreatePairsOff,))
+    parse(Train, "train", ["--help"])
+    sys.exit(0)
+
+
+def _trusted(own: list[str]) -> list[str]:
+    return [b for a, b in zip(own[:-1], own[1:], strict=True) if a == "--trust"]
+
+
+def _fits(method: Method, data, env: Env) -> None:
+    """Raises UserError now, and not after the first hour, if the policy could not act there."""
+    from ..policy import Policy
+
+    for relabel in method.data:
+        data = data.map(relabel)
+    Policy(method.policy, data.features()).check(env.features, str(env.facts["env"]))
+
+
+def _score(method: Method, env: Env, episodes: int, seed: int):
+    """Success where it is defined, else the mean return; always on the same starts, which eval never uses."""
+    from ..evaluate.judge import during, evaluate
+    from ..execute.actor import Plays
+    from ..execute.planners import Fixed
+
+    def score(policy) -> float:
+        with bar("rollouts", episodes) as progress:
+            found = evaluate(Plays(Fixed(policy), method.run), env, episodes, during(seed),
+                             watch=lambda number, episode: progress())
+        return (found.success or found.returns).estimate
+    return score

@@ -42,6 +42,7 @@ lint: .venv/test
 	$(BIN)/ruff check
 
 docs: .venv/docs
+	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 claims: .venv/core

@@ -1,0 +1,141 @@
+"""Writes the pages that are made from the program: methods.md and command-line.md. `make docs` runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
+FAMILIES = {"cloning": "Likelihood and regression", "generative": "From noise to a chunk", "chunks": "Long chunks",
+            "retrieval": "Neighbours"}
+
+
+METHODS = """# Methods
+
+{made}
+
+A named method is a function of at most twenty lines that returns a frozen dataclass: the policy's parts, the executor
+that runs it, and how it learns. `understudy methods NAME` prints the parts of one, and `understudy train NAME --help`
+every field with its default. Numbers of rows are those of the [ledger](ledger.md).
+
+{methods}
+
+## One of your own
+
+A function that returns a `Method`, in a file of yours. Its parameters are options of the command line, and so are all
+fields of what it returns.
+
+```python title="mine.py"
+from understudy import Method, Receding, Recipe, Window
+from understudy.heads.gmm import GMM
+from understudy.learn.clone import Cloning
+from understudy.learn.optim import Optim
+
+
+def steady(horizon: int = 8) -> Method:
+    \"""A mixture over short chunks, half of each carried out, learned slowly.\"""
+    recipe = Recipe(GMM(), window=Window(obs=1, horizon=horizon))
+    return Method(recipe, Receding(horizon // 2), Cloning(steps=3000, optim=Optim(rate=3e-4, warmup=200)))
+```
+
+```console
+$ understudy record fork --out demos --episodes 20
+$ understudy train mine:steady demos --trust mine --out runs/steady --steps 500
+```
+"""
+
+COMMAND_LINE = """# Command line
+
+{made}
+
+Exit status: 0 done (whatever the verdict), 1 a defect of understudy, 2 a mistake that you can mend (one message on
+standard error; `--debug` shows where it came from), 130 interrupted: the same command goes on. `--json` prints one
+document on standard output and nothing else there.
+
+{commands}
+"""
+
+
+def methods() -> str:
+    from understudy.recipes import METHODS as functions
+    from understudy.recipes import describe
+
+    out, facts = [], describe()
+    for family in dict.fromkeys(f["family"] for f in facts):
+        out.append(f"## {FAMILIES.get(family, family.capitalize())}")
+        out += [_method(f, functions[f["name"]]()) for f in facts if f["family"] == family]
+    return METHODS.format(made=MADE, methods="\n\n".join(out))
+
+
+def _method(f, method) -> str:
+    recipe, window = method.policy, method.policy.window
+    parts = {"head": recipe.head, "trunk": recipe.trunk, "encoder": recipe.encoder, "executor": method.run,
+             "learning": method.learn}
+    table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
+    seen = f"{window.obs} observation{'s' * (window.obs > 1)}, {window.horizon} action{'s' * (window.horizon > 1)}"
+    return "\n".join([f"### {f['name']}", "", f["summary"], "",
+                      f"Paper: {f['paper']}. Needs: {'; '.join(f['needs'])}. Ledger: {', '.join(f['rows'])}.", "",
+                      "| part | |", "|---|---|", *table, f"| window | {seen} |"])
+
+
+def _brief(part) -> str:
+    """A dataclass by the fields that are not at their defaults."""
+    from dataclasses import MISSING, fields
+
+    said = []
+    for f in fields(part):
+        value = getattr(part, f.name)
+        default = f.default if f.default is not MISSING else f.default_factory() if (
+            f.default_factory is not MISSING) else MISSING
+        if value != default:
+            said.append(f"{f.name}={_brief(value) if hasattr(value, '__dataclass_fields__') else repr(value)}")
+    return f"{type(part).__name__}({', '.join(said)})"
+
+
+def command_line() -> str:
+    from understudy.cli import COMMANDS
+
+    sections = [("understudy", ["--help"]), *((c, [c, "--help"]) for c in COMMANDS)]
+    return COMMAND_LINE.format(made=MADE, commands="\n\n".join(
+        f"## {name}\n\n```text\n{help_of(words)}```" for name, words in sections))
+
+
+def help_of(words: list[str]) -> str:
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    environment.pop("FORCE_COLOR", None)
+    done = subprocess.run([sys.executable, "-m", "understudy", *words], env=environment, capture_output=True, text=True,
+                          check=True)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).rstrip().splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def picture(name: str, episode: int = 1) -> bytes:
+    """PNG: an episode of the toy's expert at its start, in the middle and at its end, side by side."""
+    import numpy as np
+    import torch
+
+    from understudy import make, rollout
+    from understudy.data.video import encode_png
+
+    env = make(name)
+    steps = rollout(env.expert(), env, episode + 1)[episode].steps
+    rows = len(steps["observation.state"]) - 1
+    frames = []
+    for row in (0, rows // 2, rows):
+        env.restore(torch.tensor([0]), {k: torch.as_tensor(steps[k][row:row + 1]) for k in env.needs})
+        frames.append(np.pad(env.frame(0), ((0, 0), (0, 8), (0, 0)), constant_values=255))
+    return encode_png(np.concatenate(frames, 1)[:, :-8])
+
+
+PAGES = {"methods.md": methods, "command-line.md": command_line}
+TOYS = ("fork", "particle", "push")
+
+if __name__ == "__main__":
+    for name, make in PAGES.items():
+        (HERE / name).write_text(make(), encoding="utf-8")
+    for toy in TOYS:
+        (HERE / "images" / f"{toy}.png").write_bytes(picture(toy))

@@ -1,0 +1,276 @@
+"""Augmentations, relabellings and mixtures: closed forms."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from understudy import config
+from understudy.core import Feature, UserError
+from understudy.data import relabel
+from understudy.data.augment import Drop, Jitter, Noise
+from understudy.data.episode import Dataset, Episode
+from understudy.data.mix import mix
+from understudy.data.pack import Pack
+from understudy.data.window import Window
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# -- augmentations --------------------------------------------------------------------------------------------------
+
+
+def test_drop_hides_whole_windows_at_its_share_and_touches_nothing_else():
+    obs = {"x": torch.randn(20_000, 3, 2), "y": torch.randn(20_000, 3, 1)}
+    out = Drop("x", 0.3)(obs, rng())
+    here = out["x?"]
+    assert here.shape == (20_000, 3) and here.dtype == torch.bool and (here == here[:, :1]).all()
+    assert stats.binomtest(int((~here[:, 0]).sum()), 20_000, 0.3).pvalue > 1e-4
+    assert out["x"] is obs["x"] and out["y"] is obs["y"] and "x?" not in obs and "y?" not in out
+
+
+def test_drop_never_brings_back_what_was_not_sensed():
+    before = torch.rand(500, 2, generator=rng(1)) < 0.5
+    out = Drop("x", 0.5)({"x": torch.zeros(500, 2, 1), "x?": before}, rng())
+    assert not (out["x?"] & ~before).any() and (out["x?"] != before).any()
+    assert not Drop("x", 1.0)({"x": torch.zeros(5, 2, 1)}, rng())["x?"].any()
+    assert Drop("x", 0.0)({"x": torch.zeros(5, 2, 1)}, rng())["x?"].all()
+
+
+def test_noise_is_normal_of_its_width():
+    obs = {"x": torch.full((5000, 2, 2), 7.0), "y": torch.zeros(5000, 2, 2)}
+    out = Noise("x", (0.5, 3.0))(obs, rng())
+    for i, std in enumerate((0.5, 3.0)):
+        assert stats.kstest((out["x"][..., i].flatten() - 7).numpy() / std, "norm").pvalue > 1e-3
+    assert out["y"] is obs["y"] and (obs["x"] == 7).all()
+    assert torch.equal(Noise("x", 0.0)(obs, rng())["x"], obs["x"])
+
+
+@pytest.mark.parametrize("change", [Drop("x"), Noise("x"), Jitter("x")])
+def test_an_augmentation_draws_from_its_generator_alone(change):
+    obs = {"x": torch.randint(0, 256, (6, 2, 4, 5, 3), generator=rng(9)).to(
+        torch.uint8 if isinstance(change, Jitter) else torch.float32)}
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, two, other = change(obs, rng(1)), change(obs, rng(1)), change(obs, rng(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[k], two[k]) for k in one) and one.keys() == two.keys()
+    if not isinstance(change, Drop):
+        assert not torch.equal(one["x"], other["x"])
+
+
+def pixels(seed=0, size=(7, 2, 5, 6, 3)):
+    return torch.randint(0, 256, size, generator=rng(seed)).to(torch.uint8)
+
+
+def test_jitter_by_hand():
+    image, spec = pixels(), Jitter("i", 0.4, 0.5, 0.6)
+    out = spec({"i": image}, rng(5))["i"]
+    draw = 2 * torch.rand(3, 7, 1, 1, 1, 1, generator=rng(5)) - 1
+    assert out.dtype == torch.uint8
+    for b in range(7):
+        light, contrast, colour = (1 + s * float(d) for s, d in zip((0.4, 0.5, 0.6), draw[:, b], strict=True))
+        for t in range(2):
+            x = np.clip(image[b, t].double().numpy() * light, 0, 255)
+            grey = (x @ [0.299, 0.587, 0.114]).mean()
+            x = np.clip(grey + contrast * (x - grey), 0, 255)
+            grey = (x @ [0.299, 0.587, 0.114])[..., None]
+            x = np.clip(grey + colour * (x - grey), 0, 255)
+            assert abs(out[b, t].numpy() - x).max() < 0.5 + 1e-3  # rounded
+
+
+def test_what_jitter_leaves_alone():
+    assert torch.equal(Jitter("i", 0, 0, 0)({"i": pixels()}, rng())["i"], pixels())
+    grey = pixels()[..., :1].expand(-1, -1, -1, -1, 3).contiguous()
+    assert torch.equal(Jitter("i", 0, 0, 0.9)({"i": grey}, rng())["i"], grey), "grey has no colour to change"
+    flat = torch.full((4, 1, 3, 3, 3), 120, dtype=torch.uint8)
+    assert torch.equal(Jitter("i", 0, 0.9, 0.9)({"i": flat}, rng())["i"], flat), "one grey has no contrast"
+    still = pixels()[:, :1].expand(-1, 3, -1, -1, -1)
+    out = Jitter("i")({"i": still}, rng())["i"]
+    assert torch.equal(out[:, 0], out[:, 2]), "light is the same for all rows of a window"
+    one = pixels(size=(3, 1, 4, 4, 1))
+    assert Jitter("i")({"i": one}, rng())["i"].shape == one.shape
+
+
+def test_brightness_reaches_its_ends():
+    x = torch.full((4000, 1, 1, 1, 3), 100, dtype=torch.uint8)
+    out = Jitter("i", 0.5, 0, 0)({"i": x}, rng())["i"][:, 0, 0, 0, 0].double().numpy()
+    assert out.min() <= 51 and out.max() >= 149 and out.min() >= 50 and out.max() <= 150
+    assert stats.kstest((out - 49.5) / 101, "uniform").pvalue > 1e-3
+
+
+# -- relabellings ---------------------------------------------------------------------------------------------------
+
+
+def episode(n=4, **more):
+    return Episode({"observation.state": np.arange(2.0 * n + 2).reshape(n + 1, 2).astype(np.float32),
+                    "action": 10 + np.arange(n, dtype=np.float32)[:, None],
+                    "next.reward": 2.0 ** np.arange(n), **more}, {"number": 3})
+
+
+def test_hindsight_is_what_was_seen_last():
+    found = relabel.Hindsight()(episode())
+    assert found.steps["observation.goal"].tolist() == [[8, 9]] * 5 and len(found) == 4
+    packed = Pack.of(Dataset([found]), ("observation.goal",)).columns["observation.goal"]
+    assert packed.array.shape == (1, 2), "kept once"
+
+
+def test_return_to_go():
+    r = episode().steps["next.reward"]
+    assert relabel.ReturnToGo()(episode()).steps["observation.return_to_go"].ravel().tolist() == [15, 14, 12, 8, 0]
+    found = relabel.ReturnToGo(0.5)(episode()).steps["observation.return_to_go"].ravel()
+    assert found.tolist() == [sum(0.5 ** (k - t) * r[k] for k in range(t, 4)) for t in range(5)]
+    column = episode().but({"next.reward": r[:, None]})
+    assert relabel.ReturnToGo(0.5)(column).steps["observation.return_to_go"].ravel().tolist() == found.tolist()
+
+
+def test_time_left_and_progress():
+    found = relabel.Progress()(relabel.TimeLeft()(episode()))
+    assert found.steps["observation.time_left"].ravel().tolist() == [4, 3, 2, 1, 0]
+    assert found.steps["observation.progress"].ravel().tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert len(found) == 4 and found.features()["observation.progress"].kind == "vector"
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 6), t=st.integers(0, 5), choice=st.booleans())
+def test_the_last_action_does_not_leak_the_present_one(n, t, choice):
+    t = min(t, n - 1)
+    action = np.arange(n)[:, None] if choice else np.random.default_rng(n).normal(size=(n, 2))
+    one = episode(n, action=action)
+    changed = action.copy()
+    changed[t:] += 5
+    a, b = (relabel.LastAction()(e).steps["observation.last_action"] for e in (one, one.but({"action": changed})))
+    assert np.array_equal(a[: t + 1], b[: t + 1]) and not np.array_equal(a[t + 1], b[t + 1])
+    assert a.shape == (n + 1, *action.shape[1:]) and (a[0] == 0).all()
+    assert np.array_equal(a[1:], action + choice)
+
+
+def test_choices_of_the_last_action_know_none():
+    e = dataclasses.replace(episode(4, action=np.array([0, 2, 1, 0])), schema={
+        "action": Feature("int64", (), "choice", choices=(3,))})
+    found = relabel.LastAction()(e)
+    assert found.steps["observation.last_action"].tolist() == [0, 1, 3, 2, 1]
+    assert found.features()["observation.last_action"].choices == (4,)
+    counted = Dataset([relabel.LastAction()(episode(4, action=np.array([0, 2, 1, 0])))]).features()
+    assert counted["observation.last_action"].choices == (4,) and counted["action"].choices == (3,)
+
+
+def test_an_intervention_punishes_the_step_before_it():
+    taken = [0, 0, 1, 1, 0, 1, 0]
+    found = relabel.PunishIntervention()(episode(7, intervention=np.array(taken, bool)))
+    assert found.steps["next.reward"].tolist() == [0, -1, 0, 0, -1, 0, 0]
+    from_start = relabel.PunishIntervention()(episode(3, intervention=np.ones((3, 1), np.float32)))
+    assert from_start.steps["next.reward"].tolist() == [0, 0, 0]
+
+
+def test_words_as_bytes():
+    def said(length=8, **kw):
+        e = episode(3)
+        e = dataclasses.replace(e, meta={**e.meta, **kw.pop("meta", {})}).but(kw)
+        return relabel.Say(length)(e)
+    found = said(meta={"task": "push"})
+    column = found.steps["observation.task"]
+    assert column.shape == (4, 8) and column.strides[0] == 0
+    assert all(bytes(row) == b"push\0\0\0\0" for row in column) and len(found) == 3
+    assert found.features()["observation.task"] == Feature("uint8", (8,), "text")
+    assert not said().steps["observation.task"].any(), "no words are an empty text"
+    cut = said(meta={"task": "1234567é9"}).steps["observation.task"][0]
+    assert bytes(cut) == b"1234567\0", "é has two bytes, of which one does not fit"
+    changing = said(task=np.array(["go", "go", "stop"])).steps["observation.task"]
+    assert [bytes(r).rstrip(b"\0") for r in changing] == [b"go", b"go", b"stop"]
+    assert said(task=np.array(["go"] * 3)).steps["observation.task"].strides[0] == 0
+    assert bytes(relabel.Say(6).bytes("abc")) == b"abc\0\0\0"
+
+
+def test_keep_rename_and_constant():
+    feature = Feature("float32", (2,), names=("x", "y"))
+    e = dataclasses.replace(episode(), schema={"observation.state": feature})
+    found = relabel.Rename("observation.state", "observation.arm")(e)
+    assert "observation.state" not in found.steps and found.features()["observation.arm"] == feature
+    assert np.array_equal(found.steps["observation.arm"], e.steps["observation.state"])
+    assert set(relabel.Keep(("action",))(e).steps) == {"action"}
+    assert relabel.Constant("expert", 1.0)(e).steps["expert"].tolist() == [[1]] * 5
+
+
+@pytest.mark.parametrize("change", [relabel.Hindsight("nothing"), relabel.ReturnToGo(of="nothing"),
+                                    relabel.LastAction("nothing"), relabel.PunishIntervention(),
+                                    relabel.Keep(("nothing",)), relabel.Rename("nothing", "x")])
+def test_a_missing_column_is_named_with_those_there_are(change):
+    with pytest.raises(UserError, match="episode 3: expected a column .(nothing|intervention)., found action"):
+        change(episode())
+
+
+RELABELS = [relabel.Hindsight(), relabel.Say(), relabel.ReturnToGo(), relabel.TimeLeft(), relabel.Progress(),
+            relabel.LastAction(), relabel.Constant("c", 2.0), relabel.Rename("action", "b"), relabel.Keep(("action",))]
+
+
+@pytest.mark.parametrize("change", RELABELS, ids=lambda c: type(c).__name__)
+def test_a_relabelling_is_data_and_leaves_the_episode_as_it_was(change):
+    assert config.load(json.loads(json.dumps(config.dump(change)))) == change
+    e = episode()
+    before = {k: v.copy() for k, v in e.steps.items()}
+    found = change(e)
+    assert e.steps.keys() == before.keys() and all(np.array_equal(e.steps[k], before[k]) for k in before)
+    assert len(found) == 4 and found.meta == e.meta
+
+
+# -- mixtures -------------------------------------------------------------------------------------------------------
+
+
+def sized(*lengths, path):
+    return Dataset([Episode({"action": np.full((n, 1), i, np.float32)}, {"number": i}) for i, n in enumerate(lengths)],
+                   {"path": path, "fps": 10})
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=4), min_size=1, max_size=4),
+       weights=st.lists(st.floats(0.01, 10), min_size=4, max_size=4))
+def test_a_mixture_keeps_its_shares_whatever_the_sizes(lengths, weights):
+    parts = [(sized(*n, path=str(i)), w) for i, (n, w) in enumerate(zip(lengths, weights, strict=False))]
+    data, draw = mix(*parts)
+    odds = [draw(e) for e in data]
+    assert len(data) == sum(map(len, lengths)) and [len(o) for o in odds] == [n for p in lengths for n in p]
+    total = sum(w for _, w in parts)
+    mass = np.bincount([e.meta["mix.part"] for e in data], [o.sum() for o in odds])
+    assert np.allclose(mass / mass.sum(), [w / total for _, w in parts], rtol=1e-12, atol=0)
+    for part in range(len(parts)):  # within a part every step is as likely
+        values = np.concatenate([o for o, e in zip(odds, data, strict=True) if e.meta["mix.part"] == part])
+        assert (values == values[0]).all()
+
+
+def test_a_mixture_in_batches():
+    data, draw = mix((sized(90, 10, path="big"), 1), (sized(5, path="small"), 3), (sized(7, path="none"), 0))
+    windows = Window().over(data, (), "action", draw=draw)
+    index = np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(20)])
+    assert index.max() < 105, "weight 0 is never drawn"
+    assert stats.binomtest(int((index >= 100).sum()), 20_000, 0.75).pvalue > 1e-4
+    small = np.bincount(index[index >= 100] - 100, minlength=5)
+    assert stats.chisquare(small).pvalue > 1e-4
+    assert [m["share"] for m in data.facts["mix"]] == [0.25, 0.75, 0.0] and data.facts["fps"] == 10
+    assert data[0].meta["number"] == 0 and data[2].meta["mix.part"] == 1
+    assert config.load(config.dump(draw)) == draw
+
+
+def test_mixtures_without_meaning_are_refused():
+    good = sized(3, path="good")
+    for weights in ((0.0, 0.0), (1.0, -1.0), (float("nan"), 1.0)):
+        with pytest.raises(UserError, match="weights"):
+            mix((good, weights[0]), (good, weights[1]))
+    with pytest.raises(UserError, match="part 1.*at least one step"):
+        mix((good, 1), (Dataset([], {"path": "empty"}), 1))
+    with pytest.raises(UserError, match="weights"):
+        mix()
+
+
+def test_parts_at_different_rates_are_noted():
+    other = Dataset(list(sized(3, path="b")), {"fps": 30, "warnings": ["old"]})
+    assert any("different rates" in w for w in mix((sized(3, path="a"), 1), (other, 1))[0].facts["warnings"])
+    assert "old" in mix((sized(3, path="a"), 1), (other, 1))[0].facts["warnings"]
+    assert mix((sized(3, path="a"), 1), (sized(2, path="c"), 1))[0].facts["warnings"] == []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
-import subprocess
-import sys
+import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -105,12 +106,14 @@ def command_line() -> str:
 
 
 def help_of(words: list[str]) -> str:
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    environment.pop("FORCE_COLOR", None)
-    done = subprocess.run([sys.executable, "-m", "understudy", *words], env=environment, capture_output=True, text=True,
-                          check=True)
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).rstrip().splitlines()
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    from understudy.cli import main
+
+    out = io.StringIO()
+    os.environ["COLUMNS"] = "100"
+    with contextlib.redirect_stdout(out):
+        assert main(words) == 0, words
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).rstrip().splitlines()
+    return "\n".join("\n".join(textwrap.wrap(line, 100)) if len(line) > 100 else line.rstrip() for line in lines) + "\n"
 
 
 def picture(name: str, episode: int = 1) -> bytes:

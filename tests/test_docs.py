@@ -138,3 +138,22 @@ def test_links_between_the_files_lead_somewhere():
             target = link.split("#")[0]
             if target and "://" not in target and not target.startswith("mailto:"):
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+@pytest.fixture
+def generate(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.setenv("COLUMNS", "100")
+    import generate
+    return generate
+
+
+def test_the_page_of_methods_is_what_the_program_says(generate):
+    assert (ROOT / "docs/methods.md").read_text(encoding="utf-8") == generate.methods(), "make docs writes it anew"
+
+
+def test_the_page_of_commands_has_every_option(generate):
+    """Names only: how help is laid out is the parser's, and changes with its version."""
+    def options(page):
+        return {section.split("\n")[0]: set(re.findall(r"--[a-z][\w.-]*", section)) for section in page.split("\n## ")}
+    assert options((ROOT / "docs/command-line.md").read_text(encoding="utf-8")) == options(generate.command_line())

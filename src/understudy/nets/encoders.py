@@ -70,7 +70,7 @@ class _Vector(nn.Linear):
         super().__init__(feature.size, spec.width)
 
     def forward(self, x: Tensor, rng: Generator | None) -> Tensor:
-        return super().forward(x.flatten(1).float()).unsqueeze(1)
+        return super().forward(x.unsqueeze(-1).flatten(1).float()).unsqueeze(1)
 
 
 class _Choice(nn.Module):
@@ -88,7 +88,7 @@ class _Choice(nn.Module):
         self.each = nn.Embedding(self.none + 1, spec.width, padding_idx=self.none)
 
     def forward(self, x, rng):
-        x = x.flatten(1).long()
+        x = x.unsqueeze(-1).flatten(1).long()
         known = (x >= 0) & (x < self.size)
         return self.each(torch.where(known, x + self.first, self.none)).sum(1, keepdim=True)
 
@@ -154,7 +154,7 @@ class _Flat(EncoderNet):
         parts = []
         for name, choices in self.choices.items():
             x, here = sensed(obs, name)
-            x = x.flatten(2)
+            x = x.unsqueeze(-1).flatten(2)
             if choices is not None:
                 x = torch.cat([x[..., i:i + 1] == torch.arange(n, device=x.device) for i, n in enumerate(choices)], -1)
             parts.append((x.float() * here.unsqueeze(-1)).flatten(1))

@@ -1,0 +1,688 @@
+"""Trunks, encoders and averages: shapes, invariances, published sizes, and second writings of what they compute."""
+
+import copy
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from understudy import config
+from understudy.core import Context, Feature, Shape, Unsupported, UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.heads.base import times_of
+from understudy.heads.regression import Regression
+from understudy.nets.base import Primes, RowTime, primed
+from understudy.nets.ema import EMA, Constant, Polynomial, Warmup
+from understudy.nets.encoders import Flat, Tokens
+from understudy.nets.mlp import MLP
+from understudy.nets.recurrent import Recurrent
+from understudy.nets.text import Bytes
+from understudy.nets.transformer import Transformer
+from understudy.nets.unet import UNet
+from understudy.nets.vision import FixedBatchNorm, ResNet18, SmallConv, crop, keypoints, weights_given
+from understudy.nets.waves import Waves
+from understudy.policy import Policy, Recipe
+
+TRUNKS = {
+    "mlp": MLP(32, 2), "unet": UNet((16, 32), 3, 4, 8), "unet5": UNet((8, 16, 24), 5, 4, 8),
+    "cross": Transformer(16, 2, 2), "joint": Transformer(16, 2, 2, "joint"),
+    "act": Transformer(16, 1, 2, encoder_depth=2), "joint_act": Transformer(16, 1, 2, "joint", encoder_depth=1),
+    "causal": Transformer(16, 2, 2, causal=True), "joint_causal": Transformer(16, 2, 2, "joint", causal=True),
+}
+FEATURES = {
+    "observation.state": Feature("float32", (3,)), "observation.arms": Feature("float32", (2, 2)),
+    "observation.last": Feature("int64", (), "choice", choices=(5,)),
+    "observation.mode": Feature("int64", (2,), "choice", choices=(3, 4)),
+    "observation.done": Feature("bool", ()), "observation.task": Feature("uint8", (12,), "text"),
+    "observation.images.front": Feature("uint8", (36, 40, 3), "image"),
+}
+PLAIN = {k: FEATURES[k] for k in ("observation.state", "observation.arms", "observation.last", "observation.mode",
+                                    "observation.done")}
+ENCODERS = {"tokens": (Tokens(8, 4, SmallConv((8, 8), 4)), FEATURES),
+            "resnet": (Tokens(8, 2, ResNet18(keypoints=4)), FEATURES),
+            "grid": (Tokens(8, 2, ResNet18(pool="grid")), FEATURES),
+            "flat": (Flat(), PLAIN), "recurrent": (Recurrent(12, 2, Tokens(8, 4, SmallConv((8, 8), 4))), FEATURES),
+            "recurrent_flat": (Recurrent(12, 1, Flat()), PLAIN)}
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def observed(features, size=5, rows=2, seed=0):
+    g, obs = rng(seed), {}
+    for k, f in features.items():
+        shape = (size, rows, *f.shape)
+        if f.kind == "choice":
+            obs[k] = torch.stack([torch.randint(0, n, shape[:2], generator=g) for n in f.choices], -1).reshape(shape)
+        elif f.dtype == "uint8":
+            obs[k] = torch.randint(1, 256, shape, generator=g).to(torch.uint8)
+        elif f.dtype == "bool":
+            obs[k] = torch.rand(shape, generator=g) < 0.5
+        else:
+            obs[k] = torch.randn(shape, generator=g)
+    return obs
+
+
+def seeded(build, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+def arguments(size=5, horizon=6, inputs=3, times=1, tokens=4, width=7, seed=0, masked=0.4, shared=False):
+    """`shared`: one time a row. The first token is always there."""
+    g = rng(seed)
+    t = torch.rand(size, 1 if shared else horizon, times, generator=g).expand(size, horizon, times)
+    mask = torch.rand(size, tokens, generator=g) >= masked
+    mask[:, :1] = True
+    return (torch.randn(size, horizon, inputs, generator=g), t,
+            Context(torch.randn(size, tokens, width, generator=g), mask))
+
+
+def built(trunk, horizon=6, inputs=3, outputs=5, times=1, tokens=4, width=7, seed=0):
+    return seeded(lambda: trunk.build(inputs, outputs, times, Shape(horizon, tokens, width)), seed).eval()
+
+
+# -- every trunk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_every_trunk_reads_every_encoder_and_every_weight_learns(trunk, encoder):
+    spec, features = ENCODERS[encoder]
+    enc = seeded(lambda: spec.build(features, 2))
+    net = built(TRUNKS[trunk], 5, 2, 3, 1, enc.tokens, enc.width)
+    context = enc(observed(features), rng())
+    assert context.tokens.shape == (5, enc.tokens, enc.width) and context.mask.shape == (5, enc.tokens)
+    assert context.mask.dtype == torch.bool
+    x, t, _ = arguments(5, 5, 2, 1)
+    out = net(x, t, context)
+    assert out.shape == (5, 5, 3) and out.isfinite().all()
+    out.square().sum().backward()
+    dead = [n for m in (enc, net) for n, p in m.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead, dead
+
+
+@pytest.mark.parametrize("times", [0, 1])
+@pytest.mark.parametrize("inputs", [0, 3])
+@pytest.mark.parametrize("horizon", [1, 2, 7, 16])
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_any_horizon_with_and_without_input_and_time(trunk, horizon, inputs, times):
+    net = built(TRUNKS[trunk], horizon, inputs, 5, times)
+    x, t, context = arguments(4, horizon, inputs, times)
+    out = net(x, t, context)
+    assert out.shape == (4, horizon, 5) and out.isfinite().all()
+    out.square().sum().backward()
+    dead = [n for n, p in net.named_parameters() if p.numel() and (p.grad is None or not p.grad.any())]
+    assert not dead, dead
+    if inputs == times == 0 and horizon > 1:  # a head that feeds nothing can still tell the steps apart
+        assert not torch.allclose(out[:, 0], out[:, 1])
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_context_without_tokens(trunk):
+    net = built(TRUNKS[trunk], tokens=0)
+    x, t, _ = arguments()
+    assert net(x, t, Context(torch.zeros(5, 0, 7), torch.zeros(5, 0, dtype=torch.bool))).isfinite().all()
+
+
+@pytest.mark.parametrize("trunk", [k for k, v in TRUNKS.items() if not isinstance(v, MLP)])
+def test_primed_says_the_same(trunk):
+    net = built(TRUNKS[trunk])
+    x, t, context = arguments()
+    assert isinstance(net, Primes)
+    once = primed(net, context)
+    assert isinstance(once, Context) and torch.equal(once.flat(), context.flat())
+    for seed in range(3):
+        x, t, _ = arguments(seed=seed)
+        assert torch.equal(net(x, t, once), net(x, t, context))
+    assert primed(net, once) is once
+    assert torch.equal(net(*(a.repeat_interleave(2, 0) for a in (x, t)), once.repeat(2)),
+                       net(*(a.repeat_interleave(2, 0) for a in (x, t)), context.repeat(2)))
+    assert primed(lambda *a: net(*a), context) is context, "guides may wrap a network into a function"
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_row_knows_nothing_of_the_others(trunk):
+    net = built(TRUNKS[trunk])
+    x, t, c = arguments()
+    out = net(x, t, c)
+    one = net(x[2:3], t[2:3], Context(c.tokens[2:3], c.mask[2:3]))
+    torch.testing.assert_close(one[0], out[2], rtol=1e-5, atol=1e-6)
+    x2, t2, c2 = arguments(seed=1)
+    keep = torch.arange(5) == 2
+
+    def both(a, b):
+        return torch.where(keep.view(-1, *(1,) * (a.ndim - 1)), a, b)
+    mixed = net(both(x, x2), both(t, t2), Context(both(c.tokens, c2.tokens), both(c.mask, c2.mask)))
+    assert torch.equal(mixed[2], out[2]) and not torch.allclose(mixed[1], out[1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(trunk=st.sampled_from(sorted(TRUNKS)), seed=st.integers(0, 99), scale=st.floats(0, 1e4),
+       everything=st.booleans())
+def test_a_masked_token_is_as_if_absent(trunk, seed, scale, everything):
+    net = built(TRUNKS[trunk])
+    x, t, c = arguments(seed=seed)
+    mask = c.mask & (not everything)
+    other = torch.where(mask.unsqueeze(-1), c.tokens, scale * torch.randn(c.tokens.shape, generator=rng(seed)))
+    out = net(x, t, Context(c.tokens, mask))
+    assert out.isfinite().all() and torch.equal(net(x, t, Context(other, mask)), out)
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_what_is_there_is_read(trunk):
+    net = built(TRUNKS[trunk])
+    x, t, c = arguments(masked=0)
+    out = net(x, t, c)
+    assert not torch.allclose(net(x + 1, t, c), out)
+    assert not torch.allclose(net(x, (t + 0.3) % 1, c), out)
+    for token in range(4):  # each token, and its place: two that swap are not the same
+        one = c.tokens.clone()
+        one[:, token] += 1
+        assert not torch.allclose(net(x, t, Context(one, c.mask)), out)
+        mask = c.mask.clone()
+        mask[:, token] = False
+        assert not torch.allclose(net(x, t, Context(c.tokens, mask)), out)
+    assert not torch.allclose(net(x, t, Context(c.tokens.flip(1), c.mask)), out, atol=1e-4)
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_times_are_per_step_except_where_the_trunk_says_so(trunk):
+    net = built(TRUNKS[trunk])
+    x, t, c = arguments(shared=True)
+    later = t.clone()
+    later[:, 3] += 0.2
+    if isinstance(TRUNKS[trunk], RowTime):
+        assert torch.equal(net(x, later, c), net(x, t, c))
+        with pytest.raises(Unsupported, match="one time a row"):
+            times_of(TRUNKS[trunk], "each")
+        with pytest.raises(Unsupported, match="at most one"):
+            built(TRUNKS[trunk], times=2)
+    else:
+        assert not torch.allclose(net(x, later, c), net(x, t, c))
+        two = built(TRUNKS[trunk], times=2)
+        a, b = torch.rand(2, 5, 6, 1, generator=rng())
+        assert not torch.allclose(two(x, torch.cat([a, b], -1), c), two(x, torch.cat([b, a], -1), c))
+
+
+@pytest.mark.parametrize("trunk", ["causal", "joint_causal", "cross", "joint"])
+def test_a_causal_trunk_sees_no_later_step(trunk):
+    net = built(TRUNKS[trunk])
+    x, t, c = arguments()
+    x2, t2 = x.clone(), t.clone()
+    x2[:, 3:], t2[:, 3:] = 9, 0.123
+    a, b = net(x, t, c), net(x2, t2, c)
+    assert torch.allclose(a[:, :3], b[:, :3], atol=1e-6) == ("causal" in trunk)
+    assert not torch.allclose(a[:, 3:], b[:, 3:])
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_trunk_is_data_and_its_net_can_be_copied(trunk):
+    assert config.load(json.loads(json.dumps(config.dump(TRUNKS[trunk])))) == TRUNKS[trunk]
+    net = built(TRUNKS[trunk])
+    other = copy.deepcopy(built(TRUNKS[trunk], seed=1))
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(*arguments()), net(*arguments()))
+
+
+def test_networks_follow_their_inputs_to_another_device():
+    """The meta device computes nothing, but refuses tensors of two devices in one operation."""
+    for trunk in TRUNKS.values():
+        net = built(trunk).to("meta")
+        x, t, c = arguments()
+        context = primed(net, Context(c.tokens.to("meta"), c.mask.to("meta")))
+        assert net(x.to("meta"), t.to("meta"), context).device.type == "meta"
+    for spec, features in ENCODERS.values():
+        net = spec.build(features, 2).to("meta")
+        assert net({k: v.to("meta") for k, v in observed(features).items()}).tokens.device.type == "meta"
+
+
+def test_no_two_times_look_alike():
+    t = torch.linspace(0, 1, 2001).unsqueeze(-1)
+    told = Waves(6)(t)
+    assert told.shape == (2001, 12) and torch.cdist(told, told).fill_diagonal_(9).min() > 1e-4
+    at_half = [f(2.0**i * math.pi / 4) for f in (math.sin, math.cos) for i in range(6)]
+    assert np.allclose(told[1000].tolist(), at_half, atol=1e-5)
+
+
+# -- the U-Net ------------------------------------------------------------------------------------------------------
+
+
+def test_the_size_of_diffusion_policys_network():
+    """The notebook of Diffusion Policy (state of PushT: 5 numbers, 2 rows, 2 actions) prints 6.535322e+07."""
+    net = UNet((256, 512, 1024), step_width=256).build(2, 2, 1, Shape(16, 2, 5))
+    assert f"{sum(p.numel() for p in net.parameters()):e}" == "6.535322e+07"
+
+
+def original_names(net, widths):
+    """Parameters under the names of diffusion_policy's ConditionalUnet1D."""
+    def block(b, name):
+        return {f"{name}.blocks.0.block.0": b.first[0], f"{name}.blocks.0.block.1": b.first[1],
+                f"{name}.blocks.1.block.0": b.second[0], f"{name}.blocks.1.block.1": b.second[1],
+                f"{name}.cond_encoder.1": b.film,
+                **({f"{name}.residual_conv": b.past} if isinstance(b.past, nn.Conv1d) else {})}
+    found = {"diffusion_step_encoder.1": net.step.body[0], "diffusion_step_encoder.3": net.step.body[2],
+             "final_conv.0.block.0": net.leave[0][0], "final_conv.0.block.1": net.leave[0][1],
+             "final_conv.1": net.leave[1]}
+    for i, b in enumerate(net.middle):
+        found |= block(b, f"mid_modules.{i}")
+    for part, stages in (("down", net.down), ("up", net.up)):
+        for i, stage in enumerate(stages):
+            found |= block(stage["first"], f"{part}_modules.{i}.0") | block(stage["second"], f"{part}_modules.{i}.1")
+            if "resize" in stage:
+                found[f"{part}_modules.{i}.2.conv"] = stage["resize"]
+    weights = {f"{k}.{n}": p for k, m in found.items() for n, p in m.named_parameters()}
+    assert sum(p.numel() for p in weights.values()) == sum(p.numel() for p in net.parameters()), "all are named"
+    return weights
+
+
+def original(w, x, k, condition, step_width, levels, groups):
+    """What that network computes, from its weights by name: x (B, H, A), k (B,) as it embeds it, condition (B, C)."""
+    def conv(x, name, **kw):
+        return F.conv1d(x, w[f"{name}.weight"], w[f"{name}.bias"], **kw)
+
+    def norm(x, name):
+        return F.group_norm(x, groups, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def linear(x, name):
+        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def convolved(x, name):
+        return F.mish(norm(conv(x, f"{name}.0", padding=w[f"{name}.0.weight"].shape[-1] // 2), f"{name}.1"))
+
+    def block(x, name):
+        y = convolved(x, f"{name}.blocks.0.block")
+        scale, shift = linear(F.mish(feature), f"{name}.cond_encoder.1").reshape(len(x), 2, -1, 1).unbind(1)
+        y = convolved(scale * y + shift, f"{name}.blocks.1.block")
+        return y + (conv(x, f"{name}.residual_conv") if f"{name}.residual_conv.weight" in w else x)
+    half = step_width // 2
+    angle = k[:, None] * torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
+    step = linear(F.mish(linear(torch.cat([angle.sin(), angle.cos()], -1), "diffusion_step_encoder.1")),
+                  "diffusion_step_encoder.3")
+    feature = torch.cat([step, condition], -1)
+    x, seen = x.transpose(1, 2), []
+    for i in range(levels):
+        x = block(block(x, f"down_modules.{i}.0"), f"down_modules.{i}.1")
+        seen.append(x)
+        if i + 1 < levels:
+            x = conv(x, f"down_modules.{i}.2.conv", stride=2, padding=1)
+    x = block(block(x, "mid_modules.0"), "mid_modules.1")
+    for i in range(levels - 1):
+        x = block(block(torch.cat([x, seen.pop()], 1), f"up_modules.{i}.0"), f"up_modules.{i}.1")
+        x = F.conv_transpose1d(x, w[f"up_modules.{i}.2.conv.weight"], w[f"up_modules.{i}.2.conv.bias"], 2, 1)
+    return conv(convolved(x, "final_conv.0.block"), "final_conv.1").transpose(1, 2)
+
+
+@pytest.mark.parametrize("widths", [(16,), (8, 16), (8, 16, 24)])
+def test_weights_of_the_original_compute_the_same(widths):
+    net = built(UNet(widths, 5, 4, 8), 8, 3, 3)
+    x, t, c = arguments(horizon=8, shared=True)
+    want = original(original_names(net, widths), x, 100 * t[:, 0, 0], c.flat(), 8, len(widths), 4)
+    torch.testing.assert_close(net(x, t, c), want, rtol=1e-4, atol=1e-5)
+
+
+def test_noise_levels_of_the_original_are_a_rotation_of_ours():
+    """It is told k, 99 for pure noise and 0 next to none; with t = 1 - (k + 1) / 100 the same weights, turned."""
+    net = built(UNet((8, 16), 5, 4, 8), 8, 3, 3)
+    x, _, c = arguments(horizon=8)
+    k = torch.tensor([0, 3, 50, 98, 99])
+    want = original(original_names(net, (8, 16)), x, k.float(), c.flat(), 8, 2, 4)
+    rate = torch.exp(torch.arange(4) * -(math.log(10000) / 3))
+    turn, (sin, cos) = net.step.body[0].weight, net.step.body[0].weight.detach().chunk(2, 1)
+    s, co = (99 * rate).sin(), (99 * rate).cos()  # k = 99 - 100 t: sin(k r) = s cos(100 t r) - co sin(100 t r)
+    with torch.no_grad():
+        turn.copy_(torch.cat([-sin * co + cos * s, sin * s + cos * co], 1))
+    t = (1 - (k + 1) / 100).view(-1, 1, 1).expand(-1, 8, 1)
+    torch.testing.assert_close(net(x, t, c), want, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 5, 6, 7])
+def test_other_horizons_are_padded_with_zeros_and_cut(horizon):
+    spec = UNet((8, 16, 24), 5, 4, 8)
+    short, whole = built(spec, horizon), built(spec, 8)
+    whole.load_state_dict(short.state_dict())
+    x, t, c = arguments(horizon=horizon, shared=True)
+    padded = F.pad(x, (0, 0, 0, -horizon % 4))
+    want = whole(padded, t[:, :1].expand(-1, padded.shape[1], -1), c)[:, :horizon]
+    assert torch.equal(short(x, t, c), want)
+
+
+@pytest.mark.parametrize("spec, said", [(UNet((12,), groups=8), "multiples of groups=8"), (UNet(kernel=4), "odd")])
+def test_a_unet_that_cannot_be_is_refused(spec, said):
+    with pytest.raises(UserError, match=said):
+        built(spec)
+
+
+# -- the transformer ------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_that_of_torch():
+    net = built(Transformer(16, 1, 4, encoder_depth=1))
+    mine = net.layers[0].cross
+    theirs = nn.MultiheadAttention(16, 4, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([mine.ask.weight, mine.keys.weight, mine.values.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([mine.ask.bias, torch.zeros(16), mine.values.bias]))
+        theirs.out_proj.load_state_dict(mine.leave.state_dict())
+    x, memory = torch.randn(3, 6, 16, generator=rng()), torch.randn(3, 5, 16, generator=rng(1))
+    mask = torch.rand(3, 5, generator=rng(2)) < 0.6
+    mask[:, 0] = True
+    want = theirs(x, memory, memory, key_padding_mask=~mask, need_weights=False)[0]
+    torch.testing.assert_close(mine(x, mine.pair(memory), mask[:, None, None]), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_width_that_heads_cannot_share_is_refused():
+    with pytest.raises(UserError, match="multiple of heads=4"):
+        built(Transformer(18, heads=4))
+
+
+# -- encoders -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_what_was_not_sensed_is_as_if_absent(encoder):
+    """Whatever a dead sensor says, NaN even: same outputs, and gradients that are numbers."""
+    spec, features = ENCODERS[encoder]
+    enc = seeded(lambda: spec.build(features, 2))
+    net = built(TRUNKS["cross"], tokens=enc.tokens, width=enc.width)
+    x, t, _ = arguments()
+    for name in features:
+        obs, dead = observed(features), torch.tensor([True, False, True, False, False])
+        obs[name + "?"] = torch.stack([~dead, torch.ones(5, dtype=torch.bool)], 1)
+        other = {**obs, name: obs[name].clone()}
+        other[name][dead, 0] = math.nan if obs[name].is_floating_point() else 0
+        a, b = (net(x, t, enc(o, rng())) for o in (obs, other))
+        assert torch.equal(a, b)
+        enc.zero_grad()
+        b.square().sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in enc.parameters())
+        del obs[name + "?"]
+        assert not torch.allclose(net(x, t, enc(obs, rng()))[dead], a[dead])
+
+
+def test_the_order_of_tokens_and_masks():
+    enc = seeded(lambda: Tokens(8).build(PLAIN, 2)).eval()
+    obs = observed(PLAIN)
+    assert (enc.tokens, enc.width) == (10, 8)
+    here = torch.tensor([[True, False]] * 5)
+    c = enc({**obs, "observation.arms?": here})
+    assert c.mask.tolist() == [[True, True, True, False, *[True] * 6]] * 5
+    want = enc.maps[0].weight @ obs["observation.state"][1, 1] + enc.maps[0].bias
+    torch.testing.assert_close(c.tokens[1, 1], want)
+
+
+def test_a_choice_is_the_sum_of_its_components_and_unknown_values_are_zeros():
+    f = {"c": Feature("int64", (2,), "choice", choices=(3, 4))}
+    enc = Tokens(8).build(f, 1)
+    table = enc.maps[0].each.weight
+    c = enc({"c": torch.tensor([[[2, 1]], [[0, 3]], [[3, -1]], [[99, 0]]])}).tokens[:, 0]
+    assert torch.equal(c, torch.stack([table[2] + table[4], table[0] + table[6], 0 * table[0], table[3]]))
+    one = Tokens(8).build({"c": Feature("int64", (), "choice", choices=(3,))}, 2)
+    assert one({"c": torch.tensor([[0, 2]])}).tokens.shape == (1, 2, 8)
+
+
+def test_flat_is_the_numbers_themselves():
+    enc = Flat().build(PLAIN, 2)
+    obs = observed(PLAIN)
+    got = enc(obs)
+    parts = [obs["observation.state"].flatten(1), obs["observation.arms"].flatten(1),
+             F.one_hot(obs["observation.last"], 5).flatten(1),
+             torch.cat([F.one_hot(obs["observation.mode"][..., 0], 3), F.one_hot(obs["observation.mode"][..., 1], 4)],
+                       -1).flatten(1), obs["observation.done"]]
+    assert torch.equal(got.tokens[:, 0], torch.cat([p.float() for p in parts], -1)) and got.mask.all()
+    assert (enc.tokens, enc.width) == (1, got.tokens.shape[-1]) and not list(enc.parameters())
+    gone = enc({**obs, "observation.arms?": torch.tensor([[False, True]] * 5)}).tokens[:, 0]
+    assert (gone[:, 6:10] == 0).all() and torch.equal(gone[:, 10:], got.tokens[:, 0, 10:])
+
+
+def test_recurrence_reads_the_rows_in_order():
+    enc = seeded(lambda: Recurrent(12, 2, Flat()).build({"observation.state": Feature("float32", (3,))}, 4)).eval()
+    x = torch.randn(5, 4, 3, generator=rng())
+    want = enc.body(x)[1][0][-1]
+    got = enc({"observation.state": x})
+    assert (enc.tokens, enc.width) == (1, 12) and got.mask.all()
+    torch.testing.assert_close(got.tokens[:, 0], want)
+    assert not torch.allclose(enc({"observation.state": x.flip(1)}).tokens[:, 0], want, atol=1e-3)
+
+
+@pytest.mark.parametrize("encoder, feature, said", [
+    (Tokens(), Feature("str", (), "string"), "found string"), (Flat(), FEATURES["observation.task"], "found text"),
+    (Flat(), FEATURES["observation.images.front"], "found image"),
+    (Tokens(), Feature("int64", (1,), "choice"), "how many choices"),
+    (Flat(), Feature("int64", (1,), "choice"), "how many choices"),
+    (Tokens(crop=18), FEATURES["observation.images.front"], "larger than the 36 pixels")])
+def test_what_an_encoder_cannot_read_is_named(encoder, feature, said):
+    with pytest.raises(UserError, match=f"column 'observation.odd'.*{said}"):
+        encoder.build({"observation.odd": feature}, 1)
+
+
+# -- images ---------------------------------------------------------------------------------------------------------
+
+
+def test_keypoints_in_closed_form():
+    maps = torch.zeros(1, 4, 5, 9)
+    maps[0, 0, 1, 6] = 100  # one peak
+    maps[0, 2, 0, 0] = maps[0, 2, 4, 4] = 100  # two: their middle
+    maps[0, 3] = torch.linspace(0, 3, 9).log1p()  # a slope along x
+    weight = 1 + torch.linspace(0, 3, 9)
+    mean = float((weight / weight.sum() * torch.linspace(-1, 1, 9)).sum())
+    want = [6 / 8 * 2 - 1, 0, -0.5, mean, 1 / 4 * 2 - 1, 0, 0, 0]
+    assert np.allclose(keypoints(maps)[0].tolist(), want, atol=1e-5)
+
+
+def test_crops_reach_every_place_and_the_centre_at_inference():
+    h, w, margin = 8, 10, 2
+    image = (torch.arange(h)[:, None] * 16 + torch.arange(w)).expand(4000, 1, h, w)
+    got = crop(image, margin, rng())
+    assert got.shape == (4000, 1, h - 4, w - 4)
+    corner = got[:, 0, 0, 0]
+    assert torch.equal(got[:, 0], (corner[:, None, None] + torch.arange(h - 4)[:, None] * 16 + torch.arange(w - 4)))
+    count = torch.zeros(5, 5).index_put_((corner // 16, corner % 16), torch.ones(4000), accumulate=True)
+    assert count.sum() == 4000 and (count > 0).all() and abs(count / 4000 - 1 / 25).max() < 4.5 * 0.196 / 63.2
+    assert (crop(image, margin, None) == image[..., 2:-2, 2:-2]).all()
+    assert torch.equal(crop(image, margin, rng(3)), crop(image, margin, rng(3)))
+    assert not torch.equal(crop(image, margin, rng(3)), crop(image, margin, rng(4)))
+    assert crop(image, 0, rng()) is image
+
+
+def test_training_crops_at_random_and_inference_does_not():
+    f = {"observation.images.front": FEATURES["observation.images.front"]}
+    enc, obs = seeded(lambda: Tokens(8, 6, SmallConv((8, 8), 4)).build(f, 2)), observed(f)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a, b, still = enc(obs, rng(0)).tokens, enc(obs, rng(1)).tokens, enc(obs).tokens
+    assert torch.equal(torch.get_rng_state(), before), "no draw but from the generator"
+    assert not torch.allclose(a, b) and torch.equal(enc(obs).tokens, still) and torch.equal(enc(obs, rng(0)).tokens, a)
+    other = {k: v.clone() for k, v in obs.items()}
+    other["observation.images.front"][:, :, :6] = 0  # outside the centre
+    assert torch.equal(enc(other).tokens, still)
+    enc.train()
+    assert torch.equal(enc(obs).tokens, still), "it is the generator that says training, nothing hidden"
+
+
+def test_the_size_of_a_resnet():
+    """torchvision's resnet18 has 11,689,512 parameters, of which 513,000 are the layer that is left out here."""
+    body = ResNet18().build((64, 64, 3), 8).body
+    assert sum(p.numel() for p in body.parameters()) == 11_689_512 - 513_000
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
+    assert body(torch.zeros(1, 3, 65, 128)).shape == (1, 512, 3, 4)
+    for size in ((32, 32, 3), (65, 128, 1), (96, 130, 3)):
+        net = ResNet18(pool="grid").build(size, 8)
+        assert net(torch.zeros(1, size[2], *size[:2])).shape == (1, net.tokens, 8)
+    assert ResNet18(pool="mean").build((65, 128, 1), 8)(torch.zeros(2, 1, 65, 128)).shape == (2, 1, 8)
+
+
+def test_fixed_batch_norm_is_batch_norm_at_inference():
+    theirs = nn.BatchNorm2d(6)
+    with torch.no_grad():
+        for t in theirs.state_dict().values():
+            if t.is_floating_point():
+                t.copy_(torch.rand(t.shape, generator=rng()) + 0.5)
+    mine = FixedBatchNorm(6)
+    mine.load_state_dict({k: v for k, v in theirs.state_dict().items() if k != "num_batches_tracked"})
+    x = torch.randn(4, 6, 3, 3, generator=rng())
+    torch.testing.assert_close(mine.train()(x), theirs.eval()(x))
+    assert not list(mine.parameters())
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A file as torchvision would write it: the last layer, and how many batches each norm has seen."""
+    net = seeded(lambda: ResNet18("unread", pool="mean"), 5)
+    with weights_given():
+        body = seeded(lambda: net.build((64, 64, 3), 8), 5).body
+    weights = {k: torch.rand(v.shape, generator=rng(1)) + 0.5 if "running_var" in k else v.clone()
+               for k, v in body.state_dict().items()}
+    extra = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    counts = {k.replace("running_var", "num_batches_tracked"): torch.tensor(7) for k in weights if "running_var" in k}
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    save_file({**weights, **extra, **counts}, path)
+    return path, weights
+
+
+def test_pretrained_weights_are_read_from_a_file(pretrained):
+    path, weights = pretrained
+    body = ResNet18(str(path)).build((64, 64, 3), 8).body
+    assert len(weights) == 100 and all(torch.equal(v, weights[k]) for k, v in body.state_dict().items())
+    assert not any("bn" in n for n, _ in body.named_parameters()), "norms stay as they were"
+
+
+def test_pretrained_weights_that_are_not_there_are_named(pretrained, tmp_path):
+    with pytest.raises(UserError, match="nothing.safetensors"):
+        ResNet18(str(tmp_path / "nothing.safetensors")).build((64, 64, 3), 8)
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"'conv1.weight' of shape \(64, 3, 7, 7\), found \(3,\)"):
+        ResNet18(str(tmp_path / "other.safetensors")).build((64, 64, 3), 8)
+    (tmp_path / "cut.safetensors").write_bytes(pretrained[0].read_bytes()[:1000])
+    with pytest.raises(UserError, match="cut.safetensors.*whole safetensors"):
+        ResNet18(str(tmp_path / "cut.safetensors")).build((64, 64, 3), 8)
+    with pytest.raises(UserError, match="hf://OWNER/NAME"):
+        ResNet18("hf://resnet18").build((64, 64, 3), 8)
+    with pytest.raises(UserError, match="3 channels"):
+        ResNet18(str(pretrained[0])).build((64, 64, 1), 8)
+
+
+def test_a_checkpoint_needs_no_pretrained_file(pretrained, tmp_path):
+    path = tmp_path / "gone.safetensors"
+    path.write_bytes(pretrained[0].read_bytes())
+    features = {"observation.images.front": Feature("uint8", (40, 40, 3), "image"), "action": Feature("float32", (2,))}
+    recipe = Recipe(Regression(), encoder=Tokens(8, 4, ResNet18(str(path))), window=Window(1, 2))
+    data = Dataset([Episode({"observation.images.front": np.zeros((3, 40, 40, 3), np.uint8),
+                             "action": np.eye(3, 2, dtype=np.float32)})])
+    policy = Policy(recipe, features).fit(data).eval()
+    policy.save(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(UserError):
+        Policy(recipe, features)
+    obs = observed({k: features[k] for k in policy.inputs}, 2, 1)
+    again = Policy.load(tmp_path / "run")
+    noise = torch.zeros(2, *policy.noise_shape)
+    assert torch.equal(again.plan(obs, noise), policy.plan(obs, noise))
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+
+def words(*texts, length=16):
+    return torch.tensor([list(t.encode().ljust(length, b"\0")) for t in texts], dtype=torch.uint8)
+
+
+def test_zero_padding_says_nothing():
+    net = seeded(lambda: Bytes().build(8)).eval()
+    texts = ("push the red block", "push the blue block", "a", "", "é")
+    short, long = net(words(*texts, length=20)), net(words(*texts, length=64))
+    torch.testing.assert_close(short, long, rtol=1e-6, atol=1e-6)
+    assert short.isfinite().all()
+    torch.testing.assert_close(short[3], net.leave.bias)
+
+
+def test_words_are_told_apart():
+    net = seeded(lambda: Bytes().build(8)).eval()
+    out = net(words("red to blue", "blue to red", "red to blu", "red to blue!", "green"))
+    assert torch.cdist(out, out).fill_diagonal_(9).min() > 1e-2
+
+
+# -- averages -------------------------------------------------------------------------------------------------------
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("memory", torch.zeros(1, 2))
+
+    def becomes(self, value):
+        with torch.no_grad():
+            self.a.fill_(value)
+            self.b.fill_(-value)
+            self.seen += 1
+            self.memory = torch.full((int(self.seen), 2), float(value))
+
+
+def averaged(decay, values):
+    module = Counted()
+    ema = EMA(module, decay)
+    for value in values:
+        module.becomes(value)
+        ema.update(module)
+    return ema, module
+
+
+VALUES = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0]
+
+
+@pytest.mark.parametrize("decay, rates", [
+    (Constant(0.9), [0.9] * 7), (Warmup(0.35), [2 / 11, 3 / 12, 4 / 13, 0.35, 0.35, 0.35, 0.35]),
+    (0.35, [2 / 11, 3 / 12, 4 / 13, 0.35, 0.35, 0.35, 0.35]),
+    (Polynomial(0.5, 0.45), [0, 1 - 2**-0.5, 1 - 3**-0.5, 0.5, 0.55, 0.55, 0.55]),
+    (Polynomial(0.5, 0.45, start=2), [0, 0, 0, 1 - 2**-0.5, 1 - 3**-0.5, 0.5, 0.55])])
+def test_an_average_in_closed_form(decay, rates):
+    ema, module = averaged(decay, VALUES)
+    want = 0.0
+    for rate, value in zip(rates, VALUES, strict=True):
+        want = rate * want + (1 - rate) * value
+    assert np.allclose(ema.module.a.tolist(), want, rtol=1e-6) and np.allclose(ema.module.b, -want, rtol=1e-6)
+    assert ema.count == 7 and ema.module.seen == 7 and torch.equal(ema.module.memory, module.memory)
+    assert module.a.tolist() == [2.0] * 3, "the module itself is left alone"
+
+
+def test_power_one_is_the_plain_mean_since_the_start():
+    assert np.allclose(averaged(Polynomial(1.0, 0.0), VALUES)[0].module.a, np.mean(VALUES), rtol=1e-6)
+    assert np.allclose(averaged(Polynomial(1.0, 0.0, 3), VALUES)[0].module.a, np.mean(VALUES[3:]), rtol=1e-6)
+
+
+def test_an_average_goes_on_where_it_was():
+    whole = averaged(Warmup(0.99), VALUES)[0]
+    half, module = averaged(Warmup(0.99), VALUES[:3])
+    again = EMA(module, Warmup(0.99))
+    again.module.load_state_dict({k: v.clone() for k, v in half.module.state_dict().items()})
+    again.count = half.count
+    for value in VALUES[3:]:
+        module.becomes(value)
+        again.update(module)
+    assert all(torch.equal(v, whole.module.state_dict()[k]) for k, v in again.module.state_dict().items())
+
+
+def test_an_average_is_apart_and_learns_nothing():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
+    ema = EMA(module, Constant(0.5))
+    before = copy.deepcopy(ema.module.state_dict())
+    module[0].weight.data += 1
+    assert all(torch.equal(v, before[k]) for k, v in ema.module.state_dict().items())
+    assert not any(p.requires_grad for p in ema.module.parameters()) and not ema.module.training and module.training
+    for decay in (Constant(0.5), Warmup(0.9), Polynomial(start=3)):
+        assert config.load(json.loads(json.dumps(config.dump(decay)))) == decay
+        assert all(0 <= decay.rate(n) < 1 for n in range(1, 1000))
+    assert dataclasses.replace(Polynomial(), minimum=1e-3).rate(10**9) == 1 - 1e-3

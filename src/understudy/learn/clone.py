@@ -82,13 +82,15 @@ class Clone(Learner):
         sums = torch.stack([weight.sum(), weight.new_tensor(len(batch))])
         P.sum([sums])
         whole, count = sums[0].clamp(min=1e-8), sums[1]
-        cuts = [len(batch) * k // self.parts for k in range(self.parts + 1)]
+        total_rows = self.learning.batch if P.count > 1 else len(batch)
+        numbers = range(P.rank * self.parts, (P.rank + 1) * self.parts + 1)
+        cuts = [total_rows * k // (self.parts * P.count) for k in numbers]
         total = torch.zeros((), device=device)
-        for k, (low, high) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+        for number, low, high in zip(numbers[:-1], cuts[:-1], cuts[1:], strict=True):
+            part = slice(low - cuts[0], high - cuts[0])
             if low == high:
                 continue
-            part = slice(low, high)
-            loss = self._loss(batch.rows(part), weight[part], whole, count, P.rank * self.parts + k)
+            loss = self._loss(batch.rows(part), weight[part], whole, count, number)
             self.descent.backward(loss)
             total += loss.detach()
         P.sum([total, *(p.grad for p in self.descent.parameters if p.grad is not None)])
@@ -125,7 +127,7 @@ class Clone(Learner):
             if not abs(value) < float("inf") and not (scaled and name == "gradient"):
                 self.descent.forget()
                 raise UserError(f"expected a finite {name}, found {value}", where=f"update {self.updates + 1}",
-                                do="lower the rate (--method.learn.optim.rate) or clip harder, and look for odd values "
+                                do="lower the rate (--learn.optim.rate) or clip harder, and look for odd values "
                                    "in the data (understudy inspect)")
 
     # Buffers are the policy's: the average only copies them.

@@ -77,9 +77,10 @@ class Processes:
         """Whether it is so in any process."""
         if self.count == 1:
             return flag
-        flags = [None] * self.count
-        dist.all_gather_object(flags, flag)
-        return any(flags)
+        where = torch.cuda.current_device() if dist.get_backend() == "nccl" else "cpu"
+        found = torch.tensor(float(flag), device=where)
+        dist.all_reduce(found)
+        return bool(found > 0)
 
     def wait(self) -> None:
         if self.count > 1:

@@ -26,7 +26,7 @@ from ..files import read_json, sync_folder, whole_folder, write_json, write_text
 from ..policy import Policy
 from .fit import Learner
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on files
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,12 @@ def room(where: Path, do: str) -> Iterator[None]:
     """A full disk is the user's to mend."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
+    except (OSError, SafetensorError) as error:
+        # A SafetensorError has the number of the system's error in its text alone.
+        number = next((n for n in FULL if n == getattr(error, "errno", None) or f"os error {n})" in str(error)), None)
+        if number is None:
             raise
-        raise UserError("the disk is full", where=where, do=do) from error
-    except SafetensorError as error:  # its messages carry the number of the system's error
-        if not any(f"os error {number})" in str(error) for number in FULL):
-            raise
-        raise UserError("the disk is full", where=where, do=do) from error
+        raise UserError(f"no room to write: {os.strerror(number).lower()}", where=where, do=do) from error
 
 
 def _locked(file) -> bool:

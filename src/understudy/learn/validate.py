@@ -41,14 +41,15 @@ class Validation:
         """Batches of the windows, and what the policy might do there: (B, K, H, A) in world units. K is 1 for
         heads that are certain (no noise)."""
         windows = policy.windows(data)
-        at = np.unique(np.linspace(0, len(windows) - 1, min(self.windows, len(windows))).round().astype(np.int64))
+        at = np.linspace(0, len(windows) - 1, min(self.windows, len(windows))).round().astype(np.int64)
         certain = 0 in policy.noise_shape
         K = 1 if certain else self.samples
         for i in range(0, len(at), size):
             part = at[i:i + size]
             batch = windows.gather(part, np.random.default_rng(i)).to(policy.device)
             key = keys(0, part).to(policy.device)
-            plans = [policy.plan(batch.obs, policy.noise(key, torch.full_like(key, k))) for k in range(K)]
+            with torch.no_grad():
+                plans = [policy.plan(batch.obs, policy.noise(key, torch.full_like(key, k))) for k in range(K)]
             yield batch, torch.stack(plans, 1)
 
     @torch.no_grad()
@@ -75,13 +76,14 @@ class Validation:
             error = _size(gap, mask)
             seen = {"energy": energy(plans, error, mask, choices), "mean": error.mean(1), "best": error.amin(1)}
             if choices:
-                wrong = (gap * mask).sum((2, 3)) / (mask.sum((2, 3)) * gap.shape[-1])
+                wrong = (gap * mask).sum((2, 3)) / (mask.sum((2, 3)).clamp(min=1) * gap.shape[-1])
                 seen["wrong"] = wrong.mean(1)
                 if isinstance(policy.recipe.head, Density) and bool((whole := batch.mask.all(1)).any()):
                     log = policy.recipe.head.log_prob(policy.net, policy.context(batch.obs), policy.encode(batch))
                     seen["log loss"] = -log[whole] / (gap.shape[-1] * gap.shape[-2])
+            real = batch.mask.any(1)  # a window may lie beyond its episode's end altogether
             for name, value in seen.items():
-                rows.setdefault(name, []).append(value)
+                rows.setdefault(name, []).append(value if name == "log loss" else value[real])
         policy.train(training)
         return {k: torch.cat(v).double().mean().item() for k, v in rows.items()}
 

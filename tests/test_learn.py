@@ -1,0 +1,454 @@
+"""Learning: the optimizer's options, what an update of Clone is, weights, devices and what looks on."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from understudy.core import Batch, UserError
+from understudy.data.augment import Noise
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.heads.base import Head
+from understudy.heads.flow import Flow
+from understudy.heads.neighbors import Neighbors
+from understudy.heads.regression import Regression
+from understudy.learn import devices
+from understudy.learn.clone import Clone, Cloning, Penalty
+from understudy.learn.fit import fit
+from understudy.learn.optim import Optim
+from understudy.learn.watch import Curve, Progress, duration
+from understudy.learn.weights import Advantage, Column, Even
+from understudy.nets.ema import Constant
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, Recipe
+
+CPU = torch.device("cpu")
+LAST = Constant(0.0)  # what acts are the last weights
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    rng = np.random.default_rng(0)
+
+    def episode(n):
+        seen = rng.normal(size=(n, 3)).astype(np.float32)
+        return Episode({"observation.state": seen, "action": np.tanh(seen[:, :2] + seen[:, 1:]),
+                        "intervention": (np.arange(n) % 3 == 0).astype(np.float32)})
+    return Dataset([episode(n) for n in (17, 9, 23, 12)])
+
+
+def policy(data, head: Head | None = None, seed: int = 0, **recipe) -> Policy:
+    torch.manual_seed(seed)
+    recipe = {"trunk": MLP(width=32, depth=1), "window": Window(2, 4), **recipe}
+    recipe = Recipe(head or Regression(), inputs=("observation.state",), **recipe)
+    return Policy(recipe, data.features()).fit(data)
+
+
+def clone(data, optim: Optim | None = None, *, head=None, steps=20, seed=0, recipe=None, **learning) -> Clone:
+    learning = {"ema": LAST, "batch": 32, **learning}
+    return Cloning(optim=optim or Optim(), **learning).build(policy(data, head, **recipe or {}), seed, steps)
+
+
+def batches(learner: Clone, data, size=32, **options):
+    windows = learner.policy.windows(data, **options)
+    return lambda n: windows.batch(size, n)
+
+
+def weights(learner: Clone) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.policy.parameters()])
+
+
+# -- Optim -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine():
+    optim = Optim(warmup=4)
+    assert [optim.factor(n, 104) for n in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert optim.factor(4 + 25, 104) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert optim.factor(54, 104) == pytest.approx(0.5)
+    assert optim.factor(104, 104) == pytest.approx(0.0)
+    assert [Optim(schedule="constant").factor(n, 10) for n in (0, 5, 9)] == [1.0, 1.0, 1.0]
+    rates = [optim.factor(n, 104) for n in range(104)]
+    assert rates[4:] == sorted(rates[4:], reverse=True) and min(rates) > 0
+
+
+def test_the_rate_that_an_update_reports_is_the_one_it_took(data):
+    learner = clone(data, Optim(rate=0.01, warmup=2, clip=None), steps=10)
+    seen = []
+    fit(learner, batches(learner, data), 10, watch=[lambda n, _, s: seen.append(s["rate"])])
+    assert seen == pytest.approx([0.01 * learner.learning.optim.factor(n, 10) for n in range(10)])
+    # Adam's very first step moves each weight with a gradient by the rate (Kingma and Ba 2015, section 2.1).
+    first = clone(data, Optim(rate=0.01, warmup=1, decay=0, clip=None))
+    before = weights(first)
+    first.update(batches(first, data)(0))
+    assert (weights(first) - before).abs().max().item() == pytest.approx(0.005, rel=1e-3)
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(data):
+    """With padding and weights, so that the parts count unequally; 32 rows in 3 are 10, 11 and 11."""
+    def trained(parts):
+        learner = clone(data, Optim(accumulate=parts), weights=Column())
+        fit(learner, batches(learner, data, extra=("intervention",)), 8)
+        return weights(learner)
+    whole = trained(1)
+    for parts in (2, 3, 8):
+        torch.testing.assert_close(trained(parts), whole, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="smaller optim.accumulate"):
+        clone(data, Optim(accumulate=33))
+
+
+def test_a_gradient_is_clipped_to_its_norm_and_reported_before(data):
+    def gradient(clip):
+        learner = clone(data, Optim(clip=clip))
+        batch = batches(learner, data)(0)
+        learner.descent.backward(learner.policy.loss(batch, torch.Generator()).sum())
+        norm = learner.descent.gradient()
+        return norm, torch.cat([p.grad.flatten() for p in learner.descent.parameters if p.grad is not None])
+    free, plain = gradient(None)
+    assert plain.norm().item() == pytest.approx(free.item(), rel=1e-5) and free > 0.1
+    norm, clipped = gradient(0.05)
+    assert norm.item() == pytest.approx(free.item(), rel=1e-6)
+    assert clipped.norm().item() == pytest.approx(0.05, rel=1e-4)
+    torch.testing.assert_close(clipped / clipped.norm(), plain / plain.norm())
+
+
+def test_decay_shrinks_matrices_and_nothing_else():
+    module = nn.Linear(3, 2)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    descent = Optim(rate=0.1, decay=0.5, schedule="constant").build([module], 1, CPU)
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    descent.step(0)
+    torch.testing.assert_close(module.weight.data, before["weight"] * (1 - 0.1 * 0.5))
+    assert torch.equal(module.bias.data, before["bias"])
+
+
+def test_bfloat16_trains_and_keeps_the_weights_in_float32(data):
+    def last(precision):
+        learner = clone(data, Optim(rate=3e-3, precision=precision), steps=150, recipe={"window": Window()})
+        losses = []
+        fit(learner, batches(learner, data), 150, watch=[lambda n, _, s: losses.append(s["loss"])])
+        assert all(p.dtype == torch.float32 for p in learner.trained.parameters())
+        return losses
+    half, full = last("bf16"), last("fp32")
+    assert half != full  # it did compute otherwise
+    assert np.mean(half[-20:]) < 0.1 * half[0]
+    assert np.mean(half[-20:]) == pytest.approx(np.mean(full[-20:]), rel=0.3)
+
+
+def test_float16_needs_cuda(data):
+    with pytest.raises(UserError, match="CUDA device for precision 'fp16', found cpu"):
+        clone(data, Optim(precision="fp16"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_float16_trains_on_a_gpu(data):
+    made = policy(data, window=Window()).to("cuda")
+    learner, losses = Cloning(optim=Optim(rate=3e-3, precision="fp16")).build(made, 0, 200), []
+    fit(learner, batches(learner, data), 200, watch=[lambda n, _, s: losses.append(s["loss"])])
+    assert np.mean(losses[-20:]) < 0.1 * losses[0] and learner.descent.scaler.get_scale() > 1
+    tensors, facts = learner.state()
+    again = Cloning(optim=Optim(rate=3e-3, precision="fp16")).build(policy(data, window=Window()).to("cuda"), 0, 200)
+    again.restore(tensors, json.loads(json.dumps(facts)))
+    assert again.descent.scaler.get_scale() == learner.descent.scaler.get_scale()
+
+
+@pytest.mark.slow  # the compiler takes its time
+def test_compiled_networks_train_alike(data):
+    def trained(compiled):
+        learner = clone(data, Optim(compile=compiled), head=Flow(), steps=5)
+        fit(learner, batches(learner, data), 5)
+        return learner
+    torch._dynamo.utils.counters.clear()
+    compiled = trained(True)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    plain = trained(False)
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-3, atol=1e-4)
+    assert compiled.policy.state_dict().keys() == plain.policy.state_dict().keys()
+
+
+@pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"accumulate": 0}, {"clip": 0.0}, {"warmup": -1},
+                                   {"schedule": "linear"}, {"precision": "fp8"}])
+def test_options_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Optim(**wrong)
+
+
+# -- an update -------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_weighted_mean_over_steps_that_are_real(data):
+    learner = clone(data, weights=Column("intervention", when=5.0, otherwise=0.5))
+    batch = batches(learner, data, extra=("intervention",))(0)
+    assert not batch.mask.all()
+    with torch.no_grad():
+        each = learner.policy.loss(batch, torch.Generator())
+    weight = torch.where(batch.extra["intervention"] > 0, 5.0, 0.5)
+    real = batch.mask.nonzero().tolist()
+    expected = sum(weight[i, h] * each[i, h] for i, h in real) / sum(weight[i, h] for i, h in real)
+    assert learner.update(batch)["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_what_stands_beyond_the_end_teaches_nothing(data):
+    """Nor where a weight says that it should."""
+    def trained(spoil):
+        learner = clone(data, head=Flow(), weights=Column("intervention", when=2.0))
+        windows = learner.policy.windows(data, extra=("intervention",))
+        for n in range(3):
+            b = windows.batch(32, n)
+            ghost = ~b.mask
+            action = torch.where(ghost.unsqueeze(-1), spoil, b.action)
+            learner.update(b.but(action=action, extra={**b.extra, "intervention": b.extra["intervention"]
+                                                       + spoil * ghost}))
+        return weights(learner)
+    assert torch.equal(trained(0.0), trained(7.0))
+
+
+def test_an_update_is_a_function_of_seed_number_weights_and_batch(data):
+    recipe = {"trunk": MLP(width=32, depth=1, dropout=0.3), "augment": (Noise("observation.state", 0.1),)}
+
+    def update(seed=0, before=0, outer=0):
+        learner = clone(data, head=Flow(), seed=seed, recipe=recipe)
+        draw = batches(learner, data)
+        learner.updates = before
+        torch.manual_seed(outer)
+        return learner.update(draw(0))["loss"]
+    assert update() == update(outer=1)  # not of the global generator
+    assert len({update(), update(seed=1), update(before=1)}) == 3
+
+
+def test_an_update_leaves_the_global_generator_alone(data):
+    learner = clone(data, head=Flow(), recipe={"trunk": MLP(width=32, depth=1, dropout=0.3)})
+    draw, before = batches(learner, data), torch.get_rng_state()
+    learner.update(draw(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_average_is_that_of_the_weights(data):
+    learner = clone(data, ema=Constant(0.75))
+    draw, expected = batches(learner, data), weights(learner)
+    for n in range(4):
+        learner.update(draw(n))
+        expected = 0.75 * expected + 0.25 * weights(learner)
+    found = torch.cat([p.flatten() for p in learner.trained.parameters()])
+    torch.testing.assert_close(found, expected)
+    last = clone(data)
+    last.update(batches(last, data)(0))
+    assert torch.equal(torch.cat([p.flatten() for p in last.trained.parameters()]), weights(last))
+    assert not last.trained.training and last.policy.training
+
+
+def test_a_loss_that_is_no_number_names_the_update_and_harms_nothing(data):
+    learner = clone(data)
+    draw = batches(learner, data)
+    learner.update(draw(0))
+    before, b = weights(learner), draw(1)
+    with pytest.raises(UserError, match=r"update 2: expected a finite loss, found nan\n  -> lower the rate"):
+        learner.update(b.but(action=b.action * torch.nan))
+    assert torch.equal(weights(learner), before) and torch.isfinite(weights(learner)).all()
+
+
+@dataclass(frozen=True)
+class Recover(Penalty):
+    """The observation from the context: an auxiliary loss with weights of its own."""
+
+    scale: float = 1.0
+
+    def build(self, policy):
+        return _Recover(self, policy)
+
+
+class _Recover(nn.Module):
+    def __init__(self, spec, policy):
+        super().__init__()
+        self.spec, self.decode = spec, nn.Linear(policy.encoder.tokens * policy.encoder.width, 3)
+
+    def forward(self, policy, batch: Batch, rng):
+        gap = self.decode(policy.context(batch.obs).flat()) - batch.obs["observation.state"][:, -1]
+        return self.spec.scale * gap.square().mean(-1)
+
+
+def test_a_penalty_is_added_and_trains_with_the_policy(data):
+    def first(scale):
+        learner = clone(data, penalties=(Recover(scale),), steps=200)
+        return learner, learner.update(batches(learner, data)(0))["loss"]
+    (_, none), (_, one), (learner, two) = first(0.0), first(1.0), first(2.0)
+    assert two - one == pytest.approx(one - none, rel=1e-4) and one > none
+    seen = []
+    fit(learner, batches(learner, data), 200, start=1, watch=[lambda n, _, s: seen.append(s["loss"])])
+    assert seen[-1] < 0.3 * two
+    assert not any("decode" in k for k in learner.trained.state_dict())
+    tensors, facts = learner.state()
+    assert any("decode" in k for k in tensors)  # goes on with it
+
+
+def test_a_policy_without_weights_takes_updates_and_stays(data):
+    learner = clone(data, head=Neighbors())
+    before = learner.trained.net.keys.clone()
+    seen = [learner.update(batches(learner, data)(n))["loss"] for n in range(3)]
+    assert all(np.isfinite(seen)) and torch.equal(learner.trained.net.keys, before)
+
+
+@pytest.mark.parametrize("head", [Flow(), Neighbors()], ids=lambda h: type(h).__name__)
+def test_a_restored_learner_goes_on_bit_by_bit(data, head):
+    """Also into a policy that never saw the data: statistics and memories are in the state."""
+    def fresh():
+        return clone(data, Optim(warmup=3), head=head, ema=Constant(0.9), penalties=(Recover(),),
+                     recipe={"trunk": MLP(width=32, depth=1, dropout=0.2)})
+    one = fresh()
+    draw = batches(one, data)
+    fit(one, draw, 7)
+    tensors, facts = one.state()
+    tensors = {k: v.clone() for k, v in tensors.items()}
+    bare = Policy(one.policy.recipe, data.features())
+    other = one.learning.build(bare, 0, 20)
+    other.restore(tensors, json.loads(json.dumps(facts)))
+    assert {k: v.tolist() for k, v in other.state()[0].items()} == {k: v.tolist() for k, v in tensors.items()}
+    fit(one, draw, 15, start=7)
+    fit(other, draw, 15, start=7)
+    for (name, mine), theirs in zip(one.state()[0].items(), other.state()[0].values(), strict=True):
+        assert torch.equal(mine, theirs), name
+    assert all(torch.equal(a, b) for a, b in zip(one.trained.state_dict().values(),
+                                                 other.trained.state_dict().values(), strict=True))
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights(data):
+    made = policy(data)
+    batch = made.windows(data, extra=("intervention",)).batch(8, 0)
+    assert torch.equal(Even()(batch, made), torch.ones(8))
+    column = Column("intervention", 4.0, 0.25)
+    assert torch.equal(column(batch, made), torch.where(batch.extra["intervention"] == 1, 4.0, 0.25))
+    assert Cloning(weights=column).extra == ("intervention",) and Cloning().extra == ()
+    with pytest.raises(UserError, match="expected the batch to have 'takeover', found"):
+        Column("takeover")(batch, made)
+    advantage = torch.linspace(-1, 3, 8)
+    found = Advantage(lambda b: advantage, beta=2.0, cap=10.0)(batch, made)
+    assert found.tolist() == pytest.approx([min(math.exp(2 * a), 10.0) for a in advantage.tolist()], rel=1e-5)
+
+
+def test_weights_choose_what_is_learned():
+    """Two answers for one observation, at odds of 3 to 1 by weight: the mean is theirs."""
+    seen = np.zeros((64, 1), np.float32)
+    answer = (np.arange(64) % 2).astype(np.float32)
+    data = Dataset([Episode({"observation.state": seen, "action": answer[:, None], "intervention": answer})])
+    learner = clone(data, Optim(rate=0.01), steps=200, weights=Column("intervention", 3.0, 1.0),
+                    recipe={"window": Window()})
+    windows = learner.policy.windows(data, extra=("intervention",))
+    fit(learner, lambda n: windows.gather(np.arange(64)), 200)
+    plan = learner.trained.plan({"observation.state": torch.zeros(1, 1, 1)}, torch.zeros(1, 1, 0))
+    assert plan.item() == pytest.approx(0.75, abs=0.01)
+
+
+# -- devices ---------------------------------------------------------------------------------------------------------
+
+
+def test_devices():
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert devices.device("auto").type == best
+    assert devices.device("cpu") == CPU
+    with pytest.raises(UserError, match="found 'gpu'"):
+        devices.device("gpu")
+    absent = "mps" if best != "mps" else "cuda"
+    with pytest.raises(UserError, match=f"expected a {absent} device, found none"):
+        devices.device(absent)
+
+
+def test_shares_make_up_the_batch():
+    for count in (1, 2, 3, 7):
+        rows = [i for rank in range(count) for i in range(32)[devices.Processes(rank, count).share(32)]]
+        assert rows == list(range(32))
+
+
+def test_a_share_is_those_rows_of_the_batch(data):
+    from understudy.data.window import Goal
+
+    for window in (Window(2, 4), Window(2, 4, goals=(Goal("observation.state"),))):
+        made = window.over(data, ("observation.state", *(g.into for g in window.goals)), "action")
+        whole, part = made.batch(16, 5, 1), made.batch(16, 5, 1, slice(4, 9))
+        assert torch.equal(part.action, whole.action[4:9])
+        assert all(torch.equal(part.obs[k], whole.obs[k][4:9]) for k in whole.obs)
+        assert torch.equal(part.extra["index"], whole.extra["index"][4:9])
+
+
+def test_batches_made_ahead_are_the_same_batches():
+    made = []
+
+    def batch(n):
+        made.append(n)
+        return n * n
+    draw = devices.ahead(batch, torch.device("cuda"), 6)
+    assert [draw(n) for n in (0, 1, 2)] == [0, 1, 4]
+    assert [draw(n) for n in (5, 0)] == [25, 0]  # out of turn, as after a resume
+    assert max(made) == 5  # none beyond the last
+    assert devices.ahead(batch, CPU, 6) is batch
+
+
+# -- what looks on ---------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_is_the_mean_of_each_stretch_however_it_was_interrupted():
+    said, losses = [], [1.0, 2.0, 6.0, 4.0, 5.0, 9.0, 7.0]
+    curve = Curve(3, lambda **line: said.append(line))
+    for step, loss in enumerate(losses, 1):
+        if step in (2, 5):
+            curve = Curve(3, curve.write, json.loads(json.dumps(curve.state)))
+        curve(step, None, {"loss": loss})
+    assert said == [{"step": 3, "loss": 3.0}, {"step": 6, "loss": 6.0}]
+
+
+def _watched(monkeypatch, steps, seconds, bar):
+    from rich.console import Console
+
+    from understudy.learn import watch
+
+    out, clock = io.StringIO(), iter(range(1000))
+    progress = Progress(steps, bar=bar)
+    progress.console = Console(file=out)
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: seconds * next(clock))
+    with progress:
+        for n in range(1, 15):
+            progress(n, None, {"loss": 1.0})
+    return out.getvalue()
+
+
+def test_what_takes_long_says_so_once_and_what_does_not_is_quiet(monkeypatch):
+    said = _watched(monkeypatch, 100_011, 0.1, None)
+    assert said.count("about 2.8 hours") == 1 and "10 a second" in said and "Ctrl-C" in said
+    assert _watched(monkeypatch, 9_000, 0.1, None) == ""  # 15 minutes
+    assert _watched(monkeypatch, 100_011, 0.1, False) == ""
+
+
+def test_durations_in_words():
+    assert [duration(s) for s in (40, 900, 5400, 7200, 90_000, 400_000)] == [
+        "40 seconds", "15 minutes", "1.5 hours", "2 hours", "25 hours", "4.6 days"]
+
+
+def test_metrics_for_others_need_their_packages():
+    from understudy.learn import watch
+
+    for name, package in (("TensorBoard", "tensorboard"), ("Wandb", "wandb")):
+        try:
+            __import__(package)
+        except ImportError:
+            with pytest.raises(UserError, match=f"pip install {package}"):
+                getattr(watch, name)(*(["x"] if name == "TensorBoard" else []))
+
+
+def test_methods_learn_as_data():
+    from understudy import config
+    from understudy.learn.method import Method
+
+    learning = Cloning(steps=7, optim=Optim(clip=None, betas=(0.8, 0.9)), ema=Constant(0.5), weights=Column("x"))
+    method = replace(Method(Recipe(Flow())), learn=learning)
+    assert config.load(json.loads(json.dumps(config.dump(method)))) == method

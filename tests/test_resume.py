@@ -1,0 +1,484 @@
+"""A run that was stopped, killed or out of disk goes on as if nothing had happened, and loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from understudy.core import UserError
+from understudy.data.augment import Noise
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.heads.flow import Flow
+from understudy.heads.neighbors import Neighbors
+from understudy.heads.regression import Regression
+from understudy.learn.clone import Cloning
+from understudy.learn.method import Method
+from understudy.learn.optim import Optim
+from understudy.learn.run import Run, room
+from understudy.learn.train import best, train
+from understudy.learn.validate import Validation
+from understudy.nets.ema import Constant, Warmup
+from understudy.nets.encoders import Tokens
+from understudy.nets.mlp import MLP
+from understudy.nets.vision import SmallConv
+from understudy.policy import Policy, Recipe
+
+STEPS, EVERY = 11, 4
+
+
+def made_up(episodes: int = 6, image: bool = False) -> Dataset:
+    rng = np.random.default_rng(0)
+
+    def episode(n):
+        seen = rng.normal(size=(n + 1, 3)).cumsum(0).astype(np.float32)
+        columns = {"observation.state": seen, "action": np.tanh(seen[:-1, :2])}
+        if image:
+            columns["observation.images.front"] = rng.integers(0, 256, (n + 1, 24, 24, 3), dtype=np.uint8)
+        return Episode(columns)
+    return Dataset([episode(8 + 3 * i) for i in range(episodes)], {"path": "/home/someone/toys/made_up.npz", "fps": 10})
+
+
+def everything() -> Method:
+    """All that draws random numbers or remembers: dropout, noise, crops, average, parts, warm-up and cosine."""
+    encoder = Tokens(width=8, crop=2, vision=SmallConv(channels=(8, 8), keypoints=3))
+    recipe = Recipe(Flow(steps=2), trunk=MLP(width=16, depth=1, dropout=0.2), encoder=encoder, window=Window(2, 3),
+                    augment=(Noise("observation.state", 0.1),))
+    learn = Cloning(STEPS, 12, Optim(accumulate=3, warmup=3, clip=0.5, decay=0.1), Warmup(0.9))
+    return Method(recipe, learn=learn)
+
+
+def plain(steps: int = 6, **recipe) -> Method:
+    recipe = {"head": Regression(), "trunk": MLP(width=8, depth=1), "window": Window(1, 2), **recipe}
+    return Method(Recipe(**recipe), learn=Cloning(steps, 8))
+
+
+class Stop:
+    """Presses Ctrl-C during these updates."""
+
+    def __init__(self, *at: int):
+        self.at = set(at)
+
+    def __call__(self, step, learner, seen):
+        if step in self.at and "loss" in seen:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(out, method=None, data=None, **options) -> Policy:
+    options = {"device": "cpu", "every": EVERY, "validation": Validation(6, 2), "progress": False, **options}
+    return train(method or everything(), data or made_up(image=method is None), out, **options)
+
+
+def contents(out: Path) -> dict:
+    """All that a run holds, but for times and random names."""
+    found = {"lines": [{k: v for k, v in line.items() if k != "seconds"} for line in Run(out).lines()]}
+    for file in sorted(out.rglob("*")):
+        name = str(file.relative_to(out))
+        if file.suffix == ".safetensors":
+            found[name] = {k: v.numpy().tobytes() for k, v in load_file(file).items()}
+        elif file.name == "state.json":
+            state = json.loads(file.read_text())
+            found[name] = {k: v for k, v in state.items() if k != "seconds"}
+        elif file.is_file() and file.name != "metrics.jsonl":
+            found[name] = file.read_text()
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The run that nothing ever stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(out)
+    return out
+
+
+@pytest.mark.parametrize("at", range(1, STEPS + 1))
+def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, tmp_path, at):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(out, watch=[Stop(at)])
+    assert Run(out).saved()[-1] == at  # the update that ran was finished and kept
+    run(out)
+    assert contents(out) == contents(whole)
+
+
+def test_stopped_again_and_again_it_is_the_same_run(whole, tmp_path):
+    out, times = tmp_path / "run", 0
+    while True:
+        try:
+            run(out, watch=[Stop(*range(1, STEPS + 1))])
+            break
+        except KeyboardInterrupt:
+            times += 1
+    assert times == STEPS and contents(out) == contents(whole)
+
+
+def test_stopped_while_it_was_judged_it_is_judged_again(whole, tmp_path):
+    def score(policy):
+        if not asked:
+            asked.append(1)
+            raise KeyboardInterrupt
+        return 1.0
+    out, asked = tmp_path / "run", []
+    with pytest.raises(KeyboardInterrupt):
+        run(out, plain(), score=score, every=3)
+    assert Run(out).saved() == [0, 3] and not any("score" in line for line in Run(out).lines())
+    run(out, plain(), score=score, every=3)
+    assert [line["step"] for line in Run(out).lines() if "score" in line] == [3, 6]
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", plain(), watch=[Stop(2), Stop(2)])
+    assert Run(tmp_path / "run").saved() == [0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
+    before, seen = contents(whole), []
+    policy = run(whole, watch=[lambda *a: seen.append(a)])
+    assert contents(whole) == before and not seen
+    loaded = Policy.load(whole)
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in policy.state_dict().items())
+    assert not policy.training
+
+
+def test_the_seed_decides_the_run_and_nothing_else_does(tmp_path):
+    def trained(name, seed, outer):
+        torch.manual_seed(outer)
+        before = torch.get_rng_state()
+        run(tmp_path / name, plain(2), seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        return load_file(tmp_path / name / "checkpoints" / "000002" / "weights.safetensors")["net.enter.weight"]
+    assert torch.equal(trained("a", 0, 0), trained("b", 0, 1))
+    assert not torch.equal(trained("c", 1, 0), trained("d", 0, 0))
+
+
+# -- what is in the folder -------------------------------------------------------------------------------------------
+
+
+def test_the_folder_says_where_the_policy_comes_from(whole):
+    assert json.loads((whole / "run.json").read_text())["last"] == f"checkpoints/{STEPS:06d}"
+    last = whole / "checkpoints" / f"{STEPS:06d}"
+    assert {f.name for f in last.iterdir()} == {"recipe.json", "features.json", "weights.safetensors", "method.json",
+                                               "provenance.json", "train"}
+    said = json.loads((last / "provenance.json").read_text())
+    data = made_up(image=True)
+    assert said["data"]["name"] == "made_up.npz" and said["data"]["fingerprint"] == data.fingerprint()
+    assert said["data"]["episodes"] == 6 and said["data"]["steps"] == data.steps and said["seed"] == 0
+    assert len(said["held_out"]) == 1 and said["versions"]["torch"] == torch.__version__
+    assert not any("/home/" in f.read_text() for f in whole.rglob("*") if f.suffix in (".json", ".md", ".jsonl"))
+    card = (whole / "CARD.md").read_text()
+    assert "made_up.npz" in card and data.fingerprint() in card and "understudy eval" in card
+    assert Method.load(whole) == everything()
+    assert not list(whole.rglob("*.part"))
+
+
+def test_it_is_validated_at_every_mark_and_at_the_end(whole):
+    steps = [line["step"] for line in Run(whole).lines() if "validation/energy" in line]
+    assert steps == [4, 8, 11]
+    assert [line["step"] for line in Run(whole).lines() if "loss" in line] == list(range(1, STEPS + 1))
+
+
+def test_the_held_out_episodes_teach_nothing(tmp_path):
+    """Neither weights nor statistics: whatever they hold, the policy is the same."""
+    data = made_up()
+    run(tmp_path / "a", plain(), data)
+    held = json.loads((tmp_path / "a/checkpoints/000006/provenance.json").read_text())["held_out"]
+
+    def spoil(episode):
+        return episode.but({k: 100 * np.asarray(v) for k, v in episode.steps.items()})
+    spoiled = Dataset([spoil(e) if i in held else e for i, e in enumerate(data)])
+    run(tmp_path / "b", plain(), spoiled)
+    a, b = (load_file(tmp_path / n / "checkpoints/000006/weights.safetensors") for n in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    lines = [[x["validation/energy"] for x in Run(tmp_path / n).lines() if "validation/energy" in x] for n in "ab"]
+    assert lines[1][0] > 10 * lines[0][0]
+
+
+def test_the_best_is_kept_and_named_by_score_and_ties_go_to_the_later(tmp_path):
+    scores = {2: 0.1, 4: 0.7, 6: 0.7, 8: 0.2, 10: 0.2}
+    steps = iter(scores)
+    run(tmp_path / "run", plain(10), every=2, score=lambda policy: scores[next(steps)])
+    assert json.loads((tmp_path / "run/run.json").read_text()) == {"last": "checkpoints/000010",
+                                                                   "best": "checkpoints/000006"}
+    assert Run(tmp_path / "run").saved() == [6, 10]
+    Policy.load(tmp_path / "run" / "best")
+    lines = [{"step": n, "validation/energy": e} for n, e in ((1, 0.5), (2, 0.3), (3, 0.3), (4, 0.4))]
+    assert best(lines, (1, 2, 3, 4), "validation/energy") == 3
+    assert best(lines, (1, 4), "validation/energy") == 4 and best([], (1,), "score") is None
+
+
+def test_without_anything_to_judge_by_the_last_is_kept(tmp_path):
+    run(tmp_path / "run", plain(), made_up(3))
+    assert json.loads((tmp_path / "run/run.json").read_text()) == {"last": "checkpoints/000006"}
+    with pytest.raises(UserError, match="no 'best' checkpoint"):
+        Policy.load(tmp_path / "run" / "best")
+
+
+def test_a_memory_is_filled_by_what_the_encoder_has_become(tmp_path):
+    """The encoder of a nearest-neighbour policy trains by a penalty; what it remembers must follow."""
+    from test_learn import Recover
+
+    method = plain(head=Neighbors(count=1))
+    method = replace(method, learn=replace(method.learn, penalties=(Recover(),), ema=Constant(0.0),
+                                           optim=Optim(rate=0.05)))
+    policy = run(tmp_path / "run", method, hold=0.0)
+    loaded = Policy.load(tmp_path / "run")
+    windows = policy.windows(made_up())
+    batch = windows.gather(np.arange(len(windows)))
+    with torch.no_grad():
+        for p in (policy, loaded):
+            torch.testing.assert_close(p.net.keys, p.context(batch.obs).flat())
+    first = Policy.load(tmp_path / "run")
+    first.fit(made_up(), codec=False)
+    assert torch.equal(first.net.keys, loaded.net.keys)
+    none = run(tmp_path / "none", replace(plain(0), policy=method.policy), hold=0.0)  # nothing to train
+    assert not torch.allclose(none.net.keys, policy.net.keys)
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
+    out, other = tmp_path / "run", made_up()
+    run(out, plain())
+    before = contents(out)
+    slower = replace(plain(), learn=replace(plain().learn, optim=Optim(rate=0.5)))
+    for options, said in (({"method": slower}, "method.learn.optim.rate was 0.001, is 0.5"),
+                          ({"steps": 7}, "method.learn.steps was 6, is 7"), ({"seed": 1}, "seed was 0, is 1"),
+                          ({"hold": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
+                          ({"resume": False}, "found a run")):
+        with pytest.raises(UserError) as error:
+            run(out, **{"method": plain(), "data": other, **options})
+        assert said in str(error.value) and "another --out" in str(error.value)
+    assert contents(out) == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="expected a run, or nothing, found thesis.tex"):
+        run(tmp_path, plain())
+    with pytest.raises(UserError, match="found a file"):
+        run(tmp_path / "thesis.tex", plain())
+
+
+def test_two_at_once_are_refused(tmp_path):
+    with Run(tmp_path).open(), pytest.raises(UserError, match="another process is training"):
+        run(tmp_path, plain())
+    run(tmp_path, plain())
+
+
+@pytest.mark.parametrize("column, value", [("action", np.nan), ("observation.state", np.inf)])
+def test_what_is_no_number_is_refused_by_place(tmp_path, column, value):
+    data = made_up()
+    spoiled = np.array(data[3].steps[column])
+    spoiled[5, 1] = value
+    data = Dataset([e.but({column: spoiled}) if i == 3 else e for i, e in enumerate(data)])
+    with pytest.raises(UserError, match=rf"expected finite numbers, found {value}") as error:
+        run(tmp_path / "run", plain(), data, hold=[0])
+    assert "step 5" in str(error.value) and f"{column}[1]" in str(error.value)
+
+
+# -- disks that fill and processes that are killed -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    run(out, plain(4), every=2)
+    return out
+
+
+def _fills_up(out: Path, small: Path, broken) -> None:
+    """One message; what was saved is whole; with room again the same command makes the same run."""
+    with broken, pytest.raises(UserError, match="(?s)no room to write: .* make room, and give the same command"):
+        run(out, plain(4), every=2)
+    for step in Run(out).saved():
+        Policy.load(out / "checkpoints" / f"{step:06d}")
+    assert not list(out.rglob("*.part"))
+    run(out, plain(4), every=2)
+    assert contents(out) == contents(small)
+
+
+class Full:
+    """The disk is full from the n-th time on that something is written for good."""
+
+    def __init__(self, monkeypatch, n: int):
+        self.patch, self.left, self.real = monkeypatch, n, os.fsync
+
+    def __enter__(self):
+        self.patch.setattr(os, "fsync", self)
+
+    def __exit__(self, *error):
+        self.patch.setattr(os, "fsync", self.real)
+
+    def __call__(self, file):
+        self.left -= 1
+        if self.left <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.real(file)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 10, 17, 24, 31, 45, 58])
+def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, small, monkeypatch, n):
+    _fills_up(tmp_path / "run", small, Full(monkeypatch, n))
+
+
+class Limit:
+    """No file may be longer than so many bytes: a real error of the system, also inside safetensors."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __enter__(self):
+        import resource
+
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
+
+    def __exit__(self, *error):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
+@pytest.mark.parametrize("size", [10, 500, 5000])
+def test_a_file_that_cannot_grow_is_one_message_and_loses_nothing(tmp_path, small, size):
+    _fills_up(tmp_path / "run", small, Limit(size))
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(PermissionError), room(tmp_path, "make room"):
+        raise PermissionError(errno.EACCES, "no")
+
+
+def test_a_torn_line_and_half_a_checkpoint_are_cleared_away(tmp_path, whole):
+    """What a power cut leaves: a line without its end, a folder that never got its name."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(out, watch=[Stop(6)])
+    with open(out / "metrics.jsonl", "a") as lines:
+        lines.write('{"step": 7, "loss": 1.0, "seconds": 1}\n{"step": 8, "lo')
+    for half in (".000008.x1.part", ".000004.part"):
+        (out / "checkpoints" / half / "train").mkdir(parents=True)
+        (out / "checkpoints" / half / "recipe.json").write_text("{")
+    (out / ".run.json.x2.part").write_text("{")
+    run(out)
+    assert contents(out) == contents(whole)
+
+
+def test_a_checkpoint_that_was_not_yet_named_counts(tmp_path, whole):
+    """Killed between the checkpoint's move and the name in run.json."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(out, watch=[Stop(6)])
+    (out / "run.json").write_text(json.dumps({"last": "checkpoints/000004"}))
+    seen = []
+    run(out, watch=[lambda n, learner, s: seen.append(n)])
+    assert seen[0] == 7 and contents(out) == contents(whole)
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_resume import plain, made_up, run
+from understudy.learn.watch import Curve
+print("ready", flush=True)
+run({out!r}, plain(400), every=1)
+"""
+
+
+@pytest.mark.slow  # a dozen processes are started and killed
+def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path):
+    """It saves after every update, so that most kills come in the midst of saving."""
+    out, rng, last = tmp_path / "run", np.random.default_rng(0), -1
+    program = PROGRAM.format(tests=str(Path(__file__).parent), out=str(out))
+    for n in range(12):
+        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert child.stdout.readline() == b"ready\n", child.stderr.read()
+        # The first time at once; then when it is at work, which on a busy machine may take a while to begin.
+        deadline = time.monotonic() + 60
+        while n and max(Run(out).saved(), default=-1) <= last and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        saved = Run(out).saved()
+        assert n == 0 or saved[-1] > last
+        last = max(saved, default=-1)
+        for step in saved:
+            policy = Policy.load(out / "checkpoints" / f"{step:06d}")
+            learner = plain(400).learn.build(policy, 0, 400)
+            assert Run(out).resume(step, learner)["step"] == step == learner.updates
+        if saved and (out / "run.json").exists():
+            Policy.load(out)
+    assert last > 12
+    run(out, plain(400), every=1)
+    run(tmp_path / "reference", plain(400), every=1)
+    assert contents(out) == contents(tmp_path / "reference")
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+
+
+SHARED = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from dataclasses import replace
+from test_resume import everything, made_up, run, Stop
+torch.set_num_threads(1)
+method = everything()
+method = replace(method, learn=replace(method.learn, optim=replace(method.learn.optim, accumulate=2)))
+try:
+    run({out!r}, method, made_up(image=True), watch=[Stop(*{stop!r})])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def _shared(out: Path, launcher: list[str], stop=()):
+    program = out.with_suffix(".py")
+    program.write_text(SHARED.format(tests=str(Path(__file__).parent), out=str(out), stop=tuple(stop)))
+    done = subprocess.run([sys.executable, "-m", *launcher, str(program)], capture_output=True, text=True,
+                          timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, textwrap.shorten(done.stderr, 3000)
+    return done.stdout
+
+
+@pytest.mark.slow  # starts launchers that start processes
+@pytest.mark.parametrize("launcher", [
+    ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+     "--dynamo_backend=no"],
+], ids=["torchrun", "accelerate"])
+def test_two_processes_train_what_one_does(tmp_path, launcher):
+    """Noise, crops and dropout included, since they belong to the parts of a batch; stopped and resumed as well."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    _shared(one, ["runpy"])
+    assert "interrupted" in _shared(two, launcher, stop=[5])
+    assert Run(two).saved() == [4, 5]
+    _shared(two, launcher)
+    a, b = contents(one), contents(two)
+    assert a.keys() == b.keys()
+    for mine, theirs in zip(a["lines"], b["lines"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+    path = f"checkpoints/{STEPS:06d}/train/learner.safetensors"
+    one, two = load_file(one / path), load_file(two / path)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")

@@ -14,7 +14,7 @@ from .waves import Waves
 @dataclass(frozen=True)
 class MLP(Trunk):
     """The whole chunk, its times and the flat context in, the whole chunk out, through `depth` residual blocks of two
-    layers each with normalised input (the block of IDQL, Hansen-Estruch et al. 2023, one expansion narrower).
+    layers each with normalised input (as in IDQL, Hansen-Estruch et al. 2023).
 
     waves: octaves by which each time is told (only of heads that know time).
     """

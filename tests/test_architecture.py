@@ -1,0 +1,125 @@
+"""The rules of the house, checked on the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "understudy"
+ORDER = ["core", "config", "files", "data", "nets", "heads", "policy", "execute", "learn", "envs", "evaluate", "audit",
+         "improve", "deploy", "recipes", "claims", "testing", "demo", "commands", "cli"]
+ALONE = {"__init__", "__main__", "studio"}  # the package itself, which finds names late, and the page
+PEERS = {"lerobot", "robomimic", "imitation", "d3rlpy", "stable_baselines3", "diffusers", "diffusion_policy",
+         "tianshou", "minari", "openpi", "skrl", "cleanrl", "torchrl", "robosuite"}
+UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def trees():
+    return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in FILES]
+
+
+def parts(path):
+    return path.relative_to(ROOT).with_suffix("").parts
+
+
+def imported(path, tree):
+    """(line, absolute module parts) of every import, those inside functions too; ours begin with "understudy"."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, tuple(a.name.split("."))) for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ("understudy", *parts(path))[:-node.level] if node.level else ()
+            module = (*base, *(node.module.split(".") if node.module else ()))
+            yield from ((node.lineno, (*module, a.name)) for a in node.names)
+
+
+def test_every_part_has_its_place():
+    found = {parts(path)[0] for path in FILES}
+    assert found - ALONE <= set(ORDER), f"say in ORDER where {found - ALONE - set(ORDER)} stand"
+
+
+def test_imports_go_downward():
+    upward = []
+    for path, tree in trees():
+        if parts(path)[0] in ALONE:
+            continue
+        mine = ORDER.index(parts(path)[0])
+        for line, name in imported(path, tree):
+            if name[0] == "understudy" and name[1] in ORDER and ORDER.index(name[1]) > mine:
+                upward.append(f"{path.relative_to(ROOT)}:{line} imports {name[1]}")
+    assert not upward, upward
+
+
+def test_heads_do_not_know_each_other():
+    for path, tree in trees():
+        if parts(path)[0] == "heads" and path.stem not in ("__init__", "base"):
+            for line, name in imported(path, tree):
+                assert name[:2] != ("understudy", "heads") or name[2] == "base", f"{path.name}:{line} imports {name}"
+
+
+def test_nothing_unsafe_and_no_peer_is_imported():
+    bad = [f"{path.relative_to(ROOT)}:{line} {'.'.join(name)}" for path, tree in trees()
+           for line, name in imported(path, tree) if name[0] in UNSAFE | PEERS]
+    assert not bad, bad
+
+
+def calls(tree):
+    """(line, name of what is called: "eval", "yaml.load", ".load", ...), with keywords."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            f = node.func
+            yield node, f.id if isinstance(f, ast.Name) else ast.unparse(f) if isinstance(f, ast.Attribute) else ""
+
+
+def test_no_file_can_run_code():
+    bad = []
+    for path, tree in trees():
+        for node, name in calls(tree):
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if (name in ("eval", "exec", "compile", "__import__", "os.system", "builtins.eval", "builtins.exec")
+                    or name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load", "torch.save")
+                    or keywords.get("shell") == "True"
+                    or keywords.get("allow_pickle", "False") != "False"):
+                bad.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    assert not bad, bad
+
+
+def test_capabilities_are_interfaces():
+    """A class is abstract or final: nobody asks an object whether it has a method."""
+    bad = [f"{path.relative_to(ROOT)}:{node.lineno}" for path, tree in trees() for node, name in calls(tree)
+           if name == "hasattr" and parts(path)[0] in ("core", "data", "nets", "heads", "policy", "execute", "learn")]
+    assert not bad, bad
+
+
+RECIPES = [(path, node) for path in sorted((ROOT / "recipes").glob("*.py")) if path.stem != "__init__"
+           for node in ast.parse(path.read_text(encoding="utf-8")).body]
+
+
+def test_recipes_are_functions_and_imports_only():
+    for path, node in RECIPES:
+        plain = isinstance(node, (ast.FunctionDef, ast.ImportFrom, ast.Import)) or isinstance(
+            node, ast.Expr) and isinstance(node.value, ast.Constant)
+        assert plain, f"{path.name}:{node.lineno} is neither a function nor an import"
+
+
+@pytest.mark.parametrize("path, node", [(p, n) for p, n in RECIPES if isinstance(n, ast.FunctionDef)],
+                         ids=lambda x: getattr(x, "name", None))
+def test_recipes_are_short_and_hold_no_loop(path, node):
+    assert node.end_lineno - node.lineno + 1 <= 20, "a recipe has at most twenty lines"
+    loops = (ast.For, ast.While, ast.AsyncFor, ast.comprehension, ast.ClassDef, ast.Lambda)
+    held = [type(n).__name__ for n in ast.walk(node) if isinstance(n, loops)]
+    assert not held, f"a recipe is data: no {held}"
+    for a, default in zip(reversed(node.args.args), reversed(node.args.defaults), strict=False):
+        assert a.annotation is not None, f"{a.arg} says no type"
+        ast.literal_eval(default)
+    assert len(node.args.defaults) == len(node.args.args), "every argument has a default"
+
+
+def test_the_rules_can_fail(tmp_path):
+    """The walker sees what it must: imports of every form, inside functions too."""
+    tree = ast.parse("from ..policy import Policy\ndef f():\n    from . import base\n    import pickle as p\n")
+    found = {name for _, name in imported(ROOT / "heads" / "new.py", tree)}
+    assert found == {("understudy", "policy", "Policy"), ("understudy", "heads", "base"), ("pickle",)}
+    names = {name for _, name in calls(ast.parse("eval('1'); yaml.load(x); torch.load(f)"))}
+    assert names == {"eval", "yaml.load", "torch.load"}

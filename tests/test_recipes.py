@@ -1,0 +1,129 @@
+"""Every named method: found by its name, plain data, and able to train and act."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from understudy import config
+from understudy.config import Untrusted
+from understudy.core import Feature, UserError, keys
+from understudy.execute.actor import Plays
+from understudy.files import write_json
+from understudy.heads.categorical import Categorical
+from understudy.heads.diffusion import Diffusion
+from understudy.heads.regression import Regression
+from understudy.learn.fit import fit
+from understudy.nets.transformer import Transformer
+from understudy.policy import Policy
+from understudy.recipes import METHODS, describe, find
+from understudy.recipes.cloning import bc
+from understudy.testing import made_up
+
+FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
+            "action": Feature("float32", (2,))}
+CHOICES = {**FEATURES, "action": Feature("int64", (1,), "choice", choices=(4,))}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_train_and_act(name):
+    method = find(name, FEATURES)
+    assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
+    data = made_up(FEATURES, episodes=3, steps=12)
+    policy = Policy(method.policy, data.features()).fit(data)
+    learner = method.learn.build(policy, 0, 2)
+    windows = policy.windows(data)
+    said = []
+    fit(learner, lambda n: windows.batch(8, n), 2, watch=[lambda n, learner, seen: said.append(seen["loss"])])
+    assert torch.tensor(said).isfinite().all()
+    actor = Plays(learner.trained.eval(), method.run)
+    obs = {k: torch.randn(3, *f.shape) for k, f in FEATURES.items() if k != "action"}
+    state = actor.start(obs, keys(0, range(3)))
+    for _ in range(3):
+        action, state = actor.act(obs, state)
+        assert action.shape == (3, 2) and action.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_carried_out_is_what_was_meant(name):
+    """The window's first action is the executor's: an offset of one plays old actions (Chi et al. 2023)."""
+    method = find(name)
+    window, run = method.policy.window, method.run
+    assert getattr(run, "skip", 0) == -window.ahead
+    assert getattr(run, "skip", 0) + getattr(run, "execute", 1) <= window.horizon
+
+
+def test_diffusion_policy_is_the_five_million_u_net():
+    method = find("diffusion-policy")
+    door = {"observation.state": Feature("float32", (39,)), "action": Feature("float32", (28,))}
+    policy = Policy(method.policy, door)
+    assert 4.5e6 < sum(p.numel() for p in policy.parameters()) < 5.5e6
+    head, window, run = method.policy.head, method.policy.window, method.run
+    assert (head, window.obs, window.horizon, run.execute, run.skip) == (Diffusion(steps=10), 2, 16, 8, 1)
+    assert isinstance(find("diffusion-policy", trunk="transformer").policy.trunk, Transformer)
+
+
+def test_bc_looks_at_the_actions():
+    assert isinstance(find("bc", FEATURES).policy.head, Regression)
+    assert isinstance(find("bc", CHOICES).policy.head, Categorical)
+    assert isinstance(find("bc").policy.head, Regression)
+    assert find("bc", horizon=3) == bc(3)
+
+
+def test_names():
+    assert find("bc_rnn_gmm") == find("bc-rnn-gmm")
+    with pytest.raises(UserError, match="did you mean 'diffusion-policy'"):
+        find("difusion-policy")
+    with pytest.raises(UserError, match="did you mean 'horizon'"):
+        find("bc", horizont=3)
+    with pytest.raises(UserError, match="knn has no option 'obsolete'"):
+        find("knn", obsolete=1)
+
+
+def test_methods_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+        "from understudy.recipes.cloning import bc\ndef mine(horizon: int = 5): return bc(horizon)\n"
+        "def wrong(): return 3\nnumber = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Untrusted, match="--trust elsewhere"):
+        find("elsewhere:mine")
+    assert not (tmp_path / "ran").exists() and "elsewhere" not in sys.modules  # refused before it could run
+    assert find("elsewhere:mine", trust=("elsewhere",)) == bc(5)
+    assert find("elsewhere:mine", trust=("elsewhere",), horizon=2) == bc(2)
+    for name, words in (("elsewhere:wrong", "expected a Method, found int"),
+                        ("elsewhere:number", "a function, found int"),
+                        ("elsewhere:absent", "a function, found NoneType")):
+        with pytest.raises(UserError, match=words):
+            find(name, trust=("elsewhere",))
+    with pytest.raises(UserError, match="there is no module nowhere_at_all"):
+        find("nowhere_at_all:mine", trust=("nowhere_at_all",))
+    assert find("understudy.recipes.cloning:bc") == bc()
+
+
+def test_methods_from_files(tmp_path):
+    write_json(tmp_path / "method.json", config.dump(bc(4)))
+    assert find(str(tmp_path / "method.json")) == bc(4)
+    with pytest.raises(UserError, match="takes no options"):
+        find(str(tmp_path / "method.json"), horizon=2)
+    with pytest.raises(UserError, match="there is no method"):
+        find(str(tmp_path / "absent.json"))
+
+
+def test_descriptions():
+    found = {d["name"]: d for d in describe()}
+    assert list(found) == list(METHODS)
+    assert set(found) >= {"bc", "bc-gmm", "bc-rnn-gmm", "diffusion-policy", "flow-policy", "mip", "act", "knn", "vinn"}
+    for d in found.values():
+        assert list(d) == ["name", "family", "rows", "paper", "needs", "summary"]
+        assert d["rows"] and all(re.fullmatch(r"\d{3}", r) for r in d["rows"])
+        assert re.search(r"\b(19|20)\d\d\b", d["paper"]) and d["summary"].endswith(".") and all(d["needs"])
+    assert found["mip"]["rows"] == ["264"] and "2512.01809" in found["mip"]["paper"]
+    assert found["act"]["rows"] == ["158"] and found["act"]["family"] == "chunks"
+
+
+def test_rows_are_in_the_ledger(shared):
+    known = {line.split("\t")[0] for line in (shared / "ledger/ledger.tsv").read_text().splitlines()[1:]}
+    assert {r for d in describe() for r in d["rows"]} <= known

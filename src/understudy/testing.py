@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,14 @@ import torch
 from torch import Tensor
 
 from .config import Untrusted
-from .core import Batch, Context, Feature, Schema, Shape, Unsupported, UserError, put, take
+from .core import Batch, Context, Feature, Schema, Shape, Unsupported, UserError, keys, put, take
 from .data.codec import Codec
 from .data.episode import Dataset, Episode
 from .data.window import Window
+from .envs.base import Env, Pictures, Plane, Replays, Scripted
+from .evaluate.record import Uniform
+from .evaluate.rollout import rollout
+from .execute.actor import Actor, Noisy
 from .execute.base import Executor
 from .heads.base import Density, Noising
 from .heads.flow import Flow
@@ -363,3 +368,112 @@ def _structure(tree) -> object:
     if isinstance(tree, Mapping):
         return {k: _structure(v) for k, v in tree.items()}
     return tuple(tree.shape), tree.dtype
+
+
+# -- environments ---------------------------------------------------------------------------------------------------
+
+
+def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> None:
+    """`build(rows)` makes that many copies. That its columns are what `features` says, that an episode depends on its
+    key alone and not on how many run beside it, that one row can be started anew alone, that episodes end, that what
+    was given is never changed afterwards, and what its further interfaces promise (expert, restore, frame, map)."""
+    env = build(3)
+    try:
+        obs = _env_shows(env)
+        _env_starts_rows_alone(env, obs)
+        _env_has_its_capabilities(env)
+    finally:
+        env.close()
+    runs = []
+    for rows in (1, 3, 2 * episodes):
+        env = build(rows)
+        try:
+            runs.append(rollout(_anyhow(env), env, episodes, seed))
+            if rows == 3 and isinstance(env, Replays):
+                _env_restores(env, runs[-1])
+        finally:
+            env.close()
+    for n, run in enumerate(runs[1:]):
+        for one, other in zip(runs[0], run, strict=True):
+            for k in one.steps:
+                hold(np.array_equal(one.steps[k], other.steps[k]), f"episode {one.meta['number']} differs in {k!r} "
+                     f"with {(3, 2 * episodes)[n]} rows: an episode must depend on its key alone")
+            hold(one.meta == other.meta, "facts of an episode must depend on its key alone")
+    hold(len({episode.fingerprint() for episode in map(_bare, runs[0])}) > 1, "other keys must give other episodes")
+
+
+def _anyhow(env) -> Actor:
+    action = env.features["action"]
+    return Uniform(env) if action.choices or "low" in env.facts else Noisy(None, action.size)
+
+
+def _bare(episode):
+    return Dataset([replace(episode, meta={})])
+
+
+def _env_shows(env):
+    for fact in ("env", "version", "fps", "limit", "success"):
+        hold(fact in env.facts, f"facts must say {fact!r}, if only None")
+    obs = env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
+    hold(set(obs) == set(env.features) - {"action"}, f"observations are {sorted(obs)}, features say otherwise")
+    actor = _anyhow(env)
+    action, _ = actor.act(obs, actor.start(obs, keys(0, range(env.rows))))
+    before = {k: v.clone() for k, v in obs.items()}
+    out = env.step(action)
+    for name, seen in (*obs.items(), *out.obs.items()):
+        f = env.features[name]
+        hold(seen.shape == (env.rows, *f.shape) and str(seen.dtype) == f"torch.{f.dtype}" and seen.device.type == "cpu",
+             f"{name} is {tuple(seen.shape)} {seen.dtype}, its feature says {(env.rows, *f.shape)} {f.dtype}")
+    hold(all(torch.equal(obs[k], before[k]) for k in obs), "a step must not change observations already given")
+    for name, dtype in (("reward", torch.float32), ("terminated", torch.bool), ("truncated", torch.bool)):
+        value = getattr(out, name)
+        hold(value.shape == (env.rows,) and value.dtype == dtype, f"{name} must be (rows,) {dtype}")
+    hold(("success" in out.info) == (env.facts["success"] is not None), "facts['success'] says whether info has it")
+    hold(all(v.shape[:1] == (env.rows,) for v in out.info.values()), "infos have rows first")
+    return obs
+
+
+def _env_starts_rows_alone(env, obs):
+    again = env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
+    hold(all(torch.equal(obs[k], again[k]) for k in obs), "the same keys must start the same")
+    other = env.reset(torch.tensor([1]), keys(1, [99]))
+    hold(all(torch.equal(other[k][[0, 2]], obs[k][[0, 2]]) for k in obs), "other rows must not notice a reset")
+    back = env.reset(torch.tensor([1]), keys(0, [1]))
+    hold(all(torch.equal(back[k], obs[k]) for k in obs), "a row's start must depend on its key alone")
+
+
+def _env_has_its_capabilities(env):
+    obs = env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
+    if isinstance(env, Scripted):
+        expert = env.expert()
+        action, _ = expert.act(obs, expert.start(obs, keys(0, range(env.rows))))
+        hold(action.shape == (env.rows, *env.features["action"].shape) and bool(action.isfinite().all()),
+             "an expert gives (rows, A) finite actions")
+    if isinstance(env, Pictures):
+        try:
+            frame = env.frame(1)
+        except UserError:  # this machine cannot draw, and the message says so
+            frame = np.zeros((1, 1, 3), np.uint8)
+        hold(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, "a frame is (H, W, 3) uint8")
+    if isinstance(env, Plane):
+        plane = env.map()
+        column, i, j = plane["path"]
+        at = obs[column][:, [i, j]]
+        low, high = zip(plane["x"], plane["y"], strict=True)
+        hold(bool(((at >= torch.tensor(low)) & (at <= torch.tensor(high))).all()), "starts must lie on the map")
+
+
+def _env_restores(env, run):
+    """Restoring a recorded step and taking its action must lead to the next recorded step."""
+    for episode in run[:2]:
+        steps = episode.steps
+        at = sorted({0, len(episode) // 2, len(episode) - 1})
+        for t in at:
+            row = torch.tensor([1])
+            seen = env.restore(row, {k: torch.from_numpy(steps[k][t:t + 1]) for k in steps})
+            out = env.step(torch.from_numpy(np.repeat(steps["action"][t:t + 1], env.rows, 0)))
+            for k in seen:
+                hold(np.array_equal(seen[k][1].numpy(), steps[k][t]), f"{k!r} restored is not as recorded")
+                hold(np.array_equal(out.obs[k][1].numpy(), steps[k][t + 1]), f"{k!r} goes on otherwise than recorded")
+            for k, value in (("next.reward", out.reward), ("next.terminated", out.terminated)):
+                hold(value[1].item() == steps[k][t], f"{k!r} after restoring is not as recorded")

@@ -6,7 +6,6 @@ import gymnasium
 import gymnasium_robotics  # noqa: F401  (names the environment)
 import mujoco
 import numpy as np
-import torch
 
 from ..core import UserError
 from . import gym
@@ -71,26 +70,18 @@ class Door(Simulated):
         env.model.body_pos[env.door_body_id] = state[-3:]
         super()._set(row, state[:-3])
 
-    def restore(self, which, steps):
-        self.reset(which, torch.zeros_like(which))
-        for i, row in enumerate(which.tolist()):
-            if "simulator.state" in steps:
-                self._set(row, self._recorded(steps, i, "simulator.state", len(self._get(row))))
-            elif "observation.state" in steps:
-                door = (self._recorded(steps, i, "init_door_body_pos", 3) if "init_door_body_pos" in steps else None)
-                self._pose(row, self._recorded(steps, i, "observation.state", 39), door)
-            else:
-                raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
-                                where=self.facts["env"])
-        self._look(which.tolist())
-        return self._shown()
-
-    def _pose(self, row, seen, door):
+    def _pose(self, row, steps, i):
+        if "observation.state" not in steps:
+            raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
+                            where=self.facts["env"])
+        seen = self._recorded(steps, i, "observation.state", 39)
+        told = "init_door_body_pos" in steps
         env, (model, data) = self.vec.envs[row].unwrapped, self.models[row]
         data.qpos[:] = [0.0, *seen[JOINTS], seen[HINGE], seen[LATCH]]
         data.qvel[:] = 0
         mujoco.mj_forward(model, data)
         data.qpos[0] = (seen[PALM] - data.site_xpos[env.grasp_site_id]) @ data.xaxis[0]  # the slide's axis
-        model.body_pos[env.door_body_id] += seen[HANDLE] - data.site_xpos[env.handle_site_id] if door is None else (
-            door - model.body_pos[env.door_body_id])
+        door = model.body_pos[env.door_body_id]
+        door[:] = (self._recorded(steps, i, "init_door_body_pos", 3) if told
+                   else door + seen[HANDLE] - data.site_xpos[env.handle_site_id])
         mujoco.mj_forward(model, data)

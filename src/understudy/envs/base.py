@@ -58,8 +58,8 @@ class Replays(Env):
 
     @abstractmethod
     def restore(self, which: Tensor, steps: Mapping[str, Tensor]) -> Obs:
-        """Put rows `which` (n,) into the state that recorded steps (columns of n rows) describe. Raises UserError
-        naming a column it needs."""
+        """Put rows `which` (n,) into the state that recorded steps (columns of n rows) describe; numeric facts of
+        their episodes may stand among them under their names. Raises UserError naming a column it needs."""
 
 
 class Pictures(Env):

@@ -141,10 +141,23 @@ class Seen(Vector, Pictures):
         return drawn(self.vec, row)
 
 
+_cannot_draw: list[UserError] = []  # MuJoCo ends the process at the second attempt to draw without OpenGL
+
+
 def drawn(vec: VectorEnv, row: int) -> np.ndarray:
     """(H, W, 3) uint8."""
     inner = vec.unwrapped
-    frame = inner.envs[row].render() if isinstance(inner, SyncVectorEnv) else vec.render()[row]
+    if _cannot_draw:
+        raise _cannot_draw[0]
+    try:
+        frame = inner.envs[row].render() if isinstance(inner, SyncVectorEnv) else vec.render()[row]
+    except Exception as error:  # a driver, a library, a display: each simulator says it in its own type
+        problem = UserError(
+            f"this machine cannot draw it ({type(error).__name__}: {error})", where="pictures of an environment",
+            do="without a display MuJoCo needs MUJOCO_GL=egl and libegl1 (or osmesa); others need pygame")
+        if type(error).__module__.startswith("mujoco"):
+            _cannot_draw.append(problem)
+        raise problem from error
     return np.asarray(frame, np.uint8)
 
 

@@ -15,6 +15,7 @@ from ..core import UserError
 from ..execute.actor import Actor
 from . import gym
 from .base import Pictures, Scripted
+from .mujoco import plainly
 
 
 def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool = True, **options) -> MetaWorld:
@@ -45,6 +46,7 @@ class Fresh(gymnasium.Env):
     def _build(self, seed):
         self.env = gymnasium.make("Meta-World/MT1", env_name=self.task, seed=seed, disable_env_checker=True,
                                   **self.options)
+        plainly(self.env.unwrapped.model)
 
     def reset(self, *, seed=None, options=None):
         self.env.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import mujoco
 import numpy as np
 import torch
@@ -14,6 +16,11 @@ STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART
 FLAT = ("Hopper", "Walker2d", "HalfCheetah")  # observe all but the horizontal position, on which nothing depends
 
 
+def plainly(model) -> None:
+    """Without shadows and smoothing a picture takes a tenth of the time on a CPU. Has to be set before the first."""
+    model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+
+
 class Simulated(Vector, Pictures, Replays):
     """Single MuJoCo environments stepped in turn. `simulator.state` is what MuJoCo calls its full physics state,
     with the solver's warm start: restoring it continues to the last bit."""
@@ -21,9 +28,7 @@ class Simulated(Vector, Pictures, Replays):
     def __init__(self, vec, facts, lift=()):
         self.models = [(e.unwrapped.model, e.unwrapped.data) for e in vec.envs]
         for model, _ in self.models:
-            # Without shadows and smoothing a picture takes a tenth of the time on a CPU; it has to be set before
-            # the first one.
-            model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+            plainly(model)
         super().__init__(vec, facts, lift)
         self.features = {**self.features, "simulator.state": Feature("float64", self._get(0).shape)}
 
@@ -56,12 +61,24 @@ class Simulated(Vector, Pictures, Replays):
                             do="restore from steps recorded in this environment")
         return found
 
-    def _look(self, rows) -> None:
-        """What these rows show now."""
-        for row in rows:
-            look = self.vec.envs[row].unwrapped._get_obs()
-            for name, value in self._columns([look], 1).items():
+    @abstractmethod
+    def _pose(self, row: int, steps, i: int) -> None:
+        """Put a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
+
+    def restore(self, which, steps):
+        self.reset(which, torch.zeros_like(which))
+        for i, row in enumerate(which.tolist()):
+            if "simulator.state" in steps:
+                self._set(row, self._recorded(steps, i, "simulator.state", len(self._get(row))))
+            else:
+                self._pose(row, steps, i)
+            for name, value in self._columns([self.vec.envs[row].unwrapped._get_obs()], 1).items():
                 self.seen[name][row] = value[0]
+                if {"simulator.state", name} <= set(steps):
+                    # After a step MuJoCo shows positions of sites from just before its last small step, which are
+                    # gone; they were recorded.
+                    self.seen[name][row] = self._recorded(steps, i, name, value[0].size)
+        return self._shown()
 
 
 class Mujoco(Simulated):
@@ -69,18 +86,11 @@ class Mujoco(Simulated):
     (Hopper, Walker2d, HalfCheetah) are restored from `observation.state` with position 0; recorded velocities are
     clipped to 10 in the first two."""
 
-    def restore(self, which, steps):
-        self.reset(which, torch.zeros_like(which))
-        for i, row in enumerate(which.tolist()):
-            model, data = self.models[row]
-            if "simulator.state" in steps:
-                self._set(row, self._recorded(steps, i, "simulator.state", len(self._get(row))))
-                continue
-            if "observation.state" not in steps or not self.facts["env"].startswith(FLAT):
-                raise UserError(f"expected a column 'simulator.state', found {', '.join(sorted(steps))}",
-                                where=self.facts["env"], do="record again with understudy record, which writes it")
-            seen = self._recorded(steps, i, "observation.state", model.nq - 1 + model.nv)
-            data.qpos[:], data.qvel[:] = [0.0, *seen[:model.nq - 1]], seen[model.nq - 1:]
-            mujoco.mj_forward(model, data)
-        self._look(which.tolist())
-        return self._shown()
+    def _pose(self, row, steps, i):
+        if "observation.state" not in steps or not self.facts["env"].startswith(FLAT):
+            raise UserError(f"expected a column 'simulator.state', found {', '.join(sorted(steps))}",
+                            where=self.facts["env"], do="record again with understudy record, which writes it")
+        model, data = self.models[row]
+        seen = self._recorded(steps, i, "observation.state", model.nq - 1 + model.nv)
+        data.qpos[:], data.qvel[:] = [0.0, *seen[:model.nq - 1]], seen[model.nq - 1:]
+        mujoco.mj_forward(model, data)

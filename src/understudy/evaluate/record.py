@@ -80,7 +80,7 @@ class Uniform(Actor):
         action, facts = self.env.features["action"], self.env.facts
         drawn = uniform(state["key"], state["count"], action.shape, stream=3)
         if action.choices is not None:
-            chosen = (drawn * torch.tensor(action.choices)).floor()
+            chosen = (drawn * torch.tensor(action.choices)).long()
         elif "low" in facts:
             low, high = (torch.as_tensor(facts[k], dtype=torch.float64) for k in ("low", "high"))
             chosen = (low + (high - low) * drawn).float()

@@ -248,6 +248,45 @@ def test_networks_follow_their_inputs_to_another_device():
         assert net({k: v.to("meta") for k, v in observed(features).items()}).tokens.device.type == "meta"
 
 
+class Positional(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, t, tokens, mask):
+        return self.net(x, t, Context(tokens, mask))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_trunk_exports_for_any_number_of_rows(trunk):
+    net, rows = Positional(built(TRUNKS[trunk])), torch.export.Dim("rows")
+    x, t, c = arguments(5)
+    exported = torch.export.export(net, (x, t, c.tokens, c.mask), dynamic_shapes=({0: rows},) * 4).module()
+    x, t, c = arguments(3, seed=1)
+    torch.testing.assert_close(exported(x, t, c.tokens, c.mask), net(x, t, c.tokens, c.mask))
+
+
+class Pair(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, obs):
+        context = self.net(obs)
+        return context.tokens, context.mask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_an_encoder_exports_for_any_number_of_rows(encoder):
+    spec, features = ENCODERS[encoder]
+    net, rows = Pair(spec.build(features, 2).eval()), torch.export.Dim("rows")
+    exported = torch.export.export(net, (observed(features, 5),), dynamic_shapes=({k: {0: rows} for k in features},))
+    obs = observed(features, 3, seed=1)
+    torch.testing.assert_close(exported.module()(obs), net(obs))
+
+
 def test_no_two_times_look_alike():
     t = torch.linspace(0, 1, 2001).unsqueeze(-1)
     told = Waves(6)(t)
@@ -326,8 +365,8 @@ def original(w, x, k, condition, step_width, levels, groups):
 
 @pytest.mark.parametrize("widths", [(16,), (8, 16), (8, 16, 24)])
 def test_weights_of_the_original_compute_the_same(widths):
-    net = built(UNet(widths, 5, 4, 8), 8, 3, 3)
-    x, t, c = arguments(horizon=8, shared=True)
+    net = built(UNet(widths, 5, 4, 8), 12, 3, 3)
+    x, t, c = arguments(horizon=12, shared=True)
     want = original(original_names(net, widths), x, 100 * t[:, 0, 0], c.flat(), 8, len(widths), 4)
     torch.testing.assert_close(net(x, t, c), want, rtol=1e-4, atol=1e-5)
 

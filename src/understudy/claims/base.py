@@ -119,6 +119,10 @@ class Finding:
 
 
 class Rule(ABC):
+    """A frozen dataclass. `arms` are the names of those it looks at."""
+
+    arms: tuple[str, ...]
+
     @abstractmethod
     def judge(self, figures: Figures) -> Finding: ...
 
@@ -132,6 +136,10 @@ class Above(Rule):
     better: str
     worse: str
     by: float = 0.0
+
+    @property
+    def arms(self):
+        return self.better, self.worse
 
     def judge(self, figures):
         d = difference(figures[self.better][self.measure], figures[self.worse][self.measure])
@@ -148,6 +156,10 @@ class Near(Rule):
     a: str
     b: str
     within: float
+
+    @property
+    def arms(self):
+        return self.a, self.b
 
     def judge(self, figures):
         d = difference(figures[self.a][self.measure], figures[self.b][self.measure])
@@ -166,6 +178,10 @@ class Exceeds(Rule):
     arm: str
     bound: float
 
+    @property
+    def arms(self):
+        return (self.arm,)
+
     def judge(self, figures):
         d = _interval(figures[self.arm][self.measure])
         verdict = "holds" if d.low > self.bound else "fails" if d.high < self.bound else "undecided"
@@ -178,6 +194,10 @@ class Every(Rule):
     """All of them: fails when one fails, holds when all hold."""
 
     rules: tuple[Rule, ...]
+
+    @property
+    def arms(self):
+        return tuple(dict.fromkeys(a for r in self.rules for a in r.arms))
 
     def judge(self, figures):
         found = [r.judge(figures) for r in self.rules]

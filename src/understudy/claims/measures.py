@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import torch
 
+from .. import config
 from ..data.episode import Dataset, Episode
 from ..envs import make
 from ..evaluate.rollout import rollout
@@ -17,8 +20,13 @@ from ..policy import Policy
 ROWS = 25  # environments side by side; results do not depend on it
 
 
-def trained(method: Method, data: Dataset, seed: int, watch=()) -> Policy:
-    """As `understudy train` does, on all of the data and without a folder."""
+def trained(experiment, method: Method, data: Dataset, seed: int, watch=()) -> Policy:
+    """As `understudy train` does, on all of the data and without a folder. Arms that differ only in how they run
+    share the training of each seed."""
+    key = json.dumps(config.dump({"recipe": method.policy, "learn": method.learn, "relabel": method.data,
+                                  "source": experiment.source, "seed": seed}))
+    if key in _trained and not watch:
+        return _trained[key]
     for change in method.data:
         data = data.map(change)
     torch.manual_seed(seed)
@@ -26,7 +34,14 @@ def trained(method: Method, data: Dataset, seed: int, watch=()) -> Policy:
     learner = method.learn.build(policy, seed, method.learn.steps)
     windows = policy.windows(data, extra=method.learn.extra)
     fit(learner, lambda n: windows.batch(method.learn.batch, n, seed), method.learn.steps, watch=watch)
-    return learner.trained.fit(data, codec=False).eval()
+    done = learner.trained.fit(data, codec=False).eval()
+    _trained[key] = done
+    while len(_trained) > 20:
+        _trained.pop(next(iter(_trained)))
+    return done
+
+
+_trained: dict[str, Policy] = {}  # the newest few of this process
 
 
 def _ran(experiment, policy: Policy, method: Method, episodes: int, starts: int) -> Dataset:
@@ -40,7 +55,7 @@ def _ran(experiment, policy: Policy, method: Method, episodes: int, starts: int)
 def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: int,
                 starts: int) -> dict[str, list[float]]:
     """success (0 or 1) where the environment defines it, return, log_jerk, and every flag of the environment's."""
-    ran = _ran(experiment, trained(method, data, seed), method, episodes, starts)
+    ran = _ran(experiment, trained(experiment, method, data, seed), method, episodes, starts)
     measures = {"return": [float(e.steps["next.reward"].sum()) for e in ran],
                 "log_jerk": [log_jerk(e) for e in ran]}
     for flag in (k for k, v in ran[0].meta.items() if isinstance(v, bool)):
@@ -72,7 +87,7 @@ def oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: 
             returns.append([float(e.steps["next.reward"].sum()) for e in ran])
             losses.append(float(np.mean(recent[-every:])))
 
-    trained(method, data, seed, watch=(look,))
+    trained(experiment, method, data, seed, watch=(look,))
     means = np.mean(returns, 1)
     # Starts are the same for every checkpoint: what is left between checkpoints beside their own change is the
     # interaction of start and checkpoint, estimated from the residuals.

@@ -15,7 +15,7 @@ from .. import config
 from ..data.cache import folder as cache
 from ..evaluate.judge import tuning
 from ..files import read_json, write_json
-from .base import Claim, Experiment, Figures, summary
+from .base import Claim, Experiment, Figures, Rule, summary
 from .records import fingerprint, provenance, record_path
 
 Say = Callable[[str], None]
@@ -35,7 +35,7 @@ def run(claim: Claim, *, say: Say = lambda text: None) -> dict:
                             "low": found.low, "high": found.high, "chosen": chosen, "summary": summary(figures),
                             "figures": figures}
         if claim.sabotage.part == part.name:
-            changed = _with_chosen(claim.sabotage.change(part.experiment), chosen)
+            changed = _spoiled(claim.sabotage.change(part.experiment), part.rule, chosen)
             _, spoiled = _experiment(changed, cells, f"{part.name}, sabotaged", say)
             found = part.rule.judge(spoiled)
             twin = {"part": part.name, "change": claim.sabotage.says, "verdict": found.verdict,
@@ -74,10 +74,10 @@ def _experiment(experiment: Experiment, folder: Path, title: str, say: Say) -> t
     return chosen, figures
 
 
-def _with_chosen(experiment: Experiment, chosen: dict[str, int]) -> Experiment:
-    """The twin is not tuned again: it runs what the tuning of the real experiment chose."""
-    return replace(experiment, arms=tuple(replace(a, options=(a.options[chosen.get(a.name, 0)],))
-                                          for a in experiment.arms))
+def _spoiled(experiment: Experiment, rule: Rule, chosen: dict[str, int]) -> Experiment:
+    """The twin is not tuned again: it runs what the tuning of the real experiment chose, and only what is judged."""
+    return replace(experiment, arms=tuple(replace(a, options=(a.options[chosen[a.name]],))
+                                          for a in experiment.arms if a.name in rule.arms))
 
 
 def _cell(experiment: Experiment, method, seed: int, episodes: int, starts: int, folder: Path, title: str,

@@ -44,8 +44,8 @@ class Fork(Toy):
 
     def move(self, action):
         if self.gust:
-            action = action + np.float32(self.gust) * normal(self.key, self.clock, (2,)).numpy()
-        self.state["at"] = at = self.state["at"] + np.float32(0.1) * action
+            action = action + self.gust * normal(self.key, self.clock, (2,)).numpy()
+        self.state["at"] = at = self.state["at"] + 0.1 * action
         failure = distance(at, PILLAR) < PILLAR_RADIUS
         success = (distance(at, GOAL) < GOAL_RADIUS) & ~failure
         return success.astype(np.float32) - failure, success, failure

@@ -65,8 +65,8 @@ class Particle(Toy):
     def move(self, action):
         s = self.state
         for _ in range(SUBSTEPS):
-            pull = np.float32(STIFFNESS) * (action - s["at"]) - np.float32(DAMPING) * s["speed"]
-            s["at"], s["speed"] = s["at"] + np.float32(PERIOD) * s["speed"], s["speed"] + np.float32(PERIOD) * pull
+            pull = STIFFNESS * (action - s["at"]) - DAMPING * s["speed"]
+            s["at"], s["speed"] = s["at"] + PERIOD * s["speed"], s["speed"] + PERIOD * pull
         success = s["visited"] & (distance(s["at"], s["second"]) < RADIUS)
         s["visited"] = s["visited"] | (distance(s["at"], s["first"]) < RADIUS)
         return success, success, np.zeros_like(success)

@@ -14,12 +14,14 @@ from .toy import Toy, distance, named
 
 SIDE = 1.0  # m, of the table
 DISC, HALF = 0.035, 0.08  # m: radius of the disc; half the side of the block
+REACH = 1.4143 * HALF + DISC  # m: farther apart they cannot touch
 MARGIN = 0.12  # m: how near an edge of the table the block's centre comes
 RADIUS = 0.03  # m: of the goal
 SPEED = 0.25  # m/s
 PERIOD, SUBSTEPS = 0.02, 5  # s; a substep moves the disc by at most 7 mm, much less than it is wide
 FRICTION = 0.3  # between disc and block
-LEVER = 0.061  # m: largest moment over largest force of friction under the block, 0.765 half sides for a square
+LEVER = 0.765 * HALF  # m: largest moment over largest force of friction under a square
+BACK = np.float32([1, -1])  # a heading times this turns the other way
 STATE = ("agent.x", "agent.y", "block.x", "block.y", "block.cos", "block.sin", "goal.x", "goal.y")
 
 
@@ -52,7 +54,7 @@ class Push(Toy):
 
     def fresh(self, key):
         drawn = uniform(key, torch.zeros_like(key), (16, 6)).numpy().astype(np.float32)  # 16 tries, the first that fits
-        disc, block, goal = (np.float32(low) + np.float32(SIDE - 2 * low) * drawn[..., i:i + 2]
+        disc, block, goal = (low + (SIDE - 2 * low) * drawn[..., i:i + 2]
                              for i, low in ((0, DISC), (2, 0.2), (4, 0.2)))
         fits = (distance(block, goal) > 0.2) & (distance(disc, block) > 1.5 * HALF + DISC)
         rows, first = np.arange(len(key)), fits.argmax(1)
@@ -75,41 +77,15 @@ class Push(Toy):
     def move(self, action):
         s = self.state
         for _ in range(SUBSTEPS):
-            went = np.clip(s["disc"] + np.float32(PERIOD) * action, np.float32(DISC), np.float32(SIDE - DISC))
+            went = np.minimum(np.maximum(s["disc"] + PERIOD * action, DISC), SIDE - DISC)
             step, s["disc"] = went - s["disc"], went
-            self._shove(step)
-            # Where the table's edge holds the block, the disc is what gives way.
-            depth, normal, _ = self._contact()
-            s["disc"] = s["disc"] - depth[:, None] * _turn(s["heading"], normal)
+            (near,) = (distance(s["disc"], s["block"]) < REACH).nonzero()
+            if not len(near):
+                continue
+            disc, block, heading = _shove(s["disc"][near], s["block"][near], s["heading"][near], step[near])
+            s["disc"][near], s["block"][near], s["heading"][near] = disc, block, heading
         success = distance(s["block"], s["goal"]) < RADIUS
         return success, success, np.zeros_like(success)
-
-    def _contact(self):
-        """How deep the disc is in the block (rows,), 0 if apart; the normal into the block and the point of contact
-        from its centre, both (rows, 2) in its frame."""
-        s = self.state
-        at = _turn(s["heading"] * np.float32([1, -1]), s["disc"] - s["block"])
-        point = np.clip(at, np.float32(-HALF), np.float32(HALF))
-        gap = distance(at, point)
-        return np.maximum(np.float32(DISC) - gap, 0), (point - at) / np.maximum(gap, np.float32(1e-6))[:, None], point
-
-    def _shove(self, step):
-        """Moves the block out of the disc's way; `step` (rows, 2) is how the disc went."""
-        s = self.state
-        depth, normal, point = self._contact()
-        along = normal[:, ::-1] * np.float32([-1, 1])
-        # Of a push in direction d at the contact, the contact moves by 1 + (lever arm of d / LEVER)^2 in direction d.
-        arm, slant = _cross(point, normal) / np.float32(LEVER), _cross(point, along) / np.float32(LEVER)
-        push = depth / (1 + arm * arm)
-        slip = (_turn(s["heading"] * np.float32([1, -1]), step) * along).sum(1) - push * arm * slant
-        grip = np.clip(slip / (1 + slant * slant), -np.float32(FRICTION) * push, np.float32(FRICTION) * push)
-        shift = push[:, None] * normal + grip[:, None] * along
-        angle = (push * arm + grip * slant) / np.float32(LEVER)
-        block = s["block"] + _turn(s["heading"], shift)
-        s["block"] = np.clip(block, np.float32(MARGIN), np.float32(SIDE - MARGIN))
-        half = np.stack([np.ones_like(angle), angle / 2], 1)  # a rotation by twice the angle of this vector
-        s["heading"] = _turn(s["heading"], _turn(half, half))
-        s["heading"] = s["heading"] / distance(s["heading"], 0)[:, None]
 
     def expert(self):
         return Expert(self.needs[0])
@@ -126,21 +102,50 @@ class Push(Toy):
         """(rows, size, size, 3) uint8, in groups that stay in a processor's cache."""
         s = {k: v[rows] for k, v in self.state.items()}
         pictures = []
-        for i in range(0, len(s["disc"]), 16):
-            at = slice(i, i + 16)
+        for i in range(0, len(s["disc"]), 64):
+            at = slice(i, i + 64)
             canvas = Canvas(len(s["disc"][at]), size, (0.0, 0.0), SIDE)
             canvas.circle(s["goal"][at], 2 * RADIUS, INK["goal"])
             canvas.box(s["block"][at], s["heading"][at], (HALF, HALF), INK["block"])
             canvas.circle(s["block"][at], RADIUS / 2, INK["goal"])
             canvas.circle(s["disc"][at], DISC, INK["agent"])
-            pictures.append(canvas.pixels())
+            pictures.append(canvas.image)
         return np.concatenate(pictures)
+
+
+def contact(disc, block, heading):
+    """How deep the disc is in the block (rows,), 0 if apart; the normal into the block and the point of contact from
+    its centre, both (rows, 2) in its frame."""
+    at = _turn(heading * BACK, disc - block)
+    point = np.minimum(np.maximum(at, -HALF), HALF)
+    gap = distance(at, point)
+    return np.maximum(DISC - gap, 0), (point - at) / np.maximum(gap, 1e-6)[:, None], point
+
+
+def _shove(disc, block, heading, step):
+    """The block moves out of the disc's way; `step` (rows, 2) is how the disc went. All (rows, 2)."""
+    depth, normal, point = contact(disc, block, heading)
+    along = -normal[:, ::-1] * BACK
+    # Of a push in direction d at the contact, the contact moves by 1 + (lever arm of d / LEVER)^2 in direction d.
+    arm, slant = _cross(point, normal) / LEVER, _cross(point, along) / LEVER
+    push = depth / (1 + arm * arm)
+    slip = (_turn(heading * BACK, step) * along).sum(1) - push * arm * slant
+    grip = np.minimum(np.maximum(slip / (1 + slant * slant), -FRICTION * push), FRICTION * push)
+    shift = push[:, None] * normal + grip[:, None] * along
+    angle = (push * arm + grip * slant) / LEVER
+    block = np.minimum(np.maximum(block + _turn(heading, shift), MARGIN), SIDE - MARGIN)
+    half = np.stack([np.ones_like(angle), angle / 2], 1)  # a rotation by twice the angle of this vector
+    turned = _turn(heading, _turn(half, half))
+    heading = np.where(depth[:, None] > 0, turned / distance(turned, 0)[:, None], heading)
+    # Where the table's edge holds the block, the disc is what gives way.
+    depth, normal, point = contact(disc, block, heading)
+    return disc - depth[:, None] * _turn(heading, normal), block, heading
 
 
 def _turn(heading, vector):
     """(rows, 2) turned by the angle of (rows, 2): the product of two complex numbers."""
-    return np.stack([heading[:, 0] * vector[:, 0] - heading[:, 1] * vector[:, 1],
-                     heading[:, 1] * vector[:, 0] + heading[:, 0] * vector[:, 1]], 1)
+    a, b, x, y = heading[:, 0], heading[:, 1], vector[:, 0], vector[:, 1]
+    return np.stack([a * x - b * y, b * x + a * y], 1)
 
 
 def _cross(a, b):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,36 +18,36 @@ class Canvas:
     """`rows` pictures of size x size pixels of the square with lower left corner `low` and side `side`; y is up."""
 
     def __init__(self, rows: int, size: int, low: tuple[float, float], side: float):
-        self.pixel = np.float32(side / size)
-        centre = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * self.pixel
-        self.x = (np.float32(low[0]) + centre)[None, None, :]
-        self.y = (np.float32(low[1]) + centre[::-1])[None, :, None]
-        self.image = np.empty((rows, size, size, 3), np.float32)
+        self.size, self.low, self.pixel = size, np.array(low, np.float32), side / size
+        self.image = np.empty((rows, size, size, 3), np.uint8)
         self.image[:] = PAPER
 
     def circle(self, at: np.ndarray, radius: float, colour: tuple[int, int, int]) -> None:
         """at (rows, 2)."""
-        x, y = self._from(at)
-        self._paint(np.sqrt(x * x + y * y) - np.float32(radius), colour)
+        self._paint(at, radius, lambda x, y: np.sqrt(x * x + y * y) - radius, colour)
 
     def box(self, at: np.ndarray, heading: np.ndarray, half: tuple[float, float], colour: tuple[int, int, int]) -> None:
         """at (rows, 2), heading (rows, 2): cosine and sine of its angle; half: of its width and height."""
-        x, y = self._from(at)
         cos, sin = heading[:, 0, None, None], heading[:, 1, None, None]
-        x, y = np.abs(cos * x + sin * y) - np.float32(half[0]), np.abs(cos * y - sin * x) - np.float32(half[1])
-        outside = np.sqrt(np.maximum(x, 0) ** 2 + np.maximum(y, 0) ** 2)
-        self._paint(outside + np.minimum(np.maximum(x, y), 0), colour)
 
-    def pixels(self) -> np.ndarray:
-        """(rows, size, size, 3) uint8."""
-        return np.rint(self.image).astype(np.uint8)
+        def distance(x, y):
+            x, y = np.abs(cos * x + sin * y) - half[0], np.abs(cos * y - sin * x) - half[1]
+            outside = np.sqrt(np.maximum(x, 0) ** 2 + np.maximum(y, 0) ** 2)
+            return outside + np.minimum(np.maximum(x, y), 0)
+        self._paint(at, math.hypot(*half), distance, colour)
 
-    def _from(self, at):
-        return self.x - at[:, 0, None, None], self.y - at[:, 1, None, None]
-
-    def _paint(self, distance, colour):
-        cover = np.clip(np.float32(0.5) - distance / self.pixel, 0, 1)[..., None]
-        self.image += cover * (np.array(colour, np.float32) - self.image)
+    def _paint(self, at, reach, distance, colour):
+        """Only the pixels that are nearer than `reach` to `at`."""
+        n = min(self.size, math.ceil(2 * reach / self.pixel) + 3)
+        place = (at - self.low) / self.pixel  # in pixels, from the lower left corner
+        first = np.clip(np.floor(place - n / 2), 0, self.size - n).astype(np.int64)
+        column, line = (first[:, i, None] + np.arange(n) for i in (0, 1))
+        x = (column.astype(np.float32) + 0.5 - place[:, 0, None]) * self.pixel
+        y = (line.astype(np.float32) + 0.5 - place[:, 1, None]) * self.pixel
+        cover = np.clip(0.5 - distance(x[:, None, :], y[:, :, None]) / self.pixel, 0, 1)[..., None]
+        where = np.arange(len(at))[:, None, None], self.size - 1 - line[:, :, None], column[:, None, :]
+        under = self.image[where].astype(np.float32)
+        self.image[where] = np.rint(under + cover * (np.array(colour, np.float32) - under)).astype(np.uint8)
 
 
 def picture(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size: int = 256) -> np.ndarray:
@@ -62,4 +63,4 @@ def picture(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size:
             canvas.circle(at, shape["radius"], colour)
         else:
             canvas.box(at, np.array([shape.get("heading", (1, 0))], np.float32), shape["half"], colour)
-    return canvas.pixels()[0]
+    return canvas.image[0]

@@ -95,7 +95,11 @@ def _make(place: Path, size: int, build, what: str) -> None:
     if size > bound:
         raise UserError(f"needs {size / 1e9:.2f} GB of cache, which may hold {bound / 1e9:.2f} GB", where=what,
                         do="choose a smaller image size, or set UNDERSTUDY_CACHE_GB to more")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        (place.parent / ".locks").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"expected a folder for the cache that can be written ({error.strerror})", where=place.parent,
+                        do="set UNDERSTUDY_CACHE to a folder of yours") from None
     with locked(place.parent / ".locks" / place.name):
         if place.is_dir():  # another process has just made it
             return

@@ -126,8 +126,9 @@ class Dataset(Sequence[Episode]):
             digest.update(json.dumps(dict(episode.meta), sort_keys=True, default=str).encode())
             for key in sorted(episode.steps):
                 column = np.ascontiguousarray(episode.steps[key])
-                digest.update(f"{key}{column.dtype}{column.shape}".encode())
-                digest.update(column.tobytes() if column.dtype.kind == "U" else column.data)
+                text = column.dtype.kind == "U"  # the room that an array gives to text is not part of the text
+                digest.update(f"{key}{'U' if text else column.dtype}{column.shape}".encode())
+                digest.update(json.dumps(column.tolist()).encode() if text else column.data)
         return digest.hexdigest()[:16]
 
 

@@ -18,8 +18,6 @@ TOLERANCE = 1e-4  # s between the time asked for and a frame's own
 _TICKS = 90_000  # a second; the clock of the files we write
 _FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}
 
-av.logging.set_level(av.logging.ERROR)
-
 
 # -- size -----------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,10 @@ from .. import cache, video
 from ..episode import Dataset
 from . import lerobot, npz
 from .base import Episodes, Framed, Progress, cameras
+from .describe import check_finite, describe
 from .sniff import sniff
+
+__all__ = ["Cost", "check_finite", "describe", "frame_cost", "lerobot", "npz", "open_dataset", "sniff", "with_frames"]
 
 _OPEN = {"lerobot": lerobot.open_lerobot, "npz": npz.open_npz}
 

@@ -163,10 +163,14 @@ class LeRobot(Source):
         return out
 
     def rows(self, name):
-        more = np.zeros(len(self.lengths), np.int64)
-        if name in self._last:
-            more[self._last[name][0]] = 1
-        return self.lengths + more
+        return self._rows.get(name, self.lengths)
+
+    @cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        out = {name: self.lengths.copy() for name in self._last}
+        for name, (episodes, _) in self._last.items():
+            out[name][episodes] += 1
+        return out
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
@@ -276,8 +280,10 @@ class LeRobot(Source):
         return np.array([self.index.tasks[int(i)] for i in numbers], np.str_)
 
     def _last_of(self, name, episode) -> list:
-        episodes, values = self._last.get(name, ((), ()))
-        return [values[int(i)].as_py() for i in np.flatnonzero(np.asarray(episodes) == episode)]
+        if self.rows(name)[episode] == self.lengths[episode]:
+            return []
+        episodes, values = self._last[name]
+        return [values[int(np.argmax(episodes == episode))].as_py()]
 
     def frames(self, name, episode) -> Iterator[tuple[Any, np.ndarray]]:
         shape, length = self.schema[name].shape, int(self.lengths[episode])
@@ -296,7 +302,7 @@ class LeRobot(Source):
 
     def _times(self, episode) -> np.ndarray:
         """(T,) s of the frames since the episode began; regular times are exact, not float32."""
-        first, length = starts(self.lengths)[episode], int(self.lengths[episode])
+        first, length = self._first["task_index"][episode], int(self.lengths[episode])
         regular = np.arange(length) / self.info["fps"]
         if "timestamp" not in self._columns:
             return regular

@@ -104,7 +104,7 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
             raise UserError("expected a column name without '/'", where=f"column {name!r}", do="rename the column")
         if name in ("task", INDEX[0]):
             continue
-        if f.kind == "image":
+        if f.kind == "image" and f.shape[2] in (1, 3, 4):
             able = [c for c in _CODECS if video.encodes(c, f.shape)] if images == "video" else []
             features[name] = {"dtype": "video" if able else "image", "shape": list(f.shape),
                               "names": ["height", "width", "channels"]}
@@ -168,8 +168,8 @@ class _Writer:
         plan = _Plan(source.schema, info, codec)
         after = {}
         for name in ("data", "episodes", *plan.cameras):
-            place = max(_places(tables, {"data": "data/", "episodes": "meta/episodes/"}.get(name, f"videos/{name}/")))
-            after[name] = _following(place, info)
+            prefix = {"data": "data/", "episodes": "meta/episodes/"}.get(name, f"videos/{name}/")
+            after[name] = _following(max(_places(tables[-1], prefix)), info)
             while (root / _name(plan, name, after[name])).exists():
                 after[name] = _following(after[name], info)
         tasks = {t: i for i, t in tasks_v3(root).items()}
@@ -269,8 +269,7 @@ class _Writer:
                 f"{at}/to_timestamp": self._filmed[camera]}
 
     def _last_value(self, name, value):
-        kind = self.plan.columns[name].kind
-        if kind == "image":
+        if self.plan.stored(name) in ("image", "video"):
             return {"bytes": video.encode_png(value), "path": None}
         return value.tolist()
 
@@ -360,15 +359,16 @@ def _following(place: tuple[int, int], info: Mapping) -> tuple[int, int]:
     return (chunk, file + 1) if file + 1 < info["chunks_size"] else (chunk + 1, 0)
 
 
-def _places(tables: list[Path], prefix: str) -> Iterator[tuple[int, int]]:
+def _places(table: Path, prefix: str) -> Iterator[tuple[int, int]]:
     names = [f"{prefix}chunk_index", f"{prefix}file_index"]
-    for file in tables:
-        table = parquet(file).read(columns=names)
-        yield from zip(*(table[n].to_pylist() for n in names), strict=True)
+    read = parquet(table).read(columns=names)
+    yield from zip(*(read[n].to_pylist() for n in names), strict=True)
 
 
 def _clean(root: Path) -> None:
     """Removes what an append left that did not get as far as info.json."""
+    for part in (*(root / "meta").glob(".*.part"), *(root / OURS).glob(".*.part")):  # replacements never finished
+        part.unlink()
     journal = root / OURS / "pending.json"
     if not journal.exists():
         return
@@ -423,15 +423,15 @@ def _write_last(path: Path, rows: list[dict], plan: _Plan) -> None:
     if not rows and not old:
         return
     names = [n for n in plan.columns if any(n in r for r in (*rows, *old))]
-    types = {n: _last_type(plan.columns[n]) for n in names}
+    types = {n: _last_type(plan.columns[n], plan.stored(n)) for n in names}
     table = pa.table({"episode_index": pa.array([r["episode_index"] for r in (*old, *rows)], pa.int64()),
                       **{n: pa.array([r.get(n) for r in (*old, *rows)], types[n]) for n in names}})
     with _replacing(path) as part:
         pq.write_table(table, part)
 
 
-def _last_type(f: Feature) -> pa.DataType:
-    if f.kind == "image":
+def _last_type(f: Feature, stored: str) -> pa.DataType:
+    if stored in ("image", "video"):
         return pa.struct({"bytes": pa.binary(), "path": pa.string()})
     kind = pa.string() if f.kind == "string" else pa.from_numpy_dtype(np.dtype(f.dtype))
     for _ in f.shape:

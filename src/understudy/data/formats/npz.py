@@ -104,7 +104,15 @@ class Npz(Source):
         return cache.digest("npz", self.path.name, at.st_size, at.st_mtime_ns)
 
     def rows(self, name):
-        return self.lengths + 1 if self._more[name] or name == self._following else self.lengths
+        return self._longer if self._more[name] or name == self._following else self.lengths
+
+    @cached_property
+    def _longer(self) -> np.ndarray:
+        return self.lengths + 1
+
+    @cached_property
+    def _first(self) -> dict[str, np.ndarray]:
+        return {name: starts(self.rows(name)) for name in self.schema}
 
     @cached_property
     def _facts(self) -> dict[str, list]:
@@ -126,7 +134,7 @@ class Npz(Source):
             plain = self._more[name] or name != self._following
             for row, values in self._stream(key):
                 to = np.arange(row, row + len(values))
-                out[to if plain else self._spread(to)] = values
+                out[to if plain else self._spread(to)] = values.reshape(len(values), *self.schema[name].shape)
             if name == self._following:
                 self._follow(out)
             out.flush()
@@ -159,9 +167,8 @@ class Npz(Source):
                                 do="correct episode_ends, or leave next_observations out")
 
     def column(self, name, episode):
-        rows = self.rows(name)
-        first = int(starts(rows)[episode])
-        return self._columns[name][first: first + rows[episode]]
+        first = self._first[name][episode]
+        return self._columns[name][first: first + self.rows(name)[episode]]
 
     def _small(self, key) -> np.ndarray:
         parts = [values for _, values in self._stream(key)]
@@ -186,9 +193,9 @@ class Npz(Source):
 
 
 def _feature(name: str, shape, dtype: str) -> Feature:
-    kind = np.dtype(dtype)
-    if name in ("next.terminated", "next.truncated"):
-        kind = np.dtype(bool)
+    """Outcomes are one number a step, flags are bool, whatever they were stored as."""
+    kind = np.dtype(bool if name in ("next.terminated", "next.truncated") else dtype)
+    shape = () if name.startswith("next.") and tuple(shape) == (1,) else shape
     return Feature.of(np.empty((0, *shape), kind))
 
 

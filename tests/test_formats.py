@@ -1,0 +1,631 @@
+"""Data on disk: what is read is what was written, byte for byte, lazily, and whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures import closed_form
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from understudy.core import Feature, UserError
+from understudy.data import cache, video
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import describe, frame_cost, lerobot, open_dataset
+from understudy.data.pack import Pack
+from understudy.data.window import Window
+
+LEROBOT = Path(__file__).parent / "fixtures" / "lerobot"
+FOLDERS = sorted(str(p.parent.parent.relative_to(LEROBOT)) for p in LEROBOT.glob("*/*/meta/info.json"))
+CAMERA = "observation.images.top"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+
+
+def closed(images=False, extra=1, numbers=range(4)) -> Dataset:
+    """The closed form in memory, with last observations."""
+    episodes = []
+    for e in numbers:
+        c = closed_form.episode(e, extra)
+        steps = {"observation.state": c["state"], "action": c["action"], "next.reward": c["reward"],
+                 "next.terminated": c["terminated"], "next.truncated": c["truncated"],
+                 "task": np.broadcast_to(np.array([c["task"]]), (len(c["action"]),))}
+        if images:
+            steps[CAMERA] = c["image"]
+        episodes.append(Episode(steps, {"number": e, "seed": 7}))
+    return Dataset(episodes, {"fps": 10, "robot_type": "closed_form"})
+
+
+# -- LeRobot: reading -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_files_of_every_version_hold_the_closed_form(folder):
+    data = Dataset.open(LEROBOT / folder)
+    numbers = [0, 2, 3] if folder.endswith(("grid", "video_h264")) else [0, 1, 2, 3]
+    assert data.facts["format"] == "lerobot" and data.facts["version"] == folder[:4]
+    assert data.fps == 10 and data.facts["robot_type"] == "closed_form" and data.facts["warnings"] == []
+    assert [len(e) for e in data] == [closed_form.LENGTHS[n] for n in numbers]
+    assert data.features()["observation.state"] == Feature("float32", (3,), "vector", ("x", "y", "z"))
+    for n, episode in zip(numbers, data, strict=True):
+        expected, steps = closed_form.episode(n), episode.steps
+        np.testing.assert_array_equal(steps["observation.state"], expected["state"])
+        np.testing.assert_array_equal(steps["action"], expected["action"])
+        np.testing.assert_array_equal(steps["next.reward"], expected["reward"])
+        np.testing.assert_array_equal(steps["next.done"], expected["terminated"])
+        np.testing.assert_array_equal(steps["timestamp"], np.arange(len(episode), dtype=np.float32) / np.float32(10))
+        assert steps["task"].tolist() == [closed_form.task(n)] * len(episode) and steps["task"].strides == (0,)
+        if CAMERA in steps:
+            off = np.abs(steps[CAMERA].astype(int) - expected["image"])
+            assert off.max() == 0 if "video" not in folder else off.mean(axis=(1, 2, 3)).max() <= 2.4
+        if "observation.grid" in steps:
+            state = expected["state"]
+            np.testing.assert_array_equal(steps["observation.grid"], np.stack([state, -state], 1))
+            assert steps["observation.note"].tolist() == [f"episode {n} step {t}" for t in range(len(episode))]
+
+
+def test_all_versions_of_the_same_values_have_the_same_fingerprint():
+    images = [f for f in FOLDERS if f.endswith("/images")]
+    assert len(images) == 4  # v2.0, v2.1, v3.0, v3.0_converted
+    assert len({Dataset.open(LEROBOT / f).fingerprint() for f in images}) == 1
+
+
+def test_opening_reads_no_data(tmp_path):
+    path = tmp_path / "data"
+    shutil.copytree(LEROBOT / "v3.0/images", path)
+    next(path.glob("data/*/*.parquet")).write_bytes(b"no parquet")
+    data = Dataset.open(path)  # not yet
+    assert (len(data), data.steps, list(data[0].steps)[:2]) == (4, 22, ["observation.state", "action"])
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(UserError, match="expected a parquet file"):
+        data[0].steps["action"]
+
+
+# -- LeRobot: writing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_reading_what_was_written_gives_the_same_fingerprint(folder, tmp_path):
+    data = Dataset.open(LEROBOT / folder)
+    lerobot.write(data, tmp_path / "out", images="png")
+    again = Dataset.open(tmp_path / "out")
+    assert again.fingerprint() == data.fingerprint()
+    assert again.features() == data.features() and again.facts["robot_type"] == "closed_form" and again.fps == 10
+
+
+def test_last_observations_facts_and_units_come_back(tmp_path):
+    data = closed(images=True)
+    schema = {"observation.state": Feature("float32", (3,), "vector", ("x", "y", "z"), unit="m")}
+    data = Dataset([Episode(e.steps, e.meta, schema=schema) for e in data], data.facts)
+    lerobot.write(data, tmp_path / "out", images="png")
+    again = Dataset.open(tmp_path / "out")
+    assert again.fingerprint() == data.fingerprint()
+    assert [len(e.steps["observation.state"]) - len(e) for e in again] == [1, 1, 1, 1]
+    assert [len(e.steps[CAMERA]) - len(e) for e in again] == [1, 1, 1, 1]
+    assert again.features()["observation.state"].unit == "m" and again[2].meta == {"number": 2, "seed": 7}
+    assert "timestamp" not in again[0].steps  # the data had none: it was made for the format alone
+
+
+@pytest.mark.parametrize("codec", ["libsvtav1", "libx264"])
+def test_video_is_near_and_the_last_frame_exact(codec, tmp_path, monkeypatch):
+    name = {"libsvtav1": "av1", "libx264": "h264"}[codec]
+    monkeypatch.setattr("understudy.data.formats.lerobot_write._CODECS", {codec: name})
+    data = closed(images=True)
+    lerobot.write(data, tmp_path / "out")
+    again = Dataset.open(tmp_path / "out")
+    info = json.loads((tmp_path / "out/meta/info.json").read_text())
+    assert info["features"][CAMERA]["dtype"] == "video" and info["features"][CAMERA]["info"]["video.codec"] == name
+    for a, b in zip(data, again, strict=True):
+        off = np.abs(a.steps[CAMERA].astype(int) - b.steps[CAMERA])
+        assert off.mean(axis=(1, 2, 3)).max() < 2.4 and off[-1].max() == 0
+        np.testing.assert_array_equal(a.steps["observation.state"], b.steps["observation.state"])
+
+
+def test_frames_that_video_cannot_hold_are_stored_as_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for shape in ((33, 47, 3), (32, 32, 1), (16, 16, 9)):
+        data = Dataset([Episode({"observation.images.a": rng.integers(0, 256, (3, *shape), np.uint8),
+                                 "action": np.zeros((2, 1))})], {"fps": 10})
+        lerobot.write(data, tmp_path / str(shape))
+        assert Dataset.open(tmp_path / str(shape)).fingerprint() == data.fingerprint()
+
+
+_DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "int8", "bool"]
+
+
+@st.composite
+def _datasets(draw):
+    columns = draw(st.dictionaries(
+        st.sampled_from(["observation.state", "action", "next.reward", "next.success", "observation.grid", "weight"]),
+        st.tuples(st.sampled_from(_DTYPES), st.lists(st.integers(1, 3), max_size=4).map(tuple), st.booleans()),
+        min_size=1))
+    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    seed, words, notes = draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 2)), draw(st.booleans())
+    rng, episodes = np.random.default_rng(seed), []
+    for number, n in enumerate(lengths):
+        steps = {}
+        for name, (dtype, shape, last) in columns.items():
+            more = last and rng.random() < 0.7  # some episodes only
+            steps[name] = rng.integers(0, 2 if dtype == "bool" else 100, (n + more, *shape)).astype(dtype)
+        steps["weight"] = np.zeros(n)  # so that each episode has exactly n steps
+        if words == 1:
+            steps["task"] = np.broadcast_to(np.array(["öffne 'die' Tür"]), (n,))
+        elif words == 2:
+            steps["task"] = np.array(["", "a", "bb"])[rng.integers(0, 3, n)].astype("U")
+        if notes:
+            steps["observation.note"] = np.array([f"n {i} ü" for i in range(n)])
+        facts = {"number": number, "nested": {"a": [1.5, None, "x"]}} if rng.random() < 0.8 else {}
+        episodes.append(Episode(steps, facts))
+    return Dataset(episodes, {"fps": 12.5})
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=_datasets(), split=st.integers(0, 4))
+def test_any_data_set_survives_writing_and_appending(data, split, tmp_path_factory):
+    where = tmp_path_factory.mktemp("any")
+    lerobot.write(data, where / "whole")
+    again = Dataset.open(where / "whole")
+    assert again.fingerprint() == data.fingerprint() and again.fps == 12.5
+    parts = [p for p in (data[:split], data[split:]) if len(p)]
+    for part in parts:
+        lerobot.append(where / "parts", part)
+    assert Dataset.open(where / "parts").fingerprint() == data.fingerprint()
+
+
+def test_appending_leaves_finished_files_alone_and_is_the_same_as_writing(tmp_path):
+    data = closed(images=True)
+    lerobot.write(data, tmp_path / "whole", images="png")
+    before = {}
+    for n in range(4):
+        lerobot.append(tmp_path / "grown", data[n:n + 1], images="png")
+        now = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "grown/data").rglob("*.parquet")}
+        assert len(now) == n + 1 and all(now[p] == was for p, was in before.items())
+        before = now
+    assert Dataset.open(tmp_path / "grown").fingerprint() == Dataset.open(tmp_path / "whole").fingerprint()
+    a, b = (json.loads((tmp_path / d / "meta/info.json").read_text()) for d in ("whole", "grown"))
+    assert a == b and a["total_frames"] == 22 and a["splits"] == {"train": "0:4"} and a["total_tasks"] == 2
+    a, b = (json.loads((tmp_path / d / "meta/stats.json").read_text()) for d in ("whole", "grown"))
+    assert a.keys() == b.keys()
+    for name in a:
+        for statistic in a[name]:
+            np.testing.assert_allclose(np.array(a[name][statistic], float), np.array(b[name][statistic], float), 1e-9)
+
+
+def test_statistics_are_those_of_all_steps(tmp_path):
+    data = closed()
+    lerobot.write(data, tmp_path / "out")
+    stats = json.loads((tmp_path / "out/meta/stats.json").read_text())
+    state = np.concatenate([e.steps["observation.state"][: len(e)] for e in data]).astype(float)
+    found = stats["observation.state"]
+    np.testing.assert_allclose(found["mean"], state.mean(0), 1e-12)
+    np.testing.assert_allclose(found["std"], state.std(0), 1e-12)
+    np.testing.assert_array_equal(found["min"], state.min(0))
+    np.testing.assert_array_equal(found["max"], state.max(0))
+    assert found["count"] == [22] and stats["next.terminated"]["max"] == [True]
+    quantile = [np.quantile(e.steps["observation.state"][: len(e)].astype(float), 0.9, axis=0) for e in data]
+    np.testing.assert_allclose(found["q90"], np.average(quantile, axis=0, weights=[len(e) for e in data]), 1e-12)
+
+
+def test_an_upstream_data_set_is_added_to(tmp_path):
+    for folder in ("v3.0/images", "v3.0/many_files", "v3.0/video_many_files"):
+        path = tmp_path / folder
+        shutil.copytree(LEROBOT / folder, path)
+        old = Dataset.open(path)
+        files = {p: p.read_bytes() for p in path.rglob("*")
+                 if p.suffix in (".parquet", ".mp4") and "tasks" not in p.name}
+        lerobot.append(path, old[2:])
+        new = Dataset.open(path)
+        assert len(new) == 6 and new.features().keys() == old.features().keys()
+        assert all(p.read_bytes() == b for p, b in files.items())
+        for e, like in ((4, 2), (5, 3)):
+            np.testing.assert_array_equal(new[e].steps["observation.state"], old[like].steps["observation.state"])
+            np.testing.assert_array_equal(new[e].steps["task"], old[like].steps["task"])
+        assert new[:4].fingerprint() == old.fingerprint()
+    with pytest.raises(UserError, match="expected a LeRobot v3.0 data set to add to, found v2.1"):
+        shutil.copytree(LEROBOT / "v2.1/images", tmp_path / "old")
+        lerobot.append(tmp_path / "old", old)
+
+
+_KILLED = """
+import os, signal, sys
+sys.path[:0] = [{tests!r}]
+import understudy.data.formats.lerobot_write as w
+import understudy.files as f
+from test_formats import closed
+data = closed(images=True, numbers=[2, 3])
+for k in range({moments}):
+    if os.fork() == 0:  # nothing of Arrow has run yet: no threads are lost
+        left = k
+        def step(do):
+            def at(*a, **b):
+                global left
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+                return do(*a, **b)
+            return at
+        os.replace, w._sync = step(os.replace), step(w._sync)
+        w.append(os.path.join({root!r}, str(k)), data)
+        os._exit(0)
+    print(os.wait()[1])
+"""
+
+
+def test_an_append_that_is_killed_at_any_moment_loses_nothing(tmp_path):
+    """After each kill the old state is read unchanged, or the new one whole; the next append succeeds."""
+    old, whole, moments = closed(images=True, numbers=[0, 1]), closed(images=True), 16
+    for k in range(moments):
+        lerobot.append(tmp_path / str(k), old)
+    old = Dataset.open(tmp_path / "0").fingerprint()  # with frames as video has them
+    code = _KILLED.format(tests=str(Path(__file__).parent), moments=moments, root=str(tmp_path))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    statuses = [int(s) for s in ran.stdout.split()]
+    assert len(statuses) == moments, ran.stderr
+    killed = [k for k, s in enumerate(statuses) if s == signal.SIGKILL]
+    assert len(killed) >= 10 and statuses[-1] == 0  # all moments were met
+    for k in killed:
+        path = tmp_path / str(k)
+        after = Dataset.open(path)
+        if len(after) == 2:
+            assert after.fingerprint() == old
+            lerobot.append(path, closed(images=True, numbers=[2, 3]))
+            after = Dataset.open(path)
+        else:
+            lerobot.append(path, whole[:0])  # cleans up, adds nothing
+        assert len(after) == 4 and not list(path.rglob("*.part")) and not list(path.rglob("pending.json"))
+        for a, b in zip(whole, after, strict=True):
+            np.testing.assert_array_equal(a.steps["observation.state"], b.steps["observation.state"])
+            assert np.abs(a.steps[CAMERA].astype(int) - b.steps[CAMERA]).mean() < 2.4
+        assert len(list((path / "data").rglob("*.*"))) == len(list((path / "videos").rglob("*.mp4"))) == 2
+        assert json.loads((path / "meta/stats.json").read_text())["index"]["count"] == [22]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    data = closed()
+    wrong = Dataset([*data[:3], data[3].but({"action": np.zeros((12, 5), np.float32)})], data.facts)
+    with pytest.raises(UserError, match=r"episode 3, column 'action': expected float32 \(2,\) a step, found .*\(5,\)"):
+        lerobot.write(wrong, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    lerobot.write(data[:2], tmp_path / "out")
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="column 'action'"):
+        lerobot.append(tmp_path / "out", wrong[3:])
+    after = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != ".lock"}
+    assert before == after
+    with pytest.raises(UserError, match="expected nothing here"):
+        lerobot.write(data, tmp_path / "out")
+
+
+def test_files_that_are_full_are_followed_by_new_ones(tmp_path):
+    def long(e, n=100):
+        frames = np.stack([closed_form.image(e, t) for t in range(n)])
+        return Episode({CAMERA: frames, "action": np.full((n, 1), float(e))})
+
+    lerobot.write(Dataset([long(0)], {"fps": 10}), tmp_path / "out")
+    file = tmp_path / "out/meta/info.json"
+    info = json.loads(file.read_text())
+    info.update(data_files_size_in_mb=0.0001, video_files_size_in_mb=0.0001, chunks_size=2)  # 105 bytes
+    file.write_text(json.dumps(info))
+    lerobot.append(tmp_path / "out", Dataset([long(1), long(2), long(3)]))
+    names = [str(p.relative_to(tmp_path / "out/data")) for p in sorted((tmp_path / "out/data").rglob("*.parquet"))]
+    assert names == [f"chunk-00{c}/file-00{f}.parquet" for c in (0, 1) for f in (0, 1)]
+    assert len(list((tmp_path / "out/videos").rglob("*.mp4"))) >= 3  # the encoder holds some frames back
+    for e, episode in enumerate(Dataset.open(tmp_path / "out")):
+        assert (episode.steps["action"] == e).all()
+        assert np.abs(episode.steps[CAMERA].astype(int) - long(e).steps[CAMERA]).mean(axis=(1, 2, 3)).max() < 4
+
+
+def test_irregular_times_find_their_frames(tmp_path):
+    """A camera that paused: the pause is in the video as well."""
+    c = closed_form.episode(3)
+    times = np.array([0, 0.1, 0.2, 0.31, 0.4, 0.9, 1.0, 1.1, 1.2, 1.33, 1.4, 1.5], np.float32)
+    e = Episode({CAMERA: c["image"], "action": c["action"], "timestamp": times})
+    lerobot.write(Dataset([e, e], {"fps": 10}), tmp_path / "out")
+    for again in Dataset.open(tmp_path / "out"):
+        np.testing.assert_array_equal(again.steps["timestamp"], times)
+        assert np.abs(again.steps[CAMERA].astype(int) - c["image"]).mean(axis=(1, 2, 3)).max() < 2.4
+
+
+def test_a_rate_that_is_not_known_stays_unknown(tmp_path):
+    lerobot.write(Dataset(list(closed())), tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").fps is None
+    assert json.loads((tmp_path / "out/meta/info.json").read_text())["fps"] == 10  # lerobot needs a number
+
+
+# -- npz ------------------------------------------------------------------------------------------------------------
+
+
+def _npz(path, **arrays):
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def _flat(extra=0):
+    parts = [closed_form.episode(e, extra, images=False) for e in range(4)]
+    return {k: np.concatenate([p[k] for p in parts]) for k in ("state", "action", "reward", "terminated", "truncated")}
+
+
+ENDS = np.cumsum(closed_form.LENGTHS)
+
+
+def test_npz_arrays_become_columns_by_name_and_facts_by_length(tmp_path):
+    flat = _flat()
+    path = _npz(tmp_path / "d.npz", observations=flat["state"], actions=flat["action"], rewards=flat["reward"][:, None],
+                terminals=flat["terminated"].astype(np.float32), timeouts=flat["truncated"], episode_ends=ENDS,
+                seed=np.arange(4), **{"next.success": flat["terminated"], "observation.force": flat["reward"]})
+    data = Dataset.open(path)
+    assert data.facts["format"] == "npz" and data.fps is None
+    assert list(data.features()) == ["observation.state", "action", "next.reward", "next.terminated", "next.truncated",
+                                     "next.success", "observation.force"]
+    for e, episode in enumerate(data):
+        c = closed_form.episode(e, images=False)
+        for name, key in (("observation.state", "state"), ("action", "action"), ("next.reward", "reward"),
+                          ("next.terminated", "terminated"), ("next.truncated", "truncated")):
+            np.testing.assert_array_equal(episode.steps[name], c[key])
+        assert episode.steps["next.terminated"].dtype == bool and episode.meta == {"seed": e}
+        json.dumps(episode.meta)
+
+
+@pytest.mark.parametrize("how", ["next_observations", "one row more", "both"])
+def test_npz_last_observations(how, tmp_path):
+    flat, longer = _flat(), _flat(extra=1)["state"]
+    following = np.concatenate([closed_form.episode(e, 1, images=False)["state"][1:] for e in range(4)])
+    given = {} if how == "one row more" else {"next_observations": following}
+    path = _npz(tmp_path / "d.npz", observations=flat["state"] if how == "next_observations" else longer,
+                actions=flat["action"], episode_ends=ENDS, **given)
+    for e, episode in enumerate(Dataset.open(path)):
+        expected = closed_form.episode(e, 1, images=False)["state"]
+        np.testing.assert_array_equal(episode.steps["observation.state"], expected)
+        assert len(episode) == closed_form.LENGTHS[e]
+
+
+def test_npz_stored_column_by_column_or_plainly_reads_the_same(tmp_path):
+    flat = _flat()
+    prints = set()
+    for name, save, order in (("a", np.savez, "C"), ("b", np.savez_compressed, "F"), ("c", np.savez, "F")):
+        save(tmp_path / f"{name}.npz", observations=np.asarray(flat["state"], order=order), actions=flat["action"],
+             episode_ends=ENDS)
+        prints.add(Dataset.open(tmp_path / f"{name}.npz").fingerprint())
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("name, episodes, steps, last", [
+    ("hand_dapg/adroit_door_human", 25, 6729, 0), ("cs285/hopper_expert", 2, 2000, 1), ("cs285/ant_expert", 2, 2000, 1),
+    ("cs285/walker2d_expert", 2, 2000, 1), ("cs285/halfcheetah_expert", 2, 2000, 1),
+    ("stable_baselines/cartpole_expert", 100, 49527, 0), ("stable_baselines/pendulum_expert", 100, 20000, 0),
+    ("imitation/cartpole_expert", 57, 26964, 1), ("imitation/pendulum_expert", 56, 11200, 1)])
+def test_recorded_npz_files_open(name, episodes, steps, last, shared, tmp_path):
+    path = shared / "data" / f"{name}.npz"
+    data = Dataset.open(path)
+    assert (len(data), data.steps) == (episodes, steps)
+    with np.load(path) as raw:
+        ends, observations = raw["episode_ends"], raw["observations"]
+        for e in (0, episodes - 1):
+            begin = (ends[e - 1] if e else 0) + (e if len(observations) > steps else 0)
+            n = len(data[e]) + (last if len(observations) > steps else 0)
+            seen = data[e].steps["observation.state"]
+            np.testing.assert_array_equal(seen[:n], observations[begin:begin + n])
+            assert len(seen) == len(data[e]) + last
+    lerobot.write(data, tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").fingerprint() == data.fingerprint()
+
+
+# -- memory, the cache ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def million(tmp_path_factory):
+    """A file of 1,000,000 steps in 1,000 episodes: 120 MB of numbers, of which float32 `observations` count upward."""
+    path = tmp_path_factory.mktemp("million") / "data.npz"
+    count = np.arange(1_000_000, dtype=np.float64)
+    np.savez(path, observations=np.repeat(count.astype(np.float32)[:, None], 20, 1),
+             actions=np.repeat(count.astype(np.float32)[:, None], 10, 1), episode_ends=np.arange(1000, 1_000_001, 1000))
+    return path
+
+
+def test_a_million_steps_stay_on_disk_and_are_gathered_where_they_lie(million):
+    tracemalloc.start()
+    data = Dataset.open(million)
+    pack = Pack.of(data, ["observation.state", "action"])
+    windows = Window(obs=2, horizon=8).over(data, ("observation.state",), "action")
+    batch = windows.batch(4096, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6 < 120e6  # of 120 MB; mapped pages are not counted, copies would be
+    for name, column in pack.columns.items():
+        assert np.shares_memory(column.array, data[0].steps[name]) and len(column.array) == 1_000_000
+        assert np.shares_memory(column.array, data[999].steps[name])
+    at = batch.extra["index"][:, 0].numpy()
+    expected = at[:, None] + np.arange(8)
+    inside = batch.mask.numpy()
+    np.testing.assert_array_equal(batch.action[..., 0].numpy()[inside], expected.astype(np.float32)[inside])
+    np.testing.assert_array_equal(batch.obs["observation.state"][:, 1, 0].numpy(), at.astype(np.float32))
+
+
+def test_no_python_runs_per_sample(million):
+    windows = Window(obs=2, horizon=8).over(Dataset.open(million), ("observation.state",), "action")
+
+    def calls(size):
+        count = 0
+
+        def see(frame, event, argument):
+            nonlocal count
+            count += event == "call"
+        sys.setprofile(see)
+        windows.batch(size, 0)
+        sys.setprofile(None)
+        return count
+    calls(8)
+    assert calls(8192) == calls(8)
+
+
+def test_last_rows_are_gathered_where_they_lie_too(tmp_path):
+    lerobot.write(closed(), tmp_path / "out")
+    data = Dataset.open(tmp_path / "out")
+    pack = Pack.of(data, ["observation.state", "action"])
+    assert len(pack.columns["observation.state"].array) == 22 + 4 and len(pack.columns["action"].array) == 22
+    assert all(np.shares_memory(c.array, data[0].steps[n]) for n, c in pack.columns.items())
+    assert not pack.columns["action"].array.flags.writeable
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    path = tmp_path / "data"
+    lerobot.write(closed(), path)
+    first = Dataset.open(path).fingerprint()
+    lerobot.append(path, closed(numbers=[3]))
+    assert len(Dataset.open(path)) == 5 and Dataset.open(path).fingerprint() != first
+    flat = _flat()
+    npz = _npz(tmp_path / "d.npz", observations=flat["state"], actions=flat["action"], episode_ends=ENDS)
+    old = Dataset.open(npz)[0].steps["action"].copy()
+    _npz(npz, observations=flat["state"], actions=flat["action"] + 1, episode_ends=ENDS)
+    np.testing.assert_array_equal(Dataset.open(npz)[0].steps["action"], old + 1)
+
+
+def _entry(key, n, value=0):
+    def build(part):
+        cache.create(part, "a/b", (n,), np.uint8)[:] = value
+    return cache.arrays(key, n, build, "test")["a/b"]
+
+
+def test_the_cache_is_bounded_and_forgets_what_was_used_longest_ago(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "0.001")
+    monkeypatch.setattr(cache, "_held", set())
+    for i, key in enumerate("abc"):
+        _entry(key * 32, 300_000, i)
+        os.utime(tmp_path / "cache" / (key * 32), (1000 + i, 1000 + i))
+    assert _entry("a" * 32, 300_000)[0] == 0  # used again: now the youngest
+    cache._held.clear()
+    _entry("d" * 32, 300_000)
+    left = {p.name[0] for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")}
+    assert left == {"a", "c", "d"}
+    with pytest.raises(UserError, match="needs 0.00 GB of cache, which may hold 0.00 GB|UNDERSTUDY_CACHE_GB"):
+        _entry("e" * 32, 2_000_000)
+    monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "lots")
+    with pytest.raises(UserError, match="expected a positive number of gigabytes, found 'lots'"):
+        _entry("f" * 32, 10)
+
+
+def test_what_this_process_reads_is_not_removed(monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "0.0005")
+    a = _entry("1" * 32, 400_000, 5)
+    _entry("2" * 32, 400_000, 6)
+    assert cache.has("1" * 32) and a[0] == 5
+
+
+def test_a_damaged_or_half_built_entry_is_made_again(tmp_path):
+    flat = _flat()
+    path = _npz(tmp_path / "d.npz", observations=flat["state"], actions=flat["action"], episode_ends=ENDS)
+    whole = Dataset.open(path).fingerprint()
+    file = next((tmp_path / "cache").glob("*/action.npy"))
+    file.write_bytes(file.read_bytes()[:150])
+    assert Dataset.open(path).fingerprint() == whole
+    entry = file.parent
+    entry.rename(entry.with_name(f".{entry.name}.killed.part"))  # as a killed builder leaves it
+    assert Dataset.open(path).fingerprint() == whole
+    assert not list((tmp_path / "cache").glob(".*.part"))
+
+
+def test_two_processes_at_once(tmp_path):
+    lerobot.write(closed(images=True), tmp_path / "out", images="png")
+    code = ("import sys\nfrom understudy.data.episode import Dataset\nsys.stdin.readline()\n"
+            f"print(Dataset.open({str(tmp_path / 'out')!r}, image_size=16).fingerprint())")
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(3)]
+    for r in runs:
+        r.stdin.write("go\n")
+        r.stdin.flush()
+    prints = {r.communicate(timeout=120)[0].strip() for r in runs}
+    assert prints == {Dataset.open(tmp_path / "out", image_size=16).fingerprint()}
+    assert len([p for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")]) == 2
+
+
+# -- frames ---------------------------------------------------------------------------------------------------------
+
+
+def test_resizing_is_the_mean_over_the_area():
+    a = np.arange(24, dtype=np.uint8).reshape(4, 6, 1) * 10
+    two = video.resize(a, (2, 3))[..., 0]
+    np.testing.assert_array_equal(two, np.floor(a.reshape(2, 2, 3, 2).mean((1, 3)) + 0.5))
+    row = np.array([0, 90, 240], np.uint8).reshape(1, 3, 1)
+    # each new pixel covers 1.5 old ones: (0 + 90/2) / 1.5 = 30 and (90/2 + 240) / 1.5 = 190
+    np.testing.assert_array_equal(video.resize(row, (1, 2)).reshape(-1), [30, 190])
+    # twice as large, bilinear: new centres lie at -0.25, 0.25, 0.75, 1.25 of the old
+    pair = np.array([0, 100], np.uint8).reshape(1, 2, 1)
+    np.testing.assert_array_equal(video.resize(pair, (1, 4)).reshape(-1), [0, 25, 75, 100])
+    assert video.resize(a, (4, 6)) is a
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 255),
+       st.integers(0, 2**31))
+def test_resizing_keeps_bounds_and_constants(h, w, nh, nw, value, seed):
+    assert (video.resize(np.full((2, h, w, 3), value, np.uint8), (nh, nw)) == value).all()
+    image = np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
+    small = video.resize(image, (nh, nw))
+    assert small.shape == (nh, nw, 3) and small.min() >= image.min() and small.max() <= image.max()
+    if nh <= h and nw <= w:
+        assert abs(small.mean() - image.mean()) <= 0.51
+
+
+@pytest.mark.parametrize("folder", ["v3.0/images", "v3.0/video_av1", "v2.1/video", "v3.0_converted/video"])
+def test_frames_are_decoded_once_to_a_size_told_beforehand(folder, tmp_path):
+    data, seen = Dataset.open(LEROBOT / folder), []
+    cost = frame_cost(data, (16, 32))
+    assert (cost.frames, cost.bytes) == (22, 22 * 16 * 32 * 3) and cost.seconds > 0
+    framed = Dataset.open(LEROBOT / folder, image_size=(16, 32), progress=lambda done, of: seen.append((done, of)))
+    assert seen[-1] == (22, 22)
+    file = next((tmp_path / "cache").glob(f"*/{CAMERA}.npy"))
+    assert file.stat().st_size - cost.bytes == 128  # NumPy's header
+    for a, b in zip(data, framed, strict=True):
+        np.testing.assert_array_equal(video.resize(a.steps[CAMERA], (16, 32)), b.steps[CAMERA])
+    assert framed.features()[CAMERA].shape == (16, 32, 3) and frame_cost(data, (16, 32)).seconds == 0
+    assert np.shares_memory(Pack.of(framed, [CAMERA]).columns[CAMERA].array, framed[0].steps[CAMERA])
+
+
+def test_frames_include_the_last_one_and_need_room(tmp_path, monkeypatch):
+    lerobot.write(closed(images=True), tmp_path / "out", images="png")
+    framed = Dataset.open(tmp_path / "out", image_size=32)
+    assert [len(e.steps[CAMERA]) for e in framed] == [n + 1 for n in closed_form.LENGTHS]
+    np.testing.assert_array_equal(framed[3].steps[CAMERA][12], video.resize(closed_form.image(3, 12), (32, 32)))
+    monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "0.0001")
+    with pytest.raises(UserError, match="choose a smaller image size"):
+        Dataset.open(tmp_path / "out", image_size=64)
+
+
+# -- what it says of itself -----------------------------------------------------------------------------------------
+
+
+def test_describe(tmp_path):
+    lerobot.write(closed(images=True), tmp_path / "out")
+    said = describe(open_dataset(tmp_path / "out"))
+    assert json.loads(json.dumps(said)) == said
+    assert (said["format"], said["version"], said["episodes"], said["steps"], said["fps"]) == (
+        "lerobot", "v3.0", 4, 22, 10)
+    assert said["features"]["observation.state"] == {"dtype": "float32", "shape": [3], "names": None}
+    assert said["features"][CAMERA] == {"dtype": "uint8", "shape": [64, 64, 3], "names": None}
+    assert said["tasks"] == closed_form.TASKS and said["warnings"] == ["1 episode of a single step: 1"]
+
+
+def test_describe_warns():
+    n = 6
+    steps = {"observation.state": np.stack([np.arange(n), np.full(n, 3)], 1).astype(np.float32),
+             "action": np.array([[1.0], [np.nan], [2], [np.inf], [3], [4]]), "timestamp": np.arange(n) / 25}
+    warnings = describe(Dataset([Episode(steps)], {"fps": 10, "warnings": ["said before"]}))["warnings"]
+    assert warnings == [
+        "said before",
+        "no observation after the last action: what needs the next observation leaves out each last step",
+        "observation.state: 1 component of 2 never changes: 1",
+        "action: 2 values not finite, the first is action[0] of episode 0, step 1",
+        "timestamps are 0.04 s apart (25 a second), fps says 10"]

@@ -97,7 +97,9 @@ def check_head(recipe: Recipe, target: Feature | None = None) -> None:
     policy, batch = example(recipe, target=target)
     B, H, A = len(batch), recipe.window.horizon, policy.dim
     noise = torch.randn(B, *policy.noise_shape, generator=_rng(0))
-    hold(_loss(policy, batch).shape == (B, H), "loss must be (B, H), not reduced")
+    context, coded = policy.context(batch.obs), policy.encode(batch)
+    loss = recipe.head.loss(policy.net, context, coded, batch.mask, _rng(1))
+    hold(loss.shape == (B, H), f"loss must be (B, H), not reduced; found {tuple(loss.shape)}")
     hold(bool(_loss(policy, batch).isfinite().all()), "loss must be finite")
     with torch.no_grad():
         plan = policy.plan(batch.obs, noise)
@@ -107,7 +109,6 @@ def check_head(recipe: Recipe, target: Feature | None = None) -> None:
     _head_learns(policy, batch)
     _head_saves(policy, batch, noise, plan)
     _head_in_other_numbers(policy, batch, noise)
-    context, coded = policy.context(batch.obs), policy.encode(batch)
     if isinstance(recipe.head, Noising):
         _head_times(policy, context, coded)
     if isinstance(recipe.head, Density):

@@ -1,0 +1,226 @@
+"""The contracts catch what they are for: parts that break one promise each."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from understudy.core import Context, Feature, put
+from understudy.data.codec import Scaled
+from understudy.data.window import Window
+from understudy.execute.base import Executor, blank
+from understudy.execute.chunked import Receding
+from understudy.heads.base import Head, Noising
+from understudy.nets.base import Encoder, EncoderNet, Trunk, TrunkNet
+from understudy.nets.mlp import MLP
+from understudy.policy import Recipe
+from understudy.testing import STATE, check_codec, check_encoder, check_executor, check_head, check_trunk
+
+
+@dataclass(frozen=True)
+class Odd(Head):
+    """Regression, but for one thing."""
+
+    about: str = ""
+
+    def noise(self, horizon, dim):
+        return (horizon, 0)
+
+    def build(self, trunk, dim, shape):
+        net = trunk.build(0, dim, 0, shape)
+        if self.about == "idle":
+            net.idle = torch.nn.Parameter(torch.zeros(3))
+        if self.about == "forgets":
+            net.offset = torch.randn(dim)  # no buffer: not saved
+        return net
+
+    def loss(self, net, context, action, mask, rng):
+        if self.about == "draws":
+            action = action + torch.randn(action.shape)
+        error = (net(action[..., :0], action[..., :0], context) - action).square().mean(-1)
+        if self.about == "reduces":
+            return error.mean(1)
+        return error / 0 if self.about == "infinite" else error
+
+    def sample(self, net, context, noise):
+        out = net(noise, noise, context)
+        if self.about == "random":
+            return out + torch.randn(out.shape)
+        if self.about == "mixes rows":
+            return out - out.mean(0)
+        if self.about == "wrong dtype":
+            return out.float()
+        if self.about == "forgets":
+            return out + net.offset
+        return out[:, :-1] if self.about == "short" else out
+
+
+@pytest.mark.parametrize("about, said", [
+    ("reduces", "must be .B, H., not reduced"), ("infinite", "loss must be finite"),
+    ("draws", "same rng must give the same loss"), ("random", "same arguments must give the same plan"),
+    ("mixes rows", "must not depend on the other rows"),
+    ("wrong dtype", "float64 out"), ("idle", r"no gradient reaches \['net.idle'\]"), ("short", "finite and .B, H, A."),
+    ("forgets", "what was loaded must act alike")])
+def test_heads_that_break_a_promise(about, said):
+    with pytest.raises(AssertionError, match=said):
+        check_head(Recipe(Odd(about), trunk=MLP(16, 1), window=Window(2, 4)))
+
+
+def test_a_head_that_keeps_them():
+    check_head(Recipe(Odd(), trunk=MLP(16, 1), window=Window(2, 4)))
+
+
+@dataclass(frozen=True)
+class Rough(Noising):
+    steps: int = 2
+    about: str = ""
+
+    def build(self, trunk, dim, shape):
+        return trunk.build(dim, dim, 1, shape)
+
+    def corrupt(self, action, noise, t):
+        return t * action + (1.01 - t if self.about == "leftover" else 1 - t) * noise
+
+    def loss(self, net, context, action, mask, rng):
+        t = torch.rand(*action.shape[:2], 1, generator=rng)
+        noise = torch.randn(action.shape, generator=rng)
+        return (net(self.corrupt(action, noise, t), t, context) - action).square().mean(-1)
+
+    def step(self, net, context, x, t, to, cost=None):
+        gone = (to - t).unsqueeze(-1) + (0.1 if self.about == "restless" else 0)
+        return x + gone * net(x, t.unsqueeze(-1), context)
+
+
+@pytest.mark.parametrize("about, said", [("leftover", "at t=1 there is no noise"), ("restless", "from t to t")])
+def test_samplers_that_break_a_promise(about, said):
+    check_head(Recipe(Rough(), trunk=MLP(16, 1), window=Window(2, 4)))
+    with pytest.raises(AssertionError, match=said):
+        check_head(Recipe(Rough(about=about), trunk=MLP(16, 1), window=Window(2, 4)))
+
+
+@dataclass(frozen=True)
+class Bent(Scaled):
+    about: str = ""
+
+    def build(self, features, inputs, target):
+        coder = super().build(features, inputs, target)
+        decode, obs = coder.decode, coder.obs
+        if self.about == "decodes otherwise":
+            coder.decode = lambda c, o: decode(c, o) * 1.01
+        elif self.about == "scales pixels":
+            coder.obs = lambda o: {k: v / 2 for k, v in obs(o).items()}
+        elif self.about == "forgets":
+            coder._buffers["count"] = coder.count
+            coder.action._non_persistent_buffers_set |= {"offset", "scale"}
+        elif self.about == "never fitted":
+            coder._ready = lambda: None
+        return coder
+
+
+@pytest.mark.parametrize("about, said", [
+    ("decodes otherwise", "decode must undo encode"), ("scales pixels", "must be left alone"),
+    ("forgets", "saved with the weights"), ("never fitted", "never taken must not be used")])
+def test_codecs_that_break_a_promise(about, said):
+    with pytest.raises(AssertionError, match=said):
+        check_codec(Bent(about=about))
+
+
+@dataclass(frozen=True)
+class Leaky(Trunk):
+    about: str = ""
+
+    def build(self, inputs, outputs, times, shape):
+        return _Leaky(self.about, inputs, outputs, times, shape)
+
+
+class _Leaky(TrunkNet):
+    def __init__(self, about, inputs, outputs, times, shape):
+        super().__init__()
+        self.about, self.body = about, MLP(16, 1).build(inputs, outputs, times, shape)
+
+    def forward(self, x, t, context):
+        if self.about == "unmasked":
+            context = Context(context.tokens, torch.ones_like(context.mask))
+        if self.about == "blind":
+            context = Context(context.tokens * 0, context.mask)
+        if self.about == "timeless":
+            t = t * 0
+        if self.about == "row time":
+            t = t[:, :1].expand(t.shape)
+        out = self.body(x, t, context)
+        return out + out.mean(0) if self.about == "mixes rows" else out
+
+
+@pytest.mark.parametrize("about, said", [
+    ("unmasked", "mask False must be as if absent"), ("blind", r"no gradient reaches \['body.enter.weight'\]"),
+    ("timeless", "times must matter"), ("row time", "each step's own time"), ("mixes rows", "other rows")])
+def test_trunks_that_break_a_promise(about, said):
+    check_trunk(Leaky())
+    with pytest.raises(AssertionError, match=said):
+        check_trunk(Leaky(about))
+
+
+@dataclass(frozen=True)
+class Naive(Encoder):
+    about: str = ""
+
+    def build(self, features, rows):
+        return _Naive(self.about, features, rows)
+
+
+class _Naive(EncoderNet):
+    def __init__(self, about, features, rows):
+        super().__init__()
+        self.about, self.tokens, self.width = about, rows, features[STATE].size
+
+    def forward(self, obs, rng=None):
+        x, here = obs[STATE], obs.get(STATE + "?", torch.ones(obs[STATE].shape[:2], dtype=torch.bool))
+        if self.about == "random":
+            x = x + torch.randn(x.shape)
+        if self.about == "miscounts":
+            x, here = x[:, :1], here[:, :1]
+        if self.about != "shows what is not there":
+            x = x.masked_fill(~here.unsqueeze(-1), 0)
+        return Context(x, torch.ones_like(here) if self.about == "never absent" else here)
+
+
+@pytest.mark.parametrize("about, said", [
+    ("random", "without rng nothing is random"), ("miscounts", "expected tokens"),
+    ("shows what is not there", "must not matter")])
+def test_encoders_that_break_a_promise(about, said):
+    features = {STATE: Feature("float32", (3,))}
+    check_encoder(Naive(), features)
+    with pytest.raises(AssertionError, match=said):
+        check_encoder(Naive(about), features)
+
+
+@dataclass(frozen=True)
+class Loose(Executor):
+    """Receding, but for one thing."""
+
+    about: str = ""
+
+    def start(self, policy, key):
+        state = Receding(2).start(policy, key)
+        return {**state, "mean": blank(policy, key)[:, 0]}
+
+    def act(self, policy, obs, state):
+        inner = {k: v for k, v in state.items() if k not in ("mean", "late")}
+        action, inner = Receding(2).act(policy, obs, inner)
+        if self.about == "mixes rows":
+            action = action - action.mean(0)
+        if self.about == "random":
+            action = action + torch.randn(action.shape)
+        if self.about == "one clock":  # for all rows
+            inner["count"] = put(inner["count"], slice(None), inner["count"].max().expand(inner["count"].shape))
+        more = {"late": action} if self.about == "grows" else {}
+        return action, {**inner, "mean": state["mean"], **more}
+
+
+@pytest.mark.parametrize("about, said", [
+    ("mixes rows", "must not depend on the other rows"), ("random", "same keys must give the same actions"),
+    ("grows", "structure must never change"), ("one clock", "other rows must not notice")])
+def test_executors_that_break_a_promise(about, said):
+    check_executor(Loose())
+    with pytest.raises(AssertionError, match=said):
+        check_executor(Loose(about))

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from understudy.core import UserError
 from understudy.data.augment import Noise
+from understudy.data.codec import Scaled
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.flow import Flow
@@ -209,6 +210,22 @@ def test_the_held_out_episodes_teach_nothing(tmp_path):
     assert lines[1][0] > 10 * lines[0][0]
 
 
+def test_a_mixture_is_drawn_by_its_shares(tmp_path):
+    """Of two parts, one with no share at all: as if it were not there, but for the statistics, which are of both."""
+    from understudy.data.mix import mix
+
+    def runs(name, spoil):
+        other = made_up(3).map(lambda e: e.but({"action": spoil * np.asarray(e.steps["action"])}))
+        mixture, shares = mix((made_up(), 1.0), (other, 0.0))
+        run(tmp_path / name, plain(codec=Scaled("identity", "identity")), mixture, draw=shares, hold=0.0)
+        return load_file(tmp_path / name / "checkpoints/000006/weights.safetensors")
+    a, b = runs("a", 1.0), runs("b", 0.5)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(UserError, match=r"draw.* was .*is None"):
+        mixture, _ = mix((made_up(), 1.0), (made_up(3), 0.0))
+        run(tmp_path / "a", plain(codec=Scaled("identity", "identity")), mixture, hold=0.0)
+
+
 def test_the_best_is_kept_and_named_by_score_and_ties_go_to_the_later(tmp_path):
     scores = {2: 0.1, 4: 0.7, 6: 0.7, 8: 0.2, 10: 0.2}
     steps = iter(scores)
@@ -290,7 +307,7 @@ def test_what_is_no_number_is_refused_by_place(tmp_path, column, value):
     data = Dataset([e.but({column: spoiled}) if i == 3 else e for i, e in enumerate(data)])
     with pytest.raises(UserError, match=rf"expected finite numbers, found {value}") as error:
         run(tmp_path / "run", plain(), data, hold=[0])
-    assert "step 5" in str(error.value) and f"{column}[1]" in str(error.value)
+    assert "episode 3, step 5" in str(error.value) and f"{column}[1]" in str(error.value)
 
 
 # -- disks that fill and processes that are killed -------------------------------------------------------------------

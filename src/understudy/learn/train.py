@@ -20,6 +20,8 @@ import torch
 from .. import __version__, config
 from ..core import UserError
 from ..data.episode import Dataset
+from ..data.formats import check_finite
+from ..data.window import Draw
 from ..heads.base import Memory
 from ..policy import Policy
 from . import devices
@@ -37,7 +39,8 @@ Score = Callable[[Policy], float]  # the higher the better
 def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None = None, seed: int = 0,
           device: str | torch.device = "auto", score: Score | None = None, every: int | None = None,
           hold: float | Sequence[int] = 0.1, validation: Validation | None = None, watch: Iterable[Watch] = (),
-          progress: bool | None = None, resume: bool = True, command: str | None = None) -> Policy:
+          draw: Draw | None = None, progress: bool | None = None, resume: bool = True,
+          command: str | None = None) -> Policy:
     """Trains `method` on `data` into the folder `out`; returns the policy after the last update.
 
     steps: updates, in place of the method's. seed: of the first weights, the order of the data, noise and dropout.
@@ -47,6 +50,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
     hold: share of whole episodes kept for validation (at least one of 5 or more), or their numbers. Which ones does
         not depend on `seed`, so that policies of different seeds are judged on the same.
     watch: sees every update, and every validation as {"validation/energy": ...}.
+    draw: how often each step starts a window (the shares of a mixture, data.mix), as data: a frozen dataclass.
     progress: a bar on standard error; by default where that is a terminal.
     command: what to write into the model card as the way to do this again.
 
@@ -70,7 +74,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         held = held_out(len(data), hold)
         training, test = data.pick(i for i in range(len(data)) if i not in set(held)), data.pick(held)
         documents = {"method.json": config.dump(method), "provenance.json": provenance(
-            source, fingerprint, data, held, seed, where, processes, command)}
+            source, fingerprint, data, held, seed, where, processes, command, draw)}
 
         last = max(run.saved(), default=None)
         if last is not None:
@@ -81,7 +85,8 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(seed)
             policy = Policy(method.policy, data.features()).to(where)
-            check_finite(training, (*policy.inputs, method.policy.target), policy)
+            goals = {g.into: g.of for g in policy.window.goals}
+            check_finite(data, {goals.get(k, k): None for k, f in policy.features.items() if f.kind != "image"})
             if last is None:
                 policy.fit(training)
         learner = method.learn.build(policy, seed, steps)
@@ -94,9 +99,10 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         processes.wait()
 
         judge = _Judge(run, test, validation or Validation(), scale_of(training, method.policy.target), score)
-        windows = policy.windows(training, extra=method.learn.extra, following=method.learn.following)
+        windows = policy.windows(training, extra=method.learn.extra, following=method.learn.following,
+                                 draw=draw)
         share = processes.share(method.learn.batch)
-        draw = devices.ahead(lambda n: windows.batch(method.learn.batch, n, seed, share), where, steps)
+        batch = devices.ahead(lambda n: windows.batch(method.learn.batch, n, seed, share), where, steps)
         with Progress(steps, loop.step, bar=progress if processes.first else False) as bar:
             watches = (*watch, bar) if processes.first else ()
             while True:
@@ -105,7 +111,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
                 processes.wait()
                 if loop.step >= steps:
                     break
-                loop.advance(draw, min((loop.step // every + 1) * every, steps), watches)
+                loop.advance(batch, min((loop.step // every + 1) * every, steps), watches)
         if processes.first:
             card(run, method, documents["provenance.json"])
         processes.wait()
@@ -224,30 +230,15 @@ def held_out(episodes: int, hold: float | Sequence[int]) -> list[int]:
     return sorted(order[:count])
 
 
-def check_finite(data: Dataset, names: Iterable[str], policy: Policy) -> None:
-    """Raises UserError naming the first value that is no number."""
-    drawn = {g.into: g.of for g in policy.window.goals}
-    for name in dict.fromkeys(drawn.get(n, n) for n in names):
-        for i, episode in enumerate(data):
-            column = np.asarray(episode.steps[name])
-            if column.dtype.kind != "f" or np.isfinite(column).all():
-                continue
-            step, *part = np.argwhere(~np.isfinite(column))[0].tolist()
-            raise UserError(f"expected finite numbers, found {column[(step, *part)]}",
-                            where=f"{data.facts.get('path', 'data set')}, episode {episode.meta.get('number', i)}, "
-                                  f"step {step}, {name}{part}",
-                            do="repair or leave out that episode (understudy inspect lists all of them)")
-
-
 def provenance(source, fingerprint: str, data: Dataset, held: list[int], seed: int, where: torch.device,
-               processes: Processes, command: str | None) -> dict[str, Any]:
+               processes: Processes, command: str | None, draw: Draw | None) -> dict[str, Any]:
     """Where a policy comes from. Names no folder of this machine."""
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
                  "format": source.get("format"), "fps": source.get("fps")},
-        "held_out": held, "seed": seed, "command": command,
+        "held_out": held, "seed": seed, "draw": config.dump(draw), "command": command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
@@ -261,7 +252,7 @@ def _same(run: Run, step: int, documents: dict[str, Any]) -> None:
 
     def identity(found):
         p = found["provenance.json"]
-        return {"method": found["method.json"], "seed": p["seed"], "data": p["data"]["fingerprint"],
+        return {"method": found["method.json"], "seed": p["seed"], "data": p["data"]["fingerprint"], "draw": p["draw"],
                 "held-out episodes": p["held_out"]}
     if odd := list(_differences(identity(was), identity(documents))):
         raise UserError("this run was begun with something else: " + "; ".join(odd[:5]), where=run.folder,

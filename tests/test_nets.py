@@ -47,10 +47,11 @@ FEATURES = {
 }
 PLAIN = {k: FEATURES[k] for k in ("observation.state", "observation.arms", "observation.last", "observation.mode",
                                     "observation.done")}
-ENCODERS = {"tokens": (Tokens(8, 4, SmallConv((8, 8), 4)), FEATURES),
-            "resnet": (Tokens(8, 2, ResNet18(keypoints=4)), FEATURES),
-            "grid": (Tokens(8, 2, ResNet18(pool="grid")), FEATURES),
-            "flat": (Flat(), PLAIN), "recurrent": (Recurrent(12, 2, Tokens(8, 4, SmallConv((8, 8), 4))), FEATURES),
+SEEN = {k: f for k, f in FEATURES.items() if f.kind != "text"}
+SMALL = Tokens(8, 4, SmallConv((8, 8), 4))
+ENCODERS = {"tokens": (SMALL, FEATURES), "resnet": (Tokens(8, 2, ResNet18(keypoints=4)), FEATURES),
+            "grid": (Tokens(8, 2, ResNet18(pool="grid")), FEATURES), "flat": (Flat(), PLAIN),
+            "flat_seen": (Flat(SmallConv((8, 8), 4), 4), SEEN), "recurrent": (Recurrent(12, 2, SMALL), FEATURES),
             "recurrent_flat": (Recurrent(12, 1, Flat()), PLAIN)}
 
 
@@ -109,7 +110,8 @@ def test_every_trunk_reads_every_encoder_and_every_weight_learns(trunk, encoder)
     out = net(x, t, context)
     assert out.shape == (5, 5, 3) and out.isfinite().all()
     out.square().sum().backward()
-    dead = [n for m in (enc, net) for n, p in m.named_parameters() if p.grad is None or not p.grad.any()]
+    dead = [n for m in (enc, net) for n, p in m.named_parameters() if p.requires_grad and (
+        p.grad is None or not p.grad.any())]
     assert not dead, dead
 
 
@@ -483,6 +485,20 @@ def test_flat_is_the_numbers_themselves():
     assert (enc.tokens, enc.width) == (1, got.tokens.shape[-1]) and not list(enc.parameters())
     gone = enc({**obs, "observation.arms?": torch.tensor([[False, True]] * 5)}).tokens[:, 0]
     assert (gone[:, 6:10] == 0).all() and torch.equal(gone[:, 10:], got.tokens[:, 0, 10:])
+
+
+def test_flat_sees_by_the_features_of_a_network_that_does_not_train():
+    f = {"observation.images.front": FEATURES["observation.images.front"]}
+    enc = seeded(lambda: Flat(ResNet18(pool="mean"), 2).build(f, 2)).train()
+    obs = observed(f)
+    image = obs["observation.images.front"][1, 1, 2:-2, 2:-2].permute(2, 0, 1).float()[None] / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    maps = enc.maps[0].body.body((image - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
+    torch.testing.assert_close(enc(obs, rng()).tokens[1, 0, 512:], maps.mean((2, 3))[0], rtol=1e-4, atol=1e-5)
+    assert enc.width == 1024 and not any(p.requires_grad for p in enc.parameters())
+    assert not any(m.training for m in enc.modules())
+    grid = Flat(ResNet18(pool="grid")).build({"i": Feature("uint8", (64, 33, 3), "image")}, 1)
+    assert grid.width == 4 * 512 == grid({"i": torch.zeros(2, 1, 64, 33, 3, dtype=torch.uint8)}).tokens.shape[-1]
 
 
 def test_recurrence_reads_the_rows_in_order():

@@ -41,7 +41,7 @@ class _Tokens(EncoderNet):
                 raise UserError(f"expected numbers, an image or UTF-8 bytes, found {f.kind}", where=f"column {name!r}",
                                 do="relabel it (Say turns the task's words into bytes), or leave it out of inputs")
         self.names = tuple(features)
-        self.maps = nn.ModuleList(maps[f.kind](f, spec, name) for name, f in features.items())
+        self.maps = nn.ModuleList(maps[f.kind](f, spec, name, spec.width) for name, f in features.items())
         self.tokens, self.width = rows * sum(m.tokens for m in self.maps), spec.width
 
     def forward(self, obs, rng=None):
@@ -66,8 +66,8 @@ def sensed(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
 class _Vector(nn.Linear):
     tokens = 1
 
-    def __init__(self, feature, spec, name):
-        super().__init__(feature.size, spec.width)
+    def __init__(self, feature, spec, name, width):
+        super().__init__(feature.size, width)
 
     def forward(self, x: Tensor, rng: Generator | None) -> Tensor:
         return super().forward(x.unsqueeze(-1).flatten(1).float()).unsqueeze(1)
@@ -78,14 +78,14 @@ class _Choice(nn.Module):
 
     tokens = 1
 
-    def __init__(self, feature, spec, name):
+    def __init__(self, feature, spec, name, width):
         super().__init__()
         choices = choices_of(feature, name)
         self.register_buffer("size", torch.tensor(choices), persistent=False)
         first = torch.tensor((0, *choices)).cumsum(0)
         self.register_buffer("first", first[:-1], persistent=False)
         self.none = int(first[-1])
-        self.each = nn.Embedding(self.none + 1, spec.width, padding_idx=self.none)
+        self.each = nn.Embedding(self.none + 1, width, padding_idx=self.none)
 
     def forward(self, x, rng):
         x = x.unsqueeze(-1).flatten(1).long()
@@ -96,23 +96,23 @@ class _Choice(nn.Module):
 class _Text(nn.Module):
     tokens = 1
 
-    def __init__(self, feature, spec, name):
+    def __init__(self, feature, spec, name, width):
         super().__init__()
-        self.body = spec.text.build(spec.width)
+        self.body = spec.text.build(width)
 
     def forward(self, x, rng):
         return self.body(x.flatten(1)).unsqueeze(1)
 
 
 class _Image(nn.Module):
-    def __init__(self, feature, spec, name):
+    def __init__(self, feature, spec, name, width):
         super().__init__()
         h, w, channels = feature.shape
         self.crop = spec.crop
         if min(h, w) <= 2 * spec.crop:
             raise UserError(f"expected images larger than the {2 * spec.crop} pixels cut off, found {h} x {w}",
                             where=f"column {name!r}", do="take a smaller crop")
-        self.body = spec.vision.build((h - 2 * spec.crop, w - 2 * spec.crop, channels), spec.width)
+        self.body = spec.vision.build((h - 2 * spec.crop, w - 2 * spec.crop, channels), width)
         self.tokens = self.body.tokens
 
     def forward(self, x, rng):
@@ -129,34 +129,72 @@ def choices_of(feature: Feature, name: str) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Flat(Encoder):
     """All numbers of all rows side by side as one token, nothing learned: with the MLP trunk, a plain network from
-    the observation to the action. Choices as one-hot vectors.
+    the observation to the action; for nearest neighbours, what they compare. Choices as one-hot vectors; images by
+    the features of `vision`, which does not train (VINN, Pari et al. 2021), of their centre without `crop` pixels on
+    each side.
 
     What was not sensed reads as zeros, which may also be a value: where columns are dropped on purpose
     (classifier-free guidance), take Tokens.
     """
 
+    vision: Vision | None = None
+    crop: int = 0
+
     def build(self, features, rows):
-        return _Flat(features, rows)
+        return _Flat(self, features, rows)
 
 
 class _Flat(EncoderNet):
-    def __init__(self, features, rows):
+    def __init__(self, spec, features, rows):
         super().__init__()
+        maps = {"vector": _Numbers, "choice": _OneHot, **({} if spec.vision is None else {"image": _Seen})}
         for name, f in features.items():
-            if f.kind not in ("vector", "choice"):
+            if f.kind not in maps:
                 raise UserError(f"expected numbers, found {f.kind}", where=f"column {name!r}",
-                                do="take the encoder Tokens, or leave the column out of inputs")
-        self.choices = {k: choices_of(f, k) if f.kind == "choice" else None for k, f in features.items()}
-        self.tokens = 1
-        self.width = rows * sum(f.size if f.kind == "vector" else sum(self.choices[k]) for k, f in features.items())
+                                do="take Flat(vision=...) or the encoder Tokens for images, Tokens for text, or leave "
+                                   "the column out of inputs")
+        self.names = tuple(features)
+        self.maps = nn.ModuleList(maps[f.kind](f, spec, name) for name, f in features.items()).requires_grad_(False)
+        self.tokens, self.width = 1, rows * sum(m.width for m in self.maps)
+
+    def train(self, mode=True):
+        return super().train(False)  # a network that does not train has nothing to drop out either
 
     def forward(self, obs, rng=None):
         parts = []
-        for name, choices in self.choices.items():
+        for name, module in zip(self.names, self.maps, strict=True):
             x, here = sensed(obs, name)
-            x = x.unsqueeze(-1).flatten(2)
-            if choices is not None:
-                x = torch.cat([x[..., i:i + 1] == torch.arange(n, device=x.device) for i, n in enumerate(choices)], -1)
-            parts.append((x.float() * here.unsqueeze(-1)).flatten(1))
+            made = module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            parts.append((made * here.unsqueeze(-1)).flatten(1))
         flat = torch.cat(parts, -1).unsqueeze(1)
         return Context(flat, torch.ones_like(flat[..., 0], dtype=torch.bool))
+
+
+class _Numbers(nn.Module):
+    def __init__(self, feature, spec, name):
+        super().__init__()
+        self.width = feature.size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-1).flatten(1).float()
+
+
+class _OneHot(nn.Module):
+    def __init__(self, feature, spec, name):
+        super().__init__()
+        self.choices = choices_of(feature, name)
+        self.width = sum(self.choices)
+
+    def forward(self, x):
+        x = x.unsqueeze(-1).flatten(1)
+        return torch.cat([x[:, i:i + 1] == torch.arange(n, device=x.device) for i, n in enumerate(self.choices)],
+                         -1).float()
+
+
+class _Seen(_Image):
+    def __init__(self, feature, spec, name):
+        super().__init__(feature, spec, name, None)
+        self.width = self.body.tokens * self.body.width
+
+    def forward(self, x):
+        return super().forward(x, None).flatten(1)

@@ -21,6 +21,7 @@ from ..core import UserError
 
 class VisionNet(nn.Module, ABC):
     tokens: int
+    width: int
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
@@ -31,8 +32,13 @@ class Vision(ABC):
     """A frozen dataclass."""
 
     @abstractmethod
-    def build(self, shape: tuple[int, int, int], width: int) -> VisionNet:
-        """For images of shape (h, w, C), after cropping. It scales the pixels as it likes to have them."""
+    def build(self, shape: tuple[int, int, int], width: int | None = None) -> VisionNet:
+        """For images of shape (h, w, C), after cropping; it scales their pixels as it likes to have them. Without a
+        width its own features come out, whatever their number, by no linear map at the end."""
+
+
+def _map(size: int, width: int | None) -> tuple[nn.Module, int]:
+    return (nn.Identity(), size) if width is None else (nn.Linear(size, width), width)
 
 
 def keypoints(maps: Tensor) -> Tensor:
@@ -52,7 +58,7 @@ class SmallConv(Vision):
     channels: tuple[int, ...] = (32, 32, 64, 64)
     keypoints: int = 32
 
-    def build(self, shape, width):
+    def build(self, shape, width=None):
         return _SmallConv(self, shape, width)
 
 
@@ -67,7 +73,7 @@ class _SmallConv(VisionNet):
             layers += [nn.Conv2d(size, channels, 3, stride, 1), nn.GroupNorm(8, channels), nn.SiLU()]
             size = channels
         self.body = nn.Sequential(*layers, nn.Conv2d(size, spec.keypoints, 1))
-        self.leave = nn.Linear(2 * spec.keypoints, width)
+        self.leave, self.width = _map(2 * spec.keypoints, width)
 
     def forward(self, image):
         return self.leave(keypoints(self.body(2 * image - 1))).unsqueeze(1)
@@ -89,7 +95,7 @@ class ResNet18(Vision):
     pool: Literal["keypoints", "mean", "grid"] = "keypoints"
     keypoints: int = 32
 
-    def build(self, shape, width):
+    def build(self, shape, width=None):
         net = _ResNet18(self, shape, width)
         if self.weights is not None and not _given.get():
             net.body.pretrained(self.weights)
@@ -119,7 +125,7 @@ class _ResNet18(VisionNet):
         self.body, self.pool = ResNet18Body(channels, fixed=spec.weights is not None), spec.pool
         self.tokens = -(-h // 32) * -(-w // 32) if spec.pool == "grid" else 1
         self.points = nn.Conv2d(512, spec.keypoints, 1) if spec.pool == "keypoints" else None
-        self.leave = nn.Linear(2 * spec.keypoints if spec.pool == "keypoints" else 512, width)
+        self.leave, self.width = _map(2 * spec.keypoints if spec.pool == "keypoints" else 512, width)
         # What ImageNet's pixels are scaled by, the habit of all pretrained weights.
         mean, std = (torch.tensor(v if channels == 3 else (0.5,) * channels).view(-1, 1, 1) for v in
                      ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

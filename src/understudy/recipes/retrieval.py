@@ -7,7 +7,7 @@ from ..execute.chunked import Receding
 from ..heads.neighbors import Neighbors
 from ..learn.clone import Cloning
 from ..learn.method import Method
-from ..nets.raw import Raw
+from ..nets.encoders import Flat
 from ..nets.vision import ResNet18
 from ..policy import Recipe
 
@@ -19,7 +19,7 @@ def knn(count: int = 1, obs: int = 1, horizon: int = 8, execute: int = 4) -> Met
     Rows: 079
     Needs: observations and actions that are numbers
     """
-    recipe = Recipe(Neighbors(count, weights="equal"), encoder=Raw(), window=Window(obs, horizon))
+    recipe = Recipe(Neighbors(count, weights="equal"), encoder=Flat(), window=Window(obs, horizon))
     return Method(recipe, Receding(execute), Cloning(steps=1))
 
 
@@ -30,5 +30,5 @@ def vinn(count: int = 5, weights: str = "hf://timm/resnet18.a1_in1k") -> Method:
     Rows: 079
     Needs: actions that are numbers; for cameras the weights of a ResNet-18
     """
-    recipe = Recipe(Neighbors(count), encoder=Raw(ResNet18(weights, pool="mean"), 512), window=Window(1, 1))
+    recipe = Recipe(Neighbors(count), encoder=Flat(ResNet18(weights, pool="mean")), window=Window(1, 1))
     return Method(recipe, Receding(), Cloning(steps=1))

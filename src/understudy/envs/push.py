@@ -126,17 +126,23 @@ def _shove(disc, block, heading, step):
     """The block moves out of the disc's way; `step` (rows, 2) is how the disc went. All (rows, 2)."""
     depth, normal, point = contact(disc, block, heading)
     along = -normal[:, ::-1] * BACK
-    # Of a push in direction d at the contact, the contact moves by 1 + (lever arm of d / LEVER)^2 in direction d.
-    arm, slant = _cross(point, normal) / LEVER, _cross(point, along) / LEVER
-    push = depth / (1 + arm * arm)
-    slip = (_turn(heading * BACK, step) * along).sum(1) - push * arm * slant
-    grip = np.minimum(np.maximum(slip / (1 + slant * slant), -FRICTION * push), FRICTION * push)
-    shift = push[:, None] * normal + grip[:, None] * along
-    angle = (push * arm + grip * slant) / LEVER
+    # Pushed with (push, grip) along the normal and across it, the contact moves by [[1 + aa, ab], [ab, 1 + bb]] times
+    # that. It has to move by (depth, slip) if it sticks; if that takes more grip than there is, it slides.
+    a, b = _cross(point, normal) / LEVER, _cross(point, along) / LEVER
+    slip = (_turn(heading * BACK, step) * along).sum(1)
+    push = ((1 + b * b) * depth - a * b * slip) / (1 + a * a + b * b)
+    grip = ((1 + a * a) * slip - a * b * depth) / (1 + a * a + b * b)
+    most = np.where(grip > 0, FRICTION, -FRICTION).astype(np.float32)
+    slides = np.abs(grip) > FRICTION * push
+    push = np.where(slides, depth / (1 + a * a + most * a * b), push)
+    grip = np.where(slides, most * push, grip)
+    held = depth > 0
+    shift = np.where(held[:, None], push[:, None] * normal + grip[:, None] * along, 0)
+    angle = np.where(held, push * a + grip * b, 0) / LEVER
     block = np.minimum(np.maximum(block + _turn(heading, shift), MARGIN), SIDE - MARGIN)
     half = np.stack([np.ones_like(angle), angle / 2], 1)  # a rotation by twice the angle of this vector
     turned = _turn(heading, _turn(half, half))
-    heading = np.where(depth[:, None] > 0, turned / distance(turned, 0)[:, None], heading)
+    heading = np.where(held[:, None], turned / distance(turned, 0)[:, None], heading)
     # Where the table's edge holds the block, the disc is what gives way.
     depth, normal, point = contact(disc, block, heading)
     return disc - depth[:, None] * _turn(heading, normal), block, heading

@@ -1,0 +1,389 @@
+"""The toys: closed forms, invariants, and that their best possible success is reached."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from understudy import envs
+from understudy.config import Untrusted
+from understudy.core import UserError, keys
+from understudy.data.window import Window
+from understudy.envs import push
+from understudy.envs.fork import Expert, Fork
+from understudy.envs.particle import Particle
+from understudy.envs.push import Push
+from understudy.envs.raster import Canvas
+from understudy.envs.wrap import BASE, Residual, Steer
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Actor, Plays
+from understudy.execute.chunked import Receding
+from understudy.heads.flow import Flow
+from understudy.policy import Policy, Recipe
+from understudy.testing import check_env
+
+TOYS = ("fork", "particle", "particle:8", "push", "push-images")
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_every_toy_keeps_the_contract(name):
+    check_env(lambda rows: envs.make(name, rows, limit=25))
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_the_best_possible_success_is_reached(name):
+    env = envs.make(name, 200)
+    expert = env.expert()
+    steady = type(expert)(**{**vars(expert), "noise": 0.0})
+    ran = rollout(steady, env, 200, seed=4)
+    assert np.mean([e.meta["success"] for e in ran]) == env.facts["optimum"] == 1.0
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_recorded_experts_succeed_and_differ(name):
+    env = envs.make(name, 100)
+    ran = rollout(env.expert(), env, 100, seed=5)
+    assert np.mean([e.meta["success"] for e in ran]) >= 0.98
+    assert len({len(e) for e in ran}) > 3
+    for e in ran:
+        ended = e.steps["next.terminated"] | e.steps["next.truncated"]
+        assert ended[-1] and not ended[:-1].any() and len(e) <= env.facts["limit"]
+
+
+# -- fork ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_both_ways_round_the_fork_is_the_pillar():
+    @dataclass(frozen=True)
+    class Mean(Actor):
+        def start(self, obs, key):
+            return {str(s): Expert(s, 0.0).start(obs, key) for s in (1, -1)}
+
+        def act(self, obs, state):
+            return sum(Expert(s, 0.0).act(obs, state[str(s)])[0] for s in (1, -1)) / 2, state
+    ran = rollout(Mean(), Fork(50), 200, seed=0)
+    assert not any(e.meta["success"] for e in ran)
+    assert all(e.steps["next.reward"][-1] == -1 for e in ran)
+
+
+def test_both_ways_are_taken_equally_often():
+    ran = rollout(Expert(), Fork(400), 400, seed=1)
+    left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in ran)
+    assert 160 <= left <= 240  # four standard deviations of a fair coin
+    assert all(e.steps["observation.state"][:, 1].mean() > 0 for e in rollout(Expert(side=1), Fork(20), 20))
+
+
+def test_the_fork_moves_by_velocity_and_clips_it():
+    env = Fork(2)
+    start = env.reset(torch.arange(2), keys(0, [0, 1]))["observation.state"]
+    seen = env.step(torch.tensor([[0.5, -0.25], [9.0, 0.0]])).obs["observation.state"]
+    torch.testing.assert_close(seen - start, torch.tensor([[0.05, -0.025], [0.1, 0.0]]), atol=1e-7, rtol=0)
+
+
+def test_gusts_are_drawn_by_the_row():
+    a, b = (rollout(Expert(noise=0.0), Fork(n, gust=0.3), 6, seed=2) for n in (1, 6))
+    assert a.fingerprint() == b.fingerprint() != rollout(Expert(noise=0.0), Fork(6), 6, seed=2).fingerprint()
+
+
+# -- particle -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_the_particle_follows_its_controller(dim):
+    """Ten explicit Euler steps of x'' = 10 (u - x) - 5 x' are a power of one matrix."""
+    env = Particle(3, dim=dim)
+    env.reset(torch.arange(3), keys(0, range(3)))
+    env.step(torch.rand(3, dim, generator=torch.Generator().manual_seed(0)))
+    at, speed = (env.state[k].astype(np.float64) for k in ("at", "speed"))
+    target = np.linspace(0.1, 0.9, dim)
+    env.step(torch.from_numpy(np.tile(target, (3, 1))))
+    dt = 0.005
+    power = np.linalg.matrix_power(np.array([[1, dt], [-10 * dt, 1 - 5 * dt]]), 10)
+    offset, after = np.einsum("ij,jbd->ibd", power, np.stack([at - target, speed]))
+    np.testing.assert_allclose(env.state["at"], target + offset, atol=1e-6)
+    np.testing.assert_allclose(env.state["speed"], after, atol=1e-6)
+
+
+def test_the_order_of_the_goals_counts():
+    @dataclass(frozen=True)
+    class Only(Actor):
+        goal: int
+
+        def start(self, obs, key):
+            return {}
+
+        def act(self, obs, state):
+            return obs["observation.state"].chunk(4, 1)[self.goal], state
+    for goal, visited in ((2, 1.0), (3, 0.0)):
+        ran = rollout(Only(goal), Particle(50), 50, seed=0)
+        assert not any(e.meta["success"] and len(e) < 5 for e in ran)
+        flags = [e.steps["simulator.state"][-1, 0] for e in ran]
+        assert np.mean(np.array(flags) == visited) > 0.9  # the other goal may lie on the way
+
+
+def test_particles_in_many_dimensions_are_named():
+    assert envs.make("particle:8").facts["env"] == "particle:8"
+    assert envs.make("particle").features["observation.state"].names[:3] == ("at.x", "at.y", "speed.x")
+    with pytest.raises(UserError, match="at least 2 dimensions"):
+        envs.make("particle:1")
+
+
+# -- push ---------------------------------------------------------------------------------------------------------
+
+
+def _placed(disc, block, angle, goal=(0.9, 0.9), rows=1):
+    env = Push(rows)
+    whole = np.float32([*disc, *block, math.cos(angle), math.sin(angle), *goal])
+    env.restore(torch.arange(rows), {"observation.state": torch.from_numpy(np.tile(whole, (rows, 1)))})
+    return env
+
+
+def _depth(env):
+    return push.contact(*(env.state[k] for k in ("disc", "block", "heading")))[0]
+
+
+def test_a_push_through_the_centre_moves_the_block_straight():
+    env = _placed((0.5 - push.HALF - push.DISC, 0.5), (0.5, 0.5), 0.0)
+    env.step(torch.tensor([[0.25, 0.0]]))
+    np.testing.assert_allclose(env.state["block"], [[0.525, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(env.state["heading"], [[1, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(("arm", "across"), [(0.02, 0.0), (-0.03, 0.0), (0.0, 0.004)])
+def test_a_contact_that_sticks_moves_as_the_disc_does(arm, across):
+    """Contact displacement (I + J J^T / c^2) f = d, with J = z x p, and the block's motion is f, J.f / c^2."""
+    env = _placed((0.5 - push.HALF - push.DISC, 0.5 - arm), (0.5, 0.5), 0.0)
+    step = np.array([0.001, across * 0.1])
+    env.step(torch.from_numpy(step[None] * 10))
+    lever = np.array([arm, -push.HALF])
+    force = np.linalg.solve(np.eye(2) + np.outer(lever, lever) / push.LEVER ** 2, step)
+    assert abs(force[1]) < push.FRICTION * force[0]  # it does stick
+    np.testing.assert_allclose(env.state["block"][0] - 0.5, force, atol=2e-5)
+    turned = math.atan2(env.state["heading"][0, 1], env.state["heading"][0, 0])
+    assert turned == pytest.approx(lever @ force / push.LEVER ** 2, abs=4e-5)
+
+
+def test_a_glancing_disc_slides_when_the_contact_cannot_hold_it():
+    """Then the sideways push is 0.3 of the normal one, in the direction in which the disc slides."""
+    env = _placed((0.5 - push.HALF - push.DISC, 0.5), (0.5, 0.5), 0.0)
+    env.step(torch.tensor([[0.01, 0.2]]))
+    along, across = (env.state["block"] - 0.5)[0]
+    assert across / along == pytest.approx(push.FRICTION, rel=0.05)
+
+
+unit = st.floats(-1, 1, width=32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), first=st.tuples(unit, unit), second=st.tuples(unit, unit))
+def test_the_disc_is_never_in_the_block_nor_beyond_the_table(seed, first, second):
+    env = Push(64)
+    env.reset(torch.arange(64), keys(seed, range(64)))
+    for n in range(24):
+        aim = torch.from_numpy(env.state["block"] - env.state["disc"])
+        before = {k: v.copy() for k, v in env.state.items()}
+        env.step(0.25 * aim / aim.norm(dim=1, keepdim=True) + 0.1 * torch.tensor(first if n % 2 else second))
+        s = env.state
+        assert _depth(env).max() < 1e-6
+        assert (s["block"] >= push.MARGIN - 1e-6).all() and (s["block"] <= 1 - push.MARGIN + 1e-6).all()
+        assert np.abs(np.linalg.norm(s["heading"], axis=1) - 1).max() < 1e-5
+        far = np.linalg.norm(before["disc"] - before["block"], axis=1) > push.REACH + 0.05
+        assert (s["block"][far] == before["block"][far]).all() and (s["heading"][far] == before["heading"][far]).all()
+        # It goes round or pushes; it does not jump to the other side.
+        assert (((before["disc"] - before["block"]) * (s["disc"] - s["block"])).sum(1) > 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(angle=st.floats(0, 6.3), arm=st.floats(-0.1, 0.1), steer=st.floats(-0.25, 0.25))
+def test_the_mirror_image_of_a_push_is_the_push_of_the_mirror_image(angle, arm, steer):
+    a, b = (_placed((0.37, 0.5 + sign * arm), (0.5, 0.5), sign * angle) for sign in (1, -1))
+    for _ in range(8):
+        a.step(torch.tensor([[0.2, steer]]))
+        b.step(torch.tensor([[0.2, -steer]]))
+    flip = np.float32([1, -1])
+    np.testing.assert_allclose(a.state["block"] - 0.5, (b.state["block"] - 0.5) * flip, atol=1e-4)
+    np.testing.assert_allclose(a.state["heading"], b.state["heading"] * flip, atol=2e-3)
+
+
+def test_the_table_holds_the_block_and_the_block_the_disc():
+    env = _placed((0.7, 0.5), (0.85, 0.5), 0.0, goal=(0.2, 0.2))
+    for _ in range(20):
+        env.step(torch.tensor([[0.25, 0.0]]))
+    assert env.state["block"][0, 0] == pytest.approx(1 - push.MARGIN)
+    assert env.state["disc"][0, 0] == pytest.approx(1 - push.MARGIN - push.HALF - push.DISC, abs=1e-5)
+
+
+# -- pictures -----------------------------------------------------------------------------------------------------
+
+
+def _cover(image, colour):
+    """How much of the picture has the colour of a shape, 1 being one pixel."""
+    paper, ink = np.float64([246, 244, 238]), np.float64(colour)
+    return ((image - paper) @ (ink - paper) / ((ink - paper) @ (ink - paper))).sum()
+
+
+def test_shapes_have_their_areas():
+    canvas = Canvas(2, 64, (0.0, 0.0), 1.0)
+    canvas.circle(np.float32([[0.5, 0.5], [0.31, 0.72]]), 0.2, (0, 0, 0))
+    for image in canvas.image:
+        assert _cover(image, (0, 0, 0)) / 64 ** 2 == pytest.approx(math.pi * 0.04, rel=0.01)
+    for angle in (0.0, 0.3, 1.2):
+        canvas = Canvas(1, 64, (0.0, 0.0), 1.0)
+        canvas.box(np.float32([[0.5, 0.5]]), np.float32([[math.cos(angle), math.sin(angle)]]), (0.2, 0.1), (0, 0, 0))
+        assert _cover(canvas.image[0], (0, 0, 0)) / 64 ** 2 == pytest.approx(0.08, rel=0.02)
+
+
+def test_pictures_show_where_things_are():
+    canvas = Canvas(3, 32, (0.0, 0.0), 1.0)
+    canvas.circle(np.float32([[0.25, 0.75], [0.75, 0.25], [-0.5, 0.5]]), 0.1, (255, 0, 0))
+    red = (canvas.image[..., 1] < 10)
+    assert red[0, 8, 8] and not red[0, 24, 24]  # y is up, so 0.75 is near the top
+    assert red[1, 24, 24] and not red[1, 8, 8]
+    assert not red[2].any()  # beyond the edge
+    assert (canvas.image[2] == (246, 244, 238)).all()
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_maps_can_be_drawn(name):
+    env = envs.make(name, 2)
+    obs = env.reset(torch.arange(2), keys(0, range(2)))
+    plane, frame = env.map(), env.frame(0)
+    assert frame.shape == (256, 256, 3) and len(np.unique(frame.reshape(-1, 3), axis=0)) > 3
+    for mark in plane.get("marks", ()):
+        column, i, j = mark["column"]
+        assert obs[column][:, [i, j]].shape == (2, 2)
+    assert not np.array_equal(frame, env.frame(1))
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_and_options_say_what_there_is():
+    with pytest.raises(UserError, match="did you mean fork"):
+        envs.make("frok")
+    with pytest.raises(UserError, match="CartPole-v1"):
+        envs.make("cartpole-v1")
+    with pytest.raises(UserError, match="limt"):
+        envs.make("fork", limt=3)
+    assert envs.names() == ("fork", "particle", "push", "push-images")
+
+
+def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):
+    (tmp_path / "stranger_envs.py").write_text(
+        "from understudy.envs.fork import Fork\n"
+        "import gymnasium\n"
+        "def fork(rows, limit=7): return Fork(rows, limit=limit)\n"
+        "def pole(rows): return gymnasium.make('CartPole-v1')\n"
+        "def poles(rows): return gymnasium.make_vec('CartPole-v1', rows, vectorization_mode='sync')\n"
+        "def wrong(rows): return 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(Untrusted, match="--trust stranger_envs"):
+        envs.make("stranger_envs:fork")
+    trust = ("stranger_envs",)
+    assert envs.make("stranger_envs:fork", 3, trust, limit=9).facts["limit"] == 9
+    for factory in ("pole", "poles"):
+        env = envs.make(f"stranger_envs:{factory}", 3, trust)
+        assert env.rows == 3 and env.features["action"].choices == (2,)
+    for name, words in (("stranger_envs:wrong", "found int"), ("stranger_envs:none", "expected a function 'none'"),
+                        ("stranger_envs.sub:f", "expected a module")):
+        with pytest.raises(UserError, match=words):
+            envs.make(name, 1, trust)
+
+
+def test_columns_that_restoring_needs_are_named():
+    env = envs.make("push-images", 2)
+    with pytest.raises(UserError, match="simulator.state"):
+        env.restore(torch.tensor([0]), {"observation.state": torch.zeros(1, 2)})
+    with pytest.raises(UserError, match="expected shape"):
+        envs.make("fork").restore(torch.tensor([0]), {"observation.state": torch.zeros(1, 3)})
+    with pytest.raises(UserError, match="expected actions of shape"):
+        envs.make("fork", 2).step(torch.zeros(2, 3))
+
+
+def test_a_thousand_copies_step_as_one():
+    """Vectorised means that a thousand rows cost far less than a thousand times one."""
+    for name in ("fork", "particle", "push"):
+        took = {}
+        for rows in (1, 1000):
+            env = envs.make(name, rows, limit=10**6)
+            env.reset(torch.arange(rows), keys(0, range(rows)))
+            action = torch.zeros(rows, 2)
+            began = time.process_time()
+            for _ in range(30):
+                env.step(action)
+            took[rows] = time.process_time() - began
+        assert took[1000] < 100 * took[1]
+
+
+# -- environments made of environments ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Constant(Actor):
+    value: torch.Tensor
+
+    def start(self, obs, key):
+        return {"none": key}
+
+    def act(self, obs, state):
+        return self.value.expand(len(state["none"]), -1), state
+
+
+def test_no_correction_is_the_base_itself():
+    base = rollout(Expert(), Fork(3), 7, seed=3)
+    ran = rollout(Constant(torch.zeros(2)), Residual(Fork(3), Expert(), 0.1), 7, seed=3)
+    for a, b in zip(base, ran, strict=True):
+        np.testing.assert_array_equal(a.steps["observation.state"], b.steps["observation.state"])
+        np.testing.assert_array_equal(a.steps["action"], b.steps[BASE][:-1])
+
+
+def test_corrections_are_added_in_their_scale():
+    env, plain = Residual(Fork(2), Constant(torch.tensor([0.5, 0.0])), 0.1), Fork(2)
+    for e in (env, plain):
+        e.reset(torch.arange(2), keys(0, range(2)))
+    a = env.step(torch.tensor([[1.0, -1.0], [0.0, 2.0]])).obs["observation.state"]
+    b = plain.step(torch.tensor([[0.6, -0.1], [0.5, 0.2]])).obs["observation.state"]
+    torch.testing.assert_close(a, b, atol=1e-7, rtol=0)
+    check_env(lambda rows: Residual(Fork(rows, limit=12), Expert(), 0.3))
+
+
+@pytest.fixture(scope="module")
+def policy():
+    data = rollout(Expert(), Fork(20), 20, seed=0)
+    torch.manual_seed(0)
+    return Policy(Recipe(Flow(steps=2), window=Window(1, 6)), data.features()).fit(data).eval()
+
+
+def test_steering_with_the_noise_that_would_have_been_drawn_changes_nothing(policy):
+    @dataclass(frozen=True)
+    class Drawn(Actor):
+        def start(self, obs, key):
+            return {"key": key, "count": torch.zeros_like(key)}
+
+        def act(self, obs, state):
+            return policy.noise(state["key"], state["count"]).flatten(1), {**state, "count": state["count"] + 1}
+    execute = 4
+    plain = rollout(Plays(policy, Receding(execute)), Fork(4, limit=20), 6, seed=1)
+    steered = rollout(Drawn(), Steer(Fork(4, limit=20), policy, execute, bound=100.0), 6, seed=1)
+    for a, b in zip(plain, steered, strict=True):
+        np.testing.assert_allclose(b.steps["observation.state"][:-1], a.steps["observation.state"][:-1:execute],
+                                   atol=1e-6)
+        np.testing.assert_allclose(b.steps["observation.state"][-1], a.steps["observation.state"][-1], atol=1e-6)
+        assert b.steps["next.reward"].sum() == pytest.approx(a.steps["next.reward"].sum())
+        assert a.meta["success"] == b.meta["success"] and len(b) == -(-len(a) // execute)
+
+
+def test_steering_clips_the_noise_and_says_what_it_needs(policy):
+    env = Steer(Fork(2), policy, 3, bound=1.0)
+    seen = []
+    for size in (1.0, 50.0):
+        env.reset(torch.arange(2), keys(0, range(2)))
+        seen.append(env.step(torch.full((2, 12), size)).obs["observation.state"])
+    torch.testing.assert_close(*seen, atol=0, rtol=0)
+    with pytest.raises(UserError, match="execute from 1 to 6"):
+        Steer(Fork(2), policy, 7)

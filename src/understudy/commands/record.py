@@ -34,7 +34,7 @@ class Record:
     rows: Count = 16
     """environments side by side; changes nothing but the time it takes"""
     trust: Trust = ()
-    """a package whose code may be loaded (repeatable)"""
+    """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:

@@ -28,7 +28,7 @@ class Replay:
     json: bool = False
     """one JSON document on standard output"""
     trust: Trust = ()
-    """a package whose code may be loaded (repeatable)"""
+    """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Train:
     image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
     """side, or height and width, to which camera frames are decoded once"""
     trust: Trust = ()
-    """a package whose code may be loaded (repeatable)"""
+    """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:
@@ -109,14 +110,16 @@ class Said:
 
 def _help(own: list[str], options: list[str]) -> None:
     """Of the command, and, where a recipe is named, of every field that can be set."""
+    with contextlib.suppress(SystemExit):
+        parse(Train, "train", ["--help"])
     if own and not own[0].startswith("-"):
         from ..learn.method import Method
         from .method import method_of
 
+        print(f"\nWhat can be set in {own[0]}, and its defaults:\n")
         method = method_of(own[0], options, [], None, tuple(_trusted(own)), "")
         tyro.cli(Method, default=method, prog=f"understudy train {own[0]} DATA --out RUN", args=["--help"],
-                 description=f"Every field of {own[0]}, and its default.", config=(tyro.conf.FlagCreatePairsOff,))
-    parse(Train, "train", ["--help"])
+                 config=(tyro.conf.FlagCreatePairsOff,))
     sys.exit(0)
 
 

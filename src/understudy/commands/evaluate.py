@@ -1,0 +1,199 @@
+"""understudy eval"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from .common import Count, Device, Out, Trust, bar, opened, parse
+
+if TYPE_CHECKING:
+    from ..evaluate.judge import Evaluation
+
+ROWS = 16  # of every batch that the network sees, so that no result depends on --rows
+
+
+@dataclass(frozen=True)
+class Eval:
+    """How good is a trained policy, and how sure is that?
+
+    In an environment: success (or return) over numbered episodes, with an interval; --against rolls a second policy
+    out on the same starts and compares. On recorded episodes, where there is no simulator: how well it foretells what
+    was done, which is not a success rate.
+    """
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """a run (its last checkpoint), RUN/best, or a checkpoint"""
+    on: Annotated[str, Positional, arg(metavar="ENV|DATA")]
+    """where to act, or a file or folder of recorded episodes"""
+    episodes: Count = 100
+    """how many, each decided by its number and the seed"""
+    against: Annotated[Path | None, arg(metavar="RUN2")] = None
+    """a second policy, on the same starts"""
+    seed: Annotated[int, arg(metavar="S")] = 0
+    """of the starts; training and recording never use them"""
+    device: Device = "auto"
+    """where to compute"""
+    rows: Count = 16
+    """environments side by side; changes nothing but the time it takes"""
+    save: Annotated[Path | None, arg(metavar="EPISODES")] = None
+    """write the rollouts as a data set; then an interrupted evaluation goes on where it stopped"""
+    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    """write a report"""
+    json: bool = False
+    """one JSON document on standard output"""
+    trust: Trust = ()
+    """a package whose code may be loaded"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(Eval, "eval", args)
+    from ..core import UserError
+    from ..envs import names
+
+    with Out(o.json) as out:
+        if o.episodes < 1:
+            raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
+        if Path(o.on).exists() and o.on not in names():
+            _recorded(o, out)
+        else:
+            _rolled_out(o, out)
+
+
+# -- acting ---------------------------------------------------------------------------------------------------------
+
+
+def _rolled_out(o: Eval, out: Out) -> None:
+    from ..envs import make
+    from ..evaluate.judge import verdict
+
+    env = make(o.on, min(o.rows, o.episodes), o.trust)
+    try:
+        mine = evaluated(o.run, env, o, o.save)
+        other = None if o.against is None else evaluated(o.against, env, o, None)
+    finally:
+        env.close()
+    _keep(o, mine, other)
+    if other is not None:
+        out.say(verdict(mine), verdict(other, names=("the other", "")), "")
+    out.say(verdict(mine, other, (o.run.name, o.against.name) if other else ("this checkpoint", "")))
+    if mine.success is not None and env.facts.get("success"):
+        out.say(f"Success: {env.facts['success']}.")
+    if o.save:
+        out.say(f"Episodes written to {o.save}")
+    _report(o, env, mine, other, out)
+    hints = [] if o.against else [f"understudy eval {o.run} {o.on} --episodes {o.episodes} --against RUN2"]
+    if o.html is None:
+        hints.append(f"understudy eval {o.run} {o.on} --episodes {o.episodes} --html report.html")
+    out.next(*hints, f"understudy train RECIPE DATA --out RUN3 --seed {o.seed + 1}")
+    out.answer(mine.json(other, str(o.against)))
+
+
+def evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
+    """`run` in `env`, on the numbered starts; recorded into `save`, if given."""
+    import time
+
+    from ..evaluate.judge import evaluate, judged
+    from ..evaluate.record import record
+    from ..learn.devices import device
+    from ..learn.method import actor
+    from ..policy import checkpoint
+
+    plays = actor(run, device=device(o.device), rows=ROWS, trust=o.trust)
+    plays.policy.policy.check(env.features, str(env.facts["env"]))
+    with bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress:
+        def watch(number, episode):
+            progress()
+        if save is None:
+            return evaluate(plays, env, o.episodes, o.seed, watch=watch)
+        began = time.perf_counter()
+        data = record(env, plays, o.episodes, save, o.seed, by=f"policy {_mark(checkpoint(run))}", watch=watch)
+        return judged(data[:o.episodes], time.perf_counter() - began)
+
+
+def _mark(folder: Path) -> str:
+    """Which weights these are."""
+    import hashlib
+
+    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def _keep(o: Eval, mine: Evaluation, other: Evaluation | None) -> None:
+    """A line in RUN/eval/ENV.jsonl."""
+    _write(o, {**mine.json(other, str(o.against)), "seed": o.seed,
+               "each": {"success": None if mine.successes is None else mine.successes.tolist(),
+                        "return": mine.rewards.tolist()}})
+
+
+def _write(o: Eval, line: dict) -> None:
+    import json
+    import os
+
+    from ..evaluate.judge import finite
+    from ..policy import checkpoint
+
+    folder = checkpoint(o.run)
+    run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
+    file = run / "eval" / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in Path(o.on).name)}.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    about = {"checkpoint": folder.name, "weights": _mark(folder),
+             "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps(finite({**about, **line}), allow_nan=False) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+# -- foretelling ----------------------------------------------------------------------------------------------------
+
+
+def _recorded(o: Eval, out: Out) -> None:
+    from ..core import UserError
+    from ..evaluate.recorded import judged_on, recorded
+    from ..files import read_json
+    from ..learn.devices import device
+    from ..learn.method import Method
+    from ..policy import Policy, checkpoint
+
+    if o.against is not None:
+        raise UserError("expected an environment to compare in, found recorded episodes", where=o.on,
+                        do="evaluate each run on them alone: the energy scores compare")
+    policy, method = Policy.load(o.run, o.trust, device(o.device)), Method.load(o.run, o.trust)
+    sizes = {f.shape[:2] for f in policy.features.values() if f.kind == "image"}
+    data = opened(Path(o.on), next(iter(sizes), None))
+    provenance = checkpoint(o.run) / "provenance.json"
+    episodes, origin = judged_on(read_json(provenance) if provenance.exists() else {}, data)
+    for relabel in method.data:
+        data = data.map(relabel)
+    found = recorded(policy, data, episodes, origin)
+    _write(o, found.json())
+    out.say(found.words(), "", _parts(found.dimensions, found.unit), "", _parts(found.time, found.unit))
+    if o.html is not None:
+        from ..evaluate.report import report_recorded
+
+        report_recorded(found, o.html)
+        out.say(f"Report written to {o.html}")
+    out.next(f"understudy eval {o.run} ENV --episodes 100", f"understudy eval {o.run} {o.on} --html report.html")
+    out.answer(found.json())
+
+
+def _parts(parts, unit):
+    from rich.table import Table
+
+    table = Table("", f"error{f' ({unit})' if unit else ''}", "spread of its samples", box=None, pad_edge=False)
+    for p in parts:
+        table.add_row(p.name, f"{p.error:.3g}", f"{p.spread:.3g}")
+    return table
+
+
+def _report(o: Eval, env, mine, other, out) -> None:
+    if o.html is None:
+        return
+    from ..evaluate.report import report
+
+    report(o.html, env=env, runs={o.run.name: mine, **({} if other is None else {o.against.name: other})})
+    out.say(f"Report written to {o.html}")

@@ -1,0 +1,89 @@
+"""The whole line on a toy whose best possible result is known, in a few minutes: from demonstrations to a judged
+policy. Budget and seeds are fixed here, before anything runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .data.episode import Dataset
+from .data.window import Window
+from .envs import make
+from .evaluate.judge import Evaluation, evaluate, recording, verdict
+from .evaluate.record import expert, record
+from .execute.chunked import Receding
+from .files import write_json
+from .heads.base import Head
+from .heads.flow import Flow
+from .heads.regression import Regression
+from .learn.clone import Cloning
+from .learn.method import Method, actor
+from .learn.train import train
+from .policy import Recipe
+
+TASK = "fork"  # round a pillar, left or right: both equally good, and their mean is the pillar
+DEMONSTRATIONS, STEPS, EPISODES, SEED = 80, 2000, 200, 0
+NAMES = {"flow": "flow matching", "regression": "mean regression"}  # by the folder of the run
+ROWS = 16  # of every batch that a network sees while it is judged
+
+
+def method(head: Head) -> Method:
+    """The two differ in their heads and in nothing else: trunk, window, execution and budget are the same."""
+    return Method(Recipe(head, window=Window(2, 8)), Receding(4), Cloning(steps=STEPS))
+
+
+METHODS = {"flow": method(Flow()), "regression": method(Regression())}
+Say = Callable[[str], None]
+
+
+def demo(out: Path, *, device: str = "cpu", say: Say = print, bar=None) -> dict[str, Evaluation]:
+    """Everything into the folder `out`; what an earlier, interrupted call has done there is not done again.
+
+    bar(title, total): a context manager that gives progress(done). Returns the evaluations, by run.
+    """
+    began, env = time.perf_counter(), make(TASK, 50)
+    say(f"1/5  {DEMONSTRATIONS} demonstrations by the scripted expert of {TASK!r}: a point that must go round a "
+        "pillar, on either side")
+    with bar("recording", DEMONSTRATIONS) as progress:
+        data = record(env, expert(env), DEMONSTRATIONS, out / "demonstrations", recording(SEED), by="scripted",
+                      watch=lambda number, episode: progress())
+    say(f"2/5  What is in them: {summary(data)}")
+    for number, (run, chosen) in enumerate(METHODS.items(), 3):
+        say(f"{number}/5  Training {NAMES[run]}: {STEPS} updates of the same network on the same windows")
+        train(chosen, data, out / run, seed=SEED, device=device, every=STEPS // 4,
+              command=f"understudy demo --out {out.name}")
+    say(f"5/5  Both in {TASK!r}, closed loop, from the same {EPISODES} starts, none of which was shown")
+    found = {}
+    for run, name in NAMES.items():
+        with bar(name, EPISODES) as progress:
+            found[run] = evaluate(actor(out / run, device=device, rows=ROWS), env, EPISODES, SEED,
+                                  watch=lambda number, episode, progress=progress: progress())
+    write_json(out / "results.json", results(data, found, env.facts["optimum"]))
+    say("")
+    say(verdict(found["flow"], found["regression"], names=tuple(NAMES.values())))
+    say(f"The best possible success in {TASK!r} is {env.facts['optimum']:.1f}: {env.facts['success']}.")
+    say(f"That took {time.perf_counter() - began:.0f} s. Everything is in {out}")
+    return found
+
+
+def summary(data: Dataset) -> str:
+    """In a line."""
+    left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in data)
+    won = sum(bool(e.meta["success"]) for e in data)
+    return (f"{len(data)} episodes, {data.steps} steps at {data.fps:g} a second, {won} succeeded; {left} go left of the "
+            f"pillar, {len(data) - left} right")
+
+
+def results(data: Dataset, found: dict[str, Evaluation], optimum: float) -> dict:
+    """The figures, and nothing that differs from one run of the demo to the next."""
+    policies = {}
+    for run, e in found.items():
+        other = next(k for k in found if k != run)
+        told = e.json(found[other], other)
+        policies[run] = {k: v for k, v in told.items() if k != "seconds"} | {
+            "each": {"success": e.successes.tolist(), "return": e.rewards.tolist()}}
+    return {"task": TASK, "optimum": optimum, "seed": SEED, "updates": STEPS,
+            "demonstrations": {"episodes": len(data), "steps": data.steps, "fingerprint": data.fingerprint()},
+            "policies": policies,
+            "verdict": verdict(found["flow"], found["regression"], names=tuple(NAMES.values()))}

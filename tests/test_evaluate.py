@@ -265,7 +265,9 @@ def test_which_is_better_is_said_in_plain_words():
     assert f"{good.successes.sum()} of 60 against {bad.successes.sum()} of 60" in said
     p = compare(good, bad)
     assert f"{100 * p.difference:+.1f} points" in said and f"{100 * p.low:+.1f} points" in said
-    assert verdict(bad, good, ("bc", "flow")).startswith("Flow succeeds more often than bc")
+    turned = verdict(bad, good, ("bc", "flow"))
+    assert turned.startswith("Flow succeeds more often than bc") and "Bc minus flow: -" in turned
+    assert f"{good.successes.sum()} of 60 against {bad.successes.sum()} of 60" in turned
     close = evaluate(Lucky(0.9), Fork(10), 60, seed=1)
     assert verdict(good, close, ("flow", "mip")).startswith("Cannot tell whether flow or mip is better")
     alone = verdict(good, names=("flow", ""))

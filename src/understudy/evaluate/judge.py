@@ -170,38 +170,41 @@ def compare(a: Runs, b: Runs, *, of: Literal["success", "return"] | None = None,
 
 def verdict(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this checkpoint", "the other")) -> str:
     """In plain words: how good, or which is better, by how much and how sure."""
-    one = len(_group(a)) == 1
+    return " ".join(finding(a, b, names))
+
+
+def finding(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
+            ) -> tuple[str, str, str]:
+    """The verdict's parts: what came out, how sure that is, and what it is about."""
+    runs = _group(a)
+    what = "success" if runs[0].success is not None else "return"
     if b is None:
-        return _alone(_group(a), names[0])
+        both = across(runs) if len(runs) > 1 else runs[0]
+        r = both.success or both.returns
+        show = (lambda v: f"{v:.1%}") if what == "success" else (lambda v: f"{v:.4g}")
+        scope = ("This is about this checkpoint; another training seed may come out otherwise." if len(runs) == 1 else
+                 f"This is about the method: {len(runs)} training seeds, over seeds and starts.")
+        done = "succeeds in " if what == "success" else ""
+        return (f"{_capital(names[0])} {done}{_tally(runs, what)} in {runs[0].env}.",
+                f"{show(r.estimate)}, {r.level:.0%} interval {show(r.low)} to {show(r.high)}.", scope)
     p = compare(a, b)
-    what = "success" if p.of == "success" else "return"
-    sure = f"{_gap(p.difference, what)}, {p.level:.0%} interval {_gap(p.low, what)} to {_gap(p.high, what)}, {_p(p.p)}"
+    what = p.of
+    tallies = f"{_tally(runs, what)} against {_tally(_group(b), what)} on the same starts"
     if p.better is None:
-        head = f"Cannot tell whether {names[0]} or {names[1]} is better"
-        more = " More episodes would narrow it down." if one else " More training seeds would narrow it down."
+        head = f"Cannot tell whether {names[0]} or {names[1]} is better: {tallies}."
     else:
         winner, loser = names if p.better == "first" else names[::-1]
         does = "succeeds more often than" if what == "success" else "has a higher return than"
-        head, more = f"{_capital(winner)} {does} {loser}", ""
-    tallies = f"{_tally(_group(a), what)} against {_tally(_group(b), what)} on the same starts"
-    scope = ("This is about these two checkpoints: each stands for \"this checkpoint\" only, and another training "
-             "seed may come out otherwise. To compare the methods, train several seeds of each." if one else
+        if p.better == "second":
+            tallies = f"{_tally(_group(b), what)} against {_tally(runs, what)} on the same starts"
+        head = f"{_capital(winner)} {does} {loser}: {tallies}."
+    more = "" if p.better else f" More {'episodes' if p.seeds == 1 else 'training seeds'} would narrow it down."
+    sure = (f"{_capital(names[0])} minus {names[1]}: {_gap(p.difference, what)}, {p.level:.0%} interval "
+            f"{_gap(p.low, what)} to {_gap(p.high, what)}, {_p(p.p)}.{more}")
+    scope = ('This is about two checkpoints, each of which stands for "this checkpoint" only: another training seed '
+             "may come out otherwise. To compare the methods, train several seeds of each." if p.seeds == 1 else
              f"This is about the methods: {p.seeds} training seeds of each, over seeds and starts.")
-    return f"{head}: {tallies} ({names[0]} minus {names[1]}: {sure}).{more} {scope}"
-
-
-def _alone(runs: Sequence[Evaluation], name: str) -> str:
-    what = "success" if runs[0].success is not None else "return"
-    if len(runs) == 1:
-        r = runs[0].success or runs[0].returns
-        scope = "This is about this checkpoint; another training seed may come out otherwise."
-    else:
-        both = across(runs)
-        r = both.success or both.returns
-        scope = f"This is about the method: {len(runs)} training seeds, over seeds and starts."
-    show = (lambda v: f"{v:.1%}") if what == "success" else (lambda v: f"{v:.4g}")
-    return (f"{_capital(name)}: {_tally(runs, what)} in {runs[0].env} ({show(r.estimate)}, {r.level:.0%} interval "
-            f"{show(r.low)} to {show(r.high)}). {scope}")
+    return head, sure, scope
 
 
 def _tally(runs: Sequence[Evaluation], what: str) -> str:

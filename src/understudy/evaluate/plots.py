@@ -1,0 +1,481 @@
+"""Pictures as SVG: text that a browser draws sharply in any size, light or dark, with words for who cannot see them.
+
+Colours are those of Okabe and Ito (2008) or near them, which colour-blind people tell apart; and nothing is told by
+colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from ..data.episode import Episode
+from .stats import Interval
+
+WIDTH = 460  # of every plot, so that its text is as large as the page's, on a phone too
+DASHES = ("none", "7 4", "2 4", "9 3 2 3")
+Points = Iterable[tuple[float, float]]
+
+# Custom properties reach into inline SVG; a picture that stands alone carries them with it.
+COLOURS = {
+    "light": {"paper": "#ffffff", "panel": "#f5f7f9", "ink": "#1a1f26", "soft": "#58626e", "line": "#e1e5ea",
+              "block": "#cbd2da", "edge": "#aab4bf", "goal": "#00805d", "good": "#0072b2", "bad": "#d55e00",
+              "s0": "#0072b2", "s1": "#b06f00", "s2": "#00805d", "s3": "#9a4f96"},
+    "dark": {"paper": "#0e1216", "panel": "#161b21", "ink": "#e9edf1", "soft": "#9ba7b4", "line": "#2a323b",
+             "block": "#39434e", "edge": "#56626f", "goal": "#3fc79a", "good": "#56b4e9", "bad": "#ff8f4a",
+             "s0": "#56b4e9", "s1": "#f0b23c", "s2": "#3fc79a", "s3": "#d79ad2"},
+}
+FONT = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+
+
+def _variables(theme: str) -> str:
+    return "".join(f"--{k}:{v};" for k, v in COLOURS[theme].items())
+
+
+STYLE = f"""
+:root{{color-scheme:light dark;{_variables("light")}}}
+@media (prefers-color-scheme:dark){{:root{{{_variables("dark")}}}}}
+:root[data-theme=light]{{color-scheme:light;{_variables("light")}}}
+:root[data-theme=dark]{{color-scheme:dark;{_variables("dark")}}}
+.plot{{display:block;width:100%;height:auto;font-family:{FONT};font-size:13px;font-variant-numeric:tabular-nums}}
+.plot path{{fill:none;stroke-linejoin:round;stroke-linecap:round}}
+.plot text{{fill:var(--ink)}} .plot .soft{{fill:var(--soft);font-size:12px}}
+.plot .name{{font-size:15px;font-weight:600}} .plot .strong{{font-weight:600}}
+.plot .over{{paint-order:stroke;stroke:var(--panel);stroke-width:4px;stroke-linejoin:round}}
+.plot .grid{{stroke:var(--line)}} .plot .base{{stroke:var(--edge);stroke-width:1.5}}
+.plot .good{{stroke:var(--good);stroke-width:1.6}}
+.plot .bad{{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:4 3}}
+.plot .cross{{stroke:var(--bad);stroke-width:2}} .plot .curve{{stroke-width:2.2}}
+.plot .halo{{stroke:var(--paper);stroke-width:5;stroke-opacity:.75}} .plot .mark{{stroke:var(--ink);stroke-width:2}}
+""".strip()
+
+
+@dataclass(frozen=True)
+class Figure:
+    svg: str
+    words: str  # what it shows, for who cannot see it
+
+    def alone(self) -> str:
+        """As a file of its own."""
+        style = _tag("style", STYLE + "\n.plot{background:var(--paper)}")
+        return self.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", ">" + style, 1)
+
+
+# -- trajectories -------------------------------------------------------------------------------------------------
+
+
+def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, most: int = 200) -> Figure:
+    """The ways of these episodes over the map of a Plane (see envs.base): a solid line succeeds, a dashed one with a
+    cross does not. Where marks differ by episode, the first six have a picture each."""
+    episodes, many = list(data), 6
+    well = [_outcome(e) for e in episodes]
+    if plane.get("marks"):
+        episodes, well, gap = episodes[:many], well[:many], 8.0
+        columns = min(len(episodes), 3)
+        size = (WIDTH - gap * (columns - 1)) / columns
+        parts, height = [], 0.0
+        for i, e in enumerate(episodes):
+            ground = _Ground(plane, size, (size + gap) * (i % columns), (height + gap) * (i // columns) if i else 0.0)
+            height = ground.height
+            parts += [ground.frame(), *ground.shapes([*plane["shapes"], *_marks(plane, e)]), ground.way(e, 1.0)]
+        rows = -(-len(episodes) // columns)
+        return _figure(parts, rows * (height + gap) - gap,
+                       f"Trajectories of {len(episodes)} episodes, each over its own map. {_told(well)}")
+    ground = _Ground(plane, WIDTH - 1, 0.5, 0.5)
+    # Failures last: they are few where it matters, and must not be hidden.
+    drawn = sorted(episodes[:most], key=lambda e: _outcome(e) is False)
+    strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(drawn) + 1)))
+    parts = [ground.frame(), *ground.shapes(plane["shapes"]), *(ground.way(e, strength) for e in drawn),
+             *ground.names(plane["shapes"])]
+    some = "" if len(episodes) <= most else f" The first {most} are drawn."
+    return _figure(parts, ground.height + 1, f"Trajectories over the map. {_told(well)}{some}")
+
+
+def view(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
+    """The part of a map without marks that these episodes and its shapes take up."""
+    if plane.get("marks"):
+        return dict(plane)
+    name, i, j = plane["path"]
+    points = [np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[:, [i, j]] for e in data]
+    for s in plane["shapes"]:
+        points.append(np.array([[s["at"][k] + sign * s["radius"] for k in (0, 1)] for sign in (-1, 1)]))
+    low, high = (f(np.concatenate(points), axis=0) for f in (np.nanmin, np.nanmax))
+    margin = 0.06 * (high - low).max()
+    return {**plane, **{axis: (max(float(low[k] - margin), plane[axis][0]), min(float(high[k] + margin), plane[axis][1]))
+                        for k, axis in enumerate("xy")}}
+
+
+class _Ground:
+    """A map drawn `width` wide at (left, top)."""
+
+    LOOKS = {"obstacle": {"fill": "var(--block)", "stroke": "var(--edge)"},
+             "goal": {"fill": "var(--goal)", "fill_opacity": 0.16, "stroke": "var(--goal)", "stroke_width": 1.6},
+             "waypoint": {"fill": "none", "stroke": "var(--goal)", "stroke_width": 1.6, "stroke_dasharray": "3 3"}}
+    PLAIN = {"fill": "none", "stroke": "var(--soft)", "stroke_dasharray": "2 3"}
+
+    def __init__(self, plane: Mapping[str, Any], width: float, left: float = 0.0, top: float = 0.0):
+        (self.x0, x1), (self.y0, y1) = plane["x"], plane["y"]
+        self.unit, self.left, self.top, self.width = width / (x1 - self.x0), left, top, width
+        self.height, self.path = self.unit * (y1 - self.y0), plane["path"]
+
+    def at(self, point) -> tuple[float, float]:
+        x, y = point
+        return self.left + (x - self.x0) * self.unit, self.top + self.height - (y - self.y0) * self.unit
+
+    def frame(self) -> str:
+        return _tag("rect", x=self.left, y=self.top, width=self.width, height=self.height, rx=6, fill="var(--panel)",
+                    stroke="var(--line)")
+
+    def shapes(self, shapes) -> list[str]:
+        return [_circle(self.at(s["at"]), s["radius"] * self.unit, **self.LOOKS.get(s["role"], self.PLAIN))
+                for s in shapes if s["kind"] == "circle"]
+
+    def names(self, shapes) -> list[str]:
+        out = []
+        for s in shapes:
+            (x, y), r = self.at(s["at"]), s["radius"] * self.unit
+            out.append(_text((x, y + 4 if r > 30 else y + r + 16), s["role"], "soft over", "middle"))
+        return out
+
+    def way(self, episode: Episode, strength: float) -> str:
+        name, i, j = self.path
+        rows = np.asarray(episode.steps[name], float).reshape(len(episode.steps[name]), -1)[:, [i, j]]
+        points = [self.at(p) for p in rows[_thinned(len(rows), 240)]]
+        well, (x, y) = _outcome(episode), points[-1]
+        if well is False:
+            return (_path(points, "bad", stroke_opacity=min(1.0, 1.3 * strength))
+                    + _tag("path", **{"class": "cross"}, d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0-6l-6 6"))
+        return _path(points, "good", stroke_opacity=strength) + (_circle((x, y), 2.2, fill="var(--good)")
+                                                                 if well else "")
+
+
+def _marks(plane, episode) -> list[dict[str, Any]]:
+    """Of this episode, where its first observation says."""
+    def at(column):
+        name, i, j = column
+        row = np.asarray(episode.steps[name])[0].reshape(-1)
+        return float(row[i]), float(row[j])
+    return [{**m, "at": at(m["column"])} for m in plane["marks"]]
+
+
+def _outcome(episode: Episode) -> bool | None:
+    if "success" in episode.meta:
+        return bool(episode.meta["success"])
+    return bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
+
+
+def _told(well: Sequence[bool | None]) -> str:
+    if all(w is None for w in well):
+        return f"{len(well)} episodes."
+    return (f"{sum(bool(w) for w in well)} of {len(well)} episodes succeed, drawn solid; the others are dashed and end "
+            "in a cross.")
+
+
+# -- intervals ----------------------------------------------------------------------------------------------------
+
+
+def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
+    """(name, success, tally) a row: a bar to the estimate, and the interval over it."""
+    parts, told, step = [], [], 62
+    right, bottom = WIDTH - 1, step * len(rows) + 6
+    parts += _ruler([(right * v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], 20, bottom)
+    for i, (name, p, tally) in enumerate(rows):
+        top = step * i
+        end = _tag("tspan", escape(f"{p.estimate:.0%}"), **{"class": "strong"})
+        end += _tag("tspan", escape(f"{p.low:.0%} to {p.high:.0%}"), dx=8, fill="var(--soft)")
+        bar = {"x": 0, "y": top + 32, "height": 16, "rx": 3}
+        parts += [_tag("rect", x=0, y=top, width=WIDTH, height=28, fill="var(--paper)"),
+                  _text((0, top + 22), _short(name, 30), "name"),
+                  _tag("text", end, x=WIDTH, y=top + 22, text_anchor="end"),
+                  _tag("rect", **bar, width=right, fill="var(--line)", fill_opacity=0.6),
+                  _tag("rect", **bar, width=max(right * p.estimate, 0.1), fill=f"var(--s{i % 4})"),
+                  _whisker(right * p.low, right * p.high, top + 40)]
+        told.append(f"{name}: {tally}, {p.estimate:.1%}, {p.level:.0%} interval {p.low:.1%} to {p.high:.1%}")
+    return _figure(parts, bottom + 22, "Success. " + "; ".join(told) + ".")
+
+
+def difference_bar(first: str, second: str, difference: float, low: float, high: float, level: float, *,
+                   percent: bool = True) -> Figure:
+    """A paired difference, first minus second, with its interval; no difference is the line in the middle."""
+    ends = [abs(v) for v in (difference, low, high) if math.isfinite(v)]
+    reach = max(ends, default=1.0) * 1.15 or 1.0
+    if percent:  # few different scales, so that pages can be compared
+        reach = next(r for r in (0.1, 0.25, 0.5, 1.0) if r >= min(reach, 1.0))
+    middle, half, unit = WIDTH / 2, WIDTH / 2 - 16, " points" if percent else ""
+
+    def x(v):
+        return middle + half * v / reach
+
+    def show(v):
+        return _number(100 * v if percent else v, sign=True)
+    parts = _ruler([(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)], 26, 92)
+    parts += [_path([(middle, 26), (middle, 92)], "base"),
+              _text((0, 14), f"← {_short(second)} better", "soft"),
+              _text((WIDTH, 14), f"{_short(first)} better →", "soft", "end")]
+    if math.isfinite(difference):
+        label = min(max(x(difference), 60), WIDTH - 60)
+        parts += [_tag("rect", x=label - 56, y=34, width=112, height=22, fill="var(--paper)"),
+                  _text((label, 50), show(difference) + unit, "name", "middle")]
+        if math.isfinite(low) and math.isfinite(high):
+            parts.append(_whisker(x(low), x(high), 72))
+        parts.append(_circle((x(difference), 72), 6, fill="var(--ink)", stroke="var(--paper)", stroke_width=2))
+    words = (f"{first} minus {second}: {show(difference)}{unit}, {level:.0%} interval {show(low)} to {show(high)}{unit}"
+             f"; no difference is {'inside' if low <= 0 <= high else 'outside'} the interval.")
+    return _figure(parts, 114, words)
+
+
+def _whisker(a: float, b: float, y: float) -> str:
+    a, b = min(max(a, 1), WIDTH - 1), min(max(b, 1), WIDTH - 1)
+    caps = "".join(_path([(v, y - 5), (v, y + 5)], "mark") for v in (a, b))
+    return _path([(a, y), (b, y)], "halo") + _path([(a, y), (b, y)], "mark") + caps
+
+
+def _ruler(ticks: Sequence[tuple[float, str]], top: float, bottom: float) -> list[str]:
+    parts = []
+    for at, label in ticks:
+        anchor = "start" if at < 12 else "end" if at > WIDTH - 12 else "middle"
+        parts += [_path([(at, top), (at, bottom)], "grid"), _text((at, bottom + 16), label, "soft", anchor)]
+    return parts
+
+
+# -- curves, histograms, fans ---------------------------------------------------------------------------------------
+
+
+class _Axes:
+    """A frame with round numbers at its left and below."""
+
+    left, right = 50.0, WIDTH - 6.0
+
+    def __init__(self, x: tuple[float, float], y: tuple[float, float], x_name: str, top: float, bottom: float,
+                 log: bool = False, whole: bool = False):
+        self.x_range, self.x_name, self.top, self.bottom, self.log, self.whole = x, x_name, top, bottom, log, whole
+        self.y_ticks = _log_ticks(*y) if log else _ticks(*y)
+        self.y_range = min(y[0], self.y_ticks[0]), max(y[1], self.y_ticks[-1])
+
+    def x(self, v: float) -> float:
+        a, b = self.x_range
+        return self.left + (self.right - self.left) * ((v - a) / (b - a) if b > a else 0.5)
+
+    def y(self, v: float) -> float:
+        v, a, b = (math.log(t) for t in (v, *self.y_range)) if self.log else (v, *self.y_range)
+        return self.bottom - (self.bottom - self.top) * ((v - a) / (b - a) if b > a else 0.5)
+
+    def points(self, xs, ys) -> list[tuple[float, float]]:
+        return [(self.x(a), self.y(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(a) and math.isfinite(b)]
+
+    def grid(self) -> list[str]:
+        return [part for t in self.y_ticks for part in (
+            _path([(self.left, self.y(t)), (self.right, self.y(t))], "grid"),
+            _text((self.left - 7, self.y(t) + 4), _number(t), "soft", "end"))]
+
+    def base(self) -> list[str]:
+        low, high = self.x_range
+        ticks = [t for t in _ticks(low, high) if low <= t <= high and (t == round(t) or not self.whole)]
+        return [_path([(self.left, self.bottom), (self.right, self.bottom)], "base"),
+                *(_text((min(self.x(t), self.right - 3.5 * len(_number(t)) + 6), self.bottom + 17), _number(t), "soft",
+                        "middle") for t in ticks),
+                _text(((self.left + self.right) / 2, self.bottom + 36), self.x_name, "soft", "middle")]
+
+    @property
+    def height(self) -> float:
+        return self.bottom + 44
+
+
+def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name: str, y_name: str, *,
+           log: bool = False, dots: bool = False, low: float | None = None, high: float | None = None,
+           bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None) -> Figure:
+    """name -> (x, y): each has a colour and a dash of its own. What is not finite (or not positive, for log) is left
+    out. bands: name -> (low, high) around that series. low, high: of the y axis, where they are known."""
+    bands = bands or {}
+    shown, ends = {}, []
+    for name, (xs, ys) in series.items():
+        xs, ys = np.asarray(xs, float), np.asarray(ys, float)
+        keep = np.isfinite(xs) & np.isfinite(ys) & ((ys > 0) | (not log))
+        at = np.flatnonzero(keep)[_thinned(int(keep.sum()), 400)]
+        shown[name] = xs[at], ys[at], tuple(np.asarray(b, float)[at] for b in bands.get(name, ()))
+        ends += [ys[keep], *(np.asarray(b, float)[keep] for b in bands.get(name, ()))]
+    values = np.concatenate(ends)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return _nothing(y_name)
+    steps = np.concatenate([x for x, _, _ in shown.values()])
+    legend, rows = _legend(list(shown))
+    axes = _Axes((steps.min(), steps.max()), (values.min() if low is None else low, values.max() if high is None
+                                              else high), x_name, 20 * rows + 14, 20 * rows + 230, log)
+    parts, told = [*legend, *axes.grid()], []
+    for i, (name, (xs, ys, band)) in enumerate(shown.items()):
+        if band and len(xs):
+            ring = axes.points([*xs, *xs[::-1]], [*band[1], *band[0][::-1]])
+            parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill=f"var(--s{i % 4})",
+                              fill_opacity=0.15))
+        points = axes.points(xs, ys)
+        parts.append(_path(points, "curve", stroke=f"var(--s{i % 4})", stroke_dasharray=DASHES[i % 4]))
+        if dots or len(points) == 1:
+            parts += [_circle(p, 3, fill=f"var(--s{i % 4})") for p in points]
+        if len(ys):
+            told.append(f"{name} from {_number(ys[0])} to {_number(ys[-1])}")
+    return _figure(parts + axes.base(), axes.height,
+                   f"{y_name} over {x_name}{' (logarithmic)' if log else ''}: {'; '.join(told)}.")
+
+
+def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
+    """How many of the values lie where. Whole numbers get bars over as many of them each."""
+    v = np.asarray(values, float)
+    v = v[np.isfinite(v)]
+    if not len(v):
+        return _nothing(x_name)
+    low, high, whole = float(v.min()), float(v.max()), bool((v == v.round()).all())
+    if whole:
+        width = math.ceil((high - low + 1) / bins)
+        bins = math.ceil((high - low + 1) / width)
+        room = max(0, 9 - bins) // 2 * width  # two bars alone would be two blocks
+        low, high, bins = low - 0.5 - room, low - 0.5 + width * bins + room, bins + 2 * room // width
+    elif high == low:
+        low, high, bins = low - 0.5, high + 0.5, 1
+    count, edges = np.histogram(v, bins, (low, high))
+    axes = _Axes((low, high), (0, int(count.max())), x_name, 10, 190, whole=whole)
+    axes.y_ticks = [t for t in axes.y_ticks if t == round(t)]
+    parts = axes.grid()
+    for n, a, b in zip(count, edges[:-1], edges[1:], strict=True):
+        if n:
+            x, y = axes.x(a), axes.y(n)
+            parts.append(_tag("rect", x=x + 1, y=y, width=max(axes.x(b) - x - 2, 1), height=axes.bottom - y, rx=1.5,
+                              fill="var(--s0)", fill_opacity=0.85))
+    return _figure(parts + axes.base(), axes.height,
+                   f"Histogram of {x_name}: {len(v)} {of}, from {_number(v.min())} to {_number(v.max())}, half of them "
+                   f"up to {_number(float(np.median(v)))}.")
+
+
+def bars(rows: Sequence[tuple[str, float, float | None]], name: str, beside: str = "") -> Figure:
+    """(label, value, other) a row: a bar, and a tick where the other value is (`beside` names it), if there is one."""
+    left, right, step = 128.0, WIDTH - 58.0, 28
+    top = 26 if beside else 2
+    known = [v for row in rows for v in row[1:] if v is not None and math.isfinite(v)]
+    most = max(known, default=1.0) or 1.0
+    parts = [] if not beside else [
+        _tag("rect", x=0, y=2, width=14, height=11, rx=2, fill="var(--s0)"), _text((20, 12), name, "soft"),
+        _path([(WIDTH / 2, 2), (WIDTH / 2, 13)], "mark"), _text((WIDTH / 2 + 8, 12), beside, "soft")]
+    told = []
+    for i, (label, value, other) in enumerate(rows):
+        y, width = top + step * i, (right - left) * value / most if math.isfinite(value) else 0.0
+        parts += [_text((left - 9, y + 18), _short(label, 18), "", "end"),
+                  _tag("rect", x=left, y=y + 5, width=max(width, 0.1), height=17, rx=3, fill="var(--s0)",
+                       fill_opacity=0.85),
+                  _text((WIDTH, y + 18), _number(value), "soft", "end")]
+        if other is not None and math.isfinite(other):
+            at = left + (right - left) * other / most
+            parts += [_path([(at, y + 4), (at, y + 23)], cls) for cls in ("halo", "mark")]
+        told.append(f"{label} {_number(value)}" + ("" if other is None else f" ({beside} {_number(other)})"))
+    return _figure(parts, top + step * len(rows) + 2, f"{name}: {'; '.join(told)}.")
+
+
+def fans(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
+    """One component of what was recorded, (T, A), as a dark line; and from the step where each of (step, plans
+    (K, H, A)) starts, the chunks that a policy might carry out."""
+    truth = np.asarray(actions, float)[:, component]
+    length = len(truth)
+    drawn = [(s, np.asarray(p, float)[:, :length - s, component]) for s, p in chunks]
+    values = np.concatenate([truth, *(p.reshape(-1) for _, p in drawn)])
+    values = values[np.isfinite(values)]
+    axes = _Axes((0, max(length - 1, 1)), (values.min(), values.max()), "step", 8, 170, whole=True)
+    parts = axes.grid()
+    for step, plans in drawn:
+        parts += [_path(axes.points(range(step, step + len(plan)), plan), stroke="var(--s0)", stroke_width=1.4,
+                        stroke_opacity=max(0.25, 1 / math.sqrt(len(plans)))) for plan in plans]
+    parts.append(_path(axes.points(range(length), truth), "mark"))
+    parts += [_circle((axes.x(s), axes.y(truth[s])), 3.2, fill="var(--paper)", stroke="var(--s0)", stroke_width=2)
+              for s, _ in drawn]
+    return _figure(parts + axes.base(), axes.height,
+                   f"{name} over an episode: what was recorded as a dark line, and what the policy might do from each "
+                   f"of {len(drawn)} steps as a fan of {max((len(p) for _, p in drawn), default=0)} lines.")
+
+
+# -- pieces -------------------------------------------------------------------------------------------------------
+
+
+def _figure(parts: Sequence[str], height: float, words: str) -> Figure:
+    return Figure(_tag("svg", "".join(parts), **{"class": "plot", "viewBox": f"0 0 {WIDTH} {height:.0f}"}, role="img",
+                       aria_label=words), words)
+
+
+def _nothing(name: str) -> Figure:
+    return _figure([_text((WIDTH / 2, 50), "nothing measured", "soft", "middle")], 90, f"{name}: nothing measured.")
+
+
+def _tag(name: str, inside: str = "", **attributes) -> str:
+    """`inside` is markup; attributes are escaped, and their underscores become hyphens."""
+    told = "".join(f' {k.replace("_", "-")}="{escape(f"{v:.4g}" if isinstance(v, float) else str(v))}"'
+                   for k, v in attributes.items())
+    return f"<{name}{told}>{inside}</{name}>" if inside or name in ("svg", "text") else f"<{name}{told}/>"
+
+
+def _text(at: tuple[float, float], words: object, kind: str = "", anchor: str = "start") -> str:
+    return _tag("text", escape(str(words)), x=float(at[0]), y=float(at[1]), text_anchor=anchor, **{"class": kind})
+
+
+def _path(points: Points, kind: str = "", **attributes) -> str:
+    line = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
+    return _tag("path", d=line if len(line) > 1 else "M0 0", **({"class": kind} if kind else {}), **attributes)
+
+
+def _circle(at: tuple[float, float], radius: float, **attributes) -> str:
+    return _tag("circle", cx=float(at[0]), cy=float(at[1]), r=float(radius), **attributes)
+
+
+def _legend(names: Sequence[str]) -> tuple[list[str], int]:
+    """A line in colour and dash and the name of each; and over how many rows."""
+    parts, x, row = [], 0.0, 0
+    for i, name in enumerate(names):
+        width = 52 + 7.4 * len(_short(name, 40))
+        if x and x + width > WIDTH:
+            x, row = 0.0, row + 1
+        y = 9.0 + 20 * row
+        parts += [_path([(x + 1, y), (x + 25, y)], "curve", stroke=f"var(--s{i % 4})", stroke_dasharray=DASHES[i % 4]),
+                  _text((x + 32, y + 4), _short(name, 40))]
+        x += width
+    return parts, row + 1
+
+
+def _thinned(n: int, most: int) -> np.ndarray:
+    """At most so many of n places, evenly, both ends among them."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.zeros(0, int)
+
+
+def _ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`."""
+    low, high = float(low), float(high)
+    raw = (high - low or abs(high) or 1.0) / about
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten over a few decades, powers of ten over many."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    if last - first > 3:
+        every = math.ceil((last - first) / 6)
+        return [10.0**i for i in range(first, last + every, every)]
+    all_ = [m * 10.0**i for i in range(first, last + 1) for m in (1, 2, 5)]
+    under, over = max(t for t in all_ if t <= low * 1.000001), min((t for t in all_ if t >= high * 0.999999),
+                                                                   default=10.0**last)
+    return [t for t in all_ if under <= t <= over]
+
+
+def _number(v: float, sign: bool = False) -> str:
+    """Three digits, or a whole number in full; a real minus."""
+    if not math.isfinite(v):
+        return "–"
+    v = 0.0 if v == 0 else float(v)
+    text = f"{v:,.0f}" if v == round(v) and abs(v) < 1e7 else f"{v:.3g}"
+    return ("+" + text if sign and v > 0 else text).replace("-", "−")
+
+
+def _short(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else text[:most - 1] + "…"

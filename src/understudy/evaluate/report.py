@@ -1,0 +1,353 @@
+"""One file that tells what came out: nothing is loaded from elsewhere, light or dark as its reader likes it."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..core import Feature, role
+from ..data.episode import Dataset
+from ..envs.base import Env, Plane
+from ..files import write_text
+from . import plots
+from .judge import Evaluation, compare, finding
+from .plots import Figure
+from .recorded import NOTE, Fans, Part, Recorded
+
+Lines = Sequence[Mapping[str, Any]]  # of a run's metrics.jsonl
+
+STYLE = """
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 FONT;-webkit-text-size-adjust:100%}
+main,header,footer{max-width:1020px;margin:0 auto;padding:0 24px}
+header{padding-top:44px}
+.mark{color:var(--soft);font-size:14px;letter-spacing:.02em;margin:0 0 6px}
+h1{font-size:32px;line-height:1.2;letter-spacing:-.02em;font-weight:680;margin:0 0 22px;text-wrap:balance}
+h2{font-size:20px;letter-spacing:-.01em;font-weight:640;margin:0 0 4px}
+h3{font-size:15px;font-weight:640;margin:0 0 10px}
+p{margin:0 0 10px;max-width:74ch} .soft{color:var(--soft)}
+.verdict{background:var(--panel);border:1px solid var(--line);border-radius:14px;padding:22px 26px 18px}
+.verdict p{margin:0;font-size:15px;color:var(--soft);max-width:80ch}
+.verdict .head{font-size:23px;line-height:1.35;letter-spacing:-.012em;font-weight:620;color:var(--ink);
+ margin-bottom:10px;text-wrap:pretty}
+.verdict .sure{color:var(--ink);font-variant-numeric:tabular-nums;margin-bottom:4px}
+section{margin:46px 0 0} section>p{color:var(--soft);margin-bottom:18px}
+.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:34px 44px;margin:0 0 30px}
+figure{margin:0;min-width:0} figcaption{color:var(--soft);font-size:14px;margin-top:8px}
+.single{max-width:480px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:12px;margin:0 0 30px;padding:0}
+.tile{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px 16px;margin:0}
+.tile dt{font-size:13px;color:var(--soft)} .tile dd{margin:0;font-size:21px;font-weight:620;letter-spacing:-.01em;
+ font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.scroll{overflow-x:auto;margin:0 0 26px}
+table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;min-width:60%}
+th,td{text-align:left;padding:7px 22px 7px 0;border-bottom:1px solid var(--line);vertical-align:baseline}
+th{font-weight:600;color:var(--soft)} td.n,th.n{text-align:right}
+code,pre{font-family:ui-monospace,"SF Mono",SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:14px}
+.commands{list-style:none;margin:0;padding:0}
+.commands li{margin:0 0 12px} .commands pre{margin:0;background:var(--panel);border:1px solid var(--line);
+ border-radius:9px;padding:11px 15px;white-space:pre-wrap;overflow-wrap:anywhere}
+.commands span{display:block;color:var(--soft);font-size:14px;margin:0 0 4px}
+footer{color:var(--soft);font-size:13px;margin-top:56px;padding-top:16px;padding-bottom:40px}
+footer p{max-width:none}
+@media (max-width:560px){main,header,footer{padding-left:16px;padding-right:16px}header{padding-top:26px}
+ h1{font-size:26px}.verdict{padding:18px 18px 14px}.verdict .head{font-size:20px}section{margin-top:36px}}
+@media print{body{background:#fff}.verdict,.tile,figure,pre{break-inside:avoid}}
+""".strip().replace("FONT", plots.FONT)
+
+
+class Content(ABC):
+    @abstractmethod
+    def html(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Words(Content):
+    text: str
+
+    def html(self) -> str:
+        return f"<p>{escape(self.text)}</p>"
+
+
+@dataclass(frozen=True)
+class Tiles(Content):
+    """(name, value) each."""
+
+    items: tuple[tuple[str, str], ...]
+
+    def html(self) -> str:
+        return '<dl class="tiles">' + "".join(
+            f'<div class="tile"><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in self.items) + "</dl>"
+
+
+@dataclass(frozen=True)
+class Figures(Content):
+    """(title, figure, caption) each; side by side where there is room."""
+
+    items: tuple[tuple[str, Figure, str], ...]
+
+    def html(self) -> str:
+        each = "".join(
+            "<figure>" + (f"<h3>{escape(title)}</h3>" if title else "") + figure.svg
+            + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "") + "</figure>"
+            for title, figure, caption in self.items)
+        return f'<div class="row{" single" if len(self.items) == 1 else ""}">{each}</div>'
+
+
+@dataclass(frozen=True)
+class Table(Content):
+    """Cells that are numbers stand at the right."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+
+    def html(self) -> str:
+        def cell(tag, value, number):
+            return f'<{tag}{" class=n" if number else ""}>{escape(_figure(value))}</{tag}>'
+        numbers = [bool(self.rows) and all(not isinstance(r[i], str) for r in self.rows) for i in range(len(self.head))]
+        lines = ["".join(cell("td", v, n) for v, n in zip(r, numbers, strict=True)) for r in self.rows]
+        head = "".join(cell("th", v, n) for v, n in zip(self.head, numbers, strict=True))
+        return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
+                + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody></table></div>")
+
+
+@dataclass(frozen=True)
+class Commands(Content):
+    """(command, what it does) each."""
+
+    items: tuple[tuple[str, str], ...]
+
+    def html(self) -> str:
+        return '<ol class="commands">' + "".join(
+            f"<li><span>{escape(what)}</span><pre>{escape(command)}</pre></li>"
+            for command, what in self.items) + "</ol>"
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    contents: tuple[Content, ...]
+    lead: str = ""
+
+    def html(self) -> str:
+        lead = f"<p>{escape(self.lead)}</p>" if self.lead else ""
+        return f"<section><h2>{escape(self.title)}</h2>{lead}{''.join(c.html() for c in self.contents)}</section>"
+
+
+def page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: Sequence[str] = (),
+         footer: str = "") -> Path:
+    """Writes the file. verdict: what came out, how sure that is, and what it is about (see judge.finding)."""
+    kinds = ("head", "sure", "about")
+    said = "".join(f'<p class="{k}">{_minus(escape(t))}</p>' for k, t in zip(kinds, verdict, strict=False) if t)
+    text = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        # Nothing from elsewhere, and no script: a page may hold the names that strangers gave their columns.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';style-src 'unsafe-inline';"
+        "img-src data:\">"
+        f"<title>{escape(title)}</title><style>{plots.STYLE}\n{STYLE}</style></head><body>"
+        f'<header><p class="mark">understudy</p><h1>{escape(title)}</h1>'
+        + (f'<div class="verdict">{said}</div>' if said else "") + "</header>"
+        f"<main>{''.join(s.html() for s in sections)}</main>"
+        f"<footer><p>{escape(footer)}{' ' if footer else ''}Made by understudy {escape(__version__)}; one file, "
+        "nothing is loaded from elsewhere.</p></footer></body></html>\n")
+    write_text(path, text)
+    return Path(path)
+
+
+# -- what there is to tell ----------------------------------------------------------------------------------------
+
+
+def report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
+           training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
+           commands: Sequence[tuple[str, str]] = (), title: str | None = None) -> Path:
+    """Of one or two policies (name -> evaluation) and, where given, how they were trained (name -> lines of
+    metrics.jsonl), on what, and what to do next: (command, what it does) each."""
+    names, judged = list(runs), list(runs.values())
+    title = title or f"{' and '.join(names)} in {judged[0].env}"
+    said = finding(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
+    sections = [closed_loop(runs, env)]
+    if training:
+        sections.append(trained(training))
+    if data is not None:
+        sections.append(demonstrations(data, env))
+    if commands:
+        sections.append(Section("Go on", (Commands(tuple(commands)),)))
+    return page(path, title, sections, verdict=said, footer=METHODS)
+
+
+METHODS = ("Success: Clopper–Pearson intervals. Difference on the same starts: Tango's score interval and the exact "
+           "McNemar p. Returns: bootstrap.")
+
+
+def closed_loop(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
+    """What the policies did on their own: their ways, how often they succeed, and the paired difference."""
+    first = next(iter(runs.values()))
+    n, contents = len(first.episodes), []
+    if isinstance(env, Plane):
+        plane = plots.view(env.map(), (e for run in runs.values() for e in run.episodes))
+        contents.append(Figures(tuple((f"{name}: {_tally(e)}", plots.trajectories(e.episodes, plane), "")
+                                      for name, e in runs.items())))
+    figures = []
+    if first.success is not None:
+        rows = [(name, e.success, _tally(e)) for name, e in runs.items()]
+        figures.append(("How often it succeeds", plots.success_bars(rows),
+                        f"Share of {n} episodes; the line is the {first.success.level:.0%} interval."))
+    else:
+        rows = tuple((name, e.returns.estimate, e.returns.low, e.returns.high) for name, e in runs.items())
+        contents.append(Table(("", "mean return", "low", "high"), rows))
+    if len(runs) == 2:
+        (a, x), (b, y) = runs.items()
+        p = compare(x, y)
+        figures.append((f"{a} minus {b}, on the same starts",
+                        plots.difference_bar(a, b, p.difference, p.low, p.high, p.level, percent=p.of == "success"),
+                        f"{'Percentage points' if p.of == 'success' else 'Return'}; {p.level:.0%} interval "
+                        f"{_sign(p.low, p.of)} to {_sign(p.high, p.of)}, {_chance(p.p)}."))
+    elif first.success is not None and len(set(first.rewards)) > 2:
+        figures.append(("Return", plots.histogram(first.rewards, "return of an episode"), ""))
+    if figures:
+        contents.append(Figures(tuple(figures)))
+    facts = env.facts if env is not None else {}
+    what = f" Success: {facts['success']}." if facts.get("success") else ""
+    ways = (" A solid line succeeds; a dashed one that ends in a cross does not." if isinstance(env, Plane) else "")
+    return Section("Acting on its own" if len(runs) == 1 else "Acting on their own", tuple(contents),
+                   f"{n} episodes in {first.env}, each decided by its number and seed {first.seed}"
+                   f"{', the same for both' if len(runs) == 2 else ''}.{what}{ways}")
+
+
+def trained(runs: Mapping[str, Lines]) -> Section:
+    """Loss, error on held-out episodes and, if it was measured, success during training."""
+    def series(key):
+        found = {name: ([line["step"] for line in lines if line.get(key) is not None],
+                        [line[key] for line in lines if line.get(key) is not None]) for name, lines in runs.items()}
+        return {name: xy for name, xy in found.items() if xy[0]}
+    items = []
+    if loss := series("loss"):
+        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=True),
+                      "Losses of different heads are not comparable." if len(loss) > 1 else ""))
+    if held := series("validation/energy"):
+        items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0),
+                      "Energy score, comparable between heads; less is better."))
+    if score := series("score"):
+        items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True),
+                      "On starts that the evaluation above does not use."))
+    return Section("Training", (Figures(tuple(items)),) if items else (Words("Nothing was measured."),))
+
+
+def demonstrations(data: Dataset, env: Env | None = None) -> Section:
+    """What was learned from."""
+    lengths, features = [len(e) for e in data], data.features()
+    tiles = [("episodes", f"{len(data):,}"), ("steps", f"{data.steps:,}"),
+             ("per second", f"{data.fps:g}" if data.fps else "unknown")]
+    well = [plots._outcome(e) for e in data]
+    if all(w is not None for w in well):
+        tiles.append(("succeed", f"{sum(well)} of {len(well)}"))
+    if tasks := sorted({str(e.steps["task"][0]) for e in data if "task" in e.steps and len(e)}):
+        tiles.append(("tasks", str(len(tasks))))
+    figures = []
+    if isinstance(env, Plane) and env.map()["path"][0] in features:
+        figures.append(("What was shown", plots.trajectories(data, plots.view(env.map(), data)), ""))
+    figures.append(("How long the episodes are", plots.histogram(lengths, "steps"), ""))
+    rows = tuple((name, _kind(f), " × ".join(map(str, f.shape)) or "1", ", ".join(f.names or ()) or "–", f.unit or "–")
+                 for name, f in features.items() if role(name) in ("observation", "action"))
+    return Section("Demonstrations", (Tiles(tuple(tiles)), Figures(tuple(figures)),
+                                      Table(("column", "kind", "shape", "components", "unit"), rows)))
+
+
+def report_recorded(found: Recorded, path: Path | str, title: str | None = None,
+                    commands: Sequence[tuple[str, str]] = ()) -> Path:
+    """Of a policy judged on recorded episodes."""
+    text = found.words().replace(NOTE, "").strip()
+    head = f"Energy score {found.energy.estimate:.3g}, where always doing the average would get {found.average:.3g}."
+    sections = foretold(found)
+    if commands:
+        sections.append(Section("Go on", (Commands(tuple(commands)),)))
+    return page(path, title or f"Judged on recorded episodes of {Path(found.name).name}", sections,
+                verdict=(head, NOTE, text), footer="Intervals: bootstrap over episodes.")
+
+
+def foretold(found: Recorded) -> list[Section]:
+    """Fans of predicted chunks over what was recorded, error by dimension and by time, and where it is unsure."""
+    unit = f" ({found.unit})" if found.unit else ""
+    unsure = found.samples > 1
+    kinds = ("middling", "largest", "smallest")
+    shown = tuple(item for f, kind in zip(found.fans, kinds, strict=False) for item in _fans(f, kind, found.dimensions))
+
+    def by(parts: Sequence[Part], x_name: str, middle) -> Figure:
+        at = [middle(p.name) for p in parts]
+        series = {"error": (at, [p.error for p in parts])}
+        if unsure:
+            series["spread of its samples"] = (at, [p.spread for p in parts])
+        return plots.curves(series, x_name, f"error{unit}", dots=True, low=0.0)
+    dimensions = plots.bars([(p.name, p.error, p.spread if unsure else None) for p in found.dimensions],
+                            f"error{unit}", "spread of its samples" if unsure else "")
+    items = [("By component of the action", dimensions, "Root mean squares over steps and samples."),
+             ("By step ahead in the chunk", by(found.chunk, "steps ahead", float), ""),
+             ("By time in the episode", by(found.time, "per cent of the episode", lambda t: float(t.split("-")[0]) + 5),
+              "")]
+    sections = [Section("Where it is off, and where unsure", (Figures(tuple(items)),),
+                        "Error: of one sample. Spread: how far its samples are from each other; a policy that knows "
+                        "what it does not know has a spread where it has an error." if unsure else
+                        "This policy gives one answer, so it cannot say where it is unsure.")]
+    if found.unsure:
+        rows = tuple((m.episode, m.step, m.spread) for m in found.unsure)
+        sections[0] = Section(sections[0].title, (*sections[0].contents, Words("The moments where it is least sure:"),
+                                                  Table(("episode", "step", "spread"), rows)), sections[0].lead)
+    if shown:
+        sections.insert(0, Section(
+            "What it would do", (Figures(shown),),
+            "Dark: what was recorded. Blue: chunks of actions that the policy might carry out from the circles on."))
+    figures = {"energy score": found.energy, "mean distance of a sample": found.mean, "of the nearest one": found.best}
+    table = Table(("", "estimate", "low", "high"), tuple((n, v.estimate, v.low, v.high) for n, v in figures.items()))
+    rest = () if found.inside is None else (Words(
+        f"{found.inside:.0%} of the recorded values lie between the lowest and the highest sample; "
+        f"{found.expected:.0%} would, if the policy were exactly as unsure as it should be."),)
+    sections.append(Section("Figures", (table, *rest), "Distances are root mean squares over a chunk, in units of each "
+                                                       "component's standard deviation in the data."))
+    return sections
+
+
+def _fans(fans: Fans, kind: str, dimensions: Sequence[Part], most: int = 4):
+    for i in range(min(fans.actions.shape[1], most)):
+        name, chunks = dimensions[i].name, [(f.step, f.plans) for f in fans.fans]
+        yield (f"Episode {fans.episode}: {name}", plots.fans(fans.actions, chunks, i, name),
+               f"The episode of {kind} error." if i == 0 else "")
+
+
+def _tally(e: Evaluation) -> str:
+    if e.success is not None:
+        return f"{int(e.successes.sum())} of {len(e.episodes)}"
+    return f"mean return {e.returns.estimate:.4g}"
+
+
+def _sign(v: float, of: str) -> str:
+    return f"{100 * v:+.1f}".replace("-", "−") if of == "success" else f"{v:+.4g}".replace("-", "−")
+
+
+def _chance(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _minus(text: str) -> str:
+    return re.sub(r"(?<![\w&#])-(?=\d)", "−", text)
+
+
+def _kind(f: Feature) -> str:
+    return f.kind if f.kind in ("image", "text", "string") else f"{f.kind}, {f.dtype}"
+
+
+def _figure(value) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else "–"

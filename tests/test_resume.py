@@ -136,9 +136,17 @@ def test_stopped_while_it_was_judged_it_is_judged_again(whole, tmp_path):
     out, asked = tmp_path / "run", []
     with pytest.raises(KeyboardInterrupt):
         run(out, plain(), score=score, every=3)
-    assert Run(out).saved() == [0, 3] and not any("score" in line for line in Run(out).lines())
+    assert Run(out).saved() == [3] and not any("score" in line for line in Run(out).lines())
     run(out, plain(), score=score, every=3)
     assert [line["step"] for line in Run(out).lines() if "score" in line] == [3, 6]
+
+
+def test_what_takes_long_is_saved_in_between(whole, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr("understudy.learn.train.PATIENCE", 0.0)
+    run(tmp_path / "run", watch=[lambda *a: saved.append(Run(tmp_path / "run").saved()[-1])])
+    assert sorted(set(saved)) == list(range(STEPS + 1))
+    assert contents(tmp_path / "run") == contents(whole)
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path):

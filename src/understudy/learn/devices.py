@@ -103,6 +103,22 @@ def together(where: torch.device) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def exact(where: torch.device) -> Iterator[None]:
+    """The same bits every time, also on CUDA, where some operations otherwise add in the order of arrival. What has
+    no such form warns."""
+    if where.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # of cuBLAS: read when it starts
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 def ahead(batch: Callable[[int], Batch], where: torch.device, steps: int) -> Callable[[int], Batch]:
     """The same function of n; where a GPU works, batch n + 1 is made meanwhile."""
     if where.type == "cpu":

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Run:
                 write_json(part / "train" / "state.json", {**facts, "step": step, "learner": said})
                 for folder in (part / "train", part):
                     sync_folder(folder)
-            self.name(last=step)
+        self.name(last=step)
 
     def resume(self, step: int, learner: Learner) -> dict[str, Any]:
         """Gives the learner its state after `step` updates back; returns the facts that were saved with it."""
@@ -86,15 +86,16 @@ class Run:
         return {k: v for k, v in known.items() if (self.folder / v).is_dir()}
 
     def name(self, **steps: int) -> None:
-        """name(last=500, best=400): what "RUN/last" and "RUN/best" mean."""
-        write_json(self.folder / "run.json", {**self.places(), **{k: f"checkpoints/{v:06d}" for k, v in steps.items()}})
-
-    def prune(self, keep: Iterable[int]) -> None:
-        for step in set(self.saved()) - set(keep):
-            doomed = self.at(step).with_name(f".{step:06d}.part")  # never half a checkpoint under its name
-            shutil.rmtree(doomed, ignore_errors=True)
-            os.rename(self.at(step), doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        """name(last=500, best=400): what "RUN/last" and "RUN/best" mean. Checkpoints without a name are removed."""
+        places = {**self.places(), **{k: f"checkpoints/{v:06d}" for k, v in steps.items()}}
+        with room(self.folder, "the checkpoints are whole: make room, and give the same command"):
+            write_json(self.folder / "run.json", places)
+        for step in self.saved():
+            if f"checkpoints/{step:06d}" not in places.values():
+                doomed = self.at(step).with_name(f".{step:06d}.part")  # never half a checkpoint under its name
+                shutil.rmtree(doomed, ignore_errors=True)
+                os.rename(self.at(step), doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
 
     # -- metrics --------------------------------------------------------------------------------------------------
 

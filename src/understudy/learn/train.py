@@ -34,6 +34,7 @@ from .validate import Validation, scale_of
 from .watch import Curve, Progress
 
 Score = Callable[[Policy], float]  # the higher the better
+PATIENCE = 10 * 60  # seconds of work that a power cut may cost
 
 
 def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None = None, seed: int = 0,
@@ -65,14 +66,15 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
     steps = method.learn.steps
     every = every or max(-(-steps // 10), 1)
     run = Run(Path(out))
-    with devices.together(where) as processes, run.open() if processes.first else contextlib.nullcontext():
+    with (devices.exact(where), devices.together(where) as processes,
+          run.open() if processes.first else contextlib.nullcontext()):
         processes.wait()
         fingerprint = data.fingerprint()
         source = data.facts
         for relabel in method.data:
             data = data.map(relabel)
         held = held_out(len(data), hold)
-        training, test = data.pick(i for i in range(len(data)) if i not in set(held)), data.pick(held)
+        training, test = data.pick(sorted(set(range(len(data))) - set(held))), data.pick(held)
         documents = {"method.json": config.dump(method), "provenance.json": provenance(
             source, fingerprint, data, held, seed, where, processes, command, draw)}
 
@@ -143,7 +145,7 @@ class _Loop:
         return policy.eval()
 
     def save(self, step: int) -> None:
-        self.step = step
+        self.step, self.last = step, time.perf_counter()
         if self.processes.first and step not in self.run.saved():
             facts = {"seconds": self.elapsed(), "curve": self.curve.state}
             self.run.save(step, self.learner, self.settled(), facts, self.documents)
@@ -151,6 +153,7 @@ class _Loop:
     def go_on(self, step: int) -> None:
         facts = self.run.resume(step, self.learner)
         self.step, self.seconds, self.curve.state = step, facts["seconds"], facts["curve"]
+        self.last = time.perf_counter()
         if self.processes.first:
             self.run.name(last=step)
             self.run.cut(step)
@@ -162,6 +165,8 @@ class _Loop:
                 self.step = step
                 if self.processes.any(interrupts.seen):
                     raise _Stopped
+                if time.perf_counter() - self.last > PATIENCE:
+                    self.save(step)
             mine = (self.curve,) if self.processes.first else ()
             try:
                 fit(self.learner, batch, until, start=self.step, watch=(*mine, *watches, stop))
@@ -200,7 +205,6 @@ class _Judge:
                     look(step, loop.learner, seen)
         found = best(self.run.lines(), self.run.saved(), "score" if self.score else "validation/energy")
         self.run.name(last=step, **({} if found is None else {"best": found}))
-        self.run.prune({step} if found is None else {step, found})
 
 
 def judged(line: dict[str, Any]) -> bool:

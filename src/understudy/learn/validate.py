@@ -85,7 +85,7 @@ class Validation:
             for name, value in seen.items():
                 rows.setdefault(name, []).append(value if name == "log loss" else value[real])
         policy.train(training)
-        return {k: torch.cat(v).double().mean().item() for k, v in rows.items()}
+        return {k: torch.cat(v).cpu().double().mean().item() for k, v in rows.items()}
 
 
 def energy(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:

@@ -82,12 +82,18 @@ def arrays(key: str, size: int, build: Callable[[Path], None], what: str) -> dic
             continue
         except ValueError:  # not an array any more: whoever damaged it, it can be made again
             _remove(place)
-    raise UserError("expected the cache to stay while it is read, found it removed again and again", where=place)
+    raise UserError("expected the cache to stay while it is read, found it removed again and again", where=place,
+                    do="set UNDERSTUDY_CACHE_GB to more: several processes do not fit into it")
 
 
 def create(part: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """A new array in an entry that is being built, to be filled."""
-    return np.lib.format.open_memmap(part / f"{quote(name, safe='')}.npy", mode="w+", dtype=dtype, shape=shape)
+    path = part / f"{quote(name, safe='')}.npy"
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a disk that is full says so here, and not by a signal when a page is written
+        with open(path, "r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _make(place: Path, size: int, build, what: str) -> None:
@@ -108,14 +114,21 @@ def _make(place: Path, size: int, build, what: str) -> None:
         if size > free:
             raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=place.parent,
                             do="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
-        try:
-            with whole_folder(place) as part:
-                build(part)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise UserError("the disk is full; nothing was kept", where=place.parent,
-                            do="free some space, or set UNDERSTUDY_CACHE to a folder on another disk") from None
+        with room_on_disk(place.parent, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"), \
+                whole_folder(place) as part:
+            build(part)
+
+
+@contextmanager
+def room_on_disk(where: Path, do: str = "free some space, and run the same again") -> Iterator[None]:
+    """A full disk, quota or file size limit within becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError("the disk is full; nothing that was finished is lost",
+                        where=where, do=do) from None
 
 
 def _sweep(bound: int, making: Path) -> None:

@@ -26,7 +26,8 @@ def size_of(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of "96" or "(96, 128)"."""
     h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (1 <= h <= 8192 and 1 <= w <= 8192):
-        raise UserError(f"expected an image size between 1 and 8192, found {image_size}")
+        raise UserError(f"expected an image size between 1 and 8192, found {image_size}",
+                        do="give a side in pixels, or height and width")
     return int(h), int(w)
 
 
@@ -93,7 +94,8 @@ def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
         raise UserError(f"expected a {kind} image, found one that cannot be decoded ({error})", where=where,
                         do="the image is damaged: leave the episode out, or take the file from a copy") from None
     if not frames:
-        raise UserError(f"expected a {kind} image, found an unfinished one", where=where)
+        raise UserError(f"expected a {kind} image, found an unfinished one", where=where,
+                        do="the image is damaged: leave the episode out, or take the file from a copy")
     return _array(frames[0], channels)
 
 
@@ -130,8 +132,8 @@ def read_frames(path: Path, times: np.ndarray, shape: tuple[int, int, int], wher
                 if first < last:
                     image = _array(frame, shape[2])
                     if image.shape != shape:
-                        raise UserError(f"expected frames of shape {shape} as info.json says, found {image.shape}",
-                                        where=where)
+                        raise UserError(f"expected frames of shape {shape} as meta/info.json says, found {image.shape}",
+                                        where=where, do="correct meta/info.json, or take the video from a copy")
                     found[order[first:last]] = True
                     yield order[first:last], image
     except FileNotFoundError:

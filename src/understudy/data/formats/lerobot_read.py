@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
@@ -25,6 +26,7 @@ OURS = Path("meta") / "understudy"
 _KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks", "total_videos",
           "total_chunks", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "fps", "splits",
           "data_path", "video_path", "features", "tools"}
+_CORRECT = "correct meta/info.json, or take it from a copy"
 _DAMAGED = "the file is damaged: take it from a copy, or write the data set anew"
 
 
@@ -83,8 +85,6 @@ class LeRobot(Source):
         schema, stored = {}, {}
         for name, f in self.info["features"].items():
             where = f"{self.path / 'meta/info.json'}, features.{name}"
-            if not isinstance(f, dict) or "dtype" not in f or not isinstance(f.get("shape"), list):
-                raise UserError(f"expected an object with dtype and shape, found {f!r}", where=where)
             if name in INDEX[1:]:
                 continue
             dtype, shape = f["dtype"], tuple(int(n) for n in f["shape"])
@@ -98,7 +98,7 @@ class LeRobot(Source):
                 shape = (*shape[1:], shape[0]) if first.startswith("channel") else shape
                 if len(shape) != 3 or shape[2] not in (1, 3, 4):
                     raise UserError(f"expected the shape (height, width, channels) of an image, found {f['shape']}",
-                                    where=where)
+                                    where=where, do=_CORRECT)
                 schema[name], stored[name] = Feature("uint8", shape, "image"), dtype
             elif dtype == "string":
                 schema[name], stored[name] = Feature("string", (), "string"), "string"
@@ -122,7 +122,7 @@ class LeRobot(Source):
             dtype = np.dtype("O")
         if dtype.kind not in "biuf":
             raise UserError(f"expected a NumPy number, image, video or string, found dtype {f['dtype']!r}",
-                            where=where)
+                            where=where, do=_CORRECT)
         shape = tuple(f["shape"])
         # One number a step: what is observed or done keeps its axis of components, an outcome is a number.
         if shape == (1,) and not name.startswith(("observation.", "action")):
@@ -210,7 +210,7 @@ class LeRobot(Source):
                    if n not in source.schema_arrow.names]
         if missing:
             raise UserError(f"expected a column {missing[0]!r} as meta/info.json says, found "
-                            f"{', '.join(source.schema_arrow.names)}", where=file)
+                            f"{', '.join(source.schema_arrow.names)}", where=file, do=_CORRECT)
         row = 0
         for group in range(source.metadata.num_row_groups):
             read = _read_group(source, group, [*names, "episode_index", "frame_index", "task_index"], file)
@@ -317,7 +317,7 @@ class LeRobot(Source):
         source = self._open(file)
         if name not in source.schema_arrow.names:
             raise UserError(f"expected a column {name!r} as meta/info.json says, found "
-                            f"{', '.join(source.schema_arrow.names)}", where=file)
+                            f"{', '.join(source.schema_arrow.names)}", where=file, do=_CORRECT)
         for group in range(source.metadata.num_row_groups):
             n = source.metadata.row_group(group).num_rows
             if row < until and row + n > begin:
@@ -357,7 +357,11 @@ def read_info(path: Path) -> dict:
         raise UserError(f"expected LeRobot v3.0, v2.1 or v2.0, found {info['codebase_version']}", where=file,
                         do="convert it with lerobot (python -m lerobot.datasets.v30.convert_dataset_v21_to_v30)")
     if not info["fps"] > 0:
-        raise UserError(f"expected fps above 0, found {info['fps']}", where=file)
+        raise UserError(f"expected fps above 0, found {info['fps']}", where=file, do=_CORRECT)
+    for name, f in info["features"].items():
+        if not isinstance(f, dict) or "dtype" not in f or not isinstance(f.get("shape"), list):
+            raise UserError(f"expected an object with dtype and shape, found {f!r}", where=f"{file}, features.{name}",
+                            do=_CORRECT)
     return info
 
 
@@ -461,7 +465,7 @@ def _format(info, key, path, **values) -> str:
                         where=f"{path / 'meta/info.json'}, {key}", do=_DAMAGED) from None
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"expected files inside the data set, found {name!r}",
-                        where=f"{path / 'meta/info.json'}, {key}")
+                        where=f"{path / 'meta/info.json'}, {key}", do=_CORRECT)
     return name
 
 
@@ -496,15 +500,18 @@ def _line(error) -> str:
 
 def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
     """(n, *shape) of an Arrow column of scalars or (nested) lists. Raises UserError where rows differ in length."""
-    n, flat = len(values), values
+    n, flat, said = len(values), values, f"expected {feature.size} numbers a row (shape {feature.shape}), found"
     nulls = values.null_count
     while isinstance(flat.type, pa.BaseExtensionType) or _is_list(flat.type):
+        if _is_list(flat.type):
+            ends = pc.min_max(pc.list_value_length(flat)).as_py()
+            if ends["min"] != ends["max"]:
+                raise UserError(f"{said} rows of {ends['min']} to {ends['max']}", where=where, do=_DAMAGED)
         flat = flat.flatten() if _is_list(flat.type) else flat.storage
         nulls += flat.null_count
-    size = feature.size
-    if nulls or len(flat) != n * size:
-        raise UserError(f"expected {size} numbers a row (shape {feature.shape}), found {len(flat)} in {n} rows"
-                        f"{f' and {nulls} missing' if nulls else ''}", where=where, do=_DAMAGED)
+    if nulls or len(flat) != n * feature.size:
+        raise UserError(f"{said} {len(flat)} in {n} rows{f' and {nulls} missing' if nulls else ''}", where=where,
+                        do=_DAMAGED)
     return flat.to_numpy(zero_copy_only=False).astype(feature.dtype, copy=False).reshape(n, *feature.shape)
 
 
@@ -515,7 +522,8 @@ def _is_list(kind: pa.DataType) -> bool:
 def _image(data, shape, where) -> np.ndarray:
     image = video.decode_image(data, shape[2], where)
     if image.shape != shape:
-        raise UserError(f"expected an image of shape {shape} as meta/info.json says, found {image.shape}", where=where)
+        raise UserError(f"expected an image of shape {shape} as meta/info.json says, found {image.shape}", where=where,
+                        do=_CORRECT)
     return image
 
 

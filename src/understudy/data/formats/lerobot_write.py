@@ -39,10 +39,10 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     where there are no episodes, and where episodes differ in their columns, naming the episode and the column.
     """
     if images not in ("video", "png"):
-        raise UserError(f"expected images to be video or png, found {images!r}")
+        raise UserError(f"expected images to be video or png, found {images!r}", do="choose one of them")
     if not len(dataset):
-        raise UserError("expected at least one episode, found none", where=path)
-    with whole_folder(path) as part:
+        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
+    with cache.room_on_disk(Path(path)), whole_folder(path) as part:
         fps = dataset.fps if fps is None else fps
         robot = dataset.facts.get("robot_type") if robot_type is None else robot_type
         _Writer.new(part, dataset.features(), fps, robot, images).add(dataset)
@@ -58,7 +58,7 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
     path = Path(path)
     if not path.exists():
         return write(dataset, path, **options)
-    with cache.locked(path / OURS / ".lock"):
+    with cache.room_on_disk(path), cache.locked(path / OURS / ".lock"):
         _clean(path)
         if len(dataset):
             _Writer.existing(path).add(dataset)
@@ -95,7 +95,7 @@ class _Plan:
 def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: str) -> _Plan:
     rate = _SAFE_FPS if fps is None else fps
     if not rate > 0:
-        raise UserError(f"expected fps above 0, found {rate}")
+        raise UserError(f"expected fps above 0, found {rate}", do="give fps, the steps a second")
     rate = int(rate) if float(rate).is_integer() else float(rate)
     features, codec = {}, ""
     columns = {n: f for n, f in schema.items() if n not in INDEX[1:]}
@@ -119,7 +119,7 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
         else:
             if len(f.shape) > 5 or 0 in f.shape or np.dtype(f.dtype).kind not in "biuf":
                 raise UserError(f"expected numbers of 1 to 5 dimensions, found {f.dtype} {f.shape}",
-                                where=f"column {name!r}")
+                                where=f"column {name!r}", do="leave the column out, or split it")
             features[name] = {"dtype": f.dtype, "shape": list(f.shape) or [1],
                               "names": list(f.names) if f.names else None}
     for name in INDEX:
@@ -237,10 +237,10 @@ class _Writer:
             found = Feature.of(column)
             if (found.dtype, found.shape) != (feature.dtype, feature.shape):
                 raise UserError(f"expected {feature.dtype} {feature.shape} a step, found {found.dtype} {found.shape}",
-                                where=f"{where}, column {name!r}")
+                                where=f"{where}, column {name!r}", do="give all episodes the same columns")
             if len(column) not in (length, length + 1):
                 raise UserError(f"expected {length} rows, or one more, found {len(column)}",
-                                where=f"{where}, column {name!r}")
+                                where=f"{where}, column {name!r}", do="give each step its row")
             columns[name] = column
         return columns
 
@@ -508,14 +508,14 @@ def _episodes_table(rows: list[dict], stats: list[dict], plan: _Plan) -> pa.Tabl
 
 
 def _stats(column: np.ndarray, stored: str) -> dict[str, np.ndarray]:
-    """As lerobot's compute_stats gives them, with exact quantiles: per component; of images per channel, in [0, 1].
-    What is not finite is left out of every statistic but count."""
+    """As lerobot's compute_stats gives them, with exact quantiles: by the last axis of a feature, whatever it has
+    before that; of images by channel, in [0, 1]. What is not finite is left out of every statistic but count."""
     if stored in ("image", "video"):
         sample = column[np.unique(np.linspace(0, len(column) - 1, min(len(column), _SAMPLED)).astype(int))]
         values = (sample.reshape(-1, column.shape[-1]) / 255.0)
         found = _of(values, column.dtype)
         return {**{k: v[:, None, None] for k, v in found.items()}, "count": np.array([len(sample)])}
-    values = column.reshape(len(column), *(column.shape[1:] or (1,)))
+    values = column.reshape(-1, column.shape[-1] if column.ndim > 1 else 1)
     return {**_of(values, column.dtype), "count": np.array([len(column)])}
 
 

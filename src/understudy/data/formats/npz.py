@@ -24,6 +24,8 @@ from .base import Episodes, Source, starts
 
 NAMES = {"observations": "observation.state", "actions": "action", "rewards": "next.reward",
          "terminals": "next.terminated", "timeouts": "next.truncated"}
+_ENDS = "give episode_ends: the exclusive end of each episode, counted in steps"
+_FOLLOWING = "correct next_observations, or leave it out"
 _CHUNK = 1 << 16  # rows read at a time
 _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
 
@@ -39,18 +41,18 @@ class Npz(Source):
         self._headers = headers(path)
         if "episode_ends" not in self._headers:
             raise UserError(f"expected an array episode_ends, found {', '.join(self._headers)}", where=path,
-                            do="add episode_ends: the exclusive end of each episode, counted in steps")
+                            do=_ENDS)
         ends = self._small("episode_ends")
         if ends.ndim != 1 or ends.dtype.kind not in "iu":
             raise UserError(f"expected integers of shape (episodes,), found {ends.dtype} {ends.shape}",
-                            where=f"{path}, episode_ends")
+                            where=f"{path}, episode_ends", do=_ENDS)
         if not len(ends):
-            raise UserError("expected at least one episode, found none", where=f"{path}, episode_ends")
+            raise UserError("expected at least one episode, found none", where=f"{path}, episode_ends", do=_ENDS)
         self.lengths = np.diff(ends.astype(np.int64), prepend=0)
         if (self.lengths < 1).any():
             e = int(np.argmax(self.lengths < 1))
             raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
-                            where=f"{path}, episode_ends[{e}]", do="give the exclusive end of each episode, in steps")
+                            where=f"{path}, episode_ends[{e}]", do=_ENDS)
         self._place()
         self.facts = {"format": "npz", "version": "", "path": str(path), "fps": None, "robot_type": None,
                       "warnings": []}
@@ -83,7 +85,8 @@ class Npz(Source):
         for name in ("observation.state", "action"):
             if name not in self.schema and not any(n.startswith(name.split(".")[0]) for n in self.schema):
                 raise UserError(f"expected an array {'actions' if name == 'action' else 'observations'}, found "
-                                f"{', '.join(self._headers)}", where=self.path)
+                                f"{', '.join(self._headers)}", where=self.path,
+                                do="add the array, or name one like the column it is (observation.force, action)")
         self._following = None
         if "next_observations" in self._headers:
             self._check_following(steps)
@@ -92,10 +95,10 @@ class Npz(Source):
         shape, _ = self._headers["next_observations"]
         if "observation.state" not in self.schema:
             raise UserError("expected observations beside next_observations, found none",
-                            where=f"{self.path}, next_observations")
+                            where=f"{self.path}, next_observations", do=_FOLLOWING)
         if shape != (steps, *self.schema["observation.state"].shape):
             raise UserError(f"expected the shape {(steps, *self.schema['observation.state'].shape)} of observations, "
-                            f"found {shape}", where=f"{self.path}, next_observations")
+                            f"found {shape}", where=f"{self.path}, next_observations", do=_FOLLOWING)
         self._following = "observation.state"
 
     @cached_property
@@ -233,12 +236,14 @@ def _header(handle, where):
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
         shape, fortran, dtype = read(handle)
     except ValueError as error:
-        raise UserError(f"expected a NumPy array, found something else ({error})", where=where) from None
+        raise UserError(f"expected a NumPy array, found something else ({error})", where=where,
+                        do="take the file from a copy") from None
     if dtype.hasobject:
         raise UserError("expected numbers or text, found Python objects (a pickle), which are never loaded",
                         where=where, do="save the array again with numbers or text only")
     if dtype.kind not in "biufU":
-        raise UserError(f"expected numbers or text, found dtype {dtype}", where=where)
+        raise UserError(f"expected numbers or text, found dtype {dtype}", where=where,
+                        do="save the array again with numbers or text only")
     return shape, fortran, dtype
 
 

@@ -1,0 +1,423 @@
+"""What is wrong with files: one message each, that says what was expected, what was found, where, and what to do."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_formats import ENDS, LEROBOT, _flat, closed
+
+from understudy.core import UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import check_finite, describe, lerobot, sniff
+
+IMAGES = "v3.0/images"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    def make(folder=IMAGES) -> Path:
+        shutil.copytree(LEROBOT / folder, tmp_path / "data")
+        return tmp_path / "data"
+    return make
+
+
+def read_all(path) -> None:
+    for episode in Dataset.open(path):
+        for name in episode.steps:
+            episode.steps[name]
+
+
+def refused(path, *parts) -> str:
+    """The one message; it must hold each of `parts` and name the file."""
+    with pytest.raises(UserError) as error:
+        read_all(path)
+    text = str(error.value)
+    for part in parts:
+        assert part in text, text
+    assert str(path) in text and "\n  -> " in text
+    return text
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def edit_parquet(file, change):
+    """`change` gets the columns as lists; the schema stays."""
+    table = pq.read_table(file)
+    columns = table.to_pydict()
+    change(columns)
+    pq.write_table(pa.table(columns, schema=table.schema), file)
+
+
+# -- what it is -----------------------------------------------------------------------------------------------------
+
+
+def _zip(names) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return out.getvalue()
+
+
+KINDS = {
+    "a.mcap": (b"\x89MCAP0\r\n...", "an MCAP log"),
+    "a.bag": (b"#ROSBAG V2.0\n....", "a ROS 1 bag"),
+    "a.txt": ("schön, ä".encode() * 20, "a text file"),
+    "empty": (b"", "an empty file"),
+    "a.parquet": (b"PAR1....", "a single parquet file"),
+    "a.npy": (b"\x93NUMPY\x01\x00", "a single NumPy array"),
+    "a.pkl": (b"\x80\x04\x95", "a pickle, which could run any code and is never loaded"),
+    "a.jpg": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "a file of an unknown kind"),
+    "a.hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
+    "ogbench.npz": (_zip(["observations.npy", "actions.npy", "terminals.npy"]), "an OGBench .npz"),
+    "old.npz": (_zip(["obs.npy", "acts.npy", "indices.npy"]), "an old version of imitation"),
+    "other.npz": (_zip(["x.npy"]), "an .npz without episode_ends; it holds x"),
+    "zarr.zip": (_zip([".zgroup", "data/.zgroup"]), "a zipped zarr store"),
+    "zip.zip": (_zip(["readme"]), "a zip file without arrays"),
+    "cut.npz": (_zip(["x.npy"])[:40], "cut short or damaged"),
+    "minari/data/metadata.json": (b"{}", "Minari"),
+    "minari2/metadata.json": (b'{"data_format": "hdf5"}', "Minari"),
+    "rlds/features.json": (b"{}", "RLDS"),
+    "zarr/.zgroup": (b"{}", "zarr"),
+    "zarr3/zarr.json": (b"{}", "zarr"),
+    "hf/state.json": (b"{}", "Hugging Face"),
+    "ros2/metadata.yaml": (b"rosbag2_bagfile_information:\n", "a ROS 2 bag"),
+    "old/meta_data/info.json": (b"{}", "LeRobot 1.x"),
+    "folder/notes.md": (b"", "a folder without meta/info.json, which holds notes.md"),
+    "none/.hidden": (b"", "an empty folder"),
+    "many/a/meta/info.json": (b"{}", "found a folder of 1: a"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_other_kind_is_said_by_name(name, tmp_path):
+    content, kind = KINDS[name]
+    file = tmp_path / "in" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    if name.startswith(("rlds", "hf")):
+        (file.parent / "dataset_info.json").write_text("{}")
+        (file.parent / "data.arrow").write_text("")
+    text = refused(tmp_path / "in" / name.split("/")[0], kind)
+    assert "understudy" in text or "numpy.savez" in text or "copy" in text or "convert" in text or "name one" in text
+
+
+def test_nothing_there(tmp_path):
+    refused(tmp_path / "nowhere", "expected a data set, found nothing")
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path / "folder", "an empty folder")
+
+
+@pytest.mark.parametrize("pattern, kind", [
+    ("robomimic/*.hdf5", "robomimic"), ("robosuite/*.hdf5", "robosuite"), ("act_aloha/raw/*.hdf5", "ACT/ALOHA"),
+    ("d4rl/*.hdf5", "D4RL"), ("minari/closed/*-v*", "Minari"), ("rlds/*/*/*", "RLDS"), ("ogbench/*.npz", "OGBench"),
+    ("diffusion_policy_zarr/*.zarr*", "zarr"), ("imitation/*rewards", "imitation"), ("imitation/discrete", "imitation"),
+    ("imitation/upstream_testdata/*.npz", "imitation"), ("mcap/*.mcap", "MCAP"), ("rosbag/ros1*/*.bag", "ROS 1 bag"),
+    ("rosbag/ros2*/*", "ROS 2 bag"), ("overcooked/*.csv", "text file")])
+def test_real_files_of_other_kinds(pattern, kind, shared):
+    paths = list((shared / "fixtures").glob(pattern))
+    assert paths
+    for path in paths:
+        with pytest.raises(UserError, match=kind):
+            sniff(path)
+
+
+# -- LeRobot --------------------------------------------------------------------------------------------------------
+
+FAULTS = {
+    "lerobot_truncated_mp4": "expected a whole video file|expected a frame at",
+    "lerobot_parquet_without_footer": "file-000.parquet: expected a parquet file, found one that is cut short",
+    "lerobot_episodes_without_footer": "chunk-001/file-001.parquet: expected a parquet file, found one that is cut",
+    "lerobot_episode_gap": "expected episodes 0 to 3, found 0, 1, 3, 7",
+    "lerobot_wrong_length": "episode 0, length: expected a length of 5 .* found 6",
+    "lerobot_missing_video": r"chunk-001/file-000.mp4: expected a file that the metadata name, found none",
+    "lerobot_image_not_png": "episode 0, frame 4, observation.images.top: expected a PNG or JPEG image",
+    "lerobot_v21_missing_episode": "episode_000002.parquet: expected a file that the metadata name, found none",
+}
+DOUBTS = {
+    "lerobot_nan_action": r"action: 1 value not finite, the first is action\[0\] of episode 2, step 1",
+    "lerobot_wrong_fps": r"timestamps are 0.1 s apart \(10 a second\), fps says 30",
+    "lerobot_timestamp_jitter": "timestamps of 1 episode are uneven, the first at episode 3, step 5",
+    "lerobot_totals": "info.json says 5 episodes and 30 frames, the episode tables say 4 and 22",
+    "lerobot_bad_stats": "action: meta/stats.json disagrees with the data",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_in_files_of_lerobot(name, shared):
+    with pytest.raises(UserError, match=FAULTS[name]):
+        read_all(shared / "fixtures/broken" / name)
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_doubts_about_files_of_lerobot(name, shared):
+    import re
+
+    warnings = describe(Dataset.open(shared / "fixtures/broken" / name))["warnings"]
+    sound = describe(Dataset.open(LEROBOT / IMAGES))["warnings"]
+    new = [w for w in warnings if w not in sound]
+    assert len(new) == 1 and re.search(DOUBTS[name], new[0])
+
+
+def test_all_broken_files_are_met(shared):
+    assert {p.name for p in (shared / "fixtures/broken").glob("lerobot_*")} == FAULTS.keys() | DOUBTS.keys()
+
+
+def _data(path):
+    return path / "data/chunk-000/file-000.parquet"
+
+
+def _episodes(path):
+    return path / "meta/episodes/chunk-000/file-000.parquet"
+
+
+def test_a_row_that_names_a_task_which_the_metadata_lack(copy):
+    path = copy()
+    edit_parquet(_data(path), lambda c: c["task_index"].__setitem__(7, 9))
+    refused(path, "file-000.parquet, episode 2, frame 1", "expected a task_index of the tasks in meta (0, 1), found 9")
+
+
+def test_a_row_that_names_an_episode_which_the_metadata_lack(copy):
+    path = copy()
+    edit_parquet(_data(path), lambda c: c["episode_index"].__setitem__(21, 9))
+    refused(path, "episode 3, frame 11", "expected rows of episode 3, found episode_index 9")
+
+
+def test_a_row_out_of_order(copy):
+    path = copy()
+    edit_parquet(_data(path), lambda c: c["frame_index"].__setitem__(3, 8))
+    refused(path, "episode 0, frame 3", "expected frame_index 3, found 8")
+
+
+def test_an_episode_that_names_a_file_which_is_not_there(copy):
+    path = copy()
+    edit_parquet(_episodes(path), lambda c: c["data/file_index"].__setitem__(3, 5))
+    refused(path, "file-005.parquet", "expected a file that the metadata name, found none")
+
+
+def test_fewer_rows_than_the_metadata_say(copy):
+    path = copy()
+    table = pq.read_table(_data(path))
+    pq.write_table(table.slice(0, 20), _data(path))
+    refused(path, "expected 22 rows as the metadata say, found 20")
+
+
+def test_a_column_that_is_missing_or_of_another_shape(copy, tmp_path):
+    path = copy()
+    table = pq.read_table(_data(path))
+    pq.write_table(table.drop_columns(["action"]), _data(path))
+    refused(path, "expected a column 'action' as meta/info.json says")
+    pq.write_table(table, _data(path))
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"]["action"]["shape"] = [3]
+    edit_json(path / "meta/info.json", features=info["features"])
+    refused(path, "expected 3 numbers a row (shape (3,)), found 44 in 22 rows")
+
+
+def test_rows_of_different_lengths_that_add_up(copy):
+    path = copy("v3.0_converted/images")  # whose vectors are lists of any length
+    edit_parquet(_data(path), lambda c: c["action"].__setitem__(slice(0, 2), [[0.0], [0.0, 0.0, 0.0]]))
+    refused(path, "file-000.parquet, action", "expected 2 numbers a row (shape (2,)), found rows of 1 to 3")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"codebase_version": "v4.0"}, "expected LeRobot v3.0, v2.1 or v2.0, found v4.0"),
+    ({"fps": 0}, "expected fps above 0, found 0"), ({"fps": None}, "expected a key 'fps', found None"),
+    ({"data_path": "../../{chunk_index}/{file_index}"}, "expected files inside the data set"),
+    ({"data_path": "data/{episode}.parquet"}, "expected a pattern of chunk_index, file_index"),
+    ({"features": {"action": {"dtype": "object", "shape": [2]}}}, "found dtype 'object'"),
+    ({"features": {"action": [2]}}, "expected an object with dtype and shape")])
+def test_info_json_that_makes_no_sense(change, message, copy):
+    path = copy()
+    edit_json(path / "meta/info.json", **change)
+    refused(path, message)
+
+
+def test_metadata_that_are_no_json_or_not_there(copy):
+    path = copy()
+    (path / "meta/tasks.parquet").unlink()
+    refused(path, "meta/tasks.parquet", "expected a file, found none")
+    (path / "meta/info.json").write_text('{"fps": 10,')
+    refused(path, "meta/info.json", "expected JSON, found something else, line 1")
+
+
+def test_v21_metadata_that_are_cut_short(copy):
+    path = copy("v2.1/images")
+    lines = (path / "meta/episodes.jsonl").read_text()
+    (path / "meta/episodes.jsonl").write_text(lines[:-20])
+    refused(path, "meta/episodes.jsonl", "found something else in line 4")
+    (path / "meta/episodes.jsonl").write_text("\n".join(lines.splitlines()[1:]))
+    refused(path, "expected episode 0 with its length")
+
+
+def test_a_video_that_ends_early(copy):
+    """Whole to its container, but without the last frames."""
+    path = copy("v3.0/video_many_files")
+    videos = path / "videos/observation.images.top"
+    shutil.copy(videos / "chunk-000/file-000.mp4", videos / "chunk-001/file-001.mp4")  # 5 frames in place of 12
+    refused(path, "chunk-001/file-001.mp4, episode 3, frame 5", "expected a frame at 0.5000 s", "found none")
+
+
+def test_no_episodes(copy, tmp_path):
+    path = copy("v2.1/images")
+    (path / "meta/episodes.jsonl").write_text("")
+    refused(path, "expected at least one episode, found an empty data set")
+    with pytest.raises(UserError, match="expected at least one episode, found none"):
+        lerobot.write(Dataset([]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_read_yet_is_left_out_and_said(copy):
+    path = copy("v3.0/video_av1")
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"]["observation.images.top"]["info"]["video.is_depth_map"] = True
+    edit_json(path / "meta/info.json", features=info["features"], colour="red")
+    data = Dataset.open(path)
+    assert "observation.images.top" not in data.features()
+    assert data.facts["warnings"] == [
+        "meta/info.json: unknown keys colour are ignored",
+        "observation.images.top: depth video cannot be read yet; the column is left out"]
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+_FULL = """
+import resource, sys
+sys.path[:0] = [{tests!r}]
+from test_formats import closed
+from understudy.core import UserError
+from understudy.data.episode import Dataset
+from understudy.data.formats import lerobot
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    if sys.argv[3] == "read":
+        Dataset.open(sys.argv[1], image_size=64)
+    else:
+        lerobot.append(sys.argv[1], closed(images=True), images=sys.argv[3])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("images, limit", [("png", 3000), ("png", 40_000), ("video", 3000), ("read", 40_000)])
+def test_a_disk_that_is_full(images, limit, tmp_path):
+    """The system refuses larger files, which is how a full disk shows, too."""
+    path = tmp_path / "data"
+    lerobot.append(path, closed(images=True), images=images if images != "read" else "png")
+    before, prints = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}, Dataset.open(path).fingerprint()
+    code = _FULL.format(tests=str(Path(__file__).parent))
+    ran = subprocess.run([sys.executable, "-c", code, str(path), str(limit), images], capture_output=True, text=True,
+                         timeout=100)
+    assert "the disk is full" in ran.stdout and "\n  -> free some space" in ran.stdout, ran.stderr
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != ".lock"} == before
+    assert Dataset.open(path).fingerprint() == prints
+
+
+def test_episodes_that_differ_are_not_written(tmp_path):
+    data = closed()
+    for columns, message in (
+            ({"extra": np.zeros(12)}, "episode 3, column 'extra'"), ({"next.reward": None}, "column 'next.reward'"),
+            ({"next.reward": np.zeros(12)}, r"expected float32 \(\) a step, found float64 \(\)"),
+            ({"next.reward": np.zeros(14, np.float32)}, "expected 12 rows, or one more, found 14")):
+        with pytest.raises(UserError, match=message):
+            lerobot.write(Dataset([*data[:3], data[3].but(columns)]), tmp_path / "out")
+    with pytest.raises(UserError, match="column 'a/b'.*without '/'"):
+        lerobot.write(Dataset([data[0].but({"a/b": np.zeros(5)})]), tmp_path / "out")
+    with pytest.raises(UserError, match="expected images to be video or png, found 'gif'"):
+        lerobot.write(data, tmp_path / "out", images="gif")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- npz ------------------------------------------------------------------------------------------------------------
+
+
+def _save(path, **changes):
+    flat = _flat()
+    arrays = {"observations": flat["state"], "actions": flat["action"], "episode_ends": ENDS, **changes}
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    return path
+
+
+_NEXT = np.concatenate([_flat()["state"][1:], _flat()["state"][:1]])
+
+
+@pytest.mark.parametrize("changes, parts", [
+    ({"rewards": np.zeros(21)}, ["rewards", "expected 22 rows (steps), 26", "or 4 (episodes), found 21 rows"]),
+    ({"fps": np.array(3)}, ["fps", "found a single value"]),
+    ({"notes": np.array([{}, 1, 2, 3], object)}, ["notes", "found Python objects (a pickle), which are never loaded"]),
+    ({"observations": None}, ["expected an array observations, found actions, episode_ends"]),
+    ({"actions": None}, ["expected an array actions"]),
+    ({"action": np.zeros((22, 1))}, ["action", "expected one array for action, found actions and action"]),
+    ({"episode_ends": np.array([5, 5, 10, 22])}, ["episode_ends[1]", "expected ends that grow, found 5 after 5"]),
+    ({"episode_ends": np.array([5, 6, 10, 30])}, ["observations", "expected 30 rows"]),
+    ({"episode_ends": np.zeros(0, int)}, ["expected at least one episode, found none"]),
+    ({"episode_ends": np.array([1.5, 22])}, ["expected integers of shape (episodes,), found float64 (2,)"]),
+    ({"next_observations": _NEXT + 1}, ["next_observations, episode 0, step 0, component (0,)",
+                                        "expected the next row of observations, 1.0, found 2.0"]),
+    ({"next_observations": _NEXT[:, :2]}, ["expected the shape (22, 3) of observations, found (22, 2)"]),
+    ({"times": np.zeros(22, "datetime64[s]")}, ["times", "expected numbers or text, found dtype datetime64[s]"]),
+])
+def test_npz_that_makes_no_sense(changes, parts, tmp_path):
+    refused(_save(tmp_path / "d.npz", **changes), *parts)
+
+
+def test_npz_cut_short(tmp_path):
+    path = _save(tmp_path / "d.npz")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(path, "found a zip that is cut short or damaged")
+    path.write_bytes(whole[:200] + bytes(40) + whole[240:])  # within the first array
+    refused(path, "d.npz, observations", "expected a whole array, found damage")
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    for name in ("notes", "observations", "episode_ends"):
+        with pytest.raises(UserError, match="a pickle"):
+            read_all(_save(tmp_path / "d.npz", **{name: np.array([Trap()] * 4, object)}))
+    assert not (tmp_path / "sprung").exists()
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_named(value, tmp_path):
+    data = closed()
+    wrong = data[2].steps["action"].copy()
+    wrong[1, 0] = value
+    lerobot.write(Dataset([*data[:2], data[2].but({"action": wrong}), data[3]]), tmp_path / "out")
+    read = Dataset.open(tmp_path / "out")
+    check_finite(read, ["observation.state", "next.reward", "next.terminated", "task"])
+    with pytest.raises(UserError) as error:
+        check_finite(read)
+    assert str(error.value) == (f"{tmp_path / 'out'}, episode 2, step 1, action[0]: expected finite numbers, found "
+                                f"{value}\n  -> correct the value, or leave the episode out")
+    stats = json.loads((tmp_path / "out/meta/stats.json").read_text())["action"]  # of what is finite; valid JSON
+    assert all(np.isfinite(v).all() for v in stats.values())
+
+
+def test_a_finite_data_set_passes():
+    check_finite(closed(), ["action", "observation.state"])
+    assert isinstance(closed()[0], Episode)

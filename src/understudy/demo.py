@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from .data.episode import Dataset
 from .data.window import Window
 from .envs import make
 from .evaluate.judge import Evaluation, evaluate, recording, verdict
 from .evaluate.record import expert, record
+from .evaluate.report import report
 from .execute.chunked import Receding
 from .files import write_json
 from .heads.base import Head
@@ -19,6 +22,7 @@ from .heads.flow import Flow
 from .heads.regression import Regression
 from .learn.clone import Cloning
 from .learn.method import Method, actor
+from .learn.run import Run
 from .learn.train import train
 from .policy import Recipe
 
@@ -42,6 +46,15 @@ def demo(out: Path, *, device: str = "cpu", say: Say = print, bar=None) -> dict[
 
     bar(title, total): a context manager that gives progress(done). Returns the evaluations, by run.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks as small as these gain nothing from more, and lose much on a busy machine
+    try:
+        return _demo(out, device, say, bar)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _demo(out, device, say, bar):
     began, env = time.perf_counter(), make(TASK, 50)
     say(f"1/5  {DEMONSTRATIONS} demonstrations by the scripted expert of {TASK!r}: a point that must go round a "
         "pillar, on either side")
@@ -60,6 +73,9 @@ def demo(out: Path, *, device: str = "cpu", say: Say = print, bar=None) -> dict[
             found[run] = evaluate(actor(out / run, device=device, rows=ROWS), env, EPISODES, SEED,
                                   watch=lambda number, episode, progress=progress: progress())
     write_json(out / "results.json", results(data, found, env.facts["optimum"]))
+    report(out / "report.html", runs={NAMES[run]: e for run, e in found.items()}, env=env, data=data,
+           training={NAMES[run]: Run(out / run).lines() for run in found}, commands=commands(out),
+           title=f"Two policies from the same {DEMONSTRATIONS} demonstrations of {TASK!r}")
     say("")
     say(verdict(found["flow"], found["regression"], names=tuple(NAMES.values())))
     say(f"The best possible success in {TASK!r} is {env.facts['optimum']:.1f}: {env.facts['success']}.")
@@ -67,12 +83,22 @@ def demo(out: Path, *, device: str = "cpu", say: Say = print, bar=None) -> dict[
     return found
 
 
+def commands(out: Path) -> list[tuple[str, str]]:
+    """To go on with, and what each does."""
+    data = out / "demonstrations"
+    return [(f"understudy inspect {data}", "What is in the demonstrations"),
+            (f"understudy eval {out / 'flow'} {TASK} --episodes 100 --against {out / 'regression'} --seed 1",
+             "Both again, from other starts"),
+            (f"understudy train diffusion-policy {data} --out {out / 'mine'} --eval {TASK} --every 400",
+             "A third method on the same demonstrations, looked at while it trains")]
+
+
 def summary(data: Dataset) -> str:
     """In a line."""
     left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in data)
     won = sum(bool(e.meta["success"]) for e in data)
-    return (f"{len(data)} episodes, {data.steps} steps at {data.fps:g} a second, {won} succeeded; {left} go left of the "
-            f"pillar, {len(data) - left} right")
+    return (f"{len(data)} episodes, {data.steps} steps at {data.fps:g} a second, {won} succeeded; {left} go left of "
+            f"the pillar, {len(data) - left} right")
 
 
 def results(data: Dataset, found: dict[str, Evaluation], optimum: float) -> dict:

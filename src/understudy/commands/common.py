@@ -39,8 +39,9 @@ class Out:
 
     def __init__(self, json: bool = False):
         self.json, self.stdout = json, sys.stdout
-        wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-        self.console = Console(quiet=json, markup=False, highlight=False, emoji=False, soft_wrap=True, width=wide)
+        self.wrap = sys.stdout.isatty()  # elsewhere lines stay whole
+        wide = None if self.wrap or "COLUMNS" in os.environ else 120
+        self.console = Console(quiet=json, markup=False, highlight=False, emoji=False, width=wide)
 
     def __enter__(self) -> Out:
         if self.json:
@@ -52,11 +53,11 @@ class Out:
 
     def say(self, *things) -> None:
         for thing in things or ("",):
-            self.console.print(thing)
+            self.console.print(thing, soft_wrap=not self.wrap)
 
     def next(self, *commands: str) -> None:
         """The sensible things to do now."""
-        self.say("\nnext:", *(f"  {c}" for c in commands))
+        self.console.print("\nnext:", *(f"  {c}" for c in commands), sep="\n", soft_wrap=True)
 
     def answer(self, document) -> None:
         if self.json:

@@ -30,11 +30,8 @@ def main(args: list[str]) -> None:
     o = parse(Demo, "demo", args)
     out = Out()
     out.say(f"understudy demo: everything goes to {o.out}; Ctrl-C at any point, and the same command goes on.\n")
-    from ..demo import TASK, demo
+    from ..demo import commands, demo
 
     demo(o.out, device=o.device, say=out.say, bar=bar)
-    out.say(f"\nLook at it: {o.out / 'report.html'}")
-    out.next(f"understudy inspect {o.out / 'demonstrations'}",
-             f"understudy eval {o.out / 'flow'} {TASK} --episodes 100 --against {o.out / 'regression'} --seed 1",
-             f"understudy train diffusion-policy {o.out / 'demonstrations'} --out {o.out / 'mine'} --eval {TASK} "
-             "--every 400")
+    out.say(f"Look at it: {o.out / 'report.html'}")
+    out.next(*(command for command, what in commands(o.out)))

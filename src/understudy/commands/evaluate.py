@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +73,7 @@ def main(args: list[str]) -> None:
 
 def _rolled_out(o: Eval, out: Out) -> None:
     from ..envs import make
-    from ..evaluate.judge import verdict
+    from ..evaluate.judge import finding, verdict
 
     env = make(o.on, min(o.rows, o.episodes), o.trust)
     try:
@@ -79,24 +83,22 @@ def _rolled_out(o: Eval, out: Out) -> None:
         env.close()
     _keep(o, mine, other)
     if other is not None:
-        out.say(verdict(mine), verdict(other, names=("the other", "")), "")
-    out.say(verdict(mine, other, (o.run.name, o.against.name) if other else ("this checkpoint", "")))
+        out.say(*(f"{run}: {finding(e)[1]}" for run, e in ((o.run, mine), (o.against, other))))
+    out.say(verdict(mine, other, 
+                    (f"the policy in {o.run}", f"the policy in {o.against}") if other else ("this checkpoint", "")))
     if mine.success is not None and env.facts.get("success"):
         out.say(f"Success: {env.facts['success']}.")
     if o.save:
         out.say(f"Episodes written to {o.save}")
     _report(o, env, mine, other, out)
-    hints = [] if o.against else [f"understudy eval {o.run} {o.on} --episodes {o.episodes} --against RUN2"]
-    if o.html is None:
-        hints.append(f"understudy eval {o.run} {o.on} --episodes {o.episodes} --html report.html")
-    out.next(*hints, f"understudy train RECIPE DATA --out RUN3 --seed {o.seed + 1}")
+    again = f"understudy eval {o.run} {o.on} --episodes {o.episodes}"
+    out.next(*([] if o.against else [f"{again} --against RUN2"]), *([] if o.html else [f"{again} --html report.html"]),
+             "understudy train RECIPE DATA --out RUN3 --seed 1    # another training seed: the spread may be as large")
     out.answer(mine.json(other, str(o.against)))
 
 
 def evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
     """`run` in `env`, on the numbered starts; recorded into `save`, if given."""
-    import time
-
     from ..evaluate.judge import evaluate, judged
     from ..evaluate.record import record
     from ..learn.devices import device
@@ -116,10 +118,19 @@ def evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
 
 
 def _mark(folder: Path) -> str:
-    """Which weights these are."""
-    import hashlib
+    """Which weights these are, and how they are run."""
+    digest = hashlib.sha256()
+    for name in ("weights.safetensors", "method.json"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
 
-    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()[:16]
+
+def _home(run: Path) -> Path:
+    """The run's folder, or the checkpoint's where it stands alone."""
+    from ..policy import checkpoint
+
+    folder = checkpoint(run)
+    return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
 def _keep(o: Eval, mine: Evaluation, other: Evaluation | None) -> None:
@@ -130,18 +141,14 @@ def _keep(o: Eval, mine: Evaluation, other: Evaluation | None) -> None:
 
 
 def _write(o: Eval, line: dict) -> None:
-    import json
-    import os
-
     from ..evaluate.judge import finite
     from ..policy import checkpoint
 
     folder = checkpoint(o.run)
-    run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
-    file = run / "eval" / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in Path(o.on).name)}.jsonl"
+    file = _home(o.run) / "eval" / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in Path(o.on).name)}.jsonl"
     file.parent.mkdir(exist_ok=True)
-    about = {"checkpoint": folder.name, "weights": _mark(folder),
-             "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    about = {"checkpoint": folder.name, "mark": _mark(folder),
+             "date": datetime.now(UTC).isoformat(timespec="seconds")}
     with open(file, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(finite({**about, **line}), allow_nan=False) + "\n")
         lines.flush()
@@ -194,6 +201,11 @@ def _report(o: Eval, env, mine, other, out) -> None:
     if o.html is None:
         return
     from ..evaluate.report import report
+    from ..learn.run import Run
 
-    report(o.html, env=env, runs={o.run.name: mine, **({} if other is None else {o.against.name: other})})
+    runs = {o.run: mine} if other is None else {o.run: mine, o.against: other}
+    names = {run: run.name for run in runs} if len({run.name for run in runs}) == len(runs) else {
+        run: str(run) for run in runs}
+    training = {names[run]: lines for run in runs if (lines := Run(_home(run)).lines())}
+    report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training)
     out.say(f"Report written to {o.html}")

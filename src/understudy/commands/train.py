@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from .common import Device, Out, Trust, bar, opened, parse
+from .common import Device, Out, Trust, opened, parse
 
 if TYPE_CHECKING:
     from ..envs.base import Env
@@ -83,7 +83,7 @@ def main(args: list[str]) -> None:
         score = _score(method, env, o.rollouts, o.seed)
     try:
         train(method, data, o.out, steps=o.steps, seed=o.seed, device=where, score=score, every=o.every, hold=o.hold,
-              watch=(Said(out),), command=command)
+              watch=(said,), command=command)
     finally:
         if env is not None:
             env.close()
@@ -94,18 +94,11 @@ def main(args: list[str]) -> None:
     out.next(f"understudy eval {o.out} {o.eval or 'ENV'} --episodes 100", *best, f"understudy eval {o.out} {o.data}")
 
 
-class Said:
-    """Says what each validation found, as it comes."""
-
-    def __init__(self, out: Out):
-        self.out = out
-
-    def __call__(self, step, learner, seen) -> None:
-        if "loss" in seen:
-            return
-        found = [f"{name} {seen[key]:.4g}" for key, name in (("score", "score"), ("validation/energy",
-                 "error on held-out episodes")) if key in seen]
-        self.out.say(f"update {step}: {', '.join(found)}")
+def said(step, learner, seen) -> None:
+    """What each validation found, as it comes."""
+    names = {"score": "score in rollouts", "validation/energy": "error on held-out episodes"}
+    if found := [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]:
+        print(f"update {step}: {', '.join(found)}", file=sys.stderr)
 
 
 def _help(own: list[str], options: list[str]) -> None:
@@ -143,8 +136,6 @@ def _score(method: Method, env: Env, episodes: int, seed: int):
     from ..execute.planners import Fixed
 
     def score(policy) -> float:
-        with bar("rollouts", episodes) as progress:
-            found = evaluate(Plays(Fixed(policy), method.run), env, episodes, during(seed),
-                             watch=lambda number, episode: progress())
+        found = evaluate(Plays(Fixed(policy), method.run), env, episodes, during(seed))
         return (found.success or found.returns).estimate
     return score

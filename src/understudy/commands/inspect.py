@@ -1,0 +1,63 @@
+"""understudy inspect"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from .common import Out, parse
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What is in a data set, of any format, and what about it deserves a second look."""
+
+    data: Annotated[Path, Positional, arg(metavar="DATA")]
+    """a file or folder of demonstrations"""
+    json: bool = False
+    """one JSON document on standard output"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(Inspect, "inspect", args)
+    from ..core import role
+    from ..data.episode import Dataset
+    from ..data.formats.describe import describe
+
+    with Out(o.json) as out:
+        data = Dataset.open(o.data)
+        found = describe(data)
+        lengths = sorted(len(e) for e in data)
+        rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
+        out.say(f"{o.data}: {found['format']} {found['version']}".rstrip(),
+                f"{found['episodes']} episodes, {found['steps']} steps{rate}; episodes of {lengths[0]} to "
+                f"{lengths[-1]} steps, half of them at least {lengths[len(lengths) // 2]}")
+        out.say(*_outcomes(data), "")
+        table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
+        for name, f in data.features().items():
+            table.add_row(name, role(name), f.dtype, " x ".join(map(str, f.shape)), ", ".join(f.names or ()),
+                          f.unit or "")
+        out.say(table)
+        if found["tasks"]:
+            out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
+                    + ("; ..." if len(found["tasks"]) > 10 else ""))
+        out.say("", *([f"warning: {w}" for w in found["warnings"]] or ["no warnings"]))
+        env = data[0].meta.get("env")
+        out.next(f"understudy train {_method(data)} {o.data} --out RUN" + (f" --eval {env} --every 500" if env else ""),
+                 *([f"understudy replay {o.data} {env}"] if env else []))
+        out.answer(found)
+
+
+def _outcomes(data) -> list[str]:
+    """How many succeeded, where the data say so."""
+    ended = [e.meta["success"] for e in data if "success" in e.meta]
+    return [f"{sum(map(bool, ended))} of {len(ended)} succeeded"] if ended else []
+
+
+def _method(data) -> str:
+    """One that can learn these actions."""
+    return "bc" if data.features()["action"].kind == "choice" else "diffusion-policy"

@@ -12,6 +12,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from fixtures import closed_form
 from hypothesis import HealthCheck, given, settings
@@ -80,6 +81,14 @@ def test_all_versions_of_the_same_values_have_the_same_fingerprint():
     images = [f for f in FOLDERS if f.endswith("/images")]
     assert len(images) == 4  # v2.0, v2.1, v3.0, v3.0_converted
     assert len({Dataset.open(LEROBOT / f).fingerprint() for f in images}) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+def test_row_groups_need_not_be_episodes(rows, tmp_path):
+    shutil.copytree(LEROBOT / "v3.0/images", tmp_path / "data")
+    file = next(tmp_path.glob("data/data/*/*.parquet"))
+    pq.write_table(pq.read_table(file), file, row_group_size=rows)
+    assert Dataset.open(tmp_path / "data").fingerprint() == Dataset.open(LEROBOT / "v3.0/images").fingerprint()
 
 
 def test_opening_reads_no_data(tmp_path):
@@ -216,6 +225,18 @@ def test_statistics_are_those_of_all_steps(tmp_path):
     assert found["count"] == [22] and stats["next.terminated"]["max"] == [True]
     quantile = [np.quantile(e.steps["observation.state"][: len(e)].astype(float), 0.9, axis=0) for e in data]
     np.testing.assert_allclose(found["q90"], np.average(quantile, axis=0, weights=[len(e) for e in data]), 1e-12)
+
+
+def test_statistics_of_images_are_those_of_their_pixels(tmp_path):
+    image = np.random.default_rng(1).integers(3, 250, (7, 20, 30, 3), np.uint8)
+    lerobot.write(Dataset([Episode({CAMERA: image, "action": np.zeros((7, 1))})], {"fps": 10}), tmp_path / "out")
+    found = json.loads((tmp_path / "out/meta/stats.json").read_text())[CAMERA]
+    pixels = image.reshape(-1, 3) / 255
+    for name, value in (("min", pixels.min(0)), ("max", pixels.max(0)), ("mean", pixels.mean(0)),
+                        ("std", pixels.std(0)), ("q01", np.quantile(pixels, 0.01, axis=0)),
+                        ("q90", np.quantile(pixels, 0.9, axis=0))):
+        np.testing.assert_allclose(np.array(found[name]), value.reshape(3, 1, 1), 1e-9)
+    assert found["count"] == [7]
 
 
 def test_an_upstream_data_set_is_added_to(tmp_path):

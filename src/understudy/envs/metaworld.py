@@ -6,9 +6,9 @@ import difflib
 from dataclasses import dataclass
 
 import gymnasium
-import metaworld  # noqa: F401  (names the environments)
 import numpy as np
 import torch
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as GOALS
 from metaworld.policies import ENV_POLICY_MAP
 
 from ..core import UserError
@@ -18,35 +18,36 @@ from .base import Pictures, Scripted
 from .mujoco import plainly
 
 
-def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool = True, **options) -> MetaWorld:
-    """name: "metaworld/door-open-v3". An episode is a success if the task is done at any of its `limit` steps, as the
-    benchmark has it; so it ends there, unless terminate_on_success is False, which changes returns but no success."""
+def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool = True) -> MetaWorld:
+    """name: "metaworld/door-open-v3". An episode is a success if the task is done at any of its `limit` steps (at most
+    500), as the benchmark has it; so it ends there, unless terminate_on_success is False, which changes returns but
+    no success."""
     task = name.removeprefix("metaworld/")
     if task not in ENV_POLICY_MAP:
         near = difflib.get_close_matches(task, ENV_POLICY_MAP, 3, 0.4)
         raise UserError(f"expected a Meta-World task, found {task!r}", where=name,
                         do=f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(ENV_POLICY_MAP)}")
-    options = {"render_mode": "rgb_array", "max_episode_steps": limit, "terminate_on_success": terminate_on_success,
-               **options}
-    vec = gym.side_by_side(lambda: Fresh(task, options), rows)
+    vec = gym.side_by_side(lambda: Fresh(task, limit, terminate_on_success), rows)
     facts = {**gym.facts_of(vec.envs[0].env, name), "limit": limit,
              "success": "info['success'] at any step, as the benchmark counts"}
     return MetaWorld(vec, facts, task)
 
 
 class Fresh(gymnasium.Env):
-    """A new copy for every episode: Meta-World's reset(seed) does not repeat an episode, a new copy does."""
+    """A new copy for every episode: Meta-World's reset(seed) does not repeat an episode, a new copy does. The seed
+    decides where objects and goal are; the goal is shown."""
 
-    def __init__(self, task: str, options: dict):
-        self.task, self.options = task, options
+    render_mode = "rgb_array"
+
+    def __init__(self, task: str, limit: int, terminate_on_success: bool):
+        self.task, self.limit, self.terminate_on_success = task, limit, terminate_on_success
         self._build(0)
         self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
-        self.metadata, self.render_mode = self.env.metadata, options["render_mode"]
+        self.metadata = self.env.metadata
 
     def _build(self, seed):
-        self.env = gymnasium.make("Meta-World/MT1", env_name=self.task, seed=seed, disable_env_checker=True,
-                                  **self.options)
-        plainly(self.env.unwrapped.model)
+        self.env, self.clock = GOALS[f"{self.task}-goal-observable"](seed=seed, render_mode=self.render_mode), 0
+        plainly(self.env.model)
 
     def reset(self, *, seed=None, options=None):
         self.env.close()
@@ -54,7 +55,10 @@ class Fresh(gymnasium.Env):
         return self.env.reset()
 
     def step(self, action):
-        return self.env.step(action)
+        self.clock += 1
+        seen, reward, terminated, truncated, info = self.env.step(action)
+        done = self.terminate_on_success and info["success"] > 0
+        return seen, reward, terminated or done, truncated or self.clock >= self.limit, info
 
     def render(self):
         return self.env.render()

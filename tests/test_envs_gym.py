@@ -1,0 +1,180 @@
+"""Gymnasium's environments: every space, every way of resetting, the same episodes."""
+
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from understudy import envs
+from understudy.core import UserError, keys
+from understudy.envs.gym import adapt, side_by_side
+from understudy.evaluate.record import Uniform
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Actor
+from understudy.testing import check_env
+
+
+class Many(gymnasium.Env):
+    """Shows one of everything; ends after 3 to 6 steps, as drawn at reset; success at the last but one step only."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 12}
+
+    def __init__(self, action=None, render_mode=None):
+        self.render_mode = render_mode
+        self.observation_space = spaces.Dict({
+            "eye": spaces.Box(0, 255, (8, 6, 3), np.uint8), "grey": spaces.Box(0, 255, (8, 6), np.uint8),
+            "first": spaces.Box(0, 255, (3, 8, 6), np.uint8), "arm": spaces.Box(-np.inf, np.inf, (2, 2)),
+            "mode": spaces.Discrete(4, start=-1), "keys": spaces.MultiDiscrete([2, 5]), "on": spaces.MultiBinary(3),
+            "said": spaces.Text(6), "inner": spaces.Dict({"one": spaces.Box(-9, 9, (), np.float64)})})
+        self.action_space = action or spaces.Box(np.float64([-1, 0]), np.float64([1, 4]), dtype=np.float64)
+        self.taken = []
+
+    def _seen(self):
+        r = self.np_random
+        return {"eye": r.integers(0, 256, (8, 6, 3), np.uint8), "grey": r.integers(0, 256, (8, 6), np.uint8),
+                "first": np.full((3, 8, 6), np.arange(3).reshape(3, 1, 1), np.uint8),
+                "arm": np.full((2, 2), self.clock, np.float32), "mode": r.integers(-1, 3),
+                "keys": r.integers(0, [2, 5]), "on": r.integers(0, 2, 3, np.int8), "said": "ab" * (self.clock % 3),
+                "inner": {"one": np.float64(self.clock)}}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock, self.length = 0, int(self.np_random.integers(3, 7))
+        return self._seen(), {"started": True}
+
+    def step(self, action):
+        self.taken.append(action)
+        self.clock += 1
+        over = self.clock >= self.length
+        return (self._seen(), float(self.clock), over and self.length % 2 == 0, over and self.length % 2 == 1,
+                {"is_success": self.clock == self.length - 1, "odd": "text"})
+
+    def render(self):
+        return np.full((4, 5, 3), self.clock, np.uint8)
+
+
+def many(mode, cls=SyncVectorEnv, rows=3, **options):
+    return adapt(cls([Many] * rows, autoreset_mode=mode, **options), {"env": "many", "version": None, "fps": 12,
+                                                                      "limit": None})
+
+
+MODES = [(cls, mode) for cls in (SyncVectorEnv, AsyncVectorEnv) for mode in AutoresetMode]
+
+
+@pytest.mark.parametrize(("cls", "mode"), MODES, ids=lambda v: getattr(v, "__name__", None) or v.value)
+def test_all_ways_of_resetting_give_the_same_episodes(cls, mode):
+    """Seven episodes over three rows, last observations and success before the last step included."""
+    plain = []
+    for number in range(7):  # by hand, one environment at a time
+        env, seed = Many(), int(keys(5, [number])[0]) % 2 ** 31
+        seen, over = [env.reset(seed=seed)[0]], False
+        while not over:
+            obs, _, terminated, truncated, _ = env.step(None)
+            seen.append(obs)
+            over = terminated or truncated
+        plain.append((seen, terminated))
+    env = many(mode, cls)
+    ran = rollout(Uniform(env), env, 7, seed=5)
+    env.close()
+    for (seen, terminated), episode in zip(plain, ran, strict=True):
+        assert len(episode) == len(seen) - 1
+        np.testing.assert_array_equal(episode.steps["observation.images.eye"], [s["eye"] for s in seen])
+        np.testing.assert_array_equal(episode.steps["observation.inner.one"][:, 0], [s["inner"]["one"] for s in seen])
+        np.testing.assert_array_equal(episode.steps["observation.mode"][:, 0], [s["mode"] + 1 for s in seen])
+        assert episode.steps["next.terminated"][-1] == terminated != episode.steps["next.truncated"][-1]
+        np.testing.assert_array_equal(episode.steps["next.success"], [i == len(seen) - 3 for i in range(len(seen) - 1)])
+        assert episode.meta["success"] is True
+
+
+def test_every_space_has_its_column():
+    env = many(AutoresetMode.DISABLED)
+    obs = env.reset(torch.arange(3), keys(0, range(3)))
+    kinds = {k.removeprefix("observation."): (f.kind, f.shape, f.choices) for k, f in env.features.items()}
+    assert kinds == {
+        "images.eye": ("image", (8, 6, 3), None), "images.grey": ("image", (8, 6, 1), None),
+        "images.first": ("image", (8, 6, 3), None), "arm": ("vector", (4,), None), "mode": ("choice", (1,), (4,)),
+        "keys": ("choice", (2,), (2, 5)), "on": ("choice", (3,), (2, 2, 2)), "said": ("text", (6,), None),
+        "inner.one": ("vector", (1,), None), "action": ("vector", (2,), None)}
+    assert obs["observation.images.first"][0, 0, 0].tolist() == [0, 1, 2]
+    env.step(torch.zeros(3, 2))
+    said = env.step(torch.zeros(3, 2)).obs["observation.said"]
+    assert bytes(said[0].tolist()).rstrip(b"\0") == b"abab"
+    assert env.facts["success"] == "info['is_success'] at any step"
+    plain = adapt(side_by_side(lambda: gymnasium.make("CartPole-v1"), 1), {"env": "pole"})
+    assert plain.facts["success"] is None and set(plain.features) == {"observation.state", "action"}
+
+
+def test_actions_are_clipped_and_cast():
+    env = many(AutoresetMode.DISABLED, rows=1)
+    env.reset(torch.arange(1), keys(0, [0]))
+    env.step(torch.tensor([[-3.0, 9.0]]))
+    taken = env.vec.envs[0].taken[-1]
+    assert taken.dtype == np.float64 and taken.tolist() == [-1, 4]
+    assert env.facts["low"] == [-1, 0] and env.facts["high"] == [1, 4]
+    for space, given, wanted in ((spaces.Discrete(3, start=5), [[2]], 7),
+                                 (spaces.MultiDiscrete([3, 2]), [[2, 1]], [2, 1]),
+                                 (spaces.MultiBinary(2), [[0, 1]], [0, 1])):
+        env = adapt(side_by_side(lambda space=space: Many(space), 1), {"env": "many"})
+        env.reset(torch.arange(1), keys(0, [0]))
+        env.step(torch.tensor(given))
+        assert np.array_equal(env.vec.envs[0].taken[-1], wanted)
+        assert env.vec.envs[0].action_space.contains(env.vec.envs[0].taken[-1])
+        with pytest.raises(UserError, match="expected choices below"):
+            env.step(torch.full_like(torch.tensor(given), 9))
+
+
+def test_what_has_no_meaning_is_refused():
+    with pytest.raises(UserError, match="wrap the environment"):
+        adapt(side_by_side(lambda: Many(spaces.Dict({"a": spaces.Discrete(2)})), 1), {"env": "many"})
+    with pytest.raises(UserError, match="shared_memory=False"):
+        forked = AsyncVectorEnv([Many], autoreset_mode=AutoresetMode.NEXT_STEP, shared_memory=False)
+        try:
+            adapt(forked, {"env": "many"})
+        finally:
+            forked.close()
+
+    class Own(VectorEnv):
+        metadata, num_envs = {"autoreset_mode": AutoresetMode.NEXT_STEP}, 1
+    with pytest.raises(UserError, match="reset alone"):
+        adapt(Own(), {"env": "own"})
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "MountainCarContinuous-v0"])
+def test_gymnasiums_own_keep_the_contract(name):
+    check_env(lambda rows: envs.make(name, rows, max_episode_steps=20))
+
+
+def test_the_first_observation_is_that_of_the_seed():
+    env, plain = envs.make("CartPole-v1", 2), gymnasium.make("CartPole-v1")
+    key = keys(3, [4, 5])
+    obs = env.reset(torch.arange(2), key)["observation.state"]
+    for row, k in zip(obs, key.tolist(), strict=True):
+        np.testing.assert_array_equal(row.numpy(), plain.reset(seed=k % 2 ** 31)[0])
+    assert env.facts["version"] == f"gymnasium {gymnasium.__version__}" and env.facts["limit"] == 500
+
+
+def test_balancing_a_pole():
+    """The known closed-form controller, through our columns."""
+    @dataclass(frozen=True)
+    class Balance(Actor):
+        def start(self, obs, key):
+            return {}
+
+        def act(self, obs, state):
+            seen = obs["observation.state"]
+            return (seen @ torch.tensor([0.1, 0.3, 1.0, 1.0]) > 0).long().unsqueeze(1), state
+    ran = rollout(Balance(), envs.make("CartPole-v1", 5), 5, seed=0)
+    assert [len(e) for e in ran] == [500] * 5 and all(e.steps["next.truncated"][-1] for e in ran)
+    assert ran[0].steps["action"].dtype == np.int64 and ran[0].steps["action"].shape == (500, 1)
+
+
+def test_pictures_come_from_the_row():
+    env = adapt(side_by_side(lambda: Many(render_mode="rgb_array"), 2), {"env": "many"})
+    env.reset(torch.arange(2), keys(0, range(2)))
+    env.step(torch.zeros(2, 2))
+    env.reset(torch.tensor([1]), keys(0, [2]))
+    assert env.frame(0).mean() == 1 and env.frame(1).mean() == 0

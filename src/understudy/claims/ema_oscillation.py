@@ -23,11 +23,11 @@ def arm(name: str, ema) -> Arm:
 
 
 def short(experiment: Experiment) -> Experiment:
-    return replace(experiment, options=(("limit", 10),))
+    return replace(experiment, options=(("max_episode_steps", 10),))
 
 
 HOPPER = Experiment(Recorded("cs285/hopper_expert.npz"), "Hopper-v4", (arm("raw", 0.0), arm("averaged", Polynomial())),
-                    oscillation, tuned_by="mean", episodes=10, tuning_episodes=10, options=(("limit", 500),))
+                    oscillation, tuned_by="mean", episodes=10, tuning_episodes=10, options=(("max_episode_steps", 500),))
 
 CLAIM = Claim(
     name="ema-oscillation", rows=("281",),

@@ -45,7 +45,7 @@ _trained: dict[str, Policy] = {}  # the newest few of this process
 
 
 def _ran(experiment, policy: Policy, method: Method, episodes: int, starts: int) -> Dataset:
-    made = make(experiment.env, rows=ROWS, **dict(experiment.options))
+    made = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.options))
     try:
         return rollout(Plays(Fixed(policy, ROWS), method.run), made, episodes, seed=starts)
     finally:

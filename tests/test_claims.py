@@ -1,0 +1,160 @@
+"""Rules decide from intervals; a record goes stale with its code and with nothing else; a run goes on where it was."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from understudy import config
+from understudy.claims import records
+from understudy.claims.base import Above, Arm, Claim, Every, Exceeds, Experiment, Near, Part, Sabotage, Source
+from understudy.claims.measures import log_jerk
+from understudy.claims.run import run
+from understudy.core import UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.heads.regression import Regression
+from understudy.learn.method import Method
+from understudy.policy import Recipe
+
+
+def flags(rate, seed=0):
+    return (np.random.default_rng(seed).random((5, 100)) < rate).astype(float).tolist()
+
+
+FIGURES = {"good": {"success": flags(0.9), "time": (np.full((5, 1), 3.0) + np.arange(5)[:, None] * 0.01).tolist()},
+           "twin": {"success": flags(0.9), "time": (np.full((5, 1), 3.0) + np.arange(5)[:, None] * 0.01).tolist()},
+           "bad": {"success": flags(0.4, 1), "time": (np.full((5, 1), 2.0) - np.arange(5)[:, None] * 0.01).tolist()}}
+
+
+@pytest.mark.parametrize("rule,verdict", [
+    (Above("success", "good", "bad"), "holds"), (Above("success", "good", "bad", 0.3), "holds"),
+    (Above("success", "bad", "good"), "fails"), (Above("success", "good", "bad", 0.5), "undecided"),
+    (Above("success", "good", "twin"), "undecided"), (Above("success", "good", "twin", -0.1), "holds"),
+    (Above("time", "good", "bad", 0.9), "holds"), (Above("time", "good", "bad", 1.2), "fails"),
+    (Near("success", "good", "twin", 0.1), "holds"), (Near("success", "good", "bad", 0.1), "fails"),
+    (Near("success", "good", "twin", 0.001), "undecided"),
+    (Exceeds("success", "good", 0.7), "holds"), (Exceeds("success", "bad", 0.7), "fails"),
+    (Exceeds("time", "good", 3.02), "undecided"),
+    (Every((Above("success", "good", "bad"), Near("success", "good", "twin", 0.1))), "holds"),
+    (Every((Above("success", "good", "bad"), Near("success", "good", "bad", 0.1))), "fails"),
+    (Every((Above("success", "good", "bad"), Above("success", "good", "twin"))), "undecided"),
+])
+def test_a_rule_decides_from_its_interval(rule, verdict):
+    assert rule.judge(FIGURES).verdict == verdict
+
+
+def test_a_rule_names_the_arms_it_looks_at():
+    assert Every((Above("success", "good", "bad"), Exceeds("success", "good", 0.5))).arms == ("good", "bad")
+
+
+def test_seeds_that_tune_never_judge_and_arms_are_tuned_alike():
+    def build(seeds=(100, 101), tuning=(900,), options=(1, 1)):
+        return Experiment(None, "fork", tuple(Arm(str(i), (None,) * n) for i, n in enumerate(options)), None,
+                          seeds=seeds, tuning=tuning)
+    build()
+    with pytest.raises(ValueError, match="must not judge"):
+        build(tuning=(100,))
+    with pytest.raises(ValueError, match="must not judge"):
+        build(seeds=(0, 1))
+    with pytest.raises(ValueError, match="same number"):
+        build(options=(1, 2))
+
+
+def test_jerk_of_known_motions():
+    """The third difference of a cubic t^3 is 6 everywhere; that of a straight line is 0."""
+    t = np.arange(10.0)[:, None]
+    assert log_jerk(Episode({"action": t**3})) == pytest.approx(np.log(36))
+    assert log_jerk(Episode({"action": 2 * t})) == pytest.approx(np.log(1e-12), abs=1e-6)
+
+
+def test_every_claim_stands_complete():
+    claims = records.all_claims()
+    assert {"260", "264", "158", "079", "281"} <= {row for c in claims.values() for row in c.rows}
+    for name, claim in claims.items():
+        assert records.module_of(claim) and name == claim.name
+        assert claim.sabotage.part in {p.name for p in claim.parts} and any(p.decides for p in claim.parts)
+        for part in claim.parts:
+            assert len(part.experiment.seeds) >= 5 and set(part.rule.arms) <= {a.name for a in part.experiment.arms}
+            changed = claim.sabotage.change(part.experiment)
+            if part.name == claim.sabotage.part:
+                assert config.dump(replace(changed, arms=())) != config.dump(replace(part.experiment, arms=())) or \
+                    config.dump(changed.arms) != config.dump(part.experiment.arms)
+            for arm in part.experiment.arms:
+                assert all(config.load(config.dump(o)) == o for o in arm.options)
+
+
+def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
+    claim = records.find("diffusion-bc")
+    before = records.fingerprint(claim)
+    assert before == records.fingerprint(claim)
+    original = records._file
+
+    def with_change(change):
+        def file(module):
+            path = original(module)
+            if path is None or module != "understudy.heads.diffusion":
+                return path
+            copy = tmp_path / path.name
+            copy.write_text(change(path.read_text()))
+            return copy
+        monkeypatch.setattr(records, "_file", file)
+        return records.fingerprint(claim)
+    assert with_change(lambda text: "# said otherwise\n" + text.replace("    ", "    ", 1)) == before
+    assert with_change(lambda text: text.replace("steps: int = 10", "steps: int = 11")) != before
+    seen = []
+    monkeypatch.setattr(records, "_file", lambda module: seen.append(module) or original(module))
+    records.fingerprint(claim)
+    assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.fork"} <= set(seen)
+    assert "understudy.claims.ema_oscillation" not in seen and "understudy.cli" not in seen
+
+
+def test_an_unknown_claim_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'diffusion-bc'"):
+        records.find("difusion-bc")
+
+
+class Nothing(Source):
+    def load(self, seed):
+        return Dataset([])
+
+
+def counted(experiment, method, data, seed, episodes, starts):
+    """Success by a rate that is the method's rate; the cells that ran are counted."""
+    CALLS.append((method.policy.window.horizon, seed))
+    if len(CALLS) == STOP[0]:
+        raise KeyboardInterrupt
+    rate = {1: 0.95, 2: 0.3}[method.policy.window.horizon]
+    return {"success": (np.random.default_rng(seed).random(episodes) < rate).astype(float).tolist()}
+
+
+CALLS: list = []
+STOP = [None]
+
+
+def alike(experiment):
+    return replace(experiment, arms=tuple(replace(a, options=experiment.arms[0].options) for a in experiment.arms))
+
+
+def test_a_run_goes_on_where_it_was_and_its_twin_must_flip(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("understudy.claims.run.record_path", lambda name: tmp_path / f"{name}.json")
+    monkeypatch.setattr("understudy.claims.run.fingerprint", lambda claim: "0" * 16)
+    monkeypatch.setattr("understudy.claims.run.config.dump", lambda what: repr(what))
+    arms = tuple(Arm(name, (Method(Recipe(Regression(), window=Window(1, h))),)) for name, h in (("a", 1), ("b", 2)))
+    experiment = Experiment(Nothing(), "none", arms, counted)
+    claim = Claim("toy", ("000",), "paper", "said", "here", (Part("p", experiment, Above("success", "a", "b")),),
+                  Sabotage("both arms alike", alike, "p"))
+    STOP[0] = 4
+    CALLS.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(claim)
+    assert not (tmp_path / "toy.json").exists()
+    STOP[0] = None
+    record = run(claim)
+    assert len(CALLS) == 4 + 7 and len(set(CALLS)) == 10  # the one that was cut off, and none that was whole
+    assert record["verdict"] == "holds" and record["twin"]["verdict"] != "holds" and record["twin"]["flips"]
+    again = run(claim)
+    assert len(CALLS) == 11 and again["parts"] == record["parts"]
+    blind = replace(claim, sabotage=Sabotage("no change at all", lambda e: e, "p"))
+    assert run(blind)["verdict"] == "undecided"  # an experiment that its sabotage does not shake shows nothing

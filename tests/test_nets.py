@@ -408,6 +408,12 @@ def test_a_unet_that_cannot_be_is_refused(spec, said):
 # -- the transformer ------------------------------------------------------------------------------------------------
 
 
+def test_what_sees_what():
+    past = built(TRUNKS["joint_causal"])._past
+    assert past(0, torch.zeros(1, 3, 1)).int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert past(2, torch.zeros(1, 2, 1)).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+
+
 def test_attention_is_that_of_torch():
     net = built(Transformer(16, 1, 4, encoder_depth=1))
     mine = net.layers[0].cross

@@ -1,6 +1,6 @@
 """Rules decide from intervals; a record goes stale with its code and with nothing else; a run goes on where it was."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -76,10 +76,8 @@ def test_every_claim_stands_complete():
         assert claim.sabotage.part in {p.name for p in claim.parts} and any(p.decides for p in claim.parts)
         for part in claim.parts:
             assert len(part.experiment.seeds) >= 5 and set(part.rule.arms) <= {a.name for a in part.experiment.arms}
-            changed = claim.sabotage.change(part.experiment)
             if part.name == claim.sabotage.part:
-                assert config.dump(replace(changed, arms=())) != config.dump(replace(part.experiment, arms=())) or \
-                    config.dump(changed.arms) != config.dump(part.experiment.arms)
+                assert config.dump(claim.sabotage.change(part.experiment)) != config.dump(part.experiment)
             for arm in part.experiment.arms:
                 assert all(config.load(config.dump(o)) == o for o in arm.options)
 
@@ -114,6 +112,7 @@ def test_an_unknown_claim_names_the_nearest():
         records.find("difusion-bc")
 
 
+@dataclass(frozen=True)
 class Nothing(Source):
     def load(self, seed):
         return Dataset([])
@@ -140,7 +139,6 @@ def test_a_run_goes_on_where_it_was_and_its_twin_must_flip(tmp_path, monkeypatch
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("understudy.claims.run.record_path", lambda name: tmp_path / f"{name}.json")
     monkeypatch.setattr("understudy.claims.run.fingerprint", lambda claim: "0" * 16)
-    monkeypatch.setattr("understudy.claims.run.config.dump", lambda what: repr(what))
     arms = tuple(Arm(name, (Method(Recipe(Regression(), window=Window(1, h))),)) for name, h in (("a", 1), ("b", 2)))
     experiment = Experiment(Nothing(), "none", arms, counted)
     claim = Claim("toy", ("000",), "paper", "said", "here", (Part("p", experiment, Above("success", "a", "b")),),

@@ -261,12 +261,12 @@ def test_a_perfect_tie_is_not_certainty():
 def test_which_is_better_is_said_in_plain_words():
     good, bad = evaluate(Lucky(0.95), Fork(10), 60, seed=1), evaluate(Lucky(0.2), Fork(10), 60, seed=1)
     said = verdict(good, bad, ("flow", "bc"))
-    assert said.startswith("Flow succeeds more often than bc") and "this checkpoint" in said
+    assert said.startswith("flow succeeds more often than bc") and "this checkpoint" in said
     assert f"{good.successes.sum()} of 60 against {bad.successes.sum()} of 60" in said
     p = compare(good, bad)
     assert f"{100 * p.difference:+.1f} points" in said and f"{100 * p.low:+.1f} points" in said
     turned = verdict(bad, good, ("bc", "flow"))
-    assert turned.startswith("Flow succeeds more often than bc") and "Bc minus flow: -" in turned
+    assert turned.startswith("flow succeeds more often than bc") and "bc minus flow: -" in turned
     assert f"{good.successes.sum()} of 60 against {bad.successes.sum()} of 60" in turned
     close = evaluate(Lucky(0.9), Fork(10), 60, seed=1)
     assert verdict(good, close, ("flow", "mip")).startswith("Cannot tell whether flow or mip is better")

@@ -69,7 +69,7 @@ def test_a_constant_answer_has_the_errors_that_arithmetic_says():
         assert part.error == pytest.approx(np.sqrt(((0.5 - action[:, i]) ** 2).mean()), rel=1e-5) and part.spread == 0
     assert [p.name for p in found.dimensions] == ["lift", "turn"] and found.unit == "m"
     third = np.concatenate([e.steps["action"][12:18] for e in data]).astype(float)  # 60 steps in ten parts
-    assert found.time[2].name == "20-30 %"
+    assert found.time[2].name == "20-30%"
     assert found.time[2].error == pytest.approx(np.sqrt(((0.5 - third) ** 2).mean()), rel=1e-5)
     assert found.inside is None and found.unsure == () and "cannot say where it is unsure" in found.words()
 

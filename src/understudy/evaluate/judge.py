@@ -221,8 +221,9 @@ def _p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _capital(name: str) -> str:
+    """At the start of a sentence; names of methods stay as they are."""
+    return name[:1].upper() + name[1:] if name.startswith(("this ", "the ")) else name
 
 
 def finite(value):

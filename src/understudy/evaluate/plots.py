@@ -17,7 +17,7 @@ import numpy as np
 from ..data.episode import Episode
 from .stats import Interval
 
-WIDTH = 460  # of every plot, so that its text is as large as the page's, on a phone too
+WIDTH = 420  # of every plot, so that its text is as large as the page's, on a phone too
 DASHES = ("none", "7 4", "2 4", "9 3 2 3")
 Points = Iterable[tuple[float, float]]
 
@@ -106,8 +106,8 @@ def view(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
         points.append(np.array([[s["at"][k] + sign * s["radius"] for k in (0, 1)] for sign in (-1, 1)]))
     low, high = (f(np.concatenate(points), axis=0) for f in (np.nanmin, np.nanmax))
     margin = 0.06 * (high - low).max()
-    return {**plane, **{axis: (max(float(low[k] - margin), plane[axis][0]), min(float(high[k] + margin), plane[axis][1]))
-                        for k, axis in enumerate("xy")}}
+    return {**plane, **{axis: (max(float(low[k] - margin), plane[axis][0]),
+                               min(float(high[k] + margin), plane[axis][1])) for k, axis in enumerate("xy")}}
 
 
 class _Ground:
@@ -139,7 +139,9 @@ class _Ground:
         out = []
         for s in shapes:
             (x, y), r = self.at(s["at"]), s["radius"] * self.unit
-            out.append(_text((x, y + 4 if r > 30 else y + r + 16), s["role"], "soft over", "middle"))
+            inside = r > 30
+            out.append(_text((x, y + 4 if inside else y + r + 16), s["role"], "soft" if inside else "soft over",
+                             "middle"))
         return out
 
     def way(self, episode: Episode, strength: float) -> str:
@@ -375,7 +377,7 @@ def bars(rows: Sequence[tuple[str, float, float | None]], name: str, beside: str
 
 
 def fans(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
-    """One component of what was recorded, (T, A), as a dark line; and from the step where each of (step, plans
+    """One component of what was recorded, (T, A), as a strong line; and from the step where each of (step, plans
     (K, H, A)) starts, the chunks that a policy might carry out."""
     truth = np.asarray(actions, float)[:, component]
     length = len(truth)
@@ -386,13 +388,13 @@ def fans(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], componen
     parts = axes.grid()
     for step, plans in drawn:
         parts += [_path(axes.points(range(step, step + len(plan)), plan), stroke="var(--s0)", stroke_width=1.4,
-                        stroke_opacity=max(0.25, 1 / math.sqrt(len(plans)))) for plan in plans]
+                        stroke_opacity=min(1.0, 1.6 / math.sqrt(len(plans)))) for plan in plans]
     parts.append(_path(axes.points(range(length), truth), "mark"))
     parts += [_circle((axes.x(s), axes.y(truth[s])), 3.2, fill="var(--paper)", stroke="var(--s0)", stroke_width=2)
               for s, _ in drawn]
     return _figure(parts + axes.base(), axes.height,
-                   f"{name} over an episode: what was recorded as a dark line, and what the policy might do from each "
-                   f"of {len(drawn)} steps as a fan of {max((len(p) for _, p in drawn), default=0)} lines.")
+                   f"{name} over an episode: what was recorded as a strong line, and what the policy might do from each"
+                   f" of {len(drawn)} steps as a fan of {max((len(p) for _, p in drawn), default=0)} lines.")
 
 
 # -- pieces -------------------------------------------------------------------------------------------------------
@@ -449,11 +451,12 @@ def _thinned(n: int, most: int) -> np.ndarray:
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`."""
     low, high = float(low), float(high)
-    raw = (high - low or abs(high) or 1.0) / about
+    span = high - low if high - low > 1e-9 * max(abs(low), abs(high)) else 0.0
+    raw = (span or abs(high) or 1.0) / about
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -175,7 +175,7 @@ def recorded(policy: Policy, data: Dataset, episodes: Sequence[int] | None = Non
     dimensions = tuple(over(_names(policy)[a], slice(None), slice(a, a + 1)) for a in range(policy.dim))
     chunk = tuple(over(str(h), slice(None), slice(None), slice(h, h + 1)) for h in range(mask.shape[1])
                   if mask[:, h].any())
-    time = tuple(over(f"{100 * p // PARTS}-{100 * (p + 1) // PARTS} %", part == p) for p in range(PARTS)
+    time = tuple(over(f"{100 * p // PARTS}-{100 * (p + 1) // PARTS}%", part == p) for p in range(PARTS)
                  if (part == p).any())
     widest = np.argsort(-all_["apart"], kind="stable")[:10] if K > 1 else []
     inside = None if K == 1 or choices else float(all_["inside"][mask].mean())
@@ -244,7 +244,7 @@ def _fans(policy: Policy, data: Dataset, i: int, number: int, validation: Valida
     one = data.pick([i])
     actions = np.asarray(one[0].steps[policy.recipe.target]).reshape(-1, policy.dim)
     horizon = max(policy.window.horizon, 1)
-    count = max(min(len(one[0]) // horizon + 1, 12), 2)
+    count = min(max(len(one[0]) // horizon + 1, 4), 12)
     return Fans(number, actions, tuple(_each(replace(validation, windows=count).fans(policy, one))))
 
 

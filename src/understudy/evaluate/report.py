@@ -32,11 +32,11 @@ main,header,footer{max-width:1020px;margin:0 auto;padding:0 24px}
 header{padding-top:44px}
 .mark{color:var(--soft);font-size:14px;letter-spacing:.02em;margin:0 0 6px}
 h1{font-size:32px;line-height:1.2;letter-spacing:-.02em;font-weight:680;margin:0 0 22px;text-wrap:balance}
-h2{font-size:20px;letter-spacing:-.01em;font-weight:640;margin:0 0 4px}
+h2{font-size:20px;letter-spacing:-.01em;font-weight:640;margin:0 0 16px} h2.led{margin-bottom:4px}
 h3{font-size:15px;font-weight:640;margin:0 0 10px}
 p{margin:0 0 10px;max-width:74ch} .soft{color:var(--soft)}
 .verdict{background:var(--panel);border:1px solid var(--line);border-radius:14px;padding:22px 26px 18px}
-.verdict p{margin:0;font-size:15px;color:var(--soft);max-width:80ch}
+.verdict p{margin:0;font-size:15px;color:var(--soft);max-width:none}
 .verdict .head{font-size:23px;line-height:1.35;letter-spacing:-.012em;font-weight:620;color:var(--ink);
  margin-bottom:10px;text-wrap:pretty}
 .verdict .sure{color:var(--ink);font-variant-numeric:tabular-nums;margin-bottom:4px}
@@ -140,7 +140,8 @@ class Section:
 
     def html(self) -> str:
         lead = f"<p>{escape(self.lead)}</p>" if self.lead else ""
-        return f"<section><h2>{escape(self.title)}</h2>{lead}{''.join(c.html() for c in self.contents)}</section>"
+        led = ' class="led"' if lead else ""
+        return f"<section><h2{led}>{escape(self.title)}</h2>{lead}{''.join(c.html() for c in self.contents)}</section>"
 
 
 def page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: Sequence[str] = (),
@@ -192,19 +193,19 @@ METHODS = ("Success: Clopper–Pearson intervals. Difference on the same starts:
 def closed_loop(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
     """What the policies did on their own: their ways, how often they succeed, and the paired difference."""
     first = next(iter(runs.values()))
-    n, contents = len(first.episodes), []
+    n, ways, figures, table = len(first.episodes), [], [], ()
     if isinstance(env, Plane):
         plane = plots.view(env.map(), (e for run in runs.values() for e in run.episodes))
-        contents.append(Figures(tuple((f"{name}: {_tally(e)}", plots.trajectories(e.episodes, plane), "")
-                                      for name, e in runs.items())))
-    figures = []
+        ways = [(f"{name}: {_tally(e)}", plots.trajectories(e.episodes, plane), "") for name, e in runs.items()]
     if first.success is not None:
         rows = [(name, e.success, _tally(e)) for name, e in runs.items()]
         figures.append(("How often it succeeds", plots.success_bars(rows),
                         f"Share of {n} episodes; the line is the {first.success.level:.0%} interval."))
     else:
-        rows = tuple((name, e.returns.estimate, e.returns.low, e.returns.high) for name, e in runs.items())
-        contents.append(Table(("", "mean return", "low", "high"), rows))
+        table = (Table(("", "mean return", "low", "high"), tuple(
+            (name, e.returns.estimate, e.returns.low, e.returns.high) for name, e in runs.items())),)
+        figures += [(f"{name}: return", plots.histogram(e.rewards, "return of an episode"), "")
+                    for name, e in runs.items()]
     if len(runs) == 2:
         (a, x), (b, y) = runs.items()
         p = compare(x, y)
@@ -212,16 +213,14 @@ def closed_loop(runs: Mapping[str, Evaluation], env: Env | None = None) -> Secti
                         plots.difference_bar(a, b, p.difference, p.low, p.high, p.level, percent=p.of == "success"),
                         f"{'Percentage points' if p.of == 'success' else 'Return'}; {p.level:.0%} interval "
                         f"{_sign(p.low, p.of)} to {_sign(p.high, p.of)}, {_chance(p.p)}."))
-    elif first.success is not None and len(set(first.rewards)) > 2:
-        figures.append(("Return", plots.histogram(first.rewards, "return of an episode"), ""))
-    if figures:
-        contents.append(Figures(tuple(figures)))
+    rows = ((*ways, *figures),) if len(runs) == 1 else (ways, figures)
+    contents = (*(Figures(tuple(r)) for r in rows if r), *table)
     facts = env.facts if env is not None else {}
     what = f" Success: {facts['success']}." if facts.get("success") else ""
-    ways = (" A solid line succeeds; a dashed one that ends in a cross does not." if isinstance(env, Plane) else "")
-    return Section("Acting on its own" if len(runs) == 1 else "Acting on their own", tuple(contents),
+    lines = " A solid line succeeds; a dashed one that ends in a cross does not." if ways else ""
+    return Section("Acting on its own" if len(runs) == 1 else "Acting on their own", contents,
                    f"{n} episodes in {first.env}, each decided by its number and seed {first.seed}"
-                   f"{', the same for both' if len(runs) == 2 else ''}.{what}{ways}")
+                   f"{', the same for both' if len(runs) == 2 else ''}.{what}{lines}")
 
 
 def trained(runs: Mapping[str, Lines]) -> Section:
@@ -290,13 +289,13 @@ def foretold(found: Recorded) -> list[Section]:
         return plots.curves(series, x_name, f"error{unit}", dots=True, low=0.0)
     dimensions = plots.bars([(p.name, p.error, p.spread if unsure else None) for p in found.dimensions],
                             f"error{unit}", "spread of its samples" if unsure else "")
-    items = [("By component of the action", dimensions, "Root mean squares over steps and samples."),
-             ("By step ahead in the chunk", by(found.chunk, "steps ahead", float), ""),
-             ("By time in the episode", by(found.time, "per cent of the episode", lambda t: float(t.split("-")[0]) + 5),
-              "")]
+    items = [("By step ahead in the chunk", by(found.chunk, "steps ahead", float), ""),
+             ("By time in the episode", by(found.time, "percent of the episode", lambda t: float(t.split("-")[0]) + 5),
+              ""),
+             ("By component of the action", dimensions, "Root mean squares over steps and samples.")]
     sections = [Section("Where it is off, and where unsure", (Figures(tuple(items)),),
-                        "Error: of one sample. Spread: how far its samples are from each other; a policy that knows "
-                        "what it does not know has a spread where it has an error." if unsure else
+                        "Error: of one sample. Spread: how far its samples are from their mean. Where a policy is as "
+                        "unsure as it should be, the error is 1.4 times the spread." if unsure else
                         "This policy gives one answer, so it cannot say where it is unsure.")]
     if found.unsure:
         rows = tuple((m.episode, m.step, m.spread) for m in found.unsure)
@@ -305,7 +304,7 @@ def foretold(found: Recorded) -> list[Section]:
     if shown:
         sections.insert(0, Section(
             "What it would do", (Figures(shown),),
-            "Dark: what was recorded. Blue: chunks of actions that the policy might carry out from the circles on."))
+            "The strong line is what was recorded; the fans are what the policy might do from the circles on."))
     figures = {"energy score": found.energy, "mean distance of a sample": found.mean, "of the nearest one": found.best}
     table = Table(("", "estimate", "low", "high"), tuple((n, v.estimate, v.low, v.high) for n, v in figures.items()))
     rest = () if found.inside is None else (Words(

@@ -1,0 +1,349 @@
+"""The report: that every line is where its number says, that nothing comes from elsewhere, and that all can read it."""
+
+import re
+import xml.etree.ElementTree as xml
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from understudy.core import Feature, UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.envs.fork import Fork
+from understudy.envs.push import Push
+from understudy.evaluate import plots
+from understudy.evaluate.film import film
+from understudy.evaluate.judge import compare, evaluate, judged
+from understudy.evaluate.recorded import Fan, Fans, Moment, Part, Recorded
+from understudy.evaluate.report import Commands, Section, Table, Tiles, Words, page, report, report_recorded
+from understudy.evaluate.stats import Interval, clopper_pearson, tango
+from understudy.execute.actor import Noisy
+
+EVIL = '<script>alert("&")</script>'
+
+
+def svg(figure):
+    root = xml.fromstring(figure.svg)
+    assert root.get("role") == "img" and root.get("aria-label") == figure.words and len(figure.words) > 10
+    return root
+
+
+def points(path):
+    return np.array([[float(v) for v in p.split()] for p in path.get("d")[1:].split("L")])
+
+
+def of(root, tag, **attributes):
+    return [e for e in root.iter(tag) if all(e.get(k.replace("_", "-")) == v for k, v in attributes.items())]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    def go(std):
+        env = Fork(20)
+        return evaluate(Noisy(env.expert(), 2, std), Fork(20), 20, 0)
+    return {"steady": go(0.0), "shaky": go(2.0)}
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_trajectories_are_the_recorded_ways(runs):
+    shaky = runs["shaky"]
+    assert 0 < shaky.successes.sum() < 20
+    root = svg(figure := plots.trajectories(shaky.episodes, Fork().map()))
+    good, bad = of(root, "path", **{"class": "good"}), of(root, "path", **{"class": "bad"})
+    assert len(good) == shaky.successes.sum() and len(bad) == len(of(root, "path", **{"class": "cross"})) == 20 - len(
+        good)
+    assert f"{len(good)} of 20" in figure.words
+    well = [e for e in shaky.episodes if e.meta["success"]]
+    unit = (plots.WIDTH - 1) / 1.6  # the map is 1.6 m wide, from -0.2, and high, from -0.8
+    for e, path in zip(well, good, strict=True):
+        way = e.steps["observation.state"]
+        expected = np.stack([0.5 + (way[:, 0] + 0.2) * unit, 0.5 + (0.8 - way[:, 1]) * unit], 1)
+        np.testing.assert_allclose(points(path), expected, atol=0.06)
+
+
+def test_a_view_shows_everything_that_is_there(runs):
+    part = plots.view(Fork().map(), runs["steady"].episodes)
+    at = np.concatenate([e.steps["observation.state"] for e in runs["steady"].episodes])
+    for k, axis in enumerate("xy"):
+        low, high = part[axis]
+        assert low < at[:, k].min() and at[:, k].max() < high
+        assert Fork().map()[axis][0] <= low and high <= Fork().map()[axis][1]
+    assert part["y"][1] - part["y"][0] < 1.6
+
+
+def test_where_goals_differ_every_episode_has_its_own_map():
+    env = Push(8)
+    data = evaluate(env.expert(), env, 8, 0).episodes
+    root = svg(plots.trajectories(data, env.map()))
+    frames, goals = of(root, "rect"), of(root, "circle", stroke="var(--goal)")
+    assert len(frames) == len(goals) == 6
+    size = (plots.WIDTH - 16) / 3
+    for i, (e, frame, goal) in enumerate(zip(data, frames, goals, strict=False)):
+        x, y = e.steps["observation.state"][0, 6:8]
+        left, top = (size + 8) * (i % 3), (size + 8) * (i // 3)
+        assert (float(frame.get("x")), float(frame.get("y"))) == pytest.approx((left, top), abs=0.1)
+        assert (float(goal.get("cx")), float(goal.get("cy"))) == pytest.approx(
+            (left + x * size, top + (1 - y) * size), abs=0.1)
+
+
+def test_success_bars_are_as_long_as_the_estimates():
+    found = [("a", clopper_pearson(9, 10), "9 of 10"), (EVIL, clopper_pearson(0, 10), "0 of 10")]
+    root = svg(figure := plots.success_bars(found))
+    full = plots.WIDTH - 1
+    for i, (_, p, tally) in enumerate(found):
+        bar = of(root, "rect", fill=f"var(--s{i})")[0]
+        assert float(bar.get("width")) == pytest.approx(max(full * p.estimate, 0.1), rel=1e-3)
+        assert tally in figure.words
+    whiskers = [points(p) for p in of(root, "path", **{"class": "mark"})]
+    assert whiskers[0][:, 0] == pytest.approx([full * found[0][1].low, full * found[0][1].high], abs=0.1)
+    assert EVIL not in figure.svg
+
+
+def test_a_difference_is_drawn_on_its_side_of_none():
+    for b, c, side in ((8, 1, 1), (1, 8, -1)):
+        i = tango(b, c, 20)
+        root = svg(figure := plots.difference_bar("mine", "theirs", i.estimate, i.low, i.high, i.level))
+        middle = plots.WIDTH / 2
+        dot = float(of(root, "circle")[0].get("cx"))
+        whisker = points(of(root, "path", **{"class": "mark"})[0])[:, 0]
+        assert (dot - middle) * side > 0 and whisker[0] < dot < whisker[1]
+        assert (dot - middle) / (whisker[1] - middle) == pytest.approx(i.estimate / i.high, rel=0.02)
+        assert "outside" in figure.words
+    assert "inside" in plots.difference_bar("a", "b", 0.0, -0.1, 0.1, 0.95).words
+    svg(plots.difference_bar("a", "b", -250.0, -300.0, 20.0, 0.95, percent=False))
+    svg(plots.difference_bar("a", "b", float("nan"), float("nan"), float("nan"), 0.95))
+
+
+def test_curves_leave_out_what_is_no_number():
+    series = {"loss": ([0, 1, 2, 3], [10.0, float("nan"), 0.1, 0.0])}
+    root = svg(plots.curves(series, "updates", "loss", log=True))
+    assert len(points(of(root, "path", **{"class": "curve"})[1])) == 2  # the first is the legend's
+    assert len(points(of(svg(plots.curves(series, "x", "y")), "path", **{"class": "curve"})[1])) == 3
+    assert "nothing measured" in plots.curves({"a": ([], [])}, "x", "y").svg
+    banded = svg(plots.curves({"a": ([0, 1], [1.0, 2.0])}, "x", "y", bands={"a": ([0.5, 1.5], [1.5, 2.5])}))
+    assert len(of(banded, "polygon")[0].get("points").split()) == 4
+
+
+def test_a_histogram_has_all_values():
+    v = [3, 3, 4, 9, 9, 9]
+    root = svg(plots.histogram(v, "steps"))
+    heights = [float(r.get("height")) for r in of(root, "rect")]
+    assert len(heights) == 3 and np.array(heights) / heights[1] == pytest.approx([2, 1, 3], rel=0.01)
+    for odd in ([5.0], [2.0, 2.0], [0.1, 0.1], [], [float("nan")], list(range(1000))):
+        svg(plots.histogram(odd, "steps"))
+
+
+def test_fans_hold_every_plan_up_to_the_end():
+    truth, plans = np.sin(np.arange(20.0))[:, None], np.random.default_rng(0).normal(size=(7, 8, 1))
+    root = svg(plots.fans(truth, [(0, plans), (16, plans)], 0, "turn"))
+    lines = [points(p) for p in of(root, "path", stroke="var(--s0)")]
+    assert [len(line) for line in lines] == [8] * 7 + [4] * 7
+    assert len(points(of(root, "path", **{"class": "mark"})[0])) == 20
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_ticks_are_round_and_embrace_the_range(low, span):
+    ticks = plots._ticks(low, low + span)
+    step = ticks[1] - ticks[0]
+    assert ticks[0] <= low + 1e-6 * step + 1e-9 * abs(low) and ticks[-1] >= low + span - 1e-6 * step - 1e-9 * abs(low)
+    assert 2 <= len(ticks) <= 8
+    mantissa = float(f"{step:e}".split("e")[0])
+    assert any(mantissa == pytest.approx(m, rel=1e-4) for m in (1, 2, 2.5, 5))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(1e-8, 1e6), st.floats(1, 1e9))
+def test_logarithmic_ticks_embrace_the_range(low, times):
+    ticks = plots._log_ticks(low, low * times)
+    assert ticks[0] <= low * 1.0001 and ticks[-1] >= low * times * 0.9999 and len(ticks) <= 14
+    assert sorted(set(ticks)) == ticks
+
+
+# -- colours -------------------------------------------------------------------------------------------------------
+
+
+def channels(colour):
+    v = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)  # linear light
+
+
+def contrast(a, b):
+    """WCAG 2.1."""
+    x, y = sorted(float(channels(c) @ [0.2126, 0.7152, 0.0722]) for c in (a, b))
+    return (y + 0.05) / (x + 0.05)
+
+
+# How the colour-blind see linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+BLIND = {"protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                        [-0.003882, -0.048116, 1.051998]],
+         "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                          [-0.011820, 0.042940, 0.968881]]}
+
+
+def lab(linear):
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear.clip(0, 1)
+    t = xyz / [0.9505, 1.0, 1.089]
+    f = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_can_be_read_and_told_apart_by_all(theme):
+    c = plots.COLOURS[theme]
+    for ground in ("paper", "panel"):
+        assert contrast(c["ink"], c[ground]) >= 7 and contrast(c["soft"], c[ground]) >= 4.5
+        assert all(contrast(c[k], c[ground]) >= 3 for k in ("good", "bad", "goal", "s0", "s1", "s2", "s3"))
+    for pair in (("good", "bad"), ("s0", "s1")):
+        a, b = (channels(c[k]) for k in pair)
+        for seen in (np.eye(3), *map(np.array, BLIND.values())):
+            assert np.linalg.norm(lab(seen @ a) - lab(seen @ b)) > 40, pair
+
+
+# -- pages ---------------------------------------------------------------------------------------------------------
+
+
+class Checked(HTMLParser):
+    """Every tag is closed, and nothing points elsewhere."""
+
+    EMPTY = {"meta", "!doctype", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.text = [], [], ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        assert not {"src", "href", "onload", "onclick"} & {k for k, _ in attributes}
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def checked(path):
+    text = path.read_text(encoding="utf-8")
+    found = Checked(text)
+    assert "script" not in found.seen and "link" not in found.seen and "iframe" not in found.seen
+    assert not re.search(r"https?://|@import|url\(|//[a-z]", text)
+    assert "default-src 'none'" in text and "prefers-color-scheme:dark" in text and 'name="viewport"' in text
+    for figure in re.findall(r"<svg.*?</svg>", text, re.S):
+        xml.fromstring(figure)
+    return found
+
+
+def test_the_report_of_two_policies_tells_it_all(runs, tmp_path):
+    steady, shaky = runs.values()
+    lines = [{"step": s, "loss": 1 / s, "seconds": 1.0} for s in range(1, 20)]
+    lines += [{"step": 10, "validation/energy": 0.5, "score": 0.7}, {"step": 20, "validation/energy": 0.4}]
+    found = checked(report(tmp_path / "r.html", runs=runs, env=Fork(), training={"steady": lines, "shaky": lines[:19]},
+                           data=steady.episodes, commands=[("understudy eval a b", "Again")], title="Fork"))
+    assert found.seen.count("svg") == 9  # two maps, bars, difference, loss, error, score, what was shown, lengths
+    for words in ("steady succeeds more often than shaky", "20 of 20 against", "this checkpoint", "understudy eval a b",
+                  Fork().facts["success"], "observation.state", "Losses of different heads", "Clopper–Pearson"):
+        assert words in found.text, words
+    p = compare(steady, shaky)
+    assert f"{100 * p.low:+.1f} to {100 * p.high:+.1f}".replace("-", "−") in found.text
+
+
+def test_the_report_of_one_policy_without_map_or_success(runs, tmp_path):
+    def bare(e):
+        return Episode({k: v for k, v in e.steps.items() if k != "next.success"},
+                       {k: v for k, v in e.meta.items() if k != "success"})
+    e = judged(runs["shaky"].episodes.map(bare))
+    found = checked(report(tmp_path / "r.html", runs={"alone": e}))
+    assert "mean return" in found.text and "a mean return of" in found.text and "succe" not in found.text.replace(
+        "Success: Clopper", "")
+    other = checked(report(tmp_path / "s.html", runs={"one": e, "two": e}))
+    assert "Cannot tell whether one or two is better" in other.text
+
+
+def test_text_from_strangers_stays_text(runs, tmp_path):
+    e = runs["steady"].episodes[0]
+    feature = Feature("float32", (2,), names=(EVIL, "y"), unit=EVIL)
+    odd = Dataset([replace(e.but({EVIL: np.zeros(len(e), np.float32)}), schema={"action": feature})] * 2)
+    found = checked(report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(), data=odd, title=EVIL,
+                           training={EVIL: [{"step": 1, "loss": 1.0}]}, commands=[(EVIL, EVIL)]))
+    assert found.text.count(EVIL) >= 6
+    every = (Words(EVIL), Tiles(((EVIL, EVIL),)), Table((EVIL,), ((EVIL,),)), Commands(((EVIL, EVIL),)))
+    found = checked(page(tmp_path / "p.html", EVIL, [Section(EVIL, every, EVIL)], verdict=(EVIL, EVIL, EVIL),
+                         footer=EVIL))
+    assert found.text.count(EVIL) == 15
+
+
+def test_a_report_is_written_whole_or_not_at_all(runs, tmp_path):
+    report(tmp_path / "r.html", runs=runs)
+    before = (tmp_path / "r.html").read_text()
+    with pytest.raises(UserError):
+        report(tmp_path / "r.html", runs={"a": runs["steady"], "b": evaluate(Fork().expert(), Fork(4), 4, 1)})
+    assert (tmp_path / "r.html").read_text() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_report_on_recorded_episodes_says_what_it_is_not(tmp_path):
+    rng = np.random.default_rng(0)
+    some = Interval(0.4, 0.3, 0.5)
+    fans = Fans(3, rng.normal(size=(20, 2)), (Fan(0, rng.normal(size=(5, 4, 2))), Fan(18, rng.normal(size=(5, 4, 2)))))
+    parts = (Part("lift", 0.3, 0.2), Part(EVIL, 0.4, 0.1))
+    tenths = tuple(Part(f"{10 * i}-{10 * i + 10}%", 0.1 * i, 0.05) for i in range(10))
+    unknown = Interval(0.2, float("nan"), float("nan"))
+    found = Recorded("door", "held out", (3,), 20, 20, 5, some, some, unknown, 0.9, 0.7, 0.75, parts, "rad",
+                     tuple(Part(str(h), 0.1, 0.1) for h in range(4)), tenths, (Moment(3, 18, 1.2),), (fans,))
+    page_ = checked(report_recorded(found, tmp_path / "r.html"))
+    assert "This is not a success rate" in page_.text and "Energy score 0.4" in page_.text and "70%" in page_.text
+    assert page_.seen.count("svg") == 5 and EVIL in page_.text
+    certain = replace(found, samples=1, inside=None, expected=None, unsure=())
+    assert "cannot say where it is unsure" in checked(report_recorded(certain, tmp_path / "c.html")).text
+
+
+# -- film ----------------------------------------------------------------------------------------------------------
+
+
+def frames(path):
+    with av.open(str(path)) as file:
+        return [f.to_ndarray(format="rgb24") for f in file.decode(video=0)], file.streams.video[0].average_rate
+
+
+def test_a_film_shows_every_step(runs, tmp_path):
+    e, env = runs["steady"].episodes[0], Fork(1)
+    shown, rate = frames(film(e, tmp_path / "a.mp4", env))
+    assert len(shown) == len(e) + 1 and rate == 10  # and what was seen last
+    fifth = torch.from_numpy(e.steps["observation.state"][5:6].copy())
+    env.restore(torch.zeros(1, dtype=torch.int64), {"observation.state": fifth})
+    assert np.abs(shown[5].astype(int) - env.frame(0)).mean() < 4 < np.abs(shown[5].astype(int) - shown[9]).max()
+    shown, _ = frames(film(e, tmp_path / "a.gif", env, fps=5))
+    assert len(shown) == len(e) + 1
+    root = xml.fromstring(film(e, tmp_path / "a.svg", env).read_text())
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and "prefers-color-scheme" in root[0].text
+
+
+def test_a_film_of_a_camera_needs_no_environment(tmp_path):
+    picture = np.zeros((6, 33, 47, 3), np.uint8)  # odd sizes
+    picture[:, :, :, 0] = (40 * np.arange(6))[:, None, None]
+    e = Episode({"observation.images.front": picture, "action": np.zeros((6, 1), np.float32)})
+    shown, _ = frames(film(e, tmp_path / "a.mp4"))
+    assert len(shown) == 6 and shown[0].shape == (34, 48, 3)
+    assert [f[..., 0].mean() for f in shown] == pytest.approx([40 * i for i in range(6)], abs=6)
+
+
+def test_what_cannot_be_filmed_says_so(tmp_path):
+    e = Episode({"action": np.zeros((3, 1), np.float32)})
+    for name, env in (("a.mp4", None), ("a.svg", None), ("a.avi", Fork())):
+        with pytest.raises(UserError, match=re.escape(name)):
+            film(e, tmp_path / name, env)
+    assert not list(tmp_path.iterdir())

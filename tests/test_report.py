@@ -153,7 +153,8 @@ def test_fans_hold_every_plan_up_to_the_end():
 def test_ticks_are_round_and_embrace_the_range(low, span):
     ticks = plots._ticks(low, low + span)
     step = ticks[1] - ticks[0]
-    assert ticks[0] <= low + 1e-6 * step + 1e-9 * abs(low) and ticks[-1] >= low + span - 1e-6 * step - 1e-9 * abs(low)
+    slack = 1e-6 * step + 1e-9 * abs(low)
+    assert ticks[0] <= low + slack and ticks[-1] >= low + span - slack
     assert 2 <= len(ticks) <= 8
     mantissa = float(f"{step:e}".split("e")[0])
     assert any(mantissa == pytest.approx(m, rel=1e-4) for m in (1, 2, 2.5, 5))

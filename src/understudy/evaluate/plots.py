@@ -450,7 +450,7 @@ def _thinned(n: int, most: int) -> np.ndarray:
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`."""
-    low, high = float(low), float(high)
+    low, high = (float(v) if abs(v) > 1e-200 else 0.0 for v in (low, high))
     span = high - low if high - low > 1e-9 * max(abs(low), abs(high)) else 0.0
     raw = (span or abs(high) or 1.0) / about
     size = 10.0 ** math.floor(math.log10(raw))

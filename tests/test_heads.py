@@ -1,6 +1,7 @@
 """Every head with every trunk; then each against closed forms and published numbers."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import distributions as D
 from understudy.core import Context, Feature, Shape, Unsupported, UserError
 from understudy.data.window import Window
 from understudy.execute.streaming import Streaming
+from understudy.heads.base import Noising
 from understudy.heads.categorical import Categorical
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion, path
@@ -532,7 +534,33 @@ def test_cvae():
     torch.testing.assert_close(CVAE(2, temperature=1.0).sample(net, EMPTY, noise), noise.unsqueeze(1).expand(1, 2, 2))
 
 
-# -- all of them: two equally good ways -----------------------------------------------------------------------------
+# -- all of them ----------------------------------------------------------------------------------------------------
+
+
+class Plan(torch.nn.Module):
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, noise, *obs):
+        return self.policy.plan(dict(zip(self.policy.inputs, obs, strict=True)), noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [*HEADS, *STEPWISE], ids=named)
+def test_plans_export_for_any_number_of_rows(head):
+    """Statistics, encoder, network and every step of a sampler, as one graph."""
+    target, head = HEADS.get(head), replace(head, steps=3) if isinstance(head, Noising) else head
+    policy, batch = example(Recipe(head, trunk=TRUNKS[0], window=Window(2, 8)), target=target)
+    given = (torch.randn(5, *policy.noise_shape), *(batch.obs[k] for k in policy.inputs))
+    rows = {0: torch.export.Dim("rows")}
+    with torch.no_grad():
+        graph = torch.export.export(Plan(policy), given, dynamic_shapes=(rows, (rows,) * len(given[1:])))
+        out = graph.module()(*(x[:3] for x in given))
+        torch.testing.assert_close(out, Plan(policy)(*(x[:3] for x in given)), rtol=1e-4, atol=1e-5)
+
+
+# -- two equally good ways -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head, modes", [

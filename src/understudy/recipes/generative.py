@@ -28,7 +28,8 @@ def diffusion_policy(trunk: Literal["unet", "transformer"] = "unet", obs: int = 
     """
     window = Window(obs, horizon, ahead=1 - obs)
     net = UNet() if trunk == "unet" else Transformer(256, 8, 4, causal=True)
-    return Method(Recipe(Diffusion(), trunk=net, window=window), Receding(execute, skip=obs - 1), _slowly())
+    learn = Cloning(4000, optim=Optim(rate=3e-4, betas=(0.95, 0.999), warmup=500))
+    return Method(Recipe(Diffusion(), trunk=net, window=window), Receding(execute, skip=obs - 1), learn)
 
 
 def flow_policy(obs: int = 2, horizon: int = 16, execute: int = 8) -> Method:
@@ -38,7 +39,8 @@ def flow_policy(obs: int = 2, horizon: int = 16, execute: int = 8) -> Method:
     Rows: 028
     Needs: actions that are numbers
     """
-    return Method(Recipe(Flow(), trunk=MLP(512, 3), window=Window(obs, horizon)), Receding(execute), _slowly())
+    recipe = Recipe(Flow(), trunk=MLP(512, 3), window=Window(obs, horizon))
+    return Method(recipe, Receding(execute), Cloning(4000, optim=Optim(rate=1e-3, warmup=100)))
 
 
 def mip(obs: int = 2, horizon: int = 16, execute: int = 8) -> Method:
@@ -48,8 +50,5 @@ def mip(obs: int = 2, horizon: int = 16, execute: int = 8) -> Method:
     Rows: 264
     Needs: actions that are numbers
     """
-    return Method(Recipe(MIP(), trunk=MLP(512, 3), window=Window(obs, horizon)), Receding(execute), _slowly())
-
-
-def _slowly() -> Cloning:
-    return Cloning(steps=4000, optim=Optim(rate=3e-4, betas=(0.95, 0.999), warmup=500))
+    recipe = Recipe(MIP(), trunk=MLP(512, 3), window=Window(obs, horizon))
+    return Method(recipe, Receding(execute), Cloning(4000, optim=Optim(rate=1e-3, warmup=100)))

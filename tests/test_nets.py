@@ -665,6 +665,8 @@ def test_zero_padding_says_nothing():
     short, long = net(words(*texts, length=20)), net(words(*texts, length=64))
     torch.testing.assert_close(short, long, rtol=1e-6, atol=1e-6)
     assert short.isfinite().all()
+    for i, text in enumerate(texts[:3]):  # and none at all
+        torch.testing.assert_close(net(words(text, length=len(text)))[0], long[i], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(short[3], net.leave.bias)
 
 

@@ -1,0 +1,1 @@
+"""Out of the library: servers, ONNX, robots."""

@@ -1,0 +1,1 @@
+"""Better than the demonstrations: people taking over, fine-tuning, rewards, continual learning."""

@@ -243,6 +243,7 @@ def test_rows_of_different_lengths_that_add_up(copy):
     ({"data_path": "../../{chunk_index}/{file_index}"}, "expected files inside the data set"),
     ({"data_path": "data/{episode}.parquet"}, "expected a pattern of chunk_index, file_index"),
     ({"features": {"action": {"dtype": "object", "shape": [2]}}}, "found dtype 'object'"),
+    ({"features": {"action": {"dtype": "float32", "shape": [0]}}}, "expected a shape of numbers above 0, found [0]"),
     ({"features": {"action": [2]}}, "expected an object with dtype and shape")])
 def test_info_json_that_makes_no_sense(change, message, copy):
     path = copy()
@@ -361,6 +362,7 @@ _NEXT = np.concatenate([_flat()["state"][1:], _flat()["state"][:1]])
 
 @pytest.mark.parametrize("changes, parts", [
     ({"rewards": np.zeros(21)}, ["rewards", "expected 22 rows (steps), 26", "or 4 (episodes), found 21 rows"]),
+    ({"observation.none": np.zeros((22, 0))}, ["observation.none", "expected at least one component"]),
     ({"fps": np.array(3)}, ["fps", "found a single value"]),
     ({"notes": np.array([{}, 1, 2, 3], object)}, ["notes", "found Python objects (a pickle), which are never loaded"]),
     ({"observations": None}, ["expected an array observations, found actions, episode_ends"]),

@@ -311,6 +311,9 @@ def test_an_append_that_is_killed_at_any_moment_loses_nothing(tmp_path):
             assert np.abs(a.steps[CAMERA].astype(int) - b.steps[CAMERA]).mean() < 2.4
         assert len(list((path / "data").rglob("*.*"))) == len(list((path / "videos").rglob("*.mp4"))) == 2
         assert json.loads((path / "meta/stats.json").read_text())["index"]["count"] == [22]
+        assert pq.read_table(path / "meta/understudy/last.parquet")["episode_index"].to_pylist() == [0, 1, 2, 3]
+        facts = (path / "meta/understudy/episodes.jsonl").read_text().splitlines()
+        assert [json.loads(line)["episode_index"] for line in facts] == [0, 1, 2, 3]
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -84,6 +85,14 @@ def test_lerobot_reads_what_we_wrote(name, read):
     assert compared >= {"observation.state", "action", "task"} and (name != "odd" or len(compared) == 11)
     actions = np.concatenate([e.steps["action"] for e in data]).astype(np.float64)
     np.testing.assert_allclose(theirs["stats:mean:action"], actions.mean(0), 1e-6, 1e-9)
+
+
+def test_images_and_arrays_are_known_without_lerobot(read):
+    """By the description in the file that `datasets` reads."""
+    kinds = json.loads(str(read["png"][1]["described"]))
+    assert kinds[CAMERA] == "Image" and kinds["observation.state"] == "List" and kinds["next.reward"] == "Value"
+    kinds = json.loads(str(read["odd"][1]["described"]))
+    assert kinds["observation.grid"] == "Array2D" and kinds["observation.cube"] == "Array3D"
 
 
 def test_the_frames_of_the_video_are_those_that_were_filmed(read):

@@ -77,9 +77,11 @@ def arrays(key: str, size: int, build: Callable[[Path], None], what: str) -> dic
         try:
             os.utime(place)
             _held.add(place)
-            return {unquote(p.name[:-4]): np.asarray(np.load(p, mmap_mode="r")) for p in place.glob("*.npy")}
+            found = {unquote(p.name[:-4]): np.asarray(np.load(p, mmap_mode="r")) for p in place.glob("*.npy")}
+            if found:
+                return found
         except FileNotFoundError:
-            continue
+            pass
         except ValueError:  # not an array any more: whoever damaged it, it can be made again
             _remove(place)
     raise UserError("expected the cache to stay while it is read, found it removed again and again", where=place,
@@ -90,7 +92,7 @@ def create(part: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """A new array in an entry that is being built, to be filled."""
     path = part / f"{quote(name, safe='')}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a disk that is full says so here, and not by a signal when a page is written
+    if sys.platform == "linux":  # a disk that is full says so here, and not by a signal when a page is written
         with open(path, "r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
     return array

@@ -87,7 +87,7 @@ class LeRobot(Source):
             where = f"{self.path / 'meta/info.json'}, features.{name}"
             if name in INDEX[1:]:
                 continue
-            dtype, shape = f["dtype"], tuple(int(n) for n in f["shape"])
+            dtype, shape = f["dtype"], tuple(f["shape"])
             depth = any((f.get(k) or {}).get(f"{v}is_depth_map") for k in ("info", "video_info") for v in
                         ("", "video."))
             if dtype == "language" or depth:
@@ -124,6 +124,8 @@ class LeRobot(Source):
             raise UserError(f"expected a NumPy number, image, video or string, found dtype {f['dtype']!r}",
                             where=where, do=_CORRECT)
         shape = tuple(f["shape"])
+        if not all(isinstance(n, int) and n > 0 for n in shape):
+            raise UserError(f"expected a shape of numbers above 0, found {f['shape']}", where=where, do=_CORRECT)
         # One number a step: what is observed or done keeps its axis of components, an outcome is a number.
         if shape == (1,) and not name.startswith(("observation.", "action")):
             shape = ()

@@ -471,7 +471,7 @@ def _schema(plan: _Plan) -> pa.Schema:
     fields, described = [], {}
     for name in plan.data:
         f = plan.info["features"][name]
-        dtype, shape = f["dtype"], tuple(f["shape"])
+        dtype, shape, extension = f["dtype"], tuple(f["shape"]), None
         if dtype == "image":
             kind, said = pa.struct({"bytes": pa.binary(), "path": pa.string()}), {"_type": "Image"}
         elif dtype == "string":
@@ -485,7 +485,9 @@ def _schema(plan: _Plan) -> pa.Schema:
                 for _ in shape:
                     kind = pa.list_(kind)
                 said = {"shape": list(shape), "dtype": dtype, "_type": f"Array{len(shape)}D"}
-        fields.append(pa.field(name, kind))
+                extension = {"ARROW:extension:name": f"datasets.features.features.Array{len(shape)}DExtensionType",
+                             "ARROW:extension:metadata": json.dumps([list(shape), dtype])}
+        fields.append(pa.field(name, kind, metadata=extension))
         described[name] = said
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": described}})})
 

@@ -68,6 +68,9 @@ class Npz(Source):
             if key == "episode_ends" or key == "next_observations":
                 continue
             rows = shape[0] if shape else None
+            if 0 in shape[1:]:
+                raise UserError(f"expected at least one component, found shape {shape}", where=f"{self.path}, {key}",
+                                do="leave the array out")
             if rows in (steps, steps + episodes):
                 name = NAMES.get(key, key)
                 if name in self._from:

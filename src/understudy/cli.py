@@ -123,7 +123,7 @@ def _failed(error: Exception, debug: bool) -> int:
         _complain(text)
         return 2
     _traceback(error)
-    _complain("this is a defect of understudy and not yours: please report the lines above")
+    _complain("this is a defect of understudy, unless the last lines above are of your own code: please report it")
     return 1
 
 
@@ -135,8 +135,8 @@ def _mistake(error, UserError) -> str | None:
         return "the machine's memory is full\n  -> a smaller --learn.batch, or fewer --rows, takes less"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'disk'}: no space is left\n  -> make room; what was written before is whole"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{error.filename}: {error.strerror.lower()}\n  -> choose a place that you may read and write"
+    if error.filename is not None:  # the file system says no
+        return f"{error.filename}: {error.strerror.lower()}\n  -> choose a place that can be read and written"
     return None
 
 

@@ -34,6 +34,19 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     return found
 
 
+def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """A command's own arguments, the recipe's ("--recipe.trunk transformer") and those of the method that it makes
+    ("--policy.head.steps 5"): an option with a dot in it, and what follows until the next option."""
+    own, recipe, changes = [], [], []
+    into = own
+    for a in args:
+        if a.startswith("--"):
+            name = a[2:].partition("=")[0]
+            into = own if "." not in name else recipe if name.startswith("recipe.") else changes
+        into.append(a)
+    return own, recipe, changes
+
+
 class Out:
     """Words for people on standard output, or, with --json, one document there and nothing else."""
 

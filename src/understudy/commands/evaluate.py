@@ -62,8 +62,14 @@ def main(args: list[str]) -> None:
     with Out(o.json) as out:
         if o.episodes < 1:
             raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
+        if o.seed < 0:
+            raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
+                            do="negative seeds are kept for recording and training")
         if Path(o.on).exists() and o.on not in names():
             _recorded(o, out)
+        elif o.on.startswith((".", "/", "~")) or (":" not in o.on and Path(o.on).suffix):
+            raise UserError("expected an environment or recorded episodes, found no such file", where=o.on,
+                            do="check the path")
         else:
             _rolled_out(o, out)
 
@@ -204,8 +210,7 @@ def _report(o: Eval, env, mine, other, out) -> None:
     from ..learn.run import Run
 
     runs = {o.run: mine} if other is None else {o.run: mine, o.against: other}
-    names = {run: run.name for run in runs} if len({run.name for run in runs}) == len(runs) else {
-        run: str(run) for run in runs}
-    training = {names[run]: lines for run in runs if (lines := Run(_home(run)).lines())}
-    report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training)
+    called = (lambda run: run.name) if len({run.name for run in runs}) == len(runs) else str
+    training = {called(run): lines for run in runs if (lines := Run(_home(run)).lines())}
+    report(o.html, env=env, runs={called(run): found for run, found in runs.items()}, training=training)
     out.say(f"Report written to {o.html}")

@@ -12,27 +12,14 @@ import tyro
 
 from ..core import Schema, UserError
 from ..learn.method import Method
-from ..recipes import METHODS, find
-
-
-def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """A command's own arguments, the recipe's ("--recipe.trunk transformer") and those of the method that it makes
-    ("--policy.head.steps 5"): an option with a dot in it, and what follows until the next option."""
-    own, recipe, changes = [], [], []
-    into = own
-    for a in args:
-        if a.startswith("--"):
-            name = a[2:].partition("=")[0]
-            into = own if "." not in name else recipe if name.startswith("recipe.") else changes
-        into.append(a)
-    return own, recipe, changes
+from ..recipes import METHODS, find, function
 
 
 def method_of(recipe: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
               trust: tuple[str, ...], command: str) -> Method:
     """`options` go to the recipe's function, `changes` to any field of what it returns. Ends with status 2 and the
     nearest right names for a field that is not there."""
-    method = find(recipe, features, trust, **_options(recipe, options))
+    method = find(recipe, features, trust, **_options(function(recipe, trust), options))
     return tyro.cli(Method, default=method, prog=command, args=list(changes),
                     config=(tyro.conf.FlagCreatePairsOff,)) if changes else method
 
@@ -43,10 +30,9 @@ def options_of(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in known if p.name != "features"}
 
 
-def _options(recipe: str, args: Sequence[str]) -> dict[str, Any]:
+def _options(made_by, args: Sequence[str]) -> dict[str, Any]:
     """The values are read as the types that the function's annotations say; `find` knows which names there are."""
-    function = METHODS.get(recipe.replace("_", "-"))
-    hints = typing.get_type_hints(function) if function is not None else {}
+    hints = typing.get_type_hints(made_by) if made_by is not None else {}
     found, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     while pending:
         key = pending.pop(0).removeprefix("--recipe.").replace("-", "_")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from .common import Device, Out, Trust, opened, parse
+from .common import Device, Out, Trust, opened, parse, split
 
 if TYPE_CHECKING:
     from ..envs.base import Env
@@ -57,8 +57,6 @@ class Train:
 
 
 def main(args: list[str]) -> None:
-    from .method import method_of, split
-
     own, options, changes = split(args)
     command = "understudy train " + shlex.join(args)
     if "-h" in own or "--help" in own:
@@ -68,6 +66,7 @@ def main(args: list[str]) -> None:
     from ..learn.devices import device
     from ..learn.run import Run
     from ..learn.train import train
+    from .method import method_of
 
     if o.steps is not None and o.steps < 1:
         raise UserError(f"expected at least one update, found {o.steps}", where="--steps")

@@ -38,14 +38,12 @@ def find(name: str, features: Schema | None = None, trust: tuple[str, ...] = (),
     not understudy's is imported only if its package is in `trust` (else Untrusted). Raises UserError for a name that is
     not there, and for an option that the function does not have.
     """
-    if name.replace("_", "-") in METHODS:
-        return _call(METHODS[name.replace("_", "-")], name, features, options)
+    if (made_by := function(name, trust)) is not None:
+        return _call(made_by, name, features, options)
     if Path(name).exists():
         if options:
             raise UserError(f"{name} is a method already, and takes no options", where="--" + next(iter(options)))
         return Method.load(name, trust)
-    if ":" in name:
-        return _call(_function(name, trust), name, features, options)
     near = difflib.get_close_matches(name, METHODS, 1)
     raise UserError(f"there is no method {name!r}; there are {', '.join(METHODS)}",
                     do=f"did you mean {near[0]!r}?" if near else "name one of these, a module:function, or a "
@@ -65,7 +63,12 @@ def _facts(name, function) -> dict:
             "paper": facts["Paper"], "needs": facts["Needs"].split("; "), "summary": summary}
 
 
-def _function(name, trust) -> Callable[..., Method]:
+def function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Method] | None:
+    """What this name or "module:function" calls; None for the path of a method. Raises as `find` does."""
+    if name.replace("_", "-") in METHODS:
+        return METHODS[name.replace("_", "-")]
+    if ":" not in name or Path(name).exists():
+        return None
     path, _, attribute = name.partition(":")
     package = path.split(".")[0]
     if package not in ("understudy", *trust):

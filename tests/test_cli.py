@@ -1,0 +1,444 @@
+"""The command line: names, exit statuses, JSON and nothing else, bad input, and code from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from understudy import Dataset, __version__
+from understudy.cli import COMMANDS, main
+from understudy.commands.common import split
+from understudy.commands.method import settings
+from understudy.recipes import METHODS, find
+
+TINY = ["--steps", "20", "--every", "10", "--device", "cpu", "--policy.trunk.width", "16", "--policy.trunk.depth", "1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with demonstrations ("demos") and two small runs ("a", "b")."""
+    folder = tmp_path_factory.mktemp("cli")
+    assert main(["record", "fork", "--out", str(folder / "demos"), "--episodes", "12"]) == 0
+    for run, seed in (("a", "0"), ("b", "1")):
+        assert main(["train", "bc", str(folder / "demos"), "--out", str(folder / run), "--seed", seed, *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def call(capsys):
+    """call(*args) -> (exit status, standard output, standard error)."""
+    def run(*args):
+        capsys.readouterr()
+        status = main([str(a) for a in args])
+        return status, *capsys.readouterr()
+    return run
+
+
+def refused(result, *words: str) -> None:
+    """Status 2, and one message that says these words; no traceback, nothing on standard output."""
+    status, out, err = result
+    assert (status, out) == (2, ""), err
+    assert "Traceback" not in err and 'File "' not in err
+    assert err.count("understudy: ") <= 1
+    for word in words:
+        assert word in err, err
+
+
+def document(result):
+    """What --json printed: one document and nothing else."""
+    status, out, err = result
+    assert status == 0, err
+    return json.loads(out, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+
+
+# -- help -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(call):
+    status, out, _ = call("--help")
+    assert status == 0 and all(f"  {name} " in out for name in COMMANDS)
+    assert max(map(len, out.splitlines())) <= 120 and len(out.splitlines()) < 25
+    assert call()[:2] == (0, out)
+
+
+def test_version(call):
+    assert call("--version")[:2] == call("-v")[:2] == (0, __version__ + "\n")
+
+
+def test_help_needs_no_pytorch():
+    code = ("import sys, contextlib, io\nfrom understudy.cli import COMMANDS, main\n"
+            "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+            "    assert main(['--help']) == 0 and all(main([c, '--help']) == 0 for c in COMMANDS)\n"
+            "assert out.getvalue().count('usage:') == len(COMMANDS) + 1\n"
+            "print(*(m for m in ('torch', 'numpy', 'scipy', 'gymnasium') if m in sys.modules))")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "\n"), ran.stderr
+
+
+def test_unknown_command(call):
+    refused(call("recrod", "fork"), "no command 'recrod'", "understudy record fork")
+
+
+@pytest.mark.parametrize("args", [["train", "bc"], ["train", "bc", "d", "--out", "r", "--stepz", "3"],
+                                  ["eval", "r", "fork", "--episodes", "many"], ["record", "fork", "--by", "magic"]])
+def test_usage(call, args):
+    refused(call(*args), f"understudy {args[0]}")
+
+
+def test_help_of_a_recipe_lists_what_can_be_set(call):
+    status, out, _ = call("train", "flow-policy", "--help")
+    assert status == 0 and "--out RUN" in out
+    for name, _ in settings(find("flow-policy")):
+        assert f"--{name.replace('_', '-')}" in out or f"--{name}" in out
+
+
+# -- what one sees on a good day ------------------------------------------------------------------------------------
+
+
+def test_record_goes_on_and_is_the_same_whatever_runs_beside(call, tmp_path, place):
+    status, out, _ = call("record", "fork", "--out", tmp_path / "d", "--episodes", 5, "--rows", 2)
+    assert status == 0 and "5 episodes" in out and "5 of 5 succeeded" in out
+    assert call("record", "fork", "--out", tmp_path / "d", "--episodes", 12, "--rows", 3)[0] == 0
+    grown, whole = Dataset.open(tmp_path / "d"), Dataset.open(place / "demos")
+    assert grown.fingerprint() == whole.fingerprint()
+    assert [e.meta["number"] for e in grown] == list(range(12))
+    assert call("record", "fork", "--out", tmp_path / "d", "--episodes", 3)[0] == 0
+    assert len(Dataset.open(tmp_path / "d")) == 12  # never fewer
+    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--by", "random"), "'random'",
+            "'scripted'", "episode 0")
+    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--seed", 1), "seed")
+    refused(call("record", "particle", "--out", tmp_path / "d", "--episodes", 20), "env", "particle")
+
+
+def test_random_actions_fill_the_action_space(call, tmp_path):
+    assert call("record", "Pendulum-v1", "--out", tmp_path / "d", "--episodes", 3, "--by", "random")[0] == 0
+    torque = np.concatenate([e.steps["action"] for e in Dataset.open(tmp_path / "d")])
+    assert torque.shape == (600, 1) and np.abs(torque).max() <= 2
+    # Uniform on [-2, 2]: mean 0 and variance 4/3, both within four standard errors of 600 draws.
+    assert abs(torque.mean()) < 4 * (4 / 3 / 600) ** 0.5
+    assert abs(torque.var() - 4 / 3) < 4 * ((16 / 5 - 16 / 9) / 600) ** 0.5
+    assert call("record", "CartPole-v1", "--out", tmp_path / "c", "--episodes", 8, "--by", "random")[0] == 0
+    pushed = np.concatenate([e.steps["action"] for e in Dataset.open(tmp_path / "c")])
+    assert set(pushed.flatten().tolist()) == {0, 1}
+    refused(call("record", "Pendulum-v1", "--out", tmp_path / "e", "--episodes", 3), "no expert")
+
+
+def test_inspect(call, place):
+    found = document(call("inspect", place / "demos", "--json"))
+    assert list(found) == ["format", "version", "episodes", "steps", "fps", "features", "tasks", "warnings"]
+    data = Dataset.open(place / "demos")
+    assert (found["format"], found["version"], found["episodes"], found["steps"]) == ("lerobot", "v3.0", 12, data.steps)
+    assert found["features"]["action"] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
+    assert all(set(f) == {"dtype", "shape", "names"} for f in found["features"].values())
+    status, out, _ = call("inspect", place / "demos")
+    assert status == 0 and "12 of 12 succeeded" in out and f"understudy replay {place / 'demos'} fork" in out
+
+
+def test_replay(call, place):
+    found = document(call("replay", place / "demos", "fork", "--json"))
+    assert [t["diverges"] for t in found["episodes"]] == [None] * 12
+    one = document(call("replay", place / "demos", "fork", "--episode", 3, "--state", "--json"))
+    assert [(t["episode"], t["success"]) for t in one["episodes"]] == [(3, True)]
+    refused(call("replay", place / "demos", "fork", "--episode", 12), "from 0 to 11")
+    refused(call("replay", place / "demos", "particle"))
+
+
+def interval(value, name):
+    assert set(value) == {name, "low", "high", "level"} and value["level"] == 0.95
+    assert value["low"] <= value[name] <= value["high"]
+
+
+def test_eval(call, place):
+    found = document(call("eval", place / "a", "fork", "--episodes", 30, "--json"))
+    assert list(found) == ["env", "episodes", "successes", "success", "return", "seconds", "paired"]
+    assert (found["env"], found["episodes"], found["paired"]) == ("fork", 30, None)
+    assert found["success"]["estimate"] == found["successes"] / 30
+    interval(found["success"], "estimate")
+    interval(found["return"], "mean")
+    other = document(call("eval", place / "b", "fork", "--episodes", 30, "--json", "--against", place / "a"))
+    assert set(other["paired"]) == {"against", "difference", "low", "high", "p"}
+    assert other["paired"]["against"] == str(place / "a")
+    assert other["paired"]["difference"] == pytest.approx((other["successes"] - found["successes"]) / 30)
+
+
+def test_eval_says_this_checkpoint_and_keeps_a_record(call, place):
+    status, out, _ = call("eval", place / "b", "fork", "--episodes", 10, "--rows", 3)
+    assert status == 0 and "checkpoint" in out and "95%" in out and "understudy eval" in out
+    lines = [json.loads(line) for line in (place / "b" / "eval" / "fork.jsonl").read_text().splitlines()]
+    assert sum(lines[-1]["each"]["success"]) == lines[-1]["successes"] and lines[-1]["episodes"] == 10
+    assert lines[-1]["checkpoint"] == "000020" and len(lines[-1]["each"]["return"]) == 10
+
+
+def test_saved_rollouts_go_on_and_judge_alike(call, place, tmp_path):
+    args = ["eval", place / "a", "fork", "--json", "--save", tmp_path / "rollouts"]
+    document(call(*args, "--episodes", 6))
+    saved = document(call(*args, "--episodes", 20, "--rows", 5))
+    plain = document(call("eval", place / "a", "fork", "--episodes", 20, "--json"))
+    for key in ("successes", "success", "return"):
+        assert saved[key] == plain[key]
+    assert len(Dataset.open(tmp_path / "rollouts")) == 20
+    refused(call("eval", place / "b", "fork", "--episodes", 25, "--save", tmp_path / "rollouts"), "policy ")
+
+
+def test_eval_on_recorded_episodes_is_no_success_rate(call, place, tmp_path):
+    found = document(call("eval", place / "a", place / "demos", "--json"))
+    assert found["success"] is None and found["origin"] == "held out" and "not a success rate" in found["note"]
+    status, out, _ = call("eval", place / "a", place / "demos", "--html", tmp_path / "r.html")
+    assert status == 0 and "not a success rate" in out and "not a success rate" in (tmp_path / "r.html").read_text()
+
+
+def test_an_environment_without_success(call, tmp_path):
+    call("record", "Pendulum-v1", "--out", tmp_path / "d", "--episodes", 2, "--by", "random")
+    assert call("train", "bc", tmp_path / "d", "--out", tmp_path / "r", *TINY, "--eval", "Pendulum-v1",
+                "--rollouts", 1)[0] == 0
+    found = document(call("eval", tmp_path / "r", "Pendulum-v1", "--episodes", 2, "--json"))
+    assert found["successes"] is None and found["success"] is None and found["return"]["mean"] < 0
+
+
+def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
+    status, out, err = call("train", "bc", place / "demos", "--out", tmp_path / "r", *TINY, "--eval", "fork",
+                            "--rollouts", 4)
+    assert status == 0 and "update 10: score" in err and f"understudy eval {tmp_path / 'r'}/best fork" in out
+    places = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert set(places) == {"best", "last"} and places["last"] == "checkpoints/000020"
+    scores = {line["step"]: line["score"] for line in map(json.loads, (
+        tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) if "score" in line}
+    assert scores[int(places["best"][-6:])] == max(scores.values()) and set(scores) == {10, 20}
+    card = (tmp_path / "r" / "CARD.md").read_text()
+    assert "understudy train bc" in card and "--rollouts 4" in card
+
+
+def test_methods(call):
+    found = document(call("methods", "--json"))
+    assert [m["name"] for m in found] == list(METHODS)
+    for m in found:
+        assert list(m) == ["name", "family", "rows", "paper", "needs", "summary"]
+        assert isinstance(m["needs"], list) and all(isinstance(r, str) and len(r) == 3 for r in m["rows"])
+    assert document(call("methods", "act", "--json")) == [m for m in found if m["name"] == "act"]
+    status, out, _ = call("methods", "diffusion-policy")
+    assert status == 0 and "--recipe.trunk" in out and "--policy.head.steps" in out
+    refused(call("methods", "difusion-policy"), "did you mean 'diffusion-policy'")
+
+
+def test_claims(call, tmp_path):
+    found = document(call("claims", "list", "--json"))
+    for claim in found:
+        assert list(claim) == ["name", "rows", "statement", "verdict", "stale", "date", "seconds", "command"]
+        assert claim["verdict"] in ("holds", "fails", "undecided", "not run") and isinstance(claim["stale"], bool)
+        assert claim["command"] == f"understudy claims run {claim['name']}"
+        assert all(isinstance(r, str) and len(r) == 3 for r in claim["rows"])
+    assert len(found) >= 5
+    page = tmp_path / "ledger.md"
+    assert document(call("claims", "table", "--out", page, "--json")) == {"page": str(page)}
+    assert all(c["name"] in page.read_text() for c in found)
+    refused(call("claims", "run", found[0]["name"] + "x"), f"did you mean '{found[0]['name']}'")
+    refused(call("claims", "run"), "name")
+
+
+# -- overrides ------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_are_told_from_options():
+    assert split(["bc", "d", "--out", "r", "--policy.head.steps", "5", "--seed", "1", "--recipe.horizon=8", "--run.x",
+                  "1", "2"]) == (["bc", "d", "--out", "r", "--seed", "1"], ["--recipe.horizon=8"],
+                                 ["--policy.head.steps", "5", "--run.x", "1", "2"])
+
+
+def test_overrides_reach_the_method(call, place, tmp_path):
+    assert call("train", "flow-policy", place / "demos", "--out", tmp_path / "r", "--steps", 2, "--device", "cpu",
+                "--policy.head.steps", 5, "--learn.optim.rate", "3e-4", "--run.execute", 2, "--policy.window.ahead",
+                "-1", "--learn.optim.betas", "0.8", "0.9", "--recipe.horizon", 6, "--policy.trunk.width=32")[0] == 0
+    made = json.loads((tmp_path / "r" / "checkpoints" / "000002" / "method.json").read_text())
+    assert made["policy"]["head"]["steps"] == 5 and made["run"]["execute"] == 2
+    assert made["learn"]["optim"]["rate"] == 3e-4 and made["learn"]["optim"]["betas"] == [0.8, 0.9]
+    assert made["policy"]["window"] | {"$": 0} == {"$": 0, "obs": 2, "horizon": 6, "ahead": -1, "look": 0, "goals": []}
+    assert made["policy"]["trunk"]["width"] == 32 and made["learn"]["steps"] == 2
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (["--policy.head.stepz", "5"], ["--policy.head.steps"]), (["--policy.head.steps", "five"], ["five"]),
+    (["--recipe.horizn", "5"], ["did you mean 'horizon'"]), (["--recipe.horizon", "x"], ["--recipe.horizon", "'x'"]),
+    (["--recipe.horizon"], ["--recipe.horizon", "found none"]), (["--learn.optim.rate", "-1"], ["rate"]),
+    (["--policy.inputs", "observation.stat"], ["did you mean 'observation.state'"]), (["--steps", "0"], ["--steps"]),
+    (["--device", "cuda:999"], ["cuda"]), (["--hold", "1.5"], ["1.5"])])
+def test_a_wrong_change_names_the_right_one(call, place, tmp_path, change, words):
+    refused(call("train", "flow-policy", place / "demos", "--out", tmp_path / "r", *change), *words)
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+# -- bad input ------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, steps=(5, 7), width=2, **arrays) -> Path:
+    n = sum(steps)
+    rng = np.random.default_rng(0)
+    made = {"observations": rng.normal(size=(n, width)).astype(np.float32),
+            "actions": rng.normal(size=(n, 2)).astype(np.float32), "episode_ends": np.cumsum(steps, dtype=np.int64)}
+    np.savez(path, **{**made, **arrays})
+    return path
+
+
+def test_bad_data(call, place, tmp_path):
+    train = ["train", "bc", "--out", tmp_path / "r", *TINY]
+
+    def trained(path):
+        return call(*train[:2], path, *train[2:])
+    missing = tmp_path / "nothing.npz"
+    for result in (trained(missing), call("inspect", missing), call("replay", missing, "fork"),
+                   call("eval", place / "a", missing)):
+        refused(result, str(missing))
+    file = save(tmp_path / "renamed.npz")
+    with np.load(file) as found:
+        np.savez(tmp_path / "no_action.npz", **{k: v for k, v in found.items() if k != "actions"})
+    refused(trained(tmp_path / "no_action.npz"), "actions")
+    refused(trained(save(tmp_path / "none.npz", steps=())), "at least one episode")
+    wrong = np.zeros((12, 2), np.float32)
+    wrong[8, 1] = np.nan
+    refused(trained(save(tmp_path / "nan.npz", actions=wrong)), "nan.npz", "episode 1, step 3", "action")
+    (tmp_path / "text.npz").write_text("not an archive")
+    refused(trained(tmp_path / "text.npz"), "text file")
+    (tmp_path / "folder").mkdir()
+    refused(trained(tmp_path / "folder"), "empty folder")
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+def test_data_policy_and_environment_must_fit(call, place, tmp_path):
+    wide = save(tmp_path / "wide.npz", width=3)
+    refused(call("eval", place / "a", wide), "observation.state", "(2,)", "(3,)")
+    refused(call("eval", place / "a", "push", "--episodes", 2), "push", "observation.state", "(2,)", "(8,)")
+    refused(call("train", "bc", wide, "--out", tmp_path / "r", *TINY, "--eval", "fork"), "fork", "(3,)", "(2,)")
+    refused(call("train", "bc", place / "demos", "--out", tmp_path / "r", *TINY, "--eval", "frok"), "fork")
+    refused(call("record", "frok", "--out", tmp_path / "d", "--episodes", 2), "did you mean fork")
+    refused(call("eval", place / "a", "fork", "--episodes", 0), "at least one")
+    refused(call("eval", place / "a", "fork", "--seed", -1), "-1")
+    refused(call("train", "difusion-policy", place / "demos", "--out", tmp_path / "r"), "diffusion-policy")
+
+
+def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):
+    refused(call("train", "bc", place / "demos", "--out", place / "a", *TINY, "--seed", 5), "seed was 0, is 5")
+    refused(call("train", "bc", place / "demos", "--out", place / "demos", *TINY), str(place / "demos"))
+    assert call("train", "bc", place / "demos", "--out", place / "a", *TINY)[0] == 0  # nothing left to do
+
+
+def test_checkpoints_of_another_schema(call, place, tmp_path):
+    import shutil
+
+    refused(call("eval", tmp_path / "no", "fork"), "expected a trained run")
+
+    def changed(name, change):
+        run = tmp_path / name
+        shutil.copytree(place / "a" / "checkpoints" / "000020", run)
+        change(run)
+        return call("eval", run, "fork", "--episodes", 2)
+
+    def edit(file, **values):
+        def change(run):
+            (run / file).write_text(json.dumps(json.loads((run / file).read_text()) | values))
+        return change
+    refused(changed("field", edit("recipe.json", windoww=3)), "windoww", "did you mean 'window'")
+    refused(changed("class", edit("recipe.json", head={"$": "understudy.heads.regression:Regresion"})), "Regresion")
+    refused(changed("code", edit("recipe.json", head={"$": "os:system"})), "--trust os")
+    refused(changed("width", edit("features.json", action={"dtype": "float32", "shape": [5], "kind": "vector"})),
+            "not of this recipe")
+    refused(changed("cut", lambda run: os.truncate(run / "weights.safetensors", 100)), "weights.safetensors")
+    refused(changed("text", lambda run: (run / "recipe.json").write_text("{")), "recipe.json", "line 1")
+
+
+def test_debug_shows_where_a_mistake_came_from(call):
+    status, out, err = call("inspect", "/nowhere/at/all", "--debug")
+    assert (status, out) == (2, "") and "Traceback" in err and "understudy: /nowhere/at/all" in err
+
+
+def test_a_place_that_may_not_be_written(call, place):
+    status, _, err = call("train", "bc", place / "demos", "--out", "/proc/run", *TINY)
+    assert status == 2 and "Traceback" not in err and "/proc" in err
+
+
+# -- code from outside ----------------------------------------------------------------------------------------------
+
+OUTSIDE = '''
+from dataclasses import dataclass
+from understudy import Method, Recipe, Window, make
+from understudy.execute.chunked import Receding
+from understudy.heads.regression import Regression
+from understudy.learn.clone import Cloning
+from understudy.nets.mlp import MLP
+
+@dataclass(frozen=True)
+class Own(Regression):
+    """A head that understudy does not know."""
+
+def world(rows):
+    return make("fork", rows, limit=20)
+
+def recipe(width: int = 8):
+    return Method(Recipe(Own(), MLP(width, 1), window=Window(1, 2)), Receding(2), Cloning(steps=4))
+
+def broken(rows):
+    raise RuntimeError("a mistake in one's own code")
+'''
+
+
+def outside(tmp_path, *commands):
+    """Exit statuses of `commands` in a process that finds the package `elsewhere`, and all that it printed."""
+    (tmp_path / "elsewhere").mkdir(exist_ok=True)
+    (tmp_path / "elsewhere" / "__init__.py").write_text(OUTSIDE)
+    code = ("import json, sys\nfrom understudy.cli import main\n"
+            "found = [[main(c), 'elsewhere' in sys.modules] for c in json.loads(sys.argv[1])]\n"
+            "print('STATUS', json.dumps(found))")
+    ran = subprocess.run([sys.executable, "-c", code, json.dumps([[str(a) for a in c] for c in commands])],
+                         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.split("STATUS ")[-1]), ran.stdout, ran.stderr
+
+
+def test_code_from_outside_runs_only_when_trusted(tmp_path):
+    trust = ["--trust", "elsewhere"]
+    record = ["record", "elsewhere:world", "--out", "demos", "--episodes", "6"]
+    train = ["train", "elsewhere:recipe", "demos", "--out", "run", "--recipe.width", "4"]
+    again = ["train", "run/checkpoints/000004/method.json", "demos", "--out", "run2", "--seed", "1"]
+    judge = ["eval", "run2", "elsewhere:world", "--episodes", "3", "--against", "run"]
+    commands = []
+    for c in (record, train, again, judge):
+        commands += [c, [*c, *trust]]
+    commands.append(["eval", "run2", "elsewhere:broken", *trust])
+    statuses, out, err = outside(tmp_path, *commands)
+    # Refused without --trust, and then nothing of it has been imported; status 1 is an error that is nobody's input.
+    assert [s for s, _ in statuses] == [2, 0] * 4 + [1], err
+    assert [there for _, there in statuses[:2]] == [False, True]
+    assert err.count("--trust elsewhere") >= 4 and "a mistake in one's own code" in err and "please report" in err
+    made = json.loads((tmp_path / "run2" / "checkpoints" / "000004" / "method.json").read_text())
+    assert made["policy"]["head"]["$"] == "elsewhere:Own" and made["policy"]["trunk"]["width"] == 4
+
+
+# -- interrupts -----------------------------------------------------------------------------------------------------
+
+
+def start(*args, cwd):
+    """A process of its own, which hears SIGINT even where its parent does not."""
+    return subprocess.Popen([sys.executable, "-m", "understudy", *map(str, args)], cwd=cwd, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_training_that_is_interrupted_says_how_to_go_on(place, tmp_path, number):
+    args = ["train", "bc", place / "demos", "--out", "r", "--steps", "100000", *TINY[4:], "--every", "100000"]
+    process = start(*args, cwd=tmp_path)
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in err and "understudy train bc" in err
+    assert "Traceback" not in err
+    last = json.loads((tmp_path / "r" / "run.json").read_text())["last"]
+    assert int(last[-6:]) > 0 and (tmp_path / "r" / last / "weights.safetensors").exists()

@@ -58,10 +58,9 @@ def blocks(page: Path) -> list[Block]:
 
 def cut(text: str) -> str:
     """The same with budgets of a test."""
-    text = re.sub(r"(--(?:learn\.)?steps[ =])\d+", r"\g<1>6", text)
-    text = re.sub(r"(--every[ =])\d+", r"\g<1>3", text)
+    text = re.sub(r"(--(?:steps|every)[ =])\d+", r"\g<1>2", text)
     text = re.sub(r"(--episodes[ =])\d+", r"\g<1>4", text)
-    text = re.sub(r"\b(steps=)[\d_]+", r"\g<1>6", text)
+    text = re.sub(r"\b(steps=)[\d_]+", r"\g<1>1", text)
     return re.sub(r"\b(episodes=)[\d_]+", r"\g<1>4", text)
 
 
@@ -82,8 +81,8 @@ def run(block: Block, namespace: dict) -> None:
         for command in commands(block):
             words = shlex.split(cut(command), comments=True)
             assert words[0] == "understudy", f"{command!r} cannot be run here: say why above the block"
-            if words[1:2] == ["train"] and "--steps" not in words and "--help" not in words:
-                words += ["--steps", "6"]
+            if words[1] == "train" and "--help" not in words:
+                words += [w for o in ("--steps", "--every") if o not in words for w in (o, "2")]
             from understudy.cli import main
             assert main(words[1:]) == 0, f"{block.name}: {command}"
     else:

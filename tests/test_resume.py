@@ -149,10 +149,14 @@ def test_what_takes_long_is_saved_in_between(whole, tmp_path, monkeypatch):
     assert contents(tmp_path / "run") == contents(whole)
 
 
-def test_a_second_interrupt_does_not_wait(tmp_path):
+def test_a_second_interrupt_does_not_wait_but_an_echo_is_none(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", plain(), watch=[Stop(2), Stop(2)])
-    assert Run(tmp_path / "run").saved() == [0]
+        run(tmp_path / "echo", plain(), watch=[Stop(2), Stop(2)])
+    assert Run(tmp_path / "echo").saved() == [2]
+    monkeypatch.setattr("understudy.learn.train.Interrupts.ECHO", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "twice", plain(), watch=[Stop(2), Stop(2)])
+    assert Run(tmp_path / "twice").saved() == [0]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

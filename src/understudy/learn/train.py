@@ -272,10 +272,13 @@ def _differences(was, now, at: str = ""):
 
 
 class Interrupts:
-    """Ctrl-C and a scheduler's notice wait until what runs is whole; a second one does not."""
+    """Ctrl-C and a scheduler's notice wait until what runs is whole; a second one does not. Launchers pass on what the
+    terminal has sent already, so what comes at once is the same one again."""
+
+    ECHO = 2.0  # seconds
 
     def __init__(self):
-        self.seen, self.before = False, {}
+        self.seen, self.since, self.before = False, 0.0, {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -285,9 +288,10 @@ class Interrupts:
         return self
 
     def _note(self, number, frame):
-        if self.seen:
+        if not self.seen:
+            self.seen, self.since = True, time.monotonic()
+        elif time.monotonic() - self.since > self.ECHO:
             raise KeyboardInterrupt
-        self.seen = True
 
     def __exit__(self, *error):
         for number, handler in self.before.items():

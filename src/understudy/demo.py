@@ -28,7 +28,8 @@ from .policy import Recipe
 
 TASK = "fork"  # round a pillar, left or right: both equally good, and their mean is the pillar
 DEMONSTRATIONS, STEPS, EPISODES, SEED = 80, 2000, 200, 0
-NAMES = {"flow": "flow matching", "regression": "mean regression"}  # by the folder of the run
+NAMES = {"flow": "Flow matching", "regression": "Mean regression"}  # by the folder of the run
+AIMS = {"flow": "all the ways that were shown", "regression": "their average"}
 ROWS = 16  # of every batch that a network sees while it is judged
 
 
@@ -63,7 +64,7 @@ def _demo(out, device, say, bar):
                       watch=lambda number, episode: progress())
     say(f"2/5  What is in them: {summary(data)}")
     for number, (run, chosen) in enumerate(METHODS.items(), 3):
-        say(f"{number}/5  Training {NAMES[run]}: {STEPS} updates of the same network on the same windows")
+        say(f"{number}/5  Training: {NAMES[run]}, which learns {AIMS[run]}; {STEPS} updates of the same network")
         train(chosen, data, out / run, seed=SEED, device=device, every=STEPS // 4,
               command=f"understudy demo --out {out.name}")
     say(f"5/5  Both in {TASK!r}, closed loop, from the same {EPISODES} starts, none of which was shown")

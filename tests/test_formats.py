@@ -561,18 +561,33 @@ def test_a_damaged_or_half_built_entry_is_made_again(tmp_path):
     assert not list((tmp_path / "cache").glob(".*.part"))
 
 
-def test_two_processes_at_once(tmp_path):
+_TOGETHER = """
+import sys, time
+import numpy as np
+from understudy.data import cache
+from understudy.data.episode import Dataset
+def build(part):
+    print("built")
+    time.sleep(0.5)
+    cache.create(part, "x", (1000,), np.uint8)[:] = 7
+print("ready", flush=True)
+sys.stdin.readline()
+assert (cache.arrays("0" * 32, 1000, build, "test")["x"] == 7).all()
+print(Dataset.open(sys.argv[1], image_size=16).fingerprint())
+"""
+
+
+def test_processes_that_want_the_same_at_once_make_it_once(tmp_path):
     lerobot.write(closed(images=True), tmp_path / "out", images="png")
-    code = ("import sys\nfrom understudy.data.episode import Dataset\nsys.stdin.readline()\n"
-            f"print(Dataset.open({str(tmp_path / 'out')!r}, image_size=16).fingerprint())")
-    runs = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for _ in range(3)]
+    runs = [subprocess.Popen([sys.executable, "-c", _TOGETHER, str(tmp_path / "out")], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [r.stdout.readline() for r in runs] == ["ready\n"] * 3
     for r in runs:
         r.stdin.write("go\n")
         r.stdin.flush()
-    prints = {r.communicate(timeout=120)[0].strip() for r in runs}
-    assert prints == {Dataset.open(tmp_path / "out", image_size=16).fingerprint()}
-    assert len([p for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")]) == 2
+    said = [line for r in runs for line in r.communicate(timeout=120)[0].split()]
+    assert sorted(said) == sorted(["built", *3 * [Dataset.open(tmp_path / "out", image_size=16).fingerprint()]])
+    assert len([p for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")]) == 3
 
 
 # -- frames ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Derived files, outside the user's folders: arrays that parquet, zip and video files cannot be mapped as.
 
 An entry is named by a digest of what it was made from, so a changed source gets a new one; the least recently used go
-when the bound is reached. Deleting the whole folder at any time costs time and nothing else. `UNDERSTUDY_CACHE` names
+when the bound is reached, but for those that this process reads. Deleting the folder at any time costs only time. `UNDERSTUDY_CACHE` names
 the folder, `UNDERSTUDY_CACHE_GB` the bound (20).
 """
 
@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -116,9 +116,13 @@ def _make(place: Path, size: int, build, what: str) -> None:
         if size > free:
             raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=place.parent,
                             do="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
-        with room_on_disk(place.parent, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"), \
-                whole_folder(place) as part:
-            build(part)
+        try:
+            with room_on_disk(place.parent, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"), \
+                    whole_folder(place) as part:
+                build(part)
+        except (UserError, OSError):
+            if not place.is_dir():  # on a system without locks another process may have been faster
+                raise
 
 
 @contextmanager
@@ -129,8 +133,7 @@ def room_on_disk(where: Path, do: str = "free some space, and run the same again
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise UserError("the disk is full; nothing that was finished is lost",
-                        where=where, do=do) from None
+        raise UserError("the disk is full; nothing that was finished is lost", where=where, do=do) from None
 
 
 def _sweep(bound: int, making: Path) -> None:
@@ -141,7 +144,8 @@ def _sweep(bound: int, making: Path) -> None:
     sizes = {}
     for entry in making.parent.iterdir():
         if entry.is_dir() and not entry.name.startswith("."):
-            sizes[entry] = sum(f.stat().st_size for f in entry.glob("*") if f.is_file())
+            with suppress(FileNotFoundError):  # another process sweeps as well
+                sizes[entry] = sum(f.stat().st_size for f in entry.glob("*"))
     total = sum(sizes.values())
     for entry in sorted((e for e in sizes if e not in _held), key=_age, reverse=True):
         if total <= bound:
@@ -164,7 +168,6 @@ def _remove(entry: Path) -> None:
     except OSError:  # somebody else removes it, or holds it open where that forbids removal
         return
     shutil.rmtree(gone, ignore_errors=True)
-    (entry.parent / ".locks" / entry.name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ lint: .venv/test
 
 docs: .venv/docs
 	$(BIN)/python docs/generate.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 claims: .venv/core
 	$(BIN)/understudy claims run --all

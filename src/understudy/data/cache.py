@@ -1,8 +1,8 @@
 """Derived files, outside the user's folders: arrays that parquet, zip and video files cannot be mapped as.
 
 An entry is named by a digest of what it was made from, so a changed source gets a new one; the least recently used go
-when the bound is reached, but for those that this process reads. Deleting the folder at any time costs only time. `UNDERSTUDY_CACHE` names
-the folder, `UNDERSTUDY_CACHE_GB` the bound (20).
+when the bound is reached, but for those that this process reads. Deleting the folder at any time costs only time.
+`UNDERSTUDY_CACHE` names the folder, `UNDERSTUDY_CACHE_GB` the bound (20).
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ class LeRobot(Source):
         self.path = path = Path(path)
         self.info = info = read_info(path)
         self._warnings: list[str] = []
+        self._files: dict[Path, pq.ParquetFile] = {}  # the one that was read last
+        self._groups: dict[str, tuple[tuple[Path, int], pa.Array]] = {}  # by column, likewise
         unknown = sorted(set(info) - _KNOWN)
         if unknown:
             self._warnings.append(f"meta/info.json: unknown keys {', '.join(unknown)} are ignored")
@@ -332,17 +334,16 @@ class LeRobot(Source):
         return pa.concat_arrays(parts)
 
     def _open(self, file: Path) -> pq.ParquetFile:
-        held = self.__dict__.setdefault("_held_file", {})
-        if file not in held:
-            held.clear()  # one file at a time: episodes are read in order
-            held[file] = parquet(file)
-        return held[file]
+        if file not in self._files:
+            self._files.clear()  # one at a time: episodes are read in order
+            self._files[file] = parquet(file)
+        return self._files[file]
 
     def _group(self, file, group, name) -> pa.Array:
-        held = self.__dict__.setdefault("_held_group", {})
-        if held.get(name, (None,))[0] != (file, group):
-            held[name] = (file, group), _read_group(self._open(file), group, [name], file)[name].combine_chunks()
-        return held[name][1]
+        if self._groups.get(name, (None,))[0] != (file, group):
+            read = _read_group(self._open(file), group, [name], file)[name].combine_chunks()
+            self._groups[name] = (file, group), read
+        return self._groups[name][1]
 
 
 def read_info(path: Path) -> dict:
@@ -407,18 +408,14 @@ def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
     names = [_format(info, "data_path", path, chunk_index=int(c), file_index=int(f))
              for c, f in zip(table["data/chunk_index"], table["data/file_index"], strict=True)]
     distinct = list(dict.fromkeys(names))
-    file = np.array([distinct.index(n) for n in names] if len(distinct) < 50 else _codes(names, distinct), np.int64)
+    number_of = {n: i for i, n in enumerate(distinct)}
+    file = np.array([number_of[n] for n in names], np.int64)
     first = np.full(len(distinct), np.iinfo(np.int64).max)
     np.minimum.at(first, file, table["dataset_from_index"])
     videos = {c: (tuple(_format(info, "video_path", path, video_key=c, chunk_index=int(k), file_index=int(f))
                         for k, f in zip(table[f"videos/{c}/chunk_index"], table[f"videos/{c}/file_index"],
                                         strict=True)), table[f"videos/{c}/from_timestamp"]) for c in cameras}
     return Index(length, tuple(distinct), file, table["dataset_from_index"] - first[file], tasks_v3(path), videos)
-
-
-def _codes(names, distinct):
-    code = {n: i for i, n in enumerate(distinct)}
-    return [code[n] for n in names]
 
 
 def tasks_v3(path: Path) -> dict[int, str]:

@@ -16,11 +16,15 @@ from understudy.envs.fork import Fork
 from understudy.evaluate.judge import across, compare, during, evaluate, judged, recording, tuning, verdict
 from understudy.evaluate.rollout import NotFinite, rollout
 from understudy.execute.actor import Actor, Noisy, Plays
-from understudy.execute.chunked import Receding
+from understudy.execute.chunked import RealTime, Receding
 from understudy.execute.ensemble import Ensemble
 from understudy.execute.planners import Fixed
+from understudy.execute.streaming import Streaming
+from understudy.heads.diffusion import Diffusion
+from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.nets.mlp import MLP
+from understudy.nets.transformer import Transformer
 from understudy.policy import Policy, Recipe
 
 
@@ -140,11 +144,17 @@ def untrained(data, head=None, obs=2, trunk=None):
     return Policy(recipe, data.features()).fit(data).eval()
 
 
-@pytest.mark.parametrize("executor", [Receding(3), Ensemble(), Ensemble(0.3)], ids=str)
-def test_results_are_the_same_bits_for_any_number_of_rows(fork_data, executor):
-    actor = Plays(Fixed(untrained(fork_data), rows=8), executor)
+SMALL = MLP(32, 1)
+
+
+@pytest.mark.parametrize("head, trunk, executor", [
+    (Regression(), SMALL, Receding(3)), (Regression(), SMALL, Ensemble(0.3)), (Flow(steps=3), SMALL, Receding(3)),
+    (Flow(steps=3), SMALL, RealTime(3, 1)), (Flow(steps=3, times="ramp"), SMALL, Streaming()),
+    (Diffusion(steps=2), Transformer(32, 1, 2), Receding(3))], ids=lambda v: type(v).__name__)
+def test_results_are_the_same_bits_for_any_number_of_rows(fork_data, head, trunk, executor):
+    actor = Plays(Fixed(untrained(fork_data, head, trunk=trunk), rows=8), executor)
     noisy = Noisy(actor, 2, 0.3)  # so that episodes end at different times
-    prints = {rows: rollout(noisy, Fork(rows, gust=0.2), 23, seed=5).fingerprint() for rows in (1, 2, 7, 23, 40)}
+    prints = {rows: rollout(noisy, Fork(rows, limit=20, gust=0.2), 11, seed=5).fingerprint() for rows in (1, 3, 11, 16)}
     assert len(set(prints.values())) == 1, prints
 
 

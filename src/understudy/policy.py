@@ -48,6 +48,10 @@ class Recipe:
 class Rewiring(ABC):
     """A guide that wraps the network."""
 
+    def take(self, rows: Tensor) -> Rewiring:
+        """This guide for some of the rows: what holds something of each row takes its part."""
+        return self
+
     @abstractmethod
     def net(self, net: Callable, without: Callable[..., Context]) -> Callable:
         """`without(*keys)` is the context of the same observation minus keys."""
@@ -55,6 +59,10 @@ class Rewiring(ABC):
 
 class Pulling(ABC):
     """A guide that lowers a cost while the plan forms."""
+
+    def take(self, rows: Tensor) -> Pulling:
+        """As of Rewiring."""
+        return self
 
     @abstractmethod
     def cost(self, coded: Tensor, encode: Callable, decode: Callable) -> Tensor:
@@ -89,6 +97,9 @@ class Inpaint(Pulling):
 
     action: Tensor
     weight: Tensor
+
+    def take(self, rows):
+        return Inpaint(self.action[rows], self.weight[rows])
 
     def cost(self, coded, encode, decode):
         error = (coded - encode(self.action)).square().mean(-1)

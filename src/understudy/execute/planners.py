@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import UserError
+from ..core import UserError, take
 from ..policy import Guide, Planner, Streams
 
 
@@ -45,29 +45,27 @@ class Fixed(Over, Streams):
     policy: Planner
     rows: int = 16
 
-    def _each(self, function, *arguments):
-        """`function` over groups of rows; arguments are tensors or mappings of them, rows first."""
-        n = next(a for a in arguments if isinstance(a, Tensor)).shape[0]
+    def _each(self, function, n, *arguments):
+        """`function` over groups of rows, of the n that there are. Arguments are tensors or trees of them, rows first,
+        or guides."""
         parts = []
         for i in range(0, n, self.rows):
             # A short group is filled up with its own first row: it costs time and changes nobody.
             at = torch.arange(i, i + self.rows, device=self.device)
             at = torch.where(at < n, at, i)
-            parts.append(function(*(a[at] if isinstance(a, Tensor) else {k: v[at] for k, v in a.items()}
+            parts.append(function(*(tuple(g.take(at) for g in a) if isinstance(a, tuple) else take(a, at)
                                     for a in arguments)))
         if isinstance(parts[0], tuple):
             return tuple(torch.cat(p)[:n] for p in zip(*parts, strict=True))
         return torch.cat(parts)[:n]
 
     def plan(self, obs, noise, guides=()):
-        if guides or not isinstance(noise, Tensor):  # guides hold rows of their own
-            return self.policy.plan(obs, noise, guides)
-        return self._each(self.policy.plan, obs, noise)
+        return self._each(self.policy.plan, next(iter(obs.values())).shape[0], obs, noise, guides)
 
     def advance(self, obs, x, t, to):
         if not isinstance(self.policy, Streams):
             raise UserError(f"{type(self.policy).__name__} shows no half-made chunks", do="take another executor")
-        return self._each(self.policy.advance, obs, x, t, to)
+        return self._each(self.policy.advance, x.shape[0], obs, x, t, to)
 
 
 @dataclass(frozen=True)

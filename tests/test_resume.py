@@ -127,6 +127,16 @@ def test_stopped_again_and_again_it_is_the_same_run(whole, tmp_path):
     assert times == STEPS and contents(out) == contents(whole)
 
 
+def test_a_stretch_of_the_curve_that_was_cut_is_whole_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.learn.train.LINES", 3)
+    run(tmp_path / "whole", plain(9))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", plain(9), watch=[Stop(5)])
+    run(tmp_path / "cut", plain(9))
+    assert [line["step"] for line in Run(tmp_path / "cut").lines() if "loss" in line] == [3, 6, 9]
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 def test_stopped_while_it_was_judged_it_is_judged_again(whole, tmp_path):
     def score(policy):
         if not asked:

@@ -34,6 +34,7 @@ from .validate import Validation, scale_of
 from .watch import Curve, Progress
 
 Score = Callable[[Policy], float]  # the higher the better
+LINES = 500  # of a training curve
 PATIENCE = 10 * 60  # seconds of work that a power cut may cost
 
 
@@ -127,7 +128,7 @@ class _Loop:
                  steps: int):
         self.run, self.learner, self.training, self.documents = run, learner, training, documents
         self.processes, self.step = processes, 0
-        self.curve = Curve(max(steps // 500, 1), self._log)
+        self.curve = Curve(max(steps // LINES, 1), self._log)
         self.seconds, self.began = 0.0, time.perf_counter()
 
     def elapsed(self) -> float:

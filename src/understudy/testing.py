@@ -156,7 +156,7 @@ def _head_learns(policy, batch):
     optimizer = torch.optim.Adam(weights, 1e-3)
     for seed in range(4):  # layers that begin at zero stop all gradients until they have moved
         optimizer.zero_grad()
-        sum(_loss(trained, batch, 20 * seed + s).sum() for s in range(20)).backward()
+        sum(_loss(trained, batch, 6 * seed + s).sum() for s in range(6)).backward()
         optimizer.step()
     dead = [n for n, p in trained.named_parameters() if p.requires_grad and p.numel() and (
         p.grad is None or not p.grad.any())]

@@ -216,6 +216,27 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
     assert "understudy train bc" in card and "--rollouts 4" in card
 
 
+def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
+    """Training decodes to --image-size; at run time the camera's own frames go through the same function."""
+    from understudy import actor, make
+    from understudy.core import keys
+    from understudy.data.video import resize
+
+    assert call("record", "push-images", "--out", tmp_path / "d", "--episodes", 2)[0] == 0
+    status, _, err = call("train", "bc", tmp_path / "d", "--out", tmp_path / "r", "--steps", 1, "--image-size", 16, 24)
+    data = Dataset.open(tmp_path / "d")
+    frames = data.steps + 2  # the last observations, too
+    assert status == 0 and f"{frames} camera frames" in err
+    assert f"16 x 24 pixels (--image-size): {16 * 24 * 3 * frames / 1e6:.1f} MB" in err
+    found = document(call("eval", tmp_path / "r", "push-images", "--episodes", 2, "--json"))
+    assert found["env"] == "push-images"
+    plays, key = actor(tmp_path / "r"), keys(0, [0, 1])
+    obs = make("push-images", 2).reset(key * 0 + key.new_tensor([0, 1]), key)
+    small = {**obs, "observation.images.top": resize(obs["observation.images.top"].numpy(), (16, 24))}
+    assert plays.act(obs, plays.start(obs, key))[0].equal(plays.act(small, plays.start(small, key))[0])
+    assert document(call("eval", tmp_path / "r", tmp_path / "d", "--json"))["origin"] == "trained on"
+
+
 def test_methods(call):
     found = document(call("methods", "--json"))
     assert [m["name"] for m in found] == list(METHODS)

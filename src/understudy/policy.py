@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -162,13 +162,21 @@ class Policy(nn.Module, Streams):
         self.check(data.features(), str(data.facts.get("path", "data set")))
         return self.recipe.window.over(data, self.inputs, self.recipe.target, **options)
 
-    def check(self, features: Schema, where: str) -> None:
-        """Raises UserError unless `features` has every column that this policy reads, of the same shape and kind."""
+    @property
+    def frames(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of each camera that it reads."""
+        return {k: f.shape[:2] for k, f in self.features.items() if f.kind == "image"}
+
+    def check(self, features: Schema, where: str, *, resized: bool = False) -> None:
+        """Raises UserError unless `features` has every column that this policy reads, of the same shape and kind.
+        resized: frames are yet to be brought to its size (see Plays)."""
         drawn = {g.into: g.of for g in self.window.goals}
         for name, mine in self.features.items():
             name = drawn.get(name, name)
             _known((name,), features, where)
             theirs = features[name]
+            if resized and theirs.kind == mine.kind == "image":
+                theirs = replace(theirs, shape=(*mine.shape[:2], *theirs.shape[2:]))
             if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
                 raise UserError(f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
                                 f"{theirs.kind} of shape {theirs.shape}", where=f"{where}, column {name!r}",

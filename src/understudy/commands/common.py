@@ -115,7 +115,7 @@ def opened(path: Path, size: int | tuple[int, int] | None = None) -> Dataset:
         return with_frames(data, size)
     high, wide = (size, size) if isinstance(size, int) else size
     print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels (--image-size): "
-          f"{cost.bytes / 1e9:.2g} GB in {cache.folder()}, about {duration(cost.seconds)}", file=sys.stderr)
+          f"{cost.bytes / 1e6:,.1f} MB in {cache.folder()}, about {duration(cost.seconds)}", file=sys.stderr)
     with bar("decoding", cost.frames) as progress:
         return with_frames(data, size, lambda done, total: progress(done))
 

@@ -112,7 +112,7 @@ def evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
     from ..policy import checkpoint
 
     plays = actor(run, device=device(o.device), rows=ROWS, trust=o.trust)
-    plays.policy.policy.check(env.features, str(env.facts["env"]))
+    plays.policy.policy.check(env.features, str(env.facts["env"]), resized=True)
     with bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress:
         def watch(number, episode):
             progress()

@@ -125,7 +125,7 @@ def _fits(method: Method, data, env: Env) -> None:
 
     for relabel in method.data:
         data = data.map(relabel)
-    Policy(method.policy, data.features()).check(env.features, str(env.facts["env"]))
+    Policy(method.policy, data.features()).check(env.features, str(env.facts["env"]), resized=True)
 
 
 def _score(method: Method, env: Env, episodes: int, seed: int):
@@ -135,6 +135,6 @@ def _score(method: Method, env: Env, episodes: int, seed: int):
     from ..execute.planners import Fixed
 
     def score(policy) -> float:
-        found = evaluate(Plays(Fixed(policy), method.run), env, episodes, during(seed))
+        found = evaluate(Plays(Fixed(policy), method.run, policy.frames), env, episodes, during(seed))
         return (found.success or found.returns).estimate
     return score

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import State, UserError, normal
+from ..data.video import resize
 from ..policy import Planner
 from .base import Executor
 from .chunked import Receding
@@ -28,17 +30,24 @@ class Actor(ABC):
 @dataclass(frozen=True)
 class Plays(Actor):
     """A planner with an executor; keeps the observation history. Observations may be arrays; they are moved to the
-    planner's device, actions come back from it."""
+    planner's device, actions come back from it. frames: (height, width) to which a camera's frames are brought first,
+    by the rule that training data was (`Policy.frames`)."""
 
     policy: Planner
     executor: Executor = Receding()
+    frames: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def _seen(self, obs):
         missing = [k for k in self.policy.inputs if k not in obs]
         if missing:
             raise UserError(f"expected an observation {missing[0]!r}, found {', '.join(sorted(obs))}",
                             where=type(self).__name__, do="the policy reads the columns it was trained with")
-        return {k: _number(obs[k]).to(self.policy.device) for k in self.policy.inputs}
+        return {k: _number(self._sized(k, obs[k])).to(self.policy.device) for k in self.policy.inputs}
+
+    def _sized(self, name, value):
+        if name not in self.frames or tuple(value.shape[-3:-1]) == self.frames[name]:
+            return value
+        return resize(np.asarray(value), self.frames[name])
 
     def start(self, obs, key):
         rows = self.policy.window.obs

@@ -50,4 +50,4 @@ def actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int | No
         run side by side; None for one robot, where that would cost time.
     """
     policy = Policy.load(run, trust, device)
-    return Plays(policy if rows is None else Fixed(policy, rows), Method.load(run, trust).run)
+    return Plays(policy if rows is None else Fixed(policy, rows), Method.load(run, trust).run, policy.frames)

@@ -450,6 +450,22 @@ def start(*args, cwd):
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
 
+def test_a_recording_that_is_interrupted_keeps_what_ended(call, tmp_path):
+    args = ["record", "push", "--out", "d", "--episodes", "5000", "--rows", "1"]
+    process = start(*args, cwd=tmp_path)
+    while process.poll() is None and not (tmp_path / "d" / "meta" / "info.json").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in err, err
+    kept = Dataset.open(tmp_path / "d")
+    assert 0 < len(kept) < 5000 and [e.meta["number"] for e in kept] == list(range(len(kept)))
+    more = str(len(kept) + 3)
+    assert call("record", "push", "--out", tmp_path / "d", "--episodes", more)[0] == 0
+    assert call("record", "push", "--out", tmp_path / "whole", "--episodes", more)[0] == 0
+    assert Dataset.open(tmp_path / "d").fingerprint() == Dataset.open(tmp_path / "whole").fingerprint()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_training_that_is_interrupted_says_how_to_go_on(place, tmp_path, number):
     args = ["train", "bc", place / "demos", "--out", "r", "--steps", "100000", *TINY[4:], "--every", "100000"]

@@ -117,7 +117,7 @@ def _stopped(name: str, args: list[str]) -> int:
 def _failed(error: Exception, debug: bool) -> int:
     from .core import UserError
 
-    if isinstance(error, (UserError, OSError, MemoryError)) and (text := _mistake(error, UserError)):
+    if text := _mistake(error, UserError):
         if debug:
             _traceback(error)
         _complain(text)
@@ -131,8 +131,10 @@ def _mistake(error, UserError) -> str | None:
     """In words, if it is one that the user can mend."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return "the machine's memory is full\n  -> a smaller --learn.batch, or fewer --rows, takes less"
+    if not isinstance(error, OSError):
+        return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'disk'}: no space is left\n  -> make room; what was written before is whole"
     if error.filename is not None:  # the file system says no

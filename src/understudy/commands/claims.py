@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,7 +58,7 @@ def _run(o: Claims, out: Out) -> None:
     from ..claims.records import find
     from ..claims.run import run
 
-    record = run(find(o.name), say=out.say)
+    record = run(find(o.name), say=lambda text: print(text, file=sys.stderr))
     out.say(f"\n{record['name']}: {record['verdict']} here")
     out.next("understudy claims table")
     out.answer(record)

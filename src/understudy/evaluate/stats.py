@@ -111,13 +111,13 @@ def mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
     """Of a mean of any distribution: the bias-corrected and accelerated bootstrap (Efron 1987) at the level that makes
     up for its narrowness with few values (Hesterberg 2015, section 3.1); 9,999 draws, the same at every call. From
     20 values on it covers about as promised unless a rare value decides the mean. Not finite where `values` are not,
-    or where there are fewer than two; where all are equal, so are the limits. `weights` are drawn with their values:
+    or where there are fewer than three; where all are equal, so are the limits. `weights` are drawn with their values:
     a mean over windows whose unit is the episode.
     """
     x = np.asarray(values, float)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, float)
     centre = float(np.average(x, weights=w)) if len(x) else math.nan
-    if len(x) < 2 or not np.isfinite(x).all():
+    if len(x) < 2 or not np.isfinite(x).all() or len(x) == 2 and x[0] != x[1]:
         return Interval(centre, math.nan, math.nan, level)
     if x.min() == x.max():  # nothing to draw from
         return Interval(float(x[0]), float(x[0]), float(x[0]), level)

@@ -15,6 +15,7 @@ import pytest
 
 from understudy import Dataset, __version__
 from understudy.cli import COMMANDS, main
+from understudy.commands import common
 from understudy.commands.common import split
 from understudy.commands.method import settings
 from understudy.recipes import METHODS, find
@@ -262,6 +263,17 @@ def test_claims(call, tmp_path):
     assert all(c["name"] in page.read_text() for c in found)
     refused(call("claims", "run", found[0]["name"] + "x"), f"did you mean '{found[0]['name']}'")
     refused(call("claims", "run"), "name")
+
+
+def test_what_takes_long_says_so_first(capsys, monkeypatch):
+    """16 of 100 in 200 s leave 84 of 12.5 s each: 17.5 minutes, which is more than the 15 that need no notice."""
+    monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
+    for total, notice in ((100, "acting: at most about 18 minutes more\n"), (80, "")):
+        clock = iter([0.0, *([59.0] * 15), *([200.0] * 100)])
+        with common.bar("acting", total) as progress:
+            for _ in range(total):
+                progress()
+        assert capsys.readouterr() == ("", notice)
 
 
 # -- overrides ------------------------------------------------------------------------------------------------------

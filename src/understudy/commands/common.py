@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,19 +79,27 @@ class Out:
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """progress(done), or progress() for one more, moves a bar forward on standard error; nothing where that is no
-    terminal."""
+def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """progress(done), or progress() for one more, moves a bar forward on standard error; no bar where that is no
+    terminal, but one line in any case if it will take long. `done`: before this began."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..learn.watch import LONG, duration
 
     console = Console(stderr=True)
     shown = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                      console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal)
-    task = shown.add_task(title, total=total)
+    task, began, now, told = shown.add_task(title, total=total, completed=done), time.perf_counter(), done, False
 
-    def progress(done: int | None = None) -> None:
-        now = shown.tasks[task].completed
-        shown.update(task, completed=now + 1 if done is None else max(done, now))
+    def progress(to: int | None = None) -> None:
+        nonlocal now, told
+        now = now + 1 if to is None else max(to, now)
+        shown.update(task, completed=now)
+        made, spent = now - done, time.perf_counter() - began
+        if not told and (made >= 16 or spent > 60):  # rows that run side by side end together: 16 are a fair sample
+            told = True
+            if (left := spent / made * (total - now)) > LONG:
+                print(f"{title}: at most about {duration(left)} more", file=sys.stderr)
     with shown:
         yield progress
 

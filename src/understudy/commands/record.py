@@ -40,6 +40,7 @@ class Record:
 def main(args: list[str]) -> None:
     o = parse(Record, "record", args)
     from ..core import UserError
+    from ..data.episode import Dataset
     from ..envs import make
     from ..evaluate.judge import recording
     from ..evaluate.record import Uniform, expert, record
@@ -49,7 +50,8 @@ def main(args: list[str]) -> None:
     out, env = Out(), make(o.env, min(o.rows, o.episodes), o.trust)
     try:
         actor = expert(env) if o.by == "scripted" else Uniform(env)
-        with bar("recording", o.episodes) as progress:
+        there = len(Dataset.open(o.out)) if (o.out / "meta" / "info.json").exists() else 0
+        with bar("recording", o.episodes, there) as progress:
             data = record(env, actor, o.episodes, o.out, recording(o.seed), by=o.by, images=o.images,
                           watch=lambda number, episode: progress(number + 1))
     finally:

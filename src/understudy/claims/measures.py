@@ -71,12 +71,14 @@ def log_jerk(episode: Episode) -> float:
 
 
 def oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int, *,
-                last: int = 20, every: int = 200) -> dict[str, list[float]]:
+                last: int = 15, every: int = 200) -> dict[str, list[float]]:
     """Rolls out the last `last` checkpoints, one each `every` updates, on the same starts.
 
-    mean: of their returns. log_sd: log of the standard deviation between checkpoints of the mean return, less what
-    episodes alone would give. log_cv_over_loss: log of that deviation relative to the mean, less the log of the same
-    of the training loss, averaged between checkpoints: above 0 where behaviour swings more than the loss.
+    mean: of their returns. log_swing: log of how much the mean return of a checkpoint differs from the next one's, as
+    the standard deviation of one of them (root mean square difference by the square root of 2), less what episodes
+    alone would give. A trend counts little in it. log_swing_over_loss: log of that swing relative to the mean, less
+    the log of the same of the training loss, averaged between checkpoints: above 0 where behaviour swings more than
+    the loss does.
     """
     steps, returns, losses, recent = method.learn.steps, [], [], []
 
@@ -88,14 +90,13 @@ def oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: 
             losses.append(float(np.mean(recent[-every:])))
 
     trained(experiment, method, data, seed, watch=(look,))
-    means = np.mean(returns, 1)
-    # Starts are the same for every checkpoint: what is left between checkpoints beside their own change is the
-    # interaction of start and checkpoint, estimated from the residuals.
-    table = np.asarray(returns)
-    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    within = (rest**2).sum() / ((table.shape[0] - 1) * (table.shape[1] - 1)) / table.shape[1]
-    between = max(float(means.var(ddof=1) - within), 1e-3 * float(means.var(ddof=1)) + 1e-12)
-    sd, mean = between**0.5, float(means.mean())
-    loss = np.std(losses, ddof=1) / np.mean(losses)
-    return {"mean": [mean], "log_sd": [float(np.log(sd))], "loss": [float(np.mean(losses))],
-            "log_cv_over_loss": [float(np.log(sd / max(abs(mean), 1e-9)) - np.log(loss))]}
+    table = np.asarray(returns)  # (checkpoints, starts): the same starts for each
+    means, change = table.mean(1), np.diff(table, axis=0)
+    # Of the differences of means, what is due to the few starts: their spread over starts.
+    chance = float((change.var(1, ddof=1) / table.shape[1]).mean()) / 2
+    swing = float((np.diff(means) ** 2).mean()) / 2
+    swing = max(swing - chance, 1e-3 * swing + 1e-12) ** 0.5
+    mean, loss = float(means.mean()), float(np.mean(losses))
+    calm = float(np.sqrt((np.diff(losses) ** 2).mean() / 2) / np.mean(recent[:10]))
+    return {"mean": [mean], "log_swing": [float(np.log(swing))], "loss": [loss],
+            "log_swing_over_loss": [float(np.log(swing / max(abs(mean), 1e-9)) - np.log(calm))]}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -74,8 +73,10 @@ class Out:
         self.console.print("\nnext:", *(f"  {c}" for c in commands), sep="\n", soft_wrap=True)
 
     def answer(self, document) -> None:
+        from ..files import finite
+
         if self.json:
-            self.stdout.write(json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            self.stdout.write(json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
@@ -127,12 +128,3 @@ def opened(path: Path, size: int | tuple[int, int] | None = None) -> Dataset:
           f"{cost.bytes / 1e6:,.1f} MB in {cache.folder()}, about {duration(cost.seconds)}", file=sys.stderr)
     with bar("decoding", cost.frames) as progress:
         return with_frames(data, size, lambda done, total: progress(done))
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN: what is not finite is null."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

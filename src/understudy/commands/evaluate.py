@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,19 +84,20 @@ def _rolled_out(o: Eval, out: Out) -> None:
 
     env = make(o.on, min(o.rows, o.episodes), o.trust)
     try:
-        mine = evaluated(o.run, env, o, o.save)
-        other = None if o.against is None else evaluated(o.against, env, o, None)
+        mine = _evaluated(o.run, env, o, o.save)
+        other = None if o.against is None else _evaluated(o.against, env, o, None)
     finally:
         env.close()
-    _keep(o, mine, other)
     if other is not None:
         out.say(*(f"{run}: {finding(e)[1]}" for run, e in ((o.run, mine), (o.against, other))))
-    out.say(verdict(mine, other, 
-                    (f"the policy in {o.run}", f"the policy in {o.against}") if other else ("this checkpoint", "")))
+    names = (f"the policy in {o.run}", f"the policy in {o.against}") if other else ("this checkpoint", "")
+    out.say(verdict(mine, other, names))
     if mine.success is not None and env.facts.get("success"):
         out.say(f"Success: {env.facts['success']}.")
     if o.save:
         out.say(f"Episodes written to {o.save}")
+    _keep(o, {**mine.json(other, str(o.against)), "seed": o.seed, "each": {
+        "success": None if mine.successes is None else mine.successes.tolist(), "return": mine.rewards.tolist()}})
     _report(o, env, mine, other, out)
     again = f"understudy eval {o.run} {o.on} --episodes {o.episodes}"
     out.next(*([] if o.against else [f"{again} --against RUN2"]), *([] if o.html else [f"{again} --html report.html"]),
@@ -103,7 +105,7 @@ def _rolled_out(o: Eval, out: Out) -> None:
     out.answer(mine.json(other, str(o.against)))
 
 
-def evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
+def _evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
     """`run` in `env`, on the numbered starts; recorded into `save`, if given."""
     from ..evaluate.judge import evaluate, judged
     from ..evaluate.record import record
@@ -139,26 +141,23 @@ def _home(run: Path) -> Path:
     return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
-def _keep(o: Eval, mine: Evaluation, other: Evaluation | None) -> None:
+def _keep(o: Eval, line: dict) -> None:
     """A line in RUN/eval/ENV.jsonl."""
-    _write(o, {**mine.json(other, str(o.against)), "seed": o.seed,
-               "each": {"success": None if mine.successes is None else mine.successes.tolist(),
-                        "return": mine.rewards.tolist()}})
-
-
-def _write(o: Eval, line: dict) -> None:
-    from ..evaluate.judge import finite
+    from ..files import finite
     from ..policy import checkpoint
 
     folder = checkpoint(o.run)
     file = _home(o.run) / "eval" / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in Path(o.on).name)}.jsonl"
-    file.parent.mkdir(exist_ok=True)
     about = {"checkpoint": folder.name, "mark": _mark(folder),
              "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    with open(file, "a", encoding="utf-8") as lines:
-        lines.write(json.dumps(finite({**about, **line}), allow_nan=False) + "\n")
-        lines.flush()
-        os.fsync(lines.fileno())
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(finite({**about, **line}), allow_nan=False) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+    except OSError as error:  # somebody else's run, say: what was found is worth telling all the same
+        print(f"this evaluation could not be written down: {file}: {error.strerror}", file=sys.stderr)
 
 
 # -- foretelling ----------------------------------------------------------------------------------------------------
@@ -176,14 +175,13 @@ def _recorded(o: Eval, out: Out) -> None:
         raise UserError("expected an environment to compare in, found recorded episodes", where=o.on,
                         do="evaluate each run on them alone: the energy scores compare")
     policy, method = Policy.load(o.run, o.trust, device(o.device)), Method.load(o.run, o.trust)
-    sizes = {f.shape[:2] for f in policy.features.values() if f.kind == "image"}
-    data = opened(Path(o.on), next(iter(sizes), None))
+    data = opened(Path(o.on), next(iter(policy.frames.values()), None))
     provenance = checkpoint(o.run) / "provenance.json"
     episodes, origin = judged_on(read_json(provenance) if provenance.exists() else {}, data)
     for relabel in method.data:
         data = data.map(relabel)
     found = recorded(policy, data, episodes, origin)
-    _write(o, found.json())
+    _keep(o, found.json())
     out.say(found.words(), "", _parts(found.dimensions, found.unit), "", _parts(found.time, found.unit))
     if o.html is not None:
         from ..evaluate.report import report_recorded

@@ -15,6 +15,7 @@ from ..core import UserError
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
 from ..execute.actor import Actor
+from ..files import finite
 from . import stats
 from .rollout import rollout
 from .stats import LEVEL, Interval
@@ -224,15 +225,6 @@ def _p(p: float) -> str:
 def _capital(name: str) -> str:
     """At the start of a sentence; names of methods stay as they are."""
     return name[:1].upper() + name[1:] if name.startswith(("this ", "the ")) else name
-
-
-def finite(value):
-    """As JSON: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _interval(i: Interval, name: str) -> dict[str, float]:

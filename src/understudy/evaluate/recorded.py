@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..core import Batch
 from ..data.episode import Dataset
+from ..files import finite
 from ..learn.validate import Validation, energy, scale_of
 from ..policy import Policy
 from . import stats
-from .judge import finite
 from .stats import LEVEL, Interval
 
 Origin = Literal["held out", "trained on", "other data"]

@@ -447,6 +447,7 @@ def test_code_from_outside_runs_only_when_trusted(tmp_path):
     # Refused without --trust, and then nothing of it has been imported; status 1 is an error that is nobody's input.
     assert [s for s, _ in statuses] == [2, 0] * 4 + [1], err
     assert [there for _, there in statuses[:2]] == [False, True]
+    assert "understudy replay demos elsewhere:world --trust elsewhere" in out  # what it proposes works
     assert err.count("--trust elsewhere") >= 4 and "a mistake in one's own code" in err and "please report" in err
     made = json.loads((tmp_path / "run2" / "checkpoints" / "000004" / "method.json").read_text())
     assert made["policy"]["head"]["$"] == "elsewhere:Own" and made["policy"]["trunk"]["width"] == 4

@@ -50,8 +50,8 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 class Out:
     """Words for people on standard output, or, with --json, one document there and nothing else."""
 
-    def __init__(self, json: bool = False):
-        self.json, self.stdout = json, sys.stdout
+    def __init__(self, json: bool = False, trust: tuple[str, ...] = ()):
+        self.json, self.stdout, self.trust = json, sys.stdout, "".join(f" --trust {package}" for package in trust)
         self.wrap = sys.stdout.isatty()  # elsewhere lines stay whole
         wide = None if self.wrap or "COLUMNS" in os.environ else 120
         self.console = Console(quiet=json, markup=False, highlight=False, emoji=False, width=wide)
@@ -70,7 +70,9 @@ class Out:
 
     def next(self, *commands: str) -> None:
         """The sensible things to do now."""
-        self.console.print("\nnext:", *(f"  {c}" for c in commands), sep="\n", soft_wrap=True)
+        loads = ("understudy record", "understudy replay", "understudy train", "understudy eval")
+        lines = (f"  {c}{self.trust if c.startswith(loads) else ''}" for c in commands)
+        self.console.print("\nnext:", *lines, sep="\n", soft_wrap=True)
 
     def answer(self, document) -> None:
         from ..files import finite

@@ -60,7 +60,7 @@ def main(args: list[str]) -> None:
     from ..core import UserError
     from ..envs import names
 
-    with Out(o.json) as out:
+    with Out(o.json, o.trust) as out:
         if o.episodes < 1:
             raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
         if o.seed < 0:
@@ -101,7 +101,7 @@ def _rolled_out(o: Eval, out: Out) -> None:
     _report(o, env, mine, other, out)
     again = f"understudy eval {o.run} {o.on} --episodes {o.episodes}"
     out.next(*([] if o.against else [f"{again} --against RUN2"]), *([] if o.html else [f"{again} --html report.html"]),
-             "understudy train RECIPE DATA --out RUN3 --seed 1    # another training seed: the spread may be as large")
+             "understudy train RECIPE DATA --out RUN3 --seed 1")
     out.answer(mine.json(other, str(o.against)))
 
 

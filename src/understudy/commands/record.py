@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
 
     if o.episodes < 1:
         raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
-    out, env = Out(), make(o.env, min(o.rows, o.episodes), o.trust)
+    out, env = Out(trust=o.trust), make(o.env, min(o.rows, o.episodes), o.trust)
     try:
         actor = expert(env) if o.by == "scripted" else Uniform(env)
         there = len(Dataset.open(o.out)) if (o.out / "meta" / "info.json").exists() else 0

@@ -37,7 +37,7 @@ def main(args: list[str]) -> None:
     from ..envs import make
     from ..evaluate.replay import replay
 
-    with Out(o.json) as out:
+    with Out(o.json, o.trust) as out:
         data = Dataset.open(o.data)
         chosen = None if o.episode is None else [o.episode]
         env = make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)

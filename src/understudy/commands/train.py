@@ -71,7 +71,7 @@ def main(args: list[str]) -> None:
     if o.steps is not None and o.steps < 1:
         raise UserError(f"expected at least one update, found {o.steps}", where="--steps")
     where = device(o.device)
-    out, data = Out(), opened(o.data, o.image_size)
+    out, data = Out(trust=o.trust), opened(o.data, o.image_size)
     method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}")
     score, env = None, None
     if o.eval is not None:

@@ -37,9 +37,9 @@ CLAIM = Claim(
     statement="We observe that minibatch SGD updates to the policy network during training result in sharp "
               "oscillations in long-horizon rewards, despite negligibly affecting the behavior cloning loss.",
     here="Hopper-v4, two episodes of a trained agent, an MLP of 256 x 2 blocks, 6,000 updates at a constant rate; the "
-         "last 15 checkpoints, 200 updates apart, 10 starts each. The return differs more from checkpoint to checkpoint, "
-         "relative to its mean, than the loss does, relative to its beginning; the average of the weights lowers the "
-         "swing of the return, and not its mean by more than 186, 5 % of the agent's.",
+         "last 15 checkpoints, 200 updates apart, 10 starts each. The return differs more from checkpoint to "
+         "checkpoint, relative to its mean, than the loss does, relative to its beginning; the average of the weights "
+         "lowers the swing of the return, and not its mean by more than 186, 5 % of the agent's.",
     parts=(Part("hopper", HOPPER, Every((
         Exceeds("log_swing_over_loss", "raw", 0.0), Above("log_swing", "raw", "averaged"),
         Above("mean", "averaged", "raw", -186.0)))),),

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -47,38 +48,96 @@ def record_path(name: str) -> Path:
 
 
 def fingerprint(claim: Claim) -> str:
-    """Of the claim's module and of every module of ours that it imports, directly or not: their syntax trees without
-    documentation, so that unrelated commits, comments and layout leave a record valid. Recipes, seeds and the making
-    of demonstrations are in those; recorded data is named there, with its episodes drawn by the seeds."""
-    found: dict[str, str] = {}
-    waiting = [f"{__package__}.{module_of(claim)}", f"{__package__}.run"]
+    """Of the claim's module and of every definition of ours that it leads to, followed by name through modules: their
+    syntax trees without documentation. So a record stays valid through commits that touch nothing it ran, and through
+    comments and layout. Recipes, seeds and the making of demonstrations are in those; recorded data is named there,
+    with its episodes drawn by the seeds."""
+    found: dict[tuple[str, str], str] = {}
+    read = lru_cache(None)(_Module.of)
+    module = f"{__package__}.{module_of(claim)}"
+    waiting = [(module, name) for name in read(module).defined] + [(f"{__package__}.run", "run")]
+    # Simulators are imported by name at run time: their adapters are followed from here.
+    if claim.needs:
+        waiting += ADAPTERS
     while waiting:
-        name = waiting.pop()
-        if name in found or (file := _file(name)) is None:
+        at = waiting.pop()
+        if at in found or (source := read(at[0])) is None:
             continue
+        if at[1] in source.defined:
+            found[at] = hashlib.sha256("".join(map(ast.dump, source.defined[at[1]])).encode()).hexdigest()
+            for node in source.defined[at[1]]:
+                waiting += source.used(node)
+        elif at[1] in source.imported:
+            waiting.append(source.imported[at[1]])
+    text = "\n".join(f"{m} {n} {h}" for (m, n), h in sorted(found.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+ADAPTERS = tuple((f"{__package__.rpartition('.')[0]}.envs.{module}", name)
+                 for module, name in (("adroit", "make"), ("mujoco", "Mujoco"), ("gym", "adapt")))
+
+
+class _Module:
+    """defined: name -> its statements at the top of the module. imported: name -> (module of ours, name there), with
+    "" for a module itself."""
+
+    def __init__(self, name: str, file: Path):
+        self.name, self.file = name, file
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+            if isinstance(node, documented) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
-        found[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-        waiting += _imports(tree, name, file)
-    text = "\n".join(f"{k} {v}" for k, v in sorted(found.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.imported = self._imports(tree)
+        self.defined: dict[str, list[ast.stmt]] = {}
+        for node in tree.body:
+            for target in _targets(node):
+                self.defined.setdefault(target, []).append(node)
+
+    @staticmethod
+    def of(name: str) -> _Module | None:
+        file = _file(name)
+        return None if file is None else _Module(name, file)
+
+    def _imports(self, tree: ast.AST) -> dict[str, tuple[str, str]]:
+        package = self.name.split(".") if self.file.name == "__init__.py" else self.name.split(".")[:-1]
+        names = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = ".".join(package[: len(package) - node.level + 1] + ([node.module] if node.module else []))
+                for alias in node.names:
+                    whole = f"{base}.{alias.name}"
+                    names[alias.asname or alias.name] = (whole, "") if _file(whole) else (base, alias.name)
+        return names
+
+    def used(self, node: ast.AST) -> list[tuple[str, str]]:
+        """What a definition refers to: names of this module, imported ones, and attributes of imported modules."""
+        used = []
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name):
+                if part.id in self.defined:
+                    used.append((self.name, part.id))
+                elif part.id in self.imported:
+                    used.append(self.imported[part.id])
+            elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+                module, name = self.imported.get(part.value.id, ("", "?"))
+                if not name:
+                    used.append((module, part.attr))
+        return used
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+    return []
 
 
 def _file(module: str) -> Path | None:
     base = HERE.parent.joinpath(*module.split(".")[1:])
     return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()), None)
-
-
-def _imports(tree: ast.Module, name: str, file: Path) -> list[str]:
-    package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
-    names = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
-            names += [".".join(base), *(".".join([*base, a.name]) for a in node.names)]
-    return names
 
 
 def provenance() -> dict:

@@ -170,6 +170,14 @@ def test_eval(call, place):
     assert other["paired"]["difference"] == pytest.approx((other["successes"] - found["successes"]) / 30)
 
 
+def test_json_is_alone_even_where_a_library_greets(call, place, tmp_path, monkeypatch):
+    (tmp_path / "chatty.py").write_text("from understudy import make\nprint('hello')\n\n\ndef world(rows):\n"
+                                        "    print('hello from', rows)\n    return make('fork', rows)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = call("eval", place / "a", "chatty:world", "--episodes", 2, "--trust", "chatty", "--json")
+    assert document(result)["episodes"] == 2 and "hello from 2" in result[2]
+
+
 def test_eval_says_this_checkpoint_and_keeps_a_record(call, place):
     status, out, _ = call("eval", place / "b", "fork", "--episodes", 10, "--rows", 3)
     assert status == 0 and "checkpoint" in out and "95%" in out and "understudy eval" in out
@@ -477,6 +485,24 @@ def test_a_recording_that_is_interrupted_keeps_what_ended(call, tmp_path):
     assert call("record", "push", "--out", tmp_path / "d", "--episodes", more)[0] == 0
     assert call("record", "push", "--out", tmp_path / "whole", "--episodes", more)[0] == 0
     assert Dataset.open(tmp_path / "d").fingerprint() == Dataset.open(tmp_path / "whole").fingerprint()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_evaluation_that_is_interrupted(call, place, tmp_path, saved):
+    args = ["eval", place / "a", "fork", "--episodes", "100000", "--rows", "1"]
+    process = start(*args, *(["--save", "d"] if saved else []), cwd=tmp_path)
+    began = time.monotonic()
+    while process.poll() is None and (not (tmp_path / "d" / "meta" / "info.json").exists() if saved
+                                      else time.monotonic() < began + 10):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and ("goes on" if saved else "starts anew") in err and "Traceback" not in err
+    if saved:
+        more = len(Dataset.open(tmp_path / "d")) + 2
+        found = document(call(*args[:4], more, "--save", tmp_path / "d", "--json"))
+        assert found["successes"] == document(call(*args[:4], more, "--json"))["successes"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

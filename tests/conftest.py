@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; children inherit it
@@ -26,12 +27,14 @@ class Skips:
     def __init__(self, path: Path):
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.expected = [_reason(line) for line in lines if line.strip() and not line.startswith("#")]
+        self.seen: Counter[str] = Counter()
         self.unlisted: dict[str, str] = {}
 
     def see(self, report):
         if report.skipped and not hasattr(report, "wasxfail"):
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             reason = reason.removeprefix("Skipped: ")
+            self.seen[reason] += 1
             if not any(reason.startswith(e[:-1]) if e.endswith("*") else reason == e for e in self.expected):
                 self.unlisted[report.nodeid] = reason
 
@@ -47,6 +50,8 @@ class Skips:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter):
+        for reason, count in self.seen.most_common():
+            terminalreporter.write_line(f"skipped {count}: {reason}")
         if self.unlisted:
             terminalreporter.section("skips that tests/expected_skips.txt does not list", red=True)
             for test, reason in self.unlisted.items():

@@ -23,6 +23,7 @@ help:
 	@echo "make test-newest  the fast tests with the newest of everything"
 	@echo "make lint         ruff"
 	@echo "make docs         the site, into site/"
+	@echo "make bench        steps a second of the toys, and how fast the commands answer"
 	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md"
 	@echo "make clean        remove .venv and what was built"
 
@@ -40,6 +41,10 @@ test-newest: .venv-newest/test
 
 lint: .venv/test
 	$(BIN)/ruff check
+
+bench: .venv/test
+	$(BIN)/python benchmarks/envs.py
+	$(BIN)/python benchmarks/startup.py
 
 docs: .venv/docs
 	$(BIN)/python docs/generate.py
@@ -92,4 +97,4 @@ clean:
 	.venv-newest/bin/python -m pip install -q --no-deps -r $(LEROBOT)
 	touch $@
 
-.PHONY: help demo test test-slow test-newest lint docs claims constraints clean
+.PHONY: help demo test test-slow test-newest lint bench docs claims constraints clean

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from understudy import Dataset, __version__
+from understudy import Dataset, __version__, actor, make
 from understudy.cli import COMMANDS, main
 from understudy.commands import common
 from understudy.commands.common import split
 from understudy.commands.method import settings
+from understudy.evaluate.judge import during, evaluate
 from understudy.recipes import METHODS, find
 
 TINY = ["--steps", "20", "--every", "10", "--device", "cpu", "--policy.trunk.width", "16", "--policy.trunk.depth", "1"]
@@ -210,6 +211,12 @@ def test_an_environment_without_success(call, tmp_path):
                 "--rollouts", 1)[0] == 0
     found = document(call("eval", tmp_path / "r", "Pendulum-v1", "--episodes", 2, "--json"))
     assert found["successes"] is None and found["success"] is None and found["return"]["mean"] < 0
+    # While it trained it was looked at on starts that eval never has: its mean return there, and not on eval's.
+    scores = [line["score"] for line in map(json.loads, (tmp_path / "r" / "metrics.jsonl").read_text().splitlines())
+              if "score" in line]
+    plays, env = actor(tmp_path / "r", rows=16), make("Pendulum-v1", 1)
+    at = {seed: evaluate(plays, env, 1, seed).returns.estimate for seed in (during(0), during(1), 0)}
+    assert scores[-1] == at[during(0)] and len(set(at.values())) == 3
 
 
 def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
@@ -227,7 +234,6 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
 
 def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
     """Training decodes to --image-size; at run time the camera's own frames go through the same function."""
-    from understudy import actor, make
     from understudy.core import keys
     from understudy.data.video import resize
 

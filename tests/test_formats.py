@@ -415,6 +415,18 @@ def test_npz_last_observations(how, tmp_path):
         assert len(episode) == closed_form.LENGTHS[e]
 
 
+def test_npz_files_of_one_name_size_and_time_are_not_confused(tmp_path):
+    """As a script makes them that writes one small file a seed."""
+    for seed in (1, 2):
+        (tmp_path / str(seed)).mkdir()
+        np.savez(tmp_path / str(seed) / "data.npz", observations=np.full((4, 2), float(seed)), actions=np.zeros((4, 1)),
+                 episode_ends=np.array([4]))
+        os.utime(tmp_path / str(seed) / "data.npz", ns=(10**18, 10**18))
+    assert (tmp_path / "1/data.npz").stat().st_size == (tmp_path / "2/data.npz").stat().st_size
+    for seed in (1, 2):
+        assert (open_dataset(tmp_path / str(seed) / "data.npz")[0].steps["observation.state"] == seed).all()
+
+
 def test_npz_stored_column_by_column_or_plainly_reads_the_same(tmp_path):
     flat = _flat()
     prints = set()

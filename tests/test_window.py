@@ -213,6 +213,14 @@ def test_a_draw_without_meaning_is_refused(odds):
         Window().over(Dataset([counted(3, 0)]), ("observation.x",), "action", draw=lambda e: np.full(len(e), odds))
 
 
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_draw_of_other_length_is_refused(more):
+    """The steps of all later episodes would be drawn by their neighbours' numbers."""
+    with pytest.raises(UserError, match=r"each of 9 steps is drawn, found \(\d+,\)"):
+        Window().over(Dataset([counted(4, 0), counted(5, 1)]), ("observation.x",), "action",
+                      draw=lambda e: np.ones(len(e) + more))
+
+
 # -- packing --------------------------------------------------------------------------------------------------------
 
 

@@ -256,7 +256,7 @@ class Policy(nn.Module, Streams):
         return x, self.coder.decode(x, obs)
 
     def noise(self, key, count):
-        return normal(key, count, self.noise_shape)
+        return normal(key, count, self.noise_shape, stream=4)
 
     # -- on disk --------------------------------------------------------------------------------------------------
 

@@ -239,7 +239,7 @@ class _Statistics:
         if not (self.low + self.high).isfinite().all():
             bad = (~(self.low + self.high).isfinite()).nonzero().flatten().tolist()
             raise UserError(f"expected finite numbers, found others in component {bad[0]}", where=where,
-                            do="repair or drop those episodes (understudy audit names them)")
+                            do="repair or drop those episodes (understudy inspect names them)")
         low, high = self.low, self.high
         still = high - low <= torch.maximum(torch.full_like(low, floor), 1e-6 * torch.maximum(low.abs(), high.abs()))
         if kind == "zscore":

@@ -75,6 +75,9 @@ class Windows:
         length = self.pack.length
         self.ends = np.cumsum(length)
         odds = None if draw is None else np.concatenate([draw(e) for e in data]).astype(float)
+        if odds is not None and odds.shape != (len(self),):
+            raise UserError(f"expected how often each of {len(self)} steps is drawn, found {odds.shape}", where="draw",
+                            do="give one number for each step of the episode: (len(episode),)")
         if odds is not None and not (odds.sum() > 0 and np.isfinite(odds).all() and (odds >= 0).all()):
             raise UserError("how often steps are drawn must be finite, not negative, and somewhere positive")
         self.until = None if odds is None else np.cumsum(odds) / odds.sum()

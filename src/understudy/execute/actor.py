@@ -99,7 +99,7 @@ class Noisy(Actor):
         return {"inner": inner, "key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
-        noise = self.std * normal(state["key"], state["count"], (self.dim,), stream=1)
+        noise = self.std * normal(state["key"], state["count"], (self.dim,), stream=5)
         action, inner = (0.0, {}) if self.actor is None else self.actor.act(obs, state["inner"])
         inner, state = dict(inner), {**state, "count": state["count"] + 1}
         if (record := inner.pop("record", None)) is not None:  # what the inner actor writes down is written down

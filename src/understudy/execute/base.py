@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..core import State
+from ..core import State, UserError
 from ..policy import Planner
 
 
@@ -24,6 +24,14 @@ class Executor(ABC):
     @abstractmethod
     def act(self, policy: Planner, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
         """obs are windows (B, To, ...). Returns (B, A) in world units and the next state; changes nothing."""
+
+
+def aligned(executor: Executor, policy: Planner, past: int = 0) -> None:
+    """Raises UserError unless the policy's chunks begin `past` steps before now: else actions come early or late."""
+    if policy.window.ahead != -past:
+        raise UserError(f"expected chunks that begin {past} steps before now, as this executor reads them, found a "
+                        f"window with ahead={policy.window.ahead}", where=type(executor).__name__,
+                        do="an executor with skip=N runs policies trained with Window(ahead=-N)")
 
 
 def blank(policy: Planner, key: Tensor, *shape: int) -> Tensor:

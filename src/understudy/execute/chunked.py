@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import State, UserError, put, take
 from ..policy import Guide, Inpaint, Planner
-from .base import Executor, blank
+from .base import Executor, aligned, blank
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Chunked(Executor):
     skip: int  # steps of the chunk that lie in the past (window.ahead = -skip)
 
     def start(self, policy, key):
+        aligned(self, policy, self.skip)
         if self.skip + self.execute > policy.window.horizon:
             raise UserError(f"expected skip + execute of at most the horizon, {policy.window.horizon}, found "
                             f"{self.skip} + {self.execute}", where=type(self).__name__,
@@ -104,13 +105,13 @@ class RealTime(Chunked):
             return None
         old, there = self._rest(state, rows)
         step = torch.arange(old.shape[1], device=old.device)
-        fade = torch.exp(-(step - self.delay).clamp(min=0) / max(1, self.execute))
+        fade = torch.exp(-(step - self.skip - self.delay).clamp(min=0) / max(1, self.execute))
         noise = policy.noise(state["key"][rows], state["count"][rows])
         return Ask(rows, take(obs, rows), noise, (Inpaint(old, fade * there),))
 
     def accept(self, state, ask, chunk, late=0):
         if late == 0:  # simulated delay: the first steps are those of the old chunk
             old, there = self._rest(state, ask.rows)
-            firm = there & (torch.arange(chunk.shape[1], device=chunk.device) < self.delay)
+            firm = there & (torch.arange(chunk.shape[1], device=chunk.device) < self.skip + self.delay)
             chunk = torch.where(firm.unsqueeze(-1), old, chunk)
         return self.swap(state, ask.rows, chunk, late)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .base import Executor, blank
+from .base import Executor, aligned, blank
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Ensemble(Executor):
     decay: float = 0.01
 
     def start(self, policy, key):
+        aligned(self, policy)
         return {"key": key, "count": torch.zeros_like(key), "chunks": blank(policy, key, policy.window.horizon)}
 
     def act(self, policy, obs, state):

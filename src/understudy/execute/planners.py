@@ -92,8 +92,9 @@ class Best(Over):
         return torch.stack([self.policy.noise(key, count * self.count + i) for i in range(self.count)], 1)
 
     def plan(self, obs, noise, guides=()):
-        many = {k: v.repeat_interleave(self.count, 0) for k, v in obs.items()}
-        plans = self.policy.plan(many, noise.flatten(0, 1), guides)
+        each = torch.arange(noise.shape[0], device=noise.device).repeat_interleave(self.count)
+        many = take(obs, each)
+        plans = self.policy.plan(many, noise.flatten(0, 1), tuple(g.take(each) for g in guides))
         best = self.score(many, plans).unflatten(0, (-1, self.count)).argmax(1)
         rows = torch.arange(best.shape[0], device=best.device)
         return plans.unflatten(0, (-1, self.count))[rows, best]

@@ -8,7 +8,7 @@ import torch
 
 from ..core import Unsupported, put, take
 from ..policy import Streams
-from .base import Executor
+from .base import Executor, aligned
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Streaming(Executor):
     def start(self, policy, key):
         if not isinstance(policy, Streams):
             raise Unsupported(f"{type(policy).__name__} shows no half-made chunks", do="take another executor")
+        aligned(self, policy)
         return {"key": key, "count": torch.zeros_like(key), "x": policy.noise(key, torch.zeros_like(key))}
 
     def act(self, policy, obs, state):

@@ -106,8 +106,10 @@ class Npz(Source):
 
     @cached_property
     def key(self) -> str:
-        at = self.path.stat()
-        return cache.digest("npz", self.path.name, at.st_size, at.st_mtime_ns)
+        """Of its time, and of the checksums that it has of its arrays: two files may be of the same time and size."""
+        with zipfile.ZipFile(self.path) as archive:
+            arrays = [[i.filename, i.CRC, i.file_size] for i in archive.infolist()]
+        return cache.digest("npz", self.path.stat().st_mtime_ns, arrays)
 
     def rows(self, name):
         return self._longer if self._more[name] or name == self._following else self.lengths

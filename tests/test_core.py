@@ -217,6 +217,11 @@ def test_a_misspelt_key_names_the_nearest_and_its_place():
         config.load({"$": "understudy.data.window:Window", "zzz": 1})
 
 
+def test_a_missing_field_without_a_default_is_named():
+    with pytest.raises(UserError, match=r"recipe\.json: Recipe needs a field 'head', found target"):
+        config.load({"$": "understudy.policy:Recipe", "target": "action"}, where="recipe.json")
+
+
 def test_a_missing_module_is_named():
     with pytest.raises(UserError, match="understudy.nothing_here"):
         config.load({"$": "understudy.nothing_here:X"})

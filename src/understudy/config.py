@@ -9,7 +9,7 @@ import difflib
 import importlib
 import math
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 
 from .core import UserError
 
@@ -69,6 +69,10 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
             raise UserError(f"{name} has no field {key!r}; it has {', '.join(known)}",
                             where=f"{where}.{key}" if where else key,
                             do=f"did you mean {near[0]!r}?" if near else "remove the key")
+    for f in fields(found):
+        if f.init and f.name not in given and f.default is MISSING and f.default_factory is MISSING:
+            raise UserError(f"{name} needs a field {f.name!r}, found {', '.join(given) or 'none'}",
+                            where=where or None, do="add it: it has no default")
     return found(**given)
 
 

@@ -127,7 +127,9 @@ class _Compare:
 
 
 def _columns(env: Env) -> list[str]:
-    return [*(k for k in env.features if k != "action"), "next.reward", "next.terminated"]
+    """Camera frames are not compared: videos lose something, and drivers draw differently."""
+    seen = (k for k, f in env.features.items() if k != "action" and f.kind != "image")
+    return [*seen, "next.reward", "next.terminated"]
 
 
 def _actions(episode: Episode, number: int) -> torch.Tensor:
@@ -204,7 +206,8 @@ def _playback(data, env, numbers, tolerance) -> Iterator[Track]:
 
 def _arrays(episode: Episode) -> dict[str, np.ndarray]:
     """Every column that a state could be in: numbers of the step itself."""
-    columns = {k: np.asarray(episode.steps[k]) for k in episode.steps if not k.startswith("next.") and k != "action"}
+    columns = {k: np.asarray(episode.steps[k]) for k, f in episode.features().items()
+               if f.kind != "image" and not k.startswith("next.") and k != "action"}
     return {k: v for k, v in columns.items() if v.dtype.kind in "fiub"}
 
 

@@ -107,6 +107,16 @@ def test_what_lies_beyond_the_end_does_not_count():
     assert short.chunk[4].error == pytest.approx(np.sqrt(((0.5 - ahead) ** 2).mean()), rel=1e-5)
 
 
+def test_windows_beyond_the_end_altogether_are_no_windows():
+    """Counted with an error of 0, they would make every policy look better."""
+    data = normal_data(episodes=3, steps=5)
+    late = Policy(Recipe(Draws(0.5, 0.0), codec=Scaled(target="identity"), window=Window(1, 1, ahead=2)),
+                  data.features()).fit(data)
+    found, validation = recorded(late, data, validation=Validation(10**6, 2)), Validation(10**6, 2)
+    assert found.windows == 3 * 3
+    assert found.energy.estimate == pytest.approx(validation.judge(late, data, scale_of(data, "action"))["energy"])
+
+
 @dataclass(frozen=True)
 class Unsteady(Draws):
     """Unsure only where the first number it sees is positive."""

@@ -155,8 +155,10 @@ def recorded(policy: Policy, data: Dataset, episodes: Sequence[int] | None = Non
     common = _common(basis, target, choices)
     training = policy.training
     policy.eval()
-    seen = [_look(batch, plans, scale.to(plans), common.to(plans), choices)
-            for batch, plans in validation.fans(policy, test)]
+    seen, K = [], 1
+    for batch, plans in validation.fans(policy, test):
+        K = plans.shape[1]
+        seen.append(_look(batch, plans, scale.to(plans), common.to(plans), choices))
     all_ = {k: np.concatenate([s[k] for s in seen]) for k in seen[0]}
 
     length = np.array([len(e) for e in test])
@@ -165,8 +167,6 @@ def recorded(policy: Policy, data: Dataset, episodes: Sequence[int] | None = Non
     when = all_["index"] - (ends - length)[whose]
     part = np.minimum(when * PARTS // length[whose], PARTS - 1)
 
-    samples = all_["count"][0]
-    K = int(samples)
     mask, square, spread = all_["mask"], all_["square"], all_["spread"]  # (N, H), (N, H, A), (N, H, A)
 
     def over(name, rows, columns=slice(None), steps=slice(None)):
@@ -218,8 +218,9 @@ def _look(batch: Batch, plans: Tensor, scale: Tensor, common: Tensor, choices: b
     inside = ((plans.amin(1) <= batch.action) & (batch.action <= plans.amax(1))).float().mean(-1)
     kept = {"index": batch.extra["index"][:, 0], "mask": batch.mask, "square": gap.square().mean(1), "spread": spread,
             "energy": score, "mean": error.mean(1), "best": error.amin(1), "apart": 2 * (error.mean(1) - score),
-            "average": average, "inside": inside, "count": torch.full((len(batch),), K)}
-    return {k: (v.double() if v.is_floating_point() else v).cpu().numpy() for k, v in kept.items()}
+            "average": average, "inside": inside}
+    real = batch.mask.any(1)  # a window may lie beyond its episode's end altogether
+    return {k: (v.double() if v.is_floating_point() else v)[real].cpu().numpy() for k, v in kept.items()}
 
 
 def _root(x: np.ndarray, mask: np.ndarray, choices: bool) -> float:

@@ -261,6 +261,14 @@ def test_the_best_is_kept_and_named_by_score_and_ties_go_to_the_later(tmp_path):
     assert best(lines, (1, 4), "validation/energy") == 4 and best([], (1,), "score") is None
 
 
+def test_what_is_not_finite_is_null_in_the_metrics_and_never_the_best(tmp_path):
+    run = Run(tmp_path)
+    for step, score in ((1, float("nan")), (2, -3.0), (3, float("inf"))):
+        run.log(step=step, score=score)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text() and run.lines()[0] == {"step": 1, "score": None}
+    assert best(run.lines(), (1, 2, 3), "score") == 2
+
+
 def test_without_anything_to_judge_by_the_last_is_kept(tmp_path):
     run(tmp_path / "run", plain(), made_up(3))
     assert json.loads((tmp_path / "run/run.json").read_text()) == {"last": "checkpoints/000006"}

@@ -55,4 +55,4 @@ error in units of the actions' standard deviation, not a success rate.
 
 
 def _figure(line: dict[str, Any], key: str) -> str:
-    return f"{line[key]:.4g}" if key in line else "-"
+    return "-" if line.get(key) is None else f"{line[key]:.4g}"

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core import UserError
-from ..files import read_json, sync_folder, whole_folder, write_json, write_text
+from ..files import finite, read_json, sync_folder, whole_folder, write_json, write_text
 from ..policy import Policy
 from .fit import Learner
 
@@ -100,9 +100,10 @@ class Run:
     # -- metrics --------------------------------------------------------------------------------------------------
 
     def log(self, **line) -> None:
+        """Adds a line. What is not finite (the gradient of a skipped fp16 update, say) is null in it."""
         with room(self.folder, "the checkpoints are whole: make room, and give the same command"), \
                 open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
+            out.write(json.dumps(finite(line), allow_nan=False) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
         """What was measured, up to the first line that was cut off."""

@@ -70,6 +70,8 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
     with (devices.exact(where), devices.together(where) as processes,
           run.open() if processes.first else contextlib.nullcontext()):
         processes.wait()
+        last = max(run.saved(), default=None)
+        processes.wait()  # before the first one saves anything: all take the same way
         fingerprint = data.fingerprint()
         source = data.facts
         for relabel in method.data:
@@ -79,7 +81,6 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         documents = {"method.json": config.dump(method), "provenance.json": provenance(
             source, fingerprint, data, held, seed, where, processes, command, draw)}
 
-        last = max(run.saved(), default=None)
         if last is not None:
             if not resume:
                 raise UserError("expected nothing here, found a run", where=run.folder, do="choose another --out")
@@ -215,7 +216,7 @@ def judged(line: dict[str, Any]) -> bool:
 def best(lines, steps: Iterable[int], by: str) -> int | None:
     """The step of the best line; scores are better when higher, errors when lower; of equals the later."""
     value = {line["step"]: (line[by] if by == "score" else -line[by]) for line in lines
-             if by in line and line["step"] in set(steps)}
+             if line.get(by) is not None and line["step"] in set(steps)}
     return max(value, key=lambda step: (value[step], step), default=None)
 
 

@@ -1,1 +1,2 @@
-"""Is this data whole, and is it good? Checks and scores of demonstrations; above evaluate, since scores may need a policy."""
+"""Is this data whole, and is it good? Checks and scores of demonstrations; above evaluate, since scores may need a
+policy."""

@@ -158,7 +158,8 @@ def page() -> str:
              "folder of recorded demonstrations, `UNDERSTUDY_DATA`."]
     for task, t in TASKS.items():
         said = dict.fromkeys(c for r in (*t.recipes, FLOOR) for c in commands(f"{task}/{r}"))
-        lines += ["", f"## {t.title}", "", *_notes(task), *_table(task), "", "```console",
+        lines += ["", f"## {t.title}", "", *_notes(task), *_table(task), "", "<!-- not run: hours of training -->",
+                  "```console",
                   *(f"$ {c}" for c in said), "```"]
     return "\n".join(lines) + "\n"
 

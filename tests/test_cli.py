@@ -524,3 +524,10 @@ def test_training_that_is_interrupted_says_how_to_go_on(place, tmp_path, number)
     assert "Traceback" not in err
     last = json.loads((tmp_path / "r" / "run.json").read_text())["last"]
     assert int(last[-6:]) > 0 and (tmp_path / "r" / last / "weights.safetensors").exists()
+
+
+def test_an_interrupt_while_code_is_made_is_an_interrupt_like_any_other(tmp_path):
+    (tmp_path / "stops.py").write_text("def env(rows):\n    exec('raise KeyboardInterrupt')\n")
+    done = subprocess.run([sys.executable, "-m", "understudy", "record", "stops:env", "--trust", "stops", "--out", "d",
+                           "--episodes", "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr

@@ -24,6 +24,16 @@ def test_the_two_methods_differ_in_the_head_alone():
     assert list(demo.METHODS) == list(demo.NAMES)
 
 
+def test_from_python_it_needs_no_bar(tmp_path, monkeypatch):
+    small = {name: replace(m, learn=replace(m.learn, steps=4)) for name, m in demo.METHODS.items()}
+    for name, value in {"METHODS": small, "STEPS": 4, "DEMONSTRATIONS": 5, "EPISODES": 3}.items():
+        monkeypatch.setattr(demo, name, value)
+    said = []
+    found = demo.demo(tmp_path / "demo", say=said.append)
+    assert [len(e.episodes) for e in found.values()] == [3, 3] and said[0].startswith("1/5  5 demonstrations")
+    assert (tmp_path / "demo" / "report.html").exists()
+
+
 def run(out, log, interrupt=None):
     """`understudy demo` in a process of its own; SIGINT as soon as `interrupt(out, what it has said)` is true, and
     again while it does not end. Returns its exit status."""

@@ -4,7 +4,8 @@ policy. Budget and seeds are fixed here, before anything runs."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -42,10 +43,17 @@ METHODS = {"flow": method(Flow()), "regression": method(Regression())}
 Say = Callable[[str], None]
 
 
-def demo(out: Path, *, device: str = "cpu", say: Say = print, bar=None) -> dict[str, Evaluation]:
+@contextmanager
+def unseen(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar that nobody looks at."""
+    yield lambda: None
+
+
+def demo(out: Path, *, device: str = "cpu", say: Say = print, bar=unseen) -> dict[str, Evaluation]:
     """Everything into the folder `out`; what an earlier, interrupted call has done there is not done again.
 
-    bar(title, total): a context manager that gives progress(done). Returns the evaluations, by run.
+    bar(title, total): a context manager that gives progress(), which is called for each one done. Returns the
+    evaluations, by run.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # networks as small as these gain nothing from more, and lose much on a busy machine

@@ -121,11 +121,14 @@ def _trusted(own: list[str]) -> list[str]:
 
 def _fits(method: Method, data, env: Env) -> None:
     """Raises UserError now, and not after the first hour, if the policy could not act there."""
+    from ..nets.vision import weights_given
     from ..policy import Policy
 
     for relabel in method.data:
         data = data.map(relabel)
-    Policy(method.policy, data.features()).check(env.features, str(env.facts["env"]), resized=True)
+    with weights_given():  # nothing is fetched for this
+        policy = Policy(method.policy, data.features())
+    policy.check(env.features, str(env.facts["env"]), resized=True)
 
 
 def _score(method: Method, env: Env, episodes: int, seed: int):

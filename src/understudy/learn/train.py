@@ -94,7 +94,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
             if last is None:
                 policy.fit(training)
         learner = method.learn.build(policy, seed, steps)
-        loop = _Loop(run, learner, training, documents, processes, every, steps)
+        loop = _Loop(run, learner, training, documents, processes, steps)
         if last is None:
             processes.copy(list(learner.state()[0].values()))
             loop.save(0)
@@ -125,8 +125,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
 class _Loop:
     """The state of a training: what is saved, and how it goes on."""
 
-    def __init__(self, run: Run, learner: Learner, training: Dataset, documents, processes: Processes, every: int,
-                 steps: int):
+    def __init__(self, run: Run, learner: Learner, training: Dataset, documents, processes: Processes, steps: int):
         self.run, self.learner, self.training, self.documents = run, learner, training, documents
         self.processes, self.step = processes, 0
         self.curve = Curve(max(steps // LINES, 1), self._log)

@@ -304,7 +304,7 @@ class _Writer:
         chunk, file = self._at["episodes"]
         for row in self._rows:
             row.update({"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file})
-        table = _episodes_table(self._rows, self._stats, self.plan)
+        table = _episodes_table(self._rows, self._stats)
         if self._table_columns is not None:
             missing = [n for n in self._table_columns if n not in table.column_names]
             if missing:
@@ -492,7 +492,7 @@ def _schema(plan: _Plan) -> pa.Schema:
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": described}})})
 
 
-def _episodes_table(rows: list[dict], stats: list[dict], plan: _Plan) -> pa.Table:
+def _episodes_table(rows: list[dict], stats: list[dict]) -> pa.Table:
     columns = {}
     for name in rows[0]:
         if name.startswith("meta/"):

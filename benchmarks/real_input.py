@@ -38,9 +38,7 @@ EPISODES, ROWS = 100, 20
 
 # Updates, so that no cell trains for more than 8 CPU minutes on one core; fixed before the first run.
 STEPS = {"bc": 5000, "bc-gmm": 3000, "act": 2000, "diffusion-policy": 1500, "mip": 3000, "knn": 1, "untrained": 1}
-# Handles several ways of doing the same, answers at once, trains in a minute: chosen on fork and on the door, before
-# the other tasks ran.
-RECOMMENDED = "bc-gmm"
+RECOMMENDED = "bc-gmm"  # recipes.recommended: chosen on fork and on the door, before the other tasks ran
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ import sys
 import pytest
 import torch
 
-from understudy import config
+from understudy import config, make
+from understudy.commands.train import _fits
 from understudy.config import Untrusted
 from understudy.core import Feature, UserError, keys
+from understudy.evaluate.judge import recording
+from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Plays
 from understudy.files import write_json
 from understudy.heads.categorical import Categorical
@@ -18,7 +21,7 @@ from understudy.heads.regression import Regression
 from understudy.learn.fit import fit
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy
-from understudy.recipes import METHODS, describe, find
+from understudy.recipes import METHODS, describe, find, recommended
 from understudy.recipes.cloning import bc
 from understudy.testing import made_up
 
@@ -129,3 +132,18 @@ def test_descriptions():
 def test_rows_are_in_the_ledger(shared):
     known = {line.split("\t")[0] for line in (shared / "ledger/ledger.tsv").read_text().splitlines()[1:]}
     assert {r for d in describe() for r in d["rows"]} <= known
+
+
+def test_whether_a_policy_can_act_somewhere_is_known_without_its_pretrained_weights():
+    env = make("push-images", 1)
+    data = rollout(env.expert(), env, 1, seed=recording(0))
+    method = find("vinn", weights="nowhere.safetensors")
+    _fits(method, data, env)
+    with pytest.raises(UserError, match="observation.images.top"):
+        _fits(method, data, make("fork", 1))
+
+
+def test_what_is_recommended_can_learn_the_actions():
+    for feature in (Feature("float32", (2,)), Feature("int64", (1,), "choice", choices=(3,))):
+        features = {"observation.state": Feature("float32", (3,)), "action": feature}
+        Policy(find(recommended(features), features).policy, features)

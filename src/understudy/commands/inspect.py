@@ -27,6 +27,7 @@ def main(args: list[str]) -> None:
     from ..core import role
     from ..data.episode import Dataset
     from ..data.formats.describe import describe
+    from ..recipes import recommended
 
     with Out(o.json) as out:
         data = Dataset.open(o.data)
@@ -47,7 +48,7 @@ def main(args: list[str]) -> None:
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
         out.say("", *([f"warning: {w}" for w in found["warnings"]] or ["no warnings"]))
         env = data[0].meta.get("env")
-        out.next(f"understudy train {_method(data)} {o.data} --out RUN" + (f" --eval {env} --every 500" if env else ""),
+        out.next(f"understudy train {recommended(data.features())} {o.data} --out RUN" + (f" --eval {env} --every 500" if env else ""),
                  *([f"understudy replay {o.data} {env}"] if env else []))
         out.answer(found)
 
@@ -56,8 +57,3 @@ def _outcomes(data) -> list[str]:
     """How many succeeded, where the data say so."""
     ended = [e.meta["success"] for e in data if "success" in e.meta]
     return [f"{sum(map(bool, ended))} of {len(ended)} succeeded"] if ended else []
-
-
-def _method(data) -> str:
-    """One that can learn these actions."""
-    return "bc" if data.features()["action"].kind == "choice" else "diffusion-policy"

@@ -44,6 +44,7 @@ def main(args: list[str]) -> None:
     from ..envs import make
     from ..evaluate.judge import recording
     from ..evaluate.record import Uniform, expert, record
+    from ..recipes import recommended
 
     if o.episodes < 1:
         raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
@@ -59,5 +60,5 @@ def main(args: list[str]) -> None:
     ended = [e.meta["success"] for e in data if "success" in e.meta]
     won = f"; {sum(ended)} of {len(ended)} succeeded" if ended else ""
     out.say(f"{len(data)} episodes, {data.steps} steps{won}. Written to {o.out}")
-    out.next(f"understudy inspect {o.out}", f"understudy train diffusion-policy {o.out} --out run",
+    out.next(f"understudy inspect {o.out}", f"understudy train {recommended(data.features())} {o.out} --out run",
              f"understudy replay {o.out} {o.env}")

@@ -48,7 +48,8 @@ def main(args: list[str]) -> None:
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
         out.say("", *([f"warning: {w}" for w in found["warnings"]] or ["no warnings"]))
         env = data[0].meta.get("env")
-        out.next(f"understudy train {recommended(data.features())} {o.data} --out RUN" + (f" --eval {env} --every 500" if env else ""),
+        train = f"understudy train {recommended(data.features())} {o.data} --out RUN"
+        out.next(train + (f" --eval {env} --every 500" if env else ""),
                  *([f"understudy replay {o.data} {env}"] if env else []))
         out.answer(found)
 

@@ -88,6 +88,10 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     assert before == records.fingerprint(claim)
     original = records._file
 
+    def changed(text, change):
+        assert change(text) != text
+        return change(text)
+
     def with_change(change):
         def file(module):
             path = original(module)
@@ -98,7 +102,10 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
             return copy
         monkeypatch.setattr(records, "_file", file)
         return records.fingerprint(claim)
-    assert with_change(lambda text: "# said otherwise\n" + text.replace("    ", "    ", 1)) == before
+    for same in (lambda text: "# said otherwise\n" + text, lambda text: text.replace("\n\n", "\n\n\n\n"),
+                 lambda text: text.replace("the product of 1 - beta", "a product"),  # of the docstring
+                 lambda text: text.replace('push: float = 1.0\n', 'push: float = (\n        1.0)\n')):
+        assert with_change(lambda text, same=same: changed(text, same)) == before
     assert with_change(lambda text: text.replace("steps: int = 10", "steps: int = 11")) != before
     seen = []
     monkeypatch.setattr(records, "_file", lambda module: seen.append(module) or original(module))

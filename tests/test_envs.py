@@ -25,7 +25,7 @@ from understudy.execute.actor import Actor, Plays
 from understudy.execute.chunked import Receding
 from understudy.heads.flow import Flow
 from understudy.policy import Policy, Recipe
-from understudy.testing import check_env
+from understudy.testing import check_env, example
 
 TOYS = ("fork", "particle", "particle:8", "push", "push-images")
 
@@ -387,3 +387,6 @@ def test_steering_clips_the_noise_and_says_what_it_needs(policy):
     torch.testing.assert_close(*seen, atol=0, rtol=0)
     with pytest.raises(UserError, match="execute from 1 to 6"):
         Steer(Fork(2), policy, 7)
+    late, _ = example(Recipe(Flow(steps=2), window=Window(1, 4, ahead=-1)))
+    with pytest.raises(UserError, match="plans from now, found .*ahead=-1"):
+        Steer(Fork(2), late, 2)

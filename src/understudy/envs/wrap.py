@@ -62,9 +62,9 @@ class Steer(Env):
     Wagenmaker et al. 2025). `bound`: noise is clipped to it, since farther out the policy has never been."""
 
     def __init__(self, env: Env, policy: Planner, execute: int, bound: float = 1.5):
-        if policy.window.obs != 1:
-            raise UserError(f"expected a policy that sees 1 step, found {policy.window.obs}", where="Steer",
-                            do="train it with Window(obs=1)")
+        if policy.window.obs != 1 or policy.window.ahead != 0:
+            raise UserError(f"expected a policy that sees 1 step and plans from now, found {policy.window}",
+                            where="Steer", do="train it with Window(obs=1, ahead=0)")
         if not 1 <= execute <= policy.window.horizon:
             raise UserError(f"expected execute from 1 to {policy.window.horizon}, found {execute}", where="Steer")
         self.env, self.policy, self.execute, self.bound, self.rows = env, policy, execute, bound, env.rows

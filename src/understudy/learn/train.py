@@ -237,7 +237,7 @@ def held_out(episodes: int, hold: float | Sequence[int]) -> list[int]:
 
 def provenance(source, fingerprint: str, data: Dataset, held: list[int], seed: int, where: torch.device,
                processes: Processes, command: str | None, draw: Draw | None) -> dict[str, Any]:
-    """Where a policy comes from. Names no folder of this machine."""
+    """Where a policy comes from. Names no folder of this machine, but for what `command` says."""
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
     return {

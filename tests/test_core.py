@@ -26,6 +26,7 @@ from understudy.core import (
     uniform,
 )
 from understudy.data.augment import Drop
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
 from understudy.nets.encoders import Tokens
 from understudy.nets.transformer import Transformer
@@ -276,3 +277,11 @@ def test_json_that_is_damaged_or_missing_is_named(tmp_path):
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="bytes.json"):
         files.read_json(tmp_path / "bytes.json")
+
+
+def test_a_fingerprint_is_of_words_and_not_of_where_they_lie():
+    def data(dtype):
+        return Dataset([Episode({"action": np.zeros(2), "task": np.array(["put it down", "öffne"], dtype)})])
+    assert data(object).fingerprint() == data("U").fingerprint() == data("U40").fingerprint()
+    other = Dataset([Episode({"action": np.zeros(2), "task": np.array(["put it down", "offne"], object)})])
+    assert other.fingerprint() != data(object).fingerprint()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +107,18 @@ def test_no_row_starts_an_episode_that_was_not_asked_for():
 
 
 @dataclass(frozen=True)
+class Endless(Clockwork):
+    def step(self, action):
+        out = super().step(action)
+        return Outcome(out.obs, out.reward, torch.zeros_like(out.terminated), torch.zeros_like(out.truncated))
+
+
+def test_an_episode_without_end_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys.modules["understudy.evaluate.rollout"], "LONGEST", 50)
+    with pytest.raises(UserError, match="more than 50 steps"):
+        rollout(Counting(), Endless(2), 3)
+
+
 class Breaks(Actor):
     """No number from step 2 on, in rows of odd keys."""
 

@@ -31,6 +31,7 @@ from understudy.learn.weights import Advantage, Column, Even
 from understudy.nets.ema import Constant
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, Recipe
+from understudy.recipes.cloning import bc
 
 CPU = torch.device("cpu")
 LAST = Constant(0.0)  # what acts are the last weights
@@ -478,3 +479,13 @@ def test_methods_learn_as_data():
     learning = Cloning(steps=7, optim=Optim(clip=None, betas=(0.8, 0.9)), ema=Constant(0.5), weights=Column("x"))
     method = replace(Method(Recipe(Flow())), learn=learning)
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method
+
+
+def test_a_choice_that_was_never_shown_is_refused():
+    def data(most):
+        steps = {"observation.state": np.zeros((4, 2), np.float32), "action": np.array([[0], [1], [most], [0]])}
+        return Dataset([Episode(steps)])
+    policy = Policy(bc(features=data(1).features()).policy, data(1).features())
+    policy.windows(data(1))
+    with pytest.raises(UserError, match=r"choices below \(2,\).*\(4,\)"):
+        policy.windows(data(3))

@@ -70,10 +70,12 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     try:
         os.chmod(part, 0o755)
         yield part
-        for file in part.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+        for file in (*part.rglob("*"), part):
+            if file.is_dir():
+                sync_folder(file)
+                continue
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
         os.rename(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

@@ -158,8 +158,14 @@ class Policy(nn.Module, Streams):
     # -- data -----------------------------------------------------------------------------------------------------
 
     def windows(self, data: Dataset, **options) -> Windows:
-        """Checked against the features that the policy was built for."""
-        self.check(data.features(), str(data.facts.get("path", "data set")))
+        """Checked against the features that the policy was built for; of a target of choices, none may be new."""
+        features, where = data.features(), str(data.facts.get("path", "data set"))
+        self.check(features, where)
+        mine, theirs = self.target.choices or (), features[self.recipe.target].choices or ()
+        if any(b > a for a, b in zip(mine, theirs, strict=False)):
+            raise UserError(f"expected choices below {mine}, as the policy was built for, found {theirs} of them",
+                            where=f"{where}, column {self.recipe.target!r}",
+                            do="train a new policy on data that hold all choices")
         return self.recipe.window.over(data, self.inputs, self.recipe.target, **options)
 
     @property

@@ -126,7 +126,7 @@ class Dataset(Sequence[Episode]):
             digest.update(json.dumps(dict(episode.meta), sort_keys=True, default=str).encode())
             for key in sorted(episode.steps):
                 column = np.ascontiguousarray(episode.steps[key])
-                text = column.dtype.kind == "U"  # the room that an array gives to text is not part of the text
+                text = column.dtype.kind in "UO"  # its room in the array and its address are no part of it
                 digest.update(f"{key}{'U' if text else column.dtype}{column.shape}".encode())
                 digest.update(json.dumps(column.tolist()).encode() if text else column.data)
         return digest.hexdigest()[:16]

@@ -127,7 +127,7 @@ class Windows:
             action=action.flatten(2) if action.ndim > 3 else action.reshape(*action.shape[:2], -1),
             mask=torch.from_numpy(inside),
             extra={**{k: ahead(k) for k in self.extra}, "index": torch.from_numpy(at).unsqueeze(1), **reached},
-            next={k: past(k, t + w.horizon) for k in self.inputs} if self.following else None,
+            next={k: past(k, t + w.ahead + w.horizon) for k in self.inputs} if self.following else None,
         )
 
 

@@ -13,6 +13,8 @@ from ..data.episode import Dataset, Episode
 from ..envs.base import Env
 from ..execute.actor import Actor
 
+LONGEST = 100_000  # steps; an environment without a time limit may never let an idle policy go
+
 
 class NotFinite(UserError, FloatingPointError):
     """An actor gave an action that is no number."""
@@ -50,6 +52,9 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
                   **state.pop("record", {})}  # written once and gone: the rest of a state keeps its shape
         history.append({k: v.numpy().copy() for k, v in {**obs, **record}.items()})
         clock, obs = clock + 1, out.obs
+        if clock - min((b for b, n in zip(began, number, strict=True) if n >= 0)) > LONGEST:
+            raise UserError(f"expected every episode to end, found one of more than {LONGEST} steps",
+                            where=env.facts["env"], do="give the environment a time limit (max_episode_steps)")
         ended = [r for r in (out.terminated | out.truncated).nonzero().flatten().tolist() if number[r] >= 0]
         for row, steps in _cut(history, clock, began, ended).items():
             for k, v in obs.items():  # what was seen last: one row more

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core import UserError
-from ..files import finite, read_json, sync_folder, whole_folder, write_json, write_text
+from ..files import finite, read_json, whole_folder, write_json, write_text
 from ..policy import Policy
 from .fit import Learner
 
@@ -59,8 +59,6 @@ class Run:
                 save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()},
                           part / "train" / "learner.safetensors")
                 write_json(part / "train" / "state.json", {**facts, "step": step, "learner": said})
-                for folder in (part / "train", part):
-                    sync_folder(folder)
         self.name(last=step)
 
     def resume(self, step: int, learner: Learner) -> dict[str, Any]:

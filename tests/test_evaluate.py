@@ -106,7 +106,6 @@ def test_no_row_starts_an_episode_that_was_not_asked_for():
     assert env.resets[0][1] + later == asked
 
 
-@dataclass(frozen=True)
 class Endless(Clockwork):
     def step(self, action):
         out = super().step(action)
@@ -119,6 +118,7 @@ def test_an_episode_without_end_is_an_error(monkeypatch):
         rollout(Counting(), Endless(2), 3)
 
 
+@dataclass(frozen=True)
 class Breaks(Actor):
     """No number from step 2 on, in rows of odd keys."""
 

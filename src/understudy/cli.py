@@ -5,8 +5,10 @@ Exit status: 0 done, 1 a defect of ours, 2 a user's mistake, 130 interrupted and
 
 from __future__ import annotations
 
+import _thread
 import difflib
 import errno
+import os
 import shlex
 import signal
 import sys
@@ -89,10 +91,11 @@ def main(args: list[str] | None = None) -> int:
 
 
 class _Interrupts:
-    """Ctrl-C and a polite kill (a scheduler's notice) both raise KeyboardInterrupt, and it is known that they came."""
+    """Ctrl-C and a polite kill (a scheduler's notice) both raise KeyboardInterrupt, and it is known that they came.
+    While modules are imported they wait: C++ libraries swallow an interrupt there, or abort the process."""
 
     def __enter__(self):
-        self.seen, self.before = False, {}
+        self.seen, self.before, self.later = False, {}, None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -101,11 +104,31 @@ class _Interrupts:
 
     def interrupt(self, number, frame):
         self.seen = True
-        raise KeyboardInterrupt
+        if _importing(frame):
+            self.later = threading.Timer(0.05, _again, (number,))
+            self.later.daemon = True
+            self.later.start()
+        else:
+            raise KeyboardInterrupt
 
     def __exit__(self, *error):
+        if self.later is not None:
+            self.later.cancel()
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+def _again(number) -> None:
+    if os.name == "posix":
+        os.kill(os.getpid(), number)  # wakes the main thread, should it sleep
+    else:
+        _thread.interrupt_main(number)
+
+
+def _importing(frame) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _stopped(name: str, args: list[str]) -> int:

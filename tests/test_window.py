@@ -52,7 +52,7 @@ def naive(data, w: Window, inputs, target, extra, following):
                 "action": np.stack([row(target, t + w.ahead + i).reshape(-1) for i in range(w.horizon)]),
                 "mask": [0 <= t + w.ahead + i < len(columns[target]) for i in range(w.horizon)],
                 "extra": {k: np.stack([row(k, t + w.ahead + i) for i in range(w.horizon)]) for k in extra},
-                "next": {k: np.stack([row(k, t + w.horizon + w.look + i) for i in range(1 - w.obs, 1)])
+                "next": {k: np.stack([row(k, t + w.ahead + w.horizon + w.look + i) for i in range(1 - w.obs, 1)])
                          for k in inputs} if following else None,
             }
 

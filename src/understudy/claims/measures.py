@@ -71,7 +71,7 @@ def log_jerk(episode: Episode) -> float:
 
 
 def oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int, *,
-                last: int = 15, every: int = 200) -> dict[str, list[float]]:
+                last: int = 10, every: int = 200) -> dict[str, list[float]]:
     """Rolls out the last `last` checkpoints, one each `every` updates, on the same starts.
 
     mean: of their returns. log_swing: log of how much the mean return of a checkpoint differs from the next one's, as

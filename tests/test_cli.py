@@ -95,6 +95,29 @@ def test_usage(call, args):
     refused(call(*args), f"understudy {args[0]}")
 
 
+def test_counts_and_seeds_that_mean_nothing(call, place, tmp_path):
+    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 2, "--rows", 0), "--rows", "found 0")
+    refused(call("eval", place / "a", "CartPole-v1", "--rows", 0), "--rows", "found 0")
+    refused(call("replay", place / "demos", "fork", "--rows", -1), "--rows", "found -1")
+    train = ["train", "bc", place / "demos", "--out", tmp_path / "r"]
+    refused(call(*train, "--eval", "fork", "--rollouts", 0), "--rollouts", "found 0")
+    refused(call(*train, "--seed", -1), "--seed", "found -1")
+    refused(call(*train, "--every", 0), "--every", "found 0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recording_spares_what_is_none(call, place):
+    before = sorted((place / "a").rglob("*"))
+    refused(call("record", "fork", "--out", place / "a", "--episodes", 2), "another --out")
+    assert sorted((place / "a").rglob("*")) == before
+
+
+def test_the_demo_looks_for_its_device_first(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    refused(call("demo", "--out", tmp_path / "demo", "--device", "mps"), "expected a mps device")
+    assert not (tmp_path / "demo").exists()
+
+
 def test_help_of_a_recipe_lists_what_can_be_set(call):
     status, out, _ = call("train", "flow-policy", "--help")
     assert status == 0 and "--out RUN" in out

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from understudy.envs.base import Env, Outcome
 from understudy.envs.fork import Fork
 from understudy.evaluate.judge import across, compare, during, evaluate, judged, recording, tuning, verdict
 from understudy.evaluate.rollout import NotFinite, rollout
+from understudy.evaluate.stats import mean
 from understudy.execute.actor import Actor, Noisy, Plays
 from understudy.execute.chunked import RealTime, Receding
 from understudy.execute.ensemble import Ensemble
@@ -247,6 +248,10 @@ def test_numbers_that_are_not_finite_are_null():
     doc = json.loads(json.dumps(e.json(), allow_nan=False))
     assert doc["return"]["low"] is None and doc["return"]["mean"] is not None
     assert doc["success"]["low"] is not None
+    returns = evaluate(Counting(), Clockwork(2, success=False), 2, seed=0)
+    assert "This checkpoint has a mean return of" in verdict(returns)
+    unequal = replace(returns, returns=mean([1.0, 2.0]))
+    assert "no interval" in verdict(unequal) and "nan" not in verdict(unequal)
 
 
 def test_episodes_judged_from_disk_are_judged_alike():

@@ -31,6 +31,11 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     found = tyro.cli(options, prog=f"understudy {command}", args=list(args), config=(tyro.conf.FlagCreatePairsOff,))
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # one's own file beside one, which an installed script does not see; last
+    for name in ("rows", "rollouts"):
+        if getattr(found, name, 1) < 1:
+            from ..core import UserError
+
+            raise UserError(f"expected at least one, found {getattr(found, name)}", where=f"--{name}")
     return found
 
 

@@ -28,6 +28,9 @@ class Demo:
 
 def main(args: list[str]) -> None:
     o = parse(Demo, "demo", args)
+    from ..learn.devices import device
+
+    device(o.device)  # before anything is recorded
     out = Out()
     out.say(f"understudy demo: everything goes to {o.out}; Ctrl-C at any point, and the same command goes on.\n")
     from ..demo import commands, demo

@@ -70,6 +70,10 @@ def main(args: list[str]) -> None:
 
     if o.steps is not None and o.steps < 1:
         raise UserError(f"expected at least one update, found {o.steps}", where="--steps")
+    if o.seed < 0:
+        raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed")
+    if o.every is not None and o.every < 1:
+        raise UserError(f"expected at least one update, found {o.every}", where="--every")
     where = device(o.device)
     out, data = Out(trust=o.trust), opened(o.data, o.image_size)
     method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}")

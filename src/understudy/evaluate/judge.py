@@ -185,9 +185,9 @@ def finding(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this chec
         show = (lambda v: f"{v:.1%}") if what == "success" else (lambda v: f"{v:.4g}")
         scope = ("This is about this checkpoint; another training seed may come out otherwise." if len(runs) == 1 else
                  f"This is about the method: {len(runs)} training seeds, over seeds and starts.")
-        done = "succeeds in " if what == "success" else ""
-        return (f"{_capital(names[0])} {done}{_tally(runs, what)} in {runs[0].env}.",
-                f"{show(r.estimate)}, {r.level:.0%} interval {show(r.low)} to {show(r.high)}.", scope)
+        done = "succeeds in" if what == "success" else "has"
+        return (f"{_capital(names[0])} {done} {_tally(runs, what)} in {runs[0].env}.",
+                f"{show(r.estimate)}, {_between(r, show)}.", scope)
     p = compare(a, b)
     what = p.of
     tallies = f"{_tally(runs, what)} against {_tally(_group(b), what)} on the same starts"
@@ -200,8 +200,8 @@ def finding(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this chec
             tallies = f"{_tally(_group(b), what)} against {_tally(runs, what)} on the same starts"
         head = f"{_capital(winner)} {does} {loser}: {tallies}."
     more = "" if p.better else f" More {'episodes' if p.seeds == 1 else 'training seeds'} would narrow it down."
-    sure = (f"{_capital(names[0])} minus {names[1]}: {_gap(p.difference, what)}, {p.level:.0%} interval "
-            f"{_gap(p.low, what)} to {_gap(p.high, what)}, {_p(p.p)}.{more}")
+    sure = (f"{_capital(names[0])} minus {names[1]}: {_gap(p.difference, what)}, "
+            f"{_between(p, lambda v: _gap(v, what))}, {_p(p.p)}.{more}")
     scope = ('This is about two checkpoints, each of which stands for "this checkpoint" only: another training seed '
              "may come out otherwise. To compare the methods, train several seeds of each." if p.seeds == 1 else
              f"This is about the methods: {p.seeds} training seeds of each, over seeds and starts.")
@@ -212,6 +212,12 @@ def _tally(runs: Sequence[Evaluation], what: str) -> str:
     if what == "success":
         return f"{sum(int(r.successes.sum()) for r in runs)} of {sum(len(r.episodes) for r in runs)}"
     return f"a mean return of {np.mean([r.rewards.mean() for r in runs]):.4g}"
+
+
+def _between(found: Interval | Paired, show: Callable[[float], str]) -> str:
+    if math.isnan(found.low):
+        return "no interval (too few episodes, or not finite)"
+    return f"{found.level:.0%} interval {show(found.low)} to {show(found.high)}"
 
 
 def _gap(value: float, what: str) -> str:

@@ -56,6 +56,8 @@ def _there(out: Path, env: Env, seed: int, by: str) -> int:
         out.rmdir()
     if not out.exists():
         return 0
+    if not (out / "meta" / "info.json").exists():
+        raise UserError("expected a recording, or nothing, found something else", where=out, do="choose another --out")
     data = Dataset.open(out)
     for n, episode in enumerate(data):
         found = {k: episode.meta.get(k) for k in ("env", "seed", "by", "number")}

@@ -176,6 +176,14 @@ def test_doubts_about_files_of_lerobot(name, shared):
     assert len(new) == 1 and re.search(DOUBTS[name], new[0])
 
 
+def test_inspect_counts_the_frames_of_a_video(shared):
+    cut = describe(Dataset.open(shared / "fixtures/broken/lerobot_truncated_mp4"))["warnings"]
+    assert sum("it is damaged" in w for w in cut) == 1
+    for sound in ("v3.0/video_av1", "v3.0/video_h264", "v2.1/video", "v3.0/video_many_files"):
+        found = describe(Dataset.open(shared / "fixtures/lerobot" / sound))["warnings"]
+        assert not any("damaged" in w for w in found)
+
+
 def test_all_broken_files_are_met(shared):
     assert {p.name for p in (shared / "fixtures/broken").glob("lerobot_*")} == FAULTS.keys() | DOUBTS.keys()
 

@@ -107,6 +107,15 @@ def _array(frame: av.VideoFrame, channels: int) -> np.ndarray:
 # -- video files ----------------------------------------------------------------------------------------------------
 
 
+def count(path: Path) -> int:
+    """Frames that the file holds, without decoding them; 0 for one that cannot be read."""
+    try:
+        with av.open(str(path)) as container:
+            return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+    except (av.FFmpegError, OSError, IndexError):
+        return 0
+
+
 def read_frames(path: Path, times: np.ndarray, shape: tuple[int, int, int], where: str) \
         -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each time (s) the frame whose own time is nearest, within TOLERANCE, one decoded frame at a time:

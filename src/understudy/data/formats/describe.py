@@ -68,7 +68,28 @@ def _warnings(data: Dataset, features: dict[str, Feature]) -> Iterator[str]:
             yield from _numbers(data, name, f)
     if "timestamp" in features and data.fps is not None:
         yield from _times(data)
-    yield from _stored_stats(data, features)
+    source = _whole(data)
+    if source is not None:
+        yield from _videos(source)
+        yield from _stored_stats(data, features, source)
+
+
+def _whole(data):
+    """The LeRobot source that this is all of, if it is one."""
+    from .base import Episodes
+    from .lerobot_read import LeRobot
+
+    found = data._episodes.source if isinstance(data._episodes, Episodes) else None
+    return found if isinstance(found, LeRobot) and len(data) == len(found.lengths) else None
+
+
+def _videos(source) -> Iterator[str]:
+    """A video cut short would otherwise show only when its frames are decoded."""
+    for files, _ in source.index.videos.values():
+        for file in dict.fromkeys(files):
+            wanted = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
+            if (found := video.count(source.path / file)) < wanted:
+                yield f"{file}: expected {wanted} frames, found {found}: it is damaged, and cannot be trained on"
 
 
 def _numbers(data, name, f) -> Iterator[str]:
@@ -111,15 +132,9 @@ def _times(data) -> Iterator[str]:
         yield f"timestamps of {_count(len(uneven), 'episode')} are uneven, the first at episode {e}, step {step}"
 
 
-def _stored_stats(data, features) -> Iterator[str]:
-    """meta/stats.json against the data, where that is the whole data set."""
-    from .base import Episodes
-    from .lerobot_read import LeRobot
-
-    whole = isinstance(data._episodes, Episodes) and isinstance(data._episodes.source, LeRobot)
-    if not whole or len(data) != len(data._episodes.source.lengths):
-        return
-    file = data._episodes.source.path / "meta" / "stats.json"
+def _stored_stats(data, features, source) -> Iterator[str]:
+    """meta/stats.json against the data."""
+    file = source.path / "meta" / "stats.json"
     if not file.exists():
         return
     stored = read_json(file)

@@ -53,7 +53,7 @@ CLAIM = Claim(
               "imitation.",
     here="the retrieval half only, on states: 20 of 25 demonstrations by people of the Adroit door (does the door open "
          "past 1.0 rad within 300 steps?) and 1 of 2 episodes of a trained Hopper (return). Locally weighted "
-         "averages of the 5 nearest neighbours (the robot's number) do better than cloning with an MLP of 256 x 2 blocks "
+         "averages of the 5 nearest neighbours (as on the robot) do better than cloning with an MLP of 256 x 2 blocks "
          "and 3,000 updates, on both.",
     parts=(Part("door", DOOR, Above("opened", "neighbours", "cloning")),
            Part("hopper", HOPPER, Above("return", "neighbours", "cloning"))),

@@ -228,6 +228,17 @@ def test_eval_on_recorded_episodes_is_no_success_rate(call, place, tmp_path):
     assert status == 0 and "not a success rate" in out and "not a success rate" in (tmp_path / "r.html").read_text()
 
 
+def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):
+    demos = Dataset.open(place / "demos")
+    actions, seen = (np.concatenate([e.steps[k][:len(e)] for e in demos]) for k in ("action", "observation.state"))
+    for name, wrong in (("observations", seen), ("actions", actions)):
+        was, wrong[len(demos[0]) + 2, 1] = wrong[len(demos[0]) + 2, 1], np.nan
+        file = tmp_path / f"{name}.npz"
+        np.savez(file, observations=seen, actions=actions, episode_ends=np.cumsum([len(e) for e in demos]))
+        refused(call("eval", place / "a", file), file.name, "episode 1, step 2", "found nan")
+        wrong[len(demos[0]) + 2, 1] = was
+
+
 def test_an_environment_without_success(call, tmp_path):
     call("record", "Pendulum-v1", "--out", tmp_path / "d", "--episodes", 2, "--by", "random")
     assert call("train", "bc", tmp_path / "d", "--out", tmp_path / "r", *TINY, "--eval", "Pendulum-v1",

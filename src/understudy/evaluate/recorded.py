@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core import Batch
 from ..data.episode import Dataset
 from ..files import finite
-from ..learn.validate import Validation, energy, scale_of
+from ..learn.validate import Validation, check_numbers, energy, scale_of
 from ..policy import Policy
 from . import stats
 from .stats import LEVEL, Interval
@@ -145,7 +145,11 @@ def recorded(policy: Policy, data: Dataset, episodes: Sequence[int] | None = Non
 
     The other episodes, if there are any, give the units and the average action. shown: episodes whose fans are kept
     for a picture: the one of middling error, then the worst and the best.
+
+    Raises UserError for data that do not fit the policy, and for numbers that are not finite.
     """
+    policy.check(data.features(), str(data.facts.get("path", "data set")))
+    check_numbers(policy, data)
     validation = validation or Validation(windows=512, samples=16)
     numbers = list(range(len(data))) if episodes is None else list(episodes)
     test, rest = data.pick(numbers), [i for i in range(len(data)) if i not in set(numbers)]

@@ -20,7 +20,6 @@ import torch
 from .. import __version__, config
 from ..core import UserError
 from ..data.episode import Dataset
-from ..data.formats import check_finite
 from ..data.window import Draw
 from ..heads.base import Memory
 from ..policy import Policy
@@ -30,7 +29,7 @@ from .devices import Processes
 from .fit import Learner, Watch, fit
 from .method import Method
 from .run import Run
-from .validate import Validation, scale_of
+from .validate import Validation, check_numbers, scale_of
 from .watch import Curve, Progress
 
 Score = Callable[[Policy], float]  # the higher the better
@@ -89,8 +88,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(seed)
             policy = Policy(method.policy, data.features()).to(where)
-            goals = {g.into: g.of for g in policy.window.goals}
-            check_finite(data, {goals.get(k, k): None for k, f in policy.features.items() if f.kind != "image"})
+            check_numbers(policy, data)
             if last is None:
                 policy.fit(training)
         learner = method.learn.build(policy, seed, steps)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core import Batch, UserError, keys
 from ..data.episode import Dataset
+from ..data.formats import check_finite
 from ..heads.base import Density
 from ..policy import Policy
 
@@ -86,6 +87,12 @@ class Validation:
                 rows.setdefault(name, []).append(value if name == "log loss" else value[real])
         policy.train(training)
         return {k: torch.cat(v).cpu().double().mean().item() for k, v in rows.items()}
+
+
+def check_numbers(policy: Policy, data: Dataset) -> None:
+    """Raises UserError naming the first NaN or infinity in a column that `policy` reads or foretells."""
+    goals = {g.into: g.of for g in policy.window.goals}
+    check_finite(data, {goals.get(k, k): None for k, f in policy.features.items() if f.kind != "image"})
 
 
 def energy(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:

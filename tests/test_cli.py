@@ -384,10 +384,25 @@ def test_bad_data(call, place, tmp_path):
     wrong = np.zeros((12, 2), np.float32)
     wrong[8, 1] = np.nan
     refused(trained(save(tmp_path / "nan.npz", actions=wrong)), "nan.npz", "episode 1, step 3", "action")
+    words = np.array(["left"] * 12)
+    refused(trained(save(tmp_path / "str.npz", actions=words)), "str.npz", "'action'", "found text")
+    assert "warning: action: text" in call("inspect", tmp_path / "str.npz")[1]
+    refused(call(*train[:2], save(tmp_path / "said.npz", said=words), *train[2:], "--policy.inputs", "said"),
+            "said.npz", "'said'", "found text")
     (tmp_path / "text.npz").write_text("not an archive")
     refused(trained(tmp_path / "text.npz"), "text file")
     (tmp_path / "folder").mkdir()
     refused(trained(tmp_path / "folder"), "empty folder")
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (("--run.execute", "20"), ("skip + execute", "horizon, 8", "20")),
+    (("--policy.window.horizon", "0"), ("policy.window.horizon", "at least one step, found 0")),
+    (("--policy.window.obs", "0"), ("policy.window.obs", "at least one step, found 0")),
+])
+def test_what_could_not_be_run_is_not_trained(call, place, tmp_path, change, words):
+    refused(call("train", "bc-gmm", place / "demos", "--out", tmp_path / "r", *TINY, *change), *words)
     assert not (tmp_path / "r" / "checkpoints").exists()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .. import __version__, config
-from ..core import UserError
+from ..core import UserError, role
 from ..data.episode import Dataset
 from ..data.window import Draw
 from ..heads.base import Memory
@@ -77,6 +77,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
             data = data.map(relabel)
         held = held_out(len(data), hold)
         training, test = data.pick(sorted(set(range(len(data))) - set(held))), data.pick(held)
+        check_method(method, data)
         documents = {"method.json": config.dump(method), "provenance.json": provenance(
             source, fingerprint, data, held, seed, where, processes, command, draw)}
 
@@ -88,6 +89,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(seed)
             policy = Policy(method.policy, data.features()).to(where)
+            _runs(method, policy)
             check_numbers(policy, data)
             if last is None:
                 policy.fit(training)
@@ -231,6 +233,26 @@ def held_out(episodes: int, hold: float | Sequence[int]) -> list[int]:
     if count >= episodes:
         raise UserError(f"expected episodes left to train on, found all {episodes} held out", where="hold")
     return sorted(order[:count])
+
+
+def check_method(method: Method, data: Dataset) -> None:
+    """Raises UserError for a window without rows, and for text where numbers are learned."""
+    recipe, features = method.policy, data.features()
+    for name in ("obs", "horizon"):
+        if (found := getattr(recipe.window, name)) < 1:
+            raise UserError(f"expected at least one step, found {found}", where=f"policy.window.{name}")
+    drawn = {g.into: g.of for g in recipe.window.goals}
+    for name in (*recipe.inputs, recipe.target):
+        if (f := features.get(drawn.get(name, name))) is not None and f.kind == "string":
+            raise UserError(f"expected numbers, found text in column {drawn.get(name, name)!r}",
+                            where=data.facts.get("path", "data set"),
+                            do="store numbers there; instructions belong into the column 'task'")
+
+
+def _runs(method: Method, policy: Policy) -> None:
+    """Raises UserError now, and not after the training, if the policy could not be run as the method says."""
+    if role(method.policy.target) == "action":  # what foretells something else is not run
+        method.run.start(policy, torch.zeros(1, dtype=torch.int64, device=policy.device))
 
 
 def provenance(source, fingerprint: str, data: Dataset, held: list[int], seed: int, where: torch.device,

@@ -64,6 +64,8 @@ def _warnings(data: Dataset, features: dict[str, Feature]) -> Iterator[str]:
     if data.fps is None:
         yield "the frame rate is not known"
     for name, f in features.items():
+        if f.kind == "string" and role(name) == "action":
+            yield f"{name}: text, which cannot be learned as an action; store numbers"
         if f.kind in ("vector", "choice") and name != "timestamp":
             yield from _numbers(data, name, f)
     if "timestamp" in features and data.fps is not None:

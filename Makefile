@@ -29,6 +29,7 @@ help:
 
 demo: .venv/core
 	$(BIN)/understudy demo $(ARGS)
+	@echo "To have the command understudy in your shell: source $(BIN)/activate"
 
 test: .venv/test
 	$(PYTEST) -m "not slow" $(ARGS)

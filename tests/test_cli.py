@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +268,18 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
     assert "understudy train bc" in card and "--rollouts 4" in card
 
 
+def test_training_says_how_it_goes_and_that_nothing_is_held_out(call, tmp_path):
+    number = re.compile(r"^update (\d+): (.*)loss [\d.e-]+$", re.M)
+    small, large = save(tmp_path / "small.npz"), save(tmp_path / "large.npz", steps=(5, 7, 4, 6, 8))
+    status, _, err = call("train", "bc", small, "--out", tmp_path / "s", *TINY)
+    assert status == 0 and number.findall(err) == [("10", ""), ("20", "")]
+    assert "no episode is held out: that takes 5 or more" in err
+    status, _, err = call("train", "bc", large, "--out", tmp_path / "l", *TINY)
+    assert status == 0 and [n for n, _ in number.findall(err)] == ["10", "20"] and "held out" not in err
+    assert all("error on held-out episodes" in found for _, found in number.findall(err))
+    assert "no episode is held out, so" in call("train", "bc", large, "--out", tmp_path / "n", *TINY, "--hold", 0)[2]
+
+
 def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
     """Training decodes to --image-size; at run time the camera's own frames go through the same function."""
     from understudy.core import keys
@@ -511,9 +525,20 @@ def test_code_from_outside_runs_only_when_trusted(tmp_path):
     assert [s for s, _ in statuses] == [2, 0] * 4 + [1], err
     assert [there for _, there in statuses[:2]] == [False, True]
     assert "understudy replay demos elsewhere:world --trust elsewhere" in out  # what it proposes works
+    assert "understudy eval run demos --trust elsewhere\n" in out
     assert err.count("--trust elsewhere") >= 4 and "a mistake in one's own code" in err and "please report" in err
     made = json.loads((tmp_path / "run2" / "checkpoints" / "000004" / "method.json").read_text())
     assert made["policy"]["head"]["$"] == "elsewhere:Own" and made["policy"]["trunk"]["width"] == 4
+
+
+def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_path):
+    assert common.packages(place / "a") == ()
+    shutil.copytree(place / "a", tmp_path / "a")
+    for file in (tmp_path / "a" / "checkpoints").glob("*/method.json"):
+        method = json.loads(file.read_text())
+        method["policy"]["head"]["$"], method["data"] = "others.heads:Own", [{"$": "mine:far", "call": False}]
+        file.write_text(json.dumps(method))
+    assert common.packages(tmp_path / "a") == ("mine", "others")
 
 
 # -- interrupts -----------------------------------------------------------------------------------------------------

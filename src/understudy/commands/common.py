@@ -52,11 +52,28 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return own, recipe, changes
 
 
+def packages(run: Path) -> tuple[str, ...]:
+    """All whose code a run's method.json names, besides ours: what loading it takes."""
+    from ..files import read_json
+    from ..policy import checkpoint
+
+    return tuple(sorted(set(_packages(read_json(checkpoint(run) / "method.json"))) - {"understudy"}))
+
+
+def _packages(document) -> Iterator[str]:
+    if isinstance(document, dict):
+        if isinstance(named := document.get("$"), str):
+            yield named.partition(":")[0].split(".")[0]
+        document = list(document.values())
+    for value in document if isinstance(document, list) else ():
+        yield from _packages(value)
+
+
 class Out:
     """Words for people on standard output, or, with --json, one document there and nothing else."""
 
     def __init__(self, json: bool = False, trust: tuple[str, ...] = ()):
-        self.json, self.stdout, self.trust = json, sys.stdout, "".join(f" --trust {package}" for package in trust)
+        self.json, self.stdout, self.trust = json, sys.stdout, trust
         self.wrap = sys.stdout.isatty()  # elsewhere lines stay whole
         wide = None if self.wrap or "COLUMNS" in os.environ else 120
         self.console = Console(quiet=json, markup=False, highlight=False, emoji=False, width=wide)
@@ -76,7 +93,8 @@ class Out:
     def next(self, *commands: str) -> None:
         """The sensible things to do now."""
         loads = ("understudy record", "understudy replay", "understudy train", "understudy eval")
-        lines = (f"  {c}{self.trust if c.startswith(loads) else ''}" for c in commands)
+        trust = "".join(f" --trust {package}" for package in dict.fromkeys(self.trust))
+        lines = (f"  {c}{trust if c.startswith(loads) else ''}" for c in commands)
         self.console.print("\nnext:", *lines, sep="\n", soft_wrap=True)
 
     def answer(self, document) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from .common import Device, Out, Trust, opened, parse, split
+from .common import Device, Out, Trust, opened, packages, parse, split
 
 if TYPE_CHECKING:
     from ..envs.base import Env
@@ -65,7 +65,7 @@ def main(args: list[str]) -> None:
     from ..core import UserError
     from ..learn.devices import device
     from ..learn.run import Run
-    from ..learn.train import train
+    from ..learn.train import held_out, train
     from .method import method_of
 
     if o.steps is not None and o.steps < 1:
@@ -84,6 +84,11 @@ def main(args: list[str]) -> None:
         env = make(o.eval, min(o.rollouts, 16), o.trust)
         _fits(method, data, env)
         score = _score(method, env, o.rollouts, o.seed)
+    held = held_out(len(data), o.hold)
+    if not held:
+        print(f"no episode is held out{'' if o.hold == 0 else ': that takes 5 or more'}"
+              ", so the error on other episodes is not measured", file=sys.stderr)
+    said = Said(o.steps or method.learn.steps, o.every, bool(held or score))
     try:
         train(method, data, o.out, steps=o.steps, seed=o.seed, device=where, score=score, every=o.every, hold=o.hold,
               watch=(said,), command=command)
@@ -91,17 +96,33 @@ def main(args: list[str]) -> None:
         if env is not None:
             env.close()
     places = Run(o.out).places()
+    out.trust += packages(o.out)
     out.say(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
     best = [f"understudy eval {o.out}/best {o.eval} --episodes 100"] if o.eval and "best" in places else []
     out.next(f"understudy eval {o.out} {o.eval or 'ENV'} --episodes 100", *best, f"understudy eval {o.out} {o.data}")
 
 
-def said(step, learner, seen) -> None:
-    """What each validation found, as it comes."""
-    names = {"score": "score in rollouts", "validation/energy": "error on held-out episodes"}
-    if found := [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]:
-        print(f"update {step}: {', '.join(found)}", file=sys.stderr)
+class Said:
+    """A line a checkpoint: what its validation found, if there is one (`judged`), and the mean loss since the last."""
+
+    def __init__(self, steps: int, every: int | None, judged: bool):
+        from ..learn.train import interval
+
+        self.steps, self.every, self.judged, self.losses = steps, every or interval(steps), judged, []
+
+    def __call__(self, step, learner, seen) -> None:
+        if "loss" in seen:
+            self.losses.append(seen["loss"])
+            if self.judged or step < self.steps and step % self.every:
+                return
+        names = {"score": "score in rollouts", "validation/energy": "error on held-out episodes"}
+        found = [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]
+        if self.losses:
+            found.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
+        if found:
+            print(f"update {step}: {', '.join(found)}", file=sys.stderr)
+        self.losses.clear()
 
 
 def _help(own: list[str], options: list[str]) -> None:

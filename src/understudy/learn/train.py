@@ -64,7 +64,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
     if steps is not None:
         method = replace(method, learn=replace(method.learn, steps=steps))
     steps = method.learn.steps
-    every = every or max(-(-steps // 10), 1)
+    every = every or interval(steps)
     run = Run(Path(out))
     with (devices.exact(where), devices.together(where) as processes,
           run.open() if processes.first else contextlib.nullcontext()):
@@ -120,6 +120,11 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
             card(run, method, documents["provenance.json"])
         processes.wait()
         return loop.settled()
+
+
+def interval(steps: int) -> int:
+    """Updates between checkpoints, where nothing is said."""
+    return max(-(-steps // 10), 1)
 
 
 class _Loop:

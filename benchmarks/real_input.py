@@ -86,6 +86,7 @@ def run(cell: str) -> None:
         raise UserError("expected recorded demonstrations, found none", where=DATA / t.data,
                         do="set UNDERSTUDY_DATA to the folder that holds them")
     make(t.env).close()  # or it says what to install
+    whole = not (RUNS / cell).exists()  # of a training that goes on, only the end would be timed
     for command in commands(cell)[:-1]:
         print("$", command, flush=True)
         words = shlex.split(command.replace("DATA/", f"{DATA}/"))
@@ -100,7 +101,8 @@ def run(cell: str) -> None:
     finally:
         env.close()
     write_json(RESULTS / f"{cell.replace('/', '-')}.json", {
-        "cell": cell, "train_cpu_seconds": round(spent, 1), "eval_cpu_seconds": round(time.process_time() - began, 1),
+        "cell": cell, "train_cpu_seconds": round(spent, 1) if whole else None,
+        "eval_cpu_seconds": round(time.process_time() - began, 1),
         "steps": STEPS[recipe], **found.json(), **extra(task, found)})
 
 
@@ -191,7 +193,8 @@ def _table(task: str) -> list[str]:
         beside = [_range(r["opened"], 100, " %"), _range(r["d4rl"])] if door else []
         cells = [_range(r["success"], 100, " %"), *beside,
                  _range({"estimate": r["return"]["mean"], **r["return"]})]
-        rows.append([recipe, *cells, f"{r['train_cpu_seconds']:.0f}"])
+        spent = r["train_cpu_seconds"]
+        rows.append([recipe, *cells, "interrupted: not timed" if spent is None else f"{spent:.0f}"])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 

@@ -97,6 +97,17 @@ def test_usage(call, args):
     refused(call(*args), f"understudy {args[0]}")
 
 
+@pytest.mark.parametrize(("args", "words"), [
+    (["train", "bc", "d", "--out", "r", "--steps", "ten"], "--steps: expected an integer, found 'ten'\n"),
+    (["train", "bc", "d", "--out", "r", "--hold=much"], "--hold: expected a number, found 'much'\n"),
+    (["train", "bc", "d", "--out", "r", "--image-size", "96", "wide"],
+     "--image-size: expected an integer or two integers, found '96 wide'\n"),
+    (["eval", "r", "fork", "--episodes", "many"], "--episodes: expected an integer, found 'many'\n"),
+])
+def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
+    refused(call(*args), "understudy: " + words)
+
+
 def test_counts_and_seeds_that_mean_nothing(call, place, tmp_path):
     refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 2, "--rows", 0), "--rows", "found 0")
     refused(call("eval", place / "a", "CartPole-v1", "--rows", 0), "--rows", "found 0")
@@ -110,7 +121,7 @@ def test_counts_and_seeds_that_mean_nothing(call, place, tmp_path):
 
 def test_a_recording_spares_what_is_none(call, place):
     before = sorted((place / "a").rglob("*"))
-    refused(call("record", "fork", "--out", place / "a", "--episodes", 2), "another --out")
+    refused(call("record", "fork", "--out", place / "a", "--episodes", 2), "another folder")
     assert sorted((place / "a").rglob("*")) == before
 
 
@@ -349,8 +360,9 @@ def test_overrides_are_told_from_options():
 
 def test_overrides_reach_the_method(call, place, tmp_path):
     assert call("train", "flow-policy", place / "demos", "--out", tmp_path / "r", "--steps", 2, "--device", "cpu",
-                "--policy.head.steps", 5, "--learn.optim.rate", "3e-4", "--run.execute", 2, "--policy.window.ahead",
-                "-1", "--learn.optim.betas", "0.8", "0.9", "--recipe.horizon", 6, "--policy.trunk.width=32")[0] == 0
+                "--policy.head.steps", 5, "--learn.optim.rate", "3e-4", "--run.execute", 2, "--run.skip", 1,
+                "--policy.window.ahead", "-1", "--learn.optim.betas", "0.8", "0.9", "--recipe.horizon", 6,
+                "--policy.trunk.width=32")[0] == 0
     made = json.loads((tmp_path / "r" / "checkpoints" / "000002" / "method.json").read_text())
     assert made["policy"]["head"]["steps"] == 5 and made["run"]["execute"] == 2
     assert made["learn"]["optim"]["rate"] == 3e-4 and made["learn"]["optim"]["betas"] == [0.8, 0.9]
@@ -430,6 +442,24 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
     refused(call("eval", place / "a", "fork", "--episodes", 0), "at least one")
     refused(call("eval", place / "a", "fork", "--seed", -1), "-1")
     refused(call("train", "difusion-policy", place / "demos", "--out", tmp_path / "r"), "diffusion-policy")
+
+
+def test_arguments_in_each_others_place(call, place, tmp_path):
+    refused(call("train", place / "demos", "bc", "--out", tmp_path / "r"), "name of a method", "train RECIPE DATA")
+    for found in (call("inspect", place / "a"), call("train", "bc", place / "a", "--out", tmp_path / "r"),
+                  call("replay", place / "a" / "checkpoints" / "000020", "fork")):
+        refused(found, "found a run", f"understudy eval {place / 'a'}")
+
+
+def test_a_comparison_is_of_two_policies(call, place):
+    twice = "--against", place / "b", f"--against={place / 'a'}"
+    refused(call("eval", place / "a", "fork", *twice), "--against", "several")
+    refused(call("eval", place / "a", "fork", "--against", place / "a" / "checkpoints" / "000020"), "same checkpoint")
+
+
+def test_a_place_for_rollouts_that_is_taken(call, place):
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "demos"), "name another folder")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "b"), "name another folder")
 
 
 def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):

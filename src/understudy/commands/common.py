@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -28,7 +33,7 @@ Count = Annotated[int, arg(metavar="N")]
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     """Ends the process with status 2 and an explanation if these are not its options."""
-    found = tyro.cli(options, prog=f"understudy {command}", args=list(args), config=(tyro.conf.FlagCreatePairsOff,))
+    found = read(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # one's own file beside one, which an installed script does not see; last
     for name in ("rows", "rollouts"):
@@ -37,6 +42,45 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
 
             raise UserError(f"expected at least one, found {getattr(found, name)}", where=f"--{name}")
     return found
+
+
+def read(options: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
+    """As tyro.cli, but a value of the wrong type is a UserError, in one line."""
+    more = {} if default is None else {"default": default}
+    tell = partial(tyro.cli, options, prog=prog, args=list(args), config=(tyro.conf.FlagCreatePairsOff,), **more)
+    try:
+        with redirect_stderr(io.StringIO()) as said:
+            return tell()
+    except SystemExit as end:
+        if not end.code:  # after --help
+            raise
+        wrong = re.search(r"Error parsing --([\w.-]+)", said.getvalue())
+        if wrong and (expected := _expected(default or options, wrong[1].replace("-", "_"))):
+            from ..core import UserError
+
+            raise UserError(f"expected {expected}, found {_given(args, wrong[1])!r}", where=f"--{wrong[1]}",
+                            do=f"{prog} --help says what can be set") from None
+        return tell()  # once more, for its own words, in colour where there is one
+
+
+def _expected(owner: Any, path: str) -> str:
+    """What the field at `path` of a dataclass (or of one that is made) holds, in words; "" where there are none."""
+    words = {int: "an integer", float: "a number", tuple[int, int]: "two integers", type(None): ""}
+    first, _, rest = path.partition(".")
+    if rest:
+        owner = owner[int(first)] if isinstance(owner, tuple) else getattr(owner, first, None)
+        return _expected(owner, rest)
+    kind = get_type_hints(owner if isinstance(owner, type) else type(owner)).get(first)
+    kinds = get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
+    return " or ".join(words[k] for k in kinds if words[k]) if all(k in words for k in kinds) else ""
+
+
+def _given(args: Sequence[str], name: str) -> str:
+    """What follows the last --name."""
+    flat = [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    names = [a.replace("_", "-") if a.startswith("--") else "" for a in flat]
+    at = len(flat) - names[::-1].index("--" + name.replace("_", "-"))
+    return " ".join(takewhile(lambda a: not a.startswith("--"), flat[at:]))
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -130,6 +174,20 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
         yield progress
 
 
+def demonstrations(path: Path) -> Path:
+    """`path`. Raises UserError if it is a run, or the name of a method."""
+    from ..core import UserError
+    from ..recipes import METHODS
+
+    if (path / "run.json").exists() or (path / "weights.safetensors").exists():
+        raise UserError("expected demonstrations, found a run", where=path,
+                        do=f"understudy eval {path} ENV judges it")
+    if not path.exists() and str(path) in METHODS:
+        raise UserError("expected demonstrations, found the name of a method", where=path,
+                        do="the order is understudy train RECIPE DATA --out RUN")
+    return path
+
+
 def opened(path: Path, size: int | tuple[int, int] | None = None) -> Dataset:
     """The data set; its camera frames, if it has any, decoded once to `size`, whose cost is told beforehand. Without
     a size they keep their own if that is one and at most 128 pixels a side, and are 96 x 96 otherwise."""
@@ -138,7 +196,7 @@ def opened(path: Path, size: int | tuple[int, int] | None = None) -> Dataset:
     from ..data.formats import frame_cost, with_frames
     from ..learn.watch import duration
 
-    data = Dataset.open(path)
+    data = Dataset.open(demonstrations(path))
     sizes = {f.shape[:2] for f in data.features().values() if f.kind == "image"}
     if not sizes:
         return data

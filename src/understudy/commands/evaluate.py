@@ -59,8 +59,15 @@ def main(args: list[str]) -> None:
     o = parse(Eval, "eval", args)
     from ..core import UserError
     from ..envs import names
+    from ..policy import checkpoint
 
     with Out(o.json, o.trust) as out:
+        if sum(a.split("=")[0] == "--against" for a in args) > 1:
+            raise UserError("expected one policy to compare with, found several", where="--against",
+                            do="compare two at a time")
+        if o.against is not None and checkpoint(o.run).resolve() == checkpoint(o.against).resolve():
+            raise UserError("expected another policy to compare with, found the same checkpoint", where="--against",
+                            do="RUN/best, RUN/checkpoints/NNNNNN or another run")
         if o.episodes < 1:
             raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
         if o.seed < 0:

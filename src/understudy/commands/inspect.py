@@ -9,7 +9,7 @@ from typing import Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Out, parse
+from .common import Out, demonstrations, parse
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def main(args: list[str]) -> None:
     from ..recipes import recommended
 
     with Out(o.json) as out:
-        data = Dataset.open(o.data)
+        data = Dataset.open(demonstrations(o.data))
         found = describe(data)
         lengths = sorted(len(e) for e in data)
         rate = f", {found['fps']:g} steps a second" if found["fps"] else ""

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import tyro
-
 from ..core import Schema, UserError
 from ..learn.method import Method
 from ..recipes import METHODS, find, function
+from .common import read
 
 
 def method_of(recipe: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
@@ -20,8 +19,7 @@ def method_of(recipe: str, options: Sequence[str], changes: Sequence[str], featu
     """`options` go to the recipe's function, `changes` to any field of what it returns. Ends with status 2 and the
     nearest right names for a field that is not there."""
     method = find(recipe, features, trust, **_options(function(recipe, trust), options))
-    return tyro.cli(Method, default=method, prog=command, args=list(changes),
-                    config=(tyro.conf.FlagCreatePairsOff,)) if changes else method
+    return read(Method, changes, command, method) if changes else method
 
 
 def options_of(name: str) -> dict[str, Any]:

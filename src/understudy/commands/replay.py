@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Env, Out, Trust, bar, parse
+from .common import Count, Env, Out, Trust, bar, demonstrations, parse
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main(args: list[str]) -> None:
     from ..evaluate.replay import replay
 
     with Out(o.json, o.trust) as out:
-        data = Dataset.open(o.data)
+        data = Dataset.open(demonstrations(o.data))
         chosen = None if o.episode is None else [o.episode]
         env = make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)
         try:

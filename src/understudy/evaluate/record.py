@@ -57,7 +57,7 @@ def _there(out: Path, env: Env, seed: int, by: str) -> int:
     if not out.exists():
         return 0
     if not (out / "meta" / "info.json").exists():
-        raise UserError("expected a recording, or nothing, found something else", where=out, do="choose another --out")
+        raise UserError("expected a recording, or nothing, found something else", where=out, do="name another folder")
     data = Dataset.open(out)
     for n, episode in enumerate(data):
         found = {k: episode.meta.get(k) for k in ("env", "seed", "by", "number")}
@@ -65,7 +65,7 @@ def _there(out: Path, env: Env, seed: int, by: str) -> int:
         if found != wanted:
             odd = next(k for k in wanted if found[k] != wanted[k])
             raise UserError(f"expected a recording with {odd} {wanted[odd]!r}, found {found[odd]!r}",
-                            where=f"{out}, episode {n}", do="choose another --out, or go on as it was begun")
+                            where=f"{out}, episode {n}", do="name another folder, or go on as it was begun")
     return len(data)
 
 

@@ -21,6 +21,10 @@ def card(run: Run, method: Method, provenance: dict[str, Any]) -> None:
     parts = [(f.name, getattr(method.policy, f.name)) for f in dataclasses.fields(method.policy)]
     told = [("run", method.run), ("learn", method.learn), *(("data", r) for r in method.data), *parts]
     held = provenance["held_out"]
+    if any("score" in line for line in lines.values()):
+        chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
+    else:
+        chosen = "The energy score chose the best checkpoint.\n" if lines else ""
     text = f"""# {type(method.policy.head).__name__} policy on {data["name"] or "a data set"}
 
 Trained by understudy {versions["understudy"]} (PyTorch {versions["torch"]}) on {device["name"]} ({device["type"]}), \
@@ -38,8 +42,7 @@ seed {provenance["seed"]}, {method.learn.steps} updates.
 |---|---|---|---|
 {chr(10).join(figures)}
 
-The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds. The energy score is an
-error in units of the actions' standard deviation, not a success rate.
+{chosen}The energy score is an error in units of the actions' standard deviation, not a success rate.
 
 ## Method
 

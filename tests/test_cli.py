@@ -180,6 +180,20 @@ def test_inspect(call, place):
     assert status == 0 and "12 of 12 succeeded" in out and f"understudy replay {place / 'demos'} fork" in out
 
 
+def test_inspect_says_the_ranges(call, tmp_path):
+    seen = np.arange(24, dtype=np.float32).reshape(12, 2) - 4
+    seen[3, 1], long = np.nan, np.linspace(-1, 3, 12 * 9, dtype=np.float32).reshape(12, 9)
+    seen[:, 0] = -0.25
+    out = call("inspect", save(tmp_path / "d.npz", observations=long, actions=seen, steps=(12,)))[1]
+    rows = [line.split() for line in out.splitlines()]
+    assert ["observation.state,", "all", "9", "-1", "1", "3"] in rows
+    assert ["action[0]", "-0.25", "-0.25", "-0.25"] in rows
+    assert ["action[1]", "-3", f"{(12 * 8 - 3) / 11:.4g}", "19"] in rows  # without row 3
+    assert "1 episode, 12 steps\n" in out and "1 component of 2 never changes: 0" in out
+    out = call("inspect", save(tmp_path / "e.npz", actions=np.ones((12, 2), np.float32)))[1]
+    assert "2 components of 2 never change: 0, 1" in out
+
+
 def test_replay(call, place):
     found = document(call("replay", place / "demos", "fork", "--json"))
     assert [t["diverges"] for t in found["episodes"]] == [None] * 12
@@ -277,6 +291,15 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
     assert scores[int(places["best"][-6:])] == max(scores.values()) and set(scores) == {10, 20}
     card = (tmp_path / "r" / "CARD.md").read_text()
     assert "understudy train bc" in card and "--rollouts 4" in card
+
+
+def test_the_card_says_what_chose_the_best(call, place, tmp_path):
+    assert "\nThe energy score chose the best checkpoint.\n" in (place / "a" / "CARD.md").read_text()
+    for name, options, said in (("s", ["--eval", "fork", "--rollouts", 2], "\nThe score chose the best checkpoint, so"),
+                                ("n", ["--hold", 0], None)):
+        assert call("train", "bc", place / "demos", "--out", tmp_path / name, *TINY, *options)[0] == 0
+        text = (tmp_path / name / "CARD.md").read_text()
+        assert said in text if said else "chose the best" not in text
 
 
 def test_training_says_how_it_goes_and_that_nothing_is_held_out(call, tmp_path):

@@ -35,14 +35,15 @@ def main(args: list[str]) -> None:
         lengths = sorted(len(e) for e in data)
         rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
         out.say(f"{o.data}: {found['format']} {found['version']}".rstrip(),
-                f"{found['episodes']} episodes, {found['steps']} steps{rate}; episodes of {lengths[0]} to "
-                f"{lengths[-1]} steps, half of them at least {lengths[len(lengths) // 2]}")
+                f"{found['episodes']} episode{'s' * (len(data) != 1)}, {found['steps']} steps{rate}"
+                + (f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
+                   f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
         out.say(*_outcomes(data), "")
         table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
         for name, f in data.features().items():
             table.add_row(name, role(name), f.dtype, " x ".join(map(str, f.shape)), ", ".join(f.names or ()),
                           f.unit or "")
-        out.say(table)
+        out.say(table, "", _numbers(data))
         if found["tasks"]:
             out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
@@ -52,6 +53,24 @@ def main(args: list[str]) -> None:
         out.next(train + (f" --eval {env} --every 500" if env else ""),
                  *([f"understudy replay {o.data} {env}"] if env else []))
         out.answer(found)
+
+
+def _numbers(data) -> Table:
+    """The range of each component, so that one sees units and what is normalised; of long vectors, of all."""
+    from ..data.formats.describe import ranges
+
+    table = Table("numbers", "min", "mean", "max", box=None, pad_edge=False)
+    features = data.features()
+    for name, (low, mean, high) in ranges(data).items():
+        if low.size > 8:
+            rows = [(f"{name}, all {low.size}", low.min(), mean.mean(), high.max())]
+        else:
+            parts = features[name].names or [str(i) for i in range(low.size)]
+            rows = [(f"{name}[{part}]" if features[name].shape else name, *numbers)
+                    for part, *numbers in zip(parts, low, mean, high, strict=True)]
+        for row, *numbers in rows:
+            table.add_row(row, *(f"{n:.4g}" for n in numbers))
+    return table
 
 
 def _outcomes(data) -> list[str]:

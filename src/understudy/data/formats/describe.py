@@ -29,6 +29,25 @@ def describe(data: Dataset) -> dict[str, Any]:
     }
 
 
+def ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(lowest, mean, highest) of each component of the observations and actions that are numbers, by column, over
+    the finite values."""
+    found = {}
+    for name, f in data.features().items():
+        if f.kind in ("vector", "choice") and role(name) in ("observation", "action"):
+            low, high = np.full(f.shape, np.inf), np.full(f.shape, -np.inf)
+            total, count = np.zeros(f.shape), np.zeros(f.shape)
+            for episode in data:
+                values = np.asarray(episode.steps[name], np.float64)
+                there = np.isfinite(values)
+                low = np.minimum(low, np.where(there, values, np.inf).min(0, initial=np.inf))
+                high = np.maximum(high, np.where(there, values, -np.inf).max(0, initial=-np.inf))
+                total, count = total + np.where(there, values, 0.0).sum(0), count + there.sum(0)
+            mean = np.divide(total, count, out=np.full(f.shape, np.nan), where=count > 0)
+            found[name] = tuple(x.reshape(-1) for x in (low, mean, high))
+    return found
+
+
 def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
     """Raises UserError naming the file, episode, step and component of the first NaN or infinity."""
     for name in columns:
@@ -111,7 +130,8 @@ def _numbers(data, name, f) -> Iterator[str]:
         still = np.flatnonzero((low == high).reshape(-1))
         if len(still):
             labels = [f.names[i] for i in still] if f.names else still
-            yield f"{name}: {_count(len(still), 'component')} of {f.size} never changes: {_list(labels)}"
+            change = "component of {} never changes" if len(still) == 1 else "components of {} never change"
+            yield f"{name}: {len(still)} {change.format(f.size)}: {_list(labels)}"
 
 
 def _times(data) -> Iterator[str]:

@@ -101,6 +101,8 @@ def test_success_bars_are_as_long_as_the_estimates():
         bar = of(root, "rect", fill=f"var(--s{i})")[0]
         assert float(bar.get("width")) == pytest.approx(max(full * p.estimate, 0.1), rel=1e-3)
         assert tally in figure.words
+    shown = svg(plots.success_bars([("a", clopper_pearson(189, 200), "189 of 200")])).itertext()
+    assert {"94.5%", "90.4% to 97.2%"} <= set(shown)  # Clopper-Pearson: 0.9037 to 0.9722
     whiskers = [points(p) for p in of(root, "path", **{"class": "mark"})]
     assert whiskers[0][:, 0] == pytest.approx([full * found[0][1].low, full * found[0][1].high], abs=0.1)
     assert EVIL not in figure.svg
@@ -146,6 +148,18 @@ def test_fans_hold_every_plan_up_to_the_end():
     lines = [points(p) for p in of(root, "path", stroke="var(--s0)")]
     assert [len(line) for line in lines] == [8] * 7 + [4] * 7
     assert len(points(of(root, "path", **{"class": "mark"})[0])) == 20
+
+
+def test_chunks_of_one_step_are_dots():
+    truth, plans = np.arange(20.0)[:, None], np.random.default_rng(0).uniform(0, 19, (7, 1, 1))
+    root = svg(plots.fans(truth, [(0, plans), (16, plans)], 0, "turn"))
+    dots, rings = of(root, "circle", fill="var(--s0)"), of(root, "circle", stroke="var(--s0)")
+    assert len(dots) == 14 and len(rings) == 2
+    where = {(r.get("cx"), float(r.get("cy"))) for r in rings}
+    (x0, low), (x1, high) = sorted(where, key=lambda at: float(at[0]))
+    assert [d.get("cx") for d in dots] == [x0] * 7 + [x1] * 7
+    heights = [low + float(p) / 16 * (high - low) for p in plans[:, 0, 0]]
+    assert [float(d.get("cy")) for d in dots] == pytest.approx(heights * 2, abs=0.2)
 
 
 @settings(max_examples=200, deadline=None)
@@ -269,9 +283,12 @@ def test_the_report_of_one_policy_without_map_or_success(runs, tmp_path):
                        {k: v for k, v in e.meta.items() if k != "success"})
     e = judged(runs["shaky"].episodes.map(bare))
     found = checked(report(tmp_path / "r.html", runs={"alone": e}))
-    assert "mean return" in found.text and "a mean return of" in found.text and "succe" not in found.text.replace(
-        "Success: Clopper", "")
+    assert "mean return" in found.text and "a mean return of" in found.text and "succe" not in found.text.lower()
     other = checked(report(tmp_path / "s.html", runs={"one": e, "two": e}))
+    assert "sign-flip" in other.text and "sign-flip" not in found.text  # the methods on the page, and no others
+    shaky = checked(report(tmp_path / "t.html", runs={"shaky": runs["shaky"]}))
+    assert "Clopper–Pearson" in shaky.text and "Tango" not in shaky.text and "McNemar" not in shaky.text
+    assert "Tango" in checked(report(tmp_path / "u.html", runs=runs)).text
     assert "Cannot tell whether one or two is better" in other.text
 
 

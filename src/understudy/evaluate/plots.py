@@ -188,8 +188,8 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
     parts += _ruler([(right * v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], 20, bottom)
     for i, (name, p, tally) in enumerate(rows):
         top = step * i
-        end = _tag("tspan", escape(f"{p.estimate:.0%}"), **{"class": "strong"})
-        end += _tag("tspan", escape(f"{p.low:.0%} to {p.high:.0%}"), dx=8, fill="var(--soft)")
+        end = _tag("tspan", escape(f"{p.estimate:.1%}"), **{"class": "strong"})
+        end += _tag("tspan", escape(f"{p.low:.1%} to {p.high:.1%}"), dx=8, fill="var(--soft)")
         bar = {"x": 0, "y": top + 32, "height": 16, "rx": 3}
         parts += [_tag("rect", x=0, y=top, width=WIDTH, height=28, fill="var(--paper)"),
                   _text((0, top + 22), _short(name, 30), "name"),
@@ -378,7 +378,7 @@ def bars(rows: Sequence[tuple[str, float, float | None]], name: str, beside: str
 
 def fans(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
     """One component of what was recorded, (T, A), as a strong line; and from the step where each of (step, plans
-    (K, H, A)) starts, the chunks that a policy might carry out."""
+    (K, H, A)) starts, the chunks that a policy might carry out: lines, or dots where they are of one step."""
     truth = np.asarray(actions, float)[:, component]
     length = len(truth)
     drawn = [(s, np.asarray(p, float)[:, :length - s, component]) for s, p in chunks]
@@ -392,9 +392,18 @@ def fans(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], componen
     parts.append(_path(axes.points(range(length), truth), "mark"))
     parts += [_circle((axes.x(s), axes.y(truth[s])), 3.2, fill="var(--paper)", stroke="var(--s0)", stroke_width=2)
               for s, _ in drawn]
+    for step, plans in drawn:  # a line of one point would not show
+        parts += [_circle((axes.x(step), axes.y(plan[0])), 2.2, fill="var(--s0)", fill_opacity=1.6 / max(
+            math.sqrt(len(plans)), 1.6)) for plan in plans if len(plan) == 1]
+    kind = "dots" if single(chunks) else "lines"
     return _figure(parts + axes.base(), axes.height,
                    f"{name} over an episode: what was recorded as a strong line, and what the policy might do from each"
-                   f" of {len(drawn)} steps as a fan of {max((len(p) for _, p in drawn), default=0)} lines.")
+                   f" of {len(drawn)} steps as a fan of {max((len(p) for _, p in drawn), default=0)} {kind}.")
+
+
+def single(chunks: Sequence[tuple[int, np.ndarray]]) -> bool:
+    """Whether each chunk is of one step alone, and so a dot and not a line."""
+    return all(np.shape(plans)[1] == 1 for _, plans in chunks)
 
 
 # -- pieces -------------------------------------------------------------------------------------------------------

@@ -183,11 +183,17 @@ def report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None 
         sections.append(demonstrations(data, env))
     if commands:
         sections.append(Section("Go on", (Commands(tuple(commands)),)))
-    return page(path, title, sections, verdict=said, footer=METHODS)
+    return page(path, title, sections, verdict=said, footer=_methods(judged))
 
 
-METHODS = ("Success: Clopper–Pearson intervals. Difference on the same starts: Tango's score interval and the exact "
-           "McNemar p. Returns: bootstrap.")
+def _methods(judged: Sequence[Evaluation]) -> str:
+    """Of the intervals and tests on the page, and no others."""
+    success = all(e.success is not None for e in judged)
+    used = ["Success: Clopper–Pearson intervals."] if judged[0].success is not None else ["Returns: bootstrap."]
+    if len(judged) > 1:
+        used.append("Difference on the same starts: " + (
+            "Tango's score interval and the exact McNemar p." if success else "bootstrap and a sign-flip test."))
+    return " ".join(used)
 
 
 def closed_loop(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
@@ -306,7 +312,10 @@ def foretold(found: Recorded) -> list[Section]:
     if shown:
         sections.insert(0, Section(
             "What it would do", (Figures(shown),),
-            "The strong line is what was recorded; the fans are what the policy might do from the circles on."))
+            "The strong line is what was recorded; " + (
+                "the dots are what the policy might do at the circles." if all(
+                    plots.single([(f.step, f.plans) for f in fans.fans]) for fans in found.fans) else
+                "the fans are what the policy might do from the circles on.")))
     figures = {"energy score": found.energy, "mean distance of a sample": found.mean, "of the nearest one": found.best}
     table = Table(("", "estimate", "low", "high"), tuple((n, v.estimate, v.low, v.high) for n, v in figures.items()))
     rest = () if found.inside is None else (Words(

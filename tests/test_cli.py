@@ -452,7 +452,7 @@ def test_bad_data(call, place, tmp_path):
 ])
 def test_what_could_not_be_run_is_not_trained(call, place, tmp_path, change, words):
     refused(call("train", "bc-gmm", place / "demos", "--out", tmp_path / "r", *TINY, *change), *words)
-    assert not (tmp_path / "r" / "checkpoints").exists()
+    assert not (tmp_path / "r").exists()
 
 
 def test_data_policy_and_environment_must_fit(call, place, tmp_path):
@@ -469,7 +469,8 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
 
 def test_arguments_in_each_others_place(call, place, tmp_path):
     refused(call("train", place / "demos", "bc", "--out", tmp_path / "r"), "name of a method", "train RECIPE DATA")
-    for found in (call("inspect", place / "a"), call("train", "bc", place / "a", "--out", tmp_path / "r"),
+    for found in (call("inspect", place / "a"), call("eval", place / "demos", place / "a"),
+                  call("train", "bc", place / "a", "--out", tmp_path / "r"),
                   call("replay", place / "a" / "checkpoints" / "000020", "fork")):
         refused(found, "found a run", f"understudy eval {place / 'a'}")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Device, Out, Trust, bar, opened, parse
+from .common import Count, Device, Out, Trust, bar, demonstrations, opened, parse
 
 if TYPE_CHECKING:
     from ..evaluate.judge import Evaluation
@@ -74,6 +74,7 @@ def main(args: list[str]) -> None:
             raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
                             do="negative seeds are kept for recording and training")
         if Path(o.on).exists() and o.on not in names():
+            demonstrations(Path(o.on))
             _recorded(o, out)
         elif o.on.startswith((".", "/", "~")) or (":" not in o.on and Path(o.on).suffix):
             raise UserError("expected an environment or recorded episodes, found no such file", where=o.on,

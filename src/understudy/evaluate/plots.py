@@ -192,7 +192,7 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
         end += _tag("tspan", escape(f"{p.low:.1%} to {p.high:.1%}"), dx=8, fill="var(--soft)")
         bar = {"x": 0, "y": top + 32, "height": 16, "rx": 3}
         parts += [_tag("rect", x=0, y=top, width=WIDTH, height=28, fill="var(--paper)"),
-                  _text((0, top + 22), _short(name, 30), "name"),
+                  _text((0, top + 22), _short(name, 26), "name"),
                   _tag("text", end, x=WIDTH, y=top + 22, text_anchor="end"),
                   _tag("rect", **bar, width=right, fill="var(--line)", fill_opacity=0.6),
                   _tag("rect", **bar, width=max(right * p.estimate, 0.1), fill=f"var(--s{i % 4})"),

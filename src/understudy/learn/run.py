@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +127,12 @@ class Run:
 
     @contextmanager
     def open(self) -> Iterator[Run]:
-        """For one process at a time. Clears away what a power cut left half done."""
+        """For one process at a time. Clears away what a power cut left half done, and a new folder where nothing was
+        written in the end."""
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError("expected a folder, found a file", where=self.folder, do="choose another --out")
         ours = {"run.json", "checkpoints", "metrics.jsonl", "CARD.md", ".lock"}
+        new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         strange = sorted(f.name for f in self.folder.iterdir() if f.name not in ours and not f.name.endswith(".part"))
         if strange and not (self.folder / "checkpoints").exists():
@@ -142,7 +144,13 @@ class Run:
                                 do="wait for it, or choose another --out")
             for part in (*self.folder.glob(".*.part"), *(self.folder / "checkpoints").glob(".*.part")):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
-            yield self
+            try:
+                yield self
+            finally:
+                if new and [f.name for f in self.folder.iterdir()] == [".lock"]:
+                    with suppress(OSError):  # Windows keeps what is open
+                        (self.folder / ".lock").unlink()
+                        self.folder.rmdir()
 
 
 @contextmanager

@@ -66,8 +66,7 @@ def main(args: list[str]) -> None:
             raise UserError("expected one policy to compare with, found several", where="--against",
                             do="compare two at a time")
         if o.against is not None and checkpoint(o.run).resolve() == checkpoint(o.against).resolve():
-            raise UserError("expected another policy to compare with, found the same checkpoint", where="--against",
-                            do="RUN/best, RUN/checkpoints/NNNNNN or another run")
+            out.say(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
         if o.episodes < 1:
             raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
         if o.seed < 0:

@@ -213,7 +213,8 @@ def _section(claim: Claim, entry: dict) -> list[str]:
                       for m, v in measures.items()]
         lines.append("")
     twin = record["twin"]
-    lines += [f"Sabotaged twin ({twin['change']}): {twin['verdict']}. {twin['finding']}.", "",
+    blind = "" if twin["flips"] else " It changes nothing, so this experiment cannot show what it set out to show."
+    lines += [f"Sabotaged twin ({twin['change']}): {twin['verdict']}. {twin['finding']}.{blind}", "",
               f"{record['machine']}; {record['seconds']:.0f} CPU seconds; {record['date']}."]
     return lines
 

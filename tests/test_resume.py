@@ -494,7 +494,7 @@ method = replace(method, learn=replace(method.learn, optim=replace(method.learn.
 try:
     run({out!r}, method, made_up(image=True), watch=[Stop(*{stop!r})])
 except KeyboardInterrupt:
-    print("interrupted")
+    print("interrupted", flush=True)
 """
 
 

@@ -38,7 +38,7 @@ def main(args: list[str]) -> None:
         raise UserError("expected a claim's name after run, and none after list and table",
                         where=f"understudy claims {o.what}", do="understudy claims list names them")
     with Out(o.json) as out:
-        globals()[f"_{o.what}"](o, out)
+        {"list": _list, "run": _run, "table": _table}[o.what](o, out)
 
 
 def _list(o: Claims, out: Out) -> None:

@@ -52,7 +52,8 @@ def find(name: str, features: Schema | None = None, trust: tuple[str, ...] = (),
 
 def recommended(features: Schema) -> str:
     """The method to begin with: it keeps several ways of doing the same apart, answers at once, and trains in a minute
-    on a CPU. Others can be better: compare them."""
+    on a CPU. Others can be better, `bc` above all where several steps must not be run without looking (Hopper and
+    Walker2d of docs/real-input.md): compare them."""
     return "bc" if features["action"].kind == "choice" else "bc-gmm"
 
 

@@ -1,0 +1,215 @@
+"""What all benchmarks share: a fair clock, ratios with intervals, peers in their own environments, results on disk.
+
+A benchmark is a script of its own, `python benchmarks/NAME.py`. It times our side and a peer's in turns, in one process
+and one thread, by the CPU's clock, and writes benchmarks/results/NAME.json; `python benchmarks/page.py` makes
+docs/benchmarks.md of these.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+ENVIRONMENTS = HERE.parent / ".venv-peers"
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The median of the repeats, and the least and greatest of them."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+
+    @staticmethod
+    def of(values: Sequence[float], unit: str) -> Figure:
+        return Figure(statistics.median(values), min(values), max(values), unit)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster: the mean over repeats and its 95 % interval, both of logarithms (Student's t)."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a row's table. goal: what the ratio must reach (or `ours` stay below, where `bound` is given).
+    met: None where nothing could be compared; the note then says why."""
+
+    what: str
+    ours: Figure | None = None
+    peer: Figure | None = None
+    ratio: Ratio | None = None
+    goal: float | None = None
+    bound: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.bound is not None and self.ours is not None:
+            return self.ours.value <= self.bound
+        if self.goal is None or self.ratio is None:
+            return None
+        return self.ratio.high >= self.goal
+
+
+# -- the clock ----------------------------------------------------------------------------------------------------
+
+
+def cpu(work: Callable[[], object]) -> float:
+    """Seconds of processor time that `work` takes in this process and in those it waits for."""
+    before = os.times()
+    work()
+    after = os.times()
+    return sum(after[:4]) - sum(before[:4])
+
+
+def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int = REPEATS, least: float = 0.3,
+                warm: int = 1) -> dict[str, list[float]]:
+    """CPU seconds of one call of each side, `repeats` times, the sides taking turns. A call is repeated within its
+    turn until about `least` seconds have gone by, since the clock ticks in hundredths."""
+    calls = {}
+    for name, work in sides.items():
+        for _ in range(warm):
+            work()
+        took = max(cpu(work), 1e-3)
+        calls[name] = max(1, math.ceil(least / took))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, work in sides.items():
+            def turn(work=work, n=calls[name]):
+                for _ in range(n):
+                    work()
+            seconds[name].append(cpu(turn) / calls[name])
+    return seconds
+
+
+def ratio(peer: Sequence[float], ours: Sequence[float]) -> Ratio:
+    """Of seconds, pair by pair."""
+    from scipy import stats
+
+    logs = [math.log(p / o) for p, o in zip(peer, ours, strict=True)]
+    middle = statistics.mean(logs)
+    half = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
+    return Ratio(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+
+
+def compared(what: str, seconds: Mapping[str, Sequence[float]], ours: str, peer: str, *, amount: float, unit: str,
+             goal: float | None = None, note: str = "") -> Line:
+    """A line in amounts a second (`unit`, as "samples/s"), or for amount=0 in milliseconds a call."""
+    def figure(values):
+        return Figure.of([amount / v for v in values], unit) if amount else Figure.of([1000 * v for v in values], "ms")
+    return Line(what, figure(seconds[ours]), figure(seconds[peer]), ratio(seconds[peer], seconds[ours]), goal,
+                note=note)
+
+
+def one_thread() -> None:
+    """To be called before torch and numpy are imported: starts this script anew if the environment says otherwise."""
+    wanted = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if any(os.environ.get(k) != v for k, v in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+
+
+# -- peers --------------------------------------------------------------------------------------------------------
+
+
+class NotInstalled(Exception):
+    """The peer could not be installed here."""
+
+
+def enter(peer: str) -> None:
+    """Goes on in an environment that has benchmarks/peers/PEER.txt beside all that this one has, by starting this
+    script anew in it; makes it first, if need be. The peer's own pins are left aside (--no-deps), so that it runs
+    with the same PyTorch and NumPy as we do. Raises NotInstalled.
+    """
+    folder = ENVIRONMENTS / peer
+    if Path(sys.prefix) == folder.resolve():
+        return
+    wanted = HERE / "peers" / f"{peer}.txt"
+    stamp = folder / "installed.txt"
+    if not stamp.exists() or stamp.read_text() != wanted.read_text():
+        print(f"installing {peer} into {folder.name}", file=sys.stderr, flush=True)
+        try:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+            site = next((folder / "lib").glob("python*/site-packages"), folder / "Lib" / "site-packages")
+            # What the peer's environment lacks is found in ours.
+            ours = [p for p in sys.path if p.endswith("site-packages")]
+            (site / "ours.pth").write_text("\n".join([*ours, str((HERE.parent / "src").resolve())]) + "\n")
+            subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check",
+                            "--no-deps", "-r", wanted], check=True)
+        except (subprocess.CalledProcessError, OSError) as error:
+            raise NotInstalled(f"{peer}: {error}") from None
+        stamp.write_text(wanted.read_text())
+    python = folder.resolve() / "bin" / "python"
+    os.execve(python, [str(python), *sys.argv], dict(os.environ))
+
+
+# -- results ------------------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, str]:
+    model, flags = platform.processor(), ""
+    if Path("/proc/cpuinfo").exists():
+        text = Path("/proc/cpuinfo").read_text()
+        model = m[1].strip() if (m := re.search(r"model name\s*:(.*)", text)) else model
+        flags = m[1] if (m := re.search(r"^flags\s*:(.*)", text, re.M)) else ""
+    fast = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
+    return {"cpu": model, "cores": str(os.cpu_count()), "has": " ".join(fast), "system": platform.system()}
+
+
+def versions(*names: str) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def save(name: str, lines: Sequence[Line], *, packages: Sequence[str] = ("torch", "numpy"), more: dict | None = None
+         ) -> None:
+    """benchmarks/results/NAME.json, and a table on standard output."""
+    from understudy.files import write_json
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    RESULTS.mkdir(exist_ok=True)
+    write_json(RESULTS / f"{name}.json", {
+        "name": name, "command": f"python benchmarks/{name}.py", "date": time.strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip(), "machine": machine(), "versions": versions(*packages),
+        "lines": [{**asdict(line), "met": line.met} for line in lines], **(more or {})})
+    for line in lines:
+        print(row(line))
+
+
+def text(figure: Figure | None) -> str:
+    return "" if figure is None else f"{_short(figure.value)} {figure.unit}"
+
+
+def row(line: Line) -> str:
+    times = "" if line.ratio is None else f"{line.ratio.estimate:.3g}× [{line.ratio.low:.3g}, {line.ratio.high:.3g}]"
+    goal = "" if line.goal is None else f"wanted {line.goal:g}×"
+    verdict = {True: "met", False: "not met", None: ""}[line.met]
+    return " | ".join(x for x in (line.what, text(line.ours), text(line.peer), times, goal, verdict, line.note) if x)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -66,7 +66,8 @@ def stand_in() -> None:
     Missing("torchvision", set_video_backend=lambda name: None)
     Missing("torchvision.io", VideoReader=VideoReader)
     Missing("torchvision.transforms", ToTensor=ToTensor)
-    for name in ("models", "ops", "transforms.functional", "transforms.v2", "transforms.v2.functional"):
+    for name in ("models", "models._utils", "ops", "ops.misc", "transforms.functional", "transforms.v2",
+                 "transforms.v2.functional"):
         Missing(f"torchvision.{name}")
 
 

@@ -26,10 +26,13 @@ class Column:
 
     def gather(self, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
         """episode (B,), row (B, n) of that episode -> (B, n, *shape). Rows beyond its ends are its first or last."""
+        first = self.first[episode][:, None]
         if self.constant:
-            return self.array[np.broadcast_to(self.first[episode][:, None], row.shape)]
-        last = self.rows[episode][:, None] - 1
-        return self.array[self.first[episode][:, None] + np.clip(row, 0, last)]
+            return _rows(self.array, np.broadcast_to(first, row.shape))
+        at = np.minimum(row, self.rows[episode][:, None] - 1)
+        np.maximum(at, 0, out=at)
+        at += first
+        return _rows(self.array, at)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Pack:
                                 where=f"{data.facts.get('path', 'data set')}, episode {odd}, column {name!r}")
             columns[name] = _column(parts, length)
         return Pack(columns, length)
+
+
+def _rows(array: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """array[at]: several times as fast where `take` does not copy the whole array first."""
+    return array.take(at, axis=0) if array.flags.c_contiguous and array.flags.aligned else array[at]
 
 
 def _part(data, i, name):

@@ -74,6 +74,7 @@ class Windows:
                                    *extra))
         length = self.pack.length
         self.ends = np.cumsum(length)
+        self.first = self.ends - length
         odds = None if draw is None else np.concatenate([draw(e) for e in data]).astype(float)
         if odds is not None and odds.shape != (len(self),):
             raise UserError(f"expected how often each of {len(self)} steps is drawn, found {odds.shape}", where="draw",
@@ -104,20 +105,21 @@ class Windows:
     def gather(self, at: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
         """The windows of these numbers (B,); a window's number counts the steps of all episodes in order."""
         w, columns, length = self.window, self.pack.columns, self.pack.length
-        episode = np.searchsorted(self.ends, at, side="right")
-        t = at - (self.ends - length)[episode]
+        episode = self.ends.searchsorted(at, side="right")
+        t = at - self.first[episode]
         goals = {g.into: (columns[g.of], *g.rows(episode, t, length, rng)) for g in w.goals}
 
         def past(key, now):
             if key in goals:  # one goal per window, the same for what follows
                 column, whose, row = goals[key]
                 return _tensor(column.gather(whose, np.repeat(row[:, None], w.obs, 1)))
-            return _tensor(columns[key].gather(episode, now[:, None] + w.look + np.arange(1 - w.obs, 1)))
+            return _tensor(columns[key].gather(episode, now[:, None] + np.arange(w.look + 1 - w.obs, w.look + 1)))
+
+        rows = t[:, None] + np.arange(w.ahead, w.ahead + w.horizon)
 
         def ahead(key):
-            return _tensor(columns[key].gather(episode, t[:, None] + w.ahead + np.arange(w.horizon)))
+            return _tensor(columns[key].gather(episode, rows))
 
-        rows = t[:, None] + w.ahead + np.arange(w.horizon)
         inside = (rows >= 0) & (rows < columns[self.target].rows[episode][:, None])
         action = ahead(self.target)
         reached = {f"{k}.reached": torch.from_numpy((whose == episode) & (row == t)).unsqueeze(1)

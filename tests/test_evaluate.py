@@ -12,12 +12,13 @@ import torch
 from understudy.core import Feature, UserError, keys, uniform
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
+from understudy.envs import make
 from understudy.envs.base import Env, Outcome
 from understudy.envs.fork import Fork
 from understudy.evaluate.judge import across, compare, during, evaluate, judged, recording, tuning, verdict
-from understudy.evaluate.rollout import NotFinite, rollout
+from understudy.evaluate.rollout import rollout
 from understudy.evaluate.stats import mean
-from understudy.execute.actor import Actor, Noisy, Plays
+from understudy.execute.actor import Actor, Noisy, NotFinite, Plays
 from understudy.execute.chunked import RealTime, Receding
 from understudy.execute.ensemble import Ensemble
 from understudy.execute.planners import Fixed
@@ -28,6 +29,7 @@ from understudy.heads.regression import Regression
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy, Recipe
+from understudy.testing import made_up
 
 
 class Clockwork(Env):
@@ -144,6 +146,49 @@ def test_a_row_that_waits_may_do_what_it_likes():
     n = next(n for n in range(100) if (k := keys(0, [n, n + 1]).tolist())[0] % 2 and length(k[0]) <= 2
              and k[1] % 2 == 0 and length(k[1]) > 3)
     assert len(rollout(Breaks(), Clockwork(2), 2, seed=0, first=n)) == 2
+
+
+class Wild(Clockwork):
+    """Shows what is no number once an episode is over, and, at `step`, within one."""
+
+    def __init__(self, rows, step=99):
+        super().__init__(rows)
+        self.at = step
+
+    def _seen(self):
+        seen = super()._seen()["observation.state"]
+        wild = (self.clock >= length(self.key)) & (self.clock > 0) | (self.clock == self.at)
+        return {"observation.state": torch.where(wild[:, None], math.inf, seen)}
+
+
+@pytest.fixture(scope="module")
+def clockwork_policy():
+    seen = Clockwork.features
+    torch.manual_seed(0)
+    return Policy(Recipe(Regression(), trunk=MLP(8, 1), window=Window(1, 1)), seen).fit(made_up(seen)).eval()
+
+
+def test_an_observation_that_is_no_number_says_in_which_episode(clockwork_policy):
+    number = next(n for n, k in enumerate(keys(0, range(50)).tolist()) if length(k) > 3)
+    with pytest.raises(NotFinite, match=rf"episode {number}, step 3, observation 'observation.state': .*inf"):
+        rollout(Plays(clockwork_policy), Wild(1, 3), 50, seed=0)
+
+
+def test_a_row_that_waits_may_see_what_it_likes(clockwork_policy):
+    actor = Plays(clockwork_policy)
+    wild, tame = rollout(actor, Wild(7), 7, seed=0), rollout(actor, Clockwork(7), 7, seed=0)
+    assert len({len(e) for e in wild}) > 1  # so that some wait for the others
+    for x, y in zip(wild, tame, strict=True):
+        np.testing.assert_array_equal(x.steps["action"], y.steps["action"])
+
+
+def test_what_does_not_fit_the_environment_says_so(clockwork_policy):
+    with pytest.raises(UserError, match=r"expected numbers of shape \(rows, 2\), found .*\(4, 8\)"):
+        evaluate(Plays(clockwork_policy), make("push", 4), 4)
+    with pytest.raises(UserError, match=r"fork: expected actions of shape \(4, 2\), found \(4, 1\)\n  -> take the env"):
+        evaluate(Plays(clockwork_policy), Fork(4), 4)
+    with pytest.raises(UserError, match=r"expected an actor, found Policy\n  -> Plays"):
+        evaluate(clockwork_policy, Fork(4), 4)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,28 @@
 """Executors and planners of policies, on plans that say which step and which row they are for."""
 
+import copy
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from understudy.core import UserError, normal, put, take
+from understudy.core import Feature, UserError, keys, normal, put, take
+from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.fork import SPREAD, Expert, Fork
-from understudy.execute.actor import Noisy
+from understudy.execute.actor import Given, Noisy, NotFinite, Plays
 from understudy.execute.chunked import RealTime, Receding
 from understudy.execute.ensemble import Ensemble
 from understudy.execute.planners import Best, Chain, Guided
 from understudy.execute.streaming import Streaming
 from understudy.heads.flow import Flow
-from understudy.policy import Contrast, Inpaint, Planner, Recipe
-from understudy.testing import example
+from understudy.heads.regression import Regression
+from understudy.nets.encoders import Tokens
+from understudy.nets.mlp import MLP
+from understudy.nets.vision import SmallConv
+from understudy.policy import Contrast, Inpaint, Planner, Policy, Recipe
+from understudy.testing import example, made_up
 
 KEY = torch.tensor([5, 6, 7])
 
@@ -22,6 +31,7 @@ class Clock(Planner):
     """Plans the very time that each step is for: the newest observation is the time now."""
 
     inputs, dim, device = ("observation.state",), 1, torch.device("cpu")
+    features = {"observation.state": Feature("float32", (1,))}
 
     def __init__(self, horizon: int, ahead: int = 0, sign: float = 1.0):
         self.window, self.sign, self.given = Window(1, horizon, ahead), sign, []
@@ -163,3 +173,112 @@ def test_rows_move_with_their_chunks():
     assert action[:, 0].tolist() == [1.0, 3.0, 3.0]
 
 
+# -- what a user's own loop may hand over ----------------------------------------------------------------------------
+
+
+STATE, TOP = "observation.state", "observation.images.top"
+SEEN = {STATE: Feature("float32", (3,), names=("x", "y", "grip")), TOP: Feature("uint8", (16, 20, 3), "image"),
+        "observation.mode": Feature("int64", (1,), "choice", choices=(4,)), "action": Feature("float32", (2,))}
+
+
+@pytest.fixture(scope="module")
+def plays():
+    policy = Policy(Recipe(Regression(), trunk=MLP(8, 1), window=Window(2, 4),
+                           encoder=Tokens(width=8, vision=SmallConv(channels=(8, 8), keypoints=2))), SEEN)
+    return Plays(policy.fit(made_up(SEEN)).eval(), Receding(2), policy.frames)
+
+
+def looked(**changes):
+    obs = {STATE: torch.ones(2, 3), TOP: torch.full((2, 16, 20, 3), 7, dtype=torch.uint8),
+           "observation.mode": torch.tensor([[1], [3]])}
+    return {**obs, **{{"state": STATE, "top": TOP, "mode": "observation.mode"}[k]: v for k, v in changes.items()}}
+
+
+WRONG = [
+    (looked(state=torch.ones(3)), "'observation.state': expected numbers of shape (rows, 3), found float32 of shape "
+                                  "(3,)\n  -> one robot is a batch of one: obs['observation.state'][None]"),
+    (looked(state=torch.ones(2, 4)), "expected numbers of shape (rows, 3), found float32 of shape (2, 4)\n  -> give "
+                                     "what the policy was trained to read, rows first: x, y, grip"),
+    (looked(state=np.ones((2, 3), complex)), "expected numbers of shape (rows, 3), found complex128"),
+    (looked(state=np.array([["a"] * 3] * 2)), "expected numbers, found <U1 of shape (2, 3)"),
+    (looked(state=[[1.0], [1.0, 2.0]]), "expected numbers, found list"),
+    (looked(state=None), "expected numbers, found None"),
+    (looked(mode=torch.ones(2, 1)), "'observation.mode': expected integers of shape (rows, 1), found float32"),
+    (looked(top=torch.zeros(2, 3, 16, 20, dtype=torch.uint8)), "-> channels come last"),
+    (looked(top=torch.zeros(2, 16, 20, 3)), "expected uint8 pixels of shape (rows, 16, 20, 3), found float32"),
+    (looked(top=torch.zeros(2, 16, 20, 4, dtype=torch.uint8)), "16, 20, 3), found uint8 of shape (2, 16, 20, 4)"),
+    (looked(mode=torch.ones(3, 1, dtype=torch.int64)), "expected 2 rows, found 3"),
+    (looked(state=torch.tensor([[0.0, 0, 0], [0, math.nan, 0]])),
+     "row 1, observation 'observation.state': expected finite numbers, found nan in component 'y'\n  -> mend"),
+    (looked(state=np.array([[math.inf, 0, 0], [0, 0, math.nan]])), "row 0, observation 'observation.state': expected "
+                                                                   "finite numbers, found inf in component 'x'"),
+    ({k: v for k, v in looked().items() if k != STATE}, "expected an observation 'observation.state', found obser"
+                                                        "vation.images.top, observation.mode\n  -> "),
+    ({"observation.stat": 0, **{k: v for k, v in looked().items() if k != STATE}}, "did you mean 'observation.stat'?"),
+    (torch.ones(2, 3), "obs: expected observations by column, found float32 of shape (2, 3)\n  -> give {'observation"),
+    (None, "obs: expected observations by column, found None"),
+]
+
+
+@pytest.mark.parametrize(("obs", "words"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_observation_says_what_was_expected_what_came_and_what_to_do(plays, obs, words):
+    key = keys(0, range(2))
+    state = plays.start(looked(), key)
+    for call in (lambda: plays.start(obs, key), lambda: plays.act(obs, state)):
+        with pytest.raises(UserError) as error:
+            call()
+        assert words in str(error.value) and error.value.do
+        assert isinstance(error.value, NotFinite) == ("finite" in words)
+
+
+def test_what_can_be_read_as_it_was_trained_is_read(plays):
+    """Lists, arrays of doubles, mirrored views, whole numbers and frames of another size: the very same actions."""
+    key = keys(0, range(2))
+    state = plays.start(looked(), key)
+    action, _ = plays.act(looked(), state)
+    twice = np.full((2, 32, 40, 3), 7, np.uint8)
+    for obs in (looked(state=[[1.0] * 3] * 2), looked(state=np.ones((2, 3))), looked(state=np.ones((2, 3), np.float32)[
+            ::-1]), looked(state=np.ones((2, 3), int)), looked(top=twice), {**looked(), "other": "text", 3: None}):
+        assert torch.equal(plays.act(obs, plays.start(obs, key))[0], action)
+        assert torch.equal(plays.act(obs, state)[0], action)
+    with pytest.raises(UserError, match="policy.frames. brings frames to the policy's size"):
+        Plays(plays.policy).start(looked(top=twice), key)
+
+
+def test_rows_keys_and_states_have_to_belong_together(plays):
+    key = keys(0, range(2))
+    state = plays.start(looked(), key)
+    one = {k: v[:1] for k, v in looked().items()}
+    with pytest.raises(UserError, match="expected 2 rows, found 1"):
+        plays.act(one, state)
+    for wrong in (0, key[:1], key.float(), [1, 2]):
+        with pytest.raises(UserError, match=r"key: expected int64 numbers of shape \(2,\).*\n.*keys\(seed"):
+            plays.start(looked(), wrong)
+    for wrong in (None, key, {}):
+        with pytest.raises(UserError, match="state: expected the state that start or the last act gave"):
+            plays.act(looked(), wrong)
+    with pytest.raises(UserError, match="expected observations by column"):
+        Given(plays, {"observation.goal": torch.zeros(2)}).start(torch.zeros(2, 3), key)
+
+
+def test_a_plan_that_is_no_number_is_refused(plays):
+    broken = copy.deepcopy(plays.policy)
+    with torch.no_grad():
+        next(iter(broken.net.parameters())).fill_(math.nan)
+    actor, key = Plays(broken, frames=broken.frames), keys(0, range(2))
+    with pytest.raises(NotFinite, match=r"row 0: expected a finite action, found \[nan, nan\]\n.*diverged") as error:
+        actor.act(looked(), actor.start(looked(), key))
+    assert error.value.row == 0
+
+
+def test_what_was_not_sensed_may_hold_anything():
+    seen = {"observation.a": Feature("float32", (3,)), "observation.a?": Feature("bool", ()),
+            "action": Feature("float32", (2,))}
+    data = made_up({k: v for k, v in seen.items() if not k.endswith("?")})
+    data = Dataset([e.but({"observation.a?": np.arange(len(e)) % 2 == 0}) for e in data])
+    actor, key = Plays(Policy(Recipe(Regression(), trunk=MLP(8, 1)), seen).fit(data).eval()), keys(0, range(2))
+
+    def did(value, sensed):
+        obs = {"observation.a": torch.full((2, 3), value), "observation.a?": torch.tensor([sensed] * 2)}
+        return actor.act(obs, actor.start(obs, key))[0]
+    assert torch.equal(did(math.nan, False), did(5.0, False)) and not torch.equal(did(5.0, True), did(5.0, False))

@@ -110,6 +110,7 @@ class Planner(ABC):
     """What an executor needs: a policy, or something made of policies."""
 
     inputs: tuple[str, ...]  # the columns it reads
+    features: Schema  # of these columns, among others
     window: Window
     dim: int  # width of one planned step
     device: torch.device

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core import UserError, keys, put, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
-from ..execute.actor import Actor
+from ..execute.actor import Actor, NotFinite, check_action
 
 LONGEST = 100_000  # steps; an environment without a time limit may never let an idle policy go
-
-
-class NotFinite(UserError, FloatingPointError):
-    """An actor gave an action that is no number."""
 
 
 def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int = 0,
@@ -26,30 +25,37 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
 
     Exactly these are run to their ends: taking the first that finish would favour short ones. `watch(number,
     episode)` sees each as it ends. Their facts: "number", "seed", "env", what the environment's last `info` held, and
-    "success", where it defines one: was it one at any step?
+    "success", where it defines one: was it one at any step? An environment that tells of it for the first time has not
+    had one before.
     """
+    if not isinstance(actor, Actor):
+        raise UserError(f"expected an actor, found {type(actor).__name__}", where="rollout",
+                        do="Plays(policy, executor) makes one of a policy")
     last = first + episodes
     rows = min(env.rows, episodes)
     number = list(range(first, first + rows)) + [-1] * (env.rows - rows)
     key = keys(seed, range(first, first + env.rows))
     obs = env.reset(torch.arange(env.rows), key)
-    state = actor.start(obs, key)
+    with _placed(env, number, [0] * env.rows):
+        state = actor.start(obs, key)
     history: deque[dict[str, np.ndarray]] = deque()  # steps of all rows, from the earliest that is still needed
     began, clock, upcoming = [0] * env.rows, 0, first + rows
     done: dict[int, Episode] = {}
     while len(done) < episodes:
-        action, state = actor.act(obs, state)
+        live = torch.tensor([n >= 0 for n in number])
+        with _placed(env, number, [clock - b for b in began]):
+            action, state = actor.act(obs if live.all() else _rested(obs, live), state)
+            _check_shape(action, env)
+            check_action(torch.where(live.unsqueeze(1), action, 0.0))  # nobody reads what a row without an episode does
         state = dict(state)
-        bad = (~action.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-        for row in (r for r in bad if number[r] >= 0):  # an environment would quietly count it as a failure
-            raise NotFinite(f"expected a finite action, found {action[row].tolist()}",
-                            where=f"{env.facts['env']}, episode {number[row]}, step {clock - began[row]}",
-                            do="the policy has diverged: look at its training curve, or take another checkpoint")
         out = env.step(action)
         record = {"action": action, "next.reward": out.reward, "next.terminated": out.terminated,
                   "next.truncated": out.truncated & ~out.terminated,
                   **({"next.success": out.info["success"]} if "success" in out.info else {}),
                   **state.pop("record", {})}  # written once and gone: the rest of a state keeps its shape
+        if "next.success" in record and history and "next.success" not in history[0]:
+            for past in history:
+                past["next.success"] = np.zeros(env.rows, bool)
         history.append({k: v.numpy().copy() for k, v in {**obs, **record}.items()})
         clock, obs = clock + 1, out.obs
         if clock - min((b for b, n in zip(began, number, strict=True) if n >= 0)) > LONGEST:
@@ -71,12 +77,47 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
         if fresh := [r for r in ended if number[r] >= 0]:
             which, new = torch.tensor(fresh), keys(seed, [number[r] for r in fresh])
             obs = env.reset(which, new)
-            state = put(state, which, actor.start(take(obs, which), new))
+            with _placed(env, [number[r] for r in fresh], [0] * len(fresh)):
+                state = put(state, which, actor.start(take(obs, which), new))
         needed = min((b for b, n in zip(began, number, strict=True) if n >= 0), default=clock)
         while clock - len(history) < needed:
             history.popleft()
-    return Dataset([done[n] for n in range(first, last)],
+    told = any("next.success" in e.steps for e in done.values())
+    return Dataset([with_success(done[n], told) for n in range(first, last)],
                    {"env": env.facts["env"], "fps": env.facts.get("fps"), "version": env.facts.get("version")})
+
+
+@contextmanager
+def _placed(env: Env, episodes: Sequence[int], steps: Sequence[int]) -> Iterator[None]:
+    """What is no number is said with the episode and step of its row."""
+    try:
+        yield
+    except NotFinite as error:
+        place = f"{env.facts['env']}, episode {episodes[error.row]}, step {steps[error.row]}"
+        raise NotFinite(error.what, error.row, error.of, place=place, do=error.do) from None
+
+
+def _rested(obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor]:
+    """Rows without an episode see what the first that has one sees: what an environment shows beyond the end of an
+    episode may be anything."""
+    rows = torch.arange(len(live))
+    return take(obs, torch.where(live, rows, live.int().argmax()))
+
+
+def _check_shape(action: Tensor, env: Env) -> None:
+    if tuple(action.shape) != (env.rows, env.features["action"].size):
+        raise UserError(f"expected actions of shape ({env.rows}, {env.features['action'].size}), found "
+                        f"{tuple(action.shape)}", where=env.facts["env"],
+                        do="take the environment that the policy was trained for, or train one for this")
+
+
+def with_success(episode: Episode, told: bool) -> Episode:
+    """With `next.success`, where the environment has told of success by now, or without: alike in all episodes."""
+    if ("next.success" in episode.steps) == told:
+        return episode
+    column = np.zeros(len(episode), bool) if told else None
+    facts = {**episode.meta, "success": False} if told else episode.meta
+    return replace(episode.but({"next.success": column}), meta=facts)
 
 
 def _cut(history, clock, began, rows) -> dict[int, dict[str, np.ndarray]]:

@@ -22,6 +22,10 @@ class Over(Planner):
         return self.policy.inputs
 
     @property
+    def features(self):
+        return self.policy.features
+
+    @property
     def window(self):
         return self.policy.window
 
@@ -121,6 +125,10 @@ class Chain(Over):
     @property
     def inputs(self):
         return tuple(dict.fromkeys(k for k in (*self.high.inputs, *self.low.inputs) if k != self.as_key))
+
+    @property
+    def features(self):
+        return {**self.high.features, **self.low.features}
 
     def noise(self, key, count):
         return {"high": self.high.noise(key, count), "low": self.low.noise(key + 1, count)}

@@ -289,7 +289,7 @@ def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):
     for factory in ("pole", "poles"):
         env = envs.make(f"stranger_envs:{factory}", 3, trust)
         assert env.rows == 3 and env.features["action"].choices == (2,)
-    for name, words in (("stranger_envs:wrong", "found int"), ("stranger_envs:none", "expected a function 'none'"),
+    for name, words in (("stranger_envs:wrong", "found int"), ("stranger_envs:none", "expected a function or class 'none'"),
                         ("stranger_envs.sub:f", "expected a module")):
         with pytest.raises(UserError, match=words):
             envs.make(name, 1, trust)

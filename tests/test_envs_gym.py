@@ -1,6 +1,10 @@
 """Gymnasium's environments: every space, every way of resetting, the same episodes."""
 
+import importlib
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -11,8 +15,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from understudy import envs
 from understudy.core import UserError, keys
+from understudy.data.episode import Dataset
 from understudy.envs.gym import adapt, side_by_side
-from understudy.evaluate.record import Uniform
+from understudy.evaluate.judge import evaluate
+from understudy.evaluate.record import Uniform, record
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.testing import check_env
@@ -103,7 +109,7 @@ def test_every_space_has_its_column():
     env.step(torch.zeros(3, 2))
     said = env.step(torch.zeros(3, 2)).obs["observation.said"]
     assert bytes(said[0].tolist()).rstrip(b"\0") == b"abab"
-    assert env.facts["success"] == "info['is_success'] at any step"
+    assert env.facts["success"] == "info['is_success'] at any step"  # known beforehand
     plain = adapt(side_by_side(lambda: gymnasium.make("CartPole-v1"), 1), {"env": "pole"})
     assert plain.facts["success"] is None and set(plain.features) == {"observation.state", "action"}
 
@@ -178,3 +184,146 @@ def test_pictures_come_from_the_row():
     env.step(torch.zeros(2, 2))
     env.reset(torch.tensor([1]), keys(0, [2]))
     assert env.frame(0).mean() == 1 and env.frame(1).mean() == 0
+
+
+THEIRS = """
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+class Theirs(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-9, 9, (2,)), spaces.Box(-1, 1, (1,))
+
+    def __init__(self, length=4, tells=(), render_mode=None):
+        self.length, self.tells = length, tells
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock, self.lucky = 0, self.np_random.random() < 0.5
+        return self._seen(), {}
+
+    def step(self, action):
+        self.clock += 1
+        over = self.clock >= self.length
+        told = {"success": True} if self.clock in self.tells and self.lucky else {}
+        return self._seen(), 0.0, over, False, told
+
+    def _seen(self):
+        return np.float32([self.clock, self.lucky])
+
+class OldReset(Theirs):
+    def reset(self):
+        return super().reset()[0]
+
+class OldStep(Theirs):
+    def step(self, action):
+        seen, reward, over, _, info = super().step(action)
+        return seen, reward, over, info
+
+class AlmostOld(Theirs):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+def none(): return Theirs()
+def lone(rows, **options): return Theirs(**options)
+def beside(): return gymnasium.vector.SyncVectorEnv([Theirs] * 3)
+def needs(size): return Theirs()
+def number(): return 3
+instance = Theirs()
+def again(): return instance
+
+gymnasium.register("Theirs-v0", Theirs, max_episode_steps=3)
+gymnasium.register("OldStep-v0", OldStep)
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """Trusts a module of somebody else's, not yet imported."""
+    (tmp_path / "theirs_envs.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield ("theirs_envs",)
+    sys.modules.pop("theirs_envs", None)
+    for name in ("Theirs-v0", "OldStep-v0"):
+        gymnasium.registry.pop(name, None)
+
+
+@pytest.mark.parametrize(("name", "length"), [
+    ("theirs_envs:none", 4), ("theirs_envs:Theirs", 4), ("theirs_envs:lone", 4), ("theirs_envs:beside", 4),
+    ("Theirs-v0", 3), ("theirs_envs:Theirs-v0", 3)])
+def test_whatever_makes_an_environment_of_theirs_is_taken(theirs, name, length):
+    env = envs.make(name, 3, theirs)
+    ran = rollout(Uniform(env), env, 7, seed=0)
+    assert env.rows == 3 and [len(e) for e in ran] == [length] * 7 and env.facts["env"] == name
+    for number, episode in enumerate(ran):  # every row is one of its own
+        plain = gymnasium.utils.seeding.np_random(int(keys(0, [number])[0]) % 2 ** 31)[0].random() < 0.5
+        assert episode.steps["observation.state"].tolist() == [[t, plain] for t in range(length + 1)]
+
+
+def test_options_of_theirs_arrive(theirs):
+    env = envs.make("theirs_envs:Theirs", 2, theirs, length=6)
+    assert [len(e) for e in rollout(Uniform(env), env, 2)] == [6, 6]
+
+
+@pytest.mark.parametrize(("name", "found"), [
+    ("theirs_envs:needs", r"found needs\(size\)\n  -> .*'size'"), ("theirs_envs:number", "found int"),
+    ("theirs_envs:instance", "expected a function or class 'instance' in theirs_envs, found Theirs"),
+    ("theirs_envs:nothing", "found none"), ("theirs_envs:again", "found the same one again"),
+    ("theirs_envs:OldReset", r"expected reset\(\*, seed, options\), found reset\(\)"),
+    ("theirs_envs:AlmostOld", r"expected reset to return \(observation, info\)"),
+    ("theirs_envs:OldStep", "expected step to return 5 values, found 4"),
+    ("OldStep-v0", "expected step to return 5 values, found 4")])
+def test_what_makes_none_is_told_plainly(theirs, name, found):
+    with pytest.raises(UserError, match=f"^{name}: .*{found}"):
+        envs.make(name, 2, theirs)
+
+
+def test_a_package_that_is_trusted_has_to_be_there():
+    with pytest.raises(UserError, match="--trust no_such_package: expected a module"):
+        envs.make("Nowhere-v0", trust=("no_such_package",))
+
+
+def test_an_unknown_id_is_all_that_is_said():
+    """Simulators that are asked for it greet; nobody wants to know."""
+    code = "from understudy import envs\ntry: envs.make('Nowhere-v0')\nexcept ValueError: print('asked')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("asked\n", "")
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("tells", [(4,), (2,)])
+def test_success_counts_from_whenever_it_is_told(theirs, mode, tells, tmp_path):
+    """An environment that says so at the moment of success, and nothing before."""
+    module = importlib.import_module(theirs[0])
+    build = partial(module.Theirs, tells=tells)
+    env = adapt(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"})
+    assert env.facts["success"] is None
+    ran = rollout(Uniform(env), env, 9, seed=0)
+    lucky = [bool(e.steps["observation.state"][0, 1]) for e in ran]
+    assert 0 < sum(lucky) < 9
+    assert [e.meta["success"] for e in ran] == lucky and env.facts["success"] == "info['success'] at any step"
+    for e, yes in zip(ran, lucky, strict=True):
+        assert e.steps["next.success"].tolist() == [yes and t + 1 in tells for t in range(4)]
+    judged = evaluate(Uniform(env), adapt(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"}), 9)
+    assert judged.successes.tolist() == lucky
+
+
+def test_an_environment_that_never_tells_has_no_success(theirs):
+    judged = evaluate(Uniform(env := envs.make("theirs_envs:none", 2, theirs)), env, 5)
+    assert judged.success is None and env.facts["success"] is None and judged.json()["success"] is None
+    assert not any("success" in e.meta or "next.success" in e.steps for e in judged.episodes)
+
+
+def test_a_recording_goes_on_whatever_has_been_told_by_then(theirs, tmp_path):
+    """Each call has an environment that has told of nothing yet."""
+    def on(episodes, tells, out):
+        env = envs.make("theirs_envs:Theirs", 3, theirs, tells=tells)  # groups of 12
+        return record(env, Uniform(env), episodes, tmp_path / out, 0, by="random")
+    lucky = [bool(e.steps["observation.state"][0, 1]) for e in on(20, (), "plain")]
+    assert "next.success" not in Dataset.open(tmp_path / "plain").features()
+    on(1 + lucky.index(True), (4,), "told")
+    told = on(20, (4,), "told")
+    assert [e.meta["success"] for e in told] == [bool(e.steps["next.success"].any()) for e in told] == lucky
+    on(2, (), "late")
+    late = on(20, (4,), "late")
+    assert [e.meta.get("success", False) for e in late] == [False, False, *lucky[2:]]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from types import ModuleType
 
 from ..config import Untrusted
 from ..core import UserError
@@ -35,9 +39,11 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
     """`rows` copies of an environment side by side.
 
     name: a toy ("fork", "particle", "particle:8" for eight dimensions, "push", "push-images"), a Gymnasium id
-    ("Hopper-v4"), "metaworld/door-open-v3", or "module:factory", a function (rows, **options) -> Env, gymnasium.Env
-    or gymnasium.vector.VectorEnv in a package of `trust`. `options` are the environment's own. Raises UserError for
-    a name or an option that nobody knows, Untrusted for code that is not trusted.
+    ("Hopper-v4"), "metaworld/door-open-v3", or "module:factory", a function or class of a package of `trust` that
+    gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its parameter `rows`, if it has one, is how many
+    run side by side; a single gymnasium.Env is asked for once a row. Packages of `trust` are imported for the Gymnasium
+    ids that they name. `options` are the environment's own. Raises UserError for a name or an option that nobody knows,
+    Untrusted for code that is not trusted.
     """
     toy, _, dim = name.partition(":")
     if toy in (toys := _toys()) and (not dim or toy == "particle" and dim.isdigit()):
@@ -52,43 +58,50 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
         return _simulated("adroit", name, rows, options)
     if ":" in name:
         return _made(name, rows, trust, options)
-    return _registered(name, rows, options)
+    return _registered(name, name, rows, trust, options)
 
 
 def _simulated(module, name, rows, options) -> Env:
     try:
-        return importlib.import_module(f".{module}", __name__).make(name, rows, **options)
+        return _quietly(f"{__name__}.{module}").make(name, rows, **options)
     except ImportError as error:
         raise UserError(f"expected its simulator, found none ({error})", where=name, do=SIMULATORS) from error
 
 
-def _registered(name, rows, options) -> Env:
+def _registered(gym_id, name, rows, trust, options) -> Env:
     import gymnasium
 
     from . import gym
-    for registry in REGISTRIES:
-        if name in gymnasium.registry:
+    for package in (*trust, *REGISTRIES):
+        if gym_id in gymnasium.registry:
             break
+        if package in trust:
+            _module(package, f"--trust {package}")
+            continue
         try:
-            importlib.import_module(registry)
+            _quietly(package)
         except ImportError:
             continue
-    if name not in gymnasium.registry:
+    if gym_id not in gymnasium.registry:
         raise UserError(f"expected an environment, found {name!r}", do=_nearest(name, gymnasium.registry))
     try:
-        env = gym.build(name, **options)
+        env = gym.build(gym_id, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UserError(f"expected its simulator, found none ({error})", where=name, do=SIMULATORS) from error
     except (gymnasium.error.Error, TypeError) as error:
         raise UserError(f"Gymnasium cannot make it: {error}", where=name, do="check its options") from error
-    return _adapted(name, env, lambda: gym.build(name, **options), rows)
+    return _adapted(name, env, lambda: gym.build(gym_id, **options), rows)
 
 
 def _adapted(name, env, again, rows) -> Env:
     from . import gym
 
+    gym.check_api(env, name)
     first = [env]  # already built
     vec = gym.side_by_side(lambda: first.pop() if first else again(), rows)
+    if len({id(e.unwrapped) for e in vec.envs}) < rows:
+        raise UserError("expected a new environment at every call, found the same one again", where=name,
+                        do="build it inside the function")
     facts = gym.facts_of(env, name)
     if gym.is_mujoco(env):
         from .mujoco import Mujoco
@@ -98,32 +111,53 @@ def _adapted(name, env, again, rows) -> Env:
 
 
 def _made(name, rows, trust, options) -> Env:
+    import gymnasium
+
+    from . import gym
     module, _, factory = name.partition(":")
     package = module.split(".")[0]
     if package not in trust:
         raise Untrusted(f"names code of the package {package!r}, which is not trusted", where=name,
                         do=f"add --trust {package} (in Python: trust=({package!r},)) if you trust that code to run")
-    try:
-        build = getattr(importlib.import_module(module), factory, None)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # something that it needs itself
-        raise UserError(f"expected a module, found none called {module!r}", where=name,
-                        do="check the name; it has to be importable from here (PYTHONPATH)") from error
+    build = getattr(_module(module, name), factory, None)
+    if build is None and factory in gymnasium.registry:  # Gymnasium's own way of naming who registers an id
+        return _registered(factory, name, rows, (), options)
     if not callable(build):
-        raise UserError(f"expected a function {factory!r} in {module}, found none", where=name,
+        raise UserError(f"expected a function or class {factory!r} in {module}, found "
+                        f"{'none' if build is None else type(build).__name__}", where=name,
                         do="an environment is named module:factory")
-    env = build(rows, **options)
+    known = inspect.signature(build).parameters
+    if "rows" in known:
+        options = {"rows": rows, **options}
+    try:
+        inspect.signature(build).bind(**options)
+    except TypeError as error:
+        raise UserError(f"expected a function of rows or of nothing, found {factory}{inspect.signature(build)}",
+                        where=name, do=f"give what else it needs a default ({error})") from None
+    env = build(**options)
     if isinstance(env, Env):
         return env
-    import gymnasium
-
-    from . import gym
     if isinstance(env, gymnasium.vector.VectorEnv):
         return gym.adapt(env, {"env": name, "version": None, "fps": env.metadata.get("render_fps"), "limit": None})
     if isinstance(env, gymnasium.Env):
-        return _adapted(name, env, lambda: build(rows, **options), rows)
+        return _adapted(name, env, lambda: build(**options), rows)
     raise UserError(f"expected an Env, a gymnasium.Env or a VectorEnv, found {type(env).__name__}", where=name)
+
+
+def _quietly(module: str) -> ModuleType:
+    """Simulators greet when they are imported."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        return importlib.import_module(module)
+
+
+def _module(module: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that it needs itself
+        raise UserError(f"expected a module, found none called {module!r}", where=where,
+                        do="check the name; it has to be importable from here (PYTHONPATH)") from error
 
 
 def _nearest(name, registry) -> str:
@@ -132,4 +166,4 @@ def _nearest(name, registry) -> str:
     near = [n for n in known if n.lower() == name.lower()] or near
     said = f"did you mean {', '.join(near)}? " if near else ""
     return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME and module:factory; "
-            f"{SIMULATORS}")
+            f"{SIMULATORS}; --trust PACKAGE imports one that names ids of its own")

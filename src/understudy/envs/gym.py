@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,8 @@ from ..core import Feature, UserError
 from .base import Env, Outcome, Pictures
 
 FLAGS = ("success", "is_success")  # what infos call it
+OLD = ("write it for Gymnasium 0.26 or later: reset(*, seed, options) -> (observation, info), and step(action) -> "
+       "(observation, reward, terminated, truncated, info)")
 
 
 class Vector(Env):
@@ -30,7 +33,10 @@ class Vector(Env):
     or `observation.images.k`; Discrete, MultiDiscrete and MultiBinary are choices counted from 0; Text is UTF-8 bytes.
     Actions: a Box is clipped to its bounds and cast to its dtype; choices are (B, 1) or (B, n) int64.
 
-    `lift` names flags of the infos that are handed on beside "success".
+    Success is what an info calls "success" or "is_success", from the first step on at which any does: some tell it at
+    the end of an episode only. An environment that has not told has no "success".
+
+    `lift` names flags of the infos that are handed on beside it.
     """
 
     def __init__(self, vec: VectorEnv, facts: Mapping[str, Any], lift: tuple[str, ...] = ()):
@@ -41,18 +47,22 @@ class Vector(Env):
         self.features = {k: _feature(space, f"{name}, {k}") for k, (_, space) in self.columns.items()}
         self.features["action"] = _target(vec.single_action_space, name)
         self.begun, self.over = False, np.zeros(self.rows, bool)
-        self.flag = self._probe()
-        success = None if self.flag is None else f"info[{self.flag!r}] at any step"
-        self.facts = {"success": success, **_limits(vec.single_action_space), **facts}
+        self.facts = {"success": None, **_limits(vec.single_action_space), **facts}
+        self.told = False
+        self._probe()
 
-    def _probe(self) -> str | None:
-        """What this environment calls success. Known only after a step."""
+    def _probe(self) -> None:
+        """One step: most environments tell of success at every one."""
         self.reset(torch.arange(self.rows), torch.zeros(self.rows, dtype=torch.int64))
         still = torch.zeros(self.rows, *self.features["action"].shape)
-        info = self.vec.step(self._native(still))[4]
+        self._listen(self.vec.step(self._native(still))[4])
         self.begun = False
+
+    def _listen(self, info) -> None:
         known = {**info, **info.get("final_info", {})}
-        return next((flag for flag in FLAGS if flag in known), None)
+        if not self.told and (flag := next((f for f in FLAGS if f in known), None)):
+            self.told = True
+            self.facts = {**self.facts, "success": self.facts["success"] or f"info[{flag!r}] at any step"}
 
     def reset(self, which, key):
         mask, seeds = np.zeros(self.rows, bool), [0] * self.rows
@@ -82,7 +92,8 @@ class Vector(Env):
             self._restart(self.over.copy(), [0] * self.rows)
         seen, reward, terminated, truncated, info = self.vec.step(self._native(action))
         self.seen, self.over = self._columns(seen, self.rows), np.asarray(terminated | truncated, bool)
-        facts = {k: _numbers(info, k, self.rows) for k in self._wanted()}
+        self._listen(info)
+        facts = {k: _numbers(info, k, self.rows) for k in (*self.lift, *FLAGS)}
         if self.mode is AutoresetMode.SAME_STEP and self.over.any():
             last = info.get("final_info", {})
             for row in self.over.nonzero()[0]:  # what it shows already belongs to the next episode
@@ -90,17 +101,15 @@ class Vector(Env):
                     self.seen[name][row] = value[0]
                 for k in facts:
                     facts[k][row] = _numbers(last, k, self.rows)[row]
-        if self.flag is not None:
-            facts["success"] = facts.pop(self.flag)
+        success = np.any([facts.pop(flag) > 0 for flag in FLAGS], axis=0)
         facts = {k: torch.from_numpy(v > 0) for k, v in facts.items()}
+        if self.told:
+            facts["success"] = torch.from_numpy(success)
         return Outcome(self._shown(), torch.as_tensor(np.asarray(reward, np.float32)),
                        torch.from_numpy(np.array(terminated, bool)), torch.from_numpy(np.array(truncated, bool)), facts)
 
     def close(self):
         self.vec.close()
-
-    def _wanted(self):
-        return (*self.lift, *(() if self.flag is None else (self.flag,)))
 
     def _shown(self):
         return {k: torch.from_numpy(v.copy()) for k, v in self.seen.items()}
@@ -180,6 +189,24 @@ def build(name: str, **options) -> gymnasium.Env:
     if "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ()):
         options = {"render_mode": "rgb_array", **options}
     return gymnasium.make(name, **options)
+
+
+def check_api(env: gymnasium.Env, name: str) -> None:
+    """Raises UserError for the signatures of the old Gym, from which Gymnasium raises what nobody understands."""
+    while isinstance(env, gymnasium.Wrapper) and type(env).__module__.startswith("gymnasium."):
+        env = env.env  # whatever its author wrote
+    known = inspect.signature(env.reset)
+    keywords = any(p.kind is p.VAR_KEYWORD for p in known.parameters.values())
+    if not keywords and not {"seed", "options"} <= set(known.parameters):
+        raise UserError(f"expected reset(*, seed, options), found reset{known}", where=name, do=OLD)
+    found = env.reset(seed=0, options=None)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+        raise UserError("expected reset to return (observation, info), found something else", where=name, do=OLD)
+    env.action_space.seed(0)
+    found = env.step(env.action_space.sample())
+    if not (isinstance(found, tuple) and len(found) == 5):
+        raise UserError("expected step to return 5 values, found "
+                        f"{len(found) if isinstance(found, tuple) else 'something else'}", where=name, do=OLD)
 
 
 def is_mujoco(env: gymnasium.Env) -> bool:

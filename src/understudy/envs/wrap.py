@@ -94,7 +94,7 @@ class Steer(Env):
             going = ~(terminated | truncated)  # what happens to a row after its end is not its
             reward = reward + going * out.reward
             terminated, truncated = terminated | going & out.terminated, truncated | going & out.truncated
-            info = {k: info[k] | going & v if k == "success" else _where(going, v, info[k])
+            info = {k: info.get(k, torch.zeros_like(v)) | going & v if k == "success" else _where(going, v, info[k])
                     for k, v in out.info.items()}
             last = {k: _where(going, v, last[k]) for k, v in out.obs.items()}
         self.seen = last

@@ -14,7 +14,7 @@ from ..data.episode import Dataset, Episode
 from ..data.formats.lerobot import append
 from ..envs.base import Env, Scripted
 from ..execute.actor import Actor
-from .rollout import rollout
+from .rollout import rollout, with_success
 
 
 def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *, by: str,
@@ -24,8 +24,9 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
 
     Those that are there already stay, so that the same call goes on after an interruption, and a larger number adds
     to what there is. All episodes are kept, also those without success: `meta["success"]` and `next.success` say
-    which those are. by: who acts, in words; kept in every episode. images: how they are stored; png loses nothing.
-    Raises UserError if `out` holds something else.
+    which those are; only the former, of an environment that told of success for the first time when some were written.
+    by: who acts, in words; kept in every episode. images: how they are stored; png loses nothing. Raises UserError if
+    `out` holds something else.
     """
     out = Path(out)
     first = _there(out, env, seed, by)
@@ -46,7 +47,9 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
                 whole.append(finished[first])
                 first += 1
             if whole:
-                append(out, Dataset(whole, facts), images=images)
+                told = ("next.success" in Dataset.open(out).features() if (out / "meta" / "info.json").exists()
+                        else any("next.success" in e.steps for e in whole))
+                append(out, Dataset([with_success(e, told) for e in whole], facts), images=images)
     return Dataset.open(out)
 
 

@@ -254,6 +254,7 @@ def test_a_mixture_in_batches():
     small = np.bincount(index[index >= 100] - 100, minlength=5)
     assert stats.chisquare(small).pvalue > 1e-4
     assert [m["share"] for m in data.facts["mix"]] == [0.25, 0.75, 0.0] and data.facts["fps"] == 10
+    assert data.facts["path"] == "big + small + none"
     assert data[0].meta["number"] == 0 and data[2].meta["mix.part"] == 1
     assert config.load(config.dump(draw)) == draw
 

@@ -78,6 +78,14 @@ def test_both_ways_are_taken_equally_often():
     assert all(e.steps["observation.state"][:, 1].mean() > 0 for e in rollout(Expert(side=1), Fork(20), 20))
 
 
+def test_the_side_says_nothing_of_the_first_unsteadiness():
+    key, obs = keys(0, range(4000)), {"observation.state": torch.zeros(4000, 2)}
+    state = Expert().start(obs, key)
+    shaken = Expert(noise=1.0).act(obs, state)[0] - Expert(noise=0.0).act(obs, state)[0]
+    alike = (shaken.sign() == state["way"].unsqueeze(1)).float().mean(0)
+    assert (alike - 0.5).abs().max() < 4.5 * 0.5 / 4000 ** 0.5
+
+
 def test_the_fork_moves_by_velocity_and_clips_it():
     env = Fork(2)
     start = env.reset(torch.arange(2), keys(0, [0, 1]))["observation.state"]
@@ -289,7 +297,7 @@ def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):
     for factory in ("pole", "poles"):
         env = envs.make(f"stranger_envs:{factory}", 3, trust)
         assert env.rows == 3 and env.features["action"].choices == (2,)
-    for name, words in (("stranger_envs:wrong", "found int"), ("stranger_envs:none", "expected a function or class 'none'"),
+    for name, words in (("stranger_envs:wrong", "found int"), ("stranger_envs:none", "function or class 'none'"),
                         ("stranger_envs.sub:f", "expected a module")):
         with pytest.raises(UserError, match=words):
             envs.make(name, 1, trust)

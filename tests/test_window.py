@@ -131,11 +131,26 @@ def goals_of(goal: Goal, lengths=(4, 9, 1), size=4000, seed=0):
 
 def test_a_goal_is_a_later_row_of_its_episode_uniformly():
     now, goal, reached = goals_of(Goal("observation.x"))
-    assert (now // 100 == goal // 100).all() and (goal >= now).all() and (reached == (goal == now)).all()
+    last = np.isin(now, [3, 108, 200])  # of which no row is later
+    assert (now // 100 == goal // 100).all() and (reached == (goal == now)).all()
+    assert (goal > now)[~last].all() and (goal == now)[last].all()
     from_start = goal[now == 100]  # 9 steps, first of the second episode
-    count = np.bincount((from_start - 100).astype(int), minlength=9)
-    assert len(count) == 9 and (count > 0).all()
-    assert abs(count / len(from_start) - 1 / 9).max() < 4.5 * np.sqrt(1 / 9 * 8 / 9 / len(from_start))
+    count = np.bincount((from_start - 101).astype(int), minlength=8)
+    assert len(count) == 8
+    assert abs(count / len(from_start) - 1 / 8).max() < 4.5 * np.sqrt(1 / 8 * 7 / 8 / len(from_start))
+
+
+def test_a_foreign_goal_is_any_other_row_alike():
+    now, goal, reached = goals_of(Goal("observation.x", other=1.0), lengths=(4, 9, 1), size=40_000)
+    rows = np.array([*range(4), *range(100, 109), 200])
+    for row in (0, 104, 200):
+        count = np.bincount(np.searchsorted(rows, goal[now == row]), minlength=14)
+        assert count[rows == row] == 0 and count.sum() == (now == row).sum()
+        share = count[rows != row] / count.sum()
+        assert abs(share - 1 / 13).max() < 4.5 * np.sqrt(1 / 13 * 12 / 13 / count.sum())
+    assert not reached.any()
+    for lone in (Goal("observation.x", other=1.0), Goal("observation.x"), Goal("observation.x", discount=0.9)):
+        assert goals_of(lone, lengths=(1,), size=10)[2].all()  # there is no other row
 
 
 def test_goals_geometrically_near():
@@ -152,9 +167,9 @@ def test_shares_of_present_and_foreign_goals(now_share, other):
     now, goal, reached = goals_of(Goal("observation.x", now=now_share, other=other, discount=0.9), (50, 50), 20_000)
 
     def near(found, want):
-        return abs(found - want) <= 4.5 * np.sqrt(want * (1 - want) / 20_000) + 0.02 * (0 < want < 1)
-    assert near((now == goal).mean(), now_share + other / 100 + (1 - now_share - other) * 0)
-    assert near((now // 100 != goal // 100).mean(), other / 2)
+        return abs(found - want) <= 4.5 * np.sqrt(want * (1 - want) / 20_000)
+    assert near((now == goal).mean(), now_share + (1 - now_share - other) / 50)  # a fiftieth is last, and has no later
+    assert near((now // 100 != goal // 100).mean(), other * 50 / 99)
     assert (reached == (now == goal)).all()
 
 
@@ -162,7 +177,8 @@ def test_two_goals_are_drawn_apart():
     data = Dataset([counted(50, 0)])
     w = Window(goals=(Goal("observation.x", "observation.near"), Goal("observation.x", "observation.far", now=1.0)))
     b = w.over(data, ("observation.near", "observation.far"), "action").batch(500, 3)
-    assert b.extra["observation.far.reached"].all() and not b.extra["observation.near.reached"].all()
+    assert b.extra["observation.far.reached"].all()
+    assert torch.equal(b.extra["observation.near.reached"], b.extra["index"] == 49)
 
 
 # -- draws ----------------------------------------------------------------------------------------------------------

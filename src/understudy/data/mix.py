@@ -49,6 +49,7 @@ def mix(*parts: tuple[Dataset, float]) -> tuple[Dataset, Shares]:
         len(rates) > 1)
     facts = {**parts[0][0].facts, "warnings": [w for d, _ in parts for w in d.facts.get("warnings", ())] + notes}
     share = weights / weights.sum()
+    facts["path"] = " + ".join(dict.fromkeys(str(d.facts["path"]) for d, _ in parts if d.facts.get("path")))
     facts["mix"] = [{"path": str(data.facts.get("path", "")), "share": float(s)}
                     for (data, _), s in zip(parts, share, strict=True)]
     episodes = [e for i, (data, _) in enumerate(parts) for e in data.map(_Of(i))]

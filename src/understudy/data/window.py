@@ -18,7 +18,9 @@ Draw = Callable[[Episode], np.ndarray]  # (T,) non-negative: how often each step
 
 @dataclass(frozen=True)
 class Goal:
-    """A column drawn anew for every window: a later row of the same episode, or any row at all.
+    """A column drawn anew for every window, as hindsight has it: a later row of the same episode ("future" of
+    Andrychowicz et al. 2017, HER; for an episode's last row itself), or any other row of the data, all as likely (of
+    data of one row itself). The present row is drawn for the share `now` alone.
 
     Written out by relabelling instead, image goals would double the dataset and never vary.
     `extra["<into>.reached"]` (B, 1) says where the goal is the present row: the reward of goal-conditioned values.
@@ -28,19 +30,24 @@ class Goal:
     of: str
     into: str = "observation.goal"
     now: float = 0.0  # share of windows whose goal is the present row
-    other: float = 0.0  # share whose goal is any row of any episode
-    discount: float | None = None  # later rows geometrically near (0.99, say); None: uniformly
+    other: float = 0.0  # share whose goal is any other row of any episode
+    discount: float | None = None  # later rows geometrically near (0.99, say), the last one for all beyond; None: alike
 
     def rows(self, episode, t, length, rng):
         """(episode, row) of the goal of each window."""
         left = length[episode] - 1 - t
         if self.discount is None:
-            later = rng.integers(0, left + 1)
+            later = rng.integers(np.minimum(1, left), left + 1)
         else:
             later = np.minimum(rng.geometric(1 - self.discount, t.shape), left)
         share = rng.random(t.shape)
-        far = rng.integers(0, len(length), t.shape)
-        row = np.where(share < self.other, rng.integers(0, length[far]), t + later)
+        ends = np.cumsum(length)
+        first = ends - length
+        present = first[episode] + t
+        any_row = rng.integers(0, max(1, ends[-1] - 1), t.shape)
+        any_row = np.minimum(any_row + (any_row >= present), ends[-1] - 1)
+        far = np.searchsorted(ends, any_row, side="right")
+        row = np.where(share < self.other, any_row - first[far], t + later)
         return np.where(share < self.other, far, episode), np.where(share >= 1 - self.now, t, row)
 
 

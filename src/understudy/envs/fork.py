@@ -75,7 +75,7 @@ class Expert(Actor):
     noise: float = 0.1
 
     def start(self, obs, key):
-        way = torch.where(normal(key, torch.zeros_like(key), (1,), stream=2)[:, 0] > 0, 1.0, -1.0)
+        way = torch.where(normal(key, torch.zeros_like(key), (1,), stream=6)[:, 0] > 0, 1.0, -1.0)
         return {"way": torch.full_like(way, self.side) if self.side else way, "key": key,
                 "count": torch.zeros_like(key)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.learn.clone import Cloning
-from understudy.learn.method import Method
+from understudy.learn.method import Method, actor
 from understudy.learn.optim import Optim
 from understudy.learn.run import Run, room
 from understudy.learn.train import best, train
@@ -477,6 +478,80 @@ def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path)
     run(out, plain(60), every=1)
     run(tmp_path / "reference", plain(60), every=1)
     assert contents(out) == contents(tmp_path / "reference")
+
+
+# -- what cannot be loaded says what is wrong, and which command mends it ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A small run that knows its command, with two checkpoints."""
+    out = tmp_path_factory.mktemp("runs") / "made"
+    run(out, plain(), every=3, score=lambda policy: 0.0, command="understudy train bc d --out r")
+    run_ = Run(out)
+    shutil.copytree(run_.at(6), run_.at(3))
+    return out
+
+
+def refusal(path, load=Policy.load) -> str:
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert "\n" not in error.value.what and error.value.do and error.value.where
+    return str(error.value)
+
+
+def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
+    at = tmp_path / "at"
+    shutil.copytree(made / "checkpoints/000006", at)
+    recipe = json.loads((at / "recipe.json").read_text())
+    own = load_file(at / "weights.safetensors")
+    for change, words in (
+            ({"width": 9}, [f"{sum(8 in v.shape for v in own.values())} of another shape (the first: net.enter.weight",
+                            " in the place of (9, "]),
+            ({"depth": 2}, ["missing (the first: net.blocks.1."]),
+            ({"depth": 0}, ["unexpected (the first: net.blocks.0."])):
+        (at / "recipe.json").write_text(json.dumps({**recipe, "trunk": {**recipe["trunk"], **change}}))
+        said = refusal(at)
+        assert all(w in said for w in words) and len(said) < 500, said
+    assert said.endswith(f"remove {at} and train again: understudy train bc d --out r")
+    with pytest.raises(UserError, match=r"learner, found \d+ missing \(the first: .*\); of \d+ tensors\n  -> remove"):
+        Run(made).resume(6, plain(trunk=MLP(width=8, depth=2)).learn.build(
+            Policy(plain(trunk=MLP(width=8, depth=2)).policy, made_up().features()), 0, 6))
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "features.json", "weights.safetensors", "method.json"])
+@pytest.mark.parametrize("spoil", ["gone", "cut", "[]", "{}"])
+def test_a_broken_checkpoint_says_what_to_take_instead(made, tmp_path, name, spoil):
+    shutil.copytree(made, tmp_path / "r")
+    file = tmp_path / "r/checkpoints/000006" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:len(whole) // 2] if spoil == "cut" else spoil.encode())
+    if spoil == "gone":
+        file.unlink()
+    said = refusal(tmp_path / "r", actor)
+    assert name in said and ("expected a file, found none" in said) == (spoil == "gone")
+    if (name, spoil) not in (("features.json", "{}"), ("method.json", "[]"), ("method.json", "{}")):
+        assert f"take another checkpoint of the run: {tmp_path / 'r/checkpoints/000003'}" in said
+        actor(tmp_path / "r/checkpoints/000003")
+
+
+def test_a_run_without_a_checkpoint_names_the_command_that_goes_on(made, tmp_path):
+    begun, other = tmp_path / "begun", tmp_path / "other"
+    with Run(begun).open():
+        (begun / "checkpoints").mkdir()
+        said = refusal(begun)
+    assert "stopped before" in said and said.endswith(f"goes on: understudy train RECIPE DATA --out {begun}")
+    assert refusal(begun / "best").endswith(f"--out {begun}")
+    shutil.copytree(made, other)
+    (other / "run.json").unlink()
+    said = refusal(other)
+    assert f"{other}/checkpoints/000006" in said and said.endswith("goes on: understudy train bc d --out r")
+    Policy.load(other / "checkpoints/000006")
+    (other / "run.json").write_text('{"last": 6}')
+    assert "run.json: expected the names of checkpoints" in refusal(other)
+    assert f"name one of these: {made}/checkpoints/000003, {made}/checkpoints/000006" in refusal(made / "checkpoints")
+    assert f"name the folder: {made}/checkpoints/000006" in refusal(made / "checkpoints/000006/weights.safetensors")
+    assert "found nothing\n  -> check the path" in refusal(tmp_path / "no")
 
 
 # -- several processes -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -278,30 +279,51 @@ class Policy(nn.Module, Streams):
 
     @staticmethod
     def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
-        """From a checkpoint's folder or a run's (then its last). Runs no code outside understudy and `trust`."""
+        """From a checkpoint's folder or a run's (then its last). Runs no code outside understudy and `trust`.
+
+        Raises UserError for what is missing, damaged or not of one policy, and Untrusted for code from elsewhere.
+        """
         folder = checkpoint(folder)
-        recipe = config.load(read_json(folder / "recipe.json"), ("understudy", *trust), str(folder / "recipe.json"))
-        features = {k: _feature(f) for k, f in read_json(folder / "features.json").items()}
+        recipe = config.load(document(folder, "recipe.json"), ("understudy", *trust), str(folder / "recipe.json"))
+        if not isinstance(recipe, Recipe):
+            raise UserError(f"expected a Recipe, found {type(recipe).__name__}", where=folder / "recipe.json",
+                            do=_instead(folder))
+        features = _features(document(folder, "features.json"), folder)
+        _known((*recipe.inputs, recipe.target), features, str(folder / "features.json"))
         with weights_given():
             policy = Policy(recipe, features)
         try:
             weights = load_file(folder / "weights.safetensors")
-        except (SafetensorError, FileNotFoundError, OSError) as error:
+        except FileNotFoundError:
+            raise UserError("expected a file, found none", where=folder / "weights.safetensors",
+                            do=_instead(folder)) from None
+        except (SafetensorError, OSError) as error:
             raise UserError(f"expected a whole safetensors file, found {error}", where=folder / "weights.safetensors",
-                            do="take another checkpoint of the run, or train again") from None
+                            do=_instead(folder)) from None
         try:
             fill(policy, weights)
         except RuntimeError as error:
-            raise UserError(f"the weights are not of this recipe: {error}", where=folder,
-                            do="recipe.json and weights.safetensors must come from the same run") from None
+            raise UserError(f"expected the weights of this recipe, found {error}", where=folder,
+                            do="recipe.json and weights.safetensors must come from the same run; "
+                            + _instead(folder)) from None
         return policy.eval().to(device)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Gives `module` these weights and buffers. Raises RuntimeError if they are not its own."""
-    for name, buffer in list(module.named_buffers()):
-        # A memory has as many rows as there was data: buffers take the shape that was saved. Clones, since
-        # safetensors gives odd addresses, from which sums differ in their last bits.
+    """Gives `module` these weights and buffers. Raises RuntimeError, in one line, if they are not its own; then
+    nothing has changed."""
+    own, buffers = module.state_dict(), dict(module.named_buffers())
+    odd = {"missing": [f"{k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors],
+           "unexpected": [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own],
+           # A memory has as many rows as there was data: buffers take the shape that was saved.
+           "of another shape": [f"{k} {tuple(tensors[k].shape)} in the place of {tuple(v.shape)}"
+                                for k, v in own.items() if k in tensors and k not in buffers
+                                and tensors[k].shape != v.shape]}
+    if any(odd.values()):
+        raise RuntimeError("; ".join(f"{len(names)} {kind} (the first: {names[0]})"
+                                     for kind, names in odd.items() if names) + f"; of {len(own)} tensors")
+    for name, buffer in buffers.items():
+        # Clones, since safetensors gives odd addresses, from which sums differ in their last bits.
         owner, _, leaf = name.rpartition(".")
         if name in tensors:
             setattr(module.get_submodule(owner), leaf, tensors[name].to(buffer.device, copy=True))
@@ -314,18 +336,80 @@ def checkpoint(folder: Path | str) -> Path:
     if (folder / "weights.safetensors").exists() or (folder / "recipe.json").exists():
         return folder
     run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
+    begun = (run / "checkpoints").is_dir() or (run / ".lock").exists()
     if (run / "run.json").exists():
         places = read_json(run / "run.json")
-        if which not in places:
+        if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+            raise UserError("expected the names of checkpoints, found something else", where=run / "run.json",
+                            do=_onward(run))
+        if places and which not in places:
             raise UserError(f"this run has no {which!r} checkpoint; it has {', '.join(places)}", where=run,
                             do="train with --eval ENV --every N to keep the best")
-        return run / places[which]
-    raise UserError("expected a trained run or a checkpoint, found neither", where=folder,
-                    do="train one: understudy train RECIPE DATA --out RUN")
+        if places and (run / places[which]).is_dir():
+            return run / places[which]
+        begun = True
+    if begun:
+        saved = f"; it has {', '.join(f.name for f in found)}" if (found := _saved(run / "checkpoints")) else ""
+        raise UserError(f"expected a checkpoint called {which!r}, found a run that was stopped before it named one"
+                        f"{saved}", where=run, do=_onward(run))
+    raise UserError(f"expected a trained run or a checkpoint, found {_else(folder)}", where=folder, do=(
+        f"name one of these: {', '.join(map(str, found))}" if (found := _saved(folder)) else
+        f"name the folder: {folder.parent}" if (folder.parent / "recipe.json").exists() else
+        f"train on them: understudy train RECIPE {folder} --out RUN" if (folder / "meta" / "info.json").exists() else
+        "check the path, or train one: understudy train RECIPE DATA --out RUN"))
+
+
+def document(folder: Path, name: str):
+    """The JSON of that name in a checkpoint. Raises UserError that says what to take instead."""
+    try:
+        return read_json(folder / name)
+    except UserError as error:
+        raise UserError(error.what, where=error.where, do=_instead(folder)) from None
+
+
+def _else(folder: Path) -> str:
+    if not folder.exists():
+        return "nothing"
+    return "a file" if folder.is_file() else "demonstrations" if (folder / "meta" / "info.json").exists() else "neither"
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The checkpoints in it that have their weights, in order."""
+    return sorted((f.parent for f in folder.glob("[0-9]*/weights.safetensors")), key=lambda f: (len(f.name), f.name))
+
+
+def _onward(run: Path) -> str:
+    """The way out for a run whose names do not lead to a checkpoint."""
+    found = _saved(run / "checkpoints")
+    named = f"name one of its checkpoints, {found[-1]}; or " if found else ""
+    return f"{named}the command it was begun with goes on: {_again(found[-1] if found else None, run)}"
+
+
+def _instead(folder: Path) -> str:
+    """The way out for a checkpoint that is not whole."""
+    if others := [f for f in _saved(folder.parent) if f != folder]:
+        return f"take another checkpoint of the run: {others[-1]}"
+    return f"remove {folder} and train again: {_again(folder, folder.parent.parent)}"
+
+
+def _again(folder: Path | None, run: Path) -> str:
+    """The command that trains it, as far as it is known."""
+    with suppress(UserError, AttributeError):
+        if folder is not None and (said := read_json(folder / "provenance.json").get("command")):
+            return str(said)
+    return f"understudy train RECIPE DATA --out {run if (run / 'checkpoints').exists() else 'RUN'}"
 
 
 def _feature(data: dict) -> Feature:
     return Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def _features(data, folder: Path) -> dict[str, Feature]:
+    try:
+        return {k: _feature(f) for k, f in data.items()}
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"expected columns with dtype, shape and kind, found something else ({error})",
+                        where=folder / "features.json", do=_instead(folder)) from None
 
 
 def _with_goals(recipe: Recipe, features: Schema) -> dict[str, Feature]:
@@ -343,5 +427,5 @@ def _known(names, features: Schema, where: str = "data set") -> None:
     for name in names:
         if name not in features:
             near = difflib.get_close_matches(name, features, 1)
-            raise UserError(f"expected a column {name!r}, found {', '.join(sorted(features))}", where=where,
+            raise UserError(f"expected a column {name!r}, found {', '.join(sorted(features)) or 'none'}", where=where,
                             do=f"did you mean {near[0]!r}?" if near else "name one that is there")

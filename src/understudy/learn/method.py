@@ -15,7 +15,7 @@ from ..execute.base import Executor
 from ..execute.chunked import Receding
 from ..execute.planners import Fixed
 from ..files import read_json
-from ..policy import Policy, Recipe, checkpoint
+from ..policy import Policy, Recipe, checkpoint, document
 from .clone import Cloning
 from .fit import Learning
 
@@ -34,10 +34,13 @@ class Method:
     def load(path: Path | str, trust: tuple[str, ...] = ()) -> Method:
         """From a method.json, a checkpoint's folder or a run's."""
         path = Path(path)
-        path = path if path.is_file() else checkpoint(path) / "method.json"
-        method = config.load(read_json(path), ("understudy", *trust), str(path))
+        folder = None if path.is_file() else checkpoint(path)
+        found = read_json(path) if folder is None else document(folder, "method.json")
+        path = path if folder is None else folder / "method.json"
+        method = config.load(found, ("understudy", *trust), str(path))
         if not isinstance(method, Method):
-            raise UserError(f"expected a Method, found {type(method).__name__}", where=path)
+            raise UserError(f"expected a Method, found {type(method).__name__}", where=path,
+                            do="give a method.json as training writes it")
         return method
 
 

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from ..core import UserError
 
 TOLERANCE = 1e-4  # s between the time asked for and a frame's own
 _TICKS = 90_000  # a second; the clock of the files we write
+_TICK = Fraction(1, _TICKS)
 _FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}
+# For one frame, waking other threads takes longer than its conversion; before 18, PyAV could not be told.
+_ALONE = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 18 else {}
 
 
 # -- size -----------------------------------------------------------------------------------------------------------
@@ -116,45 +120,70 @@ def count(path: Path) -> int:
         return 0
 
 
-def read_frames(path: Path, times: np.ndarray, shape: tuple[int, int, int], where: str) \
-        -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each time (s) the frame whose own time is nearest, within TOLERANCE, one decoded frame at a time:
-    (rows of `times` it belongs to, uint8 (H, W, C)).
+class VideoReader:
+    """One video file, kept open, so that a window of frames costs one seek and the frames since the key frame before
+    it. Raises UserError where the file is missing or no video."""
 
-    Raises UserError naming the file and the first time that has no frame, which is how a truncated file shows.
-    """
-    where = f"{path}, {where}"
-    found = np.zeros(len(times), bool)
-    order = np.argsort(times, kind="stable")
-    sought = np.asarray(times, np.float64)[order]
-    near = TOLERANCE + 2 * float(np.spacing(np.float32(np.abs(sought).max())))  # timestamps are float32
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            tick = float(stream.time_base)
-            container.seek(max(0, int((sought[0] - near) / tick)), stream=stream, backward=True)
-            for frame in container.decode(stream):
-                time = frame.pts * tick
-                if time > sought[-1] + near:
-                    break
-                first, last = np.searchsorted(sought, time - near), np.searchsorted(sought, time + near, side="right")
+    def __init__(self, path: Path, where: str):
+        self.path = path
+        with self._readable(f"{path}, {where}"):
+            self._container = av.open(str(path))
+            self._stream = self._container.streams.video[0]
+        # With threads of its own the decoder works ahead, which random windows throw away.
+        self._stream.codec_context.thread_count = 1
+        self._tick = float(self._stream.time_base)
+        self._convert = VideoReformatter().reformat  # one, since setting it up costs as much as a frame
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def frames(self, times: np.ndarray, shape: tuple[int, int, int], where: str) \
+            -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each time (s) the frame whose own time is nearest, within TOLERANCE, one decoded frame at a time:
+        (rows of `times` it belongs to, uint8 (H, W, C)).
+
+        Raises UserError naming the file and the first time that has no frame, which is how a truncated file shows.
+        """
+        where = f"{self.path}, {where}"
+        found = np.zeros(len(times), bool)
+        order = np.argsort(times, kind="stable")
+        sought = np.asarray(times, np.float64)[order]
+        near = TOLERANCE + 2 * float(np.spacing(np.float32(np.abs(sought).max())))  # timestamps are float32
+        with self._readable(where):
+            self._container.seek(max(0, int((sought[0] - near) / self._tick)), stream=self._stream, backward=True)
+            for frame in self._container.decode(self._stream):
+                time = frame.pts * self._tick
+                first, last = sought.searchsorted(time - near), sought.searchsorted(time + near, side="right")
                 if first < last:
-                    image = _array(frame, shape[2])
+                    image = _array(self._convert(frame, format=_FORMATS[shape[2]], **_ALONE), shape[2])
                     if image.shape != shape:
                         raise UserError(f"expected frames of shape {shape} as meta/info.json says, found {image.shape}",
                                         where=where, do="correct meta/info.json, or take the video from a copy")
                     found[order[first:last]] = True
                     yield order[first:last], image
-    except FileNotFoundError:
-        raise UserError("expected a video file, found none", where=where, do="take it from a copy") from None
-    except (av.FFmpegError, IndexError) as error:
-        raise UserError(f"expected a whole video file, found one that cannot be decoded ({error})", where=where,
-                        do="the file is damaged: take it from a copy, or leave out the episodes in it") from None
-    if not found.all():
-        row = int(np.argmin(found))
-        raise UserError(f"expected a frame at {times[row]:.4f} s (within {TOLERANCE} s), found none: the video ends "
-                        "early, or its frame rate is another", where=f"{where}, frame {row}",
-                        do="take the file from a copy, or leave out the episodes in it")
+                if time > sought[-1] - near:  # decoding one more to see that it is too late would cost as much
+                    break
+        if not found.all():
+            row = int(np.argmin(found))
+            raise UserError(f"expected a frame at {times[row]:.4f} s (within {TOLERANCE} s), found none: the video "
+                            "ends early, or its frame rate is another", where=f"{where}, frame {row}",
+                            do="take the file from a copy, or leave out the episodes in it")
+
+    @contextlib.contextmanager
+    def _readable(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise UserError("expected a video file, found none", where=where, do="take it from a copy") from None
+        except (av.FFmpegError, IndexError) as error:
+            raise UserError(f"expected a whole video file, found one that cannot be decoded ({error})", where=where,
+                            do="the file is damaged: take it from a copy, or leave out the episodes in it") from None
 
 
 def encodes(codec: str, shape: tuple[int, int, int]) -> bool:
@@ -173,7 +202,7 @@ def encodes(codec: str, shape: tuple[int, int, int]) -> bool:
 
 def _settle(context, codec, height, width, fps):
     context.width, context.height, context.pix_fmt = width, height, "yuv420p"
-    context.time_base, context.framerate = Fraction(1, _TICKS), Fraction(fps).limit_denominator(1001)
+    context.time_base, context.framerate = _TICK, Fraction(fps).limit_denominator(1001)
     context.options = {"g": "2", "crf": "30", **({"bf": "0"} if codec == "libx264" else {})}
 
 
@@ -190,14 +219,16 @@ class VideoWriter:
         self._container = av.open(str(path), "w", format="mp4")
         self._stream = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         _settle(self._stream.codec_context, codec, shape[0], shape[1], fps)
-        self._stream.time_base = Fraction(1, _TICKS)
+        self._stream.time_base = _TICK
+        self._convert = VideoReformatter().reformat
         self.bytes = 0  # written so far
 
     def add(self, frames: Iterable[np.ndarray], times: Iterable[float]) -> None:
         """uint8 (H, W, 3) each, at times (s) that grow from call to call."""
         for frame, time in zip(frames, times, strict=True):
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            image.pts, image.time_base = round(time * _TICKS), Fraction(1, _TICKS)
+            image = self._convert(image, format="yuv420p", **_ALONE)
+            image.pts, image.time_base = round(time * _TICKS), _TICK
             self._put(image)
 
     def close(self) -> None:

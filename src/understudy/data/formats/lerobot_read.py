@@ -58,6 +58,7 @@ class LeRobot(Source):
         self._warnings: list[str] = []
         self._files: dict[Path, pq.ParquetFile] = {}  # the one that was read last
         self._groups: dict[str, tuple[tuple[Path, int], pa.Array]] = {}  # by column, likewise
+        self._films: dict[str, video.VideoReader] = {}  # by camera, likewise
         unknown = sorted(set(info) - _KNOWN)
         if unknown:
             self._warnings.append(f"meta/info.json: unknown keys {', '.join(unknown)} are ignored")
@@ -293,8 +294,12 @@ class LeRobot(Source):
         shape, length = self.schema[name].shape, int(self.lengths[episode])
         if self._stored[name] == "video":
             files, begin = self.index.videos[name]
-            yield from video.read_frames(self.path / files[episode], begin[episode] + self._times(episode), shape,
-                                         f"episode {episode}")
+            file, where = self.path / files[episode], f"episode {episode}"
+            film = self._films.pop(name, None)  # out of sight while it is read: two readers at once would move it
+            if film is None or film.path != file:
+                film = video.VideoReader(file, where)
+            yield from film.frames(begin[episode] + self._times(episode), shape, where)
+            self._films[name] = film
         else:
             file = self.path / self.index.files[self.index.file[episode]]
             for row, image in enumerate(self._stored_rows(name, episode)):

@@ -31,16 +31,18 @@ _SAFE_FPS = 10  # written where the rate is not known; our schema.json says that
 
 
 def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
-          images: Literal["video", "png"] = "video") -> None:
+          images: Literal["video", "av1", "h264", "png"] = "video") -> None:
     """A new folder, there whole or not at all, which lerobot opens unchanged.
 
-    fps: frames a second; `dataset.fps` where not given. images: "video" (AV1 or H.264, lossy, small) or "png"
-    (lossless). A column may hold one row more than there are actions: that row goes to meta/understudy/last.parquet.
-    Columns frame_index, episode_index, index and task_index are numbered anew. Raises UserError where the path exists,
-    where there are no episodes, and where episodes differ in their columns, naming the episode and the column.
+    fps: frames a second; `dataset.fps` where not given. images: "video" (lossy, small: "av1", or "h264" where the
+    frames cannot be written as AV1 here) or "png" (lossless). A column may hold one row more than there are actions:
+    that row goes to meta/understudy/last.parquet. Columns frame_index, episode_index, index and task_index are numbered
+    anew. Raises UserError where the path exists, where there are no episodes, and where episodes differ in their
+    columns, naming the episode and the column.
     """
-    if images not in ("video", "png"):
-        raise UserError(f"expected images to be video or png, found {images!r}", do="choose one of them")
+    if images not in ("video", "png", *_CODECS.values()):
+        raise UserError(f"expected images to be video, {', '.join(_CODECS.values())} or png, found {images!r}",
+                        do="choose one of them")
     if not len(dataset):
         raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
     with cache.room_on_disk(Path(path)), whole_folder(path) as part:
@@ -106,7 +108,10 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
         if name in ("task", INDEX[0]):
             continue
         if f.kind == "image" and f.shape[2] in (1, 3, 4):
-            able = [c for c in _CODECS if video.encodes(c, f.shape)] if images == "video" else []
+            able = [c for c, name in _CODECS.items() if images in ("video", name) and video.encodes(c, f.shape)]
+            if images in _CODECS.values() and not able:
+                raise UserError(f"expected frames that can be written as {images} here, found {f.shape}",
+                                where=f"column {name!r}", do="write them as png")
             features[name] = {"dtype": "video" if able else "image", "shape": list(f.shape),
                               "names": ["height", "width", "channels"]}
             if able:

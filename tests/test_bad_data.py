@@ -91,6 +91,7 @@ KINDS = {
     "other.npz": (_zip(["x.npy"]), "an .npz without episode_ends; it holds x"),
     "zarr.zip": (_zip([".zgroup", "data/.zgroup"]), "a zipped zarr store"),
     "zip.zip": (_zip(["readme"]), "a zip file without arrays"),
+    "nothing.zip": (_zip([]), "a zip file without arrays"),
     "cut.npz": (_zip(["x.npy"])[:40], "cut short or damaged"),
     "minari/data/metadata.json": (b"{}", "Minari"),
     "minari2/metadata.json": (b'{"data_format": "hdf5"}', "Minari"),
@@ -117,6 +118,19 @@ def test_every_other_kind_is_said_by_name(name, tmp_path):
         (file.parent / "data.arrow").write_text("")
     text = refused(tmp_path / "in" / name.split("/")[0], kind)
     assert "understudy" in text or "numpy.savez" in text or "copy" in text or "convert" in text or "name one" in text
+
+
+@pytest.mark.parametrize(("names", "do"), [
+    (("obs", "acts", "ends", "reward"),
+     "save acts as actions, ends as episode_ends, obs as observations, reward as rewards"),
+    (("observatons", "actions"), "save observatons as observations, and give episode_ends"),
+    (("observations", "actions", "dones"), "save dones as terminals, and give episode_ends"),
+    (("obs", "observations", "ends"), "save ends as episode_ends")])
+def test_arrays_of_other_names_are_told_the_right_ones(names, do, tmp_path):
+    path = tmp_path / "d.npz"
+    path.write_bytes(_zip([f"{name}.npy" for name in names]))
+    text = refused(path, f"expected an array episode_ends, found {', '.join(sorted(names))}", f"-> {do}")
+    assert "obs as" not in text or "observations" not in names
 
 
 def test_nothing_there(tmp_path):
@@ -357,7 +371,7 @@ def test_episodes_that_differ_are_not_written(tmp_path):
             lerobot.write(Dataset([*data[:3], data[3].but(columns)]), tmp_path / "out")
     with pytest.raises(UserError, match="column 'a/b'.*without '/'"):
         lerobot.write(Dataset([data[0].but({"a/b": np.zeros(5)})]), tmp_path / "out")
-    with pytest.raises(UserError, match="expected images to be video or png, found 'gif'"):
+    with pytest.raises(UserError, match="expected images to be video, av1, h264 or png, found 'gif'"):
         lerobot.write(data, tmp_path / "out", images="gif")
     assert list(tmp_path.iterdir()) == []
 
@@ -378,13 +392,21 @@ _NEXT = np.concatenate([_flat()["state"][1:], _flat()["state"][:1]])
 @pytest.mark.parametrize("changes, parts", [
     ({"rewards": np.zeros(21)}, ["rewards", "expected 22 rows (steps), 26", "or 4 (episodes), found 21 rows"]),
     ({"observation.none": np.zeros((22, 0))}, ["observation.none", "expected at least one component"]),
-    ({"fps": np.array(3)}, ["fps", "found a single value"]),
+    ({"rate": np.array(3)}, ["rate", "found a single value"]),
+    ({"fps": np.array(0)}, ["d.npz, fps", "expected a number above 0, of steps a second, found 0"]),
+    ({"fps": np.array("ten")}, ["d.npz, fps", "expected a number above 0, of steps a second, found ten"]),
     ({"notes": np.array([{}, 1, 2, 3], object)}, ["notes", "found Python objects (a pickle), which are never loaded"]),
     ({"observations": None}, ["expected an array observations, found actions, episode_ends"]),
     ({"actions": None}, ["expected an array actions"]),
     ({"action": np.zeros((22, 1))}, ["action", "expected one array for action, found actions and action"]),
     ({"episode_ends": np.array([5, 5, 10, 22])}, ["episode_ends[1]", "expected ends that grow, found 5 after 5"]),
-    ({"episode_ends": np.array([5, 6, 10, 30])}, ["observations", "expected 30 rows"]),
+    ({"episode_ends": np.array([5, 6, 10, 30])},
+     ["episode_ends[3]", "expected the last end to be the number of steps, 22 (rows of actions), found 30"]),
+    ({"episode_ends": ENDS - 1}, ["episode_ends[3]", "found 21", "add 1 to each"]),
+    ({"episode_ends": np.array([21])}, ["episode_ends[0]", "found 21", "add 1 to each"]),  # not a last row too many
+    ({"actions": np.zeros((21, 2))}, ["d.npz, actions", "expected 22 rows (steps)", "found 21 rows"]),
+    ({"observations": None, "obs": np.zeros((22, 3)), "dones": np.zeros(22)},
+     ["expected an array observations", "save dones as terminals, obs as observations"]),
     ({"episode_ends": np.zeros(0, int)}, ["expected at least one episode, found none"]),
     ({"episode_ends": np.array([1.5, 22])}, ["expected integers of shape (episodes,), found float64 (2,)"]),
     ({"next_observations": _NEXT + 1}, ["next_observations, episode 0, step 0, component (0,)",

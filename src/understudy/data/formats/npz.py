@@ -1,16 +1,19 @@
 """Demonstrations in one .npz file: arrays over all steps of all episodes, end to end.
 
 observations (N, ...), actions (N, ...), episode_ends (E,): exclusive, in steps. Where known: rewards, terminals,
-timeouts, next_observations. `observations` may hold one row more per episode (what was seen last), and so may any
-array. Arrays with one row an episode are facts of the episodes; others of N rows are columns. Arrays are streamed from
-the file into the cache, so that a file larger than memory can be read; pickled objects are refused.
+timeouts, next_observations, and fps, one number. `observations` may hold one row more per episode (what was seen
+last), and so may any array. Arrays with one row an episode are facts of the episodes; others of N rows are columns.
+Arrays are streamed from the file into the cache, so that a file larger than memory can be read; pickled objects are
+refused.
 """
 
 from __future__ import annotations
 
+import difflib
+import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +27,12 @@ from .base import Episodes, Source, starts
 
 NAMES = {"observations": "observation.state", "actions": "action", "rewards": "next.reward",
          "terminals": "next.terminated", "timeouts": "next.truncated"}
-_ENDS = "give episode_ends: the exclusive end of each episode, counted in steps"
+_OTHERS = {  # what others call them
+    "obs": "observations", "observation": "observations", "state": "observations", "states": "observations",
+    "acts": "actions", "act": "actions", "ends": "episode_ends", "reward": "rewards", "done": "terminals",
+    "dones": "terminals", "terminal": "terminals", "terminated": "terminals", "truncated": "timeouts",
+    "truncations": "timeouts", "next_obs": "next_observations", "next_states": "next_observations"}
+ENDS = "give episode_ends: the exclusive end of each episode, counted in steps"
 _FOLLOWING = "correct next_observations, or leave it out"
 _CHUNK = 1 << 16  # rows read at a time
 _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
@@ -41,21 +49,52 @@ class Npz(Source):
         self._headers = headers(path)
         if "episode_ends" not in self._headers:
             raise UserError(f"expected an array episode_ends, found {', '.join(self._headers)}", where=path,
-                            do=_ENDS)
+                            do=renamed(self._headers) or ENDS)
         ends = self._small("episode_ends")
         if ends.ndim != 1 or ends.dtype.kind not in "iu":
             raise UserError(f"expected integers of shape (episodes,), found {ends.dtype} {ends.shape}",
-                            where=f"{path}, episode_ends", do=_ENDS)
+                            where=f"{path}, episode_ends", do=ENDS)
         if not len(ends):
-            raise UserError("expected at least one episode, found none", where=f"{path}, episode_ends", do=_ENDS)
+            raise UserError("expected at least one episode, found none", where=f"{path}, episode_ends", do=ENDS)
         self.lengths = np.diff(ends.astype(np.int64), prepend=0)
         if (self.lengths < 1).any():
             e = int(np.argmax(self.lengths < 1))
             raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
-                            where=f"{path}, episode_ends[{e}]", do=_ENDS)
+                            where=f"{path}, episode_ends[{e}]", do=ENDS)
+        self._check_names()
+        self._check_last(int(ends[-1]))
         self._place()
-        self.facts = {"format": "npz", "version": "", "path": str(path), "fps": None, "robot_type": None,
+        self.facts = {"format": "npz", "version": "", "path": str(path), "fps": self._fps(), "robot_type": None,
                       "warnings": []}
+
+    def _check_names(self):
+        for name, key in (("observation", "observations"), ("action", "actions")):
+            if not any(NAMES.get(k, k).split(".")[0] == name for k in self._headers):
+                raise UserError(f"expected an array {key}, found {', '.join(self._headers)}", where=self.path,
+                                do=renamed(self._headers) or "add the array, or name one like the column it is "
+                                                             "(observation.force, action)")
+
+    def _check_last(self, end: int):
+        """Where no observations or actions fit the ends, it is the ends that are wrong."""
+        rows = {key: shape[0] for key, (shape, _) in self._headers.items()
+                if shape and NAMES.get(key, key).split(".")[0] in ("observation", "action")}
+        longer = end + len(self.lengths)
+        if any(n in (end, longer) for n in rows.values()) and not all(n == longer for n in rows.values()):
+            return
+        key = next((k for k in rows if NAMES.get(k, k).startswith("action")), "")
+        steps = rows.get(key, 0)
+        raise UserError(f"expected the last end to be the number of steps, {steps} (rows of {key}), found {end}",
+                        where=f"{self.path}, episode_ends[{len(self.lengths) - 1}]", do=ENDS + (
+                            "; add 1 to each if these are the last steps themselves" if end == steps - 1 else ""))
+
+    def _fps(self) -> float | None:
+        if "fps" not in self._headers or self._headers["fps"][0] != ():
+            return None
+        fps, where = self._small("fps")[0], f"{self.path}, fps"
+        if fps.dtype.kind not in "iuf" or not (math.isfinite(fps) and fps > 0):
+            raise UserError(f"expected a number above 0, of steps a second, found {fps}", where=where,
+                            do="correct it, or leave it out")
+        return float(fps)
 
     def _place(self):
         """What each array is, by its number of rows: a column, a column with a last row, or facts."""
@@ -65,7 +104,7 @@ class Npz(Source):
         self._more: dict[str, bool] = {}  # has one row more per episode
         self._per_episode: list[str] = []
         for key, (shape, dtype) in self._headers.items():
-            if key == "episode_ends" or key == "next_observations":
+            if key in ("episode_ends", "next_observations") or (key, shape) == ("fps", ()):
                 continue
             rows = shape[0] if shape else None
             if 0 in shape[1:]:
@@ -85,11 +124,6 @@ class Npz(Source):
                 raise UserError(f"expected {steps} rows (steps), {steps + episodes} (steps and a last row an episode) "
                                 f"or {episodes} (episodes), found {found}", where=f"{self.path}, {key}",
                                 do="correct episode_ends or the array, or leave the array out")
-        for name in ("observation.state", "action"):
-            if name not in self.schema and not any(n.startswith(name.split(".")[0]) for n in self.schema):
-                raise UserError(f"expected an array {'actions' if name == 'action' else 'observations'}, found "
-                                f"{', '.join(self._headers)}", where=self.path,
-                                do="add the array, or name one like the column it is (observation.force, action)")
         self._following = None
         if "next_observations" in self._headers:
             self._check_following(steps)
@@ -187,6 +221,7 @@ class Npz(Source):
         with _member(self.path, key) as handle:
             shape, fortran, dtype = _header(handle, f"{self.path}, {key}")
             if not shape:
+                yield 0, np.frombuffer(_exactly(handle, dtype.itemsize, f"{self.path}, {key}"), dtype)
                 return
             if fortran and len(shape) > 1:  # columns first: rows cannot be had in pieces
                 data = _exactly(handle, int(np.prod(shape)) * dtype.itemsize, f"{self.path}, {key}")
@@ -198,6 +233,16 @@ class Npz(Source):
                 n = min(step, shape[0] - row)
                 data = _exactly(handle, n * width, f"{self.path}, {key}")
                 yield row, np.frombuffer(data, dtype).reshape(n, *shape[1:])
+
+
+def renamed(keys: Iterable[str]) -> str:
+    """What to call arrays of other names, in words; "" where nothing is near."""
+    keys, right = sorted(keys), (*NAMES, "episode_ends", "next_observations")
+    missing = [name for name in right if name not in keys]
+    near = {key: _OTHERS.get(key) or next(iter(difflib.get_close_matches(key, missing, 1, 0.8)), None)
+            for key in keys if key not in right}
+    near = {key: name for key, name in near.items() if name in missing}
+    return f"save {', '.join(f'{key} as {name}' for key, name in near.items())}" if near else ""
 
 
 def _feature(name: str, shape, dtype: str) -> Feature:

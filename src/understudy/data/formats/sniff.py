@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from ...core import UserError
+from .npz import ENDS, renamed
 
 READ = "LeRobot v3.0, v2.1, v2.0 and plain .npz (observations, actions, episode_ends)"
 _CONVERT = (f"this version reads {READ}: convert it, for example with its own library into arrays and "
@@ -68,7 +69,7 @@ def _file(path: Path) -> str:
         return "a ROS 1 bag, which cannot be read yet"
     if first.startswith(b"\x89HDF\r\n\x1a\n"):
         return _hdf5(path)
-    if first.startswith(b"PK\x03\x04"):
+    if first.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second has nothing in it
         return _zip(path)
     if first.startswith(b"PAR1"):
         return "a single parquet file; a LeRobot data set is the folder that holds meta/ and data/"
@@ -102,6 +103,9 @@ def _zip(path: Path) -> str:
         return "an OGBench .npz (no episode_ends), which cannot be read yet"
     if {"obs", "acts", "indices"} <= keys:
         return "trajectories of an old version of imitation (.npz), which cannot be read yet"
+    if names := renamed(keys):
+        raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
+                        do=names + ("" if "episode_ends" in names else f", and {ENDS}"))
     if keys:
         return f"an .npz without episode_ends; it holds {', '.join(sorted(keys)[:8])}"
     return "a zip file without arrays"

@@ -14,7 +14,7 @@ from understudy.envs.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import Given, Noisy, NotFinite, Plays
 from understudy.execute.chunked import RealTime, Receding
 from understudy.execute.ensemble import Ensemble
-from understudy.execute.planners import Best, Chain, Guided
+from understudy.execute.planners import Best, Chain, Fixed, Guided
 from understudy.execute.streaming import Streaming
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
@@ -141,6 +141,85 @@ def test_in_a_chain_the_low_one_reads_what_the_high_one_says():
     assert ran(Receding(3), chain, 4)[:, 0].tolist() == [0, 0, 0, 30]
     with pytest.raises(UserError, match="equally long"):
         Chain(Clock(2), Low(3), "observation.goal")
+
+
+GOAL = "observation.goal"
+PLAN = {"observation.state": Feature("float32", (3,)), GOAL: Feature("float32", (2,)),
+        "action": Feature("float32", (2,))}
+
+
+@pytest.fixture(scope="module")
+def leaves():
+    """Policies of actions and of goals, both of state and goal; and six windows of observations."""
+    torch.manual_seed(0)
+    data, obs, found = made_up(PLAN), {k: torch.randn(6, 1, *PLAN[k].shape) for k in ("observation.state", GOAL)}, {}
+    for target, horizon in (("action", 4), (GOAL, 1)):
+        recipe = Recipe(Flow(steps=2), trunk=MLP(8, 1), window=Window(1, horizon), target=target,
+                        inputs=("observation.state", GOAL))
+        found[target] = Policy(recipe, PLAN).fit(data).eval()
+    return found, obs
+
+
+def near(obs, plan):
+    return -(plan - obs["observation.state"][:, :, :2]).square().sum((1, 2))
+
+
+INNER = {"policy": lambda leaf, goal: leaf, "fixed": lambda leaf, goal: Fixed(leaf, 4),
+         "guided": lambda leaf, goal: Guided(leaf, (Contrast(("observation.state",), 0.5),)),
+         "best": lambda leaf, goal: Best(leaf, near, 3), "chain": lambda leaf, goal: Chain(goal, leaf, GOAL)}
+OUTER = [*INNER, "chain of"]
+
+
+def nested(outer, inner, leaves):
+    (act, goal), build = (leaves["action"], leaves[GOAL]), INNER[inner]
+    if outer == "chain of":  # the inner one says the goal
+        return Chain(build(goal, goal), act, GOAL)
+    return INNER[outer](build(act, goal), goal)
+
+
+def by_hand(planner, obs, noise, guides=()):
+    """What the plan of one row has to be: by what each planner says of itself, one level at a time."""
+    if isinstance(planner, Best):
+        tried = [by_hand(planner.policy, obs, nth(noise, i), guides) for i in range(planner.count)]
+        return max(tried, key=lambda plan: near(obs, plan).item())
+    if isinstance(planner, Chain):
+        said = by_hand(planner.high, obs, noise["high"])
+        return by_hand(planner.low, {**obs, GOAL: said}, noise["low"], guides)
+    if isinstance(planner, Guided):
+        return by_hand(planner.policy, obs, noise, planner.guides + guides)
+    if isinstance(planner, Fixed):
+        return by_hand(planner.policy, obs, noise, guides)
+    return planner.plan(obs, noise, guides)
+
+
+def nth(noise, i):
+    return {k: nth(v, i) for k, v in noise.items()} if isinstance(noise, dict) else noise[:, i]
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("outer", OUTER)
+@torch.no_grad()
+def test_planners_of_planners_of_policies(leaves, outer, inner):
+    policies, obs = leaves
+    planner, key = nested(outer, inner, policies), keys(0, range(6))
+    assert planner.dim == 2 and planner.window == Window(1, 4) and set(planner.inputs) <= set(planner.features)
+    assert set(planner.inputs) == {"observation.state", GOAL}  # whoever says the goal reads one, too
+    noise = planner.noise(key, key * 0 + 2)
+    found = planner.plan(obs, noise)
+    for row in torch.arange(6).split(1):
+        one = by_hand(planner, take(obs, row), take(noise, row))
+        assert torch.allclose(found[row], one, atol=1e-4)
+    guide = Inpaint(torch.arange(48.0).reshape(6, 4, 2) / 10 - 2, torch.ones(6, 4))  # that of an executor reaches all that plan actions
+    found = planner.plan(obs, noise, (guide,))
+    for row in torch.arange(6).split(1):
+        assert torch.allclose(found[row], by_hand(planner, take(obs, row), take(noise, row), (guide.take(row),)),
+                              atol=1e-4)
+    actor, seen = Plays(planner, Receding(2)), {k: v[:, 0] for k, v in obs.items()}
+    action, state = actor.act(seen, actor.start(seen, key))
+    first = planner.plan(obs, planner.noise(key, key * 0))[:, 0]
+    assert torch.allclose(action, first, atol=1e-4)
+    moved = put(state, torch.tensor([1]), take(state, torch.tensor([4])))
+    assert torch.equal(actor.act(seen, moved)[0][1], actor.act(seen, state)[0][4])
 
 
 # -- one key, many users --------------------------------------------------------------------------------------------

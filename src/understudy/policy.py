@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from . import config
-from .core import Batch, Context, Feature, Schema, Shape, Unsupported, UserError, normal
+from .core import Batch, Context, Feature, Schema, Shape, State, Unsupported, UserError, normal
 from .data.augment import Augment
 from .data.codec import Codec, Scaled
 from .data.episode import Dataset
@@ -117,12 +117,13 @@ class Planner(ABC):
     device: torch.device
 
     @abstractmethod
-    def plan(self, obs: Mapping[str, Tensor], noise: Tensor, guides: tuple[Guide, ...] = ()) -> Tensor:
+    def plan(self, obs: Mapping[str, Tensor], noise: Tensor | State, guides: tuple[Guide, ...] = ()) -> Tensor:
         """obs (B, To, ...) -> (B, H, A) in world units: a function of its arguments alone."""
 
     @abstractmethod
-    def noise(self, key: Tensor, count: Tensor) -> Tensor:
-        """All the randomness of one plan, for rows with these keys at their count-th plan."""
+    def noise(self, key: Tensor, count: Tensor) -> Tensor | State:
+        """All the randomness of one plan, for rows with these keys at their count-th plan: rows first, in a tensor or,
+        where several planners draw, in nested dicts of them."""
 
 
 class Streams(Planner):

@@ -20,7 +20,7 @@ class Ask:
 
     rows: Tensor
     obs: Mapping[str, Tensor]
-    noise: Tensor
+    noise: Tensor | State
     guides: tuple[Guide, ...] = ()
 
 

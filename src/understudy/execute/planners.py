@@ -12,6 +12,13 @@ from ..core import UserError, take
 from ..policy import Guide, Planner, Streams
 
 
+def _each(function, *trees):
+    """`function` of the tensors that stand at the same place in nested dicts."""
+    if isinstance(trees[0], Mapping):
+        return {k: _each(function, *(t[k] for t in trees)) for k in trees[0]}
+    return function(*trees)
+
+
 class Over(Planner):
     """A planner around a policy that it otherwise resembles."""
 
@@ -49,7 +56,7 @@ class Fixed(Over, Streams):
     policy: Planner
     rows: int = 16
 
-    def _each(self, function, n, *arguments):
+    def _groups(self, function, n, *arguments):
         """`function` over groups of rows, of the n that there are. Arguments are tensors or trees of them, rows first,
         or guides."""
         parts = []
@@ -64,12 +71,12 @@ class Fixed(Over, Streams):
         return torch.cat(parts)[:n]
 
     def plan(self, obs, noise, guides=()):
-        return self._each(self.policy.plan, next(iter(obs.values())).shape[0], obs, noise, guides)
+        return self._groups(self.policy.plan, next(iter(obs.values())).shape[0], obs, noise, guides)
 
     def advance(self, obs, x, t, to):
         if not isinstance(self.policy, Streams):
             raise UserError(f"{type(self.policy).__name__} shows no half-made chunks", do="take another executor")
-        return self._each(self.policy.advance, x.shape[0], obs, x, t, to)
+        return self._groups(self.policy.advance, x.shape[0], obs, x, t, to)
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,14 @@ class Best(Over):
     count: int = 16
 
     def noise(self, key, count):
-        return torch.stack([self.policy.noise(key, count * self.count + i) for i in range(self.count)], 1)
+        return _each(lambda *n: torch.stack(n, 1), *(self.policy.noise(key, count * self.count + i)
+                                                     for i in range(self.count)))
 
     def plan(self, obs, noise, guides=()):
-        each = torch.arange(noise.shape[0], device=noise.device).repeat_interleave(self.count)
+        first = next(iter(obs.values()))
+        each = torch.arange(first.shape[0], device=first.device).repeat_interleave(self.count)
         many = take(obs, each)
-        plans = self.policy.plan(many, noise.flatten(0, 1), tuple(g.take(each) for g in guides))
+        plans = self.policy.plan(many, _each(lambda n: n.flatten(0, 1), noise), tuple(g.take(each) for g in guides))
         best = self.score(many, plans).unflatten(0, (-1, self.count)).argmax(1)
         rows = torch.arange(best.shape[0], device=best.device)
         return plans.unflatten(0, (-1, self.count))[rows, best]
@@ -124,7 +133,7 @@ class Chain(Over):
 
     @property
     def inputs(self):
-        return tuple(dict.fromkeys(k for k in (*self.high.inputs, *self.low.inputs) if k != self.as_key))
+        return tuple(dict.fromkeys((*self.high.inputs, *(k for k in self.low.inputs if k != self.as_key))))
 
     @property
     def features(self):

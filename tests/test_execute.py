@@ -209,7 +209,8 @@ def test_planners_of_planners_of_policies(leaves, outer, inner):
     for row in torch.arange(6).split(1):
         one = by_hand(planner, take(obs, row), take(noise, row))
         assert torch.allclose(found[row], one, atol=1e-4)
-    guide = Inpaint(torch.arange(48.0).reshape(6, 4, 2) / 10 - 2, torch.ones(6, 4))  # that of an executor reaches all that plan actions
+    # The guide of an executor reaches all that plan actions.
+    guide = Inpaint(torch.arange(48.0).reshape(6, 4, 2) / 10 - 2, torch.ones(6, 4))
     found = planner.plan(obs, noise, (guide,))
     for row in torch.arange(6).split(1):
         assert torch.allclose(found[row], by_hand(planner, take(obs, row), take(noise, row), (guide.take(row),)),

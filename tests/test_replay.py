@@ -120,15 +120,29 @@ class Bare(Env):
 
 
 def test_what_cannot_be_replayed_says_why(data):
+    acted = Dataset([Episode({"action": e.steps["action"]}, e.meta) for e in data])
     with pytest.raises(UserError, match="does not say by which seed.*bare.*\n.*recorded in"):
-        replay(data, Bare())
+        replay(acted, Bare())
     with pytest.raises(UserError, match="bare cannot be put into a recorded state"):
-        replay(data, Bare(), state=True)
+        replay(acted, Bare(), state=True)
     with pytest.raises(UserError, match="expected an episode from 0 to 7, found 8"):
         replay(data, Fork(4), [1, 8])
     ours = Dataset([Episode(dict(e.steps), {**e.meta, "env": "bare"}) for e in data])
-    with pytest.raises(UserError, match="episode 0, column 'observation.state': expected shape"):
+    with pytest.raises(UserError, match=r"'observation.state' of shape \(1,\), as in bare, found \(2,\)\n  -> rep"):
         replay(ours, Bare())
     same = Dataset([Episode({"action": e.steps["action"]}, {**e.meta, "env": "bare"}) for e in data])
     found = replay(same, Bare())
     assert all(t.success is None and t.recorded is not None for t in found.tracks) and "Success" not in found.words()
+
+
+def test_an_environment_of_other_shapes_names_the_one_it_was_recorded_in(data, tmp_path):
+    stored = record(Fork(2), Fork(2).expert(), 2, tmp_path / "d", 1, by="scripted")
+    for state in (False, True):
+        with pytest.raises(UserError) as error:
+            replay(stored, Push(2), state=state)
+        assert str(error.value) == (f"{tmp_path / 'd'}: expected 'observation.state' of shape (8,), as in push, found "
+                                    f"(2,)\n  -> replay it in the environment it was recorded in: understudy replay "
+                                    f"{tmp_path / 'd'} fork")
+    wide = Dataset([e.but({"action": np.zeros((len(e), 3), np.float32)}) for e in data])
+    with pytest.raises(UserError, match=r"data set: expected 'action' of shape \(2,\), as in fork, found \(3,\)"):
+        replay(wide, Fork(2))

@@ -76,12 +76,15 @@ def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state
     number if it was recorded in this environment by us, else its first step is restored. With `state`: every step is
     restored, then one action taken, which shows where the simulator differs and not only that errors grow.
 
-    episodes: which, by number; None for all. Raises UserError where neither start is possible.
+    episodes: which, by number; None for all. Raises UserError where neither start is possible, and for columns of other
+    shapes than the environment's.
     """
     numbers = range(len(data)) if episodes is None else episodes
     if bad := [n for n in numbers if not 0 <= n < len(data)]:
         raise UserError(f"expected an episode from 0 to {len(data) - 1}, found {bad[0]}",
                         where=data.facts.get("path", "data set"))
+    if numbers:
+        _check_shapes(data, env)
     tracks = []
     for track in _playback(data, env, numbers, tolerance) if state else _open_loop(data, env, numbers, tolerance):
         tracks.append(track)
@@ -106,9 +109,6 @@ class _Compare:
             if step >= len(self.recorded[k]):
                 continue
             now, then = np.asarray(values[k][row], np.float64), self.recorded[k][step].astype(np.float64)
-            if now.size != then.size:
-                raise UserError(f"expected shape {then.shape} as recorded, found {now.shape}",
-                                where=f"episode {self.number}, column {k!r}", do="take the environment it was made in")
             gap = np.abs(now.reshape(-1) - then.reshape(-1)).max(initial=0.0) / self.scale[k]
             size = float(gap) if np.isfinite(gap) else np.inf
             self.error[k] = max(self.error[k], size)
@@ -124,6 +124,19 @@ class _Compare:
         recorded = bool(np.any(steps["next.success"])) if "next.success" in steps else meta.get("success")
         return Track(self.number, len(self.episode), self.success, None if recorded is None else bool(recorded),
                      self.first, self.error)
+
+
+def _check_shapes(data: Dataset, env: Env) -> None:
+    recorded = data.features()
+    for name in ("action", *(k for k in _columns(env) if k in env.features)):
+        if name in recorded and recorded[name].size != env.features[name].size:
+            made = data[0].meta.get("env")
+            path = data.facts.get("path")
+            raise UserError(f"expected {name!r} of shape {env.features[name].shape}, as in {env.facts['env']}, found "
+                            f"{recorded[name].shape}", where=path or "data set",
+                            do="replay it in the environment it was recorded in" + (
+                                f": understudy replay {path or 'DATA'} {made}" if made and made != env.facts["env"]
+                                else ""))
 
 
 def _columns(env: Env) -> list[str]:

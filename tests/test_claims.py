@@ -7,7 +7,7 @@ import pytest
 
 from understudy import config
 from understudy.claims import records
-from understudy.claims.base import Above, Arm, Claim, Every, Exceeds, Experiment, Near, Part, Sabotage, Source
+from understudy.claims.base import Above, Arm, Below, Claim, Every, Exceeds, Experiment, Near, Part, Sabotage, Source
 from understudy.claims.measures import log_jerk
 from understudy.claims.run import run
 from understudy.core import UserError
@@ -36,6 +36,8 @@ FIGURES = {"good": {"success": flags(0.9), "time": (np.full((5, 1), 3.0) + np.ar
     (Near("success", "good", "twin", 0.001), "undecided"),
     (Exceeds("success", "good", 0.7), "holds"), (Exceeds("success", "bad", 0.7), "fails"),
     (Exceeds("time", "good", 3.02), "undecided"),
+    (Below("success", "bad", 0.7), "holds"), (Below("success", "good", 0.7), "fails"),
+    (Below("time", "good", 3.02), "undecided"),
     (Every((Above("success", "good", "bad"), Near("success", "good", "twin", 0.1))), "holds"),
     (Every((Above("success", "good", "bad"), Near("success", "good", "bad", 0.1))), "fails"),
     (Every((Above("success", "good", "bad"), Above("success", "good", "twin"))), "undecided"),

@@ -190,6 +190,25 @@ class Exceeds(Rule):
 
 
 @dataclass(frozen=True)
+class Below(Rule):
+    """The mean of `measure` under one arm is less than `bound`."""
+
+    measure: str
+    arm: str
+    bound: float
+
+    @property
+    def arms(self):
+        return (self.arm,)
+
+    def judge(self, figures):
+        d = _interval(figures[self.arm][self.measure])
+        verdict = "holds" if d.high < self.bound else "fails" if d.low > self.bound else "undecided"
+        return Finding(verdict, f"{self.measure}: {self.arm} = {d.estimate:.3g} [{d.low:.3g}, {d.high:.3g}], wanted "
+                                f"below {self.bound:g}", d.low, d.high)
+
+
+@dataclass(frozen=True)
 class Every(Rule):
     """All of them: fails when one fails, holds when all hold."""
 

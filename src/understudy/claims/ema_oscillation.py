@@ -1,4 +1,9 @@
-"""Row 281: the loss is calm, the behaviour is not, and an average of the weights calms it."""
+"""Row 281: the loss is calm, the behaviour is not, and an average of the weights calms it.
+
+An earlier rule compared logarithms of relative swings, on Hopper. Its twin held as well, since a ratio sees swings far
+too small to matter, and Hopper's were. So the size of the swing is now in the rule, on a task that falls more easily;
+one look at Walker2d (2 seeds below 100) chose it. What was seen before is a pilot: the seeds that judge are new.
+"""
 
 from dataclasses import replace
 
@@ -11,14 +16,14 @@ from ..learn.optim import Optim
 from ..nets.ema import Constant, Decay, Polynomial
 from ..nets.encoders import Flat
 from ..policy import Recipe
-from .base import Above, Arm, Claim, Every, Exceeds, Experiment, Part, Recorded, Sabotage
+from .base import Above, Arm, Below, Claim, Every, Exceeds, Experiment, Part, Recorded, Sabotage
 from .measures import oscillation
 
 
 def arm(name: str, ema: Decay) -> Arm:
     """The very same updates, looked at raw and averaged. Constant rate, as in the paper's plain runs."""
     recipe = Recipe(Regression(), encoder=Flat(), window=Window())
-    learn = Cloning(steps=6000, batch=256, ema=ema, optim=Optim(rate=1e-3, schedule="constant"))
+    learn = Cloning(steps=3000, batch=256, ema=ema, optim=Optim(rate=1e-3, schedule="constant"))
     return Arm(name, (Method(recipe, Receding(1), learn),))
 
 
@@ -26,9 +31,10 @@ def short(experiment: Experiment) -> Experiment:
     return replace(experiment, options=(("max_episode_steps", 10),))
 
 
-HOPPER = Experiment(Recorded("cs285/hopper_expert.npz"), "Hopper-v4", (
+WALKER = Experiment(Recorded("cs285/walker2d_expert.npz", 1), "Walker2d-v4", (
     arm("raw", Constant(0.0)), arm("averaged", Polynomial())),
-    oscillation, tuned_by="mean", episodes=10, tuning_episodes=10, options=(("max_episode_steps", 1000),))
+    oscillation, tuned_by="mean", seeds=tuple(range(200, 208)), tuning=(901,), episodes=6, tuning_episodes=6,
+    options=(("max_episode_steps", 1000),))
 
 CLAIM = Claim(
     name="ema-oscillation", rows=("281",),
@@ -36,13 +42,13 @@ CLAIM = Claim(
           "Autoregression, arXiv 2310.11428",
     statement="We observe that minibatch SGD updates to the policy network during training result in sharp "
               "oscillations in long-horizon rewards, despite negligibly affecting the behavior cloning loss.",
-    here="Hopper-v4, two episodes of a trained agent, an MLP of 256 x 2 blocks, 6,000 updates at a constant rate; the "
-         "last 10 checkpoints, 200 updates apart, 10 starts each. The return differs more from checkpoint to "
-         "checkpoint, relative to its mean, than the loss does, relative to its beginning; the average of the weights "
-         "lowers the swing of the return, and not its mean by more than 186, 5 % of the agent's.",
-    parts=(Part("hopper", HOPPER, Every((
-        Exceeds("log_swing_over_loss", "raw", 0.0), Above("log_swing", "raw", "averaged"),
-        Above("mean", "averaged", "raw", -186.0)))),),
-    sabotage=Sabotage("episodes of 10 steps in place of 1,000", short, "hopper"),
+    here="Walker2d-v4, one of two episodes of a trained agent, an MLP of 256 x 2 blocks, 3,000 updates at a constant "
+         "rate; the last 10 checkpoints, 200 updates apart, 6 starts each. From checkpoint to checkpoint the return "
+         "swings by more than 2 % of its mean, the loss by less than 2 % of its beginning; the average of the weights "
+         "lowers the swing of the return, and not its mean by more than 269, 5 % of the agent's.",
+    parts=(Part("walker", WALKER, Every((
+        Exceeds("swing", "raw", 0.02), Below("calm", "raw", 0.02), Above("log_swing", "raw", "averaged"),
+        Above("mean", "averaged", "raw", -269.0)))),),
+    sabotage=Sabotage("episodes of 10 steps in place of 1,000", short, "walker"),
     needs=("the sim extra", "recorded demonstrations (UNDERSTUDY_DATA)"),
 )

@@ -3,7 +3,9 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from understudy import config, make
 from understudy.commands.train import _fits
 from understudy.config import Untrusted
 from understudy.core import Feature, UserError, keys
+from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.judge import recording
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Plays
@@ -127,6 +130,31 @@ def test_descriptions():
         assert re.search(r"\b(19|20)\d\d\b", d["paper"]) and d["summary"].endswith(".") and all(d["needs"])
     assert found["mip"]["rows"] == ["264"] and "2512.01809" in found["mip"]["paper"]
     assert found["act"]["rows"] == ["158"] and found["act"]["family"] == "chunks"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_needs_numbers_refuses_choices_before_it_trains(name):
+    able = {d["name"]: any("choices" in need for need in d["needs"]) for d in describe()}
+    assert [n for n in able if able[n]] == ["bc", "knn", "vinn"]
+    if not able[name]:
+        with pytest.raises(UserError, match=f"{name}, column 'action': expected actions that are numbers, found choices"
+                                            "\n  -> bc, knn, vinn learn choices"):
+            find(name, CHOICES)
+        return
+    # Which of two lights is on decides the choice, and every method that says so learns it.
+    state = np.eye(2, dtype=np.float32)[np.arange(40) % 2]
+    data = Dataset([Episode({"observation.state": state, "action": 1 + 2 * np.arange(40)[:, None] % 4})])
+    features = {"observation.state": Feature("float32", (2,)), "action": CHOICES["action"]}
+    data = data.map(lambda e: replace(e, schema=features))
+    method = find(name, data.features())
+    policy = Policy(method.policy, data.features()).fit(data)
+    learner = method.learn.build(policy, 0, 60)
+    windows = policy.windows(data)
+    fit(learner, lambda n: windows.batch(32, n), min(method.learn.steps, 60))
+    actor = Plays(learner.trained.eval(), method.run)
+    obs = {"observation.state": torch.eye(2)}
+    action, _ = actor.act(obs, actor.start(obs, keys(0, range(2))))
+    assert action.flatten().tolist() == [1, 3]
 
 
 def test_rows_are_in_the_ledger(shared):

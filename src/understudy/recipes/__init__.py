@@ -30,15 +30,18 @@ METHODS: dict[str, Callable[..., Method]] = {
     "vinn": retrieval.vinn,
 }
 
+CHOICES = "numbers or choices"  # in the needs of a method that learns either
+
 
 def find(name: str, features: Schema | None = None, trust: tuple[str, ...] = (), **options) -> Method:
     """The method of this name, of "module:function", of a method.json, or of the folder of a run or checkpoint.
 
     features: of the data it will be trained on. options: of the function (horizon, ...), where it is one. Code that is
     not understudy's is imported only if its package is in `trust` (else Untrusted). Raises UserError for a name that is
-    not there, and for an option that the function does not have.
+    not there, for an option that the function does not have, and for actions that a named method cannot learn.
     """
     if (made_by := function(name, trust)) is not None:
+        _check_needs(name, made_by, features)
         return _call(made_by, name, features, options)
     if Path(name).exists():
         if options:
@@ -61,6 +64,16 @@ def describe() -> list[dict]:
     """What is known of each method: "name", "family", "rows" of the ledger, "paper", what it "needs" of the data, and
     a "summary"."""
     return [_facts(name, function) for name, function in METHODS.items()]
+
+
+def _check_needs(name, made_by, features) -> None:
+    action = (features or {}).get("action")
+    if action is None or action.kind != "choice" or made_by not in METHODS.values():
+        return
+    able = [m["name"] for m in describe() if any(CHOICES in need for need in m["needs"])]
+    if name.replace("_", "-") not in able:
+        raise UserError("expected actions that are numbers, found choices", where=f"{name}, column 'action'",
+                        do=f"{', '.join(able)} learn choices")
 
 
 def _facts(name, function) -> dict:

@@ -17,7 +17,7 @@ def knn(count: int = 1, obs: int = 1, horizon: int = 8, execute: int = 4) -> Met
 
     Paper: Cover and Hart 1967; as a policy in Pari et al. 2021, arXiv 2112.01511
     Rows: 079
-    Needs: observations and actions that are numbers
+    Needs: observations and actions that are numbers or choices
     """
     recipe = Recipe(Neighbors(count, weights="equal"), encoder=Flat(), window=Window(obs, horizon))
     return Method(recipe, Receding(execute), Cloning(steps=1))
@@ -28,7 +28,7 @@ def vinn(count: int = 5, weights: str = "hf://timm/resnet18.a1_in1k") -> Method:
 
     Paper: Pari et al. 2021, arXiv 2112.01511, whose network went on learning from the pictures alone
     Rows: 079
-    Needs: actions that are numbers; for cameras the weights of a ResNet-18
+    Needs: actions that are numbers or choices; for cameras the weights of a ResNet-18
     """
     recipe = Recipe(Neighbors(count), encoder=Flat(ResNet18(weights, pool="mean")), window=Window(1, 1))
     return Method(recipe, Receding(), Cloning(steps=1))

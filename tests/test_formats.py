@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from fixtures import closed_form
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -84,8 +85,9 @@ def test_all_versions_of_the_same_values_have_the_same_fingerprint():
     assert len({Dataset.open(LEROBOT / f).fingerprint() for f in images}) == 1
 
 
-@pytest.mark.parametrize("rows", [1, 3, 7, 100])
-def test_row_groups_need_not_be_episodes(rows, tmp_path):
+@pytest.mark.parametrize("rows, together", [(1, 5), (1, 2**16), (3, 7), (7, 7), (100, 1)])
+def test_row_groups_need_not_be_episodes(rows, together, tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.data.formats.lerobot_read._ROWS", together)
     shutil.copytree(LEROBOT / "v3.0/images", tmp_path / "data")
     file = next(tmp_path.glob("data/data/*/*.parquet"))
     pq.write_table(pq.read_table(file), file, row_group_size=rows)
@@ -563,6 +565,23 @@ def test_last_rows_are_gathered_where_they_lie_too(tmp_path):
     assert len(pack.columns["observation.state"].array) == 22 + 4 and len(pack.columns["action"].array) == 22
     assert all(np.shares_memory(c.array, data[0].steps[n]) for n, c in pack.columns.items())
     assert not pack.columns["action"].array.flags.writeable
+
+
+@pytest.mark.parametrize("numbers", [range(4), [2, 0], [3, 3, 1]])
+@pytest.mark.parametrize("size", [None, 16])
+def test_windows_of_stored_episodes_are_those_of_copies(numbers, size, tmp_path):
+    """Gathered where they lie, from all of the data set or from some of it, in another order."""
+    lerobot.write(closed(images=True), tmp_path / "out", images="png")
+    stored = open_dataset(tmp_path / "out", image_size=size).pick(numbers)
+    copies = Dataset([Episode({k: np.array(v) for k, v in e.steps.items()}, e.meta) for e in stored])
+    assert stored.fingerprint() == copies.fingerprint() and stored.steps == copies.steps
+    window = Window(obs=2, horizon=3, ahead=-1)
+    for name in ("observation.state", CAMERA):
+        a, b = (next(window.over(d, (name,), "action").scan()) for d in (stored, copies))
+        assert torch.equal(a.obs[name], b.obs[name]) and torch.equal(a.action, b.action) and torch.equal(a.mask, b.mask)
+    if size is not None:  # of the episodes that were picked, too, nothing is copied
+        pack = Pack.of(stored, ["action", CAMERA])
+        assert all(np.shares_memory(c.array, stored[0].steps[n]) for n, c in pack.columns.items())
 
 
 def test_a_changed_file_is_read_anew(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,6 +66,24 @@ class _Changed(Mapping):
         return sum(1 for _ in self)
 
 
+class Packed(Sequence[Episode]):
+    """Episodes that know where their columns lie, so that batches can be gathered from a million of them without
+    touching each."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """(E,) int64, steps."""
+
+    @abstractmethod
+    def column(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """One array of the rows of all episodes, where each begins in it (E,), and how many rows it has (E,); None for
+        a column that does not lie in one array."""
+
+    @abstractmethod
+    def pick(self, numbers: Iterable[int]) -> Packed: ...
+
+
 class Dataset(Sequence[Episode]):
     """Episodes in order, and `facts` of them all: "format", "version", "path", "fps", "robot_type", "warnings"."""
 
@@ -92,6 +111,8 @@ class Dataset(Sequence[Episode]):
         return Dataset((e for e in self if keep(e)), self.facts)
 
     def pick(self, numbers: Iterable[int]) -> Dataset:
+        if isinstance(self._episodes, Packed):
+            return Dataset(self._episodes.pick(numbers), self.facts)
         return Dataset((self[int(i)] for i in numbers), self.facts)
 
     def map(self, change: Callable[[Episode], Episode]) -> Dataset:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import UserError
-from .episode import Dataset
+from .episode import Dataset, Packed
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,13 @@ class Pack:
         """Raises UserError naming the episode and the column that it lacks or that differs in shape."""
         if not len(data):
             raise UserError("expected at least one episode, found none", where=data.facts.get("path", "data set"))
-        length = np.array([len(e) for e in data], np.int64)
+        packed = data._episodes if isinstance(data._episodes, Packed) else None
+        length = packed.lengths if packed else np.array([len(e) for e in data], np.int64)
         columns = {}
         for name in dict.fromkeys(names):
+            if packed and (lies := packed.column(name)) is not None:
+                columns[name] = Column(*lies)
+                continue
             parts = [_part(data, i, name) for i in range(len(data))]
             shapes = {p.shape[1:] for p in parts}
             if len(shapes) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core import Feature
 from .. import cache, video
-from ..episode import Episode
+from ..episode import Episode, Packed
 
 Progress = Callable[[int, int], None]  # (done, of)
 
@@ -29,6 +29,10 @@ class Source(ABC):
 
     @abstractmethod
     def column(self, name: str, episode: int) -> np.ndarray: ...
+
+    def whole(self, name: str) -> np.ndarray | None:
+        """All rows of a column, the episodes end to end; None where they are not in one array."""
+        return None
 
     def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
         """(row or rows, image) of a camera, in any order, so that an episode need not fit in memory."""
@@ -59,7 +63,7 @@ class Steps(Mapping):
         return len(self._source.schema)
 
 
-class Episodes(Sequence[Episode]):
+class Episodes(Packed):
     def __init__(self, source: Source, numbers: Sequence[int] | None = None):
         self.source = source
         self.numbers = range(len(source.lengths)) if numbers is None else numbers
@@ -72,6 +76,21 @@ class Episodes(Sequence[Episode]):
             return Episodes(self.source, self.numbers[i])
         e = self.numbers[i]
         return Episode(Steps(self.source, e), self.source.meta(e), int(self.source.lengths[e]), self.source.schema)
+
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.source.lengths[np.asarray(self.numbers, np.int64)]
+
+    def column(self, name):
+        array = self.source.whole(name) if name in self.source.schema else None
+        if array is None:
+            return None
+        numbers, rows = np.asarray(self.numbers, np.int64), self.source.rows(name)
+        return array, starts(rows)[numbers], rows[numbers]
+
+    def pick(self, numbers: Iterable[int]) -> Episodes:
+        return Episodes(self.source, [self.numbers[int(i)] for i in numbers])
 
 
 def starts(rows: np.ndarray) -> np.ndarray:
@@ -108,6 +127,9 @@ class Framed(Source):
 
     def meta(self, episode):
         return self._source.meta(episode)
+
+    def whole(self, name):
+        return self._maps.get(name, self._source.whole(name))
 
     def column(self, name, episode):
         if name not in self._maps:

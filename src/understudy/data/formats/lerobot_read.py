@@ -27,6 +27,7 @@ _KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "t
           "total_chunks", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "fps", "splits",
           "data_path", "video_path", "features", "tools"}
 _CORRECT = "correct meta/info.json, or take it from a copy"
+_ROWS, _BYTES = 2**16, 2**26  # read at a time, whatever the size of the row groups; a larger one is read whole
 _DAMAGED = "the file is damaged: take it from a copy, or write the data set anew"
 
 
@@ -190,7 +191,7 @@ class LeRobot(Source):
         return {name: starts(self.rows(name)) for name in [*self.schema, "task_index"]}
 
     def _build(self, part: Path, names: list[str]) -> None:
-        """Reads every data file once, a row group at a time, and checks that its rows are what the metadata say."""
+        """Reads every data file once, some row groups at a time, and checks that its rows are what the metadata say."""
         out = {n: cache.create(part, n, (int(self.rows(n).sum()), *self.schema[n].shape), self.schema[n].dtype)
                for n in names}
         tasks = cache.create(part, "task_index", (int(self.lengths.sum()),), np.int64)
@@ -217,42 +218,30 @@ class LeRobot(Source):
             raise UserError(f"expected a column {missing[0]!r} as meta/info.json says, found "
                             f"{', '.join(source.schema_arrow.names)}", where=file, do=_CORRECT)
         row = 0
-        for group in range(source.metadata.num_row_groups):
-            read = _read_group(source, group, [*names, "episode_index", "frame_index", "task_index"], file)
+        for groups in _batches(source.metadata):
+            read = _read_groups(source, groups, [*names, "episode_index", "frame_index", "task_index"], file)
             until = row + read.num_rows
             # Which of the rows belong to which episode; rows that no episode claims are passed over.
             here = np.flatnonzero((begin < until) & (begin + lengths > row))
-            for i in here:
-                low, high = max(int(begin[i]), row), min(int(begin[i] + lengths[i]), until)
-                self._check(read.slice(low - row, high - low), int(episodes[i]), low - int(begin[i]), file, known)
             low = np.maximum(begin[here], row)
             n = np.minimum(begin[here] + lengths[here], until) - low
             take = np.repeat(low - row - starts(n), n) + np.arange(n.sum())
             step = np.repeat(low - begin[here] - starts(n), n) + np.arange(n.sum())
             whose = np.repeat(episodes[here], n)
+            task = read["task_index"].to_numpy()[take]
+            _same(read["episode_index"].to_numpy()[take], whose, "rows of episode {}, found episode_index {}", whose,
+                  step, file)
+            _same(read["frame_index"].to_numpy()[take], step, "frame_index {}, found {}", whose, step, file)
+            if not np.isin(task, known).all():
+                at = int(np.argmin(np.isin(task, known)))
+                raise UserError(f"expected a task_index of the tasks in meta ({', '.join(map(str, known))}), found "
+                                f"{task[at]}", where=f"{file}, episode {whose[at]}, frame {step[at]}",
+                                do="add the task to meta/tasks, or correct the row")
             for name in names:
                 values = to_numpy(read[name].combine_chunks(), self.schema[name], f"{file}, {name}")
                 out[name][self._first[name][whose] + step] = values[take]
-            tasks[self._first["task_index"][whose] + step] = read["task_index"].to_numpy()[take]
+            tasks[self._first["task_index"][whose] + step] = task
             row = until
-
-    def _check(self, rows, episode, step, file, known):
-        numbers = rows["episode_index"].to_numpy()
-        if (numbers != episode).any():
-            at = int(np.argmax(numbers != episode))
-            raise UserError(f"expected rows of episode {episode}, found episode_index {numbers[at]}",
-                            where=f"{file}, episode {episode}, frame {step + at}", do=_DAMAGED)
-        frames = rows["frame_index"].to_numpy()
-        if (frames != step + np.arange(len(frames))).any():
-            at = int(np.argmax(frames != step + np.arange(len(frames))))
-            raise UserError(f"expected frame_index {step + at}, found {frames[at]}",
-                            where=f"{file}, episode {episode}, frame {step + at}", do=_DAMAGED)
-        tasks = rows["task_index"].to_numpy()
-        if not np.isin(tasks, known).all():
-            at = int(np.argmin(np.isin(tasks, known)))
-            raise UserError(f"expected a task_index of the tasks in meta ({', '.join(map(str, known))}), found "
-                            f"{tasks[at]}", where=f"{file}, episode {episode}, frame {step + at}",
-                            do="add the task to meta/tasks, or correct the row")
 
     def meta(self, episode):
         return self._facts.get(episode, {})
@@ -261,6 +250,9 @@ class LeRobot(Source):
     def _facts(self) -> dict[int, dict]:
         file = self.path / OURS / "episodes.jsonl"
         return {r["episode_index"]: r["facts"] for r in json_lines(file)} if file.exists() else {}
+
+    def whole(self, name):
+        return self._columns[name] if self._stored[name] == "number" else None
 
     def column(self, name, episode):
         stored, length = self._stored[name], int(self.lengths[episode])
@@ -346,7 +338,7 @@ class LeRobot(Source):
 
     def _group(self, file, group, name) -> pa.Array:
         if self._groups.get(name, (None,))[0] != (file, group):
-            read = _read_group(self._open(file), group, [name], file)[name].combine_chunks()
+            read = _read_groups(self._open(file), [group], [name], file)[name].combine_chunks()
             self._groups[name] = (file, group), read
         return self._groups[name][1]
 
@@ -410,17 +402,21 @@ def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
         e = int(np.argmax((span != length) | (length < 1)))
         raise UserError(f"expected a length of {span[e]} (dataset_to_index - dataset_from_index), at least 1, found "
                         f"{length[e]}", where=f"{folder}, episode {e}, length", do=_DAMAGED)
-    names = [_format(info, "data_path", path, chunk_index=int(c), file_index=int(f))
-             for c, f in zip(table["data/chunk_index"], table["data/file_index"], strict=True)]
-    distinct = list(dict.fromkeys(names))
-    number_of = {n: i for i, n in enumerate(distinct)}
-    file = np.array([number_of[n] for n in names], np.int64)
+    def places(key, of, **more):
+        """The files that hold the episodes, and which of them holds each."""
+        at = np.stack([table[f"{of}/chunk_index"], table[f"{of}/file_index"]], 1)
+        distinct, which = np.unique(at, axis=0, return_inverse=True)
+        return tuple(_format(info, key, path, chunk_index=int(c), file_index=int(f), **more)
+                     for c, f in distinct), which.reshape(-1)
+
+    distinct, file = places("data_path", "data")
     first = np.full(len(distinct), np.iinfo(np.int64).max)
     np.minimum.at(first, file, table["dataset_from_index"])
-    videos = {c: (tuple(_format(info, "video_path", path, video_key=c, chunk_index=int(k), file_index=int(f))
-                        for k, f in zip(table[f"videos/{c}/chunk_index"], table[f"videos/{c}/file_index"],
-                                        strict=True)), table[f"videos/{c}/from_timestamp"]) for c in cameras}
-    return Index(length, tuple(distinct), file, table["dataset_from_index"] - first[file], tasks_v3(path), videos)
+    videos = {}
+    for c in cameras:
+        films, which = places("video_path", f"videos/{c}", video_key=c)
+        videos[c] = tuple(films[i] for i in which), table[f"videos/{c}/from_timestamp"]
+    return Index(length, distinct, file, table["dataset_from_index"] - first[file], tasks_v3(path), videos)
 
 
 def tasks_v3(path: Path) -> dict[int, str]:
@@ -490,12 +486,32 @@ def _read_columns(source: pq.ParquetFile, names, file) -> pa.Table:
         raise UserError(f"expected readable columns, found damage ({_line(error)})", where=file, do=_DAMAGED) from None
 
 
-def _read_group(source: pq.ParquetFile, group: int, names: list[str], file: Path) -> pa.Table:
+def _batches(metadata: pq.FileMetaData) -> Iterator[list[int]]:
+    """Row groups in turn, small ones together: reading them one by one takes longer than what is in them."""
+    groups, rows, size = [], 0, 0
+    for group in range(metadata.num_row_groups):
+        about = metadata.row_group(group)
+        if groups and (rows + about.num_rows > _ROWS or size + about.total_byte_size > _BYTES):
+            yield groups
+            groups, rows, size = [], 0, 0
+        groups, rows, size = [*groups, group], rows + about.num_rows, size + about.total_byte_size
+    yield groups
+
+
+def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], file: Path) -> pa.Table:
     try:
-        return source.read_row_group(group, columns=names)
+        return source.read_row_groups(groups, columns=names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"expected readable rows, found damage in row group {group} ({_line(error)})", where=file,
+        which = f"row group {groups[0]}" if len(groups) == 1 else f"row groups {groups[0]} to {groups[-1]}"
+        raise UserError(f"expected readable rows, found damage in {which} ({_line(error)})", where=file,
                         do=_DAMAGED) from None
+
+
+def _same(found: np.ndarray, wanted: np.ndarray, said: str, episode: np.ndarray, step: np.ndarray, file: Path) -> None:
+    if (found != wanted).any():
+        at = int(np.argmax(found != wanted))
+        raise UserError(f"expected {said.format(wanted[at], found[at])}",
+                        where=f"{file}, episode {episode[at]}, frame {step[at]}", do=_DAMAGED)
 
 
 def _line(error) -> str:

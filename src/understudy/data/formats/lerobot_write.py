@@ -152,6 +152,7 @@ class _Writer:
         self._videos: dict[str, video.VideoWriter] = {}
         self._filmed: dict[str, float] = {}  # s already in the video that is open
         self._rows: list[dict] = []  # of the episodes table
+        self._steps = 0  # of all of them
         self._stats: list[dict] = []
         self._last: list[dict] = []
         self._facts: list[dict] = []
@@ -210,7 +211,7 @@ class _Writer:
         distinct = [str(tasks[0])] if tasks.strides == (0,) else list(dict.fromkeys(map(str, tasks)))
         for task in distinct:
             self.tasks.setdefault(task, len(self.tasks))
-        first = self.plan.info["total_frames"] + sum(r["length"] for r in self._rows)
+        first = self.plan.info["total_frames"] + self._steps
         numbers = {"timestamp": times.astype(np.float32), "frame_index": np.arange(length),
                    "episode_index": np.full(length, number), "index": first + np.arange(length),
                    "task_index": np.array([self.tasks[str(t)] for t in tasks] if len(distinct) > 1 else
@@ -223,6 +224,7 @@ class _Writer:
         self._stats.append({n: _stats(columns[n][:length], f["dtype"]) for n, f in self.plan.info["features"].items()
                             if f["dtype"] != "string"})
         self._rows.append(row)
+        self._steps += length
         last = {n: self._last_value(n, c[length]) for n, c in columns.items() if len(c) > length}
         if last:
             self._last.append({"episode_index": number, **last})
@@ -334,7 +336,7 @@ class _Writer:
         for name in self._parts:
             os.replace(root / f"{name}.part", root / name)
             sync_folder((root / name).parent)
-        info.update(total_episodes=total, total_frames=info["total_frames"] + sum(r["length"] for r in self._rows),
+        info.update(total_episodes=total, total_frames=info["total_frames"] + self._steps,
                     total_tasks=len(self.tasks), splits={**info.get("splits", {}), "train": f"0:{total}"})
         write_text(root / "meta" / "info.json", json.dumps(info, indent=4, ensure_ascii=False))
         (root / OURS / "pending.json").unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import distributions as D
 
 from understudy.core import Context, Feature, Shape, Unsupported, UserError
+from understudy.data.codec import Scaled
 from understudy.data.window import Window
 from understudy.execute.streaming import Streaming
 from understudy.heads.base import Noising
@@ -270,13 +271,18 @@ def test_one_step_of_ddpm():
     noise[:, 0, 0], noise[1, 0, 1], noise[2, 0, 2] = 0.6, 1.0, 1.0
     first = head.sample(constant(clean), EMPTY, noise)  # the last step ends at the estimate, whatever came before
     torch.testing.assert_close(first, torch.full((3, 1, 1), clean))
-    k = 60
-    ab, before = alpha[k] ** 2, alpha[k - 1] ** 2
-    beta = 1 - ab / before
-    mean = math.sqrt(before) * beta / (1 - ab) * clean + math.sqrt(1 - beta) * (1 - before) / (1 - ab) * 0.6
-    t = torch.tensor([[1 - k / 100]])
-    one = head._to(torch.tensor([[[0.6]]]), torch.tensor([[[clean]]]), 0.0, t, t + 0.01, torch.tensor([[[2.0]]]))
-    assert float(one) == pytest.approx(mean + 2 * math.sqrt((1 - before) / (1 - ab) * beta), rel=1e-4)
+    seen, draws = [], torch.randn(1, 1, 100, generator=rng())
+
+    def net(x, t, context):
+        seen.append(float(x))
+        return torch.full_like(x, clean)
+    head.sample(net, EMPTY, draws)
+    for k in range(99, 1, -1):  # from 99: at level 100 alpha is all but 0
+        x, after, draw = seen[100 - k], seen[101 - k], float(draws[0, 0, 101 - k])
+        ab, before = alpha[k] ** 2, alpha[k - 1] ** 2
+        beta = 1 - ab / before
+        mean = math.sqrt(before) * beta / (1 - ab) * clean + math.sqrt(1 - beta) * (1 - before) / (1 - ab) * x
+        assert after == pytest.approx(mean + draw * math.sqrt((1 - before) / (1 - ab) * beta), rel=1e-4, abs=1e-5)
 
 
 def test_sampling_starts_at_pure_noise_and_visits_even_levels():
@@ -305,6 +311,19 @@ def test_the_clip_holds_the_estimate():
         head = Diffusion(prediction="sample", sampler=sampler, clip=0.8)
         out = head.sample(wild, EMPTY, torch.randn(5, *head.noise(3, 1), generator=rng()))
         torch.testing.assert_close(out, torch.full((5, 3, 1), 0.8))
+
+
+@pytest.mark.parametrize("target, clip, fine", [
+    ("minmax", 1.0, True), ("minmax", 0.9, False), ("minmax", 0.0, True), ("zscore", 1.0, False),
+    ("zscore", 0.0, True), ("quantile", 1.0, False), ("identity", 1.0, True)])
+def test_the_clip_knows_the_range_of_the_codec(target, clip, fine):
+    recipe = Recipe(Diffusion(clip=clip, steps=2), codec=Scaled(target=target), window=Window(1, 4))
+    if not fine:
+        with pytest.raises(UserError, match="Diffusion.clip: .* would cut off"):
+            example(recipe)
+        return
+    policy, batch = example(recipe)
+    assert target == "identity" or (policy.encode(batch).abs().max() <= policy.coder.bound + 1e-6)
 
 
 def test_guidance_of_diffusion():

@@ -20,7 +20,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import times_of
 from understudy.heads.regression import Regression
-from understudy.nets.base import Primes, RowTime, primed
+from understudy.nets.base import Primes, RowTime, at, primed, told
 from understudy.nets.ema import EMA, Constant, Polynomial, Warmup
 from understudy.nets.encoders import Flat, Tokens
 from understudy.nets.mlp import MLP
@@ -138,7 +138,22 @@ def test_a_context_without_tokens(trunk):
     assert net(x, t, Context(torch.zeros(5, 0, 7), torch.zeros(5, 0, dtype=torch.bool))).isfinite().all()
 
 
-@pytest.mark.parametrize("trunk", [k for k, v in TRUNKS.items() if not isinstance(v, MLP)])
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_all_times_told_in_one_batch_say_the_same(trunk):
+    net = built(TRUNKS[trunk]).double()
+    x, _, context = arguments()
+    x, context = x.double(), Context(context.tokens.double(), context.mask)
+    times = torch.tensor([[0.0], [0.25], [0.9]], dtype=torch.double)
+    for time, known in zip(times, told(net, times), strict=True):
+        plain = net(x, time.expand(*x.shape[:2], 1), context)
+        unread = torch.full((*x.shape[:2], 1), 0.5, dtype=torch.double)
+        for once in (context, primed(net, context)):
+            torch.testing.assert_close(net(x, unread, at(net, once, known)), plain, rtol=1e-10, atol=1e-12)
+    plain = at(lambda *a: net(*a), context, told(lambda *a: net(*a), times)[0])
+    assert plain is context, "guides may wrap a network into a function"
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
 def test_primed_says_the_same(trunk):
     net = built(TRUNKS[trunk])
     x, t, context = arguments()

@@ -138,12 +138,14 @@ class Shape:
 
     choices: for a target of choices, how many each component has; the coded action is then their one-hot
     vectors side by side, so that its width is sum(choices). Empty for vectors.
+    bound: no coded action of the data is larger; inf: they have no bound; None: the codec cannot know.
     """
 
     horizon: int
     tokens: int
     width: int
     choices: tuple[int, ...] = ()
+    bound: float | None = None
 
 
 def take(tree, rows):

@@ -150,7 +150,8 @@ class Policy(nn.Module, Streams):
         self.dim = self.target.size
         self.coder = recipe.codec.build(self.features, inputs, recipe.target)
         self.encoder = recipe.encoder.build({k: features[k] for k in inputs}, recipe.window.obs)
-        shape = Shape(recipe.window.horizon, self.encoder.tokens, self.encoder.width, self.coder.choices)
+        shape = Shape(recipe.window.horizon, self.encoder.tokens, self.encoder.width, self.coder.choices,
+                      self.coder.bound)
         self.net = recipe.head.build(recipe.trunk, self.coder.width, shape)
         self.noise_shape = recipe.head.noise(shape.horizon, self.coder.width)
 

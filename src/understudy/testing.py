@@ -28,7 +28,7 @@ from .execute.actor import Actor, Noisy
 from .execute.base import Executor
 from .heads.base import Density, Noising
 from .heads.flow import Flow
-from .nets.base import Encoder, RowTime, Trunk, primed
+from .nets.base import Encoder, Primes, RowTime, Trunk, primed
 from .policy import Policy, Recipe
 
 STATE = "observation.state"
@@ -293,6 +293,10 @@ def _trunk_reads(trunk, net, x, t, context, outputs):
     shown[:, 0] += 1.0
     hold(not torch.allclose(net(x, t, Context(shown, context.mask)), out, atol=1e-6), "the context must matter")
     alike(net(x, t, primed(net, context)), out, "a primed context must give the same", 1e-4)
+    if isinstance(net, Primes) and t.shape[-1]:
+        once = net.at(net.prime(context), net.tell(t[0, :1])[0])
+        plain = net(x, t[:1, :1].expand_as(t), context)
+        alike(net(x, t, once), plain, "a context at one time must give the same", 1e-4)
     if x.shape[-1]:
         hold(not torch.allclose(net(x + 1, t, context), out, atol=1e-6), "the inputs must matter")
     if t.shape[-1]:

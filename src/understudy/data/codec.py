@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class Coder(nn.Module, ABC):
 
     width: int  # of one coded step of the target
     choices: tuple[int, ...]  # see core.Shape
+    bound: float | None = None  # see core.Shape
 
     @abstractmethod
     def fit(self, scan: Callable[[], Iterator[Batch]]) -> None:
@@ -83,6 +85,7 @@ class _Scaled(Coder):
                             do="say it in the features: Feature(..., kind='choice', choices=(4,))")
         self.choices = feature.choices if feature.kind == "choice" else ()
         self.width = sum(self.choices) or feature.size
+        self.bound = 1.0 if self.choices else {"minmax": 1.0, "identity": None}.get(spec.target, math.inf)
         # "name?" says what was sensed and stays what it is.
         self.names = () if spec.obs == "identity" else tuple(
             k for k in inputs if features[k].kind == "vector" and not k.endswith("?"))

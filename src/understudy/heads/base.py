@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..core import Context, Shape, Unsupported
-from ..nets.base import RowTime, Trunk, primed
+from ..nets.base import RowTime, Trunk, at, primed, told
 
 Cost = Callable[[Tensor], Tensor]  # clean action estimate (B, H, A), coded -> (B,)
 Pairs = Callable[[], Iterator[tuple[Context, Tensor, Tensor]]]  # context, coded action (B, H, A), mask (B, H)
@@ -68,11 +69,27 @@ class Noising(Head):
         """From time t (B, H) to `to` (B, H), which may differ from step to step. Deterministic."""
 
     def sample(self, net, context, noise, cost: Cost | None = None):
-        x, grid = noise, torch.linspace(0, 1, self.steps + 1).tolist()
-        context, zero = primed(net, context), torch.zeros_like(x[..., 0])
-        for a, b in zip(grid[:-1], grid[1:], strict=True):
-            x = self.step(net, context, x, zero + a, zero + b, cost)
-        return x
+        context, zero = primed(net, context), torch.zeros_like(noise[..., 0])
+        grid = torch.linspace(0, 1, self.steps + 1, device=noise.device)
+
+        def step(x, known, t, to):
+            return self.step(net, at(net, context, known), x, zero + t, zero + to, cost)
+        return repeated(step, noise, told(net, grid[:-1, None]), grid[:-1], grid[1:])
+
+
+def plainly(step: Callable, carried, *columns: Tensor):
+    """step(carried, *row) -> carried, for the rows of the columns one after the other."""
+    for row in zip(*(c.unbind() for c in columns), strict=True):
+        carried = step(carried, *row)
+    return carried
+
+
+looping: ContextVar[Callable] = ContextVar("how samplers repeat their step", default=plainly)
+
+
+def repeated(step: Callable, carried, *columns: Tensor):
+    """`plainly`, or as an export has loops."""
+    return looping.get()(step, carried, *columns)
 
 
 def levels(kind: str, like: Tensor, rng: Generator) -> Tensor:

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 
 from ..core import Unsupported, UserError
-from ..nets.base import primed
-from .base import Noising, levels, slope, times_of
+from ..nets.base import at, primed, told
+from .base import Noising, levels, repeated, slope, times_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Diffusion(Noising):
         that any N ends in noise).
     prediction: what the network says: the noise ("epsilon"), the action ("sample"), or
         v = sqrt(ab) noise - sqrt(1 - ab) action (Salimans and Ho 2022).
-    clip: the estimate of the clean action stays within +-clip, the range of the codec's "minmax"; 0 for no clipping.
+    clip: the estimate of the clean action stays within +-clip, the range of the codec's "minmax"; 0 for no clipping,
+        as codecs without a bound ("zscore", "quantile") need it.
     times: "shared" by all steps of a chunk, of "each" its own (diffusion forcing), or on the "ramp" of a rolling
         buffer (streaming diffusion).
     push: how firmly guides pull; 1 is the pseudo-inverse guidance of Song et al. 2023.
@@ -56,6 +57,9 @@ class Diffusion(Noising):
 
     def build(self, trunk, dim, shape):
         times_of(trunk, self.times)
+        if self.clip and shape.bound is not None and self.clip < shape.bound:
+            raise UserError(f"clip={self.clip:g} would cut off actions that the codec leaves larger",
+                            where="Diffusion.clip", do="take clip=0, or a codec with a bound: target=\"minmax\"")
         return trunk.build(dim, dim, 1, shape)
 
     def corrupt(self, action, noise, t):
@@ -77,47 +81,66 @@ class Diffusion(Noising):
         if self.sampler == "ddpm":
             raise Unsupported("the ancestral sampler draws noise in every step, and a single step has none to draw "
                               "from", where="Diffusion.sampler", do="take sampler=\"ddim\" or \"dpmpp\"")
-        return self._to(x, *self._estimate(net, context, x, t, cost), t, to)
+        t, (alpha2, sigma2) = t.unsqueeze(-1), self._path(to.unsqueeze(-1))
+        here = self._path(t)
+        clean, pull = self._estimate(net, context, x, t, here, cost)
+        return alpha2 * clean + sigma2 * self._noise(x, clean, here) + pull
 
     def sample(self, net, context, noise, cost=None):
-        if self.sampler == "ddim":
-            return super().sample(net, context, noise, cost)
-        x, *draws = noise.chunk(self.steps, -1) if self.sampler == "ddpm" else (noise,)
-        grid = torch.linspace(0, 1, self.steps + 1).tolist()
-        context, zero = primed(net, context), torch.zeros_like(x[..., 0])
-        before = None
-        for i in range(self.steps):
-            t, to = zero + grid[i], zero + grid[i + 1]
-            clean, pull = self._estimate(net, context, x, t, cost)
-            if self.sampler == "ddpm":
-                x = self._to(x, clean, pull, t, to, draws[i] if i < self.steps - 1 else None)
-                continue
+        """The same steps with all that depends on time alone worked out beforehand, with draws ("ddpm": DDIM of eta
+        1, from the posterior of the forward process) or of second order ("dpmpp")."""
+        context, zero = primed(net, context), torch.zeros_like(noise[..., :1])
+        grid = torch.linspace(0, 1, self.steps + 1, device=noise.device)
+        alphas, sigmas = self._path(grid)
+        columns = told(net, grid[:-1, None]), grid[:-1], alphas[:-1], sigmas[:-1], alphas[1:]
+        x, more = self._more(noise, alphas, sigmas)
+
+        def step(carried, known, t, alpha, sigma, alpha2, kept, *more):
+            x, before = carried
+            here = alpha, sigma
+            clean, pull = self._estimate(net, at(net, context, known), x, zero + t, here, cost)
             later = clean
-            if 0 < i < self.steps - 1:  # the last step ends at no noise at all, where second order has no meaning
-                h, h_before = self._span(t, to), self._span(zero + grid[i - 1], t)
-                later = clean + (clean - before) * h / (2 * h_before)
-            x, before = self._to(x, later, pull, t, to), clean
-        return x
+            if self.sampler == "dpmpp":
+                span, span_before = more
+                later = clean + (clean - before) * span / (2 * span_before)
+            x = alpha2 * later + kept * self._noise(x, later, here) + pull
+            if self.sampler == "ddpm":
+                spread, draw = more
+                x = x + spread * draw
+            return x, clean
+        return repeated(step, (x, x), *columns, *more)[0]
 
     # -- the schedule ---------------------------------------------------------------------------------------------
 
     def _path(self, t):
         """sqrt(ab), sqrt(1 - ab) of times t, of its shape."""
-        level = ((1 - t) * self.train_steps).round().long()
-        alpha, sigma = (torch.tensor(column, device=t.device)[level] for column in path(self.schedule,
-                                                                                        self.train_steps))
-        return alpha, sigma
+        # What is made while a compiler or an exporter watches is theirs: no table may keep it.
+        table = (_table.__wrapped__ if torch.compiler.is_compiling() else _table)(self.schedule, self.train_steps,
+                                                                                  t.device)
+        return table[:, ((1 - t) * self.train_steps).round().long()].unbind()
 
-    def _span(self, t, to):
-        """(B, H, 1): how much log(alpha / sigma) grows."""
-        (alpha, sigma), (alpha2, sigma2) = self._path(t.unsqueeze(-1)), self._path(to.unsqueeze(-1))
-        return (alpha2 / sigma2).log() - (alpha / sigma).log()
+    def _more(self, noise, alphas, sigmas):
+        """Where sampling starts; and for each step how much of its noise is kept, with what else the sampler needs."""
+        alpha, sigma, alpha2, sigma2 = alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:]
+        if self.sampler == "ddim":
+            return noise, (sigma2,)
+        if self.sampler == "ddpm":
+            first, *draws = noise.unflatten(-1, (self.steps, -1)).unbind(-2)
+            spread = (sigma2 / sigma) * (1 - (alpha / alpha2).square()).clamp(min=0).sqrt()  # 0 in the last step
+            kept = (sigma2.square() - spread.square()).clamp(min=0).sqrt()
+            return first, (kept, spread, torch.stack([*draws, torch.zeros_like(first)]))
+        # How much log(alpha / sigma) grows. The first step knows no earlier estimate, and the last ends at no noise at
+        # all, where second order has no meaning.
+        grown = (alpha2 / sigma2).log() - (alpha / sigma).log()
+        number = torch.arange(self.steps, device=noise.device)
+        span = torch.where((number > 0) & (number < self.steps - 1), grown, 0.0)
+        return noise, (sigma2, span, torch.cat([torch.ones_like(grown[:1]), grown[:-1]]))
 
     # -- one step -------------------------------------------------------------------------------------------------
 
-    def _clean(self, net, context, x, t):
+    def _clean(self, net, context, x, t, here):
         """The action that x is thought to come from, and the same within the clip."""
-        alpha, sigma = self._path(t)
+        alpha, sigma = here
         said = net(x, t, context)
         if self.prediction == "epsilon":
             said = (x - sigma * said) / alpha
@@ -125,27 +148,28 @@ class Diffusion(Noising):
             said = alpha * x - sigma * said
         return said, said.clamp(-self.clip, self.clip) if self.clip else said
 
-    def _estimate(self, net, context, x, t, cost):
-        """The clean action, and what guides add to the step."""
-        t = t.unsqueeze(-1)
-        clean = self._clean(net, context, x, t)[1]
+    def _estimate(self, net, context, x, t, here, cost):
+        """The clean action, and what guides add to the step. t (B, H, 1)."""
+        clean = self._clean(net, context, x, t, here)[1]
         if cost is None:
             return clean, 0.0
 
         def estimate(y):
             # Early estimates lie far outside the clip: their cost is taken inside it, its slope as if not clipped.
-            free, clipped = self._clean(net, context, y, t)
+            free, clipped = self._clean(net, context, y, t, here)
             return free + (clipped - free).detach()
-        return clean, -self.push * self._path(t)[0] * slope(cost, estimate, x)
+        return clean, -self.push * here[0] * slope(cost, estimate, x)
 
-    def _to(self, x, clean, pull, t, to, draw=None):
-        """The same chunk at time `to`; with a draw, from the posterior of the forward process (DDIM of eta 1)."""
-        (alpha, sigma), (alpha2, sigma2) = self._path(t.unsqueeze(-1)), self._path(to.unsqueeze(-1))
-        noise = (x - alpha * clean) / sigma.clamp(min=1e-6)
-        if draw is None:
-            return alpha2 * clean + sigma2 * noise + pull
-        spread = (sigma2 / sigma) * (1 - (alpha / alpha2).square()).clamp(min=0).sqrt()
-        return alpha2 * clean + (sigma2.square() - spread.square()).clamp(min=0).sqrt() * noise + pull + spread * draw
+    def _noise(self, x, clean, here):
+        """What is left of x without that action."""
+        alpha, sigma = here
+        return (x - alpha * clean) / sigma.clamp(min=1e-6)
+
+
+@lru_cache
+def _table(schedule: str, levels: int, device: torch.device) -> torch.Tensor:
+    """`path` as (2, levels + 1)."""
+    return torch.tensor(path(schedule, levels), device=device)
 
 
 @lru_cache

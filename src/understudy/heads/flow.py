@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from ..core import Unsupported
-from .base import Noising, levels, slope, times_of
+from ..nets.base import at, primed, told
+from .base import Noising, levels, repeated, slope, times_of
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,26 @@ class Flow(Noising):
         return (velocity - (action - noise)).square().mean(-1)
 
     def step(self, net, context, x, t, to, cost=None):
-        t, to = t.unsqueeze(-1), to.unsqueeze(-1)
-        velocity = self._velocity(net, context, x, t, cost)
+        return self._step(net, context, context, x, t.unsqueeze(-1), to.unsqueeze(-1), cost)
+
+    def _step(self, net, first, second, x, t, to, cost):
+        """`first` and `second`: the context at t and, for the midpoint, halfway."""
+        velocity = self._velocity(net, first, x, t, cost)
         if self.solver == "midpoint":
             middle = (t + to) / 2
-            velocity = self._velocity(net, context, x + (middle - t) * velocity, middle, cost)
+            velocity = self._velocity(net, second, x + (middle - t) * velocity, middle, cost)
         return x + (to - t) * velocity
+
+    def sample(self, net, context, noise, cost=None):
+        if self.solver == "euler":
+            return super().sample(net, context, noise, cost)
+        context, zero = primed(net, context), torch.zeros_like(noise[..., :1])
+        grid = torch.linspace(0, 1, self.steps + 1, device=noise.device)
+        t, to = grid[:-1], grid[1:]
+
+        def step(x, known, halfway, t, to):
+            return self._step(net, at(net, context, known), at(net, context, halfway), x, zero + t, zero + to, cost)
+        return repeated(step, noise, told(net, t[:, None]), told(net, (t + to)[:, None] / 2), t, to)
 
     def _bend(self, u):
         """Uniform times into those of the density, by the inverse of its distribution function."""

@@ -55,13 +55,32 @@ class RowTime(Trunk):
 
 
 class Primes(TrunkNet):
-    """A network that can work out once what depends on the context alone, for the many steps of a sampler."""
+    """A network that can work out once what depends on the context alone, and in one batch what depends on time
+    alone, for the many steps of a sampler. The output is the same, at less cost."""
 
     @abstractmethod
     def prime(self, context: Context) -> Context:
-        """A Context (of a subclass, if need be) that gives the same output at less cost."""
+        """A Context (of a subclass, if need be) that stands for `context`."""
+
+    @abstractmethod
+    def tell(self, times: Tensor) -> Tensor:
+        """times (S, K) -> (S, W): what is known of each time, where all rows and steps share it."""
+
+    @abstractmethod
+    def at(self, context: Context, told: Tensor) -> Context:
+        """A primed context for use at one time alone, `told` (W,) of `tell`, whose word is taken and not that of t."""
 
 
 def primed(net, context: Context) -> Context:
     """`context`, primed if `net` can; guides may have wrapped the network into a plain function."""
     return net.prime(context) if isinstance(net, Primes) else context
+
+
+def told(net, times: Tensor) -> Tensor:
+    """times (S, K) -> (S, W) of `Primes.tell`; nothing (S, 0) of a network that is none."""
+    return net.tell(times) if isinstance(net, Primes) else times[:, :0]
+
+
+def at(net, context: Context, told: Tensor) -> Context:
+    """`Primes.at`; `context` itself for a network that is none."""
+    return net.at(context, told) if isinstance(net, Primes) else context

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from .base import Trunk, TrunkNet
+from ..core import Context
+from .base import Primes, Trunk
 from .waves import Waves
 
 
@@ -28,18 +30,45 @@ class MLP(Trunk):
         return _MLP(self, inputs, outputs, times, shape)
 
 
-class _MLP(TrunkNet):
+@dataclass(frozen=True)
+class _Entered(Context):
+    """Shares of the first layer: the context's (B, width), and a time's (width,) or none."""
+
+    share: Tensor | None = None
+    of_time: Tensor | None = None
+
+
+class _MLP(Primes):
     def __init__(self, spec, inputs, outputs, times, shape):
         super().__init__()
         self.waves = Waves(spec.waves)
         self.horizon, self.outputs = shape.horizon, outputs
-        size = shape.horizon * (inputs + 2 * spec.waves * times) + shape.tokens * shape.width
-        self.enter = nn.Linear(size, spec.width)
+        self.sizes = (shape.horizon * inputs, shape.horizon * 2 * spec.waves * times, shape.tokens * shape.width)
+        self.enter = nn.Linear(sum(self.sizes), spec.width)
         self.blocks = nn.ModuleList(_block(spec.width, spec.dropout) for _ in range(spec.depth))
         self.leave = nn.Sequential(nn.LayerNorm(spec.width), nn.SiLU(), nn.Linear(spec.width, shape.horizon * outputs))
 
+    def prime(self, context):
+        if isinstance(context, _Entered):
+            return context
+        return _Entered(context.tokens, context.mask, F.linear(context.flat(), self._enter()[2], self.enter.bias))
+
+    def tell(self, times):
+        # Steps that share their time are told apart by its weights alone, which then add up.
+        return F.linear(self.waves(times), self._enter()[1].unflatten(1, (self.horizon, -1)).sum(1))
+
+    def at(self, context, told):
+        return replace(self.prime(context), of_time=told)
+
+    def _enter(self) -> tuple[Tensor, ...]:
+        """The first layer's weights for the chunk, its times and the context."""
+        return self.enter.weight.split(self.sizes, 1)
+
     def forward(self, x, t, context):
-        h = self.enter(torch.cat([x.flatten(1), self.waves(t).flatten(1), context.flat()], -1))
+        if isinstance(context, _Entered) and context.of_time is not None:
+            h = F.linear(x.flatten(1), self._enter()[0]) + (context.share + context.of_time)
+        else:
+            h = self.enter(torch.cat([x.flatten(1), self.waves(t).flatten(1), context.flat()], -1))
         for block in self.blocks:
             h = h + block(h)
         return self.leave(h).unflatten(-1, (self.horizon, self.outputs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -48,6 +48,7 @@ class _Read(Context):
     memory: Tensor | None = None  # (B, 1 + N, width), the first of them always there
     keep: Tensor | None = None  # (B, 1, 1, 1 + N)
     pairs: tuple[tuple[Tensor, Tensor], ...] = ()  # keys and values of each layer
+    of_time: Tensor | None = None  # (W,): scales and shifts of all layers side by side, for a time that steps share
 
 
 class _Transformer(Primes):
@@ -82,24 +83,42 @@ class _Transformer(Primes):
         pairs = tuple(layer.cross.pair(memory) for layer in self.layers) if self.spec.attention == "cross" else ()
         return _Read(tokens, mask, memory, keep, pairs)
 
+    def tell(self, times):
+        time = self.time(times)
+        return torch.cat([layer.film(time) for layer in self.layers], -1)
+
+    def at(self, context, told):
+        return replace(self.prime(context), of_time=told)
+
+    def _films(self, t: Tensor, context: _Read, before: int) -> list[Tensor | None]:
+        """Scales and shifts of each layer, broadcasting against (B, before + H, .); what stands before the steps has
+        no time."""
+        if self.time is None:
+            return [None] * len(self.layers)
+        if context.of_time is None:
+            time = F.pad(self.time(t), (0, 0, before, 0))
+            return [layer.film(time) for layer in self.layers]
+        films = context.of_time.split([layer.film.out_features for layer in self.layers])
+        if not before:
+            return list(films)
+        return [torch.cat([layer.film.bias.expand(before, -1), film.expand(self.place.shape[0], -1)])
+                for layer, film in zip(self.layers, films, strict=True)]
+
     def forward(self, x, t, context):
         context = self.prime(context)
         h = self.place.expand(x.shape[0], -1, -1) if self.enter is None else self.enter(x) + self.place
-        time = None if self.time is None else self.time(t)
         if self.spec.attention == "cross":
             past = self._past(0, h) if self.spec.causal else None
-            for layer, pair in zip(self.layers, context.pairs, strict=True):
-                h = layer(h, time, keep=past, pair=pair, keep_pair=context.keep)
+            for layer, film, pair in zip(self.layers, self._films(t, context, 0), context.pairs, strict=True):
+                h = layer(h, film, keep=past, pair=pair, keep_pair=context.keep)
             return self.leave(h)
         n = context.memory.shape[1]
-        if time is not None:
-            time = F.pad(time, (0, 0, n, 0))  # the context has no time
         keep = F.pad(context.keep, (0, h.shape[1]), value=True)
         if self.spec.causal:
             keep = keep & self._past(n, h)
         h = torch.cat([context.memory, h], 1)
-        for layer in self.layers:
-            h = layer(h, time, keep=keep)
+        for layer, film in zip(self.layers, self._films(t, context, n), strict=True):
+            h = layer(h, film, keep=keep)
         return self.leave(h[:, n:])
 
     @staticmethod
@@ -122,13 +141,13 @@ class _Layer(nn.Module):
         self.film = nn.Linear(spec.width, 2 * spec.width * len(self.norms)) if timed else None
         self.drop = nn.Dropout(spec.dropout)
 
-    def forward(self, h, time=None, *, keep=None, pair=None, keep_pair=None):
-        films = iter([] if self.film is None else self.film(time).chunk(2 * len(self.norms), -1))
+    def forward(self, h, film=None, *, keep=None, pair=None, keep_pair=None):
+        films = iter([] if film is None else film.chunk(2 * len(self.norms), -1))
         norms = iter(self.norms)
 
         def normed(h):
             y = next(norms)(h)
-            return y if self.film is None else y * (1 + next(films)) + next(films)
+            return y if film is None else y * (1 + next(films)) + next(films)
         if self.own is not None:
             y = normed(h)
             h = h + self.drop(self.own(y, self.own.pair(y), keep))

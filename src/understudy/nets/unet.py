@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core import Context, Unsupported, UserError
 from .base import Primes, RowTime
+from .convolution import Convolution, Down, Layout, Norm, Up
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class UNet(RowTime):
     rotation of the first time layer's columns makes up for it exactly.
 
     The horizon may be anything: chunks are padded at the end with zeros to a multiple of 2^(len(widths) - 1), and cut.
+
+    layout: how convolutions are worked out (see nets.convolution); the function and the parameters are the same.
     """
 
     widths: tuple[int, ...] = (64, 128, 256)
@@ -30,6 +34,7 @@ class UNet(RowTime):
     groups: int = 8
     step_width: int = 128
     span: float = 100.0
+    layout: Layout = "auto"
 
     def build(self, inputs, outputs, times, shape):
         if times > 1:
@@ -44,7 +49,10 @@ class UNet(RowTime):
 
 @dataclass(frozen=True)
 class _Filmed(Context):
-    films: tuple[Tensor, ...] = ()  # of each block, its share that is the context's
+    """Shares of all blocks' scales and shifts, side by side: the context's (B, W), and a time's (W,) or none."""
+
+    film: Tensor | None = None
+    of_step: Tensor | None = None
 
 
 class _UNet(Primes):
@@ -62,12 +70,13 @@ class _UNet(Primes):
 
         self.down = nn.ModuleList(nn.ModuleDict({
             "first": block(a, b), "second": block(b, b),
-            **({"resize": nn.Conv1d(b, b, 3, 2, 1)} if i + 1 < len(pairs) else {})}) for i, (a, b) in enumerate(pairs))
+            **({"resize": Down(b, spec.layout)} if i + 1 < len(pairs) else {})}) for i, (a, b) in enumerate(pairs))
         self.middle = nn.ModuleList(block(sizes[-1], sizes[-1]) for _ in range(2))
         self.up = nn.ModuleList(nn.ModuleDict({
-            "first": block(2 * b, a), "second": block(a, a), "resize": nn.ConvTranspose1d(a, a, 4, 2, 1)})
+            "first": block(2 * b, a), "second": block(a, a), "resize": Up(a, spec.layout)})
             for a, b in reversed(pairs[1:]))
-        self.leave = nn.Sequential(_Convolved(sizes[1], sizes[1], spec), nn.Conv1d(sizes[1], outputs, 1))
+        self.leave = nn.Sequential(_Convolved(sizes[1], sizes[1], spec),
+                                   Convolution(sizes[1], outputs, 1, spec.layout))
         self.multiple = 2 ** (len(spec.widths) - 1)
 
     def blocks(self) -> list[_Block]:
@@ -78,17 +87,30 @@ class _UNet(Primes):
         if isinstance(context, _Filmed):
             return context
         flat = F.mish(context.flat())
-        return _Filmed(context.tokens, context.mask, tuple(b.film_of_context(flat) for b in self.blocks()))
+        return _Filmed(context.tokens, context.mask, torch.cat([b.film_of_context(flat) for b in self.blocks()], -1))
+
+    def tell(self, times):
+        step = F.mish(self.step(times[:, 0]))
+        return torch.cat([b.film_of_step(step) for b in self.blocks()], -1)
+
+    def at(self, context, told):
+        return replace(self.prime(context), of_step=told)
+
+    def _films(self, t: Tensor, context: Context) -> Iterator[Tensor]:
+        """Of each block, (B, 2 * out)."""
+        context = self.prime(context)
+        film = context.film
+        if context.of_step is not None:
+            film = film + context.of_step
+        elif self.step is not None:
+            film = film + self.tell(t[:, 0])
+        return iter(film.split([b.film.out_features for b in self.blocks()], -1))
 
     def forward(self, x, t, context):
         horizon = x.shape[1]
-        films = self.prime(context).films
-        if self.step is not None:
-            step = F.mish(self.step(t[:, 0, 0]))
-            films = [film + b.film_of_step(step) for film, b in zip(films, self.blocks(), strict=True)]
-        film = iter(films)
-        x = x.transpose(1, 2) if self.start is None else self.start.expand(x.shape[0], -1, -1)
-        x = F.pad(x, (0, -horizon % self.multiple))
+        film = self._films(t, context)
+        x = x if self.start is None else self.start.transpose(1, 2).expand(x.shape[0], -1, -1)
+        x = F.pad(x, (0, 0, 0, -horizon % self.multiple))
         seen = []
         for stage in self.down:
             x = stage["second"](stage["first"](x, next(film)), next(film))
@@ -97,15 +119,14 @@ class _UNet(Primes):
         for block in self.middle:
             x = block(x, next(film))
         for stage in self.up:
-            x = torch.cat([x, seen.pop()], 1)
+            x = torch.cat([x, seen.pop()], -1)
             x = stage["resize"](stage["second"](stage["first"](x, next(film)), next(film)))
-        return self.leave(x)[..., :horizon].transpose(1, 2)
+        return self.leave(x)[:, :horizon]
 
 
 class _Convolved(nn.Sequential):
     def __init__(self, size, out, spec):
-        super().__init__(nn.Conv1d(size, out, spec.kernel, padding=spec.kernel // 2), nn.GroupNorm(spec.groups, out),
-                         nn.Mish())
+        super().__init__(Convolution(size, out, spec.kernel, spec.layout), Norm(spec.groups, out), nn.Mish())
 
 
 class _Block(nn.Module):
@@ -113,7 +134,7 @@ class _Block(nn.Module):
         super().__init__()
         self.first, self.second = _Convolved(size, out, spec), _Convolved(out, out, spec)
         self.film = nn.Linear(step + context, 2 * out)  # of Mish([time, context]); scales, then shifts
-        self.past = nn.Conv1d(size, out, 1) if size != out else nn.Identity()
+        self.past = Convolution(size, out, 1, spec.layout) if size != out else nn.Identity()
         self.of_step = step
 
     def film_of_context(self, activated: Tensor) -> Tensor:
@@ -123,8 +144,8 @@ class _Block(nn.Module):
         return F.linear(activated, self.film.weight[:, :self.of_step])
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
-        scale, shift = film.unsqueeze(-1).chunk(2, 1)
-        return self.second(self.first(x) * scale + shift) + self.past(x)
+        scale, shift = film.unsqueeze(1).chunk(2, -1)
+        return self.second(torch.addcmul(shift, self.first(x), scale)) + self.past(x)
 
 
 class _Sinusoids(nn.Module):

@@ -23,7 +23,7 @@ help:
 	@echo "make test-newest  the fast tests with the newest of everything"
 	@echo "make lint         ruff"
 	@echo "make docs         the site, into site/"
-	@echo "make bench        steps a second of the toys, and how fast the commands answer"
+	@echo "make bench        every benchmark beside its peers, and docs/benchmarks.md"
 	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md"
 	@echo "make clean        remove .venv and what was built"
 
@@ -43,9 +43,8 @@ test-newest: .venv-newest/test
 lint: .venv/test
 	$(BIN)/ruff check
 
-bench: .venv/test
-	$(BIN)/python benchmarks/envs.py
-	$(BIN)/python benchmarks/startup.py
+bench: .venv/test .venv/onnx
+	$(BIN)/python benchmarks/page.py --run
 
 docs: .venv/docs
 	$(BIN)/python docs/generate.py
@@ -53,6 +52,7 @@ docs: .venv/docs
 
 DUE := import json, sys; print(*(c["name"] for c in json.load(sys.stdin) if c["stale"] or c["verdict"] == "not run"))
 claims: .venv/test
+	export UNDERSTUDY_DATA="$${UNDERSTUDY_DATA:-$(wildcard ../shared/data)}"; \
 	for claim in $$($(BIN)/understudy claims list --json | $(BIN)/python -c '$(DUE)'); do \
 		$(BIN)/understudy claims run $$claim || exit 1; done
 	$(BIN)/understudy claims table
@@ -87,6 +87,10 @@ clean:
 	$(PIP) -c $(PINS) -e '.[$(EXTRAS)]'
 	$(PIP) --no-deps -r $(LEROBOT)
 	touch $@ .venv/core
+
+.venv/onnx: .venv/core
+	$(PIP) -c $(PINS) -e '.[onnx]'
+	touch $@
 
 .venv/docs: .venv/core
 	$(PIP) -c $(PINS) -e '.[docs]'

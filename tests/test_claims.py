@@ -1,5 +1,6 @@
 """Rules decide from intervals; a record goes stale with its code and with nothing else; a run goes on where it was."""
 
+import subprocess
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -7,7 +8,21 @@ import pytest
 
 from understudy import config
 from understudy.claims import records
-from understudy.claims.base import Above, Arm, Below, Claim, Every, Exceeds, Experiment, Near, Part, Sabotage, Source
+from understudy.claims.base import (
+    Above,
+    Arm,
+    Below,
+    Claim,
+    Every,
+    Exceeds,
+    Experiment,
+    Near,
+    NotHere,
+    Part,
+    Recorded,
+    Sabotage,
+    Source,
+)
 from understudy.claims.measures import log_jerk
 from understudy.claims.run import run
 from understudy.core import UserError
@@ -116,6 +131,42 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     assert "understudy.claims.ema_oscillation" not in seen and "understudy.cli" not in seen
 
 
+def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tmp_path, monkeypatch):
+    (tmp_path / "shared" / "data").mkdir(parents=True)
+    np.savez(tmp_path / "shared/data/shown.npz", observations=np.zeros((6, 1)), actions=np.zeros((6, 1)),
+             episode_ends=[2, 4, 6])
+    (tmp_path / "checkout").mkdir()
+    monkeypatch.chdir(tmp_path / "checkout")
+    for folder in (None, "", str(tmp_path)):
+        monkeypatch.delenv("UNDERSTUDY_DATA", raising=False)
+        if folder is not None:
+            monkeypatch.setenv("UNDERSTUDY_DATA", folder)
+        with pytest.raises(NotHere, match="shown.npz: expected recorded .*\n  -> set UNDERSTUDY_DATA"):
+            Recorded("shown.npz").load(0)
+    monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path / "shared/data"))
+    assert len(Recorded("shown.npz").load(0)) == 3 and len(Recorded("shown.npz", 2).load(0)) == 2
+
+
+def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypatch):
+    def git(*args):
+        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *args], cwd=tmp_path, check=True,
+                              capture_output=True, text=True).stdout.strip()
+    (tmp_path / "package/claims/results").mkdir(parents=True)
+    (tmp_path / "package/claims/one.py").write_text("1")
+    monkeypatch.setattr(records, "HERE", tmp_path / "package/claims")
+    git("init", "-q")
+    assert records.provenance()["commit"] is None  # nothing is committed yet
+    git("add", ".")
+    git("commit", "-qm", "one")
+    head = git("rev-parse", "HEAD")
+    assert records.provenance()["commit"] == head and len(head) == 40
+    (tmp_path / "package/claims/results/one.json").write_text("{}")  # what a claim before this one wrote
+    (tmp_path / "notes.md").write_text("elsewhere")
+    assert records.provenance()["commit"] == head
+    (tmp_path / "package/claims/one.py").write_text("2")
+    assert records.provenance()["commit"] == f"{head} with uncommitted changes"
+
+
 def test_an_unknown_claim_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'diffusion-bc'"):
         records.find("difusion-bc")
@@ -152,6 +203,7 @@ def test_a_run_goes_on_where_it_was_and_its_twin_must_flip(tmp_path, monkeypatch
     experiment = Experiment(Nothing(), "none", arms, counted)
     claim = Claim("toy", ("000",), "paper", "said", "here", (Part("p", experiment, Above("success", "a", "b")),),
                   Sabotage("both arms alike", alike, "p"))
+    monkeypatch.setattr("understudy.claims.run.provenance", lambda: {"commit": f"after {len(CALLS)} cells"})
     STOP[0] = 4
     CALLS.clear()
     with pytest.raises(KeyboardInterrupt):
@@ -160,6 +212,7 @@ def test_a_run_goes_on_where_it_was_and_its_twin_must_flip(tmp_path, monkeypatch
     STOP[0] = None
     record = run(claim)
     assert len(CALLS) == 4 + 7 and len(set(CALLS)) == 10  # the one that was cut off, and none that was whole
+    assert record["commit"] == "after 4 cells"  # the code as it was when this run began
     assert record["verdict"] == "holds" and record["twin"]["verdict"] != "holds" and record["twin"]["flips"]
     again = run(claim)
     assert len(CALLS) == 11 and again["parts"] == record["parts"]

@@ -62,11 +62,12 @@ class Recorded(Source):
     episodes: int | None = None
 
     def load(self, seed):
-        folder = Path(os.environ.get("UNDERSTUDY_DATA", "../shared/data"))
-        if not (folder / self.path).exists():
-            raise NotHere("expected recorded demonstrations, found none", where=folder / self.path,
+        folder = os.environ.get("UNDERSTUDY_DATA")
+        file = Path(folder or "", self.path)
+        if not folder or not file.exists():
+            raise NotHere("expected recorded demonstrations, found none", where=file,
                           do="set UNDERSTUDY_DATA to the folder that holds them")
-        data = Dataset.open(folder / self.path)
+        data = Dataset.open(file)
         if self.episodes is None:
             return data
         return data.pick(sorted(np.random.default_rng(seed).choice(len(data), self.episodes, replace=False)))

@@ -141,12 +141,7 @@ def _file(module: str) -> Path | None:
 
 
 def provenance() -> dict:
-    def commit():
-        try:
-            return subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True,
-                                  check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
+    """Of the code as it is now: to be asked before anything runs."""
     packages = ("understudy", "torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
     versions = {}
     for package in packages:
@@ -154,9 +149,20 @@ def provenance() -> dict:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {"commit": commit(), "date": datetime.now(UTC).date().isoformat(), "versions": versions,
+    return {"commit": _commit(), "date": datetime.now(UTC).date().isoformat(), "versions": versions,
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
                        f"Python {platform.python_version()}"}
+
+
+def _commit() -> str | None:
+    """With what has been changed since said beside it; records themselves are no change."""
+    def git(*args):
+        return subprocess.run(["git", *args], cwd=HERE.parent, capture_output=True, text=True, check=True).stdout
+    try:
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)claims/results")
+        return git("rev-parse", "HEAD").strip() + (" with uncommitted changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def listing() -> list[dict]:

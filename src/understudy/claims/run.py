@@ -24,7 +24,7 @@ STARTS = 100  # the seed of the starts on which all are judged
 
 def run(claim: Claim, *, say: Say = lambda text: None) -> dict:
     """The record, also written to results/NAME.json. Cells are kept under the cache by the claim's fingerprint."""
-    mark = fingerprint(claim)
+    mark, origin = fingerprint(claim), provenance()  # while it runs, the code may change
     cells = cache() / "claims" / f"{claim.name}-{mark}"
     parts, twin = {}, None
     for part in claim.parts:
@@ -45,7 +45,7 @@ def run(claim: Claim, *, say: Say = lambda text: None) -> dict:
     record = {
         "name": claim.name, "rows": list(claim.rows), "paper": claim.paper, "statement": claim.statement,
         "here": claim.here, "verdict": _verdict(parts, twin), "parts": parts, "twin": twin, "fingerprint": mark,
-        "seconds": round(sum(read_json(f)["seconds"] for f in cells.glob("*.json")), 1), **provenance(),
+        "seconds": round(sum(read_json(f)["seconds"] for f in cells.glob("*.json")), 1), **origin,
     }
     write_json(record_path(claim.name), record)
     return record

@@ -139,6 +139,20 @@ def test_nothing_there(tmp_path):
     refused(tmp_path / "folder", "an empty folder")
 
 
+@pytest.mark.parametrize("address", ["lerobot/pusht", "hf://lerobot/pusht", "hf://datasets/lerobot/pusht"])
+def test_an_address_of_the_hub_is_to_be_downloaded_first(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(address, "looks like the address of one on the Hugging Face hub",
+            "hf download lerobot/pusht --repo-type dataset --local-dir pusht")
+    (tmp_path / "lerobot").mkdir()
+    if not address.startswith("hf"):  # then it is a place of one's own
+        with pytest.raises(UserError, match="found nothing\n  -> check the path"):
+            read_all(address)
+    for path in ("runs/mine.npz", "nowhere", "a/b/c", "../b", "./b"):
+        with pytest.raises(UserError, match="found nothing\n  -> check the path"):
+            read_all(path)
+
+
 @pytest.mark.parametrize("pattern, kind", [
     ("robomimic/*.hdf5", "robomimic"), ("robosuite/*.hdf5", "robosuite"), ("act_aloha/raw/*.hdf5", "ACT/ALOHA"),
     ("d4rl/*.hdf5", "D4RL"), ("minari/closed/*-v*", "Minari"), ("rlds/*/*/*", "RLDS"), ("ogbench/*.npz", "OGBench"),

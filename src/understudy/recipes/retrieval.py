@@ -28,7 +28,7 @@ def vinn(count: int = 5, weights: str = "hf://timm/resnet18.a1_in1k") -> Method:
 
     Paper: Pari et al. 2021, arXiv 2112.01511, whose network went on learning from the pictures alone
     Rows: 079
-    Needs: actions that are numbers or choices; for cameras the weights of a ResNet-18
+    Needs: actions that are numbers or choices; for cameras the weights of a ResNet-18 (the extra hub)
     """
     recipe = Recipe(Neighbors(count), encoder=Flat(ResNet18(weights, pool="mean")), window=Window(1, 1))
     return Method(recipe, Receding(), Cloning(steps=1))

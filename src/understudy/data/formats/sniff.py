@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -18,12 +19,24 @@ def sniff(path: Path) -> str:
     """"lerobot" or "npz". Raises UserError that says what it is where it is anything else."""
     path = Path(path)
     if not path.exists():
+        if name := _hub(path):
+            raise UserError("expected a data set, found nothing; it looks like the address of one on the Hugging Face "
+                            "hub", where=path.as_posix().replace("hf:/", "hf://", 1), do="download it first, and name the folder: pip install "
+                            f"'understudy[hub]' && hf download {name} --repo-type dataset --local-dir "
+                            f"{name.partition('/')[2]}")
         raise UserError("expected a data set, found nothing", where=path,
                         do="check the path; understudy record ENV --out DATA makes a data set")
     kind = _folder(path) if path.is_dir() else _file(path)
     if kind in ("lerobot", "npz"):
         return kind
     raise UserError(f"expected a data set that can be read, found {kind}", where=path, do=_CONVERT)
+
+
+def _hub(path: Path) -> str:
+    """OWNER/NAME, if that is what it looks like and nothing here has the owner's name; else ""."""
+    name = re.sub(r"^hf:/+(datasets/)?", "", path.as_posix())
+    here = name == path.as_posix() and path.parent.exists()
+    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.suffix and not here else ""
 
 
 def _folder(path: Path) -> str:

@@ -34,7 +34,7 @@ class Transformer(Trunk):
     encoder_depth: int = 0
     causal: bool = False
     dropout: float = 0.0
-    expand: int = 4
+    expand: float = 4
     waves: int = 6
 
     def build(self, inputs, outputs, times, shape):
@@ -135,8 +135,9 @@ class _Layer(nn.Module):
         super().__init__()
         self.own = _Attention(spec) if "own" in looks else None
         self.cross = _Attention(spec) if "cross" in looks else None
-        self.think = nn.Sequential(nn.Linear(spec.width, spec.expand * spec.width), nn.GELU(),
-                                   nn.Dropout(spec.dropout), nn.Linear(spec.expand * spec.width, spec.width))
+        inner = round(spec.expand * spec.width)
+        self.think = nn.Sequential(nn.Linear(spec.width, inner), nn.GELU(), nn.Dropout(spec.dropout),
+                                   nn.Linear(inner, spec.width))
         self.norms = nn.ModuleList(nn.LayerNorm(spec.width) for _ in range(len(looks) + 1))
         self.film = nn.Linear(spec.width, 2 * spec.width * len(self.norms)) if timed else None
         self.drop = nn.Dropout(spec.dropout)

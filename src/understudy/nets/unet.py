@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import Context, Unsupported, UserError
 from .base import Primes, RowTime
-from .convolution import Convolution, Down, Layout, Norm, Up
+from .convolution import Activated, Convolution, Down, Layout, Up
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class _UNet(Primes):
 
 class _Convolved(nn.Sequential):
     def __init__(self, size, out, spec):
-        super().__init__(Convolution(size, out, spec.kernel, spec.layout), Norm(spec.groups, out), nn.Mish())
+        super().__init__(Convolution(size, out, spec.kernel, spec.layout), Activated(spec.groups, out))
 
 
 class _Block(nn.Module):

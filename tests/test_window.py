@@ -1,6 +1,7 @@
 """Windows against a loop that takes them one at a time, and what a draw promises."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -199,6 +200,24 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert same(one.batch(16, 2, -1), one.batch(16, 2, 2**64 - 1))
     assert not same(one.batch(16, 2, -1), one.batch(16, 2, -2))  # as floats they would be the same number
     assert same(next(one.scan()), next(two.scan()))
+
+
+def test_draws_are_those_of_a_generator_with_that_key():
+    """The generator is used again and again; what it gives must be what a new one with the key (seed, step) gives."""
+    windows = Window().over(Dataset([counted(9, 0), counted(4, 1)]), ("observation.x",), "action")
+    for seed, step in ((0, 0), (3, 10**6), (-1, 7)):
+        fresh = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, step], np.uint64)))
+        assert windows.batch(33, step, seed).extra["index"][:, 0].tolist() == fresh.integers(0, 13, 33).tolist()
+
+
+def test_batches_drawn_by_several_threads_are_those_drawn_by_one():
+    windows = Window(2, 3, goals=(Goal("observation.x"),)).over(
+        Dataset([counted(n, e) for e, n in enumerate((50, 90))]), ("observation.x", "observation.goal"), "action")
+    alone = [windows.batch(500, step) for step in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda step: windows.batch(500, step), range(40)))
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a.action, b.action) and torch.equal(a.obs["observation.goal"], b.obs["observation.goal"])
 
 
 def test_without_a_draw_all_steps_are_as_likely():

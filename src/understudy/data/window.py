@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -89,6 +90,8 @@ class Windows:
         if odds is not None and not (odds.sum() > 0 and np.isfinite(odds).all() and (odds >= 0).all()):
             raise UserError("how often steps are drawn must be finite, not negative, and somewhere positive")
         self.until = None if odds is None else np.cumsum(odds) / odds.sum()
+        self.past = np.arange(window.look + 1 - window.obs, window.look + 1)  # rows from t, of what is seen
+        self.ahead = np.arange(window.ahead, window.ahead + window.horizon)  # and of what is to be done
 
     def __len__(self) -> int:
         """The number of windows: one for each step of each episode."""
@@ -97,7 +100,7 @@ class Windows:
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
         """`size` random windows: batch number `step` of `seed`, whatever was drawn before. `rows`: only these of
         them, the share of one process."""
-        rng = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, step], np.uint64)))
+        rng = _rng(seed, step)
         at = rng.integers(0, len(self), size) if self.until is None else np.searchsorted(
             self.until, rng.random(size), side="right").clip(max=len(self) - 1)
         if self.window.goals:  # drawn for all rows in turn
@@ -120,24 +123,44 @@ class Windows:
             if key in goals:  # one goal per window, the same for what follows
                 column, whose, row = goals[key]
                 return _tensor(column.gather(whose, np.repeat(row[:, None], w.obs, 1)))
-            return _tensor(columns[key].gather(episode, now[:, None] + np.arange(w.look + 1 - w.obs, w.look + 1)))
+            return _tensor(columns[key].gather(episode, now[:, None] + self.past))
 
-        rows = t[:, None] + np.arange(w.ahead, w.ahead + w.horizon)
+        rows = t[:, None] + self.ahead
 
         def ahead(key):
             return _tensor(columns[key].gather(episode, rows))
 
-        inside = (rows >= 0) & (rows < columns[self.target].rows[episode][:, None])
+        inside = rows < columns[self.target].rows[episode][:, None]
+        if w.ahead < 0:
+            inside &= rows >= 0
         action = ahead(self.target)
         reached = {f"{k}.reached": torch.from_numpy((whose == episode) & (row == t)).unsqueeze(1)
                    for k, (_, whose, row) in goals.items()}
         return Batch(
             obs={k: past(k, t) for k in self.inputs},
-            action=action.flatten(2) if action.ndim > 3 else action.reshape(*action.shape[:2], -1),
+            action=action if action.ndim == 3 else action.reshape(*action.shape[:2], -1),
             mask=torch.from_numpy(inside),
-            extra={**{k: ahead(k) for k in self.extra}, "index": torch.from_numpy(at).unsqueeze(1), **reached},
+            extra={**{k: ahead(k) for k in self.extra}, "index": torch.from_numpy(at[:, None]), **reached},
             next={k: past(k, t + w.ahead + w.horizon) for k in self.inputs} if self.following else None,
         )
+
+
+class _Own(threading.local):
+    """A generator for each thread: a new one would ask the system for noise first, which takes longer than a draw."""
+
+    def __init__(self):
+        self.philox = np.random.Philox(0)
+        self.fresh, self.rng = self.philox.state, np.random.Generator(self.philox)
+
+
+_own = _Own()
+
+
+def _rng(seed: int, step: int) -> np.random.Generator:
+    """As np.random.Philox(key=(seed, step)) begins; good until this thread asks for the next."""
+    _own.philox.state = {**_own.fresh, "state": {"counter": _own.fresh["state"]["counter"],
+                                                 "key": np.array([seed % 2**64, step], np.uint64)}}
+    return _own.rng
 
 
 def _tensor(a: np.ndarray) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -106,6 +109,34 @@ def test_usage(call, args):
 ])
 def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     refused(call(*args), "understudy: " + words)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(("args", "message"), [
+    (["train", "bc", "d", "--out", "r", "--image-sise", "3"],
+     "understudy train: there is no option --image-sise\n  -> did you mean --image-size? understudy train --help"),
+    (["train", "bc", "d", "--out", "r", "--image_sise=3"], "no option --image_sise\n  -> did you mean --image-size? "),
+    (["record", "fork", "--out", "d", "--episodes", "3", "-x"],
+     "understudy record: there is no option -x\n  -> understudy record --help says what can be set\n"),
+    (["record", "fork", "--out", "d", "--episodes", "3", "--by", "scriptd"],
+     "--by: expected scripted or random, found 'scriptd'\n  -> did you mean scripted? understudy record --help"),
+    (["train", "bc", "d", "--out", "r", "--device", "gpu"],
+     "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
+    (["claims", "runn"], "understudy claims: expected list, run or table, found 'runn'\n  -> did you mean run? "),
+    (["train", "bc"], "understudy train: expected DATA, --out RUN, found none\n  -> understudy train --help"),
+    (["train", "bc", "d", "--out"], "--out: expected a value, found none\n  -> "),
+    (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: expected a value, found none\n  -> "),
+    (["methods", "bc", "act"], "understudy methods: expected nothing more, found 'act'\n  -> "),
+])
+def test_usage_is_told_in_one_message_with_the_nearest_right_option(args, message, encoding, monkeypatch):
+    """Whatever the terminal can draw, and however wide it is."""
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding), io.StringIO()
+    monkeypatch.setenv("COLUMNS", "200" if encoding == "ascii" else "44")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main(args) == 2
+    assert err.getvalue().startswith("understudy: ") and message in err.getvalue() and err.getvalue().count("\n") == 2
+    out.flush()
+    assert out.buffer.getvalue() == b""
 
 
 def test_counts_and_seeds_that_mean_nothing(call, place, tmp_path):
@@ -334,6 +365,43 @@ def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
     assert document(call("eval", tmp_path / "r", tmp_path / "d", "--json"))["origin"] == "trained on"
 
 
+def proposed(out: str) -> list[list[str]]:
+    """The arguments of what stands under "next:", as a shell would read them."""
+    return [shlex.split(line)[1:] for line in out.partition("\nnext:\n")[2].splitlines()]
+
+
+def test_what_is_proposed_next_can_be_pasted(call, tmp_path, monkeypatch):
+    """Every line of every command runs as it stands, in an order that makes sense; a space in a path included."""
+    monkeypatch.chdir(tmp_path)
+    inspect, train, replay = proposed(call("record", "fork", "--out", "my demos", "--episodes", 6)[1])
+    assert train[:1] + train[2:] == ["train", "my demos", "--out", "run"] and call(*replay)[0] == 0
+    _, out, _ = call(*inspect)
+    train, again = proposed(out)
+    assert train[2:] == ["my demos", "--out", "run", "--eval", "fork", "--every", "500"] and again == replay
+    train = ["bc" if a == train[1] else a for a in train[:-4]]
+    _, out, _ = call(*train, *TINY)
+    acts, foretells = proposed(out)
+    assert acts == ["eval", "run", "fork", "--episodes", "100"] and foretells == ["eval", "run", "my demos"]
+    _, out, _ = call(*foretells)
+    assert proposed(out) == [acts, ["eval", "run", "my demos", "--html", "report.html"]]
+    _, out, _ = call(*acts[:-1], "8", "--seed", "3")
+    second, against, page = proposed(out)
+    assert second[-4:] == ["--out", "run-seed1", "--seed", "1"] and "my demos" in second
+    assert against == ["eval", "run", "fork", "--episodes", "8", "--seed", "3", "--against", "run-seed1"]
+    assert call(*page)[0] == 0 and (tmp_path / "report.html").exists()
+    assert call(*second)[0] == 0
+    status, out, _ = call(*against)
+    more = proposed(out)
+    assert status == 0 and ("Cannot tell" in out) == (more[0][:5] == ["eval", "run", "fork", "--episodes", "32"])
+    assert more[-1] == [*against, "--html", "report.html"]
+    _, out, _ = call("eval", "run-seed1", "fork", "--episodes", 2)
+    assert proposed(out)[0][-4:] == ["--out", "run-seed1-seed2", "--seed", "2"]
+    assert [a for a in proposed(call("inspect", "my demos")[1])[0] if a.startswith("run")] == ["run-2"]
+    monkeypatch.chdir(tmp_path.parent)  # from elsewhere the command would mean another folder
+    _, out, _ = call("eval", tmp_path / "run", "fork", "--episodes", 2)
+    assert [p[0] for p in proposed(out)] == ["eval"] and "RUN" not in out
+
+
 def test_methods(call):
     found = document(call("methods", "--json"))
     assert [m["name"] for m in found] == list(METHODS)
@@ -394,7 +462,10 @@ def test_overrides_reach_the_method(call, place, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (["--policy.head.stepz", "5"], ["--policy.head.steps"]), (["--policy.head.steps", "five"], ["five"]),
+    (["--policy.head.stepz", "5"], ["no option --policy.head.stepz", "did you mean --policy.head.steps?"]),
+    (["--learn.optim.betas", "0.9"], ["--learn.optim.betas: expected 2 values, found 0.9"]),
+    (["--policy.window.obs", "1", "2"], ["understudy train flow-policy: expected nothing more, found '2'"]),
+    (["--policy.head.steps", "five"], ["five"]),
     (["--recipe.horizn", "5"], ["did you mean 'horizon'"]), (["--recipe.horizon", "x"], ["--recipe.horizon", "'x'"]),
     (["--recipe.horizon"], ["--recipe.horizon", "found none"]), (["--learn.optim.rate", "-1"], ["rate"]),
     (["--policy.inputs", "observation.stat"], ["did you mean 'observation.state'"]), (["--steps", "0"], ["--steps"]),
@@ -513,7 +584,7 @@ def test_checkpoints_of_another_schema(call, place, tmp_path):
     refused(changed("class", edit("recipe.json", head={"$": "understudy.heads.regression:Regresion"})), "Regresion")
     refused(changed("code", edit("recipe.json", head={"$": "os:system"})), "--trust os")
     refused(changed("width", edit("features.json", action={"dtype": "float32", "shape": [5], "kind": "vector"})),
-            "not of this recipe")
+            "expected the weights of this recipe, found 2 of another shape")
     refused(changed("cut", lambda run: os.truncate(run / "weights.safetensors", 100)), "weights.safetensors")
     refused(changed("text", lambda run: (run / "recipe.json").write_text("{")), "recipe.json", "line 1")
 

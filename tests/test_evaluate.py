@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from understudy.core import Feature, UserError, keys, uniform
-from understudy.data.episode import Dataset
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.envs.base import Env, Outcome
@@ -347,6 +347,26 @@ def test_which_is_better_is_said_in_plain_words():
     assert "this checkpoint" in alone and f"{good.successes.sum()} of 60" in alone
     methods = verdict([good] * 3, [bad] * 3, ("flow", "bc"))
     assert "this checkpoint" not in methods and "3 training seeds" in methods
+
+
+def outcomes(*well):
+    """An evaluation whose episodes ended like that."""
+    return judged(Dataset([Episode({"observation.state": np.zeros((2, 1), np.float32), "action": np.zeros((1, 1)),
+                                    "next.reward": np.array([float(w)], np.float32)},
+                                   {"number": i, "seed": 0, "env": "toy", "success": w})
+                           for i, w in enumerate(well)]))
+
+
+def test_where_interval_and_test_say_two_things_the_verdict_says_both_and_which_decides():
+    """5 episodes of 20 that only one of two policies solves: Tango's interval is 0.049 to 0.469, McNemar's p 2/32."""
+    p = compare(more := outcomes(*[True] * 10, *[False] * 10), fewer := outcomes(*[True] * 5, *[False] * 15))
+    assert p.low == pytest.approx(0.049, abs=1e-3) and p.p == pytest.approx(2 / 32) and p.better is None
+    said = verdict(more, fewer, ("flow", "bc"))
+    assert said.startswith("Cannot tell whether flow or bc is better") and "+4.9 points to +46.9 points" in said
+    assert "p = 0.062. The interval leaves out 0, but the test does not rule out chance: neither is called" in said
+    assert "The interval leaves out 0" in verdict(fewer, more, ("bc", "flow"))
+    for a, b in ((more, more), (outcomes(*[True] * 20), outcomes(*[False] * 20))):  # where they agree, nothing is said
+        assert "unless both say so" not in verdict(a, b, ("flow", "bc"))
 
 
 def test_a_real_difference_between_methods_is_found_and_chance_is_not():

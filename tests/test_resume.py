@@ -244,7 +244,7 @@ def test_a_mixture_is_drawn_by_its_shares(tmp_path):
         return load_file(tmp_path / name / "checkpoints/000006/weights.safetensors")
     a, b = runs("a", 1.0), runs("b", 0.5)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    with pytest.raises(UserError, match=r"draw.* was .*is None"):
+    with pytest.raises(UserError, match=r"draw was Shares.*, is none"):
         mixture, _ = mix((made_up(), 1.0), (made_up(3), 0.0))
         run(tmp_path / "a", plain(codec=Scaled("identity", "identity")), mixture, hold=0.0)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from functools import partial
-from itertools import takewhile
+from dataclasses import fields
+from itertools import count, dropwhile, takewhile
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -45,22 +47,67 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
 
 
 def read(options: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
-    """As tyro.cli, but a value of the wrong type is a UserError, in one line."""
+    """As tyro.cli, but whatever is wrong is a UserError, in one message with the nearest right option."""
     more = {} if default is None else {"default": default}
-    tell = partial(tyro.cli, options, prog=prog, args=list(args), config=(tyro.conf.FlagCreatePairsOff,), **more)
     try:
         with redirect_stderr(io.StringIO()) as said:
-            return tell()
+            found, unknown = tyro.cli(options, prog=prog, args=list(args), return_unknown_args=True,
+                                      config=(tyro.conf.FlagCreatePairsOff,), **more)
     except SystemExit as end:
         if not end.code:  # after --help
             raise
-        wrong = re.search(r"Error parsing --([\w.-]+)", said.getvalue())
-        if wrong and (expected := _expected(default or options, wrong[1].replace("-", "_"))):
-            from ..core import UserError
+        what, where, near = _wrong(said.getvalue(), default or options, args, prog)
+    else:
+        if not unknown:
+            return found
+        where, name = prog, unknown[0].partition("=")[0]
+        if name.startswith("-"):
+            what, near = f"there is no option {name}", difflib.get_close_matches(
+                name.replace("_", "-"), _options(default or options), 1)
+        else:
+            what, near = f"expected nothing more, found {name!r}", []
+    from ..core import UserError
 
-            raise UserError(f"expected {expected}, found {_given(args, wrong[1])!r}", where=f"--{wrong[1]}",
-                            do=f"{prog} --help says what can be set") from None
-        return tell()  # once more, for its own words, in colour where there is one
+    raise UserError(what, where=where, do=(f"did you mean {near[0]}? " if near else "")
+                    + f"{prog} --help says what can be set") from None
+
+
+def _wrong(box: str, owner: Any, args: Sequence[str], prog: str) -> tuple[str, str, list[str]]:
+    """(what, where, the nearest right values) of what tyro has put into a box."""
+    inside = [line[2:].rstrip(" │") for line in box.splitlines()[1:]]  # under its title; some terminals get no frame
+    words = list(takewhile(_no_rule, dropwhile(lambda line: not _no_rule(line), inside)))
+    text = " ".join(" ".join(words).split())
+    if wrong := re.search(r"Error parsing (--[\w.-]+)", text):
+        if expected := _expected(owner, wrong[1][2:].replace("-", "_")):
+            return f"expected {expected}, found {_given(args, wrong[1][2:])!r}", wrong[1], []
+    elif wrong := re.search(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*)\)", text):
+        choices = re.findall(r"'(.*?)'", wrong[3])
+        near = difflib.get_close_matches(wrong[1], choices, 1)
+        return (f"expected {', '.join(choices[:-1])} or {choices[-1]}, found {wrong[1]!r}",
+                wrong[2] if wrong[2].startswith("--") else prog, near)
+    elif wrong := re.search(r"Missing value for argument '(--.*?)'\. Expected (\d+)", text):
+        return (f"expected {'a value' if wrong[2] == '1' else f'{wrong[2]} values'}, found "
+                f"{_given(args, wrong[1][2:]) or 'none'}", wrong[1], [])
+    elif text.startswith("Missing from"):
+        missing = [line.strip() for line in words if re.match(r" {4}\S", line)]
+        return f"expected {', '.join(missing)}, found none", prog, []
+    return text or "these arguments make no sense", prog, []
+
+
+def _no_rule(line: str) -> bool:
+    return bool(line.strip("─-"))
+
+
+def _options(owner: Any) -> list[str]:
+    """What can be set of a dataclass (or in one that is made), as it is written."""
+    if isinstance(owner, type):
+        hints = get_type_hints(owner, include_extras=True)
+        names = [f.name for f in fields(owner) if Positional not in get_args(hints[f.name])]
+    else:
+        from .method import settings
+
+        names = [path for path, _ in settings(owner)]
+    return ["--" + name.replace("_", "-") for name in names]
 
 
 def _expected(owner: Any, path: str) -> str:
@@ -113,6 +160,48 @@ def _packages(document) -> Iterator[str]:
         yield from _packages(value)
 
 
+def line(*parts: object) -> str:
+    """A command as a shell reads it."""
+    return shlex.join(["understudy", *map(str, parts)])
+
+
+def env_of(data: Dataset) -> str | None:
+    """The name of the environment that the data say they were recorded in, if `make` could know it."""
+    name = data[0].meta.get("env") if len(data) else None
+    return name if isinstance(name, str) and name and "+" not in name else None
+
+
+def free(folder: str) -> str:
+    """`folder`, or, where something is already, the first of folder-2, folder-3, ... where there is nothing."""
+    return next(f for i in count(1) if not Path(f := folder if i == 1 else f"{folder}-{i}").exists())
+
+
+def reseeded(run: Path) -> tuple[str, str] | None:
+    """(command, folder): how to train `run` once more with another seed, where it says how it was trained, and that
+    command means the same here."""
+    from ..files import read_json
+    from ..policy import checkpoint
+
+    file = checkpoint(run) / "provenance.json"
+    said = read_json(file) if file.exists() else {}
+    command, args = str(said.get("command") or ""), []
+    if not command.startswith("understudy train "):
+        return None
+    before, out = shlex.split(command)[1:], None
+    while before:
+        name, equals, value = before.pop(0).partition("=")
+        if name in ("--out", "--seed"):
+            value = value if equals else before.pop(0)
+            out = value if name == "--out" else out
+        else:
+            args.append(name + equals + value)
+    if out is None or not checkpoint(run).resolve().is_relative_to(Path(out).resolve()):
+        return None
+    seed = int(said["seed"]) + 1
+    other = free(f"{out}-seed{seed}")
+    return line(*args, "--out", other, "--seed", seed), other
+
+
 class Out:
     """Words for people on standard output, or, with --json, one document there and nothing else."""
 
@@ -135,7 +224,9 @@ class Out:
             self.console.print(thing, soft_wrap=not self.wrap)
 
     def next(self, *commands: str) -> None:
-        """The sensible things to do now."""
+        """The sensible things to do now, if there are any: lines that can be pasted."""
+        if not commands:
+            return
         loads = ("understudy record", "understudy replay", "understudy train", "understudy eval")
         trust = "".join(f" --trust {package}" for package in dict.fromkeys(self.trust))
         lines = (f"  {c}{trust if c.startswith(loads) else ''}" for c in commands)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Device, Out, Trust, bar, demonstrations, opened, parse
+from .common import Count, Device, Out, Trust, bar, demonstrations, env_of, line, opened, parse, reseeded
 
 if TYPE_CHECKING:
     from ..evaluate.judge import Evaluation
@@ -45,6 +45,8 @@ class Eval:
     """where to compute"""
     rows: Count = 16
     """environments side by side; changes nothing but the time it takes"""
+    task: Annotated[str | None, arg(metavar="WORDS")] = None
+    """what to do, told to a policy that was trained with --language"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
     """write the rollouts as a data set; then an interrupted evaluation goes on where it stopped"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -106,30 +108,71 @@ def _rolled_out(o: Eval, out: Out) -> None:
     _keep(o, {**mine.json(other, str(o.against)), "seed": o.seed, "each": {
         "success": None if mine.successes is None else mine.successes.tolist(), "return": mine.rewards.tolist()}})
     _report(o, env, mine, other, out)
-    again = f"understudy eval {o.run} {o.on} --episodes {o.episodes}"
-    out.next(*([] if o.against else [f"{again} --against RUN2"]), *([] if o.html else [f"{again} --html report.html"]),
-             "understudy train RECIPE DATA --out RUN3 --seed 1")
+    out.next(*_onward(o, mine, other))
     out.answer(mine.json(other, str(o.against)))
+
+
+def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
+    """What to do next: a second policy to compare with, more episodes where they would tell more, a page to look at."""
+    from ..evaluate.judge import compare
+
+    def again(episodes, *more):
+        return line("eval", o.run, o.on, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
+                    *(("--task", o.task) if o.task else ()), *more)
+    told = []
+    if other is not None:
+        if o.against is not None and compare(mine, other).better is None:
+            told.append(again(4 * o.episodes, "--against", o.against))
+    elif (second := reseeded(o.run)) is not None:
+        told += [second[0], again(o.episodes, "--against", second[1])]
+    if o.html is None:
+        told.append(again(o.episodes, *(("--against", o.against) if o.against else ()), "--html", "report.html"))
+    return told
 
 
 def _evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
     """`run` in `env`, on the numbered starts; recorded into `save`, if given."""
     from ..evaluate.judge import evaluate, judged
     from ..evaluate.record import record
+    from ..execute.actor import Given
     from ..learn.devices import device
     from ..learn.method import actor
     from ..policy import checkpoint
 
-    plays = actor(run, device=device(o.device), rows=ROWS, trust=o.trust)
-    plays.policy.policy.check(env.features, str(env.facts["env"]), resized=True)
+    plays, by = actor(run, device=device(o.device), rows=ROWS, trust=o.trust), f"policy {_mark(checkpoint(run))}"
+    told = _told(run, env, o)
+    features = {k: plays.policy.policy.features[k] for k in told}
+    plays.policy.policy.check({**env.features, **features}, str(env.facts["env"]), resized=True)
+    if told:
+        plays, by = Given(plays, told), f"{by}, told {o.task!r}"
     with bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress:
         def watch(number, episode):
             progress()
         if save is None:
             return evaluate(plays, env, o.episodes, o.seed, watch=watch)
         began = time.perf_counter()
-        data = record(env, plays, o.episodes, save, o.seed, by=f"policy {_mark(checkpoint(run))}", watch=watch)
+        data = record(env, plays, o.episodes, save, o.seed, by=by, watch=watch)
         return judged(data[:o.episodes], time.perf_counter() - began)
+
+
+def _told(run: Path, env, o: Eval) -> dict:
+    """The columns that the task's words become, for a policy that reads them where the environment shows none."""
+    import torch
+
+    from ..core import UserError
+    from ..learn.method import Method
+    from .method import says
+
+    say = says(Method.load(run, o.trust))
+    if say is None and o.task is not None and run == o.run:
+        raise UserError("expected no words, found some: this policy was trained without them", where="--task",
+                        do="train it with --language, on data of several tasks")
+    if say is None or o.task is None and say.into in env.features:
+        return {}
+    if o.task is None:
+        raise UserError("expected the task in words, which this policy reads, found none", where="--task",
+                        do="tell it as it was told in training: --task 'WORDS'")
+    return {say.into: torch.from_numpy(say.bytes(o.task).copy())}
 
 
 def _mark(folder: Path) -> str:
@@ -195,7 +238,9 @@ def _recorded(o: Eval, out: Out) -> None:
 
         report_recorded(found, o.html)
         out.say(f"Report written to {o.html}")
-    out.next(f"understudy eval {o.run} ENV --episodes 100", f"understudy eval {o.run} {o.on} --html report.html")
+    env = env_of(data)
+    out.next(*([line("eval", o.run, env, "--episodes", 100)] if env else []),
+             *([] if o.html else [line("eval", o.run, o.on, "--html", "report.html")]))
     out.answer(found.json())
 
 

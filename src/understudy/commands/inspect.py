@@ -9,7 +9,7 @@ from typing import Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Out, demonstrations, parse
+from .common import Out, demonstrations, env_of, free, line, parse
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def main(args: list[str]) -> None:
             out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
         out.say("", *([f"warning: {w}" for w in found["warnings"]] or ["no warnings"]))
-        env = data[0].meta.get("env")
-        train = f"understudy train {recommended(data.features())} {o.data} --out RUN"
-        out.next(train + (f" --eval {env} --every 500" if env else ""),
-                 *([f"understudy replay {o.data} {env}"] if env else []))
+        env = env_of(data)
+        out.next(line("train", recommended(data.features()), o.data, "--out", free("run"),
+                      *(("--eval", env, "--every", 500) if env else ())),
+                 *([line("replay", o.data, env)] if env else []))
         out.answer(found)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from .common import Count, Env, Out, Trust, bar, parse
+from .common import Count, Env, Out, Trust, bar, free, line, parse
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,5 @@ def main(args: list[str]) -> None:
     ended = [e.meta["success"] for e in data if "success" in e.meta]
     won = f"; {sum(ended)} of {len(ended)} succeeded" if ended else ""
     out.say(f"{len(data)} episodes, {data.steps} steps{won}. Written to {o.out}")
-    out.next(f"understudy inspect {o.out}", f"understudy train {recommended(data.features())} {o.out} --out run",
-             f"understudy replay {o.out} {o.env}")
+    out.next(line("inspect", o.out), line("train", recommended(data.features()), o.out, "--out", free("run")),
+             line("replay", o.out, o.env))

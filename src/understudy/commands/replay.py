@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Env, Out, Trust, bar, demonstrations, parse
+from .common import Count, Env, Out, Trust, bar, demonstrations, line, parse
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,5 @@ def main(args: list[str]) -> None:
             env.close()
         out.say(found.words())
         if not o.state and any(t.diverges for t in found.tracks):
-            out.next(f"understudy replay {o.data} {o.env} --state")
+            out.next(line("replay", o.data, o.env, "--state"))
         out.answer(found.json())

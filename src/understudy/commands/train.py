@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from .common import Device, Out, Trust, opened, packages, parse, split
+from .common import Device, Out, Trust, env_of, line, opened, packages, parse, split
 
 if TYPE_CHECKING:
     from ..envs.base import Env
@@ -50,6 +50,8 @@ class Train:
     """episodes each time, with --eval"""
     hold: Annotated[float, arg(metavar="SHARE")] = 0.1
     """of the episodes kept for validation"""
+    language: bool = False
+    """read the task in words too (of the column or fact "task"), so that words decide what is done"""
     image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
     """side, or height and width, to which camera frames are decoded once"""
     trust: Trust = ()
@@ -66,7 +68,7 @@ def main(args: list[str]) -> None:
     from ..learn.devices import device
     from ..learn.run import Run
     from ..learn.train import held_out, train
-    from .method import method_of
+    from .method import method_of, says
 
     if o.steps is not None and o.steps < 1:
         raise UserError(f"expected at least one update, found {o.steps}", where="--steps")
@@ -76,12 +78,18 @@ def main(args: list[str]) -> None:
         raise UserError(f"expected at least one update, found {o.every}", where="--every")
     where = device(o.device)
     out, data = Out(trust=o.trust), opened(o.data, o.image_size)
-    method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}")
+    method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}",
+                       o.language)
+    if o.language:
+        _told(method, data)
     score, env = None, None
     if o.eval is not None:
         from ..envs import make
 
         env = make(o.eval, min(o.rollouts, 16), o.trust)
+        if o.language and says(method).into not in env.features:
+            raise UserError(f"expected an environment that says its task in words, found {o.eval}", where="--eval",
+                            do="train without --eval, then: understudy eval RUN ENV --task WORDS")
         _fits(method, data, env)
         score = _score(method, env, o.rollouts, o.seed)
     held = held_out(len(data), o.hold)
@@ -99,8 +107,9 @@ def main(args: list[str]) -> None:
     out.trust += packages(o.out)
     out.say(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
-    best = [f"understudy eval {o.out}/best {o.eval} --episodes 100"] if o.eval and "best" in places else []
-    out.next(f"understudy eval {o.out} {o.eval or 'ENV'} --episodes 100", *best, f"understudy eval {o.out} {o.data}")
+    acts = o.eval or env_of(data)
+    best = [line("eval", o.out / "best", acts, "--episodes", 100)] if o.eval and "best" in places else []
+    out.next(*([line("eval", o.out, acts, "--episodes", 100)] if acts else []), *best, line("eval", o.out, o.data))
 
 
 class Said:
@@ -142,6 +151,22 @@ def _help(own: list[str], options: list[str]) -> None:
 
 def _trusted(own: list[str]) -> list[str]:
     return [b for a, b in zip(own[:-1], own[1:], strict=True) if a == "--trust"]
+
+
+def _told(method: Method, data) -> None:
+    """Raises UserError unless there are words, and room for the longest."""
+    from ..core import UserError
+    from ..data.relabel import words
+    from .method import says
+
+    where, length = data.facts.get("path", "data set"), says(method).length
+    tasks = {str(text) for episode in data for text in words(episode)}
+    if not any(tasks):
+        raise UserError("expected tasks in words, found none", where=where,
+                        do="keep them in the column or fact 'task' of each episode, or leave out --language")
+    if (longest := max(len(text.encode()) for text in tasks)) > length:
+        raise UserError(f"expected tasks of at most {length} bytes, found one of {longest}", where=where,
+                        do=f"--data.0.length {longest}")
 
 
 def _fits(method: Method, data, env: Env) -> None:

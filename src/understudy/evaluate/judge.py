@@ -201,11 +201,22 @@ def finding(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this chec
         head = f"{_capital(winner)} {does} {loser}: {tallies}."
     more = "" if p.better else f" More {'episodes' if p.seeds == 1 else 'training seeds'} would narrow it down."
     sure = (f"{_capital(names[0])} minus {names[1]}: {_gap(p.difference, what)}, "
-            f"{_between(p, lambda v: _gap(v, what))}, {_p(p.p)}.{more}")
+            f"{_between(p, lambda v: _gap(v, what))}, {_p(p.p)}.{_split(p)}{more}")
     scope = ('This is about two checkpoints, each of which stands for "this checkpoint" only: another training seed '
              "may come out otherwise. To compare the methods, train several seeds of each." if p.seeds == 1 else
              f"This is about the methods: {p.seeds} training seeds of each, over seeds and starts.")
     return head, sure, scope
+
+
+def _split(p: Paired) -> str:
+    """Where interval and test do not say the same: what each says, and which of them decides."""
+    apart, sure = p.low > 0 or p.high < 0, p.p < 1 - p.level
+    if apart == sure:
+        return ""
+    says = ("The interval leaves out 0, but the test does not rule out chance" if apart else
+            "The test rules out chance, but the interval does not leave out 0")
+    return (f" {says}: neither is called better unless both say so, since where little differs either alone may claim "
+            "too much.")
 
 
 def _tally(runs: Sequence[Evaluation], what: str) -> str:

@@ -294,7 +294,16 @@ def _differences(was, now, at: str = ""):
         for key in dict.fromkeys((*was, *now)):
             yield from _differences(was.get(key), now.get(key), f"{at}.{key}" if at else key)
     elif was != now:
-        yield f"{at} was {was}, is {now}"
+        yield f"{at} was {_told(was)}, is {_told(now)}"
+
+
+def _told(value) -> str:
+    """JSON in words: of a part, its name."""
+    if isinstance(value, dict):
+        return str(value["$"]).rpartition(":")[2] if "$" in value else ", ".join(value) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_told, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 class Interrupts:

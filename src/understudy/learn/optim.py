@@ -24,7 +24,8 @@ class Optim:
     clip: largest Euclidean norm of the gradient of all weights together, None for any.
     accumulate: in how many parts a batch is worked through. The result is that of the whole batch, at a fraction of
         the memory; several processes share the parts, so that 1 process and 4 give the same for accumulate=4.
-    precision: of the network's arithmetic; weights, optimizer and average stay fp32. "fp16" needs CUDA.
+    precision: of the network's arithmetic; weights, optimizer and average stay fp32. "auto" is bf16 where that is
+        faster: see `arithmetic`. "fp16" needs CUDA.
     compile: trunk and encoder through torch.compile.
     """
 
@@ -35,14 +36,14 @@ class Optim:
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: float | None = 1.0
     accumulate: int = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
 
     def __post_init__(self):
         for name, right in (("rate", self.rate > 0), ("warmup", self.warmup >= 0), ("accumulate", self.accumulate >= 1),
                             ("decay", self.decay >= 0), ("clip", self.clip is None or self.clip > 0),
                             ("schedule", self.schedule in ("cosine", "constant")),
-                            ("precision", self.precision in ("fp32", "bf16", "fp16"))):
+                            ("precision", self.precision in ("auto", "fp32", "bf16", "fp16"))):
             if not right:
                 raise UserError(f"{name} cannot be {getattr(self, name)!r}", where="Optim")
 
@@ -60,6 +61,20 @@ class Optim:
         return Descent(self, tuple(modules), steps, device)
 
 
+def fast_bf16(device: torch.device) -> bool:
+    """Whether this hardware multiplies matrices of bf16 faster than those of fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def arithmetic(device: torch.device, weights: int) -> Literal["fp32", "bf16"]:
+    """The precision of "auto", for a network of so many weights: bf16 from 4 million of them on, where the hardware is
+    fast at it. Smaller ones gain little and keep their digits."""
+    return "bf16" if weights >= 4_000_000 and fast_bf16(device) else "fp32"
+
+
 class Descent:
     """An `Optim` at work: what a learner holds. In each update: `backward` for each part, then `step` once."""
 
@@ -74,6 +89,8 @@ class Descent:
         groups = [{"params": g, "weight_decay": d} for g, d in ((matrices, optim.decay), (rest, 0.0)) if g]
         self.adam = torch.optim.AdamW(groups, optim.rate, optim.betas,
                                       fused=device.type in ("cpu", "cuda", "mps")) if groups else None
+        count = sum(p.numel() for p in self.parameters)
+        self.precision = arithmetic(device, count) if optim.precision == "auto" else optim.precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
         if optim.compile:
             for part in (p for m in modules for p in m.modules() if isinstance(p, (TrunkNet, EncoderNet))):
@@ -81,9 +98,9 @@ class Descent:
 
     def arithmetic(self):
         """A context for the forward pass."""
-        if self.optim.precision == "fp32":
+        if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.optim.precision == "bf16" else torch.float16)
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
     def backward(self, loss: Tensor) -> None:
         """Adds this part's gradient."""
@@ -92,11 +109,15 @@ class Descent:
 
     def gradient(self) -> Tensor:
         """Clips, and returns the norm before."""
-        gradients = [p for p in self.parameters if p.grad is not None]
-        if not gradients:
+        moved = [p for p in self.parameters if p.grad is not None]
+        if not moved:
             return torch.zeros((), device=self.device)
         self.scaler.unscale_(self.adam)
-        return nn.utils.clip_grad_norm_(gradients, math.inf if self.optim.clip is None else self.optim.clip)
+        norm = nn.utils.get_total_norm([p.grad for p in moved])
+        # A pass over all gradients that changes none can be saved where looking at the norm does not wait for a GPU.
+        if self.optim.clip is not None and (self.device.type != "cpu" or norm > self.optim.clip):
+            nn.utils.clip_grads_with_norm_(moved, self.optim.clip, norm)
+        return norm
 
     def step(self, update: int) -> float:
         """Moves the weights, forgets the gradient, returns the rate."""
@@ -119,9 +140,13 @@ class Descent:
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         kept: dict[int, dict[str, Tensor]] = {}
+        owners = [] if self.adam is None else [p for g in self.adam.param_groups for p in g["params"]]
         for name, value in tensors.items():
             i, _, key = name.partition(".")
-            kept.setdefault(int(i), {})[key] = value.clone()  # safetensors' addresses are odd
+            # New ones, since safetensors' addresses are odd, and laid out as their weights are: fused steps go through
+            # the memory of all in its order.
+            like = owners[int(i)] if value.ndim else value
+            kept.setdefault(int(i), {})[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
         if self.adam is not None:
             self.adam.load_state_dict({"state": kept, "param_groups": self.adam.state_dict()["param_groups"]})
         if facts:

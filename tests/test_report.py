@@ -1,5 +1,7 @@
 """The report: that every line is where its number says, that nothing comes from elsewhere, and that all can read it."""
 
+import base64
+import io
 import re
 import xml.etree.ElementTree as xml
 from dataclasses import replace
@@ -17,7 +19,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.envs.fork import Fork
 from understudy.envs.push import Push
 from understudy.evaluate import plots
-from understudy.evaluate.film import film
+from understudy.evaluate.film import film, strip
 from understudy.evaluate.judge import compare, evaluate, judged
 from understudy.evaluate.recorded import Fan, Fans, Moment, Part, Recorded
 from understudy.evaluate.report import Commands, Section, Table, Tiles, Words, page, report, report_recorded
@@ -240,10 +242,12 @@ class Checked(HTMLParser):
         self.seen.append(tag)
         if tag not in self.EMPTY:
             self.open.append(tag)
-        assert not {"src", "href", "onload", "onclick"} & {k for k, _ in attributes}
+        assert all(k not in ("src", "href", "onload", "onclick") or v.startswith("data:image/png;base64,")
+                   for k, v in attributes)
 
     def handle_startendtag(self, tag, attributes):
-        self.seen.append(tag)
+        self.handle_starttag(tag, attributes)
+        self.open.remove(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -256,7 +260,7 @@ def checked(path):
     text = path.read_text(encoding="utf-8")
     found = Checked(text)
     assert "script" not in found.seen and "link" not in found.seen and "iframe" not in found.seen
-    assert not re.search(r"https?://|@import|url\(|//[a-z]", text)
+    assert not re.search(r"https?://|@import|url\(|//[a-z]", re.sub(r"base64,[\w+/=]*", "", text))
     assert "default-src 'none'" in text and "prefers-color-scheme:dark" in text and 'name="viewport"' in text
     for figure in re.findall(r"<svg.*?</svg>", text, re.S):
         xml.fromstring(figure)
@@ -357,6 +361,46 @@ def test_a_film_of_a_camera_needs_no_environment(tmp_path):
     shown, _ = frames(film(e, tmp_path / "a.mp4"))
     assert len(shown) == 6 and shown[0].shape == (34, 48, 3)
     assert [f[..., 0].mean() for f in shown] == pytest.approx([40 * i for i in range(6)], abs=6)
+
+
+def pixels(image):
+    """The PNG that stands in an <image>."""
+    data = base64.b64decode(image.get("href").removeprefix("data:image/png;base64,"))
+    with av.open(io.BytesIO(data)) as file:
+        return next(file.decode(video=0)).to_ndarray(format="rgb24")
+
+
+def test_a_strip_holds_the_very_frames(tmp_path):
+    rng = np.random.default_rng(0)
+    seen = rng.integers(0, 256, (30, 20, 40, 3), dtype=np.uint8)
+    e = Episode({"observation.images.front": seen, "action": np.zeros((29, 1), np.float32)})
+    root = svg(figure := strip(e, 5))
+    images, labels = of(root, "image"), [t.text for t in root.iter("text")]
+    assert labels == ["step 0", "step 7", "step 14", "step 22", "step 29"] and "front" in figure.words
+    for image, step in zip(images, (0, 7, 14, 22, 29), strict=True):
+        np.testing.assert_array_equal(pixels(image), seen[step])
+        assert float(image.get("width")) == pytest.approx(2 * float(image.get("height")), rel=1e-3)
+    left, top = ([float(i.get(k)) for i in images] for k in "xy")
+    assert top[0] == top[3] < top[4] and left[0] == left[4] and left == sorted(left[:4]) + left[4:]
+    assert float(images[3].get("x")) + float(images[3].get("width")) == pytest.approx(plots.WIDTH, abs=0.1)
+    grey = Episode({"observation.images.g": seen[:3, ..., :1].repeat(10, 1).repeat(10, 2), "action": np.zeros((3, 1))})
+    shown = pixels(of(svg(strip(grey)), "image")[0])
+    assert shown.shape == (96, 192, 3) and (shown == shown[..., :1]).all()
+    assert strip(Episode({"action": np.zeros((3, 1), np.float32)})) is None
+
+
+def test_the_report_shows_what_the_camera_saw(tmp_path):
+    env = Push(4, limit=40, images=True, size=16)
+    runs = {n: evaluate(Noisy(env.expert(), 2, std), env, 4, 0) for n, std in (("steady", 0.0), ("lost", 9.0))}
+    page_ = checked(report(tmp_path / "r.html", runs=runs, env=env))
+    well = [e.successes for e in runs.values()]
+    strips = sum(len(set(w.tolist())) for w in well)
+    assert page_.seen.count("image") == 8 * strips and "What they saw" in page_.text
+    for name, w in zip(runs, well, strict=True):
+        for outcome, words in ((True, "succeeds"), (False, "does not succeed")):
+            if outcome in w:
+                assert f"{name}: episode {w.tolist().index(outcome)} {words}" in page_.text
+    assert "saw" not in checked(report(tmp_path / "s.html", runs={"a": evaluate(Fork().expert(), Fork(2), 2, 0)})).text
 
 
 def test_what_cannot_be_filmed_says_so(tmp_path):

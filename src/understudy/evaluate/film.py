@@ -12,6 +12,7 @@ import torch
 
 from ..core import UserError, keys
 from ..data.episode import Episode
+from ..data.video import resize
 from ..envs.base import Env, Pictures, Plane, Replays
 from ..files import write_text
 from . import plots
@@ -45,9 +46,34 @@ def film(episode: Episode, path: Path | str, env: Env | None = None, *, fps: flo
     return path
 
 
+def strip(episode: Episode, most: int = 8, side: int = 192) -> plots.Figure | None:
+    """At most so many frames of the episode's first camera, evenly, first and last among them; None without a camera.
+    side: pixels that neither height nor width exceeds."""
+    camera = _camera(episode)
+    if camera is None:
+        return None
+    frames = np.asarray(episode.steps[camera])
+    steps = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
+    chosen, (high, wide) = frames[steps], frames.shape[1:3]
+    if max(high, wide) > side:
+        scale = side / max(high, wide)
+        chosen = resize(chosen, (max(round(high * scale), 1), max(round(wide * scale), 1)))
+    pictures = [_three(f) for f in chosen]
+    return plots.strip(pictures, [f"step {t}" for t in steps], f"{camera} over an episode")
+
+
+def _camera(episode: Episode) -> str | None:
+    return next((k for k, f in episode.features().items() if f.kind == "image"), None)
+
+
+def _three(frame: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of grey, colour, or colour and more."""
+    return np.repeat(frame, 3, -1) if frame.shape[-1] == 1 else frame[..., :3]
+
+
 def _frames(episode, env, where) -> Iterator[np.ndarray]:
     """(H, W, 3) uint8 each."""
-    if camera := next((k for k, f in episode.features().items() if f.kind == "image"), None):
+    if camera := _camera(episode):
         yield from np.asarray(episode.steps[camera])
         return
     if not (isinstance(env, Pictures) and isinstance(env, Replays)):
@@ -68,7 +94,7 @@ def _write(path, suffix, frames, rate) -> None:
     with av.open(str(path), "w", format=suffix[1:]) as out:
         stream = None
         for frame in frames:
-            frame = np.repeat(frame, 3, -1) if frame.shape[-1] == 1 else frame[..., :3]
+            frame = _three(frame)
             if stream is None:
                 stream = out.add_stream(codec, rate=rate)
                 # Most players want even sizes; the last line and column are doubled, not cut.

@@ -6,6 +6,7 @@ colour alone.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..data.episode import Episode
+from ..data.video import encode_png
 from .stats import Interval
 
 WIDTH = 420  # of every plot, so that its text is as large as the page's, on a phone too
@@ -176,6 +178,25 @@ def _told(well: Sequence[bool | None]) -> str:
         return f"{len(well)} episodes."
     return (f"{sum(bool(w) for w in well)} of {len(well)} episodes succeed, drawn solid; the others are dashed and end "
             "in a cross.")
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+def strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -> Figure:
+    """Frames (H, W, 3) uint8 of one size in the order of a text, each over its label; losslessly inside the picture."""
+    columns, gap, below = 4, 8.0, 20.0
+    width = (WIDTH - gap * (columns - 1)) / columns
+    height = width * frames[0].shape[0] / frames[0].shape[1]
+    parts = []
+    for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
+        left, top = (width + gap) * (i % columns), (height + below + gap) * (i // columns)
+        data = base64.b64encode(encode_png(frame)).decode()
+        parts += [_tag("image", x=left, y=top, width=width, height=height, href=f"data:image/png;base64,{data}"),
+                  _text((left, top + height + 14), label, "soft")]
+    rows = -(-len(frames) // columns)
+    return _figure(parts, rows * (height + below + gap) - gap,
+                   f"{what}: {len(frames)} frames, {labels[0]} to {labels[-1]}.")
 
 
 # -- intervals ----------------------------------------------------------------------------------------------------

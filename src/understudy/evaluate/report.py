@@ -19,6 +19,7 @@ from ..data.episode import Dataset
 from ..envs.base import Env, Plane
 from ..files import write_text
 from . import plots
+from .film import strip
 from .judge import Evaluation, compare, finding
 from .plots import Figure
 from .recorded import NOTE, Fans, Part, Recorded
@@ -176,7 +177,7 @@ def report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None 
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
     said = finding(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
-    sections = [closed_loop(runs, env)]
+    sections = [closed_loop(runs, env), *seen(runs)]
     if training:
         sections.append(trained(training))
     if data is not None:
@@ -229,6 +230,21 @@ def closed_loop(runs: Mapping[str, Evaluation], env: Env | None = None) -> Secti
     return Section("Acting on its own" if len(runs) == 1 else "Acting on their own", contents,
                    f"{n} episodes in {first.env}, each decided by its number and seed {first.seed}"
                    f"{', the same for both' if len(runs) == 2 else ''}.{what}{lines}")
+
+
+def seen(runs: Mapping[str, Evaluation]) -> list[Section]:
+    """What the camera saw, where there is one: of each policy its first failure, if it has one, and first success."""
+    rows = []
+    for name, e in runs.items():
+        ended = [plots._outcome(episode) for episode in e.episodes]
+        chosen = sorted({ended.index(w) for w in (False, True, None) if w in ended})
+        words = {True: "succeeds", False: "does not succeed", None: "ended"}
+        strips = [(f"{name}: episode {i} {words[ended[i]]}", strip(e.episodes[i]), "") for i in chosen]
+        rows.append(Figures(tuple((title, figure, more) for title, figure, more in strips if figure is not None)))
+    rows = [row for row in rows if row.items]
+    return [Section("What it saw" if len(runs) == 1 else "What they saw", tuple(rows),
+                    "The first camera's frames, evenly over an episode: the first that succeeds, and the first that "
+                    "does not.")] if rows else []
 
 
 def trained(runs: Mapping[str, Lines]) -> Section:

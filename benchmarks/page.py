@@ -1,0 +1,112 @@
+"""Writes docs/benchmarks.md from benchmarks/results/: python benchmarks/page.py
+
+    python benchmarks/page.py --run            runs every benchmark first (`make bench`)
+    python benchmarks/page.py --run windows    these only
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+
+import measure
+
+PAGE = measure.HERE.parent / "docs" / "benchmarks.md"
+
+# The rows in the order of the page: the script, its title, and what is compared.
+ROWS = {
+    "windows": ("Windows of data", "Training batches of 2 observation rows and 16 actions, as the training loop gets "
+                "them, beside other loaders."),
+    "train_step": ("A training step", "Forward, loss, backward, clipping and optimizer, and the average of the weights "
+                   "where the peer keeps one; the same weights give the same outputs to 1e-5."),
+    "bf16_success": ("What bf16 does to success", "Closed loop, paired by training seed and start."),
+    "latency": ("One chunk of actions", "From an observation to a chunk at batch 1; the same weights and noise "
+                "give the same chunk."),
+    "writing": ("Writing episodes", "With one 96×96 camera; ours is on disk at each episode's end."),
+    "video": ("Windows out of video", "At random places, decoded anew each time unless the line says otherwise."),
+    "scan": ("Scanning a data set", "Every row of every episode of 1 M steps of state, page cache warm."),
+    "rollouts": ("Rollouts of the toys", "256 environments at once beside a plain loop over one."),
+    "startup": ("Starting", "The import, the help, and what an installation takes."),
+    "growth": ("Growth", "The same work on ever larger data sets."),
+    "time_to_policy": ("Time to a working policy", "CPU seconds of training until the recommended recipe reaches "
+                       "90 % of Diffusion Policy's final success."),
+    "processes": ("Several processes", "Two processes on one machine beside one with the doubled batch."),
+    "gpu": ("GPU", "The same code on CUDA."),
+}
+
+HEAD = """# Benchmarks
+
+<!-- made by benchmarks/page.py: run the benchmark, not the pen -->
+
+Each table is one command; `make bench` runs them all and writes this page. Times are of the processor's clock, in one
+thread, our side and the peer's taking turns in one process; a ratio is the mean over the turns with its 95 % interval
+(Student's t, of logarithms). A goal counts as met when the interval reaches it. Figures beside the ratio are medians of
+the same turns and depend on the machine; the ratios travel better. A peer is installed by the benchmark into an
+environment of its own, with the same PyTorch and NumPy as ours.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", nargs="*", metavar="NAME", choices=[*ROWS])
+    failed = []
+    if (asked := parser.parse_args().run) is not None:
+        for name in asked or ROWS:
+            if (script := measure.HERE / f"{name}.py").exists():
+                print(f"== {name}", flush=True)
+                failed += [name] if subprocess.run([sys.executable, script]).returncode else []
+    write()
+    if failed:
+        print(f"did not finish: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def write() -> None:
+    found = {name: json.loads(file.read_text()) for name in ROWS
+             if (file := measure.RESULTS / f"{name}.json").exists()}
+    parts = [HEAD, _overview(found)]
+    for name, (title, says) in ROWS.items():
+        parts.append(f"## {title}\n\n{says}")
+        parts.append(_table(found[name]) if name in found else
+                     f"`python benchmarks/{name}.py` has not run." if (measure.HERE / f"{name}.py").exists()
+                     else "There is no benchmark for this yet.")
+    PAGE.write_text("\n\n".join(parts) + "\n")
+    print(PAGE)
+
+
+def _overview(found: dict) -> str:
+    goals = [line for result in found.values() for line in result["lines"] if line["met"] is not None]
+    met = sum(line["met"] for line in goals)
+    return f"Of {len(goals)} goals set beforehand, {met} are met and {len(goals) - met} are not; the tables say which."
+
+
+def _table(result: dict) -> str:
+    machine, versions = result["machine"], result["versions"]
+    lines = ["| | ours | peer | ratio | goal | |", "|---|--:|--:|--:|--:|---|"]
+    lines += [_row(line) for line in result["lines"]]
+    made = (f"`{result['command']}` · {result['date']}, {machine['cpu']}, {machine['cores']} cores "
+            f"({machine['has'] or 'no AVX2'}) · " + ", ".join(f"{k} {v}" for k, v in versions.items()))
+    picture = f"\n\n![{result['picture_says']}]({result['picture']})" if "picture" in result else ""
+    said = f"\n\n{result['says']}" if "says" in result else ""
+    return "\n".join(lines) + said + picture + f"\n\n<small>{made}</small>"
+
+
+def _row(line: dict) -> str:
+    ours, peer = (measure.Figure(**line[k]) if line[k] else None for k in ("ours", "peer"))
+    times = line["ratio"]
+    ratio = f"**{_times(times['estimate'])}** [{_times(times['low'])}, {_times(times['high'])}]" if times else ""
+    goal = (f"≥ {_times(line['goal'])}" if line["goal"] is not None else
+            f"≤ {line['bound']:,g} {line['ours']['unit']}" if line["bound"] is not None and line["ours"] else "")
+    verdict = {True: "met", False: "**not met**", None: ""}[line["met"]]
+    note = "; ".join(x for x in (verdict, line["note"]) if x)
+    return f"| {line['what']} | {measure.text(ours)} | {measure.text(peer)} | {ratio} | {goal} | {note} |"
+
+
+def _times(value: float) -> str:
+    return f"{value:,.0f}×" if value >= 100 else f"{value:.3g}×"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,13 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from understudy import Dataset, __version__, actor, make
 from understudy.cli import COMMANDS, main
 from understudy.commands import common
 from understudy.commands.common import split
 from understudy.commands.method import settings
-from understudy.evaluate.judge import during, evaluate
+from understudy.data.relabel import Say
+from understudy.envs.fork import Expert
+from understudy.evaluate.judge import during, evaluate, recording
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Given
 from understudy.recipes import METHODS, find
 
 TINY = ["--steps", "20", "--every", "10", "--device", "cpu", "--policy.trunk.width", "16", "--policy.trunk.depth", "1"]
@@ -473,6 +478,51 @@ def test_overrides_reach_the_method(call, place, tmp_path):
 def test_a_wrong_change_names_the_right_one(call, place, tmp_path, change, words):
     refused(call("train", "flow-policy", place / "demos", "--out", tmp_path / "r", *change), *words)
     assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+
+LEFT, RIGHT = (f"{'go on, ' * 6}and pass it on the {side}" for side in ("left", "right"))  # more than 64 bytes
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> Path:
+    """Two tasks that nothing but their words tells apart ("two.npz"), and a run that was told them ("run")."""
+    folder, env = tmp_path_factory.mktemp("told"), make("fork", 20)
+    shown = [e for side in (1, -1) for e in rollout(Expert(side=side), env, 20, seed=recording(0))]
+    np.savez(folder / "two.npz", observations=np.concatenate([e.steps["observation.state"][:-1] for e in shown]),
+             actions=np.concatenate([e.steps["action"] for e in shown]), episode_ends=np.cumsum([*map(len, shown)]),
+             task=[LEFT] * 20 + [RIGHT] * 20)
+    assert main(["train", "bc", str(folder / "two.npz"), "--out", str(folder / "run"), "--language", "--steps", "250",
+                 "--every", "250", "--device", "cpu", "--policy.trunk.width", "64", "--learn.batch", "64",
+                 "--policy.encoder.text.channels", "16", "--hold", "0"]) == 0
+    return folder
+
+
+def test_words_decide_what_is_done(call, told):
+    for words, side in ((LEFT, 1), (RIGHT, -1)):
+        found = document(call("eval", told / "run", "fork", "--task", words, "--episodes", 20, "--json",
+                              "--save", told / str(side), "--device", "cpu"))
+        assert found["successes"] == 20
+        assert all(side * e.steps["observation.state"][:, 1].mean() > 0.1 for e in Dataset.open(told / str(side)))
+    # The same words from Python, and on recorded episodes.
+    read = torch.tensor(Say(len(RIGHT)).bytes(RIGHT))
+    by_hand = evaluate(Given(actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20)
+    assert by_hand.successes.all() and all(e.steps["observation.state"][:, 1].mean() < -0.1 for e in by_hand.episodes)
+    assert call("eval", told / "run", told / "two.npz")[0] == 0
+
+
+def test_words_that_are_missing_or_too_many(call, told, place, tmp_path):
+    run, two = told / "run", told / "two.npz"
+    refused(call("eval", run, "fork", "--episodes", 2), "--task: expected the task in words", "--task 'WORDS'")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--task", "go"), "expected no words", "--language")
+    refused(call("eval", run, "fork", "--episodes", 20, "--task", "go", "--save", told / "1"), "'go'", LEFT)
+    train = ["train", "bc", "--out", tmp_path / "r", "--language", *TINY]
+    refused(call(*train[:2], place / "demos", *train[2:]), "expected tasks in words, found none", "leave out")
+    refused(call(*train[:2], two, *train[2:], "--eval", "fork"), "--eval: expected an environment that says")
+    refused(call("train", "knn", two, "--language", "--out", tmp_path / "r"), "observation.task", "Tokens")
+    assert not list(tmp_path.iterdir())
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------

@@ -5,21 +5,29 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from ..core import Schema, UserError
+from ..data.relabel import Say
 from ..learn.method import Method
 from ..recipes import METHODS, find, function
 from .common import read
 
 
 def method_of(recipe: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
-              trust: tuple[str, ...], command: str) -> Method:
-    """`options` go to the recipe's function, `changes` to any field of what it returns. Ends with status 2 and the
-    nearest right names for a field that is not there."""
+              trust: tuple[str, ...], command: str, say: Say | None = None) -> Method:
+    """`options` go to the recipe's function, `changes` to any field of what it returns; `say` gives it the task
+    in words. Raises UserError with the nearest right name for a field that is not there."""
     method = find(recipe, features, trust, **_options(function(recipe, trust), options))
+    if say is not None and says(method) is None:
+        method = replace(method, data=(*method.data, say))
     return read(Method, changes, command, method) if changes else method
+
+
+def says(method: Method) -> Say | None:
+    """What gives the method the task in words, if anything does."""
+    return next((relabel for relabel in method.data if isinstance(relabel, Say)), None)
 
 
 def options_of(name: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from tyro.conf import Positional, arg
 from .common import Device, Out, Trust, env_of, line, opened, packages, parse, split
 
 if TYPE_CHECKING:
+    from ..data.episode import Dataset
+    from ..data.relabel import Say
     from ..envs.base import Env
     from ..learn.method import Method
 
@@ -78,16 +80,14 @@ def main(args: list[str]) -> None:
         raise UserError(f"expected at least one update, found {o.every}", where="--every")
     where = device(o.device)
     out, data = Out(trust=o.trust), opened(o.data, o.image_size)
-    method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}",
-                       o.language)
-    if o.language:
-        _told(method, data)
+    say = _say(data) if o.language else None
+    method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}", say)
     score, env = None, None
     if o.eval is not None:
         from ..envs import make
 
         env = make(o.eval, min(o.rollouts, 16), o.trust)
-        if o.language and says(method).into not in env.features:
+        if say is not None and says(method).into not in env.features:
             raise UserError(f"expected an environment that says its task in words, found {o.eval}", where="--eval",
                             do="train without --eval, then: understudy eval RUN ENV --task WORDS")
         _fits(method, data, env)
@@ -153,20 +153,16 @@ def _trusted(own: list[str]) -> list[str]:
     return [b for a, b in zip(own[:-1], own[1:], strict=True) if a == "--trust"]
 
 
-def _told(method: Method, data) -> None:
-    """Raises UserError unless there are words, and room for the longest."""
+def _say(data: Dataset) -> Say:
+    """With room for the longest task. Raises UserError where there are no words."""
     from ..core import UserError
-    from ..data.relabel import words
-    from .method import says
+    from ..data.relabel import Say, words
 
-    where, length = data.facts.get("path", "data set"), says(method).length
-    tasks = {str(text) for episode in data for text in words(episode)}
-    if not any(tasks):
-        raise UserError("expected tasks in words, found none", where=where,
+    longest = max(len(str(text).encode()) for episode in data for text in words(episode))
+    if not longest:
+        raise UserError("expected tasks in words, found none", where=data.facts.get("path", "data set"),
                         do="keep them in the column or fact 'task' of each episode, or leave out --language")
-    if (longest := max(len(text.encode()) for text in tasks)) > length:
-        raise UserError(f"expected tasks of at most {length} bytes, found one of {longest}", where=where,
-                        do=f"--data.0.length {longest}")
+    return Say(max(Say().length, longest))
 
 
 def _fits(method: Method, data, env: Env) -> None:

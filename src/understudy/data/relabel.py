@@ -38,16 +38,21 @@ class Say:
     into: str = "observation.task"
 
     def __call__(self, episode: Episode) -> Episode:
-        words = episode.steps["task"] if "task" in episode.steps else [episode.meta.get("task") or ""]
-        said, which = np.unique(np.asarray(words, dtype=str).reshape(len(words)), return_inverse=True)
-        rows = np.stack([self.bytes(str(w)) for w in said])
+        said, which = np.unique(words(episode), return_inverse=True)
+        rows = np.stack([self.bytes(str(text)) for text in said])
         column = (np.broadcast_to(rows[0], (len(episode) + 1, self.length)) if len(said) == 1 else rows[which])
         return _add(episode, self.into, column, Feature("uint8", (self.length,), "text"))
 
-    def bytes(self, words: str) -> np.ndarray:
+    def bytes(self, text: str) -> np.ndarray:
         """(length,) uint8: what to give at run time."""
-        raw = words.encode()[: self.length].decode(errors="ignore").encode()
+        raw = text.encode()[: self.length].decode(errors="ignore").encode()
         return np.frombuffer(raw.ljust(self.length, b"\0"), np.uint8)
+
+
+def words(episode: Episode) -> np.ndarray:
+    """The task of each step, or, where it is one for all of the episode, of it: text (T,) or (1,)."""
+    found = episode.steps["task"] if "task" in episode.steps else [episode.meta.get("task") or ""]
+    return np.asarray(found, dtype=str).reshape(len(found))
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ def sniff(path: Path) -> str:
     if not path.exists():
         if name := _hub(path):
             raise UserError("expected a data set, found nothing; it looks like the address of one on the Hugging Face "
-                            "hub", where=path.as_posix().replace("hf:/", "hf://", 1), do="download it first, and name the folder: pip install "
-                            f"'understudy[hub]' && hf download {name} --repo-type dataset --local-dir "
+                            "hub", where=path.as_posix().replace("hf:/", "hf://", 1),
+                            do="download it first, and name the folder: pip install 'understudy[hub]' && "
+                            f"hf download {name} --repo-type dataset --local-dir "
                             f"{name.partition('/')[2]}")
         raise UserError("expected a data set, found nothing", where=path,
                         do="check the path; understudy record ENV --out DATA makes a data set")

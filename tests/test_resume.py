@@ -138,6 +138,22 @@ def test_a_stretch_of_the_curve_that_was_cut_is_whole_again(tmp_path, monkeypatc
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+def test_stopped_while_it_was_saved_it_stops(whole, tmp_path, monkeypatch):
+    """The checkpoint is finished first; the interrupt is not forgotten over it."""
+    out, save = tmp_path / "run", Run.save
+
+    def pressed(self, step, *rest):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        save(self, step, *rest)
+    monkeypatch.setattr(Run, "save", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        run(out)
+    assert Run(out).saved()[-1] == 8
+    run(out)
+    assert contents(out) == contents(whole)
+
+
 def test_stopped_while_it_was_judged_it_is_judged_again(whole, tmp_path):
     def score(policy):
         if not asked:
@@ -586,7 +602,8 @@ def _shared(out: Path, launcher: list[str], stop=()):
 @pytest.mark.slow  # starts launchers that start processes
 @pytest.mark.parametrize("launcher", [
     ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-    ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+    # --multi_gpu is what makes it start two; with --cpu it starts one, unless there is an mpirun.
+    ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
      "--dynamo_backend=no"],
 ], ids=["torchrun", "accelerate"])
 def test_two_processes_train_what_one_does(tmp_path, launcher):
@@ -596,6 +613,7 @@ def test_two_processes_train_what_one_does(tmp_path, launcher):
     assert "interrupted" in _shared(two, launcher, stop=[5])
     assert Run(two).saved() == [4, 5]
     _shared(two, launcher)
+    assert [Run(r).document(STEPS, "provenance.json")["device"]["processes"] for r in (one, two)] == [1, 2]
     a, b = contents(one), contents(two)
     assert a.keys() == b.keys()
     for mine, theirs in zip(a["lines"], b["lines"], strict=True):

@@ -180,6 +180,7 @@ class _Loop:
             except _Stopped:
                 stopped = True
             self.save(self.step)
+            stopped = self.processes.any(stopped or interrupts.seen)  # it may have come while the last one was saved
         self.processes.wait()
         if stopped:
             raise KeyboardInterrupt

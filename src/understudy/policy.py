@@ -190,7 +190,8 @@ class Policy(nn.Module, Streams):
             if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
                 raise UserError(f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
                                 f"{theirs.kind} of shape {theirs.shape}", where=f"{where}, column {name!r}",
-                                do="use data with the same columns, or train a new policy on these")
+                                do="take the environment it was trained for, or train a policy for this one" if resized
+                                else "use data with the same columns, or train a new policy on these")
 
     @torch.no_grad()
     def fit(self, data: Dataset, *, codec: bool = True) -> Policy:

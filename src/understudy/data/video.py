@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
@@ -153,13 +154,14 @@ class VideoReader:
         where = f"{self.path}, {where}"
         found = np.zeros(len(times), bool)
         order = np.argsort(times, kind="stable")
-        sought = np.asarray(times, np.float64)[order]
-        near = TOLERANCE + 2 * float(np.spacing(np.float32(np.abs(sought).max())))  # timestamps are float32
+        sought = np.asarray(times, np.float64)[order].tolist()
+        near = TOLERANCE + 2 * float(np.spacing(np.float32(max(-sought[0], sought[-1]))))  # timestamps are float32
         with self._readable(where):
-            self._container.seek(max(0, int((sought[0] - near) / self._tick)), stream=self._stream, backward=True)
+            # To the key frame before the first time, or at it: a little too early would be a key frame too early.
+            self._container.seek(max(0, int((sought[0] + near) / self._tick)), stream=self._stream, backward=True)
             for frame in self._container.decode(self._stream):
                 time = frame.pts * self._tick
-                first, last = sought.searchsorted(time - near), sought.searchsorted(time + near, side="right")
+                first, last = bisect_left(sought, time - near), bisect_right(sought, time + near)
                 if first < last:
                     image = _array(self._convert(frame, format=_FORMATS[shape[2]], **_ALONE), shape[2])
                     if image.shape != shape:

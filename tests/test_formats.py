@@ -184,7 +184,7 @@ def test_two_episodes_of_one_video_may_be_read_side_by_side(tmp_path):
 
 def test_frames_that_video_cannot_hold_are_stored_as_images(tmp_path):
     rng = np.random.default_rng(0)
-    for shape in ((33, 47, 3), (32, 32, 1), (16, 16, 9)):
+    for shape in ((33, 47, 3), (32, 32, 1), (16, 16, 9), (2, 2, 3)):
         data = Dataset([Episode({"observation.images.a": rng.integers(0, 256, (3, *shape), np.uint8),
                                  "action": np.zeros((2, 1))})], {"fps": 10})
         lerobot.write(data, tmp_path / str(shape))

@@ -191,7 +191,7 @@ class VideoReader:
 def encodes(codec: str, shape: tuple[int, int, int]) -> bool:
     """Whether frames of this shape can be written with this codec here."""
     height, width, channels = shape
-    if channels != 3 or height % 2 or width % 2:
+    if channels != 3 or height % 2 or width % 2 or min(height, width) < 16:  # less than one block of a codec
         return False
     with contextlib.suppress(av.FFmpegError, ValueError, OSError):
         context = av.CodecContext.create(codec, "w")

@@ -134,12 +134,14 @@ class _Mish(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         e = x.clamp(max=20.0).exp_()  # beyond 20 it is x itself
-        n = torch.addcmul(2 * e, e, e)
-        share = n.div_(n + 2)
+        n = (e + 2).mul_(e)
+        other = n + 2
+        share = n.div_(other)
         if ctx.needs_input_grad[0]:
-            rise = e.div_(1 + e).mul_(x)  # x * sigmoid(x)
-            ctx.save_for_backward(rise.addcmul_(rise * share, share, value=-1).add_(share))
-        return share * x
+            rise = e.div_(torch.add(e, 1, out=other)).mul_(x)  # x * sigmoid(x)
+            torch.mul(rise, share, out=other)
+            ctx.save_for_backward(rise.addcmul_(other, share, value=-1).add_(share))
+        return share.mul_(x)
 
     @staticmethod
     def backward(ctx, grad):

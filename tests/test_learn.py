@@ -22,7 +22,7 @@ from understudy.heads.base import Head
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
-from understudy.learn import devices
+from understudy.learn import devices, optim
 from understudy.learn.clone import Clone, Cloning, Penalty
 from understudy.learn.fit import fit
 from understudy.learn.optim import Optim
@@ -30,6 +30,7 @@ from understudy.learn.watch import Curve, Progress, duration
 from understudy.learn.weights import Advantage, Column, Even
 from understudy.nets.ema import Constant
 from understudy.nets.mlp import MLP
+from understudy.nets.unet import UNet
 from understudy.policy import Policy, Recipe
 from understudy.recipes.cloning import bc
 
@@ -164,10 +165,53 @@ def test_float16_trains_on_a_gpu(data):
     assert again.descent.scaler.get_scale() == learner.descent.scaler.get_scale()
 
 
+def test_precision_follows_size_and_hardware(data, monkeypatch):
+    cuda = torch.device("cuda")
+    for fast in (True, False):
+        monkeypatch.setattr(optim, "fast_bf16", lambda device, fast=fast: fast)
+        assert optim.arithmetic(CPU, 4_000_000) == optim.arithmetic(cuda, 10**9) == ("bf16" if fast else "fp32")
+        assert optim.arithmetic(CPU, 3_999_999) == "fp32"
+    monkeypatch.setattr(optim, "fast_bf16", lambda device: True)
+    assert clone(data).descent.precision == "fp32", "a small MLP"
+    large = {"recipe": {"trunk": MLP(width=1024, depth=2), "window": Window()}}
+    assert clone(data, **large).descent.precision == "bf16"
+    assert clone(data, Optim(precision="fp32"), **large).descent.precision == "fp32"
+
+
+def test_bf16_is_fast_where_the_processor_says_so(monkeypatch):
+    for told, fast in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False),
+                       ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told)
+        assert optim.fast_bf16(CPU) is fast
+    assert not optim.fast_bf16(torch.device("mps"))
+
+
+def test_steps_are_those_of_the_weights_however_they_lie_in_memory():
+    """The fused step goes through memory in order: gradient and moments must lie as the weight does, restored ones
+    as well."""
+    start, pulls = torch.randn(4, 6, 5), torch.randn(6, 4, 6, 5)
+    plain, turned = nn.Linear(1, 1), nn.Linear(1, 1)
+    plain.weight = nn.Parameter(start.clone())
+    turned.weight = nn.Parameter(start.transpose(1, 2).contiguous().transpose(1, 2))
+    descents = [Optim(rate=0.1, decay=0.1).build([m], 6, CPU) for m in (plain, turned)]
+    for n, pull in enumerate(pulls):
+        for module, descent in zip((plain, turned), descents, strict=True):
+            descent.backward((module.weight * pull).sum())
+            descent.gradient()
+            descent.step(n)
+        if n == 2:  # as from a file
+            tensors, facts = descents[1].state()
+            descents[1] = Optim(rate=0.1, decay=0.1).build([turned], 6, CPU)
+            descents[1].restore({k: v.contiguous().clone() for k, v in tensors.items()}, facts)
+    assert not turned.weight.is_contiguous()
+    torch.testing.assert_close(turned.weight, plain.weight)
+
+
 @pytest.mark.slow  # the compiler takes its time
-def test_compiled_networks_train_alike(data):
+@pytest.mark.parametrize("trunk", [MLP(width=32, depth=1), UNet((8, 16), 3, 4, 8)], ids=["mlp", "unet"])
+def test_compiled_networks_train_alike(data, trunk):
     def trained(compiled):
-        learner = clone(data, Optim(compile=compiled), head=Flow(), steps=5)
+        learner = clone(data, Optim(compile=compiled), head=Flow(), steps=5, recipe={"trunk": trunk})
         fit(learner, batches(learner, data), 5)
         return learner
     torch._dynamo.utils.counters.clear()
@@ -300,17 +344,19 @@ def test_a_policy_without_weights_takes_updates_and_stays(data):
     assert all(np.isfinite(seen)) and torch.equal(learner.trained.net.keys, before)
 
 
-@pytest.mark.parametrize("head", [Flow(), Neighbors()], ids=lambda h: type(h).__name__)
-def test_a_restored_learner_goes_on_bit_by_bit(data, head):
+@pytest.mark.parametrize("head, trunk, precision", [
+    (Flow(), MLP(width=32, depth=1, dropout=0.2), "fp32"), (Neighbors(), MLP(width=32, depth=1), "fp32"),
+    (Flow(), UNet((8, 16), 3, 4, 8), "bf16")], ids=["flow", "neighbors", "unet in bf16"])
+def test_a_restored_learner_goes_on_bit_by_bit(data, head, trunk, precision):
     """Also into a policy that never saw the data: statistics and memories are in the state."""
     def fresh():
-        return clone(data, Optim(warmup=3), head=head, ema=Constant(0.9), penalties=(Recover(),),
-                     recipe={"trunk": MLP(width=32, depth=1, dropout=0.2)})
+        return clone(data, Optim(warmup=3, precision=precision), head=head, ema=Constant(0.9), penalties=(Recover(),),
+                     recipe={"trunk": trunk})
     one = fresh()
     draw = batches(one, data)
     fit(one, draw, 7)
     tensors, facts = one.state()
-    tensors = {k: v.clone() for k, v in tensors.items()}
+    tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     bare = Policy(one.policy.recipe, data.features())
     other = one.learning.build(bare, 0, 20)
     other.restore(tensors, json.loads(json.dumps(facts)))

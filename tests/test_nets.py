@@ -20,13 +20,14 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import times_of
 from understudy.heads.regression import Regression
+from understudy.nets import convolution
 from understudy.nets.base import Primes, RowTime, at, primed, told
 from understudy.nets.ema import EMA, Constant, Polynomial, Warmup
 from understudy.nets.encoders import Flat, Tokens
 from understudy.nets.mlp import MLP
 from understudy.nets.recurrent import Recurrent
 from understudy.nets.text import Bytes
-from understudy.nets.transformer import Transformer
+from understudy.nets.transformer import Transformer, attend
 from understudy.nets.unet import UNet
 from understudy.nets.vision import FixedBatchNorm, ResNet18, SmallConv, crop, keypoints, weights_given
 from understudy.nets.waves import Waves
@@ -412,6 +413,86 @@ def test_other_horizons_are_padded_with_zeros_and_cut(horizon):
     padded = F.pad(x, (0, 0, 0, -horizon % 4))
     want = whole(padded, t[:, :1].expand(-1, padded.shape[1], -1), c)[:, :horizon]
     assert torch.equal(short(x, t, c), want)
+
+
+@pytest.mark.parametrize("layout", ["auto", "channels_last", "gemm"])
+@pytest.mark.parametrize("horizon", [1, 5, 16])
+def test_every_layout_is_the_same_network(layout, horizon):
+    """The same weights from the same draws, the same outputs, and the same slopes of every weight."""
+    plain, fast = (built(UNet((8, 16, 24), 5, 4, 8, layout=x), horizon) for x in ("conv", layout))
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), fast.state_dict().values(), strict=True))
+    x, t, c = arguments(horizon=horizon, shared=True)
+    want, found = plain(x, t, c), fast(x, t, c)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(want.shape, generator=rng(3))
+    slopes = [torch.autograd.grad((y * weights).sum(), list(net.parameters()))
+              for y, net in ((want, plain), (found, fast))]
+    for (name, _), a, b in zip(plain.named_parameters(), *slopes, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_fast_layout_stays_when_a_network_is_copied_or_loaded():
+    net = built(UNet((8, 16), 5, 4, 8))
+    strides = [p.stride() for p in net.parameters()]
+    assert any(not p.is_contiguous() for p in net.parameters())
+    other = copy.deepcopy(net)
+    other.load_state_dict({k: v.clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()})
+    assert [p.stride() for p in other.parameters()] == strides
+    assert [p.stride() for p in other.double().float().parameters()] == strides
+
+
+@pytest.mark.parametrize("size, out, dtype, want", [
+    (64, 64, torch.bfloat16, "channels_last"), (128, 128, torch.bfloat16, "gemm"),
+    (64, 64, torch.float32, "channels_last"), (512, 512, torch.float32, "channels_last"),
+    (1024, 1024, torch.float32, "conv"), (2048, 2048, torch.float32, "gemm")])
+def test_the_layout_follows_size_and_precision(size, out, dtype, want):
+    assert convolution.way("auto", size, out, "cpu", dtype) == want
+    assert convolution.way("conv", size, out, "cpu", dtype) == "conv"
+    assert convolution.way("auto", size, out, "cuda", dtype) == "conv"
+
+
+def test_the_layout_that_is_chosen_is_the_one_that_runs(monkeypatch):
+    """By the precision in effect: within autocast it is that of autocast."""
+    seen = []
+    chosen = convolution.way
+    monkeypatch.setattr(convolution, "way", lambda *a: seen.append(a[1:]) or chosen(*a))
+    net = convolution.Convolution(16, 24, 3, "auto")
+    net(torch.zeros(2, 4, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(torch.zeros(2, 4, 16)).dtype == torch.bfloat16
+    assert seen == [(16, 24, "cpu", torch.float32), (16, 24, "cpu", torch.bfloat16)]
+
+
+def test_mish_and_its_slope():
+    x = torch.linspace(-60, 60, 4001, dtype=torch.float64, requires_grad=True)
+    got, want = convolution.mish(x), x * torch.tanh(F.softplus(x))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
+    slopes = [torch.autograd.grad(y.sum(), x)[0] for y in (got, F.mish(x))]
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count, stride", [(1, 1), (3, 1), (5, 1), (7, 1), (3, 2)])
+def test_neighbours_are_zero_beyond_the_ends(steps, count, stride):
+    x = torch.randn(2, steps, 3, dtype=torch.float64, generator=rng(), requires_grad=True)
+    padded = F.pad(x, (0, 0, count // 2, count // 2))
+    want = torch.cat([padded[:, i:i + steps:stride] for i in range(count)], -1)
+    assert torch.equal(convolution.neighbours(x, count, stride), want)
+    assert torch.autograd.gradcheck(lambda x: convolution.neighbours(x, count, stride), x)
+
+
+def test_attention_in_bf16_is_that_of_fp32_to_its_digits():
+    q, k, v = (torch.randn(3, 2, n, 8, generator=rng(n), requires_grad=True) for n in (5, 7, 7))
+    keep = torch.rand(3, 1, 1, 7, generator=rng(1)) < 0.6
+    keep[..., 0] = True
+    for mask in (None, keep):
+        want = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        got = attend(*(x.bfloat16() for x in (q, k, v)), mask)
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.float(), want, rtol=0.03, atol=0.02)
+        for a, b in zip(torch.autograd.grad(got.float().square().sum(), (q, k, v)),
+                        torch.autograd.grad(want.square().sum(), (q, k, v)), strict=True):
+            torch.testing.assert_close(a, b, rtol=0.05, atol=0.08)
 
 
 @pytest.mark.parametrize("spec, said", [(UNet((12,), groups=8), "multiples of groups=8"), (UNet(kernel=4), "odd")])

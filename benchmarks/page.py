@@ -88,9 +88,9 @@ def _table(result: dict) -> str:
     lines += [_row(line) for line in result["lines"]]
     made = (f"`{result['command']}` · {result['date']}, {machine['cpu']}, {machine['cores']} cores "
             f"({machine['has'] or 'no AVX2'}) · " + ", ".join(f"{k} {v}" for k, v in versions.items()))
-    picture = f"\n\n![{result['picture_says']}]({result['picture']})" if "picture" in result else ""
+    pictures = "".join(f"\n\n![](images/{name})" for name in result.get("pictures", ()))
     said = f"\n\n{result['says']}" if "says" in result else ""
-    return "\n".join(lines) + said + picture + f"\n\n<small>{made}</small>"
+    return "\n".join(lines) + said + pictures + f"\n\n<small>{made}</small>"
 
 
 def _row(line: dict) -> str:

@@ -1,0 +1,307 @@
+"""A policy as one ONNX file, noise and observations in, a chunk of actions out, and that file as a planner.
+
+Nothing in the file is random, and the codec is inside. The steps of a sampler are one loop (ONNX Scan), whatever their
+number: weights are kept and packed once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import config
+from ..core import Context, Feature, Schema, Unsupported, UserError, normal
+from ..data.window import Window
+from ..execute.actor import Plays
+from ..execute.base import Executor
+from ..execute.chunked import Receding
+from ..execute.planners import Fixed
+from ..heads.base import looping
+from ..nets.convolution import Activated, Convolution, Down, Up
+from ..policy import Planner, Policy
+
+FORMAT = 1
+OPSET = 20
+
+
+def export(policy: Policy, path: Path | str, run: Executor | None = None, *, near: float = 1e-4) -> float:
+    """Writes `policy.plan` without guides to `path`, for any number of rows. Returns its largest error on made-up
+    observations, against double precision and relative to the largest action.
+
+    run: the executor that is to carry out its chunks; written beside.
+    Raises UserError if that error is above `near` and above 8 times the policy's own (of rounding, which a sampler that
+    divides by almost nothing in its first step lets grow), or if the policy holds what ONNX has no operators for.
+    """
+    path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
+    _package("onnx"), _package("onnxscript")
+    if path.suffix != ".onnx":
+        raise UserError("expected a name that ends in .onnx", where=path)
+    example = _made_up(policy, 3), _noise(policy, 3)
+    with torch.no_grad():
+        policy.plan(*example)  # what tables hold is made now, and not by the exporter
+        program = _program(policy, *example)
+    facts = {"format": FORMAT, "inputs": list(policy.inputs), "target": policy.recipe.target,
+             "features": {k: asdict(f) for k, f in policy.features.items()}, "window": config.dump(policy.window),
+             "head": config.dump(policy.recipe.head), "noise": list(policy.noise_shape),
+             "run": config.dump(run or Receding())}
+    program.model.metadata_props["understudy"] = json.dumps(facts)
+    partial = path.with_name(path.name + ".part")
+    try:
+        program.save(partial)
+        error, own = _difference(policy, load(partial))
+        if not error <= max(near, 8 * own):
+            raise UserError(f"expected the policy's plans, found a difference of {error:.2g} of the largest action",
+                            where=path, do="this is a defect of the export: please report it")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return error
+
+
+def load(path: Path | str, threads: int = 1) -> Exported:
+    """What `export` wrote. threads: that a plan may use. Runs no code of the file's author; executors of other packages
+    than ours are refused."""
+    ort = _package("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    if not Path(path).is_file():
+        found = "a folder" if Path(path).is_dir() else "none"
+        raise UserError(f"expected a file of understudy export, found {found}", where=path, do=_AGAIN)
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its kinds of error have no common base
+        raise UserError(f"expected a whole ONNX file, found {_line(error)}", where=path, do=_AGAIN) from None
+    said = session.get_modelmeta().custom_metadata_map.get("understudy")
+    if said is None:
+        raise UserError("expected a file of understudy export, found another ONNX file", where=path, do=_AGAIN)
+    facts = json.loads(said)
+    if facts.get("format") != FORMAT:
+        raise UserError(f"expected format {FORMAT} of such files, found {facts.get('format')!r}", where=path, do=_AGAIN)
+    return Exported(session, facts, str(path))
+
+
+def actor(path: Path | str, rows: int | None = None) -> Plays:
+    """The same as learn.method.actor, of a file that `export` wrote."""
+    planner = load(path)
+    return Plays(planner if rows is None else Fixed(planner, rows), planner.run, planner.frames)
+
+
+class Exported(Planner):
+    """On the CPU, wherever its arguments are."""
+
+    device = torch.device("cpu")
+    frames, check = Policy.frames, Policy.check
+
+    def __init__(self, session, facts: dict, where: str):
+        self.session, self.where = session, where
+        self.inputs, self.noise_shape = tuple(facts["inputs"]), tuple(facts["noise"])
+        self.features: Schema = {k: Feature(**{n: tuple(v) if isinstance(v, list) else v for n, v in f.items()})
+                                 for k, f in facts["features"].items()}
+        self.target = self.features[facts["target"]]
+        self.dim = self.target.size
+        self.window: Window = config.load(facts["window"], where=where)
+        self.run: Executor = config.load(facts["run"], where=where)
+
+    def plan(self, obs, noise, guides=()):
+        if guides:
+            raise Unsupported("a file of understudy export plans without guides", where=self.where,
+                              do="take the run itself, or an executor that does not guide (Receding, Ensemble)")
+        feed = {k: np.ascontiguousarray(obs[k].cpu().numpy()) for k in self.inputs}
+        if math.prod(self.noise_shape):
+            feed["noise"] = np.ascontiguousarray(noise.cpu().numpy())
+        return torch.from_numpy(self.session.run(["action"], feed)[0])
+
+    def noise(self, key, count):
+        return normal(key, count, self.noise_shape, stream=4)
+
+
+_AGAIN = "write it anew: understudy export RUN --out FILE.onnx"
+
+
+def _package(name: str):
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(f"expected the package {name}, found none", do="pip install 'understudy[onnx]'") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# -- what is checked ------------------------------------------------------------------------------------------------
+
+
+def _difference(policy: Policy, found: Planner) -> tuple[float, float]:
+    """How far a planner's chunks are at most from those worked out in double precision, and how far the policy's own,
+    relative to the largest action. Of 1, 2 and 5 rows."""
+    exact, head, worst = copy.deepcopy(policy.net).double(), policy.recipe.head, (0.0, 0.0)
+    for rows in (1, 2, 5):
+        obs, noise = _made_up(policy, rows, seed=rows), _noise(policy, rows, seed=rows)
+        with torch.no_grad():
+            context = policy.context(obs)
+            context = Context(context.tokens.double(), context.mask)
+            wanted = policy.coder.decode(head.sample(exact, context, noise.double()), obs)
+            size = wanted.abs().max().clamp(min=1e-6)
+            off = (float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy))
+            worst = tuple(map(max, worst, off))
+    return worst
+
+
+def _noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, *policy.noise_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _made_up(policy: Policy, rows: int, seed: int = 0) -> dict[str, Tensor]:
+    """Observations as the data's statistics have them: standard normal, once coded."""
+    rng, obs = torch.Generator().manual_seed(seed), {}
+    for name in policy.inputs:
+        f = policy.features[name]
+        shape = (rows, policy.window.obs, *f.shape)
+        if f.kind == "choice":
+            each = [torch.randint(n, shape[:2], generator=rng) for n in f.choices]
+            obs[name] = torch.stack(each, -1).reshape(shape)
+        elif f.dtype in ("uint8", "bool"):
+            obs[name] = torch.randint(256 if f.dtype == "uint8" else 2, shape, generator=rng)
+        else:
+            obs[name] = torch.randn(shape, generator=rng)
+        obs[name] = obs[name].to(_dtype(f))
+    # Coded, a number is slope * x + start.
+    start, end = (policy.coder.obs({k: torch.full_like(v, n) for k, v in obs.items()}) for n in (0, 1))
+    for name, x in obs.items():
+        if policy.features[name].kind == "vector" and x.is_floating_point():
+            slope = end[name] - start[name]
+            obs[name] = torch.where(slope == 0, 0.0, (x - start[name]) / slope).to(x.dtype)
+    return obs
+
+
+def _dtype(feature: Feature) -> torch.dtype:
+    """As actors hand it over: numbers of double precision come as single."""
+    dtype = getattr(torch, feature.dtype)
+    return torch.float32 if dtype == torch.float64 else dtype
+
+
+# -- the program ----------------------------------------------------------------------------------------------------
+
+
+class _Plan(nn.Module):
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy, self.quiet = policy, not math.prod(policy.noise_shape)
+
+    def forward(self, *arguments):
+        noise, *obs = (None, *arguments) if self.quiet else arguments
+        if self.quiet:
+            noise = torch.zeros(obs[0].shape[0], *self.policy.noise_shape)
+        return self.policy.plan(dict(zip(self.policy.inputs, obs, strict=True)), noise)
+
+
+def _program(policy: Policy, obs: Mapping[str, Tensor], noise: Tensor):
+    plan = _Plan(_rewritten(policy))
+    arguments, names = [obs[k] for k in policy.inputs], list(policy.inputs)
+    if not plan.quiet:
+        arguments, names = [noise, *arguments], ["noise", *names]
+    rows = {0: torch.export.Dim("rows", min=1)}
+    token = looping.set(_scanned)
+    try:
+        with _silence():
+            return torch.onnx.export(
+                plan, tuple(arguments), dynamo=True, opset_version=OPSET, input_names=names, output_names=["action"],
+                dynamic_shapes=(tuple(rows for _ in arguments),), verbose=False)
+    except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise Unsupported(f"{type(policy.recipe.head).__name__} with these parts has no form in ONNX: {_line(cause)}",
+                          do="run it from its checkpoint, or take other parts") from error
+    finally:
+        looping.reset(token)
+
+
+def _scanned(step, carried, *columns: Tensor):
+    """heads.base.repeated, as one loop of the exported program."""
+    from torch._higher_order_ops.scan import scan
+
+    one = isinstance(carried, Tensor)
+
+    def body(carried, row):
+        after = step(carried[0] if one else tuple(carried), *row)
+        after = [x.clone() for x in ((after,) if one else after)]
+        return after, after[0].flatten()[:1].clone()  # a scan must give something a step
+    last, _ = scan(body, [x.clone() for x in ((carried,) if one else carried)], list(columns))
+    return last[0] if one else tuple(last)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter's remarks are for its own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# -- modules whose plain form takes many operators -----------------------------------------------------------------
+
+
+def _rewritten(policy: Policy) -> Policy:
+    """A copy that says the same in operators that are fast for a few rows: convolutions as products with all of a
+    position's neighbours, which one Gather brings together."""
+    policy = copy.deepcopy(policy)
+    for module in list(policy.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, Convolution | Down):
+                setattr(module, name, _Gathered(part))
+            elif isinstance(part, Up):
+                part.layout = "gemm"
+            elif isinstance(part, Activated):
+                setattr(module, name, _Normed(part))
+    return policy
+
+
+class _Gathered(nn.Module):
+    def __init__(self, plain: Convolution | Down):
+        super().__init__()
+        self.count, self.stride = plain.weight.shape[-1], plain.stride[0]
+        self.body = nn.Linear(plain.weight[0].numel(), plain.weight.shape[0])
+        self.body.weight = nn.Parameter(plain.weight.detach().transpose(1, 2).flatten(1).contiguous())
+        self.body.bias = nn.Parameter(plain.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, side, size = x.shape[1], self.count // 2, x.shape[2]
+        first = torch.arange(0, steps, self.stride)
+        if self.count > 1:
+            at = (first[:, None] + torch.arange(self.count)).flatten()
+            x = F.pad(x, (0, 0, side, side)).index_select(1, at)
+        return self.body(x.reshape(-1, self.count * size)).unflatten(0, (-1, first.numel()))
+
+
+class _Normed(nn.Module):
+    def __init__(self, plain: Activated):
+        super().__init__()
+        self.groups, self.eps = plain.num_groups, plain.eps
+        self.weight, self.bias = plain.weight, plain.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        y = F.instance_norm(x.reshape(x.shape[0], self.groups, -1), eps=self.eps).reshape(x.shape)
+        y = torch.addcmul(self.bias[:, None], y, self.weight[:, None])
+        more = y.exp() + 1  # Mish without a logarithm, and right where the exponential overflows
+        return (y - (y + y) / (more * more + 1)).transpose(1, 2)

@@ -1,0 +1,244 @@
+"""Policies as ONNX files: the same plans, by the same contract, and what cannot be written says so."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+
+import onnx
+
+from understudy import heads
+from understudy.core import Feature, Unsupported, UserError, keys
+from understudy.data.window import Window
+from understudy.deploy.onnx import actor, export, load
+from understudy.envs import make
+from understudy.evaluate import evaluate
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Plays
+from understudy.execute.chunked import RealTime, Receding
+from understudy.execute.ensemble import Ensemble
+from understudy.heads.base import Head, Memory
+from understudy.heads.categorical import Categorical
+from understudy.heads.cvae import CVAE
+from understudy.heads.diffusion import Diffusion
+from understudy.heads.flow import Flow
+from understudy.heads.gaussian import Gaussian
+from understudy.heads.gmm import GMM
+from understudy.heads.mip import MIP
+from understudy.heads.neighbors import Neighbors
+from understudy.heads.regression import Regression
+from understudy.nets.encoders import Flat, Tokens
+from understudy.nets.mlp import MLP
+from understudy.nets.recurrent import Recurrent
+from understudy.nets.transformer import Transformer
+from understudy.nets.unet import UNet
+from understudy.nets.vision import ResNet18, SmallConv
+from understudy.policy import Policy, Recipe
+from understudy.testing import example
+
+CHOICES = Feature("int64", (2,), "choice", choices=(3, 4))
+HEADS = {
+    "regression": Regression(), "categorical": Categorical(temperature=1.0), "gaussian": Gaussian(temperature=1.0),
+    "gmm": GMM(temperature=1.0), "cvae": CVAE(temperature=1.0), "mip": MIP(), "neighbors": Neighbors(),
+    "ddim": Diffusion(), "ddpm": Diffusion(sampler="ddpm", steps=100),
+    "dpmpp": Diffusion(sampler="dpmpp", prediction="v"),
+    "flow": Flow(), "midpoint": Flow(steps=4, solver="midpoint"),
+}
+TRUNKS = {"mlp": MLP(32), "unet": UNet((16, 32), step_width=16), "cross": Transformer(32, 2, 4),
+          "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}
+IMAGE = Feature("uint8", (40, 44, 3), "image")
+NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}
+INPUTS = {
+    "image": (Tokens(16, 2, SmallConv((8, 8), 8)), {**NUMBERS, "observation.images.front": IMAGE}),
+    "resnet": (Tokens(16, 2, ResNet18()), {"observation.images.front": IMAGE}),
+    "text": (Tokens(16), {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
+                          "observation.mode": Feature("int64", (1,), "choice", choices=(3,)),
+                          "observation.shut": Feature("bool", (1,))}),
+    "recurrent": (Recurrent(16, 1), NUMBERS), "flat": (Flat(), NUMBERS),
+}
+
+
+def noises(policy, rows, seed=0):
+    return torch.randn(rows, *policy.noise_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def agrees(policy, batch, path):
+    """The file's plans against the policy's, for as many rows as there are and for one."""
+    export(policy, path)
+    found = load(path)
+    assert (found.inputs, found.dim, found.window) == (policy.inputs, policy.dim, policy.window)
+    for rows in (len(batch), 1):
+        obs, noise = {k: v[:rows] for k, v in batch.obs.items()}, noises(policy, rows)
+        with torch.no_grad():
+            plain = policy.plan(obs, noise)
+        plan = found.plan(obs, noise)
+        assert plan.shape == (rows, policy.window.horizon, policy.dim) and plan.dtype == plain.dtype
+        torch.testing.assert_close(plan, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+    key = keys(0, range(4))
+    assert torch.equal(found.noise(key, torch.arange(4)), policy.noise(key, torch.arange(4)))
+    return found
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head(head, tmp_path):
+    target = CHOICES if head == "categorical" else None
+    policy, batch = example(Recipe(HEADS[head], trunk=MLP(32), window=Window(2, 8)), target=target)
+    found = agrees(policy, batch, tmp_path / "policy.onnx")
+    if policy.noise_shape[-1] and head != "cvae":  # noise is an input, and read
+        other = found.plan(batch.obs, noises(policy, len(batch), 1))
+        assert not torch.equal(other, found.plan(batch.obs, noises(policy, len(batch))))
+
+
+@pytest.mark.parametrize("trunk", [k for k in TRUNKS if k != "mlp"])
+@pytest.mark.parametrize("head", ["regression", "ddim"])
+def test_every_trunk(head, trunk, tmp_path):
+    policy, batch = example(Recipe(HEADS[head], trunk=TRUNKS[trunk], window=Window(2, 6)))
+    agrees(policy, batch, tmp_path / "policy.onnx")
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_every_kind_of_observation(inputs, tmp_path):
+    encoder, features = INPUTS[inputs]
+    policy, batch = example(Recipe(Regression(), trunk=MLP(16), encoder=encoder, window=Window(2, 4)), inputs=features)
+    agrees(policy, batch, tmp_path / "policy.onnx")
+
+
+@pytest.fixture(scope="module")
+def fork(tmp_path_factory):
+    """A fitted policy of the toy and its file."""
+    env = make("fork", 8)
+    data = rollout(env.expert(), env, episodes=8, seed=1)
+    torch.manual_seed(0)
+    policy = Policy(Recipe(Flow(steps=2), trunk=MLP(32), window=Window(2, 8)), data.features()).fit(data).eval()
+    path = tmp_path_factory.mktemp("onnx") / "policy.onnx"
+    export(policy, path, Receding(3))
+    return env, policy, path
+
+
+def test_the_file_acts_as_the_policy_does(fork):
+    env, policy, path = fork
+    assert actor(path).executor == Receding(3) and actor(path, rows=4).policy.rows == 4
+    for executor in (Receding(3), Ensemble(0.01)):
+        one = rollout(Plays(policy, executor), env, episodes=8, seed=2)
+        other = rollout(Plays(load(path), executor), env, episodes=8, seed=2)
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(torch.as_tensor(a.steps["action"]), torch.as_tensor(b.steps["action"]),
+                                       rtol=1e-3, atol=1e-3)
+    assert evaluate(actor(path, rows=4), env, 8).successes.shape == (8,)
+
+
+def test_no_random_operations_and_one_loop(tmp_path):
+    policy, _ = example(Recipe(Diffusion(sampler="ddpm", steps=50, train_steps=50), trunk=MLP(16), window=Window(1, 4)))
+    export(policy, tmp_path / "policy.onnx")
+    graph = onnx.load(tmp_path / "policy.onnx").graph
+    kinds = [n.op_type for n in graph.node]
+    assert kinds.count("Scan") == 1 and not {k for k in kinds if k.startswith(("Random", "Bernoulli", "Multinomial"))}
+    assert [i.name for i in graph.input] == ["noise", *policy.inputs] and [o.name for o in graph.output] == ["action"]
+
+
+def test_a_file_says_what_it_is(fork):
+    _, policy, path = fork
+    said = {p.key: p.value for p in onnx.load(path).metadata_props}
+    facts = json.loads(said["understudy"])
+    assert facts["noise"] == [8, policy.dim] and facts["head"]["steps"] == 2 and facts["window"]["horizon"] == 8
+    assert set(facts["features"]) == set(policy.features)
+    found = load(path)
+    assert found.features == policy.features
+    with pytest.raises(UserError, match="expected a column"):
+        found.check({"action": policy.features["action"]}, "elsewhere")
+
+
+def test_what_the_file_cannot_do(fork):
+    env, policy, path = fork
+    with pytest.raises(Unsupported, match="plans without guides"):
+        rollout(Plays(load(path), RealTime(4, 2)), env, episodes=2, seed=0)
+
+
+def test_files_that_are_none(fork, tmp_path):
+    _, _, path = fork
+    with pytest.raises(UserError, match="found none"):
+        load(tmp_path / "absent.onnx")
+    with pytest.raises(UserError, match="found a folder"):
+        load(tmp_path)
+    for name, content in (("text.onnx", b"no model"), ("half.onnx", path.read_bytes()[:3000]), ("empty.onnx", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: expected a whole ONNX file"):
+            load(tmp_path / name)
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "another.onnx")
+    with pytest.raises(UserError, match="found another ONNX file"):
+        load(tmp_path / "another.onnx")
+    model.metadata_props.add(key="understudy", value='{"format": 99}')
+    onnx.save(model, tmp_path / "later.onnx")
+    with pytest.raises(UserError, match="expected format 1 .* found 99"):
+        load(tmp_path / "later.onnx")
+
+
+def test_no_code_of_others_is_loaded(fork, tmp_path):
+    _, _, path = fork
+    model = onnx.load(path)
+    facts = json.loads(model.metadata_props[0].value)
+    facts["run"]["$"] = "subprocess:Popen"
+    model.metadata_props[0].value = json.dumps(facts)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match="subprocess"):
+        load(tmp_path / "other.onnx")
+
+
+def test_a_missing_extra_is_named(fork, monkeypatch, tmp_path):
+    _, policy, path = fork
+    for package in ("onnxruntime", "onnxscript"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(UserError, match=rf"the package {package}, found none\n.*understudy\[onnx\]"):
+                load(path) if package == "onnxruntime" else export(policy, tmp_path / "policy.onnx")
+
+
+@dataclass(frozen=True)
+class Sorted(Regression):
+    """Its answer goes through an operator that ONNX has none of."""
+
+    def sample(self, net, context, noise):
+        return torch.linalg.solve(torch.eye(noise.shape[1]), net(noise, noise, context))
+
+
+@dataclass(frozen=True)
+class Forgetful(Regression):
+    """Says otherwise while it is traced."""
+
+    def sample(self, net, context, noise):
+        return net(noise, noise, context) + (0.01 if torch.compiler.is_compiling() else 0.0)
+
+
+@pytest.mark.parametrize("head, said", [
+    (Sorted(), "Sorted with these parts has no form in ONNX"),
+    (Neighbors(model="linear"), "Neighbors with these parts has no form in ONNX"),
+    (Forgetful(), "expected the policy's plans, found a difference of 0.0")])
+def test_what_cannot_be_written_leaves_no_file(head, said, tmp_path):
+    policy, _ = example(Recipe(head, trunk=MLP(16), window=Window(1, 4)))
+    with pytest.raises(UserError, match=said):
+        export(policy, tmp_path / "policy.onnx")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="ends in .onnx"):
+        export(policy, tmp_path / "policy.bin")
+
+
+def test_every_head_is_tried():
+    """A head that is added is exported too, or says here why not."""
+    here = {type(h) for h in HEADS.values()}
+    for path in (Path(heads.__file__).parent).glob("*.py"):
+        module = import_module(f"understudy.heads.{path.stem}")
+        found = {v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Head)
+                 and v.__module__ == module.__name__ and not inspect.isabstract(v)}
+        assert found <= here | {Memory}, f"{path.name}: not exported in these tests"

@@ -130,6 +130,7 @@ def test_decay_shrinks_matrices_and_nothing_else():
     descent = Optim(rate=0.1, decay=0.5, schedule="constant").build([module], 1, CPU)
     for p in module.parameters():
         p.grad = torch.zeros_like(p)
+    descent.gradient()
     descent.step(0)
     torch.testing.assert_close(module.weight.data, before["weight"] * (1 - 0.1 * 0.5))
     assert torch.equal(module.bias.data, before["bias"])

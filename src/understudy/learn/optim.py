@@ -76,7 +76,8 @@ def arithmetic(device: torch.device, weights: int) -> Literal["fp32", "bf16"]:
 
 
 class Descent:
-    """An `Optim` at work: what a learner holds. In each update: `backward` for each part, then `step` once."""
+    """An `Optim` at work: what a learner holds. In each update: `backward` for each part, then `gradient` and
+    `step` once."""
 
     def __init__(self, optim: Optim, modules: tuple[nn.Module, ...], steps: int, device: torch.device):
         if optim.precision == "fp16" and device.type != "cuda":
@@ -84,8 +85,11 @@ class Descent:
                             do="take 'bf16', or 'fp32'")
         self.optim, self.steps, self.device = optim, steps, device
         self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        matrices = [p for p in self.parameters if p.ndim >= 2]
-        rest = [p for p in self.parameters if p.ndim < 2]
+        # The optimizer holds the same numbers in the order in which they lie in memory: it copies what is not.
+        self.axes = [sorted(range(p.ndim), key=p.stride, reverse=True) for p in self.parameters]
+        self.held = [p.detach().permute(axes) for p, axes in zip(self.parameters, self.axes, strict=True)]
+        matrices = [p for p in self.held if p.ndim >= 2]
+        rest = [p for p in self.held if p.ndim < 2]
         groups = [{"params": g, "weight_decay": d} for g, d in ((matrices, optim.decay), (rest, 0.0)) if g]
         self.adam = torch.optim.AdamW(groups, optim.rate, optim.betas,
                                       fused=device.type in ("cpu", "cuda", "mps")) if groups else None
@@ -112,6 +116,8 @@ class Descent:
         moved = [p for p in self.parameters if p.grad is not None]
         if not moved:
             return torch.zeros((), device=self.device)
+        for p, held, axes in zip(self.parameters, self.held, self.axes, strict=True):
+            held.grad = None if p.grad is None else p.grad.permute(axes)
         self.scaler.unscale_(self.adam)
         norm = nn.utils.get_total_norm([p.grad for p in moved])
         # A pass over all gradients that changes none can be saved where looking at the norm does not wait for a GPU.
@@ -120,9 +126,9 @@ class Descent:
         return norm
 
     def step(self, update: int) -> float:
-        """Moves the weights, forgets the gradient, returns the rate."""
+        """Moves the weights by what `gradient` looked at, forgets it, returns the rate."""
         rate = self.optim.rate * self.optim.factor(update, self.steps)
-        if any(p.grad is not None for p in self.parameters):
+        if any(p.grad is not None for p in self.held):
             for group in self.adam.param_groups:
                 group["lr"] = rate
             self.scaler.step(self.adam)
@@ -131,7 +137,7 @@ class Descent:
         return rate
 
     def forget(self) -> None:
-        for p in self.parameters:
+        for p in (*self.parameters, *self.held):
             p.grad = None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -140,13 +146,9 @@ class Descent:
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         kept: dict[int, dict[str, Tensor]] = {}
-        owners = [] if self.adam is None else [p for g in self.adam.param_groups for p in g["params"]]
         for name, value in tensors.items():
             i, _, key = name.partition(".")
-            # New ones, since safetensors' addresses are odd, and laid out as their weights are: fused steps go through
-            # the memory of all in its order.
-            like = owners[int(i)] if value.ndim else value
-            kept.setdefault(int(i), {})[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+            kept.setdefault(int(i), {})[key] = value.clone()  # safetensors' addresses are odd
         if self.adam is not None:
             self.adam.load_state_dict({"state": kept, "param_groups": self.adam.state_dict()["param_groups"]})
         if facts:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import config
-from ..core import Context, Feature, Schema, Unsupported, UserError, normal
+from ..core import Feature, Schema, Unsupported, UserError, normal
 from ..data.window import Window
 from ..execute.actor import Plays
 from ..execute.base import Executor
@@ -32,6 +32,7 @@ from ..execute.planners import Fixed
 from ..heads.base import looping
 from ..nets.convolution import Activated, Convolution, Down, Up
 from ..policy import Planner, Policy
+from .check import difference, drawn, made_up
 
 FORMAT = 1
 OPSET = 20
@@ -49,7 +50,7 @@ def export(policy: Policy, path: Path | str, run: Executor | None = None, *, nea
     _package("onnx"), _package("onnxscript")
     if path.suffix != ".onnx":
         raise UserError("expected a name that ends in .onnx", where=path)
-    example = _made_up(policy, 3), _noise(policy, 3)
+    example = made_up(policy, 3), drawn(policy, 3)
     with torch.no_grad():
         policy.plan(*example)  # what tables hold is made now, and not by the exporter
         program = _program(policy, *example)
@@ -61,7 +62,7 @@ def export(policy: Policy, path: Path | str, run: Executor | None = None, *, nea
     partial = path.with_name(path.name + ".part")
     try:
         program.save(partial)
-        error, own = _difference(policy, load(partial))
+        error, own = difference(policy, load(partial))
         if not error <= max(near, 8 * own):
             raise UserError(f"expected the policy's plans, found a difference of {error:.2g} of the largest action",
                             where=path, do="this is a defect of the export: please report it")
@@ -140,58 +141,6 @@ def _package(name: str):
 
 def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-# -- what is checked ------------------------------------------------------------------------------------------------
-
-
-def _difference(policy: Policy, found: Planner) -> tuple[float, float]:
-    """How far a planner's chunks are at most from those worked out in double precision, and how far the policy's own,
-    relative to the largest action. Of 1, 2 and 5 rows."""
-    exact, head, worst = copy.deepcopy(policy.net).double(), policy.recipe.head, (0.0, 0.0)
-    for rows in (1, 2, 5):
-        obs, noise = _made_up(policy, rows, seed=rows), _noise(policy, rows, seed=rows)
-        with torch.no_grad():
-            context = policy.context(obs)
-            context = Context(context.tokens.double(), context.mask)
-            wanted = policy.coder.decode(head.sample(exact, context, noise.double()), obs)
-            size = wanted.abs().max().clamp(min=1e-6)
-            off = (float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy))
-            worst = tuple(map(max, worst, off))
-    return worst
-
-
-def _noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
-    return torch.randn(rows, *policy.noise_shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _made_up(policy: Policy, rows: int, seed: int = 0) -> dict[str, Tensor]:
-    """Observations as the data's statistics have them: standard normal, once coded."""
-    rng, obs = torch.Generator().manual_seed(seed), {}
-    for name in policy.inputs:
-        f = policy.features[name]
-        shape = (rows, policy.window.obs, *f.shape)
-        if f.kind == "choice":
-            each = [torch.randint(n, shape[:2], generator=rng) for n in f.choices]
-            obs[name] = torch.stack(each, -1).reshape(shape)
-        elif f.dtype in ("uint8", "bool"):
-            obs[name] = torch.randint(256 if f.dtype == "uint8" else 2, shape, generator=rng)
-        else:
-            obs[name] = torch.randn(shape, generator=rng)
-        obs[name] = obs[name].to(_dtype(f))
-    # Coded, a number is slope * x + start.
-    start, end = (policy.coder.obs({k: torch.full_like(v, n) for k, v in obs.items()}) for n in (0, 1))
-    for name, x in obs.items():
-        if policy.features[name].kind == "vector" and x.is_floating_point():
-            slope = end[name] - start[name]
-            obs[name] = torch.where(slope == 0, 0.0, (x - start[name]) / slope).to(x.dtype)
-    return obs
-
-
-def _dtype(feature: Feature) -> torch.dtype:
-    """As actors hand it over: numbers of double precision come as single."""
-    dtype = getattr(torch, feature.dtype)
-    return torch.float32 if dtype == torch.float64 else dtype
 
 
 # -- the program ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ docs/benchmarks.md of these.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -15,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -86,19 +88,24 @@ def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int = REPEAT
                 warm: int = 1) -> dict[str, list[float]]:
     """CPU seconds of one call of each side, `repeats` times, the sides taking turns. A call is repeated within its
     turn until about `least` seconds have gone by, since the clock ticks in hundredths."""
+    def turn(work, calls) -> float:
+        def several():
+            for _ in range(calls):
+                work()
+        return cpu(several)
+
     calls = {}
     for name, work in sides.items():
         for _ in range(warm):
             work()
-        took = max(cpu(work), 1e-3)
-        calls[name] = max(1, math.ceil(least / took))
+        tried = 1
+        while (took := turn(work, tried)) < 0.1:  # ten ticks: one would say little of a call that is shorter
+            tried *= 4
+        calls[name] = max(1, math.ceil(least * tried / took))
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, work in sides.items():
-            def turn(work=work, n=calls[name]):
-                for _ in range(n):
-                    work()
-            seconds[name].append(cpu(turn) / calls[name])
+            seconds[name].append(turn(work, calls[name]) / calls[name])
     return seconds
 
 
@@ -160,6 +167,39 @@ def enter(peer: str) -> None:
         stamp.write_text(wanted.read_text())
     python = folder.resolve() / "bin" / "python"
     os.execve(python, [str(python), *sys.argv], dict(os.environ))
+
+
+def beside(parts: Mapping[str, Callable[[], Sequence[Line]]], packages: Sequence[str]
+           ) -> tuple[list[Line], dict[str, str]]:
+    """The lines of several peers, and the versions of `packages`: each part runs in this script started anew, in the
+    environment of the peer that it is named by ("" for none). A peer that cannot be installed gives a line saying so.
+    """
+    if len(sys.argv) == 4 and sys.argv[1] == "--beside":
+        name, out = sys.argv[2:]
+        try:
+            if name:
+                enter(name)
+            lines = list(parts[name]())
+        except NotInstalled as error:
+            lines = [Line(name, note=f"peer not installed ({error})")]
+        told = {"lines": [asdict(line) for line in lines], "versions": versions(*packages)}
+        Path(out).write_text(json.dumps(told), encoding="utf-8")
+        sys.exit()
+    lines, found = [], dict.fromkeys(packages, "not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(parts):
+            out = Path(folder) / f"{number}.json"
+            subprocess.run([sys.executable, sys.argv[0], "--beside", name, str(out)], check=True)
+            told = json.loads(out.read_text(encoding="utf-8"))
+            lines += [restored(line) for line in told["lines"]]
+            found |= {k: v for k, v in told["versions"].items() if v != "not installed"}
+    return lines, found
+
+
+def restored(line: dict) -> Line:
+    """From `asdict`."""
+    kinds = {"ours": Figure, "peer": Figure, "ratio": Ratio}
+    return Line(**{k: kinds[k](**v) if k in kinds and v is not None else v for k, v in line.items()})
 
 
 # -- results ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """lerobot itself reads what we write: values, images, video, tasks, statistics. Needs
-`pip install --no-deps -r tests/requirements-lerobot.txt`, which `make test` does."""
+`pip install --no-deps -r benchmarks/peers/lerobot.txt`, which `make test` does."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read(tmp_path_factory):
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     ran = subprocess.run([sys.executable, str(Path(__file__).with_name("upstream_lerobot.py")), *work],
                          capture_output=True, text=True, env={**os.environ, **offline}, timeout=500)
-    assert ran.returncode == 0, f"pip install --no-deps -r tests/requirements-lerobot.txt?\n{ran.stderr[-3000:]}"
+    assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
     return {name: (Dataset.open(folder / name), dict(np.load(folder / f"{name}.npz"))) for name in NAMES}
 
 
@@ -103,3 +103,15 @@ def test_the_frames_of_the_video_are_those_that_were_filmed(read):
             seen = theirs[CAMERA][begin: begin + len(filmed)].astype(int)
             off = np.abs(seen - filmed).mean(axis=(1, 2, 3)).max()
             assert off == 0 if name == "png" else off < 4  # v2.1_video was compressed twice
+
+
+def test_the_unet_computes_what_lerobots_does():
+    """With the same weights, module by module, in every layout; to 1e-5, the outputs being of size 1."""
+    program = ("import json, sys; sys.path.insert(0, sys.argv[1]); import train_step as t; t.stand_in();"
+               "print(json.dumps([t.equal(w, layout=x) for w in ((16,), (16, 32), (64, 128, 256))"
+               "                  for x in ('conv', 'channels_last', 'gemm', 'auto')]))")
+    ran = subprocess.run([sys.executable, "-c", program, str(Path(__file__).parents[1] / "benchmarks")],
+                         capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
+    gaps = json.loads(ran.stdout.splitlines()[-1])
+    assert len(gaps) == 12 and max(gaps) < 1e-5

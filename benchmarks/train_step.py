@@ -1,0 +1,228 @@
+"""Training steps of the same networks, here and in lerobot: python benchmarks/train_step.py [ROW ...]
+
+The conditional U-Net of lerobot's DiffusionPolicy at three sizes, whose outputs are first shown to be equal with the
+same weights, and its ACT on state. The peer's side is its own policy, optimizer and `update_policy`, which its training
+script calls; ours is `Clone.update`, which keeps the average of the weights as well. Batches lie ready on both sides.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import measure
+
+PEER = "lerobot 0.4.4"
+ROWS = ("small", "mid", "default", "act")
+STATE, ACTION = 4, 2
+SIZES = {"small": ((64, 128, 256), 256), "mid": ((256, 512, 1024), 128), "default": ((512, 1024, 2048), 32)}
+
+
+def learner(recipe, batch: int, optim):
+    """Ours, of seed 0."""
+    import numpy as np
+    import torch
+
+    from understudy import Policy
+    from understudy.data.episode import Dataset, Episode
+    from understudy.learn.clone import Cloning
+
+    rng = np.random.default_rng(0)
+    data = Dataset([Episode({"observation.state": rng.uniform(-1, 1, (200, STATE)).astype("f"),
+                             "action": rng.uniform(-1, 1, (200, ACTION)).astype("f")}) for _ in range(2)])
+    torch.manual_seed(0)
+    policy = Policy(recipe, data.features()).fit(data)
+    made = Cloning(batch=batch, optim=optim).build(policy, 0, 10_000)
+    one = policy.windows(data).batch(batch, 0, 0)
+    return made, lambda: made.update(one)
+
+
+def unet(widths, batch: int, compile: bool = False, **optim):
+    from understudy import Recipe, Window
+    from understudy.heads.diffusion import Diffusion
+    from understudy.learn.optim import Optim
+    from understudy.nets.encoders import Flat
+    from understudy.nets.unet import UNet
+
+    recipe = Recipe(Diffusion(prediction="epsilon"), UNet(widths), Flat(), window=Window(2, 16, ahead=-1))
+    return learner(recipe, batch, Optim(1e-4, (0.95, 0.999), warmup=500, clip=10.0, compile=compile, **optim))
+
+
+def act(batch: int, **optim):
+    """Attention of ACT's widths and depths: the posterior is four layers over observation and actions together, as
+    in ACT. (The recipe's own posterior is one layer, so it takes less.)"""
+    from understudy import Recipe, Window
+    from understudy.data.codec import Scaled
+    from understudy.heads.cvae import CVAE
+    from understudy.learn.optim import Optim
+    from understudy.nets.base import Trunk
+    from understudy.nets.transformer import Transformer
+
+    @dataclass(frozen=True)
+    class Both(Trunk):
+        """The first network that is built of it is the decoder, the second the posterior."""
+
+        size = Transformer(512, 1, 8, encoder_depth=4, expand=3200 / 512, dropout=0.1)
+
+        def build(self, inputs, outputs, times, shape):
+            decodes = outputs == ACTION
+            form = self.size if decodes else replace(self.size, depth=4, encoder_depth=0, attention="joint")
+            return form.build(inputs, outputs, times, shape)
+
+    recipe = Recipe(CVAE(), Both(), codec=Scaled(target="zscore"), window=Window(1, 100))
+    return learner(recipe, batch, Optim(1e-5, decay=1e-4, clip=10.0, schedule="constant", **optim))
+
+
+def stand_in():
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from upstream_lerobot import stand_in
+    stand_in()
+
+
+def peer(config, batch: dict):
+    """lerobot's policy, and a step of its training."""
+    import torch
+    from accelerate import Accelerator
+    from lerobot.policies.act.modeling_act import ACTPolicy
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+    from lerobot.scripts.lerobot_train import update_policy
+    from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
+
+    torch.manual_seed(0)
+    policy = (ACTPolicy if config.type == "act" else DiffusionPolicy)(config)
+    preset = config.get_optimizer_preset()
+    accelerator = Accelerator(step_scheduler_with_optimizer=False, cpu=True)
+    params = policy.get_optim_params()
+    policy, optimizer = accelerator.prepare(policy, preset.build(params))
+    meters = {k: AverageMeter(k, ":.3f") for k in ("loss", "grad_norm", "lr", "update_s", "dataloading_s")}
+    tracker = MetricsTracker(32, 1000, 10, meters)
+    return policy, lambda: update_policy(tracker, policy, batch, optimizer, preset.grad_clip_norm, accelerator)
+
+
+def features():
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    return {"input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (STATE,)),
+                               "observation.environment_state": PolicyFeature(FeatureType.ENV, (STATE,))},
+            "output_features": {"action": PolicyFeature(FeatureType.ACTION, (ACTION,))}, "device": "cpu"}
+
+
+def pairs(ours, theirs):
+    """(theirs, ours) of all modules with weights: the same in the same order, under other names."""
+    def block(o, t):
+        yield t.conv1.block[0], o.first[0]
+        yield t.conv1.block[1], o.first[1]
+        yield t.conv2.block[0], o.second[0]
+        yield t.conv2.block[1], o.second[1]
+        yield t.cond_encoder[1], o.film
+        if list(o.past.parameters()):
+            yield t.residual_conv, o.past
+    yield theirs.diffusion_step_encoder[1], ours.step.body[0]
+    yield theirs.diffusion_step_encoder[3], ours.step.body[2]
+    for mine, other in ((ours.down, theirs.down_modules), (ours.up, theirs.up_modules)):
+        for o, t in zip(mine, other, strict=True):
+            yield from block(o["first"], t[0])
+            yield from block(o["second"], t[1])
+            if "resize" in o:
+                yield t[2], o["resize"]
+    for o, t in zip(ours.middle, theirs.mid_modules, strict=True):
+        yield from block(o, t)
+    yield theirs.final_conv[0].block[0], ours.leave[0][0]
+    yield theirs.final_conv[0].block[1], ours.leave[0][1]
+    yield theirs.final_conv[1], ours.leave[1]
+
+
+def equal(widths, rows: int = 4, layout: str = "auto", groups: int = 8) -> float:
+    """The largest difference of outputs, of size 1 or so, with the same weights and inputs."""
+    import torch
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalUnet1d
+
+    from understudy.core import Context, Shape
+    from understudy.nets.unet import UNet
+
+    torch.manual_seed(1)
+    theirs = DiffusionConditionalUnet1d(DiffusionConfig(down_dims=widths, n_groups=groups, **features()), 2 * STATE)
+    ours = UNet(widths, groups=groups, layout=layout).build(ACTION, ACTION, 1, Shape(16, 2, STATE))
+    with torch.no_grad():
+        for source, target in pairs(ours, theirs):
+            target.load_state_dict(source.state_dict())
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    x, seen, level = torch.randn(rows, 16, ACTION), torch.randn(rows, 2, STATE), torch.randint(0, 100, (rows,))
+    context = Context(seen, torch.ones(rows, 2, dtype=torch.bool))
+    with torch.no_grad():
+        t = (level / 100).view(-1, 1, 1).expand(-1, 16, 1)
+        return (ours(x, t, context) - theirs(x, level, seen.flatten(1))).abs().max().item()
+
+
+def row_unet(name: str) -> list[measure.Line]:
+    import torch
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+
+    widths, size = SIZES[name]
+    gap = equal(widths)
+    assert gap < 1e-5, f"{widths}: outputs differ by {gap}"
+    seen = torch.rand(2, size, 2, STATE)
+    rows = {"observation.state": seen[0], "observation.environment_state": seen[1],
+            "action": torch.rand(size, 16, ACTION) * 2 - 1, "action_is_pad": torch.zeros(size, 16, dtype=torch.bool)}
+    policy, step = peer(DiffusionConfig(down_dims=widths, **features()), rows)
+    sides = {"lerobot": step, "bf16": unet(widths, size)[1]}
+    if name == "small":
+        sides["fp32"] = unet(widths, size, precision="fp32")[1]
+    sides["compiled"] = unet(widths, size, compile=True)[1]
+    seconds = measure.interleaved(sides)
+    weights = sum(p.numel() for p in policy.parameters()) / 1e6
+    what = f"U-Net {widths}, {weights:.3g} M weights, batches of {size}"
+    goals = {"small": 1.5, "mid": 2.1, "default": 3.0}
+    said = f"outputs with the same weights differ by {gap:.1e} at most"
+    lines = [measure.compared(f"{what}: as it comes (bf16)", seconds, "bf16", "lerobot", amount=size,
+                              unit="samples/s", goal=goals[name], note=said)]
+    if name == "small":
+        lines.append(measure.compared(f"{what}: fp32", seconds, "fp32", "lerobot", amount=size, unit="samples/s",
+                                      goal=1.2))
+    lines.append(measure.compared(f"{what}: compiled", seconds, "compiled", "lerobot", amount=size, unit="samples/s",
+                                  goal=round(1.1 * goals[name], 2), note="a tenth more than the goal without"))
+    lines.append(measure.compared(f"{what}: compiled against as it comes", seconds, "compiled", "bf16", amount=size,
+                                  unit="samples/s", note="both ours"))
+    return lines
+
+
+def row_act(size: int = 8) -> list[measure.Line]:
+    import torch
+    from lerobot.policies.act.configuration_act import ACTConfig
+
+    rows = {"observation.state": torch.rand(size, STATE), "observation.environment_state": torch.rand(size, STATE),
+            "action": torch.rand(size, 100, ACTION) * 2 - 1, "action_is_pad": torch.zeros(size, 100, dtype=torch.bool)}
+    policy, step = peer(ACTConfig(pretrained_backbone_weights=None, **features()), rows)
+    made, ours = act(size)
+    _, full = act(size, precision="fp32")
+    seconds = measure.interleaved({"lerobot": step, "bf16": ours, "fp32": full})
+    weights, mine = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (policy, made.policy))
+    what = f"ACT on state, chunks of 100, batches of {size}"
+    said = (f"the same layers over as many tokens ({mine:.3g} M weights, {weights:.3g} M there), but ours normalise "
+            "before each layer")
+    return [measure.compared(f"{what}: as it comes (bf16)", seconds, "bf16", "lerobot", amount=size, unit="samples/s",
+                             goal=2.4, note=said),
+            measure.compared(f"{what}: fp32", seconds, "fp32", "lerobot", amount=size, unit="samples/s")]
+
+
+def main() -> None:
+    measure.one_thread()
+    wanted = [r for r in ROWS if r in sys.argv[1:]] or ROWS
+    try:
+        measure.enter("lerobot")
+    except measure.NotInstalled as error:
+        measure.save("train_step", [measure.Line("a training step", note=f"peer not installed: {error}")])
+        return
+    import torch
+    torch.set_num_threads(1)
+    stand_in()
+    lines = []
+    for name in wanted:
+        lines += row_act() if name == "act" else row_unet(name)
+        print(*map(measure.row, lines[-4:]), sep="\n", file=sys.stderr, flush=True)
+    measure.save("train_step", lines, packages=("torch", "lerobot", "accelerate"))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 # PyTorch is chosen by TORCH, and what was chosen stays.
 PINS := .venv/constraints.txt
-EXTRAS := test,formats,sim,cluster
+EXTRAS := test,formats,sim,cluster,onnx
 LEROBOT := benchmarks/peers/lerobot.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
@@ -43,7 +43,7 @@ test-newest: .venv-newest/test
 lint: .venv/test
 	$(BIN)/ruff check
 
-bench: .venv/test .venv/onnx
+bench: .venv/test
 	$(BIN)/python benchmarks/page.py --run
 
 docs: .venv/docs
@@ -60,7 +60,7 @@ claims: .venv/test
 # Run it after changing a bound: pip resolves everything anew, and what it took is written down.
 constraints:
 	rm -rf .venv-newest && $(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q torch -e '.[$(EXTRAS),docs,onnx]'
+	.venv-newest/bin/python -m pip install -q torch -e '.[$(EXTRAS),docs]'
 	{ sed -n '/^#/p' constraints.txt; .venv-newest/bin/python -m pip freeze --all --exclude-editable \
 		| grep -v -e ^pip= -e ^nvidia -e ^triton | sed 's/+.*//'; } > .venv-newest/constraints.txt
 	mv .venv-newest/constraints.txt constraints.txt
@@ -87,10 +87,6 @@ clean:
 	$(PIP) -c $(PINS) -e '.[$(EXTRAS)]'
 	$(PIP) --no-deps -r $(LEROBOT)
 	touch $@ .venv/core
-
-.venv/onnx: .venv/core
-	$(PIP) -c $(PINS) -e '.[onnx]'
-	touch $@
 
 .venv/docs: .venv/core
 	$(PIP) -c $(PINS) -e '.[docs]'

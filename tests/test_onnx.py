@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+pytest.importorskip("onnxruntime", reason="extra onnx not installed")
+pytest.importorskip("onnxscript", reason="extra onnx not installed")
 
 import onnx
 
 from understudy import heads
+from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError, keys
 from understudy.data.window import Window
 from understudy.deploy.onnx import actor, export, load
@@ -232,6 +233,32 @@ def test_what_cannot_be_written_leaves_no_file(head, said, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="ends in .onnx"):
         export(policy, tmp_path / "policy.bin")
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        status = main([str(a) for a in args])
+        return status, *capsys.readouterr()
+    assert run("record", "fork", "--out", "demos", "--episodes", 6)[0] == 0
+    assert run("train", "bc", "demos", "--out", "runs/bc", "--steps", 20)[0] == 0
+    status, out, _ = run("export", "runs/bc", "--out", "bc.onnx", "--json")
+    said = json.loads(out)
+    assert status == 0 and said["error"] < 1e-4 and said["bytes"] == Path("bc.onnx").stat().st_size
+    found, plain = (json.loads(run("eval", it, "fork", "--episodes", 12, "--json")[1]) for it in ("bc.onnx", "runs/bc"))
+    assert found["episodes"] == 12 and abs(found["successes"] - plain["successes"]) <= 1  # rounding may tip a near miss
+    status, out, _ = run("eval", "runs/bc", "fork", "--episodes", 4, "--against", "bc.onnx", "--html", "r.html")
+    assert status == 0 and "same starts" in out and Path("r.html").exists()
+    assert "understudy eval bc.onnx" in run("eval", "bc.onnx", "fork", "--episodes", 4)[1]
+    for args, message in ((("eval", "bc.onnx", "demos"), "found recorded episodes"),
+                          (("eval", "bc.onnx", "fork", "--device", "cuda"), "expected the CPU"),
+                          (("eval", "none.onnx", "fork"), "found none"),
+                          (("eval", "bc.onnx", "fork", "--task", "go left"), "expected no words"),
+                          (("export", "runs/bc", "--out", "bc.bin"), "ends in .onnx"),
+                          (("export", "demos", "--out", "x.onnx"), "expected a trained run")):
+        status, _, error = run(*args)
+        assert status == 2 and message in error, (args, error)
 
 
 def test_every_head_is_tried():

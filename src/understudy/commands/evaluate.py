@@ -18,6 +18,7 @@ from .common import Count, Device, Out, Trust, bar, demonstrations, env_of, line
 
 if TYPE_CHECKING:
     from ..evaluate.judge import Evaluation
+    from ..execute.actor import Plays
 
 ROWS = 16  # of every batch that the network sees, so that no result depends on --rows
 
@@ -32,7 +33,7 @@ class Eval:
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run (its last checkpoint), RUN/best, or a checkpoint"""
+    """a run (its last checkpoint), RUN/best, a checkpoint, or a file of understudy export"""
     on: Annotated[str, Positional, arg(metavar="ENV|DATA")]
     """where to act, or a file or folder of recorded episodes"""
     episodes: Count = 100
@@ -61,13 +62,12 @@ def main(args: list[str]) -> None:
     o = parse(Eval, "eval", args)
     from ..core import UserError
     from ..envs import names
-    from ..policy import checkpoint
 
     with Out(o.json, o.trust) as out:
         if sum(a.split("=")[0] == "--against" for a in args) > 1:
             raise UserError("expected one policy to compare with, found several", where="--against",
                             do="compare two at a time")
-        if o.against is not None and checkpoint(o.run).resolve() == checkpoint(o.against).resolve():
+        if o.against is not None and _place(o.run).resolve() == _place(o.against).resolve():
             out.say(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
         if o.episodes < 1:
             raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
@@ -123,7 +123,7 @@ def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
     if other is not None:
         if o.against is not None and compare(mine, other).better is None:
             told.append(again(4 * o.episodes, "--against", o.against))
-    elif (second := reseeded(o.run)) is not None:
+    elif not _exported(o.run) and (second := reseeded(o.run)) is not None:
         told += [second[0], again(o.episodes, "--against", second[1])]
     if o.html is None:
         told.append(again(o.episodes, *(("--against", o.against) if o.against else ()), "--html", "report.html"))
@@ -135,11 +135,8 @@ def _evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
     from ..evaluate.judge import evaluate, judged
     from ..evaluate.record import record
     from ..execute.actor import Given
-    from ..learn.devices import device
-    from ..learn.method import actor
-    from ..policy import checkpoint
 
-    plays, by = actor(run, device=device(o.device), rows=ROWS, trust=o.trust), f"policy {_mark(checkpoint(run))}"
+    plays, by = _actor(run, o), f"policy {_mark(_place(run))}"
     told = _told(run, env, o)
     features = {k: plays.policy.policy.features[k] for k in told}
     plays.policy.policy.check({**env.features, **features}, str(env.facts["env"]), resized=True)
@@ -155,6 +152,31 @@ def _evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
         return judged(data[:o.episodes], time.perf_counter() - began)
 
 
+def _exported(run: Path) -> bool:
+    return run.suffix == ".onnx"
+
+
+def _place(run: Path) -> Path:
+    """What holds the weights: a checkpoint's folder, or the file."""
+    from ..policy import checkpoint
+
+    return run if _exported(run) else checkpoint(run)
+
+
+def _actor(run: Path, o: Eval) -> Plays:
+    from ..core import UserError
+    from ..deploy import onnx
+    from ..learn.devices import device
+    from ..learn.method import actor
+
+    if not _exported(run):
+        return actor(run, device=device(o.device), rows=ROWS, trust=o.trust)
+    if o.device not in ("auto", "cpu"):
+        raise UserError(f"expected the CPU, where ONNX files are run, found {o.device}", where="--device",
+                        do="evaluate the run that it was exported from")
+    return onnx.actor(run, rows=ROWS)
+
+
 def _told(run: Path, env, o: Eval) -> dict:
     """The columns that the task's words become, for a policy that reads them where the environment shows none."""
     import torch
@@ -163,7 +185,7 @@ def _told(run: Path, env, o: Eval) -> dict:
     from ..learn.method import Method
     from .method import says
 
-    say = says(Method.load(run, o.trust))
+    say = None if _exported(run) else says(Method.load(run, o.trust))
     if say is None and o.task is not None and run == o.run:
         raise UserError("expected no words, found some: this policy was trained without them", where="--task",
                         do="train it with --language, on data of several tasks")
@@ -175,11 +197,13 @@ def _told(run: Path, env, o: Eval) -> dict:
     return {say.into: torch.from_numpy(say.bytes(o.task).copy())}
 
 
-def _mark(folder: Path) -> str:
+def _mark(place: Path) -> str:
     """Which weights these are, and how they are run."""
+    if place.is_file():
+        return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
     digest = hashlib.sha256()
     for name in ("weights.safetensors", "method.json"):
-        digest.update((folder / name).read_bytes())
+        digest.update((place / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -192,7 +216,9 @@ def _home(run: Path) -> Path:
 
 
 def _keep(o: Eval, line: dict) -> None:
-    """A line in RUN/eval/ENV.jsonl."""
+    """A line in RUN/eval/ENV.jsonl; an exported file stands for no run."""
+    if _exported(o.run):
+        return
     from ..files import finite
     from ..policy import checkpoint
 
@@ -224,6 +250,9 @@ def _recorded(o: Eval, out: Out) -> None:
     if o.against is not None:
         raise UserError("expected an environment to compare in, found recorded episodes", where=o.on,
                         do="evaluate each run on them alone: the energy scores compare")
+    if _exported(o.run):
+        raise UserError("expected an environment, where an exported file can act, found recorded episodes", where=o.on,
+                        do="evaluate the run that it was exported from")
     policy, method = Policy.load(o.run, o.trust, device(o.device)), Method.load(o.run, o.trust)
     data = opened(Path(o.on), next(iter(policy.frames.values()), None))
     provenance = checkpoint(o.run) / "provenance.json"
@@ -261,6 +290,7 @@ def _report(o: Eval, env, mine, other, out) -> None:
 
     runs = {o.run: mine} if other is None else {o.run: mine, o.against: other}
     called = (lambda run: run.name) if len({run.name for run in runs}) == len(runs) else str
-    training = {called(run): lines for run in runs if (lines := Run(_home(run)).lines())}
+    training = {called(run): lines for run in runs if not _exported(run)
+                and (lines := Run(_home(run)).lines())}
     report(o.html, env=env, runs={called(run): found for run, found in runs.items()}, training=training)
     out.say(f"Report written to {o.html}")

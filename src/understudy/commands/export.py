@@ -1,0 +1,42 @@
+"""understudy export"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from .common import Out, Trust, line, parse
+
+
+@dataclass(frozen=True)
+class Export:
+    """One ONNX file of a trained policy: observations and noise in, a chunk of actions out, in the world's units."""
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """a run (its last checkpoint), RUN/best, or a checkpoint"""
+    out: Annotated[Path, arg(metavar="FILE.onnx")]
+    """where to write it"""
+    json: bool = False
+    """one JSON document on standard output"""
+    trust: Trust = ()
+    """a package whose code may be loaded"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(Export, "export", args)
+    from ..deploy.onnx import export
+    from ..learn.method import Method
+    from ..policy import Policy
+
+    with Out(o.json, o.trust) as out:
+        policy, method = Policy.load(o.run, o.trust), Method.load(o.run, o.trust)
+        error = export(policy, o.out, method.run)
+        size = o.out.stat().st_size
+        out.say(f"{o.out}: {size / 1e6:,.1f} MB; its plans differ from exact ones by {error:.1g} of the largest action "
+                "at most")
+        out.next(line("eval", o.out, "ENV", "--episodes", 100))
+        out.answer({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
+                    "noise": list(policy.noise_shape), "horizon": policy.window.horizon})

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import UserError
-from ..learn.optim import arithmetic
+from ..learn.optim import arithmetic, fast_bf16
 from ..nets.convolution import Convolution, Down, Up, neighbours
 from ..policy import Policy
 from .check import difference
@@ -29,8 +29,12 @@ def packed(policy: Policy, precision: Precision = "auto", *, near: float = 0.02)
     rounded to bf16, sums and all else in fp32 ("bf16"). It trains no more.
 
     "auto" is bf16 for large networks on a CPU that is fast at it (learn.optim.arithmetic), if plans of made-up
-    observations then lie within `near` of the largest action. Raises UserError if a wanted "bf16" does not.
+    observations then lie within `near` of the largest action. Raises UserError if a wanted "bf16" does not, or if this
+    CPU has no products of bf16.
     """
+    if precision == "bf16" and not fast_bf16(torch.device("cpu")):
+        raise UserError("expected a CPU with products of bf16 (AVX512_BF16 or AMX), found another", where="precision",
+                        do="take \"fp32\", or \"auto\"")
     if not torch.backends.mkldnn.is_available():
         return copy.deepcopy(policy).cpu().eval()
     plain = copy.deepcopy(policy).cpu().float().eval()

@@ -16,6 +16,7 @@ measure.one_thread()
 
 import os  # noqa: E402
 import tempfile  # noqa: E402
+import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -61,6 +62,7 @@ def line(name: str, whole: dict, scan) -> measure.Line:
 
 def minari():
     with tempfile.TemporaryDirectory() as place:
+        warnings.simplefilter("ignore")  # of what a data set for others should say of itself
         os.environ["MINARI_DATASETS_PATH"] = place
         import gymnasium
         import minari

@@ -14,7 +14,6 @@ import measure
 
 measure.one_thread()
 
-import contextlib  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
@@ -89,7 +88,6 @@ def readable_by_us(folder: Path) -> int:
 def readable_by_lerobot(folder: Path) -> int:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a data set that it cannot read it would look for on the hub
     try:
         data = LeRobotDataset("none/none", root=folder, video_backend="pyav")
         count = 0
@@ -99,8 +97,8 @@ def readable_by_lerobot(folder: Path) -> int:
             count += _same(lambda name, rows=rows: np.stack([
                 (r[name] * 255).permute(1, 2, 0) if name == CAMERA else r[name] for r in rows]), SHOWN[e])
         return count
-    except Exception as error:  # whatever it raises, it could not be read
-        print(f"lerobot: {type(error).__name__}", file=sys.stderr)
+    except Exception as error:  # what it cannot read it looks for on the hub, which raises as it may
+        print(f"lerobot cannot open what was left: {type(error).__name__}", file=sys.stderr)
         return 0
 
 
@@ -131,8 +129,7 @@ def nearness(folder: Path) -> str:
 
 
 def compared():
-    with contextlib.redirect_stderr(None):
-        stand_in()
+    stand_in()
     with tempfile.TemporaryDirectory() as place:
         for codec, goal in GOALS.items():
             folder = Path(place) / codec
@@ -157,7 +154,7 @@ def compared():
 
 
 if __name__ == "__main__":
-    os.environ["SVT_LOG"] = "1"
+    os.environ |= {"SVT_LOG": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     if sys.argv[1:2] == ["--write"]:
         side, folder = sys.argv[2], Path(sys.argv[3])
         if side == "ours":

@@ -154,7 +154,8 @@ def compared():
 
 
 if __name__ == "__main__":
-    os.environ |= {"SVT_LOG": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    os.environ |= {"SVT_LOG": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+                   "PYTHONWARNINGS": "ignore"}
     if sys.argv[1:2] == ["--write"]:
         side, folder = sys.argv[2], Path(sys.argv[3])
         if side == "ours":

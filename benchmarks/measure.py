@@ -162,8 +162,10 @@ def enter(peer: str) -> None:
             (site / "ours.pth").write_text("\n".join([*ours, str((HERE.parent / "src").resolve())]) + "\n")
             subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check",
                             "--no-deps", "-r", wanted], check=True)
-        except (subprocess.CalledProcessError, OSError) as error:
-            raise NotInstalled(f"{peer}: {error}") from None
+        except subprocess.CalledProcessError as error:  # pip has said why; its paths do not belong on a page
+            raise NotInstalled(f"installing it ended with {error.returncode}") from None
+        except OSError as error:
+            raise NotInstalled(f"installing it: {error.strerror}") from None
         stamp.write_text(wanted.read_text())
     python = folder.resolve() / "bin" / "python"
     os.execve(python, [str(python), *sys.argv], dict(os.environ))

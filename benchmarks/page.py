@@ -15,25 +15,44 @@ import measure
 
 PAGE = measure.HERE.parent / "docs" / "benchmarks.md"
 
-# The rows in the order of the page: the script, its title, and what is compared.
+# The rows in the order of the page: the script, its title, what is compared, and what makes it fast.
 ROWS = {
-    "windows": ("Windows of data", "Training batches of 2 observation rows and 16 actions, as the training loop gets "
-                "them, beside other loaders."),
-    "train_step": ("A training step", "Forward, loss, backward, clipping and optimizer, and the average of the weights "
-                   "where the peer keeps one; the same weights give the same outputs to 1e-5."),
-    "bf16_success": ("What bf16 does to success", "Closed loop, paired by training seed and start."),
-    "latency": ("One chunk of actions", "From an observation to a chunk at batch 1; the same weights and noise "
-                "give the same chunk."),
-    "writing": ("Writing episodes", "With one 96×96 camera; ours is on disk at each episode's end."),
-    "video": ("Windows out of video", "At random places, decoded anew each time unless the line says otherwise."),
-    "scan": ("Scanning a data set", "Every row of every episode of 1 M steps of state, page cache warm."),
-    "rollouts": ("Rollouts of the toys", "256 environments at once beside a plain loop over one."),
-    "startup": ("Starting", "The import, the help, and what an installation takes."),
-    "growth": ("Growth", "The same work on ever larger data sets."),
-    "time_to_policy": ("Time to a working policy", "CPU seconds of training until the recommended recipe reaches "
-                       "90 % of Diffusion Policy's final success."),
-    "processes": ("Several processes", "Two processes on one machine beside one with the doubled batch."),
-    "gpu": ("GPU", "The same code on CUDA."),
+    "windows": ("Windows of data", """
+Training batches of 2 observation rows and 16 actions, as the training loop gets them, beside other loaders. A batch
+is one `take` a column from arrays that are mapped, not read; its random numbers come of a counter (seed, step) that
+costs nothing to set."""),
+    "train_step": ("A training step", """
+Forward, loss, backward, clipping and optimizer, on our side the average of the weights as well; the same weights
+give the same outputs to 1e-5. Convolutions over (B, T, C) are worked out in the way that is fastest for their size:
+as images of height 1, or as one matrix product of neighbours laid side by side. Mish takes one exponential and finds
+its slope on the way, products are in bf16 where the hardware is fast at it, and the optimizer copies nothing."""),
+    "bf16_success": ("What bf16 does to success", """
+Closed loop, paired by training seed and start."""),
+    "latency": ("One chunk of actions", """
+From an observation to a chunk at batch 1; the same weights and noise give the same chunk. What depends on time alone
+is worked out for all steps in one batch, what depends on the observation once a chunk. The ONNX file has one loop,
+so that weights are packed once; packed bf16 weights are half the bytes to read, and reading them is what takes the
+time."""),
+    "writing": ("Writing episodes", """
+With one 96×96 camera; ours is on disk at each episode's end. Frames go to the encoder from memory; there are no
+pictures on the way."""),
+    "video": ("Windows out of video", """
+At random places, decoded anew each time unless the line says otherwise. A file stays open, and a window begins at
+its own key frame."""),
+    "scan": ("Scanning a data set", """
+Every row of every episode of 1 M steps of state, page cache warm. Columns are mapped; the first scan makes them."""),
+    "rollouts": ("Rollouts of the toys", """
+256 environments at once beside a plain loop over one."""),
+    "startup": ("Starting", """
+The import, the help, and what an installation takes. PyTorch is imported on use."""),
+    "growth": ("Growth", """
+The same work on ever larger data sets. Flat is: not half as fast at ten thousand times the size."""),
+    "time_to_policy": ("Time to a working policy", """
+CPU seconds of training until the recommended recipe reaches 90 % of Diffusion Policy's final success."""),
+    "processes": ("Several processes", """
+Two processes that train one policy on one machine, beside one with the same batch."""),
+    "gpu": ("GPU", """
+None was at hand: nothing is measured yet."""),
 }
 
 HEAD = """# Benchmarks
@@ -68,11 +87,12 @@ def write() -> None:
              if (file := measure.RESULTS / f"{name}.json").exists()}
     parts = [HEAD, _overview(found)]
     for name, (title, says) in ROWS.items():
-        parts.append(f"## {title}\n\n{says}")
-        parts.append(_table(found[name]) if name in found else
-                     f"`python benchmarks/{name}.py` has not run." if (measure.HERE / f"{name}.py").exists()
-                     else "There is no benchmark for this yet.")
-    PAGE.write_text("\n\n".join(parts) + "\n")
+        parts.append(f"## {title}\n\n{says.strip()}")
+        if name in found:
+            parts.append(_table(found[name]))
+        elif (measure.HERE / f"{name}.py").exists():
+            parts.append(f"`python benchmarks/{name}.py` has not run.")
+    PAGE.write_text("\n\n".join(p.strip() for p in parts) + "\n")
     print(PAGE)
 
 

@@ -1,8 +1,8 @@
 """Row 281: the loss is calm, the behaviour is not, and an average of the weights calms it.
 
-An earlier rule compared logarithms of relative swings, on Hopper. Its twin held as well, since a ratio sees swings far
-too small to matter, and Hopper's were. So the size of the swing is now in the rule, on a task that falls more easily;
-one look at Walker2d (2 seeds below 100) chose it. What was seen before is a pilot: the seeds that judge are new.
+Two earlier rules did not tell the twin apart: one compared logarithms on Hopper, the other took the swing as a share of
+the mean return, and in episodes of 10 steps that mean is near nothing. So the swing's size is now in units of the return,
+on a task that falls more easily than Hopper. All that was seen before is a pilot: the seeds that judge are new.
 """
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ def short(experiment: Experiment) -> Experiment:
 
 WALKER = Experiment(Recorded("cs285/walker2d_expert.npz", 1), "Walker2d-v4", (
     arm("raw", Constant(0.0)), arm("averaged", Polynomial())),
-    oscillation, tuned_by="mean", seeds=tuple(range(200, 208)), tuning=(901,), episodes=6, tuning_episodes=6,
+    oscillation, tuned_by="mean", seeds=tuple(range(300, 312)), tuning=(901,), episodes=6, tuning_episodes=6,
     options=(("max_episode_steps", 1000),))
 
 CLAIM = Claim(
@@ -44,10 +44,10 @@ CLAIM = Claim(
               "oscillations in long-horizon rewards, despite negligibly affecting the behavior cloning loss.",
     here="Walker2d-v4, one of two episodes of a trained agent, an MLP of 256 x 2 blocks, 3,000 updates at a constant "
          "rate; the last 10 checkpoints, 200 updates apart, 6 starts each. From checkpoint to checkpoint the return "
-         "swings by more than 2 % of its mean, the loss by less than 2 % of its beginning; the average of the weights "
-         "lowers the swing of the return, and not its mean by more than 269, 5 % of the agent's.",
+         "swings by more than 108, 2 % of the agent's, the loss by less than 2 % of its beginning; the average of the "
+         "weights lowers the swing of the return, and not its mean by more than 269, 5 % of the agent's.",
     parts=(Part("walker", WALKER, Every((
-        Exceeds("swing", "raw", 0.02), Below("calm", "raw", 0.02), Above("log_swing", "raw", "averaged"),
+        Exceeds("swing", "raw", 108.0), Below("calm", "raw", 0.02), Above("log_swing", "raw", "averaged"),
         Above("mean", "averaged", "raw", -269.0)))),),
     sabotage=Sabotage("episodes of 10 steps in place of 1,000", short, "walker"),
     needs=("the sim extra", "recorded demonstrations (UNDERSTUDY_DATA)"),

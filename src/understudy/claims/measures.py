@@ -76,8 +76,8 @@ def oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: 
 
     mean: of their returns. log_swing: log of how much the mean return of a checkpoint differs from the next one's, as
     the standard deviation of one of them (root mean square difference by the square root of 2), less what episodes
-    alone would give. A trend counts little in it. swing: the same as a share of the mean. calm: the same of the
-    training loss, averaged between checkpoints, as a share of its beginning.
+    alone would give. A trend counts little in it. swing: the same, not its log. calm: the same of the training loss,
+    averaged between checkpoints, as a share of its beginning.
     """
     steps, returns, losses, recent = method.learn.steps, [], [], []
 
@@ -97,5 +97,4 @@ def oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: 
     swing = max(swing - chance, 1e-3 * swing + 1e-12) ** 0.5
     mean, loss = float(means.mean()), float(np.mean(losses))
     calm = float(np.sqrt((np.diff(losses) ** 2).mean() / 2) / np.mean(recent[:10]))
-    return {"mean": [mean], "log_swing": [float(np.log(swing))], "swing": [swing / max(abs(mean), 1e-9)],
-            "calm": [calm], "loss": [loss]}
+    return {"mean": [mean], "log_swing": [float(np.log(swing))], "swing": [swing], "calm": [calm], "loss": [loss]}

@@ -1,8 +1,8 @@
 """Row 281: the loss is calm, the behaviour is not, and an average of the weights calms it.
 
-Two earlier rules did not tell the twin apart: one compared logarithms on Hopper, the other took the swing as a share of
-the mean return, and in episodes of 10 steps that mean is near nothing. So the swing's size is now in units of the return,
-on a task that falls more easily than Hopper. All that was seen before is a pilot: the seeds that judge are new.
+Two earlier rules did not tell the twin apart: one compared logarithms on Hopper, the other took the swing as a share
+of the mean return, and in episodes of 10 steps that mean is near nothing. So the swing's size is now in units of the
+return, on a task that falls more easily than Hopper. What was seen before is a pilot: the seeds that judge are new.
 """
 
 from dataclasses import replace

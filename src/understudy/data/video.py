@@ -20,7 +20,7 @@ from ..core import UserError
 TOLERANCE = 1e-4  # s between the time asked for and a frame's own
 _TICKS = 90_000  # a second; the clock of the files we write
 _TICK = Fraction(1, _TICKS)
-_KEPT = 64 * 2**20  # bytes; files up to this size stay in memory as packets
+KEPT = 64 * 2**20  # bytes; files up to this size stay in memory as packets
 _FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}
 _PYAV = int(av.__version__.partition(".")[0])
 # For one frame, waking other threads takes longer than its conversion; before 18, PyAV could not be told.
@@ -128,11 +128,11 @@ def count(path: Path) -> int:
 
 class VideoReader:
     """One video file, kept open, so that a window of frames costs the decoding of the frames since the key frame before
-    it, and no more: the packets of a file up to 64 MiB stay in memory, in a larger file a window is one seek.
+    it, and little more: the packets of a file up to `kept` bytes stay in memory, in a larger one a window is one seek.
     Raises UserError where the file is missing or no video."""
 
-    def __init__(self, path: Path, where: str):
-        self.path = path
+    def __init__(self, path: Path, where: str, kept: int = KEPT):
+        self.path, self._kept = path, kept
         with self._readable(f"{path}, {where}"):
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
@@ -203,7 +203,7 @@ class VideoReader:
     def _keep(self) -> None:
         """All packets of the file; none where they are too many, or do not stand for themselves."""
         self._packets = []
-        if self._container.size > _KEPT or _PYAV < 16:  # before, it could not be told what packets carry
+        if self._container.size > self._kept or _PYAV < 16:  # before, it could not be told what packets carry
             return
         with contextlib.suppress(av.FFmpegError):  # what lies before the damage is read by seeking
             packets = list(self._container.demux(self._stream))

@@ -85,7 +85,7 @@ def test_it_says_which_is_better_by_how_much_and_how_sure(whole):
     assert flow["success"]["low"] > 0.8 and regression["success"]["high"] < 0.2
     assert flow["paired"]["against"] == "regression" and flow["paired"]["low"] > 0.6 and flow["paired"]["p"] < 1e-6
     assert found["optimum"] == 1.0 and "best possible success in 'fork' is 1.0" in said
-    assert "Flow matching succeeds more often than Mean regression" in said and "95% interval" in said
+    assert "Flow matching succeeds more often than mean regression" in said and "95% interval" in said
     assert f"{flow['successes']} of 200 against {regression['successes']} of 200" in said
     assert len(re.findall("^  understudy ", said, re.MULTILINE)) == 3
     page = (out / "report.html").read_text()

@@ -343,6 +343,10 @@ def test_which_is_better_is_said_in_plain_words():
     assert f"{good.successes.sum()} of 60 against {bad.successes.sum()} of 60" in turned
     close = evaluate(Lucky(0.9), Fork(10), 60, seed=1)
     assert verdict(good, close, ("flow", "mip")).startswith("Cannot tell whether flow or mip is better")
+    words = verdict(good, bad, ("flow matching", "mean regression"))
+    assert words.startswith("Flow matching succeeds more often than mean regression")
+    assert "Flow matching minus mean regression: +" in words
+    assert "runs/my own minus bc: " in verdict(good, bad, ("runs/my own", "bc"))
     alone = verdict(good, names=("flow", ""))
     assert "this checkpoint" in alone and f"{good.successes.sum()} of 60" in alone
     methods = verdict([good] * 3, [bad] * 3, ("flow", "bc"))

@@ -70,6 +70,24 @@ def test_trajectories_are_the_recorded_ways(runs):
         np.testing.assert_allclose(points(path), expected, atol=0.06)
 
 
+def test_a_map_is_whole_and_its_names_are_not_covered(runs):
+    """A fan to the right of the start leaves no room right below it, and the picture's height is no whole number."""
+    for high in (0.5, 0.501, 0.5034, 0.507):
+        plane = {**Fork().map(), "y": (-0.55, high)}
+        root = svg(plots.trajectories(runs["steady"].episodes, plane))
+        frame, box = of(root, "rect")[0], [float(v) for v in root.get("viewBox").split()]
+        for far, size, at in (("x", "width", 2), ("y", "height", 3)):
+            low, high = float(frame.get(far)), float(frame.get(far)) + float(frame.get(size))
+            assert low >= 0.5 and high + 0.5 <= box[at]
+    ways = [points(p) for p in of(root, "path", **{"class": "good"})]
+    covered = np.concatenate([a + (b - a) * t for w in ways for a, b in zip(w, w[1:], strict=False)
+                              for t in np.linspace(0, 1, 50)[:, None, None]]).reshape(-1, 2)
+    for name in of(root, "text"):
+        x, middle, half = float(name.get("x")), float(name.get("y")) - 4, 3 * len(name.text)
+        assert not ((np.abs(covered - (x, middle)) < (half, 5)).all(1)).any(), name.text
+        assert half < x < plots.WIDTH - half and 5 < middle < box[3] - 5
+
+
 def test_a_view_shows_everything_that_is_there(runs):
     part = plots.view(Fork().map(), runs["steady"].episodes)
     at = np.concatenate([e.steps["observation.state"] for e in runs["steady"].episodes])

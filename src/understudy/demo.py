@@ -29,7 +29,7 @@ from .policy import Recipe
 
 TASK = "fork"  # round a pillar, left or right: both equally good, and their mean is the pillar
 DEMONSTRATIONS, STEPS, EPISODES, SEED = 80, 2000, 200, 0
-NAMES = {"flow": "Flow matching", "regression": "Mean regression"}  # by the folder of the run
+NAMES = {"flow": "flow matching", "regression": "mean regression"}  # by the folder of the run
 AIMS = {"flow": "all the ways that were shown", "regression": "their average"}
 ROWS = 16  # of every batch that a network sees while it is judged
 

@@ -186,7 +186,7 @@ def finding(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this chec
         scope = ("This is about this checkpoint; another training seed may come out otherwise." if len(runs) == 1 else
                  f"This is about the method: {len(runs)} training seeds, over seeds and starts.")
         done = "succeeds in" if what == "success" else "has"
-        return (f"{_capital(names[0])} {done} {_tally(runs, what)} in {runs[0].env}.",
+        return (f"{capital(names[0])} {done} {_tally(runs, what)} in {runs[0].env}.",
                 f"{show(r.estimate)}, {_between(r, show)}.", scope)
     p = compare(a, b)
     what = p.of
@@ -198,9 +198,9 @@ def finding(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this chec
         does = "succeeds more often than" if what == "success" else "has a higher return than"
         if p.better == "second":
             tallies = f"{_tally(_group(b), what)} against {_tally(runs, what)} on the same starts"
-        head = f"{_capital(winner)} {does} {loser}: {tallies}."
+        head = f"{capital(winner)} {does} {loser}: {tallies}."
     more = "" if p.better else f" More {'episodes' if p.seeds == 1 else 'training seeds'} would narrow it down."
-    sure = (f"{_capital(names[0])} minus {names[1]}: {_gap(p.difference, what)}, "
+    sure = (f"{capital(names[0])} minus {names[1]}: {_gap(p.difference, what)}, "
             f"{_between(p, lambda v: _gap(v, what))}, {_p(p.p)}.{_split(p)}{more}")
     scope = ('This is about two checkpoints, each of which stands for "this checkpoint" only: another training seed '
              "may come out otherwise. To compare the methods, train several seeds of each." if p.seeds == 1 else
@@ -239,9 +239,10 @@ def _p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def _capital(name: str) -> str:
-    """At the start of a sentence; names of methods stay as they are."""
-    return name[:1].upper() + name[1:] if name.startswith(("this ", "the ")) else name
+def capital(name: str) -> str:
+    """At the start of a sentence; what is no words, such as a method's name or a path, stays as it is."""
+    first, more, _ = name.partition(" ")
+    return name[:1].upper() + name[1:] if more and first.isalpha() else name
 
 
 def _interval(i: Interval, name: str) -> dict[str, float]:

@@ -93,7 +93,7 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, most: int
     drawn = sorted(episodes[:most], key=lambda e: _outcome(e) is False)
     strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(drawn) + 1)))
     parts = [ground.frame(), *ground.shapes(plane["shapes"]), *(ground.way(e, strength) for e in drawn),
-             *ground.names(plane["shapes"])]
+             *ground.names(plane["shapes"], drawn)]
     some = "" if len(episodes) <= most else f" The first {most} are drawn."
     return _figure(parts, ground.height + 1, f"Trajectories over the map. {_told(well)}{some}")
 
@@ -137,19 +137,30 @@ class _Ground:
         return [_circle(self.at(s["at"]), s["radius"] * self.unit, **self.LOOKS.get(s["role"], self.PLAIN))
                 for s in shapes if s["kind"] == "circle"]
 
-    def names(self, shapes) -> list[str]:
-        out = []
+    def names(self, shapes, episodes: Sequence[Episode]) -> list[str]:
+        """In a shape where there is room, else beside it where the ways of these episodes cover it least."""
+        ways = [np.linspace(w[:-1], w[1:], 8).reshape(-1, 2) for w in map(np.array, map(self.points, episodes))]
+        covered, low = np.concatenate([*ways, np.zeros((0, 2))]), np.array([self.left, self.top])
+        high, out = low + (self.width, self.height), []
         for s in shapes:
-            (x, y), r = self.at(s["at"]), s["radius"] * self.unit
-            inside = r > 30
-            out.append(_text((x, y + 4 if inside else y + r + 16), s["role"], "soft" if inside else "soft over",
-                             "middle"))
+            at, r = np.array(self.at(s["at"])), s["radius"] * self.unit
+            half = np.array([3.5 * len(s["role"]), 8.0])  # of the words' width and height
+            places = [at] if r > 30 else [at + side for d in (12, 26, 40) for side in ((0, r + d), (0, -r - d))]
+
+            def crowd(place, half=half):
+                inside = (place - half >= low).all() and (place + half <= high).all()
+                return (np.abs(covered - place) < half).all(1).sum() if inside else math.inf
+            x, y = min(places, key=crowd)
+            out.append(_text((x, y + 4), s["role"], "soft" if r > 30 else "soft over", "middle"))
         return out
 
-    def way(self, episode: Episode, strength: float) -> str:
+    def points(self, episode: Episode) -> list[tuple[float, float]]:
         name, i, j = self.path
         rows = np.asarray(episode.steps[name], float).reshape(len(episode.steps[name]), -1)[:, [i, j]]
-        points = [self.at(p) for p in rows[_thinned(len(rows), 240)]]
+        return [self.at(p) for p in rows[_thinned(len(rows), 240)]]
+
+    def way(self, episode: Episode, strength: float) -> str:
+        points = self.points(episode)
         well, (x, y) = _outcome(episode), points[-1]
         if well is False:
             return (_path(points, "bad", stroke_opacity=min(1.0, 1.3 * strength))
@@ -431,8 +442,8 @@ def single(chunks: Sequence[tuple[int, np.ndarray]]) -> bool:
 
 
 def _figure(parts: Sequence[str], height: float, words: str) -> Figure:
-    return Figure(_tag("svg", "".join(parts), **{"class": "plot", "viewBox": f"0 0 {WIDTH} {height:.0f}"}, role="img",
-                       aria_label=words), words)
+    box = f"0 0 {WIDTH} {math.ceil(height)}"
+    return Figure(_tag("svg", "".join(parts), **{"class": "plot", "viewBox": box}, role="img", aria_label=words), words)
 
 
 def _nothing(name: str) -> Figure:

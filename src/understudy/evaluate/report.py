@@ -20,7 +20,7 @@ from ..envs.base import Env, Plane
 from ..files import write_text
 from . import plots
 from .film import strip
-from .judge import Evaluation, compare, finding
+from .judge import Evaluation, capital, compare, finding
 from .plots import Figure
 from .recorded import NOTE, Fans, Part, Recorded
 
@@ -203,20 +203,21 @@ def closed_loop(runs: Mapping[str, Evaluation], env: Env | None = None) -> Secti
     n, ways, figures, table = len(first.episodes), [], [], ()
     if isinstance(env, Plane):
         plane = plots.view(env.map(), (e for run in runs.values() for e in run.episodes))
-        ways = [(f"{name}: {_tally(e)}", plots.trajectories(e.episodes, plane), "") for name, e in runs.items()]
+        ways = [(f"{capital(name)}: {_tally(e)}", plots.trajectories(e.episodes, plane), "")
+                for name, e in runs.items()]
     if first.success is not None:
-        rows = [(name, e.success, _tally(e)) for name, e in runs.items()]
+        rows = [(capital(name), e.success, _tally(e)) for name, e in runs.items()]
         figures.append(("How often it succeeds", plots.success_bars(rows),
                         f"Share of {n} episodes; the line is the {first.success.level:.0%} interval."))
     else:
         table = (Table(("", "mean return", "low", "high"), tuple(
-            (name, e.returns.estimate, e.returns.low, e.returns.high) for name, e in runs.items())),)
-        figures += [(f"{name}: return", plots.histogram(e.rewards, "return of an episode"), "")
+            (capital(name), e.returns.estimate, e.returns.low, e.returns.high) for name, e in runs.items())),)
+        figures += [(f"{capital(name)}: return", plots.histogram(e.rewards, "return of an episode"), "")
                     for name, e in runs.items()]
     if len(runs) == 2:
         (a, x), (b, y) = runs.items()
         p = compare(x, y)
-        figures.append((f"{a} minus {b}, on the same starts",
+        figures.append((f"{capital(a)} minus {b}, on the same starts",
                         plots.difference_bar(a, b, p.difference, p.low, p.high, p.level, percent=p.of == "success"),
                         f"{'Percentage points' if p.of == 'success' else 'Return'}; {p.level:.0%} interval "
                         f"{_sign(p.low, p.of)} to {_sign(p.high, p.of)}, {_chance(p.p)}."))
@@ -239,7 +240,7 @@ def seen(runs: Mapping[str, Evaluation]) -> list[Section]:
         ended = [plots._outcome(episode) for episode in e.episodes]
         chosen = sorted({ended.index(w) for w in (False, True, None) if w in ended})
         words = {True: "succeeds", False: "does not succeed", None: "ended"}
-        strips = [(f"{name}: episode {i} {words[ended[i]]}", strip(e.episodes[i]), "") for i in chosen]
+        strips = [(f"{capital(name)}: episode {i} {words[ended[i]]}", strip(e.episodes[i]), "") for i in chosen]
         rows.append(Figures(tuple((title, figure, more) for title, figure, more in strips if figure is not None)))
     rows = [row for row in rows if row.items]
     return [Section("What it saw" if len(runs) == 1 else "What they saw", tuple(rows),

@@ -104,10 +104,10 @@ def test_where_goals_differ_every_episode_has_its_own_map():
     root = svg(plots.trajectories(data, env.map()))
     frames, goals = of(root, "rect"), of(root, "circle", stroke="var(--goal)")
     assert len(frames) == len(goals) == 6
-    size = (plots.WIDTH - 16) / 3
+    size = (plots.WIDTH - 1 - 16) / 3  # half a line's width on either side
     for i, (e, frame, goal) in enumerate(zip(data, frames, goals, strict=False)):
         x, y = e.steps["observation.state"][0, 6:8]
-        left, top = (size + 8) * (i % 3), (size + 8) * (i // 3)
+        left, top = 0.5 + (size + 8) * (i % 3), 0.5 + (size + 8) * (i // 3)
         assert (float(frame.get("x")), float(frame.get("y"))) == pytest.approx((left, top), abs=0.1)
         assert (float(goal.get("cx")), float(goal.get("cy"))) == pytest.approx(
             (left + x * size, top + (1 - y) * size), abs=0.1)

@@ -79,14 +79,14 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, most: int
     if plane.get("marks"):
         episodes, well, gap = episodes[:many], well[:many], 8.0
         columns = min(len(episodes), 3)
-        size = (WIDTH - gap * (columns - 1)) / columns
+        size = (WIDTH - 1 - gap * (columns - 1)) / columns
         parts, height = [], 0.0
         for i, e in enumerate(episodes):
-            ground = _Ground(plane, size, (size + gap) * (i % columns), (height + gap) * (i // columns) if i else 0.0)
+            ground = _Ground(plane, size, 0.5 + (size + gap) * (i % columns), 0.5 + (height + gap) * (i // columns))
             height = ground.height
             parts += [ground.frame(), *ground.shapes([*plane["shapes"], *_marks(plane, e)]), ground.way(e, 1.0)]
         rows = -(-len(episodes) // columns)
-        return _figure(parts, rows * (height + gap) - gap,
+        return _figure(parts, rows * (height + gap) - gap + 1,
                        f"Trajectories of {len(episodes)} episodes, each over its own map. {_told(well)}")
     ground = _Ground(plane, WIDTH - 1, 0.5, 0.5)
     # Failures last: they are few where it matters, and must not be hidden.

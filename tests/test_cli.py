@@ -202,7 +202,8 @@ def test_random_actions_fill_the_action_space(call, tmp_path):
     assert call("record", "CartPole-v1", "--out", tmp_path / "c", "--episodes", 8, "--by", "random")[0] == 0
     pushed = np.concatenate([e.steps["action"] for e in Dataset.open(tmp_path / "c")])
     assert set(pushed.flatten().tolist()) == {0, 1}
-    refused(call("record", "Pendulum-v1", "--out", tmp_path / "e", "--episodes", 3), "no expert")
+    refused(call("record", "Pendulum-v1", "--out", tmp_path / "e", "--episodes", 3), "no expert",
+            "LeRobot v3.0", "plain .npz (observations, actions, episode_ends)")
 
 
 def test_inspect(call, place):
@@ -228,6 +229,22 @@ def test_inspect_says_the_ranges(call, tmp_path):
     assert "1 episode, 12 steps\n" in out and "1 component of 2 never changes: 0" in out
     out = call("inspect", save(tmp_path / "e.npz", actions=np.ones((12, 2), np.float32)))[1]
     assert "2 components of 2 never change: 0, 1" in out
+
+
+def test_inspect_proposes_no_training_that_would_be_refused(call, tmp_path):
+    wrong, endless = np.zeros((12, 2), np.float32), np.zeros((12, 2), np.float32)
+    wrong[8, 1], endless[3, 0] = np.nan, np.inf
+    for name, arrays in (("nan", {"actions": wrong}), ("inf", {"observations": endless}),
+                         ("text", {"actions": np.array(["left"] * 12)}), ("whole", {})):
+        file = save(tmp_path / f"{name}.npz", **arrays)
+        status, out, _ = call("inspect", file)
+        refusal = call("train", "bc-gmm", file, "--out", tmp_path / "r", *TINY)
+        if name == "whole":
+            assert refusal[0] == 0 and [p[0] for p in proposed(out)] == ["train"] and "cannot be" not in out
+        else:
+            refused(refusal)
+            assert status == 0 and proposed(out) == []
+            assert f"It cannot be trained on as it is. {refusal[2].partition('understudy: ')[2]}" in out
 
 
 def test_replay(call, place):
@@ -600,8 +617,11 @@ def test_a_comparison_is_of_two_policies(call, place):
     twice = "--against", place / "b", f"--against={place / 'a'}"
     refused(call("eval", place / "a", "fork", *twice), "--against", "several")
     last = place / "a" / "checkpoints" / "000020"
-    status, out, _ = call("eval", place / "a", "fork", "--episodes", 4, "--against", last)
+    args = "eval", place / "a", "fork", "--episodes", 4, "--against", last
+    status, out, _ = call(*args)
     assert status == 0 and "are the same checkpoint" in out  # as RUN/best and RUN may be
+    assert "Cannot tell" not in out and "More episodes" not in out and str(last) not in out.partition("\nnext:")[2]
+    assert "This checkpoint succeeds in " in out and document(call(*args, "--json"))["paired"] is None
 
 
 def test_a_place_for_rollouts_that_is_taken(call, place):
@@ -612,7 +632,30 @@ def test_a_place_for_rollouts_that_is_taken(call, place):
 def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):
     refused(call("train", "bc", place / "demos", "--out", place / "a", *TINY, "--seed", 5), "seed was 0, is 5")
     refused(call("train", "bc", place / "demos", "--out", place / "demos", *TINY), str(place / "demos"))
-    assert call("train", "bc", place / "demos", "--out", place / "a", *TINY)[0] == 0  # nothing left to do
+    status, _, err = call("train", "bc", place / "demos", "--out", place / "a", *TINY)
+    assert status == 0 and "all 20 updates were done before\n" in err
+    begun = shlex.join(["understudy", "train", "bc", str(place / "demos"), "--out", str(place / "a"), "--seed", "0",
+                        *TINY])
+    other = call("train", "bc-gmm", place / "demos", "--out", place / "a", *TINY)
+    refused(other, "something else: was bc, is bc-gmm; method.policy.head was Regression, is GMM; method.policy.window",
+            f"; ...\n  -> choose another --out, or give the command it was begun with: {begun}\n")
+    refused(call("train", "diffusion-policy", place / "demos", "--out", place / "a", "--seed", 5),
+            "was bc, is diffusion-policy; seed was 0, is 5; ", "; ...\n")
+
+
+def test_training_that_goes_on_says_from_where_and_with_the_loss(call, place, tmp_path, monkeypatch):
+    """Killed after a checkpoint was saved and before it was judged, as by kill -9."""
+    from understudy.learn.train import _Judge
+
+    args = ["train", "bc", place / "demos", "--out", tmp_path / "r", *TINY]
+    whole = call(*args[:4], tmp_path / "w", *TINY)[2]
+    with monkeypatch.context() as patch:
+        patch.setattr(_Judge, "__call__", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call(*args)[0] == 130
+    said = call(*args)[2]
+    assert "going on from" not in whole and "going on from update 10 of 20\n" in said
+    updates = re.findall(r"^update .*loss.*$", whole, re.M)
+    assert len(updates) == 2 and re.findall(r"^update .*$", said, re.M) == updates
 
 
 def test_checkpoints_of_another_schema(call, place, tmp_path):

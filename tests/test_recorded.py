@@ -180,3 +180,13 @@ def test_what_was_held_out_is_known_from_the_provenance():
     assert judged_on(provenance, data) == ([2, 5], "held out")
     assert judged_on({**provenance, "held_out": []}, data) == (list(range(6)), "trained on")
     assert judged_on(provenance, other) == (list(range(5)), "other data")
+
+
+def test_another_data_set_is_not_called_unseen():
+    """An episode cut out of the training data has another fingerprint than all of them."""
+    data = normal_data(episodes=6)
+    cut = data.pick([3])
+    numbers, origin = judged_on({"data": {"fingerprint": data.fingerprint()}, "held_out": [2, 5]}, cut)
+    said = recorded(policy(data, Draws()), cut, numbers, origin).words()
+    assert said.startswith("Judged on 1 episode of a data set that it was not trained on, as far as is recorded (if "
+                           "cut or copied from one that it was, this is no test): ")

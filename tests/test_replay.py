@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Feature, UserError
+from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
+from understudy.envs import make
 from understudy.envs.base import Env, Outcome
 from understudy.envs.fork import Fork
 from understudy.envs.push import Push
@@ -121,8 +122,15 @@ class Bare(Env):
 
 def test_what_cannot_be_replayed_says_why(data):
     acted = Dataset([Episode({"action": e.steps["action"]}, e.meta) for e in data])
-    with pytest.raises(UserError, match="does not say by which seed.*bare.*\n.*recorded in"):
+    with pytest.raises(UserError, match="episode 0: the episode began in fork, and bare cannot.*\n.*replay DATA fork"):
         replay(acted, Bare())
+    for meta, lacks in (({}, "'env', 'seed', 'number'"), ({"env": "bare", "seed": 7}, "'number'")):
+        with pytest.raises(UserError) as error:
+            replay(Dataset([Episode({"action": e.steps["action"]}, meta) for e in data]), Bare())
+        assert str(error.value) == (
+            f"data set, episode 0: the episode does not say how it began in bare (no {lacks}), and that environment "
+            "cannot be put into a recorded state\n  -> keep the facts 'env', 'seed' and 'number' of each episode "
+            "(docs/formats.md), as understudy record does")
     with pytest.raises(UserError, match="bare cannot be put into a recorded state"):
         replay(acted, Bare(), state=True)
     with pytest.raises(UserError, match="expected an episode from 0 to 7, found 8"):
@@ -133,6 +141,29 @@ def test_what_cannot_be_replayed_says_why(data):
     same = Dataset([Episode({"action": e.steps["action"]}, {**e.meta, "env": "bare"}) for e in data])
     found = replay(same, Bare())
     assert all(t.success is None and t.recorded is not None for t in found.tracks) and "Success" not in found.words()
+
+
+def test_own_demonstrations_that_say_how_they_began_are_replayed(tmp_path):
+    """As docs/environments.md tells people to: arrays of one's own, from Gymnasium without us."""
+    gymnasium = pytest.importorskip("gymnasium")
+    name, seen, done, ends = "MountainCarContinuous-v0", [], [], []
+    env = gymnasium.make(name, max_episode_steps=30)
+    for n in range(3):
+        obs, _ = env.reset(seed=int(keys(7, [n])) % 2**31)
+        over = False
+        while not over:
+            seen.append(obs)
+            done.append(np.sign(obs[1:]))
+            obs, _, terminated, truncated, _ = env.step(done[-1])
+            over = terminated or truncated
+        ends.append(len(done))
+    for first in (0, 1):  # from another number on, it is another start
+        file = tmp_path / f"{first}.npz"
+        np.savez(file, observations=seen, actions=np.float32(done), episode_ends=ends, env=[name] * 3, seed=[7] * 3,
+                 number=np.arange(3) + first)
+        found = replay(Dataset.open(file), make(name, 2))
+        assert [t.diverges and t.diverges.step for t in found.tracks] == ([0] * 3 if first else [None] * 3)
+        assert [t.steps for t in found.tracks] == [30] * 3
 
 
 def test_an_environment_of_other_shapes_names_the_one_it_was_recorded_in(data, tmp_path):

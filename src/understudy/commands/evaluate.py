@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,6 +69,7 @@ def main(args: list[str]) -> None:
                             do="compare two at a time")
         if o.against is not None and _place(o.run).resolve() == _place(o.against).resolve():
             out.say(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
+            o = replace(o, against=None)
         if o.episodes < 1:
             raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
         if o.seed < 0:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .common import Out, demonstrations, env_of, free, line, parse
+
+if TYPE_CHECKING:
+    from ..core import UserError
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,31 @@ def main(args: list[str]) -> None:
             out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
         out.say("", *([f"warning: {w}" for w in found["warnings"]] or ["no warnings"]))
-        env = env_of(data)
-        out.next(line("train", recommended(data.features()), o.data, "--out", free("run"),
-                      *(("--eval", env, "--every", 500) if env else ())),
-                 *([line("replay", o.data, env)] if env else []))
+        env, method = env_of(data), recommended(data.features())
+        if refusal := _refusal(data, method):
+            out.say("", f"It cannot be trained on as it is. {refusal}")
+        else:
+            out.next(line("train", method, o.data, "--out", free("run"),
+                          *(("--eval", env, "--every", 500) if env else ())),
+                     *([line("replay", o.data, env)] if env else []))
         out.answer(found)
+
+
+def _refusal(data, method: str) -> UserError | None:
+    """What training this method on these data would end with before its first update."""
+    from ..core import UserError, role
+    from ..data.formats.describe import check_finite
+    from ..learn.train import check_method
+    from ..recipes import find
+
+    features = data.features()
+    try:
+        check_method(find(method, features), data)
+        check_finite(data, (name for name, f in features.items()
+                            if role(name) in ("observation", "action") and f.kind != "image"))
+    except UserError as error:
+        return error
+    return None
 
 
 def _numbers(data) -> Table:

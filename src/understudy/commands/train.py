@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from .common import Device, Out, Trust, env_of, line, opened, packages, parse, split
+from .common import Device, Out, Trust, env_of, line, needed, opened, parse, split
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
     from ..data.relabel import Say
     from ..envs.base import Env
     from ..learn.method import Method
+    from ..learn.run import Run
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def main(args: list[str]) -> None:
     if o.every is not None and o.every < 1:
         raise UserError(f"expected at least one update, found {o.every}", where="--every")
     where = device(o.device)
-    out, data = Out(trust=o.trust), opened(o.data, o.image_size)
+    out, data = Out(), opened(o.data, o.image_size)
     say = _say(data) if o.language else None
     method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}", say)
     score, env = None, None
@@ -96,7 +97,7 @@ def main(args: list[str]) -> None:
     if not held:
         print(f"no episode is held out{'' if o.hold == 0 else ': that takes 5 or more'}"
               ", so the error on other episodes is not measured", file=sys.stderr)
-    said = Said(o.steps or method.learn.steps, o.every, bool(held or score))
+    said = Said(Run(o.out), o.steps or method.learn.steps, o.every, bool(held or score))
     try:
         train(method, data, o.out, steps=o.steps, seed=o.seed, device=where, score=score, every=o.every, hold=o.hold,
               watch=(said,), command=command)
@@ -104,21 +105,22 @@ def main(args: list[str]) -> None:
         if env is not None:
             env.close()
     places = Run(o.out).places()
-    out.trust += packages(o.out)
     out.say(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
     acts = o.eval or env_of(data)
-    best = [line("eval", o.out / "best", acts, "--episodes", 100)] if o.eval and "best" in places else []
-    out.next(*([line("eval", o.out, acts, "--episodes", 100)] if acts else []), *best, line("eval", o.out, o.data))
+    there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
+    out.next(*(line("eval", run, acts, "--episodes", 100, *needed(o.trust, acts, run)) for run in there),
+             line("eval", o.out, o.data, *needed(o.trust, None, o.out)))
 
 
 class Said:
     """A line a checkpoint: what its validation found, if there is one (`judged`), and the mean loss since the last."""
 
-    def __init__(self, steps: int, every: int | None, judged: bool):
+    def __init__(self, run: Run, steps: int, every: int | None, judged: bool):
         from ..learn.train import interval
 
-        self.steps, self.every, self.judged, self.losses = steps, every or interval(steps), judged, []
+        self.run, self.steps, self.every, self.judged = run, steps, every or interval(steps), judged
+        self.losses: list[float] = []
 
     def __call__(self, step, learner, seen) -> None:
         if "loss" in seen:
@@ -127,11 +129,17 @@ class Said:
                 return
         names = {"score": "score in rollouts", "validation/energy": "error on held-out episodes"}
         found = [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]
-        if self.losses:
-            found.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
+        losses = self.losses or self._before(step)
+        if losses:
+            found.append(f"loss {sum(losses) / len(losses):.4g}")
         if found:
             print(f"update {step}: {', '.join(found)}", file=sys.stderr)
         self.losses.clear()
+
+    def _before(self, step: int) -> list[float]:
+        """What the curve holds of the stretch up to `step`: a kill may come before its checkpoint was judged."""
+        return [line["loss"] for line in self.run.lines()
+                if (step - 1) // self.every * self.every < line["step"] <= step and line.get("loss") is not None]
 
 
 def _help(own: list[str], options: list[str]) -> None:

@@ -12,6 +12,7 @@ import torch
 from ..core import UserError, uniform
 from ..data.episode import Dataset, Episode
 from ..data.formats.lerobot import append
+from ..data.formats.sniff import READ
 from ..envs.base import Env, Scripted
 from ..execute.actor import Actor
 from .rollout import rollout, with_success
@@ -99,5 +100,5 @@ def expert(env: Env) -> Actor:
     """The environment's own. Raises UserError if it has none."""
     if not isinstance(env, Scripted):
         raise UserError(f"{env.facts['env']} has no expert of its own", do="record --by random, or bring "
-                        "demonstrations of your own: see understudy inspect --help for the formats")
+                        f"demonstrations of your own: {READ}")
     return env.expert()

@@ -113,7 +113,8 @@ class Recorded:
         which = {"held out": f"{n} episode{'s' * (n != 1)} that the training held out",
                  "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none was held out, so expect "
                                "figures that are too good)",
-                 "other data": f"{n} episode{'s' * (n != 1)} of data that it was not trained on"}[self.origin]
+                 "other data": f"{n} episode{'s' * (n != 1)} of a data set that it was not trained on, as far as is "
+                               "recorded (if cut or copied from one that it was, this is no test)"}[self.origin]
         e = self.energy
         sure = f" ({e.level:.0%} interval over episodes {e.low:.3g} to {e.high:.3g})" if np.isfinite(e.low) else ""
         text = (f"Judged on {which}: {self.steps:,} steps, {self.windows} of them looked at, {self.samples} "

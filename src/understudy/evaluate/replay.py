@@ -73,8 +73,9 @@ class Replayed:
 def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state: bool = False,
            tolerance: float = TOLERANCE, watch: Callable[[Track], None] = lambda t: None) -> Replayed:
     """Open loop: from the same start, all recorded actions in order. The start is that of the episode's own seed and
-    number if it was recorded in this environment by us, else its first step is restored. With `state`: every step is
-    restored, then one action taken, which shows where the simulator differs and not only that errors grow.
+    number if its facts say that it began in this environment by them, else its first step is restored. With `state`:
+    every step is restored, then one action taken, which shows where the simulator differs and not only that errors
+    grow.
 
     episodes: which, by number; None for all. Raises UserError where neither start is possible, and for columns of other
     shapes than the environment's.
@@ -190,11 +191,18 @@ def _begin(data, env, group) -> Mapping[str, torch.Tensor]:
         env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
         firsts = [{k: np.asarray(v[0]) for k, v in _arrays(data[n]).items()} for n in group]
         return env.restore(rows, _stack(firsts))
-    odd = next(n for n, m in zip(group, metas, strict=True)
-               if not {"seed", "number"} <= m.keys() or m.get("env") != env.facts["env"])
-    raise UserError(f"the episode does not say by which seed it began in {env.facts['env']}, and that environment "
-                    "cannot be put into a recorded state", where=f"{data.facts.get('path', 'data set')}, episode {odd}",
-                    do="replay it in the environment it was recorded in")
+    name, path = env.facts["env"], data.facts.get("path")
+    odd, meta = next((n, m) for n, m in zip(group, metas, strict=True)
+                     if not {"seed", "number"} <= m.keys() or m.get("env") != name)
+    if other := meta.get("env", name) != name:
+        began, do = f"began in {meta['env']}", ("replay it in the environment it was recorded in: understudy replay "
+                                                f"{path or 'DATA'} {meta['env']}")
+    else:
+        lacks = [f"'{k}'" for k in ("env", "seed", "number") if k not in meta]
+        began, do = f"does not say how it began in {name} (no {', '.join(lacks)})", (
+            "keep the facts 'env', 'seed' and 'number' of each episode (docs/formats.md), as understudy record does")
+    raise UserError(f"the episode {began}, and {name if other else 'that environment'} cannot be put into a recorded "
+                    "state", where=f"{path or 'data set'}, episode {odd}", do=do)
 
 
 def _playback(data, env, numbers, tolerance) -> Iterator[Track]:

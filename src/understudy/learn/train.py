@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import platform
+import re
 import signal
 import threading
 import time
@@ -35,6 +36,7 @@ from .watch import Curve, Progress
 Score = Callable[[Policy], float]  # the higher the better
 LINES = 500  # of a training curve
 PATIENCE = 10 * 60  # seconds of work that a power cut may cost
+FEW = 3  # differences that are told
 
 
 def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None = None, seed: int = 0,
@@ -283,15 +285,26 @@ def _same(run: Run, step: int, documents: dict[str, Any]) -> None:
 
     def identity(found):
         p = found["provenance.json"]
-        return {"method": found["method.json"], "seed": p["seed"], "data": p["data"]["fingerprint"], "draw": p["draw"],
-                "held-out episodes": p["held_out"]}
+        return {"seed": p["seed"], "data": p["data"]["fingerprint"], "draw": p["draw"],
+                "held-out episodes": p["held_out"], "method": found["method.json"]}
     if odd := list(_differences(identity(was), identity(documents))):
-        raise UserError("this run was begun with something else: " + "; ".join(odd[:5]), where=run.folder,
-                        do="give the command it was begun with, or choose another --out")
+        commands = [found["provenance.json"].get("command") for found in (was, documents)]
+        mine, now = map(_recipe, commands)
+        told = [f"was {mine}, is {now}"] if mine and now and mine != now else []
+        raise UserError("this run was begun with something else: " + "; ".join(told + odd[:FEW])
+                        + ("; ..." if len(odd) > FEW else ""), where=run.folder,
+                        do="choose another --out, or give the command it was begun with"
+                           + (f": {commands[0]}" if commands[0] else ""))
+
+
+def _recipe(command: str | None) -> str | None:
+    """What this command trains, where it says so first."""
+    found = re.match(r"""understudy train ([^\s'"-]\S*)""", command or "")
+    return found and found[1]
 
 
 def _differences(was, now, at: str = ""):
-    if isinstance(was, dict) and isinstance(now, dict):
+    if isinstance(was, dict) and isinstance(now, dict) and was.get("$") == now.get("$"):
         for key in dict.fromkeys((*was, *now)):
             yield from _differences(was.get(key), now.get(key), f"{at}.{key}" if at else key)
     elif was != now:

@@ -31,7 +31,7 @@ class Curve:
 
 class Progress:
     """A bar with the loss, updates a second and the time left, on standard error; nothing where that is no
-    terminal. One line beforehand if the training will take long."""
+    terminal. One line where an earlier training goes on, and one if it will take long."""
 
     def __init__(self, steps: int, start: int = 0, *, bar: bool | None = None):
         from rich.console import Console
@@ -47,6 +47,9 @@ class Progress:
         self.task = self.bar.add_task("", total=steps, completed=start, loss=float("nan"), speed=float("nan"))
 
     def __enter__(self):
+        if self.start and not self.quiet:
+            self.console.print(f"going on from update {self.start} of {self.steps}" if self.start < self.steps else
+                               f"all {self.steps} updates were done before", highlight=False)
         self.bar.start()
         return self
 

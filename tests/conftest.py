@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,9 @@ if CACHE:
 import pytest  # noqa: E402
 
 HERE = Path(__file__).parent
+
+# Shells let what they start in the background ignore Ctrl-C, which the tests of interrupts need.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # -- a test that is skipped proves nothing: every skip must be listed with its reason ------------------------------

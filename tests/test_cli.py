@@ -306,6 +306,8 @@ def test_eval_on_recorded_episodes_is_no_success_rate(call, place, tmp_path):
     assert found["success"] is None and found["origin"] == "held out" and "not a success rate" in found["note"]
     status, out, _ = call("eval", place / "a", place / "demos", "--html", tmp_path / "r.html")
     assert status == 0 and "not a success rate" in out and "not a success rate" in (tmp_path / "r.html").read_text()
+    heads = [line.split()[0] for line in out.splitlines() if "spread of its samples" in line]
+    assert heads == ["component", "of"] and re.search(r"^of the episode .*\n0-10% ", out, re.MULTILINE)  # tells of what
 
 
 def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):
@@ -712,6 +714,9 @@ def world(rows):
 def recipe(width: int = 8):
     return Method(Recipe(Own(), MLP(width, 1), window=Window(1, 2)), Receding(2), Cloning(steps=4))
 
+def plain():
+    return Method(Recipe(Regression(), MLP(8, 1), window=Window(1, 2)), Receding(2), Cloning(steps=4))
+
 def broken(rows):
     raise RuntimeError("a mistake in one's own code")
 '''
@@ -759,6 +764,29 @@ def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_
         method["policy"]["head"]["$"], method["data"] = "others.heads:Own", [{"$": "mine:far", "call": False}]
         file.write_text(json.dumps(method))
     assert common.packages(tmp_path / "a") == ("mine", "others")
+    given = ("mine", "worlds")
+    for env, its in ((None, ()), ("particle:8", ()), ("worlds.far:make", ("worlds",)), ("strange:make", ()),
+                     ("Maze-v0", given)):
+        for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", ())):
+            found = common.needed(given, env, run)
+            assert found[::2] == ["--trust"] * (len(found) // 2)
+            assert sorted(found[1::2]) == sorted({*its, *more}), (env, run)
+
+
+def test_what_is_proposed_trusts_nothing_twice_and_nothing_needlessly(tmp_path):
+    """A recipe of one's own that is made of our parts: training it takes one's code, running it does not."""
+    trust = ["--trust", "elsewhere"]
+    statuses, out, err = outside(
+        tmp_path, ["record", "fork", "--out", "demos", "--episodes", "6"],
+        ["train", "elsewhere:plain", "demos", "--out", "run", *trust],
+        ["eval", "run", "elsewhere:world", "--episodes", "2", *trust])
+    assert [s for s, _ in statuses] == [0, 0, 0], err
+    _, recorded, trained, judged = out.split("\nnext:\n")
+    assert trained.splitlines()[:2] == ["  understudy eval run fork --episodes 100", "  understudy eval run demos"]
+    assert [line.strip() for line in judged.splitlines()[:3]] == [
+        "understudy train elsewhere:plain demos --trust elsewhere --out run-seed1 --seed 1",
+        "understudy eval run elsewhere:world --episodes 2 --against run-seed1 --trust elsewhere",
+        "understudy eval run elsewhere:world --episodes 2 --html report.html --trust elsewhere"]
 
 
 # -- interrupts -----------------------------------------------------------------------------------------------------

@@ -160,6 +160,18 @@ def _packages(document) -> Iterator[str]:
         yield from _packages(value)
 
 
+def needed(given: Sequence[str], env: str | None, *runs: Path) -> list[str]:
+    """Of the packages that were trusted, those it takes to make `env` and to load `runs`, as options. A Gymnasium id
+    may be named by any of them."""
+    from ..envs import names
+
+    first, colon, _ = (env or "").partition(":")
+    makes = () if env is None or first in names() else (first.split(".")[0],) if colon else given
+    loads = [package for run in runs if run.suffix != ".onnx" for package in packages(run)]
+    return [part for package in dict.fromkeys((*(p for p in makes if p in given), *loads))
+            for part in ("--trust", package)]
+
+
 def line(*parts: object) -> str:
     """A command as a shell reads it."""
     return shlex.join(["understudy", *map(str, parts)])
@@ -205,8 +217,8 @@ def reseeded(run: Path) -> tuple[str, str] | None:
 class Out:
     """Words for people on standard output, or, with --json, one document there and nothing else."""
 
-    def __init__(self, json: bool = False, trust: tuple[str, ...] = ()):
-        self.json, self.stdout, self.trust = json, sys.stdout, trust
+    def __init__(self, json: bool = False):
+        self.json, self.stdout = json, sys.stdout
         self.wrap = sys.stdout.isatty()  # elsewhere lines stay whole
         wide = None if self.wrap or "COLUMNS" in os.environ else 120
         self.console = Console(quiet=json, markup=False, highlight=False, emoji=False, width=wide)
@@ -225,12 +237,8 @@ class Out:
 
     def next(self, *commands: str) -> None:
         """The sensible things to do now, if there are any: lines that can be pasted."""
-        if not commands:
-            return
-        loads = ("understudy record", "understudy replay", "understudy train", "understudy eval")
-        trust = "".join(f" --trust {package}" for package in dict.fromkeys(self.trust))
-        lines = (f"  {c}{trust if c.startswith(loads) else ''}" for c in commands)
-        self.console.print("\nnext:", *lines, sep="\n", soft_wrap=True)
+        if commands:
+            self.console.print("\nnext:", *(f"  {c}" for c in commands), sep="\n", soft_wrap=True)
 
     def answer(self, document) -> None:
         from ..files import finite

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Device, Out, Trust, bar, demonstrations, env_of, line, opened, parse, reseeded
+from .common import Count, Device, Out, Trust, bar, demonstrations, env_of, line, needed, opened, parse, reseeded
 
 if TYPE_CHECKING:
     from ..evaluate.judge import Evaluation
@@ -63,7 +63,7 @@ def main(args: list[str]) -> None:
     from ..core import UserError
     from ..envs import names
 
-    with Out(o.json, o.trust) as out:
+    with Out(o.json) as out:
         if sum(a.split("=")[0] == "--against" for a in args) > 1:
             raise UserError("expected one policy to compare with, found several", where="--against",
                             do="compare two at a time")
@@ -117,9 +117,11 @@ def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
     """What to do next: a second policy to compare with, more episodes where they would tell more, a page to look at."""
     from ..evaluate.judge import compare
 
+    trust = needed(o.trust, o.on, o.run, *((o.against,) if o.against else ()))
+
     def again(episodes, *more):
         return line("eval", o.run, o.on, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
-                    *(("--task", o.task) if o.task else ()), *more)
+                    *(("--task", o.task) if o.task else ()), *more, *trust)
     told = []
     if other is not None:
         if o.against is not None and compare(mine, other).better is None:
@@ -262,22 +264,23 @@ def _recorded(o: Eval, out: Out) -> None:
         data = data.map(relabel)
     found = recorded(policy, data, episodes, origin)
     _keep(o, found.json())
-    out.say(found.words(), "", _parts(found.dimensions, found.unit), "", _parts(found.time, found.unit))
+    out.say(found.words(), "", _parts("component", found.dimensions, found.unit), "",
+            _parts("of the episode", found.time, found.unit))
     if o.html is not None:
         from ..evaluate.report import report_recorded
 
         report_recorded(found, o.html)
         out.say(f"Report written to {o.html}")
     env = env_of(data)
-    out.next(*([line("eval", o.run, env, "--episodes", 100)] if env else []),
-             *([] if o.html else [line("eval", o.run, o.on, "--html", "report.html")]))
+    out.next(*([line("eval", o.run, env, "--episodes", 100, *needed(o.trust, env, o.run))] if env else []),
+             *([] if o.html else [line("eval", o.run, o.on, "--html", "report.html", *needed((), None, o.run))]))
     out.answer(found.json())
 
 
-def _parts(parts, unit):
+def _parts(name, parts, unit):
     from rich.table import Table
 
-    table = Table("", f"error{f' ({unit})' if unit else ''}", "spread of its samples", box=None, pad_edge=False)
+    table = Table(name, f"error{f' ({unit})' if unit else ''}", "spread of its samples", box=None, pad_edge=False)
     for p in parts:
         table.add_row(p.name, f"{p.error:.3g}", f"{p.spread:.3g}")
     return table

@@ -31,7 +31,7 @@ def main(args: list[str]) -> None:
     from ..learn.method import Method
     from ..policy import Policy
 
-    with Out(o.json, o.trust) as out:
+    with Out(o.json) as out:
         policy, method = Policy.load(o.run, o.trust), Method.load(o.run, o.trust)
         error = export(policy, o.out, method.run)
         size = o.out.stat().st_size

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from .common import Count, Env, Out, Trust, bar, free, line, parse
+from .common import Count, Env, Out, Trust, bar, free, line, needed, parse
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def main(args: list[str]) -> None:
 
     if o.episodes < 1:
         raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
-    out, env = Out(trust=o.trust), make(o.env, min(o.rows, o.episodes), o.trust)
+    out, env = Out(), make(o.env, min(o.rows, o.episodes), o.trust)
     try:
         actor = expert(env) if o.by == "scripted" else Uniform(env)
         there = len(Dataset.open(o.out)) if (o.out / "meta" / "info.json").exists() else 0
@@ -61,4 +61,4 @@ def main(args: list[str]) -> None:
     won = f"; {sum(ended)} of {len(ended)} succeeded" if ended else ""
     out.say(f"{len(data)} episodes, {data.steps} steps{won}. Written to {o.out}")
     out.next(line("inspect", o.out), line("train", recommended(data.features()), o.out, "--out", free("run")),
-             line("replay", o.out, o.env))
+             line("replay", o.out, o.env, *needed(o.trust, o.env)))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Env, Out, Trust, bar, demonstrations, line, parse
+from .common import Count, Env, Out, Trust, bar, demonstrations, line, needed, parse
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def main(args: list[str]) -> None:
     from ..envs import make
     from ..evaluate.replay import replay
 
-    with Out(o.json, o.trust) as out:
+    with Out(o.json) as out:
         data = Dataset.open(demonstrations(o.data))
         chosen = None if o.episode is None else [o.episode]
         env = make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)
@@ -48,5 +48,5 @@ def main(args: list[str]) -> None:
             env.close()
         out.say(found.words())
         if not o.state and any(t.diverges for t in found.tracks):
-            out.next(line("replay", o.data, o.env, "--state"))
+            out.next(line("replay", o.data, o.env, "--state", *needed(o.trust, o.env)))
         out.answer(found.json())

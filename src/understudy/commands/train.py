@@ -110,7 +110,7 @@ def main(args: list[str]) -> None:
     acts = o.eval or env_of(data)
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
     out.next(*(line("eval", run, acts, "--episodes", 100, *needed(o.trust, acts, run)) for run in there),
-             line("eval", o.out, o.data, *needed(o.trust, None, o.out)))
+             line("eval", o.out, o.data, *needed((), None, o.out)))
 
 
 class Said:

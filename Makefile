@@ -17,7 +17,7 @@ LEROBOT := benchmarks/peers/lerobot.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 help:
-	@echo "make demo         record, train, judge, report: the whole of it in four minutes"
+	@echo "make demo         record, train, judge, report: the whole of it, in four minutes once it is installed"
 	@echo "make test         the fast tests (12 minutes on 2 cores)"
 	@echo "make test-slow    what trains, kills or fuzzes at length (30 minutes more)"
 	@echo "make test-newest  the fast tests with the newest of everything"

@@ -71,6 +71,18 @@ def _bounds():
             yield group, Requirement(need)
 
 
+def test_extras_that_are_named_exist_and_the_readme_names_them_all():
+    """`pip install 'understudy[sim]'` warns of an extra that does not exist, and ends with status 0."""
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    readme = (ROOT / "README.md").read_text()
+    assert {name for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", readme.partition("| extra |")[2], re.MULTILINE)
+            for name in re.findall(r"\w+", row)} == extras
+    named = {(p.name, extra) for p in (*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md")
+             for extra in re.findall(r"(?:understudy|\.)\[(\w+)\]'", p.read_text(encoding="utf-8"))}
+    assert {"onnx.py", "sniff.py", "README.md", "deploy.md"} <= {file for file, _ in named}
+    assert {extra for _, extra in named} <= extras
+
+
 def test_the_pins_satisfy_every_bound_and_pin_everything_named():
     from packaging.utils import canonicalize_name
 

@@ -765,8 +765,8 @@ def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_
         file.write_text(json.dumps(method))
     assert common.packages(tmp_path / "a") == ("mine", "others")
     given = ("mine", "worlds")
-    for env, its in ((None, ()), ("particle:8", ()), ("worlds.far:make", ("worlds",)), ("strange:make", ()),
-                     ("Maze-v0", given)):
+    for env, its in ((None, ()), ("fork", ()), ("particle:8", ()), ("worlds.far:make", ("worlds",)),
+                     ("strange:make", ()), ("Maze-v0", given)):
         for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", ())):
             found = common.needed(given, env, run)
             assert found[::2] == ["--trust"] * (len(found) // 2)

@@ -32,6 +32,7 @@ COMMANDS = {
     "demo": Command("[--out DIR]", "start here: the whole line on a toy, in minutes", True),
     "record": Command("ENV --out DATA --episodes N [--by scripted|random]", "demonstrations of an environment", True),
     "inspect": Command("DATA [--json]", "what is in a data set, and what is wrong with it"),
+    "convert": Command("SRC DST [--to FORMAT] [--strict]", "demonstrations in another format"),
     "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
     "train": Command("RECIPE DATA --out RUN [--eval ENV --every N]", "a policy from demonstrations", True),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",

@@ -83,6 +83,26 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """A new file, as `whole_folder` a folder: what is yielded is where to write it meanwhile."""
+    path = Path(path)
+    if path.exists():
+        raise UserError("expected nothing here, found a file or folder", where=path,
+                        do="choose another place, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        part = folder / path.name
+        yield part
+        with open(part, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    sync_folder(path.parent)
+
+
 def sync_folder(path: Path) -> None:
     """A rename is durable only when its folder is; some systems cannot open folders and do not need it."""
     try:

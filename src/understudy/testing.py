@@ -378,6 +378,57 @@ def _structure(tree) -> object:
 # -- environments ---------------------------------------------------------------------------------------------------
 
 
+def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
+    """A format that is written: what it says it holds is read again without the side file, and everything that it
+    does not call lost with it. `data` is left as it is; `folder` is for what is written."""
+    from .data.formats import _module as module
+    from .data.formats import losses, side, write_dataset
+
+    said, before = losses(data, to, **options), data.fingerprint()
+    places = module(to).holds(data, **options).columns
+    path = folder / f"written-{to}"
+    write_dataset(data, path, to, **options)
+    hold(data.fingerprint() == before, f"{to}: the data that were written are as they were")
+    lost = {loss.subject for loss in said if not loss.kept}
+    again = Dataset.open(path)
+    hold(len(again) == len(data) and list(again.features()) == list(data.features()),
+         f"{to}: has {list(again.features())}, {len(again)} episodes")
+    for e, (one, other) in enumerate(zip(data, again, strict=True)):
+        for name, f in data.features().items():
+            if name not in lost:
+                hold(other.features()[name] == f, f"{to}: {name} of episode {e} is {f}")
+                _same_column(one.steps[name], other.steps[name], f"{to}: {name} of episode {e}")
+        hold(_json(one.meta) == _json(other.meta), f"{to}: the facts of episode {e}")
+    hold(again.fps == data.fps, f"{to}: fps {data.fps}, found {again.fps}")
+    beside = side.beside(path)
+    if not beside.exists():
+        return
+    beside.unlink()
+    alone = Dataset.open(path)
+    for name, place in places.items():
+        for e, (one, other) in enumerate(zip(data, alone, strict=True)):
+            found, f = np.asarray(other.steps[place.name]), data.features()[name]
+            rows = len(one.steps[name]) if place.last else len(one)
+            hold((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
+                 and found.shape == (rows, *place.shape),
+                 f"{to}: {name} of episode {e} is {place} without the side file, found {found.dtype} {found.shape}")
+            if place.exact:
+                wanted = np.asarray(one.steps[name])[:rows].reshape(found.shape)
+                _same_column(wanted if f.kind == "string" else wanted.astype(place.dtype), found,
+                             f"{to}: {name} of episode {e}, without the side file")
+
+
+def _same_column(one, other, what):
+    one, other = np.asarray(one), np.asarray(other)
+    same = one.shape == other.shape and (one.tolist() == other.tolist() if one.dtype.kind in "UO" else
+                                         one.dtype == other.dtype and one.tobytes() == other.tobytes())
+    hold(same, f"{what} is the same, bit by bit")
+
+
+def _json(meta):
+    return json.dumps(dict(meta), sort_keys=True, default=lambda v: v.tolist())
+
+
 def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> None:
     """`build(rows)` makes that many copies. That its columns are what `features` says, that an episode depends on its
     key alone and not on how many run beside it, that one row can be started anew alone, that episodes end, that what

@@ -1,22 +1,35 @@
-"""One file a format. `open_dataset` recognises a source by what is in it."""
+"""One file a format. `open_dataset` recognises a source by what is in it, `write_dataset` writes any that can be.
+
+A format that is read has a function `open_NAME(path) -> Dataset`, whose episodes are `Episodes` of a `Source`. One that
+is written has `holds(data) -> Holds` and `write(data, path)`. Both are imported when they are used, so that what reads
+HDF5 is needed by nobody else.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from ...core import UserError
 from .. import cache, video
 from ..episode import Dataset
-from . import lerobot, npz
+from . import lerobot, npz, side
 from .base import Episodes, Framed, Progress, cameras
 from .describe import check_finite, describe
 from .sniff import sniff
 
-__all__ = ["Cost", "check_finite", "describe", "frame_cost", "lerobot", "npz", "open_dataset", "sniff", "with_frames"]
+__all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot", "losses", "npz", "open_dataset",
+           "sniff", "with_frames", "write_dataset"]
 
-_OPEN = {"lerobot": lerobot.open_lerobot, "npz": npz.open_npz}
+_READS = {  # what `sniff` says -> module, function
+    "lerobot": ("lerobot", "open_lerobot"),
+    "npz": ("npz", "open_npz"),
+}
+WRITES = {  # what `convert --to` takes -> module
+    "lerobot": "lerobot",
+}
 
 
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
@@ -28,8 +41,26 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
     are. progress: called with (frames done, frames in all).
     """
     path = Path(path).expanduser()
-    data = _OPEN[sniff(path)](path)
+    module, function = _READS[sniff(path)]
+    data = side.opened(path, getattr(import_module(f".{module}", __package__), function)(path))
     return data if image_size is None else with_frames(data, image_size, progress)
+
+
+def losses(data: Dataset, to: str, **options) -> list[side.Loss]:
+    """What of these data format `to` cannot hold by itself. `options` are those of its `write`."""
+    return side.losses(data, _module(to).holds(data, **options))
+
+
+def write_dataset(data: Dataset, path: str | Path, to: str = "lerobot", **options) -> None:
+    """A new file or folder in format `to`, there whole or not at all, and with it what the format has no place for
+    (side.py). Raises UserError where something is there already."""
+    _module(to).write(data, Path(path), **options)
+
+
+def _module(to):
+    if to not in WRITES:
+        raise UserError(f"expected one of {', '.join(WRITES)}, found {to!r}", do="choose a format that is written")
+    return import_module(f".{WRITES[to]}", __package__)
 
 
 def with_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:

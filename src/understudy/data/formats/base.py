@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core import Feature
 from .. import cache, video
-from ..episode import Episode, Packed
+from ..episode import Dataset, Episode, Packed
 
 Progress = Callable[[int, int], None]  # (done, of)
 
@@ -96,6 +96,14 @@ class Episodes(Packed):
 def starts(rows: np.ndarray) -> np.ndarray:
     """(E,) where each episode begins when they lie end to end."""
     return np.cumsum(rows) - rows
+
+
+def rows_of(data: Dataset, name: str | None = None) -> np.ndarray:
+    """(E,) steps of each episode, or rows of a column in it; without loading it where its source knows."""
+    if isinstance(data._episodes, Episodes):
+        source, numbers = data._episodes.source, np.asarray(data._episodes.numbers, np.int64)
+        return np.asarray(source.lengths if name is None else source.rows(name))[numbers]
+    return np.array([len(e) if name is None else len(e.steps[name]) for e in data], np.int64)
 
 
 def cameras(schema: Mapping[str, Feature]) -> list[str]:

@@ -19,6 +19,7 @@ from ...files import read_json, sync_folder, whole_folder, write_json, write_tex
 from .. import cache, video
 from ..episode import Dataset, Episode
 from .lerobot_read import INDEX, OURS, LeRobot, json_lines, parquet, read_info, tasks_v3
+from .side import Holds, Place
 
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -49,6 +50,14 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
         fps = dataset.fps if fps is None else fps
         robot = dataset.facts.get("robot_type") if robot_type is None else robot_type
         _Writer.new(part, dataset.features(), fps, robot, images).add(dataset)
+
+
+def holds(data: Dataset, images: str = "png") -> Holds:
+    """What lerobot sees of these data; the rest is in meta/understudy. `images` as for `write`."""
+    plan = _plan(data.features(), data.fps, None, images)
+    columns = {name: Place(name, f.dtype, f.shape, exact=name == "task" or plan.stored(name) != "video")
+               for name, f in plan.columns.items()}
+    return Holds(columns, names=True, fps=True, robot=True)
 
 
 def append(path: str | Path, dataset: Dataset, **options) -> None:

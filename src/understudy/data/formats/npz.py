@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +20,7 @@ import numpy as np
 from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
+from .arrays import Arrays
 from .base import Episodes, Source, starts
 
 NAMES = {"observations": "observation.state", "actions": "action", "rewards": "next.reward",
@@ -34,7 +32,6 @@ _OTHERS = {  # what others call them
     "truncations": "timeouts", "next_obs": "next_observations", "next_states": "next_observations"}
 ENDS = "give episode_ends: the exclusive end of each episode, counted in steps"
 _FOLLOWING = "correct next_observations, or leave it out"
-_CHUNK = 1 << 16  # rows read at a time
 _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
 
 
@@ -46,11 +43,12 @@ def open_npz(path: Path) -> Dataset:
 class Npz(Source):
     def __init__(self, path: Path):
         self.path = path
-        self._headers = headers(path)
-        if "episode_ends" not in self._headers:
-            raise UserError(f"expected an array episode_ends, found {', '.join(self._headers)}", where=path,
-                            do=renamed(self._headers) or ENDS)
-        ends = self._small("episode_ends")
+        self._file = Arrays(path)
+        self.key = self._file.key
+        if "episode_ends" not in self._file.headers:
+            raise UserError(f"expected an array episode_ends, found {', '.join(self._file.headers)}", where=path,
+                            do=renamed(self._file.headers) or ENDS)
+        ends = self._file.small("episode_ends")
         if ends.ndim != 1 or ends.dtype.kind not in "iu":
             raise UserError(f"expected integers of shape (episodes,), found {ends.dtype} {ends.shape}",
                             where=f"{path}, episode_ends", do=ENDS)
@@ -69,14 +67,14 @@ class Npz(Source):
 
     def _check_names(self):
         for name, key in (("observation", "observations"), ("action", "actions")):
-            if not any(NAMES.get(k, k).split(".")[0] == name for k in self._headers):
-                raise UserError(f"expected an array {key}, found {', '.join(self._headers)}", where=self.path,
-                                do=renamed(self._headers) or "add the array, or name one like the column it is "
+            if not any(NAMES.get(k, k).split(".")[0] == name for k in self._file.headers):
+                raise UserError(f"expected an array {key}, found {', '.join(self._file.headers)}", where=self.path,
+                                do=renamed(self._file.headers) or "add the array, or name one like the column it is "
                                                              "(observation.force, action)")
 
     def _check_last(self, end: int):
         """Where no observations or actions fit the ends, it is the ends that are wrong."""
-        rows = {key: shape[0] for key, (shape, _) in self._headers.items()
+        rows = {key: shape[0] for key, (shape, _) in self._file.headers.items()
                 if shape and NAMES.get(key, key).split(".")[0] in ("observation", "action")}
         longer = end + len(self.lengths)
         if any(n in (end, longer) for n in rows.values()) and not all(n == longer for n in rows.values()):
@@ -88,9 +86,9 @@ class Npz(Source):
                             "; add 1 to each if these are the last steps themselves" if end == steps - 1 else ""))
 
     def _fps(self) -> float | None:
-        if "fps" not in self._headers or self._headers["fps"][0] != ():
+        if "fps" not in self._file.headers or self._file.headers["fps"][0] != ():
             return None
-        fps, where = self._small("fps")[0], f"{self.path}, fps"
+        fps, where = self._file.small("fps")[0], f"{self.path}, fps"
         if fps.dtype.kind not in "iuf" or not (math.isfinite(fps) and fps > 0):
             raise UserError(f"expected a number above 0, of steps a second, found {fps}", where=where,
                             do="correct it, or leave it out")
@@ -103,7 +101,7 @@ class Npz(Source):
         self._from: dict[str, str] = {}  # column -> key of the file
         self._more: dict[str, bool] = {}  # has one row more per episode
         self._per_episode: list[str] = []
-        for key, (shape, dtype) in self._headers.items():
+        for key, (shape, dtype) in self._file.headers.items():
             if key in ("episode_ends", "next_observations") or (key, shape) == ("fps", ()):
                 continue
             rows = shape[0] if shape else None
@@ -125,11 +123,11 @@ class Npz(Source):
                                 f"or {episodes} (episodes), found {found}", where=f"{self.path}, {key}",
                                 do="correct episode_ends or the array, or leave the array out")
         self._following = None
-        if "next_observations" in self._headers:
+        if "next_observations" in self._file.headers:
             self._check_following(steps)
 
     def _check_following(self, steps):
-        shape, _ = self._headers["next_observations"]
+        shape, _ = self._file.headers["next_observations"]
         if "observation.state" not in self.schema:
             raise UserError("expected observations beside next_observations, found none",
                             where=f"{self.path}, next_observations", do=_FOLLOWING)
@@ -137,13 +135,6 @@ class Npz(Source):
             raise UserError(f"expected the shape {(steps, *self.schema['observation.state'].shape)} of observations, "
                             f"found {shape}", where=f"{self.path}, next_observations", do=_FOLLOWING)
         self._following = "observation.state"
-
-    @cached_property
-    def key(self) -> str:
-        """Of its time, and of the checksums that it has of its arrays: two files may be of the same time and size."""
-        with zipfile.ZipFile(self.path) as archive:
-            arrays = [[i.filename, i.CRC, i.file_size] for i in archive.infolist()]
-        return cache.digest("npz", self.path.stat().st_mtime_ns, arrays)
 
     def rows(self, name):
         return self._longer if self._more[name] or name == self._following else self.lengths
@@ -158,14 +149,14 @@ class Npz(Source):
 
     @cached_property
     def _facts(self) -> dict[str, list]:
-        return {key: self._small(key).tolist() for key in self._per_episode}
+        return {key: self._file.small(key).tolist() for key in self._per_episode}
 
     def meta(self, episode):
         return {key: values[episode] for key, values in self._facts.items()}
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        size = sum(int(self.rows(n).sum()) * f.size * np.dtype(self._headers[self._from[n]][1]).itemsize
+        size = sum(int(self.rows(n).sum()) * f.size * np.dtype(self._file.headers[self._from[n]][1]).itemsize
                    for n, f in self.schema.items())
         return cache.arrays(self.key, size, self._build, str(self.path))
 
@@ -174,7 +165,7 @@ class Npz(Source):
             out = cache.create(part, name, (int(self.rows(name).sum()), *self.schema[name].shape),
                                self._dtype(name))
             plain = self._more[name] or name != self._following
-            for row, values in self._stream(key):
+            for row, values in self._file.stream(key):
                 to = np.arange(row, row + len(values))
                 out[to if plain else self._spread(to)] = values.reshape(len(values), *self.schema[name].shape)
             if name == self._following:
@@ -182,7 +173,7 @@ class Npz(Source):
             out.flush()
 
     def _dtype(self, name):
-        dtype = np.dtype(self._headers[self._from[name]][1])
+        dtype = np.dtype(self._file.headers[self._from[name]][1])
         flag = name in ("next.terminated", "next.truncated")
         return np.dtype(bool) if flag else dtype.newbyteorder("=")
 
@@ -193,7 +184,7 @@ class Npz(Source):
     def _follow(self, out):
         """Fills the last rows; the others must be the next observation."""
         last = np.cumsum(self.lengths) - 1
-        for row, values in self._stream("next_observations"):
+        for row, values in self._file.stream("next_observations"):
             to = self._spread(np.arange(row, row + len(values))) + 1
             ending = np.isin(np.arange(row, row + len(values)), last)
             if not self._more[self._following]:
@@ -212,28 +203,6 @@ class Npz(Source):
         first = self._first[name][episode]
         return self._columns[name][first: first + self.rows(name)[episode]]
 
-    def _small(self, key) -> np.ndarray:
-        parts = [values for _, values in self._stream(key)]
-        return np.concatenate(parts) if parts else np.empty(*self._headers[key])
-
-    def _stream(self, key) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) pieces of an array, decompressed as they are read."""
-        with _member(self.path, key) as handle:
-            shape, fortran, dtype = _header(handle, f"{self.path}, {key}")
-            if not shape:
-                yield 0, np.frombuffer(_exactly(handle, dtype.itemsize, f"{self.path}, {key}"), dtype)
-                return
-            if fortran and len(shape) > 1:  # columns first: rows cannot be had in pieces
-                data = _exactly(handle, int(np.prod(shape)) * dtype.itemsize, f"{self.path}, {key}")
-                yield 0, np.frombuffer(data, dtype).reshape(shape, order="F")
-                return
-            width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-            step = max(1, min(_CHUNK, (1 << 26) // max(width, 1)))
-            for row in range(0, shape[0], step):
-                n = min(step, shape[0] - row)
-                data = _exactly(handle, n * width, f"{self.path}, {key}")
-                yield row, np.frombuffer(data, dtype).reshape(n, *shape[1:])
-
 
 def renamed(keys: Iterable[str]) -> str:
     """What to call arrays of other names, in words; "" where nothing is near."""
@@ -250,56 +219,3 @@ def _feature(name: str, shape, dtype: str) -> Feature:
     kind = np.dtype(bool if name in ("next.terminated", "next.truncated") else dtype)
     shape = () if name.startswith("next.") and tuple(shape) == (1,) else shape
     return Feature.of(np.empty((0, *shape), kind))
-
-
-def headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each array of an .npz, none of which is read. Objects are refused."""
-    out = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.endswith(".npy")]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"expected an .npz file, found one that is cut short or damaged ({error})", where=path,
-                        do="take it from a copy") from None
-    for name in names:
-        key = name[:-4]
-        with _member(path, key) as handle:
-            shape, _, dtype = _header(handle, f"{path}, {key}")
-            out[key] = shape, dtype.str
-    return out
-
-
-@contextmanager
-def _member(path, key):
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as handle:
-            yield handle
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"expected a whole array, found damage ({error})", where=f"{path}, {key}",
-                        do="take the file from a copy") from None
-
-
-def _header(handle, where):
-    form = np.lib.format
-    try:
-        version = form.read_magic(handle)
-        read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-        shape, fortran, dtype = read(handle)
-    except ValueError as error:
-        raise UserError(f"expected a NumPy array, found something else ({error})", where=where,
-                        do="take the file from a copy") from None
-    if dtype.hasobject:
-        raise UserError("expected numbers or text, found Python objects (a pickle), which are never loaded",
-                        where=where, do="save the array again with numbers or text only")
-    if dtype.kind not in "biufU":
-        raise UserError(f"expected numbers or text, found dtype {dtype}", where=where,
-                        do="save the array again with numbers or text only")
-    return shape, fortran, dtype
-
-
-def _exactly(handle, size, where) -> bytes:
-    data = handle.read(size)
-    if len(data) != size:
-        raise UserError(f"expected {size} more bytes, found {len(data)}: the array is cut short", where=where,
-                        do="take the file from a copy")
-    return data

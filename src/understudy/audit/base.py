@@ -1,0 +1,73 @@
+"""What an audit says: findings, each with its place and its remedy, and scores, one number an episode or step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ..data.episode import Dataset
+
+
+@dataclass(frozen=True)
+class Where:
+    """As exactly as it is known."""
+
+    file: str | None = None
+    episode: int | None = None
+    step: int | None = None
+    feature: str | None = None
+
+    def __str__(self) -> str:
+        parts = [self.file, None if self.episode is None else f"episode {self.episode}",
+                 None if self.step is None else f"step {self.step}", self.feature]
+        return ", ".join(p for p in parts if p is not None)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """error: the files contradict themselves, or a reader would return what was never recorded. warning and note:
+    judgements of quality. code: kebab-case, the same for the same kind of finding everywhere."""
+
+    code: str
+    severity: Literal["error", "warning", "note"]
+    message: str
+    remedy: str
+    where: Where = field(default_factory=Where)
+
+
+class Score(ABC):
+    """A frozen dataclass that judges episodes. Higher is better; each says whose idea it is (paper, year)."""
+
+    @abstractmethod
+    def __call__(self, data: Dataset) -> np.ndarray:
+        """(E,) one number an episode; NaN where it has no meaning."""
+
+
+class StepScore(Score):
+    """A score that is known for each step; that of an episode is the mean of its steps."""
+
+    @abstractmethod
+    def steps(self, data: Dataset) -> Sequence[np.ndarray]:
+        """For each episode (T,)."""
+
+    def __call__(self, data: Dataset) -> np.ndarray:
+        return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in self.steps(data)])
+
+
+@dataclass(frozen=True)
+class Report:
+    findings: tuple[Finding, ...]
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (E,)
+
+    @property
+    def ok(self) -> bool:
+        return not any(f.severity == "error" for f in self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """As `understudy audit --json` prints it."""
+        return {"ok": self.ok, "findings": [asdict(f) for f in self.findings],
+                "scores": {name: np.asarray(v, float).tolist() for name, v in self.scores.items()}}

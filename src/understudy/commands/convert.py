@@ -1,0 +1,54 @@
+"""understudy convert"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from .common import Out, demonstrations, line, parse
+
+Format = Literal["lerobot", "lerobot-v2.1", "robomimic", "zarr", "act", "rlds", "minari", "d4rl", "ogbench", "npz",
+                 "csv"]
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Demonstrations in another format. SRC is never changed.
+
+    What the format has no place for is listed first, and kept in a file beside it that other software does not look
+    at (understudy.npz), so that understudy reads everything back.
+    """
+
+    src: Annotated[Path, Positional, arg(metavar="SRC")]
+    """a file or folder of demonstrations, of any format that is read"""
+    dst: Annotated[Path, Positional, arg(metavar="DST")]
+    """where to write; nothing may be there"""
+    to: Format = "lerobot"
+    """the format to write"""
+    strict: bool = False
+    """refuse, if the format cannot hold everything by itself"""
+    images: Literal["png", "video"] = "png"
+    """how LeRobot stores camera frames; png loses nothing, video is smaller"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(Convert, "convert", args)
+    from ..core import UserError
+    from ..data.episode import Dataset
+    from ..data.formats import losses, write_dataset
+
+    out = Out()
+    data = Dataset.open(demonstrations(o.src))
+    options = {"images": o.images} if o.to.startswith("lerobot") else {}
+    lost = losses(data, o.to, **options)
+    if lost and o.strict:
+        raise UserError(f"{o.to} cannot hold all of it by itself:\n" + "\n".join(f"  {loss}" for loss in lost),
+                        where=o.src, do="leave --strict out to keep what can be kept in a file beside it")
+    if lost:
+        out.say(f"{o.to} has no place for, and a file beside it keeps:", *(f"  {loss}" for loss in lost))
+    write_dataset(data, o.dst, o.to, **options)
+    out.say(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
+    out.next(line("inspect", o.dst))

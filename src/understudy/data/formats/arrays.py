@@ -1,0 +1,121 @@
+"""Arrays in an .npz file, larger than memory: read in pieces, written in pieces. Objects (pickles) are refused."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ...core import UserError
+from .. import cache
+
+_CHUNK = 1 << 16  # rows read at a time
+
+
+class Arrays:
+    """What is in an .npz file. headers: shape and dtype of each array, none of which is read."""
+
+    def __init__(self, path: Path):
+        self.path, self.headers = path, headers(path)
+
+    @cached_property
+    def key(self) -> str:
+        """Of its time, and of the checksums that it has of its arrays: two files may be of the same time and size."""
+        with zipfile.ZipFile(self.path) as archive:
+            arrays = [[i.filename, i.CRC, i.file_size] for i in archive.infolist()]
+        return cache.digest("npz", self.path.stat().st_mtime_ns, arrays)
+
+    def small(self, key: str) -> np.ndarray:
+        """A whole array, in memory; a single number has the shape (1,)."""
+        parts = [values for _, values in self.stream(key)]
+        return np.concatenate(parts) if parts else np.empty(*self.headers[key])
+
+    def stream(self, key: str) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows) pieces of an array, decompressed as they are read."""
+        with _member(self.path, key) as handle:
+            shape, fortran, dtype = _header(handle, f"{self.path}, {key}")
+            if not shape:
+                yield 0, np.frombuffer(_exactly(handle, dtype.itemsize, f"{self.path}, {key}"), dtype)
+                return
+            if fortran and len(shape) > 1:  # columns first: rows cannot be had in pieces
+                data = _exactly(handle, int(np.prod(shape)) * dtype.itemsize, f"{self.path}, {key}")
+                yield 0, np.frombuffer(data, dtype).reshape(shape, order="F")
+                return
+            width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+            step = max(1, min(_CHUNK, (1 << 26) // max(width, 1)))
+            for row in range(0, shape[0], step):
+                n = min(step, shape[0] - row)
+                data = _exactly(handle, n * width, f"{self.path}, {key}")
+                yield row, np.frombuffer(data, dtype).reshape(n, *shape[1:])
+
+
+def headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each array of an .npz, none of which is read. Objects are refused."""
+    out = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.endswith(".npy")]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"expected an .npz file, found one that is cut short or damaged ({error})", where=path,
+                        do="take it from a copy") from None
+    for name in names:
+        key = name[:-4]
+        with _member(path, key) as handle:
+            shape, _, dtype = _header(handle, f"{path}, {key}")
+            out[key] = shape, dtype.str
+    return out
+
+
+Pieces = tuple[str, tuple[int, ...], np.dtype | str, Callable[[], Iterable[np.ndarray]]]
+
+
+def write(path: Path, arrays: Iterable[Pieces]) -> None:
+    """An .npz file of (name, shape, dtype, pieces): `pieces()` gives the rows in order, in arrays of any length."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, shape, dtype, pieces in arrays:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as out:
+                np.lib.format.write_array_header_2_0(out, {
+                    "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape})
+                for piece in pieces():
+                    out.write(np.ascontiguousarray(piece, dtype).tobytes())
+
+
+@contextmanager
+def _member(path, key):
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as handle:
+            yield handle
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"expected a whole array, found damage ({error})", where=f"{path}, {key}",
+                        do="take the file from a copy") from None
+
+
+def _header(handle, where):
+    form = np.lib.format
+    try:
+        version = form.read_magic(handle)
+        read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+        shape, fortran, dtype = read(handle)
+    except ValueError as error:
+        raise UserError(f"expected a NumPy array, found something else ({error})", where=where,
+                        do="take the file from a copy") from None
+    if dtype.hasobject:
+        raise UserError("expected numbers or text, found Python objects (a pickle), which are never loaded",
+                        where=where, do="save the array again with numbers or text only")
+    if dtype.kind not in "biufU":
+        raise UserError(f"expected numbers or text, found dtype {dtype}", where=where,
+                        do="save the array again with numbers or text only")
+    return shape, fortran, dtype
+
+
+def _exactly(handle, size, where) -> bytes:
+    data = handle.read(size)
+    if len(data) != size:
+        raise UserError(f"expected {size} more bytes, found {len(data)}: the array is cut short", where=where,
+                        do="take the file from a copy")
+    return data

@@ -2,7 +2,8 @@
 
 Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector; a `timestamp` is in seconds. In the
 last row cells may be empty: what has a value there was seen after the last action. Frames of cameras lie in
-<stem>/<camera>/*.png. dataset.json: {"fps", "robot_type", "features": {column: {"dtype", "shape", "names", "unit"}}}.
+<stem>/<camera>/*.png. dataset.json: {"episodes": how many, "fps", "robot_type", "features": {column: {"dtype",
+"shape", "names", "unit"}}}.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .side import Holds, Place
 ABOUT = "dataset.json"
 _COPY = "correct it, or take the file from a copy"
 _INT = re.compile(r"[+-]?\d{1,19}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORDS = {"true": 1, "false": 0}
 _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
@@ -70,6 +72,7 @@ class Folder(Mapped):
         self.schema, self._rows, self._meta = {}, {}, []
         self.facts = {"format": self.ending[1:], "version": "", "path": str(path), "fps": self._fps(),
                       "robot_type": self._about.get("robot_type"), "warnings": []}
+        self._check_files()
         self._look()
         self.lengths = np.min(list(self._rows.values()), axis=0)
         for name, rows in self._rows.items():
@@ -90,6 +93,17 @@ class Folder(Mapped):
 
     def meta(self, episode):
         return self._meta[episode]
+
+    def _check_files(self):
+        """That none is missing, as far as their numbers and dataset.json tell."""
+        said, numbers = self._about.get("episodes"), [number(p.stem)[0] for p in self.files]
+        if self.path.is_dir() and said is not None and said != len(self.files):
+            raise UserError(f"expected {said} episodes, as {ABOUT} says, found {len(self.files)} files",
+                            where=self.path, do="take what is missing from a copy, or correct dataset.json")
+        if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            gap = next(i for i, n in enumerate(numbers) if n != numbers[0] + i)
+            self.facts["warnings"].append(f"{self.files[gap].name} follows {self.files[gap - 1].name}: "
+                                          f"is a file missing between them?")
 
     def _read_about(self) -> dict[str, Any]:
         file = self.folder / ABOUT
@@ -310,6 +324,8 @@ class CsvFolder(Folder):
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"expected comma-separated text, found something else ({error})", where=file,
                             do=_COPY) from None
+        if any(_CONTROL.search(text) for row in (header, *cells) for text in row):
+            raise UserError("expected text, found control characters", where=file, do=_COPY)
         if not header or not cells:
             raise UserError("expected a line of names and at least one of values, found "
                             f"{'none of values' if header else 'nothing'}", where=file, do=_COPY)
@@ -484,8 +500,8 @@ def holds(data: Dataset) -> Holds:
 
 def _plain_text(column) -> bool:
     """Whether CSV gives the text back, and as text: no carriage returns, none that is empty or looks like a number."""
-    return all(_kind(t) == "text" and t == t.strip() and "\r" not in t and "\0" not in t and len(t) < _CELL // 4
-               for t in map(str, np.ravel(column)))
+    return all(_kind(t) == "text" and t == t.strip() and "\r" not in t and not _CONTROL.search(t)
+               and len(t) < _CELL // 4 for t in map(str, np.ravel(column)))
 
 
 def write(data: Dataset, path: str | Path) -> None:
@@ -512,7 +528,7 @@ def write(data: Dataset, path: str | Path) -> None:
                 place.mkdir(parents=True)
                 for row, frame in enumerate(np.asarray(episode.steps[name])[: len(episode) + kept.columns[name].last]):
                     (place / f"{row:06d}.png").write_bytes(video.encode_png(frame))
-        about = {"fps": data.fps, "robot_type": data.facts.get("robot_type"),
+        about = {"episodes": len(data), "fps": data.fps, "robot_type": data.facts.get("robot_type"),
                  "features": {n: {k: v for k, v in asdict(features[n]).items() if v is not None}
                               for n in kept.columns}}
         write_json(part / ABOUT, json.loads(json.dumps(about)))

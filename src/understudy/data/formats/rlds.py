@@ -108,7 +108,7 @@ class Rlds(Mapped):
                             where=path / "features.json", do=_COPY) from None
         if not any(leaf.of_steps for leaf in leaves):
             raise UserError("expected steps with features, found none", where=path / "features.json",
-                            do="RLDS data sets have a feature steps; others of TFDS are not read")
+                            do="RLDS data sets have a feature steps; convert others with their own library")
         self._splits = _shards(path, self._info)
         files = [file for _, shards in self._splits for file, _ in shards]
         self.key = cache.digest("rlds", final_step, [[str(f), f.stat().st_size, f.stat().st_mtime_ns]
@@ -181,9 +181,12 @@ class Rlds(Mapped):
             count = 0 if values is None else len(values.parts() if leaf.kind != "tensor" or leaf.encoding != "none"
                                                  else values.numbers())
             each = 1 if leaf.kind != "tensor" or leaf.encoding != "none" else leaf.size
-            if count % each or count // each <= self._shift:
-                raise UserError(f"expected steps of {leaf.key}, found {count} values",
-                                where=where, do="the record is damaged: " + _COPY)
+            if count % each or count < each:
+                raise UserError(f"expected {each} values of {leaf.key} for each step, found {count}", where=where,
+                                do="the record is damaged: " + _COPY)
+            if count // each <= self._shift:
+                raise UserError("expected a step and what was seen after it, found a single step", where=where,
+                                do="its last steps hold actions: leave out final_step='observation'")
             steps.append(count // each)
         self._steps = np.array(steps, np.int64)
         self.lengths = self._steps - self._shift
@@ -646,20 +649,20 @@ def _plan(data: Dataset) -> _Plan:
             return f"steps/observation/{short}"
         return f"steps/{'language_instruction' if name == 'task' else short}"
 
-    for group in (True, False):  # those of observations have a namespace of their own
-        some = {n: f for n, f in plain.items() if n.startswith("observation.") == group}
-        for name, short in theirs(some, lambda key, f, g=group: _read_as(key, f, g, leaf)).items():
-            made = leaf(name, some[name], path(name, short))
-            reserved = not group and short in ("is_first", "is_last", "is_terminal", "action", "observation")
-            if not reserved and made.column not in {at.column for at in leaves.values()}:
-                leaves[name] = made
     actions = {n: f for n, f in features.items() if n.startswith("action.") and f.size and f.kind != "string"}
     if "action" in features and features["action"].size and features["action"].kind != "string":
         actions = {"action": features["action"]}
     for name, f in actions.items():
-        key = "steps/" + name.replace(".", "/", 1)
-        if re.fullmatch(r"[\w./\-]+", key) and "/" not in name and not name.endswith("."):
-            leaves[name] = leaf("action", f, key)
+        if re.fullmatch(r"action(\.[\w\-][\w.\-]*)?", name):
+            leaves[name] = leaf("action", f, "steps/" + name.replace(".", "/", 1))
+    reserved = {"is_first", "is_last", "is_terminal", "action", "observation"}
+    for group in (True, False):  # those of observations have a namespace of their own
+        some = {n: f for n, f in plain.items() if n.startswith("observation.") == group}
+        for name, short in theirs(some, lambda key, f, g=group: _read_as(key, f, g, leaf)).items():
+            made = leaf(name, some[name], path(name, short))
+            taken = {"next.terminated", "next.truncated", *(at.column for at in leaves.values())}
+            if made.column not in taken and (group or short not in reserved):
+                leaves[name] = made
     if ends:
         leaves["next.terminated"] = Leaf("steps/is_terminal", "tensor", "bool")
     return _Plan({n: leaves[n] for n in features if n in leaves}, _facts(data), ends)

@@ -23,9 +23,10 @@ KINDS = (  # that are read
     "rlds",
     "ogbench",
 )
-READ = ("LeRobot v3.0, v2.1, v2.0, zarr, RLDS, OGBench, .npz (observations, actions, episode_ends) and folders of one "
-        ".npz or .csv an episode")
+READ = ("LeRobot v3.0, v2.1, v2.0, zarr, RLDS, OGBench, plain .npz (observations, actions, episode_ends) and folders "
+        "of one .npz or .csv an episode")
 _REPLAY = "(a replay buffer of diffusion_policy has it)"
+_BESIDE = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may lie beside the files of episodes
 _BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
 _CONVERT = (f"this version reads {READ}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
@@ -115,18 +116,24 @@ def _folder(path: Path) -> str:
     inside = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
     if not inside:
         return "an empty folder"
-    if tables := folder.files_of(path, ".csv"):
-        kind = _table(tables[0])
-        if kind == "csv" or (path / folder.ABOUT).exists():
-            return "csv"
-    if arrays := folder.files_of(path, ".npz"):
-        keys = _keys(arrays[0])
-        if "episode_ends" not in keys and "terminals" not in keys and any(ours(k).split(".")[0] == "action"
-                                                                           for k in keys):
-            return "npz-folder"
+    if kind := _episodes(path):
+        return kind
     if all(n.endswith((".hdf5", ".h5")) for n in inside):
         return f"a folder of HDF5 files ({_hdf5(path / inside[0])})"
     return f"a folder without meta/info.json, which holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}"
+
+
+def _episodes(path: Path) -> str:
+    """Whether it is a folder of one file an episode, and of which kind: then little else lies in it."""
+    endings = {p.suffix for p in path.iterdir() if p.is_file() and not p.name.startswith(".")}
+    if tables := folder.files_of(path, ".csv"):
+        plain = endings <= {".csv", *_BESIDE} and _table(tables[0]) == "csv"
+        return "csv" if plain or (path / folder.ABOUT).exists() else ""
+    if arrays := folder.files_of(path, ".npz"):
+        keys = _keys(arrays[0])
+        acts = any(ours(k).split(".")[0] == "action" for k in keys) and not {"episode_ends", "terminals"} & keys
+        return "npz-folder" if acts and endings <= {".npz", *_BESIDE} else ""
+    return ""
 
 
 def _file(path: Path) -> str:

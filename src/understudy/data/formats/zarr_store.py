@@ -76,6 +76,10 @@ class Zarr(Mapped):
             groups = f"{listed(deeper)} (groups)" if deeper else "none"
             raise UserError(f"expected arrays in group data/, found {groups}", where=self.path,
                             do="a replay buffer has one array a column there")
+        chunks = {p.split("/")[1] for p in self._files if p.startswith("data/") and p.count("/") > 1}
+        if lost := sorted(chunks - set(found)):
+            raise UserError(f"expected a file {name}, which says what the chunks here are, found none",
+                            where=f"{self.path}, data/{lost[0]}", do=_COPY)
         return sorted(k for k in found if self._is_array(f"data/{k}"))
 
     def _is_array(self, node) -> bool:
@@ -192,8 +196,38 @@ class Zarr(Mapped):
                 yield name, row, self._rows(key, row, min(row + rows, array.shape[0]))
 
     def _rows(self, key, begin, end) -> np.ndarray:
+        self._check_blosc(key, begin, end)
         with damage(f"{self.path}, data/{key}, rows {begin} to {end - 1}"):
             return np.asarray(self._arrays[key][begin:end])
+
+    def _check_blosc(self, key, begin, end):
+        """A chunk says how long it is, which its decoder takes for granted."""
+        codecs = self._codecs[key]
+        if not self.path.is_dir() or codecs[-1:] != ["blosc"]:  # zip files have checksums
+            return
+        size = self._arrays[key].chunks[0]
+        for chunk in range(begin // size, -(-end // size)):
+            for name in self._chunks[key].get(chunk, ()):
+                with open(self.path / name, "rb") as handle:
+                    head, length = handle.read(16), self._files[name][0]
+                if len(head) < 16 or int.from_bytes(head[12:16], "little") != length:
+                    raise UserError(f"expected a whole chunk, found {length} bytes that say otherwise of themselves",
+                                    where=self.path / name, do=_COPY)
+
+    @cached_property
+    def _codecs(self) -> dict[str, list[str]]:
+        return {key: codecs(self._json(f"data/{key}")) for key in self._arrays}
+
+    @cached_property
+    def _chunks(self) -> dict[str, dict[int, list[str]]]:
+        """The files of each chunk of rows."""
+        out: dict[str, dict[int, list[str]]] = {key: {} for key in self._arrays}
+        for name in self._files:
+            group, key, *rest = (*name.split("/", 2), "")
+            if group == "data" and key in out and _CHUNK_NAME.fullmatch(rest[0]):
+                first = re.split(r"[./]", rest[0].removeprefix("c/"))[0]
+                out[key].setdefault(int(first) if first.isdigit() else 0, []).append(name)
+        return out
 
     def text(self, name, episode):
         begin = int(self._first[name][episode])
@@ -234,9 +268,16 @@ def read_as(key: str, feature: Feature) -> str:
 
 def unknown(document: dict) -> str:
     """The codecs of an array that are not decoded here; "" for none."""
-    listed_as = [document.get("compressor"), *(document.get("filters") or ()), *_nested(document.get("codecs"))]
-    named = [str(c.get("id") or c.get("name")) if isinstance(c, dict) else str(c) for c in listed_as if c]
-    return listed(n for n in named if n.removeprefix("numcodecs.") not in _CODECS)
+    return listed(n for n in codecs(document) if n not in _CODECS)
+
+
+def codecs(document: dict) -> list[str]:
+    """In the order in which they encode; those within shards as well."""
+    filters = document.get("filters")
+    given = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
+             *_nested(document.get("codecs"))]
+    named = [str(c.get("id") or c.get("name")) if isinstance(c, dict) else str(c) for c in given if c]
+    return [n.removeprefix("numcodecs.") for n in named]
 
 
 def _nested(codecs) -> Iterator[Any]:

@@ -155,9 +155,9 @@ def test_an_address_of_the_hub_is_to_be_downloaded_first(address, tmp_path, monk
 
 @pytest.mark.parametrize("pattern, kind", [
     ("robomimic/*.hdf5", "robomimic"), ("robosuite/*.hdf5", "robosuite"), ("act_aloha/raw/*.hdf5", "ACT/ALOHA"),
-    ("d4rl/*.hdf5", "D4RL"), ("minari/closed/*-v*", "Minari"), ("imitation/*rewards", "imitation"), ("imitation/discrete", "imitation"),
-    ("imitation/upstream_testdata/*.npz", "imitation"), ("mcap/*.mcap", "MCAP"), ("rosbag/ros1*/*.bag", "ROS 1 bag"),
-    ("rosbag/ros2*/*", "ROS 2 bag"), ("overcooked/*.csv", "text file")])
+    ("d4rl/*.hdf5", "D4RL"), ("minari/closed/*-v*", "Minari"), ("imitation/*rewards", "imitation"),
+    ("imitation/discrete", "imitation"), ("imitation/upstream_testdata/*.npz", "imitation"), ("mcap/*.mcap", "MCAP"),
+    ("rosbag/ros1*/*.bag", "ROS 1 bag"), ("rosbag/ros2*/*", "ROS 2 bag"), ("overcooked/*.csv", "text file")])
 def test_real_files_of_other_kinds(pattern, kind, shared):
     paths = list((shared / "fixtures").glob(pattern))
     assert paths

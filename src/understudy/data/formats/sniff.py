@@ -209,7 +209,7 @@ def _zip(path: Path) -> str:
     if {"observations", "actions", "terminals"} <= keys:
         raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
                         do="terminals do not say where episodes are cut off, nor whether their row is a step: "
-                           f"{ENDS}, or save qpos as well if it is a file of OGBench")
+                           f"{ENDS}, in a copy; or save qpos as well if it is of OGBench")
     if names := renamed(keys):
         raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
                         do=names + ("" if "episode_ends" in names else f", and {ENDS}"))

@@ -408,12 +408,13 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     for name, place in places.items():
         for e, (one, other) in enumerate(zip(data, alone, strict=True)):
             found, f = np.asarray(other.steps[place.name]), data.features()[name]
-            rows = len(one.steps[name]) if place.last else len(one)
+            rows = len(one) + 1 if place.repeats else len(one.steps[name]) if place.last else len(one)
             hold((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
                  and found.shape == (rows, *place.shape),
                  f"{to}: {name} of episode {e} is {place} without the side file, found {found.dtype} {found.shape}")
             if place.exact:
-                wanted = np.asarray(one.steps[name])[:rows].reshape(found.shape)
+                wanted = np.asarray(one.steps[name])
+                wanted = np.concatenate([wanted, wanted[-1:]])[:rows].reshape(found.shape)
                 _same_column(wanted if f.kind == "string" else wanted.astype(place.dtype), found,
                              f"{to}: {name} of episode {e}, without the side file")
 

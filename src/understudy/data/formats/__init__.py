@@ -18,7 +18,7 @@ from ..episode import Dataset
 from . import lerobot, npz, side
 from .base import Episodes, Framed, Progress, cameras
 from .describe import check_finite, describe
-from .sniff import sniff
+from .sniff import find, sniff
 
 __all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot", "losses", "npz", "open_dataset",
            "sniff", "with_frames", "write_dataset"]
@@ -26,23 +26,34 @@ __all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot"
 _READS = {  # what `sniff` says -> module, function
     "lerobot": ("lerobot", "open_lerobot"),
     "npz": ("npz", "open_npz"),
+    "npz-folder": ("folder", "open_npz_folder"),
+    "csv": ("folder", "open_csv"),
+    "zarr": ("zarr_store", "open_zarr"),
+    "rlds": ("rlds", "open_rlds"),
+    "ogbench": ("ogbench", "open_ogbench"),
 }
 WRITES = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",
+    "npz": "npz",
+    "csv": "folder",
+    "zarr": "zarr_store",
+    "rlds": "rlds",
+    "ogbench": "ogbench",
 }
 
 
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
-                 progress: Progress | None = None) -> Dataset:
-    """The data set at `path`, whatever format it is in. Nothing is read of the data until a column is asked for.
+                 progress: Progress | None = None, **options) -> Dataset:
+    """The data set at `path`, or the only one in that folder, whatever format it is in. Nothing is read of the data
+    until a column is asked for. `options` are the format's own (`final_step` of RLDS).
 
     image_size: side, or (height, width), in pixels: every camera frame is decoded once, now, into a memory map of
     that size (`frame_cost` says beforehand what that takes). Without it, frames are decoded when asked for, as they
     are. progress: called with (frames done, frames in all).
     """
-    path = Path(path).expanduser()
-    module, function = _READS[sniff(path)]
-    data = side.opened(path, getattr(import_module(f".{module}", __package__), function)(path))
+    path, kind = find(Path(path).expanduser())
+    module, function = _READS[kind]
+    data = side.opened(path, getattr(import_module(f".{module}", __package__), function)(path, **options))
     return data if image_size is None else with_frames(data, image_size, progress)
 
 

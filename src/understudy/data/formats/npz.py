@@ -17,11 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import Feature, UserError
+from ...core import Feature, UserError, role
 from .. import cache
 from ..episode import Dataset
+from . import side
 from .arrays import Arrays
-from .base import Episodes, Source, starts
+from .arrays import write as write_arrays
+from .base import Episodes, Source, rows_of, starts
+from .names import FLAGS, are_flags
+from .side import Holds, Place
 
 NAMES = {"observations": "observation.state", "actions": "action", "rewards": "next.reward",
          "terminals": "next.terminated", "timeouts": "next.truncated"}
@@ -63,7 +67,7 @@ class Npz(Source):
         self._check_last(int(ends[-1]))
         self._place()
         self.facts = {"format": "npz", "version": "", "path": str(path), "fps": self._fps(), "robot_type": None,
-                      "warnings": []}
+                      "warnings": list(self._doubts())}
 
     def _check_names(self):
         for name, key in (("observation", "observations"), ("action", "actions")):
@@ -86,13 +90,27 @@ class Npz(Source):
                             "; add 1 to each if these are the last steps themselves" if end == steps - 1 else ""))
 
     def _fps(self) -> float | None:
-        if "fps" not in self._file.headers or self._file.headers["fps"][0] != ():
+        if "fps" not in self._file.headers:
             return None
-        fps, where = self._file.small("fps")[0], f"{self.path}, fps"
+        where, shape = f"{self.path}, fps", self._file.headers["fps"][0]
+        if shape not in ((), (1,)):
+            raise UserError(f"expected one number, of steps a second, found shape {shape}", where=where,
+                            do="save one, such as fps=10; rates that differ need a file each")
+        fps = self._file.small("fps")[0]
         if fps.dtype.kind not in "iuf" or not (math.isfinite(fps) and fps > 0):
             raise UserError(f"expected a number above 0, of steps a second, found {fps}", where=where,
                             do="correct it, or leave it out")
         return float(fps)
+
+    def _doubts(self):
+        """What is kept as it is called, and may have been meant otherwise."""
+        for name, f in self.schema.items():
+            if f.kind == "choice" and role(name) == "action":
+                yield (f"{self._from[name]}: {f.dtype} is read as choices, numbered from 0; save it as float32 if it "
+                       "holds numbers")
+        for key in (*self._from.values(), *self._per_episode):
+            if _OTHERS.get(key) in (*NAMES, "next_observations") and _OTHERS[key] not in self._file.headers:
+                yield f"{key} is kept under that name; save it as {_OTHERS[key]} if that is what it is"
 
     def _place(self):
         """What each array is, by its number of rows: a column, a column with a last row, or facts."""
@@ -102,7 +120,7 @@ class Npz(Source):
         self._more: dict[str, bool] = {}  # has one row more per episode
         self._per_episode: list[str] = []
         for key, (shape, dtype) in self._file.headers.items():
-            if key in ("episode_ends", "next_observations") or (key, shape) == ("fps", ()):
+            if key in ("episode_ends", "next_observations", "fps"):
                 continue
             rows = shape[0] if shape else None
             if 0 in shape[1:]:
@@ -149,7 +167,10 @@ class Npz(Source):
 
     @cached_property
     def _facts(self) -> dict[str, list]:
-        return {key: self._file.small(key).tolist() for key in self._per_episode}
+        facts = {key: self._file.small(key) for key in self._per_episode}
+        if "success" in facts and facts["success"].dtype.kind in "biuf":
+            _check_flags(facts["success"], 0, f"{self.path}, success")
+        return {key: values.tolist() for key, values in facts.items()}
 
     def meta(self, episode):
         return {key: values[episode] for key, values in self._facts.items()}
@@ -166,6 +187,8 @@ class Npz(Source):
                                self._dtype(name))
             plain = self._more[name] or name != self._following
             for row, values in self._file.stream(key):
+                if name in FLAGS:
+                    _check_flags(values, row, f"{self.path}, {key}")
                 to = np.arange(row, row + len(values))
                 out[to if plain else self._spread(to)] = values.reshape(len(values), *self.schema[name].shape)
             if name == self._following:
@@ -204,6 +227,14 @@ class Npz(Source):
         return self._columns[name][first: first + self.rows(name)[episode]]
 
 
+def _check_flags(values: np.ndarray, row: int, where: str):
+    """A success of 0.5 is none, and no failure either."""
+    if not are_flags(values):
+        at = np.argwhere(~((values == 0) | (values == 1)))[0]
+        raise UserError(f"expected 0 or 1, found {values[tuple(at)]}", where=f"{where}[{row + int(at[0])}]",
+                        do="correct it, or save it under another name if it is no flag")
+
+
 def renamed(keys: Iterable[str]) -> str:
     """What to call arrays of other names, in words; "" where nothing is near."""
     keys, right = sorted(keys), (*NAMES, "episode_ends", "next_observations")
@@ -219,3 +250,82 @@ def _feature(name: str, shape, dtype: str) -> Feature:
     kind = np.dtype(bool if name in ("next.terminated", "next.truncated") else dtype)
     shape = () if name.startswith("next.") and tuple(shape) == (1,) else shape
     return Feature.of(np.empty((0, *shape), kind))
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+_KEYS = {name: key for key, name in NAMES.items()}
+_TAKEN = {*NAMES, "episode_ends", "next_observations", "fps"}
+_PLAIN = {bool: "?", int: "<i8", float: "<f8", str: "U"}  # facts that one array of all episodes can hold
+
+
+def holds(data: Dataset) -> Holds:
+    lengths, columns = rows_of(data), {}
+    for name, f in data.features().items():
+        if not f.size or (name not in _KEYS and (name in _TAKEN or not storable(name))):
+            continue
+        flag = name in FLAGS and f.dtype != "bool"
+        if flag and not all(are_flags(np.asarray(e.steps[name])) for e in data):
+            continue
+        shape = () if name.startswith("next.") and f.shape == (1,) else f.shape
+        last = bool((rows_of(data, name) > lengths).all()) and role(name) != "action"
+        columns[name] = Place(name, "bool" if name in FLAGS[:2] else f.dtype, shape, last)
+    return Holds(columns, fps=True, meta=frozenset(_facts(data, columns)))
+
+
+def storable(name: str) -> bool:
+    """Whether an array can be called that in a zip file."""
+    return bool(name) and name.isprintable() and "\\" not in name and not name.startswith("/") and ".." not in name
+
+
+def _facts(data: Dataset, columns) -> dict[str, np.ndarray]:
+    """Those that all episodes have, of one kind each. With as many steps as episodes they would be read as columns."""
+    if len(data) == int(rows_of(data).sum()):
+        return {}
+    out = {}
+    for key, value in data[0].meta.items():
+        kind = _PLAIN.get(type(value))
+        if kind is None or key in _TAKEN or key in columns or not storable(key) or not all(
+                type(e.meta.get(key)) is type(value) for e in data):
+            continue
+        values = [e.meta[key] for e in data]
+        if kind != "<i8" or all(-2**63 <= v < 2**63 for v in values):
+            out[key] = np.array(values, None if kind == "U" else kind)
+    return {k: v for k, v in out.items() if v.tolist() == [e.meta[k] for e in data]}
+
+
+def write(data: Dataset, path: str | Path) -> None:
+    """A new .npz file, as `open_npz` reads it. Raises UserError where there is no action or nothing was observed."""
+    path, kept = Path(path), holds(data)
+    for wanted in ("observation", "action"):
+        if not any(role(name) == wanted for name in kept.columns):
+            raise UserError(f"expected a column of {wanted}, found {', '.join(data.features())}", where=path,
+                            do="an .npz holds observations and actions: choose another format")
+    lengths = rows_of(data)
+    ends, fps = np.cumsum(lengths), None if data.fps is None else np.float64(data.fps)
+    arrays = [plain_array("episode_ends", ends)]
+    for name, place in kept.columns.items():
+        rows = int(lengths.sum()) + len(data) * place.last
+        arrays.append(column_array(data, name, _KEYS.get(name, name), rows, lengths + place.last))
+    arrays += [plain_array(key, values) for key, values in _facts(data, kept.columns).items()]
+    if fps is not None:
+        arrays.append(plain_array("fps", np.asarray(fps)))
+    with cache.room_on_disk(path), side.with_file(path, data, kept) as part:
+        write_arrays(part, arrays)
+
+
+def plain_array(key: str, values: np.ndarray):
+    return key, values.shape, values.dtype, lambda: [values]
+
+
+def column_array(data: Dataset, name: str, key: str, total: int, rows: np.ndarray):
+    """What arrays.write takes: `rows[e]` of each episode, the last one again where there is one row too few."""
+    f = data.features()[name]
+    dtype = np.dtype(f.dtype) if f.kind != "string" else np.dtype(
+        f"U{max((len(str(v)) for e in data for v in np.ravel(e.steps[name])), default=1) or 1}")
+
+    def pieces():
+        for e, n in zip(data, rows, strict=True):
+            column = np.asarray(e.steps[name])
+            yield column[:n] if len(column) >= n else np.concatenate([column, column[-1:]])
+    return key, (total, *f.shape), dtype, pieces

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
+from ...files import whole_file
 from .. import cache
 from ..episode import Dataset
 from .arrays import Arrays
@@ -29,13 +31,15 @@ NAME = "understudy.npz"
 class Place:
     """How a format stores one column: what it is called and what it is when it is read again without the side file.
     last: there is room for the row after the last action. exact: the values are the same, bit by bit (a wider dtype
-    is), or else they are lost."""
+    is), or else they are lost. repeats: where there is no row after the last action, the format needs one all the
+    same, and the last row is written once more."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     last: bool = False
     exact: bool = True
+    repeats: bool = False
 
     @staticmethod
     def like(name: str, feature: Feature, last: bool = False) -> Place:
@@ -45,7 +49,8 @@ class Place:
 @dataclass(frozen=True)
 class Holds:
     """What a format stores by itself. columns: by their names here; those that are missing have no place in it.
-    meta: keys of the facts of episodes."""
+    names: of components, and how many choices there are. meta: keys of the facts of episodes. reads: all columns, in
+    the order in which they are read again, where that is not the order of the data or has more of them."""
 
     columns: Mapping[str, Place]
     names: bool = False
@@ -53,6 +58,7 @@ class Holds:
     fps: bool = False
     robot: bool = False
     meta: frozenset[str] = frozenset()
+    reads: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Loss:
 
 def losses(data: Dataset, holds: Holds) -> list[Loss]:
     """What of these data the format cannot hold by itself, in the order of the columns."""
-    out = []
+    out, declared = [], data[0].features() if len(data) else {}
     for name, f in data.features().items():
         place = holds.columns.get(name)
         if place is None:
@@ -83,8 +89,14 @@ def losses(data: Dataset, holds: Holds) -> list[Loss]:
             out.append(Loss(name, "is compressed, and not exactly the same afterwards", kept=False))
         if not place.last and (rows_of(data, name) > rows_of(data)).any():
             out.append(Loss(name, "the row after the last action"))
+        if place.repeats and (rows_of(data, name) == rows_of(data)).any():
+            out.append(Loss(name, "that no row follows the last action: its last row is written twice"))
         if f.names and not holds.names:
             out.append(Loss(name, "the names of its components"))
+        if declared[name].choices and not holds.names:
+            out.append(Loss(name, f"how many choices there are, {', '.join(map(str, f.choices))}"))
+        if f.kind != _kind(f) and not holds.names:
+            out.append(Loss(name, f"that it is of kind {f.kind}"))
         if f.unit and not holds.units:
             out.append(Loss(name, f"its unit, {f.unit}"))
     if data.fps is not None and not holds.fps:
@@ -95,15 +107,20 @@ def losses(data: Dataset, holds: Holds) -> list[Loss]:
     return out + [Loss(f"meta.{key}", "a fact of the episodes") for key in keys if key not in holds.meta]
 
 
+def _kind(f: Feature) -> str:
+    """What an array of that dtype and shape is taken for."""
+    return "string" if f.dtype == "string" else Feature.of(np.empty((0, *f.shape), f.dtype)).kind
+
+
 def beside(path: Path) -> Path:
     return path / NAME if path.is_dir() else path.with_name(f"{path.name}.{NAME}")
 
 
 def write(path: Path, data: Dataset, holds: Holds) -> None:
     """The side file of the data set that lies at `path`, if there is anything for it."""
-    if not losses(data, holds):
-        return
     features, lengths = data.features(), rows_of(data)
+    if not losses(data, holds) and (holds.reads is None or holds.reads == tuple(features)):
+        return
     document = {
         "version": 1, "fps": data.fps, "robot_type": data.facts.get("robot_type"),
         "columns": {name: asdict(f) for name, f in features.items()},
@@ -117,10 +134,27 @@ def write(path: Path, data: Dataset, holds: Holds) -> None:
         longer = rows > lengths
         if place is None:
             arrays += [_array(f"rows/{name}", rows), _pieces(f"column/{name}", f, rows, partial(_column, data, name))]
+        elif place.repeats and not longer.all():
+            arrays.append(_array(f"rows/{name}", rows))
         elif longer.any() and not place.last:
             ones = longer.astype(np.int64)
             arrays += [_array(f"rows/{name}", rows), _pieces(f"last/{name}", f, ones, partial(_lasts, data, name))]
     write_arrays(beside(path), arrays)
+
+
+@contextmanager
+def with_file(path: Path, data: Dataset, holds: Holds) -> Iterator[Path]:
+    """A new file at `path` and what belongs beside it: both, or neither. Yields where to write the file meanwhile."""
+    if beside(path).exists():
+        raise UserError("expected nothing here, found what was kept beside another file of that name",
+                        where=beside(path), do="choose another place, or move it away first")
+    with whole_file(path) as part:
+        yield part
+        try:
+            write(path, data, holds)
+        except BaseException:
+            beside(path).unlink(missing_ok=True)
+            raise
 
 
 def opened(path: Path, data: Dataset) -> Dataset:
@@ -197,7 +231,7 @@ class Sided(Source):
         place, f = self._places[name], self.schema[name]
         inner = self.inner.schema[place]
         same = (inner.dtype, inner.shape) == (f.dtype, f.shape)
-        return self.inner.whole(place) if same and f"last/{name}" not in self._arrays.headers else None
+        return self.inner.whole(place) if same and f"rows/{name}" not in self._arrays.headers else None
 
     def column(self, name, episode):
         if self._aside(name):
@@ -206,13 +240,13 @@ class Sided(Source):
         f, column = self.schema[name], np.asarray(self.inner.column(self._places[name], episode))
         column = column.reshape(len(column), *f.shape)
         column = column if f.kind == "string" else column.astype(f.dtype, copy=False)
-        if self._rows[name][episode] == len(column):
-            return column
+        if self._rows[name][episode] <= len(column):
+            return column[: self._rows[name][episode]]
         at = int((self._rows[name][:episode] > self.lengths[:episode]).sum())
         return np.concatenate([column, self._maps[f"last/{name}"][at: at + 1]])
 
     def frames(self, name, episode):
-        if self._aside(name) or f"last/{name}" in self._arrays.headers:
+        if self._aside(name) or f"rows/{name}" in self._arrays.headers:
             return super().frames(name, episode)
         return self.inner.frames(self._places[name], episode)
 

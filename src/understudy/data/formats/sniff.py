@@ -8,15 +8,37 @@ import zipfile
 from pathlib import Path
 
 from ...core import UserError
+from . import folder, side
+from .arrays import headers
+from .names import listed, number, ours
 from .npz import ENDS, renamed
+from .ogbench import is_ogbench
 
-READ = "LeRobot v3.0, v2.1, v2.0 and plain .npz (observations, actions, episode_ends)"
+KINDS = (  # that are read
+    "lerobot",
+    "npz",
+    "npz-folder",
+    "csv",
+    "zarr",
+    "rlds",
+    "ogbench",
+)
+READ = ("LeRobot v3.0, v2.1, v2.0, zarr, RLDS, OGBench, plain .npz (observations, actions, episode_ends) and folders "
+        "of one .npz or .csv an episode")
+_REPLAY = "(a replay buffer of diffusion_policy has it)"
+_BESIDE = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may lie beside the files of episodes
+_BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
 _CONVERT = (f"this version reads {READ}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
 
 
 def sniff(path: Path) -> str:
-    """"lerobot" or "npz". Raises UserError that says what it is where it is anything else."""
+    """One of `KINDS`. Raises UserError that says what it is where it is anything else."""
+    return find(path)[1]
+
+
+def find(path: Path) -> tuple[Path, str]:
+    """The data set that `path` is, or the only one below it, and its kind."""
     path = Path(path)
     if not path.exists():
         if name := _hub(path):
@@ -28,9 +50,41 @@ def sniff(path: Path) -> str:
         raise UserError("expected a data set, found nothing", where=path,
                         do="check the path; understudy record ENV --out DATA makes a data set")
     kind = _folder(path) if path.is_dir() else _file(path)
-    if kind in ("lerobot", "npz"):
-        return kind
+    if kind in KINDS:
+        return path, kind
+    below = _below(path) if path.is_dir() else []
+    if len(below) == 1:
+        return below[0]
+    if below:
+        names = [p.relative_to(path).as_posix() for p, _ in below]
+        raise UserError(f"expected one data set, found a folder of {len(below)}: {listed(names, 20)}", where=path,
+                        do=f"name one of them, such as {below[0][0]}")
     raise UserError(f"expected a data set that can be read, found {kind}", where=path, do=_CONVERT)
+
+
+def _below(path: Path) -> list[tuple[Path, str]]:
+    """The data sets within a folder that is none, down to three levels; what is within one of them is its own."""
+    found, level, seen = [], [path], 0
+    for _ in range(_BELOW):
+        inside = [p for folder in level for p in sorted(folder.iterdir(), key=_by_number)
+                  if not p.name.startswith((".", "__")) and not p.name.endswith(side.NAME)]
+        level, seen = [], seen + len(inside)
+        if seen > _MOST:
+            break
+        for place in inside:
+            try:
+                kind = _folder(place) if place.is_dir() else _file(place)
+            except (UserError, OSError):  # whatever it is, it is none that is meant
+                continue
+            if kind in KINDS:
+                found.append((place, kind))
+            elif place.is_dir():
+                level.append(place)
+    return found
+
+
+def _by_number(path: Path):
+    return number(path.name)
 
 
 def _hub(path: Path) -> str:
@@ -52,10 +106,9 @@ def _folder(path: Path) -> str:
     if has("data/metadata.json") or "data_format" in _json(path / "metadata.json") or has("data/main_data.hdf5"):
         return "Minari, which cannot be read yet"
     if has("features.json") and has("dataset_info.json"):
-        return "RLDS (TensorFlow Datasets), which cannot be read yet"
+        return "rlds"
     if has(".zgroup") or has("zarr.json"):
-        replay = has("meta/episode_ends") or has("meta/episode_ends/.zarray")
-        return f"zarr{' (a diffusion_policy replay buffer)' if replay else ''}, which cannot be read yet"
+        return "zarr" if has("meta/episode_ends") else f"a zarr store without meta/episode_ends {_REPLAY}"
     if has("state.json") and has("dataset_info.json") and any(path.glob("*.arrow")):
         return "an imitation or Hugging Face data set in Arrow files, which cannot be read yet"
     if has("metadata.yaml") and "rosbag2_bagfile_information" in (path / "metadata.yaml").read_text(errors="replace"):
@@ -63,13 +116,24 @@ def _folder(path: Path) -> str:
     inside = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
     if not inside:
         return "an empty folder"
-    within = [p.name for p in sorted(path.iterdir()) if p.is_dir() and (p / "meta" / "info.json").exists()]
-    if within:
-        raise UserError(f"expected one data set, found a folder of {len(within)}: {', '.join(within[:5])}", where=path,
-                        do=f"name one of them, such as {path / within[0]}")
+    if kind := _episodes(path):
+        return kind
     if all(n.endswith((".hdf5", ".h5")) for n in inside):
         return f"a folder of HDF5 files ({_hdf5(path / inside[0])})"
     return f"a folder without meta/info.json, which holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}"
+
+
+def _episodes(path: Path) -> str:
+    """Whether it is a folder of one file an episode, and of which kind: then little else lies in it."""
+    endings = {p.suffix for p in path.iterdir() if p.is_file() and not p.name.startswith(".")}
+    if tables := folder.files_of(path, ".csv"):
+        plain = endings <= {".csv", *_BESIDE} and _table(tables[0]) == "csv"
+        return "csv" if plain or (path / folder.ABOUT).exists() else ""
+    if arrays := folder.files_of(path, ".npz"):
+        keys = _keys(arrays[0])
+        acts = any(ours(k).split(".")[0] == "action" for k in keys) and not {"episode_ends", "terminals"} & keys
+        return "npz-folder" if acts and endings <= {".npz", *_BESIDE} else ""
+    return ""
 
 
 def _file(path: Path) -> str:
@@ -93,12 +157,35 @@ def _file(path: Path) -> str:
         return "a pickle, which could run any code and is never loaded"
     if first.startswith(b"SQLite format 3"):
         return "an SQLite file (a ROS 2 bag without its folder?), which cannot be read yet"
+    if path.suffix.lower() == ".csv":
+        return _table(path)
     try:
         first.decode("utf-8")
         return "a text file"
     except UnicodeDecodeError as error:
         cut = error.start >= len(first) - 4  # a character that goes on after the first bytes
         return "a text file" if cut else f"a file of an unknown kind (it begins {first[:8]!r})"
+
+
+def _table(path: Path) -> str:
+    """By the names of the columns."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            names = [name.strip() for name in handle.readline(1 << 16).split(",")]
+    except UnicodeDecodeError:
+        return "a file of an unknown kind, called .csv"
+    stems = {ours(re.sub(r"_\d+$", "", name)) for name in names}
+    if any(stem.split(".")[0] == "action" for stem in stems):
+        return "csv"
+    return f"a text file, a table without a column action; it holds {listed(names, 8)}"
+
+
+def _keys(path: Path) -> set[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {n[:-4] for n in archive.namelist() if n.endswith(".npy")}
+    except (zipfile.BadZipFile, OSError):
+        return set()
 
 
 def _zip(path: Path) -> str:
@@ -109,20 +196,35 @@ def _zip(path: Path) -> str:
         raise UserError(f"expected an .npz file, found a zip that is cut short or damaged ({error})", where=path,
                         do="take it from a copy") from None
     if any(n.rsplit("/", 1)[-1] in (".zgroup", "zarr.json") for n in names):
-        return "a zipped zarr store, which cannot be read yet"
+        replay = any(n.startswith("meta/episode_ends/") for n in names)
+        return "zarr" if replay else f"a zipped zarr store without meta/episode_ends at its top {_REPLAY}"
     keys = {n[:-4] for n in names if n.endswith(".npy")}
     if "episode_ends" in keys:
         return "npz"
-    if {"observations", "actions", "terminals"} <= keys:
-        return "an OGBench .npz (no episode_ends), which cannot be read yet"
+    if is_ogbench(keys):
+        return "ogbench"
     if {"obs", "acts", "indices"} <= keys:
         return "trajectories of an old version of imitation (.npz), which cannot be read yet"
+    _no_objects(path)
+    if {"observations", "actions", "terminals"} <= keys:
+        raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
+                        do="terminals do not say where episodes are cut off, nor whether their row is a step: "
+                           f"{ENDS}, in a copy; or save qpos as well if it is of OGBench")
     if names := renamed(keys):
         raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
                         do=names + ("" if "episode_ends" in names else f", and {ENDS}"))
     if keys:
         return f"an .npz without episode_ends; it holds {', '.join(sorted(keys)[:8])}"
     return "a zip file without arrays"
+
+
+def _no_objects(path: Path) -> None:
+    """Raises UserError where an array is a pickle; other damage is said by whoever reads the array."""
+    try:
+        headers(path)
+    except UserError as error:
+        if "pickle" in str(error):
+            raise
 
 
 def _hdf5(path: Path) -> str:

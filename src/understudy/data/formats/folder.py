@@ -1,0 +1,559 @@
+"""Folders of one file an episode, .npz or .csv, and beside them, where known, dataset.json.
+
+Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector; a `timestamp` is in seconds. In the
+last row cells may be empty: what has a value there was seen after the last action. Frames of cameras lie in
+<stem>/<camera>/*.png. dataset.json: {"episodes": how many, "fps", "robot_type", "features": {column: {"dtype",
+"shape", "names", "unit"}}}.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import Feature, UserError
+from ...files import read_json, whole_folder, write_json
+from .. import cache, video
+from ..episode import Dataset
+from . import side
+from .arrays import Arrays
+from .base import Episodes, rows_of
+from .mapped import Mapped
+from .names import FLAGS, listed, number, ours
+from .side import Holds, Place
+
+ABOUT = "dataset.json"
+_COPY = "correct it, or take the file from a copy"
+_INT = re.compile(r"[+-]?\d{1,19}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_WORDS = {"true": 1, "false": 0}
+_CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
+
+
+def files_of(path: Path, ending: str) -> list[Path]:
+    """The episodes, by the last number in their names."""
+    return sorted((p for p in path.glob(f"*{ending}") if not p.name.startswith(".") and not p.name.endswith(side.NAME)),
+                  key=lambda p: number(p.stem))
+
+
+def open_npz_folder(path: Path) -> Dataset:
+    source = NpzFolder(path)
+    return Dataset(Episodes(source), source.facts)
+
+
+def open_csv(path: Path) -> Dataset:
+    """A folder, or one file: an episode."""
+    source = CsvFolder(path)
+    return Dataset(Episodes(source), source.facts)
+
+
+class Folder(Mapped):
+    """One file an episode."""
+
+    ending: str
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.folder = path if path.is_dir() else path.parent
+        self.files = files_of(path, self.ending) if path.is_dir() else [path]
+        self._about = self._read_about()
+        self.key = cache.digest(self.ending, [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in (
+            *self.files, *([self.folder / ABOUT] if self._about else []))])
+        self.schema, self._rows, self._meta = {}, {}, []
+        self.facts = {"format": self.ending[1:], "version": "", "path": str(path), "fps": self._fps(),
+                      "robot_type": self._about.get("robot_type"), "warnings": []}
+        self._check_files()
+        self._look()
+        self.lengths = np.min(list(self._rows.values()), axis=0)
+        for name, rows in self._rows.items():
+            wrong = np.flatnonzero(rows > self.lengths + 1)
+            if len(wrong):
+                e = int(wrong[0])
+                raise UserError(f"expected {self.lengths[e]} rows or one more, found {rows[e]}",
+                                where=f"{self.files[e]}, {name}", do="correct the file, or leave it out")
+        if not any(n.split(".")[0] == "action" for n in self.schema):
+            self.facts["warnings"].append(f"no column is called action; there are {listed(self.schema, 12)}")
+
+    @abstractmethod
+    def _look(self) -> None:
+        """Fills schema, `_rows` {column: (E,)} and `_meta` without keeping any values."""
+
+    def rows(self, name):
+        return self._rows[name]
+
+    def meta(self, episode):
+        return self._meta[episode]
+
+    def _check_files(self):
+        """That none is missing, as far as their numbers and dataset.json tell."""
+        said, numbers = self._about.get("episodes"), [number(p.stem)[0] for p in self.files]
+        if self.path.is_dir() and said is not None and said != len(self.files):
+            raise UserError(f"expected {said} episodes, as {ABOUT} says, found {len(self.files)} files",
+                            where=self.path, do="take what is missing from a copy, or correct dataset.json")
+        if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            gap = next(i for i, n in enumerate(numbers) if n != numbers[0] + i)
+            self.facts["warnings"].append(f"{self.files[gap].name} follows {self.files[gap - 1].name}: "
+                                          f"is a file missing between them?")
+
+    def _read_about(self) -> dict[str, Any]:
+        file = self.folder / ABOUT
+        if not file.exists():
+            return {}
+        about = read_json(file)
+        if not isinstance(about, dict) or not isinstance(about.get("features", {}), dict):
+            raise UserError("expected {fps, robot_type, features}, found something else", where=file, do=_COPY)
+        return about
+
+    def _fps(self) -> float | None:
+        fps = self._about.get("fps")
+        if fps is None:
+            return None
+        if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
+            raise UserError(f"expected a number above 0, of steps a second, found {fps!r}",
+                            where=f"{self.folder / ABOUT}, fps", do="correct it, or leave it out")
+        return float(fps)
+
+    def _said(self, name: str) -> Feature | None:
+        """What dataset.json says of a column."""
+        given = self._about.get("features", {}).get(name)
+        if given is None:
+            return None
+        try:
+            feature = Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+            if feature.dtype != "string":
+                np.dtype(feature.dtype)
+            if all(isinstance(n, int) and n > 0 for n in feature.shape):
+                return feature
+            error: Any = f"shape {feature.shape}"
+        except (TypeError, ValueError, AttributeError) as caught:
+            error = caught
+        raise UserError(f"expected dtype and shape of a column, found something else ({error})",
+                        where=f"{self.folder / ABOUT}, {name}", do=_COPY)
+
+
+class NpzFolder(Folder):
+    """Arrays of T rows, or one more. A text of the whole episode is its `task`; other single values are facts."""
+
+    ending = ".npz"
+
+    def _look(self):
+        self._arrays = [Arrays(file) for file in self.files]
+        steps = [self._steps(a) for a in self._arrays]
+        for e, arrays in enumerate(self._arrays):
+            facts, found = {}, {}
+            for key, (shape, dtype) in arrays.headers.items():
+                if key == "fps" and shape in ((), (1,)):
+                    self._rate(arrays)
+                    continue
+                column = bool(shape) and shape[0] in (steps[e], steps[e] + 1) and 0 not in shape[1:]
+                if not column and shape and shape != (1,):
+                    raise UserError(f"expected {steps[e]} rows (steps), one more, or a single value, found shape "
+                                    f"{shape}", where=f"{arrays.path}, {key}", do="correct the file, or leave it out")
+                if column or key in ("task", "language_instruction"):
+                    f = Feature.of(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
+                    name = ours(key, f.kind)
+                    shape = () if name in FLAGS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
+                    found[name] = key, Feature("bool" if name in FLAGS else f.dtype, shape, f.kind), (
+                        int(arrays.headers[key][0][0]) if column else steps[e])
+                else:
+                    facts[key] = arrays.small(key).reshape(-1)[0].item()
+            self._same(e, found)
+            self._meta.append(facts)
+
+    def _same(self, e, found):
+        """The columns of a file are those of the first."""
+        if e == 0:
+            self._keys = {name: key for name, (key, _, _) in found.items()}
+            self.schema = {name: self._said(name) or f for name, (_, f, _) in found.items()}
+            self._first_found = {name: f for name, (_, f, _) in found.items()}
+            self._rows = {name: np.zeros(len(self.files), np.int64) for name in found}
+            if not found:
+                raise UserError("expected arrays of one row a step, found none", where=self.files[0], do=_COPY)
+        if found.keys() != self.schema.keys():
+            odd = sorted(found.keys() ^ self.schema.keys())[0]
+            raise UserError(f"expected the columns of {self.files[0].name}, found {listed(found, 12)}",
+                            where=f"{self.files[e]}, {odd}", do="correct the file, or leave it out")
+        for name, (_, f, rows) in found.items():
+            if f != self._first_found[name]:
+                raise UserError(f"expected {self._first_found[name].dtype} {self._first_found[name].shape} as in "
+                                f"{self.files[0].name}, found {f.dtype} {f.shape}", where=f"{self.files[e]}, {name}",
+                                do="correct the file, or leave it out")
+            self._rows[name][e] = rows
+
+    def _steps(self, arrays) -> int:
+        rows = {ours(k): s[0] for k, (s, _) in arrays.headers.items() if s and s != (1,)} or {
+            ours(k): s[0] for k, (s, _) in arrays.headers.items() if s}
+        steps = rows.get("action") or min(rows.values(), default=0)
+        if not steps:
+            raise UserError("expected arrays of at least one row, found none", where=arrays.path, do=_COPY)
+        return int(steps)
+
+    def _rate(self, arrays):
+        value = arrays.small("fps")[0]
+        if value.dtype.kind not in "iuf" or not (math.isfinite(value) and value > 0):
+            raise UserError(f"expected a number above 0, of steps a second, found {value}", where=f"{arrays.path}, fps",
+                            do="correct it, or leave it out")
+        if self.facts["fps"] not in (None, float(value)):
+            raise UserError(f"expected {self.facts['fps']:g} steps a second as before, found {value:g}",
+                            where=f"{arrays.path}, fps", do="bring the episodes to one rate first")
+        self.facts["fps"] = float(value)
+
+    def stream(self):
+        at = dict.fromkeys(self.numbers, 0)
+        for arrays in self._arrays:
+            for name in self.numbers:
+                for row, values in arrays.stream(self._keys[name]):
+                    yield name, at[name] + row, values
+                at[name] += arrays.headers[self._keys[name]][0][0]
+
+    def frames(self, name, episode):
+        for row, values in self._arrays[episode].stream(self._keys[name]):
+            yield from enumerate(values, row)
+
+    def text(self, name, episode):
+        values, rows = self._arrays[episode].small(self._keys[name]), int(self._rows[name][episode])
+        return values if len(values) == rows and rows > 1 else np.broadcast_to(values[:1], (rows, *values.shape[1:]))
+
+
+class CsvFolder(Folder):
+    ending = ".csv"
+
+    def _look(self):
+        """Reads every file once: whether a column is whole numbers is known only at its end."""
+        kinds, times, cut = [], [], []
+        for file in self.files:
+            header, cells = self._cells(file)
+            table = _Table(file, header, cells)
+            if kinds and table.columns.keys() != kinds[0].keys():
+                odd = sorted(table.columns.keys() ^ kinds[0].keys())[0]
+                raise UserError(f"expected the columns of {self.files[0].name}, found {listed(table.columns, 12)}",
+                                where=f"{file}, {odd}", do="correct the file, or leave it out")
+            kinds.append({name: (table.kind(name), len(keys)) for name, keys in table.columns.items()})
+            for name, keys in table.columns.items():
+                if kinds[0][name][1] != len(keys):
+                    raise UserError(f"expected {kinds[0][name][1]} components as in {self.files[0].name}, found "
+                                    f"{len(keys)}", where=f"{file}, {name}", do="correct the file, or leave it out")
+                self._rows.setdefault(name, []).append(table.rows(name))
+            if "timestamp" in table.columns and table.kind("timestamp") != "text":
+                times.append(table.values("timestamp", "float64")[: len(cells)].reshape(-1))
+            if not _ends(file):
+                cut.append(file.name)
+            self._meta.append({})
+        self._vectors = table.vectors
+        self._rows = {name: np.array(rows, np.int64) for name, rows in self._rows.items()}
+        order = ["bool", "int", "float", "text"]
+        for name in kinds[0]:
+            of = {k[name][0] for k in kinds}
+            widest = max(of, key=order.index)
+            if widest == "text" and len(of) > 1:
+                e = next(i for i, k in enumerate(kinds) if k[name][0] == "text")
+                raise UserError("expected numbers as in the other files, found text", where=f"{self.files[e]}, {name}",
+                                do=_COPY)
+            self.schema[name] = self._said(name) or self._feature(name, widest, kinds[0][name][1])
+            f = self.schema[name]
+            if f.size != kinds[0][name][1] or (widest == "text" and f.kind != "string"):
+                raise UserError(f"expected {f.dtype} {f.shape}, as {ABOUT} says, found {kinds[0][name][1]} columns of "
+                                f"{widest}", where=f"{self.path}, {name}", do="correct one of them")
+        if cut:
+            self.facts["warnings"].append(f"{listed(cut)}: the last line does not end, as if the file were cut short")
+        self._look_for_frames()
+        self._find_rate(times)
+
+    def _feature(self, name, kind, size) -> Feature:
+        shape = (size,) if name in self._vectors else ()
+        if kind == "text":
+            return Feature("string", shape, "string")
+        flag = name in FLAGS or kind == "bool"
+        return Feature.of(np.empty((0, *shape), bool if flag else {"int": np.int64, "float": np.float64}[kind]))
+
+    def _look_for_frames(self):
+        """Cameras: <stem>/<camera>/*.png, one a step or one more."""
+        self._frames: dict[str, list[list[Path]]] = {}
+        cameras = sorted({d.name for f in self.files for d in f.with_suffix("").glob("*") if d.is_dir()})
+        for camera in cameras:
+            name, found = ours(camera, "image"), []
+            for e, file in enumerate(self.files):
+                frames = sorted((file.with_suffix("") / camera).glob("*.png"), key=lambda p: number(p.stem))
+                steps = min(int(r[e]) for r in self._rows.values())
+                if len(frames) not in (steps, steps + 1):
+                    raise UserError(f"expected {steps} frames or one more, found {len(frames)}",
+                                    where=file.with_suffix("") / camera, do=_COPY)
+                found.append(frames)
+            said = self._said(name)
+            shape = said.shape if said else video.decode_image(found[0][0].read_bytes(), 3, str(found[0][0])).shape
+            self._frames[name] = found
+            self.schema[name] = said or Feature("uint8", shape, "image")
+            self._rows[name] = np.array([len(f) for f in found], np.int64)
+        wanted = [n for n in self._about.get("features", {}) if n not in self.schema]
+        if wanted:
+            raise UserError(f"expected a column {wanted[0]}, as {ABOUT} says, found {listed(self.schema, 12)}",
+                            where=self.path, do="correct one of them")
+        order = list(self._about.get("features", {}))
+        self.schema = {n: self.schema[n] for n in (*order, *(n for n in self.schema if n not in order))}
+
+    def _find_rate(self, times):
+        """From the timestamps, where they are even and nothing else says it."""
+        if self.facts["fps"] is not None or not times:
+            return
+        apart = np.concatenate([np.diff(t) for t in times])
+        typical = float(np.median(apart)) if len(apart) else 0.0
+        if typical > 0 and np.isfinite(apart).all() and (np.abs(apart - typical) < 0.01 * typical).all():
+            self.facts["fps"] = round(1 / typical, 3)
+
+    def _cells(self, file: Path) -> tuple[list[str], list[list[str]]]:
+        csv.field_size_limit(_CELL)
+        try:
+            with open(file, encoding="utf-8-sig", newline="") as handle:
+                reader = csv.reader(handle, strict=True)
+                header = [name.strip() for name in next(reader, [])]
+                cells, lines = [], []
+                for row in reader:
+                    if row:
+                        cells.append(row)
+                        lines.append(reader.line_num)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"expected comma-separated text, found something else ({error})", where=file,
+                            do=_COPY) from None
+        if any(_CONTROL.search(text) for row in (header, *cells) for text in row):
+            raise UserError("expected text, found control characters", where=file, do=_COPY)
+        if not header or not cells:
+            raise UserError("expected a line of names and at least one of values, found "
+                            f"{'none of values' if header else 'nothing'}", where=file, do=_COPY)
+        if len(set(header)) < len(header) or "" in header:
+            odd = next(n for n in header if header.count(n) > 1 or not n)
+            raise UserError(f"expected a name of its own for each column, found {odd!r}", where=f"{file}, line 1",
+                            do="name the columns")
+        for row, line in zip(cells, lines, strict=True):
+            if len(row) != len(header):
+                raise UserError(f"expected {len(header)} values, as there are names, found {len(row)}",
+                                where=f"{file}, line {line}", do=_COPY)
+        return header, cells
+
+    def _values(self, e) -> dict[str, np.ndarray]:
+        """The numbers and the text of a file, by column."""
+        if self._held[0] != e:
+            table = _Table(self.files[e], *self._cells(self.files[e]))
+            self._held = e, {name: table.values(name, f.dtype).reshape(-1, *f.shape) for name, f in self.schema.items()
+                             if name not in self._frames}
+        return self._held[1]
+
+    _held: tuple[int, dict[str, np.ndarray]] = (-1, {})  # the file that was read last
+
+    def stream(self):
+        at = dict.fromkeys(self.numbers, 0)
+        for e in range(len(self.files)):
+            values = self._values(e)
+            for name in self.numbers:
+                yield name, at[name], values[name]
+                at[name] += len(values[name])
+
+    def text(self, name, episode):
+        values = self._values(episode)[name]
+        same = values.ndim == 1 and len(values) and (values == values[0]).all()
+        return np.broadcast_to(values[:1], values.shape) if same else values
+
+    def frames(self, name, episode):
+        for row, file in enumerate(self._frames[name][episode]):
+            shape = self.schema[name].shape
+            image = video.decode_image(file.read_bytes(), shape[2], str(file))
+            if image.shape != shape:
+                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=file, do=_COPY)
+            yield row, image
+
+    @cached_property
+    def numbers(self):
+        return [n for n, f in self.schema.items() if f.kind != "string" and n not in self._frames]
+
+
+class _Table:
+    """The cells of one file. columns: {our name: the places of its components}."""
+
+    def __init__(self, file: Path, header: list[str], cells: list[list[str]]):
+        self.file, self.header, self.cells = file, header, cells
+        self.columns, self.vectors = self._gather()
+        self._last = not self._whole_last_row()
+
+    def _gather(self):
+        """NAME_0, NAME_1, ... are one column."""
+        parts: dict[str, dict[int, int]] = {}
+        for at, key in enumerate(self.header):
+            match = re.fullmatch(r"(.+?)_(\d+)", key)
+            stem, i = (match[1], int(match[2])) if match else (key, -1)
+            if i in parts.setdefault(stem, {}) or (len(parts[stem]) and (i == -1 or -1 in parts[stem])):
+                raise UserError(f"expected one column {stem}, found {key} as well", where=f"{self.file}, line 1",
+                                do="rename one of them")
+            parts[stem][i] = at
+        columns, vectors = {}, set()
+        for stem, places in parts.items():
+            numbers = sorted(places)
+            if -1 not in places and numbers != list(range(len(numbers))):
+                gap = next(i for i in range(len(numbers) + 1) if i not in places)
+                raise UserError(f"expected {stem}_{gap}, found {listed(f'{stem}_{i}' for i in numbers)}",
+                                where=f"{self.file}, line 1",
+                                do="number the components of a vector from 0, without a gap")
+            name = ours(stem)
+            if name in columns:
+                raise UserError(f"expected one column {name}, found {stem} as well", where=f"{self.file}, line 1",
+                                do="rename one of them")
+            columns[name] = [places[i] for i in numbers]
+            if -1 not in places:
+                vectors.add(name)
+        return columns, vectors
+
+    def _whole_last_row(self) -> bool:
+        return all(c.strip() for c in self.cells[-1]) or len(self.cells) == 1 or not any(
+            not self.cells[-1][p].strip() and self.cells[-2][p].strip() for p in range(len(self.header)))
+
+    def rows(self, name) -> int:
+        empty = [not self.cells[-1][p].strip() for p in self.columns[name]]
+        return len(self.cells) - (self._last and all(empty))
+
+    def kind(self, name) -> str:
+        kinds = {_kind(row[p]) for row in self.cells[: self.rows(name)] for p in self.columns[name]}
+        if "text" in kinds and len(kinds - {"empty"}) == 1 or kinds == {"empty"}:
+            return "text"
+        if "text" in kinds or "empty" in kinds:
+            wanted = "number"
+            line, p = next((i, p) for i, row in enumerate(self.cells) for p in self.columns[name]
+                           if _kind(row[p]) in ("text", "empty"))
+            if "text" in kinds and len(self.columns[name]) == 1 and "empty" not in kinds:
+                return "text"
+            raise UserError(f"expected a {wanted}, found {self.cells[line][p]!r}",
+                            where=f"{self.file}, row {line + 1}, {self.header[p]}", do=_COPY)
+        return max(kinds, key=["bool", "int", "float"].index)
+
+    def values(self, name, dtype: str) -> np.ndarray:
+        """(rows, components)"""
+        places, rows = self.columns[name], self.cells[: self.rows(name)]
+        texts = [[row[p] for p in places] for row in rows]
+        if dtype == "string":
+            return np.array(texts, np.str_)
+        try:
+            plain = [[_WORDS.get(c.strip().lower(), c) for c in row] for row in texts]
+            if np.dtype(dtype).kind in "iub":
+                numbers = np.array([[int(c) for c in row] for row in plain], object)
+                out = numbers.astype(np.int64 if dtype == "bool" else dtype)
+                if not (out == numbers).all():
+                    raise OverflowError(f"a number does not fit into {dtype}")
+            else:
+                out = np.array([[float(c) for c in row] for row in plain], np.float64).astype(dtype)
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"expected {dtype}, found something else ({error})", where=f"{self.file}, {name}",
+                            do=_COPY) from None
+        return out
+
+
+def _kind(cell: str) -> str:
+    cell = cell.strip()
+    if not cell:
+        return "empty"
+    if cell.lower() in _WORDS:
+        return "bool"
+    if _INT.fullmatch(cell):
+        return "int" if -2**63 <= int(cell) < 2**63 else "float"
+    try:
+        float(cell)
+    except ValueError:
+        return "text"
+    return "text" if "_" in cell else "float"
+
+
+def _ends(file: Path) -> bool:
+    with open(file, "rb") as handle:
+        handle.seek(-1, 2)
+        return handle.read(1) in (b"\n", b"\r")
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+def holds(data: Dataset) -> Holds:
+    columns, lengths = {}, rows_of(data)
+    stems: set[str] = set()
+    for name, f in data.features().items():
+        camera = f.kind == "image" and name.startswith("observation.images.") and f.shape[2] in (1, 3, 4)
+        stem = name.removeprefix("observation.images.") if camera else name
+        if not f.size or not re.fullmatch(r"\w[\w.\-]*", stem) or stem.lower() in stems or ours(name) != name or (
+                re.search(r"_\d+$", name) and not camera):
+            continue
+        if f.kind == "string" and (f.shape or not all(_plain_text(e.steps[name]) for e in data)):
+            continue
+        if name in FLAGS and f.dtype != "bool":
+            continue
+        stems.add(stem.lower())
+        last = bool((rows_of(data, name) > lengths).any()) and f.kind != "string"
+        columns[name] = Place(name, f.dtype, f.shape, last)
+    if columns and all(place.last for name, place in columns.items() if not name.startswith("observation.images.")):
+        columns = {name: Place(name, p.dtype, p.shape) for name, p in columns.items()}
+    return Holds(columns, names=True, units=True, fps=True, robot=True, reads=tuple(columns))
+
+
+def _plain_text(column) -> bool:
+    """Whether CSV gives the text back, and as text: no carriage returns, none that is empty or looks like a number."""
+    return all(_kind(t) == "text" and t == t.strip() and "\r" not in t and not _CONTROL.search(t)
+               and len(t) < _CELL // 4 for t in map(str, np.ravel(column)))
+
+
+def write(data: Dataset, path: str | Path) -> None:
+    """A new folder: episode_000000.csv and on, frames as PNG, and dataset.json with dtypes, names and the rate. Numbers
+    are written so that they are read again exactly."""
+    path = Path(path)
+    if not len(data):
+        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
+    kept, features = holds(data), data.features()
+    cameras = [n for n in kept.columns if n.startswith("observation.images.") and features[n].kind == "image"]
+    plain = [n for n in kept.columns if n not in cameras]
+    if not plain:
+        raise UserError(f"expected numbers or text, found {listed(features, 12)}", where=path,
+                        do="a CSV folder needs at least one column of them: choose another format")
+    with cache.room_on_disk(path), whole_folder(path) as part:
+        for e, episode in enumerate(data):
+            columns = {n: np.asarray(episode.steps[n])[: len(episode) + kept.columns[n].last] for n in plain}
+            with open(part / f"episode_{e:06d}.csv", "w", encoding="utf-8", newline="") as out:
+                table = csv.writer(out, lineterminator="\n")
+                table.writerow([h for n in plain for h in _headers(n, features[n])])
+                table.writerows(_rows(columns, len(episode)))
+            for name in cameras:
+                place = part / f"episode_{e:06d}" / name.removeprefix("observation.images.")
+                place.mkdir(parents=True)
+                for row, frame in enumerate(np.asarray(episode.steps[name])[: len(episode) + kept.columns[name].last]):
+                    (place / f"{row:06d}.png").write_bytes(video.encode_png(frame))
+        about = {"episodes": len(data), "fps": data.fps, "robot_type": data.facts.get("robot_type"),
+                 "features": {n: {k: v for k, v in asdict(features[n]).items() if v is not None}
+                              for n in kept.columns}}
+        write_json(part / ABOUT, json.loads(json.dumps(about)))
+        side.write(part, data, kept)
+
+
+def _headers(name: str, f: Feature) -> list[str]:
+    return [f"{name}_{i}" for i in range(f.size)] if f.shape else [name]
+
+
+def _rows(columns, length) -> Iterator[list[str]]:
+    longest = max(len(c) for c in columns.values())
+    for row in range(max(longest, length)):
+        cells: list[str] = []
+        for column in columns.values():
+            if row < len(column):
+                cells += [_cell(v) for v in np.ravel(column[row])]
+            else:
+                cells += [""] * int(np.prod(column.shape[1:], dtype=np.int64))
+        yield cells
+
+
+def _cell(value) -> str:
+    if isinstance(value, np.str_):
+        return str(value)
+    if isinstance(value, np.bool_):
+        return str(int(value))
+    return repr(float(value)) if isinstance(value, np.floating) else str(int(value))

@@ -1,0 +1,783 @@
+"""RLDS episodes in TFDS folders (Ramos et al. 2021): features.json, dataset_info.json and shards of tfrecord.
+
+A record is one episode, a serialized tf.train.Example: named lists of bytes, float32 or int64, where what each step has
+lies end to end over time. Both are simple enough to be read here without TensorFlow. Checksums are checked: of the
+lengths when the folder is opened, of a record before anything is taken from it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ...core import Feature, UserError
+from ...files import read_json, whole_folder, write_json
+from .. import cache, video
+from ..episode import Dataset
+from . import side
+from .base import Episodes, rows_of
+from .mapped import Mapped
+from .names import listed, ours, theirs
+from .side import Holds, Place
+
+_COPY = "take the file from a copy"
+_SHARD = 256 << 20  # bytes after which a new shard is begun
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_AS_LISTS = ("float32", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")  # nothing is rounded
+_CLASSES = "tensorflow_datasets.core.features."
+
+
+def open_rlds(path: Path, final_step: Literal["action", "observation"] = "action") -> Dataset:
+    """All splits, one after another; where there are several, `meta["split"]` says which.
+
+    final_step: whether the last step of a record is one as the others ("action", as in Open X-Embodiment, 2023), or
+    holds only what was seen last ("observation", as RLDS itself has it). The files do not say; a warning does where
+    the last actions are all zero.
+    """
+    if final_step not in ("action", "observation"):
+        raise UserError(f"expected final_step to be action or observation, found {final_step!r}", where=path)
+    source = Rlds(path, final_step)
+    return Dataset(Episodes(source), source.facts)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One feature of features.json. key: its path, joined by "/", as the records have it."""
+
+    key: str
+    kind: Literal["tensor", "image", "text"]
+    dtype: str = "string"
+    shape: tuple[int, ...] = ()
+    encoding: str = "none"
+    choices: int | None = None
+
+    @property
+    def of_steps(self) -> bool:
+        return self.key.startswith("steps/")
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def column(self) -> str:
+        """What it is called here."""
+        head, _, rest = self.key.removeprefix("steps/").partition("/")
+        rest, kind = rest.replace("/", "."), {"image": "image", "text": "string"}.get(self.kind, self._kind)
+        if head == "observation":
+            if kind == "string" and rest.endswith("instruction"):
+                return "task"
+            return f"observation.images.{rest or 'image'}" if kind == "image" else f"observation.{rest or 'state'}"
+        if head == "is_terminal":
+            return "next.terminated"
+        name = f"{head}.{rest}" if rest else head
+        return name if head == "action" else ours(name, "vector" if kind == "image" else kind)
+
+    @property
+    def _kind(self) -> str:
+        return Feature.of(np.empty((0, *self.shape), self.dtype)).kind if self.dtype != "string" else "string"
+
+    @property
+    def feature(self) -> Feature:
+        if self.kind == "text":
+            return Feature("string", (), "string")
+        found = Feature.of(np.empty((0, *self.shape), self.dtype))
+        kind = "image" if self.kind == "image" else found.kind
+        return Feature(found.dtype, found.shape, kind, choices=None if self.choices is None else (self.choices,))
+
+
+class Rlds(Mapped):
+    def __init__(self, path: Path, final_step: str):
+        self.path, self._shift = path, final_step == "observation"
+        self._info = _dictionary(path / "dataset_info.json")
+        warnings: list[str] = []
+        document = _dictionary(path / "features.json")
+        try:
+            leaves = list(_leaves(document, "", warnings))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"expected the features of a TFDS data set, found something else ({error!r})",
+                            where=path / "features.json", do=_COPY) from None
+        if not any(leaf.of_steps for leaf in leaves):
+            raise UserError("expected steps with features, found none", where=path / "features.json",
+                            do="RLDS data sets have a feature steps; convert others with their own library")
+        self._splits = _shards(path, self._info)
+        files = [file for _, shards in self._splits for file, _ in shards]
+        self.key = cache.digest("rlds", final_step, [[str(f), f.stat().st_size, f.stat().st_mtime_ns]
+                                                     for f in (path / "features.json", *files)])
+        self._maps_of: dict[Path, mmap.mmap] = {}
+        self._checked: set[int] = set()
+        self._held: tuple[int, dict[str, _Values]] = (-1, {})
+        self._where: list[tuple[Path, int, int, int, str]] = []  # file, number in it, first byte, bytes, split
+        for split, shards in self._splits:
+            for file, said in shards:
+                self._scan(file, said, split)
+        if not self._where:
+            raise UserError("expected at least one episode, found none", where=path, do=_COPY)
+        self._count(leaves)
+        self._place(leaves, warnings)
+        self.facts = {"format": "rlds", "version": str(self._info.get("version", "")), "path": str(path), "fps": None,
+                      "robot_type": None, "warnings": warnings}
+
+    # -- where the records are --------------------------------------------------------------------------------------
+
+    def _map(self, file: Path):
+        if file not in self._maps_of:
+            with open(file, "rb") as handle:
+                self._maps_of[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps_of[file]
+
+    def _scan(self, file: Path, said: int | None, split: str):
+        size, at, number = file.stat().st_size, 0, 0
+        data = self._map(file) if size else b""
+        while at < size:
+            where = f"{file}, record {number}"
+            if size - at < 16:
+                raise UserError(f"expected a record of at least 16 bytes, found {size - at}: the file is cut short",
+                                where=where, do=_COPY)
+            length, crc = struct.unpack_from("<QI", data, at)
+            if masked(data[at: at + 8]) != crc:
+                gzip = at == 0 and data[:2] == b"\x1f\x8b"
+                raise UserError(f"expected the checksum of a record's length, found {'gzip' if gzip else 'another'}",
+                                where=where, do="unpack the file (gunzip)" if gzip else "the file is damaged: " + _COPY)
+            if length > size - at - 16:
+                raise UserError(f"expected a record of {length} bytes, found {size - at - 16}: the file is cut short",
+                                where=where, do=_COPY)
+            self._where.append((file, number, at + 12, length, split))
+            at, number = at + 16 + length, number + 1
+        if said is not None and number != said:
+            raise UserError(f"expected {said} records, as dataset_info.json says, found {number}", where=file, do=_COPY)
+
+    def _record(self, episode: int) -> dict[str, _Values]:
+        """What is in a record, by key; its checksum is right."""
+        if self._held[0] == episode:
+            return self._held[1]
+        file, number, at, length, _ = self._where[episode]
+        data, where = self._map(file), f"{file}, record {number}"
+        if episode not in self._checked:
+            if masked(_pieces(data, at, length)) != struct.unpack_from("<I", data, at + length)[0]:
+                raise UserError("expected the record's checksum, found another: it is damaged", where=where, do=_COPY)
+            self._checked.add(episode)
+        found = _example(data, at, at + length, where)
+        self._held = episode, found
+        return found
+
+    def _count(self, leaves):
+        """Steps of each record, from a feature that has one value a step, without reading the others."""
+        fixed = [leaf for leaf in leaves if leaf.of_steps and leaf.size > 0]
+        leaf = min(fixed, key=lambda f: (f.key != "steps/is_first", f.kind != "tensor", f.size))
+        steps = []
+        for file, number, at, length, _ in self._where:
+            where = f"{file}, record {number}"
+            values = _example(self._map(file), at, at + length, where).get(leaf.key)
+            count = 0 if values is None else len(values.parts() if leaf.kind != "tensor" or leaf.encoding != "none"
+                                                 else values.numbers())
+            each = 1 if leaf.kind != "tensor" or leaf.encoding != "none" else leaf.size
+            if count % each or count < each:
+                raise UserError(f"expected {each} values of {leaf.key} for each step, found {count}", where=where,
+                                do="the record is damaged: " + _COPY)
+            if count // each <= self._shift:
+                raise UserError("expected a step and what was seen after it, found a single step", where=where,
+                                do="its last steps hold actions: leave out final_step='observation'")
+            steps.append(count // each)
+        self._steps = np.array(steps, np.int64)
+        self.lengths = self._steps - self._shift
+
+    def _place(self, leaves, warnings):
+        self.schema: dict[str, Feature] = {}
+        self._leaf: dict[str, Leaf] = {}
+        self._meta_leaves = [leaf for leaf in leaves if not leaf.of_steps and leaf.kind != "image"]
+        self._ends = any(leaf.key == "steps/is_terminal" for leaf in leaves)
+        for leaf in leaves:
+            if not leaf.of_steps or leaf.key in ("steps/is_first", "steps/is_last"):
+                continue
+            if leaf.kind == "image":
+                leaf = self._camera(leaf, warnings)
+                if leaf is None:
+                    continue
+            if leaf.column in self._leaf:
+                if leaf.column == "task":
+                    warnings.append(f"{leaf.key} is left out: task is {self._leaf['task'].key}")
+                    continue
+                raise UserError(f"expected one feature for {leaf.column}, found {self._leaf[leaf.column].key} and "
+                                f"{leaf.key}", where=self.path / "features.json", do="rename one of them")
+            self.schema[leaf.column], self._leaf[leaf.column] = leaf.feature, leaf
+        if self._ends:
+            self.schema["next.terminated"] = self.schema["next.truncated"] = Feature("bool", ())
+        if self._shift:
+            self.longer = frozenset(n for n in self.schema if n.startswith("observation."))
+        self._doubts(warnings)
+
+    def _camera(self, leaf: Leaf, warnings) -> Leaf | None:
+        """With its size, from the first frame where features.json does not say. Cameras that were absent in all
+        episodes are left out; in some, their frames are black."""
+        there, first = [], None
+        for e, (file, number, at, length, _) in enumerate(self._where):
+            values = _example(self._map(file), at, at + length, f"{file}, record {number}").get(leaf.key)
+            frame = b"" if values is None else values.first()
+            there.append(bool(frame))
+            first = first or (frame and (e, frame))
+        if first is None or not first:
+            warnings.append(f"{leaf.key} is left out: it has no image in any episode")
+            return None
+        if not all(there):
+            missing = [e for e, yes in enumerate(there) if not yes]
+            warnings.append(f"{leaf.key} has no image in episodes {listed(missing)}: its frames there are black")
+        if -1 not in leaf.shape and len(leaf.shape) == 3:
+            return leaf
+        channels = leaf.shape[2] if len(leaf.shape) == 3 and leaf.shape[2] > 0 else 3
+        file, number, *_ = self._where[first[0]]
+        image = video.decode_image(first[1], channels, f"{file}, record {number}, {leaf.key}, frame 0")
+        return Leaf(leaf.key, "image", leaf.dtype, image.shape)
+
+    def _doubts(self, warnings):
+        """What the flags and the last actions say."""
+        odd, still, moved = [], True, False
+        actions = [self._leaf[n] for n in self.schema if n.split(".")[0] == "action" and n in self._leaf
+                   and self._leaf[n].encoding == "none" and self._leaf[n].kind == "tensor"]
+        for e, (file, number, at, length, _) in enumerate(self._where):
+            found = _example(self._map(file), at, at + length, f"{file}, record {number}")
+            last = int(self._steps[e]) - 1
+            for key, row in (("steps/is_first", 0), ("steps/is_last", last)):
+                flags = found[key].numbers() if key in found else None
+                if flags is not None and len(flags) and np.flatnonzero(flags).tolist() != [row]:
+                    odd.append(e)
+            for leaf in actions:
+                values = found[leaf.key].numbers() if leaf.key in found else np.zeros(0)
+                tail = values[-leaf.size:]
+                still &= bool(((tail == 0) | np.isnan(tail)).all())
+                moved |= bool(np.any(values[:-leaf.size] != 0))
+        if odd:
+            warnings.append(f"is_first or is_last are not those of the first and last step in episodes {listed(odd)}")
+        if actions and still and moved and not self._shift:
+            warnings.append("the last action of every episode is zero: if the last step holds only what was seen last, "
+                            "as RLDS has it, open it with Dataset.open(path, final_step='observation')")
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def stream(self):
+        for e in range(len(self.lengths)):
+            self._record(e)
+            for name in self.numbers:
+                yield name, int(self._first[name][e]), self._numbers(name, e)
+
+    def _numbers(self, name, e) -> np.ndarray:
+        if name in ("next.terminated", "next.truncated") and self._ends:
+            ends = self._tensor(self._terminal, e).astype(bool)
+            ends = np.append(ends[:-2], ends[-1]) if self._shift else ends  # the last step says how it ended
+            if name == "next.truncated":
+                return (np.arange(len(ends)) == len(ends) - 1) & ~ends
+            return ends
+        values = self._tensor(self._leaf[name], e)
+        return values[: int(self.rows(name)[e])]
+
+    @cached_property
+    def _terminal(self) -> Leaf:
+        return Leaf("steps/is_terminal", "tensor", "bool")
+
+    def _tensor(self, leaf: Leaf, e: int) -> np.ndarray:
+        """(steps of the record, *shape)."""
+        file, number, *_ = self._where[e]
+        return _tensor(leaf, self._record(e).get(leaf.key), int(self._steps[e]), f"{file}, record {number}, {leaf.key}")
+
+    def text(self, name, episode):
+        leaf, rows = self._leaf[name], int(self.rows(name)[episode])
+        texts = self._texts(leaf, episode)[:rows]
+        if len(set(texts)) == 1:
+            return np.broadcast_to(np.array(texts[:1], np.str_), (rows,))
+        return np.array(texts, np.str_)
+
+    def _texts(self, leaf, e) -> list[str]:
+        parts = self._parts(leaf, e)
+        try:
+            return [p.decode() for p in parts]
+        except UnicodeDecodeError as error:
+            file, number, *_ = self._where[e]
+            raise UserError(f"expected text in UTF-8, found {error.object[:20]!r}",
+                            where=f"{file}, record {number}, {leaf.key}", do=_COPY) from None
+
+    def _parts(self, leaf, e) -> list[bytes]:
+        file, number, *_ = self._where[e]
+        values = self._record(e).get(leaf.key)
+        parts = [] if values is None else values.parts()
+        if len(parts) != self._steps[e]:
+            raise UserError(f"expected {self._steps[e]} values, one a step, found {len(parts)}",
+                            where=f"{file}, record {number}, {leaf.key}", do=_COPY)
+        return parts
+
+    def frames(self, name, episode):
+        leaf, shape = self._leaf[name], self.schema[name].shape
+        if leaf.kind != "image":
+            yield from enumerate(self._tensor(leaf, episode)[: int(self.rows(name)[episode])])
+            return
+        file, number, *_ = self._where[episode]
+        for row, data in enumerate(self._parts(leaf, episode)[: int(self.rows(name)[episode])]):
+            where = f"{file}, record {number}, {leaf.key}, frame {row}"
+            image = video.decode_image(data, shape[2], where) if data else np.zeros(shape, np.uint8)
+            if image.shape != shape:
+                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=where, do=_COPY)
+            yield row, image
+
+    def meta(self, episode):
+        file, number, *_, split = self._where[episode]
+        facts: dict[str, Any] = {"split": split} if len(self._splits) > 1 else {}
+        for leaf in self._meta_leaves:
+            values = self._record(episode).get(leaf.key)
+            name = leaf.key.removeprefix("episode_metadata/").replace("/", ".")
+            if leaf.kind == "text":
+                parts = [] if values is None else values.parts()
+                facts[name] = parts[0].decode(errors="replace") if parts else ""
+            elif values is not None:
+                where = f"{file}, record {number}, {leaf.key}"
+                facts[name] = _tensor(leaf, values, 1, where)[0].tolist()
+        return facts
+
+
+def _tensor(leaf: Leaf, values: _Values | None, rows: int, where: str) -> np.ndarray:
+    dtype = np.dtype(leaf.dtype)
+    try:
+        if leaf.encoding == "none":
+            found = np.zeros(0, dtype) if values is None else values.numbers().astype(dtype)
+        else:
+            unpack = zlib.decompress if leaf.encoding == "zlib" else bytes
+            data = b"".join(unpack(p) for p in ([] if values is None else values.parts()))
+            found = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
+    except (zlib.error, ValueError) as error:
+        raise UserError(f"expected numbers, found damage ({error})", where=where, do=_COPY) from None
+    if len(found) != rows * leaf.size:
+        raise UserError(f"expected {rows} times {leaf.size} numbers, found {len(found)}", where=where, do=_COPY)
+    return found.reshape(rows, *leaf.shape)
+
+
+# -- features.json and dataset_info.json ----------------------------------------------------------------------------
+
+
+def _dictionary(file: Path) -> dict[str, Any]:
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise UserError(f"expected a JSON object, found {type(value).__name__}", where=file, do=_COPY)
+    return value
+
+
+def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[Leaf]:
+    if "featuresDict" in node:
+        for name, child in (node["featuresDict"].get("features") or {}).items():
+            yield from _leaves(child, f"{key}/{name}" if key else name, warnings)
+    elif key == "steps" and "sequence" in node:
+        yield from _leaves(node["sequence"]["feature"], key, warnings)
+    elif key == "steps":
+        raise ValueError("steps are not a sequence")
+    elif "tensor" in node:
+        tensor = node["tensor"]
+        dtype, shape = tensor["dtype"], _shape(tensor)
+        encoding = tensor.get("encoding", "none") or "none"
+        if dtype in ("string", "object") and not shape:
+            yield Leaf(key, "text")
+        elif -1 in shape or dtype in ("string", "object", "bfloat16") or encoding not in ("none", "bytes", "zlib"):
+            warnings.append(f"{key} is left out: {dtype} {shape} {encoding} has no one shape of numbers")
+        else:
+            yield Leaf(key, "tensor", np.dtype(dtype).name, shape, encoding)
+    elif "image" in node:
+        image = node["image"]
+        if image.get("dtype", "uint8") != "uint8" or image.get("encodingFormat", "png") not in ("png", "jpeg", ""):
+            warnings.append(f"{key} is left out: images of {image.get('dtype')} {image.get('encodingFormat')} are not "
+                            "read")
+        else:
+            yield Leaf(key, "image", "uint8", _shape(image) or (-1, -1, 3))
+    elif "text" in node:
+        yield Leaf(key, "text")
+    elif "classLabel" in node:
+        count = int(node["classLabel"].get("numClasses") or 0)
+        yield Leaf(key, "tensor", "int64", (), choices=count or None)
+    else:
+        kind = next((k for k in node if k != "pythonClassName"), "nothing")
+        warnings.append(f"{key} is left out: a feature of kind {kind} has no fixed shape a step")
+
+
+def _shape(node) -> tuple[int, ...]:
+    return tuple(int(n) for n in (node.get("shape") or {}).get("dimensions", ()))
+
+
+def _shards(path: Path, info: Mapping) -> list[tuple[str, list[tuple[Path, int | None]]]]:
+    """(split, its files with the number of records that each should have)."""
+    where, kind = path / "dataset_info.json", info.get("fileFormat") or "tfrecord"
+    if kind != "tfrecord":
+        raise UserError(f"expected files of format tfrecord, found {kind}, which is not read", where=where,
+                        do="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
+    splits = info.get("splits")
+    if not isinstance(splits, list) or not splits or not all(isinstance(s, dict) for s in splits):
+        raise UserError("expected splits, found none", where=where, do=_COPY)
+    name, out = str(info.get("name") or path.parent.name), []
+    for split in splits:
+        try:
+            said = [int(n) for n in split.get("shardLengths") or ()]
+        except (TypeError, ValueError):
+            raise UserError(f"expected numbers of records, found {split.get('shardLengths')}",
+                            where=f"{where}, shardLengths", do=_COPY) from None
+        files = []
+        for i, count in enumerate(said):
+            template = str(split.get("filepathTemplate") or _TEMPLATE)
+            tokens = {"{DATASET}": name, "{SPLIT}": str(split.get("name")), "{FILEFORMAT}": kind,
+                      "{SHARD_X_OF_Y}": f"{i:05d}-of-{len(said):05d}", "{SHARD_INDEX}": f"{i:05d}",
+                      "{NUM_SHARDS}": f"{len(said):05d}"}
+            for token, text in tokens.items():
+                template = template.replace(token, text)
+            file = path / Path(template).name
+            if not file.is_file():
+                raise UserError(f"expected shard {i} of split {split.get('name')}, found none", where=file, do=_COPY)
+            files.append((file, count))
+        out.append((str(split.get("name")), files))
+    return out
+
+
+# -- tf.train.Example, by the encoding of Protocol Buffers ----------------------------------------------------------
+
+
+class _Values:
+    """One list of an Example: where its bytes are."""
+
+    def __init__(self, data, at: int, end: int, where: str):
+        self._data, self._at, self._end, self._where = data, at, end, where
+
+    @cached_property
+    def _list(self) -> tuple[int, int, int]:
+        """(kind, first byte, end): 1 bytes, 2 float32, 3 int64; 0 for none."""
+        found = (0, 0, 0)
+        for field, wire, at, end in _fields(self._data, self._at, self._end, self._where):
+            if field in (1, 2, 3) and wire == 2:
+                found = field, at, end
+        return found
+
+    def parts(self) -> list[bytes]:
+        kind, at, end = self._list
+        if kind not in (0, 1):
+            raise UserError("expected text or bytes, found numbers", where=self._where, do=_COPY)
+        return [self._data[a:b] for f, w, a, b in _fields(self._data, at, end, self._where) if (f, w) == (1, 2)]
+
+    def first(self) -> bytes:
+        kind, at, end = self._list
+        ranges = _fields(self._data, at, end, self._where) if kind == 1 else ()
+        return next((self._data[a:b] for _, _, a, b in ranges), b"")
+
+    def numbers(self) -> np.ndarray:
+        """float32 or int64, packed (as everybody writes them) or one by one."""
+        kind, at, end = self._list
+        if kind == 1:
+            raise UserError("expected numbers, found text or bytes", where=self._where, do=_COPY)
+        out = []
+        for field, wire, a, b in _fields(self._data, at, end, self._where):
+            if field == 1 and wire == 2:
+                out.append(self._floats(a, b) if kind == 2 else _varints(self._data[a:b], self._where))
+            elif field == 1 and (kind, wire) == (2, 5):
+                out.append(self._floats(a, b))
+            elif field == 1 and (kind, wire) == (3, 0):
+                out.append(_varints(self._data[a:b], self._where))
+        return np.concatenate(out) if out else np.zeros(0, np.float32 if kind == 2 else np.int64)
+
+    def _floats(self, at, end):
+        if (end - at) % 4:
+            raise _broken(self._where)
+        return np.frombuffer(self._data, "<f4", (end - at) // 4, at)
+
+
+def _example(data, at: int, end: int, where: str) -> dict[str, _Values]:
+    out = {}
+    for field, wire, a, b in _fields(data, at, end, where):
+        if (field, wire) != (1, 2):
+            continue
+        for entry, kind, c, d in _fields(data, a, b, where):
+            if (entry, kind) != (1, 2):
+                continue
+            key, value = "", (0, 0)
+            for f, w, e, g in _fields(data, c, d, where):
+                if (f, w) == (1, 2):
+                    key = data[e:g].decode(errors="replace")
+                elif (f, w) == (2, 2):
+                    value = e, g
+            out[key] = _Values(data, *value, f"{where}, {key}")
+    return out
+
+
+def _fields(data, at: int, end: int, where: str) -> Iterator[tuple[int, int, int, int]]:
+    """(number, wire type, first byte, end) of each field of a message; a varint's bytes are given as they are."""
+    while at < end:
+        tag, at = _varint(data, at, end, where)
+        field, wire, begin = tag >> 3, tag & 7, at
+        if wire == 0:
+            _, at = _varint(data, at, end, where)
+        elif wire == 2:
+            length, begin = _varint(data, at, end, where)
+            at = begin + length
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        else:
+            raise _broken(where)
+        if at > end or field == 0:
+            raise _broken(where)
+        yield field, wire, begin, at
+
+
+def _varint(data, at: int, end: int, where: str) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        value, at, shift = value | (byte & 127) << shift, at + 1, shift + 7
+        if byte < 128:
+            return value, at
+    raise _broken(where)
+
+
+def _varints(data: bytes, where: str) -> np.ndarray:
+    """(n,) int64 of packed variable-length numbers: seven bits a byte, the last byte of each below 128."""
+    raw = np.frombuffer(data, np.uint8)
+    if not len(raw):
+        return np.zeros(0, np.int64)
+    last = raw < 128
+    first = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    if not last[-1] or np.diff(np.append(first, len(raw))).max() > 10:
+        raise _broken(where)
+    place = np.arange(len(raw)) - np.repeat(first, np.diff(np.append(first, len(raw))))
+    bits = (raw & 127).astype(np.uint64) << (7 * place).astype(np.uint64)
+    return np.bitwise_or.reduceat(bits, first).view(np.int64)
+
+
+def _broken(where) -> UserError:
+    return UserError("expected a tf.train.Example, found damage", where=where, do=_COPY)
+
+
+def _pieces(data, at: int, length: int) -> Iterator[bytes]:
+    for begin in range(at, at + length, 1 << 20):
+        yield data[begin: min(begin + (1 << 20), at + length)]
+
+
+def masked(pieces: bytes | Iterable[bytes]) -> int:
+    """The checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
+    try:
+        import google_crc32c
+    except ImportError:
+        raise UserError("reading tfrecord needs the package google-crc32c, found none",
+                        do="pip install 'understudy[formats]'") from None
+    crc = 0
+    for piece in [pieces] if isinstance(pieces, bytes) else pieces:
+        crc = google_crc32c.extend(crc, piece)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """leaves: {column: how it is stored}; is_first and is_last are made up. facts: {key of meta: how}."""
+
+    leaves: Mapping[str, Leaf]
+    facts: Mapping[str, Leaf]
+    ends: bool
+
+    def document(self) -> dict:
+        tree: dict[str, Any] = {}
+        for leaf in (*self.leaves.values(), *(Leaf(f"steps/{k}", "tensor", "bool") for k in ("is_first", "is_last")),
+                     *self.facts.values()):
+            *groups, name = leaf.key.split("/")
+            node = tree
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[name] = leaf
+        return _group(tree)
+
+
+def _group(tree: Mapping) -> dict:
+    features = {}
+    for name, node in tree.items():
+        if isinstance(node, Leaf):
+            features[name] = _leaf(node)
+        elif name == "steps":
+            features[name] = {"pythonClassName": _CLASSES + "dataset_feature.Dataset",
+                              "sequence": {"feature": _group(node), "length": "-1"}}
+        else:
+            features[name] = _group(node)
+    return {"pythonClassName": _CLASSES + "features_dict.FeaturesDict", "featuresDict": {"features": features}}
+
+
+def _leaf(leaf: Leaf) -> dict:
+    shape = {"dimensions": [str(n) for n in leaf.shape]} if leaf.shape else {}
+    if leaf.kind == "text":
+        return {"pythonClassName": _CLASSES + "text_feature.Text", "text": {}}
+    if leaf.kind == "image":
+        return {"pythonClassName": _CLASSES + "image_feature.Image",
+                "image": {"shape": shape, "dtype": "uint8", "encodingFormat": "png"}}
+    return {"pythonClassName": _CLASSES + "tensor_feature.Tensor",
+            "tensor": {"shape": shape, "dtype": leaf.dtype, "encoding": leaf.encoding}}
+
+
+def holds(data: Dataset) -> Holds:
+    plan = _plan(data)
+    columns = {n: Place(leaf.column, "string" if leaf.kind == "text" else leaf.dtype, leaf.shape)
+               for n, leaf in plan.leaves.items()}
+    if plan.ends:
+        columns["next.truncated"] = Place("next.truncated", "bool", ())
+    read = [leaf.column for leaf in _leaves(plan.document(), "", []) if leaf.of_steps
+            and leaf.key not in ("steps/is_first", "steps/is_last")]
+    reads = read + ["next.truncated"] if plan.ends or "next.terminated" in read else read
+    return Holds(columns, meta=frozenset(plan.facts), reads=tuple(reads))
+
+
+def _plan(data: Dataset) -> _Plan:
+    features = data.features()
+    ends = _ends(data, features)
+    leaves = {}
+    plain = {n: f for n, f in features.items() if n not in ("next.terminated", "next.truncated", "action")
+             and not n.startswith("action.") and f.size and (f.kind != "string" or not f.shape)}
+
+    def leaf(name, f, key):
+        if f.kind == "string":
+            return Leaf(key, "text")
+        if f.kind == "image" and f.shape[2] in (1, 3, 4) and name.startswith("observation."):
+            return Leaf(key, "image", "uint8", f.shape)
+        return Leaf(key, "tensor", f.dtype, f.shape, "none" if f.dtype in _AS_LISTS else "bytes")
+
+    def path(name, short):
+        if name.startswith("observation."):
+            return f"steps/observation/{short}"
+        return f"steps/{'language_instruction' if name == 'task' else short}"
+
+    actions = {n: f for n, f in features.items() if n.startswith("action.") and f.size and f.kind != "string"}
+    if "action" in features and features["action"].size and features["action"].kind != "string":
+        actions = {"action": features["action"]}
+    for name, f in actions.items():
+        if re.fullmatch(r"action(\.[\w\-][\w.\-]*)?", name):
+            leaves[name] = leaf("action", f, "steps/" + name.replace(".", "/", 1))
+    reserved = {"is_first", "is_last", "is_terminal", "action", "observation"}
+    for group in (True, False):  # those of observations have a namespace of their own
+        some = {n: f for n, f in plain.items() if n.startswith("observation.") == group}
+        for name, short in theirs(some, lambda key, f, g=group: _read_as(key, f, g, leaf)).items():
+            made = leaf(name, some[name], path(name, short))
+            taken = {"next.terminated", "next.truncated", *(at.column for at in leaves.values())}
+            if made.column not in taken and (group or short not in reserved):
+                leaves[name] = made
+    if ends:
+        leaves["next.terminated"] = Leaf("steps/is_terminal", "tensor", "bool")
+    return _Plan({n: leaves[n] for n in features if n in leaves}, _facts(data), ends)
+
+
+def _read_as(key, f, observed, leaf) -> str:
+    prefix = "steps/observation/" if observed else "steps/"
+    name = "observation." if observed else ""
+    return leaf(name, f, prefix + ("language_instruction" if key == "task" else key)).column
+
+
+def _ends(data, features) -> bool:
+    """Whether the flags are those that RLDS can say: an episode that did not terminate was truncated at its end."""
+    names = ("next.terminated", "next.truncated")
+    if not all(n in features and (features[n].dtype, features[n].shape) == ("bool", ()) for n in names):
+        return False
+    return all(np.array_equal(np.asarray(e.steps[names[1]])[: len(e)],
+                              (np.arange(len(e)) == len(e) - 1) & ~np.asarray(e.steps[names[0]])[: len(e)])
+               for e in data)
+
+
+def _facts(data: Dataset) -> dict[str, Leaf]:
+    """Facts that all episodes have, as one kind of plain value."""
+    first, out = dict(data[0].meta), {}
+    kinds = {bool: "bool", int: "int64", float: "float64", str: "string"}
+    for key, value in first.items():
+        kind = kinds.get(type(value))
+        if kind is None or key == "split" or not re.fullmatch(r"\w+", key) or not all(
+                type(e.meta.get(key)) is type(value) for e in data):
+            continue
+        if kind == "int64" and not all(-2**63 <= e.meta[key] < 2**63 for e in data):
+            continue
+        path = f"episode_metadata/{key}"
+        out[key] = Leaf(path, "text") if kind == "string" else Leaf(
+            path, "tensor", kind, (), "bytes" if kind == "float64" else "none")
+    return out
+
+
+def write(data: Dataset, path: str | Path) -> None:
+    """A new folder that tfds.builder_from_directory opens: one split, train, of shards of tfrecord. Every step is one
+    with an action; what was seen last goes into the side file."""
+    path = Path(path)
+    if not len(data):
+        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
+    masked(b"")  # says what to install before anything is written
+    plan, name = _plan(data), re.sub(r"\W+", "_", path.stem.lower()).strip("_") or "demonstrations"
+    name = name if name[0].isalpha() else f"d_{name}"
+    with cache.room_on_disk(path), whole_folder(path) as part:
+        counts, size, out = [], 0, None
+        lengths = rows_of(data)
+        try:
+            for e, episode in enumerate(data):
+                if out is None or out.tell() >= _SHARD:
+                    if out is not None:
+                        out.close()
+                    out = open(part / f"{len(counts)}.tfrecord", "wb")  # noqa: SIM115
+                    counts.append(0)
+                record = _encode(plan, episode, int(lengths[e]))
+                head = struct.pack("<Q", len(record))
+                out.write(head + struct.pack("<I", masked(head)) + record + struct.pack("<I", masked(record)))
+                counts[-1], size = counts[-1] + 1, size + len(record) + 16
+        finally:
+            if out is not None:
+                out.close()
+        for i in range(len(counts)):
+            (part / f"{i}.tfrecord").rename(part / f"{name}-train.tfrecord-{i:05d}-of-{len(counts):05d}")
+        write_json(part / "features.json", plan.document())
+        write_json(part / "dataset_info.json", {
+            "name": name, "version": "1.0.0", "description": "Written by understudy.", "fileFormat": "tfrecord",
+            "splits": [{"name": "train", "numBytes": str(size), "shardLengths": [str(n) for n in counts],
+                        "filepathTemplate": _TEMPLATE}]})
+        side.write(part, data, holds(data))
+
+
+def _encode(plan: _Plan, episode, length: int) -> bytes:
+    entries = {}
+    for name, leaf in plan.leaves.items():
+        entries[leaf.key] = _list_of(leaf, np.asarray(episode.steps[name])[:length])
+    for key, row in (("is_first", 0), ("is_last", length - 1)):
+        entries[f"steps/{key}"] = _ints(np.arange(length) == row)
+    for key, leaf in plan.facts.items():
+        entries[leaf.key] = _list_of(leaf, np.array([episode.meta[key]]))
+    body = b"".join(_field(1, _field(1, key.encode()) + _field(2, entries[key])) for key in sorted(entries))
+    return _field(1, body)
+
+
+def _list_of(leaf: Leaf, column: np.ndarray) -> bytes:
+    if leaf.kind == "text":
+        return _strings(str(v).encode() for v in column)
+    if leaf.kind == "image":
+        return _strings(video.encode_png(frame) for frame in column)
+    if leaf.encoding == "bytes":
+        raw = np.ascontiguousarray(column, np.dtype(leaf.dtype).newbyteorder("<"))
+        return _strings(row.tobytes() for row in raw)
+    if leaf.dtype == "float32":
+        return _field(2, _field(1, np.ascontiguousarray(column, "<f4").tobytes()))
+    return _ints(column)
+
+
+def _strings(parts: Iterable[bytes]) -> bytes:
+    return _field(1, b"".join(_field(1, p) for p in parts))
+
+
+def _ints(column: np.ndarray) -> bytes:
+    return _field(3, _field(1, _packed(np.asarray(column).reshape(-1).astype(np.int64).view(np.uint64))))
+
+
+def _packed(values: np.ndarray) -> bytes:
+    """(n,) uint64 as variable-length numbers."""
+    sevens = values[:, None] >> np.arange(0, 70, 7, dtype=np.uint64)
+    count = np.maximum((sevens > 0).sum(1), 1)
+    used = np.arange(10) < count[:, None]
+    more = np.where(np.arange(10) < count[:, None] - 1, 128, 0)
+    return ((sevens & np.uint64(127)).astype(np.uint8) | more.astype(np.uint8))[used].tobytes()
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _packed(np.array([len(content)], np.uint64)) + content

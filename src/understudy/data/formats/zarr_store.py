@@ -1,0 +1,401 @@
+"""zarr stores as diffusion_policy keeps its replay buffers (Chi et al. 2023): read in formats 2 and 3, written in 2.
+
+Group data/ has arrays over all steps of all episodes, meta/episode_ends the exclusive ends. A store is a folder, or
+one .zip file that holds the same. A chunk that is not there is the fill value: writers leave out chunks of nothing
+else, and a lost file looks the same, so `open_zarr` counts them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import Feature, UserError
+from ...files import whole_folder
+from .. import cache
+from ..episode import Dataset
+from . import side
+from .base import Episodes, rows_of
+from .mapped import Mapped
+from .names import listed, ours, theirs
+from .side import Holds, Place
+
+_CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
+_CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "delta", "crc32", "crc32c", "adler32",
+           "fletcher32", "fixedscaleoffset", "quantize", "packbits", "bitround", "vlen-utf8", "bytes", "transpose",
+           "sharding_indexed"}  # those that decode bytes; "pickle" would run what is in the file
+_CHUNK_NAME = re.compile(r"c|(c/)?\d+([./]\d+)*")
+_COPY = "take the file from a copy"
+
+
+def open_zarr(path: Path) -> Dataset:
+    source = Zarr(path)
+    return Dataset(Episodes(source), source.facts)
+
+
+class Zarr(Mapped):
+    def __init__(self, path: Path):
+        self.path = path
+        self._files = _files(path)
+        self.key = cache.digest("zarr", str(path.resolve()), sorted(self._files.items()))
+        warnings: list[str] = []
+        self._arrays = {}
+        for key in self._keys():
+            where = f"{path}, data/{key}"
+            unread = unknown(self._json(f"data/{key}"))
+            if unread:
+                warnings.append(f"data/{key} is left out: it is stored with {unread}, which cannot be read here")
+                continue
+            self._arrays[key] = self._array(f"data/{key}", where)
+        self.lengths = self._lengths()
+        self._place(warnings)
+        self.facts = {"format": "zarr", "version": str(self._version), "path": str(path), "fps": None,
+                      "robot_type": None, "warnings": warnings}
+
+    # -- what is there ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _version(self) -> int:
+        return 3 if "zarr.json" in self._files else 2
+
+    def _keys(self) -> list[str]:
+        name = "zarr.json" if self._version == 3 else ".zarray"
+        found = [p.split("/")[1] for p in self._files if p.startswith("data/") and p.endswith(f"/{name}")
+                 and p.count("/") == 2]
+        deeper = sorted({p.split("/")[1] for p in self._files if p.startswith("data/") and p.endswith(f"/{name}")
+                         and p.count("/") > 2} - set(found))
+        if deeper or not found:
+            groups = f"{listed(deeper)} (groups)" if deeper else "none"
+            raise UserError(f"expected arrays in group data/, found {groups}", where=self.path,
+                            do="a replay buffer has one array a column there")
+        chunks = {p.split("/")[1] for p in self._files if p.startswith("data/") and p.count("/") > 1}
+        if lost := sorted(chunks - set(found)):
+            raise UserError(f"expected a file {name}, which says what the chunks here are, found none",
+                            where=f"{self.path}, data/{lost[0]}", do=_COPY)
+        return sorted(k for k in found if self._is_array(f"data/{k}"))
+
+    def _is_array(self, node) -> bool:
+        return self._version == 2 or self._json(node).get("node_type") == "array"
+
+    def _json(self, node) -> dict:
+        name = f"{node}/{'zarr.json' if self._version == 3 else '.zarray'}"
+        if name not in self._files:
+            raise UserError(f"expected an array {node}, found none", where=self.path,
+                            do="a replay buffer has data/ with one array a column, and meta/episode_ends")
+        try:
+            document = json.loads(self._bytes(name))
+            if isinstance(document, dict):
+                return document
+            error: Any = f"a {type(document).__name__}"
+        except ValueError as caught:
+            error = caught
+        raise UserError(f"expected JSON, found something else ({error})", where=f"{self.path}, {name}", do=_COPY)
+
+    def _bytes(self, name) -> bytes:
+        if self.path.is_dir():
+            return (self.path / name).read_bytes()
+        with damage(f"{self.path}, {name}"), zipfile.ZipFile(self.path) as archive:
+            return archive.read(name)
+
+    @cached_property
+    def _store(self):
+        zarr = _zarr()
+        with damage(self.path):
+            if self.path.is_dir():
+                return zarr.storage.LocalStore(self.path, read_only=True)
+            return zarr.storage.ZipStore(self.path, mode="r")
+
+    def _array(self, node, where):
+        with damage(where):
+            return _zarr().open_array(self._store, path=node, mode="r", zarr_format=self._version)
+
+    def _lengths(self) -> np.ndarray:
+        where = f"{self.path}, meta/episode_ends"
+        if unread := unknown(self._json("meta/episode_ends")):
+            raise UserError(f"expected numbers, found an array stored with {unread}", where=where, do=_COPY)
+        array = self._array("meta/episode_ends", where)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise UserError(f"expected integers of shape (episodes,), found {array.dtype} {array.shape}", where=where,
+                            do="episode_ends are the exclusive ends of the episodes, in steps")
+        if self._absent("meta/episode_ends", array):
+            raise UserError("expected episode_ends, found that a chunk of them is missing", where=where, do=_COPY)
+        with damage(where):
+            ends = np.asarray(array[:], np.int64)
+        if not len(ends):
+            raise UserError("expected at least one episode, found none", where=where, do="record some first")
+        lengths = np.diff(ends, prepend=0)
+        if (lengths < 1).any():
+            e = int(np.argmax(lengths < 1))
+            raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
+                            where=f"{where}[{e}]", do="correct episode_ends, or " + _COPY)
+        for key, data in self._arrays.items():
+            rows = data.shape[0] if data.ndim else 0
+            if rows != ends[-1]:
+                raise UserError(f"expected {ends[-1]} rows, the last of meta/episode_ends, found {rows}",
+                                where=f"{self.path}, data/{key}", do="correct episode_ends or the array, or " + _COPY)
+        return lengths
+
+    def _place(self, warnings):
+        self.schema: dict[str, Feature] = {}
+        self._from: dict[str, str] = {}
+        self._pixels: set[str] = set()  # cameras stored as float
+        for key, array in self._arrays.items():
+            if 0 in array.shape[1:] or array.dtype.kind not in "biufUTO":
+                warnings.append(f"data/{key} is left out: {array.dtype} {array.shape} holds no numbers and no text")
+                continue
+            feature, pixels = self._feature(key, array)
+            name = read_as(key, feature)
+            if name in self._from:
+                raise UserError(f"expected one array for {name}, found {self._from[name]} and {key}",
+                                where=f"{self.path}, data/{key}", do="keep one of them")
+            if pixels:
+                self._pixels.add(name)
+                warnings.append(f"data/{key}: {array.dtype} pixels from 0 to 255 are read as uint8")
+            self.schema[name], self._from[name] = feature, key
+            if absent := self._absent(f"data/{key}", array):
+                warnings.append(f"data/{key}: {absent} chunks are not there and read as {array.fill_value!r}: "
+                                "they held nothing else, or are lost")
+        if not any(n.split(".")[0] == "action" for n in self.schema):
+            warnings.append(f"no array is called action; there are {listed(self._from.values(), 12)}")
+        if not any(n.startswith("observation.") for n in self.schema) and not warnings:
+            warnings.append("nothing was observed")
+
+    def _feature(self, key, array) -> tuple[Feature, bool]:
+        if array.dtype.kind in "UTO":
+            return Feature("string", tuple(array.shape[1:]), "string"), False
+        feature = Feature.of(np.empty((0, *array.shape[1:]), array.dtype.newbyteorder("=")))
+        if array.dtype.kind != "f" or array.ndim != 4 or array.shape[3] not in (1, 3, 4) or not _like_image(key):
+            return feature, False
+        with damage(f"{self.path}, data/{key}"):
+            first = np.asarray(array[:1])
+        pixels = bool((first == first.astype(np.uint8)).all()) and first.max() > 1
+        return (Feature("uint8", feature.shape, "image"), True) if pixels else (feature, False)
+
+    def _absent(self, node, array) -> int:
+        """Chunks (shards, where it has them) that are not in the store."""
+        edges = array.shards or array.chunks
+        wanted = int(np.prod([-(-n // c) for n, c in zip(array.shape, edges, strict=True)]))
+        there = sum(p.startswith(f"{node}/") and bool(_CHUNK_NAME.fullmatch(p[len(node) + 1:])) for p in self._files)
+        return max(wanted - there, 0)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def stream(self):
+        for name in self.numbers:
+            key, array = self._from[name], self._arrays[self._from[name]]
+            rows = array.chunks[0] * max(1, (1 << 24) // max(1, array.chunks[0] * self.schema[name].size * 8))
+            for row in range(0, array.shape[0], rows):
+                yield name, row, self._rows(key, row, min(row + rows, array.shape[0]))
+
+    def _rows(self, key, begin, end) -> np.ndarray:
+        self._check_blosc(key, begin, end)
+        with damage(f"{self.path}, data/{key}, rows {begin} to {end - 1}"):
+            return np.asarray(self._arrays[key][begin:end])
+
+    def _check_blosc(self, key, begin, end):
+        """A chunk says how long it is, which its decoder takes for granted."""
+        codecs = self._codecs[key]
+        if not self.path.is_dir() or codecs[-1:] != ["blosc"]:  # zip files have checksums
+            return
+        size = self._arrays[key].chunks[0]
+        for chunk in range(begin // size, -(-end // size)):
+            for name in self._chunks[key].get(chunk, ()):
+                with open(self.path / name, "rb") as handle:
+                    head, length = handle.read(16), self._files[name][0]
+                if len(head) < 16 or int.from_bytes(head[12:16], "little") != length:
+                    raise UserError(f"expected a whole chunk, found {length} bytes that say otherwise of themselves",
+                                    where=self.path / name, do=_COPY)
+
+    @cached_property
+    def _codecs(self) -> dict[str, list[str]]:
+        return {key: codecs(self._json(f"data/{key}")) for key in self._arrays}
+
+    @cached_property
+    def _chunks(self) -> dict[str, dict[int, list[str]]]:
+        """The files of each chunk of rows."""
+        out: dict[str, dict[int, list[str]]] = {key: {} for key in self._arrays}
+        for name in self._files:
+            group, key, *rest = (*name.split("/", 2), "")
+            if group == "data" and key in out and _CHUNK_NAME.fullmatch(rest[0]):
+                first = re.split(r"[./]", rest[0].removeprefix("c/"))[0]
+                out[key].setdefault(int(first) if first.isdigit() else 0, []).append(name)
+        return out
+
+    def text(self, name, episode):
+        begin = int(self._first[name][episode])
+        values = self._rows(self._from[name], begin, begin + int(self.lengths[episode])).astype(np.str_)
+        same = values.ndim == 1 and (values == values[0]).all()
+        return np.broadcast_to(values[:1], values.shape) if same else values
+
+    def frames(self, name, episode):
+        key, begin = self._from[name], int(self._first[name][episode])
+        chunk, end = self._arrays[key].chunks[0], begin + int(self.lengths[episode])
+        for row in range(begin, end):
+            at, frames = self._last.get(name, (-1, None))
+            if row // chunk != at:
+                at = row // chunk
+                frames = self._rows(key, at * chunk, min((at + 1) * chunk, int(self.lengths.sum())))
+                self._last[name] = at, frames
+            image = frames[row - at * chunk]
+            if name in self._pixels:
+                whole = np.clip(np.nan_to_num(image), 0, 255).astype(np.uint8)
+                if not (whole == image).all():
+                    raise UserError("expected pixels that are whole numbers from 0 to 255, as in the first frame, "
+                                    f"found others (lowest {image.min()}, highest {image.max()})",
+                                    where=f"{self.path}, data/{key}, row {row}",
+                                    do="store pixels as uint8, or under a name that is not one of a camera")
+                image = whole
+            yield row - begin, image
+
+    @cached_property
+    def _last(self) -> dict[str, tuple[int, np.ndarray]]:
+        """The chunk that each camera was read from last: neighbours share it."""
+        return {}
+
+
+def read_as(key: str, feature: Feature) -> str:
+    """Which column an array is. What is not known was observed."""
+    return ours(key, feature.kind, "observation.")
+
+
+def unknown(document: dict) -> str:
+    """The codecs of an array that are not decoded here; "" for none."""
+    return listed(n for n in codecs(document) if n not in _CODECS)
+
+
+def codecs(document: dict) -> list[str]:
+    """In the order in which they encode; those within shards as well."""
+    filters = document.get("filters")
+    given = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
+             *_nested(document.get("codecs"))]
+    named = [str(c.get("id") or c.get("name")) if isinstance(c, dict) else str(c) for c in given if c]
+    return [n.removeprefix("numcodecs.") for n in named]
+
+
+def _nested(codecs) -> Iterator[Any]:
+    """Those of a format 3 array, and those within its shards."""
+    for codec in codecs if isinstance(codecs, list) else ():
+        yield codec
+        inner = codec.get("configuration") if isinstance(codec, dict) else None
+        for key in ("codecs", "index_codecs"):
+            yield from _nested(inner.get(key) if isinstance(inner, dict) else None)
+
+
+def _like_image(key: str) -> bool:
+    return any(part in key.lower() for part in ("img", "image", "rgb", "cam"))
+
+
+def _files(path: Path) -> dict[str, tuple]:
+    """What is in the store, by name: (size, time or checksum)."""
+    if path.is_dir():
+        return {p.relative_to(path).as_posix(): (s.st_size, s.st_mtime_ns) for p in path.rglob("*")
+                if not p.is_dir() and p.name != side.NAME for s in [p.stat()]}
+    with damage(path), zipfile.ZipFile(path) as archive:
+        return {i.filename: (i.file_size, i.CRC) for i in archive.infolist() if not i.is_dir()}
+
+
+def _zarr():
+    try:
+        import zarr
+        import zarr.storage
+    except ImportError:
+        raise UserError("reading zarr needs the package zarr, found none",
+                        do="pip install 'understudy[formats]'") from None
+    return zarr
+
+
+@contextmanager
+def damage(where):
+    """zarr and its codecs raise errors of every kind about files that are not what they should be."""
+    try:
+        yield
+    except (UserError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        said = str(error).split("\n")[0][:200]
+        raise UserError(f"expected a whole zarr array, found damage ({type(error).__name__}: {said})", where=where,
+                        do=_COPY) from None
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+def holds(data: Dataset) -> Holds:
+    features = data.features()
+    columns = {name: Place(read_as(key, features[name]), features[name].dtype, features[name].shape)
+               for name, key in _names(features).items()}
+    return Holds(columns, reads=tuple(place.name for _, place in sorted(
+        (_names(features)[name], place) for name, place in columns.items())))
+
+
+def _names(features) -> dict[str, str]:
+    kept = {n: f for n, f in features.items() if f.size and not (
+        f.kind == "vector" and f.dtype[:5] == "float" and len(f.shape) == 3 and _like_image(n))}
+    return theirs(kept, read_as)
+
+
+def write(data: Dataset, path: str | Path) -> None:
+    """A new store in format 2 that diffusion_policy's ReplayBuffer opens; one .zip file where the path ends so."""
+    path = Path(path)
+    if not len(data):
+        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
+    with cache.room_on_disk(path):
+        if path.suffix == ".zip":
+            with side.with_file(path, data, holds(data)) as part, zipfile.ZipFile(part, "w") as archive:
+                _write(data, archive.writestr)
+            return
+        with whole_folder(path) as part:
+            def put(name, content):
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                (part / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            _write(data, put)
+            side.write(part, data, holds(data))
+
+
+def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
+    for group in ("", "data/", "meta/"):
+        put(f"{group}.zgroup", '{"zarr_format": 2}')
+    lengths, features = rows_of(data), data.features()
+    for name, key in _names(features).items():
+        f, dtype = features[name], None
+        if f.kind == "string":
+            longest = max((len(str(v)) for e in data for v in np.ravel(e.steps[name])), default=1)
+            dtype = np.dtype(f"<U{max(longest, 1)}")
+        dtype = dtype or np.dtype(f.dtype).newbyteorder("<")
+        rows = max(1, _CHUNK // max(f.size * dtype.itemsize, 1))
+        _put_array(put, f"data/{key}", (int(lengths.sum()), *f.shape), dtype, rows,
+                   (np.asarray(e.steps[name])[: len(e)] for e in data))
+    ends = np.cumsum(lengths)
+    _put_array(put, "meta/episode_ends", ends.shape, np.dtype("<i8"), len(ends), [ends])
+
+
+def _put_array(put, node, shape, dtype, rows, pieces) -> None:
+    """All chunks, each of `rows` rows and the last one filled up, so that one that is missing was lost."""
+    _zarr()
+    from numcodecs import Blosc
+
+    codec, chunk = Blosc("lz4", 5, Blosc.SHUFFLE), (min(rows, shape[0]), *shape[1:])
+    fill = "" if dtype.kind == "U" else False if dtype.kind == "b" else 0 if dtype.kind in "iu" else 0.0
+    put(f"{node}/.zarray", json.dumps({
+        "zarr_format": 2, "shape": shape, "chunks": chunk, "dtype": dtype.str, "compressor": codec.get_config(),
+        "filters": None, "order": "C", "fill_value": fill}, indent=4))
+    held, number, tail = np.zeros(chunk, dtype), 0, ".0" * (len(shape) - 1)
+    n = 0
+    for piece in pieces:
+        while len(piece):
+            take = min(len(piece), len(held) - n)
+            held[n: n + take] = piece[:take]
+            n, piece = n + take, piece[take:]
+            if n == len(held):
+                put(f"{node}/{number}{tail}", bytes(codec.encode(held.tobytes())))
+                held[:], number, n = np.zeros((), dtype), number + 1, 0
+    if n:
+        put(f"{node}/{number}{tail}", bytes(codec.encode(held.tobytes())))

@@ -26,6 +26,7 @@ __all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot"
 _READS = {  # what `sniff` says -> module, function
     "lerobot": ("lerobot", "open_lerobot"),
     "npz": ("npz", "open_npz"),
+    "view": (".views", "open_view"),
 }
 WRITES = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",

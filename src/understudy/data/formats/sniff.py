@@ -11,12 +11,13 @@ from ...core import UserError
 from .npz import ENDS, renamed
 
 READ = "LeRobot v3.0, v2.1, v2.0 and plain .npz (observations, actions, episode_ends)"
+VIEW = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # how the file of a view begins
 _CONVERT = (f"this version reads {READ}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
 
 
 def sniff(path: Path) -> str:
-    """"lerobot" or "npz". Raises UserError that says what it is where it is anything else."""
+    """"lerobot", "npz" or "view". Raises UserError that says what it is where it is anything else."""
     path = Path(path)
     if not path.exists():
         if name := _hub(path):
@@ -28,7 +29,7 @@ def sniff(path: Path) -> str:
         raise UserError("expected a data set, found nothing", where=path,
                         do="check the path; understudy record ENV --out DATA makes a data set")
     kind = _folder(path) if path.is_dir() else _file(path)
-    if kind in ("lerobot", "npz"):
+    if kind in ("lerobot", "npz", "view"):
         return kind
     raise UserError(f"expected a data set that can be read, found {kind}", where=path, do=_CONVERT)
 
@@ -93,6 +94,8 @@ def _file(path: Path) -> str:
         return "a pickle, which could run any code and is never loaded"
     if first.startswith(b"SQLite format 3"):
         return "an SQLite file (a ROS 2 bag without its folder?), which cannot be read yet"
+    if VIEW.match(first):
+        return "view"
     try:
         first.decode("utf-8")
         return "a text file"

@@ -253,7 +253,7 @@ def _text(view: View) -> str:
 
 
 def _document(operation: Operation) -> dict[str, Any]:
-    return {"do": type(operation).__name__.lower(), **asdict(operation)}
+    return {"do": type(operation).__name__.lower(), **{k: v for k, v in asdict(operation).items() if v is not None}}
 
 
 def _operation(document: Any, where: str) -> Operation:
@@ -265,7 +265,10 @@ def _operation(document: Any, where: str) -> Operation:
     for key in document:
         if key not in (*known, "do"):
             raise UserError(f"{do} has no field {key!r}; it has {', '.join(known)}", where=where, do="remove the key")
-    return _KINDS[do](**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k != "do"})
+    try:
+        return _KINDS[do](**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k != "do"})
+    except UserError as error:
+        raise UserError(error.what, where=f"{where}: {error.where}", do=error.do) from None
 
 
 def _typed(value, kind: str, key: str):

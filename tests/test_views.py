@@ -20,7 +20,7 @@ from understudy.cli import main
 from understudy.core import Feature, UserError
 from understudy.data import views
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import with_frames, write_dataset
+from understudy.data.formats import frame_cost, with_frames, write_dataset
 from understudy.data.operations import (
     Crop,
     Delete,
@@ -262,7 +262,17 @@ def test_camera_frames_follow_crops_and_rates(tmp_path):
     wanted = data[1].steps[camera][[1, 1, 2, 2, 3, 3, 4, 4]]
     assert np.array_equal(shown[0].steps[camera], wanted)
     assert np.array_equal(Dataset.open(tmp_path / "v.json")[0].steps[camera], wanted)
-    assert np.array_equal(with_frames(Dataset.open(tmp_path / "v.json"), 4)[0].steps[camera].shape, (8, 4, 4, 3))
+    assert with_frames(Dataset.open(tmp_path / "v.json"), 4)[0].steps[camera].shape == (8, 4, 4, 3)
+
+
+def test_episodes_that_are_not_shown_matter_no_more(tmp_path):
+    """One too short for the crop; one with damaged times; frames of many that nobody asked for."""
+    write_dataset(demonstrations((1, 9, 4, 4, 4), cameras=True), tmp_path / "demos", images="png")
+    views.write(tmp_path / "v.json", tmp_path / "demos", Pick((1,)), Crop(2))
+    data = Dataset.open(tmp_path / "v.json")
+    assert frame_cost(data, 8).frames == 7 and len(data) == 1
+    two = Dataset([*line([0.0, 0.2, 0.1, 0.3, 0.4]), *line([0.0, 0.1, 0.2, 0.3, 0.4])], {"fps": 10.0})
+    assert len(Resample(20.0).apply(Delete((0,)).apply(two))[0]) == 10
 
 
 @pytest.mark.parametrize("operation, says", [
@@ -426,7 +436,7 @@ def test_split_by_a_field_writes_a_view_for_each_value(stored, tmp_path, capsys)
     assert run("split", stored / "demos", "--by", "task", "--out", tmp_path / "parts") == 2
     assert run("split", stored / "demos", "--by", "task", "--out", tmp_path / "tasks") == 0
     assert sorted(p.name for p in (tmp_path / "tasks").iterdir()) == ["lift.json", "öffne.json"]
-    for bad in (["--by", "episode"], ["--by", "scene"], ["--by", "episode", "--fractions", "0.5", "0.6"],
+    for bad in (["--by", "scene"], ["--by", "episode", "--fractions", "0.5", "0.6"],
                 ["--by", "task", "--fractions", "0.4", "0.3", "0.3"], ["--by", "next.reward"]):
         assert run("split", stored / "demos", *bad, "--out", tmp_path / "bad") == 2
     assert not (tmp_path / "bad").exists()

@@ -4,13 +4,13 @@ trajectories that are as good as copies. A test set that leaks tells how well a 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 
 from ..core import role
-from ..data.episode import Dataset
+from ..data.episode import Dataset, Episode
 from .base import Finding, Where
 
 NEAR = 0.1  # standard deviations, root mean square; distinct recordings are rarely nearer (docs/views.md)
@@ -27,17 +27,16 @@ def leaks(parts: Mapping[str, Dataset]) -> list[Finding]:
 
     The distance of two episodes: each is brought to POINTS points, evenly over its own time, by straight lines; each
     component is divided by its standard deviation over all parts; root mean square over points and components.
-    Cameras are not compared. Time and memory grow as the number of steps.
+    Cameras are not compared. Every number is read once; 8 bytes a step are kept, and the points.
     """
     names, sets = list(parts), list(parts.values())
     columns = _columns(sets)
     if not columns:
         return []
-    rows = [[_rows(e, columns) for e in data] for data in sets]
-    owner = np.repeat(np.arange(len(sets)), [len(r) for r in rows])
-    number = np.concatenate([np.arange(len(r)) for r in rows])
-    flat = [r for part in rows for r in part]
-    same, near = copies(flat), _near(flat, owner)
+    owner = np.repeat(np.arange(len(sets)), [len(d) for d in sets])
+    number = np.concatenate([np.arange(len(d)) for d in sets])
+    hashes, points = _read((e for data in sets for e in data), columns)
+    same, near = copies(hashes), _near(points, owner)
     found = []
     for a, b in combinations(range(len(sets)), 2):
         twice = {j: i for i, j in same if owner[i] == a and owner[j] == b}
@@ -50,17 +49,16 @@ def leaks(parts: Mapping[str, Dataset]) -> list[Finding]:
                 far = f" (distance {close[j][1]:.2g})" if code == "near-duplicate" else ""
                 found.append(Finding(
                     code, "warning",
-                    f"{len(those)} of {len(rows[b])} episodes of {names[b]} have {what} an episode of {names[a]}; the "
+                    f"{len(those)} of {len(sets[b])} episodes of {names[b]} have {what} an episode of {names[a]}; the "
                     f"first is episode {number[j]}, as episode {number[i]} there{far}",
                     "leave them out of one part (understudy view make DATA --delete N), or split by what they have in "
                     "common", Where(names[b], int(number[j]))))
     return found
 
 
-def copies(rows: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of episodes (T, D) that share at least half of the distinct rows of the shorter; of many
-    that are equal as a whole, each with the first of them, and with the first in each group of them."""
-    distinct = [np.unique(_hashes(r)) for r in rows]
+def copies(distinct: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of episodes that share at least half of the rows of the shorter. distinct: the hashes of the
+    rows of each, sorted. Of more than 20 that are equal as a whole, each is paired with the first of them."""
     whole, pairs = defaultdict(list), set()
     for i, h in enumerate(distinct):
         whole[h.tobytes()].append(i)
@@ -83,31 +81,33 @@ def copies(rows: Sequence[np.ndarray]) -> list[tuple[int, int]]:
                    if a != b})
 
 
-def distances(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """(E, POINTS * D): points whose distance, over the root of their number, is that of `leaks`."""
-    total = np.concatenate(rows)
-    with np.errstate(invalid="ignore"):
-        spread = np.nanstd(np.where(np.isfinite(total), total, np.nan), 0)
-    spread = np.where(spread > 1e-9 * (1 + np.abs(np.nan_to_num(total)).max(0, initial=0)), spread, np.inf)
-    moving = np.isfinite(spread)
-    out = np.empty((len(rows), POINTS, int(moving.sum())), np.float32)
-    for i, r in enumerate(rows):
-        at = np.linspace(0, len(r) - 1, POINTS)
+def _read(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Of each episode the hashes of its distinct rows, and (E, N) points whose distance is that of `leaks`."""
+    hashes, points, total, shift = [], [], [], None
+    for e in episodes:
+        rows = np.concatenate([np.asarray(e.steps[c][:len(e)], np.float64).reshape(len(e), -1) for c in columns], 1)
+        hashes.append(np.unique(_hashes(rows)))
+        rows = np.nan_to_num(rows, posinf=0.0, neginf=0.0)
+        shift = rows[0] if shift is None else shift
+        total.append((len(rows), (rows - shift).sum(0), np.square(rows - shift).sum(0)))
+        at = np.linspace(0, len(rows) - 1, POINTS)
         low = at.astype(int)
         share = (at - low)[:, None]
-        r = np.nan_to_num(r[:, moving]) / spread[moving]
-        out[i] = r[low] * (1 - share) + r[np.minimum(low + 1, len(r) - 1)] * share
-    return out.reshape(len(rows), -1)
+        points.append(rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share - shift)
+    count, mean, square = (sum(part) for part in zip(*total, strict=True))
+    spread = np.sqrt(np.maximum(square / count - np.square(mean / count), 0))
+    moving = spread > 1e-7 * (1 + np.abs(shift))
+    out = (np.stack(points)[:, :, moving] / spread[moving]).astype(np.float32)
+    return hashes, out.reshape(len(out), -1) / np.sqrt(max(out[0].size, 1))
 
 
-def _near(rows, owner) -> dict[tuple[int, int], float]:
+def _near(points, owner) -> dict[tuple[int, int], float]:
     """{(i, j): distance} of an episode j and the nearest of each earlier part, where that is near."""
     from scipy.spatial import cKDTree
 
-    points = distances(rows)
     if not points.shape[1]:
         return {}
-    points = (points - points.mean(0)) / np.sqrt(points.shape[1])
+    points = points - points.mean(0)
     # Nearer on some orthogonal axes than in all: none is missed, and few are compared in full.
     sample = points[np.linspace(0, len(points) - 1, min(len(points), 500)).astype(int)]
     axes = np.linalg.svd(sample, full_matrices=False)[2][:_AXES]
@@ -132,12 +132,6 @@ def _columns(sets) -> list[str]:
     return [n for n, f in (schemas[0] if schemas else {}).items()
             if role(n) in ("observation", "action") and f.kind in ("vector", "choice")
             and all(n in s and s[n].shape == f.shape for s in schemas)]
-
-
-def _rows(episode, columns) -> np.ndarray:
-    """(T, D) float64."""
-    n = len(episode)
-    return np.concatenate([np.asarray(episode.steps[c][:n], np.float64).reshape(n, -1) for c in columns], 1)
 
 
 def _hashes(rows: np.ndarray) -> np.ndarray:

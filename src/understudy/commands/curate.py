@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,8 +80,11 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
         try:
             found, settings = values(data, by), None
         except UserError as error:
-            raise UserError(f"there is no score {by!r}; there are {', '.join(known) or 'none'}. {error.what}",
-                            where="--by", do=error.do) from None
+            if by in error.what.partition(";")[0]:
+                near = get_close_matches(by, known, 1)
+                raise UserError(f"there is no score {by!r} (there are {', '.join(known)}), and {error.what}",
+                                where="--by", do=f"did you mean {near[0]}?" if near else error.do) from None
+            raise
     try:
         found = np.array([np.nan if v is None else v for v in found], np.float64)
     except (TypeError, ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +31,7 @@ class Split:
     out: Annotated[Path, arg(metavar="DIR")]
     """a new folder for the views"""
     fractions: Annotated[tuple[float, ...] | None, arg(metavar="F F ...")] = None
-    """how much of the episodes each part gets, such as 0.8 0.2; they sum to 1"""
+    """how much of the episodes each part gets; they sum to 1. 0.8 0.2 by episode, unless given"""
     names: Annotated[tuple[str, ...] | None, arg(metavar="NAME NAME ...")] = None
     """of the parts; train and test, or train, validation and test, otherwise"""
     seed: int = 0
@@ -50,6 +50,8 @@ def main(args: list[str]) -> None:
     from ..data.operations import values as of
     from ..files import whole_folder
 
+    if o.by == "episode" and o.fractions is None:
+        o = replace(o, fractions=(0.8, 0.2))
     _check(o)
     absent(o.out)
     with Out(o.json) as out:
@@ -81,9 +83,6 @@ def _check(o: Split) -> None:
     from ..core import UserError
 
     if o.fractions is None:
-        if o.by == "episode":
-            raise UserError("expected how much each part gets, found nothing", where="--fractions",
-                            do="such as --fractions 0.8 0.2")
         if o.names is not None:
             raise UserError("parts are named by their values", where="--names", do="leave it out, or give --fractions")
         return

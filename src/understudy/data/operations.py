@@ -205,17 +205,20 @@ class Crop(Operation):
     episodes: tuple[int, ...] | None = None
 
     def apply(self, data: Dataset) -> Dataset:
-        had = _narrow(data, self)
+        had = _narrow(data, self.episodes is not None)
+        _known(self.episodes or (), data, self)
+        if (had.source.lengths <= abs(self.start) + abs(self.stop or 0)).any():
+            had = _narrow(data)  # nothing may be left of some that are not meant
         lengths = had.source.lengths
         ends = np.array([slice(self.start, self.stop).indices(int(n))[:2] for n in lengths], np.int64).reshape(-1, 2)
         if self.episodes is not None:
             others = np.setdiff1d(np.arange(len(lengths)), self.episodes)
             ends[others] = np.stack([np.zeros(len(others), np.int64), lengths[others]], 1)
-        for i, e in enumerate(had.numbers):
+        for i, e in enumerate(had.numbers):  # all there are, or none of them is left empty
             if ends[e, 0] >= ends[e, 1]:
                 raise UserError(f"leaves nothing of its {lengths[e]} steps", where=f"crop, episode {i}",
                                 do="crop less, or leave out such episodes first, by their length")
-        return _with(data, Episodes(Cut(had.source, ends[:, 0], np.maximum(ends[:, 1], ends[:, 0])), had.numbers))
+        return _with(data, Episodes(Cut(had.source, ends[:, 0], ends[:, 1]), had.numbers))
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,7 @@ class Resample(Operation):
         if data.fps is None and _TIME not in had.source.schema:
             raise UserError("expected data whose fps is known, or with a column timestamp, found neither",
                             where=data.facts.get("path", "data set"), do="add fps or timestamps where it was recorded")
+        had = _narrow(data, _TIME in had.source.schema)  # times of those that are not shown may be anything
         return Dataset(Episodes(Resampled(had.source, data.fps, float(self.fps), self.rule), had.numbers),
                        {**data.facts, "fps": float(self.fps)})
 
@@ -261,7 +265,8 @@ class Label(Operation):
         if self.field in ("length", "episode", "") or not isinstance(self.value, kind):
             raise UserError("expected a fact that can be set (success true or false, task as text), found "
                             f"{self.field!r} = {self.value!r}", where="label")
-        had = _narrow(data, self)
+        _known(self.episodes or (), data, self)
+        had = _narrow(data, self.episodes is not None)
         return _with(data, Episodes(Labelled(had.source, self), had.numbers))
 
 
@@ -597,12 +602,11 @@ def _with(data: Dataset, episodes: Episodes) -> Dataset:
     return Dataset(episodes, data.facts)
 
 
-def _narrow(data: Dataset, operation) -> Episodes:
-    """Its episodes; where the operation names some, numbered as it does."""
+def _narrow(data: Dataset, narrow: bool = True) -> Episodes:
+    """Its episodes; where asked for, of a source that has those alone, numbered alike."""
     had = _episodes(data)
-    if operation.episodes is None:
+    if not narrow or list(had.numbers) == list(range(len(had.source.lengths))):
         return had
-    _known(operation.episodes, data, operation)
     return Episodes(Joined([(had.source, list(had.numbers))]))
 
 

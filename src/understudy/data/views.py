@@ -29,9 +29,9 @@ from ..files import finite, read_json, whole_file
 from . import cache, operations
 from .episode import Dataset
 from .formats import side
-from .formats.base import rows_of
+from .formats.base import Episodes, cameras, rows_of
 from .formats.sniff import VIEW
-from .operations import Merge, Operation
+from .operations import Joined, Merge, Operation
 
 _KINDS = {name.lower(): kind for name, kind in vars(operations).items()
           if isinstance(kind, type) and issubclass(kind, Operation) and kind is not Operation}
@@ -96,11 +96,11 @@ def read(path: str | Path) -> View:
     """Of the file alone: parents are not looked at. Raises UserError that names the key that is wrong."""
     path = Path(path)
     try:
-        document = read_json(path)
+        document = None if path.is_dir() else read_json(path)
     except RecursionError:
         document = None
     if not isinstance(document, dict) or document.get("understudy") != "view":
-        raise UserError("expected a view, found another JSON file", where=path,
+        raise UserError(f"expected a view, found {'a folder' if path.is_dir() else 'another JSON file'}", where=path,
                         do='a view begins with "understudy": "view"; understudy view list finds them')
     if document.get("version") != 1:
         raise UserError(f"expected a view of version 1, found {document.get('version')!r}", where=path,
@@ -142,6 +142,9 @@ def open_view(path: str | Path) -> Dataset:
     if found != (view.episodes, view.steps):
         raise UserError(f"expected {view.episodes} episodes and {view.steps} steps, as when it was made, found "
                         f"{found[0]} and {found[1]}", where=path, do=_AGAIN)
+    source, numbers = data._episodes.source, list(data._episodes.numbers)
+    if cameras(source.schema) and 2 * len(numbers) < len(source.lengths):
+        data = Dataset(Episodes(Joined([(source, numbers)])), data.facts)  # frames of so many others are not wanted
     return Dataset(data._episodes, {**data.facts, "format": "view", "version": "1", "path": str(path)})
 
 

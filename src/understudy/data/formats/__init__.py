@@ -31,6 +31,7 @@ _READS = {  # what `sniff` says -> module, function
     "zarr": ("zarr_store", "open_zarr"),
     "rlds": ("rlds", "open_rlds"),
     "ogbench": ("ogbench", "open_ogbench"),
+    "view": (".views", "open_view"),
 }
 WRITES = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",

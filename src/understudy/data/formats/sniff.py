@@ -22,12 +22,14 @@ KINDS = (  # that are read
     "zarr",
     "rlds",
     "ogbench",
+    "view",
 )
 READ = ("LeRobot v3.0, v2.1, v2.0, zarr, RLDS, OGBench, plain .npz (observations, actions, episode_ends) and folders "
         "of one .npz or .csv an episode")
 _REPLAY = "(a replay buffer of diffusion_policy has it)"
 _BESIDE = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may lie beside the files of episodes
 _BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
+VIEW = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # how the file of a view begins
 _CONVERT = (f"this version reads {READ}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
 
@@ -157,6 +159,8 @@ def _file(path: Path) -> str:
         return "a pickle, which could run any code and is never loaded"
     if first.startswith(b"SQLite format 3"):
         return "an SQLite file (a ROS 2 bag without its folder?), which cannot be read yet"
+    if VIEW.match(first):
+        return "view"
     if path.suffix.lower() == ".csv":
         return _table(path)
     try:

@@ -9,7 +9,6 @@ plans are compared, what is clipped says what noise is left.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import measure
 import train_step
 
 PEER = "lerobot 0.4.4"
-ROWS = ("small-ddim", "small-ddpm", "mid-ddim", "mid-ddpm", "act")
+UNETS = ("small-ddim", "small-ddpm", "mid-ddim", "mid-ddpm")
 GOALS = {"small-ddim": 3.0, "small-ddpm": 3.5, "mid-ddim": 3.5, "mid-ddpm": 3.5}
 BF16 = 5.0  # the goal of the larger network
 NEAR = 1e-5
@@ -174,23 +173,6 @@ def row_act() -> list[measure.Line]:
             measure.compared(f"{what}: the policy as it is", seconds, "plain", "lerobot", amount=0, unit="ms")]
 
 
-def main() -> None:
-    measure.one_thread()
-    wanted = [r for r in ROWS if r in sys.argv[1:]] or ROWS
-    try:
-        measure.enter("lerobot")
-    except measure.NotInstalled as error:
-        measure.save("latency", [measure.Line("one action chunk at batch 1", note=f"peer not installed: {error}")])
-        return
-    import torch
-    torch.set_num_threads(1)
-    train_step.stand_in()
-    lines = []
-    for name in wanted:
-        lines += (new := row_act() if name == "act" else row_unet(name))
-        print(*map(measure.row, new), sep="\n", file=sys.stderr, flush=True)
-    measure.save("latency", lines, packages=("torch", "lerobot", "diffusers", "onnxruntime"))
-
-
 if __name__ == "__main__":
-    main()
+    train_step.run("latency", {**{name: partial(row_unet, name) for name in UNETS}, "act": row_act},
+                   ("torch", "lerobot", "diffusers", "onnxruntime"))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import measure
 
 PEER = "lerobot 0.4.4"
-ROWS = ("small", "mid", "default", "act")
 STATE, ACTION = 4, 2
 SIZES = {"small": ((64, 128, 256), 256), "mid": ((256, 512, 1024), 128), "default": ((512, 1024, 2048), 32)}
 
@@ -180,7 +181,6 @@ def row_unet(name: str) -> list[measure.Line]:
         seconds = measure.interleaved(sides)
         lines.append(measure.compared(f"{what}: {kind}", seconds, "ours", "lerobot", amount=size, unit="samples/s",
                                       goal=wanted, note=note))
-        print(measure.row(lines[-1]), file=sys.stderr, flush=True)
         del sides
         gc.collect()
     return lines
@@ -205,22 +205,26 @@ def row_act(size: int = 8) -> list[measure.Line]:
             measure.compared(f"{what}: fp32", seconds, "fp32", "lerobot", amount=size, unit="samples/s")]
 
 
-def main() -> None:
+def run(name: str, rows: Mapping[str, Callable[[], list[measure.Line]]], packages: Sequence[str]) -> None:
+    """Every row beside lerobot, saved; only those named on the command line, printed."""
     measure.one_thread()
-    wanted = [r for r in ROWS if r in sys.argv[1:]] or ROWS
+    wanted = [r for r in rows if r in sys.argv[1:]]
     try:
         measure.enter("lerobot")
     except measure.NotInstalled as error:
-        measure.save("train_step", [measure.Line("a training step", note=f"peer not installed: {error}")])
+        measure.save(name, [measure.Line(name.replace("_", " "), note=f"peer not installed: {error}")])
         return
     import torch
     torch.set_num_threads(1)
     stand_in()
     lines = []
-    for name in wanted:
-        lines += row_act() if name == "act" else row_unet(name)
-    measure.save("train_step", lines, packages=("torch", "lerobot", "accelerate"))
+    for row in wanted or rows:
+        lines += (new := rows[row]())
+        print(*map(measure.row, new), sep="\n", file=sys.stderr, flush=True)
+    if not wanted:
+        measure.save(name, lines, packages=packages)
 
 
 if __name__ == "__main__":
-    main()
+    run("train_step", {**{name: partial(row_unet, name) for name in SIZES}, "act": row_act},
+        ("torch", "lerobot", "accelerate"))

@@ -10,13 +10,15 @@ from pathlib import Path
 from ...core import UserError
 from .npz import ENDS, renamed
 
-READ = "LeRobot v3.0, v2.1, v2.0 and plain .npz (observations, actions, episode_ends)"
+KINDS = ("lerobot", "npz", "robomimic", "act", "minari", "d4rl", "imitation")
+READ = ("LeRobot v3.0, v2.1, v2.0, robomimic, ACT/ALOHA, Minari, D4RL, imitation and plain .npz (observations, actions, "
+        "episode_ends)")
 _CONVERT = (f"this version reads {READ}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
 
 
 def sniff(path: Path) -> str:
-    """"lerobot" or "npz". Raises UserError that says what it is where it is anything else."""
+    """One of KINDS. Raises UserError that says what it is where it is anything else."""
     path = Path(path)
     if not path.exists():
         if name := _hub(path):
@@ -28,7 +30,7 @@ def sniff(path: Path) -> str:
         raise UserError("expected a data set, found nothing", where=path,
                         do="check the path; understudy record ENV --out DATA makes a data set")
     kind = _folder(path) if path.is_dir() else _file(path)
-    if kind in ("lerobot", "npz"):
+    if kind in KINDS:
         return kind
     raise UserError(f"expected a data set that can be read, found {kind}", where=path, do=_CONVERT)
 
@@ -50,14 +52,14 @@ def _folder(path: Path) -> str:
         raise UserError("found LeRobot 1.x, which is not read", where=path,
                         do="convert it with lerobot to v2.1 or v3.0, which are read")
     if has("data/metadata.json") or "data_format" in _json(path / "metadata.json") or has("data/main_data.hdf5"):
-        return "Minari, which cannot be read yet"
+        return "minari"
     if has("features.json") and has("dataset_info.json"):
         return "RLDS (TensorFlow Datasets), which cannot be read yet"
     if has(".zgroup") or has("zarr.json"):
         replay = has("meta/episode_ends") or has("meta/episode_ends/.zarray")
         return f"zarr{' (a diffusion_policy replay buffer)' if replay else ''}, which cannot be read yet"
     if has("state.json") and has("dataset_info.json") and any(path.glob("*.arrow")):
-        return "an imitation or Hugging Face data set in Arrow files, which cannot be read yet"
+        return "imitation"
     if has("metadata.yaml") and "rosbag2_bagfile_information" in (path / "metadata.yaml").read_text(errors="replace"):
         return "a ROS 2 bag, which cannot be read yet"
     inside = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
@@ -67,8 +69,10 @@ def _folder(path: Path) -> str:
     if within:
         raise UserError(f"expected one data set, found a folder of {len(within)}: {', '.join(within[:5])}", where=path,
                         do=f"name one of them, such as {path / within[0]}")
-    if all(n.endswith((".hdf5", ".h5")) for n in inside):
-        return f"a folder of HDF5 files ({_hdf5(path / inside[0])})"
+    files = [n for n in inside if n != "understudy.npz"]
+    if all(n.endswith((".hdf5", ".h5")) for n in files):
+        kind = _hdf5(path / files[0])
+        return kind if kind == "act" else f"a folder of HDF5 files ({kind}); name one of them"
     return f"a folder without meta/info.json, which holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}"
 
 
@@ -116,7 +120,7 @@ def _zip(path: Path) -> str:
     if {"observations", "actions", "terminals"} <= keys:
         return "an OGBench .npz (no episode_ends), which cannot be read yet"
     if {"obs", "acts", "indices"} <= keys:
-        return "trajectories of an old version of imitation (.npz), which cannot be read yet"
+        return "imitation"
     if names := renamed(keys):
         raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
                         do=names + ("" if "episode_ends" in names else f", and {ENDS}"))
@@ -126,29 +130,21 @@ def _zip(path: Path) -> str:
 
 
 def _hdf5(path: Path) -> str:
-    try:
-        import h5py
-    except ImportError:
-        return "an HDF5 file, which cannot be read yet"
-    try:
-        with h5py.File(path) as file:
-            keys = set(file)
-            attributes = set(file["data"].attrs) if "data" in keys else set()
-    except OSError:
-        return "an HDF5 file that is cut short or damaged"
-    if "env_args" in attributes:
-        kind = "robomimic"
-    elif attributes & {"env", "env_info"}:
-        kind = "robosuite"
-    elif {"observations", "action"} <= keys:
-        kind = "ACT/ALOHA"
-    elif {"observations", "terminals"} <= keys:
-        kind = "D4RL"
-    elif any(k.startswith("episode_") for k in keys):
-        kind = "Minari"
-    else:
-        return "an HDF5 file of an unknown kind"
-    return f"{kind} (HDF5), which cannot be read yet"
+    from .hdf5 import Files, readable
+
+    with Files() as files, readable(path):
+        file = files[path]
+        keys = set(file)
+        inside = set(file["data"]) if "data" in keys and hasattr(file["data"], "keys") else set()
+    if any(re.fullmatch(r"demo_\d+", k) for k in inside):
+        return "robomimic"
+    if {"observations", "action"} <= keys:
+        return "act"
+    if {"observations", "actions"} <= keys:
+        return "d4rl"
+    if any(re.fullmatch(r"episode_\d+", k) for k in keys):
+        return "minari"
+    return f"an HDF5 file of an unknown kind, which holds {', '.join(sorted(keys)[:8]) or 'nothing'}"
 
 
 def _json(path: Path) -> dict:

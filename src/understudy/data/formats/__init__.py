@@ -37,6 +37,7 @@ WRITES = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",
     "robomimic": "robomimic",
     "act": "act",
+    "minari": "minari",
     "d4rl": "d4rl",
 }
 

@@ -132,7 +132,7 @@ class D4rl(Stored):
             return
         now, after = arrays["observations"], arrays["next_observations"]
         where = f"{self.path}, next_observations"
-        if now.shape != after.shape:
+        if (now.shape, hdf5.is_text(now)) != (after.shape, hdf5.is_text(after)):
             raise UserError(f"expected the shape {now.shape} of observations, found {after.shape}", where=where,
                             do="correct the array, or remove it")
         n = min(steps, _LOOKED)

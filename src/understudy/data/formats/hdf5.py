@@ -255,7 +255,8 @@ def simple_facts(data: Dataset, taken: Mapping | set = frozenset()) -> frozenset
     for e in data:
         for key, value in e.meta.items():
             values.setdefault(key, []).append(value)
-    return frozenset(k for k, found in values.items() if k not in taken and storable_name(k) and all(map(_simple, found)))
+    return frozenset(k for k, found in values.items()
+                     if k not in taken and storable_name(k) and all(map(_simple, found)))
 
 
 def _simple(value) -> bool:

@@ -101,10 +101,12 @@ class Robomimic(Stored):
                 if array.size > _SMALL:
                     warnings.append(f"{demo}/{key}: {array.shape}, not a row for each of {steps} steps: left out")
                 continue
-            found[key] = hdf5.described(_name(key, None), array, place, flag=key == "dones")
+            f = hdf5.described(_name(key, None), array, place, flag=key == "dones")
             if array.shape[0] != steps:
                 raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=place,
                                 do="remove the demo, or take the file from a copy")
+            if array.attrs.get(hdf5.FILLED, "") != "last":
+                found[key] = f
         if holes:
             warnings.append(f"{demo}: parts of {', '.join(holes)} were never written, and read as zeros")
         task = hdf5.decoded(hdf5.plain(group.attrs.get("ep_meta", "{}"), f"{where}, attribute ep_meta"), where)
@@ -156,10 +158,11 @@ class Robomimic(Stored):
                                 "one: left out")
                 continue
             for d, found in zip(self.demos, self._stored, strict=True):
-                if (found[key].dtype, found[key].shape) != (first[key].dtype, first[key].shape):
-                    raise UserError(f"expected {first[key].dtype} {first[key].shape} as in {self.demos[0]}, found "
-                                    f"{found[key].dtype} {found[key].shape}", where=f"{self.path}, data/{d}/{key}",
-                                    do="remove the demo, or the array from all")
+                for k, f in ((k, found[k]) for k in (key, f"next_{key}") if k in found):
+                    if (f.dtype, f.shape) != (first[key].dtype, first[key].shape):
+                        raise UserError(f"expected {first[key].dtype} {first[key].shape} as {key} in {self.demos[0]}, "
+                                        f"found {f.dtype} {f.shape}", where=f"{self.path}, data/{d}/{k}",
+                                        do="remove the demo, or the array from all")
             name = _name(key, first[key])
             if name in self.schema:
                 raise UserError(f"expected one array for {name}, found {self._keys[name]} and {key}", where=self.path,
@@ -261,8 +264,9 @@ def holds(data: Dataset) -> Holds:
 
 
 def write(data: Dataset, path: Path) -> None:
-    """A new file that robomimic opens, there whole or not at all. `next_obs` is written for observations that have a
-    row after the last action; `dones` is next.done, or else where an episode terminates or is truncated."""
+    """A new file that robomimic opens, there whole or not at all. Where an episode has no row after the last action,
+    the last row of `next_obs` is that of `obs`, and is marked; `dones` is next.done, or else where an episode
+    terminates or is truncated."""
     h5py = hdf5.library()
     holds, keys, demos, env = _plan(data)
     with hdf5.whole(path, data, holds) as part, h5py.File(part, "w") as file:
@@ -291,8 +295,9 @@ def _put(group, e: Episode, keys, holds):
             about["lang"] = str(column[0])
             continue
         hdf5.put(group, key, column[:steps] if key != "dones" else column[:steps].astype(np.int64))
-        if key.startswith("obs/") and len(column) > steps:
-            hdf5.put(group, f"next_{key}", column[1:])
+        if key.startswith("obs/"):
+            after = np.asarray(column)[np.minimum(np.arange(steps) + 1, len(column) - 1)]
+            hdf5.put(group, f"next_{key}", after, filled="" if len(column) > steps else "last")
     if about:
         group.attrs["ep_meta"] = json.dumps(about)
     flags = [e.steps[n][:steps] for n in ("next.terminated", "next.truncated") if n in e.steps]

@@ -11,8 +11,8 @@ from ...core import UserError
 from .npz import ENDS, renamed
 
 KINDS = ("lerobot", "npz", "robomimic", "act", "minari", "d4rl", "imitation")
-READ = ("LeRobot v3.0, v2.1, v2.0, robomimic, ACT/ALOHA, Minari, D4RL, imitation and plain .npz (observations, actions, "
-        "episode_ends)")
+READ = ("LeRobot v3.0, v2.1, v2.0, robomimic, ACT/ALOHA, Minari, D4RL, imitation and plain .npz (observations, "
+        "actions, episode_ends)")
 _CONVERT = (f"this version reads {READ}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
 

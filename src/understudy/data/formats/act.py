@@ -44,6 +44,8 @@ class Act(Stored):
                     found.append(self._episode(files[file], file, warnings))
             self.lengths = np.array([steps for steps, _, _ in found], np.int64)
             self._join([arrays for _, arrays, _ in found], files, warnings)
+            with hdf5.readable(self.files[0]):
+                self.schema = hdf5.ordered(self.schema, files[self.files[0]])
         self._facts = [facts for _, _, facts in found]
         rates, robots = ({facts.pop(key, None) for facts in self._facts} for key in ("fps", "robot_type"))
         rate, robot = (next(iter(v)) if len(v) == 1 else None for v in (rates, robots))
@@ -171,6 +173,7 @@ def write(data: Dataset, path: Path) -> None:
     with cache.room_on_disk(path), whole_folder(path) as part:
         for i, e in enumerate(data):
             with h5py.File(part / f"episode_{i}.hdf5", "w") as file:
+                hdf5.order(file, holds)
                 for name, key in keys.items():
                     hdf5.put(file, key, e.steps[name][:len(e)])
                 if "observations/qvel" not in file and "observations/qpos" in file:

@@ -20,10 +20,18 @@ def readable(where: object) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, MemoryError, OverflowError,
+            SystemError) as error:
         said = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"expected Arrow data, found damage ({said or type(error).__name__})", where=where,
                         do=_DAMAGE) from None
+
+
+def checked(table: pa.Table, where: object) -> pa.Table:
+    """With offsets that lie in its buffers, and text that is text: nothing checks them when they are used."""
+    with readable(where):
+        table.validate(full=True)
+    return table
 
 
 def dense(array: pa.Array, where: str) -> np.ndarray:

@@ -50,6 +50,7 @@ class D4rl(Stored):
             self._bound(arrays, steps, limit, warnings)
             if "next_observations" in arrays:
                 self._following(arrays, steps, warnings)
+            self.schema = hdf5.ordered(self.schema, file)
         self._told = {"metadata": told} if told else {}
         rate, robot = self._own.pop("fps", None), self._own.pop("robot_type", None)
         number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
@@ -190,6 +191,7 @@ def write(data: Dataset, path: Path) -> None:
     steps, first = int(lengths.sum()), starts(lengths)
     features = data.features()
     with hdf5.whole(path, data, holds) as part, h5py.File(part, "w") as file:
+        hdf5.order(file, holds)
         for name, key in keys.items():
             f, place = features[name], holds.columns[name]
             dtype = h5py.string_dtype() if f.kind == "string" else place.dtype

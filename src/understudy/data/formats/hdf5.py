@@ -25,6 +25,7 @@ from . import side
 from .stored import feature
 
 FILLED = "understudy_filled"
+COLUMNS = "understudy_columns"  # their order, in files that we wrote
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _DEEP = 16  # groups within groups; a link that goes round has no bottom
 _DAMAGE = "the file is cut short or damaged: take it from a copy"
@@ -90,6 +91,8 @@ def _walk(group, prefix, where, depth):
     h5py = library()
     for name in group:
         at = f"{where}/{prefix}{name}"
+        if not isinstance(name, str):  # h5py gives names that are not UTF-8 as bytes
+            raise UserError("expected a name in UTF-8, found other bytes", where=at, do=_DAMAGE)
         if isinstance(group.get(name, getlink=True), h5py.ExternalLink) or depth > _DEEP:
             found = "groups without end" if depth > _DEEP else "a link to another file"
             raise UserError(f"expected arrays in this file, found {found}", where=at, do="copy the array into the file")
@@ -155,7 +158,7 @@ def attributes(node, where: str) -> dict[str, Any]:
     """As plain JSON values."""
     with readable(f"{where}, attributes"):
         return {key: plain(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
-                if key != FILLED}
+                if key not in (FILLED, COLUMNS)}
 
 
 def plain(value, where: str):
@@ -182,6 +185,13 @@ def decoded(text, where: str):
         return text
 
 
+def ordered(schema: dict[str, Feature], file) -> dict[str, Feature]:
+    """As the columns were ordered when they were written, where that is known: h5py goes by names."""
+    order = decoded(plain(file.attrs.get(COLUMNS, "[]"), COLUMNS), COLUMNS)
+    order = [n for n in order if isinstance(n, str) and n in schema] if isinstance(order, list) else []
+    return {n: schema[n] for n in dict.fromkeys([*order, *schema])}
+
+
 def unwritten(array) -> bool:
     """Whether parts of it were never written, so that they read as zeros."""
     if not array.size:
@@ -193,6 +203,10 @@ def unwritten(array) -> bool:
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
+
+
+def order(file, holds: side.Holds) -> None:
+    file.attrs[COLUMNS] = json.dumps([place.name for place in holds.columns.values()])
 
 
 def put(group, key: str, values, filled: str = "") -> None:
@@ -267,7 +281,7 @@ def _simple(value) -> bool:
 
 def storable_name(text) -> bool:
     """Of a key in a file: "." alone is the group itself, "/" begins another, and ours says what was filled."""
-    return bool(text) and text not in (".", "..", FILLED) and "/" not in text and _text(text)
+    return bool(text) and text not in (".", "..", FILLED, COLUMNS) and "/" not in text and _text(text)
 
 
 def _text(text: str) -> bool:

@@ -74,6 +74,7 @@ class Folder(_Trajectories):
         self.key = cache.digest("imitation", *([str(f.resolve()), s.st_mtime_ns, s.st_ctime_ns, s.st_size]
                                                for f in self._files for s in [f.stat()]))
         with self.reading() as table:
+            arrow.checked(table, path)
             lack = [k for k in ("obs", "acts", "terminal") if k not in table.column_names]
             if lack:
                 raise UserError(f"expected columns obs, acts and terminal, found {', '.join(table.column_names)}",

@@ -118,8 +118,7 @@ class _Minari(Stored):
             if not extra and not key.startswith("observations"):
                 wrong = np.flatnonzero(rows != self.lengths).tolist()
             if wrong:
-                n, longer = int(self.lengths[wrong[0]]), key.startswith("observations")
-                raise UserError(f"expected {n + longer} rows for {n} steps, found {rows[wrong[0]]}",
+                raise UserError(f"expected {self.lengths[wrong[0]]} rows, one a step, found {rows[wrong[0]]}",
                                 where=f"{where(wrong[0])}, {key}", do=_DAMAGE)
             f = have[0][0]
             name = _name(key, f)
@@ -132,6 +131,7 @@ class _Minari(Stored):
             if what in self.about and self.about[what] != number:
                 self.warnings.append(f"metadata, {what}: {self.about[what]}, but there are {number}")
         said = {k: v for k, v in self.about.items() if k not in _COUNTED | {"fps", "robot_type"}}
+        said = {} if hdf5.FILLED in said else said
         self._said = {"minari": said} if said else {}
         rate, robot = self.about.get("fps"), self.about.get("robot_type")
         number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
@@ -205,6 +205,7 @@ class Hdf5(_Minari):
                                 do="the data set holds no episode")
             lengths, found = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
             self._take(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
+            self.schema = hdf5.ordered(self.schema, top)
 
     def _episode(self, group, episode) -> tuple[int, dict[str, tuple[Feature, int]]]:
         where, found, holes = f"{self.file}, {episode}", {}, []
@@ -228,6 +229,9 @@ class Hdf5(_Minari):
             else:
                 f = self.seen(key, hdf5.described(_name(key, None), array, f"{where}, {key}",
                                                   flag=_name(key, None) in _FLAGS))
+            if key.startswith("observations") and array.shape[0] != steps + 1:
+                raise UserError(f"expected {steps + 1} rows for {steps} steps, found {array.shape[0]}",
+                                where=f"{where}, {key}", do=_DAMAGE)
             found[key] = f, array.shape[0] - (filled == "last")
         if holes:
             self.warnings.append(f"{episode}: parts of {', '.join(holes)} were never written, and read as zeros")
@@ -367,7 +371,7 @@ class Tables(_Minari):
         if table.num_rows != steps + 1:
             raise UserError(f"expected {steps + 1} rows for {steps} steps, found {table.num_rows}", where=file,
                             do=_DAMAGE)
-        return table
+        return arrow.checked(table, file)
 
     def read(self, files, name, episode, first, stop):
         return self._grey(name, self._values(files, self.keys[name], episode, first, stop))
@@ -417,14 +421,16 @@ def write(data: Dataset, path: Path) -> None:
         folder = part / "data"
         folder.mkdir()
         with h5py.File(folder / "main_data.hdf5", "w", track_order=True) as file:
+            hdf5.order(file, holds)
             for i, e in enumerate(data):
                 _put(file.create_group(f"episode_{i}"), i, e, keys, holds)
         features = data.features()
         size = round((folder / "main_data.hdf5").stat().st_size / 1e6, 1)
         said = {"fps": data.fps, "robot_type": data.facts.get("robot_type")}
+        unknown = {"code_permalink": None, "author": [], "author_email": [], "algorithm_name": None, "description": "",
+                   hdf5.FILLED: "all"}
         write_json(folder / "metadata.json", {
-            "code_permalink": None, "author": [], "author_email": [], "algorithm_name": None,
-            "description": "", **about, "total_episodes": len(data), "total_steps": int(rows_of(data).sum()),
+            **(about or unknown), "total_episodes": len(data), "total_steps": int(rows_of(data).sum()),
             "data_format": "hdf5", "jpeg_encoding": False,
             "observation_space": json.dumps(_space("observations", keys, features, data)),
             "action_space": json.dumps(_space("actions", keys, features, data)),
@@ -476,7 +482,7 @@ def _plan(data: Dataset) -> tuple[Holds, dict[str, str], dict]:
                                flags=_FLAGS)
     facts = hdf5.simple_facts(data, {"id", "total_steps", "options", "minari"})
     about = data[0].meta.get("minari")
-    if isinstance(about, dict) and about and not about.keys() & (_COUNTED | {"fps", "robot_type"}) and all(
+    if isinstance(about, dict) and about and not about.keys() & (_COUNTED | {"fps", "robot_type", hdf5.FILLED}) and all(
             e.meta.get("minari") == about for e in data) and _json(about):
         facts |= {"minari"}
     else:

@@ -55,7 +55,8 @@ class Robomimic(Stored):
             self._total(data, warnings)
             self.masks = self._masks(file, warnings)
             self._following(files, warnings)
-        self._join(warnings)
+            self._join(warnings)
+            self.schema = hdf5.ordered(self.schema, file)
         rate, robot = _about(self._env)
         self.facts = {"format": self._format, "version": str(_inside(self._env, "env_version") or ""),
                       "path": str(path), "fps": rate, "robot_type": robot, "warnings": warnings}
@@ -270,6 +271,7 @@ def write(data: Dataset, path: Path) -> None:
     h5py = hdf5.library()
     holds, keys, demos, env = _plan(data)
     with hdf5.whole(path, data, holds) as part, h5py.File(part, "w") as file:
+        hdf5.order(file, holds)
         group, masks = file.create_group("data"), {}
         group.attrs["env_args"] = json.dumps(env, indent=4)
         group.attrs["total"] = int(rows_of(data).sum())
@@ -300,9 +302,10 @@ def _put(group, e: Episode, keys, holds):
             hdf5.put(group, f"next_{key}", after, filled="" if len(column) > steps else "last")
     if about:
         group.attrs["ep_meta"] = json.dumps(about)
-    flags = [e.steps[n][:steps] for n in ("next.terminated", "next.truncated") if n in e.steps]
+    flags = [np.asarray(e.steps[n])[:steps] for n in ("next.terminated", "next.truncated") if n in e.steps]
+    flags = [f for f in flags if f.dtype == bool and f.ndim == 1]
     if flags and "dones" not in keys.values():
-        hdf5.put(group, "dones", np.any(flags, axis=0).reshape(steps).astype(np.int64))
+        hdf5.put(group, "dones", np.any(flags, axis=0).astype(np.int64))
 
 
 def _plan(data: Dataset) -> tuple[Holds, dict[str, str], list[str], Any]:

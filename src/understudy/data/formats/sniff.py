@@ -51,7 +51,8 @@ def _folder(path: Path) -> str:
     if has("meta_data/info.json"):
         raise UserError("found LeRobot 1.x, which is not read", where=path,
                         do="convert it with lerobot to v2.1 or v3.0, which are read")
-    if has("data/metadata.json") or "data_format" in _json(path / "metadata.json") or has("data/main_data.hdf5"):
+    if has("data/metadata.json") or "data_format" in _json(path / "metadata.json") or \
+            has("data/main_data.hdf5") or has("main_data.hdf5"):
         return "minari"
     if has("features.json") and has("dataset_info.json"):
         return "RLDS (TensorFlow Datasets), which cannot be read yet"
@@ -72,7 +73,10 @@ def _folder(path: Path) -> str:
     files = [n for n in inside if n != "understudy.npz"]
     if all(n.endswith((".hdf5", ".h5")) for n in files):
         kind = _hdf5(path / files[0])
-        return kind if kind == "act" else f"a folder of HDF5 files ({kind}); name one of them"
+        if kind == "act":
+            return kind
+        raise UserError(f"expected one data set, found a folder of HDF5 files ({kind})", where=path,
+                        do=f"name one of them, such as {path / files[0]}")
     return f"a folder without meta/info.json, which holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}"
 
 
@@ -134,8 +138,8 @@ def _hdf5(path: Path) -> str:
 
     with Files() as files, readable(path):
         file = files[path]
-        keys = set(file)
-        inside = set(file["data"]) if "data" in keys and hasattr(file["data"], "keys") else set()
+        keys = {k for k in file if isinstance(k, str)}
+        inside = {str(k) for k in file["data"]} if "data" in keys and hasattr(file["data"], "keys") else set()
     if any(re.fullmatch(r"demo_\d+", k) for k in inside):
         return "robomimic"
     if {"observations", "action"} <= keys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -111,5 +112,5 @@ def feature(name: str, shape: tuple[int, ...], dtype: np.dtype, flag: bool = Fal
 
 def numbered(names: Iterator[str] | list[str], prefix: str) -> list[str]:
     """Those that are `prefix` and digits, by number: demo_2 before demo_10."""
-    found = [n for n in names if n.startswith(prefix) and n[len(prefix):].isdecimal() and n.isascii()]
+    found = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
     return sorted(found, key=lambda n: (int(n[len(prefix):]), n))

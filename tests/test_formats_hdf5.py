@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
+from fixtures import closed_form
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_format_contract import demonstrations
 
-from fixtures import closed_form
 from understudy import Window
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
@@ -255,7 +255,7 @@ def test_minari(name, files, expected):
             if top == "observations":
                 image = f"observation.images.{rest or 'image'}"
                 agrees(columns.get(image, columns.get(f"observation.{rest or 'state'}")), value, key, image in columns)
-            elif not value["dtype"] == "text":  # infos that Minari itself does not read back
+            elif value["dtype"] != "text":  # infos that Minari itself does not read back
                 agrees(columns[_MINARI.get(top, top) + f".{rest}" * bool(rest)], value, key)
 
 
@@ -541,7 +541,8 @@ def _virtual(file):
 ODD = {
     "compound": (_replace("data/demo_0/obs/object", np.zeros(5, [("a", "f4")])), "data/demo_0/obs/object",
                  "compound or opaque"),
-    "references": (_replace("data/demo_0/states", [None] * 5, dtype=h5py.ref_dtype), "data/demo_0/states", "references"),
+    "references": (_replace("data/demo_0/states", [None] * 5, dtype=h5py.ref_dtype), "data/demo_0/states",
+                   "references"),
     "opaque": (_replace("data/demo_0/rewards", np.zeros(5, "V8")), "data/demo_0/rewards", "compound or opaque"),
     "ragged": (_ragged("data/demo_1/rewards", [[1, 2, 3]], float), "data/demo_1/rewards", "objects of varying length"),
     "complex": (_replace("data/demo_1/actions", np.zeros((1, 2), complex)), "data/demo_1/actions", "complex128"),
@@ -554,7 +555,8 @@ ODD = {
     "no observation": (_without("data/demo_2/obs/object"), "data/demo_2", "expected an array obs/object"),
     "num_samples": (_attribute("data/demo_2", "num_samples", 7), "data/demo_2", "expected num_samples to be 4"),
     "array for a number": (_attribute("data/demo_2", "num_samples", [4, 4]), "data/demo_2", "expected num_samples"),
-    "odd attribute": (_attribute("data/demo_2", "color", np.zeros(1, "V3")), "demo_2, attribute color", "expected a number or text"),
+    "odd attribute": (_attribute("data/demo_2", "color", np.zeros(1, "V3")), "demo_2, attribute color",
+                      "expected a number or text"),
     "env_args": (_attribute("data", "env_args", 3), "data, attribute env_args", "expected JSON text"),
     "flags": (_replace("data/demo_0/dones", [0, 0, 2, 0, 1]), "demo_0/dones, row 2", "expected flags, 0 or 1, found 2"),
     "mask": (_replace("mask/valid", [1, 2]), "mask/valid", "expected names of demos"),
@@ -601,7 +603,8 @@ def test_next_observations_that_do_not_follow_are_said(files, tmp_path):
     ("d4rl/with_next.hdf5", _without("terminals"), ["expected an array terminals"]),
     ("d4rl/with_next.hdf5", _replace("terminals", np.full(22, 0.5)), ["terminals", "0 or 1, found (22,) with 0.5"]),
     ("d4rl/with_next.hdf5", _replace("infos/qpos", np.zeros(21)), ["infos/qpos: expected 22 rows"]),
-    ("d4rl/with_next.hdf5", _replace("next_observations", np.zeros((22, 2))), ["next_observations: expected the shape"]),
+    ("d4rl/with_next.hdf5", _replace("next_observations", np.zeros((22, 2))),
+     ["next_observations: expected the shape"]),
     ("minari/closed/box-v0/data/main_data.hdf5", _replace("episode_2/observations", np.zeros((4, 3), np.float32)),
      ["episode_2, observations: expected 5 rows for 4 steps, found 4"]),
     ("minari/closed/box-v0/data/main_data.hdf5", _without("episode_2/actions"), ["episode_2: expected actions"]),
@@ -652,7 +655,8 @@ FACTS = st.dictionaries(st.sampled_from(["seed", "demo", "masks", "ep_meta", "fp
 @st.composite
 def any_data(draw):
     rng = np.random.default_rng(draw(st.integers(0, 9)))
-    columns = {"observation.state": ("float32", (3,)), "action": draw(st.sampled_from([("float32", (2,)), ("int64", ())])),
+    columns = {"observation.state": ("float32", (3,)),
+               "action": draw(st.sampled_from([("float32", (2,)), ("int64", ())])),
                **draw(st.dictionaries(NAMES, KINDS, max_size=4))}
     if draw(st.booleans()):
         columns["task"] = ("U", ())
@@ -676,9 +680,10 @@ def any_data(draw):
     return Dataset(episodes, facts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", HDF5)
 @given(data=any_data())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_anything_comes_back(to, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("any")
     check_format(to, data, folder)

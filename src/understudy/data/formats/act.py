@@ -173,10 +173,11 @@ def write(data: Dataset, path: Path) -> None:
     with cache.room_on_disk(path), whole_folder(path) as part:
         for i, e in enumerate(data):
             with h5py.File(part / f"episode_{i}.hdf5", "w") as file:
-                hdf5.order(file, holds)
+                hdf5.order(file, data, holds)
                 for name, key in keys.items():
                     hdf5.put(file, key, e.steps[name][:len(e)])
-                if "observations/qvel" not in file and "observations/qpos" in file:
+                if "observations/qvel" not in file and "observations/qpos" in file and not hdf5.is_text(
+                        file["observations/qpos"]):
                     hdf5.put(file, "observations/qvel", np.zeros_like(file["observations/qpos"][:]), filled="all")
                 file.require_group("observations/images")
                 facts = {k: e.meta[k] for k in holds.meta if k in e.meta}
@@ -200,7 +201,7 @@ def _plan(data: Dataset) -> tuple[Holds, dict[str, str]]:
         return None if name in ("observations", "compress_len") else name
 
     keys, places = hdf5.places(data, key, _name)
-    if "action" not in keys or not any(k.startswith("observations/") for k in keys.values()):
+    if "action" not in keys or not any(n.startswith("observation.") for n in data.features()):
         raise UserError(f"expected a column action and observations, found {', '.join(data.features())}", where="act",
                         do="choose another format, or name the columns action and observation.state")
     facts = hdf5.simple_facts(data, _FACTS | {"compress", f"{hdf5.FILLED}_facts"})

@@ -191,7 +191,7 @@ def write(data: Dataset, path: Path) -> None:
     steps, first = int(lengths.sum()), starts(lengths)
     features = data.features()
     with hdf5.whole(path, data, holds) as part, h5py.File(part, "w") as file:
-        hdf5.order(file, holds)
+        hdf5.order(file, data, holds)
         for name, key in keys.items():
             f, place = features[name], holds.columns[name]
             dtype = h5py.string_dtype() if f.kind == "string" else place.dtype

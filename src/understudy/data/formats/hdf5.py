@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from . import side
 from .stored import feature
 
 FILLED = "understudy_filled"
-COLUMNS = "understudy_columns"  # their order, in files that we wrote
+COLUMNS = "understudy_columns"  # their order and kinds, in files that we wrote
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _DEEP = 16  # groups within groups; a link that goes round has no bottom
 _DAMAGE = "the file is cut short or damaged: take it from a copy"
@@ -186,10 +187,12 @@ def decoded(text, where: str):
 
 
 def ordered(schema: dict[str, Feature], file) -> dict[str, Feature]:
-    """As the columns were ordered when they were written, where that is known: h5py goes by names."""
-    order = decoded(plain(file.attrs.get(COLUMNS, "[]"), COLUMNS), COLUMNS)
-    order = [n for n in order if isinstance(n, str) and n in schema] if isinstance(order, list) else []
-    return {n: schema[n] for n in dict.fromkeys([*order, *schema])}
+    """As the columns were when they were written, where that is known: h5py goes by names, and bytes may be words."""
+    kinds = decoded(plain(file.attrs.get(COLUMNS, "{}"), COLUMNS), COLUMNS)
+    kinds = {n: k for n, k in kinds.items() if n in schema} if isinstance(kinds, dict) else {}
+    words = {n: replace(schema[n], kind="text") for n, k in kinds.items()
+             if k == "text" and schema[n].dtype == "uint8" and schema[n].kind == "vector"}
+    return {n: words.get(n, schema[n]) for n in dict.fromkeys([*kinds, *schema])}
 
 
 def unwritten(array) -> bool:
@@ -205,8 +208,9 @@ def unwritten(array) -> bool:
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def order(file, holds: side.Holds) -> None:
-    file.attrs[COLUMNS] = json.dumps([place.name for place in holds.columns.values()])
+def order(file, data: Dataset, holds: side.Holds) -> None:
+    features = data.features()
+    file.attrs[COLUMNS] = json.dumps({place.name: features[n].kind for n, place in holds.columns.items()})
 
 
 def put(group, key: str, values, filled: str = "") -> None:

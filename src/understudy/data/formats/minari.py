@@ -421,7 +421,7 @@ def write(data: Dataset, path: Path) -> None:
         folder = part / "data"
         folder.mkdir()
         with h5py.File(folder / "main_data.hdf5", "w", track_order=True) as file:
-            hdf5.order(file, holds)
+            hdf5.order(file, data, holds)
             for i, e in enumerate(data):
                 _put(file.create_group(f"episode_{i}"), i, e, keys, holds)
         features = data.features()

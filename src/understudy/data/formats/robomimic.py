@@ -271,7 +271,7 @@ def write(data: Dataset, path: Path) -> None:
     h5py = hdf5.library()
     holds, keys, demos, env = _plan(data)
     with hdf5.whole(path, data, holds) as part, h5py.File(part, "w") as file:
-        hdf5.order(file, holds)
+        hdf5.order(file, data, holds)
         group, masks = file.create_group("data"), {}
         group.attrs["env_args"] = json.dumps(env, indent=4)
         group.attrs["total"] = int(rows_of(data).sum())

@@ -391,12 +391,13 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     hold(data.fingerprint() == before, f"{to}: the data that were written are as they were")
     lost = {loss.subject for loss in said if not loss.kept}
     again = Dataset.open(path)
-    hold(len(again) == len(data) and list(again.features()) == list(data.features()),
-         f"{to}: has {list(again.features())}, {len(again)} episodes")
+    features = again.features()
+    hold(len(again) == len(data) and list(features) == list(data.features()),
+         f"{to}: has {list(features)}, {len(again)} episodes")
     for e, (one, other) in enumerate(zip(data, again, strict=True)):
         for name, f in data.features().items():
             if name not in lost:
-                hold(other.features()[name] == f, f"{to}: {name} of episode {e} is {f}")
+                hold(features[name] == f, f"{to}: {name} is {f}, found {features[name]}")
                 _same_column(one.steps[name], other.steps[name], f"{to}: {name} of episode {e}")
         hold(_json(one.meta) == _json(other.meta), f"{to}: the facts of episode {e}")
     hold(again.fps == data.fps, f"{to}: fps {data.fps}, found {again.fps}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 from ...core import UserError
@@ -31,30 +32,43 @@ _READS = {  # what `sniff` says -> module, function
     "zarr": ("zarr_store", "open_zarr"),
     "rlds": ("rlds", "open_rlds"),
     "ogbench": ("ogbench", "open_ogbench"),
+    "robomimic": ("robomimic", "open_robomimic"),
+    "act": ("act", "open_act"),
+    "minari": ("minari", "open_minari"),
+    "d4rl": ("d4rl", "open_d4rl"),
+    "imitation": ("imitation", "open_imitation"),
     "view": (".views", "open_view"),
 }
 WRITES = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",
+    "robomimic": "robomimic",
+    "zarr": "zarr_store",
+    "act": "act",
+    "rlds": "rlds",
+    "minari": "minari",
+    "d4rl": "d4rl",
+    "ogbench": "ogbench",
     "npz": "npz",
     "csv": "folder",
-    "zarr": "zarr_store",
-    "rlds": "rlds",
-    "ogbench": "ogbench",
 }
 
 
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
                  progress: Progress | None = None, **options) -> Dataset:
     """The data set at `path`, or the only one in that folder, whatever format it is in. Nothing is read of the data
-    until a column is asked for. `options` are the format's own (`final_step` of RLDS).
+    until a column is asked for.
 
     image_size: side, or (height, width), in pixels: every camera frame is decoded once, now, into a memory map of
     that size (`frame_cost` says beforehand what that takes). Without it, frames are decoded when asked for, as they
-    are. progress: called with (frames done, frames in all).
+    are. progress: called with (frames done, frames in all). options: of the format: mask (robomimic: a filter key),
+    max_episode_steps (D4RL: where episodes were cut, in a file that does not say), final_step (RLDS).
     """
     path, kind = find(Path(path).expanduser())
     module, function = _READS[kind]
-    data = side.opened(path, getattr(import_module(f".{module}", __package__), function)(path, **options))
+    read = getattr(import_module(f".{module}", __package__), function)
+    if unknown := options.keys() - signature(read).parameters.keys():
+        raise UserError(f"{kind} data are opened without {', '.join(sorted(unknown))}", where=path, do="leave it out")
+    data = side.opened(path, read(path, **options))
     return data if image_size is None else with_frames(data, image_size, progress)
 
 

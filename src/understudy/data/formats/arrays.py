@@ -18,10 +18,14 @@ _CHUNK = 1 << 16  # rows read at a time
 
 
 class Arrays:
-    """What is in an .npz file. headers: shape and dtype of each array, none of which is read."""
+    """What is in an .npz file. headers: shape and dtype of each array, none of which is read. without: arrays that
+    are not to be looked at; those of them that it has."""
 
-    def __init__(self, path: Path):
-        self.path, self.headers = path, headers(path)
+    def __init__(self, path: Path, without: Iterable[str] = ()):
+        self.path, self.without = path, set(without)
+        self.headers = headers(path, self.without)
+        with zipfile.ZipFile(path) as archive:
+            self.without &= {n[:-4] for n in archive.namelist()}
 
     @cached_property
     def key(self) -> str:
@@ -54,12 +58,12 @@ class Arrays:
                 yield row, np.frombuffer(data, dtype).reshape(n, *shape[1:])
 
 
-def headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def headers(path: Path, without: Iterable[str] = ()) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of each array of an .npz, none of which is read. Objects are refused."""
     out = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.endswith(".npy")]
+            names = [n for n in archive.namelist() if n.endswith(".npy") and n[:-4] not in without]
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"expected an .npz file, found one that is cut short or damaged ({error})", where=path,
                         do="take it from a copy") from None

@@ -14,18 +14,10 @@ from .names import listed, number, ours
 from .npz import ENDS, renamed
 from .ogbench import is_ogbench
 
-KINDS = (  # that are read
-    "lerobot",
-    "npz",
-    "npz-folder",
-    "csv",
-    "zarr",
-    "rlds",
-    "ogbench",
-    "view",
-)
-READ = ("LeRobot v3.0, v2.1, v2.0, zarr, RLDS, OGBench, plain .npz (observations, actions, episode_ends) and folders "
-        "of one .npz or .csv an episode")
+KINDS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
+         "imitation", "view")  # that are read
+READ = ("LeRobot v3.0, v2.1, v2.0, robomimic, zarr, ACT/ALOHA, RLDS, Minari, D4RL, OGBench, imitation, plain .npz "
+        "(observations, actions, episode_ends) and folders of one .npz or .csv an episode")
 _REPLAY = "(a replay buffer of diffusion_policy has it)"
 _BESIDE = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may lie beside the files of episodes
 _BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
@@ -105,14 +97,15 @@ def _folder(path: Path) -> str:
     if has("meta_data/info.json"):
         raise UserError("found LeRobot 1.x, which is not read", where=path,
                         do="convert it with lerobot to v2.1 or v3.0, which are read")
-    if has("data/metadata.json") or "data_format" in _json(path / "metadata.json") or has("data/main_data.hdf5"):
-        return "Minari, which cannot be read yet"
+    if has("data/metadata.json") or "data_format" in _json(path / "metadata.json") or \
+            has("data/main_data.hdf5") or has("main_data.hdf5"):
+        return "minari"
     if has("features.json") and has("dataset_info.json"):
         return "rlds"
     if has(".zgroup") or has("zarr.json"):
         return "zarr" if has("meta/episode_ends") else f"a zarr store without meta/episode_ends {_REPLAY}"
     if has("state.json") and has("dataset_info.json") and any(path.glob("*.arrow")):
-        return "an imitation or Hugging Face data set in Arrow files, which cannot be read yet"
+        return "imitation"
     if has("metadata.yaml") and "rosbag2_bagfile_information" in (path / "metadata.yaml").read_text(errors="replace"):
         return "a ROS 2 bag, which cannot be read yet"
     inside = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
@@ -120,8 +113,10 @@ def _folder(path: Path) -> str:
         return "an empty folder"
     if kind := _episodes(path):
         return kind
-    if all(n.endswith((".hdf5", ".h5")) for n in inside):
-        return f"a folder of HDF5 files ({_hdf5(path / inside[0])})"
+    files = [n for n in inside if n != side.NAME]
+    if files and all(n.endswith((".hdf5", ".h5")) for n in files):
+        kind = _hdf5(path / files[0])
+        return kind if kind == "act" else f"a folder of HDF5 files ({kind})"
     return f"a folder without meta/info.json, which holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}"
 
 
@@ -208,7 +203,7 @@ def _zip(path: Path) -> str:
     if is_ogbench(keys):
         return "ogbench"
     if {"obs", "acts", "indices"} <= keys:
-        return "trajectories of an old version of imitation (.npz), which cannot be read yet"
+        return "imitation"
     _no_objects(path)
     if {"observations", "actions", "terminals"} <= keys:
         raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
@@ -232,29 +227,21 @@ def _no_objects(path: Path) -> None:
 
 
 def _hdf5(path: Path) -> str:
-    try:
-        import h5py
-    except ImportError:
-        return "an HDF5 file, which cannot be read yet"
-    try:
-        with h5py.File(path) as file:
-            keys = set(file)
-            attributes = set(file["data"].attrs) if "data" in keys else set()
-    except OSError:
-        return "an HDF5 file that is cut short or damaged"
-    if "env_args" in attributes:
-        kind = "robomimic"
-    elif attributes & {"env", "env_info"}:
-        kind = "robosuite"
-    elif {"observations", "action"} <= keys:
-        kind = "ACT/ALOHA"
-    elif {"observations", "terminals"} <= keys:
-        kind = "D4RL"
-    elif any(k.startswith("episode_") for k in keys):
-        kind = "Minari"
-    else:
-        return "an HDF5 file of an unknown kind"
-    return f"{kind} (HDF5), which cannot be read yet"
+    from .hdf5 import Files, readable
+
+    with Files() as files, readable(path):
+        file = files[path]
+        keys = {k for k in file if isinstance(k, str)}
+        inside = {str(k) for k in file["data"]} if "data" in keys and hasattr(file["data"], "keys") else set()
+    if any(re.fullmatch(r"demo_\d+", k) for k in inside):
+        return "robomimic"
+    if {"observations", "action"} <= keys:
+        return "act"
+    if {"observations", "actions"} <= keys:
+        return "d4rl"
+    if any(re.fullmatch(r"episode_\d+", k) for k in keys):
+        return "minari"
+    return f"an HDF5 file of an unknown kind, which holds {', '.join(sorted(keys)[:8]) or 'nothing'}"
 
 
 def _json(path: Path) -> dict:

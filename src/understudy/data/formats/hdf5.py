@@ -1,0 +1,295 @@
+"""What the formats kept in HDF5 files share: reading without surprises, and writing.
+
+A damaged file raises all sorts of errors in h5py, at any call; here they are UserErrors that name the file. Links to
+other files, virtual and external arrays are refused: what is read lies in the file that was named. Where a format
+demands an array that the data do not have, it is written with the attribute FILLED ("all", or "last" for the row after
+the last action), and is no column when it is read again here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import Feature, UserError
+from ...files import whole_file
+from .. import cache
+from ..episode import Dataset
+from . import side
+from .stored import feature
+
+FILLED = "understudy_filled"
+COLUMNS = "understudy_columns"  # their order and kinds, in files that we wrote
+MAGIC = b"\x89HDF\r\n\x1a\n"
+_DEEP = 16  # groups within groups; a link that goes round has no bottom
+_DAMAGE = "the file is cut short or damaged: take it from a copy"
+
+
+def library():
+    try:
+        import h5py
+    except ImportError:
+        raise UserError("HDF5 files need h5py, which is not installed",
+                        do="pip install 'understudy[formats]'") from None
+    return h5py
+
+
+@contextmanager
+def readable(where: object) -> Iterator[None]:
+    """What h5py raises on damage as a UserError that says where."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        said = str(error).strip("'\"").partition("\n")[0]
+        raise UserError(f"expected an HDF5 file that can be read, found damage ({said or type(error).__name__})",
+                        where=where, do=_DAMAGE) from None
+
+
+class Files:
+    """HDF5 files by path, open for reading; the last one stays open."""
+
+    def __init__(self):
+        self._path, self._file = None, None
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._path = self._file = None
+
+    def __getitem__(self, path: Path):
+        if path != self._path:
+            self.__exit__()
+            h5py = library()
+            with readable(path):
+                self._file = h5py.File(path, "r", locking=False)  # somebody may hold it open, or have no locks
+            self._path = path
+        return self._file
+
+
+def digest(path: Path, *parts) -> str:
+    s = path.stat()
+    return cache.digest("hdf5", str(path.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, *parts)
+
+
+def arrays(group, where: str) -> dict[str, Any]:
+    """The arrays in a group and the groups in it, by their paths from there ("obs/object"), as h5py orders them."""
+    return dict(_walk(group, "", where, 0))
+
+
+def _walk(group, prefix, where, depth):
+    h5py = library()
+    for name in group:
+        at = f"{where}/{prefix}{name}"
+        if not isinstance(name, str):  # h5py gives names that are not UTF-8 as bytes
+            raise UserError("expected a name in UTF-8, found other bytes", where=at, do=_DAMAGE)
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink) or depth > _DEEP:
+            found = "groups without end" if depth > _DEEP else "a link to another file"
+            raise UserError(f"expected arrays in this file, found {found}", where=at, do="copy the array into the file")
+        with readable(at):
+            node = group[name]
+        if isinstance(node, h5py.Group):
+            yield from _walk(node, f"{prefix}{name}/", where, depth + 1)
+        elif isinstance(node, h5py.Dataset):
+            if node.is_virtual or node.external:
+                raise UserError("expected arrays in this file, found one that lies in another", where=at,
+                                do="copy the array into the file")
+            yield f"{prefix}{name}", node
+
+
+def is_bytes(array) -> bool:
+    """Of variable length: encoded images, one a row."""
+    return library().check_vlen_dtype(array.dtype) == np.uint8
+
+
+def is_text(array) -> bool:
+    return library().check_string_dtype(array.dtype) is not None
+
+
+def described(name: str, array, where: str, flag: bool = False) -> Feature:
+    """The feature of a column that is stored as this array (rows, *shape)."""
+    if not array.shape:
+        raise UserError("expected an array with a row for each step, found a single value", where=where)
+    if 0 in array.shape[1:]:
+        raise UserError(f"expected at least one component, found shape {array.shape}", where=where,
+                        do="remove the array")
+    if is_text(array):
+        return Feature("string", tuple(array.shape[1:]), "string")
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise UserError(f"expected numbers or text, found {_odd(array)}", where=where,
+                        do="save the array again with numbers or text only")
+    return feature(name, array.shape[1:], array.dtype, flag)
+
+
+def _odd(array) -> str:
+    h5py = library()
+    if h5py.check_ref_dtype(array.dtype):
+        return "references"
+    return {"V": "compound or opaque values", "O": "objects of varying length"}.get(array.dtype.kind,
+                                                                                    f"dtype {array.dtype}")
+
+
+def rows(array, first: int, stop: int, where: str) -> np.ndarray:
+    """Some rows of an array; text as str."""
+    with readable(where):
+        if not is_text(array):
+            return array[first:stop]
+        values = array[first:stop]
+        try:
+            texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.ravel()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"expected UTF-8 text, found other bytes ({error})", where=where, do=_DAMAGE) from None
+        out = np.empty(len(texts), object)
+        out[:] = texts
+        return out.reshape(values.shape)
+
+
+def attributes(node, where: str) -> dict[str, Any]:
+    """As plain JSON values."""
+    with readable(f"{where}, attributes"):
+        return {key: plain(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
+                if key not in (FILLED, COLUMNS)}
+
+
+def plain(value, where: str):
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUSO":
+        return [plain(v, where) for v in value.tolist()]
+    if isinstance(value, np.generic) and value.dtype.kind in "biufUS":
+        return plain(value.item(), where)
+    if isinstance(value, (list, tuple)):
+        return [plain(v, where) for v in value]
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    raise UserError(f"expected a number or text, found {type(value).__name__}", where=where, do=_DAMAGE)
+
+
+def decoded(text, where: str):
+    """An attribute that is JSON; what is none stays as it is."""
+    if not isinstance(text, str):
+        raise UserError(f"expected JSON text, found {text!r}", where=where, do="correct the attribute")
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def ordered(schema: dict[str, Feature], file) -> dict[str, Feature]:
+    """As the columns were when they were written, where that is known: h5py goes by names, and bytes may be words."""
+    kinds = decoded(plain(file.attrs.get(COLUMNS, "{}"), COLUMNS), COLUMNS)
+    kinds = {n: k for n, k in kinds.items() if n in schema} if isinstance(kinds, dict) else {}
+    words = {n: replace(schema[n], kind="text") for n, k in kinds.items()
+             if k == "text" and schema[n].dtype == "uint8" and schema[n].kind == "vector"}
+    return {n: words.get(n, schema[n]) for n in dict.fromkeys([*kinds, *schema])}
+
+
+def unwritten(array) -> bool:
+    """Whether parts of it were never written, so that they read as zeros."""
+    if not array.size:
+        return False
+    if array.chunks is None:
+        return array.id.get_storage_size() == 0
+    wanted = int(np.prod([-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)], dtype=np.int64))
+    return array.id.get_num_chunks() < wanted
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+def order(file, data: Dataset, holds: side.Holds) -> None:
+    features = data.features()
+    file.attrs[COLUMNS] = json.dumps({place.name: features[n].kind for n, place in holds.columns.items()})
+
+
+def put(group, key: str, values, filled: str = "") -> None:
+    """A column of one episode. Frames lie in chunks of one, so that each can be read alone."""
+    h5py, values = library(), np.asarray(values)
+    if values.dtype.kind in "UO":
+        array = group.create_dataset(key, data=values.astype(object), dtype=h5py.string_dtype())
+    else:
+        chunks = (1, *values.shape[1:]) if values.dtype == np.uint8 and values.ndim == 4 else None
+        array = group.create_dataset(key, data=values, chunks=chunks)
+    if filled:
+        array.attrs[FILLED] = filled
+
+
+@contextmanager
+def whole(path: Path, data: Dataset, holds: side.Holds) -> Iterator[Path]:
+    """Where to write a new file, which is there whole or not at all; its side file is there before it is."""
+    with cache.room_on_disk(path), whole_file(path) as part:
+        yield part
+        side.write(part, data, holds)
+        if side.beside(part).exists():
+            with open(side.beside(part), "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(side.beside(part), side.beside(path))
+        else:  # what an earlier one left when it was interrupted, or its file removed
+            side.beside(path).unlink(missing_ok=True)
+
+
+def places(data: Dataset, key_of: Callable, name_of: Callable, last: Callable = lambda key: False,
+           flags: Iterable[str] = ()) -> tuple[dict[str, str], dict[str, side.Place]]:
+    """(key, Place) of each column that the format holds. key_of: (name, feature) -> key or None; name_of: (key,
+    feature) -> the name when it is read again; last: whether the key has room for a row after the last action."""
+    keys, out, taken = {}, {}, set()
+    for name, f in data.features().items():
+        key = key_of(name, f)
+        if key is None or key in keys.values() or not storable(data, name, f):
+            continue
+        again = f if f.kind == "string" else feature("", f.shape, f.dtype)
+        called = name_of(key, again)
+        if called in taken:
+            continue
+        again = f if f.kind == "string" else feature(called, f.shape, f.dtype, called in flags)
+        keys[name], out[name] = key, side.Place(called, again.dtype, again.shape, last(key))
+        taken.add(called)
+    return keys, out
+
+
+def storable(data: Dataset, name: str, f: Feature) -> bool:
+    """Whether HDF5 has a type for its values: text must not hold NUL or lone surrogates."""
+    if not storable_name(name):
+        return False
+    if f.kind != "string":
+        return f.dtype not in ("float128", "longdouble") and np.dtype(f.dtype).kind in "biuf"
+    return all(_text(str(v)) for e in data for v in set(np.ravel(e.steps[name]).tolist()))
+
+
+def simple_facts(data: Dataset, taken: Mapping | set = frozenset()) -> frozenset[str]:
+    """Keys of the facts of episodes that fit into attributes and come back the same."""
+    values: dict[str, list] = {}
+    for e in data:
+        for key, value in e.meta.items():
+            values.setdefault(key, []).append(value)
+    return frozenset(k for k, found in values.items()
+                     if k not in taken and storable_name(k) and all(map(_simple, found)))
+
+
+def _simple(value) -> bool:
+    if type(value) is str:
+        return _text(value)
+    return type(value) in (bool, float) or type(value) is int and -2**63 <= value < 2**63
+
+
+def storable_name(text) -> bool:
+    """Of a key in a file: "." alone is the group itself, "/" begins another, and ours says what was filled."""
+    return bool(text) and text not in (".", "..", FILLED, COLUMNS) and "/" not in text and _text(text)
+
+
+def _text(text: str) -> bool:
+    try:
+        return "\0" not in text and bool(text.encode() or True)
+    except UnicodeEncodeError:
+        return False

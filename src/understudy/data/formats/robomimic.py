@@ -1,0 +1,366 @@
+"""robomimic's HDF5 files, and the raw ones that robosuite records: a group data/demo_k an episode.
+
+Layout: ARISE-Initiative/robomimic docs/datasets/overview.md; robosuite scripts/collect_human_demonstrations.py. `dones`
+does not tell a termination from a time limit: it is the column next.done. The last row of `next_obs` is what was seen
+last; its other rows are the next rows of `obs`. Everything else in a demo keeps its name, with "." for "/".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import Feature, UserError
+from ..episode import Dataset, Episode
+from . import hdf5
+from .base import Episodes, rows_of
+from .side import Holds
+from .stored import Stored, numbered
+
+_NAMES = {"actions": "action", "rewards": "next.reward", "dones": "next.done"}
+_KEYS = {name: key for key, name in _NAMES.items()}
+_TAKEN = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # facts that have a place of their own, and no fact
+_SMALL = 1000  # numbers; shorter arrays that are not of the steps' length are facts
+_LOOKED = 64  # demos in which next_obs is compared with obs
+
+
+def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
+    """mask: the name of a filter key; only its demos."""
+    source = Robomimic(path)
+    if mask is not None and mask not in source.masks:
+        raise UserError(f"expected one of {', '.join(source.masks) or 'no masks at all'}, found {mask!r}",
+                        where=f"{path}, mask", do="choose one of the file's filter keys, or leave mask out")
+    numbers = None if mask is None else [e for e, d in enumerate(source.demos) if d in source.masks[mask]]
+    return Dataset(Episodes(source, numbers), source.facts)
+
+
+class Robomimic(Stored):
+    def __init__(self, path: Path):
+        self.path, self.key, warnings = path, hdf5.digest(path), []
+        with hdf5.Files() as files, hdf5.readable(path):
+            file = files[path]
+            data = file.get("data")
+            self.demos = numbered(list(data), "demo_")
+            if not self.demos:
+                raise UserError("expected groups demo_0, demo_1, ..., found none", where=f"{path}, data",
+                                do="the file holds no demonstration")
+            self._of_all = self._of_file(hdf5.attributes(data, f"{path}, data"))
+            demos = [self._demo(data[d], d, warnings) for d in self.demos]
+            self._steps, self._stored, self._said_task = map(list, zip(*demos, strict=True))
+            self._total(data, warnings)
+            self.masks = self._masks(file, warnings)
+            self._following(files, warnings)
+            self._join(warnings)
+            self.schema = hdf5.ordered(self.schema, file)
+        rate, robot = _about(self._env)
+        self.facts = {"format": self._format, "version": str(_inside(self._env, "env_version") or ""),
+                      "path": str(path), "fps": rate, "robot_type": robot, "warnings": warnings}
+
+    # -- what is there
+
+    def _of_file(self, attributes: dict) -> dict[str, Any]:
+        """Facts of all episodes."""
+        where = f"{self.path}, data, attribute"
+        self._said = attributes.pop("total", None)
+        self._format = "robomimic" if "env_args" in attributes or not attributes.keys() & {"env", "env_info"} \
+            else "robosuite"
+        for key in ("env_args", "env_info"):
+            if key in attributes:
+                attributes[key] = hdf5.decoded(attributes[key], f"{where} {key}")
+        self._env = attributes.get("env_args", attributes.get("env_info", {}))
+        if _inside(self._env, "env_name") == "":  # ours, of data that had none
+            attributes.pop("env_args")
+        self._task = _inside(self._env, "lang") or _inside(self._env, "env_kwargs", "env_lang")
+        return attributes
+
+    def _demo(self, group, demo: str, warnings) -> tuple[int, dict[str, Feature], str | None]:
+        """Steps, the feature of each array by its key, the task in words."""
+        where = f"{self.path}, data/{demo}"
+        arrays = hdf5.arrays(group, where)
+        if "actions" not in arrays or not arrays["actions"].shape:
+            raise UserError(f"expected an array actions, found {', '.join(arrays) or 'nothing'}", where=where,
+                            do="remove the demo, or take the file from a copy")
+        steps = arrays["actions"].shape[0]
+        said = group.attrs.get("num_samples", steps)
+        if np.shape(said) != () or said != steps:
+            raise UserError(f"expected num_samples to be {steps}, the rows of actions, found {said}", where=where,
+                            do="correct the attribute, or take the file from a copy")
+        if not steps:
+            raise UserError("expected at least one step, found none", where=f"{where}/actions", do="remove the demo")
+        found, holes = {}, []
+        for key, array in arrays.items():
+            place = f"{where}/{key}"
+            if hdf5.unwritten(array):
+                holes.append(key)
+            own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
+            if not own and (not array.shape or array.shape[0] != steps):
+                if array.size > _SMALL:
+                    warnings.append(f"{demo}/{key}: {array.shape}, not a row for each of {steps} steps: left out")
+                continue
+            f = hdf5.described(_name(key, None), array, place, flag=key == "dones")
+            if array.shape[0] != steps:
+                raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=place,
+                                do="remove the demo, or take the file from a copy")
+            if array.attrs.get(hdf5.FILLED, "") != "last":
+                found[key] = f
+        if holes:
+            warnings.append(f"{demo}: parts of {', '.join(holes)} were never written, and read as zeros")
+        task = hdf5.decoded(hdf5.plain(group.attrs.get("ep_meta", "{}"), f"{where}, attribute ep_meta"), where)
+        task = _inside(task, "lang") or self._task
+        return steps, found, task if isinstance(task, str) else None
+
+    def _total(self, data, warnings):
+        if self._said is not None and self._said != sum(self._steps):
+            warnings.append(f"data, attribute total: {self._said}, but the demos have {sum(self._steps)} steps")
+
+    def _masks(self, file, warnings) -> dict[str, list[str]]:
+        masks = {}
+        if "mask" in file:
+            for key, array in hdf5.arrays(file["mask"], f"{self.path}, mask").items():
+                where = f"{self.path}, mask/{key}"
+                if len(array.shape) != 1 or not hdf5.is_text(array):
+                    raise UserError(f"expected names of demos, found {array.dtype} {array.shape}", where=where,
+                                    do="remove the mask, or write it again")
+                masks[key] = hdf5.rows(array, 0, len(array), where).tolist()
+                if gone := [d for d in masks[key] if d not in self.demos]:
+                    warnings.append(f"mask/{key} names {', '.join(gone[:5])}, which the file does not hold")
+        return masks
+
+    def _following(self, files, warnings):
+        """Whether next_obs is the next row of obs, by the last of its rows that has one."""
+        for demo, found, steps in list(zip(self.demos, self._stored, self._steps, strict=True))[:_LOOKED]:
+            for key, f in found.items():
+                if key.startswith("next_obs/") and key[5:] in found and steps > 1 and f.kind == "vector":
+                    where = f"{self.path}, data/{demo}"
+                    now, after = (files[self.path][f"data/{demo}/{k}"] for k in (key[5:], key))
+                    here = hdf5.rows(now, steps - 1, steps, f"{where}/{key[5:]}")
+                    there = hdf5.rows(after, steps - 2, steps - 1, f"{where}/{key}")
+                    if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
+                        warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
+                        return
+
+    def _join(self, warnings):
+        """The columns that all demos have."""
+        self.lengths = np.array(self._steps, np.int64)
+        self.schema, self._keys, self.counts = {}, {}, {}
+        first = self._stored[0]
+        for key in dict.fromkeys(k for found in self._stored for k in found if not k.startswith("next_obs/")):
+            without = [d for d, found in zip(self.demos, self._stored, strict=True) if key not in found]
+            if without and key.startswith("obs/"):
+                raise UserError(f"expected an array {key} as in other demos, found none",
+                                where=f"{self.path}, data/{without[0]}", do="remove the demo, or the array from all")
+            if without:
+                warnings.append(f"{key}: {len(without)} of {len(self.demos)} demos do not have it, {without[0]} for "
+                                "one: left out")
+                continue
+            for d, found in zip(self.demos, self._stored, strict=True):
+                for k, f in ((k, found[k]) for k in (key, f"next_{key}") if k in found):
+                    if (f.dtype, f.shape) != (first[key].dtype, first[key].shape):
+                        raise UserError(f"expected {first[key].dtype} {first[key].shape} as {key} in {self.demos[0]}, "
+                                        f"found {f.dtype} {f.shape}", where=f"{self.path}, data/{d}/{k}",
+                                        do="remove the demo, or the array from all")
+            name = _name(key, first[key])
+            if name in self.schema:
+                raise UserError(f"expected one array for {name}, found {self._keys[name]} and {key}", where=self.path,
+                                do="remove one of them")
+            self.schema[name], self._keys[name] = first[key], key
+            self.counts[name] = self.lengths + np.array(
+                [key.startswith("obs/") and f"next_{key}" in found for found in self._stored])
+        if "task" not in self.schema and None not in self._said_task:
+            self.schema["task"], self._keys["task"] = Feature("string", (), "string"), "ep_meta"
+            self.counts["task"] = self.lengths
+        if lost := sorted({k for f in self._stored for k in f if k.startswith("next_obs/") and k[5:] not in f}):
+            warnings.append(f"{', '.join(lost)}: not in obs, left out")
+        if not any(n.startswith("observation.") for n in self.schema):
+            warnings.append("no observations: robomimic's dataset_states_to_obs.py adds them, with the simulator")
+        del self._stored
+
+    # -- reading
+
+    def reading(self):
+        return hdf5.Files()
+
+    def place(self, name, episode):
+        return f"{self.path}, data/{self.demos[episode]}/{self._keys[name]}"
+
+    def read(self, files, name, episode, first, stop):
+        steps, where = int(self.lengths[episode]), self.place(name, episode)
+        if self._keys[name] == "ep_meta":
+            return np.broadcast_to(np.array(self._said_task[episode], object), (stop - first,))
+        with hdf5.readable(where):
+            group = files[self.path][f"data/{self.demos[episode]}"]
+            parts = [hdf5.rows(group[self._keys[name]], first, min(stop, steps), where)]
+            if stop > steps:
+                last = f"next_{self._keys[name]}"
+                parts.append(hdf5.rows(group[last], steps - 1, steps, f"{where} (next_obs)"))
+        parts = [p for p in parts if len(p)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def meta(self, episode) -> Mapping[str, Any]:
+        demo = self.demos[episode]
+        facts = dict(self._of_all)
+        if demo != f"demo_{episode}":
+            facts["demo"] = demo
+        if self.masks:
+            facts["masks"] = [key for key, demos in self._in.items() if demo in demos]
+        where = f"{self.path}, data/{demo}"
+        with hdf5.Files() as files, hdf5.readable(where):
+            group = files[self.path][f"data/{demo}"]
+            own = hdf5.attributes(group, where)
+            own.pop("num_samples", None)
+            if "ep_meta" in own:
+                own["ep_meta"] = hdf5.decoded(own["ep_meta"], f"{where}, attribute ep_meta")
+                if isinstance(own["ep_meta"], dict) and isinstance(own["ep_meta"].get("lang"), str):
+                    own["ep_meta"].pop("lang")  # the column task
+                    own = own if own["ep_meta"] else {k: v for k, v in own.items() if k != "ep_meta"}
+            for key, array in hdf5.arrays(group, where).items():
+                if key not in self._keys.values() and not key.startswith("next_obs/") and array.size <= _SMALL \
+                        and (not array.shape or array.shape[0] != self.lengths[episode]):
+                    own[key.replace("/", ".")] = _value(array, f"{where}/{key}")
+        return {**facts, **own}
+
+    @cached_property
+    def _in(self) -> dict[str, set[str]]:
+        return {key: set(demos) for key, demos in self.masks.items()}
+
+
+def _value(array, where):
+    with hdf5.readable(where):
+        return hdf5.plain(array[()], where)
+
+
+def _about(env) -> tuple[float | None, str | None]:
+    """Steps a second and the robot, of env_args or env_info."""
+    rate = _inside(env, "env_kwargs", "control_freq") or _inside(env, "control_freq")
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
+    robot = _inside(env, "env_kwargs", "robots") or _inside(env, "robots")
+    robot = robot[0] if isinstance(robot, list) and len(robot) == 1 else robot
+    return float(rate) if number else None, robot if isinstance(robot, str) else None
+
+
+def _inside(value, *keys):
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _name(key: str, f: Feature | None) -> str:
+    """The column of an array of a demo."""
+    if key.startswith("obs/"):
+        kind = "images." if f is not None and f.kind == "image" else ""
+        return f"observation.{kind}{key[4:].replace('/', '.')}"
+    return _NAMES.get(key) or key.replace("/", ".")
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+def holds(data: Dataset) -> Holds:
+    return _plan(data)[0]
+
+
+def write(data: Dataset, path: Path) -> None:
+    """A new file that robomimic opens, there whole or not at all. Where an episode has no row after the last action,
+    the last row of `next_obs` is that of `obs`, and is marked; `dones` is next.done, or else where an episode
+    terminates or is truncated."""
+    h5py = hdf5.library()
+    holds, keys, demos, env = _plan(data)
+    with hdf5.whole(path, data, holds) as part, h5py.File(part, "w") as file:
+        hdf5.order(file, data, holds)
+        group, masks = file.create_group("data"), {}
+        group.attrs["env_args"] = json.dumps(env, indent=4)
+        group.attrs["total"] = int(rows_of(data).sum())
+        for demo, e in zip(demos, data, strict=True):
+            _put(group.create_group(demo), e, keys, holds)
+            if "masks" in holds.meta:
+                for key in e.meta["masks"]:
+                    masks.setdefault(key, []).append(demo)
+        for key, names in masks.items():
+            file[f"mask/{key}"] = np.array(names, "S")
+
+
+def _put(group, e: Episode, keys, holds):
+    steps = len(e)
+    group.attrs["num_samples"] = steps
+    for key in holds.meta - _TAKEN:
+        if key in e.meta:
+            group.attrs[key] = e.meta[key]
+    about = dict(e.meta["ep_meta"]) if "ep_meta" in holds.meta and "ep_meta" in e.meta else {}
+    for name, key in keys.items():
+        column = e.steps[name]
+        if key == "ep_meta":
+            about["lang"] = str(column[0])
+            continue
+        hdf5.put(group, key, column[:steps] if key != "dones" else column[:steps].astype(np.int64))
+        if key.startswith("obs/"):
+            after = np.asarray(column)[np.minimum(np.arange(steps) + 1, len(column) - 1)]
+            hdf5.put(group, f"next_{key}", after, filled="" if len(column) > steps else "last")
+    if about:
+        group.attrs["ep_meta"] = json.dumps(about)
+    flags = [np.asarray(e.steps[n])[:steps] for n in ("next.terminated", "next.truncated") if n in e.steps]
+    flags = [f for f in flags if f.dtype == bool and f.ndim == 1]
+    if flags and "dones" not in keys.values():
+        hdf5.put(group, "dones", np.any(flags, axis=0).astype(np.int64))
+
+
+def _plan(data: Dataset) -> tuple[Holds, dict[str, str], list[str], Any]:
+    """What is held, the key of each column, the names of the demos, env_args."""
+    told = all(isinstance(e.meta.get("ep_meta", {}), dict) and "lang" not in e.meta.get("ep_meta", {}) for e in data)
+
+    def key(name, f):
+        if name in _KEYS:
+            return _KEYS[name] if name != "next.done" or (f.dtype, f.shape) == ("bool", ()) else None
+        if name == "task" and told and f.kind == "string" and not f.shape and _constant(data):
+            return "ep_meta"
+        if name.startswith("observation."):
+            return "obs/" + name.removeprefix("observation." + "images." * (f.kind == "image"))
+        return None if name in ("obs", "next_obs", *_NAMES) or not name else name
+
+    keys, places = hdf5.places(data, key, lambda k, f: "task" if k == "ep_meta" else _name(k, f),
+                               last=lambda k: k.startswith("obs/"), flags={"next.done"})
+    if "action" not in keys:
+        raise UserError(f"expected a column action, found {', '.join(data.features())}", where="robomimic",
+                        do="choose another format, or name the column action")
+    facts = hdf5.simple_facts(data, _TAKEN)
+    demos = [e.meta.get("demo", f"demo_{i}") for i, e in enumerate(data)]
+    if all(isinstance(d, str) for d in demos) and numbered(demos, "demo_") == demos and len(
+            {int(d[5:]) for d in demos}) == len(demos):
+        if all(e.meta.get("demo") != f"demo_{i}" for i, e in enumerate(data)):
+            facts |= {"demo"}
+    else:
+        demos = [f"demo_{i}" for i in range(len(data))]
+    masks = [e.meta.get("masks") for e in data]
+    if any(masks) and all(isinstance(m, list) and all(isinstance(k, str) and hdf5.storable_name(k) for k in m)
+                          and len(set(m)) == len(m) for m in masks):
+        order = list(dict.fromkeys(k for m in masks for k in m))
+        if all(sorted(m, key=order.index) == m for m in masks):
+            facts |= {"masks"}
+    if told and _same(e.meta["ep_meta"] for e in data if "ep_meta" in e.meta):
+        facts |= {"ep_meta"}
+    env = data[0].meta.get("env_args")
+    if env and all(e.meta.get("env_args") == env for e in data) and _same([env]):
+        facts |= {"env_args"}
+    else:
+        known = {"control_freq": data.fps, "robots": data.facts.get("robot_type")}
+        env = {"env_name": "", "env_type": 2, "env_kwargs": {k: v for k, v in known.items() if v is not None}}
+    rate, robot = _about(env)
+    return (Holds(places, fps=rate == data.fps, robot=robot == data.facts.get("robot_type"), meta=facts), keys, demos,
+            env)
+
+
+def _constant(data) -> bool:
+    return all(len(e) == len(c) and len(set(map(str, c.tolist()))) == 1 and str(c[0])
+               for e in data for c in [np.asarray(e.steps["task"])])
+
+
+def _same(values) -> bool:
+    """Whether they come back the same from JSON."""
+    try:
+        return all(v and json.loads(json.dumps(v)) == v for v in values)
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,116 @@
+"""Columns that cannot be mapped as they lie on disk: compressed, in many pieces, or one to an episode."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import Feature, UserError
+from .. import cache
+from .base import Source, starts
+
+_PIECE = 1 << 26  # bytes of frames that are read at a time
+
+
+class Stored(Source):
+    """Numbers are copied into memory maps once, when the first of them is asked for, if the cache can hold them;
+    frames and text are read where they lie, each time they are asked for."""
+
+    path: Path
+    counts: dict[str, np.ndarray]  # column -> (E,) its rows
+
+    @abstractmethod
+    def read(self, files: Any, name: str, episode: int, first: int, stop: int) -> np.ndarray:
+        """Rows first to stop of a column of an episode. files: what `reading` gave."""
+
+    @abstractmethod
+    def place(self, name: str, episode: int) -> str:
+        """Where that column lies, for messages: file and key."""
+
+    def reading(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def rows(self, name):
+        return self.counts[name]
+
+    @cached_property
+    def _numbers(self) -> list[str]:
+        return [name for name, f in self.schema.items() if f.kind not in ("image", "string")]
+
+    @cached_property
+    def _bytes(self) -> int:
+        return sum(int(self.counts[n].sum()) * self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize
+                   for n in self._numbers)
+
+    @cached_property
+    def _maps(self) -> dict[str, np.ndarray]:
+        return cache.arrays(self.key, self._bytes, self._build, str(self.path))
+
+    @cached_property
+    def _first(self) -> dict[str, np.ndarray]:
+        return {name: starts(self.counts[name]) for name in self._numbers}
+
+    def _build(self, part):
+        with self.reading() as files:
+            for name in self._numbers:
+                f = self.schema[name]
+                out = cache.create(part, name, (int(self.counts[name].sum()), *f.shape), np.dtype(f.dtype))
+                for e, (first, n) in enumerate(zip(self._first[name], self.counts[name], strict=True)):
+                    out[first: first + n] = self._rows(files, name, e, 0, int(n))
+                out.flush()
+
+    def _rows(self, files, name, episode, first, stop) -> np.ndarray:
+        """As the schema says; a cast that would change a value is an error."""
+        f, values = self.schema[name], self.read(files, name, episode, first, stop)
+        if values.shape[1:] != f.shape and values.size == (stop - first) * f.size and f.kind != "image":
+            values = values.reshape(-1, *f.shape)  # (T, 1) as (T,)
+        if values.shape != (stop - first, *f.shape):
+            raise UserError(f"expected the shape {(stop - first, *f.shape)}, found {values.shape}",
+                            where=self.place(name, episode), do="the file is damaged: take it from a copy")
+        if f.dtype == "bool" and values.dtype != np.bool_:
+            odd = ~np.isin(values, (0, 1))
+            if odd.any():
+                at = int(np.argwhere(odd)[0][0])
+                raise UserError(f"expected flags, 0 or 1, found {values[at]}",
+                                where=f"{self.place(name, episode)}, row {first + at}", do="correct the value")
+        return values if f.kind == "string" else values.astype(f.dtype, copy=False)
+
+    def whole(self, name):
+        return self._maps[name] if name in self._numbers else None
+
+    def column(self, name, episode):
+        n = int(self.counts[name][episode])
+        if name in self._numbers and self._bytes <= cache.limit():
+            first = self._first[name][episode]
+            return self._maps[name][first: first + n]
+        with self.reading() as files:
+            return self._rows(files, name, episode, 0, n)
+
+    def frames(self, name, episode):
+        n = int(self.counts[name][episode])
+        step = max(1, _PIECE // max(self.schema[name].size, 1))
+        with self.reading() as files:
+            for first in range(0, n, step):
+                yield from enumerate(self._rows(files, name, episode, first, min(first + step, n)), first)
+
+
+def feature(name: str, shape: tuple[int, ...], dtype: np.dtype, flag: bool = False) -> Feature:
+    """Of a column as it is stored. Outcomes are one number a step; bytes are numbers, unless they make an image."""
+    shape = () if name.startswith("next.") and tuple(shape) == (1,) else tuple(shape)
+    dtype = np.dtype(bool) if flag else np.dtype(dtype).newbyteorder("=")
+    if dtype == np.uint8 and len(shape) != 3:
+        return Feature("uint8", shape)
+    return Feature.of(np.empty((0, *shape), dtype))
+
+
+def numbered(names: Iterator[str] | list[str], prefix: str) -> list[str]:
+    """Those that are `prefix` and digits, by number: demo_2 before demo_10."""
+    found = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
+    return sorted(found, key=lambda n: (int(n[len(prefix):]), n))

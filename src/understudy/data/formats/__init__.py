@@ -31,6 +31,7 @@ _READS = {  # what `sniff` says -> module, function
 }
 WRITES = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",
+    "lerobot-v2.1": "lerobot_v21",
 }
 
 

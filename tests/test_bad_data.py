@@ -136,15 +136,12 @@ def test_nothing_there(tmp_path):
     refused(tmp_path / "folder", "an empty folder")
 
 
-@pytest.mark.parametrize("address", ["lerobot/pusht", "hf://lerobot/pusht", "hf://datasets/lerobot/pusht"])
-def test_an_address_of_the_hub_is_to_be_downloaded_first(address, tmp_path, monkeypatch):
+def test_a_name_of_the_hub_is_told_its_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(address, "looks like the address of one on the Hugging Face hub",
-            "hf download lerobot/pusht --repo-type dataset --local-dir pusht")
-    (tmp_path / "lerobot").mkdir()
-    if not address.startswith("hf"):  # then it is a place of one's own
-        with pytest.raises(UserError, match="found nothing\n  -> check the path"):
-            read_all(address)
+    refused("lerobot/pusht", "looks like the name of one on the Hugging Face hub", "hf://datasets/lerobot/pusht")
+    (tmp_path / "lerobot").mkdir()  # then it is a place of one's own
+    with pytest.raises(UserError, match="found nothing\n  -> check the path"):
+        read_all("lerobot/pusht")
     for path in ("runs/mine.npz", "nowhere", "a/b/c", "../b", "./b"):
         with pytest.raises(UserError, match="found nothing\n  -> check the path"):
             read_all(path)

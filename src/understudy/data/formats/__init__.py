@@ -16,7 +16,7 @@ from pathlib import Path
 from ...core import UserError
 from .. import cache, video
 from ..episode import Dataset
-from . import lerobot, npz, side
+from . import lerobot, npz, remote, side
 from .base import Episodes, Framed, Progress, cameras
 from .describe import check_finite, describe
 from .sniff import sniff
@@ -42,9 +42,9 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
     image_size: side, or (height, width), in pixels: every camera frame is decoded once, now, into a memory map of
     that size (`frame_cost` says beforehand what that takes). Without it, frames are decoded when asked for, as they
     are. mapping: of the topics of bags to columns (mapping.py), which only they take and which they need.
-    progress: called with (frames done, frames in all).
+    progress: called with (frames done, frames in all). path may be an address (remote.py).
     """
-    path = Path(path).expanduser()
+    given, path = path, remote.local(path)
     kind = sniff(path)
     if mapping is not None and kind != "bags":
         raise UserError(f"expected a recording of messages (MCAP, ROS) with a mapping, found {kind}", where=path,
@@ -52,17 +52,18 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
     module, function = _READS[kind]
     options = {"mapping": mapping} if kind == "bags" else {}
     data = side.opened(path, getattr(import_module(f".{module}", __package__), function)(path, **options))
+    if at := remote.address(given):
+        data = Dataset(data._episodes, {**data.facts, "path": at})
     return data if image_size is None else with_frames(data, image_size, progress)
 
 
 def look(path: str | Path, mapping: str | Path | Mapping | None = None) -> Dataset:
     """As `open_dataset`, for those that only look: bags need no mapping, and may have no episode. Without one they
     are read under the mapping that is proposed for them, facts["mapping"]."""
-    path = Path(path).expanduser()
-    if mapping is None and sniff(path) == "bags":
+    if mapping is None and sniff(remote.local(path)) == "bags":
         from . import bags
 
-        return bags.look(path)
+        return bags.look(remote.local(path))
     return open_dataset(path, mapping=mapping)
 
 

@@ -110,6 +110,8 @@ def _videos(source) -> Iterator[str]:
     for files, _ in source.index.videos.values():
         for file in dict.fromkeys(files):
             wanted = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
+            if not (source.path / file).exists():
+                continue  # at an address, and not fetched yet
             if (found := video.count(source.path / file)) < wanted:
                 yield f"{file}: expected {wanted} frames, found {found}: it is damaged, and cannot be trained on"
 

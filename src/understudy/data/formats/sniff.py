@@ -21,11 +21,8 @@ def sniff(path: Path) -> str:
     path = Path(path)
     if not path.exists():
         if name := _hub(path):
-            raise UserError("expected a data set, found nothing; it looks like the address of one on the Hugging Face "
-                            "hub", where=path.as_posix().replace("hf:/", "hf://", 1),
-                            do="download it first, and name the folder: pip install 'understudy[hub]' && "
-                            f"hf download {name} --repo-type dataset --local-dir "
-                            f"{name.partition('/')[2]}")
+            raise UserError("expected a data set, found nothing; it looks like the name of one on the Hugging Face hub",
+                            where=path, do=f"name its address: hf://datasets/{name}")
         raise UserError("expected a data set, found nothing", where=path,
                         do="check the path; understudy record ENV --out DATA makes a data set")
     kind = _folder(path) if path.is_dir() else _file(path)
@@ -36,9 +33,8 @@ def sniff(path: Path) -> str:
 
 def _hub(path: Path) -> str:
     """OWNER/NAME, if that is what it looks like and nothing here has the owner's name; else ""."""
-    name = re.sub(r"^hf:/+(datasets/)?", "", path.as_posix())
-    here = name == path.as_posix() and path.parent.exists()
-    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.suffix and not here else ""
+    name = path.as_posix()
+    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.suffix and not path.parent.exists() else ""
 
 
 def _folder(path: Path) -> str:

@@ -50,10 +50,10 @@ def local(path: str | Path) -> Path:
     if at.startswith("file://"):
         return Path("/" + at[7:].lstrip("/"))
     root = cache.folder() / _FOLDER
-    with _kind(at):
-        fs, place = _opened(at)
+    with known(at):
+        fs, place = opened(at)
     try:
-        with _kind(at):
+        with known(at):
             files = _listed(fs, place)
     except _Away as away:  # no network: what was fetched last
         last = root / f"{cache.digest('address', at)}.json"
@@ -122,7 +122,7 @@ def _now(files: Mapping[str, Any]) -> list[str]:
     return [n for n in files if not (later and n.startswith(later)) and not n.startswith(".git")]
 
 
-def _opened(at: str):
+def opened(at: str):
     import fsspec
 
     return fsspec.core.url_to_fs(at)
@@ -159,8 +159,8 @@ def _fetch(entry: Path, names: list[str]) -> None:
     if size >= _TOLD:
         print(f"fetching {len(missing)} file{'s' * (len(missing) > 1)}, {size / 1e6:,.1f} MB, from {said['address']} "
               f"into {entry}", file=sys.stderr)
-    with _kind(said["address"]):
-        fs, _ = _opened(said["address"])
+    with known(said["address"]):
+        fs, _ = opened(said["address"])
     done, told = 0, time.monotonic()
     for name in missing:
         (entry / name).parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
     """Yields how many bytes each piece had. What is there of an interrupted copy is kept."""
     part = to.with_name(f"{to.name}.part")
     begin = part.stat().st_size if part.exists() and file["size"] is not None else 0
-    with _kind(where), fs.open(file["at"], "rb") as source, open(part, "ab" if begin else "wb") as out:
+    with known(where), fs.open(file["at"], "rb") as source, open(part, "ab" if begin else "wb") as out:
         if begin:
             source.seek(begin)
             yield begin
@@ -220,7 +220,7 @@ class _Away(UserError):
 
 
 @contextmanager
-def _kind(where: str):
+def known(where: str):
     """What goes wrong with an address, as a UserError."""
     protocol = where.partition(":")[0]
     try:

@@ -77,8 +77,6 @@ def _zip(names) -> bytes:
 
 
 KINDS = {
-    "a.mcap": (b"\x89MCAP0\r\n...", "an MCAP log"),
-    "a.bag": (b"#ROSBAG V2.0\n....", "a ROS 1 bag"),
     "a.txt": ("schön, ä".encode() * 20, "a text file"),
     "empty": (b"", "an empty file"),
     "a.parquet": (b"PAR1....", "a single parquet file"),
@@ -99,7 +97,6 @@ KINDS = {
     "zarr/.zgroup": (b"{}", "zarr"),
     "zarr3/zarr.json": (b"{}", "zarr"),
     "hf/state.json": (b"{}", "state.json, _data_files: expected names of files"),
-    "ros2/metadata.yaml": (b"rosbag2_bagfile_information:\n", "a ROS 2 bag"),
     "old/meta_data/info.json": (b"{}", "LeRobot 1.x"),
     "folder/notes.md": (b"", "a folder without meta/info.json, which holds notes.md"),
     "none/.hidden": (b"", "an empty folder"),
@@ -139,22 +136,18 @@ def test_nothing_there(tmp_path):
     refused(tmp_path / "folder", "an empty folder")
 
 
-@pytest.mark.parametrize("address", ["lerobot/pusht", "hf://lerobot/pusht", "hf://datasets/lerobot/pusht"])
-def test_an_address_of_the_hub_is_to_be_downloaded_first(address, tmp_path, monkeypatch):
+def test_a_name_of_the_hub_is_told_its_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(address, "looks like the address of one on the Hugging Face hub",
-            "hf download lerobot/pusht --repo-type dataset --local-dir pusht")
-    (tmp_path / "lerobot").mkdir()
-    if not address.startswith("hf"):  # then it is a place of one's own
-        with pytest.raises(UserError, match="found nothing\n  -> check the path"):
-            read_all(address)
+    refused("lerobot/pusht", "looks like the name of one on the Hugging Face hub", "hf://datasets/lerobot/pusht")
+    (tmp_path / "lerobot").mkdir()  # then it is a place of one's own
+    with pytest.raises(UserError, match="found nothing\n  -> check the path"):
+        read_all("lerobot/pusht")
     for path in ("runs/mine.npz", "nowhere", "a/b/c", "../b", "./b"):
         with pytest.raises(UserError, match="found nothing\n  -> check the path"):
             read_all(path)
 
 
 @pytest.mark.parametrize("pattern, kind", [
-    ("mcap/*.mcap", "MCAP"), ("rosbag/ros1*/*.bag", "ROS 1 bag"), ("rosbag/ros2*/*", "ROS 2 bag"),
     ("overcooked/*.csv", "text file")])
 def test_real_files_of_other_kinds(pattern, kind, shared):
     paths = list((shared / "fixtures").glob(pattern))

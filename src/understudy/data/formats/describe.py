@@ -18,14 +18,15 @@ _STATS_MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large
 def describe(data: Dataset) -> dict[str, Any]:
     """`understudy inspect --json`: {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype",
     "shape", "names"}}, "tasks", "warnings"}. Reads every number once, and no frames."""
-    features = data.features()
+    features = data.features() if len(data) else {}
     return {
         "format": data.facts.get("format", "memory"), "version": data.facts.get("version", ""),
         "episodes": len(data), "steps": data.steps, "fps": data.fps,
         "features": {name: {"dtype": f.dtype, "shape": list(f.shape), "names": list(f.names) if f.names else None}
                      for name, f in features.items()},
         "tasks": list(dict.fromkeys(t for e in data for t in _tasks(e))),
-        "warnings": [*data.facts.get("warnings", ()), *_warnings(data, features)],
+        "warnings": [*data.facts.get("warnings", ()), *(_warnings(data, features) if len(data) else ())],
+        **{key: data.facts[key] for key in ("mapping", "topics") if key in data.facts},
     }
 
 
@@ -109,6 +110,8 @@ def _videos(source) -> Iterator[str]:
     for files, _ in source.index.videos.values():
         for file in dict.fromkeys(files):
             wanted = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
+            if not (source.path / file).exists():
+                continue  # at an address, and not fetched yet
             if (found := video.count(source.path / file)) < wanted:
                 yield f"{file}: expected {wanted} frames, found {found}: it is damaged, and cannot be trained on"
 

@@ -19,6 +19,7 @@ from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache, video
 from ..episode import Dataset
+from . import remote
 from .base import Episodes, Source, starts
 
 INDEX = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
@@ -80,7 +81,7 @@ class LeRobot(Source):
     def _check_files(self):
         named = [*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)]
         for name in dict.fromkeys(named):
-            if not (self.path / name).is_file():
+            if not remote.there(self.path / name):
                 raise UserError("expected a file that the metadata name, found none", where=self.path / name,
                                 do="take it from a copy, or leave out the episodes in it")
 
@@ -145,8 +146,7 @@ class LeRobot(Source):
         """Of the sizes and times of all files named, and of everything in meta."""
         stats = {}
         for name in sorted({*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)}):
-            at = (self.path / name).stat()
-            stats[name] = [at.st_size, at.st_mtime_ns]
+            stats[name] = remote.mark(self.path / name)
         meta = {str(p.relative_to(self.path)): _digest(p) for p in sorted((self.path / "meta").rglob("*"))
                 if p.is_file() and not p.name.startswith(".") and not p.name.endswith(".part")}
         return cache.digest("lerobot", stats, meta)
@@ -289,7 +289,7 @@ class LeRobot(Source):
             file, where = self.path / files[episode], f"episode {episode}"
             film = self._films.pop(name, None)  # out of sight while it is read: two readers at once would move it
             if film is None or film.path != file:
-                film = video.VideoReader(file, where)
+                film = video.VideoReader(remote.fetched(file), where)
             yield from film.frames(begin[episode] + self._times(episode), shape, where)
             self._films[name] = film
         else:
@@ -471,7 +471,7 @@ def _format(info, key, path, **values) -> str:
 
 def parquet(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(remote.fetched(file))
     except FileNotFoundError:
         raise UserError("expected a file, found none", where=file, do=_DAMAGED) from None
     except (pa.ArrowException, OSError) as error:

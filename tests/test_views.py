@@ -612,7 +612,8 @@ def test_a_view_is_made_shown_listed_and_materialised(stored, tmp_path, capsys):
     for bad in (["make", stored / "demos"], ["show"], ["materialise", stored / "demos", "--out", tmp_path / "x"],
                 ["make", stored / "demos", "--out", path], ["list", path],
                 ["materialise", path, "--out", tmp_path / "own"],
-                *(["make", stored / "demos", "--out", tmp_path / "x", "--crop", c] for c in ("a:b", "5", "1:2:3", "1:-")),
+                ["make", stored / "demos", "--out", tmp_path / "x", "--crop", "a:b"],
+                ["make", stored / "demos", "--out", tmp_path / "x", "--crop", "5"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--where", "length"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--where", "length>=long"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--rename", "action"]):

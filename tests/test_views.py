@@ -613,6 +613,7 @@ def test_a_view_is_made_shown_listed_and_materialised(stored, tmp_path, capsys):
                 ["make", stored / "demos", "--out", path], ["list", path],
                 ["materialise", path, "--out", tmp_path / "own"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--crop", "a:b"],
+                ["make", stored / "demos", "--out", tmp_path / "x", "--crop", "5"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--where", "length"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--where", "length>=long"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--rename", "action"]):

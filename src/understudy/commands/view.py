@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -157,13 +159,9 @@ def _halves(option: str, text: str) -> tuple[str, str]:
 def _range(text: str) -> tuple[int, int | None]:
     from ..core import UserError
 
-    first, found, second = text.partition(":")
-    try:
-        return int(first or 0), int(second) if second else None
-    except ValueError:
-        found = ""
-    if not found:
+    if not (found := re.fullmatch(r"(-?\d*):(-?\d*)", text)) or "-" in found.groups():
         raise UserError(f"expected A:B, found {text!r}", where="--crop", do="such as --crop 5:-5 or --crop=:-5")
+    return int(found[1] or 0), int(found[2]) if found[2] else None
 
 
 def _said(text: str):
@@ -172,7 +170,7 @@ def _said(text: str):
         value = json.loads(text)
     except ValueError:
         return text
-    return value if isinstance(value, (bool, int, float)) else text
+    return value if isinstance(value, (bool, int, float)) and math.isfinite(value) else text
 
 
 def _list(o: View, out: Out) -> None:

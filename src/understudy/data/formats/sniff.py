@@ -134,12 +134,12 @@ def _zip(path: Path) -> str:
 
 
 def _hdf5(path: Path) -> str:
-    from .hdf5 import Files, readable
+    from .hdf5 import Files, library, readable
 
     with Files() as files, readable(path):
         file = files[path]
         keys = {k for k in file if isinstance(k, str)}
-        inside = {str(k) for k in file["data"]} if "data" in keys and hasattr(file["data"], "keys") else set()
+        inside = {str(k) for k in file["data"]} if isinstance(file.get("data"), library().Group) else set()
     if any(re.fullmatch(r"demo_\d+", k) for k in inside):
         return "robomimic"
     if {"observations", "action"} <= keys:

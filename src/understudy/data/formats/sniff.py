@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from ...core import UserError
@@ -224,12 +223,12 @@ def _no_objects(path: Path) -> None:
 
 
 def _hdf5(path: Path) -> str:
-    from .hdf5 import Files, readable
+    from .hdf5 import Files, library, readable
 
     with Files() as files, readable(path):
         file = files[path]
         keys = {k for k in file if isinstance(k, str)}
-        inside = {str(k) for k in file["data"]} if isinstance(file.get("data"), Mapping) else set()
+        inside = {str(k) for k in file["data"]} if isinstance(file.get("data"), library().Group) else set()
     if any(re.fullmatch(r"demo_\d+", k) for k in inside):
         return "robomimic"
     if {"observations", "action"} <= keys:

@@ -27,6 +27,7 @@ class Inspect:
 
 def main(args: list[str]) -> None:
     o = parse(Inspect, "inspect", args)
+    from ..audit import findings
     from ..core import role
     from ..data.episode import Dataset
     from ..data.formats.describe import describe
@@ -34,7 +35,8 @@ def main(args: list[str]) -> None:
 
     with Out(o.json) as out:
         data = Dataset.open(demonstrations(o.data))
-        found = describe(data)
+        odd = findings(data, o.data)
+        found = {**describe(data), "warnings": [f.message for f in odd]}
         lengths = sorted(len(e) for e in data)
         rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
         out.say(f"{o.data}: {found['format']} {found['version']}".rstrip(),
@@ -50,7 +52,7 @@ def main(args: list[str]) -> None:
         if found["tasks"]:
             out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
-        out.say("", *([f"warning: {w}" for w in found["warnings"]] or ["no warnings"]))
+        out.say("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
         env, method = env_of(data), recommended(data.features())
         if refusal := _refusal(data, method):
             out.say("", f"It cannot be trained on as it is. {refusal}")

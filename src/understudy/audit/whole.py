@@ -1,0 +1,109 @@
+"""The audit of a data set: every check, in order; and the guard of what must not be given broken data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+
+from ..core import UserError
+from ..data.episode import Dataset
+from . import checks
+from .base import Finding, Report, Where, refusal
+from .files import files
+from .words import count
+
+Progress = Callable[[int, int], None]  # (checks done, of)
+_ORDER = ("error", "warning", "note")
+_REFUSED = ("cannot-be-read", "frame-damaged")
+
+
+def audit(path: Path | str, *, scores: bool = True, frames: bool = True, progress: Progress | None = None) -> Report:
+    """All findings, errors first, and the scores that need no training. Raises UserError where nothing could be opened;
+    where a file of what is otherwise a data set is why, that is a finding.
+
+    frames: also decode every camera frame, which takes minutes for hours of video."""
+    path = Path(path).expanduser()
+    found = list(files(path))
+    try:
+        data = Dataset.open(path)
+    except UserError as error:
+        found += [] if _said(found) else [_recognised(path, error)]
+        return Report(_sorted(found))
+    found += findings(data, path, frames=frames, files_too=False, progress=progress)
+    return Report(_sorted(found), _scores(data) if scores and len(data) else {})
+
+
+def findings(data: Dataset, path: Path | str | None = None, *, frames: bool = False, files_too: bool = True,
+             progress: Progress | None = None) -> tuple[Finding, ...]:
+    """Of data that could be opened; of the files at `path`, too, without their checksums."""
+    chosen = checks.WHOLE + checks.QUALITY + (checks.FRAMES if frames else ())
+    return _sorted([*(files(Path(path), deep=False) if path is not None and files_too else ()),
+                    *_run(data, chosen, Path(path or data.facts.get("path", ".")), progress)])
+
+
+def guard(data: Dataset, path: Path | str | None = None, despite: Collection[str] = ()) -> None:
+    """Raises UserError where an audit would find an error, other than of a code in `despite`: what `train`, `convert` and
+    `merge` do first. Reads every number once; checksums of whole files and camera frames are left to the audit, and to
+    whoever decodes them."""
+    where = Path(path or data.facts.get("path", "."))
+    found = [*(files(where, deep=False) if path is not None else ()), *_run(data, checks.WHOLE, where)]
+    wrong = [f for f in found if f.severity == "error" and f.code not in despite]
+    if wrong:
+        codes = list(dict.fromkeys(f.code for f in wrong))
+        lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}" for f in _sorted(wrong)[:10]]
+        raise UserError(f"expected data without errors, found {count(len(wrong), 'error')}:\n" + "\n".join(lines)
+                        + ("\n  ..." if len(wrong) > 10 else ""), where=where,
+                        do=f"understudy audit {where} says more; to go on all the same: "
+                        + " ".join(f"--despite {code}" for code in codes))
+
+
+def _run(data: Dataset, chosen: Iterable[checks.Check], path: Path, progress: Progress | None = None) -> Iterator[Finding]:
+    chosen = tuple(chosen)
+    if not len(data):
+        yield Finding("no-episodes", "note", "there is no episode", "record some", Where())
+        return
+    told = set()
+    for done, check in enumerate(chosen, 1):
+        try:
+            yield from check(data)
+        except UserError as error:  # of a column that is read only now; several checks may meet it
+            if str(error) not in told:
+                told.add(str(error))
+                yield refusal(error, path, data[0].steps)
+        if progress is not None:
+            progress(done, len(chosen))
+
+
+def _recognised(path, error) -> Finding:
+    """What a reader refused, if it is a data set and something in it is wrong; else the error itself."""
+    from ..data.formats import sniff
+
+    sniff(path)  # raises where it is no data set
+    return refusal(error, path)
+
+
+def _said(found) -> bool:
+    return any(f.severity == "error" for f in found)
+
+
+def _sorted(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors first. What a reader says of a file in which a check has found an error is no second finding."""
+    found = list(dict.fromkeys(found))
+    known = {f.where.file for f in found if f.severity == "error" and f.code not in _REFUSED}
+    found = [f for f in found if f.code not in _REFUSED or f.where.file not in known]
+    return tuple(sorted(found, key=lambda f: _ORDER.index(f.severity)))
+
+
+def _scores(data: Dataset) -> dict:
+    """Those without training; one that has no meaning for these data is left out."""
+    try:
+        from .scores import SCORES
+    except ImportError:
+        return {}
+    found = {}
+    for name, make in SCORES.items():
+        try:
+            found[name] = make()(data)
+        except UserError:
+            continue
+    return found

@@ -243,7 +243,7 @@ def stats(data: Dataset) -> Iterator[Finding]:
         mean = total / data.steps + shift
         std = np.sqrt(np.maximum(squares / data.steps - np.square(total / data.steps), 0))
         said = _said(stored, name, f)
-        if name in stored and said is None or said is not None and _other(said, mean, std, low, high):
+        if said is not None and _other(said, mean, std, low, high):
             yield Finding("stats-disagree", "error", f"{name}: meta/stats.json disagrees with the data; understudy does "
                           "not use it", "others normalise by it: compute it anew", Where("meta/stats.json", None, None,
                                                                                        name))
@@ -308,7 +308,8 @@ def _stored_each(path) -> dict[int, dict[str, Any]]:
 
 
 def _said(stored, name, f) -> dict[str, np.ndarray] | None:
-    """mean, std, min and max, as far as they are there; None where none is, or they are of another shape or NaN."""
+    """mean, std, min and max, as far as they are there; None where they are of another shape, as LeRobot's of columns
+    with more than one axis are."""
     row, out = stored.get(name), {}
     for key in ("mean", "std", "min", "max"):
         if row and row.get(key) is not None:
@@ -316,7 +317,7 @@ def _said(stored, name, f) -> dict[str, np.ndarray] | None:
                 values = np.asarray(row[key], np.float64)
             except (TypeError, ValueError):
                 return None
-            if values.size != f.size or not np.isfinite(values).all():
+            if values.size != f.size:
                 return None
             out[key] = values.reshape(f.shape)
     return out or None
@@ -324,7 +325,7 @@ def _said(stored, name, f) -> dict[str, np.ndarray] | None:
 
 def _other(said, mean, std, low, high) -> bool:
     near = _MAY_DIFFER * std + 1e-5 * np.abs(mean) + 1e-8
-    return any(np.any(np.abs(said[k] - v) > near) for k, v in (("mean", mean), ("std", std), ("min", low),
+    return any(not np.all(np.abs(said[k] - v) <= near) for k, v in (("mean", mean), ("std", std), ("min", low),
                                                               ("max", high)) if k in said)
 
 

@@ -23,6 +23,7 @@ _WIDEST = 160  # components of states and actions; a wider model is not fitted
 _STEPS = 200_000  # that a model is fitted on, of evenly chosen episodes
 _FEWEST = 10  # steps for every number that is fitted
 _JUMP = 12.0  # times the residual that 99 in 100 steps stay below
+_GAP = 2.5  # times what comes next
 _FLOOR = 0.01  # of a component's usual change: no residual below is told apart from rounding
 
 
@@ -45,27 +46,34 @@ def jumps(data: Dataset) -> Iterator[Finding]:
         return
     sample = [np.abs(r).astype(np.float32) for _, _, r in _residuals(data, model, _STEPS // 4)]
     scale = np.maximum(np.quantile(np.concatenate(sample), 0.99, axis=0), _FLOOR * model.change + 1e-9)
-    found, sums, before, after = [], [], 0.0, 0.0
+    large, sums, before, after, steps = [], [], 0.0, 0.0, 0
     for e, without, with_action in _residuals(data, model):
         size = (np.abs(with_action) / scale).max(1)
-        if size.max() > _JUMP:
-            t = int(np.argmax(size))
-            found.append((float(size[t]), e, t, int(np.argmax(np.abs(with_action[t]) / scale))))
+        large += [(float(size[t]), e, int(t)) for t in np.flatnonzero(size > _JUMP / 3)]
         sums.append((e, len(size), np.square(without / scale).sum(), np.square(with_action / scale).sum()))
-        before, after = before + sums[-1][2], after + sums[-1][3]
-    if found and len(found) <= max(3, 0.2 * len(data)):  # where it is usual, the model is what is wrong
-        size, e, t, part = max(found)
-        yield Finding("jump", "warning", f"{count(len(found), 'episode')} with a step unlike all others, the largest in "
-                      f"episode {e}, from step {t} to {t + 1}: {model.names[part]} changes by {size:.0f} times what a "
-                      "linear model of the other steps misses at most", "a frame was lost, something was moved by hand, "
-                      "or the episode should have ended there", Where(None, e, t, model.names[part].split("[")[0]))
-    jumped = {e for _, e, _, _ in found}
+        before, after, steps = before + sums[-1][2], after + sums[-1][3], steps + len(size)
+    found = _far(sorted(large, reverse=True), max(3, steps // 200))
+    jumped = {e for _, e, _ in found}
+    if found:
+        size, e, t = found[0]
+        yield Finding("jump", "warning", f"{count(len(jumped), 'episode')} with a step unlike all others, the largest "
+                      f"in episode {e}, from step {t} to {t + 1}: {size:.0f} times what a linear model of the others "
+                      "misses at most", "a frame was lost, something was moved by hand, or the episode should have "
+                      "ended there", Where(None, e, t))
     if after < 0.5 * before:
         odd = [e for e, n, without, with_action in sums if e not in jumped and n >= 10 and with_action > 1.5 * without]
         if odd and len(odd) <= 0.2 * len(data):
             yield Finding("action-unrelated", "warning", f"{count(len(odd), 'episode')} in which the actions do not fit "
                           f"what happens, though they do elsewhere: {listed(odd)}", "look whether the actions belong to "
                           "this episode, and to this robot", Where(episode=odd[0], feature="action"))
+
+
+def _far(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:
+    """Of (size, episode, step), largest first, those above a wide gap. Contacts make large residuals of every size."""
+    values = np.array([size for size, _, _ in sizes] + [_JUMP / 3])
+    gaps = values[:-1] / values[1:] if len(values) > 1 else np.empty(0)
+    gaps[(values[:-1] < _JUMP) | (np.arange(len(gaps)) >= most)] = 0
+    return sizes[:int(np.argmax(gaps)) + 1] if len(gaps) and gaps.max() > _GAP else []
 
 
 def _residuals(data, model, most=None):

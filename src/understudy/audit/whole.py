@@ -65,7 +65,10 @@ def _run(data: Dataset, chosen: Iterable[checks.Check], path: Path, progress: Pr
     told = set()
     for done, check in enumerate(chosen, 1):
         try:
-            yield from check(data)
+            found = list(check(data))
+            yield from found
+            if check is checks.rows and found:
+                return  # the others take columns of one shape for granted
         except UserError as error:  # of a column that is read only now; several checks may meet it
             if str(error) not in told:
                 told.add(str(error))

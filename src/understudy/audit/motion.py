@@ -40,32 +40,42 @@ def moves(episode: Episode, first: int, last: int) -> bool:
 
 
 def jumps(data: Dataset) -> Iterator[Finding]:
-    """Steps that no other step is like, and episodes whose actions explain nothing of what happens in them."""
+    """Steps that no other step is like."""
     model = _fit(data, 0)
     if model is None:
         return
     sample = [np.abs(r).astype(np.float32) for _, _, r in _residuals(data, model, _STEPS // 4)]
     scale = np.maximum(np.quantile(np.concatenate(sample), 0.99, axis=0), _FLOOR * model.change + 1e-9)
-    large, sums, before, after, steps = [], [], 0.0, 0.0, 0
-    for e, without, with_action in _residuals(data, model):
-        size = (np.abs(with_action) / scale).max(1)
+    large, steps = [], 0
+    for e, _, missed in _residuals(data, model):
+        size = (np.abs(missed) / scale).max(1)
         large += [(float(size[t]), e, int(t)) for t in np.flatnonzero(size > _JUMP / 3)]
-        sums.append((e, len(size), np.square(without / scale).sum(), np.square(with_action / scale).sum()))
-        before, after, steps = before + sums[-1][2], after + sums[-1][3], steps + len(size)
-    found = _far(sorted(large, reverse=True), max(3, steps // 200))
-    jumped = {e for _, e, _ in found}
-    if found:
+        steps += len(size)
+    if found := _far(sorted(large, reverse=True), max(3, steps // 200)):
         size, e, t = found[0]
-        yield Finding("jump", "warning", f"{count(len(jumped), 'episode')} with a step unlike all others, the largest "
-                      f"in episode {e}, from step {t} to {t + 1}: {size:.0f} times what a linear model of the others "
-                      "misses at most", "a frame was lost, something was moved by hand, or the episode should have "
-                      "ended there", Where(None, e, t))
-    if after < 0.5 * before:
-        odd = [e for e, n, without, with_action in sums if e not in jumped and n >= 10 and with_action > 1.5 * without]
-        if odd and len(odd) <= 0.2 * len(data):
-            yield Finding("action-unrelated", "warning", f"{count(len(odd), 'episode')} in which the actions do not fit "
-                          f"what happens, though they do elsewhere: {listed(odd)}", "look whether the actions belong to "
-                          "this episode, and to this robot", Where(episode=odd[0], feature="action"))
+        yield Finding("jump", "warning", f"{count(len({e for _, e, _ in found}), 'episode')} with a step unlike all "
+                      f"others, the largest in episode {e}, from step {t} to {t + 1}: {size:.0f} times what a linear "
+                      "model of the others misses at most", "a frame was lost, something was moved by hand, or the "
+                      "episode should have ended there", Where(None, e, t))
+
+
+def unrelated(data: Dataset) -> Iterator[Finding]:
+    """Episodes whose actions do not do there what they do elsewhere. What the action adds to the prediction is
+    regressed on what happened: the slope is near 1 where they belong together, and near 0 or below where not."""
+    model = _fit(data, 0)
+    if model is None or len(data) < 5 or model.unexplained > 0.98:
+        return
+    scale = np.sqrt(model.plain.left) + _FLOOR * model.change + 1e-9
+    slopes = {}
+    for e, without, missed in _residuals(data, model):
+        adds, happened = (without - missed) / scale, without / scale
+        if len(adds) >= 8:
+            slopes[e] = float((adds * happened).sum() / max(np.square(adds).sum(), 1e-12))
+    odd = [e for e, slope in slopes.items() if slope < 0.5 * float(np.median(list(slopes.values())))]
+    if odd and len(odd) <= 0.2 * len(slopes):
+        yield Finding("action-unrelated", "warning", f"{count(len(odd), 'episode')} in which the actions do not do what "
+                      f"they do elsewhere: {listed(odd)}", "look whether the actions belong to this episode, and to "
+                      "this robot", Where(episode=odd[0], feature="action"))
 
 
 def _far(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:
@@ -88,18 +98,17 @@ def lag(data: Dataset) -> Iterator[Finding]:
     models = {k: m for k in LAGS if (m := _fit(data, k)) is not None}
     if len(models) < len(LAGS):
         return
-    left = {k: m.unexplained for k, m in models.items()}
-    best = min(left, key=left.get)
-    if best == 0 or left[best] > 0.5 * left[0] or left[best] > 0.6:
-        return
-    if best > 0:
-        yield Finding("action-lag", "warning", f"the motion of a step is explained best by the action {best} "
-                      f"{'step' if best == 1 else 'steps'} later ({1 - left[best]:.0%}, against {1 - left[0]:.0%} by its "
-                      "own): the actions are stored late, or are what was reached", "shift the actions, so that each "
-                      "stands beside the observation that it was chosen from", Where(feature="action"))
-    else:
+    told = {k: 1 - m.unexplained for k, m in models.items()}
+    best = max(told, key=told.get)
+    clear = 1 - told[best] < 0.5 * (1 - told[0])
+    if best > 0 and (clear or best > 1 and told[best] > max(0.1, 1.15 * told[0])):
+        yield Finding("action-lag", "warning", f"the motion of a step is explained best by the action "
+                      f"{count(best, 'step')} later ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} by its "
+                      "own action): the actions are stored late, or are what was reached", "shift the actions, so that "
+                      "each stands beside the observation that it was chosen from", Where(feature="action"))
+    elif best < 0 and clear:
         yield Finding("action-lag", "warning" if best < -2 else "note", f"the motion follows the action after "
-                      f"{count(-best, 'step')} ({1 - left[best]:.0%} explained, against {1 - left[0]:.0%} at once)",
+                      f"{count(-best, 'step')} ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} at once)",
                       "a slow robot, or observations stored late", Where(feature="action"))
 
 

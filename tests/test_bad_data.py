@@ -77,8 +77,6 @@ def _zip(names) -> bytes:
 
 
 KINDS = {
-    "a.mcap": (b"\x89MCAP0\r\n...", "an MCAP log"),
-    "a.bag": (b"#ROSBAG V2.0\n....", "a ROS 1 bag"),
     "a.txt": ("schön, ä".encode() * 20, "a text file"),
     "empty": (b"", "an empty file"),
     "a.parquet": (b"PAR1....", "a single parquet file"),
@@ -99,7 +97,6 @@ KINDS = {
     "zarr/.zgroup": (b"{}", "zarr"),
     "zarr3/zarr.json": (b"{}", "zarr"),
     "hf/state.json": (b"{}", "Hugging Face"),
-    "ros2/metadata.yaml": (b"rosbag2_bagfile_information:\n", "a ROS 2 bag"),
     "old/meta_data/info.json": (b"{}", "LeRobot 1.x"),
     "folder/notes.md": (b"", "a folder without meta/info.json, which holds notes.md"),
     "none/.hidden": (b"", "an empty folder"),
@@ -157,8 +154,7 @@ def test_an_address_of_the_hub_is_to_be_downloaded_first(address, tmp_path, monk
     ("robomimic/*.hdf5", "robomimic"), ("robosuite/*.hdf5", "robosuite"), ("act_aloha/raw/*.hdf5", "ACT/ALOHA"),
     ("d4rl/*.hdf5", "D4RL"), ("minari/closed/*-v*", "Minari"), ("rlds/*/*/*", "RLDS"), ("ogbench/*.npz", "OGBench"),
     ("diffusion_policy_zarr/*.zarr*", "zarr"), ("imitation/*rewards", "imitation"), ("imitation/discrete", "imitation"),
-    ("imitation/upstream_testdata/*.npz", "imitation"), ("mcap/*.mcap", "MCAP"), ("rosbag/ros1*/*.bag", "ROS 1 bag"),
-    ("rosbag/ros2*/*", "ROS 2 bag"), ("overcooked/*.csv", "text file")])
+    ("imitation/upstream_testdata/*.npz", "imitation"), ("overcooked/*.csv", "text file")])
 def test_real_files_of_other_kinds(pattern, kind, shared):
     paths = list((shared / "fixtures").glob(pattern))
     assert paths

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..core import UserError
 from ..data.episode import Dataset
+from ..data.formats import look, sniff
 from . import checks
 from .base import Finding, Report, Where, refusal
 from .files import files
@@ -17,18 +18,23 @@ _ORDER = ("error", "warning", "note")
 _REFUSED = ("cannot-be-read", "frame-damaged")
 
 
-def audit(path: Path | str, *, scores: bool = True, frames: bool = True, progress: Progress | None = None) -> Report:
+def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True, frames: bool = True,
+          progress: Progress | None = None) -> Report:
     """All findings, errors first, and the scores that need no training. Raises UserError where nothing could be opened;
     where a file of what is otherwise a data set is why, that is a finding.
 
-    frames: also decode every camera frame, which takes minutes for hours of video."""
+    mapping: of the topics of bags, in place of the one that is proposed. frames: also decode every camera frame, which
+    takes minutes for hours of video."""
     path = Path(path).expanduser()
-    found = list(files(path))
     try:
-        data = Dataset.open(path)
+        data = look(path, mapping)
     except UserError as error:
-        found += [] if _said(found) else [_recognised(path, error)]
-        return Report(_sorted(found))
+        found = list(files(path))
+        if not any(f.severity == "error" for f in found):
+            sniff(path)  # raises where this is no data set; else it is one, of which something is wrong
+        return Report(_sorted([*found, refusal(error, path)]))
+    path = Path(data.facts.get("path", path))  # the one data set in a folder of one
+    found = list(files(path))
     found += findings(data, path, frames=frames, files_too=False, progress=progress)
     return Report(_sorted(found), _scores(data) if scores and len(data) else {})
 
@@ -75,18 +81,6 @@ def _run(data: Dataset, chosen: Iterable[checks.Check], path: Path, progress: Pr
                 yield refusal(error, path, data[0].steps)
         if progress is not None:
             progress(done, len(chosen))
-
-
-def _recognised(path, error) -> Finding:
-    """What a reader refused, if it is a data set and something in it is wrong; else the error itself."""
-    from ..data.formats import sniff
-
-    sniff(path)  # raises where it is no data set
-    return refusal(error, path)
-
-
-def _said(found) -> bool:
-    return any(f.severity == "error" for f in found)
 
 
 def _sorted(found: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -23,6 +23,8 @@ class Audit:
     """a file or folder of demonstrations"""
     json: bool = False
     """one JSON document on standard output"""
+    map: Annotated[Path | None, arg(metavar="FILE")] = None
+    """which topics of a bag become which columns, in place of what is proposed"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """a page of it, with the best and the worst episodes"""
 
@@ -36,7 +38,7 @@ def main(args: list[str]) -> None:
     with Out(o.json) as out:
         path = demonstrations(o.data)
         with bar("checks", len(WHOLE + QUALITY + FRAMES)) as progress:
-            report = audit(path, progress=lambda done, total: progress(done))
+            report = audit(path, o.map, progress=lambda done, total: progress(done))
         for f in report.findings:
             out.say(f"{f.severity}  {f.code}" + (f"  ({f.where})" if str(f.where) else ""), f"  {f.message}",
                     *([f"  -> {f.remedy}"] if f.severity != "note" else []))

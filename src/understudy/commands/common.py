@@ -31,6 +31,7 @@ Env = Annotated[str, Positional, arg(metavar="ENV")]
 Trust = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PACKAGE")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Count = Annotated[int, arg(metavar="N")]
+Mapped = Annotated[Path | None, arg(metavar="FILE")]
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
@@ -287,15 +288,16 @@ def demonstrations(path: Path) -> Path:
     return path
 
 
-def opened(path: Path, size: int | tuple[int, int] | None = None) -> Dataset:
-    """The data set; its camera frames, if it has any, decoded once to `size`, whose cost is told beforehand. Without
-    a size they keep their own if that is one and at most 128 pixels a side, and are 96 x 96 otherwise."""
+def opened(path: Path, size: int | tuple[int, int] | None = None, mapping: Path | None = None) -> Dataset:
+    """The data set (bags under a mapping); its camera frames, if it has any, decoded once to `size`, whose cost is
+    told beforehand. Without a size they keep their own if that is one and at most 128 pixels a side, and are 96 x 96
+    otherwise."""
     from ..data import cache
     from ..data.episode import Dataset
     from ..data.formats import frame_cost, with_frames
     from ..learn.watch import duration
 
-    data = Dataset.open(demonstrations(path))
+    data = Dataset.open(demonstrations(path), mapping=mapping)
     sizes = {f.shape[:2] for f in data.features().values() if f.kind == "image"}
     if not sizes:
         return data

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .common import Out, demonstrations, line, parse
+from .common import Mapped, Out, demonstrations, line, parse
 
 Format = Literal["lerobot", "lerobot-v2.1", "robomimic", "zarr", "act", "rlds", "minari", "d4rl", "ogbench", "npz",
                  "csv"]
@@ -32,6 +32,8 @@ class Convert:
     """refuse, if the format cannot hold everything by itself"""
     images: Literal["png", "video"] = "png"
     """how LeRobot stores camera frames; png loses nothing, video is smaller"""
+    map: Mapped = None
+    """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
 
 
 def main(args: list[str]) -> None:
@@ -41,7 +43,7 @@ def main(args: list[str]) -> None:
     from ..data.formats import losses, write_dataset
 
     out = Out()
-    data = Dataset.open(demonstrations(o.src))
+    data = Dataset.open(demonstrations(o.src), mapping=o.map)
     options = {"images": o.images} if o.to.startswith("lerobot") else {}
     lost = losses(data, o.to, **options)
     if lost and o.strict:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Out, demonstrations, env_of, free, line, parse
+from .common import Mapped, Out, demonstrations, env_of, free, line, parse
 
 if TYPE_CHECKING:
     from ..core import UserError
@@ -23,19 +23,21 @@ class Inspect:
     """a file or folder of demonstrations"""
     json: bool = False
     """one JSON document on standard output"""
+    map: Mapped = None
+    """of topics to columns, for MCAP and ROS bags; without it, the one that is proposed"""
 
 
 def main(args: list[str]) -> None:
     o = parse(Inspect, "inspect", args)
     from ..audit import findings
     from ..core import role
-    from ..data.episode import Dataset
+    from ..data.formats import look
     from ..data.formats.describe import describe
     from ..recipes import recommended
 
     with Out(o.json) as out:
-        data = Dataset.open(demonstrations(o.data))
-        odd = findings(data, o.data)
+        data = look(demonstrations(o.data), o.map)
+        odd = findings(data, data.facts["path"])
         found = {**describe(data), "warnings": [f.message for f in odd]}
         lengths = sorted(len(e) for e in data)
         rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
@@ -43,6 +45,11 @@ def main(args: list[str]) -> None:
                 f"{found['episodes']} episode{'s' * (len(data) != 1)}, {found['steps']} steps{rate}"
                 + (f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
                    f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
+        if "topics" in found:
+            out.say("", _topics(found["topics"]))
+        if not len(data):
+            out.say("", *(f"warning: {w}" for w in found["warnings"]))
+            return out.answer(found)
         out.say(*_outcomes(data), "")
         table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
         for name, f in data.features().items():
@@ -54,10 +61,16 @@ def main(args: list[str]) -> None:
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
         out.say("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
         env, method = env_of(data), recommended(data.features())
+        if "topics" in found and o.map is None:
+            out.say("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and go on with it:")
+            out.next(f"{line('inspect', o.data, '--json')} > map.json",
+                     line("convert", o.data, free("demonstrations"), "--map", "map.json"),
+                     line("train", method, o.data, "--map", "map.json", "--out", free("run")))
+            return out.answer(found)
         if refusal := _refusal(data, method):
             out.say("", f"It cannot be trained on as it is. {refusal}")
         else:
-            out.next(line("train", method, o.data, "--out", free("run"),
+            out.next(line("train", method, o.data, *(("--map", o.map) if o.map else ()), "--out", free("run"),
                           *(("--eval", env, "--every", 500) if env else ())),
                      *([line("replay", o.data, env)] if env else []))
         out.answer(found)
@@ -95,6 +108,13 @@ def _numbers(data) -> Table:
                     for part, *numbers in zip(parts, low, mean, high, strict=True)]
         for row, *numbers in rows:
             table.add_row(row, *(f"{n:.4g}" for n in numbers))
+    return table
+
+
+def _topics(topics) -> Table:
+    table = Table("topic", "type", "messages", box=None, pad_edge=False)
+    for t in topics:
+        table.add_row(t["name"], t["type"], str(t["messages"]))
     return table
 
 

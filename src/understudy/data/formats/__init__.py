@@ -8,6 +8,7 @@ HDF5 is needed by nobody else.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,12 +21,13 @@ from .base import Episodes, Framed, Progress, cameras
 from .describe import check_finite, describe
 from .sniff import sniff
 
-__all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot", "losses", "npz", "open_dataset",
-           "sniff", "with_frames", "write_dataset"]
+__all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot", "look", "losses", "npz",
+           "open_dataset", "sniff", "with_frames", "write_dataset"]
 
 _READS = {  # what `sniff` says -> module, function
     "lerobot": ("lerobot", "open_lerobot"),
     "npz": ("npz", "open_npz"),
+    "bags": ("bags", "open_bags"),
 }
 WRITES = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",
@@ -33,17 +35,34 @@ WRITES = {  # what `convert --to` takes -> module
 
 
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
-                 progress: Progress | None = None) -> Dataset:
+                 mapping: str | Path | Mapping | None = None, progress: Progress | None = None) -> Dataset:
     """The data set at `path`, whatever format it is in. Nothing is read of the data until a column is asked for.
 
     image_size: side, or (height, width), in pixels: every camera frame is decoded once, now, into a memory map of
     that size (`frame_cost` says beforehand what that takes). Without it, frames are decoded when asked for, as they
-    are. progress: called with (frames done, frames in all).
+    are. mapping: of the topics of bags to columns (mapping.py), which only they take and which they need.
+    progress: called with (frames done, frames in all).
     """
     path = Path(path).expanduser()
-    module, function = _READS[sniff(path)]
-    data = side.opened(path, getattr(import_module(f".{module}", __package__), function)(path))
+    kind = sniff(path)
+    if mapping is not None and kind != "bags":
+        raise UserError(f"expected a recording of messages (MCAP, ROS) with a mapping, found {kind}", where=path,
+                        do="leave the mapping out")
+    module, function = _READS[kind]
+    options = {"mapping": mapping} if kind == "bags" else {}
+    data = side.opened(path, getattr(import_module(f".{module}", __package__), function)(path, **options))
     return data if image_size is None else with_frames(data, image_size, progress)
+
+
+def look(path: str | Path, mapping: str | Path | Mapping | None = None) -> Dataset:
+    """As `open_dataset`, for those that only look: bags need no mapping, and may have no episode. Without one they
+    are read under the mapping that is proposed for them, facts["mapping"]."""
+    path = Path(path).expanduser()
+    if mapping is None and sniff(path) == "bags":
+        from . import bags
+
+        return bags.look(path)
+    return open_dataset(path, mapping=mapping)
 
 
 def losses(data: Dataset, to: str, **options) -> list[side.Loss]:

@@ -14,7 +14,7 @@ from ..episode import Dataset
 def describe(data: Dataset) -> dict[str, Any]:
     """`understudy inspect --json`: {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype",
     "shape", "names"}}, "tasks", "warnings"}, of which these are the warnings of its reader."""
-    features = data.features()
+    features = data.features() if len(data) else {}
     return {
         "format": data.facts.get("format", "memory"), "version": data.facts.get("version", ""),
         "episodes": len(data), "steps": data.steps, "fps": data.fps,
@@ -22,6 +22,7 @@ def describe(data: Dataset) -> dict[str, Any]:
                      for name, f in features.items()},
         "tasks": list(dict.fromkeys(t for e in data for t in _tasks(e))),
         "warnings": list(data.facts.get("warnings", ())),
+        **{key: data.facts[key] for key in ("mapping", "topics") if key in data.facts},
     }
 
 

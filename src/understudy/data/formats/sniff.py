@@ -8,15 +8,16 @@ import zipfile
 from pathlib import Path
 
 from ...core import UserError
+from . import logs
 from .npz import ENDS, renamed
 
-READ = "LeRobot v3.0, v2.1, v2.0 and plain .npz (observations, actions, episode_ends)"
+READ = "LeRobot v3.0, v2.1, v2.0, MCAP, ROS bags and plain .npz (observations, actions, episode_ends)"
 _CONVERT = (f"this version reads {READ}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
 
 
 def sniff(path: Path) -> str:
-    """"lerobot" or "npz". Raises UserError that says what it is where it is anything else."""
+    """"lerobot", "npz" or "bags". Raises UserError that says what it is where it is anything else."""
     path = Path(path)
     if not path.exists():
         if name := _hub(path):
@@ -28,7 +29,7 @@ def sniff(path: Path) -> str:
         raise UserError("expected a data set, found nothing", where=path,
                         do="check the path; understudy record ENV --out DATA makes a data set")
     kind = _folder(path) if path.is_dir() else _file(path)
-    if kind in ("lerobot", "npz"):
+    if kind in ("lerobot", "npz", "bags"):
         return kind
     raise UserError(f"expected a data set that can be read, found {kind}", where=path, do=_CONVERT)
 
@@ -58,8 +59,8 @@ def _folder(path: Path) -> str:
         return f"zarr{' (a diffusion_policy replay buffer)' if replay else ''}, which cannot be read yet"
     if has("state.json") and has("dataset_info.json") and any(path.glob("*.arrow")):
         return "an imitation or Hugging Face data set in Arrow files, which cannot be read yet"
-    if has("metadata.yaml") and "rosbag2_bagfile_information" in (path / "metadata.yaml").read_text(errors="replace"):
-        return "a ROS 2 bag, which cannot be read yet"
+    if logs.places(path):
+        return "bags"
     inside = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
     if not inside:
         return "an empty folder"
@@ -78,9 +79,9 @@ def _file(path: Path) -> str:
     if not first:
         return "an empty file"
     if first.startswith(b"\x89MCAP0\r\n"):
-        return "an MCAP log, which cannot be read yet"
+        return "bags"
     if first.startswith(b"#ROSBAG V2.0\n"):
-        return "a ROS 1 bag, which cannot be read yet"
+        return "bags"
     if first.startswith(b"\x89HDF\r\n\x1a\n"):
         return _hdf5(path)
     if first.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second has nothing in it
@@ -92,7 +93,7 @@ def _file(path: Path) -> str:
     if first[:1] == b"\x80" and path.suffix in (".pkl", ".pickle", ".p", ".pt", ""):
         return "a pickle, which could run any code and is never loaded"
     if first.startswith(b"SQLite format 3"):
-        return "an SQLite file (a ROS 2 bag without its folder?), which cannot be read yet"
+        return "an SQLite file; a ROS 2 bag is the folder that holds it and metadata.yaml (ros2 bag reindex makes one)"
     try:
         first.decode("utf-8")
         return "a text file"

@@ -205,10 +205,14 @@ def success(data: Dataset) -> Iterator[Finding]:
 # -- quality: what deserves a second look ---------------------------------------------------------------------------
 
 
-def known(data: Dataset) -> Iterator[Finding]:
-    """What its reader warned of, and what the data cannot say."""
+def warned(data: Dataset) -> Iterator[Finding]:
+    """What its reader warned of."""
     for text in data.facts.get("warnings", ()):
         yield Finding("reader", "warning", text, "see the page on formats")
+
+
+def known(data: Dataset) -> Iterator[Finding]:
+    """What the data cannot say."""
     lengths, features = rows_of(data), data[0].features()
     short = np.flatnonzero(lengths == 1)
     if len(short):
@@ -442,7 +446,7 @@ def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
 
 
 WHOLE: tuple[Check, ...] = (rows, finite, ends, times, success, lerobot.stats)
-QUALITY: tuple[Check, ...] = (known, short, constant, duplicates, dtypes, saturation, idle, tasks, lerobot.quantiles,
+QUALITY: tuple[Check, ...] = (warned, known, short, constant, duplicates, dtypes, saturation, idle, tasks, lerobot.quantiles,
                               motion.jumps, motion.unrelated, motion.lag, motion.convention, motion.scales)
 FRAMES: tuple[Check, ...] = (images,)
 

@@ -15,6 +15,8 @@ from .words import count
 
 Progress = Callable[[int, int], None]  # (checks done, of)
 _ORDER = ("error", "warning", "note")
+_BROKEN = {"rows-disagree", "shape-disagrees", "names-disagree", "cannot-be-read"}  # columns that cannot be had
+_SCORED = 1_000_000  # steps, beyond which scores are left to `understudy curate`: they hold all of them at once
 _REFUSED = ("cannot-be-read", "frame-damaged")
 
 
@@ -36,7 +38,8 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
     path = Path(data.facts.get("path", path))  # the one data set in a folder of one
     found = list(files(path))
     found += findings(data, path, frames=frames, files_too=False, progress=progress)
-    return Report(_sorted(found), _scores(data) if scores and len(data) else {})
+    whole = not {f.code for f in found} & _BROKEN and 0 < data.steps <= _SCORED
+    return Report(_sorted(found), _scores(data) if scores and whole else {})
 
 
 def findings(data: Dataset, path: Path | str | None = None, *, frames: bool = False, files_too: bool = True,
@@ -66,6 +69,7 @@ def guard(data: Dataset, path: Path | str | None = None, despite: Collection[str
 def _run(data: Dataset, chosen: Iterable[checks.Check], path: Path, progress: Progress | None = None) -> Iterator[Finding]:
     chosen = tuple(chosen)
     if not len(data):
+        yield from checks.warned(data)
         yield Finding("no-episodes", "note", "there is no episode", "record some", Where())
         return
     told = set()
@@ -94,11 +98,13 @@ def _sorted(found: Iterable[Finding]) -> tuple[Finding, ...]:
 def _scores(data: Dataset) -> dict:
     """Those without training; one that has no meaning for these data is left out."""
     try:
-        from .scores import SCORES
+        from .scores import SCORES, TRAINED
     except ImportError:
         return {}
     found = {}
     for name, make in SCORES.items():
+        if name in TRAINED:
+            continue
         try:
             found[name] = make()(data)
         except UserError:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Out, bar, demonstrations, line, parse
+from .common import Mapped, Out, bar, demonstrations, line, parse
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Audit:
     """a file or folder of demonstrations"""
     json: bool = False
     """one JSON document on standard output"""
-    map: Annotated[Path | None, arg(metavar="FILE")] = None
+    map: Mapped = None
     """which topics of a bag become which columns, in place of what is proposed"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """a page of it, with the best and the worst episodes"""
@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
         if o.html is not None:
             from ..audit.page import write
 
-            write(o.html, path, report)
+            write(o.html, path, report, o.map)
             out.say(f"Written to {o.html}")
         if not report.ok:
             out.next(line("inspect", path))

@@ -48,7 +48,7 @@ def main(args: list[str]) -> None:
         if "topics" in found:
             out.say("", _topics(found["topics"]))
         if not len(data):
-            out.say("", *(f"warning: {w}" for w in found["warnings"]))
+            out.say("", *(f"{f.severity}: {f.message}" for f in odd))
             return out.answer(found)
         out.say(*_outcomes(data), "")
         table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)

@@ -75,7 +75,8 @@ def absolute(data: Dataset) -> Dataset:
 def recorded() -> Iterator[tuple[str, Dataset]]:
     """By people and experts, with their first 40 episodes of at most 300 steps."""
     folder = Path(os.environ.get("UNDERSTUDY_DATA", ""))
-    for name in ("hand_dapg/adroit_door_human", "imitation/pendulum_expert", "ogbench/pointmaze-medium-navigate-v0-val"):
+    for name in ("hand_dapg/adroit_door_human", "imitation/pendulum_expert",
+                 "ogbench/pointmaze-medium-navigate-v0-val"):
         if os.environ.get("UNDERSTUDY_DATA") and (file := folder / f"{name}.npz").exists():
             try:
                 opened = Dataset.open(file)
@@ -580,15 +581,15 @@ def clean_files(fixtures: Path, place: Path) -> Iterator[tuple[str, str, Path]]:
 
     for format, pattern in {"LeRobot": "lerobot/*/*/meta/info.json", "robomimic": "robomimic/*.hdf5",
                             "Minari": "minari/**/data/metadata.json", "zarr": "diffusion_policy_zarr/*.zarr*",
-                            "RLDS": "rlds/**/dataset_info.json", "npz": "ogbench/*.npz",
-                            "ACT": "act_aloha/*/episode_0.hdf5", "D4RL": "d4rl/*.hdf5", "MCAP": "mcap/*.mcap",
+                            "RLDS": "rlds/tfrecord/**/dataset_info.json", "npz": "ogbench/*.npz",
+                            "ACT": "act_aloha/*/episode_0.hdf5", "D4RL": "d4rl/with_*.hdf5", "MCAP": "mcap/*.mcap",
                             "ROS bag": "rosbag/ros1/*.bag"}.items():
         for found in sorted(fixtures.glob(pattern)):
             up = {"LeRobot": 2, "Minari": 2, "RLDS": 1, "ACT": 1}.get(format, 0)
             yield format, found.relative_to(fixtures).parts[-1 - up], found.parents[up - 1] if up else found
     folder = Path(os.environ.get("UNDERSTUDY_DATA", ""))
     if os.environ.get("UNDERSTUDY_DATA"):
-        for found in sorted(folder.glob("*/*expert*.npz")) + sorted(folder.glob("*/*human*.npz")) \
+        for found in sorted(folder.glob("*/*expert.npz")) + sorted(folder.glob("hand_dapg/*.npz")) \
                 + sorted(folder.glob("ogbench/*val*.npz")):
             yield "npz", found.stem, found
     for name in ("fork", "particle", "push"):
@@ -624,8 +625,7 @@ def main() -> None:
     hits = [(name, hit) for name, hit in files(given.fixtures) if hit is not None]
     print(*(f"| {name} | {'yes' if hit else 'no'} |" for name, hit in hits), sep="\n")
     print(f"\nIn all {sum(hit for _, hit in hits)} of {len(hits)}.")
-    print("\nClean:\n\n| format | data sets | episodes | errors | warnings | notes | the warnings |\n|---|---|---|---|---|"
-          "---|---|")
+    print("\nClean:\n\n| format | data sets | episodes | errors | warnings | notes | the warnings |\n" + "|---" * 7 + "|")
     with tempfile.TemporaryDirectory() as place:
         table: dict[str, list] = {}
         for format, name, path in clean_files(given.fixtures, Path(place)):

@@ -1,8 +1,7 @@
 """Is it whole, and what about it is odd: each check is a function of a data set that yields findings.
 
 All of them stream over the episodes and keep a few numbers of each, so that memory does not grow with the data. Those
-of WHOLE can find an error; those of QUALITY judge, and what they find is a warning or a note; FRAMES decode every camera
-frame. Checks of how the actions fit the motion are in motion.py, those of files, which also work where a data set
+of WHOLE can find an error; those of QUALITY judge, and find warnings and notes; FRAMES decode every camera frame. Checks of how the actions fit the motion are in motion.py, those of files, which also work where a data set
 cannot be opened, in files.py and lerobot.py.
 """
 
@@ -135,7 +134,8 @@ def times(data: Dataset) -> Iterator[Finding]:
                 uneven.append((e, int(np.argmax(off))))
     if back:
         e, t = back[0]
-        yield Finding("timestamps-backwards", "error", f"timestamps of {count(len(back), 'episode')} go back, the first "
+        yield Finding("timestamps-backwards", "error",
+                      f"timestamps of {count(len(back), 'episode')} go back, the first "
                       f"at episode {e}, step {t}", "sort the rows, or split the episode there", Where(None, e, t,
                                                                                                    "timestamp"))
     between = np.concatenate([step for _, step in steps]) if steps else np.empty(0)
@@ -154,8 +154,8 @@ def times(data: Dataset) -> Iterator[Finding]:
     if uneven and defined:
         e, t = uneven[0]
         yield Finding("timestamps-uneven", "error", f"timestamps of {count(len(uneven), 'episode')} are uneven, the "
-                      f"first at episode {e}, step {t}", "in LeRobot they are frame_index / fps: write them so, or fill "
-                      "in the frames that are missing", Where(None, e, t, "timestamp"))
+                      f"first at episode {e}, step {t}", "in LeRobot they are frame_index / fps: write them so, or "
+                      "fill in the frames that are missing", Where(None, e, t, "timestamp"))
         return
     for e, step in steps:
         late += [(e, int(t) + 1, float(step[t])) for t in np.flatnonzero(step > 1.75 * typical)]
@@ -206,9 +206,9 @@ def success(data: Dataset) -> Iterator[Finding]:
 
 
 def warned(data: Dataset) -> Iterator[Finding]:
-    """What its reader warned of."""
+    """What its reader says of how it read. What is wrong in the files is for the other checks to find."""
     for text in data.facts.get("warnings", ()):
-        yield Finding("reader", "warning", text, "see the page on formats")
+        yield Finding("reader", "note", text, "see the page on formats")
 
 
 def known(data: Dataset) -> Iterator[Finding]:
@@ -299,13 +299,17 @@ def duplicates(data: Dataset) -> Iterator[Finding]:
             if low[i] < high[i]:
                 copies.setdefault(digest.digest(), []).append(f"{name}[{f.names[i] if f.names else i}]" if f.shape
                                                               else name)
-    for same in copies.values():
-        if len(same) > 1:
-            leak = len({role(n) for n in same}) > 1
-            yield Finding("duplicate-component", "warning" if leak or len({n.split("[")[0] for n in same}) == 1
-                          else "note", f"equal at every step: {listed(same)}",
-                          "an observation that is the action gives the answer away: leave it out" if leak
-                          else "leave all but one out", Where(feature=same[0].split("[")[0]))
+    groups = [same for same in copies.values() if len(same) > 1]
+    for told, severity, chosen in (
+            ("an observation that is the action, which gives the answer away", "warning",
+             [g for g in groups if len({role(n) for n in g}) > 1]),
+            ("components of a column", "warning", [g for g in groups if len({n.split("[")[0] for n in g}) == 1]),
+            ("observations", "note", [g for g in groups if len({n.split("[")[0] for n in g}) > 1 == len(
+                {role(n) for n in g})])):
+        if chosen:
+            yield Finding("duplicate-component", severity, f"{told}, equal at every step: "
+                          f"{'; '.join(listed(g, 4) for g in chosen[:4])}{'; ...' if len(chosen) > 4 else ''}",
+                          "leave all but one out", Where(feature=chosen[0][0].split("[")[0]))
 
 
 def dtypes(data: Dataset) -> Iterator[Finding]:
@@ -378,7 +382,7 @@ def tasks(data: Dataset) -> Iterator[Finding]:
     empty = [e for e, episode in enumerate(data) if not any(str(t).strip() for t in episode.steps["task"][:1])]
     if empty and len(empty) < len(data):
         yield Finding("task-missing", "warning", f"{count(len(empty), 'episode')} without a task in words: "
-                      f"{listed(empty)}", "say it: understudy view and relabel", Where(episode=empty[0], feature="task"))
+                      f"{listed(empty)}", "say what it was", Where(episode=empty[0], feature="task"))
 
 
 # -- frames ---------------------------------------------------------------------------------------------------------
@@ -418,7 +422,8 @@ def images(data: Dataset) -> Iterator[Finding]:
                           "multiply by 255 before storing whole numbers", Where(feature=name))
         elif black:
             e, t = black[0]
-            yield Finding("image-black", "warning", f"{name}: black frames in {count(len(black), 'episode')}, the first "
+            yield Finding("image-black", "warning",
+                          f"{name}: black frames in {count(len(black), 'episode')}, the first "
                           f"in episode {e}, step {t}", "the camera was off: leave the episode out",
                           Where(None, e, t, name))
         if frozen:
@@ -446,8 +451,8 @@ def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
 
 
 WHOLE: tuple[Check, ...] = (rows, finite, ends, times, success, lerobot.stats)
-QUALITY: tuple[Check, ...] = (warned, known, short, constant, duplicates, dtypes, saturation, idle, tasks, lerobot.quantiles,
-                              motion.jumps, motion.unrelated, motion.lag, motion.convention, motion.scales)
+QUALITY: tuple[Check, ...] = (warned, known, short, constant, duplicates, dtypes, saturation, idle, tasks,
+                              lerobot.quantiles, motion.jumps, motion.unrelated, motion.lag, motion.convention, motion.scales)
 FRAMES: tuple[Check, ...] = (images,)
 
 

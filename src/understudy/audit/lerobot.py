@@ -1,5 +1,5 @@
-"""Checks of the files of a LeRobot data set, v2.0 to v3.0: what they say of each other, and the stored statistics of the
-data. `files` also works where the data set cannot be opened, and goes on after the first fault."""
+"""Checks of the files of a LeRobot data set, v2.0 to v3.0: what they say of each other, and the stored statistics of
+the data. `files` also works where the data set cannot be opened, and goes on after the first fault."""
 
 from __future__ import annotations
 
@@ -43,12 +43,14 @@ def files(path: Path, refused) -> Iterator[Finding]:
                           f"{info[key]}", _META, Where("meta/info.json"))
     if numbers != list(range(len(numbers))):
         odd = next(i for i, number in enumerate(numbers) if i != number)
-        yield Finding("indices-disagree", "error", f"expected episodes 0 to {len(numbers) - 1}, found {listed(numbers)}",
+        yield Finding("indices-disagree", "error",
+                      f"expected episodes 0 to {len(numbers) - 1}, found {listed(numbers)}",
                       "number them without gaps, in the tables and in the data", Where("meta/episodes", odd))
     for name, f in info["features"].items():
         names = f.get("names")
         if isinstance(names, list) and len(f["shape"]) == 1 and len(names) != f["shape"][0]:
-            yield Finding("names-disagree", "error", f"expected names of {f['shape'][0]} components, found {len(names)}",
+            yield Finding("names-disagree", "error",
+                          f"expected names of {f['shape'][0]} components, found {len(names)}",
                           "name each component, or none", Where("meta/info.json", feature=name))
     try:
         tasks = (set(tasks_v3(path)) if info["codebase_version"] == "v3.0"
@@ -179,7 +181,8 @@ def _types(info, schema, file):
             continue
         if said.kind in "biuf" and found.kind in "biuf" and said != found:
             lossy = not np.can_cast(found, said, "same_kind")
-            yield Finding("dtype-disagrees", "error" if lossy else "warning", f"expected {said} as meta/info.json says, "
+            yield Finding("dtype-disagrees", "error" if lossy else "warning",
+                          f"expected {said} as meta/info.json says, "
                           f"found {found}", _META, Where(file, feature=name))
 
 
@@ -244,7 +247,8 @@ def stats(data: Dataset) -> Iterator[Finding]:
         std = np.sqrt(np.maximum(squares / data.steps - np.square(total / data.steps), 0))
         said = _said(stored, name, f)
         if said is not None and _other(said, mean, std, low, high):
-            yield Finding("stats-disagree", "error", f"{name}: meta/stats.json disagrees with the data; understudy does "
+            yield Finding("stats-disagree", "error",
+                          f"{name}: meta/stats.json disagrees with the data; understudy does "
                           "not use it", "others normalise by it: compute it anew", Where("meta/stats.json", None, None,
                                                                                        name))
         if off is not None:
@@ -278,7 +282,8 @@ def quantiles(data: Dataset) -> Iterator[Finding]:
                      for m in ("lower", "higher")]
             ways.append((np.stack([v.mean(0) for v in values]) * n).sum(0) / n.sum())  # with one frame it is the mean
             if not order or (of < np.min(ways, 0) - near).any() or (of > np.max(ways, 0) + near).any():
-                yield Finding("quantiles-disagree", "warning", f"{name}: {q} of meta/stats.json disagrees with the data",
+                yield Finding("quantiles-disagree", "warning",
+                              f"{name}: {q} of meta/stats.json disagrees with the data",
                               "compute it anew", Where("meta/stats.json", None, None, name))
                 break
 

@@ -73,7 +73,8 @@ def unrelated(data: Dataset) -> Iterator[Finding]:
             slopes[e] = float((adds * happened).sum() / max(np.square(adds).sum(), 1e-12))
     odd = [e for e, slope in slopes.items() if slope < 0.5 * float(np.median(list(slopes.values())))]
     if odd and len(odd) <= 0.2 * len(slopes):
-        yield Finding("action-unrelated", "warning", f"{count(len(odd), 'episode')} in which the actions do not do what "
+        yield Finding("action-unrelated", "warning",
+                      f"{count(len(odd), 'episode')} in which the actions do not do what "
                       f"they do elsewhere: {listed(odd)}", "look whether the actions belong to this episode, and to "
                       "this robot", Where(episode=odd[0], feature="action"))
 
@@ -103,8 +104,8 @@ def lag(data: Dataset) -> Iterator[Finding]:
     clear = 1 - told[best] < 0.5 * (1 - told[0])
     if best > 0 and (clear or best > 1 and told[best] > max(0.1, 1.15 * told[0])):
         yield Finding("action-lag", "warning", f"the motion of a step is explained best by the action "
-                      f"{count(best, 'step')} later ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} by its "
-                      "own action): the actions are stored late, or are what was reached", "shift the actions, so that "
+                      f"{count(best, 'step')} later ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} by "
+                      "its own action): the actions are stored late, or are what was reached", "shift the actions, so that "
                       "each stands beside the observation that it was chosen from", Where(feature="action"))
     elif best < 0 and clear:
         yield Finding("action-lag", "warning" if best < -2 else "note", f"the motion follows the action after "

@@ -48,7 +48,8 @@ def _findings(kind, found) -> Section:
             "note": "What is good to know."}[kind]
     rows = tuple((f.code, str(f.where), f.message, f.remedy) for f in found[:_MOST])
     more = (Words(f"And {len(found) - _MOST} more: understudy audit --json lists all."),) if len(found) > _MOST else ()
-    return Section(f"{kind.capitalize()}s", (Table(("code", "where", "what was found", "what to do"), rows), *more), lead)
+    table = Table(("code", "where", "what was found", "what to do"), rows)
+    return Section(f"{kind.capitalize()}s", (table, *more), lead)
 
 
 def _scores(data, report) -> list[Section]:

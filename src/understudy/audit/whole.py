@@ -31,6 +31,8 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
     try:
         data = look(path, mapping)
     except UserError as error:
+        if "pip install" in (error.do or ""):  # what is missing is not in the data
+            raise
         found = list(files(path))
         if not any(f.severity == "error" for f in found):
             sniff(path)  # raises where this is no data set; else it is one, of which something is wrong
@@ -51,8 +53,8 @@ def findings(data: Dataset, path: Path | str | None = None, *, frames: bool = Fa
 
 
 def guard(data: Dataset, path: Path | str | None = None, despite: Collection[str] = ()) -> None:
-    """Raises UserError where an audit would find an error, other than of a code in `despite`: what `train`, `convert` and
-    `merge` do first. Reads every number once; checksums of whole files and camera frames are left to the audit, and to
+    """Raises UserError where an audit would find an error, other than of a code in `despite`: what `train`, `convert`
+    and `merge` do first. Reads the numbers; checksums of whole files, and camera frames, are left to the audit and to
     whoever decodes them."""
     where = Path(path or data.facts.get("path", "."))
     found = [*(files(where, deep=False) if path is not None else ()), *_run(data, checks.WHOLE, where)]
@@ -66,7 +68,8 @@ def guard(data: Dataset, path: Path | str | None = None, despite: Collection[str
                         + " ".join(f"--despite {code}" for code in codes))
 
 
-def _run(data: Dataset, chosen: Iterable[checks.Check], path: Path, progress: Progress | None = None) -> Iterator[Finding]:
+def _run(data: Dataset, chosen: Iterable[checks.Check], path: Path,
+         progress: Progress | None = None) -> Iterator[Finding]:
     chosen = tuple(chosen)
     if not len(data):
         yield from checks.warned(data)

@@ -625,7 +625,8 @@ def main() -> None:
     hits = [(name, hit) for name, hit in files(given.fixtures) if hit is not None]
     print(*(f"| {name} | {'yes' if hit else 'no'} |" for name, hit in hits), sep="\n")
     print(f"\nIn all {sum(hit for _, hit in hits)} of {len(hits)}.")
-    print("\nClean:\n\n| format | data sets | episodes | errors | warnings | notes | the warnings |\n" + "|---" * 7 + "|")
+    print("\nClean:\n\n| format | data sets | episodes | errors | warnings | notes | the warnings |\n"
+          + "|---" * 7 + "|")
     with tempfile.TemporaryDirectory() as place:
         table: dict[str, list] = {}
         for format, name, path in clean_files(given.fixtures, Path(place)):

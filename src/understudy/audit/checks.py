@@ -1,8 +1,9 @@
 """Is it whole, and what about it is odd: each check is a function of a data set that yields findings.
 
 All of them stream over the episodes and keep a few numbers of each, so that memory does not grow with the data. Those
-of WHOLE can find an error; those of QUALITY judge, and find warnings and notes; FRAMES decode every camera frame. Checks of how the actions fit the motion are in motion.py, those of files, which also work where a data set
-cannot be opened, in files.py and lerobot.py.
+of WHOLE can find an error; those of QUALITY judge, and find warnings and notes; FRAMES decode every camera frame.
+Checks of how the actions fit the motion are in motion.py, those of files, which also work where a data set cannot be
+opened, in files.py and lerobot.py.
 """
 
 from __future__ import annotations
@@ -452,7 +453,8 @@ def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
 
 WHOLE: tuple[Check, ...] = (rows, finite, ends, times, success, lerobot.stats)
 QUALITY: tuple[Check, ...] = (warned, known, short, constant, duplicates, dtypes, saturation, idle, tasks,
-                              lerobot.quantiles, motion.jumps, motion.unrelated, motion.lag, motion.convention, motion.scales)
+                              lerobot.quantiles, motion.jumps, motion.unrelated, motion.lag, motion.convention,
+                              motion.scales)
 FRAMES: tuple[Check, ...] = (images,)
 
 

@@ -37,10 +37,10 @@ def files(path: Path, refused) -> Iterator[Finding]:
     if ours:  # the last step of an append is info.json
         episodes = [e for e in episodes if e["episode_index"] < info["total_episodes"]]
     numbers, lengths = [e["episode_index"] for e in episodes], [e["length"] for e in episodes]
-    for key, what, found in (("total_episodes", "episodes", len(episodes)), ("total_frames", "frames", sum(lengths))):
-        if info[key] != found:
-            yield Finding("counts-disagree", "error", f"expected the {found} {what} of the episode tables, found {key} "
-                          f"{info[key]}", _META, Where("meta/info.json"))
+    if (info["total_episodes"], info["total_frames"]) != (len(episodes), sum(lengths)):
+        yield Finding("counts-disagree", "error", f"meta/info.json says {info['total_episodes']} episodes and "
+                      f"{info['total_frames']} frames, the episode tables say {len(episodes)} and {sum(lengths)}",
+                      _META, Where("meta/info.json"))
     if numbers != list(range(len(numbers))):
         odd = next(i for i, number in enumerate(numbers) if i != number)
         yield Finding("indices-disagree", "error",

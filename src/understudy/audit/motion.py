@@ -105,8 +105,8 @@ def lag(data: Dataset) -> Iterator[Finding]:
     if best > 0 and (clear or best > 1 and told[best] > max(0.1, 1.15 * told[0])):
         yield Finding("action-lag", "warning", f"the motion of a step is explained best by the action "
                       f"{count(best, 'step')} later ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} by "
-                      "its own action): the actions are stored late, or are what was reached", "shift the actions, so that "
-                      "each stands beside the observation that it was chosen from", Where(feature="action"))
+                      "its own action): the actions are stored late, or are what was reached", "shift the actions, so "
+                      "that each stands beside the observation that it was chosen from", Where(feature="action"))
     elif best < 0 and clear:
         yield Finding("action-lag", "warning" if best < -2 else "note", f"the motion follows the action after "
                       f"{count(-best, 'step')} ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} at once)",

@@ -25,6 +25,7 @@ from understudy import make, rollout
 from understudy.audit import audit, findings
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import look
 
 STATE, ACTION, CAMERA = "observation.state", "action", "observation.images.front"
 
@@ -632,7 +633,7 @@ def main() -> None:
         for format, name, path in clean_files(given.fixtures, Path(place)):
             row = table.setdefault(format, [0, 0, 0, 0, 0, []])
             try:
-                report, episodes = audit(path, scores=False), len(Dataset.open(path))
+                report, episodes = audit(path, scores=False), len(look(path))
             except UserError as error:
                 print(f"{path}: {str(error).splitlines()[0]}")
                 continue

@@ -34,11 +34,10 @@ def write(file: Path | str, path: Path | str, report: Report, mapping: Path | No
     if not report.findings:
         sections.append(Section("Findings", (Words("None: no check found anything."),)))
     if len(data):
-        sections += _scores(data, report)
-        sections += _ends(data, report)
+        sections += [*_ends(data, report), _scores(data, report)]
     told = "It holds what it says." if report.ok else "It contradicts itself."
     about = f"{count(len(data), 'episode')}, {count(data.steps, 'step')}" if len(data) else "It could not be opened."
-    return page(file, f"Audit of {path}", sections, verdict=(
+    return page(file, f"Audit of {Path(path).name or path}", sections, verdict=(
         told, ", ".join(count(len(found), kind) for kind, found in kinds.items()), about))
 
 
@@ -52,18 +51,20 @@ def _findings(kind, found) -> Section:
     return Section(f"{kind.capitalize()}s", (table, *more), lead)
 
 
-def _scores(data, report) -> list[Section]:
-    lengths = histogram(rows_of(data), "steps of an episode")
-    each = [("Length", lengths, "")]
+def _scores(data, report) -> Section:
+    each, equal = [("Steps", histogram(rows_of(data), "steps of an episode"), "")], []
     for name, values in report.scores.items():
         values = np.asarray(values, float)
-        if np.isfinite(values).any():
+        if np.isfinite(values).any() and np.nanmin(values) == np.nanmax(values):
+            equal.append(name)
+        elif np.isfinite(values).any():
             order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
             order = order[:int(np.isfinite(values).sum())]
             each.append((name, histogram(values, name),
                          f"lowest: episodes {listed(order[:_SHOWN])}; highest: {listed(order[::-1][:_SHOWN])}"))
-    return [Section("Scores", (Figures(tuple(each)),), "One number an episode; higher is better." if len(each) > 1
-                    else "")]
+    words = (Words(f"The same for all episodes: {', '.join(equal)}."),) if equal else ()
+    return Section("Scores", (Figures(tuple(each)), *words), "One number an episode; higher is better."
+                   if len(each) > 1 else "")
 
 
 def _ends(data, report) -> list[Section]:

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_formats import ENDS, LEROBOT, _flat, closed
 
+from understudy.audit import findings
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import check_finite, describe, lerobot, sniff
+from understudy.data.formats import check_finite, lerobot, sniff
 
 IMAGES = "v3.0/images"
 
@@ -184,21 +185,25 @@ def test_faults_in_files_of_lerobot(name, shared):
         read_all(shared / "fixtures/broken" / name)
 
 
+def warned(path):
+    """What `inspect` shows."""
+    return [f.message for f in findings(Dataset.open(path), path)]
+
+
 @pytest.mark.parametrize("name", DOUBTS)
 def test_doubts_about_files_of_lerobot(name, shared):
     import re
 
-    warnings = describe(Dataset.open(shared / "fixtures/broken" / name))["warnings"]
-    sound = describe(Dataset.open(LEROBOT / IMAGES))["warnings"]
+    warnings, sound = warned(shared / "fixtures/broken" / name), warned(LEROBOT / IMAGES)
     new = [w for w in warnings if w not in sound]
     assert len(new) == 1 and re.search(DOUBTS[name], new[0])
 
 
 def test_inspect_counts_the_frames_of_a_video(shared):
-    cut = describe(Dataset.open(shared / "fixtures/broken/lerobot_truncated_mp4"))["warnings"]
+    cut = warned(shared / "fixtures/broken/lerobot_truncated_mp4")
     assert sum("it is damaged" in w for w in cut) == 1
     for sound in ("v3.0/video_av1", "v3.0/video_h264", "v2.1/video", "v3.0/video_many_files"):
-        found = describe(Dataset.open(shared / "fixtures/lerobot" / sound))["warnings"]
+        found = warned(shared / "fixtures/lerobot" / sound)
         assert not any("damaged" in w for w in found)
 
 

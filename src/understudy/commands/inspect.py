@@ -29,6 +29,7 @@ class Inspect:
 
 def main(args: list[str]) -> None:
     o = parse(Inspect, "inspect", args)
+    from ..audit import findings
     from ..core import role
     from ..data.formats import look
     from ..data.formats.describe import describe
@@ -36,7 +37,8 @@ def main(args: list[str]) -> None:
 
     with Out(o.json) as out:
         data = look(demonstrations(o.data), o.map)
-        found = describe(data)
+        odd = findings(data, data.facts["path"])
+        found = {**describe(data), "warnings": [f.message for f in odd]}
         lengths = sorted(len(e) for e in data)
         rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
         out.say(f"{o.data}: {found['format']} {found['version']}".rstrip(),
@@ -46,7 +48,7 @@ def main(args: list[str]) -> None:
         if "topics" in found:
             out.say("", _topics(found["topics"]))
         if not len(data):
-            out.say("", *(f"warning: {w}" for w in found["warnings"]))
+            out.say("", *(f"{f.severity}: {f.message}" for f in odd))
             return out.answer(found)
         out.say(*_outcomes(data), "")
         table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
@@ -57,7 +59,7 @@ def main(args: list[str]) -> None:
         if found["tasks"]:
             out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
-        out.say("", *([f"warning: {w}" for w in found["warnings"]] or ["no warnings"]))
+        out.say("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
         env, method = env_of(data), recommended(data.features())
         if "topics" in found and o.map is None:
             out.say("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and go on with it:")

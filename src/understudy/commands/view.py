@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Out, demonstrations, line, parse
+from .common import Despite, Out, demonstrations, line, parse
 from .convert import Format
 from .merge import absent
 
@@ -69,6 +69,8 @@ class View:
     """materialise: the format to write"""
     strict: bool = False
     """materialise: refuse, if the format cannot hold everything by itself"""
+    despite: Despite = ()
+    """materialise: although an audit finds this kind of error"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -225,5 +227,6 @@ def _materialise(o: View, out: Out) -> None:
 
     views.read(o.path)  # what is no view says so
     absent(o.out)
-    convert([str(o.path), str(o.out), "--to", o.to, *(["--strict"] if o.strict else [])])
+    convert([str(o.path), str(o.out), "--to", o.to, *(["--strict"] if o.strict else []),
+             *(part for code in o.despite for part in ("--despite", code))])
     out.answer({"path": str(o.out), "format": o.to, **views.lineage(o.path)})

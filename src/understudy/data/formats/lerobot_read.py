@@ -394,9 +394,6 @@ def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
         raise UserError(f"expected episodes 0 to {count - 1}, found {', '.join(map(str, number[:20]))}"
                         f"{'' if count <= 20 else ' ...'}", where=folder,
                         do="number the episodes without gaps, in the tables and in the data")
-    if count != whole or int(length.sum()) != info["total_frames"]:
-        warnings.append(f"meta/info.json says {whole} episodes and {info['total_frames']} frames, the episode tables "
-                        f"say {count} and {int(length.sum())}")
     span = table["dataset_to_index"] - table["dataset_from_index"]
     if (span != length).any() or (length < 1).any():
         e = int(np.argmax((span != length) | (length < 1)))
@@ -438,9 +435,6 @@ def index_v2(path: Path, info: dict, warnings: list[str]) -> Index:
             raise UserError(f"expected episode {i} with its length, found {row}", where=path / "meta/episodes.jsonl",
                             do="number the episodes without gaps, from 0")
     lengths = np.array([r["length"] for r in episodes], np.int64)
-    if len(episodes) != info["total_episodes"] or lengths.sum() != info["total_frames"]:
-        warnings.append(f"meta/info.json says {info['total_episodes']} episodes and {info['total_frames']} frames, "
-                        f"meta/episodes.jsonl says {len(episodes)} and {lengths.sum()}")
     tasks = {r["task_index"]: r["task"] for r in json_lines(path / "meta" / "tasks.jsonl")}
     chunks = max(1, int(info.get("chunks_size", 1000)))
 

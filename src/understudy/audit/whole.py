@@ -57,7 +57,11 @@ def guard(data: Dataset, path: Path | str | None = None, despite: Collection[str
     and `merge` do first. Reads the numbers; checksums of whole files, and camera frames, are left to the audit and to
     whoever decodes them."""
     where = Path(path or data.facts.get("path", "."))
-    found = [*(files(where, deep=False) if path is not None else ()), *_run(data, checks.WHOLE, where)]
+    refuse([*(files(where, deep=False) if path is not None else ()), *_run(data, checks.WHOLE, where)], where, despite)
+
+
+def refuse(found: Iterable[Finding], where: Path | str, despite: Collection[str] = ()) -> None:
+    """Raises UserError where an error is among these findings, other than of a code in `despite`."""
     wrong = [f for f in found if f.severity == "error" and f.code not in despite]
     if wrong:
         codes = list(dict.fromkeys(f.code for f in wrong))

@@ -67,7 +67,7 @@ def main(args: list[str]) -> None:
                      line("convert", o.data, free("demonstrations"), "--map", "map.json"),
                      line("train", method, o.data, "--map", "map.json", "--out", free("run")))
             return out.answer(found)
-        if refusal := _refusal(data, method):
+        if refusal := _refusal(data, odd, method):
             out.say("", f"It cannot be trained on as it is. {refusal}")
         else:
             out.next(line("train", method, o.data, *(("--map", o.map) if o.map else ()), "--out", free("run"),
@@ -76,8 +76,9 @@ def main(args: list[str]) -> None:
         out.answer(found)
 
 
-def _refusal(data, method: str) -> UserError | None:
-    """What training this method on these data would end with before its first update."""
+def _refusal(data, odd, method: str) -> UserError | None:
+    """What training this method on these data, in which `odd` was found, would end with before its first update."""
+    from ..audit import refuse
     from ..core import UserError, role
     from ..data.formats.describe import check_finite
     from ..learn.train import check_method
@@ -85,6 +86,7 @@ def _refusal(data, method: str) -> UserError | None:
 
     features = data.features()
     try:
+        refuse(odd, data.facts["path"])
         check_method(find(method, features), data)
         check_finite(data, (name for name, f in features.items()
                             if role(name) in ("observation", "action") and f.kind != "image"))

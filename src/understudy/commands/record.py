@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,6 +38,11 @@ class Record:
     """a package whose code may be loaded"""
 
 
+def _saved(number: int) -> None:
+    """Scripts wait for this line: the episode would survive a power cut."""
+    print(f"saved {number}", file=sys.stderr, flush=True)
+
+
 def main(args: list[str]) -> None:
     o = parse(Record, "record", args)
     from ..core import UserError
@@ -54,7 +60,7 @@ def main(args: list[str]) -> None:
         there = len(Dataset.open(o.out)) if (o.out / "meta" / "info.json").exists() else 0
         with bar("recording", o.episodes, there) as progress:
             data = record(env, actor, o.episodes, o.out, recording(o.seed), by=o.by, images=o.images,
-                          watch=lambda number, episode: progress(number + 1))
+                          watch=lambda number, episode: progress(number + 1), saved=_saved)
     finally:
         env.close()
     ended = [e.meta["success"] for e in data if "success" in e.meta]

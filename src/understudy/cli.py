@@ -30,8 +30,9 @@ class Command:
 
 COMMANDS = {
     "demo": Command("[--out DIR]", "start here: the whole line on a toy, in minutes", True),
-    "record": Command("ENV --out DATA --episodes N [--by scripted|random]", "demonstrations of an environment", True),
+    "record": Command("ENV --out DATA --episodes N [--by ...]", "demonstrations of an environment", True),
     "inspect": Command("DATA [--json]", "what is in a data set, and what is wrong with it"),
+    "repair": Command("PATH [--out DST]", "finish a broken recording; save what a damaged file has"),
     "convert": Command("SRC DST [--to FORMAT] [--strict]", "demonstrations in another format"),
     "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
     "train": Command("RECIPE DATA --out RUN [--eval ENV --every N]", "a policy from demonstrations", True),

@@ -29,7 +29,7 @@ def main(args: list[str]) -> None:
     o = parse(Inspect, "inspect", args)
     from ..core import role
     from ..data.episode import Dataset
-    from ..data.formats.describe import describe
+    from ..data.formats.describe import columns, describe
     from ..recipes import recommended
 
     with Out(o.json) as out:
@@ -43,16 +43,18 @@ def main(args: list[str]) -> None:
                    f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
         out.say(*_outcomes(data), "")
         table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
-        for name, f in data.features().items():
+        for name, f in columns(data).items():
             table.add_row(name, role(name), f.dtype, " x ".join(map(str, f.shape)), ", ".join(f.names or ()),
                           f.unit or "")
-        out.say(table, "", _numbers(data))
+        out.say(table, *(["", _numbers(data)] if len(data) else []))
         if found["tasks"]:
             out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
         out.say("", *([f"warning: {w}" for w in found["warnings"]] or ["no warnings"]))
-        env, method = env_of(data), recommended(data.features())
-        if refusal := _refusal(data, method):
+        env, method = env_of(data), recommended(columns(data))
+        if not len(data):
+            pass
+        elif refusal := _refusal(data, method):
             out.say("", f"It cannot be trained on as it is. {refusal}")
         else:
             out.next(line("train", method, o.data, "--out", free("run"),

@@ -427,6 +427,7 @@ def publish(path: str | Path, *, until: str | None = None) -> Published:
 def repair(path: str | Path) -> Published:
     """`publish` of a recording whose recorder is gone. Raises UserError where one is at work."""
     if not (Path(path) / journal.FOLDER).is_dir():
+        lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         return Published(0)
     with _lock(Path(path)):
         return publish(path)

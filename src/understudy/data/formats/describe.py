@@ -18,7 +18,7 @@ _STATS_MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large
 def describe(data: Dataset) -> dict[str, Any]:
     """`understudy inspect --json`: {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype",
     "shape", "names"}}, "tasks", "warnings"}. Reads every number once, and no frames."""
-    features = data.features()
+    features = columns(data)
     return {
         "format": data.facts.get("format", "memory"), "version": data.facts.get("version", ""),
         "episodes": len(data), "steps": data.steps, "fps": data.fps,
@@ -27,6 +27,14 @@ def describe(data: Dataset) -> dict[str, Any]:
         "tasks": list(dict.fromkeys(t for e in data for t in _tasks(e))),
         "warnings": [*data.facts.get("warnings", ()), *_warnings(data, features)],
     }
+
+
+def columns(data: Dataset) -> dict[str, Feature]:
+    """Its features; those of a recording without any episode are what it was to have."""
+    from .base import Episodes
+
+    empty = not len(data) and isinstance(data._episodes, Episodes)
+    return dict(data._episodes.source.schema) if empty else data.features()
 
 
 def ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -73,6 +81,9 @@ def _tasks(episode) -> list[str]:
 
 
 def _warnings(data: Dataset, features: dict[str, Feature]) -> Iterator[str]:
+    if not len(data):
+        yield "no episodes"
+        return
     lengths = np.array([len(e) for e in data])
     short = np.flatnonzero(lengths < 2)
     if len(short):
@@ -89,13 +100,13 @@ def _warnings(data: Dataset, features: dict[str, Feature]) -> Iterator[str]:
             yield from _numbers(data, name, f)
     if "timestamp" in features and data.fps is not None:
         yield from _times(data)
-    source = _whole(data)
+    source = lerobot_of(data)
     if source is not None:
-        yield from _videos(source)
+        yield from short_videos(source)
         yield from _stored_stats(data, features, source)
 
 
-def _whole(data):
+def lerobot_of(data):
     """The LeRobot source that this is all of, if it is one."""
     from .base import Episodes
     from .lerobot_read import LeRobot
@@ -104,7 +115,7 @@ def _whole(data):
     return found if isinstance(found, LeRobot) and len(data) == len(found.lengths) else None
 
 
-def _videos(source) -> Iterator[str]:
+def short_videos(source) -> Iterator[str]:
     """A video cut short would otherwise show only when its frames are decoded."""
     for files, _ in source.index.videos.values():
         for file in dict.fromkeys(files):

@@ -315,18 +315,19 @@ class Recorder:
                 if asked:
                     self._journal.rotate()
             except Exception as error:  # the control loop is told at its next call
-                self._error = error
+                self._error = self._error or error
+                with suppress(OSError):  # what was written before is whole
+                    self._settle(unsynced)
             for what, done in asked:
                 stop = stop or what == "stop"
                 done.set()
 
     def _settle(self, unsynced: list[int]) -> None:
-        if self._error is None:
-            self._journal.sync()
-            told = [number for number in unsynced if number >= 0]
-            unsynced.clear()
-            for number in told:
-                self._saved(number)
+        self._journal.sync()
+        told = [number for number in unsynced if number >= 0]
+        unsynced.clear()
+        for number in told:
+            self._saved(number)
 
     def _hand_over(self, segment: Path) -> None:
         """Complete segments to a process of low priority; if it cannot be had, `close` does its work."""

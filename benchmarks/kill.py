@@ -31,8 +31,7 @@ import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
-from concurrent.futures import ThreadPoolExecutor  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
+from dataclasses import asdict, dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -47,6 +46,8 @@ from understudy.data.episode import Dataset  # noqa: E402
 from understudy.data.record import Recorder, repair  # noqa: E402
 from understudy.evaluate.record import record  # noqa: E402
 
+PAGE = measure.HERE.parent / "docs" / "recording.md"
+BEGIN, END = "<!-- made by benchmarks/kill.py -->", "<!-- until here -->"
 WAYS = ("steps", "frames", "toy")
 RATE = 100  # steps a second
 STATE, FRONT = "observation.state", "observation.images.front"
@@ -87,7 +88,7 @@ def write(folder: Path, way: str, cut: bool) -> None:
         record(env, env.expert(), 10_000, folder / "d", 1, by="scripted", saved=saved)
     camera = {FRONT: Feature("uint8", (32, 32, 3), "image")} if way == "frames" else {}
     schema = {STATE: Feature("float32", (3,)), **camera, "action": Feature("float32", (1,))}
-    recording.SEGMENT = 200_000
+    recording.SEGMENT = 100_000
     if cut:  # what another process syncs is not seen
         Recorder._hand_over = lambda self, segment: None
     r = Recorder(schema, folder / "d", fps=RATE, images="png", saved=saved)
@@ -126,17 +127,14 @@ def serve() -> None:
 
 
 def trials(place: Path, times: int, way: str, seed: int = 0) -> Iterator[Trial]:
-    return list(_trials(place, times, way, seed))
-
-
-def _trials(place, times, way, seed):
     rng = random.Random(seed)
     with subprocess.Popen([sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           text=True, env={**os.environ, "SVT_LOG": "1"}) as server:
         for number in range(times):
             folder, cut = place / str(number), bool(number % 2)
             folder.mkdir()
-            server.stdin.write(json.dumps([str(folder), way, cut, rng.uniform(0, 1.2)]) + "\n")
+            wait = rng.uniform(0, 5 if way == "frames" else 1.2)
+            server.stdin.write(json.dumps([str(folder), way, cut, wait]) + "\n")
             server.stdin.flush()
             status = json.loads(server.stdout.readline())
             assert status == signal.SIGKILL, f"trial {number} of {way} (seed {seed}) ended by itself: {status}"
@@ -213,18 +211,12 @@ def table(found: list[Trial]) -> Iterator[str]:
 
 
 def main(count: int) -> None:
-    found: list[Trial] = []
-    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(len(WAYS)) as pool:
-        os.environ["UNDERSTUDY_CACHE"] = f"{place}/cache"
-
-        def some(n: int, way: str) -> None:
-            (Path(place) / way).mkdir()
-            for trial in trials(Path(place) / way, count // 3 + (n < count % 3), way, seed=n):
-                found.append(trial)
-                if len(found) % 50 == 0:
-                    print(f"{len(found)} of {count}", file=sys.stderr, flush=True)
-        for job in [pool.submit(some, n, way) for n, way in enumerate(WAYS)]:
-            job.result()
+    share = {"frames": count // 10, "toy": (count - count // 10) // 2}  # frames take their time
+    share["steps"] = count - sum(share.values())
+    work = {way: subprocess.Popen([sys.executable, __file__, "--way", way, str(share[way])], stdout=subprocess.PIPE,
+                                  text=True) for way in WAYS}
+    found = [Trial(**json.loads(line)) for process in work.values() for line in process.stdout]
+    assert all(process.wait() == 0 for process in work.values()), "a trial failed: see above"
     lines = list(table(found))
     print("\n".join(lines))
     lost = sum(t.finished_lost for t in found)
@@ -234,11 +226,24 @@ def main(count: int) -> None:
         "name": "kill", "command": f"python benchmarks/kill.py {count}", "date": time.strftime("%Y-%m-%d"),
         "machine": measure.machine(), "trials": count, "saved": sum(t.saved for t in found), "lost": lost,
         "most_lost_of_the_running": max(t.running_lost for t in found), "table": lines}, indent=1) + "\n")
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text("\n".join([before + BEGIN, "", *lines, "", END + rest.partition(END)[2]]))
     sys.exit(bool(lost))
+
+
+def one_way(way: str, count: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["UNDERSTUDY_CACHE"] = f"{place}/cache"
+        for number, trial in enumerate(trials(Path(place), count, way, seed=WAYS.index(way)), 1):
+            print(json.dumps(asdict(trial)), flush=True)
+            if number % 25 == 0:
+                print(f"{way}: {number} of {count}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
         serve()
+    elif sys.argv[1:2] == ["--way"]:
+        one_way(sys.argv[2], int(sys.argv[3]))
     else:
         main(int(sys.argv[1]) if sys.argv[1:] else 1000)

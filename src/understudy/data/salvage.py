@@ -304,6 +304,8 @@ def _npz(path: Path, folder: Path, lose) -> Path:
         name = data[begin: begin + name_size].tobytes().decode(errors="replace").removesuffix(".npy")
         more = data[begin + name_size: begin + name_size + more_size].tobytes()
         begin += name_size + more_size
+        if begin > len(data):
+            break
         if packed == 2**32 - 1 and more[:2] == b"\x01\x00":  # sizes beyond 4 GB, as NumPy always writes them
             size, packed = struct.unpack_from("<QQ", more, 4)
         raw = data[begin: begin + packed].tobytes()
@@ -327,6 +329,8 @@ def _npz(path: Path, folder: Path, lose) -> Path:
         else:
             lose(f"{path}, {name}: cut short")
         at = begin + packed
+    if data[at: at + 4].tobytes() != b"PK\x01\x02":
+        lose(f"{path}: whatever followed {', '.join(arrays) or 'its beginning'}")
     if "episode_ends" not in arrays:
         raise UserError("expected episode_ends, found a file that is cut before them, or without them", where=path,
                         do="take it from a copy: nobody can know where its episodes end")

@@ -36,6 +36,9 @@ time."""),
     "writing": ("Writing episodes", """
 With one 96×96 camera; ours is on disk at each episode's end. Frames go to the encoder from memory; there are no
 pictures on the way."""),
+    "recording": ("Recording", """
+What one step costs a control loop of 100 a second, by the wall clock. A step copies its arrays; a thread writes them to
+a journal, and another process makes the video files."""),
     "video": ("Windows out of video", """
 At random places, decoded anew each time unless the line says otherwise. A file stays open, and a window begins at
 its own key frame."""),

@@ -124,7 +124,7 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     (["record", "fork", "--out", "d", "--episodes", "3", "-x"],
      "understudy record: there is no option -x\n  -> understudy record --help says what can be set\n"),
     (["record", "fork", "--out", "d", "--episodes", "3", "--by", "scriptd"],
-     "--by: expected scripted or random, found 'scriptd'\n  -> did you mean scripted? understudy record --help"),
+     "--by: expected scripted, random or keyboard, found 'scriptd'\n  -> did you mean scripted? understudy record "),
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
     (["claims", "runn"], "understudy claims: expected list, run or table, found 'runn'\n  -> did you mean run? "),

@@ -30,9 +30,10 @@ class Command:
 
 COMMANDS = {
     "demo": Command("[--out DIR]", "start here: the whole line on a toy, in minutes", True),
-    "record": Command("ENV --out DATA --episodes N [--by scripted|random]", "demonstrations of an environment", True),
+    "record": Command("ENV --out DATA --episodes N [--by ...]", "demonstrations of an environment", True),
     "inspect": Command("DATA [--json]", "what is in a data set, and what is wrong with it"),
     "audit": Command("DATA [--json] [--html FILE]", "is it whole, and is it good: exit status 3 where not"),
+    "repair": Command("PATH [--out DST]", "finish a broken recording; save what a damaged file has"),
     "convert": Command("SRC DST [--to FORMAT] [--strict]", "demonstrations in another format"),
     "split": Command("DATA --by FIELD --out DIR [--fractions F F]", "parts without a common episode, as views"),
     "merge": Command("A B ... --out VIEW [--despite CODE]", "several data sets as one, if they agree"),

@@ -32,7 +32,7 @@ def main(args: list[str]) -> None:
     from ..audit import findings
     from ..core import role
     from ..data.formats import look
-    from ..data.formats.describe import describe
+    from ..data.formats.describe import columns, describe
     from ..recipes import recommended
 
     with Out(o.json) as out:
@@ -47,19 +47,18 @@ def main(args: list[str]) -> None:
                    f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
         if "topics" in found:
             out.say("", _topics(found["topics"]))
-        if not len(data):
-            out.say("", *(f"{f.severity}: {f.message}" for f in odd))
-            return out.answer(found)
         out.say(*_outcomes(data), "")
         table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
-        for name, f in data.features().items():
+        for name, f in columns(data).items():
             table.add_row(name, role(name), f.dtype, " x ".join(map(str, f.shape)), ", ".join(f.names or ()),
                           f.unit or "")
-        out.say(table, "", _numbers(data))
+        out.say(table, *(["", _numbers(data)] if len(data) else []))
         if found["tasks"]:
             out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
         out.say("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
+        if not len(data):
+            return out.answer(found)
         env, method = env_of(data), recommended(data.features())
         if "topics" in found and o.map is None:
             out.say("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and go on with it:")

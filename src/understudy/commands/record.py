@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from .common import Count, Env, Out, Trust, bar, free, line, needed, parse
+
+if TYPE_CHECKING:
+    from ..data.episode import Dataset
 
 
 @dataclass(frozen=True)
 class Record:
     """Record demonstrations of an environment as a LeRobot v3 data set.
 
-    Every episode is kept, whether it succeeded or not, and marked (next.success). Episodes are written in groups as
-    they end: after Ctrl-C the same command goes on, and a larger --episodes adds to what there is.
+    Every episode is kept, whether it succeeded or not, and marked (next.success). `saved N` on standard error means
+    that episode N, counted from 0, would survive a power cut. After Ctrl-C the same command goes on (after anything
+    worse, too), and a larger --episodes adds to what there is.
     """
 
     env: Env
@@ -25,8 +31,8 @@ class Record:
     """the folder to write"""
     episodes: Count
     """how many there shall be in all"""
-    by: Literal["scripted", "random"] = "scripted"
-    """the environment's own expert, or uniformly random actions"""
+    by: Literal["scripted", "random", "keyboard"] = "scripted"
+    """the environment's own expert, uniformly random actions, or you, in this terminal"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """of the starts; never those that eval judges on"""
     images: Literal["video", "png"] = "video"
@@ -35,6 +41,11 @@ class Record:
     """environments side by side; changes nothing but the time it takes"""
     trust: Trust = ()
     """a package whose code may be loaded"""
+
+
+def _saved(number: int) -> None:
+    """Scripts wait for this line: the episode would survive a power cut."""
+    print(f"saved {number}", file=sys.stderr, flush=True)
 
 
 def main(args: list[str]) -> None:
@@ -48,17 +59,45 @@ def main(args: list[str]) -> None:
 
     if o.episodes < 1:
         raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
-    out, env = Out(), make(o.env, min(o.rows, o.episodes), o.trust)
+    out, rows = Out(), 1 if o.by == "keyboard" else min(o.rows, o.episodes)
+    env = make(o.env, rows, o.trust)
     try:
-        actor = expert(env) if o.by == "scripted" else Uniform(env)
-        there = len(Dataset.open(o.out)) if (o.out / "meta" / "info.json").exists() else 0
-        with bar("recording", o.episodes, there) as progress:
-            data = record(env, actor, o.episodes, o.out, recording(o.seed), by=o.by, images=o.images,
-                          watch=lambda number, episode: progress(number + 1))
+        if o.by == "keyboard":
+            data = _by_hand(o, env)
+        else:
+            actor = expert(env) if o.by == "scripted" else Uniform(env)
+            there = len(Dataset.open(o.out)) if (o.out / "meta" / "info.json").exists() else 0
+            with bar("recording", o.episodes, there) as progress:
+                data = record(env, actor, o.episodes, o.out, recording(o.seed), by=o.by, images=o.images,
+                              watch=lambda number, episode: progress(number + 1), saved=_saved)
     finally:
         env.close()
+    if not len(data):
+        out.say(f"no episode was saved in {o.out}")
+        return
     ended = [e.meta["success"] for e in data if "success" in e.meta]
     won = f"; {sum(ended)} of {len(ended)} succeeded" if ended else ""
     out.say(f"{len(data)} episodes, {data.steps} steps{won}. Written to {o.out}")
     out.next(line("inspect", o.out), line("train", recommended(data.features()), o.out, "--out", free("run")),
              line("replay", o.out, o.env, *needed(o.trust, o.env)))
+
+
+def _by_hand(o: Record, env) -> Dataset:
+    """A person, at the keyboard, sees the environment as text."""
+    import numpy as np
+
+    from ..envs.devices import Keyboard
+    from ..evaluate.judge import recording
+    from ..evaluate.teleoperate import teleoperate
+
+    size = env.features["action"].shape
+    low, high = (np.broadcast_to(env.facts.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
+
+    def show(text: str) -> None:
+        print("\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[J", flush=True)
+    with Keyboard(low, high).listening() as keyboard:
+        print("\x1b[2J", end="")
+        data = teleoperate(env, keyboard, o.episodes, o.out, recording(o.seed), images=o.images, saved=_saved,
+                           show=show, lines=max(8, min(24, shutil.get_terminal_size().lines - 4)))
+        print("\x1b[2J\x1b[H", end="", flush=True)
+    return data

@@ -11,57 +11,69 @@ import torch
 
 from ..core import UserError, uniform
 from ..data.episode import Dataset, Episode
-from ..data.formats.lerobot import append
 from ..data.formats.sniff import READ
+from ..data.record import Recorder, repair
 from ..envs.base import Env, Scripted
 from ..execute.actor import Actor
-from .rollout import rollout, with_success
+from .rollout import rollout
 
 
 def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *, by: str,
            images: Literal["video", "png"] = "video",
-           watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
+           watch: Callable[[int, Episode], None] = lambda n, e: None,
+           saved: Callable[[int], None] = lambda n: None) -> Dataset:
     """The data set in `out`, with episodes number 0 to episodes-1 of `seed` in it.
 
     Those that are there already stay, so that the same call goes on after an interruption, and a larger number adds
     to what there is. All episodes are kept, also those without success: `meta["success"]` and `next.success` say
     which those are; only the former, of an environment that told of success for the first time when some were written.
-    by: who acts, in words; kept in every episode. images: how they are stored; png loses nothing. Raises UserError if
+    by: who acts, in words; kept in every episode. images: how they are stored; png loses nothing. saved: called from
+    another thread with the number of each episode, in order, once it would survive a power cut. Raises UserError if
     `out` holds something else.
     """
     out = Path(out)
-    first = _there(out, env, seed, by)
-    while first < episodes:
-        finished: dict[int, Episode] = {}
+    first = there(out, env, seed, by)
+    recorder: Recorder | None = None
+    finished: dict[int, Episode] = {}
 
-        def keep(number: int, episode: Episode, finished=finished) -> None:
-            finished[number] = replace(episode, meta={**episode.meta, "by": by})
-            watch(number, episode)
+    def put_down() -> None:
+        """The episodes that have ended and those before them, too: so the numbers in the data have no gap."""
+        nonlocal recorder, first
+        while first in finished:
+            if recorder is None:
+                schema = Dataset.open(out).features() if first else finished[first].features()
+                recorder = Recorder(schema, out, fps=env.facts.get("fps"), clock=None, images=images, saved=saved)
+            recorder.add(finished.pop(first))
+            first += 1
 
-        group = min(4 * env.rows, episodes - first)  # fewer would leave rows idle, more would lose more in a power cut
-        facts = {"env": env.facts["env"], "fps": env.facts.get("fps"), "version": env.facts.get("version")}
-        try:
+    def keep(number: int, episode: Episode) -> None:
+        finished[number] = replace(episode, meta={**episode.meta, "by": by})
+        put_down()
+        watch(number, episode)
+
+    try:
+        while first < episodes:
+            group = min(4 * env.rows, episodes - first)  # fewer would leave rows idle
             rollout(actor, env, group, seed, first=first, watch=keep)
-        finally:  # when interrupted, too: those from the first on that have ended
-            whole = []
-            while first in finished:
-                whole.append(finished[first])
-                first += 1
-            if whole:
-                told = ("next.success" in Dataset.open(out).features() if (out / "meta" / "info.json").exists()
-                        else any("next.success" in e.steps for e in whole))
-                append(out, Dataset([with_success(e, told) for e in whole], facts), images=images)
+            recorder.flush()
+    finally:  # when interrupted, too
+        try:
+            put_down()
+        finally:
+            if recorder is not None:
+                recorder.close()
     return Dataset.open(out)
 
 
-def _there(out: Path, env: Env, seed: int, by: str) -> int:
-    """How many episodes of this recording there are."""
+def there(out: Path, env: Env, seed: int, by: str) -> int:
+    """How many episodes of this recording there are; what an interruption left is put into its files first."""
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
     if not out.exists():
         return 0
     if not (out / "meta" / "info.json").exists():
         raise UserError("expected a recording, or nothing, found something else", where=out, do="name another folder")
+    repair(out)
     data = Dataset.open(out)
     for n, episode in enumerate(data):
         found = {k: episode.meta.get(k) for k in ("env", "seed", "by", "number")}

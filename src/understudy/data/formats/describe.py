@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ...core import UserError, role
+from ...core import Feature, UserError, role
+from .. import video
 from ..episode import Dataset
 
 
 def describe(data: Dataset) -> dict[str, Any]:
     """`understudy inspect --json`: {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype",
     "shape", "names"}}, "tasks", "warnings"}, of which these are the warnings of its reader."""
-    features = data.features() if len(data) else {}
+    features = columns(data)
     return {
         "format": data.facts.get("format", "memory"), "version": data.facts.get("version", ""),
         "episodes": len(data), "steps": data.steps, "fps": data.fps,
@@ -24,6 +25,14 @@ def describe(data: Dataset) -> dict[str, Any]:
         "warnings": list(data.facts.get("warnings", ())),
         **{key: data.facts[key] for key in ("mapping", "topics") if key in data.facts},
     }
+
+
+def columns(data: Dataset) -> dict[str, Feature]:
+    """Its features; those of a recording without any episode are what it was to have."""
+    from .base import Episodes
+
+    empty = not len(data) and isinstance(data._episodes, Episodes)
+    return dict(data._episodes.source.schema) if empty else data.features()
 
 
 def ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -67,3 +76,21 @@ def _tasks(episode) -> list[str]:
         return []
     column = episode.steps["task"]
     return [str(column[0])] if column.strides == (0,) else list(dict.fromkeys(map(str, column)))
+
+
+def lerobot_of(data: Dataset):
+    """The LeRobot source that this is all of, if it is one."""
+    from .base import Episodes
+    from .lerobot_read import LeRobot
+
+    found = data._episodes.source if isinstance(data._episodes, Episodes) else None
+    return found if isinstance(found, LeRobot) and len(data) == len(found.lengths) else None
+
+
+def short_videos(source) -> Iterator[str]:
+    """A video cut short would otherwise show only when its frames are decoded."""
+    for files, _ in source.index.videos.values():
+        for file in dict.fromkeys(files):
+            wanted = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
+            if (source.path / file).exists() and (found := video.count(source.path / file)) < wanted:
+                yield f"{file}: expected {wanted} frames, found {found}: it is damaged, and cannot be trained on"

@@ -33,8 +33,11 @@ _DAMAGED = "the file is damaged: take it from a copy, or write the data set anew
 
 
 def open_lerobot(path: Path) -> Dataset:
-    """Lazy: reads what describes the data, and none of the data. Raises UserError where that contradicts itself."""
-    source = LeRobot(path)
+    """Lazy: reads what describes the data, and none of the data. Raises UserError where that contradicts itself. Of a
+    recording that was interrupted also what is still in its journal."""
+    from .interrupted import opened
+
+    source = opened(Path(path))
     return Dataset(Episodes(source), source.facts)
 
 
@@ -69,7 +72,7 @@ class LeRobot(Source):
         self.index = index_v3(path, info, self._warnings) if version == "v3.0" else index_v2(path, info,
                                                                                             self._warnings)
         self.lengths = self.index.lengths
-        if not len(self.lengths):
+        if not len(self.lengths) and not (path / OURS).is_dir():  # a recording of ours may have none yet
             raise UserError("expected at least one episode, found an empty data set", where=path,
                             do="record some (understudy record ENV --out DATA --episodes 20)")
         self._check_files()
@@ -368,6 +371,10 @@ def read_info(path: Path) -> dict:
 def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
     folder = path / "meta" / "episodes"
     files = sorted(folder.glob("*/*.parquet"))
+    if (path / OURS).is_dir() and not info["total_episodes"]:
+        none = np.zeros(0, np.int64)
+        return Index(none, (), none, none, {}, {c: ((), np.zeros(0)) for c, f in info["features"].items()
+                                                if f.get("dtype") == "video"})
     if not files:
         raise UserError("expected episode tables, found none", where=folder, do=_DAMAGED)
     cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]

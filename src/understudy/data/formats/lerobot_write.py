@@ -73,7 +73,18 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
     with cache.room_on_disk(path), cache.locked(path / OURS / ".lock"):
         _clean(path)
         if len(dataset):
-            _Writer.existing(path).add(dataset)
+            empty = (path / OURS).is_dir() and not read_info(path)["total_episodes"]
+            (_Writer.first(path, dataset, **options) if empty else _Writer.existing(path)).add(dataset)
+
+
+def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
+           images: Literal["video", "av1", "h264", "png"] = "video") -> None:
+    """A data set of these columns without any episode, as lerobot's own recorder begins: `append` adds the first."""
+    with cache.room_on_disk(Path(path)), whole_folder(path) as part:
+        writer = _Writer.new(part, schema, fps, robot_type, images)
+        (part / "meta").mkdir()
+        write_json(part / OURS / "schema.json", writer.schema())
+        write_text(part / "meta" / "info.json", json.dumps(writer.plan.info, indent=4, ensure_ascii=False))
 
 
 # -- what is written ------------------------------------------------------------------------------------------------
@@ -165,11 +176,19 @@ class _Writer:
         self._stats: list[dict] = []
         self._last: list[dict] = []
         self._facts: list[dict] = []
+        self._grows = (root / "meta" / "info.json").exists()  # else this is a new folder, which appears whole
 
     @staticmethod
     def new(root: Path, schema, fps, robot_type, images) -> _Writer:
         plan = _plan(schema, fps, robot_type, images)
         return _Writer(root, plan, {}, {k: (0, 0) for k in ("data", "episodes", *plan.cameras)}, None, fps is not None)
+
+    @staticmethod
+    def first(root: Path, dataset: Dataset, *, fps=None, robot_type=None, images="video") -> _Writer:
+        """Of a data set that has no episode yet: its columns are now those of the first."""
+        info = read_info(root)
+        robot = info.get("robot_type") if robot_type is None else robot_type
+        return _Writer.new(root, dataset.features(), dataset.fps if fps is None else fps, robot, images)
 
     @staticmethod
     def existing(root: Path) -> _Writer:
@@ -194,7 +213,7 @@ class _Writer:
 
     def add(self, dataset: Dataset) -> None:
         before = self.plan.info["total_episodes"]
-        if before:
+        if self._grows:
             write_json(self.root / OURS / "pending.json", self._journal)
         try:
             for number, episode in enumerate(dataset):
@@ -339,18 +358,21 @@ class _Writer:
         _write_tasks(root / "meta" / "tasks.parquet", self.tasks)
         _write_last(root / OURS / "last.parquet", self._last, self.plan)
         _write_facts(root / OURS / "episodes.jsonl", self._facts, info["total_episodes"])
-        if not (root / OURS / "schema.json").exists():
-            write_json(root / OURS / "schema.json", self._schema())
+        if not info["total_episodes"] or not (root / OURS / "schema.json").exists():
+            write_json(root / OURS / "schema.json", self.schema())
         write_json(root / "meta" / "stats.json", _plain(stats))
         for name in self._parts:
             os.replace(root / f"{name}.part", root / name)
-            sync_folder((root / name).parent)
+        for name in self._parts:  # folders on the way there may be new as well
+            for folder in (root / name).relative_to(root).parents:
+                sync_folder(root / folder)
         info.update(total_episodes=total, total_frames=info["total_frames"] + self._steps,
                     total_tasks=len(self.tasks), splits={**info.get("splits", {}), "train": f"0:{total}"})
         write_text(root / "meta" / "info.json", json.dumps(info, indent=4, ensure_ascii=False))
         (root / OURS / "pending.json").unlink(missing_ok=True)
 
-    def _schema(self) -> dict:
+    def schema(self) -> dict:
+        """Of schema.json."""
         columns = {n: {"dtype": f.dtype, "shape": f.shape, "kind": f.kind, "names": f.names, "unit": f.unit,
                        "choices": f.choices} for n, f in self.plan.columns.items()}
         return {"columns": columns, "hidden": [n for n in ("task", "timestamp") if n not in columns],
@@ -361,7 +383,7 @@ class _Writer:
             self._data.close()
         for writer in self._videos.values():
             writer.abandon()
-        if self.plan.info["total_episodes"]:
+        if self._grows:
             _clean(self.root)
 
 

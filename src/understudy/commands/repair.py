@@ -1,0 +1,73 @@
+"""understudy repair"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from .common import Out, demonstrations, line, parse
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Finish a recording that was interrupted, or save what can be read of a damaged data set.
+
+    A recording of ours is finished in place, by adding files. Anything else stays as it is: what can be read goes to
+    --out. What is lost is listed on standard error.
+    """
+
+    path: Annotated[Path, Positional, arg(metavar="PATH")]
+    """a recording, or a file or folder of demonstrations that is damaged"""
+    out: Annotated[Path | None, arg(metavar="DST")] = None
+    """where to save what can be read; nothing may be there"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(Repair, "repair", args)
+    from ..core import UserError
+    from ..data import journal
+    from ..data.episode import Dataset
+    from ..data.formats import lerobot
+    from ..data.record import repair
+    from ..data.salvage import check, salvage
+
+    out = Out()
+    demonstrations(o.path)
+    ours = (o.path / journal.FOLDER.parent).is_dir() and (o.path / "meta" / "info.json").exists()
+    if ours and o.out is None:
+        try:
+            done = repair(o.path)
+            _lost(done.losses)
+            data = Dataset.open(o.path)
+            check(data)
+        except UserError as error:
+            raise UserError(error.what, where=error.where, do="its files are damaged; what can be read of them: "
+                            + line("repair", o.path, "--out", "DST")) from None
+        out.say((f"{_count(done.episodes)} put into the files. " if done.episodes else "Nothing was left to be done. ")
+                + f"{o.path} has {_count(len(data))}, {data.steps} steps.")
+        out.next(*([line("inspect", o.path)] if len(data) else []))
+        return
+    if o.out is None:
+        raise UserError("expected --out DST: what is there stays untouched, and what can be read of it goes to a new "
+                        "place", where=o.path, do=line("repair", o.path, "--out", "DST"))
+    if o.out.exists():
+        raise UserError("expected nothing there, found a file or folder", where=o.out, do="name another place")
+    with salvage(o.path) as found:
+        _lost(found.losses)
+        lerobot.write(found.data, o.out, images="png")
+        out.say(f"{_count(len(found.data))}, {found.data.steps} steps "
+                f"{'could be read' if found.losses else 'can be read: nothing is lost'}. Written to {o.out}")
+    out.next(line("inspect", o.out))
+
+
+def _lost(losses) -> None:
+    for loss in losses:
+        print(f"lost: {loss}", file=sys.stderr)
+
+
+def _count(n: int) -> str:
+    return f"{n} episode{'s' * (n != 1)}"

@@ -1,0 +1,325 @@
+"""What a recorder has written down at any moment: records one after another, never changed once they are there.
+
+A journal is a folder of segments, read in the order of their names. A segment is a row of records; a record is a mark,
+its kind, the length of its payload, a CRC-32 of kind, length and payload, and the payload. Whatever a crash leaves at
+the end (half a record, pages of zeros) fails the check and is passed over, and what comes before and after it is read
+(write-ahead logging: Mohan et al., ARIES, 1992). Numbers are little-endian.
+
+H  JSON: what LeRobot is to know ("fps", "robot_type", "images")
+B  JSON: an episode begins: its columns and facts          S  one step: its columns, end to end
+L  what was seen after the last action                     F  JSON: it is finished: more facts
+E  a whole episode that was made elsewhere (a rollout)     T  JSON: facts of the one that was finished last
+D  the running episode is discarded ("running"), or the one that was finished last ("last")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import Feature, Schema
+from ..files import sync_folder
+from .episode import Episode
+
+FOLDER = Path("meta") / "understudy" / "journal"
+_MARK = b"\xd5uj1"
+_HEAD = struct.Struct("<4scQI")  # mark, kind, length, CRC
+_LENGTH = struct.Struct("<I")
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Appends records to segments in `folder`. Written is what survives this process, synced what survives the power.
+
+    Where a write fails (a full disk) the segment is cut back to its last whole record, and OSError goes on.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]):
+        self.folder, self.header = folder, dict(header)
+        self.segment: Path | None = None
+        self.size = 0  # bytes of the segment
+        self._handle = -1
+
+    def put(self, kind: bytes, *parts, first: int) -> None:
+        """first: the number of the next finished episode, which names a new segment."""
+        if self.segment is None:
+            self._begin(first)
+        self._write(kind, parts)
+
+    def _begin(self, first: int) -> None:
+        taken = {p.name for p in self.folder.iterdir()}
+        # What ends with .part is no finished file, so that nobody who reads the data set looks at it.
+        name = next(n for i in range(len(taken) + 1) if (n := f"{first:08d}-{i:04d}.part") not in taken)
+        self._handle = os.open(self.folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        self.segment, self.size = self.folder / name, 0
+        self._write(b"H", (json.dumps(self.header).encode(),))
+        sync_folder(self.folder)
+
+    def _write(self, kind: bytes, parts: Sequence) -> None:
+        length = sum(len(p) for p in parts)
+        check = zlib.crc32(kind + length.to_bytes(8, "little"))
+        for part in parts:
+            check = zlib.crc32(part, check)
+        try:
+            for part in (_HEAD.pack(_MARK, kind, length, check), *parts):
+                left = memoryview(part)
+                while left:
+                    left = left[os.write(self._handle, left):]
+        except OSError:
+            os.ftruncate(self._handle, self.size)
+            raise
+        self.size += _HEAD.size + length
+
+    def sync(self) -> None:
+        if self.segment is not None:
+            os.fsync(self._handle)
+
+    def rotate(self) -> Path | None:
+        """What comes next goes into a new segment. The one that is complete now, if there is one."""
+        complete = self.segment
+        if complete is not None:
+            self.sync()
+            os.close(self._handle)
+            self.segment, self.size = None, 0
+        return complete
+
+
+def columns(schema: Schema) -> dict[str, dict]:
+    """JSON of the columns of a step, in the order in which they lie in it: text last, since its length varies."""
+    order = sorted(schema, key=lambda n: schema[n].kind == "string")
+    return {n: asdict(schema[n]) for n in order}
+
+
+def packed(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
+    """One row of the columns in `values`, which are of the dtypes and shapes of `schema`."""
+    out = []
+    for name in columns_of(schema, values):
+        value = values[name]
+        if schema[name].kind == "string":
+            text = str(value).encode()
+            out += [_LENGTH.pack(len(text)), text]
+        else:
+            out.append(np.asarray(value).tobytes())
+    return out
+
+
+def columns_of(schema: Schema, names) -> list[str]:
+    return [n for n in sorted(schema, key=lambda n: schema[n].kind == "string") if n in names]
+
+
+def last(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
+    names = json.dumps(columns_of(schema, values)).encode()
+    return [_LENGTH.pack(len(names)), names, *packed(schema, values)]
+
+
+def whole(episode: Episode) -> list:
+    """A finished episode as one record."""
+    arrays = {n: np.ascontiguousarray(episode.steps[n]) for n in episode.steps}
+    features = episode.features()
+    described = {n: {"feature": asdict(features[n]), "dtype": a.dtype.str, "shape": a.shape}
+                 for n, a in arrays.items()}
+    text = json.dumps({"columns": described, "meta": dict(episode.meta)}).encode()
+    return [_LENGTH.pack(len(text)), text, *(a.tobytes() for a in arrays.values())]
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Taken:
+    """An episode as it lies in a segment; columns are put together when they are asked for."""
+
+    bytes: mmap.mmap | bytes
+    schema: dict[str, Feature]
+    meta: dict[str, Any]
+    steps: list[int] = field(default_factory=list)  # where each step lies
+    last: tuple[list[str], int] | None = None  # the columns of the last row, and where it lies
+    arrays: dict[str, tuple[str, tuple[int, ...], int]] | None = None  # of a whole one: dtype, shape, place
+
+    def __len__(self) -> int:
+        if self.arrays is not None:
+            return min(shape[0] for _, shape, _ in self.arrays.values())
+        return len(self.steps)
+
+    def rows(self, name: str) -> int:
+        if self.arrays is not None:
+            return self.arrays[name][1][0]
+        return len(self.steps) + (self.last is not None and name in self.last[0])
+
+    def column(self, name: str) -> np.ndarray:
+        if self.arrays is not None:
+            dtype, shape, at = self.arrays[name]
+            return np.frombuffer(self.bytes, dtype, math.prod(shape), at).reshape(shape)
+        places = [(list(self.schema), at) for at in self.steps] + [self.last] * (self.rows(name) > len(self.steps))
+        values = [self._value(name, names, at) for names, at in places]
+        f = self.schema[name]
+        if f.kind == "string":
+            return np.array(values, np.str_)
+        return np.stack(values) if values else np.empty((0, *f.shape), f.dtype)
+
+    def _value(self, name: str, names: list[str], at: int):
+        for n in names:
+            f = self.schema[n]
+            if f.kind == "string":
+                (size,), at = _LENGTH.unpack_from(self.bytes, at), at + _LENGTH.size
+                if n == name:
+                    return self.bytes[at: at + size].decode()
+            else:
+                size = f.size * np.dtype(f.dtype).itemsize
+                if n == name:
+                    return np.frombuffer(self.bytes, f.dtype, f.size, at).reshape(f.shape)
+            at += size
+        raise KeyError(name)
+
+    def episode(self) -> Episode:
+        return Episode(_Columns(self), self.meta, rows=len(self), schema=self.schema)
+
+
+class _Columns(Mapping):
+    def __init__(self, taken: Taken):
+        self._taken = taken
+
+    def __getitem__(self, name):
+        if name not in self._taken.schema:
+            raise KeyError(name)
+        return self._taken.column(name)
+
+    def __iter__(self):
+        return iter(self._taken.schema)
+
+    def __len__(self):
+        return len(self._taken.schema)
+
+
+@dataclass
+class Segment:
+    path: Path
+    header: dict[str, Any]
+    episodes: list[Taken]  # that are finished
+    running: Taken | None  # that began and was neither finished nor discarded
+    losses: list[str]  # in words
+
+    @property
+    def first(self) -> int:
+        """The number of its first episode."""
+        return int(self.path.name[:8])
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.part")) if folder.is_dir() else []
+
+
+def read(path: Path) -> Segment:
+    """Everything in it that is whole. The file may be removed meanwhile; it stays readable here."""
+    with open(path, "rb") as handle:
+        size = os.fstat(handle.fileno()).st_size
+        data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    found = Segment(path, {}, [], None, [])
+    hole = False  # is something missing of the running episode
+
+    def ended(facts: dict, steps: int | None) -> None:
+        """steps: as many as it had, where that is known."""
+        taken, found.running = found.running, None
+        if taken is None or not len(taken):
+            found.losses.append(f"{path}: an episode whose beginning cannot be read")
+            return
+        taken.meta.update(facts)
+        if steps != len(taken):
+            found.losses.append(f"{path}: episode {found.first + len(found.episodes)} can be read until its step "
+                                f"{len(taken)}" + (f" of {steps}" if steps else ""))
+            taken.meta["interrupted"] = True
+        found.episodes.append(taken)
+
+    for kind, at, length in _records(data, found.losses, path):
+        if kind == b"?":  # damage: of a running episode, what follows does not belong to what came before
+            hole = True
+        elif kind == b"H":
+            found.header = json.loads(data[at: at + length])
+        elif kind == b"E":
+            found.episodes.append(_whole(data, at))
+        elif kind == b"B":
+            if found.running is not None:
+                ended({}, None)
+            hole, told = False, json.loads(data[at: at + length])
+            found.running = Taken(data, _schema(told["columns"]), told["meta"])
+        elif kind == b"S":
+            if found.running is not None and not hole:
+                found.running.steps.append(at)
+        elif kind == b"L":
+            if found.running is not None and not hole:
+                (size,) = _LENGTH.unpack_from(data, at)
+                at += _LENGTH.size
+                found.running.last = json.loads(data[at: at + size]), at + size
+        elif kind == b"F":
+            facts = json.loads(data[at: at + length])
+            ended(facts, facts.pop("steps"))
+        elif kind == b"T" and found.episodes:
+            found.episodes[-1].meta.update(json.loads(data[at: at + length]))
+        elif kind == b"D":
+            if data[at: at + length] == b"running":
+                found.running = None
+            elif found.episodes:
+                found.episodes.pop()
+    return found
+
+
+def _records(data, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, where its payload begins, its length) of each record that passes its check; kind "?" for damage."""
+    at, end = 0, len(data)
+    while at < end:
+        if (found := _record(data, at, end)) is not None:
+            yield found
+            at = found[1] + found[2]
+            continue
+        start, at = at, data.find(_MARK, at + 1)
+        while at >= 0 and _record(data, at, end) is None:
+            at = data.find(_MARK, at + 1)
+        if at < 0:
+            losses.append(f"{path}: {end - start} bytes at its end, of a record that was not finished")
+            return
+        losses.append(f"{path}: {at - start} bytes that cannot be read, from byte {start}")
+        yield b"?", start, at - start
+
+
+def _record(data, at: int, end: int) -> tuple[bytes, int, int] | None:
+    if at + _HEAD.size > end:
+        return None
+    mark, kind, length, check = _HEAD.unpack_from(data, at)
+    begin = at + _HEAD.size
+    if mark != _MARK or begin + length > end:
+        return None
+    found = zlib.crc32(kind + length.to_bytes(8, "little"))
+    with memoryview(data) as view:
+        found = zlib.crc32(view[begin: begin + length], found)
+    return (kind, begin, length) if found == check else None
+
+
+def _schema(columns: Mapping[str, Mapping]) -> dict[str, Feature]:
+    def feature(f):
+        return Feature(f["dtype"], tuple(f["shape"]), f["kind"], *(None if f[k] is None else tuple(f[k]) if k != "unit"
+                                                                  else f[k] for k in ("names", "unit", "choices")))
+    return {n: feature(f) for n, f in columns.items()}
+
+
+def _whole(data, at: int) -> Taken:
+    (size,) = _LENGTH.unpack_from(data, at)
+    at += _LENGTH.size
+    told = json.loads(data[at: at + size])
+    at, arrays = at + size, {}
+    for name, c in told["columns"].items():
+        arrays[name] = c["dtype"], tuple(c["shape"]), at
+        at += math.prod(c["shape"]) * np.dtype(c["dtype"]).itemsize
+    schema = _schema({n: c["feature"] for n, c in told["columns"].items()})
+    return Taken(data, schema, told["meta"], arrays=arrays)

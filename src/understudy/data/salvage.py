@@ -1,0 +1,482 @@
+"""What can still be read of a damaged source, which stays as it is.
+
+Where a format keeps what it needs to be opened at the end of a file (parquet, zip, MCAP) or checks its length (HDF5), a
+copy is mended first, in a temporary folder; then every column of every episode is read once, and the episodes that
+cannot be read are left out. A part that is not there is a loss, and never becomes a zero.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..core import UserError
+from ..files import write_json
+from . import cache, journal
+from .episode import Dataset
+from .formats import interrupted
+from .formats.describe import lerobot_of, short_videos
+from .formats.lerobot_read import OURS, json_lines, parquet, read_info
+
+
+@dataclass(frozen=True)
+class Salvaged:
+    data: Dataset
+    losses: tuple[str, ...]
+
+
+@contextmanager
+def salvage(path: str | Path) -> Iterator[Salvaged]:
+    """The episodes that can be read, and what is lost, in words. Raises UserError where nothing can be read."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
+        losses: list[str] = []
+        good, mended = [], path
+        with cache.room_on_disk(Path(folder), "make room in the folder for temporary files (TMPDIR)"):
+            if (mend := _mend(path)) is not None:
+                mended = mend(path, Path(folder), losses.append)
+        try:
+            data = Dataset.open(mended)
+        except UserError as error:
+            if not losses:
+                raise UserError(error.what, where=str(error.where).replace(str(mended), str(path)),
+                                do=error.do) from None
+            data = Dataset([])
+            losses.append(error.what)
+        for number in range(len(data)):
+            if (why := _unreadable(data, number)) is None:
+                good.append(number)
+            else:
+                losses.append(f"episode {number}: {why}".replace(str(mended), str(path)))
+        if not good:
+            said = "".join(f"\n  {loss}" for loss in losses)
+            raise UserError(f"expected at least one episode that can be read, found none{said}", where=path,
+                            do="take it from a copy")
+        yield Salvaged(data.pick(good) if len(good) < len(data) else data, tuple(losses))
+
+
+def check(data: Dataset) -> None:
+    """Raises UserError for the first number that cannot be read, or the first video that is too short."""
+    for episode in data:
+        for name, f in episode.schema.items():
+            if f.kind != "image":
+                episode.steps[name]
+    if (source := lerobot_of(data)) is not None:
+        for said in short_videos(source):
+            file, _, what = said.partition(": ")
+            raise UserError(what, where=file)
+
+
+def _unreadable(data: Dataset, number: int) -> str | None:
+    """Why, if it is."""
+    try:
+        episode = data[number]
+        for name in episode.steps:
+            np.asarray(episode.steps[name])
+    except UserError as error:
+        return str(error).splitlines()[0]
+    except Exception as error:  # what a library makes of a damaged file may be anything
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+Mend = Callable[[Path, Path, Callable[[str], None]], Path]  # (source, folder for the copy, say what is lost) -> copy
+
+
+def _mend(path: Path) -> Mend | None:
+    if path.is_dir():
+        if (path / "meta" / "info.json").exists():
+            return _lerobot
+        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")] if path.is_dir() else []
+        return _each if any(_mend(p) for p in inside) else None
+    if not path.exists():
+        return None
+    with open(path, "rb") as handle:
+        first = handle.read(16)
+    if first.startswith(b"PK\x03\x04"):
+        return _npz
+    if first.startswith(b"\x89HDF\r\n\x1a\n"):
+        return _hdf5
+    return _mcap if first.startswith(b"\x89MCAP0\r\n") else None
+
+
+def _each(path: Path, folder: Path, lose) -> Path:
+    """A folder of files, each of which may be damaged."""
+    out = folder / path.name
+    out.mkdir()
+    for p in sorted(path.iterdir()):
+        mend = _mend(p) if p.is_file() else None
+        if mend is None:
+            (out / p.name).symlink_to(p.resolve())
+            continue
+        with tempfile.TemporaryDirectory(dir=folder) as apart:
+            try:
+                shutil.move(mend(p, Path(apart), lose), out / p.name)
+            except UserError as error:
+                lose(str(error).splitlines()[0])
+    return out
+
+
+# -- LeRobot --------------------------------------------------------------------------------------------------------
+
+
+def _lerobot(path: Path, folder: Path, lose) -> Path:
+    """Numbers are copied without the episodes that are lost, and numbered anew; videos are linked to."""
+    info, out = read_info(path), folder / "data"
+    (out / "meta").mkdir(parents=True)
+    v3 = info["codebase_version"] == "v3.0"
+    rows = _tables(path, info, lose) if v3 else {r["episode_index"]: {**r, "place": r["episode_index"]} for r in
+                                                  json_lines(path / "meta" / "episodes.jsonl")}
+    cameras = [c for c, f in info["features"].items() if f["dtype"] == "video"]
+    chunks = max(1, int(info.get("chunks_size", 1000)))
+
+    def named(key: str, row, **more) -> str:
+        if not v3:
+            number = row["place"]
+            return info[key].format(episode_chunk=number // chunks, episode_index=number, **more)
+        at = f"videos/{more['video_key']}" if more else "data"
+        return info[key].format(chunk_index=row[f"{at}/chunk_index"], file_index=row[f"{at}/file_index"], **more)
+
+    kept: list[dict] = []
+    frames, numbers = 0, []
+    for file in dict.fromkeys(named("data_path", r) for r in rows.values()):
+        table = _readable(path / file, lose)
+        parts = []
+        for number, row in rows.items():
+            if named("data_path", row) != file:
+                continue
+            part = None if table is None else table.filter(pa.array(table["episode_index"].to_numpy() == number))
+            steps = part["frame_index"].to_numpy() if part is not None else np.zeros(0)
+            length = int(row.get("length") or len(steps))
+            missing = [f for c in cameras if not (path / (f := named("video_path", row, video_key=c))).is_file()]
+            if part is None or len(steps) != length or (steps != np.arange(length)).any() or not length:
+                lose(f"{path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
+            elif missing:
+                lose(f"{path / missing[0]}, episode {number}: the file is missing")
+            else:
+                new = {"episode_index": np.full(length, len(kept)), "index": frames + np.arange(length)}
+                for name, values in new.items():
+                    part = part.set_column(part.column_names.index(name), part.schema.field(name),
+                                           pa.array(values, part.schema.field(name).type))
+                parts.append((part, len(kept)))
+                kept.append({**row, "episode_index": len(kept), "length": length, "dataset_from_index": frames,
+                             "dataset_to_index": frames + length})
+                numbers.append(number)
+                frames += length
+        for group in [[p] for p in parts] if not v3 else [parts] * bool(parts):
+            to = out / (file if v3 else info["data_path"].format(
+                episode_chunk=group[0][1] // chunks, episode_index=group[0][1]))
+            to.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.concat_tables([p for p, _ in group]), to)
+    for row in kept:
+        for camera in cameras:
+            of = named("video_path", row, video_key=camera)
+            to = out / (of if v3 else named("video_path", {"place": row["episode_index"]}, video_key=camera))
+            if not to.exists():
+                to.parent.mkdir(parents=True, exist_ok=True)
+                _film(path / of, to, lose)
+    _describe(path, out, info, kept, numbers, v3)
+    return out
+
+
+def _film(path: Path, to: Path, lose) -> None:
+    """A link to the video, or, where it is cut, a copy of the frames before the cut (if its index is at its front)."""
+    good = broken = 0
+    try:
+        with av.open(str(path)) as source:
+            for packet in source.demux(source.streams.video[0]):
+                good, broken = good + (packet.size > 0 and not packet.is_corrupt), broken + packet.is_corrupt
+    except (av.FFmpegError, OSError, IndexError):
+        broken += 1
+    if not good or not broken:  # whole, or nothing to be had: reading says so
+        to.symlink_to(path.resolve())
+        return
+    lose(f"{path}: what follows after {good} frames")
+    with av.open(str(path)) as source, av.open(str(to), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        try:
+            for packet in source.demux(source.streams.video[0]):
+                if packet.size and not packet.is_corrupt:
+                    packet.stream = stream
+                    target.mux(packet)
+        except (av.FFmpegError, OSError):
+            pass
+
+
+def _describe(path: Path, out: Path, info: dict, kept: list[dict], numbers: list[int], v3: bool) -> None:
+    write_json(out / "meta/info.json", {**info, "total_episodes": len(kept),
+                                        "total_frames": sum(r["length"] for r in kept)})
+    for name in ("tasks.parquet", "tasks.jsonl"):
+        if (path / "meta" / name).exists():
+            shutil.copy(path / "meta" / name, out / "meta" / name)
+    if not v3:
+        (out / "meta/episodes.jsonl").write_text("".join(json.dumps(
+            {k: v for k, v in r.items() if k != "place"}) + "\n" for r in kept))
+    elif kept:
+        names = [n for n in kept[0] if not n.startswith("stats/") and all(n in r for r in kept)]
+        (out / "meta/episodes/chunk-000").mkdir(parents=True)
+        pq.write_table(pa.table({n: [r[n] for r in kept] for n in names}),
+                       out / "meta/episodes/chunk-000/file-000.parquet")
+    if not (path / OURS).is_dir():
+        return
+    (out / OURS).mkdir()
+    if (path / OURS / "schema.json").exists():
+        shutil.copy(path / OURS / "schema.json", out / OURS)
+    new = {old: i for i, old in enumerate(numbers)}
+    if (path / OURS / "episodes.jsonl").exists():
+        rows = [r for r in json_lines(path / OURS / "episodes.jsonl") if r["episode_index"] in new]
+        (out / OURS / "episodes.jsonl").write_text("".join(
+            json.dumps({**r, "episode_index": new[r["episode_index"]]}) + "\n" for r in rows))
+    if (path / OURS / "last.parquet").exists():
+        table = parquet(path / OURS / "last.parquet").read()
+        there = table["episode_index"].to_pylist()
+        table = table.filter(pa.array([e in new for e in there]))
+        at = pa.array([new[e] for e in there if e in new], pa.int64())
+        pq.write_table(table.set_column(table.column_names.index("episode_index"), "episode_index", at),
+                       out / OURS / "last.parquet")
+    segments = [journal.read(f) for f in journal.segments(path / journal.FOLDER)]
+    for segment in interrupted.unpublished(segments, path, info["total_episodes"]):
+        (out / journal.FOLDER).mkdir(exist_ok=True)
+        (out / journal.FOLDER / segment.path.name).symlink_to(segment.path.resolve())
+
+
+def _tables(path: Path, info: dict, lose) -> dict[int, dict]:
+    """The rows of the episode tables that can be read, by number; without cameras, those of others from the data."""
+    rows: dict[int, dict] = {}
+    for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
+        table = _readable(file, lose)
+        if table is not None:
+            rows |= {r["episode_index"]: r for r in table.to_pylist() if r["episode_index"] < info["total_episodes"]}
+    if len(rows) < info["total_episodes"] and not any(f["dtype"] == "video" for f in info["features"].values()):
+        for file in sorted((path / "data").glob("chunk-*/file-*.parquet")):
+            table = _readable(file, lambda loss: None)
+            chunk, number = (int(p.rsplit("-", 1)[1]) for p in (file.parent.name, file.stem))
+            for e in [] if table is None else np.unique(table["episode_index"].to_numpy()).tolist():
+                rows.setdefault(e, {"episode_index": e, "data/chunk_index": chunk, "data/file_index": number})
+    return dict(sorted(rows.items()))
+
+
+def _readable(file: Path, lose) -> pa.Table | None:
+    """The row groups that can be read."""
+    try:
+        source = parquet(file)
+    except UserError as error:
+        lose(str(error).splitlines()[0])
+        return None
+    parts = []
+    for group in range(source.metadata.num_row_groups):
+        try:
+            parts.append(source.read_row_group(group))
+        except (pa.ArrowException, OSError) as error:
+            lose(f"{file}, row group {group}: {str(error).splitlines()[0][:160]}")
+    return pa.concat_tables(parts) if parts else None
+
+
+# -- npz ------------------------------------------------------------------------------------------------------------
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+
+
+def _npz(path: Path, folder: Path, lose) -> Path:
+    """Arrays are found by the headers before each; without `episode_ends` nobody knows what the rows belong to."""
+    arrays: dict[str, np.ndarray] = {}
+    data = np.memmap(path, np.uint8, "r")
+    at = 0
+    while at + _LOCAL.size <= len(data):
+        mark, _, flags, method, _, _, check, packed, size, name_size, more_size = _LOCAL.unpack(
+            data[at: at + _LOCAL.size].tobytes())
+        if mark != b"PK\x03\x04":
+            break
+        begin = at + _LOCAL.size
+        name = data[begin: begin + name_size].tobytes().decode(errors="replace").removesuffix(".npy")
+        more = data[begin + name_size: begin + name_size + more_size].tobytes()
+        begin += name_size + more_size
+        if begin > len(data):
+            break
+        if packed == 2**32 - 1 and more[:2] == b"\x01\x00":  # sizes beyond 4 GB, as NumPy always writes them
+            size, packed = struct.unpack_from("<QQ", more, 4)
+        raw = data[begin: begin + packed].tobytes()
+        if method == 8:
+            with_rest = zlib.decompressobj(-15)
+            try:
+                raw = with_rest.decompress(raw)
+            except zlib.error as error:
+                lose(f"{path}, {name}: {error}")
+                raw = b""
+        if flags & 8 or method not in (0, 8):  # sizes that come later
+            raise UserError("expected a zip as NumPy writes it, found another", where=f"{path}, {name}",
+                            do="take it from a copy")
+        whole = len(raw) == size and zlib.crc32(raw) == check
+        if len(raw) == size and not whole:
+            lose(f"{path}, {name}: its checksum is wrong")
+        elif (array := _array(raw)) is not None:
+            arrays[name] = array
+            if not whole:
+                lose(f"{path}, {name}: cut short, {len(array)} rows can be read")
+        else:
+            lose(f"{path}, {name}: cut short")
+        at = begin + packed
+    if data[at: at + 4].tobytes() != b"PK\x01\x02":
+        lose(f"{path}: whatever followed {', '.join(arrays) or 'its beginning'}")
+    if "episode_ends" not in arrays:
+        raise UserError("expected episode_ends, found a file that is cut before them, or without them", where=path,
+                        do="take it from a copy: nobody can know where its episodes end")
+    ends = arrays.pop("episode_ends").astype(np.int64)
+    steps, count = int(ends[-1]) if len(ends) else 0, len(ends)
+    # An array that is cut has rows for the first episodes: of steps, or of steps and one more an episode.
+    good = count
+    for array in arrays.values():
+        if array.ndim and len(array) not in (steps, steps + count, count):
+            good = min(good, int(np.searchsorted(ends, len(array), side="right")))
+    out = folder / path.name
+    if good < count:
+        lose(f"{path}: episodes {good} to {count - 1}")
+        last = int(ends[good - 1]) if good else 0
+        arrays = {n: a[: {steps: last, steps + count: last + good, count: good}.get(len(a), last)] if a.ndim else a
+                  for n, a in arrays.items()}
+    np.savez(out, episode_ends=ends[:good], **arrays)
+    return out
+
+
+def _array(raw: bytes) -> np.ndarray | None:
+    """Of an .npy file that may end early: the rows that are there."""
+    import io
+
+    stream = io.BytesIO(raw)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except (ValueError, EOFError):
+        return None
+    if dtype.hasobject or fortran and len(shape) > 1:
+        return None
+    row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    there = len(raw) - stream.tell()
+    rows = shape[0] if shape and row == 0 else min(shape[0], there // row) if shape else int(there >= dtype.itemsize)
+    values = np.frombuffer(raw, dtype, (rows * row) // dtype.itemsize if shape else rows, stream.tell())
+    return values.reshape((rows, *shape[1:]) if shape else ()) if rows or shape else None
+
+
+# -- HDF5 -----------------------------------------------------------------------------------------------------------
+
+
+def _hdf5(path: Path, folder: Path, lose) -> Path:
+    """What does not lie beyond the end, copied. Episodes are the groups in data/ (robomimic), or the root's (Minari);
+    where they are rows of arrays in the root, nothing less than all of it will do."""
+    try:
+        import h5py
+    except ImportError:
+        raise UserError("expected h5py, found it missing", where=path,
+                        do="pip install 'understudy[formats]'") from None
+    out, long = folder / path.name, folder / "long.hdf5"
+    size, wanted = path.stat().st_size, _stored_end(path)
+    if wanted is None or wanted <= size:
+        return path
+    lose(f"{path}: {wanted - size} of {wanted} bytes are missing")
+    shutil.copyfile(path, long)
+    os.truncate(long, wanted)  # the library opens nothing that is shorter than it says; what is missing reads as zeros
+
+    def there(parent, name: str) -> bool:
+        try:
+            item = parent[name]
+            dict(item.attrs)
+            if isinstance(item, h5py.Group):
+                return all(there(item, k) for k in item)
+            if item.chunks is None:
+                begin = item.id.get_offset()
+                return begin is None or begin + item.id.get_storage_size() <= size
+            chunks = (item.id.get_chunk_info(i) for i in range(item.id.get_num_chunks()))
+            return all(c.byte_offset + c.size <= size for c in chunks)
+        except (OSError, RuntimeError, KeyError, ValueError):
+            return False
+
+    def copy(source, target) -> None:
+        target.attrs.update(source.attrs)
+        for name in source:
+            if there(source, name):
+                source.copy(name, target)
+            elif isinstance(source.get(name), h5py.Group) and name == "data":
+                copy(source[name], target.create_group(name))
+            else:
+                lose(f"{path}, {source.name.rstrip('/')}/{name}")
+
+    try:
+        with h5py.File(long) as source, h5py.File(out, "w") as target:
+            copy(source, target)
+            if not len(target):
+                raise UserError("expected an index that can be read, found it beyond the end of what is there",
+                                where=path, do="take it from a copy")
+            if "data" in target and "total" in target["data"].attrs:
+                target["data"].attrs["total"] = sum(len(g["actions"]) for g in target["data"].values())
+            for name in list(target.get("mask", ())):
+                names = [n for n in target["mask"][name][:] if n.decode() in target["data"]]
+                del target["mask"][name]
+                target["mask"][name] = np.array(names, "S")
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise UserError(f"expected an index that can be read, found a part of it missing ({error})", where=path,
+                        do="take it from a copy") from None
+    return out
+
+
+def _stored_end(path: Path) -> int | None:
+    """The end of file that the superblock has (HDF5 file format specification, II.A): beyond it the library refuses."""
+    with open(path, "rb") as handle:
+        head = handle.read(96)
+    version = head[8]
+    if version in (0, 1):
+        size, at = head[13], 24 + 4 * version
+        at += 2 * size  # base address, free-space information
+    elif version in (2, 3):
+        size, at = head[9], 12
+        at += 2 * size  # base address, superblock extension
+    else:
+        return None
+    return int.from_bytes(head[at: at + size], "little")
+
+
+# -- MCAP -----------------------------------------------------------------------------------------------------------
+
+
+def _mcap(path: Path, folder: Path, lose) -> Path:
+    """All messages until the cut, in a file with an index."""
+    try:
+        from mcap.exceptions import McapError
+        from mcap.records import Channel, Message, Schema
+        from mcap.stream_reader import StreamReader
+        from mcap.writer import Writer
+    except ImportError:
+        raise UserError("needs mcap", where=path, do="pip install 'understudy[bags]'") from None
+    out = folder / path.name
+    schemas, channels, count = {0: 0}, {}, 0
+    with open(path, "rb") as source, open(out, "wb") as target:
+        writer = Writer(target)
+        writer.start()
+        try:
+            for record in StreamReader(source, record_size_limit=None).records:
+                if isinstance(record, Schema) and record.id not in schemas:
+                    schemas[record.id] = writer.register_schema(record.name, record.encoding, record.data)
+                elif isinstance(record, Channel) and record.id not in channels:
+                    channels[record.id] = writer.register_channel(
+                        record.topic, record.message_encoding, schemas[record.schema_id], record.metadata)
+                elif isinstance(record, Message):
+                    writer.add_message(channels[record.channel_id], record.log_time, record.data,
+                                       record.publish_time, record.sequence)
+                    count += 1
+        except (McapError, EOFError, struct.error, KeyError, ValueError, OSError, RuntimeError) as error:
+            lose(f"{path}: what follows after {count} messages ({type(error).__name__})")
+        writer.finish()
+    return out

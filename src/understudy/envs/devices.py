@@ -1,0 +1,169 @@
+"""What people act with: keys, sticks, the arm of a leader. A device says what its action is now; the loop asks it."""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from ..core import UserError
+
+HOLD = 0.35  # s; a terminal tells of keys that go down, again and again while they are held, and never of their release
+
+
+class Device(Protocol):
+    """Anything with `read`; it may keep a connection open, and is asked once a step."""
+
+    def read(self) -> np.ndarray:
+        """The action that it stands for now, (A,) float32, in the units of the action. Does not wait."""
+
+
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+_KEYS = {"w": (1, 1), "s": (1, -1), "d": (0, 1), "a": (0, -1),  # component, direction
+         "\x1b[A": (1, 1), "\x1b[B": (1, -1), "\x1b[C": (0, 1), "\x1b[D": (0, -1),
+         "\x1bOA": (1, 1), "\x1bOB": (1, -1), "\x1bOC": (0, 1), "\x1bOD": (0, -1)}
+_COMMANDS = {"\r": "enter", "\n": "enter", "x": "discard", "y": "success", "n": "failure", "q": "quit"}
+
+
+@dataclass
+class Keyboard:
+    """WASD or the arrows move one or two components at full speed for as long as they are held; space stops. Other keys
+    are commands: enter, x (discard), y (success), n (failure), q (quit).
+
+    low, high: (A,) of the action. handle: of the terminal. Both directions of a component cancel each other.
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
+    handle: int = 0
+    clock: Callable[[], float] = time.monotonic
+    _until: dict[int, tuple[int, float]] = field(default_factory=dict)  # component: direction, until when
+    _commands: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        if len(self.low) not in (1, 2) or not np.isfinite([*self.low, *self.high]).all():
+            raise UserError(f"expected actions of one or two numbers with limits, found {len(self.low)}",
+                            where="keyboard", do="use a device with more axes, in a loop of your own "
+                            "(docs/recording.md)")
+
+    @contextmanager
+    def listening(self) -> Iterator[Keyboard]:
+        """Keys come one by one and are not shown. Raises UserError where there is no terminal."""
+        try:
+            import termios
+            import tty
+
+            before = termios.tcgetattr(self.handle)
+        except ImportError:
+            raise UserError("expected a terminal of a Unix system", where="keyboard",
+                            do="record with a Recorder in a loop of your own (docs/recording.md)") from None
+        except termios.error:
+            raise UserError("expected a terminal to read keys from, found none", where="standard input",
+                            do="run it in a terminal, without a pipe") from None
+        try:
+            tty.setcbreak(self.handle)
+            yield self
+        finally:
+            termios.tcsetattr(self.handle, termios.TCSADRAIN, before)
+
+    def read(self) -> np.ndarray:
+        self._listen()
+        now, action = self.clock(), np.zeros(len(self.low), np.float32)
+        for part, (way, until) in self._until.items():
+            if now < until and part < len(action):
+                action[part] = self.high[part] if way > 0 else self.low[part]
+        return action
+
+    def commands(self) -> list[str]:
+        """Those that were given since the last call."""
+        self._listen()
+        given, self._commands = self._commands, []
+        return given
+
+    def _listen(self) -> None:
+        text = ""
+        while select.select([self.handle], [], [], 0)[0]:
+            got = os.read(self.handle, 1024)
+            if not got:
+                self._commands.append("quit")  # the terminal is gone
+                break
+            text += got.decode(errors="replace")
+        now = self.clock()
+        while text:
+            key = next((k for k in _KEYS if len(k) > 1 and text.startswith(k)), text[0])
+            text = text[len(key):]
+            if key in _KEYS:
+                part, way = _KEYS[key]
+                self._until[part] = way, now + HOLD
+            elif key == " ":
+                self._until.clear()
+            elif key.lower() in _COMMANDS:
+                self._commands.append(_COMMANDS[key.lower()])
+
+
+# -- sticks and arms ------------------------------------------------------------------------------------------------
+
+_EVENT = struct.Struct("<IhBB")  # ms, value, kind, number: Linux's joystick interface, Documentation/input/joydev
+_AXIS, _BUTTON = 2, 1
+
+
+@dataclass
+class Gamepad:
+    """The sticks of a gamepad, as Linux gives them in /dev/input/js0: its axes, scaled to `scale` in the middle of
+    which a `dead` part is still. `buttons` holds the numbers of those that are down."""
+
+    axes: Sequence[int] = (0, 1)
+    scale: Sequence[float] = (1.0, -1.0)  # a stick pushed away says -1
+    dead: float = 0.1
+    source: BinaryIO | None = None
+    path: Path = Path("/dev/input/js0")
+    buttons: set[int] = field(default_factory=set)
+    _at: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.source is None:
+            try:
+                self.source = open(self.path, "rb", buffering=0)  # noqa: SIM115 as long as the gamepad is used
+            except OSError as error:
+                raise UserError(f"expected a gamepad ({error.strerror})", where=self.path,
+                                do="plug it in, and make sure that you may read it (group input)") from None
+
+    def read(self) -> np.ndarray:
+        while select.select([self.source], [], [], 0)[0]:
+            event = self.source.read(_EVENT.size)
+            if not event or len(event) < _EVENT.size:
+                raise UserError("expected a gamepad, found it gone", where=self.path, do="plug it in again")
+            _, value, kind, number = _EVENT.unpack(event)
+            if kind & _AXIS:
+                self._at[number] = value / 32767
+            elif kind & _BUTTON:
+                (self.buttons.add if value else self.buttons.discard)(number)
+        at = np.array([self._at.get(axis, 0.0) for axis in self.axes])
+        moved = np.sign(at) * np.maximum(np.abs(at) - self.dead, 0) / (1 - self.dead)
+        return (moved.clip(-1, 1) * np.asarray(self.scale)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Leader:
+    """A second arm that a person moves: the follower's action is where its joints are. joints: gives them, as whatever
+    drives the leader reads them. scale, offset: what makes them the follower's, as after calibration."""
+
+    joints: Callable[[], Sequence[float]]
+    scale: Sequence[float] | float = 1.0
+    offset: Sequence[float] | float = 0.0
+
+    def read(self) -> np.ndarray:
+        at = np.asarray(self.joints(), np.float64)
+        if not np.isfinite(at).all():
+            raise UserError(f"expected finite joints, found {at.tolist()}", where="leader",
+                            do="check its connection before the follower moves")
+        return (at * self.scale + self.offset).astype(np.float32)

@@ -1,0 +1,134 @@
+"""A person acts in a toy, in real time, and is recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..core import Feature, UserError, keys
+from ..data.episode import Dataset
+from ..data.record import Recorder
+from ..data.video import resize
+from ..envs.base import Env, Pictures
+from ..envs.devices import Keyboard
+from .record import there
+
+RUNNING = "WASD or arrows move, space stops | enter: save now | x: once more | y, n: success, failure | q: quit"
+ENDED = "enter: next | x: record it again | y, n: it was a success, a failure | q: quit"
+
+
+def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, seed: int, *,
+                images: Literal["video", "png"] = "video", saved: Callable[[int], None] = lambda n: None,
+                show: Callable[[str], None] = lambda text: None, lines: int = 24,
+                clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep) -> Dataset:
+    """The data set in `out` with at most `episodes` in it, of a person at the keyboard.
+
+    Episode n begins as `record`'s does, by the key of `seed` and n, so that it can be replayed. Steps come at the
+    environment's rate, each written down as it happens; its own time is that of the simulation. What was saved by
+    `enter` before the environment ended it has the fact "stopped". show: draws what is to be seen, a picture of `lines`
+    lines of text and what the keys do.
+    """
+    if not isinstance(env, Pictures):
+        raise UserError("expected an environment that can be seen", where=env.facts["env"],
+                        do="the toys can: fork, particle, push")
+    out, rate = Path(out), float(env.facts.get("fps") or 10)
+    there(out, env, seed, "keyboard")
+    schema = {**env.features, "next.reward": Feature("float32", ()), "next.terminated": Feature("bool", ()),
+              "next.truncated": Feature("bool", ()),
+              **({"next.success": Feature("bool", ())} if env.facts.get("success") else {})}
+    facts = {"seed": seed, "env": env.facts["env"], "by": "keyboard"}
+    with Recorder(schema, out, fps=env.facts.get("fps"), clock=None, images=images, facts=facts, saved=saved) as r:
+        scene = _Scene(env, keyboard, r, seed, 1 / rate, lambda text: show(f"{drawn(env.frame(0), lines)}\n{text}"),
+                       clock, sleep)
+        while r.count < episodes:
+            ended = scene.episode()
+            if ended == "quit" or ended != "again" and scene.afterwards(ended) == "quit":
+                break
+    return Dataset.open(out)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    env: Env
+    keyboard: Keyboard
+    recorder: Recorder
+    seed: int
+    period: float  # s
+    show: Callable[[str], None]
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+
+    def episode(self) -> str:
+        """What became of it: "again", "quit", or in words how it ended."""
+        env, r, mark, won = self.env, self.recorder, None, False
+        obs = env.reset(torch.arange(env.rows), keys(self.seed, [r.count] * env.rows))
+        r.begin(number=r.count)
+        due = self.clock()
+        while True:
+            for command in self.keyboard.commands():
+                if command in ("discard", "quit"):
+                    if r.steps:
+                        r.discard()
+                    return "again" if command == "discard" else "quit"
+                if command == "enter" and r.steps:
+                    r.end(success=won if mark is None else mark, obs=_row(obs), stopped=True)
+                    return "stopped by you"
+                if command in ("success", "failure"):
+                    mark = command == "success"
+            action = self.keyboard.read()
+            done = env.step(torch.as_tensor(action)[None].expand(env.rows, -1))
+            told = {"next.reward": done.reward, "next.terminated": done.terminated,
+                    "next.truncated": done.truncated & ~done.terminated}
+            if "next.success" in r.schema:
+                told["next.success"] = done.info["success"]
+                won |= bool(done.info["success"][0])
+            kept = r.step(_row(obs), action, _row(told))
+            obs = done.obs
+            marked = "" if mark is None else f", marked a {'success' if mark else 'failure'}"
+            self.show(f"episode {r.count}, step {r.steps}{marked}{'' if kept else ' (dropped: the disk is behind)'}\n"
+                      f"{RUNNING}")
+            if bool(done.terminated[0] | done.truncated[0]):
+                r.end(success=won if mark is None else mark, obs=_row(obs))
+                return "a success" if won else "no success"
+            due = max(due + self.period, self.clock())
+            self.sleep(max(0.0, due - self.clock()))
+
+    def afterwards(self, ended: str) -> str:
+        """"next", "again" or "quit"."""
+        r, said = self.recorder, f"episode {self.recorder.count - 1} was {ended}."
+        while True:
+            self.show(f"{said}\n{ENDED}")
+            for command in self.keyboard.commands():
+                if command in ("enter", "quit"):
+                    return "next" if command == "enter" else "quit"
+                if command == "discard":
+                    r.discard()
+                    return "again"
+                r.label(success=command == "success")
+                said = f"episode {r.count - 1} is labelled a {command}."
+            self.sleep(self.period)
+
+
+def _row(columns) -> dict[str, np.ndarray]:
+    return {name: value[0].numpy() for name, value in columns.items()}
+
+
+def drawn(frame: np.ndarray, lines: int) -> str:
+    """A picture (H, W, 3) as text of so many lines: two pixels a character, one over the other, in the 216 colours that
+    terminals share."""
+    wide = round(2 * lines * frame.shape[1] / frame.shape[0])
+    small = resize(frame, (2 * lines, wide)).astype(int)
+
+    def colour(kind: int, pixel) -> str:
+        r, g, b = (pixel * 5 + 127) // 255
+        return f"\x1b[{kind};5;{16 + 36 * r + 6 * g + b}m"
+    text = []
+    for above, below in zip(small[::2], small[1::2], strict=True):
+        text.append("".join(f"{colour(38, a)}{colour(48, b)}▀" for a, b in zip(above, below, strict=True)) + "\x1b[0m")
+    return "\n".join(text)

@@ -1,0 +1,421 @@
+"""Recording that survives: kills, power cuts, full disks, damage; and what else a recorder promises."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from understudy.core import Feature, UserError
+from understudy.data import journal
+from understudy.data import record as recording
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import lerobot
+from understudy.data.record import Recorder, publish, repair
+
+STATE, FRONT = "observation.state", "observation.images.front"
+SCHEMA = {STATE: Feature("float32", (2,), names=("x", "y"), unit="m"), "action": Feature("float32", (1,))}
+SEEN = {**SCHEMA, FRONT: Feature("uint8", (16, 16, 3), "image"), "task": Feature("string", (), "string")}
+
+
+def told(number: int, step: int, seen: bool = False) -> tuple:
+    """What the closed form says of that step: obs, action, others."""
+    obs = {STATE: np.float32([number, step])}
+    if seen:
+        obs[FRONT] = np.full((16, 16, 3), 10 * number + step, np.uint8)
+    return obs, np.float32([number - step]), {"task": f"do {number}"} if seen else {}
+
+
+def show(r: Recorder, number: int, steps: int, seen: bool = False, **end) -> int | None:
+    for step in range(steps):
+        assert r.step(*told(number, step, seen))
+    return r.end(**end)
+
+
+def holds(episode: Episode, number: int, steps: int) -> bool:
+    state = np.float32([[number, t] for t in range(steps)])
+    return (np.array_equal(episode.steps[STATE][:steps], state) and len(episode) == steps
+            and np.array_equal(episode.steps["action"], number - state[:, 1:]))
+
+
+def test_what_is_recorded_is_what_is_read(tmp_path):
+    saved = []
+    with Recorder(SEEN, tmp_path / "d", fps=20, clock=None, images="png", robot_type="arm", saved=saved.append,
+                  facts={"operator": "Ada"}) as r:
+        for number in range(3):
+            end = {STATE: np.float32([number, 99])} if number != 1 else {}
+            assert show(r, number, 4 + number, True, success=number == 1, obs=end, scene=number) == number
+    assert saved == [0, 1, 2]
+    data = Dataset.open(tmp_path / "d")
+    assert (data.fps, data.facts["robot_type"], data.facts["warnings"]) == (20, "arm", [])
+    assert data.features()[STATE] == SCHEMA[STATE]
+    for number, episode in enumerate(data):
+        assert holds(episode, number, 4 + number)
+        assert len(episode.steps[STATE]) == 4 + number + (number != 1)
+        assert (episode.steps["task"] == f"do {number}").all()
+        assert (episode.steps[FRONT] == 10 * number + np.arange(4 + number)[:, None, None, None]).all()
+        assert episode.meta == {"operator": "Ada", "success": number == 1, "scene": number, "dropped": 0}
+    assert not list((tmp_path / "d").rglob("*.part"))
+    with Recorder(SEEN, tmp_path / "d", fps=20, clock=None) as r:  # goes on
+        assert show(r, 3, 2, True) == 3
+    assert [len(e) for e in Dataset.open(tmp_path / "d")] == [4, 5, 6, 2]
+
+
+def test_the_last_episode_is_labelled_discarded_and_recorded_again(tmp_path):
+    with Recorder(SCHEMA, tmp_path / "d", clock=None) as r:
+        show(r, 0, 2, success=True)
+        r.label(success=False, quality=3)
+        show(r, 7, 2)
+        r.discard()
+        with pytest.raises(UserError, match="just finished, to be labelled, found none"):
+            r.label(success=True)
+        assert show(r, 1, 3) == 1
+        r.step(*told(8, 0))
+        with pytest.raises(UserError, match="found one that runs"):
+            r.label(quality=1)
+        r.discard()
+        assert r.end() is None and show(r, 2, 1) == 2
+    data = Dataset.open(tmp_path / "d")
+    assert [holds(e, n, s) for e, n, s in zip(data, range(3), (2, 3, 1), strict=True)] == [True] * 3
+    assert data[0].meta == {"success": False, "quality": 3, "dropped": 0}
+
+
+def test_late_steps_are_facts_and_keep_their_own_times(tmp_path):
+    times = [0.0, 0.1, 0.2, 0.36, 0.46, 0.9]
+    clock = iter(100 + t for t in times)
+    with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=lambda: next(clock)) as r:
+        show(r, 0, len(times))
+        for at in (5.0, 5.1):
+            r.step(*told(1, 0), at=at)
+        with pytest.raises(UserError, match="times that grow, found 5.1 after 5.1"):
+            r.step(*told(1, 0), at=5.1)
+        r.end()
+    data = Dataset.open(tmp_path / "d")
+    np.testing.assert_allclose(data[0].steps["timestamp"], times, atol=1e-6)
+    assert [(e.meta["late"], e.meta["dropped"]) for e in data] == [(2, 0), (0, 0)]
+
+
+def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypatch):
+    slow, write = [True], os.write
+
+    def stuck(handle, data):
+        while slow[0]:
+            time.sleep(0.01)
+        return write(handle, data)
+    monkeypatch.setattr(journal.os, "write", stuck)
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, room=60)  # 12 bytes a step
+    began = time.perf_counter()
+    kept = [r.step(*told(0, t)) for t in range(10)]
+    assert kept == [True] * 5 + [False] * 5 and time.perf_counter() - began < 1
+    slow[0] = False
+    r.end()
+    r.close()
+    episode = Dataset.open(tmp_path / "d")[0]
+    assert holds(episode, 0, 5) and episode.meta["dropped"] == 5
+    slow[0] = True
+    r = Recorder({**SCHEMA}, tmp_path / "timed", fps=10, clock=lambda: float(len(at)), room=75)  # 20 bytes a step
+    at: list[bool] = []
+    for t in range(5):
+        at.append(r.step(*told(0, t)))
+    slow[0] = False
+    while r._waiting:
+        time.sleep(0.01)
+    at.append(r.step(*told(0, 5)))
+    r.end()
+    r.close()
+    assert at == [True] * 3 + [False, False, True]
+    np.testing.assert_allclose(Dataset.open(tmp_path / "timed")[0].steps["timestamp"], [0, 1, 2, 5])
+
+
+def test_mistakes_name_the_column(tmp_path):
+    def refused(text, work):
+        with pytest.raises(UserError, match=text):
+            work()
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
+    refused("column 'observation.state': expected the columns", lambda: r.step({}, [0.0]))
+    refused("'observation.x'", lambda: r.step({STATE: np.zeros(2), "observation.x": 1}, np.zeros(1)))
+    refused(r"'action': expected float32 \(1,\), found float64 \(2,\)",
+            lambda: r.step({STATE: np.zeros(2)}, np.zeros(2)))
+    refused("no time where there is no clock", lambda: r.step(*told(0, 0), at=1.0))
+    refused("another recorder at work", lambda: Recorder(SCHEMA, tmp_path / "d"))
+    refused("another recorder at work", lambda: repair(tmp_path / "d"))
+    show(r, 0, 2)
+    r.close()
+    refused("column 'action': expected float32 .* as the episodes there have, found float64", lambda: Recorder(
+        {**SCHEMA, "action": Feature("float64", (1,))}, tmp_path / "d"))
+    refused("expected 10 steps a second", lambda: Recorder(SCHEMA, tmp_path / "d", fps=20))
+    refused("expected a column action", lambda: Recorder({STATE: SCHEMA[STATE]}, tmp_path / "e"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").write_text("")
+    refused("expected a recording, or nothing", lambda: Recorder(SCHEMA, tmp_path / "other"))
+    with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None) as again:  # the refused ones hold no lock
+        refused("'action': expected float32 .* as in the other episodes", lambda: again.add(
+            Episode({STATE: np.zeros((2, 2), np.float32), "action": np.zeros((2, 3), np.float32)})))
+    assert len(Dataset.open(tmp_path / "d")) == 1
+
+
+# -- what is there while it runs, and after it stopped --------------------------------------------------------------
+
+
+def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
+    from understudy.cli import main
+
+    r = Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png")
+    show(r, 0, 3, True)
+    r.flush()
+    show(r, 1, 2, True, success=True)
+    for t in range(4):
+        r.step(*told(2, t, True))
+    _settled(r)
+    live = Dataset.open(tmp_path / "d")
+    assert [holds(e, n, s) for e, n, s in zip(live, (0, 1), (3, 2), strict=True)] == [True, True]
+    assert live.facts["warnings"] == ["it is being recorded: 1 episode not in the files yet"]
+    assert (live[1].steps[FRONT][:, 0, 0, 0] == [10, 11]).all() and live[1].meta["success"]
+    assert main(["repair", str(tmp_path / "d")]) == 2 and "another recorder at work" in capsys.readouterr().err
+    r._lock.close()  # as if its process were gone
+    left = Dataset.open(tmp_path / "d")
+    assert "understudy repair" in left.facts["warnings"][0] and "one that was not finished" in left.facts["warnings"][0]
+    assert left.fingerprint() == live.fingerprint()
+    before = {p: p.read_bytes() for p in (tmp_path / "d").rglob("*.parquet") if "file-" in p.name}
+    assert main(["repair", str(tmp_path / "d")]) == 0
+    out, err = capsys.readouterr()
+    assert "2 episodes put into the files" in out and "3 episodes, 9 steps" in out
+    assert err == "lost: episode 2 was not finished: its 4 steps are kept, with the fact \"interrupted\"\n"
+    assert all(p.read_bytes() == b for p, b in before.items()) and before
+    data = Dataset.open(tmp_path / "d")
+    assert data[:2].fingerprint() == live.fingerprint() and data.facts["warnings"] == []
+    assert holds(data[2], 2, 4) and data[2].meta == {"interrupted": True}
+    assert main(["repair", str(tmp_path / "d")]) == 0 and "Nothing was left" in capsys.readouterr().out
+
+
+def test_a_recording_without_an_episode_can_be_inspected(tmp_path, capsys):
+    from understudy.cli import main
+
+    Recorder(SCHEMA, tmp_path / "d", fps=10).close()
+    assert main(["repair", str(tmp_path / "d")]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "d"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["episodes"], found["steps"], found["warnings"]) == (0, 0, ["no episodes"])
+    assert found["features"][STATE] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
+    assert main(["inspect", str(tmp_path / "d")]) == 0
+    assert main(["train", "bc", str(tmp_path / "d"), "--out", str(tmp_path / "run")]) == 2
+    assert "expected at least one episode" in capsys.readouterr().err
+    with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None) as r:
+        show(r, 0, 2)
+    assert holds(Dataset.open(tmp_path / "d")[0], 0, 2)
+
+
+@pytest.mark.slow
+def test_upstream_lerobot_opens_it(tmp_path):
+    """In a process of its own, as tests/test_upstream_lerobot.py."""
+    pytest.importorskip("lerobot")
+    with Recorder(SCHEMA, tmp_path / "d", fps=10) as r:
+        for number in range(3):
+            show(r, number, 4)
+            r.flush()
+    script = Path(__file__).with_name("upstream_lerobot.py")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run([sys.executable, script, tmp_path / "d", tmp_path / "out.npz"], capture_output=True,
+                          text=True, env={**os.environ, **offline})
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = np.load(tmp_path / "out.npz")
+    assert (int(found["episodes"]), int(found["fps"])) == (3, 10)
+    np.testing.assert_array_equal(found[STATE], [[n, t] for n in range(3) for t in range(4)])
+    np.testing.assert_array_equal(found["timestamp"],
+                                  np.concatenate([e.steps["timestamp"] for e in Dataset.open(tmp_path / "d")]))
+
+
+def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "SEGMENT", 2000)
+    with Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png") as r:
+        for number in range(8):
+            show(r, number, 3, True)
+            _settled(r)
+        worker = r._worker
+        began = time.monotonic()
+        while len(journal.segments(tmp_path / "d" / journal.FOLDER)) > 1 and time.monotonic() < began + 60:
+            time.sleep(0.05)
+        there = lerobot.open_lerobot(tmp_path / "d")
+        assert len(there) == 8 and all(holds(e, n, 3) for n, e in enumerate(there))
+        assert json.loads((tmp_path / "d/meta/info.json").read_text())["total_episodes"] == 7  # the last may change
+    assert worker.poll() == 0
+    assert all(holds(e, n, 3) for n, e in enumerate(Dataset.open(tmp_path / "d")))
+
+
+def _settled(r: Recorder) -> None:
+    """Everything is written and synced."""
+    began = time.monotonic()
+    while (r._waiting or r._queue.qsize()) and time.monotonic() < began + 10:
+        time.sleep(0.01)
+    time.sleep(0.05)
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------
+
+
+def _journal(folder: Path, episodes: int = 4) -> tuple[Path, list[int]]:
+    """A recording whose process is gone, and how long its journal was when each episode was finished."""
+    saved, ends = [], []
+    r = Recorder(SCHEMA, folder, fps=10, clock=None, saved=saved.append)
+    for number in range(episodes):
+        show(r, number, 3, success=True)
+        while len(saved) <= number:
+            time.sleep(0.001)
+        ends.append(r._journal.segment.stat().st_size)
+    for t in range(3):
+        r.step(*told(9, t))
+    _settled(r)
+    r._lock.close()
+    return r._journal.segment, ends
+
+
+@pytest.fixture(scope="module")
+def segment(tmp_path_factory):
+    file, ends = _journal(tmp_path_factory.mktemp("journal") / "d")
+    return file.name, file.read_bytes(), ends
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_journal_that_is_cut_anywhere_has_the_episodes_before(segment, tmp_path, data):
+    name, whole, ends = segment
+    at = data.draw(st.integers(0, len(whole)))
+    tail = data.draw(st.sampled_from([b"", bytes(50), b"\xd5uj1" * 5, os.urandom(60)]))
+    (tmp_path / name).write_bytes(whole[:at] + tail)
+    found = journal.read(tmp_path / name)
+    assert len(found.episodes) == sum(end <= at for end in ends)
+    assert all(holds(e.episode(), n, 3) for n, e in enumerate(found.episodes))
+    if found.running is not None:
+        state = found.running.column(STATE)
+        assert (state[:, 1] == np.arange(len(state))).all()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_byte_that_is_wrong_costs_no_more_than_its_episode(segment, tmp_path, data):
+    name, whole, ends = segment
+    at = data.draw(st.integers(0, len(whole) - 1))
+    wrong = bytearray(whole)
+    wrong[at] ^= data.draw(st.integers(1, 255))
+    (tmp_path / name).write_bytes(wrong)
+    found = journal.read(tmp_path / name)
+    hit = sum(end <= at for end in ends)
+    states = [e.column(STATE) for e in found.episodes]
+    for number in set(range(len(ends))) - {hit}:
+        assert any(np.array_equal(s, [[number, t] for t in range(3)]) for s in states), number
+    for s, e in zip(states, found.episodes, strict=True):  # and nothing is there that was not recorded
+        assert (s == [[s[0, 0], t] for t in range(len(s))]).all() and (len(s) == 3 or e.meta["interrupted"])
+    assert found.losses
+
+
+def test_segments_that_are_in_the_files_already_are_not_put_there_twice(tmp_path, monkeypatch):
+    _journal(tmp_path / "d")
+    removed = Path.unlink
+
+    def unlink(self, **more):
+        if self.suffix == ".part" and self.parent.name == "journal":
+            raise KeyboardInterrupt  # killed between the files and the journal
+        removed(self, **more)
+    with monkeypatch.context() as m:
+        m.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            publish(tmp_path / "d")
+    between = Dataset.open(tmp_path / "d")
+    assert len(between) == 5 and between.facts["warnings"] == []
+    assert publish(tmp_path / "d").episodes == 0
+    assert Dataset.open(tmp_path / "d").fingerprint() == between.fingerprint()
+
+
+# -- full disks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_said_at_the_next_step_and_costs_no_saved_episode(tmp_path, monkeypatch):
+    full, write, saved = [False], os.write, []
+
+    def scarce(handle, data):
+        if full[0]:
+            write(handle, bytes(data)[:5])  # some of it still fits
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data)
+    monkeypatch.setattr(journal.os, "write", scarce)
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, saved=saved.append)
+    show(r, 0, 3)
+    r.step(*told(1, 0))
+    _settled(r)
+    full[0] = True
+    with pytest.raises(UserError, match="the disk is full; every episode that was saved is kept"):
+        for t in range(1, 1000):
+            r.step(*told(1, t))
+            time.sleep(0.01)
+    with pytest.raises(UserError, match="understudy repair"):
+        r.close()
+    full[0] = False
+    assert saved == [0]
+    done = repair(tmp_path / "d")
+    data = Dataset.open(tmp_path / "d")
+    assert done.episodes == 2 and holds(data[0], 0, 3) and holds(data[1], 1, 1) and data[1].meta["interrupted"]
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from understudy.data.record import Recorder
+from understudy.core import Feature
+sys.path.insert(0, {tests!r})
+from test_record import SEEN, told
+r = Recorder(SEEN, {path!r}, fps=10, clock=None, images="png", saved=lambda n: print("saved", n, flush=True))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+with r:
+    for number in range(1000):
+        for step in range(3):
+            r.step(*told(number % 20, step, True))
+        r.end()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
+def test_a_limit_of_file_sizes_stands_in_for_a_full_disk(tmp_path):
+    path, limit = tmp_path / "d", 30_000
+    done = subprocess.run([sys.executable, "-c", FULL.format(tests=str(Path(__file__).parent), path=str(path),
+                                                             limit=limit)], capture_output=True, text=True)
+    assert done.returncode == 1 and "the disk is full" in done.stderr, done.stderr
+    saved = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    assert saved == list(range(len(saved))) and len(saved) > 0
+    repair(path)
+    data = Dataset.open(path)
+    assert len(data) >= len(saved) and all(holds(e, n % 20, 3) for n, e in zip(saved, data, strict=False))
+
+
+# -- kills and power cuts -------------------------------------------------------------------------------------------
+
+
+def test_a_kill_and_a_power_cut_lose_no_finished_episode(tmp_path):
+    """One of each here, more below; benchmarks/kill.py does a thousand."""
+    _killed(tmp_path, 2, "frames")
+
+
+@pytest.mark.slow
+def test_fifty_kills_and_power_cuts(tmp_path):
+    for k in range(5):
+        for way in ("steps", "frames", "toy"):
+            _killed(tmp_path / f"{k}-{way}", 4 if way == "steps" else 3, way)
+
+
+def _killed(folder: Path, times: int, way: str) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import kill
+
+    folder.mkdir(exist_ok=True)
+    lost = list(kill.trials(folder, times, way, seed=random.randrange(2**31)))
+    assert len(lost) == times and all(t.finished_lost == 0 and t.running_lost <= 1 for t in lost), lost

@@ -1,0 +1,201 @@
+"""What is left of damaged files: the episodes that are whole, as they were, and nothing that never was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from understudy.cli import main
+from understudy.core import UserError
+from understudy.data import salvage as module
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import lerobot
+from understudy.data.salvage import salvage
+
+STATE, FRONT = "observation.state", "observation.images.front"
+
+
+def episode(number: int, steps: int, image: bool = False) -> Episode:
+    state = np.float32([[number, t] for t in range(steps + 1)])
+    seen = {FRONT: np.full((steps, 16, 16, 3), 10 * number, np.uint8)} if image else {}
+    return Episode({STATE: state, "action": number - state[:steps, 1:], **seen,
+                    "task": np.full(steps, f"do {number}")}, {"number": number})
+
+
+def right(data: Dataset, numbers: list[int], steps) -> bool:
+    """Those episodes, and as they were."""
+    assert [e.meta["number"] for e in data] == numbers
+    for e in data:
+        n, state = e.meta["number"], np.asarray(e.steps[STATE])
+        assert (state[:, 0] == n).all() and (state[:, 1] == np.arange(steps(n) + 1)).all() and len(e) == steps(n)
+        assert (e.steps["action"] == n - state[:steps(n), 1:]).all() and (e.steps["task"] == f"do {n}").all()
+        if FRONT in e.steps:
+            assert (np.abs(e.steps[FRONT].astype(int) - 10 * n) < 6).all()
+    return True
+
+
+def kept(path: Path) -> dict:
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} if path.is_dir() else {path: path.read_bytes()}
+
+
+@pytest.fixture
+def several(tmp_path) -> Path:
+    """Three data files of two episodes each, with videos."""
+    for n in (0, 2, 4):
+        lerobot.append(tmp_path / "d", Dataset([episode(n, 4 + n, True), episode(n + 1, 5 + n, True)], {"fps": 10}),
+                       images="h264")
+    return tmp_path / "d"
+
+
+def damaged(path: Path, tmp_path: Path, capsys, numbers: list[int], *said: str) -> None:
+    before = kept(path)
+    assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
+    err = capsys.readouterr().err
+    assert all(s in err for s in said) and "understudy-" not in err, err
+    assert kept(path) == before
+    assert right(Dataset.open(tmp_path / "out"), numbers, lambda n: 4 + n)
+    assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_a_data_file_that_is_cut(several, tmp_path, capsys):
+    file = several / "data/chunk-000/file-001.parquet"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert main(["repair", str(several)]) == 2  # in place, only what a recorder left
+    assert f"understudy repair {several} --out" in capsys.readouterr().err
+    damaged(several, tmp_path, capsys, [0, 1, 4, 5], "file-001.parquet", "episode 2: 0 of its 6 rows can be read")
+
+
+def test_a_video_that_is_cut_is_read_until_there(several, tmp_path, capsys):
+    """Its index is at its end, as everybody writes it: nothing can be read. With the index in front, some can."""
+    file = next((several / "videos").rglob("file-002.mp4"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:len(whole) // 2])
+    damaged(several, tmp_path, capsys, [0, 1, 2, 3], "lost: episode 4", "lost: episode 5")
+
+
+def test_a_missing_file_and_an_episode_table_that_is_gone(several, tmp_path, capsys):
+    next((several / "videos").rglob("file-000.mp4")).unlink()
+    table = several / "meta/episodes/chunk-000/file-002.parquet"
+    table.write_bytes(table.read_bytes()[:50])
+    damaged(several, tmp_path, capsys, [2, 3], "the file is missing", "meta/episodes/chunk-000/file-002.parquet")
+
+
+def test_without_cameras_episodes_are_found_without_their_table(tmp_path, capsys):
+    for n in range(3):
+        lerobot.append(tmp_path / "d", Dataset([episode(n, 4 + n)], {"fps": 10}))
+    (tmp_path / "d/meta/episodes/chunk-000/file-001.parquet").write_bytes(b"PAR1")
+    damaged(tmp_path / "d", tmp_path, capsys, [0, 1, 2], "file-001.parquet")
+
+
+def test_nothing_to_rescue(several, tmp_path, capsys):
+    for file in (several / "data").rglob("*.parquet"):
+        file.write_bytes(b"PAR1")
+    assert main(["repair", str(several), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "expected at least one episode that can be read, found none" in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+    assert main(["repair", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    assert main(["repair", str(tmp_path / "nowhere")]) == 2
+
+
+# -- npz ------------------------------------------------------------------------------------------------------------
+
+ENDS = [4, 9, 15]
+
+
+@pytest.fixture(scope="module", params=[np.savez, np.savez_compressed], ids=["stored", "deflated"])
+def archive(request, tmp_path_factory) -> bytes:
+    file = tmp_path_factory.mktemp("npz") / "d.npz"
+    rows = np.concatenate([[[n, t] for t in range(4 + n + 1)] for n in range(3)]).astype(np.float32)
+    request.param(file, episode_ends=ENDS, number=np.arange(3), observations=rows,
+                  actions=np.concatenate([[[n - t] for t in range(4 + n)] for n in range(3)]).astype(np.float32))
+    return file.read_bytes()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_npz_that_is_cut_anywhere_has_its_first_episodes(archive, tmp_path, data):
+    at = data.draw(st.integers(100, len(archive)))
+    file = tmp_path / "d.npz"
+    file.write_bytes(archive[:at])
+    try:
+        with salvage(file) as found:
+            numbers = [e.meta["number"] for e in found.data]
+            assert numbers == list(range(len(numbers))) and (len(numbers) == 3 or found.losses)
+            for n, e in enumerate(found.data):
+                assert np.array_equal(e.steps[STATE], [[n, t] for t in range(4 + n + 1)])
+                assert np.array_equal(e.steps["action"][:, 0], n - np.arange(4 + n))
+    except UserError as error:
+        assert at < len(archive) * 0.9, error  # in front of the last array
+
+
+def test_a_wrong_byte_in_an_npz_costs_its_array(archive, tmp_path):
+    at = archive.index(b"observations.npy") + 180
+    wrong = bytearray(archive)
+    wrong[at] ^= 0xFF
+    (tmp_path / "d.npz").write_bytes(wrong)
+    with pytest.raises(UserError, match="observations"), salvage(tmp_path / "d.npz"):
+        pass
+
+
+# -- HDF5 and MCAP, as far as this file goes: readers have tests of their own ---------------------------------------
+
+
+def test_of_an_hdf5_file_that_is_cut_the_groups_before_remain(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "d.hdf5"
+    with h5py.File(path, "w", libver="latest") as file:
+        data = file.create_group("data")
+        data.attrs.update({"env_args": "{}", "total": 60})
+        groups = [data.create_group(f"demo_{n}") for n in range(3)]
+        file.flush()
+        for n, group in enumerate(groups):
+            group.create_dataset("actions", data=np.full((20, 50), n, np.float64), chunks=(5, 50) if n == 1 else None)
+            file.flush()
+        file["mask/train"] = np.array(["demo_0", "demo_2"], "S")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(np.full(50, 2.0).tobytes()) + 400])
+    losses: list[str] = []
+    (tmp_path / "t").mkdir()
+    with h5py.File(module._hdf5(path, tmp_path / "t", losses.append)) as file:
+        assert sorted(file["data"]) == ["demo_0", "demo_1"] and file["data"].attrs["total"] == 40
+        assert all((file[f"data/demo_{n}/actions"][:] == n).all() for n in (0, 1))
+    assert any("demo_2" in loss for loss in losses)
+
+
+def test_messages_before_the_cut_of_an_mcap(shared, tmp_path):
+    pytest.importorskip("mcap")
+    from mcap.reader import make_reader
+
+    source = shared / "fixtures/broken/mcap_truncated.mcap"
+    losses: list[str] = []
+    mended = module._mcap(source, tmp_path, losses.append)
+    with open(mended, "rb") as file:
+        count = make_reader(file).get_summary().statistics.message_count
+        found = sum(1 for _ in make_reader(file).iter_messages())
+    assert count == found > 0 and f"after {count} messages" in losses[0]
+
+
+@pytest.mark.parametrize("name, whole, lost", [
+    ("lerobot_truncated_mp4", [0], "after 5 frames"), ("lerobot_episodes_without_footer", [0, 1, 2], "episode 3"),
+    ("lerobot_missing_video", [0, 1, 3], "episode 2"), ("lerobot_image_not_png", [1, 2, 3], "frame 4"),
+    ("lerobot_wrong_length", [1, 2, 3], "5 of its 6 rows"),
+    ("lerobot_v21_missing_episode", [0, 1, 3], "episode_000002")])
+def test_the_broken_files_of_others(shared, tmp_path, capsys, name, whole, lost):
+    manifest = json.loads((shared / "fixtures/broken/MANIFEST.json").read_text())
+    original = Dataset.open(shared / "fixtures" / manifest[name]["copy_of"])
+    shutil.copytree(shared / "fixtures/broken" / name, tmp_path / "d")
+    before = kept(tmp_path / "d")
+    assert main(["repair", str(tmp_path / "d"), "--out", str(tmp_path / "out")]) == 0
+    assert lost in capsys.readouterr().err and kept(tmp_path / "d") == before
+    found = Dataset.open(tmp_path / "out")
+    assert len(found) == len(whole)
+    for e, n in zip(found, whole, strict=True):
+        for column in ("observation.state", "action"):
+            np.testing.assert_array_equal(e.steps[column], original[n].steps[column])

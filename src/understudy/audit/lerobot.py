@@ -35,6 +35,8 @@ def files(path: Path, refused) -> Iterator[Finding]:
         yield refused(error)
         return
     ours = (path / OURS).is_dir()
+    if ours and not info["total_episodes"]:  # a recording that has only begun
+        return
     if ours:  # the last step of an append is info.json
         episodes = [e for e in episodes if e["episode_index"] < info["total_episodes"]]
     numbers, lengths = [e["episode_index"] for e in episodes], [e["length"] for e in episodes]

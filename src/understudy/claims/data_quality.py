@@ -1,0 +1,74 @@
+"""Row 185: is it the variety of states that makes demonstrations good, or that the same is done in the same place?
+
+A person's unsteadiness and gusts of wind spread the visited states alike; only the first is in what was recorded.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..audit.scores import ActionVariance
+from ..data.episode import Dataset
+from ..envs.fork import Expert
+from .base import Above, Claim, Every, Experiment, Part, Sabotage, Source
+from .curated import arms, closed, marked, once, shown
+
+CELL = 0.05  # m
+
+
+@dataclass(frozen=True)
+class Noises(Source):
+    """`steps` steps by an expert that always goes left: steady, pushed by gusts of `noise` m/s, or unsteady by as much
+    itself. blur: the same unsteadiness is added to what the pushed expert is recorded to have done."""
+
+    steps: int
+    noise: float
+    blur: bool = False
+
+    @once
+    def load(self, seed):
+        n = self.steps // 8 + 1
+        sets = {"steady": shown(Expert(side=1, noise=0.0), "fork", n, seed, 0),
+                "gusts": shown(Expert(side=1, noise=0.0), "fork", n, seed, 1, gust=self.noise),
+                "unsteady": shown(Expert(side=1, noise=self.noise), "fork", n, seed, 2)}
+        if self.blur:
+            rng = np.random.default_rng(seed)
+            sets["gusts"] = Dataset([e.but({"action": (e.steps["action"] + self.noise * rng.standard_normal(
+                e.steps["action"].shape)).astype(np.float32)}) for e in sets["gusts"]])
+        episodes, marks, figures = [], {k: [] for k in sets}, {}
+        for name, data in sets.items():
+            left, kept = self.steps, []
+            for e in data:
+                keep = (np.arange(len(e)) < left).astype(np.float32)  # as many steps of each, not as many episodes
+                left = max(left - len(e), 0)
+                if keep.any():
+                    episodes.append(e)
+                    kept.append(e)
+                    for other in marks:
+                        marks[other].append(keep if other == name else 0.0)
+            state = np.concatenate([e.steps["observation.state"][: len(e)] for e in kept])[: self.steps]
+            figures[f"cells.{name}"] = len(np.unique(np.floor(state / CELL), axis=0))
+            figures[f"consistency.{name}"] = float(np.mean(ActionVariance(inputs=("observation.state",))(
+                Dataset(kept))))
+        return marked(episodes, marks, {"figures": figures})
+
+
+def blurred(experiment: Experiment) -> Experiment:
+    return replace(experiment, source=replace(experiment.source, blur=True))
+
+
+FORK = Experiment(Noises(150, 0.6), "fork", arms("steady", "gusts", "unsteady"), closed, seeds=tuple(range(100, 110)))
+
+CLAIM = Claim(
+    name="data-quality", rows=("185",),
+    paper="Belkhale et al. 2023, Data Quality in Imitation Learning, arXiv 2306.02437",
+    statement="We show that state diversity is not always beneficial, and we demonstrate how action divergence and "
+              "transition diversity interact in practice.",
+    here="TODO",
+    parts=(Part("the same variety", FORK, Every((Above("success", "gusts", "unsteady", 0.05),
+                                                 Above("consistency", "gusts", "unsteady")))),
+           Part("less variety", FORK, Every((Above("success", "steady", "unsteady", 0.05),
+                                             Above("cells", "unsteady", "steady")))),
+           Part("variety from gusts helps", FORK, Above("success", "gusts", "steady"), decides=False)),
+    sabotage=Sabotage("the same unsteadiness added to what is recorded under gusts", blurred, "the same variety"),
+)

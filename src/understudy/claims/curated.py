@@ -38,13 +38,13 @@ class Kept:
     by: str
 
 
-def cloning(rate: float, head: Head | None = None, window: Window | None = None, execute: int = 1, steps: int = 1000
+def cloning(rate: float, head: Head | None = None, window: Window | None = None, execute: int = 1, steps: int = 500
             ) -> Method:
-    recipe = Recipe(head or Regression(), trunk=MLP(128, 2), encoder=Flat(), window=window or Window())
+    recipe = Recipe(head or Regression(), trunk=MLP(64, 1), encoder=Flat(), window=window or Window())
     return Method(recipe, Receding(execute), Cloning(steps=steps, optim=Optim(rate=rate)))
 
 
-def arms(*by: str, options: Sequence[Method] = (cloning(1e-3), cloning(3e-4))) -> tuple[Arm, ...]:
+def arms(*by: str, options: Sequence[Method] = (cloning(3e-3), cloning(1e-3))) -> tuple[Arm, ...]:
     """One a way to keep, each with the same trials of tuning."""
     return tuple(Arm(b, tuple(Kept(o, b) for o in options)) for b in by)
 

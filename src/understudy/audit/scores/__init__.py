@@ -2,7 +2,7 @@
 
 SCORES have defaults and need nothing but the data; those of TRAINED train small networks, the others are done in
 seconds on 100,000 steps. What needs more (a policy and its rollouts, episodes known to be good, a function that trains
-and judges) is made by hand: Influence, Tested, Datamodel.
+and judges) is made by hand: Influence, Validated, Datamodel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ..base import Score
 from .alignment import Alignment
 from .choice import choose
-from .influence import Datamodel, Influence, Tested, soft_cap
+from .influence import Datamodel, Influence, Validated, soft_cap
 from .information import MutualInformation
 from .neighbours import (
     ActionConsistency,
@@ -28,7 +28,7 @@ from .trained import Compatibility, Expertise
 
 __all__ = ["SCORES", "TRAINED", "ActionConsistency", "ActionVariance", "Alignment", "Compatibility", "Criticality",
            "Datamodel", "Expertise", "Influence", "Length", "Motion", "MutualInformation", "Novelty", "Return",
-           "Smoothness", "StateDiversity", "StateSimilarity", "Tested", "TransitionDiversity", "Typicality",
+           "Smoothness", "StateDiversity", "StateSimilarity", "Validated", "TransitionDiversity", "Typicality",
            "Unimodality", "choose", "coverage", "quality", "soft_cap"]
 
 SCORES: dict[str, Callable[[], Score]] = {

@@ -87,7 +87,7 @@ class Influence(Score):
 
 
 @dataclass(frozen=True)
-class Tested(Score):
+class Validated(Score):
     """The log weight that makes training on the weighted data do best on `test`, episodes known to be good: each
     update of a small regression is done on a batch weighted by a softmax, the loss on `test` after it is differentiated
     through the update, and the weights follow (FLYT, Shechter and Carmon 2025, Filter Like You Test, in the small: a

@@ -185,7 +185,8 @@ class Expertise(StepScore):
         person = torch.as_tensor(who[table.episode])
         y = y[:, torch.as_tensor(np.ptp(table.action[whole], axis=0) > 0)]  # what never varies tells nobody apart
         even = -float((y[whole].amax(0) - y[whole].amin(0)).log().sum())
-        means, seen = Networks(x.shape[1], y.shape[1], seed=self.seed), Networks(x.shape[1], self.dims, seed=self.seed + 1)
+        means = Networks(x.shape[1], y.shape[1], seed=self.seed)
+        seen = Networks(x.shape[1], self.dims, seed=self.seed + 1)
         skill = nn.Parameter(torch.zeros(int(who.max()) + 1, self.dims))
         noise = nn.Parameter(torch.zeros(y.shape[1]))
         rng = Generator().manual_seed(self.seed)

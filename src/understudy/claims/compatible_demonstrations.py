@@ -23,7 +23,8 @@ class Newcomers(Source):
     new: int
     noise: float = 0.1
     first: int = 6
-    limit: int = 2
+    far: float = 6.0  # variances of the base's actions
+    limit: int = 0
     blind: bool = False
 
     @once
@@ -34,7 +35,7 @@ class Newcomers(Source):
         right = shown(Expert(side=-1, noise=self.noise), "fork", self.new - self.new // 2, seed, 2)
         new = left + right
         limits = {"novel": 0.0} if self.blind else {}
-        bad = Compatibility(base, seed=seed, **limits).judge(new).bad()
+        bad = Compatibility(base, far=self.far, seed=seed, **limits).judge(new).bad()
         kept = bad <= self.limit
         rng, old = np.random.default_rng(seed), np.ones(len(base))
         same = np.zeros(len(new))
@@ -51,7 +52,7 @@ def blind(experiment: Experiment) -> Experiment:
     return replace(experiment, source=replace(experiment.source, blind=True))
 
 
-FORK = Experiment(Newcomers(10, 40), "fork", arms("base", "all", "filtered", "random", "left"), closed,
+FORK = Experiment(Newcomers(6, 40), "fork", arms("base", "all", "filtered", "random", "left"), closed,
                   seeds=tuple(range(100, 106)))
 MIXTURES = replace(FORK, arms=arms("all", "filtered", options=tuple(
     cloning(rate, GMM(), Window(2, 8), 4, steps=1000) for rate in (3e-3, 1e-3))))

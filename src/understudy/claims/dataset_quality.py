@@ -18,9 +18,9 @@ from ..data.episode import Dataset, Episode
 from .base import Above, Arm, Claim, Every, Exceeds, Experiment, Part, Sabotage, Source
 from .curated import once
 
-SIZE, LIMIT, DISCOUNT = 9, 60, 0.95
-WALLS = {(4, y) for y in range(SIZE) if y not in (1, 6)} | {(x, 4) for x in range(SIZE) if x not in (2, 7)}
-GOAL = (8, 8)
+SIZE, LIMIT, DISCOUNT = 7, 60, 0.95
+WALLS = {(3, y) for y in range(SIZE) if y not in (1, 5)} | {(x, 3) for x in range(SIZE) if x not in (1, 5)}
+GOAL = (6, 6)
 MOVES = ((1, 0), (-1, 0), (0, 1), (0, -1))
 SETS = ("random", "mixed", "replay", "halting", "noisy", "expert")
 
@@ -49,7 +49,7 @@ class Maze(Source):
     """Six sets of `steps` steps: an agent that learns online (Q-learning in a table) gives all of its training, and its
     last policy with different shares of random actions. swapped: TQ is that of another of the sets."""
 
-    steps: int = 1500
+    steps: int = 2000
     online: int = 20_000
     swapped: bool = False
 
@@ -105,7 +105,7 @@ class Learner:
     Fujimoto et al. 2019)."""
 
     kind: Literal["cloning", "constrained", "unconstrained"]
-    updates: int = 1500
+    updates: int = 3000
     likely: float = 0.3
 
 
@@ -148,7 +148,7 @@ def learned(method: Learner, data: Dataset, seed: int):
         optim.zero_grad()
         loss.backward()
         optim.step()
-        if n % 100 == 0:
+        if n % 50 == 0:
             slow.load_state_dict(q.state_dict())
     with torch.no_grad():
         found = policy(grid).log_softmax(-1) if not values else q(grid) + allowed(grid)
@@ -171,9 +171,13 @@ def ranks(experiment, method: Learner, data: Dataset, seed: int, episodes: int, 
         got.append((np.mean([e.steps["next.reward"].sum() for e in runs]) - low) / (best - low))
     tq, share = ([data.facts[k][name] for name in SETS] for k in ("TQ", "SACo"))
     high = [g for g, q in zip(got, tq, strict=True) if q > 0.9] or [0.0]
-    return {"follows TQ": [float(spearmanr(got, tq)[0])], "follows SACo": [float(spearmanr(got, share)[0])],
+    return {"follows TQ": [_follows(got, tq)], "follows SACo": [_follows(got, share)],
             "at high TQ": [float(np.mean(high))],
             **{f"on {name}": [float(g)] for name, g in zip(SETS, got, strict=True)}}
+
+
+def _follows(got, figure) -> float:
+    return float(spearmanr(got, figure)[0]) if np.ptp(got) > 0 else 0.0  # all alike follow nothing
 
 
 def swapped(experiment: Experiment) -> Experiment:
@@ -182,16 +186,16 @@ def swapped(experiment: Experiment) -> Experiment:
 
 KINDS = ("cloning", "constrained", "unconstrained")
 MAZE = Experiment(Maze(), "maze", tuple(Arm(k, (Learner(k),)) for k in KINDS), ranks, tuned_by="at high TQ",
-                  seeds=tuple(range(100, 110)), episodes=20)
+                  seeds=tuple(range(100, 106)), episodes=20)
 
 CLAIM = Claim(
     name="dataset-quality", rows=("308",),
     paper="Schweighofer et al. 2022, A Dataset Perspective on Offline Reinforcement Learning, arXiv 2111.04714",
     statement="Finally, the experiments show, that purely dataset-constrained Behavioral Cloning performs "
               "competitively to the best Offline RL algorithms for datasets with high TQ.",
-    here="a maze of four rooms, 9 x 9 cells, one start, one goal; six sets of 1,500 steps (random, mixed, all of the "
+    here="a maze of four rooms, 7 x 7 cells, one start, one goal; six sets of 2,000 steps (random, mixed, all of the "
          "online agent's training, and its last policy with 50, 20 and 0 % of random actions); cloning, deep "
-         "Q-learning and discrete BCQ, each a network of 64 x 2, 1,500 updates, the last of which is judged. Over the "
+         "Q-learning and discrete BCQ, each a network of 64 x 2, 3,000 updates, the last of which is judged. Over the "
          "sets, the return of cloning has a rank correlation above 0.8 with TQ, that of unconstrained Q-learning one "
          "above 0 with SACo; on sets with a TQ above 0.9 cloning is at most 0.1 below constrained and unconstrained "
          "Q-learning.",

@@ -129,6 +129,7 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     records.fingerprint(claim)
     assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.fork"} <= set(seen)
     assert "understudy.claims.ema_oscillation" not in seen and "understudy.cli" not in seen
+    assert "understudy.data.episode" in seen and "understudy.data.formats.sniff" not in seen
 
 
 def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tmp_path, monkeypatch):
@@ -142,9 +143,12 @@ def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tm
         if folder is not None:
             monkeypatch.setenv("UNDERSTUDY_DATA", folder)
         with pytest.raises(NotHere, match="shown.npz: expected recorded .*\n  -> set UNDERSTUDY_DATA"):
-            Recorded("shown.npz").load(0)
+            Recorded("shown.npz", "").load(0)
     monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path / "shared/data"))
-    assert len(Recorded("shown.npz").load(0)) == 3 and len(Recorded("shown.npz", 2).load(0)) == 2
+    values = Dataset.open(tmp_path / "shared/data/shown.npz").fingerprint()
+    assert len(Recorded("shown.npz", values).load(0)) == 3 and len(Recorded("shown.npz", values, 2).load(0)) == 2
+    with pytest.raises(UserError, match=f"shown.npz: expected the data .*others .{values}"):
+        Recorded("shown.npz", "0" * 16).load(0)
 
 
 def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from understudy.core import Batch, Feature, Unsupported, UserError
 from understudy.data import codec
 from understudy.data.codec import Scaled
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.testing import STATE, check_codec, made_up
 
@@ -245,3 +246,16 @@ def test_unfitted_statistics_are_refused_until_loaded():
     assert torch.equal(made.encode(x[STATE], x), fitted.encode(x[STATE], x))
     plain = Scaled("identity", "identity").build(features, (STATE,), "action")  # there is nothing to fit
     assert torch.equal(plain.encode(x[STATE], x), x[STATE])
+
+
+def test_an_observation_of_one_number_a_step_has_statistics():
+    rng = np.random.default_rng(0)
+    data = Dataset([Episode({"observation.depth": (5 * rng.normal(size=40) + 3).astype(np.float32),
+                             "action": rng.normal(size=(40, 2)).astype(np.float32)})])
+    window = Window(obs=2)
+    fitted = Scaled().build(data.features(), ("observation.depth",), "action")
+    fitted.fit(lambda: window.over(data, ("observation.depth",), "action").scan())
+    column = data[0].steps["observation.depth"]
+    coded = fitted.obs({"observation.depth": torch.tensor(column[None, :2])})["observation.depth"]
+    torch.testing.assert_close(coded, torch.tensor((column - column.mean()) / column.std())[None, :2], rtol=1e-4,
+                               atol=1e-4)

@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -143,29 +144,81 @@ def test_video_is_near_and_the_last_frame_exact(name, tmp_path):
         np.testing.assert_array_equal(a.steps["observation.state"], b.steps["observation.state"])
 
 
+@pytest.mark.parametrize("kept", [0, video.KEPT])
 @pytest.mark.parametrize("codec", ["libsvtav1", "libx264"])
-def test_windows_of_a_video_are_those_of_all_its_frames(codec, tmp_path):
+def test_windows_of_a_video_are_those_of_all_its_frames(codec, kept, tmp_path):
     """In any order and from one open file: what was decoded before says nothing of what comes next."""
     shape, times = (32, 48, 3), np.arange(30) / 10
-    lit = np.zeros((30, *shape), np.uint8)
-    for t in range(30):
-        lit[t, :, t:t + 8] = 40 + 6 * t  # each frame is another
     writer = video.VideoWriter(tmp_path / "film.mp4", codec, shape, 10)
-    writer.add(lit, times)
+    writer.add(lit(shape), times)
     writer.close()
-    with video.VideoReader(tmp_path / "film.mp4", "here") as reader:
-        whole = np.empty_like(lit)
-        for rows, image in reader.frames(times, shape, "here"):
-            whole[rows] = image
-        assert np.abs(whole.astype(int) - lit).mean(axis=(1, 2, 3)).max() < 3
+    with video.VideoReader(tmp_path / "film.mp4", "here", kept) as reader:
+        whole = filmed(reader, times, shape)
+        assert np.abs(whole.astype(int) - lit(shape)).mean(axis=(1, 2, 3)).max() < 3
         assert len({frame.tobytes() for frame in whole}) == 30
         for first in np.random.default_rng(0).permutation(28):
-            window = np.zeros((4, *shape), np.uint8)  # a row asked for twice, and not in order
-            for rows, image in reader.frames(times[[first + 2, first, first, first + 1]], shape, "here"):
-                window[rows] = image
-            np.testing.assert_array_equal(window, whole[[first + 2, first, first, first + 1]])
+            rows = [first + 2, first, first, first + 1]  # one asked for twice, and not in order
+            np.testing.assert_array_equal(filmed(reader, times[rows], shape), whole[rows])
         with pytest.raises(UserError, match="expected a frame at 3.0000 s"):
             list(reader.frames(np.array([2.9, 3.0]), shape, "here"))
+        np.testing.assert_array_equal(filmed(reader, times[:1], shape), whole[:1])  # though it came to the end
+
+
+@pytest.mark.parametrize("kept", [0, video.KEPT])
+@pytest.mark.parametrize("options", [{"g": "9", "bf": "3"}, {"g": "9", "bf": "3", "x264-params": "open-gop=1"}])
+def test_windows_of_a_video_that_refers_forward(options, kept, tmp_path):
+    """Frames decoded before they are shown, key frames far apart, and with an open group of pictures some frames that
+    are shown before their key frame need the group before it, too."""
+    shape, times = (32, 48, 3), np.arange(30) / 10
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 48, 32, "yuv420p", options
+        for image in lit(shape):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        shown = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert shown != sorted(shown)  # or this would say nothing
+    with video.VideoReader(tmp_path / "film.mp4", "here", kept) as reader:
+        whole = filmed(reader, times, shape)
+        assert len({frame.tobytes() for frame in whole}) == 30
+        for first in np.random.default_rng(0).permutation(29):
+            np.testing.assert_array_equal(filmed(reader, times[first:first + 2], shape), whole[first:first + 2])
+
+
+def test_a_small_video_is_read_once(tmp_path):
+    """Its packets stay in memory: the file may go. Those of a larger one do not."""
+    shape, times = (96, 96, 3), np.arange(30) / 10
+    for name in ("small", "large"):
+        writer = video.VideoWriter(tmp_path / name, "libx264", shape, 10)
+        writer.add(np.random.default_rng(0).integers(0, 256, (30, *shape), np.uint8), times)
+        writer.close()
+    size = (tmp_path / "small").stat().st_size
+    assert size > 2**16  # more than the demuxer has read ahead
+    for name, kept in (("small", size), ("large", size - 1)):
+        with video.VideoReader(tmp_path / name, "here", kept) as reader:
+            whole = filmed(reader, times, shape)
+            (tmp_path / name).write_bytes(b"")
+            if name == "small":
+                np.testing.assert_array_equal(filmed(reader, times[7:9], shape), whole[7:9])
+            else:
+                with pytest.raises(UserError):
+                    filmed(reader, times[7:9], shape)
+
+
+def lit(shape) -> np.ndarray:
+    """30 frames, each another."""
+    out = np.zeros((30, *shape), np.uint8)
+    for t in range(30):
+        out[t, :, t:t + 8] = 40 + 6 * t
+    return out
+
+
+def filmed(reader, times, shape) -> np.ndarray:
+    out = np.zeros((len(times), *shape), np.uint8)
+    for rows, image in reader.frames(times, shape, "here"):
+        out[rows] = image
+    return out
 
 
 def test_two_episodes_of_one_video_may_be_read_side_by_side(tmp_path):

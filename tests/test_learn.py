@@ -203,6 +203,8 @@ def test_steps_are_those_of_the_weights_however_they_lie_in_memory():
             descent.step(n)
         if n == 2:  # as from a file
             tensors, facts = descents[1].state()
+            assert {v.shape for v in tensors.values() if v.ndim == 3} == {start.shape}
+            torch.testing.assert_close(tensors["0.exp_avg"], descents[0].state()[0]["0.exp_avg"])
             descents[1] = Optim(rate=0.1, decay=0.1).build([turned], 6, CPU)
             descents[1].restore({k: v.contiguous().clone() for k, v in tensors.items()}, facts)
     assert not turned.weight.is_contiguous()

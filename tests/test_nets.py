@@ -444,7 +444,7 @@ def test_a_fast_layout_stays_when_a_network_is_copied_or_loaded():
 @pytest.mark.parametrize("size, out, dtype, want", [
     (64, 64, torch.bfloat16, "channels_last"), (128, 128, torch.bfloat16, "gemm"),
     (64, 64, torch.float32, "channels_last"), (512, 512, torch.float32, "channels_last"),
-    (1024, 1024, torch.float32, "conv"), (2048, 2048, torch.float32, "gemm")])
+    (1024, 1024, torch.float32, "gemm"), (2048, 2048, torch.float32, "gemm")])
 def test_the_layout_follows_size_and_precision(size, out, dtype, want):
     assert convolution.way("auto", size, out, "cpu", dtype) == want
     assert convolution.way("conv", size, out, "cpu", dtype) == "conv"

@@ -190,6 +190,8 @@ def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0)
     uniform actions, 4 plans, 5 exploration, 6 what an expert decides once.
     """
     n = math.prod(shape)
+    if not n:
+        return torch.empty(len(key), *shape, dtype=torch.float64, device=key.device)
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     k = key.cpu().numpy().astype(np.uint64)[:, None]
     c = count.cpu().numpy().astype(np.uint64)[:, None]

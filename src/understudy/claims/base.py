@@ -56,9 +56,11 @@ class Shown(Source):
 @dataclass(frozen=True)
 class Recorded(Source):
     """A file under the folder of recorded data (UNDERSTUDY_DATA). Of its episodes each training seed draws `episodes`
-    anew, so that methods without a random training have a spread over seeds too."""
+    anew, so that methods without a random training have a spread over seeds too. values: the data's `fingerprint`,
+    which stands for the file and for what reads it."""
 
     path: str
+    values: str
     episodes: int | None = None
 
     def load(self, seed):
@@ -68,6 +70,10 @@ class Recorded(Source):
             raise NotHere("expected recorded demonstrations, found none", where=file,
                           do="set UNDERSTUDY_DATA to the folder that holds them")
         data = Dataset.open(file)
+        if (found := data.fingerprint()) != self.values:
+            raise UserError(f"expected the data that the claim was made for ({self.values}), found others ({found})",
+                            where=file, do="take the file from its source again; if it was read wrongly before, state "
+                            "the new fingerprint in the claim and run it anew")
         if self.episodes is None:
             return data
         return data.pick(sorted(np.random.default_rng(seed).choice(len(data), self.episodes, replace=False)))

@@ -31,7 +31,7 @@ def short(experiment: Experiment) -> Experiment:
     return replace(experiment, options=(("max_episode_steps", 10),))
 
 
-WALKER = Experiment(Recorded("cs285/walker2d_expert.npz", 1), "Walker2d-v4", (
+WALKER = Experiment(Recorded("cs285/walker2d_expert.npz", "90b4cf0342b93423", 1), "Walker2d-v4", (
     arm("raw", Constant(0.0)), arm("averaged", Polynomial())),
     oscillation, tuned_by="mean", seeds=tuple(range(300, 312)), tuning=(901,), episodes=6, tuning_episodes=6,
     options=(("max_episode_steps", 1000),))

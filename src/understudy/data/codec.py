@@ -209,10 +209,9 @@ class _Statistics:
 
     def add(self, x: Tensor) -> None:
         """(n, ...) any numbers."""
-        x = x.flatten(1).cpu().double()
-        n = x.shape[0]
-        if not n:
+        if not (n := len(x)):
             return
+        x = x.reshape(n, -1).cpu().double()
         mean, squares = x.mean(0), (x - x.mean(0)).square().sum(0)
         lot = torch.rand(n, generator=self.rng)
         if not self.count:

@@ -24,15 +24,17 @@ class Column:
     rows: np.ndarray  # (E,) int64
     constant: bool = False
 
-    def gather(self, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """episode (B,), row (B, n) of that episode -> (B, n, *shape). Rows beyond its ends are its first or last."""
+    def gather(self, episode: np.ndarray, row: np.ndarray, early: bool = True, late: bool = True) -> np.ndarray:
+        """episode (B,), row (B, n) of that episode -> (B, n, *shape). Rows beyond its ends are its first or last.
+        early, late: whether there may be such rows; small batches are the faster for each that is known."""
         first = self.first[episode][:, None]
         if self.constant:
             return _rows(self.array, np.broadcast_to(first, row.shape))
-        at = np.minimum(row, self.rows[episode][:, None] - 1)
-        np.maximum(at, 0, out=at)
-        at += first
-        return _rows(self.array, at)
+        if late:
+            row = np.minimum(row, (self.rows[episode] - 1)[:, None])
+        if early:
+            row = np.maximum(row, 0)
+        return _rows(self.array, row + first)
 
 
 @dataclass(frozen=True)

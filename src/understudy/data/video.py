@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
@@ -19,9 +20,11 @@ from ..core import UserError
 TOLERANCE = 1e-4  # s between the time asked for and a frame's own
 _TICKS = 90_000  # a second; the clock of the files we write
 _TICK = Fraction(1, _TICKS)
+KEPT = 64 * 2**20  # bytes; files up to this size stay in memory as packets
 _FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}
+_PYAV = int(av.__version__.partition(".")[0])
 # For one frame, waking other threads takes longer than its conversion; before 18, PyAV could not be told.
-_ALONE = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 18 else {}
+_ALONE = {"threads": 1} if _PYAV >= 18 else {}
 
 
 # -- size -----------------------------------------------------------------------------------------------------------
@@ -101,12 +104,14 @@ def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
     if not frames:
         raise UserError(f"expected a {kind} image, found an unfinished one", where=where,
                         do="the image is damaged: leave the episode out, or take the file from a copy")
-    return _array(frames[0], channels)
+    return _array(frames[0].reformat(format=_FORMATS[channels]), channels)
 
 
 def _array(frame: av.VideoFrame, channels: int) -> np.ndarray:
-    array = frame.to_ndarray(format=_FORMATS[channels])
-    return array[..., None] if channels == 1 else array
+    """A frame in one of _FORMATS as (H, W, C), without a copy."""
+    plane = frame.planes[0]
+    shape = frame.height, frame.width, channels
+    return np.ndarray(shape, np.uint8, plane, strides=(plane.line_size, channels, 1))
 
 
 # -- video files ----------------------------------------------------------------------------------------------------
@@ -122,18 +127,22 @@ def count(path: Path) -> int:
 
 
 class VideoReader:
-    """One video file, kept open, so that a window of frames costs one seek and the frames since the key frame before
-    it. Raises UserError where the file is missing or no video."""
+    """One video file, kept open, so that a window of frames costs the decoding of the frames since the key frame before
+    it, and little more: the packets of a file up to `kept` bytes stay in memory, in a larger one a window is one seek.
+    Raises UserError where the file is missing or no video."""
 
-    def __init__(self, path: Path, where: str):
-        self.path = path
+    def __init__(self, path: Path, where: str, kept: int = KEPT):
+        self.path, self._kept = path, kept
         with self._readable(f"{path}, {where}"):
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
-        # With threads of its own the decoder works ahead, which random windows throw away.
-        self._stream.codec_context.thread_count = 1
+        self._decoder = self._stream.codec_context
+        self._decoder.thread_count = 1  # with threads of its own it works ahead, which random windows throw away
         self._tick = float(self._stream.time_base)
         self._convert = VideoReformatter().reformat  # one, since setting it up costs as much as a frame
+        self._packets: list[av.Packet] | None = None  # in the order of decoding
+        self._keys: list[int] = []  # where in it the key frames are
+        self._begins: list[float] = []  # and when (s)
 
     def __enter__(self) -> VideoReader:
         return self
@@ -142,24 +151,24 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
+        self._packets = None
         self._container.close()
 
     def frames(self, times: np.ndarray, shape: tuple[int, int, int], where: str) \
-            -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            -> Iterator[tuple[list[int], np.ndarray]]:
         """For each time (s) the frame whose own time is nearest, within TOLERANCE, one decoded frame at a time:
         (rows of `times` it belongs to, uint8 (H, W, C)).
 
         Raises UserError naming the file and the first time that has no frame, which is how a truncated file shows.
         """
         where = f"{self.path}, {where}"
-        found = np.zeros(len(times), bool)
-        order = np.argsort(times, kind="stable")
-        sought = np.asarray(times, np.float64)[order].tolist()
-        near = TOLERANCE + 2 * float(np.spacing(np.float32(max(-sought[0], sought[-1]))))  # timestamps are float32
+        wanted = np.asarray(times, np.float64).tolist()
+        order = sorted(range(len(wanted)), key=wanted.__getitem__)
+        sought = [wanted[row] for row in order]
+        near = TOLERANCE + _step(max(-sought[0], sought[-1]))
+        missing = set(order)
         with self._readable(where):
-            # To the key frame before the first time, or at it: a little too early would be a key frame too early.
-            self._container.seek(max(0, int((sought[0] + near) / self._tick)), stream=self._stream, backward=True)
-            for frame in self._container.decode(self._stream):
+            for frame in self._decoded(sought[0] + near):
                 time = frame.pts * self._tick
                 first, last = bisect_left(sought, time - near), bisect_right(sought, time + near)
                 if first < last:
@@ -167,15 +176,41 @@ class VideoReader:
                     if image.shape != shape:
                         raise UserError(f"expected frames of shape {shape} as meta/info.json says, found {image.shape}",
                                         where=where, do="correct meta/info.json, or take the video from a copy")
-                    found[order[first:last]] = True
+                    missing.difference_update(order[first:last])
                     yield order[first:last], image
                 if time > sought[-1] - near:  # decoding one more to see that it is too late would cost as much
                     break
-        if not found.all():
-            row = int(np.argmin(found))
-            raise UserError(f"expected a frame at {times[row]:.4f} s (within {TOLERANCE} s), found none: the video "
+        if missing:
+            row = min(missing)
+            raise UserError(f"expected a frame at {wanted[row]:.4f} s (within {TOLERANCE} s), found none: the video "
                             "ends early, or its frame rate is another", where=f"{where}, frame {row}",
                             do="take the file from a copy, or leave out the episodes in it")
+
+    def _decoded(self, time: float) -> Iterator[av.VideoFrame]:
+        """The frames from the key frame before the time (s), or at it, to the end of the file."""
+        if self._packets is None:
+            self._keep()
+        if self._packets:
+            self._decoder.flush_buffers()
+            first = self._keys[max(0, bisect_right(self._begins, time) - 1)]
+            packets = (self._packets[i] for i in range(first, len(self._packets)))
+        else:
+            self._container.seek(max(0, int(time / self._tick)), stream=self._stream, backward=True)
+            packets = self._container.demux(self._stream)
+        for packet in packets:
+            yield from self._decoder.decode(packet)
+
+    def _keep(self) -> None:
+        """All packets of the file; none where they are too many, or do not stand for themselves."""
+        self._packets = []
+        if self._container.size > self._kept or _PYAV < 16:  # before, it could not be told what packets carry
+            return
+        with contextlib.suppress(av.FFmpegError):  # what lies before the damage is read by seeking
+            packets = list(self._container.demux(self._stream))
+            keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+            if keys and not any(packet.has_sidedata("new_extradata") for packet in packets):
+                self._begins = [packets[i].pts * self._tick for i in keys]
+                self._packets, self._keys = packets, keys
 
     @contextlib.contextmanager
     def _readable(self, where: str) -> Iterator[None]:
@@ -186,6 +221,11 @@ class VideoReader:
         except (av.FFmpegError, IndexError) as error:
             raise UserError(f"expected a whole video file, found one that cannot be decoded ({error})", where=where,
                             do="the file is damaged: take it from a copy, or leave out the episodes in it") from None
+
+
+def _step(time: float) -> float:
+    """s between two float32 times near this one, twice: timestamps are float32."""
+    return 2 * math.ulp(time) * 2**29
 
 
 def encodes(codec: str, shape: tuple[int, int, int]) -> bool:

@@ -91,6 +91,7 @@ class Windows:
             raise UserError("how often steps are drawn must be finite, not negative, and somewhere positive")
         self.until = None if odds is None else np.cumsum(odds) / odds.sum()
         self.past = np.arange(window.look + 1 - window.obs, window.look + 1)  # rows from t, of what is seen
+        self.early = bool(self.past[0] < 0)
         self.ahead = np.arange(window.ahead, window.ahead + window.horizon)  # and of what is to be done
 
     def __len__(self) -> int:
@@ -123,12 +124,13 @@ class Windows:
             if key in goals:  # one goal per window, the same for what follows
                 column, whose, row = goals[key]
                 return _tensor(column.gather(whose, np.repeat(row[:, None], w.obs, 1)))
-            return _tensor(columns[key].gather(episode, now[:, None] + self.past))
+            late = w.look > 0 or now is not t
+            return _tensor(columns[key].gather(episode, now[:, None] + self.past, self.early, late))
 
         rows = t[:, None] + self.ahead
 
         def ahead(key):
-            return _tensor(columns[key].gather(episode, rows))
+            return _tensor(columns[key].gather(episode, rows, early=w.ahead < 0))
 
         inside = rows < columns[self.target].rows[episode][:, None]
         if w.ahead < 0:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core import UserError
 from ..learn.optim import arithmetic, fast_bf16
 from ..nets.convolution import Convolution, Down, Up, neighbours
+from ..nets.linear import Linear
 from ..policy import Policy
 from .check import difference
 
@@ -60,7 +61,7 @@ def _with(policy: Policy, dtype: torch.dtype) -> Policy:
                 setattr(module, name, _Convolved(part, dtype))
             elif isinstance(part, Up):
                 part.layout = "gemm"
-            elif type(part) is nn.Linear:
+            elif type(part) in (nn.Linear, Linear):
                 setattr(module, name, _Linear(part, dtype))
     return policy
 

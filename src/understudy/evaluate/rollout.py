@@ -36,14 +36,14 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     number = list(range(first, first + rows)) + [-1] * (env.rows - rows)
     key = keys(seed, range(first, first + env.rows))
     obs = env.reset(torch.arange(env.rows), key)
-    with _placed(env, number, [0] * env.rows):
+    with _placed(env, number, [0] * env.rows, 0):
         state = actor.start(obs, key)
     history: deque[dict[str, np.ndarray]] = deque()  # steps of all rows, from the earliest that is still needed
     began, clock, upcoming = [0] * env.rows, 0, first + rows
+    live, needed = torch.tensor(number) >= 0, 0  # rows with an episode; when the first of those began
     done: dict[int, Episode] = {}
     while len(done) < episodes:
-        live = torch.tensor([n >= 0 for n in number])
-        with _placed(env, number, [clock - b for b in began]):
+        with _placed(env, number, began, clock):
             action, state = actor.act(obs if live.all() else _rested(obs, live), state)
             _check_shape(action, env)
             check_action(torch.where(live.unsqueeze(1), action, 0.0))  # nobody reads what a row without an episode does
@@ -58,10 +58,12 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
                 past["next.success"] = np.zeros(env.rows, bool)
         history.append({k: v.numpy().copy() for k, v in {**obs, **record}.items()})
         clock, obs = clock + 1, out.obs
-        if clock - min((b for b, n in zip(began, number, strict=True) if n >= 0)) > LONGEST:
+        if clock - needed > LONGEST:
             raise UserError(f"expected every episode to end, found one of more than {LONGEST} steps",
                             where=env.facts["env"], do="give the environment a time limit (max_episode_steps)")
-        ended = [r for r in (out.terminated | out.truncated).nonzero().flatten().tolist() if number[r] >= 0]
+        ended = (live & (out.terminated | out.truncated)).nonzero().flatten().tolist()
+        if not ended:
+            continue
         for row, steps in _cut(history, clock, began, ended).items():
             for k, v in obs.items():  # what was seen last: one row more
                 steps[k] = np.concatenate([steps[k], v[row].numpy()[None]])
@@ -77,8 +79,9 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
         if fresh := [r for r in ended if number[r] >= 0]:
             which, new = torch.tensor(fresh), keys(seed, [number[r] for r in fresh])
             obs = env.reset(which, new)
-            with _placed(env, [number[r] for r in fresh], [0] * len(fresh)):
+            with _placed(env, [number[r] for r in fresh], [0] * len(fresh), 0):
                 state = put(state, which, actor.start(take(obs, which), new))
+        live = torch.tensor(number) >= 0
         needed = min((b for b, n in zip(began, number, strict=True) if n >= 0), default=clock)
         while clock - len(history) < needed:
             history.popleft()
@@ -88,12 +91,12 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
 
 
 @contextmanager
-def _placed(env: Env, episodes: Sequence[int], steps: Sequence[int]) -> Iterator[None]:
-    """What is no number is said with the episode and step of its row."""
+def _placed(env: Env, episodes: Sequence[int], began: Sequence[int], clock: int) -> Iterator[None]:
+    """What is no number is said with the episode of its row, and the step, from when it began."""
     try:
         yield
     except NotFinite as error:
-        place = f"{env.facts['env']}, episode {episodes[error.row]}, step {steps[error.row]}"
+        place = f"{env.facts['env']}, episode {episodes[error.row]}, step {clock - began[error.row]}"
         raise NotFinite(error.what, error.row, error.of, place=place, do=error.do) from None
 
 

@@ -133,7 +133,7 @@ def _check_names(obs, names) -> None:
         raise UserError(f"expected observations by column, found {_kind_of(obs)}", where="obs",
                         do=f"give {{{', '.join(f'{n!r}: ...' for n in names)}}}")
     if missing := [n for n in names if n not in obs]:
-        near = difflib.get_close_matches(missing[0], map(str, obs), 1)
+        near = difflib.get_close_matches(missing[0], (str(k) for k in obs if k not in names), 1)
         raise UserError(f"expected an observation {missing[0]!r}, found {', '.join(sorted(map(str, obs))) or 'none'}",
                         where="obs", do=(f"did you mean {near[0]!r}? " if near else "")
                         + f"The policy reads the columns it was trained with: {', '.join(names)}")

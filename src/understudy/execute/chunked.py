@@ -62,9 +62,10 @@ class Chunked(Executor):
         return rows if rows.numel() else None
 
     def swap(self, state: State, rows: Tensor, chunk: Tensor, late: int) -> State:
-        mine = take(state, rows)
-        return put(state, rows, {**mine, "count": mine["count"] + 1, "chunk": chunk,
-                                 "cursor": torch.full_like(mine["cursor"], late)})
+        everyone = len(rows) == len(state["cursor"])
+        mine = state if everyone else take(state, rows)
+        new = {**mine, "count": mine["count"] + 1, "chunk": chunk, "cursor": torch.full_like(mine["cursor"], late)}
+        return new if everyone else put(state, rows, new)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Receding(Chunked):
     def ask(self, policy, obs, state):
         if (rows := self.due(state)) is None:
             return None
-        return Ask(rows, take(obs, rows), policy.noise(state["key"][rows], state["count"][rows]))
+        mine = obs if len(rows) == len(state["key"]) else take(obs, rows)
+        return Ask(rows, mine, policy.noise(state["key"][rows], state["count"][rows]))
 
     def accept(self, state, ask, chunk, late=0):
         return self.swap(state, ask.rows, chunk, late)

@@ -59,6 +59,8 @@ class Fixed(Over, Streams):
     def _groups(self, function, n, *arguments):
         """`function` over groups of rows, of the n that there are. Arguments are tensors or trees of them, rows first,
         or guides."""
+        if n == self.rows:
+            return function(*arguments)
         parts = []
         for i in range(0, n, self.rows):
             # A short group is filled up with its own first row: it costs time and changes nobody.

@@ -65,7 +65,8 @@ def fast_bf16(device: torch.device) -> bool:
     """Whether this hardware multiplies matrices of bf16 faster than those of fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # older ones do not say
+    known = ask() if device.type == "cpu" else {}
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
@@ -90,6 +91,7 @@ class Descent:
         self.held = [p.detach().permute(axes) for p, axes in zip(self.parameters, self.axes, strict=True)]
         matrices = [p for p in self.held if p.ndim >= 2]
         rest = [p for p in self.held if p.ndim < 2]
+        self.order = [axes for axes in self.axes if len(axes) >= 2] + [axes for axes in self.axes if len(axes) < 2]
         groups = [{"params": g, "weight_decay": d} for g, d in ((matrices, optim.decay), (rest, 0.0)) if g]
         self.adam = torch.optim.AdamW(groups, optim.rate, optim.betas,
                                       fused=device.type in ("cpu", "cuda", "mps")) if groups else None
@@ -142,14 +144,22 @@ class Descent:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         kept = {} if self.adam is None else self.adam.state_dict()["state"]
-        return {f"{i}.{k}": v for i, entry in kept.items() for k, v in entry.items()}, self.scaler.state_dict()
+        whole = {f"{i}.{k}": v.permute(_inverse(self.order[i])) if v.ndim else v
+                 for i, entry in kept.items() for k, v in entry.items()}
+        return whole, self.scaler.state_dict()
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         kept: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             i, _, key = name.partition(".")
-            kept.setdefault(int(i), {})[key] = value.clone()  # safetensors' addresses are odd
+            value = value.permute(self.order[int(i)]) if value.ndim else value
+            # New ones: safetensors' addresses are odd.
+            kept.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
         if self.adam is not None:
             self.adam.load_state_dict({"state": kept, "param_groups": self.adam.state_dict()["param_groups"]})
         if facts:
             self.scaler.load_state_dict(facts)
+
+
+def _inverse(axes: list[int]) -> list[int]:
+    return sorted(range(len(axes)), key=axes.__getitem__)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import linear
+
 Layout = Literal["auto", "conv", "channels_last", "gemm"]
 
 
@@ -23,10 +25,10 @@ def way(layout: Layout, size: int, out: int, device: str, dtype: torch.dtype) ->
     # CPU seconds on one core of Zen 5, PyTorch 2.13, forward and backward with a kernel of 5 (conv, channels_last,
     # gemm), ms:   64 -> 64, 16 x 256 rows   512 -> 512, 8 x 128   1024 -> 1024, 4 x 128   2048 -> 2048, 4 x 32
     #     bf16     2.0  1.5  2.1             29    28   21         150   170    43         336   441    91
-    #     fp32     4.5  3.5  8.2             45    37   84         142   194   170         396   517   214
+    #     fp32     4.2  2.2  3.3             46    37   38         132   174    76         396   478   121
     weights = size * out
     if dtype == torch.float32:
-        return "channels_last" if weights <= 512 * 512 else "conv" if weights < 2048 * 2048 else "gemm"
+        return "channels_last" if weights <= 512 * 512 else "gemm"
     return "channels_last" if weights <= 64 * 64 else "gemm"
 
 
@@ -62,7 +64,7 @@ class Convolution(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         how, side = way(self.layout, *self.weight.shape[1::-1], x.device.type, _dtype(x)), self.padding[0]
         if how == "gemm":
-            return F.linear(neighbours(x, 2 * side + 1), _flat(self.weight), self.bias)
+            return linear(neighbours(x, 2 * side + 1), _flat(self.weight), self.bias)
         x = x.transpose(1, 2)
         if how == "conv":
             return F.conv1d(x, self.weight, self.bias, 1, side).transpose(1, 2)
@@ -81,7 +83,7 @@ class Down(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         how = way(self.layout, *self.weight.shape[1::-1], x.device.type, _dtype(x))
         if how == "gemm":
-            return F.linear(neighbours(x, 3, 2), _flat(self.weight), self.bias)
+            return linear(neighbours(x, 3, 2), _flat(self.weight), self.bias)
         x = x.transpose(1, 2)
         if how == "conv":
             return F.conv1d(x, self.weight, self.bias, 2, 1).transpose(1, 2)
@@ -100,7 +102,7 @@ class Up(nn.ConvTranspose1d):
     def forward(self, x: Tensor) -> Tensor:
         how = way(self.layout, *self.weight.shape[:2], x.device.type, _dtype(x))
         if how == "gemm":
-            one, even, odd, two = F.linear(x, _flat(self.weight).t()).chunk(4, -1)
+            one, even, odd, two = linear(x, _flat(self.weight).t()).chunk(4, -1)
             y = torch.stack([even + F.pad(two, (0, 0, 1, -1)), odd + F.pad(one, (0, 0, -1, 1))], 2)
             return y.flatten(1, 2) + self.bias
         x = x.transpose(1, 2)

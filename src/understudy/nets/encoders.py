@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ..core import Context, Feature, UserError
 from .base import Encoder, EncoderNet
+from .linear import Linear
 from .text import Bytes, Text
 from .vision import SmallConv, Vision, crop
 
@@ -63,7 +64,7 @@ def sensed(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     return x.masked_fill(~here.reshape(*here.shape, *(1,) * (x.ndim - 2)), 0), here
 
 
-class _Vector(nn.Linear):
+class _Vector(Linear):
     tokens = 1
 
     def __init__(self, feature, spec, name, width):

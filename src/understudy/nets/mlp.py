@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Context
 from .base import Primes, Trunk
+from .linear import Linear, linear
 from .waves import Waves
 
 
@@ -44,18 +44,18 @@ class _MLP(Primes):
         self.waves = Waves(spec.waves)
         self.horizon, self.outputs = shape.horizon, outputs
         self.sizes = (shape.horizon * inputs, shape.horizon * 2 * spec.waves * times, shape.tokens * shape.width)
-        self.enter = nn.Linear(sum(self.sizes), spec.width)
+        self.enter = Linear(sum(self.sizes), spec.width)
         self.blocks = nn.ModuleList(_block(spec.width, spec.dropout) for _ in range(spec.depth))
-        self.leave = nn.Sequential(nn.LayerNorm(spec.width), nn.SiLU(), nn.Linear(spec.width, shape.horizon * outputs))
+        self.leave = nn.Sequential(nn.LayerNorm(spec.width), nn.SiLU(), Linear(spec.width, shape.horizon * outputs))
 
     def prime(self, context):
         if isinstance(context, _Entered):
             return context
-        return _Entered(context.tokens, context.mask, F.linear(context.flat(), self._enter()[2], self.enter.bias))
+        return _Entered(context.tokens, context.mask, linear(context.flat(), self._enter()[2], self.enter.bias))
 
     def tell(self, times):
         # Steps that share their time are told apart by its weights alone, which then add up.
-        return F.linear(self.waves(times), self._enter()[1].unflatten(1, (self.horizon, -1)).sum(1))
+        return linear(self.waves(times), self._enter()[1].unflatten(1, (self.horizon, -1)).sum(1))
 
     def at(self, context, told):
         return replace(self.prime(context), of_time=told)
@@ -66,7 +66,7 @@ class _MLP(Primes):
 
     def forward(self, x, t, context):
         if isinstance(context, _Entered) and context.of_time is not None:
-            h = F.linear(x.flatten(1), self._enter()[0]) + (context.share + context.of_time)
+            h = linear(x.flatten(1), self._enter()[0]) + (context.share + context.of_time)
         else:
             h = self.enter(torch.cat([x.flatten(1), self.waves(t).flatten(1), context.flat()], -1))
         for block in self.blocks:
@@ -75,5 +75,5 @@ class _MLP(Primes):
 
 
 def _block(width: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout),
-                         nn.Linear(width, width))
+    return nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(), nn.Dropout(dropout),
+                         Linear(width, width))

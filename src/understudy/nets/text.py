@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
+
 
 class Text(ABC):
     """A frozen dataclass: reads the bytes of a "text" column."""
@@ -35,7 +37,7 @@ class _Bytes(nn.Module):
         self.letter = nn.Embedding(256, spec.channels, padding_idx=0)
         self.first = nn.Conv1d(spec.channels, spec.channels, spec.kernel, padding="same")
         self.second = nn.Conv1d(spec.channels, spec.channels, spec.kernel, padding="same")
-        self.leave = nn.Linear(spec.channels, width)
+        self.leave = Linear(spec.channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
         here = (x != 0).unsqueeze(1)

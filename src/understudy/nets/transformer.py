@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core import Context, UserError
 from .base import Primes, Trunk
+from .linear import Linear
 from .waves import Waves
 
 
@@ -55,18 +56,18 @@ class _Transformer(Primes):
     def __init__(self, spec, inputs, outputs, times, shape):
         super().__init__()
         width, self.spec = spec.width, spec
-        self.enter = nn.Linear(inputs, width) if inputs else None
+        self.enter = Linear(inputs, width) if inputs else None
         self.place = nn.Parameter(0.02 * torch.randn(shape.horizon, width))
-        self.read = nn.Linear(shape.width, width) if shape.tokens else None
+        self.read = Linear(shape.width, width) if shape.tokens else None
         self.order = nn.Parameter(0.02 * torch.randn(shape.tokens, width)) if shape.tokens else None
         self.always = nn.Parameter(0.02 * torch.randn(1, width))  # to look at when every token is masked
         self.encoder = nn.ModuleList(_Layer(spec, {"own"}, False) for _ in range(spec.encoder_depth))
-        self.time = nn.Sequential(Waves(spec.waves), nn.Linear(2 * spec.waves * times, width), nn.SiLU(),
-                                  nn.Linear(width, width), nn.SiLU()) if times else None
+        self.time = nn.Sequential(Waves(spec.waves), Linear(2 * spec.waves * times, width), nn.SiLU(),
+                                  Linear(width, width), nn.SiLU()) if times else None
         # A single step has nothing to attend to among the steps.
         looks = {"cross"} | ({"own"} if shape.horizon > 1 else set()) if spec.attention == "cross" else {"own"}
         self.layers = nn.ModuleList(_Layer(spec, looks, times > 0) for _ in range(spec.depth))
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
+        self.leave = nn.Sequential(nn.LayerNorm(width), Linear(width, outputs))
 
     def prime(self, context):
         if isinstance(context, _Read):
@@ -136,10 +137,10 @@ class _Layer(nn.Module):
         self.own = _Attention(spec) if "own" in looks else None
         self.cross = _Attention(spec) if "cross" in looks else None
         inner = round(spec.expand * spec.width)
-        self.think = nn.Sequential(nn.Linear(spec.width, inner), nn.GELU(), nn.Dropout(spec.dropout),
-                                   nn.Linear(inner, spec.width))
+        self.think = nn.Sequential(Linear(spec.width, inner), nn.GELU(), nn.Dropout(spec.dropout),
+                                   Linear(inner, spec.width))
         self.norms = nn.ModuleList(nn.LayerNorm(spec.width) for _ in range(len(looks) + 1))
-        self.film = nn.Linear(spec.width, 2 * spec.width * len(self.norms)) if timed else None
+        self.film = Linear(spec.width, 2 * spec.width * len(self.norms)) if timed else None
         self.drop = nn.Dropout(spec.dropout)
 
     def forward(self, h, film=None, *, keep=None, pair=None, keep_pair=None):
@@ -161,10 +162,10 @@ class _Attention(nn.Module):
     def __init__(self, spec):
         super().__init__()
         self.heads = spec.heads
-        self.ask = nn.Linear(spec.width, spec.width)
-        self.keys = nn.Linear(spec.width, spec.width, bias=False)  # a bias would shift all scores alike: no effect
-        self.values = nn.Linear(spec.width, spec.width)
-        self.leave = nn.Linear(spec.width, spec.width)
+        self.ask = Linear(spec.width, spec.width)
+        self.keys = Linear(spec.width, spec.width, bias=False)  # a bias would shift all scores alike: no effect
+        self.values = Linear(spec.width, spec.width)
+        self.leave = Linear(spec.width, spec.width)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

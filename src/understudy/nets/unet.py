@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core import Context, Unsupported, UserError
 from .base import Primes, RowTime
 from .convolution import Activated, Convolution, Down, Layout, Up
+from .linear import Linear, linear
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,15 @@ class _Block(nn.Module):
     def __init__(self, size, out, step, context, spec):
         super().__init__()
         self.first, self.second = _Convolved(size, out, spec), _Convolved(out, out, spec)
-        self.film = nn.Linear(step + context, 2 * out)  # of Mish([time, context]); scales, then shifts
+        self.film = Linear(step + context, 2 * out)  # of Mish([time, context]); scales, then shifts
         self.past = Convolution(size, out, 1, spec.layout) if size != out else nn.Identity()
         self.of_step = step
 
     def film_of_context(self, activated: Tensor) -> Tensor:
-        return F.linear(activated, self.film.weight[:, self.of_step:], self.film.bias)
+        return linear(activated, self.film.weight[:, self.of_step:], self.film.bias)
 
     def film_of_step(self, activated: Tensor) -> Tensor:
-        return F.linear(activated, self.film.weight[:, :self.of_step])
+        return linear(activated, self.film.weight[:, :self.of_step])
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         scale, shift = film.unsqueeze(1).chunk(2, -1)
@@ -156,7 +157,7 @@ class _Sinusoids(nn.Module):
         half = width // 2
         self.register_buffer("rate", span * torch.exp(torch.arange(half) * (-math.log(10_000) / (half - 1))),
                              persistent=False)
-        self.body = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
+        self.body = nn.Sequential(Linear(width, 4 * width), nn.Mish(), Linear(4 * width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         angle = t.unsqueeze(-1) * self.rate

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
 from ..core import UserError
+from .linear import Linear
 
 
 class VisionNet(nn.Module, ABC):
@@ -38,7 +39,7 @@ class Vision(ABC):
 
 
 def _map(size: int, width: int | None) -> tuple[nn.Module, int]:
-    return (nn.Identity(), size) if width is None else (nn.Linear(size, width), width)
+    return (nn.Identity(), size) if width is None else (Linear(size, width), width)
 
 
 def keypoints(maps: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from ..audit.scores.trained import Networks
-from ..data.episode import Dataset, Episode
+from ..data.episode import Episode
 from ..data.window import Window
 from ..envs import make
 from ..envs.fork import GOAL, Expert

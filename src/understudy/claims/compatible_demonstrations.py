@@ -15,9 +15,9 @@ from .curated import arms, cloning, closed, marked, once, shown
 
 @dataclass(frozen=True)
 class Newcomers(Source):
-    """`base` demonstrations of the first `first` steps by one who goes left, and `new` ones of the whole task by others,
-    half of whom go right. A new one is refused if more than `limit` of its steps do otherwise where the base policy
-    knows what to do. blind: nobody is refused, since nothing is known."""
+    """`base` demonstrations of the first `first` steps by one who goes left, and `new` ones of the whole task by
+    others, half of whom go right. A new one is refused if more than `limit` of its steps do otherwise, by more than
+    `far`, where the base policy knows what to do. blind: nobody is refused, since nothing is known."""
 
     base: int
     new: int
@@ -64,7 +64,12 @@ CLAIM = Claim(
     statement="We can both identify incompatible demonstrations via post-hoc filtering, and apply our compatibility "
               "measure to actively elicit compatible demonstrations from new users, leading to improved task success "
               "rates across simulated and real environments.",
-    here="TODO",
+    here="fork: 6 demonstrations of its first 6 steps by one who turns left, and 40 of the whole task by others, half "
+         "of whom turn right. A new one is refused if any step is off by more than 6 variances of the base's actions "
+         "where 5 networks trained on the base differ less than they do on 95 % of its own steps. Cloning by regression "
+         "(an MLP of 64 x 1 blocks, 500 updates) with those that are left succeeds more often than with all, with "
+         "as many by lot, and without any. A mixture of Gaussians, which can tell two ways apart, stands beside it. Only "
+         "the filter is tested: nobody is asked to demonstrate again.",
     parts=(Part("regression", FORK, Every((Above("success", "filtered", "all"), Above("success", "filtered", "base"),
                                            Above("success", "filtered", "random")))),
            Part("a mixture needs no filter", MIXTURES, Above("success", "all", "filtered", -0.1), decides=False)),

@@ -14,8 +14,8 @@ from .curated import arms, closed, marked, once, shown
 @dataclass(frozen=True)
 class Corrupted(Source):
     """A pool of `episodes` demonstrations that pass the pillar of fork on the left, and twice as many corrupted ones:
-    half of them on the right, a quarter very unsteady, a quarter at rest half of the time. `test` clean ones say what is wanted. wrong: these are
-    corrupted as well."""
+    half of them on the right, a quarter on the right and very unsteady, a quarter on the left and at rest half of the
+    time. `test` clean ones say what is wanted. wrong: these are corrupted as well."""
 
     episodes: int
     test: int
@@ -40,7 +40,7 @@ class Corrupted(Source):
 
     def _corrupted(self, quarter, seed, part):
         right = shown(Expert(side=-1, noise=0.1), "fork", 2 * quarter, seed, part)
-        unsteady = shown(Expert(side=1, noise=1.2), "fork", quarter, seed, part + 10)
+        unsteady = shown(Expert(side=-1, noise=1.0), "fork", quarter, seed, part + 10)
         idle = shown(Expert(side=1, noise=0.1), "fork", quarter, seed, part + 20)
         rng = np.random.default_rng(seed)
         idle = [e.but({"action": (e.steps["action"] * (rng.random((len(e), 1)) < 0.5)).astype(np.float32)})
@@ -60,7 +60,12 @@ CLAIM = Claim(
     paper="Shechter and Carmon 2025, Filter Like You Test, arXiv 2503.08805",
     statement="FLYT trains a scoring model that learns to weigh each example using gradient signals from downstream "
               "tasks training sets.",
-    here="TODO",
+    here="not with pictures and text: a pool of 36 demonstrations of fork, 12 of which pass on the left as wanted, "
+         "and 24 pass on the right, some very unsteady, or rest half of the time on the left. The score is a log weight for "
+         "each demonstration, which follows the gradient of the loss on 8 clean demonstrations through one update of a "
+         "small regression; 36 draws with a soft cap choose what is learnt from. The weights tell clean from corrupted "
+         "(area under the curve above 0.8), and cloning what was drawn (an MLP of 64 x 1 blocks, 500 updates, within "
+         "25 steps) succeeds more often than cloning all, and than as large a share by lot.",
     parts=(Part("fork", FORK, Every((Exceeds("auroc", "sampled", 0.8), Above("success", "sampled", "all"),
                                      Above("success", "sampled", "lot")))),
            Part("soft cap against the best half", FORK, Near("success", "sampled", "best", 0.1), decides=False)),

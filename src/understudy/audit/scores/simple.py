@@ -37,8 +37,8 @@ class Smoothness(Score):
 
 @dataclass(frozen=True)
 class Motion(StepScore):
-    """1 where the state changes by more than `still` standard deviations in this step, 0 where it does not: an episode's
-    share of steps in which something happens."""
+    """1 where the state changes by more than `still` standard deviations in this step, 0 where it does not: an
+    episode's share of steps in which something happens."""
 
     still: float = 1e-3
     inputs: tuple[str, ...] = ()

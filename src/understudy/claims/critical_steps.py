@@ -48,12 +48,12 @@ PUSH = Experiment(Marked(60), "push", arms("all", "critical", "random", options=
 CLAIM = Claim(
     name="critical-steps", rows=("301",),
     paper="Chen et al. 2025, ATLaS: Agent Tuning via Learning Critical Steps, arXiv 2503.02197",
-    statement="In extensive experiments, an LLM finetuned on only 30% critical steps selected by ATLaS outperforms the "
-              "LLM finetuned on all steps and recent open-source LLM agents.",
-    here="not with language models: push, 60 scripted demonstrations, an MLP that answers one action. Critical are the "
-         "30 % of the steps at which the action, averaged over three steps, changes most: there is no language model "
-         "to ask. Learning from them alone, with as many updates, succeeds more often from new starts than learning "
-         "from all, and than from 30 % by lot.",
+    statement="In extensive experiments, an LLM finetuned on only 30% critical steps selected by ATLaS outperforms "
+              "the LLM finetuned on all steps and recent open-source LLM agents.",
+    here="not with language models: push, 60 scripted demonstrations, an MLP that answers one action. Critical are "
+         "the 30 % of the steps at which the action, averaged over three steps, changes most: there is no language "
+         "model to ask. Learning from them alone, with as many updates, succeeds more often from new starts than "
+         "learning from all, and than from 30 % by lot.",
     parts=(Part("push", PUSH, Every((Above("success", "critical", "all"), Above("success", "critical", "random")))),),
     sabotage=Sabotage("the critical steps drawn by lot", mixed, "push"),
 )

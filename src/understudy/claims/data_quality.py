@@ -69,9 +69,9 @@ CLAIM = Claim(
               "transition diversity interact in practice.",
     here="fork, always on the left: 60 steps, 4 or 5 demonstrations, by an expert that is steady, pushed by gusts of "
          "1 m/s, or itself unsteady by as much; an MLP of 64 x 1 blocks, 500 updates. Gusts and unsteadiness spread "
-         "the states alike, but only the latter is recorded: judged in gusts of 0.5 m/s, gusts are the better teacher, and "
-         "the score action variance says so. Judged in calm air, the steady expert teaches better than the unsteady "
-         "one, whose states fill more cells of 5 cm.",
+         "the states alike, but only the latter is recorded: judged in gusts of 0.5 m/s, gusts are the better "
+         "teacher, and the score action variance says so. Judged in calm air, the steady expert teaches better than "
+         "the unsteady one, whose states fill more cells of 5 cm.",
     parts=(Part("the same variety", WINDY, Every((Above("success", "gusts", "unsteady"),
                                                   Above("consistency", "gusts", "unsteady")))),
            Part("less variety", CALM, Every((Above("success", "steady", "unsteady"),

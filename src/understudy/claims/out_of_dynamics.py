@@ -150,12 +150,12 @@ CLAIM = Claim(
     paper="Qiu et al. 2022, Out-of-Dynamics Imitation Learning from Multimodal Demonstrations, arXiv 2211.06839",
     statement="The proposed transferability measurement more accurately finds and down-weights non-transferable "
               "demonstrations and outperforms prior works on the final imitation learning performance.",
-    here="without reinforcement learning: fork, 15 demonstrations each, of which only states are known, on the left, on "
-         "the right, and over the pillar, which stops the imitator. Groups are found by contrast of subsampled state "
-         "sequences (5 of them). A demonstration's weight is how much a discriminator takes it for a rollout of "
-         "an imitator that regresses to the demonstrations of its group, or of all. Weights by group tell the able from "
-         "the unable (area under the curve above 0.8, and above that of weights by all), and a mixture of Gaussians "
-         "trained with them succeeds more often than with weights by all, and than without.",
+    here="without reinforcement learning: fork, 15 demonstrations each, of which only states are known, on the left, "
+         "on the right, and over the pillar, which stops the imitator. Groups are found by contrast of subsampled "
+         "state sequences (5 of them). A demonstration's weight is how much a discriminator takes it for a rollout of "
+         "an imitator that regresses to the demonstrations of its group, or of all. Weights by group tell the able "
+         "from the unable (area under the curve above 0.8, and above that of weights by all), and a mixture of "
+         "Gaussians trained with them succeeds more often than with weights by all, and than without.",
     parts=(Part("fork", FORK, Every((
         Exceeds("auroc", "of its group", 0.8), Above("auroc", "of its group", "of all"),
         Above("success", "of its group", "of all"), Above("success", "of its group", "even")))),),

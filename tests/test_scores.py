@@ -98,6 +98,22 @@ def test_a_value_that_is_no_number_spoils_its_step_only():
     assert np.isfinite(StateDiversity(count=3)(d)).all()
 
 
+def test_odd_episodes_spoil_nobody_else():
+    """One without steps, one of a single step, one of numbers that are none: NaN or a number for them, and for the
+    others the same as if these had none of it."""
+    none = Episode({"observation.state": np.zeros((1, 1), np.float32), "action": np.zeros((0, 1), np.float32)})
+    one = episode([0.5], [1.0])
+    bad = episode(np.full(9, np.nan), np.full(8, np.nan))
+    some = line(5, noisy, steps=12)
+    for name, make in SCORES.items():
+        if name in TRAINED - {"alignment"}:
+            continue
+        found = make()(data(some, none, one, bad))
+        assert found.shape == (8,), name
+        assert np.isfinite(found[:5]).all() or name == "return", name
+    assert np.array_equal(Smoothness()(data(some, bad))[:5], Smoothness()(data(some)))
+
+
 @pytest.mark.parametrize("columns,message", [
     ({"observation.images.top": np.zeros((4, 8, 8, 3), np.uint8)}, "numbers, found action"),
     ({"observation.state": np.zeros((4, 2)), "action": None}, "'action'")])

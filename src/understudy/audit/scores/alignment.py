@@ -38,10 +38,10 @@ class Alignment(StepScore):
 
     def steps(self, data):
         table = Table.of(data, self.inputs)
-        if len(data) < 3:  # nobody to vote
+        if (table.length > 0).sum() < 3:  # nobody to vote
             return table.split(np.full(len(table), np.nan))
-        kept = walk(self.embed(table), self.tolerance, self.voters, self.seed)
-        return table.split(np.concatenate(kept).astype(float))
+        walked = walk([e for e in self.embed(table) if len(e)], self.tolerance, self.voters, self.seed)
+        return table.split(np.concatenate(walked).astype(float))
 
     def embed(self, table: Table) -> list[np.ndarray]:
         """For each episode (T, dims), of length 1."""
@@ -52,7 +52,7 @@ class Alignment(StepScore):
         optim = torch.optim.Adam(net.parameters(), 1e-3)
         rng = np.random.default_rng(self.seed)
         for _ in range(self.training):
-            pairs = rng.integers(0, len(table.length), (8, 2))
+            pairs = rng.choice(np.flatnonzero(table.length), (8, 2))
             at = np.stack([[first[e] + np.sort(rng.integers(0, table.length[e], self.frames)) for e in pair]
                            for pair in pairs])  # (8, 2, frames)
             loss = cycle(*_pairs(net, x[at]))

@@ -28,11 +28,23 @@ class Smoothness(Score):
     the data: jerk, where actions are positions (Flash and Hogan 1985). NaN for fewer than four steps."""
 
     def __call__(self, data):
-        actions = [np.asarray(e.steps["action"], float).reshape(len(e.steps["action"]), -1)[: len(e)] for e in data]
-        spread = np.concatenate(actions).std(0)
-        unit = np.where(spread > 0, spread, np.inf)
+        actions, unit = _actions(data)
         return np.array([-np.log(np.mean((np.diff(a, n=3, axis=0) / unit) ** 2) + 1e-12) if len(a) > 3 else np.nan
                          for a in actions])
+
+
+def _rows(episode: Episode, name: str) -> np.ndarray:
+    """(T, components)"""
+    column = np.asarray(episode.steps[name])[: len(episode)]
+    return column.reshape(len(column), int(np.prod(column.shape[1:])))
+
+
+def _actions(data: Dataset) -> tuple[list[np.ndarray], np.ndarray]:
+    """Of each episode (T, A), and their standard deviations over steps that are numbers, infinite where constant."""
+    actions = [_rows(e, "action").astype(float) for e in data]
+    whole = np.concatenate(actions)
+    spread = whole[np.isfinite(whole).all(1)].std(0) if np.isfinite(whole).all(1).any() else np.zeros(whole.shape[1])
+    return actions, np.where(spread > 0, spread, np.inf)
 
 
 @dataclass(frozen=True)
@@ -95,14 +107,15 @@ def cells(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple[str,
                                     and f.kind in ("vector", "choice")))
     columns = []
     for name in (*inputs, "action"):
-        mine, theirs = (np.concatenate([np.asarray(e.steps[name])[: len(e)].reshape(len(e), -1) for e in d])
+        mine, theirs = (np.concatenate([_rows(e, name) for e in d])
                         for d in (data, reference))
         if features[name].kind == "choice":
             columns.append(mine.astype(np.int64))
             continue
-        low, high = theirs.min(0), theirs.max(0)
-        share = (mine - low) / np.where(high > low, high - low, 1)
-        columns.append(np.clip((share * bins).astype(np.int64), 0, bins - 1))
+        theirs = theirs[np.isfinite(theirs).all(1)]
+        low, high = (theirs.min(0), theirs.max(0)) if len(theirs) else np.zeros((2, mine.shape[1]))
+        share = np.nan_to_num((mine - low) / np.where(high > low, high - low, 1), nan=-1, posinf=2, neginf=-1)
+        columns.append(np.clip(share * bins, 0, bins - 1).astype(np.int64))
     return np.unique(np.concatenate(columns, 1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
@@ -131,13 +144,11 @@ class Criticality(StepScore):
     judgement of episodes. The first step counts as its own change from rest, 0 action."""
 
     def steps(self, data: Dataset) -> Sequence[np.ndarray]:
-        actions = [np.asarray(e.steps["action"], float).reshape(len(e.steps["action"]), -1)[: len(e)] for e in data]
-        spread = np.concatenate(actions).std(0)
-        unit = np.where(spread > 0, spread, np.inf)
+        actions, unit = _actions(data)
         return [np.linalg.norm(np.diff(a, axis=0, prepend=np.zeros((1, a.shape[1]))) / unit, axis=1) for a in actions]
 
     def chosen(self, data: Dataset, share: float = 0.3) -> Sequence[np.ndarray]:
         """For each episode (T,) bool: the `share` of all steps that are the most critical."""
         steps = self.steps(data)
-        least = np.quantile(np.concatenate(steps), 1 - share)
+        least = np.nanquantile(np.concatenate(steps), 1 - share)
         return [s >= least for s in steps]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import digamma
 
 from understudy.audit.base import Report, Score, StepScore
 from understudy.audit.scores import (
@@ -215,6 +216,17 @@ def test_mutual_information_of_gaussians(r):
     rng = np.random.default_rng(0)
     x, e = rng.standard_normal((2, 1500, 1))
     assert contributions(x, r * x + np.sqrt(1 - r * r) * e).mean() == pytest.approx(-0.5 * np.log(1 - r * r), abs=0.06)
+
+
+def test_the_estimator_is_the_published_formula():
+    """Kraskov et al. 2004, equation 8, written out for each point."""
+    x, y = np.random.default_rng(0).standard_normal((2, 14, 2))
+    for i, found in enumerate(contributions(x, y, (3,))):
+        others = [j for j in range(14) if j != i]
+        far_x, far_y = ([abs(v[j] - v[i]).max() for j in others] for v in (x, y))
+        reach = sorted(map(max, zip(far_x, far_y, strict=True)))[2]
+        n_x, n_y = (sum(d < reach for d in far) for far in (far_x, far_y))
+        assert found == pytest.approx(digamma(3) - digamma(n_x + 1) - digamma(n_y + 1) + digamma(14))
 
 
 def test_varied_and_predictable_is_informative():

@@ -1,0 +1,105 @@
+"""Which steps have their like in the other demonstrations, in the same order: the others are extraneous."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base import StepScore
+from .table import Table
+from .trained import Networks
+
+
+@dataclass(frozen=True)
+class Alignment(StepScore):
+    """1 for steps that are kept, 0 for those passed over when all demonstrations are walked through together: wiping
+    one's brow does not align with what others do then (EIL, Zheng et al. 2023, Extraneousness-Aware Imitation
+    Learning).
+
+    First, states with the directions of their actions are embedded so that the way from a step to its like in another
+    demonstration and back leads to where it began (temporal cycle consistency, Dwibedi et al. 2019). Then a pointer in
+    each demonstration moves on: the others' current steps vote for the step of the rest that is most like them, the
+    mean of the winners is the reference, and of the `tolerance` steps ahead that are most like it the earlier is next.
+
+    Unlike the authors' release, no demonstration is taken to be clean, and embeddings have length 1, since by their
+    product long ones would win every vote. `voters`: at most so many demonstrations vote, drawn with `seed`."""
+
+    tolerance: int = 2
+    frames: int = 40  # of each demonstration, that a cycle is made over
+    training: int = 400  # updates
+    dims: int = 16
+    voters: int = 40
+    seed: int = 0
+    inputs: tuple[str, ...] = ()
+
+    def steps(self, data):
+        table = Table.of(data, self.inputs)
+        if (table.length > 0).sum() < 3:  # nobody to vote
+            return table.split(np.full(len(table), np.nan))
+        walked = walk([e for e in self.embed(table) if len(e)], self.tolerance, self.voters, self.seed)
+        return table.split(np.concatenate(walked).astype(float))
+
+    def embed(self, table: Table) -> list[np.ndarray]:
+        """For each episode (T, dims), of length 1."""
+        direction = table.action / np.maximum(np.linalg.norm(table.action, axis=1, keepdims=True), 1e-6)
+        x = torch.as_tensor(np.concatenate([table.state, direction], 1))
+        first = np.cumsum(table.length) - table.length
+        net = Networks(x.shape[1], self.dims, seed=self.seed)
+        optim = torch.optim.Adam(net.parameters(), 1e-3)
+        rng = np.random.default_rng(self.seed)
+        for _ in range(self.training):
+            pairs = rng.choice(np.flatnonzero(table.length), (8, 2))
+            at = np.stack([[first[e] + np.sort(rng.integers(0, table.length[e], self.frames)) for e in pair]
+                           for pair in pairs])  # (8, 2, frames)
+            loss = cycle(*_pairs(net, x[at]))
+            optim.zero_grad()
+            loss.backward()
+            optim.step()
+        with torch.no_grad():
+            z = torch.nn.functional.normalize(net(x)[0], dim=1).numpy()
+        return np.split(z, np.cumsum(table.length)[:-1])
+
+
+def _pairs(net: Networks, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, 2, F, D) -> twice (P, F, dims)."""
+    z = net(x.flatten(0, 2))[0].unflatten(0, x.shape[:3])
+    return z[:, 0], z[:, 1]
+
+
+def cycle(u: Tensor, v: Tensor) -> Tensor:
+    """(P, F, D) each. How far from its own place, in shares of the whole, the way from a step of u to its soft nearest
+    in v and back leads: mean of squares."""
+    there = torch.softmax(-(u.unsqueeze(2) - v.unsqueeze(1)).square().sum(-1), -1) @ v
+    back = torch.softmax(-(there.unsqueeze(2) - u.unsqueeze(1)).square().sum(-1), -1)
+    place = torch.arange(u.shape[1], dtype=u.dtype)
+    return ((back @ place - place) / u.shape[1]).square().mean()
+
+
+def walk(embedded: Sequence[np.ndarray], tolerance: int = 2, voters: int = 40, seed: int = 0) -> list[np.ndarray]:
+    """For each demonstration (T,) bool: the steps that its pointer visits."""
+    n = len(embedded)
+    place = np.zeros(n, int)
+    kept = [np.zeros(len(e), bool) for e in embedded]
+    for k in kept:
+        k[0] = True
+    rng = np.random.default_rng(seed)
+    while any(p < len(e) - 1 for p, e in zip(place, embedded, strict=True)):
+        asked = np.arange(n) if n <= voters else rng.choice(n, voters, replace=False)
+        now = np.stack([embedded[i][place[i]] for i in asked])  # (V, D)
+        winners = []
+        for i in asked:
+            rest = embedded[i][place[i]:]
+            votes = (now[asked != i] @ rest.T).argmax(1)
+            winners.append(rest[np.bincount(votes).argmax()])
+        reference = np.mean(winners, 0)
+        for i in range(n):
+            ahead = embedded[i][place[i] + 1:]
+            if len(ahead):
+                best = np.argsort(-(ahead @ reference), kind="stable")[:tolerance]
+                place[i] += 1 + int(best.min())
+                kept[i][place[i]] = True
+    return kept

@@ -104,10 +104,8 @@ def _sorted(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def _scores(data: Dataset) -> dict:
     """Those without training; one that has no meaning for these data is left out."""
-    try:
-        from .scores import SCORES, TRAINED
-    except ImportError:
-        return {}
+    from .scores import SCORES, TRAINED
+
     found = {}
     for name, make in SCORES.items():
         if name in TRAINED:

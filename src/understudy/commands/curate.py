@@ -74,20 +74,20 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
     """(E,) the values, and the settings they were made with."""
     import numpy as np
 
+    from ..audit.scores import SCORES
     from ..core import UserError
     from ..data.operations import values
 
-    known = _known()
-    if ":" in by or by in known:
-        score = _loaded(by, trust) if ":" in by else known[by]()
+    if ":" in by or by in SCORES:
+        score = _loaded(by, trust) if ":" in by else SCORES[by]()
         found, settings = score(data), _settings(score)
     else:
         try:
             found, settings = values(data, by), None
         except UserError as error:
             if by in error.what.partition(";")[0]:
-                near = get_close_matches(by, known, 1)
-                raise UserError(f"there is no score {by!r} (there are {', '.join(known)}), and {error.what}",
+                near = get_close_matches(by, SCORES, 1)
+                raise UserError(f"there is no score {by!r} (there are {', '.join(SCORES)}), and {error.what}",
                                 where="--by", do=f"did you mean {near[0]}?" if near else error.do) from None
             raise
     try:
@@ -108,14 +108,6 @@ def best(score: np.ndarray, keep: float, lowest: bool = False) -> tuple[list[int
     order = np.argsort(np.where(np.isnan(score), np.inf, score if lowest else -score), kind="stable").tolist()
     order = [i for i in order if not np.isnan(score[i])] + [i for i in order if np.isnan(score[i])]
     return sorted(order[: max(1, int(keep * len(score) + 0.5))]), order
-
-
-def _known() -> dict:
-    try:
-        from ..audit.scores import SCORES
-    except ModuleNotFoundError:
-        return {}
-    return SCORES
 
 
 def _loaded(name: str, trust: tuple[str, ...]):

@@ -89,7 +89,7 @@ class _Writer21(_Writer):
             write_text(meta / f"{name}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         _write_last(ours / "last.parquet", self._last, self.plan)
         _write_facts(ours / "episodes.jsonl", self._facts, 0)
-        write_json(ours / "schema.json", self._schema())
+        write_json(ours / "schema.json", self.schema())
         size = self.plan.info["chunks_size"]
         info = {**self.plan.info, "total_episodes": total, "total_frames": self._steps, "total_tasks": len(tasks),
                 "total_videos": total * len(self.plan.cameras), "total_chunks": -(-total // size),

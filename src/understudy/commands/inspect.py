@@ -78,16 +78,15 @@ def main(args: list[str]) -> None:
 
 def _refusal(data, method: str) -> UserError | None:
     """What training this method on these data would end with before its first update."""
-    from ..core import UserError, role
-    from ..data.formats.describe import check_finite
+    from ..audit import guard
+    from ..core import UserError
     from ..learn.train import check_method
     from ..recipes import find
 
     features = data.features()
     try:
+        guard(data, data.facts["path"])
         check_method(find(method, features), data)
-        check_finite(data, (name for name, f in features.items()
-                            if role(name) in ("observation", "action") and f.kind != "image"))
     except UserError as error:
         return error
     return None

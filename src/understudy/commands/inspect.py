@@ -78,8 +78,7 @@ def main(args: list[str]) -> None:
 def _refusal(data, odd, method: str) -> UserError | None:
     """What training this method on these data, in which `odd` was found, would end with before its first update."""
     from ..audit import refuse
-    from ..core import UserError, role
-    from ..data.formats.describe import check_finite
+    from ..core import UserError
     from ..learn.train import check_method
     from ..recipes import find
 
@@ -87,8 +86,6 @@ def _refusal(data, odd, method: str) -> UserError | None:
     try:
         refuse(odd, data.facts["path"])
         check_method(find(method, features), data)
-        check_finite(data, (name for name, f in features.items()
-                            if role(name) in ("observation", "action") and f.kind != "image"))
     except UserError as error:
         return error
     return None

@@ -448,4 +448,4 @@ def test_every_score_stands_by_the_interface():
         if isinstance(score, StepScore):
             assert [len(s) for s in score.steps(env)] == [12] * 5, name
     assert env.fingerprint() == before
-    Report((), {"length": SCORES["length"]()(env)}).document()
+    Report((), {"brevity": SCORES["brevity"]()(env)}).document()

@@ -42,7 +42,7 @@ SCORES: dict[str, Callable[[], Score]] = {
     "unimodality": Unimodality,
     "novelty": Novelty,
     "return": Return,
-    "length": Length,
+    "brevity": Length,
     "smoothness": Smoothness,
     "motion": Motion,
     "compatibility": Compatibility,

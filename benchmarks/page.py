@@ -54,7 +54,7 @@ Two processes that train one policy on one machine, beside one with the same bat
     "profiles": ("Where the time goes", """
 The three slowest parts as plain code does them and as they are. Before: conv1d over (B, C, T), PyTorch's Mish, fp32,
 all that the network needs worked out anew in every step of the sampler, one environment after the other. After: as
-it is done here, the chunk with packed weights. Profilers slow down what calls much; the ratios are taken without one."""),
+it is done here, the chunk with packed weights. Profilers slow down what calls much; the ratios are without one."""),
     "gpu": ("GPU", """
 None was at hand: nothing is measured yet."""),
 }

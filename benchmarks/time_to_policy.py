@@ -181,7 +181,7 @@ def lines(name: str) -> list[measure.Line]:
     runs = {arm: [judged(name, arm, s)["curve"] for s in SEEDS] for arm in TASKS[name].updates}
     sizes = {arm: judged(name, arm, 0)["parameters"] / 1e6 for arm in runs}
     mean = {arm: [float(np.mean([c[i]["success"] for c in runs[arm]])) for i in range(len(LOOKS))] for arm in runs}
-    wanted, spent = SHARE * mean[PEER][-1], [c[-1]["seconds"] for c in runs[PEER]]
+    wanted, spent = SHARE * mean[PEER][-1] - 1e-9, [c[-1]["seconds"] for c in runs[PEER]]
     found = []
     for arm in (OURS, WIDE):
         said = f"{sizes[arm]:.2g} M parameters; Diffusion Policy ({sizes[PEER]:.2g} M) ends at {mean[PEER][-1]:.0%}"

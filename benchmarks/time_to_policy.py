@@ -241,7 +241,7 @@ def said(name: str) -> str:
 
 def main(wanted: list[str]) -> None:
     torch.set_num_threads(1)
-    for name in TASKS if not wanted else wanted if wanted != ["--page"] else ():
+    for name in () if wanted == ["--page"] else wanted or TASKS:
         for seed in SEEDS:  # the arms take turns
             for arm in TASKS[name].updates:
                 judged(name, arm, seed)

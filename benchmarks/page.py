@@ -112,7 +112,8 @@ def _table(result: dict) -> str:
     lines += [_row(line) for line in result["lines"]]
     made = (f"`{result['command']}` · {result['date']}, {machine['cpu']}, {machine['cores']} cores "
             f"({machine['has'] or 'no AVX2'}) · " + ", ".join(f"{k} {v}" for k, v in versions.items()))
-    pictures = "".join(f"\n\n![](images/{name})" for name in result.get("pictures", ()))
+    pictures = "".join(f"\n\n{words}:\n\n![{words}](images/{name})"
+                       for name, words in result.get("pictures", {}).items())
     said = f"\n\n{result['says']}" if "says" in result else ""
     return "\n".join(lines) + said + pictures + f"\n\n<small>{made}</small>"
 

@@ -211,8 +211,8 @@ def lines(name: str) -> list[measure.Line]:
     return found
 
 
-def picture(name: str) -> str:
-    """Success against CPU seconds, the mean over seeds and its two-level interval; its file's name."""
+def picture(name: str) -> tuple[str, str]:
+    """Success against CPU seconds, the mean over seeds and its two-level interval; its file's name, and what it is."""
     series, bands = {}, {}
     for arm in TASKS[name].updates:
         runs = [judged(name, arm, s)["curve"] for s in ran(name)]
@@ -225,7 +225,7 @@ def picture(name: str) -> str:
     file = f"time-to-policy-{name}.svg"
     write_text(PICTURE / file, curves(series, "CPU seconds of training", f"success on {name}", dots=True, low=0, high=1,
                                       log_x=True, bands=bands).alone())
-    return file
+    return file, f"Success on {name}, the mean over training seeds with its 95 % interval over seeds and starts"
 
 
 def said(name: str) -> str:
@@ -247,7 +247,7 @@ def main(wanted: list[str]) -> None:
                 judged(name, arm, seed)
     done = [name for name in TASKS if ran(name)]
     measure.save("time_to_policy", [line for name in TASKS for line in lines(name)],
-                 more={"says": " ".join(map(said, done)), "pictures": list(map(picture, done))})
+                 more={"says": " ".join(map(said, done)), "pictures": dict(map(picture, done))})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ measure.one_thread()
 import cProfile  # noqa: E402
 import pstats  # noqa: E402
 import re  # noqa: E402
+import time  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -40,7 +41,7 @@ from understudy.policy import Policy  # noqa: E402
 from understudy.recipes import find  # noqa: E402
 
 WIDTHS, BATCH = train_step.SIZES["mid"]
-TOP = 8
+TOP, CALLS = 8, 5
 Rows = list[tuple[str, float]]  # what, and its share of the time
 
 
@@ -62,7 +63,8 @@ def operators(work: Callable[[], object]) -> Rows:
     """Of PyTorch, by the time that each takes itself."""
     work()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        work()
+        for _ in range(CALLS):
+            work()
     times = {e.key.removeprefix("aten::"): e.self_cpu_time_total for e in seen.key_averages()}
     return _shares(times)
 
@@ -70,7 +72,7 @@ def operators(work: Callable[[], object]) -> Rows:
 def functions(work: Callable[[], object]) -> Rows:
     """Of Python, by the time that each takes itself."""
     work()
-    seen = cProfile.Profile()
+    seen = cProfile.Profile(time.process_time)
     seen.runcall(work)
     times: dict[str, float] = {}
     for (file, _, name), (_, _, own, _, _) in pstats.Stats(seen).stats.items():

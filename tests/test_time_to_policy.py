@@ -41,6 +41,7 @@ def test_reached_is_where_it_stays(ttp):
     ours, wide = ttp.lines("push")
     assert ours.ratio.estimate == pytest.approx(20) and ours.met and ours.ours.value == pytest.approx(8 * 1.1)
     assert "72% after 4 updates" in ours.note and "ends at 80%" in ours.note
+    assert "after 176 s" in ours.note  # its own 0.7 is too little, 160 s of the second seed
     assert wide.ratio.estimate == 0 and wide.met is False and "not reached" in wide.note
 
 

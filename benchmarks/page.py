@@ -57,6 +57,10 @@ The same work on ever larger data sets. Flat is: not half as fast at ten thousan
 CPU seconds of training until the recommended recipe reaches 90 % of Diffusion Policy's final success."""),
     "processes": ("Several processes", """
 Two processes that train one policy on one machine, beside one with the same batch."""),
+    "profiles": ("Where the time goes", """
+The three slowest parts as plain code does them and as they are. Before: conv1d over (B, C, T), PyTorch's Mish, fp32,
+all that the network needs worked out anew in every step of the sampler, one environment after the other. After: as
+it is done here, the chunk with packed weights. Profilers slow down what calls much; the ratios are without one."""),
     "gpu": ("GPU", """
 None was at hand: nothing is measured yet."""),
 }
@@ -114,7 +118,8 @@ def _table(result: dict) -> str:
     lines += [_row(line) for line in result["lines"]]
     made = (f"`{result['command']}` · {result['date']}, {machine['cpu']}, {machine['cores']} cores "
             f"({machine['has'] or 'no AVX2'}) · " + ", ".join(f"{k} {v}" for k, v in versions.items()))
-    pictures = "".join(f"\n\n![](images/{name})" for name in result.get("pictures", ()))
+    pictures = "".join(f"\n\n{words}:\n\n![{words}](images/{name})"
+                       for name, words in result.get("pictures", {}).items())
     said = f"\n\n{result['says']}" if "says" in result else ""
     return "\n".join(lines) + said + pictures + f"\n\n<small>{made}</small>"
 

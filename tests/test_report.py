@@ -149,6 +149,9 @@ def test_curves_leave_out_what_is_no_number():
     assert len(points(of(root, "path", **{"class": "curve"})[1])) == 2  # the first is the legend's
     assert len(points(of(svg(plots.curves(series, "x", "y")), "path", **{"class": "curve"})[1])) == 3
     assert "nothing measured" in plots.curves({"a": ([], [])}, "x", "y").svg
+    times = svg(plots.curves({"a": ([0.0, 1.0, 10.0, 100.0], [0.5, 0.1, 0.2, 0.3])}, "s", "y", log_x=True))
+    at = points(of(times, "path", **{"class": "curve"})[1])[:, 0]
+    assert len(at) == 3 and at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.1) and "20" in set(times.itertext())
     banded = svg(plots.curves({"a": ([0, 1], [1.0, 2.0])}, "x", "y", bands={"a": ([0.5, 1.5], [1.5, 2.5])}))
     assert len(of(banded, "polygon")[0].get("points").split()) == 4
 

@@ -286,13 +286,14 @@ class _Axes:
     left, right = 50.0, WIDTH - 6.0
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], x_name: str, top: float, bottom: float,
-                 log: bool = False, whole: bool = False):
+                 log: bool = False, whole: bool = False, log_x: bool = False):
         self.x_range, self.x_name, self.top, self.bottom, self.log, self.whole = x, x_name, top, bottom, log, whole
+        self.log_x = log_x
         self.y_ticks = _log_ticks(*y) if log else _ticks(*y)
         self.y_range = min(y[0], self.y_ticks[0]), max(y[1], self.y_ticks[-1])
 
     def x(self, v: float) -> float:
-        a, b = self.x_range
+        v, a, b = (math.log(t) for t in (v, *self.x_range)) if self.log_x else (v, *self.x_range)
         return self.left + (self.right - self.left) * ((v - a) / (b - a) if b > a else 0.5)
 
     def y(self, v: float) -> float:
@@ -309,7 +310,8 @@ class _Axes:
 
     def base(self) -> list[str]:
         low, high = self.x_range
-        ticks = [t for t in _ticks(low, high) if low <= t <= high and (t == round(t) or not self.whole)]
+        ticks = _log_ticks(low, high) if self.log_x else _ticks(low, high)
+        ticks = [t for t in ticks if low <= t <= high and (t == round(t) or not self.whole)]
         return [_path([(self.left, self.bottom), (self.right, self.bottom)], "base"),
                 *(_text((min(self.x(t), self.right - 3.5 * len(_number(t)) + 6), self.bottom + 17), _number(t), "soft",
                         "middle") for t in ticks),
@@ -321,15 +323,17 @@ class _Axes:
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name: str, y_name: str, *,
-           log: bool = False, dots: bool = False, low: float | None = None, high: float | None = None,
-           bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None) -> Figure:
-    """name -> (x, y): each has a colour and a dash of its own. What is not finite (or not positive, for log) is left
-    out. bands: name -> (low, high) around that series. low, high: of the y axis, where they are known."""
+           log: bool = False, log_x: bool = False, dots: bool = False, low: float | None = None,
+           high: float | None = None, bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None
+           ) -> Figure:
+    """name -> (x, y): each has a colour and a dash of its own. log, log_x: logarithmic axes. What is not finite (or not
+    positive, on one of those) is left out. bands: name -> (low, high) around that series. low, high: of the y axis,
+    where they are known."""
     bands = bands or {}
     shown, ends = {}, []
     for name, (xs, ys) in series.items():
         xs, ys = np.asarray(xs, float), np.asarray(ys, float)
-        keep = np.isfinite(xs) & np.isfinite(ys) & ((ys > 0) | (not log))
+        keep = np.isfinite(xs) & np.isfinite(ys) & ((ys > 0) | (not log)) & ((xs > 0) | (not log_x))
         at = np.flatnonzero(keep)[_thinned(int(keep.sum()), 400)]
         shown[name] = xs[at], ys[at], tuple(np.asarray(b, float)[at] for b in bands.get(name, ()))
         ends += [ys[keep], *(np.asarray(b, float)[keep] for b in bands.get(name, ()))]
@@ -340,7 +344,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name
     steps = np.concatenate([x for x, _, _ in shown.values()])
     legend, rows = _legend(list(shown))
     axes = _Axes((steps.min(), steps.max()), (values.min() if low is None else low, values.max() if high is None
-                                              else high), x_name, 20 * rows + 14, 20 * rows + 230, log)
+                                              else high), x_name, 20 * rows + 14, 20 * rows + 230, log, log_x=log_x)
     parts, told = [*legend, *axes.grid()], []
     for i, (name, (xs, ys, band)) in enumerate(shown.items()):
         if band and len(xs):

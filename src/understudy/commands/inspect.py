@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Out, demonstrations, env_of, free, line, parse
+from .common import Out, bar, demonstrations, env_of, free, line, parse
 
 if TYPE_CHECKING:
     from ..core import UserError
@@ -23,6 +23,10 @@ class Inspect:
     """a file or folder of demonstrations"""
     json: bool = False
     """one JSON document on standard output"""
+    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    """a page to look at, which opens from disk; of large data with a folder FILE-data beside it"""
+    rerun: Annotated[Path | None, arg(metavar="FILE.rrd")] = None
+    """a recording for the viewer of rerun.io (needs the extra rerun)"""
 
 
 def main(args: list[str]) -> None:
@@ -58,7 +62,26 @@ def main(args: list[str]) -> None:
             out.next(line("train", method, o.data, "--out", free("run"),
                           *(("--eval", env, "--every", 500) if env else ())),
                      *([line("replay", o.data, env)] if env else []))
+        _look(data, o, out)
         out.answer(found)
+
+
+def _look(data, o: Inspect, out: Out) -> None:
+    """Writes what was asked for to look at."""
+    if o.html is not None:
+        from ..audit import audit
+        from ..studio.page import write
+
+        report = audit(o.data, frames=False)  # decoding all of them may take hours; `understudy audit` does
+        with bar("reading", len(data)) as progress:
+            write(o.html, data, report, title=str(o.data), progress=lambda done, total: progress(done))
+        out.say(f"Written to {o.html}")
+    if o.rerun is not None:
+        from ..studio.rrd import write as write_rrd
+
+        with bar("reading", len(data)) as progress:
+            write_rrd(o.rerun, data, progress=lambda done, total: progress(done))
+        out.say(f"Written to {o.rerun}", f"rerun {o.rerun} shows it")
 
 
 def _refusal(data, method: str) -> UserError | None:

@@ -54,8 +54,8 @@ COMMAND_LINE = """# Command line
 {made}
 
 Exit status: 0 done (whatever the verdict), 1 a defect of understudy, 2 a mistake that you can mend (one message on
-standard error; `--debug` shows where it came from), 130 interrupted: the same command goes on. `--json` prints one
-document on standard output and nothing else there.
+standard error; `--debug` shows where it came from), 3 an audit found errors, 130 interrupted: the same command goes on.
+`--json` prints one document on standard output and nothing else there.
 
 {commands}
 """

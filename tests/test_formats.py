@@ -21,6 +21,7 @@ from fixtures import closed_form
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from understudy.audit import findings
 from understudy.core import Feature, UserError
 from understudy.data import cache, video
 from understudy.data.episode import Dataset, Episode
@@ -787,17 +788,17 @@ def test_describe(tmp_path):
         "lerobot", "v3.0", 4, 22, 10)
     assert said["features"]["observation.state"] == {"dtype": "float32", "shape": [3], "names": None}
     assert said["features"][CAMERA] == {"dtype": "uint8", "shape": [64, 64, 3], "names": None}
-    assert said["tasks"] == closed_form.TASKS and said["warnings"] == ["1 episode of a single step: 1"]
+    assert said["tasks"] == closed_form.TASKS and said["warnings"] == []
 
 
-def test_describe_warns():
+def test_findings_of_data_in_memory():
     n = 6
     steps = {"observation.state": np.stack([np.arange(n), np.full(n, 3)], 1).astype(np.float32),
              "action": np.array([[1.0], [np.nan], [2], [np.inf], [3], [4]]), "timestamp": np.arange(n) / 25}
-    warnings = describe(Dataset([Episode(steps)], {"fps": 10, "warnings": ["said before"]}))["warnings"]
-    assert warnings == [
+    found = findings(Dataset([Episode(steps)], {"fps": 10, "warnings": ["said before"]}))
+    assert [f.message for f in found] == [
+        "action: 2 values not finite, the first is action[0] of episode 0, step 1",
+        "timestamps are 0.04 s apart (25 a second), fps says 10",
         "said before",
         "no observation after the last action: what needs the next observation leaves out each last step",
-        "observation.state: 1 component of 2 never changes: 1",
-        "action: 2 values not finite, the first is action[0] of episode 0, step 1",
-        "timestamps are 0.04 s apart (25 a second), fps says 10"]
+        "observation.state: 1 component of 2 never changes: 1"]

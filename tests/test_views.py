@@ -606,13 +606,17 @@ def test_a_view_is_made_shown_listed_and_materialised(stored, tmp_path, capsys):
     assert run("view", "list", tmp_path, "--json") == 0
     assert [v["state"] for v in document(capsys)] == ["as it was"]
     assert run("view", "make", path, "--out", tmp_path / "w.json", "--rename", f"action.arm={ACTION}") == 0
-    assert run("view", "materialise", tmp_path / "w.json", "--out", tmp_path / "own") == 0
+    materialise = ["view", "materialise", tmp_path / "w.json", "--out", tmp_path / "own"]
+    assert run(*materialise) == 2  # the crop has cut the success off, of which the facts still tell
+    assert "--despite success-disagrees" in capsys.readouterr().err
+    assert run(*materialise, "--despite", "success-disagrees") == 0
     again = Dataset.open(tmp_path / "own")
     assert plain(again) == plain(Dataset.open(tmp_path / "w.json"))
     for bad in (["make", stored / "demos"], ["show"], ["materialise", stored / "demos", "--out", tmp_path / "x"],
                 ["make", stored / "demos", "--out", path], ["list", path],
                 ["materialise", path, "--out", tmp_path / "own"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--crop", "a:b"],
+                ["make", stored / "demos", "--out", tmp_path / "x", "--crop", "5"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--where", "length"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--where", "length>=long"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--rename", "action"]):

@@ -1,6 +1,6 @@
 """The command line: which commands there are, and what becomes of errors. Each command is a file in commands/.
 
-Exit status: 0 done, 1 a defect of ours, 2 a user's mistake, 130 interrupted and resumable.
+Exit status: 0 done, 1 a defect of ours, 2 a user's mistake, 3 an audit found errors, 130 interrupted and resumable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Command:
 COMMANDS = {
     "demo": Command("[--out DIR]", "start here: the whole line on a toy, in minutes", True),
     "record": Command("ENV --out DATA --episodes N [--by scripted|random]", "demonstrations of an environment", True),
-    "inspect": Command("DATA [--json]", "what is in a data set, and what is wrong with it"),
+    "inspect": Command("DATA [--json] [--html FILE] [--rerun FILE]", "what is in a data set, and what is wrong with it"),
+    "audit": Command("DATA [--json] [--html FILE]", "is it whole, and is it good: exit status 3 where not"),
     "convert": Command("SRC DST [--to FORMAT] [--strict]", "demonstrations in another format"),
     "split": Command("DATA --by FIELD --out DIR [--fractions F F]", "parts without a common episode, as views"),
     "merge": Command("A B ... --out VIEW [--despite CODE]", "several data sets as one, if they agree"),

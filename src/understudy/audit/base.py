@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ..core import UserError
 from ..data.episode import Dataset
 
 
@@ -37,6 +40,21 @@ class Finding:
     message: str
     remedy: str
     where: Where = field(default_factory=Where)
+
+
+def refusal(error: UserError, path: Path, columns: Iterable[str] = (), code: str = "cannot-be-read") -> Finding:
+    """A finding of what a reader said when it refused: with the file, episode, step and column that it named."""
+    where = str(error.where or "")
+    file = where.split(", ")[0]
+    try:
+        file = Path(file).relative_to(path).as_posix()
+    except ValueError:
+        file = Path(file).name if file else None
+    episode, step = (re.search(rf"\b(?:{words}) (\d+)", where) for words in ("episode", "step|frame|row"))
+    told = max((c for c in columns if c in where), key=len, default=None)
+    return Finding(code, "error", error.what, error.do or "take it from a copy",
+                   Where(path.name if file in (None, ".") else file, int(episode[1]) if episode else None,
+                         int(step[1]) if step else None, told))
 
 
 class Score(ABC):

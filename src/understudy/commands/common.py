@@ -31,6 +31,8 @@ Env = Annotated[str, Positional, arg(metavar="ENV")]
 Trust = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PACKAGE")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Count = Annotated[int, arg(metavar="N")]
+Mapped = Annotated[Path | None, arg(metavar="FILE")]
+Despite = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
@@ -287,15 +289,20 @@ def demonstrations(path: Path) -> Path:
     return path
 
 
-def opened(path: Path, size: int | tuple[int, int] | None = None) -> Dataset:
-    """The data set; its camera frames, if it has any, decoded once to `size`, whose cost is told beforehand. Without
-    a size they keep their own if that is one and at most 128 pixels a side, and are 96 x 96 otherwise."""
+def opened(path: Path, size: int | tuple[int, int] | None = None, mapping: Path | None = None,
+           despite: Sequence[str] | None = None) -> Dataset:
+    """The data set (bags under a mapping); its camera frames, if it has any, decoded once to `size`, whose cost is
+    told beforehand. Without a size they keep their own if that is one and at most 128 pixels a side, and are 96 x 96
+    otherwise. despite: refuses data in which an audit finds an error of another code than these; None looks at none."""
+    from ..audit import guard
     from ..data import cache
     from ..data.episode import Dataset
     from ..data.formats import frame_cost, with_frames
     from ..learn.watch import duration
 
-    data = Dataset.open(demonstrations(path))
+    data = Dataset.open(demonstrations(path), mapping=mapping)
+    if despite is not None:
+        guard(data, data.facts["path"], despite)
     sizes = {f.shape[:2] for f in data.features().values() if f.kind == "image"}
     if not sizes:
         return data

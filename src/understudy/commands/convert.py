@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .common import Out, demonstrations, line, parse
+from .common import Despite, Mapped, Out, demonstrations, line, parse
 
 Format = Literal["lerobot", "lerobot-v2.1", "robomimic", "zarr", "act", "rlds", "minari", "d4rl", "ogbench", "npz",
                  "csv"]
@@ -32,16 +32,22 @@ class Convert:
     """refuse, if the format cannot hold everything by itself"""
     images: Literal["png", "video"] = "png"
     """how LeRobot stores camera frames; png loses nothing, video is smaller"""
+    map: Mapped = None
+    """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
+    despite: Despite = ()
+    """go on although an audit finds an error of this code"""
 
 
 def main(args: list[str]) -> None:
     o = parse(Convert, "convert", args)
+    from ..audit import guard
     from ..core import UserError
     from ..data.episode import Dataset
     from ..data.formats import losses, write_dataset
 
     out = Out()
-    data = Dataset.open(demonstrations(o.src))
+    data = Dataset.open(demonstrations(o.src), mapping=o.map)
+    guard(data, data.facts["path"], o.despite)
     options = {"images": o.images} if o.to.startswith("lerobot") else {}
     lost = losses(data, o.to, **options)
     if lost and o.strict:

@@ -61,6 +61,7 @@ class Eval:
 def main(args: list[str]) -> None:
     o = parse(Eval, "eval", args)
     from ..core import UserError
+    from ..data.formats.remote import address
     from ..envs import names
 
     with Out(o.json) as out:
@@ -75,7 +76,7 @@ def main(args: list[str]) -> None:
         if o.seed < 0:
             raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
                             do="negative seeds are kept for recording and training")
-        if Path(o.on).exists() and o.on not in names():
+        if (Path(o.on).exists() or address(o.on)) and o.on not in names():
             demonstrations(Path(o.on))
             _recorded(o, out)
         elif o.on.startswith((".", "/", "~")) or (":" not in o.on and Path(o.on).suffix):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Out, bar, demonstrations, env_of, free, line, parse
+from .common import Mapped, Out, bar, demonstrations, env_of, free, line, parse
 
 if TYPE_CHECKING:
     from ..core import UserError
@@ -27,24 +27,39 @@ class Inspect:
     """a page to look at, which opens from disk; of large data with a folder FILE-data beside it"""
     rerun: Annotated[Path | None, arg(metavar="FILE.rrd")] = None
     """a recording for the viewer of rerun.io (needs the extra rerun)"""
+    map: Mapped = None
+    """of topics to columns, for MCAP and ROS bags; without it, the one that is proposed"""
 
 
 def main(args: list[str]) -> None:
     o = parse(Inspect, "inspect", args)
+    from ..audit import audit, findings
+    from ..audit.base import Report
     from ..core import role
-    from ..data.episode import Dataset
+    from ..data.formats import look
     from ..data.formats.describe import describe
     from ..recipes import recommended
 
     with Out(o.json) as out:
-        data = Dataset.open(demonstrations(o.data))
-        found = describe(data)
+        data = look(demonstrations(o.data), o.map)
+        if o.html is not None:  # with scores, and without decoding every frame, as `understudy audit` does
+            report = audit(o.data, o.map, frames=False)
+        else:
+            report = Report(findings(data, data.facts["path"]))
+        _show(data, report, o, out)  # first: what is damaged is looked at, too, and may end what follows
+        odd = report.findings
+        found = {**describe(data), "warnings": [f.message for f in odd]}
         lengths = sorted(len(e) for e in data)
         rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
         out.say(f"{o.data}: {found['format']} {found['version']}".rstrip(),
                 f"{found['episodes']} episode{'s' * (len(data) != 1)}, {found['steps']} steps{rate}"
                 + (f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
                    f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
+        if "topics" in found:
+            out.say("", _topics(found["topics"]))
+        if not len(data):
+            out.say("", *(f"{f.severity}: {f.message}" for f in odd))
+            return out.answer(found)
         out.say(*_outcomes(data), "")
         table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
         for name, f in data.features().items():
@@ -54,25 +69,28 @@ def main(args: list[str]) -> None:
         if found["tasks"]:
             out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
-        out.say("", *([f"warning: {w}" for w in found["warnings"]] or ["no warnings"]))
+        out.say("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
         env, method = env_of(data), recommended(data.features())
-        if refusal := _refusal(data, method):
+        if "topics" in found and o.map is None:
+            out.say("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and go on with it:")
+            out.next(f"{line('inspect', o.data, '--json')} > map.json",
+                     line("convert", o.data, free("demonstrations"), "--map", "map.json"),
+                     line("train", method, o.data, "--map", "map.json", "--out", free("run")))
+            return out.answer(found)
+        if refusal := _refusal(data, odd, method):
             out.say("", f"It cannot be trained on as it is. {refusal}")
         else:
-            out.next(line("train", method, o.data, "--out", free("run"),
+            out.next(line("train", method, o.data, *(("--map", o.map) if o.map else ()), "--out", free("run"),
                           *(("--eval", env, "--every", 500) if env else ())),
                      *([line("replay", o.data, env)] if env else []))
-        _look(data, o, out)
         out.answer(found)
 
 
-def _look(data, o: Inspect, out: Out) -> None:
+def _show(data, report, o: Inspect, out: Out) -> None:
     """Writes what was asked for to look at."""
     if o.html is not None:
-        from ..audit import audit
         from ..studio.page import write
 
-        report = audit(o.data, frames=False)  # decoding all of them may take hours; `understudy audit` does
         with bar("reading", len(data)) as progress:
             write(o.html, data, report, title=str(o.data), progress=lambda done, total: progress(done))
         out.say(f"Written to {o.html}")
@@ -80,12 +98,13 @@ def _look(data, o: Inspect, out: Out) -> None:
         from ..studio.rrd import write as write_rrd
 
         with bar("reading", len(data)) as progress:
-            write_rrd(o.rerun, data, progress=lambda done, total: progress(done))
-        out.say(f"Written to {o.rerun}", f"rerun {o.rerun} shows it")
+            write_rrd(o.rerun, data, title=str(o.data), progress=lambda done, total: progress(done))
+        out.say(f"Written to {o.rerun}: rerun {o.rerun} shows it")
 
 
-def _refusal(data, method: str) -> UserError | None:
-    """What training this method on these data would end with before its first update."""
+def _refusal(data, odd, method: str) -> UserError | None:
+    """What training this method on these data, in which `odd` was found, would end with before its first update."""
+    from ..audit import refuse
     from ..core import UserError, role
     from ..data.formats.describe import check_finite
     from ..learn.train import check_method
@@ -93,6 +112,7 @@ def _refusal(data, method: str) -> UserError | None:
 
     features = data.features()
     try:
+        refuse(odd, data.facts["path"])
         check_method(find(method, features), data)
         check_finite(data, (name for name, f in features.items()
                             if role(name) in ("observation", "action") and f.kind != "image"))
@@ -116,6 +136,13 @@ def _numbers(data) -> Table:
                     for part, *numbers in zip(parts, low, mean, high, strict=True)]
         for row, *numbers in rows:
             table.add_row(row, *(f"{n:.4g}" for n in numbers))
+    return table
+
+
+def _topics(topics) -> Table:
+    table = Table("topic", "type", "messages", box=None, pad_edge=False)
+    for t in topics:
+        table.add_row(t["name"], t["type"], str(t["messages"]))
     return table
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
-from .common import Out, demonstrations, line, parse
+from .common import Despite, Out, demonstrations, line, parse
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Merge:
     """files or folders of demonstrations, or views; at least two"""
     out: Annotated[Path, arg(metavar="VIEW")]
     """where to write the view; nothing may be there"""
-    despite: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")] = ()
+    despite: Despite = ()
     """merge although this kind of error was found; what then cannot be merged is left out"""
     json: bool = False
     """one JSON document on standard output"""
@@ -30,7 +30,7 @@ class Merge:
 
 def main(args: list[str]) -> None:
     o = parse(Merge, "merge", args)
-    from .. import audit
+    from ..audit import guard
     from ..audit.base import Report
     from ..audit.leaks import leaks
     from ..audit.merge import disagreements, lost
@@ -50,8 +50,7 @@ def main(args: list[str]) -> None:
             sets[name] = Dataset.open(demonstrations(path))
             if not len(sets[name]):
                 raise UserError("expected at least one episode, found none", where=path, do="leave it out")
-            if guard := getattr(audit, "guard", None):
-                guard(sets[name], path, o.despite)
+            guard(sets[name], path, o.despite)
         findings = [*disagreements(sets), *leaks(sets)]
         say(out, findings)
         errors = list(dict.fromkeys(f.code for f in findings if f.severity == "error" and f.code not in o.despite))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from .common import Device, Out, Trust, env_of, line, needed, opened, parse, split
+from .common import Despite, Device, Mapped, Out, Trust, env_of, line, needed, opened, parse, split
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -57,6 +57,10 @@ class Train:
     """read the task in words too (of the column or fact "task"), so that words decide what is done"""
     image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
     """side, or height and width, to which camera frames are decoded once"""
+    map: Mapped = None
+    """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
+    despite: Despite = ()
+    """train although an audit finds an error of this code"""
     trust: Trust = ()
     """a package whose code may be loaded"""
 
@@ -80,7 +84,7 @@ def main(args: list[str]) -> None:
     if o.every is not None and o.every < 1:
         raise UserError(f"expected at least one update, found {o.every}", where="--every")
     where = device(o.device)
-    out, data = Out(), opened(o.data, o.image_size)
+    out, data = Out(), opened(o.data, o.image_size, o.map, o.despite)
     say = _say(data) if o.language else None
     method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}", say)
     score, env = None, None

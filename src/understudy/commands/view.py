@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Out, demonstrations, line, parse
+from .common import Despite, Out, demonstrations, line, parse
 from .convert import Format
 from .merge import absent
 
@@ -67,6 +69,8 @@ class View:
     """materialise: the format to write"""
     strict: bool = False
     """materialise: refuse, if the format cannot hold everything by itself"""
+    despite: Despite = ()
+    """materialise: although an audit finds this kind of error"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -157,13 +161,9 @@ def _halves(option: str, text: str) -> tuple[str, str]:
 def _range(text: str) -> tuple[int, int | None]:
     from ..core import UserError
 
-    first, found, second = text.partition(":")
-    try:
-        return int(first or 0), int(second) if second else None
-    except ValueError:
-        found = ""
-    if not found:
+    if not (found := re.fullmatch(r"(-?\d*):(-?\d*)", text)) or "-" in found.groups():
         raise UserError(f"expected A:B, found {text!r}", where="--crop", do="such as --crop 5:-5 or --crop=:-5")
+    return int(found[1] or 0), int(found[2]) if found[2] else None
 
 
 def _said(text: str):
@@ -172,7 +172,7 @@ def _said(text: str):
         value = json.loads(text)
     except ValueError:
         return text
-    return value if isinstance(value, (bool, int, float)) else text
+    return value if isinstance(value, (bool, int, float)) and math.isfinite(value) else text
 
 
 def _list(o: View, out: Out) -> None:
@@ -227,5 +227,6 @@ def _materialise(o: View, out: Out) -> None:
 
     views.read(o.path)  # what is no view says so
     absent(o.out)
-    convert([str(o.path), str(o.out), "--to", o.to, *(["--strict"] if o.strict else [])])
+    convert([str(o.path), str(o.out), "--to", o.to, *(["--strict"] if o.strict else []),
+             *(part for code in o.despite for part in ("--despite", code))])
     out.answer({"path": str(o.out), "format": o.to, **views.lineage(o.path)})

@@ -8,21 +8,24 @@ HDF5 is needed by nobody else.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
+import numpy as np
+
 from ...core import UserError
 from .. import cache, video
 from ..episode import Dataset
-from . import lerobot, npz, side
+from . import lerobot, npz, remote, side
 from .base import Episodes, Framed, Progress, cameras
 from .describe import check_finite, describe
 from .sniff import find, sniff
 
-__all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot", "losses", "npz", "open_dataset",
-           "sniff", "with_frames", "write_dataset"]
+__all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot", "look", "losses", "npz",
+           "open_dataset", "sniff", "with_frames", "write_dataset"]
 
 _READS = {  # what `sniff` says -> module, function
     "lerobot": ("lerobot", "open_lerobot"),
@@ -37,10 +40,12 @@ _READS = {  # what `sniff` says -> module, function
     "minari": ("minari", "open_minari"),
     "d4rl": ("d4rl", "open_d4rl"),
     "imitation": ("imitation", "open_imitation"),
+    "bags": ("bags", "open_bags"),
     "view": (".views", "open_view"),
 }
 WRITES = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",
+    "lerobot-v2.1": "lerobot_v21",
     "robomimic": "robomimic",
     "zarr": "zarr_store",
     "act": "act",
@@ -56,20 +61,36 @@ WRITES = {  # what `convert --to` takes -> module
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
                  progress: Progress | None = None, **options) -> Dataset:
     """The data set at `path`, or the only one in that folder, whatever format it is in. Nothing is read of the data
-    until a column is asked for.
+    until a column is asked for. path may be an address (remote.py).
 
     image_size: side, or (height, width), in pixels: every camera frame is decoded once, now, into a memory map of
     that size (`frame_cost` says beforehand what that takes). Without it, frames are decoded when asked for, as they
     are. progress: called with (frames done, frames in all). options: of the format: mask (robomimic: a filter key),
-    max_episode_steps (D4RL: where episodes were cut, in a file that does not say), final_step (RLDS).
+    max_episode_steps (D4RL: where episodes were cut, in a file that does not say), final_step (RLDS), mapping (of the
+    topics of bags to columns, which they need: mapping.py).
     """
-    path, kind = find(Path(path).expanduser())
+    given = path
+    path, kind = find(remote.local(path))
     module, function = _READS[kind]
     read = getattr(import_module(f".{module}", __package__), function)
+    options = {name: value for name, value in options.items() if value is not None}
     if unknown := options.keys() - signature(read).parameters.keys():
         raise UserError(f"{kind} data are opened without {', '.join(sorted(unknown))}", where=path, do="leave it out")
     data = side.opened(path, read(path, **options))
+    if at := remote.address(given):
+        data = Dataset(data._episodes, {**data.facts, "path": at})
     return data if image_size is None else with_frames(data, image_size, progress)
+
+
+def look(path: str | Path, mapping: str | Path | Mapping | None = None) -> Dataset:
+    """As `open_dataset`, for those that only look: bags need no mapping, and may have no episode. Without one they
+    are read under the mapping that is proposed for them, facts["mapping"]."""
+    place, kind = find(remote.local(path))
+    if mapping is None and kind == "bags":
+        from . import bags
+
+        return bags.look(place)
+    return open_dataset(path, mapping=mapping)
 
 
 def losses(data: Dataset, to: str, **options) -> list[side.Loss]:
@@ -108,7 +129,7 @@ class Cost:
 
 
 def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> Cost:
-    """Beforehand. The seconds are measured on the first episode, so that it takes as long as that one does."""
+    """Beforehand. The seconds are measured on the first episode with frames, so that it takes as long as that does."""
     source, size = _source(data), video.size_of(image_size)
     names = cameras(source.schema)
     frames = sum(int(source.rows(n).sum()) for n in names)
@@ -117,7 +138,7 @@ def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> Cost:
         return Cost(frames, total, 0.0)
     began, seen = time.perf_counter(), 0
     for name in names:
-        for _, image in source.frames(name, 0):
+        for _, image in source.frames(name, int(np.argmax(source.rows(name) > 0))):
             video.resize(image, size)
             seen += 1
     return Cost(frames, total, (time.perf_counter() - began) * frames / seen)

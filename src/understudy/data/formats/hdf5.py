@@ -48,7 +48,8 @@ def readable(where: object) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError,
+            MemoryError) as error:
         said = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"expected an HDF5 file that can be read, found damage ({said or type(error).__name__})",
                         where=where, do=_DAMAGE) from None

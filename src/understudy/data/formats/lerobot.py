@@ -1,4 +1,4 @@
-"""LeRobot data sets: v3.0 and v2.x are read, v3.0 is written, as lerobot itself reads and writes them.
+"""LeRobot data sets: v3.0 and v2.x are read, v3.0 is written (and v2.1, by lerobot_v21.py), as lerobot itself does.
 
 What that format has no room for is kept in meta/understudy, which lerobot ignores: `last.parquet` (what was seen after
 the last action), `episodes.jsonl` (facts of episodes) and `schema.json` (units, choices, exact shapes).

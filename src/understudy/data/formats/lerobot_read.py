@@ -19,6 +19,7 @@ from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache, video
 from ..episode import Dataset
+from . import remote
 from .base import Episodes, Source, starts
 
 INDEX = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
@@ -80,7 +81,7 @@ class LeRobot(Source):
     def _check_files(self):
         named = [*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)]
         for name in dict.fromkeys(named):
-            if not (self.path / name).is_file():
+            if not remote.there(self.path / name):
                 raise UserError("expected a file that the metadata name, found none", where=self.path / name,
                                 do="take it from a copy, or leave out the episodes in it")
 
@@ -145,8 +146,7 @@ class LeRobot(Source):
         """Of the sizes and times of all files named, and of everything in meta."""
         stats = {}
         for name in sorted({*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)}):
-            at = (self.path / name).stat()
-            stats[name] = [at.st_size, at.st_mtime_ns]
+            stats[name] = remote.mark(self.path / name)
         meta = {str(p.relative_to(self.path)): _digest(p) for p in sorted((self.path / "meta").rglob("*"))
                 if p.is_file() and not p.name.startswith(".") and not p.name.endswith(".part")}
         return cache.digest("lerobot", stats, meta)
@@ -289,7 +289,7 @@ class LeRobot(Source):
             file, where = self.path / files[episode], f"episode {episode}"
             film = self._films.pop(name, None)  # out of sight while it is read: two readers at once would move it
             if film is None or film.path != file:
-                film = video.VideoReader(file, where)
+                film = video.VideoReader(remote.fetched(file), where)
             yield from film.frames(begin[episode] + self._times(episode), shape, where)
             self._films[name] = film
         else:
@@ -394,9 +394,6 @@ def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
         raise UserError(f"expected episodes 0 to {count - 1}, found {', '.join(map(str, number[:20]))}"
                         f"{'' if count <= 20 else ' ...'}", where=folder,
                         do="number the episodes without gaps, in the tables and in the data")
-    if count != whole or int(length.sum()) != info["total_frames"]:
-        warnings.append(f"meta/info.json says {whole} episodes and {info['total_frames']} frames, the episode tables "
-                        f"say {count} and {int(length.sum())}")
     span = table["dataset_to_index"] - table["dataset_from_index"]
     if (span != length).any() or (length < 1).any():
         e = int(np.argmax((span != length) | (length < 1)))
@@ -438,9 +435,6 @@ def index_v2(path: Path, info: dict, warnings: list[str]) -> Index:
             raise UserError(f"expected episode {i} with its length, found {row}", where=path / "meta/episodes.jsonl",
                             do="number the episodes without gaps, from 0")
     lengths = np.array([r["length"] for r in episodes], np.int64)
-    if len(episodes) != info["total_episodes"] or lengths.sum() != info["total_frames"]:
-        warnings.append(f"meta/info.json says {info['total_episodes']} episodes and {info['total_frames']} frames, "
-                        f"meta/episodes.jsonl says {len(episodes)} and {lengths.sum()}")
     tasks = {r["task_index"]: r["task"] for r in json_lines(path / "meta" / "tasks.jsonl")}
     chunks = max(1, int(info.get("chunks_size", 1000)))
 
@@ -471,7 +465,7 @@ def _format(info, key, path, **values) -> str:
 
 def parquet(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(remote.fetched(file))
     except FileNotFoundError:
         raise UserError("expected a file, found none", where=file, do=_DAMAGED) from None
     except (pa.ArrowException, OSError) as error:

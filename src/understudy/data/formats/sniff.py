@@ -8,16 +8,16 @@ import zipfile
 from pathlib import Path
 
 from ...core import UserError
-from . import folder, side
+from . import folder, logs, side
 from .arrays import headers
 from .names import listed, number, ours
 from .npz import ENDS, renamed
 from .ogbench import is_ogbench
 
 KINDS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
-         "imitation", "view")  # that are read
-READ = ("LeRobot v3.0, v2.1, v2.0, robomimic, zarr, ACT/ALOHA, RLDS, Minari, D4RL, OGBench, imitation, plain .npz "
-        "(observations, actions, episode_ends) and folders of one .npz or .csv an episode")
+         "imitation", "bags", "view")  # that are read
+READ = ("LeRobot v3.0, v2.1, v2.0, robomimic, zarr, ACT/ALOHA, RLDS, Minari, D4RL, OGBench, imitation, MCAP, ROS bags, "
+        "plain .npz (observations, actions, episode_ends) and folders of one .npz or .csv an episode")
 _REPLAY = "(a replay buffer of diffusion_policy has it)"
 _BESIDE = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may lie beside the files of episodes
 _BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
@@ -36,11 +36,8 @@ def find(path: Path) -> tuple[Path, str]:
     path = Path(path)
     if not path.exists():
         if name := _hub(path):
-            raise UserError("expected a data set, found nothing; it looks like the address of one on the Hugging Face "
-                            "hub", where=path.as_posix().replace("hf:/", "hf://", 1),
-                            do="download it first, and name the folder: pip install 'understudy[hub]' && "
-                            f"hf download {name} --repo-type dataset --local-dir "
-                            f"{name.partition('/')[2]}")
+            raise UserError("expected a data set, found nothing; it looks like the name of one on the Hugging Face hub",
+                            where=path, do=f"name its address: hf://datasets/{name}")
         raise UserError("expected a data set, found nothing", where=path,
                         do="check the path; understudy record ENV --out DATA makes a data set")
     kind = _folder(path) if path.is_dir() else _file(path)
@@ -83,9 +80,8 @@ def _by_number(path: Path):
 
 def _hub(path: Path) -> str:
     """OWNER/NAME, if that is what it looks like and nothing here has the owner's name; else ""."""
-    name = re.sub(r"^hf:/+(datasets/)?", "", path.as_posix())
-    here = name == path.as_posix() and path.parent.exists()
-    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.suffix and not here else ""
+    name = path.as_posix()
+    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.suffix and not path.parent.exists() else ""
 
 
 def _folder(path: Path) -> str:
@@ -106,8 +102,8 @@ def _folder(path: Path) -> str:
         return "zarr" if has("meta/episode_ends") else f"a zarr store without meta/episode_ends {_REPLAY}"
     if has("state.json") and has("dataset_info.json") and any(path.glob("*.arrow")):
         return "imitation"
-    if has("metadata.yaml") and "rosbag2_bagfile_information" in (path / "metadata.yaml").read_text(errors="replace"):
-        return "a ROS 2 bag, which cannot be read yet"
+    if logs.places(path):
+        return "bags"
     inside = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
     if not inside:
         return "an empty folder"
@@ -139,9 +135,9 @@ def _file(path: Path) -> str:
     if not first:
         return "an empty file"
     if first.startswith(b"\x89MCAP0\r\n"):
-        return "an MCAP log, which cannot be read yet"
+        return "bags"
     if first.startswith(b"#ROSBAG V2.0\n"):
-        return "a ROS 1 bag, which cannot be read yet"
+        return "bags"
     if first.startswith(b"\x89HDF\r\n\x1a\n"):
         return _hdf5(path)
     if first.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second has nothing in it
@@ -153,7 +149,7 @@ def _file(path: Path) -> str:
     if first[:1] == b"\x80" and path.suffix in (".pkl", ".pickle", ".p", ".pt", ""):
         return "a pickle, which could run any code and is never loaded"
     if first.startswith(b"SQLite format 3"):
-        return "an SQLite file (a ROS 2 bag without its folder?), which cannot be read yet"
+        return "an SQLite file; a ROS 2 bag is the folder that holds it and metadata.yaml (ros2 bag reindex makes one)"
     if VIEW.match(first):
         return "view"
     if path.suffix.lower() == ".csv":
@@ -227,12 +223,12 @@ def _no_objects(path: Path) -> None:
 
 
 def _hdf5(path: Path) -> str:
-    from .hdf5 import Files, readable
+    from .hdf5 import Files, library, readable
 
     with Files() as files, readable(path):
         file = files[path]
         keys = {k for k in file if isinstance(k, str)}
-        inside = {str(k) for k in file["data"]} if "data" in keys and hasattr(file["data"], "keys") else set()
+        inside = {str(k) for k in file["data"]} if isinstance(file.get("data"), library().Group) else set()
     if any(re.fullmatch(r"demo_\d+", k) for k in inside):
         return "robomimic"
     if {"observations", "action"} <= keys:

@@ -1,0 +1,284 @@
+"""Do the actions fit the motion? Linear one-step models of the data themselves, and what falls out of them.
+
+What a state changes by in a step, s' - s, is fitted on s and on the action, by least squares over all episodes
+(gathered in one pass, whatever their number). A linear model is wrong of most robots, but wrong everywhere: a step that
+it misses by far more than all others, or an episode in which the actions do not help it at all, is worth a look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core import role
+from ..data.episode import Dataset, Episode
+from ..data.formats.base import rows_of
+from .base import Finding, Where
+from .words import count, listed
+
+LAGS = range(-5, 6)  # steps between an action and the motion that it explains
+_WIDEST = 160  # components of states and actions; a wider model is not fitted
+_STEPS = 200_000  # that a model is fitted on, of evenly chosen episodes
+_FEWEST = 10  # steps for every number that is fitted
+_JUMP = 12.0  # times the residual that 99 in 100 steps stay below
+_GAP = 2.5  # times what comes next
+_FLOOR = 0.01  # of a component's usual change: no residual below is told apart from rounding
+
+
+def moves(episode: Episode, first: int, last: int) -> bool:
+    """Does any observation that is a vector of numbers change between these steps?"""
+    for name in episode.steps:
+        if role(name) == "observation" and not name.startswith("observation.images"):
+            values = np.asarray(episode.steps[name][first:last + 1])
+            if values.dtype.kind in "fiu" and (values.ndim < 4) and len(values) > 1:
+                spread = np.ptp(values.reshape(len(values), -1).astype(np.float64), axis=0)
+                if (spread > 1e-3 * (np.abs(values).max() + 1e-9)).any():
+                    return True
+    return False
+
+
+def jumps(data: Dataset) -> Iterator[Finding]:
+    """Steps that no other step is like."""
+    model = _fit(data, 0)
+    if model is None:
+        return
+    sample = [np.abs(r).astype(np.float32) for _, _, r in _residuals(data, model, _STEPS // 4)]
+    scale = np.maximum(np.quantile(np.concatenate(sample), 0.99, axis=0), _FLOOR * model.change + 1e-9)
+    large, steps = [], 0
+    for e, _, missed in _residuals(data, model):
+        size = (np.abs(missed) / scale).max(1)
+        large += [(float(size[t]), e, int(t)) for t in np.flatnonzero(size > _JUMP / 3)]
+        steps += len(size)
+    if found := _far(sorted(large, reverse=True), max(3, steps // 200)):
+        size, e, t = found[0]
+        yield Finding("jump", "warning", f"{count(len({e for _, e, _ in found}), 'episode')} with a step unlike all "
+                      f"others, the largest in episode {e}, from step {t} to {t + 1}: {size:.0f} times what a linear "
+                      "model of the others misses at most", "a frame was lost, something was moved by hand, or the "
+                      "episode should have ended there", Where(None, e, t))
+
+
+def unrelated(data: Dataset) -> Iterator[Finding]:
+    """Episodes whose actions do not do there what they do elsewhere. What the action adds to the prediction is
+    regressed on what happened: the slope is near 1 where they belong together, and near 0 or below where not."""
+    model = _fit(data, 0)
+    if model is None or len(data) < 5 or model.unexplained > 0.98:
+        return
+    scale = np.sqrt(model.plain.left) + _FLOOR * model.change + 1e-9
+    slopes = {}
+    for e, without, missed in _residuals(data, model):
+        adds, happened = (without - missed) / scale, without / scale
+        if len(adds) >= 8:
+            slopes[e] = float((adds * happened).sum() / max(np.square(adds).sum(), 1e-12))
+    odd = [e for e, slope in slopes.items() if slope < 0.5 * float(np.median(list(slopes.values())))]
+    if odd and len(odd) <= 0.2 * len(slopes):
+        yield Finding("action-unrelated", "warning",
+                      f"{count(len(odd), 'episode')} in which the actions do not do what "
+                      f"they do elsewhere: {listed(odd)}", "look whether the actions belong to this episode, and to "
+                      "this robot", Where(episode=odd[0], feature="action"))
+
+
+def _far(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:
+    """Of (size, episode, step), largest first, those above a wide gap. Contacts make large residuals of every size."""
+    values = np.array([size for size, _, _ in sizes] + [_JUMP / 3])
+    gaps = values[:-1] / values[1:] if len(values) > 1 else np.empty(0)
+    gaps[(values[:-1] < _JUMP) | (np.arange(len(gaps)) >= most)] = 0
+    return sizes[:int(np.argmax(gaps)) + 1] if len(gaps) and gaps.max() > _GAP else []
+
+
+def _residuals(data, model, most=None):
+    """(episode, what the model of states misses (n, D), what the model of states and actions misses)."""
+    for e, s, a in _pairs(data, 1, most):
+        change = _change(s)
+        yield e, model.plain.residual(s[:-1], change), model.full.residual(_beside(s[:-1], a), change)
+
+
+def lag(data: Dataset) -> Iterator[Finding]:
+    """By how many steps the actions are early or late: which of them explains the motion of a step best."""
+    models = {k: m for k in LAGS if (m := _fit(data, k)) is not None}
+    if len(models) < len(LAGS):
+        return
+    told = {k: 1 - m.unexplained for k, m in models.items()}
+    best = max(told, key=told.get)
+    clear = 1 - told[best] < 0.5 * (1 - told[0])
+    if best > 0 and (clear or best > 1 and told[best] > max(0.1, 1.15 * told[0])):
+        yield Finding("action-lag", "warning", f"the motion of a step is explained best by the action "
+                      f"{count(best, 'step')} later ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} by "
+                      "its own action): the actions are stored late, or are what was reached", "shift the actions, so "
+                      "that each stands beside the observation that it was chosen from", Where(feature="action"))
+    elif best < 0 and clear:
+        yield Finding("action-lag", "warning" if best < -2 else "note", f"the motion follows the action after "
+                      f"{count(-best, 'step')} ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} at once)",
+                      "a slow robot, or observations stored late", Where(feature="action"))
+
+
+def convention(data: Dataset) -> Iterator[Finding]:
+    """Actions that are positions in some episodes and differences in others."""
+    kinds: dict[int, str] = {}
+    for e, s, a in _pairs(data, 8):
+        after, change = s[1:], _change(s)
+        moving = (np.std(change, 0) > 1e-9 * (1 + np.abs(after).max(0)))
+        if not moving.any() or not (np.std(a, 0) > 0).any():
+            continue
+        live = np.flatnonzero(np.std(a, 0) > 0)
+        spread = np.std(after, 0)[moving] + 1e-12
+        error = np.sqrt(np.mean(np.square(a[:, live, None] - after[:, None, moving]), 0)) / spread
+        absolute = (error.min(1) < 0.5)
+        delta = _correlation(a[:, live], change[:, moving]).max(1) > 0.9
+        if absolute.mean() > 0.5:
+            kinds[e] = "positions"
+        elif (delta & ~absolute).mean() > 0.5:
+            kinds[e] = "differences"
+    fewer = min(("positions", "differences"), key=lambda kind: sum(k == kind for k in kinds.values()))
+    few = [e for e, kind in kinds.items() if kind == fewer]
+    if few and len(few) < len(kinds):
+        yield Finding("convention-mixed", "warning", f"the actions are {fewer} in {count(len(few), 'episode')} of "
+                      f"{len(kinds)}, and not in the others: {listed(few)}", "convert them to one convention",
+                      Where(episode=few[0], feature="action"))
+
+
+def scales(data: Dataset) -> Iterator[Finding]:
+    """Episodes in other units: a column as a whole lies far beyond what it is in all others, or far below."""
+    if len(data) < 5:
+        return
+    for name, f in data[0].features().items():
+        if role(name) not in ("observation", "action") or f.kind != "vector" or not f.size or f.size > 4096:
+            continue
+        size = np.array([_size(episode.steps[name]) for episode in data])  # (E, D) log of the largest value
+        if not np.isfinite(size).all():
+            continue
+        odd = _apart(np.median(size, 1)) or next((o for d in range(size.shape[1]) if (o := _apart(size[:, d], True))),
+                                                 [])
+        if odd:
+            yield Finding("scale", "warning", f"{name}: {count(len(odd), 'episode')} of another magnitude than the "
+                          f"others: {listed(odd)}", "look for degrees and radians, or millimetres and metres",
+                          Where(episode=odd[0], feature=name))
+
+
+# -- small things ---------------------------------------------------------------------------------------------------
+
+
+def _size(values) -> np.ndarray:
+    flat = np.abs(np.asarray(values, np.float64).reshape(len(values), -1))
+    return np.log(np.nanmax(np.where(np.isfinite(flat), flat, np.nan), axis=0, initial=1e-4))
+
+
+def _apart(size: np.ndarray, above: bool = False) -> list[int]:
+    """The fewer of two groups with a wide gap between them."""
+    order = np.argsort(size, kind="stable")
+    gaps = np.diff(size[order])
+    at = int(np.argmax(gaps))
+    few = order[at + 1:] if at + 1 > len(size) / 2 else order[:at + 1]
+    if gaps[at] < np.log(10) or len(few) > 0.4 * len(size) or (above and few[0] == order[0]):
+        return []
+    return sorted(map(int, few))
+
+
+def _pairs(data: Dataset, fewest: int, most: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(episode, states (n + 1, D), actions (n, A)), n steps whose next state is known."""
+    features = data[0].features()
+    states, actions = _named(features, "observation"), _named(features, "action")
+    if not states or not actions:
+        return
+    each = 1 if most is None else max(1, -(-int(rows_of(data).sum()) // most))
+    for e in range(0, len(data), each):
+        episode = data[e]
+        s, a = _flat(episode, states), _flat(episode, actions)
+        n = min(len(s) - 1, len(a), len(episode))
+        if n >= fewest and np.isfinite(s[:n + 1]).all() and np.isfinite(a[:n]).all():
+            yield e, s[:n + 1], a[:n]
+
+
+def _named(features, kind) -> list[str]:
+    return [n for n, f in features.items() if role(n) == kind and f.kind == "vector" and f.dtype != "bool" and f.size]
+
+
+def _flat(episode, names) -> np.ndarray:
+    columns = [np.asarray(episode.steps[n], np.float64) for n in names]
+    rows = min(map(len, columns))
+    return np.concatenate([c[:rows].reshape(rows, -1) for c in columns], 1)
+
+
+def _beside(s, a):
+    return np.concatenate([s, a], 1)
+
+
+def _change(s: np.ndarray) -> np.ndarray:
+    """s' - s; an angle that wraps goes the short way round."""
+    change = np.diff(s, axis=0)
+    wraps = (np.abs(change) > np.pi) & (np.abs(change) <= 2 * np.pi + 1e-3) & (np.abs(s).max(0) <= 2 * np.pi + 1e-3)
+    return np.where(wraps, change - 2 * np.pi * np.sign(change), change)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(A, B) absolute."""
+    a, b = ((x - x.mean(0)) / (x.std(0) + 1e-12) for x in (a, b))
+    return np.abs(a.T @ b) / len(a)
+
+
+class _Squares:
+    """Least squares of y on [1, x], gathered piece by piece."""
+
+    def __init__(self):
+        self.xx = self.xy = self.yy = self.y = 0.0
+        self.n, self.shift = 0, None
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        if self.shift is None:  # near the middle, so that squares keep their digits
+            self.shift = x.mean(0)
+        x = np.concatenate([np.ones((len(x), 1)), x - self.shift], 1)
+        self.xx, self.xy = self.xx + x.T @ x, self.xy + x.T @ y
+        self.yy, self.y, self.n = self.yy + np.square(y).sum(0), self.y + y.sum(0), self.n + len(x)
+
+    def solve(self) -> _Squares:
+        scale = 1 / np.sqrt(np.maximum(np.diag(self.xx), 1e-12 * self.n))
+        small = self.xx * scale[:, None] * scale
+        small[np.diag_indices_from(small)] += 1e-9
+        self.weights = scale[:, None] * np.linalg.solve(small, scale[:, None] * self.xy)
+        self.variance = np.maximum(self.yy / self.n - np.square(self.y / self.n), 0)
+        return self
+
+    def residual(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return y - self.weights[0] - (x - self.shift) @ self.weights[1:]
+
+    @property
+    def left(self) -> np.ndarray:
+        """(D,) mean square of the residuals on what it was fitted to."""
+        return np.maximum(self.yy - 2 * (self.weights * self.xy).sum(0)
+                          + np.einsum("ij,ik,kj->j", self.weights, self.xx, self.weights), 0) / self.n
+
+
+@dataclass(frozen=True)
+class _Model:
+    plain: _Squares  # on the state alone
+    full: _Squares  # and the action
+    names: list[str]
+
+    @property
+    def change(self) -> np.ndarray:
+        return np.sqrt(self.plain.variance)
+
+    @property
+    def unexplained(self) -> float:
+        """Of what the state alone leaves open, the share that the action does, too; the mean over components."""
+        live = self.plain.left > 1e-6 * self.plain.variance + 1e-18
+        return float(np.mean(self.full.left[live] / self.plain.left[live])) if live.any() else 1.0
+
+
+def _fit(data: Dataset, lag: int) -> _Model | None:
+    features = data[0].features()
+    names = [f"{n}[{features[n].names[i] if features[n].names else i}]" if features[n].shape else n
+             for n in _named(features, "observation") for i in range(features[n].size)]
+    width = len(names) + sum(features[n].size for n in _named(features, "action"))
+    if not names or width == len(names) or width > _WIDEST:
+        return None
+    plain, full, margin = _Squares(), _Squares(), 0 if lag == 0 else max(LAGS)
+    for _, s, a in _pairs(data, 2 * max(LAGS) + 1 if lag else 1, _STEPS):
+        at = np.arange(margin, len(a) - margin)
+        change = _change(s)[at]
+        plain.add(s[at], change)
+        full.add(_beside(s[at], a[at + lag]), change)
+    if full.n < max(100, _FEWEST * width):
+        return None
+    return _Model(plain.solve(), full.solve(), names)

@@ -1,0 +1,430 @@
+"""MCAP files and ROS 1 and 2 bags as episodes: topics joined on one clock by a mapping (mapping.py).
+
+One recording is one episode, or several where more than `gap` seconds pass without a whole row, or where a topic of the
+mapping says so. Numbers and text are decoded once, into the cache; images when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import Feature, UserError, role
+from .. import cache
+from ..episode import Dataset
+from . import logs as streams
+from . import mapping as maps
+from .base import Episodes, Source
+from .logs import Log
+from .mapping import Column, Map
+
+_APART = 1.0  # s between header stamps and the times logged that deserve a word
+_LISTED = 5  # gaps that are said one by one
+
+
+class Unmapped(UserError):
+    """Messages do not hold what the mapping says of a column."""
+
+    def __init__(self, column: str, what: str, **more):
+        super().__init__(what, **more)
+        self.column = column
+
+
+def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None) -> Dataset:
+    """Raises UserError where there is no mapping, or where no row has all of its columns."""
+    path = Path(path)
+    if mapping is None:
+        raise UserError("expected a mapping from topics to columns, which a recording of messages needs, found none",
+                        where=path, do=f"understudy inspect {path} --json > map.json proposes one; correct it, and "
+                        "give it with --map map.json, or as Dataset.open(path, mapping=...)")
+    source = Bags(path, streams.logs(path), maps.read(mapping))
+    if not len(source.lengths):
+        raise UserError("expected rows that have all columns of the mapping, found none"
+                        + "".join(f"\n  {w}" for w in source.facts["warnings"]), where=path,
+                        do="allow a larger age, or leave the column out that is missing")
+    return Dataset(Episodes(source), source.facts)
+
+
+def look(path: Path) -> Dataset:
+    """Under the mapping that is proposed, which is facts["mapping"]; it may have no episode at all. Columns that
+    cannot be read after all are left out, and facts["warnings"] says why."""
+    path = Path(path)
+    recordings = streams.logs(path)
+    mapping, left = propose(recordings)
+    while True:
+        try:
+            source = Bags(path, recordings, mapping, left)
+            return Dataset(Episodes(source), source.facts)
+        except Unmapped as error:
+            left = [*left, f"{error.column} of topic {mapping.columns[error.column].topic} is left out: {error.what}"]
+            kept = {n: c for n, c in mapping.columns.items() if n != error.column}
+            mapping = replace(mapping, columns=kept)
+
+
+def propose(recordings: list[Log]) -> tuple[Map, list[str]]:
+    """A mapping of the topics of these recordings, and what it leaves out. Reads every message's time."""
+    topics: dict[str, maps.Topic] = {}
+    absent = {t: log.path.name for log in recordings for g in recordings for t in g.types if t not in log.types}
+    for log in recordings:
+        for name, type in log.types.items():
+            if name in absent or name in topics and topics[name].count >= log.counts.get(name, 0):
+                continue
+            message, stamps, count = None, np.empty(0, np.int64), log.counts.get(name, 0)
+            if count and name not in log.undecoded:
+                message = next((m for _, _, m in log.messages([name])), None)
+                stamps = np.sort(_Scan.of(log, [name]).stamps[name]) / 1e9
+            topics[name] = maps.Topic(name, type, count, stamps, message, streams.is_image(type),
+                                      log.undecoded.get(name, ""))
+    records = {n: {k: v for k, v in r.items() if all(k in log.metadata.get(n, ()) for log in recordings)}
+               for log in recordings[:1] for n, r in log.metadata.items()}
+    mapping, left = maps.propose(list(topics.values()), records)
+    return mapping, [*(f"topic {t} is not in {name}; it is left out" for t, name in absent.items()), *left]
+
+
+# -- one recording ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What was read of a recording. times: logged, by topic, in the order of the messages. stamps: by which they are
+    joined, likewise. values: of each column that is no image."""
+
+    times: Mapping[str, np.ndarray]
+    stamps: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray]
+
+    @staticmethod
+    def of(log: Log, topics: list[str], columns: Mapping[str, Column] | None = None,
+           schema: Mapping[str, Feature] | None = None, by: str = "header") -> _Scan:
+        """From the cache, or read once. Raises Unmapped."""
+        columns, schema = columns or {}, schema or {}
+        columns = {n: c for n, c in columns.items() if c.topic in topics and schema[n].kind != "image"}
+        topics = sorted(t for t in topics if log.counts.get(t))
+        key = cache.digest("bags", log.key, topics, by, {n: c.document() for n, c in columns.items()},
+                           {n: [f.dtype, f.shape] for n, f in schema.items()})
+        size = sum(16 * log.counts[t] for t in topics) + sum(
+            log.counts.get(c.topic, 0) * (schema[n].size * 8 if schema[n].kind != "string" else 256)
+            for n, c in columns.items()) + 8
+        found = cache.arrays(key, size, lambda part: _build(log, topics, columns, schema, by, part), str(log.path))
+        kinds = {k: {n.partition("/")[2]: a for n, a in found.items() if n.startswith(f"{k}/")}
+                 for k in ("time", "stamp", "value")}
+        return _Scan(kinds["time"], kinds["stamp"], kinds["value"])
+
+
+def _build(log: Log, topics, columns, schema, by, part: Path) -> None:
+    counts = {t: log.counts[t] for t in topics}
+    times = {t: cache.create(part, f"time/{t}", (n,), np.int64) for t, n in counts.items()}
+    stamps = {t: cache.create(part, f"stamp/{t}", (n,), np.int64) for t, n in counts.items()}
+    cache.create(part, "nothing", (1,), np.int64)  # an entry has at least one array
+    texts = {n: [] for n in columns if schema[n].kind == "string"}
+    values = {n: cache.create(part, f"value/{n}", (counts.get(c.topic, 0), *schema[n].shape), schema[n].dtype)
+              for n, c in columns.items() if n not in texts}
+    of_topic = {t: [n for n, c in columns.items() if c.topic == t] for t in topics}
+    seen, headed = dict.fromkeys(topics, 0), dict.fromkeys(topics, by == "header")
+    for topic, time, message in log.messages(topics):
+        i, said = seen[topic], streams.stamp(message) if headed[topic] else None
+        if i == counts[topic]:
+            raise UserError(f"expected {counts[topic]} messages, as its index says, found more",
+                            where=f"{log.path}, topic {topic}", do="make its index anew (ros2 bag reindex)")
+        headed[topic] = said is not None
+        times[topic][i], stamps[topic][i], seen[topic] = time, said or 0, i + 1
+        for name in of_topic[topic]:
+            found = _value(log, name, columns[name], schema[name], message, i)
+            if name in texts:
+                texts[name].append(found)
+            else:
+                values[name][i] = found
+    for topic, n in seen.items():
+        if n < counts[topic]:
+            raise UserError(f"expected {counts[topic]} messages, as its index says, found {n}",
+                            where=f"{log.path}, topic {topic}", do="make its index anew (ros2 bag reindex)")
+        if not headed[topic]:  # never two clocks in one topic
+            stamps[topic][:] = times[topic]
+    for name, found in texts.items():
+        array = np.array(found or [""], np.str_)
+        cache.create(part, f"value/{name}", array.shape, array.dtype)[:] = array
+
+
+def _value(log, name, column, feature, message, i):
+    """Of one message; as wide as the first was. Raises Unmapped."""
+    where = f"{log.path}, topic {column.topic}, message {i}"
+    try:
+        found = maps.value(message, name, column)
+    except maps.Mismatch as error:
+        raise Unmapped(name, str(error), where=where, do="correct field, names or indices of the mapping") from None
+    if isinstance(found, str) != (feature.kind == "string"):
+        raise Unmapped(name, f"expected {'text' if feature.kind == 'string' else 'numbers'} as in the first message, "
+                       f"found {'text' if isinstance(found, str) else 'numbers'}", where=where,
+                       do="leave the column out")
+    if not isinstance(found, str) and found.shape != feature.shape:
+        raise Unmapped(name, f"expected the shape {feature.shape} of the first message, found {found.shape}",
+                       where=where, do="choose components that are always there, by names or indices")
+    return found
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Joined:
+    """A recording on its clock. ticks (T,) ns, those that are in an episode. below, above (T,): the messages of each
+    column, as they lie in it."""
+
+    log: Log
+    scan: _Scan
+    ticks: np.ndarray
+    below: dict[str, np.ndarray]
+    above: dict[str, np.ndarray]
+
+
+class Bags(Source):
+    def __init__(self, path: Path, recordings: list[Log], mapping: Map, left: list[str] | None = None):
+        self.path, self.mapping = path, mapping
+        self._warnings: list[str] = [*(f"{log.cut}; what is there was read" for log in recordings if log.cut),
+                                     *(left or [])]
+        self._metadata = [log.metadata for log in recordings]
+        self._check(recordings)
+        self.schema = self._features(recordings)
+        self.key = cache.digest("bags", [log.key for log in recordings], mapping.document())
+        self._joined: list[_Joined] = []
+        parts = []  # (recording, first tick, rows, has a last row)
+        for number, log in enumerate(recordings):
+            joined, found = self._join(log)
+            self._joined.append(joined)
+            parts += [(number, *p) for p in found]
+        table = np.array(parts, np.int64).reshape(-1, 4)
+        self._log, self._first, self.lengths, self._more = table.T
+        kinds = list(dict.fromkeys(log.kind for log in recordings))
+        self.facts = {"format": kinds[0] if kinds else "mcap", "version": "", "path": str(path), "fps": self._fps(),
+                      "robot_type": None, "warnings": self._warnings, "mapping": mapping.document(),
+                      "topics": [{"name": t, "type": log.types[t], "messages": sum(
+                          g.counts.get(t, 0) for g in recordings)} for t, log in {
+                              t: log for log in reversed(recordings) for t in log.types}.items()],
+                      "cut": [str(log.path) for log in recordings if log.cut]}
+
+    def _check(self, recordings):
+        for log in recordings:
+            named = [(f"features.{n}", c.topic) for n, c in self.mapping.columns.items() if c.topic is not None]
+            for key, topic in [*named, ("clock", self.mapping.clock), ("episodes", self.mapping.episodes)]:
+                if topic is not None and topic not in log.types:
+                    raise UserError(f"expected a topic {topic!r}, which the mapping names in {key}, found "
+                                    f"{', '.join(log.types) or 'none'}", where=log.path, do="correct the mapping")
+                if topic is not None and topic in log.undecoded:
+                    raise UserError(f"expected messages that can be decoded, found {log.undecoded[topic]}",
+                                    where=f"{log.path}, topic {topic}", do="leave the topic out of the mapping")
+            for name, c in self.mapping.columns.items():
+                record = log.metadata.get(c.metadata, {})
+                if c.metadata is not None and c.field[0] not in record:
+                    raise UserError(f"expected a record of metadata {c.metadata!r} with {c.field[0]!r}, found "
+                                    f"{', '.join(log.metadata) or 'none'}", where=f"{log.path}, features.{name}",
+                                    do="correct the mapping")
+
+    # -- columns ------------------------------------------------------------------------------------------------------
+
+    def _features(self, recordings) -> dict[str, Feature]:
+        """Of the first message of each column, in the first recording that has one."""
+        out = {}
+        for name, c in self.mapping.columns.items():
+            if c.topic is None:
+                value = c.value if c.metadata is None else ""
+                kind = np.asarray(value)
+                if kind.dtype.kind not in "biufU":
+                    raise UserError(f"expected text or numbers, found {value!r}", where=f"mapping, features.{name}",
+                                    do="give numbers of one shape")
+                out[name] = Feature.of(np.broadcast_to(kind, (1, *kind.shape)))
+                continue
+            log = next((log for log in recordings if log.counts.get(c.topic)), None)
+            message = None if log is None else next((m for _, _, m in log.messages([c.topic])), None)
+            if message is not None:
+                out[name] = self._feature(name, c, message, log)
+            else:
+                self._warnings.append(f"topic {c.topic} has no messages, so that {name} has no rows")
+                out[name] = Feature("float64", (1,))
+        return {**out, "timestamp": Feature("float64", ())}
+
+    def _feature(self, name, c: Column, message, log) -> Feature:
+        where = f"{log.path}, topic {c.topic}, message 0"
+        if streams.is_image(log.types[c.topic]) and not c.field:
+            if c.join == "interpolate":
+                raise Unmapped(name, "expected a join of images to be last, next or nearest, found interpolate",
+                               where=f"mapping, features.{name}", do="choose one of them")
+            try:
+                return Feature("uint8", streams.picture(message, where).shape, "image")
+            except UserError as error:
+                raise Unmapped(name, error.what, where=error.where, do=error.do) from None
+        try:
+            found = maps.value(message, name, c)
+            names = None if isinstance(found, str) else maps.components(message, c)
+        except maps.Mismatch as error:
+            raise Unmapped(name, str(error), where=where, do="correct field, names or indices of the mapping") from None
+        if isinstance(found, str):
+            if c.join == "interpolate":
+                raise Unmapped(name, "expected numbers to interpolate, found text", where=where, do="join it by last")
+            return Feature("string", (), "string")
+        if 0 in found.shape:
+            raise Unmapped(name, f"expected at least one number, found the shape {found.shape}", where=where,
+                           do="correct field, names or indices of the mapping")
+        if c.join == "interpolate" and found.dtype.kind != "f":
+            found = found.astype(np.float64)
+        feature = Feature.of(found[None])
+        return replace(feature, names=names if names and len(names) == feature.size else None)
+
+    def _join(self, log: Log) -> tuple[_Joined, list[tuple[int, int, bool]]]:
+        """(first of the kept ticks, rows, whether one more is observed) of each episode."""
+        m = self.mapping
+        scan = _Scan.of(log, m.topics, m.columns, self.schema, m.stamp)
+        order, sorted_ = {}, {}
+        for topic in m.topics:
+            stamps = np.asarray(scan.stamps.get(topic, np.empty(0, np.int64)))
+            order[topic] = np.argsort(stamps, kind="stable")
+            sorted_[topic] = stamps[order[topic]]
+            self._note_times(log, topic, stamps, scan)
+        ticks = self._ticks(sorted_)
+        whole, seen = np.ones(len(ticks), bool), np.ones(len(ticks), bool)
+        below, above, there = {}, {}, {}
+        for name, c in m.columns.items():
+            if c.topic is not None:
+                low, high, there[name] = maps.join(sorted_[c.topic], ticks, c.join, c.age)
+                if len(order[c.topic]):
+                    low, high = order[c.topic][low], order[c.topic][high]
+                below[name], above[name] = low, high
+                whole &= there[name]
+                if role(name) == "observation":
+                    seen &= there[name]
+        whole &= bool(there)  # a constant alone makes no row
+        marks = sorted_[m.episodes] if m.episodes else np.empty(0, np.int64)
+        episodes = list(self._episodes(log, ticks, whole, seen, there, np.searchsorted(marks, ticks, "right")))
+        kept = np.concatenate([rows for rows, _ in episodes]) if episodes else np.empty(0, np.int64)
+        first = np.cumsum([0, *(len(rows) for rows, _ in episodes)])
+        joined = _Joined(log, scan, ticks[kept], {n: i[kept] for n, i in below.items()},
+                         {n: i[kept] for n, i in above.items()})
+        return joined, [(int(f), len(rows) - more, more) for f, (rows, more) in zip(first, episodes, strict=False)]
+
+    def _note_times(self, log, topic, stamps, scan) -> None:
+        if not len(stamps):
+            return
+        back = int((np.diff(stamps) < 0).sum())
+        if back:
+            self._warnings.append(f"{log.path.name}: {back} messages of {topic} are stamped before the one that they "
+                                  "follow; they are put in order")
+        apart = float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
+        if abs(apart) > _APART:
+            self._warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(apart):.3g} s "
+                                  f"{'after' if apart > 0 else 'before'} the times logged; \"stamp\": \"log\" in the "
+                                  "mapping joins by those")
+
+    def _ticks(self, stamps: Mapping[str, np.ndarray]) -> np.ndarray:
+        if self.mapping.clock is not None:
+            return np.unique(stamps[self.mapping.clock])
+        mapped = [stamps[c.topic] for c in self.mapping.columns.values() if c.topic is not None]
+        mapped = [s for s in mapped if len(s)]
+        if not mapped:
+            return np.empty(0, np.int64)
+        first, last = min(int(s[0]) for s in mapped), max(int(s[-1]) for s in mapped)
+        held = [int(s[0]) for name, c in self.mapping.columns.items() if c.topic and c.join in ("last", "interpolate")
+                for s in [stamps[c.topic]] if len(s)]
+        first = max([first, *held])  # the first row falls on a message, not between two
+        period = 1e9 / self.mapping.fps
+        return first + np.round(np.arange(max(0, int((last - first) / period) + 1)) * period).astype(np.int64)
+
+    def _episodes(self, log, ticks, whole, seen, there, mark) -> Iterator[tuple[np.ndarray, bool]]:
+        """(the ticks of each episode, whether the last of them is only observed). Says what is not whole."""
+        rows, name = np.flatnonzero(whole), log.path.name
+
+        def missing(begin, end):
+            return ", ".join(n for n, t in there.items() if not t[begin:end].all()) or "the clock"
+
+        if not there:
+            return
+        if not len(rows):
+            self._warnings.append(f"{name}: no row has all columns" + (f"; missing: {missing(0, len(ticks))}"
+                                                                       if len(ticks) else ", since it has no messages"))
+            return
+        gap, apart = round(self.mapping.gap * 1e9), np.diff(ticks[rows])
+        ends = (apart > gap) | (np.diff(mark[rows]) > 0)
+        holes = np.flatnonzero((np.diff(rows) > 1) | (apart > gap))
+        for h in holes[:_LISTED]:
+            a, b = rows[h], rows[h + 1]
+            self._warnings.append(
+                f"{name}: {apart[h] / 1e9:.3g} s without a whole row, from {(ticks[a] - ticks[0]) / 1e9:.3f} s on "
+                f"({missing(a + 1, b)})" + ("; another episode begins after it" if ends[h] else ""))
+        if len(holes) > _LISTED:
+            self._warnings.append(f"{name}: {len(holes) - _LISTED} more such gaps")
+        if rows[0] > 0:
+            self._warnings.append(f"{name}: {rows[0]} ticks before the first whole row are left out "
+                                  f"({missing(0, rows[0])})")
+        observed = any(role(n) == "observation" for n in there)
+        for stretch in np.split(rows, np.flatnonzero(ends) + 1):
+            end = int(stretch[-1]) + 1
+            more = bool(observed and end < len(ticks) and seen[end] and not whole[end]
+                        and ticks[end] - ticks[end - 1] <= gap and mark[end] == mark[end - 1])
+            if end > rows[-1] and (left := len(ticks) - end - more):
+                self._warnings.append(f"{name}: {left} ticks after the last whole row are left out "
+                                      f"({missing(end + more, len(ticks))})")
+            yield np.append(stretch, end) if more else stretch, more
+
+    def _fps(self) -> float | None:
+        if self.mapping.fps is not None:
+            return float(self.mapping.fps)
+        apart = [np.diff(j.ticks) for j in self._joined]
+        apart = np.concatenate(apart) if apart else np.empty(0)
+        return maps._rate(1e9 / float(np.median(apart))) if len(apart) else None
+
+    @cached_property
+    def _longer(self) -> np.ndarray:
+        return self.lengths + self._more
+
+    def rows(self, name):
+        return self._longer if role(name) == "observation" and name in self.mapping.columns else self.lengths
+
+    def meta(self, episode):
+        joined = self._joined[self._log[episode]]
+        records = self._metadata[self._log[episode]]
+        return {"file": joined.log.path.name, "began": int(joined.ticks[self._first[episode]]) / 1e9,
+                **({"metadata": {n: dict(r) for n, r in records.items()}} if records else {})}
+
+    def column(self, name, episode):
+        joined, first = self._joined[self._log[episode]], int(self._first[episode])
+        rows = slice(first, first + int(self.rows(name)[episode]))
+        if name == "timestamp":
+            return (joined.ticks[rows] - joined.ticks[first]) / 1e9
+        c, feature = self.mapping.columns[name], self.schema[name]
+        if c.topic is None:
+            value = c.value if c.metadata is None else joined.log.metadata[c.metadata][c.field[0]]
+            value = np.asarray(value)
+            return np.broadcast_to(value, (rows.stop - rows.start, *value.shape))
+        if feature.kind == "image":
+            out = np.empty((rows.stop - rows.start, *feature.shape), np.uint8)
+            for row, image in self.frames(name, episode):
+                out[row] = image
+            return out
+        values, below, above = joined.scan.values[name], joined.below[name][rows], joined.above[name][rows]
+        low = values[below]
+        if c.join != "interpolate":
+            return low
+        stamps = np.asarray(joined.scan.stamps[c.topic])
+        span = (stamps[above] - stamps[below]).clip(1)
+        share = ((joined.ticks[rows] - stamps[below]) / span).reshape(-1, *[1] * len(feature.shape))
+        return (low + share * (values[above].astype(np.float64) - low)).astype(feature.dtype)
+
+    def frames(self, name, episode):
+        """In the order of their messages, each decoded once, whatever the number of rows that show it."""
+        joined, c, first = self._joined[self._log[episode]], self.mapping.columns[name], int(self._first[episode])
+        wanted = joined.below[name][first: first + int(self.rows(name)[episode])]
+        times = np.asarray(joined.scan.times[c.topic])
+        begin, end = int(times[wanted].min()), int(times[wanted].max())
+        numbers = np.flatnonzero((times >= begin) & (times <= end))
+        needed = set(wanted.tolist())
+        for i, (_, _, message) in zip(numbers, joined.log.messages([c.topic], begin, end), strict=True):
+            if int(i) in needed:
+                where = f"{joined.log.path}, topic {c.topic}, message {i}"
+                image = streams.picture(message, where)
+                if image.shape != self.schema[name].shape:
+                    raise UserError(f"expected images of the shape {self.schema[name].shape} of the first, found "
+                                    f"{image.shape}", where=where, do="leave the topic out of the mapping")
+                yield np.flatnonzero(wanted == i), image

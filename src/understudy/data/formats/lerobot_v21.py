@@ -1,0 +1,97 @@
+"""Writing LeRobot v2.1 data sets, for those whose lerobot is older than 0.4: one parquet file and one video an episode.
+
+What the format has no room for is kept in meta/understudy, as in v3.0 (lerobot.py), and is read from there again.
+Source: huggingface/lerobot v0.3.3, src/lerobot/datasets/{utils,lerobot_dataset}.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...core import UserError
+from ...files import whole_folder, write_json, write_text
+from .. import cache, video
+from ..episode import Dataset
+from .lerobot_read import OURS
+from .lerobot_write import _arrow, _plain, _plan, _schema, _write_facts, _write_last, _Writer, holds
+
+__all__ = ["holds", "write"]
+
+DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+_STATS = ("min", "max", "mean", "std", "count")
+
+
+def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1", "h264", "png"] = "video") -> None:
+    """A new folder, there whole or not at all, which lerobot 0.1 to 0.3 opens unchanged; otherwise as the writing of
+    v3.0 (lerobot_write.write)."""
+    if not len(dataset):
+        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
+    if images not in ("video", "av1", "h264", "png"):
+        raise UserError(f"expected images to be video, av1, h264 or png, found {images!r}", do="choose one of them")
+    with cache.room_on_disk(Path(path)), whole_folder(path) as part:
+        plan = _plan(dataset.features(), dataset.fps, dataset.facts.get("robot_type"), images)
+        info = {}
+        for key, value in plan.info.items():
+            if key == "chunks_size":
+                info |= {"total_videos": 0, "total_chunks": 0}
+            if not key.endswith("_size_in_mb"):
+                info[key] = value
+        info |= {"codebase_version": "v2.1", "data_path": DATA, "video_path": VIDEO if info["video_path"] else None}
+        _Writer21(part, replace(plan, info=info), {}, {}, None, dataset.fps is not None).add(dataset)
+
+
+class _Writer21(_Writer):
+    """Checks, numbers and statistics are those of v3.0; where they lie is not."""
+
+    def _place(self, pattern: str, columns, **more) -> Path:
+        e = int(columns["episode_index"][0])
+        path = self.root / pattern.format(episode_chunk=e // self.plan.info["chunks_size"], episode_index=e, **more)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _write_data(self, columns, length, first):
+        table = pa.table({n: _arrow(columns[n][:length], self.plan.stored(n)) for n in self.plan.data},
+                         schema=_schema(self.plan))
+        pq.write_table(table, self._place(DATA, columns))
+        self._numbers = columns
+        return {}
+
+    def _write_video(self, camera, frames, times):
+        writer = video.VideoWriter(self._place(VIDEO, self._numbers, video_key=camera), self.plan.codec,
+                                   frames.shape[1:], self.plan.fps)
+        try:
+            writer.add(frames, times)
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        return {}
+
+    def _roll(self):
+        pass
+
+    def _close(self):
+        pass
+
+    def _commit(self):
+        meta, ours, total = self.root / "meta", self.root / OURS, len(self._rows)
+        stats = [{"episode_index": e, "stats": _plain({n: {k: s[k] for k in _STATS} for n, s in stats.items()})}
+                 for e, stats in enumerate(self._stats)]
+        tasks = [{"task_index": i, "task": t} for t, i in self.tasks.items()]
+        for name, rows in (("tasks", tasks), ("episodes", self._rows), ("episodes_stats", stats)):
+            write_text(meta / f"{name}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        _write_last(ours / "last.parquet", self._last, self.plan)
+        _write_facts(ours / "episodes.jsonl", self._facts, 0)
+        write_json(ours / "schema.json", self._schema())
+        size = self.plan.info["chunks_size"]
+        info = {**self.plan.info, "total_episodes": total, "total_frames": self._steps, "total_tasks": len(tasks),
+                "total_videos": total * len(self.plan.cameras), "total_chunks": -(-total // size),
+                "splits": {"train": f"0:{total}"}}
+        write_text(meta / "info.json", json.dumps(info, indent=4, ensure_ascii=False))

@@ -1,0 +1,260 @@
+"""Data sets at addresses: hf://datasets/OWNER/NAME[@revision], s3://BUCKET/KEY, https://HOST/FILE and whatever else
+fsspec knows. Their files are fetched into the cache, each once, and read there.
+
+Of a LeRobot data set, data and video files are fetched when they are first read; of others all are, before anything is
+read. A transfer that was interrupted goes on where it stopped. What was fetched is known by the source's own mark of
+the version, so that a changed file is fetched anew; without a network, what was fetched last is read. Downloads are
+bounded as the cache is (UNDERSTUDY_CACHE_GB), the least recently used data sets going first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...core import UserError
+from ...files import read_json, write_json
+from .. import cache
+
+_BLOCK = 2**23  # bytes fetched at a time
+_TOLD = 10**6  # bytes from which fetching is worth a word
+_FOLDER, _LIST = "fetched", ".understudy.json"
+_held: set[Path] = set()  # data sets that this process reads
+
+
+def address(path: str | Path) -> str | None:
+    """The address that `path` is, with both slashes, which a Path drops; None for a place on this machine."""
+    text = str(path)
+    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", text)  # one letter is a drive
+    if found is None or Path(text).exists():
+        return None
+    protocol, rest = found[1].lower(), found[2]
+    if protocol == "hf" and rest.partition("/")[0] not in ("datasets", "models", "spaces", "buckets"):
+        rest = f"datasets/{rest}"
+    return f"{protocol}://{rest}"
+
+
+def local(path: str | Path) -> Path:
+    """Where on this machine `path` is read: itself, or, for an address, the copy of what lies there, which is fetched
+    as far as it is needed at once. Raises UserError."""
+    if (at := address(path)) is None:
+        return Path(path).expanduser()
+    if at.startswith("file://"):
+        return Path("/" + at[7:].lstrip("/"))
+    root = cache.folder() / _FOLDER
+    with known(at):
+        fs, place = opened(at)
+    try:
+        with known(at):
+            files = _listed(fs, place)
+    except _Away as away:  # no network: what was fetched last
+        last = root / f"{cache.digest('address', at)}.json"
+        if not last.exists() or not (root / read_json(last)["entry"]).is_dir():
+            raise away from None
+        print(f"{at} cannot be reached; what was fetched of it last is read", file=sys.stderr)
+        entry = root / read_json(last)["entry"]
+    else:
+        entry = root / cache.digest("fetched", at, {n: f["mark"] for n, f in files.items()})
+        if not (entry / _LIST).exists():
+            write_json(entry / _LIST, {"address": at, "files": files})
+        write_json(root / f"{cache.digest('address', at)}.json", {"entry": entry.name})
+    _held.add(entry)
+    os.utime(entry)
+    files = _said(entry)["files"]
+    name = next(iter(files)) if len(files) == 1 and files[next(iter(files))]["alone"] else ""
+    _fetch(entry, _now(files))
+    return entry / name
+
+
+def there(path: Path) -> bool:
+    """Whether a file is here, or will be once it is read."""
+    return path.is_file() or _entry(path)[0] is not None
+
+
+def fetched(path: Path) -> Path:
+    """`path`, with the file there, if it can be had."""
+    if not path.exists():
+        entry, name = _entry(path)
+        if entry is not None:
+            _fetch(entry, [name])
+    return path
+
+
+def mark(path: Path) -> list:
+    """What changes when the file does: its size and time, or what its source says of it."""
+    entry, name = _entry(path)
+    if entry is not None:
+        return [_said(entry)["files"][name]["mark"]]
+    at = path.stat()
+    return [at.st_size, at.st_mtime_ns]
+
+
+# -- what is where ----------------------------------------------------------------------------------------------------
+
+
+def _entry(path: Path) -> tuple[Path | None, str]:
+    """The copy that a path lies in, and its name there, if the source has such a file."""
+    root = cache.folder() / _FOLDER
+    if not path.is_relative_to(root):
+        return None, ""
+    entry = root / path.relative_to(root).parts[0]
+    name = path.relative_to(entry).as_posix()
+    return (entry, name) if (entry / _LIST).exists() and name in _said(entry)["files"] else (None, "")
+
+
+@lru_cache(16)
+def _said(entry: Path) -> Mapping[str, Any]:
+    return read_json(entry / _LIST)
+
+
+def _now(files: Mapping[str, Any]) -> list[str]:
+    """What has to be here before anything is read."""
+    roots = [n[: -len("meta/info.json")] for n in files if n == "meta/info.json" or n.endswith("/meta/info.json")]
+    later = tuple(f"{r}{part}/" for r in roots for part in ("data", "videos", "images"))
+    return [n for n in files if not (later and n.startswith(later)) and not n.startswith(".git")]
+
+
+def opened(at: str):
+    import fsspec
+
+    return fsspec.core.url_to_fs(at)
+
+
+def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
+    """By name: the size (None where it is not known), the mark of the version, and where it is."""
+    about = fs.info(place)
+    alone = about["type"] == "file"
+    found = {place: about} if alone else fs.find(place, detail=True)
+    if not found:
+        raise FileNotFoundError(place)
+    out = {}
+    for full, f in found.items():
+        name = PurePosixPath(full.partition("?")[0]).name if alone else full[len(place.rstrip("/")) + 1:]
+        if not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"a file named {full!r}")
+        version = next((str(f[k]) for k in ("ETag", "etag", "blob_id", "md5", "mtime", "LastModified", "last_modified",
+                                            "created") if f.get(k)), "")
+        out[name] = {"size": f.get("size"), "mark": [f.get("size"), version], "at": full, "alone": alone}
+    return out
+
+
+# -- fetching ---------------------------------------------------------------------------------------------------------
+
+
+def _fetch(entry: Path, names: list[str]) -> None:
+    said = _said(entry)
+    missing = [n for n in names if not (entry / n).exists()]
+    if not missing:
+        return
+    size = sum(said["files"][n]["size"] or 0 for n in missing)
+    _make_room(entry, size, said["address"])
+    if size >= _TOLD:
+        print(f"fetching {len(missing)} file{'s' * (len(missing) > 1)}, {size / 1e6:,.1f} MB, from {said['address']} "
+              f"into {entry}", file=sys.stderr)
+    with known(said["address"]):
+        fs, _ = opened(said["address"])
+    done, told = 0, time.monotonic()
+    for name in missing:
+        (entry / name).parent.mkdir(parents=True, exist_ok=True)
+        with cache.locked(entry / ".locks" / cache.digest(name)), \
+                cache.room_on_disk(entry, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"):
+            if not (entry / name).exists():
+                for n in _copy(fs, said["files"][name], entry / name, f"{said['address']}, {name}"):
+                    done += n
+                    if time.monotonic() - told > 10:
+                        told = time.monotonic()
+                        print(f"{done / 1e6:,.1f} of {size / 1e6:,.1f} MB", file=sys.stderr)
+
+
+def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
+    """Yields how many bytes each piece had. What is there of an interrupted copy is kept."""
+    part = to.with_name(f"{to.name}.part")
+    begin = part.stat().st_size if part.exists() and file["size"] is not None else 0
+    with known(where), fs.open(file["at"], "rb") as source, open(part, "ab" if begin else "wb") as out:
+        if begin:
+            source.seek(begin)
+            yield begin
+        while piece := source.read(_BLOCK):
+            out.write(piece)
+            yield len(piece)
+        out.flush()
+        os.fsync(out.fileno())
+    if file["size"] is not None and part.stat().st_size != file["size"]:
+        found = part.stat().st_size
+        part.unlink()
+        raise UserError(f"expected {file['size']} bytes, as the listing says, found {found}", where=where,
+                        do="run the same again")
+    os.replace(part, to)
+
+
+def _make_room(entry: Path, size: int, what: str) -> None:
+    """Removes the least recently used data sets, but for those that this process reads."""
+    bound = cache.limit()
+    sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file())
+             for e in entry.parent.iterdir() if e.is_dir()}
+    total = sum(sizes.values()) + size
+    for old in sorted((e for e in sizes if e not in _held), key=lambda e: e.stat().st_mtime):
+        if total <= bound:
+            return
+        shutil.rmtree(old, ignore_errors=True)
+        total -= sizes[old]
+    if total > bound:
+        raise UserError(f"needs {total / 1e9:.2f} GB of cache, which may hold {bound / 1e9:.2f} GB", where=what,
+                        do="set UNDERSTUDY_CACHE_GB to more")
+    free = shutil.disk_usage(entry).free
+    if size > free:
+        raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=entry,
+                        do="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
+
+
+class _Away(UserError):
+    """The source cannot be reached, or not now."""
+
+
+@contextmanager
+def known(where: str):
+    """What goes wrong with an address, as a UserError."""
+    protocol = where.partition(":")[0]
+    try:
+        yield
+    except (UserError, GeneratorExit):
+        raise
+    except ImportError as error:
+        extra = protocol in ("hf", "s3", "s3a") or "fsspec" in str(error)
+        raise UserError(f"expected the package that reads {protocol}:// addresses, found none ({_short(error)})",
+                        where=where, do="pip install 'understudy[cloud]'" if extra else
+                        "pip install what it names, or fetch the files yourself and name their folder") from None
+    except FileNotFoundError:
+        raise UserError("expected a data set, found nothing at this address", where=where,
+                        do="check the address; a private one also takes the right to read it (HF_TOKEN, "
+                        "AWS_ACCESS_KEY_ID ...)") from None
+    except PermissionError as error:
+        raise UserError(f"expected the right to read it ({_short(error)})", where=where,
+                        do="log in first (hf auth login, aws configure), or check the address") from None
+    except ValueError as error:
+        if "Protocol not known" in str(error):
+            raise UserError(f"expected an address of a kind that is known, found {protocol}://", where=where,
+                            do="known are hf, s3, gs, https and what else fsspec knows; or name a folder") from None
+        raise _Away(f"expected files, found an answer that cannot be read ({_short(error)})", where=where,
+                    do="check the address, and the network") from None
+    except Exception as error:  # each protocol has errors of its own
+        if any(word in f"{type(error).__name__} {error}" for word in ("NotFound", "404")):
+            raise UserError(f"expected a data set, found nothing at this address ({_short(error)})", where=where,
+                            do="check the address; a private one also takes the right to read it") from None
+        if "redential" in f"{type(error).__name__} {error}":
+            raise UserError(f"expected the right to read it, found none ({_short(error)})", where=where,
+                            do="log in first (aws configure, hf auth login)") from None
+        raise _Away(f"expected a source that answers ({type(error).__name__}: {_short(error)})", where=where,
+                    do="check the address and the network, and run the same again") from None
+
+
+def _short(error) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,209 @@
+"""The audit: seeded defects are found, clean data are left in peace, and what it says is what scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import defects  # noqa: E402
+
+from understudy import UserError, cli  # noqa: E402
+from understudy.audit import audit, findings, guard  # noqa: E402
+from understudy.audit.base import Finding, Where, refusal  # noqa: E402
+from understudy.data.episode import Dataset, Episode  # noqa: E402
+from understudy.data.formats import _READS, lerobot  # noqa: E402
+
+BROKEN = {  # of the fixtures: what the audit must say, and where
+    "lerobot_truncated_mp4": ("frames-missing", {"file": "videos/observation.images.top/chunk-000/file-000.mp4"}),
+    "lerobot_parquet_without_footer": ("damaged-file", {"file": "data/chunk-000/file-000.parquet"}),
+    "lerobot_episodes_without_footer": ("damaged-file", {"file": "data/chunk-001/file-001.parquet"}),
+    "lerobot_nan_action": ("not-finite", {"episode": 2, "step": 1, "feature": "action"}),
+    "lerobot_episode_gap": ("indices-disagree", {"episode": 2}),
+    "lerobot_wrong_length": ("lengths-disagree", {"episode": 0}),
+    "lerobot_wrong_fps": ("fps-disagrees", {"feature": "timestamp"}),
+    "lerobot_timestamp_jitter": ("timestamps-uneven", {"episode": 3, "step": 5}),
+    "lerobot_totals": ("counts-disagree", {"file": "meta/info.json"}),
+    "lerobot_missing_video": ("missing-file", {"episode": 2}),
+    "lerobot_image_not_png": ("frame-damaged", {"episode": 0, "step": 4, "feature": "observation.images.top"}),
+    "lerobot_bad_stats": ("stats-disagree", {"file": "meta/stats.json", "feature": "action"}),
+    "lerobot_v21_missing_episode": ("missing-file", {"file": "data/chunk-000/episode_000002.parquet"}),
+    "robomimic_nan_action.hdf5": ("not-finite", {"step": 2, "feature": "action"}),
+    "robomimic_total.hdf5": ("counts-disagree", {}),
+    "robomimic_lengths.hdf5": ("lengths-disagree", {"episode": 0, "feature": "obs/object"}),
+    "robomimic_truncated.hdf5": ("damaged-file", {"file": "robomimic_truncated.hdf5"}),
+    "rlds_crc": ("checksum", {"file": "closed_form-train.tfrecord-00001-of-00002"}),
+    "rlds_truncated": ("damaged-file", {"file": "closed_form-val.tfrecord-00000-of-00002"}),
+    "zarr_episode_ends": ("ends-disagree", {"file": "meta/episode_ends"}),
+    "d4rl_no_end.hdf5": ("cannot-be-read", {"file": "d4rl_no_end.hdf5"}),
+    "plain_object.npz": ("pickled-array", {"feature": "state"}),
+    "mcap_truncated.mcap": ("damaged-file", {"file": "mcap_truncated.mcap"}),
+    "rosbag_truncated.bag": ("damaged-file", {"file": "rosbag_truncated.bag"}),
+    "act_short_qpos.hdf5": ("lengths-disagree", {"feature": "observations/qpos"}),
+}
+READER = {"robomimic_nan_action.hdf5": "robomimic", "d4rl_no_end.hdf5": "d4rl"}  # what only its reader can find
+
+
+@pytest.fixture(scope="module")
+def fork():
+    return defects.toy("fork", 36)
+
+
+@pytest.fixture(scope="module")
+def saved(fork, tmp_path_factory):
+    """A data set on disk, 6 episodes without pictures."""
+    path = tmp_path_factory.mktemp("audit") / "data"
+    lerobot.write(Dataset([e.but({defects.CAMERA: None, "timestamp": None}) for e in fork[:6]], {"fps": 10}), path)
+    return path
+
+
+def run(capsys, *args) -> tuple[int, str, str]:
+    status = cli.main([str(a) for a in args])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+# -- defects --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in BROKEN if READER.get(n, "lerobot") in _READS])
+def test_broken_fixtures(name, shared):
+    code, where = BROKEN[name]
+    report = audit(shared / "fixtures/broken" / name, scores=False)
+    assert not report.ok
+    told = [f for f in report.findings if f.code == code and f.severity == "error"]
+    assert told, [f.code for f in report.findings]
+    assert any(all(getattr(f.where, k) == v for k, v in where.items()) for f in told), told
+
+
+def test_every_broken_fixture_is_met(shared):
+    assert BROKEN.keys() == json.loads((shared / "fixtures/broken/MANIFEST.json").read_text()).keys()
+
+
+@pytest.mark.parametrize("kind", defects.VALUES, ids=lambda kind: kind.name)
+def test_seeded_values(kind, fork):
+    clean = kind.of(fork)
+    spoilt = kind.spoil(np.random.default_rng(0), clean)
+    assert set(kind.codes) & (defects.codes(spoilt) - defects.codes(clean))
+
+
+@pytest.mark.parametrize("name", [n for n in defects.FILES if n.startswith("LeRobot")])
+def test_seeded_files(name, shared, tmp_path):
+    codes, fixture, spoil = defects.FILES[name]
+    copy = tmp_path / "copy"
+    shutil.copytree(shared / "fixtures" / fixture, copy, copy_function=shutil.copyfile)
+    assert not set(codes) & {f.code for f in audit(copy, scores=False).findings}
+    spoil(copy)
+    assert set(codes) & {f.code for f in audit(copy, scores=False).findings}
+
+
+def test_errors_name_the_place(fork):
+    spoilt = defects.put(fork, 3, defects.ACTION, (5, 1), np.nan)
+    assert [f.where for f in findings(spoilt) if f.severity == "error"] == [Where(None, 3, 5, "action")]
+
+
+# -- clean data -----------------------------------------------------------------------------------------------------
+
+
+def test_demonstrations_of_a_toy_are_clean(fork, saved):
+    assert [f.code for f in findings(fork, frames=True) if f.severity != "note"] == []
+    report = audit(saved, scores=False)
+    assert report.ok and report.findings == ()
+
+
+@pytest.mark.parametrize("name", ["v3.0/video_h264", "v3.0/grid", "v3.0_converted/images", "v2.1/video", "v2.0/images"])
+def test_files_of_others_are_clean(name, shared):
+    assert {f.severity for f in audit(shared / "fixtures/lerobot" / name, scores=False).findings} <= {"note"}
+
+
+def test_times_of_our_own_recordings_are_measured(fork, tmp_path):
+    """In others' LeRobot data a time that is off is an error; a late frame that we recorded is a fact."""
+    late = defects.gap(np.random.default_rng(0), fork)
+    lerobot.write(Dataset([e.but({defects.CAMERA: None}) for e in late], {"fps": 10}), tmp_path / "data")
+    report = audit(tmp_path / "data", scores=False)
+    assert report.ok and {f.code for f in report.findings if f.severity == "warning"} == {"timestamp-gap"}
+
+
+def test_no_episode_is_no_error():
+    assert [f.code for f in findings(Dataset([], {"warnings": ["cut short"]}))] == ["reader", "no-episodes"]
+
+
+# -- what scripts rely on -------------------------------------------------------------------------------------------
+
+
+def test_json_and_exit_status(saved, shared, tmp_path, capsys):
+    status, out, _ = run(capsys, "audit", saved, "--json")
+    said = json.loads(out)
+    assert status == 0 and said["ok"] is True and set(said) == {"ok", "findings", "scores"}
+    assert all(len(values) == 6 for values in said["scores"].values())
+    status, out, _ = run(capsys, "audit", shared / "fixtures/broken/lerobot_nan_action", "--json")
+    said = json.loads(out)
+    assert status == 3 and said["ok"] is False
+    first = said["findings"][0]
+    assert set(first) == {"code", "severity", "where", "message", "remedy"} and first["severity"] == "error"
+    assert first["where"] == {"file": None, "episode": 2, "step": 1, "feature": "action"}
+    (tmp_path / "note.txt").write_text("no data")
+    for nothing in (tmp_path / "nowhere", tmp_path / "note.txt"):
+        status, out, err = run(capsys, "audit", nothing, "--json")
+        assert status == 2 and out == "" and "expected a data set" in err
+
+
+def test_guard_names_all_codes_and_lets_despite_by(fork):
+    wrong = defects.end_inside(np.random.default_rng(0), defects.put(fork, 3, defects.ACTION, (5, 1), np.nan))
+    guard(fork)
+    with pytest.raises(UserError, match="--despite not-finite --despite end-inside"):
+        guard(wrong)
+    with pytest.raises(UserError, match="found 1 error"):
+        guard(wrong, despite=("not-finite",))
+    guard(wrong, despite=("not-finite", "end-inside"))
+
+
+def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):
+    broken = shared / "fixtures/broken/lerobot_nan_action"
+    for command in (("convert", broken, tmp_path / "out"),
+                    ("train", "bc", broken, "--out", tmp_path / "out", "--steps", "1")):
+        status, _, err = run(capsys, *command)
+        assert status == 2 and "--despite not-finite" in err and not (tmp_path / "out").exists()
+    status, _, _ = run(capsys, "convert", broken, tmp_path / "out", "--despite", "not-finite")
+    assert status == 0 and np.isnan(Dataset.open(tmp_path / "out")[2].steps["action"][1, 0])
+
+
+def test_page(shared, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    status, _, _ = run(capsys, "audit", shared / "fixtures/broken/lerobot_image_not_png", "--html", page)
+    text = page.read_text()
+    assert status == 3 and "frame-damaged" in text and "Episode 0" in text and "<script" not in text
+    assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert run(capsys, "audit", shared / "fixtures/lerobot/v3.0/images", "--html", page)[0] == 2  # nothing is lost
+
+
+# -- small things ---------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_becomes_a_finding():
+    error = UserError("expected x", where="/data/set/data/a.parquet, episode 4, frame 7, action", do="mend it")
+    assert refusal(error, Path("/data/set"), ("action", "observation.state")) == Finding(
+        "cannot-be-read", "error", "expected x", "mend it", Where("data/a.parquet", 4, 7, "action"))
+
+
+def test_a_wrapping_angle_is_no_jump():
+    """An angle that turns at a steady rate, past pi: the change goes the short way round."""
+    rng = np.random.default_rng(0)
+
+    def turn():
+        a = rng.uniform(0.1, 0.3, (60, 1))
+        angle = np.concatenate([[[0.0]], np.cumsum(a, 0)])
+        return Episode({"observation.state": (angle + np.pi) % (2 * np.pi) - np.pi, "action": a})
+    data = Dataset([turn() for _ in range(6)], {"fps": 10})
+    assert "jump" not in {f.code for f in findings(data)}
+    state = np.array(data[2].steps["observation.state"])
+    state[30:] += 0.9
+    assert "jump" in {f.code for f in findings(Dataset([*data[:2], replace(data[2], steps={
+        **data[2].steps, "observation.state": state}), *data[3:]], data.facts))}

@@ -1,0 +1,465 @@
+"""MCAP and ROS bags: the closed form out of every writer, joins by hand, gaps, cut recordings, mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from fixtures import closed_form
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from understudy.cli import main
+from understudy.core import UserError
+from understudy.data import video
+from understudy.data.episode import Dataset
+from understudy.data.formats import describe, logs, look, mapping
+from understudy.data.formats.bags import Bags
+
+mcap = pytest.importorskip("mcap.writer", reason="extra bags not installed")
+rosbags = pytest.importorskip("rosbags", reason="extra bags not installed")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+
+
+def written(path, topics, schema="any", cut=None, metadata=(), **options):
+    """An MCAP file of {topic: [(seconds, message), ...]}, in JSON; `cut`: the share of its bytes that is kept."""
+    with open(path, "wb") as handle:
+        writer = mcap.Writer(handle, **options)
+        writer.start()
+        number = writer.register_schema(schema, "jsonschema", b"{}")
+        channels = {t: writer.register_channel(t, "json", number) for t in topics}
+        for time, topic, message in sorted(((s, t, m) for t, rows in topics.items() for s, m in rows),
+                                           key=lambda row: row[:2]):
+            ns = round(time * 1e9)
+            writer.add_message(channels[topic], ns, json.dumps(message).encode(), ns)
+        for name, record in metadata:
+            writer.add_metadata(name, record)
+        writer.finish()
+    if cut is not None:
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * cut)])
+    return path
+
+
+def steps(n, begin=0.0, period=0.1, first=0):
+    return [(begin + i * period, {"data": [float(first + i)]}) for i in range(n)]
+
+
+def mapped(clock=None, gap=1.0, **columns):
+    return {"clock": clock or {"topic": "/state"}, "gap": gap, "features": {
+        name.replace("__", "."): {"topic": c} if isinstance(c, str) else c for name, c in columns.items()}}
+
+
+# -- what others wrote ------------------------------------------------------------------------------------------------
+
+RECORDINGS = [*(f"mcap/json_{how}_{e}.mcap" for how, e in (("lz4", 0), ("none", 0), ("zstd", 0), ("zstd", 1),
+                                                           ("zstd", 2), ("zstd", 3))),
+              *(f"mcap/ros2_{e}.mcap" for e in range(4)),
+              *(f"rosbag/{how}/episode_{e}.bag" for how in ("ros1", "ros1_lz4", "ros1_bz2") for e in range(4)),
+              *(f"rosbag/{how}/episode_{e}" for how in ("ros2_sqlite3", "ros2_mcap") for e in range(4))]
+
+
+def holds(episode, e, rows=None):
+    """That an episode is number e of the closed form; camera frames are those of every second step."""
+    want = {k: v[:rows] for k, v in closed_form.episode(e).items() if k != "task"}
+    n = len(want["action"])
+    assert len(episode) == n
+    assert np.array_equal(episode.steps["observation.state"][:n], want["state"])
+    assert np.array_equal(episode.steps["action"], want["action"])
+    assert np.allclose(episode.steps["timestamp"], np.arange(n) / 10)
+    assert list(episode.steps["task"]) == [closed_form.task(e)] * n
+    if "observation.images.camera" in episode.steps:
+        shown = np.arange(n) // 2 * 2
+        assert np.array_equal(episode.steps["observation.images.camera"][:n], want["image"][shown])
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_the_closed_form_out_of_recordings_of_others(name, shared):
+    data = look(shared / "fixtures" / name)
+    e = int(name.rstrip(".magbcp")[-1])
+    assert len(data) == 1 and data.fps == (None if e == 1 else 10)
+    holds(data[0], e)
+    assert data.facts["warnings"] == []
+    again = Dataset.open(shared / "fixtures" / name, mapping=data.facts["mapping"])
+    assert again.fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["rosbag/ros1", "rosbag/ros2_sqlite3", "rosbag/ros2_mcap"])
+def test_a_folder_of_recordings_is_one_data_set(name, shared):
+    data = look(shared / "fixtures" / name)
+    assert [len(e) for e in data] == closed_form.LENGTHS
+    for e in range(4):
+        holds(data[e], e)
+
+
+def test_what_the_readers_of_others_count(shared):
+    for name, expected in (("mcap/json_zstd_3.mcap", "mcap_json_3"), ("rosbag/ros1/episode_3.bag",
+                           "rosbag_ros1_episode_3.bag"), ("rosbag/ros2_sqlite3/episode_3",
+                                                          "rosbag_ros2_sqlite3_episode_3")):
+        said = json.loads((shared / f"fixtures/expected/{expected}.json").read_text())["episodes"][0]
+        log, = logs.logs(shared / "fixtures" / name)
+        assert log.counts == {t: s["n"] for t, s in said.items()}
+        for topic, s in said.items():
+            times = [time for _, time, _ in log.messages([topic])]
+            assert (times[0], times[-1], len(times)) == (s["first"], s["last"], s["n"])
+            inside = [t for t in times if s["first"] < t <= s["last"] - 1]
+            assert [t for _, t, _ in log.messages([topic], s["first"] + 1, s["last"] - 1)] == inside
+
+
+def test_cut_recordings_are_read_as_far_as_they_go(shared):
+    data = look(shared / "fixtures/broken/mcap_truncated.mcap")
+    holds(data[0], 3)
+    assert "ends without its summary: the recording was cut short" in data.facts["warnings"][0]
+    assert data.facts["cut"] == [str(shared / "fixtures/broken/mcap_truncated.mcap")]
+    data = look(shared / "fixtures/broken/rosbag_truncated.bag")
+    holds(data[0], 3, rows=4)
+    assert "has no whole index: the recording was cut short" in data.facts["warnings"][0]
+
+
+@pytest.mark.parametrize("how", ["ros1", "ros1_lz4", "ros1_bz2"])
+def test_a_bag_without_its_index_is_what_it_was(how, shared, tmp_path):
+    whole = (shared / f"fixtures/rosbag/{how}/episode_3.bag").read_bytes()
+    at = whole.index(b"index_pos=") + 10
+    (tmp_path / "a.bag").write_bytes(whole[:at] + bytes(8) + whole[at + 8:])
+    holds(look(tmp_path / "a.bag")[0], 3)
+    for share in (0.3, 0.55, 0.8, 0.97):  # wherever it ends
+        (tmp_path / "b.bag").write_bytes(whole[: int(len(whole) * share)])
+        data = look(tmp_path / "b.bag")
+        assert data.facts["cut"] and len(data) <= 1
+        for episode in data:
+            n = len(episode)
+            assert np.array_equal(episode.steps["action"], closed_form.episode(3)["action"][:n])
+
+
+# -- joins ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_rules_of_joining(tmp_path):
+    """Other messages lie 0.03 s after ticks 0, 2, 4 ..., so that each rule gives another number."""
+    other = [(0.2 * i + 0.03, {"data": [10.0 * i], "word": f"w{i}"}) for i in range(4)]
+    path = written(tmp_path / "a.mcap", {"/state": steps(8), "/other": other})
+    columns = {f"observation.{rule}": {"topic": "/other", "field": "data", "join": rule} for rule in mapping.JOINS}
+    data = Dataset.open(path, mapping=mapped(observation__state={"topic": "/state", "field": "data"},
+                                             word={"topic": "/other", "field": "word"}, **columns))
+    e, = data
+    assert e.steps["observation.state"][:, 0].tolist() == [1, 2, 3, 4, 5, 6]  # none before 0.03 s, none after 0.63 s
+    assert e.steps["observation.last"][:, 0].tolist() == [0, 0, 10, 10, 20, 20]
+    assert e.steps["observation.next"][:, 0].tolist() == [10, 10, 20, 20, 30, 30]
+    assert e.steps["observation.nearest"][:, 0].tolist() == [0, 10, 10, 20, 20, 30]
+    assert np.allclose(e.steps["observation.interpolate"][:, 0], [3.5, 8.5, 13.5, 18.5, 23.5, 28.5])
+    assert e.steps["word"].tolist() == ["w0", "w0", "w1", "w1", "w2", "w2"]
+    assert np.allclose(e.steps["timestamp"], np.arange(6) / 10)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=12), st.lists(st.integers(0, 60), min_size=1, max_size=12, unique=True),
+       st.one_of(st.none(), st.integers(1, 9)))
+def test_joining_is_what_a_loop_over_all_messages_finds(stamps, ticks, age):
+    stamps, ticks = np.sort(np.array(stamps, np.int64)), np.sort(np.array(ticks, np.int64))
+    limit = 10**9 if age is None else age
+    near = {}
+    for rule in mapping.JOINS:
+        below, above, there = mapping.join(stamps, ticks, rule, None if age is None else age / 1e9)
+        for i, t in enumerate(ticks):
+            before = [s for s in stamps if s <= t and t - s <= limit]
+            after = [s for s in stamps if s >= t and s - t <= limit]
+            want = {"last": before, "next": after, "nearest": before + after,
+                    "interpolate": before and after}[rule]
+            assert bool(there[i]) == bool(want)
+            if want:
+                near = {"last": max(before, default=0), "next": min(after, default=0)}
+                low, high = stamps[below[i]], stamps[above[i]]
+                if rule in near:
+                    assert low == high == near[rule]
+                elif rule == "interpolate":
+                    assert (low, high) == (near["last"], near["next"])
+                else:
+                    assert abs(low - t) == min(abs(s - t) for s in want)
+
+
+def test_a_fixed_rate_and_the_ages(tmp_path):
+    path = written(tmp_path / "a.mcap", {"/state": steps(5, 0.05, 0.2), "/action": steps(9, 0.0, 0.1, 50)})
+    how = mapped({"fps": 10}, observation__state="/state", action={"topic": "/action", "join": "next"})
+    e, = data = Dataset.open(path, mapping=how)
+    assert data.fps == 10 and e.steps["observation.state"][:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]  # seen last
+    assert e.steps["action"][:, 0].tolist() == [51, 52, 53, 54, 55, 56, 57, 58]
+    how["features"]["observation.state"]["age"] = 0.05  # then each second tick has none
+    e, = data = Dataset.open(path, mapping={**how, "gap": 0.25})
+    assert np.allclose(e.steps["timestamp"], np.arange(4) * 0.2)
+    assert "0.2 s without a whole row, from 0.000 s on (observation.state)" in data.facts["warnings"][0]
+    assert [len(e) for e in Dataset.open(path, mapping={**how, "gap": 0.15})] == [1, 1, 1, 1]
+
+
+def test_gaps_end_episodes_and_are_told(tmp_path):
+    late = steps(4, 5.0, 0.1, 100)
+    path = written(tmp_path / "a.mcap", {"/state": steps(6) + late, "/action": steps(6, 0.02) + late[:3]})
+    data = Dataset.open(path, mapping=mapped(observation__state="/state", action={"topic": "/action", "join": "next",
+                                                                                 "age": 0.05}))
+    assert [len(e) for e in data] == [6, 3]
+    assert data[1].steps["observation.state"][:, 0].tolist() == [100, 101, 102, 103]  # what was seen last
+    assert data[1].steps["action"][:, 0].tolist() == [100, 101, 102]
+    assert data[1].steps["timestamp"][0] == 0 and data[1].meta["began"] == 5.0
+    assert data.facts["warnings"] == ["a.mcap: 4.5 s without a whole row, from 0.500 s on (the clock); another episode "
+                                      "begins after it"]
+    markers = written(tmp_path / "b.mcap", {"/state": steps(9), "/start": [(0.0, {}), (0.25, {}), (0.7, {})]})
+    data = Dataset.open(markers, mapping={**mapped(observation__state="/state"), "episodes": {"topic": "/start"}})
+    assert [e.steps["observation.state"][0, 0] for e in data] == [0, 3, 7]
+
+
+def test_header_stamps_or_the_log_never_both(tmp_path):
+    def stamped(n, drop=None, off=5.0):
+        return [(0.1 * i, {"header": {"stamp": {"sec": 0 if i == drop else int(i + off), "nanosec": 0}},
+                           "data": [float(i)]}) for i in range(n)]
+    path = written(tmp_path / "a.mcap", {"/state": stamped(4), "/mixed": stamped(4, drop=2)})
+    log, = logs.logs(path)
+    for by, state in (("header", [5, 6, 7, 8]), ("log", [0, 0.1, 0.2, 0.3])):
+        source = Bags(path, [log], mapping.read({**mapped(observation__state={"topic": "/state", "field": "data"},
+                                                          mixed={"topic": "/mixed", "field": "data",
+                                                                 "join": "nearest"}), "stamp": by}))
+        scan = source._joined[0].scan
+        assert np.allclose(scan.stamps["/state"] / 1e9, state)
+        assert np.allclose(scan.stamps["/mixed"] / 1e9, [0, 0.1, 0.2, 0.3])
+        assert any("6.35 s after the times logged" in w for w in source.facts["warnings"]) == (by == "header")
+
+
+# -- messages ---------------------------------------------------------------------------------------------------------
+
+
+def test_components_by_name_by_index_and_of_structures(tmp_path):
+    names = [["a", "b", "c"], ["c", "a", "b"], ["b", "c", "a"]]
+    joints = [(0.1 * i, {"name": n, "position": [{"a": 1.0, "b": 2.0, "c": 3.0}[x] + 10 * i for x in n],
+                         "pose": {"position": {"x": i, "y": 2, "z": 3}, "header": {"seq": 9}, "label": "x"}})
+              for i, n in enumerate(names)]
+    path = written(tmp_path / "a.mcap", {"/state": joints})
+    e, = data = Dataset.open(path, mapping=mapped(
+        observation__state={"topic": "/state", "field": "position", "names": ["a", "b", "c"]},
+        observation__two={"topic": "/state", "field": "position", "names": ["a", "b", "c"], "indices": [2, 0]},
+        observation__pose={"topic": "/state", "field": "pose.position"},
+        action={"topic": "/state", "field": ["pose.position.z", "position"], "indices": [0]}, task={"value": "go"}))
+    assert e.steps["observation.state"].tolist() == [[1, 2, 3], [11, 12, 13], [21, 22, 23]]
+    assert e.steps["observation.two"].tolist() == [[3, 1], [13, 11], [23, 21]]
+    assert e.steps["observation.pose"].tolist() == [[0, 2, 3], [1, 2, 3], [2, 2, 3]]
+    assert e.steps["action"].tolist() == [[3], [3], [3]] and list(e.steps["task"]) == ["go"] * 3
+    f = data.features()
+    assert f["observation.state"].names == ("a", "b", "c") and f["observation.two"].names == ("c", "a")
+    assert f["observation.pose"].names == tuple(f"pose.position.{x}" for x in "xyz")
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "mono8"])
+def test_pixels_with_padded_rows(encoding, tmp_path):
+    """ROS messages, written by rosbags, as cameras send them."""
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    image, header, time = (store.types[f"{t}"] for t in ("sensor_msgs/msg/Image", "std_msgs/msg/Header",
+                                                         "builtin_interfaces/msg/Time"))
+    shown = np.random.default_rng(0).integers(0, 256, (3, 4, 5, {"mono8": 1, "rgba8": 4}.get(encoding, 3)), np.uint8)
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        at = writer.add_connection("/cam/image_raw", image.__msgtype__, typestore=store)
+        for i, frame in enumerate(shown):
+            sent = frame[..., ::-1] if encoding == "bgr8" else frame
+            rows = np.zeros((4, 5 * frame.shape[-1] + 3), np.uint8)
+            rows[:, :-3] = sent.reshape(4, -1)
+            message = image(header(time(i + 1, 0), ""), 4, 5, encoding, 0, rows.shape[1], rows.reshape(-1))
+            writer.write(at, (i + 1) * 10**9, store.serialize_cdr(message, image.__msgtype__))
+    e, = look(tmp_path / "bag")
+    assert np.array_equal(e.steps["observation.images.cam"], shown)
+
+
+def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeypatch):
+    import base64
+
+    frames = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
+    sent = [(0.4 * i, {"format": "png", "data": base64.b64encode(video.encode_png(f)).decode()})
+            for i, f in enumerate(frames)]
+    path = written(tmp_path / "a.mcap", {"/camera": sent, "/state": steps(18) + steps(12, 2.6)},
+                   schema="foxglove.CompressedImage")
+    e, two = data = Dataset.open(path, mapping=mapped(observation__state={"topic": "/state", "field": "data"},
+                                                      observation__images__camera="/camera", gap=0.5))
+    assert [len(e), len(two)] == [18, 12]
+    seen = []
+    whole = logs.picture
+    monkeypatch.setattr(logs, "picture", lambda *a: seen.append(1) or whole(*a))
+    assert np.array_equal(two.steps["observation.images.camera"], frames[np.arange(26, 38) // 4])
+    assert len(seen) == 4
+    assert np.array_equal(e.steps["observation.images.camera"], frames[np.arange(18) // 4])
+    assert data.features()["observation.images.camera"].shape == (4, 4, 3)
+
+
+def test_a_second_opening_decodes_nothing(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.mcap", {"/state": steps(8)})
+    how = mapped(observation__state="/state")
+    one = Dataset.open(path, mapping=how).fingerprint()
+    monkeypatch.setattr("understudy.data.formats.bags._build", lambda *a: pytest.fail("read again"))
+    assert Dataset.open(path, mapping=how).fingerprint() == one
+
+
+@pytest.mark.parametrize("options", [{"use_chunking": False}, {"use_statistics": False}, {"repeat_channels": False},
+                                     {"compression": mcap.CompressionType.NONE, "chunk_size": 200}])
+def test_files_without_this_or_that_part(options, tmp_path):
+    path = written(tmp_path / "a.mcap", {"/state": steps(30), "/action": steps(30, 0.01)},
+                   metadata=[("episode", {"task": "go"})], **options)
+    e, = data = look(path)
+    assert len(e) == 30 and list(e.steps["task"]) == ["go"] * 30 and not data.facts["warnings"]
+    assert e.steps["action"][:, 0].tolist() == list(range(30))
+
+
+def test_a_file_that_ends_anywhere_has_a_beginning(tmp_path):
+    lengths = []
+    for share in (0.02, 0.2, 0.5, 0.9, 0.999):
+        path = written(tmp_path / f"{share}.mcap", {"/state": steps(60)}, cut=share, chunk_size=300,
+                       compression=mcap.CompressionType.NONE)
+        data = look(path)
+        assert data.facts["cut"] == [str(path)]
+        lengths.append(data.steps)
+        assert all(e.steps["observation.state"][:, 0].tolist() == list(range(len(e))) for e in data)
+    assert lengths[0] == 0 < lengths[1] < lengths[2] < lengths[3] == lengths[4] == 60
+
+
+def test_damage_in_the_middle_is_refused(shared, tmp_path):
+    """A byte that changed is in no number that is read: each chunk has a checksum, each message a length."""
+    for name in ("mcap/json_zstd_3.mcap", "mcap/ros2_3.mcap", "rosbag/ros1_bz2/episode_3.bag"):
+        whole = look(shared / "fixtures" / name)
+        rng = np.random.default_rng(0)
+        data = bytearray((shared / "fixtures" / name).read_bytes())
+        for _ in range(25):
+            at, bit = int(rng.integers(len(data))), 1 << int(rng.integers(8))
+            data[at] ^= bit
+            path = tmp_path / name.replace("/", "_")
+            path.write_bytes(data)
+            data[at] ^= bit
+            try:
+                found = look(path)
+                for e in found:
+                    assert np.isfinite(e.steps["timestamp"]).all()
+                    if found.facts["mapping"] == whole.facts["mapping"] and not found.facts["warnings"]:
+                        n = len(e)
+                        assert np.array_equal(e.steps["action"], whole[0].steps["action"][:n])
+            except UserError:
+                pass
+
+
+# -- people -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change, match", [
+    ({"features": {}}, "features: expected columns and where each comes from"),
+    ({"clock": {}}, "clock: expected a topic or fps, found neither"),
+    ({"clock": {"fps": -1}}, "clock.fps: expected a number above 0, found -1"),
+    ({"gap": "long"}, "gap: expected a number above 0, found 'long'"),
+    ({"stamp": "both"}, "stamp: expected header or log"),
+    ({"featurs": {}}, "found 'featurs'\n  -> did you mean features"),
+    ({"features": {"a": {"topic": "/state", "join": "lst"}}}, "features.a.join: expected last, next, nearest or"),
+    ({"features": {"a": {"topic": "/state", "indices": [-1]}}}, "features.a.indices: expected integers from 0"),
+    ({"features": {"a": {}}}, "features.a: expected one of topic, metadata and value"),
+    ({"features": {"a": {"topic": "/stat"}}}, "expected a topic '/stat', .* features.a, found /state"),
+    ({"features": {"a": {"topic": "/state", "field": "dta"}}}, "message 0: expected a field 'dta', found data"),
+    ({"features": {"a": {"topic": "/state", "indices": [3]}}}, "at least 4 numbers, as indices say, found 1"),
+    ({"features": {"a": {"metadata": "m", "field": "task"}}}, "expected a record of metadata 'm' with 'task'"),
+    ({"clock": {"topic": "/none"}}, "expected a topic '/none', which the mapping names in clock"),
+    ({"features": {"a": {"topic": "/state", "age": 0.01, "join": "next"}}, "clock": {"topic": "/far"}},
+     "expected rows that have all columns of the mapping, found none\n.*no row has all columns; missing: a"),
+])
+def test_mistakes_in_a_mapping(change, match, tmp_path):
+    path = written(tmp_path / "a.mcap", {"/state": steps(5), "/far": steps(2, 9.0)})
+    with pytest.raises(UserError, match=match):
+        Dataset.open(path, mapping=mapped(a="/state") | change)
+
+
+def test_messages_that_change_are_named(tmp_path):
+    path = written(tmp_path / "a.mcap", {"/state": [*steps(3), (0.3, {"data": [1.0, 2.0]})]})
+    with pytest.raises(UserError, match=r"topic /state, message 3: expected the shape \(1,\) .* found \(2,\)"):
+        Dataset.open(path, mapping=mapped(observation__state="/state"))
+    data = look(path)  # nothing to propose, and no error either
+    assert len(data) == 0 and "observation.state of topic /state is left out" in data.facts["warnings"][0]
+    bad = tmp_path / "bad.mcap"
+    with open(bad, "wb") as handle:
+        writer = mcap.Writer(handle)
+        writer.start()
+        at = writer.register_channel("/state", "json", writer.register_schema("s", "jsonschema", b"{}"))
+        other = writer.register_channel("/proto", "protobuf", writer.register_schema("p", "protobuf", b""))
+        writer.add_message(other, 0, b"\x01", 0)
+        writer.add_message(at, 0, b'{"data": [1', 0)
+        writer.finish()
+    with pytest.raises(UserError, match="topic /state, message logged at 0 ns: expected a whole message, found damage"):
+        Dataset.open(bad, mapping=mapped(observation__state="/state"))
+    with pytest.raises(UserError, match="found messages in protobuf .protobuf., which is not read"):
+        Dataset.open(bad, mapping=mapped({"topic": "/proto"}, a="/proto"))
+
+
+def test_what_is_proposed(tmp_path):
+    path = written(tmp_path / "a.mcap", {
+        "/arm/joint_states": steps(400, 0, 0.002), "/arm/command": steps(80, 0, 0.01), "/rosout": steps(3),
+        "/gripper": steps(40, 0, 0.02), "/notes": [(0.3, {"data": "hm"})], "/scan": [(0.1, {"data": [0.0] * 2000})],
+        "/instruction": [(0.0, {"data": "fold"})], "/reward": steps(40, 0, 0.02), "/empty": []})
+    data = look(path)
+    said = data.facts["mapping"]
+    assert {n: c["topic"] for n, c in said["features"].items()} == {
+        "observation.state": "/arm/joint_states", "observation.gripper": "/gripper", "action": "/arm/command",
+        "next.reward": "/reward", "task": "/instruction", "notes": "/notes"}
+    assert said["clock"] == {"fps": 30.0} and len(data) == 1  # 500 a second would be rows that hardly differ
+    assert said["features"]["action"]["join"] == "next" and said["features"]["task"]["join"] == "nearest"
+    left = " ".join(data.facts["warnings"])
+    assert all(t in left for t in ("/rosout", "/scan (any): it has 2000 numbers", "/empty (any): it has no messages"))
+
+
+def test_from_the_command_line(shared, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(shared / "fixtures/rosbag/ros1", "bags")
+    assert main(["inspect", "bags", "--json"]) == 0
+    said = capsys.readouterr().out
+    (tmp_path / "map.json").write_text(said)
+    document = json.loads(said)
+    assert document["episodes"] == 4 and document["format"] == "ros1"
+    assert {t["name"]: t["messages"] for t in document["topics"]} == {"/task": 4, "/joint_states": 22, "/camera": 12,
+                                                                      "/action": 22}
+    assert set(document["features"]) == {*document["mapping"]["features"], "timestamp"}
+    for command in (["convert", "bags", "out"], ["train", "bc-gmm", "bags", "--out", "run"]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "expected a mapping" in error and "understudy inspect bags --json > map.json" in error
+    assert main(["convert", "bags", "out", "--map", "map.json"]) == 0
+    data = Dataset.open("out")
+    for e in range(4):
+        holds(data[e], e)
+    assert data[3].meta["file"] == "episode_3.bag"
+    assert main(["inspect", "out", "--map", "map.json"]) == 2
+    assert "lerobot data are opened without mapping" in capsys.readouterr().err
+    assert main(["inspect", "bags", "--map", "nowhere.json"]) == 2
+    assert main(["train", "bc-gmm", "bags", "--map", "map.json", "--out", "run", "--steps", "1", "--image-size", "8",
+                 "--hold", "0"]) == 0
+
+
+def test_without_messages(tmp_path, capsys):
+    path = written(tmp_path / "a.mcap", {"/state": []})
+    assert main(["inspect", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["episodes"] == 0 and document["mapping"]["features"] == {}
+    assert document["topics"] == [{"name": "/state", "type": "any", "messages": 0}]
+    assert main(["inspect", str(path)]) == 0
+    assert "/state" in capsys.readouterr().out
+    with pytest.raises(UserError, match="found none\n.*topic /state has no messages"):
+        Dataset.open(path, mapping=mapped(a="/state"))
+
+
+def test_without_the_extra(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.mcap", {"/state": steps(2)})
+    for name in [n for n in sys.modules if n.partition(".")[0] == "mcap"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mcap", None)
+    with pytest.raises(UserError, match=r"pip install 'understudy\[bags\]'"):
+        look(path)
+
+
+def test_warnings_reach_the_document(tmp_path):
+    path = written(tmp_path / "a.mcap", {"/state": steps(20), "/action": steps(20, 0.01)}, cut=0.9)
+    document = describe(look(path))
+    assert "cut short" in document["warnings"][0] and document["mapping"]["clock"] == {"topic": "/state", "fps": 10.0}

@@ -159,14 +159,15 @@ class _Pages:
         """{"columns": {name: {"type", "rows", "data"}}, "text": {name: [[row, text], ...]}, "frames", "meta",
         "unread": {name: why}}"""
         episode, n = self.data[e], int(self.lengths[e])
-        out: dict[str, Any] = {"columns": {}, "text": {}, "frames": {}, "meta": finite(dict(episode.meta)), "unread": {}}
+        out: dict[str, Any] = {k: {} for k in ("columns", "text", "frames", "unread")}
+        out["meta"] = finite(dict(episode.meta))
         picked = np.arange((-self.before[e]) % self.apart, n, self.apart)
         points: dict[str, np.ndarray] = {}
         for c in self.columns:
             try:
                 values = np.asarray(episode.steps[c.name])
                 if c.text:
-                    out["text"][c.name] = _runs(_words(values))
+                    out["text"][c.name] = runs(words(values))
                     continue
                 values = values.reshape(len(values), -1)[:, :c.size]
             except (UserError, KeyError, ValueError) as error:
@@ -195,7 +196,7 @@ class _Pages:
             self.unread.append(e)
         if "task" in out["text"] and out["text"]["task"]:
             self.task[e] = self.tasks.setdefault(out["text"]["task"][0][1], len(self.tasks))
-        self.success[e] = _success(episode)
+        self.success[e] = success(episode)
         return out
 
     def _thumbnails(self, e: int, name: str, episode: Episode) -> dict[str, Any] | None:
@@ -204,7 +205,7 @@ class _Pages:
         wanted = np.linspace(0, rows - 1, min(many, rows)).round().astype(int).tolist() if rows else []
         wanted = sorted({*wanted, *(s for s in self.marked.get(e, ())[:_LEAST] if 0 <= s < rows)})
         at, found = set(wanted), {}
-        for row, image in self._frames(e, name, episode):
+        for row, image in frames(self.data, e, name):
             for r in np.atleast_1d(row).tolist():
                 if r in at:
                     found[r] = _small(image)
@@ -219,13 +220,8 @@ class _Pages:
         for i, r in enumerate(wanted):
             y, x = i // across * high, i % across * wide
             sheet[y:y + high, x:x + wide] = found[r]
-        src = f"data:image/jpeg;base64,{base64.b64encode(_jpeg(sheet)).decode()}"
+        src = f"data:image/jpeg;base64,{base64.b64encode(jpeg(sheet)).decode()}"
         return {"rows": wanted, "of": rows, "high": high, "wide": wide, "across": across, "src": src}
-
-    def _frames(self, e: int, name: str, episode: Episode) -> Iterator[tuple[Any, np.ndarray]]:
-        if isinstance(self.data._episodes, Episodes):  # one frame after another, as they are decoded
-            return self.data._episodes.source.frames(name, self.data._episodes.numbers[e])
-        return enumerate(episode.steps[name])
 
     def _rows_of(self, e: int, name: str, episode: Episode) -> int:
         if isinstance(self.data._episodes, Episodes):
@@ -275,7 +271,7 @@ class _Pages:
             if not c.text and c.feature.size > c.size:
                 yield f"{c.name}: the first {c.size} of {c.feature.size} components are shown."
         if self.every > 1:
-            yield f"Plots show every {self.every}th row; statistics are of all rows."
+            yield f"Plots show one row in {self.every}; statistics are of all rows."
         if self.cameras:
             most = max(self.pictures.values(), default=0)
             where = "every episode" if len(self.pictures) == self.count else \
@@ -283,7 +279,7 @@ class _Pages:
             yield (f"Of each camera at most {most} frames of {where}, evenly over it and where findings are, no larger "
                    f"than {_BOX[0]} x {_BOX[1]} pixels.")
         if self.apart > 1 and (self.maps or self.numbers):
-            yield f"Maps and histograms are of every {self.apart}th step."
+            yield f"Maps and histograms are of one step in {self.apart}."
         if unlisted > 0:
             yield f"{unlisted} more findings: understudy audit --json lists all."
         if self.unread:
@@ -357,7 +353,7 @@ def principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if moves.any():
         _, s, v = np.linalg.svd((rows - mean) * scale, full_matrices=False)
         v, s = v[:2], np.square(s)
-        v = v * np.sign(v[np.arange(len(v)), np.abs(v).argmax(1)])[:, None]  # a sign of its own for each would be chance
+        v = v * np.sign(v[np.arange(len(v)), np.abs(v).argmax(1)])[:, None]  # else signs are chance
         axes[:, :len(v)], share[:len(v)] = (v * scale).T, s[:2] / s.sum()
     return mean, axes, share
 
@@ -371,7 +367,15 @@ def _column(name: str, f: Feature) -> _Column:
     return _Column(name, f, size, tuple(map(str, names[:size])) if f.shape else (name,))
 
 
-def _success(episode: Episode) -> bool | None:
+def frames(data: Dataset, episode: int, name: str) -> Iterator[tuple[Any, np.ndarray]]:
+    """(row or rows, image) of a camera, in any order; one after another as they are decoded, where the source can."""
+    if isinstance(data._episodes, Episodes):
+        return data._episodes.source.frames(name, data._episodes.numbers[episode])
+    return enumerate(data[episode].steps[name])
+
+
+def success(episode: Episode) -> bool | None:
+    """Whether it succeeded; None where nothing says so, or what does cannot be read."""
     try:
         return plots._outcome(episode)
     except UserError:
@@ -383,16 +387,16 @@ def _plain(f: Finding) -> dict[str, Any]:
     return {"code": f.code, "severity": f.severity, "message": f.message, "remedy": f.remedy, **where}
 
 
-def _words(column: np.ndarray) -> Sequence[str]:
+def words(column: np.ndarray) -> Sequence[str]:
     """Text of each row, of a column of text or of UTF-8 bytes."""
     if len(column) > 1 and column.strides[0] == 0:  # one text for all rows
-        return [*_words(column[:1])] * len(column)
+        return [*words(column[:1])] * len(column)
     if column.dtype.kind in "UO":
         return [str(v) for v in column] if column.ndim == 1 else [", ".join(map(str, v.reshape(-1))) for v in column]
     return [bytes(v.reshape(-1)).rstrip(b"\0").decode("utf-8", "replace") for v in column]
 
 
-def _runs(words: Sequence[str]) -> list[list]:
+def runs(words: Sequence[str]) -> list[list]:
     """[row, text] wherever it changes."""
     return [[i, w] for i, w in enumerate(words) if not i or w != words[i - 1]]
 
@@ -402,7 +406,8 @@ def _packed(values: np.ndarray) -> dict[str, Any]:
     for kind in ("u1", "i2", "f4", "f8"):
         with np.errstate(all="ignore"):
             small = values.astype(f"<{kind}")
-        if kind == "f8" or np.array_equal(small.astype(values.dtype), values, equal_nan=values.dtype.kind == "f"):
+            same = np.array_equal(small, values, equal_nan=values.dtype.kind == "f")
+        if same or kind == "f8":
             return {"type": kind, "rows": len(values), "data": _b64(small)}
     raise AssertionError
 
@@ -426,14 +431,20 @@ def _scaled(lines: np.ndarray) -> str:
 
 def _small(image: np.ndarray) -> np.ndarray:
     """(h, w, 3) within the box, its shape kept."""
-    image = np.asarray(image)
-    image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, -1)
+    image = _three(np.asarray(image))
     high, wide = image.shape[:2]
     scale = min(1.0, _BOX[0] / wide, _BOX[1] / high)
     return video.resize(image, (max(round(high * scale), 1), max(round(wide * scale), 1)))
 
 
-def _jpeg(frame: np.ndarray) -> bytes:
+def _three(image: np.ndarray) -> np.ndarray:
+    """(h, w, 3) of grey, colour, or colour and more."""
+    return image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, -1)
+
+
+def jpeg(frame: np.ndarray) -> bytes:
+    """uint8 (H, W, C), any C; at about quality 90."""
+    frame = _three(np.asarray(frame))
     codec = av.CodecContext.create("mjpeg", "w")
     codec.height, codec.width, codec.pix_fmt, codec.time_base = *frame.shape[:2], "yuvj420p", Fraction(1, 1)
     codec.options = {"qmin": "3", "qmax": "3"}
@@ -460,5 +471,6 @@ def _html(facts: Mapping[str, Any], pieces: Sequence[tuple[int, str]]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{escape(facts['title'])}</title><style>{plots.STYLE}\n{style.replace('FONT', plots.FONT)}</style></head>\n"
+        f"<title>{escape(facts['title'])}</title>"
+        f"<style>{plots.STYLE}\n{style.replace('FONT', plots.FONT)}</style></head>\n"
         f"<body>\n{body}" + "\n".join(data) + f"\n<script>{script}</script></body></html>\n")

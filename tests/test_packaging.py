@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy").rglob("*.py")}
+PAGE = {f"understudy/studio/inspect.{kind}" for kind in ("html", "css", "js")}
 RESULTS = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy/claims/results").glob("*.json")}
 
 
@@ -32,7 +33,7 @@ def built(tmp_path_factory):
 
 def test_both_hold_all_the_code_its_types_and_the_records_of_the_claims(built):
     sdist, wheel = built
-    wanted = SOURCES | RESULTS | {"understudy/py.typed"}
+    wanted = SOURCES | RESULTS | PAGE | {"understudy/py.typed"}
     with tarfile.open(sdist) as tar:
         inside = {re.sub(r"^[^/]+/src/", "", n) for n in tar.getnames()}
         assert wanted <= inside

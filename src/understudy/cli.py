@@ -31,7 +31,7 @@ class Command:
 COMMANDS = {
     "demo": Command("[--out DIR]", "start here: the whole line on a toy, in minutes", True),
     "record": Command("ENV --out DATA --episodes N [--by ...]", "demonstrations of an environment", True),
-    "inspect": Command("DATA [--json]", "what is in a data set, and what is wrong with it"),
+    "inspect": Command("DATA [--json] [--html FILE] [--rerun FILE]", "what is in a data set, and wrong with it"),
     "audit": Command("DATA [--json] [--html FILE]", "is it whole, and is it good: exit status 3 where not"),
     "repair": Command("PATH [--out DST]", "finish a broken recording; save what a damaged file has"),
     "convert": Command("SRC DST [--to FORMAT] [--strict]", "demonstrations in another format"),

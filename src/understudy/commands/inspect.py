@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Mapped, Out, demonstrations, env_of, free, line, parse
+from .common import Mapped, Out, bar, demonstrations, env_of, free, line, parse
 
 if TYPE_CHECKING:
     from ..core import UserError
@@ -23,13 +23,18 @@ class Inspect:
     """a file or folder of demonstrations"""
     json: bool = False
     """one JSON document on standard output"""
+    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    """a page to look at, which opens from disk; of large data with a folder FILE-data beside it"""
+    rerun: Annotated[Path | None, arg(metavar="FILE.rrd")] = None
+    """a recording for the viewer of rerun.io (needs the extra rerun)"""
     map: Mapped = None
     """of topics to columns, for MCAP and ROS bags; without it, the one that is proposed"""
 
 
 def main(args: list[str]) -> None:
     o = parse(Inspect, "inspect", args)
-    from ..audit import findings
+    from ..audit import audit, findings
+    from ..audit.base import Report
     from ..core import role
     from ..data.formats import look
     from ..data.formats.describe import columns, describe
@@ -37,7 +42,12 @@ def main(args: list[str]) -> None:
 
     with Out(o.json) as out:
         data = look(demonstrations(o.data), o.map)
-        odd = findings(data, data.facts["path"])
+        if o.html is not None:  # with scores, and without decoding every frame, as `understudy audit` does
+            report = audit(o.data, o.map, frames=False)
+        else:
+            report = Report(findings(data, data.facts["path"]))
+        _show(data, report, o, out)  # first: what is damaged is looked at, too, and may end what follows
+        odd = report.findings
         found = {**describe(data), "warnings": [f.message for f in odd]}
         lengths = sorted(len(e) for e in data)
         rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
@@ -73,6 +83,22 @@ def main(args: list[str]) -> None:
                           *(("--eval", env, "--every", 500) if env else ())),
                      *([line("replay", o.data, env)] if env else []))
         out.answer(found)
+
+
+def _show(data, report, o: Inspect, out: Out) -> None:
+    """Writes what was asked for to look at."""
+    if o.html is not None:
+        from ..studio.page import write
+
+        with bar("reading", len(data)) as progress:
+            write(o.html, data, report, title=str(o.data), progress=lambda done, total: progress(done))
+        out.say(f"Written to {o.html}")
+    if o.rerun is not None:
+        from ..studio.rrd import write as write_rrd
+
+        with bar("reading", len(data)) as progress:
+            write_rrd(o.rerun, data, title=str(o.data), progress=lambda done, total: progress(done))
+        out.say(f"Written to {o.rerun}: rerun {o.rerun} shows it")
 
 
 def _refusal(data, odd, method: str) -> UserError | None:

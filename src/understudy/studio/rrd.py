@@ -1,0 +1,108 @@
+"""A data set as one recording for the viewer of rerun.io: episodes end to end, columns by name, frames as JPEG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import UserError, role
+from ..data.episode import Dataset
+from ..data.formats.base import rows_of
+from ..files import whole_file
+from .page import frames, jpeg, runs, success, words
+
+Progress = Callable[[int, int], None]  # (episodes done, of)
+_HELD = 32_768  # numbers of a column that make a chunk
+
+
+def write(file: Path | str, data: Dataset, *, title: str = "demonstrations", progress: Progress | None = None) -> Path:
+    """One .rrd file. Rows are counted from the first episode on, each episode taking one more than it has steps, for
+    what was seen last: the timeline `row`, and `seconds` where the rate is known. A column is the entity of its name
+    (/observation/state), whose lines have the names of its components; /episode and /step say where a row is, and the
+    log /episodes which begins there. Images are as large as they are.
+
+    Raises UserError without the extra rerun, and where a column cannot be read."""
+    try:
+        import rerun as rr
+    except ImportError:
+        raise UserError("expected rerun-sdk to be installed, found it missing", where=file,
+                        do="pip install 'understudy[rerun]'") from None
+    with whole_file(file) as part:
+        out = rr.RecordingStream(f"understudy {title}")
+        try:
+            out.save(part)
+            _fill(rr, out, data, progress)
+            out.flush()
+        finally:
+            out.disconnect()
+    return Path(file)
+
+
+def _fill(rr, out, data: Dataset, progress: Progress | None) -> None:
+    lengths = rows_of(data) if len(data) else []
+    features = {n: f for n, f in (data.features() if len(data) else {}).items()
+                if role(n) != "index" or n == "timestamp"}
+    paths = {n: "/" + "/".join(map(rr.escape_entity_path_part, n.split("."))) for n in features}
+    for name, f in features.items():
+        if f.kind in ("vector", "choice") and f.names:
+            out.log(paths[name], rr.SeriesLines(names=list(f.names)), static=True)
+    held: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # numbers, of several episodes: a chunk costs 2 KB
+
+    def send(path, rows, columns) -> None:
+        if len(rows):
+            rows = np.asarray(rows, np.int64)
+            out.send_columns(path, [rr.TimeColumn("row", sequence=rows), *(
+                [rr.TimeColumn("seconds", duration=rows / data.fps)] if data.fps else [])], columns)
+
+    def release(path) -> None:
+        rows, values = (np.concatenate(parts) for parts in zip(*held.pop(path), strict=True))
+        send(path, rows, rr.Scalars.columns(scalars=values))
+
+    def hold(path, rows, values) -> None:
+        held.setdefault(path, []).append((rows, values.reshape(len(rows), -1).astype(np.float64)))
+        if sum(v.size for _, v in held[path]) >= _HELD:
+            release(path)
+    first, begins = 0, []
+    for e, (episode, n) in enumerate(zip(data, map(int, lengths), strict=True)):
+        steps = np.arange(n)
+        hold("/episode", first + steps, np.full(n, e))
+        hold("/step", first + steps, steps)
+        ended = {True: ", success", False: ", failure", None: ""}[success(episode)]
+        begins.append((first, f"episode {e}: {n} steps{ended}"))
+        for name, f in features.items():
+            if f.kind == "image":
+                for rows, images in _batches(frames(data, e, name)):
+                    send(paths[name], first + np.asarray(rows, np.int64),
+                         rr.EncodedImage.columns(blob=images, media_type=["image/jpeg"] * len(rows)))
+                continue
+            values = np.asarray(episode.steps[name])
+            if f.kind in ("text", "string"):
+                changes = runs(words(values))
+                send(paths[name], [first + row for row, _ in changes],
+                     rr.TextDocument.columns(text=[text for _, text in changes]))
+            else:
+                hold(paths[name], first + np.arange(len(values)), values)
+        first += n + 1
+        if progress is not None:
+            progress(e + 1, len(lengths))
+    for path in list(held):
+        release(path)
+    send("/episodes", [row for row, _ in begins], rr.TextLog.columns(text=[text for _, text in begins]))
+
+
+def _batches(found: Iterator[tuple[Any, np.ndarray]], size: int = 64) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Rows and their JPEG images; one image may be of several rows."""
+    rows: list[int] = []
+    images: list[bytes] = []
+    for which, image in found:
+        coded = jpeg(image)
+        for row in np.atleast_1d(which).tolist():
+            rows.append(row)
+            images.append(coded)
+        if len(rows) >= size:
+            yield rows, images
+            rows, images = [], []
+    yield rows, images

@@ -555,7 +555,7 @@ def json_lines(file: Path) -> list[dict]:
     except UnicodeDecodeError as error:
         raise UserError(f"expected UTF-8 text, found something else ({error})", where=file, do=_DAMAGED) from None
     out = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 out.append(json.loads(line))

@@ -49,15 +49,15 @@ FIXTURES = {  # format -> data sets among the fixtures
     "zarr.zip": ["diffusion_policy_zarr/blosc.zarr.zip"],
     "act": ["act_aloha/raw", "act_aloha/compressed"],
     "rlds": ["rlds/tfrecord/closed_form/1.0.0"],
-    "minari": ["minari/*"],
+    "minari": ["minari/closed/*"],
     "d4rl": ["d4rl/with_timeouts.hdf5", "d4rl/with_next.hdf5"],
     "ogbench": ["ogbench/*.npz"],
     "imitation": ["imitation/*"],
     "npz": ["plain/npz"],
     "csv": ["plain/csv"],
     "mcap": ["mcap/*.mcap"],
-    "ROS 1 bag": ["rosbag/ros1/*.bag"],
-    "ROS 2 bag": ["rosbag/ros2/*"],
+    "ROS 1 bag": ["rosbag/ros1/*.bag", "rosbag/ros1_*"],
+    "ROS 2 bag": ["rosbag/ros2_*/*"],
 }
 
 
@@ -309,7 +309,10 @@ def main() -> int:
     result = run(o.fixtures, o.count, o.seed, o.only)
     print(table(result))
     if o.only is None:
-        (HERE / "results" / "fuzz.json").write_text(json.dumps({"count": o.count, "seed": o.seed, **result}, indent=1))
+        import measure
+
+        (measure.RESULTS / "fuzz.json").write_text(json.dumps({"count": o.count, "seed": o.seed, **result}, indent=1))
+        measure.insert("fuzz", table(result))
     return 1 if result["defects"] else 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Mapped, Out, demonstrations, env_of, free, line, parse
+from .common import Mapped, Out, Steps, demonstrations, env_of, free, line, parse
 
 if TYPE_CHECKING:
     from ..core import UserError
@@ -25,6 +25,8 @@ class Inspect:
     """one JSON document on standard output"""
     map: Mapped = None
     """of topics to columns, for MCAP and ROS bags; without it, the one that is proposed"""
+    max_episode_steps: Steps = None
+    """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
 
 
 def main(args: list[str]) -> None:
@@ -35,7 +37,7 @@ def main(args: list[str]) -> None:
     from ..recipes import recommended
 
     with Out(o.json) as out:
-        data = look(demonstrations(o.data), o.map)
+        data = look(demonstrations(o.data), o.map, max_episode_steps=o.max_episode_steps)
         found = describe(data)
         lengths = sorted(len(e) for e in data)
         rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
@@ -68,8 +70,9 @@ def main(args: list[str]) -> None:
         if refusal := _refusal(data, method):
             out.say("", f"It cannot be trained on as it is. {refusal}")
         else:
-            out.next(line("train", method, o.data, *(("--map", o.map) if o.map else ()), "--out", free("run"),
-                          *(("--eval", env, "--every", 500) if env else ())),
+            out.next(line("train", method, o.data, *(("--map", o.map) if o.map else ()),
+                          *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
+                          "--out", free("run"), *(("--eval", env, "--every", 500) if env else ())),
                      *([line("replay", o.data, env)] if env else []))
         out.answer(found)
 

@@ -34,7 +34,13 @@ _DAMAGED = "the file is damaged: take it from a copy, or write the data set anew
 
 def open_lerobot(path: Path) -> Dataset:
     """Lazy: reads what describes the data, and none of the data. Raises UserError where that contradicts itself."""
-    source = LeRobot(path)
+    try:
+        source = LeRobot(path)
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # JSON that says anything
+        raise UserError("expected metadata as lerobot writes them, found a value or a key that makes no sense there "
+                        f"({type(error).__name__}: {_line(error)})", where=Path(path) / "meta", do=_CORRECT) from error
     return Dataset(Episodes(source), source.facts)
 
 

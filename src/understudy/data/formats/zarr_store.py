@@ -25,7 +25,7 @@ from ..episode import Dataset
 from . import side
 from .base import Episodes, rows_of
 from .mapped import Mapped
-from .names import FLAGS, are_flags, listed, ours, theirs
+from .names import listed, ours, said_plainly, theirs
 from .side import Holds, Place
 
 _CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
@@ -337,8 +337,7 @@ def holds(data: Dataset) -> Holds:
 
 def _names(data: Dataset) -> dict[str, str]:
     kept = {n: f for n, f in data.features().items() if f.size and not (
-        f.kind == "vector" and f.dtype[:5] == "float" and len(f.shape) == 3 and _like_image(n)) and (
-        n not in FLAGS or all(are_flags(np.asarray(e.steps[n])) for e in data))}
+        f.kind == "vector" and f.dtype[:5] == "float" and len(f.shape) == 3 and _like_image(n)) and said_plainly(data, n)}
     return theirs(kept, read_as)
 
 

@@ -98,7 +98,8 @@ def broken(source: Path, place: Path, rng: random.Random) -> str:
     if file.suffix in (".json", ".jsonl", ".zarray", ".zgroup") and rng.random() < 0.7:
         return f"{name}: {_edited(file, rng)}"
     data = bytearray(file.read_bytes())
-    at, what = rng.randrange(len(data)), rng.choice(["flip", "flip", "flips", "cut", "zero", "swap", "insert", "repeat"])
+    at = rng.randrange(len(data))
+    what = rng.choice(["flip", "flip", "flips", "cut", "zero", "swap", "insert", "repeat"])
     some = min(len(data) - at, rng.choice([1, 4, 16, 64, 512]))
     if what == "flip":
         data[at] ^= 1 << rng.randrange(8)

@@ -28,7 +28,8 @@ def rich() -> Dataset:
     rng = np.random.default_rng(0)
     schema = {
         "observation.state": Feature("float32", (3,), names=("x", "y", "z"), unit="m"),
-        "observation.force": Feature("float64", (2, 2)), "observation.images.front": Feature("uint8", (8, 8, 3), "image"),
+        "observation.force": Feature("float64", (2, 2)),
+        "observation.images.front": Feature("uint8", (8, 8, 3), "image"),
         "action": Feature("float32", (2,), names=("dx", "dy")), "next.reward": Feature("float32", ()),
         "next.terminated": Feature("bool", ()), "next.truncated": Feature("bool", ()),
         "next.success": Feature("bool", ()), "task": Feature("string", (), "string"), "count": Feature("int64", ()),
@@ -123,7 +124,8 @@ def tables(result: dict) -> str:
              "format on the left into the one above:", "",
              "| | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
     lines += [f"| **{a}** | " + " | ".join(str(len(result["kept"][f"{a} {b}"])) for b in names) + " |" for a in names]
-    lines += ["", "What each has no place for by itself, so that it is kept in the side file:", "", "| | |", "|---|---|"]
+    lines += ["", "What each has no place for by itself, so that it is kept in the side file:", "", "| | |",
+              "|---|---|"]
     for name in names:
         gone = [x for x in result["all"] if x not in result["kept"][f"{name} {name}"]]
         lines.append(f"| {name} | {', '.join(f'`{x}`' if '.' in x or ' ' not in x else x for x in gone) or 'none'} |")

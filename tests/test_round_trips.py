@@ -23,10 +23,12 @@ RING = tuple(zip(FORMATS, (*FORMATS[1:], FORMATS[0]), strict=True))
 FLOATS = ("float16", "float32", "float64")
 NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", *FLOATS)
 ODD = {"f": [np.nan, np.inf, -np.inf, -0.0, 0.0], "i": [-1, 0], "u": [0, 1], "b": [False, True]}
-TEXTS = st.sampled_from(["", "put it there", "öffne die Tür", "先に", "a,b\n\"c\"", " spaced ", "line\u2028line\n", "0", "None", "🤖" * 3])
+TEXTS = st.sampled_from(["", "put it there", "öffne die Tür", "先に",
+                         "a,b\n\"c\"", " spaced ", "line\u2028line\n", "0", "None", "🤖" * 3])
 OTHERS = ("observation.force", "observation.arm.left.q", "observation.state_1", "action_noise", "next.done", "index",
           "count", "a.b.c", "weights", "timestamp", "observation.environment_state", "infos.qpos", "states",
-          "next.success", "next.terminated", "next.truncated", "next.reward", "action.grip", "Ä", "is_last", "steps", "action_dict/rel")
+          "next.success", "next.terminated", "next.truncated", "next.reward", "action.grip", "Ä", "is_last",
+          "steps", "action_dict/rel")
 CAMERAS = ("observation.images.front", "observation.images.wrist.left", "observation.pixels", "sketch")
 META = st.dictionaries(
     st.sampled_from(["seed", "success", "operator", "env", "nested", "a.b", "masks", "länge", "split", "fps"]),

@@ -40,8 +40,9 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     fps: frames a second; `dataset.fps` where not given. images: "video" (lossy, small: "av1", or "h264" where the
     frames cannot be written as AV1 here) or "png" (lossless). A column may hold one row more than there are actions:
     that row goes to meta/understudy/last.parquet. Columns frame_index, episode_index, index and task_index are numbered
-    anew; those that the data have, and others that lerobot has no place for, are kept in a side file (side.py). Raises UserError where the path exists, where there are no episodes, and where episodes differ in their
-    columns, naming the episode and the column.
+    anew; those that the data have, and others that lerobot has no place for, are kept in a side file (side.py). Raises
+    UserError where the path exists, where there are no episodes, and where episodes differ in their columns, naming the
+    episode and the column.
     """
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"expected images to be video, {', '.join(_CODECS.values())} or png, found {images!r}",
@@ -73,14 +74,12 @@ def parted(data: Dataset) -> tuple[Dataset, Holds]:
     into a side file. There times are float32 and begin at 0; where they do not grow, they are made from the rate."""
     features = data.features()
     aside: dict[str, Callable | None] = {name: None for name, f in features.items() if not _fits(name, f)}
-    inexact = False
     if INDEX[0] in features and INDEX[0] not in aside:
         times = [np.asarray(e.steps[INDEX[0]])[:len(e)] for e in data]
         stored = [_from_zero(t, _begins(data)) for t in times]
         if not all(len(t) and np.isfinite(t).all() and (np.diff(t) > 0).all() for t in stored):
             aside[INDEX[0]] = None
-        elif inexact := any(t.astype(was.dtype).tobytes() != was.tobytes()
-                            for t, was in zip(stored, times, strict=True)):
+        elif any(t.astype(was.dtype).tobytes() != was.tobytes() for t, was in zip(stored, times, strict=True)):
             aside[INDEX[0]] = partial(_from_zero, begins=_begins(data))
 
     def own(e):

@@ -336,8 +336,8 @@ def holds(data: Dataset) -> Holds:
 
 
 def _names(data: Dataset) -> dict[str, str]:
-    kept = {n: f for n, f in data.features().items() if f.size and not (
-        f.kind == "vector" and f.dtype[:5] == "float" and len(f.shape) == 3 and _like_image(n)) and said_plainly(data, n)}
+    kept = {n: f for n, f in data.features().items() if f.size and said_plainly(data, n) and not (
+        f.kind == "vector" and f.dtype[:5] == "float" and len(f.shape) == 3 and _like_image(n))}
     return theirs(kept, read_as)
 
 

@@ -242,6 +242,16 @@ def save(name: str, lines: Sequence[Line], *, packages: Sequence[str] = ("torch"
         print(row(line))
 
 
+def insert(name: str, text: str, page: str = "formats.md") -> None:
+    """Into docs/PAGE, in place of what stands between `<!-- NAME: ... -->` and `<!-- end of NAME -->`."""
+    path = HERE.parent / "docs" / page
+    before, begin, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name}: made by benchmarks/{name}.py -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    if not begin or not end:
+        raise SystemExit(f"{path} has no place for {name}")
+    path.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
 def text(figure: Figure | None) -> str:
     return "" if figure is None else f"{_short(figure.value)} {figure.unit}"
 

@@ -46,6 +46,10 @@ At random places, decoded anew each time unless the line says otherwise. A file 
 in memory, and a window begins at its own key frame."""),
     "scan": ("Scanning a data set", """
 Every row of every episode of 1 M steps of state, page cache warm. Columns are mapped; the first scan makes them."""),
+    "conversion": ("Converting", """
+Any format into LeRobot v3.0 with its statistics, the cache empty, beside a library that only reads the same files."""),
+    "memory": ("Larger than memory", """
+What converting and windowing take beyond the libraries themselves, for data of growing size."""),
     "rollouts": ("Rollouts of the toys", """
 256 environments at once beside a plain loop over one, which plans at batch 1 with the same network. About half of our
 side's time is products of matrices, at the speed that the processor has for them."""),

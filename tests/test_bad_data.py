@@ -379,7 +379,7 @@ def test_episodes_that_differ_are_not_written(tmp_path):
         with pytest.raises(UserError, match=message):
             lerobot.write(Dataset([*data[:3], data[3].but(columns)]), tmp_path / "out")
     with pytest.raises(UserError, match="column 'a/b'.*without '/'"):
-        lerobot.write(Dataset([data[0].but({"a/b": np.zeros(5)})]), tmp_path / "out")
+        lerobot.append(tmp_path / "out", Dataset([data[0].but({"a/b": np.zeros(5)})]))
     with pytest.raises(UserError, match="expected images to be video, av1, h264 or png, found 'gif'"):
         lerobot.write(data, tmp_path / "out", images="gif")
     assert list(tmp_path.iterdir()) == []

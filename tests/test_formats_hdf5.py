@@ -341,6 +341,17 @@ def test_d4rl_without_timeouts_needs_the_limit(files):
         refused(path, "expected a number of steps", max_episode_steps=limit)
 
 
+def test_the_limit_is_an_option_of_commands(files, tmp_path, capsys):
+    from understudy.cli import main
+
+    path = str(files / "d4rl/without_timeouts.hdf5")
+    assert main(["inspect", path]) == 2 and "--max-episode-steps 1000" in capsys.readouterr().err
+    assert main(["inspect", path, "--max-episode-steps", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["episodes"] == 5
+    assert main(["convert", path, str(tmp_path / "out"), "--max-episode-steps", "5"]) == 0
+    assert [len(e) for e in Dataset.open(tmp_path / "out")] == [5, 5, 5, 5, 2]
+
+
 def test_d4rl_flags_in_columns_and_an_unfinished_end(tmp_path):
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file["observations"], file["actions"] = np.arange(6.0)[:, None], np.zeros((6, 1))

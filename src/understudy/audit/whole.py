@@ -21,15 +21,15 @@ _REFUSED = ("cannot-be-read", "frame-damaged")
 
 
 def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True, frames: bool = True,
-          progress: Progress | None = None) -> Report:
+          progress: Progress | None = None, **options) -> Report:
     """All findings, errors first, and the scores that need no training. Raises UserError where nothing could be opened;
     where a file of what is otherwise a data set is why, that is a finding.
 
     mapping: of the topics of bags, in place of the one that is proposed. frames: also decode every camera frame, which
-    takes minutes for hours of video."""
+    takes minutes for hours of video. options: others of the format's (max_episode_steps)."""
     path = Path(path).expanduser()
     try:
-        data = look(path, mapping)
+        data = look(path, mapping, **options)
     except UserError as error:
         if "pip install" in (error.do or ""):  # what is missing is not in the data
             raise

@@ -33,6 +33,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Count = Annotated[int, arg(metavar="N")]
 Mapped = Annotated[Path | None, arg(metavar="FILE")]
 Despite = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
+Steps = Annotated[int | None, arg(metavar="N")]
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
@@ -290,17 +291,18 @@ def demonstrations(path: Path) -> Path:
 
 
 def opened(path: Path, size: int | tuple[int, int] | None = None, mapping: Path | None = None,
-           despite: Sequence[str] | None = None) -> Dataset:
-    """The data set (bags under a mapping); its camera frames, if it has any, decoded once to `size`, whose cost is
-    told beforehand. Without a size they keep their own if that is one and at most 128 pixels a side, and are 96 x 96
-    otherwise. despite: refuses data in which an audit finds an error of another code than these; None looks at none."""
+           despite: Sequence[str] | None = None, **options) -> Dataset:
+    """The data set (bags under a mapping; options: others of its format); its camera frames, if it has any, decoded
+    once to `size`, whose cost is told beforehand. Without a size they keep their own if that is one and at most 128
+    pixels a side, and are 96 x 96 otherwise. despite: refuses data in which an audit finds an error of another code
+    than these; None looks at none."""
     from ..audit import guard
     from ..data import cache
     from ..data.episode import Dataset
     from ..data.formats import frame_cost, with_frames
     from ..learn.watch import duration
 
-    data = Dataset.open(demonstrations(path), mapping=mapping)
+    data = Dataset.open(demonstrations(path), mapping=mapping, **options)
     if despite is not None:
         guard(data, data.facts["path"], despite)
     sizes = {f.shape[:2] for f in data.features().values() if f.kind == "image"}

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .common import Despite, Mapped, Out, demonstrations, line, parse
+from .common import Despite, Mapped, Out, Steps, demonstrations, line, parse
 
 Format = Literal["lerobot", "lerobot-v2.1", "robomimic", "zarr", "act", "rlds", "minari", "d4rl", "ogbench", "npz",
                  "csv"]
@@ -36,6 +36,8 @@ class Convert:
     """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
     despite: Despite = ()
     """go on although an audit finds an error of this code"""
+    max_episode_steps: Steps = None
+    """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
 
 
 def main(args: list[str]) -> None:
@@ -46,7 +48,7 @@ def main(args: list[str]) -> None:
     from ..data.formats import losses, write_dataset
 
     out = Out()
-    data = Dataset.open(demonstrations(o.src), mapping=o.map)
+    data = Dataset.open(demonstrations(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
     guard(data, data.facts["path"], o.despite)
     options = {"images": o.images} if o.to.startswith("lerobot") else {}
     lost = losses(data, o.to, **options)

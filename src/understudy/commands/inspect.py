@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Mapped, Out, bar, demonstrations, env_of, free, line, parse
+from .common import Mapped, Out, Steps, bar, demonstrations, env_of, free, line, parse
 
 if TYPE_CHECKING:
     from ..core import UserError
@@ -29,6 +29,8 @@ class Inspect:
     """a recording for the viewer of rerun.io (needs the extra rerun)"""
     map: Mapped = None
     """of topics to columns, for MCAP and ROS bags; without it, the one that is proposed"""
+    max_episode_steps: Steps = None
+    """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
 
 
 def main(args: list[str]) -> None:
@@ -41,9 +43,9 @@ def main(args: list[str]) -> None:
     from ..recipes import recommended
 
     with Out(o.json) as out:
-        data = look(demonstrations(o.data), o.map)
+        data = look(demonstrations(o.data), o.map, max_episode_steps=o.max_episode_steps)
         if o.html is not None:  # with scores, and without decoding every frame, as `understudy audit` does
-            report = audit(o.data, o.map, frames=False)
+            report = audit(o.data, o.map, frames=False, max_episode_steps=o.max_episode_steps)
         else:
             report = Report(findings(data, data.facts["path"]))
         _show(data, report, o, out)  # first: what is damaged is looked at, too, and may end what follows
@@ -79,8 +81,9 @@ def main(args: list[str]) -> None:
         if refusal := _refusal(data, odd, method):
             out.say("", f"It cannot be trained on as it is. {refusal}")
         else:
-            out.next(line("train", method, o.data, *(("--map", o.map) if o.map else ()), "--out", free("run"),
-                          *(("--eval", env, "--every", 500) if env else ())),
+            out.next(line("train", method, o.data, *(("--map", o.map) if o.map else ()),
+                          *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
+                          "--out", free("run"), *(("--eval", env, "--every", 500) if env else ())),
                      *([line("replay", o.data, env)] if env else []))
         out.answer(found)
 

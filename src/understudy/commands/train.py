@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from .common import Despite, Device, Mapped, Out, Trust, env_of, line, needed, opened, parse, split
+from .common import Despite, Device, Mapped, Out, Steps, Trust, env_of, line, needed, opened, parse, split
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -61,6 +61,8 @@ class Train:
     """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
     despite: Despite = ()
     """train although an audit finds an error of this code"""
+    max_episode_steps: Steps = None
+    """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
     trust: Trust = ()
     """a package whose code may be loaded"""
 
@@ -84,7 +86,8 @@ def main(args: list[str]) -> None:
     if o.every is not None and o.every < 1:
         raise UserError(f"expected at least one update, found {o.every}", where="--every")
     where = device(o.device)
-    out, data = Out(), opened(o.data, o.image_size, o.map, o.despite)
+    out = Out()
+    data = opened(o.data, o.image_size, o.map, o.despite, max_episode_steps=o.max_episode_steps)
     say = _say(data) if o.language else None
     method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}", say)
     score, env = None, None

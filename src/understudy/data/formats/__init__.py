@@ -82,7 +82,7 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
     return data if image_size is None else with_frames(data, image_size, progress)
 
 
-def look(path: str | Path, mapping: str | Path | Mapping | None = None) -> Dataset:
+def look(path: str | Path, mapping: str | Path | Mapping | None = None, **options) -> Dataset:
     """As `open_dataset`, for those that only look: bags need no mapping, and may have no episode. Without one they
     are read under the mapping that is proposed for them, facts["mapping"]."""
     place, kind = find(remote.local(path))
@@ -90,7 +90,7 @@ def look(path: str | Path, mapping: str | Path | Mapping | None = None) -> Datas
         from . import bags
 
         return bags.look(place)
-    return open_dataset(path, mapping=mapping)
+    return open_dataset(path, mapping=mapping, **options)
 
 
 def losses(data: Dataset, to: str, **options) -> list[side.Loss]:

@@ -100,8 +100,9 @@ class D4rl(Stored):
         """Where the episodes lie."""
         if "timeouts" not in arrays and limit is None:
             raise UserError("expected an array timeouts, found none: which rows ended an episode at its time limit "
-                            "cannot be known", where=self.path, do="Dataset.open(path, max_episode_steps=1000), with "
-                            "the limit of the environment, or add the array timeouts (bool, one a step)")
+                            "cannot be known", where=self.path, do="give the limit of the environment "
+                            "(--max-episode-steps 1000, or Dataset.open(path, max_episode_steps=1000)), or add the "
+                            "array timeouts (bool, one a step)")
         end = np.zeros(steps, bool)
         for key in _FLAGS:
             if key in arrays:

@@ -483,8 +483,8 @@ def holds(data: Dataset) -> Holds:
     for name, f in data.features().items():
         camera = f.kind == "image" and name.startswith("observation.images.") and f.shape[2] in (1, 3, 4)
         stem = name.removeprefix("observation.images.") if camera else name
-        if not f.size or not re.fullmatch(r"\w[\w.\-]*", stem) or stem.lower() in stems or ours(name) != name or (
-                re.search(r"_\d+$", name) and not camera):
+        if not f.size or not re.fullmatch(r"\w[\w.\-]*", stem) or stem.lower() in stems or (
+                ours(stem, "image" if camera else "vector") != name) or (re.search(r"_\d+$", name) and not camera):
             continue
         if f.kind == "string" and (f.shape or not all(_plain_text(e.steps[name]) for e in data)):
             continue

@@ -37,7 +37,13 @@ def open_lerobot(path: Path) -> Dataset:
     recording that was interrupted also what is still in its journal."""
     from .interrupted import opened
 
-    source = opened(Path(path))
+    try:
+        source = opened(Path(path))
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # JSON that says anything
+        raise UserError("expected metadata as lerobot writes them, found a value or a key that makes no sense there "
+                        f"({type(error).__name__}: {_line(error)})", where=Path(path) / "meta", do=_CORRECT) from error
     return Dataset(Episodes(source), source.facts)
 
 
@@ -556,7 +562,7 @@ def json_lines(file: Path) -> list[dict]:
     except UnicodeDecodeError as error:
         raise UserError(f"expected UTF-8 text, found something else ({error})", where=file, do=_DAMAGED) from None
     out = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 out.append(json.loads(line))

@@ -18,8 +18,9 @@ from ...core import UserError
 from ...files import whole_folder, write_json, write_text
 from .. import cache, video
 from ..episode import Dataset
+from . import side
 from .lerobot_read import OURS
-from .lerobot_write import _arrow, _plain, _plan, _schema, _write_facts, _write_last, _Writer, holds
+from .lerobot_write import _arrow, _plain, _plan, _schema, _write_facts, _write_last, _Writer, holds, parted
 
 __all__ = ["holds", "write"]
 
@@ -35,8 +36,9 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
         raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
     if images not in ("video", "av1", "h264", "png"):
         raise UserError(f"expected images to be video, av1, h264 or png, found {images!r}", do="choose one of them")
+    own, kept = parted(dataset)
     with cache.room_on_disk(Path(path)), whole_folder(path) as part:
-        plan = _plan(dataset.features(), dataset.fps, dataset.facts.get("robot_type"), images)
+        plan = _plan(own.features(), dataset.fps, dataset.facts.get("robot_type"), images)
         info = {}
         for key, value in plan.info.items():
             if key == "chunks_size":
@@ -44,7 +46,8 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
             if not key.endswith("_size_in_mb"):
                 info[key] = value
         info |= {"codebase_version": "v2.1", "data_path": DATA, "video_path": VIDEO if info["video_path"] else None}
-        _Writer21(part, replace(plan, info=info), {}, {}, None, dataset.fps is not None).add(dataset)
+        _Writer21(part, replace(plan, info=info), {}, {}, None, dataset.fps is not None).add(own)
+        side.write(part, dataset, kept)
 
 
 class _Writer21(_Writer):

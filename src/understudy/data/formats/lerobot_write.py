@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from ...core import Feature, UserError
 from ...files import read_json, sync_folder, whole_folder, write_json, write_text
 from .. import cache, video
 from ..episode import Dataset, Episode
+from . import side
 from .lerobot_read import INDEX, OURS, LeRobot, json_lines, parquet, read_info, tasks_v3
 from .side import Holds, Place
 
@@ -38,26 +40,75 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     fps: frames a second; `dataset.fps` where not given. images: "video" (lossy, small: "av1", or "h264" where the
     frames cannot be written as AV1 here) or "png" (lossless). A column may hold one row more than there are actions:
     that row goes to meta/understudy/last.parquet. Columns frame_index, episode_index, index and task_index are numbered
-    anew. Raises UserError where the path exists, where there are no episodes, and where episodes differ in their
-    columns, naming the episode and the column.
+    anew; those that the data have, and others that lerobot has no place for, are kept in a side file (side.py). Raises
+    UserError where the path exists, where there are no episodes, and where episodes differ in their columns, naming the
+    episode and the column.
     """
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"expected images to be video, {', '.join(_CODECS.values())} or png, found {images!r}",
                         do="choose one of them")
     if not len(dataset):
         raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
+    fps = dataset.fps if fps is None else fps
+    robot = dataset.facts.get("robot_type") if robot_type is None else robot_type
+    dataset = Dataset(dataset._episodes, {**dataset.facts, "fps": fps, "robot_type": robot})
+    own, kept = parted(dataset)
     with cache.room_on_disk(Path(path)), whole_folder(path) as part:
-        fps = dataset.fps if fps is None else fps
-        robot = dataset.facts.get("robot_type") if robot_type is None else robot_type
-        _Writer.new(part, dataset.features(), fps, robot, images).add(dataset)
+        _Writer.new(part, own.features(), fps, robot, images).add(own)
+        side.write(part, dataset, kept)
 
 
 def holds(data: Dataset, images: str = "png") -> Holds:
     """What lerobot sees of these data; the rest is in meta/understudy. `images` as for `write`."""
-    plan = _plan(data.features(), data.fps, None, images)
+    own, _ = parted(data)
+    plan = _plan(own.features(), data.fps, None, images)
     columns = {name: Place(name, f.dtype, f.shape, exact=name == "task" or plan.stored(name) != "video")
                for name, f in plan.columns.items()}
+    if "timestamp" in columns and not _begins(data):
+        del columns["timestamp"]  # what is there begins at 0
     return Holds(columns, names=True, fps=True, robot=True)
+
+
+def parted(data: Dataset) -> tuple[Dataset, Holds]:
+    """(what goes into LeRobot's files and meta/understudy, what of `data` is read from there again); the rest goes
+    into a side file. There times are float32 and begin at 0; where they do not grow, they are made from the rate."""
+    features = data.features()
+    aside: dict[str, Callable | None] = {name: None for name, f in features.items() if not _fits(name, f)}
+    if INDEX[0] in features and INDEX[0] not in aside:
+        times = [np.asarray(e.steps[INDEX[0]])[:len(e)] for e in data]
+        stored = [_from_zero(t, _begins(data)) for t in times]
+        if not all(len(t) and np.isfinite(t).all() and (np.diff(t) > 0).all() for t in stored):
+            aside[INDEX[0]] = None
+        elif any(t.astype(was.dtype).tobytes() != was.tobytes() for t, was in zip(stored, times, strict=True)):
+            aside[INDEX[0]] = partial(_from_zero, begins=_begins(data))
+
+    def own(e):
+        return e.but({n: change and change(np.asarray(e.steps[n])) for n, change in aside.items() if n in e.steps})
+    columns = {n: Place(n, f.dtype, f.shape, last=n not in ("task", INDEX[0])) for n, f in features.items()
+               if n not in aside}
+    meta = frozenset(key for e in data for key in e.meta)
+    reads = tuple(n for n in features if aside.get(n, True) is not None)
+    return (data.map(own) if aside else data,
+            Holds(columns, names=True, units=True, fps=True, robot=True, meta=meta, reads=reads))
+
+
+def _fits(name: str, f: Feature) -> bool:
+    """Whether lerobot has a place for such a column."""
+    if name in INDEX:
+        return name == INDEX[0] and f.shape == () and np.dtype(f.dtype).kind == "f"
+    if f.kind == "string" or name == "task":
+        return f.kind == "string" and f.shape == ()
+    return "/" not in name and len(f.shape) <= 5 and 0 not in f.shape and np.dtype(f.dtype).kind in "biuf"
+
+
+def _begins(data: Dataset) -> bool:
+    """Whether the times of all episodes begin at 0, to one step."""
+    most = 1 / (data.fps or _SAFE_FPS)
+    return all(abs(float(np.asarray(e.steps[INDEX[0]])[0])) <= most for e in data)
+
+
+def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
+    return (times if begins else times - times[0]).astype(np.float32)
 
 
 def append(path: str | Path, dataset: Dataset, **options) -> None:
@@ -69,6 +120,7 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
     """
     path = Path(path)
     if not path.exists():
+        _plan(dataset.features(), None, None, "png")  # refuses columns that it could not go on with
         return write(dataset, path, **options)
     with cache.room_on_disk(path), cache.locked(path / OURS / ".lock"):
         _clean(path)
@@ -307,7 +359,7 @@ class _Writer:
     def _last_value(self, name, value):
         if self.plan.stored(name) in ("image", "video"):
             return {"bytes": video.encode_png(value), "path": None}
-        return value.tolist()
+        return str(value) if self.plan.columns[name].kind == "string" else value.tolist()
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -589,7 +641,8 @@ def _of(values: np.ndarray) -> dict[str, np.ndarray]:
     if exact is not None:
         low, high = exact.min(0), exact.max(0)
         if exact.dtype.kind in "iu":
-            low, high = low.astype(np.int64), high.astype(np.int64)
+            most = min(np.iinfo(np.int64).max, np.iinfo(exact.dtype).max)  # of uint64, as near as their tables come
+            low, high = np.minimum(low, most).astype(np.int64), np.minimum(high, most).astype(np.int64)
     return {"min": low, "max": high, "mean": mean, "std": std, **dict(zip(_QUANTILES, quantiles, strict=True))}
 
 

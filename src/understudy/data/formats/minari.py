@@ -461,6 +461,7 @@ def _plan(data: Dataset) -> tuple[Holds, dict[str, str], dict]:
             and hdf5.storable(data, n, f)]
     acts = [n for n, f in features.items() if (n == "action" or n.startswith("action.")) and f.dtype != "bool"
             and f.kind != "string"]
+    acts = ["action"] if "action" in acts else acts
     if not seen or not acts:
         raise UserError(f"expected an action and an observation, found {', '.join(features)}", where="minari",
                         do="choose another format, or name the columns action and observation.state")
@@ -470,9 +471,7 @@ def _plan(data: Dataset) -> tuple[Holds, dict[str, str], dict]:
             within = name.removeprefix("observation." + "images." * (f.kind == "image"))
             return "observations" if seen == ["observation.state"] else f"observations/{within}"
         if name in acts:
-            if acts == ["action"]:
-                return "actions"
-            return None if name == "action" else f"actions/{name[7:]}"
+            return "actions" if name == "action" else f"actions/{name[7:]}"
         if name in _KEYS:
             ok = name == "next.reward" and f.shape in ((), (1,)) or (f.dtype, f.shape) == ("bool", ())
             return _KEYS[name] if ok else None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from ...core import Feature, role
+from ..episode import Episode
 
 FLAGS = ("next.terminated", "next.truncated", "next.success")  # each step has them or has them not
 OUTCOMES = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",
@@ -47,6 +48,11 @@ def theirs(features: Mapping[str, Feature], read: Callable[[str, Feature], str],
 def are_flags(values: np.ndarray) -> bool:
     """Whether they say yes or no: bool, or numbers that are all 0 or 1."""
     return values.dtype == bool or bool(((values == 0) | (values == 1)).all())
+
+
+def said_plainly(data: Iterable[Episode], name: str) -> bool:
+    """Whether a column that is a flag by its name holds nothing else; others do."""
+    return name not in FLAGS or all(are_flags(np.asarray(e.steps[name])) for e in data)
 
 
 def number(name: str) -> tuple:

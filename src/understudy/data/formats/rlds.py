@@ -26,7 +26,7 @@ from ..episode import Dataset
 from . import side
 from .base import Episodes, rows_of
 from .mapped import Mapped
-from .names import listed, ours, theirs
+from .names import listed, ours, said_plainly, theirs
 from .side import Holds, Place
 
 _COPY = "take the file from a copy"
@@ -635,7 +635,8 @@ def _plan(data: Dataset) -> _Plan:
     ends = _ends(data, features)
     leaves = {}
     plain = {n: f for n, f in features.items() if n not in ("next.terminated", "next.truncated", "action")
-             and not n.startswith("action.") and f.size and (f.kind != "string" or not f.shape)}
+             and not n.startswith("action.") and f.size and (f.kind != "string" or not f.shape)
+             and said_plainly(data, n)}
 
     def leaf(name, f, key):
         if f.kind == "string":

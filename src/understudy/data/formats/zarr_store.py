@@ -25,7 +25,7 @@ from ..episode import Dataset
 from . import side
 from .base import Episodes, rows_of
 from .mapped import Mapped
-from .names import listed, ours, theirs
+from .names import listed, ours, said_plainly, theirs
 from .side import Holds, Place
 
 _CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
@@ -329,15 +329,14 @@ def damage(where):
 
 
 def holds(data: Dataset) -> Holds:
-    features = data.features()
+    features, names = data.features(), _names(data)
     columns = {name: Place(read_as(key, features[name]), features[name].dtype, features[name].shape)
-               for name, key in _names(features).items()}
-    return Holds(columns, reads=tuple(place.name for _, place in sorted(
-        (_names(features)[name], place) for name, place in columns.items())))
+               for name, key in names.items()}
+    return Holds(columns, reads=tuple(columns[name].name for name in sorted(names, key=names.__getitem__)))
 
 
-def _names(features) -> dict[str, str]:
-    kept = {n: f for n, f in features.items() if f.size and not (
+def _names(data: Dataset) -> dict[str, str]:
+    kept = {n: f for n, f in data.features().items() if f.size and said_plainly(data, n) and not (
         f.kind == "vector" and f.dtype[:5] == "float" and len(f.shape) == 3 and _like_image(n))}
     return theirs(kept, read_as)
 
@@ -364,7 +363,7 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
     for group in ("", "data/", "meta/"):
         put(f"{group}.zgroup", '{"zarr_format": 2}')
     lengths, features = rows_of(data), data.features()
-    for name, key in _names(features).items():
+    for name, key in _names(data).items():
         f, dtype = features[name], None
         if f.kind == "string":
             longest = max((len(str(v)) for e in data for v in np.ravel(e.steps[name])), default=1)

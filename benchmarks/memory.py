@@ -1,0 +1,127 @@
+"""Converting and windowing data larger than memory: python benchmarks/memory.py [--mb 10 200 2000] [--to FORMAT ...]
+
+Data of each size are made (an .npz of episodes of 1 MB, 1000 steps of 250 numbers), converted into each format, opened
+there, and windows drawn from them, in a process of its own whose anonymous memory (RssAnon of /proc; mapped pages are
+not counted) is looked at a hundred times a second. What it had before it began is told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+
+BOUND = 1000.0  # MB
+STEPS, WIDE = 1000, 240
+
+
+def made(path: Path, megabytes: int) -> None:
+    """An .npz of that many episodes of 1 MB, written piece by piece."""
+    from understudy.data.formats.arrays import write
+
+    rng = np.random.default_rng(0)
+    piece = rng.integers(-99, 99, (STEPS, WIDE)).astype(np.float32)  # so that it is quickly packed
+    count = max(megabytes, 1)
+    write(path, [
+        ("observations", (count * STEPS, WIDE), np.dtype("f4"), lambda: (piece + e for e in range(count))),
+        ("actions", (count * STEPS, 8), np.dtype("f4"), lambda: (piece[:, :8] for _ in range(count))),
+        ("episode_ends", (count,), np.dtype("i8"), lambda: [STEPS * np.arange(1, count + 1)]),
+        ("operator", (count,), np.dtype("U3"), lambda: [np.array(["Ada"] * count)])])
+
+
+def anonymous() -> float:
+    return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+class Watch:
+    """The greatest RssAnon (MB) of this process while it is open."""
+
+    def __enter__(self):
+        self.most, self._over = anonymous(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def _look(self):
+        while not self._over.wait(0.01):
+            self.most = max(self.most, anonymous())
+
+    def __exit__(self, *error):
+        self._over.set()
+        self._thread.join()
+        self.most = max(self.most, anonymous())
+
+
+def use(source: Path, path: Path, to: str) -> dict:
+    """What converting and windowing took, in MB, beyond what the libraries take."""
+    from understudy.data.episode import Dataset
+    from understudy.data.formats import WRITES, losses, write_dataset
+    from understudy.data.window import Window
+
+    def windows(data):
+        drawn = Window(2, 8).over(data, ("observation.state",), "action")
+        for i in range(20):
+            drawn.batch(64, i)
+    small = source.with_name("small.npz")  # what is made once, whatever the size
+    made(small, 1)
+    write_dataset(Dataset.open(small), path.with_name(f"small-{path.name}"), to)
+    windows(Dataset.open(path.with_name(f"small-{path.name}")))
+    assert to in WRITES
+    before, found = anonymous(), {}
+    data = Dataset.open(source)
+    with Watch() as watch:
+        losses(data, to)
+        write_dataset(data, path, to)
+    found["converting"] = watch.most - before
+    with Watch() as watch:
+        windows(Dataset.open(path))
+    return {**found, "windowing": watch.most - before, "before": before}
+
+
+def measured(source: Path, place: Path, to: str) -> dict:
+    """`use` in a process of its own."""
+    told = subprocess.run([sys.executable, __file__, "--use", source, place, to], check=True, stdout=subprocess.PIPE,
+                          env={**os.environ, "UNDERSTUDY_CACHE": str(place.parent / "cache"),
+                               "UNDERSTUDY_CACHE_GB": "100"})
+    for left in (place, *place.parent.glob("small*"), *place.parent.glob(f"{place.name}.*"), place.parent / "cache"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return json.loads(told.stdout)
+
+
+def main() -> None:
+    import measure
+
+    from understudy.data.formats import WRITES
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mb", type=int, nargs="*", default=[10, 200, 2000])
+    parser.add_argument("--to", nargs="*", default=list(WRITES), choices=list(WRITES))
+    o = parser.parse_args()
+    lines = []
+    for size in o.mb:
+        with tempfile.TemporaryDirectory() as folder:
+            made(source := Path(folder) / "data.npz", size)
+            for to in o.to:
+                took = measured(source, Path(folder) / "written", to)
+                for what in ("converting", "windowing"):
+                    of = f"{what} {size:,} MB " + (f"into {to}" if what == "converting" else f"of {to}")
+                    lines.append(measure.Line(of, measure.Figure(took[what], took[what], took[what], "MB"),
+                                              bound=BOUND))
+                    print(measure.row(lines[-1]), flush=True)
+    measure.save("memory", lines, packages=("numpy", "pyarrow", "h5py", "zarr"))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--use"]:
+        print(json.dumps(use(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])))
+    else:
+        main()

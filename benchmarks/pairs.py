@@ -1,0 +1,144 @@
+"""What survives from one format into another: python benchmarks/pairs.py
+
+A data set that has all that one may have is written in each format, opened, and written in each other one. With the
+side files everything must be the same, bit by bit, in all pairs. Then the side files of both are removed, and what is
+still there is counted. Results go to benchmarks/results/pairs.json and into docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import measure
+import numpy as np
+
+from understudy.core import Feature
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import WRITES, losses, side, write_dataset
+from understudy.data.formats import _module as module
+
+
+def rich() -> Dataset:
+    """Three episodes: two kinds of state and a camera, each with a row after the last action; names, a unit, words,
+    both ways to end, a count beyond float32, times, the rate, the robot, facts."""
+    rng = np.random.default_rng(0)
+    schema = {
+        "observation.state": Feature("float32", (3,), names=("x", "y", "z"), unit="m"),
+        "observation.force": Feature("float64", (2, 2)),
+        "observation.images.front": Feature("uint8", (8, 8, 3), "image"),
+        "action": Feature("float32", (2,), names=("dx", "dy")), "next.reward": Feature("float32", ()),
+        "next.terminated": Feature("bool", ()), "next.truncated": Feature("bool", ()),
+        "next.success": Feature("bool", ()), "task": Feature("string", (), "string"), "count": Feature("int64", ()),
+        "timestamp": Feature("float64", ())}
+
+    def episode(e, n):
+        end = np.arange(n) == n - 1
+        return Episode({
+            "observation.state": rng.normal(size=(n + 1, 3)).astype(np.float32),
+            "observation.force": rng.normal(size=(n + 1, 2, 2)),
+            "observation.images.front": rng.integers(0, 256, (n + 1, 8, 8, 3)).astype(np.uint8),
+            "action": rng.normal(size=(n, 2)).astype(np.float32), "next.reward": rng.normal(size=n).astype(np.float32),
+            "next.terminated": end & (e % 2 == 0), "next.truncated": end & (e % 2 == 1), "next.success": end & (e == 2),
+            "task": np.array(["put it there", "öffne die Tür"][e % 2:][:1] * n), "count": np.arange(n) * 2**40,
+            "timestamp": np.arange(n) / 10 + rng.uniform(0, 1e-3, n) * (np.arange(n) > 0)},
+            {"operator": "Ada", "seed": e}, n, schema)
+    return Dataset([episode(e, n) for e, n in enumerate((5, 1, 4))], {"fps": 10.0, "robot_type": "arm"})
+
+
+def options(to: str) -> dict:
+    return {"images": "png"} if to.startswith("lerobot") else {}
+
+
+def write(data: Dataset, path: Path, to: str) -> Dataset:
+    write_dataset(data, path, to, **options(to))
+    return Dataset.open(path)
+
+
+def alone(path: Path) -> Dataset:
+    side.beside(path).unlink(missing_ok=True)
+    return Dataset.open(path)
+
+
+def left(data: Dataset, now: Dataset, called: dict[str, str]) -> list[str]:
+    """What of `data` is in `now`, where its columns are `called` something else."""
+    features, found = data.features(), now.features()
+    here = {n: c for n, c in called.items() if c in found and all(
+        equal(was.steps[n], is_.steps[c][:len(was)]) for was, is_ in zip(data, now, strict=True))}
+    last = [n for n, c in here.items() if all(
+        len(was.steps[n]) == len(is_.steps[c]) > len(was) and equal(was.steps[n], is_.steps[c])
+        for was, is_ in zip(data, now, strict=True))]
+    return [*here, *(f"last {n}" for n in last),
+            *(["names"] if all(found[here[n]].names == f.names for n, f in features.items() if f.names and n in here)
+              else []),
+            *(["unit"] if any(f.unit and n in here and found[here[n]].unit == f.unit for n, f in features.items())
+              else []),
+            *(["fps"] if now.fps == data.fps else []),
+            *(["robot_type"] if now.facts.get("robot_type") == data.facts.get("robot_type") else []),
+            *(f"meta.{k}" for k in data[0].meta if all(was.meta[k] == is_.meta.get(k)
+                                                       for was, is_ in zip(data, now, strict=True)))]
+
+
+def equal(was, now) -> bool:
+    was, now = np.asarray(was)[: len(now)], np.asarray(now)
+    if was.dtype.kind in "UO":
+        return was.tolist() == now.tolist()
+    return was.size == now.size and np.array_equal(was.reshape(-1), now.reshape(-1)) and len(was) == len(now)
+
+
+def chained(data: Dataset, first: Dataset, a: str, b: str) -> dict[str, str]:
+    """{column: its name after a and b}, for those of which both say that they have a place."""
+    ours = {n: p.name for n, p in module(a).holds(data, **options(a)).columns.items()}
+    then = module(b).holds(first, **options(b)).columns
+    return {n: then[c].name for n, c in ours.items() if c in then}
+
+
+def measured() -> dict:
+    data, same, kept, lost = rich(), [], {}, {}
+    every = left(data, data, {n: n for n in data.features()})
+    with tempfile.TemporaryDirectory() as place:
+        place = Path(place)
+        os.environ["UNDERSTUDY_CACHE"] = str(place / "cache")
+        for a in WRITES:
+            lost[a] = [str(loss) for loss in losses(data, a, **options(a))]
+            first = write(data, place / a, a)
+            for b in WRITES:
+                if write(first, place / f"{a}-{b}", b).fingerprint() == data.fingerprint():
+                    same.append([a, b])
+            bare = alone(place / a)
+            for b in WRITES:
+                write(bare, place / f"bare-{a}-{b}", b)
+                kept[f"{a} {b}"] = left(data, alone(place / f"bare-{a}-{b}"), chained(data, bare, a, b))
+    return {"all": every, "same": same, "kept": kept, "lost": lost}
+
+
+def tables(result: dict) -> str:
+    names, pairs = list(result["lost"]), len(result["lost"]) ** 2
+    lines = [f"{len(result['same'])} of {pairs} ordered pairs give back every value, name and fact, bit by bit, with "
+             "the side files that they keep.",
+             f"Without any side file, of the {len(result['all'])} things that this data set has (its columns, the rows "
+             "after the last action, names, a unit, rate, robot, facts) so many are left after converting from the "
+             "format on the left into the one above:", "",
+             "| | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
+    lines += [f"| **{a}** | " + " | ".join(str(len(result["kept"][f"{a} {b}"])) for b in names) + " |" for a in names]
+    lines += ["", "What each has no place for by itself, so that it is kept in the side file:", "", "| | |",
+              "|---|---|"]
+    for name in names:
+        gone = [x for x in result["all"] if x not in result["kept"][f"{name} {name}"]]
+        lines.append(f"| {name} | {', '.join(f'`{x}`' if '.' in x or ' ' not in x else x for x in gone) or 'none'} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    result = measured()
+    (measure.RESULTS / "pairs.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    measure.insert("pairs", tables(result))
+    print(tables(result))
+    return 0 if len(result["same"]) == len(WRITES) ** 2 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Converting and windowing take no more memory for more data: anonymous memory, of a process of its own."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from understudy.data.formats import WRITES
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+
+
+@pytest.fixture(scope="module")
+def memory():
+    spec = importlib.util.spec_from_file_location("memory", Path(__file__).parents[1] / "benchmarks" / "memory.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def taken(memory, folder, megabytes, to):
+    memory.made(folder / "data.npz", megabytes)
+    took = memory.measured(folder / "data.npz", folder / "written", to)
+    return max(took["converting"], took["windowing"])
+
+
+@pytest.mark.parametrize("to", ["lerobot", "robomimic"])
+def test_forty_megabytes(memory, tmp_path, to):
+    assert taken(memory, tmp_path, 40, to) < 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", [name for name in WRITES if name != "csv"])
+def test_two_hundred_megabytes(memory, tmp_path, to):
+    assert taken(memory, tmp_path, 200, to) < 100
+
+
+@pytest.mark.slow
+def test_two_gigabytes(memory, tmp_path):
+    assert taken(memory, tmp_path, 2000, "lerobot") < 200  # issue: 1 GB

@@ -8,8 +8,8 @@ no more than LIMIT seconds and MEMORY bytes, and then it is one of these:
   refused    a UserError (exit status 2), whether it was opened or read
   found      it was read, with other values, and an error of `understudy audit` says that something is wrong
   warned     likewise, but a warning says so
-  other      other numbers, names or facts where the format has no checksum of them, and what is there contradicts
-             nothing: a valid file of something else
+  other      other numbers, names or facts, and nothing says so, in a format whose checksums are not known to cover
+             them: mostly a valid file of something else, which only a person who looks at it can tell
   wrong      the steps or their number are others, or a checksum that the format has is wrong, and nothing says so
   traceback  any other exception
   crash      the process ended

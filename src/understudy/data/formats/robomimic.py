@@ -202,6 +202,15 @@ class Robomimic(Stored):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def meta(self, episode) -> Mapping[str, Any]:
+        if episode not in self._metas:  # read once: looking at every group of a demo takes as long as its numbers
+            self._metas[episode] = self._meta(episode)
+        return self._metas[episode]
+
+    @cached_property
+    def _metas(self) -> dict[int, Mapping[str, Any]]:
+        return {}
+
+    def _meta(self, episode) -> dict[str, Any]:
         demo = self.demos[episode]
         facts = dict(self._of_all)
         if demo != f"demo_{episode}":

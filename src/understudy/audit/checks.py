@@ -224,6 +224,9 @@ def known(data: Dataset) -> Iterator[Finding]:
             len(data[0].steps[n]) > len(data[0]) for n in seen):
         yield Finding("no-last-observation", "note", "no observation after the last action: what needs the next "
                       "observation leaves out each last step", "record it, if the next observation matters")
+    if not any(role(n) == "action" for n in features):
+        yield Finding("no-actions", "warning", f"no column is an action; there are {listed(features)}",
+                      "rename the one that is: understudy view make DATA --out VIEW --rename OLD=action")
     if data.fps is None:
         yield Finding("no-fps", "note", "the frame rate is not known", "store it, if what is trained depends on time")
     for name, f in features.items():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from ..core import UserError
+from ..core import UserError, role
 from ..data.episode import Dataset
-from ..data.formats import look, sniff
+from ..data.formats import look, remote, sniff
 from . import checks
 from .base import Finding, Report, Where, refusal
 from .files import files
@@ -31,7 +31,7 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
     try:
         data = look(path, mapping, **options)
     except UserError as error:
-        if "pip install" in (error.do or ""):  # what is missing is not in the data
+        if "pip install" in (error.do or "") or remote.address(path):  # what is missing is not in the data
             raise
         found = list(files(path))
         if not any(f.severity == "error" for f in found):
@@ -52,12 +52,14 @@ def findings(data: Dataset, path: Path | str | None = None, *, frames: bool = Fa
                     *_run(data, chosen, Path(path or data.facts.get("path", ".")), progress)])
 
 
-def guard(data: Dataset, path: Path | str | None = None, despite: Collection[str] = ()) -> None:
+def guard(data: Dataset, path: Path | str | None = None, despite: Collection[str] = ()) -> list[str]:
     """Raises UserError where an audit would find an error, other than of a code in `despite`: what `train`, `convert`
     and `merge` do first. Reads the numbers; checksums of whole files, and camera frames, are left to the audit and to
-    whoever decodes them."""
+    whoever decodes them. Returns the codes in `despite` that nothing has."""
     where = Path(path or data.facts.get("path", "."))
-    refuse([*(files(where, deep=False) if path is not None else ()), *_run(data, checks.WHOLE, where)], where, despite)
+    found = [*(files(where, deep=False) if path is not None else ()), *_run(data, checks.WHOLE, where)]
+    refuse(found, where, despite)
+    return [code for code in despite if code not in {f.code for f in found}]
 
 
 def refuse(found: Iterable[Finding], where: Path | str, despite: Collection[str] = ()) -> None:
@@ -68,8 +70,9 @@ def refuse(found: Iterable[Finding], where: Path | str, despite: Collection[str]
         lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}" for f in _sorted(wrong)[:10]]
         raise UserError(f"expected data without errors, found {count(len(wrong), 'error')}:\n" + "\n".join(lines)
                         + ("\n  ..." if len(wrong) > 10 else ""), where=where,
-                        do=f"understudy audit {where} says more; to go on all the same: "
-                        + " ".join(f"--despite {code}" for code in codes))
+                        do=f"understudy audit {where} says more; " + (
+                            f"understudy repair {where} --out DST saves what can be read" if set(codes) & set(_REFUSED)
+                            else "to go on all the same: " + " ".join(f"--despite {code}" for code in codes)))
 
 
 def _run(data: Dataset, chosen: Iterable[checks.Check], path: Path,
@@ -106,6 +109,9 @@ def _scores(data: Dataset) -> dict:
     """Those without training; one that has no meaning for these data is left out."""
     from .scores import SCORES, TRAINED
 
+    kinds = {role(n): f.kind for n, f in data.features().items()}
+    if kinds.get("action") not in ("vector", "choice") or "observation" not in kinds:
+        return {}  # a finding says so
     found = {}
     for name, make in SCORES.items():
         if name in TRAINED:

@@ -276,6 +276,12 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
         yield progress
 
 
+def unused(codes: Sequence[str]) -> None:
+    """Codes of --despite that were not needed: they may be misspelt."""
+    for code in codes:
+        print(f"--despite {code}: no such error was found", file=sys.stderr)
+
+
 def demonstrations(path: Path) -> Path:
     """`path`. Raises UserError if it is a run, or the name of a method."""
     from ..core import UserError
@@ -297,14 +303,18 @@ def opened(path: Path, size: int | tuple[int, int] | None = None, mapping: Path 
     pixels a side, and are 96 x 96 otherwise. despite: refuses data in which an audit finds an error of another code
     than these; None looks at none."""
     from ..audit import guard
+    from ..core import UserError
     from ..data import cache
     from ..data.episode import Dataset
     from ..data.formats import frame_cost, with_frames
     from ..learn.watch import duration
 
     data = Dataset.open(demonstrations(path), mapping=mapping, **options)
+    if "action" not in data.features():
+        raise UserError(f"expected a column action to learn, found {', '.join(data.features())}", where=path,
+                        do="understudy view make DATA --out VIEW --rename OLD=action calls a column so")
     if despite is not None:
-        guard(data, data.facts["path"], despite)
+        unused(guard(data, data.facts["path"], despite))
     sizes = {f.shape[:2] for f in data.features().values() if f.kind == "image"}
     if not sizes:
         return data

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .common import Despite, Mapped, Out, Steps, demonstrations, line, parse
+from .common import Despite, Mapped, Out, Steps, demonstrations, line, parse, unused
 
 Format = Literal["lerobot", "lerobot-v2.1", "robomimic", "zarr", "act", "rlds", "minari", "d4rl", "ogbench", "npz",
                  "csv"]
@@ -49,7 +49,7 @@ def main(args: list[str]) -> None:
 
     out = Out()
     data = Dataset.open(demonstrations(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
-    guard(data, data.facts["path"], o.despite)
+    unused(guard(data, data.facts["path"], o.despite))
     options = {"images": o.images} if o.to.startswith("lerobot") else {}
     lost = losses(data, o.to, **options)
     if lost and o.strict:

@@ -55,6 +55,9 @@ def main(args: list[str]) -> None:
     with Out(o.json) as out:
         data = Dataset.open(demonstrations(o.data))
         score, settings = scores_of(data, o.by, o.trust)
+        if np.isnan(score).all():
+            raise UserError(f"expected a value by which to choose, found none in {len(score)} episodes",
+                            where=f"--by {o.by}", do="take another score: understudy audit --json shows them all")
         kept, order = best(score, o.keep, o.lowest)
         view = views.write(o.out, o.data, Pick(tuple(kept)), made={
             "command": "curate", "by": o.by, "settings": settings, "keep": o.keep, "lowest": o.lowest,
@@ -80,7 +83,7 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
 
     if ":" in by or by in SCORES:
         score = _loaded(by, trust) if ":" in by else SCORES[by]()
-        found, settings = score(data), _settings(score)
+        found, settings = _asked(score, data, by), _settings(score)
     else:
         try:
             found, settings = values(data, by), None
@@ -129,6 +132,21 @@ def _loaded(name: str, trust: tuple[str, ...]):
     if not callable(found):
         raise UserError(f"expected a function {function!r} in {module}, found none", where=f"--by {name}")
     return found() if isinstance(found, type) else found
+
+
+def _asked(score, data: Dataset, by: str):
+    from ..core import UserError
+
+    try:
+        return score(data)
+    except UserError:
+        raise
+    except Exception as error:
+        if ":" not in by:
+            raise
+        what = f"expected one number an episode, found an error: {type(error).__name__}: {error}"
+        raise UserError(what, where=f"--by {by}", do="the function is given a Dataset: try it on Dataset.open(DATA)") \
+            from error
 
 
 def _settings(score):

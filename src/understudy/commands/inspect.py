@@ -69,7 +69,7 @@ def main(args: list[str]) -> None:
             out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
         out.say("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
-        if not len(data):
+        if not len(data) or "action" not in data.features():
             return out.answer(found)
         env, method = env_of(data), recommended(data.features())
         if "topics" in found and o.map is None:

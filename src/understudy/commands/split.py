@@ -86,7 +86,7 @@ def _check(o: Split) -> None:
         if o.names is not None:
             raise UserError("parts are named by their values", where="--names", do="leave it out, or give --fractions")
         return
-    if not o.fractions or min(o.fractions) <= 0 or abs(sum(o.fractions) - 1) > 1e-6:
+    if not o.fractions or not min(o.fractions) > 0 or not abs(sum(o.fractions) - 1) <= 1e-6:
         raise UserError(f"expected shares above 0 that sum to 1, found {' '.join(map(str, o.fractions))}",
                         where="--fractions", do="such as --fractions 0.8 0.2")
     if o.names is not None and (len(set(o.names)) != len(o.fractions) or any(_slug(n) != n for n in o.names)):

@@ -67,7 +67,8 @@ class Recorder:
                  images: Literal["video", "av1", "h264", "png"] = "video",
                  saved: Callable[[int], None] = lambda number: None, room: int = ROOM):
         self.path, self.fps, self.clock, self.facts = Path(path), fps, clock, dict(facts or {})
-        self.schema = {n: f for n, f in schema.items() if n != "timestamp"}
+        self.schema = {n: replace(f, kind="string") if f.dtype == "string" else f
+                       for n, f in schema.items() if n != "timestamp"}
         if "action" not in self.schema:
             raise UserError(f"expected a column action, found {', '.join(self.schema) or 'none'}", where="schema",
                             do='give Feature("float32", (7,)) under the name "action"')
@@ -108,6 +109,9 @@ class Recorder:
         if at is not None and self.clock is None:
             raise UserError("expected no time where there is no clock, found one", where="at",
                             do="give the recorder the clock that it is of")
+        if self._closed:
+            raise UserError("expected a recorder that is open, found one that was closed", where=self.path,
+                            do="make another: it goes on where this one ended")
         now = self.clock() if at is None and self.clock is not None else at
         values = self._checked({**obs, "action": action, **(others or {})}, self.schema, f"step {max(self._steps, 0)}")
         if self._steps < 0:

@@ -95,6 +95,9 @@ def write(path: str | Path, parents: str | Path | Sequence[str | Path], *what: O
 def read(path: str | Path) -> View:
     """Of the file alone: parents are not looked at. Raises UserError that names the key that is wrong."""
     path = Path(path)
+    if path.is_file() and not is_view(path):
+        raise UserError("expected a view, found another file", where=path,
+                        do="a view is made by understudy view make; understudy convert writes data in another format")
     try:
         document = None if path.is_dir() else read_json(path)
     except RecursionError:

@@ -251,14 +251,34 @@ def test_a_group_that_does_not_go_with_the_others(tmp_path, capsys, to):
     rescued(path, tmp_path, capsys, [1, 2], group.rsplit("/")[-1], "action is not as in the others")
 
 
+def test_a_minari_file_that_is_cut(tmp_path, capsys):
+    """Its groups before the cut are there, where the index is."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "d"
+    write_dataset(some(), path, "minari")
+    file = path / "data/main_data.hdf5"
+    with h5py.File(tmp_path / "new.hdf5", "w", libver="latest") as to, h5py.File(file) as of:
+        to.attrs.update(of.attrs)
+        groups = [to.create_group(name) for name in of]
+        to.flush()
+        for group in groups:
+            group.attrs.update(of[group.name].attrs)
+            for key in of[group.name]:
+                of.copy(f"{group.name}/{key}", group)
+                to.flush()
+    whole = (tmp_path / "new.hdf5").read_bytes()
+    file.write_bytes(whole[:-60])
+    rescued(path, tmp_path, capsys, [0, 1], "bytes are missing", "episode_2")
+
+
 def test_chunks_and_ends_of_zarr(tmp_path, capsys):
     zarr = pytest.importorskip("zarr")
     path = tmp_path / "d.zarr"
     whole = some(4)
     group = zarr.open_group(path, mode="w", zarr_format=2)
     for key, name in (("state", STATE), ("action", "action")):
-        group.create_array(f"data/{key}", data=np.concatenate([e.steps[name] for e in whole]), chunks=(2, 2)[:2]
-                           if key == "state" else (2, 1))
+        values = np.concatenate([e.steps[name] for e in whole])
+        group.create_array(f"data/{key}", data=values, chunks=(2, values.shape[1]))
     group.create_array("meta/episode_ends", data=np.int64([4, 9, 15, 40]))  # rows 15 to 21 are the last
     (path / "data/state/3.0").unlink()  # rows 6 and 7
     rescued(path, tmp_path, capsys, [0, 2], "episode 1: a chunk of data/state is missing",

@@ -122,6 +122,8 @@ def _mend(path: Path) -> Mend | None:
             return _rlds
         if (path / ".zgroup").exists() or (path / "zarr.json").exists():
             return _zarr
+        if (path / "data/main_data.hdf5").exists():  # Minari
+            return lambda path, folder, lose: _each(path / "data", folder, lose)
         inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")] if path.is_dir() else []
         return _each if any(_mend(p) for p in inside) else None
     if not path.exists():

@@ -207,3 +207,35 @@ def test_a_wrapping_angle_is_no_jump():
     state[30:] += 0.9
     assert "jump" in {f.code for f in findings(Dataset([*data[:2], replace(data[2], steps={
         **data[2].steps, "observation.state": state}), *data[3:]], data.facts))}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_columns_at_once_say_what_a_look_at_each_episode_says(tmp_path, seed):
+    """10^5 episodes are checked by whole columns; what is found is the same, in whatever order they were picked."""
+    from understudy.audit import checks
+    from understudy.data.formats import write_dataset
+
+    rng = np.random.default_rng(seed)
+    episodes = []
+    for n in range(5):
+        steps = int(rng.integers(1, 5))
+        ends = {name: np.zeros(steps, bool) for name in ("next.terminated", "next.truncated")}
+        ends[["next.terminated", "next.truncated"][int(rng.integers(2))]][-1] = rng.random() < 0.8
+        state = np.full((steps + 1, 2), n, np.float32)
+        if rng.random() < 0.1:
+            ends["next.truncated"][int(rng.integers(steps))] = True
+            state[int(rng.integers(steps)), 1] = np.nan
+        episodes.append(Episode({"observation.state": state, "action": np.zeros((steps, 1), np.float32), **ends}))
+    write_dataset(Dataset(episodes), tmp_path / "d.npz", "npz")
+    order = rng.permutation(5)[: int(rng.integers(1, 6))]
+    packed = Dataset.open(tmp_path / "d.npz").pick(order)
+    looked = Dataset(tuple(packed))
+    for check in (checks.ends, checks.finite):
+        assert list(check(packed)) == list(check(looked))
+
+
+def test_files_of_a_kind_that_is_not_read_are_no_data_set(shared, capsys):
+    path = shared / "fixtures/rlds/array_record/closed_form/1.0.0"
+    assert cli.main(["audit", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert "array_record, which is not read" in err and "tfds convert_format" in err

@@ -239,3 +239,14 @@ def test_commands_take_addresses(tmp_path, capsys, shared):
     assert main(["eval", str(tmp_path / "run"), at]) == 0
 
 
+
+
+def test_a_source_that_does_not_answer(monkeypatch, capsys):
+    """As gs:// without a right to read, which tries on and on."""
+    import time
+
+    monkeypatch.setattr(remote, "_ANSWER", 0.2)
+    monkeypatch.setattr(remote, "opened", lambda at: time.sleep(30))
+    began = time.monotonic()
+    assert main(["inspect", "gs://bucket/set"]) == 2
+    assert "expected an answer within 0.2 s, found none" in capsys.readouterr().err and time.monotonic() - began < 20

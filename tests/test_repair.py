@@ -15,7 +15,7 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data import salvage as module
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import lerobot
+from understudy.data.formats import lerobot, write_dataset
 from understudy.data.salvage import salvage
 
 STATE, FRONT = "observation.state", "observation.images.front"
@@ -199,3 +199,119 @@ def test_the_broken_files_of_others(shared, tmp_path, capsys, name, whole, lost)
     for e, n in zip(found, whole, strict=True):
         for column in ("observation.state", "action"):
             np.testing.assert_array_equal(e.steps[column], original[n].steps[column])
+
+
+# -- every other format: what is broken is left out, and what remains is as it was ---------------------------------
+
+
+def some(count: int = 3) -> Dataset:
+    return Dataset([Episode({STATE: np.float32([[n, t] for t in range(4 + n)]),
+                             "action": np.float32([[n - t] for t in range(4 + n)])}) for n in range(count)])
+
+
+def rescued(path: Path, tmp_path: Path, capsys, numbers: list[int], *said: str) -> None:
+    before = kept(path)
+    assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
+    err = capsys.readouterr().err
+    assert all(s in err for s in said) and "understudy-" not in err and "Traceback" not in err, err
+    assert kept(path) == before
+    found, whole = Dataset.open(tmp_path / "out"), some(max(numbers) + 1)
+    assert len(found) == len(numbers)
+    for e, n in zip(found, numbers, strict=True):
+        for name in (STATE, "action"):
+            np.testing.assert_array_equal(np.asarray(e.steps[name])[:4 + n], whole[n].steps[name])
+
+
+@pytest.mark.parametrize("to, ending", [("act", ".hdf5"), ("csv", ".csv"), ("npz-folder", ".npz")])
+def test_a_folder_with_a_bad_first_file(tmp_path, capsys, to, ending):
+    pytest.importorskip("h5py")
+    path = tmp_path / "d"
+    if to == "npz-folder":
+        path.mkdir()
+        for n, e in enumerate(some()):
+            np.savez(path / f"episode_{n}.npz", state=e.steps[STATE], action=e.steps["action"])
+    else:
+        write_dataset(some(), path, to)
+    first = sorted(path.glob(f"*{ending}"))[0]
+    first.write_bytes(b"\0" * 50 if to == "csv" else first.read_bytes()[: first.stat().st_size // 3])
+    rescued(path, tmp_path, capsys, [1, 2], f"lost: {path}", first.name)
+
+
+@pytest.mark.parametrize("to", ["robomimic", "minari"])
+def test_a_group_that_does_not_go_with_the_others(tmp_path, capsys, to):
+    """The first one: the reader takes it for the measure of the others."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / ("d.hdf5" if to == "robomimic" else "d")
+    write_dataset(some(), path, to)
+    file, group = (path, "data/demo_0") if to == "robomimic" else (path / "data/main_data.hdf5", "episode_0")
+    with h5py.File(file, "r+") as f:
+        values = f[f"{group}/actions"][:]
+        del f[f"{group}/actions"]
+        f[f"{group}/actions"] = np.repeat(values, 2, axis=1)
+    rescued(path, tmp_path, capsys, [1, 2], group.rsplit("/")[-1], "action is not as in the others")
+
+
+def test_a_minari_file_that_is_cut(tmp_path, capsys):
+    """Its groups before the cut are there, where the index is."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "d"
+    write_dataset(some(), path, "minari")
+    file = path / "data/main_data.hdf5"
+    with h5py.File(tmp_path / "new.hdf5", "w", libver="latest") as to, h5py.File(file) as of:
+        to.attrs.update(of.attrs)
+        groups = [to.create_group(name) for name in of]
+        to.flush()
+        for group in groups:
+            group.attrs.update(of[group.name].attrs)
+            for key in of[group.name]:
+                of.copy(f"{group.name}/{key}", group)
+                to.flush()
+    whole = (tmp_path / "new.hdf5").read_bytes()
+    file.write_bytes(whole[:-60])
+    rescued(path, tmp_path, capsys, [0, 1], "bytes are missing", "episode_2")
+
+
+def test_chunks_and_ends_of_zarr(tmp_path, capsys):
+    zarr = pytest.importorskip("zarr")
+    path = tmp_path / "d.zarr"
+    whole = some(4)
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    for key, name in (("state", STATE), ("action", "action")):
+        values = np.concatenate([e.steps[name] for e in whole])
+        group.create_array(f"data/{key}", data=values, chunks=(2, values.shape[1]))
+    group.create_array("meta/episode_ends", data=np.int64([4, 9, 15, 40]))  # rows 15 to 21 are the last
+    (path / "data/state/3.0").unlink()  # rows 6 and 7
+    rescued(path, tmp_path, capsys, [0, 2], "episode 1: a chunk of data/state is missing",
+            "episode 3: meta/episode_ends says that it ends at row 40, of 22", "what lies behind row 14")
+
+
+def test_records_and_shards_of_rlds(shared, tmp_path, capsys):
+    pytest.importorskip("google_crc32c")
+    path = tmp_path / "closed_form/1.0.0"
+    shutil.copytree(shared / "fixtures/rlds/tfrecord/closed_form/1.0.0", path)
+    whole = Dataset.open(path)
+    next(path.glob("*-train.tfrecord-00000-of-*")).unlink()
+    assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "train.tfrecord-00000" in (err := capsys.readouterr().err) and "the file is missing" in err
+    found = Dataset.open(tmp_path / "out")
+    states = [e.steps[STATE].tobytes() for e in whole]
+    assert 0 < len(found) < len(whole) and all(e.steps[STATE].tobytes() in states for e in found)
+
+
+@pytest.mark.parametrize("name, count, said", [
+    ("act_short_qpos.hdf5", None, "expected 5 rows, as action has, found 4"),
+    ("plain_object.npz", None, "pickle"), ("rlds_crc", 3, "its checksum is wrong"),
+    ("rlds_truncated", 3, "cut short or damaged"), ("robomimic_lengths.hdf5", 3, "demo_0: "),
+    ("zarr_episode_ends", 3, "episode 3"), ("mcap_truncated.mcap", 1, "after 24 messages"),
+    ("rosbag_truncated.bag", 1, ""), ("robomimic_total.hdf5", 4, "")])
+def test_the_broken_files_of_every_format(shared, tmp_path, capsys, name, count, said):
+    for library in ("h5py", "zarr", "mcap", "rosbags", "google_crc32c"):
+        pytest.importorskip(library)
+    source = shared / "fixtures/broken" / name
+    before = kept(source)
+    assert main(["repair", str(source), "--out", str(tmp_path / "out")]) == (2 if count is None else 0)
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err and kept(source) == before
+    assert (tmp_path / "out").exists() == (count is not None)
+    if count is not None:
+        assert len(Dataset.open(tmp_path / "out")) == count

@@ -33,7 +33,7 @@ COMMANDS = {
     "record": Command("ENV --out DATA --episodes N [--by ...]", "demonstrations of an environment", True),
     "inspect": Command("DATA [--json] [--html FILE] [--rerun FILE]", "what is in a data set, and wrong with it"),
     "audit": Command("DATA [--json] [--html FILE]", "is it whole, and is it good: exit status 3 where not"),
-    "repair": Command("PATH [--out DST]", "finish a broken recording; save what a damaged file has"),
+    "repair": Command("PATH [--out DST] [--map FILE]", "finish a broken recording; save what a damaged file has"),
     "convert": Command("SRC DST [--to FORMAT] [--strict]", "demonstrations in another format"),
     "split": Command("DATA --by FIELD --out DIR [--fractions F F]", "parts without a common episode, as views"),
     "merge": Command("A B ... --out VIEW [--despite CODE]", "several data sets as one, if they agree"),

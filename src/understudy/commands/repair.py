@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Out, demonstrations, line, parse
+from .common import Mapped, Out, demonstrations, line, parse
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Repair:
     """a recording, or a file or folder of demonstrations that is damaged"""
     out: Annotated[Path | None, arg(metavar="DST")] = None
     """where to save what can be read; nothing may be there"""
+    map: Mapped = None
+    """which topics of a bag become which columns, in place of what is proposed"""
 
 
 def main(args: list[str]) -> None:
@@ -56,7 +58,7 @@ def main(args: list[str]) -> None:
                         "place", where=o.path, do=line("repair", o.path, "--out", "DST"))
     if o.out.exists():
         raise UserError("expected nothing there, found a file or folder", where=o.out, do="name another place")
-    with salvage(o.path) as found:
+    with salvage(o.path, o.map) as found:
         _lost(found.losses)
         lerobot.write(found.data, o.out, images="png")
         out.say(f"{_count(len(found.data))}, {found.data.steps} steps "

@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,12 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core import UserError
-from ..files import write_json
+from ..files import read_json, write_json
 from . import cache, journal
 from .episode import Dataset
-from .formats import interrupted
+from .formats import interrupted, look, rlds, zarr_store
 from .formats.describe import lerobot_of, short_videos
 from .formats.lerobot_read import OURS, json_lines, parquet, read_info
+from .parts import apart, parts
 
 
 @dataclass(frozen=True)
@@ -39,33 +41,49 @@ class Salvaged:
 
 
 @contextmanager
-def salvage(path: str | Path) -> Iterator[Salvaged]:
-    """The episodes that can be read, and what is lost, in words. Raises UserError where nothing can be read."""
+def salvage(path: str | Path, mapping: str | Path | None = None) -> Iterator[Salvaged]:
+    """The episodes that can be read, and what is lost, in words. Raises UserError where nothing can be read.
+
+    mapping: of the topics of bags, in place of the one that is proposed."""
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
         losses: list[str] = []
-        good, mended = [], path
         with cache.room_on_disk(Path(folder), "make room in the folder for temporary files (TMPDIR)"):
-            if (mend := _mend(path)) is not None:
-                mended = mend(path, Path(folder), losses.append)
-        try:
-            data = Dataset.open(mended)
-        except UserError as error:
-            if not losses:
-                raise UserError(error.what, where=str(error.where).replace(str(mended), str(path)),
-                                do=error.do) from None
-            data = Dataset([])
-            losses.append(error.what)
-        for number in range(len(data)):
-            if (why := _unreadable(data, number)) is None:
-                good.append(number)
-            else:
-                losses.append(f"episode {number}: {why}".replace(str(mended), str(path)))
+            data, good, mended = _rescued(path, Path(folder), mapping, losses)
+        losses = [loss.replace(str(mended), str(path)) for loss in losses]
         if not good:
             said = "".join(f"\n  {loss}" for loss in losses)
             raise UserError(f"expected at least one episode that can be read, found none{said}", where=path,
                             do="take it from a copy")
         yield Salvaged(data.pick(good) if len(good) < len(data) else data, tuple(losses))
+
+
+def _rescued(path: Path, folder: Path, mapping, losses: list[str]) -> tuple[Dataset, list[int], Path]:
+    """What can be opened, the numbers of its episodes that can be read, and where it lies."""
+    mended, refused, data = path, None, Dataset([])
+    if (mend := _mend(path)) is not None:
+        mended = mend(path, folder, losses.append)
+    try:
+        data = look(mended, mapping)
+    except UserError as error:
+        refused = error
+    found = {e: _unreadable(data, e) for e in range(len(data))}
+    bad = {e: why for e, why in found.items() if why is not None}
+    if (refused is not None or bad) and mended.exists() and (of := parts(mended)) is not None:
+        told: list[str] = []
+        if (whole := apart(of, folder, told.append, _unreadable, mapping)) is not None:
+            losses += told
+            return whole, list(range(len(whole))), mended
+        if refused is None or len(of.names) > 1:
+            losses += told
+            return Dataset([]), [], mended
+    if refused is not None:
+        if not losses:
+            raise UserError(refused.what, where=str(refused.where).replace(str(mended), str(path)),
+                            do=refused.do) from None
+        losses.append(refused.what)
+    losses += [f"episode {e}: {why}" for e, why in bad.items()]
+    return data, [e for e in found if e not in bad], mended
 
 
 def check(data: Dataset) -> None:
@@ -100,6 +118,12 @@ def _mend(path: Path) -> Mend | None:
     if path.is_dir():
         if (path / "meta" / "info.json").exists():
             return _lerobot
+        if (path / "features.json").exists() and (path / "dataset_info.json").exists():
+            return _rlds
+        if (path / ".zgroup").exists() or (path / "zarr.json").exists():
+            return _zarr
+        if (path / "data/main_data.hdf5").exists():  # Minari
+            return lambda path, folder, lose: _each(path / "data", folder, lose)
         inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")] if path.is_dir() else []
         return _each if any(_mend(p) for p in inside) else None
     if not path.exists():
@@ -107,7 +131,10 @@ def _mend(path: Path) -> Mend | None:
     with open(path, "rb") as handle:
         first = handle.read(16)
     if first.startswith(b"PK\x03\x04"):
-        return _npz
+        if not _whole_zip(path):
+            return _npz
+        with zipfile.ZipFile(path) as archive:
+            return _zarr if {".zgroup", "zarr.json"} & set(archive.namelist()) else None
     if first.startswith(b"\x89HDF\r\n\x1a\n"):
         return _hdf5
     return _mcap if first.startswith(b"\x89MCAP0\r\n") else None
@@ -124,10 +151,135 @@ def _each(path: Path, folder: Path, lose) -> Path:
             continue
         with tempfile.TemporaryDirectory(dir=folder) as apart:
             try:
-                shutil.move(mend(p, Path(apart), lose), out / p.name)
+                mended = mend(p, Path(apart), lose)
+                if mended == p:  # whole; it must not be moved away from where it is
+                    (out / p.name).symlink_to(p.resolve())
+                else:
+                    shutil.move(mended, out / p.name)
             except UserError as error:
                 lose(str(error).splitlines()[0])
     return out
+
+
+# -- RLDS -----------------------------------------------------------------------------------------------------------
+
+
+def _rlds(path: Path, folder: Path, lose) -> Path:
+    """The records whose checksums are right, in one file a split."""
+    info = read_json(path / "dataset_info.json")
+    if not isinstance(info, dict) or info.get("fileFormat", "tfrecord") != "tfrecord" or not isinstance(
+            info.get("splits"), list):
+        return path
+    out, name, splits = folder / "data", str(info.get("name") or path.parent.name), []
+    out.mkdir()
+    for split in info["splits"]:
+        count, called = 0, str(split.get("name"))
+        with open(out / f"{name}-{called}.tfrecord-00000-of-00001", "wb") as target:
+            for file, said in rlds.shards(path, name, split):
+                if not file.is_file():
+                    lose(f"{file}: the file is missing, with {said} episodes")
+                    continue
+                for record in _records(file, said, lose):
+                    target.write(record)
+                    count += 1
+        if count:
+            splits.append({**split, "shardLengths": [str(count)], "filepathTemplate": rlds.TEMPLATE})
+    shutil.copy(path / "features.json", out)
+    write_json(out / "dataset_info.json", {**info, "name": name, "splits": splits})
+    return out
+
+
+def _records(file: Path, said: int, lose) -> Iterator[bytes]:
+    """Whole, with their checksums. Behind a length that is wrong nobody knows where the next begins."""
+    data, at, number = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8), 0, 0
+    while at < len(data):
+        head = data[at: at + 12].tobytes()
+        length = int.from_bytes(head[:8], "little")
+        if len(head) < 12 or rlds.masked(head[:8]) != int.from_bytes(head[8:], "little") \
+                or at + 16 + length > len(data):
+            lose(f"{file}, record {number}: cut short or damaged, with what follows ({said - number} of {said} "
+                 "episodes)")
+            return
+        record = data[at: at + 16 + length].tobytes()
+        if rlds.masked(record[12:-4]) == int.from_bytes(record[-4:], "little"):
+            yield record
+        else:
+            lose(f"{file}, record {number}: its checksum is wrong")
+        at, number = at + len(record), number + 1
+    if number < said:
+        lose(f"{file}: {said - number} of {said} episodes are missing at its end")
+
+
+# -- zarr -----------------------------------------------------------------------------------------------------------
+
+
+def _zarr(path: Path, folder: Path, lose) -> Path:
+    """The episodes of which every chunk is there and can be read, in a store of their own; path where that is all."""
+    try:
+        source = _Rows(path)
+    except UserError:
+        return path  # its reader says why
+    ends, rows = source.ends, int(source.lengths[0])
+    gone: dict[int, str] = {}
+    good = int(np.argmax(np.append((np.diff(ends, prepend=0) < 1) | (ends > rows), True)))
+    for e in range(good, len(ends)):
+        gone[e] = f"meta/episode_ends says that it ends at row {ends[e]}, of {rows}"
+    if good and ends[good - 1] < max(a.shape[0] for a in source.arrays.values()):
+        lose(f"{path}: what lies behind row {ends[good - 1] - 1}, which belongs to no episode")
+    for key, array in source.arrays.items():
+        for begin, end, why in source.damaged(key, array):
+            for e in np.flatnonzero((ends > begin) & (np.append(0, ends[:-1]) < end)):
+                gone.setdefault(int(e), why)
+    for e, why in sorted(gone.items()):
+        lose(f"{path}, episode {e}: {why}")
+    if not gone and (ends[-1:] == [a.shape[0] for a in source.arrays.values()]).all():
+        return path
+    import zarr
+
+    kept = [e for e in range(len(ends)) if e not in gone]
+    lengths = np.diff(ends, prepend=0)[kept]
+    out = zarr.open_group(folder / "kept.zarr", mode="w", zarr_format=2)
+    for key, array in source.arrays.items():
+        to = out.create_array(f"data/{key}", shape=(int(lengths.sum()), *array.shape[1:]), dtype=array.dtype,
+                              chunks=array.chunks, fill_value=None)
+        at = 0
+        for e, n in zip(kept, lengths, strict=True):
+            to[at: at + n] = source.values(key, int(ends[e] - n), int(ends[e]))
+            at += int(n)
+    out.create_array("meta/episode_ends", data=np.cumsum(lengths))
+    return folder / "kept.zarr"
+
+
+class _Rows(zarr_store.Zarr):
+    """All rows as one episode: where the episodes end is what may be wrong."""
+
+    def _lengths(self):
+        self.arrays = self._arrays
+        array = self._array("meta/episode_ends", self.path)
+        with zarr_store.damage(f"{self.path}, meta/episode_ends"):
+            self.ends = np.asarray(array[:], np.int64).reshape(-1)
+        if self._absent("meta/episode_ends", array) or not len(self.ends):
+            raise UserError("expected episode_ends, found none", where=self.path, do="take it from a copy")
+        return np.array([min(a.shape[0] for a in self._arrays.values())], np.int64)
+
+    def values(self, key, begin, end) -> np.ndarray:
+        return self._rows(key, begin, end)
+
+    def damaged(self, key, array) -> Iterator[tuple[int, int, str]]:
+        """(first row, row behind the last, what is wrong). A missing chunk reads as the fill value, and zarr leaves
+        out those of nothing else: taken for that where it is likely, as the audit does."""
+        edges = array.shards or array.chunks
+        grid = [-(-n // c) for n, c in zip(array.shape, edges, strict=True)]
+        missing = [at for at in np.ndindex(*grid)
+                   if f"data/{key}/{array.metadata.encode_chunk_key(at)}" not in self._files]
+        likely = array.dtype.kind in "bi" or array.ndim < 2 or len(missing) == int(np.prod(grid))
+        for at in [] if likely else missing:
+            yield at[0] * edges[0], (at[0] + 1) * edges[0], f"a chunk of data/{key} is missing"
+        for begin in range(0, array.shape[0], edges[0]):
+            try:
+                self._rows(key, begin, min(begin + edges[0], array.shape[0]))
+            except UserError as error:
+                yield begin, begin + edges[0], error.what
 
 
 # -- LeRobot --------------------------------------------------------------------------------------------------------
@@ -288,6 +440,14 @@ def _readable(file: Path, lose) -> pa.Table | None:
 # -- npz ------------------------------------------------------------------------------------------------------------
 
 _LOCAL = struct.Struct("<4s5H3I2H")
+
+
+def _whole_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError):
+        return False
 
 
 def _npz(path: Path, folder: Path, lose) -> Path:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from ...files import read_json, write_json
 from .. import cache
 
 _BLOCK = 2**23  # bytes fetched at a time
+_ANSWER = 60.0  # seconds in which a source has to answer at all
 _TOLD = 10**6  # bytes from which fetching is worth a word
 _FOLDER, _LIST = "fetched", ".understudy.json"
 _held: set[Path] = set()  # data sets that this process reads
@@ -50,10 +52,9 @@ def local(path: str | Path) -> Path:
     if at.startswith("file://"):
         return Path("/" + at[7:].lstrip("/"))
     root = cache.folder() / _FOLDER
-    with known(at):
-        fs, place = opened(at)
     try:
         with known(at):
+            fs, place = _answering(at)
             files = _listed(fs, place)
     except _Away as away:  # no network: what was fetched last
         last = root / f"{cache.digest('address', at)}.json"
@@ -120,6 +121,30 @@ def _now(files: Mapping[str, Any]) -> list[str]:
     roots = [n[: -len("meta/info.json")] for n in files if n == "meta/info.json" or n.endswith("/meta/info.json")]
     later = tuple(f"{r}{part}/" for r in roots for part in ("data", "videos", "images"))
     return [n for n in files if not (later and n.startswith(later)) and not n.startswith(".git")]
+
+
+def _answering(at: str):
+    """As `opened`, once the source has answered: some (gs://, without a right to read) would try for hours."""
+    found: list = []
+
+    def ask():
+        try:
+            fs, place = opened(at)
+            fs.info(place)
+            found.append((fs, place))
+        except BaseException as error:  # raised below, where it is caught
+            found.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWER)
+    if not found:
+        raise _Away(f"expected an answer within {_ANSWER:g} s, found none", where=at, do="check the address, the "
+                    "network and the right to read it (gs: gcloud auth application-default login), and run the same "
+                    "again")
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
 
 
 def opened(at: str):

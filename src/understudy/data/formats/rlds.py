@@ -31,7 +31,7 @@ from .side import Holds, Place
 
 _COPY = "take the file from a copy"
 _SHARD = 256 << 20  # bytes after which a new shard is begun
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _AS_LISTS = ("float32", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")  # nothing is rounded
 _CLASSES = "tensorflow_datasets.core.features."
 
@@ -418,24 +418,29 @@ def _shards(path: Path, info: Mapping) -> list[tuple[str, list[tuple[Path, int |
     name, out = str(info.get("name") or path.parent.name), []
     for split in splits:
         try:
-            said = [int(n) for n in split.get("shardLengths") or ()]
+            files = shards(path, name, split)
         except (TypeError, ValueError):
             raise UserError(f"expected numbers of records, found {split.get('shardLengths')}",
                             where=f"{where}, shardLengths", do=_COPY) from None
-        files = []
-        for i, count in enumerate(said):
-            template = str(split.get("filepathTemplate") or _TEMPLATE)
-            tokens = {"{DATASET}": name, "{SPLIT}": str(split.get("name")), "{FILEFORMAT}": kind,
-                      "{SHARD_X_OF_Y}": f"{i:05d}-of-{len(said):05d}", "{SHARD_INDEX}": f"{i:05d}",
-                      "{NUM_SHARDS}": f"{len(said):05d}"}
-            for token, text in tokens.items():
-                template = template.replace(token, text)
-            file = path / Path(template).name
+        for i, (file, _) in enumerate(files):
             if not file.is_file():
                 raise UserError(f"expected shard {i} of split {split.get('name')}, found none", where=file, do=_COPY)
-            files.append((file, count))
         out.append((str(split.get("name")), files))
     return out
+
+
+def shards(path: Path, name: str, split: Mapping) -> list[tuple[Path, int]]:
+    """The files that a split has, by its template, with the number of records that each should have."""
+    said, files = [int(n) for n in split.get("shardLengths") or ()], []
+    for i, count in enumerate(said):
+        template = str(split.get("filepathTemplate") or TEMPLATE)
+        tokens = {"{DATASET}": name, "{SPLIT}": str(split.get("name")), "{FILEFORMAT}": "tfrecord",
+                  "{SHARD_X_OF_Y}": f"{i:05d}-of-{len(said):05d}", "{SHARD_INDEX}": f"{i:05d}",
+                  "{NUM_SHARDS}": f"{len(said):05d}"}
+        for token, text in tokens.items():
+            template = template.replace(token, text)
+        files.append((path / Path(template).name, count))
+    return files
 
 
 # -- tf.train.Example, by the encoding of Protocol Buffers ----------------------------------------------------------
@@ -734,7 +739,7 @@ def write(data: Dataset, path: str | Path) -> None:
         write_json(part / "dataset_info.json", {
             "name": name, "version": "1.0.0", "description": "Written by understudy.", "fileFormat": "tfrecord",
             "splits": [{"name": "train", "numBytes": str(size), "shardLengths": [str(n) for n in counts],
-                        "filepathTemplate": _TEMPLATE}]})
+                        "filepathTemplate": TEMPLATE}]})
         side.write(part, data, holds(data))
 
 

@@ -97,7 +97,11 @@ def _folder(path: Path) -> str:
             has("data/main_data.hdf5") or has("main_data.hdf5"):
         return "minari"
     if has("features.json") and has("dataset_info.json"):
-        return "rlds"
+        kind = _json(path / "dataset_info.json").get("fileFormat") or "tfrecord"
+        if kind == "tfrecord":
+            return "rlds"
+        raise UserError(f"found RLDS in files of format {kind}, which is not read", where=path,
+                        do="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
     if has(".zgroup") or has("zarr.json"):
         return "zarr" if has("meta/episode_ends") else f"a zarr store without meta/episode_ends {_REPLAY}"
     if has("state.json") and has("dataset_info.json") and any(path.glob("*.arrow")):

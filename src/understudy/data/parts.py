@@ -1,0 +1,153 @@
+"""A damaged source taken apart: what each episode lies in is read alone, so that one that is broken costs no other.
+
+Parts are the files of a folder (ACT, plain .npz and .csv, bags) and the groups of an HDF5 file (robomimic, Minari). A
+part that can be read alone but does not go with the others is given up for the greatest number that are alike.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..core import UserError
+from .episode import Dataset
+from .formats import folder as plain
+from .formats import logs, look, side, stored
+
+Open = Callable[[Path], Dataset]
+_FILES = (".hdf5", ".h5", ".npz", ".csv")
+_GROUPS = {"data": "demo_", "": "episode_"}  # of robomimic, of Minari
+
+
+class Parts(ABC):
+    path: Path
+    names: Sequence[str]
+
+    @abstractmethod
+    def join(self, names: Sequence[str], where: Path) -> Path:
+        """A data set of some of them, in an empty folder."""
+
+
+class Files(Parts):
+    def __init__(self, path: Path, files: Sequence[Path]):
+        self.path, self.names = path, [p.name for p in files]
+        self._stems = {p.stem: p.name for p in files}
+
+    def join(self, names, where):
+        keep = set(names)
+        for p in self.path.iterdir():
+            part = p.name if p.name in self.names else self._stems.get(p.stem)  # a film or folder beside its table
+            if p.name in (plain.ABOUT, side.NAME) or part is not None and part not in keep:
+                continue
+            (where / p.name).symlink_to(p.resolve())
+        if (self.path / plain.ABOUT).exists():
+            about = json.loads((self.path / plain.ABOUT).read_text(encoding="utf-8"))
+            if isinstance(about, dict) and "episodes" in about:
+                about["episodes"] = len(names)
+            (where / plain.ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        return where
+
+
+class Groups(Parts):
+    def __init__(self, path: Path, file: Path, above: str, names: Sequence[str]):
+        self.path, self.names, self._file, self._above = path, names, file, above
+
+    def join(self, names, where):
+        import h5py
+
+        out = where / self._file.name
+        if self.path != self._file:
+            for p in self.path.iterdir():
+                if p.name not in (self._file.name, side.NAME):
+                    (where / p.name).symlink_to(p.resolve())
+        with h5py.File(self._file) as source, h5py.File(out, "w") as target:
+            target.attrs.update(source.attrs)
+            parent = target.require_group(self._above) if self._above else target
+            if self._above:
+                parent.attrs.update({k: v for k, v in source[self._above].attrs.items() if k != "total"})
+            for name in names:
+                source.copy(f"{self._above}/{name}", parent, name)
+            for key in source.get("mask", ()) if self._above else ():
+                kept = [n for n in source["mask"][key][:] if n.decode() in names]
+                target[f"mask/{key}"] = np.array(kept, "S")
+        return out if self.path == self._file else where
+
+
+def parts(path: Path) -> Parts | None:
+    """None where the episodes cannot be told apart without reading them."""
+    if path.is_dir():
+        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+        if (path / "data/main_data.hdf5").exists() or (path / "main_data.hdf5").exists():
+            data = path / "data" if (path / "data").is_dir() else path
+            return _groups(data, data / "main_data.hdf5")
+        if (path / "meta/info.json").exists() or (path / "features.json").exists() or (path / ".zgroup").exists():
+            return None
+        recordings = logs.places(path)
+        if recordings and path not in recordings:
+            return Files(path, recordings)
+        kinds = [[p for p in inside if p.suffix == s and not p.name.endswith(side.NAME)] for s in _FILES]
+        files = max(kinds, key=len)
+        return Files(path, sorted(files, key=logs._number)) if files else None
+    with open(path, "rb") as handle:
+        hdf5 = handle.read(8) == b"\x89HDF\r\n\x1a\n"
+    return _groups(path, path) if hdf5 else None
+
+
+def _groups(path: Path, file: Path) -> Parts | None:
+    import h5py
+
+    try:
+        with h5py.File(file) as source:
+            for above, prefix in _GROUPS.items():
+                group = source.get(above) if above else source
+                if isinstance(group, h5py.Group) and (names := stored.numbered(list(group), prefix)):
+                    return Groups(path, file, above, names)
+    except (OSError, RuntimeError, KeyError, ValueError):
+        pass
+    return None
+
+
+def apart(of: Parts, folder: Path, lose: Callable[[str], None], unreadable: Callable[[Dataset, int], str | None],
+          mapping=None) -> Dataset | None:
+    """Those that can be read, joined; None where there are none."""
+    alike: dict[str, tuple] = {}
+    for name in of.names:
+        try:
+            with tempfile.TemporaryDirectory(dir=folder) as alone:
+                data = look(of.join([name], Path(alone)), mapping)
+                why = "it holds no episode" if not len(data) else next(
+                    (w for e in range(len(data)) if (w := unreadable(data, e))), None)
+                alike[name] = _columns(data) if why is None else ()
+        except UserError as error:
+            why = str(error).splitlines()[0].replace(f"{alone}/", "").replace(alone, name)
+        except Exception as error:  # what a library makes of a damaged file may be anything
+            why = f"{type(error).__name__}: {error}"
+        if why is not None:
+            alike.pop(name, None)
+            lose(f"{of.path}, {name}: {why.replace(f'{alone}/', '').replace(alone, name)}")
+    if not alike:
+        return None
+    try:
+        return _joined(of, list(alike), folder, mapping)
+    except UserError:
+        most = Counter(alike.values()).most_common(1)[0][0]
+        for name, columns in alike.items():
+            if columns != most:
+                odd = sorted({n for n, *_ in set(columns) ^ set(most)})
+                lose(f"{of.path}, {name}: {', '.join(odd)} is not as in the others")
+        return _joined(of, [n for n, columns in alike.items() if columns == most], folder, mapping)
+
+
+def _joined(of, names, folder, mapping) -> Dataset:
+    return look(of.join(names, Path(tempfile.mkdtemp(dir=folder))), mapping)
+
+
+def _columns(data: Dataset) -> tuple:
+    table = data.facts.get("format") == "csv"  # whose numbers are whole in one file and not in another
+    return tuple(sorted((n, f.shape, f.kind == "string" if table else f.dtype) for n, f in data.features().items()))

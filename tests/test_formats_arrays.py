@@ -239,7 +239,7 @@ def test_rlds_to_the_letter(fixtures):
 @pytest.mark.parametrize("name, parts", [
     ("broken/rlds_crc", ["tfrecord-00001-of-00002, record 0", "expected the record's checksum, found another"]),
     ("broken/rlds_truncated", ["val.tfrecord-00000-of-00002, record 0", "the file is cut short"]),
-    ("rlds/array_record/closed_form/1.0.0", ["found array_record", "tfds convert_format"])])
+    ("rlds/array_record/closed_form/1.0.0", ["in files of format array_record", "tfds convert_format"])])
 def test_rlds_that_is_refused(name, parts, fixtures):
     refused(fixtures / name, *parts)
 

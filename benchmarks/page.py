@@ -131,7 +131,8 @@ def _table(result: dict) -> str:
 def _row(line: dict) -> str:
     ours, peer = (measure.Figure(**line[k]) if line[k] else None for k in ("ours", "peer"))
     times = line["ratio"]
-    ratio = f"**{_times(times['estimate'])}** [{_times(times['low'])}, {_times(times['high'])}]" if times else ""
+    ratio = (f"**{_times(times['estimate'])}** [{_times(times['low'])}, {_times(times['high'])}]"
+             if times and times["estimate"] else "")
     goal = (f"≥ {_times(line['goal'])}" if line["goal"] is not None else
             f"≤ {line['bound']:,g} {line['ours']['unit']}" if line["bound"] is not None and line["ours"] else "")
     verdict = {True: "met", False: "**not met**", None: ""}[line["met"]]

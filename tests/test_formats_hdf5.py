@@ -730,16 +730,19 @@ def test_no_action_and_nothing_seen_cannot_be_written(to, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["robomimic", "d4rl"])
-def test_a_side_file_of_an_earlier_file_is_not_taken_for_its_own(to, tmp_path):
+def test_a_side_file_of_an_earlier_file_is_neither_taken_for_its_own_nor_removed(to, tmp_path):
     data = demonstrations(cameras=False)
     write_dataset(data, tmp_path / "a.hdf5", to)
+    kept = side.beside(tmp_path / "a.hdf5").read_bytes()
     (tmp_path / "a.hdf5").unlink()
     plain = Dataset([Episode({"observation.state": np.ones((3, 2)), "action": np.ones((3, 1))})])
-    write_dataset(plain, tmp_path / "a.hdf5", to)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["a.hdf5"]
+    with pytest.raises(UserError, match="kept beside another file"):
+        write_dataset(plain, tmp_path / "a.hdf5", to)
+    assert side.beside(tmp_path / "a.hdf5").read_bytes() == kept and not (tmp_path / "a.hdf5").exists()
+    write_dataset(plain, tmp_path / "b.hdf5", to)
     with pytest.raises(UserError, match="expected nothing here"):
-        write_dataset(data, tmp_path / "a.hdf5", to)
-    assert Dataset.open(tmp_path / "a.hdf5").fingerprint() == plain.fingerprint()
+        write_dataset(data, tmp_path / "b.hdf5", to)
+    assert Dataset.open(tmp_path / "b.hdf5").fingerprint() == plain.fingerprint()
 
 
 @pytest.mark.parametrize("to", HDF5)

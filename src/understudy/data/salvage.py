@@ -152,10 +152,10 @@ def _each(path: Path, folder: Path, lose) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as apart:
             try:
                 mended = mend(p, Path(apart), lose)
-                if mended == p:  # whole; it must not be moved away from where it is
-                    (out / p.name).symlink_to(p.resolve())
-                else:
+                if mended.is_relative_to(apart):
                     shutil.move(mended, out / p.name)
+                else:  # whole; it must not be moved away from where it is
+                    (out / p.name).symlink_to(p.resolve())
             except UserError as error:
                 lose(str(error).splitlines()[0])
     return out

@@ -9,7 +9,6 @@ the last action), and is no column when it is read again here.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import whole_file
 from .. import cache
 from ..episode import Dataset
 from . import side
@@ -229,15 +227,8 @@ def put(group, key: str, values, filled: str = "") -> None:
 @contextmanager
 def whole(path: Path, data: Dataset, holds: side.Holds) -> Iterator[Path]:
     """Where to write a new file, which is there whole or not at all; its side file is there before it is."""
-    with cache.room_on_disk(path), whole_file(path) as part:
+    with cache.room_on_disk(path), side.with_file(path, data, holds) as part:
         yield part
-        side.write(part, data, holds)
-        if side.beside(part).exists():
-            with open(side.beside(part), "rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(side.beside(part), side.beside(path))
-        else:  # what an earlier one left when it was interrupted, or its file removed
-            side.beside(path).unlink(missing_ok=True)
 
 
 def places(data: Dataset, key_of: Callable, name_of: Callable, last: Callable = lambda key: False,

@@ -51,7 +51,7 @@ class Arrays:
                 yield 0, np.frombuffer(data, dtype).reshape(shape, order="F")
                 return
             width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-            step = max(1, min(_CHUNK, (1 << 26) // max(width, 1)))
+            step = max(1, min(_CHUNK, (1 << 23) // max(width, 1)))
             for row in range(0, shape[0], step):
                 n = min(step, shape[0] - row)
                 data = _exactly(handle, n * width, f"{self.path}, {key}")

@@ -28,7 +28,7 @@ _KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "t
           "total_chunks", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "fps", "splits",
           "data_path", "video_path", "features", "tools"}
 _CORRECT = "correct meta/info.json, or take it from a copy"
-_ROWS, _BYTES = 2**16, 2**26  # read at a time, whatever the size of the row groups; a larger one is read whole
+_ROWS, _BYTES = 2**16, 2**24  # read at a time, whatever the size of the row groups; a larger one is read whole
 _DAMAGED = "the file is damaged: take it from a copy, or write the data set anew"
 
 
@@ -226,8 +226,10 @@ class LeRobot(Source):
         if missing:
             raise UserError(f"expected a column {missing[0]!r} as meta/info.json says, found "
                             f"{', '.join(source.schema_arrow.names)}", where=file, do=_CORRECT)
-        row = 0
-        for groups in _batches(source.metadata):
+        row, read = 0, None
+        width = sum(f.size * np.dtype(f.dtype).itemsize for f in map(self.schema.get, names) if f.kind != "string")
+        for groups in _batches(source.metadata, width):
+            del read  # or two of them were held at once
             read = _read_groups(source, groups, [*names, "episode_index", "frame_index", "task_index"], file)
             until = row + read.num_rows
             # Which of the rows belong to which episode; rows that no episode claims are passed over.
@@ -478,7 +480,7 @@ def _format(info, key, path, **values) -> str:
 
 def parquet(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(remote.fetched(file))
+        return pq.ParquetFile(remote.fetched(file), pre_buffer=False)  # what is buffered stays until the file is closed
     except FileNotFoundError:
         raise UserError("expected a file, found none", where=file, do=_DAMAGED) from None
     except (pa.ArrowException, OSError) as error:
@@ -493,15 +495,17 @@ def _read_columns(source: pq.ParquetFile, names, file) -> pa.Table:
         raise UserError(f"expected readable columns, found damage ({_line(error)})", where=file, do=_DAMAGED) from None
 
 
-def _batches(metadata: pq.FileMetaData) -> Iterator[list[int]]:
-    """Row groups in turn, small ones together: reading them one by one takes longer than what is in them."""
+def _batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
+    """Row groups in turn, small ones together: reading them one by one takes longer than what is in them. width: bytes
+    of a row once it is decoded, which may be many times what it takes in the file."""
     groups, rows, size = [], 0, 0
     for group in range(metadata.num_row_groups):
         about = metadata.row_group(group)
-        if groups and (rows + about.num_rows > _ROWS or size + about.total_byte_size > _BYTES):
+        takes = max(about.total_byte_size, about.num_rows * width)
+        if groups and (rows + about.num_rows > _ROWS or size + takes > _BYTES):
             yield groups
             groups, rows, size = [], 0, 0
-        groups, rows, size = [*groups, group], rows + about.num_rows, size + about.total_byte_size
+        groups, rows, size = [*groups, group], rows + about.num_rows, size + takes
     yield groups
 
 

@@ -1,5 +1,7 @@
-"""Converting and windowing take no more memory for more data: anonymous memory (MB), of a process of its own. Readers and
-writers hold some pieces of 8 to 16 MB at once, and libraries keep what they once had, so that a hundred is what is seen."""
+"""Converting and windowing take no more memory for more data: anonymous memory (MB), of a process of its own.
+
+Readers and writers hold some pieces of 8 to 16 MB at once, and libraries keep what they once had: a hundred is usual.
+"""
 
 import importlib.util
 import sys

@@ -97,7 +97,7 @@ KINDS = {
     "rlds/features.json": (b"{}", "RLDS"),
     "zarr/.zgroup": (b"{}", "zarr"),
     "zarr3/zarr.json": (b"{}", "zarr"),
-    "hf/state.json": (b"{}", "state.json, _data_files: expected names of files"),
+    "hf/state.json": (b"{}", "state.json, _data_files: expected different names of files"),
     "old/meta_data/info.json": (b"{}", "LeRobot 1.x"),
     "folder/notes.md": (b"", "a folder without meta/info.json, which holds notes.md"),
     "none/.hidden": (b"", "an empty folder"),

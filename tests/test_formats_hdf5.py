@@ -435,7 +435,7 @@ def test_imitation_that_does_not_fit(files, tmp_path):
     write(table.drop_columns(["terminal"]))
     refused(tmp_path / "d", "expected columns obs, acts and terminal, found obs, acts, infos, rews")
     (tmp_path / "d/state.json").write_text(json.dumps({"_data_files": [{"filename": "../../secret.arrow"}]}))
-    refused(tmp_path / "d", "expected names of files in this folder", "state.json, _data_files")
+    refused(tmp_path / "d", "expected different names of files in this folder", "state.json, _data_files")
 
 
 # -- reading where it lies ------------------------------------------------------------------------------------------

@@ -137,6 +137,9 @@ class VideoReader:
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
         self._decoder = self._stream.codec_context
+        if self._decoder is None:  # bytes that once said which codec it is
+            raise UserError("expected a video of a codec that is known here, found none", where=f"{path}, {where}",
+                            do="the file is damaged: take it from a copy, or leave out the episodes in it")
         self._decoder.thread_count = 1  # with threads of its own it works ahead, which random windows throw away
         self._tick = float(self._stream.time_base)
         self._convert = VideoReformatter().reformat  # one, since setting it up costs as much as a frame

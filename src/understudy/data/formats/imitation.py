@@ -65,8 +65,9 @@ class Folder(_Trajectories):
         entries = state.get("_data_files") if isinstance(state, dict) else None
         names = [f.get("filename") if isinstance(f, dict) else None for f in entries] if isinstance(entries, list) \
             else []
-        if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
-            raise UserError(f"expected names of files in this folder, found {str(entries)[:80]}",
+        if not names or not all(isinstance(n, str) and Path(n).name == n for n in names) \
+                or len(set(names)) < len(names):
+            raise UserError(f"expected different names of files in this folder, found {str(entries)[:80]}",
                             where=f"{path / 'state.json'}, _data_files", do="take the folder from a copy")
         self._files = [path / n for n in names]
         if gone := next((f for f in self._files if not f.is_file()), None):

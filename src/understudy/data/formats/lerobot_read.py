@@ -433,7 +433,7 @@ def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
 
 def tasks_v3(path: Path) -> dict[int, str]:
     file = path / "meta" / "tasks.parquet"
-    table = parquet(file).read()
+    table = _read_columns(parquet(file), None, file)
     texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     named = [n for n in json.loads((table.schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ())
              if n in texts]

@@ -130,7 +130,10 @@ def test_an_npz_that_is_cut_anywhere_has_its_first_episodes(archive, tmp_path, d
             assert numbers == list(range(len(numbers))) and (len(numbers) == 3 or found.losses)
             for n, e in enumerate(found.data):
                 assert np.array_equal(e.steps[STATE], [[n, t] for t in range(4 + n + 1)])
-                assert np.array_equal(e.steps["action"][:, 0], n - np.arange(4 + n))
+                if "action" in e.steps:
+                    assert np.array_equal(e.steps["action"][:, 0], n - np.arange(4 + n))
+                else:  # the file ends in front of them
+                    assert any("whatever followed" in said or "actions" in said for said in found.losses)
     except UserError as error:
         assert at < len(archive) * 0.9, error  # in front of the last array
 

@@ -77,7 +77,7 @@ def document(result):
 def test_help_names_every_command(call):
     status, out, _ = call("--help")
     assert status == 0 and all(f"  {name} " in out for name in COMMANDS)
-    assert max(map(len, out.splitlines())) <= 120 and len(out.splitlines()) < 32
+    assert max(map(len, out.splitlines())) <= 120 and len(out.splitlines()) <= len(COMMANDS) + 11
     assert call()[:2] == (0, out)
 
 
@@ -124,7 +124,8 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     (["record", "fork", "--out", "d", "--episodes", "3", "-x"],
      "understudy record: there is no option -x\n  -> understudy record --help says what can be set\n"),
     (["record", "fork", "--out", "d", "--episodes", "3", "--by", "scriptd"],
-     "--by: expected scripted, random or keyboard, found 'scriptd'\n  -> did you mean scripted? understudy record "),
+     "--by: expected scripted, random or keyboard, found 'scriptd'\n"
+     "  -> did you mean scripted? understudy record --help"),
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
     (["claims", "runn"], "understudy claims: expected list, run or table, found 'runn'\n  -> did you mean run? "),

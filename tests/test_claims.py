@@ -131,6 +131,7 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.fork"} <= set(seen)
     assert "understudy.claims.ema_oscillation" not in seen and "understudy.cli" not in seen
     assert "understudy.data.episode" in seen and "understudy.data.formats.sniff" not in seen
+    assert "understudy.envs.particle" not in seen  # what it names by a string is followed, and no other environment
 
 
 def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tmp_path, monkeypatch):

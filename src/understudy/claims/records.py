@@ -13,6 +13,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from .. import envs
 from ..core import UserError
 from ..files import read_json, write_text
 from .base import Claim
@@ -51,17 +52,15 @@ def fingerprint(claim: Claim) -> str:
     """Of the claim's module and of every definition of ours that it leads to, followed by name through modules: their
     syntax trees without documentation. So a record stays valid through commits that touch nothing it ran, and through
     comments and layout. Recipes, seeds and the making of demonstrations are in those; recorded data is named there by
-    its values, with its episodes drawn by the seeds, so that what reads files is not followed."""
+    its values, with its episodes drawn by the seeds, so that what reads files is not followed. An environment is named
+    by a string, and followed from where that name is at home: others may come without a record going stale."""
     found: dict[tuple[str, str], str] = {}
     read = lru_cache(None)(_Module.of)
     module = f"{__package__}.{module_of(claim)}"
     waiting = [(module, name) for name in read(module).defined] + [(f"{__package__}.run", "run")]
-    # Simulators are imported by name at run time: their adapters are followed from here.
-    if claim.needs:
-        waiting += ADAPTERS
     while waiting:
         at = waiting.pop()
-        if at in found or at[0].startswith(FILES) or (source := read(at[0])) is None:
+        if at in found or at[0] == ENVS or at[0].startswith(FILES) or (source := read(at[0])) is None:
             continue
         if at[1] in source.defined:
             found[at] = hashlib.sha256("".join(map(ast.dump, source.defined[at[1]])).encode()).hexdigest()
@@ -73,9 +72,7 @@ def fingerprint(claim: Claim) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-FILES = f"{__package__.rpartition('.')[0]}.data.formats"
-ADAPTERS = tuple((f"{__package__.rpartition('.')[0]}.envs.{module}", name)
-                 for module, name in (("adroit", "make"), ("mujoco", "Mujoco"), ("gym", "adapt")))
+FILES, ENVS = (f"{__package__.rpartition('.')[0]}.{part}" for part in ("data.formats", "envs"))  # named, not followed
 
 
 class _Module:
@@ -124,6 +121,8 @@ class _Module:
                 module, name = self.imported.get(part.value.id, ("", "?"))
                 if not name:
                     used.append((module, part.attr))
+            elif isinstance(part, ast.Constant) and isinstance(part.value, str) and (home := envs.home(part.value)):
+                used.append(home)
         return used
 
 

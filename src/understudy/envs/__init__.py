@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import io
-from collections.abc import Callable
+import re
 from contextlib import redirect_stderr, redirect_stdout
 from types import ModuleType
 
@@ -17,22 +17,34 @@ from .base import Env, Obs, Outcome, Pictures, Plane, Replays, Scripted
 __all__ = ["Env", "Obs", "Outcome", "Pictures", "Plane", "Replays", "Scripted", "make", "names"]
 
 SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
+GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")
 REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
 
 
-def _toys() -> dict[str, Callable[..., Env]]:
-    from .fork import Fork
-    from .particle import Particle
-    from .push import Push
-
-    def push_images(rows: int = 1, **options) -> Env:
-        return Push(rows, images=True, **options)
-    return {"fork": Fork, "particle": Particle, "push": Push, "push-images": push_images}
+# name -> module and definition in it, called with rows and options
+TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
+        "push-images": ("push", "with_camera")}
 
 
 def names() -> tuple[str, ...]:
     """Of the bundled toys."""
-    return tuple(_toys())
+    return tuple(TOYS)
+
+
+def home(name: str) -> tuple[str, str] | None:
+    """The module and the definition in it that an environment of this name comes from; None for what is not of
+    understudy's making."""
+    if (toy := name.partition(":")[0]) in TOYS:
+        module, made = TOYS[toy]
+    elif name.startswith("metaworld/"):
+        module, made = "metaworld", "make"
+    elif name == "AdroitHandDoor-v1":
+        module, made = "adroit", "make"
+    elif GYM_ID.fullmatch(name):
+        module, made = "mujoco", "Mujoco"
+    else:
+        return None
+    return f"{__name__}.{module}", made
 
 
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
@@ -46,9 +58,11 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
     Untrusted for code that is not trusted.
     """
     toy, _, dim = name.partition(":")
-    if toy in (toys := _toys()) and (not dim or toy == "particle" and dim.isdigit()):
+    if toy in TOYS and (not dim or toy == "particle" and dim.isdigit()):
+        module, made = home(toy)
+        build = getattr(importlib.import_module(module), made)
         try:
-            return toys[toy](rows, **options, **({"dim": int(dim)} if dim else {}))
+            return build(rows, **options, **({"dim": int(dim)} if dim else {}))
         except TypeError as error:
             raise UserError(f"expected options of this environment, found {options}", where=name,
                             do=str(error)) from error

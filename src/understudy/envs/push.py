@@ -113,6 +113,11 @@ class Push(Toy):
         return np.concatenate(pictures)
 
 
+def with_camera(rows: int = 1, **options) -> Push:
+    """push-images."""
+    return Push(rows, images=True, **options)
+
+
 def contact(disc, block, heading):
     """How deep the disc is in the block (rows,), 0 if apart; the normal into the block and the point of contact from
     its centre, both (rows, 2) in its frame."""

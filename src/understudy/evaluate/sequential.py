@@ -26,7 +26,7 @@ from ..core import UserError
 from .stats import LEVEL, Interval
 
 WEIGHT = 4.0  # of the bets' distribution, in outcomes; near the best for effects that take 20 to 500 rollouts
-HOPE = 0.05  # a chance of a verdict below this is none: futile
+HOPE = 0.02  # a chance of a verdict below this is none: halves a hopeless test, and costs 2 points of power at most
 
 State = dict[str, int]
 
@@ -99,9 +99,9 @@ class Difference:
     """Which of two policies succeeds more often? On the same starts, or with independent trials put in pairs as they
     come. `most`: the largest number of pairs, for the futility rule.
 
-    State: {"pairs", "first", "second"}: pairs so far, and those that only the first or only the second solved. Equally
-    good policies win the pairs that differ like a fair coin (McNemar 1947), and the bets are on that coin: pairs that do
-    not differ cost nothing. Against another difference d the same bets are on first minus second minus d.
+    State: {"pairs", "first", "second"}: pairs so far, and those that only the first or only the second solved.
+    Equally good policies win the pairs that differ like a fair coin (McNemar 1947), and the bets are on that coin:
+    other pairs cost nothing. Against another difference d the same bets are on first minus second minus d.
     """
 
     level: float = LEVEL

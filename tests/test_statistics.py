@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import integrate
+from scipy import integrate, optimize
 from scipy import stats as scipy_stats
 
 from understudy.core import UserError
-from understudy.evaluate import many, sequential
+from understudy.evaluate import many, sequential, stats, unpaired
+from understudy.evaluate.margins import equivalent, noninferior
+from understudy.evaluate.planning import correlation, paired_power, plan, plan_rate, rate_power, unpaired_power
+from understudy.evaluate.returns import bootstrap, interquartile_mean, over_tasks, profile
 from understudy.evaluate.sequential import Difference, Rate
 
 
@@ -262,3 +265,341 @@ def test_what_makes_no_sense_is_refused():
         Difference(most=0)
     with pytest.raises(ValueError, match="at most pairs together"):
         Difference().verdict({"pairs": 3, "first": 2, "second": 2})
+
+
+# -- unpaired -----------------------------------------------------------------------------------------------------
+
+# Newcombe (1998), Statistics in Medicine 17:873, table II: methods 10 (Wilson's limits) and 6 (Miettinen-Nurminen).
+INDEPENDENT = [((56, 70, 48, 80), (0.0524, 0.3339), (0.0528, 0.3382)), ((9, 10, 3, 10), (0.1705, 0.8090),
+                                                                        (0.1700, 0.8406)),
+               ((6, 7, 2, 7), (0.0582, 0.8062), (0.0342, 0.8534)), ((5, 56, 0, 29), (-0.0381, 0.1926),
+                                                                       (-0.0326, 0.1933)),
+               ((0, 10, 0, 20), (-0.1611, 0.2775), (-0.1658, 0.2844)), ((10, 10, 0, 20), (0.6791, 1.0), (0.7156, 1.0))]
+
+
+@pytest.mark.parametrize("counts, wilsons, score", INDEPENDENT)
+def test_published_intervals_of_independent_rates(counts, wilsons, score):
+    assert ends(unpaired.newcombe(*counts)) == pytest.approx(wilsons, abs=6e-5)
+    assert ends(unpaired.miettinen_nurminen(*counts)) == pytest.approx(score, abs=6e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.floats(0, 1), st.floats(-0.9, 0.9))
+def test_the_score_of_independent_rates_against_numerical_likelihood(n1, n2, share1, share2, d):
+    k1, k2 = round(n1 * share1), round(n2 * share2)
+
+    def loss(q):
+        return -(scipy_stats.binom.logpmf(k1, n1, q + d) + scipy_stats.binom.logpmf(k2, n2, q))
+    low, high = max(0.0, -d) + 1e-9, min(1.0, 1 - d) - 1e-9
+    q = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-11}).x
+    q = min((q, low, high), key=loss)
+    variance = ((q + d) * (1 - q - d) / n1 + q * (1 - q) / n2) * (n1 + n2) / (n1 + n2 - 1)
+    z = (k1 / n1 - k2 / n2 - d) / math.sqrt(variance)
+    assert unpaired.score_z(k1, n1, k2, n2, d) == pytest.approx(z, rel=1e-3, abs=1e-3)
+
+
+def test_the_score_of_equal_rates_is_the_pooled_test():
+    k1, n1, k2, n2 = 30, 41, 7, 50
+    pooled = scipy_stats.chi2_contingency([[k1, n1 - k1], [k2, n2 - k2]], correction=False).statistic
+    assert unpaired.score_z(k1, n1, k2, n2, 0.0)**2 == pytest.approx(pooled * 90 / 91)
+
+
+def test_exact_tests_of_two_rates():
+    """Fisher's tea (1935), 3 of 4 right: 0.486. Mehta and Senchaudhuri (2003): 7 of 12 against 1 of 17, one of few
+    printed p-values of Barnard's test with the pooled statistic."""
+    assert unpaired.fisher(3, 4, 1, 4) == pytest.approx(34 / 70)
+    for n in (3, 8):  # by enumeration over the rate that chance likes best
+        grid, k = np.linspace(0.001, 0.999, 999), np.arange(n + 1)
+        for k1, k2 in ((n, 0), (n - 1, 0), (n - 1, 1)):
+            z = np.array([[abs(a - b) / math.sqrt((a + b) * (2 * n - a - b)) if 0 < a + b < 2 * n else 0.0 for b in k]
+                          for a in k])
+            as_far = z >= z[k1, k2] - 1e-12
+            pmf = scipy_stats.binom.pmf(k[:, None], n, grid)
+            p = np.einsum("ag,bg,ab->g", pmf, pmf, as_far).max()
+            assert unpaired.barnard(k1, n, k2, n) == pytest.approx(p, abs=2e-4)
+            assert unpaired.barnard(k1, n, k2, n) <= unpaired.fisher(k1, n, k2, n)
+    assert unpaired.barnard(0, 5, 0, 9) == unpaired.fisher(0, 5, 0, 9) == 1.0
+    for bad in ((1, 0, 1, 2), (3, 2, 1, 2)):
+        with pytest.raises(ValueError, match="expected"):
+            unpaired.fisher(*bad)
+
+
+def binary(k, n):
+    return np.arange(n) < k
+
+
+@pytest.mark.parametrize("n", [8, 25])
+def test_intervals_of_independent_rates_cover_about_as_promised(n):
+    """Exactly, over all outcomes."""
+    k = np.arange(n + 1)
+    for interval, least in ((unpaired.miettinen_nurminen, 0.93), (unpaired.newcombe, 0.92)):
+        found = {(a, b): interval(a, n, b, n) for a in k for b in k}
+        rates = []
+        for p, q in ((0.5, 0.5), (0.9, 0.9), (0.8, 0.6), (0.95, 0.7), (0.3, 0.1)):
+            mass = np.outer(scipy_stats.binom.pmf(k, n, p), scipy_stats.binom.pmf(k, n, q))
+            rates.append(sum(mass[at] for at, i in found.items() if i.low <= p - q <= i.high))
+        assert min(rates) >= least and np.mean(rates) >= 0.945
+
+
+# -- margins ------------------------------------------------------------------------------------------------------
+
+
+def test_margins_go_with_the_intervals_at_90_percent():
+    """Schuirmann (1987): equivalent at 5 % exactly where the 90 % interval lies between the margins."""
+    rng = np.random.default_rng(0)
+    for paired, trials in ((True, 60), (False, 60)):
+        agreed = 0
+        for _ in range(trials):
+            x, p = rng.random(300) < 0.8, rng.uniform(0.7, 0.9)
+            y = np.where(rng.random(300) < 0.8, x, rng.random(300) < p)
+            i = (stats.tango((x & ~y).sum(), (y & ~x).sum(), 300, 0.9) if paired else
+                 unpaired.miettinen_nurminen(x.sum(), 300, y.sum(), 300, 0.9))
+            margin = rng.uniform(0.02, 0.15)
+            assert (noninferior(x, y, margin, paired=paired) < 0.05) == (i.low > -margin)
+            same = -margin < i.low and i.high < margin
+            assert (equivalent(x, y, margin, paired=paired) < 0.05) == same
+            agreed += same
+        assert 5 < agreed < 55
+    x, y = (rng.random((5, 100)) < 0.9), (rng.random((5, 100)) < 0.9)
+    i = stats.two_level_difference(x, y, 0.9)[0]
+    assert (equivalent(x, y, 0.2) < 0.05) == (i.low > -0.2 and i.high < 0.2)
+
+
+def test_published_example_of_a_paired_margin():
+    """Tango (1998), section 6.1: 44 pairs, 0 and 1 differ; z = 1.709 at a margin of 0.1, so p = 0.0437."""
+    x, y = binary(43, 44), binary(44, 44)
+    assert noninferior(x, y, 0.1) == pytest.approx(0.0437, abs=1e-4)
+    for bad in (0, 1, -0.1, math.nan):
+        with pytest.raises(UserError, match="a margin between 0 and 1"):
+            noninferior(x, y, bad)
+    with pytest.raises(ValueError, match="as many"):
+        noninferior(x, y[:9], 0.1)
+
+
+def test_at_the_margin_five_percent_pass():
+    """Exactly, unpaired: policies that differ by the margin are called not inferior about once in twenty."""
+    n, margin = 60, 0.1
+    k = np.arange(n + 1)
+    sure = np.array([[scipy_stats.norm.sf(unpaired.score_z(a, n, b, n, -margin)) < 0.05 for b in k] for a in k])
+    for p in (0.5, 0.8, 0.9):
+        mass = np.outer(scipy_stats.binom.pmf(k, n, p - margin), scipy_stats.binom.pmf(k, n, p))
+        assert 0.03 < mass[sure].sum() < 0.06
+
+
+# -- what is believed, exchanged, and saved by pairs --------------------------------------------------------------
+
+
+def test_a_posterior_is_bayes_rule():
+    """Brown, Cai and DasGupta (2001): Jeffreys' interval. The posterior by quadrature, and by simulation for two."""
+    rates = np.linspace(0, 1, 200_001)[1:-1]
+    weight = scipy_stats.binom.pmf(7, 10, rates) * scipy_stats.beta.pdf(rates, 0.5, 0.5)
+    share = np.cumsum(weight) / weight.sum()
+    i = stats.posterior(7, 10)
+    assert i.estimate == pytest.approx((rates * weight).sum() / weight.sum(), abs=1e-4) == 7.5 / 11
+    limits = [rates[np.searchsorted(share, tail)] for tail in (0.025, 0.975)]
+    assert ends(i) == pytest.approx(limits, abs=1e-4)
+    assert stats.chance_above(7, 10, 0.5) == pytest.approx(1 - share[np.searchsorted(rates, 0.5)], abs=1e-4)
+    assert stats.posterior(0, 0, prior=(1, 1)).low == pytest.approx(0.025)
+    rng = np.random.default_rng(0)
+    drawn = (rng.beta(7.5, 3.5, 400_000) > rng.beta(5.5, 5.5, 400_000)).mean()
+    assert stats.chance_better(7, 10, 5, 10) == pytest.approx(drawn, abs=4e-3)
+    assert stats.chance_better(7, 10, 7, 10) == pytest.approx(0.5, abs=1e-6)
+    with pytest.raises(ValueError, match="prior"):
+        stats.posterior(1, 2, prior=(0, 1))
+
+
+def test_permutation_by_hand():
+    x, y = np.array([1.0, 4.0, 9.0, 2.5]), np.array([0.0, 1.0, 3.0, 3.0])  # differences 1, 3, 6, -0.5
+    signs = np.array(np.meshgrid(*[[1, -1]] * 4)).reshape(4, -1)
+    assert stats.permutation(x, y) == pytest.approx((np.abs((x - y) @ signs) >= 9.5 - 1e-9).mean())
+    assert stats.permutation(binary(9, 12), ~binary(9, 12) & binary(12, 12)) == stats.mcnemar(9, 3)
+    runs = [0.9, 0.8, 0.85, 0.7], [0.5, 0.6, 0.75, 0.4]
+    sums = [sum(c) for c in combinations((*runs[0], *runs[1]), 4)]
+    p = np.mean([abs(2 * s - 5.5) >= 2 * 3.25 - 5.5 - 1e-9 for s in sums])
+    tables = [np.array(r)[:, None] * np.ones(10) for r in runs]
+    assert stats.permutation(*tables) == pytest.approx(p)
+    ones = np.ones((5, 10))
+    assert stats.permutation(ones, 0 * ones) == pytest.approx(2 / math.comb(10, 5))  # the smallest there is
+    assert stats.permutation(ones, ones) == 1.0
+    for bad in ((x, tables[0]), (x, y[:3]), ([], [])):
+        with pytest.raises(ValueError, match="of both"):
+            stats.permutation(*bad)
+
+
+def test_permutation_of_methods_errs_once_in_twenty_at_most():
+    """Seeds that differ much and starts that are hard for all: what is no difference of the methods."""
+    rng, found = np.random.default_rng(1), 0
+    for _ in range(200):
+        hard = rng.normal(size=30)
+        x, y = ((rng.normal(size=(4, 1)) + hard + rng.normal(size=(4, 30)) > 0).astype(float) for _ in range(2))
+        found += stats.permutation(x, y) <= 0.05
+    assert found / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
+
+
+def test_what_the_pairing_saved():
+    """Var(x - y) = Var x + Var y - 2 Cov: of equal variances, the share saved is the correlation."""
+    x = np.array([1, 1, 1, 0] * 25, float)
+    y = np.roll(x, 1)
+    assert stats.pairing(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert stats.pairing(x, x) == 1.0 and stats.pairing(x, 1 - x) == pytest.approx(-1.0)
+    assert math.isnan(stats.pairing(np.ones(9), np.ones(9)))
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=2000)
+    x, y = ((3 * hard + rng.normal(size=(5, 2000)) > 0).astype(float) for _ in range(2))
+    assert 0.6 < stats.pairing(x, y) < 1  # methods that fail on the same starts
+
+
+# -- returns ------------------------------------------------------------------------------------------------------
+
+
+def test_the_interquartile_mean_leaves_a_quarter_out_at_both_ends():
+    assert interquartile_mean([1, 2, 3, 4, 5, 6, 7, 800]) == 4.5
+    assert interquartile_mean([[8, 1], [5, 3], [4, 2], [0, 99]]) == np.mean([2, 3, 4, 5])
+
+
+def test_a_bootstrap_of_many_normal_values_is_near_students():
+    x = np.random.default_rng(3).normal(5, 2, 100)
+    exact = scipy_stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    for method in ("percentile", "BCa"):
+        i = bootstrap(x, method=method)
+        assert ends(i) == pytest.approx(ends(exact), abs=0.1 * (exact.high - exact.low)) and i.estimate == x.mean()
+    middle = bootstrap(x, np.median)
+    assert middle.low < np.median(x) == middle.estimate < middle.high
+    assert ends(bootstrap([2.5] * 9)) == (2.5, 2.5)
+    for values in ([], [1.0], [1.0, 2.0], [1.0, math.inf, 2.0]):
+        assert math.isnan(bootstrap(values).low)
+
+
+# What rliable 1.2 (Agarwal et al. 2021) answers, with 20,000 draws, of these runs (rows) of four tasks.
+RUNS = np.array([[0.13, -0.13, 0.64, 0.1], [-0.54, 0.36, 1.3, 0.95], [-0.7, -1.27, -0.62, 0.04],
+                 [-2.33, -0.22, -1.25, -0.73], [-0.54, -0.32, 0.41, 1.04]])
+
+
+def test_over_tasks_as_rliable_has_it():
+    i, plain = over_tasks(RUNS), over_tasks(RUNS, np.mean)
+    assert (i.estimate, *ends(i)) == pytest.approx((-0.174, -0.508, 0.165), abs=0.02)
+    assert (plain.estimate, *ends(plain)) == pytest.approx((-0.184, -0.517, 0.132), abs=0.02)
+    p = profile(RUNS, [-0.5, 0.0, 0.5])
+    assert p.share == pytest.approx([0.6, 0.45, 0.2])
+    assert p.low == pytest.approx([0.4, 0.25, 0.05], abs=0.051)
+    assert p.high == pytest.approx([0.8, 0.65, 0.35], abs=0.051)
+
+
+def test_tasks_are_strata():
+    """Tasks of very different difficulty: their spread is no uncertainty, as long as the tasks are these."""
+    rng = np.random.default_rng(0)
+    level = np.array([0.0, 10.0, 100.0])
+    runs = level + rng.normal(size=(50, 3))
+    i = over_tasks(runs, np.mean)
+    half = 1.96 * math.sqrt(runs.var(0, ddof=1).sum()) / 3 / math.sqrt(50)
+    assert (i.high - i.low) / 2 == pytest.approx(half, rel=0.1)
+    one = over_tasks(runs[:1], np.mean)
+    assert math.isnan(one.low) and one.estimate == runs[0].mean()
+    for bad in ([[1.0], [1.0, 2.0]], [[]], []):
+        with pytest.raises(ValueError, match="as many values of every task"):
+            over_tasks(bad)
+
+
+def test_a_profile_of_one_task_is_a_share_with_its_interval():
+    x = np.random.default_rng(1).random((100, 1))
+    p = profile(x, [0.0, 0.5, 1.0])
+    k = int((x > 0.5).sum())
+    assert p.share == pytest.approx([1.0, k / 100, 0.0]) and (p.low[0], p.high[2]) == (1.0, 0.0)
+    assert (p.low[1], p.high[1]) == pytest.approx(
+        scipy_stats.binom.ppf([0.025, 0.975], 100, k / 100) / 100, abs=0.011)
+
+
+# -- planning -----------------------------------------------------------------------------------------------------
+
+
+def named(b, c, n):
+    """As `compare` names the better of two checkpoints."""
+    i = stats.tango(b, c, n)
+    return stats.mcnemar(b, c) < 0.05 and (i.low > 0 or i.high < 0)
+
+
+@pytest.mark.parametrize("first, second, n, r", [(0.9, 0.5, 25, 0.0), (0.5, 0.8, 22, 0.4), (0.99, 0.05, 9, 0.0)])
+def test_the_power_of_pairs_is_that_of_compare(first, second, n, r):
+    """Exactly, over all outcomes; naming the worse one does not count."""
+    low, high = min(first, second), max(first, second)
+    both = low * high + r * math.sqrt(low * (1 - low) * high * (1 - high))
+    cells = [high - both, low - both, 1 - high - low + 2 * both]
+    found = sum(scipy_stats.multinomial.pmf([b, c, n - b - c], n, cells)
+                for b in range(n + 1) for c in range(n + 1 - b) if b > c and named(b, c, n))
+    assert paired_power(first, second, n, r) == pytest.approx(found, abs=1e-9)
+
+
+@pytest.mark.parametrize("first, second, n", [(0.9, 0.5, 23), (0.3, 0.1, 40), (0.999, 0.01, 4)])
+def test_the_power_of_fishers_test_by_enumeration(first, second, n):
+    k, high, low = np.arange(n + 1), max(first, second), min(first, second)
+    found = sum(scipy_stats.binom.pmf(a, n, high) * scipy_stats.binom.pmf(b, n, low)
+                for a in k for b in k[:a] if unpaired.fisher(a, n, b, n) < 0.05)
+    assert unpaired_power(first, second, n) == pytest.approx(found, abs=1e-9)
+
+
+def test_the_power_of_one_rate_is_that_of_its_interval():
+    for rate, than, n in ((0.9, 0.7, 30), (0.6, 0.7, 80), (0.99, 0.5, 5)):
+        found = [stats.clopper_pearson(k, n) for k in range(n + 1)]
+        outside = sum(scipy_stats.binom.pmf(k, n, rate) for k, i in enumerate(found)
+                      if (i.low > than if rate > than else i.high < than))
+        assert rate_power(rate, than, n) == pytest.approx(outside, abs=1e-9)
+
+
+def test_plans_are_the_smallest_with_the_power():
+    p = plan(0.7, 0.8)
+    assert 290 <= p.paired[0.0] <= 315 and 290 <= p.unpaired <= 315
+    for c, n in p.paired.items():
+        assert paired_power(0.7, 0.8, n, c) >= 0.8 > paired_power(0.7, 0.8, n - 1, c)
+    assert unpaired_power(0.7, 0.8, p.unpaired) >= 0.8 > unpaired_power(0.7, 0.8, p.unpaired - 1)
+    assert list(p.paired) == [0.0, 0.25, 0.5, 0.75]
+    assert sorted(p.paired.values(), reverse=True) == list(p.paired.values())
+    assert plan(0.8, 0.7) == p == plan(0.3, 0.2)
+    assert list(plan(0.1, 0.9).paired) == [0.0]  # such rates cannot be correlated by more than
+    assert correlation(0.1, 0.9) == pytest.approx(1 / 9) == correlation(0.9, 0.1)
+    assert p.json() == {"fixed": {"unpaired": p.unpaired, "paired": {"0": p.paired[0.0], "0.25": p.paired[0.25],
+                                                                    "0.5": p.paired[0.5], "0.75": p.paired[0.75]}},
+                        "sequential": {"expected": p.expected, "maximum": p.maximum}}
+    strict = plan(0.7, 0.8, alpha=0.01, power=0.95)
+    assert strict.unpaired > 1.8 * p.unpaired and strict.maximum > 1.5 * p.maximum
+
+
+def test_what_was_planned_has_the_power_in_simulation():
+    rng, n = np.random.default_rng(0), plan(0.7, 0.8).paired[0.0]
+    known = {}
+    x, y = rng.random((2000, n)) < 0.8, rng.random((2000, n)) < 0.7
+    pairs = list(zip((x & ~y).sum(1).tolist(), (y & ~x).sum(1).tolist(), strict=True))
+    for b, c in pairs:
+        known.setdefault((b, c), named(b, c, n) and b > c)
+    found = np.mean([known[p] for p in pairs])
+    assert abs(found - 0.8) < 3 * math.sqrt(0.16 / 2000) + 0.005
+
+
+def test_the_sequential_plan_in_simulation():
+    p, rng = plan(0.5, 0.7), np.random.default_rng(1)
+    needed, lengths, won = Difference().needed(p.maximum), [], 0
+    for _ in range(2000):
+        x, y = rng.random(p.maximum) < 0.7, rng.random(p.maximum) < 0.5
+        b, c = np.cumsum(x & ~y), np.cumsum(y & ~x)
+        over = np.flatnonzero((b >= needed[b + c]) | (c >= needed[b + c]))
+        lengths.append(over[0] + 1 if len(over) else p.maximum)
+        won += len(over) > 0 and b[over[0]] > c[over[0]]
+    assert abs(won / 2000 - 0.8) < 3 * math.sqrt(0.16 / 2000) + 0.005
+    assert np.mean(lengths) == pytest.approx(p.expected, rel=0.05) and p.expected < p.maximum
+    one = plan_rate(0.65, 0.5)
+    low, high = Rate(0.5).bounds(np.arange(one.maximum + 1))
+    k = np.cumsum(rng.random((4000, one.maximum)) < 0.65, 1)
+    above, below = k >= high[1:], k <= low[1:]
+    first = np.where((above | below).any(1), (above | below).argmax(1), one.maximum - 1)
+    assert abs(above[np.arange(4000), first].mean() - 0.8) < 3 * math.sqrt(0.16 / 4000) + 0.005
+    assert np.mean(first + 1) == pytest.approx(one.expected, rel=0.05)
+
+
+@pytest.mark.parametrize("given, says", [
+    ((0.7, 0.7), "two different rates"), ((70, 80), "70 % is 0.7"), ((0.0, 0.5), "between 0 and 1"),
+    ((0.7, math.nan), "between 0 and 1"), ((0.7, 0.8, 0.05, 0.05), "power above alpha"), ((0.7, 0.8, 5), "5 % is 0.05"),
+    ((0.7, 0.7001), "too close: telling them apart takes about 3")])
+def test_plans_that_make_no_sense(given, says):
+    with pytest.raises(UserError, match=says):
+        plan(*given)
+    with pytest.raises(UserError, match=says):
+        plan_rate(*given)

@@ -28,7 +28,7 @@ from ..core import UserError
 from ..files import read_json, write_json
 from . import cache, journal
 from .episode import Dataset
-from .formats import interrupted, look, rlds, zarr_store
+from .formats import interrupted, look, rlds, side, zarr_store
 from .formats.describe import lerobot_of, short_videos
 from .formats.lerobot_read import OURS, json_lines, parquet, read_info
 from .parts import apart, parts
@@ -55,6 +55,10 @@ def salvage(path: str | Path, mapping: str | Path | None = None) -> Iterator[Sal
             said = "".join(f"\n  {loss}" for loss in losses)
             raise UserError(f"expected at least one episode that can be read, found none{said}", where=path,
                             do="take it from a copy")
+        source = getattr(data._episodes, "source", None)
+        if side.beside(path).exists() and not isinstance(source, side.Sided):
+            losses.append(f"{side.beside(path)}: what was kept beside the data cannot be put to the episodes that are "
+                          f"left")
         yield Salvaged(data.pick(good) if len(good) < len(data) else data, tuple(losses))
 
 
@@ -71,7 +75,7 @@ def _rescued(path: Path, folder: Path, mapping, losses: list[str]) -> tuple[Data
     bad = {e: why for e, why in found.items() if why is not None}
     if (refused is not None or bad) and mended.exists() and (of := parts(mended)) is not None:
         told: list[str] = []
-        if (whole := apart(of, folder, told.append, _unreadable, mapping)) is not None:
+        if (whole := apart(of, folder, told.append, _unreadable, mapping, path)) is not None:
             losses += told
             return whole, list(range(len(whole))), mended
         if refused is None or len(of.names) > 1:

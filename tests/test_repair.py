@@ -345,3 +345,13 @@ def test_what_was_kept_beside_the_data_goes_with_the_episodes_that_remain(tmp_pa
     assert main(["repair", str(path), "--out", str(tmp_path / "less")]) == 0
     assert f"lost: {beside}: what was kept beside the data" in capsys.readouterr().err
     assert len(Dataset.open(tmp_path / "less")) == 2
+
+
+def test_a_d4rl_file_that_does_not_say_where_episodes_end(tmp_path, capsys):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "d.hdf5", "w") as f:
+        f["observations"], f["actions"] = np.arange(12.0).reshape(6, 2), np.arange(6.0)[:, None]
+        f["rewards"], f["terminals"] = np.zeros(6), np.zeros(6, bool)
+    assert main(["repair", str(tmp_path / "d.hdf5"), "--out", str(tmp_path / "no")]) == 2
+    assert main(["repair", str(tmp_path / "d.hdf5"), "--out", str(tmp_path / "out"), "--max-episode-steps", "3"]) == 0
+    assert [len(e) for e in Dataset.open(tmp_path / "out")] == [3, 3]

@@ -72,7 +72,8 @@ def unrelated(data: Dataset) -> Iterator[Finding]:
         adds, happened = (without - missed) / scale, without / scale
         if len(adds) >= 8:
             slopes[e] = float((adds * happened).sum() / max(np.square(adds).sum(), 1e-12))
-    odd = [e for e, slope in slopes.items() if slope < 0.5 * float(np.median(list(slopes.values())))]
+    usual = float(np.median(list(slopes.values()))) if slopes else 0.0
+    odd = [e for e, slope in slopes.items() if slope < 0.5 * usual]
     if odd and len(odd) <= 0.2 * len(slopes):
         yield Finding("action-unrelated", "warning",
                       f"{count(len(odd), 'episode')} in which the actions do not do what "

@@ -603,3 +603,30 @@ def test_plans_that_make_no_sense(given, says):
         plan(*given)
     with pytest.raises(UserError, match=says):
         plan_rate(*given)
+
+
+def test_the_command_that_plans(capsys):
+    from understudy.cli import main
+
+    assert main(["plan", "0.7", "0.8", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == plan(0.7, 0.8).json() and all(type(n) is int for n in (
+        said["fixed"]["unpaired"], *said["fixed"]["paired"].values(), *said["sequential"].values()))
+    assert main(["plan", "0.7", "0.8", "--episodes", "50", "--json"]) == 0  # an under-powered comparison
+    assert json.loads(capsys.readouterr().out)["power"]["paired"]["0"] == paired_power(0.7, 0.8, 50) < 0.2
+    assert main(["plan", "0.8", "--than", "0.7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == plan_rate(0.8, 0.7).json()
+    assert main(["plan", "0.5", "0.9"]) == 0
+    told = capsys.readouterr().out
+    assert f"unrelated{plan(0.5, 0.9).paired[0.0]:>16}" in told and "correlated 0.25" in told
+
+
+@pytest.mark.parametrize("args, says", [
+    (["0.7", "0.7"], "two different rates"), (["70", "80"], "70 % is 0.7"), ([], "expected two rates"),
+    (["0.7", "0.8", "--than", "0.5"], "one rate beside --than"), (["0.7", "x"], "x"),
+    (["0.7", "0.8", "--episodes", "0"], "at least one"), (["0.7", "0.8", "--power", "0.01"], "above alpha")])
+def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
+    from understudy.cli import main
+
+    assert main(["plan", *args]) == 2
+    assert says in capsys.readouterr().err

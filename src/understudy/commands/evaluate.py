@@ -15,9 +15,24 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Device, Out, Trust, bar, demonstrations, env_of, line, needed, opened, parse, reseeded
+from .common import (
+    Count,
+    Device,
+    Out,
+    Steps,
+    Trust,
+    bar,
+    demonstrations,
+    env_of,
+    line,
+    needed,
+    opened,
+    parse,
+    reseeded,
+)
 
 if TYPE_CHECKING:
+    from ..core import Schema
     from ..evaluate.judge import Evaluation
     from ..execute.actor import Actor, Plays
 
@@ -29,18 +44,27 @@ class Eval:
     """How good is a trained policy, and how sure is that?
 
     In an environment: success (or return) over numbered episodes, with an interval; --against rolls a second policy
-    out on the same starts and compares. On recorded episodes, where there is no simulator: how well it foretells what
-    was done, which is not a success rate.
+    out on the same starts and compares. With --sequential only as many episodes as it takes to settle which of two is
+    better, or whether one succeeds in more or less --than a rate. With --interactive you judge trials of a real robot.
+    On recorded episodes, where there is no simulator: how well it foretells what was done, which is not a success rate.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """a run (its last checkpoint), RUN/best, a checkpoint, or a file of understudy export"""
-    on: Annotated[str, Positional, arg(metavar="ENV|DATA")]
-    """where to act, or a file or folder of recorded episodes"""
-    episodes: Count = 100
-    """how many, each decided by its number and the seed"""
+    on: Annotated[str | None, Positional, arg(metavar="ENV|DATA")] = None
+    """where to act, or a file or folder of recorded episodes; with --interactive module:actor_loop, or nothing"""
+    episodes: Steps = None
+    """how many, each decided by its number and the seed: 100; with --sequential at most so many: 1000"""
     against: Annotated[Path | None, arg(metavar="RUN2")] = None
     """a second policy, on the same starts"""
+    sequential: bool = False
+    """look after every episode, and stop as soon as the question is settled, or would hardly be"""
+    interactive: bool = False
+    """ask you after every trial of a real robot how it went, in an order that hides whose it was; stops likewise"""
+    than: Annotated[float | None, arg(metavar="RATE")] = None
+    """with these two: does the policy succeed in more or in less than this share?"""
+    labels: Annotated[tuple[str, ...], arg(metavar="LABEL")] = ("failure", "partial", "success")
+    """what --interactive lets you say of a trial, worst first; only the last is a success"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """of the starts; training and recording never use them"""
     device: Device = "auto"
@@ -50,7 +74,8 @@ class Eval:
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to a policy that was trained with --language"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
-    """write the rollouts as a data set; then an interrupted evaluation goes on where it stopped"""
+    """write the rollouts as a data set; then an interrupted evaluation goes on where it stopped. With --interactive:
+    the file of the answers (trials.jsonl)"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """write a report"""
     json: bool = False
@@ -74,27 +99,43 @@ def main(args: list[str]) -> None:
     from ..core import UserError
     from ..data.formats.remote import address
     from ..envs import names
+    from .interactive import interactive
+    from .sequential import sequential
 
     with Out(o.json) as out:
         if sum(a.split("=")[0] == "--against" for a in args) > 1:
             raise UserError("expected one policy to compare with, found several", where="--against",
                             do="compare two at a time")
-        if o.against is not None and place_of(o.run).resolve() == place_of(o.against).resolve():
-            out.say(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
-            o = replace(o, against=None)
+        if o.episodes is None:
+            o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
         if o.episodes < 1:
             raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
         if o.seed < 0:
             raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
                             do="negative seeds are kept for recording and training")
+        if o.interactive:
+            interactive(o, out)
+            return
+        if o.against is not None and place_of(o.run).resolve() == place_of(o.against).resolve():
+            out.say(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
+            o = replace(o, against=None)
+        if o.than is not None and not o.sequential:
+            raise UserError("expected --sequential or --interactive beside it", where="--than",
+                            do=line("eval", o.run, o.on or "ENV", "--sequential", "--than", o.than))
+        if o.on is None:
+            raise UserError("expected an environment or recorded episodes, found none", where="understudy eval",
+                            do=line("eval", o.run, "ENV"))
         if (Path(o.on).exists() or address(o.on)) and o.on not in names():
+            if o.sequential:
+                raise UserError("expected an environment to act in, found recorded episodes", where=o.on,
+                                do="--sequential decides how many episodes are rolled out")
             demonstrations(Path(o.on))
             _recorded(o, out)
         elif o.on.startswith((".", "/", "~")) or (":" not in o.on and Path(o.on).suffix):
             raise UserError("expected an environment or recorded episodes, found no such file", where=o.on,
                             do="check the path")
         else:
-            _rolled_out(o, out)
+            (sequential if o.sequential else _rolled_out)(o, out)
 
 
 # -- acting ---------------------------------------------------------------------------------------------------------
@@ -119,7 +160,7 @@ def _rolled_out(o: Eval, out: Out) -> None:
         out.say(f"Success: {env.facts['success']}.")
     if o.save:
         out.say(f"Episodes written to {o.save}")
-    _keep(o, {**mine.json(other, str(o.against)), "seed": o.seed, "each": {
+    keep(o, {**mine.json(other, str(o.against)), "seed": o.seed, "each": {
         "success": None if mine.successes is None else mine.successes.tolist(), "return": mine.rewards.tolist()}})
     _report(o, env, mine, other, out)
     out.next(*_onward(o, mine, other))
@@ -167,10 +208,10 @@ def acting(run: Path, env, o: Asked) -> tuple[Actor, str]:
     from ..execute.actor import Given
 
     plays, by = actor_of(run, o), f"policy {mark_of(place_of(run))}"
-    told = _told(run, env, o)
-    features = {k: plays.policy.policy.features[k] for k in told}
+    words = told(run, env.features, o)
+    features = {k: plays.policy.policy.features[k] for k in words}
     plays.policy.policy.check({**env.features, **features}, str(env.facts["env"]), resized=True)
-    return (Given(plays, told), f"{by}, told {o.task!r}") if told else (plays, by)
+    return (Given(plays, words), f"{by}, told {o.task!r}") if words else (plays, by)
 
 
 def _exported(run: Path) -> bool:
@@ -209,7 +250,7 @@ def wordless(runs: Sequence[Path], o: Asked) -> None:
                         do="train it with --language, on data of several tasks")
 
 
-def _told(run: Path, env, o: Asked) -> dict:
+def told(run: Path, features: Schema, o: Asked) -> dict:
     """The columns that the task's words become, for a policy that reads them where the environment shows none."""
     import torch
 
@@ -218,7 +259,7 @@ def _told(run: Path, env, o: Asked) -> dict:
     from .method import says
 
     say = None if _exported(run) else says(Method.load(run, o.trust))
-    if say is None or o.task is None and say.into in env.features:
+    if say is None or o.task is None and say.into in features:
         return {}
     if o.task is None:
         raise UserError("expected the task in words, which this policy reads, found none", where="--task",
@@ -244,7 +285,7 @@ def home_of(run: Path) -> Path:
     return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
-def _keep(o: Eval, line: dict) -> None:
+def keep(o: Eval, line: dict) -> None:
     """A line in RUN/eval/ENV.jsonl; an exported file stands for no run."""
     if _exported(o.run):
         return
@@ -290,7 +331,7 @@ def _recorded(o: Eval, out: Out) -> None:
     for relabel in method.data:
         data = data.map(relabel)
     found = recorded(policy, data, episodes, origin)
-    _keep(o, found.json())
+    keep(o, found.json())
     out.say(found.words(), "", _parts("component", found.dimensions, found.unit), "",
             _parts("of the episode", found.time, found.unit))
     if o.html is not None:

@@ -1,8 +1,8 @@
 """Evaluation by a person: trials on a real robot, blind and in random order, until the question is settled.
 
-A `Design` says what is to be settled; a `Session`, where that stands, is a value, and what happens are events, small JSON
-objects: `design.update(session, event)` gives the next session. `Journal` keeps the events on the disk, each before the
-next trial begins, so that whatever stops the evaluation it goes on from there.
+A `Design` says what is to be settled; a `Session`, where that stands, is a value, and what happens are events, small
+JSON objects: `design.update(session, event)` gives the next session. `Journal` keeps the events on the disk, each
+before the next trial begins, so that whatever stops the evaluation it goes on from there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core import UserError, keys, uniform
-from ..files import sync_folder
+from ..files import finite, sync_folder
 from .sequential import Difference, Rate
 
 LABELS = ("failure", "partial", "success")
@@ -60,14 +60,15 @@ class Session:
 class Design:
     """What is to be settled, by which test, with what labels: fixed before the first trial.
 
-    policies: one name, with a `Rate` to judge it by, or two, with a `Difference`. labels: worst first; the last alone is
-    a success, those between are told in the result. seed: of the orders and of the policies' randomness. `test.most`, if
-    there is one, ends it after so many rounds.
+    policies: one name, with a `Rate` to judge it by, or two, with a `Difference`. labels: worst first; the last alone
+    is a success, those between are told in the result. seed: of the orders and of the policies' randomness.
+    `test.most`, if there is one, ends it after so many rounds.
 
     Each round is one scene and has one trial of each policy; a fair coin says which comes first. Independent coins, and
     not a pattern that balances them, because then the test holds even if whoever comes first does better (a scene that
-    is fresher, a battery that is fuller), whatever happened before: with equally good policies the winner of a round is a
-    fair coin itself (randomisation as the basis of a test: Fisher 1935). A round that was spoilt has its coin tossed again.
+    is fresher, a battery that is fuller), whatever happened before: with equally good policies the winner of a round is
+    a fair coin itself (randomisation as the basis of a test: Fisher 1935). A round that was spoilt has its coin tossed
+    again.
     """
 
     policies: tuple[str, ...]
@@ -247,7 +248,7 @@ class Journal:
             os.close(handle)
 
     def write(self, event: Mapping[str, Any]) -> None:
-        line = json.dumps({**event, "time": datetime.now(UTC).isoformat(timespec="seconds")}, ensure_ascii=False)
+        line = json.dumps(finite({**event, "time": datetime.now(UTC).isoformat(timespec="seconds")}), allow_nan=False)
         left = memoryview((line + "\n").encode())
         while left:
             left = left[os.write(self._handle, left):]

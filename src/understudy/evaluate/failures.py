@@ -19,7 +19,7 @@ from .behaviour.view import View, resampled
 from .film import _camera, strip
 
 POINTS, DIMS = 8, 12  # of a trajectory, and what of it is clustered
-SHAPES = 0.25  # a silhouette under which there are no groups (Kaufman and Rousseeuw 1990); wrong groups cost little here
+SHAPES = 0.25  # a mean silhouette under which there are no groups (Kaufman and Rousseeuw 1990)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..data.episode import Dataset
 from ..envs.base import Env, Plane
 from ..files import write_text
 from . import plots
-from .behaviour import Beside
+from .beside import Beside
 from .film import strip
 from .judge import Evaluation, capital, compare, finding
 from .plots import Figure
@@ -271,8 +271,8 @@ def beside_success(runs: Mapping[str, Beside]) -> Section:
                 f"As told by {m.source}."),)))
         contents += [Words(line) for line in b.about()]
     return Section("Beside success", tuple(contents),
-                   "Intervals: bootstrap over episodes. Deviations are standard deviations of the demonstrations, where "
-                   "they are known, else of these episodes.")
+                   "Intervals: bootstrap over episodes. Deviations are standard deviations of the demonstrations, "
+                   "where they are known, else of these episodes.")
 
 
 def failed(runs: Mapping[str, Beside]) -> list[Section]:

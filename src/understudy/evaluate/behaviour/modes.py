@@ -99,8 +99,8 @@ def counts(episodes: Dataset, way: Way) -> Counter[str]:
 
 
 def entropy(counted: Sequence[float], ways: int) -> float:
-    """Behaviour entropy (Jia et al. 2024, D3IL): of how often each way was gone, logarithms to the base of how many ways
-    there are, so that 0 is always the same and 1 all equally often. 0 where nothing was counted, as there."""
+    """Behaviour entropy (Jia et al. 2024, D3IL): of how often each way was gone, in logarithms to the base of how many
+    there are. So 0 is always the same one, and 1 all equally often; 0 where nothing was counted, as there."""
     if ways < 2 or len(counted) > ways:
         raise ValueError(f"expected two ways or more, and no more counts than that, found {ways} and {len(counted)}")
     p = np.asarray([c for c in counted if c], float)
@@ -117,8 +117,9 @@ def fair(ways: int, repeats: int) -> float:
 
 
 def per_start(episodes: Dataset, way: Way, ways: int, level: float = LEVEL) -> Interval:
-    """The mean over starts (the episodes' `meta["start"]`) of the entropy of what was done from each, conditional
-    behaviour entropy (Jia et al. 2024): failures count as in D3IL, not at all. The start is the unit of its interval."""
+    """The mean over starts (the episodes' `meta["start"]`) of the entropy of what was done from each: conditional
+    behaviour entropy (Jia et al. 2024). Failures are in no count, as there: a start where nothing succeeds has 0. The
+    start is the unit of the interval."""
     groups: dict[int, list[Episode]] = {}
     for e in episodes:
         groups.setdefault(int(e.meta["start"]), []).append(e)

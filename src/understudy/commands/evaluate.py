@@ -7,10 +7,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from tyro.conf import Positional, arg
 
@@ -18,7 +19,7 @@ from .common import Count, Device, Out, Trust, bar, demonstrations, env_of, line
 
 if TYPE_CHECKING:
     from ..evaluate.judge import Evaluation
-    from ..execute.actor import Plays
+    from ..execute.actor import Actor, Plays
 
 ROWS = 16  # of every batch that the network sees, so that no result depends on --rows
 
@@ -58,6 +59,16 @@ class Eval:
     """a package whose code may be loaded"""
 
 
+class Asked(Protocol):
+    """What rolling out reads of a command's options."""
+
+    episodes: int
+    seed: int
+    device: Device
+    task: str | None
+    trust: tuple[str, ...]
+
+
 def main(args: list[str]) -> None:
     o = parse(Eval, "eval", args)
     from ..core import UserError
@@ -68,7 +79,7 @@ def main(args: list[str]) -> None:
         if sum(a.split("=")[0] == "--against" for a in args) > 1:
             raise UserError("expected one policy to compare with, found several", where="--against",
                             do="compare two at a time")
-        if o.against is not None and _place(o.run).resolve() == _place(o.against).resolve():
+        if o.against is not None and place_of(o.run).resolve() == place_of(o.against).resolve():
             out.say(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
             o = replace(o, against=None)
         if o.episodes < 1:
@@ -93,10 +104,11 @@ def _rolled_out(o: Eval, out: Out) -> None:
     from ..envs import make
     from ..evaluate.judge import finding, verdict
 
+    wordless([o.run], o)
     env = make(o.on, min(o.rows, o.episodes), o.trust)
     try:
-        mine = _evaluated(o.run, env, o, o.save)
-        other = None if o.against is None else _evaluated(o.against, env, o, None)
+        mine = evaluated(o.run, env, o, o.save)
+        other = None if o.against is None else evaluated(o.against, env, o, None)
     finally:
         env.close()
     if other is not None:
@@ -134,18 +146,12 @@ def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
     return told
 
 
-def _evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
+def evaluated(run: Path, env, o: Asked, save: Path | None) -> Evaluation:
     """`run` in `env`, on the numbered starts; recorded into `save`, if given."""
     from ..evaluate.judge import evaluate, judged
     from ..evaluate.record import record
-    from ..execute.actor import Given
 
-    plays, by = _actor(run, o), f"policy {_mark(_place(run))}"
-    told = _told(run, env, o)
-    features = {k: plays.policy.policy.features[k] for k in told}
-    plays.policy.policy.check({**env.features, **features}, str(env.facts["env"]), resized=True)
-    if told:
-        plays, by = Given(plays, told), f"{by}, told {o.task!r}"
+    plays, by = acting(run, env, o)
     with bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress:
         def watch(number, episode):
             progress()
@@ -156,32 +162,54 @@ def _evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
         return judged(data[:o.episodes], time.perf_counter() - began)
 
 
+def acting(run: Path, env, o: Asked) -> tuple[Actor, str]:
+    """`run` as what acts in `env`, and who that is, in words. Raises UserError if they do not fit."""
+    from ..execute.actor import Given
+
+    plays, by = actor_of(run, o), f"policy {mark_of(place_of(run))}"
+    told = _told(run, env, o)
+    features = {k: plays.policy.policy.features[k] for k in told}
+    plays.policy.policy.check({**env.features, **features}, str(env.facts["env"]), resized=True)
+    return (Given(plays, told), f"{by}, told {o.task!r}") if told else (plays, by)
+
+
 def _exported(run: Path) -> bool:
     return run.suffix == ".onnx"
 
 
-def _place(run: Path) -> Path:
+def place_of(run: Path) -> Path:
     """What holds the weights: a checkpoint's folder, or the file."""
     from ..policy import checkpoint
 
     return run if _exported(run) else checkpoint(run)
 
 
-def _actor(run: Path, o: Eval) -> Plays:
+def actor_of(run: Path, o: Asked, rows: int | None = ROWS) -> Plays:
     from ..core import UserError
     from ..deploy import onnx
     from ..learn.devices import device
     from ..learn.method import actor
 
     if not _exported(run):
-        return actor(run, device=device(o.device), rows=ROWS, trust=o.trust)
+        return actor(run, device=device(o.device), rows=rows, trust=o.trust)
     if o.device not in ("auto", "cpu"):
         raise UserError(f"expected the CPU, where ONNX files are run, found {o.device}", where="--device",
                         do="evaluate the run that it was exported from")
-    return onnx.actor(run, rows=ROWS)
+    return onnx.actor(run, rows=rows)
 
 
-def _told(run: Path, env, o: Eval) -> dict:
+def wordless(runs: Sequence[Path], o: Asked) -> None:
+    """Raises UserError if words are given and none of these policies reads any."""
+    from ..core import UserError
+    from ..learn.method import Method
+    from .method import says
+
+    if o.task is not None and not any(says(Method.load(r, o.trust)) for r in runs if not _exported(r)):
+        raise UserError("expected no words, found some: this policy was trained without them", where="--task",
+                        do="train it with --language, on data of several tasks")
+
+
+def _told(run: Path, env, o: Asked) -> dict:
     """The columns that the task's words become, for a policy that reads them where the environment shows none."""
     import torch
 
@@ -190,9 +218,6 @@ def _told(run: Path, env, o: Eval) -> dict:
     from .method import says
 
     say = None if _exported(run) else says(Method.load(run, o.trust))
-    if say is None and o.task is not None and run == o.run:
-        raise UserError("expected no words, found some: this policy was trained without them", where="--task",
-                        do="train it with --language, on data of several tasks")
     if say is None or o.task is None and say.into in env.features:
         return {}
     if o.task is None:
@@ -201,7 +226,7 @@ def _told(run: Path, env, o: Eval) -> dict:
     return {say.into: torch.from_numpy(say.bytes(o.task).copy())}
 
 
-def _mark(place: Path) -> str:
+def mark_of(place: Path) -> str:
     """Which weights these are, and how they are run."""
     if place.is_file():
         return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
@@ -211,7 +236,7 @@ def _mark(place: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _home(run: Path) -> Path:
+def home_of(run: Path) -> Path:
     """The run's folder, or the checkpoint's where it stands alone."""
     from ..policy import checkpoint
 
@@ -227,8 +252,9 @@ def _keep(o: Eval, line: dict) -> None:
     from ..policy import checkpoint
 
     folder = checkpoint(o.run)
-    file = _home(o.run) / "eval" / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in Path(o.on).name)}.jsonl"
-    about = {"checkpoint": folder.name, "mark": _mark(folder),
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in Path(o.on).name)
+    file = home_of(o.run) / "eval" / f"{name}.jsonl"
+    about = {"checkpoint": folder.name, "mark": mark_of(folder),
              "date": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         file.parent.mkdir(exist_ok=True)
@@ -296,6 +322,6 @@ def _report(o: Eval, env, mine, other, out) -> None:
     runs = {o.run: mine} if other is None else {o.run: mine, o.against: other}
     called = (lambda run: run.name) if len({run.name for run in runs}) == len(runs) else str
     training = {called(run): lines for run in runs if not _exported(run)
-                and (lines := Run(_home(run)).lines())}
+                and (lines := Run(home_of(run)).lines())}
     report(o.html, env=env, runs={called(run): found for run, found in runs.items()}, training=training)
     out.say(f"Report written to {o.html}")

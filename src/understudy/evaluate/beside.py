@@ -4,7 +4,7 @@ smoothly, is as quick, how near its failures came, and whether it decides in tim
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +113,10 @@ class Beside:
     def lines(self) -> list[str]:
         """In sentences: all that is no mean."""
         out = self.about()
-        for i, g in enumerate(self.failures, 1):
-            out.append(f"Failures, group {i}, {len(g)}: {g.words()}. {g.remedy(self.seed)}")
+        lost = sum(map(len, self.failures))
+        for g in self.failures:
+            out.append(f"{len(g)} of {lost} {'failure' if lost == 1 else 'failures'}: {g.words()}. "
+                       f"{g.remedy(self.seed)}")
         return out
 
 
@@ -153,39 +155,43 @@ def beside(episodes: Dataset, env: Env | None = None, demonstrations: Dataset | 
 def _measures(episodes, shown, env, view, near, fps, level) -> tuple[Measure, ...]:
     some = [] if shown is None else thinned(shown)
     second, rate = ("s", fps) if fps else ("steps", 1.0)
-    unit = str(env.map().get("unit", "")) if env is not None and hasattr(env, "map") else ""
     out: list[Measure] = []
 
-    def put(key, name, unit, better, value, theirs=None, of: Sequence[Episode] = episodes):
-        mine = [v for v in map(value, of) if v is not None and math.isfinite(v)]
-        others = [v for v in map(theirs or value, some) if v is not None and math.isfinite(v)]
-        if mine:
-            out.append(Measure(key, name, unit, better, stats.mean(mine, level), len(mine),
+    def put(key: str, name: str, unit: str, better: str, mine: Iterable, theirs: Iterable = ()) -> None:
+        values, others = ([v for v in found if v is not None and math.isfinite(v)] for found in (mine, theirs))
+        if values:
+            out.append(Measure(key, name, unit, better, stats.mean(values, level), len(values),
                                stats.mean(others, level) if others else None))
 
-    def both(apart):
-        """(mean over the steps of distances from states, the same of actions)"""
-        return tuple(float(np.nanmean(a)) if np.isfinite(a).any() else math.nan for a in apart)
+    def each(value: Callable[[Episode], float | None], of: Iterable[Episode] = episodes):
+        return map(value, of), map(value, some)
 
-    put("time_to_success", "time to success", second, "less", lambda e: motion.success_step(e) / rate)
-    put("smoothness", "smoothness (SPARC)", "", "more",
-        lambda e: motion.spectral_arc_length(motion.speed(view.states(e), rate), rate))
-    put("log_jerk", "smoothness (LDLJ)", "", "more",
-        lambda e: motion.log_dimensionless_jerk(motion.speed(view.states(e), rate), rate))
+    def apart(e, without=None):
+        """The means over its steps: of the distances from states, and of actions."""
+        return [float(np.nanmean(a)) if np.isfinite(a).any() else math.nan for a in near.apart(e, without=without)]
+
+    def pace(e):
+        return motion.speed(view.states(e), rate)
+    done = modes.succeeded(episodes)  # of whole movements: one that a crash cuts short would look smooth
+    lost = [e for e in episodes if e.meta.get("success") is False]
+    put("time_to_success", "time to success", second, "less", *each(lambda e: motion.success_step(e) / rate))
+    put("smoothness", "successes: smoothness (SPARC)", "", "more",
+        *each(lambda e: motion.spectral_arc_length(pace(e), rate), done))
+    put("log_jerk", "successes: smoothness (LDLJ)", "", "more",
+        *each(lambda e: motion.log_dimensionless_jerk(pace(e), rate), done))
     if view.acts is not None:
-        put("action_jerk", "jerk of actions", "deviations", "less", lambda e: motion.action_jerk(view.actions(e)))
+        put("action_jerk", "jerk of actions", "deviations", "less", *each(lambda e: motion.action_jerk(
+            view.actions(e))))
     if near is not None:
-        mine = {id(e): both(near.apart(e)) for e in episodes}
         among = np.unique(np.linspace(0, len(some) - 1, min(20, len(some))).round().astype(int))
-        theirs = {id(some[i]): both(near.apart(some[i], without=int(i))) for i in among}
+        mine, theirs = [apart(e) for e in episodes], [apart(some[i], int(i)) for i in among]
         for i, (key, name) in enumerate((("state_distance", "states from demonstrated ones"),
                                          ("action_distance", "actions from those done there"))):
-            put(key, name, "deviations", "less", lambda e, i=i: mine[id(e)][i],
-                lambda e, i=i: theirs.get(id(e), (math.nan, math.nan))[i])
-    put("failures_margin", "failures: how near they came", unit, "less", lambda e: misses.margin(e, env),
-        lambda e: None, [e for e in episodes if e.meta.get("success") is False])
-    put("clearance", "successes: clear of obstacles by", unit, "more",
-        lambda e: misses.clearance(e, env), None, modes.succeeded(episodes))
+            put(key, name, "deviations", "less", (v[i] for v in mine), (v[i] for v in theirs))
+    put("failures_margin", "failures: how near they came", misses.unit(env), "less",
+        (misses.margin(e, env) for e in lost))
+    put("clearance", "successes: clear of obstacles by", misses.unit(env), "more",
+        *each(lambda e: misses.clearance(e, env), done))
     return tuple(out)
 
 

@@ -102,7 +102,7 @@ def _group(lost: list[Episode], won, env, view, demonstrated, far) -> Group:
         starts = float(np.nanmean([f[0] for f in mine]) / usual) if usual > 1e-9 else None
         left = [int(np.argmax(f > limit)) for f in mine if (f > limit).any()]
         leaves = int(np.median(left)) if 2 * len(left) > len(mine) else None
-    late = sum(bool(np.asarray(e.steps["next.truncated"])[-1]) for e in lost)
+    late = sum("next.truncated" in e.steps and bool(np.asarray(e.steps["next.truncated"])[-1]) for e in lost)
     return Group(tuple(int(e.meta["number"]) for e in lost),
                  (min(lengths), int(np.median(lengths)), max(lengths)), late, _where(lost, won, env, view), starts,
                  leaves)
@@ -113,9 +113,9 @@ def _where(lost, won, env, view: View) -> str:
     if isinstance(env, Plane) and (plane := env.map())["path"][0] in lost[0].steps:
         name, *at = plane["path"]
         ends = np.array([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[-1, at] for e in lost])
-        x, y = np.median(ends, 0)
+        x, y = np.median(ends, 0).round(2)
         spread = np.median(np.linalg.norm(ends - (x, y), axis=1)) / (plane["x"][1] - plane["x"][0])
-        said = f"ends near x {x:.2f}, y {y:.2f}" if spread < 0.1 else "ends here and there"
+        said = f"ends near x {x + 0.0:.2f}, y {y + 0.0:.2f}" if spread < 0.1 else "ends here and there"
         for s in plane["shapes"]:
             if s["kind"] == "circle" and s["role"] != "start":
                 near = np.linalg.norm(ends - s["at"], axis=1) < 1.1 * s["radius"]

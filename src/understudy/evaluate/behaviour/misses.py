@@ -25,6 +25,12 @@ def clearance(episode: Episode, env: Env | None) -> float | None:
     return _closest(episode, env, "obstacle")
 
 
+def unit(env: Env | None) -> str:
+    """Of these distances, where the environment says."""
+    feature = env.features.get(env.map()["path"][0]) if isinstance(env, Plane) else None
+    return feature.unit or "" if feature is not None else ""
+
+
 def _closest(episode: Episode, env: Env | None, role: str) -> float | None:
     if not isinstance(env, Plane):
         return None

@@ -43,8 +43,10 @@ def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def clustered(points: np.ndarray, most: int = 8, enough: float = REASONABLE) -> Clusters:
     """points (n, D). Ward's method (1963); as many clusters, from 2 to `most`, as have the largest mean silhouette, and
     one if that is less than `enough` or there are fewer than four points. Nothing is drawn: the same points give the
-    same clusters."""
+    same clusters. Raises ValueError for no points."""
     points = np.asarray(points, float)
+    if not len(points):
+        raise ValueError("expected points, found none")
     labels, best = np.zeros(len(points), int), np.nan
     if len(points) >= 4 and points.shape[1] and (apart := pdist(points)).max() > 0:
         tree, distances, top = linkage(points, "ward"), squareform(apart), enough
@@ -55,5 +57,4 @@ def clustered(points: np.ndarray, most: int = 8, enough: float = REASONABLE) -> 
     kinds, count = np.unique(labels, return_counts=True)
     order = kinds[np.argsort(-count, kind="stable")]
     labels = np.argmax(labels[:, None] == order, 1)
-    return Clusters(labels, np.stack([points[labels == i].mean(0) for i in range(len(order))]) if len(points)
-                    else np.zeros((0, points.shape[1])), best)
+    return Clusters(labels, np.stack([points[labels == i].mean(0) for i in range(len(order))]), best)

@@ -1,5 +1,5 @@
-"""Generalisation, measured: what a policy does in worlds that differ from its own by more and more, and where its success
-halves."""
+"""Generalisation, measured: what a policy does in worlds that differ from its own by more and more, and where its
+success halves."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from ..core import role
+from ..core import UserError, role
 from ..data.episode import Episode
 from ..envs import shifted
-from ..envs.base import Env, Scripted
+from ..envs.base import Env, Pictures, Scripted
 from ..envs.shifted import Shift
 from ..execute.actor import Actor
 from ..files import finite
-from . import stats
+from . import film, plots, stats
 from .judge import tuning
 from .record import Uniform
+from .report import Content, Figures, Section, Table, page
 from .rollout import rollout
 from .stats import LEVEL, Interval
 
@@ -143,20 +144,23 @@ def spread(env: Env) -> dict[str, Tensor]:
             for k, f in env.features.items() if role(k) == "observation" and f.kind == "vector"}
 
 
-def ladder(actor: Actor, build: Callable[[], Env], shifts: Sequence[Shift], episodes: int = 50, seed: int = 0, *,
-           kept: Path | None = None, by: str = "", watch: Callable[[int], None] = lambda n: None) -> list[Climb]:
+def ladder(actor: Actor, build: Callable[[int], Env], shifts: Sequence[Shift], episodes: int = 50, seed: int = 0, *,
+           rows: int = 16, kept: Path | None = None, by: str = "", watch: Callable[[int], None] = lambda n: None
+           ) -> list[Climb]:
     """Rolls out episodes 0 to episodes-1 of `seed` at every level of every shift, and once without any.
 
-    build: makes the environment anew, since a shift may change it. kept: a file that takes what has been run, and from
+    build: makes so many copies of the environment anew, since a shift may change it; `rows` of them run side by side,
+    which changes nothing but the time. kept: a file that takes what has been run, and from
     which a later call goes on: of the same environment, seed and actor, who is `by`. watch: sees how many episodes
     there are by now, those that were kept among them.
     """
-    kept = _Kept(kept, by)
-    done = 0
+    if episodes < 1:
+        raise UserError(f"expected at least one episode, found {episodes}", where="ladder")
+    kept, done = _Kept(kept, by), 0
 
     def run(shift: Shift | None, severity: float) -> list[tuple[bool | None, float]]:
         nonlocal done
-        env = build()
+        env = build(min(rows, episodes))
         try:
             about = {"env": env.facts["env"], "version": str(env.facts["version"]), "seed": seed,
                      "shift": None if shift is None else shift.name, "severity": severity}
@@ -173,7 +177,7 @@ def ladder(actor: Actor, build: Callable[[], Env], shifts: Sequence[Shift], epis
                 done += 1
                 watch(done)
             while len(found) < episodes:
-                group = min(4 * env.rows, episodes - len(found))  # fewer would leave rows idle
+                group = min(2 * env.rows, episodes - len(found))  # fewer would leave rows idle
                 new = [_outcome(e) for e in rollout(who, env, group, seed, first=len(found), watch=tick)]
                 kept.write(about, len(found), new)
                 found += new
@@ -248,3 +252,106 @@ def document(climbs: Sequence[Climb]) -> dict[str, Any]:
                        for s, r, (d, p) in zip(c.severities, c.rates(), c.changes(), strict=True)],
             "halves": {"at": fall.at, "low": fall.low, "high": fall.high, "tried": fall.tried}}
     return out
+
+
+def figure(climb: Climb) -> plots.Figure:
+    """The value at each level with its band, and half of the first."""
+    rates = climb.rates()
+    return plots.rungs([f"{s:g}" for s in climb.severities], rates, f"level, {climb.shift.unit}", rates[0].estimate / 2,
+                       share=climb.success is not None)
+
+
+def look(actor: Actor, build: Callable[[int], Env], climb: Climb, seed: int = 0) -> tuple[int, plots.Figure] | None:
+    """The number and four frames of an episode at the hardest level: of the first that did not succeed, if any did
+    not. None where there is nothing to see."""
+    number = int((~climb.success[-1]).argmax()) if climb.success is not None else 0
+    env = build(1)
+    try:
+        world, who = climb.shift.world(env, climb.severities[-1]), climb.shift.actor(actor, climb.severities[-1])
+        if any(f.kind == "image" for f in env.features.values()):
+            episode = rollout(who, world, 1, seed, first=number)[0]
+            return number, film.strip(episode, 4)
+        if not isinstance(env, Pictures):
+            return None
+        watched = _Watched(world, env)
+        rollout(who, watched, 1, seed, first=number)
+        frames = [watched.frames[i] for i in np.linspace(0, len(watched.frames) - 1, 4).round().astype(int)]
+        return number, plots.strip([f for _, f in frames], [f"step {t}" for t, _ in frames],
+                                   f"{climb.shift.what}, {climb.severities[-1]:g} {climb.shift.unit}")
+    except UserError:  # this machine cannot draw
+        return None
+    finally:
+        env.close()
+
+
+class _Watched(Env):
+    """Frames of row 0 of `camera` while `env`, which stands over it, is stepped: of the first step and the last, and of
+    at most 32 evenly between."""
+
+    def __init__(self, env: Env, camera: Pictures):
+        self.env, self.camera, self.rows, self.features, self.facts = env, camera, env.rows, env.features, env.facts
+        self.frames: list[tuple[int, np.ndarray]] = []
+        self.clock, self.every = 0, 1
+
+    def reset(self, which, key):
+        obs = self.env.reset(which, key)
+        self.frames = [(0, self.camera.frame(0))]
+        return obs
+
+    def step(self, action):
+        out = self.env.step(action)
+        self.clock += 1
+        if self.clock % self.every == 0 or bool((out.terminated | out.truncated)[0]):
+            self.frames.append((self.clock, self.camera.frame(0)))
+        if len(self.frames) > 32:
+            self.every *= 2
+            self.frames = [(t, f) for t, f in self.frames if t % self.every == 0 or t == self.clock]
+        return out
+
+
+def words(climbs: Sequence[Climb]) -> tuple[str, str]:
+    """How it is without a shift, and which shifts halve that."""
+    first, of = climbs[0], "return" if climbs[0].success is None else "success"
+    n = first.returns.shape[1]
+    rate = first.rates()[0]
+    head = (f"{int(first.success[0].sum())} of {n} episodes succeed where nothing is shifted" if of == "success" else
+            f"A mean return of {rate.estimate:.4g} over {n} episodes where nothing is shifted")
+    falls = {c.shift.name: c.falls() for c in climbs}
+    down = [f"{c.shift.name} at {at:.3g} {c.shift.unit}" for c in climbs if math.isfinite(at := falls[c.shift.name].at)]
+    kept = [name for name, fall in falls.items() if math.isinf(fall.at)]
+    said = [f"Half of it is left under {_list(down)}."] if down else []
+    said += [f"More than half is left at all that was tried of {_list(kept)}."] if kept else []
+    said += ["There is nothing to halve."] if not down and not kept else []
+    return f"{head} (95 % interval {_show(rate, of)}).", " ".join(said)
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _show(i: Interval, of: str) -> str:
+    return f"{i.low:.1%} to {i.high:.1%}" if of == "success" else f"{i.low:.4g} to {i.high:.4g}"
+
+
+def report(path: Path | str, climbs: Sequence[Climb], name: str, env: Env,
+           seen: Mapping[str, tuple[int, plots.Figure]] | None = None) -> Path:
+    """One page: a curve of each shift, and what its hardest level looks like (`look`), by the shift's name."""
+    of, seen = "return" if climbs[0].success is None else "success", seen or {}
+    items = tuple((f"{c.shift.name}: {c.shift.what}", figure(c), f"Where it halves: {c.falls()}.") for c in climbs)
+    success = f" Success: {env.facts['success']}." if env.facts.get("success") else ""
+    sections = [Section("Worlds that differ more and more", (Figures(items),),
+                        f"The same {climbs[0].returns.shape[1]} starts at every level; 0 is the environment as it is. "
+                        f"The dashed line is half of the {of} there.{success}")]
+    table = tuple((c.shift.name, f"{s:g} {c.shift.unit}", r.estimate, r.low, r.high, d.estimate, d.low, d.high)
+                  for c in climbs for s, r, (d, _) in zip(c.severities, c.rates(), c.changes(), strict=True))
+    if seen:
+        contents: list[Content] = [Figures(tuple(
+            (f"{c.shift.name}: {c.severities[-1]:g} {c.shift.unit}", seen[c.shift.name][1],
+             f"Episode {seen[c.shift.name][0]}.") for c in climbs if c.shift.name in seen))]
+        sections.append(Section("The hardest level of each", tuple(contents),
+                                "An episode that did not succeed there, if there was one."))
+    sections.append(Section("Figures", (Table(("shift", "level", of, "low", "high", "change", "low", "high"), table),)))
+    method = ("Success: Clopper–Pearson intervals; change: Tango's, on the same starts." if of == "success" else
+              "Intervals: bootstrap.")
+    return page(path, f"{name} in shifted worlds of {env.facts['env']}", sections, verdict=words(climbs),
+                footer=f"{method} Halving: isotonic regression, bootstrap over starts.")

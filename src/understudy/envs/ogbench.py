@@ -50,10 +50,14 @@ class Goal(Apart):
     def __init__(self, env, task: int | None):
         super().__init__(env)
         self.task, self.goal, self.number = task, None, 0
-        inner = env.observation_space
-        key = "camera" if len(inner.shape) == 3 else "state"
-        self.observation_space = gymnasium.spaces.Dict({key: inner, "goal": inner})
-        self.key = key
+        simulator, seen = env.unwrapped, env.observation_space
+        if isinstance(getattr(type(simulator), "action_space", None), property):
+            # A new space at every look, which no seed reaches: the goal is settled by two actions drawn from it.
+            kind = type(simulator)
+            simulator.__class__ = type(kind.__name__, (kind,), {"action_space": simulator.action_space,
+                                                                "__module__": kind.__module__})
+        self.key = "camera" if seen.dtype == np.uint8 and len(seen.shape) == 3 else "state"
+        self.observation_space = gymnasium.spaces.Dict({self.key: seen, "goal": seen})
 
     def reset(self, *, seed=None, options=None):
         if self.task is not None or seed is not None:

@@ -23,7 +23,8 @@ REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # n
 
 # name -> module and definition in it, called with rows and options
 TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
-        "push-images": ("push", "with_camera")}
+        "push-images": ("push", "with_camera"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "Memory"),
+        "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words")}
 
 
 def names() -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """Row 397: is it worth while to give up what will fail, and is that known beforehand?
 
-The published attempts are insertions by a robot, seen as force and torque; here the block is pushed anew.
+The published attempts are insertions by a robot, seen as force and torque; here the block is pushed anew. A first run
+was stopped as a pilot: with 1,200 attempts to forecast from and 500 starts, chance alone put the forecast off by 5 to 20
+%, and the rule took the size of that for an error. It now asks for the mean of it, and the seeds that judge are new.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from ..learn.optim import Optim
 from ..nets.encoders import Flat
 from ..nets.mlp import MLP
 from ..policy import Policy, Recipe
-from .base import Above, Arm, Below, Claim, Every, Experiment, Part, Sabotage, Source
+from .base import Above, Arm, Below, Claim, Every, Exceeds, Experiment, Part, Sabotage, Source
 from .curated import cloning, once, shown
 
 ROWS = 200
@@ -56,7 +58,7 @@ class Restart:
     policy: Method
     predictor: Method
     learn: int = 1000
-    calibrate: int = 1200
+    calibrate: int = 2000
     mixed: bool = False
 
 
@@ -86,7 +88,7 @@ def tried(method: Restart, data: Dataset, seed: int):
 def makespan(experiment, method: Restart, data: Dataset, seed: int, episodes: int, starts: int
              ) -> dict[str, list[float]]:
     """makespan: steps and pauses until success, one for each start. forecast: what was expected of it; off: by what
-    share of it the mean is another. attempts: how many each took."""
+    share of it the mean is more. attempts: how many each took."""
     actor, ran = tried(method, data, seed)
     known, calibrate = ran[: method.learn], ran[method.learn:]
     if method.mixed:
@@ -99,7 +101,7 @@ def makespan(experiment, method: Restart, data: Dataset, seed: int, episodes: in
     env = Attempts(make("push", rows=ROWS), actor, PAUSE)
     ran = rollout(GivesUp(judge, above), env, episodes, seed=starts)
     spans = [-float(e.steps["next.reward"].sum()) for e in ran]
-    return {"makespan": spans, "forecast": [expected], "off": [abs(np.mean(spans) - expected) / expected],
+    return {"makespan": spans, "forecast": [expected], "off": [float(np.mean(spans) / expected - 1)],
             "attempts": [float(e.meta["attempts"]) for e in ran], "gives up": [float(above < math.inf)]}
 
 
@@ -113,7 +115,7 @@ PREDICTOR = Method(Recipe(Regression(), trunk=MLP(64, 1), encoder=Flat(), window
                    Cloning(steps=1000, optim=Optim(rate=1e-3)))
 POLICY = cloning(3e-3, steps=1000)
 PUSH = Experiment(Shown(60), "push", tuple(Arm(kind, (Restart(kind, POLICY, PREDICTOR),)) for kind in (
-    "to the end", "timed out", "preempted")), makespan, tuned_by="forecast", seeds=tuple(range(100, 106)), episodes=500)
+    "to the end", "timed out", "preempted")), makespan, tuned_by="forecast", seeds=tuple(range(200, 206)), episodes=800)
 
 CLAIM = Claim(
     name="preemptive-restart", rows=("397",),
@@ -124,12 +126,13 @@ CLAIM = Claim(
               "potentially short-cutting an otherwise successful operation.",
     here="push, an MLP of 64 x 1 blocks cloned from 60 demonstrations, which succeeds in less than half of its "
          "attempts; each attempt begins from a new start, 10 steps after the last. An MLP of 64 x 1 blocks learns from "
-         "1,000 attempts how likely failure is at each step; 1,200 others say in closed form at which likelihood "
+         "1,000 attempts how likely failure is at each step; 2,000 others say in closed form at which likelihood "
          "to give up, if at all. To the first success it then takes fewer steps than if each attempt runs to its end, "
-         "and fewer than with the best fixed number of steps for an attempt, chosen alike from the same 1,200; and the "
-         "closed form is off by less than 10 %, giving up or not.",
+         "and fewer than with the best fixed number of steps for an attempt, chosen alike from the same 2,000; and the "
+         "closed form is off by less than 10 % in the mean, giving up or not.",
     parts=(Part("push", PUSH, Every((
         Above("makespan", "to the end", "preempted"), Above("makespan", "timed out", "preempted"),
-        Below("off", "preempted", 0.1), Below("off", "to the end", 0.1)))),),
+        *(rule("off", arm, bound) for arm in ("to the end", "preempted")
+          for rule, bound in ((Exceeds, -0.1), (Below, 0.1)))))),),
     sabotage=Sabotage("the predictor learns from outcomes exchanged between attempts", mixed, "push"),
 )

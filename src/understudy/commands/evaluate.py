@@ -192,7 +192,7 @@ def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
     if other is not None:
         if o.against is not None and compare(mine, other).better is None:
             told.append(again(4 * o.episodes, "--against", o.against))
-    elif not _exported(o.run) and (second := reseeded(o.run)) is not None:
+    elif not exported(o.run) and (second := reseeded(o.run)) is not None:
         told += [second[0], again(o.episodes, "--against", second[1])]
     if o.html is None:
         told.append(again(o.episodes, *(("--against", o.against) if o.against else ()), "--html", "report.html"))
@@ -226,7 +226,7 @@ def acting(run: Path, env, o: Asked) -> tuple[Actor, str]:
     return (Given(plays, words), f"{by}, told {o.task!r}") if words else (plays, by)
 
 
-def _exported(run: Path) -> bool:
+def exported(run: Path) -> bool:
     return run.suffix == ".onnx"
 
 
@@ -234,7 +234,7 @@ def place_of(run: Path) -> Path:
     """What holds the weights: a checkpoint's folder, or the file."""
     from ..policy import checkpoint
 
-    return run if _exported(run) else checkpoint(run)
+    return run if exported(run) else checkpoint(run)
 
 
 def actor_of(run: Path, o: Asked, rows: int | None = ROWS) -> Plays:
@@ -243,7 +243,7 @@ def actor_of(run: Path, o: Asked, rows: int | None = ROWS) -> Plays:
     from ..learn.devices import device
     from ..learn.method import actor
 
-    if not _exported(run):
+    if not exported(run):
         return actor(run, device=device(o.device), rows=rows, trust=o.trust)
     if o.device not in ("auto", "cpu"):
         raise UserError(f"expected the CPU, where ONNX files are run, found {o.device}", where="--device",
@@ -257,7 +257,7 @@ def wordless(runs: Sequence[Path], o: Asked) -> None:
     from ..learn.method import Method
     from .method import says
 
-    if o.task is not None and not any(says(Method.load(r, o.trust)) for r in runs if not _exported(r)):
+    if o.task is not None and not any(says(Method.load(r, o.trust)) for r in runs if not exported(r)):
         raise UserError("expected no words, found some: this policy was trained without them", where="--task",
                         do="train it with --language, on data of several tasks")
 
@@ -270,7 +270,7 @@ def told(run: Path, features: Schema, o: Asked) -> dict:
     from ..learn.method import Method
     from .method import says
 
-    say = None if _exported(run) else says(Method.load(run, o.trust))
+    say = None if exported(run) else says(Method.load(run, o.trust))
     if say is None or o.task is None and say.into in features:
         return {}
     if o.task is None:
@@ -299,7 +299,7 @@ def home_of(run: Path) -> Path:
 
 def keep(o: Eval, line: dict) -> None:
     """A line in RUN/eval/ENV.jsonl; an exported file stands for no run."""
-    if _exported(o.run):
+    if exported(o.run):
         return
     from ..files import finite
     from ..policy import checkpoint
@@ -336,7 +336,7 @@ def _recorded(o: Eval, out: Out) -> None:
     if o.against is not None:
         raise UserError("expected an environment to compare in, found recorded episodes", where=o.on,
                         do="evaluate each run on them alone: the energy scores compare")
-    if _exported(o.run):
+    if exported(o.run):
         raise UserError("expected an environment, where an exported file can act, found recorded episodes", where=o.on,
                         do="evaluate the run that it was exported from")
     policy, method = Policy.load(o.run, o.trust, device(o.device)), Method.load(o.run, o.trust)
@@ -377,7 +377,7 @@ def _report(o: Eval, env, mine, other, behaved, out) -> None:
 
     runs = {o.run: mine} if other is None else {o.run: mine, o.against: other}
     names = dict(zip(runs, _called(list(runs)), strict=True))
-    training = {names[run]: lines for run in runs if not _exported(run)
+    training = {names[run]: lines for run in runs if not exported(run)
                 and (lines := Run(home_of(run)).lines())}
     report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training,
            beside=dict(zip(names.values(), behaved, strict=True)))

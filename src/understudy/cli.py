@@ -44,6 +44,7 @@ COMMANDS = {
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",
                     keeps=("--save", "--interactive"), module="evaluate"),
     "shift": Command("RUN ENV [--kinds ...] [--html FILE]", "what it does in worlds that differ more and more", True),
+    "plan": Command("RATE RATE [--power P] [--episodes N]", "how many rollouts tell two policies apart"),
     "export": Command("RUN --out FILE.onnx", "one ONNX file of a trained policy, to run anywhere"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | table", "published statements, tested", True),

@@ -43,6 +43,8 @@ COMMANDS = {
     "train": Command("RECIPE DATA --out RUN [--eval ENV --every N]", "a policy from demonstrations", True),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",
                     keeps=("--save", "--interactive"), module="evaluate"),
+    "compare": Command("RUN1 RUN2 ... --env ENV --episodes N", "which of several is better; who cannot be told apart",
+                       keeps=("--save",)),
     "export": Command("RUN --out FILE.onnx", "one ONNX file of a trained policy, to run anywhere"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | table", "published statements, tested", True),

@@ -106,17 +106,17 @@ def test_without_success_returns_are_compared_and_it_says_so():
 
 
 def test_methods_are_compared_over_seeds_and_starts():
-    first = [bernoulli(p, 50, s) for s, p in enumerate((0.9, 0.85, 0.95))]
-    second = [bernoulli(p, 50, 10 + s) for s, p in enumerate((0.2, 0.3, 0.15))]
+    first = [bernoulli(p, 50, s) for s, p in enumerate((0.9, 0.85, 0.95, 0.9, 0.8))]
+    second = [bernoulli(p, 50, 10 + s) for s, p in enumerate((0.2, 0.3, 0.15, 0.2, 0.3))]
     c = compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in second]})
     found, p = two_level_difference(first, second)
-    assert c.seeds == 3 and c.pairs[0].found.low == found.low and c.pairs[0].found.p == p
+    assert c.seeds == 5 and c.pairs[0].found.low == found.low and c.pairs[0].found.p == p
     assert c.pairs[0].better == "first" and "methods" in c.words()[2]
-    spread = [bernoulli(p, 50, s) for s, p in enumerate((0.9, 0.1, 0.5))]
+    spread = [bernoulli(p, 50, s) for s, p in enumerate((0.9, 0.1, 0.5, 0.9, 0.95))]
     c = compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in spread]})
-    assert c.pairs[0].better is None and c.pairs[0].needed > 3 and "training seeds of each" in c.more()[0]
+    assert c.pairs[0].better is None and c.pairs[0].needed > 5 and "training seeds of each" in c.more()[0]
     assert {"a": "new", "b": "old", "seeds": c.pairs[0].needed} in c.json()["needed"]
-    with pytest.raises(UserError, match="3 of new, 2 of old"):
+    with pytest.raises(UserError, match="5 of new, 2 of old"):
         compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in second[:2]]})
     with pytest.raises(UserError, match="same starts"):
         compare_all({"x": evaluation(first[0]), "y": evaluation(second[0], seed=1)})

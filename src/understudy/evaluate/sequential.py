@@ -26,7 +26,7 @@ from ..core import UserError
 from .stats import LEVEL, Interval
 
 WEIGHT = 4.0  # of the bets' distribution, in outcomes; near the best for effects that take 20 to 500 rollouts
-HOPE = 0.05  # a chance of a verdict below this is none: futile
+HOPE = 0.01  # a chance of a verdict below this is none: halves a hopeless test, and costs a point of power
 
 State = dict[str, int]
 
@@ -82,10 +82,15 @@ class Rate:
         hope = stats.binom.sf(high - k - 1, left, rates) + stats.binom.cdf(low - k, left, rates)
         return "futile" if hope.mean() < HOPE else None
 
-    def bounds(self, trials: int) -> tuple[int, int]:
-        """(low, high): after so many trials the verdict is below at `low` successes or fewer, above from `high` on;
-        -1 and trials + 1 where none is possible."""
-        return _rate_bounds(self.than, self.level, trials)
+    def bounds(self, trials):
+        """(low, high): after so many trials (an integer or an array) the verdict is below at `low` successes or fewer,
+        above from `high` on; -1 and trials + 1 where none is possible."""
+        n = np.asarray(trials)
+
+        def enough(k):
+            return self._capital(k, n, self.than) >= _bar(self.level)
+        middle = np.floor(n * self.than).astype(int)  # no verdict there
+        return -1 - _least(lambda k: enough(-1 - k), -middle - 1, 0 * n), _least(enough, middle, n + 1)
 
     def _capital(self, k, n, p):
         """Its logarithm, of bets against a rate of p."""
@@ -99,9 +104,9 @@ class Difference:
     """Which of two policies succeeds more often? On the same starts, or with independent trials put in pairs as they
     come. `most`: the largest number of pairs, for the futility rule.
 
-    State: {"pairs", "first", "second"}: pairs so far, and those that only the first or only the second solved. Equally
-    good policies win the pairs that differ like a fair coin (McNemar 1947), and the bets are on that coin: pairs that do
-    not differ cost nothing. Against another difference d the same bets are on first minus second minus d.
+    State: {"pairs", "first", "second"}: pairs so far, and those that only the first or only the second solved.
+    Equally good policies win the pairs that differ like a fair coin (McNemar 1947), and the bets are on that coin:
+    other pairs cost nothing. Against another difference d the same bets are on first minus second minus d.
     """
 
     level: float = LEVEL
@@ -191,23 +196,20 @@ def _inside(capital, estimate: float, least: float, most: float, level: float) -
     return Interval(estimate, float(low), float(high), level)
 
 
-@lru_cache(maxsize=256)
-def _rate_bounds(than: float, level: float, n: int) -> tuple[int, int]:
-    rate, k = Rate(than, level), np.arange(n + 1)
-    sure = rate._capital(k, n, than) >= _bar(level)
-    below, above = k[sure & (k < n * than)], k[sure & (k > n * than)]
-    return int(below.max(initial=-1)), int(above.min(initial=n + 1))
-
-
 @lru_cache(maxsize=16)
 def _needed(level: float, most: int) -> np.ndarray:
     m = np.arange(most + 1)
-    low, high = m // 2, m + 1  # never enough; enough, or more than there are
+    found = _least(lambda b: _coin(b, m - b) >= _bar(level), m // 2, m + 1)
+    found.flags.writeable = False
+    return found
+
+
+def _least(enough, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """By bisection, for each: the least number that is enough, if `low` never is, and `high` stands for none."""
     while (high - low > 1).any():
         middle = (low + high) // 2
-        enough = _coin(middle, m - middle) >= _bar(level)
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    high.flags.writeable = False
+        yes = enough(middle)
+        low, high = np.where(yes, low, middle), np.where(yes, middle, high)
     return high
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 from tyro.conf import Positional, arg
 
+from . import beside
 from .common import (
     Count,
     Device,
@@ -76,6 +77,10 @@ class Eval:
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
     """write the rollouts as a data set; then an interrupted evaluation goes on where it stopped. With --interactive:
     the file of the answers (trials.jsonl)"""
+    demonstrations: Annotated[Path | None, arg(metavar="DATA")] = None
+    """what its behaviour is compared with; by default what it learned from, where that is at hand and has no camera"""
+    repeats: Count = 0
+    """roll each of the first 16 starts out so often: how many ways does it know from one start?"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """write a report"""
     json: bool = False
@@ -146,10 +151,14 @@ def _rolled_out(o: Eval, out: Out) -> None:
     from ..evaluate.judge import finding, verdict
 
     wordless([o.run], o)
+    beside.check(o)
+    shown = beside.demonstrated(o)
     env = make(o.on, min(o.rows, o.episodes), o.trust)
     try:
         mine = evaluated(o.run, env, o, o.save)
         other = None if o.against is None else evaluated(o.against, env, o, None)
+        behaved = [beside.looked_at(run, acting(run, env, o)[0], env, e, shown, o)
+                   for run, e in ((o.run, mine), (o.against, other)) if e is not None]
     finally:
         env.close()
     if other is not None:
@@ -160,11 +169,14 @@ def _rolled_out(o: Eval, out: Out) -> None:
         out.say(f"Success: {env.facts['success']}.")
     if o.save:
         out.say(f"Episodes written to {o.save}")
+    runs = [r for r in (o.run, o.against) if r is not None]
+    beside.say(dict(zip(_called(runs), behaved, strict=True)), out)
     keep(o, {**mine.json(other, str(o.against)), "seed": o.seed, "each": {
         "success": None if mine.successes is None else mine.successes.tolist(), "return": mine.rewards.tolist()}})
-    _report(o, env, mine, other, out)
+    _report(o, env, mine, other, behaved, out)
     out.next(*_onward(o, mine, other))
-    out.answer(mine.json(other, str(o.against)))
+    out.answer({**mine.json(other, str(o.against)), "beside": {
+        **behaved[0].json(), "against": behaved[1].json() if other else None}})
 
 
 def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
@@ -180,7 +192,7 @@ def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
     if other is not None:
         if o.against is not None and compare(mine, other).better is None:
             told.append(again(4 * o.episodes, "--against", o.against))
-    elif not _exported(o.run) and (second := reseeded(o.run)) is not None:
+    elif not exported(o.run) and (second := reseeded(o.run)) is not None:
         told += [second[0], again(o.episodes, "--against", second[1])]
     if o.html is None:
         told.append(again(o.episodes, *(("--against", o.against) if o.against else ()), "--html", "report.html"))
@@ -214,7 +226,7 @@ def acting(run: Path, env, o: Asked) -> tuple[Actor, str]:
     return (Given(plays, words), f"{by}, told {o.task!r}") if words else (plays, by)
 
 
-def _exported(run: Path) -> bool:
+def exported(run: Path) -> bool:
     return run.suffix == ".onnx"
 
 
@@ -222,7 +234,7 @@ def place_of(run: Path) -> Path:
     """What holds the weights: a checkpoint's folder, or the file."""
     from ..policy import checkpoint
 
-    return run if _exported(run) else checkpoint(run)
+    return run if exported(run) else checkpoint(run)
 
 
 def actor_of(run: Path, o: Asked, rows: int | None = ROWS) -> Plays:
@@ -231,7 +243,7 @@ def actor_of(run: Path, o: Asked, rows: int | None = ROWS) -> Plays:
     from ..learn.devices import device
     from ..learn.method import actor
 
-    if not _exported(run):
+    if not exported(run):
         return actor(run, device=device(o.device), rows=rows, trust=o.trust)
     if o.device not in ("auto", "cpu"):
         raise UserError(f"expected the CPU, where ONNX files are run, found {o.device}", where="--device",
@@ -245,7 +257,7 @@ def wordless(runs: Sequence[Path], o: Asked) -> None:
     from ..learn.method import Method
     from .method import says
 
-    if o.task is not None and not any(says(Method.load(r, o.trust)) for r in runs if not _exported(r)):
+    if o.task is not None and not any(says(Method.load(r, o.trust)) for r in runs if not exported(r)):
         raise UserError("expected no words, found some: this policy was trained without them", where="--task",
                         do="train it with --language, on data of several tasks")
 
@@ -258,7 +270,7 @@ def told(run: Path, features: Schema, o: Asked) -> dict:
     from ..learn.method import Method
     from .method import says
 
-    say = None if _exported(run) else says(Method.load(run, o.trust))
+    say = None if exported(run) else says(Method.load(run, o.trust))
     if say is None or o.task is None and say.into in features:
         return {}
     if o.task is None:
@@ -287,7 +299,7 @@ def home_of(run: Path) -> Path:
 
 def keep(o: Eval, line: dict) -> None:
     """A line in RUN/eval/ENV.jsonl; an exported file stands for no run."""
-    if _exported(o.run):
+    if exported(o.run):
         return
     from ..files import finite
     from ..policy import checkpoint
@@ -318,10 +330,13 @@ def _recorded(o: Eval, out: Out) -> None:
     from ..learn.method import Method
     from ..policy import Policy, checkpoint
 
+    if o.demonstrations is not None or o.repeats:
+        raise UserError("expected an environment to act in, found recorded episodes", where=o.on,
+                        do="leave out --demonstrations and --repeats: behaviour is seen where a policy acts")
     if o.against is not None:
         raise UserError("expected an environment to compare in, found recorded episodes", where=o.on,
                         do="evaluate each run on them alone: the energy scores compare")
-    if _exported(o.run):
+    if exported(o.run):
         raise UserError("expected an environment, where an exported file can act, found recorded episodes", where=o.on,
                         do="evaluate the run that it was exported from")
     policy, method = Policy.load(o.run, o.trust, device(o.device)), Method.load(o.run, o.trust)
@@ -354,15 +369,21 @@ def _parts(name, parts, unit):
     return table
 
 
-def _report(o: Eval, env, mine, other, out) -> None:
+def _report(o: Eval, env, mine, other, behaved, out) -> None:
     if o.html is None:
         return
     from ..evaluate.report import report
     from ..learn.run import Run
 
     runs = {o.run: mine} if other is None else {o.run: mine, o.against: other}
-    called = (lambda run: run.name) if len({run.name for run in runs}) == len(runs) else str
-    training = {called(run): lines for run in runs if not _exported(run)
+    names = dict(zip(runs, _called(list(runs)), strict=True))
+    training = {names[run]: lines for run in runs if not exported(run)
                 and (lines := Run(home_of(run)).lines())}
-    report(o.html, env=env, runs={called(run): found for run, found in runs.items()}, training=training)
+    report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training,
+           beside=dict(zip(names.values(), behaved, strict=True)))
     out.say(f"Report written to {o.html}")
+
+
+def _called(runs: Sequence[Path]) -> list[str]:
+    """Their folders' names, in full where these are the same."""
+    return [run.name if len({r.name for r in runs}) == len(runs) else str(run) for run in runs]

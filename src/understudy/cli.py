@@ -43,7 +43,7 @@ COMMANDS = {
     "train": Command("RECIPE DATA --out RUN [--eval ENV --every N]", "a policy from demonstrations", True),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",
                     keeps="--save", module="evaluate"),
-    "shift": Command("RUN ENV [--kinds ...] [--html FILE]", "what it does in worlds that differ more and more", True),
+    "shift": Command("RUN ENV [--kinds ...] [--html FILE]", "how it fares as the world changes", True),
     "export": Command("RUN --out FILE.onnx", "one ONNX file of a trained policy, to run anywhere"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | table", "published statements, tested", True),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from .common import Count, Device, Env, Out, Trust, bar, line, needed, parse
-from .evaluate import _actor, _exported, _home, _mark, _place, _told
+from .evaluate import acting, exported, home_of, mark_of, place_of, wordless
 
 if TYPE_CHECKING:
     from ..envs import shifted
@@ -101,16 +101,12 @@ def _acting(o: Shift, env: World) -> tuple[Actor, str]:
     """Who acts, and by which name what they did is kept."""
     from .. import __version__
     from ..evaluate.record import expert
-    from ..execute.actor import Given
 
     if o.run == SCRIPTED and not Path(o.run).exists():
         return expert(env), f"{SCRIPTED}, {__version__}"
     run = Path(o.run)
-    o = replace(o, run=run)
-    plays, told = _actor(run, o), _told(run, env, o)
-    features = {k: plays.policy.policy.features[k] for k in told}
-    plays.policy.policy.check({**env.features, **features}, str(env.facts["env"]), resized=True)
-    return (Given(plays, told) if told else plays), f"{_mark(_place(run))}, {o.task}, {__version__}"
+    wordless([run], o)
+    return acting(run, env, o)[0], f"{mark_of(place_of(run))}, {o.task}, {__version__}"
 
 
 def _asked(o: Shift, there: Mapping[str, shifted.Shift], actor: Actor,
@@ -155,9 +151,9 @@ def _place_of(o: Shift) -> Path:
     """The file that takes what is run, unless one was named."""
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in o.env)
     run = Path(o.run)
-    if (o.run == SCRIPTED and not run.exists()) or _exported(run):
+    if (o.run == SCRIPTED and not run.exists()) or exported(run):
         return Path("shift") / f"{run.stem}-{name}.jsonl"
-    return _home(run) / "shift" / f"{name}.jsonl"
+    return home_of(run) / "shift" / f"{name}.jsonl"
 
 
 def _table(climbs: Sequence[Climb]):

@@ -46,7 +46,7 @@ COMMANDS = {
     "compare": Command("RUN1 RUN2 ... --env ENV --episodes N", "which of several is better; who cannot be told apart",
                        keeps=("--save",)),
     "plan": Command("RATE RATE [--power P] [--episodes N]", "how many rollouts tell two policies apart"),
-    "shift": Command("RUN ENV [--kinds ...] [--html FILE]", "what it does in worlds that differ more and more", True),
+    "shift": Command("RUN ENV [--kinds ...] [--html FILE]", "how it fares as the world changes", True),
     "export": Command("RUN --out FILE.onnx", "one ONNX file of a trained policy, to run anywhere"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | table", "published statements, tested", True),

@@ -14,11 +14,27 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Device, Out, Trust, bar, demonstrations, env_of, line, needed, opened, parse, reseeded
+from .common import (
+    Count,
+    Device,
+    Out,
+    Processes,
+    Trust,
+    bar,
+    demonstrations,
+    env_of,
+    line,
+    needed,
+    opened,
+    parse,
+    reseeded,
+    side_by_side,
+)
 
 if TYPE_CHECKING:
+    from ..envs.base import Env
     from ..evaluate.judge import Evaluation
-    from ..execute.actor import Plays
+    from ..execute.actor import Actor, Plays
 
 ROWS = 16  # of every batch that the network sees, so that no result depends on --rows
 
@@ -46,6 +62,8 @@ class Eval:
     """where to compute"""
     rows: Count = 16
     """environments side by side; changes nothing but the time it takes"""
+    workers: Processes = 1
+    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to a policy that was trained with --language"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
@@ -93,7 +111,7 @@ def _rolled_out(o: Eval, out: Out) -> None:
     from ..envs import make
     from ..evaluate.judge import finding, verdict
 
-    env = make(o.on, min(o.rows, o.episodes), o.trust)
+    env = make(o.on, min(o.rows, o.episodes) if o.workers == 1 else 1, o.trust)
     try:
         mine = _evaluated(o.run, env, o, o.save)
         other = None if o.against is None else _evaluated(o.against, env, o, None)
@@ -136,24 +154,42 @@ def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
 
 def _evaluated(run: Path, env, o: Eval, save: Path | None) -> Evaluation:
     """`run` in `env`, on the numbered starts; recorded into `save`, if given."""
-    from ..evaluate.judge import evaluate, judged
+    from functools import partial
+
+    from ..evaluate.judge import judged
     from ..evaluate.record import record
+    from ..evaluate.workers import Workers
+
+    plays, by = _player(run, env, o)
+    began = time.perf_counter()
+    with (bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress,
+          Workers(partial(_seat, run, o), o.workers, own=(plays, env)) as crew):
+        def watch(number, episode):
+            progress()
+        if save is None:
+            data = crew.rollout(o.episodes, o.seed, watch=watch)
+        else:
+            data = record(env, plays, o.episodes, save, o.seed, by=by, watch=watch, crew=crew)[:o.episodes]
+        return judged(data, time.perf_counter() - began)
+
+
+def _player(run: Path, env, o: Eval) -> tuple[Actor, str]:
+    """What acts in `env`, and what it is called in the episodes."""
     from ..execute.actor import Given
 
     plays, by = _actor(run, o), f"policy {_mark(_place(run))}"
     told = _told(run, env, o)
     features = {k: plays.policy.policy.features[k] for k in told}
     plays.policy.policy.check({**env.features, **features}, str(env.facts["env"]), resized=True)
-    if told:
-        plays, by = Given(plays, told), f"{by}, told {o.task!r}"
-    with bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress:
-        def watch(number, episode):
-            progress()
-        if save is None:
-            return evaluate(plays, env, o.episodes, o.seed, watch=watch)
-        began = time.perf_counter()
-        data = record(env, plays, o.episodes, save, o.seed, by=by, watch=watch)
-        return judged(data[:o.episodes], time.perf_counter() - began)
+    return (Given(plays, told), f"{by}, told {o.task!r}") if told else (plays, by)
+
+
+def _seat(run: Path, o: Eval) -> tuple[Actor, Env]:
+    """What each worker has."""
+    from ..envs import make
+
+    env = make(o.on, side_by_side(o.rows, o.episodes, o.workers), o.trust)
+    return _player(run, env, o)[0], env
 
 
 def _exported(run: Path) -> bool:

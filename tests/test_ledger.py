@@ -115,8 +115,15 @@ def test_a_picture_has_interval_and_bound_where_they_are():
 
 
 @pytest.fixture(scope="module")
-def all_entries():
-    return ledger.entries()
+def listed():
+    return records.listing()
+
+
+@pytest.fixture(scope="module")
+def all_entries(listed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "listing", lambda: listed)
+        return ledger.entries()
 
 
 def test_the_page_has_every_row_once_with_what_is_missing_plain_to_see(all_entries, tmp_path):
@@ -282,8 +289,8 @@ def test_no_time(text):
 # -- from the command line ------------------------------------------------------------------------------------------
 
 
-def test_the_command(tmp_path, capsys, monkeypatch):
-    listed = records.listing()
+def test_the_command(listed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ledger, "listing", lambda: listed)
     monkeypatch.setattr(records, "listing", lambda: [{**e, "stale": e["name"] == "mip-two-steps"} for e in listed])
 
     def call(*args, status=0):

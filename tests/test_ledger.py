@@ -159,7 +159,8 @@ def test_of_several_claims_the_worst_stands_for_the_row():
 def test_the_page_to_search_has_all_and_asks_nobody(all_entries, tmp_path):
     text = ledger.html(tmp_path / "ledger.html", all_entries).read_text()
     assert re.findall(r'<article id="r(\d{3})"', text) == list(rows())
-    assert not re.search(r'(src|href)="(?!https://arxiv\.org/abs/|#)', text) and "{{" not in text and "@import" not in text
+    assert not re.search(r'(src|href)="(?!https://arxiv\.org/abs/|#)', text)
+    assert "{{" not in text and "@import" not in text
     for e in all_entries:
         assert f">{e.row.title}<" in unescape(text)
     assert text.count('class="bar ') == sum(ledger._decisive(c["name"]) is not None for e in all_entries
@@ -167,7 +168,8 @@ def test_the_page_to_search_has_all_and_asks_nobody(all_entries, tmp_path):
     odd = replace(rows()["003"], name='<script>alert("x")</script>', title="a & b | c", arxiv="")
     text = ledger.html(tmp_path / "odd.html", [Entry(odd, ())]).read_text()
     assert "<script>alert" not in text and "a &amp; b | c" in text
-    assert "\\| c" in ledger.page([Entry(odd, ())]) and "<script>" not in ledger.page([Entry(odd, ())]).replace("\\<", "")
+    text = ledger.page([Entry(odd, ())])
+    assert "\\| c" in text and "<script>" not in text.replace("\\<", "")
 
 
 # -- which are due, and the budget ----------------------------------------------------------------------------------
@@ -245,7 +247,8 @@ def test_on_ray(results, monkeypatch):
 
 
 def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
-    claim = replace(records.find("ema-oscillation"), needs=("the sim extra", "recorded demonstrations (UNDERSTUDY_DATA)"))
+    needs = ("the sim extra", "recorded demonstrations (UNDERSTUDY_DATA)")
+    claim = replace(records.find("ema-oscillation"), needs=needs)
     monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path))
     monkeypatch.setattr(due_module, "_extra", lambda name: ["no-such-package"])
     assert missing(claim) == ["the sim extra"]

@@ -25,7 +25,7 @@ class Command:
     usage: str
     summary: str
     resumes: bool = False  # after an interrupt the same command goes on where it stopped
-    keeps: str = ""  # the option with which it does
+    keeps: tuple[str, ...] = ()  # the options with which it does
     module: str = ""  # in commands/, where it is not the command's name
 
 
@@ -43,7 +43,8 @@ COMMANDS = {
     "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
     "train": Command("RECIPE DATA --out RUN [--eval ENV --every N]", "a policy from demonstrations", True),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",
-                    keeps="--save", module="evaluate"),
+                    keeps=("--save", "--interactive"), module="evaluate"),
+    "shift": Command("RUN ENV [--kinds ...] [--html FILE]", "what it does in worlds that differ more and more", True),
     "export": Command("RUN --out FILE.onnx", "one ONNX file of a trained policy, to run anywhere"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | run --all | table", "published statements, tested", True),
@@ -142,7 +143,7 @@ def _importing(frame) -> bool:
 
 def _stopped(name: str, args: list[str]) -> int:
     command = COMMANDS[name]
-    resumes = command.resumes or (command.keeps and any(a.split("=")[0] == command.keeps for a in args))
+    resumes = command.resumes or any(a.split("=")[0] in command.keeps for a in args)
     _complain(("stopped; everything finished so far is kept, and the same command goes on from there:"
                if resumes else "stopped; nothing was changed, and the same command starts anew:")
               + f"\n  understudy {shlex.join(args)}")

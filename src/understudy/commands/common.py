@@ -39,6 +39,11 @@ Steps = Annotated[int | None, arg(metavar="N")]
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     """Ends the process with status 2 and an explanation if these are not its options."""
+    if "" in args[:1]:  # a shell variable that was not set: as a path it would be the folder one is in
+        from ..core import UserError
+
+        raise UserError("expected a name or a path, found an empty one", where=f"understudy {command}",
+                        do="check the variable that it came from")
     found = read(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # one's own file beside one, which an installed script does not see; last

@@ -23,7 +23,8 @@ REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # n
 
 # name -> module and definition in it, called with rows and options
 TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
-        "push-images": ("push", "with_camera")}
+        "push-images": ("push", "with_camera"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "Memory"),
+        "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words")}
 
 
 def names() -> tuple[str, ...]:
@@ -38,6 +39,8 @@ def home(name: str) -> tuple[str, str] | None:
         module, made = TOYS[toy]
     elif name.startswith("metaworld/"):
         module, made = "metaworld", "make"
+    elif name.startswith("ogbench/"):
+        module, made = "ogbench", "make"
     elif name == "AdroitHandDoor-v1":
         module, made = "adroit", "make"
     elif GYM_ID.fullmatch(name):
@@ -68,6 +71,8 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
                             do=str(error)) from error
     if name.startswith("metaworld/"):
         return _simulated("metaworld", name, rows, options)
+    if name.startswith("ogbench/"):
+        return _simulated("ogbench", name, rows, options)
     if name == "AdroitHandDoor-v1":
         return _simulated("adroit", name, rows, options)
     if ":" in name:
@@ -172,6 +177,12 @@ def _module(module: str, where: str) -> ModuleType:
             raise  # something that it needs itself
         raise UserError(f"expected a module, found none called {module!r}", where=where,
                         do="check the name; it has to be importable from here (PYTHONPATH)") from error
+
+
+def nearest(name: str, known) -> str:
+    """What to do about a name that is none of those known."""
+    near = difflib.get_close_matches(name, list(known), 3, 0.4)
+    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
 
 
 def _nearest(name, registry) -> str:

@@ -361,6 +361,39 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name
                    f"{y_name} over {x_name}{' (logarithmic)' if log else ''}: {'; '.join(told)}.")
 
 
+def rungs(names: Sequence[str], values: Sequence[Interval], x_name: str, half: float = math.nan, *,
+          share: bool = True) -> Figure:
+    """A value with its interval at each of several levels, which stand equally far apart whatever they are; and a line
+    at its `half`. share: values are shares, from 0 to 1."""
+    ends = [v for i in values for v in (i.low, i.high, i.estimate) if math.isfinite(v)]
+    axes = _Axes((0, max(len(names) - 1, 1)), (0.0, 1.0) if share else (min(0.0, *ends), max(ends)), x_name, 12, 190)
+    inside = 24.0  # so that the first and last dot have room
+
+    def x(i: float) -> float:
+        return axes.left + inside + (axes.right - axes.left - 2 * inside) * i / max(len(names) - 1, 1)
+    parts = [part for t in axes.y_ticks for part in (
+        _path([(axes.left, axes.y(t)), (axes.right, axes.y(t))], "grid"),
+        _text((axes.left - 7, axes.y(t) + 4), f"{t:.0%}" if share else _number(t), "soft", "end"))]
+    known = [i for i, v in enumerate(values) if math.isfinite(v.low) and math.isfinite(v.high)]
+    ring = [(x(i), axes.y(values[i].low)) for i in known] + [(x(i), axes.y(values[i].high)) for i in known[::-1]]
+    parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill="var(--s0)",
+                      fill_opacity=0.15))
+    if math.isfinite(half):
+        parts += [_path([(axes.left, axes.y(half)), (axes.right, axes.y(half))], "bad"),
+                  _text((axes.right - 2, axes.y(half) - 5), "half", "soft over", "end")]
+    line = [(x(i), axes.y(v.estimate)) for i, v in enumerate(values) if math.isfinite(v.estimate)]
+    parts += [_path(line, "curve", stroke="var(--s0)"), *(_circle(p, 3.5, fill="var(--s0)") for p in line)]
+    parts += [_path([(axes.left, axes.bottom), (axes.right, axes.bottom)], "base"),
+              *(_text((x(i), axes.bottom + 17), name, "soft", "middle") for i, name in enumerate(names)),
+              _text(((axes.left + axes.right) / 2, axes.bottom + 36), x_name, "soft", "middle")]
+
+    def show(v: float) -> str:
+        return f"{v:.0%}" if share else _number(v)
+    told = "; ".join(f"{name}: {show(v.estimate)}, interval {show(v.low)} to {show(v.high)}"
+                     for name, v in zip(names, values, strict=True))
+    return _figure(parts, axes.height, f"By {x_name}. {told}.")
+
+
 def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
     """How many of the values lie where. Whole numbers get bars over as many of them each."""
     v = np.asarray(values, float)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from ..core import UserError, uniform
@@ -50,7 +51,7 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
             first += 1
 
     def keep(number: int, episode: Episode) -> None:
-        finished[number] = replace(episode, meta={**episode.meta, "by": by})
+        finished[number] = replace(episode, meta={**episode.meta, "by": by, **_task(episode)})
         put_down()
         watch(number, episode)
 
@@ -69,6 +70,12 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
             if recorder is not None:
                 recorder.close()
     return Dataset.open(out)
+
+
+def _task(episode: Episode) -> dict[str, str]:
+    """The words that an environment shows (as `Say` writes them) are the task of the episode."""
+    said = episode.steps.get("observation.task")
+    return {} if said is None else {"task": bytes(np.asarray(said)[0]).rstrip(b"\0").decode(errors="replace")}
 
 
 def there(out: Path, env: Env, seed: int, by: str) -> int:

@@ -19,6 +19,7 @@ from ..data.episode import Dataset
 from ..envs.base import Env, Plane
 from ..files import write_text
 from . import plots
+from .beside import Beside
 from .film import strip
 from .judge import Evaluation, capital, compare, finding
 from .plots import Figure
@@ -171,13 +172,16 @@ def page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: 
 
 def report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
            training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
-           commands: Sequence[tuple[str, str]] = (), title: str | None = None) -> Path:
-    """Of one or two policies (name -> evaluation) and, where given, how they were trained (name -> lines of
-    metrics.jsonl), on what, and what to do next: (command, what it does) each."""
+           beside: Mapping[str, Beside] | None = None, commands: Sequence[tuple[str, str]] = (),
+           title: str | None = None) -> Path:
+    """Of one or two policies (name -> evaluation) and, where given, what they do beside success, how they were trained
+    (name -> lines of metrics.jsonl), on what, and what to do next: (command, what it does) each."""
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
     said = finding(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
     sections = [closed_loop(runs, env), *seen(runs)]
+    if beside:
+        sections += [beside_success(beside), *failed(beside)]
     if training:
         sections.append(trained(training))
     if data is not None:
@@ -246,6 +250,55 @@ def seen(runs: Mapping[str, Evaluation]) -> list[Section]:
     return [Section("What it saw" if len(runs) == 1 else "What they saw", tuple(rows),
                     "The first camera's frames, evenly over an episode: the first that succeeds, and the first that "
                     "does not.")] if rows else []
+
+
+def beside_success(runs: Mapping[str, Beside]) -> Section:
+    """Smoothness, speed, distances, ways and latency, each beside what the demonstrations have."""
+    contents: list[Content] = []
+    for name, b in runs.items():
+        rows = tuple((m.name + (f" ({m.unit})" if m.unit else ""), m.found.estimate, m.found.low, m.found.high, m.count,
+                      m.better or "–", m.demonstrations.estimate if m.demonstrations else math.nan) for m in b.measures)
+        contents += [Words(f"{capital(name)}:")] if len(runs) > 1 else []
+        if rows:
+            contents.append(Table(("mean of an episode", "estimate", "low", "high", "episodes", "better",
+                                   "demonstrations"), rows))
+        if (m := b.modes) is not None:
+            theirs, total = m.demonstrations, max(sum(m.counts.values()), 1)
+            ways = sorted({*m.counts, *(theirs or ())})
+            contents.append(Figures((("Ways it goes", plots.bars(
+                [(w, m.counts.get(w, 0) / total, theirs.get(w, 0) / sum(theirs.values()) if theirs else None)
+                 for w in ways], "share of its successes", "of the demonstrations" if theirs else ""),
+                f"As told by {m.source}."),)))
+        contents += [Words(line) for line in b.about()]
+    return Section("Beside success", tuple(contents),
+                   "Intervals: bootstrap over episodes. Deviations are standard deviations of the demonstrations, "
+                   "where they are known, else of these episodes.")
+
+
+def failed(runs: Mapping[str, Beside]) -> list[Section]:
+    """Failures in groups that failed alike, each with a picture, and what to record next."""
+    out = []
+    for name, b in runs.items():
+        if not b.failures:
+            continue
+        contents: list[Content] = []
+        shown = list(zip(b.failures, b.pictures or [None] * len(b.failures), strict=True))
+        total = sum(map(len, b.failures))
+        for i, (g, picture) in enumerate(shown, 1):
+            title, caption = f"Group {i}: {len(g)} of {total}", capital_first(f"{g.words()}. {g.remedy(b.seed)}")
+            if picture is not None:
+                contents.append(Figures(((title, picture, caption),)))
+            else:
+                contents.append(Words(f"{title}. {caption}"))
+        if all(isinstance(c, Figures) for c in contents):
+            contents = [Figures(tuple(item for c in contents for item in c.items))]
+        out.append(Section(f"How {'it' if len(runs) == 1 else name} fails", tuple(contents),
+                           "Failed episodes whose trajectories are alike, the largest group first."))
+    return out
+
+
+def capital_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def trained(runs: Mapping[str, Lines]) -> Section:

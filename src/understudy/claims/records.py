@@ -19,7 +19,7 @@ from ..files import read_json, write_text
 from .base import Claim
 
 HERE = Path(__file__).parent
-PARTS = ("__init__", "base", "run", "records", "measures", "curated")  # modules of this folder that are not claims
+PARTS = ("__init__", "base", "run", "records", "measures", "curated", "sectors")  # modules here that are not claims
 
 
 def all_claims() -> dict[str, Claim]:

@@ -90,7 +90,7 @@ class Assembly(Toy):
         s["hand"] = s["hand"] + SPEED * action[:, :2]
         s["handle"] = np.where(s["held"][:, None], s["hand"], s["handle"])
         lets = s["held"] & ~close
-        placed = lets & (distance(self._centre(), s["fixture"]) < REACH)
+        placed = lets & (distance(s["hand"], s["fixture"]) < REACH)  # it slides to the fixture's middle
         s["turn"] = np.where(placed[:, None], np.float32([1, 0]), s["turn"])
         s["handle"] = np.where(placed[:, None], s["fixture"] + s["size"][:, None] * s["turn"], s["handle"])
         takes = ~s["held"] & close & (distance(s["hand"], s["handle"]) < REACH)
@@ -133,7 +133,7 @@ class Expert(Actor):
         hand, _, handle, _, size, fixture, hole = seen.split([2, 1, 2, 2, 1, 2, 2], 1)
         turn = obs["simulator.angle"]
         which = obs["observation.skill"].argmax(1)
-        goals = torch.stack([handle, fixture + size * turn, handle, hole + size * turn], 1)
+        goals = torch.stack([handle, fixture, handle, hole + size * turn], 1)
         aim = (goals[torch.arange(len(hand)), which] - hand) / SPEED
         near = aim.norm(dim=1) < 0.3
         push = aim / aim.norm(dim=1, keepdim=True).clamp(min=1)

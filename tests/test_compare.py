@@ -189,8 +189,7 @@ def test_compare_of_groups(call, place):
     refused(call("compare", *args, "--env", "fork"), "which are the same")
     refused(call("compare", *args[:4], "--env", "fork"), "two groups or more, found 1")
     refused(call("compare", "--group", "bc", place / "a", *args[4:], "--env", "fork"), "two runs or more", "bc")
-    refused(call("compare", *args[:4], "--group", "x", place / "a", place / "b", place / "knn"), "2 of bc", "3 of x",
-            )
+    refused(call("compare", *args[:4], "--group", "x", place / "a", place / "b", place / "knn"), "2 of bc", "3 of x")
     refused(call("compare", place / "a", *args), "runs or groups, found both")
 
 

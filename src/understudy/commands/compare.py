@@ -100,6 +100,11 @@ def _groups(o: Compare) -> dict[str, list[Path]]:
     if len(groups) < 2:
         raise UserError(f"expected two {'groups' if o.group else 'policies'} or more, found {len(groups)}",
                         where="understudy compare", do="understudy eval RUN ENV judges one")
+    sizes = {name: len(group) for name, group in groups.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError("expected as many training seeds of each method, found "
+                        + ", ".join(f"{n} of {name}" for name, n in sizes.items()), where="--group",
+                        do="train the missing ones, or leave some out")
     places: dict[Path, Path] = {}
     for run in (run for group in groups.values() for run in group):
         place = run.resolve() if _saved(run) else _place(run)
@@ -107,11 +112,6 @@ def _groups(o: Compare) -> dict[str, list[Path]]:
             raise UserError(f"expected different policies, found {places[place]} and {run}, which are the same",
                             where="compare", do="there is nothing to tell apart")
         places[place] = run
-    sizes = {name: len(group) for name, group in groups.items()}
-    if len(set(sizes.values())) > 1:
-        raise UserError("expected as many training seeds of each method, found "
-                        + ", ".join(f"{n} of {name}" for name, n in sizes.items()), where="--group",
-                        do="train the missing ones, or leave some out")
     return groups
 
 

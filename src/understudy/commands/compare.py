@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Count, Device, Out, Steps, Trust, line, needed, parse
+from .common import Count, Device, Out, Processes, Steps, Trust, line, needed, parse
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison
@@ -38,6 +38,8 @@ class Compare:
     """where to compute"""
     rows: Count = 16
     """environments side by side; changes nothing but the time it takes"""
+    workers: Processes = 1
+    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to policies that were trained with --language"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
@@ -142,7 +144,8 @@ def _evaluations(o: Compare, runs: list[Path]) -> dict[Path, Evaluation]:
         env = make(o.env, min(o.rows, episodes), o.trust)
         try:
             for run in acting:
-                found[run] = evaluated(run, env, asked, None if o.save is None else o.save / _slug(run))
+                found[run] = evaluated(run, env, asked, None if o.save is None else o.save / _slug(run), name=o.env,
+                                       workers=o.workers)
         finally:
             env.close()
     return {run: _first(found[run], episodes) for run in runs}

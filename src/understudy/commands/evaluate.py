@@ -127,6 +127,7 @@ def main(args: list[str]) -> None:
         if o.workers != 1 and (o.interactive or o.sequential):
             raise UserError(f"expected one worker, which looks after every episode, found {o.workers}",
                             where="--workers", do="leave it away")
+        beside.check(o)
         if o.interactive:
             interactive(o, out)
             return
@@ -160,7 +161,6 @@ def _rolled_out(o: Eval, out: Out) -> None:
     from ..evaluate.judge import finding, verdict
 
     wordless([o.run], o)
-    beside.check(o)
     shown = beside.demonstrated(o)
     env = make(o.on, min(o.rows, o.episodes), o.trust)
     try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -20,6 +21,7 @@ from .common import (
     Count,
     Device,
     Out,
+    Processes,
     Steps,
     Trust,
     bar,
@@ -30,10 +32,12 @@ from .common import (
     opened,
     parse,
     reseeded,
+    side_by_side,
 )
 
 if TYPE_CHECKING:
     from ..core import Schema
+    from ..envs.base import Env
     from ..evaluate.judge import Evaluation
     from ..execute.actor import Actor, Plays
 
@@ -72,6 +76,8 @@ class Eval:
     """where to compute"""
     rows: Count = 16
     """environments side by side; changes nothing but the time it takes"""
+    workers: Processes = 1
+    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to a policy that was trained with --language"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
@@ -118,6 +124,9 @@ def main(args: list[str]) -> None:
         if o.seed < 0:
             raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
                             do="negative seeds are kept for recording and training")
+        if o.workers != 1 and (o.interactive or o.sequential):
+            raise UserError(f"expected one worker, which looks after every episode, found {o.workers}",
+                            where="--workers", do="leave it away")
         if o.interactive:
             interactive(o, out)
             return
@@ -155,8 +164,8 @@ def _rolled_out(o: Eval, out: Out) -> None:
     shown = beside.demonstrated(o)
     env = make(o.on, min(o.rows, o.episodes), o.trust)
     try:
-        mine = evaluated(o.run, env, o, o.save)
-        other = None if o.against is None else evaluated(o.against, env, o, None)
+        mine = evaluated(o.run, env, o, o.save, name=o.on, workers=o.workers)
+        other = None if o.against is None else evaluated(o.against, env, o, None, name=o.on, workers=o.workers)
         behaved = [beside.looked_at(run, acting(run, env, o)[0], env, e, shown, o)
                    for run, e in ((o.run, mine), (o.against, other)) if e is not None]
     finally:
@@ -187,7 +196,7 @@ def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
 
     def again(episodes, *more):
         return line("eval", o.run, o.on, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
-                    *(("--task", o.task) if o.task else ()), *more, *trust)
+                    *(("--task", o.task) if o.task else ()), *beside.options(o), *more, *trust)
     told = []
     if other is not None:
         if o.against is not None and compare(mine, other).better is None:
@@ -199,20 +208,33 @@ def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
     return told
 
 
-def evaluated(run: Path, env, o: Asked, save: Path | None) -> Evaluation:
-    """`run` in `env`, on the numbered starts; recorded into `save`, if given."""
-    from ..evaluate.judge import evaluate, judged
+def evaluated(run: Path, env, o: Asked, save: Path | None, *, name: str = "", workers: int | str = 1) -> Evaluation:
+    """`run` in `env`, on the numbered starts; recorded into `save`, if given. name: of the environment, where `workers`
+    make their own."""
+    from ..evaluate.judge import judged
     from ..evaluate.record import record
+    from ..evaluate.workers import Workers
 
     plays, by = acting(run, env, o)
-    with bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress:
+    seat = partial(_seat, run, o, name, side_by_side(env.rows, o.episodes, workers))
+    began = time.perf_counter()
+    with (bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress,
+          Workers(seat, workers, own=(plays, env)) as crew):
         def watch(number, episode):
             progress()
         if save is None:
-            return evaluate(plays, env, o.episodes, o.seed, watch=watch)
-        began = time.perf_counter()
-        data = record(env, plays, o.episodes, save, o.seed, by=by, watch=watch)
-        return judged(data[:o.episodes], time.perf_counter() - began)
+            data = crew.rollout(o.episodes, o.seed, watch=watch)
+        else:
+            data = record(env, plays, o.episodes, save, o.seed, by=by, watch=watch, crew=crew)[:o.episodes]
+        return judged(data, time.perf_counter() - began)
+
+
+def _seat(run: Path, o: Asked, name: str, rows: int) -> tuple[Actor, Env]:
+    """What each worker has."""
+    from ..envs import make
+
+    env = make(name, rows, o.trust)
+    return acting(run, env, o)[0], env
 
 
 def acting(run: Path, env, o: Asked) -> tuple[Actor, str]:

@@ -1,8 +1,8 @@
 """The numbered episodes of an evaluation shared out to processes, or over a Ray cluster.
 
-Each worker makes its own environment and loads the policy itself. An episode is decided by its key, networks see batches
-of one size (`Fixed`) and every worker computes in one thread, so that who runs an episode makes no difference to it, to
-the last bit.
+Each worker makes its own environment and loads the policy itself. An episode is decided by its key, networks see
+batches of one size (`Fixed`), and every worker computes in one thread: so who runs an episode makes no difference to
+it, to the last bit.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, reduction
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -63,12 +64,6 @@ def evaluate(setup: Setup, episodes: int = 100, seed: int = 0, *, workers: Count
     return judged(ran, time.perf_counter() - began, level)
 
 
-def even(rows: int, episodes: int, workers: int) -> int:
-    """At most `rows` side by side in each worker, so that its share of the episodes is done in whole rounds."""
-    share = -(-episodes // workers)
-    return -(-share // -(-share // rows))
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Products of matrices differ in their last bits with the number of threads."""
@@ -86,24 +81,25 @@ class Workers:
 
     setup: a function of a module, or functools.partial of one with values that can be sent. It is called in each
         worker and gives the same everywhere.
+    own: what `setup` would give, where this process has it already and closes it itself.
 
     A context: however it is left, its workers are gone. A worker that dies (killed, out of memory, a simulator that
     crashed) is replaced, and the episodes that it was in the midst of are run again, each alone; a second death on
     the same episode is a UserError with its number.
     """
 
-    def __init__(self, setup: Setup, count: Count = 1):
+    def __init__(self, setup: Setup, count: Count = 1, *, own: tuple[Actor, Env] | None = None):
         if count != "ray" and count < 1:
             raise UserError(f"expected at least one worker, found {count}", where="workers")
         self.setup, self.count = setup, count
         self.facts: Mapping[str, Any] = {}  # of the environment, once an episode has ended
+        self._given, self._own = own, None
         self._crew: _Processes | _Ray | None = None
-        self._own: tuple[Actor, Env] | None = None
 
     def __enter__(self) -> Workers:
         if self.count == 1:
             with one_thread():
-                self._own = self.setup()
+                self._own = self._given or self.setup()
         else:
             self._crew = _Ray(self.setup) if self.count == "ray" else _Processes(self.setup, self.count)
             self.count = self._crew.count
@@ -112,7 +108,7 @@ class Workers:
     def __exit__(self, *error) -> None:
         if self._crew is not None:
             self._crew.dismiss()
-        if self._own is not None:
+        if self._own is not None and self._own is not self._given:
             self._own[1].close()
         self._crew = self._own = None
 
@@ -199,7 +195,8 @@ def _work(setup: Setup, shares: Iterator[Share], say: Callable[[str, Any], None]
         player, env = setup()
         say("ready", (env.rows, dict(env.facts)))
         for first, count, seed in shares:
-            rollout(player, env, count, seed, first=first, watch=lambda n, e: say("episode", (n, e)))
+            at = _Alone(env) if count == 1 else env
+            rollout(player, at, count, seed, first=first, watch=lambda n, e: say("episode", (n, e)))
             say("done", dict(env.facts))
     except (BrokenPipeError, EOFError):  # nobody listens any more
         pass
@@ -208,6 +205,21 @@ def _work(setup: Setup, shares: Iterator[Share], say: Callable[[str, Any], None]
     finally:
         if env is not None:
             env.close()
+
+
+class _Alone(Env):
+    """All rows do the same episode: those without one would begin those that follow, and one of these may be deadly."""
+
+    def __init__(self, env: Env):
+        self.env, self.rows, self.features, self.facts = env, env.rows, env.features, env.facts
+
+    def reset(self, which, key):
+        return self.env.reset(which, key[:1].expand(len(key)).clone())
+
+    def step(self, action):
+        out = self.env.step(action)
+        self.facts = self.env.facts
+        return out
 
 
 def _sendable(error: Exception) -> Exception:
@@ -252,10 +264,8 @@ class _Processes:
 
     def give(self, member: _Member, share: range, seed: int) -> None:
         member.busy, member.share = True, set(share)
-        try:
+        with suppress(OSError):  # that it is dead will be heard
             member.at[1].send((share.start, len(share), seed))
-        except OSError:
-            pass  # it is dead, as will be heard
 
     def heard(self) -> Iterator[tuple[_Member, str, Any]]:
         """What has been said, once anything is."""
@@ -268,7 +278,7 @@ class _Processes:
                 process.join()
                 pipe.close()
                 self.members.remove(member)
-                yield member, "died", _cause(process.exitcode)
+                yield member, "died", cause(process.exitcode)
 
     def dismiss(self) -> None:
         for process, _ in (m.at for m in self.members):
@@ -282,17 +292,23 @@ class _Processes:
         self.members = []
 
 
-def _cause(status: int) -> str:
+def cause(status: int) -> str:
+    """Of a process's end, by its exit status."""
     if status >= 0:
         return f"it ended with status {status}"
     return f"killed by {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"signal {-status}"
 
 
 def _process(pipe: connection.Connection, setup: Setup) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process ends the others
+    serve()
+    _work(setup, iter(pipe.recv, None), lambda *said: pipe.send(said))
+
+
+def serve() -> None:
+    """What a spawned process does before its work: it ends when its parent says so, or is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all
     sys.stdout = sys.stderr  # where answers are, libraries do not greet
     threading.Thread(target=_outlived, daemon=True).start()
-    _work(setup, iter(pipe.recv, None), lambda *said: pipe.send(said))
 
 
 def _outlived() -> None:
@@ -301,27 +317,32 @@ def _outlived() -> None:
     os._exit(1)
 
 
+def connect() -> tuple[ModuleType, bool]:
+    """(ray, whether this call began it): the cluster of RAY_ADDRESS, one that runs here, or one that is started for
+    the time being and can be reached from this machine only."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("expected Ray, found none", where="workers", do="pip install 'understudy[cluster]'") from None
+    if ray.is_initialized():
+        return ray, False
+    before = signal.getsignal(signal.SIGTERM)
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init("auto", **quiet)
+    except ConnectionError:
+        ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray takes it
+    return ray, True
+
+
 class _Ray:
-    """Of a cluster: the one of RAY_ADDRESS, one that runs here, or one that is started for the time being and can be
-    reached from this machine only."""
+    """Of a cluster, one for each processor."""
 
     def __init__(self, setup: Setup):
-        try:
-            import ray
-        except ImportError:
-            raise UserError("expected Ray, found none", where="workers",
-                            do="pip install 'understudy[cluster]'") from None
+        ray, self.began = connect()
         self.ray, self.setup, self.members, self.talks = ray, setup, [], []
-        self.began = not ray.is_initialized()
-        if self.began:
-            before = signal.getsignal(signal.SIGTERM)
-            quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-            try:
-                ray.init("auto", **quiet)
-            except ConnectionError:
-                ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # Ray takes it
         self.count = max(int(ray.cluster_resources().get("CPU", 1)), 1)
         self.seat = ray.remote(num_cpus=1, max_restarts=0)(_Seat)
 

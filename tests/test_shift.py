@@ -359,12 +359,23 @@ def test_a_cliff_is_not_known_better_than_the_steps_of_the_ladder():
     assert fall.at == 3.0 and (fall.low, fall.high) == (1.0, 5.0)
 
 
+def wins(*counts, of):
+    return np.array([[1.0] * n + [0.0] * (of - n) for n in counts])
+
+
 def test_an_unlucky_rung_is_put_right():
     """Isotonic regression: 0.3 at level 1 and 0.7 at level 2 are both 0.5."""
-    x = np.zeros((4, 10))
-    for level, wins in enumerate((10, 3, 7, 0)):
-        x[level, :wins] = 1
-    assert halves((0, 1, 2, 3), x).at == pytest.approx(1.0)
+    assert halves((0, 1, 2, 3), wins(10, 3, 7, 0, of=10)).at == pytest.approx(1.0)
+    # Half of what there is at level 0, 0.3, whatever level 1 says of it: between 0.34 and 0.
+    assert halves((0, 1, 2, 3), wins(30, 40, 17, 0, of=50)).at == pytest.approx(2 + 4 / 34)
+
+
+def test_the_interval_is_as_wide_as_chance_makes_it():
+    """11 of 20 at level 2: 10 or fewer in two of five bootstrap draws, and then the half is crossed before it."""
+    fall = halves((0, 1, 2, 3), wins(20, 20, 11, 0, of=20))
+    assert (fall.at, fall.low, fall.high) == (pytest.approx(2 + 1 / 11), 1.0, 3.0)
+    sure = halves((0, 1, 2, 3), wins(20, 20, 18, 0, of=20))
+    assert (sure.low, sure.high) == (2.0, 3.0)
 
 
 @pytest.mark.slow

@@ -99,8 +99,8 @@ class Behind(Actor):
 
 @dataclass(frozen=True)
 class Dropped(Actor):
-    """Of the observations a `share` does not come: `actor` then sees again what came last, which at the start is what it
-    started from. Which ones is decided by each row's key (stream 8)."""
+    """Of the observations a `share` does not come: `actor` then sees again what came last, at first what it started from.
+    Which ones is decided by each row's key (stream 8)."""
 
     actor: Actor
     share: float = 0.1

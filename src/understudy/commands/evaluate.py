@@ -92,8 +92,10 @@ def main(args: list[str]) -> None:
 def _rolled_out(o: Eval, out: Out) -> None:
     from ..envs import make
     from ..evaluate.judge import finding, verdict
+    from .common import same_simulator
 
     env = make(o.on, min(o.rows, o.episodes), o.trust)
+    same_simulator(env, o.run, *([o.against] if o.against else []))
     try:
         mine = _evaluated(o.run, env, o, o.save)
         other = None if o.against is None else _evaluated(o.against, env, o, None)

@@ -13,6 +13,7 @@ from types import ModuleType
 from ..config import Untrusted
 from ..core import UserError
 from .base import Env, Obs, Outcome, Pictures, Plane, Replays, Scripted
+from .physics import simulator
 
 __all__ = ["Env", "Obs", "Outcome", "Pictures", "Plane", "Replays", "Scripted", "make", "names"]
 
@@ -63,9 +64,16 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
     ("Hopper-v4"), "metaworld/door-open-v3", or "module:factory", a function or class of a package of `trust` that
     gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its parameter `rows`, if it has one, is how many
     run side by side; a single gymnasium.Env is asked for once a row. Packages of `trust` are imported for the Gymnasium
-    ids that they name. `options` are the environment's own. Raises UserError for a name or an option that nobody knows,
-    Untrusted for code that is not trusted.
+    ids that they name. `options` are the environment's own. Its fact "simulator" is its version and physics, in words.
+    Raises UserError for a name or an option that nobody knows, Untrusted for code that is not trusted.
     """
+    env = _make(name, rows, trust, options)
+    if type(env).__module__.startswith(__name__):  # one of ours, or of Gymnasium's in ours
+        env.facts = {**env.facts, "simulator": simulator(env)}
+    return env
+
+
+def _make(name, rows, trust, options) -> Env:
     toy, _, dim = name.partition(":")
     if toy in TOYS and (not dim or toy == "particle" and dim.isdigit()):
         module, made = home(toy)

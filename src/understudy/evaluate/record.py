@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from ..core import UserError, uniform
@@ -16,6 +17,8 @@ from ..data.record import Recorder, repair
 from ..envs.base import Env, Scripted
 from ..execute.actor import Actor
 from .rollout import rollout
+
+SAID = "observation.task"
 
 
 def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *, by: str,
@@ -47,7 +50,9 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
             first += 1
 
     def keep(number: int, episode: Episode) -> None:
-        finished[number] = replace(episode, meta={**episode.meta, "by": by})
+        told = env.facts.get("simulator")
+        episode = with_task(episode)
+        finished[number] = replace(episode, meta={**episode.meta, "by": by, **({"simulator": told} if told else {})})
         put_down()
         watch(number, episode)
 
@@ -63,6 +68,14 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
             if recorder is not None:
                 recorder.close()
     return Dataset.open(out)
+
+
+def with_task(episode: Episode) -> Episode:
+    """Where the environment says what to do in words, these are the episode's task, as of any other recording."""
+    if SAID not in episode.steps or episode.features()[SAID].kind != "text":
+        return episode
+    words = bytes(episode.steps[SAID][0]).rstrip(b"\0").decode(errors="ignore")
+    return episode.but({"task": np.full(len(episode), words)})
 
 
 def there(out: Path, env: Env, seed: int, by: str) -> int:

@@ -25,12 +25,13 @@ REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # n
 ADAPTERS = {
     "metaworld/": "metaworld", "ogbench/": "ogbench", "dm_control/": "dm_control", "robosuite/": "robosuite",
     "AdroitHandDoor-v1$": "adroit", "(Adroit)?Hand[A-Z]|Fetch[A-Z]|(Point|Ant)Maze_|FrankaKitchen-": "robotics",
-    "(MiniGrid|BabyAI)-": "grid", "gym_pusht/": "pusht",
+    "(MiniGrid|BabyAI)-": "minigrid", "gym_pusht/": "pusht",
     "(highway|merge|roundabout|parking|intersection|racetrack|exit|two-way|u-turn|lane-keeping)-": "highway"}
 
 # name -> module and definition in it, called with rows and options
 TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
-        "push-images": ("push", "with_camera")}
+        "push-images": ("push", "with_camera"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "Memory"),
+        "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words")}
 
 
 def names() -> tuple[str, ...]:

@@ -296,17 +296,16 @@ def unused(codes: Sequence[str]) -> None:
         print(f"--despite {code}: no such error was found", file=sys.stderr)
 
 
-def same_simulator(env: Environment, *runs: Path) -> None:
-    """Warns where `env` is another version, or has other physics, than what a run's data were recorded in."""
+def same_simulator(env: Environment, run: Path) -> None:
+    """Warns where `env` is another version, or has other physics, than what the data of `run` were recorded in."""
     from ..evaluate.simulators import otherwise
     from ..files import read_json
     from ..policy import checkpoint
 
-    for run in runs:
-        if run.suffix == ".onnx" or not (file := checkpoint(run) / "provenance.json").exists():
-            continue
-        if told := otherwise(read_json(file)["data"].get("simulators") or {}, env, f"{run} was trained on data of"):
-            print(f"warning: {told}", file=sys.stderr)
+    if run.suffix == ".onnx" or not (file := checkpoint(run) / "provenance.json").exists():
+        return
+    if told := otherwise(read_json(file)["data"].get("simulators") or {}, env, f"{run} was trained on data of"):
+        print(f"warning: {told}", file=sys.stderr)
 
 
 def demonstrations(path: Path) -> Path:

@@ -158,13 +158,11 @@ def main(args: list[str]) -> None:
 def _rolled_out(o: Eval, out: Out) -> None:
     from ..envs import make
     from ..evaluate.judge import finding, verdict
-    from .common import same_simulator
 
     wordless([o.run], o)
     beside.check(o)
     shown = beside.demonstrated(o)
     env = make(o.on, min(o.rows, o.episodes), o.trust)
-    same_simulator(env, o.run, *([o.against] if o.against else []))
     try:
         mine = evaluated(o.run, env, o, o.save, name=o.on, workers=o.workers)
         other = None if o.against is None else evaluated(o.against, env, o, None, name=o.on, workers=o.workers)
@@ -216,8 +214,10 @@ def evaluated(run: Path, env, o: Asked, save: Path | None, *, name: str = "", wo
     from ..evaluate.judge import judged
     from ..evaluate.record import record
     from ..evaluate.workers import Workers
+    from .common import same_simulator
 
     plays, by = acting(run, env, o)
+    same_simulator(env, run)
     seat = partial(_seat, run, o, name, side_by_side(env.rows, o.episodes, workers))
     began = time.perf_counter()
     with (bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress,

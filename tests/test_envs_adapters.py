@@ -131,6 +131,17 @@ def test_the_bot_does_what_the_mission_says_and_the_mission_is_the_task(tmp_path
 
 
 @needs("minigrid")
+def test_who_does_nothing_has_no_success():
+    env = envs.make("MiniGrid-Empty-5x5-v0", 2, max_steps=6)
+
+    class Turns(type(envs.make("BabyAI-GoToLocal-v0").expert())):
+        def act(self, obs, state):
+            return torch.zeros(2, 1), state
+    ran = rollout(Turns(env), env, 2, seed=4)
+    assert [(len(e), e.meta["success"], float(e.steps["next.reward"].sum())) for e in ran] == [(6, False, 0.0)] * 2
+
+
+@needs("minigrid")
 def test_the_bot_answers_whoever_acted_and_says_it_twice():
     env = envs.make("BabyAI-GoToLocal-v0", 2)
     obs = env.reset(torch.arange(2), keys(0, [0, 1]))

@@ -216,5 +216,6 @@ def _nearest(name, registry) -> str:
     near = difflib.get_close_matches(name, known, 4, 0.5)
     near = [n for n in known if n.lower() == name.lower()] or near
     said = f"did you mean {', '.join(near)}? " if near else ""
-    return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME and module:factory; "
+    return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME, "
+            "ogbench/NAME, dm_control/NAME, robosuite/NAME and module:factory; "
             f"{SIMULATORS}; --trust PACKAGE imports one that names ids of its own")

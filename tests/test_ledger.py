@@ -145,8 +145,10 @@ def test_the_page_has_every_row_once_with_what_is_missing_plain_to_see(all_entri
 
 
 def test_the_committed_page_is_what_the_records_say(all_entries):
-    committed = Path(__file__).parents[1] / "docs/ledger.md"
-    assert committed.read_text(encoding="utf-8") == ledger.page(all_entries), "understudy claims table makes it anew"
+    """But for what is stale, which is known when it is looked at."""
+    fresh = [replace(e, claims=tuple({**c, "stale": False} for c in e.claims)) for e in all_entries]
+    committed = (Path(__file__).parents[1] / "docs/ledger.md").read_text(encoding="utf-8")
+    assert committed.replace(ledger.STALE, "") == ledger.page(fresh), "understudy claims table makes it anew"
 
 
 def test_of_several_claims_the_worst_stands_for_the_row():

@@ -18,7 +18,7 @@ from understudy.envs.fork import Expert, Fork
 from understudy.evaluate.behaviour import misses, modes, motion
 from understudy.evaluate.behaviour.clusters import clustered, silhouette
 from understudy.evaluate.behaviour.latency import latency
-from understudy.evaluate.behaviour.nearness import Demonstrated, told_apart
+from understudy.evaluate.behaviour.nearness import Demonstrated, moved, told_apart
 from understudy.evaluate.behaviour.view import View, resampled, thinned
 from understudy.evaluate.beside import beside
 from understudy.evaluate.failures import failures, pictures
@@ -48,7 +48,8 @@ def shaky():
 
 def test_entropy_is_that_of_the_paper():
     assert modes.entropy([5, 5], 2) == pytest.approx(1)
-    assert modes.entropy([10], 2) == modes.entropy([10, 0], 2) == modes.entropy([], 2) == 0
+    assert modes.entropy([10], 2) == modes.entropy([10, 0], 2) == 0
+    assert math.isnan(modes.entropy([], 2)) and math.isnan(modes.entropy([0, 0], 2))
     assert modes.entropy([3, 3, 3], 24) == pytest.approx(math.log(3) / math.log(24))  # its Avoiding has 24
     assert modes.entropy([1, 3], 2) == pytest.approx(-(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75)))
     for counts, ways in (([1, 2, 3], 2), ([4], 1)):
@@ -107,6 +108,8 @@ def test_failures_count_in_no_way():
         (True, "a"), (True, "b"), (False, "b"), (False, "b"), (True, -1))])
     assert modes.counts(data, modes.told) == {"a": 1, "b": 1}
     assert modes.per_start(data, modes.told, 2).estimate == 1
+    lost = episode(np.zeros((3, 1)), success=False, mode="a", start=1)
+    assert modes.per_start(data + Dataset([lost]), modes.told, 2).estimate == 1  # a start without success has none
 
 
 def test_ways_that_an_environment_tells_of():
@@ -277,6 +280,20 @@ def test_who_moves_alike_is_not_told_apart():
     # The very same episodes: each is its twin's nearest, and of the other kind.
     assert told_apart(demos, demos, view, 10.0).estimate < 0.1
     assert told_apart(demos[:9], demos, view, 10.0) is None
+
+
+def test_earth_movers_distance():
+    rng = np.random.default_rng(0)
+    states, actions = rng.normal(size=(41, 2)), np.cumsum(rng.choice([-1, 1], (40, 1)), 0)
+    data = Dataset([episode(states, actions)] * 4)
+    view = View.of(data)
+    same = moved(data, data, view)
+    assert (same.states, same.turns, same.usual) == (0, 0, (0, 0))
+    shifted = Dataset([episode(states + [3, 0], 2 * actions)] * 2)  # a shift costs its length, in one of two components
+    found = moved(shifted, data, view)
+    assert found.states == pytest.approx(3 / view.scale[0] / 2, rel=1e-5)
+    assert found.turns == pytest.approx(1 / view.acts[0])  # every change is twice as large
+    assert moved(data, data[:3], view) is None
 
 
 # -- near misses ---------------------------------------------------------------------------------------------------
@@ -463,8 +480,9 @@ def test_beside_puts_them_together(shaky):
     assert found.modes.ways == 2 and found.modes.seen == 2 and (found.modes.starts, found.modes.repeats) == (4, 4)
     assert sum(found.modes.counts.values()) <= len(won) and found.told_apart.estimate > 0.8 and not found.why
     document = found.json()
-    assert set(document) == {"measures", "modes", "told_from_demonstrations", "latency", "failures", "missing"}
-    assert len(found.lines()) == 2 + len(found.failures)
+    assert set(document) == {"measures", "modes", "told_from_demonstrations", "earth_movers_distance", "latency",
+                             "failures", "missing"}
+    assert len(found.lines()) == 3 + len(found.failures)
 
 
 def test_beside_says_what_is_missing(shaky):

@@ -1,11 +1,12 @@
 """Statistics of many policies, of looking all the time, of unpaired rollouts, of returns, and of planning.
 
-Exact enumeration where it is possible, else simulation; `benchmarks/coverage.py` does the same at length.
+Exact enumeration where it is possible, else simulation; `benchmarks/intervals.py` does the same at length.
 """
 
 import json
 import math
 from itertools import combinations, permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -603,3 +604,56 @@ def test_plans_that_make_no_sense(given, says):
         plan(*given)
     with pytest.raises(UserError, match=says):
         plan_rate(*given)
+
+
+def test_the_command_that_plans(capsys):
+    from understudy.cli import main
+
+    assert main(["plan", "0.7", "0.8", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == plan(0.7, 0.8).json() and all(type(n) is int for n in (
+        said["fixed"]["unpaired"], *said["fixed"]["paired"].values(), *said["sequential"].values()))
+    assert main(["plan", "0.7", "0.8", "--episodes", "50", "--json"]) == 0  # an under-powered comparison
+    assert json.loads(capsys.readouterr().out)["power"]["paired"]["0"] == paired_power(0.7, 0.8, 50) < 0.2
+    assert main(["plan", "0.8", "--than", "0.7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == plan_rate(0.8, 0.7).json()
+    assert main(["plan", "0.5", "0.9"]) == 0
+    told = capsys.readouterr().out
+    assert f"unrelated{plan(0.5, 0.9).paired[0.0]:>15}" in told and "correlated 0.25" in told
+
+
+@pytest.mark.parametrize("args, says", [
+    (["0.7", "0.7"], "two different rates"), (["70", "80"], "70 % is 0.7"), ([], "expected two rates"),
+    (["0.7", "0.8", "--than", "0.5"], "one rate beside --than"), (["0.7", "x"], "x"),
+    (["0.7", "0.8", "--episodes", "0"], "at least one"), (["0.7", "0.8", "--power", "0.01"], "above alpha")])
+def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
+    from understudy.cli import main
+
+    assert main(["plan", *args]) == 2
+    assert says in capsys.readouterr().err
+
+
+# -- the published tables -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coverage(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import intervals
+    return intervals
+
+
+def test_every_line_of_the_tables_is_recorded_keeps_its_promise_and_is_on_the_page(coverage):
+    found = {f["name"]: f for f in json.loads(coverage.FILE.read_text(encoding="utf-8"))["lines"]}
+    assert set(found) == set(coverage.INTERVALS) | set(coverage.TESTS)
+    assert [f["name"] for f in found.values() if not coverage.kept(f)] == []
+    page = coverage.PAGE.read_text(encoding="utf-8")
+    assert all(coverage._row(f) in page for f in found.values())
+    assert not coverage.kept({**found["Clopper–Pearson"], "worst": 0.949})  # it can fail
+    assert not coverage.kept({**found["`Rate`, always looking"], "worst": 0.051})
+
+
+@pytest.mark.parametrize("name", ["Tango's score", "McNemar, exact", "`Difference`, always looking"])
+def test_exact_lines_come_out_again(coverage, name):
+    recorded = {f["name"]: f for f in json.loads(coverage.FILE.read_text(encoding="utf-8"))["lines"]}[name]
+    assert coverage.line(name, *coverage.TESTS[name]) == pytest.approx(recorded)

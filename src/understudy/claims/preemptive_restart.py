@@ -1,8 +1,8 @@
 """Row 397: is it worth while to give up what will fail, and is that known beforehand?
 
 The published attempts are insertions by a robot, seen as force and torque; here the block is pushed anew. A first run
-was stopped as a pilot: with 1,200 attempts to forecast from and 500 starts, chance alone put the forecast off by 5 to
-20 %, and the rule took the size of that for an error. It now asks for the mean of it, and the seeds that judge are new.
+was stopped as a pilot: with 1,200 attempts to forecast from and 500 starts, chance put forecasts off by 5 to 20 %, and
+the rule took the size of that for an error. It now asks for the mean of it, and the seeds that judge are new.
 """
 
 from __future__ import annotations

@@ -41,6 +41,12 @@ def check(o: Asked) -> None:
                         where="--repeats")
 
 
+def options(o: Asked) -> list[object]:
+    """What of this was asked for, for a line that asks for it again."""
+    return [*(["--demonstrations", o.demonstrations] if o.demonstrations is not None else []),
+            *(["--repeats", o.repeats] if o.repeats else [])]
+
+
 def demonstrated(o: Asked) -> Dataset | None:
     """What --demonstrations names, else what the run learned from, where its command still finds just that, and where
     it is no great cost: no cameras, and not too many steps."""

@@ -196,7 +196,7 @@ def _onward(o: Eval, mine: Evaluation, other: Evaluation | None) -> list[str]:
 
     def again(episodes, *more):
         return line("eval", o.run, o.on, "--episodes", episodes, *(("--seed", o.seed) if o.seed else ()),
-                    *(("--task", o.task) if o.task else ()), *more, *trust)
+                    *(("--task", o.task) if o.task else ()), *beside.options(o), *more, *trust)
     told = []
     if other is not None:
         if o.against is not None and compare(mine, other).better is None:

@@ -63,7 +63,7 @@ def question(o: Eval) -> Rate | Difference:
     if (o.than is None) == (o.against is None):
         found = "neither" if o.than is None else "both"
         raise UserError(f"expected either --than RATE or --against RUN2, found {found}", where=where,
-                        do="does it succeed in more or less --than 0.7? does it so more often than --against RUN2?")
+                        do="does it succeed in more or less --than 0.7? more often than --against RUN2?")
     if o.than is not None and not 0 < o.than < 1:
         raise UserError(f"expected a rate between 0 and 1, found {o.than:g}", where="--than", do="such as 0.7")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from .common import Count, Device, Env, Out, Trust, bar, line, needed, parse
-from .evaluate import acting, exported, home_of, mark_of, place_of
+from .evaluate import acting, exported, home_of, mark_of, place_of, wordless
 
 if TYPE_CHECKING:
     from ..envs import shifted
@@ -32,13 +32,12 @@ class Shift:
     """
 
     run: Annotated[str, Positional, arg(metavar="RUN")]
-    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or scripted: the environment's
-    own expert"""
+    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or scripted (ENV's expert)"""
     env: Env
     """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory"""
-    kinds: Annotated[tuple[str, ...], arg(metavar="KIND ...")] = ()
+    kinds: Annotated[tuple[str, ...] | None, arg(metavar="KIND ...")] = None
     """which shifts; all that the environment can have, unless named"""
-    levels: Annotated[tuple[str, ...], arg(metavar="KIND=L,L,... ...")] = ()
+    levels: Annotated[tuple[str, ...] | None, arg(metavar="KIND=L,L,... ...")] = None
     """other levels than those of the documents, upward, in the shift's own unit"""
     episodes: Count = 50
     """how many at each level"""
@@ -106,6 +105,7 @@ def _acting(o: Shift, env: World) -> tuple[Actor, str]:
     if o.run == SCRIPTED and not Path(o.run).exists():
         return expert(env), f"{SCRIPTED}, {__version__}"
     run = Path(o.run)
+    wordless([run], o)
     return acting(run, env, o)[0], f"{mark_of(place_of(run))}, {o.task}, {__version__}"
 
 
@@ -114,13 +114,13 @@ def _asked(o: Shift, there: Mapping[str, shifted.Shift], actor: Actor,
     """The shifts that are wanted, each with its levels."""
     from ..core import UserError
 
-    levels = dict(_levels(text) for text in o.levels)
-    for where, names in (("--kinds", o.kinds), ("--levels", levels)):
+    levels = dict(_levels(text) for text in o.levels or ())
+    for where, names in (("--kinds", o.kinds or ()), ("--levels", levels)):
         for name in names:
             if name not in there:
                 raise UserError(f"expected one of {', '.join(there)}, found {name!r}", where=where,
                                 do=f"these are the shifts that {o.env} can have")
-    kinds = tuple(dict.fromkeys(o.kinds)) or tuple(there)
+    kinds = tuple(dict.fromkeys(o.kinds or there))
     if odd := [name for name in levels if name not in kinds]:
         raise UserError(f"expected levels of {', '.join(kinds)}, found some of {odd[0]!r}", where="--levels",
                         do=f"add {odd[0]} to --kinds")
@@ -170,12 +170,9 @@ def _table(climbs: Sequence[Climb]):
 
 
 def _onward(o: Shift, climbs: Sequence[Climb]) -> list[str]:
-    more = ("--trust", *o.trust) if o.trust else ()
-    trust = needed(o.trust, o.env, Path(o.run)) if o.run != SCRIPTED else more
+    trust = needed(o.trust, o.env, *(() if o.run == SCRIPTED else (Path(o.run),)))
     told = [*(("--kinds", *o.kinds) if o.kinds else ()), *(("--levels", *o.levels) if o.levels else ()),
             *(("--seed", o.seed) if o.seed else ()), *(("--task", o.task) if o.task else ()),
             *(("--save", o.save) if o.save else ()), *trust]
-    again = [line("shift", o.run, o.env, "--episodes", 4 * o.episodes, *told)]
-    if o.html is None:
-        again.insert(0, line("shift", o.run, o.env, "--episodes", o.episodes, *told, "--html", "shift.html"))
-    return again
+    page = [] if o.html else [line("shift", o.run, o.env, "--episodes", o.episodes, *told, "--html", "shift.html")]
+    return [*page, line("shift", o.run, o.env, "--episodes", 4 * o.episodes, *told)]

@@ -20,6 +20,12 @@ SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics an
 GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")
 REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
 
+# what a name begins with -> the module whose `make` makes it
+ADAPTERS = {
+    "metaworld/": "metaworld", "ogbench/": "ogbench", "dm_control/": "dm_control", "robosuite/": "robosuite",
+    "AdroitHandDoor-v1$": "adroit", "(Adroit)?Hand[A-Z]|Fetch[A-Z]|(Point|Ant)Maze_|FrankaKitchen-": "robotics",
+    "(MiniGrid|BabyAI)-": "minigrid", "gym_pusht/": "pusht",
+    "(highway|merge|roundabout|parking|intersection|racetrack|exit|two-way|u-turn|lane-keeping)-": "highway"}
 
 # name -> module and definition in it, called with rows and options
 TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
@@ -37,17 +43,18 @@ def home(name: str) -> tuple[str, str] | None:
     understudy's making."""
     if (toy := name.partition(":")[0]) in TOYS:
         module, made = TOYS[toy]
-    elif name.startswith("metaworld/"):
-        module, made = "metaworld", "make"
-    elif name.startswith("ogbench/"):
-        module, made = "ogbench", "make"
-    elif name == "AdroitHandDoor-v1":
-        module, made = "adroit", "make"
+    elif (module := _adapter(name)) is not None:
+        made = "make"
     elif GYM_ID.fullmatch(name):
         module, made = "mujoco", "Mujoco"
     else:
         return None
     return f"{__name__}.{module}", made
+
+
+def _adapter(name: str) -> str | None:
+    """The module that makes environments of this name."""
+    return next((module for pattern, module in ADAPTERS.items() if re.match(pattern, name)), None)
 
 
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
@@ -69,12 +76,8 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
         except TypeError as error:
             raise UserError(f"expected options of this environment, found {options}", where=name,
                             do=str(error)) from error
-    if name.startswith("metaworld/"):
-        return _simulated("metaworld", name, rows, options)
-    if name.startswith("ogbench/"):
-        return _simulated("ogbench", name, rows, options)
-    if name == "AdroitHandDoor-v1":
-        return _simulated("adroit", name, rows, options)
+    if (adapter := _adapter(name)) is not None:
+        return _simulated(adapter, name, rows, options)
     if ":" in name:
         return _made(name, rows, trust, options)
     return _registered(name, name, rows, trust, options)

@@ -364,9 +364,9 @@ def own(env: Env) -> tuple[Shift, ...]:
     if isinstance(env, Particle):
         return (Shift("start", "starts drawn from a wider range", "sides of the cube", (0.1, 0.2, 0.4, 0.8),
                       lambda env, s: Moved(env, s, "start", partial(_stretched, "at", 0.5))),
-                Shift("goal", "goals nearer to the corners", "of the way", (0.25, 0.5, 0.75, 1.0),
+                Shift("goal", "goals nearer to the corners", "of the way there", (0.25, 0.5, 0.75, 1.0),
                       lambda env, s: Moved(env, s, "goal", _cornered, 1.0)),
-                Shift("weak", "a weaker spring", "of its strength lost", (0.1, 0.2, 0.4, 0.8), Slack))
+                Shift("weak", "a weaker spring", "of its strength", (0.1, 0.2, 0.4, 0.8), Slack))
     if isinstance(env, Push):
         return (Shift("start", "blocks drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
                       lambda env, s: Moved(env, s, "start", _block, 0.08)),
@@ -386,11 +386,11 @@ def _simulated(env: Env) -> tuple[Shift, ...]:
         return ()
     kick = (Shift("start", "joints that start with another velocity", "m/s, rad/s", (0.1, 0.3, 1.0, 3.0), Kick),)
     return (*(kick if isinstance(env, Simulated) else ()),
-            Shift("mass", "heavier bodies", "of their mass more", (0.25, 0.5, 1.0, 2.0),
+            Shift("mass", "heavier bodies", "of the mass on top", (0.25, 0.5, 1.0, 2.0),
                   lambda env, s: Physics(env, s, "mass", _heavier)),
-            Shift("friction", "less friction", "of it less", (0.2, 0.4, 0.6, 0.8),
+            Shift("friction", "less friction", "of it away", (0.2, 0.4, 0.6, 0.8),
                   lambda env, s: Physics(env, s, "friction", _slippery, 1.0)),
-            Shift("gravity", "stronger gravity", "of it more", (0.1, 0.2, 0.4, 0.8),
+            Shift("gravity", "stronger gravity", "of it on top", (0.1, 0.2, 0.4, 0.8),
                   lambda env, s: Physics(env, s, "gravity", _pulled)))
 
 
@@ -401,18 +401,18 @@ def shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> dict[str, Sh
     found = list(own(env))
     low, high = (np.asarray(env.facts.get(k, 0.0)) for k in ("low", "high"))
     if env.features["action"].kind == "vector" and (low < 0).all() and (high > 0).all():  # 0 is: nothing
-        found.append(Shift("weak", "actions that come out weaker", "of them lost", (0.1, 0.2, 0.4, 0.8), Weak))
+        found.append(Shift("weak", "actions that come out weaker", "of every action", (0.1, 0.2, 0.4, 0.8), Weak))
     if "vector" in kinds:
-        found.append(Shift("noise", "noise on what is sensed", "of a component's spread", (0.03, 0.1, 0.3, 1.0),
+        found.append(Shift("noise", "noise on what is sensed", "standard deviations", (0.03, 0.1, 0.3, 1.0),
                            lambda env, s: Noise(env, s, spread())))
     if "image" in kinds:
-        found += [Shift("light", "less light", "of it missing", (0.2, 0.4, 0.6, 0.8), Light),
-                  Shift("camera", "a camera that has moved", "of the picture's width", (0.02, 0.05, 0.1, 0.2), Camera),
+        found += [Shift("light", "less light", "of the light", (0.2, 0.4, 0.6, 0.8), Light),
+                  Shift("camera", "a camera that has moved", "of the width", (0.02, 0.05, 0.1, 0.2), Camera),
                   Shift("distractors", "things in the picture that do not matter", "discs", (1, 2, 4, 8), Distractors)]
     steps = (1, 2, 4, 8)
     found += [Shift("delay", "observations that are old", "steps", steps, Delay),
               Shift("lag", "actions that come out late", "steps", steps, Lag),
-              Shift("dropped", "observations that do not come", "of them", (0.1, 0.3, 0.6, 0.9),
+              Shift("dropped", "observations that do not come", "of the observations", (0.1, 0.3, 0.6, 0.9),
                     actor=lambda actor, s: Dropped(actor, s) if s else actor),
               Shift("slow", "plans that come late, while the clock runs on", "steps", steps, actor=late)]
     by_name: dict[str, Shift] = {}

@@ -38,7 +38,8 @@ class Apart(gymnasium.Wrapper):
     def reset(self, *, seed=None, options=None):
         if seed is not None:
             self.action_space.seed(seed)
-            self.drawn = {who: np.random.RandomState([seed, i]).get_state() for i, who in enumerate(("world", "expert"))}
+            self.drawn = {who: np.random.RandomState([seed, stream]).get_state()
+                          for stream, who in enumerate(("world", "expert"))}
         with self.drawing():
             return self.env.reset(seed=seed, options=options)
 

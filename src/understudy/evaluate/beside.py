@@ -15,7 +15,7 @@ from ..envs.base import Env
 from . import stats
 from .behaviour import misses, modes, motion
 from .behaviour.latency import Latency
-from .behaviour.nearness import Demonstrated, told_apart
+from .behaviour.nearness import Demonstrated, Moved, moved, told_apart
 from .behaviour.view import View, thinned
 from .failures import Group, failures
 from .plots import Figure
@@ -49,7 +49,7 @@ class Modes:
     counts: Mapping[str, int]
     entropy: float  # over all starts, as over `counts`
     demonstrations: Mapping[str, int] | None = None
-    per_start: Interval | None = None
+    per_start: Interval | None = None  # of those starts where any succeeded
     starts: int = 0
     repeats: int = 0
 
@@ -82,6 +82,7 @@ class Beside:
     measures: tuple[Measure, ...]
     modes: Modes | None
     told_apart: Interval | None
+    moved: Moved | None
     latency: Latency | None
     failures: tuple[Group, ...]
     why: tuple[str, ...]
@@ -92,6 +93,7 @@ class Beside:
         return {"measures": {m.key: m.json() for m in self.measures},
                 "modes": None if self.modes is None else self.modes.json(),
                 "told_from_demonstrations": None if self.told_apart is None else _interval(self.told_apart),
+                "earth_movers_distance": None if self.moved is None else self.moved.json(),
                 "latency": None if self.latency is None else self.latency.json(),
                 "failures": [g.json() for g in self.failures], "missing": list(self.why)}
 
@@ -103,6 +105,10 @@ class Beside:
         if (t := self.told_apart) is not None:
             out.append(f"Told from a demonstration by how it moves: {_percent(t)} (50% would be chance: it passes for "
                        "one).")
+        if (e := self.moved) is not None:
+            out.append(f"Earth mover's distance from the demonstrations: {e.states:.2g} deviations of where it is, "
+                       f"{e.turns:.2g} of how actions change (between halves of the demonstrations {e.usual[0]:.2g}, "
+                       f"{e.usual[1]:.2g}).")
         if (d := self.latency) is not None:
             late = "" if d.period is None else (f"; a step lasts {d.period:.3g} ms, and "
                                                 f"{d.late or 'none'} took longer than that")
@@ -148,7 +154,8 @@ def beside(episodes: Dataset, env: Env | None = None, demonstrations: Dataset | 
     alike = None if shown is None or not view.width else told_apart(episodes, shown, view, fps or 1.0, level)
     if shown is not None and alike is None:
         why.append("whether it passes for a demonstration: fewer than 10 episodes of each")
-    return Beside(found, ways, alike, latency, failures(episodes, env, near), tuple(why),
+    apart = None if shown is None else moved(episodes, shown, view)
+    return Beside(found, ways, alike, apart, latency, failures(episodes, env, near), tuple(why),
                   int(episodes[0].meta.get("seed", 0)))
 
 
@@ -217,11 +224,13 @@ def _ways(m: Modes) -> str:
     said = f"Ways ({m.ways}, as told by {m.source}): {tally(m.counts)}"
     if m.demonstrations is not None:
         said += f"; demonstrations {tally(m.demonstrations)}"
-    said += f". Behaviour entropy {m.entropy:.2f} over all starts"
+    said += (f". Behaviour entropy {m.entropy:.2f} over all starts" if math.isfinite(m.entropy) else
+             ". No behaviour entropy: nothing succeeded")
     if m.per_start is not None:
         p = m.per_start
         said += (f", {p.estimate:.2f} [{p.low:.2f}, {p.high:.2f}] from the same start ({m.starts} starts, {m.repeats} "
-                 f"rollouts each, of which a policy that takes all ways alike gets {m.fair:.2f})")
+                 f"rollouts each, in which a policy that takes all ways alike gets {m.fair:.2f})"
+                 if math.isfinite(p.estimate) else ", none of the same start, where nothing succeeded")
     if m.overlap is not None:
         said += (f". {m.seen} of the demonstrators' {len(m.demonstrations)} ways seen"
                  + (f", {m.overlap:.0%} of their proportions" if math.isfinite(m.overlap) else ""))

@@ -202,8 +202,15 @@ class _Kept:
 
     def __init__(self, file: Path | None, by: str):
         self.file, self.by, self.lines = file, by, []
-        if file is not None and file.exists():
-            for text in file.read_bytes().splitlines():
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "ab"):  # before anything is run
+                pass
+            found = file.read_bytes()
+            if found and not found.startswith(b'{"about"'[:len(found)]):
+                raise UserError("expected what understudy shift kept, or nothing, found something else", where=file,
+                                do="name another file")
+            for text in found.splitlines():
                 try:
                     self.lines.append(json.loads(text))
                 except ValueError:  # the last one, when the power went
@@ -221,7 +228,6 @@ class _Kept:
         if self.file is None:
             return
         line = {"about": {**about, "by": self.by}, "first": first, "episodes": episodes}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "ab") as out:
             out.write(b"\n" * bool(out.tell() and not _ends(self.file)) + json.dumps(finite(line)).encode() + b"\n")
             out.flush()
@@ -320,7 +326,7 @@ def words(climbs: Sequence[Climb]) -> tuple[str, str]:
     down = [f"{c.shift.name} at {at:.3g} {c.shift.unit}" for c in climbs if math.isfinite(at := falls[c.shift.name].at)]
     kept = [name for name, fall in falls.items() if math.isinf(fall.at)]
     said = [f"Half of it is left under {_list(down)}."] if down else []
-    said += [f"More than half is left at all that was tried of {_list(kept)}."] if kept else []
+    said += [f"More than half is left at every level of {_list(kept)}."] if kept else []
     said += ["There is nothing to halve."] if not down and not kept else []
     return f"{head} (95 % interval {_show(rate, of)}).", " ".join(said)
 

@@ -263,6 +263,37 @@ def difference_bar(first: str, second: str, difference: float, low: float, high:
     return _figure(parts, 114, words)
 
 
+def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percent: bool = True) -> Figure:
+    """(name, difference, low, high, told apart) a row, over one scale; no difference is the line in the middle. Pairs
+    that are told apart have a full dot, the others a ring."""
+    ends = [abs(v) for row in rows for v in row[1:4] if math.isfinite(v)]
+    reach = max(ends, default=1.0) * 1.1 or 1.0
+    if percent:
+        reach = next(r for r in (0.1, 0.25, 0.5, 1.0) if r >= min(reach, 1.0))
+    middle, half, step, told = WIDTH / 2, WIDTH / 2 - 16, 44, []
+    bottom = step * len(rows) + 4
+
+    def x(v):
+        return middle + half * min(max(v / reach, -1.0), 1.0)
+
+    def show(v):
+        return _number(100 * v if percent else v, sign=True)
+    parts = _ruler([(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)], 20, bottom)
+    parts.append(_path([(middle, 20), (middle, bottom)], "base"))
+    for i, (name, difference, low, high, apart) in enumerate(rows):
+        top = step * i
+        parts += [_tag("rect", x=0, y=top, width=WIDTH, height=20, fill="var(--paper)"),
+                  _text((0, top + 15), _short(name, 44)), _text((WIDTH, top + 15), show(difference), "strong", "end")]
+        if math.isfinite(low) and math.isfinite(high):
+            parts.append(_whisker(x(low), x(high), top + 31))
+        if math.isfinite(difference):
+            parts.append(_circle((x(difference), top + 31), 5, fill="var(--ink)" if apart else "var(--paper)",
+                                 stroke="var(--paper)" if apart else "var(--ink)", stroke_width=2))
+        told.append(f"{name}: {show(difference)}, interval {show(low)} to {show(high)}, "
+                    f"{'told apart' if apart else 'cannot tell'}")
+    return _figure(parts, bottom + 22, f"Differences{' in percentage points' if percent else ''}. {'; '.join(told)}.")
+
+
 def _whisker(a: float, b: float, y: float) -> str:
     a, b = min(max(a, 1), WIDTH - 1), min(max(b, 1), WIDTH - 1)
     caps = "".join(_path([(v, y - 5), (v, y + 5)], "mark") for v in (a, b))

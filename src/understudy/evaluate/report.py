@@ -20,6 +20,7 @@ from ..envs.base import Env, Plane
 from ..files import write_text
 from . import plots
 from .beside import Beside
+from .comparison import Comparison
 from .film import strip
 from .judge import Evaluation, capital, compare, finding
 from .plots import Figure
@@ -338,6 +339,42 @@ def demonstrations(data: Dataset, env: Env | None = None) -> Section:
                  for name, f in features.items() if role(name) in ("observation", "action"))
     return Section("Demonstrations", (Tiles(tuple(tiles)), Figures(tuple(figures)),
                                       Table(("column", "kind", "shape", "components", "unit"), rows)))
+
+
+def report_comparison(c: Comparison, path: Path | str, title: str | None = None) -> Path:
+    """Of several policies on the same starts: how good each is, and who can be told apart."""
+    success, shared, places = c.of == "success", c.letters, c.ranks
+    each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.order]
+    rows = tuple((c.names[i], *((round(100 * v, 1) if success else v) for v in (
+        c.estimates[i].estimate, c.estimates[i].low, c.estimates[i].high)), shared[i],
+        f"{places[i].low}" if places[i].low == places[i].high else f"{places[i].low} to {places[i].high}")
+        for i in c.order)
+    table = Table(("", "success (%)" if success else "mean return", "low", "high", "letters", "rank"), rows)
+    figures = [("How often each succeeds", plots.success_bars(each), f"Share of {c.episodes} episodes; the line is the "
+                f"{c.level:.0%} interval. Those who share a letter cannot be told apart.")] if success else []
+    said = {"first": lambda p: f"{c.names[p.a]} is better", "second": lambda p: f"{c.names[p.b]} is better",
+            None: lambda p: "cannot tell"}
+    pairs = [(f"{c.names[p.a]} minus {c.names[p.b]}", p.found.difference, p.found.low, p.found.high,
+              p.better is not None) for p in c.pairs]
+    figures.append(("Two by two", plots.differences(pairs, percent=success),
+                    f"{'Percentage points' if success else 'Return'}, {c.level:.0%} intervals. A full dot: told apart; "
+                    "a ring: cannot tell."))
+    scale = 100 if success else 1
+    numbers = Table(("", "difference", "low", "high", "p", "adjusted p", ""), tuple(
+        (name, scale * d, scale * low, scale * high, p.found.p, p.adjusted, said[p.better](p))
+        for (name, d, low, high, _), p in zip(pairs, c.pairs, strict=True)))
+    sections = [Section("On the same starts", (Figures(tuple(figures)), table), f"{c.episodes} episodes in {c.env}"
+                        f"{f', {c.seeds} training seeds of each' if c.seeds > 1 else ''}."),
+                Section("Who can be told apart", (numbers,), "Intervals are of each pair alone; the adjusted p counts "
+                        "all pairs together. Told apart: where both say so.")]
+    if more := c.more():
+        sections.append(Section("What it would take to tell the others apart", tuple(map(Words, more)),
+                                "So that the difference is found four times in five."))
+    kind = "two-level intervals over training seeds and starts" if c.seeds > 1 else (
+        "Clopper–Pearson intervals; differences: Tango's score interval and the exact McNemar p" if success else
+        "bootstrap intervals and a sign-flip test")
+    return page(path, title or f"{len(c.names)} {'methods' if c.seeds > 1 else 'policies'} in {c.env}", sections,
+                verdict=c.words(), footer=f"{c.of.capitalize()}: {kind}; adjusted by Holm.")
 
 
 def report_recorded(found: Recorded, path: Path | str, title: str | None = None,

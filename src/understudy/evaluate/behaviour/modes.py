@@ -100,11 +100,14 @@ def counts(episodes: Dataset, way: Way) -> Counter[str]:
 
 def entropy(counted: Sequence[float], ways: int) -> float:
     """Behaviour entropy (Jia et al. 2024, D3IL): of how often each way was gone, in logarithms to the base of how many
-    there are. So 0 is always the same one, and 1 all equally often; 0 where nothing was counted, as there."""
+    there are. So 0 is always the same one, and 1 all equally often; NaN where nothing was counted. Few counts find too
+    little of it, see `fair`."""
     if ways < 2 or len(counted) > ways:
         raise ValueError(f"expected two ways or more, and no more counts than that, found {ways} and {len(counted)}")
     p = np.asarray([c for c in counted if c], float)
-    p /= p.sum() or 1
+    if not len(p):
+        return math.nan
+    p /= p.sum()
     return float(-(p * np.log(p)).sum() / math.log(ways)) + 0.0
 
 
@@ -118,13 +121,13 @@ def fair(ways: int, repeats: int) -> float:
 
 def per_start(episodes: Dataset, way: Way, ways: int, level: float = LEVEL) -> Interval:
     """The mean over starts (the episodes' `meta["start"]`) of the entropy of what was done from each: conditional
-    behaviour entropy (Jia et al. 2024). Failures are in no count, as there: a start where nothing succeeds has 0. The
-    start is the unit of the interval."""
+    behaviour entropy (Jia et al. 2024). Failures are in no count, and a start where nothing succeeds is in no mean, as
+    in their code for several boxes: how often it succeeds is another figure. The start is the unit of the interval."""
     groups: dict[int, list[Episode]] = {}
     for e in episodes:
         groups.setdefault(int(e.meta["start"]), []).append(e)
     found = [entropy(list(counts(Dataset(g), way).values()), ways) for g in groups.values()]
-    return stats.mean(found, level)
+    return stats.mean([h for h in found if not math.isnan(h)], level)
 
 
 def overlap(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
+from scipy.stats import wasserstein_distance
 
 from ...data.episode import Dataset, Episode
 from ..stats import LEVEL, Interval, clopper_pearson
@@ -82,6 +83,50 @@ class Demonstrated:
             live = max(int(np.isfinite(self.view.acts).sum()), 1)
             off[good] = np.sqrt(near / live)
         return far, off
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Earth mover's distances (Wasserstein 1) between what two sets of episodes do, of every component alone, their
+    mean in standard deviations: of the states they are in, and of how actions change from step to step. 0: the same
+    distribution. usual: the same between two halves of the demonstrations, every other one."""
+
+    states: float
+    turns: float
+    usual: tuple[float, float]
+
+    def json(self) -> dict[str, float]:
+        return {"states": self.states, "turns": self.turns, "demonstrations_states": self.usual[0],
+                "demonstrations_turns": self.usual[1]}
+
+
+def moved(episodes: Dataset, demonstrations: Dataset, view: View) -> Moved | None:
+    """How far episodes are from demonstrations as distributions: a statistic of human-likeness where people
+    demonstrated (Pearce and Zhu 2022, of places in a game; turns of the view). It sees how often, and not when. None
+    for fewer than four demonstrations."""
+    shown = thinned(demonstrations)
+    if len(shown) < 4:
+        return None
+    mine, theirs = _visited(thinned(episodes), view), _visited(shown, view)
+    halves = _visited(shown[::2], view), _visited(shown[1::2], view)
+    states, turns = (_earth(a, b) for a, b in zip(mine, theirs, strict=True))
+    one, two = (_earth(a, b) for a, b in zip(*halves, strict=True))
+    return Moved(states, turns, (one, two))
+
+
+def _visited(episodes: list[Episode], view: View) -> tuple[np.ndarray, np.ndarray]:
+    states = np.concatenate([view.states(e) for e in episodes])[:, np.isfinite(view.scale)]
+    if view.acts is None:
+        return states, np.zeros((0, 0))
+    turns = np.concatenate([np.diff(view.actions(e), axis=0) for e in episodes])
+    return states, turns[:, np.isfinite(view.acts)]
+
+
+def _earth(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (x[np.isfinite(x).all(1)] for x in (a, b))
+    if not len(a) or not len(b) or not a.shape[1]:
+        return math.nan
+    return float(np.mean([wasserstein_distance(x, y) for x, y in zip(a.T, b.T, strict=True)]))
 
 
 def told_apart(episodes: Dataset, demonstrations: Dataset, view: View, fps: float, level: float = LEVEL,

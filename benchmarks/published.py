@@ -75,7 +75,7 @@ class Table:
 
 def mazes(acting, looks) -> dict:
     """success[look][goal]: 0s and 1s, one an episode."""
-    env = [make("ogbench/pointmaze-medium-v0", rows=ROWS, goal=goal) for goal in range(1, 6)]
+    env = [make(f"ogbench/pointmaze-medium-v0:{goal}", rows=ROWS) for goal in range(1, 6)]
     return {"success": [[evaluate(acting(look), e, 50, seed=0).successes.astype(int).tolist() for e in env]
                         for look in looks]}
 

@@ -27,7 +27,7 @@ from understudy.heads.flow import Flow
 from understudy.policy import Policy, Recipe
 from understudy.testing import check_env, example
 
-TOYS = ("fork", "particle", "particle:8", "push", "push-images")
+TOYS = (*envs.names(), "particle:8")
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -278,7 +278,7 @@ def test_unknown_names_and_options_say_what_there_is():
         envs.make("cartpole-v1")
     with pytest.raises(UserError, match="limt"):
         envs.make("fork", limt=3)
-    assert envs.names() == ("fork", "particle", "push", "push-images")
+    assert envs.names()[:4] == ("fork", "particle", "push", "push-images")
 
 
 def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):

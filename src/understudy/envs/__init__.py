@@ -20,10 +20,17 @@ SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics an
 GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")
 REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
 
+# what a name begins with -> the module whose `make` makes it
+ADAPTERS = {
+    "metaworld/": "metaworld", "ogbench/": "ogbench", "dm_control/": "dm_control", "robosuite/": "robosuite",
+    "AdroitHandDoor-v1$": "adroit", "(Adroit)?Hand[A-Z]|Fetch[A-Z]|(Point|Ant)Maze_|FrankaKitchen-": "robotics",
+    "(MiniGrid|BabyAI)-": "minigrid", "gym_pusht/": "pusht",
+    "(highway|merge|roundabout|parking|intersection|racetrack|exit|two-way|u-turn|lane-keeping)-": "highway"}
 
 # name -> module and definition in it, called with rows and options
 TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
-        "push-images": ("push", "with_camera")}
+        "push-images": ("push", "with_camera"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "Memory"),
+        "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words")}
 
 
 def names() -> tuple[str, ...]:
@@ -36,15 +43,18 @@ def home(name: str) -> tuple[str, str] | None:
     understudy's making."""
     if (toy := name.partition(":")[0]) in TOYS:
         module, made = TOYS[toy]
-    elif name.startswith("metaworld/"):
-        module, made = "metaworld", "make"
-    elif name == "AdroitHandDoor-v1":
-        module, made = "adroit", "make"
+    elif (module := _adapter(name)) is not None:
+        made = "make"
     elif GYM_ID.fullmatch(name):
         module, made = "mujoco", "Mujoco"
     else:
         return None
     return f"{__name__}.{module}", made
+
+
+def _adapter(name: str) -> str | None:
+    """The module that makes environments of this name."""
+    return next((module for pattern, module in ADAPTERS.items() if re.match(pattern, name)), None)
 
 
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
@@ -66,10 +76,8 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
         except TypeError as error:
             raise UserError(f"expected options of this environment, found {options}", where=name,
                             do=str(error)) from error
-    if name.startswith("metaworld/"):
-        return _simulated("metaworld", name, rows, options)
-    if name == "AdroitHandDoor-v1":
-        return _simulated("adroit", name, rows, options)
+    if (adapter := _adapter(name)) is not None:
+        return _simulated(adapter, name, rows, options)
     if ":" in name:
         return _made(name, rows, trust, options)
     return _registered(name, name, rows, trust, options)
@@ -172,6 +180,12 @@ def _module(module: str, where: str) -> ModuleType:
             raise  # something that it needs itself
         raise UserError(f"expected a module, found none called {module!r}", where=where,
                         do="check the name; it has to be importable from here (PYTHONPATH)") from error
+
+
+def nearest(name: str, known) -> str:
+    """What to do about a name that is none of those known."""
+    near = difflib.get_close_matches(name, list(known), 3, 0.4)
+    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
 
 
 def _nearest(name, registry) -> str:

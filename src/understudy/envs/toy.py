@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -87,6 +88,19 @@ class Toy(Scripted, Replays, Plane, Pictures):
 
     def _seen(self):
         return {k: torch.from_numpy(v.copy()) for k, v in self.show().items()}
+
+
+class Modal(Toy):
+    """A toy that can be done in several ways and tells which one was taken: `info["mode"]`, and so a fact of each
+    episode. facts["modes"]: the ways in words, in the order of their numbers."""
+
+    @abstractmethod
+    def mode(self) -> np.ndarray:
+        """(rows,) int64: the way that each row has taken, -1 while that is open."""
+
+    def step(self, action):
+        out = super().step(action)
+        return replace(out, info={**out.info, "mode": torch.from_numpy(self.mode().astype(np.int64))})
 
 
 def named(*names: str, unit: str | None = None) -> Feature:

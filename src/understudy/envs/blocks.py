@@ -1,0 +1,165 @@
+"""A disc pushes two blocks onto two targets: which first, and which where, is free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..core import UserError, normal, uniform
+from ..execute.actor import Actor
+from .raster import INK, Canvas
+from .toy import Modal, distance, named
+
+SIDE = 1.0  # m, of the table
+DISC, BLOCK = 0.035, 0.06  # m, radii
+RADIUS = 0.05  # m: as near to a target's centre a block is on it
+SPEED = 0.4  # m/s
+PERIOD, SUBSTEPS = 0.02, 5  # s; a substep moves the disc by at most 11 mm, much less than it is wide
+CENTRES = np.float32([[0.5, 0.12], [0.33, 0.36], [0.67, 0.36], [0.3, 0.78], [0.7, 0.78]])  # disc, blocks, targets
+SPREAD = np.float32([0.08, 0.05, 0.05, 0.04, 0.04])  # m: how far from these they begin, at most, along each axis
+STATE = ("agent.x", "agent.y", "left.x", "left.y", "right.x", "right.y", "left_target.x", "left_target.y",
+         "right_target.x", "right_target.y")
+MODES = ("the left block first, to the left", "the left block first, to the right",
+         "the right block first, to the left", "the right block first, to the right")
+COLOURS = INK["block"], (222, 150, 70)
+
+
+class Blocks(Modal):
+    """The task of the multimodal block pushing of Shafiullah et al. 2022 (Behavior Transformers, arXiv 2206.11251), in
+    the plane: both blocks are to lie on a target each. Which is brought first and which goes where makes four ways.
+
+    Blocks are round. Contact is quasi-static and without friction: whatever overlaps is pushed apart along the line
+    between the centres, the block out of the disc, two blocks by half each; at the table's edge the disc gives way.
+
+    observation.state (10): positions of disc, blocks and targets, m. simulator.state (1): which block came to lie on a
+    target first (0 left, 1 right, -1 none), which restoring needs and the observation does not tell. action (2):
+    velocity of the disc, m/s, clipped to [-0.4, 0.4]; a step is 0.1 s. Both blocks on targets end the episode with
+    reward 1.
+    info["mode"]: the number in facts["modes"] of the way taken, from when a block lies on a target.
+
+    Best possible success: 1.0. `Expert(noise=0)` attains it, in each of the four ways.
+    """
+
+    low, high = -SPEED, SPEED
+    needs = ("observation.state", "simulator.state")
+
+    def __init__(self, rows: int = 1, limit: int = 150):
+        self.features = {"observation.state": named(*STATE, unit="m"), "simulator.state": named("first"),
+                         "action": named("x", "y", unit="m/s")}
+        self.facts = {"env": "blocks", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0, "modes": MODES,
+                      "success": f"each block within {RADIUS} m of a target of its own"}
+        super().__init__(rows, limit)
+
+    def fresh(self, key):
+        drawn = 2 * uniform(key, torch.zeros_like(key), (5, 2)).numpy().astype(np.float32) - 1
+        at = CENTRES + SPREAD[:, None] * drawn
+        return {"disc": at[:, 0], "blocks": at[:, 1:3], "targets": at[:, 3:], "first": np.full(len(key), -1, np.int64)}
+
+    def show(self):
+        s = self.state
+        flat = [s["disc"], *(s[k].reshape(self.rows, 4) for k in ("blocks", "targets"))]
+        return {"observation.state": np.concatenate(flat, 1), "simulator.state": s["first"][:, None].astype(np.float32)}
+
+    def recall(self, steps):
+        disc, blocks, targets = np.split(steps["observation.state"], (2, 6), 1)
+        return {"disc": disc, "blocks": blocks.reshape(-1, 2, 2), "targets": targets.reshape(-1, 2, 2),
+                "first": np.rint(steps["simulator.state"][:, 0]).astype(np.int64)}
+
+    def move(self, action):
+        s = self.state
+        for _ in range(SUBSTEPS):
+            disc = np.clip(s["disc"] + PERIOD * action, DISC, SIDE - DISC)
+            blocks = s["blocks"] + _out_of(disc[:, None], s["blocks"], DISC + BLOCK)
+            for _ in range(4):  # halves what the edge leaves of an overlap, each time
+                apart = _out_of(blocks[:, 0], blocks[:, 1], 2 * BLOCK) / 2
+                blocks = np.clip(blocks + np.stack([-apart, apart], 1), BLOCK, SIDE - BLOCK)
+            for i in (0, 1):  # what is pressed against the edge or the other block stays, and the disc yields
+                disc = disc + _out_of(blocks[:, i], disc, DISC + BLOCK)
+            s["disc"], s["blocks"] = disc, blocks
+        on = self._on()
+        held = on.any(2)
+        stays = np.take_along_axis(held, np.maximum(s["first"], 0)[:, None], 1)[:, 0] & (s["first"] >= 0)
+        s["first"] = np.where(stays, s["first"], np.where(held.any(1), held.argmax(1), -1))
+        success = on[:, 0, 0] & on[:, 1, 1] | on[:, 0, 1] & on[:, 1, 0]
+        return success, success, np.zeros_like(success)
+
+    def _on(self):
+        """(rows, block, target) bool."""
+        return distance(self.state["blocks"][:, :, None], self.state["targets"][:, None]) < RADIUS
+
+    def mode(self):
+        first = self.state["first"]
+        to = self._on()[np.arange(self.rows), np.maximum(first, 0)].argmax(1)
+        return np.where(first < 0, -1, 2 * first + to)
+
+    def expert(self):
+        return Expert()
+
+    def map(self):
+        mark = {"kind": "circle", "radius": RADIUS, "role": "goal"}
+        return {"x": (0.0, SIDE), "y": (0.0, SIDE), "path": ("observation.state", 0, 1), "shapes": [], "marks": [
+            {**mark, "column": ("observation.state", 6, 7)}, {**mark, "column": ("observation.state", 8, 9)}]}
+
+    def frame(self, row):
+        s = {k: v[row:row + 1] for k, v in self.state.items()}
+        canvas = Canvas(1, 256, (0.0, 0.0), SIDE)
+        for i in (0, 1):
+            canvas.circle(s["targets"][:, i], BLOCK + 0.02, INK["goal"])
+        for i in (0, 1):
+            canvas.circle(s["blocks"][:, i], BLOCK, COLOURS[i])
+        canvas.circle(s["disc"], DISC, INK["agent"])
+        return canvas.image[0]
+
+
+def _out_of(still, moved, least):
+    """How far `moved` (rows, ..., 2) has to go to be `least` away from `still`; nothing where it is."""
+    away = moved - still
+    gap = np.maximum(distance(away, 0), 1e-6)[..., None]
+    return away / gap * np.maximum(least - gap, 0)
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Brings one block to a target, then the other to the other one, in the way that its key says or always in `way`,
+    a number of MODES. Follows the field lines of a dipole at the block (see push.Expert), and keeps clear of the other
+    block. `noise`: standard deviation of its unsteadiness, m/s."""
+
+    way: int | None = None
+    noise: float = 0.03
+
+    def __post_init__(self):
+        if self.way not in (None, 0, 1, 2, 3):
+            raise UserError(f"expected a way from 0 to 3 or none, found {self.way}", where="blocks")
+
+    def start(self, obs, key):
+        drawn = (4 * uniform(key, torch.zeros_like(key), (1,), stream=6)[:, 0]).long()
+        return {"key": key, "count": torch.zeros_like(key), "onward": torch.zeros_like(key, dtype=torch.bool),
+                "way": drawn if self.way is None else torch.full_like(drawn, self.way)}
+
+    def act(self, obs, state):
+        disc, *points = obs["observation.state"].split(2, 1)
+        blocks, targets = torch.stack(points[:2], 1), torch.stack(points[2:], 1)
+        rows, block, target = torch.arange(len(disc)), state["way"] // 2, state["way"] % 2
+        placed = _length(blocks[rows, block] - targets[rows, target])[:, 0] < 0.5 * RADIUS
+        onward = state["onward"] | placed
+        block, target = (torch.where(onward, 1 - x, x) for x in (block, target))
+        mine, other, goal = blocks[rows, block], blocks[rows, 1 - block], targets[rows, target]
+        away, ahead = _unit(disc - mine), _unit(goal - mine)
+        facing = (away * ahead).sum(1, keepdim=True)  # -1 where a push leads to the goal
+        field = 2 * facing * away - ahead
+        around = _unit(field + 20 * (1.3 * BLOCK + DISC - _length(disc - mine)) * away)
+        through = field * (_length(goal - mine) / 0.1).clamp(0.3, 1)
+        clear = _unit(disc - other) * ((0.16 - _length(disc - other)) / 0.05).clamp(0, 1)
+        action = SPEED * (torch.where(facing > -0.9, around, through) + clear)
+        action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
+        return action, {**state, "count": state["count"] + 1, "onward": onward}
+
+
+def _length(x):
+    return (x * x).sum(1, keepdim=True).sqrt()
+
+
+def _unit(x):
+    return x / _length(x).clamp(min=1e-6)

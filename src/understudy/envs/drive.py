@@ -1,0 +1,126 @@
+"""A car, a crossing, and a brake light on the dashboard: what goes along with an action is not what causes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..core import normal, uniform
+from ..execute.actor import Actor
+from .raster import INK, Canvas
+from .toy import Toy, named
+
+CRUISE = 10.0  # m/s
+FORCE = 5.0  # m/s^2, at full throttle or brake
+PERIOD = 0.2  # s
+PIXELS, PERSON = 16, 2.0  # of the camera's line; how bright a person is, where all else is within -1 and 1
+HIDDEN = ("distance", "speed", "person", "appears_at", "wait", "pixel", "number", "clock")
+
+
+class Drive(Toy):
+    """A car drives towards a crossing, where somebody may step on the road for a while. It must not pass then, and must
+    pass in the end. The camera shows the person, as one bright pixel among clutter, and the dashboard, where a light
+    says that the brake was on in the last step. Who brakes does so for many steps in a row: the brake light foretells
+    nearly all of the braking, and only the few steps at which it begins or ends tell what it is for. Who learns the
+    light in place of the person goes on as before (de Haan et al. 2019, Causal Confusion in Imitation Learning, arXiv
+    1905.11979). `dashboard=False` hides it.
+
+    observation.state (17, or 16 without dashboard): the pixels, and whether the brake was on (0 or 1). simulator.state
+    (8): distance to the crossing, m; speed, m/s; whether somebody is on the road; the distance at which that happens
+    (below 0: never), for how many more steps it lasts, at which pixel it is seen; and the number and step that decide
+    the clutter. action (1): throttle, or brake below 0, clipped to [-1, 1]; 5 m/s^2 at 1, from 0 to 10 m/s; a step is
+    0.2 s. Passing the crossing ends the episode, with reward 1 when it is free and -1 when it is not.
+
+    Best possible success: 1.0. `Expert(noise=0)` attains it, from the present pixels alone.
+    """
+
+    needs = ("observation.state", "simulator.state")
+
+    def __init__(self, rows: int = 1, limit: int = 90, dashboard: bool = True):
+        self.dashboard = dashboard
+        names = tuple(f"pixel.{i}" for i in range(PIXELS)) + (("brake",) if dashboard else ())
+        self.features = {"observation.state": named(*names), "simulator.state": named(*HIDDEN),
+                         "action": named("throttle")}
+        self.facts = {"env": "drive", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
+                      "success": "past the crossing while nobody was on it"}
+        super().__init__(rows, limit)
+
+    def fresh(self, key):
+        drawn = uniform(key, torch.zeros_like(key), (7,)).numpy()
+        none = np.zeros(len(key))
+        hidden = np.stack([50 + 20 * drawn[:, 0], 6 + 4 * drawn[:, 1], none,
+                           np.where(drawn[:, 2] < 0.75, 18 + 8 * drawn[:, 3], -1), 10 + np.floor(16 * drawn[:, 4]),
+                           np.floor(PIXELS * drawn[:, 5]), np.floor(2**23 * drawn[:, 6]), none], 1).astype(np.float32)
+        return {"pixels": _camera(hidden), "brake": none.astype(np.float32), "hidden": hidden}
+
+    def show(self):
+        s = self.state
+        seen = (s["pixels"], s["brake"][:, None]) if self.dashboard else (s["pixels"],)
+        return {"observation.state": np.concatenate(seen, 1), "simulator.state": s["hidden"]}
+
+    def recall(self, steps):
+        seen = steps["observation.state"]
+        brake = seen[:, PIXELS] if self.dashboard else np.zeros(len(seen), np.float32)
+        return {"pixels": seen[:, :PIXELS], "brake": brake, "hidden": steps["simulator.state"]}
+
+    def move(self, action):
+        s = self.state
+        far, speed, person, appears_at, wait, pixel, number, clock = s["hidden"].T
+        after = np.clip(speed + np.float32(PERIOD * FORCE) * action[:, 0], 0, np.float32(CRUISE))
+        left = far - np.float32(PERIOD / 2) * (speed + after)
+        success, failure = (left <= 0) & (person == 0), (left <= 0) & (person > 0)
+        wait = np.where(person > 0, wait - 1, wait)
+        person = (wait > 0) & ((person > 0) | (left <= appears_at))
+        s["hidden"] = np.stack([left, after, person, appears_at, wait, pixel, number, clock + 1], 1).astype(np.float32)
+        s["pixels"], s["brake"] = _camera(s["hidden"]), (action[:, 0] < 0).astype(np.float32)
+        return success.astype(np.float32) - failure, success, failure
+
+    def expert(self):
+        return Expert()
+
+    def map(self):
+        return {"x": (-5.0, 75.0), "y": (-5.0, 75.0), "path": ("simulator.state", 0, 1), "shapes": [
+            {"kind": "box", "at": (0.0, 5.0), "half": (0.4, 10.0), "role": "goal"}]}
+
+    def frame(self, row):
+        far, speed, person, *_ = self.state["hidden"][row]
+        canvas, flat = Canvas(1, 256, (-70.0, -38.0), 76.0), np.float32([[1, 0]])
+        canvas.box(np.float32([[-32, 0]]), flat, (38, 4), INK["start"])
+        canvas.box(np.float32([[1, 0]]), flat, (0.8, 4), INK["goal"])
+        if person:
+            canvas.circle(np.float32([[1, 0]]), 1.5, INK["agent"])
+        canvas.box(np.float32([[-far, 0]]), flat, (2.4, 1.4), INK["block"])
+        if self.state["brake"][row]:
+            canvas.box(np.float32([[-far - 2.2, 0]]), flat, (0.5, 1.4), INK["agent"])
+        canvas.box(np.float32([[-66 + 2 * speed, 14]]), flat, (0.3 + 2 * speed, 1.2), INK["waypoint"])
+        for i, value in enumerate(self.state["pixels"][row]):
+            grey = round(float(np.clip(230 - 70 * (value + 1), 20, 230)))
+            canvas.box(np.float32([[-66 + 4.2 * i, -20]]), flat, (1.9, 1.9), (grey, grey, grey))
+        return canvas.image[0]
+
+
+def _camera(hidden: np.ndarray) -> np.ndarray:
+    """(rows, PIXELS): clutter by number and step, so that what follows a recorded state does not depend on when it is
+    restored, and the person, if there is one."""
+    number, clock = (torch.from_numpy(hidden[:, i].astype(np.int64)) for i in (6, 7))
+    pixels = 2 * uniform(number, clock, (PIXELS,)).numpy().astype(np.float32) - 1
+    shows = (hidden[:, 2] > 0)[:, None] & (np.arange(PIXELS) == hidden[:, 5, None])
+    return np.where(shows, np.float32(PERSON), pixels)
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Brakes while it sees somebody, and else speeds up. `noise`: standard deviation of its unsteadiness, as a share of
+    full throttle."""
+
+    noise: float = 0.1
+
+    def start(self, obs, key):
+        return {"key": key, "count": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        seen = (obs["observation.state"][:, :PIXELS] > 1.5).any(1, keepdim=True)
+        action = torch.where(seen, -0.8, 0.8) + self.noise * normal(state["key"], state["count"], (1,), stream=2)
+        return action, {**state, "count": state["count"] + 1}

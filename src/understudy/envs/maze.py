@@ -1,0 +1,176 @@
+"""A point in a maze of which each episode may show another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..core import Feature, UserError, keys, normal, uniform
+from ..execute.actor import Actor
+from .grid import MOVES, by_move, to_go
+from .toy import Toy, distance, named
+
+MARGIN = 0.1  # m: as near to a wall the point comes
+RADIUS = 0.25  # m, of the goal
+SPEED = 2.0  # m/s
+LOOPS = 0.3  # the share of walls that a maze without loops has, and ours does not
+LAYOUTS = 20_231  # the seed of numbered mazes
+
+
+class Maze(Toy):
+    """A point is to reach a goal in a maze of `cells` x `cells` squares of 1 m, by one of several ways: a random
+    spanning tree of the cells, with three in ten of the remaining walls taken away.
+
+    levels: how many mazes there are, numbered from `first`, of which each episode draws one; 0: each has its own. So
+    policies can learn from some mazes and be judged in others (as in Procgen, Cobbe et al. 2020). info["level"] is the
+    maze's number, -1 for one without.
+
+    observation.state (4): position and goal, m. observation.environment_state (24, of 4 x 4 cells): which walls stand,
+    0 or 1, those to the right of a cell first and then those above.
+    action (2): velocity, m/s, clipped to [-2, 2]; a step is 0.1 s. Walls stop the point. Reaching the goal ends the
+    episode with reward 1.
+
+    Best possible success: 1.0. `Expert(noise=0)` attains it.
+    """
+
+    low, high = -SPEED, SPEED
+    needs = ("observation.state", "observation.environment_state")
+
+    def __init__(self, rows: int = 1, limit: int = 100, cells: int = 4, levels: int = 0, first: int = 0):
+        if cells < 2 or levels < 0 or first < 0:
+            raise UserError(f"expected at least 2 x 2 cells and numbers of mazes, found cells={cells}, "
+                            f"levels={levels}, first={first}", where="maze")
+        self.cells, self.levels, self.first = cells, levels, first
+        names = tuple(f"wall.{i}.{j}.{('right', 'up')[k]}" for i, j, k in sides(cells))
+        self.features = {"observation.state": named("x", "y", "goal.x", "goal.y", unit="m"),
+                         "observation.environment_state": Feature("float32", (len(names),), names=names),
+                         "action": named("x", "y", unit="m/s")}
+        self.facts = {"env": "maze", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
+                      "success": f"within {RADIUS} m of the goal"}
+        super().__init__(rows, limit)
+
+    def fresh(self, key):
+        drawn = uniform(key, torch.zeros_like(key), (6,)).numpy()
+        level = self.first + (self.levels * drawn[:, 0]).astype(np.int64) if self.levels else np.full(len(key), -1)
+        walls, n = layout(keys(LAYOUTS, level) if self.levels else key, self.cells), self.cells**2
+        start = (drawn[:, 1] * n).astype(np.int64)
+        goal = (start + 1 + (drawn[:, 2] * (n - 1)).astype(np.int64)) % n  # in another cell
+        start, goal = (np.stack(np.divmod(cell, self.cells), 1) for cell in (start, goal))
+        at = start + 0.5 + 0.5 * (drawn[:, 3:5] - 0.5)
+        return {"at": at.astype(np.float32), "goal": (goal + 0.5).astype(np.float32), "walls": walls, "level": level}
+
+    def show(self):
+        s = self.state
+        return {"observation.state": np.concatenate([s["at"], s["goal"]], 1),
+                "observation.environment_state": s["walls"].astype(np.float32)}
+
+    def recall(self, steps):
+        at, goal = np.split(steps["observation.state"], 2, 1)
+        return {"at": at, "goal": goal, "walls": steps["observation.environment_state"] > 0.5,
+                "level": np.full(len(at), -1)}
+
+    def move(self, action):
+        s, rows = self.state, np.arange(self.rows)
+        shut, at = closed(s["walls"]), s["at"].copy()
+        for axis in (0, 1):  # one after the other, so that no corner is cut
+            cell = _cell(at, self.cells)
+            (i, j), cell = cell.T, cell[:, axis].astype(np.float32)
+            below, above = shut[rows, 2 + axis, i, j], shut[rows, axis, i, j]
+            low, high = cell + np.where(below, MARGIN, -1), cell + np.where(above, 1 - MARGIN, 2)
+            moved = at[:, axis] + np.float32(0.1) * action[:, axis]
+            at[:, axis] = np.minimum(np.maximum(moved, low), high)
+        s["at"] = at
+        success = distance(at, s["goal"]) < RADIUS
+        return success, success, np.zeros_like(success)
+
+    def step(self, action):
+        out = super().step(action)
+        return replace(out, info={**out.info, "level": torch.from_numpy(self.state["level"].copy())})
+
+    def expert(self):
+        return Expert()
+
+    def map(self):
+        span = (0.0, float(self.cells))
+        return {"x": span, "y": span, "path": ("observation.state", 0, 1), "shapes": [], "marks": [
+            {"kind": "circle", "column": ("observation.state", 2, 3), "radius": RADIUS, "role": "goal"}]}
+
+    def frame(self, row):
+        from .raster import picture
+
+        s = {k: v[row] for k, v in self.state.items()}
+        walls = [((i + 1, j + 0.5), (0.04, 0.54)) if k == 0 else ((i + 0.5, j + 1), (0.54, 0.04))
+                 for (i, j, k), stands in zip(sides(self.cells), s["walls"], strict=True) if stands]
+        half, ends = self.cells / 2, (0, self.cells)
+        edge = [((x, half), (0.08, half)) for x in ends] + [((half, y), (half, 0.08)) for y in ends]
+        return picture(self.map(), [
+            {"kind": "circle", "at": tuple(s["goal"]), "radius": RADIUS, "role": "goal"},
+            *({"kind": "box", "at": at, "half": size, "role": "obstacle"} for at, size in (*walls, *edge)),
+            {"kind": "circle", "at": tuple(s["at"]), "radius": 0.12, "role": "agent"}])
+
+
+def sides(cells: int) -> list[tuple[int, int, int]]:
+    """What each wall parts: cell (i, j) and the next one to the right (0) or up (1)."""
+    return [(i, j, 0) for i in range(cells - 1) for j in range(cells)] + [
+        (i, j, 1) for i in range(cells) for j in range(cells - 1)]
+
+
+def layout(key: torch.Tensor, cells: int) -> np.ndarray:
+    """(n, walls) bool, of one maze a key: walls taken away in random order wherever they part two regions (Kruskal
+    1956), and some more."""
+    parted = np.array([(cells * i + j, cells * (i + (k == 0)) + j + (k == 1)) for i, j, k in sides(cells)])
+    drawn = uniform(key, torch.zeros_like(key), (2, len(parted)), stream=1).numpy()
+    rows = np.arange(len(key))
+    region = np.tile(np.arange(cells**2), (len(key), 1))
+    walls = drawn[:, 1] > LOOPS
+    for wall in drawn[:, 0].argsort(1).T:
+        a, b = (region[rows, parted[wall, k]] for k in (0, 1))
+        walls[rows[a != b], wall[a != b]] = False
+        region = np.where(region == b[:, None], a[:, None], region)
+    return walls
+
+
+def closed(walls: np.ndarray) -> np.ndarray:
+    """(n, 4, cells, cells) bool: by which of grid.MOVES a cell cannot be left."""
+    half = walls.shape[1] // 2
+    cells = math.isqrt(half) + 1
+    shut = np.ones((len(walls), 4, cells, cells), bool)
+    right, up = walls[:, :half].reshape(-1, cells - 1, cells), walls[:, half:].reshape(-1, cells, cells - 1)
+    shut[:, 0, :-1], shut[:, 1, :, :-1], shut[:, 2, 1:], shut[:, 3, :, 1:] = right, up, right, up
+    return shut
+
+
+def _cell(at, cells):
+    """(n, 2) int64"""
+    return np.clip(np.floor(at), 0, cells - 1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Takes the shortest way, where each step from cell to cell seems to it up to `taste` longer than it is: so equally
+    long ways are taken by some and not by others. `noise`: standard deviation of its unsteadiness, m/s."""
+
+    taste: float = 0.5
+    noise: float = 0.2
+
+    def start(self, obs, key):
+        shut = closed(obs["observation.environment_state"].numpy() > 0.5)
+        liked = uniform(key, torch.zeros_like(key), shut.shape[1:], stream=6).numpy()
+        cost = np.where(shut, np.inf, 1 + self.taste * liked).astype(np.float32)
+        goal = _cell(obs["observation.state"][:, 2:].numpy(), shut.shape[2])
+        best = by_move(cost, to_go(cost, goal)).argmin(1)
+        return {"key": key, "count": torch.zeros_like(key), "best": torch.from_numpy(best)}
+
+    def act(self, obs, state):
+        at, goal = obs["observation.state"].split(2, 1)
+        cell, last = (torch.from_numpy(_cell(x.numpy(), state["best"].shape[1])) for x in (at, goal))
+        there = (cell == last).all(1, keepdim=True)
+        onward = cell + torch.from_numpy(MOVES)[state["best"][torch.arange(len(at)), cell[:, 0], cell[:, 1]]] + 0.5
+        aim = torch.where(there, goal, onward.float()) - at
+        length = (aim * aim).sum(1, keepdim=True).sqrt()
+        action = SPEED * aim / length.clamp(min=0.2)
+        action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
+        return action, {**state, "count": state["count"] + 1}

@@ -1,0 +1,109 @@
+"""A T-shaped corridor: a cue seen at the start says where to turn at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..core import UserError, normal, uniform
+from ..execute.actor import Actor
+from .toy import Toy, named
+
+ARM = 0.5  # m: from the corridor to the end of either arm
+GOAL = 0.1  # m: as near to it is there
+
+
+class Memory(Toy):
+    """A point walks along a corridor to a junction and turns left or right, as a light said while it was on: for the
+    first `shown` steps. Who acts by the present observation alone has to guess (the T-maze of Bakker 2001,
+    Reinforcement Learning with Long Short-Term Memory, in continuous steps).
+
+    The corridor has no width, so that the way walked does not tell the cue to who has forgotten it.
+
+    observation.state (3): position, m, and the light: +1 left, -1 right, 0 once it is off. simulator.state (2): the
+    cue, and how many more steps it will be shown. action (2): velocity, m/s, clipped to [-1, 1]; a step is 0.1 s.
+    The end of the right arm ends the episode with reward 1, of the wrong one with -1.
+
+    Best possible success: 1.0, attained by `Expert(noise=0)`; 0.5 without memory (facts["memoryless"]).
+    """
+
+    needs = ("observation.state", "simulator.state")
+
+    def __init__(self, rows: int = 1, limit: int = 60, length: float = 1.8, shown: int = 3):
+        if not length > 0 or shown < 1:
+            raise UserError(f"expected a corridor with a length and a light that is shown, found length={length}, "
+                            f"shown={shown}", where="memory")
+        self.length, self.shown = np.float32(length), shown
+        self.features = {"observation.state": named("x", "y", "light"), "simulator.state": named("cue", "left"),
+                         "action": named("x", "y", unit="m/s")}
+        self.facts = {"env": "memory", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0, "memoryless": 0.5,
+                      "success": f"within {GOAL} m of the end of the arm that the light pointed to"}
+        super().__init__(rows, limit)
+
+    def fresh(self, key):
+        drawn = uniform(key, torch.zeros_like(key), (2,)).numpy()
+        at = np.stack([0.4 * drawn[:, 0], np.zeros(len(key))], 1).astype(np.float32)
+        return {"at": at, "cue": np.where(drawn[:, 1] < 0.5, 1, -1).astype(np.float32),
+                "left": np.full(len(key), self.shown, np.float32)}
+
+    def show(self):
+        s = self.state
+        light = np.where(s["left"] > 0, s["cue"], 0).astype(np.float32)
+        return {"observation.state": np.concatenate([s["at"], light[:, None]], 1),
+                "simulator.state": np.stack([s["cue"], s["left"]], 1)}
+
+    def recall(self, steps):
+        cue, left = steps["simulator.state"].T
+        return {"at": steps["observation.state"][:, :2], "cue": cue, "left": left}
+
+    def move(self, action):
+        s = self.state
+        x, y = s["at"].T
+        forward, aside = np.float32(0.1) * action.T
+        junction = x >= self.length
+        y = np.where(junction, np.clip(y + aside, -ARM, ARM), y)
+        x = np.where(y != 0, x, np.clip(x + forward, 0, self.length))  # an arm has no width either
+        s["at"], s["left"] = np.stack([x, y], 1), np.maximum(s["left"] - 1, 0)
+        success, failure = (side * y * s["cue"] > ARM - GOAL for side in (1, -1))
+        return success.astype(np.float32) - failure, success, failure
+
+    def expert(self):
+        return Expert(float(self.length))
+
+    def map(self):
+        arm = {"kind": "circle", "radius": GOAL, "role": "goal"}
+        end, middle = float(self.length), float(self.length) / 2
+        return {"x": (-0.1, end + 0.2), "y": (-0.7, 0.7), "path": ("observation.state", 0, 1), "shapes": [
+            {"kind": "box", "at": (middle, 0.0), "half": (middle, 0.05), "role": "start"},
+            {"kind": "box", "at": (end, 0.0), "half": (0.05, ARM), "role": "start"},
+            {**arm, "at": (end, ARM)}, {**arm, "at": (end, -ARM)}]}
+
+    def frame(self, row):
+        from .raster import picture
+
+        x, y = self.state["at"][row]
+        light = float(self.state["cue"][row]) if self.state["left"][row] > 0 else 0.0
+        lamp = [{"kind": "circle", "at": (float(self.length) / 2, 0.25 * light), "radius": 0.06, "role": "waypoint"}]
+        return picture(self.map(), [*(lamp if light else ()), {"kind": "circle", "at": (x, y), "radius": 0.04,
+                                                               "role": "agent"}])
+
+
+@dataclass(frozen=True)
+class Expert(Actor):
+    """Keeps in mind what it saw. length: of the corridor, m. `noise`: standard deviation of its unsteadiness, m/s."""
+
+    length: float = 1.8
+    noise: float = 0.1
+
+    def start(self, obs, key):
+        return {"key": key, "count": torch.zeros_like(key), "cue": obs["observation.state"][:, 2].clone()}
+
+    def act(self, obs, state):
+        x, _, light = obs["observation.state"].T
+        cue = torch.where(light == 0, state["cue"], light)
+        there = (x >= np.float32(self.length)).float()
+        action = torch.stack([1 - there, there * cue], 1)
+        action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
+        return action, {**state, "count": state["count"] + 1, "cue": cue}

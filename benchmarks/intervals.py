@@ -252,7 +252,7 @@ def band(runs):
     return run
 
 
-def sequence_of_a_difference(rng, draws=2000, most=500):
+def sequence_of_a_difference(rng, draws=1000, most=500):
     """Differences of -10 to 50 points with correlations 0 to 0.6, after every one of 500 pairs at once."""
     # Each bet's wealth is followed pair by pair: not the closed form that is used.
     nodes, weights = np.polynomial.legendre.leggauss(96)
@@ -311,7 +311,7 @@ INTERVALS = {
     "Newcombe, unpaired": (ABOUT, independent, unpaired.newcombe),
     "method: two-level": (ALWAYS, methods),
     "methods' difference: two-level": (ALWAYS, differences),
-    "mean: BCa, widened": (ABOUT, values(stats.mean)),
+    "mean: BCa, widened": (ABOUT, values(stats.mean, draws=400)),
     "mean: BCa": (ABOUT, values(bootstrap)),
     "mean: percentile": (ABOUT, values(lambda x: bootstrap(x, method="percentile"))),
     "interquartile mean: BCa": (ABOUT, values(lambda x: bootstrap(x, lambda v, axis: interquartile_mean(v, axis)),

@@ -56,6 +56,7 @@ def main(args: list[str]) -> None:
     o = parse(Compare, "compare", args)
     from ..core import UserError
     from ..evaluate.comparison import compare_all
+    from .evaluate import called
 
     with Out(o.json) as out:
         if o.episodes is not None and o.episodes < 1:
@@ -68,14 +69,15 @@ def main(args: list[str]) -> None:
         found = _evaluations(o, runs)
         judged = {name: [found[r] for r in group] if o.group else found[group[0]] for name, group in groups.items()}
         comparison = compare_all(judged)
-        _tell(comparison, out)
+        shown = comparison if o.group else replace(comparison, names=tuple(called(runs)))
+        _tell(shown, out)
         if o.html is not None:
             from ..evaluate.report import report_comparison
 
-            report_comparison(comparison, o.html)
-            out.say("", f"Report written to {o.html}")
+            report_comparison(shown, o.html)
+            out.say(f"Report written to {o.html}")
         if o.save is not None:
-            out.say("", f"Episodes written to {o.save}")
+            out.say(f"Episodes written to {o.save}")
         out.next(*_onward(o, comparison, runs))
         out.answer(comparison.json())
 
@@ -203,6 +205,7 @@ def _tell(c: Comparison, out: Out) -> None:
     if more := c.more():
         who = "the others" if len(c.pairs) > 1 else "them"
         out.say("", f"To tell {who} apart, four times in five:", *(f"  {m}" for m in more))
+    out.say()
 
 
 def _onward(o: Compare, c: Comparison, runs: list[Path]) -> list[str]:

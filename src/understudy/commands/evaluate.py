@@ -214,8 +214,10 @@ def evaluated(run: Path, env, o: Asked, save: Path | None, *, name: str = "", wo
     from ..evaluate.judge import judged
     from ..evaluate.record import record
     from ..evaluate.workers import Workers
+    from .common import same_simulator
 
     plays, by = acting(run, env, o)
+    same_simulator(env, run)
     seat = partial(_seat, run, o, name, side_by_side(env.rows, o.episodes, workers))
     began = time.perf_counter()
     with (bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress,

@@ -153,6 +153,15 @@ def test_planted_clusters_are_found():
     assert len(clustered(np.ones((9, 2)))) == 1
 
 
+def test_outliers_are_no_groups():
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(size=(12, 2)), [[30, 0]], rng.normal(size=(9, 2)) + [0, 12]])
+    found = clustered(points)
+    assert len(found) == 3 and len(two := found.larger(2)) == 2
+    assert two.labels.tolist() == [0] * 13 + [1] * 9 and np.allclose(two.centres, found.centres[:2])
+    assert len(clustered(points[:13]).larger(2)) == 1 and found.larger(1) is found
+
+
 def test_silhouette_is_its_definition():
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(12, 2)), np.array([0] * 5 + [1] * 6 + [2])

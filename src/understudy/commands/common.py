@@ -24,6 +24,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
+    from ..envs.base import Env as Environment
 
 T = TypeVar("T")
 
@@ -293,6 +294,18 @@ def unused(codes: Sequence[str]) -> None:
     """Codes of --despite that were not needed: they may be misspelt."""
     for code in codes:
         print(f"--despite {code}: no such error was found", file=sys.stderr)
+
+
+def same_simulator(env: Environment, run: Path) -> None:
+    """Warns where `env` is another version, or has other physics, than what the data of `run` were recorded in."""
+    from ..evaluate.simulators import otherwise
+    from ..files import read_json
+    from ..policy import checkpoint
+
+    if run.suffix == ".onnx" or not (file := checkpoint(run) / "provenance.json").exists():
+        return
+    if told := otherwise(read_json(file)["data"].get("simulators") or {}, env, f"{run} was trained on data of"):
+        print(f"warning: {told}", file=sys.stderr)
 
 
 def demonstrations(path: Path) -> Path:

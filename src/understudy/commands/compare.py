@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Count, Device, Out, Steps, Trust, line, needed, parse
+from .common import Count, Device, Out, Processes, Steps, Trust, line, needed, parse
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison
@@ -38,6 +38,8 @@ class Compare:
     """where to compute"""
     rows: Count = 16
     """environments side by side; changes nothing but the time it takes"""
+    workers: Processes = 1
+    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to policies that were trained with --language"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
@@ -99,6 +101,11 @@ def _groups(o: Compare) -> dict[str, list[Path]]:
     if len(groups) < 2:
         raise UserError(f"expected two {'groups' if o.group else 'policies'} or more, found {len(groups)}",
                         where="understudy compare", do="understudy eval RUN ENV judges one")
+    sizes = {name: len(group) for name, group in groups.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError("expected as many training seeds of each method, found "
+                        + ", ".join(f"{n} of {name}" for name, n in sizes.items()), where="--group",
+                        do="train the missing ones, or leave some out")
     places: dict[Path, Path] = {}
     for run in (run for group in groups.values() for run in group):
         place = run.resolve() if _saved(run) else _place(run)
@@ -106,11 +113,6 @@ def _groups(o: Compare) -> dict[str, list[Path]]:
             raise UserError(f"expected different policies, found {places[place]} and {run}, which are the same",
                             where="compare", do="there is nothing to tell apart")
         places[place] = run
-    sizes = {name: len(group) for name, group in groups.items()}
-    if len(set(sizes.values())) > 1:
-        raise UserError("expected as many training seeds of each method, found "
-                        + ", ".join(f"{n} of {name}" for name, n in sizes.items()), where="--group",
-                        do="train the missing ones, or leave some out")
     return groups
 
 
@@ -142,7 +144,8 @@ def _evaluations(o: Compare, runs: list[Path]) -> dict[Path, Evaluation]:
         env = make(o.env, min(o.rows, episodes), o.trust)
         try:
             for run in acting:
-                found[run] = evaluated(run, env, asked, None if o.save is None else o.save / _slug(run))
+                found[run] = evaluated(run, env, asked, None if o.save is None else o.save / _slug(run), name=o.env,
+                                       workers=o.workers)
         finally:
             env.close()
     return {run: _first(found[run], episodes) for run in runs}

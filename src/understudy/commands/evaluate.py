@@ -127,6 +127,7 @@ def main(args: list[str]) -> None:
         if o.workers != 1 and (o.interactive or o.sequential):
             raise UserError(f"expected one worker, which looks after every episode, found {o.workers}",
                             where="--workers", do="leave it away")
+        beside.check(o)
         if o.interactive:
             interactive(o, out)
             return
@@ -160,7 +161,6 @@ def _rolled_out(o: Eval, out: Out) -> None:
     from ..evaluate.judge import finding, verdict
 
     wordless([o.run], o)
-    beside.check(o)
     shown = beside.demonstrated(o)
     env = make(o.on, min(o.rows, o.episodes), o.trust)
     try:
@@ -214,8 +214,10 @@ def evaluated(run: Path, env, o: Asked, save: Path | None, *, name: str = "", wo
     from ..evaluate.judge import judged
     from ..evaluate.record import record
     from ..evaluate.workers import Workers
+    from .common import same_simulator
 
     plays, by = acting(run, env, o)
+    same_simulator(env, run)
     seat = partial(_seat, run, o, name, side_by_side(env.rows, o.episodes, workers))
     began = time.perf_counter()
     with (bar(f"{run.name} in {env.facts['env']}", o.episodes) as progress,

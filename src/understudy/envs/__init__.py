@@ -13,10 +13,14 @@ from types import ModuleType
 from ..config import Untrusted
 from ..core import UserError
 from .base import Env, Obs, Outcome, Pictures, Plane, Replays, Scripted
+from .physics import simulator
 
 __all__ = ["Env", "Obs", "Outcome", "Pictures", "Plane", "Replays", "Scripted", "make", "names"]
 
 SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
+EXTRAS = {"ogbench": "ogbench", "dm_control": "dm_control", "minigrid": "minigrid", "pusht": "pusht",
+          "highway": "highway"}  # module -> the extra that brings its simulator, where that is not sim
+APART = "it needs an environment of its own: see robosuite in the documents' page Environments"
 GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")
 REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
 
@@ -60,13 +64,21 @@ def _adapter(name: str) -> str | None:
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
     """`rows` copies of an environment side by side.
 
-    name: a toy ("fork", "particle", "particle:8" for eight dimensions, "push", "push-images"), a Gymnasium id
-    ("Hopper-v4"), "metaworld/door-open-v3", or "module:factory", a function or class of a package of `trust` that
-    gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its parameter `rows`, if it has one, is how many
-    run side by side; a single gymnasium.Env is asked for once a row. Packages of `trust` are imported for the Gymnasium
-    ids that they name. `options` are the environment's own. Raises UserError for a name or an option that nobody knows,
-    Untrusted for code that is not trusted.
+    name: a toy (`names()`; "particle:8" is "particle" in eight dimensions), a Gymnasium id ("Hopper-v4"),
+    "metaworld/door-open-v3", "ogbench/NAME", "dm_control/DOMAIN-TASK", "robosuite/NAME", or "module:factory", a
+    function or class of a package of `trust` that gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its parameter
+    `rows`, if it has one, is how many run side by side; a single gymnasium.Env is asked for once a row. Packages of
+    `trust` are imported for the Gymnasium ids that they name.
+    `options` are the environment's own. Its fact "simulator" is its version and physics, in words.
+    Raises UserError for a name or an option that nobody knows, Untrusted for code that is not trusted.
     """
+    env = _make(name, rows, trust, options)
+    if type(env).__module__.startswith(__name__):  # one of ours, or of Gymnasium's in ours
+        env.facts = {**env.facts, "simulator": simulator(env)}
+    return env
+
+
+def _make(name, rows, trust, options) -> Env:
     toy, _, dim = name.partition(":")
     if toy in TOYS and (not dim or toy == "particle" and dim.isdigit()):
         module, made = home(toy)
@@ -85,9 +97,20 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
 
 def _simulated(module, name, rows, options) -> Env:
     try:
-        return _quietly(f"{__name__}.{module}").make(name, rows, **options)
+        adapter = _quietly(f"{__name__}.{module}")
     except ImportError as error:
-        raise UserError(f"expected its simulator, found none ({error})", where=name, do=SIMULATORS) from error
+        brings = (APART if module == "robosuite" else SIMULATORS if module not in EXTRAS
+                  else f"pip install 'understudy[{EXTRAS[module]}]' brings it")
+        raise UserError(f"expected its simulator, found none ({error})", where=name, do=brings) from error
+    import gymnasium
+
+    try:
+        return adapter.make(name, rows, **options)
+    except ImportError as error:
+        raise UserError(f"expected all of its simulator, found a part missing ({error})", where=name,
+                        do="install what is named there") from error
+    except (gymnasium.error.Error, TypeError) as error:
+        raise UserError(f"it cannot be made: {error}", where=name, do="check its options") from error
 
 
 def _registered(gym_id, name, rows, trust, options) -> Env:
@@ -193,5 +216,6 @@ def _nearest(name, registry) -> str:
     near = difflib.get_close_matches(name, known, 4, 0.5)
     near = [n for n in known if n.lower() == name.lower()] or near
     said = f"did you mean {', '.join(near)}? " if near else ""
-    return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME and module:factory; "
+    return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME, "
+            "ogbench/NAME, dm_control/NAME, robosuite/NAME and module:factory; "
             f"{SIMULATORS}; --trust PACKAGE imports one that names ids of its own")

@@ -36,10 +36,10 @@ class Arm(gymnasium.Env):
 
     def __init__(self, task, robots, limit, options):
         self.env = robosuite.make(task, robots=robots, **{
-            "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False, "hard_reset": False,
-            "ignore_done": True, **options})
+            "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False, "ignore_done": True,
+            **options, "hard_reset": True})  # a soft one leaves the gripper and the controller as they were
         self.limit, self.clock = limit, 0
-        self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
+        self.model = self.env.sim.model._model
         seen = self._shown(self.env.reset())
         self.observation_space = spaces.Dict({k: spaces.Box(-np.inf, np.inf, v.shape, np.float64)
                                               for k, v in seen.items()})

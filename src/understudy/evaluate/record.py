@@ -51,7 +51,9 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
             first += 1
 
     def keep(number: int, episode: Episode) -> None:
-        finished[number] = replace(episode, meta={**episode.meta, "by": by, **_task(episode)})
+        told = env.facts.get("simulator")
+        finished[number] = replace(episode, meta={**episode.meta, "by": by, **_task(episode),
+                                                  **({"simulator": told} if told else {})})
         put_down()
         watch(number, episode)
 
@@ -75,7 +77,9 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
 def _task(episode: Episode) -> dict[str, str]:
     """The words that an environment shows (as `Say` writes them) are the task of the episode."""
     said = episode.steps.get("observation.task")
-    return {} if said is None else {"task": bytes(np.asarray(said)[0]).rstrip(b"\0").decode(errors="replace")}
+    if said is None or episode.features()["observation.task"].kind != "text":
+        return {}
+    return {"task": bytes(np.asarray(said)[0]).rstrip(b"\0").decode(errors="replace")}
 
 
 def there(out: Path, env: Env, seed: int, by: str) -> int:

@@ -285,13 +285,24 @@ def provenance(source, fingerprint: str, data: Dataset | Stream, held: list[int]
     kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
-                 "format": source.get("format"), "fps": source.get("fps")},
+                 "format": source.get("format"), "fps": source.get("fps"), "simulators": simulators(data)},
         "held_out": held, "seed": seed, "draw": config.dump(draw), "command": command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
                    "processes": processes.count},
     }
+
+
+def simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]:
+    """Environment -> the simulators that the episodes say they were recorded in; of more than `most` episodes, of so
+    many that lie evenly among them."""
+    found: dict[str, set[str]] = {}
+    for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
+        facts = data[i].meta
+        if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
+            found.setdefault(facts["env"], set()).add(facts["simulator"])
+    return {env: sorted(said) for env, said in sorted(found.items())}
 
 
 def _same(run: Run, step: int, documents: dict[str, Any]) -> None:

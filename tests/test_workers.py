@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
@@ -105,16 +106,28 @@ def test_two_workers_do_what_one_does_to_the_last_bit_even_if_one_is_killed(tmp_
     same(found.episodes, one.episodes)
 
 
-def test_the_number_of_threads_makes_no_difference():
-    """Without `one_thread` it does: products of this size are shared by threads."""
+class Threads(Doomed):
+    """Its reward is the number of threads that it is stepped with."""
+
+    def step(self, action):
+        return replace(super().step(action), reward=torch.full((self.rows,), float(torch.get_num_threads())))
+
+
+def threads(rows):
+    env = Threads(rows)
+    return env.expert(), env
+
+
+def test_every_worker_has_one_thread_also_where_it_is_this_process():
+    """With more of them, products of matrices are summed in another order."""
     before = torch.get_num_threads()
-    wanted = rollout(*diffusion(4), 3)
     try:
         torch.set_num_threads(2)
-        same(evaluate(partial(diffusion, 4), 3).episodes, wanted)
+        ran = evaluate(partial(threads, 4), 3)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+    assert {r for e in ran.episodes for r in e.steps["next.reward"].tolist()} == {1.0}
 
 
 # -- death ----------------------------------------------------------------------------------------------------------

@@ -103,6 +103,8 @@ def test_without_success_returns_are_compared_and_it_says_so():
     assert "highest return" in c.words()[0]
     noisy = compare_all({"x": evaluation([None] * 30, x), "y": evaluation([None] * 30, x - 0.1 * rng.normal(size=30))})
     assert noisy.pairs[0].better is None and noisy.pairs[0].needed > 30
+    with pytest.raises(UserError, match="two episodes or more"):
+        compare_all({"x": evaluation([None], x[:1]), "y": evaluation([None], x[1:2])})
 
 
 def test_methods_are_compared_over_seeds_and_starts():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,6 +57,7 @@ def main(args: list[str]) -> None:
     o = parse(Compare, "compare", args)
     from ..core import UserError
     from ..evaluate.comparison import compare_all
+    from .evaluate import called
 
     with Out(o.json) as out:
         if o.episodes is not None and o.episodes < 1:
@@ -68,14 +70,15 @@ def main(args: list[str]) -> None:
         found = _evaluations(o, runs)
         judged = {name: [found[r] for r in group] if o.group else found[group[0]] for name, group in groups.items()}
         comparison = compare_all(judged)
-        _tell(comparison, out)
+        shown = comparison if o.group else replace(comparison, names=tuple(called(runs)))
+        _tell(shown, out)
         if o.html is not None:
             from ..evaluate.report import report_comparison
 
-            report_comparison(comparison, o.html)
-            out.say("", f"Report written to {o.html}")
+            report_comparison(shown, o.html)
+            out.say(f"Report written to {o.html}")
         if o.save is not None:
-            out.say("", f"Episodes written to {o.save}")
+            out.say(f"Episodes written to {o.save}")
         out.next(*_onward(o, comparison, runs))
         out.answer(comparison.json())
 
@@ -189,20 +192,23 @@ def _tell(c: Comparison, out: Out) -> None:
                   box=None, pad_edge=False)
     for i in c.order:
         e, r = c.estimates[i], places[i]
-        table.add_row(c.names[i], show(e.estimate), f"{show(e.low)} to {show(e.high)}", shared[i],
+        table.add_row(c.names[i], show(e.estimate),
+                      "none" if math.isnan(e.low) else f"{show(e.low)} to {show(e.high)}", shared[i],
                       str(r.low) if r.low == r.high else f"{r.low} to {r.high}")
     pairs = Table("", "difference", f"{c.level:.0%} interval", "p", "adjusted", "", box=None, pad_edge=False)
     for p in c.pairs:
         said = {"first": f"{c.names[p.a]} is better", "second": f"{c.names[p.b]} is better", None: "cannot tell"}
         pairs.add_row(f"{c.names[p.a]} minus {c.names[p.b]}", gap(p.found.difference),
-                      f"{gap(p.found.low)} to {gap(p.found.high)}", f"{p.found.p:.2g}", f"{p.adjusted:.2g}",
+                      "none" if math.isnan(p.found.low) else f"{gap(p.found.low)} to {gap(p.found.high)}",
+                      f"{p.found.p:.2g}", f"{p.adjusted:.2g}",
                       said[p.better])
-    out.say(f"{c.episodes} episodes in {c.env}, the same starts for all."
+    out.say(f"{c.episodes} episode{'s' * (c.episodes > 1)} in {c.env}, the same starts for all."
             + ("" if c.of == "success" else " It defines no success: returns are compared."), "", table, "", pairs, "",
             " ".join(c.words()))
     if more := c.more():
         who = "the others" if len(c.pairs) > 1 else "them"
         out.say("", f"To tell {who} apart, four times in five:", *(f"  {m}" for m in more))
+    out.say()
 
 
 def _onward(o: Compare, c: Comparison, runs: list[Path]) -> list[str]:

@@ -323,7 +323,7 @@ def _tell(design: Design, session: Session, path: Path, out: Out) -> None:
     won = tuple(p["successes"] for p in result["policies"])
     unit = "rounds" if len(won) == 2 else "trials"
     if result["rounds"]:
-        table = Table("", *design.labels, "success", "95% interval", "spoilt", box=None, pad_edge=False)
+        table = Table("", *design.labels, "rate", "95% interval", "spoilt", box=None, pad_edge=False)
         for p in result["policies"]:
             i = p["success"]
             table.add_row(p["name"], *map(str, p["labels"].values()), f"{i['estimate']:.1%}",

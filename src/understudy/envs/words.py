@@ -45,6 +45,7 @@ class Words(Toy):
         self.facts = {"env": "words", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
                       "success": "on the thing that the mission names"}
         super().__init__(rows, limit)
+        del self.facts["low"], self.facts["high"]  # which are of numbers, and these are choices
 
     def fresh(self, key):
         inner = np.array([(i, j) for i in range(1, SIZE - 1) for j in range(1, SIZE - 1)])

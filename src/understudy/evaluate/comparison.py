@@ -133,6 +133,9 @@ def compare_all(policies: Mapping[str, Runs], *, level: float = LEVEL) -> Compar
                         + ", ".join(f"{len(g)} of {n}" for n, g in zip(names, groups, strict=True)), where="compare")
     of = "success" if all(r.success is not None for g in groups for r in g) else "return"
     several = len(groups[0]) > 1
+    if of == "return" and len(groups[0][0].episodes) < 2:
+        raise UserError("expected two episodes or more, whose returns differ by chance, found 1", where="compare",
+                        do="ask for more --episodes")
     means = [across(g, level) if several else g[0] for g in groups]
     estimates = tuple(m.success if of == "success" else m.returns for m in means)
     which = list(combinations(range(len(names)), 2))
@@ -163,7 +166,8 @@ def _needed(a, b, p: Paired, alpha: float) -> int | None:
     def enough(n):  # Student's t, whose power is that of the noncentral t
         edge = scipy_stats.t.isf(alpha / 2, n - 1)
         return scipy_stats.nct.sf(edge, n - 1, min(reach * math.sqrt(n), 1e3)) >= POWER
-    return _fewest(enough, have)
+    flips = math.floor(math.log2(2 / alpha))  # fewer returns, of all changes of their signs, cannot give so small a p
+    return _fewest(enough, max(have, flips) if p.seeds == 1 else have)
 
 
 def _fewest(enough: Callable[[int], bool], low: int) -> int | None:

@@ -312,7 +312,7 @@ def _flips(d: np.ndarray) -> float:
     (Fisher 1935)."""
     if not np.isfinite(d).all():
         return math.nan
-    if not d.any():
+    if not d.any() or len(d) == 1:  # one difference is as large with either sign
         return 1.0
     return float(scipy_stats.permutation_test((d,), lambda x, axis: np.mean(x, axis=axis), vectorized=True,
                                               permutation_type="samples", n_resamples=9_999,

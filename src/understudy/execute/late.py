@@ -99,7 +99,7 @@ class Behind(Actor):
 
 @dataclass(frozen=True)
 class Dropped(Actor):
-    """Of the observations a `share` does not come: `actor` then sees again what came last, at first what it started from.
+    """Of the observations a `share` does not come: `actor` then sees again what came last, at first the start.
     Which ones is decided by each row's key (stream 8)."""
 
     actor: Actor

@@ -79,9 +79,7 @@ def paired(interval, sizes=(10, 20, 40)):
                 yield float(mass @ ((low <= p - q + 1e-12) & (p - q - 1e-12 <= high)))
 
 
-@cache
-def tango(b, c, n):
-    return stats.tango(b, c, n)
+tango, mcnemars = cache(stats.tango), cache(stats.mcnemar)
 
 
 def ever(stops, p: float, most: int) -> float:
@@ -223,7 +221,7 @@ LAWS = {"normal": (lambda rng, size: rng.normal(size=size), 0.0), "exponential":
         lambda rng, size: rng.choice([0.0, 0.5, 1.0], size=size, p=[0.2, 0.2, 0.6]), 0.7)}
 
 
-def values(interval, draws=400, sizes=(10, 20, 50), truth=None):
+def values(interval, draws=200, sizes=(10, 20, 50), truth=None):
     def run(rng):
         """Normal, exponential and three-valued (0, 0.5, 1), 10, 20 and 50 values."""
         for draw, mean in LAWS.values():
@@ -235,7 +233,7 @@ def values(interval, draws=400, sizes=(10, 20, 50), truth=None):
 
 
 def tasks(runs):
-    def run(rng, draws=300):
+    def run(rng, draws=200):
         levels, spread = np.array([0.0, 0.2, 0.5, 0.9, 1.5, 4.0]), np.array([0.2, 0.2, 0.5, 0.3, 1.0, 0.5])
         truth = float(interquartile_mean(levels + spread * np.random.default_rng(9).normal(size=(300_000, 6))))
         yield [held(over_tasks(levels + spread * rng.normal(size=(runs, 6))), truth) for _ in range(draws)]
@@ -244,7 +242,7 @@ def tasks(runs):
 
 
 def band(runs):
-    def run(rng, draws=300):
+    def run(rng, draws=200):
         levels, at = np.array([0.0, 0.3, 0.6, 1.0]), np.array([0.0, 0.4, 0.8])
         truth = scipy_stats.norm.sf(at[:, None], levels, 0.5).mean(1)
         found = [profile(levels + 0.5 * rng.normal(size=(runs, 4)), at) for _ in range(draws)]
@@ -254,7 +252,7 @@ def band(runs):
     return run
 
 
-def sequence_of_a_difference(rng, draws=2000, most=500):
+def sequence_of_a_difference(rng, draws=1000, most=500):
     """Differences of -10 to 50 points with correlations 0 to 0.6, after every one of 500 pairs at once."""
     # Each bet's wealth is followed pair by pair: not the closed form that is used.
     nodes, weights = np.polynomial.legendre.leggauss(96)
@@ -277,7 +275,7 @@ def families(adjust):
             for _ in range(draws):
                 hardness = rng.normal(size=(1, 100)) + rng.normal(size=(6, 100))
                 x = scipy_stats.norm.cdf(hardness, scale=math.sqrt(2)) < np.array(rates)[:, None]
-                p = adjust([stats.mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in combinations(x, 2)])
+                p = adjust([mcnemars(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in combinations(x, 2)])
                 out.append(any(v < 0.05 for v, (a, b) in zip(p, combinations(rates, 2), strict=True) if a == b))
             yield out
     return run
@@ -289,7 +287,7 @@ def all_ranks(rng, draws=1000):
         out = []
         for _ in range(draws):
             x = rng.random((6, 100)) < np.array(rates)[:, None]
-            p = many.holm([stats.mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in combinations(x, 2)])
+            p = many.holm([mcnemars(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in combinations(x, 2)])
             different = np.zeros((6, 6), bool)
             for v, (i, j) in zip(p, combinations(range(6), 2), strict=True):
                 different[i, j] = different[j, i] = v < 0.05
@@ -313,7 +311,7 @@ INTERVALS = {
     "Newcombe, unpaired": (ABOUT, independent, unpaired.newcombe),
     "method: two-level": (ALWAYS, methods),
     "methods' difference: two-level": (ALWAYS, differences),
-    "mean: BCa, widened": (ABOUT, values(stats.mean)),
+    "mean: BCa, widened": (ABOUT, values(stats.mean, draws=400)),
     "mean: BCa": (ABOUT, values(bootstrap)),
     "mean: percentile": (ABOUT, values(lambda x: bootstrap(x, method="percentile"))),
     "interquartile mean: BCa": (ABOUT, values(lambda x: bootstrap(x, lambda v, axis: interquartile_mean(v, axis)),
@@ -366,7 +364,7 @@ def kept(found: dict) -> bool:
 
 def main() -> int:
     found = {f["name"]: f for f in json.loads(FILE.read_text())["lines"]} if FILE.exists() else {}
-    for name, what in {**INTERVALS, **TESTS}.items():
+    for name, what in {**TESTS, **INTERVALS}.items():
         if "--page" not in sys.argv and name not in found:
             found[name] = line(name, *what)
             FILE.write_text(json.dumps({"lines": list(found.values())}, indent=1, ensure_ascii=False) + "\n")

@@ -55,6 +55,10 @@ What converting and windowing take beyond the libraries themselves, for data of 
     "rollouts": ("Rollouts of the toys", """
 256 environments at once beside a plain loop over one, which plans at batch 1 with the same network. About half of our
 side's time is products of matrices, at the speed that the processor has for them."""),
+    "throughput": ("Evaluations on two cores", """
+Two worker processes with many environments each, one thread a worker, beside one environment stepped in a loop by the
+same policy at batch 1, as most code does. The episodes are the same, to the last bit, by any number of workers. Where
+a simulator takes most of the time, what can be gained is the second core."""),
     "startup": ("Starting", """
 The import, the help, and what an installation takes. PyTorch is imported on use."""),
     "growth": ("Growth", """

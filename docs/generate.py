@@ -135,10 +135,11 @@ def picture(name: str, episode: int = 1) -> bytes:
 
 
 PAGES = {"methods.md": methods, "command-line.md": command_line}
-TOYS = ("fork", "particle", "push")
+TOYS = ("fork", "particle", "push", "blocks", "maze", "memory", "arms", "drive", "words")
+EPISODES = {"drive": 0}  # where somebody crosses
 
 if __name__ == "__main__":
     for name, make in PAGES.items():
         (HERE / name).write_text(make(), encoding="utf-8")
     for toy in TOYS:
-        (HERE / "images" / f"{toy}.png").write_bytes(picture(toy))
+        (HERE / "images" / f"{toy}.png").write_bytes(picture(toy, EPISODES.get(toy, 1)))

@@ -153,6 +153,15 @@ def test_planted_clusters_are_found():
     assert len(clustered(np.ones((9, 2)))) == 1
 
 
+def test_outliers_are_no_groups():
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(size=(12, 2)), [[30, 0]], rng.normal(size=(9, 2)) + [0, 12]])
+    found = clustered(points)
+    assert len(found) == 3 and len(two := found.larger(2)) == 2
+    assert two.labels.tolist() == [0] * 13 + [1] * 9 and np.allclose(two.centres, found.centres[:2])
+    assert len(clustered(points[:13]).larger(2)) == 1 and found.larger(1) is found
+
+
 def test_silhouette_is_its_definition():
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(12, 2)), np.array([0] * 5 + [1] * 6 + [2])
@@ -526,3 +535,81 @@ def test_thinned_and_resampled():
 def test_same_starts_is_an_environment():
     wrapped = modes.SameStarts(Fork(3), 0, 2, 2)
     assert isinstance(wrapped, Env) and wrapped.rows == 3
+
+
+# -- from the command line -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with demonstrations of the fork and a policy that has hardly learned from them."""
+    from understudy.cli import main
+
+    folder = tmp_path_factory.mktemp("behaviour")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["record", "fork", "--out", "demos", "--episodes", "12", "--by", "scripted"]) == 0
+        assert main(["train", "bc", "demos", "--out", "run", "--steps", "10", "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def evaluated(run, monkeypatch, capsys):
+    """Exit status, what was printed and what was complained of, of `understudy eval run fork --episodes 12 ...`."""
+    from understudy.cli import main
+
+    monkeypatch.chdir(run)
+
+    def call(*more, on="fork"):
+        capsys.readouterr()
+        try:
+            status = main(["eval", "run", on, "--episodes", "12", *map(str, more)])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+    return call
+
+
+def test_eval_takes_what_the_run_learned_from(evaluated, run, tmp_path, monkeypatch):
+    import json
+
+    status, out, _ = evaluated("--json", "--repeats", 2)
+    assert status == 0
+    told = json.loads(out)["beside"]
+    assert told["against"] is None and told["measures"]["state_distance"]["demonstrations"]["estimate"] > 0
+    assert told["modes"]["starts"] == 12 and told["modes"]["repeats"] == 2 and told["latency"]["decisions"] > 10
+    assert sum(g["count"] for g in told["failures"]) == 12 - json.loads(out)["successes"]
+    # Somewhere else, or when the data have changed, nothing is taken for what it was.
+    monkeypatch.setattr("understudy.data.episode.Dataset.fingerprint", lambda self: "another")
+    assert "state_distance" not in json.loads(evaluated("--json")[1])["beside"]["measures"]
+    assert "state_distance" in json.loads(evaluated("--json", "--demonstrations", "demos")[1])["beside"]["measures"]
+
+
+def test_eval_writes_it_in_words_and_on_a_page(evaluated, tmp_path):
+    status, out, _ = evaluated("--html", tmp_path / "page.html")
+    assert status == 0 and "beside success" in out and "A decision takes" in out
+    page = (tmp_path / "page.html").read_text()
+    assert "Beside success" in page and ("How it fails" in page) == ("failure" in out)
+    lost = [line for line in out.splitlines() if " failures: " in line or " failure: " in line]
+    assert page.count("Group ") >= len(lost)
+
+
+@pytest.mark.parametrize("args", [("--repeats", 1), ("--repeats", -2), ("--demonstrations", "nowhere"),
+                                  ("--demonstrations", "run"), ("--sequential", "--than", 0.5, "--repeats", 2)])
+def test_eval_refuses_what_makes_no_sense(evaluated, args):
+    status, _, said = evaluated(*args)
+    assert status == 2 and said.startswith("understudy: ") and "Traceback" not in said
+
+
+def test_eval_of_recorded_episodes_has_no_behaviour(evaluated):
+    for more in (("--repeats", 2), ("--demonstrations", "demos")):
+        status, _, said = evaluated(*more, on="demos")
+        assert status == 2 and "--repeats" in said
+
+
+def test_a_page_without_pictures_is_a_page(evaluated, tmp_path, monkeypatch):
+    def cannot(*_):
+        raise UserError("this machine cannot draw it")
+    monkeypatch.setattr("understudy.evaluate.failures.pictures", cannot)
+    status, _, said = evaluated("--html", tmp_path / "page.html")
+    assert status == 0 and "cannot draw it" in said and "Beside success" in (tmp_path / "page.html").read_text()

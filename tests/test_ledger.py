@@ -1,7 +1,10 @@
 """The ledger's rows, its pages, and which claims are run when."""
 
 import json
+import multiprocessing
+import os
 import re
+import sys
 import time
 from dataclasses import replace
 from html import unescape
@@ -145,8 +148,10 @@ def test_the_page_has_every_row_once_with_what_is_missing_plain_to_see(all_entri
 
 
 def test_the_committed_page_is_what_the_records_say(all_entries):
-    committed = Path(__file__).parents[1] / "docs/ledger.md"
-    assert committed.read_text(encoding="utf-8") == ledger.page(all_entries), "understudy claims table makes it anew"
+    """But for what is stale, which is known when it is looked at."""
+    fresh = [replace(e, claims=tuple({**c, "stale": False} for c in e.claims)) for e in all_entries]
+    committed = (Path(__file__).parents[1] / "docs/ledger.md").read_text(encoding="utf-8")
+    assert committed.replace(ledger.STALE, "") == ledger.page(fresh), "understudy claims table makes it anew"
 
 
 def test_of_several_claims_the_worst_stands_for_the_row():
@@ -192,7 +197,6 @@ def fake(name, say=lambda text: None):
     if what == "sleeps":
         time.sleep(float(number))
     elif what == "dies":
-        import os
         os._exit(4)
     elif what == "raises":
         return "failed", "expected a door"
@@ -208,18 +212,25 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
+def told_apart(workers):
+    """Of claims that end in every way; on a busy machine it may take minutes to start a process."""
+    told = []
+    entries = [entry("quick", 0.1), entry("raises", 0.1), entry("dies", 0.1), entry("lacks", 0.1),
+               entry("known", 0.1, missing=["the sim extra"]), entry("dear", 5000.0)]
+    found = run_all(entries, 1000.0, workers, told.append, attempt=fake)
+    assert found.here == {"quick": "undecided"} and set(found.failed) == {"raises", "dies"}
+    assert found.absent == {"lacks": "data", "known": "the sim extra"} and "process died" in found.failed["dies"]
+    assert set(found.left) == {"dear"} and "took 5000 s" in found.left["dear"] and not found.whole
+    assert "quick: undecided here" in told and "known: not here, needs the sim extra" in told
+    began = time.monotonic()
+    found = run_all([entry("sleeps 900")], 5.0, workers, told.append, attempt=fake)
+    assert "end of the budget" in found.left["sleeps 900"] and 5 <= time.monotonic() - began < 300
+    return told
+
+
 @pytest.mark.slow
 def test_a_budget_starts_nothing_that_does_not_fit_and_stops_what_does_not_end(results):
-    told = []
-    began = time.monotonic()
-    entries = [entry("quick", 0.1), entry("raises", 0.1), entry("dies", 0.1), entry("lacks", 0.1),
-               entry("known", 0.1, missing=["the sim extra"]), entry("dear", 500.0), entry("sleeps 300")]
-    found = run_all(entries, 60.0, 2, told.append, attempt=fake)
-    assert found.here == {"quick": "undecided"} and set(found.failed) == {"raises", "dies"}
-    assert found.absent == {"lacks": "data", "known": "the sim extra"} and "status 4" in found.failed["dies"]
-    assert set(found.left) == {"dear", "sleeps 300"} and "took 500 s" in found.left["dear"]
-    assert "end of the budget" in found.left["sleeps 300"] and 55 < time.monotonic() - began < 120
-    assert not found.whole and "quick: half done" in told and "quick: undecided here" in told
+    assert "quick: half done" in told_apart(2) and not multiprocessing.active_children()
     assert json.loads((results / "quick.json").read_text())["verdict"] == "undecided"
 
 
@@ -233,17 +244,14 @@ def test_nothing_starts_without_time(results):
 @pytest.mark.slow
 def test_on_ray(results, monkeypatch):
     ray = pytest.importorskip("ray", reason="extra cluster not installed")
-    import os
-    import sys
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:
-        entries = [entry("quick", 0.1), entry("raises", 0.1), entry("dies", 0.1), entry("sleeps 300")]
-        found = run_all(entries, 40.0, "ray", attempt=fake)
+        told_apart("ray")
+        assert ray.is_initialized()
     finally:
         ray.shutdown()
-    assert found.here == {"quick": "undecided"} and set(found.failed) == {"raises", "dies"}
-    assert set(found.left) == {"sleeps 300"}
+    assert json.loads((results / "quick.json").read_text())["verdict"] == "undecided"
 
 
 def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy").rglob("*.py")}
 PAGE = {f"understudy/studio/inspect.{kind}" for kind in ("html", "css", "js")}
+PAGE |= {f"understudy/claims/ledger.{kind}" for kind in ("tsv", "html")}
 RESULTS = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy/claims/results").glob("*.json")}
 
 

@@ -72,6 +72,7 @@ def test_an_attempt_ends_by_itself_or_is_given_up():
     whole, cut = tried(16, clock, math.inf), tried(16, lambda obs: -obs["observation.state"][:, 0] + 0 * clock(obs),
                                                    math.inf)
     assert np.array_equal(spans(whole), spans(cut))  # nobody is given up above infinity
+    assert len({e.steps["observation.state"][0].tobytes() for e in whole}) == len(whole)
     for e in whole:
         n, length = e.meta["attempts"], np.asarray(e.steps["observation.clock"])[:, 0]
         assert e.meta["success"] and (length[:-1] == 0).sum() == n

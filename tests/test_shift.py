@@ -37,7 +37,9 @@ def kinds(name, **options):
 
 
 TOYS = {"fork": {"limit": 9}, "particle": {"limit": 9}, "push": {"limit": 6}, "push-images": {"limit": 4, "size": 24}}
-EVERY = [(name, kind) for name, options in TOYS.items() for kind in kinds(name, **options)]
+OTHERS = {"blocks": ("start", "goal"), "arms": ("start", "goal"), "words": ("noise", "lag", "slow")}  # what is new
+TOYS |= {name: {"limit": 6} for name in OTHERS}
+EVERY = [(name, kind) for name, options in TOYS.items() for kind in OTHERS.get(name) or kinds(name, **options)]
 
 
 # -- the contract -------------------------------------------------------------------------------------------------
@@ -188,11 +190,13 @@ def test_the_fork_starts_so_far_back(severity):
 
 def test_ranges_are_wider_by_the_severity_on_every_side():
     everyone = torch.arange(2000), keys(0, range(2000))
-    for name, kind, at, half in (("particle", "start", slice(0, 2), 0.5), ("push", "goal", slice(6, 8), 0.3),
-                                 ("push", "start", slice(2, 4), 0.3)):
-        seen = kinds(name)[kind].world(make(name, 2000), 0.08).reset(*everyone)["observation.state"][:, at]
-        assert float(seen.max()) == pytest.approx(0.5 + half + 0.08, abs=0.01)
-        assert float(seen.min()) == pytest.approx(0.5 - half - 0.08, abs=0.01)
+    for name, kind, at, low, high in (
+            ("particle", "start", slice(0, 2), 0.0, 1.0), ("push", "goal", slice(6, 8), 0.2, 0.8),
+            ("push", "start", slice(2, 4), 0.2, 0.8), ("blocks", "start", 2, 0.28, 0.38),
+            ("blocks", "goal", 9, 0.74, 0.82), ("arms", "start", 2, 1.5, 1.9), ("arms", "goal", 11, 0.6, 0.9)):
+        seen = kinds(name)[kind].world(make(name, 2000), 0.05).reset(*everyone)["observation.state"][:, at]
+        assert float(seen.min()) == pytest.approx(low - 0.05, abs=0.01), (name, kind)
+        assert float(seen.max()) == pytest.approx(high + 0.05, abs=0.01), (name, kind)
     state = kinds("push")["start"].world(make("push", 2000), 0.08).reset(*everyone)["observation.state"]
     assert float((state[:, :2] - state[:, 2:4]).norm(dim=1).min()) > 1.5 * 0.08 + 0.035 - 1e-6  # nothing overlaps
     corners = kinds("particle")["goal"].world(make("particle", 50), 1.0).reset(*(x[:50] for x in everyone))
@@ -221,7 +225,8 @@ def test_gusts_add_up():
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fork", "start"), ("particle", "start"), ("particle", "goal"),
-                                            ("push", "start"), ("push", "goal")])
+                                            ("push", "start"), ("push", "goal"), ("blocks", "start"),
+                                            ("blocks", "goal"), ("arms", "start"), ("arms", "goal")])
 def test_who_sees_where_things_are_keeps_succeeding(name, kind):
     """The positive control: the expert, whose rule holds everywhere, at the hardest level."""
     env = make(name, 10)
@@ -354,12 +359,23 @@ def test_a_cliff_is_not_known_better_than_the_steps_of_the_ladder():
     assert fall.at == 3.0 and (fall.low, fall.high) == (1.0, 5.0)
 
 
+def wins(*counts, of):
+    return np.array([[1.0] * n + [0.0] * (of - n) for n in counts])
+
+
 def test_an_unlucky_rung_is_put_right():
     """Isotonic regression: 0.3 at level 1 and 0.7 at level 2 are both 0.5."""
-    x = np.zeros((4, 10))
-    for level, wins in enumerate((10, 3, 7, 0)):
-        x[level, :wins] = 1
-    assert halves((0, 1, 2, 3), x).at == pytest.approx(1.0)
+    assert halves((0, 1, 2, 3), wins(10, 3, 7, 0, of=10)).at == pytest.approx(1.0)
+    # Half of what there is at level 0, 0.3, whatever level 1 says of it: between 0.34 and 0.
+    assert halves((0, 1, 2, 3), wins(30, 40, 17, 0, of=50)).at == pytest.approx(2 + 4 / 34)
+
+
+def test_the_interval_is_as_wide_as_chance_makes_it():
+    """11 of 20 at level 2: 10 or fewer in two of five bootstrap draws, and then the half is crossed before it."""
+    fall = halves((0, 1, 2, 3), wins(20, 20, 11, 0, of=20))
+    assert (fall.at, fall.low, fall.high) == (pytest.approx(2 + 1 / 11), 1.0, 3.0)
+    sure = halves((0, 1, 2, 3), wins(20, 20, 18, 0, of=20))
+    assert (sure.low, sure.high) == (2.0, 3.0)
 
 
 @pytest.mark.slow

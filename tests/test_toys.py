@@ -316,6 +316,11 @@ def test_missions_are_read_as_they_are_written():
             words.meant(np.stack([Say(words.LENGTH).bytes(text)]))
 
 
+def test_steps_are_choices_and_have_no_limits():
+    env = envs.make("words", 2)
+    assert env.features["action"].choices == (4,) and not {"low", "high"} & set(env.facts)
+
+
 def test_only_the_thing_that_is_named_is_right():
     env = envs.make("words", 1)
     started(env)

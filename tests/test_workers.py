@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
@@ -16,8 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from understudy.cli import main
 from understudy.core import UserError
-from understudy.data.episode import Episode
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.envs.fork import Fork
@@ -104,16 +106,28 @@ def test_two_workers_do_what_one_does_to_the_last_bit_even_if_one_is_killed(tmp_
     same(found.episodes, one.episodes)
 
 
-def test_the_number_of_threads_makes_no_difference():
-    """Without `one_thread` it does: products of this size are shared by threads."""
+class Threads(Doomed):
+    """Its reward is the number of threads that it is stepped with."""
+
+    def step(self, action):
+        return replace(super().step(action), reward=torch.full((self.rows,), float(torch.get_num_threads())))
+
+
+def threads(rows):
+    env = Threads(rows)
+    return env.expert(), env
+
+
+def test_every_worker_has_one_thread_also_where_it_is_this_process():
+    """With more of them, products of matrices are summed in another order."""
     before = torch.get_num_threads()
-    wanted = rollout(*diffusion(4), 3)
     try:
         torch.set_num_threads(2)
-        same(evaluate(partial(diffusion, 4), 3).episodes, wanted)
+        ran = evaluate(partial(threads, 4), 3)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+    assert {r for e in ran.episodes for r in e.steps["next.reward"].tolist()} == {1.0}
 
 
 # -- death ----------------------------------------------------------------------------------------------------------
@@ -278,30 +292,27 @@ def test_nobody_is_left_behind(number, tmp_path):
         time.sleep(0.1)
 
 
-def run(*args, cwd):
-    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "understudy", *map(str, args)], cwd=cwd,
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
-def test_the_commands_give_the_same_with_workers(tmp_path):
+def test_the_commands_give_the_same_with_workers(tmp_path, monkeypatch, capsys):
+    def run(*args):
+        assert main([str(a) for a in args]) == 0
+        return capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
     for workers in (1, 2):
-        run("record", "fork", "--out", f"d{workers}", "--episodes", 24, "--workers", workers, cwd=tmp_path)
-    from understudy import Dataset
-
-    assert Dataset.open(tmp_path / "d1").fingerprint() == Dataset.open(tmp_path / "d2").fingerprint()
-    run("train", "bc", "d1", "--out", "run", "--steps", 100, cwd=tmp_path)
-    found = [json.loads(run("eval", "run", "fork", "--episodes", 20, "--json", "--workers", n, "--against", "run/best",
-                            cwd=tmp_path)) for n in (1, 2)]
+        run("record", "fork", "--out", f"d{workers}", "--episodes", 24, "--workers", workers)
+    assert Dataset.open("d1").fingerprint() == Dataset.open("d2").fingerprint()
+    run("train", "bc", "d1", "--out", "run", "--steps", 100)
+    found = [json.loads(run("eval", "run", "fork", "--episodes", 20, "--json", "--workers", n)) for n in (1, 2)]
     for f in found:
         del f["seconds"]
+        f["beside"] = None  # how long a plan took
     assert found[0] == found[1]
-    run("eval", "run", "fork", "--episodes", 10, "--workers", 2, "--save", "seen", cwd=tmp_path)
-    run("eval", "run", "fork", "--episodes", 20, "--workers", 3, "--save", "seen", cwd=tmp_path)
-    run("eval", "run", "fork", "--episodes", 20, "--save", "alone", cwd=tmp_path)
-    assert Dataset.open(tmp_path / "seen").fingerprint() == Dataset.open(tmp_path / "alone").fingerprint()
+    run("eval", "run", "fork", "--episodes", 10, "--save", "seen")
+    run("eval", "run", "fork", "--episodes", 20, "--workers", 3, "--save", "seen")  # goes on
+    run("eval", "run", "fork", "--episodes", 20, "--save", "alone")
+    assert Dataset.open("seen").fingerprint() == Dataset.open("alone").fingerprint()
+    assert main(["eval", "run", "fork", "--sequential", "--than", "0.5", "--workers", "2"]) == 2
+    assert "expected one worker" in capsys.readouterr().err
 
 
 # -- Ray ------------------------------------------------------------------------------------------------------------

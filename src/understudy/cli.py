@@ -59,7 +59,7 @@ usage: understudy COMMAND ... [--debug]
 
 """ + "\n".join(f"  {name:<8} {c.usage:<51} {c.summary}" for name, c in COMMANDS.items()) + """
 
-ENV     a toy (fork, particle, push), a Gymnasium id, metaworld/NAME, or module:factory
+ENV     a toy (fork, push, maze, ...), a Gymnasium id, metaworld/NAME, or module:factory
 DATA    a file or folder of demonstrations
 RECIPE  a method's name, module:function, or a method.json
 Code that is not understudy's is loaded only with --trust PACKAGE.

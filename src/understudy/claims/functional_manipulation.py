@@ -1,8 +1,9 @@
 """Row 025: several skills in a row, by one policy, or by one that is told which skill it is time for.
 
 The published benchmark is of printed objects and a real robot; here an assembly in the plane has the same four stages.
-On the seeds of pilots, where the peg's angle was shown all the time, one policy did as well as one that was told: so
-the angle is hidden while the hand covers it, and what a policy must know without seeing it is how far it has come.
+On the seeds of pilots one policy did as well as one that was told, both where the peg's angle was shown all the time
+and where each thing had its own part of the table: either gave away how far it had come. So the angle is hidden while
+the hand covers it, and all lie anywhere: what skills bring is memory.
 """
 
 from __future__ import annotations
@@ -69,8 +70,7 @@ class Assembly(Toy):
         angle = 0.5 + (2 * np.pi - 1) * u[:, 1]  # never upright
         turn = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
         return {"hand": u[:, 2:4], "held": np.zeros(len(key), bool), "turn": turn, "size": size,
-                "handle": np.float32([0.0, 0.6]) + 0.4 * u[:, 4:6], "fixture": np.float32([0.6, 0.6]) + 0.4 * u[:, 6:8],
-                "hole": np.float32([0.3, 0.0]) + 0.4 * u[:, 8:10]}
+                "handle": u[:, 4:6], "fixture": u[:, 6:8], "hole": u[:, 8:10]}
 
     def show(self):
         s = self.state
@@ -222,7 +222,7 @@ def mixed(experiment: Experiment) -> Experiment:
                                                                    for o in a.options)) for a in experiment.arms))
 
 
-ASSEMBLY = Experiment(Shown(60), "assembly", tuple(Arm(kind, (Skilled(kind),)) for kind in ("flat", "told", "chosen")),
+ASSEMBLY = Experiment(Shown(100), "assembly", tuple(Arm(kind, (Skilled(kind),)) for kind in ("flat", "told", "chosen")),
                       staged)
 
 CLAIM = Claim(
@@ -232,11 +232,11 @@ CLAIM = Claim(
     statement="The FMB can be used to evaluate methods for acquiring individual skills, as well as methods for "
               "combining and ordering such skills to solve complex, multi-stage manipulation tasks.",
     here="an assembly in the plane: a peg that lies askew is grasped, put into a fixture that turns it upright, "
-         "grasped again and put into a hole; of a peg in the hand the angle is not seen. From 60 demonstrations on "
-         "pegs of four sizes, an MLP of 64 x 2 blocks that also reads which of the four skills it is time for succeeds "
-         "more often, by 0.1, than one that does not: when it is told, and when another, which learns from the same "
-         "demonstrations which skill follows the last, tells it. How often each stage is passed, and success with pegs "
-         "of four other sizes, are reported beside.",
+         "grasped again and put into a hole; all lie anywhere, and of a peg in the hand the angle is not seen. From "
+         "100 demonstrations on pegs of four sizes, an MLP of 64 x 2 blocks that also reads which of the four skills "
+         "it is time for succeeds more often, by 0.1, than one that does not: when it is told, and when another, which "
+         "learns from the same demonstrations which skill follows the last, tells it. How often each stage is passed, "
+         "and success with pegs of four other sizes, are reported beside.",
     parts=(Part("assembly", ASSEMBLY, Every((
         Above("success", "told", "flat", 0.1), Above("success", "chosen", "flat", 0.1)))),),
     sabotage=Sabotage("the skills exchanged between the steps of each demonstration", mixed, "assembly"),

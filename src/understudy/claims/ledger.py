@@ -18,6 +18,7 @@ from ..files import read_json, write_text
 from .records import HERE, all_claims, listing, record_path
 
 COLUMNS = ["id", "family", "core", "priority", "name", "title", "arxiv"]
+STALE = " (stale: the code has changed since)"
 VERDICTS = ("holds", "fails", "undecided", "not run", "no claim")
 _WORST = ("fails", "undecided", "not run", "holds")  # of several claims of one row, the first of these stands for it
 
@@ -239,7 +240,7 @@ def _line(row: Row, claim: dict | None) -> str:
     name, found = claim["name"], _decisive(claim["name"])
     verdict = claim["verdict"] if claim["verdict"] == "not run" else f"**{claim['verdict']}**"
     shown = "" if found is None else f"![{_cell(str(found))}](images/claims/{name}.svg) {_cell(str(found))}"
-    stale = " (stale: the code has changed since)" if claim["stale"] else ""
+    stale = STALE if claim["stale"] else ""
     return f"| {' | '.join(cells)} | [{_cell(claim['statement'])}](#{name}) | {verdict}{stale} | {shown} | " \
            f"{claim['date'] or ''} | `{claim['command']}` |"
 

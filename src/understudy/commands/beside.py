@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ class Asked(Protocol):
     seed: int
     demonstrations: Path | None
     repeats: int
+    sequential: bool
+    interactive: bool
     html: Path | None
 
 
@@ -39,6 +42,9 @@ def check(o: Asked) -> None:
     if o.repeats < 0 or o.repeats == 1:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
                         where="--repeats")
+    if (o.sequential or o.interactive) and (asked := options(o)):
+        raise UserError("expected an evaluation of a fixed number of episodes, found --sequential or --interactive",
+                        where=asked[0], do="leave one of them out: behaviour is told of a whole evaluation")
 
 
 def options(o: Asked) -> list[object]:
@@ -80,6 +86,7 @@ def demonstrated(o: Asked) -> Dataset | None:
 
 def looked_at(run: Path, actor: Actor, env: Env, ran: Evaluation, shown: Dataset | None, o: Asked) -> Beside:
     """actor: `run` as it acts in `env`."""
+    from ..core import UserError
     from ..evaluate.behaviour.latency import latency
     from ..evaluate.behaviour.modes import repeated
     from ..evaluate.beside import beside
@@ -92,7 +99,13 @@ def looked_at(run: Path, actor: Actor, env: Env, ran: Evaluation, shown: Dataset
             again = repeated(actor, env, starts, o.repeats, o.seed, watch=lambda number, episode: progress())
     found = beside(ran.episodes, env, shown, repeated=again, latency=latency(
         _alone(actor), ran.episodes, env.facts.get("fps")))
-    return found if o.html is None else replace(found, pictures=tuple(pictures(found.failures, ran.episodes, env)))
+    if o.html is None:
+        return found
+    try:
+        return replace(found, pictures=tuple(pictures(found.failures, ran.episodes, env)))
+    except UserError as error:  # the rest of the report is worth having
+        print(f"failures without pictures: {error}", file=sys.stderr)
+        return found
 
 
 def _alone(actor: Actor) -> Actor:

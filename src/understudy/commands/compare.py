@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Count, Device, Out, Steps, Trust, line, needed, parse
+from .common import Count, Device, Out, Processes, Steps, Trust, line, needed, parse
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison
@@ -38,6 +38,8 @@ class Compare:
     """where to compute"""
     rows: Count = 16
     """environments side by side; changes nothing but the time it takes"""
+    workers: Processes = 1
+    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to policies that were trained with --language"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
@@ -54,6 +56,7 @@ def main(args: list[str]) -> None:
     o = parse(Compare, "compare", args)
     from ..core import UserError
     from ..evaluate.comparison import compare_all
+    from .evaluate import called
 
     with Out(o.json) as out:
         if o.episodes is not None and o.episodes < 1:
@@ -66,14 +69,15 @@ def main(args: list[str]) -> None:
         found = _evaluations(o, runs)
         judged = {name: [found[r] for r in group] if o.group else found[group[0]] for name, group in groups.items()}
         comparison = compare_all(judged)
-        _tell(comparison, out)
+        shown = comparison if o.group else replace(comparison, names=tuple(called(runs)))
+        _tell(shown, out)
         if o.html is not None:
             from ..evaluate.report import report_comparison
 
-            report_comparison(comparison, o.html)
-            out.say("", f"Report written to {o.html}")
+            report_comparison(shown, o.html)
+            out.say(f"Report written to {o.html}")
         if o.save is not None:
-            out.say("", f"Episodes written to {o.save}")
+            out.say(f"Episodes written to {o.save}")
         out.next(*_onward(o, comparison, runs))
         out.answer(comparison.json())
 
@@ -99,6 +103,11 @@ def _groups(o: Compare) -> dict[str, list[Path]]:
     if len(groups) < 2:
         raise UserError(f"expected two {'groups' if o.group else 'policies'} or more, found {len(groups)}",
                         where="understudy compare", do="understudy eval RUN ENV judges one")
+    sizes = {name: len(group) for name, group in groups.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError("expected as many training seeds of each method, found "
+                        + ", ".join(f"{n} of {name}" for name, n in sizes.items()), where="--group",
+                        do="train the missing ones, or leave some out")
     places: dict[Path, Path] = {}
     for run in (run for group in groups.values() for run in group):
         place = run.resolve() if _saved(run) else _place(run)
@@ -106,11 +115,6 @@ def _groups(o: Compare) -> dict[str, list[Path]]:
             raise UserError(f"expected different policies, found {places[place]} and {run}, which are the same",
                             where="compare", do="there is nothing to tell apart")
         places[place] = run
-    sizes = {name: len(group) for name, group in groups.items()}
-    if len(set(sizes.values())) > 1:
-        raise UserError("expected as many training seeds of each method, found "
-                        + ", ".join(f"{n} of {name}" for name, n in sizes.items()), where="--group",
-                        do="train the missing ones, or leave some out")
     return groups
 
 
@@ -142,7 +146,8 @@ def _evaluations(o: Compare, runs: list[Path]) -> dict[Path, Evaluation]:
         env = make(o.env, min(o.rows, episodes), o.trust)
         try:
             for run in acting:
-                found[run] = evaluated(run, env, asked, None if o.save is None else o.save / _slug(run))
+                found[run] = evaluated(run, env, asked, None if o.save is None else o.save / _slug(run), name=o.env,
+                                       workers=o.workers)
         finally:
             env.close()
     return {run: _first(found[run], episodes) for run in runs}
@@ -200,6 +205,7 @@ def _tell(c: Comparison, out: Out) -> None:
     if more := c.more():
         who = "the others" if len(c.pairs) > 1 else "them"
         out.say("", f"To tell {who} apart, four times in five:", *(f"  {m}" for m in more))
+    out.say()
 
 
 def _onward(o: Compare, c: Comparison, runs: list[Path]) -> list[str]:

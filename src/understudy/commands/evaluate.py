@@ -127,6 +127,7 @@ def main(args: list[str]) -> None:
         if o.workers != 1 and (o.interactive or o.sequential):
             raise UserError(f"expected one worker, which looks after every episode, found {o.workers}",
                             where="--workers", do="leave it away")
+        beside.check(o)
         if o.interactive:
             interactive(o, out)
             return
@@ -160,7 +161,6 @@ def _rolled_out(o: Eval, out: Out) -> None:
     from ..evaluate.judge import finding, verdict
 
     wordless([o.run], o)
-    beside.check(o)
     shown = beside.demonstrated(o)
     env = make(o.on, min(o.rows, o.episodes), o.trust)
     try:
@@ -179,7 +179,7 @@ def _rolled_out(o: Eval, out: Out) -> None:
     if o.save:
         out.say(f"Episodes written to {o.save}")
     runs = [r for r in (o.run, o.against) if r is not None]
-    beside.say(dict(zip(_called(runs), behaved, strict=True)), out)
+    beside.say(dict(zip(called(runs), behaved, strict=True)), out)
     keep(o, {**mine.json(other, str(o.against)), "seed": o.seed, "each": {
         "success": None if mine.successes is None else mine.successes.tolist(), "return": mine.rewards.tolist()}})
     _report(o, env, mine, other, behaved, out)
@@ -400,7 +400,7 @@ def _report(o: Eval, env, mine, other, behaved, out) -> None:
     from ..learn.run import Run
 
     runs = {o.run: mine} if other is None else {o.run: mine, o.against: other}
-    names = dict(zip(runs, _called(list(runs)), strict=True))
+    names = dict(zip(runs, called(list(runs)), strict=True))
     training = {names[run]: lines for run in runs if not exported(run)
                 and (lines := Run(home_of(run)).lines())}
     report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training,
@@ -408,6 +408,6 @@ def _report(o: Eval, env, mine, other, behaved, out) -> None:
     out.say(f"Report written to {o.html}")
 
 
-def _called(runs: Sequence[Path]) -> list[str]:
+def called(runs: Sequence[Path]) -> list[str]:
     """Their folders' names, in full where these are the same."""
     return [run.name if len({r.name for r in runs}) == len(runs) else str(run) for run in runs]

@@ -203,7 +203,10 @@ class _Table:
 
     def _link(self, session: Session) -> None:
         """Points to the policy whose turn it is: a name that gives nothing away."""
-        target, new = Path(self.design.policies[self.design.policy(session)]).resolve(), f"{self.link}.new"
+        from .evaluate import place_of
+
+        run, new = Path(self.design.policies[self.design.policy(session)]), f"{self.link}.new"
+        target = (run if run.exists() else place_of(run)).resolve()  # "RUN/best" is a name, not a folder
         with suppress(FileNotFoundError):
             os.unlink(new)
         os.symlink(target, new)
@@ -290,13 +293,13 @@ def _weights(run: Path, ours: bool) -> str | None:
     from ..core import UserError
     from .evaluate import mark_of, place_of
 
-    if not run.exists():
-        raise UserError("expected a policy, found nothing", where=run, do="check the path")
     try:
         return mark_of(place_of(run))
     except (UserError, OSError):
         if ours:
             raise
+        if not run.exists():
+            raise UserError("expected a policy, found nothing", where=run, do="check the path") from None
         return None
 
 
@@ -320,7 +323,7 @@ def _tell(design: Design, session: Session, path: Path, out: Out) -> None:
     won = tuple(p["successes"] for p in result["policies"])
     unit = "rounds" if len(won) == 2 else "trials"
     if result["rounds"]:
-        table = Table("", *design.labels, "success", "95% interval", "spoilt", box=None, pad_edge=False)
+        table = Table("", *design.labels, "rate", "95% interval", "spoilt", box=None, pad_edge=False)
         for p in result["policies"]:
             i = p["success"]
             table.add_row(p["name"], *map(str, p["labels"].values()), f"{i['estimate']:.1%}",

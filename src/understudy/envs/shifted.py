@@ -21,7 +21,9 @@ from torch import Tensor
 from ..core import UserError, normal, put, role, uniform
 from ..execute.actor import Actor
 from ..execute.late import Dropped, late
+from .arms import Arms
 from .base import Env, Obs
+from .blocks import CENTRES, SPREAD, Blocks
 from .fork import Fork
 from .particle import Particle
 from .push import DISC, HALF, Push
@@ -335,10 +337,11 @@ def _backwards(state, key, severity):
     return {"at": state["at"] + (severity * np.concatenate([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)}
 
 
-def _stretched(name: str, half: float, state, key, severity):
-    """A position that is drawn within `half` of the middle of its room comes from a range that is wider by the severity
-    on every side."""
-    return {name: 0.5 + (state[name] - 0.5) * ((half + severity) / half)}
+def _stretched(name: str, half, state, key, severity, middle=0.5):
+    """A position that is drawn within `half` of a middle comes from a range that is wider by the severity on every
+    side."""
+    middle, half = np.float32(middle), np.float32(half)
+    return {name: middle + (state[name] - middle) * ((half + np.float32(severity)) / half)}
 
 
 def _block(state, key, severity):
@@ -372,6 +375,16 @@ def own(env: Env) -> tuple[Shift, ...]:
                       lambda env, s: Moved(env, s, "start", _block, 0.08)),
                 Shift("goal", "goals drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
                       lambda env, s: Moved(env, s, "goal", partial(_stretched, "goal", 0.3), 0.08)))
+    if isinstance(env, Blocks):
+        return (Shift("start", "blocks drawn from a wider range", "m", (0.015, 0.03, 0.045, 0.06), lambda env, s: Moved(
+                    env, s, "start", partial(_stretched, "blocks", SPREAD[1:3, None], middle=CENTRES[1:3]), 0.06)),
+                Shift("goal", "targets drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08), lambda env, s: Moved(
+                    env, s, "goal", partial(_stretched, "targets", SPREAD[3:, None], middle=CENTRES[3:]), 0.08)))
+    if isinstance(env, Arms):
+        return (Shift("start", "hands drawn from a wider range", "m", (0.025, 0.05, 0.075, 0.1), lambda env, s: Moved(
+                    env, s, "start", partial(_stretched, "hands", 0.2, middle=[[0.3, 0.8], [1.7, 0.8]]), 0.1)),
+                Shift("goal", "goals drawn from a wider range", "m", (0.05, 0.1, 0.2, 0.3), lambda env, s: Moved(
+                    env, s, "goal", partial(_stretched, "goal", [0.4, 0.15], middle=[1.0, 0.75]), 0.3)))
     return _simulated(env)
 
 

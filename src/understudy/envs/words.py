@@ -45,6 +45,7 @@ class Words(Toy):
         self.facts = {"env": "words", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
                       "success": "on the thing that the mission names"}
         super().__init__(rows, limit)
+        del self.facts["low"], self.facts["high"]  # which are of numbers, and these are choices
 
     def fresh(self, key):
         inner = np.array([(i, j) for i in range(1, SIZE - 1) for j in range(1, SIZE - 1)])
@@ -158,7 +159,8 @@ class Expert(Actor):
                 "may": torch.from_numpy(np.isfinite(cost))}
 
     def act(self, obs, state):
-        (i, j), rows = obs["observation.state"].round().long().T, torch.arange(len(state["key"]))
+        cell = obs["observation.state"].round().clamp(0, SIZE - 1)  # what is sensed may be off the grid
+        (i, j), rows = cell.long().T, torch.arange(len(state["key"]))
         drawn = uniform(state["key"], state["count"], (2,), stream=2)
         anyhow = (4 * drawn[:, 1]).long()
         stray = (drawn[:, 0] < self.noise) & state["may"][rows, anyhow, i, j]

@@ -106,9 +106,10 @@ class Beside:
             out.append(f"Told from a demonstration by how it moves: {_percent(t)} (50% would be chance: it passes for "
                        "one).")
         if (e := self.moved) is not None:
-            out.append(f"Earth mover's distance from the demonstrations: {e.states:.2g} deviations of where it is, "
-                       f"{e.turns:.2g} of how actions change (between halves of the demonstrations {e.usual[0]:.2g}, "
-                       f"{e.usual[1]:.2g}).")
+            each = [f"{mine:.2g} deviations of {what} ({theirs:.2g} between halves of the demonstrations)"
+                    for mine, theirs, what in ((e.states, e.usual[0], "where it is"),
+                                               (e.turns, e.usual[1], "how actions change")) if math.isfinite(mine)]
+            out += [f"Earth mover's distance from the demonstrations: {', '.join(each)}."] if each else []
         if (d := self.latency) is not None:
             late = "" if d.period is None else (f"; a step lasts {d.period:.3g} ms, and "
                                                 f"{d.late or 'none'} took longer than that")
@@ -181,10 +182,11 @@ def _measures(episodes, shown, env, view, near, fps, level) -> tuple[Measure, ..
         return motion.speed(view.states(e), rate)
     done = modes.succeeded(episodes)  # of whole movements: one that a crash cuts short would look smooth
     lost = [e for e in episodes if e.meta.get("success") is False]
+    whole = "successes: " if all("success" in e.meta for e in episodes) else ""
     put("time_to_success", "time to success", second, "less", *each(lambda e: motion.success_step(e) / rate))
-    put("smoothness", "successes: smoothness (SPARC)", "", "more",
+    put("smoothness", f"{whole}smoothness (SPARC)", "", "more",
         *each(lambda e: motion.spectral_arc_length(pace(e), rate), done))
-    put("log_jerk", "successes: smoothness (LDLJ)", "", "more",
+    put("log_jerk", f"{whole}smoothness (LDLJ)", "", "more",
         *each(lambda e: motion.log_dimensionless_jerk(pace(e), rate), done))
     if view.acts is not None:
         put("action_jerk", "jerk of actions", "deviations", "less", *each(lambda e: motion.action_jerk(
@@ -197,7 +199,7 @@ def _measures(episodes, shown, env, view, near, fps, level) -> tuple[Measure, ..
             put(key, name, "deviations", "less", (v[i] for v in mine), (v[i] for v in theirs))
     put("failures_margin", "failures: how near they came", misses.unit(env), "less",
         (misses.margin(e, env) for e in lost))
-    put("clearance", "successes: clear of obstacles by", misses.unit(env), "more",
+    put("clearance", f"{whole}clear of obstacles by", misses.unit(env), "more",
         *each(lambda e: misses.clearance(e, env), done))
     return tuple(out)
 

@@ -156,6 +156,8 @@ def _needed(a, b, p: Paired, alpha: float) -> int | None:
         alike = float(np.mean((x[0] - x[0].mean()) * (y[0] - y[0].mean())) / spread) if spread else 0.0
         return _fewest(lambda n: paired_power(float(x.mean()), float(y.mean()), n, alike, alpha) >= POWER, have)
     d = (x - y).mean(1) if p.seeds > 1 else (x - y)[0]
+    if len(d) < 2:
+        return None
     reach = abs(p.difference) / d.std(ddof=1) if d.std(ddof=1) > 0 else math.inf
     if not reach > 0:
         return None

@@ -212,6 +212,9 @@ class Design:
 # -- on the disk --------------------------------------------------------------------------------------------------
 
 
+_HEAD = b'{"event": "interactive evaluation"'
+
+
 class Journal:
     """JSON, a line an event, the first line of which says what the evaluation is: the record of it, too.
 
@@ -269,7 +272,7 @@ def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
         if not isinstance(found[-1], dict):
             raise UserError(f"expected a line of JSON, found something else in line {number}", where=path,
                             do="take the file from a copy, or name another --save and begin anew")
-    if len(text) > whole and not (found or text.startswith(b'{"event": "interactive')):
+    if len(text) > whole and not found and text[:len(_HEAD)] != _HEAD[:len(text)]:
         raise UserError("expected the journal of an evaluation, or nothing, found something else", where=path,
                         do="name another --save")
     os.ftruncate(handle, whole)

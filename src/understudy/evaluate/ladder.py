@@ -113,7 +113,7 @@ def halves(severities: Sequence[float], values: np.ndarray, level: float = LEVEL
 def _cross(tried: np.ndarray, means: np.ndarray) -> tuple[float, float, float]:
     """Where the half is crossed, and between which two severities."""
     fitted = optimize.isotonic_regression(means, increasing=False).x
-    half = fitted[0] / 2
+    half = means[0] / 2
     if not half > 0:
         return math.nan, 0.0, math.inf
     under = np.flatnonzero(fitted <= half + 1e-12)

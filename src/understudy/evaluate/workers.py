@@ -331,7 +331,11 @@ def connect() -> tuple[ModuleType, bool]:
     try:
         ray.init("auto", **quiet)
     except ConnectionError:
-        ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        try:
+            ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        except Exception as error:  # Ray has no type of its own for a start that took too long
+            raise UserError(f"expected Ray to start, found {str(error).split('. ')[0]}", where="workers",
+                            do="start it beforehand (ray start --head), or take processes (--workers N)") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray takes it
     return ray, True

@@ -99,7 +99,7 @@ class Behind(Actor):
 
 @dataclass(frozen=True)
 class Dropped(Actor):
-    """Of the observations a `share` does not come: `actor` then sees again what came last. The first one comes.
+    """Of the observations a `share` does not come: `actor` then sees again what came last, at first the start.
     Which ones is decided by each row's key (stream 8)."""
 
     actor: Actor
@@ -113,7 +113,7 @@ class Dropped(Actor):
         return {"inner": self.actor.start(obs, key), "seen": dict(obs), "key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
-        lost = (uniform(state["key"], state["count"], (1,), stream=8)[:, 0] < self.share) & (state["count"] > 0)
+        lost = uniform(state["key"], state["count"], (1,), stream=8)[:, 0] < self.share
         seen = {k: put(v, lost, state["seen"][k][lost]) for k, v in obs.items()}
         action, inner = self.actor.act(seen, state["inner"])
         return action, _told({"seen": seen, "key": state["key"], "count": state["count"] + 1}, inner)

@@ -22,6 +22,17 @@ class Clusters:
     def __len__(self) -> int:
         return len(self.centres)
 
+    def larger(self, least: int) -> Clusters:
+        """Without those of fewer than `least` points, which are outliers and no groups: their points go to the nearest
+        that is left."""
+        kept = np.bincount(self.labels, minlength=len(self)) >= least
+        if kept.all() or not kept.any():
+            return self
+        centres, new = self.centres[kept], np.cumsum(kept) - 1
+        near = cdist(self.centres, centres).argmin(1)
+        return Clusters(np.where(kept, new, near)[self.labels], centres,
+                        self.silhouette if len(centres) > 1 else np.nan)
+
     def nearest(self, points: np.ndarray) -> np.ndarray:
         """(m, D) -> (m,) the number of the cluster whose centre is nearest."""
         return cdist(points, self.centres).argmin(1)

@@ -44,7 +44,8 @@ WAYS: Mapping[str, tuple[Way, int]] = {"fork": (fork, 2)}  # of environments tha
 
 @dataclass(frozen=True)
 class Shapes:
-    """Ways as clusters of trajectories: their shapes from where each began, in the units of a view."""
+    """Ways as clusters of trajectories: their shapes from where each began, in the units of a view. What fewer than one
+    in twenty do, or one alone, is no way of its own."""
 
     view: View
     clusters: Clusters
@@ -54,7 +55,8 @@ class Shapes:
     def of(data: Dataset, view: View) -> Shapes:
         shapes = np.stack([_shape(e, view) for e in thinned(data)])
         _, _, axes = np.linalg.svd(shapes - shapes.mean(0), full_matrices=False)
-        return Shapes(view, clustered(shapes @ axes[:12].T), axes[:12].T)
+        least = max(2, math.ceil(len(shapes) / 20))
+        return Shapes(view, clustered(shapes @ axes[:12].T).larger(least), axes[:12].T)
 
     def __call__(self, episode: Episode) -> str:
         return f"way {self.clusters.nearest(_shape(episode, self.view)[None] @ self.axes)[0] + 1}"

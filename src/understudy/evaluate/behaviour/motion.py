@@ -28,7 +28,7 @@ def spectral_arc_length(profile: np.ndarray, fps: float, band: float = BAND, lea
         return math.nan
     size = 2 ** (math.ceil(math.log2(len(profile))) + 4)  # padded with zeros: a fine spectrum
     at, height = np.fft.rfftfreq(size, 1 / fps), np.abs(np.fft.rfft(profile, size))
-    height = (height / height.max())[at <= min(band, fps / 2)]
+    height = (height / height.max())[at <= band]
     kept = np.flatnonzero(height >= least)
     at, height = at[kept[0]:kept[-1] + 1], height[kept[0]:kept[-1] + 1]
     if len(at) < 2:

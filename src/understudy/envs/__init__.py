@@ -18,7 +18,7 @@ from .physics import simulator
 __all__ = ["Env", "Obs", "Outcome", "Pictures", "Plane", "Replays", "Scripted", "make", "names"]
 
 SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
-EXTRAS = {"ogbench": "ogbench", "dm_control": "dm_control", "minigrid": "minigrid", "pusht": "pusht",
+EXTRAS = {"ogbench": "ogbench", "dm_control": "dmcontrol", "minigrid": "minigrid", "pusht": "pusht",
           "highway": "highway"}  # module -> the extra that brings its simulator, where that is not sim
 APART = "it needs an environment of its own: see robosuite in the documents' page Environments"
 GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")

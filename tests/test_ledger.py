@@ -302,7 +302,9 @@ def test_no_time(text):
 
 def test_the_command(listed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ledger, "listing", lambda: listed)
-    monkeypatch.setattr(records, "listing", lambda: [{**e, "stale": e["name"] == "mip-two-steps"} for e in listed])
+    recorded = [{**e, "stale": False} for e in listed if e["verdict"] != "not run"]
+    due_now = [{**e, "stale": e["name"] == "mip-two-steps"} for e in recorded]
+    monkeypatch.setattr(records, "listing", lambda: due_now)
 
     def call(*args, status=0):
         assert main(["claims", *map(str, args)]) == status
@@ -311,7 +313,7 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     heads = json.loads(call("list", "--json", "--family", "policy-heads").out)
     assert heads and all({rows()[n].family for n in c["rows"]} == {"policy-heads"} for c in heads)
     failing = json.loads(call("list", "--json", "--verdict", "fails").out)
-    assert failing == [{**e, "stale": False} for e in listed if e["verdict"] == "fails"]
+    assert failing == [e for e in due_now if e["verdict"] == "fails"]
     for args, text in ((("list", "--family", "policy"), "did you mean policy-heads?"), (("run",), "found neither"),
                        (("run", "x", "--all"), "found both"), (("run", "--all", "--budget", "soon"), "a time such as"),
                        (("table", "--stale"), "expected --stale with list only"),
@@ -322,7 +324,7 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     assert json.loads(found.out) == {"ran": {}, "not_here": {}, "failed": {}, "left": {
         "mip-two-steps": json.loads(found.out)["left"]["mip-two-steps"]}}
     assert "mip-two-steps: left for another time (took" in found.err
-    monkeypatch.setattr(records, "listing", lambda: [{**e, "stale": False} for e in listed])
+    monkeypatch.setattr(records, "listing", lambda: recorded)
     assert "every claim has a record" in call("run", "--all").out
     call("table", "--html", tmp_path / "x.html")
     assert (tmp_path / "x.html").read_text().count("<article") == 296

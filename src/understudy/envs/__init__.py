@@ -66,9 +66,9 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
 
     name: a toy (`names()`; "particle:8" is "particle" in eight dimensions), a Gymnasium id ("Hopper-v4"),
     "metaworld/door-open-v3", "ogbench/NAME", "dm_control/DOMAIN-TASK", "robosuite/NAME", or "module:factory", a
-    function or class of a package of `trust` that gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its parameter
-    `rows`, if it has one, is how many run side by side; a single gymnasium.Env is asked for once a row. Packages of
-    `trust` are imported for the Gymnasium ids that they name.
+    function or class of a package of `trust` that gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its
+    parameter `rows`, if it has one, is how many run side by side; a single gymnasium.Env is asked for once a row.
+    Packages of `trust` are imported for the Gymnasium ids that they name.
     `options` are the environment's own. Its fact "simulator" is its version and physics, in words.
     Raises UserError for a name or an option that nobody knows, Untrusted for code that is not trusted.
     """

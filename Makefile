@@ -24,7 +24,7 @@ help:
 	@echo "make lint         ruff"
 	@echo "make docs         the site, into site/"
 	@echo "make bench        every benchmark beside its peers, and docs/benchmarks.md"
-	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md"
+	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md (ARGS='--budget 2h')"
 	@echo "make clean        remove .venv and what was built"
 
 demo: .venv/core
@@ -50,17 +50,15 @@ docs: .venv/docs
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-DUE := import json, sys; print(*(c["name"] for c in json.load(sys.stdin) if c["stale"] or c["verdict"] == "not run"))
 claims: .venv/test
 	export UNDERSTUDY_DATA="$${UNDERSTUDY_DATA:-$(wildcard ../shared/data)}"; \
-	for claim in $$($(BIN)/understudy claims list --json | $(BIN)/python -c '$(DUE)'); do \
-		$(BIN)/understudy claims run $$claim || exit 1; done
-	$(BIN)/understudy claims table
+	$(BIN)/understudy claims run --all --workers $(JOBS) $(ARGS); status=$$?; \
+	$(BIN)/understudy claims table; exit $$status
 
 # Run it after changing a bound: pip resolves everything anew, and what it took is written down.
 constraints:
 	rm -rf .venv-newest && $(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q torch -e '.[$(EXTRAS),docs]'
+	.venv-newest/bin/python -m pip install -q torch -e '.[$(EXTRAS),docs,cloud,rerun,ogbench,dmcontrol,minigrid,highway,pusht]'
 	{ sed -n '/^#/p' constraints.txt; .venv-newest/bin/python -m pip freeze --all --exclude-editable \
 		| grep -v -e ^pip= -e ^nvidia -e ^triton | sed 's/+.*//'; } > .venv-newest/constraints.txt
 	mv .venv-newest/constraints.txt constraints.txt

@@ -101,6 +101,24 @@ def minari():
     yield line("Minari; minari", made(), "minari", read)
 
 
+def robomimic():
+    """Into memory once, as its training does before the first batch."""
+    import contextlib
+    import io
+
+    import robomimic.utils.obs_utils as specs
+    from robomimic.utils.dataset import SequenceDataset
+
+    specs.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["state"], "rgb": []}})
+
+    def read(path):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            data = SequenceDataset(str(path), ("state",), ("actions", "rewards", "dones"), frame_stack=1, seq_length=1,
+                                   hdf5_cache_mode="low_dim", hdf5_use_swmr=False, load_next_obs=False)
+        return len(data)
+    yield line("robomimic; robomimic", made(), "robomimic", read)
+
+
 def lerobot():
     import sys
 
@@ -119,6 +137,6 @@ def lerobot():
 if __name__ == "__main__":
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     warnings.simplefilter("ignore")
-    lines, versions = measure.beside({"": plain, "minari": minari, "lerobot": lerobot},
-                                     ("numpy", "pyarrow", "h5py", "zarr", "minari", "lerobot"))
+    lines, versions = measure.beside({"": plain, "minari": minari, "lerobot": lerobot, "robomimic": robomimic},
+                                     ("numpy", "pyarrow", "h5py", "zarr", "minari", "lerobot", "robomimic"))
     measure.save("conversion", lines, more={"versions": versions})

@@ -47,12 +47,18 @@ in memory, and a window begins at its own key frame."""),
     "scan": ("Scanning a data set", """
 Every row of every episode of 1 M steps of state, page cache warm. Columns are mapped; the first scan makes them."""),
     "conversion": ("Converting", """
-Any format into LeRobot v3.0 with its statistics, the cache empty, beside a library that only reads the same files."""),
+Any format into LeRobot v3.0 with its statistics, the cache empty, beside a library that only reads the same files.
+Of our side's time about a third is the tables and quantiles of an episode, a third the disk (each file is there before
+it is named), a fifth the cache. Readers that take the numbers as they lie are further ahead than the goal allows."""),
     "memory": ("Larger than memory", """
 What converting and windowing take beyond the libraries themselves, for data of growing size."""),
     "rollouts": ("Rollouts of the toys", """
 256 environments at once beside a plain loop over one, which plans at batch 1 with the same network. About half of our
 side's time is products of matrices, at the speed that the processor has for them."""),
+    "throughput": ("Evaluations on two cores", """
+Two worker processes with many environments each, one thread a worker, beside one environment stepped in a loop by the
+same policy at batch 1, as most code does. The episodes are the same, to the last bit, by any number of workers. Where
+a simulator takes most of the time, what can be gained is the second core."""),
     "startup": ("Starting", """
 The import, the help, and what an installation takes. PyTorch is imported on use."""),
     "growth": ("Growth", """

@@ -60,7 +60,8 @@ def test_heads_do_not_know_each_other():
 
 def test_nothing_unsafe_and_no_peer_is_imported():
     bad = [f"{path.relative_to(ROOT)}:{line} {'.'.join(name)}" for path, tree in trees()
-           for line, name in imported(path, tree) if name[0] in UNSAFE | PEERS]
+           for line, name in imported(path, tree)
+           if name[0] in UNSAFE | PEERS and not (name[0] == path.stem == "robosuite")]  # a simulator, in its adapter
     assert not bad, bad
 
 

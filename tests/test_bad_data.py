@@ -149,7 +149,7 @@ def test_a_name_of_the_hub_is_told_its_address(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("pattern, kind", [
-    ("overcooked/*.csv", "text file")])
+    ("*/SOURCE.md", "text file")])
 def test_real_files_of_other_kinds(pattern, kind, shared):
     paths = list((shared / "fixtures").glob(pattern))
     assert paths

@@ -264,7 +264,7 @@ def interval(value, name):
 
 def test_eval(call, place):
     found = document(call("eval", place / "a", "fork", "--episodes", 30, "--json"))
-    assert list(found) == ["env", "episodes", "successes", "success", "return", "seconds", "paired"]
+    assert list(found) == ["env", "episodes", "successes", "success", "return", "seconds", "paired", "beside"]
     assert (found["env"], found["episodes"], found["paired"]) == ("fork", 30, None)
     assert found["success"]["estimate"] == found["successes"] / 30
     interval(found["success"], "estimate")
@@ -854,3 +854,9 @@ def test_an_interrupt_while_code_is_made_is_an_interrupt_like_any_other(tmp_path
     done = subprocess.run([sys.executable, "-m", "understudy", "record", "stops:env", "--trust", "stops", "--out", "d",
                            "--episodes", "1"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "audit", "repair", "convert"])
+def test_an_empty_path_is_not_the_folder_one_is_in(capsys, command):
+    assert main([command, "", *(["out"] if command == "convert" else [])]) == 2
+    assert "found an empty one" in capsys.readouterr().err

@@ -395,3 +395,6 @@ def test_the_sign_flip_test_is_exact():
     flips = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1).T
     means = np.abs((flips * d).sum(1))
     assert compare(a, b, of="return").p == pytest.approx((means >= abs(d.sum()) - 1e-12).mean())
+    n = int(np.flatnonzero(d)[0])
+    one = compare(judged(a.episodes[n:n + 1]), judged(b.episodes[n:n + 1]), of="return")
+    assert one.p == 1.0 and one.better is None  # with either sign it is as large

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy").rglob("*.py")}
 PAGE = {f"understudy/studio/inspect.{kind}" for kind in ("html", "css", "js")}
+PAGE |= {f"understudy/claims/ledger.{kind}" for kind in ("tsv", "html")}
 RESULTS = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/understudy/claims/results").glob("*.json")}
 
 
@@ -107,7 +108,10 @@ def test_the_names_at_the_top_are_what_they_say_whatever_was_imported_before():
     """A name that is also a subpackage's would be either, by the order of imports."""
     code = ("import pkgutil, importlib, types, understudy\n"
             "for m in pkgutil.walk_packages(understudy.__path__, 'understudy.'):\n"
-            "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+            "    try:\n"
+            "        if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+            "    except ModuleNotFoundError as error:  # an adapter whose simulator is not installed\n"
+            "        if m.name.rpartition('.')[0] != 'understudy.envs' or error.name.startswith('understudy'): raise\n"
             "print([n for n in understudy.__all__ if isinstance(getattr(understudy, n), types.ModuleType)])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -45,7 +45,8 @@ def test_methods_train_and_act(name):
     fit(learner, lambda n: windows.batch(8, n), 2, watch=[lambda n, learner, seen: said.append(seen["loss"])])
     assert torch.tensor(said).isfinite().all()
     actor = Plays(learner.trained.eval(), method.run)
-    obs = {k: torch.randn(3, *f.shape) for k, f in FEATURES.items() if k != "action"}
+    shown = {**FEATURES, **policy.features}  # goals among them, which data need not hold
+    obs = {k: torch.randn(3, *f.shape) for k, f in shown.items() if k != "action"}
     state = actor.start(obs, keys(0, range(3)))
     for _ in range(3):
         action, state = actor.act(obs, state)
@@ -123,7 +124,8 @@ def test_methods_from_files(tmp_path):
 def test_descriptions():
     found = {d["name"]: d for d in describe()}
     assert list(found) == list(METHODS)
-    assert set(found) >= {"bc", "bc-gmm", "bc-rnn-gmm", "diffusion-policy", "flow-policy", "mip", "act", "knn", "vinn"}
+    assert set(found) >= {"bc", "bc-gmm", "bc-rnn-gmm", "gcbc", "diffusion-policy", "flow-policy", "mip", "act", "knn",
+                          "vinn"}
     for d in found.values():
         assert list(d) == ["name", "family", "rows", "paper", "needs", "summary"]
         assert d["rows"] and all(re.fullmatch(r"\d{3}", r) for r in d["rows"])

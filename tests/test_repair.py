@@ -318,3 +318,40 @@ def test_the_broken_files_of_every_format(shared, tmp_path, capsys, name, count,
     assert (tmp_path / "out").exists() == (count is not None)
     if count is not None:
         assert len(Dataset.open(tmp_path / "out")) == count
+
+
+@pytest.mark.parametrize("to", ["minari", "act"])
+def test_what_was_kept_beside_the_data_goes_with_the_episodes_that_remain(tmp_path, capsys, to):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "d"
+    data = Dataset([Episode({STATE: np.float32([[n, t] for t in range(5 + n)]),  # a row after the last action
+                             "action": np.float32([[n - t] for t in range(4 + n)]),
+                             "operator.mood": np.array([f"mood {n} {t}" for t in range(4 + n)])},
+                            {"tired": n / 10}) for n in range(3)], {"fps": 7.5})
+    write_dataset(data, path, to)
+    file, lost = ((path / "data/main_data.hdf5", "episode_1/actions") if to == "minari" else
+                  (sorted(path.glob("*.hdf5"))[1], "action"))
+    with h5py.File(file, "r+") as f:
+        del f[lost]
+    assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "understudy.npz" not in capsys.readouterr().err
+    found = Dataset.open(tmp_path / "out")
+    assert found.fps == 7.5 and [e.meta["tired"] for e in found] == [0.0, 0.2]
+    for e, n in zip(found, (0, 2), strict=True):
+        for name in (STATE, "action", "operator.mood"):
+            np.testing.assert_array_equal(np.asarray(e.steps[name]), data[n].steps[name])
+    beside = path / "understudy.npz"
+    beside.write_bytes(beside.read_bytes()[:-40])
+    assert main(["repair", str(path), "--out", str(tmp_path / "less")]) == 0
+    assert f"lost: {beside}: what was kept beside the data" in capsys.readouterr().err
+    assert len(Dataset.open(tmp_path / "less")) == 2
+
+
+def test_a_d4rl_file_that_does_not_say_where_episodes_end(tmp_path, capsys):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "d.hdf5", "w") as f:
+        f["observations"], f["actions"] = np.arange(12.0).reshape(6, 2), np.arange(6.0)[:, None]
+        f["rewards"], f["terminals"] = np.zeros(6), np.zeros(6, bool)
+    assert main(["repair", str(tmp_path / "d.hdf5"), "--out", str(tmp_path / "no")]) == 2
+    assert main(["repair", str(tmp_path / "d.hdf5"), "--out", str(tmp_path / "out"), "--max-episode-steps", "3"]) == 0
+    assert [len(e) for e in Dataset.open(tmp_path / "out")] == [3, 3]

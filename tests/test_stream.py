@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from test_formats import LEROBOT
 
 from understudy import Policy, Recipe, Window, fit
+from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset
 from understudy.data.formats import lerobot, remote
@@ -265,3 +268,56 @@ def test_a_recorded_data_set_is_a_stream(tmp_path, demos):
     stream = Stream(tmp_path / "demos/data", buffer=50)
     for one, other in zip(stream.first(5), demos[:5], strict=True):
         assert np.array_equal(one.steps["action"], other.steps["action"])
+
+
+# -- training on one ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_held_out_is_never_drawn(tmp_path):
+    stream = Stream(shards(tmp_path, "npz")[0].parent, buffer=60)
+    gone = {0, 3, len(stream) - 1}
+    rest = stream.without(gone)
+    lengths = np.concatenate([s.lengths for s in stream.shards])
+    assert rest.steps == stream.steps - sum(lengths[list(gone)]) and stream.steps == lengths.sum()
+    windows = rest.windows(over)
+    drawn = np.concatenate([windows.batch(1, step).extra["index"][:, 0].numpy() for step in range(rest.steps)])
+    begins = np.cumsum(lengths) - lengths
+    kept = np.concatenate([np.arange(begins[e], begins[e] + n) for e, n in enumerate(lengths) if e not in gone])
+    assert sorted(drawn) == sorted(kept)
+
+
+def test_a_run_on_a_stream_goes_on_as_if_nothing_had_happened(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        tar(tmp_path / f"demos-{i:03d}.tar", [(10 * i + e, {
+            "observation.state": rng.random((12, 2)).astype(np.float32),
+            "action": rng.random((12, 1)).astype(np.float32)}) for e in range(10)])
+
+    def command(out, steps=12, *more):
+        return ["train", "bc", str(tmp_path / "demos-{000..002}.tar"), "--out", str(tmp_path / out), "--buffer", "120",
+                "--steps", str(steps), "--every", "4", *more]
+    assert main(command("whole")) == 0
+    said = capsys.readouterr().err
+    assert "30 episodes, 360 steps in 3 shards" in said and "error on held-out episodes" in said
+    provenance = json.loads((tmp_path / "whole/checkpoints/000012/provenance.json").read_text())
+    assert provenance["data"]["episodes"] == 30 and len(provenance["held_out"]) == 3
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/000012")  # as after a power cut
+    weights = [tmp_path / run / "checkpoints/000012/weights.safetensors" for run in ("whole", "cut")]
+    assert main(command("cut")) == 0
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    os.rename(tmp_path / "demos-002.tar", tmp_path / "other.tar")
+    tar(tmp_path / "demos-002.tar", [(0, {"observation.state": np.zeros((3, 2)), "action": np.zeros((3, 1))})])
+    assert main(command("cut")) == 2
+    assert "begun with something else: data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--buffer", "0"], "buffer of at least one step"),
+    (["--buffer", "50", "--image-size", "32"], "--image-size: expected no such option with --buffer")])
+def test_options_that_do_not_go_with_a_stream(tmp_path, capsys, more, said):
+    tar(tmp_path / "a.tar", [(0, {"observation.state": np.zeros((5, 2)), "action": np.zeros((5, 1))})])
+    assert main(["train", "bc", str(tmp_path), "--out", str(tmp_path / "run"), *more]) == 2
+    assert said in capsys.readouterr().err
+    assert main(["train", "knn", str(tmp_path), "--out", str(tmp_path / "run"), "--buffer", "50"]) == 2
+    assert "found one that keeps all of its data" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The command line: which commands there are, and what becomes of errors. Each command is a file in commands/.
 
-Exit status: 0 done, 1 a defect of ours, 2 a user's mistake, 3 an audit found errors, 130 interrupted and resumable.
+Exit status: 0 done, 1 a defect of ours, 2 a user's mistake, 3 an audit found errors,
+or a claim that was due did not run; 130 interrupted and resumable.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Command:
     usage: str
     summary: str
     resumes: bool = False  # after an interrupt the same command goes on where it stopped
-    keeps: str = ""  # the option with which it does
+    keeps: tuple[str, ...] = ()  # the options with which it does
     module: str = ""  # in commands/, where it is not the command's name
 
 
@@ -42,10 +43,14 @@ COMMANDS = {
     "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
     "train": Command("RECIPE DATA --out RUN [--eval ENV --every N]", "a policy from demonstrations", True),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",
-                    keeps="--save", module="evaluate"),
+                    keeps=("--save", "--interactive"), module="evaluate"),
+    "compare": Command("RUN1 RUN2 ... --env ENV --episodes N", "which of several is better; who cannot be told apart",
+                       keeps=("--save",)),
+    "plan": Command("RATE RATE [--power P] [--episodes N]", "how many rollouts tell two policies apart"),
+    "shift": Command("RUN ENV [--kinds ...] [--html FILE]", "how it fares as the world changes", True),
     "export": Command("RUN --out FILE.onnx", "one ONNX file of a trained policy, to run anywhere"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
-    "claims": Command("list | run NAME | table", "published statements, tested", True),
+    "claims": Command("list | run NAME | run --all | table", "published statements, tested", True),
 }
 
 HELP = f"""understudy {__version__}: show it, and it learns. Imitation learning from demonstrations, judged honestly.
@@ -141,7 +146,7 @@ def _importing(frame) -> bool:
 
 def _stopped(name: str, args: list[str]) -> int:
     command = COMMANDS[name]
-    resumes = command.resumes or (command.keeps and any(a.split("=")[0] == command.keeps for a in args))
+    resumes = command.resumes or any(a.split("=")[0] in command.keeps for a in args)
     _complain(("stopped; everything finished so far is kept, and the same command goes on from there:"
                if resumes else "stopped; nothing was changed, and the same command starts anew:")
               + f"\n  understudy {shlex.join(args)}")

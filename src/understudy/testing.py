@@ -22,6 +22,7 @@ from .data.codec import Codec
 from .data.episode import Dataset, Episode
 from .data.window import Window
 from .envs.base import Env, Pictures, Plane, Replays, Scripted
+from .envs.shifted import Shift
 from .evaluate.record import Uniform
 from .evaluate.rollout import rollout
 from .execute.actor import Actor, Noisy
@@ -458,6 +459,34 @@ def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> 
                      f"with {(3, 2 * episodes)[n]} rows: an episode must depend on its key alone")
             hold(one.meta == other.meta, "facts of an episode must depend on its key alone")
     hold(len({episode.fingerprint() for episode in map(_bare, runs[0])}) > 1, "other keys must give other episodes")
+
+
+def check_shift(build: Callable[[int], Env], shift: Shift, episodes: int = 3, seed: int = 0) -> None:
+    """That at severity 0 environment and actor do what they do without it, bit for bit, and that at each of its levels
+    there is an environment that keeps its own contract and an episode depends on its key alone."""
+    def run(rows, severity):
+        env = build(rows)
+        try:
+            actor = _anyhow(env) if not isinstance(env, Scripted) else env.expert()
+            if severity is None:
+                return rollout(actor, env, episodes, seed)
+            return rollout(shift.actor(actor, severity), shift.world(env, severity), episodes, seed)
+        finally:
+            env.close()
+    hold(min(shift.levels) > 0 and list(shift.levels) == sorted(set(shift.levels)), "levels rise from above 0")
+    _same_runs(run(2, None), run(2, 0), "severity 0 must be the environment itself")
+    for level in (shift.levels[0], shift.levels[-1]):
+        check_env(lambda rows, level=level: shift.world(build(rows), level), episodes, seed)
+        _same_runs(run(1, level), run(episodes + 1, level), f"severity {level} must not depend on what runs beside it")
+
+
+def _same_runs(one, other, what):
+    for a, b in zip(one, other, strict=True):
+        hold(a.meta == b.meta, f"{what}: its facts are {dict(a.meta)} and {dict(b.meta)}")
+        hold(set(a.steps) == set(b.steps), f"{what}: its columns are {sorted(a.steps)} and {sorted(b.steps)}")
+        for k in a.steps:
+            hold(a.steps[k].dtype == b.steps[k].dtype and a.steps[k].tobytes() == b.steps[k].tobytes(),
+                 f"{what}, but {k!r} of episode {a.meta['number']} differs")
 
 
 def _anyhow(env) -> Actor:

@@ -14,7 +14,7 @@ from ..core import UserError
 from ..data import video
 from ..data.episode import Dataset
 from ..data.formats import remote
-from ..data.formats.base import Episodes
+from ..data.formats.base import Episodes, starts
 from ..data.formats.lerobot_read import OURS, LeRobot, json_lines, parquet, read_info, tasks_v3
 from ..files import read_json
 from .base import Finding, Where
@@ -23,6 +23,7 @@ from .words import count, listed
 _COPY = "take it from a copy, or leave out the episodes in it"
 _META = "write the data set anew, so that the metadata come from the data"
 _MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large set stay well below
+_BLOCK = 1 << 20  # numbers that are worked through at once
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
@@ -237,13 +238,19 @@ def stats(data: Dataset) -> Iterator[Finding]:
         total, squares, low, high = np.zeros(f.shape), np.zeros(f.shape), np.full(f.shape, np.inf), np.full(f.shape,
                                                                                                         -np.inf)
         shift, off = data[0].steps[name][0].astype(np.float64), None
-        for e, episode in enumerate(data):
-            raw = episode.steps[name][:len(episode)].astype(np.float64)
-            values = raw - shift
+        for first, raw, n in _blocks(data, name):
+            values, begins = raw - shift, starts(n)
             total, squares = total + values.sum(0), squares + np.square(values).sum(0)
-            low, high = np.minimum(low, raw.min(0)), np.maximum(high, raw.max(0))
-            if off is None and (said := _said(each.get(e, {}), name, f)) is not None:
-                off = e if _other(said, raw.mean(0), raw.std(0), raw.min(0), raw.max(0)) else None
+            below, above = np.minimum.reduceat(raw, begins), np.maximum.reduceat(raw, begins)
+            low, high = np.minimum(low, below.min(0)), np.maximum(high, above.max(0))
+            per = n.reshape(-1, *[1] * (raw.ndim - 1))
+            middle = np.add.reduceat(values, begins) / per
+            spread = np.sqrt(np.add.reduceat(np.square(values - np.repeat(middle, n, 0)), begins) / per)
+            for i in range(len(n)) if off is None else ():
+                said = _said(each.get(first + i, {}), name, f)
+                if said is not None and _other(said, middle[i] + shift, spread[i], below[i], above[i]):
+                    off = first + i
+                    break
         if not (np.isfinite(total).all() and np.isfinite(squares).all()):
             continue  # said by the check for NaN
         mean = total / data.steps + shift
@@ -270,25 +277,37 @@ def quantiles(data: Dataset) -> Iterator[Finding]:
                 if f.kind == "vector" and q in stored.get(name, {}) and np.size(stored[name][q]) == f.size}
         if not said or not f.size:
             continue
-        values = [np.asarray(e.steps[name][:len(e)], np.float64).reshape(len(e), -1) for e in data.pick(
-            range(0, len(data), 1 + data.steps // 1_000_000))]
-        if not all(np.isfinite(v).all() for v in values):
+        blocks = list(_blocks(data.pick(range(0, len(data), 1 + data.steps // 1_000_000)), name))
+        n = np.concatenate([lengths for _, _, lengths in blocks])
+        pooled = np.concatenate([values.reshape(len(values), -1) for _, values, _ in blocks])
+        if not np.isfinite(pooled).all():
             continue
-        n = np.array([len(v) for v in values])[:, None]
-        pooled = np.concatenate(values)
+        episode, first = np.repeat(np.arange(len(n)), n), starts(n)
+        ordered = np.stack([c[np.lexsort((c, episode))] for c in pooled.T], 1)  # within each episode
+        share_of = (n / n.sum())[:, None]
         near = 0.05 * np.ptp(pooled, axis=0) + 1e-5 * np.abs(pooled).max(0) + 1e-8
         order = np.all(np.diff(np.stack([said[q] for q in _QUANTILES if q in said]), axis=0) >= -near)
         for q, of in said.items():
             share = _QUANTILES[q]
             ways = [np.quantile(pooled, share, axis=0, method=m) for m in ("lower", "higher")]
-            ways += [(np.stack([np.quantile(v, share, axis=0, method=m) for v in values]) * n).sum(0) / n.sum()
-                     for m in ("lower", "higher")]
-            ways.append((np.stack([v.mean(0) for v in values]) * n).sum(0) / n.sum())  # with one frame it is the mean
+            ways += [(ordered[first + to(share * (n - 1)).astype(int)] * share_of).sum(0) for to in (np.floor, np.ceil)]
+            ways.append(pooled.mean(0))  # of episodes of one frame
             if not order or (of < np.min(ways, 0) - near).any() or (of > np.max(ways, 0) + near).any():
                 yield Finding("quantiles-disagree", "warning",
                               f"{name}: {q} of meta/stats.json disagrees with the data",
                               "compute it anew", Where("meta/stats.json", None, None, name))
                 break
+
+
+def _blocks(data: Dataset, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(first episode, its rows and those of the episodes that follow as float64, how many each has)."""
+    first, rows, held = 0, [], 0
+    for e, episode in enumerate(data):
+        rows.append(np.asarray(episode.steps[name][:len(episode)], np.float64))
+        held += rows[-1].size
+        if held > _BLOCK or e + 1 == len(data):
+            yield first, np.concatenate(rows), np.array([len(r) for r in rows])
+            first, rows, held = e + 1, [], 0
 
 
 def _stored(path) -> dict[str, Any]:

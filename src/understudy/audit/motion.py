@@ -7,7 +7,7 @@ it misses by far more than all others, or an episode in which the actions do not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from .words import count, listed
 LAGS = range(-5, 6)  # steps between an action and the motion that it explains
 _WIDEST = 160  # components of states and actions; a wider model is not fitted
 _STEPS = 200_000  # that a model is fitted on, of evenly chosen episodes
+_TOGETHER = 100  # episodes whose squares are summed at once
 _FEWEST = 10  # steps for every number that is fitted
 _JUMP = 12.0  # times the residual that 99 in 100 steps stay below
 _GAP = 2.5  # times what comes next
@@ -71,7 +72,8 @@ def unrelated(data: Dataset) -> Iterator[Finding]:
         adds, happened = (without - missed) / scale, without / scale
         if len(adds) >= 8:
             slopes[e] = float((adds * happened).sum() / max(np.square(adds).sum(), 1e-12))
-    odd = [e for e, slope in slopes.items() if slope < 0.5 * float(np.median(list(slopes.values())))]
+    usual = float(np.median(list(slopes.values()))) if slopes else 0.0
+    odd = [e for e, slope in slopes.items() if slope < 0.5 * usual]
     if odd and len(odd) <= 0.2 * len(slopes):
         yield Finding("action-unrelated", "warning",
                       f"{count(len(odd), 'episode')} in which the actions do not do what "
@@ -96,7 +98,7 @@ def _residuals(data, model, most=None):
 
 def lag(data: Dataset) -> Iterator[Finding]:
     """By how many steps the actions are early or late: which of them explains the motion of a step best."""
-    models = {k: m for k in LAGS if (m := _fit(data, k)) is not None}
+    models = _fits(data, LAGS)
     if len(models) < len(LAGS):
         return
     told = {k: 1 - m.unexplained for k, m in models.items()}
@@ -267,18 +269,36 @@ class _Model:
 
 
 def _fit(data: Dataset, lag: int) -> _Model | None:
+    return _fits(data, (lag,)).get(lag)
+
+
+def _fits(data: Dataset, lags: Iterable[int]) -> dict[int, _Model]:
+    """In one pass, for those lags for which there are steps enough."""
     features = data[0].features()
     names = [f"{n}[{features[n].names[i] if features[n].names else i}]" if features[n].shape else n
              for n in _named(features, "observation") for i in range(features[n].size)]
     width = len(names) + sum(features[n].size for n in _named(features, "action"))
     if not names or width == len(names) or width > _WIDEST:
-        return None
-    plain, full, margin = _Squares(), _Squares(), 0 if lag == 0 else max(LAGS)
-    for _, s, a in _pairs(data, 2 * max(LAGS) + 1 if lag else 1, _STEPS):
-        at = np.arange(margin, len(a) - margin)
-        change = _change(s)[at]
-        plain.add(s[at], change)
-        full.add(_beside(s[at], a[at + lag]), change)
-    if full.n < max(100, _FEWEST * width):
-        return None
-    return _Model(plain.solve(), full.solve(), names)
+        return {}
+    sums, waiting = {lag: (_Squares(), _Squares()) for lag in lags}, {lag: [] for lag in lags}
+
+    def add(lag):
+        s, a, change = (np.concatenate(column) for column in zip(*waiting[lag], strict=True))
+        plain, full = sums[lag]
+        plain.add(s, change)
+        full.add(_beside(s, a), change)
+        waiting[lag].clear()
+    for _, s, a in _pairs(data, 1, _STEPS):
+        motion = _change(s)
+        for lag in lags:
+            margin = 0 if lag == 0 else max(LAGS)
+            if len(a) > 2 * margin:
+                at = slice(margin, len(a) - margin)
+                waiting[lag].append((s[at], a[margin + lag:len(a) - margin + lag], motion[at]))
+                if len(waiting[lag]) == _TOGETHER:
+                    add(lag)
+    for lag in lags:
+        if waiting[lag]:
+            add(lag)
+    return {lag: _Model(plain.solve(), full.solve(), names) for lag, (plain, full) in sums.items()
+            if full.n >= max(100, _FEWEST * width)}

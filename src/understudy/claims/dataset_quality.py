@@ -185,7 +185,7 @@ def swapped(experiment: Experiment) -> Experiment:
 
 
 KINDS = ("cloning", "constrained", "unconstrained")
-MAZE = Experiment(Maze(), "maze", tuple(Arm(k, (Learner(k),)) for k in KINDS), ranks, tuned_by="at high TQ",
+MAZE = Experiment(Maze(), "grid", tuple(Arm(k, (Learner(k),)) for k in KINDS), ranks, tuned_by="at high TQ",
                   seeds=tuple(range(100, 106)), episodes=20)
 
 CLAIM = Claim(
@@ -199,8 +199,8 @@ CLAIM = Claim(
          "sets, the return of cloning has a rank correlation above 0.8 with TQ, that of unconstrained Q-learning one "
          "above 0 with SACo; on sets with a TQ above 0.9 cloning is at most 0.1 below constrained and unconstrained "
          "Q-learning.",
-    parts=(Part("maze", MAZE, Every((
+    parts=(Part("grid", MAZE, Every((
         Exceeds("follows TQ", "cloning", 0.8), Exceeds("follows SACo", "unconstrained", 0.0),
         Above("at high TQ", "cloning", "constrained", -0.1), Above("at high TQ", "cloning", "unconstrained", -0.1)))),),
-    sabotage=Sabotage("TQ exchanged between the sets", swapped, "maze"),
+    sabotage=Sabotage("TQ exchanged between the sets", swapped, "grid"),
 )

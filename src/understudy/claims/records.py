@@ -1,4 +1,4 @@
-"""The records of claims: what makes one stale, the list, and the page."""
+"""The records of claims: what makes one stale, and the list."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from pathlib import Path
 
 from .. import envs
 from ..core import UserError
-from ..files import read_json, write_text
+from ..files import read_json
 from .base import Claim
 
 HERE = Path(__file__).parent
-PARTS = ("__init__", "base", "run", "records", "measures", "curated")  # modules of this folder that are not claims
+# Modules of this folder that are not claims.
+PARTS = ("__init__", "base", "run", "records", "measures", "curated", "sectors", "ledger", "due")
 
 
 def all_claims() -> dict[str, Claim]:
@@ -177,53 +178,3 @@ def listing() -> list[dict]:
                       "date": record["date"], "seconds": record["seconds"]}
         entries.append(entry)
     return entries
-
-
-def table(path: Path | str = "docs/ledger.md") -> Path:
-    """Renders the page of all claims."""
-    write_text(path, page())
-    return Path(path)
-
-
-def page() -> str:
-    lines = ["# The ledger of claims", "",
-             "Each row of the ledger of published systems becomes a small experiment that can fail. Its rule stands "
-             "before its first run; the seeds that judge are not the seeds that tune; a sabotaged twin must flip the "
-             "verdict. *Here* means: on the task and scale named, which need not be the paper's.", "",
-             "| row | claim | paper | verdict | date | CPU seconds |", "|---|---|---|---|---|---|"]
-    claims, entries = all_claims(), listing()
-    for e in entries:
-        verdict = e["verdict"] if e["verdict"] == "not run" else f"**{e['verdict']}** here"
-        stale = " (stale: the code has changed since)" if e["stale"] else ""
-        lines.append(f"| {', '.join(e['rows'])} | [{e['name']}](#{e['name']}) | {claims[e['name']].paper} | "
-                     f"{verdict}{stale} | {e['date'] or ''} | {e['seconds'] or ''} |")
-    for e in entries:
-        lines += ["", *_section(claims[e["name"]], e)]
-    return "\n".join(lines) + "\n"
-
-
-def _section(claim: Claim, entry: dict) -> list[str]:
-    lines = [f"## {claim.name}", "", f"Row {', '.join(claim.rows)}. {claim.paper}", "",
-             f"> {claim.statement}", "", f"Tested here: {claim.here}", "", f"Command: `{entry['command']}`", ""]
-    if entry["verdict"] == "not run":
-        needs = f" It needs {', '.join(claim.needs)}." if claim.needs else ""
-        return [*lines, f"Not run yet.{needs}"]
-    record = read_json(record_path(claim.name))
-    lines += [f"**{record['verdict'].capitalize()} here.**", ""]
-    for name, part in record["parts"].items():
-        aside = "" if part["decides"] else " (reported beside the verdict)"
-        lines += [f"*{name}*{aside}: {part['verdict']}. {part['finding']}.", "",
-                  "| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
-        for arm, measures in part["summary"].items():
-            lines += [f"| {arm} | {m} | {_n(v['estimate'])} | {_n(v['low'])} to {_n(v['high'])} |"
-                      for m, v in measures.items()]
-        lines.append("")
-    twin = record["twin"]
-    blind = "" if twin["flips"] else " It changes nothing, so this experiment cannot show what it set out to show."
-    lines += [f"Sabotaged twin ({twin['change']}): {twin['verdict']}. {twin['finding']}.{blind}", "",
-              f"{record['machine']}; {record['seconds']:.0f} CPU seconds; {record['date']}."]
-    return lines
-
-
-def _n(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

@@ -24,6 +24,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
+    from ..envs.base import Env as Environment
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ Env = Annotated[str, Positional, arg(metavar="ENV")]
 Trust = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PACKAGE")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Count = Annotated[int, arg(metavar="N")]
+Processes = Annotated[int | Literal["ray"], arg(metavar="N|ray")]
 Mapped = Annotated[Path | None, arg(metavar="FILE")]
 Despite = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
 Steps = Annotated[int | None, arg(metavar="N")]
@@ -38,14 +40,19 @@ Steps = Annotated[int | None, arg(metavar="N")]
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     """Ends the process with status 2 and an explanation if these are not its options."""
+    if "" in args[:1]:  # a shell variable that was not set: as a path it would be the folder one is in
+        from ..core import UserError
+
+        raise UserError("expected a name or a path, found an empty one", where=f"understudy {command}",
+                        do="check the variable that it came from")
     found = read(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # one's own file beside one, which an installed script does not see; last
-    for name in ("rows", "rollouts"):
-        if getattr(found, name, 1) < 1:
+    for name in ("rows", "rollouts", "workers"):
+        if (count := getattr(found, name, 1)) != "ray" and count < 1:
             from ..core import UserError
 
-            raise UserError(f"expected at least one, found {getattr(found, name)}", where=f"--{name}")
+            raise UserError(f"expected at least one, found {count}", where=f"--{name}")
     return found
 
 
@@ -122,7 +129,8 @@ def _expected(owner: Any, path: str) -> str:
         return _expected(owner, rest)
     kind = get_type_hints(owner if isinstance(owner, type) else type(owner)).get(first)
     kinds = get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
-    return " or ".join(words[k] for k in kinds if words[k]) if all(k in words for k in kinds) else ""
+    said = [" or ".join(map(str, get_args(k))) if get_origin(k) is Literal else words.get(k) for k in kinds]
+    return "" if None in said else " or ".join(w for w in said if w)
 
 
 def _given(args: Sequence[str], name: str) -> str:
@@ -276,10 +284,28 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
         yield progress
 
 
+def side_by_side(rows: int, episodes: int, workers: int | str) -> int:
+    """How many of at most `rows` environments each worker has, so that its share is done in whole rounds."""
+    share = -(-episodes // (1 if workers == "ray" else workers))
+    return -(-share // -(-share // rows))
+
+
 def unused(codes: Sequence[str]) -> None:
     """Codes of --despite that were not needed: they may be misspelt."""
     for code in codes:
         print(f"--despite {code}: no such error was found", file=sys.stderr)
+
+
+def same_simulator(env: Environment, run: Path) -> None:
+    """Warns where `env` is another version, or has other physics, than what the data of `run` were recorded in."""
+    from ..evaluate.simulators import otherwise
+    from ..files import read_json
+    from ..policy import checkpoint
+
+    if run.suffix == ".onnx" or not (file := checkpoint(run) / "provenance.json").exists():
+        return
+    if told := otherwise(read_json(file)["data"].get("simulators") or {}, env, f"{run} was trained on data of"):
+        print(f"warning: {told}", file=sys.stderr)
 
 
 def demonstrations(path: Path) -> Path:

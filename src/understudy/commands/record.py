@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from .common import Count, Env, Out, Trust, bar, free, line, needed, parse
+from .common import Count, Env, Out, Processes, Trust, bar, free, line, needed, parse, side_by_side
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -39,6 +40,8 @@ class Record:
     """how camera frames are stored; png loses nothing"""
     rows: Count = 16
     """environments side by side; changes nothing but the time it takes"""
+    workers: Processes = 1
+    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
     trust: Trust = ()
     """a package whose code may be loaded"""
 
@@ -54,22 +57,26 @@ def main(args: list[str]) -> None:
     from ..data.episode import Dataset
     from ..envs import make
     from ..evaluate.judge import recording
-    from ..evaluate.record import Uniform, expert, record
+    from ..evaluate.record import record
+    from ..evaluate.workers import Workers
     from ..recipes import recommended
 
     if o.episodes < 1:
         raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
-    out, rows = Out(), 1 if o.by == "keyboard" else min(o.rows, o.episodes)
+    if o.by == "keyboard" and o.workers != 1:
+        raise UserError("expected one worker, since you are one", where="--workers")
+    out, rows = Out(), 1 if o.by == "keyboard" or o.workers != 1 else min(o.rows, o.episodes)
     env = make(o.env, rows, o.trust)
     try:
         if o.by == "keyboard":
             data = _by_hand(o, env)
         else:
-            actor = expert(env) if o.by == "scripted" else Uniform(env)
+            actor = _actor(o, env)
             there = len(Dataset.open(o.out)) if (o.out / "meta" / "info.json").exists() else 0
-            with bar("recording", o.episodes, there) as progress:
+            with (bar("recording", o.episodes, there) as progress,
+                  Workers(partial(_seat, o), o.workers, own=(actor, env)) as crew):
                 data = record(env, actor, o.episodes, o.out, recording(o.seed), by=o.by, images=o.images,
-                              watch=lambda number, episode: progress(number + 1), saved=_saved)
+                              watch=lambda number, episode: progress(number + 1), saved=_saved, crew=crew)
     finally:
         env.close()
     if not len(data):
@@ -80,6 +87,20 @@ def main(args: list[str]) -> None:
     out.say(f"{len(data)} episodes, {data.steps} steps{won}. Written to {o.out}")
     out.next(line("inspect", o.out), line("train", recommended(data.features()), o.out, "--out", free("run")),
              line("replay", o.out, o.env, *needed(o.trust, o.env)))
+
+
+def _actor(o: Record, env):
+    from ..evaluate.record import Uniform, expert
+
+    return expert(env) if o.by == "scripted" else Uniform(env)
+
+
+def _seat(o: Record):
+    """What each worker has."""
+    from ..envs import make
+
+    env = make(o.env, side_by_side(o.rows, o.episodes, o.workers), o.trust)
+    return _actor(o, env), env
 
 
 def _by_hand(o: Record, env) -> Dataset:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Mapped, Out, demonstrations, line, parse
+from .common import Mapped, Out, Steps, demonstrations, line, parse
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Repair:
     """where to save what can be read; nothing may be there"""
     map: Mapped = None
     """which topics of a bag become which columns, in place of what is proposed"""
+    max_episode_steps: Steps = None
+    """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
 
 
 def main(args: list[str]) -> None:
@@ -58,7 +60,7 @@ def main(args: list[str]) -> None:
                         "place", where=o.path, do=line("repair", o.path, "--out", "DST"))
     if o.out.exists():
         raise UserError("expected nothing there, found a file or folder", where=o.out, do="name another place")
-    with salvage(o.path, o.map) as found:
+    with salvage(o.path, mapping=o.map, max_episode_steps=o.max_episode_steps) as found:
         _lost(found.losses)
         lerobot.write(found.data, o.out, images="png")
         out.say(f"{_count(len(found.data))}, {found.data.steps} steps "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -36,11 +37,15 @@ def main(args: list[str]) -> None:
     from ..data.episode import Dataset
     from ..envs import make
     from ..evaluate.replay import replay
+    from ..evaluate.simulators import otherwise
+    from ..learn.train import simulators
 
     with Out(o.json) as out:
         data = Dataset.open(demonstrations(o.data))
         chosen = None if o.episode is None else [o.episode]
         env = make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)
+        if told := otherwise(simulators(data), env, "the data were recorded in"):
+            print(f"warning: {told}", file=sys.stderr)
         try:
             with bar("replaying", len(data) if chosen is None else 1) as progress:
                 found = replay(data, env, chosen, o.state, watch=lambda track: progress())

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ..learn.run import Run
 
 
+FIRST = 200  # episodes of a stream that are looked at before it is trained on
+
+
 @dataclass(frozen=True)
 class Train:
     """Train a policy on demonstrations.
@@ -57,6 +60,9 @@ class Train:
     """read the task in words too (of the column or fact "task"), so that words decide what is done"""
     image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
     """side, or height and width, to which camera frames are decoded once"""
+    buffer: Annotated[int | None, arg(metavar="STEPS")] = None
+    """read DATA as a stream, shard by shard (.tar, .parquet; a folder of them, or demos-{000..099}.tar), with so many
+    steps in memory at once"""
     map: Mapped = None
     """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
     despite: Despite = ()
@@ -87,7 +93,9 @@ def main(args: list[str]) -> None:
         raise UserError(f"expected at least one update, found {o.every}", where="--every")
     where = device(o.device)
     out = Out()
-    data = opened(o.data, o.image_size, o.map, o.despite, max_episode_steps=o.max_episode_steps)
+    stream = None if o.buffer is None else _stream(o)
+    data = (opened(o.data, o.image_size, o.map, o.despite, max_episode_steps=o.max_episode_steps) if stream is None
+            else stream.first(FIRST))
     say = _say(data) if o.language else None
     method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}", say)
     score, env = None, None
@@ -107,7 +115,7 @@ def main(args: list[str]) -> None:
     said = Said(Run(o.out), o.steps or method.learn.steps, o.every, bool(held or score))
     try:
         train(method, data, o.out, steps=o.steps, seed=o.seed, device=where, score=score, every=o.every, hold=o.hold,
-              watch=(said,), command=command)
+              watch=(said,), stream=stream, command=command)
     finally:
         if env is not None:
             env.close()
@@ -118,6 +126,21 @@ def main(args: list[str]) -> None:
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
     out.next(*(line("eval", run, acts, "--episodes", 100, *needed(o.trust, acts, run)) for run in there),
              line("eval", o.out, o.data, *needed((), None, o.out)))
+
+
+def _stream(o: Train):
+    from ..core import UserError
+    from ..data.stream import Stream
+
+    for name in ("image_size", "map", "max_episode_steps"):
+        if getattr(o, name) is not None:
+            raise UserError("expected no such option with --buffer: shards are read as they are",
+                            where=f"--{name.replace('_', '-')}", do="leave one of the two out")
+    stream = Stream(o.data, o.buffer)
+    print(f"a stream of {len(stream):,} episodes, {stream.steps:,} steps in {len(stream.shards)} "
+          f"shard{'s' * (len(stream.shards) != 1)}; statistics and validation are of the first "
+          f"{min(FIRST, len(stream))}", file=sys.stderr)
+    return stream
 
 
 class Said:

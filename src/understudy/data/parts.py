@@ -11,6 +11,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +115,14 @@ def _groups(path: Path, file: Path) -> Parts | None:
 
 
 def apart(of: Parts, folder: Path, lose: Callable[[str], None], unreadable: Callable[[Dataset, int], str | None],
-          mapping=None) -> Dataset | None:
-    """Those that can be read, joined; None where there are none."""
+          options: dict, kept: Path) -> Dataset | None:
+    """Those that can be read, joined, with what is kept of them beside the data set `kept`; None where there are
+    none."""
     alike: dict[str, tuple] = {}
     for name in of.names:
         try:
             with tempfile.TemporaryDirectory(dir=folder) as alone:
-                data = look(of.join([name], Path(alone)), mapping)
+                data = look(of.join([name], Path(alone)), **options)
                 why = "it holds no episode" if not len(data) else next(
                     (w for e in range(len(data)) if (w := unreadable(data, e))), None)
                 alike[name] = _columns(data) if why is None else ()
@@ -134,18 +136,22 @@ def apart(of: Parts, folder: Path, lose: Callable[[str], None], unreadable: Call
     if not alike:
         return None
     try:
-        return _joined(of, list(alike), folder, mapping)
+        return _joined(of, list(alike), folder, options, kept)
     except UserError:
         most = Counter(alike.values()).most_common(1)[0][0]
         for name, columns in alike.items():
             if columns != most:
                 odd = sorted({n for n, *_ in set(columns) ^ set(most)})
                 lose(f"{of.path}, {name}: {', '.join(odd)} is not as in the others")
-        return _joined(of, [n for n, columns in alike.items() if columns == most], folder, mapping)
+        return _joined(of, [n for n, columns in alike.items() if columns == most], folder, options, kept)
 
 
-def _joined(of, names, folder, mapping) -> Dataset:
-    return look(of.join(names, Path(tempfile.mkdtemp(dir=folder))), mapping)
+def _joined(of, names, folder, options, kept) -> Dataset:
+    out = of.join(names, Path(tempfile.mkdtemp(dir=folder)))
+    if side.beside(kept).exists():
+        with suppress(UserError):  # damaged itself: `salvage` says that it is left out
+            side.pick(kept, [n for n, name in enumerate(of.names) if name in set(names)], out)
+    return look(out, **options)
 
 
 def _columns(data: Dataset) -> tuple:

@@ -28,7 +28,7 @@ from ..core import UserError
 from ..files import read_json, write_json
 from . import cache, journal
 from .episode import Dataset
-from .formats import interrupted, look, rlds, zarr_store
+from .formats import interrupted, look, rlds, side, zarr_store
 from .formats.describe import lerobot_of, short_videos
 from .formats.lerobot_read import OURS, json_lines, parquet, read_info
 from .parts import apart, parts
@@ -41,37 +41,42 @@ class Salvaged:
 
 
 @contextmanager
-def salvage(path: str | Path, mapping: str | Path | None = None) -> Iterator[Salvaged]:
+def salvage(path: str | Path, **options) -> Iterator[Salvaged]:
     """The episodes that can be read, and what is lost, in words. Raises UserError where nothing can be read.
 
-    mapping: of the topics of bags, in place of the one that is proposed."""
+    options: of `look`: the mapping of the topics of bags, in place of the one that is proposed; where episodes end in a
+    file that does not say."""
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
         losses: list[str] = []
         with cache.room_on_disk(Path(folder), "make room in the folder for temporary files (TMPDIR)"):
-            data, good, mended = _rescued(path, Path(folder), mapping, losses)
+            data, good, mended = _rescued(path, Path(folder), options, losses)
         losses = [loss.replace(str(mended), str(path)) for loss in losses]
         if not good:
             said = "".join(f"\n  {loss}" for loss in losses)
             raise UserError(f"expected at least one episode that can be read, found none{said}", where=path,
                             do="take it from a copy")
+        source = getattr(data._episodes, "source", None)
+        if side.beside(path).exists() and not isinstance(source, side.Sided):
+            losses.append(f"{side.beside(path)}: what was kept beside the data cannot be put to the episodes that are "
+                          f"left")
         yield Salvaged(data.pick(good) if len(good) < len(data) else data, tuple(losses))
 
 
-def _rescued(path: Path, folder: Path, mapping, losses: list[str]) -> tuple[Dataset, list[int], Path]:
+def _rescued(path: Path, folder: Path, options: dict, losses: list[str]) -> tuple[Dataset, list[int], Path]:
     """What can be opened, the numbers of its episodes that can be read, and where it lies."""
     mended, refused, data = path, None, Dataset([])
     if (mend := _mend(path)) is not None:
         mended = mend(path, folder, losses.append)
     try:
-        data = look(mended, mapping)
+        data = look(mended, **options)
     except UserError as error:
         refused = error
     found = {e: _unreadable(data, e) for e in range(len(data))}
     bad = {e: why for e, why in found.items() if why is not None}
     if (refused is not None or bad) and mended.exists() and (of := parts(mended)) is not None:
         told: list[str] = []
-        if (whole := apart(of, folder, told.append, _unreadable, mapping)) is not None:
+        if (whole := apart(of, folder, told.append, _unreadable, options, path)) is not None:
             losses += told
             return whole, list(range(len(whole))), mended
         if refused is None or len(of.names) > 1:

@@ -15,6 +15,7 @@ was stopped goes on at its step, after reading one buffer.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
@@ -22,10 +23,10 @@ import tarfile
 import threading
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..core import Batch, UserError
-from . import video
+from . import cache, video
 from .episode import Dataset, Episode
 from .formats import remote
 from .window import Windows
@@ -99,6 +100,27 @@ class Stream:
                 break
             found += self.shards[piece.shard].read(piece.episodes[: episodes - len(found)])
         return Dataset(found, {"format": "stream", "path": self.shards[0].at})
+
+    @property
+    def key(self) -> str:
+        """Of the names of the shards and the lengths of their episodes."""
+        return cache.digest("stream", *([Path(s.at).name, s.lengths.tolist()] for s in self.shards))
+
+    def without(self, episodes: Collection[int]) -> Stream:
+        """Less these episodes, by their numbers among all."""
+        gone, less = set(episodes), copy.copy(self)
+        first = np.cumsum([0, *(len(s.lengths) for s in self.shards)])
+        less.pieces = []
+        for piece in self.pieces:
+            begin, lengths = piece.begin, self.shards[piece.shard].lengths
+            for out, run in groupby(piece.episodes, lambda e, first=first[piece.shard]: first + e in gone):
+                episodes = tuple(run)
+                steps = int(lengths[list(episodes)].sum())
+                if not out:
+                    less.pieces.append(_Piece(piece.shard, episodes, steps, begin))
+                begin += steps
+        less.steps = sum(p.steps for p in less.pieces)
+        return less
 
     def windows(self, over: Callable[[Dataset], Windows]) -> Streamed:
         """over: makes windows of the episodes in the buffer; `policy.windows`, or a Window's own `over`."""

@@ -13,13 +13,23 @@ from types import ModuleType
 from ..config import Untrusted
 from ..core import UserError
 from .base import Env, Obs, Outcome, Pictures, Plane, Replays, Scripted
+from .physics import simulator
 
 __all__ = ["Env", "Obs", "Outcome", "Pictures", "Plane", "Replays", "Scripted", "make", "names"]
 
 SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
+EXTRAS = {"ogbench": "ogbench", "dm_control": "dmcontrol", "minigrid": "minigrid", "pusht": "pusht",
+          "highway": "highway"}  # module -> the extra that brings its simulator, where that is not sim
+APART = "it needs an environment of its own: see robosuite in the documents' page Environments"
 GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")
 REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
 
+# what a name begins with -> the module whose `make` makes it
+ADAPTERS = {
+    "metaworld/": "metaworld", "ogbench/": "ogbench", "dm_control/": "dm_control", "robosuite/": "robosuite",
+    "AdroitHandDoor-v1$": "adroit", "(Adroit)?Hand[A-Z]|Fetch[A-Z]|(Point|Ant)Maze_|FrankaKitchen-": "robotics",
+    "(MiniGrid|BabyAI)-": "minigrid", "gym_pusht/": "pusht",
+    "(highway|merge|roundabout|parking|intersection|racetrack|exit|two-way|u-turn|lane-keeping)-": "highway"}
 
 # name -> module and definition in it, called with rows and options
 TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
@@ -37,10 +47,8 @@ def home(name: str) -> tuple[str, str] | None:
     understudy's making."""
     if (toy := name.partition(":")[0]) in TOYS:
         module, made = TOYS[toy]
-    elif name.startswith("metaworld/"):
-        module, made = "metaworld", "make"
-    elif name == "AdroitHandDoor-v1":
-        module, made = "adroit", "make"
+    elif (module := _adapter(name)) is not None:
+        made = "make"
     elif GYM_ID.fullmatch(name):
         module, made = "mujoco", "Mujoco"
     else:
@@ -48,16 +56,29 @@ def home(name: str) -> tuple[str, str] | None:
     return f"{__name__}.{module}", made
 
 
+def _adapter(name: str) -> str | None:
+    """The module that makes environments of this name."""
+    return next((module for pattern, module in ADAPTERS.items() if re.match(pattern, name)), None)
+
+
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
     """`rows` copies of an environment side by side.
 
-    name: a toy (`names()`; "particle:8" is "particle" in eight dimensions), a Gymnasium id
-    ("Hopper-v4"), "metaworld/door-open-v3", or "module:factory", a function or class of a package of `trust` that
-    gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its parameter `rows`, if it has one, is how many
-    run side by side; a single gymnasium.Env is asked for once a row. Packages of `trust` are imported for the Gymnasium
-    ids that they name. `options` are the environment's own. Raises UserError for a name or an option that nobody knows,
-    Untrusted for code that is not trusted.
+    name: a toy (`names()`; "particle:8" is "particle" in eight dimensions), a Gymnasium id ("Hopper-v4"),
+    "metaworld/door-open-v3", "ogbench/NAME", "dm_control/DOMAIN-TASK", "robosuite/NAME", or "module:factory", a
+    function or class of a package of `trust` that gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its parameter
+    `rows`, if it has one, is how many run side by side; a single gymnasium.Env is asked for once a row. Packages of
+    `trust` are imported for the Gymnasium ids that they name.
+    `options` are the environment's own. Its fact "simulator" is its version and physics, in words.
+    Raises UserError for a name or an option that nobody knows, Untrusted for code that is not trusted.
     """
+    env = _make(name, rows, trust, options)
+    if type(env).__module__.startswith(__name__):  # one of ours, or of Gymnasium's in ours
+        env.facts = {**env.facts, "simulator": simulator(env)}
+    return env
+
+
+def _make(name, rows, trust, options) -> Env:
     toy, _, dim = name.partition(":")
     if toy in TOYS and (not dim or toy == "particle" and dim.isdigit()):
         module, made = home(toy)
@@ -67,10 +88,8 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
         except TypeError as error:
             raise UserError(f"expected options of this environment, found {options}", where=name,
                             do=str(error)) from error
-    if name.startswith("metaworld/"):
-        return _simulated("metaworld", name, rows, options)
-    if name == "AdroitHandDoor-v1":
-        return _simulated("adroit", name, rows, options)
+    if (adapter := _adapter(name)) is not None:
+        return _simulated(adapter, name, rows, options)
     if ":" in name:
         return _made(name, rows, trust, options)
     return _registered(name, name, rows, trust, options)
@@ -78,9 +97,20 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
 
 def _simulated(module, name, rows, options) -> Env:
     try:
-        return _quietly(f"{__name__}.{module}").make(name, rows, **options)
+        adapter = _quietly(f"{__name__}.{module}")
     except ImportError as error:
-        raise UserError(f"expected its simulator, found none ({error})", where=name, do=SIMULATORS) from error
+        brings = (APART if module == "robosuite" else SIMULATORS if module not in EXTRAS
+                  else f"pip install 'understudy[{EXTRAS[module]}]' brings it")
+        raise UserError(f"expected its simulator, found none ({error})", where=name, do=brings) from error
+    import gymnasium
+
+    try:
+        return adapter.make(name, rows, **options)
+    except ImportError as error:
+        raise UserError(f"expected all of its simulator, found a part missing ({error})", where=name,
+                        do="install what is named there") from error
+    except (gymnasium.error.Error, TypeError) as error:
+        raise UserError(f"it cannot be made: {error}", where=name, do="check its options") from error
 
 
 def _registered(gym_id, name, rows, trust, options) -> Env:
@@ -175,10 +205,17 @@ def _module(module: str, where: str) -> ModuleType:
                         do="check the name; it has to be importable from here (PYTHONPATH)") from error
 
 
+def nearest(name: str, known) -> str:
+    """What to do about a name that is none of those known."""
+    near = difflib.get_close_matches(name, list(known), 3, 0.4)
+    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
+
+
 def _nearest(name, registry) -> str:
     known = [*names(), *registry]
     near = difflib.get_close_matches(name, known, 4, 0.5)
     near = [n for n in known if n.lower() == name.lower()] or near
     said = f"did you mean {', '.join(near)}? " if near else ""
-    return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME and module:factory; "
+    return (f"{said}Known are the toys {', '.join(names())}, Gymnasium's ids, metaworld/NAME, "
+            "ogbench/NAME, dm_control/NAME, robosuite/NAME and module:factory; "
             f"{SIMULATORS}; --trust PACKAGE imports one that names ids of its own")

@@ -159,7 +159,8 @@ class Expert(Actor):
                 "may": torch.from_numpy(np.isfinite(cost))}
 
     def act(self, obs, state):
-        (i, j), rows = obs["observation.state"].round().long().T, torch.arange(len(state["key"]))
+        cell = obs["observation.state"].round().clamp(0, SIZE - 1)  # what is sensed may be off the grid
+        (i, j), rows = cell.long().T, torch.arange(len(state["key"]))
         drawn = uniform(state["key"], state["count"], (2,), stream=2)
         anyhow = (4 * drawn[:, 1]).long()
         stray = (drawn[:, 0] < self.noise) & state["may"][rows, anyhow, i, j]

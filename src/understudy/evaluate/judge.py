@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from ..execute.actor import Actor
 from ..files import finite
 from . import stats
 from .rollout import rollout
+from .sequential import Difference, Rate
 from .stats import LEVEL, Interval
 
 
@@ -208,6 +209,36 @@ def finding(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this chec
     return head, sure, scope
 
 
+def settled(test: Rate | Difference, state: Mapping[str, int], successes: Sequence[int],
+            names: tuple[str, ...] = ("this checkpoint",), unit: str = "episodes") -> tuple[str, str, str]:
+    """As `finding`, of a test that was looked at after every episode, as it stands at `state`. successes: of each
+    policy in `names`."""
+    says, now, two = test.verdict(state), test.interval(state), isinstance(test, Difference)
+    n = state["pairs"] if two else state["trials"]
+    tally = " against ".join(f"{k} of {n}" for k in successes) + (" on the same starts" if two else "")
+    show = (lambda v: _gap(v, "success")) if two else (lambda v: f"{v:.1%}")
+    if two:
+        asked, gap = f"whether {names[0]} or {names[1]} is better", f"{capital(names[0])} minus {names[1]}: "
+        won = names if says == "first" else names[::-1]
+        head = f"{capital(won[0])} succeeds more often than {won[1]}: "
+        tally = tally if says != "second" else f"{successes[1]} of {n} against {successes[0]} of {n} on the same starts"
+    else:
+        bound, gap = f"than {test.than:.4g} of the {unit}", ""
+        asked = f"whether {names[0]} succeeds in more or in less {bound}"
+        head = f"{capital(names[0])} succeeds in {'more' if says == 'above' else 'less'} {bound}: "
+    if says in (None, "futile"):
+        head, why = f"Cannot tell {asked}: ", "" if says is None else (
+            f"That is all that were asked for: {n}." if n >= (test.most or n) else
+            f"It would hardly be settled within the {test.most} that were asked for.")
+    else:
+        why = f"Settled after {n} {unit}."
+    sure = (f"{gap}{show(now.estimate)}, {_between(now, show)}, {_p(min(1.0, 1 / test.evidence(state)))}; these hold "
+            f"whenever one looks. {why}").rstrip()
+    return f"{head}{tally}.", sure, (
+        'This is about two checkpoints, each of which stands for "this checkpoint" only.' if two else
+        "This is about this checkpoint; another training seed may come out otherwise.")
+
+
 def _split(p: Paired) -> str:
     """Where interval and test do not say the same: what each says, and which of them decides."""
     apart, sure = p.low > 0 or p.high < 0, p.p < 1 - p.level
@@ -281,7 +312,7 @@ def _flips(d: np.ndarray) -> float:
     (Fisher 1935)."""
     if not np.isfinite(d).all():
         return math.nan
-    if not d.any():
+    if not d.any() or len(d) == 1:  # one difference is as large with either sign
         return 1.0
     return float(scipy_stats.permutation_test((d,), lambda x, axis: np.mean(x, axis=axis), vectorized=True,
                                               permutation_type="samples", n_resamples=9_999,

@@ -263,6 +263,37 @@ def difference_bar(first: str, second: str, difference: float, low: float, high:
     return _figure(parts, 114, words)
 
 
+def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percent: bool = True) -> Figure:
+    """(name, difference, low, high, told apart) a row, over one scale; no difference is the line in the middle. Pairs
+    that are told apart have a full dot, the others a ring."""
+    ends = [abs(v) for row in rows for v in row[1:4] if math.isfinite(v)]
+    reach = max(ends, default=1.0) * 1.1 or 1.0
+    if percent:
+        reach = next(r for r in (0.1, 0.25, 0.5, 1.0) if r >= min(reach, 1.0))
+    middle, half, step, told = WIDTH / 2, WIDTH / 2 - 16, 44, []
+    bottom = step * len(rows) + 4
+
+    def x(v):
+        return middle + half * min(max(v / reach, -1.0), 1.0)
+
+    def show(v):
+        return _number(100 * v if percent else v, sign=True)
+    parts = _ruler([(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)], 20, bottom)
+    parts.append(_path([(middle, 20), (middle, bottom)], "base"))
+    for i, (name, difference, low, high, apart) in enumerate(rows):
+        top = step * i
+        parts += [_tag("rect", x=0, y=top, width=WIDTH, height=20, fill="var(--paper)"),
+                  _text((0, top + 15), _short(name, 44)), _text((WIDTH, top + 15), show(difference), "strong", "end")]
+        if math.isfinite(low) and math.isfinite(high):
+            parts.append(_whisker(x(low), x(high), top + 31))
+        if math.isfinite(difference):
+            parts.append(_circle((x(difference), top + 31), 5, fill="var(--ink)" if apart else "var(--paper)",
+                                 stroke="var(--paper)" if apart else "var(--ink)", stroke_width=2))
+        told.append(f"{name}: {show(difference)}, interval {show(low)} to {show(high)}, "
+                    f"{'told apart' if apart else 'cannot tell'}")
+    return _figure(parts, bottom + 22, f"Differences{' in percentage points' if percent else ''}. {'; '.join(told)}.")
+
+
 def _whisker(a: float, b: float, y: float) -> str:
     a, b = min(max(a, 1), WIDTH - 1), min(max(b, 1), WIDTH - 1)
     caps = "".join(_path([(v, y - 5), (v, y + 5)], "mark") for v in (a, b))
@@ -359,6 +390,39 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name
             told.append(f"{name} from {_number(ys[0])} to {_number(ys[-1])}")
     return _figure(parts + axes.base(), axes.height,
                    f"{y_name} over {x_name}{' (logarithmic)' if log else ''}: {'; '.join(told)}.")
+
+
+def rungs(names: Sequence[str], values: Sequence[Interval], x_name: str, half: float = math.nan, *,
+          share: bool = True) -> Figure:
+    """A value with its interval at each of several levels, which stand equally far apart whatever they are; and a line
+    at its `half`. share: values are shares, from 0 to 1."""
+    ends = [v for i in values for v in (i.low, i.high, i.estimate) if math.isfinite(v)]
+    axes = _Axes((0, max(len(names) - 1, 1)), (0.0, 1.0) if share else (min(0.0, *ends), max(ends)), x_name, 12, 190)
+    inside = 24.0  # so that the first and last dot have room
+
+    def x(i: float) -> float:
+        return axes.left + inside + (axes.right - axes.left - 2 * inside) * i / max(len(names) - 1, 1)
+    parts = [part for t in axes.y_ticks for part in (
+        _path([(axes.left, axes.y(t)), (axes.right, axes.y(t))], "grid"),
+        _text((axes.left - 7, axes.y(t) + 4), f"{t:.0%}" if share else _number(t), "soft", "end"))]
+    known = [i for i, v in enumerate(values) if math.isfinite(v.low) and math.isfinite(v.high)]
+    ring = [(x(i), axes.y(values[i].low)) for i in known] + [(x(i), axes.y(values[i].high)) for i in known[::-1]]
+    parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill="var(--s0)",
+                      fill_opacity=0.15))
+    if math.isfinite(half):
+        parts += [_path([(axes.left, axes.y(half)), (axes.right, axes.y(half))], "bad"),
+                  _text((axes.right - 2, axes.y(half) - 5), "half", "soft over", "end")]
+    line = [(x(i), axes.y(v.estimate)) for i, v in enumerate(values) if math.isfinite(v.estimate)]
+    parts += [_path(line, "curve", stroke="var(--s0)"), *(_circle(p, 3.5, fill="var(--s0)") for p in line)]
+    parts += [_path([(axes.left, axes.bottom), (axes.right, axes.bottom)], "base"),
+              *(_text((x(i), axes.bottom + 17), name, "soft", "middle") for i, name in enumerate(names)),
+              _text(((axes.left + axes.right) / 2, axes.bottom + 36), x_name, "soft", "middle")]
+
+    def show(v: float) -> str:
+        return f"{v:.0%}" if share else _number(v)
+    told = "; ".join(f"{name}: {show(v.estimate)}, interval {show(v.low)} to {show(v.high)}"
+                     for name, v in zip(names, values, strict=True))
+    return _figure(parts, axes.height, f"By {x_name}. {told}.")
 
 
 def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: int = 24) -> Figure:

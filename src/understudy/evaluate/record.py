@@ -17,20 +17,23 @@ from ..data.record import Recorder, repair
 from ..envs.base import Env, Scripted
 from ..execute.actor import Actor
 from .rollout import rollout
+from .workers import Workers
+
+GROUP = 64  # episodes for each worker that are rolled out at once: fewer leave rows idle, more are held in memory
 
 
 def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *, by: str,
            images: Literal["video", "png"] = "video",
            watch: Callable[[int, Episode], None] = lambda n, e: None,
-           saved: Callable[[int], None] = lambda n: None) -> Dataset:
+           saved: Callable[[int], None] = lambda n: None, crew: Workers | None = None) -> Dataset:
     """The data set in `out`, with episodes number 0 to episodes-1 of `seed` in it.
 
     Those that are there already stay, so that the same call goes on after an interruption, and a larger number adds
     to what there is. All episodes are kept, also those without success: `meta["success"]` and `next.success` say
     which those are; only the former, of an environment that told of success for the first time when some were written.
     by: who acts, in words; kept in every episode. images: how they are stored; png loses nothing. saved: called from
-    another thread with the number of each episode, in order, once it would survive a power cut. Raises UserError if
-    `out` holds something else.
+    another thread with the number of each episode, in order, once it would survive a power cut. crew: who rolls
+    out, in place of `actor` and `env` here. Raises UserError if `out` holds something else.
     """
     out = Path(out)
     first = there(out, env, seed, by)
@@ -48,14 +51,19 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
             first += 1
 
     def keep(number: int, episode: Episode) -> None:
-        finished[number] = replace(episode, meta={**episode.meta, "by": by, **_task(episode)})
+        told = env.facts.get("simulator")
+        finished[number] = replace(episode, meta={**episode.meta, "by": by, **_task(episode),
+                                                  **({"simulator": told} if told else {})})
         put_down()
         watch(number, episode)
 
     try:
         while first < episodes:
-            group = min(4 * env.rows, episodes - first)  # fewer would leave rows idle
-            rollout(actor, env, group, seed, first=first, watch=keep)
+            if crew is None:
+                rollout(actor, env, min(4 * env.rows, episodes - first), seed, first=first, watch=keep)
+            else:
+                group = 4 * env.rows if crew.count == 1 else GROUP * crew.count
+                crew.rollout(min(group, episodes - first), seed, first=first, watch=keep)
             recorder.flush()
     finally:  # when interrupted, too
         try:
@@ -69,7 +77,9 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
 def _task(episode: Episode) -> dict[str, str]:
     """The words that an environment shows (as `Say` writes them) are the task of the episode."""
     said = episode.steps.get("observation.task")
-    return {} if said is None else {"task": bytes(np.asarray(said)[0]).rstrip(b"\0").decode(errors="replace")}
+    if said is None or episode.features()["observation.task"].kind != "text":
+        return {}
+    return {"task": bytes(np.asarray(said)[0]).rstrip(b"\0").decode(errors="replace")}
 
 
 def there(out: Path, env: Env, seed: int, by: str) -> int:

@@ -19,6 +19,8 @@ from ..data.episode import Dataset
 from ..envs.base import Env, Plane
 from ..files import write_text
 from . import plots
+from .beside import Beside
+from .comparison import Comparison
 from .film import strip
 from .judge import Evaluation, capital, compare, finding
 from .plots import Figure
@@ -171,13 +173,16 @@ def page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: 
 
 def report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
            training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
-           commands: Sequence[tuple[str, str]] = (), title: str | None = None) -> Path:
-    """Of one or two policies (name -> evaluation) and, where given, how they were trained (name -> lines of
-    metrics.jsonl), on what, and what to do next: (command, what it does) each."""
+           beside: Mapping[str, Beside] | None = None, commands: Sequence[tuple[str, str]] = (),
+           title: str | None = None) -> Path:
+    """Of one or two policies (name -> evaluation) and, where given, what they do beside success, how they were trained
+    (name -> lines of metrics.jsonl), on what, and what to do next: (command, what it does) each."""
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
     said = finding(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
     sections = [closed_loop(runs, env), *seen(runs)]
+    if beside:
+        sections += [beside_success(beside), *failed(beside)]
     if training:
         sections.append(trained(training))
     if data is not None:
@@ -248,6 +253,55 @@ def seen(runs: Mapping[str, Evaluation]) -> list[Section]:
                     "does not.")] if rows else []
 
 
+def beside_success(runs: Mapping[str, Beside]) -> Section:
+    """Smoothness, speed, distances, ways and latency, each beside what the demonstrations have."""
+    contents: list[Content] = []
+    for name, b in runs.items():
+        rows = tuple((m.name + (f" ({m.unit})" if m.unit else ""), m.found.estimate, m.found.low, m.found.high, m.count,
+                      m.better or "–", m.demonstrations.estimate if m.demonstrations else math.nan) for m in b.measures)
+        contents += [Words(f"{capital(name)}:")] if len(runs) > 1 else []
+        if rows:
+            contents.append(Table(("mean of an episode", "estimate", "low", "high", "episodes", "better",
+                                   "demonstrations"), rows))
+        if (m := b.modes) is not None:
+            theirs, total = m.demonstrations, max(sum(m.counts.values()), 1)
+            ways = sorted({*m.counts, *(theirs or ())})
+            contents.append(Figures((("Ways it goes", plots.bars(
+                [(w, m.counts.get(w, 0) / total, theirs.get(w, 0) / sum(theirs.values()) if theirs else None)
+                 for w in ways], "share of its successes", "of the demonstrations" if theirs else ""),
+                f"As told by {m.source}."),)))
+        contents += [Words(line) for line in b.about()]
+    return Section("Beside success", tuple(contents),
+                   "Intervals: bootstrap over episodes. Deviations are standard deviations of the demonstrations, "
+                   "where they are known, else of these episodes.")
+
+
+def failed(runs: Mapping[str, Beside]) -> list[Section]:
+    """Failures in groups that failed alike, each with a picture, and what to record next."""
+    out = []
+    for name, b in runs.items():
+        if not b.failures:
+            continue
+        contents: list[Content] = []
+        shown = list(zip(b.failures, b.pictures or [None] * len(b.failures), strict=True))
+        total = sum(map(len, b.failures))
+        for i, (g, picture) in enumerate(shown, 1):
+            title, caption = f"Group {i}: {len(g)} of {total}", capital_first(f"{g.words()}. {g.remedy(b.seed)}")
+            if picture is not None:
+                contents.append(Figures(((title, picture, caption),)))
+            else:
+                contents.append(Words(f"{title}. {caption}"))
+        if all(isinstance(c, Figures) for c in contents):
+            contents = [Figures(tuple(item for c in contents for item in c.items))]
+        out.append(Section(f"How {'it' if len(runs) == 1 else name} fails", tuple(contents),
+                           "Failed episodes whose trajectories are alike, the largest group first."))
+    return out
+
+
+def capital_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def trained(runs: Mapping[str, Lines]) -> Section:
     """Loss, error on held-out episodes and, if it was measured, success during training."""
     def series(key):
@@ -285,6 +339,42 @@ def demonstrations(data: Dataset, env: Env | None = None) -> Section:
                  for name, f in features.items() if role(name) in ("observation", "action"))
     return Section("Demonstrations", (Tiles(tuple(tiles)), Figures(tuple(figures)),
                                       Table(("column", "kind", "shape", "components", "unit"), rows)))
+
+
+def report_comparison(c: Comparison, path: Path | str, title: str | None = None) -> Path:
+    """Of several policies on the same starts: how good each is, and who can be told apart."""
+    success, shared, places = c.of == "success", c.letters, c.ranks
+    each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.order]
+    rows = tuple((c.names[i], *((round(100 * v, 1) if success else v) for v in (
+        c.estimates[i].estimate, c.estimates[i].low, c.estimates[i].high)), shared[i],
+        f"{places[i].low}" if places[i].low == places[i].high else f"{places[i].low} to {places[i].high}")
+        for i in c.order)
+    table = Table(("", "success (%)" if success else "mean return", "low", "high", "letters", "rank"), rows)
+    figures = [("How often each succeeds", plots.success_bars(each), f"Share of {c.episodes} episodes; the line is the "
+                f"{c.level:.0%} interval. Those who share a letter cannot be told apart.")] if success else []
+    said = {"first": lambda p: f"{c.names[p.a]} is better", "second": lambda p: f"{c.names[p.b]} is better",
+            None: lambda p: "cannot tell"}
+    pairs = [(f"{c.names[p.a]} minus {c.names[p.b]}", p.found.difference, p.found.low, p.found.high,
+              p.better is not None) for p in c.pairs]
+    figures.append(("Two by two", plots.differences(pairs, percent=success),
+                    f"{'Percentage points' if success else 'Return'}, {c.level:.0%} intervals. A full dot: told apart; "
+                    "a ring: cannot tell."))
+    scale = 100 if success else 1
+    numbers = Table(("", "difference", "low", "high", "p", "adjusted p", ""), tuple(
+        (name, scale * d, scale * low, scale * high, p.found.p, p.adjusted, said[p.better](p))
+        for (name, d, low, high, _), p in zip(pairs, c.pairs, strict=True)))
+    sections = [Section("On the same starts", (Figures(tuple(figures)), table), f"{c.episodes} episodes in {c.env}"
+                        f"{f', {c.seeds} training seeds of each' if c.seeds > 1 else ''}."),
+                Section("Who can be told apart", (numbers,), "Intervals are of each pair alone; the adjusted p counts "
+                        "all pairs together. Told apart: where both say so.")]
+    if more := c.more():
+        sections.append(Section("What it would take to tell the others apart", tuple(map(Words, more)),
+                                "So that the difference is found four times in five."))
+    kind = "two-level intervals over training seeds and starts" if c.seeds > 1 else (
+        "Clopper–Pearson intervals; differences: Tango's score interval and the exact McNemar p" if success else
+        "bootstrap intervals and a sign-flip test")
+    return page(path, title or f"{len(c.names)} {'methods' if c.seeds > 1 else 'policies'} in {c.env}", sections,
+                verdict=c.words(), footer=f"{c.of.capitalize()}: {kind}; adjusted by Holm.")
 
 
 def report_recorded(found: Recorded, path: Path | str, title: str | None = None,

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import torch
 
 from .. import __version__, config
 from ..core import UserError, role
+from ..data.cache import digest
 from ..data.episode import Dataset
+from ..data.stream import Stream
 from ..data.window import Draw
 from ..heads.base import Memory
 from ..policy import Policy
@@ -42,7 +45,7 @@ FEW = 3  # differences that are told
 def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None = None, seed: int = 0,
           device: str | torch.device = "auto", score: Score | None = None, every: int | None = None,
           hold: float | Sequence[int] = 0.1, validation: Validation | None = None, watch: Iterable[Watch] = (),
-          draw: Draw | None = None, progress: bool | None = None, resume: bool = True,
+          draw: Draw | None = None, stream: Stream | None = None, progress: bool | None = None, resume: bool = True,
           command: str | None = None) -> Policy:
     """Trains `method` on `data` into the folder `out`; returns the policy after the last update.
 
@@ -54,6 +57,9 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         not depend on `seed`, so that policies of different seeds are judged on the same.
     watch: sees every update, and every validation as {"validation/energy": ...}.
     draw: how often each step starts a window (the shares of a mixture, data.mix), as data: a frozen dataclass.
+    stream: where the windows come from, shard by shard: `data` is then its first episodes, of which features,
+        statistics and validation are taken; those held out are left out of the stream. Not for a method that keeps its
+        data (knn), nor with `draw`.
     progress: a bar on standard error; by default where that is a terminal.
     command: what to write into the model card as the way to do this again.
 
@@ -68,20 +74,28 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
     steps = method.learn.steps
     every = every or interval(steps)
     run = Run(Path(out))
+    if stream is not None and (draw is not None or isinstance(method.policy.head, Memory)):
+        raise UserError("expected a method that learns from windows in any order, found "
+                        + ("shares of a mixture" if draw is not None else "one that keeps all of its data"),
+                        where="stream", do="open the data as a whole")
     with (devices.exact(where), devices.together(where) as processes,
           run.open() if processes.first else contextlib.nullcontext()):
         processes.wait()
         last = max(run.saved(), default=None)
         processes.wait()  # before the first one saves anything: all take the same way
-        fingerprint = data.fingerprint()
+        fingerprint = data.fingerprint() if stream is None else digest(data.fingerprint(), stream.key)
         source = data.facts
-        for relabel in method.data:
-            data = data.map(relabel)
+
+        def relabelled(data: Dataset) -> Dataset:
+            for relabel in method.data:
+                data = data.map(relabel)
+            return data
+        data = relabelled(data)
         held = held_out(len(data), hold)
         training, test = data.pick(sorted(set(range(len(data))) - set(held))), data.pick(held)
         check_method(method, data)
         documents = {"method.json": config.dump(method), "provenance.json": provenance(
-            source, fingerprint, data, held, seed, where, processes, command, draw)}
+            source, fingerprint, data if stream is None else stream, held, seed, where, processes, command, draw)}
 
         if last is not None:
             if not resume:
@@ -105,8 +119,9 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         processes.wait()
 
         judge = _Judge(run, test, validation or Validation(), scale_of(training, method.policy.target), score)
-        windows = policy.windows(training, extra=method.learn.extra, following=method.learn.following,
-                                 draw=draw)
+        over = partial(policy.windows, extra=method.learn.extra, following=method.learn.following)
+        windows = (over(training, draw=draw) if stream is None else
+                   stream.without(held).windows(lambda part: over(relabelled(part))))
         share = processes.share(method.learn.batch)
         batch = devices.ahead(lambda n: windows.batch(method.learn.batch, n, seed, share), where, steps)
         with Progress(steps, loop.step, bar=progress if processes.first else False) as bar:
@@ -263,20 +278,31 @@ def _runs(method: Method, policy: Policy) -> None:
         method.run.start(policy, torch.zeros(1, dtype=torch.int64, device=policy.device))
 
 
-def provenance(source, fingerprint: str, data: Dataset, held: list[int], seed: int, where: torch.device,
+def provenance(source, fingerprint: str, data: Dataset | Stream, held: list[int], seed: int, where: torch.device,
                processes: Processes, command: str | None, draw: Draw | None) -> dict[str, Any]:
     """Where a policy comes from. Names no folder of this machine, but for what `command` says."""
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
-                 "format": source.get("format"), "fps": source.get("fps")},
+                 "format": source.get("format"), "fps": source.get("fps"), "simulators": simulators(data)},
         "held_out": held, "seed": seed, "draw": config.dump(draw), "command": command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
                    "processes": processes.count},
     }
+
+
+def simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]:
+    """Environment -> the simulators that the episodes say they were recorded in; of more than `most` episodes, of so
+    many that lie evenly among them."""
+    found: dict[str, set[str]] = {}
+    for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
+        facts = data[i].meta
+        if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
+            found.setdefault(facts["env"], set()).add(facts["simulator"])
+    return {env: sorted(said) for env, said in sorted(found.items())}
 
 
 def _same(run: Run, step: int, documents: dict[str, Any]) -> None:

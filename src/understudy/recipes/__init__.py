@@ -22,6 +22,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "bc": cloning.bc,
     "bc-gmm": cloning.bc_gmm,
     "bc-rnn-gmm": cloning.bc_rnn_gmm,
+    "gcbc": cloning.gcbc,
     "diffusion-policy": generative.diffusion_policy,
     "flow-policy": generative.flow_policy,
     "mip": generative.mip,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from ..core import Schema
-from ..data.window import Window
+from ..data.window import Goal, Window
 from ..execute.chunked import Receding
 from ..heads.categorical import Categorical
 from ..heads.gmm import GMM
 from ..heads.regression import Regression
 from ..learn.clone import Cloning
 from ..learn.method import Method
+from ..learn.optim import Optim
+from ..nets.ema import Constant
+from ..nets.encoders import Flat
+from ..nets.plain import Plain
 from ..nets.recurrent import Recurrent
 from ..policy import Recipe
 
@@ -44,3 +48,16 @@ def bc_rnn_gmm(obs: int = 10, width: int = 400) -> Method:
     Needs: actions that are numbers
     """
     return Method(Recipe(GMM(), encoder=Recurrent(width), window=Window(obs, 1)), Receding(), Cloning(batch=100))
+
+
+def gcbc(of: str = "observation.state") -> Method:
+    """Goal-conditioned behaviour cloning: the goal of each step is what its episode showed at some later one.
+
+    Paper: Lynch et al. 2019 (Play-GCBC), arXiv 1903.01973; as the baseline of Park et al. 2025, arXiv 2410.20092
+    Rows: 114
+    Needs: actions that are numbers; no observation.goal of its own, which an environment shows
+    """
+    recipe = Recipe(Regression(), trunk=Plain((512, 512, 512), "gelu"), encoder=Flat(),
+                    window=Window(goals=(Goal(of),)))
+    return Method(recipe, learn=Cloning(steps=20_000, batch=1024, ema=Constant(0.0),
+                                        optim=Optim(rate=3e-4, decay=0.0, schedule="constant", clip=None)))

@@ -41,6 +41,7 @@ _READS = {  # what `sniff` says -> module, function
     "d4rl": ("d4rl", "open_d4rl"),
     "imitation": ("imitation", "open_imitation"),
     "bags": ("bags", "open_bags"),
+    "overcooked": ("overcooked", "open_overcooked"),
     "view": (".views", "open_view"),
 }
 WRITES = {  # what `convert --to` takes -> module

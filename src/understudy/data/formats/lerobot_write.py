@@ -337,7 +337,10 @@ class _Writer:
         table = pa.table({n: _arrow(columns[n][:length], self.plan.stored(n)) for n in names},
                          schema=_schema(self.plan))
         if self._data is None:
-            self._data = pq.ParquetWriter(self._part("data"), table.schema, compression="snappy", use_dictionary=True)
+            # A dictionary of numbers that hardly repeat takes three times the time, and more room.
+            repeats = [f.name for f in table.schema if not pa.types.is_floating(getattr(f.type, "value_type", f.type))]
+            self._data = pq.ParquetWriter(self._part("data"), table.schema, compression="snappy",
+                                          use_dictionary=repeats)
         self._data.write_table(table, row_group_size=length)
         chunk, file = self._at["data"]
         return {"data/chunk_index": chunk, "data/file_index": file, "dataset_from_index": first,
@@ -601,17 +604,17 @@ def _episodes_table(rows: list[dict], stats: list[dict]) -> pa.Table:
 
 
 def _stats_of(columns: Mapping[str, tuple[np.ndarray, str]]) -> dict[str, dict[str, np.ndarray]]:
-    """`_stats` of each (column, how it is stored). Vectors of finite floats are worked out side by side: for short
+    """`_stats` of each (column, how it is stored). Vectors of finite numbers are worked out side by side: for short
     episodes a call takes longer than the numbers."""
     wide = {n: c.reshape(len(c), -1) for n, (c, stored) in columns.items()
-            if stored not in ("image", "video") and c.ndim <= 2 and c.dtype.kind == "f" and np.isfinite(c).all()}
+            if stored not in ("image", "video") and c.ndim <= 2 and c.dtype.kind in "fbiu" and np.isfinite(c).all()}
     if len(wide) < 2:
         return {n: _stats(*column) for n, column in columns.items()}
     found = _of(np.concatenate([c.astype(np.float64) for c in wide.values()], 1))
     ends = np.cumsum([c.shape[1] for c in wide.values()])
     part = {n: slice(end - c.shape[1], end) for (n, c), end in zip(wide.items(), ends, strict=True)}
-    return {n: {**{k: v[part[n]] for k, v in found.items()}, "count": np.array([len(column)])} if n in wide
-            else _stats(column, stored) for n, (column, stored) in columns.items()}
+    return {n: {**{k: v[part[n]] for k, v in found.items()}, **_exact(wide[n]), "count": np.array([len(column)])}
+            if n in wide else _stats(column, stored) for n, (column, stored) in columns.items()}
 
 
 def _stats(column: np.ndarray, stored: str) -> dict[str, np.ndarray]:
@@ -641,7 +644,6 @@ def _of_pixels(sample: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _of(values: np.ndarray) -> dict[str, np.ndarray]:
-    exact = values if values.dtype.kind in "biu" else None
     numbers = values.astype(np.float64)
     finite = np.isfinite(numbers)
     if finite.all():
@@ -652,12 +654,19 @@ def _of(values: np.ndarray) -> dict[str, np.ndarray]:
         known[:, ~finite.any(0)] = 0.0
         low, high, mean, std = np.nanmin(known, 0), np.nanmax(known, 0), np.nanmean(known, 0), np.nanstd(known, 0)
         quantiles = np.nanquantile(known, list(_QUANTILES.values()), axis=0)
-    if exact is not None:
-        low, high = exact.min(0), exact.max(0)
-        if exact.dtype.kind in "iu":
-            most = min(np.iinfo(np.int64).max, np.iinfo(exact.dtype).max)  # of uint64, as near as their tables come
-            low, high = np.minimum(low, most).astype(np.int64), np.minimum(high, most).astype(np.int64)
-    return {"min": low, "max": high, "mean": mean, "std": std, **dict(zip(_QUANTILES, quantiles, strict=True))}
+    return {"min": low, "max": high, "mean": mean, "std": std, **dict(zip(_QUANTILES, quantiles, strict=True)),
+            **_exact(values)}
+
+
+def _exact(values: np.ndarray) -> dict[str, np.ndarray]:
+    """The ends of what is counted, which a float64 may not hold."""
+    if values.dtype.kind not in "biu":
+        return {}
+    low, high = values.min(0), values.max(0)
+    if values.dtype.kind in "iu":
+        most = min(np.iinfo(np.int64).max, np.iinfo(values.dtype).max)  # of uint64, as near as their tables come
+        low, high = np.minimum(low, most).astype(np.int64), np.minimum(high, most).astype(np.int64)
+    return {"min": low, "max": high}
 
 
 def aggregate(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:

@@ -7,7 +7,7 @@ format says what it holds (`Holds`), as it would be read again; everything else 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -176,6 +176,25 @@ def opened(path: Path, data: Dataset) -> Dataset:
     return Dataset(Episodes(Sided(source, arrays, document), data._episodes.numbers), facts)
 
 
+def pick(path: Path, numbers: Sequence[int], to: Path) -> None:
+    """Beside `to`, what lies beside `path` of these of its episodes."""
+    arrays = Arrays(beside(path))
+    document, lengths = json.loads(arrays.small("document").tobytes()), arrays.small("lengths")
+    kept = np.isin(np.arange(len(lengths)), numbers)
+    document["meta"] = [m for m, keep in zip(document["meta"], kept, strict=True) if keep]
+    text = np.frombuffer(json.dumps(document).encode(), np.uint8)
+    out = [_array("document", text), _array("lengths", lengths[kept])]
+    for key, (shape, dtype) in arrays.headers.items():
+        what, _, name = key.partition("/")
+        if what == "rows":
+            out.append(_array(key, arrays.small(key)[kept]))
+        elif name:
+            rows = arrays.small(f"rows/{name}")
+            mask = np.repeat(kept, rows if what == "column" else rows > lengths)
+            out.append((key, (int(mask.sum()), *shape[1:]), dtype, partial(_masked, arrays, key, mask)))
+    write_arrays(beside(to), out)
+
+
 class Sided(Source):
     """Another source, with what the side file adds; columns have the names and dtypes that they had."""
 
@@ -260,6 +279,10 @@ def _pieces(name, feature: Feature, rows: np.ndarray, pieces):
     if feature.kind == "string":  # the room that the longest takes
         dtype = f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}"
     return name, (int(rows.sum()), *feature.shape), np.dtype(dtype), pieces
+
+
+def _masked(arrays: Arrays, key: str, mask: np.ndarray) -> Iterator[np.ndarray]:
+    return (values[mask[row: row + len(values)]] for row, values in arrays.stream(key))
 
 
 def _column(data: Dataset, name: str) -> Iterator[np.ndarray]:

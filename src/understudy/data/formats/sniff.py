@@ -8,16 +8,17 @@ import zipfile
 from pathlib import Path
 
 from ...core import UserError
-from . import folder, logs, side
+from . import folder, logs, overcooked, side
 from .arrays import headers
 from .names import listed, number, ours
 from .npz import ENDS, renamed
 from .ogbench import is_ogbench
 
 KINDS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
-         "imitation", "bags", "view")  # that are read
+         "imitation", "bags", "overcooked", "view")  # that are read
 READ = ("LeRobot v3.0, v2.1, v2.0, robomimic, zarr, ACT/ALOHA, RLDS, Minari, D4RL, OGBench, imitation, MCAP, ROS bags, "
-        "plain .npz (observations, actions, episode_ends) and folders of one .npz or .csv an episode")
+        "trials of Overcooked, plain .npz (observations, actions, episode_ends) and folders of one .npz or .csv an "
+        "episode")
 _REPLAY = "(a replay buffer of diffusion_policy has it)"
 _BESIDE = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may lie beside the files of episodes
 _BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
@@ -147,7 +148,8 @@ def _file(path: Path) -> str:
     if first.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second has nothing in it
         return _zip(path)
     if first.startswith(b"PAR1"):
-        return "a single parquet file; a LeRobot data set is the folder that holds meta/ and data/"
+        return ("overcooked" if _parquet(path) >= overcooked.COLUMNS else
+                "a single parquet file; a LeRobot data set is the folder that holds meta/ and data/")
     if first.startswith(b"\x93NUMPY"):
         return "a single NumPy array (.npy)"
     if first[:1] == b"\x80" and path.suffix in (".pkl", ".pickle", ".p", ".pt", ""):
@@ -173,10 +175,22 @@ def _table(path: Path) -> str:
             names = [name.strip() for name in handle.readline(1 << 16).split(",")]
     except UnicodeDecodeError:
         return "a file of an unknown kind, called .csv"
+    if set(names) >= overcooked.COLUMNS:
+        return "overcooked"
     stems = {ours(re.sub(r"_\d+$", "", name)) for name in names}
     if any(stem.split(".")[0] == "action" for stem in stems):
         return "csv"
     return f"a text file, a table without a column action; it holds {listed(names, 8)}"
+
+
+def _parquet(path: Path) -> set[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return set(pq.read_schema(path).names)
+    except (pa.ArrowInvalid, OSError):
+        return set()
 
 
 def _keys(path: Path) -> set[str]:

@@ -1,0 +1,335 @@
+"""understudy eval --interactive: a person judges trials of a real robot, and only this program knows whose they are."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import Out
+
+if TYPE_CHECKING:
+    from ..evaluate.interactive import Design, Journal, Session, Trial
+    from ..execute.actor import Actor
+    from .evaluate import Eval
+
+JOURNAL = Path("trials.jsonl")
+
+
+def interactive(o: Eval, out: Out) -> None:
+    from ..core import UserError
+    from ..evaluate.interactive import Design, Journal
+    from .sequential import question
+
+    runs = [o.run] if o.against is None else [o.run, o.against]
+    if o.html is not None:
+        raise UserError("expected no --html: the journal is the record", where="--html", do="leave it out")
+    design = Design(tuple(map(str, runs)), question(o), o.labels, o.seed)
+    for label in o.labels:
+        if not label or label.split() != [label] or label.isdigit() or label in COMMANDS:
+            raise UserError(f"expected labels of one word each, which mean nothing else here, found {label!r}",
+                            where="--labels", do="worst first, success last: failure grasped success")
+    loop = None if o.on is None else _loop(o.on, o.trust)
+    weights = [_weights(run, loop is not None) for run in runs]
+    if len(set(filter(None, weights))) < len([w for w in weights if w]) or len({r.resolve() for r in runs}) < len(runs):
+        raise UserError(f"expected two policies, found one: {' and '.join(map(str, runs))} are the same", where="eval",
+                        do="there is nothing to tell apart")
+    actors = None if loop is None else [_actor(run, o) for run in runs]  # before the first trial: loading tells, too
+    about = {**design.about(), "loop": o.on, "weights": weights}
+    with Journal.open(o.save or JOURNAL, about) as journal:
+        table = _Table(o, out, design, journal, loop, actors)
+        session = design.start()
+        for number, event in enumerate(journal.events, 2):
+            try:
+                session = design.update(session, event)
+            except UserError as error:
+                raise UserError(f"line {number} makes no sense: {error.what}", where=journal.path,
+                                do="take the file from a copy, or name another --save and begin anew") from None
+        session = table.sit(session)
+        _tell(design, session, journal.path, out)
+
+
+# -- the person -----------------------------------------------------------------------------------------------------
+
+
+COMMANDS = {"again": "it was spoilt, and is run again", "round": "the round was spoilt, and begins anew",
+            "quit": "stop for now", "correct": "the last answer was a mistake", "end": "no more trials"}
+
+
+class _Table:
+    """What is said to the person, and what the person says."""
+
+    def __init__(self, o: Eval, out: Out, design: Design, journal: Journal, loop, actors: Sequence[Actor] | None):
+        self.o, self.out, self.design, self.journal, self.loop, self.actors = o, out, design, journal, loop, actors
+        self.link = journal.path.with_suffix(".policy")
+        self.two = len(design.policies) == 2
+
+    def sit(self, session: Session) -> Session:
+        """The session when all is over."""
+        if not session.over:
+            self._welcome(session)
+        while (step := self.design.next(session)) != "over":
+            session = {"begin": self._begin, "label": self._label, "end": self._end}[step](session)
+        return session
+
+    def _happened(self, session: Session, event: dict) -> Session:
+        """On the disk first."""
+        after = self.design.update(session, event)
+        self.journal.write(event)
+        return after
+
+    def _welcome(self, session: Session) -> None:
+        most, names, path = self.o.episodes, self.design.policies, self.journal.path
+        asked = (f"Does {names[0]} or {names[1]} succeed more often? Up to {most} rounds of two trials, one of each "
+                 "policy in an order that is told at the end, looked at after every round." if self.two else
+                 f"Does {names[0]} succeed in more or in less than {self.o.than:g} of its trials? Up to {most} "
+                 "of them, looked at after every one.")
+        self._say(asked, f"Every answer is kept in {path}: after any interruption the same command goes on.")
+        if session.trials:
+            self._say(f"So far: {'rounds' if self.two else 'trials'} complete {len(session.rounds)}, trials begun "
+                      f"{session.trials}.")
+
+    def _begin(self, session: Session) -> Session:
+        trial = self.design.trial(session)
+        last = self._last(session)
+        if self.two:
+            place = "second" if session.now.labels else "first"
+            scene = ("Set the scene as it was for the first." if session.now.labels else
+                     "Set a new scene, which you can set once more.")
+            what = f"Round {trial.start}, {place} of two trials. {scene}"
+        else:
+            what = f"Trial {trial.number}. Set the scene."
+        if self.loop is None:
+            self._link(session)
+            what += f" The policy to run is {self.link}."
+        said = self._ask(f"\n{what}", "enter: begin" + f" | correct (it was {last})" * bool(last) + " | end | quit",
+                         {"": "begin", "correct": "correct", "end": "end", "quit": "quit"} | (
+                             {} if last else {"correct": "nothing"}))
+        if said == "correct":
+            return self._correct(session)
+        if said == "nothing":
+            self._say("there is no answer to correct")
+            return session
+        if said == "end":
+            sure = self._ask("The evaluation would be over, although it is not settled.", "yes: end it | no",
+                             {"yes": "yes", "no": "no", "": "no"})
+            return self._happened(session, self._over(session)) if sure == "yes" else session
+        session = self._happened(session, {"event": "begin"})
+        if self.loop is not None:
+            return self._ran(session, trial)
+        return session
+
+    def _ran(self, session: Session, trial: Trial) -> Session:
+        """The user's own loop runs the robot; Ctrl-C ends the trial, not the evaluation."""
+        import numpy as np
+
+        from ..core import UserError
+
+        actor = self.actors[self.design.policy(session)]
+        try:
+            with _interruptible() as stopped:
+                said = self.loop(actor, trial)
+        except KeyboardInterrupt:
+            if not stopped():
+                raise
+            self._say("\nstopped by you")
+            return session
+        except UserError:
+            raise
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            raise UserError(f"the loop failed with {type(error).__name__}: {error}", where=self.o.on,
+                            do="mend it; the same command goes on, and asks about this trial") from error
+        if said is None:
+            return session
+        if isinstance(said, str) and said in self.design.labels:
+            label = said
+        elif isinstance(said, (bool, np.bool_)):
+            label = self.design.labels[-1 if said else 0]
+        else:
+            raise UserError(f"expected None, True, False or one of {', '.join(self.design.labels)} from the loop, "
+                            f"found {said!r}", where=self.o.on,
+                            do="the same command goes on, and asks about this trial")
+        self._say(f"{label}, says the loop")
+        return self._happened(session, {"event": "label", "label": label, "by": "loop"})
+
+    def _label(self, session: Session) -> Session:
+        labels = {str(i): label for i, label in enumerate(self.design.labels, 1)}
+        more = ["again", "round", "quit"] if self.two else ["again", "quit"]
+        shown = "   ".join(f"{i} {label}" for i, label in labels.items())
+        said, note = self._ask_with_note(f"How did trial {session.trials} go?", f"{shown} | {' | '.join(more)}",
+                                         labels | {label: label for label in self.design.labels}
+                                         | {m: m for m in more})
+        noted = {"note": note} if note else {}
+        if said in ("again", "round"):
+            return self._happened(session, {"event": "spoilt" if said == "again" else "scrap", **noted})
+        session = self._happened(session, {"event": "label", "label": said, **noted})
+        if not self.two and not session.over and self.design.verdict(session) is None:
+            result = self.design.result(session)["policies"][0]
+            self._say(f"{result['successes']} of {result['trials']} so far; not settled")
+        elif self.two and not session.now.labels and self.design.verdict(session) is None:
+            self._say("not settled")
+        return session
+
+    def _correct(self, session: Session) -> Session:
+        labels = {str(i): label for i, label in enumerate(self.design.labels, 1)}
+        said = self._ask(f"It was called {self._last(session)}. What was it?",
+                         "   ".join(f"{i} {label}" for i, label in labels.items()),
+                         labels | {label: label for label in self.design.labels})
+        return self._happened(session, {"event": "correct", "label": said})
+
+    def _end(self, session: Session) -> Session:
+        futile = self.design.verdict(session) == "futile"
+        why = "Enough: it would hardly be settled within what is left." if futile else "Settled."
+        said = self._ask(f"\n{why}", f"enter: show | correct (it was {self._last(session)}) | quit",
+                         {"": "show", "correct": "correct", "quit": "quit"})
+        return self._correct(session) if said == "correct" else self._happened(session, self._over(session))
+
+    def _over(self, session: Session) -> dict:
+        """The last line of the journal: whose the trials were, and what came out."""
+        order = [[self.design.policies[i] for i in self.design.order(r.draw)] for r in session.rounds]
+        return {"event": "end", "orders": order, "result": self.design.result(session)}
+
+    def _last(self, session: Session) -> str:
+        rounds = [*session.rounds, session.now]
+        return next((r.labels[-1] for r in reversed(rounds) if r.labels), "")
+
+    def _link(self, session: Session) -> None:
+        """Points to the policy whose turn it is: a name that gives nothing away."""
+        from .evaluate import place_of
+
+        run, new = Path(self.design.policies[self.design.policy(session)]), f"{self.link}.new"
+        target = (run if run.exists() else place_of(run)).resolve()  # "RUN/best" is a name, not a folder
+        with suppress(FileNotFoundError):
+            os.unlink(new)
+        os.symlink(target, new)
+        os.replace(new, self.link)
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def _say(self, *words: str) -> None:
+        for w in words:
+            print(w, flush=True)
+
+    def _ask(self, what: str, how: str, answers: dict[str, str]) -> str:
+        return self._ask_with_note(what, how, answers)[0]
+
+    def _ask_with_note(self, what: str, how: str, answers: dict[str, str]) -> tuple[str, str]:
+        """(answer, what follows it): the first word of a line, in full or as far as it takes to know it."""
+        self._say(what)
+        while True:
+            _forget_what_was_typed()
+            try:
+                words = input(f"  {how} > ").split(maxsplit=1)
+            except EOFError:
+                raise KeyboardInterrupt from None
+            word, note = (words[0].lower() if words else ""), (words[1].strip() if len(words) > 1 else "")
+            found = {answers[a] for a in answers if a.lower() == word} or {
+                answers[a] for a in answers if word and a.lower().startswith(word)}
+            if found == {"quit"}:
+                raise KeyboardInterrupt
+            if len(found) == 1:
+                return found.pop(), note
+            self._say(f"  {word!r} could be {' or '.join(sorted(found))}" if found else f"  {word!r} is none of these")
+
+
+def _forget_what_was_typed() -> None:
+    """Nothing that was typed while the robot moved may start it again."""
+    with suppress(ImportError, OSError, ValueError):
+        import termios
+
+        if sys.stdin.isatty():
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
+
+
+@contextmanager
+def _interruptible():
+    """stopped(): whether Ctrl-C was what ended it, and not a scheduler's notice."""
+    seen = []
+
+    def stop(number, frame):
+        seen.append(number)
+        raise KeyboardInterrupt
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# -- the policies, and the loop ---------------------------------------------------------------------------------------
+
+
+def _loop(name: str, trust: tuple[str, ...]) -> Callable:
+    from ..core import UserError
+    from ..recipes import function
+
+    if ":" not in name:
+        raise UserError(f"expected module:actor_loop, your function that runs one trial, or nothing, found {name}",
+                        where="--interactive", do="in an environment, --sequential stops by itself; without a loop, "
+                        "you run the robot")
+    loop = function(name, trust)
+    try:
+        inspect.signature(loop).bind(None, None)
+    except (TypeError, ValueError):
+        raise UserError(f"expected a function of (actor, trial), found {getattr(loop, '__name__', loop)}", where=name,
+                        do="def actor_loop(actor, trial): runs one trial, and returns None or whether it "
+                        "succeeded") from None
+    return loop
+
+
+def _weights(run: Path, ours: bool) -> str | None:
+    """Which they are; None for what is no run of understudy's, where a person runs the robot."""
+    from ..core import UserError
+    from .evaluate import mark_of, place_of
+
+    try:
+        return mark_of(place_of(run))
+    except (UserError, OSError):
+        if ours:
+            raise
+        if not run.exists():
+            raise UserError("expected a policy, found nothing", where=run, do="check the path") from None
+        return None
+
+
+def _actor(run: Path, o: Eval) -> Actor:
+    from ..execute.actor import Given
+    from .evaluate import actor_of, told
+
+    plays, columns = actor_of(run, o, rows=None), {} if o.task is None else told(run, {}, o)
+    return Given(plays, columns) if columns else plays
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def _tell(design: Design, session: Session, path: Path, out: Out) -> None:
+    from rich.table import Table
+
+    from ..evaluate.judge import settled
+
+    result = design.result(session)
+    won = tuple(p["successes"] for p in result["policies"])
+    unit = "rounds" if len(won) == 2 else "trials"
+    if result["rounds"]:
+        table = Table("", *design.labels, "rate", "95% interval", "spoilt", box=None, pad_edge=False)
+        for p in result["policies"]:
+            i = p["success"]
+            table.add_row(p["name"], *map(str, p["labels"].values()), f"{i['estimate']:.1%}",
+                          f"{i['low']:.1%} to {i['high']:.1%}", str(p["spoilt"]))
+        out.say("", table, "", " ".join(settled(design.test, design.state(session), won, design.policies, unit)))
+    else:
+        out.say("", "No round was completed: nothing can be said.")
+    out.say(f"All answers, and whose the trials were: {path}")
+    out.answer(result)

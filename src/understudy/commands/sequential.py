@@ -1,0 +1,149 @@
+"""understudy eval --sequential: as many episodes as it takes to settle a question, and no more."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import Out, bar, line, needed
+
+if TYPE_CHECKING:
+    from ..data.episode import Dataset
+    from ..evaluate.sequential import Difference, Rate
+    from .evaluate import Eval
+
+UNTOLD = 100  # episodes without a word of success, after which there is none
+
+
+def sequential(o: Eval, out: Out) -> None:
+    from ..envs import make
+    from ..evaluate.judge import settled
+    from .evaluate import keep, wordless
+
+    test = question(o)
+    runs = [o.run] if o.against is None else [o.run, o.against]
+    wordless([o.run], o)
+    env = make(o.on, min(o.rows, o.episodes), o.trust)
+    began = time.perf_counter()
+    try:
+        won = _looked(test, runs, env, o)
+    finally:
+        env.close()
+    path, state = [], test.start()
+    for outcome in won:
+        path.append(state := test.update(state, *outcome))
+    successes = tuple(map(sum, zip(*won, strict=True)))
+    names = ("this checkpoint",) if o.against is None else (f"the policy in {o.run}", f"the policy in {o.against}")
+    said = settled(test, state, successes, names)
+    document = _document(o, test, state, successes, str(env.facts["env"]), time.perf_counter() - began)
+    out.say(" ".join(said))
+    if env.facts.get("success"):
+        out.say(f"Success: {env.facts['success']}.")
+    if o.save:
+        out.say(f"Episodes written to {o.save}")
+    keep(o, {**document, "seed": o.seed, "each": {"success": [w[0] for w in won]}})
+    if o.html is not None:
+        _page(o, test, path, said, document)
+        out.say(f"Report written to {o.html}")
+    if test.verdict(state) == "futile":
+        asked = ("--than", o.than) if o.against is None else ("--against", o.against)
+        out.next(line("eval", o.run, o.on, "--sequential", *asked, "--episodes", 4 * o.episodes,
+                      *(("--seed", o.seed) if o.seed else ()), *needed(o.trust, o.on, *runs)))
+    out.answer(document)
+
+
+def question(o: Eval) -> Rate | Difference:
+    """The test that the options ask for. Raises UserError if it is none, or could not come out in so few episodes."""
+    from ..core import UserError
+    from ..evaluate.sequential import Difference, Rate
+
+    where = "--interactive" if o.interactive else "--sequential"
+    if (o.than is None) == (o.against is None):
+        found = "neither" if o.than is None else "both"
+        raise UserError(f"expected either --than RATE or --against RUN2, found {found}", where=where,
+                        do="does it succeed in more or less --than 0.7? more often than --against RUN2?")
+    if o.than is not None and not 0 < o.than < 1:
+        raise UserError(f"expected a rate between 0 and 1, found {o.than:g}", where="--than", do="such as 0.7")
+
+    def test(most):
+        return Difference(most=most) if o.than is None else Rate(o.than, most=most)
+    if test(o.episodes).verdict(test(o.episodes).start()) == "futile":
+        few = next((n for n in range(o.episodes, 10_000) if test(n).verdict(test(n).start()) is None), None)
+        raise UserError(f"expected {f'at least {few}' if few else 'more'} episodes, found {o.episodes}, which would "
+                        "hardly settle anything", where="--episodes", do="it stops as soon as the question is settled")
+    return test(o.episodes)
+
+
+def _looked(test, runs, env, o: Eval) -> list[tuple[bool, ...]]:
+    """Of each episode up to the one that settles it, whether each of the policies succeeded: looked at in the order
+    of their numbers, so that it does not matter how many rows run side by side."""
+    from ..core import UserError
+    from .evaluate import acting
+
+    actors = [acting(run, env, o) for run in runs]
+    state, won, told = test.start(), [], [env.facts.get("success") is not None] * len(runs)
+    met: list[list[bool | None]] = [[] for _ in runs]
+    with bar(" against ".join(run.name for run in runs) + f" in {env.facts['env']}", o.episodes) as progress:
+        while len(met[0]) < o.episodes:
+            first = len(met[0])
+            group = min(env.rows, o.episodes - first)  # rows may idle at its end: more would be run for nothing
+            for i, (actor, by) in enumerate(actors):
+                data = _rolled(actor, env, o, first, group, by, o.save if i == 0 else None)
+                met[i] += [e.meta.get("success") for e in data]
+                told[i] |= any(s is not None for s in met[i])
+            progress(len(met[0]))
+            if not all(told):  # of an environment that tells of it for the first time later, it was none before
+                if len(met[0]) >= min(UNTOLD, o.episodes):
+                    raise UserError(f"{env.facts['env']} defines no success, whose rate this is about",
+                                    where="--sequential", do=line("eval", o.run, o.on) + " tells the mean return")
+                continue
+            for outcome in list(zip(*met, strict=True))[len(won):]:
+                won.append(tuple(map(bool, outcome)))
+                state = test.update(state, *won[-1])
+                if test.verdict(state) is not None:
+                    return won
+    return won
+
+
+def _rolled(actor, env, o: Eval, first: int, episodes: int, by: str, save: Path | None) -> Dataset:
+    from ..evaluate.record import record
+    from ..evaluate.rollout import rollout
+
+    if save is None:
+        return rollout(actor, env, episodes, o.seed, first=first)
+    return record(env, actor, first + episodes, save, o.seed, by=by)[first:first + episodes]
+
+
+def _document(o: Eval, test, state, successes, env: str, seconds: float) -> dict:
+    """The document of `eval --json` as far as its numbers hold whenever one looks, and the verdict."""
+    from ..evaluate.sequential import Rate
+
+    n, p = next(iter(state.values())), min(1.0, 1 / test.evidence(state))
+    alone = Rate(o.than or 0.5).interval({"trials": n, "successes": successes[0]})
+    paired = None if o.against is None else test.interval(state)
+    return {"env": env, "verdict": test.verdict(state), "episodes": n, "most": o.episodes, "than": o.than,
+            "successes": successes[0], "success": asdict(alone), "p": p, "seconds": seconds,
+            "paired": None if paired is None else {"against": str(o.against), "successes": successes[1],
+                                                   "difference": paired.estimate, "low": paired.low,
+                                                   "high": paired.high, "p": p}}
+
+
+def _page(o: Eval, test, path, said, document) -> None:
+    """How the interval closed, episode by episode."""
+    from ..evaluate import plots
+    from ..evaluate.report import Figures, Section, page
+
+    at = [*range(1, len(path) + 1)]
+    found = [test.interval(path[i - 1]) for i in at]
+    two = o.against is not None
+    name, bound = ("difference", "no difference") if two else ("success", f"{o.than:g}")
+    level = 0.0 if two else o.than
+    figure = plots.curves({name: (at, [i.estimate for i in found]), bound: ([1, at[-1]], [level, level])}, "episodes",
+                          name, bands={name: ([i.low for i in found], [i.high for i in found])},
+                          low=-1.0 if two else 0.0, high=1.0)
+    what = f"{o.run.name} minus {o.against.name}" if two else f"Success of {o.run.name}"
+    page(o.html, f"{what} in {document['env']}", [Section("Looked at after every episode", (Figures(((
+        what, figure, "The band is the 95% interval at each moment; all of it holds at once."),)),))],
+        verdict=said, footer="Intervals and p: betting, valid at any time (Waudby-Smith and Ramdas 2024).")

@@ -1,0 +1,79 @@
+"""highway-env (Leurent 2018): a car in traffic, on highways, at junctions, into a parking lot."""
+
+from __future__ import annotations
+
+import gymnasium
+import highway_env  # noqa: F401  (names the environments)
+from highway_env.envs.common.action import DiscreteMetaAction
+from highway_env.vehicle.behavior import IDMVehicle
+
+from ..core import UserError
+from . import gym
+from .single import Advised, Seen
+
+DRIVEN = ("highway-", "merge-", "roundabout-")
+
+
+def make(name: str, rows: int = 1, **options) -> Seen:
+    """name: "highway-v0", "merge-v0", "roundabout-v0", ... options: gymnasium.make's; `config` is highway-env's own.
+    Where there is no way to find and the actions are its manoeuvres (highways, merge, roundabout; DiscreteMetaAction)
+    there is an expert: the driver model that moves the other cars (IDM of Treiber et al. 2000 along the lane, MOBIL of
+    Kesting et al. 2007 across), its choices put into these manoeuvres."""
+    if name not in gymnasium.registry:
+        from . import nearest
+
+        raise UserError(f"expected an environment of highway-env, found {name!r}", where=name, do=nearest(
+            name, [i for i, s in gymnasium.registry.items() if str(s.entry_point).startswith("highway_env.")]))
+    vec = gym.side_by_side(lambda: Drive(gym.build(name, **options)), rows)
+    car = vec.envs[0].unwrapped
+    config = car.config
+    steps = config["duration"] * config["policy_frequency"] if "duration" in config else None
+    facts = {**gym.facts_of(vec.envs[0], name), "fps": config["policy_frequency"], "success": vec.envs[0].meaning,
+             "limit": gym.facts_of(vec.envs[0], name)["limit"] or (None if steps is None else int(steps))}
+    driven = name.startswith(DRIVEN) and isinstance(car.action_type, DiscreteMetaAction)
+    return (Advised if driven else Seen)(vec, facts)
+
+
+class Drive(gymnasium.Wrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.arrives = hasattr(env.unwrapped, "has_arrived")
+
+    @property
+    def meaning(self) -> str:
+        if self._tells:
+            return "info['is_success'] at any step"
+        return "the car arrives" if self.arrives else "the episode ends without a crash, on the road"
+
+    @property
+    def _tells(self) -> bool:
+        return hasattr(self.unwrapped, "_is_success")
+
+    def step(self, action):
+        seen, reward, terminated, truncated, info = self.env.step(action)
+        if not self._tells:
+            car = self.unwrapped.vehicle
+            good = self.unwrapped.has_arrived(car) if self.arrives else (terminated or truncated) and car.on_road
+            info = {**info, "success": bool(good and not car.crashed)}
+        return seen, reward, terminated, truncated, info
+
+    def advice(self) -> int:
+        """What the driver model would do in the place of this car."""
+        env, car = self.unwrapped, self.unwrapped.vehicle
+        driver = IDMVehicle.create_from(car)
+        driver.target_speed, driver.timer = car.target_speeds[-1], 2 * driver.LANE_CHANGE_DELAY  # may change lanes now
+        traffic = car.road.vehicles
+        car.road.vehicles = [driver if v is car else v for v in traffic]
+        try:
+            driver.act()
+        finally:
+            car.road.vehicles = traffic
+        known = env.action_type.actions_indexes
+        lane, wanted = car.target_lane_index, driver.target_lane_index
+        if lane[:2] == wanted[:2] and lane[2] != wanted[2]:
+            choice = "LANE_LEFT" if wanted[2] < lane[2] else "LANE_RIGHT"
+        else:
+            speed = car.speed + driver.action["acceleration"] / env.config["policy_frequency"]
+            nearest = min(range(len(car.target_speeds)), key=lambda i: abs(car.target_speeds[i] - speed))
+            choice = ("IDLE" if nearest == car.speed_index else "FASTER" if nearest > car.speed_index else "SLOWER")
+        return known.get(choice, known["IDLE"])

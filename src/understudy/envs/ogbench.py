@@ -1,0 +1,161 @@
+"""OGBench (Park et al. 2025): goals to be reached in mazes and on tables, each environment with five tasks to be judged
+on."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import ogbench  # noqa: F401  (names the environments)
+import torch
+
+from ..core import UserError
+from . import gym
+from .mujoco import Simulated
+from .single import Advised, Apart, Seen
+
+TASKS = 5
+
+
+def make(name: str, rows: int = 1, task: int | None = None, **options) -> Goals:
+    """name: "ogbench/pointmaze-medium-v0", and with ":1" to ":5" behind it (or `task`) one of the tasks it is judged
+    on; without, the key of an episode draws one of the five, told in its fact "task_id". options: gymnasium.make's.
+    """
+    gym_id, colon, number = name.removeprefix("ogbench/").partition(":")
+    if gym_id not in gymnasium.registry or not _ours(gym_id):
+        from . import nearest
+
+        raise UserError(f"expected an environment of OGBench, found {gym_id!r}", where=name,
+                        do=nearest(gym_id, [i for i in gymnasium.registry if _ours(i)]))
+    if colon:
+        task = int(number) if number.isdecimal() else 0
+    if task is not None and not 1 <= task <= TASKS:
+        raise UserError(f"expected a task from 1 to {TASKS}, found {number or task}", where=name,
+                        do=f"ogbench/{gym_id}:1 is the first of them, ogbench/{gym_id} draws one for each episode")
+    if task is not None and not colon:
+        name = f"ogbench/{gym_id}:{task}"
+    kind = next((k for k in (PointMaze, Cube) if gym_id.startswith(k.of)), Goal)
+    vec = gym.side_by_side(lambda: kind(gym.build(gym_id, **options), task), rows)
+    facts = {**gym.facts_of(vec.envs[0], name), "success": "the goal is reached (info['success']) at any step"}
+    return (Mazes if kind is PointMaze else Reaching if kind is Cube else Goals)(vec, facts)
+
+
+def _ours(gym_id: str) -> bool:
+    spec = gymnasium.registry[gym_id]
+    return str(spec.entry_point).startswith("ogbench.") and "reward_task_id" not in spec.kwargs
+
+
+class Goal(Apart):
+    """Shows the goal's observation beside its own, and draws the task from the seed."""
+
+    def __init__(self, env, task: int | None):
+        super().__init__(env)
+        self.task, self.goal, self.number = task, None, 0
+        simulator, seen = env.unwrapped, env.observation_space
+        if isinstance(getattr(type(simulator), "action_space", None), property):
+            # A new space at every look, which no seed reaches: the goal is settled by two actions drawn from it.
+            kind = type(simulator)
+            simulator.__class__ = type(kind.__name__, (kind,), {"action_space": simulator.action_space,
+                                                                "__module__": kind.__module__})
+        self.key = "camera" if seen.dtype == np.uint8 and len(seen.shape) == 3 else "state"
+        self.observation_space = gymnasium.spaces.Dict({self.key: seen, "goal": seen})
+
+    def reset(self, *, seed=None, options=None):
+        if self.task is not None or seed is not None:
+            self.number = self.task or 1 + int(np.random.default_rng([seed, 2]).integers(TASKS))
+        seen, info = super().reset(seed=seed, options={"task_id": self.number})
+        self.goal, self.info = info["goal"], info
+        return self._shown(seen), info
+
+    def step(self, action):
+        seen, reward, terminated, truncated, self.info = super().step(action)
+        return self._shown(seen), reward, terminated, truncated, self.info
+
+    def _shown(self, seen):
+        return {self.key: seen, "goal": self.goal}
+
+
+class PointMaze(Goal):
+    of = "pointmaze-"
+
+    def aim(self, goal: np.ndarray) -> None:
+        """goal: (2,), metres."""
+        self.goal = goal
+        self.unwrapped.set_goal(goal_xy=goal)
+
+    def advice(self):
+        """Straight to the next cell of a shortest way, as where OGBench's own data come from, without its noise; and
+        in the goal's cell to the goal."""
+        maze = self.unwrapped
+        here, there = maze.get_xy(), np.asarray(maze.cur_goal_xy)
+        if maze.xy_to_ij(here) != maze.xy_to_ij(there):
+            there = maze.get_oracle_subgoal(here, there)[0]
+        way = there - here
+        return way / max(np.linalg.norm(way), 0.2)  # an action of 1 moves it by 0.2
+
+
+class Cube(Goal):
+    """The oracle that ships for one cube: it picks the cube up and puts it where the goal has it."""
+
+    of = "cube-single-"
+
+    def __init__(self, env, task):
+        super().__init__(env, task)
+        from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+
+        self.oracle = CubeMarkovOracle(env=env)
+
+    def reset(self, *, seed=None, options=None):
+        found = super().reset(seed=seed, options=options)
+        with self.drawing("expert"):
+            self.oracle.reset(None, None)
+        return found
+
+    def advice(self):
+        from ogbench.manipspace.lie import SO3
+
+        table = self.unwrapped
+        target = table._cube_target_mocap_ids[0]
+        info = {**table.compute_ob_info(), "privileged/target_block": 0,
+                "privileged/target_block_pos": table._data.mocap_pos[target],
+                "privileged/target_block_yaw": [SO3(wxyz=table._data.mocap_quat[target]).compute_yaw_radians()]}
+        return self.oracle.select_action(None, info)
+
+
+class Goals(Seen):
+    """observation.state and observation.goal, the observation where the task is done; of the visual environments
+    observation.images.camera and observation.images.goal."""
+
+    def step(self, action):
+        out = super().step(action)
+        return type(out)(out.obs, out.reward, out.terminated, out.truncated,
+                         {**out.info, "task_id": torch.tensor([single.number for single in self.vec.envs])})
+
+
+class Reaching(Goals, Advised):
+    """With an expert."""
+
+
+class Mazes(Reaching, Simulated):
+    """A point that walks through a maze. Without simulator.state rows are restored from where the point is recorded to
+    be, in metres (qpos or observation.state), which is all that decides what follows, and from observation.goal."""
+
+    def _pose(self, row, steps, i):
+        if "observation.state" not in steps and "qpos" not in steps:
+            raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
+                            where=self.facts["env"])
+        self.vec.envs[row].unwrapped.set_xy(
+            self._recorded(steps, i, "qpos" if "qpos" in steps else "observation.state", 2))
+
+    def restore(self, which, steps):
+        self.reset(which, torch.zeros_like(which))
+        for i, row in enumerate(which.tolist()):
+            single = self.vec.envs[row]
+            if "simulator.state" in steps:
+                self._set(row, self._recorded(steps, i, "simulator.state", len(self._get(row))))
+            else:
+                self._pose(row, steps, i)
+            if "observation.goal" in steps:
+                single.aim(self._recorded(steps, i, "observation.goal", 2))
+            self.seen["observation.state"][row], self.seen["observation.goal"][row] = (
+                single.unwrapped.get_xy(), single.goal)
+        return self._shown()

@@ -1,0 +1,70 @@
+"""Which simulator this is, exactly: the version of each package, and a digest of what its physics is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from .base import Env
+
+INNER = ("env", "point_env", "ant_env", "robot_env")  # where those that wrap a simulator keep it
+OPTIONS = ("timestep", "gravity", "wind", "density", "viscosity", "integrator", "cone", "solver", "iterations",
+           "tolerance", "impratio", "disableflags", "enableflags")
+PARTS = ("body_mass", "body_inertia", "geom_friction", "dof_damping", "dof_armature", "dof_frictionloss",
+         "jnt_stiffness", "actuator_gear", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange")
+
+
+def simulator(env: Env) -> str | None:
+    """ "ogbench 1.2.2, mujoco 3.3.0 (0.02 s a small step, physics 5c1f9e02)": where it is the same, the same actions do
+    the same, as far as versions and physics decide it. None for environments that do not say their version. Of one
+    whose physics is drawn anew in each episode it is what that was at first."""
+    version = env.facts.get("version")
+    if version is None or not hasattr(env, "vec"):
+        return None if version is None else f"{str(env.facts['env']).partition(':')[0]} of version {version}"
+    single = getattr(env.vec, "envs", [None])[0]
+    if (model := _model(single)) is not None:
+        said = {k: np.asarray(getattr(model.opt, k)).tolist() for k in OPTIONS}
+        said |= {k: np.asarray(getattr(model, k)).reshape(-1).tolist() for k in PARTS}
+        said["skip"] = int(getattr(getattr(single, "unwrapped", single), "frame_skip", 0) or 0)
+        return (f"{version}, mujoco {metadata.version('mujoco')} ({model.opt.timestep:g} s a small step, physics "
+                f"{digest(said)})")
+    inner = getattr(single, "unwrapped", None)
+    if isinstance(config := getattr(inner, "config", None), Mapping):
+        return f"{version} (config {digest(config)})"
+    if version.startswith("gym_pusht"):
+        return f"{version}, pymunk {metadata.version('pymunk')}"
+    return version
+
+
+def digest(said: Mapping[str, Any]) -> str:
+    """Eight characters of numbers, to six digits: compilers differ in the last ones."""
+    def plain(value):
+        if isinstance(value, Mapping):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return f"{value:.6g}" if isinstance(value, float) else value
+    text = json.dumps(plain(said), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _model(single: gymnasium.Env | None):
+    """MuJoCo's model, where it is one that simulates."""
+    if "mujoco" not in sys.modules or single is None:
+        return None
+    import mujoco
+
+    place, seen = getattr(single, "unwrapped", single), 0
+    while place is not None and seen < 4:
+        if isinstance(model := getattr(place, "model", None), mujoco.MjModel):
+            return model
+        place = next((getattr(place, k) for k in INNER if getattr(place, k, None) is not None), None)
+        place, seen = getattr(place, "unwrapped", place), seen + 1
+    return None

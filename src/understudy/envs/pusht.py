@@ -1,0 +1,22 @@
+"""PushT (Florence et al. 2021; Chi et al. 2023): a disc pushes a T onto its mark, in Pymunk."""
+
+from __future__ import annotations
+
+import gym_pusht  # noqa: F401  (names the environment)
+import gymnasium
+
+from ..core import UserError
+from . import gym
+from .single import Seen
+
+
+def make(name: str, rows: int = 1, limit: int = 300, **options) -> Seen:
+    """name: "gym_pusht/PushT-v0". limit: steps. options: gymnasium.make's; obs_type="pixels_agent_pos" shows a camera.
+    The reward of a step is the share of the mark that is covered, 1 from 95 % on: its largest in an episode is the
+    score that Chi et al. report."""
+    if name not in gymnasium.registry:
+        raise UserError(f"expected an environment of gym-pusht, found {name!r}", where=name,
+                        do="did you mean gym_pusht/PushT-v0?")
+    vec = gym.side_by_side(lambda: gym.build(name, max_episode_steps=limit, **options), rows)
+    return Seen(vec, {**gym.facts_of(vec.envs[0], name),
+                      "success": "the T covers more than 95 % of its mark (info['is_success']) at any step"})

@@ -1,0 +1,58 @@
+"""How near failures came, and how near successes passed by what they must not touch: distances on a Plane's map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...data.episode import Episode
+from ...envs.base import Env, Plane
+
+
+def margin(episode: Episode, env: Env | None) -> float | None:
+    """How far the episode stayed from success at its closest, 0 where it got there: what the environment says in
+    `info["margin"]` at its end, else how far the place that a Plane draws stayed from its goal's edge, in units of the
+    map. None where neither is known."""
+    if isinstance(told := episode.meta.get("margin"), (int, float)):
+        return float(told)
+    return _closest(episode, env, "goal")
+
+
+def clearance(episode: Episode, env: Env | None) -> float | None:
+    """How near the episode passed by an obstacle's edge, in units of the map of a Plane; None where there is none."""
+    return _closest(episode, env, "obstacle")
+
+
+def unit(env: Env | None) -> str:
+    """Of these distances, where the environment says."""
+    feature = env.features.get(env.map()["path"][0]) if isinstance(env, Plane) else None
+    return feature.unit or "" if feature is not None else ""
+
+
+def _closest(episode: Episode, env: Env | None, role: str) -> float | None:
+    if not isinstance(env, Plane):
+        return None
+    plane, gaps = env.map(), []
+    name, *at = plane["path"]
+    if name not in episode.steps:
+        return None
+    way = _components(episode, name, at)
+    for shape in (*plane["shapes"], *plane.get("marks", ())):
+        if shape["role"] == role and shape["kind"] == "circle":
+            gaps.append(np.nanmin(np.linalg.norm(way - _place(shape, episode), axis=1)) - shape["radius"])
+    return max(float(min(gaps)), 0.0) if gaps else None
+
+
+def _place(shape: Mapping[str, Any], episode: Episode) -> np.ndarray:
+    """(2,), or (T, 2) where it differs by episode and may move."""
+    if "at" in shape:
+        return np.asarray(shape["at"], float)
+    name, *at = shape["column"]
+    return _components(episode, name, at)
+
+
+def _components(episode: Episode, name: str, at: list[int]) -> np.ndarray:
+    column = np.asarray(episode.steps[name], float)
+    return column.reshape(len(column), -1)[:, at]

@@ -1,0 +1,56 @@
+"""Not worse, or as good: what "no significant difference" does not show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from ..core import UserError
+from . import stats
+from .stats import LEVEL
+from .unpaired import score_z
+
+Outcomes = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
+
+
+def noninferior(first: Outcomes, second: Outcomes, margin: float, *, paired: bool = True) -> float:
+    """The p of "the first succeeds less often than the second by `margin` or more": below 0.05, it is not inferior.
+
+    first, second: 0s and 1s, (episodes,) of two checkpoints, or (training seeds, episodes) of two methods, the same
+    starts in the same places; paired=False: of two checkpoints on starts of their own, as many as each has. One-sided,
+    by the score test that makes the interval: Tango's (1998; of methods as in `stats.two_level_difference`), or
+    Miettinen and Nurminen's (1985).
+    """
+    return _p(first, second, -_margin(margin), paired)
+
+
+def equivalent(first: Outcomes, second: Outcomes, margin: float, *, paired: bool = True) -> float:
+    """The p of "they differ by `margin` or more": below 0.05, they are as good as each other up to `margin`. The larger
+    of two one-sided tests (Schuirmann 1987), so that 0.05 goes with an interval at 90 %. Arguments of `noninferior`."""
+    return max(_p(first, second, -_margin(margin), paired), _p(second, first, -margin, paired))
+
+
+def _p(first, second, supposed: float, paired: bool) -> float:
+    x, y = np.asarray(first, float), np.asarray(second, float)
+    if not paired:
+        if x.ndim != 1 or y.ndim != 1:
+            raise ValueError("expected one list of outcomes of each: methods are compared on the same starts")
+        return float(scipy_stats.norm.sf(score_z(x.sum(), len(x), y.sum(), len(y), supposed)))
+    stats._same(x, y)
+    if x.ndim == 1:
+        return float(scipy_stats.norm.sf(stats.tango_z((x > y).sum(), (y > x).sum(), len(x), supposed)))
+    d = stats._table(x) - stats._table(y)
+    b, c = float((d > 0).mean()), float((d < 0).mean())
+    n, shrunk = stats._effective(d, b + c - (b - c) ** 2, LEVEL), stats._shrink(len(d), LEVEL)
+    z = stats.tango_z(b * n, c * n, n, supposed) / math.sqrt(shrunk)
+    return float(scipy_stats.t.sf(z, len(d) - 1))
+
+
+def _margin(margin: float) -> float:
+    if not 0 < margin < 1:
+        raise UserError(f"expected a margin between 0 and 1, found {margin}", where="margin",
+                        do="0.05 is five points of success")
+    return margin

@@ -1,0 +1,204 @@
+"""How many rollouts a question takes, by the exact power of the very tests that answer it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import special, stats
+
+from ..core import UserError
+from .sequential import Difference, Rate
+from .stats import LEVEL
+
+CORRELATIONS = (0.0, 0.25, 0.5, 0.75)  # of two policies' outcomes on the same starts
+MOST = 100_000  # rollouts of each: nobody runs more
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rollouts of each policy that find a difference. `paired` by the correlation of the two outcomes on the same
+    starts, as far as rates so different can be correlated; `expected` and `maximum` of the sequential test, paired, at
+    correlation 0: how many it takes on average, and the most that it must be given for the power."""
+
+    unpaired: int
+    paired: dict[float, int]
+    expected: int
+    maximum: int
+
+    def json(self) -> dict[str, Any]:
+        return {"fixed": {"unpaired": self.unpaired, "paired": {f"{c:g}": n for c, n in self.paired.items()}},
+                "sequential": {"expected": self.expected, "maximum": self.maximum}}
+
+
+@dataclass(frozen=True)
+class RatePlan:
+    """Rollouts that tell one rate from a bound: all at once, or looking after each (`expected` on average)."""
+
+    fixed: int
+    expected: int
+    maximum: int
+
+    def json(self) -> dict[str, Any]:
+        return {"fixed": self.fixed, "sequential": {"expected": self.expected, "maximum": self.maximum}}
+
+
+def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> Plan:
+    """How many rollouts of each of two policies with these success rates, so that a two-sided test at `alpha` names the
+    better one with probability `power`. Paired: what `compare` demands, McNemar's exact test and Tango's interval
+    (`paired_power`); unpaired: Fisher's exact test (`unpaired_power`); sequential: `sequential.Difference`."""
+    _check(first, second, alpha, power, ("the first rate", "the second rate"))
+    unpaired = _fewest(lambda n: unpaired_power(first, second, n, alpha), power, _guess(first, second, alpha, power))
+    paired = {c: _fewest(lambda n, c=c: paired_power(first, second, n, c, alpha), power, unpaired)
+              for c in CORRELATIONS if c == 0 or c <= correlation(first, second)}
+    only, other = _discordant(first, second, 0.0)
+    wins, goes_on = _looking(lambda m: (m - (need := Difference(1 - alpha).needed(int(m[-1]))), need),
+                             max(only, other) / (only + other), int(3 * unpaired * (only + other)) + 200)
+    return Plan(unpaired, paired, *_sequential(wins, goes_on, only + other, power, paired[0.0]))
+
+
+def plan_rate(rate: float, than: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> RatePlan:
+    """How many rollouts of one policy of success `rate`, so that its two-sided interval (Clopper-Pearson, or the
+    confidence sequence of `sequential.Rate`) leaves out `than` on the right side with probability `power`."""
+    _check(rate, than, alpha, power, ("the rate", "the bound"))
+    fixed = _fewest(lambda n: rate_power(rate, than, n, alpha), power, _guess(rate, than, alpha, power) // 2)
+    up, test = rate > than, Rate(than, 1 - alpha)
+
+    def bounds(n):
+        low, high = test.bounds(n)
+        return (low, high) if up else (n - high, n - low)
+    wins, goes_on = _looking(bounds, rate if up else 1 - rate, 3 * fixed + 200)
+    return RatePlan(fixed, *_sequential(wins, goes_on, 1.0, power, fixed))
+
+
+# -- power --------------------------------------------------------------------------------------------------------
+
+
+def paired_power(first: float, second: float, pairs: int, correlation: float = 0.0, alpha: float = 1 - LEVEL) -> float:
+    """Exactly: the probability that `compare` names the better of two policies after so many pairs (Connor 1987 has
+    the approximation). Of m pairs that differ, the better one must win as many as McNemar's exact test and the score
+    test of Tango's interval both ask for."""
+    only, other = _discordant(first, second, correlation)
+    m = _likely(pairs, only + other)
+    need = np.maximum(stats.binom.isf(alpha / 2 * (1 - 1e-9), m, 0.5) + 1,
+                      np.floor((m + stats.norm.isf(alpha / 2) * np.sqrt(m)) / 2 + 1e-9) + 1)
+    return float(stats.binom.pmf(m, pairs, only + other)
+                 @ stats.binom.sf(need - 1, m, max(only, other) / (only + other)))
+
+
+def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LEVEL) -> float:
+    """Exactly: the probability that Fisher's exact test names the better of two policies after `each` rollouts of both,
+    on starts of their own."""
+    better, worse = max(first, second), min(first, second)
+    k, j = _likely(each, better), _likely(each, worse)
+    total = np.arange(k[0] + j[0], k[-1] + j[-1] + 1)
+    away = np.arange(int(5 * math.sqrt(each)) + 3)  # above half of all successes; its spread is below 0.36 sqrt(each)
+    at = (total[:, None] + 1) // 2 + away
+
+    def ways(n, k):
+        return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+    fits = (at <= each) & (at <= total[:, None])
+    one, two = np.where(fits, at, 0), np.where(fits, total[:, None] - at, 0)
+    chance = np.where(fits, np.exp(ways(each, one) + ways(each, two) - ways(2 * each, total)[:, None]), 0.0)
+    tail = np.cumsum(chance[:, ::-1], 1)[:, ::-1]
+    need = at[:, 0] + (tail >= alpha / 2 * (1 - 1e-9)).sum(1)
+    wins = k[:, None] >= need[k[:, None] + j - total[0]]
+    return float(stats.binom.pmf(k, each, better) @ wins @ stats.binom.pmf(j, each, worse))
+
+
+def rate_power(rate: float, than: float, trials: int, alpha: float = 1 - LEVEL) -> float:
+    """Exactly: the probability that the Clopper-Pearson interval of so many trials leaves out `than` on the side where
+    `rate` is."""
+    if rate < than:
+        rate, than = 1 - rate, 1 - than
+    need = stats.binom.isf(alpha / 2, trials, than) + 1
+    return float(stats.binom.sf(need - 1, trials, rate))
+
+
+def correlation(first: float, second: float) -> float:
+    """The largest that outcomes of such rates can have."""
+    low, high = sorted((first, second))
+    return math.sqrt(low * (1 - high) / (high * (1 - low)))
+
+
+def _discordant(first: float, second: float, correlation: float) -> tuple[float, float]:
+    """The probabilities that only the first succeeds, and only the second."""
+    both = first * second + correlation * math.sqrt(first * (1 - first) * second * (1 - second))
+    return max(first - both, 0.0), max(second - both, 0.0)
+
+
+def _likely(n: int, p: float) -> np.ndarray:
+    """All counts but the most improbable, 1e-15 of them."""
+    low, high = stats.binom.ppf([5e-16, 1 - 5e-16], n, p)
+    return np.arange(int(low), int(high) + 1)
+
+
+# -- looking after each -------------------------------------------------------------------------------------------
+
+
+def _looking(bounds: Callable, p: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a test that ends below or at bounds(n)[0] wins and from bounds(n)[1] on, each won with probability p: (most +
+    1,) the probabilities of having ended above by n, and of not having ended."""
+    low, high = bounds(np.arange(most + 1))
+    wins, goes_on = np.zeros(most + 1), np.ones(most + 1)
+    alive, first = np.ones(1), 0  # of first, first + 1, ... wins
+    for n in range(1, most + 1):
+        alive = np.append(alive * (1 - p), 0.0) + np.append(0.0, alive * p)
+        over, under = max(int(high[n]) - first, 0), max(int(low[n]) + 1 - first, 0)
+        wins[n] = wins[n - 1] + alive[over:].sum()
+        alive, first = alive[under:over], first + under
+        goes_on[n] = alive.sum()
+        if goes_on[n] < 1e-9:
+            wins[n:], goes_on[n:] = wins[n], 0.0
+            break
+    return wins, goes_on
+
+
+def _sequential(wins: np.ndarray, goes_on: np.ndarray, share: float, power: float, guess: int) -> tuple[int, int]:
+    """(expected, maximum) rollouts where only a share of them counts for the test."""
+    def mean(values, n):
+        m = _likely(n, share)
+        return float(stats.binom.pmf(m, n, share) @ values[np.minimum(m, len(values) - 1)])
+    maximum = _fewest(lambda n: mean(wins, n), power, guess)
+    looks = np.unique(np.linspace(0, maximum - 1, 500).astype(int))
+    expected = np.interp(np.arange(maximum), looks, [mean(goes_on, n) for n in looks]).sum()
+    return math.ceil(expected - 1e-9), maximum
+
+
+def _fewest(power: Callable[[int], float], wanted: float, guess: int) -> int:
+    """The smallest number from which on the power is as wanted: it falls again a little where a count is not whole."""
+    low, high = 0, max(guess, 1)
+    while power(high) < wanted:
+        low, high = high, math.ceil(1.2 * high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle) >= wanted else (middle, high)
+    reach = 25 if high < 2000 else 0  # later the steps are too small to matter
+    return 1 + max([high - 1, *(n for n in range(high + 1, high + reach) if power(n) < wanted)])
+
+
+def _guess(first: float, second: float, alpha: float, power: float) -> int:
+    """By the normal approximation, of two independent rates (Fleiss, Levin and Paik 2003, section 4.2)."""
+    middle, gap = (first + second) / 2, abs(first - second)
+    z = (stats.norm.isf(alpha / 2) * math.sqrt(2 * middle * (1 - middle))
+         + stats.norm.ppf(power) * math.sqrt(first * (1 - first) + second * (1 - second)))
+    found = max(int((z / gap) ** 2), 1)
+    if found > MOST:
+        raise UserError(f"{first:g} and {second:g} are too close: telling them apart takes about {found:,} rollouts",
+                        where="plan", do="ask for a difference that matters")
+    return found
+
+
+def _check(first: float, second: float, alpha: float, power: float, names: tuple[str, str]) -> None:
+    for value, name in ((first, names[0]), (second, names[1]), (alpha, "--alpha"), (power, "--power")):
+        if not 0 < value < 1:
+            hint = f"{value:g} % is {value / 100:g}" if 1 < value < 100 else "such as 0.7"
+            raise UserError(f"expected a number between 0 and 1, found {value:g}", where=name, do=hint)
+    if first == second:
+        raise UserError(f"expected two different rates, found {first:g} twice", where="plan",
+                        do="no number of rollouts tells equal policies apart")
+    if power <= alpha:
+        raise UserError(f"expected a power above alpha ({alpha:g}), found {power:g}", where="--power", do="such as 0.8")

@@ -1,0 +1,164 @@
+"""The little worlds that claims are tested in are as they say, and their arms learn what they say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.claims import functional_manipulation as fmb
+from understudy.claims import imitation_promise, preemptive_restart, pretrained_behavior
+from understudy.claims.curated import cloning
+from understudy.claims.sectors import Towards, demonstrations, trained
+from understudy.data.episode import Dataset, Episode
+from understudy.envs.push import Expert, Push
+from understudy.evaluate.rollout import rollout
+from understudy.policy import Policy
+from understudy.testing import check_env
+
+
+def directions(episodes):
+    state = np.stack([e.steps["observation.state"][0] for e in episodes])
+    return np.degrees(np.arctan2(state[:, 7] - state[:, 3], state[:, 6] - state[:, 2])) % 360
+
+
+def test_goals_lie_in_the_sectors_that_were_asked_for_and_all_of_them():
+    found = directions(rollout(Expert(), Towards(50, (1, 6), limit=1), 200, seed=3))
+    assert (((found >= 45) & (found < 90)) | ((found >= 270) & (found < 315))).all()
+    assert (found < 90).sum() > 60 < (found > 90).sum()
+    everywhere = rollout(Expert(), Towards(5, tuple(range(8)), limit=1), 20, seed=3)
+    plain = rollout(Expert(), Push(5, limit=1), 20, seed=3)
+    assert np.array_equal(directions(everywhere), directions(plain))
+
+
+def test_towards_keeps_the_contract():
+    check_env(lambda rows: Towards(rows, (4,), limit=15))
+
+
+def test_demonstrations_succeed_and_parts_are_others():
+    first, second = (demonstrations(Expert(), (2,), 5, 1, part) for part in (0, 1))
+    assert all(e.meta["success"] for e in first + second) and len(first) == len(second) == 5
+    assert not set(directions(first)) & set(directions(second))
+
+
+def test_training_on_keeps_the_statistics_and_the_policy_it_began_from():
+    data = Dataset(demonstrations(Expert(), (0,), 4, 1))
+    base = trained(cloning(1e-3, steps=3), data, 0)
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    other = Dataset(demonstrations(Expert(), (4,), 4, 2))
+    further = trained(cloning(1e-3, steps=3), other, 0, base)
+    assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
+    changed = {k for k, v in further.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and changed <= set(dict(base.named_parameters()))  # no buffer, so no statistic
+    fresh = Policy(base.recipe, other.features()).fit(other)
+    assert any(not torch.equal(v, before[k]) for k, v in fresh.named_buffers())
+
+
+# -- 025 ----------------------------------------------------------------------------------------------------------
+
+
+def test_assembly_keeps_the_contract_and_its_expert_always_does_it():
+    check_env(lambda rows: fmb.Assembly(rows, limit=30))
+    ran = rollout(fmb.Expert(noise=0.0), fmb.Assembly(50, sizes=fmb.SEEN + fmb.UNSEEN), 100, seed=2)
+    assert all(e.meta["success"] for e in ran)
+    for e in ran:  # all four skills, in their order
+        order = e.steps["observation.skill"].argmax(1)
+        assert (np.diff(order) >= 0).all() and set(order.tolist()) == {0, 1, 2, 3}
+
+
+def test_an_askew_peg_does_not_fit_and_its_angle_is_hidden_in_the_hand():
+    env = fmb.Assembly(1, sizes=(0.1,))
+    state = torch.tensor([[0.5, 0.1, 1, 0.5, 0.1, 0, 0, 0.1, 0.8, 0.8, 0.4, 0.1]])
+    for angle, fits in ((0.0, True), (1.0, False)):
+        turn = torch.tensor([[np.cos(angle), np.sin(angle)]]).float()
+        hand = torch.tensor([0.4, 0.1]) + 0.1 * turn[0]
+        state[0, :2] = state[0, 3:5] = hand  # the peg's centre is in the hole
+        env.restore(torch.tensor([0]), {"observation.state": state, "simulator.angle": turn})
+        out = env.step(torch.tensor([[0.0, 0.0, 1.0]]))
+        assert bool(out.info["success"]) == fits and not out.obs["observation.state"][0, 5:7].any()
+    out = env.step(torch.tensor([[0.0, 0.0, -1.0]]))  # let go outside of the fixture: as askew as before, and seen
+    assert out.obs["observation.state"][0, 5:7].numpy() == pytest.approx(turn[0].numpy())
+
+
+def test_the_chooser_remembers_what_it_chose():
+    class After(fmb.Actor):
+        """Whatever was, the next skill follows, up to the third."""
+
+        def start(self, obs, key):
+            return {}
+
+        def act(self, obs, state):
+            return torch.eye(4)[(obs["observation.before"].argmax(1) + 1).clamp(max=3)], state
+
+    class Says(fmb.Actor):
+        def start(self, obs, key):
+            return {}
+
+        def act(self, obs, state):
+            return obs["observation.skill"], state
+    actor, obs = fmb.Chooses(After(), Says()), {"observation.state": torch.zeros(2, 12)}
+    state, said = actor.start(obs, torch.arange(2)), []
+    for _ in range(3):
+        action, state = actor.act(obs, state)
+        said.append(action.argmax(1).tolist())
+    assert said == [[2, 2], [3, 3], [3, 3]]
+
+
+# -- what the arms see --------------------------------------------------------------------------------------------
+
+
+def test_how_alike_is_the_share_of_variance_that_is_explained():
+    class Same(torch.nn.Module):
+        def __init__(self, scale, mean):
+            super().__init__()
+            self.scale, self.mean = scale, mean
+
+        def noise(self, key, count):
+            return key
+
+        def plan(self, obs, noise):
+            return self.mean + self.scale * (obs["observation.state"] - self.mean)
+    values = np.random.default_rng(0).normal(3, 1, (200, 2)).astype(np.float32)
+    data = Dataset([Episode({"observation.state": v, "action": v}) for v in (values[:100], values[100:])])
+    mean = torch.as_tensor(values.mean(0))
+    for scale, share in ((1.0, 1.0), (0.0, 0.0), (0.5, 0.75)):
+        assert imitation_promise.alike(Same(scale, mean), data) == pytest.approx(share, abs=1e-5)
+
+
+def test_the_imitator_is_shown_half_of_the_tasks_and_its_twin_all():
+    for wide in (False, True):
+        data = imitation_promise.Lessons(6, 24, 4, wide).load(1)
+        found = {s: directions([e for e in data if e.meta["set"] == s]) for s in ("base", "broader", "imitation",
+                                                                                "held")}
+        assert [len(v) for v in found.values()] == [6, 24, 24, 4]
+        inside = {s: (np.cos(np.radians(v)) > 0).all() for s, v in found.items()}
+        assert inside["held"] and inside["imitation"] == (not wide) and not inside["broader"]
+
+
+def test_pretraining_never_sees_the_new_task_and_its_twin_sees_other_actions(monkeypatch):
+    claim, seen = pretrained_behavior, []
+    monkeypatch.setattr(claim, "trained",
+                        lambda method, data, seed, policy=None: seen.append((data, policy)) or len(seen))
+    monkeypatch.setattr(claim, "ran", lambda policy, *rest: [])
+    claim._before.clear()
+    data = claim.Tasks(12, 6).load(1)
+    for method in (claim.From(2, False), claim.From(2, True), claim.From(2, True, mixed=True)):
+        claim.learned(None, method, data, 1, 5, 0)
+    claim._before.clear()
+    (scratch, none), (before, _), (after, began), (mixed, _), _ = seen
+    assert none is None and began == 2 and len(scratch) == len(after) == 2
+    assert (np.abs(directions(scratch) - 202.5) <= 22.5).all()
+    assert (np.cos(np.radians(directions(before))) > -0.71).all()
+    for a, b in zip(before, mixed, strict=True):
+        assert not np.array_equal(a.steps["action"], b.steps["action"])
+        assert np.array_equal(np.sort(a.steps["action"], 0), np.sort(b.steps["action"], 0))
+        assert np.array_equal(a.steps["observation.state"], b.steps["observation.state"])
+
+
+def test_only_the_predictor_of_the_twin_learns_from_exchanged_outcomes():
+    changed = preemptive_restart.mixed(preemptive_restart.PUSH)
+    assert {a.name: a.options[0].mixed for a in changed.arms} == {
+        "to the end": False, "timed out": False, "preempted": True}
+    flat = fmb.mixed(fmb.ASSEMBLY)
+    assert [a.options[0].mixed for a in flat.arms] == [False, True, True]
+    assert replace(flat.arms[1].options[0], mixed=False) == fmb.ASSEMBLY.arms[1].options[0]

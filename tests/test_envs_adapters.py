@@ -1,0 +1,230 @@
+"""Adapters to simulators that are not in the extra sim: the contract, what their experts reach, and how they begin."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from understudy import envs
+from understudy.cli import main
+from understudy.core import UserError, keys
+from understudy.data.episode import Dataset
+from understudy.data.relabel import Say, words
+from understudy.evaluate.record import record
+from understudy.evaluate.rollout import rollout
+from understudy.evaluate.simulators import otherwise
+from understudy.learn.train import simulators
+from understudy.testing import check_env
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def needs(*packages):
+    """Skips what a simulator that is not installed would be needed for."""
+    missing = any(importlib.util.find_spec(p) is None for p in packages)
+    return pytest.mark.skipif(missing, reason="simulator not installed")
+
+
+ADAPTERS = [
+    pytest.param("ogbench/pointmaze-medium-v0", {"max_episode_steps": 12}, marks=needs("ogbench")),
+    pytest.param("ogbench/cube-single-v0", {"max_episode_steps": 5}, marks=[needs("ogbench"), pytest.mark.slow]),
+    pytest.param("BabyAI-GoToLocal-v0", {"max_steps": 12}, marks=needs("minigrid")),
+    pytest.param("MiniGrid-DoorKey-5x5-v0", {"view": "full", "max_steps": 12}, marks=needs("minigrid")),
+    pytest.param("dm_control/cartpole-swingup", {"limit": 12}, marks=needs("dm_control")),
+    pytest.param("highway-fast-v0", {"config": {"vehicles_count": 4, "duration": 4}}, marks=needs("highway_env")),
+    pytest.param("gym_pusht/PushT-v0", {"limit": 12}, marks=needs("gym_pusht")),
+    pytest.param("FetchReach-v4", {"max_episode_steps": 8}, marks=needs("gymnasium_robotics")),
+    pytest.param("PointMaze_UMaze-v3", {"max_episode_steps": 8}, marks=needs("gymnasium_robotics")),
+    pytest.param("FrankaKitchen-v1", {"max_episode_steps": 4}, marks=[needs("gymnasium_robotics"), pytest.mark.slow]),
+    pytest.param("AdroitHandPen-v1", {"max_episode_steps": 4}, marks=[needs("gymnasium_robotics"), pytest.mark.slow]),
+    pytest.param("robosuite/Lift", {"limit": 4}, marks=[needs("robosuite"), pytest.mark.slow]),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), ADAPTERS)
+def test_every_adapter_keeps_the_contract(name, options):
+    check_env(lambda rows: envs.make(name, rows, **options), episodes=2)
+
+
+@pytest.mark.parametrize("name", [p.values[0] for p in ADAPTERS])
+def test_a_name_leads_to_its_module(name):
+    """Claims follow it; no simulator has to be installed for that."""
+    module, made = envs.home(name)
+    assert made == "make" and importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize(("name", "near"), [
+    pytest.param("ogbench/pointmaze-medum-v0", "pointmaze-medium-v0", marks=needs("ogbench")),
+    pytest.param("ogbench/pointmaze-medium-v0:6", "task from 1 to 5", marks=needs("ogbench")),
+    pytest.param("BabyAI-GoToLocl-v0", "BabyAI-GoToLocal-v0", marks=needs("minigrid")),
+    pytest.param("dm_control/cartpole-swingdown", "cartpole-swingup", marks=needs("dm_control")),
+    pytest.param("highway-fst-v0", "highway-fast-v0", marks=needs("highway_env")),
+    pytest.param("gym_pusht/PushT-v9", "PushT-v0", marks=needs("gym_pusht")),
+    pytest.param("FetchReech-v4", "FetchReach-v4", marks=needs("gymnasium_robotics"))])
+def test_a_misspelt_name_is_told_the_nearest(name, near):
+    with pytest.raises(UserError, match=near):
+        envs.make(name)
+
+
+# -- OGBench --------------------------------------------------------------------------------------------------------
+
+
+@needs("ogbench")
+def test_tasks_of_the_maze_are_the_published_ones():
+    """Start and goal of each task lie within a quarter of a cell of where the paper's tables have them, and the
+    success of the shortest way is certain."""
+    places = [((1, 1), (6, 6)), ((6, 1), (1, 6)), ((5, 3), (4, 2)), ((6, 5), (6, 1)), ((2, 6), (1, 1))]
+    for number, cells in enumerate(places, start=1):
+        env = envs.make(f"ogbench/pointmaze-medium-v0:{number}", 2)
+        ran = rollout(env.expert(), env, 2, seed=4)
+        for episode in ran:
+            assert episode.meta["task_id"] == number and episode.meta["success"] and len(episode) < 200
+            for column, (i, j) in zip(("observation.state", "observation.goal"), cells, strict=True):
+                assert np.abs(episode.steps[column][0] - [4 * j - 4, 4 * i - 4]).max() <= 1
+    env = envs.make("ogbench/pointmaze-medium-v0", 20)
+    env.reset(torch.arange(20), keys(0, range(20)))
+    assert {single.number for single in env.vec.envs} == {1, 2, 3, 4, 5}
+
+
+@needs("ogbench")
+def test_the_maze_is_put_where_the_recorded_point_was(shared):
+    """Of OGBench's own data: every step is repeated, as far as float32 says where it began."""
+    episode = Dataset.open(shared / "data/ogbench/pointmaze-medium-navigate-v0-val.npz")[3]
+    env = envs.make("ogbench/pointmaze-medium-v0", 1)
+    place = torch.from_numpy(np.array(episode.steps["observation.state"][:1]))
+    env.restore(torch.tensor([0]), {"observation.state": place})
+    for t in range(300):
+        out = env.step(torch.from_numpy(np.array(episode.steps["action"][t:t + 1])))
+        recorded = episode.steps["observation.state"][t + 1]
+        np.testing.assert_allclose(out.obs["observation.state"][0], recorded, atol=1e-4)
+        if out.terminated[0]:
+            break
+    assert t > 5
+
+
+@needs("ogbench")
+@pytest.mark.slow
+def test_the_oracle_puts_the_cube_in_its_place():
+    env = envs.make("ogbench/cube-single-v0", 2)
+    ran = rollout(env.expert(), env, 4, seed=4)
+    assert all(e.meta["success"] for e in ran)
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+
+@needs("minigrid")
+def test_the_bot_does_what_the_mission_says_and_the_mission_is_the_task(tmp_path):
+    """Words that the environment shows, the task of what is recorded, and what --language says are the same bytes."""
+    env = envs.make("BabyAI-GoToLocal-v0", 4)
+    data = record(env, env.expert(), 6, tmp_path / "d", -2, by="scripted")
+    assert all(e.meta["success"] for e in data)
+    said = {str(words(e)[0]) for e in data}
+    assert len(said) > 1 and all(s.startswith("go to ") for s in said)
+    for e in data:
+        shown = e.steps["observation.task"]
+        assert bytes(shown[0]).rstrip(b"\0").decode() == str(words(e)[0])
+        np.testing.assert_array_equal(Say(128)(e).steps["observation.task"][0], shown[0])
+        assert e.meta["simulator"].startswith("minigrid ")
+
+
+@needs("minigrid")
+def test_who_does_nothing_has_no_success():
+    env = envs.make("MiniGrid-Empty-5x5-v0", 2, max_steps=6)
+
+    class Turns(type(envs.make("BabyAI-GoToLocal-v0").expert())):
+        def act(self, obs, state):
+            return torch.zeros(2, 1), state
+    ran = rollout(Turns(env), env, 2, seed=4)
+    assert [(len(e), e.meta["success"], float(e.steps["next.reward"].sum())) for e in ran] == [(6, False, 0.0)] * 2
+
+
+@needs("minigrid")
+def test_the_bot_answers_whoever_acted_and_says_it_twice():
+    env = envs.make("BabyAI-GoToLocal-v0", 2)
+    obs = env.reset(torch.arange(2), keys(0, [0, 1]))
+    expert = env.expert()
+    first, state = expert.act(obs, {})
+    assert torch.equal(expert.act(obs, state)[0], first)
+    for _ in range(3):  # nobody asks; it turns on the spot
+        obs = env.step(torch.zeros(2, 1)).obs
+    done = torch.zeros(2, dtype=torch.bool)
+    for _ in range(60):
+        action, state = expert.act(obs, state)
+        out = env.step(action)
+        obs, done = out.obs, done | out.info["success"]
+    assert done.all()
+    with pytest.raises(UserError, match="all 2 rows"):
+        expert.act({k: v[:1] for k, v in obs.items()}, {})
+
+
+@needs("highway_env")
+def test_the_driver_model_does_not_crash_where_a_constant_choice_does():
+    options = {"config": {"vehicles_count": 12, "duration": 12, "vehicles_density": 2}}
+    env = envs.make("highway-fast-v0", 4, **options)
+    ran = rollout(env.expert(), env, 4, seed=4)
+    assert all(e.meta["success"] and len(e) == 12 for e in ran)
+
+    class Faster(type(env.expert())):
+        def act(self, obs, state):
+            return torch.full((4, 1), 3), state
+    crashed = rollout(Faster(env), env, 4, seed=4)
+    assert any(not e.meta["success"] and len(e) < 12 for e in crashed)
+
+
+# -- which simulator ------------------------------------------------------------------------------------------------
+
+
+def test_another_version_or_physics_is_told_with_both():
+    env = envs.make("fork")
+    assert env.facts["simulator"] == "fork of version 1"
+    assert otherwise({"fork": ["fork of version 1"]}, env, "it was in") is None
+    assert otherwise({"push": ["push of version 9"]}, env, "it was in") is None
+    told = otherwise({"fork": ["fork of version 0"]}, env, "it was in")
+    assert "version 0" in told and "version 1" in told
+    assert "version 0" in otherwise({"particle:3": ["particle of version 0"]}, envs.make("particle:8"), "it was in")
+
+
+def test_what_was_trained_elsewhere_is_warned_of(tmp_path, capsys, monkeypatch):
+    """From recording over checkpoint to evaluation, and from recording to replay."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert main(["record", "fork", "--out", str(data), "--episodes", "6"]) == 0
+    assert simulators(Dataset.open(data)) == {"fork": ["fork of version 1"]}
+    assert main(["train", "bc", str(data), "--out", str(run), "--steps", "2"]) == 0
+    judge, again = ["eval", str(run), "fork", "--episodes", "2"], ["replay", str(data), "fork"]
+    capsys.readouterr()
+    assert main(judge) == main(again) == 0
+    assert "warning" not in capsys.readouterr().err
+    from understudy.envs.fork import Fork
+
+    plain = Fork.__init__
+
+    def newer(self, *args, **options):
+        plain(self, *args, **options)
+        self.facts = {**self.facts, "version": 2}
+    monkeypatch.setattr(Fork, "__init__", newer)
+    for command in (judge, again):
+        assert main([*command, "--json"]) == 0
+        out, err = capsys.readouterr()
+        json.loads(out)
+        assert "warning" in err and "version 1" in err and "version 2" in err
+
+
+def test_physics_decides_the_digest():
+    pytest.importorskip("mujoco", reason="simulator not installed")
+    from understudy.envs.physics import simulator
+
+    env = envs.make("Hopper-v4")
+    told = env.facts["simulator"]
+    assert "gymnasium " in told and "mujoco " in told
+    model = env.vec.envs[0].unwrapped.model
+    model.opt.gravity[2] *= 1 + 1e-12  # compilers differ by so much
+    assert simulator(env) == told
+    model.opt.gravity[2] = -9.8
+    assert simulator(env) != told
+    model.opt.gravity[2] = -9.81
+    assert simulator(env) == told
+    model.geom_friction[1, 0] *= 1.01
+    assert simulator(env) != told

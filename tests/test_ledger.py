@@ -1,0 +1,330 @@
+"""The ledger's rows, its pages, and which claims are run when."""
+
+import json
+import multiprocessing
+import os
+import re
+import sys
+import time
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from understudy.claims import due as due_module
+from understudy.claims import ledger, records
+from understudy.claims.base import NotHere
+from understudy.claims.due import attempted, due, missing, run_all
+from understudy.claims.ledger import Condition, Entry, conditions, decisive, picture, row, rows
+from understudy.cli import main
+from understudy.commands.claims import seconds
+from understudy.core import UserError
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_rows_are_those_of_the_published_list(shared):
+    head, *lines = (shared / "ledger/ledger.tsv").read_text(encoding="utf-8").splitlines()
+    assert head.split("\t")[:6] == ledger.COLUMNS[:6] and len(lines) == len(rows()) == 296
+    for line in lines:
+        number, family, core, priority, _, title = line.split("\t")[:6]
+        r = rows()[number]
+        assert (r.id, r.family, r.core, r.priority, r.title) == (number, family, core == "core", int(priority), title)
+
+
+def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
+    assert all(re.fullmatch(r"\d{3}", n) and r.id == n and r.priority in (1, 2, 3) for n, r in rows().items())
+    assert all(re.fullmatch(r"(\d{4}\.\d{4,5})?", r.arxiv) for r in rows().values())
+    found = [r.arxiv for r in rows().values() if r.arxiv]
+    assert len(found) == len(set(found)) > 100
+    head = "\t".join(ledger.COLUMNS)
+    good = "003\tf\tcore\t1\tname\ttitle\t"
+    for text, said in ((f"{head}\n{good}\n{good}\n", "line 3: .*once, found '003'"),
+                       (f"{head}\n{good[1:]}\n", "line 2: .*found '03'"), (f"{head}\nno\n", "found 1 columns")):
+        (tmp_path / "ledger.tsv").write_text(text)
+        monkeypatch.setattr(ledger, "HERE", tmp_path)
+        rows.cache_clear()
+        with pytest.raises(UserError, match=said):
+            rows()
+    monkeypatch.undo()
+    rows.cache_clear()
+
+
+def test_claims_are_of_rows_and_cite_their_papers():
+    for name, claim in records.all_claims().items():
+        for number in claim.rows:
+            known, cited = row(number, name).arxiv, re.findall(r"\d{4}\.\d{4,5}", claim.paper)
+            assert not known or not cited or known in cited
+    with pytest.raises(UserError, match="the claim x: expected a row of the ledger, found '999'"):
+        row("999", "x")
+
+
+# -- what decides ---------------------------------------------------------------------------------------------------
+
+
+def said(what, low, high, side, bound):
+    return f"{what} = {(low + high) / 2:.3f} [{low:.3f}, {high:.3f}], wanted {side} {bound:g}"
+
+
+@pytest.mark.parametrize("low,high,side,bound,verdict", [
+    (0.2, 0.4, "above", 0.1, "holds"), (0.2, 0.4, "above", 0.3, "undecided"), (0.2, 0.4, "above", 0.5, "fails"),
+    (0.2, 0.4, "below", 0.5, "holds"), (0.2, 0.4, "below", 0.3, "undecided"), (0.2, 0.4, "below", 0.1, "fails"),
+    (-0.2, 0.4, "within", 0.5, "holds"), (-0.2, 0.4, "within", 0.3, "undecided"), (0.2, 0.4, "within", 0.1, "fails"),
+    (-0.4, -0.2, "within", 0.1, "fails")])
+def test_a_condition_is_read_as_its_rule_wrote_it(low, high, side, bound, verdict):
+    (found,) = conditions(said("success: a - b", low, high, side, bound))
+    assert found == Condition("success: a - b", pytest.approx((low + high) / 2), low, high, side, bound)
+    assert found.verdict == verdict and (found.margin > 0) == (verdict == "holds")
+
+
+def record(verdict, *findings, decides=True):
+    return {"verdict": verdict, "parts": {str(i): {"decides": d, "finding": f} for i, (f, d) in enumerate(
+        zip(findings, [decides] * len(findings), strict=True))}}
+
+
+def test_what_decides_is_what_fails_or_is_open_or_holds_most_narrowly():
+    good, narrow = said("good", 0.5, 0.7, "above", 0), said("narrow", 0.01, 0.7, "above", 0)
+    opened, bad = said("open", -0.1, 0.1, "above", 0), said("bad", -0.3, -0.1, "above", 0)
+    assert decisive(record("holds", f"{good}; {narrow}")).what == "narrow"
+    assert decisive(record("undecided", good, f"{narrow}; {opened}")).what == "open"
+    assert decisive(record("fails", opened, good, bad)).what == "bad"
+    assert decisive(record("undecided", f"{good}; {narrow}")).what == "narrow"  # its sabotage changed nothing
+    assert decisive(record("holds", good, decides=False)) is None and decisive(record("holds", "no numbers")) is None
+
+
+def test_every_record_of_ours_has_one_and_its_verdict_follows():
+    for name in records.all_claims():
+        if records.record_path(name).exists():
+            found = json.loads(records.record_path(name).read_text())
+            if found["twin"]["flips"]:
+                assert decisive(found).verdict == found["verdict"], name
+
+
+def test_a_picture_has_interval_and_bound_where_they_are():
+    svg = picture(Condition("a", 2.0, 1.0, 3.0, "above", 0.0), alone=True)
+    low, high = map(float, re.search(r'class="i" d="M([\d.]+) 12H([\d.]+)M', svg).groups())
+    at, bound = float(re.search(r'cx="([\d.]+)"', svg)[1]), float(re.search(r'class="b" d="M([\d.]+) ', svg)[1])
+    assert bound < low < at < high and at - low == pytest.approx(high - at, abs=0.2)
+    assert low - bound == pytest.approx(at - low, abs=0.2)  # 0, 1, 2: evenly
+    start, width = map(float, re.search(r'class="w" x="([\d.]+)" y="2" width="([\d.]+)"', svg).groups())
+    assert start == bound and start + width == pytest.approx(200)
+    assert 'class="bar holds"' in svg and 'aria-label="a = 2.000 [1.000, 3.000], wanted above 0"' in svg
+    both = picture(Condition("a", 0.0, -1.0, 1.0, "within", 0.5))
+    assert both.count('class="b"') == 2 and "undecided" in both and "<style>" not in both
+
+
+# -- the pages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def listed():
+    return records.listing()
+
+
+@pytest.fixture(scope="module")
+def all_entries(listed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "listing", lambda: listed)
+        return ledger.entries()
+
+
+def test_the_page_has_every_row_once_with_what_is_missing_plain_to_see(all_entries, tmp_path):
+    text = ledger.table(tmp_path / "docs/ledger.md", all_entries).read_text()
+    lines = [line for line in text.splitlines() if re.match(r"\| \d{3} \|", line)]
+    shown = [line[2:5] for line in lines]
+    by_row = {e.row.id: e for e in all_entries}
+    assert sorted(set(shown)) == sorted(rows()) and len(shown) == sum(max(len(e.claims), 1) for e in all_entries)
+    for line in lines:
+        assert len(re.split(r"(?<!\\)\|", line)) == 9, line  # seven cells
+        assert ("no claim yet" in line) == (not by_row[line[2:5]].claims)
+    assert {p.stem for p in (tmp_path / "docs/images/claims").glob("*.svg")} == set(re.findall(
+        r"\(images/claims/(.*?)\.svg\)", text))
+    for name in records.all_claims():
+        assert f"(#{name})" in text and f"### {name}\n" in text and f"understudy claims run {name}" in text
+    total = re.search(r"\| \*\*all\*\* \|(.*)\|", text)[1].replace("*", "").split("|")
+    systems, core, *each = map(int, total)
+    assert systems == 296 == sum(each) and core == 145 and each[-1] == sum(not e.claims for e in all_entries)
+
+
+def test_the_committed_page_is_what_the_records_say(all_entries):
+    """But for what is stale, which is known when it is looked at."""
+    fresh = [replace(e, claims=tuple({**c, "stale": False} for c in e.claims)) for e in all_entries]
+    committed = (Path(__file__).parents[1] / "docs/ledger.md").read_text(encoding="utf-8")
+    assert committed.replace(ledger.STALE, "") == ledger.page(fresh), "understudy claims table makes it anew"
+
+
+def test_of_several_claims_the_worst_stands_for_the_row():
+    def of(*verdicts):
+        return Entry(rows()["003"], tuple({"verdict": v} for v in verdicts)).verdict
+    assert of() == "no claim" and of("holds", "holds") == "holds" and of("holds", "not run") == "not run"
+    assert of("holds", "undecided") == "undecided" and of("undecided", "fails", "holds") == "fails"
+
+
+def test_the_page_to_search_has_all_and_asks_nobody(all_entries, tmp_path):
+    text = ledger.html(tmp_path / "ledger.html", all_entries).read_text()
+    assert re.findall(r'<article id="r(\d{3})"', text) == list(rows())
+    assert not re.search(r'(src|href)="(?!https://arxiv\.org/abs/|#)', text)
+    assert "{{" not in text and "@import" not in text
+    for e in all_entries:
+        assert f">{e.row.title}<" in unescape(text)
+    assert text.count('class="bar ') == sum(ledger._decisive(c["name"]) is not None for e in all_entries
+                                            for c in e.claims)
+    odd = replace(rows()["003"], name='<script>alert("x")</script>', title="a & b | c", arxiv="")
+    text = ledger.html(tmp_path / "odd.html", [Entry(odd, ())]).read_text()
+    assert "<script>alert" not in text and "a &amp; b | c" in text
+    text = ledger.page([Entry(odd, ())])
+    assert "\\| c" in text and "<script>" not in text.replace("\\<", "")
+
+
+# -- which are due, and the budget ----------------------------------------------------------------------------------
+
+
+def entry(name, took=None, date=None, stale=True, verdict="holds", **more):
+    return {"name": name, "stale": stale, "verdict": verdict if took is not None else "not run", "seconds": took,
+            "date": date, **more}
+
+
+def test_what_is_due_is_stale_or_never_ran_and_the_cheapest_comes_first():
+    listed = [entry("never"), entry("dear", 900.0, "2026-01-01"), entry("fresh", 1.0, "2026-01-01", stale=False),
+              entry("cheap", 5.0, "2026-02-01"), entry("as cheap, older", 5.0, "2026-01-01")]
+    assert [e["name"] for e in due(listed)] == ["as cheap, older", "cheap", "dear", "never"]
+
+
+def fake(name, say=lambda text: None):
+    """What a claim of this name does, in its process."""
+    what, _, number = name.partition(" ")
+    if what == "sleeps":
+        time.sleep(float(number))
+    elif what == "dies":
+        os._exit(4)
+    elif what == "raises":
+        return "failed", "expected a door"
+    elif what == "lacks":
+        return "absent", "data"
+    say("half done")
+    return "done", {"verdict": "undecided", "name": name}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(due_module, "record_path", lambda name: tmp_path / f"{name}.json")
+    return tmp_path
+
+
+def told_apart(workers):
+    """Of claims that end in every way; on a busy machine it may take minutes to start a process."""
+    told = []
+    entries = [entry("quick", 0.1), entry("raises", 0.1), entry("dies", 0.1), entry("lacks", 0.1),
+               entry("known", 0.1, missing=["the sim extra"]), entry("dear", 5000.0)]
+    found = run_all(entries, 1000.0, workers, told.append, attempt=fake)
+    assert found.here == {"quick": "undecided"} and set(found.failed) == {"raises", "dies"}
+    assert found.absent == {"lacks": "data", "known": "the sim extra"} and "process died" in found.failed["dies"]
+    assert set(found.left) == {"dear"} and "took 5000 s" in found.left["dear"] and not found.whole
+    assert "quick: undecided here" in told and "known: not here, needs the sim extra" in told
+    began = time.monotonic()
+    found = run_all([entry("sleeps 900")], 5.0, workers, told.append, attempt=fake)
+    assert "end of the budget" in found.left["sleeps 900"] and 5 <= time.monotonic() - began < 300
+    return told
+
+
+@pytest.mark.slow
+def test_a_budget_starts_nothing_that_does_not_fit_and_stops_what_does_not_end(results):
+    assert "quick: half done" in told_apart(2) and not multiprocessing.active_children()
+    assert json.loads((results / "quick.json").read_text())["verdict"] == "undecided"
+
+
+def test_nothing_starts_without_time(results):
+    found = run_all([entry("quick", 3.0), entry("never")], 0.0, attempt=fake)
+    assert set(found.left) == {"quick", "never"} and not found.here and not found.whole
+    found = run_all([entry("known", 1.0, missing=["x"])], attempt=fake)
+    assert found.whole and found.absent == {"known": "x"}  # what cannot run here is no failure
+
+
+@pytest.mark.slow
+def test_on_ray(results, monkeypatch):
+    ray = pytest.importorskip("ray", reason="extra cluster not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    try:
+        told_apart("ray")
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+    assert json.loads((results / "quick.json").read_text())["verdict"] == "undecided"
+
+
+def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
+    needs = ("the sim extra", "recorded demonstrations (UNDERSTUDY_DATA)")
+    claim = replace(records.find("ema-oscillation"), needs=needs)
+    monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path))
+    monkeypatch.setattr(due_module, "_extra", lambda name: ["no-such-package"])
+    assert missing(claim) == ["the sim extra"]
+    monkeypatch.setattr(due_module, "_extra", lambda name: ["torch"])
+    assert missing(claim) == []
+    monkeypatch.delenv("UNDERSTUDY_DATA")
+    assert missing(claim) == ["recorded demonstrations (UNDERSTUDY_DATA)"]
+    monkeypatch.undo()
+    assert {"mujoco", "metaworld"} <= set(due_module._extra("sim")) and not due_module._installed("no-such-package")
+
+
+def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
+    def absent(claim, say):
+        raise NotHere("expected data, found none")
+
+    def wrong(claim, say):
+        raise UserError("expected the data that the claim was made for")
+
+    def defect(claim, say):
+        raise ZeroDivisionError
+    for function, kind, text in ((absent, "absent", "found none"), (wrong, "failed", "was made for"),
+                                 (defect, "failed", "ZeroDivisionError")):
+        monkeypatch.setattr(due_module, "run", function)
+        found = attempted("diffusion-bc")
+        assert found[0] == kind and text in found[1]
+    assert attempted("no-such-claim")[0] == "failed"
+
+
+@pytest.mark.parametrize("text,wanted", [("90s", 90), ("30m", 1800), ("2h", 7200), ("1.5h", 5400), ("1h30m", 5400),
+                                         ("1d", 86400), ("45", 45), ("10min", 600), (None, None)])
+def test_a_time(text, wanted):
+    assert seconds(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2 h", "-1h", "h", "1x", "5 5"])
+def test_no_time(text):
+    with pytest.raises(UserError, match="expected a time such as"):
+        seconds(text)
+
+
+# -- from the command line ------------------------------------------------------------------------------------------
+
+
+def test_the_command(listed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ledger, "listing", lambda: listed)
+    recorded = [{**e, "stale": False} for e in listed if e["verdict"] != "not run"]
+    due_now = [{**e, "stale": e["name"] == "mip-two-steps"} for e in recorded]
+    monkeypatch.setattr(records, "listing", lambda: due_now)
+
+    def call(*args, status=0):
+        assert main(["claims", *map(str, args)]) == status
+        return capsys.readouterr()
+    assert [c["name"] for c in json.loads(call("list", "--json", "--stale").out)] == ["mip-two-steps"]
+    heads = json.loads(call("list", "--json", "--family", "policy-heads").out)
+    assert heads and all({rows()[n].family for n in c["rows"]} == {"policy-heads"} for c in heads)
+    failing = json.loads(call("list", "--json", "--verdict", "fails").out)
+    assert failing == [e for e in due_now if e["verdict"] == "fails"]
+    for args, text in ((("list", "--family", "policy"), "did you mean policy-heads?"), (("run",), "found neither"),
+                       (("run", "x", "--all"), "found both"), (("run", "--all", "--budget", "soon"), "a time such as"),
+                       (("table", "--stale"), "expected --stale with list only"),
+                       (("run", "diffusion-bc", "--budget", "1h"), "expected --budget with run --all only"),
+                       (("list", "--html", "x"), "expected --html with table only")):
+        assert text in call(*args, status=2).err
+    found = call("run", "--all", "--budget", "1s", "--json", status=3)
+    assert json.loads(found.out) == {"ran": {}, "not_here": {}, "failed": {}, "left": {
+        "mip-two-steps": json.loads(found.out)["left"]["mip-two-steps"]}}
+    assert "mip-two-steps: left for another time (took" in found.err
+    monkeypatch.setattr(records, "listing", lambda: recorded)
+    assert "every claim has a record" in call("run", "--all").out
+    call("table", "--html", tmp_path / "x.html")
+    assert (tmp_path / "x.html").read_text().count("<article") == 296

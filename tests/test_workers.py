@@ -1,0 +1,336 @@
+"""Episodes shared out: the same bits by any number of workers, whoever dies; and nobody is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from multiprocessing import active_children
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from understudy.cli import main
+from understudy.core import UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.envs import make
+from understudy.envs.fork import Fork
+from understudy.evaluate import judge
+from understudy.evaluate.rollout import rollout
+from understudy.evaluate.workers import Workers, _cut, _Member, evaluate
+from understudy.execute.actor import Plays
+from understudy.execute.chunked import Receding
+from understudy.execute.planners import Fixed
+from understudy.heads.diffusion import Diffusion
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, Recipe
+
+# -- setups, which workers find by their names ----------------------------------------------------------------------
+
+
+class Doomed(Fork):
+    """Ends within 12 steps. Its process is killed in a step of the episode whose key is `of`; once, if `once` is a file
+    that is not there yet."""
+
+    def __init__(self, rows, of=None, once=None):
+        super().__init__(rows, limit=12)
+        self.of, self.once, self.marked = of, once, torch.zeros(rows, dtype=torch.bool)
+
+    def reset(self, which, key):
+        self.marked[which] = key == self.of
+        return super().reset(which, key)
+
+    def step(self, action):
+        if self.marked.any() and not (self.once and os.path.exists(self.once)):
+            if self.once:
+                Path(self.once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+def diffusion(rows, *doom):
+    """An untrained policy whose products are large enough for threads to share them."""
+    env = make("fork", rows)
+    shown = rollout(env.expert(), env, 4)
+    torch.manual_seed(0)
+    policy = Policy(Recipe(Diffusion(steps=4), MLP(256, 2), window=Window(2, 8)), shown.features()).fit(shown).eval()
+    return Plays(Fixed(policy, 16), Receding(4)), Doomed(rows, *doom)
+
+
+def doomed(rows, of, once=None):
+    env = Doomed(rows, of, once)
+    return env.expert(), env
+
+
+def stillborn():
+    os._exit(3)
+
+
+def mistaken():
+    raise UserError("expected a door, found a wall", where="the house", do="turn round")
+
+
+def key_of(number, seed=0):
+    from understudy.core import keys
+
+    return int(keys(seed, [number])[0])
+
+
+# -- bits -----------------------------------------------------------------------------------------------------------
+
+
+def same(a, b):
+    assert a.fingerprint() == b.fingerprint() and a.facts == b.facts and [e.meta for e in a] == [e.meta for e in b]
+
+
+def test_two_workers_do_what_one_does_to_the_last_bit_even_if_one_is_killed(tmp_path):
+    one = evaluate(partial(diffusion, 7), 11, seed=3)
+    seen = []
+    with Workers(partial(diffusion, 3, key_of(4, 3), str(tmp_path / "killed")), 2) as crew:
+        ran = crew.rollout(11, 3, watch=lambda n, e: seen.append((n, len(e))))
+        same(ran, one.episodes)
+        assert sorted(seen) == [(n, len(e)) for n, e in enumerate(ran)] and (tmp_path / "killed").exists()
+        assert crew.facts["env"] == "fork"
+        same(crew.rollout(3, 3, first=8), one.episodes[8:])  # by the same processes
+    assert not active_children()
+    found = judge.evaluate(*diffusion(16), 11, seed=3)  # as before there were workers
+    assert (found.success, found.returns) == (one.success, one.returns)
+    same(found.episodes, one.episodes)
+
+
+class Threads(Doomed):
+    """Its reward is the number of threads that it is stepped with."""
+
+    def step(self, action):
+        return replace(super().step(action), reward=torch.full((self.rows,), float(torch.get_num_threads())))
+
+
+def threads(rows):
+    env = Threads(rows)
+    return env.expert(), env
+
+
+def test_every_worker_has_one_thread_also_where_it_is_this_process():
+    """With more of them, products of matrices are summed in another order."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        ran = evaluate(partial(threads, 4), 3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {r for e in ran.episodes for r in e.steps["next.reward"].tolist()} == {1.0}
+
+
+# -- death ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_from_outside():
+    """At the first episode that anybody ends, one of the two is killed."""
+    def watch(number, episode):
+        if not killed:
+            killed.append(active_children()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+    killed = []
+    same(evaluate(partial(diffusion, 3), 40, workers=2, watch=watch).episodes,
+         evaluate(partial(diffusion, 40), 40).episodes)
+
+
+@pytest.mark.slow
+def test_an_episode_that_kills_twice_is_named():
+    with pytest.raises(UserError, match=r"seed 2: .*second one died on episode 6 \(killed by SIGKILL\)\n  -> "), \
+            Workers(partial(doomed, 4, key_of(6, 2)), 2) as crew:
+        crew.rollout(9, 2)
+    assert not active_children()
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_worker_is_said_as_it_would_be_here():
+    for setup, error, said in ((stillborn, UserError, r"die as they start \(it ended with status 3\)"),
+                               (mistaken, UserError, "the house: expected a door, found a wall\n  -> turn round"),
+                               (partial(int, "x"), RuntimeError, "in a worker:\n.*ValueError: invalid literal")):
+        with pytest.raises(error, match="(?s)" + said), Workers(setup, 2) as crew:
+            crew.rollout(4)
+        assert not active_children()
+
+
+def test_what_cannot_be_shared_out_is_refused():
+    with pytest.raises(UserError, match="found 0"):
+        Workers(stillborn, 0)
+    with pytest.raises(UserError, match="sent to another process"), Workers(lambda: None, 2):
+        pass
+    with pytest.raises(UserError, match="workers at work"):
+        Workers(stillborn, 2).rollout(3)
+    with pytest.raises(UserError, match="at least one episode"):
+        evaluate(stillborn, 0)
+
+
+# -- who does what --------------------------------------------------------------------------------------------------
+
+
+class Crew:
+    """Stands for processes: in an order and with deaths that are drawn. A worker ends episodes of the rows that it
+    has in any order, and begins the next as one ends, as rollouts do; the episodes of `deadly` kill."""
+
+    def __init__(self, count, rows, draw, deaths, deadly):
+        self.count, self.rows, self.draw, self.deaths, self.deadly, self.members = count, rows, draw, deaths, deadly, []
+        self.ran = []
+
+    def hire(self):
+        self.members.append(_Member(None))
+
+    def give(self, member, share, seed):
+        member.busy, member.share = True, set(share)
+        member.at = {"rows": list(share[:self.rows]), "next": list(share[self.rows:])}
+
+    def heard(self):
+        able = [m for m in self.members if not m.rows or m.busy]
+        member = able[self.draw(len(able))]
+        if self.deaths and self.draw(4) == 0:
+            self.deaths -= 1
+            self.members.remove(member)
+            yield member, "died", "drawn"
+        elif not member.rows:
+            yield member, "ready", (self.rows, {"env": "none"})
+        elif self.deadly & set(member.at["rows"]):
+            self.members.remove(member)
+            yield member, "died", "deadly"
+        elif member.at["rows"]:
+            number = member.at["rows"].pop(self.draw(len(member.at["rows"])))
+            member.at["rows"] += [member.at["next"].pop(0)] if member.at["next"] else []
+            self.ran.append(number)
+            yield member, "episode", (number, Episode({"action": np.zeros((1, 1), np.float32)}, {"number": number}))
+        else:
+            yield member, "done", {"env": "none"}
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**32), st.integers(0, 1),
+       st.sets(st.integers(0, 80), max_size=2))
+def test_every_episode_once_whatever_the_order_and_one_death(episodes, count, rows, seed, deaths, deadly):
+    rng = np.random.default_rng(seed)
+    workers = Workers(stillborn, count)
+    workers._crew = crew = Crew(count, rows, lambda n: int(rng.integers(n)), deaths, deadly)
+    if deadly & set(range(episodes)):
+        with pytest.raises(UserError, match="second one died on episode ({})".format("|".join(map(str, deadly)))):
+            workers.rollout(episodes)
+        return
+    assert [e.meta["number"] for e in workers.rollout(episodes)] == list(range(episodes))
+    assert sorted(crew.ran) == list(range(episodes)) and len(crew.members) <= count
+
+
+@given(st.integers(0, 3000), st.integers(1, 64), st.integers(1, 64))
+def test_shares_are_all_of_it_in_whole_rounds(episodes, rows, count):
+    shares = _cut(range(episodes), rows, count)
+    assert [n for s in shares for n in s] == list(range(episodes))
+    if episodes > 4 * rows * count:
+        assert len(shares) >= count and all(len(s) % rows == 0 for s in shares[:-1])
+    elif episodes:
+        assert len(shares) <= count
+
+
+# -- from the command line ------------------------------------------------------------------------------------------
+
+
+PROGRAM = """
+import sys
+from understudy.cli import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+SLOW = """
+import os, time
+from understudy.envs.fork import Fork
+
+
+class Slow(Fork):
+    def step(self, action):
+        open(f"pid-{os.getpid()}", "w").close()
+        time.sleep(60)
+
+
+def env(rows):
+    return Slow(rows)
+"""
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] != b"Z" if Path("/proc").exists() else True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_nobody_is_left_behind(number, tmp_path):
+    """Ctrl-C, a scheduler's notice, and a kill that no program can answer."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    process = subprocess.Popen([sys.executable, "program.py", "record", "slow:env", "--trust", "slow", "--out", "d",
+                                "--episodes", "8", "--workers", "2"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(pids := [int(p.name[4:]) for p in tmp_path.glob("pid-*")]) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(getattr(signal, number))
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == (-9 if number == "SIGKILL" else 130), said
+    assert "Traceback" not in said
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_the_commands_give_the_same_with_workers(tmp_path, monkeypatch, capsys):
+    def run(*args):
+        assert main([str(a) for a in args]) == 0
+        return capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    for workers in (1, 2):
+        run("record", "fork", "--out", f"d{workers}", "--episodes", 24, "--workers", workers)
+    assert Dataset.open("d1").fingerprint() == Dataset.open("d2").fingerprint()
+    run("train", "bc", "d1", "--out", "run", "--steps", 100)
+    found = [json.loads(run("eval", "run", "fork", "--episodes", 20, "--json", "--workers", n)) for n in (1, 2)]
+    for f in found:
+        del f["seconds"]
+        f["beside"] = None  # how long a plan took
+    assert found[0] == found[1]
+    run("eval", "run", "fork", "--episodes", 10, "--save", "seen")
+    run("eval", "run", "fork", "--episodes", 20, "--workers", 3, "--save", "seen")  # goes on
+    run("eval", "run", "fork", "--episodes", 20, "--save", "alone")
+    assert Dataset.open("seen").fingerprint() == Dataset.open("alone").fingerprint()
+    assert main(["eval", "run", "fork", "--sequential", "--than", "0.5", "--workers", "2"]) == 2
+    assert "expected one worker" in capsys.readouterr().err
+
+
+# -- Ray ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_and_survives_a_death(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="extra cluster not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    try:
+        setup = partial(doomed, 3, key_of(5), str(tmp_path / "killed"))
+        same(evaluate(setup, 13, workers="ray").episodes, rollout(Doomed(3).expert(), Doomed(3), 13))
+        assert (tmp_path / "killed").exists() and ray.is_initialized()  # what was there before stays
+        with pytest.raises(UserError, match="second one died on episode 5"):
+            evaluate(partial(doomed, 3, key_of(5)), 9, workers="ray")
+        with pytest.raises(UserError, match="found a wall\n  -> turn round"):
+            evaluate(mistaken, 9, workers="ray")
+    finally:
+        ray.shutdown()

@@ -60,7 +60,7 @@ def tried(rows, judge, above, fails=0.5, episodes=200, pause=5.0, limit=10_000):
 
 
 def spans(ran):
-    return np.array([-e.steps["next.reward"].sum() for e in ran])
+    return np.array([-float(e.steps["next.reward"].sum()) for e in ran])
 
 
 def test_it_keeps_the_contract():
@@ -121,7 +121,7 @@ def test_what_is_forecast_happens():
     assert seen.lost == 0 and seen.caught > 0.98 and 10 < seen.to_success < 20 and 15 <= seen.to_caught <= 26
     for judge, above in ((backwards, 0.5), (clock, 14.5), (clock, math.inf)):
         said, took = forecast(ran, judge, above).makespan(5.0), spans(tried(40, judge, above, episodes=400))
-        assert said == pytest.approx(took.mean(), abs=4 * took.std() / 20 + 0.1 * said), above
+        assert said == pytest.approx(took.mean(), abs=float(4 * took.std() / 20 + 0.1 * said)), above
     above, expected = choose(ran, backwards, 5.0)
     assert 0 <= above < 1 and expected == forecast(ran, backwards, above).makespan(5.0)
     assert expected < forecast(ran, clock, math.inf).makespan(5.0)

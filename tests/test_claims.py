@@ -224,3 +224,17 @@ def test_a_run_goes_on_where_it_was_and_its_twin_must_flip(tmp_path, monkeypatch
     assert len(CALLS) == 11 and again["parts"] == record["parts"]
     blind = replace(claim, sabotage=Sabotage("no change at all", lambda e: e, "p"))
     assert run(blind)["verdict"] == "undecided"  # an experiment that its sabotage does not shake shows nothing
+
+
+@pytest.mark.parametrize("failure, exponent, excess", [
+    (lambda n: 0.9 * n**-0.25, -0.25, "below"), (lambda n: 0.6 * np.exp(-n / 400), None, "above"),
+    (lambda n: 0.9 - 0.1 * np.log(n), None, "above")], ids=["power", "exponential", "logarithmic"])
+def test_a_power_law_is_told_from_others(monkeypatch, failure, exponent, excess):
+    from understudy.claims import data_scaling_laws as scaling
+
+    monkeypatch.setattr(scaling, "rates", lambda experiment, method, *rest: [[1 - failure(float(method.arm))]])
+    found = scaling.law(scaling.LAW, scaling.BASE, None, 110, 1000, 100)
+    assert found["r"][0] < -0.9  # which all of them would pass
+    assert (found["excess"][0] < -0.01) == (excess == "below") and (found["excess"][0] > 0.01) == (excess == "above")
+    if exponent is not None:
+        assert found["exponent"][0] == pytest.approx(exponent)

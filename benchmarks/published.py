@@ -156,8 +156,8 @@ NOTES = (
     "numbers. Same network (three layers of 512, GELU), rate, batch and goals (a later state of the same episode, all "
     "as likely); 2 % of the updates. Observations are standardised here and not there; the last layer starts as the "
     "others do, where theirs starts a hundredth as large. Evaluated as there: five goals of 50 episodes, the mean of "
-    "three sets of weights. Where they have 9 %, ours is no worse: two of the goals can be reached by drifting "
-    "along what was shown, three hardly ever.", "",
+    "three sets of weights. Nearly all success is at the first and the last goal; whether more updates would change "
+    "that was not tried.", "",
     "*CORL, behaviour cloning.* Same demonstrations, network, rate and batch; a tenth of the updates. Their last layer "
     "has a tanh, ours none: the environment clips. Simulated by Gymnasium-Robotics' MuJoCo 3 in place of mujoco-py, "
     "its reward with the signs of the original. *Best* is chosen among 20 looks here and among 200 there, on the ten "

@@ -178,7 +178,8 @@ def test_balancing_a_pole():
     assert ran[0].steps["action"].dtype == np.int64 and ran[0].steps["action"].shape == (500, 1)
 
 
-def test_pictures_come_from_the_row():
+def test_pictures_come_from_the_row(monkeypatch):
+    monkeypatch.setattr("understudy.envs.gym._cannot_draw", [])  # MuJoCo may have failed to draw in this process
     env = adapt(side_by_side(lambda: Many(render_mode="rgb_array"), 2), {"env": "many"})
     env.reset(torch.arange(2), keys(0, range(2)))
     env.step(torch.zeros(2, 2))

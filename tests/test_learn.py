@@ -25,7 +25,9 @@ from understudy.heads.regression import Regression
 from understudy.learn import devices, optim
 from understudy.learn.clone import Clone, Cloning, Penalty
 from understudy.learn.fit import fit
+from understudy.learn.method import Method
 from understudy.learn.optim import Optim
+from understudy.learn.train import train
 from understudy.learn.watch import Curve, Progress, duration
 from understudy.learn.weights import Advantage, Column, Even
 from understudy.nets.ema import Constant
@@ -539,3 +541,19 @@ def test_a_choice_that_was_never_shown_is_refused():
     policy.windows(data(1))
     with pytest.raises(UserError, match=r"choices below \(2,\).*\(4,\)"):
         policy.windows(data(3))
+
+
+@dataclass(frozen=True)
+class Looks(Cloning):
+    """Asks for what follows, and learns as cloning does."""
+
+    following: bool = True
+
+
+def test_what_follows_a_chunk_has_to_come_after_it_was_chosen(tmp_path):
+    data = Dataset([Episode({"observation.state": np.zeros((6, 2)), "action": np.zeros((6, 1))}) for _ in range(2)])
+    for ahead, horizon in ((-2, 1), (-3, 2)):
+        method = Method(Recipe(Regression(), window=Window(1, horizon, ahead)), learn=Looks(steps=1))
+        with pytest.raises(UserError, match=f"found ahead={ahead} and horizon={horizon}"):
+            train(method, data, tmp_path / "no", hold=0)
+    train(Method(Recipe(Regression(), window=Window(1, 2, -2)), learn=Looks(steps=1)), data, tmp_path / "yes", hold=0)

@@ -74,6 +74,10 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
     steps = method.learn.steps
     every = every or interval(steps)
     run = Run(Path(out))
+    window = method.policy.window
+    if method.learn.following and window.ahead + window.horizon < 0:
+        raise UserError(f"expected what follows a chunk to come after it was chosen, found ahead={window.ahead} and "
+                        f"horizon={window.horizon}", where="Window", do="let ahead + horizon be 0 or more")
     if stream is not None and (draw is not None or isinstance(method.policy.head, Memory)):
         raise UserError("expected a method that learns from windows in any order, found "
                         + ("shares of a mixture" if draw is not None else "one that keeps all of its data"),
@@ -95,7 +99,9 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         training, test = data.pick(sorted(set(range(len(data))) - set(held))), data.pick(held)
         check_method(method, data)
         documents = {"method.json": config.dump(method), "provenance.json": provenance(
-            source, fingerprint, data if stream is None else stream, held, seed, where, processes, command, draw)}
+            source, fingerprint, data, held, seed, where, processes, command, draw)}
+        if stream is not None:
+            documents["provenance.json"]["data"] |= {"episodes": len(stream), "steps": stream.steps}
 
         if last is not None:
             if not resume:
@@ -278,7 +284,7 @@ def _runs(method: Method, policy: Policy) -> None:
         method.run.start(policy, torch.zeros(1, dtype=torch.int64, device=policy.device))
 
 
-def provenance(source, fingerprint: str, data: Dataset | Stream, held: list[int], seed: int, where: torch.device,
+def provenance(source, fingerprint: str, data: Dataset, held: list[int], seed: int, where: torch.device,
                processes: Processes, command: str | None, draw: Draw | None) -> dict[str, Any]:
     """Where a policy comes from. Names no folder of this machine, but for what `command` says."""
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")

@@ -18,6 +18,7 @@ from understudy.core import Batch, UserError
 from understudy.data.augment import Noise
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
+from understudy.execute.chunked import Receding
 from understudy.heads.base import Head
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
@@ -556,4 +557,5 @@ def test_what_follows_a_chunk_has_to_come_after_it_was_chosen(tmp_path):
         method = Method(Recipe(Regression(), window=Window(1, horizon, ahead)), learn=Looks(steps=1))
         with pytest.raises(UserError, match=f"found ahead={ahead} and horizon={horizon}"):
             train(method, data, tmp_path / "no", hold=0)
-    train(Method(Recipe(Regression(), window=Window(1, 2, -2)), learn=Looks(steps=1)), data, tmp_path / "yes", hold=0)
+    method = Method(Recipe(Regression(), window=Window(1, 3, -2)), Receding(1, skip=2), Looks(steps=1))
+    train(method, data, tmp_path / "yes", hold=0)

@@ -1,10 +1,12 @@
 """Row 281: the loss is calm, the behaviour is not, and an average of the weights calms it.
 
-Two earlier rules did not tell the twin apart: one compared logarithms on Hopper, the other took the swing as a share
-of the mean return, and in episodes of 10 steps that mean is near nothing. So the swing's size is now in units of the
-return, on a task that falls more easily than Hopper. What was seen before is a pilot: the seeds that judge are new.
+Earlier runs are pilots, and the seeds that judge are new. One compared logarithms on Hopper; one took the swing as a
+share of the mean return, which in episodes of 10 steps is near nothing, and did not tell the twin apart. The third, on
+Walker2d with batches of 256, was undecided: the mean of swings that lie between 5 and 990 is known badly. So batches
+are now of 32, whose gradients are noisier, and both bounds on the swing are of its logarithm.
 """
 
+import math
 from dataclasses import replace
 
 from ..data.window import Window
@@ -23,7 +25,7 @@ from .measures import oscillation
 def arm(name: str, ema: Decay) -> Arm:
     """The very same updates, looked at raw and averaged. Constant rate, as in the paper's plain runs."""
     recipe = Recipe(Regression(), encoder=Flat(), window=Window())
-    learn = Cloning(steps=3000, batch=256, ema=ema, optim=Optim(rate=1e-3, schedule="constant"))
+    learn = Cloning(steps=3000, batch=32, ema=ema, optim=Optim(rate=1e-3, schedule="constant"))
     return Arm(name, (Method(recipe, Receding(1), learn),))
 
 
@@ -33,7 +35,7 @@ def short(experiment: Experiment) -> Experiment:
 
 WALKER = Experiment(Recorded("cs285/walker2d_expert.npz", "90b4cf0342b93423", 1), "Walker2d-v4", (
     arm("raw", Constant(0.0)), arm("averaged", Polynomial())),
-    oscillation, tuned_by="mean", seeds=tuple(range(300, 312)), tuning=(901,), episodes=6, tuning_episodes=6,
+    oscillation, tuned_by="mean", seeds=tuple(range(400, 407)), tuning=(902,), episodes=6, tuning_episodes=6,
     options=(("max_episode_steps", 1000),))
 
 CLAIM = Claim(
@@ -42,13 +44,14 @@ CLAIM = Claim(
           "Autoregression, arXiv 2310.11428",
     statement="We observe that minibatch SGD updates to the policy network during training result in sharp "
               "oscillations in long-horizon rewards, despite negligibly affecting the behavior cloning loss.",
-    here="Walker2d-v4, one of two episodes of a trained agent, an MLP of 256 x 2 blocks, 3,000 updates at a constant "
-         "rate; the last 10 checkpoints, 200 updates apart, 6 starts each. From checkpoint to checkpoint the return "
-         "swings by more than 108, 2 % of the agent's, the loss by less than 2 % of its beginning; the average of the "
-         "weights lowers the swing of the return, and not its mean by more than 269, 5 % of the agent's.",
+    here="Walker2d-v4, one of two episodes of a trained agent, an MLP of 256 x 2 blocks, 3,000 updates with batches "
+         "of 32 at a constant rate; the last 10 checkpoints, 200 updates apart, 6 starts each. From checkpoint to "
+         "checkpoint the return swings by more than 108, 2 % of the agent's (in the geometric mean over training "
+         "seeds), the loss by less than 2 % of its beginning; the average of the weights halves the swing of the "
+         "return at least, and does not lower its mean by more than 269, 5 % of the agent's.",
     parts=(Part("walker", WALKER, Every((
-        Exceeds("swing", "raw", 108.0), Below("calm", "raw", 0.02), Above("log_swing", "raw", "averaged"),
-        Above("mean", "averaged", "raw", -269.0)))),),
+        Exceeds("log_swing", "raw", math.log(108)), Below("calm", "raw", 0.02),
+        Above("log_swing", "raw", "averaged", math.log(2)), Above("mean", "averaged", "raw", -269.0)))),),
     sabotage=Sabotage("episodes of 10 steps in place of 1,000", short, "walker"),
     needs=("the sim extra", "recorded demonstrations (UNDERSTUDY_DATA)"),
 )

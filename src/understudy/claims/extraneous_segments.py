@@ -1,7 +1,8 @@
 """Row 003: what does not align with the other demonstrations can go.
 
 A twin with the circle at the same time of every demonstration was tried on the seeds of pilots and changed nothing: a
-circle ends where it began, and so is passed over even if all drive it. The twin is therefore a shuffle.
+circle ends where it began, and so is passed over even if all drive it. The twin is therefore a shuffle. A first run, on
+the seeds 100 to 105, was undecided by the spread of so few and is a pilot: eighteen others judge.
 """
 
 from dataclasses import dataclass, replace
@@ -76,7 +77,7 @@ def mixed(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(Wandering(30, 8), "fork", arms("all", "aligned", "random", "true"), closed,
-                  seeds=tuple(range(100, 106)), options=(("limit", 18),))
+                  seeds=tuple(range(120, 138)), options=(("limit", 18),))
 
 CLAIM = Claim(
     name="extraneous-segments", rows=("003",),

@@ -1,7 +1,8 @@
 """Row 317: does a policy that has learned other tasks need fewer demonstrations of a new one?
 
 The published policies are of many hundred tasks on real robots; here a task is a direction in which a block is to be
-pushed. The half of their statistics that plans and judges comparisons is `evaluate`, not a claim.
+pushed. The half of their statistics that plans and judges comparisons is `evaluate`, not a claim. A first run, on the
+seeds 100 to 104, was undecided by the spread of so few and is a pilot: fourteen others judge.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def mixed(experiment: Experiment) -> Experiment:
 
 PUSH = Experiment(Tasks(), "push", tuple(Arm(name, (option,)) for name, option in {
     "scratch, 20": From(20, False), "scratch, 40": From(40, False), "pretrained, 20": From(20, True),
-    "pretrained, 40": From(40, True), "pretrained, 0": From(0, True)}.items()), learned)
+    "pretrained, 40": From(40, True), "pretrained, 0": From(0, True)}.items()), learned,
+    seeds=tuple(range(120, 134)))
 
 CLAIM = Claim(
     name="pretrained-behavior", rows=("317",),

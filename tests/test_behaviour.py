@@ -116,6 +116,9 @@ def test_ways_that_an_environment_tells_of():
     data = Dataset([episode(np.zeros((3, 1)), mode=m, number=i) for i, m in enumerate((0, 0, 1, 2))])
     way, ways, source = modes.way_of(None, data, None, None)
     assert (ways, source) == (3, "the environment") and modes.counts(data, way) == {"0": 2, "1": 1, "2": 1}
+    none = Dataset([episode(np.zeros((3, 1)), mode=-1)] * 2)  # failures went none of the ways that were shown
+    way, ways, source = modes.way_of(None, none, data, None)
+    assert (ways, source) == (3, "the environment") and not modes.counts(none, way)
     alike = Dataset([episode(np.zeros((3, 1)), mode=0)] * 4)
     assert modes.way_of(None, alike, None, None) is None
 
@@ -315,6 +318,13 @@ def test_margins_are_distances_from_the_edge():
     assert misses.clearance(past, env) == pytest.approx(0.25, abs=1e-6) and misses.unit(env) == "m"
     assert misses.margin(past, None) is None
     assert misses.margin(replace(past, meta={"margin": 0.7}), None) == 0.7
+
+
+def test_of_several_goals_none_is_the_one_that_was_missed():
+    for name in ("blocks", "memory"):
+        env = make(name, 2)
+        still = rollout(Noisy(None, env.features["action"].size, 0.0), env, 2)
+        assert {misses.margin(e, env) for e in still} == {None}
 
 
 def test_margins_where_the_goal_differs_by_episode():

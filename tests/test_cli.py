@@ -860,3 +860,8 @@ def test_an_interrupt_while_code_is_made_is_an_interrupt_like_any_other(tmp_path
 def test_an_empty_path_is_not_the_folder_one_is_in(capsys, command):
     assert main([command, "", *(["out"] if command == "convert" else [])]) == 2
     assert "found an empty one" in capsys.readouterr().err
+
+
+def test_a_damaged_source_has_to_be_there(tmp_path, capsys):
+    assert main(["repair", str(tmp_path / "none")]) == 2
+    assert "found nothing" in capsys.readouterr().err

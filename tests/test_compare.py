@@ -206,6 +206,15 @@ def test_what_cannot_be_compared(call, place):
     refused(call("compare", a, b, "--env", "fork", "--episodes", 0), "at least one")
     refused(call("compare", a, b, "--env", "fork", "--seed", -1), "found -1")
     refused(call("compare", a, b, "--env", "fork", "--task", "go"), "expected no words")
+    refused(call("compare", a, b, "--env", "fork", "--html", place), "--html", "found a folder")
+    refused(call("compare", a, b, "--env", "fork", "--html", place / "none/x.html"), "--html", "found no folder")
+
+
+def test_saved_rollouts_are_of_one_environment_and_seed(call, place, tmp_path):
+    runs = [_saved(call, place, tmp_path / r, r) for r in ("a", "b")]
+    refused(call("compare", *runs, "--env", "push"), "expected rollouts in push, found some in fork")
+    refused(call("compare", *runs, "--seed", 3), "expected starts of seed 3, found those of seed 0")
+    assert len(document(call("compare", *runs, "--env", "fork", "--json"))["policies"]) == 2
 
 
 def test_sequential_uses_as_many_as_it_takes_whatever_runs_side_by_side(call, place, tmp_path):
@@ -245,6 +254,7 @@ def test_sequential_of_two_policies(call, place):
 def test_sequential_questions_that_are_none(call, place):
     a = place / "a"
     refused(call("eval", a, "fork", "--sequential"), "--than", "neither")
+    refused(call("eval", a, "fork", "--sequential", "--against", a), "--against", "the same checkpoint")
     refused(call("eval", a, "fork", "--sequential", "--than", 0.5, "--against", place / "b"), "found both")
     refused(call("eval", a, "fork", "--sequential", "--than", 1.5), "between 0 and 1, found 1.5")
     refused(call("eval", a, "fork", "--than", 0.5), "--sequential")

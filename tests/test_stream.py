@@ -265,6 +265,7 @@ def test_shards_that_are_odd(tmp_path):
 
 def test_a_recorded_data_set_is_a_stream(tmp_path, demos):
     lerobot.write(demos[:5], tmp_path / "demos")
+    assert Stream(tmp_path / "demos").shards[0].at == Stream(tmp_path / "demos/data").shards[0].at
     stream = Stream(tmp_path / "demos/data", buffer=50)
     for one, other in zip(stream.first(5), demos[:5], strict=True):
         assert np.array_equal(one.steps["action"], other.steps["action"])

@@ -48,6 +48,13 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     found = read(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # one's own file beside one, which an installed script does not see; last
+    html = getattr(found, "html", None)
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):  # before hours of work, not after
+        from ..core import UserError
+
+        what = "a folder" if html.is_dir() else f"no folder {html.parent}"
+        raise UserError(f"expected the name of a file to write, found {what}", where=f"--html {html}",
+                        do="such as --html report.html")
     for name in ("rows", "rollouts", "workers"):
         if (count := getattr(found, name, 1)) != "ray" and count < 1:
             from ..core import UserError

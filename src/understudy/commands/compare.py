@@ -166,6 +166,13 @@ def _read(run: Path, o: Compare) -> Evaluation:
     if odd is not None or not len(data):
         raise UserError(f"expected rollouts as eval --save writes them, found {'none' if odd is None else 'others'}",
                         where=run if odd is None else f"{run}, episode {odd}", do="name a run, or save its rollouts")
+    env, seed = data[0].meta["env"], data[0].meta["seed"]
+    if o.env is not None and o.env != env:
+        raise UserError(f"expected rollouts in {o.env}, found some in {env}", where=run,
+                        do="leave out --env, or compare runs in it")
+    if o.seed and o.seed != seed:
+        raise UserError(f"expected starts of seed {o.seed}, found those of seed {seed}", where=run,
+                        do="leave out --seed, or save rollouts of that seed")
     if o.episodes is not None and len(data) < o.episodes:
         raise UserError(f"expected {o.episodes} episodes, found {len(data)}", where=run,
                         do="save more of them (the same eval --save goes on), or ask for fewer --episodes")

@@ -132,6 +132,9 @@ def main(args: list[str]) -> None:
             interactive(o, out)
             return
         if o.against is not None and place_of(o.run).resolve() == place_of(o.against).resolve():
+            if o.sequential:
+                raise UserError(f"expected different policies, found {o.run} and {o.against}, which are the same "
+                                "checkpoint", where="--against", do="there is nothing to tell apart")
             out.say(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
             o = replace(o, against=None)
         if o.than is not None and not o.sequential:

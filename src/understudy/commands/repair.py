@@ -36,6 +36,7 @@ def main(args: list[str]) -> None:
     from ..data import journal
     from ..data.episode import Dataset
     from ..data.formats import lerobot
+    from ..data.formats.remote import address
     from ..data.record import repair
     from ..data.salvage import check, salvage
 
@@ -55,6 +56,8 @@ def main(args: list[str]) -> None:
                 + f"{o.path} has {_count(len(data))}, {data.steps} steps.")
         out.next(*([line("inspect", o.path)] if len(data) else []))
         return
+    if not o.path.exists() and not address(o.path):
+        raise UserError("expected a recording or a data set, found nothing", where=o.path, do="check the path")
     if o.out is None:
         raise UserError("expected --out DST: what is there stays untouched, and what can be read of it goes to a new "
                         "place", where=o.path, do=line("repair", o.path, "--out", "DST"))

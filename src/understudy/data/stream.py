@@ -241,6 +241,8 @@ def _files(name: str) -> list[str]:
         path = Path(name).expanduser() if at is None else remote.local(name)
         if not path.exists():
             raise UserError("expected a shard, or a folder of them, found nothing", where=path, do="check the path")
+        if (path / "meta" / "info.json").exists():  # of a LeRobot data set, beside its tables
+            path = path / "data"
         return [str(p) for p in sorted(path.rglob("*")) if p.suffix in _KINDS and p.is_file()] if path.is_dir() \
             else [str(path)]
     if at.endswith(_KINDS):

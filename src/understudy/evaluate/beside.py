@@ -103,8 +103,8 @@ class Beside:
         if (m := self.modes) is not None:
             out.append(_ways(m))
         if (t := self.told_apart) is not None:
-            out.append(f"Told from a demonstration by how it moves: {_percent(t)} (50% would be chance: it passes for "
-                       "one).")
+            out.append(f"Told from a demonstration by how it moves: {_percent(t)} (50%: it passes for one; 100%: it "
+                       "never does).")
         if (e := self.moved) is not None:
             each = [f"{mine:.2g} deviations of {what} ({theirs:.2g} between halves of the demonstrations)"
                     for mine, theirs, what in ((e.states, e.usual[0], "where it is"),

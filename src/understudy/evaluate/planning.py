@@ -195,7 +195,8 @@ def _guess(first: float, second: float, alpha: float, power: float) -> int:
 def _check(first: float, second: float, alpha: float, power: float, names: tuple[str, str]) -> None:
     for value, name in ((first, names[0]), (second, names[1]), (alpha, "--alpha"), (power, "--power")):
         if not 0 < value < 1:
-            hint = f"{value:g} % is {value / 100:g}" if 1 < value < 100 else "such as 0.7"
+            usual = {"--alpha": "0.05", "--power": "0.8"}.get(name, "0.7")
+            hint = f"{value:g} % is {value / 100:g}" if 1 < value < 100 else f"such as {usual}"
             raise UserError(f"expected a number between 0 and 1, found {value:g}", where=name, do=hint)
     if first == second:
         raise UserError(f"expected two different rates, found {first:g} twice", where="plan",

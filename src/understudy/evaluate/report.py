@@ -302,6 +302,11 @@ def capital_first(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def _positive(series) -> bool:
+    """A logarithmic axis has no place for the others: a likelihood's loss passes through 0."""
+    return all(value > 0 for _, values in series.values() for value in values)
+
+
 def trained(runs: Mapping[str, Lines]) -> Section:
     """Loss, error on held-out episodes and, if it was measured, success during training."""
     def series(key):
@@ -310,7 +315,7 @@ def trained(runs: Mapping[str, Lines]) -> Section:
         return {name: xy for name, xy in found.items() if xy[0]}
     items = []
     if loss := series("loss"):
-        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=True),
+        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_positive(loss)),
                       "Losses of different heads are not comparable." if len(loss) > 1 else ""))
     if held := series("validation/energy"):
         items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0),

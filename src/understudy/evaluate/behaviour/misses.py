@@ -13,11 +13,14 @@ from ...envs.base import Env, Plane
 
 def margin(episode: Episode, env: Env | None) -> float | None:
     """How far the episode stayed from success at its closest, 0 where it got there: what the environment says in
-    `info["margin"]` at its end, else how far the place that a Plane draws stayed from its goal's edge, in units of the
-    map. None where neither is known."""
+    `info["margin"]` at its end, else how far the place that a Plane draws stayed from the edge of its goal, if it has
+    one goal, in units of the map. None where neither is known: of several goals, some are to be reached in turn, and
+    some are wrong."""
     if isinstance(told := episode.meta.get("margin"), (int, float)):
         return float(told)
-    return _closest(episode, env, "goal")
+    plane = env.map() if isinstance(env, Plane) else {"shapes": ()}
+    goals = sum(shape["role"] == "goal" for shape in (*plane["shapes"], *plane.get("marks", ())))
+    return _closest(episode, env, "goal") if goals == 1 else None
 
 
 def clearance(episode: Episode, env: Env | None) -> float | None:

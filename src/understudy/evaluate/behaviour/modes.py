@@ -75,7 +75,7 @@ def way_of(env: Env | None, episodes: Dataset, demonstrations: Dataset | None, v
     name = str(env.facts["env"]) if env is not None else str(episodes[0].meta.get("env"))
     if name in WAYS:
         return *WAYS[name], "the environment"
-    if any(told(e) is not None for e in episodes):
+    if any(told(e) is not None for d in (episodes, demonstrations or ()) for e in d):
         known = {told(e) for d in (episodes, demonstrations or ()) for e in d} - {None}
         stated = env.facts.get("modes") if env is not None else None
         count = stated if isinstance(stated, int) else len(stated) if stated else len(known)

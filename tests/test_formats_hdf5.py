@@ -680,6 +680,8 @@ def any_data(draw):
     columns = {"observation.state": ("float32", (3,)),
                "action": draw(st.sampled_from([("float32", (2,)), ("int64", ())])),
                **draw(st.dictionaries(NAMES, KINDS, max_size=4))}
+    if columns["observation.state"][0] in ("U", "bool"):  # which no observation may be alone: see the test below
+        columns["observation.x"] = ("float32", (3,))
     if draw(st.booleans()):
         columns["task"] = ("U", ())
     lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
@@ -805,3 +807,11 @@ def test_features_of_words_and_bytes():
     assert feature("observation.ram", (128,), np.dtype("uint8")) == Feature("uint8", (128,))
     assert feature("observation.x", (9, 9, 3), np.dtype("uint8")).kind == "image"
     assert feature("next.reward", (1,), np.dtype(">f8")) == Feature("float64", ())
+
+
+@pytest.mark.parametrize("state", [np.array(["x\0y"] * 3), np.zeros(3, bool)], ids=["text", "flags"])
+def test_minari_has_no_place_for_data_without_an_observed_number(state, tmp_path):
+    data = Dataset([Episode({"observation.state": state, "action": np.zeros((3, 2), np.float32)})])
+    with pytest.raises(UserError, match="minari: expected an action and an observation"):
+        write_dataset(data, tmp_path / "d", "minari")
+    assert not (tmp_path / "d").exists()

@@ -1,4 +1,8 @@
-"""Row 077: does failure in new mazes fall as a power of the number of mazes seen?"""
+"""Row 077: does failure in new mazes fall as a power of the number of mazes seen?
+
+A first run, on the seeds 110 to 114, took mazes of other numbers for new ones, though two in three had walls that were
+seen among 512. It counts as a pilot; now walls decide, and the seeds that judge are new.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ def the_same_mazes(experiment: Experiment) -> Experiment:
 BASE = Method(Recipe(Regression(), trunk=MLP(128, 2), encoder=Flat(), window=Window()), Receding(1),
               Cloning(steps=2000, optim=Optim(rate=1e-3)))
 SETS = tuple((str(n), n, EACH * n) for n in SIZES)
-SEEDS = {"seeds": (110, 111, 112, 113, 114), "episodes": 200}
+SEEDS = {"seeds": (130, 131, 132, 133, 134), "episodes": 200}
 LAW = Experiment(Mazes(SETS), "maze", (Arm("mazes", (BASE,)),), law, **SEEDS)
 ALIKE = (("8 mazes", 8, 512), ("128 mazes", 128, 512))  # as many demonstrations
 MORE = (("128 mazes", 128, 512), ("twice as many demonstrations", 128, 1024))
@@ -67,8 +71,8 @@ CLAIM = Claim(
               "a certain threshold, additional demonstrations have minimal effect.",
     here="mazes of 3 x 3 cells as environments: 8, 32, 128 or 512 of them with 4 scripted demonstrations each on "
          "average; an MLP of 128 x 2 blocks sees the walls, 2,000 updates; nothing is tuned. The rate of failure in "
-         "1,000 new mazes falls as a power of the number of mazes: log against log the slope is below -0.1, and the "
-         "law of three numbers foretells the fourth better than an exponential or a logarithmic one. With 512 "
+         "mazes of unseen walls falls as a power of the number of mazes: log against log the slope is below -0.1, and "
+         "the law of three numbers foretells the fourth better than an exponential or a logarithmic one. With 512 "
          "demonstrations, 128 mazes teach more than 8; and in 128 mazes twice the demonstrations change success by "
          "less than 0.1.",
     parts=(Part("power law", LAW, Every((Below("exponent", "mazes", -0.1), Below("excess", "mazes", 0.0)))),

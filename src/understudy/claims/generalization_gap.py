@@ -1,7 +1,7 @@
 """Row 274: is it more data that carry a clone to new mazes, or other data?
 
-A first run, on the seeds 100 to 105, took mazes of other numbers for new ones: of so few cells 44 % of them had the walls
-of a maze that who saw 250 had seen. It counts as a pilot; now walls decide, and the seeds that judge are new.
+A first run, on the seeds 100 to 105, took mazes of other numbers for new ones: of so few cells, 44 % of them had the
+walls of a maze that who saw 250 had seen. It counts as a pilot; now walls decide, and the seeds that judge are new.
 """
 
 from __future__ import annotations

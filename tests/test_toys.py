@@ -23,12 +23,11 @@ from understudy.evaluate.record import record
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, Plays
 from understudy.execute.chunked import Receding
-from understudy.heads.categorical import Categorical
 from understudy.heads.regression import Regression
 from understudy.learn.clone import Cloning
 from understudy.learn.fit import fit
 from understudy.learn.optim import Optim
-from understudy.nets.encoders import Flat, Tokens
+from understudy.nets.encoders import Flat
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, Recipe
 
@@ -277,17 +276,14 @@ def test_the_person_is_the_only_bright_pixel_and_the_dashboard_can_be_hidden():
         np.testing.assert_array_equal(bright, e.steps["simulator.state"][:, 2])
 
 
-def cloned(name, episodes, window=None, seed=0, steps=600, **options):
+def cloned(name, episodes, window=None, seed=0, **options):
     env = envs.make(name, 50, **options)
     data = rollout(env.expert(), env, episodes, recording(seed))
     torch.manual_seed(seed)
-    head = Categorical() if env.features["action"].kind == "choice" else Regression()
-    text = "observation.task" in env.features
-    recipe = Recipe(head, trunk=MLP(64, 1), encoder=Tokens() if text else Flat(), window=window or Window())
+    recipe = Recipe(Regression(), trunk=MLP(64, 1), encoder=Flat(), window=window or Window())
     policy = Policy(recipe, data.features()).fit(data)
-    learning = Cloning(steps=steps, optim=Optim(rate=3e-3))
-    learner, windows = learning.build(policy, seed, steps), policy.windows(data)
-    fit(learner, lambda n: windows.batch(128, n, seed), steps)
+    learner, windows = Cloning(optim=Optim(rate=3e-3)).build(policy, seed, 600), policy.windows(data)
+    fit(learner, lambda n: windows.batch(128, n, seed), 600)
     ran = rollout(Plays(learner.trained.eval(), Receding(1)), env, 200, seed=0)
     return np.mean([e.meta["success"] for e in ran])
 

@@ -578,6 +578,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import torch
 from dataclasses import replace
+from pathlib import Path
 from test_resume import everything, made_up, run, Stop
 torch.set_num_threads(1)
 method = everything()
@@ -586,6 +587,7 @@ try:
     run({out!r}, method, made_up(image=True), watch=[Stop(*{stop!r})])
 except KeyboardInterrupt:
     print("interrupted", flush=True)
+print("threads", *(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")), flush=True)
 """
 
 
@@ -596,6 +598,8 @@ def _shared(out: Path, launcher: list[str], stop=()):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, textwrap.shorten(done.stderr, 3000)
+    # One that outlives its group may want the interpreter after that has ended, which aborts the process.
+    assert "threads" in done.stdout and "gloo" not in done.stdout
     return done.stdout
 
 

@@ -352,17 +352,23 @@ def _bytes(handle, place: tuple[int, int]) -> bytes:
     return data
 
 
+def _parquet(handle) -> pq.ParquetFile:
+    """Nothing is read ahead: a thread of arrow's that still holds the handle, which is Python's, when the interpreter
+    ends brings SIGABRT."""
+    return pq.ParquetFile(handle, pre_buffer=False)
+
+
 class _Parquet(_Shard):
     """Rows of an episode follow each other."""
 
     def __init__(self, at: str):
         self.at = at
         with _open(at) as handle:
-            source = pq.ParquetFile(handle)
+            source = _parquet(handle)
             if "episode_index" not in source.schema_arrow.names:
                 raise UserError(f"expected a column episode_index, found {', '.join(source.schema_arrow.names)}",
                                 where=at, do="say of each row which episode it belongs to")
-            numbers = source.read(columns=["episode_index"])["episode_index"].to_numpy()
+            numbers = source.read(columns=["episode_index"], use_threads=False)["episode_index"].to_numpy()
             self._groups = np.cumsum([0, *(source.metadata.row_group(i).num_rows
                                            for i in range(source.metadata.num_row_groups))])
         edges = np.flatnonzero(np.diff(numbers)) + 1
@@ -381,7 +387,7 @@ class _Parquet(_Shard):
             with _open(self.at) as handle:
                 groups = [i for i in range(len(self._groups) - 1)
                           if self._groups[i] < last and self._groups[i + 1] > first]
-                table = pq.ParquetFile(handle).read_row_groups(groups, use_threads=False)
+                table = _parquet(handle).read_row_groups(groups, use_threads=False)
             table = table.slice(first - int(self._groups[groups[0]]), last - first)
             columns = {n: _array(table[n].combine_chunks(), f"{self.at}, {n}") for n in table.column_names
                        if n not in ("frame_index", "episode_index", "index")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,6 +96,9 @@ def together(where: torch.device) -> Iterator[Processes]:
         return
     if where.type == "cuda":
         torch.cuda.set_device(where)
+    # Training imports it sooner or later, and its functions then keep, as a default argument, the group there is. The
+    # threads of a group that is kept outlive it, and may want the interpreter when that has ended: SIGABRT.
+    importlib.import_module("torch.distributed.nn")
     # The others wait while the first one judges by rollouts, which may take hours.
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:

@@ -10,7 +10,8 @@ no more than LIMIT seconds and MEMORY bytes, and then it is one of these:
   warned     likewise, but a warning says so
   other      other numbers, names or facts, and nothing says so, in a format whose checksums are not known to cover
              them: mostly a valid file of something else, which only a person who looks at it can tell; or a whole
-             episode's file is gone from a folder that nowhere says how many there are
+             episode's file is gone from a folder that nowhere says how many there are, or a flag is lost by which alone
+             an episode ends
   wrong      the steps or their number are others, or a checksum that the format has is wrong, and nothing says so
   traceback  any other exception
   crash      the process ended
@@ -40,7 +41,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LIMIT, MEMORY = 60, 6 << 30
 GOOD, BAD = ("right", "refused", "found", "warned", "other"), ("wrong", "traceback", "crash", "hang")
-UNCOUNTED = ("npz", "csv", "mcap", "ROS 1 bag", "ROS 2 bag")  # a file an episode: nothing says that one is gone
+FLAGGED = ("d4rl",)  # where an episode ends is a value like any other
+UNCOUNTED = ("act", "npz", "csv", "mcap", "ROS 1 bag", "ROS 2 bag")  # a file an episode: nothing says that one is gone
 CHECKED = ("npz", "rlds", "zarr.zip")  # their containers have a checksum of every value, which is looked at
 FIXTURES = {  # format -> data sets among the fixtures
     "LeRobot v3.0": ["lerobot/v3.0/images", "lerobot/v3.0/grid", "lerobot/v3.0/many_files",
@@ -225,7 +227,7 @@ def work(fixtures: Path, folder: Path) -> None:
         did = broken(Path(source), place, random.Random(seed))
         path = next(place.parent.iterdir())
         became, why = judged(path, *known[source], name in CHECKED)
-        if became == "wrong" and did.endswith("left out") and name in UNCOUNTED:
+        if became == "wrong" and (did.endswith("left out") and name in UNCOUNTED or name in FLAGGED):
             became = "other"
         if became not in BAD:
             shutil.rmtree(place.parent, ignore_errors=True)

@@ -451,6 +451,15 @@ def test_npz_that_counted_as_something_else(changes, parts, tmp_path):
     refused(_npz(tmp_path / "d.npz", **changes), *parts)
 
 
+@pytest.mark.parametrize("at, value", [(8, 1), (10, 7), (10, 12)])
+def test_an_entry_that_calls_itself_encrypted_or_packed_in_another_way_is_refused(at, value, tmp_path):
+    data = bytearray(_npz(tmp_path / "d.npz").read_bytes())
+    data[data.index(b"PK\1\2") + at] = value  # in the directory: flags, and the way of packing
+    data[data.index(b"PK\3\4") + at - 2] = value
+    (tmp_path / "d.npz").write_bytes(data)
+    refused(tmp_path / "d.npz", "observations: expected a whole array, found damage")
+
+
 def test_arrays_that_may_have_been_meant_otherwise_are_said(tmp_path):
     data = read_all(_npz(tmp_path / "d.npz", dones=np.zeros(22), fps=np.array([20])))
     assert data.facts["warnings"] == ["dones is kept under that name; save it as terminals if that is what it is"]

@@ -4,6 +4,7 @@ read by their own libraries, and what is damaged is refused by name."""
 import json
 import shutil
 import subprocess
+from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
@@ -815,3 +816,32 @@ def test_minari_has_no_place_for_data_without_an_observed_number(state, tmp_path
     with pytest.raises(UserError, match="minari: expected an action and an observation"):
         write_dataset(data, tmp_path / "d", "minari")
     assert not (tmp_path / "d").exists()
+
+
+def test_a_heap_with_zeros_in_it_is_refused_and_does_not_hang(tmp_path):
+    """At an object of no size the HDF5 library looks for the next one for ever; in a process that can be ended."""
+    path = tmp_path / "texts.hdf5"
+    with h5py.File(path, "w") as file:
+        for i in range(2):
+            group = file.create_group(f"episode_{i}")
+            group["rewards"], group["actions"] = np.zeros(3), np.ones((3, 2))
+            group["observations/mission"] = ["go left", "stay", "go right", "stop"]
+    assert minari_texts(path) == ["go left", "stay", "go right", "stop"]
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL")
+    for change in (bytes(16), (2).to_bytes(8, "little") + (2**64 - 16).to_bytes(8, "little")):
+        path.write_bytes(data[:heap + 16] + change + data[heap + 32:])  # the first text's number and size
+        child = get_context("fork").Process(target=_refused_heap, args=(path, heap))
+        child.start()
+        child.join(30)
+        child.kill()
+        assert child.exitcode == 0
+
+
+def minari_texts(path):
+    return [str(t) for t in Dataset.open(path)[1].steps["observation.mission"]]
+
+
+def _refused_heap(path, heap):
+    with pytest.raises(UserError, match=f"texts.hdf5.*of .* bytes in the heap at byte {heap}"):
+        minari_texts(path)

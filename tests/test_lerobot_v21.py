@@ -147,3 +147,12 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == []
     with pytest.raises(UserError, match="expected at least one episode"):
         written(tmp_path / "d", Dataset([]))
+
+
+@pytest.mark.parametrize("change", [{"task_index": "?"}, {"task_index": True}, {"task": None}, {"task_index": None}])
+def test_tasks_that_are_no_numbered_texts_are_refused(change, tmp_path):
+    file = written(tmp_path / "d") / "meta/tasks.jsonl"
+    first, *others = rows(file)
+    file.write_text("".join(json.dumps(r) + "\n" for r in [{**first, **change}, *others]))
+    with pytest.raises(UserError, match=r"tasks.jsonl: expected a task_index, an integer, and its task, a text, found"):
+        Dataset.open(tmp_path / "d")

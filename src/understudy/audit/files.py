@@ -7,6 +7,7 @@ Checksums of all bytes are looked at too (`deep`), which takes as long as readin
 from __future__ import annotations
 
 import json
+import lzma
 import math
 import re
 import sqlite3
@@ -20,6 +21,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data import views
+from ..data.formats import hdf5
 from ..data.formats.sniff import VIEW
 from . import lerobot
 from .base import Finding, Where, refusal
@@ -87,7 +89,7 @@ def _hdf5(path, name):
     except ImportError:  # its reader says which extra it takes
         return
     try:
-        with h5py.File(path) as file:
+        with hdf5.opened(path) as file:
             yield from _objects(file, name, h5py)
             data = file.get("data")
             if data is not None and {"env_args", "total"} & set(data.attrs) and "env_args" in data.attrs:
@@ -187,12 +189,10 @@ def _minari(path):
     found = steps = None
     if (path / "main_data.hdf5").exists():
         try:
-            import h5py
-
-            with h5py.File(path / "main_data.hdf5") as file:
+            with hdf5.opened(path / "main_data.hdf5") as file:
                 groups = [file[k] for k in file if k.startswith("episode_")]
                 found, steps = len(groups), sum(int(g.attrs.get("total_steps", 0)) for g in groups)
-        except (ImportError, OSError, RuntimeError):
+        except (UserError, OSError, RuntimeError):
             return  # said of the file
     else:
         each = [p for p in path.iterdir() if p.is_dir() and p.name.isdigit()]
@@ -225,7 +225,7 @@ def _zip(path, name, deep):
                 yield from _zarr({k: (archive, i) for k, i in inside.items()})
             if deep and (bad := archive.testzip()) is not None:
                 yield Finding("checksum", "error", f"the checksum of {bad} is wrong", _COPY, Where(name, feature=bad))
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:
         yield Finding("damaged-file", "error", f"expected a zip of arrays, found one that is cut short or damaged "
                       f"({_line(error)})", _COPY, Where(name))
 

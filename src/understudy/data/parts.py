@@ -19,7 +19,7 @@ import numpy as np
 from ..core import UserError
 from .episode import Dataset
 from .formats import folder as plain
-from .formats import logs, look, side, stored
+from .formats import hdf5, logs, look, side, stored
 
 Open = Callable[[Path], Dataset]
 _FILES = (".hdf5", ".h5", ".npz", ".csv")
@@ -67,7 +67,7 @@ class Groups(Parts):
             for p in self.path.iterdir():
                 if p.name not in (self._file.name, side.NAME):
                     (where / p.name).symlink_to(p.resolve())
-        with h5py.File(self._file) as source, h5py.File(out, "w") as target:
+        with hdf5.opened(self._file) as source, h5py.File(out, "w") as target:
             target.attrs.update(source.attrs)
             parent = target.require_group(self._above) if self._above else target
             if self._above:
@@ -96,15 +96,15 @@ def parts(path: Path) -> Parts | None:
         files = max(kinds, key=len)
         return Files(path, sorted(files, key=logs._number)) if files else None
     with open(path, "rb") as handle:
-        hdf5 = handle.read(8) == b"\x89HDF\r\n\x1a\n"
-    return _groups(path, path) if hdf5 else None
+        first = handle.read(8)
+    return _groups(path, path) if first == hdf5.MAGIC else None
 
 
 def _groups(path: Path, file: Path) -> Parts | None:
     import h5py
 
     try:
-        with h5py.File(file) as source:
+        with hdf5.opened(file) as source:
             for above, prefix in _GROUPS.items():
                 group = source.get(above) if above else source
                 if isinstance(group, h5py.Group) and (names := stored.numbered(list(group), prefix)):

@@ -8,6 +8,7 @@ cannot be read are left out. A part that is not there is a loss, and never becom
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
 import struct
@@ -28,7 +29,7 @@ from ..core import UserError
 from ..files import read_json, write_json
 from . import cache, journal
 from .episode import Dataset
-from .formats import interrupted, look, rlds, side, zarr_store
+from .formats import hdf5, interrupted, look, rlds, side, zarr_store
 from .formats.describe import lerobot_of, short_videos
 from .formats.lerobot_read import OURS, json_lines, parquet, read_info
 from .parts import apart, parts
@@ -451,7 +452,7 @@ def _whole_zip(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, lzma.LZMAError, RuntimeError):
         return False
 
 
@@ -580,7 +581,7 @@ def _hdf5(path: Path, folder: Path, lose) -> Path:
                 lose(f"{path}, {source.name.rstrip('/')}/{name}")
 
     try:
-        with h5py.File(long) as source, h5py.File(out, "w") as target:
+        with hdf5.opened(long) as source, h5py.File(out, "w") as target:
             copy(source, target)
             if not len(target):
                 raise UserError("expected an index that can be read, found it beyond the end of what is there",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +65,7 @@ def headers(path: Path, without: Iterable[str] = ()) -> dict[str, tuple[tuple[in
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.endswith(".npy") and n[:-4] not in without]
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise UserError(f"expected an .npz file, found one that is cut short or damaged ({error})", where=path,
                         do="take it from a copy") from None
     for name in names:
@@ -94,7 +95,10 @@ def _member(path, key):
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as handle:
             yield handle
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as error:
+        # RuntimeError: an entry that calls itself encrypted, or packed in a way that nobody knows
         raise UserError(f"expected a whole array, found damage ({error})", where=f"{path}, {key}",
                         do="take the file from a copy") from None
 

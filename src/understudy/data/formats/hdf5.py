@@ -9,6 +9,8 @@ the last action), and is no column when it is read again here.
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,6 +55,52 @@ def readable(where: object) -> Iterator[None]:
                         where=where, do=_DAMAGE) from None
 
 
+class _Bytes:
+    """A file as h5py reads it, which looks at each heap of texts and byte strings before the library does: at an object
+    of no size there, as zeros that a disk left in it are, the HDF5 library (2.0 and before) stays for ever."""
+
+    def __init__(self, path: Path):
+        self._file, self._at = os.open(path, os.O_RDONLY), 0
+        weakref.finalize(self, os.close, self._file)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (os.fstat(self._file).st_size if whence == os.SEEK_END else 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:  # by which h5py knows a file, and which it does not call
+        raise NotImplementedError
+
+    def readinto(self, buffer) -> int:
+        n = os.preadv(self._file, [buffer], self._at)  # a forked process has the same file: it must not seek
+        if bytes(buffer[:5]) == b"GCOL\1":
+            self._walk(self._at)
+        return n
+
+    def _walk(self, begin: int) -> None:
+        """Of a global heap: File Format Specification III.E."""
+        at, end = begin + 16, begin + self._number(begin + 8)
+        while at + 16 <= end:
+            number, size = self._number(at, 2), self._number(at + 8)
+            size = 16 + -(-size // 8) * 8 if number else size
+            if not 16 <= size <= end - at:
+                raise OSError(f"an object of {size} bytes in the heap at byte {begin}")
+            at += size
+
+    def _number(self, at: int, size: int = 8) -> int:
+        return int.from_bytes(os.pread(self._file, size, at), "little")
+
+    def flush(self) -> None:
+        pass
+
+
+def opened(path: Path):
+    """An h5py.File to be read. Whoever else holds it open is no hindrance, nor a file system without locks."""
+    return library().File(_Bytes(path), "r", locking=False)
+
+
 class Files:
     """HDF5 files by path, open for reading; the last one stays open."""
 
@@ -70,9 +118,8 @@ class Files:
     def __getitem__(self, path: Path):
         if path != self._path:
             self.__exit__()
-            h5py = library()
             with readable(path):
-                self._file = h5py.File(path, "r", locking=False)  # somebody may hold it open, or have no locks
+                self._file = opened(path)
             self._path = path
         return self._file
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -440,7 +440,23 @@ def tasks_v3(path: Path) -> dict[int, str]:
     if "task_index" not in table.column_names or not (named or len(texts) == 1):
         raise UserError(f"expected the columns task_index and task, found {', '.join(table.column_names)}", where=file,
                         do=_DAMAGED)
-    return dict(zip(table["task_index"].to_pylist(), table[(named or texts)[0]].to_pylist(), strict=True))
+    return _tasks(zip(table["task_index"].to_pylist(), table[(named or texts)[0]].to_pylist(), strict=True), file)
+
+
+def tasks_v2(path: Path) -> dict[int, str]:
+    file = path / "meta" / "tasks.jsonl"
+    rows = [r if isinstance(r, dict) else {} for r in json_lines(file)]
+    return _tasks(((r.get("task_index"), r.get("task")) for r in rows), file)
+
+
+def _tasks(pairs: Iterable[tuple[Any, Any]], file: Path) -> dict[int, str]:
+    out = {}
+    for number, text in pairs:
+        if type(number) is not int or not isinstance(text, str):
+            raise UserError(f"expected a task_index, an integer, and its task, a text, found {number!r} and {text!r}",
+                            where=file, do=_DAMAGED)
+        out[number] = text
+    return out
 
 
 def index_v2(path: Path, info: dict, warnings: list[str]) -> Index:
@@ -450,7 +466,7 @@ def index_v2(path: Path, info: dict, warnings: list[str]) -> Index:
             raise UserError(f"expected episode {i} with its length, found {row}", where=path / "meta/episodes.jsonl",
                             do="number the episodes without gaps, from 0")
     lengths = np.array([r["length"] for r in episodes], np.int64)
-    tasks = {r["task_index"]: r["task"] for r in json_lines(path / "meta" / "tasks.jsonl")}
+    tasks = tasks_v2(path)
     chunks = max(1, int(info.get("chunks_size", 1000)))
 
     def named(key, **more):

@@ -55,12 +55,32 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
         what = "a folder" if html.is_dir() else f"no folder {html.parent}"
         raise UserError(f"expected the name of a file to write, found {what}", where=f"--html {html}",
                         do="such as --html report.html")
-    for name in ("rows", "rollouts", "workers"):
-        if (count := getattr(found, name, 1)) != "ray" and count < 1:
-            from ..core import UserError
-
-            raise UserError(f"expected at least one, found {count}", where=f"--{name}")
+    _check(found, args)
     return found
+
+
+# What no command takes fewer than one of, and how many are usual.
+COUNTS = {"episodes": 100, "rows": 16, "workers": 2, "rollouts": 20, "steps": 1000, "every": 100, "buffer": 100_000,
+          "max_episode_steps": 1000}
+
+
+def _check(options: Any, args: Sequence[str]) -> None:
+    """Raises UserError for counts below one, lists without anything, and seeds that understudy keeps for itself."""
+    counts = {name: getattr(options, name, None) for name in COUNTS}
+    few = next((name for name, count in counts.items() if type(count) is int and count < 1), None)
+    lists = ["--" + f.name.replace("_", "-") for f in fields(options) if getattr(options, f.name) == ()]
+    empty = next((option for option in lists if option in args), None)
+    if few is None and empty is None and getattr(options, "seed", 0) >= 0:
+        return
+    from ..core import UserError
+
+    if empty is not None:
+        raise UserError("expected a value or several, found none", where=empty, do=f"name them, or leave {empty} out")
+    if few is None:
+        raise UserError(f"expected a seed of 0 or more, found {options.seed}", where="--seed",
+                        do="negative seeds are understudy's own, so that nothing shares a start with what judges it")
+    option = "--" + few.replace("_", "-")
+    raise UserError(f"expected at least one, found {counts[few]}", where=option, do=f"such as {option} {COUNTS[few]}")
 
 
 def read(options: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:

@@ -85,12 +85,6 @@ def main(args: list[str]) -> None:
     from ..learn.train import held_out, train
     from .method import method_of, says
 
-    if o.steps is not None and o.steps < 1:
-        raise UserError(f"expected at least one update, found {o.steps}", where="--steps")
-    if o.seed < 0:
-        raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed")
-    if o.every is not None and o.every < 1:
-        raise UserError(f"expected at least one update, found {o.every}", where="--every")
     where = device(o.device)
     out = Out()
     stream = None if o.buffer is None else _stream(o)

@@ -136,7 +136,7 @@ def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, ar
 @pytest.mark.parametrize("args", ["record fork --out d --episodes 3", "train bc d --out r", "eval r fork",
                                   "compare a b --env fork", "shift r fork"])
 def test_seeds_below_0_are_understudys_own(call, args):
-    refused(call(*args.split(), "--seed", -1), "--seed: expected a seed of 0 or more, found -1\n  -> negative seeds are")
+    refused(call(*args.split(), "--seed", -1), "--seed: expected a seed of 0 or more, found -1\n  -> negative seeds")
 
 
 @pytest.mark.parametrize("args", ["eval r fork --labels", "shift r fork --levels", "shift r fork --kinds",

@@ -149,7 +149,7 @@ def call(capsys):
 
 def refused(result, *words):
     status, out, err = result
-    assert (status, out) == (2, "") and "Traceback" not in err, err
+    assert (status, out) == (2, "") and "Traceback" not in err and "\n  -> " in err, err
     for word in words:
         assert word in err, err
 

@@ -472,7 +472,7 @@ def test_the_command_prints_one_document_and_a_page(tmp_path, monkeypatch, capsy
 def test_what_cannot_be_is_said_before_anything_is_run(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["shift", "scripted", "fork", *args]) == 2
-    assert re.search(message, capsys.readouterr().err)
+    assert re.search(message, said := capsys.readouterr().err) and "\n  -> " in said
     assert not (tmp_path / "shift").exists()
 
 

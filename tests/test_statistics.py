@@ -631,7 +631,7 @@ def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
     from understudy.cli import main
 
     assert main(["plan", *args]) == 2
-    assert says in capsys.readouterr().err
+    assert says in (said := capsys.readouterr().err) and "\n  -> " in said
 
 
 # -- the published tables -----------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def find(name: str) -> Claim:
     claims = all_claims()
     if name not in claims:
         near = difflib.get_close_matches(name, claims, 1)
-        raise UserError(f"expected a claim's name, found {name!r}; there are {', '.join(claims)}",
+        raise UserError(f"expected a claim's name, found {name!r}; there are {', '.join(claims)}", where="claims",
                         do=f"did you mean {near[0]!r}?" if near else "see understudy claims list")
     return claims[name]
 

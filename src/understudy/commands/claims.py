@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from .common import Out, Processes, parse
 
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
+LEDGER = Path("docs/ledger.md")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Claims:
     """only claims with this verdict (list)"""
     stale: bool = False
     """only those whose code or data have changed since their record (list)"""
-    out: Annotated[Path, arg(metavar="FILE")] = Path("docs/ledger.md")
+    out: Annotated[Path, arg(metavar="FILE")] = LEDGER
     """where `table` writes the page; pictures go to images/claims beside it"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """with table: a page to search and filter, in one file, in place of that"""
@@ -61,11 +62,11 @@ def main(args: list[str]) -> None:
                         where=f"understudy claims {o.what}", do="understudy claims list names them")
     wrong = {"--all": (o.all, "run"), "--budget": (o.budget is not None, "run"), "--workers": (o.workers != 1, "run"),
              "--verdict": (o.verdict is not None, "list"), "--stale": (o.stale, "list"),
-             "--html": (o.html is not None, "table")}
+             "--html": (o.html is not None, "table"), "--out": (o.out != LEDGER, "table")}
     for option, (given, where) in wrong.items():
         if given and (o.what != where or where == "run" and not o.all):
             raise UserError(f"expected {option} with {where}{' --all' * (where == 'run' and option != '--all')} only",
-                            where=f"understudy claims {o.what}")
+                            where=f"understudy claims {o.what}", do=f"leave {option} out")
     with Out(o.json) as out:
         {"list": _list, "run": _run_all if o.all else _run, "table": _table}[o.what](o, out)
 
@@ -138,7 +139,8 @@ def seconds(budget: str | None) -> float | None:
 
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", budget)
     if not parts or "".join(a + b for a, b in parts) != budget or any(not unit for _, unit in parts[:-1]):
-        raise UserError(f"expected a time such as 90s, 30m or 2h, found {budget!r}", where="--budget")
+        raise UserError(f"expected a time such as 90s, 30m or 2h, found {budget!r}", where="--budget",
+                        do="such as --budget 2h")
     return sum(float(number) * UNITS[unit] for number, unit in parts)
 
 

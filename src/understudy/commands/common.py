@@ -48,19 +48,41 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     found = read(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # one's own file beside one, which an installed script does not see; last
-    html = getattr(found, "html", None)
-    if html is not None and (html.is_dir() or not html.parent.is_dir()):  # before hours of work, not after
+    for what, where, do in _mistakes(found, args):
         from ..core import UserError
 
-        what = "a folder" if html.is_dir() else f"no folder {html.parent}"
-        raise UserError(f"expected the name of a file to write, found {what}", where=f"--html {html}",
-                        do="such as --html report.html")
-    for name in ("rows", "rollouts", "workers"):
-        if (count := getattr(found, name, 1)) != "ray" and count < 1:
-            from ..core import UserError
-
-            raise UserError(f"expected at least one, found {count}", where=f"--{name}")
+        raise UserError(what, where=where, do=do)
     return found
+
+
+# What no command takes fewer than one of, and how many are usual.
+COUNTS = {"episodes": 100, "rows": 16, "workers": 2, "rollouts": 20, "steps": 1000, "every": 100, "buffer": 100_000,
+          "max_episode_steps": 1000}
+
+
+def _mistakes(options: Any, args: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(what, where, what to do) of what is wrong with options whichever command has them: said before hours of work,
+    not after."""
+    for f in fields(options):
+        option = "--" + f.name.replace("_", "-")
+        if getattr(options, f.name) == () and option in args:
+            yield "expected a value or several, found none", option, f"name them, or leave {option} out"
+    for name, usual in COUNTS.items():
+        option = "--" + name.replace("_", "-")
+        if type(count := getattr(options, name, None)) is int and count < 1:
+            yield f"expected at least one, found {count}", option, f"such as {option} {usual}"
+    if (seed := getattr(options, "seed", 0)) < 0:
+        yield (f"expected a seed of 0 or more, found {seed}", "--seed",
+               "negative seeds are understudy's own, so that nothing shares a start with what judges it")
+    if seed >= 2**63:
+        yield f"expected a seed below 2^63, found {seed}", "--seed", "such as --seed 1"
+    html, mapped = getattr(options, "html", None), getattr(options, "map", None)
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):
+        found = "a folder" if html.is_dir() else f"no folder {html.parent}"
+        yield f"expected the name of a file to write, found {found}", f"--html {html}", "such as --html report.html"
+    if mapped is not None and not mapped.is_file():
+        yield (f"expected a file, found {'a folder' if mapped.is_dir() else 'none'}", f"--map {mapped}",
+               "understudy inspect BAG --json proposes a map: correct it, and name its file")
 
 
 def read(options: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:

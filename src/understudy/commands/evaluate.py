@@ -119,11 +119,6 @@ def main(args: list[str]) -> None:
                             do="compare two at a time")
         if o.episodes is None:
             o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
-        if o.episodes < 1:
-            raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
-        if o.seed < 0:
-            raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
-                            do="negative seeds are kept for recording and training")
         if o.workers != 1 and (o.interactive or o.sequential):
             raise UserError(f"expected one worker, which looks after every episode, found {o.workers}",
                             where="--workers", do="leave it away")

@@ -61,15 +61,9 @@ class Shift:
 
 def main(args: list[str]) -> None:
     o = parse(Shift, "shift", args)
-    from ..core import UserError
     from ..envs import make
     from ..evaluate import ladder
 
-    if o.episodes < 1:
-        raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
-    if o.seed < 0:
-        raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
-                        do="negative seeds are kept for recording and training")
 
     def build(rows: int) -> World:
         return make(o.env, rows, o.trust)
@@ -127,8 +121,13 @@ def _asked(o: Shift, there: Mapping[str, shifted.Shift], actor: Actor,
     wanted = [replace(there[name], levels=levels.get(name, there[name].levels)) for name in kinds]
     for shift in wanted:
         for level in levels.get(shift.name, ()):  # before anything is run
-            shift.actor(actor, level)
-            shift.world(build(1), level).close()
+            try:
+                shift.actor(actor, level)
+                shift.world(build(1), level).close()
+            except UserError as error:
+                usual = ",".join(f"{v:g}" for v in there[shift.name].levels)
+                raise UserError(error.what, where=error.where,
+                                do=error.do or f"such as --levels {shift.name}={usual}") from None
     return wanted
 
 

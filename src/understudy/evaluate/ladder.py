@@ -155,7 +155,7 @@ def ladder(actor: Actor, build: Callable[[int], Env], shifts: Sequence[Shift], e
     there are by now, those that were kept among them.
     """
     if episodes < 1:
-        raise UserError(f"expected at least one episode, found {episodes}", where="ladder")
+        raise UserError(f"expected at least one episode, found {episodes}", where="ladder", do="such as 50")
     kept, done = _Kept(kept, by), 0
 
     def run(shift: Shift | None, severity: float) -> list[tuple[bool | None, float]]:

@@ -98,7 +98,7 @@ class _Bytes:
 
 def opened(path: Path):
     """An h5py.File to be read. Whoever else holds it open is no hindrance, nor a file system without locks."""
-    return library().File(_Bytes(path), "r", locking=False)
+    return library().File(_Bytes(path) if hasattr(os, "preadv") else path, "r", locking=False)  # Windows has none
 
 
 class Files:

@@ -385,14 +385,14 @@ def test_messages_that_change_are_named(tmp_path):
         writer = mcap.Writer(handle)
         writer.start()
         at = writer.register_channel("/state", "json", writer.register_schema("s", "jsonschema", b"{}"))
-        other = writer.register_channel("/proto", "protobuf", writer.register_schema("p", "protobuf", b""))
+        other = writer.register_channel("/flat", "flatbuffer", writer.register_schema("p", "flatbuffer", b""))
         writer.add_message(other, 0, b"\x01", 0)
         writer.add_message(at, 0, b'{"data": [1', 0)
         writer.finish()
     with pytest.raises(UserError, match="topic /state, message logged at 0 ns: expected a whole message, found damage"):
         Dataset.open(bad, mapping=mapped(observation__state="/state"))
-    with pytest.raises(UserError, match="found messages in protobuf .protobuf., which is not read"):
-        Dataset.open(bad, mapping=mapped({"topic": "/proto"}, a="/proto"))
+    with pytest.raises(UserError, match="found messages in flatbuffer .flatbuffer., which is not read"):
+        Dataset.open(bad, mapping=mapped({"topic": "/flat"}, a="/flat"))
 
 
 def test_what_is_proposed(tmp_path):

@@ -92,34 +92,40 @@ def propose(recordings: list[Log]) -> tuple[Map, list[str]]:
 @dataclass(frozen=True)
 class _Scan:
     """What was read of a recording. times: logged, by topic, in the order of the messages. stamps: by which they are
-    joined, likewise. values: of each column that is no image."""
+    joined, likewise. begins: of each topic that is one video, which of its packets need none before them. values: of
+    each column that is no image."""
 
     times: Mapping[str, np.ndarray]
     stamps: Mapping[str, np.ndarray]
+    begins: Mapping[str, np.ndarray]
     values: Mapping[str, np.ndarray]
 
     @staticmethod
     def of(log: Log, topics: list[str], columns: Mapping[str, Column] | None = None,
-           schema: Mapping[str, Feature] | None = None, by: str = "header") -> _Scan:
+           schema: Mapping[str, Feature] | None = None, by: str = "header",
+           paths: Mapping[str, tuple[str, ...]] | None = None) -> _Scan:
         """From the cache, or read once. Raises Unmapped."""
-        columns, schema = columns or {}, schema or {}
+        columns, schema, paths = columns or {}, schema or {}, paths or {}
         columns = {n: c for n, c in columns.items() if c.topic in topics and schema[n].kind != "image"}
         topics = sorted(t for t in topics if log.counts.get(t))
-        key = cache.digest("bags", log.key, topics, by, {n: c.document() for n, c in columns.items()},
-                           {n: [f.dtype, f.shape] for n, f in schema.items()})
-        size = sum(16 * log.counts[t] for t in topics) + sum(
+        key = cache.digest("bags", 2, log.key, topics, by, {n: c.document() for n, c in columns.items()},
+                           {n: [f.dtype, f.shape] for n, f in schema.items()}, paths)
+        size = sum(17 * log.counts[t] for t in topics) + sum(
             log.counts.get(c.topic, 0) * (schema[n].size * 8 if schema[n].kind != "string" else 256)
             for n, c in columns.items()) + 8
-        found = cache.arrays(key, size, lambda part: _build(log, topics, columns, schema, by, part), str(log.path))
+        found = cache.arrays(key, size, lambda part: _build(log, topics, columns, schema, by, paths, part),
+                             str(log.path))
         kinds = {k: {n.partition("/")[2]: a for n, a in found.items() if n.startswith(f"{k}/")}
-                 for k in ("time", "stamp", "value")}
-        return _Scan(kinds["time"], kinds["stamp"], kinds["value"])
+                 for k in ("time", "stamp", "begin", "value")}
+        return _Scan(kinds["time"], kinds["stamp"], kinds["begin"], kinds["value"])
 
 
-def _build(log: Log, topics, columns, schema, by, part: Path) -> None:
+def _build(log: Log, topics, columns, schema, by, paths, part: Path) -> None:
     counts = {t: log.counts[t] for t in topics}
     times = {t: cache.create(part, f"time/{t}", (n,), np.int64) for t, n in counts.items()}
     stamps = {t: cache.create(part, f"stamp/{t}", (n,), np.int64) for t, n in counts.items()}
+    begins = {t: cache.create(part, f"begin/{t}", (n,), np.bool_) for t, n in counts.items()
+              if streams.is_film(log.types[t])}
     cache.create(part, "nothing", (1,), np.int64)  # an entry has at least one array
     texts = {n: [] for n in columns if schema[n].kind == "string"}
     values = {n: cache.create(part, f"value/{n}", (counts.get(c.topic, 0), *schema[n].shape), schema[n].dtype)
@@ -133,8 +139,10 @@ def _build(log: Log, topics, columns, schema, by, part: Path) -> None:
                             where=f"{log.path}, topic {topic}", do="make its index anew (ros2 bag reindex)")
         headed[topic] = said is not None
         times[topic][i], stamps[topic][i], seen[topic] = time, said or 0, i + 1
+        if topic in begins:
+            begins[topic][i] = streams.begins(message)
         for name in of_topic[topic]:
-            found = _value(log, name, columns[name], schema[name], message, i)
+            found = _value(log, name, columns[name], schema[name], message, i, paths.get(name))
             if name in texts:
                 texts[name].append(found)
             else:
@@ -150,11 +158,11 @@ def _build(log: Log, topics, columns, schema, by, part: Path) -> None:
         cache.create(part, f"value/{name}", array.shape, array.dtype)[:] = array
 
 
-def _value(log, name, column, feature, message, i):
+def _value(log, name, column, feature, message, i, order):
     """Of one message; as wide as the first was. Raises Unmapped."""
     where = f"{log.path}, topic {column.topic}, message {i}"
     try:
-        found = maps.value(message, name, column)
+        found = maps.value(message, name, column, order)
     except maps.Mismatch as error:
         raise Unmapped(name, str(error), where=where, do="correct field, names or indices of the mapping") from None
     if isinstance(found, str) != (feature.kind == "string"):
@@ -189,6 +197,7 @@ class Bags(Source):
                                      *(left or [])]
         self._metadata = [log.metadata for log in recordings]
         self._check(recordings)
+        self._paths: dict[str, tuple[str, ...]] = {}  # of the numbers of each column, where a structure has them
         self.schema = self._features(recordings)
         self.key = cache.digest("bags", [log.key for log in recordings], mapping.document())
         self._joined: list[_Joined] = []
@@ -240,6 +249,8 @@ class Bags(Source):
                 continue
             log = next((log for log in recordings if log.counts.get(c.topic)), None)
             message = None if log is None else next((m for _, _, m in log.messages([c.topic])), None)
+            if message is not None and streams.is_film(log.types[c.topic]):
+                message = next((m for _, _, m in log.messages([c.topic]) if streams.begins(m)), message)
             if message is not None:
                 out[name] = self._feature(name, c, message, log)
             else:
@@ -254,11 +265,14 @@ class Bags(Source):
                 raise Unmapped(name, "expected a join of images to be last, next or nearest, found interpolate",
                                where=f"mapping, features.{name}", do="choose one of them")
             try:
-                return Feature("uint8", streams.picture(message, where).shape, "image")
+                image = (streams.still if streams.is_film(log.types[c.topic]) else streams.picture)(message, where)
+                return Feature("uint8", image.shape, "image")
             except UserError as error:
                 raise Unmapped(name, error.what, where=error.where, do=error.do) from None
         try:
             found = maps.value(message, name, c)
+            if not isinstance(found, str):
+                self._paths[name] = maps.paths(message, c)
             names = None if isinstance(found, str) else maps.components(message, c)
         except maps.Mismatch as error:
             raise Unmapped(name, str(error), where=where, do="correct field, names or indices of the mapping") from None
@@ -277,7 +291,7 @@ class Bags(Source):
     def _join(self, log: Log) -> tuple[_Joined, list[tuple[int, int, bool]]]:
         """(first of the kept ticks, rows, whether one more is observed) of each episode."""
         m = self.mapping
-        scan = _Scan.of(log, m.topics, m.columns, self.schema, m.stamp)
+        scan = _Scan.of(log, m.topics, m.columns, self.schema, m.stamp, self._paths)
         order, sorted_ = {}, {}
         for topic in m.topics:
             stamps = np.asarray(scan.stamps.get(topic, np.empty(0, np.int64)))
@@ -289,9 +303,13 @@ class Bags(Source):
         below, above, there = {}, {}, {}
         for name, c in m.columns.items():
             if c.topic is not None:
-                low, high, there[name] = maps.join(sorted_[c.topic], ticks, c.join, c.age)
-                if len(order[c.topic]):
-                    low, high = order[c.topic][low], order[c.topic][high]
+                messages, stamps = order[c.topic], sorted_[c.topic]
+                if self.schema[name].kind == "image" and c.topic in scan.begins:  # nothing is seen before a key frame
+                    shown = messages >= np.flatnonzero([*scan.begins[c.topic], True])[0]
+                    messages, stamps = messages[shown], stamps[shown]
+                low, high, there[name] = maps.join(stamps, ticks, c.join, c.age)
+                if len(messages):
+                    low, high = messages[low], messages[high]
                 below[name], above[name] = low, high
                 whole &= there[name]
                 if role(name) == "observation":
@@ -413,18 +431,31 @@ class Bags(Source):
         return (low + share * (values[above].astype(np.float64) - low)).astype(feature.dtype)
 
     def frames(self, name, episode):
-        """In the order of their messages, each decoded once, whatever the number of rows that show it."""
+        """In the order of their messages, each decoded once, whatever the number of rows that show it. Of a video, from
+        the key frame before them on."""
         joined, c, first = self._joined[self._log[episode]], self.mapping.columns[name], int(self._first[episode])
         wanted = joined.below[name][first: first + int(self.rows(name)[episode])]
         times = np.asarray(joined.scan.times[c.topic])
-        begin, end = int(times[wanted].min()), int(times[wanted].max())
-        numbers = np.flatnonzero((times >= begin) & (times <= end))
-        needed = set(wanted.tolist())
-        for i, (_, _, message) in zip(numbers, joined.log.messages([c.topic], begin, end), strict=True):
-            if int(i) in needed:
-                where = f"{joined.log.path}, topic {c.topic}, message {i}"
-                image = streams.picture(message, where)
-                if image.shape != self.schema[name].shape:
-                    raise UserError(f"expected images of the shape {self.schema[name].shape} of the first, found "
-                                    f"{image.shape}", where=where, do="leave the topic out of the mapping")
-                yield np.flatnonzero(wanted == i), image
+        where, needed, from_ = f"{joined.log.path}, topic {c.topic}", set(wanted.tolist()), int(wanted.min())
+        if film := c.topic in joined.scan.begins:
+            from_ = int(np.flatnonzero(joined.scan.begins[c.topic][: from_ + 1])[-1])
+        within = times[from_: int(wanted.max()) + 1] if film else times[wanted]
+        begin, end = int(within.min()), int(within.max())
+        numbers = np.flatnonzero((times >= begin) & (times <= end)).tolist()
+        messages = ((i, m) for i, (_, _, m) in zip(numbers, joined.log.messages([c.topic], begin, end), strict=True))
+        if film:
+            found = streams.film(((i, m) for i, m in messages if i >= from_), where)
+        else:
+            found = ((i, streams.picture(m, f"{where}, message {i}")) for i, m in messages if i in needed)
+        for i, image in found:
+            if i not in needed:
+                continue
+            if image.shape != self.schema[name].shape:
+                raise UserError(f"expected images of the shape {self.schema[name].shape} of the first, found "
+                                f"{image.shape}", where=f"{where}, message {i}",
+                                do="leave the topic out of the mapping")
+            needed.remove(i)
+            yield np.flatnonzero(wanted == i), image
+        if needed:
+            raise UserError("expected a frame in each message, found none", where=f"{where}, message {min(needed)}",
+                            do="leave the topic out of the mapping, or take the recording from a copy")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ class _Bytes:
 
 def opened(path: Path):
     """An h5py.File to be read. Whoever else holds it open is no hindrance, nor a file system without locks."""
-    return library().File(_Bytes(path), "r", locking=False)
+    plain = sys.platform == "win32"  # which has no preadv
+    return library().File(path if plain else _Bytes(path), "r", locking=False)
 
 
 class Files:

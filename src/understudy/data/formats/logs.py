@@ -1,7 +1,7 @@
 """MCAP files and ROS 1 and 2 bags as streams of decoded messages, without ROS.
 
-Read with mcap (foxglove/mcap, website/docs/spec) and rosbags, neither of which runs code of the file. A recording that
-was cut off is read as far as it goes: of MCAP every whole chunk, of a ROS 1 bag without an index likewise.
+Read with mcap (foxglove/mcap, website/docs/spec), rosbags and protobuf, none of which runs code of the file. What was
+cut off is read as far as it goes: of MCAP every whole chunk, of a ROS 1 bag without an index likewise.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ import json
 import re
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from ...core import UserError
 from .. import cache, video
+from . import protobuf
 
 _COPY = "take it from a copy"
 _RGB = {"rgb8": (3, slice(None)), "bgr8": (3, slice(None, None, -1)), "8UC3": (3, slice(None, None, -1)),
         "rgba8": (4, slice(None)), "bgra8": (4, [2, 1, 0, 3]), "mono8": (1, slice(None)), "8UC1": (1, slice(None))}
+_CODECS = {"h264": "h264", "h265": "hevc", "vp9": "vp9", "av1": "libdav1d"}  # ours in PyAV
+_SCHEMAS = {"protobuf": ("protobuf",), "cdr": ("ros2msg", "ros2idl"), "ros1": ("ros1msg",)}  # of MCAP's registry
 
 
 class Log(ABC):
@@ -57,13 +61,24 @@ class Log(ABC):
 
 
 def is_image(type: str) -> bool:
-    return type.rsplit("/", 1)[-1].rsplit(".", 1)[-1] in ("CompressedImage", "Image", "RawImage")
+    return _short(type) in ("CompressedImage", "Image", "RawImage") or is_film(type)
+
+
+def is_film(type: str) -> bool:
+    """Whether its messages are the packets of one video, most of which need those before them."""
+    return _short(type) == "CompressedVideo"
+
+
+def _short(type: str) -> str:
+    return type.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
 
 
 def stamp(message) -> int | None:
     """ns of header.stamp, or of foxglove's timestamp; None where the message has none, or 0."""
     said = _get(_get(message, "header"), "stamp")
     said = _get(message, "timestamp") if said is None else said
+    if isinstance(said, protobuf.Seconds):
+        return said.ns or None
     seconds, rest = (next((v for n in names if isinstance(v := _get(said, n), (int, np.integer))), None)
                      for names in (("sec", "secs"), ("nanosec", "nsec", "nsecs")))
     return None if seconds is None or rest is None else int(seconds) * 10**9 + int(rest) or None
@@ -76,23 +91,90 @@ def picture(message, where: str) -> np.ndarray:
 
 
 def _picture(message, where: str) -> np.ndarray:
-    data = _get(message, "data")
-    data = base64.b64decode(data) if isinstance(data, str) else data
+    data = _data(message)
     if (encoding := _get(message, "encoding")) is None:
         said = str(_get(message, "format") or "")
         if "compressedDepth" in said or "16UC1" in said or "32FC1" in said:
             raise UserError(f"expected a colour image, found depth ({said})", where=where, do="leave the topic out")
-        return video.decode_image(bytes(data), 3, where)
+        return video.decode_image(data, 3, where)
     if encoding not in _RGB:
         raise UserError(f"expected an image of {', '.join(_RGB)}, found {encoding}", where=where,
                         do="leave the topic out, or record it as rgb8")
     (channels, order), (height, width) = _RGB[encoding], (int(_get(message, k) or 0) for k in ("height", "width"))
-    step, pixels = int(_get(message, "step") or width * channels), np.frombuffer(bytes(data), np.uint8)
+    step, pixels = int(_get(message, "step") or width * channels), np.frombuffer(data, np.uint8)
     if min(height, width) < 1 or step < width * channels or len(pixels) < height * step:
         raise UserError(f"expected {height} rows of {step} bytes, with {width} pixels each, found {len(pixels)} bytes",
                         where=where, do=_COPY)
     rows = pixels[: height * step].reshape(height, step)[:, : width * channels]
     return np.ascontiguousarray(rows.reshape(height, width, channels)[..., order])
+
+
+def _data(message) -> bytes:
+    data = _get(message, "data")
+    return base64.b64decode(data) if isinstance(data, str) else bytes(data)
+
+
+def begins(message) -> bool:
+    """Whether a packet of video can be decoded without those before it: an IDR picture of H.264, an IRAP picture of
+    H.265 (ITU-T H.264 and H.265, table 7-1 of each), a sequence header of AV1 (5.5), a key frame of VP9 (6.2)."""
+    how, data = _get(message, "format"), _data(message)
+    if how in ("h264", "h265"):  # Annex B: units after 00 00 01
+        units = [data[m.end()] for m in re.finditer(b"\0\0\1(?=.)", data, re.DOTALL)]
+        return any(u & 31 == 5 for u in units) if how == "h264" else any(16 <= u >> 1 & 63 <= 23 for u in units)
+    if how == "av1":
+        return any(kind == 1 for kind in _units(data))
+    if how == "vp9" and data:  # marker, profile, show_existing_frame, frame_type
+        return not data[0] >> (2 if data[0] & 0x30 != 0x30 else 1) & 3
+    return False
+
+
+def _units(data: bytes) -> Iterator[int]:
+    """The types of the open bitstream units of AV1 (5.3)."""
+    at = 0
+    while at < len(data):
+        head, at = data[at], at + 1 + (data[at] >> 2 & 1)
+        yield head >> 3 & 15
+        if not head & 2:  # without a size it goes to the end
+            return
+        size = shift = 0
+        while at < len(data):
+            size, shift, at = size | (data[at] & 127) << shift, shift + 7, at + 1
+            if not data[at - 1] & 128:
+                break
+        at += size
+
+
+def film(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, message) of consecutive packets, of which the first begins -> (number, uint8 (H, W, 3)) of frames."""
+    codec = None
+    with _readable(where, "video"):
+        for number, message in packets:
+            how = _get(message, "format")
+            if how not in _CODECS:
+                raise UserError(f"expected video in {', '.join(_CODECS)}, found {how!r}", where=where,
+                                do="leave the topic out")
+            if codec is None:
+                codec = av.CodecContext.create(_CODECS[how], "r")
+            packet = av.Packet(_data(message))
+            packet.pts = number
+            yield from _shown(codec.decode(packet))
+        if codec is not None:
+            yield from _shown(codec.decode(None))
+
+
+def still(message, where: str) -> np.ndarray:
+    """uint8 (H, W, 3) of a packet that begins."""
+    for _, image in film([(0, message)], where):
+        return image
+    raise UserError("expected a key frame, from which on the video can be decoded, found none", where=where,
+                    do="leave the topic out")
+
+
+def _shown(frames) -> Iterator[tuple[int, np.ndarray]]:
+    for frame in frames:
+        if frame.is_corrupt:
+            raise ValueError(f"frame {frame.pts} lacks what it is made of")
+        yield frame.pts, frame.to_ndarray(format="rgb24")
 
 
 def _get(value, name: str):
@@ -190,11 +272,15 @@ class Mcap(Log):
         topic = channel.topic
         self.types.setdefault(topic, schema.name if schema else channel.message_encoding)
         self.counts[topic] = self.counts.get(topic, 0) + count
-        if channel.message_encoding not in ("json", "cdr", "ros1") or (channel.message_encoding != "json" and (
-                schema is None or schema.encoding not in ("ros2msg", "ros2idl", "ros1msg"))):
-            said = f" ({schema.encoding})" if schema is not None and schema.encoding else ""
-            self.undecoded[topic] = f"messages in {channel.message_encoding or 'an unknown encoding'}{said}, which " \
-                                    "is not read (json, ROS 1 and ROS 2 are)"
+        encoding, by = channel.message_encoding, schema.encoding if schema is not None else ""
+        if encoding != "json" and by not in _SCHEMAS.get(encoding, ()):
+            self.undecoded[topic] = f"messages in {encoding or 'an unknown encoding'}{f' ({by})' if by else ''}, " \
+                                    "which is not read (json, protobuf, ROS 1 and ROS 2 are)"
+        elif encoding == "protobuf":
+            try:
+                self._decoder(schema)
+            except ValueError as error:
+                self.undecoded[topic] = f"messages in protobuf, and {error}"
 
     def messages(self, topics, begin=None, end=None):
         from mcap.reader import make_reader
@@ -218,10 +304,14 @@ class Mcap(Log):
         with _readable(f"{file}, topic {channel.topic}, message logged at {message.log_time} ns", "message"):
             if channel.message_encoding == "json":
                 return json.loads(message.data)
-            key = schema.name, schema.encoding, bytes(schema.data)
-            if key not in self._decoders:
-                self._decoders[key] = _decoder(schema.name, schema.encoding, schema.data.decode())
-            return self._decoders[key](message.data)
+            return self._decoder(schema)(message.data)
+
+    def _decoder(self, schema):
+        key = schema.name, schema.encoding, bytes(schema.data)
+        if key not in self._decoders:
+            self._decoders[key] = (protobuf.decoder(schema.name, schema.data) if schema.encoding == "protobuf" else
+                                   _decoder(schema.name, schema.encoding, schema.data.decode()))
+        return self._decoders[key]
 
 
 class _Stream:

@@ -15,8 +15,9 @@ clock: the messages of a topic, or a fixed rate {"fps": 30}; with a topic, "fps"
 join: "last" (the newest message at the tick or before it), "next" (the first at the tick or after it), "nearest" or
 "interpolate" (numbers, linearly between the two around the tick). age: seconds from the tick beyond which a message is
 not used; no limit where it is null. gap: seconds without a whole row after which another episode begins.
-field: a path ("pose.position", "points[0].positions"), or several whose numbers lie end to end; a path to a structure
-gives its numbers in order. names: the components, for messages that name theirs, which may change their order.
+field: a path ("pose.position", "points[0].positions", "joints[elbow].position" in a list of structures with a name), or
+several whose numbers lie end to end; a path to a structure gives its numbers in order. names: the components, for
+messages that name theirs, which may change their order.
 indices: which components to keep. stamp: "header" (header.stamp, in topics whose messages all have one) or "log".
 episodes: {"topic": ...}, each message of which begins another episode. "metadata": a record's name, "field": its key.
 """
@@ -186,6 +187,8 @@ def at(message, path: str):
         inside = _inside(value)
         if inside is not None and part in inside:
             value = inside[part]
+        elif (named := _named(value)) is not None and part in named:
+            value = named[part]
         elif part.isdigit() and isinstance(value, (list, tuple, np.ndarray)) and int(part) < len(value):
             value = value[int(part)]
         else:
@@ -209,8 +212,17 @@ def numbers(value, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
         if array.dtype.kind in "biuf" and len(value):
             yield path, array
         elif array.dtype.kind not in "US":
-            for i, part in enumerate(value):
+            for i, part in (_named(value) or dict(enumerate(value))).items():
                 yield from numbers(part, f"{path}[{i}]")
+
+
+def _named(value) -> Mapping[str, Any] | None:
+    """A list of structures that are told apart by a field `name`, by it."""
+    if not isinstance(value, (list, tuple)):
+        return None
+    inside = {name: v for v in value if isinstance(name := (_inside(v) or {}).get("name"), str) and name
+              and not re.search(r"[.\[\]]", name)}
+    return inside if inside and len(inside) == len(value) else None
 
 
 def _inside(value) -> Mapping[str, Any] | None:
@@ -221,16 +233,27 @@ def _inside(value) -> Mapping[str, Any] | None:
     return None
 
 
-def value(message, name: str, column: Column) -> np.ndarray | str:
+def paths(message, column: Column) -> tuple[str, ...]:
+    """Of all numbers that a column has of a message. Raises Mismatch."""
+    return tuple(path for p in column.field or ("",) for path, _ in numbers(at(message, p), p))
+
+
+def value(message, name: str, column: Column, order: tuple[str, ...] | None = None) -> np.ndarray | str:
     """What column `name` has of a message: text, or numbers (n,), of any shape where the field has one, or () for a
-    single one of an outcome. Raises Mismatch."""
-    paths = column.field or ("",)
-    parts = [at(message, p) for p in paths]
+    single one of an outcome. order: the `paths` of the first message, in whose order they are. Raises Mismatch."""
+    fields = column.field or ("",)
+    parts = [at(message, p) for p in fields]
     if len(parts) == 1 and isinstance(parts[0], str):
         return parts[0]
-    arrays = [a for p, part in zip(paths, parts, strict=True) for _, a in numbers(part, p)]
-    if not arrays:
-        raise Mismatch(f"expected numbers or text in {', '.join(map(repr, paths))}, found none")
+    found = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numbers(part, p)]
+    if not found:
+        raise Mismatch(f"expected numbers or text in {', '.join(map(repr, fields))}, found none")
+    if order is not None and order != tuple(path for path, _ in found):  # a set of fields has no order, and may change
+        if sorted(order) != sorted(path for path, _ in found):
+            raise Mismatch(f"expected the numbers {', '.join(order)} of the first message, found "
+                           f"{', '.join(path for path, _ in found)}")
+        found = [(path, dict(found)[path]) for path in order]
+    arrays = [a for _, a in found]
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
     if array.dtype.kind not in "biuf":
         raise Mismatch(f"expected numbers or text, found {_shown(parts[0])}")
@@ -241,8 +264,10 @@ def value(message, name: str, column: Column) -> np.ndarray | str:
         if max(column.indices) >= array.size:
             raise Mismatch(f"expected at least {max(column.indices) + 1} numbers, as indices say, found {array.size}")
         array = array[list(column.indices)]
-    if isinstance(message, Mapping) and array.dtype.kind in "iu":
-        array = array.astype(np.float64)  # JSON writes 1.0 as 1 when it likes
+    if type(message) is dict and array.dtype.kind in "iu":
+        array = array.astype(np.float64)  # JSON writes 1.0 as 1 when it likes; a Message says what it has
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise Mismatch(f"expected integers below 2**63, found {array.max()}")
     if array.dtype.kind in "iu":
         array = array.astype(np.int64)
     if array.ndim == 0 and role(name) in ("observation", "action"):
@@ -272,7 +297,7 @@ def components(message, column: Column) -> tuple[str, ...] | None:
     else:
         names = [n for p in column.field or ("",) for path, a in numbers(at(message, p), p)
                  for n in ([path] if a.ndim == 0 else [f"{path}[{i}]" for i in range(a.size)])]
-        if len(names) < 2 or all("[" in n for n in names):
+        if len(names) < 2 or all(re.search(r"\[\d+\]", n) for n in names):
             return None
     return tuple(names[i] for i in column.indices) if column.indices is not None else tuple(names)
 

@@ -1,0 +1,103 @@
+"""Messages of Protocol Buffers by the descriptors that come with them: no code is generated, and none is run.
+
+A schema is a FileDescriptorSet with the file of the message and all that it imports (MCAP registry,
+foxglove/mcap, website/docs/spec/registry.md). What has presence and was not set is left out of a message; what has none
+is its default, as proto3 has it (protobuf.dev, Field Presence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...core import UserError
+
+
+class Message(dict):
+    """The fields of a message by name: numbers and text, arrays of repeated numbers and of bytes, messages, and lists
+    of them. Moments and durations are `Seconds`."""
+
+
+class Seconds(float):
+    """google.protobuf.Timestamp or Duration. ns: exactly."""
+
+    def __new__(cls, ns: int) -> Seconds:
+        out = super().__new__(cls, ns / 1e9)
+        out.ns = ns
+        return out
+
+
+_TIMES = ("google.protobuf.Timestamp", "google.protobuf.Duration")
+
+
+def decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
+    """Of the message `name`. Raises ValueError that says what is wrong with the descriptors."""
+    try:
+        from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+    except ImportError:
+        raise UserError("expected the package protobuf, which reads messages in protobuf, found none",
+                        do="pip install 'understudy[bags]'") from None
+    try:
+        files = {f.name: f for f in descriptor_pb2.FileDescriptorSet.FromString(bytes(descriptors)).file}
+    except message.DecodeError:
+        raise ValueError("descriptors that are damaged") from None
+    pool, added = descriptor_pool.DescriptorPool(), set()
+
+    def add(file: str, by: str, above: tuple[str, ...] = ()) -> None:
+        """After what it imports: the files of a set are in any order."""
+        if file in added:
+            return
+        if file not in files or file in above:
+            raise ValueError(f"descriptors without {file}, which {by} imports" if file not in files else
+                             f"descriptors of {file}, which imports itself")
+        for other in files[file].dependency:
+            add(other, file, (*above, file))
+        try:
+            pool.AddSerializedFile(files[file].SerializeToString())
+        except Exception as error:  # TypeError here, others in other versions of protobuf
+            raise ValueError(f"descriptors that do not fit together ({str(error).splitlines()[0][:160]})") from None
+        added.add(file)
+
+    for file in files:
+        add(file, file)
+    try:
+        kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
+    except KeyError:
+        raise ValueError(f"descriptors without {name or 'a name'}") from None
+    return lambda data: _plain(kind.FromString(bytes(data)))
+
+
+def _plain(message) -> Any:
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
+    kind = message.DESCRIPTOR
+    for unknown in UnknownFieldSet(message):
+        if unknown.field_number in kind.fields_by_number:  # of another type, which a parser passes over in silence
+            raise ValueError(f"field {unknown.field_number} of {kind.full_name} is not "
+                             f"{kind.fields_by_number[unknown.field_number].name}, as its descriptor says")
+    if kind.full_name in _TIMES:
+        return Seconds(message.seconds * 10**9 + message.nanos)
+    out = Message()
+    for f in kind.fields:
+        value = getattr(message, f.name)
+        entry = f.message_type if f.message_type is not None and f.message_type.GetOptions().map_entry else None
+        if entry is not None:
+            deep = entry.fields_by_name["value"].message_type is not None
+            out[f.name] = Message((str(k), _plain(value[k]) if deep else _one(value[k])) for k in sorted(value))
+        elif f.is_repeated:
+            out[f.name] = ([_plain(v) for v in value] if f.message_type is not None else
+                           [_one(v) for v in value] if f.cpp_type == f.CPPTYPE_STRING else
+                           np.array(value, _DTYPES[f.cpp_type]))
+        elif not f.has_presence or message.HasField(f.name) or f.has_default_value:
+            out[f.name] = _plain(value) if f.message_type is not None else _one(value)
+    return out
+
+
+def _one(value) -> Any:
+    return np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
+
+
+# FieldDescriptor.CPPTYPE_...: INT32, INT64, UINT32, UINT64, DOUBLE, FLOAT, BOOL, ENUM
+_DTYPES = {1: np.int32, 2: np.int64, 3: np.uint32, 4: np.uint64, 5: np.float64, 6: np.float32, 7: np.bool_, 8: np.int32}

@@ -96,6 +96,23 @@ def test_help_needs_no_pytorch():
     assert (ran.returncode, ran.stdout) == (0, "\n"), ran.stderr
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_help_speaks_of_what_is_left_out_in_words(call, monkeypatch, terminal):
+    """Also in colours, also over several lines; columns stay columns."""
+    if terminal:
+        monkeypatch.setattr("tyro._fmtlib._FORCE_ANSI", True)
+    for columns in ("60", "100"):
+        monkeypatch.setenv("COLUMNS", columns)
+        for args in (*([name, "--help"] for name in COMMANDS), ["train", "bc", "--help"]):
+            out = call(*args)[1]
+            assert ("\x1b[" in out) == terminal
+            plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+            assert "{None}" not in plain and not re.search(r"default:[\s│|]*None", plain)
+            assert len({len(line) for line in plain.splitlines() if line.startswith("  -")}) == 1
+    assert re.search(r"--than FLOAT +one rate against this bound \(default: none\)", re.sub(
+        r"\x1b\[[\d;]*m", "", call("plan", "--help")[1]))
+
+
 def test_unknown_command(call):
     refused(call("recrod", "fork"), "no command 'recrod'", "understudy record fork")
 

@@ -38,8 +38,8 @@ class Claims:
     """with --all: how many at once, or `ray` for a cluster"""
     family: Annotated[str | None, arg(metavar="FAMILY")] = None
     """only claims of this family of the ledger (list, run --all)"""
-    verdict: Literal["holds", "fails", "undecided", "not run"] | None = None
-    """only claims with this verdict (list)"""
+    verdict: Annotated[Literal["holds", "fails", "undecided", "not run"] | None, arg(metavar="VERDICT")] = None
+    """only claims with this verdict: holds, fails, undecided, "not run" (list)"""
     stale: bool = False
     """only those whose code or data have changed since their record (list)"""
     out: Annotated[Path, arg(metavar="FILE")] = LEDGER

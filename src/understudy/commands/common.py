@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields
 from itertools import count, dropwhile, takewhile
 from pathlib import Path
@@ -85,13 +85,38 @@ def _mistakes(options: Any, args: Sequence[str]) -> Iterator[tuple[str, str, str
                "understudy inspect BAG --json proposes a map: correct it, and name its file")
 
 
+def cli(options: type[T], args: Sequence[str], prog: str, **more) -> Any:
+    """tyro.cli, whose help says "--than FLOAT (default: none)" for its "--than {None}|FLOAT (default: None)"."""
+    said = _Like(sys.stdout)
+    try:
+        with redirect_stdout(said):
+            return tyro.cli(options, prog=prog, args=list(args), config=(tyro.conf.FlagCreatePairsOff,), **more)
+    finally:
+        text = re.sub(r"\{None\}\|(\S+)", lambda m: m[1] + " " * len("{None}|"), said.getvalue())  # columns stay
+        sys.stdout.write(re.sub(r"(\(default:(?:[\s│|]|\x1b\[[\d;]*m)*)None\)", r"\1none)", text))
+
+
+class _Like(io.StringIO):
+    """Keeps what is written to it, and can show as much as `out`: colours, frames."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.out = out
+
+    @property
+    def encoding(self):
+        return self.out.encoding
+
+    def isatty(self) -> bool:
+        return self.out.isatty()
+
+
 def read(options: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
     """As tyro.cli, but whatever is wrong is a UserError, in one message with the nearest right option."""
     more = {} if default is None else {"default": default}
     try:
         with redirect_stderr(io.StringIO()) as said:
-            found, unknown = tyro.cli(options, prog=prog, args=list(args), return_unknown_args=True,
-                                      config=(tyro.conf.FlagCreatePairsOff,), **more)
+            found, unknown = cli(options, args, prog, return_unknown_args=True, **more)
     except SystemExit as end:
         if not end.code:  # after --help
             raise

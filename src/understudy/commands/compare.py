@@ -163,6 +163,9 @@ def _read(run: Path, o: Compare) -> Evaluation:
         raise UserError(f"expected rollouts as eval --save writes them, found {'none' if odd is None else 'others'}",
                         where=run if odd is None else f"{run}, episode {odd}", do="name a run, or save its rollouts")
     env, seed = data[0].meta["env"], data[0].meta["seed"]
+    if seed < 0:
+        raise UserError("expected a run, or rollouts that eval --save wrote, found demonstrations", where=run,
+                        do="train a policy on them: " + line("train", "RECIPE", run, "--out", "RUN"))
     if o.env is not None and o.env != env:
         raise UserError(f"expected rollouts in {o.env}, found some in {env}", where=run,
                         do="leave out --env, or compare runs in it")

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
 from tyro.conf import Positional, arg
 
-from .common import Despite, Device, Mapped, Out, Steps, Trust, env_of, line, needed, opened, parse, split
+from .common import Despite, Device, Mapped, Out, Steps, Trust, cli, env_of, line, needed, opened, parse, split
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -181,8 +180,7 @@ def _help(own: list[str], options: list[str]) -> None:
 
         print(f"\nWhat can be set in {own[0]}, and its defaults:\n")
         method = method_of(own[0], options, [], None, tuple(_trusted(own)), "")
-        tyro.cli(Method, default=method, prog=f"understudy train {own[0]} DATA --out RUN", args=["--help"],
-                 config=(tyro.conf.FlagCreatePairsOff,))
+        cli(Method, ["--help"], f"understudy train {own[0]} DATA --out RUN", default=method)
     sys.exit(0)
 
 

@@ -185,6 +185,18 @@ def twice(rng, data):
     return Dataset(episodes, data.facts)
 
 
+def camera_late(rng, data):
+    """By 3 to 5 frames, or early; the toy of 14 steps is too short to tell."""
+    if np.median([len(e) for e in data]) < 30:
+        return None
+    k = int(rng.integers(3, 6)) * int(rng.choice([-1, 1]))
+
+    def change(frames):
+        ends = np.repeat(frames[:1] if k > 0 else frames[-1:], abs(k), 0)
+        return np.concatenate([ends, frames[:-k]] if k > 0 else [frames[-k:], ends])[:len(frames)]
+    return every(data, CAMERA, change)
+
+
 def dead(rng, data):
     i = rng.integers(data[0].steps[STATE].shape[1])
 
@@ -405,6 +417,7 @@ VALUES = (
     Kind("success against the rewards", ("success-reward",), label_and_column, sparse),
     Kind("black frames", ("image-black",), dark),
     Kind("a camera that hangs", ("image-frozen",), hung),
+    Kind("pictures stored 3 to 5 steps late or early", ("camera-lag",), camera_late),
     Kind("frames of 0 to 1", ("image-range",), fractions),
     Kind("an episode without its task", ("task-missing",), silent),
 )

@@ -424,14 +424,17 @@ def tasks(data: Dataset) -> Iterator[Finding]:
 
 
 def images(data: Dataset) -> Iterator[Finding]:
-    """Frames that are black, frozen while the robot moves, or hold 0..1 where 0..255 is meant."""
+    """Frames that are black, frozen while the robot moves, early or late, or hold 0..1 where 0..255 is meant."""
     for name in cameras(data[0].features()):
+        sight = motion.Sight(data, name)
         black, frozen, damaged, brightest = [], [], [], 0
         for e, episode in enumerate(data):
             before, run, dark = None, 0, None
-            longest, where = 0, 0
+            longest, where, seen = 0, 0, []
             try:
                 for t, frame in _frames(data, e, name):
+                    if sight.wants(e):
+                        seen.append(motion.coarse(frame))
                     high = int(frame.max())
                     brightest = max(brightest, high)
                     if high <= 8 and dark is None:
@@ -444,6 +447,8 @@ def images(data: Dataset) -> Iterator[Finding]:
             except UserError as error:
                 damaged.append((e, error))
                 continue
+            if seen:
+                sight.add(e, seen)
             black += [] if dark is None else [(e, dark)]
             if longest >= max(4, 0.2 * len(episode)) and motion.moves(episode, where, where + longest):
                 frozen.append((e, where, longest + 1))
@@ -466,6 +471,7 @@ def images(data: Dataset) -> Iterator[Finding]:
             yield Finding("image-frozen", "warning", f"{name}: the picture stands still while something moves in "
                           f"{count(len(frozen), 'episode')}, longest in episode {e}, for {n} frames from step {t} on",
                           "the camera hung: leave the stretch out", Where(None, e, t, name))
+        yield from sight.findings()
 
 
 def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:

@@ -19,6 +19,9 @@ from .base import Finding, Where, quantities
 from .words import count, listed
 
 LAGS = range(-5, 6)  # steps between an action and the motion that it explains
+SHIFTS = range(-8, 9)  # steps between a motion and its picture
+_WATCHED = 50_000  # steps of which pictures are compared with the states, of evenly chosen episodes
+_SEEN = 0.7  # the most that the best shift may leave open of a picture's change
 _WIDEST = 160  # components of states and actions; a wider model is not fitted
 _STEPS = 200_000  # that a model is fitted on, of evenly chosen episodes
 _TOGETHER = 100  # episodes whose squares are summed at once
@@ -113,6 +116,73 @@ def lag(data: Dataset) -> Iterator[Finding]:
         yield Finding("action-lag", "warning" if best < -2 else "note", f"the motion follows the action after "
                       f"{count(-best, 'step')} ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} at once)",
                       "a slow robot, or observations stored late", Where(feature="action"))
+
+
+class Sight:
+    """By how many steps the pictures of a camera are early or late: the shift at which the changes of the states
+    explain those of the picture best. A picture is the means of a coarse grid, the model is linear, and each half of
+    the episodes is judged by what was fitted to the other. Where a camera sees too little of the robot for that, and
+    where the shifts do not differ plainly, nothing is said."""
+
+    def __init__(self, data: Dataset, name: str):
+        features = data[0].features()
+        self.data, self.name, self._seen = data, name, []
+        self._states = _named(features, "observation")
+        self._width = sum(features[n].size for n in self._states)
+        self._each = max(1, -(-int(rows_of(data).sum()) // _WATCHED))
+
+    def wants(self, e: int) -> bool:
+        return 0 < self._width <= _WIDEST and e % self._each == 0
+
+    def add(self, e: int, pictures: list[np.ndarray]) -> None:
+        """`coarse` of each frame of episode e, in order."""
+        s = _flat(self.data[e], self._states)
+        n = min(len(s), len(pictures))
+        if n > 2 * max(SHIFTS) + 8 and np.isfinite(s[:n]).all():
+            self._seen.append((_change(s[:n]), np.diff(np.stack(pictures[:n]), axis=0)))
+
+    def findings(self) -> Iterator[Finding]:
+        steps = sum(len(seen) for _, seen in self._seen)
+        if len(self._seen) < 6 or steps < max(100, _FEWEST * self._width):
+            return
+        left, whole = {k: self._left(k) for k in SHIFTS}, self._left(None).sum()
+        if whole < 1e-6 * steps:
+            return
+        missed = {k: each.sum() / whole for k, each in left.items()}
+        best = min(missed, key=missed.get)
+        plain = missed[best] < _SEEN and missed[0] > 1.1 * missed[best]
+        if 2 <= abs(best) < max(SHIFTS) and plain and np.mean(left[best] < left[0]) > 0.8:
+            then, stored = ("before", "late") if best > 0 else ("after", "early")
+            yield Finding("camera-lag", "note" if best == 2 else "warning",  # two frames are what many cameras take
+                          f"{self.name}: the picture changes as the state does {abs(best)} steps {then} (which "
+                          f"explains {1 - missed[best]:.0%} of its change, the state beside it {1 - missed[0]:.0%}): "
+                          f"the pictures are stored {stored}", "shift them, so that what was seen stands beside what "
+                          "was sensed then", Where(feature=self.name))
+
+    def _left(self, k: int | None) -> np.ndarray:
+        """(E,) squares of the picture's changes that the states' changes k steps before them do not explain; those of
+        the changes themselves for None."""
+        margin, pairs = max(SHIFTS), []
+        for moved, seen in self._seen:
+            n = len(seen)
+            pairs.append((moved[margin - (k or 0):n - margin - (k or 0)], seen[margin:n - margin]))
+        if k is None:
+            return np.array([np.square(seen).sum() for _, seen in pairs])
+        left = np.zeros(len(pairs))
+        for half in (0, 1):
+            model = _Squares()
+            for pair in pairs[1 - half::2]:
+                model.add(*pair)
+            model.solve()
+            left[half::2] = [np.square(model.residual(*pair)).sum() for pair in pairs[half::2]]
+        return left
+
+
+def coarse(frame: np.ndarray) -> np.ndarray:
+    """(H, W, C) -> (16,) mean brightness of the parts of a picture."""
+    every = max(1, min(frame.shape[:2]) // 64)
+    rows = [part.mean(0) for part in np.array_split(frame[::every, ::every].mean(-1), 4)]
+    return np.array([part.mean() for row in rows for part in np.array_split(row, 4)])
 
 
 def convention(data: Dataset) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -457,6 +458,25 @@ def test_the_command_prints_one_document_and_a_page(tmp_path, monkeypatch, capsy
     assert main(args) == 0  # nothing is run again
     assert (tmp_path / "shift/scripted-fork.jsonl").read_text() == lines
     assert "not up to 0.4 [0.4, beyond]" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def climbed(name, *more):
+        assert main(["shift", "scripted", "fork", "--episodes", "12", "--rows", "3", "--levels", "noise=0.8", "--kinds",
+                     "noise", "--json", "--save", name, *more]) == 0
+        lines = [json.loads(line) for line in Path(name).read_text().splitlines()]
+        each = {line["about"]["severity"]: [] for line in lines}
+        for line in lines:
+            each[line["about"]["severity"]] += line["episodes"]
+        return capsys.readouterr().out, each
+    alone = climbed("one.jsonl")
+    assert climbed("two.jsonl", "--workers", "2") == alone
+    assert climbed("one.jsonl", "--workers", "2") == alone  # and what was kept is not run again
+    with pytest.raises(UserError, match="expected a seat for each of 2 workers"):
+        ladder.ladder(make("fork").expert(), lambda rows: make("fork", rows), [], workers=2)
 
 
 @pytest.mark.parametrize(("args", "message"), [

@@ -72,19 +72,26 @@ def main(args: list[str]) -> None:
 
 
 def _chosen(o: Claims) -> list[dict]:
+    from ..claims.listed import listing
+
+    return [e for e in listing() if _in_family(o.family, e) and (o.verdict is None or e["verdict"] == o.verdict)
+            and (not o.stale or e["stale"])]
+
+
+def _in_family(family: str | None, entry: dict) -> bool:
+    if family is None:
+        return True
     import difflib
 
     from ..claims.ledger import row, rows
-    from ..claims.records import listing
     from ..core import UserError
 
     families = sorted({r.family for r in rows().values()})
-    if o.family is not None and o.family not in families:
-        near = difflib.get_close_matches(o.family, families, 1)
-        raise UserError(f"expected a family of the ledger, found {o.family!r}", where="--family",
+    if family not in families:
+        near = difflib.get_close_matches(family, families, 1)
+        raise UserError(f"expected a family of the ledger, found {family!r}", where="--family",
                         do=(f"did you mean {near[0]}? " if near else "") + f"There are {', '.join(families)}")
-    return [e for e in listing() if (o.family is None or o.family in {row(n, e["name"]).family for n in e["rows"]})
-            and (o.verdict is None or e["verdict"] == o.verdict) and (not o.stale or e["stale"])]
+    return family in {row(number, entry["name"]).family for number in entry["rows"]}
 
 
 def _list(o: Claims, out: Out) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
-from . import side
+from . import damage, side
 from .stored import feature
 
 FILLED = "understudy_filled"
@@ -39,18 +39,10 @@ def library():
     return h5py
 
 
-@contextmanager
-def readable(where: object) -> Iterator[None]:
+def readable(where: object) -> AbstractContextManager[None]:
     """What h5py raises on damage as a UserError that says where."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError,
-            MemoryError) as error:
-        said = str(error).strip("'\"").partition("\n")[0]
-        raise UserError(f"expected an HDF5 file that can be read, found damage ({said or type(error).__name__})",
-                        where=where, do=_DAMAGE) from None
+    return damage.found("an HDF5 file that can be read", where, _DAMAGE, (
+        OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError))
 
 
 class Files:

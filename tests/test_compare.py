@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from test_statistics import documented
 
 from understudy.cli import main
 from understudy.core import UserError
@@ -174,6 +175,7 @@ def test_compare_rolls_out_keeps_and_goes_on(call, place, tmp_path):
     assert all(len(Dataset.open(f)) == 12 for f in folders)
     again = document(call("compare", *runs, "--env", "fork", "--episodes", 12, "--json"))
     assert more == again  # what was kept says what all at once says
+    assert documented("comparing", "compare") == set(again)
     # Saved rollouts alone, and beside a run, with names of their own.
     saved = document(call("compare", *folders, "--json"))
     assert saved["pairs"][0] | {"a": 0, "b": 0} == again["pairs"][0] | {"a": 0, "b": 0} and saved["episodes"] == 12
@@ -250,6 +252,7 @@ def test_sequential_of_two_policies(call, place):
     args = ["eval", place / "a", "fork", "--sequential", "--against", place / "knn", "--json"]
     found = document(call(*args))
     assert found["verdict"] == "second" and found["paired"]["high"] < 0 and found["episodes"] < 30
+    assert documented("comparing", "eval --sequential") == set(found)
     assert {**document(call(*args, "--rows", 2)), "seconds": 0} == {**found, "seconds": 0}
     status, out, _ = call(*args[:-1][:3], "--sequential", "--against", place / "b", "--episodes", 40)
     assert status == 0 and "Cannot tell whether" in out and "next:" not in out  # nothing to find: both succeed as often

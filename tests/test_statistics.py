@@ -5,6 +5,7 @@ Exact enumeration where it is possible, else simulation; `benchmarks/intervals.p
 
 import json
 import math
+import re
 from itertools import combinations, permutations
 from pathlib import Path
 
@@ -144,34 +145,33 @@ def test_capital_against_bets_spelt_out():
         sequential._paired(30, 12, 0, 0.0)))
 
 
-def ever(stops, p, most):
-    """Exactly: the probability that any look at up to `most` rollouts of rate p is among the counts that stop."""
-    alive, stopped = np.array([1.0]), 0.0
-    for n in range(1, most + 1):
-        alive = np.append(alive * (1 - p), 0) + np.append(0, alive * p)
-        out = stops(n)
-        stopped += alive[out].sum()
-        alive[out] = 0
-    return stopped
+@pytest.fixture
+def coverage(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import intervals
+    return intervals
 
 
 @pytest.mark.parametrize("than, p", [(0.5, 0.5), (0.7, 0.7), (0.95, 0.95), (0.05, 0.05), (0.7, 0.4), (0.9, 0.99)])
-def test_whoever_looks_always_is_wrong_once_in_twenty_at_most(than, p):
+def test_whoever_looks_always_is_wrong_once_in_twenty_at_most(coverage, than, p):
     """The confidence sequence of a rate of p, made for another bound or its own: ever outside in 600 looks."""
     rate = Rate(than)
-    wrong = ever(lambda n: rate._capital(np.arange(n + 1), n, p) >= math.log(20), p, 600)
+    wrong = coverage.ever(lambda n: rate._capital(np.arange(n + 1), n, p) >= math.log(20), p, 600)
     assert 0.005 < wrong <= 0.05
-    naive = ever(lambda n: np.minimum(scipy_stats.binom.cdf(np.arange(n + 1), n, p),
-                                      scipy_stats.binom.sf(np.arange(n + 1) - 1, n, p)) < 0.025, p, 200)
+    naive = coverage.ever(lambda n: np.minimum(scipy_stats.binom.cdf(np.arange(n + 1), n, p),
+                                               scipy_stats.binom.sf(np.arange(n + 1) - 1, n, p)) < 0.025, p, 200)
     assert naive > 0.07  # the usual test, looked at as often
 
 
 @pytest.mark.parametrize("theta", [0.5, 0.35])
-def test_whoever_looks_always_at_two_is_wrong_once_in_twenty_at_most(theta):
+def test_whoever_looks_always_at_two_is_wrong_once_in_twenty_at_most(coverage, theta):
     """Verdict `first` when the second is as good or better; by pairs that differ, the others change nothing."""
     needed = Difference().needed(800)
-    wrong = ever(lambda n: (np.arange(n + 1) >= needed[n]) | ((n - np.arange(n + 1) >= needed[n]) & (theta == 0.5)),
-                 theta, 800)
+
+    def stops(n):
+        first = np.arange(n + 1)
+        return (first >= needed[n]) | ((n - first >= needed[n]) & (theta == 0.5))
+    wrong = coverage.ever(stops, theta, 800)
     assert wrong <= 0.05 and (theta != 0.5 or wrong > 0.02)
 
 
@@ -641,6 +641,13 @@ def test_plans_that_make_no_sense(given, says):
         plan_rate(*given)
 
 
+def documented(page: str, command: str) -> set[str]:
+    """The keys that a page's table of a command's --json names."""
+    text = (Path(__file__).parents[1] / f"docs/{page}.md").read_text(encoding="utf-8")
+    table = text.partition(f"| key of `{command} --json` |")[2].partition("\n\n")[0]
+    return {key for line in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", line.split("|")[1])}
+
+
 def test_the_command_that_plans(capsys):
     from understudy.cli import main
 
@@ -652,6 +659,9 @@ def test_the_command_that_plans(capsys):
     assert json.loads(capsys.readouterr().out)["power"]["paired"]["0"] == paired_power(0.7, 0.8, 50) < 0.2
     assert main(["plan", "0.8", "--than", "0.7", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == plan_rate(0.8, 0.7).json()
+    for args, keys in ((["0.7", "0.8"], {"fixed", "sequential"}), (["0.7", "--than", "0.8"], {"fixed", "sequential"}),
+                       (["0.7", "0.8", "--episodes", "9"], documented("statistics", "plan"))):
+        assert main(["plan", *args, "--json"]) == 0 and set(json.loads(capsys.readouterr().out)) == keys
     assert main(["plan", "0.5", "0.9"]) == 0
     told = capsys.readouterr().out
     assert f"unrelated{plan(0.5, 0.9).paired[0.0]:>15}" in told and "correlated 0.25" in told
@@ -669,13 +679,6 @@ def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
 
 
 # -- the published tables -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def coverage(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    import intervals
-    return intervals
 
 
 def test_every_line_of_the_tables_is_recorded_keeps_its_promise_and_is_on_the_page(coverage):

@@ -17,7 +17,7 @@ from understudy import make
 from understudy.core import UserError, keys
 from understudy.data.episode import Dataset
 from understudy.data.record import Recorder
-from understudy.envs.devices import HOLD, Gamepad, Keyboard, Leader
+from understudy.envs.devices import HOLD, Gamepad, Keyboard, Leader, Moves
 from understudy.evaluate.replay import replay
 from understudy.evaluate.teleoperate import drawn, teleoperate
 
@@ -48,10 +48,45 @@ def test_keys_move_for_as_long_as_they_are_held(pipe):
     os.write(pipe[1], b"\nXyn?q")
     assert keyboard.read().tolist() == [0, 0]
     assert keyboard.commands() == ["enter", "discard", "success", "failure", "quit"] and keyboard.commands() == []
+    os.write(pipe[1], b"w")
+    one = Keyboard((-2,), (3,), pipe[0], lambda: now[0])
+    assert one.read().tolist() == [3]  # of a pedal, up and right are more
+    os.write(pipe[1], b"a")
+    assert one.read().tolist() == [-2]
     with pytest.raises(UserError, match="one or two numbers with limits, found 3"):
         Keyboard((-1,) * 3, (1,) * 3)
     with pytest.raises(UserError, match="expected a terminal to read keys from"), keyboard.listening():
         pass
+
+
+def test_each_key_is_one_move_of_a_grid_and_the_episode_waits_for_it(pipe, tmp_path):
+    env, screens = make("words", 1), []
+    start = env.reset(torch.arange(1), keys(7, [0]))["observation.state"][0].numpy()
+    moves = {"d": (1, 0), "w": (0, 1), "\x1b[D": (-1, 0), "s": (0, -1)}
+    hand = Moves(handle=pipe[0])
+    pressed = [*moves, "q"]
+
+    def sleep(_):
+        """A key while the environment waits; the same for ever would be a mistake of `teleoperate`."""
+        assert pressed, "an episode that was left goes on"
+        os.write(pipe[1], pressed.pop(0).encode())
+    walked = []
+    step = env.step
+
+    def watched(action):
+        done = step(action)
+        walked.append(done.obs["observation.state"][0].numpy())
+        return done
+    env.step = watched
+    assert len(teleoperate(env, hand, 1, tmp_path / "d", 7, show=screens.append, lines=4, sleep=sleep)) == 0
+    at = start
+    for found, way in zip(walked, moves.values(), strict=True):
+        at = np.clip(at + way, 0, 5)
+        np.testing.assert_array_equal(found, at)
+    assert len(walked) == 4
+    mission = bytes(env.state["said"][0]).rstrip(b"\0").decode()
+    assert f"episode 0, step 0: {mission}\n" in screens[0]
+    assert hand.read() is None
 
 
 def test_a_gamepad_scales_its_sticks_and_knows_when_it_is_gone(tmp_path):

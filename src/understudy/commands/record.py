@@ -106,7 +106,8 @@ def _by_hand(o: Record, env) -> Dataset:
     """A person, at the keyboard, sees the environment as text."""
     import numpy as np
 
-    from ..envs.devices import Keyboard
+    from ..envs.devices import Keyboard, Moves
+    from ..envs.words import Words
     from ..evaluate.judge import recording
     from ..evaluate.teleoperate import teleoperate
 
@@ -115,7 +116,7 @@ def _by_hand(o: Record, env) -> Dataset:
 
     def show(text: str) -> None:
         print("\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[J", flush=True)
-    with Keyboard(low, high).listening() as keyboard:
+    with (Moves() if isinstance(env, Words) else Keyboard(low, high)).listening() as keyboard:
         print("\x1b[2J", end="")
         data = teleoperate(env, keyboard, o.episodes, o.out, recording(o.seed), images=o.images, saved=_saved,
                            show=show, lines=max(8, min(24, shutil.get_terminal_size().lines - 4)))

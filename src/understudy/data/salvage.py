@@ -262,7 +262,7 @@ class _Rows(zarr_store.Zarr):
     def _lengths(self):
         self.arrays = self._arrays
         array = self._array("meta/episode_ends", self.path)
-        with zarr_store.damage(f"{self.path}, meta/episode_ends"):
+        with zarr_store.readable(f"{self.path}, meta/episode_ends"):
             self.ends = np.asarray(array[:], np.int64).reshape(-1)
         if self._absent("meta/episode_ends", array) or not len(self.ends):
             raise UserError("expected episode_ends, found none", where=self.path, do="take it from a copy")

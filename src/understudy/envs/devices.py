@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from ..core import UserError
+from .grid import MOVES
 
 HOLD = 0.35  # s; a terminal tells of keys that go down, again and again while they are held, and never of their release
 
@@ -37,7 +38,7 @@ _COMMANDS = {"\r": "enter", "\n": "enter", "x": "discard", "y": "success", "n": 
 @dataclass
 class Keyboard:
     """WASD or the arrows move one or two components at full speed for as long as they are held; space stops. Other keys
-    are commands: enter, x (discard), y (success), n (failure), q (quit).
+    are commands: enter, x (discard), y (success), n (failure), q (quit). Of a single component, up and right are more.
 
     low, high: (A,) of the action. handle: of the terminal. Both directions of a component cancel each other.
     """
@@ -103,11 +104,30 @@ class Keyboard:
             text = text[len(key):]
             if key in _KEYS:
                 part, way = _KEYS[key]
-                self._until[part] = way, now + HOLD
+                self._until[min(part, len(self.low) - 1)] = way, now + HOLD
             elif key == " ":
                 self._until.clear()
             elif key.lower() in _COMMANDS:
                 self._commands.append(_COMMANDS[key.lower()])
+
+
+@dataclass
+class Moves(Keyboard):
+    """The same keys for an action that is one of `grid.MOVES`: a step for the last key that was pressed since the one
+    before, and none where there was no key."""
+
+    low: Sequence[float] = (-1, -1)
+    high: Sequence[float] = (1, 1)
+
+    def read(self) -> np.ndarray | None:
+        """(1,) int64, or None while no key was pressed."""
+        self._listen()
+        pressed, self._until = self._until, {}
+        if not pressed:
+            return None
+        part, (way, _) = max(pressed.items(), key=lambda p: p[1][1])  # the last
+        step = [way, 0] if part == 0 else [0, way]
+        return np.flatnonzero((step == MOVES).all(1))
 
 
 # -- sticks and arms ------------------------------------------------------------------------------------------------

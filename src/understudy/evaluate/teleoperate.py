@@ -36,7 +36,7 @@ def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, se
     """
     if not isinstance(env, Pictures):
         raise UserError("expected an environment that can be seen", where=env.facts["env"],
-                        do="the toys can: fork, particle, push")
+                        do="the toys can, and arms alone takes more than two hands' keys")
     out, rate = Path(out), float(env.facts.get("fps") or 10)
     there(out, env, seed, "keyboard")
     schema = {**env.features, "next.reward": Feature("float32", ()), "next.terminated": Feature("bool", ()),
@@ -81,7 +81,10 @@ class _Scene:
                     return "stopped by you"
                 if command in ("success", "failure"):
                     mark = command == "success"
-            action = self.keyboard.read()
+            if (action := self.keyboard.read()) is None:  # it waits for a key
+                self.show(f"episode {r.count}, step {r.steps}{_said(obs)}\n{RUNNING}")
+                self.sleep(self.period)
+                continue
             done = env.step(torch.as_tensor(action)[None].expand(env.rows, -1))
             told = {"next.reward": done.reward, "next.terminated": done.terminated,
                     "next.truncated": done.truncated & ~done.terminated}
@@ -91,8 +94,8 @@ class _Scene:
             kept = r.step(_row(obs), action, _row(told))
             obs = done.obs
             marked = "" if mark is None else f", marked a {'success' if mark else 'failure'}"
-            self.show(f"episode {r.count}, step {r.steps}{marked}{'' if kept else ' (dropped: the disk is behind)'}\n"
-                      f"{RUNNING}")
+            behind = "" if kept else " (dropped: the disk is behind)"
+            self.show(f"episode {r.count}, step {r.steps}{_said(obs)}{marked}{behind}\n{RUNNING}")
             if bool(done.terminated[0] | done.truncated[0]):
                 r.end(success=won if mark is None else mark, obs=_row(obs))
                 return "a success" if won else "no success"
@@ -117,6 +120,13 @@ class _Scene:
 
 def _row(columns) -> dict[str, np.ndarray]:
     return {name: value[0].numpy() for name, value in columns.items()}
+
+
+def _said(obs) -> str:
+    """The task, where the environment says it in words."""
+    said = bytes(obs["observation.task"][0].numpy()).rstrip(b"\0").decode(errors="replace") if (
+        "observation.task" in obs) else ""
+    return f": {said}" if said else ""
 
 
 def drawn(frame: np.ndarray, lines: int) -> str:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pyarrow as pa
 
 from ...core import UserError
+from . import damage
 
 _DAMAGE = "the file is cut short or damaged: take it from a copy"
 
 
-@contextmanager
-def readable(where: object) -> Iterator[None]:
+def readable(where: object) -> AbstractContextManager[None]:
     """What pyarrow raises on damage as a UserError that says where."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, MemoryError, OverflowError,
-            SystemError) as error:
-        said = str(error).strip("'\"").partition("\n")[0]
-        raise UserError(f"expected Arrow data, found damage ({said or type(error).__name__})", where=where,
-                        do=_DAMAGE) from None
+    return damage.found("Arrow data", where, _DAMAGE, (
+        pa.ArrowException, OSError, KeyError, ValueError, TypeError, MemoryError, OverflowError, SystemError))
 
 
 def checked(table: pa.Table, where: object) -> pa.Table:

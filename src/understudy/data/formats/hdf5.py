@@ -13,7 +13,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
-from . import side
+from . import damage, side
 from .stored import feature
 
 FILLED = "understudy_filled"
@@ -42,18 +42,10 @@ def library():
     return h5py
 
 
-@contextmanager
-def readable(where: object) -> Iterator[None]:
+def readable(where: object) -> AbstractContextManager[None]:
     """What h5py raises on damage as a UserError that says where."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError,
-            MemoryError) as error:
-        said = str(error).strip("'\"").partition("\n")[0]
-        raise UserError(f"expected an HDF5 file that can be read, found damage ({said or type(error).__name__})",
-                        where=where, do=_DAMAGE) from None
+    return damage.found("an HDF5 file that can be read", where, _DAMAGE, (
+        OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError))
 
 
 class _Bytes:

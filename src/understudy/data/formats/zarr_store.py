@@ -11,7 +11,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ...core import Feature, UserError
 from ...files import whole_folder
 from .. import cache
 from ..episode import Dataset
-from . import side
+from . import damage, side
 from .base import Episodes, rows_of
 from .mapped import Mapped
 from .names import listed, ours, said_plainly, theirs
@@ -102,19 +102,19 @@ class Zarr(Mapped):
     def _bytes(self, name) -> bytes:
         if self.path.is_dir():
             return (self.path / name).read_bytes()
-        with damage(f"{self.path}, {name}"), zipfile.ZipFile(self.path) as archive:
+        with readable(f"{self.path}, {name}"), zipfile.ZipFile(self.path) as archive:
             return archive.read(name)
 
     @cached_property
     def _store(self):
         zarr = _zarr()
-        with damage(self.path):
+        with readable(self.path):
             if self.path.is_dir():
                 return zarr.storage.LocalStore(self.path, read_only=True)
             return zarr.storage.ZipStore(self.path, mode="r")
 
     def _array(self, node, where):
-        with damage(where):
+        with readable(where):
             return _zarr().open_array(self._store, path=node, mode="r", zarr_format=self._version)
 
     def _lengths(self) -> np.ndarray:
@@ -127,7 +127,7 @@ class Zarr(Mapped):
                             do="episode_ends are the exclusive ends of the episodes, in steps")
         if self._absent("meta/episode_ends", array):
             raise UserError("expected episode_ends, found that a chunk of them is missing", where=where, do=_COPY)
-        with damage(where):
+        with readable(where):
             ends = np.asarray(array[:], np.int64)
         if not len(ends):
             raise UserError("expected at least one episode, found none", where=where, do="record some first")
@@ -174,7 +174,7 @@ class Zarr(Mapped):
         feature = Feature.of(np.empty((0, *array.shape[1:]), array.dtype.newbyteorder("=")))
         if array.dtype.kind != "f" or array.ndim != 4 or array.shape[3] not in (1, 3, 4) or not _like_image(key):
             return feature, False
-        with damage(f"{self.path}, data/{key}"):
+        with readable(f"{self.path}, data/{key}"):
             first = np.asarray(array[:1])
         pixels = bool((first == first.astype(np.uint8)).all()) and first.max() > 1
         return (Feature("uint8", feature.shape, "image"), True) if pixels else (feature, False)
@@ -197,7 +197,7 @@ class Zarr(Mapped):
 
     def _rows(self, key, begin, end) -> np.ndarray:
         self._check_blosc(key, begin, end)
-        with damage(f"{self.path}, data/{key}, rows {begin} to {end - 1}"):
+        with readable(f"{self.path}, data/{key}, rows {begin} to {end - 1}"):
             return np.asarray(self._arrays[key][begin:end])
 
     def _check_blosc(self, key, begin, end):
@@ -298,7 +298,7 @@ def _files(path: Path) -> dict[str, tuple]:
     if path.is_dir():
         return {p.relative_to(path).as_posix(): (s.st_size, s.st_mtime_ns) for p in path.rglob("*")
                 if not p.is_dir() and p.name != side.NAME for s in [p.stat()]}
-    with damage(path), zipfile.ZipFile(path) as archive:
+    with readable(path), zipfile.ZipFile(path) as archive:
         return {i.filename: (i.file_size, i.CRC) for i in archive.infolist() if not i.is_dir()}
 
 
@@ -312,17 +312,9 @@ def _zarr():
     return zarr
 
 
-@contextmanager
-def damage(where):
+def readable(where: object) -> AbstractContextManager[None]:
     """zarr and its codecs raise errors of every kind about files that are not what they should be."""
-    try:
-        yield
-    except (UserError, ImportError, MemoryError):
-        raise
-    except Exception as error:
-        said = str(error).split("\n")[0][:200]
-        raise UserError(f"expected a whole zarr array, found damage ({type(error).__name__}: {said})", where=where,
-                        do=_COPY) from None
+    return damage.found("a whole zarr array", where, _COPY, spared=(ImportError, MemoryError), named=True)
 
 
 # -- writing --------------------------------------------------------------------------------------------------------

@@ -241,6 +241,25 @@ def test_a_wrapping_angle_is_no_jump():
         **data[2].steps, "observation.state": state}), *data[3:]], data.facts))}
 
 
+def test_cells_of_a_map_are_no_quantities():
+    """Walls, which stand alike beside each other, and tokens of which few episodes have hundreds; as a vector, both
+    would be worth a word."""
+    rng = np.random.default_rng(0)
+
+    def played(n, shape):
+        cells = np.zeros((31, 12), np.float32)
+        cells[:, :2] = rng.integers(0, 2, (31, 1))
+        cells[:, 2:] = rng.integers(0, 2, (31, 10)) * (300 if n < 2 else 1)
+        return Episode({"observation.state": rng.normal(size=(31, 2)), "action": rng.normal(size=(30, 2)),
+                        "observation.map": cells.reshape(31, *shape)})
+
+    def codes(*shape):
+        return {f.code for f in findings(Dataset([played(n, shape) for n in range(6)], {"fps": 10}))
+                if f.where.feature == "observation.map"}
+    assert codes(2, 3, 2) == set()
+    assert codes(12) == {"scale", "duplicate-component"}
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_columns_at_once_say_what_a_look_at_each_episode_says(tmp_path, seed):
     """10^5 episodes are checked by whole columns; what is found is the same, in whatever order they were picked."""

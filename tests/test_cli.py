@@ -54,10 +54,11 @@ def call(capsys):
     return run
 
 
-def refused(result, *words: str) -> None:
-    """Status 2, and one message that says these words; no traceback, nothing on standard output."""
+def refused(result, *words: str, do: bool = True) -> None:
+    """Status 2, and one message that says these words and what to do; no traceback, nothing on standard output."""
     status, out, err = result
     assert (status, out) == (2, ""), err
+    assert "\n  -> " in err or not do, err
     assert "Traceback" not in err and 'File "' not in err
     assert err.count("understudy: ") <= 1
     for word in words:
@@ -95,6 +96,23 @@ def test_help_needs_no_pytorch():
     assert (ran.returncode, ran.stdout) == (0, "\n"), ran.stderr
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_help_speaks_of_what_is_left_out_in_words(call, monkeypatch, terminal):
+    """Also in colours, also over several lines; columns stay columns."""
+    if terminal:
+        monkeypatch.setattr("tyro._fmtlib._FORCE_ANSI", True)
+    for columns in ("60", "100"):
+        monkeypatch.setenv("COLUMNS", columns)
+        for args in (*([name, "--help"] for name in COMMANDS), ["train", "bc", "--help"]):
+            out = call(*args)[1]
+            assert ("\x1b[" in out) == terminal
+            plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+            assert "{None}" not in plain and not re.search(r"default:[\s│|]*None", plain)
+            assert len({len(line) for line in plain.splitlines() if line.startswith("  -")}) == 1
+    assert re.search(r"--than FLOAT +one rate against this bound \(default: none\)", re.sub(
+        r"\x1b\[[\d;]*m", "", call("plan", "--help")[1]))
+
+
 def test_unknown_command(call):
     refused(call("recrod", "fork"), "no command 'recrod'", "understudy record fork")
 
@@ -114,6 +132,52 @@ def test_usage(call, args):
 ])
 def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     refused(call(*args), "understudy: " + words)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+@pytest.mark.parametrize("args", [
+    "record fork --out d --episodes", "record fork --out d --episodes 3 --rows",
+    "record fork --out d --episodes 3 --workers", "replay d fork --rows", "train bc d --out r --steps",
+    "train bc d --out r --every", "train bc d --out r --rollouts", "train bc d --out r --buffer",
+    "train bc d --out r --max-episode-steps", "eval r fork --episodes", "eval r fork --rows", "eval r fork --workers",
+    "compare a b --env fork --episodes", "compare a b --env fork --rows", "compare a b --env fork --workers",
+    "plan 0.7 0.8 --episodes", "shift r fork --episodes", "shift r fork --rows", "claims run --all --workers"])
+def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, args, count):
+    monkeypatch.chdir(tmp_path)
+    option = args.split()[-1]
+    refused(call(*args.split(), count), f"understudy: {option}: expected at least one, found {count}\n"
+                                        f"  -> such as {option} ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("args", ["record fork --out d --episodes 3", "train bc d --out r", "eval r fork",
+                                  "compare a b --env fork", "shift r fork"])
+def test_seeds_below_0_are_understudys_own(call, args):
+    refused(call(*args.split(), "--seed", -1), "--seed: expected a seed of 0 or more, found -1\n  -> negative seeds")
+
+
+@pytest.mark.parametrize("args", ["eval r fork --labels", "shift r fork --levels", "shift r fork --kinds",
+                                  "split d --by task --out o --names", "view make d --out v --pick",
+                                  "view make d --out v --delete"])
+def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
+    option = args.split()[-1]
+    refused(call(*args.split()), f"{option}: expected a value or several, found none\n  -> name them, or leave")
+
+
+@pytest.mark.parametrize("args, says", [
+    ("claims list --out page.md", "claims list: expected --out with table only\n  -> leave --out out"),
+    ("claims list --all", "expected --all with run only\n  -> leave --all out"),
+    ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
+    ("claims run nothing", "expected a claim's name, found 'nothing'"),
+    ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),
+    ("compare a a --env fork", "expected different policies, found a twice\n  -> there is nothing to tell apart"),
+    ("compare --group x a b --group x c d --env fork", "--group: expected a name for each method, found 'x' twice\n"),
+    ("eval a fork --repeats 1", "--repeats: expected 2 rollouts of the same start or more, or 0 for none, found 1\n"),
+    ("eval a fork --repeats -1", "found -1\n  -> such as --repeats 8"),
+    ("record fork --out d --episodes 3 --by keyboard --workers 2", "expected one worker, since you are one, found 2\n"),
+])
+def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args, says):
+    refused(call(*args.split()), says)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -677,7 +741,8 @@ def test_checkpoints_of_another_schema(call, place, tmp_path):
             (run / file).write_text(json.dumps(json.loads((run / file).read_text()) | values))
         return change
     refused(changed("field", edit("recipe.json", windoww=3)), "windoww", "did you mean 'window'")
-    refused(changed("class", edit("recipe.json", head={"$": "understudy.heads.regression:Regresion"})), "Regresion")
+    refused(changed("class", edit("recipe.json", head={"$": "understudy.heads.regression:Regresion"})), "Regresion",
+            do=False)
     refused(changed("code", edit("recipe.json", head={"$": "os:system"})), "--trust os")
     refused(changed("width", edit("features.json", action={"dtype": "float32", "shape": [5], "kind": "vector"})),
             "expected the weights of this recipe, found 2 of another shape")

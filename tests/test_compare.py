@@ -13,6 +13,7 @@ from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.comparison import compare_all
 from understudy.evaluate.judge import compare, judged, settled
+from understudy.evaluate.planning import plan_rate
 from understudy.evaluate.sequential import Difference, Rate
 from understudy.evaluate.stats import mcnemar, tango, two_level_difference
 
@@ -149,7 +150,7 @@ def call(capsys):
 
 def refused(result, *words):
     status, out, err = result
-    assert (status, out) == (2, "") and "Traceback" not in err, err
+    assert (status, out) == (2, "") and "Traceback" not in err and "\n  -> " in err, err
     for word in words:
         assert word in err, err
 
@@ -183,6 +184,7 @@ def test_compare_rolls_out_keeps_and_goes_on(call, place, tmp_path):
     page = (tmp_path / "r.html").read_text()
     assert "succeeds most often" in page and "rank" in page and page.count("<svg") == 2
     refused(call("compare", *runs, "--env", "fork", "--episodes", 12, "--seed", 1, "--save", kept), "seed 1")
+    refused(call("eval", runs[0], "push", "--against", runs[1], "--episodes", 2), f"{runs[0]} in push, column")
     refused(call("compare", *folders, "--episodes", 13), "expected 13 episodes, found 12")
 
 
@@ -202,7 +204,9 @@ def test_what_cannot_be_compared(call, place):
     refused(call("compare", a, a, "--env", "fork"), "twice")
     refused(call("compare", a, b), "--env")
     refused(call("compare", a, place / "none", "--env", "fork"), "expected a trained run")
-    refused(call("compare", a, place / "demos", "--env", "fork", "--episodes", 2), "same starts")
+    for args in ((a, place / "demos", "--env", "fork"), (a, b, place / "demos")):
+        refused(call("compare", *args, "--episodes", 2), f"{place / 'demos'}: expected a run, or rollouts that eval "
+                "--save wrote, found demonstrations\n  -> train a policy on them: understudy train RECIPE")
     refused(call("compare", a, b, "--env", "fork", "--episodes", 0), "at least one")
     refused(call("compare", a, b, "--env", "fork", "--seed", -1), "found -1")
     refused(call("compare", a, b, "--env", "fork", "--task", "go"), "expected no words")
@@ -248,11 +252,22 @@ def test_sequential_of_two_policies(call, place):
     assert found["verdict"] == "second" and found["paired"]["high"] < 0 and found["episodes"] < 30
     assert {**document(call(*args, "--rows", 2)), "seconds": 0} == {**found, "seconds": 0}
     status, out, _ = call(*args[:-1][:3], "--sequential", "--against", place / "b", "--episodes", 40)
-    assert status == 0 and "Cannot tell whether" in out and "--episodes 160" in out
+    assert status == 0 and "Cannot tell whether" in out and "next:" not in out  # nothing to find: both succeed as often
+
+
+def test_a_question_that_is_left_open_comes_with_the_planned_number_of_episodes(call, place):
+    args = ["eval", place / "a", "fork", "--sequential", "--episodes", 30, "--than"]
+    than = 0.05  # it never succeeds, but 30 episodes could not show that it does so less often
+    found = document(call(*args, than, "--json"))
+    assert found["verdict"] == "futile"
+    wanted = plan_rate((found["successes"] + 1) / (found["episodes"] + 2), than).maximum
+    out = call(*args, than)[1]
+    assert f"{wanted:,} episodes settle it four times in five" in out and f"--episodes {wanted}\n" in out
 
 
 def test_sequential_questions_that_are_none(call, place):
     a = place / "a"
+    refused(call("eval", a, "fork", "--labels", "bad", "good"), "--labels: expected --interactive beside it")
     refused(call("eval", a, "fork", "--sequential"), "--than", "neither")
     refused(call("eval", a, "fork", "--sequential", "--against", a), "--against", "the same checkpoint")
     refused(call("eval", a, "fork", "--sequential", "--than", 0.5, "--against", place / "b"), "found both")

@@ -252,8 +252,11 @@ def test_a_loop_that_judges_itself_is_settled_and_told(call, place, tmp_path):
     assert status == 130 and "the same command goes on" in err
     assert "good succeeds" not in out  # nobody is told before the end
     assert not re.search(r"good|bad", "".join(journal.read_text().splitlines()[1:]))
-    status, out, err = call([""] * 80, *args, "--json")
+    assert "In so many rounds a difference of 12 points shows four times in five at best" in out
+    status, out, err = call([""] * 80, *args, "--json", "--html", tmp_path / "t.html")
     found = json.loads(out)
+    page = (tmp_path / "t.html").read_text()
+    assert "Looked at after every round" in page and "good succeeds more often" in page and "<svg" in page
     assert status == 0 and found["verdict"] == "second" and found["rounds"] == 9 and found["most"] == 100
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert lines[0]["policies"] == ["bad", "good"] and lines[-1]["result"] == found
@@ -282,6 +285,7 @@ def test_a_person_answers_spoils_corrects_and_ends(call, tmp_path):
     [policy] = lines[-1]["result"]["policies"]
     assert policy["labels"] == {"dropped": 1, "grasped": 1, "placed": 1} and policy["spoilt"] == 1
     assert "Cannot tell whether good" in out and "1 of 3 so far" in out
+    assert "In so many trials a rate of 32% or less or of 68% or more shows four times in five" in out
 
 
 def test_without_a_loop_a_name_that_gives_nothing_away_is_run(call, place, tmp_path):
@@ -302,7 +306,7 @@ def test_bad_input_at_the_table(call, place, tmp_path):
 
     def refused(args, *words, answers=()):
         status, out, err = call(answers, *args)
-        assert status == 2, (out, err)
+        assert status == 2 and "\n  -> " in err, (out, err)
         for word in words:
             assert word in err, err
     refused(["good", "--interactive"], "either --than RATE or --against RUN2")

@@ -17,6 +17,7 @@ from understudy.claims import ledger, records
 from understudy.claims.base import NotHere
 from understudy.claims.due import attempted, due, missing, run_all
 from understudy.claims.ledger import Condition, Entry, conditions, decisive, picture, row, rows
+from understudy.claims.listed import listing as kept_listing
 from understudy.cli import main
 from understudy.commands.claims import seconds
 from understudy.core import UserError
@@ -297,6 +298,35 @@ def test_no_time(text):
         seconds(text)
 
 
+# -- the list, kept ---------------------------------------------------------------------------------------------------
+
+
+def test_the_list_is_made_anew_when_a_file_or_a_record_changes_and_only_then(listed, tmp_path, monkeypatch):
+    package, made = tmp_path / "package", []
+    (package / "claims/results").mkdir(parents=True)
+    (package / "core.py").write_text("A = 1")
+    (package / "claims/results/x.json").write_text("{}")
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("understudy.claims.listed.PACKAGE", package)
+    monkeypatch.setattr(records, "listing", lambda: made.append(1) or listed)
+
+    def times() -> int:
+        assert kept_listing() == listed
+        return len(made)
+    assert (times(), times()) == (1, 1)
+    (package / "core.py").write_text("A = 2")
+    assert (times(), times()) == (2, 2)
+    (package / "claims/results/x.json").write_text("{ }")
+    assert (times(), times()) == (3, 3)
+    (package / "core.py").rename(package / "other.py")
+    assert (times(), times()) == (4, 4)
+    (tmp_path / "cache/claims/listing.json").write_text("[")  # damaged
+    assert (times(), times()) == (5, 5)
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    (tmp_path / "cache").write_text("no folder")  # it cannot be kept
+    assert (times(), times()) == (6, 7)
+
+
 # -- from the command line ------------------------------------------------------------------------------------------
 
 
@@ -304,7 +334,7 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ledger, "listing", lambda: listed)
     recorded = [{**e, "stale": False} for e in listed if e["verdict"] != "not run"]
     due_now = [{**e, "stale": e["name"] == "mip-two-steps"} for e in recorded]
-    monkeypatch.setattr(records, "listing", lambda: due_now)
+    monkeypatch.setattr("understudy.claims.listed.listing", lambda: due_now)
 
     def call(*args, status=0):
         assert main(["claims", *map(str, args)]) == status
@@ -324,7 +354,7 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     assert json.loads(found.out) == {"ran": {}, "not_here": {}, "failed": {}, "left": {
         "mip-two-steps": json.loads(found.out)["left"]["mip-two-steps"]}}
     assert "mip-two-steps: left for another time (took" in found.err
-    monkeypatch.setattr(records, "listing", lambda: recorded)
+    monkeypatch.setattr("understudy.claims.listed.listing", lambda: recorded)
     assert "every claim has a record" in call("run", "--all").out
     call("table", "--html", tmp_path / "x.html")
     assert (tmp_path / "x.html").read_text().count("<article") == 296

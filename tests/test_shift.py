@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -459,6 +460,25 @@ def test_the_command_prints_one_document_and_a_page(tmp_path, monkeypatch, capsy
     assert "not up to 0.4 [0.4, beyond]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def climbed(name, *more):
+        assert main(["shift", "scripted", "fork", "--episodes", "12", "--rows", "3", "--levels", "noise=0.8", "--kinds",
+                     "noise", "--json", "--save", name, *more]) == 0
+        lines = [json.loads(line) for line in Path(name).read_text().splitlines()]
+        each = {line["about"]["severity"]: [] for line in lines}
+        for line in lines:
+            each[line["about"]["severity"]] += line["episodes"]
+        return capsys.readouterr().out, each
+    alone = climbed("one.jsonl")
+    assert climbed("two.jsonl", "--workers", "2") == alone
+    assert climbed("one.jsonl", "--workers", "2") == alone  # and what was kept is not run again
+    with pytest.raises(UserError, match="expected a seat for each of 2 workers"):
+        ladder.ladder(make("fork").expert(), lambda rows: make("fork", rows), [], workers=2)
+
+
 @pytest.mark.parametrize(("args", "message"), [
     (["--kinds", "wind"], "--kinds: expected one of start, gust.*found 'wind'"),
     (["--levels", "gust"], "--levels: expected KIND=L,L"),
@@ -472,7 +492,7 @@ def test_the_command_prints_one_document_and_a_page(tmp_path, monkeypatch, capsy
 def test_what_cannot_be_is_said_before_anything_is_run(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["shift", "scripted", "fork", *args]) == 2
-    assert re.search(message, capsys.readouterr().err)
+    assert re.search(message, said := capsys.readouterr().err) and "\n  -> " in said
     assert not (tmp_path / "shift").exists()
 
 

@@ -16,7 +16,7 @@ from scipy import integrate, optimize
 from scipy import stats as scipy_stats
 
 from understudy.core import UserError
-from understudy.evaluate import many, sequential, stats, unpaired
+from understudy.evaluate import many, planning, sequential, stats, unpaired
 from understudy.evaluate.margins import equivalent, noninferior
 from understudy.evaluate.planning import correlation, paired_power, plan, plan_rate, rate_power, unpaired_power
 from understudy.evaluate.returns import bootstrap, interquartile_mean, over_tasks, profile
@@ -596,6 +596,40 @@ def test_the_sequential_plan_in_simulation():
     assert np.mean(first + 1) == pytest.approx(one.expected, rel=0.05)
 
 
+@pytest.mark.parametrize("most", [9, 12, 40])
+def test_the_least_difference_that_can_be_found(most):
+    """All differing pairs are won by one: so many of them settle it, and they come with the binomial's chance."""
+    test = Difference(most=most)
+    settles = next(n for n in range(1, most + 1)
+                   if Difference().verdict({"pairs": n, "first": n, "second": 0}) == "first")
+    low, high = planning.least(test)
+    assert low == -high and scipy_stats.binom.sf(settles - 1, most, high) == pytest.approx(0.8, abs=1e-6)
+    assert np.isnan(planning.least(Difference(most=settles - 1))).all()
+
+
+@pytest.mark.parametrize("most, than", [(7, 0.7), (12, 0.5), (25, 0.7)])
+def test_the_least_rates_that_can_be_found(most, than):
+    """By the tree of all counts, which the test looks at after every rollout."""
+    def chance(rate, wanted):
+        alive, found, test = {0: 1.0}, 0.0, Rate(than)
+        for n in range(1, most + 1):
+            after = {}
+            for k, p in alive.items():
+                for won, q in ((1, rate), (0, 1 - rate)):
+                    if (said := test.verdict({"trials": n, "successes": k + won})) is None:
+                        after[k + won] = after.get(k + won, 0.0) + p * q
+                    elif said == wanted:
+                        found += p * q
+            alive = after
+        return found
+    for rate, wanted, end in zip(planning.least(Rate(than, most=most)), ("below", "above"), (0.0, 1.0), strict=True):
+        if np.isnan(rate):
+            assert chance(end, wanted) < 0.8
+        else:
+            assert chance(rate, wanted) == pytest.approx(0.8, abs=1e-4)
+    assert np.isnan(planning.least(Rate(0.7, most=7))[1])  # seven of seven are not enough
+
+
 @pytest.mark.parametrize("given, says", [
     ((0.7, 0.7), "two different rates"), ((70, 80), "70 % is 0.7"), ((0.0, 0.5), "between 0 and 1"),
     ((0.7, math.nan), "between 0 and 1"), ((0.7, 0.8, 0.05, 0.05), "power above alpha"), ((0.7, 0.8, 5), "5 % is 0.05"),
@@ -631,7 +665,7 @@ def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
     from understudy.cli import main
 
     assert main(["plan", *args]) == 2
-    assert says in capsys.readouterr().err
+    assert says in (said := capsys.readouterr().err) and "\n  -> " in said
 
 
 # -- the published tables -----------------------------------------------------------------------------------------

@@ -314,7 +314,7 @@ def test_a_run_on_a_stream_goes_on_as_if_nothing_had_happened(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("more, said", [
-    (["--buffer", "0"], "buffer of at least one step"),
+    (["--buffer", "0"], "--buffer: expected at least one, found 0\n  -> such as --buffer"),
     (["--buffer", "50", "--image-size", "32"], "--image-size: expected no such option with --buffer")])
 def test_options_that_do_not_go_with_a_stream(tmp_path, capsys, more, said):
     tar(tmp_path / "a.tar", [(0, {"observation.state": np.zeros((5, 2)), "action": np.zeros((5, 1))})])

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import UserError
+from ..core import Feature, UserError
 from ..data.episode import Dataset
 
 
@@ -55,6 +55,12 @@ def refusal(error: UserError, path: Path, columns: Iterable[str] = (), code: str
     return Finding(code, "error", error.what, error.do or "take it from a copy",
                    Where(path.name if file in (None, ".") else file, int(episode[1]) if episode else None,
                          int(step[1]) if step else None, told))
+
+
+def quantities(feature: Feature) -> bool:
+    """Whether its components are quantities, and not the cells of a map (H, W, C): of those many never change, many are
+    alike, and there is no unit in which they are large."""
+    return feature.kind == "vector" and len(feature.shape) < 3
 
 
 class Score(ABC):

@@ -20,7 +20,7 @@ from ..data import video
 from ..data.episode import Dataset, Packed
 from ..data.formats.base import Episodes, cameras, rows_of
 from . import lerobot, motion
-from .base import Finding, Where, refusal
+from .base import Finding, Where, quantities, refusal
 from .words import count, listed
 
 Check = Callable[[Dataset], Iterator[Finding]]
@@ -322,7 +322,7 @@ def duplicates(data: Dataset) -> Iterator[Finding]:
     copies: dict[bytes, list[str]] = {}
     for name in names:
         f = data[0].features()[name]
-        if f.kind != "vector" or f.size > 512:
+        if not quantities(f) or f.size > 512:
             continue
         digests = [hashlib.blake2b(digest_size=16) for _ in range(f.size)]
         for episode in data:

@@ -15,7 +15,7 @@ import numpy as np
 from ..core import role
 from ..data.episode import Dataset, Episode
 from ..data.formats.base import rows_of
-from .base import Finding, Where
+from .base import Finding, Where, quantities
 from .words import count, listed
 
 LAGS = range(-5, 6)  # steps between an action and the motion that it explains
@@ -215,7 +215,7 @@ def scales(data: Dataset) -> Iterator[Finding]:
     if len(data) < 5:
         return
     for name, f in data[0].features().items():
-        if role(name) not in ("observation", "action") or f.kind != "vector" or not f.size or f.size > 4096:
+        if role(name) not in ("observation", "action") or not quantities(f) or not f.size or f.size > 4096:
             continue
         size = np.array([_size(episode.steps[name]) for episode in data])  # (E, D) log of the largest value
         if not np.isfinite(size).all():

@@ -20,7 +20,7 @@ from .base import Claim
 
 HERE = Path(__file__).parent
 # Modules of this folder that are not claims.
-PARTS = ("__init__", "base", "run", "records", "measures", "curated", "sectors", "ledger", "due")
+PARTS = ("__init__", "base", "run", "records", "measures", "curated", "sectors", "ledger", "listed", "due")
 
 
 def all_claims() -> dict[str, Claim]:
@@ -36,7 +36,7 @@ def find(name: str) -> Claim:
     claims = all_claims()
     if name not in claims:
         near = difflib.get_close_matches(name, claims, 1)
-        raise UserError(f"expected a claim's name, found {name!r}; there are {', '.join(claims)}",
+        raise UserError(f"expected a claim's name, found {name!r}; there are {', '.join(claims)}", where="claims",
                         do=f"did you mean {near[0]!r}?" if near else "see understudy claims list")
     return claims[name]
 

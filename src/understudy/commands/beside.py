@@ -41,7 +41,7 @@ def check(o: Asked) -> None:
 
     if o.repeats < 0 or o.repeats == 1:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
-                        where="--repeats")
+                        where="--repeats", do="such as --repeats 8")
     if (o.sequential or o.interactive) and (asked := options(o)):
         raise UserError("expected an evaluation of a fixed number of episodes, found --sequential or --interactive",
                         where=asked[0], do="leave one of them out: behaviour is told of a whole evaluation")
@@ -64,7 +64,8 @@ def demonstrated(o: Asked) -> Dataset | None:
     if o.demonstrations is not None:
         data = Dataset.open(no_run(o.demonstrations))
         if not len(data):
-            raise UserError("expected demonstrations, found no episode", where=o.demonstrations)
+            raise UserError("expected demonstrations, found no episode", where=o.demonstrations,
+                            do="leave out --demonstrations, or name others")
         return data
     if o.run.suffix == ".onnx" or not (file := checkpoint(o.run) / "provenance.json").exists():
         return None

@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from .common import Out, Processes, parse
 
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
+LEDGER = Path("docs/ledger.md")
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Claims:
     """with --all: how many at once, or `ray` for a cluster"""
     family: Annotated[str | None, arg(metavar="FAMILY")] = None
     """only claims of this family of the ledger (list, run --all)"""
-    verdict: Literal["holds", "fails", "undecided", "not run"] | None = None
-    """only claims with this verdict (list)"""
+    verdict: Annotated[Literal["holds", "fails", "undecided", "not run"] | None, arg(metavar="VERDICT")] = None
+    """only claims with this verdict: holds, fails, undecided, "not run" (list)"""
     stale: bool = False
     """only those whose code or data have changed since their record (list)"""
-    out: Annotated[Path, arg(metavar="FILE")] = Path("docs/ledger.md")
+    out: Annotated[Path, arg(metavar="FILE")] = LEDGER
     """where `table` writes the page; pictures go to images/claims beside it"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """with table: a page to search and filter, in one file, in place of that"""
@@ -61,29 +62,36 @@ def main(args: list[str]) -> None:
                         where=f"understudy claims {o.what}", do="understudy claims list names them")
     wrong = {"--all": (o.all, "run"), "--budget": (o.budget is not None, "run"), "--workers": (o.workers != 1, "run"),
              "--verdict": (o.verdict is not None, "list"), "--stale": (o.stale, "list"),
-             "--html": (o.html is not None, "table")}
+             "--html": (o.html is not None, "table"), "--out": (o.out != LEDGER, "table")}
     for option, (given, where) in wrong.items():
         if given and (o.what != where or where == "run" and not o.all):
             raise UserError(f"expected {option} with {where}{' --all' * (where == 'run' and option != '--all')} only",
-                            where=f"understudy claims {o.what}")
+                            where=f"understudy claims {o.what}", do=f"leave {option} out")
     with Out(o.json) as out:
         {"list": _list, "run": _run_all if o.all else _run, "table": _table}[o.what](o, out)
 
 
 def _chosen(o: Claims) -> list[dict]:
+    from ..claims.listed import listing
+
+    return [e for e in listing() if _in_family(o.family, e) and (o.verdict is None or e["verdict"] == o.verdict)
+            and (not o.stale or e["stale"])]
+
+
+def _in_family(family: str | None, entry: dict) -> bool:
+    if family is None:
+        return True
     import difflib
 
     from ..claims.ledger import row, rows
-    from ..claims.records import listing
     from ..core import UserError
 
     families = sorted({r.family for r in rows().values()})
-    if o.family is not None and o.family not in families:
-        near = difflib.get_close_matches(o.family, families, 1)
-        raise UserError(f"expected a family of the ledger, found {o.family!r}", where="--family",
+    if family not in families:
+        near = difflib.get_close_matches(family, families, 1)
+        raise UserError(f"expected a family of the ledger, found {family!r}", where="--family",
                         do=(f"did you mean {near[0]}? " if near else "") + f"There are {', '.join(families)}")
-    return [e for e in listing() if (o.family is None or o.family in {row(n, e["name"]).family for n in e["rows"]})
-            and (o.verdict is None or e["verdict"] == o.verdict) and (not o.stale or e["stale"])]
+    return family in {row(number, entry["name"]).family for number in entry["rows"]}
 
 
 def _list(o: Claims, out: Out) -> None:
@@ -138,7 +146,8 @@ def seconds(budget: str | None) -> float | None:
 
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", budget)
     if not parts or "".join(a + b for a, b in parts) != budget or any(not unit for _, unit in parts[:-1]):
-        raise UserError(f"expected a time such as 90s, 30m or 2h, found {budget!r}", where="--budget")
+        raise UserError(f"expected a time such as 90s, 30m or 2h, found {budget!r}", where="--budget",
+                        do="such as --budget 2h")
     return sum(float(number) * UNITS[unit] for number, unit in parts)
 
 

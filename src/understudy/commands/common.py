@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields
 from itertools import count, dropwhile, takewhile
 from pathlib import Path
@@ -48,19 +48,67 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     found = read(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # one's own file beside one, which an installed script does not see; last
-    html = getattr(found, "html", None)
-    if html is not None and (html.is_dir() or not html.parent.is_dir()):  # before hours of work, not after
+    for what, where, do in _mistakes(found, args):
         from ..core import UserError
 
-        what = "a folder" if html.is_dir() else f"no folder {html.parent}"
-        raise UserError(f"expected the name of a file to write, found {what}", where=f"--html {html}",
-                        do="such as --html report.html")
-    for name in ("rows", "rollouts", "workers"):
-        if (count := getattr(found, name, 1)) != "ray" and count < 1:
-            from ..core import UserError
-
-            raise UserError(f"expected at least one, found {count}", where=f"--{name}")
+        raise UserError(what, where=where, do=do)
     return found
+
+
+# What no command takes fewer than one of, and how many are usual.
+COUNTS = {"episodes": 100, "rows": 16, "workers": 2, "rollouts": 20, "steps": 1000, "every": 100, "buffer": 100_000,
+          "max_episode_steps": 1000}
+
+
+def _mistakes(options: Any, args: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(what, where, what to do) of what is wrong with options whichever command has them: said before hours of work,
+    not after."""
+    for f in fields(options):
+        option = "--" + f.name.replace("_", "-")
+        if getattr(options, f.name) == () and option in args:
+            yield "expected a value or several, found none", option, f"name them, or leave {option} out"
+    for name, usual in COUNTS.items():
+        option = "--" + name.replace("_", "-")
+        if type(count := getattr(options, name, None)) is int and count < 1:
+            yield f"expected at least one, found {count}", option, f"such as {option} {usual}"
+    if (seed := getattr(options, "seed", 0)) < 0:
+        yield (f"expected a seed of 0 or more, found {seed}", "--seed",
+               "negative seeds are understudy's own, so that nothing shares a start with what judges it")
+    if seed >= 2**63:
+        yield f"expected a seed below 2^63, found {seed}", "--seed", "such as --seed 1"
+    html, mapped = getattr(options, "html", None), getattr(options, "map", None)
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):
+        found = "a folder" if html.is_dir() else f"no folder {html.parent}"
+        yield f"expected the name of a file to write, found {found}", f"--html {html}", "such as --html report.html"
+    if mapped is not None and not mapped.is_file():
+        yield (f"expected a file, found {'a folder' if mapped.is_dir() else 'none'}", f"--map {mapped}",
+               "understudy inspect BAG --json proposes a map: correct it, and name its file")
+
+
+def cli(options: type[T], args: Sequence[str], prog: str, **more) -> Any:
+    """tyro.cli, whose help says "--than FLOAT (default: none)" for its "--than {None}|FLOAT (default: None)"."""
+    said = _Like(sys.stdout)
+    try:
+        with redirect_stdout(said):
+            return tyro.cli(options, prog=prog, args=list(args), config=(tyro.conf.FlagCreatePairsOff,), **more)
+    finally:
+        text = re.sub(r"\{None\}\|(\S+)", lambda m: m[1] + " " * len("{None}|"), said.getvalue())  # columns stay
+        sys.stdout.write(re.sub(r"(\(default:(?:[\s│|]|\x1b\[[\d;]*m)*)None\)", r"\1none)", text))
+
+
+class _Like(io.StringIO):
+    """Keeps what is written to it, and can show as much as `out`: colours, frames."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.out = out
+
+    @property
+    def encoding(self):
+        return self.out.encoding
+
+    def isatty(self) -> bool:
+        return self.out.isatty()
 
 
 def read(options: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
@@ -68,8 +116,7 @@ def read(options: type[T], args: Sequence[str], prog: str, default: T | None = N
     more = {} if default is None else {"default": default}
     try:
         with redirect_stderr(io.StringIO()) as said:
-            found, unknown = tyro.cli(options, prog=prog, args=list(args), return_unknown_args=True,
-                                      config=(tyro.conf.FlagCreatePairsOff,), **more)
+            found, unknown = cli(options, args, prog, return_unknown_args=True, **more)
     except SystemExit as end:
         if not end.code:  # after --help
             raise

@@ -55,16 +55,10 @@ class Compare:
 
 def main(args: list[str]) -> None:
     o = parse(Compare, "compare", args)
-    from ..core import UserError
     from ..evaluate.comparison import compare_all
     from .evaluate import called
 
     with Out(o.json) as out:
-        if o.episodes is not None and o.episodes < 1:
-            raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
-        if o.seed < 0:
-            raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
-                            do="negative seeds are kept for recording and training")
         groups = _groups(o)
         runs = [run for group in groups.values() for run in group]
         found = _evaluations(o, runs)
@@ -91,7 +85,8 @@ def _groups(o: Compare) -> dict[str, list[Path]]:
         raise UserError("expected runs or groups, found both", where="compare",
                         do="a checkpoint and a method cannot be compared: put each run into a --group NAME RUN ...")
     if twice := next((r for r in o.runs if o.runs.count(r) > 1), None):
-        raise UserError(f"expected different policies, found {twice} twice", where="compare")
+        raise UserError(f"expected different policies, found {twice} twice", where="understudy compare",
+                        do="there is nothing to tell apart: name each once")
     groups = {str(run): [run] for run in o.runs}
     for name, *runs in (g or ("",) for g in o.group):
         if len(runs) < 2:
@@ -99,7 +94,8 @@ def _groups(o: Compare) -> dict[str, list[Path]]:
                             f"{' '.join([name, *runs]) or 'nothing'}", where="--group",
                             do="--group NAME RUN RUN; without --group, checkpoints are compared")
         if name in groups:
-            raise UserError(f"expected a name for each method, found {name!r} twice", where="--group")
+            raise UserError(f"expected a name for each method, found {name!r} twice", where="--group",
+                            do="give all runs of a method after its name, once: --group NAME RUN RUN ...")
         groups[name] = [Path(r) for r in runs]
     if len(groups) < 2:
         raise UserError(f"expected two {'groups' if o.group else 'policies'} or more, found {len(groups)}",
@@ -167,6 +163,9 @@ def _read(run: Path, o: Compare) -> Evaluation:
         raise UserError(f"expected rollouts as eval --save writes them, found {'none' if odd is None else 'others'}",
                         where=run if odd is None else f"{run}, episode {odd}", do="name a run, or save its rollouts")
     env, seed = data[0].meta["env"], data[0].meta["seed"]
+    if seed < 0:
+        raise UserError("expected a run, or rollouts that eval --save wrote, found demonstrations", where=run,
+                        do="train a policy on them: " + line("train", "RECIPE", run, "--out", "RUN"))
     if o.env is not None and o.env != env:
         raise UserError(f"expected rollouts in {o.env}, found some in {env}", where=run,
                         do="leave out --env, or compare runs in it")

@@ -100,7 +100,8 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
         raise UserError(f"expected numbers, found {odd!r}", where=f"--by {by}",
                         do="understudy view make DATA --where FIELD=VALUE keeps those of one value") from None
     if found.shape != (len(data),):
-        raise UserError(f"expected one number an episode, ({len(data)},), found {found.shape}", where=f"--by {by}")
+        raise UserError(f"expected one number an episode, ({len(data)},), found {found.shape}", where=f"--by {by}",
+                        do="the function is given a Dataset, whose length is the number of its episodes")
     return found, settings
 
 
@@ -130,7 +131,8 @@ def _loaded(name: str, trust: tuple[str, ...]):
         raise UserError(f"there is no module {error.name}", where=f"--by {name}",
                         do="check the name; it has to be importable from here (PYTHONPATH)") from error
     if not callable(found):
-        raise UserError(f"expected a function {function!r} in {module}, found none", where=f"--by {name}")
+        raise UserError(f"expected a function {function!r} in {module}, found none", where=f"--by {name}",
+                        do="check the name after the colon")
     return found() if isinstance(found, type) else found
 
 

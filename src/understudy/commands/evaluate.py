@@ -119,14 +119,12 @@ def main(args: list[str]) -> None:
                             do="compare two at a time")
         if o.episodes is None:
             o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
-        if o.episodes < 1:
-            raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
-        if o.seed < 0:
-            raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
-                            do="negative seeds are kept for recording and training")
         if o.workers != 1 and (o.interactive or o.sequential):
             raise UserError(f"expected one worker, which looks after every episode, found {o.workers}",
                             where="--workers", do="leave it away")
+        if not o.interactive and any(a.split("=")[0] == "--labels" for a in args):
+            raise UserError("expected --interactive beside it, where somebody says how a trial went", where="--labels",
+                            do="leave it out: in an environment, what is a success is its own matter")
         beside.check(o)
         if o.interactive:
             interactive(o, out)
@@ -249,7 +247,7 @@ def acting(run: Path, env, o: Asked) -> tuple[Actor, str]:
     plays, by = actor_of(run, o), f"policy {mark_of(place_of(run))}"
     words = told(run, env.features, o)
     features = {k: plays.policy.policy.features[k] for k in words}
-    plays.policy.policy.check({**env.features, **features}, str(env.facts["env"]), resized=True)
+    plays.policy.policy.check({**env.features, **features}, f"{run} in {env.facts['env']}", resized=True)
     return (Given(plays, words), f"{by}, told {o.task!r}") if words else (plays, by)
 
 
@@ -301,7 +299,7 @@ def told(run: Path, features: Schema, o: Asked) -> dict:
     if say is None or o.task is None and say.into in features:
         return {}
     if o.task is None:
-        raise UserError("expected the task in words, which this policy reads, found none", where="--task",
+        raise UserError(f"expected the task in words, which {run} reads, found none", where="--task",
                         do="tell it as it was told in training: --task 'WORDS'")
     return {say.into: torch.from_numpy(say.bytes(o.task).copy())}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +31,6 @@ def interactive(o: Eval, out: Out) -> None:
     from .sequential import question
 
     runs = [o.run] if o.against is None else [o.run, o.against]
-    if o.html is not None:
-        raise UserError("expected no --html: the journal is the record", where="--html", do="leave it out")
     design = Design(tuple(map(str, runs)), question(o), o.labels, o.seed)
     for label in o.labels:
         if not label or label.split() != [label] or label.isdigit() or label in COMMANDS:
@@ -53,7 +53,7 @@ def interactive(o: Eval, out: Out) -> None:
                 raise UserError(f"line {number} makes no sense: {error.what}", where=journal.path,
                                 do="take the file from a copy, or name another --save and begin anew") from None
         session = table.sit(session)
-        _tell(design, session, journal.path, out)
+        _tell(o, design, session, journal.path, out)
 
 
 # -- the person -----------------------------------------------------------------------------------------------------
@@ -92,9 +92,22 @@ class _Table:
                  f"Does {names[0]} succeed in more or in less than {self.o.than:g} of its trials? Up to {most} "
                  "of them, looked at after every one.")
         self._say(asked, f"Every answer is kept in {path}: after any interruption the same command goes on.")
-        if session.trials:
-            self._say(f"So far: {'rounds' if self.two else 'trials'} complete {len(session.rounds)}, trials begun "
-                      f"{session.trials}.")
+        self._say(f"So far: {'rounds' if self.two else 'trials'} complete {len(session.rounds)}, trials begun "
+                  f"{session.trials}." if session.trials else self._best())
+
+    def _best(self) -> str:
+        """What so few trials can show, said before the first of them."""
+        from ..evaluate.planning import least
+
+        low, high = least(self.design.test)
+        if self.two:
+            return (f"In so many rounds a difference of {math.ceil(100 * high)} points shows four times in five at "
+                    "best: if one policy succeeds wherever the other does. A smaller one shows less often.")
+        known = [f"of {math.floor(100 * low)}% or less"] if low == low else []
+        known += [f"of {math.ceil(100 * high)}% or more"] if high == high else []
+        if not known:
+            return "In so many trials even a rate of 0% or of 100% shows less than four times in five."
+        return f"In so many trials a rate {' or '.join(known)} shows four times in five, another less often."
 
     def _begin(self, session: Session) -> Session:
         trial = self.design.trial(session)
@@ -314,10 +327,11 @@ def _actor(run: Path, o: Eval) -> Actor:
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def _tell(design: Design, session: Session, path: Path, out: Out) -> None:
+def _tell(o: Eval, design: Design, session: Session, path: Path, out: Out) -> None:
     from rich.table import Table
 
     from ..evaluate.judge import settled
+    from .sequential import page
 
     result = design.result(session)
     won = tuple(p["successes"] for p in result["policies"])
@@ -328,7 +342,12 @@ def _tell(design: Design, session: Session, path: Path, out: Out) -> None:
             i = p["success"]
             table.add_row(p["name"], *map(str, p["labels"].values()), f"{i['estimate']:.1%}",
                           f"{i['low']:.1%} to {i['high']:.1%}", str(p["spoilt"]))
-        out.say("", table, "", " ".join(settled(design.test, design.state(session), won, design.policies, unit)))
+        said = settled(design.test, design.state(session), won, design.policies, unit)
+        out.say("", table, "", " ".join(said))
+        if o.html is not None:
+            states = [design.state(replace(session, rounds=session.rounds[:n + 1])) for n in range(len(session.rounds))]
+            page(o.html, design.test, states, said, [Path(name).name for name in design.policies], "trials", unit)
+            out.say(f"Report written to {o.html}")
     else:
         out.say("", "No round was completed: nothing can be said.")
     out.say(f"All answers, and whose the trials were: {path}")

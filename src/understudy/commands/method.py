@@ -43,7 +43,8 @@ def _options(made_by, args: Sequence[str]) -> dict[str, Any]:
     while pending:
         key = pending.pop(0).removeprefix("--recipe.").replace("-", "_")
         if not pending or pending[0].startswith("--recipe."):
-            raise UserError("expected a value, found none", where=f"--recipe.{key}")
+            raise UserError("expected a value, found none", where=f"--recipe.{key}",
+                            do=f"such as --recipe.{key} VALUE")
         text = pending.pop(0)
         found[key] = _value(hints.get(key, str), text, f"--recipe.{key}")
     return found
@@ -60,7 +61,8 @@ def _value(kind, text: str, where: str) -> Any:
     except ValueError:
         pass
     wanted = " or ".join(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else kind.__name__
-    raise UserError(f"expected {'true or false' if kind is bool else wanted}, found {text!r}", where=where)
+    raise UserError(f"expected {'true or false' if kind is bool else wanted}, found {text!r}", where=where,
+                    do="understudy methods NAME says what can be set")
 
 
 def settings(value, at: str = "") -> Iterator[tuple[str, Any]]:

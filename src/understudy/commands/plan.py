@@ -37,13 +37,15 @@ class Plan:
 def main(args: list[str]) -> None:
     o = parse(Plan, "plan", args)
     from ..core import UserError
+    from ..evaluate.planning import MOST
 
     if len(o.rates) != (2 if o.than is None else 1):
         raise UserError(f"expected {'two rates, or one and --than' if o.than is None else 'one rate beside --than'}, "
                         f"found {' '.join(f'{r:g}' for r in o.rates) or 'none'}", where="understudy plan",
                         do="such as: understudy plan 0.7 0.8")
-    if o.episodes is not None and o.episodes < 1:
-        raise UserError(f"expected at least one, found {o.episodes}", where="--episodes")
+    if o.episodes is not None and o.episodes > MOST:
+        raise UserError(f"expected at most {MOST:,}, found {o.episodes:,}", where="--episodes",
+                        do="nobody runs more: such as --episodes 100")
     with Out(o.json) as out:
         if o.than is None:
             _two(o, out)

@@ -61,10 +61,9 @@ def main(args: list[str]) -> None:
     from ..evaluate.workers import Workers
     from ..recipes import recommended
 
-    if o.episodes < 1:
-        raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
     if o.by == "keyboard" and o.workers != 1:
-        raise UserError("expected one worker, since you are one", where="--workers")
+        raise UserError(f"expected one worker, since you are one, found {o.workers}", where="--workers",
+                        do="leave it out")
     out, rows = Out(), 1 if o.by == "keyboard" or o.workers != 1 else min(o.rows, o.episodes)
     env = make(o.env, rows, o.trust)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,13 +46,28 @@ def sequential(o: Eval, out: Out) -> None:
         out.say(f"Episodes written to {o.save}")
     keep(o, {**document, "seed": o.seed, "each": {"success": [w[0] for w in won]}})
     if o.html is not None:
-        _page(o, test, path, said, document)
+        page(o.html, test, path, said, [run.name for run in runs], document["env"])
         out.say(f"Report written to {o.html}")
-    if test.verdict(state) == "futile":
+    if test.verdict(state) == "futile" and (enough := _enough(o, successes, len(won))) is not None:
+        out.say(f"If all is as it was seen here, {enough:,} episodes settle it four times in five.")
         asked = ("--than", o.than) if o.against is None else ("--against", o.against)
-        out.next(line("eval", o.run, o.on, "--sequential", *asked, "--episodes", 4 * o.episodes,
+        out.next(line("eval", o.run, o.on, "--sequential", *asked, "--episodes", enough,
                       *(("--seed", o.seed) if o.seed else ()), *needed(o.trust, o.on, *runs)))
     out.answer(document)
+
+
+def _enough(o: Eval, successes: tuple[int, ...], episodes: int) -> int | None:
+    """How many settle it with probability 0.8 if the rates are what the episodes and a flat prior say, as the futility
+    rule has it. None where they are as good as equal."""
+    from ..core import UserError
+    from ..evaluate.planning import plan, plan_rate
+
+    rates = [(k + 1) / (episodes + 2) for k in successes]
+    try:
+        enough = (plan_rate(rates[0], o.than) if o.against is None else plan(*rates)).maximum
+    except UserError:  # nobody runs so many
+        return None
+    return enough if enough > o.episodes else None
 
 
 def question(o: Eval) -> Rate | Difference:
@@ -130,20 +146,22 @@ def _document(o: Eval, test, state, successes, env: str, seconds: float) -> dict
                                                    "high": paired.high, "p": p}}
 
 
-def _page(o: Eval, test, path, said, document) -> None:
-    """How the interval closed, episode by episode."""
-    from ..evaluate import plots
-    from ..evaluate.report import Figures, Section, page
+def page(file: Path, test: Rate | Difference, path: Sequence[dict[str, int]], said: Sequence[str],
+         names: Sequence[str], where: str, unit: str = "episodes") -> None:
+    """How the interval closed. path: the test's state after each of the episodes, or rounds."""
+    from ..evaluate import plots, report
+    from ..evaluate.sequential import Difference
 
     at = [*range(1, len(path) + 1)]
-    found = [test.interval(path[i - 1]) for i in at]
-    two = o.against is not None
-    name, bound = ("difference", "no difference") if two else ("success", f"{o.than:g}")
-    level = 0.0 if two else o.than
-    figure = plots.curves({name: (at, [i.estimate for i in found]), bound: ([1, at[-1]], [level, level])}, "episodes",
+    found = [test.interval(state) for state in path]
+    two = isinstance(test, Difference)
+    name, bound = ("difference", "no difference") if two else ("success", f"{test.than:g}")
+    level = 0.0 if two else test.than
+    figure = plots.curves({name: (at, [i.estimate for i in found]), bound: ([1, at[-1]], [level, level])}, unit,
                           name, bands={name: ([i.low for i in found], [i.high for i in found])},
                           low=-1.0 if two else 0.0, high=1.0)
-    what = f"{o.run.name} minus {o.against.name}" if two else f"Success of {o.run.name}"
-    page(o.html, f"{what} in {document['env']}", [Section("Looked at after every episode", (Figures(((
-        what, figure, "The band is the 95% interval at each moment; all of it holds at once."),)),))],
-        verdict=said, footer="Intervals and p: betting, valid at any time (Waudby-Smith and Ramdas 2024).")
+    what = f"{names[0]} minus {names[1]}" if two else f"Success of {names[0]}"
+    items = ((what, figure, "The band is the 95% interval at each moment; all of it holds at once."),)
+    report.page(file, f"{what} in {where}",
+                [report.Section(f"Looked at after every {unit.removesuffix('s')}", (report.Figures(items),))],
+                verdict=said, footer="Intervals and p: betting, valid at any time (Waudby-Smith and Ramdas 2024).")

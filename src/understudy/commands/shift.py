@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Device, Env, Out, Trust, bar, line, needed, parse
+from .common import Count, Device, Env, Out, Processes, Trust, bar, line, needed, parse, side_by_side
 from .evaluate import acting, exported, home_of, mark_of, place_of, wordless
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Shift:
     """where to compute"""
     rows: Count = 16
     """environments side by side; changes nothing but the time it takes"""
+    workers: Processes = 1
+    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to a policy that was trained with --language"""
     save: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -61,15 +64,9 @@ class Shift:
 
 def main(args: list[str]) -> None:
     o = parse(Shift, "shift", args)
-    from ..core import UserError
     from ..envs import make
     from ..evaluate import ladder
 
-    if o.episodes < 1:
-        raise UserError(f"expected at least one episode, found {o.episodes}", where="--episodes")
-    if o.seed < 0:
-        raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed",
-                        do="negative seeds are kept for recording and training")
 
     def build(rows: int) -> World:
         return make(o.env, rows, o.trust)
@@ -82,7 +79,7 @@ def main(args: list[str]) -> None:
             total = o.episodes * (1 + sum(len(s.levels) for s in shifts))
             with bar(f"{Path(o.run).name} in {o.env}", total) as progress:
                 climbs = ladder.ladder(actor, build, shifts, o.episodes, o.seed, rows=o.rows, kept=file, by=by,
-                                       watch=progress)
+                                       watch=progress, seat=partial(_seat, o), workers=o.workers)
             out.say(*ladder.words(climbs), "", _table(climbs))
             if any(s.unit == "steps" for s in shifts) and env.facts.get("fps"):
                 out.say("", f"A step is {1 / env.facts['fps']:g} s.")
@@ -109,6 +106,19 @@ def _acting(o: Shift, env: World) -> tuple[Actor, str]:
     return acting(run, env, o)[0], f"{mark_of(place_of(run))}, {o.task}, {__version__}"
 
 
+def _seat(o: Shift, name: str | None, severity: float) -> tuple[Actor, World]:
+    """What each worker has."""
+    from ..envs import make
+    from ..evaluate import ladder
+
+    env = make(o.env, side_by_side(o.rows, o.episodes, o.workers), o.trust)
+    actor = _acting(o, env)[0]
+    if name is None:
+        return actor, env
+    shift = ladder.shifts(env)[name]
+    return shift.actor(actor, severity), shift.world(env, severity)
+
+
 def _asked(o: Shift, there: Mapping[str, shifted.Shift], actor: Actor,
            build: Callable[[int], World]) -> list[shifted.Shift]:
     """The shifts that are wanted, each with its levels."""
@@ -127,8 +137,13 @@ def _asked(o: Shift, there: Mapping[str, shifted.Shift], actor: Actor,
     wanted = [replace(there[name], levels=levels.get(name, there[name].levels)) for name in kinds]
     for shift in wanted:
         for level in levels.get(shift.name, ()):  # before anything is run
-            shift.actor(actor, level)
-            shift.world(build(1), level).close()
+            try:
+                shift.actor(actor, level)
+                shift.world(build(1), level).close()
+            except UserError as error:
+                usual = ",".join(f"{v:g}" for v in there[shift.name].levels)
+                raise UserError(error.what, where=error.where,
+                                do=error.do or f"such as --levels {shift.name}={usual}") from None
     return wanted
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
 from tyro.conf import Positional, arg
 
-from .common import Despite, Device, Mapped, Out, Steps, Trust, env_of, line, needed, opened, parse, split
+from .common import Despite, Device, Mapped, Out, Steps, Trust, cli, env_of, line, needed, opened, parse, split
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -80,22 +79,21 @@ def main(args: list[str]) -> None:
         _help([a for a in own if a not in ("-h", "--help")], options)
     o = parse(Train, "train", own)
     from ..core import UserError
+    from ..data.video import size_of
     from ..learn.devices import device
     from ..learn.run import Run
     from ..learn.train import held_out, train
     from .method import method_of, says
 
-    if o.steps is not None and o.steps < 1:
-        raise UserError(f"expected at least one update, found {o.steps}", where="--steps")
-    if o.seed < 0:
-        raise UserError(f"expected a seed of 0 or more, found {o.seed}", where="--seed")
-    if o.every is not None and o.every < 1:
-        raise UserError(f"expected at least one update, found {o.every}", where="--every")
+    if o.image_size is not None:
+        size_of(o.image_size)
     where = device(o.device)
     out = Out()
     stream = None if o.buffer is None else _stream(o)
     data = (opened(o.data, o.image_size, o.map, o.despite, max_episode_steps=o.max_episode_steps) if stream is None
             else stream.first(FIRST))
+    if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
+        print("--image-size: the data have no camera frames", file=sys.stderr)
     say = _say(data) if o.language else None
     method = method_of(o.recipe, options, changes, data.features(), o.trust, f"understudy train {o.recipe}", say)
     score, env = None, None
@@ -182,8 +180,7 @@ def _help(own: list[str], options: list[str]) -> None:
 
         print(f"\nWhat can be set in {own[0]}, and its defaults:\n")
         method = method_of(own[0], options, [], None, tuple(_trusted(own)), "")
-        tyro.cli(Method, default=method, prog=f"understudy train {own[0]} DATA --out RUN", args=["--help"],
-                 config=(tyro.conf.FlagCreatePairsOff,))
+        cli(Method, ["--help"], f"understudy train {own[0]} DATA --out RUN", default=method)
     sys.exit(0)
 
 

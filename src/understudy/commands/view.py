@@ -154,7 +154,8 @@ def _halves(option: str, text: str) -> tuple[str, str]:
 
     first, found, second = text.partition("=")
     if not (found and first and second):
-        raise UserError(f"expected two names with = between them, found {text!r}", where=option)
+        raise UserError(f"expected two names with = between them, found {text!r}", where=option,
+                        do=f"such as {option} {'task=put it there' if option == '--label' else 'OLD=NEW'!r}")
     return first, second
 
 

@@ -35,7 +35,7 @@ class Operation(ABC):
         for f in fields(self):
             if not _fits(value := getattr(self, f.name), hints[f.name]):
                 raise UserError(f"expected {_said(hints[f.name])}, found {value!r}",
-                                where=f"{type(self).__name__.lower()}, {f.name}")
+                                where=f"{type(self).__name__.lower()}, {f.name}", do="correct it where it is written")
 
     @abstractmethod
     def apply(self, data: Dataset) -> Dataset:
@@ -187,7 +187,7 @@ class Drop(Operation):
             _column(name, had.source, "drop")
         kept = [n for n in had.source.schema if n not in self.columns]
         if not kept:
-            raise UserError("expected a column to stay, found none", where="drop, columns")
+            raise UserError("expected a column to stay, found none", where="drop, columns", do="drop fewer")
         return _with(data, Episodes(Named(had.source, {n: n for n in kept}), had.numbers))
 
 
@@ -237,7 +237,7 @@ class Resample(Operation):
 
     def apply(self, data: Dataset) -> Dataset:
         if not 0 < self.fps < 1e6:
-            raise UserError(f"expected a number above 0, found {self.fps}", where="resample, fps")
+            raise UserError(f"expected a number above 0, found {self.fps}", where="resample, fps", do="such as 10")
         had = _episodes(data)
         if data.fps is None and _TIME not in had.source.schema:
             raise UserError("expected data whose fps is known, or with a column timestamp, found neither",
@@ -264,7 +264,8 @@ class Label(Operation):
         kind = {"success": bool, "task": str}.get(self.field, object)
         if self.field in ("length", "episode", "") or not isinstance(self.value, kind):
             raise UserError("expected a fact that can be set (success true or false, task as text), found "
-                            f"{self.field!r} = {self.value!r}", where="label")
+                            f"{self.field!r} = {self.value!r}", where="label",
+                            do="any other name is free: operator, scene, ...")
         _known(self.episodes or (), data, self)
         had = _narrow(data, self.episodes is not None)
         return _with(data, Episodes(Labelled(had.source, self), had.numbers))
@@ -288,7 +289,8 @@ def values(data: Dataset, field: str) -> list[Any]:
                        *(["success"] if _SUCCESS in _episodes(data).source.schema else [])})
         near = difflib.get_close_matches(field, have, 1)
         raise UserError(f"no episode has a field {field!r}; there are {', '.join(have)}",
-                        where=data.facts.get("path", "data set"), do=f"did you mean {near[0]}?" if near else None)
+                        where=data.facts.get("path", "data set"),
+                        do=f"did you mean {near[0]}?" if near else "name one of these")
     return found
 
 
@@ -614,14 +616,14 @@ def _known(numbers: Sequence[int], data: Dataset, operation: Operation) -> None:
     for i in numbers:
         if not 0 <= i < len(data):
             raise UserError(f"expected numbers of episodes, 0 to {len(data) - 1}, found {i}",
-                            where=f"{type(operation).__name__.lower()}, episodes")
+                            where=f"{type(operation).__name__.lower()}, episodes", do="they are counted from 0")
 
 
 def _column(name: str, source: Source, where: str) -> None:
     if name not in source.schema:
         near = difflib.get_close_matches(name, source.schema, 1)
         raise UserError(f"there is no column {name!r}; there are {', '.join(source.schema)}", where=where,
-                        do=f"did you mean {near[0]}?" if near else None)
+                        do=f"did you mean {near[0]}?" if near else "name one of these")
 
 
 def _common(name: str, found: Sequence[Feature | None]) -> Feature:

@@ -70,7 +70,8 @@ class Stream:
 
     def __init__(self, addresses: str | Path | Iterable[str | Path], buffer: int = 65_536):
         if buffer < 1:
-            raise UserError(f"expected a buffer of at least one step, found {buffer}", where="buffer")
+            raise UserError(f"expected a buffer of at least one step, found {buffer}", where="buffer",
+                            do="such as 65536")
         given = [addresses] if isinstance(addresses, (str, Path)) else list(addresses)
         self.buffer = buffer
         self.shards = tuple(_shard(at) for a in given for name in _braces(str(a)) for at in _files(name))
@@ -86,7 +87,8 @@ class Stream:
                 begin += steps
         self.steps = begin
         if not begin:
-            raise UserError("expected at least one episode, found none", where=self.shards[0].at)
+            raise UserError("expected at least one episode, found none", where=self.shards[0].at,
+                            do="take shards with episodes in them")
 
     def __len__(self) -> int:
         """Episodes."""

@@ -124,8 +124,10 @@ class Windows:
             if key in goals:  # one goal per window, the same for what follows
                 column, whose, row = goals[key]
                 return _tensor(column.gather(whose, np.repeat(row[:, None], w.obs, 1)))
-            late = w.look > 0 or now is not t
-            return _tensor(columns[key].gather(episode, now[:, None] + self.past, self.early, late))
+            later = now is not t
+            return _tensor(columns[key].gather(episode, now[:, None] + self.past,
+                                               early=self.early or later and w.ahead + w.horizon < 0,
+                                               late=w.look > 0 or later))
 
         rows = t[:, None] + self.ahead
 

@@ -49,7 +49,8 @@ def export(policy: Policy, path: Path | str, run: Executor | None = None, *, nea
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
     _package("onnx"), _package("onnxscript")
     if path.suffix != ".onnx":
-        raise UserError("expected a name that ends in .onnx", where=path)
+        raise UserError(f"expected a name that ends in .onnx, found {path.name}", where=path,
+                        do=f"such as {path.with_suffix('.onnx')}")
     example = made_up(policy, 3), drawn(policy, 3)
     with torch.no_grad():
         policy.plan(*example)  # what tables hold is made now, and not by the exporter

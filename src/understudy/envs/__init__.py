@@ -128,7 +128,8 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
         except ImportError:
             continue
     if gym_id not in gymnasium.registry:
-        raise UserError(f"expected an environment, found {name!r}", do=_nearest(name, gymnasium.registry))
+        raise UserError(f"expected an environment, found {name!r}", where="environment",
+                        do=_nearest(name, gymnasium.registry))
     try:
         env = gym.build(gym_id, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:

@@ -125,12 +125,14 @@ def compare_all(policies: Mapping[str, Runs], *, level: float = LEVEL) -> Compar
     number of pairs; as vague as that difference is. Raises UserError for fewer than two, or unequal starts or seeds.
     """
     if len(policies) < 2:
-        raise UserError(f"expected two policies or more, found {len(policies)}", where="compare")
+        raise UserError(f"expected two policies or more, found {len(policies)}", where="compare",
+                        do="evaluate(...) judges one")
     names, runs = tuple(policies), list(policies.values())
     groups = [_group(r) for r in runs]
     if len({len(g) for g in groups}) > 1:
         raise UserError("expected as many training seeds of each, found "
-                        + ", ".join(f"{len(g)} of {n}" for n, g in zip(names, groups, strict=True)), where="compare")
+                        + ", ".join(f"{len(g)} of {n}" for n, g in zip(names, groups, strict=True)), where="compare",
+                        do="train the missing ones, or leave some out")
     of = "success" if all(r.success is not None for g in groups for r in g) else "return"
     several = len(groups[0]) > 1
     if of == "return" and len(groups[0][0].episodes) < 2:

@@ -34,7 +34,8 @@ def film(episode: Episode, path: Path | str, env: Env | None = None, *, fps: flo
         write_text(path, plots.trajectories([episode], env.map()).alone())
         return path
     if path.suffix not in KINDS:
-        raise UserError(f"expected {', '.join((*KINDS, '.svg'))}, found {path.suffix or 'no ending'}", where=path)
+        raise UserError(f"expected {', '.join((*KINDS, '.svg'))}, found {path.suffix or 'no ending'}", where=path,
+                        do=f"such as {path.with_suffix('.mp4').name}")
     rate = fps or (env.facts.get("fps") if env is not None else None) or 10
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,5 +105,5 @@ def _write(path, suffix, frames, rate) -> None:
                           mode="edge")
             out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
         if stream is None:
-            raise UserError("expected at least one frame, found none", where=path)
+            raise UserError("expected at least one frame, found none", where=path, do="take an episode with steps")
         out.mux(stream.encode(None))

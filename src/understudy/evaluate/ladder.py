@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from .record import Uniform
 from .report import Content, Figures, Section, Table, page
 from .rollout import rollout
 from .stats import LEVEL, Interval
+from .workers import Count, Workers, one_thread
+
+Seat = Callable[[str | None, float], tuple[Actor, Env]]  # of a worker: (shift's name or None, severity)
 
 DRAWS = 2000  # of the bootstrap
 REFERENCE = 16  # episodes that say how much each component of what is seen varies
@@ -145,17 +148,22 @@ def spread(env: Env) -> dict[str, Tensor]:
 
 
 def ladder(actor: Actor, build: Callable[[int], Env], shifts: Sequence[Shift], episodes: int = 50, seed: int = 0, *,
-           rows: int = 16, kept: Path | None = None, by: str = "", watch: Callable[[int], None] = lambda n: None
-           ) -> list[Climb]:
+           rows: int = 16, kept: Path | None = None, by: str = "", watch: Callable[[int], None] = lambda n: None,
+           seat: Seat | None = None, workers: Count = 1) -> list[Climb]:
     """Rolls out episodes 0 to episodes-1 of `seed` at every level of every shift, and once without any.
 
     build: makes so many copies of the environment anew, since a shift may change it; `rows` of them run side by side,
     which changes nothing but the time. kept: a file that takes what has been run, and from
     which a later call goes on: of the same environment, seed and actor, who is `by`. watch: sees how many episodes
-    there are by now, those that were kept among them.
+    there are by now, those that were kept among them. workers: processes that share the episodes of a level; they begin
+    anew at each. seat: gives what each of several has at a severity of a shift, by its name; a function of a module,
+    or functools.partial of one with values that can be sent.
     """
+    if workers != 1 and seat is None:
+        raise UserError(f"expected a seat for each of {workers} workers, found none", where="ladder",
+                        do="give a function of (shift's name, severity) that makes an actor and an environment")
     if episodes < 1:
-        raise UserError(f"expected at least one episode, found {episodes}", where="ladder")
+        raise UserError(f"expected at least one episode, found {episodes}", where="ladder", do="such as 50")
     kept, done = _Kept(kept, by), 0
 
     def run(shift: Shift | None, severity: float) -> list[tuple[bool | None, float]]:
@@ -166,8 +174,8 @@ def ladder(actor: Actor, build: Callable[[int], Env], shifts: Sequence[Shift], e
                      "shift": None if shift is None else shift.name, "severity": severity}
             who = actor
             if shift is not None:
-                who = shift.actor(actor, severity)
-                env = shift.world(env, severity)
+                with one_thread():  # as in every worker
+                    who, env = shift.actor(actor, severity), shift.world(env, severity)
             found = kept.read(about)[:episodes]
             done += len(found)
             watch(done)
@@ -176,11 +184,14 @@ def ladder(actor: Actor, build: Callable[[int], Env], shifts: Sequence[Shift], e
                 nonlocal done
                 done += 1
                 watch(done)
-            while len(found) < episodes:
-                group = min(2 * env.rows, episodes - len(found))  # fewer would leave rows idle
-                new = [_outcome(e) for e in rollout(who, env, group, seed, first=len(found), watch=tick)]
-                kept.write(about, len(found), new)
-                found += new
+            if len(found) == episodes:
+                return found
+            with Workers(seat and partial(seat, about["shift"], severity), workers, own=(who, env)) as crew:
+                while len(found) < episodes:
+                    group = min(2 * env.rows * crew.count, episodes - len(found))  # fewer would leave rows idle
+                    new = [_outcome(e) for e in crew.rollout(group, seed, first=len(found), watch=tick)]
+                    kept.write(about, len(found), new)
+                    found += new
             return found
         finally:
             env.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from ..core import UserError
 from .sequential import Difference, Rate
@@ -116,6 +116,26 @@ def rate_power(rate: float, than: float, trials: int, alpha: float = 1 - LEVEL) 
         rate, than = 1 - rate, 1 - than
     need = stats.binom.isf(alpha / 2, trials, than) + 1
     return float(stats.binom.sf(need - 1, trials, rate))
+
+
+def least(test: Rate | Difference, power: float = 0.8) -> tuple[float, float]:
+    """What a sequential test finds in `test.most` rollouts with probability `power` (stops for futility aside): of a
+    `Rate` the highest rate below `than` and the lowest above it; of a `Difference` the smallest one, as (-d, d), at
+    best: where the worse policy never succeeds while the better one fails. NaN where there is none."""
+    n = test.most
+    if isinstance(test, Difference):
+        sure = np.flatnonzero(test.needed(n) <= np.arange(n + 1))  # so many pairs that differ, all won by one
+        d = float(stats.beta.ppf(power, sure[0], n - sure[0] + 1)) if len(sure) else math.nan
+        return -d, d
+
+    def found(rate: float) -> float:
+        low, high = test.bounds(np.arange(n + 1))
+        up = rate > test.than
+        count = np.arange(n + 1)
+        return _looking(lambda m: (low, high) if up else (count - high, count - low), rate if up else 1 - rate,
+                        n)[0][n] - power
+    return tuple(float(optimize.brentq(found, end, test.than + (end - test.than) * 1e-9, xtol=1e-6))
+                 if found(end) > 0 else math.nan for end in (0.0, 1.0))
 
 
 def correlation(first: float, second: float) -> float:

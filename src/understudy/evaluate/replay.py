@@ -83,7 +83,7 @@ def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state
     numbers = range(len(data)) if episodes is None else episodes
     if bad := [n for n in numbers if not 0 <= n < len(data)]:
         raise UserError(f"expected an episode from 0 to {len(data) - 1}, found {bad[0]}",
-                        where=data.facts.get("path", "data set"))
+                        where=data.facts.get("path", "data set"), do="episodes are counted from 0")
     if numbers:
         _check_shapes(data, env)
     tracks = []
@@ -150,7 +150,8 @@ def _actions(episode: Episode, number: int) -> torch.Tensor:
     """(T, A), as recorded."""
     if "action" not in episode.steps:
         raise UserError(f"expected a column 'action', found {', '.join(sorted(episode.steps))}",
-                        where=f"episode {number}")
+                        where=f"episode {number}",
+                        do="understudy view make DATA --out VIEW --rename OLD=action calls a column so")
     return torch.from_numpy(np.array(episode.steps["action"][:len(episode)]).reshape(len(episode), -1))
 
 

@@ -240,4 +240,4 @@ def _check(level: float, most: int | None) -> None:
     if not 0 < level < 1:
         raise UserError(f"expected a level between 0 and 1, found {level}", where="level", do="such as 0.95")
     if most is not None and most < 1:
-        raise UserError(f"expected at least one rollout, found {most}", where="most")
+        raise UserError(f"expected at least one rollout, found {most}", where="most", do="such as 1000, or None")

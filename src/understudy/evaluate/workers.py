@@ -57,7 +57,7 @@ def evaluate(setup: Setup, episodes: int = 100, seed: int = 0, *, workers: Count
              watch: Watch = lambda n, e: None) -> Evaluation:
     """As `judge.evaluate`, with the episodes shared out: evaluate(partial(trained, "runs/bc", "fork"), workers=4)."""
     if episodes < 1:
-        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate")
+        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate", do="such as 100")
     began = time.perf_counter()
     with Workers(setup, workers) as crew:
         ran = crew.rollout(episodes, seed, watch=watch)
@@ -90,7 +90,7 @@ class Workers:
 
     def __init__(self, setup: Setup, count: Count = 1, *, own: tuple[Actor, Env] | None = None):
         if count != "ray" and count < 1:
-            raise UserError(f"expected at least one worker, found {count}", where="workers")
+            raise UserError(f"expected at least one worker, found {count}", where="workers", do="1 is this process")
         self.setup, self.count = setup, count
         self.facts: Mapping[str, Any] = {}  # of the environment, once an episode has ended
         self._given, self._own = own, None

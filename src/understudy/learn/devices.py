@@ -25,7 +25,8 @@ def device(name: str | torch.device = "auto") -> torch.device:
     try:
         found = torch.device(name)
     except RuntimeError:
-        raise UserError(f"expected auto, cpu, cuda, cuda:1 or mps, found {name!r}", where="device") from None
+        raise UserError(f"expected auto, cpu, cuda, cuda:1 or mps, found {name!r}", where="device",
+                        do="auto takes a GPU if there is one") from None
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if found.type not in there or not there[found.type]():
         raise UserError(f"expected a {found.type} device, found none", where="device",

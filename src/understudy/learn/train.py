@@ -252,15 +252,18 @@ def held_out(episodes: int, hold: float | Sequence[int]) -> list[int]:
     """The numbers of the episodes that validate."""
     if not isinstance(hold, (int, float)):
         if odd := [i for i in hold if not 0 <= i < episodes]:
-            raise UserError(f"expected episodes from 0 to {episodes - 1} to hold out, found {odd[0]}", where="hold")
+            raise UserError(f"expected episodes from 0 to {episodes - 1} to hold out, found {odd[0]}", where="hold",
+                            do="episodes are counted from 0")
         count, order = len(set(hold)), sorted(set(hold))
     else:
         if not 0 <= hold < 1:
-            raise UserError(f"expected a share from 0 to below 1, found {hold}", where="hold")
+            raise UserError(f"expected a share from 0 to below 1, found {hold}", where="hold",
+                            do="such as 0.1, a tenth; 0 holds out none")
         count = max(round(hold * episodes), 1) if hold and episodes >= 5 else 0
         order = np.random.default_rng(0).permutation(episodes).tolist()
     if count >= episodes:
-        raise UserError(f"expected episodes left to train on, found all {episodes} held out", where="hold")
+        raise UserError(f"expected episodes left to train on, found all {episodes} held out", where="hold",
+                        do="hold out fewer, or train on more")
     return sorted(order[:count])
 
 
@@ -269,7 +272,8 @@ def check_method(method: Method, data: Dataset) -> None:
     recipe, features = method.policy, data.features()
     for name in ("obs", "horizon"):
         if (found := getattr(recipe.window, name)) < 1:
-            raise UserError(f"expected at least one step, found {found}", where=f"policy.window.{name}")
+            raise UserError(f"expected at least one step, found {found}", where=f"policy.window.{name}",
+                            do="1 is one step" if name == "obs" else "1 is one action at a time")
     drawn = {g.into: g.of for g in recipe.window.goals}
     for name in (*recipe.inputs, recipe.target):
         if (f := features.get(drawn.get(name, name))) is not None and f.kind == "string":

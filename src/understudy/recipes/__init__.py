@@ -46,7 +46,8 @@ def find(name: str, features: Schema | None = None, trust: tuple[str, ...] = (),
         return _call(made_by, name, features, options)
     if Path(name).exists():
         if options:
-            raise UserError(f"{name} is a method already, and takes no options", where="--" + next(iter(options)))
+            raise UserError(f"{name} is a method already, and takes no options", where="--" + next(iter(options)),
+                            do="leave it out: any field can be set, such as --learn.steps 500")
         return Method.load(name, trust)
     near = difflib.get_close_matches(name, METHODS, 1)
     raise UserError(f"there is no method {name!r}; there are {', '.join(METHODS)}",
@@ -101,7 +102,8 @@ def function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Method] | 
         raise UserError(f"there is no module {error.name}", where=name,
                         do="install the package, or run where its file is") from error
     if not callable(found):
-        raise UserError(f"expected a function, found {type(found).__name__}", where=name)
+        raise UserError(f"expected a function, found {type(found).__name__}", where=name,
+                        do="check the name after the colon")
     return found
 
 
@@ -114,5 +116,6 @@ def _call(function, name, features, options) -> Method:
                             do=f"did you mean {near[0]!r}?" if near else "leave it out")
     method = function(**options, **({"features": features} if "features" in known else {}))
     if not isinstance(method, Method):
-        raise UserError(f"expected a Method, found {type(method).__name__}", where=name)
+        raise UserError(f"expected a Method, found {type(method).__name__}", where=name,
+                        do="return understudy.Method(...) from it")
     return method

@@ -168,6 +168,6 @@ def repeated(actor: Actor, env: Env, starts: int, repeats: int, seed: int = 0, *
     `meta["start"]`. A policy that draws nothing does the same every time."""
     if starts < 1 or repeats < 2:
         raise UserError(f"expected a start and two rollouts of it at least, found {starts} and {repeats}",
-                        where="repeated")
+                        where="repeated", do="such as repeated(actor, env, starts=16, repeats=8)")
     ran = rollout(actor, SameStarts(env, seed, starts, repeats), starts * repeats, seed, watch=watch)
     return Dataset([replace(e, meta={**e.meta, "start": int(e.meta["number"]) // repeats}) for e in ran], ran.facts)

@@ -110,6 +110,14 @@ def test_statistics_are_those_of_all_rows(tmp_path):
         assert sum(s["counts"]) > 0
 
 
+def test_large_numbers_that_hardly_change_have_a_histogram(tmp_path):
+    """As of a clock in nanoseconds, whose steps are less than float64 can divide into bins."""
+    data = Dataset([Episode({"observation.state": np.stack([1.7e18 + 256 * np.arange(8), np.full(8, 2e18)], 1),
+                             "action": np.zeros((8, 1))})], {"fps": 10})
+    rows = read(page.write(tmp_path / "look.html", data))[0]["statistics"]
+    assert [sum(r["counts"]) for r in rows] == [8, 8, 8] and sum(c > 0 for c in rows[0]["counts"]) == 8
+
+
 def test_principal_components_in_closed_form():
     """Two components that rise together and one that is constant: one direction has all the variance, and
     half of what is standardised comes from each."""

@@ -260,8 +260,8 @@ class _Pages:
             low, high = float(t.low[i]), float(t.high[i])
             v = sample[:, i]
             v = v[np.isfinite(v)]
-            ends = (low, high) if math.isfinite(low) and low < high else (low - 0.5, low + 0.5)
-            counts = np.histogram(v, _BINS, ends)[0].tolist() if len(v) and math.isfinite(low) else []
+            ends = (0, high - low) if low < high else (-0.5, 0.5)  # from the lowest on: of 10**18 ns a step is no bin
+            counts = np.histogram(v - low, _BINS, ends)[0].tolist() if len(v) and math.isfinite(high - low) else []
             yield finite({"column": c.name, "label": label if c.feature.shape else "", "min": low, "max": high,
                           "mean": float(t.mean[i]), "std": float(t.std[i]), "odd": int(t.odd[i]), "counts": counts})
 

@@ -162,6 +162,23 @@ class D4rl(Stored):
             last = hdf5.rows(files[self.path]["next_observations"], begin + steps - 1, begin + steps, where)
         return np.concatenate([values, last]) if len(values) else last
 
+    def several(self, files, name, first, stop):
+        """As they lie in the file: it has all episodes in one array."""
+        lengths = self.lengths[first:stop]
+        begin, steps, where = int(self._begin[first]), int(lengths.sum()), self.place(name, first)
+        with hdf5.readable(where):
+            values = hdf5.rows(files[self.path][self._keys[name]], begin, begin + steps, where)
+            if name == self._last:
+                ends = np.cumsum(lengths)
+                after = hdf5.rows(files[self.path]["next_observations"], begin, begin + steps, where)
+                values = np.insert(values, ends, after[ends - 1], axis=0)
+
+        def at(row):
+            ends = np.cumsum(self.counts[name][first:stop])
+            e = int(np.searchsorted(ends, row, side="right"))
+            return first + e, row - int(ends[e] - self.counts[name][first + e])
+        return self.fitted(values, name, int(self.counts[name][first:stop].sum()), at)
+
     def meta(self, episode) -> Mapping[str, Any]:
         return {**self._own, **self._told}
 

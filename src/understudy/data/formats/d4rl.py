@@ -43,7 +43,7 @@ class D4rl(Stored):
         with hdf5.Files() as files, hdf5.readable(path):
             file = files[path]
             arrays = {k: a for k, a in hdf5.arrays(file, str(path)).items()
-                      if a.attrs.get(hdf5.FILLED, "") != "all" or k in _FLAGS}
+                      if a.filled != "all" or k in _FLAGS}
             self._own = hdf5.attributes(file, str(path))
             told = self._metadata(arrays, warnings)
             steps = self._columns(arrays, warnings)
@@ -85,9 +85,9 @@ class D4rl(Stored):
             if array.shape[0] != steps:
                 raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=where,
                                 do="the file is cut short or damaged: take it from a copy, or remove the array")
-            if hdf5.unwritten(array):
+            if array.unwritten:
                 warnings.append(f"{key}: parts of it were never written, and read as zeros")
-            if key == "next_observations" or array.attrs.get(hdf5.FILLED, "") == "all":
+            if key == "next_observations" or array.filled == "all":
                 continue
             name = _name(key, f)
             if name in self.schema:

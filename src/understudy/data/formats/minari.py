@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _OUTCOMES = ("rewards", "terminations", "truncations")
 _COUNTED = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "observation_space", "action_space",
             "dataset_size", "minari_version", "dataset_id"}  # said anew of what is written
 _DAMAGE = "the file is cut short or damaged: take it from a copy"
+_AHEAD = 64  # episodes whose facts are read at once
 _VERSION = "0.5.4"  # of Minari, whose layout is written
 
 
@@ -219,10 +221,10 @@ class Hdf5(_Minari):
             raise UserError(f"expected total_steps to be {steps}, the rows of rewards, found {said}", where=where,
                             do="correct the attribute, or take the file from a copy")
         for key, array in arrays.items():
-            filled = array.attrs.get(hdf5.FILLED, "")
+            filled = array.filled
             if filled == "all" or key.startswith("infos/") and not array.shape:
                 continue
-            if hdf5.unwritten(array):
+            if array.unwritten:
                 holes.append(key)
             if self.encoded(key, array):
                 f = self._sizes.get(key) or self._size_of(array, key, where)
@@ -260,16 +262,22 @@ class Hdf5(_Minari):
 
     def read(self, files, name, episode, first, stop):
         key, where = self.keys[name], self.place(name, episode)
+        path = f"{self.episodes[episode]}/{key}"
         with hdf5.readable(where):
-            array = files[self.file][f"{self.episodes[episode]}/{key}"]
-            if self.encoded(key, array):
+            if name not in self._numbers and self.encoded(key, array := files[self.file][path]):
                 return self.pictures(array[first:stop], key, first, where)
-            return self._grey(name, hdf5.rows(array, first, stop, where))
+        return self._grey(name, hdf5.column(files[self.file], path, first, stop, where))
 
     def own(self, episode):
-        with hdf5.Files() as files, hdf5.readable(self.file):
-            name = self.episodes[episode]
-            return hdf5.attributes(files[self.file][name], f"{self.file}, {name}")
+        if episode not in self._owns:  # some at once, and once: opening the file takes as long as their numbers
+            with hdf5.Files() as files, hdf5.readable(self.file):
+                for e, name in enumerate(self.episodes[episode: episode + _AHEAD], episode):
+                    self._owns[e] = hdf5.attributes(files[self.file][name], f"{self.file}, {name}")
+        return self._owns[episode]
+
+    @cached_property
+    def _owns(self) -> dict[int, Mapping[str, Any]]:
+        return {}
 
 
 class Tables(_Minari):

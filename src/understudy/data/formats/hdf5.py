@@ -88,6 +88,7 @@ class Array:
     """An array in a file, as h5py.Dataset has it: that takes ten times as long to make, and files have thousands."""
 
     def __init__(self, handle, layout):
+        """layout: None for numbers that lie in this file as they are, one after another."""
         self.id, self._layout, self.shape, self.dtype = handle, layout, handle.shape, handle.dtype
 
     @property
@@ -106,7 +107,7 @@ class Array:
     @cached_property
     def unwritten(self) -> bool:
         """Whether parts of it were never written, so that they read as zeros."""
-        if not self.size:
+        if not self.size or self._layout is None:
             return False
         if self._layout.get_layout() != library().h5d.CHUNKED:
             return self.id.get_storage_size() == 0
@@ -143,8 +144,8 @@ def _walk(h5py, group, prefix, where, depth):
         with readable(at):
             node = h5py.h5o.open(group, key)
             if isinstance(node, h5py.h5d.DatasetID):
-                layout = node.get_create_plist()
-                if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
+                layout = node.get_create_plist() if node.get_offset() is None else None
+                if layout and (layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count()):
                     raise UserError("expected arrays in this file, found one that lies in another", where=at,
                                     do="copy the array into the file")
                 yield f"{prefix}{name}", Array(node, layout)
@@ -154,11 +155,11 @@ def _walk(h5py, group, prefix, where, depth):
 
 def is_bytes(array) -> bool:
     """Of variable length: encoded images, one a row."""
-    return library().check_vlen_dtype(array.dtype) == np.uint8
+    return array.dtype.kind == "O" and library().check_vlen_dtype(array.dtype) == np.uint8
 
 
 def is_text(array) -> bool:
-    return library().check_string_dtype(array.dtype) is not None
+    return array.dtype.kind in "OS" and library().check_string_dtype(array.dtype) is not None
 
 
 def described(name: str, array, where: str, flag: bool = False) -> Feature:
@@ -189,14 +190,16 @@ def column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
     h5py = library()
     with readable(where):
         handle = h5py.h5o.open(file.id, path.encode())
-        dtype, shape = handle.dtype, handle.shape
+        dtype, lies = handle.dtype, handle.get_space()
+        shape = lies.get_simple_extent_dims()
         if dtype.kind not in "biuf" or not shape or not 0 <= first < stop <= shape[0]:
             return rows(h5py.Dataset(handle), first, stop, where)
         out = np.empty((stop - first, *shape[1:]), dtype)
-        lies = handle.get_space()
-        if len(out) < shape[0]:
+        if len(out) == shape[0]:
+            handle.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
+        else:
             lies.select_hyperslab((first, *[0] * (len(shape) - 1)), out.shape)
-        handle.read(h5py.h5s.create_simple(out.shape), lies, out)
+            handle.read(h5py.h5s.create_simple(out.shape), lies, out)
         return out
 
 

@@ -140,8 +140,8 @@ class Robomimic(Stored):
             for key, f in found.items():
                 if key.startswith("next_obs/") and key[5:] in found and steps > 1 and f.kind == "vector":
                     where = f"{self.path}, data/{demo}"
-                    here = hdf5.column(files[self.path], f"data/{demo}/{key[5:]}", steps - 1, steps, where)
-                    there = hdf5.column(files[self.path], f"data/{demo}/{key}", steps - 2, steps - 1, where)
+                    here, there = (hdf5.column(files[self.path], f"data/{demo}/{k}", row, row + 1, f"{where}/{k}")
+                                   for k, row in ((key[5:], steps - 1), (key, steps - 2)))
                     if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
                         return

@@ -6,7 +6,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ class Stored(Source):
                 yield from enumerate(self._rows(files, name, episode, first, min(first + step, n)), first)
 
 
+@lru_cache(1024)  # files have thousands of arrays of a few kinds
 def feature(name: str, shape: tuple[int, ...], dtype: np.dtype, flag: bool = False) -> Feature:
     """Of a column as it is stored. Outcomes are one number a step; bytes are numbers, unless they make an image."""
     shape = () if name.startswith("next.") and tuple(shape) == (1,) else tuple(shape)

@@ -32,7 +32,7 @@ _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _SAMPLED = 100  # frames an episode from which the statistics of images are taken
 _ACROSS = 150  # and pixels along the longer side
 _TOGETHER = 1 << 22  # bytes of numbers of which statistics and tables are made at once
-_PIECE = 1 << 17  # numbers that are sorted at once: what the processor's cache holds
+_PIECE = 1 << 18  # numbers that are sorted at once: what the processor's cache holds
 _NO_TASK = np.broadcast_to("", (1,))
 _SAFE_FPS = 10  # written where the rate is not known; our schema.json says that it is not
 
@@ -465,7 +465,7 @@ class _Writer:
                 raise UserError(f"expected to write a column {missing[0]!r} as the other episode tables have",
                                 where=self.root / "meta/episodes", do="write the data set anew, then append")
             table = table.select(self._table_columns)
-        pq.write_table(table, self._part("episodes"))
+        pq.write_table(table, self._part("episodes"), use_dictionary=["tasks"])
 
     def _commit(self) -> None:
         info, root = dict(self.plan.info), self.root

@@ -8,12 +8,13 @@ the last action), and is no column when it is read again here.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,28 +56,57 @@ def readable(where: object) -> Iterator[None]:
                         where=where, do=_DAMAGE) from None
 
 
+@dataclass(frozen=True)
+class Lies:
+    """Where the numbers of an array begin in the file, which has them one after another, as NumPy has them."""
+
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
 class Files:
     """HDF5 files by path, open for reading; the last one stays open."""
 
     def __init__(self):
-        self._path, self._file = None, None
+        self._path, self._file, self._bytes = None, None, None
 
     def __enter__(self) -> Files:
         return self
 
     def __exit__(self, *error) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._path = self._file = None
+        for file in (self._file, self._bytes):
+            if file is not None:
+                file.close()
+        self._path = self._file = self._bytes = None
 
     def __getitem__(self, path: Path):
-        if path != self._path:
-            self.__exit__()
+        self._turn(path)
+        if self._file is None:
             h5py = library()
             with readable(path):
                 self._file = h5py.File(path, "r", locking=False)  # somebody may hold it open, or have no locks
-            self._path = path
         return self._file
+
+    def column(self, path: Path, key: str, first: int, stop: int, where: str, lies: Lies | None = None) -> np.ndarray:
+        """Some rows of the array `key`. Where it is known how it lies, they are read without HDF5, for which the way
+        to an array is longer than most arrays are."""
+        if lies is None or not 0 <= first < stop <= lies.shape[0]:
+            return column(self[path], key, first, stop, where)
+        self._turn(path)
+        out = np.empty((stop - first, *lies.shape[1:]), lies.dtype)
+        with readable(where):
+            if self._bytes is None:
+                self._bytes = io.FileIO(path)
+            self._bytes.seek(lies.offset + first * (out.nbytes // len(out)))
+            if self._bytes.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:
+                raise OSError("the file is cut short")
+        return out
+
+    def _turn(self, path: Path) -> None:
+        if path != self._path:
+            self.__exit__()
+            self._path = path
 
 
 def digest(path: Path, *parts) -> str:
@@ -88,26 +118,34 @@ class Array:
     """An array in a file, as h5py.Dataset has it: that takes ten times as long to make, and files have thousands."""
 
     def __init__(self, handle, layout):
-        """layout: None for numbers that lie in this file as they are, one after another."""
-        self.id, self._layout, self.shape, self.dtype = handle, layout, handle.shape, handle.dtype
+        """layout: None for what lies in this file, one row after another."""
+        self.id, self._layout, self.shape, self._type = handle, layout, handle.shape, handle.get_type()
+        self.dtype = self._type.dtype
+
+    @property
+    def lies(self) -> Lies | None:
+        if self._layout is not None or self.dtype.kind not in "biuf" or not self.size \
+                or not self._type.equal(_type_of(self.dtype)):
+            return None
+        return Lies(self.id.get_offset(), self.dtype, self.shape)
 
     @property
     def ndim(self) -> int:
         return len(self.shape)
 
-    @cached_property
+    @property
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @cached_property
+    @property
     def filled(self) -> str:
         h5py = library()
         return self.whole.attrs[FILLED] if h5py.h5a.exists(self.id, FILLED.encode()) else ""
 
-    @cached_property
+    @property
     def unwritten(self) -> bool:
         """Whether parts of it were never written, so that they read as zeros."""
-        if not self.size or self._layout is None:
+        if self._layout is None or not self.size:
             return False
         if self._layout.get_layout() != library().h5d.CHUNKED:
             return self.id.get_storage_size() == 0
@@ -123,6 +161,11 @@ class Array:
 
     def __getitem__(self, rows):
         return self.whole[rows]
+
+
+@lru_cache(64)
+def _type_of(dtype: np.dtype):
+    return library().h5t.py_create(dtype, logical=True)
 
 
 def arrays(group, where: str) -> dict[str, Array]:

@@ -52,7 +52,8 @@ class Robomimic(Stored):
                                 do="the file holds no demonstration")
             self._of_all = self._of_file(hdf5.attributes(data, f"{path}, data"))
             demos = [self._demo(data[d], d, warnings) for d in self.demos]
-            self._steps, self._stored, self._said_task, self._small = map(list, zip(*demos, strict=True))
+            self._steps, self._stored, self._said_task, self._small, self._lies = map(list, zip(
+                *demos, strict=True))
             self._total(data, warnings)
             self.masks = self._masks(file, warnings)
             self._following(files, warnings)
@@ -79,8 +80,10 @@ class Robomimic(Stored):
         self._task = _inside(self._env, "lang") or _inside(self._env, "env_kwargs", "env_lang")
         return attributes
 
-    def _demo(self, group, demo: str, warnings) -> tuple[int, dict[str, Feature], str | None, list[str]]:
-        """Steps, the feature of each array by its key, the task in words, keys of short arrays that are facts."""
+    def _demo(self, group, demo: str, warnings) -> tuple[
+            int, dict[str, Feature], str | None, list[str] | None, dict[str, hdf5.Lies]]:
+        """Steps, the feature of each array by its key, the task in words, keys of short arrays that are facts (None
+        where there are no facts at all), where arrays lie."""
         where = f"{self.path}, data/{demo}"
         arrays = hdf5.arrays(group, where)
         if "actions" not in arrays or not arrays["actions"].shape:
@@ -93,7 +96,7 @@ class Robomimic(Stored):
                             do="correct the attribute, or take the file from a copy")
         if not steps:
             raise UserError("expected at least one step, found none", where=f"{where}/actions", do="remove the demo")
-        found, holes, small = {}, [], []
+        found, holes, small, lies = {}, [], [], {}
         for key, array in arrays.items():
             place = f"{where}/{key}"
             if array.unwritten:
@@ -111,11 +114,14 @@ class Robomimic(Stored):
                                 do="remove the demo, or take the file from a copy")
             if array.filled != "last":
                 found[key] = f
+                if at := array.lies:
+                    lies[key] = at
         if holes:
             warnings.append(f"{demo}: parts of {', '.join(holes)} were never written, and read as zeros")
         task = hdf5.decoded(hdf5.plain(group.attrs.get("ep_meta", "{}"), f"{where}, attribute ep_meta"), where)
         task = _inside(task, "lang") or self._task
-        return steps, found, task if isinstance(task, str) else None, small
+        plain = not small and list(group.attrs) == ["num_samples"]
+        return steps, found, task if isinstance(task, str) else None, None if plain else small, lies
 
     def _total(self, data, warnings):
         if self._said is not None and self._said != sum(self._steps):
@@ -136,12 +142,14 @@ class Robomimic(Stored):
 
     def _following(self, files, warnings):
         """Whether next_obs is the next row of obs, by the last of its rows that has one."""
-        for demo, found, steps in list(zip(self.demos, self._stored, self._steps, strict=True))[:_LOOKED]:
+        for demo, found, steps, lies in list(zip(self.demos, self._stored, self._steps, self._lies, strict=True)
+                                             )[:_LOOKED]:
             for key, f in found.items():
                 if key.startswith("next_obs/") and key[5:] in found and steps > 1 and f.kind == "vector":
                     where = f"{self.path}, data/{demo}"
-                    here, there = (hdf5.column(files[self.path], f"data/{demo}/{k}", row, row + 1, f"{where}/{k}")
-                                   for k, row in ((key[5:], steps - 1), (key, steps - 2)))
+                    here, there = (
+                        files.column(self.path, f"data/{demo}/{k}", row, row + 1, f"{where}/{k}", lies.get(k))
+                        for k, row in ((key[5:], steps - 1), (key, steps - 2)))
                     if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
                         return
@@ -194,12 +202,12 @@ class Robomimic(Stored):
         steps, where = int(self.lengths[episode]), self.place(name, episode)
         if self._keys[name] == "ep_meta":
             return np.broadcast_to(np.array(self._said_task[episode], object), (stop - first,))
-        at, parts = f"data/{self.demos[episode]}", []
+        key, at, lies, parts = self._keys[name], f"data/{self.demos[episode]}", self._lies[episode], []
         if first < min(stop, steps):
-            parts.append(hdf5.column(files[self.path], f"{at}/{self._keys[name]}", first, min(stop, steps), where))
+            parts.append(files.column(self.path, f"{at}/{key}", first, min(stop, steps), where, lies.get(key)))
         if stop > steps:
-            parts.append(hdf5.column(files[self.path], f"{at}/next_{self._keys[name]}", steps - 1, steps,
-                                     f"{where} (next_obs)"))
+            parts.append(files.column(self.path, f"{at}/next_{key}", steps - 1, steps, f"{where} (next_obs)",
+                                      lies.get(f"next_{key}")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def meta(self, episode) -> Mapping[str, Any]:
@@ -220,6 +228,8 @@ class Robomimic(Stored):
             facts["demo"] = demo
         if self.masks:
             facts["masks"] = [key for key, demos in self._in.items() if demo in demos]
+        if self._small[episode] is None:
+            return facts
         where = f"{self.path}, data/{demo}"
         with hdf5.readable(where):
             group = files[self.path][f"data/{demo}"]

@@ -65,9 +65,9 @@ class Act(Stored):
         found, holes = {}, []
         for key, array in arrays.items():
             where = f"{path}, {key}"
-            if hdf5.unwritten(array):
+            if array.unwritten:
                 holes.append(key)
-            if key == "compress_len" or array.attrs.get(hdf5.FILLED, "") == "all":
+            if key == "compress_len" or array.filled == "all":
                 continue
             encoded = key.startswith("observations/images/") and (
                 hdf5.is_bytes(array) or array.ndim == 2 and array.dtype == np.uint8)

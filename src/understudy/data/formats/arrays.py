@@ -40,8 +40,8 @@ class Arrays:
         parts = [values for _, values in self.stream(key)]
         return np.concatenate(parts) if parts else np.empty(*self.headers[key])
 
-    def stream(self, key: str) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) pieces of an array, decompressed as they are read."""
+    def stream(self, key: str, most: int = 1 << 23) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows) pieces of an array, of `most` bytes, decompressed as they are read."""
         with _member(self.path, key) as handle:
             shape, fortran, dtype = _header(handle, f"{self.path}, {key}")
             if not shape:
@@ -52,7 +52,7 @@ class Arrays:
                 yield 0, np.frombuffer(data, dtype).reshape(shape, order="F")
                 return
             width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-            step = max(1, min(_CHUNK, (1 << 23) // max(width, 1)))
+            step = max(1, min(_CHUNK, most // max(width, 1)))
             for row in range(0, shape[0], step):
                 n = min(step, shape[0] - row)
                 data = _exactly(handle, n * width, f"{self.path}, {key}")

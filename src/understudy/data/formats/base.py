@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core import Feature
 from .. import cache, video
-from ..episode import Dataset, Episode, Packed
+from ..episode import Dataset, Episode, Packed, _Mapped
 
 Progress = Callable[[int, int], None]  # (done, of)
 
@@ -38,17 +38,23 @@ class Source(ABC):
         """(row or rows, image) of a camera, in any order, so that an episode need not fit in memory."""
         return enumerate(self.column(name, episode))
 
+    def through(self, first: int, stop: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """Of each of these episodes, in order, the columns that are better read once than by way of the cache."""
+        return ({} for _ in range(first, stop))
+
     def meta(self, episode: int) -> Mapping[str, Any]:
         return {}
 
 
 class Steps(Mapping):
-    """The columns of one episode; each is read when it is asked for."""
+    """The columns of one episode; each is read when it is asked for, but for those that have been."""
 
-    def __init__(self, source: Source, episode: int):
-        self._source, self._episode = source, episode
+    def __init__(self, source: Source, episode: int, read: Mapping[str, np.ndarray] | None = None):
+        self._source, self._episode, self._read = source, episode, read or {}
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._read:
+            return self._read[name]
         if name not in self._source.schema:
             raise KeyError(name)
         return self._source.column(name, self._episode)
@@ -74,9 +80,20 @@ class Episodes(Packed):
     def __getitem__(self, i):
         if isinstance(i, slice):
             return Episodes(self.source, self.numbers[i])
-        e = self.numbers[i]
-        return Episode(Steps(self.source, e), self.source.meta(e), int(self.source.lengths[e]), self.source.schema)
+        return self._episode(self.numbers[i])
 
+    def _episode(self, e: int, read: Mapping[str, np.ndarray] | None = None) -> Episode:
+        steps = Steps(self.source, e, read)
+        return Episode(steps, self.source.meta(e), int(self.source.lengths[e]), self.source.schema)
+
+    def in_order(self) -> Iterator[Episode]:
+        """Each once, without the cache where it is empty: what is read only once need not be written first."""
+        first, n = (self.numbers[0], len(self.numbers)) if len(self.numbers) else (0, 0)
+        if list(self.numbers) != list(range(first, first + n)):
+            yield from self
+            return
+        for e, read in zip(self.numbers, self.source.through(first, first + n), strict=True):
+            yield self._episode(e, read)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -91,6 +108,24 @@ class Episodes(Packed):
 
     def pick(self, numbers: Iterable[int]) -> Episodes:
         return Episodes(self.source, [self.numbers[int(i)] for i in numbers])
+
+
+def in_order(data: Dataset) -> Iterator[Episode]:
+    """Its episodes, to be looked at once."""
+    found = data._episodes
+    if isinstance(found, _Mapped):
+        return map(found.change, in_order(found.source))
+    return found.in_order() if isinstance(found, Episodes) else iter(data)
+
+
+def pieces(sizes: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """(first, stop) of items of these sizes (E,), one after another: as many as `most` holds, and at least one."""
+    ends, at = np.cumsum(sizes), 0
+    while at < len(ends):
+        before = ends[at - 1] if at else 0
+        stop = max(at + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield at, stop
+        at = stop
 
 
 def starts(rows: np.ndarray) -> np.ndarray:

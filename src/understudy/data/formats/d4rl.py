@@ -43,7 +43,7 @@ class D4rl(Stored):
         with hdf5.Files() as files, hdf5.readable(path):
             file = files[path]
             arrays = {k: a for k, a in hdf5.arrays(file, str(path)).items()
-                      if a.attrs.get(hdf5.FILLED, "") != "all" or k in _FLAGS}
+                      if a.filled != "all" or k in _FLAGS}
             self._own = hdf5.attributes(file, str(path))
             told = self._metadata(arrays, warnings)
             steps = self._columns(arrays, warnings)
@@ -85,9 +85,9 @@ class D4rl(Stored):
             if array.shape[0] != steps:
                 raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=where,
                                 do="the file is cut short or damaged: take it from a copy, or remove the array")
-            if hdf5.unwritten(array):
+            if array.unwritten:
                 warnings.append(f"{key}: parts of it were never written, and read as zeros")
-            if key == "next_observations" or array.attrs.get(hdf5.FILLED, "") == "all":
+            if key == "next_observations" or array.filled == "all":
                 continue
             name = _name(key, f)
             if name in self.schema:
@@ -161,6 +161,23 @@ class D4rl(Stored):
                 return values
             last = hdf5.rows(files[self.path]["next_observations"], begin + steps - 1, begin + steps, where)
         return np.concatenate([values, last]) if len(values) else last
+
+    def several(self, files, name, first, stop):
+        """As they lie in the file: it has all episodes in one array."""
+        lengths = self.lengths[first:stop]
+        begin, steps, where = int(self._begin[first]), int(lengths.sum()), self.place(name, first)
+        with hdf5.readable(where):
+            values = hdf5.rows(files[self.path][self._keys[name]], begin, begin + steps, where)
+            if name == self._last:
+                ends = np.cumsum(lengths)
+                after = hdf5.rows(files[self.path]["next_observations"], begin, begin + steps, where)
+                values = np.insert(values, ends, after[ends - 1], axis=0)
+
+        def at(row):
+            ends = np.cumsum(self.counts[name][first:stop])
+            e = int(np.searchsorted(ends, row, side="right"))
+            return first + e, row - int(ends[e] - self.counts[name][first + e])
+        return self.fitted(values, name, int(self.counts[name][first:stop].sum()), at)
 
     def meta(self, episode) -> Mapping[str, Any]:
         return {**self._own, **self._told}

@@ -8,13 +8,16 @@ the last action), and is no column when it is read again here.
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,27 +98,56 @@ def opened(path: Path):
     return library().File(path if plain else _Bytes(path), "r", locking=False)
 
 
+@dataclass(frozen=True)
+class Lies:
+    """Where the numbers of an array begin in the file, which has them one after another, as NumPy has them."""
+
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
 class Files:
     """HDF5 files by path, open for reading; the last one stays open."""
 
     def __init__(self):
-        self._path, self._file = None, None
+        self._path, self._file, self._bytes = None, None, None
 
     def __enter__(self) -> Files:
         return self
 
     def __exit__(self, *error) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._path = self._file = None
+        for file in (self._file, self._bytes):
+            if file is not None:
+                file.close()
+        self._path = self._file = self._bytes = None
 
     def __getitem__(self, path: Path):
-        if path != self._path:
-            self.__exit__()
+        self._turn(path)
+        if self._file is None:
             with readable(path):
                 self._file = opened(path)
-            self._path = path
         return self._file
+
+    def column(self, path: Path, key: str, first: int, stop: int, where: str, lies: Lies | None = None) -> np.ndarray:
+        """Some rows of the array `key`. Where it is known how it lies, they are read without HDF5, for which the way
+        to an array is longer than most arrays are."""
+        if lies is None or not 0 <= first < stop <= lies.shape[0]:
+            return column(self[path], key, first, stop, where)
+        self._turn(path)
+        out = np.empty((stop - first, *lies.shape[1:]), lies.dtype)
+        with readable(where):
+            if self._bytes is None:
+                self._bytes = io.FileIO(path)
+            self._bytes.seek(lies.offset + first * (out.nbytes // len(out)))
+            if self._bytes.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:
+                raise OSError("the file is cut short")
+        return out
+
+    def _turn(self, path: Path) -> None:
+        if path != self._path:
+            self.__exit__()
+            self._path = path
 
 
 def digest(path: Path, *parts) -> str:
@@ -123,38 +155,95 @@ def digest(path: Path, *parts) -> str:
     return cache.digest("hdf5", str(path.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, *parts)
 
 
-def arrays(group, where: str) -> dict[str, Any]:
+class Array:
+    """An array in a file, as h5py.Dataset has it: that takes ten times as long to make, and files have thousands."""
+
+    def __init__(self, handle, layout):
+        """layout: None for what lies in this file, one row after another."""
+        self.id, self._layout, self.shape, self._type = handle, layout, handle.shape, handle.get_type()
+        self.dtype = self._type.dtype
+
+    @property
+    def lies(self) -> Lies | None:
+        if self._layout is not None or self.dtype.kind not in "biuf" or not self.size \
+                or not self._type.equal(_type_of(self.dtype)):
+            return None
+        return Lies(self.id.get_offset(), self.dtype, self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def filled(self) -> str:
+        h5py = library()
+        return self.whole.attrs[FILLED] if h5py.h5a.exists(self.id, FILLED.encode()) else ""
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether parts of it were never written, so that they read as zeros."""
+        if self._layout is None or not self.size:
+            return False
+        if self._layout.get_layout() != library().h5d.CHUNKED:
+            return self.id.get_storage_size() == 0
+        wanted = math.prod(-(-n // c) for n, c in zip(self.shape, self._layout.get_chunk(), strict=True))
+        return self.id.get_num_chunks() < wanted
+
+    @cached_property
+    def whole(self):
+        return library().Dataset(self.id)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        return self.whole[rows]
+
+
+@lru_cache(64)
+def _type_of(dtype: np.dtype):
+    return library().h5t.py_create(dtype, logical=True)
+
+
+def arrays(group, where: str) -> dict[str, Array]:
     """The arrays in a group and the groups in it, by their paths from there ("obs/object"), as h5py orders them."""
-    return dict(_walk(group, "", where, 0))
+    return dict(_walk(library(), group.id, "", where, 0))
 
 
-def _walk(group, prefix, where, depth):
-    h5py = library()
-    for name in group:
+def _walk(h5py, group, prefix, where, depth):
+    for key in group:
+        try:
+            name = key.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError("expected a name in UTF-8, found other bytes", where=f"{where}/{prefix}{key}",
+                            do=_DAMAGE) from None
         at = f"{where}/{prefix}{name}"
-        if not isinstance(name, str):  # h5py gives names that are not UTF-8 as bytes
-            raise UserError("expected a name in UTF-8, found other bytes", where=at, do=_DAMAGE)
-        if isinstance(group.get(name, getlink=True), h5py.ExternalLink) or depth > _DEEP:
-            found = "groups without end" if depth > _DEEP else "a link to another file"
+        if (outside := group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL) or depth > _DEEP:
+            found = "a link to another file" if outside else "groups without end"
             raise UserError(f"expected arrays in this file, found {found}", where=at, do="copy the array into the file")
         with readable(at):
-            node = group[name]
-        if isinstance(node, h5py.Group):
-            yield from _walk(node, f"{prefix}{name}/", where, depth + 1)
-        elif isinstance(node, h5py.Dataset):
-            if node.is_virtual or node.external:
-                raise UserError("expected arrays in this file, found one that lies in another", where=at,
-                                do="copy the array into the file")
-            yield f"{prefix}{name}", node
+            node = h5py.h5o.open(group, key)
+            if isinstance(node, h5py.h5d.DatasetID):
+                layout = node.get_create_plist() if node.get_offset() is None else None
+                if layout and (layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count()):
+                    raise UserError("expected arrays in this file, found one that lies in another", where=at,
+                                    do="copy the array into the file")
+                yield f"{prefix}{name}", Array(node, layout)
+        if isinstance(node, h5py.h5g.GroupID):
+            yield from _walk(h5py, node, f"{prefix}{name}/", where, depth + 1)
 
 
 def is_bytes(array) -> bool:
     """Of variable length: encoded images, one a row."""
-    return library().check_vlen_dtype(array.dtype) == np.uint8
+    return array.dtype.kind == "O" and library().check_vlen_dtype(array.dtype) == np.uint8
 
 
 def is_text(array) -> bool:
-    return library().check_string_dtype(array.dtype) is not None
+    return array.dtype.kind in "OS" and library().check_string_dtype(array.dtype) is not None
 
 
 def described(name: str, array, where: str, flag: bool = False) -> Feature:
@@ -180,6 +269,24 @@ def _odd(array) -> str:
                                                                                     f"dtype {array.dtype}")
 
 
+def column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
+    """`rows` of the array at `path`."""
+    h5py = library()
+    with readable(where):
+        handle = h5py.h5o.open(file.id, path.encode())
+        dtype, lies = handle.dtype, handle.get_space()
+        shape = lies.get_simple_extent_dims()
+        if dtype.kind not in "biuf" or not shape or not 0 <= first < stop <= shape[0]:
+            return rows(h5py.Dataset(handle), first, stop, where)
+        out = np.empty((stop - first, *shape[1:]), dtype)
+        if len(out) == shape[0]:
+            handle.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
+        else:
+            lies.select_hyperslab((first, *[0] * (len(shape) - 1)), out.shape)
+            handle.read(h5py.h5s.create_simple(out.shape), lies, out)
+        return out
+
+
 def rows(array, first: int, stop: int, where: str) -> np.ndarray:
     """Some rows of an array; text as str."""
     with readable(where):
@@ -195,11 +302,11 @@ def rows(array, first: int, stop: int, where: str) -> np.ndarray:
         return out.reshape(values.shape)
 
 
-def attributes(node, where: str) -> dict[str, Any]:
+def attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, Any]:
     """As plain JSON values."""
     with readable(f"{where}, attributes"):
         return {key: plain(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
-                if key not in (FILLED, COLUMNS)}
+                if key not in (FILLED, COLUMNS, *without)}
 
 
 def plain(value, where: str):
@@ -233,16 +340,6 @@ def ordered(schema: dict[str, Feature], file) -> dict[str, Feature]:
     words = {n: replace(schema[n], kind="text") for n, k in kinds.items()
              if k == "text" and schema[n].dtype == "uint8" and schema[n].kind == "vector"}
     return {n: words.get(n, schema[n]) for n in dict.fromkeys([*kinds, *schema])}
-
-
-def unwritten(array) -> bool:
-    """Whether parts of it were never written, so that they read as zeros."""
-    if not array.size:
-        return False
-    if array.chunks is None:
-        return array.id.get_storage_size() == 0
-    wanted = int(np.prod([-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)], dtype=np.int64))
-    return array.id.get_num_chunks() < wanted
 
 
 # -- writing --------------------------------------------------------------------------------------------------------

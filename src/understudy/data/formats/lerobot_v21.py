@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.parquet as pq
 
 from ...core import UserError
@@ -20,7 +20,7 @@ from .. import cache, video
 from ..episode import Dataset
 from . import side
 from .lerobot_read import OURS
-from .lerobot_write import _arrow, _plain, _plan, _schema, _write_facts, _write_last, _Writer, holds, parted
+from .lerobot_write import _plain, _plan, _table, _together, _write_facts, _write_last, _Writer, holds, parted
 
 __all__ = ["holds", "write"]
 
@@ -53,22 +53,20 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
 class _Writer21(_Writer):
     """Checks, numbers and statistics are those of v3.0; where they lie is not."""
 
-    def _place(self, pattern: str, columns, **more) -> Path:
-        e = int(columns["episode_index"][0])
+    def _place(self, pattern: str, e: int, **more) -> Path:
         path = self.root / pattern.format(episode_chunk=e // self.plan.info["chunks_size"], episode_index=e, **more)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _write_data(self, columns, length, first):
-        table = pa.table({n: _arrow(columns[n][:length], self.plan.stored(n)) for n in self.plan.data},
-                         schema=_schema(self.plan))
-        pq.write_table(table, self._place(DATA, columns))
-        self._numbers = columns
-        return {}
+    def _write_data(self, columns, lengths, first):
+        table = _table(self.plan, self._schema, columns)
+        for at, n in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
+            pq.write_table(table.slice(at, n), self._place(DATA, int(columns["episode_index"][at])))
+        return [{} for _ in lengths]
 
-    def _write_video(self, camera, frames, times):
-        writer = video.VideoWriter(self._place(VIDEO, self._numbers, video_key=camera), self.plan.codec,
-                                   frames.shape[1:], self.plan.fps)
+    def _write_video(self, camera, number, frames, times):
+        writer = video.VideoWriter(self._place(VIDEO, number, video_key=camera), self.plan.codec, frames.shape[1:],
+                                   self.plan.fps)
         try:
             writer.add(frames, times)
             writer.close()
@@ -77,16 +75,14 @@ class _Writer21(_Writer):
             raise
         return {}
 
-    def _roll(self):
-        pass
-
     def _close(self):
         pass
 
     def _commit(self):
         meta, ours, total = self.root / "meta", self.root / OURS, len(self._rows)
-        stats = [{"episode_index": e, "stats": _plain({n: {k: s[k] for k in _STATS} for n, s in stats.items()})}
-                 for e, stats in enumerate(self._stats)]
+        found = _together(self._stats)
+        stats = [{"episode_index": e, "stats": _plain({n: {k: s[k][e] for k in _STATS} for n, s in found.items()})}
+                 for e in range(total)]
         tasks = [{"task_index": i, "task": t} for t, i in self.tasks.items()]
         for name, rows in (("tasks", tasks), ("episodes", self._rows), ("episodes_stats", stats)):
             write_text(meta / f"{name}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))

@@ -20,6 +20,7 @@ from ...files import read_json, sync_folder, whole_folder, write_json, write_tex
 from .. import cache, video
 from ..episode import Dataset, Episode
 from . import side
+from .base import in_order
 from .lerobot_read import INDEX, OURS, LeRobot, json_lines, parquet, read_info, tasks_v3
 from .side import Holds, Place
 
@@ -30,6 +31,9 @@ _CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first that is here and 
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _SAMPLED = 100  # frames an episode from which the statistics of images are taken
 _ACROSS = 150  # and pixels along the longer side
+_TOGETHER = 1 << 22  # bytes of numbers of which statistics and tables are made at once
+_PIECE = 1 << 18  # numbers that are sorted at once: what the processor's cache holds
+_NO_TASK = np.broadcast_to("", (1,))
 _SAFE_FPS = 10  # written where the rate is not known; our schema.json says that it is not
 
 
@@ -210,6 +214,25 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
     return _Plan(columns, info, codec)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """An episode whose columns have been read."""
+
+    length: int
+    columns: dict[str, np.ndarray]
+    facts: dict
+    where: str
+
+
+def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _unordered(where: str) -> UserError:
+    return UserError("expected at least one step, and timestamps that start at 0 and grow", where=where,
+                     do="leave the column timestamp out to have it made from fps")
+
+
 class _Writer:
     """One write: its files carry the suffix .part until all are there; info.json follows last."""
 
@@ -220,12 +243,19 @@ class _Writer:
         self._journal = {"episodes": plan.info["total_episodes"], "next": {k: list(v) for k, v in next_file.items()}}
         self._at = dict(next_file)  # by "data", "episodes" or camera: (chunk, file)
         self._parts: list[str] = []  # names to be, in order
+        self._schema = _schema(plan)
+        # A dictionary of numbers that hardly repeat takes three times the time, and more room.
+        self._repeating = [f.name for f in self._schema if f.name not in ("frame_index", "index")
+                           and not pa.types.is_floating(getattr(f.type, "value_type", f.type))]
+        self._dtypes = {n: np.dtype(f.dtype) for n, f in plan.columns.items() if f.kind != "string"}
+        self._usual: list[str] = []  # columns of the last episode
         self._data: pq.ParquetWriter | None = None
+        self._sink: pa.NativeFile | None = None  # where that writes
         self._videos: dict[str, video.VideoWriter] = {}
         self._filmed: dict[str, float] = {}  # s already in the video that is open
         self._rows: list[dict] = []  # of the episodes table
         self._steps = 0  # of all of them
-        self._stats: list[dict] = []
+        self._stats: list[dict] = []  # of some episodes together: by column and statistic, (episodes, ...)
         self._last: list[dict] = []
         self._facts: list[dict] = []
         self._grows = (root / "meta" / "info.json").exists()  # else this is a new folder, which appears whole
@@ -268,85 +298,130 @@ class _Writer:
         if self._grows:
             write_json(self.root / OURS / "pending.json", self._journal)
         try:
-            for number, episode in enumerate(dataset):
-                self._add(before + number, number, episode)
+            held, size = [], 0
+            for number, episode in enumerate(in_order(dataset)):
+                held.append(self._checked(episode, len(episode), f"episode {number}"))
+                size += sum(column.nbytes for column in held[-1].columns.values())
+                if size >= _TOGETHER:
+                    self._add(before + number + 1 - len(held), held)
+                    held, size = [], 0
+            if held:
+                self._add(before + len(dataset) - len(held), held)
             self._close()
             self._commit()
         except BaseException:
             self._abandon()
             raise
 
-    # -- one episode ------------------------------------------------------------------------------------------------
+    # -- some episodes ----------------------------------------------------------------------------------------------
 
-    def _add(self, number: int, given: int, episode: Episode) -> None:
-        length = len(episode)
-        columns = self._checked(episode, length, f"episode {given}")
-        stamp = columns.get("timestamp")
-        times = np.arange(length) / self.plan.fps if stamp is None else stamp[:length].astype(np.float64)
-        if length < 1 or abs(times[0]) > 1 / self.plan.fps or (np.diff(times) <= 0).any():
-            raise UserError("expected at least one step, and timestamps that start at 0 and grow",
-                            where=f"episode {given}", do="leave the column timestamp out to have it made from fps")
-        tasks = columns.get("task", np.broadcast_to("", (length,)))[:length]
-        # In the order in which they are first said, so that reading and writing again numbers them alike.
-        distinct = [str(tasks[0])] if tasks.strides == (0,) else list(dict.fromkeys(map(str, tasks)))
+    def _add(self, number: int, held: list[_Held]) -> None:
+        """Of short episodes many at once: a call for each would take longer than their numbers."""
+        lengths = np.array([h.length for h in held], np.int64)
+        starts = np.cumsum(lengths) - lengths
+        steps, first = int(lengths.sum()), self.plan.info["total_frames"] + self._steps
+        frame = np.arange(steps) - np.repeat(starts, lengths)
+        columns = {n: _joined([h.columns[n][:h.length] for h in held]) for n in held[0].columns
+                   if n not in ("task", INDEX[0])}
+        times = frame / self.plan.fps
+        for h, at in zip(held, starts, strict=True):
+            if INDEX[0] in h.columns:
+                times[at: at + h.length] = h.columns[INDEX[0]][:h.length]
+        wrong = np.diff(times, prepend=-np.inf) <= 0
+        wrong[starts] = abs(times[starts]) > 1 / self.plan.fps
+        if wrong.any():
+            raise _unordered(held[int(np.searchsorted(starts, np.argmax(wrong), side="right")) - 1].where)
+        said = [self._tasks(h) for h in held]
+        numbers = {"timestamp": times.astype(np.float32), "frame_index": frame,
+                   "episode_index": np.repeat(np.arange(number, number + len(held)), lengths),
+                   "index": first + np.arange(steps), "task_index": np.concatenate([index for _, index in said])}
+        columns |= numbers
+        rows = [{"episode_index": number + i, "tasks": tasks, "length": h.length}
+                for i, (h, (tasks, _)) in enumerate(zip(held, said, strict=True))]
+        for row, place in zip(rows, self._write_data(columns, lengths, first), strict=True):
+            row |= place
+        for camera in self.plan.cameras:
+            for row, at, n in zip(rows, starts, lengths, strict=True):
+                row |= self._write_video(camera, row["episode_index"], columns[camera][at: at + n], times[at: at + n])
+        self._stats.append(_stats_of({n: (columns[n], f["dtype"]) for n, f in
+                                      self.plan.info["features"].items() if f["dtype"] != "string"}, lengths))
+        self._rows += rows
+        self._steps += steps
+        for row, h in zip(rows, held, strict=True):
+            last = {n: self._last_value(n, c[h.length]) for n, c in h.columns.items() if len(c) > h.length
+                    and n not in ("task", *INDEX)}
+            if last:
+                self._last.append({"episode_index": row["episode_index"], **last})
+            self._facts.append({"episode_index": row["episode_index"], "facts": h.facts})
+
+    def _tasks(self, held: _Held) -> tuple[list[str], np.ndarray]:
+        """Those of an episode, and the number of each of its steps'."""
+        said = held.columns.get("task", _NO_TASK)
+        if said.strides == (0,):
+            distinct = [str(said[0])]
+        else:  # in the order in which they are first said, so that reading and writing again numbers them alike
+            said = [str(task) for task in said[:held.length]]
+            distinct = list(dict.fromkeys(said))
         for task in distinct:
             self.tasks.setdefault(task, len(self.tasks))
-        first = self.plan.info["total_frames"] + self._steps
-        numbers = {"timestamp": times.astype(np.float32), "frame_index": np.arange(length),
-                   "episode_index": np.full(length, number), "index": first + np.arange(length),
-                   "task_index": np.array([self.tasks[str(t)] for t in tasks] if len(distinct) > 1 else
-                                          np.full(length, self.tasks[distinct[0]]), np.int64)}
-        columns = {**{n: columns[n] for n in columns if n not in ("task", *INDEX)}, **numbers}
-        row = {"episode_index": number, "tasks": distinct, "length": length}
-        row |= self._write_data(columns, length, first)
-        for camera in self.plan.cameras:
-            row |= self._write_video(camera, columns[camera][:length], times)
-        self._stats.append(_stats_of({n: (columns[n][:length], f["dtype"]) for n, f in
-                                      self.plan.info["features"].items() if f["dtype"] != "string"}))
-        self._rows.append(row)
-        self._steps += length
-        last = {n: self._last_value(n, c[length]) for n, c in columns.items() if len(c) > length}
-        if last:
-            self._last.append({"episode_index": number, **last})
-        self._facts.append({"episode_index": number, "facts": dict(episode.meta)})
-        self._roll()
+        if len(distinct) == 1:
+            return distinct, np.full(held.length, self.tasks[distinct[0]], np.int64)
+        return distinct, np.array([self.tasks[task] for task in said], np.int64)
 
-    def _checked(self, episode: Episode, length: int, where: str) -> dict[str, np.ndarray]:
+    def _checked(self, episode: Episode, length: int, where: str) -> _Held:
         have = [n for n in episode.steps if n not in INDEX[1:]]
-        for name in dict.fromkeys([*self.plan.columns, *have]):
-            if (name in have) != (name in self.plan.columns) and name not in ("task", "timestamp"):
-                raise UserError(f"expected the columns {', '.join(self.plan.columns)}, found {', '.join(have)}",
-                                where=f"{where}, column {name!r}", do="give all episodes the same columns")
+        if have != self._usual:
+            for name in dict.fromkeys([*self.plan.columns, *have]):
+                if (name in have) != (name in self.plan.columns) and name not in ("task", "timestamp"):
+                    raise UserError(f"expected the columns {', '.join(self.plan.columns)}, found {', '.join(have)}",
+                                    where=f"{where}, column {name!r}", do="give all episodes the same columns")
+            self._usual = have
         columns = {}
         for name in have:
             if name not in self.plan.columns:
                 continue  # task or timestamp, which this data set makes itself
             feature, column = self.plan.columns[name], np.asarray(episode.steps[name])
-            found = Feature.of(column)
-            if (found.dtype, found.shape) != (feature.dtype, feature.shape):
-                raise UserError(f"expected {feature.dtype} {feature.shape} a step, found {found.dtype} {found.shape}",
-                                where=f"{where}, column {name!r}", do="give all episodes the same columns")
+            if (column.dtype, column.shape[1:]) != (self._dtypes.get(name), feature.shape):
+                found = Feature.of(column)
+                if (found.dtype, found.shape) != (feature.dtype, feature.shape):
+                    raise UserError(f"expected {feature.dtype} {feature.shape} a step, found {found.dtype} "
+                                    f"{found.shape}", where=f"{where}, column {name!r}",
+                                    do="give all episodes the same columns")
             if len(column) not in (length, length + 1):
                 raise UserError(f"expected {length} rows, or one more, found {len(column)}",
                                 where=f"{where}, column {name!r}", do="give each step its row")
             columns[name] = column
-        return columns
+        held = _Held(length, columns, dict(episode.meta), where)
+        if length < 1:
+            raise _unordered(where)
+        return held
 
-    def _write_data(self, columns, length, first) -> dict:
-        names = self.plan.data
-        table = pa.table({n: _arrow(columns[n][:length], self.plan.stored(n)) for n in names},
-                         schema=_schema(self.plan))
-        if self._data is None:
-            # A dictionary of numbers that hardly repeat takes three times the time, and more room.
-            repeats = [f.name for f in table.schema if not pa.types.is_floating(getattr(f.type, "value_type", f.type))]
-            self._data = pq.ParquetWriter(self._part("data"), table.schema, compression="snappy",
-                                          use_dictionary=repeats)
-        self._data.write_table(table, row_group_size=length)
-        chunk, file = self._at["data"]
-        return {"data/chunk_index": chunk, "data/file_index": file, "dataset_from_index": first,
-                "dataset_to_index": first + length}
+    def _write_data(self, columns, lengths, first) -> list[dict]:
+        """A row group an episode. Where each came to lie."""
+        table = _table(self.plan, self._schema, columns)
+        at, places = 0, []
+        for length in lengths.tolist():
+            if self._data is None:
+                self._sink = pa.OSFile(str(self._part("data")), "wb")
+                self._data = pq.ParquetWriter(self._sink, self._schema, compression="snappy",
+                                              use_dictionary=self._repeating)
+            self._data.write_table(table.slice(at, length), row_group_size=length)
+            chunk, file = self._at["data"]
+            places.append({"data/chunk_index": chunk, "data/file_index": file, "dataset_from_index": first + at,
+                           "dataset_to_index": first + at + length})
+            at += length
+            if self._sink.tell() >= self.plan.info["data_files_size_in_mb"] * 2**20:  # the next begins a new file
+                self._end_data()
+                self._at["data"] = _following(self._at["data"], self.plan.info)
+        return places
 
-    def _write_video(self, camera, frames, times) -> dict:
+    def _end_data(self) -> None:
+        if self._data is not None:
+            self._data.close()
+            self._sink.close()
+            self._data = None
+
+    def _write_video(self, camera, number, frames, times) -> dict:
         if camera not in self._videos:
             self._videos[camera] = video.VideoWriter(self._part(camera), self.plan.codec, frames.shape[1:],
                                                      self.plan.fps)
@@ -355,6 +430,9 @@ class _Writer:
         self._videos[camera].add(frames, begin + times)
         self._filmed[camera] = begin + max(len(frames) / self.plan.fps, float(times[-1]) + 1 / self.plan.fps)
         chunk, file = self._at[camera]
+        if self._videos[camera].bytes >= self.plan.info["video_files_size_in_mb"] * 2**20:
+            self._videos.pop(camera).close()
+            self._at[camera] = _following(self._at[camera], self.plan.info)
         at = f"videos/{camera}"
         return {f"{at}/chunk_index": chunk, f"{at}/file_index": file, f"{at}/from_timestamp": begin,
                 f"{at}/to_timestamp": self._filmed[camera]}
@@ -373,22 +451,8 @@ class _Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _roll(self) -> None:
-        """The next episode begins a new file where this one is full."""
-        info = self.plan.info
-        if (self.root / f"{_name(self.plan, 'data', self._at['data'])}.part").stat().st_size \
-                >= info["data_files_size_in_mb"] * 2**20:
-            self._data.close()
-            self._data, self._at["data"] = None, _following(self._at["data"], info)
-        for camera, writer in list(self._videos.items()):
-            if writer.bytes >= info["video_files_size_in_mb"] * 2**20:
-                writer.close()
-                del self._videos[camera]
-                self._at[camera] = _following(self._at[camera], info)
-
     def _close(self) -> None:
-        if self._data is not None:
-            self._data.close()
+        self._end_data()
         for writer in self._videos.values():
             writer.close()
         chunk, file = self._at["episodes"]
@@ -401,14 +465,14 @@ class _Writer:
                 raise UserError(f"expected to write a column {missing[0]!r} as the other episode tables have",
                                 where=self.root / "meta/episodes", do="write the data set anew, then append")
             table = table.select(self._table_columns)
-        pq.write_table(table, self._part("episodes"))
+        pq.write_table(table, self._part("episodes"), use_dictionary=["tasks"])
 
     def _commit(self) -> None:
         info, root = dict(self.plan.info), self.root
         total = info["total_episodes"] + len(self._rows)
         # Read before anything moves: what is there now, without this append.
         stats = aggregate([*_stats_so_far(root, self.plan), *self._stats])
-        for name in self._parts:
+        for name in self._parts if self._grows else ():  # a new folder is synced as a whole before it has its name
             _sync(root / f"{name}.part")
         _write_tasks(root / "meta" / "tasks.parquet", self.tasks)
         _write_last(root / OURS / "last.parquet", self._last, self.plan)
@@ -418,7 +482,7 @@ class _Writer:
         write_json(root / "meta" / "stats.json", _plain(stats))
         for name in self._parts:
             os.replace(root / f"{name}.part", root / name)
-        for name in self._parts:  # folders on the way there may be new as well
+        for name in self._parts if self._grows else ():  # folders on the way there may be new as well
             for folder in (root / name).relative_to(root).parents:
                 sync_folder(root / folder)
         info.update(total_episodes=total, total_frames=info["total_frames"] + self._steps,
@@ -434,8 +498,7 @@ class _Writer:
                 **({} if self._fps_known else {"fps": None})}
 
     def _abandon(self) -> None:
-        if self._data is not None:
-            self._data.close()
+        self._end_data()
         for writer in self._videos.values():
             writer.abandon()
         if self._grows:
@@ -542,9 +605,16 @@ def _write_facts(path: Path, rows: list[dict], before: int) -> None:
 # -- Arrow ----------------------------------------------------------------------------------------------------------
 
 
-def _arrow(column: np.ndarray, stored: str) -> pa.Array:
+def _table(plan: _Plan, schema: pa.Schema, columns: Mapping[str, np.ndarray]) -> pa.Table:
+    frame = columns["frame_index"]
+    return pa.table({n: _arrow(columns[n], plan.stored(n), frame) for n in schema.names}, schema=schema)
+
+
+def _arrow(column: np.ndarray, stored: str, frame: np.ndarray) -> pa.Array:
+    """frame: the number of each row in its episode."""
     if stored == "image":
-        rows = [{"bytes": video.encode_png(frame), "path": f"frame-{i:06d}.png"} for i, frame in enumerate(column)]
+        rows = [{"bytes": video.encode_png(image), "path": f"frame-{i:06d}.png"}
+                for i, image in zip(frame.tolist(), column, strict=True)]
         return pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     if stored == "string":
         return pa.array(column.tolist(), pa.string())
@@ -552,9 +622,13 @@ def _arrow(column: np.ndarray, stored: str) -> pa.Array:
     values = pa.array(np.ascontiguousarray(column).reshape(-1))
     if shape in ((), (1,)):
         return values
-    if len(shape) == 1:
-        return pa.FixedSizeListArray.from_arrays(values, shape[0])
-    for n in reversed(shape):
+    return pa.FixedSizeListArray.from_arrays(values, shape[0]) if len(shape) == 1 else _lists(column)
+
+
+def _lists(column: np.ndarray) -> pa.Array:
+    """(rows, *shape) as lists in lists."""
+    values = pa.array(np.ascontiguousarray(column).reshape(-1))
+    for n in reversed(column.shape[1:]):
         values = pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, n), pa.int32()), values)
     return values
 
@@ -592,9 +666,9 @@ def _episodes_table(rows: list[dict], stats: list[dict]) -> pa.Table:
             continue
         kind = {"tasks": pa.list_(pa.string())}.get(name, pa.float64() if name.endswith("_timestamp") else pa.int64())
         columns[name] = pa.array([r[name] for r in rows], kind)
-    for name in stats[0]:
-        for statistic in stats[0][name]:
-            columns[f"stats/{name}/{statistic}"] = pa.array([s[name][statistic].tolist() for s in stats])
+    for name, statistics in _together(stats).items():
+        for statistic, values in statistics.items():
+            columns[f"stats/{name}/{statistic}"] = _lists(values)
     for name in ("meta/episodes/chunk_index", "meta/episodes/file_index"):
         columns[name] = pa.array([r[name] for r in rows], pa.int64())
     return pa.table(columns)
@@ -603,30 +677,26 @@ def _episodes_table(rows: list[dict], stats: list[dict]) -> pa.Table:
 # -- statistics -----------------------------------------------------------------------------------------------------
 
 
-def _stats_of(columns: Mapping[str, tuple[np.ndarray, str]]) -> dict[str, dict[str, np.ndarray]]:
-    """`_stats` of each (column, how it is stored). Vectors of finite numbers are worked out side by side: for short
-    episodes a call takes longer than the numbers."""
-    wide = {n: c.reshape(len(c), -1) for n, (c, stored) in columns.items()
-            if stored not in ("image", "video") and c.ndim <= 2 and c.dtype.kind in "fbiu" and np.isfinite(c).all()}
-    if len(wide) < 2:
-        return {n: _stats(*column) for n, column in columns.items()}
-    found = _of(np.concatenate([c.astype(np.float64) for c in wide.values()], 1))
-    ends = np.cumsum([c.shape[1] for c in wide.values()])
-    part = {n: slice(end - c.shape[1], end) for (n, c), end in zip(wide.items(), ends, strict=True)}
-    return {n: {**{k: v[part[n]] for k, v in found.items()}, **_exact(wide[n]), "count": np.array([len(column)])}
-            if n in wide else _stats(column, stored) for n, (column, stored) in columns.items()}
+def _stats_of(columns: Mapping[str, tuple[np.ndarray, str]], lengths: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Of each (column, how it is stored) the statistics of every episode, (E, ...): as lerobot's compute_stats gives
+    them, with exact quantiles: by the last axis of a feature, whatever it has before that; of images by channel, in
+    [0, 1]. What is not finite is left out of every statistic but count."""
+    out, ends = {}, np.cumsum(lengths)
+    for name, (column, stored) in columns.items():
+        if stored in ("image", "video"):
+            each = [_of_images(column[end - n: end]) for end, n in zip(ends, lengths, strict=True)]
+            out[name] = {statistic: np.stack([one[statistic] for one in each]) for statistic in each[0]}
+            continue
+        values = column.reshape(-1, column.shape[-1] if column.ndim > 1 else 1)
+        out[name] = {**_of(values, lengths * (len(values) // len(column))), "count": lengths[:, None]}
+    return out
 
 
-def _stats(column: np.ndarray, stored: str) -> dict[str, np.ndarray]:
-    """As lerobot's compute_stats gives them, with exact quantiles: by the last axis of a feature, whatever it has
-    before that; of images by channel, in [0, 1]. What is not finite is left out of every statistic but count."""
-    if stored in ("image", "video"):
-        frames = np.unique(np.linspace(0, len(column) - 1, min(len(column), _SAMPLED)).astype(int))
-        apart = max(1, max(column.shape[1:3]) // _ACROSS)
-        found = _of_pixels(column[frames, ::apart, ::apart])
-        return {**{k: v[:, None, None] for k, v in found.items()}, "count": np.array([len(frames)])}
-    values = column.reshape(-1, column.shape[-1] if column.ndim > 1 else 1)
-    return {**_of(values), "count": np.array([len(column)])}
+def _of_images(column: np.ndarray) -> dict[str, np.ndarray]:
+    frames = np.unique(np.linspace(0, len(column) - 1, min(len(column), _SAMPLED)).astype(int))
+    apart = max(1, max(column.shape[1:3]) // _ACROSS)
+    found = _of_pixels(column[frames, ::apart, ::apart])
+    return {**{k: v[:, None, None] for k, v in found.items()}, "count": np.array([len(frames)])}
 
 
 def _of_pixels(sample: np.ndarray) -> dict[str, np.ndarray]:
@@ -643,60 +713,111 @@ def _of_pixels(sample: np.ndarray) -> dict[str, np.ndarray]:
             **dict(zip(_QUANTILES, quantiles, strict=True))}
 
 
-def _of(values: np.ndarray) -> dict[str, np.ndarray]:
-    numbers = values.astype(np.float64)
-    finite = np.isfinite(numbers)
-    if finite.all():
-        low, high = numbers.min(0), numbers.max(0)
-        mean, std, quantiles = numbers.mean(0), numbers.std(0), np.quantile(numbers, list(_QUANTILES.values()), axis=0)
-    else:
-        known = np.where(finite, numbers, np.nan)
-        known[:, ~finite.any(0)] = 0.0
-        low, high, mean, std = np.nanmin(known, 0), np.nanmax(known, 0), np.nanmean(known, 0), np.nanstd(known, 0)
-        quantiles = np.nanquantile(known, list(_QUANTILES.values()), axis=0)
-    return {"min": low, "max": high, "mean": mean, "std": std, **dict(zip(_QUANTILES, quantiles, strict=True)),
-            **_exact(values)}
+def _of(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Of values (R, W), end to end of E episodes of so many rows each: (E, W) by statistic. The numbers of a component
+    lie side by side to be sorted, of as many episodes of about one length as are fast at once."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        each = [_of_known(part) for part in np.split(values, np.cumsum(rows)[:-1])]
+        return {statistic: np.stack([one[statistic] for one in each]) for statistic in each[0]}
+    values = values.astype(np.float32) if values.dtype == np.float16 else values  # whose differences overflow
+    first, width = np.cumsum(rows) - rows, values.shape[1]
+    out = {name: np.empty((len(rows), width)) for name in ("mean", "std", *_QUANTILES)}
+    low, high = np.empty((2, len(rows), width), values.dtype)
+    for episodes in _alike(rows, width):
+        n, most = rows[episodes], int(rows[episodes].max())
+        step = np.arange(most)
+        if (n == most).all() and (np.diff(episodes) == 1).all():
+            x, beyond = values[first[episodes[0]]:][: most * len(episodes)].reshape(-1, most, width), None
+        else:
+            beyond = step >= n[:, None]
+            x = values[first[episodes][:, None] + np.minimum(step, n[:, None] - 1)]
+        out["mean"][episodes] = mean = _sum(x, beyond) / n[:, None]
+        apart = x - mean[:, None]  # float64
+        out["std"][episodes] = np.sqrt(_sum(np.square(apart, out=apart), beyond) / n[:, None])
+        if beyond is not None:  # the last row, again and again: the highest there is, so that it stays behind
+            x[beyond] = np.inf if x.dtype.kind == "f" else x.max()
+        x = x.transpose(0, 2, 1).copy()
+        x.sort(-1)
+        each = np.arange(len(n))
+        low[episodes], high[episodes] = x[:, :, 0], x[each, :, n - 1]
+        for name, q in _QUANTILES.items():
+            place = q * (n - 1)
+            below = np.floor(place).astype(np.int64)
+            a, b = (x[each, :, np.minimum(k, n - 1)].astype(np.float64) for k in (below, below + 1))
+            t = (place - below)[:, None]
+            out[name][episodes] = np.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
+    return {"min": low.astype(np.float64), "max": high.astype(np.float64), **out, **_exact(low, high)}
 
 
-def _exact(values: np.ndarray) -> dict[str, np.ndarray]:
+def _alike(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
+    """Numbers of episodes whose lengths are at most a factor of two apart, some at a time."""
+    order = np.arange(len(rows)) if (rows == rows[0]).all() else np.argsort(rows, kind="stable")
+    ordered, at = rows[order], 0
+    while at < len(order):
+        stop = at + max(1, _PIECE // int(ordered[at] * width))
+        stop = min(stop, int(np.searchsorted(ordered, 2 * ordered[at])))
+        yield order[at:stop]
+        at = stop
+
+
+def _sum(x: np.ndarray, beyond: np.ndarray | None) -> np.ndarray:
+    """Over the steps, without those beyond the end of an episode."""
+    return x.sum(1, np.float64) if beyond is None else x.sum(1, np.float64, where=~beyond[..., None])
+
+
+def _of_known(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Of one episode, (W,) by statistic; of a component without any finite number, zeros."""
+    known = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+    known[:, np.isnan(known).all(0)] = 0.0
+    quantiles = np.nanquantile(known, list(_QUANTILES.values()), axis=0)
+    return {"min": np.nanmin(known, 0), "max": np.nanmax(known, 0), "mean": np.nanmean(known, 0),
+            "std": np.nanstd(known, 0), **dict(zip(_QUANTILES, quantiles, strict=True))}
+
+
+def _exact(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
     """The ends of what is counted, which a float64 may not hold."""
-    if values.dtype.kind not in "biu":
+    if low.dtype.kind not in "biu":
         return {}
-    low, high = values.min(0), values.max(0)
-    if values.dtype.kind in "iu":
-        most = min(np.iinfo(np.int64).max, np.iinfo(values.dtype).max)  # of uint64, as near as their tables come
+    if low.dtype.kind in "iu":
+        most = min(np.iinfo(np.int64).max, np.iinfo(low.dtype).max)  # of uint64, as near as their tables come
         low, high = np.minimum(low, most).astype(np.int64), np.minimum(high, most).astype(np.int64)
     return {"min": low, "max": high}
 
 
 def aggregate(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Of several episodes together: pooled moments (Chan et al. 1983); quantiles are averages weighted by count, as
-    lerobot has them."""
+    """Of the episodes of all parts, (E, ...) by statistic, together: pooled moments (Chan et al. 1983); quantiles are
+    averages weighted by count, as lerobot has them."""
     out = {}
-    for name in dict.fromkeys(n for p in parts for n in p):
-        have = [p[name] for p in parts if name in p]
-        count = np.array([int(h["count"][0]) for h in have], np.float64)
-        total = count.sum()
+    for name, have in _together(parts).items():
+        count = have["count"].astype(np.float64)[:, 0]
+        share = count / count.sum()
+        centre = np.tensordot(share, have["mean"], 1)
+        spread = np.tensordot(share, np.square(have["std"]) + np.square(have["mean"] - centre), 1)
+        out[name] = {"min": have["min"].min(0), "max": have["max"].max(0), "mean": centre, "std": np.sqrt(spread),
+                     "count": np.array([int(count.sum())]),
+                     **{q: np.tensordot(share, have[q], 1) for q in _QUANTILES if q in have}}
+    return out
 
-        def mean(values, count=count, total=total):
-            return np.tensordot(count / total, np.stack([np.asarray(v, np.float64) for v in values]), 1)
 
-        centre = mean([h["mean"] for h in have])
-        spread = mean([np.square(h["std"]) + np.square(np.asarray(h["mean"]) - centre) for h in have])
-        out[name] = {"min": np.min([h["min"] for h in have], 0), "max": np.max([h["max"] for h in have], 0),
-                     "mean": centre, "std": np.sqrt(spread), "count": np.array([int(total)]),
-                     **{q: mean([h[q] for h in have]) for q in _QUANTILES if all(q in h for h in have)}}
+def _together(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics that all parts have of a column, of the episodes of all parts that have the column."""
+    out = {}
+    for name in dict.fromkeys(n for part in parts for n in part):
+        have = [part[name] for part in parts if name in part]
+        out[name] = {statistic: np.concatenate([h[statistic] for h in have]) for statistic in have[0]
+                     if all(statistic in h for h in have)}
     return out
 
 
 def _stats_so_far(root: Path, plan: _Plan) -> list[dict]:
-    """stats.json where it counts what info.json counts; else from the tables, whose episodes are all there."""
+    """As `_together` takes them: stats.json where it counts what info.json counts; else from the tables, whose
+    episodes are all there."""
     if not plan.info["total_episodes"]:
         return []
     file = root / "meta" / "stats.json"
     if file.exists():
-        stats = {n: {k: np.asarray(v) for k, v in s.items()} for n, s in read_json(file).items()}
-        if int(stats.get("index", {}).get("count", [0])[0]) == plan.info["total_frames"]:
+        stats = {n: {k: np.asarray(v)[None] for k, v in s.items()} for n, s in read_json(file).items()}
+        if int(stats.get("index", {}).get("count", [[0]])[0][0]) == plan.info["total_frames"]:
             return [stats]
     out = []
     for table in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
@@ -708,7 +829,7 @@ def _stats_so_far(root: Path, plan: _Plan) -> list[dict]:
                 for n in names:
                     _, rest = n.split("/", 1)
                     feature, statistic = rest.rsplit("/", 1)
-                    found.setdefault(feature, {})[statistic] = np.asarray(row[n])
+                    found.setdefault(feature, {})[statistic] = np.asarray(row[n])[None]
                 out.append(found)
     return out
 

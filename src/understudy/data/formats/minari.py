@@ -203,26 +203,29 @@ class Hdf5(_Minari):
             if not self.episodes:
                 raise UserError("expected groups episode_0, episode_1, ..., found none", where=file,
                                 do="the data set holds no episode")
-            lengths, found = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
+            lengths, found, self._lies, self._own = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
             self._take(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
             self.schema = hdf5.ordered(self.schema, top)
 
-    def _episode(self, group, episode) -> tuple[int, dict[str, tuple[Feature, int]]]:
-        where, found, holes = f"{self.file}, {episode}", {}, []
+    def _episode(self, group, episode) -> tuple[
+            int, dict[str, tuple[Feature, int]], dict[str, hdf5.Lies], dict[str, Any]]:
+        """Steps, (feature, rows) of each array, where arrays lie, facts."""
+        where, found, lies, holes = f"{self.file}, {episode}", {}, {}, []
         arrays = hdf5.arrays(group, where)
         if "rewards" not in arrays or not arrays["rewards"].shape or not arrays["rewards"].shape[0]:
             raise UserError(f"expected an array rewards, with a row for each step, found {', '.join(arrays) or 'none'}",
                             where=where, do=_DAMAGE)
         steps = arrays["rewards"].shape[0]
-        said = group.attrs.get("total_steps", steps)
+        own = hdf5.attributes(group, where)
+        said = own.get("total_steps", steps)
         if np.shape(said) != () or said != steps:
             raise UserError(f"expected total_steps to be {steps}, the rows of rewards, found {said}", where=where,
                             do="correct the attribute, or take the file from a copy")
         for key, array in arrays.items():
-            filled = array.attrs.get(hdf5.FILLED, "")
+            filled = array.filled
             if filled == "all" or key.startswith("infos/") and not array.shape:
                 continue
-            if hdf5.unwritten(array):
+            if array.unwritten:
                 holes.append(key)
             if self.encoded(key, array):
                 f = self._sizes.get(key) or self._size_of(array, key, where)
@@ -233,9 +236,11 @@ class Hdf5(_Minari):
                 raise UserError(f"expected {steps + 1} rows for {steps} steps, found {array.shape[0]}",
                                 where=f"{where}, {key}", do=_DAMAGE)
             found[key] = f, array.shape[0] - (filled == "last")
+            if at := array.lies:
+                lies[key] = at
         if holes:
             self.warnings.append(f"{episode}: parts of {', '.join(holes)} were never written, and read as zeros")
-        return steps, found
+        return steps, found, lies, own
 
     def encoded(self, key, array) -> bool:
         if hdf5.is_bytes(array):
@@ -260,16 +265,14 @@ class Hdf5(_Minari):
 
     def read(self, files, name, episode, first, stop):
         key, where = self.keys[name], self.place(name, episode)
+        path = f"{self.episodes[episode]}/{key}"
         with hdf5.readable(where):
-            array = files[self.file][f"{self.episodes[episode]}/{key}"]
-            if self.encoded(key, array):
+            if name not in self._numbers and self.encoded(key, array := files[self.file][path]):
                 return self.pictures(array[first:stop], key, first, where)
-            return self._grey(name, hdf5.rows(array, first, stop, where))
+        return self._grey(name, files.column(self.file, path, first, stop, where, self._lies[episode].get(key)))
 
     def own(self, episode):
-        with hdf5.Files() as files, hdf5.readable(self.file):
-            name = self.episodes[episode]
-            return hdf5.attributes(files[self.file][name], f"{self.file}, {name}")
+        return self._own[episode]
 
 
 class Tables(_Minari):

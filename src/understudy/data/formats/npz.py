@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,7 @@ _OTHERS = {  # what others call them
     "truncations": "timeouts", "next_obs": "next_observations", "next_states": "next_observations"}
 ENDS = "give episode_ends: the exclusive end of each episode, counted in steps"
 _FOLLOWING = "correct next_observations, or leave it out"
+_AT_ONCE = 1 << 20  # bytes of each array that are decompressed at once
 _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
 
 
@@ -195,6 +196,22 @@ class Npz(Source):
                 self._follow(out)
             out.flush()
 
+    def through(self, first, stop):
+        """All arrays are decompressed side by side, each once."""
+        if first or self._following or "_columns" in self.__dict__ or cache.has(self.key):
+            yield from super().through(first, stop)
+            return
+        cut = [_cut(self._read(name), self.rows(name)[:stop]) for name in self.schema]
+        for columns in zip(*cut, strict=True):
+            yield dict(zip(self.schema, columns, strict=True))
+
+    def _read(self, name) -> Iterator[np.ndarray]:
+        key, dtype, shape = self._from[name], self._dtype(name), self.schema[name].shape
+        for row, values in self._file.stream(key, _AT_ONCE):
+            if name in FLAGS:
+                _check_flags(values, row, f"{self.path}, {key}")
+            yield values.reshape(len(values), *shape).astype(dtype, copy=False)
+
     def _dtype(self, name):
         dtype = np.dtype(self._file.headers[self._from[name]][1])
         flag = name in ("next.terminated", "next.truncated")
@@ -225,6 +242,19 @@ class Npz(Source):
     def column(self, name, episode):
         first = self._first[name][episode]
         return self._columns[name][first: first + self.rows(name)[episode]]
+
+
+def _cut(pieces: Iterator[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The same rows in arrays of so many rows each."""
+    left = next(pieces)
+    for n in rows.tolist():
+        parts = [left[:n]]
+        left = left[n:]
+        while (missing := n - sum(map(len, parts))) > 0:
+            left = next(pieces)
+            parts.append(left[:missing])
+            left = left[missing:]
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _check_flags(values: np.ndarray, row: int, where: str):

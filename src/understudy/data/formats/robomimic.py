@@ -26,6 +26,7 @@ _NAMES = {"actions": "action", "rewards": "next.reward", "dones": "next.done"}
 _KEYS = {name: key for key, name in _NAMES.items()}
 _TAKEN = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # facts that have a place of their own, and no fact
 _SMALL = 1000  # numbers; shorter arrays that are not of the steps' length are facts
+_AHEAD = 64  # demos whose facts are read at once
 _LOOKED = 64  # demos in which next_obs is compared with obs
 
 
@@ -51,7 +52,8 @@ class Robomimic(Stored):
                                 do="the file holds no demonstration")
             self._of_all = self._of_file(hdf5.attributes(data, f"{path}, data"))
             demos = [self._demo(data[d], d, warnings) for d in self.demos]
-            self._steps, self._stored, self._said_task = map(list, zip(*demos, strict=True))
+            self._steps, self._stored, self._said_task, self._small, self._lies = map(list, zip(
+                *demos, strict=True))
             self._total(data, warnings)
             self.masks = self._masks(file, warnings)
             self._following(files, warnings)
@@ -78,8 +80,10 @@ class Robomimic(Stored):
         self._task = _inside(self._env, "lang") or _inside(self._env, "env_kwargs", "env_lang")
         return attributes
 
-    def _demo(self, group, demo: str, warnings) -> tuple[int, dict[str, Feature], str | None]:
-        """Steps, the feature of each array by its key, the task in words."""
+    def _demo(self, group, demo: str, warnings) -> tuple[
+            int, dict[str, Feature], str | None, list[str] | None, dict[str, hdf5.Lies]]:
+        """Steps, the feature of each array by its key, the task in words, keys of short arrays that are facts (None
+        where there are no facts at all), where arrays lie."""
         where = f"{self.path}, data/{demo}"
         arrays = hdf5.arrays(group, where)
         if "actions" not in arrays or not arrays["actions"].shape:
@@ -92,27 +96,32 @@ class Robomimic(Stored):
                             do="correct the attribute, or take the file from a copy")
         if not steps:
             raise UserError("expected at least one step, found none", where=f"{where}/actions", do="remove the demo")
-        found, holes = {}, []
+        found, holes, small, lies = {}, [], [], {}
         for key, array in arrays.items():
             place = f"{where}/{key}"
-            if hdf5.unwritten(array):
+            if array.unwritten:
                 holes.append(key)
             own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
             if not own and (not array.shape or array.shape[0] != steps):
                 if array.size > _SMALL:
                     warnings.append(f"{demo}/{key}: {array.shape}, not a row for each of {steps} steps: left out")
+                else:
+                    small.append(key)
                 continue
             f = hdf5.described(_name(key, None), array, place, flag=key == "dones")
             if array.shape[0] != steps:
                 raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=place,
                                 do="remove the demo, or take the file from a copy")
-            if array.attrs.get(hdf5.FILLED, "") != "last":
+            if array.filled != "last":
                 found[key] = f
+                if at := array.lies:
+                    lies[key] = at
         if holes:
             warnings.append(f"{demo}: parts of {', '.join(holes)} were never written, and read as zeros")
         task = hdf5.decoded(hdf5.plain(group.attrs.get("ep_meta", "{}"), f"{where}, attribute ep_meta"), where)
         task = _inside(task, "lang") or self._task
-        return steps, found, task if isinstance(task, str) else None
+        plain = not small and list(group.attrs) == ["num_samples"]
+        return steps, found, task if isinstance(task, str) else None, None if plain else small, lies
 
     def _total(self, data, warnings):
         if self._said is not None and self._said != sum(self._steps):
@@ -133,13 +142,14 @@ class Robomimic(Stored):
 
     def _following(self, files, warnings):
         """Whether next_obs is the next row of obs, by the last of its rows that has one."""
-        for demo, found, steps in list(zip(self.demos, self._stored, self._steps, strict=True))[:_LOOKED]:
+        for demo, found, steps, lies in list(zip(self.demos, self._stored, self._steps, self._lies, strict=True)
+                                             )[:_LOOKED]:
             for key, f in found.items():
                 if key.startswith("next_obs/") and key[5:] in found and steps > 1 and f.kind == "vector":
                     where = f"{self.path}, data/{demo}"
-                    now, after = (files[self.path][f"data/{demo}/{k}"] for k in (key[5:], key))
-                    here = hdf5.rows(now, steps - 1, steps, f"{where}/{key[5:]}")
-                    there = hdf5.rows(after, steps - 2, steps - 1, f"{where}/{key}")
+                    here, there = (
+                        files.column(self.path, f"data/{demo}/{k}", row, row + 1, f"{where}/{k}", lies.get(k))
+                        for k, row in ((key[5:], steps - 1), (key, steps - 2)))
                     if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
                         return
@@ -192,45 +202,46 @@ class Robomimic(Stored):
         steps, where = int(self.lengths[episode]), self.place(name, episode)
         if self._keys[name] == "ep_meta":
             return np.broadcast_to(np.array(self._said_task[episode], object), (stop - first,))
-        with hdf5.readable(where):
-            group = files[self.path][f"data/{self.demos[episode]}"]
-            parts = [hdf5.rows(group[self._keys[name]], first, min(stop, steps), where)]
-            if stop > steps:
-                last = f"next_{self._keys[name]}"
-                parts.append(hdf5.rows(group[last], steps - 1, steps, f"{where} (next_obs)"))
-        parts = [p for p in parts if len(p)]
+        key, at, lies, parts = self._keys[name], f"data/{self.demos[episode]}", self._lies[episode], []
+        if first < min(stop, steps):
+            parts.append(files.column(self.path, f"{at}/{key}", first, min(stop, steps), where, lies.get(key)))
+        if stop > steps:
+            parts.append(files.column(self.path, f"{at}/next_{key}", steps - 1, steps, f"{where} (next_obs)",
+                                      lies.get(f"next_{key}")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def meta(self, episode) -> Mapping[str, Any]:
-        if episode not in self._metas:  # read once: looking at every group of a demo takes as long as its numbers
-            self._metas[episode] = self._meta(episode)
+        if episode not in self._metas:  # some at once, and once: opening the file takes as long as their numbers
+            with hdf5.Files() as files:
+                for e in range(episode, min(episode + _AHEAD, len(self.demos))):
+                    self._metas[e] = self._meta(files, e)
         return self._metas[episode]
 
     @cached_property
     def _metas(self) -> dict[int, Mapping[str, Any]]:
         return {}
 
-    def _meta(self, episode) -> dict[str, Any]:
+    def _meta(self, files, episode) -> dict[str, Any]:
         demo = self.demos[episode]
         facts = dict(self._of_all)
         if demo != f"demo_{episode}":
             facts["demo"] = demo
         if self.masks:
             facts["masks"] = [key for key, demos in self._in.items() if demo in demos]
+        if self._small[episode] is None:
+            return facts
         where = f"{self.path}, data/{demo}"
-        with hdf5.Files() as files, hdf5.readable(where):
+        with hdf5.readable(where):
             group = files[self.path][f"data/{demo}"]
-            own = hdf5.attributes(group, where)
-            own.pop("num_samples", None)
+            own = hdf5.attributes(group, where, ("num_samples",))
             if "ep_meta" in own:
                 own["ep_meta"] = hdf5.decoded(own["ep_meta"], f"{where}, attribute ep_meta")
                 if isinstance(own["ep_meta"], dict) and isinstance(own["ep_meta"].get("lang"), str):
                     own["ep_meta"].pop("lang")  # the column task
                     own = own if own["ep_meta"] else {k: v for k, v in own.items() if k != "ep_meta"}
-            for key, array in hdf5.arrays(group, where).items():
-                if key not in self._keys.values() and not key.startswith("next_obs/") and array.size <= _SMALL \
-                        and (not array.shape or array.shape[0] != self.lengths[episode]):
-                    own[key.replace("/", ".")] = _value(array, f"{where}/{key}")
+            for key in self._small[episode]:
+                if key not in self._keys.values():
+                    own[key.replace("/", ".")] = _value(group[key], f"{where}/{key}")
         return {**facts, **own}
 
     @cached_property

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 
 from ...core import Feature, UserError
 from .. import cache
-from .base import Source, starts
+from .base import Source, pieces, starts
 
 _PIECE = 1 << 26  # bytes of frames that are read at a time
+_AT_ONCE = 1 << 22  # bytes of numbers
 
 
 class Stored(Source):
@@ -60,26 +61,52 @@ class Stored(Source):
     def _build(self, part):
         with self.reading() as files:
             for name in self._numbers:
-                f = self.schema[name]
-                out = cache.create(part, name, (int(self.counts[name].sum()), *f.shape), np.dtype(f.dtype))
-                for e, (first, n) in enumerate(zip(self._first[name], self.counts[name], strict=True)):
-                    out[first: first + n] = self._rows(files, name, e, 0, int(n))
+                f, rows, ends = self.schema[name], self.counts[name], np.cumsum(self.counts[name])
+                out = cache.create(part, name, (int(rows.sum()), *f.shape), np.dtype(f.dtype))
+                for first, stop in pieces(rows * f.size * np.dtype(f.dtype).itemsize, _AT_ONCE):
+                    out[ends[first] - rows[first]: ends[stop - 1]] = self.several(files, name, first, stop)
                 out.flush()
 
+    def through(self, first, stop):
+        if "_maps" in self.__dict__ or cache.has(self.key):
+            yield from super().through(first, stop)
+            return
+        sizes = sum(self.counts[n][first:stop] * self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize
+                    for n in self._numbers)
+        with self.reading() as files:
+            for a, b in pieces(np.broadcast_to(sizes, stop - first), _AT_ONCE):
+                columns = {n: np.split(self.several(files, n, first + a, first + b),
+                                       np.cumsum(self.counts[n][first + a: first + b])[:-1]) for n in self._numbers}
+                yield from ({n: c[i] for n, c in columns.items()} for i in range(b - a))
+
+    def several(self, files, name, first, stop) -> np.ndarray:
+        """All rows of a column of numbers of episodes first to stop - 1, end to end."""
+        f, rows = self.schema[name], self.counts[name][first:stop]
+        out, at = np.empty((int(rows.sum()), *f.shape), f.dtype), 0
+        for e, n in enumerate(rows.tolist(), first):
+            out[at: at + n] = self._rows(files, name, e, 0, n)
+            at += n
+        return out
+
     def _rows(self, files, name, episode, first, stop) -> np.ndarray:
-        """As the schema says; a cast that would change a value is an error."""
-        f, values = self.schema[name], self.read(files, name, episode, first, stop)
-        if values.shape[1:] != f.shape and values.size == (stop - first) * f.size and f.kind != "image":
+        values = self.read(files, name, episode, first, stop)
+        return self.fitted(values, name, stop - first, lambda row: (episode, first + row))
+
+    def fitted(self, values: np.ndarray, name: str, rows: int, at: Callable[[int], tuple[int, int]]) -> np.ndarray:
+        """As the schema says; a cast that would change a value is an error. at: episode and row in it of a row."""
+        f = self.schema[name]
+        if values.shape[1:] != f.shape and values.size == rows * f.size and f.kind != "image":
             values = values.reshape(-1, *f.shape)  # (T, 1) as (T,)
-        if values.shape != (stop - first, *f.shape):
-            raise UserError(f"expected the shape {(stop - first, *f.shape)}, found {values.shape}",
-                            where=self.place(name, episode), do="the file is damaged: take it from a copy")
+        if values.shape != (rows, *f.shape):
+            raise UserError(f"expected the shape {(rows, *f.shape)}, found {values.shape}",
+                            where=self.place(name, at(0)[0]), do="the file is damaged: take it from a copy")
         if f.dtype == "bool" and values.dtype != np.bool_:
-            odd = ~np.isin(values, (0, 1))
+            odd = (values != 0) & (values != 1)
             if odd.any():
-                at = int(np.argwhere(odd)[0][0])
-                raise UserError(f"expected flags, 0 or 1, found {values[at]}",
-                                where=f"{self.place(name, episode)}, row {first + at}", do="correct the value")
+                wrong = int(np.argwhere(odd)[0][0])
+                episode, row = at(wrong)
+                raise UserError(f"expected flags, 0 or 1, found {values[wrong]}",
+                                where=f"{self.place(name, episode)}, row {row}", do="correct the value")
         return values if f.kind == "string" else values.astype(f.dtype, copy=False)
 
     def whole(self, name):
@@ -101,6 +128,7 @@ class Stored(Source):
                 yield from enumerate(self._rows(files, name, episode, first, min(first + step, n)), first)
 
 
+@lru_cache(1024)  # files have thousands of arrays of a few kinds
 def feature(name: str, shape: tuple[int, ...], dtype: np.dtype, flag: bool = False) -> Feature:
     """Of a column as it is stored. Outcomes are one number a step; bytes are numbers, unless they make an image."""
     shape = () if name.startswith("next.") and tuple(shape) == (1,) else tuple(shape)

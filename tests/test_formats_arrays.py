@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from test_format_contract import demonstrations
 from test_formats import ENDS, _flat, closed_form
 
+from understudy.audit import audit
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import losses, rlds, sniff, write_dataset
@@ -261,6 +262,25 @@ def test_rlds_that_lacks_a_shard_a_record_or_says_nonsense(tmp_path):
     refused(path, "expected shard 0 of split train, found none")
     (path / "features.json").write_text('{"featuresDict": {"features": {"steps": 3}}}')
     refused(path, "features.json", "expected the features of a TFDS data set")
+
+
+@pytest.mark.parametrize("gone", [lambda splits: splits[1].update(shardLengths=[]), lambda splits: splits.pop(1)])
+def test_shards_that_nothing_names_are_said(gone, tmp_path):
+    path, shard = _rlds(tmp_path)
+    info = json.loads((path / "dataset_info.json").read_text())
+    other = shard.with_name(shard.name.replace("train", "val"))
+    shutil.copy(shard, other)
+
+    def said():
+        (path / "dataset_info.json").write_text(json.dumps(info))
+        data = read_all(path)
+        return (len(data), [w for w in data.facts["warnings"] if other.name in w],
+                [(f.code, f.severity) for f in audit(path).findings if other.name in f.message and f.code != "reader"])
+    info["splits"].append({**info["splits"][0], "name": "val"})
+    assert said() == (8, [], [])
+    gone(info["splits"])
+    assert said() == (4, [f"{other.name}: not named by dataset_info.json, and left out"],
+                      [("counts-disagree", "error")])
 
 
 def test_every_bit_of_a_record_is_checked(tmp_path):

@@ -653,6 +653,12 @@ def test_a_minari_episode_that_is_gone(files, tmp_path):
     shutil.copytree(files / "minari/closed/box-arrow-v0", tmp_path / "d")
     shutil.rmtree(tmp_path / "d/data/2")
     assert Dataset.open(tmp_path / "d").facts["warnings"][0] == "metadata, total_episodes: 4, but there are 3"
+    own = tmp_path / "d/data/1/metadata.json"
+    said = json.loads(own.read_text())
+    for steps in (2**70, True, 0, "4"):
+        own.write_text(json.dumps({**said, "total_steps": steps}))
+        refused(tmp_path / "d", "1/metadata.json: expected total_steps")
+    own.write_text(json.dumps(said))
     (tmp_path / "d/data/1/part-0.arrow").write_bytes(b"ARROW1")
     refused(tmp_path / "d", "1/part-0.arrow", "damage")
     (tmp_path / "d/data/1/part-0.arrow").unlink()

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data import views
-from ..data.formats import hdf5
+from ..data.formats import hdf5, rlds
 from ..data.formats.sniff import VIEW
 from . import lerobot
 from .base import Finding, Where, refusal
@@ -343,6 +343,7 @@ def _records(path, deep):
         yield Finding("damaged-file", "error", f"expected a description of the shards, found something else "
                       f"({_line(error)})", _COPY, Where("dataset_info.json"))
         return
+    named = []
     for split, lengths, template in splits:
         for i, wanted in enumerate(lengths):
             file = template
@@ -350,11 +351,16 @@ def _records(path, deep):
                                  "NUM_SHARDS": f"{len(lengths):05d}",
                                  "SHARD_X_OF_Y": f"{i:05d}-of-{len(lengths):05d}"}.items():
                 file = file.replace("{" + token + "}", value)
+            named.append(path / file)
             if not (path / file).is_file():
                 yield Finding("missing-file", "error", f"expected the shard of {count(wanted, 'episode')} of {split}, "
                               "found none", _COPY, Where(file))
             elif kind == "tfrecord":
                 yield from _shard(path / file, file, wanted, deep)
+    if left := rlds.unnamed(path, named):
+        yield Finding("counts-disagree", "error", f"{count(len(left), 'file')} of records that dataset_info.json does "
+                      f"not name: {listed(left)}", "take dataset_info.json from a copy, or move the files elsewhere",
+                      Where("dataset_info.json"))
 
 
 def _shard(path, name, wanted, deep):

@@ -291,7 +291,7 @@ class Tables(_Minari):
         lengths, found = [], []
         for e, own in enumerate(self._own):
             steps = own.get("total_steps") if isinstance(own, dict) else None
-            if not isinstance(steps, int) or steps < 1:
+            if type(steps) is not int or not 0 < steps < 2**53:
                 raise UserError(f"expected total_steps, a number above 0, found {steps!r}",
                                 where=self._folder(e) / "metadata.json", do=_DAMAGE)
             lengths.append(steps)

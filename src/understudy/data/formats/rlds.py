@@ -111,6 +111,9 @@ class Rlds(Mapped):
                             do="RLDS data sets have a feature steps; convert others with their own library")
         self._splits = _shards(path, self._info)
         files = [file for _, shards in self._splits for file, _ in shards]
+        if left := unnamed(path, files):
+            warnings.append(f"{', '.join(left[:4])}{', ...' if len(left) > 4 else ''}: not named by dataset_info.json, "
+                            "and left out")
         self.key = cache.digest("rlds", final_step, [[str(f), f.stat().st_size, f.stat().st_mtime_ns]
                                                      for f in (path / "features.json", *files)])
         self._maps_of: dict[Path, mmap.mmap] = {}
@@ -441,6 +444,11 @@ def shards(path: Path, name: str, split: Mapping) -> list[tuple[Path, int]]:
             template = template.replace(token, text)
         files.append((path / Path(template).name, count))
     return files
+
+
+def unnamed(path: Path, files: Iterable[Path]) -> list[str]:
+    """Files of records in the folder that are none of these."""
+    return sorted({p.name for p in path.glob("*.tfrecord*")} - {f.name for f in files})
 
 
 # -- tf.train.Example, by the encoding of Protocol Buffers ----------------------------------------------------------

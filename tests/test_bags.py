@@ -123,6 +123,15 @@ def test_cut_recordings_are_read_as_far_as_they_go(shared):
     assert "has no whole index: the recording was cut short" in data.facts["warnings"][0]
 
 
+def test_an_index_that_leads_to_another_topic_is_refused(shared, tmp_path):
+    data = bytearray((shared / "fixtures/rosbag/ros1/episode_1.bag").read_bytes())
+    at = data.index(b"conn=", data.index(b"ver=\1\0\0\0")) + 5  # of an index record: whose messages it counts
+    data[at] = 1 - data[at]
+    (tmp_path / "a.bag").write_bytes(data)
+    with pytest.raises(UserError, match="a.bag: expected messages of /.*, found one of /.*, by an index that is wrong"):
+        look(tmp_path / "a.bag")
+
+
 @pytest.mark.parametrize("how", ["ros1", "ros1_lz4", "ros1_bz2"])
 def test_a_bag_without_its_index_is_what_it_was(how, shared, tmp_path):
     whole = (shared / f"fixtures/rosbag/{how}/episode_3.bag").read_bytes()

@@ -187,6 +187,21 @@ def test_windows_of_a_video_that_refers_forward(options, kept, tmp_path):
             np.testing.assert_array_equal(filmed(reader, times[first:first + 2], shape), whole[first:first + 2])
 
 
+def test_what_a_video_is_called_need_not_be_text(tmp_path):
+    shape, times = (32, 48, 3), np.arange(5) / 10
+    writer = video.VideoWriter(tmp_path / "film.mp4", "libx264", shape, 10)
+    writer.add(lit(shape)[:5], times)
+    writer.close()
+    data = (tmp_path / "film.mp4").read_bytes()
+    assert data.count(b"Lavf") == 1  # among its tags
+    (tmp_path / "odd.mp4").write_bytes(data.replace(b"Lavf", b"\xd0\xff\xfe\xfd"))
+    with video.VideoReader(tmp_path / "film.mp4", "here") as reader:
+        whole = filmed(reader, times, shape)
+    with video.VideoReader(tmp_path / "odd.mp4", "here") as reader:
+        np.testing.assert_array_equal(filmed(reader, times, shape), whole)
+    assert video.count(tmp_path / "odd.mp4") == 5
+
+
 def test_a_small_video_is_read_once(tmp_path):
     """Its packets stay in memory: the file may go. Those of a larger one do not."""
     shape, times = (96, 96, 3), np.arange(30) / 10

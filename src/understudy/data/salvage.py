@@ -354,7 +354,7 @@ def _film(path: Path, to: Path, lose) -> None:
     """A link to the video, or, where it is cut, a copy of the frames before the cut (if its index is at its front)."""
     good = broken = 0
     try:
-        with av.open(str(path)) as source:
+        with av.open(str(path), metadata_errors="replace") as source:
             for packet in source.demux(source.streams.video[0]):
                 good, broken = good + (packet.size > 0 and not packet.is_corrupt), broken + packet.is_corrupt
     except (av.FFmpegError, OSError, IndexError):
@@ -363,7 +363,7 @@ def _film(path: Path, to: Path, lose) -> None:
         to.symlink_to(path.resolve())
         return
     lose(f"{path}: what follows after {good} frames")
-    with av.open(str(path)) as source, av.open(str(to), "w") as target:
+    with av.open(str(path), metadata_errors="replace") as source, av.open(str(to), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         try:
             for packet in source.demux(source.streams.video[0]):

@@ -120,7 +120,7 @@ def _array(frame: av.VideoFrame, channels: int) -> np.ndarray:
 def count(path: Path) -> int:
     """Frames that the file holds, without decoding them; 0 for one that cannot be read."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
     except (av.FFmpegError, OSError, IndexError):
         return 0
@@ -134,7 +134,7 @@ class VideoReader:
     def __init__(self, path: Path, where: str, kept: int = KEPT):
         self.path, self._kept = path, kept
         with self._readable(f"{path}, {where}"):
-            self._container = av.open(str(path))
+            self._container = av.open(str(path), metadata_errors="replace")
             self._stream = self._container.streams.video[0]
         self._decoder = self._stream.codec_context
         if self._decoder is None:  # bytes that once said which codec it is

@@ -395,6 +395,9 @@ class Rosbag(Log):
         with _readable(self.path), self._open() as reader:
             wanted = [c for c in reader.connections if c.topic in topics]
             for c, time, data in reader.messages(wanted, begin, None if end is None else end + 1) if wanted else ():
+                if c.topic not in topics:
+                    raise UserError(f"expected messages of {', '.join(sorted(topics))}, found one of {c.topic}, by an "
+                                    "index that is wrong", where=self.path, do=_COPY)
                 if c.topic in self.undecoded:
                     raise UserError(f"expected messages that can be decoded, found {self.undecoded[c.topic]}",
                                     where=f"{self.path}, topic {c.topic}", do="leave the topic out")

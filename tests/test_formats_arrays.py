@@ -21,7 +21,7 @@ from test_formats import ENDS, _flat, closed_form
 from understudy.audit import audit
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import losses, rlds, sniff, write_dataset
+from understudy.data.formats import losses, rlds, side, sniff, write_dataset
 from understudy.testing import check_format
 
 STATE, ACTION = "observation.state", "action"
@@ -281,6 +281,20 @@ def test_shards_that_nothing_names_are_said(gone, tmp_path):
     gone(info["splits"])
     assert said() == (4, [f"{other.name}: not named by dataset_info.json, and left out"],
                       [("counts-disagree", "error")])
+
+
+def test_what_records_hold_beyond_their_description_is_said(tmp_path):
+    path, _ = _rlds(tmp_path)
+    (path / side.NAME).unlink()  # which would miss the column as well
+    whole = read_all(path)
+    document = json.loads((path / "features.json").read_text())
+    steps = document["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    gone = next(n for n in steps if n not in ("observation", "action", "is_first", "is_last", "is_terminal"))
+    assert not [w for w in whole.facts["warnings"] if "describe" in w]
+    del steps[gone]
+    (path / "features.json").write_text(json.dumps(document))
+    assert f"features.json does not describe steps/{gone}, which the records hold: left out" \
+        in read_all(path).facts["warnings"]
 
 
 def test_every_bit_of_a_record_is_checked(tmp_path):

@@ -127,6 +127,7 @@ class Rlds(Mapped):
             raise UserError("expected at least one episode, found none", where=path, do=_COPY)
         self._count(leaves)
         self._place(leaves, warnings)
+        self._doubts(warnings, tuple(_described(document, "")))
         self.facts = {"format": "rlds", "version": str(self._info.get("version", "")), "path": str(path), "fps": None,
                       "robot_type": None, "warnings": warnings}
 
@@ -217,7 +218,6 @@ class Rlds(Mapped):
             self.schema["next.terminated"] = self.schema["next.truncated"] = Feature("bool", ())
         if self._shift:
             self.longer = frozenset(n for n in self.schema if n.startswith("observation."))
-        self._doubts(warnings)
 
     def _camera(self, leaf: Leaf, warnings) -> Leaf | None:
         """With its size, from the first frame where features.json does not say. Cameras that were absent in all
@@ -241,13 +241,14 @@ class Rlds(Mapped):
         image = video.decode_image(first[1], channels, f"{file}, record {number}, {leaf.key}, frame 0")
         return Leaf(leaf.key, "image", leaf.dtype, image.shape)
 
-    def _doubts(self, warnings):
-        """What the flags and the last actions say."""
-        odd, still, moved = [], True, False
+    def _doubts(self, warnings, described):
+        """What the flags, the last actions and the names of what is recorded say."""
+        odd, still, moved, keys = [], True, False, set()
         actions = [self._leaf[n] for n in self.schema if n.split(".")[0] == "action" and n in self._leaf
                    and self._leaf[n].encoding == "none" and self._leaf[n].kind == "tensor"]
         for e, (file, number, at, length, _) in enumerate(self._where):
             found = _example(self._map(file), at, at + length, f"{file}, record {number}")
+            keys |= found.keys()
             last = int(self._steps[e]) - 1
             for key, row in (("steps/is_first", 0), ("steps/is_last", last)):
                 flags = found[key].numbers() if key in found else None
@@ -258,6 +259,8 @@ class Rlds(Mapped):
                 tail = values[-leaf.size:]
                 still &= bool(((tail == 0) | np.isnan(tail)).all())
                 moved |= bool(np.any(values[:-leaf.size] != 0))
+        if unknown := sorted(k for k in keys if not any(f"{k}/".startswith(f"{d}/") for d in described)):
+            warnings.append(f"features.json does not describe {listed(unknown)}, which the records hold: left out")
         if odd:
             warnings.append(f"is_first or is_last are not those of the first and last step in episodes {listed(odd)}")
         if actions and still and moved and not self._shift:
@@ -403,6 +406,17 @@ def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[Leaf]:
     else:
         kind = next((k for k in node if k != "pythonClassName"), "nothing")
         warnings.append(f"{key} is left out: a feature of kind {kind} has no fixed shape a step")
+
+
+def _described(node: Mapping, key: str) -> Iterator[str]:
+    """The keys of all features, of those that are left out too."""
+    if "featuresDict" in node:
+        for name, child in (node["featuresDict"].get("features") or {}).items():
+            yield from _described(child, f"{key}/{name}" if key else name)
+    elif key == "steps":
+        yield from _described(node["sequence"]["feature"], key)
+    else:
+        yield key
 
 
 def _shape(node) -> tuple[int, ...]:

@@ -180,6 +180,14 @@ def read(path: Path) -> tuple[dict, list[str], object]:
             list(data.facts["warnings"]), data)
 
 
+def audited(data, path: Path) -> tuple[list[str], list[str]]:
+    """(the errors that the audit finds, in words; the codes of its warnings)."""
+    from understudy.audit import findings
+
+    found = findings(data, path)
+    return [f.message for f in found if f.severity == "error"], [f.code for f in found if f.severity == "warning"]
+
+
 def judged(path: Path, was: dict, warned: list[str], checked: bool) -> tuple[str, str]:
     """(what became of it, in words)."""
     from understudy.core import UserError
@@ -198,16 +206,12 @@ def judged(path: Path, was: dict, warned: list[str], checked: bool) -> tuple[str
     if not differs:
         return "right", ""
     try:
-        from understudy.audit import findings
-
-        errors = [f for f in findings(data, path) if f.severity == "error"]
-    except ImportError:
-        errors = []
+        errors, alarms = audited(data, path)
     except Exception as error:
         return "traceback", f"audit: {type(error).__name__}: {str(error)[:200]}"
     if errors:
-        return "found", errors[0].message
-    if new := [w for w in warnings if w not in warned]:
+        return "found", errors[0]
+    if new := [w for w in [*warnings, *alarms] if w not in warned]:
         return "warned", new[0]
     return ("wrong" if "steps" in differs or checked else "other"), ", ".join(differs)
 
@@ -220,8 +224,8 @@ def work(fixtures: Path, folder: Path) -> None:
     for line in sys.stdin:
         name, source, seed = json.loads(line)
         if source not in known:
-            was, warned, _ = read(Path(source))
-            known[source] = was, warned
+            was, warned, data = read(Path(source))
+            known[source] = was, [*warned, *audited(data, Path(source))[1]]
         place = folder / f"{seed}" / "data"
         place.parent.mkdir()
         did = broken(Path(source), place, random.Random(seed))

@@ -22,10 +22,14 @@ def test_what_becomes_of_a_file_is_told_apart(fuzz, tmp_path):
     import numpy as np
 
     def save(name, **more):
-        arrays = {"observations": np.ones((4, 2)), "actions": np.ones((4, 1)), "episode_ends": [1, 4], **more}
+        arrays = {"observations": np.arange(8).reshape(4, 2), "actions": np.ones((4, 1)), "episode_ends": [1, 4], **more}
         np.savez(tmp_path / name, **arrays)
         return tmp_path / name
-    was, warned, _ = fuzz.read(save("data.npz"))
+    was, warned, data = fuzz.read(save("data.npz"))
+    errors, alarms = fuzz.audited(data, tmp_path / "data.npz")
+    assert errors == [] and "constant" in alarms
+    assert fuzz.judged(save("cut.npz", episode_ends=[2, 4]), was, warned, False) == ("warned", "constant")
+    warned = [*warned, *alarms]
     assert fuzz.judged(save("same.npz"), was, warned, True) == ("right", "")
     assert fuzz.judged(save("short.npz", episode_ends=[1, 5]), was, warned, True)[0] == "refused"
     other = save("other.npz", actions=np.zeros((4, 1)))

@@ -149,10 +149,22 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path):
         written(tmp_path / "d", Dataset([]))
 
 
-@pytest.mark.parametrize("change", [{"task_index": "?"}, {"task_index": True}, {"task": None}, {"task_index": None}])
+@pytest.mark.parametrize("change", [{"task_index": "?"}, {"task_index": True}, {"task": None}, {"task_index": None},
+                                    {"task_index": 2**70}])
 def test_tasks_that_are_no_numbered_texts_are_refused(change, tmp_path):
     file = written(tmp_path / "d") / "meta/tasks.jsonl"
     first, *others = rows(file)
     file.write_text("".join(json.dumps(r) + "\n" for r in [{**first, **change}, *others]))
     with pytest.raises(UserError, match=r"tasks.jsonl: expected a task_index, an integer, and its task, a text, found"):
+        Dataset.open(tmp_path / "d")
+
+
+@pytest.mark.parametrize("shape", [["", 48, 3], [True, 48, 3], [0, 48, 3], [-32, 48, 3], [1.5, 48, 3]])
+def test_a_picture_of_an_impossible_size_is_refused(shape, tmp_path):
+    file = written(tmp_path / "d") / "meta/info.json"
+    info = json.loads(file.read_text())
+    name = next(n for n, f in info["features"].items() if f["dtype"] in ("image", "video"))
+    info["features"][name] |= {"shape": shape, "names": ["height", "width", "channels"]}
+    file.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=rf"{name}: expected the shape \(height, width, channels\) of an image"):
         Dataset.open(tmp_path / "d")

@@ -110,7 +110,7 @@ class LeRobot(Source):
             elif dtype in ("image", "video"):
                 first = str((_names(f) or ("",))[0])
                 shape = (*shape[1:], shape[0]) if first.startswith("channel") else shape
-                if len(shape) != 3 or shape[2] not in (1, 3, 4):
+                if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or shape[2] not in (1, 3, 4):
                     raise UserError(f"expected the shape (height, width, channels) of an image, found {f['shape']}",
                                     where=where, do=_CORRECT)
                 schema[name], stored[name] = Feature("uint8", shape, "image"), dtype
@@ -452,7 +452,7 @@ def tasks_v2(path: Path) -> dict[int, str]:
 def _tasks(pairs: Iterable[tuple[Any, Any]], file: Path) -> dict[int, str]:
     out = {}
     for number, text in pairs:
-        if type(number) is not int or not isinstance(text, str):
+        if type(number) is not int or not -2**63 <= number < 2**63 or not isinstance(text, str):
             raise UserError(f"expected a task_index, an integer, and its task, a text, found {number!r} and {text!r}",
                             where=file, do=_DAMAGED)
         out[number] = text

@@ -389,8 +389,10 @@ def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[Leaf]:
             yield Leaf(key, "text")
         elif -1 in shape or dtype in ("string", "object", "bfloat16") or encoding not in ("none", "bytes", "zlib"):
             warnings.append(f"{key} is left out: {dtype} {shape} {encoding} has no one shape of numbers")
+        elif np.dtype(dtype).name != dtype:  # NumPy takes short names too, "?" for one
+            raise ValueError(f"{key} of dtype {dtype!r}")
         else:
-            yield Leaf(key, "tensor", np.dtype(dtype).name, shape, encoding)
+            yield Leaf(key, "tensor", dtype, shape, encoding)
     elif "image" in node:
         image = node["image"]
         if image.get("dtype", "uint8") != "uint8" or image.get("encodingFormat", "png") not in ("png", "jpeg", ""):

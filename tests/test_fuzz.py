@@ -22,8 +22,8 @@ def test_what_becomes_of_a_file_is_told_apart(fuzz, tmp_path):
     import numpy as np
 
     def save(name, **more):
-        arrays = {"observations": np.arange(8).reshape(4, 2), "actions": np.ones((4, 1)), "episode_ends": [1, 4], **more}
-        np.savez(tmp_path / name, **arrays)
+        arrays = {"observations": np.arange(8).reshape(4, 2), "actions": np.ones((4, 1)), "episode_ends": [1, 4]}
+        np.savez(tmp_path / name, **{**arrays, **more})
         return tmp_path / name
     was, warned, data = fuzz.read(save("data.npz"))
     errors, alarms = fuzz.audited(data, tmp_path / "data.npz")

@@ -300,11 +300,17 @@ class _Writer:
         try:
             held, size = [], 0
             for number, episode in enumerate(in_order(dataset)):
-                held.append(self._checked(episode, len(episode), f"episode {number}"))
-                size += sum(column.nbytes for column in held[-1].columns.values())
+                new = self._checked(episode, len(episode), f"episode {number}")
+                more = sum(column.nbytes for column in new.columns.values())
+                if held and size + more > _TOGETHER:  # a long one is not copied, to lie beside short ones
+                    self._add(before + number - len(held), held)
+                    held, size = [], 0
+                held.append(new)
+                size += more
                 if size >= _TOGETHER:
                     self._add(before + number + 1 - len(held), held)
                     held, size = [], 0
+                del new  # nor is it held while the next is read
             if held:
                 self._add(before + len(dataset) - len(held), held)
             self._close()

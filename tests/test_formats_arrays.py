@@ -485,6 +485,16 @@ def test_npz_that_counted_as_something_else(changes, parts, tmp_path):
     refused(_npz(tmp_path / "d.npz", **changes), *parts)
 
 
+def test_a_directory_whose_names_are_no_text_is_refused(tmp_path):
+    data = bytearray(_npz(tmp_path / "d.npz").read_bytes())
+    at = data.index(b"PK\1\2")
+    data[at + 9] |= 8  # the flag that a name is in UTF-8
+    data[at + 46] = 0xe8  # and its first byte
+    (tmp_path / "d.npz").write_bytes(data)
+    refused(tmp_path / "d.npz", "d.npz: expected", "damaged", "can't decode")
+    assert [f.severity for f in audit(tmp_path / "d.npz").findings] == ["error"]
+
+
 @pytest.mark.parametrize("at, value", [(8, 1), (10, 7), (10, 12)])
 def test_an_entry_that_calls_itself_encrypted_or_packed_in_another_way_is_refused(at, value, tmp_path):
     data = bytearray(_npz(tmp_path / "d.npz").read_bytes())

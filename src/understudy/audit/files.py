@@ -7,13 +7,11 @@ Checksums of all bytes are looked at too (`deep`), which takes as long as readin
 from __future__ import annotations
 
 import json
-import lzma
 import math
 import re
 import sqlite3
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data import views
-from ..data.formats import hdf5, rlds
+from ..data.formats import damage, hdf5, rlds
 from ..data.formats.sniff import VIEW
 from . import lerobot
 from .base import Finding, Where, refusal
@@ -225,7 +223,7 @@ def _zip(path, name, deep):
                 yield from _zarr({k: (archive, i) for k, i in inside.items()})
             if deep and (bad := archive.testzip()) is not None:
                 yield Finding("checksum", "error", f"the checksum of {bad} is wrong", _COPY, Where(name, feature=bad))
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:
+    except damage.ZIP as error:
         yield Finding("damaged-file", "error", f"expected a zip of arrays, found one that is cut short or damaged "
                       f"({_line(error)})", _COPY, Where(name))
 

@@ -8,7 +8,6 @@ cannot be read are left out. A part that is not there is a loss, and never becom
 from __future__ import annotations
 
 import json
-import lzma
 import os
 import shutil
 import struct
@@ -29,7 +28,7 @@ from ..core import UserError
 from ..files import read_json, write_json
 from . import cache, journal
 from .episode import Dataset
-from .formats import hdf5, interrupted, look, rlds, side, zarr_store
+from .formats import damage, hdf5, interrupted, look, rlds, side, zarr_store
 from .formats.describe import lerobot_of, short_videos
 from .formats.lerobot_read import OURS, json_lines, parquet, read_info
 from .parts import apart, parts
@@ -452,7 +451,7 @@ def _whole_zip(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, lzma.LZMAError, RuntimeError):
+    except damage.ZIP:
         return False
 
 

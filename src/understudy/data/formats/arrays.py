@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import lzma
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,6 +12,7 @@ import numpy as np
 
 from ...core import UserError
 from .. import cache
+from . import damage
 
 _CHUNK = 1 << 16  # rows read at a time
 
@@ -65,7 +64,7 @@ def headers(path: Path, without: Iterable[str] = ()) -> dict[str, tuple[tuple[in
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.endswith(".npy") and n[:-4] not in without]
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except damage.ZIP as error:
         raise UserError(f"expected an .npz file, found one that is cut short or damaged ({error})", where=path,
                         do="take it from a copy") from None
     for name in names:
@@ -97,8 +96,7 @@ def _member(path, key):
             yield handle
     except UserError:
         raise
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as error:
-        # RuntimeError: an entry that calls itself encrypted, or packed in a way that nobody knows
+    except damage.ZIP as error:
         raise UserError(f"expected a whole array, found damage ({error})", where=f"{path}, {key}",
                         do="take the file from a copy") from None
 

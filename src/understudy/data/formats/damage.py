@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import lzma
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...core import UserError
 
 Kinds = tuple[type[BaseException], ...]
+
+# What zipfile raises. RuntimeError: an entry that calls itself encrypted, or packed in a way that nobody knows.
+ZIP: Kinds = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, UnicodeDecodeError)
 
 
 @contextmanager

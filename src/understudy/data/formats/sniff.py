@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from ...core import UserError
-from . import folder, logs, overcooked, side
+from . import damage, folder, logs, overcooked, side
 from .arrays import headers
 from .names import listed, number, ours
 from .npz import ENDS, renamed
@@ -197,7 +197,7 @@ def _keys(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {n[:-4] for n in archive.namelist() if n.endswith(".npy")}
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
+    except damage.ZIP:
         return set()
 
 
@@ -205,7 +205,7 @@ def _zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except damage.ZIP as error:
         raise UserError(f"expected an .npz file, found a zip that is cut short or damaged ({error})", where=path,
                         do="take it from a copy") from None
     if any(n.rsplit("/", 1)[-1] in (".zgroup", "zarr.json") for n in names):

@@ -334,28 +334,20 @@ def _records(path, deep):
     """Every shard that dataset_info.json names, with as many records; and the checksums in them."""
     try:
         about = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
-        splits = [(s["name"], [int(n) for n in s["shardLengths"]], s.get("filepathTemplate") or
-                   "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}") for s in about.get("splits", ())]
         name, kind = about["name"], about.get("fileFormat", "tfrecord")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        splits = [(s["name"], rlds.shards(path, name, s, kind)) for s in about.get("splits", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield Finding("damaged-file", "error", f"expected a description of the shards, found something else "
                       f"({_line(error)})", _COPY, Where("dataset_info.json"))
         return
-    named = []
-    for split, lengths, template in splits:
-        for i, wanted in enumerate(lengths):
-            file = template
-            for token, value in {"DATASET": name, "SPLIT": split, "FILEFORMAT": kind, "SHARD_INDEX": f"{i:05d}",
-                                 "NUM_SHARDS": f"{len(lengths):05d}",
-                                 "SHARD_X_OF_Y": f"{i:05d}-of-{len(lengths):05d}"}.items():
-                file = file.replace("{" + token + "}", value)
-            named.append(path / file)
-            if not (path / file).is_file():
+    for split, shards in splits:
+        for file, wanted in shards:
+            if not file.is_file():
                 yield Finding("missing-file", "error", f"expected the shard of {count(wanted, 'episode')} of {split}, "
-                              "found none", _COPY, Where(file))
+                              "found none", _COPY, Where(file.name))
             elif kind == "tfrecord":
-                yield from _shard(path / file, file, wanted, deep)
-    if left := rlds.unnamed(path, named):
+                yield from _shard(file, file.name, wanted, deep)
+    if left := rlds.unnamed(path, [file for _, shards in splits for file, _ in shards]):
         yield Finding("counts-disagree", "error", f"{count(len(left), 'file')} of records that dataset_info.json does "
                       f"not name: {listed(left)}", "take dataset_info.json from a copy, or move the files elsewhere",
                       Where("dataset_info.json"))

@@ -448,12 +448,12 @@ def _shards(path: Path, info: Mapping) -> list[tuple[str, list[tuple[Path, int |
     return out
 
 
-def shards(path: Path, name: str, split: Mapping) -> list[tuple[Path, int]]:
+def shards(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -> list[tuple[Path, int]]:
     """The files that a split has, by its template, with the number of records that each should have."""
     said, files = [int(n) for n in split.get("shardLengths") or ()], []
     for i, count in enumerate(said):
         template = str(split.get("filepathTemplate") or TEMPLATE)
-        tokens = {"{DATASET}": name, "{SPLIT}": str(split.get("name")), "{FILEFORMAT}": "tfrecord",
+        tokens = {"{DATASET}": name, "{SPLIT}": str(split.get("name")), "{FILEFORMAT}": kind,
                   "{SHARD_X_OF_Y}": f"{i:05d}-of-{len(said):05d}", "{SHARD_INDEX}": f"{i:05d}",
                   "{NUM_SHARDS}": f"{len(said):05d}"}
         for token, text in tokens.items():

@@ -1,8 +1,9 @@
 """Rollouts of the bundled toys, 256 environments at once against a plain loop over one: python benchmarks/rollouts.py
 
 Both sides play the same weights in the same environment and draw the same noise; the plain loop has no executor and
-no padding: it plans at batch 1, carries out the chunk, and plans again. Weights are untrained: how good the actions are
-costs no time.
+no padding: it plans at batch 1, carries out the chunk, and plans again. Our side plans with the policy as it is and
+with the ONNX file that `understudy export` writes of it, in fp32 both; the file's plans are the policy's to rounding.
+Weights are untrained: how good the actions are costs no time.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import measure
 
 measure.one_thread()
 
+import tempfile  # noqa: E402
+from pathlib import Path  # noqa: E402
+
 import torch  # noqa: E402
 
 from understudy import envs  # noqa: E402
 from understudy.core import keys  # noqa: E402
+from understudy.deploy import onnx  # noqa: E402
 from understudy.evaluate.record import Uniform  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.execute.actor import Plays  # noqa: E402
@@ -46,31 +51,39 @@ def plain(policy: Policy, method, env, episodes: int) -> int:
     return steps
 
 
-def line(recipe: str, toy: str, goal: float | None, episodes: int, alone: int, repeats: int) -> measure.Line:
+def lines(recipe: str, toy: str, goal: float | None, episodes: int, alone: int, repeats: int) -> list[measure.Line]:
     """`episodes` of our side, `alone` of the plain loop's."""
     shown = rollout(Uniform(envs.make(toy, 16)), envs.make(toy, 16), 16)
     method = find(recipe, shown.features())
     torch.manual_seed(0)
     policy = Policy(method.policy, shown.features()).fit(shown).eval()
+    with tempfile.TemporaryDirectory() as place:
+        error = onnx.export(policy, Path(place) / "policy.onnx", method.run)
+        file = onnx.load(Path(place) / "policy.onnx")
     many, one, steps = envs.make(toy, ROWS), envs.make(toy, 1), {}
 
-    def ours():
-        steps["ours"] = sum(map(len, rollout(Plays(Fixed(policy, ROWS), method.run), many, episodes)))
+    def ours(name, planner):
+        def call():
+            steps[name] = sum(map(len, rollout(Plays(Fixed(planner, ROWS), method.run), many, episodes)))
+        return call
 
     def theirs():
         steps["plain"] = plain(policy, method, one, alone)
 
-    seconds = measure.interleaved({"ours": ours, "plain": theirs}, repeats, warm=0)
+    seconds = measure.interleaved({"file": ours("file", file), "policy": ours("policy", policy), "plain": theirs},
+                                  repeats, warm=0)
     each = {name: [s / steps[name] for s in values] for name, values in seconds.items()}
-    return measure.compared(f"{recipe} on {toy}", each, "ours", "plain", amount=1, unit="steps/s", goal=goal)
+    return [measure.compared(f"{recipe} on {toy}: ONNX file", each, "file", "plain", amount=1, unit="steps/s",
+                             goal=goal, note=f"plans differ by {error:.1e} at most"),
+            measure.compared(f"{recipe} on {toy}: the policy as it is", each, "policy", "plain", amount=1,
+                             unit="steps/s")]
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    toys = ("fork", "particle", "push")
-    lines = [line("bc", toy, GOAL, 512, 4, measure.REPEATS) for toy in toys]
-    lines += [line("diffusion-policy", toy, None, 256, 1, 3) for toy in ("fork",)]
-    measure.save("rollouts", lines)
+    found = [line for toy in ("fork", "particle", "push") for line in lines("bc", toy, GOAL, 512, 4, measure.REPEATS)]
+    measure.save("rollouts", found + lines("diffusion-policy", "fork", None, 256, 1, 3), packages=(
+        "torch", "numpy", "onnxruntime"))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,14 @@ def test_imports_go_downward():
     assert not upward, upward
 
 
+def test_every_mistake_is_told_a_way_out():
+    silent = [f"{path.relative_to(ROOT)}:{call.lineno}" for path, tree in trees() for call in ast.walk(tree)
+              if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+              and call.func.id in ("UserError", "Unsupported", "NotFinite")
+              and "do" not in {k.arg for k in call.keywords}]
+    assert not silent, f"say what to do: {silent}"
+
+
 def test_heads_do_not_know_each_other():
     for path, tree in trees():
         if parts(path)[0] == "heads" and path.stem not in ("__init__", "base"):

@@ -152,7 +152,7 @@ def _placed(disc, block, angle, goal=(0.9, 0.9), rows=1):
 
 
 def _depth(env):
-    return push.contact(*(env.state[k] for k in ("disc", "block", "heading")))[0]
+    return push.contact(*(env.state[k].T for k in ("disc", "block", "heading")))[0]
 
 
 def test_a_push_through_the_centre_moves_the_block_straight():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -79,9 +80,31 @@ def datasets(draw):
 
 @settings(max_examples=150, deadline=None)
 @given(data=datasets(), obs=st.integers(1, 3), horizon=st.integers(1, 5), ahead=st.integers(-2, 2),
-       look=st.integers(-1, 2), target=st.sampled_from(["action", "observation.x"]), following=st.booleans())
-def test_windows_are_those_of_the_loop(data, obs, horizon, ahead, look, target, following):
-    same_as_the_loop(data, Window(obs, horizon, ahead, look), target, following)
+       look=st.integers(-1, 2), target=st.sampled_from(["action", "observation.x"]), following=st.booleans(),
+       many=st.sampled_from([1, 1000]))
+def test_windows_are_those_of_the_loop(data, obs, horizon, ahead, look, target, following, many):
+    with mock.patch("understudy.data.window.MANY", many):
+        same_as_the_loop(data, Window(obs, horizon, ahead, look), target, following)
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30))
+def test_an_episode_is_found_in_two_looks_where_none_is_much_shorter(lengths):
+    data = Dataset([counted(n, i) for i, n in enumerate(lengths)])
+    with mock.patch("understudy.data.window.MANY", 1):
+        windows = Window().over(data, ("observation.x",), "action")
+    assert (windows.table is not None) == (4 * min(lengths) * len(lengths) >= sum(lengths))
+    if windows.table is not None:
+        assert len(windows.table) <= 4 * len(lengths)
+    batch = windows.gather(np.arange(len(windows)))
+    assert batch.action.flatten().tolist() == [1000.0 * i + 10 * t for i, n in enumerate(lengths) for t in range(n)]
+
+
+def test_columns_that_lie_alike_share_where():
+    root = np.arange(40.0, dtype=np.float32).reshape(20, 2)
+    data = Dataset([Episode({"a": root[i: i + 5], "b": -root[i: i + 5], "c": root[i: i + 6]}) for i in (0, 10)])
+    columns = Pack.of(data, ("a", "b", "c")).columns
+    assert columns["b"].rows is columns["a"].rows and columns["b"].first is not columns["a"].first
+    assert columns["c"].first is columns["a"].first and columns["c"].rows is not columns["a"].rows
 
 
 def test_what_follows_a_chunk_that_ends_before_the_present():

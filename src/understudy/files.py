@@ -51,7 +51,8 @@ def read_json(path: Path | str):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("expected a file, found none", where=path) from None
+        raise UserError("expected a file, found none", where=path,
+                        do="check the path, or take it from a copy") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"expected JSON, found something else{line} ({error})", where=path,

@@ -262,7 +262,8 @@ class Policy(nn.Module, Streams):
 
     def advance(self, obs, x, t, to):
         if not isinstance(self.recipe.head, Noising):
-            raise Unsupported(f"{type(self.recipe.head).__name__} has no half-made chunks")
+            raise Unsupported(f"{type(self.recipe.head).__name__} has no half-made chunks",
+                              do="take a head that moves noise to action step by step, or another executor")
         x = self.recipe.head.step(self.net, self.context(obs), x, t, to)
         return x, self.coder.decode(x, obs)
 

@@ -46,10 +46,12 @@ def rows() -> dict[str, Row]:
         cells = line.split("\t")
         where = f"claims/ledger.tsv, line {number}"
         if head.split("\t") != COLUMNS or len(cells) != len(COLUMNS):
-            raise UserError(f"expected {', '.join(COLUMNS)}, found {len(cells)} columns", where=where)
+            raise UserError(f"expected {', '.join(COLUMNS)}, found {len(cells)} columns", where=where,
+                            do="mend the line: its columns stand between tabs")
         row = Row(cells[0], cells[1], cells[2] == "core", int(cells[3]), *cells[4:])
         if not re.fullmatch(r"\d{3}", row.id) or row.id in found:
-            raise UserError(f"expected three digits that stand here once, found {row.id!r}", where=where)
+            raise UserError(f"expected three digits that stand here once, found {row.id!r}", where=where,
+                            do="give the line a number of its own")
         found[row.id] = row
     return found
 

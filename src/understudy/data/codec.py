@@ -114,7 +114,8 @@ class _Scaled(Coder):
                 statistics.add(x[batch.obs[key + "?"][:, -1]] if key + "?" in batch.obs else x)
             target.add(self._shift(batch.action.float(), batch.obs, -1)[batch.mask])
         if not count:
-            raise UserError("expected at least one window to take statistics of, found none")
+            raise UserError("expected at least one window to take statistics of, found none",
+                            do="fit on data that have steps")
         if self.choices:
             target.within(self.choices)
         if self.scaled:
@@ -174,7 +175,9 @@ def _pairs(spec: Scaled, features: Schema, inputs: tuple[str, ...], target: str)
     source, there = torch.zeros(size, dtype=torch.int64), torch.zeros(size)
     for a, o in spec.components or ((i, i) for i in range(size)):
         if not (0 <= a < size and 0 <= o < width):
-            raise UserError(f"expected pairs below ({size}, {width}), found {(a, o)}", where="Scaled.components")
+            raise UserError(f"expected pairs below ({size}, {width}), found {(a, o)}",
+                            where="Scaled.components",
+                            do="name components of the action and of the observation, from 0")
         source[a], there[a] = o, 1.0
     return source, there
 
@@ -237,7 +240,8 @@ class _Statistics:
     def scale(self, kind: Scale, floor: float, where: str) -> tuple[Tensor, Tensor]:
         """(offset, scale)."""
         if not self.count:
-            raise UserError("expected at least one step to take statistics of, found none", where=where)
+            raise UserError("expected at least one step to take statistics of, found none", where=where,
+                            do="it was sensed at no step: leave it out of inputs, or add episodes that have it")
         if not (self.low + self.high).isfinite().all():
             bad = (~(self.low + self.high).isfinite()).nonzero().flatten().tolist()
             raise UserError(f"expected finite numbers, found others in component {bad[0]}", where=where,

@@ -39,7 +39,8 @@ def mix(*parts: tuple[Dataset, float]) -> tuple[Dataset, Shares]:
     weights = np.array([float(weight) for _, weight in parts])
     steps = np.array([data.steps for data, _ in parts])
     if not (len(weights) and np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-        raise UserError(f"expected weights that are not negative and not all 0, found {weights.tolist()}", where="mix")
+        raise UserError(f"expected weights that are not negative and not all 0, found {weights.tolist()}", where="mix",
+                        do="give each part its share of the batches, such as 0.7 and 0.3")
     for i, (data, _) in enumerate(parts):
         if not steps[i]:
             raise UserError("expected at least one step, found none", where=f"mix, part {i}",

@@ -166,7 +166,8 @@ def _add(episode: Episode, name: str, column: np.ndarray, feature: Feature | Non
 def _known(episode: Episode, name: str) -> None:
     if name not in episode.steps:
         raise UserError(f"expected a column {name!r}, found {', '.join(sorted(episode.steps))}",
-                        where=f"episode {episode.meta.get('number', '')}".strip())
+                        where=f"episode {episode.meta.get('number', '')}".strip(),
+                        do="name one that is there")
 
 
 def _column(episode: Episode, name: str) -> np.ndarray:

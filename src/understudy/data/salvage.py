@@ -100,7 +100,7 @@ def check(data: Dataset) -> None:
     if (source := lerobot_of(data)) is not None:
         for said in short_videos(source):
             file, _, what = said.partition(": ")
-            raise UserError(what, where=file)
+            raise UserError(what, where=file, do="take it from a copy, or leave out the episodes in it")
 
 
 def _unreadable(data: Dataset, number: int) -> str | None:

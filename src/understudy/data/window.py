@@ -14,6 +14,8 @@ from ..core import Batch, UserError
 from .episode import Dataset, Episode
 from .pack import Pack
 
+MANY = 1000  # episodes, of which a table says where they are
+
 Draw = Callable[[Episode], np.ndarray]  # (T,) non-negative: how often each step starts a window
 
 
@@ -78,21 +80,26 @@ class Windows:
     def __init__(self, window: Window, data: Dataset, inputs, target, extra, following, draw):
         self.window, self.inputs, self.target, self.extra, self.following = window, inputs, target, extra, following
         drawn = {g.into for g in window.goals}
-        self.pack = Pack.of(data, (*(k for k in inputs if k not in drawn), *(g.of for g in window.goals), target,
-                                   *extra))
-        length = self.pack.length
-        self.ends = np.cumsum(length)
-        self.first = self.ends - length
+        self.seen = tuple(k for k in inputs if k not in drawn)
+        self.pack = Pack.of(data, (*self.seen, *(g.of for g in window.goals), target, *extra))
+        lies: dict[tuple, int] = {}  # columns that lie alike have the same number
+        self.lies = {name: lies.setdefault((id(c.first), id(c.rows), c.constant), len(lies))
+                     for name, c in self.pack.columns.items()}
+        self.bounds = np.concatenate([[0], np.cumsum(self.pack.length)])  # where each episode begins, and the last ends
+        self.ends = self.bounds[1:]
+        self.stride, self.table = _table(self.ends)
         odds = None if draw is None else np.concatenate([draw(e) for e in data]).astype(float)
         if odds is not None and odds.shape != (len(self),):
             raise UserError(f"expected how often each of {len(self)} steps is drawn, found {odds.shape}", where="draw",
                             do="give one number for each step of the episode: (len(episode),)")
         if odds is not None and not (odds.sum() > 0 and np.isfinite(odds).all() and (odds >= 0).all()):
-            raise UserError("how often steps are drawn must be finite, not negative, and somewhere positive")
+            raise UserError("expected numbers that are finite, not negative and somewhere positive, found others",
+                            where="draw", do="give how often each step is drawn: 0 for never")
         self.until = None if odds is None else np.cumsum(odds) / odds.sum()
         self.past = np.arange(window.look + 1 - window.obs, window.look + 1)  # rows from t, of what is seen
         self.early = bool(self.past[0] < 0)
         self.ahead = np.arange(window.ahead, window.ahead + window.horizon)  # and of what is to be done
+        self.alike = np.array_equal(self.past, self.ahead)
 
     def __len__(self) -> int:
         """The number of windows: one for each step of each episode."""
@@ -113,40 +120,64 @@ class Windows:
         for i in range(0, len(self), size):
             yield self.gather(np.arange(i, min(i + size, len(self))), np.random.default_rng(i))
 
+    def _episode(self, at: np.ndarray) -> np.ndarray:
+        """(B,) that each of these windows lies in."""
+        if self.table is None:
+            return self.ends.searchsorted(at, side="right")
+        early = self.table[at // self.stride]
+        return early + (self.ends[early] <= at)
+
     def gather(self, at: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
         """The windows of these numbers (B,); a window's number counts the steps of all episodes in order."""
         w, columns, length = self.window, self.pack.columns, self.pack.length
-        episode = self.ends.searchsorted(at, side="right")
-        t = at - self.first[episode]
+        episode = self._episode(at)
+        t = at - self.bounds[episode]
         goals = {g.into: (columns[g.of], *g.rows(episode, t, length, rng)) for g in w.goals}
 
-        def past(key, now):
-            if key in goals:  # one goal per window, the same for what follows
-                column, whose, row = goals[key]
-                return _tensor(column.gather(whose, np.repeat(row[:, None], w.obs, 1)))
-            later = now is not t
-            return _tensor(columns[key].gather(episode, now[:, None] + self.past,
-                                               early=self.early or later and w.ahead + w.horizon < 0,
-                                               late=w.look > 0 or later))
+        def gather(names, row, early, late, known):
+            """Columns that lie alike are looked for once; `known` is where."""
+            found = {}
+            for name in names:
+                column, lies = columns[name], self.lies[name]
+                if lies not in known:
+                    known[lies] = column.places(episode, row, early, late)
+                found[name] = _tensor(column.at(known[lies]))
+            return found
 
-        rows = t[:, None] + self.ahead
+        def past(row, early, late, known):
+            found = gather(self.seen, row, early, late, known)
+            for name, (column, whose, when) in goals.items():  # one goal per window, the same for what follows
+                found[name] = _tensor(column.gather(whose, np.repeat(when[:, None], w.obs, 1)))
+            return {k: found[k] for k in self.inputs}
 
-        def ahead(key):
-            return _tensor(columns[key].gather(episode, rows, early=w.ahead < 0))
-
-        inside = rows < columns[self.target].rows[episode][:, None]
+        row, known = t[:, None] + self.past, {}
+        obs = past(row, self.early, w.look > 0, known)
+        if not self.alike:
+            row, known = t[:, None] + self.ahead, {}
+        inside = row < columns[self.target].rows[episode][:, None]
         if w.ahead < 0:
-            inside &= rows >= 0
-        action = ahead(self.target)
-        reached = {f"{k}.reached": torch.from_numpy((whose == episode) & (row == t)).unsqueeze(1)
-                   for k, (_, whose, row) in goals.items()}
+            inside &= row >= 0
+        done = gather((self.target, *self.extra), row, w.ahead < 0, True, known)
+        action, after = done[self.target], w.ahead + w.horizon
+        reached = {f"{k}.reached": torch.from_numpy((whose == episode) & (when == t)).unsqueeze(1)
+                   for k, (_, whose, when) in goals.items()}
         return Batch(
-            obs={k: past(k, t) for k in self.inputs},
+            obs=obs,
             action=action if action.ndim == 3 else action.reshape(*action.shape[:2], -1),
             mask=torch.from_numpy(inside),
-            extra={**{k: ahead(k) for k in self.extra}, "index": torch.from_numpy(at[:, None]), **reached},
-            next={k: past(k, t + w.ahead + w.horizon) for k in self.inputs} if self.following else None,
+            extra={**{k: done[k] for k in self.extra}, "index": torch.from_numpy(at[:, None]), **reached},
+            next=past((t + after)[:, None] + self.past, self.early or after < 0, True, {}) if self.following else None,
         )
+
+
+def _table(ends: np.ndarray) -> tuple[int, np.ndarray | None]:
+    """(stride, the episode of each stride-th window), by which an episode is found in two looks: no episode is shorter
+    than a stride, so that it is this one or the next. A search waits for memory at every turn; it is left to data of
+    few episodes, which stay in the cache, and to those with some much shorter than the mean."""
+    shortest = int(np.diff(ends, prepend=0).min())
+    if len(ends) < MANY or not shortest or 4 * shortest * len(ends) < ends[-1]:
+        return 0, None
+    return shortest, ends.searchsorted(np.arange(0, ends[-1], shortest), side="right")
 
 
 class _Own(threading.local):

@@ -187,7 +187,8 @@ def _made(name, rows, trust, options) -> Env:
         return gym.adapt(env, {"env": name, "version": None, "fps": env.metadata.get("render_fps"), "limit": None})
     if isinstance(env, gymnasium.Env):
         return _adapted(name, env, lambda: build(**options), rows)
-    raise UserError(f"expected an Env, a gymnasium.Env or a VectorEnv, found {type(env).__name__}", where=name)
+    raise UserError(f"expected an Env, a gymnasium.Env or a VectorEnv, found {type(env).__name__}", where=name,
+                    do="let the factory return one of these")
 
 
 def _quietly(module: str) -> ModuleType:

@@ -73,7 +73,7 @@ class Door(Simulated):
     def _pose(self, row, steps, i):
         if "observation.state" not in steps:
             raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
-                            where=self.facts["env"])
+                            where=self.facts["env"], do="restore from steps recorded in this environment")
         seen = self._recorded(steps, i, "observation.state", 39)
         told = "init_door_body_pos" in steps
         env, (model, data) = self.vec.envs[row].unwrapped, self.models[row]

@@ -131,7 +131,8 @@ class Expert(Actor):
 
     def __post_init__(self):
         if self.way not in (None, 0, 1, 2, 3):
-            raise UserError(f"expected a way from 0 to 3 or none, found {self.way}", where="blocks")
+            raise UserError(f"expected a way from 0 to 3 or none, found {self.way}", where="blocks",
+                            do="None draws one for each episode")
 
     def start(self, obs, key):
         drawn = (4 * uniform(key, torch.zeros_like(key), (1,), stream=6)[:, 0]).long()

@@ -85,7 +85,8 @@ class Vector(Env):
     def step(self, action):
         wanted = (self.rows, *self.features["action"].shape)
         if tuple(action.shape) != wanted:
-            raise UserError(f"expected actions of shape {wanted}, found {tuple(action.shape)}", where=self.facts["env"])
+            raise UserError(f"expected actions of shape {wanted}, found {tuple(action.shape)}", where=self.facts["env"],
+                            do="one row of action for each environment")
         over = torch.from_numpy(self.over)
         action = torch.where(over.unsqueeze(1), torch.zeros_like(action), action)
         if self.mode is AutoresetMode.DISABLED and self.over.any():  # such rows have to be somewhere to be stepped
@@ -133,7 +134,7 @@ class Vector(Env):
         limits = np.array(self.features["action"].choices)
         if (action < 0).any() or (action >= limits).any():
             raise UserError(f"expected choices below {limits.tolist()}, found {action.tolist()}",
-                            where=f"{self.facts['env']}, action")
+                            where=f"{self.facts['env']}, action", do="choices count from 0")
         if isinstance(space, spaces.Discrete):
             return action[:, 0] + space.start
         return (action + getattr(space, "start", 0)).astype(space.dtype)

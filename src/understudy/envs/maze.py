@@ -42,7 +42,7 @@ class Maze(Toy):
     def __init__(self, rows: int = 1, limit: int = 100, cells: int = 4, levels: int = 0, first: int = 0):
         if cells < 2 or levels < 0 or first < 0:
             raise UserError(f"expected at least 2 x 2 cells and numbers of mazes, found cells={cells}, "
-                            f"levels={levels}, first={first}", where="maze")
+                            f"levels={levels}, first={first}", where="maze", do="such as cells=4, levels=0, first=0")
         self.cells, self.levels, self.first = cells, levels, first
         names = tuple(f"wall.{i}.{j}.{('right', 'up')[k]}" for i, j, k in sides(cells))
         self.features = {"observation.state": named("x", "y", "goal.x", "goal.y", unit="m"),

@@ -34,7 +34,7 @@ class Memory(Toy):
     def __init__(self, rows: int = 1, limit: int = 60, length: float = 1.8, shown: int = 3):
         if not length > 0 or shown < 1:
             raise UserError(f"expected a corridor with a length and a light that is shown, found length={length}, "
-                            f"shown={shown}", where="memory")
+                            f"shown={shown}", where="memory", do="such as length=1.8, shown=3")
         self.length, self.shown = np.float32(length), shown
         self.features = {"observation.state": named("x", "y", "light"), "simulator.state": named("cue", "left"),
                          "action": named("x", "y", unit="m/s")}

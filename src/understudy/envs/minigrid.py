@@ -31,7 +31,8 @@ def make(name: str, rows: int = 1, view: Literal["partial", "full", "pixels"] = 
         raise UserError(f"expected an environment of MiniGrid, found {name!r}", where=name,
                         do=nearest(name, [i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-"))]))
     if view not in VIEWS:
-        raise UserError(f"expected {', '.join(VIEWS)}, found {view!r}", where=f"{name}, view")
+        raise UserError(f"expected {', '.join(VIEWS)}, found {view!r}", where=f"{name}, view",
+                        do="such as view='partial'")
     bot = name.startswith("BabyAI-")
     vec = gym.side_by_side(lambda: (Mission if bot else Room)(VIEWS[view](gym.build(name, **options))), rows)
     limit = options.get("max_steps") or (None if bot else vec.envs[0].unwrapped.max_steps)

@@ -142,7 +142,7 @@ class Mazes(Reaching, Simulated):
     def _pose(self, row, steps, i):
         if "observation.state" not in steps and "qpos" not in steps:
             raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
-                            where=self.facts["env"])
+                            where=self.facts["env"], do="restore from steps recorded in this environment")
         self.vec.envs[row].unwrapped.set_xy(
             self._recorded(steps, i, "qpos" if "qpos" in steps else "observation.state", 2))
 

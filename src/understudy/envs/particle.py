@@ -35,7 +35,7 @@ class Particle(Toy):
 
     def __init__(self, rows: int = 1, limit: int = 50, dim: int = 2):
         if dim < 2:
-            raise UserError(f"expected at least 2 dimensions, found {dim}", where="particle")
+            raise UserError(f"expected at least 2 dimensions, found {dim}", where="particle", do="such as dim=2")
         self.dim = dim
         axes = tuple("xy") if dim == 2 else tuple(f"x{i}" for i in range(dim))
         self.features = {

@@ -21,7 +21,7 @@ SPEED = 0.25  # m/s
 PERIOD, SUBSTEPS = 0.02, 5  # s; a substep moves the disc by at most 7 mm, much less than it is wide
 FRICTION = 0.3  # between disc and block
 LEVER = 0.765 * HALF  # m: largest moment over largest force of friction under a square
-BACK = np.float32([1, -1])  # a heading times this turns the other way
+BACK = np.float32([[1], [-1]])  # a heading (2, rows) times this turns the other way
 STATE = ("agent.x", "agent.y", "block.x", "block.y", "block.cos", "block.sin", "goal.x", "goal.y")
 
 
@@ -41,7 +41,8 @@ class Push(Toy):
 
     def __init__(self, rows: int = 1, limit: int = 100, images: bool = False, size: int = 64):
         if size < 8:
-            raise UserError(f"expected pictures of at least 8 pixels, found size={size}", where="push-images")
+            raise UserError(f"expected pictures of at least 8 pixels, found size={size}", where="push-images",
+                            do="such as size=64")
         self.images, self.size = images, size
         self.needs = ("simulator.state",) if images else ("observation.state",)
         whole, action = named(*STATE), named("x", "y", unit="m/s")
@@ -82,8 +83,10 @@ class Push(Toy):
             (near,) = (distance(s["disc"], s["block"]) < REACH).nonzero()
             if not len(near):
                 continue
-            disc, block, heading = _shove(s["disc"][near], s["block"][near], s["heading"][near], step[near])
-            s["disc"][near], s["block"][near], s["heading"][near] = disc, block, heading
+            there = (s["disc"], s["block"], s["heading"])
+            moved = _shove(*(np.ascontiguousarray(v[near].T) for v in (*there, step)))
+            for all_rows, v in zip(there, moved, strict=True):
+                all_rows[near] = v.T
         success = distance(s["block"], s["goal"]) < RADIUS
         return success, success, np.zeros_like(success)
 
@@ -118,49 +121,62 @@ def with_camera(rows: int = 1, **options) -> Push:
     return Push(rows, images=True, **options)
 
 
+# Vectors are (2, rows) from here on: x and y apart, so that a step is few operations on long rows.
+
+
 def contact(disc, block, heading):
     """How deep the disc is in the block (rows,), 0 if apart; the normal into the block and the point of contact from
-    its centre, both (rows, 2) in its frame."""
+    its centre, both (2, rows) in its frame."""
     at = _turn(heading * BACK, disc - block)
     point = np.minimum(np.maximum(at, -HALF), HALF)
-    gap = distance(at, point)
-    return np.maximum(DISC - gap, 0), (point - at) / np.maximum(gap, 1e-6)[:, None], point
+    off = point - at
+    gap = _long(off)
+    return np.maximum(DISC - gap, 0), off / np.maximum(gap, 1e-6), point
 
 
 def _shove(disc, block, heading, step):
-    """The block moves out of the disc's way; `step` (rows, 2) is how the disc went. All (rows, 2)."""
+    """The block moves out of the disc's way; `step` (2, rows) is how the disc went. All (2, rows)."""
     depth, normal, point = contact(disc, block, heading)
-    along = -normal[:, ::-1] * BACK
+    along = normal[::-1] * -BACK
     # Pushed with (push, grip) along the normal and across it, the contact moves by [[1 + aa, ab], [ab, 1 + bb]] times
     # that. It has to move by (depth, slip) if it sticks; if that takes more grip than there is, it slides.
     a, b = _cross(point, normal) / LEVER, _cross(point, along) / LEVER
-    slip = (_turn(heading * BACK, step) * along).sum(1)
-    push = ((1 + b * b) * depth - a * b * slip) / (1 + a * a + b * b)
-    grip = ((1 + a * a) * slip - a * b * depth) / (1 + a * a + b * b)
+    aa, ab, bb = a * a, a * b, b * b
+    slip = _dot(_turn(heading * BACK, step), along)
+    push = ((1 + bb) * depth - ab * slip) / (1 + aa + bb)
+    grip = ((1 + aa) * slip - ab * depth) / (1 + aa + bb)
     most = np.where(grip > 0, FRICTION, -FRICTION).astype(np.float32)
     slides = np.abs(grip) > FRICTION * push
-    push = np.where(slides, depth / (1 + a * a + most * a * b), push)
+    push = np.where(slides, depth / (1 + aa + most * a * b), push)
     grip = np.where(slides, most * push, grip)
     held = depth > 0
-    shift = np.where(held[:, None], push[:, None] * normal + grip[:, None] * along, 0)
+    shift = np.where(held, push * normal + grip * along, 0)
     angle = np.where(held, push * a + grip * b, 0) / LEVER
     block = np.minimum(np.maximum(block + _turn(heading, shift), MARGIN), SIDE - MARGIN)
-    half = np.stack([np.ones_like(angle), angle / 2], 1)  # a rotation by twice the angle of this vector
+    half = np.stack([np.ones_like(angle), angle / 2])  # a rotation by twice the angle of this vector
     turned = _turn(heading, _turn(half, half))
-    heading = np.where(held[:, None], turned / distance(turned, 0)[:, None], heading)
+    heading = np.where(held, turned / _long(turned), heading)
     # Where the table's edge holds the block, the disc is what gives way.
     depth, normal, point = contact(disc, block, heading)
-    return disc - depth[:, None] * _turn(heading, normal), block, heading
+    return disc - depth * _turn(heading, normal), block, heading
 
 
 def _turn(heading, vector):
-    """(rows, 2) turned by the angle of (rows, 2): the product of two complex numbers."""
-    a, b, x, y = heading[:, 0], heading[:, 1], vector[:, 0], vector[:, 1]
-    return np.stack([a * x - b * y, b * x + a * y], 1)
+    """`vector` turned by the angle of `heading`: the product of two complex numbers."""
+    return heading[0] * vector - heading[1] * vector[::-1] * BACK
+
+
+def _dot(a, b):
+    both = a * b
+    return both[0] + both[1]
 
 
 def _cross(a, b):
-    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    return a[0] * b[1] - a[1] * b[0]
+
+
+def _long(a):
+    return np.sqrt(_dot(a, a))
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Shifted(Env):
         if not 0 <= severity <= self.most or math.isinf(severity) or self.whole and severity % 1:
             room = "0 or more" if math.isinf(self.most) else f"from 0 to {self.most:g}"
             raise UserError(f"expected a level that is {'a whole number, ' * self.whole}{room}, found {severity:g}",
-                            where=f"shift {self.name!r} of {env.facts['env']}")
+                            where=f"shift {self.name!r} of {env.facts['env']}", do="0 is the world as it was")
         self.env, self.severity, self.rows = env, severity, env.rows
         self.features, self.key = env.features, torch.zeros(env.rows, dtype=torch.int64)
         self.facts = {**env.facts, "env": f"{env.facts['env']}+{self.name}:{severity:g}"} if severity else env.facts

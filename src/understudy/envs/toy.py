@@ -29,7 +29,7 @@ class Toy(Scripted, Replays, Plane, Pictures):
     def __init__(self, rows: int, limit: int):
         if rows < 1 or limit < 1:
             raise UserError(f"expected at least one row and one step, found rows={rows}, limit={limit}",
-                            where=type(self).__name__)
+                            where=type(self).__name__, do="such as rows=16, limit=100")
         self.rows, self.limit = rows, limit
         self.facts = {**self.facts, "low": float(self.low), "high": float(self.high)}
         self.key = torch.zeros(rows, dtype=torch.int64)
@@ -65,7 +65,8 @@ class Toy(Scripted, Replays, Plane, Pictures):
             recorded[k] = torch.as_tensor(steps[k]).cpu().numpy().astype(self.features[k].dtype)
             if recorded[k].shape != (len(which), *self.features[k].shape):
                 raise UserError(f"expected shape {(len(which), *self.features[k].shape)}, found {recorded[k].shape}",
-                                where=f"{self.facts['env']}, column {k!r}")
+                                where=f"{self.facts['env']}, column {k!r}",
+                                do="restore from steps recorded in this environment, one for each row")
         self._place(which, self.recall(recorded), torch.zeros_like(which))
         return self._seen()
 
@@ -73,7 +74,7 @@ class Toy(Scripted, Replays, Plane, Pictures):
         wanted = (self.rows, *self.features["action"].shape)
         if tuple(action.shape) != wanted:
             raise UserError(f"expected actions of shape {wanted}, found {tuple(action.shape)}",
-                            where=self.facts["env"])
+                            where=self.facts["env"], do="one row of action for each environment")
         self.clock = self.clock + 1
         push = action.detach().cpu().numpy().astype(np.float32)
         reward, success, failure = self.move(np.clip(push, self.low, self.high))

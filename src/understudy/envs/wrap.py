@@ -66,7 +66,8 @@ class Steer(Env):
             raise UserError(f"expected a policy that sees 1 step and plans from now, found {policy.window}",
                             where="Steer", do="train it with Window(obs=1, ahead=0)")
         if not 1 <= execute <= policy.window.horizon:
-            raise UserError(f"expected execute from 1 to {policy.window.horizon}, found {execute}", where="Steer")
+            raise UserError(f"expected execute from 1 to {policy.window.horizon}, found {execute}", where="Steer",
+                            do="fewer steps, or a policy of a longer horizon")
         self.env, self.policy, self.execute, self.bound, self.rows = env, policy, execute, bound, env.rows
         none = torch.zeros(1, dtype=torch.int64, device=policy.device)
         self.shape = tuple(policy.noise(none, none).shape[1:])

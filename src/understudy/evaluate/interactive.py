@@ -80,7 +80,8 @@ class Design:
         wanted = Rate if len(self.policies) == 1 else Difference
         if len(self.policies) not in (1, 2) or not isinstance(self.test, wanted):
             raise UserError(f"expected one policy and a rate, or two and a difference, found {len(self.policies)} and "
-                            f"{type(self.test).__name__}", where="interactive")
+                            f"{type(self.test).__name__}", where="interactive",
+                            do="Rate asks of one policy, Difference of two")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
             raise UserError(f"expected two different labels or more, found {', '.join(self.labels) or 'none'}",
                             where="labels", do="worst first, success last: failure, grasped, success")
@@ -127,18 +128,20 @@ class Design:
         s, kind = session, event.get("event")
         if s.over or kind not in ("begin", "label", "spoilt", "scrap", "correct", "end"):
             raise UserError(f"expected {'no more' if s.over else 'an event of a trial'}, found {kind!r}",
-                            where="interactive")
+                            where="interactive", do="begin another session" if s.over else
+                            "begin, label, spoilt, scrap, correct or end")
         if (kind in ("label", "spoilt")) > s.running or (kind in ("correct", "end")) & s.running:
             raise UserError(f"expected {'an end of the trial' if s.running else 'a trial to begin'}, found {kind!r}",
-                            where="interactive")
+                            where="interactive", do="`next` says what can come")
         if kind in ("label", "correct") and event.get("label") not in self.labels:
             raise UserError(f"expected {', '.join(self.labels[:-1])} or {self.labels[-1]}, found "
-                            f"{event.get('label')!r}", where="label")
+                            f"{event.get('label')!r}", where="label", do="say how the trial went by one of these")
         if kind == "begin":
             if s.running:
                 s = self._spoil(s, 1)
             if self.next(s) != "begin":
-                raise UserError("expected no more trials: the question is settled", where="interactive")
+                raise UserError("expected no more trials, found one begun: the question is settled",
+                                where="interactive", do="end the session")
             return replace(s, running=True, trials=s.trials + 1)
         if kind == "label":
             return self._labelled(replace(s, running=False), (*s.now.labels, event["label"]))
@@ -152,7 +155,8 @@ class Design:
         if s.now.labels:
             return replace(s, now=replace(s.now, labels=(*s.now.labels[:-1], event["label"])))
         if not s.rounds:
-            raise UserError("expected a label to correct, found none", where="interactive")
+            raise UserError("expected a label to correct, found none", where="interactive",
+                            do="label a trial first")
         *rounds, last = s.rounds
         return replace(s, rounds=(*rounds, replace(last, labels=(*last.labels[:-1], event["label"]))))
 

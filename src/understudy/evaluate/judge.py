@@ -117,7 +117,7 @@ def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, leve
     """Rolls out episodes 0 to episodes-1 of `seed`; `watch(number, episode)` sees each as it ends. An episode's
     success is what the environment said in `info["success"]` at any of its steps."""
     if episodes < 1:
-        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate")
+        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate", do="such as 100")
     began = time.perf_counter()
     ran = rollout(actor, env, episodes, seed, watch=watch)
     return judged(ran, time.perf_counter() - began, level)
@@ -147,7 +147,7 @@ def compare(a: Runs, b: Runs, *, of: Literal["success", "return"] | None = None,
     first, second = _group(a), _group(b)
     if len(first) != len(second):
         raise UserError(f"expected as many training seeds of both, found {len(first)} and {len(second)}",
-                        where="compare")
+                        where="compare", do="give one evaluation for each training seed, as many of both")
     for other in (*first[1:], *second):
         _same_starts(first[0], other)
     defined = all(r.success is not None for r in (*first, *second))

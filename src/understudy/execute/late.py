@@ -107,7 +107,8 @@ class Dropped(Actor):
 
     def __post_init__(self):
         if not 0 <= self.share <= 1:
-            raise UserError(f"expected a level from 0 to 1, found {self.share:g}", where="shift 'dropped'")
+            raise UserError(f"expected a level from 0 to 1, found {self.share:g}", where="shift 'dropped'",
+                            do="the share of observations that are lost: 0 is none")
 
     def start(self, obs, key):
         return {"inner": self.actor.start(obs, key), "seen": dict(obs), "key": key, "count": torch.zeros_like(key)}
@@ -134,5 +135,6 @@ def _part(ask: Ask, which: Tensor) -> Ask:
 def _whole(steps: int) -> int:
     """`steps`, if they are some. A severity may be a float."""
     if not steps >= 0 or steps % 1:
-        raise UserError(f"expected a level that is a whole number, 0 or more, found {steps:g}", where="shift 'slow'")
+        raise UserError(f"expected a level that is a whole number, 0 or more, found {steps:g}", where="shift 'slow'",
+                        do="how many steps late: 0 is in time")
     return int(steps)

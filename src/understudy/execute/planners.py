@@ -126,8 +126,10 @@ class Chain(Over):
 
     def __post_init__(self):
         if not self.high.window.obs == self.low.window.obs == self.high.window.horizon:
-            raise UserError("what the high policy says takes the place of the low one's observation rows: its "
-                            "horizon and both observation windows must be equally long", where="Chain")
+            raise UserError("expected a horizon of the high policy and observation windows of both that are equally "
+                            f"long, found {self.high.window.horizon}, {self.high.window.obs} and {self.low.window.obs}",
+                            where="Chain", do="train them so: what the high policy says takes the place of the low "
+                            "one's observation rows")
 
     @property
     def policy(self):

@@ -65,7 +65,7 @@ class Attempts(Env):
     def __init__(self, env: Env, actor: Actor, pause: float = 0.0, limit: int = 10_000):
         if pause < 0 or limit < 1:
             raise UserError(f"expected a pause of at least 0 and a limit of at least 1, found pause={pause}, "
-                            f"limit={limit}", where="Attempts")
+                            f"limit={limit}", where="Attempts", do="such as pause=0, limit=10000")
         self.env, self.actor, self.pause, self.limit, self.rows = env, actor, pause, limit, env.rows
         self.features = {**env.features, CLOCK: Feature("float32", (1,)),
                          "action": Feature("float32", (1,), names=("give up",))}
@@ -85,7 +85,7 @@ class Attempts(Env):
     def step(self, action):
         if tuple(action.shape) != (self.rows, 1):
             raise UserError(f"expected actions of shape ({self.rows}, 1), found {tuple(action.shape)}",
-                            where=self.facts["env"])
+                            where=self.facts["env"], do="one number for each row: to go on, or to begin anew")
         plan, state = self.actor.act(self.seen, self.state)
         self.state = {k: v for k, v in state.items() if k != "record"}
         out = self.env.step(plan)
@@ -175,7 +175,8 @@ def choose(attempts: Sequence[Episode], judge: Judge, pause: float = 0.0, count:
     """(above, makespan): of `count` quantiles of what `judge` says, and of never giving up, the bound with the lowest
     expected makespan: so nothing is given up unless that saves time."""
     if not len(attempts):
-        raise UserError("expected attempts that ran to their end, found none", where="choose")
+        raise UserError("expected attempts that ran to their end, found none", where="choose",
+                        do="roll some out with Attempts, without a bound")
     said, success = _said(attempts, judge), np.array([e.meta["success"] for e in attempts], bool)
     bounds = [math.inf, *np.unique(np.quantile(np.concatenate(said), np.linspace(0, 1, count, endpoint=False)))]
     spans = [_forecast(said, success, b).makespan(pause) for b in bounds]

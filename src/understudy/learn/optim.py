@@ -40,12 +40,15 @@ class Optim:
     compile: bool = False
 
     def __post_init__(self):
-        for name, right in (("rate", self.rate > 0), ("warmup", self.warmup >= 0), ("accumulate", self.accumulate >= 1),
-                            ("decay", self.decay >= 0), ("clip", self.clip is None or self.clip > 0),
-                            ("schedule", self.schedule in ("cosine", "constant")),
-                            ("precision", self.precision in ("auto", "fp32", "bf16", "fp16"))):
+        for name, right, wanted in (
+                ("rate", self.rate > 0, "above 0"), ("warmup", self.warmup >= 0, "of 0 or more"),
+                ("accumulate", self.accumulate >= 1, "of 1 or more"), ("decay", self.decay >= 0, "of 0 or more"),
+                ("clip", self.clip is None or self.clip > 0, "above 0, or None"),
+                ("schedule", self.schedule in ("cosine", "constant"), "cosine or constant"),
+                ("precision", self.precision in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16")):
             if not right:
-                raise UserError(f"{name} cannot be {getattr(self, name)!r}", where="Optim")
+                raise UserError(f"expected {name} {wanted}, found {getattr(self, name)!r}", where="Optim",
+                                do=f"such as {name}={getattr(Optim, name)!r}")
 
     def factor(self, update: int, steps: int) -> float:
         """What the rate is multiplied by in update number `update` (from 0) of `steps`."""

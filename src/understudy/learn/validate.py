@@ -36,7 +36,7 @@ class Validation:
     def __post_init__(self):
         if self.windows < 1 or self.samples < 2:
             raise UserError(f"expected at least 1 window and 2 samples, found {self.windows} and {self.samples}",
-                            where="Validation")
+                            where="Validation", do="such as windows=128, samples=8")
 
     def fans(self, policy: Policy, data: Dataset, size: int = 64) -> Iterator[tuple[Batch, Tensor]]:
         """Batches of the windows, and what the policy might do there: (B, K, H, A) in world units. K is 1 for

@@ -48,7 +48,8 @@ class Column(Weights):
                             do=f"draw batches with extra=({self.key!r},)")
         value = batch.extra[self.key].reshape(*batch.mask.shape, -1)
         if value.shape[-1] != 1:
-            raise UserError(f"expected one value a step, found {value.shape[-1]}", where=f"column {self.key!r}")
+            raise UserError(f"expected one value a step, found {value.shape[-1]}", where=f"column {self.key!r}",
+                            do="name a column with one number a step")
         return torch.where(value[..., 0] > 0, self.when, self.otherwise)
 
 

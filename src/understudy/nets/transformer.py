@@ -40,7 +40,8 @@ class Transformer(Trunk):
 
     def build(self, inputs, outputs, times, shape):
         if self.width % self.heads:
-            raise UserError(f"expected a multiple of heads={self.heads}, found {self.width}", where="Transformer.width")
+            raise UserError(f"expected a multiple of heads={self.heads}, found {self.width}", where="Transformer.width",
+                            do=f"such as {-(-self.width // self.heads) * self.heads}")
         return _Transformer(self, inputs, outputs, times, shape)
 
 

@@ -41,10 +41,11 @@ class UNet(RowTime):
         if times > 1:
             raise Unsupported(f"UNet knows at most one time a row, found {times}", do="take the Transformer or the MLP")
         if self.kernel % 2 == 0:
-            raise UserError(f"expected an odd kernel, found {self.kernel}", where="UNet.kernel")
+            raise UserError(f"expected an odd kernel, found {self.kernel}", where="UNet.kernel", do="such as 5")
         for width in self.widths:
             if width % self.groups:
-                raise UserError(f"expected multiples of groups={self.groups}, found {width}", where="UNet.widths")
+                raise UserError(f"expected multiples of groups={self.groups}, found {width}", where="UNet.widths",
+                                do=f"such as {-(-width // self.groups) * self.groups}")
         return _UNet(self, inputs, outputs, times, shape)
 
 

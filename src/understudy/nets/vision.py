@@ -207,7 +207,8 @@ def _file(weights: str) -> Path:
         return Path(weights)
     owner, name, *file = weights.removeprefix("hf://").split("/", 2) if weights.count("/") > 2 else (None, None)
     if not name:
-        raise UserError("expected hf://OWNER/NAME[@REVISION][/FILE]", where=weights)
+        raise UserError("expected hf://OWNER/NAME[@REVISION][/FILE], found less", where=weights,
+                        do="name a repository on the hub, or a file on this machine")
     try:
         from huggingface_hub import hf_hub_download
     except ModuleNotFoundError:

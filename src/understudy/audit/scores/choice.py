@@ -23,7 +23,8 @@ def choose(candidates: np.ndarray | Dataset, budget: float, *, have: np.ndarray 
     """
     if isinstance(candidates, Dataset):
         if have is not None and not isinstance(have, Dataset):
-            raise UserError("expected both to be data sets or both points, found one of each", where="choose")
+            raise UserError("expected both to be data sets or both points, found one of each", where="choose",
+                            do="give `have` in the form that the candidates are in")
         table = Table.of(candidates if have is None else candidates + have)
         starts = table.state[np.cumsum(table.length) - table.length]
         candidates, have = starts[: len(candidates)], starts[len(candidates):]
@@ -32,7 +33,8 @@ def choose(candidates: np.ndarray | Dataset, budget: float, *, have: np.ndarray 
     value = np.ones(len(points)) if worth is None else np.asarray(worth, float)
     if price.shape != (len(points),) or value.shape != price.shape or not (price > 0).all():
         raise UserError(f"expected a cost above 0 and a worth for each of {len(points)} candidates, found shapes "
-                        f"{price.shape} and {value.shape}", where="choose")
+                        f"{price.shape} and {value.shape}", where="choose",
+                        do="give one number above 0 for each of them")
     known = np.zeros((0, points.shape[1])) if have is None else np.asarray(have, float)
     # With nothing there yet, all are equally far, and the worth decides.
     away = np.min([np.linalg.norm(points - k, axis=1) for k in known], 0) if len(known) else np.ones(len(points))

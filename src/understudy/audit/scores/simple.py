@@ -76,7 +76,8 @@ class Return(Score):
     def __call__(self, data):
         scale = 1.0 if self.best is None else self.best - self.random
         if not scale > 0:
-            raise UserError(f"expected a best return above {self.random}, found {self.best}", where="Return")
+            raise UserError(f"expected a best return above {self.random}, found {self.best}", where="Return",
+                            do="give as `random` what chance gets and as `best` what the best get")
         return (np.array([_return(e) for e in data]) - (0.0 if self.best is None else self.random)) / scale
 
 

@@ -77,7 +77,8 @@ class D4rl(Stored):
                                 do="add the array, or take the file from a copy")
         steps = arrays["actions"].shape[0] if arrays["actions"].shape else 0
         if not steps:
-            raise UserError("expected at least one step, found none", where=f"{self.path}, actions")
+            raise UserError("expected at least one step, found none", where=f"{self.path}, actions",
+                            do="take the file from a copy, or record anew")
         self.schema, self._keys = {}, {}
         for key, array in arrays.items():
             where = f"{self.path}, {key}"

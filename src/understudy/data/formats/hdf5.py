@@ -249,7 +249,8 @@ def is_text(array) -> bool:
 def described(name: str, array, where: str, flag: bool = False) -> Feature:
     """The feature of a column that is stored as this array (rows, *shape)."""
     if not array.shape:
-        raise UserError("expected an array with a row for each step, found a single value", where=where)
+        raise UserError("expected an array with a row for each step, found a single value", where=where,
+                        do="leave it out of the file, or write it for each step")
     if 0 in array.shape[1:]:
         raise UserError(f"expected at least one component, found shape {array.shape}", where=where,
                         do="remove the array")

@@ -81,7 +81,8 @@ class Folder(_Trajectories):
                 raise UserError(f"expected columns obs, acts and terminal, found {', '.join(table.column_names)}",
                                 where=path, do=_LACK)
             if not table.num_rows:
-                raise UserError("expected at least one trajectory, found none", where=path)
+                raise UserError("expected at least one trajectory, found none", where=path,
+                                do="take the folder from a copy, or record anew")
             for key in ("obs", "acts", "infos", "rews"):
                 if key in table.column_names and not pa.types.is_list(table.schema.field(key).type):
                     raise UserError(f"expected a list for each trajectory, found {table.schema.field(key).type}",

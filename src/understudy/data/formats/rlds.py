@@ -44,7 +44,8 @@ def open_rlds(path: Path, final_step: Literal["action", "observation"] = "action
     the last actions are all zero.
     """
     if final_step not in ("action", "observation"):
-        raise UserError(f"expected final_step to be action or observation, found {final_step!r}", where=path)
+        raise UserError(f"expected final_step to be action or observation, found {final_step!r}", where=path,
+                        do="\"observation\" is what RLDS itself writes")
     source = Rlds(path, final_step)
     return Dataset(Episodes(source), source.facts)
 

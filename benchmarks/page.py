@@ -19,8 +19,9 @@ PAGE = measure.HERE.parent / "docs" / "benchmarks.md"
 ROWS = {
     "windows": ("Windows of data", """
 Training batches of 2 observation rows and 16 actions, as the training loop gets them, beside other loaders. A batch
-is one `take` a column from arrays that are mapped, not read; its random numbers come of a counter (seed, step) that
-costs nothing to set."""),
+is one `take` a column from arrays that are mapped, not read; where its rows lie is worked out once for all columns that
+lie alike, in which episodes without a search. Its random numbers come of a counter (seed, step) that costs nothing to
+set."""),
     "train_step": ("A training step", """
 Forward, loss, backward, clipping and optimizer, on our side the average of the weights as well; the same weights
 give the same outputs to 1e-5. Convolutions over (B, T, C) are worked out in the way that is fastest for their size:
@@ -62,8 +63,10 @@ Shares of our side's time, in percent:
     "memory": ("Larger than memory", """
 What converting and windowing take beyond the libraries themselves, for data of growing size."""),
     "rollouts": ("Rollouts of the toys", """
-256 environments at once beside a plain loop over one, which plans at batch 1 with the same network. About half of our
-side's time is products of matrices, at the speed that the processor has for them."""),
+256 environments at once beside a plain loop over one, which plans at batch 1 with the same network; fp32 throughout.
+Our side plans with the ONNX file of the policy (`understudy export`, `understudy eval FILE.onnx`), whose plans are the
+policy's to rounding, and with the policy as it is. From the file, two thirds of our side's time are products of
+matrices, at the speed that the processor has for them."""),
     "throughput": ("Evaluations on two cores", """
 Two worker processes with many environments each, one thread a worker, beside one environment stepped in a loop by the
 same policy at batch 1, as most code does. The episodes are the same, to the last bit, by any number of workers. Where
@@ -81,7 +84,10 @@ The three slowest parts as plain code does them and as they are. Before: conv1d 
 all that the network needs worked out anew in every step of the sampler, one environment after the other. After: as
 it is done here, the chunk with packed weights. Profilers slow down what calls much; the ratios are without one."""),
     "gpu": ("GPU", """
-None was at hand: nothing is measured yet."""),
+None was at hand: nothing here is measured on one, and nothing that follows has run on one. There are: bf16 where it is
+fast (`learn.optim.fast_bf16`), `--learn.optim.compile`, the data on the device where they fill no more than half of
+what is free there (`data.resident`; the tests run it on the CPU, to the last bit), and else the next batch made while
+one is worked on. Captured graphs of a step or a chunk are not there."""),
 }
 
 HEAD = """# Benchmarks

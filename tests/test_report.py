@@ -165,6 +165,14 @@ def test_a_histogram_has_all_values():
         svg(plots.histogram(odd, "steps"))
 
 
+@pytest.mark.parametrize(("values", "shown"), [
+    ([1e17] * 3, 1), ([1e17, 1e17 + 64], 1), ([1e300] * 2, 1), ([1.7e308, -1.7e308], 2), ([5e-324, 0.0], 1),
+    ([0.1, np.nextafter(0.1, 1)], 1), ([1.0, 1e18], 2), ([1e13, 1e13 + 1], 2)])
+def test_numbers_at_the_end_of_what_numbers_can_be_have_a_histogram(values, shown):
+    found = plots.histogram(values, "return")
+    assert len(of(svg(found), "rect")) == shown and "nan" not in found.svg and "inf" not in found.svg
+
+
 def test_fans_hold_every_plan_up_to_the_end():
     truth, plans = np.sin(np.arange(20.0))[:, None], np.random.default_rng(0).normal(size=(7, 8, 1))
     root = svg(plots.fans(truth, [(0, plans), (16, plans)], 0, "turn"))

@@ -117,6 +117,13 @@ def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, tmp_path, at
     assert contents(out) == contents(whole)
 
 
+def test_with_its_data_on_the_device_it_is_the_same_run(whole, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("understudy.data.resident.room", lambda device: made.append(device) or 10**9)
+    run(tmp_path / "run")
+    assert made == [torch.device("cpu")] and contents(tmp_path / "run") == contents(whole)
+
+
 def test_stopped_again_and_again_it_is_the_same_run(whole, tmp_path):
     out, times = tmp_path / "run", 0
     while True:

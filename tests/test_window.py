@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.pack import Pack
+from understudy.data.resident import Resident, resident
 from understudy.data.window import Goal, Window
 
 
@@ -120,7 +121,11 @@ def same_as_the_loop(data, w: Window, target, following):
     windows = w.over(data, inputs, target, extra=extra, following=following)
     want = list(naive(data, w, inputs, target, extra, following))
     assert len(windows) == len(want) == data.steps
-    found = list(windows.scan(4))
+    for found in (list(windows.scan(4)), list(Resident(windows, torch.device("cpu")).scan(4))):
+        same_batches(found, want, inputs, extra, following)
+
+
+def same_batches(found, want, inputs, extra, following):
     assert [len(b) for b in found] == [4] * (len(want) // 4) + [len(want) % 4] * (len(want) % 4 > 0)
     rows = [(b, i) for b in found for i in range(len(b))]
     for n, ((b, i), one) in enumerate(zip(rows, want, strict=True)):
@@ -358,3 +363,42 @@ def test_mistakes_name_the_episode_and_the_column():
         Pack.of(Dataset([good]), ("y",))
     with pytest.raises(UserError, match="at least one episode"):
         Pack.of(Dataset([]), ("x",))
+
+
+# -- on the device --------------------------------------------------------------------------------------------------
+
+
+def test_goals_draws_and_shares_are_those_of_the_host():
+    data = Dataset([counted(n, i) for i, n in enumerate((5, 3, 8))])
+    window = Window(obs=2, horizon=3, goals=(Goal("observation.x", "observation.goal", now=0.3, other=0.3),))
+    for draw in (None, lambda e: np.arange(len(e)) + 1.0):
+        host = window.over(data, ("observation.x", "observation.goal"), "action", extra=("next.reward",),
+                           following=True, draw=draw)
+        device = Resident(host, torch.device("cpu"))
+        for step in range(20):
+            a, b = (w.batch(16, step, 5, slice(4, 12)) for w in (host, device))
+            assert list(a.obs) == list(b.obs) and list(a.extra) == list(b.extra)
+            for x, y in ((a.action, b.action), (a.mask, b.mask), *((a.obs[k], b.obs[k]) for k in a.obs),
+                         *((a.next[k], b.next[k]) for k in a.obs), *((a.extra[k], b.extra[k]) for k in a.extra)):
+                assert x.dtype == y.dtype and torch.equal(x, y)
+
+
+def test_columns_are_copied_piece_by_piece_and_each_array_once(monkeypatch):
+    monkeypatch.setattr("understudy.data.resident.PIECE", 64)
+    root = np.random.default_rng(0).normal(size=(50, 2))
+    data = Dataset([Episode({"observation.x": root[i: i + 20], "action": root[i: i + 20]}) for i in (3, 25)])
+    windows = Window().over(data, ("observation.x",), "action")
+    device = Resident(windows, torch.device("cpu"))
+    assert device.held["action"] is device.held["observation.x"]
+    low = windows.pack.columns["action"].array
+    assert np.array_equal(device.held["action"].numpy(), low.astype(np.float32))
+
+
+def test_what_does_not_fit_stays_where_it_is(monkeypatch):
+    data = Dataset([counted(4, 0)])
+    windows = Window().over(data, ("observation.x",), "action")
+    cpu, size = torch.device("cpu"), 5 * 2 * 8 + 4 * 8
+    assert resident(windows, cpu) is windows, "on the CPU they lie already"
+    for free, there in ((size, True), (size - 1, False)):
+        monkeypatch.setattr("understudy.data.resident.room", lambda device, free=free: free)
+        assert isinstance(resident(windows, cpu), Resident) == there

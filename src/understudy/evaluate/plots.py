@@ -431,15 +431,19 @@ def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: 
     v = v[np.isfinite(v)]
     if not len(v):
         return _nothing(x_name)
-    low, high, whole = float(v.min()), float(v.max()), bool((v == v.round()).all())
+    drawn = v.clip(-1e300, 1e300)  # beyond, their distance is no number
+    low, high = float(drawn.min()), float(drawn.max())
+    finest = float(np.spacing(max(abs(low), abs(high))))
+    whole = finest < 1e-2 and bool((v == v.round()).all())
     if whole:
         width = math.ceil((high - low + 1) / bins)
         bins = math.ceil((high - low + 1) / width)
         room = max(0, 9 - bins) // 2 * width  # two bars alone would be two blocks
         low, high, bins = low - 0.5 - room, low - 0.5 + width * bins + room, bins + 2 * room // width
-    elif high == low:
-        low, high, bins = low - 0.5, high + 0.5, 1
-    count, edges = np.histogram(v, bins, (low, high))
+    elif high - low < 100 * bins * finest:  # bars that double precision cannot tell apart
+        room = max(0.5, 100 * finest)
+        low, high, bins = low - room, high + room, 1
+    count, edges = np.histogram(drawn, bins, (low, high))
     axes = _Axes((low, high), (0, int(count.max())), x_name, 10, 190, whole=whole)
     axes.y_ticks = [t for t in axes.y_ticks if t == round(t)]
     parts = axes.grid()

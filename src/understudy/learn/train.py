@@ -23,6 +23,7 @@ from .. import __version__, config
 from ..core import UserError, role
 from ..data.cache import digest
 from ..data.episode import Dataset
+from ..data.resident import resident
 from ..data.stream import Stream
 from ..data.window import Draw
 from ..heads.base import Memory
@@ -126,7 +127,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
 
         judge = _Judge(run, test, validation or Validation(), scale_of(training, method.policy.target), score)
         over = partial(policy.windows, extra=method.learn.extra, following=method.learn.following)
-        windows = (over(training, draw=draw) if stream is None else
+        windows = (resident(over(training, draw=draw), where) if stream is None else
                    stream.without(held).windows(lambda part: over(relabelled(part))))
         share = processes.share(method.learn.batch)
         batch = devices.ahead(lambda n: windows.batch(method.learn.batch, n, seed, share), where, steps)

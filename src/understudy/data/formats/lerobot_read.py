@@ -266,10 +266,11 @@ class LeRobot(Source):
         return self._columns[name] if self._stored[name] == "number" else None
 
     def column(self, name, episode):
-        stored, length = self._stored[name], int(self.lengths[episode])
+        stored = self._stored[name]
         if stored == "number":
             first = self._first[name][episode]
             return self._columns[name][first: first + self.rows(name)[episode]]
+        length = int(self.lengths[episode])
         if stored == "task":
             return self._task(episode)
         if stored == "string":

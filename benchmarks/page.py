@@ -86,8 +86,9 @@ it is done here, the chunk with packed weights. Profilers slow down what calls m
     "gpu": ("GPU", """
 None was at hand: nothing here is measured on one, and nothing that follows has run on one. There are: bf16 where it is
 fast (`learn.optim.fast_bf16`), `--learn.optim.compile`, the data on the device where they fill no more than half of
-what is free there (`data.resident`; the tests run it on the CPU, to the last bit), and else the next batch made while
-one is worked on. Captured graphs of a step or a chunk are not there."""),
+what is free there (`data.resident`), else the next batch made while one is worked on, and chunks replayed as one
+captured graph (`deploy.captured`). The tests run the last three on the CPU, where they go the same way but for the
+recording of the graph. A training step is not captured."""),
 }
 
 HEAD = """# Benchmarks

@@ -402,3 +402,15 @@ def test_what_does_not_fit_stays_where_it_is(monkeypatch):
     for free, there in ((size, True), (size - 1, False)):
         monkeypatch.setattr("understudy.data.resident.room", lambda device, free=free: free)
         assert isinstance(resident(windows, cpu), Resident) == there
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_batches_on_a_gpu_are_those_of_the_host():
+    data = Dataset([counted(n, i) for i, n in enumerate((5, 3, 8))])
+    host = Window(obs=2, horizon=3).over(data, ("observation.x",), "action")
+    device = resident(host, torch.device("cuda"))
+    assert isinstance(device, Resident)
+    for step in range(5):
+        a, b = host.batch(16, step), device.batch(16, step)
+        assert b.action.is_cuda and torch.equal(a.action, b.action.cpu()) and torch.equal(a.mask, b.mask.cpu())
+        assert torch.equal(a.obs["observation.x"], b.obs["observation.x"].cpu())

@@ -20,8 +20,8 @@ ROWS = {
     "windows": ("Windows of data", """
 Training batches of 2 observation rows and 16 actions, as the training loop gets them, beside other loaders. A batch
 is one `take` a column from arrays that are mapped, not read; where its rows lie is worked out once for all columns that
-lie alike, in which episodes without a search. Its random numbers come of a counter (seed, step) that costs nothing to
-set."""),
+lie alike, and from a thousand episodes on a table says in which they lie. Its random numbers come of a counter (seed,
+step) that costs nothing to set."""),
     "train_step": ("A training step", """
 Forward, loss, backward, clipping and optimizer, on our side the average of the weights as well; the same weights
 give the same outputs to 1e-5. Convolutions over (B, T, C) are worked out in the way that is fastest for their size:
@@ -85,9 +85,9 @@ all that the network needs worked out anew in every step of the sampler, one env
 it is done here, the chunk with packed weights. Profilers slow down what calls much; the ratios are without one."""),
     "gpu": ("GPU", """
 None was at hand: nothing here is measured on one, and nothing that follows has run on one. There are: bf16 where it is
-fast (`learn.optim.fast_bf16`), `--learn.optim.compile`, the data on the device where they fill no more than half of
-what is free there (`data.resident`), else the next batch made while one is worked on, and chunks replayed as one
-captured graph (`deploy.captured`). The tests run the last three on the CPU, where they go the same way but for the
+fast (`learn.optim.fast_bf16`), `--learn.optim.compile`, the next batch made while one is worked on, the data on the
+device where they fill no more than a quarter of what is free there (`data.resident`), and chunks replayed as one
+captured graph (`deploy.captured`). The tests run the last two on the CPU, where they go the same way but for the
 recording of the graph. A training step is not captured."""),
 }
 

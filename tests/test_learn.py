@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import types
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,7 +29,7 @@ from understudy.learn.clone import Clone, Cloning, Penalty
 from understudy.learn.fit import fit
 from understudy.learn.method import Method
 from understudy.learn.optim import Optim
-from understudy.learn.train import train
+from understudy.learn.train import check_method, train
 from understudy.learn.watch import Curve, Progress, duration
 from understudy.learn.weights import Advantage, Column, Even
 from understudy.nets.ema import Constant
@@ -559,3 +560,20 @@ def test_what_follows_a_chunk_has_to_come_after_it_was_chosen(tmp_path):
             train(method, data, tmp_path / "no", hold=0)
     method = Method(Recipe(Regression(), window=Window(1, 3, -2)), Receding(1, skip=2), Looks(steps=1))
     train(method, data, tmp_path / "yes", hold=0)
+
+
+@pytest.mark.parametrize(("window", "target", "there"), [
+    (Window(1, 2, ahead=5), "action", False), (Window(1, 2, ahead=3), "action", True),
+    (Window(1, 1, ahead=4), "observation.state", True),  # which has one row more
+    (Window(1, 1, ahead=-4), "action", False), (Window(1, 1, ahead=-3), "action", True)])
+def test_targets_beyond_every_episode_are_refused_before_training(window, target, there):
+    data = Dataset([Episode({"observation.state": np.zeros((n + 1, 2), np.float32), "action": np.zeros((n, 2))})
+                    for n in (2, 4)])
+    method = Method(Recipe(Regression(), window=window, target=target, inputs=("observation.state",)))
+    found = nullcontext() if there else pytest.raises(UserError, match=f"ahead={window.ahead}.*\n  -> look less far")
+    with found:
+        check_method(method, data)
+    if there:
+        assert next(window.over(data, ("observation.state",), target).scan()).mask.any()
+    else:
+        assert not next(window.over(data, ("observation.state",), target).scan()).mask.any()

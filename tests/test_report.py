@@ -167,7 +167,8 @@ def test_a_histogram_has_all_values():
 
 @pytest.mark.parametrize(("values", "shown"), [
     ([1e17] * 3, 1), ([1e17, 1e17 + 64], 1), ([1e300] * 2, 1), ([1.7e308, -1.7e308], 2), ([5e-324, 0.0], 1),
-    ([0.1, np.nextafter(0.1, 1)], 1), ([1.0, 1e18], 2), ([1e13, 1e13 + 1], 2)])
+    ([0.1, np.nextafter(0.1, 1)], 1), ([5.3, 5.3 + 1e-10], 1), ([5.3, 5.3 + 1e-7], 2), ([1.0, 1e18], 2),
+    ([1e13, 1e13 + 1], 2)])
 def test_numbers_at_the_end_of_what_numbers_can_be_have_a_histogram(values, shown):
     found = plots.histogram(values, "return")
     assert len(of(svg(found), "rect")) == shown and "nan" not in found.svg and "inf" not in found.svg

@@ -383,6 +383,21 @@ def test_goals_draws_and_shares_are_those_of_the_host():
                 assert x.dtype == y.dtype and torch.equal(x, y)
 
 
+def test_names_that_coincide_keep_apart():
+    """A recorded goal beside one that is drawn, and a column called as what every batch has."""
+    data = Dataset([Episode({**counted(4, i).steps, "observation.goal": np.full((4, 2), 50.0 + i),
+                             "index": np.arange(90, 94)[:, None]}) for i in range(2)])
+    window = Window(goals=(Goal("observation.x", "observation.goal"),))
+    host = window.over(data, ("observation.goal",), "action", extra=("observation.goal", "index"))
+    device = Resident(host, torch.device("cpu"))
+    for rows in (slice(None), slice(0, 0)):
+        a, b = (w.batch(16, 3, rows=rows) for w in (host, device))
+        assert a.action.shape == b.action.shape and torch.equal(a.action, b.action)
+        for k in a.extra:
+            assert torch.equal(a.extra[k], b.extra[k]), k
+        assert torch.equal(a.obs["observation.goal"], b.obs["observation.goal"])
+
+
 def test_columns_are_copied_piece_by_piece_and_each_array_once(monkeypatch):
     monkeypatch.setattr("understudy.data.resident.PIECE", 64)
     root = np.random.default_rng(0).normal(size=(50, 2))

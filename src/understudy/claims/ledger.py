@@ -45,8 +45,11 @@ def rows() -> dict[str, Row]:
     for number, line in enumerate(lines, 2):
         cells = line.split("\t")
         where = f"claims/ledger.tsv, line {number}"
-        if head.split("\t") != COLUMNS or len(cells) != len(COLUMNS):
-            raise UserError(f"expected {', '.join(COLUMNS)}, found {len(cells)} columns", where=where,
+        if head.split("\t") != COLUMNS:
+            raise UserError(f"expected the columns {', '.join(COLUMNS)}, found {head!r}",
+                            where="claims/ledger.tsv, line 1", do="mend the line: its columns stand between tabs")
+        if len(cells) != len(COLUMNS):
+            raise UserError(f"expected {len(COLUMNS)} columns, found {len(cells)} columns", where=where,
                             do="mend the line: its columns stand between tabs")
         row = Row(cells[0], cells[1], cells[2] == "core", int(cells[3]), *cells[4:])
         if not re.fullmatch(r"\d{3}", row.id) or row.id in found:

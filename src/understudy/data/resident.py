@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -12,15 +14,15 @@ PIECE = 64 * 2**20  # bytes that are copied at a time: a file that is mapped is 
 
 
 def resident(windows: Windows, device: torch.device) -> Windows:
-    """The same windows, with their columns on the device where they fill no more than half of what is free there; as
-    they are on the CPU, where they lie already."""
+    """The same windows, with their columns on the device where they fill no more than a quarter of what is free there:
+    the rest is for what an update needs. As they are on the CPU, where they lie already."""
     arrays = {_place(c.array): c.array for c in windows.pack.columns.values()}.values()
     return windows if sum(a.nbytes for a in arrays) > room(device) else Resident(windows, device)
 
 
 def room(device: torch.device) -> int:
     """Bytes that data may fill there."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
 
 
 class _Numbers(Column):
@@ -41,19 +43,21 @@ class Resident(Windows):
             if (place := _place(column.array)) not in held:
                 held[place] = _held(column.array, device)
         self.held = {name: held[_place(c.array)] for name, c in columns.items()}
-        self.held |= {g.into: self.held[g.of] for g in self.window.goals}
+        self.goals = {g.into: self.held[g.of] for g in self.window.goals}
         self.pack = Pack({name: _Numbers(c.array, c.first, c.rows, c.constant) for name, c in columns.items()},
                          windows.pack.length)
 
     def gather(self, at, rng=None):
         numbers = super().gather(at, rng).to(self.device)
 
-        def values(tree):
-            return {k: self.held[k][v] if k in (*self.inputs, *self.extra) else v for k, v in tree.items()}
+        def seen(tree):
+            return {k: self.goals.get(k, self.held.get(k))[v] for k, v in tree.items()}
+        extra = {k: self.held[k][v] if k in self.extra and k != "index" else v for k, v in numbers.extra.items()}
         action = self.held[self.target][numbers.action[..., 0]]
-        return numbers.but(obs=values(numbers.obs), extra=values(numbers.extra),
-                           next=None if numbers.next is None else values(numbers.next),
-                           action=action if action.ndim == 3 else action.reshape(*action.shape[:2], -1))
+        if action.ndim != 3:
+            action = action.reshape(*action.shape[:2], math.prod(action.shape[2:]))
+        return numbers.but(obs=seen(numbers.obs), action=action, extra=extra,
+                           next=None if numbers.next is None else seen(numbers.next))
 
 
 def _place(array: np.ndarray) -> tuple:

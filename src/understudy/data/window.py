@@ -14,7 +14,7 @@ from ..core import Batch, UserError
 from .episode import Dataset, Episode
 from .pack import Pack
 
-MANY = 1000  # episodes, of which a table says where they are
+MANY = 1000  # from so many episodes on a table says where they are
 
 Draw = Callable[[Episode], np.ndarray]  # (T,) non-negative: how often each step starts a window
 

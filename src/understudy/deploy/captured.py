@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..core import Unsupported
 from ..execute.planners import Over, _each
 from ..policy import Planner
 
@@ -17,8 +18,10 @@ WARM = 3  # calls before one is recorded: what allocates or chooses an algorithm
 class Captured(Over):
     """`policy`, whose plans are replayed on CUDA; elsewhere it plans as it is, by the same way through held memory.
 
-    One graph for each number of rows and shape of observation, so let that number stay the same (`Fixed`). Weights may
-    change between plans, in place. With guides it plans as the policy does: they are functions, new in every plan.
+    One graph for each number of rows and shape of observation, so let that number stay the same (`Fixed`). A graph
+    reads memory where it lay: weights that an optimizer changes in place are followed, but after a run is restored or a
+    memory filled anew, make another. With guides it plans as the policy does: they are functions, new in every plan.
+    For one thread. Raises Unsupported for a plan that waits for the GPU on its way, which no graph can hold.
     """
 
     def __init__(self, policy: Planner):
@@ -41,23 +44,33 @@ class _Replayed:
 
     def __init__(self, function: Callable[[dict], Tensor], given: dict):
         self.held = _each(torch.clone, given)
-        if next(_leaves(self.held)).device.type == "cuda":
-            self.replay = self._record(function)
+        if (where := next(_leaves(self.held)).device).type == "cuda":
+            with torch.cuda.device(where):
+                graph = self._recorded(function)
+
+            def replay():
+                with torch.cuda.device(where):
+                    graph.replay()
+            self.replay = replay
         else:
             self.said = function(self.held)
             self.replay = lambda: self.said.copy_(function(self.held))
 
-    def _record(self, function):
-        aside = torch.cuda.Stream()
+    def _recorded(self, function) -> torch.cuda.CUDAGraph:
+        """On the current device, aside from what else is under way there."""
+        aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM):
                 function(self.held)
         torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.said = function(self.held)
-        return graph.replay
+        try:
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                self.said = function(self.held)
+        except RuntimeError as error:
+            raise Unsupported(f"expected a plan that a graph can hold, found {error}", where="Captured",
+                              do="plan with the policy itself") from error
+        return graph
 
     def __call__(self, given: dict) -> Tensor:
         _each(lambda mine, new: mine.copy_(new), self.held, given)

@@ -121,12 +121,12 @@ def with_camera(rows: int = 1, **options) -> Push:
     return Push(rows, images=True, **options)
 
 
-# Vectors are (2, rows) from here on: x and y apart, so that a step is few operations on long rows.
+# The vectors of these are (2, rows), x and y apart, so that a step is few operations on long rows.
 
 
 def contact(disc, block, heading):
-    """How deep the disc is in the block (rows,), 0 if apart; the normal into the block and the point of contact from
-    its centre, both (2, rows) in its frame."""
+    """disc, block, heading (2, rows). How deep the disc is in the block (rows,), 0 if apart; the normal into the block
+    and the point of contact from its centre, both (2, rows) in its frame."""
     at = _turn(heading * BACK, disc - block)
     point = np.minimum(np.maximum(at, -HALF), HALF)
     off = point - at
@@ -162,7 +162,7 @@ def _shove(disc, block, heading, step):
 
 
 def _turn(heading, vector):
-    """`vector` turned by the angle of `heading`: the product of two complex numbers."""
+    """`vector` (2, rows) turned by the angle of `heading` (2, rows): the product of two complex numbers."""
     return heading[0] * vector - heading[1] * vector[::-1] * BACK
 
 

@@ -440,7 +440,7 @@ def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: 
         bins = math.ceil((high - low + 1) / width)
         room = max(0, 9 - bins) // 2 * width  # two bars alone would be two blocks
         low, high, bins = low - 0.5 - room, low - 0.5 + width * bins + room, bins + 2 * room // width
-    elif high - low < 100 * bins * finest:  # bars that double precision cannot tell apart
+    elif high - low <= max(1e-9 * max(abs(low), abs(high)), 100 * bins * finest):  # what no scale tells apart
         room = max(0.5, 100 * finest)
         low, high, bins = low - room, high + room, 1
     count, edges = np.histogram(drawn, bins, (low, high))

@@ -176,7 +176,7 @@ def choose(attempts: Sequence[Episode], judge: Judge, pause: float = 0.0, count:
     expected makespan: so nothing is given up unless that saves time."""
     if not len(attempts):
         raise UserError("expected attempts that ran to their end, found none", where="choose",
-                        do="roll some out with Attempts, without a bound")
+                        do="roll the actor out in the environment itself, and .map(attempt)")
     said, success = _said(attempts, judge), np.array([e.meta["success"] for e in attempts], bool)
     bounds = [math.inf, *np.unique(np.quantile(np.concatenate(said), np.linspace(0, 1, count, endpoint=False)))]
     spans = [_forecast(said, success, b).makespan(pause) for b in bounds]

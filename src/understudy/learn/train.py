@@ -281,6 +281,15 @@ def check_method(method: Method, data: Dataset) -> None:
             raise UserError(f"expected numbers, found text in column {drawn.get(name, name)!r}",
                             where=data.facts.get("path", "data set"),
                             do="store numbers there; instructions belong into the column 'task'")
+    window, target = recipe.window, recipe.target
+    if target in features and (window.ahead > 0 or window.ahead + window.horizon <= 0):
+        def reached(episode):  # whether any step of its windows' targets lies in it
+            rows = min(len(episode.steps[target]), len(episode) + 1)
+            return window.ahead < rows and window.ahead + window.horizon > 1 - len(episode)
+        if not any(map(reached, data)):
+            raise UserError(f"expected targets within the episodes, found ahead={window.ahead} and "
+                            f"horizon={window.horizon}, and no episode long enough", where="policy.window.ahead",
+                            do="look less far, or take longer episodes")
 
 
 def _runs(method: Method, policy: Policy) -> None:

@@ -32,9 +32,10 @@ def choose(candidates: np.ndarray | Dataset, budget: float, *, have: np.ndarray 
     price = np.ones(len(points)) if cost is None else np.asarray(cost, float)
     value = np.ones(len(points)) if worth is None else np.asarray(worth, float)
     if price.shape != (len(points),) or value.shape != price.shape or not (price > 0).all():
-        raise UserError(f"expected a cost above 0 and a worth for each of {len(points)} candidates, found shapes "
-                        f"{price.shape} and {value.shape}", where="choose",
-                        do="give one number above 0 for each of them")
+        raise UserError(f"expected a cost above 0 and a worth for each of {len(points)} candidates, found costs of "
+                        f"shape {price.shape}, the least {price.min(initial=np.inf):g}, and worths of shape "
+                        f"{value.shape}", where="choose",
+                        do="give one number of each for every candidate, or none for all alike")
     known = np.zeros((0, points.shape[1])) if have is None else np.asarray(have, float)
     # With nothing there yet, all are equally far, and the worth decides.
     away = np.min([np.linalg.norm(points - k, axis=1) for k in known], 0) if len(known) else np.ones(len(points))

@@ -143,7 +143,7 @@ class Compatibility(StepScore):
         at = np.isin(base.episode, known) & base.whole
         if not at.any():
             raise UserError("expected base demonstrations with numbers in them, found none", where="Compatibility",
-                            do="judge against episodes that have observations and actions of numbers, to their ends")
+                            do="see where their numbers are not finite: understudy audit DATA")
         nets = regress(base.state[at], base.action[at], self.members, self.training, self.seed)
         look = np.ones(len(table), bool) if which is None else np.isin(table.episode, which) & table.whole
         with torch.no_grad():

@@ -45,7 +45,7 @@ def open_rlds(path: Path, final_step: Literal["action", "observation"] = "action
     """
     if final_step not in ("action", "observation"):
         raise UserError(f"expected final_step to be action or observation, found {final_step!r}", where=path,
-                        do="\"observation\" is what RLDS itself writes")
+                        do="leave it out, unless the last actions are all zero: then \"observation\"")
     source = Rlds(path, final_step)
     return Dataset(Episodes(source), source.facts)
 

@@ -41,7 +41,7 @@ def spans() -> list[slice]:
     return [slice(e * STEPS, (e + 1) * STEPS) for e in range(EPISODES)]
 
 
-ONES = np.ones(STEPS * STATE, np.float32)
+ONES = np.ones((STEPS + 1) * STATE, np.float32)  # Minari has what was seen last as well
 
 
 def added(*found: np.ndarray) -> float:

@@ -67,11 +67,11 @@ def ours(file: Path, shape, kept=video.KEPT):
     reader = video.VideoReader(file, "benchmark", kept)
 
     def window(first: int) -> torch.Tensor:
-        frames = torch.empty(ROWS, *shape)
+        frames = np.empty((ROWS, *shape), np.float32)
         for rows, image in reader.frames([(first + i) / FPS for i in range(ROWS)], shape, "benchmark"):
             for row in rows:
-                frames[row].copy_(torch.from_numpy(image)).mul_(1 / 255)  # NumPy's copy takes half as long again
-        return frames.permute(0, 3, 1, 2)
+                frames[row] = image
+        return torch.from_numpy(frames).mul_(1 / 255).permute(0, 3, 1, 2)
     return window
 
 

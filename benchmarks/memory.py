@@ -106,18 +106,25 @@ def main() -> None:
     parser.add_argument("--mb", type=int, nargs="*", default=[10, 200, 2000])
     parser.add_argument("--to", nargs="*", default=list(WRITES), choices=list(WRITES))
     o = parser.parse_args()
-    lines = []
+    took: dict[str, dict[int, dict]] = {to: {} for to in o.to}
     for size in o.mb:
         with tempfile.TemporaryDirectory() as folder:
             made(source := Path(folder) / "data.npz", size)
             for to in o.to:
-                took = measured(source, Path(folder) / "written", to)
-                for what in ("converting", "windowing"):
-                    of = f"{what} {size:,} MB " + (f"into {to}" if what == "converting" else f"of {to}")
-                    lines.append(measure.Line(of, measure.Figure(took[what], took[what], took[what], "MB"),
-                                              bound=BOUND))
-                    print(measure.row(lines[-1]), flush=True)
-    measure.save("memory", lines, packages=("numpy", "pyarrow", "h5py", "zarr"))
+                took[to][size] = found = measured(source, Path(folder) / "written", to)
+                print(f"{to}, {size:,} MB: converting {found['converting']:.0f} MB, windowing {found['windowing']:.0f}",
+                      flush=True)
+    measure.save("memory", [line(to, of) for to, of in took.items()], packages=("numpy", "pyarrow", "h5py", "zarr"))
+
+
+def line(to: str, took: dict[int, dict]):
+    """The most that any size took; each of them in the note."""
+    import measure
+
+    most = max(found[what] for found in took.values() for what in ("converting", "windowing"))
+    each = "; ".join(f"{size:,} MB: {found['converting']:.0f} and {found['windowing']:.0f}"
+                     for size, found in took.items())
+    return measure.Line(f"into {to}, and windows of it", measure.Figure(most, most, most, "MB"), bound=BOUND, note=each)
 
 
 if __name__ == "__main__":

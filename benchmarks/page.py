@@ -61,7 +61,8 @@ Shares of our side's time, in percent:
 | npz | 2 | 29 | 29 | 16 | 13 | 11 |
 | D4RL | 6 | 9 | 35 | 18 | 16 | 16 |"""),
     "memory": ("Larger than memory", """
-What converting and windowing take beyond the libraries themselves, for data of growing size."""),
+What converting an .npz and drawing windows from what was written take at most of anonymous memory, beyond the
+libraries themselves; beside it what each size takes, converting and windowing, in MB."""),
     "rollouts": ("Rollouts of the toys", """
 256 environments at once beside a plain loop over one, which plans at batch 1 with the same network; fp32 throughout.
 Our side plans with the ONNX file of the policy (`understudy export`, `understudy eval FILE.onnx`), whose plans are the

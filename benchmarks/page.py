@@ -66,8 +66,8 @@ libraries themselves; beside it what each size takes, converting and windowing, 
     "rollouts": ("Rollouts of the toys", """
 256 environments at once beside a plain loop over one, which plans at batch 1 with the same network; fp32 throughout.
 Our side plans with the ONNX file of the policy (`understudy export`, `understudy eval FILE.onnx`), whose plans are the
-policy's to rounding, and with the policy as it is. From the file, two thirds of our side's time are products of
-matrices, at the speed that the processor has for them."""),
+policy's to rounding, and with the policy as it is. From the file, about half to two thirds of our side's time is
+products of matrices, at the speed that the processor has for them."""),
     "throughput": ("Evaluations on two cores", """
 Two worker processes with many environments each, one thread a worker, beside one environment stepped in a loop by the
 same policy at batch 1, as most code does. The episodes are the same, to the last bit, by any number of workers. Where

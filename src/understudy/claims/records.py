@@ -20,7 +20,7 @@ from .base import Claim
 
 HERE = Path(__file__).parent
 # Modules of this folder that are not claims.
-PARTS = ("__init__", "base", "run", "records", "measures", "curated", "sectors", "ledger", "listed", "due")
+PARTS = ("__init__", "base", "run", "records", "measures", "curated", "sectors", "ledger", "listed", "due", "probe")
 
 
 def all_claims() -> dict[str, Claim]:

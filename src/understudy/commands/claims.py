@@ -22,14 +22,15 @@ class Claims:
     """Published statements as small experiments that can fail.
 
     list: all of them, with their verdicts. run NAME: one, from where it was stopped. run --all: what has no record, or
-    whose code or data have changed since; the cheapest by its last record first. table: the page of the whole ledger,
-    claimed or not.
+    whose code or data have changed since; the cheapest by its last record first. check [NAME ...]: compare a short
+    probe of each claim with the stored one; status 3 if a claim is due for a run because its numbers differ. table:
+    the page of the whole ledger, claimed or not.
     """
 
-    what: Annotated[Literal["list", "run", "table"], Positional, arg(metavar="list|run|table")]
+    what: Annotated[Literal["list", "run", "check", "table"], Positional, arg(metavar="list|run|check|table")]
     """what to do"""
-    name: Annotated[str | None, Positional, arg(metavar="[NAME]")] = None
-    """of the claim to run"""
+    name: Annotated[tuple[str, ...], Positional, arg(metavar="[NAME ...]")] = ()
+    """of the claim to run, or of the claims to check; without, all are checked"""
     all: bool = False
     """run all that are due; status 3 if one failed, or did not fit into the budget"""
     budget: Annotated[str | None, arg(metavar="TIME")] = None
@@ -40,6 +41,9 @@ class Claims:
     """only claims of this family of the ledger (list, run --all)"""
     verdict: Annotated[Literal["holds", "fails", "undecided", "not run"] | None, arg(metavar="VERDICT")] = None
     """only claims with this verdict: holds, fails, undecided, "not run" (list)"""
+    unchanged: bool = False
+    """with check: do not probe claims whose source code has not changed since their record; changed packages are then
+    not seen"""
     stale: bool = False
     """only those whose code or data have changed since their record (list)"""
     out: Annotated[Path, arg(metavar="FILE")] = LEDGER
@@ -54,21 +58,25 @@ def main(args: list[str]) -> None:
     o = parse(Claims, "claims", args)
     from ..core import UserError
 
-    if o.what == "run" and (o.name is None) != o.all:
+    if o.what == "run" and bool(o.name) == o.all:
         raise UserError("expected a claim's name or --all" + (", found both" if o.all else ", found neither"),
                         where="understudy claims run", do="understudy claims list names them")
-    if o.what != "run" and o.name is not None:
+    if o.what == "run" and len(o.name) > 1:
+        raise UserError("understudy claims run takes one name", where=" ".join(o.name),
+                        do="run them one after the other, or all that are due with --all")
+    if o.what in ("list", "table") and o.name:
         raise UserError("expected a claim's name after run, and none after list and table",
                         where=f"understudy claims {o.what}", do="understudy claims list names them")
     wrong = {"--all": (o.all, "run"), "--budget": (o.budget is not None, "run"), "--workers": (o.workers != 1, "run"),
-             "--verdict": (o.verdict is not None, "list"), "--stale": (o.stale, "list"),
-             "--html": (o.html is not None, "table"), "--out": (o.out != LEDGER, "table")}
+             "--unchanged": (o.unchanged, "check"), "--verdict": (o.verdict is not None, "list"),
+             "--stale": (o.stale, "list"), "--html": (o.html is not None, "table"),
+             "--out": (o.out != LEDGER, "table")}
     for option, (given, where) in wrong.items():
         if given and (o.what != where or where == "run" and not o.all):
             raise UserError(f"expected {option} with {where}{' --all' * (where == 'run' and option != '--all')} only",
                             where=f"understudy claims {o.what}", do=f"leave {option} out")
     with Out(o.json) as out:
-        {"list": _list, "run": _run_all if o.all else _run, "table": _table}[o.what](o, out)
+        {"list": _list, "run": _run_all if o.all else _run, "check": _check, "table": _table}[o.what](o, out)
 
 
 def _chosen(o: Claims) -> list[dict]:
@@ -109,7 +117,7 @@ def _run(o: Claims, out: Out) -> None:
     from ..claims.records import find
     from ..claims.run import run
 
-    record = run(find(o.name), say=lambda text: print(text, file=sys.stderr))
+    record = run(find(o.name[0]), say=lambda text: print(text, file=sys.stderr))
     out.say(f"\n{record['name']}: {record['verdict']} here")
     out.next("understudy claims table")
     out.answer(record)
@@ -135,6 +143,24 @@ def _run_all(o: Claims, out: Out) -> None:
     out.next("understudy claims table", *([] if found.whole else ["understudy claims run --all"]))
     out.answer({"ran": found.here, "not_here": found.absent, "failed": found.failed, "left": found.left})
     if not found.whole:
+        raise SystemExit(3)
+
+
+def _check(o: Claims, out: Out) -> None:
+    from ..claims.probe import confirm
+    from ..claims.records import all_claims, find
+
+    answer = []
+    for claim in [find(name) for name in o.name] or list(all_claims().values()):
+        found = confirm(claim, trust_source=o.unchanged)
+        answer.append({"name": claim.name, "status": found.status, "detail": found.detail,
+                       "differences": list(found.differences), "seconds": round(found.seconds, 2)})
+        text = f"{found.status}: {found.detail}" if found.detail else found.status
+        out.say(f"{claim.name}: {text} ({found.seconds:.1f} s)")
+    due = [entry["name"] for entry in answer if entry["status"] == "due"]
+    out.next(*(f"understudy claims run {name}" for name in due))
+    out.answer(answer)
+    if due:
         raise SystemExit(3)
 
 

@@ -1,0 +1,462 @@
+"""Probes: deterministic runs of seconds that tell whether a claim still computes the same numbers.
+
+A probe runs every cell of a claim once, shortened: each training makes its first 8, 4 middle and last 8 updates, and
+few episodes are rolled out. It stores plain numbers (losses, weights, actions, returns), which are compared with a
+tolerance. Keys are the claim's own names and positions, so a probe stays comparable when code is renamed.
+
+A probe sees code, data and packages that change any of these numbers. It does not see what only long training shows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .. import config
+from ..audit.scores.trained import regress
+from ..core import UserError
+from ..data.episode import Dataset
+from ..envs import Scripted
+from ..evaluate.rollout import rollout
+from ..execute.actor import Noisy
+from ..files import read_json, write_text
+from ..improve.restart import Attempts
+from ..learn.fit import fit
+from .base import Claim, Experiment, NotHere, Part, Shown
+from .behaviour_entropy import TIMES, variety
+from .dataset_quality import Learner as GridLearner
+from .dataset_quality import Maze
+from .due import missing
+from .generalization_gap import Mazes
+from .imitation_promise import Lessons
+from .measures import oscillation
+from .out_of_dynamics import Foreign
+from .preemptive_restart import Restart
+from .pretrained_behavior import Tasks
+from .records import fingerprint, record_path
+from .run import STARTS
+
+RELATIVE = 1e-4  # of an entry
+FLOOR = 1e-5  # of the largest entry of its list: entries near zero are rounding errors of larger ones
+ENTRIES = 64  # at most, of a list of weights, actions or observations
+EPISODES = 2  # of a cell
+ROUNDING = 2e-7  # relative error of a weight in single precision
+ADAM_STEP = torch.optim.Adam.step
+STEPS = 16  # of each recorded rollout
+UPDATES = 20  # of a network that a score trains
+# Negative controls that train their scores again and differ only in what is shuffled afterwards, or in whose clean data
+# the score sees: too slow for what they add.
+WITHOUT_CONTROL = ("extraneous-segments", "filter-like-you-test", "out-of-dynamics")
+DEMONSTRATIONS = 50  # at most, where a claim has one number of them
+# Smaller sizes of sources, and of methods that train or attempt outside `fit`.
+REDUCED: dict[type, dict[str, int]] = {
+    Maze: {"steps": 600, "online": 5000}, Lessons: {"base": 20, "more": 40, "held": 10}, Tasks: {"others": 60},
+    Foreign: {"groups": 2}, Restart: {"learn": 20, "calibrate": 20}, GridLearner: {"updates": 60}}
+PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
+
+Numbers = dict[str, list[float | None]]  # place in the claim -> entries; None is not compared
+Status = Literal["confirmed", "due", "not run", "cannot run here"]
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What a probe says about a record.
+
+    Attributes:
+        status: "confirmed" if the numbers are equal within the tolerance, "due" if they are not, "not run" if there
+            is no record or no stored probe, "cannot run here" if data or a simulator is missing.
+        detail: The first difference, or what is missing. Empty if confirmed.
+        differences: All differences.
+        seconds: Time that the probe took.
+    """
+
+    status: Status
+    detail: str = ""
+    differences: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def probe_path(name: str) -> Path:
+    """The file of the stored probe of the claim `name`."""
+    return Path(__file__).parent / "probes" / f"{name}.json"
+
+
+def updates_to_probe(start: int, steps: int) -> list[int]:
+    """The first 8, 4 middle and last 8 of the updates `start` to `steps - 1`, in order and without repetition."""
+    middle = (start + steps) // 2
+    wanted = {*range(start, start + 8), *range(middle - 2, middle + 2), *range(steps - 8, steps)}
+    return sorted(n for n in wanted if start <= n < steps)
+
+
+def take(claim: Claim, rounding: float = 0.0) -> dict:
+    """Run the probe of a claim on the code as it is.
+
+    Args:
+        claim: The claim. If it has a record, the options chosen there are probed, otherwise the first of each arm.
+        rounding: Relative size of errors to add to the first weights of every network, as another CPU would.
+
+    Returns:
+        A JSON document: "claim", "versions" of packages, "cpu" and "numbers", lists of entries by their place.
+
+    Raises:
+        NotHere: Data that the claim needs are not on this machine.
+    """
+    path, numbers = record_path(claim.name), {}
+    chosen = {name: part["chosen"] for name, part in read_json(path)["parts"].items()} if path.exists() else {}
+    done: set[str] = set()  # what cells compute; cells that compute the same are probed once
+    loaded: dict[Any, tuple[Dataset, Numbers]] = {}
+    with _repeatable():
+        for name, experiment, arms in _experiments(claim, chosen):
+            numbers[f"{name} / seeds and episodes"] = [*map(float, (*experiment.seeds, experiment.episodes))]
+            source, sizes = _reduced(experiment.source)
+            measure = _oscillation if experiment.measure is oscillation else experiment.measure
+            experiment = replace(experiment, source=source, measure=measure)
+            for arm, method in arms:
+                key = json.dumps(config.dump([method, experiment.source, experiment.env, experiment.options,
+                                              experiment.measure]))
+                if key in done:
+                    continue
+                done.add(key)
+                if source not in loaded:
+                    loaded[source] = _load(experiment, rounding)
+                    _put(numbers, f"{name} / demonstrations", {**loaded[source][1], "full sizes": sizes})
+                env = f"env {experiment.env} {experiment.options}"
+                method, sizes = _reduced(method)
+                found = _cell(experiment, method, loaded[source][0], env not in done, rounding)
+                _put(numbers, f"{name} / {arm}", {**found, "full sizes": sizes})
+                done.add(env)
+    return {"claim": claim.name, "versions": _versions(), "cpu": _cpu(), "numbers": numbers}
+
+
+def compare(stored: Mapping, now: Mapping) -> list[str]:
+    """Compare two probes.
+
+    An entry is equal if it differs by at most 1e-4 of itself plus 1e-5 of the largest entry of its list.
+
+    Args:
+        stored: A probe as `take` returned it.
+        now: Another probe of the same claim.
+
+    Returns:
+        One sentence for each place that differs, naming its first entry that differs. Empty if the probes are equal.
+    """
+    old, new, found = stored["numbers"], now["numbers"], []
+    for place in dict.fromkeys((*old, *new)):
+        if place not in new or place not in old:
+            found.append(f"{place}: {'only stored' if place in old else 'only now'}")
+        elif len(old[place]) != len(new[place]):
+            found.append(f"{place}: {len(old[place])} entries stored, {len(new[place])} now")
+        elif (at := _first_difference(old[place], new[place])) is not None:
+            found.append(f"{place}[{at}]: {old[place][at]} stored, {new[place][at]} now")
+    return found
+
+
+def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
+    """Probe a claim and compare with its stored probe.
+
+    Args:
+        claim: The claim.
+        trust_source: Confirm without a run if the record's source fingerprint is that of today's code. This does not
+            see changed packages.
+
+    Returns:
+        The status, with the first difference.
+    """
+    began = time.perf_counter()
+    for path, what in ((record_path(claim.name), "record"), (probe_path(claim.name), "stored probe")):
+        if not path.exists():
+            return Confirmation("not run", f"has no {what}")
+    if trust_source and read_json(record_path(claim.name))["fingerprint"] == fingerprint(claim):
+        return Confirmation("confirmed", seconds=time.perf_counter() - began)
+    if lacks := missing(claim):
+        return Confirmation("cannot run here", f"needs {', '.join(lacks)}")
+    stored = read_json(probe_path(claim.name))
+    try:
+        now = take(claim)
+    except NotHere as error:
+        return Confirmation("cannot run here", f"needs {error.where}")
+    except UserError as error:
+        return Confirmation("due", f"the probe fails: {error}", (str(error),), time.perf_counter() - began)
+    differences = tuple(compare(stored, now))
+    detail = differences[0] + _elsewhere(stored, now) if differences else ""
+    return Confirmation("due" if differences else "confirmed", detail, differences, time.perf_counter() - began)
+
+
+def store(claim: Claim) -> dict:
+    """Take the probe of a claim and write it to its file.
+
+    Entries that errors of the size of rounding change are stored as null and never compared. For example, the loss may
+    not depend on a bias, and the optimizer then moves it by the sign of a rounding error. Call this only on the code
+    that made the record.
+    """
+    probe, rounded = take(claim), take(claim, ROUNDING)["numbers"]
+    probe["numbers"] = {place: _stable(entries, rounded.get(place, [])) for place, entries in probe["numbers"].items()}
+    lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in probe["numbers"].items())
+    head = json.dumps({k: v for k, v in probe.items() if k != "numbers"}, indent=1)[:-2]
+    write_text(probe_path(claim.name), f'{head},\n "numbers": {{\n{lines}\n }}\n}}\n')
+    return probe
+
+
+# -- what is run --------------------------------------------------------------------------------------------------
+
+
+def _experiments(claim: Claim, chosen: Mapping) -> Iterator[tuple[str, Experiment, list[tuple[str, Any]]]]:
+    """Name, experiment and (arm, chosen option) of each part, and last of the negative control."""
+    def options(part: Part, experiment: Experiment):
+        pick = chosen.get(part.name, {})
+        return [(a.name, a.options[pick.get(a.name, 0)]) for a in experiment.arms]
+    for part in claim.parts:
+        yield part.name, part.experiment, options(part, part.experiment)
+    for part in claim.parts:
+        if part.name == claim.sabotage.part and claim.name not in WITHOUT_CONTROL:
+            changed = claim.sabotage.change(part.experiment)
+            judged = [(arm, method) for arm, method in options(part, changed) if arm in part.rule.arms]
+            yield "negative control", changed, judged
+
+
+def _reduced(value: Any) -> tuple[Any, list[float]]:
+    """A source or method of a smaller size where the full one takes seconds, and the full sizes."""
+    if isinstance(value, Mazes):
+        arms = tuple((name, mazes, min(count, DEMONSTRATIONS)) for name, mazes, count in value.arms)
+        return Mazes(arms), [count for _, _, count in value.arms]
+    if isinstance(value, Shown):
+        return replace(value, episodes=min(value.episodes, DEMONSTRATIONS)), [value.episodes]
+    sizes = REDUCED.get(type(value), {})
+    return replace(value, **sizes) if sizes else value, [getattr(value, name) for name in sizes]
+
+
+def _oscillation(*args):
+    """`oscillation` over the last updates that are made, instead of over checkpoints 200 updates apart."""
+    return oscillation(*args, every=2)
+
+
+def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:
+    seed = experiment.seeds[0]
+    with _recorded(rounding) as recorder:
+        data = experiment.source.load(seed)
+    numbers = recorder.numbers
+    numbers["episodes and steps"] = [len(data), sum(len(e) for e in data)]
+    numbers["actions"] = _entries(np.concatenate([np.asarray(e.steps["action"], float).ravel() for e in data]))
+    for i, column in enumerate(k for k in data[0].steps if k.startswith("keep.")):
+        weights = np.concatenate([np.asarray(e.steps[column], float) for e in data])
+        numbers[f"weights of arm {i + 1}"] = [float(weights.sum()), *_entries(weights)]
+    return data, numbers
+
+
+def _cell(experiment: Experiment, method: Any, data: Dataset, look_at_env: bool, rounding: float) -> Numbers:
+    episodes = EPISODES * TIMES if experiment.measure is variety else EPISODES
+    with _recorded(rounding) as recorder:
+        measured = experiment.measure(experiment, method, data, experiment.seeds[0], episodes, STARTS)
+        for i, values in enumerate(measured.values()):
+            recorder.numbers[f"measure {i + 1}"] = _entries(np.asarray(values, float))
+        if look_at_env and recorder.env is not None:
+            recorder.look_at_env()
+    return recorder.numbers
+
+
+@dataclass
+class _Recorder:
+    """Stands in for the functions that train and roll out, and keeps what they compute."""
+
+    rounding: float = 0.0
+    numbers: Numbers = field(default_factory=dict)
+    env: Any = None
+    trainings: int = 0
+    rollouts: int = 0
+    regressions: int = 0
+    steps: dict[torch.optim.Adam, int] = field(default_factory=dict)  # of networks that scores train
+
+    def fit(self, learner, batch, steps, *, start=0, watch=()):
+        self.trainings += 1
+        place, seen = f"training {self.trainings}", []
+        self._round(learner.policy.parameters())
+        self._round(learner.trained.parameters())
+        for n in updates_to_probe(start, steps):
+            _set_counter(learner, n)
+            seen.append(learner.update(batch(n)))
+            for look in watch:
+                look(n + 1, learner, seen[-1])
+        self.numbers[f"{place} / updates"] = [start, steps]
+        for name, key in (("losses", "loss"), ("gradients", "gradient"), ("rates", "rate")):
+            self.numbers[f"{place} / {name}"] = [float(s[key]) for s in seen]
+        self._weights(place, learner.trained.parameters())
+
+    def regress(self, state, action, members, steps, seed, **options):
+        self.regressions += 1
+        nets = regress(state, action, members, min(steps, UPDATES), seed, **options)
+        self.numbers[f"regression {self.regressions} / size"] = [*state.shape, *action.shape, members, steps]
+        self._weights(f"regression {self.regressions}", nets.parameters())
+        return nets
+
+    def rollout(self, actor, env, episodes, seed=0, **options):
+        self.rollouts += 1
+        if isinstance(env, Attempts):
+            env.limit = min(env.limit, 120)  # with a policy of few updates no attempt would succeed
+        ran = rollout(actor, env, episodes, seed, **options)
+        self.env = env
+        self._episodes(f"rollout {self.rollouts}", ran)
+        return ran
+
+    def adam_step(self, optimizer, *args, **kwargs):
+        """One step of a score's own training. Only the first are made: long trainings magnify rounding errors."""
+        if type(optimizer) is not torch.optim.Adam:  # a learner's, which is a subclass of it
+            return ADAM_STEP(optimizer, *args, **kwargs)
+        if optimizer not in self.steps:
+            self._round(p for group in optimizer.param_groups for p in group["params"])
+        self.steps[optimizer] = self.steps.get(optimizer, 0) + 1
+        return ADAM_STEP(optimizer, *args, **kwargs) if self.steps[optimizer] <= UPDATES else None
+
+    def finish(self):
+        """The networks that scores trained, and in how many updates they were to be."""
+        for i, (optimizer, steps) in enumerate(self.steps.items()):
+            place = f"score training {i + 1}"
+            self.numbers[f"{place} / updates"] = [steps]
+            self._weights(place, [p for group in optimizer.param_groups for p in group["params"]])
+
+    def look_at_env(self):
+        """Random actions to the end of an episode and, where there is an expert, its way to success."""
+        noise = Noisy(None, self.env.features["action"].size)
+        self._episodes("environment, random actions", rollout(noise, self.env, 1, STARTS))
+        if isinstance(self.env, Scripted):
+            self._episodes("environment, expert", rollout(self.env.expert(), self.env, 1, STARTS))
+
+    @torch.no_grad()
+    def _round(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Add rounding errors, the same ones in each run."""
+        if self.rounding:
+            rng = torch.Generator().manual_seed(0)
+            for p in parameters:
+                p.mul_(1 + self.rounding * torch.randn(p.shape, generator=rng))
+
+    def _weights(self, place, parameters):
+        weights = [p.detach().double().flatten() for p in parameters]
+        if weights:
+            self.numbers[f"{place} / norms"] = [float(w.norm()) for w in weights]
+            self.numbers[f"{place} / weights"] = _entries(torch.cat(weights).numpy())
+
+    def _episodes(self, place, ran):
+        few = ran[:4]
+        self.numbers[f"{place} / lengths"] = [len(ran), *(len(e) for e in few)]
+        for name, wanted, count in (("actions", "action", 32), ("observations", "observation.", 32),
+                                    ("rewards", "next.reward", 16)):
+            values = [np.asarray(e.steps[k][:STEPS], float).ravel() for e in few for k in e.steps
+                      if k.startswith(wanted)]
+            self.numbers[f"{place} / {name}"] = _entries(np.concatenate(values), count)
+
+
+def _set_counter(learner: Any, update: int) -> None:
+    """Make `update` the number of the next update, for the learning-rate schedule, the noise and the average."""
+    learner.updates = learner.average.count = update
+
+
+# -- how it is run ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """One thread, a fixed random state, and both as they were afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _recorded(rounding: float) -> Iterator[_Recorder]:
+    """Within, `fit`, `rollout` and `regress` are those of a recorder, in every module that imported them, and what
+    claims keep between cells starts empty, so that no real run meets a policy of few updates."""
+    recorder, before = _Recorder(rounding), []
+    package = __name__.partition(".")[0]
+    instead = {id(fit): recorder.fit, id(rollout): recorder.rollout, id(regress): recorder.regress}
+    torch.optim.Adam.step = lambda *args, **kwargs: recorder.adam_step(*args, **kwargs)
+    try:
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] != package or name == __name__ or module is None:
+                continue
+            for variable, value in list(vars(module).items()):
+                kept = (type(value) is dict and variable.startswith("_") and not variable.startswith("__")
+                        and name.startswith(__package__))
+                if id(value) in instead or kept:
+                    before.append((module, variable, value))
+                    setattr(module, variable, {} if kept else instead[id(value)])
+        yield recorder
+        recorder.finish()
+    finally:
+        torch.optim.Adam.step = ADAM_STEP
+        for module, variable, value in before:
+            setattr(module, variable, value)
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------
+
+
+def _entries(values: np.ndarray, count: int = ENTRIES) -> list[float]:
+    """`count` entries at even distances, first and last among them; all if there are fewer."""
+    flat = np.asarray(values, float).ravel()
+    return flat[np.unique(np.linspace(0, len(flat) - 1, min(count, len(flat))).astype(int))].tolist() if len(flat) \
+        else []
+
+
+def _put(numbers: Numbers, place: str, found: Mapping[str, Sequence[float]]) -> None:
+    for name, values in found.items():
+        numbers[f"{place} / {name}"] = [float(f"{v:.7g}") if math.isfinite(v) else None for v in values]
+
+
+def _first_difference(old: Sequence[float | None], new: Sequence[float | None]) -> int | None:
+    return next((i for i, equal in enumerate(_equal(old, new)) if not equal), None)
+
+
+def _equal(old: Sequence[float | None], new: Sequence[float | None]) -> list[bool]:
+    floor = FLOOR * max((abs(v) for v in old if v is not None), default=0.0)
+    return [a is None or b is not None and abs(a - b) <= RELATIVE * abs(a) + floor
+            for a, b in zip(old, new, strict=True)]
+
+
+def _stable(entries: Sequence[float | None], rounded: Sequence[float | None]) -> list[float | None]:
+    """`entries`, with None for those that rounding changes."""
+    if len(entries) != len(rounded):
+        return [None] * len(entries)
+    return [v if equal else None for v, equal in zip(entries, _equal(entries, rounded), strict=True)]
+
+
+# -- the machine --------------------------------------------------------------------------------------------------
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    """The kind of CPU: architecture and the vector instructions that PyTorch uses."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _elsewhere(stored: Mapping, now: Mapping) -> str:
+    """What differs between the two machines, in words: the reason may lie there."""
+    other = [f"{name} {stored['versions'].get(name, 'absent')} then, {version} now"
+             for name, version in now["versions"].items() if stored["versions"].get(name) != version]
+    if stored["cpu"] != now["cpu"]:
+        other.append(f"CPU {stored['cpu']} then, {now['cpu']} now")
+    return f" ({'; '.join(other)})" if other else ""

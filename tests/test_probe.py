@@ -1,0 +1,213 @@
+"""A probe tells changed numbers from the same numbers, and is not disturbed by names or rounding."""
+
+import json
+from dataclasses import fields, is_dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from understudy import cli
+from understudy.claims import measures, probe, records
+from understudy.claims.base import Above, Arm, Claim, Experiment, Part, Sabotage, Shown
+from understudy.claims.measures import closed_loop
+from understudy.claims.probe import compare, confirm, take, updates_to_probe
+from understudy.data.window import Window
+from understudy.execute.chunked import Receding
+from understudy.files import write_json
+from understudy.learn.optim import Optim
+
+
+def document(**numbers):
+    return {"numbers": numbers, "versions": {}, "cpu": ""}
+
+
+def first_arm(name: str) -> Claim:
+    """A claim with only the first arm of its first part, so that a test takes a second."""
+    claim = records.find(name)
+    part = claim.parts[0]
+    experiment = replace(part.experiment, arms=part.experiment.arms[:1])
+    return replace(claim, parts=(replace(part, experiment=experiment),), sabotage=replace(claim.sabotage, part="none"))
+
+
+def changed(value, kind: type, change):
+    """`value` with `change` applied to every dataclass of this kind in it."""
+    if isinstance(value, tuple):
+        return tuple(changed(v, kind, change) for v in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    if isinstance(value, kind):
+        return change(value)
+    return replace(value, **{f.name: changed(getattr(value, f.name), kind, change) for f in fields(value) if f.init})
+
+
+def renamed(*args):
+    """`closed_loop` under another name, with other names for what it measures."""
+    return {f"another name of {k}": v for k, v in closed_loop(*args).items()}
+
+
+def with_options(claim: Claim, kind: type, change) -> Claim:
+    part = claim.parts[0]
+    arms = tuple(replace(a, options=changed(a.options, kind, change)) for a in part.experiment.arms)
+    assert arms != part.experiment.arms
+    return replace(claim, parts=(replace(part, experiment=replace(part.experiment, arms=arms)),))
+
+
+# -- comparison ---------------------------------------------------------------------------------------------------
+
+
+def test_the_tolerance_is_relative_with_a_floor_from_the_largest_entry():
+    """Of 1 and 100: 1e-4 of the entry and 1e-5 * 100 = 1e-3 are allowed."""
+    stored = document(a=[1.0, 100.0])
+    assert compare(stored, document(a=[1.0 + 0.00109, 100.0 - 0.0109])) == []
+    assert compare(stored, document(a=[1.0 + 0.00111, 100.0])) == ["a[0]: 1.0 stored, 1.00111 now"]
+    assert compare(stored, document(a=[1.0, 100.0111])) == ["a[1]: 100.0 stored, 100.0111 now"]
+    assert compare(document(a=[2.0]), document(a=[2.0 * (1 + 1.09e-4)])) == []
+    assert compare(document(a=[2.0]), document(a=[2.0 * (1 - 1.11e-4)])) != []
+
+
+def test_zeros_are_compared_exactly():
+    assert compare(document(a=[0.0, 0.0]), document(a=[0.0, 0.0])) == []
+    assert compare(document(a=[0.0, 0.0]), document(a=[0.0, 1e-9])) == ["a[1]: 0.0 stored, 1e-09 now"]
+
+
+def test_null_is_not_compared_but_a_number_must_stay_one():
+    assert compare(document(a=[None, 1.0]), document(a=[7.0, 1.0])) == []
+    assert compare(document(a=[1.0]), document(a=[None])) == ["a[0]: 1.0 stored, None now"]
+
+
+def test_a_difference_names_its_place_and_lengths_and_places_count():
+    assert compare(document(a=[1.0], b=[1.0]), document(a=[1.0], b=[1.0, 2.0])) == ["b: 1 entries stored, 2 now"]
+    assert compare(document(a=[1.0], b=[1.0]), document(b=[2.0], c=[1.0])) == [
+        "a: only stored", "b[0]: 1.0 stored, 2.0 now", "c: only now"]
+
+
+def test_what_rounding_changes_is_not_stored():
+    assert probe._stable([1.0, 2.0, 3.0], [1.0, 2.1, 3.0]) == [1.0, None, 3.0]
+    assert probe._stable([1.0, 2.0], [1.0]) == [None, None]
+
+
+def test_the_first_middle_and_last_updates_are_probed():
+    assert updates_to_probe(0, 1000) == [*range(8), 498, 499, 500, 501, *range(992, 1000)]
+    assert updates_to_probe(0, 1) == [0] and updates_to_probe(0, 10) == list(range(10))
+    assert updates_to_probe(100, 200) == [*range(100, 108), 148, 149, 150, 151, *range(192, 200)]
+
+
+# -- what a probe sees --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name,kind,shorter", [
+    ("diffusion-bc", Window, lambda w: replace(w, horizon=w.horizon - 1)),
+    ("checkpoint-selection", Window, lambda w: replace(w, horizon=w.horizon - 1)),
+    ("behaviour-entropy", Receding, lambda r: replace(r, execute=r.execute - 1)),
+])
+def test_a_probe_is_repeatable_and_sees_a_lower_rate_and_a_shorter_horizon(name, kind, shorter):
+    claim = first_arm(name)
+    before, state = take(claim), torch.random.get_rng_state()
+    again = take(claim)
+    assert compare(before, again) == [] and before["numbers"] == again["numbers"]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    slower = with_options(claim, Optim, lambda o: replace(o, rate=0.99 * o.rate))
+    found = compare(before, take(slower))
+    assert any("/ rates[0]" in d for d in found) and any("/ weights[" in d for d in found)
+    assert compare(before, take(with_options(claim, kind, shorter)))
+
+
+@pytest.mark.parametrize("name", ["generalization-gap", "data-quality"])
+def test_a_probe_sees_a_lower_rate_where_claims_train_in_their_own_way(name):
+    claim = first_arm(name)
+    slower = with_options(claim, Optim, lambda o: replace(o, rate=0.99 * o.rate))
+    assert any("/ weights[" in d for d in compare(take(claim), take(slower)))
+
+
+def test_a_probe_sees_an_episode_limit_that_is_one_lower():
+    claim = first_arm("diffusion-bc")
+    part = claim.parts[0]
+    limits = [replace(claim, parts=(replace(part, experiment=replace(part.experiment, options=(("limit", limit),))),))
+              for limit in (20, 19)]
+    assert any("environment, random actions / lengths" in d for d in compare(*map(take, limits)))
+
+
+def test_a_probe_sees_code_that_computes_something_else(monkeypatch):
+    claim = first_arm("diffusion-bc")
+    before = take(claim)
+    monkeypatch.setattr(Optim, "factor", lambda self, update, steps: 1.0)  # no decay of the learning rate
+    assert any("/ rates[" in d for d in compare(before, take(claim)))
+
+
+def test_rounding_errors_do_not_matter():
+    claim = first_arm("diffusion-bc")
+    rounded = take(claim, rounding=2e-7)
+    assert compare(take(claim), rounded) == [] and take(claim)["numbers"] != rounded["numbers"]
+
+
+def test_real_runs_never_meet_what_a_probe_trained():
+    functions = measures.fit, measures.rollout, measures._trained
+    step = torch.optim.Adam.step
+    take(first_arm("diffusion-bc"))
+    assert (measures.fit, measures.rollout) == functions[:2] and measures._trained is functions[2]
+    assert torch.optim.Adam.step is step and not any(p for p in measures._trained.values())
+
+
+def test_names_in_code_are_no_part_of_a_probe():
+    """Keys are names that the claim chose, and words of the probe's own; nothing that a renaming of code changes."""
+    claim = first_arm("diffusion-bc")
+    numbers = take(claim)["numbers"]
+    words = {"seeds and episodes", "demonstrations", "actions", "episodes and steps", "full sizes", "updates",
+             "losses", "gradients", "rates", "norms", "weights", "lengths", "observations", "rewards",
+             "environment, random actions", "environment, expert", claim.parts[0].name,
+             *(a.name for a in claim.parts[0].experiment.arms)}
+    for place in numbers:
+        for word in place.split(" / "):
+            assert word in words or word.rstrip("0123456789") in ("training ", "rollout ", "measure "), place
+    part = claim.parts[0]
+    other = replace(claim, parts=(replace(part, experiment=replace(part.experiment, measure=renamed)),))
+    assert compare({"numbers": numbers}, take(other)) == []
+
+
+# -- stored probes and the command --------------------------------------------------------------------------------
+
+
+def test_every_record_has_a_probe_that_is_small():
+    for name in records.all_claims():
+        if records.record_path(name).exists():
+            stored = json.loads(probe.probe_path(name).read_text())
+            assert stored["claim"] == name and {"torch", "numpy", "scipy", "python"} <= set(stored["versions"])
+            assert stored["cpu"] and probe.probe_path(name).stat().st_size < 80_000
+            entries = [v for place in stored["numbers"].values() for v in place]
+            assert np.mean([v is None for v in entries]) < 0.01  # nearly all can be compared
+
+
+def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypatch, capsys):
+    claim = first_arm("checkpoint-selection")
+    monkeypatch.setattr(records, "all_claims", lambda: {claim.name: claim})
+    monkeypatch.setattr(probe, "probe_path", lambda name: tmp_path / f"{name}.json")
+
+    def check(*more) -> tuple[int, str]:
+        status = cli.main(["claims", "check", *more])
+        return status, capsys.readouterr().out
+    status, said = check()
+    assert status == 0 and "checkpoint-selection: not run: has no stored probe" in said
+    stored = probe.store(claim)
+    status, said = check(claim.name)
+    assert status == 0 and "checkpoint-selection: confirmed (" in said
+    place = next(p for p in stored["numbers"] if p.endswith("losses"))
+    stored["numbers"][place][3] *= 1.01
+    write_json(probe.probe_path(claim.name), {**stored, "versions": {**stored["versions"], "torch": "1.0"}})
+    status, said = check("--json")
+    (entry,) = json.loads(said)
+    assert status == 3 and entry["status"] == "due" and entry["detail"].startswith(f"{place}[3]: ")
+    assert "torch 1.0 then" in entry["detail"] and len(entry["differences"]) == 1
+    monkeypatch.setattr(probe, "fingerprint", lambda claim: json.loads(
+        records.record_path(claim.name).read_text())["fingerprint"])
+    assert check("--unchanged")[0] == 0
+    monkeypatch.setattr(probe, "missing", lambda claim: ["the sim extra"])
+    status, said = check()
+    assert status == 0 and "cannot run here: needs the sim extra" in said
+
+
+def test_a_claim_without_a_record_is_not_run():
+    experiment = Experiment(Shown("fork", 5), "fork", (Arm("a", ()),), closed_loop)
+    claim = Claim("never-run", (), "", "", "", (Part("p", experiment, Above("success", "a", "a")),),
+                  Sabotage("", lambda e: e, "p"))
+    assert confirm(claim).status == "not run"

@@ -426,11 +426,11 @@ def tasks(data: Dataset) -> Iterator[Finding]:
 def images(data: Dataset) -> Iterator[Finding]:
     """Frames that are black, frozen while the robot moves, early or late, or hold 0..1 where 0..255 is meant."""
     for name in cameras(data[0].features()):
-        sight = motion.Sight(data, name)
-        black, frozen, damaged, brightest = [], [], [], 0
-        for e, episode in enumerate(data):
-            before, run, dark = None, 0, None
-            longest, where, seen = 0, 0, []
+        sight, stillness = motion.Sight(data, name), motion.Stillness(data, name)
+        black, damaged, brightest = [], [], 0
+        for e in range(len(data)):
+            before, dark = None, None
+            equal, seen = [], []
             try:
                 for t, frame in _frames(data, e, name):
                     if sight.wants(e):
@@ -440,18 +440,15 @@ def images(data: Dataset) -> Iterator[Finding]:
                     if high <= 8 and dark is None:
                         dark = t
                     digest = hashlib.blake2b(np.ascontiguousarray(frame).tobytes(), digest_size=8).digest()
-                    run = run + 1 if digest == before else 0
+                    equal.append(digest == before)
                     before = digest
-                    if run > longest:
-                        longest, where = run, t - run
             except UserError as error:
                 damaged.append((e, error))
                 continue
             if seen:
                 sight.add(e, seen)
             black += [] if dark is None else [(e, dark)]
-            if longest >= max(4, 0.2 * len(episode)) and motion.moves(episode, where, where + longest):
-                frozen.append((e, where, longest + 1))
+            stillness.add(e, equal)
         if damaged:
             e, error = damaged[0]
             told = refusal(error, Path(data.facts.get("path", ".")), code="frame-damaged")
@@ -466,11 +463,7 @@ def images(data: Dataset) -> Iterator[Finding]:
                           f"{name}: black frames in {count(len(black), 'episode')}, the first "
                           f"in episode {e}, step {t}", "the camera was off: leave the episode out",
                           Where(None, e, t, name))
-        if frozen:
-            e, t, n = max(frozen, key=lambda found: found[2])
-            yield Finding("image-frozen", "warning", f"{name}: the picture stands still while something moves in "
-                          f"{count(len(frozen), 'episode')}, longest in episode {e}, for {n} frames from step {t} on",
-                          "the camera hung: leave the stretch out", Where(None, e, t, name))
+        yield from stillness.findings()
         yield from sight.findings()
 
 

@@ -19,6 +19,7 @@ from ..core import UserError, role
 from ..data import video
 from ..data.episode import Dataset, Packed
 from ..data.formats.base import Episodes, cameras, rows_of
+from ..policy import naming
 from . import lerobot, motion
 from .base import Finding, Where, quantities, refusal
 from .words import count, listed
@@ -255,6 +256,9 @@ def known(data: Dataset) -> Iterator[Finding]:
             len(data[0].steps[n]) > len(data[0]) for n in seen):
         yield Finding("no-last-observation", "note", "no observation after the last action: what needs the next "
                       "observation leaves out each last step", "record it, if the next observation matters")
+    if not any(role(n) == "observation" and f.kind != "string" for n, f in features.items()):
+        yield Finding("no-observations", "warning", "no column is an observation, so that no policy can read these "
+                      f"data; there are {listed(features)}", naming(features, data.facts.get("path", "DATA")))
     if not any(role(n) == "action" for n in features):
         yield Finding("no-actions", "warning", f"no column is an action; there are {listed(features)}",
                       "rename the one that is: understudy view make DATA --out VIEW --rename OLD=action")

@@ -71,21 +71,19 @@ def jumps(data: Dataset) -> Iterator[Finding]:
 
 def unrelated(data: Dataset) -> Iterator[Finding]:
     """Episodes whose actions do not do there what they do elsewhere. What the action adds to the prediction is
-    regressed on what happened: the slope is near 1 where they belong together, and near 0 or below where not. An episode
-    counts only if its slope is low by more than two standard errors, since a slope of few steps is uncertain."""
+    regressed on what happened: the slope is near 1 where they belong together, and near 0 or below where not. The
+    slope of an episode with fewer than 12 steps is too uncertain to judge it."""
     model = _fit(data, 0)
     if model is None or len(data) < 5 or model.unexplained > 0.98:
         return
     scale = np.sqrt(model.plain.left) + _FLOOR * model.change + 1e-9
-    slopes, errors = {}, {}
+    slopes = {}
     for e, without, missed in _residuals(data, model):
         adds, happened = (without - missed) / scale, without / scale
-        if len(adds) >= 8:
-            squares = max(np.square(adds).sum(), 1e-12)
-            slopes[e] = slope = float((adds * happened).sum() / squares)
-            errors[e] = float(np.sqrt(np.square(adds * (happened - slope * adds)).sum()) / squares)
+        if len(adds) >= 12:
+            slopes[e] = float((adds * happened).sum() / max(np.square(adds).sum(), 1e-12))
     usual = float(np.median(list(slopes.values()))) if slopes else 0.0
-    odd = [e for e, slope in slopes.items() if slope + 2 * errors[e] < 0.5 * usual]
+    odd = [e for e, slope in slopes.items() if slope < 0.5 * usual]
     if odd and len(odd) <= 0.2 * len(slopes):
         yield Finding("action-unrelated", "warning",
                       f"{count(len(odd), 'episode')} in which the actions do not do what "
@@ -209,19 +207,22 @@ class Stillness:
             start, n = _longest_run(equal)
             if n >= max(4, 0.2 * len(self.data[e])) and self._states and moves(self.data[e], start, start + n):
                 suspected.append((n, e, start))
-        if len(suspected) > max(1, _USUAL * len(self._equal)):
-            yield Finding("image-frozen", "note", f"{self.name}: the picture stands still while something moves in "
-                          f"{count(len(suspected), 'episode')} of {len(self._equal)}: the camera does not see what "
-                          "moves, the motion is too small for it, or it hangs often", "look at some of these stretches",
-                          Where(episode=suspected[0][1], step=suspected[0][2], feature=self.name))
-            return
         if not suspected:
             return
         windows, found = self._sample(), []
+        often = len(suspected) > max(1, _USUAL * len(self._equal))
+        usual = np.median([np.linalg.norm(self._moved(*s)) for s in suspected]) if often else 0.0
         for n, e, start in sorted(suspected, key=lambda s: (-s[0], s[1]))[:_SUSPECTS]:
-            changed, of = self._elsewhere(windows, e, start, n)
-            if of >= _ALIKE and changed >= _CHANGES * of:
-                found.append((n, e, start, changed / of))
+            moved = self._moved(n, e, start)
+            if np.linalg.norm(moved) > 10 * usual:
+                changed, of = self._elsewhere(windows, moved, e, start, n)
+                if of >= _ALIKE and changed >= _CHANGES * of:
+                    found.append((n, e, start, changed / of))
+        if often and not found:
+            yield Finding("image-frozen", "note", f"{self.name}: the picture stands still while something moves in "
+                          f"{count(len(suspected), 'episode')} of {len(self._equal)}: the camera does not see what "
+                          "moves, the motion is too small for it, or it hangs often", "look at some of these stretches",
+                          Where(None, suspected[0][1], suspected[0][2], self.name))
         if found:
             n, e, start, share = found[0]
             yield Finding("image-frozen", "warning", f"{self.name}: the picture stands still while something moves in "
@@ -238,10 +239,14 @@ class Stillness:
         self._spread = np.where(np.isfinite(spread) & (spread > 0), spread, np.inf)
         return {e: s / self._spread for e, s in chosen.items()}
 
-    def _elsewhere(self, states: dict[int, np.ndarray], e: int, start: int, n: int) -> tuple[int, int]:
+    def _moved(self, n: int, e: int, start: int) -> np.ndarray:
+        """(D,) how far each component moves in a stretch."""
+        return np.ptp((_flat(self.data[e], self._states) / self._spread)[start:start + n + 1], axis=0)
+
+    def _elsewhere(self, states: dict[int, np.ndarray], moved: np.ndarray, e: int, start: int,
+                   n: int) -> tuple[int, int]:
         """(stretches in which the picture changes, all) of those with similar motion: at least half as much, and
         hardly more in any component."""
-        moved = np.ptp((_flat(self.data[e], self._states) / self._spread)[start:start + n + 1], axis=0)
         most, changed, of = np.linalg.norm(moved), 0, 0
         for length in sorted({max(1, n >> k) for k in range(6)}):
             for other, s in states.items():

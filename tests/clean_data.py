@@ -244,7 +244,8 @@ def pendulum(seed: int) -> Dataset:
 
 
 KINDS: dict[str, tuple[Callable[[int], Dataset], int]] = {  # builder, number of seeds
-    **{name: (toy(name), 3) for name in ("fork", "particle", "push", "maze", "drive", "blocks", "memory", "words", "arms")},
+    **{name: (toy(name), 3) for name in ("fork", "particle", "push", "maze", "drive", "blocks", "memory", "words",
+                                         "arms")},
     **{f.__name__: (f, seeds) for f, seeds in (
         (velocity_arm, 8), (slow_velocity_arm, 4), (position_arm, 4), (delta_arm, 3), (gripper_arm, 3), (grid, 2),
         (slow_images, 4), (fine_end, 2), (object_camera, 2), (pendulum, 2))}}

@@ -1,4 +1,4 @@
-"""The audit is silent on clean demonstrations of many kinds, and still finds what is wrong in data of the same kinds."""
+"""The audit is silent on clean demonstrations of many kinds, and still finds defects in data of these kinds."""
 
 from __future__ import annotations
 

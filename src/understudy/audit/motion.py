@@ -265,7 +265,7 @@ class Stillness:
 
 
 def _longest_run(equal: np.ndarray) -> tuple[int, int]:
-    """Where the longest run of frames equal to the one before begins (the first of the equal frames), and its length."""
+    """Where the longest run of frames equal to the one before begins (its first frame), and its length."""
     edges = np.diff(np.concatenate([[0], equal.astype(np.int8), [0]]))
     first, last = np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
     if not len(first):

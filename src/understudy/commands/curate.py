@@ -61,8 +61,8 @@ def main(args: list[str]) -> None:
         kept, order = best(score, o.keep, o.lowest)
         known = score[np.isfinite(score)]
         if len(kept) < len(score) and len(known) == len(score) > 1 and (known == known[0]).all():
-            raise UserError(f"all {len(score)} episodes have the same value, {known[0]:.4g}: there is nothing to choose "
-                            "by", where=f"--by {o.by}", do="take another score (understudy audit --json shows them "
+            raise UserError(f"all {len(score)} episodes have the same value, {known[0]:.4g}: there is nothing to "
+                            "choose by", where=f"--by {o.by}", do="take another score (understudy audit --json shows them "
                             "all), or --keep 1; understudy view make DATA --sample N draws at random")
         view = views.write(o.out, o.data, Pick(tuple(kept)), made={
             "command": "curate", "by": o.by, "settings": settings, "keep": o.keep, "lowest": o.lowest,
@@ -73,8 +73,8 @@ def main(args: list[str]) -> None:
                    + ", ".join(f"episode {i} ({score[i]:.4g})" for i in left[::-1][:5])] if left else []))
         if tie := _tie(score, kept):
             value, many, some = tie
-            out.say(f"{many} episodes have the value {value:.4g}; {some} of them are kept, the first in the order of the "
-                    "data: the score does not choose between them")
+            out.say(f"{many} episodes have the value {value:.4g}; {some} of them are kept, the first in the order of "
+                    "the data: the score does not choose between them")
         if bad := int(np.isnan(score).sum()):
             out.say(f"{bad} episodes have no value; they count as the worst")
         out.say(f"{view.steps} steps. Written to {o.out}")

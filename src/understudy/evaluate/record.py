@@ -48,8 +48,8 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
         while first in finished:
             if recorder is None:
                 schema = Dataset.open(out).features() if first else finished[first].features()
-                recorder = Recorder(schema, out, fps=env.facts.get("fps") or fps, clock=None, images=images, saved=saved,
-                                    require_observation=False)
+                recorder = Recorder(schema, out, fps=env.facts.get("fps") or fps, clock=None, images=images,
+                                    saved=saved, require_observation=False)
             recorder.add(finished.pop(first))
             first += 1
 

@@ -62,8 +62,8 @@ def main(args: list[str]) -> None:
         known = score[np.isfinite(score)]
         if len(kept) < len(score) and len(known) == len(score) > 1 and (known == known[0]).all():
             raise UserError(f"all {len(score)} episodes have the same value, {known[0]:.4g}: there is nothing to "
-                            "choose by", where=f"--by {o.by}", do="take another score (understudy audit --json shows them "
-                            "all), or --keep 1; understudy view make DATA --sample N draws at random")
+                            "choose by", where=f"--by {o.by}", do="take another score (understudy audit --json "
+                            "shows them all), or --keep 1; understudy view make DATA --sample N draws at random")
         view = views.write(o.out, o.data, Pick(tuple(kept)), made={
             "command": "curate", "by": o.by, "settings": settings, "keep": o.keep, "lowest": o.lowest,
             "values": score.tolist()})

@@ -398,3 +398,37 @@ def test_the_sign_flip_test_is_exact():
     n = int(np.flatnonzero(d)[0])
     one = compare(judged(a.episodes[n:n + 1]), judged(b.episodes[n:n + 1]), of="return")
     assert one.p == 1.0 and one.better is None  # with either sign it is as large
+
+
+def test_saved_episodes_have_the_rate_of_the_environment_or_else_of_the_training_data(tmp_path, monkeypatch, capsys):
+    """An environment of Gymnasium without render_fps does not say its rate; LeRobot's files must name one."""
+    import json
+
+    from understudy import cli
+    from understudy.data.formats import lerobot
+
+    (tmp_path / "slow.py").write_text(
+        "import gymnasium, numpy as np\n"
+        "class Arm(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32)\n"
+        "    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        super().reset(seed=seed)\n"
+        "        self.t = 0\n"
+        "        return np.zeros(2, np.float32), {}\n"
+        "    def step(self, action):\n"
+        "        self.t += 1\n"
+        "        return np.full(2, self.t, np.float32), 0.0, False, self.t == 5, {}\n"
+        "class Fast(Arm):\n"
+        "    metadata = {'render_modes': [], 'render_fps': 50}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rng = np.random.default_rng(0)
+    lerobot.write(Dataset([Episode({"observation.state": rng.normal(size=(9, 2)).astype(np.float32),
+                                    "action": rng.normal(size=(9, 1)).astype(np.float32)}) for _ in range(5)],
+                          {"fps": 20}), tmp_path / "demos")
+    assert cli.main(["train", "bc", "demos", "--out", "run", "--steps", "2"]) == 0
+    for name, rate in (("Arm", 20), ("Fast", 50)):
+        assert cli.main(["eval", "run", f"slow:{name}", "--trust", "slow", "--episodes", "2", "--save", name]) == 0
+        assert json.loads((tmp_path / name / "meta/info.json").read_text())["fps"] == rate
+        assert Dataset.open(tmp_path / name).fps == rate

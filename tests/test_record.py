@@ -419,3 +419,62 @@ def _killed(folder: Path, times: int, way: str) -> None:
     folder.mkdir(exist_ok=True)
     lost = list(kill.trials(folder, times, way, seed=random.randrange(2**31)))
     assert len(lost) == times and all(t.finished_lost == 0 and t.running_lost <= 1 for t in lost), lost
+
+
+# -- names that policies read, and numbers that are none ------------------------------------------------------------
+
+
+def test_a_recording_that_no_policy_can_read_is_refused_before_it_begins(tmp_path):
+    own = {"qpos": Feature("float32", (2,)), "front": Feature("uint8", (8, 8, 3), "image"),
+           "action": Feature("float32", (1,))}
+    with pytest.raises(UserError, match="no policy can read") as error:
+        Recorder(own, tmp_path / "d")
+    assert "qpos -> observation.state" in error.value.do and "front -> observation.images.front" in error.value.do
+    assert "require_observation=False" in error.value.do
+    assert not (tmp_path / "d").exists()
+    with Recorder(own, tmp_path / "d", clock=None, require_observation=False) as r:
+        r.step({"qpos": np.zeros(2, np.float32), "front": np.zeros((8, 8, 3), np.uint8)}, np.zeros(1, np.float32))
+        r.end()
+    assert set(Dataset.open(tmp_path / "d")[0].steps) >= {"qpos", "front", "action"}
+
+
+def test_a_column_that_no_policy_reads_is_told_of(tmp_path):
+    own = {**SCHEMA, "joints": Feature("float32", (2,)), "intervention": Feature("bool", ())}
+    with pytest.warns(UserWarning, match="'joints'.*observation.joints") as told:
+        Recorder(own, tmp_path / "d").close()
+    assert len(told) == 1 and "intervention" not in str(told[0].message)
+
+
+def test_numbers_that_are_none_are_refused_and_cost_nothing_that_was_recorded(tmp_path):
+    """Column, component and step are named; the steps before and after stay, and the episode goes on."""
+    schema = {**SCHEMA, "next.reward": Feature("float32", ()), "note": Feature("float32", ())}
+    with Recorder(schema, tmp_path / "d", fps=10, clock=None) as r:
+        fine = ({STATE: np.zeros(2)}, np.zeros(1), {"next.reward": 0.0, "note": np.nan})  # of no known role
+        assert r.step(*fine)
+        for bad, where in ((({STATE: np.zeros(2)}, [np.nan], fine[2]), r"step 1, column 'action'\[0\]"),
+                           (({STATE: np.array([0, np.inf])}, np.zeros(1), fine[2]), r"step 1, column .*\[y\]"),
+                           (({STATE: np.zeros(2)}, np.zeros(1), {"next.reward": np.nan, "note": 0.0}),
+                            "step 1, column 'next.reward'")):
+            with pytest.raises(UserError, match=where):
+                r.step(*bad)
+        assert r.step(*fine)
+        with pytest.raises(UserError, match="the last observation"):
+            r.end(obs={STATE: np.array([np.nan, 0])})
+        assert r.steps == 2 and r.end() == 0
+        with pytest.raises(UserError, match="column 'action'.*step 1"):
+            r.add(Episode({**{n: np.zeros((2, *f.shape), f.dtype) for n, f in schema.items()},
+                           "action": np.float32([[0], [np.nan]])}))
+    assert [len(e) for e in Dataset.open(tmp_path / "d")] == [2]
+
+
+def test_a_sensor_that_gave_nothing_is_recorded_as_such(tmp_path):
+    force = "observation.force"
+    schema = {**SCHEMA, force: Feature("float32", (3,)), f"{force}?": Feature("bool", ())}
+    with Recorder(schema, tmp_path / "d", fps=10, clock=None) as r:
+        assert r.step({STATE: np.zeros(2), force: np.full(3, np.nan), f"{force}?": False}, np.zeros(1))
+        with pytest.raises(UserError, match="column 'observation.force'") as error:
+            r.step({STATE: np.zeros(2), force: np.full(3, np.nan), f"{force}?": True}, np.zeros(1))
+        assert f"{force}?" in error.value.do
+        r.end()
+    episode = Dataset.open(tmp_path / "d")[0]
+    assert not episode.steps[f"{force}?"].any() and (episode.steps[force] == 0).all()

@@ -592,6 +592,23 @@ def test_curate_records_the_score_and_every_value(stored, tmp_path, capsys, monk
     assert not (tmp_path / "bad.json").exists()
 
 
+def test_equal_scores_are_nothing_to_choose_by(stored, tmp_path, capsys, monkeypatch):
+    """All equal: refused, unless all are kept. A tie across the limit: said, and who is left out by order alone."""
+    (tmp_path / "alike.py").write_text("def same(data):\n    return [2.0] * len(data)\n"
+                                       "def tied(data):\n    return [3.0] + [2.0] * (len(data) - 2) + [1.0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    args = ["curate", stored / "demos", "--trust", "alike"]
+    assert run(*args, "--by", "alike:same", "--keep", "0.5", "--out", tmp_path / "v.json") == 2
+    assert "all 6 episodes have the same value, 2" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "v.json").exists()
+    assert run(*args, "--by", "alike:same", "--keep", "1", "--out", tmp_path / "v.json") == 0
+    assert run(*args, "--by", "alike:tied", "--keep", "0.5", "--out", tmp_path / "w.json") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 episodes have the value 2; 2 of them are kept, the first in the order of the data" in said
+    assert views.read(tmp_path / "w.json").operations == (Pick((0, 1, 2)),)
+
+
 def test_a_view_is_made_shown_listed_and_materialised(stored, tmp_path, capsys):
     path = tmp_path / "v.json"
     assert run("view", "make", stored / "demos", "--out", path, "--where", "operator=Ada", "--where", "length>=4",

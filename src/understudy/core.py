@@ -82,6 +82,47 @@ def role(name: str) -> Literal["observation", "action", "outcome", "task", "inde
     return "index" if name in {"timestamp", "frame_index", "episode_index", "index", "task_index"} else "other"
 
 
+_SUGGESTED = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",
+              "truncated": "next.truncated", "success": "next.success", "actions": "action",
+              "object": "observation.environment_state", "environment_state": "observation.environment_state",
+              "env_state": "observation.environment_state",
+              **dict.fromkeys(("state", "states", "obs", "observation", "observations", "qpos", "joint_positions",
+                               "proprio", "robot_state"), "observation.state")}
+
+
+def suggested_name(name: str, feature: Feature) -> str | None:
+    """The name under which a column would be read, if its own name has no role.
+
+    Args:
+        name: The column's name.
+        feature: What it holds.
+
+    Returns:
+        A name of the vocabulary, such as `observation.state` for "qpos" or `observation.images.wrist` for an image
+        "wrist"; None for a column that has a role already, and for a single number or flag of unknown meaning.
+    """
+    if role(name) != "other" or feature.kind == "string":
+        return None
+    last = name.rsplit(".", 1)[-1].rsplit("/", 1)[-1]
+    if feature.kind == "image":
+        return f"observation.images.{last}"
+    return _SUGGESTED.get(last.lower()) or (f"observation.{last}" if feature.shape else None)
+
+
+def suggested_names(features: Schema) -> dict[str, str]:
+    """`suggested_name` of all columns that have one. Of two columns with one suggestion, and where the suggested name
+    is taken, the later one keeps its own name: "joints/state" becomes `observation.joints_state`."""
+    names: dict[str, str] = {}
+    for name, feature in features.items():
+        if (new := suggested_name(name, feature)) is None:
+            continue
+        if new in features or new in names.values():
+            new = f"observation.{name.replace('.', '_').replace('/', '_')}"
+        if new not in features and new not in names.values():
+            names[name] = new
+    return names
+
+
 @dataclass(frozen=True)
 class Batch:
     """B windows. `mask` is False where the horizon runs past the end of an episode.

@@ -6,6 +6,7 @@ dynamics model, a subgoal planner or a reward model.
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -19,7 +20,19 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from . import config
-from .core import Batch, Context, Feature, Schema, Shape, State, Unsupported, UserError, normal
+from .core import (
+    Batch,
+    Context,
+    Feature,
+    Schema,
+    Shape,
+    State,
+    Unsupported,
+    UserError,
+    normal,
+    role,
+    suggested_names,
+)
 from .data.augment import Augment
 from .data.codec import Codec, Scaled
 from .data.episode import Dataset
@@ -141,8 +154,7 @@ class Policy(nn.Module, Streams):
     def __init__(self, recipe: Recipe, features: Schema):
         super().__init__()
         features = _with_goals(recipe, features)
-        inputs = recipe.inputs or tuple(sorted(k for k, f in features.items()
-                                               if k.startswith("observation.") and f.kind != "string"))
+        inputs = inputs_of(recipe, features)
         _known((*inputs, recipe.target), features)
         self.recipe, self.window, self.inputs = recipe, recipe.window, inputs
         self.features = {k: features[k] for k in (*inputs, recipe.target)}
@@ -311,6 +323,37 @@ class Policy(nn.Module, Streams):
                             do="recipe.json and weights.safetensors must come from the same run; "
                             + _instead(folder)) from None
         return policy.eval().to(device)
+
+
+def inputs_of(recipe: Recipe, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",
+              ) -> tuple[str, ...]:
+    """The columns that a policy of `recipe` reads: those that it names, else every observation that is not text.
+
+    Args:
+        recipe: Of the policy.
+        features: Of the data.
+        where: What the error calls the data.
+        data: What the command in the error's advice calls them.
+
+    Raises:
+        UserError: No column is an observation. The advice maps the columns that look like one.
+    """
+    if inputs := recipe.inputs or tuple(sorted(k for k, f in _with_goals(recipe, features).items()
+                                               if role(k) == "observation" and f.kind != "string")):
+        return inputs
+    raise UserError("no policy can read these data: no column is an observation (the columns are "
+                    f"{', '.join(sorted(features)) or 'none'})", where=where, do=naming(features, data))
+
+
+def naming(features: Schema, data: str | Path = "DATA") -> str:
+    """How to give columns the names that policies read, as advice to the user."""
+    names = {k: v for k, v in suggested_names(features).items() if role(v) == "observation"}
+    told = ", ".join(f"{old} -> {new}" for old, new in names.items())
+    options = " ".join(f"--rename {shlex.quote(f'{old}={new}')}" for old, new in (
+        names or {"OLD": "observation.state"}).items())
+    return (f"policies read columns called observation.* (observation.state, observation.images.NAME)"
+            f"{': ' + told if told else ''}; a view renames them: understudy view make {shlex.quote(str(data))} --out "
+            f"VIEW {options}")
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

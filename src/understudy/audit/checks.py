@@ -19,6 +19,7 @@ from ..core import UserError, role
 from ..data import video
 from ..data.episode import Dataset, Packed
 from ..data.formats.base import Episodes, cameras, rows_of
+from ..policy import naming
 from . import lerobot, motion
 from .base import Finding, Where, quantities, refusal
 from .words import count, listed
@@ -255,6 +256,9 @@ def known(data: Dataset) -> Iterator[Finding]:
             len(data[0].steps[n]) > len(data[0]) for n in seen):
         yield Finding("no-last-observation", "note", "no observation after the last action: what needs the next "
                       "observation leaves out each last step", "record it, if the next observation matters")
+    if not any(role(n) == "observation" and f.kind != "string" for n, f in features.items()):
+        yield Finding("no-observations", "warning", "no column is an observation, so that no policy can read these "
+                      f"data; there are {listed(features)}", naming(features, data.facts.get("path", "DATA")))
     if not any(role(n) == "action" for n in features):
         yield Finding("no-actions", "warning", f"no column is an action; there are {listed(features)}",
                       "rename the one that is: understudy view make DATA --out VIEW --rename OLD=action")
@@ -426,11 +430,11 @@ def tasks(data: Dataset) -> Iterator[Finding]:
 def images(data: Dataset) -> Iterator[Finding]:
     """Frames that are black, frozen while the robot moves, early or late, or hold 0..1 where 0..255 is meant."""
     for name in cameras(data[0].features()):
-        sight = motion.Sight(data, name)
-        black, frozen, damaged, brightest = [], [], [], 0
-        for e, episode in enumerate(data):
-            before, run, dark = None, 0, None
-            longest, where, seen = 0, 0, []
+        sight, stillness = motion.Sight(data, name), motion.Stillness(data, name)
+        black, damaged, brightest = [], [], 0
+        for e in range(len(data)):
+            before, dark = None, None
+            equal, seen = [], []
             try:
                 for t, frame in _frames(data, e, name):
                     if sight.wants(e):
@@ -440,18 +444,15 @@ def images(data: Dataset) -> Iterator[Finding]:
                     if high <= 8 and dark is None:
                         dark = t
                     digest = hashlib.blake2b(np.ascontiguousarray(frame).tobytes(), digest_size=8).digest()
-                    run = run + 1 if digest == before else 0
+                    equal.append(digest == before)
                     before = digest
-                    if run > longest:
-                        longest, where = run, t - run
             except UserError as error:
                 damaged.append((e, error))
                 continue
             if seen:
                 sight.add(e, seen)
             black += [] if dark is None else [(e, dark)]
-            if longest >= max(4, 0.2 * len(episode)) and motion.moves(episode, where, where + longest):
-                frozen.append((e, where, longest + 1))
+            stillness.add(e, equal)
         if damaged:
             e, error = damaged[0]
             told = refusal(error, Path(data.facts.get("path", ".")), code="frame-damaged")
@@ -466,11 +467,7 @@ def images(data: Dataset) -> Iterator[Finding]:
                           f"{name}: black frames in {count(len(black), 'episode')}, the first "
                           f"in episode {e}, step {t}", "the camera was off: leave the episode out",
                           Where(None, e, t, name))
-        if frozen:
-            e, t, n = max(frozen, key=lambda found: found[2])
-            yield Finding("image-frozen", "warning", f"{name}: the picture stands still while something moves in "
-                          f"{count(len(frozen), 'episode')}, longest in episode {e}, for {n} frames from step {t} on",
-                          "the camera hung: leave the stretch out", Where(None, e, t, name))
+        yield from stillness.findings()
         yield from sight.findings()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from ..core import role
 from ..data.episode import Dataset, Episode
@@ -22,12 +23,17 @@ LAGS = range(-5, 6)  # steps between an action and the motion that it explains
 SHIFTS = range(-8, 9)  # steps between a motion and its picture
 _WATCHED = 50_000  # steps of which pictures are compared with the states, of evenly chosen episodes
 _SEEN = 0.7  # the most that the best shift may leave open of a picture's change
+_USUAL = 0.25  # of the episodes; where more have such a stretch, it is how the camera sees the task
+_SUSPECTS = 50  # stretches of equal pictures that are looked at, the longest
+_ALIKE = 20  # stretches with similar motion that it takes to tell
+_CHANGES = 0.95  # of those, the share in which the picture has to change
 _WIDEST = 160  # components of states and actions; a wider model is not fitted
 _STEPS = 200_000  # that a model is fitted on, of evenly chosen episodes
 _TOGETHER = 100  # episodes whose squares are summed at once
 _FEWEST = 10  # steps for every number that is fitted
 _JUMP = 12.0  # times the residual that 99 in 100 steps stay below
 _GAP = 2.5  # times what comes next
+_FITS, _FAILS = 0.7, 0.3  # what a model explains in its own episodes at least, and in others at most
 _FLOOR = 0.01  # of a component's usual change: no residual below is told apart from rounding
 
 
@@ -65,7 +71,8 @@ def jumps(data: Dataset) -> Iterator[Finding]:
 
 def unrelated(data: Dataset) -> Iterator[Finding]:
     """Episodes whose actions do not do there what they do elsewhere. What the action adds to the prediction is
-    regressed on what happened: the slope is near 1 where they belong together, and near 0 or below where not."""
+    regressed on what happened: the slope is near 1 where they belong together, and near 0 or below where not. The
+    slope of an episode with fewer than 12 steps is too uncertain to judge it."""
     model = _fit(data, 0)
     if model is None or len(data) < 5 or model.unexplained > 0.98:
         return
@@ -73,7 +80,7 @@ def unrelated(data: Dataset) -> Iterator[Finding]:
     slopes = {}
     for e, without, missed in _residuals(data, model):
         adds, happened = (without - missed) / scale, without / scale
-        if len(adds) >= 8:
+        if len(adds) >= 12:
             slopes[e] = float((adds * happened).sum() / max(np.square(adds).sum(), 1e-12))
     usual = float(np.median(list(slopes.values()))) if slopes else 0.0
     odd = [e for e, slope in slopes.items() if slope < 0.5 * usual]
@@ -178,6 +185,101 @@ class Sight:
         return left
 
 
+class Stillness:
+    """Stretches in which the pictures of a camera are equal, bit by bit, while the states move.
+
+    Such a stretch alone says little: a small picture does not show slow motion, and a camera may not see what moves.
+    The evidence that the camera hung is what its pictures do elsewhere: they change in nearly all stretches in which
+    the states move similarly, or less.
+    """
+
+    def __init__(self, data: Dataset, name: str):
+        self.data, self.name, self._equal = data, name, {}
+        self._states = _named(data[0].features(), "observation")
+
+    def add(self, e: int, equal: list[bool]) -> None:
+        """equal: (T,) whether each frame equals the one before."""
+        self._equal[e] = np.array(equal, bool)
+
+    def findings(self) -> Iterator[Finding]:
+        suspected = []
+        for e, equal in self._equal.items():
+            start, n = _longest_run(equal)
+            if n >= max(4, 0.2 * len(self.data[e])) and self._states and moves(self.data[e], start, start + n):
+                suspected.append((n, e, start))
+        if not suspected:
+            return
+        windows, found = self._sample(), []
+        often = len(suspected) > max(1, _USUAL * len(self._equal))
+        usual = np.median([np.linalg.norm(self._moved(*s)) for s in suspected]) if often else 0.0
+        for n, e, start in sorted(suspected, key=lambda s: (-s[0], s[1]))[:_SUSPECTS]:
+            moved = self._moved(n, e, start)
+            if np.linalg.norm(moved) > 10 * usual:
+                changed, of = self._elsewhere(windows, moved, e, start, n)
+                if of >= _ALIKE and changed >= _CHANGES * of:
+                    found.append((n, e, start, changed / of))
+        if often and not found:
+            yield Finding("image-frozen", "note", f"{self.name}: the picture stands still while something moves in "
+                          f"{count(len(suspected), 'episode')} of {len(self._equal)}: the camera does not see what "
+                          "moves, the motion is too small for it, or it hangs often", "look at some of these stretches",
+                          Where(None, suspected[0][1], suspected[0][2], self.name))
+        if found:
+            n, e, start, share = found[0]
+            yield Finding("image-frozen", "warning", f"{self.name}: the picture stands still while something moves in "
+                          f"{count(len(found), 'episode')}, longest in episode {e}, for {n + 1} frames from step "
+                          f"{start} on; elsewhere, it changes in {share:.0%} of the stretches with similar motion",
+                          "the camera hung: leave the stretch out", Where(None, e, start, self.name))
+
+    def _sample(self) -> dict[int, np.ndarray]:
+        """States (T, D) in units of their spread, of evenly chosen episodes and without components that are constant or
+        not finite."""
+        each = max(1, -(-sum(map(len, self._equal.values())) // _WATCHED))
+        chosen = {e: _flat(self.data[e], self._states)[:len(self._equal[e])] for e in list(self._equal)[::each]}
+        spread = np.std(np.concatenate(list(chosen.values())), 0)
+        self._spread = np.where(np.isfinite(spread) & (spread > 0), spread, np.inf)
+        return {e: s / self._spread for e, s in chosen.items()}
+
+    def _moved(self, n: int, e: int, start: int) -> np.ndarray:
+        """(D,) how far each component moves in a stretch."""
+        return np.ptp((_flat(self.data[e], self._states) / self._spread)[start:start + n + 1], axis=0)
+
+    def _elsewhere(self, states: dict[int, np.ndarray], moved: np.ndarray, e: int, start: int,
+                   n: int) -> tuple[int, int]:
+        """(stretches in which the picture changes, all) of those with similar motion: at least half as much, and
+        hardly more in any component."""
+        most, changed, of = np.linalg.norm(moved), 0, 0
+        for length in sorted({max(1, n >> k) for k in range(6)}):
+            for other, s in states.items():
+                if len(s) <= length:
+                    continue
+                at = np.arange(len(s) - length)
+                span = _span(s, length)
+                alike = (np.linalg.norm(span, axis=1) >= 0.5 * most) & (
+                    np.linalg.norm(np.maximum(span - moved, 0), axis=1) <= 0.2 * most)
+                if other == e:
+                    alike &= (at + length <= start) | (at >= start + n)
+                still = np.concatenate([[0], np.cumsum(self._equal[other])])
+                changes = still[at + length + 1] - still[at + 1] < length
+                changed, of = changed + int((alike & changes).sum()), of + int(alike.sum())
+        return changed, of
+
+
+def _longest_run(equal: np.ndarray) -> tuple[int, int]:
+    """Where the longest run of frames equal to the one before begins (its first frame), and its length."""
+    edges = np.diff(np.concatenate([[0], equal.astype(np.int8), [0]]))
+    first, last = np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
+    if not len(first):
+        return 0, 0
+    k = int(np.argmax(last - first))
+    return int(first[k]) - 1, int(last[k] - first[k])
+
+
+def _span(s: np.ndarray, length: int) -> np.ndarray:
+    """(T - length, D) largest minus smallest value of each component in the steps t to t + length."""
+    size, middle = length + 1, (length + 1) // 2
+    return (maximum_filter1d(s, size, axis=0) - minimum_filter1d(s, size, axis=0))[middle:middle + len(s) - length]
+
+
 def coarse(frame: np.ndarray) -> np.ndarray:
     """(H, W, C) -> (16,) mean brightness of the parts of a picture."""
     every = max(1, min(frame.shape[:2]) // 64)
@@ -186,28 +288,101 @@ def coarse(frame: np.ndarray) -> np.ndarray:
 
 
 def convention(data: Dataset) -> Iterator[Finding]:
-    """Actions that are positions in some episodes and differences in others."""
+    """Actions that are positions in some episodes and differences or velocities in others.
+
+    How the actions look is a suspicion only: slow motion, a scaled velocity or a long delay make one look like the
+    other. The evidence is a linear model of the motion, fitted to the larger group. If all actions are of one
+    convention, the model predicts the smaller group as well. Only where it clearly does not is there a finding.
+    """
+    kinds = _conventions(data)
+    if "positions" in kinds.values() and (rates := _rates(data)).any():
+        kinds = _conventions(data, rates)
+    fewer = min(("positions", "differences"), key=lambda kind: sum(k == kind for k in kinds.values()))
+    few = [e for e, kind in kinds.items() if kind == fewer]
+    if not few or len(few) == len(kinds):
+        return
+    others = [e for e, kind in kinds.items() if kind != fewer]
+    if (explained := _cross_explained(data, others, few)) is None or explained[0] < _FITS or explained[1] > _FAILS:
+        return
+    yield Finding("convention-mixed", "warning", f"the actions look like {fewer} in {count(len(few), 'episode')} of "
+                  f"{len(kinds)}, and not in the others: {listed(few)}. A linear model of the others explains "
+                  f"{explained[0]:.0%} of what the state leaves open of their motion, and {explained[1]:.0%} in these",
+                  "compare the actions with the states in one episode of each group before you convert any",
+                  Where(episode=few[0], feature="action"))
+
+
+def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, str]:
+    """What the actions look like, by episode: "positions" or "differences"; episodes that look like neither are left
+    out. rates: (D,) True for components of the state that are velocities, which no action can have as its position."""
     kinds: dict[int, str] = {}
     for e, s, a in _pairs(data, 8):
         after, change = s[1:], _change(s)
         moving = (np.std(change, 0) > 1e-9 * (1 + np.abs(after).max(0)))
+        places = moving if rates is None else moving & ~rates
         if not moving.any() or not (np.std(a, 0) > 0).any():
             continue
         live = np.flatnonzero(np.std(a, 0) > 0)
-        spread = np.std(after, 0)[moving] + 1e-12
-        error = np.sqrt(np.mean(np.square(a[:, live, None] - after[:, None, moving]), 0)) / spread
-        absolute = (error.min(1) < 0.5)
+        spread = np.std(after, 0)[places] + 1e-12
+        error = np.sqrt(np.mean(np.square(a[:, live, None] - after[:, None, places]), 0)) / spread
+        absolute = (error.min(1, initial=np.inf) < 0.5)
         delta = _correlation(a[:, live], change[:, moving]).max(1) > 0.9
         if absolute.mean() > 0.5:
             kinds[e] = "positions"
         elif (delta & ~absolute).mean() > 0.5:
             kinds[e] = "differences"
-    fewer = min(("positions", "differences"), key=lambda kind: sum(k == kind for k in kinds.values()))
-    few = [e for e, kind in kinds.items() if kind == fewer]
-    if few and len(few) < len(kinds):
-        yield Finding("convention-mixed", "warning", f"the actions are {fewer} in {count(len(few), 'episode')} of "
-                      f"{len(kinds)}, and not in the others: {listed(few)}", "convert them to one convention",
-                      Where(episode=few[0], feature="action"))
+    return kinds
+
+
+def _rates(data: Dataset) -> np.ndarray:
+    """(D,) True for components of the state that are the velocity of another component: they are in proportion to its
+    change, with a positive factor and no offset."""
+    sums = 0.0
+    for _, s, _ in _pairs(data, 8, _STEPS):
+        change = _change(s)
+        if change.shape[1] > _WIDEST:
+            return np.zeros(change.shape[1], bool)
+        one = np.ones((len(change), 1))
+        x = np.concatenate([s[1:], change, one], 1)
+        sums = sums + x.T @ x
+    if isinstance(sums, float):
+        return np.zeros(0, bool)
+    wide = (len(sums) - 1) // 2
+
+    def alike(moments):
+        size = np.sqrt(np.maximum(np.diag(moments), 1e-18))
+        return (moments / size / size[:, None])[:wide, wide:2 * wide]
+    mean = sums[-1] / sums[-1, -1]
+    both = np.minimum(alike(sums), alike(sums - np.outer(mean, mean) * sums[-1, -1]))  # without offset, and with one
+    both[np.diag_indices(wide)] = 0
+    return both.max(1, initial=0) > 0.9
+
+
+def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[float, float] | None:
+    """How much the actions explain of the motion that the state leaves open, by a linear model that was fitted to the
+    episodes `many`: in these, and in `few`. Only components of the state that the actions move count; None where there
+    are none, or too few steps."""
+    pairs = list(_pairs(data.pick(many), 8, _STEPS))
+    if not pairs or (width := pairs[0][1].shape[1] + pairs[0][2].shape[1]) > _WIDEST:
+        return None
+    plain, full = _Squares(), _Squares()
+    for _, s, a in pairs:
+        plain.add(s[:-1], _change(s))
+        full.add(_beside(s[:-1], a), _change(s))
+    if full.n < _FEWEST * width:
+        return None
+    plain.solve(), full.solve()
+    moved = (full.left < 0.5 * plain.left) & (full.variance > 1e-18)
+    if not moved.any():
+        return None
+    missed, open_, n = 0.0, 0.0, 0
+    for _, s, a in _pairs(data.pick(few), 8, _STEPS):
+        change = _change(s)
+        missed = missed + np.square(full.residual(_beside(s[:-1], a), change)).sum(0)
+        open_, n = open_ + np.square(plain.residual(s[:-1], change)).sum(0), n + len(change)
+    scale = np.maximum(open_ / n, plain.left)[moved]  # in slow motion, a small error is not a large one
+    own = 1 - full.left[moved] / plain.left[moved]
+    cross = 1 - missed[moved] / n / scale
+    return float(np.mean(own)), float(np.mean(np.clip(cross, 0, 1)))
 
 
 def scales(data: Dataset) -> Iterator[Finding]:
@@ -218,10 +393,8 @@ def scales(data: Dataset) -> Iterator[Finding]:
         if role(name) not in ("observation", "action") or not quantities(f) or not f.size or f.size > 4096:
             continue
         size = np.array([_size(episode.steps[name]) for episode in data])  # (E, D) log of the largest value
-        if not np.isfinite(size).all():
-            continue
-        odd = _apart(np.median(size, 1)) or next((o for d in range(size.shape[1]) if (o := _apart(size[:, d], True))),
-                                                 [])
+        whole = np.array([np.median(known) if len(known := s[np.isfinite(s)]) else np.nan for s in size])
+        odd = _apart(whole) or next((o for d in range(size.shape[1]) if (o := _apart(size[:, d], True))), [])
         if odd:
             yield Finding("scale", "warning", f"{name}: {count(len(odd), 'episode')} of another magnitude than the "
                           f"others: {listed(odd)}", "look for degrees and radians, or millimetres and metres",
@@ -232,17 +405,23 @@ def scales(data: Dataset) -> Iterator[Finding]:
 
 
 def _size(values) -> np.ndarray:
+    """(D,) log of the largest absolute value; NaN for a component that is 0 throughout (a flag, a contact that did not
+    happen), which has no magnitude."""
     flat = np.abs(np.asarray(values, np.float64).reshape(len(values), -1))
-    return np.log(np.nanmax(np.where(np.isfinite(flat), flat, np.nan), axis=0, initial=1e-4))
+    largest = np.max(np.where(np.isfinite(flat), flat, 0), axis=0, initial=0)
+    return np.where(largest > 0, np.log(np.maximum(largest, 1e-4)), np.nan)
 
 
 def _apart(size: np.ndarray, above: bool = False) -> list[int]:
-    """The fewer of two groups with a wide gap between them."""
-    order = np.argsort(size, kind="stable")
+    """The fewer of two groups with a wide gap between them; NaN is of neither."""
+    known = np.flatnonzero(np.isfinite(size))
+    order = known[np.argsort(size[known], kind="stable")]
+    if len(order) < 5:
+        return []
     gaps = np.diff(size[order])
     at = int(np.argmax(gaps))
-    few = order[at + 1:] if at + 1 > len(size) / 2 else order[:at + 1]
-    if gaps[at] < np.log(10) or len(few) > 0.4 * len(size) or (above and few[0] == order[0]):
+    few = order[at + 1:] if at + 1 > len(order) / 2 else order[:at + 1]
+    if gaps[at] < np.log(10) or len(few) > 0.4 * len(order) or (above and few[0] == order[0]):
         return []
     return sorted(map(int, few))
 

@@ -362,6 +362,16 @@ def same_simulator(env: Environment, run: Path) -> None:
         print(f"warning: {told}", file=sys.stderr)
 
 
+def trained_rate(run: Path) -> float | None:
+    """Steps a second of the data that `run` was trained on, where they say it."""
+    from ..files import read_json
+    from ..policy import checkpoint
+
+    if run.suffix == ".onnx" or not (file := checkpoint(run) / "provenance.json").exists():
+        return None
+    return read_json(file).get("data", {}).get("fps")
+
+
 def demonstrations(path: Path) -> Path:
     """`path`. Raises UserError if it is a run, or the name of a method."""
     from ..core import UserError

@@ -59,6 +59,11 @@ def main(args: list[str]) -> None:
             raise UserError(f"expected a value by which to choose, found none in {len(score)} episodes",
                             where=f"--by {o.by}", do="take another score: understudy audit --json shows them all")
         kept, order = best(score, o.keep, o.lowest)
+        known = score[np.isfinite(score)]
+        if len(kept) < len(score) and len(known) == len(score) > 1 and (known == known[0]).all():
+            raise UserError(f"all {len(score)} episodes have the same value, {known[0]:.4g}: there is nothing to "
+                            "choose by", where=f"--by {o.by}", do="take another score (understudy audit --json "
+                            "shows them all), or --keep 1; understudy view make DATA --sample N draws at random")
         view = views.write(o.out, o.data, Pick(tuple(kept)), made={
             "command": "curate", "by": o.by, "settings": settings, "keep": o.keep, "lowest": o.lowest,
             "values": score.tolist()})
@@ -66,6 +71,10 @@ def main(args: list[str]) -> None:
         out.say(f"{len(kept)} of {len(score)} episodes by {o.by}: {_span(score[kept])}",
                 *([f"left out: {_span(score[left])}; the worst first: "
                    + ", ".join(f"episode {i} ({score[i]:.4g})" for i in left[::-1][:5])] if left else []))
+        if tie := _tie(score, kept):
+            value, many, some = tie
+            out.say(f"{many} episodes have the value {value:.4g}; {some} of them are kept, the first in the order of "
+                    "the data: the score does not choose between them")
         if bad := int(np.isnan(score).sum()):
             out.say(f"{bad} episodes have no value; they count as the worst")
         out.say(f"{view.steps} steps. Written to {o.out}")
@@ -112,6 +121,17 @@ def best(score: np.ndarray, keep: float, lowest: bool = False) -> tuple[list[int
     order = np.argsort(np.where(np.isnan(score), np.inf, score if lowest else -score), kind="stable").tolist()
     order = [i for i in order if not np.isnan(score[i])] + [i for i in order if np.isnan(score[i])]
     return sorted(order[: max(1, int(keep * len(score) + 0.5))]), order
+
+
+def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
+    """(value, episodes that have it, how many of these are kept), where a value is on both sides of the choice."""
+    import numpy as np
+
+    left = np.setdiff1d(np.arange(len(score)), kept)
+    both = np.intersect1d(score[kept], score[left])  # NaN equals nothing
+    if not len(both):
+        return None
+    return float(both[0]), int((score == both[0]).sum()), int((score[kept] == both[0]).sum())
 
 
 def _loaded(name: str, trust: tuple[str, ...]):

@@ -215,7 +215,7 @@ def evaluated(run: Path, env, o: Asked, save: Path | None, *, name: str = "", wo
     from ..evaluate.judge import judged
     from ..evaluate.record import record
     from ..evaluate.workers import Workers
-    from .common import same_simulator
+    from .common import same_simulator, trained_rate
 
     plays, by = acting(run, env, o)
     same_simulator(env, run)
@@ -228,7 +228,8 @@ def evaluated(run: Path, env, o: Asked, save: Path | None, *, name: str = "", wo
         if save is None:
             data = crew.rollout(o.episodes, o.seed, watch=watch)
         else:
-            data = record(env, plays, o.episodes, save, o.seed, by=by, watch=watch, crew=crew)[:o.episodes]
+            data = record(env, plays, o.episodes, save, o.seed, by=by, watch=watch, crew=crew,
+                          fps=trained_rate(run))[:o.episodes]
         return judged(data, time.perf_counter() - began)
 
 

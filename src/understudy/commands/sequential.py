@@ -126,10 +126,11 @@ def _looked(test, runs, env, o: Eval) -> list[tuple[bool, ...]]:
 def _rolled(actor, env, o: Eval, first: int, episodes: int, by: str, save: Path | None) -> Dataset:
     from ..evaluate.record import record
     from ..evaluate.rollout import rollout
+    from .common import trained_rate
 
     if save is None:
         return rollout(actor, env, episodes, o.seed, first=first)
-    return record(env, actor, first + episodes, save, o.seed, by=by)[first:first + episodes]
+    return record(env, actor, first + episodes, save, o.seed, by=by, fps=trained_rate(o.run))[first:first + episodes]
 
 
 def _document(o: Eval, test, state, successes, env: str, seconds: float) -> dict:

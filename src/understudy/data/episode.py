@@ -30,6 +30,11 @@ class Episode:
     rows: int | None = None
     schema: Mapping[str, Feature] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        columns = ", ".join(f"{n} {f.dtype} {f.shape}" for n, f in self.features().items()) or "none"
+        meta = ", ".join(f"{k}={v!r}" for k, v in self.meta.items())
+        return f"Episode({_many(len(self), 'step')}, columns: {columns}{'; meta: ' + meta if meta else ''})"
+
     def __len__(self) -> int:
         """The number of steps: of rows that all columns have."""
         return min(len(column) for column in self.steps.values()) if self.rows is None else self.rows
@@ -41,6 +46,10 @@ class Episode:
 
     def features(self) -> dict[str, Feature]:
         return {k: self.schema.get(k) or Feature.of(self.steps[k]) for k in self.steps}
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _rows(rows, columns):
@@ -97,6 +106,13 @@ class Dataset(Sequence[Episode]):
         from .formats import open_dataset
 
         return open_dataset(path, **options)
+
+    def __repr__(self) -> str:
+        parts = [_many(len(self), "episode")]
+        if len(self) and not isinstance(self._episodes, _Mapped):  # whose episodes would be made for this
+            rate = [f"{self.fps:g} steps a second"] if self.fps else []
+            parts += [_many(self.steps, "step"), *rate, f"columns: {', '.join(self[0].steps)}"]
+        return f"Dataset({', '.join(parts)}{'; ' + str(path) if (path := self.facts.get('path')) else ''})"
 
     def __len__(self) -> int:
         return len(self._episodes)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import Feature, Schema, UserError
+from ..core import Feature, Schema, UserError, role, suggested_names
 from ..files import sync_folder, write_json
 from . import cache, journal
 from .episode import Dataset, Episode
@@ -58,20 +59,34 @@ class Recorder:
 
     A step costs the control loop a copy of its arrays. If the disk falls so far behind that `room` is full, steps are
     dropped: `step` returns False, the timestamps have the gap, and the fact "dropped" of the episode has the number;
-    "late" is how many steps came more than half a period late. Raises UserError where something else is at `path`,
+    "late" is how many steps came more than half a period late.
+
+    Policies read columns that are called observation.* (`core.role`). A schema without any is refused before anything
+    is recorded, and columns beside these that look like observations are warned of. require_observation=False records
+    any names, without a warning, and a view can rename the columns later.
+
+    What is not finite (NaN, infinity) in actions, observations and outcomes is refused at that step: training refuses
+    such data, and a repaired value would be invented. The steps before it are kept and the episode goes on. A sensor
+    that can drop out needs a second column of its name and a question mark ("observation.force?", bool), the
+    convention of `Batch` and the encoders: where it is False, the sensor gave nothing, and what is not finite is stored
+    as 0. Columns of no known role may hold anything.
+
+    Raises UserError where something else is at `path`,
     where another recorder is at work there, where its columns differ, and, at the next call, where the disk is full.
     """
 
     def __init__(self, schema: Schema, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
                  clock: Callable[[], float] | None = time.perf_counter, facts: Mapping[str, Any] | None = None,
                  images: Literal["video", "av1", "h264", "png"] = "video",
-                 saved: Callable[[int], None] = lambda number: None, room: int = ROOM):
+                 saved: Callable[[int], None] = lambda number: None, room: int = ROOM,
+                 require_observation: bool = True):
         self.path, self.fps, self.clock, self.facts = Path(path), fps, clock, dict(facts or {})
         self.schema = {n: replace(f, kind="string") if f.dtype == "string" else f
                        for n, f in schema.items() if n != "timestamp"}
         if "action" not in self.schema:
             raise UserError(f"expected a column action, found {', '.join(self.schema) or 'none'}", where="schema",
                             do='give Feature("float32", (7,)) under the name "action"')
+        _check_readable(self.schema, require_observation)
         whole = {**self.schema, **({"timestamp": Feature("float32", ())} if clock is not None else {})}
         self._written = {**self.schema, **({"timestamp": Feature("float64", ())} if clock is not None else {})}
         self._saved, self._room = saved, room
@@ -105,7 +120,7 @@ class Recorder:
     def step(self, obs: Values, action, others: Values | None = None, *, at: float | None = None) -> bool:
         """What was seen, what was done then, and other columns of the schema (next.reward, task, ...). at: when, by the
         clock; now, if not given. Returns whether it was kept: see above. Raises UserError naming a column that is
-        missing or of another shape or dtype."""
+        missing, of another shape or dtype, or not finite; that step is not recorded, and the episode goes on."""
         if at is not None and self.clock is None:
             raise UserError("expected no time where there is no clock, found one", where="at",
                             do="give the recorder the clock that it is of")
@@ -180,6 +195,12 @@ class Recorder:
             if name not in _FREE and found.get(name) != wanted.get(name):
                 raise UserError(f"expected {_said(wanted, name)} as in the other episodes, found {_said(found, name)}",
                                 where=f"episode {self.count}, column {name!r}", do="give all episodes the same columns")
+        for name in (n for n in episode.steps if role(n) == "action"):
+            values = np.asarray(episode.steps[name])
+            if values.dtype.kind == "f" and not (good := np.isfinite(values)).all():
+                step, *at = np.argwhere(~good)[0]
+                raise _not_finite(name, values[(step, *at)], self.schema[name], at,
+                                  f"episode {self.count}, column {name!r}", f", step {step}")
         number, self.count, self._last = self.count, self.count + 1, True
         parts = journal.whole(episode)
         self._put(b"E", parts, sum(map(len, parts)), saved=number)
@@ -216,7 +237,7 @@ class Recorder:
             if value.shape != f.shape or value.dtype != f.dtype and not np.can_cast(value.dtype, f.dtype, "same_kind"):
                 raise UserError(f"expected {f.dtype} {f.shape}, found {value.dtype} {value.shape}",
                                 where=f"{where}, column {name!r}", do="give each step what the schema says")
-            out[name] = value if value.dtype == f.dtype else value.astype(f.dtype)
+            out[name] = _finite(name, value if value.dtype == f.dtype else value.astype(f.dtype), f, values, where)
         return out
 
     # -- the end ----------------------------------------------------------------------------------------------------
@@ -463,6 +484,40 @@ def _lock(path: Path):
     except (ImportError, OSError):
         pass
     return handle
+
+
+def _check_readable(schema: Schema, required: bool) -> None:
+    """Raises UserError where no policy could read anything, and warns of columns that none will."""
+    readable = [n for n, f in schema.items() if role(n) == "observation" and f.kind != "string"]
+    names = suggested_names(schema)
+    told = ", ".join(f"{old} -> {new}" for old, new in names.items())
+    if not readable and required:
+        raise UserError(f"no policy can read this recording: no column is an observation (the columns are "
+                        f"{', '.join(schema)})", where="schema",
+                        do="name the columns that policies are to read observation.state, observation.images.NAME or "
+                           f"observation.OTHER{': ' + told if told else ''}. To record under these names and rename "
+                           "them later, give require_observation=False")
+    if readable and names and required:
+        warnings.warn(f"policies will not read {', '.join(map(repr, names))}; they read columns called observation.* "
+                      f"and learn the column action. Other names: {told}", stacklevel=3)
+
+
+def _finite(name: str, value: np.ndarray, feature: Feature, values: Values, where: str) -> np.ndarray:
+    """`value`, if it is finite; with 0 for what is not, if the step says that it was not sensed."""
+    if value.dtype.kind != "f" or role(name) in ("other", "index") or (good := np.isfinite(value)).all():
+        return value
+    if role(name) == "observation" and f"{name}?" in values and not np.asarray(values[f"{name}?"]).any():
+        return np.where(good, value, value.dtype.type(0))
+    at = np.argwhere(~good)[0]
+    raise _not_finite(name, value[tuple(at)], feature, at, f"{where}, column {name!r}")
+
+
+def _not_finite(name: str, value, feature: Feature, at, where: str, after: str = "") -> UserError:
+    part = "".join(f"[{feature.names[i] if feature.names and len(feature.shape) == 1 else i}]" for i in at)
+    way = (f' A sensor that can drop out needs the column "{name}?" (bool), False where it gave nothing.'
+           if role(name) == "observation" else "")
+    return UserError(f"the value is {value}, which is no number that a policy can learn", where=f"{where}{part}{after}",
+                     do=f"correct what gave it. It was not recorded; what was recorded before is kept.{way}")
 
 
 def _said(columns, name: str) -> str:

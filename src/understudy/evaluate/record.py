@@ -25,7 +25,8 @@ GROUP = 64  # episodes for each worker that are rolled out at once: fewer leave 
 def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *, by: str,
            images: Literal["video", "png"] = "video",
            watch: Callable[[int, Episode], None] = lambda n, e: None,
-           saved: Callable[[int], None] = lambda n: None, crew: Workers | None = None) -> Dataset:
+           saved: Callable[[int], None] = lambda n: None, crew: Workers | None = None,
+           fps: float | None = None) -> Dataset:
     """The data set in `out`, with episodes number 0 to episodes-1 of `seed` in it.
 
     Those that are there already stay, so that the same call goes on after an interruption, and a larger number adds
@@ -33,7 +34,8 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
     which those are; only the former, of an environment that told of success for the first time when some were written.
     by: who acts, in words; kept in every episode. images: how they are stored; png loses nothing. saved: called from
     another thread with the number of each episode, in order, once it would survive a power cut. crew: who rolls
-    out, in place of `actor` and `env` here. Raises UserError if `out` holds something else.
+    out, in place of `actor` and `env` here. fps: steps a second of an environment that does not say its own. Raises
+    UserError if `out` holds something else.
     """
     out = Path(out)
     first = there(out, env, seed, by)
@@ -46,7 +48,8 @@ def record(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *,
         while first in finished:
             if recorder is None:
                 schema = Dataset.open(out).features() if first else finished[first].features()
-                recorder = Recorder(schema, out, fps=env.facts.get("fps"), clock=None, images=images, saved=saved)
+                recorder = Recorder(schema, out, fps=env.facts.get("fps") or fps, clock=None, images=images,
+                                    saved=saved, require_observation=False)
             recorder.add(finished.pop(first))
             first += 1
 

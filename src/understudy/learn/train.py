@@ -27,7 +27,7 @@ from ..data.resident import resident
 from ..data.stream import Stream
 from ..data.window import Draw
 from ..heads.base import Memory
-from ..policy import Policy
+from ..policy import Policy, inputs_of
 from . import devices
 from .card import card
 from .devices import Processes
@@ -269,8 +269,11 @@ def held_out(episodes: int, hold: float | Sequence[int]) -> list[int]:
 
 
 def check_method(method: Method, data: Dataset) -> None:
-    """Raises UserError for a window without rows, and for text where numbers are learned."""
+    """Raises UserError for a window without rows, for text where numbers are learned, and for data without any
+    observation."""
     recipe, features = method.policy, data.features()
+    path = data.facts.get("path")
+    inputs_of(recipe, features, path or "data set", path or "DATA")
     for name in ("obs", "horizon"):
         if (found := getattr(recipe.window, name)) < 1:
             raise UserError(f"expected at least one step, found {found}", where=f"policy.window.{name}",

@@ -1,0 +1,87 @@
+"""The audit is silent on clean demonstrations of many kinds, and still finds defects in data of these kinds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from clean_data import ACTION, CAMERA, KINDS, STATE, fine_end, position_arm, slow_images, velocity_arm
+
+from understudy.audit import checks, findings
+from understudy.audit import motion as motion_checks
+from understudy.data.episode import Dataset
+
+RECORDED = ("hand_dapg/adroit_door_human", "imitation/pendulum_expert", "imitation/cartpole_expert")
+
+
+def alarms(data) -> list[tuple[str, str]]:
+    return [(f.code, f.message) for f in findings(data, frames=True) if f.severity != "note"]
+
+
+def test_the_clean_sets_are_many():
+    assert sum(seeds for _, seeds in KINDS.values()) >= 30
+    assert len(KINDS) >= 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clean_data_raise_no_alarm(kind):
+    build, seeds = KINDS[kind]
+    assert {seed: alarms(build(seed)) for seed in range(seeds)} == {seed: [] for seed in range(seeds)}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_data_raise_no_alarm(name, shared):
+    file = shared / "data" / f"{name}.npz"
+    if not file.exists():
+        pytest.skip(f"{file.name} is not here")
+    data = Dataset.open(file)
+    few = [e.but({n: None for n in e.steps if n.startswith("next.")}) for e in data[:20]]
+    assert alarms(Dataset(few, data.facts)) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("few", [2, 7])
+def test_mixed_conventions_are_found_where_the_state_has_velocities(seed, few):
+    """Of the velocities that were commanded, `few` episodes have the joint positions to be reached instead."""
+    data = velocity_arm(seed)
+    joints = data[0].steps[ACTION].shape[1]
+    spoilt = [e.but({ACTION: np.asarray(e.steps[STATE])[1:, :joints]}) if i < few else e for i, e in enumerate(data)]
+    found = [f for f in motion_checks.convention(Dataset(spoilt, data.facts))]
+    assert [(f.code, f.severity, f.where.episode) for f in found] == [("convention-mixed", "warning", 0)]
+    assert f"look like positions in {few} episodes" in found[0].message
+    assert "explains" in found[0].message  # how sure it is
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_mixed_conventions_are_found_where_positions_are_commanded(seed):
+    data = position_arm(seed)
+    spoilt = [e.but({ACTION: e.steps[ACTION] - np.asarray(e.steps[STATE])[:-1]}) if i in (3, 8) else e
+              for i, e in enumerate(data)]
+    found = [f for f in motion_checks.convention(Dataset(spoilt, data.facts))]
+    assert [(f.code, f.where.episode) for f in found] == [("convention-mixed", 3)]
+
+
+def test_a_camera_that_hangs_is_found_in_slow_small_pictures():
+    """For 40 steps, in which the disc moves by several pixels."""
+    for build in (slow_images, fine_end):
+        data = build(1)
+        e = 5
+        frames = np.array(data[e].steps[CAMERA])
+        frames[:40] = frames[0]
+        spoilt = Dataset([x.but({CAMERA: frames}) if i == e else x for i, x in enumerate(data)], data.facts)
+        found = [f for f in checks.images(spoilt) if f.code == "image-frozen"]
+        assert [(f.severity, f.where.episode, f.where.step, f.where.feature) for f in found] == [
+            ("warning", e, 0, CAMERA)], build.__name__
+        assert "%" in found[0].message
+
+
+def test_walls_that_stand_in_few_episodes_are_of_no_other_magnitude():
+    """A component that is 0 throughout an episode has no magnitude; one that is 300 times larger has."""
+    rng = np.random.default_rng(0)
+    data = velocity_arm(0)
+    flag = "observation.environment_state"
+
+    def with_flags(high):
+        return Dataset([e.but({flag: np.full((len(e) + 1, 3), [1, i % 4 == 0, rng.random() + 0.5], np.float32)
+                               * (high if i == 2 else 1)}) for i, e in enumerate(data)], data.facts)
+    assert [f for f in motion_checks.scales(with_flags(1)) if f.where.feature == flag] == []
+    assert [f.where.episode for f in motion_checks.scales(with_flags(300)) if f.where.feature == flag] == [2]

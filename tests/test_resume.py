@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from understudy.core import UserError
+from understudy.core import DataWarning, UserError
 from understudy.data.augment import Noise
 from understudy.data.codec import Scaled
 from understudy.data.episode import Dataset, Episode
@@ -502,6 +503,33 @@ def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path)
     run(out, plain(60), every=1)
     run(tmp_path / "reference", plain(60), every=1)
     assert contents(out) == contents(tmp_path / "reference")
+
+
+# -- what was interrupted while it was recorded ----------------------------------------------------------------------
+
+
+def test_interrupted_episodes_are_left_out_unless_asked(tmp_path):
+    data = made_up()
+    fragment = Episode({n: 100 + 3 * np.asarray(a) for n, a in data[0].steps.items()}, {"interrupted": True})
+    mixed = Dataset([data[0], fragment, *data[1:], fragment], data.facts)
+    clean = run(tmp_path / "clean", plain(), data)
+    with pytest.warns(DataWarning, match=r"2 of 8 episodes.*left out of training: 1, 7\. Pass --include-interrupted"):
+        left = run(tmp_path / "left", plain(), mixed)
+    assert left.state_dict().keys() == clean.state_dict().keys()
+    assert all(torch.equal(v, clean.state_dict()[k]) for k, v in left.state_dict().items())
+    said = {n: json.loads((tmp_path / n / "checkpoints/000006/provenance.json").read_text()) for n in ("clean", "left")}
+    assert (said["clean"]["left_out"], said["left"]["left_out"]) == ([], [1, 7])
+    (held,) = said["clean"]["held_out"]  # the same episode, by its number among all
+    assert said["left"]["held_out"] == [held + (held > 0)]
+    assert "Left out because their recording was interrupted: episodes 1, 7." in (tmp_path / "left/CARD.md").read_text()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asked = run(tmp_path / "asked", plain(), mixed, include_interrupted=True)
+    assert any(not torch.equal(v, clean.state_dict()[k]) for k, v in asked.state_dict().items())
+    with pytest.raises(UserError, match="left-out episodes was none, is 1, 7"):
+        run(tmp_path / "asked", plain(), mixed)
+    with pytest.raises(UserError, match="every episode was interrupted.*\n.*include_interrupted=True"):
+        run(tmp_path / "none", plain(), Dataset([fragment] * 2, data.facts))
 
 
 # -- what cannot be loaded says what is wrong, and which command mends it ---------------------------------------------

@@ -24,6 +24,8 @@ from understudy.cli import COMMANDS, main
 from understudy.commands import common
 from understudy.commands.common import split
 from understudy.commands.method import settings
+from understudy.data.episode import Episode
+from understudy.data.formats.lerobot import write
 from understudy.data.relabel import Say
 from understudy.envs.fork import Expert
 from understudy.evaluate.judge import during, evaluate, recording
@@ -724,6 +726,20 @@ def test_training_that_goes_on_says_from_where_and_with_the_loss(call, place, tm
     assert "going on from" not in whole and "going on from update 10 of 20\n" in said
     updates = re.findall(r"^update .*loss.*$", whole, re.M)
     assert len(updates) == 2 and re.findall(r"^update .*$", said, re.M) == updates
+
+
+def test_train_says_how_many_interrupted_episodes_are_left_out(call, tmp_path):
+    rng = np.random.default_rng(0)
+    episodes = [Episode({"observation.state": rng.normal(size=(9, 2)).astype(np.float32),
+                         "action": rng.normal(size=(9, 1)).astype(np.float32)}, {"interrupted": True} if e == 2 else {})
+                for e in range(4)]
+    write(Dataset(episodes, {"fps": 10}), tmp_path / "d")
+    bc = ("train", "bc", tmp_path / "d", "--steps", 1)
+    status, _, err = call(*bc, "--out", tmp_path / "left")
+    assert status == 0 and ("warning: 1 of 4 episodes was interrupted while it was recorded and is left out of training"
+                            ": 2. Pass --include-interrupted ") in err, err
+    status, _, err = call(*bc, "--out", tmp_path / "asked", "--include-interrupted")
+    assert status == 0 and "left out" not in err
 
 
 def test_checkpoints_of_another_schema(call, place, tmp_path):

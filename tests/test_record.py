@@ -190,12 +190,64 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     assert main(["repair", str(tmp_path / "d")]) == 0
     out, err = capsys.readouterr()
     assert "2 episodes put into the files" in out and "3 episodes, 9 steps" in out
-    assert err == "lost: episode 2 was not finished: its 4 steps are kept, with the fact \"interrupted\"\n"
+    assert err == ("lost: episode 2 was not finished: its 4 steps are kept, with the fact \"interrupted\"; training "
+                   "leaves it out unless asked (--include-interrupted)\n")
     assert all(p.read_bytes() == b for p, b in before.items()) and before
     data = Dataset.open(tmp_path / "d")
     assert data[:2].fingerprint() == live.fingerprint() and data.facts["warnings"] == []
     assert holds(data[2], 2, 4) and data[2].meta == {"interrupted": True}
     assert main(["repair", str(tmp_path / "d")]) == 0 and "Nothing was left" in capsys.readouterr().out
+
+
+def test_who_goes_on_after_an_interruption_is_told_and_finds_it_in_inspect_and_audit(tmp_path, capsys):
+    from understudy.audit import audit
+    from understudy.cli import main
+    from understudy.core import DataWarning
+
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
+    show(r, 0, 3)
+    for t in range(4):
+        r.step(*told(1, t))
+    _settled(r)
+    r._lock.close()  # as if its process were gone
+    with pytest.warns(DataWarning, match=r"d: episode 1 was not finished: its 4 steps are kept.*--include-inter") as w:
+        again = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
+    assert len(w) == 1 and w[0].filename == __file__
+    show(again, 2, 3)
+    for t in range(2):
+        again.step(*told(3, t))
+    with pytest.warns(DataWarning, match="episode 3 was not finished: its 2 steps are kept"):
+        again.close()
+    found = [f for f in audit(tmp_path / "d").findings if f.code == "interrupted"]
+    assert [(f.severity, f.where.episode) for f in found] == [("warning", 1)]
+    assert "2 episodes" in found[0].message and "1 (4 steps), 3 (2 steps)" in found[0].message
+    assert "--include-interrupted" in found[0].remedy
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "d")]) == 0 and "1 (4 steps), 3 (2 steps)" in capsys.readouterr().out
+    with Recorder(SCHEMA, tmp_path / "clean", fps=10, clock=None) as r:
+        show(r, 0, 3)
+    assert "interrupted" not in {f.code for f in audit(tmp_path / "clean").findings}
+
+
+def test_the_command_that_records_tells_of_what_was_interrupted(tmp_path, capsys):
+    from understudy.cli import main
+    from understudy.evaluate.judge import recording
+
+    d, args = tmp_path / "d", ["record", "fork", "--out", str(tmp_path / "d"), "--episodes"]
+    assert main([*args, "1"]) == 0
+    assert "interrupted" not in capsys.readouterr().err
+    first = Dataset.open(d)[0]
+    r = Recorder(first.features(), d, fps=Dataset.open(d).fps, clock=None)
+    r.begin(**{k: first.meta[k] for k in ("env", "by")}, seed=recording(0), number=1)
+    for t in range(3):
+        row = {n: first.steps[n][t] for n in first.steps}
+        r.step({n: v for n, v in row.items() if n != "action"}, row["action"])
+    _settled(r)
+    r._lock.close()
+    assert main([*args, "3"]) == 0
+    err = capsys.readouterr().err
+    assert f"warning: {d}: episode 1 was not finished: its 3 steps are kept" in err and ".py" not in err
+    assert [bool(e.meta.get("interrupted")) for e in Dataset.open(d)] == [False, True, False]
 
 
 def test_a_recording_without_an_episode_can_be_inspected(tmp_path, capsys):

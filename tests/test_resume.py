@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from understudy.core import UserError
+from understudy.core import DataWarning, UserError
 from understudy.data.augment import Noise
 from understudy.data.codec import Scaled
 from understudy.data.episode import Dataset, Episode
@@ -221,7 +222,8 @@ def test_the_folder_says_where_the_policy_comes_from(whole):
     assert json.loads((whole / "run.json").read_text())["last"] == f"checkpoints/{STEPS:06d}"
     last = whole / "checkpoints" / f"{STEPS:06d}"
     assert {f.name for f in last.iterdir()} == {"recipe.json", "features.json", "weights.safetensors", "method.json",
-                                               "provenance.json", "train"}
+                                               "provenance.json", "checksums.json", "train"}
+    assert {f.name for f in (last / "train").iterdir()} == {"learner.safetensors", "state.json", "checksums.json"}
     said = json.loads((last / "provenance.json").read_text())
     data = made_up(image=True)
     assert said["data"]["name"] == "made_up.npz" and said["data"]["fingerprint"] == data.fingerprint()
@@ -503,6 +505,33 @@ def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path)
     assert contents(out) == contents(tmp_path / "reference")
 
 
+# -- what was interrupted while it was recorded ----------------------------------------------------------------------
+
+
+def test_interrupted_episodes_are_left_out_unless_asked(tmp_path):
+    data = made_up()
+    fragment = Episode({n: 100 + 3 * np.asarray(a) for n, a in data[0].steps.items()}, {"interrupted": True})
+    mixed = Dataset([data[0], fragment, *data[1:], fragment], data.facts)
+    clean = run(tmp_path / "clean", plain(), data)
+    with pytest.warns(DataWarning, match=r"2 of 8 episodes.*left out of training: 1, 7\. Pass --include-interrupted"):
+        left = run(tmp_path / "left", plain(), mixed)
+    assert left.state_dict().keys() == clean.state_dict().keys()
+    assert all(torch.equal(v, clean.state_dict()[k]) for k, v in left.state_dict().items())
+    said = {n: json.loads((tmp_path / n / "checkpoints/000006/provenance.json").read_text()) for n in ("clean", "left")}
+    assert (said["clean"]["left_out"], said["left"]["left_out"]) == ([], [1, 7])
+    (held,) = said["clean"]["held_out"]  # the same episode, by its number among all
+    assert said["left"]["held_out"] == [held + (held > 0)]
+    assert "Left out because their recording was interrupted: episodes 1, 7." in (tmp_path / "left/CARD.md").read_text()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asked = run(tmp_path / "asked", plain(), mixed, include_interrupted=True)
+    assert any(not torch.equal(v, clean.state_dict()[k]) for k, v in asked.state_dict().items())
+    with pytest.raises(UserError, match="left-out episodes was none, is 1, 7"):
+        run(tmp_path / "asked", plain(), mixed)
+    with pytest.raises(UserError, match="every episode was interrupted.*\n.*include_interrupted=True"):
+        run(tmp_path / "none", plain(), Dataset([fragment] * 2, data.facts))
+
+
 # -- what cannot be loaded says what is wrong, and which command mends it ---------------------------------------------
 
 
@@ -540,6 +569,55 @@ def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
     with pytest.raises(UserError, match=r"learner, found \d+ missing \(the first: .*\); of \d+ tensors\n  -> remove"):
         Run(made).resume(6, plain(trunk=MLP(width=8, depth=2)).learn.build(
             Policy(plain(trunk=MLP(width=8, depth=2)).policy, made_up().features()), 0, 6))
+
+
+def flipped(path: Path):
+    """Writes copies of the file over it that differ in one bit: in its length field, header, and tensors."""
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    inside = np.linspace(header, len(whole) - 1, 5).astype(int).tolist()
+    for at in (0, 7, 8, (8 + header) // 2, header - 1, *inside):
+        for bit in (0, 6):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1:])
+            yield at, bit
+    path.write_bytes(whole)
+
+
+def test_a_flipped_bit_in_weights_is_refused(made, tmp_path):
+    shutil.copytree(made, tmp_path / "r")
+    at = tmp_path / "r/checkpoints/000006"
+    for _ in flipped(at / "weights.safetensors"):
+        said = refusal(tmp_path / "r")
+        assert "weights.safetensors: the file is damaged" in said and "SHA-256" in said
+        assert f"take another checkpoint of the run: {tmp_path / 'r/checkpoints/000003'}" in said
+    Policy.load(tmp_path / "r")
+    (at / "checksums.json").write_text('{"weights.safetensors": "0"}')
+    assert "weights.safetensors: the file is damaged" in refusal(at)
+    for spoilt in ("{}", "[]", "{"):
+        (at / "checksums.json").write_text(spoilt)
+        assert "checksums.json: " in refusal(at) and "take another checkpoint of the run" in refusal(at)
+    (at / "checksums.json").unlink()
+    assert "checksums.json: expected a file, found none" in refusal(at)
+
+
+def test_a_saved_policy_has_a_checksum_too(tmp_path):
+    policy = Policy(plain().policy, made_up().features())
+    policy.save(tmp_path / "p")
+    policy.save(tmp_path / "p")  # over itself
+    Policy.load(tmp_path / "p")
+    for _ in flipped(tmp_path / "p" / "weights.safetensors"):
+        assert f"remove {tmp_path / 'p'} and train again" in refusal(tmp_path / "p")
+
+
+def test_a_flipped_bit_in_the_state_of_a_learner_is_refused(made, tmp_path):
+    shutil.copytree(made, tmp_path / "r")
+    at = tmp_path / "r/checkpoints/000006"
+    learner = plain().learn.build(Policy(plain().policy, made_up().features()), 0, 6)
+    for _ in flipped(at / "train" / "learner.safetensors"):
+        said = refusal(6, lambda step: Run(tmp_path / "r").resume(step, learner))
+        assert "learner.safetensors: the file is damaged" in said
+        assert said.endswith(f"remove {at}, and training goes on from the checkpoint before")
+    Run(tmp_path / "r").resume(6, learner)
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "features.json", "weights.safetensors", "method.json"])

@@ -14,7 +14,9 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 
 from . import __version__
@@ -85,7 +87,8 @@ def main(args: list[str] | None = None) -> int:
         _complain(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
                   f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
         return 2
-    with _Interrupts() as interrupts:
+    with _Interrupts() as interrupts, warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
         try:
             import_module(f".commands.{COMMANDS[name].module or name}", __package__).main(args[1:])
             sys.stdout.flush()
@@ -101,6 +104,16 @@ def main(args: list[str] | None = None) -> int:
             if interrupts.seen:  # libraries turn an interrupt into errors of their own
                 return _stopped(name, args)
             return _failed(error, debug)
+
+
+def _show_warning(otherwise, message, category, *where) -> None:
+    """A warning about the data is printed without the line of code that it came from."""
+    from .core import DataWarning
+
+    if issubclass(category, DataWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *where)
 
 
 class _Interrupts:

@@ -26,6 +26,10 @@ class UserError(ValueError):
         super().__init__(f"{text}\n  -> {do}" if do else text)
 
 
+class DataWarning(UserWarning):
+    """Something about the data that the user should know; the command line prints its text alone."""
+
+
 class Unsupported(UserError):
     """This combination has no meaning (say, guidance for a head that takes no steps)."""
 

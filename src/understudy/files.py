@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .core import UserError
+
+CHECKSUMS = "checksums.json"  # of files in the same folder: name -> SHA-256, in hexadecimal digits
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -57,6 +60,40 @@ def read_json(path: Path | str):
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"expected JSON, found something else{line} ({error})", where=path,
                         do="the file is damaged: take it from a copy, or write it anew") from None
+
+
+def write_checksums(folder: Path | str, *names: str) -> None:
+    """Writes the SHA-256 of these files of `folder` into `checksums.json` beside them."""
+    folder = Path(folder)
+    write_json(folder / CHECKSUMS, {name: _sha256(folder / name) for name in names})
+
+
+def check_checksum(path: Path | str, do: str) -> None:
+    """Compares a file with its SHA-256 in `checksums.json` beside it.
+
+    Args:
+        path: The file.
+        do: What the user can do if the file is damaged.
+
+    Raises:
+        UserError: The file has changed since `write_checksums`, or its checksum cannot be read.
+        FileNotFoundError: There is no such file.
+    """
+    path = Path(path)
+    found = _sha256(path)
+    try:
+        known = read_json(path.with_name(CHECKSUMS))
+    except UserError as error:
+        raise UserError(error.what, where=error.where, do=do) from None
+    if not isinstance(known, dict) or path.name not in known:
+        raise UserError(f"the checksum of {path.name} is missing", where=path.with_name(CHECKSUMS), do=do)
+    if known[path.name] != found:
+        raise UserError(f"the file is damaged: its SHA-256 is not the one in {CHECKSUMS}", where=path, do=do)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from .data.augment import Augment
 from .data.codec import Codec, Scaled
 from .data.episode import Dataset
 from .data.window import Window, Windows
-from .files import read_json, write_json
+from .files import check_checksum, read_json, write_checksums, write_json
 from .heads.base import Head, Noising
 from .nets.base import Encoder, Trunk
 from .nets.encoders import Tokens
@@ -285,13 +285,14 @@ class Policy(nn.Module, Streams):
     # -- on disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
-        """recipe.json, features.json, weights.safetensors into an existing or new folder."""
+        """recipe.json, features.json, weights.safetensors and its checksum into an existing or new folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "recipe.json", config.dump(self.recipe))
         write_json(folder / "features.json", {k: asdict(f) for k, f in self.features.items()})
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()},
                   folder / "weights.safetensors")
+        write_checksums(folder, "weights.safetensors")
 
     @staticmethod
     def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
@@ -309,6 +310,7 @@ class Policy(nn.Module, Streams):
         with weights_given():
             policy = Policy(recipe, features)
         try:
+            check_checksum(folder / "weights.safetensors", _instead(folder))
             weights = load_file(folder / "weights.safetensors")
         except FileNotFoundError:
             raise UserError("expected a file, found none", where=folder / "weights.safetensors",

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import UserError, role
 from ..data import video
-from ..data.episode import Dataset, Packed
+from ..data.episode import Dataset, Packed, interrupted_episodes
 from ..data.formats.base import Episodes, cameras, rows_of
 from ..policy import naming
 from . import lerobot, motion
@@ -291,6 +291,15 @@ def short(data: Dataset) -> Iterator[Finding]:
                       "a recording that broke off: leave it out", Where(episode=early[0]))
 
 
+def interrupted(data: Dataset) -> Iterator[Finding]:
+    """Episodes whose recording was interrupted: they end before they were finished."""
+    if found := interrupted_episodes(data):
+        said = [f"{e} ({count(len(data[e]), 'step')})" for e in found]
+        yield Finding("interrupted", "warning", f"{count(len(found), 'episode')} whose recording was interrupted "
+                      f"before the end: {listed(said)}", "training leaves them out; understudy train "
+                      "--include-interrupted trains on them", Where(episode=found[0]))
+
+
 def constant(data: Dataset) -> Iterator[Finding]:
     """Components that say nothing, since they never change."""
     if rows_of(data).sum() < 2:
@@ -489,7 +498,7 @@ def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
 
 
 WHOLE: tuple[Check, ...] = (rows, finite, ends, times, success, lerobot.stats)
-QUALITY: tuple[Check, ...] = (warned, known, short, constant, duplicates, dtypes, saturation, idle, tasks,
+QUALITY: tuple[Check, ...] = (warned, known, short, interrupted, constant, duplicates, dtypes, saturation, idle, tasks,
                               lerobot.quantiles, motion.jumps, motion.unrelated, motion.lag, motion.convention,
                               motion.scales)
 FRAMES: tuple[Check, ...] = (images,)

@@ -66,6 +66,8 @@ class Train:
     """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
     despite: Despite = ()
     """train although an audit finds an error of this code"""
+    include_interrupted: bool = False
+    """also train on episodes whose recording was interrupted, which are left out otherwise"""
     max_episode_steps: Steps = None
     """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
     trust: Trust = ()
@@ -79,6 +81,7 @@ def main(args: list[str]) -> None:
         _help([a for a in own if a not in ("-h", "--help")], options)
     o = parse(Train, "train", own)
     from ..core import UserError
+    from ..data.episode import interrupted_episodes
     from ..data.video import size_of
     from ..learn.devices import device
     from ..learn.run import Run
@@ -106,14 +109,15 @@ def main(args: list[str]) -> None:
                             do="train without --eval, then: understudy eval RUN ENV --task WORDS")
         _fits(method, data, env)
         score = _score(method, env, o.rollouts, o.seed)
-    held = held_out(len(data), o.hold)
-    if not held:
+    kept = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
+    if kept and not held_out(kept, o.hold):
         print(f"no episode is held out{'' if o.hold == 0 else ': that takes 5 or more'}"
               ", so the error on other episodes is not measured", file=sys.stderr)
-    said = Said(Run(o.out), o.steps or method.learn.steps, o.every, bool(held or score))
+    said = Said(Run(o.out), o.steps or method.learn.steps, o.every, bool(kept and held_out(kept, o.hold) or score))
     try:
         train(method, data, o.out, steps=o.steps, seed=o.seed, device=where, score=score, every=o.every, hold=o.hold,
-              watch=(said,), stream=stream, command=command)
+              watch=(said,), stream=stream, command=command,
+              include_interrupted=o.include_interrupted)
     finally:
         if env is not None:
             env.close()

@@ -169,6 +169,11 @@ class Dataset(Sequence[Episode]):
         return digest.hexdigest()[:16]
 
 
+def interrupted_episodes(data: Dataset) -> list[int]:
+    """The numbers of the episodes whose recording was interrupted, so that they end before they were finished."""
+    return [e for e, episode in enumerate(data) if episode.meta.get("interrupted")]
+
+
 class _Mapped(Sequence[Episode]):
     def __init__(self, source, change):
         self.source, self.change = source, change

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import Feature, Schema, UserError, role, suggested_names
+from ..core import DataWarning, Feature, Schema, UserError, role, suggested_names
 from ..files import sync_folder, write_json
 from . import cache, journal
 from .episode import Dataset, Episode
@@ -73,6 +73,8 @@ class Recorder:
 
     Raises UserError where something else is at `path`,
     where another recorder is at work there, where its columns differ, and, at the next call, where the disk is full.
+    Warns (DataWarning) of each episode that an interrupted recording left unfinished at `path`: it is kept as far as it
+    went, marked as interrupted, and left out of training unless asked.
     """
 
     def __init__(self, schema: Schema, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
@@ -93,7 +95,7 @@ class Recorder:
         self._make(whole, robot_type, images)
         self._lock = _lock(self.path)
         try:
-            publish(self.path)  # what an earlier recording left
+            warn_of_losses(self.path, publish(self.path))  # what an earlier recording left
             self._check(whole)
             self.count = int(read_info(self.path)["total_episodes"])  # episodes that are finished
         except BaseException:
@@ -248,10 +250,10 @@ class Recorder:
             raise UserError("expected the running episode to be ended first", where=self.path, do="r.end() ends it")
         self._ask("rotate")
         self._last = False
-        publish(self.path)
+        warn_of_losses(self.path, publish(self.path))
 
     def close(self) -> None:
-        """As flush; an episode that runs is kept as far as it went, with the fact "interrupted"."""
+        """As flush; an episode that runs is kept as far as it went, with the fact "interrupted", and a warning."""
         if self._closed:
             return
         self._closed = True
@@ -264,7 +266,7 @@ class Recorder:
                 self._worker.wait()
             if self._error is not None:
                 self._raise()
-            publish(self.path)
+            warn_of_losses(self.path, publish(self.path))
         finally:
             self._lock.close()
 
@@ -428,7 +430,8 @@ def publish(path: str | Path, *, until: str | None = None) -> Published:
         for s in found:
             if s.running is not None and len(s.running):
                 losses.append(f"episode {s.first + len(s.episodes)} was not finished: its {len(s.running)} steps are "
-                              'kept, with the fact "interrupted"')
+                              'kept, with the fact "interrupted"; training leaves it out unless asked '
+                              "(--include-interrupted)")
                 s.running.meta["interrupted"] = True
                 s.episodes.append(s.running)
         taken = [e for s in found for e in s.episodes]
@@ -448,6 +451,12 @@ def publish(path: str | Path, *, until: str | None = None) -> Published:
         (folder / interrupted.PUBLISHING).unlink(missing_ok=True)
         sync_folder(folder)
     return Published(len(taken), tuple(losses))
+
+
+def warn_of_losses(path: Path, done: Published) -> None:
+    """Warns of what `publish` could not keep whole."""
+    for loss in done.losses:
+        warnings.warn(loss if loss.startswith(str(path)) else f"{path}: {loss}", DataWarning, stacklevel=3)
 
 
 def repair(path: str | Path) -> Published:

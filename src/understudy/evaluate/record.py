@@ -13,7 +13,7 @@ import torch
 from ..core import UserError, uniform
 from ..data.episode import Dataset, Episode
 from ..data.formats.sniff import READ
-from ..data.record import Recorder, repair
+from ..data.record import Recorder, repair, warn_of_losses
 from ..envs.base import Env, Scripted
 from ..execute.actor import Actor
 from .rollout import rollout
@@ -93,7 +93,7 @@ def there(out: Path, env: Env, seed: int, by: str) -> int:
         return 0
     if not (out / "meta" / "info.json").exists():
         raise UserError("expected a recording, or nothing, found something else", where=out, do="name another folder")
-    repair(out)
+    warn_of_losses(out, repair(out))
     data = Dataset.open(out)
     for n, episode in enumerate(data):
         found = {k: episode.meta.get(k) for k in ("env", "seed", "by", "number")}

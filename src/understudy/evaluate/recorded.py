@@ -29,7 +29,8 @@ def judged_on(provenance: Mapping[str, Any], data: Dataset) -> tuple[list[int], 
     if provenance.get("data", {}).get("fingerprint") != data.fingerprint():
         return everything, "other data"
     held = [i for i in provenance.get("held_out", ()) if i < len(data)]
-    return (held, "held out") if held else (everything, "trained on")
+    left_out = set(provenance.get("left_out", ()))
+    return (held, "held out") if held else ([i for i in everything if i not in left_out], "trained on")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def card(run: Run, method: Method, provenance: dict[str, Any]) -> None:
                for which, step in ((k, int(v.rsplit('/', 1)[-1])) for k, v in sorted(places.items()))]
     parts = [(f.name, getattr(method.policy, f.name)) for f in dataclasses.fields(method.policy)]
     told = [("run", method.run), ("learn", method.learn), *(("data", r) for r in method.data), *parts]
-    held = provenance["held_out"]
+    held, left_out = provenance["held_out"], ", ".join(map(str, provenance["left_out"]))
     if any("score" in line for line in lines.values()):
         chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
     else:
@@ -34,7 +34,8 @@ seed {provenance["seed"]}, {method.learn.steps} updates.
 
 {data["episodes"]} episodes, {data["steps"]} steps{f", {data['fps']} a second" if data["fps"] else ""}; fingerprint \
 `{data["fingerprint"]}`. {f"Held out for validation: episodes {', '.join(map(str, held))}." if held else
-                          "No episode was held out."}
+                          "No episode was held out."}\
+{f" Left out because their recording was interrupted: episodes {left_out}." if left_out else ""}
 
 ## Figures
 

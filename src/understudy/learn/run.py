@@ -1,8 +1,9 @@
 """A run's folder: checkpoints that are there whole or not at all, and the lines of its metrics.
 
 RUN/run.json               {"last": "checkpoints/000500", "best": "checkpoints/000400"}
-RUN/checkpoints/NNNNNN/    recipe.json features.json weights.safetensors method.json provenance.json
-                           train/learner.safetensors train/state.json
+RUN/checkpoints/NNNNNN/    recipe.json features.json weights.safetensors checksums.json
+                           method.json provenance.json
+                           train/learner.safetensors train/checksums.json train/state.json
 RUN/metrics.jsonl          one line a measurement; CARD.md for people
 """
 
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core import UserError
-from ..files import finite, read_json, whole_folder, write_json, write_text
+from ..files import check_checksum, finite, read_json, whole_folder, write_checksums, write_json, write_text
 from ..policy import Policy
 from .fit import Learner
 
@@ -58,6 +59,7 @@ class Run:
                 (part / "train").mkdir()
                 save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()},
                           part / "train" / "learner.safetensors")
+                write_checksums(part / "train", "learner.safetensors")
                 write_json(part / "train" / "state.json", {**facts, "step": step, "learner": said})
         self.name(last=step)
 
@@ -65,11 +67,13 @@ class Run:
         """Gives the learner its state after `step` updates back; returns the facts that were saved with it."""
         folder = self.at(step) / "train"
         facts = read_json(folder / "state.json")
+        do = (f"remove {folder.parent}, and training goes on from the checkpoint before" if self.saved()[0] < step else
+              f"remove {folder.parent}, and training starts again")
         try:
+            check_checksum(folder / "learner.safetensors", do)
             learner.restore(load_file(folder / "learner.safetensors"), facts["learner"])
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-            raise UserError(f"expected the state of a learner, found {error}", where=folder,
-                            do=f"remove {folder.parent}, and training goes on from the checkpoint before") from None
+            raise UserError(f"expected the state of a learner, found {error}", where=folder, do=do) from None
         return facts
 
     def document(self, step: int, name: str):

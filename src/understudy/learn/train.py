@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,9 +21,9 @@ import numpy as np
 import torch
 
 from .. import __version__, config
-from ..core import UserError, role
+from ..core import DataWarning, UserError, role
 from ..data.cache import digest
-from ..data.episode import Dataset
+from ..data.episode import Dataset, interrupted_episodes
 from ..data.resident import resident
 from ..data.stream import Stream
 from ..data.window import Draw
@@ -47,7 +48,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
           device: str | torch.device = "auto", score: Score | None = None, every: int | None = None,
           hold: float | Sequence[int] = 0.1, validation: Validation | None = None, watch: Iterable[Watch] = (),
           draw: Draw | None = None, stream: Stream | None = None, progress: bool | None = None, resume: bool = True,
-          command: str | None = None) -> Policy:
+          command: str | None = None, include_interrupted: bool = False) -> Policy:
     """Trains `method` on `data` into the folder `out`; returns the policy after the last update.
 
     steps: updates, in place of the method's. seed: of the first weights, the order of the data, noise and dropout.
@@ -63,6 +64,8 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         data (knn), nor with `draw`.
     progress: a bar on standard error; by default where that is a terminal.
     command: what to write into the model card as the way to do this again.
+    include_interrupted: also train on episodes whose recording was interrupted (fact "interrupted"). Without it they
+        are left out, with a warning that says which. Of a stream, those among `data` are known and left out.
 
     The same call goes on where a stopped run was, and its result is then bit-equal to that of a run never stopped,
     on the same class of machine, threads and processes. Raises UserError if the run in `out` is of another method,
@@ -96,11 +99,15 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
                 data = data.map(relabel)
             return data
         data = relabelled(data)
-        held = held_out(len(data), hold)
-        training, test = data.pick(sorted(set(range(len(data))) - set(held))), data.pick(held)
+        left_out = [] if include_interrupted else interrupted_episodes(data)
+        held = _held_out(data, hold, left_out)
+        if left_out and processes.first:
+            _warn_of_left_out(left_out, len(data))
+        gone = {*held, *left_out}
+        training, test = data.pick(i for i in range(len(data)) if i not in gone), data.pick(held)
         check_method(method, data)
         documents = {"method.json": config.dump(method), "provenance.json": provenance(
-            source, fingerprint, data, held, seed, where, processes, command, draw)}
+            source, fingerprint, data, held, left_out, seed, where, processes, command, draw)}
         if stream is not None:
             documents["provenance.json"]["data"] |= {"episodes": len(stream), "steps": stream.steps}
 
@@ -128,7 +135,7 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
         judge = _Judge(run, test, validation or Validation(), scale_of(training, method.policy.target), score)
         over = partial(policy.windows, extra=method.learn.extra, following=method.learn.following)
         windows = (resident(over(training, draw=draw), where) if stream is None else
-                   stream.without(held).windows(lambda part: over(relabelled(part))))
+                   stream.without(gone).windows(lambda part: over(relabelled(part))))
         share = processes.share(method.learn.batch)
         batch = devices.ahead(lambda n: windows.batch(method.learn.batch, n, seed, share), where, steps)
         with Progress(steps, loop.step, bar=progress if processes.first else False) as bar:
@@ -268,6 +275,32 @@ def held_out(episodes: int, hold: float | Sequence[int]) -> list[int]:
     return sorted(order[:count])
 
 
+def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -> list[int]:
+    """As `held_out`; a share is one of the episodes that are not left out."""
+    kept = sorted(set(range(len(data))) - set(left_out))
+    if left_out and not kept:
+        raise UserError("every episode was interrupted while it was recorded, so none is left to train on",
+                        where=data.facts.get("path", "data set"),
+                        do="record more, or train on them all the same: --include-interrupted "
+                           "(include_interrupted=True in Python)")
+    if isinstance(hold, (int, float)):
+        return [kept[i] for i in held_out(len(kept), hold)]
+    held = held_out(len(data), hold)
+    if not set(kept) - set(held):
+        raise UserError(f"no episode is left to train on: {len(held)} are held out and {len(left_out)} were "
+                        "interrupted", where="hold", do="hold out fewer, or include those that were interrupted")
+    return held
+
+
+def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
+    some = ", ".join(map(str, left_out[:8])) + ", ..." * (len(left_out) > 8)
+    what = ("was interrupted while it was recorded and is" if len(left_out) == 1 else
+            "were interrupted while they were recorded and are")
+    warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {some}. Pass "
+                  "--include-interrupted (include_interrupted=True in Python) to train on "
+                  f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=3)
+
+
 def check_method(method: Method, data: Dataset) -> None:
     """Raises UserError for a window without rows, for text where numbers are learned, and for data without any
     observation."""
@@ -301,15 +334,15 @@ def _runs(method: Method, policy: Policy) -> None:
         method.run.start(policy, torch.zeros(1, dtype=torch.int64, device=policy.device))
 
 
-def provenance(source, fingerprint: str, data: Dataset, held: list[int], seed: int, where: torch.device,
-               processes: Processes, command: str | None, draw: Draw | None) -> dict[str, Any]:
+def provenance(source, fingerprint: str, data: Dataset, held: list[int], left_out: list[int], seed: int,
+               where: torch.device, processes: Processes, command: str | None, draw: Draw | None) -> dict[str, Any]:
     """Where a policy comes from. Names no folder of this machine, but for what `command` says."""
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
                  "format": source.get("format"), "fps": source.get("fps"), "simulators": simulators(data)},
-        "held_out": held, "seed": seed, "draw": config.dump(draw), "command": command,
+        "held_out": held, "left_out": left_out, "seed": seed, "draw": config.dump(draw), "command": command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
@@ -335,7 +368,7 @@ def _same(run: Run, step: int, documents: dict[str, Any]) -> None:
     def identity(found):
         p = found["provenance.json"]
         return {"seed": p["seed"], "data": p["data"]["fingerprint"], "draw": p["draw"],
-                "held-out episodes": p["held_out"], "method": found["method.json"]}
+                "held-out episodes": p["held_out"], "left-out episodes": p["left_out"], "method": found["method.json"]}
     if odd := list(_differences(identity(was), identity(documents))):
         commands = [found["provenance.json"].get("command") for found in (was, documents)]
         mine, now = map(_recipe, commands)

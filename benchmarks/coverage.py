@@ -33,6 +33,7 @@ SEEDS, EPISODES, SPREADS, RATES = (3, 5, 10, 20), (20, 100, 1000), (0.0, 0.3, 1.
 PAIRS = ((0.5, 0.5), (0.8, 0.8), (0.95, 0.95), (0.99, 0.99), (0.8, 0.7), (0.9, 0.6), (0.95, 0.85), (0.99, 0.95))
 COLLAPSED = 0.05  # success rate of a collapsed seed
 TAIL = 0.025
+ADOPTED = "margins of seeds and starts"  # of a difference
 CHUNK = 2_000_000  # outcomes held at a time
 BOOTSTRAPS = 400
 
@@ -54,7 +55,7 @@ class Cell:
 
     @property
     def draws(self) -> int:
-        return 2000 if self.episodes <= 100 else 500
+        return 2000 if self.episodes <= 100 else 1000
 
     @property
     def truth(self) -> float:
@@ -136,10 +137,12 @@ def single(x: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Candidates for one rate."""
     _, seeds, episodes = x.shape
     mean, t = x.mean((1, 2), dtype=float), scipy_stats.t.isf(TAIL, seeds - 1)
-    by_seed, by_start, _ = stats.mean_squares(x.astype(float))
-    crossed, df = stats.crossed_variance(x.astype(float))
+    by_seed, by_start, residual = stats.mean_squares(x.astype(float))
+    crossed, df = satterthwaite(by_seed, by_start, residual, seeds, episodes)
     shrink = (scipy_stats.norm.isf(TAIL) / t) ** 2
+    margin = stats.crossed_margin(x.astype(float), TAIL)
     return {"two-level": _binomial(mean, _effective(mean * (1 - mean), (by_seed + by_start) / x[0].size, x) * shrink),
+            "margins of seeds and starts": (mean - margin, mean + margin),
             "two-level, ANOVA": _binomial(mean, _effective(mean * (1 - mean), crossed, x)
                                           * (scipy_stats.norm.isf(TAIL) / scipy_stats.t.isf(TAIL, df)) ** 2),
             "ANOVA t": _around(mean, crossed, df), "t over seeds": _around(mean, by_seed / x[0].size, seeds - 1),
@@ -151,19 +154,31 @@ def difference(d: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     draws, seeds, episodes = d.shape
     mean, t = d.mean((1, 2), dtype=float), scipy_stats.t.isf(TAIL, seeds - 1)
     by_seed, by_start, residual = stats.mean_squares(d.astype(float))
-    crossed, df = stats.crossed_variance(d.astype(float))
+    crossed, df = satterthwaite(by_seed, by_start, residual, seeds, episodes)
     b, c = (d > 0).mean((1, 2)), (d < 0).mean((1, 2))
     alone = b + c - (b - c) ** 2
     shrink = (scipy_stats.norm.isf(TAIL) / t) ** 2
-    low, high = _around(mean, crossed, df)
+    margin = stats.crossed_margin(d.astype(float), TAIL)
+    low, high = mean - margin, mean + margin
     tied = np.ptp(d.reshape(draws, -1), 1) == 0
     ends = _tango(b[tied], c[tied], np.full(tied.sum(), episodes * shrink))
     low[tied], high[tied] = ends
-    return {"ANOVA t": (np.maximum(low, -1), np.minimum(high, 1)),
+    return {"margins of seeds and starts": (np.maximum(low, -1), np.minimum(high, 1)),
+            "ANOVA t": _around(mean, crossed, df),
             "Tango, two-level": _tango(b, c, _effective(alone, (by_seed + by_start) / d[0].size, d) * shrink),
             "Tango, ANOVA": _tango(b, c, _effective(alone, crossed, d)
                                    * (scipy_stats.norm.isf(TAIL) / scipy_stats.t.isf(TAIL, df)) ** 2),
             "t over seeds": _around(mean, by_seed / d[0].size, seeds - 1), "bootstrap of seeds": _bootstrap(d.mean(2))}
+
+
+def satterthwaite(by_seed, by_start, residual, seeds: int, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unbiased variance of the mean of a crossed design, at least that of the residual alone, and Satterthwaite's
+    degrees of freedom, at least seeds - 1."""
+    total = np.maximum(by_seed + by_start - residual, residual)
+    spread = (by_seed**2 / (seeds - 1) + by_start**2 / (episodes - 1)
+              + residual**2 / ((seeds - 1) * (episodes - 1)))
+    df = np.divide(total**2, spread, out=np.zeros_like(total), where=spread > 0)
+    return total / (seeds * episodes), np.maximum(df, seeds - 1)
 
 
 def _effective(alone: np.ndarray, variance: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -225,7 +240,7 @@ def check() -> None:
     assert np.allclose((found.low, found.high), _binomial(mean, n))
     for cell in (Cell(5, 20, 1.0, 0.9, 0.6), Cell(3, 20, 0.3, 0.99, 0.99)):
         d = next(tables(cell, 20))
-        for row, low, high in zip(d, *difference(d)["ANOVA t"], strict=True):
+        for row, low, high in zip(d, *difference(d)[ADOPTED], strict=True):
             found, _ = stats.two_level_difference(row > 0, row < 0)
             assert np.allclose((found.low, found.high), (low, high), atol=1e-6)
         n = np.full(20, 30.0)
@@ -249,12 +264,13 @@ def parts() -> dict[str, list[Cell] | list[Scores]]:
     out["correlated seeds"] = [Cell(n, 100, s, p, q, 0.0, 1.0, 0.8) for n, s, (p, q) in product(
         SEEDS, (1.0, 3.0), ((0.8, 0.8), (0.8, 0.7), (0.9, 0.6)))]
     out["scores"] = [Scores(n, m, s) for n, m, s in product(SEEDS, (0.0, 2.0, 4.0), (0.5, 1.0, 2.0))]
-    # Stated in the design of the statistics, without a spread of starts.
-    out["stated"] = [*(Cell(5, e, s, p, None, 0.1, 0.0) for e, s, p in product((100, 1000), (0.0, 0.3), (0.95, 0.99))),
-                     *(Cell(10, e, 3.0, 0.95, None, 0.0, 0.0) for e in EPISODES),
-                     *(Cell(5, 100, s, 0.9, 0.6, 0.0, 0.0) for s in (0.0, 0.3, 0.5, 0.7, 0.8, 1.0)),
-                     *(Cell(3, 100, s, 0.8, 0.7, 0.0, 0.0) for s in (0.0, 0.1, 0.15, 0.2, 0.3)),
-                     *(Cell(5, 100, 0.0, p, p, 0.0, 0.0) for p in (0.5, 0.8, 0.95))]
+    # Designs to look at closely, without a spread of starts.
+    out["stated rates"] = [*(Cell(5, e, s, p, None, 0.1, 0.0)
+                             for e, s, p in product((100, 1000), (0.0, 0.3), (0.95, 0.99))),
+                           *(Cell(10, e, 3.0, 0.95, None, 0.0, 0.0) for e in (20, 50, 100, 1000))]
+    out["stated differences"] = [*(Cell(5, 100, s, 0.9, 0.6, 0.0, 0.0) for s in (0.0, 0.3, 0.5, 0.7, 0.8, 1.0)),
+                                 *(Cell(3, 100, s, 0.8, 0.7, 0.0, 0.0) for s in (0.0, 0.1, 0.15, 0.2, 0.3)),
+                                 *(Cell(5, 100, 0.0, p, p, 0.0, 0.0) for p in (0.5, 0.8, 0.95))]
     return out
 
 
@@ -263,14 +279,14 @@ def run(scale: float, found: dict) -> dict:
         if name in found:
             continue
         began = time.perf_counter()
-        found[name] = {"columns": ["cell", "method", "coverage", "width", "excludes 0"], "rows": [
-            [list(astuple(c)), method, *(round(v, 4) for v in values)]
-            for c in cells for method, values in (
-                simulate_scores if isinstance(c, Scores) else simulate)(c, scale).items()]}
+        simulated = [(simulate_scores if isinstance(c, Scores) else simulate)(c, scale) for c in cells]
+        found[name] = {"methods": list(simulated[0]), "rows": [  # a row for each cell
+            [list(astuple(c)), *([round(v, 4) for v in values] for values in each.values())]
+            for c, each in zip(cells, simulated, strict=True)]}
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
         if scale == 1:
             FILE.write_text("{\n" + ",\n".join(
-                f'{json.dumps(n)}: {{"columns": {json.dumps(p["columns"])}, "rows": [\n'
+                f'{json.dumps(n)}: {{"methods": {json.dumps(p["methods"])}, "rows": [\n'
                 + ",\n".join(map(json.dumps, p["rows"])) + "]}" for n, p in found.items()) + "\n}\n")
     return found
 
@@ -281,8 +297,14 @@ Rows = list[tuple[Cell, str, float, float, float]]
 
 
 def rows_of(found: dict) -> Rows:
-    return [(Cell(*cell), *rest) for name, part in found.items() if name.startswith(("rate", "difference"))
-            for cell, *rest in part["rows"]]
+    return [(Cell(*cell), *rest) for name in found if name.startswith(("rate", "difference"))
+            for cell, *rest in flat(found[name])]
+
+
+def flat(part: dict) -> Iterator[tuple]:
+    """(cell, method, coverage, width, excludes 0) each."""
+    return ((cell, method, *values) for cell, *each in part["rows"]
+            for method, values in zip(part["methods"], each, strict=True))
 
 
 CONDITIONS = {"spread up to 1": lambda c: c.spread <= 1 and not c.collapse,
@@ -313,14 +335,14 @@ def differences(found: dict) -> list[str]:
     equal = {f"equal, {k}": lambda c, v=v: c.p == c.q and v(c) for k, v in list(CONDITIONS.items())[:1]}
     apart = {f"apart, {k}": lambda c, v=v: c.p != c.q and max(c.p, c.q) < 0.99 and v(c) for k, v in CONDITIONS.items()}
     ceiling = {"0.99 against 0.95": lambda c: (c.p, c.q) == (0.99, 0.95) and not c.collapse}
-    return by_condition(two, "ANOVA t", {**equal, **dict(list(apart.items())[:4]), **ceiling})
+    return by_condition(two, ADOPTED, {**equal, **dict(list(apart.items())[:4]), **ceiling})
 
 
 def scores(found: dict) -> list[str]:
     spreads = (0.5, 1.0, 2.0)
     lines = ["| training seeds | " + " | ".join(f"spread {s:g}" for s in spreads) + " |",
              "|--:|" + "--:|" * len(spreads)]
-    rows = [(Scores(*cell), method, values[0]) for cell, method, *values in found["scores"]["rows"]]
+    rows = [(Scores(*cell), method, values[0]) for cell, method, *values in flat(found["scores"])]
     for n in SEEDS:
         each = [" against ".join(_range([c for k, m, c in rows if (k.seeds, k.spread, m) == (n, s, method)])
                                  for method in ("two-level", "t over seeds")) for s in spreads]
@@ -335,8 +357,8 @@ def power(found: dict) -> list[str]:
              "|--:|--:|" + "--:|" * len(shown)]
     at = {(r[0], r[1]): r[4] for r in rows_of(found)}
     for n, s in product(SEEDS, (0.0, 0.3, 1.0)):
-        each = [f"{at[cell, 'ANOVA t']:.2f} ({at[cell, 'Tango, two-level']:.2f})"
-                for p, q in shown if (cell := Cell(n, 100, s, p, q)) and (cell, "ANOVA t") in at]
+        each = [f"{at[cell, ADOPTED]:.2f} ({at[cell, 'Tango, two-level']:.2f})"
+                for p, q in shown if (cell := Cell(n, 100, s, p, q)) and (cell, ADOPTED) in at]
         lines.append(f"| {n} | {s:g} | {' | '.join(each)} |")
     return lines
 
@@ -357,8 +379,7 @@ def candidates(found: dict) -> list[str]:
 
 
 TABLES = {"rates over seeds": rates, "differences over seeds": differences, "power over seeds": power,
-          "scores over seeds": scores,
-          "candidates": candidates}
+          "scores over seeds": scores, "candidates": candidates}
 
 
 def page(found: dict) -> None:
@@ -378,7 +399,7 @@ def main() -> None:
         found = run(0.1 if quick else 1.0, found)
     for title, table in TABLES.items():
         print(f"\n{title}", *table(found), sep="\n")
-    for cell, method, *values in found["stated"]["rows"]:
+    for cell, method, *values in (*flat(found["stated rates"]), *flat(found["stated differences"])):
         print(f"{Cell(*cell)} {method}: coverage {values[0]:.3f}, excludes 0 {values[2]:.3f}")
     if not quick:
         page(found)

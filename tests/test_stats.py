@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from understudy.evaluate.stats import (
     Interval,
     clopper_pearson,
-    crossed_variance,
+    crossed_margin,
     difference_p,
     mcnemar,
     mean,
@@ -234,10 +234,10 @@ def differ(rng, p, q, seeds, starts, shape=(SEEDS, EPISODES)):
     return one(p, (shared + own) / math.sqrt(2)), one(q, (shared + other) / math.sqrt(2))
 
 
-# At three seeds the interval is a little short of 95 %: docs/statistics.md has the table.
+# docs/statistics.md has the table.
 @pytest.mark.parametrize("p, q, seeds, starts, shape, least", [
-    (0.5, 0.5, 0, 0, (5, 100), 0.95), (0.5, 0.5, 1, 1, (5, 100), 0.95), (0.8, 0.6, 0.3, 0, (5, 100), 0.935),
-    (0.95, 0.95, 0.3, 3, (5, 100), 0.95), (0.99, 0.99, 0, 0, (5, 100), 0.95), (0.8, 0.7, 0.3, 1, (3, 100), 0.92),
+    (0.5, 0.5, 0, 0, (5, 100), 0.95), (0.5, 0.5, 1, 1, (5, 100), 0.95), (0.8, 0.6, 0.3, 0, (5, 100), 0.95),
+    (0.95, 0.95, 0.3, 3, (5, 100), 0.95), (0.99, 0.99, 0, 0, (5, 100), 0.95), (0.8, 0.7, 0.3, 1, (3, 100), 0.95),
     (0.8, 0.7, 1, 1, (10, 20), 0.94), (0.8, 0.8, 0, 3, (10, 20), 0.94), (0.9, 0.6, 1, 1, (5, 20), 0.93)])
 def test_the_interval_of_a_difference_of_methods_covers_and_agrees_with_its_test(p, q, seeds, starts, shape, least):
     rng = np.random.default_rng(2)
@@ -251,22 +251,20 @@ def test_the_interval_of_a_difference_of_methods_covers_and_agrees_with_its_test
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds, least, false", [(3, 0.91, 0.075), (5, 0.925, 0.065), (10, 0.93, 0.06),
-                                                (20, 0.935, 0.06)])
-def test_the_interval_of_a_difference_covers_over_a_grid(seeds, least, false):
-    """Spreads up to 1 on the probit scale, away from the ceiling: the lowest coverage and the highest false-positive
-    rate of any cell."""
-    rng, draws, bound = np.random.default_rng(3), 4000, 3 * math.sqrt(0.05 * 0.95 / 4000)
+@pytest.mark.parametrize("seeds", [3, 5, 10, 20])
+def test_the_interval_of_a_difference_covers_over_a_grid(seeds):
+    """Spreads up to 1 on the probit scale, away from the ceiling: at least 93 % in each cell, and at most 6 % false
+    positives."""
+    rng, draws = np.random.default_rng(3), 4000
+    slack = 3 * math.sqrt(0.05 * 0.95 / draws)
     for episodes in (20, 100):
         for spread in (0.0, 0.3, 1.0):
             for p, q in ((0.5, 0.5), (0.8, 0.8), (0.8, 0.7), (0.9, 0.6)):
                 d = np.stack([np.subtract(*differ(rng, p, q, spread, 1, (seeds, episodes))) for _ in range(draws)])
-                variance, df = crossed_variance(d)
-                half = scipy_stats.t.isf(0.025, df) * np.sqrt(variance)
-                gap = d.mean((1, 2))
-                assert (np.abs(gap - (p - q)) <= half).mean() >= least - bound, (episodes, spread, p, q)
+                half, gap = crossed_margin(d, 0.025), d.mean((1, 2))
+                assert (np.abs(gap - (p - q)) <= half).mean() >= 0.93 - slack, (episodes, spread, p, q)
                 if p == q:
-                    assert (np.abs(gap) > half).mean() <= false + bound, (episodes, spread, p)
+                    assert (np.abs(gap) > half).mean() <= 0.06 + slack, (episodes, spread, p)
 
 
 def test_the_difference_is_told_where_the_residual_counted_twice_hid_it():
@@ -291,20 +289,21 @@ def test_mean_squares_are_those_of_the_analysis_of_variance():
     by_seed, by_start, residual = mean_squares(x)
     assert by_seed * 3 == pytest.approx(left(start) - both) and by_start * 5 == pytest.approx(left(seed) - both)
     assert residual * 15 == pytest.approx(both)
-    variance, df = crossed_variance(x)
-    assert variance == pytest.approx((by_seed + by_start - residual) / 24)
-    assert df == pytest.approx((by_seed + by_start - residual) ** 2
-                               / (by_seed**2 / 3 + by_start**2 / 5 + residual**2 / 15))
-    assert [a.shape for a in crossed_variance(np.stack([x, 2 * x]))] == [(2,), (2,)]
-    assert crossed_variance(np.stack([x, 2 * x]))[0][1] == pytest.approx(4 * variance)
+    seeds, starts = scipy_stats.t.isf(0.1, 3) ** 2 * by_seed, scipy_stats.t.isf(0.1, 5) ** 2 * (by_start - residual)
+    assert crossed_margin(x, 0.1) == pytest.approx(math.sqrt((seeds + starts) / 24)) and by_start > residual
+    assert crossed_margin(np.stack([x, 2 * x]), 0.1) == pytest.approx(crossed_margin(x, 0.1) * np.array([1, 2]))
 
 
-def test_the_variance_of_a_crossed_design_is_unbiased():
-    """Seeds of variance 0.5, starts of 2, residuals of 1: 0.5 / 4 + 2 / 10 + 1 / 40."""
-    rng = np.random.default_rng(0)
-    x = (math.sqrt(0.5) * rng.normal(size=(20_000, 4, 1)) + math.sqrt(2) * rng.normal(size=(20_000, 1, 10))
-         + rng.normal(size=(20_000, 4, 10)))
-    assert crossed_variance(x)[0].mean() == pytest.approx(0.35, rel=0.02) == x.mean((1, 2)).var()
+def test_the_margins_of_a_crossed_design_cover():
+    """Normal effects with standard deviations 0 to 1 of seeds and of starts: 95 % within the simulation's error, and
+    one variance alone counted twice where there are no effects."""
+    rng, draws = np.random.default_rng(0), 10_000
+    for seeds, starts in ((0, 0), (0, 1), (1, 0), (0.3, 0.3), (1, 1)):
+        for shape in ((3, 30), (6, 10)):
+            x = (seeds * rng.normal(size=(draws, shape[0], 1)) + starts * rng.normal(size=(draws, 1, shape[1]))
+                 + rng.normal(size=(draws, *shape)))
+            held = (np.abs(x.mean((1, 2))) <= crossed_margin(x, 0.025)).mean()
+            assert 0.944 < held < (0.985 if seeds * starts != 1 else 0.97), (seeds, starts, shape)
 
 
 def test_one_value_for_each_seed_gives_the_paired_t_test():
@@ -318,6 +317,14 @@ def test_one_value_for_each_seed_gives_the_paired_t_test():
     assert two_level_difference(x, x, kind="real") == (Interval(0.0, 0.0, 0.0), 1.0)
     same, p = two_level_difference(x + 1, x, kind="real")
     assert same.low == pytest.approx(1) == same.high and p < 1e-9
+    i, p = two_level_difference(x[:2] + 1e9, x[:2], kind="real")  # p far below what a search by halves would reach
+    assert 0 < p < 1e-8
+    for gap in (0.1, 0.7, -0.4):  # p and interval agree at every level
+        d = rng.normal(gap, 1, size=(4, 9))
+        p = two_level_difference(d, 0 * d, kind="real")[1]
+        i = two_level_difference(d, 0 * d, 1 - p, kind="real")[0]
+        assert min(abs(i.low), abs(i.high)) == pytest.approx(0, abs=1e-9) and difference_p(d, 0.0, "real") in (
+            pytest.approx(p / 2), pytest.approx(1 - p / 2))
 
 
 def test_limits_of_a_difference_stay_within_one():

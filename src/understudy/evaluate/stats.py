@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 LEVEL = 0.95
 
@@ -186,8 +186,10 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
                          level: float = LEVEL, *, kind: Kind = "rate") -> tuple[Interval, float]:
     """Interval for the difference of two methods' means, first minus second, and its two-sided p-value.
 
-    Student's t interval of the crossed random-effects analysis of variance: seeds and starts are both random, and the
-    degrees of freedom are Satterthwaite's. p < 1 - level exactly when the interval excludes 0.
+    Seeds and starts are both random and crossed: every seed meets every start. The mean difference has an error from
+    the seeds, whose spread is estimated with seeds - 1 degrees of freedom, and an error from the starts. The margin of
+    each is Student's t times its standard error, and the two margins are added in squares (MOVER, Zou and Donner 2008).
+    p < 1 - level exactly when the interval excludes 0.
 
     If all differences of a rate are equal, no spread is visible. Tango's interval with one pair per start then stands
     in for the interval of width zero.
@@ -203,7 +205,8 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
         ValueError: As `two_level`, or if the two shapes differ.
 
     References:
-        Satterthwaite (1946), Biometrics Bulletin 2:110. Searle, Casella and McCulloch (1992), Variance Components.
+        Zou and Donner (2008), Statistics in Medicine 27:1693. Searle, Casella and McCulloch (1992), Variance
+        Components.
     """
     x, y = _table(first, kind), _table(second, kind)
     _same(x, y)
@@ -214,8 +217,7 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
         b, c, n = _ties(d)
         n *= _shrink(len(d), level)
         return tango(b * n, c * n, n, level), p
-    variance, df = crossed_variance(d)
-    mean, half = float(d.mean()), float(stats.t.isf((1 - level) / 2, df)) * math.sqrt(variance)
+    mean, half = float(d.mean()), float(crossed_margin(d, (1 - level) / 2))
     most = math.inf if kind == "real" else 1.0
     return Interval(mean, max(mean - half, -most), min(mean + half, most), level), p
 
@@ -233,33 +235,49 @@ def difference_p(d: np.ndarray, supposed: float, kind: Kind = "rate") -> float:
     if kind == "rate" and d.min() == d.max():
         b, c, n = _ties(d)
         return float(stats.t.sf(tango_z(b * n, c * n, n, supposed), len(d) - 1))
-    variance, df = crossed_variance(d)
-    gap = float(d.mean()) - supposed
-    if variance > 0:
-        return float(stats.t.sf(gap / math.sqrt(variance), df))
-    return 0.5 if gap == 0 else float(gap < 0)
+    gap, (seeds, starts) = float(d.mean()) - supposed, crossed_errors(d)
+    if gap == 0 or math.isnan(gap):
+        return 0.5 if gap == 0 else math.nan
+    if not seeds + starts > 0:
+        return float(gap < 0)
+
+    def excess(log: float) -> float:
+        return float(_margin(d.shape, seeds, starts, math.exp(log))) - abs(gap)
+    least = -600.0  # exp(-600) is 1e-261
+    tail = math.exp(optimize.brentq(excess, least, math.log(0.5))) if excess(least) > 0 else 0.0
+    return tail if gap > 0 else 1 - tail
 
 
-def crossed_variance(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variance of the grand mean of a crossed design, and its degrees of freedom.
+def crossed_margin(d: np.ndarray, tail: float) -> np.ndarray:
+    """Half the width of the interval of a mean over crossed seeds and starts.
 
-    With mean squares of seeds, starts and residual, the variance is (seeds + starts - residual) / (seeds * episodes),
-    and at least residual / (seeds * episodes). Satterthwaite's degrees of freedom are at least seeds - 1. With one
-    value per seed it is the variance of the seeds' mean.
+    Each standard error of `crossed_errors` is multiplied by Student's t. The two margins are added in squares. With one
+    value per seed this is Student's t interval.
 
     Args:
         d: Values of any number of tables, (..., seeds, episodes).
+        tail: Probability left out on each side.
 
     Returns:
-        Variance and degrees of freedom, (...) each.
+        The margin, (...).
     """
-    seeds, starts = d.shape[-2:]
+    return _margin(d.shape, *crossed_errors(d), tail)
+
+
+def crossed_errors(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors of the grand mean that seeds and starts cause, (...) each, from values (..., seeds, episodes).
+
+    The error of the seeds is that of the seeds' means, which contains the residual. The error of the starts is of what
+    their mean square has beyond the residual, so that the residual is not counted twice.
+    """
     by_seed, by_start, residual = mean_squares(d)
-    total = np.maximum(by_seed + by_start - residual, residual)
-    rest = max(starts - 1, 1)  # with one start, its mean squares are 0
-    spread = by_seed**2 / (seeds - 1) + by_start**2 / rest + residual**2 / ((seeds - 1) * rest)
-    df = np.divide(total**2, spread, out=np.zeros_like(total), where=spread > 0)
-    return total / (seeds * starts), np.maximum(df, seeds - 1)
+    count = d.shape[-2] * d.shape[-1]
+    return np.sqrt(by_seed / count), np.sqrt(np.maximum(by_start - residual, 0) / count)
+
+
+def _margin(shape: tuple[int, ...], of_seeds: np.ndarray, of_starts: np.ndarray, tail: float) -> np.ndarray:
+    seeds, starts = (-special.stdtrit(max(n - 1, 1), tail) for n in shape[-2:])  # Student's t
+    return np.hypot(seeds * of_seeds, starts * of_starts)
 
 
 def mean_squares(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -146,8 +146,8 @@ def two_level(values: Sequence[Sequence[float]] | np.ndarray, level: float = LEV
     gets Student's t with seeds - 1 degrees of freedom and the same variance. Both have width zero if all values are
     equal.
 
-    No interval contains what did not happen in the sample: see `seeds_not_excluded`. The tables in docs/statistics.md
-    say how often these intervals contain the truth.
+    No interval contains what did not happen in the sample: see `seeds_not_excluded`. docs/statistics.md has tables of
+    the coverage.
 
     Args:
         values: One row per training seed, one column per start, (seeds, episodes). The starts are the same for all
@@ -314,7 +314,7 @@ def _ties(d: np.ndarray) -> tuple[float, float, float]:
 
 
 def _variance(x: np.ndarray) -> float:
-    """Of the grand mean of (seeds, starts), both drawn anew: Var(seeds' means) / S + Var(starts' means) / E."""
+    """Variance of the grand mean over new seeds and starts: Var(seeds' means) / S + Var(starts' means) / E."""
     by_seed, by_start, _ = mean_squares(x)
     return float(by_seed + by_start) / x.size
 
@@ -341,7 +341,8 @@ def _table(values, kind: Kind = "real") -> np.ndarray:
 
 def _same(x, y) -> None:
     if x.shape != y.shape:
-        raise ValueError(f"expected as many seeds and episodes of both, found {x.shape} and {y.shape}")
+        raise ValueError(f"Both methods need as many seeds and episodes, but the first has {x.shape}, the second "
+                         f"{y.shape}.")
 
 
 def _counts(k: float, n: float) -> None:

@@ -1,9 +1,9 @@
 """Coverage of the intervals over training seeds, by simulation: python benchmarks/coverage.py
 
 Seeds differ by a normal spread on the probit scale, starts differ in difficulty, and a seed may collapse to a success
-rate of 5 %. Each cell simulates many experiments and records, for the adopted interval and for other candidates, the
-fraction of intervals that contain the truth (coverage), its mean width and, for differences, how often it excludes 0. That is
-the false-positive rate where the methods are equal and the power where they are not.
+rate of 5 %. Each cell simulates many experiments. It records, for the adopted interval and for other candidates, the
+fraction of intervals that contain the truth (coverage), their mean width and, for differences, the fraction that
+excludes 0. That fraction is the false-positive rate where the methods are equal and the power where they are not.
 
 Results go to results/two_level_coverage.json after every part, and a stopped run continues there. The tables go into
 docs/statistics.md. `--page` only writes the tables. `--quick` runs a tenth of the draws, prints the tables and writes

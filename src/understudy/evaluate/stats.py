@@ -211,8 +211,7 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
     x, y = _table(first, kind), _table(second, kind)
     _same(x, y)
     d = x - y
-    one_sided = difference_p(d, 0.0, kind)
-    p = 2 * min(one_sided, 1 - one_sided)
+    p = 2 * difference_p(d if d.mean() >= 0 else -d, 0.0, kind)
     if kind == "rate" and d.min() == d.max():
         b, c, n = _ties(d)
         n *= _shrink(len(d), level)

@@ -116,6 +116,7 @@ def test_methods_are_compared_over_seeds_and_starts():
     found, p = two_level_difference(first, second)
     assert c.seeds == 5 and c.pairs[0].found.low == found.low and c.pairs[0].found.p == p
     assert c.pairs[0].better == "first" and "methods" in c.words()[2]
+    assert c.words()[2].endswith("Even 5 of 5 good seeds do not exclude that 45% of seeds are bad.")
     spread = [bernoulli(p, 50, s) for s, p in enumerate((0.9, 0.1, 0.5, 0.9, 0.95))]
     c = compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in spread]})
     assert c.pairs[0].better is None and c.pairs[0].needed > 5 and "training seeds of each" in c.more()[0]

@@ -385,7 +385,7 @@ def test_what_few_seeds_do_not_exclude():
         assert (1 - seeds_not_excluded(n)) ** n == pytest.approx(0.05)
         found = scipy_stats.binomtest(0, n, alternative="less").proportion_ci(0.95, "exact").high
         assert seeds_not_excluded(n) == pytest.approx(found)
-    assert seeds_caveat(5) == "5 of 5 good seeds do not exclude that 45% of seeds are bad."
+    assert seeds_caveat(5) == "Even 5 of 5 good seeds do not exclude that 45% of seeds are bad."
     with pytest.raises(ValueError, match="at least 1"):
         seeds_not_excluded(0)
 

@@ -304,7 +304,8 @@ def seeds_not_excluded(seeds: int, level: float = LEVEL) -> float:
 
 def seeds_caveat(seeds: int, level: float = LEVEL) -> str:
     """One sentence on what few training seeds cannot exclude, to print wherever they are summarized."""
-    return f"Even {seeds} of {seeds} good seeds do not exclude that {seeds_not_excluded(seeds, level):.0%} of seeds are bad."
+    bad = seeds_not_excluded(seeds, level)
+    return f"Even {seeds} of {seeds} good seeds do not exclude that {bad:.0%} of seeds are bad."
 
 
 def _ties(d: np.ndarray) -> tuple[float, float, float]:

@@ -179,30 +179,8 @@ def latent(rng, p, seeds, starts, shape=(5, 100), shared=None):
     return (z + scipy_stats.norm.ppf(p) * math.sqrt(1 + seeds**2 + starts**2) > 0).astype(float)
 
 
-SPREADS = [(0.5, 0, 0), (0.5, 1, 0), (0.5, 1, 1), (0.8, 0.3, 1), (0.8, 0, 3), (0.95, 0.3, 0), (0.95, 1, 1),
-           (0.99, 0.3, 0)]
-
-
 def held(i, truth) -> bool:
     return bool(i.low <= truth <= i.high)
-
-
-def methods(rng, draws=1000):
-    """5 training seeds by 100 starts; rates 50 to 99 %, spreads over both from none to thrice the noise."""
-    for p, seeds, starts in SPREADS:
-        yield [held(stats.two_level(latent(rng, p, seeds, starts)), p) for _ in range(draws)]
-
-
-def differences(rng, draws=1000):
-    """Two such methods on the same starts, equal or 10 points apart."""
-    for p, seeds, starts in SPREADS:
-        for q in (p, p - 0.1):
-            hits = []
-            for _ in range(draws):
-                shared = rng.normal(size=(1, 100))
-                x, y = (latent(rng, v, seeds, starts, shared=shared) for v in (p, q))
-                hits.append(held(stats.two_level_difference(x, y)[0], p - q))
-            yield hits
 
 
 def exchanged(rng, draws=500):
@@ -309,8 +287,6 @@ INTERVALS = {
     "Newcombe, paired": (ABOUT, paired, stats.newcombe),
     "Miettinen–Nurminen, unpaired": (ABOUT, independent, unpaired.miettinen_nurminen),
     "Newcombe, unpaired": (ABOUT, independent, unpaired.newcombe),
-    "method: two-level": (ALWAYS, methods),
-    "methods' difference: two-level": (ALWAYS, differences),
     "mean: BCa, widened": (ABOUT, values(stats.mean, draws=400)),
     "mean: BCa": (ABOUT, values(bootstrap)),
     "mean: percentile": (ABOUT, values(lambda x: bootstrap(x, method="percentile"))),

@@ -22,12 +22,14 @@ from understudy.claims.base import (
     Recorded,
     Sabotage,
     Source,
+    summary,
 )
 from understudy.claims.measures import log_jerk
 from understudy.claims.run import run
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
+from understudy.files import read_json
 from understudy.heads.regression import Regression
 from understudy.learn.method import Method
 from understudy.policy import Recipe
@@ -58,7 +60,26 @@ FIGURES = {"good": {"success": flags(0.9), "time": (np.full((5, 1), 3.0) + np.ar
     (Every((Above("success", "good", "bad"), Above("success", "good", "twin"))), "undecided"),
 ])
 def test_a_rule_decides_from_its_interval(rule, verdict):
-    assert rule.judge(FIGURES).verdict == verdict
+    assert rule.judge(FIGURES, {"time": "real"}).verdict == verdict
+
+
+def test_a_measure_declares_its_kind():
+    """An AUROC of exactly 1 in every seed is no sequence of Bernoulli trials."""
+    perfect = {"a": {"auroc": [[1.0]] * 6}}
+    assert summary(perfect, {"auroc": "bounded"})["a"]["auroc"]["low"] == 1
+    assert summary(perfect, {"auroc": "rate"})["a"]["auroc"]["low"] < 0.01
+    assert Exceeds("auroc", "a", 0.8).judge(perfect, {"auroc": "bounded"}).verdict == "holds"
+    with pytest.raises(UserError, match="'auroc' has no kind.*\n.*declare it"):
+        Exceeds("auroc", "a", 0.8).judge(perfect)
+
+
+def test_every_recorded_figure_is_of_the_kind_that_its_claim_declares():
+    for name, claim in records.all_claims().items():
+        if records.record_path(name).exists():
+            parts = read_json(records.record_path(name))["parts"]
+            for part in claim.parts:
+                found = summary(parts[part.name]["figures"], dict(part.experiment.kinds))
+                assert found.keys() == parts[part.name]["summary"].keys()
 
 
 def test_a_rule_names_the_arms_it_looks_at():

@@ -13,7 +13,7 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.comparison import compare_all
-from understudy.evaluate.judge import compare, judged, settled
+from understudy.evaluate.judge import compare, finding, judged, settled
 from understudy.evaluate.planning import plan_rate
 from understudy.evaluate.sequential import Difference, Rate
 from understudy.evaluate.stats import mcnemar, tango, two_level_difference
@@ -116,6 +116,10 @@ def test_methods_are_compared_over_seeds_and_starts():
     found, p = two_level_difference(first, second)
     assert c.seeds == 5 and c.pairs[0].found.low == found.low and c.pairs[0].found.p == p
     assert c.pairs[0].better == "first" and "methods" in c.words()[2]
+    caveat = "Even 5 of 5 good seeds do not exclude that 45% of seeds are bad."
+    one, two = ([evaluation(w) for w in x] for x in (first, second))
+    assert c.words()[2].endswith(caveat) and finding(one)[2].endswith(caveat) and finding(one, two)[2].endswith(caveat)
+    assert "good seeds" not in finding(one[0])[2] + finding(one[0], two[0])[2]
     spread = [bernoulli(p, 50, s) for s, p in enumerate((0.9, 0.1, 0.5, 0.9, 0.95))]
     c = compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in spread]})
     assert c.pairs[0].better is None and c.pairs[0].needed > 5 and "training seeds of each" in c.more()[0]

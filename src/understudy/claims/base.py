@@ -16,10 +16,12 @@ from ..data.episode import Dataset, Episode
 from ..envs import make
 from ..evaluate.judge import recording
 from ..evaluate.rollout import rollout
-from ..evaluate.stats import Interval, two_level, two_level_difference, two_level_mean
+from ..evaluate.stats import Interval, Kind, two_level, two_level_difference
 from ..learn.method import Method
 
 Verdict = Literal["holds", "fails", "undecided"]
+Kinds = Mapping[str, Kind]  # measure -> what its values are
+KINDS: Kinds = {"success": "rate", "return": "real", "log_jerk": "real"}  # of `measures.closed_loop`
 Figures = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]  # arm -> measure -> training seed -> values
 
 
@@ -106,6 +108,7 @@ class Experiment:
     options: tuple[tuple[str, float], ...] = ()  # of the environment
     episodes: int = 100
     tuning_episodes: int = 50
+    kinds: tuple[tuple[str, Kind], ...] = ()  # of the measures that KINDS does not have, or that are others here
 
     def __post_init__(self):
         if min(*self.seeds, *self.tuning) < 100 or set(self.seeds) & set(self.tuning):
@@ -131,7 +134,8 @@ class Rule(ABC):
     arms: tuple[str, ...]
 
     @abstractmethod
-    def judge(self, figures: Figures) -> Finding: ...
+    def judge(self, figures: Figures, kinds: Kinds = KINDS) -> Finding:
+        """Judges the figures of an experiment; `kinds` of the measures that KINDS does not have."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,9 @@ class Above(Rule):
     def arms(self):
         return self.better, self.worse
 
-    def judge(self, figures):
-        d = difference(figures[self.better][self.measure], figures[self.worse][self.measure])
+    def judge(self, figures, kinds=KINDS):
+        d = difference(figures[self.better][self.measure], figures[self.worse][self.measure],
+                       kind_of(self.measure, kinds))
         verdict = "holds" if d.low > self.by else "fails" if d.high < self.by else "undecided"
         return Finding(verdict, f"{self.measure}: {self.better} - {self.worse} = {d.estimate:.3f} "
                                 f"[{d.low:.3f}, {d.high:.3f}], wanted above {self.by:g}", d.low, d.high)
@@ -168,8 +173,8 @@ class Near(Rule):
     def arms(self):
         return self.a, self.b
 
-    def judge(self, figures):
-        d = difference(figures[self.a][self.measure], figures[self.b][self.measure])
+    def judge(self, figures, kinds=KINDS):
+        d = difference(figures[self.a][self.measure], figures[self.b][self.measure], kind_of(self.measure, kinds))
         inside = -self.within < d.low and d.high < self.within
         outside = d.low > self.within or d.high < -self.within
         verdict = "holds" if inside else "fails" if outside else "undecided"
@@ -189,8 +194,8 @@ class Exceeds(Rule):
     def arms(self):
         return (self.arm,)
 
-    def judge(self, figures):
-        d = _interval(figures[self.arm][self.measure])
+    def judge(self, figures, kinds=KINDS):
+        d = two_level(figures[self.arm][self.measure], kind=kind_of(self.measure, kinds))
         verdict = "holds" if d.low > self.bound else "fails" if d.high < self.bound else "undecided"
         return Finding(verdict, f"{self.measure}: {self.arm} = {d.estimate:.3f} [{d.low:.3f}, {d.high:.3f}], wanted "
                                 f"above {self.bound:g}", d.low, d.high)
@@ -208,8 +213,8 @@ class Below(Rule):
     def arms(self):
         return (self.arm,)
 
-    def judge(self, figures):
-        d = _interval(figures[self.arm][self.measure])
+    def judge(self, figures, kinds=KINDS):
+        d = two_level(figures[self.arm][self.measure], kind=kind_of(self.measure, kinds))
         verdict = "holds" if d.high < self.bound else "fails" if d.low > self.bound else "undecided"
         return Finding(verdict, f"{self.measure}: {self.arm} = {d.estimate:.3g} [{d.low:.3g}, {d.high:.3g}], wanted "
                                 f"below {self.bound:g}", d.low, d.high)
@@ -225,8 +230,8 @@ class Every(Rule):
     def arms(self):
         return tuple(dict.fromkeys(a for r in self.rules for a in r.arms))
 
-    def judge(self, figures):
-        found = [r.judge(figures) for r in self.rules]
+    def judge(self, figures, kinds=KINDS):
+        found = [r.judge(figures, kinds) for r in self.rules]
         verdicts = {f.verdict for f in found}
         verdict = "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts else "holds"
         return Finding(verdict, "; ".join(f.text for f in found), min(f.low for f in found), max(f.high for f in found))
@@ -263,20 +268,21 @@ class Claim:
     needs: tuple[str, ...] = ()  # of the extras and data
 
 
-def difference(first, second) -> Interval:
+def kind_of(measure: str, kinds: Kinds) -> Kind:
+    """What the values of a measure are: declared by the experiment, or one of KINDS."""
+    found = kinds.get(measure, KINDS.get(measure))
+    if found is None:
+        raise UserError(f"The measure {measure!r} has no kind, so its interval is undefined.", where="claims",
+                        do=f'declare it: Experiment(..., kinds=(({measure!r}, "real"),)), or "rate" or "bounded"')
+    return found
+
+
+def difference(first, second, kind: Kind = "rate") -> Interval:
     """Of two arms, from values (training seeds, episodes): the same seeds and starts in the same places."""
-    x, y = np.asarray(first, float), np.asarray(second, float)
-    return two_level_difference(x, y)[0] if _flags(x) and _flags(y) else two_level_mean(x - y)
+    return two_level_difference(first, second, kind=kind)[0]
 
 
-def summary(figures: Figures) -> dict:
+def summary(figures: Figures, kinds: Kinds = KINDS) -> dict:
     """{arm: {measure: {"estimate", "low", "high", "level"}}}, two-level."""
-    return {arm: {name: asdict(_interval(v)) for name, v in measures.items()} for arm, measures in figures.items()}
-
-
-def _interval(values) -> Interval:
-    return two_level(values) if _flags(values) else two_level_mean(values)
-
-
-def _flags(values) -> bool:
-    return bool(np.isin(np.asarray(values, float), (0.0, 1.0)).all())
+    return {arm: {name: asdict(two_level(v, kind=kind_of(name, kinds))) for name, v in measures.items()}
+            for arm, measures in figures.items()}

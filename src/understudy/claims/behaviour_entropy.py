@@ -71,7 +71,8 @@ MIXTURE = tuple(Method(Recipe(GMM(), trunk=MLP(64, 1), encoder=Flat(), window=WI
 NEAREST = tuple(Method(Recipe(Neighbors(count=count), encoder=Flat(), window=WINDOW), Receding(4), Cloning(steps=1))
                 for count in (1, 2))
 FORK = Experiment(Shown("fork", 60), "fork", (Arm("mixture", MIXTURE), Arm("nearest", NEAREST)), variety,
-                  seeds=(100, 101, 102, 103, 104, 105), episodes=200, tuning_episodes=50)
+                  seeds=(100, 101, 102, 103, 104, 105), episodes=200, tuning_episodes=50,
+                  kinds=(("entropy", "bounded"),))
 
 CLAIM = Claim(
     name="behaviour-entropy", rows=("004",),

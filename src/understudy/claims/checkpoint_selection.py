@@ -103,7 +103,7 @@ def plenty(experiment: Experiment) -> Experiment:
 BASE = Method(Recipe(GMM(), trunk=MLP(64, 1), encoder=Flat(), window=Window(1, 8)), Receding(4),
               Cloning(steps=1000, ema=Constant(0.0), optim=Optim(rate=3e-3)))
 FORK = Experiment(Drawn("fork", 10), "fork", tuple(Arm(by, (Chosen(BASE, by),)) for by in ("rollouts", "loss")),
-                  best_checkpoint, seeds=tuple(range(100, 106)))
+                  best_checkpoint, seeds=tuple(range(100, 106)), kinds=(("step", "bounded"),))
 
 CLAIM = Claim(
     name="checkpoint-selection", rows=("047",),

@@ -53,7 +53,8 @@ def blind(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(Newcomers(6, 40), "fork", arms("base", "all", "filtered", "random", "left"), closed,
-                  seeds=tuple(range(100, 106)))
+                  seeds=tuple(range(100, 106)),
+                  kinds=(("refused of right", "bounded"), ("refused of left", "bounded")))
 MIXTURES = replace(FORK, arms=arms("all", "filtered", options=tuple(
     cloning(rate, GMM(), Window(2, 8), 4, steps=1000) for rate in (3e-3, 1e-3))))
 

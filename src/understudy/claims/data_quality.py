@@ -59,7 +59,8 @@ def blurred(experiment: Experiment) -> Experiment:
 
 
 SEEDS = tuple(range(100, 110))
-WINDY = Experiment(Noises(60, 1.0), "fork", arms("gusts", "unsteady"), closed, seeds=SEEDS, options=(("gust", 0.5),))
+WINDY = Experiment(Noises(60, 1.0), "fork", arms("gusts", "unsteady"), closed, seeds=SEEDS, options=(("gust", 0.5),),
+                   kinds=(("cells", "real"), ("consistency", "real")))
 CALM = replace(WINDY, arms=arms("steady", "unsteady"), options=())
 
 CLAIM = Claim(

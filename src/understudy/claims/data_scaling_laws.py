@@ -54,13 +54,14 @@ BASE = Method(Recipe(Regression(), trunk=MLP(128, 2), encoder=Flat(), window=Win
               Cloning(steps=2000, optim=Optim(rate=1e-3)))
 SETS = tuple((str(n), n, EACH * n) for n in SIZES)
 SEEDS = {"seeds": (130, 131, 132, 133, 134), "episodes": 200}
-LAW = Experiment(Mazes(SETS), "maze", (Arm("mazes", (BASE,)),), law, **SEEDS)
+LAW = Experiment(Mazes(SETS), "maze", (Arm("mazes", (BASE,)),), law, **SEEDS, kinds=(
+    ("success", "bounded"), ("exponent", "real"), ("r", "real"), ("excess", "real")))
 ALIKE = (("8 mazes", 8, 512), ("128 mazes", 128, 512))  # as many demonstrations
 MORE = (("128 mazes", 128, 512), ("twice as many demonstrations", 128, 1024))
 SPREAD = Experiment(Mazes(ALIKE), "maze", tuple(Arm(name, (Of(BASE, name),)) for name, _, _ in ALIKE), inside_and_out,
-                    **SEEDS)
+                    **SEEDS, kinds=(("gap", "real"),))
 ENOUGH = Experiment(Mazes(MORE), "maze", tuple(Arm(name, (Of(BASE, name),)) for name, _, _ in MORE), inside_and_out,
-                    **SEEDS)
+                    **SEEDS, kinds=(("gap", "real"),))
 
 CLAIM = Claim(
     name="data-scaling-laws", rows=("077",),

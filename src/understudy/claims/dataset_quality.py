@@ -186,7 +186,8 @@ def swapped(experiment: Experiment) -> Experiment:
 
 KINDS = ("cloning", "constrained", "unconstrained")
 MAZE = Experiment(Maze(), "grid", tuple(Arm(k, (Learner(k),)) for k in KINDS), ranks, tuned_by="at high TQ",
-                  seeds=tuple(range(100, 106)), episodes=20)
+                  seeds=tuple(range(100, 106)), episodes=20, kinds=tuple((k, "real") for k in (
+                      "follows TQ", "follows SACo", "at high TQ", *(f"on {name}" for name in SETS))))
 
 CLAIM = Claim(
     name="dataset-quality", rows=("308",),

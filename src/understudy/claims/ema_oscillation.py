@@ -36,7 +36,8 @@ def short(experiment: Experiment) -> Experiment:
 WALKER = Experiment(Recorded("cs285/walker2d_expert.npz", "90b4cf0342b93423", 1), "Walker2d-v4", (
     arm("raw", Constant(0.0)), arm("averaged", Polynomial())),
     oscillation, tuned_by="mean", seeds=tuple(range(400, 407)), tuning=(902,), episodes=6, tuning_episodes=6,
-    options=(("max_episode_steps", 1000),))
+    options=(("max_episode_steps", 1000),),
+    kinds=tuple((k, "real") for k in ("mean", "log_swing", "swing", "calm", "loss")))
 
 CLAIM = Claim(
     name="ema-oscillation", rows=("281",),

@@ -77,7 +77,7 @@ def mixed(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(Wandering(30, 8), "fork", arms("all", "aligned", "random", "true"), closed,
-                  seeds=tuple(range(120, 138)), options=(("limit", 18),))
+                  seeds=tuple(range(120, 138)), options=(("limit", 18),), kinds=(("f1", "bounded"),))
 
 CLAIM = Claim(
     name="extraneous-segments", rows=("003",),

@@ -53,7 +53,7 @@ def wrong(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(Corrupted(12, 8), "fork", arms("all", "sampled", "best", "lot"), closed,
-                  seeds=tuple(range(100, 106)), options=(("limit", 25),))
+                  seeds=tuple(range(100, 106)), options=(("limit", 25),), kinds=(("auroc", "bounded"),))
 
 CLAIM = Claim(
     name="filter-like-you-test", rows=("327",),

@@ -223,7 +223,8 @@ def mixed(experiment: Experiment) -> Experiment:
 
 
 ASSEMBLY = Experiment(Shown(100), "assembly", tuple(Arm(kind, (Skilled(kind),)) for kind in ("flat", "told", "chosen")),
-                      staged)
+                      staged, kinds=tuple((k, "rate") for k in (
+                          "grasp passed", "place passed", "regrasp passed", "unseen success")))
 
 CLAIM = Claim(
     name="functional-manipulation", rows=("025",),

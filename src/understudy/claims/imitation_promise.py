@@ -89,7 +89,8 @@ def wide(experiment: Experiment) -> Experiment:
 
 OPTIONS = cloning(3e-3, steps=1000), cloning(1e-3, steps=1000)
 PUSH = Experiment(Lessons(), "push", tuple(Arm(kind, tuple(Student(kind, o) for o in OPTIONS)) for kind in (
-    "base", "imitation", "broader")), promise, tuned_by="success inside", seeds=tuple(range(120, 134)))
+    "base", "imitation", "broader")), promise, tuned_by="success inside", seeds=tuple(range(120, 134)),
+    kinds=(("alike", "bounded"), ("success inside", "rate"), ("success outside", "rate")))
 
 CLAIM = Claim(
     name="imitation-promise", rows=("055",),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..core import UserError
 from ..evaluate.plots import COLOURS, STYLE
+from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_text
 from .records import HERE, all_claims, listing, record_path
 
@@ -275,7 +276,8 @@ def _section(claim, entry: dict) -> list[str]:
         for arm, measures in part["summary"].items():
             lines += [f"| {arm} | {m} | {_n(v['estimate'])} | {_n(v['low'])} to {_n(v['high'])} |"
                       for m, v in measures.items()]
-        lines.append("")
+        seeds = len(next(iter(next(iter(part["figures"].values())).values())))
+        lines += ["", seeds_caveat(seeds), ""]
     twin = record["twin"]
     blind = "" if twin["flips"] else " It changes nothing, so this experiment cannot show what it set out to show."
     return [*lines, f"Sabotaged twin ({twin['change']}): {twin['verdict']}. {twin['finding']}.{blind}", "",

@@ -143,7 +143,8 @@ def mixed(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(Foreign(15), "fork", arms("even", "of all", "of its group", options=tuple(
-    cloning(rate, GMM(), Window(2, 8), 4, steps=600) for rate in (3e-3, 1e-3))), closed, seeds=tuple(range(100, 106)))
+    cloning(rate, GMM(), Window(2, 8), 4, steps=600) for rate in (3e-3, 1e-3))), closed, seeds=tuple(range(100, 106)),
+    kinds=(("auroc", "bounded"),))
 
 CLAIM = Claim(
     name="out-of-dynamics", rows=("007",),

@@ -115,7 +115,8 @@ PREDICTOR = Method(Recipe(Regression(), trunk=MLP(64, 1), encoder=Flat(), window
                    Cloning(steps=1000, optim=Optim(rate=1e-3)))
 POLICY = cloning(3e-3, steps=1000)
 PUSH = Experiment(Shown(60), "push", tuple(Arm(kind, (Restart(kind, POLICY, PREDICTOR),)) for kind in (
-    "to the end", "timed out", "preempted")), makespan, tuned_by="forecast", seeds=tuple(range(200, 206)), episodes=800)
+    "to the end", "timed out", "preempted")), makespan, tuned_by="forecast", seeds=tuple(range(200, 206)), episodes=800,
+    kinds=(*((k, "real") for k in ("makespan", "forecast", "off", "attempts")), ("gives up", "rate")))
 
 CLAIM = Claim(
     name="preemptive-restart", rows=("397",),

@@ -14,6 +14,7 @@ import numpy as np
 from .. import config
 from ..data.cache import folder as cache
 from ..evaluate.judge import tuning
+from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_json
 from .base import Claim, Experiment, Figures, Rule, summary
 from .records import fingerprint, provenance, record_path
@@ -29,18 +30,19 @@ def run(claim: Claim, *, say: Say = lambda text: None) -> dict:
     parts, twin = {}, None
     for part in claim.parts:
         chosen, figures = _experiment(part.experiment, cells, part.name, say)
-        found = part.rule.judge(figures)
-        say(f"{part.name}: {found.verdict} here ({found.text})")
+        kinds = dict(part.experiment.kinds)
+        found = part.rule.judge(figures, kinds)
+        say(f"{part.name}: {found.verdict} here ({found.text}). {seeds_caveat(len(part.experiment.seeds))}")
         parts[part.name] = {"verdict": found.verdict, "decides": part.decides, "finding": found.text,
-                            "low": found.low, "high": found.high, "chosen": chosen, "summary": summary(figures),
+                            "low": found.low, "high": found.high, "chosen": chosen, "summary": summary(figures, kinds),
                             "figures": figures}
         if claim.sabotage.part == part.name:
             changed = _spoiled(claim.sabotage.change(part.experiment), part.rule, chosen)
             _, spoiled = _experiment(changed, cells, f"{part.name}, sabotaged", say)
-            found = part.rule.judge(spoiled)
+            found = part.rule.judge(spoiled, kinds)
             twin = {"part": part.name, "change": claim.sabotage.says, "verdict": found.verdict,
                     "finding": found.text, "flips": found.verdict != parts[part.name]["verdict"],
-                    "summary": summary(spoiled), "figures": spoiled}
+                    "summary": summary(spoiled, kinds), "figures": spoiled}
             say(f"sabotaged twin: {found.verdict} ({found.text})")
     record = {
         "name": claim.name, "rows": list(claim.rows), "paper": claim.paper, "statement": claim.statement,

@@ -46,7 +46,7 @@ def shuffled(experiment: Experiment) -> Experiment:
 
 SEEDS = {"seeds": (200, 201, 202, 203, 204), "tuning": (901,)}
 DOOR = Experiment(Recorded("hand_dapg/adroit_door_human.npz", "4327ef5cb5147403", 20), "AdroitHandDoor-v1", ARMS,
-                  closed_loop, tuned_by="opened", episodes=50, **SEEDS)
+                  closed_loop, tuned_by="opened", episodes=50, kinds=(("opened", "rate"),), **SEEDS)
 HOPPER = Experiment(Recorded("cs285/hopper_expert.npz", "e404b3f271bab534", 1), "Hopper-v4", ARMS, closed_loop,
                     tuned_by="return", episodes=25, tuning_episodes=25, **SEEDS)
 

@@ -16,7 +16,7 @@ from ..files import finite
 from .judge import Paired, Runs, _gap, _group, across, compare
 from .many import Rank, holm, letters, ranks
 from .planning import paired_power
-from .stats import LEVEL, Interval
+from .stats import LEVEL, Interval, seeds_caveat
 
 POWER = 0.8
 MOST = 1_000_000  # rollouts that anybody would think of
@@ -100,7 +100,8 @@ class Comparison:
         sure += f", at {1 - self.level:.0%}" + (" for all pairs together (Holm)." if len(self.pairs) > 1 else ".")
         scope = ("This is about these checkpoints; to compare methods, train several seeds of each (--group)."
                  if self.seeds == 1 else
-                 f"This is about the methods: {self.seeds} training seeds of each, over seeds and starts.")
+                 f"This is about the methods: {self.seeds} training seeds of each, over seeds and starts. "
+                 f"{seeds_caveat(self.seeds)}")
         return head, sure, scope
 
     def more(self) -> list[str]:

@@ -162,11 +162,11 @@ def compare(a: Runs, b: Runs, *, of: Literal["success", "return"] | None = None,
             only, other = int((x & ~y).sum()), int((y & ~x).sum())
             found, p = stats.tango(only, other, x.size, level), stats.mcnemar(only, other)
     else:
-        d = np.array([r.rewards for r in first]) - np.array([r.rewards for r in second])
-        if len(d) > 1:
-            found, p = stats.two_level_mean(d, level), float(scipy_stats.ttest_1samp(d.mean(1), 0.0).pvalue)
+        x, y = np.array([r.rewards for r in first]), np.array([r.rewards for r in second])
+        if len(x) > 1:
+            found, p = stats.two_level_difference(x, y, level, kind="real")
         else:
-            found, p = stats.mean(d[0], level), _flips(d[0])
+            found, p = stats.mean((x - y)[0], level), _flips((x - y)[0])
     return Paired(of, found.estimate, found.low, found.high, p, level, len(first))
 
 
@@ -185,7 +185,8 @@ def finding(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this chec
         r = both.success or both.returns
         show = (lambda v: f"{v:.1%}") if what == "success" else (lambda v: f"{v:.4g}")
         scope = ("This is about this checkpoint; another training seed may come out otherwise." if len(runs) == 1 else
-                 f"This is about the method: {len(runs)} training seeds, over seeds and starts.")
+                 f"This is about the method: {len(runs)} training seeds, over seeds and starts. "
+                 f"{stats.seeds_caveat(len(runs))}")
         done = "succeeds in" if what == "success" else "has"
         return (f"{capital(names[0])} {done} {_tally(runs, what)} in {runs[0].env}.",
                 f"{show(r.estimate)}, {_between(r, show)}.", scope)
@@ -205,7 +206,8 @@ def finding(a: Runs, b: Runs | None = None, names: tuple[str, str] = ("this chec
             f"{_between(p, lambda v: _gap(v, what))}, {_p(p.p)}.{_split(p)}{more}")
     scope = ('This is about two checkpoints, each of which stands for "this checkpoint" only: another training seed '
              "may come out otherwise. To compare the methods, train several seeds of each." if p.seeds == 1 else
-             f"This is about the methods: {p.seeds} training seeds of each, over seeds and starts.")
+             f"This is about the methods: {p.seeds} training seeds of each, over seeds and starts. "
+             f"{stats.seeds_caveat(p.seeds)}")
     return head, sure, scope
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,6 @@ from scipy import stats as scipy_stats
 
 from ..core import UserError
 from . import stats
-from .stats import LEVEL
 from .unpaired import score_z
 
 Outcomes = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
@@ -21,8 +19,8 @@ def noninferior(first: Outcomes, second: Outcomes, margin: float, *, paired: boo
 
     first, second: 0s and 1s, (episodes,) of two checkpoints, or (training seeds, episodes) of two methods, the same
     starts in the same places; paired=False: of two checkpoints on starts of their own, as many as each has. One-sided,
-    by the score test that makes the interval: Tango's (1998; of methods as in `stats.two_level_difference`), or
-    Miettinen and Nurminen's (1985).
+    by the test that makes the interval: Tango's score test (1998) of two checkpoints, `stats.difference_p` of two
+    methods, Miettinen and Nurminen's score test (1985) of unpaired checkpoints.
     """
     return _p(first, second, -_margin(margin), paired)
 
@@ -42,11 +40,7 @@ def _p(first, second, supposed: float, paired: bool) -> float:
     stats._same(x, y)
     if x.ndim == 1:
         return float(scipy_stats.norm.sf(stats.tango_z((x > y).sum(), (y > x).sum(), len(x), supposed)))
-    d = stats._table(x) - stats._table(y)
-    b, c = float((d > 0).mean()), float((d < 0).mean())
-    n, shrunk = stats._effective(d, b + c - (b - c) ** 2, LEVEL), stats._shrink(len(d), LEVEL)
-    z = stats.tango_z(b * n, c * n, n, supposed) / math.sqrt(shrunk)
-    return float(scipy_stats.t.sf(z, len(d) - 1))
+    return stats.difference_p(stats._table(x, "rate") - stats._table(y, "rate"), supposed)
 
 
 def _margin(margin: float) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 LEVEL = 0.95
 
@@ -129,51 +130,193 @@ def mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
 
 # -- methods: several training seeds ------------------------------------------------------------------------------
 
+Kind = Literal["rate", "real", "bounded"]  # 0s and 1s; any number; a number from 0 to 1, such as an AUROC
 
-def two_level(success: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL) -> Interval:
-    """Of the success rate of a METHOD, from 0s and 1s (training seeds, episodes): over new seeds and new starts.
 
-    Clopper-Pearson with the effective number of episodes (Korn and Graubard 1998): as many independent ones as would
-    have the variance of the grand mean, which is that of the seeds' means and that of the starts' means together
-    (Owen 2007: never too small on average when seeds meet the same starts), made fewer by (z / t)^2 since few seeds
-    tell their spread badly. Where everything succeeded or failed, no spread can be seen, and every start counts once.
-    No interval from five seeds sees a collapse that happens to one seed in twenty.
+def two_level(values: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL, *, kind: Kind = "rate") -> Interval:
+    """Interval for the mean of a method over new training seeds and new starts.
+
+    A rate gets the Clopper-Pearson interval with the effective number of episodes (Korn and Graubard 1998): as many
+    independent episodes as would give the grand mean the same variance. That variance is the sum of the variance due
+    to seeds and the variance due to starts (Owen 2007), which counts the residual twice and so is rather too large.
+    The number is then multiplied by (z / t)^2, because few seeds estimate their spread badly. If all episodes
+    succeeded or all failed, no spread is visible and each start counts once.
+
+    A bounded measure gets the same interval with the effective number that its own variance gives. A real measure
+    gets Student's t with seeds - 1 degrees of freedom and the same variance. Both have width zero if all values are
+    equal.
+
+    No interval contains what did not happen in the sample: see `seeds_not_excluded`. docs/statistics.md has tables of
+    the coverage.
+
+    Args:
+        values: One row per training seed, one column per start, (seeds, episodes). The starts are the same for all
+            seeds. A measure with one value per training run has one column.
+        level: Confidence level.
+        kind: What the values are. A measure that happens to be all 0 and 1 is not a rate unless declared.
+
+    Raises:
+        ValueError: Fewer than two seeds, rows of unequal length, or values that the kind does not allow.
+
+    References:
+        Korn and Graubard (1998), Survey Methodology 24:193. Owen (2007), Annals of Applied Statistics 1:386.
     """
-    x = _table(success)
-    p = float(x.mean())
-    n = _effective(x, p * (1 - p), level)
-    return Interval(p, *_ends(clopper_pearson(p * n, n, level)), level)
+    x = _table(values, kind)
+    mean, variance = float(x.mean()), _variance(x)
+    if kind == "real" or kind == "bounded" and x.min() == x.max():
+        half = float(stats.t.isf((1 - level) / 2, len(x) - 1)) * math.sqrt(variance)
+        return Interval(mean, mean - half, mean + half, level)
+    if kind == "bounded":
+        n = mean * (1 - mean) / variance
+    elif 0 < mean < 1 and variance > 0:
+        n = min(mean * (1 - mean) / variance, x.size)
+    else:
+        n = x.shape[1]
+    n *= _shrink(len(x), level)
+    found = clopper_pearson(mean * n, n, level)
+    return Interval(mean, found.low, found.high, level)
 
 
-def two_level_difference(first, second, level: float = LEVEL) -> tuple[Interval, float]:
-    """Of the difference of two METHODS' success rates, first minus second, and its p; 0s and 1s (training seeds,
-    episodes) of both, the same seeds and starts in the same places.
+def two_level_mean(values: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL) -> Interval:
+    """`two_level` of a real measure."""
+    return two_level(values, level, kind="real")
 
-    Tango's interval with the effective number of pairs, as in `two_level`; p is of the same score statistic by
-    Student's t with seeds - 1 degrees of freedom, so that p < 1 - level exactly when 0 is outside.
+
+def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: Sequence[Sequence[float]] | np.ndarray,
+                         level: float = LEVEL, *, kind: Kind = "rate") -> tuple[Interval, float]:
+    """Interval for the difference of two methods' means, first minus second, and its two-sided p-value.
+
+    Seeds and starts are both random and crossed: every seed meets every start. The mean difference has an error from
+    the seeds, whose spread is estimated with seeds - 1 degrees of freedom, and an error from the starts. The margin of
+    each is Student's t times its standard error, and the two margins are added in squares (MOVER, Zou and Donner 2008).
+    p < 1 - level exactly when the interval excludes 0.
+
+    If all differences of a rate are equal, no spread is visible. Tango's interval with one pair per start then stands
+    in for the interval of width zero.
+
+    Args:
+        first: Values of the first method, (seeds, episodes).
+        second: Values of the second method on the same seeds and starts, in the same places. Seeds are paired because
+            both methods of a seed usually learn from the same demonstrations.
+        level: Confidence level.
+        kind: What the values are, as in `two_level`.
+
+    Raises:
+        ValueError: As `two_level`, or if the two shapes differ.
+
+    References:
+        Zou and Donner (2008), Statistics in Medicine 27:1693. Searle, Casella and McCulloch (1992), Variance
+        Components.
     """
-    x, y = _table(first), _table(second)
+    x, y = _table(first, kind), _table(second, kind)
     _same(x, y)
     d = x - y
-    b, c = float((d > 0).mean()), float((d < 0).mean())
-    n = _effective(d, b + c - (b - c) ** 2, level)
-    shrunk = _shrink(len(d), level)
-    z = tango_z(b * n, c * n, n, 0.0) / math.sqrt(shrunk) if b + c else 0.0
-    return tango(b * n, c * n, n, level), float(2 * stats.t.sf(abs(z), len(d) - 1))
+    p = 2 * difference_p(d if d.mean() >= 0 else -d, 0.0, kind)
+    if kind == "rate" and d.min() == d.max():
+        b, c, n = _ties(d)
+        n *= _shrink(len(d), level)
+        return tango(b * n, c * n, n, level), p
+    mean, half = float(d.mean()), float(crossed_margin(d, (1 - level) / 2))
+    most = math.inf if kind == "real" else 1.0
+    return Interval(mean, max(mean - half, -most), min(mean + half, most), level), p
 
 
-def two_level_mean(values, level: float = LEVEL) -> Interval:
-    """Of a mean over new training seeds and new starts, from values (seeds, episodes): Student's t with seeds - 1
-    degrees of freedom over the same variance as in `two_level`. For a difference give the differences."""
-    x = _table(values)
-    half = float(stats.t.isf((1 - level) / 2, len(x) - 1)) * math.sqrt(_variance(x))
-    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, level)
+def difference_p(d: np.ndarray, supposed: float, kind: Kind = "rate") -> float:
+    """One-sided p-value of the hypothesis that a difference of methods is `supposed` or less.
+
+    This is the test that belongs to the interval of `two_level_difference`.
+
+    Args:
+        d: Differences of the two methods' values, (seeds, episodes).
+        supposed: Difference under the hypothesis.
+        kind: What the two methods' values are.
+    """
+    if kind == "rate" and d.min() == d.max():
+        b, c, n = _ties(d)
+        return float(stats.t.sf(tango_z(b * n, c * n, n, supposed), len(d) - 1))
+    gap, (seeds, starts) = float(d.mean()) - supposed, crossed_errors(d)
+    if gap == 0 or math.isnan(gap):
+        return 0.5 if gap == 0 else math.nan
+    if not seeds + starts > 0:
+        return float(gap < 0)
+
+    def excess(log: float) -> float:
+        return float(_margin(d.shape, seeds, starts, math.exp(log))) - abs(gap)
+    least = -600.0  # exp(-600) is 1e-261
+    tail = math.exp(optimize.brentq(excess, least, math.log(0.5))) if excess(least) > 0 else 0.0
+    return tail if gap > 0 else 1 - tail
+
+
+def crossed_margin(d: np.ndarray, tail: float) -> np.ndarray:
+    """Half the width of the interval of a mean over crossed seeds and starts.
+
+    Each standard error of `crossed_errors` is multiplied by Student's t. The two margins are added in squares. With one
+    value per seed this is Student's t interval.
+
+    Args:
+        d: Values of any number of tables, (..., seeds, episodes).
+        tail: Probability left out on each side.
+
+    Returns:
+        The margin, (...).
+    """
+    return _margin(d.shape, *crossed_errors(d), tail)
+
+
+def crossed_errors(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors of the grand mean that seeds and starts cause, (...) each, from values (..., seeds, episodes).
+
+    The error of the seeds is that of the seeds' means, which contains the residual. The error of the starts is of what
+    their mean square has beyond the residual, so that the residual is not counted twice.
+    """
+    by_seed, by_start, residual = mean_squares(d)
+    count = d.shape[-2] * d.shape[-1]
+    return np.sqrt(by_seed / count), np.sqrt(np.maximum(by_start - residual, 0) / count)
+
+
+def _margin(shape: tuple[int, ...], of_seeds: np.ndarray, of_starts: np.ndarray, tail: float) -> np.ndarray:
+    seeds, starts = (-special.stdtrit(max(n - 1, 1), tail) for n in shape[-2:])  # Student's t
+    return np.hypot(seeds * of_seeds, starts * of_starts)
+
+
+def mean_squares(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean squares of seeds, of starts and of the residual, (...) each, from values (..., seeds, episodes)."""
+    seeds, starts = x.shape[-2:]
+    rows, columns, grand = x.mean(-1), x.mean(-2), x.mean((-2, -1))
+    by_seed = starts * np.asarray(rows.var(-1, ddof=1))
+    if starts == 1:
+        return by_seed, np.zeros_like(by_seed), np.zeros_like(by_seed)
+    by_start = seeds * np.asarray(columns.var(-1, ddof=1))
+    residual = x - rows[..., None] - columns[..., None, :] + grand[..., None, None]
+    return by_seed, by_start, (residual**2).sum((-2, -1)) / ((seeds - 1) * (starts - 1))
+
+
+def seeds_not_excluded(seeds: int, level: float = LEVEL) -> float:
+    """The largest fraction of bad training seeds that n of n good ones do not exclude.
+
+    If a fraction f of all seeds collapses, n seeds without a collapse have probability (1 - f)^n. This is the exact
+    one-sided binomial bound, 1 - (1 - level)^(1 / n): 0.63 for 3 seeds, 0.45 for 5, 0.26 for 10, 0.14 for 20.
+    """
+    if seeds < 1:
+        raise ValueError(f"The number of training seeds must be at least 1, not {seeds}.")
+    return 1 - (1 - level) ** (1 / seeds)
+
+
+def seeds_caveat(seeds: int, level: float = LEVEL) -> str:
+    """One sentence on what few training seeds cannot exclude, to print wherever they are summarized."""
+    bad = seeds_not_excluded(seeds, level)
+    return f"Even {seeds} of {seeds} good seeds do not exclude that {bad:.0%} of seeds are bad."
+
+
+def _ties(d: np.ndarray) -> tuple[float, float, float]:
+    """Of differences that are all equal: which of the two won all pairs, as 0 or 1 each, and one pair per start."""
+    return float(d.min() > 0), float(d.max() < 0), float(d.shape[1])
 
 
 def _variance(x: np.ndarray) -> float:
-    """Of the grand mean of (seeds, starts), both drawn anew: Var(seeds' means) / S + Var(starts' means) / E."""
-    starts = x.mean(0).var(ddof=1) / x.shape[1] if x.shape[1] > 1 else 0.0
-    return float(x.mean(1).var(ddof=1) / x.shape[0] + starts)
+    """Variance of the grand mean over new seeds and starts: Var(seeds' means) / S + Var(starts' means) / E."""
+    by_seed, by_start, _ = mean_squares(x)
+    return float(by_seed + by_start) / x.size
 
 
 def _shrink(seeds: int, level: float) -> float:
@@ -181,26 +324,25 @@ def _shrink(seeds: int, level: float) -> float:
     return float((stats.norm.isf(tail) / stats.t.isf(tail, seeds - 1)) ** 2)
 
 
-def _effective(x: np.ndarray, single: float, level: float) -> float:
-    """How many independent episodes, each of variance `single`, say as much as this table."""
-    n = min(single / _variance(x), x.size) if single > 1e-12 and _variance(x) > 0 else x.shape[1]
-    return n * _shrink(len(x), level)
-
-
-def _table(values) -> np.ndarray:
+def _table(values, kind: Kind = "real") -> np.ndarray:
     if len({len(row) for row in values}) != 1 or len(values) < 2:
-        raise ValueError(f"expected at least two training seeds with equally many episodes, found "
-                         f"{[len(row) for row in values]} episodes")
-    return np.asarray([np.asarray(row, float) for row in values])
+        raise ValueError(f"An interval over training seeds needs at least two training seeds with equally many "
+                         f"episodes. The seeds have {[len(row) for row in values]} episodes.")
+    x = np.asarray([np.asarray(row, float) for row in values])
+    wrong = ~np.isin(x, (0, 1)) if kind == "rate" else ~((x >= 0) & (x <= 1)) if kind == "bounded" else np.zeros(1)
+    if wrong.any():
+        seed, episode = np.argwhere(wrong)[0]
+        allowed = "0 or 1" if kind == "rate" else "between 0 and 1"
+        raise ValueError(f"Each value of a {kind} measure is {allowed}, but seed {seed}, episode {episode} has "
+                         f"{x[seed, episode]:g}. Declare the measure as kind='real'"
+                         f"{' or bounded' if kind == 'rate' else ''}.")
+    return x
 
 
 def _same(x, y) -> None:
     if x.shape != y.shape:
-        raise ValueError(f"expected as many seeds and episodes of both, found {x.shape} and {y.shape}")
-
-
-def _ends(interval: Interval) -> tuple[float, float]:
-    return interval.low, interval.high
+        raise ValueError(f"Both methods need as many seeds and episodes, but the first has {x.shape}, the second "
+                         f"{y.shape}.")
 
 
 def _counts(k: float, n: float) -> None:

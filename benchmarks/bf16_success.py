@@ -20,30 +20,32 @@ PRECISIONS = ("bf16", "fp32")
 
 
 def method(precision: str):
-    from understudy.recipes.generative import diffusion_policy
+    from understudy.methods.generative import diffusion_policy
 
     made = diffusion_policy()
-    optim = replace(made.learn.optim, precision=precision, warmup=50)
-    return replace(made, learn=replace(made.learn, steps=STEPS, batch=BATCH, optim=optim))
+    optim = replace(made.learner.optim, precision=precision, warmup_steps=50)
+    return replace(made, learner=replace(made.learner, steps=STEPS, batch_size=BATCH, optim=optim))
 
 
 def cell(precision: str, seed: int) -> dict:
     """Trains and runs one; "success" of each episode, and seconds of training."""
     import torch
 
-    from understudy import Plays, Policy, fit, make, rollout
-    from understudy.execute.planners import Fixed
+    from understudy import Policy, PolicyActor, fit, make, rollout
+    from understudy.execute.planners import FixedBatch
 
     env, made = make("fork", EPISODES), method(precision)
-    shown = rollout(env.expert(), env, SHOWN, seed=1).where(lambda e: e.meta["success"])
+    shown = rollout(env.expert(), env, SHOWN, seed=1).where(lambda e: e.metadata["success"])
     torch.manual_seed(seed)
     policy = Policy(made.policy, shown.features()).fit(shown)
-    learner, windows = made.learn.build(policy, seed, STEPS), policy.windows(shown)
+    learner, windows = made.learner.build(policy, seed, STEPS), policy.windows(shown)
     seconds = measure.cpu(lambda: fit(learner, lambda n: windows.batch(BATCH, n, seed), STEPS))
-    ran = rollout(Plays(Fixed(learner.trained.eval(), EPISODES), made.run), env, EPISODES, seed=2)
+    ran = rollout(
+        PolicyActor(FixedBatch(learner.trained_policy.eval(), EPISODES), made.executor), env, EPISODES, seed=2
+    )
     return {"precision": precision, "seed": seed, "steps": STEPS, "batch": BATCH, "shown": SHOWN,
             "weights": sum(p.numel() for p in policy.parameters()), "seconds": seconds,
-            "success": [float(e.meta["success"]) for e in ran]}
+            "success": [float(e.metadata["success"]) for e in ran]}
 
 
 def main() -> None:
@@ -52,10 +54,10 @@ def main() -> None:
 
     from understudy.evaluate.stats import two_level_difference
     from understudy.files import read_json, write_json
-    from understudy.learn.optim import fast_bf16
+    from understudy.learn.optimizer import has_fast_bf16
 
     torch.set_num_threads(1)
-    if not fast_bf16(torch.device("cpu")):
+    if not has_fast_bf16(torch.device("cpu")):
         measure.save("bf16_success", [measure.Line("success, bf16 against fp32", note="this processor is not fast at "
                                                    "bf16, so training takes fp32 by default")])
         return

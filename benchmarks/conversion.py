@@ -97,7 +97,7 @@ def minari():
     def read(path):
         data = minari.MinariDataset.__new__(minari.MinariDataset)
         data.__init__(path / "data")
-        return sum(e.observations.sum() + e.actions.sum() + e.rewards.sum() for e in data.iterate_episodes())
+        return sum(e.observations.sum() + e.actions.sum() + e.episode_returns.sum() for e in data.iterate_episodes())
     yield line("Minari; minari", made(), "minari", read)
 
 

@@ -231,10 +231,10 @@ def check() -> None:
     for cell in (Cell(5, 20, 1.0, 0.8), Cell(3, 20, 0.3, 0.99)):
         x = next(tables(cell, 20))
         for row, low, high in zip(x, *single(x)["two-level"], strict=True):
-            found = stats.two_level(row)
+            found = stats.two_level_rate(row)
             assert np.allclose((found.low, found.high), (low, high), atol=1e-6)
     scores = np.random.default_rng(0).random((5, 1))
-    found, mean = stats.two_level(scores, kind="bounded"), scores.mean()
+    found, mean = stats.two_level_rate(scores, kind="bounded"), scores.mean()
     n = mean * (1 - mean) / (scores.var(ddof=1) / 5) * (
         scipy_stats.norm.isf(TAIL) / scipy_stats.t.isf(TAIL, 4)) ** 2
     assert np.allclose((found.low, found.high), _binomial(mean, n))

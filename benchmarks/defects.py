@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from understudy import make, rollout
-from understudy.audit import audit, findings
+from understudy.audit import audit, find_problems
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import look
+from understudy.data.formats import preview_dataset
 
 STATE, ACTION, CAMERA = "observation.state", "action", "observation.images.front"
 
@@ -49,7 +49,7 @@ def dressed(data: Dataset, rng: np.random.Generator) -> Dataset:
         time = np.arange(n) / fps + np.cumsum(rng.normal(0, 0.002 / fps, n))
         steps = {k: np.asarray(e.steps[k]) for k in e.steps}
         return Episode({**steps, "timestamp": time, "task": np.full(n, "do it"), CAMERA: pictures(steps[STATE][:n])},
-                       dict(e.meta))
+                       dict(e.metadata))
     return Dataset([dress(e) for e in data], {"fps": fps})
 
 
@@ -70,7 +70,7 @@ def absolute(data: Dataset) -> Dataset:
         state = np.asarray(e.steps[STATE])
         after = state[1:] if len(state) > len(e) else np.concatenate([state[1:], state[-1:]])
         return replace(e, steps={**e.steps, ACTION: after[:len(e), :k].copy()})
-    return Dataset([change(e) for e in data], data.facts)
+    return Dataset([change(e) for e in data], data.metadata)
 
 
 def recorded() -> Iterator[tuple[str, Dataset]]:
@@ -85,7 +85,7 @@ def recorded() -> Iterator[tuple[str, Dataset]]:
                 print(error)
                 continue
             few = [Episode({k: np.asarray(e.steps[k])[:300 + (len(e.steps[k]) > len(e))] for k in e.steps
-                            if not k.startswith("next.t")}, dict(e.meta)) for e in opened[:40]]
+                            if not k.startswith("next.t")}, dict(e.metadata)) for e in opened[:40]]
             yield name.split("/")[1], dressed(Dataset(few, {"fps": 50}), np.random.default_rng(1))
 
 
@@ -105,11 +105,11 @@ def but(data: Dataset, e: int, **columns) -> Dataset:
     steps = {**data[e].steps, **{k.replace("__", "."): v for k, v in columns.items()}}
     episodes = list(data)
     episodes[e] = replace(data[e], steps={k: v for k, v in steps.items() if v is not None})
-    return Dataset(episodes, data.facts)
+    return Dataset(episodes, data.metadata)
 
 
 def every(data: Dataset, name: str, change) -> Dataset:
-    return Dataset([replace(e, steps={**e.steps, name: change(np.array(e.steps[name]))}) for e in data], data.facts)
+    return Dataset([replace(e, steps={**e.steps, name: change(np.array(e.steps[name]))}) for e in data], data.metadata)
 
 
 def one(rng, data, least: int = 10) -> int:
@@ -174,15 +174,15 @@ def cut(rng, data):
         if name in steps:
             steps[name][:] = False
     episodes = list(data)
-    episodes[e] = Episode(steps, {k: v for k, v in data[e].meta.items() if k != "success"})
-    return Dataset(episodes, data.facts)
+    episodes[e] = Episode(steps, {k: v for k, v in data[e].metadata.items() if k != "success"})
+    return Dataset(episodes, data.metadata)
 
 
 def twice(rng, data):
     a, b = rng.choice(len(data), 2, replace=False)
     episodes = list(data)
     episodes[b] = data[int(a)]
-    return Dataset(episodes, data.facts)
+    return Dataset(episodes, data.metadata)
 
 
 def camera_late(rng, data):
@@ -222,7 +222,7 @@ def leaked(rng, data):
     def change(e):
         seen = np.array(e.steps[STATE])[:len(e)]
         return replace(e, steps={**e.steps, STATE: np.concatenate([seen, e.steps[ACTION][:len(e)]], 1)})
-    return Dataset([change(e) for e in data], data.facts)
+    return Dataset([change(e) for e in data], data.metadata)
 
 
 def teleport(rng, data):
@@ -245,7 +245,7 @@ def lost(rng, data):
     steps["timestamp"] = np.arange(len(keep)) / data.fps
     episodes = list(data)
     episodes[e] = replace(data[e], steps=steps)
-    return Dataset(episodes, data.facts)
+    return Dataset(episodes, data.metadata)
 
 
 def mirrored(rng, data):
@@ -305,8 +305,8 @@ def label(rng, data):
     if "next.success" not in data[0].steps:
         return None
     e = one(rng, data)
-    return Dataset([replace(x, meta={**x.meta, "success": not x.meta["success"]}) if i == e else x
-                    for i, x in enumerate(data)], data.facts)
+    return Dataset([replace(x, metadata={**x.metadata, "success": not x.metadata["success"]}) if i == e else x
+                    for i, x in enumerate(data)], data.metadata)
 
 
 def label_and_column(rng, data):
@@ -314,10 +314,12 @@ def label_and_column(rng, data):
     if "next.success" not in data[0].steps:
         return None
     data = sparse(data)
-    e = int(rng.choice([i for i, x in enumerate(data) if x.meta["success"]]))
+    e = int(rng.choice([i for i, x in enumerate(data) if x.metadata["success"]]))
     wrong = but(data, e, next__success=np.zeros(len(data[e]), bool))
-    return Dataset([replace(x, meta={**x.meta, "success": False}) if i == e else x for i, x in enumerate(wrong)],
-                   data.facts)
+    return Dataset(
+        [replace(x, metadata={**x.metadata, "success": False}) if i == e else x for i, x in enumerate(wrong)],
+        data.metadata,
+    )
 
 
 def sparse(data: Dataset) -> Dataset:
@@ -328,8 +330,8 @@ def sparse(data: Dataset) -> Dataset:
     def change(i, e):
         won = np.array(e.steps["next.success"]) & (i > 2)
         return replace(e, steps={**e.steps, "next.success": won, "next.reward": won.astype(np.float32)},
-                       meta={**e.meta, "success": bool(won.any())})
-    return Dataset([change(i, e) for i, e in enumerate(data)], data.facts)
+                       meta={**e.metadata, "success": bool(won.any())})
+    return Dataset([change(i, e) for i, e in enumerate(data)], data.metadata)
 
 
 def sentinel(rng, data):
@@ -380,7 +382,7 @@ def silent(rng, data):
 
 
 def wrong_fps(rng, data):
-    return Dataset(list(data), {**data.facts, "fps": data.fps * 3})
+    return Dataset(list(data), {**data.metadata, "fps": data.fps * 3})
 
 
 VALUES = (
@@ -424,7 +426,7 @@ VALUES = (
 
 
 def codes(data: Dataset) -> set[str]:
-    return {f.code for f in findings(data, frames=True)}
+    return {f.code for f in find_problems(data, frames=True)}
 
 
 def trials(sources: dict[str, Dataset], seeds: int) -> dict[str, tuple[int, int, list[str]]]:
@@ -591,7 +593,7 @@ def files(fixtures: Path) -> Iterator[tuple[str, bool | None]]:
 
 def clean_files(fixtures: Path, place: Path) -> Iterator[tuple[str, str, Path]]:
     """(format, name, path): fixtures, and toys written in each format that is written."""
-    from understudy.data.formats import WRITES, write_dataset
+    from understudy.data.formats import WRITERS, write_dataset
 
     for format, pattern in {"LeRobot": "lerobot/*/*/meta/info.json", "robomimic": "robomimic/*.hdf5",
                             "Minari": "minari/**/data/metadata.json", "zarr": "diffusion_policy_zarr/*.zarr*",
@@ -609,7 +611,7 @@ def clean_files(fixtures: Path, place: Path) -> Iterator[tuple[str, str, Path]]:
     for name in ("fork", "particle", "push"):
         env = make(name, 20)
         data = rollout(env.expert(), env, 30, seed=5)
-        for format in WRITES:
+        for format in WRITERS:
             path = place / f"{name}-{format}{'.hdf5' if format in ('robomimic', 'd4rl') else ''}"
             path = path.with_suffix(".npz") if format in ("npz", "ogbench") else path
             try:
@@ -646,7 +648,7 @@ def main() -> None:
         for format, name, path in clean_files(given.fixtures, Path(place)):
             row = table.setdefault(format, [0, 0, 0, 0, 0, []])
             try:
-                report, episodes = audit(path, scores=False), len(look(path))
+                report, episodes = audit(path, scores=False), len(preview_dataset(path))
             except UserError as error:
                 print(f"{path}: {str(error).splitlines()[0]}")
                 continue

@@ -8,13 +8,13 @@ import torch
 
 from understudy import envs
 from understudy.core import keys
-from understudy.evaluate.record import Uniform
+from understudy.evaluate.recording import UniformRandomActor
 
 
 def speed(name: str, rows: int, seconds: float = 1.0) -> float:
     """Steps of single rows a second, rows that end being started anew; the actor's time is not counted."""
     env = envs.make(name, rows)
-    actor = Uniform(env)
+    actor = UniformRandomActor(env)
     obs = env.reset(torch.arange(rows), keys(0, range(rows)))
     action, _ = actor.act(obs, actor.start(obs, keys(0, range(rows))))
     steps, fresh, spent = 0, rows, 0.0

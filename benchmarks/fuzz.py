@@ -71,14 +71,14 @@ FIXTURES = {  # format -> data sets among the fixtures
 def sources(fixtures: Path) -> dict[str, list[Path]]:
     """The data sets of each format that can be read as they are."""
     from understudy.core import UserError
-    from understudy.data.formats import look, sniff
+    from understudy.data.formats import detection, preview_dataset
 
     out: dict[str, list[Path]] = {}
     for name, patterns in FIXTURES.items():
         for path in sorted(p for pattern in patterns for p in fixtures.glob(pattern) if p.name != "SOURCE.md"):
             try:
-                sniff(path)
-                if len(look(path)):
+                detection(path)
+                if len(preview_dataset(path)):
                     out.setdefault(name, []).append(path)
             except UserError:
                 continue
@@ -162,9 +162,9 @@ def read(path: Path) -> tuple[dict, list[str], object]:
     """(everything that is in a data set, as digests; its warnings; the data)."""
     import numpy as np
 
-    from understudy.data.formats import look
+    from understudy.data.formats import preview_dataset
 
-    data = look(path)
+    data = preview_dataset(path)
     values, features = {}, data.features() if len(data) else {}
     for name in features:
         digest = hashlib.sha256()
@@ -174,17 +174,17 @@ def read(path: Path) -> tuple[dict, list[str], object]:
                           repr((column.shape, str(column.dtype))).encode() + column.tobytes())
         values[name] = digest.hexdigest()
     steps = [len(e) for e in data]
-    facts = json.dumps([dict(e.meta) for e in data], sort_keys=True, default=str)
-    shown = {n: (f.dtype, f.shape, f.kind, f.names, f.unit, f.choices) for n, f in features.items()}
+    facts = json.dumps([dict(e.metadata) for e in data], sort_keys=True, default=str)
+    shown = {n: (f.dtype, f.shape, f.kind, f.names, f.unit, f.num_classes) for n, f in features.items()}
     return ({"steps": steps, "columns": repr(shown), "values": values, "facts": facts, "fps": data.fps},
-            list(data.facts["warnings"]), data)
+            list(data.metadata["warnings"]), data)
 
 
 def audited(data, path: Path) -> tuple[list[str], list[str]]:
     """(the errors that the audit finds, in words; the codes of its warnings)."""
-    from understudy.audit import findings
+    from understudy.audit import find_problems
 
-    found = findings(data, path)
+    found = find_problems(data, path)
     return [f.message for f in found if f.severity == "error"], [f.code for f in found if f.severity == "warning"]
 
 

@@ -29,8 +29,8 @@ import torch  # noqa: E402
 
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
+from understudy.methods import find_method  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
-from understudy.recipes import find  # noqa: E402
 
 SIZES, STEPS, FPS = (100, 10_000, 1_000_000), 20, 10
 STATE, ACTION = 4, 2
@@ -59,13 +59,13 @@ def write(folder: Path, count: int) -> None:
             for name, width in (("observation.state", STATE), ("action", ACTION)):
                 flat = rng.random(len(step) * width, np.float32)
                 values[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
-            writer.write_table(pa.table(values, schema=None).select(schema.names).cast(schema))
+            writer.write_table(pa.episode_table(values, schema=None).select(schema.names).cast(schema))
     number = np.arange(count)
-    pq.write_table(pa.table({
+    pq.write_table(pa.episode_table({
         "episode_index": number, "length": np.full(count, STEPS), "data/chunk_index": np.zeros(count, np.int64),
         "data/file_index": np.zeros(count, np.int64), "dataset_from_index": number * STEPS,
         "dataset_to_index": (number + 1) * STEPS}), episodes)
-    pq.write_table(pa.table({"task_index": [0], "task": ["reach"]}), folder / "meta/tasks.parquet")
+    pq.write_table(pa.episode_table({"task_index": [0], "task": ["reach"]}), folder / "meta/tasks.parquet")
     (folder / "meta/info.json").write_text(json.dumps({
         "codebase_version": "v3.0", "robot_type": None, "total_episodes": count, "total_frames": count * STEPS,
         "total_tasks": 1, "chunks_size": 1000, "fps": FPS, "splits": {"train": f"0:{count}"}, "video_path": None,
@@ -76,13 +76,14 @@ def write(folder: Path, count: int) -> None:
 
 def training(data: Dataset):
     """(a batch, an update) to be called."""
-    shown = data.pick(i for i in range(len(data)) if i % 10)
-    method = find("bc", shown.features())
+    shown = data.select(i for i in range(len(data)) if i % 10)
+    method = find_method("bc", shown.features())
     torch.manual_seed(0)
     policy = Policy(method.policy, shown.features())
-    policy.coder.fit(lambda: iter([next(policy.windows(shown).scan())]))  # one pass over all of it is timed by scan.py
-    learner = method.learn.build(policy, seed=0, steps=10**6)
-    windows, ours = Window(2, 16).over(shown, ("observation.state",), "action"), policy.windows(shown)
+    # one pass over all of it is timed by scan.py
+    policy.codec.fit_statistics(lambda: iter([next(policy.windows(shown).scan())]))
+    learner = method.learner.build(policy, seed=0, steps=10**6)
+    windows, ours = Window(2, 16).windows(shown, ("observation.state",), "action"), policy.windows(shown)
     number = itertools.count()
 
     def batch():

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats as scipy_stats
 
-from understudy.evaluate import many, stats, unpaired
-from understudy.evaluate.margins import equivalent, noninferior
-from understudy.evaluate.returns import bootstrap, interquartile_mean, over_tasks, profile
-from understudy.evaluate.sequential import WEIGHT, Difference, Rate
+from understudy.evaluate import independent, multiple_comparisons, stats
+from understudy.evaluate.noninferiority import equivalence_p_value, noninferiority_p_value
+from understudy.evaluate.returns import aggregate_over_tasks, bootstrap, interquartile_mean, performance_profile
+from understudy.evaluate.sequential import PRIOR_WEIGHT, SequentialDifferenceTest, SequentialRateTest
 
 HERE = Path(__file__).parent
 FILE, PAGE = HERE / "results" / "coverage.json", HERE.parent / "docs" / "statistics.md"
@@ -40,7 +40,7 @@ def one_rate(interval):
         yield from (mass * ((low <= GRID[:, None]) & (GRID[:, None] <= high))).sum(1)
 
 
-def independent(interval):
+def two_rates(interval):
     """Two rates from 5 to 95 %, 10, 20 and 40 trials of each."""
     for n in (10, 20, 40):
         k = np.arange(n + 1)
@@ -96,15 +96,15 @@ def ever(stops, p: float, most: int) -> float:
 def sequence_of_a_rate():
     """Bounds of 10 to 95 % and rates of 2 to 99 %, after every one of 1,000 rollouts at once."""
     for than in (0.1, 0.5, 0.7, 0.95):
-        rate = Rate(than)
+        rate = SequentialRateTest(than)
         for p in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99):
-            yield 1 - ever(lambda n, p=p, rate=rate: rate._capital(np.arange(n + 1), n, p) >= math.log(20), p, 1000)
+            yield 1 - ever(lambda n, p=p, rate=rate: rate._log_e_value(np.arange(n + 1), n, p) >= math.log(20), p, 1000)
 
 
 def verdicts_of_a_rate():
     """Rates equal to bounds of 5 to 95 %, looked at after every one of 2,000 rollouts."""
     for than in (0.05, 0.3, 0.5, 0.7, 0.9, 0.95):
-        low, high = Rate(than).bounds(np.arange(2001))
+        low, high = SequentialRateTest(than).decision_bounds(np.arange(2001))
 
         def stops(n, low=low, high=high):
             k = np.arange(n + 1)
@@ -114,7 +114,7 @@ def verdicts_of_a_rate():
 
 def verdicts_of_two():
     """Equally good policies, looked at after each of 2,000 pairs that differ."""
-    needed = Difference().needed(2000)
+    needed = SequentialDifferenceTest().wins_needed(2000)
     yield ever(lambda n: np.maximum(np.arange(n + 1), n - np.arange(n + 1)) >= needed[n], 0.5, 2000)
 
 
@@ -160,7 +160,7 @@ def at_the_margin(test):
     for margin in (0.05, 0.1, 0.2):
         above, below = (np.array([[stats.tango_z(b, c, n, d) if b + c <= n else 0 for c in range(n + 1)]
                                   for b in range(n + 1)]) for d in (-margin, margin))
-        sure = (above > 1.6448536) & ((below < -1.6448536) | (test is noninferior))
+        sure = (above > 1.6448536) & ((below < -1.6448536) | (test is noninferiority_p_value))
         b, c = np.nonzero(sure)
         for q in (0.6, 0.8, 0.9):
             for r in (0.0, 0.3, 0.6):
@@ -190,7 +190,9 @@ def exchanged(rng, draws=500):
             out = []
             for _ in range(draws):
                 shared = rng.normal(size=(1, 30))
-                out.append(stats.permutation(*(latent(rng, p, s, e, (seeds, 30), shared) for _ in range(2))) <= 0.05)
+                out.append(
+                    stats.permutation_p_value(*(latent(rng, p, s, e, (seeds, 30), shared) for _ in range(2))) <= 0.05
+                )
             yield out
 
 
@@ -214,7 +216,7 @@ def tasks(runs):
     def run(rng, draws=200):
         levels, spread = np.array([0.0, 0.2, 0.5, 0.9, 1.5, 4.0]), np.array([0.2, 0.2, 0.5, 0.3, 1.0, 0.5])
         truth = float(interquartile_mean(levels + spread * np.random.default_rng(9).normal(size=(300_000, 6))))
-        yield [held(over_tasks(levels + spread * rng.normal(size=(runs, 6))), truth) for _ in range(draws)]
+        yield [held(aggregate_over_tasks(levels + spread * rng.normal(size=(runs, 6))), truth) for _ in range(draws)]
     run.__doc__ = f"Interquartile mean of six tasks of other difficulty and spread, {runs} runs of each."
     return run
 
@@ -223,7 +225,7 @@ def band(runs):
     def run(rng, draws=200):
         levels, at = np.array([0.0, 0.3, 0.6, 1.0]), np.array([0.0, 0.4, 0.8])
         truth = scipy_stats.norm.sf(at[:, None], levels, 0.5).mean(1)
-        found = [profile(levels + 0.5 * rng.normal(size=(runs, 4)), at) for _ in range(draws)]
+        found = [performance_profile(levels + 0.5 * rng.normal(size=(runs, 4)), at) for _ in range(draws)]
         for k in range(3):
             yield [bool(p.low[k] <= truth[k] <= p.high[k]) for p in found]
     run.__doc__ = f"Four tasks, {runs} runs of each, at three thresholds."
@@ -234,7 +236,10 @@ def sequence_of_a_difference(rng, draws=1000, most=500):
     """Differences of -10 to 50 points with correlations 0 to 0.6, after every one of 500 pairs at once."""
     # Each bet's wealth is followed pair by pair: not the closed form that is used.
     nodes, weights = np.polynomial.legendre.leggauss(96)
-    u, weights = (1 + nodes) / 2, weights / 2 * scipy_stats.beta.pdf((1 + nodes) / 2, WEIGHT / 2, WEIGHT / 2)
+    u, weights = (
+        (1 + nodes) / 2,
+        weights / 2 * scipy_stats.beta.pdf((1 + nodes) / 2, PRIOR_WEIGHT / 2, PRIOR_WEIGHT / 2),
+    )
     for p, q, r in ((0.5, 0.5, 0), (0.8, 0.8, 0.6), (0.8, 0.7, 0.3), (0.95, 0.85, 0), (0.9, 0.4, 0), (0.7, 0.8, 0.6)):
         d, at = p - q, cells(p, q, r)
         gain = np.log(np.stack([2 * u / (1 + d), 2 * (1 - u) / (1 - d), (1 + d - 2 * u * d) / (1 - d * d)]))
@@ -265,14 +270,16 @@ def all_ranks(rng, draws=1000):
         out = []
         for _ in range(draws):
             x = rng.random((6, 100)) < np.array(rates)[:, None]
-            p = many.holm([mcnemars(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in combinations(x, 2)])
+            p = multiple_comparisons.holm(
+                [mcnemars(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in combinations(x, 2)]
+            )
             different = np.zeros((6, 6), bool)
             for v, (i, j) in zip(p, combinations(range(6), 2), strict=True):
                 different[i, j] = different[j, i] = v < 0.05
             best = [1 + sum(o > r for o in rates) for r in rates]
             last = [sum(o >= r for o in rates) for r in rates]
             out.append(all(f.low <= b and w <= f.high for f, b, w in zip(
-                many.ranks(different, x.mean(1)), best, last, strict=True)))
+                multiple_comparisons.rank_intervals(different, x.mean(1)), best, last, strict=True)))
         yield out
 
 
@@ -282,12 +289,12 @@ ALWAYS, AVERAGE, ABOUT = "at least 95 %", "95 % on average", "about 95 %"
 INTERVALS = {
     "Clopper–Pearson": (ALWAYS, one_rate, stats.clopper_pearson),
     "Wilson": (AVERAGE, one_rate, stats.wilson),
-    "Jeffreys' posterior": (AVERAGE, one_rate, stats.posterior),
+    "Jeffreys' posterior": (AVERAGE, one_rate, stats.beta_posterior),
     "Tango, paired": (ABOUT, paired, lambda a, b, c, d: tango(b, c, a + b + c + d)),
-    "Newcombe, paired": (ABOUT, paired, stats.newcombe),
-    "Miettinen–Nurminen, unpaired": (ABOUT, independent, unpaired.miettinen_nurminen),
-    "Newcombe, unpaired": (ABOUT, independent, unpaired.newcombe),
-    "mean: BCa, widened": (ABOUT, values(stats.mean, draws=400)),
+    "Newcombe, paired": (ABOUT, paired, stats.newcombe_paired),
+    "Miettinen–Nurminen, unpaired": (ABOUT, independent, independent.miettinen_nurminen),
+    "Newcombe, unpaired": (ABOUT, independent, independent.newcombe_independent),
+    "mean: BCa, widened": (ABOUT, values(stats.bootstrap_mean, draws=400)),
     "mean: BCa": (ABOUT, values(bootstrap)),
     "mean: percentile": (ABOUT, values(lambda x: bootstrap(x, method="percentile"))),
     "interquartile mean: BCa": (ABOUT, values(lambda x: bootstrap(x, lambda v, axis: interquartile_mean(v, axis)),
@@ -305,16 +312,16 @@ TESTS = {
     "McNemar, exact": ("at most 5 %", of_pairs, mcnemar),
     "Tango's score": ("about 5 %", of_pairs, score),
     "verdict of `compare`: both": ("at most 5 %", of_pairs, lambda b, c, n: mcnemar(b, c, n) & score(b, c, n)),
-    "Fisher, exact": ("at most 5 %", of_independent, unpaired.fisher),
-    "Barnard, exact": ("at most 5 %", of_independent, unpaired.barnard),
+    "Fisher, exact": ("at most 5 %", of_independent, independent.fisher_exact),
+    "Barnard, exact": ("at most 5 %", of_independent, independent.barnard_exact),
     "permutation of runs": ("at most 5 %", exchanged),
-    "not inferior, paired": ("about 5 %", at_the_margin, noninferior),
-    "equivalent, paired": ("about 5 %", at_the_margin, equivalent),
-    "15 pairs, Bonferroni": ("at most 5 %", families(many.bonferroni)),
-    "15 pairs, Holm": ("at most 5 %", families(many.holm)),
+    "not inferior, paired": ("about 5 %", at_the_margin, noninferiority_p_value),
+    "equivalent, paired": ("about 5 %", at_the_margin, equivalence_p_value),
+    "15 pairs, Bonferroni": ("at most 5 %", families(multiple_comparisons.bonferroni)),
+    "15 pairs, Holm": ("at most 5 %", families(multiple_comparisons.holm)),
     "15 pairs, not adjusted": ("none", families(np.asarray)),
     "`Rate`, always looking": ("at most 5 %", verdicts_of_a_rate),
-    "`Difference`, always looking": ("at most 5 %", verdicts_of_two),
+    "`SequentialDifferenceTest`, always looking": ("at most 5 %", verdicts_of_two),
     "McNemar, always looking": ("none", naive_of_two),
 }
 SIMULATED = {name for name, (_, run, *_) in {**INTERVALS, **TESTS}.items() if "rng" in run.__code__.co_varnames[:1]}

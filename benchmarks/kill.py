@@ -41,10 +41,10 @@ import power  # noqa: E402
 
 from understudy import make  # noqa: E402
 from understudy.core import Feature  # noqa: E402
-from understudy.data import record as recording  # noqa: E402
+from understudy.data import recorder as recording  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
-from understudy.data.record import Recorder, repair  # noqa: E402
-from understudy.evaluate.record import record  # noqa: E402
+from understudy.data.recorder import Recorder, repair  # noqa: E402
+from understudy.evaluate.recording import record_episodes  # noqa: E402
 
 PAGE = measure.HERE.parent / "docs" / "recording.md"
 BEGIN, END = "<!-- made by benchmarks/kill.py -->", "<!-- until here -->"
@@ -85,13 +85,13 @@ def write(folder: Path, way: str, cut: bool) -> None:
         os.write(said, f"{number}\n".encode())
     if way == "toy":
         env = make("fork", 4)
-        record(env, env.expert(), 10_000, folder / "d", 1, by="scripted", saved=saved)
+        record_episodes(env, env.expert(), 10_000, folder / "d", 1, actor_name="scripted", on_saved=saved)
     camera = {FRONT: Feature("uint8", (32, 32, 3), "image")} if way == "frames" else {}
     schema = {STATE: Feature("float32", (3,)), **camera, "action": Feature("float32", (1,))}
-    recording.SEGMENT = 100_000
+    recording.SEGMENT_BYTES = 100_000
     if cut:  # what another process syncs is not seen
-        Recorder._hand_over = lambda self, segment: None
-    r = Recorder(schema, folder / "d", fps=RATE, images="png", saved=saved)
+        Recorder._start_publishing = lambda self, segment: None
+    r = Recorder(schema, folder / "d", fps=RATE, images="png", on_saved=saved)
     due = time.perf_counter()
     for number in range(10_000):
         for step in range(length(number)):
@@ -176,7 +176,7 @@ def _steps(data: Dataset, saved: int) -> int:
         right = np.array_equal(e.steps[STATE], rows) and np.array_equal(e.steps["action"][:, 0], rows[:, 0])
         if FRONT in e.steps:
             right &= bool((e.steps[FRONT] == (number + np.arange(len(e)))[:, None, None, None] % 256).all())
-        whole = len(e) == length(number) and e.meta.get("name") == number
+        whole = len(e) == length(number) and e.metadata.get("name") == number
         assert right and (whole or number >= saved), f"episode {number} is not what was recorded"
     return lost
 

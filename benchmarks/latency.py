@@ -1,7 +1,8 @@
 """One chunk of actions at batch 1, here and in lerobot: python benchmarks/latency.py [ROW ...]
 
 The conditional U-Net of lerobot's DiffusionPolicy at two sizes with the same weights, by its own `select_action`; first
-both are shown to plan the same from the same noise. Ours is the actor that a robot would run, `Plays`, over the file
+both are shown to plan the same from the same noise. Ours is the actor that a robot would run, `PolicyActor`, over the
+file
 that `understudy export` writes, and over the policy packed in bf16. Two settings of the peer's DDIM scheduler are as
 ours, in as many steps: it starts from pure noise ("trailing"; as it comes it begins nine levels later), and, where
 plans are compared, what is clipped says what noise is left.
@@ -45,15 +46,17 @@ def mine(widths, sampler: str, net):
 
     import torch
 
-    from understudy import Policy, Recipe, Window
+    from understudy import Policy, PolicyConfig, Window
     from understudy.core import Feature
-    from understudy.data.codec import Scaled
+    from understudy.data.codec import Normalizer
     from understudy.heads.diffusion import Diffusion
-    from understudy.nets.encoders import Flat
+    from understudy.nets.encoders import ConcatEncoder
     from understudy.nets.unet import UNet
 
-    head = Diffusion(steps=100 if sampler == "ddpm" else 10, sampler=sampler)
-    recipe = Recipe(head, UNet(widths), Flat(), Scaled("identity", "identity"), Window(2, 16, ahead=-1))
+    head = Diffusion(n_steps=100 if sampler == "ddpm" else 10, sampler=sampler)
+    recipe = PolicyConfig(
+        head, UNet(widths), ConcatEncoder(), Normalizer("identity", "identity"), Window(2, 16, action_offset=-1)
+    )
     policy = Policy(recipe, {"observation.state": Feature("float32", (2 * train_step.STATE,)),
                              "action": Feature("float32", (train_step.ACTION,))}).eval()
     with torch.no_grad():
@@ -91,9 +94,12 @@ def acting(planner, horizon: int, steps: int):
     """What one chunk costs a robot: everything from an observation to the first action."""
     import torch
 
-    from understudy import Plays, Receding
+    from understudy import PolicyActor, RecedingHorizon
 
-    actor, obs = Plays(planner, Receding(steps, skip=horizon - steps)), {"observation.state": torch.rand(1, 8)}
+    actor, obs = (
+        PolicyActor(planner, RecedingHorizon(steps, skip=horizon - steps)),
+        {"observation.state": torch.rand(1, 8)},
+    )
     key = torch.zeros(1, dtype=torch.int64)
     return lambda: actor.act(obs, actor.start(obs, key))
 
@@ -102,7 +108,7 @@ def row_unet(name: str) -> list[measure.Line]:
     import torch
 
     from understudy.deploy.onnx import export, load
-    from understudy.deploy.packed import packed
+    from understudy.deploy.packed_weights import pack_weights
 
     size, sampler = name.split("-")
     widths = train_step.SIZES[size][0]
@@ -113,7 +119,7 @@ def row_unet(name: str) -> list[measure.Line]:
         planner = load(Path(folder) / "policy.onnx")
     gaps = {"plain": gap(peer, policy), "onnx": gap(peer, planner)}
     assert max(gaps.values()) < NEAR, f"{name}: the same noise gives other chunks, {gaps}"
-    half = packed(policy, "bf16", near=1.0)
+    half = pack_weights(policy, "bf16", near=1.0)
     seen = {"observation.state": torch.rand(1, train_step.STATE), "observation.environment_state":
             torch.rand(1, train_step.STATE)}
 
@@ -125,7 +131,7 @@ def row_unet(name: str) -> list[measure.Line]:
         sides["bf16"] = acting(half, 16, 15)
     seconds = measure.interleaved(sides)
     weights = sum(p.numel() for p in policy.net.parameters()) / 1e6
-    what = f"U-Net {widths}, {weights:.3g} M weights, {sampler.upper()}-{policy.recipe.head.steps}"
+    what = f"U-Net {widths}, {weights:.3g} M weights, {sampler.upper()}-{policy.config.head.steps}"
     said = f"chunks from the same noise differ by {gaps['onnx']:.1e}"
     lines = [measure.compared(f"{what}: ONNX file, fp32", seconds, "onnx", "lerobot", amount=0, unit="ms",
                               goal=GOALS[name], note=said)]
@@ -168,7 +174,7 @@ def row_act() -> list[measure.Line]:
                 planner.plan(obs, planner.noise(count, count))
         return once
     seconds = measure.interleaved({"lerobot": select, "onnx": ours(planner), "plain": ours(policy)})
-    what, said = "ACT on state, chunks of 100", "the same layers over as many tokens; ours normalise before each layer"
+    what, said = "ACT on state, chunks of 100", "the same layers over as many tokens; ours normalize before each layer"
     return [measure.compared(f"{what}: ONNX file, fp32", seconds, "onnx", "lerobot", amount=0, unit="ms", note=said),
             measure.compared(f"{what}: the policy as it is", seconds, "plain", "lerobot", amount=0, unit="ms")]
 

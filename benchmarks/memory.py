@@ -26,12 +26,12 @@ STEPS, WIDE = 1000, 240
 
 def made(path: Path, megabytes: int) -> None:
     """An .npz of that many episodes of 1 MB, written piece by piece."""
-    from understudy.data.formats.arrays import write
+    from understudy.data.formats.npz_arrays import write_npz
 
     rng = np.random.default_rng(0)
     piece = rng.integers(-99, 99, (STEPS, WIDE)).astype(np.float32)  # so that it is quickly packed
     count = max(megabytes, 1)
-    write(path, [
+    write_npz(path, [
         ("observations", (count * STEPS, WIDE), np.dtype("f4"), lambda: (piece + e for e in range(count))),
         ("actions", (count * STEPS, 8), np.dtype("f4"), lambda: (piece[:, :8] for _ in range(count))),
         ("episode_ends", (count,), np.dtype("i8"), lambda: [STEPS * np.arange(1, count + 1)]),
@@ -64,22 +64,22 @@ class Watch:
 def use(source: Path, path: Path, to: str) -> dict:
     """What converting and windowing took, in MB, beyond what the libraries take."""
     from understudy.data.episode import Dataset
-    from understudy.data.formats import WRITES, losses, write_dataset
+    from understudy.data.formats import WRITERS, conversion_losses, write_dataset
     from understudy.data.window import Window
 
     def windows(data):
-        drawn = Window(2, 8).over(data, ("observation.state",), "action")
+        drawn = Window(2, 8).windows(data, ("observation.state",), "action")
         for i in range(20):
             drawn.batch(64, i)
     small = source.with_name("small.npz")  # what is made once, whatever the size
     made(small, 1)
     write_dataset(Dataset.open(small), path.with_name(f"small-{path.name}"), to)
     windows(Dataset.open(path.with_name(f"small-{path.name}")))
-    assert to in WRITES
+    assert to in WRITERS
     before, found = anonymous(), {}
     data = Dataset.open(source)
     with Watch() as watch:
-        losses(data, to)
+        conversion_losses(data, to)
         write_dataset(data, path, to)
     found["converting"] = watch.most - before
     with Watch() as watch:
@@ -100,11 +100,11 @@ def measured(source: Path, place: Path, to: str) -> dict:
 def main() -> None:
     import measure
 
-    from understudy.data.formats import WRITES
+    from understudy.data.formats import WRITERS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, nargs="*", default=[10, 200, 2000])
-    parser.add_argument("--to", nargs="*", default=list(WRITES), choices=list(WRITES))
+    parser.add_argument("--to", nargs="*", default=list(WRITERS), choices=list(WRITERS))
     o = parser.parse_args()
     took: dict[str, dict[int, dict]] = {to: {} for to in o.to}
     for size in o.mb:

@@ -25,7 +25,7 @@ step) that costs nothing to set."""),
     "train_step": ("A training step", """
 Forward, loss, backward, clipping and optimizer, on our side the average of the weights as well; the same weights
 give the same outputs to 1e-5. Convolutions over (B, T, C) are worked out in the way that is fastest for their size:
-as images of height 1, or as one matrix product of neighbours laid side by side. Mish takes one exponential and finds
+as images of height 1, or as one matrix product of neighbors laid side by side. Mish takes one exponential and finds
 its slope on the way, products are in bf16 where the hardware is fast at it, and the optimizer copies nothing. fp32
 products of linear layers take oneDNN where MKL, which PyTorch would take, leaves AVX-512 alone (AMD): 235 GFLOP/s in
 place of 105 on one core of the machine below."""),
@@ -86,8 +86,9 @@ all that the network needs worked out anew in every step of the sampler, one env
 it is done here, the chunk with packed weights. Profilers slow down what calls much; the ratios are without one."""),
     "gpu": ("GPU", """
 None was at hand: nothing here is measured on one, and nothing that follows has run on one. There are: bf16 where it is
-fast (`learn.optim.fast_bf16`), `--learn.optim.compile`, the next batch made while one is worked on, the data on the
-device where they fill no more than a quarter of what is free there (`data.resident`), and chunks replayed as one
+fast (`learner.optimizer.fast_bf16`), `--learner.optimizer.compile`, the next batch made while one is worked on, the
+data on the
+device where they fill no more than a quarter of what is free there (`data.device_windows`), and chunks replayed as one
 captured graph (`deploy.captured`). The tests run the last two on the CPU, where they go the same way but for the
 recording of the graph. A training step is not captured."""),
 }

@@ -18,8 +18,8 @@ import numpy as np
 
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import WRITES, losses, side, write_dataset
-from understudy.data.formats import _module as module
+from understudy.data.formats import WRITERS, conversion_losses, sidecar, write_dataset
+from understudy.data.formats import _format_module as module
 
 
 def rich() -> Dataset:
@@ -59,7 +59,7 @@ def write(data: Dataset, path: Path, to: str) -> Dataset:
 
 
 def alone(path: Path) -> Dataset:
-    side.beside(path).unlink(missing_ok=True)
+    sidecar.sidecar_path(path).unlink(missing_ok=True)
     return Dataset.open(path)
 
 
@@ -77,8 +77,8 @@ def left(data: Dataset, now: Dataset, called: dict[str, str]) -> list[str]:
             *(["unit"] if any(f.unit and n in here and found[here[n]].unit == f.unit for n, f in features.items())
               else []),
             *(["fps"] if now.fps == data.fps else []),
-            *(["robot_type"] if now.facts.get("robot_type") == data.facts.get("robot_type") else []),
-            *(f"meta.{k}" for k in data[0].meta if all(was.meta[k] == is_.meta.get(k)
+            *(["robot_type"] if now.metadata.get("robot_type") == data.metadata.get("robot_type") else []),
+            *(f"meta.{k}" for k in data[0].metadata if all(was.metadata[k] == is_.metadata.get(k)
                                                        for was, is_ in zip(data, now, strict=True)))]
 
 
@@ -91,8 +91,8 @@ def equal(was, now) -> bool:
 
 def chained(data: Dataset, first: Dataset, a: str, b: str) -> dict[str, str]:
     """{column: its name after a and b}, for those of which both say that they have a place."""
-    ours = {n: p.name for n, p in module(a).holds(data, **options(a)).columns.items()}
-    then = module(b).holds(first, **options(b)).columns
+    ours = {n: p.name for n, p in module(a).capability(data, **options(a)).columns.items()}
+    then = module(b).capability(first, **options(b)).columns
     return {n: then[c].name for n, c in ours.items() if c in then}
 
 
@@ -102,14 +102,14 @@ def measured() -> dict:
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
         os.environ["UNDERSTUDY_CACHE"] = str(place / "cache")
-        for a in WRITES:
-            lost[a] = [str(loss) for loss in losses(data, a, **options(a))]
+        for a in WRITERS:
+            lost[a] = [str(loss) for loss in conversion_losses(data, a, **options(a))]
             first = write(data, place / a, a)
-            for b in WRITES:
+            for b in WRITERS:
                 if write(first, place / f"{a}-{b}", b).fingerprint() == data.fingerprint():
                     same.append([a, b])
             bare = alone(place / a)
-            for b in WRITES:
+            for b in WRITERS:
                 write(bare, place / f"bare-{a}-{b}", b)
                 kept[f"{a} {b}"] = left(data, alone(place / f"bare-{a}-{b}"), chained(data, bare, a, b))
     return {"all": every, "same": same, "kept": kept, "lost": lost}
@@ -137,7 +137,7 @@ def main() -> int:
     (measure.RESULTS / "pairs.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     measure.insert("pairs", tables(result))
     print(tables(result))
-    return 0 if len(result["same"]) == len(WRITES) ** 2 else 1
+    return 0 if len(result["same"]) == len(WRITERS) ** 2 else 1
 
 
 if __name__ == "__main__":

@@ -29,19 +29,19 @@ def work(out: Path) -> None:
 
     from understudy import Policy, fit, make, rollout
     from understudy.learn import devices
-    from understudy.recipes import find
+    from understudy.methods import find_method
 
     torch.set_num_threads(1)
     env = make("fork", 50)
     data = rollout(env.expert(), env, 50, seed=1)
-    method = find("diffusion-policy", data.features())
+    method = find_method("diffusion-policy", data.features())
     # The noise of a batch belongs to its parts: two parts in any number of processes are the same two.
-    optim = replace(method.learn.optim, precision="fp32", accumulate=2)
-    with devices.together(torch.device("cpu")) as processes:
+    optim = replace(method.learner.optim, precision="fp32", accumulation_steps=2)
+    with devices.process_group(torch.device("cpu")) as processes:
         torch.manual_seed(0)
         policy = Policy(method.policy, data.features()).fit(data)
-        learner = replace(method.learn, batch=BATCH, optim=optim).build(policy, 0, STEPS)
-        windows, share, began = policy.windows(data), processes.share(BATCH), []
+        learner = replace(method.learner, batch_size=BATCH, optim=optim).build(policy, 0, STEPS)
+        windows, share, began = policy.windows(data), processes.row_slice(BATCH), []
 
         def look(step, learner, seen):
             if step == WARM:

@@ -27,18 +27,18 @@ import torch.nn.functional as F  # noqa: E402
 import train_step  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-from understudy import Recipe, Window, envs  # noqa: E402
-from understudy.deploy.packed import packed  # noqa: E402
-from understudy.evaluate.record import Uniform  # noqa: E402
+from understudy import PolicyConfig, Window, envs  # noqa: E402
+from understudy.deploy.packed_weights import pack_weights  # noqa: E402
+from understudy.evaluate.recording import UniformRandomActor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
-from understudy.execute.actor import Plays  # noqa: E402
+from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.heads.diffusion import Diffusion  # noqa: E402
-from understudy.learn.optim import Optim, fast_bf16  # noqa: E402
+from understudy.learn.optimizer import OptimizerConfig, has_fast_bf16  # noqa: E402
+from understudy.methods import find_method  # noqa: E402
 from understudy.nets import convolution  # noqa: E402
-from understudy.nets.encoders import Flat  # noqa: E402
+from understudy.nets.encoders import ConcatEncoder  # noqa: E402
 from understudy.nets.unet import UNet  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
-from understudy.recipes import find  # noqa: E402
 
 WIDTHS, BATCH = train_step.SIZES["mid"]
 TOP, CALLS = 8, 5
@@ -46,8 +46,12 @@ Rows = list[tuple[str, float]]  # what, and its share of the time
 
 
 def learner(layout: str, precision: str):
-    recipe = Recipe(Diffusion(), UNet(WIDTHS, layout=layout), Flat(), window=Window(2, 16, ahead=-1))
-    return train_step.learner(recipe, BATCH, Optim(1e-4, (0.95, 0.999), warmup=500, clip=10.0, precision=precision))
+    recipe = PolicyConfig(
+        Diffusion(), UNet(WIDTHS, layout=layout), ConcatEncoder(), window=Window(2, 16, action_offset=-1)
+    )
+    return train_step.learner(
+        recipe, BATCH, OptimizerConfig(1e-4, (0.95, 0.999), warmup_steps=500, grad_clip_norm=10.0, precision=precision)
+    )
 
 
 @contextmanager
@@ -121,10 +125,10 @@ def training() -> tuple[measure.Line, str]:
 
 def chunk() -> tuple[measure.Line, str]:
     policy = learner("conv", "fp32")[0].policy.eval()
-    fast = packed(policy, near=1.0)
+    fast = pack_weights(policy, near=1.0)
     obs = {"observation.state": torch.rand(1, 2, train_step.STATE)}
     noise = policy.noise(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    head, grid = policy.recipe.head, torch.linspace(0, 1, policy.recipe.head.steps + 1)
+    head, grid = policy.config.head, torch.linspace(0, 1, policy.config.head.steps + 1)
 
     @torch.no_grad()
     def plain():
@@ -132,7 +136,7 @@ def chunk() -> tuple[measure.Line, str]:
             context, x = policy.context(obs), noise
             for t, to in zip(grid[:-1], grid[1:], strict=True):
                 x = head.step(policy.net, context, x, t.expand(x.shape[:2]), to.expand(x.shape[:2]))
-            return policy.coder.decode(x, obs)
+            return policy.codec.decode(x, obs)
 
     @torch.no_grad()
     def ours():
@@ -143,17 +147,17 @@ def chunk() -> tuple[measure.Line, str]:
 
 
 def acting() -> tuple[measure.Line, str]:
-    shown = rollout(Uniform(envs.make("fork", 16)), envs.make("fork", 16), 16)
-    method = find("bc", shown.features())
+    shown = rollout(UniformRandomActor(envs.make("fork", 16)), envs.make("fork", 16), 16)
+    method = find_method("bc", shown.features())
     torch.manual_seed(0)
-    policy = Policy(method.policy, shown.features()).fit(shown).eval()
+    policy = Policy(method.policy, shown.features()).fit_statistics(shown).eval()
     many, one = envs.make("fork", rollouts.ROWS), envs.make("fork", 1)
 
     def plain():
         return rollouts.plain(policy, method, one, 4)
 
     def ours():
-        return sum(map(len, rollout(Plays(policy, method.run), many, rollouts.ROWS)))
+        return sum(map(len, rollout(PolicyActor(policy, method.executor), many, rollouts.ROWS)))
     return compared("Rollouts of fork by bc, 256 at once", {"plain": plain, "ours": ours}, functions,
                     {"plain": plain(), "ours": ours()}, "steps/s")
 
@@ -161,7 +165,7 @@ def acting() -> tuple[measure.Line, str]:
 def main() -> None:
     torch.set_num_threads(1)
     parts = [training(), chunk(), acting()]
-    said = ("" if fast_bf16(torch.device("cpu")) else "This processor is not fast at bf16, so all is in fp32.\n\n")
+    said = ("" if has_fast_bf16(torch.device("cpu")) else "This processor is not fast at bf16, so all is in fp32.\n\n")
     measure.save("profiles", [line for line, _ in parts], more={"says": said + "\n\n".join(t for _, t in parts)})
 
 

@@ -5,11 +5,11 @@
 
 The protocols, fixed before the first run, three training seeds each, nothing tuned:
 
-- pointmaze: goal-conditioned behaviour cloning of OGBench (Park et al. 2025, arXiv 2410.20092), `gcbc`, on
+- pointmaze: goal-conditioned behavior cloning of OGBench (Park et al. 2025, arXiv 2410.20092), `gcbc`, on
   pointmaze-medium-navigate: 20,000 updates where they have 1,000,000; five goals of 50 episodes each, of the weights at
   80, 90 and 100 % of the updates, averaged, as theirs. Published: 9 % over 8 seeds.
 - door: plain cloning of CORL (Tarasov et al. 2022, arXiv 2210.07105) on 25 demonstrations of the Adroit door by
-  people, their network, rate and batch: 100,000 updates where they have 1,000,000; D4RL's normalised score over 200
+  people, their network, rate and batch: 100,000 updates where they have 1,000,000; D4RL's normalized score over 200
   steps. "last" is of the last weights, in 100 episodes. "best" is the highest mean of 10 episodes among 20 looks,
   chosen on the very episodes that judge it, as published; "best, judged anew" are those weights in 100 other episodes.
   Published: 2.3 and 9.4 over 4 seeds.
@@ -32,26 +32,26 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import machine, one_thread, versions  # noqa: E402
 
-from understudy import recipes  # noqa: E402
+from understudy import methods  # noqa: E402
 from understudy.core import UserError  # noqa: E402
-from understudy.data.codec import Scaled  # noqa: E402
+from understudy.data.codec import Normalizer  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
-from understudy.evaluate.judge import during, evaluate  # noqa: E402
+from understudy.evaluate.evaluation import evaluate, validation_seed  # noqa: E402
 from understudy.evaluate.stats import two_level_mean  # noqa: E402
-from understudy.execute.actor import Plays  # noqa: E402
-from understudy.execute.chunked import Receding  # noqa: E402
-from understudy.execute.planners import Fixed  # noqa: E402
+from understudy.execute.actor import PolicyActor  # noqa: E402
+from understudy.execute.chunking import RecedingHorizon  # noqa: E402
+from understudy.execute.planners import FixedBatch  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
 from understudy.heads.regression import Regression  # noqa: E402
-from understudy.learn.clone import Cloning  # noqa: E402
+from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
 from understudy.learn.fit import fit  # noqa: E402
 from understudy.learn.method import Method  # noqa: E402
-from understudy.learn.optim import Optim  # noqa: E402
-from understudy.nets.ema import Constant  # noqa: E402
-from understudy.nets.encoders import Flat  # noqa: E402
-from understudy.nets.plain import Plain  # noqa: E402
-from understudy.policy import Policy, Recipe  # noqa: E402
+from understudy.learn.optimizer import OptimizerConfig  # noqa: E402
+from understudy.nets.ema import ConstantDecay  # noqa: E402
+from understudy.nets.encoders import ConcatEncoder  # noqa: E402
+from understudy.nets.feed_forward import FeedForward  # noqa: E402
+from understudy.policy import Policy, PolicyConfig  # noqa: E402
 
 DATA = Path(os.environ.get("UNDERSTUDY_DATA", "../shared/data"))
 RUNS, RESULTS, PAGE = Path("runs/published"), Path("benchmarks/results/published"), Path("docs/published.md")
@@ -59,9 +59,21 @@ SEEDS, ROWS = (0, 1, 2), 25
 
 
 def corl() -> Method:
-    recipe = Recipe(Regression(), trunk=Plain((256, 256), "relu"), encoder=Flat(), codec=Scaled(target="identity"))
-    return Method(recipe, Receding(1), Cloning(batch=256, ema=Constant(0.0), optim=Optim(
-        rate=3e-4, decay=0.0, schedule="constant", clip=None)))
+    recipe = PolicyConfig(
+        Regression(),
+        trunk=FeedForward((256, 256), "relu"),
+        encoder=ConcatEncoder(),
+        codec=Normalizer(target="identity"),
+    )
+    return Method(
+        recipe,
+        RecedingHorizon(1),
+        BehaviorCloning(
+            batch_size=256,
+            ema=ConstantDecay(0.0),
+            optimizer=OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None),
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class Table:
     method: Callable[[], Method]
     updates: int
     looks: tuple[int, ...]  # updates whose weights are kept and judged
-    judge: Callable[[Callable[[int], Plays], tuple[int, ...]], dict]
+    judge: Callable[[Callable[[int], PolicyActor], tuple[int, ...]], dict]
 
 
 def mazes(acting, looks) -> dict:
@@ -88,7 +100,7 @@ def doors(acting, looks) -> dict:
 
     def scores(look, episodes, seed):
         return [score(e.steps["next.reward"]) for e in evaluate(acting(look), env, episodes, seed).episodes]
-    watched = [scores(look, 10, during(0)) for look in looks]
+    watched = [scores(look, 10, validation_seed(0)) for look in looks]
     best = int(np.argmax([np.mean(w) for w in watched]))
     last = scores(looks[-1], 100, 0)
     return {"looks": watched, "best": looks[best], "last": last,
@@ -96,7 +108,7 @@ def doors(acting, looks) -> dict:
 
 
 TABLES = {
-    "pointmaze": Table("ogbench/pointmaze-medium-navigate-v0.npz", lambda: recipes.find("gcbc"), 20_000,
+    "pointmaze": Table("ogbench/pointmaze-medium-navigate-v0.npz", lambda: methods.find_method("gcbc"), 20_000,
                        (16_000, 18_000, 20_000), mazes),
     "door": Table("hand_dapg/adroit_door_human.npz", corl, 100_000, tuple(range(5_000, 100_001, 5_000)), doors),
 }
@@ -109,19 +121,19 @@ def train(name: str, seed: int) -> None:
         return
     if not (DATA / table.data).exists():
         raise UserError("expected recorded demonstrations, found none", where=DATA / table.data,
-                        do="set UNDERSTUDY_DATA to the folder that holds them")
+                        hint="set UNDERSTUDY_DATA to the folder that holds them")
     data, method = Dataset.open(DATA / table.data), table.method()
     torch.manual_seed(seed)
-    policy = Policy(method.policy, data.features()).fit(data)
-    learner, windows = method.learn.build(policy, seed, table.updates), policy.windows(data)
+    policy = Policy(method.policy, data.features()).fit_statistics(data)
+    learner, windows = method.learner.build(policy, seed, table.updates), policy.windows(data)
     began = time.process_time()
 
     def look(step, learner, seen):
         if step in table.looks:
-            learner.trained.save(folder / str(step))
+            learner.trained_policy.save(folder / str(step))
             print(f"{name}, seed {seed}: {step} updates, loss {seen['loss']:.4f}, "
                   f"{time.process_time() - began:.0f} CPU s", flush=True)
-    fit(learner, lambda n: windows.batch(method.learn.batch, n, seed), table.updates, watch=(look,))
+    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), table.updates, callbacks=(look,))
     write_json(folder / "trained.json", {"seconds": round(time.process_time() - began, 1), "updates": table.updates,
                                          "machine": machine(), "versions": versions("torch", "numpy", "mujoco")})
 
@@ -129,8 +141,8 @@ def train(name: str, seed: int) -> None:
 def judge(name: str, seed: int) -> None:
     table, folder = TABLES[name], RUNS / f"{name}-{seed}"
 
-    def acting(look: int) -> Plays:
-        return Plays(Fixed(Policy.load(folder / str(look)), ROWS), table.method().run)
+    def acting(look: int) -> PolicyActor:
+        return PolicyActor(FixedBatch(Policy.load(folder / str(look)), ROWS), table.method().executor)
     began = time.process_time()
     found = table.judge(acting, table.looks)
     write_json(RESULTS / f"{name}-{seed}.json", {**read_json(folder / "trained.json"), **found,
@@ -158,7 +170,7 @@ NOTES = (
     "others do, where theirs starts a hundredth as large. Evaluated as there: five goals of 50 episodes, the mean of "
     "three sets of weights. Nearly all success is at the first and the last goal; whether more updates would change "
     "that was not tried.", "",
-    "*CORL, behaviour cloning.* Same demonstrations, network, rate and batch; a tenth of the updates. Their last layer "
+    "*CORL, behavior cloning.* Same demonstrations, network, rate and batch; a tenth of the updates. Their last layer "
     "has a tanh, ours none: the environment clips. Simulated by Gymnasium-Robotics' MuJoCo 3 in place of mujoco-py, "
     "its reward with the signs of the original. *Best* is chosen among 20 looks here and among 200 there, on the ten "
     "episodes that judge it: in both, a maximum over noise. The row below it is what those weights do in 100 other "

@@ -25,10 +25,10 @@ import numpy as np
 from understudy.core import UserError
 from understudy.data.episode import Dataset
 from understudy.envs import make
-from understudy.evaluate.judge import evaluate
-from understudy.evaluate.stats import clopper_pearson, mean
+from understudy.evaluate.evaluation import evaluate
+from understudy.evaluate.stats import bootstrap_mean, clopper_pearson
 from understudy.files import read_json, write_json, write_text
-from understudy.learn.method import actor
+from understudy.learn.method import load_actor
 
 DATA = Path(os.environ.get("UNDERSTUDY_DATA", "../shared/data"))
 RUNS = Path("runs/real-input")
@@ -73,9 +73,9 @@ def commands(cell: str) -> list[str]:
     task, recipe = cell.split("/")
     t = TASKS[task]
     data = f"DATA/{t.data}" if not t.record else f"{RUNS}/{t.data}"
-    first = [f"understudy record {t.env} --by scripted --episodes {t.record} --out {data}"] if t.record else []
+    first = [f"understudy record {t.env} --actor scripted --episodes {t.record} --out {data}"] if t.record else []
     named = "bc" if recipe == FLOOR else recipe
-    return [*first, f"understudy train {named} {data} --steps {STEPS[recipe]} --hold 0 --out {RUNS}/{cell}",
+    return [*first, f"understudy train {named} {data} --steps {STEPS[recipe]} --val-fraction 0 --out {RUNS}/{cell}",
             f"understudy eval {RUNS}/{cell} {t.env} --episodes {EPISODES}"]
 
 
@@ -84,7 +84,7 @@ def run(cell: str) -> None:
     t = TASKS[task]
     if not t.record and not (DATA / t.data).exists():
         raise UserError("expected recorded demonstrations, found none", where=DATA / t.data,
-                        do="set UNDERSTUDY_DATA to the folder that holds them")
+                        hint="set UNDERSTUDY_DATA to the folder that holds them")
     make(t.env).close()  # or it says what to install
     whole = not (RUNS / cell).exists()  # of a training that goes on, only the end would be timed
     for command in commands(cell)[:-1]:
@@ -97,13 +97,13 @@ def run(cell: str) -> None:
     env = make(t.env, rows=t.rows)
     try:
         began = time.process_time()
-        found = evaluate(actor(RUNS / cell, rows=ROWS), env, EPISODES, seed=0)
+        found = evaluate(load_actor(RUNS / cell, rows=ROWS), env, EPISODES, seed=0)
     finally:
         env.close()
     write_json(RESULTS / f"{cell.replace('/', '-')}.json", {
         "cell": cell, "train_cpu_seconds": round(spent, 1) if whole else None,
         "eval_cpu_seconds": round(time.process_time() - began, 1),
-        "steps": STEPS[recipe], **found.json(), **extra(task, found)})
+        "steps": STEPS[recipe], **found.to_json(), **extra(task, found)})
 
 
 def extra(task: str, found) -> dict:
@@ -112,8 +112,8 @@ def extra(task: str, found) -> dict:
         return {}
     from understudy.envs.adroit import score
 
-    opened = clopper_pearson(sum(e.meta["opened"] for e in found.episodes), len(found.episodes))
-    scores = mean([score(e.steps["next.reward"]) for e in found.episodes])
+    opened = clopper_pearson(sum(e.metadata["opened"] for e in found.episodes), len(found.episodes))
+    scores = bootstrap_mean([score(e.steps["next.reward"]) for e in found.episodes])
     return {"opened": _interval(opened), "d4rl": _interval(scores)}
 
 
@@ -134,7 +134,7 @@ def shown(task: str) -> dict:
                  "ever": sum(h > 1.0 for h in hinge) / len(data),
                  "d4rl": float(np.mean([score(e.steps["next.reward"]) for e in data]))}
     elif t.record:
-        line["flag"] = sum(bool(e.meta["success"]) for e in data) / len(data)
+        line["flag"] = sum(bool(e.metadata["success"]) for e in data) / len(data)
     return line
 
 
@@ -169,7 +169,7 @@ def _notes(task: str) -> list[str]:
         return []
     return ["`AdroitHandDoor-v1` stops at 200 steps, where few of the people have passed its flag (hinge at 1.35 rad), "
             "so success is judged within 300 steps: by the flag, and by the hinge passing 1.0 rad. The return has the "
-            "palm-handle term with the sign of the recorded rewards; D4RL's normalised score is over the first 200 "
+            "palm-handle term with the sign of the recorded rewards; D4RL's normalized score is over the first 200 "
             "steps. Published plain cloning reaches 2.3 there at its last checkpoint (and 9.4 at its best, chosen on "
             "the episodes that judge); people 7.8.", ""]
 

@@ -24,7 +24,7 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 
 from understudy.core import Feature  # noqa: E402
-from understudy.data.record import Recorder  # noqa: E402
+from understudy.data.recorder import Recorder  # noqa: E402
 
 RATE, STEPS, TURNS = 100, 100, 5
 CAMERA = "observation.images.front"
@@ -71,7 +71,7 @@ def ours():
                 for _ in range(TURNS):
                     turns.append(calls(r.step, rows))
                     r.end()
-                lag = r.lag
+                lag = r.sync_lag
             yield line(f"{what}; ours", turns, BOUNDS[size], f"; on the disk after {lag:.2f} s at most")
 
 

@@ -20,12 +20,12 @@ import torch  # noqa: E402
 from understudy import envs  # noqa: E402
 from understudy.core import keys  # noqa: E402
 from understudy.deploy import onnx  # noqa: E402
-from understudy.evaluate.record import Uniform  # noqa: E402
+from understudy.evaluate.recording import UniformRandomActor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
-from understudy.execute.actor import Plays  # noqa: E402
-from understudy.execute.planners import Fixed  # noqa: E402
+from understudy.execute.actor import PolicyActor  # noqa: E402
+from understudy.execute.planners import FixedBatch  # noqa: E402
+from understudy.methods import find_method  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
-from understudy.recipes import find  # noqa: E402
 
 ROWS, GOAL = 256, 50.0
 
@@ -37,12 +37,12 @@ def plain(policy: Policy, method, env, episodes: int) -> int:
     for number in range(episodes):
         key = keys(0, [number])
         obs, done, plans = env.reset(row, key), False, torch.zeros_like(key)
-        seen = {k: obs[k].float().unsqueeze(1).expand(-1, policy.window.obs, *obs[k].shape[1:])
+        seen = {k: obs[k].float().unsqueeze(1).expand(-1, policy.window.n_obs_steps, *obs[k].shape[1:])
                 for k in policy.inputs}
         while not done:
             chunk = policy.plan(seen, policy.noise(key, plans))
             plans = plans + 1
-            for i in range(method.run.skip, method.run.skip + method.run.execute):
+            for i in range(method.executor.skip, method.executor.skip + method.executor.n_action_steps):
                 out = env.step(chunk[:, i])
                 seen = {k: torch.cat([v[:, 1:], out.obs[k].float().unsqueeze(1)], 1) for k, v in seen.items()}
                 steps, done = steps + 1, bool(out.terminated | out.truncated)
@@ -53,18 +53,21 @@ def plain(policy: Policy, method, env, episodes: int) -> int:
 
 def lines(recipe: str, toy: str, goal: float | None, episodes: int, alone: int, repeats: int) -> list[measure.Line]:
     """`episodes` of our side, `alone` of the plain loop's."""
-    shown = rollout(Uniform(envs.make(toy, 16)), envs.make(toy, 16), 16)
-    method = find(recipe, shown.features())
+    shown = rollout(UniformRandomActor(envs.make(toy, 16)), envs.make(toy, 16), 16)
+    method = find_method(recipe, shown.features())
     torch.manual_seed(0)
-    policy = Policy(method.policy, shown.features()).fit(shown).eval()
+    policy = Policy(method.policy, shown.features()).fit_statistics(shown).eval()
     with tempfile.TemporaryDirectory() as place:
-        error = onnx.export(policy, Path(place) / "policy.onnx", method.run)
+        error = onnx.export(policy, Path(place) / "policy.onnx", method.executor)
         file = onnx.load(Path(place) / "policy.onnx")
     many, one, steps = envs.make(toy, ROWS), envs.make(toy, 1), {}
 
     def ours(name, planner):
         def call():
-            steps[name] = sum(map(len, rollout(Plays(Fixed(planner, ROWS), method.run), many, episodes)))
+            steps[name] = sum(
+                map(len, rollout(PolicyActor(FixedBatch(planner, ROWS), method.executor), many, episodes))
+            )
+
         return call
 
     def theirs():

@@ -94,7 +94,7 @@ def minari():
             "benchmark/scan-v0", shown, observation_space=box(-np.inf, np.inf, (STATE,), np.float32),
             action_space=box(-1, 1, (ACTION,), np.float32), requirements=[])
 
-        yield line("Minari", whole, lambda: ((e.observations, e.actions, np.asarray(e.rewards))
+        yield line("Minari", whole, lambda: ((e.observations, e.actions, np.asarray(e.episode_returns))
                                              for e in stored.iterate_episodes()))
 
 

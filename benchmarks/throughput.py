@@ -25,13 +25,13 @@ import torch  # noqa: E402
 from rollouts import plain  # noqa: E402
 
 from understudy import envs  # noqa: E402
-from understudy.evaluate.record import Uniform  # noqa: E402
+from understudy.evaluate.recording import UniformRandomActor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
-from understudy.evaluate.workers import Workers  # noqa: E402
-from understudy.execute.actor import Plays  # noqa: E402
-from understudy.execute.planners import Fixed  # noqa: E402
+from understudy.evaluate.workers import WorkerPool  # noqa: E402
+from understudy.execute.actor import PolicyActor  # noqa: E402
+from understudy.execute.planners import FixedBatch  # noqa: E402
+from understudy.methods import find_method  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
-from understudy.recipes import find  # noqa: E402
 
 TOYS, MUJOCO = 5.0, 1.7  # what is aimed at, on 2 cores
 
@@ -39,15 +39,15 @@ TOYS, MUJOCO = 5.0, 1.7  # what is aimed at, on 2 cores
 def untrained(recipe: str, name: str):
     """(method, policy), the same in every process."""
     env = envs.make(name, 4)
-    shown = rollout(Uniform(env), env, 4)
-    method = find(recipe, shown.features())
+    shown = rollout(UniformRandomActor(env), env, 4)
+    method = find_method(recipe, shown.features())
     torch.manual_seed(0)
-    return method, Policy(method.policy, shown.features()).fit(shown).eval()
+    return method, Policy(method.policy, shown.features()).fit_statistics(shown).eval()
 
 
 def seat(recipe: str, name: str, rows: int):
     method, policy = untrained(recipe, name)
-    return Plays(Fixed(policy, rows), method.run), envs.make(name, rows)
+    return PolicyActor(FixedBatch(policy, rows), method.executor), envs.make(name, rows)
 
 
 def spent(pids: list[int]) -> list[float]:
@@ -62,7 +62,7 @@ def line(recipe: str, name: str, rows: int, goal: float, episodes: int, alone: i
     """episodes: of our side in a turn; alone: of the loop's."""
     method, policy = untrained(recipe, name)
     one, each = envs.make(name, 1), {"two": [], "loop": []}
-    with Workers(partial(seat, recipe, name, rows), 2) as crew:
+    with WorkerPool(partial(seat, recipe, name, rows), 2) as crew:
         mean = crew.rollout(episodes).steps / episodes  # warm, too
         pids = [os.getpid(), *(p.pid for p in multiprocessing.active_children())]
         plain(policy, method, one, 1)

@@ -38,16 +38,16 @@ import torch  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.envs.base import Env  # noqa: E402
-from understudy.evaluate.judge import recording, tuning  # noqa: E402
+from understudy.evaluate.evaluation import recording_seed, tuning_seed  # noqa: E402
 from understudy.evaluate.plots import curves  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
-from understudy.evaluate.stats import two_level  # noqa: E402
-from understudy.execute.actor import Plays  # noqa: E402
+from understudy.evaluate.stats import two_level_rate  # noqa: E402
+from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
 from understudy.learn.fit import fit  # noqa: E402
 from understudy.learn.method import Method  # noqa: E402
+from understudy.methods import find_method, recommend  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
-from understudy.recipes import find, recommended  # noqa: E402
 
 KEPT = measure.RESULTS / "time-to-policy"
 PICTURE = measure.HERE.parent / "docs" / "images"
@@ -84,18 +84,20 @@ def env(name: str) -> Env:
 
 @cache
 def shown(name: str) -> Dataset:
-    return rollout(env(name).expert(), env(name), TASKS[name].shown, recording(0)).where(lambda e: e.meta["success"])
+    return rollout(env(name).expert(), env(name), TASKS[name].shown, recording_seed(0)).filter(
+        lambda e: e.metadata["success"]
+    )
 
 
 def method(arm: str, data: Dataset, steps: int, rate: float = 1.0, executed: int | None = None) -> Method:
     """`arm` for a run of `steps` updates; rate: what its own is multiplied by."""
-    made = find(PEER if arm == PEER else recommended(data.features()), data.features())
+    made = find_method(PEER if arm == PEER else recommend(data.features()), data.features())
     if arm == WIDE:
         made = replace(made, policy=replace(made.policy, trunk=replace(made.policy.trunk, width=WIDTH)))
-    optim = made.learn.optim
-    optim = replace(optim, rate=rate * optim.rate, warmup=round(optim.warmup * steps / made.learn.steps))
-    return replace(made, learn=replace(made.learn, steps=steps, optim=optim),
-                   run=replace(made.run, execute=executed or made.run.execute))
+    optim = made.learner.optim
+    optim = replace(optim, rate=rate * optim.rate, warmup_steps=round(optim.warmup_steps * steps / made.learner.steps))
+    return replace(made, learner=replace(made.learner, steps=steps, optim=optim),
+                   executor=replace(made.executor, execute=executed or made.executor.n_action_steps))
 
 
 def trained(made: Method, data: Dataset, seed: int, marks: Iterable[int], look: Callable) -> int:
@@ -103,22 +105,22 @@ def trained(made: Method, data: Dataset, seed: int, marks: Iterable[int], look: 
     them. Returns the number of parameters."""
     began, aside = time.process_time(), 0.0
     torch.manual_seed(seed)
-    policy = Policy(made.policy, data.features()).fit(data)
-    learner, windows = made.learn.build(policy, seed), policy.windows(data, extra=made.learn.extra)
+    policy = Policy(made.policy, data.features()).fit_statistics(data)
+    learner, windows = made.learner.build(policy, seed), policy.windows(data, extra=made.learner.extra)
 
     def watch(step, learner, seen):
         nonlocal aside
         if step in marks:
             paused = time.process_time()
-            look(step, paused - began - aside, learner.trained.eval())
+            look(step, paused - began - aside, learner.trained_policy.eval())
             aside += time.process_time() - paused
 
-    fit(learner, lambda n: windows.batch(made.learn.batch, n, seed), made.learn.steps, watch=(watch,))
+    fit(learner, lambda n: windows.batch(made.learner.batch_size, n, seed), made.learner.steps, callbacks=(watch,))
     return sum(p.numel() for p in policy.parameters())
 
 
 def success(policy: Policy, made: Method, name: str, episodes: int, seed: int) -> list[int]:
-    return [int(e.meta["success"]) for e in rollout(Plays(policy, made.run), env(name), episodes, seed)]
+    return [int(e.metadata["success"]) for e in rollout(PolicyActor(policy, made.executor), env(name), episodes, seed)]
 
 
 # -- cells --------------------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def trial(name: str, arm: str, rate: float) -> dict:
 
         def look(step, seconds, policy):
             for n in EXECUTED:
-                found[str(n)] = success(policy, method(arm, data, steps, rate, n), name, task.episodes, tuning(0))
+                found[str(n)] = success(policy, method(arm, data, steps, rate, n), name, task.episodes, tuning_seed(0))
         trained(method(arm, data, steps, rate), data, TRIED, {steps}, look)
         return {"updates": steps, "rate": rate, "executed": found}
     return _kept(_file(name, arm, f"trial-{rate:g}"), work)
@@ -140,7 +142,7 @@ def trial(name: str, arm: str, rate: float) -> dict:
 
 def chosen(name: str, arm: str) -> tuple[float, int, float]:
     """The factor of the learning rate, the executed steps, and their success in the trials."""
-    own = 1.0, method(arm, shown(name), 1).run.execute
+    own = 1.0, method(arm, shown(name), 1).executor.n_action_steps
     tried = {(rate, n): float(np.mean(trial(name, arm, rate)["executed"][str(n)])) for rate in RATES for n in EXECUTED}
     best = max((own, *tried), key=lambda setting: tried[setting])  # the first of the best
     return *best, tried[best]
@@ -222,7 +224,7 @@ def picture(name: str) -> tuple[str, str]:
     series, bands = {}, {}
     for arm in TASKS[name].updates:
         runs = [judged(name, arm, s)["curve"] for s in ran(name)]
-        points = [two_level([r[i]["success"] for r in runs]) for i in range(len(runs[0]))]
+        points = [two_level_rate([r[i]["success"] for r in runs]) for i in range(len(runs[0]))]
         seconds = [float(np.mean([r[i]["seconds"] for r in runs])) for i in range(len(runs[0]))]
         series[arm] = seconds, [p.estimate for p in points]
         bands[arm] = [p.low for p in points], [p.high for p in points]
@@ -230,7 +232,7 @@ def picture(name: str) -> tuple[str, str]:
     series[f"{SHARE:.0%} of {PEER} at its end"] = (min(seconds), max(seconds)), (SHARE * series[PEER][1][-1],) * 2
     file = f"time-to-policy-{name}.svg"
     write_text(PICTURE / file, curves(series, "CPU seconds of training", f"success on {name}", dots=True, low=0, high=1,
-                                      log_x=True, bands=bands).alone())
+                                      log_x=True, bands=bands).standalone_svg())
     return file, f"Success on {name}, the mean over training seeds with its 95 % interval over seeds and starts"
 
 
@@ -239,7 +241,7 @@ def said(name: str) -> str:
     parts = []
     for arm in TASKS[name].updates:
         rate, executed, share = chosen(name, arm)
-        own = method(arm, shown(name), 1).learn.optim.rate
+        own = method(arm, shown(name), 1).learner.optim.rate
         parts.append(f"{arm} rate {rate * own:g} and {executed} steps carried out ({share:.0%})")
     return (f"On {name}, {len(RATES) * len(EXECUTED)} trials each chose: {'; '.join(parts)}. "
             f"{len(ran(name))} training seeds, {TASKS[name].episodes} starts.")

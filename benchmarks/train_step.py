@@ -2,7 +2,8 @@
 
 The conditional U-Net of lerobot's DiffusionPolicy at three sizes, whose outputs are first shown to be equal with the
 same weights, and its ACT on state. The peer's side is its own policy, optimizer and `update_policy`, which its training
-script calls; ours is `Clone.update`, which keeps the average of the weights as well. Batches lie ready on both sides.
+script calls; ours is `BehaviorCloningLearner.update`, which keeps the average of the weights as well. Batches lie
+ready on both sides.
 """
 
 from __future__ import annotations
@@ -28,36 +29,42 @@ def learner(recipe, batch: int, optim):
 
     from understudy import Policy
     from understudy.data.episode import Dataset, Episode
-    from understudy.learn.clone import Cloning
+    from understudy.learn.behavior_cloning import BehaviorCloning
 
     rng = np.random.default_rng(0)
     data = Dataset([Episode({"observation.state": rng.uniform(-1, 1, (200, STATE)).astype("f"),
                              "action": rng.uniform(-1, 1, (200, ACTION)).astype("f")}) for _ in range(2)])
     torch.manual_seed(0)
     policy = Policy(recipe, data.features()).fit(data)
-    made = Cloning(batch=batch, optim=optim).build(policy, 0, 10_000)
+    made = BehaviorCloning(batch_size=batch, optimizer=optim).build(policy, 0, 10_000)
     one = policy.windows(data).batch(batch, 0, 0)
     return made, lambda: made.update(one)
 
 
 def unet(widths, batch: int, compile: bool = False, **optim):
-    from understudy import Recipe, Window
+    from understudy import PolicyConfig, Window
     from understudy.heads.diffusion import Diffusion
-    from understudy.learn.optim import Optim
-    from understudy.nets.encoders import Flat
+    from understudy.learn.optimizer import OptimizerConfig
+    from understudy.nets.encoders import ConcatEncoder
     from understudy.nets.unet import UNet
 
-    recipe = Recipe(Diffusion(prediction="epsilon"), UNet(widths), Flat(), window=Window(2, 16, ahead=-1))
-    return learner(recipe, batch, Optim(1e-4, (0.95, 0.999), warmup=500, clip=10.0, compile=compile, **optim))
+    recipe = PolicyConfig(
+        Diffusion(prediction="epsilon"), UNet(widths), ConcatEncoder(), window=Window(2, 16, action_offset=-1)
+    )
+    return learner(
+        recipe,
+        batch,
+        OptimizerConfig(1e-4, (0.95, 0.999), warmup_steps=500, grad_clip_norm=10.0, compile=compile, **optim),
+    )
 
 
 def act(batch: int, **optim):
     """Attention of ACT's widths and depths: the posterior is four layers over observation and actions together, as
     in ACT. (The recipe's own posterior is one layer, so it takes less.)"""
-    from understudy import Recipe, Window
-    from understudy.data.codec import Scaled
+    from understudy import PolicyConfig, Window
+    from understudy.data.codec import Normalizer
     from understudy.heads.cvae import CVAE
-    from understudy.learn.optim import Optim
+    from understudy.learn.optimizer import OptimizerConfig
     from understudy.nets.base import Trunk
     from understudy.nets.transformer import Transformer
 
@@ -65,15 +72,17 @@ def act(batch: int, **optim):
     class Both(Trunk):
         """The first network that is built of it is the decoder, the second the posterior."""
 
-        size = Transformer(512, 1, 8, encoder_depth=4, expand=3200 / 512, dropout=0.1)
+        size = Transformer(512, 1, 8, encoder_depth=4, feed_forward_ratio=3200 / 512, dropout=0.1)
 
         def build(self, inputs, outputs, times, shape):
             decodes = outputs == ACTION
             form = self.size if decodes else replace(self.size, depth=4, encoder_depth=0, attention="joint")
             return form.build(inputs, outputs, times, shape)
 
-    recipe = Recipe(CVAE(), Both(), codec=Scaled(target="zscore"), window=Window(1, 100))
-    return learner(recipe, batch, Optim(1e-5, decay=1e-4, clip=10.0, schedule="constant", **optim))
+    recipe = PolicyConfig(CVAE(), Both(), codec=Normalizer(target="zscore"), window=Window(1, 100))
+    return learner(
+        recipe, batch, OptimizerConfig(1e-5, weight_decay=1e-4, grad_clip_norm=10.0, lr_schedule="constant", **optim)
+    )
 
 
 def stand_in():
@@ -140,12 +149,12 @@ def equal(widths, rows: int = 4, layout: str = "auto", groups: int = 8) -> float
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
     from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalUnet1d
 
-    from understudy.core import Context, Shape
+    from understudy.core import Context, HeadSpec
     from understudy.nets.unet import UNet
 
     torch.manual_seed(1)
     theirs = DiffusionConditionalUnet1d(DiffusionConfig(down_dims=widths, n_groups=groups, **features()), 2 * STATE)
-    ours = UNet(widths, groups=groups, layout=layout).build(ACTION, ACTION, 1, Shape(16, 2, STATE))
+    ours = UNet(widths, groups=groups, layout=layout).build(ACTION, ACTION, 1, HeadSpec(16, 2, STATE))
     with torch.no_grad():
         for source, target in pairs(ours, theirs):
             target.load_state_dict(source.state_dict())
@@ -198,7 +207,7 @@ def row_act(size: int = 8) -> list[measure.Line]:
     seconds = measure.interleaved({"lerobot": step, "bf16": ours, "fp32": full})
     weights, mine = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (policy, made.policy))
     what = f"ACT on state, chunks of 100, batches of {size}"
-    said = (f"the same layers over as many tokens ({mine:.3g} M weights, {weights:.3g} M there), but ours normalise "
+    said = (f"the same layers over as many tokens ({mine:.3g} M weights, {weights:.3g} M there), but ours normalize "
             "before each layer")
     return [measure.compared(f"{what}: as it comes (bf16)", seconds, "bf16", "lerobot", amount=size, unit="samples/s",
                              goal=2.4, note=said),

@@ -63,7 +63,7 @@ def recorded(place: Path):
             yield file, (height, width, 3), name, np.random.default_rng(1).integers(0, count - ROWS, (97, calls))
 
 
-def ours(file: Path, shape, kept=video.KEPT):
+def ours(file: Path, shape, kept=video.MAX_CACHED_BYTES):
     reader = video.VideoReader(file, "benchmark", kept)
 
     def window(first: int) -> torch.Tensor:
@@ -134,7 +134,7 @@ def cached():
             frames = np.stack(list(scene(height, width, count)))
             files.write(Dataset([Episode({"observation.images.front": frames, "action": np.zeros((count, 2))})],
                                 {"fps": FPS}), Path(place) / "data")
-            windows = Window(obs=ROWS).over(open_dataset(Path(place) / "data", image_size=(height, width)),
+            windows = Window(n_obs_steps=ROWS).windows(open_dataset(Path(place) / "data", image_size=(height, width)),
                                             ("observation.images.front",), "action")
             number = itertools.count()
             seconds = measure.interleaved({"ours": lambda windows=windows, number=number: windows.batch(

@@ -28,7 +28,7 @@ from understudy.data.window import Window  # noqa: E402
 
 STATE, ACTION, FPS = 14, 7, 10
 SMALL, LARGE = (200, 100), (1000, 1000)  # episodes, steps of each
-WINDOW = Window(obs=2, horizon=16)
+WINDOW = Window(n_obs_steps=2, horizon=16)
 BATCHES = (64, 256)
 
 
@@ -46,7 +46,7 @@ def stored(folder: Path, count: int, steps: int) -> Dataset:
 
 def drawing(window: Window, data: Dataset, size: int, batches: int):
     """`batches` batches a call, each another."""
-    windows, number = window.over(data, ("observation.state",), "action"), itertools.count()
+    windows, number = window.windows(data, ("observation.state",), "action"), itertools.count()
 
     def work():
         for _ in range(batches):
@@ -76,7 +76,10 @@ def lerobot():
         data = stored(Path(folder) / "data", *SMALL)
         peer = LeRobotDataset("none/none", root=Path(folder) / "data", video_backend="pyav", delta_timestamps={
             "observation.state": [-1 / FPS, 0], "action": [i / FPS for i in range(WINDOW.horizon)]})
-        row, ours = peer[137], next(WINDOW.over(data, ("observation.state",), "action").scan()).rows(slice(137, 138))
+        row, ours = (
+            peer[137],
+            next(WINDOW.windows(data, ("observation.state",), "action").scan()).select_rows(slice(137, 138)),
+        )
         np.testing.assert_array_equal(row["observation.state"], ours.obs["observation.state"][0])
         np.testing.assert_array_equal(row["action"], ours.action[0])
         for size in BATCHES:
@@ -109,8 +112,8 @@ def robomimic():
             peer = SequenceDataset(str(Path(folder) / "data.hdf5"), ("state",), ("actions",), frame_stack=2,
                                    seq_length=WINDOW.horizon, pad_frame_stack=True, pad_seq_length=True,
                                    hdf5_cache_mode="all", hdf5_use_swmr=False, load_next_obs=False)
-        as_many = Window(obs=17, horizon=17, look=15, ahead=-1)
-        ours = next(as_many.over(data, ("observation.state",), "action").scan()).rows(slice(137, 138))
+        as_many = Window(n_obs_steps=17, horizon=17, obs_offset=15, action_offset=-1)
+        ours = next(as_many.windows(data, ("observation.state",), "action").scan()).select_rows(slice(137, 138))
         np.testing.assert_array_equal(peer[137]["obs"]["state"], ours.obs["observation.state"][0])
         np.testing.assert_array_equal(peer[137]["actions"], ours.action[0])
         for size in BATCHES:

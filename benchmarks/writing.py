@@ -92,7 +92,7 @@ def readable_by_lerobot(folder: Path) -> int:
         data = LeRobotDataset("none/none", root=folder, video_backend="pyav")
         count = 0
         for e in range(data.num_episodes):
-            first = int(data.meta.episodes[e]["dataset_from_index"])
+            first = int(data.metadata.episodes[e]["dataset_from_index"])
             rows = [data[first + t] for t in range(STEPS)]
             count += _same(lambda name, rows=rows: np.stack([
                 (r[name] * 255).permute(1, 2, 0) if name == CAMERA else r[name] for r in rows]), SHOWN[e])

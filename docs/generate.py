@@ -31,16 +31,17 @@ A function that returns a `Method`, in a file of yours. Its parameters are optio
 fields of what it returns.
 
 ```python title="mine.py"
-from understudy import Method, Receding, Recipe, Window
+from understudy import Method, RecedingHorizon, PolicyConfig, Window
 from understudy.heads.gmm import GMM
-from understudy.learn.clone import Cloning
-from understudy.learn.optim import Optim
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.optimizer import OptimizerConfig
 
 
 def steady(horizon: int = 8) -> Method:
     \"""A mixture over short chunks, half of each carried out, learned slowly.\"""
-    recipe = Recipe(GMM(), window=Window(obs=1, horizon=horizon))
-    return Method(recipe, Receding(horizon // 2), Cloning(steps=3000, optim=Optim(rate=3e-4, warmup=200)))
+    recipe = PolicyConfig(GMM(), window=Window(n_obs_steps=1, horizon=horizon))
+    return Method(recipe, RecedingHorizon(horizon // 2), BehaviorCloning(steps=3000, optim=OptimizerConfig(rate=3e-4,
+    warmup=200)))
 ```
 
 ```console
@@ -62,10 +63,10 @@ standard error; `--debug` shows where it came from), 3 an audit found errors, 13
 
 
 def methods() -> str:
-    from understudy.recipes import METHODS as functions
-    from understudy.recipes import describe
+    from understudy.methods import METHODS as functions
+    from understudy.methods import describe_methods
 
-    out, facts = [], describe()
+    out, facts = [], describe_methods()
     for family in dict.fromkeys(f["family"] for f in facts):
         out.append(f"## {FAMILIES.get(family, family.capitalize())}")
         out += [_method(f, functions[f["name"]]()) for f in facts if f["family"] == family]
@@ -74,10 +75,10 @@ def methods() -> str:
 
 def _method(f, method) -> str:
     recipe, window = method.policy, method.policy.window
-    parts = {"head": recipe.head, "trunk": recipe.trunk, "encoder": recipe.encoder, "executor": method.run,
-             "learning": method.learn}
+    parts = {"head": recipe.head, "trunk": recipe.trunk, "encoder": recipe.encoder, "executor": method.executor,
+             "learning": method.learner}
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
-    seen = f"{window.obs} observation{'s' * (window.obs > 1)}, {window.horizon} action{'s' * (window.horizon > 1)}"
+    seen = f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, {window.horizon} action{'s' * (window.horizon > 1)}"
     return "\n".join([f"### {f['name']}", "", f["summary"], "",
                       f"Paper: {f['paper']}. Needs: {'; '.join(f['needs'])}. Ledger: {', '.join(f['rows'])}.", "",
                       "| part | |", "|---|---|", *table, f"| window | {seen} |"])

@@ -22,7 +22,7 @@ def toy(name: str) -> Callable[[int], Dataset]:
     def build(seed: int) -> Dataset:
         env = make(name, 12)
         try:
-            return Dataset(list(rollout(env.expert(), env, 24, seed=seed)), {"fps": env.facts["fps"]})
+            return Dataset(list(rollout(env.expert(), env, 24, seed=seed)), {"fps": env.metadata["fps"]})
         finally:
             env.close()
     return build

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import defects  # noqa: E402
 
 from understudy import UserError, cli  # noqa: E402
-from understudy.audit import audit, checks, findings, guard  # noqa: E402
-from understudy.audit.base import Finding, Where, refusal  # noqa: E402
+from understudy.audit import audit, check_usable, checks, find_problems  # noqa: E402
+from understudy.audit.base import Finding, Location, finding_from_error  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
-from understudy.data.formats import _READS, lerobot  # noqa: E402
+from understudy.data.formats import _READERS, lerobot  # noqa: E402
 
 BROKEN = {  # of the fixtures: what the audit must say, and where
     "lerobot_truncated_mp4": ("frames-missing", {"file": "videos/observation.images.top/chunk-000/file-000.mp4"}),
@@ -60,7 +60,7 @@ def fork():
 def saved(fork, tmp_path_factory):
     """A data set on disk, 6 episodes without pictures."""
     path = tmp_path_factory.mktemp("audit") / "data"
-    lerobot.write(Dataset([e.but({defects.CAMERA: None, "timestamp": None}) for e in fork[:6]], {"fps": 10}), path)
+    lerobot.write(Dataset([e.replace({defects.CAMERA: None, "timestamp": None}) for e in fork[:6]], {"fps": 10}), path)
     return path
 
 
@@ -73,7 +73,7 @@ def run(capsys, *args) -> tuple[int, str, str]:
 # -- defects --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in BROKEN if READER.get(n, "lerobot") in _READS])
+@pytest.mark.parametrize("name", [n for n in BROKEN if READER.get(n, "lerobot") in _READERS])
 def test_broken_fixtures(name, shared):
     code, where = BROKEN[name]
     report = audit(shared / "fixtures/broken" / name, scores=False)
@@ -111,19 +111,29 @@ def watched(shift, noise=0.0, episodes=8, steps=60):
                                          (4, "warning"), (-7, "warning")])
 def test_pictures_that_are_early_or_late(shift, said):
     """A step is what rounding makes, and two frames late are what many cameras take."""
-    found = [f for f in checks.images(watched(shift)) if f.code == "camera-lag"]
+    found = [f for f in checks.check_images(watched(shift)) if f.code == "camera-lag"]
     assert [f.severity for f in found] == ([said] if said else [])
     if said:
         assert f"{abs(shift)} steps {'before' if shift > 0 else 'after'} (which explains" in found[0].message
-        assert found[0].where == Where(feature=defects.CAMERA)
+        assert found[0].where == Location(feature=defects.CAMERA)
 
 
 def test_pictures_that_do_not_show_the_state_tell_nothing_of_it():
-    assert list(checks.images(watched(4, noise=6))) == []  # explains a fifth of the change
-    assert list(checks.images(watched(4, episodes=5))) == []  # too few to judge one half by the other
-    grey = Dataset([e.but({defects.CAMERA: np.full((60, 8, 16, 3), 90, np.uint8) + np.arange(60)[:, None, None, None]
-                           .astype(np.uint8) % 2}) for e in watched(4)], {"fps": 10})
-    assert list(checks.images(grey)) == []
+    assert list(checks.check_images(watched(4, noise=6))) == []  # explains a fifth of the change
+    assert list(checks.check_images(watched(4, episodes=5))) == []  # too few to judge one half by the other
+    grey = Dataset(
+        [
+            e.replace(
+                {
+                    defects.CAMERA: np.full((60, 8, 16, 3), 90, np.uint8)
+                    + np.arange(60)[:, None, None, None].astype(np.uint8) % 2
+                }
+            )
+            for e in watched(4)
+        ],
+        {"fps": 10},
+    )
+    assert list(checks.check_images(grey)) == []
 
 
 @pytest.mark.parametrize("name", [n for n in defects.FILES if n.startswith("LeRobot")])
@@ -138,14 +148,14 @@ def test_seeded_files(name, shared, tmp_path):
 
 def test_errors_name_the_place(fork):
     spoilt = defects.put(fork, 3, defects.ACTION, (5, 1), np.nan)
-    assert [f.where for f in findings(spoilt) if f.severity == "error"] == [Where(None, 3, 5, "action")]
+    assert [f.where for f in find_problems(spoilt) if f.severity == "error"] == [Location(None, 3, 5, "action")]
 
 
 # -- clean data -----------------------------------------------------------------------------------------------------
 
 
 def test_demonstrations_of_a_toy_are_clean(fork, saved):
-    assert [f.code for f in findings(fork, frames=True) if f.severity != "note"] == []
+    assert [f.code for f in find_problems(fork, frames=True) if f.severity != "note"] == []
     report = audit(saved, scores=False)
     assert report.ok and report.findings == ()
 
@@ -158,13 +168,13 @@ def test_files_of_others_are_clean(name, shared):
 def test_times_of_our_own_recordings_are_measured(fork, tmp_path):
     """In others' LeRobot data a time that is off is an error; a late frame that we recorded is a fact."""
     late = defects.gap(np.random.default_rng(0), fork)
-    lerobot.write(Dataset([e.but({defects.CAMERA: None}) for e in late], {"fps": 10}), tmp_path / "data")
+    lerobot.write(Dataset([e.replace({defects.CAMERA: None}) for e in late], {"fps": 10}), tmp_path / "data")
     report = audit(tmp_path / "data", scores=False)
     assert report.ok and {f.code for f in report.findings if f.severity == "warning"} == {"timestamp-gap"}
 
 
 def test_no_episode_is_no_error():
-    assert [f.code for f in findings(Dataset([], {"warnings": ["cut short"]}))] == ["reader", "no-episodes"]
+    assert [f.code for f in find_problems(Dataset([], {"warnings": ["cut short"]}))] == ["reader", "no-episodes"]
 
 
 # -- what scripts rely on -------------------------------------------------------------------------------------------
@@ -189,12 +199,12 @@ def test_json_and_exit_status(saved, shared, tmp_path, capsys):
 
 def test_guard_names_all_codes_and_lets_despite_by(fork):
     wrong = defects.end_inside(np.random.default_rng(0), defects.put(fork, 3, defects.ACTION, (5, 1), np.nan))
-    guard(fork)
-    with pytest.raises(UserError, match="--despite not-finite --despite end-inside"):
-        guard(wrong)
+    check_usable(fork)
+    with pytest.raises(UserError, match="--ignore not-finite --ignore end-inside"):
+        check_usable(wrong)
     with pytest.raises(UserError, match="found 1 error"):
-        guard(wrong, despite=("not-finite",))
-    guard(wrong, despite=("not-finite", "end-inside"))
+        check_usable(wrong, ignore=("not-finite",))
+    check_usable(wrong, ignore=("not-finite", "end-inside"))
 
 
 def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):
@@ -202,8 +212,8 @@ def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):
     for command in (("convert", broken, tmp_path / "out"),
                     ("train", "bc", broken, "--out", tmp_path / "out", "--steps", "1")):
         status, _, err = run(capsys, *command)
-        assert status == 2 and "--despite not-finite" in err and not (tmp_path / "out").exists()
-    status, _, _ = run(capsys, "convert", broken, tmp_path / "out", "--despite", "not-finite")
+        assert status == 2 and "--ignore not-finite" in err and not (tmp_path / "out").exists()
+    status, _, _ = run(capsys, "convert", broken, tmp_path / "out", "--ignore", "not-finite")
     assert status == 0 and np.isnan(Dataset.open(tmp_path / "out")[2].steps["action"][1, 0])
 
 
@@ -221,8 +231,8 @@ def test_page(shared, tmp_path, capsys):
 
 def test_a_refusal_becomes_a_finding():
     error = UserError("expected x", where="/data/set/data/a.parquet, episode 4, frame 7, action", do="mend it")
-    assert refusal(error, Path("/data/set"), ("action", "observation.state")) == Finding(
-        "cannot-be-read", "error", "expected x", "mend it", Where("data/a.parquet", 4, 7, "action"))
+    assert finding_from_error(error, Path("/data/set"), ("action", "observation.state")) == Finding(
+        "cannot-be-read", "error", "expected x", "mend it", Location("data/a.parquet", 4, 7, "action"))
 
 
 def test_a_wrapping_angle_is_no_jump():
@@ -234,11 +244,11 @@ def test_a_wrapping_angle_is_no_jump():
         angle = np.concatenate([[[0.0]], np.cumsum(a, 0)])
         return Episode({"observation.state": (angle + np.pi) % (2 * np.pi) - np.pi, "action": a})
     data = Dataset([turn() for _ in range(6)], {"fps": 10})
-    assert "jump" not in {f.code for f in findings(data)}
+    assert "jump" not in {f.code for f in find_problems(data)}
     state = np.array(data[2].steps["observation.state"])
     state[30:] += 0.9
-    assert "jump" in {f.code for f in findings(Dataset([*data[:2], replace(data[2], steps={
-        **data[2].steps, "observation.state": state}), *data[3:]], data.facts))}
+    assert "jump" in {f.code for f in find_problems(Dataset([*data[:2], replace(data[2], steps={
+        **data[2].steps, "observation.state": state}), *data[3:]], data.metadata))}
 
 
 def test_cells_of_a_map_are_no_quantities():
@@ -254,7 +264,7 @@ def test_cells_of_a_map_are_no_quantities():
                         "observation.map": cells.reshape(31, *shape)})
 
     def codes(*shape):
-        return {f.code for f in findings(Dataset([played(n, shape) for n in range(6)], {"fps": 10}))
+        return {f.code for f in find_problems(Dataset([played(n, shape) for n in range(6)], {"fps": 10}))
                 if f.where.feature == "observation.map"}
     assert codes(2, 3, 2) == set()
     assert codes(12) == {"scale", "duplicate-component"}
@@ -279,9 +289,9 @@ def test_columns_at_once_say_what_a_look_at_each_episode_says(tmp_path, seed):
         episodes.append(Episode({"observation.state": state, "action": np.zeros((steps, 1), np.float32), **ends}))
     write_dataset(Dataset(episodes), tmp_path / "d.npz", "npz")
     order = rng.permutation(5)[: int(rng.integers(1, 6))]
-    packed = Dataset.open(tmp_path / "d.npz").pick(order)
+    packed = Dataset.open(tmp_path / "d.npz").select(order)
     looked = Dataset(tuple(packed))
-    for check in (checks.ends, checks.finite):
+    for check in (checks.check_episode_ends, checks.check_finite):
         assert list(check(packed)) == list(check(looked))
 
 

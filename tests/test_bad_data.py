@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_formats import ENDS, LEROBOT, _flat, closed
 
-from understudy.audit import findings
+from understudy.audit import find_problems
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import check_finite, lerobot, sniff
+from understudy.data.formats import check_finite, detection, lerobot
 
 IMAGES = "v3.0/images"
 
@@ -63,7 +63,7 @@ def edit_parquet(file, change):
     table = pq.read_table(file)
     columns = table.to_pydict()
     change(columns)
-    pq.write_table(pa.table(columns, schema=table.schema), file)
+    pq.write_table(pa.episode_table(columns, schema=table.schema), file)
 
 
 # -- what it is -----------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_real_files_of_other_kinds(pattern, kind, shared):
     assert paths
     for path in paths:
         with pytest.raises(UserError, match=kind):
-            sniff(path)
+            detection(path)
 
 
 # -- LeRobot --------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_faults_in_files_of_lerobot(name, shared):
 
 def warned(path):
     """What `inspect` shows."""
-    return [f.message for f in findings(Dataset.open(path), path)]
+    return [f.message for f in find_problems(Dataset.open(path), path)]
 
 
 @pytest.mark.parametrize("name", DOUBTS)
@@ -327,11 +327,11 @@ def test_what_cannot_be_read_yet_is_left_out_and_said(copy):
     path = copy("v3.0/video_av1")
     info = json.loads((path / "meta/info.json").read_text())
     info["features"]["observation.images.top"]["info"]["video.is_depth_map"] = True
-    edit_json(path / "meta/info.json", features=info["features"], colour="red")
+    edit_json(path / "meta/info.json", features=info["features"], color="red")
     data = Dataset.open(path)
     assert "observation.images.top" not in data.features()
-    assert data.facts["warnings"] == [
-        "meta/info.json: unknown keys colour are ignored",
+    assert data.metadata["warnings"] == [
+        "meta/info.json: unknown keys color are ignored",
         "observation.images.top: depth video cannot be read yet; the column is left out"]
 
 
@@ -377,9 +377,9 @@ def test_episodes_that_differ_are_not_written(tmp_path):
             ({"next.reward": np.zeros(12)}, r"expected float32 \(\) a step, found float64 \(\)"),
             ({"next.reward": np.zeros(14, np.float32)}, "expected 12 rows, or one more, found 14")):
         with pytest.raises(UserError, match=message):
-            lerobot.write(Dataset([*data[:3], data[3].but(columns)]), tmp_path / "out")
+            lerobot.write(Dataset([*data[:3], data[3].replace(columns)]), tmp_path / "out")
     with pytest.raises(UserError, match="column 'a/b'.*without '/'"):
-        lerobot.append(tmp_path / "out", Dataset([data[0].but({"a/b": np.zeros(5)})]))
+        lerobot.append(tmp_path / "out", Dataset([data[0].replace({"a/b": np.zeros(5)})]))
     with pytest.raises(UserError, match="expected images to be video, av1, h264 or png, found 'gif'"):
         lerobot.write(data, tmp_path / "out", images="gif")
     assert list(tmp_path.iterdir()) == []
@@ -455,7 +455,7 @@ def test_numbers_that_are_not_finite_are_named(value, tmp_path):
     data = closed()
     wrong = data[2].steps["action"].copy()
     wrong[1, 0] = value
-    lerobot.write(Dataset([*data[:2], data[2].but({"action": wrong}), data[3]]), tmp_path / "out")
+    lerobot.write(Dataset([*data[:2], data[2].replace({"action": wrong}), data[3]]), tmp_path / "out")
     read = Dataset.open(tmp_path / "out")
     check_finite(read, ["observation.state", "next.reward", "next.terminated", "task"])
     with pytest.raises(UserError) as error:

@@ -16,8 +16,8 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data import video
 from understudy.data.episode import Dataset
-from understudy.data.formats import describe, logs, look, mapping
-from understudy.data.formats.bags import Bags
+from understudy.data.formats import describe, message_logs, preview_dataset, topic_mapping
+from understudy.data.formats.bags import BagSource
 
 mcap = pytest.importorskip("mcap.writer", reason="extra bags not installed")
 rosbags = pytest.importorskip("rosbags", reason="extra bags not installed")
@@ -82,18 +82,18 @@ def holds(episode, e, rows=None):
 
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_closed_form_out_of_recordings_of_others(name, shared):
-    data = look(shared / "fixtures" / name)
+    data = preview_dataset(shared / "fixtures" / name)
     e = int(name.rstrip(".magbcp")[-1])
     assert len(data) == 1 and data.fps == (None if e == 1 else 10)
     holds(data[0], e)
-    assert data.facts["warnings"] == []
-    again = Dataset.open(shared / "fixtures" / name, mapping=data.facts["mapping"])
+    assert data.metadata["warnings"] == []
+    again = Dataset.open(shared / "fixtures" / name, mapping=data.metadata["mapping"])
     assert again.fingerprint() == data.fingerprint()
 
 
 @pytest.mark.parametrize("name", ["rosbag/ros1", "rosbag/ros2_sqlite3", "rosbag/ros2_mcap"])
 def test_a_folder_of_recordings_is_one_data_set(name, shared):
-    data = look(shared / "fixtures" / name)
+    data = preview_dataset(shared / "fixtures" / name)
     assert [len(e) for e in data] == closed_form.LENGTHS
     for e in range(4):
         holds(data[e], e)
@@ -104,7 +104,7 @@ def test_what_the_readers_of_others_count(shared):
                            "rosbag_ros1_episode_3.bag"), ("rosbag/ros2_sqlite3/episode_3",
                                                           "rosbag_ros2_sqlite3_episode_3")):
         said = json.loads((shared / f"fixtures/expected/{expected}.json").read_text())["episodes"][0]
-        log, = logs.logs(shared / "fixtures" / name)
+        log, = message_logs.open_logs(shared / "fixtures" / name)
         assert log.counts == {t: s["n"] for t, s in said.items()}
         for topic, s in said.items():
             times = [time for _, time, _ in log.messages([topic])]
@@ -114,13 +114,13 @@ def test_what_the_readers_of_others_count(shared):
 
 
 def test_cut_recordings_are_read_as_far_as_they_go(shared):
-    data = look(shared / "fixtures/broken/mcap_truncated.mcap")
+    data = preview_dataset(shared / "fixtures/broken/mcap_truncated.mcap")
     holds(data[0], 3)
-    assert "ends without its summary: the recording was cut short" in data.facts["warnings"][0]
-    assert data.facts["cut"] == [str(shared / "fixtures/broken/mcap_truncated.mcap")]
-    data = look(shared / "fixtures/broken/rosbag_truncated.bag")
+    assert "ends without its summary: the recording was cut short" in data.metadata["warnings"][0]
+    assert data.metadata["cut"] == [str(shared / "fixtures/broken/mcap_truncated.mcap")]
+    data = preview_dataset(shared / "fixtures/broken/rosbag_truncated.bag")
     holds(data[0], 3, rows=4)
-    assert "has no whole index: the recording was cut short" in data.facts["warnings"][0]
+    assert "has no whole index: the recording was cut short" in data.metadata["warnings"][0]
 
 
 def test_an_index_that_leads_to_another_topic_is_refused(shared, tmp_path):
@@ -129,7 +129,7 @@ def test_an_index_that_leads_to_another_topic_is_refused(shared, tmp_path):
     data[at] = 1 - data[at]
     (tmp_path / "a.bag").write_bytes(data)
     with pytest.raises(UserError, match="a.bag: expected messages of /.*, found one of /.*, by an index that is wrong"):
-        look(tmp_path / "a.bag")
+        preview_dataset(tmp_path / "a.bag")
 
 
 @pytest.mark.parametrize("how", ["ros1", "ros1_lz4", "ros1_bz2"])
@@ -137,11 +137,11 @@ def test_a_bag_without_its_index_is_what_it_was(how, shared, tmp_path):
     whole = (shared / f"fixtures/rosbag/{how}/episode_3.bag").read_bytes()
     at = whole.index(b"index_pos=") + 10
     (tmp_path / "a.bag").write_bytes(whole[:at] + bytes(8) + whole[at + 8:])
-    holds(look(tmp_path / "a.bag")[0], 3)
+    holds(preview_dataset(tmp_path / "a.bag")[0], 3)
     for share in (0.3, 0.55, 0.8, 0.97):  # wherever it ends
         (tmp_path / "b.bag").write_bytes(whole[: int(len(whole) * share)])
-        data = look(tmp_path / "b.bag")
-        assert data.facts["cut"] and len(data) <= 1
+        data = preview_dataset(tmp_path / "b.bag")
+        assert data.metadata["cut"] and len(data) <= 1
         for episode in data:
             n = len(episode)
             assert np.array_equal(episode.steps["action"], closed_form.episode(3)["action"][:n])
@@ -154,7 +154,9 @@ def test_the_rules_of_joining(tmp_path):
     """Other messages lie 0.03 s after ticks 0, 2, 4 ..., so that each rule gives another number."""
     other = [(0.2 * i + 0.03, {"data": [10.0 * i], "word": f"w{i}"}) for i in range(4)]
     path = written(tmp_path / "a.mcap", {"/state": steps(8), "/other": other})
-    columns = {f"observation.{rule}": {"topic": "/other", "field": "data", "join": rule} for rule in mapping.JOINS}
+    columns = {
+        f"observation.{rule}": {"topic": "/other", "field": "data", "join": rule} for rule in topic_mapping.JOIN_RULES
+    }
     data = Dataset.open(path, mapping=mapped(observation__state={"topic": "/state", "field": "data"},
                                              word={"topic": "/other", "field": "word"}, **columns))
     e, = data
@@ -174,8 +176,8 @@ def test_joining_is_what_a_loop_over_all_messages_finds(stamps, ticks, age):
     stamps, ticks = np.sort(np.array(stamps, np.int64)), np.sort(np.array(ticks, np.int64))
     limit = 10**9 if age is None else age
     near = {}
-    for rule in mapping.JOINS:
-        below, above, there = mapping.join(stamps, ticks, rule, None if age is None else age / 1e9)
+    for rule in topic_mapping.JOIN_RULES:
+        below, above, there = topic_mapping.align_messages(stamps, ticks, rule, None if age is None else age / 1e9)
         for i, t in enumerate(ticks):
             before = [s for s in stamps if s <= t and t - s <= limit]
             after = [s for s in stamps if s >= t and s - t <= limit]
@@ -202,7 +204,7 @@ def test_a_fixed_rate_and_the_ages(tmp_path):
     how["features"]["observation.state"]["age"] = 0.05  # then each second tick has none
     e, = data = Dataset.open(path, mapping={**how, "gap": 0.25})
     assert np.allclose(e.steps["timestamp"], np.arange(4) * 0.2)
-    assert "0.2 s without a whole row, from 0.000 s on (observation.state)" in data.facts["warnings"][0]
+    assert "0.2 s without a whole row, from 0.000 s on (observation.state)" in data.metadata["warnings"][0]
     assert [len(e) for e in Dataset.open(path, mapping={**how, "gap": 0.15})] == [1, 1, 1, 1]
 
 
@@ -214,9 +216,10 @@ def test_gaps_end_episodes_and_are_told(tmp_path):
     assert [len(e) for e in data] == [6, 3]
     assert data[1].steps["observation.state"][:, 0].tolist() == [100, 101, 102, 103]  # what was seen last
     assert data[1].steps["action"][:, 0].tolist() == [100, 101, 102]
-    assert data[1].steps["timestamp"][0] == 0 and data[1].meta["began"] == 5.0
-    assert data.facts["warnings"] == ["a.mcap: 4.5 s without a whole row, from 0.500 s on (the clock); another episode "
-                                      "begins after it"]
+    assert data[1].steps["timestamp"][0] == 0 and data[1].metadata["began"] == 5.0
+    assert data.metadata["warnings"] == [
+        "a.mcap: 4.5 s without a whole row, from 0.500 s on (the clock); another episode begins after it"
+    ]
     markers = written(tmp_path / "b.mcap", {"/state": steps(9), "/start": [(0.0, {}), (0.25, {}), (0.7, {})]})
     data = Dataset.open(markers, mapping={**mapped(observation__state="/state"), "episodes": {"topic": "/start"}})
     assert [e.steps["observation.state"][0, 0] for e in data] == [0, 3, 7]
@@ -227,15 +230,25 @@ def test_header_stamps_or_the_log_never_both(tmp_path):
         return [(0.1 * i, {"header": {"stamp": {"sec": 0 if i == drop else int(i + off), "nanosec": 0}},
                            "data": [float(i)]}) for i in range(n)]
     path = written(tmp_path / "a.mcap", {"/state": stamped(4), "/mixed": stamped(4, drop=2)})
-    log, = logs.logs(path)
+    log, = message_logs.open_logs(path)
     for by, state in (("header", [5, 6, 7, 8]), ("log", [0, 0.1, 0.2, 0.3])):
-        source = Bags(path, [log], mapping.read({**mapped(observation__state={"topic": "/state", "field": "data"},
-                                                          mixed={"topic": "/mixed", "field": "data",
-                                                                 "join": "nearest"}), "stamp": by}))
+        source = BagSource(
+            path,
+            [log],
+            topic_mapping.read_mapping(
+                {
+                    **mapped(
+                        observation__state={"topic": "/state", "field": "data"},
+                        mixed={"topic": "/mixed", "field": "data", "join": "nearest"},
+                    ),
+                    "stamp": by,
+                }
+            ),
+        )
         scan = source._joined[0].scan
         assert np.allclose(scan.stamps["/state"] / 1e9, state)
         assert np.allclose(scan.stamps["/mixed"] / 1e9, [0, 0.1, 0.2, 0.3])
-        assert any("6.35 s after the times logged" in w for w in source.facts["warnings"]) == (by == "header")
+        assert any("6.35 s after the times logged" in w for w in source.metadata["warnings"]) == (by == "header")
 
 
 # -- messages ---------------------------------------------------------------------------------------------------------
@@ -279,7 +292,7 @@ def test_pixels_with_padded_rows(encoding, tmp_path):
             rows[:, :-3] = sent.reshape(4, -1)
             message = image(header(time(i + 1, 0), ""), 4, 5, encoding, 0, rows.shape[1], rows.reshape(-1))
             writer.write(at, (i + 1) * 10**9, store.serialize_cdr(message, image.__msgtype__))
-    e, = look(tmp_path / "bag")
+    e, = preview_dataset(tmp_path / "bag")
     assert np.array_equal(e.steps["observation.images.cam"], shown)
 
 
@@ -295,8 +308,8 @@ def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeyp
                                                       observation__images__camera="/camera", gap=0.5))
     assert [len(e), len(two)] == [18, 12]
     seen = []
-    whole = logs.picture
-    monkeypatch.setattr(logs, "picture", lambda *a: seen.append(1) or whole(*a))
+    whole = message_logs.decode_image
+    monkeypatch.setattr(message_logs, "picture", lambda *a: seen.append(1) or whole(*a))
     assert np.array_equal(two.steps["observation.images.camera"], frames[np.arange(26, 38) // 4])
     assert len(seen) == 4
     assert np.array_equal(e.steps["observation.images.camera"], frames[np.arange(18) // 4])
@@ -316,8 +329,8 @@ def test_a_second_opening_decodes_nothing(tmp_path, monkeypatch):
 def test_files_without_this_or_that_part(options, tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": steps(30), "/action": steps(30, 0.01)},
                    metadata=[("episode", {"task": "go"})], **options)
-    e, = data = look(path)
-    assert len(e) == 30 and list(e.steps["task"]) == ["go"] * 30 and not data.facts["warnings"]
+    e, = data = preview_dataset(path)
+    assert len(e) == 30 and list(e.steps["task"]) == ["go"] * 30 and not data.metadata["warnings"]
     assert e.steps["action"][:, 0].tolist() == list(range(30))
 
 
@@ -326,8 +339,8 @@ def test_a_file_that_ends_anywhere_has_a_beginning(tmp_path):
     for share in (0.02, 0.2, 0.5, 0.9, 0.999):
         path = written(tmp_path / f"{share}.mcap", {"/state": steps(60)}, cut=share, chunk_size=300,
                        compression=mcap.CompressionType.NONE)
-        data = look(path)
-        assert data.facts["cut"] == [str(path)]
+        data = preview_dataset(path)
+        assert data.metadata["cut"] == [str(path)]
         lengths.append(data.steps)
         assert all(e.steps["observation.state"][:, 0].tolist() == list(range(len(e))) for e in data)
     assert lengths[0] == 0 < lengths[1] < lengths[2] < lengths[3] == lengths[4] == 60
@@ -336,7 +349,7 @@ def test_a_file_that_ends_anywhere_has_a_beginning(tmp_path):
 def test_damage_in_the_middle_is_refused(shared, tmp_path):
     """A byte that changed is in no number that is read: each chunk has a checksum, each message a length."""
     for name in ("mcap/json_zstd_3.mcap", "mcap/ros2_3.mcap", "rosbag/ros1_bz2/episode_3.bag"):
-        whole = look(shared / "fixtures" / name)
+        whole = preview_dataset(shared / "fixtures" / name)
         rng = np.random.default_rng(0)
         data = bytearray((shared / "fixtures" / name).read_bytes())
         for _ in range(25):
@@ -346,10 +359,10 @@ def test_damage_in_the_middle_is_refused(shared, tmp_path):
             path.write_bytes(data)
             data[at] ^= bit
             try:
-                found = look(path)
+                found = preview_dataset(path)
                 for e in found:
                     assert np.isfinite(e.steps["timestamp"]).all()
-                    if found.facts["mapping"] == whole.facts["mapping"] and not found.facts["warnings"]:
+                    if found.metadata["mapping"] == whole.metadata["mapping"] and not found.metadata["warnings"]:
                         n = len(e)
                         assert np.array_equal(e.steps["action"], whole[0].steps["action"][:n])
             except UserError:
@@ -387,8 +400,8 @@ def test_messages_that_change_are_named(tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": [*steps(3), (0.3, {"data": [1.0, 2.0]})]})
     with pytest.raises(UserError, match=r"topic /state, message 3: expected the shape \(1,\) .* found \(2,\)"):
         Dataset.open(path, mapping=mapped(observation__state="/state"))
-    data = look(path)  # nothing to propose, and no error either
-    assert len(data) == 0 and "observation.state of topic /state is left out" in data.facts["warnings"][0]
+    data = preview_dataset(path)  # nothing to propose, and no error either
+    assert len(data) == 0 and "observation.state of topic /state is left out" in data.metadata["warnings"][0]
     bad = tmp_path / "bad.mcap"
     with open(bad, "wb") as handle:
         writer = mcap.Writer(handle)
@@ -409,14 +422,14 @@ def test_what_is_proposed(tmp_path):
         "/arm/joint_states": steps(400, 0, 0.002), "/arm/command": steps(80, 0, 0.01), "/rosout": steps(3),
         "/gripper": steps(40, 0, 0.02), "/notes": [(0.3, {"data": "hm"})], "/scan": [(0.1, {"data": [0.0] * 2000})],
         "/instruction": [(0.0, {"data": "fold"})], "/reward": steps(40, 0, 0.02), "/empty": []})
-    data = look(path)
-    said = data.facts["mapping"]
+    data = preview_dataset(path)
+    said = data.metadata["mapping"]
     assert {n: c["topic"] for n, c in said["features"].items()} == {
         "observation.state": "/arm/joint_states", "observation.gripper": "/gripper", "action": "/arm/command",
         "next.reward": "/reward", "task": "/instruction", "notes": "/notes"}
     assert said["clock"] == {"fps": 30.0} and len(data) == 1  # 500 a second would be rows that hardly differ
     assert said["features"]["action"]["join"] == "next" and said["features"]["task"]["join"] == "nearest"
-    left = " ".join(data.facts["warnings"])
+    left = " ".join(data.metadata["warnings"])
     assert all(t in left for t in ("/rosout", "/scan (any): it has 2000 numbers", "/empty (any): it has no messages"))
 
 
@@ -439,12 +452,12 @@ def test_from_the_command_line(shared, tmp_path, capsys, monkeypatch):
     data = Dataset.open("out")
     for e in range(4):
         holds(data[e], e)
-    assert data[3].meta["file"] == "episode_3.bag"
+    assert data[3].metadata["file"] == "episode_3.bag"
     assert main(["inspect", "out", "--map", "map.json"]) == 2
     assert "lerobot data are opened without mapping" in capsys.readouterr().err
     assert main(["inspect", "bags", "--map", "nowhere.json"]) == 2
     assert main(["train", "bc-gmm", "bags", "--map", "map.json", "--out", "run", "--steps", "1", "--image-size", "8",
-                 "--hold", "0"]) == 0
+                 "--val-fraction", "0"]) == 0
 
 
 def test_without_messages(tmp_path, capsys):
@@ -465,10 +478,10 @@ def test_without_the_extra(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mcap", None)
     with pytest.raises(UserError, match=r"pip install 'understudy\[bags\]'"):
-        look(path)
+        preview_dataset(path)
 
 
 def test_warnings_reach_the_document(tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": steps(20), "/action": steps(20, 0.01)}, cut=0.9)
-    document = describe(look(path))
+    document = describe(preview_dataset(path))
     assert "cut short" in document["warnings"][0] and document["mapping"]["clock"] == {"topic": "/state", "fps": 10.0}

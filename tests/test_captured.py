@@ -8,28 +8,28 @@ import torch
 
 from understudy.core import Unsupported
 from understudy.data.window import Window
-from understudy.deploy.captured import Captured
-from understudy.execute.planners import Best, Fixed
+from understudy.deploy.cuda_graph import CapturedPlanner
+from understudy.execute.planners import BestOfN, FixedBatch
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
-from understudy.policy import Inpaint, Recipe
-from understudy.testing import example
+from understudy.policy import Inpaint, PolicyConfig
+from understudy.testing import random_batch
 
 RECIPES = {
-    "regression": Recipe(Regression(), MLP(16), window=Window(2, 4)),
-    "diffusion": Recipe(Diffusion(steps=4), UNet((8, 16), groups=4), window=Window(2, 8)),
-    "flow": Recipe(Flow(steps=3), Transformer(16, 1, 2, "joint"), window=Window(2, 4)),
+    "regression": PolicyConfig(Regression(), MLP(16), window=Window(2, 4)),
+    "diffusion": PolicyConfig(Diffusion(n_steps=4), UNet((8, 16), groups=4), window=Window(2, 8)),
+    "flow": PolicyConfig(Flow(n_steps=3), Transformer(16, 1, 2, "joint"), window=Window(2, 4)),
 }
 DEVICES = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 on_each = pytest.mark.parametrize("device", DEVICES)
 
 
 def made(name, device):
-    policy, batch = example(RECIPES[name])
+    policy, batch = random_batch(RECIPES[name])
     return policy.to(device), batch.to(device)
 
 
@@ -48,12 +48,12 @@ def same(a, b):
 @pytest.mark.parametrize("name", RECIPES)
 def test_replayed_plans_are_the_policys(name, device):
     policy, batch = made(name, device)
-    captured = Captured(policy)
+    captured = CapturedPlanner(policy)
     asked = [given(policy, batch, rows, seed) for seed in (0, 1) for rows in (2, 3, 2)]
     with torch.no_grad():
         wanted = [policy.plan(*a) for a in asked]
     found = [captured.plan(*a) for a in asked]
-    assert len(captured._known) == 2, "one for each number of rows"
+    assert len(captured._graphs) == 2, "one for each number of rows"
     for a, b in zip(found, wanted, strict=True):  # the first is still what it was after five more
         same(a, b)
 
@@ -61,7 +61,7 @@ def test_replayed_plans_are_the_policys(name, device):
 @on_each
 def test_weights_may_change_in_place(device):
     policy, batch = made("regression", device)
-    captured, asked = Captured(policy), given(policy, batch, 2, 0)
+    captured, asked = CapturedPlanner(policy), given(policy, batch, 2, 0)
     before = captured.plan(*asked)
     with torch.no_grad():
         for p in policy.parameters():
@@ -76,11 +76,11 @@ def test_it_is_a_planner_among_others(device):
     policy, batch = made("flow", device)
     obs, noise = given(policy, batch, 5, 0)
     with torch.no_grad():
-        same(Fixed(Captured(policy), 4).plan(obs, noise), Fixed(policy, 4).plan(obs, noise))
-        best = Best(policy, lambda obs, plan: plan.flatten(1).sum(1), 3)
+        same(FixedBatch(CapturedPlanner(policy), 4).plan(obs, noise), FixedBatch(policy, 4).plan(obs, noise))
+        best = BestOfN(policy, lambda obs, plan: plan.flatten(1).sum(1), 3)
         noise = best.noise(torch.arange(5), torch.zeros(5, dtype=torch.int64)).to(device)
-        same(Captured(best).plan(obs, noise), best.plan(obs, noise))
-    assert Captured(policy).window is policy.window and Captured(policy).inputs == policy.inputs
+        same(CapturedPlanner(best).plan(obs, noise), best.plan(obs, noise))
+    assert CapturedPlanner(policy).window is policy.window and CapturedPlanner(policy).inputs == policy.inputs
 
 
 @on_each
@@ -88,9 +88,9 @@ def test_guides_go_past_it(device):
     policy, batch = made("diffusion", device)
     obs, noise = given(policy, batch, 2, 0)
     guides = (Inpaint(batch.action[:2], torch.ones_like(batch.action[:2, :, 0])),)
-    captured = Captured(policy)
+    captured = CapturedPlanner(policy)
     same(captured.plan(obs, noise, guides), policy.plan(obs, noise, guides))
-    assert not captured._known
+    assert not captured._graphs
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -100,4 +100,4 @@ def test_a_plan_that_waits_for_the_gpu_is_refused():
     def asks(obs, plan):
         return plan.flatten(1).sum(1) * float(plan.max())
     with pytest.raises(Unsupported, match="a graph can hold"):
-        Captured(Best(policy, asks, 2)).plan(*given(Best(policy, asks, 2), batch, 2, 0))
+        CapturedPlanner(BestOfN(policy, asks, 2)).plan(*given(BestOfN(policy, asks, 2), batch, 2, 0))

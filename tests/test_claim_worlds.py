@@ -8,8 +8,8 @@ import torch
 
 from understudy.claims import functional_manipulation as fmb
 from understudy.claims import imitation_promise, preemptive_restart, pretrained_behavior
-from understudy.claims.curated import cloning
-from understudy.claims.sectors import Towards, demonstrations, trained
+from understudy.claims.curation import cloning_method
+from understudy.claims.goal_directions import DirectedPush, direction_demonstrations, train_policy
 from understudy.data.episode import Dataset, Episode
 from understudy.envs.push import Expert, Push
 from understudy.evaluate.rollout import rollout
@@ -23,34 +23,34 @@ def directions(episodes):
 
 
 def test_goals_lie_in_the_sectors_that_were_asked_for_and_all_of_them():
-    found = directions(rollout(Expert(), Towards(50, (1, 6), limit=1), 200, seed=3))
+    found = directions(rollout(Expert(), DirectedPush(50, (1, 6), limit=1), 200, seed=3))
     assert (((found >= 45) & (found < 90)) | ((found >= 270) & (found < 315))).all()
     assert (found < 90).sum() > 60 < (found > 90).sum()
-    everywhere = rollout(Expert(), Towards(5, tuple(range(8)), limit=1), 20, seed=3)
+    everywhere = rollout(Expert(), DirectedPush(5, tuple(range(8)), limit=1), 20, seed=3)
     plain = rollout(Expert(), Push(5, limit=1), 20, seed=3)
     assert np.array_equal(directions(everywhere), directions(plain))
 
 
 def test_towards_keeps_the_contract():
-    check_env(lambda rows: Towards(rows, (4,), limit=15))
+    check_env(lambda rows: DirectedPush(rows, (4,), limit=15))
 
 
 def test_demonstrations_succeed_and_parts_are_others():
-    first, second = (demonstrations(Expert(), (2,), 5, 1, part) for part in (0, 1))
-    assert all(e.meta["success"] for e in first + second) and len(first) == len(second) == 5
+    first, second = (direction_demonstrations(Expert(), (2,), 5, 1, part) for part in (0, 1))
+    assert all(e.metadata["success"] for e in first + second) and len(first) == len(second) == 5
     assert not set(directions(first)) & set(directions(second))
 
 
 def test_training_on_keeps_the_statistics_and_the_policy_it_began_from():
-    data = Dataset(demonstrations(Expert(), (0,), 4, 1))
-    base = trained(cloning(1e-3, steps=3), data, 0)
+    data = Dataset(direction_demonstrations(Expert(), (0,), 4, 1))
+    base = train_policy(cloning_method(1e-3, steps=3), data, 0)
     before = {k: v.clone() for k, v in base.state_dict().items()}
-    other = Dataset(demonstrations(Expert(), (4,), 4, 2))
-    further = trained(cloning(1e-3, steps=3), other, 0, base)
+    other = Dataset(direction_demonstrations(Expert(), (4,), 4, 2))
+    further = train_policy(cloning_method(1e-3, steps=3), other, 0, base)
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
     changed = {k for k, v in further.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and changed <= set(dict(base.named_parameters()))  # no buffer, so no statistic
-    fresh = Policy(base.recipe, other.features()).fit(other)
+    fresh = Policy(base.config, other.features()).fit_statistics(other)
     assert any(not torch.equal(v, before[k]) for k, v in fresh.named_buffers())
 
 
@@ -59,8 +59,8 @@ def test_training_on_keeps_the_statistics_and_the_policy_it_began_from():
 
 def test_assembly_keeps_the_contract_and_its_expert_always_does_it():
     check_env(lambda rows: fmb.Assembly(rows, limit=30))
-    ran = rollout(fmb.Expert(noise=0.0), fmb.Assembly(50, sizes=fmb.SEEN + fmb.UNSEEN), 100, seed=2)
-    assert all(e.meta["success"] for e in ran)
+    ran = rollout(fmb.Expert(noise=0.0), fmb.Assembly(50, sizes=fmb.SEEN_SIZES + fmb.UNSEEN_SIZES), 100, seed=2)
+    assert all(e.metadata["success"] for e in ran)
     for e in ran:  # all four skills, in their order
         order = e.steps["observation.skill"].argmax(1)
         assert (np.diff(order) >= 0).all() and set(order.tolist()) == {0, 1, 2, 3}
@@ -96,7 +96,7 @@ def test_the_chooser_remembers_what_it_chose():
 
         def act(self, obs, state):
             return obs["observation.skill"], state
-    actor, obs = fmb.Chooses(After(), Says()), {"observation.state": torch.zeros(2, 12)}
+    actor, obs = fmb.SkillConditionedActor(After(), Says()), {"observation.state": torch.zeros(2, 12)}
     state, said = actor.start(obs, torch.arange(2)), []
     for _ in range(3):
         action, state = actor.act(obs, state)
@@ -122,13 +122,13 @@ def test_how_alike_is_the_share_of_variance_that_is_explained():
     data = Dataset([Episode({"observation.state": v, "action": v}) for v in (values[:100], values[100:])])
     mean = torch.as_tensor(values.mean(0))
     for scale, share in ((1.0, 1.0), (0.0, 0.0), (0.5, 0.75)):
-        assert imitation_promise.alike(Same(scale, mean), data) == pytest.approx(share, abs=1e-5)
+        assert imitation_promise.explained_variance(Same(scale, mean), data) == pytest.approx(share, abs=1e-5)
 
 
 def test_the_imitator_is_shown_half_of_the_tasks_and_its_twin_all():
     for wide in (False, True):
-        data = imitation_promise.Lessons(6, 24, 4, wide).load(1)
-        found = {s: directions([e for e in data if e.meta["set"] == s]) for s in ("base", "broader", "imitation",
+        data = imitation_promise.WeakAndStrongDemonstrations(6, 24, 4, wide).load(1)
+        found = {s: directions([e for e in data if e.metadata["set"] == s]) for s in ("base", "broader", "imitation",
                                                                                 "held")}
         assert [len(v) for v in found.values()] == [6, 24, 24, 4]
         inside = {s: (np.cos(np.radians(v)) > 0).all() for s, v in found.items()}
@@ -156,9 +156,9 @@ def test_pretraining_never_sees_the_new_task_and_its_twin_sees_other_actions(mon
 
 
 def test_only_the_predictor_of_the_twin_learns_from_exchanged_outcomes():
-    changed = preemptive_restart.mixed(preemptive_restart.PUSH)
+    changed = preemptive_restart.shuffled_outcomes(preemptive_restart.PUSH)
     assert {a.name: a.options[0].mixed for a in changed.arms} == {
         "to the end": False, "timed out": False, "preempted": True}
-    flat = fmb.mixed(fmb.ASSEMBLY)
+    flat = fmb.shuffled_skills(fmb.ASSEMBLY)
     assert [a.options[0].mixed for a in flat.arms] == [False, True, True]
     assert replace(flat.arms[1].options[0], mixed=False) == fmb.ASSEMBLY.arms[1].options[0]

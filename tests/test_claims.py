@@ -9,30 +9,30 @@ import pytest
 from understudy import config
 from understudy.claims import records
 from understudy.claims.base import (
-    Above,
+    AboveBound,
+    AllOf,
     Arm,
-    Below,
+    BelowBound,
     Claim,
-    Every,
-    Exceeds,
+    ClaimPart,
+    DemonstrationSource,
+    EquivalentTo,
     Experiment,
-    Near,
-    NotHere,
-    Part,
-    Recorded,
-    Sabotage,
-    Source,
-    summary,
+    GreaterThan,
+    MissingRequirement,
+    NegativeControl,
+    RecordedDemonstrations,
+    summarize,
 )
 from understudy.claims.measures import log_jerk
-from understudy.claims.run import run
+from understudy.claims.runner import run_claim
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.files import read_json
 from understudy.heads.regression import Regression
 from understudy.learn.method import Method
-from understudy.policy import Recipe
+from understudy.policy import PolicyConfig
 
 
 def flags(rate, seed=0):
@@ -45,19 +45,19 @@ FIGURES = {"good": {"success": flags(0.9), "time": (np.full((5, 1), 3.0) + np.ar
 
 
 @pytest.mark.parametrize("rule,verdict", [
-    (Above("success", "good", "bad"), "holds"), (Above("success", "good", "bad", 0.3), "holds"),
-    (Above("success", "bad", "good"), "fails"), (Above("success", "good", "bad", 0.5), "undecided"),
-    (Above("success", "good", "twin"), "undecided"), (Above("success", "good", "twin", -0.1), "holds"),
-    (Above("time", "good", "bad", 0.9), "holds"), (Above("time", "good", "bad", 1.2), "fails"),
-    (Near("success", "good", "twin", 0.1), "holds"), (Near("success", "good", "bad", 0.1), "fails"),
-    (Near("success", "good", "twin", 0.001), "undecided"),
-    (Exceeds("success", "good", 0.7), "holds"), (Exceeds("success", "bad", 0.7), "fails"),
-    (Exceeds("time", "good", 3.02), "undecided"),
-    (Below("success", "bad", 0.7), "holds"), (Below("success", "good", 0.7), "fails"),
-    (Below("time", "good", 3.02), "undecided"),
-    (Every((Above("success", "good", "bad"), Near("success", "good", "twin", 0.1))), "holds"),
-    (Every((Above("success", "good", "bad"), Near("success", "good", "bad", 0.1))), "fails"),
-    (Every((Above("success", "good", "bad"), Above("success", "good", "twin"))), "undecided"),
+    (GreaterThan("success", "good", "bad"), "holds"), (GreaterThan("success", "good", "bad", 0.3), "holds"),
+    (GreaterThan("success", "bad", "good"), "fails"), (GreaterThan("success", "good", "bad", 0.5), "undecided"),
+    (GreaterThan("success", "good", "twin"), "undecided"), (GreaterThan("success", "good", "twin", -0.1), "holds"),
+    (GreaterThan("time", "good", "bad", 0.9), "holds"), (GreaterThan("time", "good", "bad", 1.2), "fails"),
+    (EquivalentTo("success", "good", "twin", 0.1), "holds"), (EquivalentTo("success", "good", "bad", 0.1), "fails"),
+    (EquivalentTo("success", "good", "twin", 0.001), "undecided"),
+    (AboveBound("success", "good", 0.7), "holds"), (AboveBound("success", "bad", 0.7), "fails"),
+    (AboveBound("time", "good", 3.02), "undecided"),
+    (BelowBound("success", "bad", 0.7), "holds"), (BelowBound("success", "good", 0.7), "fails"),
+    (BelowBound("time", "good", 3.02), "undecided"),
+    (AllOf((GreaterThan("success", "good", "bad"), EquivalentTo("success", "good", "twin", 0.1))), "holds"),
+    (AllOf((GreaterThan("success", "good", "bad"), EquivalentTo("success", "good", "bad", 0.1))), "fails"),
+    (AllOf((GreaterThan("success", "good", "bad"), GreaterThan("success", "good", "twin"))), "undecided"),
 ])
 def test_a_rule_decides_from_its_interval(rule, verdict):
     assert rule.judge(FIGURES, {"time": "real"}).verdict == verdict
@@ -66,11 +66,11 @@ def test_a_rule_decides_from_its_interval(rule, verdict):
 def test_a_measure_declares_its_kind():
     """An AUROC of exactly 1 in every seed is no sequence of Bernoulli trials."""
     perfect = {"a": {"auroc": [[1.0]] * 6}}
-    assert summary(perfect, {"auroc": "bounded"})["a"]["auroc"]["low"] == 1
-    assert summary(perfect, {"auroc": "rate"})["a"]["auroc"]["low"] < 0.01
-    assert Exceeds("auroc", "a", 0.8).judge(perfect, {"auroc": "bounded"}).verdict == "holds"
+    assert summarize(perfect, {"auroc": "bounded"})["a"]["auroc"]["low"] == 1
+    assert summarize(perfect, {"auroc": "rate"})["a"]["auroc"]["low"] < 0.01
+    assert AboveBound("auroc", "a", 0.8).judge(perfect, {"auroc": "bounded"}).verdict == "holds"
     with pytest.raises(UserError, match="'auroc' has no kind.*\n.*declare it"):
-        Exceeds("auroc", "a", 0.8).judge(perfect)
+        AboveBound("auroc", "a", 0.8).judge(perfect)
 
 
 def test_every_recorded_figure_is_of_the_kind_that_its_claim_declares():
@@ -78,18 +78,18 @@ def test_every_recorded_figure_is_of_the_kind_that_its_claim_declares():
         if records.record_path(name).exists():
             parts = read_json(records.record_path(name))["parts"]
             for part in claim.parts:
-                found = summary(parts[part.name]["figures"], dict(part.experiment.kinds))
+                found = summarize(parts[part.name]["figures"], dict(part.experiment.kinds))
                 assert found.keys() == parts[part.name]["summary"].keys()
 
 
 def test_a_rule_names_the_arms_it_looks_at():
-    assert Every((Above("success", "good", "bad"), Exceeds("success", "good", 0.5))).arms == ("good", "bad")
+    assert AllOf((GreaterThan("success", "good", "bad"), AboveBound("success", "good", 0.5))).arms == ("good", "bad")
 
 
 def test_seeds_that_tune_never_judge_and_arms_are_tuned_alike():
     def build(seeds=(100, 101), tuning=(900,), options=(1, 1)):
         return Experiment(None, "fork", tuple(Arm(str(i), (None,) * n) for i, n in enumerate(options)), None,
-                          seeds=seeds, tuning=tuning)
+                          seeds=seeds, tuning_seeds=tuning)
     build()
     with pytest.raises(ValueError, match="must not judge"):
         build(tuning=(100,))
@@ -112,20 +112,20 @@ def test_every_claim_stands_complete():
     assert {"260", "264", "158", "079", "281", "003", "007", "009", "185", "301", "308", "327"} <= rows
     for name, claim in claims.items():
         assert records.module_of(claim) and name == claim.name
-        assert claim.sabotage.part in {p.name for p in claim.parts} and any(p.decides for p in claim.parts)
+        assert claim.negative_control.part in {p.name for p in claim.parts} and any(p.is_decisive for p in claim.parts)
         for part in claim.parts:
             assert len(part.experiment.seeds) >= 5 and set(part.rule.arms) <= {a.name for a in part.experiment.arms}
-            if part.name == claim.sabotage.part:
-                assert config.dump(claim.sabotage.change(part.experiment)) != config.dump(part.experiment)
+            if part.name == claim.negative_control.part:
+                assert config.dump(claim.negative_control.change(part.experiment)) != config.dump(part.experiment)
             for arm in part.experiment.arms:
                 assert all(config.load(config.dump(o)) == o for o in arm.options)
 
 
 def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
-    claim = records.find("diffusion-bc")
+    claim = records.find_claim("diffusion-bc")
     before = records.fingerprint(claim)
     assert before == records.fingerprint(claim)
-    original = records._file
+    original = records._module_file
 
     def changed(text, change):
         assert change(text) != text
@@ -151,7 +151,7 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     records.fingerprint(claim)
     assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.fork"} <= set(seen)
     assert "understudy.claims.ema_oscillation" not in seen and "understudy.cli" not in seen
-    assert "understudy.data.episode" in seen and "understudy.data.formats.sniff" not in seen
+    assert "understudy.data.episode" in seen and "understudy.data.formats.detection" not in seen
     assert "understudy.envs.particle" not in seen  # what it names by a string is followed, and no other environment
 
 
@@ -165,13 +165,16 @@ def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tm
         monkeypatch.delenv("UNDERSTUDY_DATA", raising=False)
         if folder is not None:
             monkeypatch.setenv("UNDERSTUDY_DATA", folder)
-        with pytest.raises(NotHere, match="shown.npz: expected recorded .*\n  -> set UNDERSTUDY_DATA"):
-            Recorded("shown.npz", "").load(0)
+        with pytest.raises(MissingRequirement, match="shown.npz: expected recorded .*\n  -> set UNDERSTUDY_DATA"):
+            RecordedDemonstrations("shown.npz", "").load(0)
     monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path / "shared/data"))
     values = Dataset.open(tmp_path / "shared/data/shown.npz").fingerprint()
-    assert len(Recorded("shown.npz", values).load(0)) == 3 and len(Recorded("shown.npz", values, 2).load(0)) == 2
+    assert (
+        len(RecordedDemonstrations("shown.npz", values).load(0)) == 3
+        and len(RecordedDemonstrations("shown.npz", values, 2).load(0)) == 2
+    )
     with pytest.raises(UserError, match=f"shown.npz: expected the data .*others .{values}"):
-        Recorded("shown.npz", "0" * 16).load(0)
+        RecordedDemonstrations("shown.npz", "0" * 16).load(0)
 
 
 def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypatch):
@@ -180,7 +183,7 @@ def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypa
                               capture_output=True, text=True).stdout.strip()
     (tmp_path / "package/claims/results").mkdir(parents=True)
     (tmp_path / "package/claims/one.py").write_text("1")
-    monkeypatch.setattr(records, "HERE", tmp_path / "package/claims")
+    monkeypatch.setattr(records, "CLAIMS_FOLDER", tmp_path / "package/claims")
     git("init", "-q")
     assert records.provenance()["commit"] is None  # nothing is committed yet
     git("add", ".")
@@ -196,11 +199,11 @@ def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypa
 
 def test_an_unknown_claim_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'diffusion-bc'"):
-        records.find("difusion-bc")
+        records.find_claim("difusion-bc")
 
 
 @dataclass(frozen=True)
-class Nothing(Source):
+class Nothing(DemonstrationSource):
     def load(self, seed):
         return Dataset([])
 
@@ -224,27 +227,40 @@ def alike(experiment):
 
 def test_a_run_goes_on_where_it_was_and_its_twin_must_flip(tmp_path, monkeypatch):
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("understudy.claims.run.record_path", lambda name: tmp_path / f"{name}.json")
-    monkeypatch.setattr("understudy.claims.run.fingerprint", lambda claim: "0" * 16)
-    arms = tuple(Arm(name, (Method(Recipe(Regression(), window=Window(1, h))),)) for name, h in (("a", 1), ("b", 2)))
+    monkeypatch.setattr("understudy.claims.runner.record_path", lambda name: tmp_path / f"{name}.json")
+    monkeypatch.setattr("understudy.claims.runner.fingerprint", lambda claim: "0" * 16)
+    arms = tuple(
+        Arm(name, (Method(PolicyConfig(Regression(), window=Window(1, h))),)) for name, h in (("a", 1), ("b", 2))
+    )
     experiment = Experiment(Nothing(), "none", arms, counted)
-    claim = Claim("toy", ("000",), "paper", "said", "here", (Part("p", experiment, Above("success", "a", "b")),),
-                  Sabotage("both arms alike", alike, "p"))
-    monkeypatch.setattr("understudy.claims.run.provenance", lambda: {"commit": f"after {len(CALLS)} cells"})
+    claim = Claim(
+        "toy",
+        ("000",),
+        "paper",
+        "said",
+        "here",
+        (ClaimPart("p", experiment, GreaterThan("success", "a", "b")),),
+        NegativeControl("both arms alike", alike, "p"),
+    )
+    monkeypatch.setattr("understudy.claims.runner.provenance", lambda: {"commit": f"after {len(CALLS)} cells"})
     STOP[0] = 4
     CALLS.clear()
     with pytest.raises(KeyboardInterrupt):
-        run(claim)
+        run_claim(claim)
     assert not (tmp_path / "toy.json").exists()
     STOP[0] = None
-    record = run(claim)
+    record = run_claim(claim)
     assert len(CALLS) == 4 + 7 and len(set(CALLS)) == 10  # the one that was cut off, and none that was whole
     assert record["commit"] == "after 4 cells"  # the code as it was when this run began
-    assert record["verdict"] == "holds" and record["twin"]["verdict"] != "holds" and record["twin"]["flips"]
-    again = run(claim)
+    assert (
+        record["verdict"] == "holds"
+        and record["negative_control"]["verdict"] != "holds"
+        and record["negative_control"]["flips"]
+    )
+    again = run_claim(claim)
     assert len(CALLS) == 11 and again["parts"] == record["parts"]
-    blind = replace(claim, sabotage=Sabotage("no change at all", lambda e: e, "p"))
-    assert run(blind)["verdict"] == "undecided"  # an experiment that its sabotage does not shake shows nothing
+    blind = replace(claim, negative_control=NegativeControl("no change at all", lambda e: e, "p"))
+    assert run_claim(blind)["verdict"] == "undecided"  # an experiment that its sabotage does not shake shows nothing
 
 
 @pytest.mark.parametrize("failure, exponent, excess", [
@@ -254,7 +270,7 @@ def test_a_power_law_is_told_from_others(monkeypatch, failure, exponent, excess)
     from understudy.claims import data_scaling_laws as scaling
 
     monkeypatch.setattr(scaling, "rates", lambda experiment, method, *rest: [[1 - failure(float(method.arm))]])
-    found = scaling.law(scaling.LAW, scaling.BASE, None, 110, 1000, 100)
+    found = scaling.scaling_exponent(scaling.LAW, scaling.BASE, None, 110, 1000, 100)
     assert found["r"][0] < -0.85  # which would tell them from nothing
     assert (found["excess"][0] < -0.01) == (excess == "below") and (found["excess"][0] > 0.01) == (excess == "above")
     if exponent is not None:

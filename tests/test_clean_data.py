@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from clean_data import ACTION, CAMERA, KINDS, STATE, fine_end, position_arm, slow_images, velocity_arm
 
-from understudy.audit import checks, findings
-from understudy.audit import motion as motion_checks
+from understudy.audit import action_motion as motion_checks
+from understudy.audit import checks, find_problems
 from understudy.data.episode import Dataset
 
 RECORDED = ("hand_dapg/adroit_door_human", "imitation/pendulum_expert", "imitation/cartpole_expert")
 
 
 def alarms(data) -> list[tuple[str, str]]:
-    return [(f.code, f.message) for f in findings(data, frames=True) if f.severity != "note"]
+    return [(f.code, f.message) for f in find_problems(data, frames=True) if f.severity != "note"]
 
 
 def test_the_clean_sets_are_many():
@@ -34,8 +34,8 @@ def test_recorded_data_raise_no_alarm(name, shared):
     if not file.exists():
         pytest.skip(f"{file.name} is not here")
     data = Dataset.open(file)
-    few = [e.but({n: None for n in e.steps if n.startswith("next.")}) for e in data[:20]]
-    assert alarms(Dataset(few, data.facts)) == []
+    few = [e.replace({n: None for n in e.steps if n.startswith("next.")}) for e in data[:20]]
+    assert alarms(Dataset(few, data.metadata)) == []
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -44,8 +44,10 @@ def test_mixed_conventions_are_found_where_the_state_has_velocities(seed, few):
     """Of the velocities that were commanded, `few` episodes have the joint positions to be reached instead."""
     data = velocity_arm(seed)
     joints = data[0].steps[ACTION].shape[1]
-    spoilt = [e.but({ACTION: np.asarray(e.steps[STATE])[1:, :joints]}) if i < few else e for i, e in enumerate(data)]
-    found = [f for f in motion_checks.convention(Dataset(spoilt, data.facts))]
+    spoilt = [
+        e.replace({ACTION: np.asarray(e.steps[STATE])[1:, :joints]}) if i < few else e for i, e in enumerate(data)
+    ]
+    found = [f for f in motion_checks.check_action_convention(Dataset(spoilt, data.metadata))]
     assert [(f.code, f.severity, f.where.episode) for f in found] == [("convention-mixed", "warning", 0)]
     assert f"look like positions in {few} episodes" in found[0].message
     assert "explains" in found[0].message  # how sure it is
@@ -54,9 +56,9 @@ def test_mixed_conventions_are_found_where_the_state_has_velocities(seed, few):
 @pytest.mark.parametrize("seed", [0, 2])
 def test_mixed_conventions_are_found_where_positions_are_commanded(seed):
     data = position_arm(seed)
-    spoilt = [e.but({ACTION: e.steps[ACTION] - np.asarray(e.steps[STATE])[:-1]}) if i in (3, 8) else e
+    spoilt = [e.replace({ACTION: e.steps[ACTION] - np.asarray(e.steps[STATE])[:-1]}) if i in (3, 8) else e
               for i, e in enumerate(data)]
-    found = [f for f in motion_checks.convention(Dataset(spoilt, data.facts))]
+    found = [f for f in motion_checks.check_action_convention(Dataset(spoilt, data.metadata))]
     assert [(f.code, f.where.episode) for f in found] == [("convention-mixed", 3)]
 
 
@@ -67,8 +69,8 @@ def test_a_camera_that_hangs_is_found_in_slow_small_pictures():
         e = 5
         frames = np.array(data[e].steps[CAMERA])
         frames[:40] = frames[0]
-        spoilt = Dataset([x.but({CAMERA: frames}) if i == e else x for i, x in enumerate(data)], data.facts)
-        found = [f for f in checks.images(spoilt) if f.code == "image-frozen"]
+        spoilt = Dataset([x.replace({CAMERA: frames}) if i == e else x for i, x in enumerate(data)], data.metadata)
+        found = [f for f in checks.check_images(spoilt) if f.code == "image-frozen"]
         assert [(f.severity, f.where.episode, f.where.step, f.where.feature) for f in found] == [
             ("warning", e, 0, CAMERA)], build.__name__
         assert "%" in found[0].message
@@ -81,7 +83,7 @@ def test_walls_that_stand_in_few_episodes_are_of_no_other_magnitude():
     flag = "observation.environment_state"
 
     def with_flags(high):
-        return Dataset([e.but({flag: np.full((len(e) + 1, 3), [1, i % 4 == 0, rng.random() + 0.5], np.float32)
-                               * (high if i == 2 else 1)}) for i, e in enumerate(data)], data.facts)
-    assert [f for f in motion_checks.scales(with_flags(1)) if f.where.feature == flag] == []
-    assert [f.where.episode for f in motion_checks.scales(with_flags(300)) if f.where.feature == flag] == [2]
+        return Dataset([e.replace({flag: np.full((len(e) + 1, 3), [1, i % 4 == 0, rng.random() + 0.5], np.float32)
+                               * (high if i == 2 else 1)}) for i, e in enumerate(data)], data.metadata)
+    assert [f for f in motion_checks.check_units(with_flags(1)) if f.where.feature == flag] == []
+    assert [f.where.episode for f in motion_checks.check_units(with_flags(300)) if f.where.feature == flag] == [2]

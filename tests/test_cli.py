@@ -22,18 +22,29 @@ import torch
 from understudy import Dataset, __version__, actor, make
 from understudy.cli import COMMANDS, main
 from understudy.commands import common
-from understudy.commands.common import split
-from understudy.commands.method import settings
+from understudy.commands.common import split_arguments
+from understudy.commands.method import method_settings
 from understudy.data.episode import Episode
 from understudy.data.formats.lerobot import write
-from understudy.data.relabel import Say
+from understudy.data.relabel import TaskText
 from understudy.envs.fork import Expert
-from understudy.evaluate.judge import during, evaluate, recording
+from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Given
-from understudy.recipes import METHODS, find
+from understudy.execute.actor import ObservationWrapper
+from understudy.methods import METHODS, find_method
 
-TINY = ["--steps", "20", "--every", "10", "--device", "cpu", "--policy.trunk.width", "16", "--policy.trunk.depth", "1"]
+TINY = [
+    "--steps",
+    "20",
+    "--save-freq",
+    "10",
+    "--device",
+    "cpu",
+    "--policy.trunk.width",
+    "16",
+    "--policy.trunk.depth",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +111,7 @@ def test_help_needs_no_pytorch():
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_help_speaks_of_what_is_left_out_in_words(call, monkeypatch, terminal):
-    """Also in colours, also over several lines; columns stay columns."""
+    """Also in colors, also over several lines; columns stay columns."""
     if terminal:
         monkeypatch.setattr("tyro._fmtlib._FORCE_ANSI", True)
     for columns in ("60", "100"):
@@ -111,7 +122,7 @@ def test_help_speaks_of_what_is_left_out_in_words(call, monkeypatch, terminal):
             plain = re.sub(r"\x1b\[[\d;]*m", "", out)
             assert "{None}" not in plain and not re.search(r"default:[\s│|]*None", plain)
             assert len({len(line) for line in plain.splitlines() if line.startswith("  -")}) == 1
-    assert re.search(r"--than FLOAT +one rate against this bound \(default: none\)", re.sub(
+    assert re.search(r"--threshold FLOAT +one rate against this bound \(default: none\)", re.sub(
         r"\x1b\[[\d;]*m", "", call("plan", "--help")[1]))
 
 
@@ -127,7 +138,7 @@ def test_usage(call, args):
 
 @pytest.mark.parametrize(("args", "words"), [
     (["train", "bc", "d", "--out", "r", "--steps", "ten"], "--steps: expected an integer, found 'ten'\n"),
-    (["train", "bc", "d", "--out", "r", "--hold=much"], "--hold: expected a number, found 'much'\n"),
+    (["train", "bc", "d", "--out", "r", "--val-fraction=much"], "--val-fraction: expected a number, found 'much'\n"),
     (["train", "bc", "d", "--out", "r", "--image-size", "96", "wide"],
      "--image-size: expected an integer or two integers, found '96 wide'\n"),
     (["eval", "r", "fork", "--episodes", "many"], "--episodes: expected an integer, found 'many'\n"),
@@ -140,7 +151,7 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
 @pytest.mark.parametrize("args", [
     "record fork --out d --episodes", "record fork --out d --episodes 3 --rows",
     "record fork --out d --episodes 3 --workers", "replay d fork --rows", "train bc d --out r --steps",
-    "train bc d --out r --every", "train bc d --out r --rollouts", "train bc d --out r --buffer",
+    "train bc d --out r --save-freq", "train bc d --out r --rollouts", "train bc d --out r --buffer-size",
     "train bc d --out r --max-episode-steps", "eval r fork --episodes", "eval r fork --rows", "eval r fork --workers",
     "compare a b --env fork --episodes", "compare a b --env fork --rows", "compare a b --env fork --workers",
     "plan 0.7 0.8 --episodes", "shift r fork --episodes", "shift r fork --rows", "claims run --all --workers"])
@@ -158,26 +169,38 @@ def test_seeds_below_0_are_understudys_own(call, args):
     refused(call(*args.split(), "--seed", -1), "--seed: expected a seed of 0 or more, found -1\n  -> negative seeds")
 
 
-@pytest.mark.parametrize("args", ["eval r fork --labels", "shift r fork --levels", "shift r fork --kinds",
-                                  "split d --by task --out o --names", "view make d --out v --pick",
+@pytest.mark.parametrize("args", ["eval r fork --labels", "shift r fork --levels", "shift r fork --shifts",
+                                  "split d --by task --out o --names", "view make d --out v --select",
                                   "view make d --out v --delete"])
 def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
     option = args.split()[-1]
     refused(call(*args.split()), f"{option}: expected a value or several, found none\n  -> name them, or leave")
 
 
-@pytest.mark.parametrize("args, says", [
-    ("claims list --out page.md", "claims list: expected --out with table only\n  -> leave --out out"),
-    ("claims list --all", "expected --all with run only\n  -> leave --all out"),
-    ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
-    ("claims run nothing", "expected a claim's name, found 'nothing'"),
-    ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),
-    ("compare a a --env fork", "expected different policies, found a twice\n  -> there is nothing to tell apart"),
-    ("compare --group x a b --group x c d --env fork", "--group: expected a name for each method, found 'x' twice\n"),
-    ("eval a fork --repeats 1", "--repeats: expected 2 rollouts of the same start or more, or 0 for none, found 1\n"),
-    ("eval a fork --repeats -1", "found -1\n  -> such as --repeats 8"),
-    ("record fork --out d --episodes 3 --by keyboard --workers 2", "expected one worker, since you are one, found 2\n"),
-])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ("claims list --out page.md", "claims list: expected --out with table only\n  -> leave --out out"),
+        ("claims list --all", "expected --all with run only\n  -> leave --all out"),
+        ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
+        ("claims run nothing", "expected a claim's name, found 'nothing'"),
+        ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),
+        ("compare a a --env fork", "expected different policies, found a twice\n  -> there is nothing to tell apart"),
+        (
+            "compare --group x a b --group x c d --env fork",
+            "--group: expected a name for each method, found 'x' twice\n",
+        ),
+        (
+            "eval a fork --repeats 1",
+            "--repeats: expected 2 rollouts of the same start or more, or 0 for none, found 1\n",
+        ),
+        ("eval a fork --repeats -1", "found -1\n  -> such as --repeats 8"),
+        (
+            "record fork --out d --episodes 3 --actor keyboard --workers 2",
+            "expected one worker, since you are one, found 2\n",
+        ),
+    ],
+)
 def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args, says):
     refused(call(*args.split()), says)
 
@@ -219,7 +242,7 @@ def test_counts_and_seeds_that_mean_nothing(call, place, tmp_path):
     train = ["train", "bc", place / "demos", "--out", tmp_path / "r"]
     refused(call(*train, "--eval", "fork", "--rollouts", 0), "--rollouts", "found 0")
     refused(call(*train, "--seed", -1), "--seed", "found -1")
-    refused(call(*train, "--every", 0), "--every", "found 0")
+    refused(call(*train, "--save-freq", 0), "--save-freq", "found 0")
     assert not list(tmp_path.iterdir())
 
 
@@ -238,7 +261,7 @@ def test_the_demo_looks_for_its_device_first(call, tmp_path, monkeypatch):
 def test_help_of_a_recipe_lists_what_can_be_set(call):
     status, out, _ = call("train", "flow-policy", "--help")
     assert status == 0 and "--out RUN" in out
-    for name, _ in settings(find("flow-policy")):
+    for name, _ in method_settings(find_method("flow-policy")):
         assert f"--{name.replace('_', '-')}" in out or f"--{name}" in out
 
 
@@ -251,23 +274,23 @@ def test_record_goes_on_and_is_the_same_whatever_runs_beside(call, tmp_path, pla
     assert call("record", "fork", "--out", tmp_path / "d", "--episodes", 12, "--rows", 3)[0] == 0
     grown, whole = Dataset.open(tmp_path / "d"), Dataset.open(place / "demos")
     assert grown.fingerprint() == whole.fingerprint()
-    assert [e.meta["number"] for e in grown] == list(range(12))
+    assert [e.metadata["number"] for e in grown] == list(range(12))
     assert call("record", "fork", "--out", tmp_path / "d", "--episodes", 3)[0] == 0
     assert len(Dataset.open(tmp_path / "d")) == 12  # never fewer
-    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--by", "random"), "'random'",
+    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--actor", "random"), "'random'",
             "'scripted'", "episode 0")
     refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--seed", 1), "seed")
     refused(call("record", "particle", "--out", tmp_path / "d", "--episodes", 20), "env", "particle")
 
 
 def test_random_actions_fill_the_action_space(call, tmp_path):
-    assert call("record", "Pendulum-v1", "--out", tmp_path / "d", "--episodes", 3, "--by", "random")[0] == 0
+    assert call("record", "Pendulum-v1", "--out", tmp_path / "d", "--episodes", 3, "--actor", "random")[0] == 0
     torque = np.concatenate([e.steps["action"] for e in Dataset.open(tmp_path / "d")])
     assert torque.shape == (600, 1) and np.abs(torque).max() <= 2
     # Uniform on [-2, 2]: mean 0 and variance 4/3, both within four standard errors of 600 draws.
     assert abs(torque.mean()) < 4 * (4 / 3 / 600) ** 0.5
     assert abs(torque.var() - 4 / 3) < 4 * ((16 / 5 - 16 / 9) / 600) ** 0.5
-    assert call("record", "CartPole-v1", "--out", tmp_path / "c", "--episodes", 8, "--by", "random")[0] == 0
+    assert call("record", "CartPole-v1", "--out", tmp_path / "c", "--episodes", 8, "--actor", "random")[0] == 0
     pushed = np.concatenate([e.steps["action"] for e in Dataset.open(tmp_path / "c")])
     assert set(pushed.flatten().tolist()) == {0, 1}
     refused(call("record", "Pendulum-v1", "--out", tmp_path / "e", "--episodes", 3), "no expert",
@@ -390,7 +413,7 @@ def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):
 
 
 def test_an_environment_without_success(call, tmp_path):
-    call("record", "Pendulum-v1", "--out", tmp_path / "d", "--episodes", 2, "--by", "random")
+    call("record", "Pendulum-v1", "--out", tmp_path / "d", "--episodes", 2, "--actor", "random")
     assert call("train", "bc", tmp_path / "d", "--out", tmp_path / "r", *TINY, "--eval", "Pendulum-v1",
                 "--rollouts", 1)[0] == 0
     found = document(call("eval", tmp_path / "r", "Pendulum-v1", "--episodes", 2, "--json"))
@@ -399,8 +422,8 @@ def test_an_environment_without_success(call, tmp_path):
     scores = [line["score"] for line in map(json.loads, (tmp_path / "r" / "metrics.jsonl").read_text().splitlines())
               if "score" in line]
     plays, env = actor(tmp_path / "r", rows=16), make("Pendulum-v1", 1)
-    at = {seed: evaluate(plays, env, 1, seed).returns.estimate for seed in (during(0), during(1), 0)}
-    assert scores[-1] == at[during(0)] and len(set(at.values())) == 3
+    at = {seed: evaluate(plays, env, 1, seed).returns.estimate for seed in (validation_seed(0), validation_seed(1), 0)}
+    assert scores[-1] == at[validation_seed(0)] and len(set(at.values())) == 3
 
 
 def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
@@ -419,7 +442,7 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
 def test_the_card_says_what_chose_the_best(call, place, tmp_path):
     assert "\nThe energy score chose the best checkpoint.\n" in (place / "a" / "CARD.md").read_text()
     for name, options, said in (("s", ["--eval", "fork", "--rollouts", 2], "\nThe score chose the best checkpoint, so"),
-                                ("n", ["--hold", 0], None)):
+                                ("n", ["--val-fraction", 0], None)):
         assert call("train", "bc", place / "demos", "--out", tmp_path / name, *TINY, *options)[0] == 0
         text = (tmp_path / name / "CARD.md").read_text()
         assert said in text if said else "chose the best" not in text
@@ -434,7 +457,10 @@ def test_training_says_how_it_goes_and_that_nothing_is_held_out(call, tmp_path):
     status, _, err = call("train", "bc", large, "--out", tmp_path / "l", *TINY)
     assert status == 0 and [n for n, _ in number.findall(err)] == ["10", "20"] and "held out" not in err
     assert all("error on held-out episodes" in found for _, found in number.findall(err))
-    assert "no episode is held out, so" in call("train", "bc", large, "--out", tmp_path / "n", *TINY, "--hold", 0)[2]
+    assert (
+        "no episode is held out, so"
+        in call("train", "bc", large, "--out", tmp_path / "n", *TINY, "--val-fraction", 0)[2]
+    )
 
 
 def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
@@ -469,7 +495,7 @@ def test_what_is_proposed_next_can_be_pasted(call, tmp_path, monkeypatch):
     assert train[:1] + train[2:] == ["train", "my demos", "--out", "run"] and call(*replay)[0] == 0
     _, out, _ = call(*inspect)
     train, again = proposed(out)
-    assert train[2:] == ["my demos", "--out", "run", "--eval", "fork", "--every", "500"] and again == replay
+    assert train[2:] == ["my demos", "--out", "run", "--eval", "fork", "--save-freq", "500"] and again == replay
     train = ["bc" if a == train[1] else a for a in train[:-4]]
     _, out, _ = call(*train, *TINY)
     acts, foretells = proposed(out)
@@ -502,7 +528,7 @@ def test_methods(call):
         assert isinstance(m["needs"], list) and all(isinstance(r, str) and len(r) == 3 for r in m["rows"])
     assert document(call("methods", "act", "--json")) == [m for m in found if m["name"] == "act"]
     status, out, _ = call("methods", "diffusion-policy")
-    assert status == 0 and "--recipe.trunk" in out and "--policy.head.steps" in out
+    assert status == 0 and "--method.trunk" in out and "--policy.head.n-steps" in out
     refused(call("methods", "difusion-policy"), "did you mean 'diffusion-policy'")
 
 
@@ -526,7 +552,7 @@ def test_what_takes_long_says_so_first(capsys, monkeypatch):
     monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
     for total, notice in ((100, "acting: at most about 18 minutes more\n"), (80, "")):
         clock = iter([0.0, *([59.0] * 15), *([200.0] * 100)])
-        with common.bar("acting", total) as progress:
+        with common.progress_bar("acting", total) as progress:
             for _ in range(total):
                 progress()
         assert capsys.readouterr() == ("", notice)
@@ -536,32 +562,82 @@ def test_what_takes_long_says_so_first(capsys, monkeypatch):
 
 
 def test_overrides_are_told_from_options():
-    assert split(["bc", "d", "--out", "r", "--policy.head.steps", "5", "--seed", "1", "--recipe.horizon=8", "--run.x",
-                  "1", "2"]) == (["bc", "d", "--out", "r", "--seed", "1"], ["--recipe.horizon=8"],
-                                 ["--policy.head.steps", "5", "--run.x", "1", "2"])
+    assert split_arguments(
+        [
+            "bc",
+            "d",
+            "--out",
+            "r",
+            "--policy.head.n-steps",
+            "5",
+            "--seed",
+            "1",
+            "--method.horizon=8",
+            "--executor.x",
+            "1",
+            "2",
+        ]
+    ) == (
+        ["bc", "d", "--out", "r", "--seed", "1"],
+        ["--method.horizon=8"],
+        ["--policy.head.n-steps", "5", "--executor.x", "1", "2"],
+    )
 
 
 def test_overrides_reach_the_method(call, place, tmp_path):
-    assert call("train", "flow-policy", place / "demos", "--out", tmp_path / "r", "--steps", 2, "--device", "cpu",
-                "--policy.head.steps", 5, "--learn.optim.rate", "3e-4", "--run.execute", 2, "--run.skip", 1,
-                "--policy.window.ahead", "-1", "--learn.optim.betas", "0.8", "0.9", "--recipe.horizon", 6,
-                "--policy.trunk.width=32")[0] == 0
+    assert (
+        call(
+            "train",
+            "flow-policy",
+            place / "demos",
+            "--out",
+            tmp_path / "r",
+            "--steps",
+            2,
+            "--device",
+            "cpu",
+            "--policy.head.n-steps",
+            5,
+            "--learner.optimizer.lr",
+            "3e-4",
+            "--executor.n-action-steps",
+            2,
+            "--executor.skip",
+            1,
+            "--policy.window.action-offset",
+            "-1",
+            "--learner.optimizer.betas",
+            "0.8",
+            "0.9",
+            "--method.horizon",
+            6,
+            "--policy.trunk.width=32",
+        )[0]
+        == 0
+    )
     made = json.loads((tmp_path / "r" / "checkpoints" / "000002" / "method.json").read_text())
-    assert made["policy"]["head"]["steps"] == 5 and made["run"]["execute"] == 2
-    assert made["learn"]["optim"]["rate"] == 3e-4 and made["learn"]["optim"]["betas"] == [0.8, 0.9]
-    assert made["policy"]["window"] | {"$": 0} == {"$": 0, "obs": 2, "horizon": 6, "ahead": -1, "look": 0, "goals": []}
-    assert made["policy"]["trunk"]["width"] == 32 and made["learn"]["steps"] == 2
+    assert made["policy"]["head"]["n_steps"] == 5 and made["executor"]["n_action_steps"] == 2
+    assert made["learner"]["optimizer"]["lr"] == 3e-4 and made["learner"]["optimizer"]["betas"] == [0.8, 0.9]
+    assert made["policy"]["window"] | {"$": 0} == {
+        "$": 0,
+        "n_obs_steps": 2,
+        "horizon": 6,
+        "action_offset": -1,
+        "obs_offset": 0,
+        "goals": [],
+    }
+    assert made["policy"]["trunk"]["width"] == 32 and made["learner"]["steps"] == 2
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (["--policy.head.stepz", "5"], ["no option --policy.head.stepz", "did you mean --policy.head.steps?"]),
-    (["--learn.optim.betas", "0.9"], ["--learn.optim.betas: expected 2 values, found 0.9"]),
-    (["--policy.window.obs", "1", "2"], ["understudy train flow-policy: expected nothing more, found '2'"]),
-    (["--policy.head.steps", "five"], ["five"]),
-    (["--recipe.horizn", "5"], ["did you mean 'horizon'"]), (["--recipe.horizon", "x"], ["--recipe.horizon", "'x'"]),
-    (["--recipe.horizon"], ["--recipe.horizon", "found none"]), (["--learn.optim.rate", "-1"], ["rate"]),
+    (["--policy.head.stepz", "5"], ["no option --policy.head.stepz", "did you mean --policy.head.n-steps?"]),
+    (["--learner.optimizer.betas", "0.9"], ["--learner.optimizer.betas: expected 2 values, found 0.9"]),
+    (["--policy.window.n-obs-steps", "1", "2"], ["understudy train flow-policy: expected nothing more, found '2'"]),
+    (["--policy.head.n-steps", "five"], ["five"]),
+    (["--method.horizn", "5"], ["did you mean 'horizon'"]), (["--method.horizon", "x"], ["--method.horizon", "'x'"]),
+    (["--method.horizon"], ["--method.horizon", "found none"]), (["--learner.optimizer.lr", "-1"], ["rate"]),
     (["--policy.inputs", "observation.stat"], ["did you mean 'observation.state'"]), (["--steps", "0"], ["--steps"]),
-    (["--device", "cuda:999"], ["cuda"]), (["--hold", "1.5"], ["1.5"])])
+    (["--device", "cuda:999"], ["cuda"]), (["--val-fraction", "1.5"], ["1.5"])])
 def test_a_wrong_change_names_the_right_one(call, place, tmp_path, change, words):
     refused(call("train", "flow-policy", place / "demos", "--out", tmp_path / "r", *change), *words)
     assert not (tmp_path / "r" / "checkpoints").exists()
@@ -577,13 +653,13 @@ LEFT, RIGHT = (f"{'go on, ' * 6}and pass it on the {side}" for side in ("left", 
 def told(tmp_path_factory) -> Path:
     """Two tasks that nothing but their words tells apart ("two.npz"), and a run that was told them ("run")."""
     folder, env = tmp_path_factory.mktemp("told"), make("fork", 20)
-    shown = [e for side in (1, -1) for e in rollout(Expert(side=side), env, 20, seed=recording(0))]
+    shown = [e for side in (1, -1) for e in rollout(Expert(side=side), env, 20, seed=recording_seed(0))]
     np.savez(folder / "two.npz", observations=np.concatenate([e.steps["observation.state"][:-1] for e in shown]),
              actions=np.concatenate([e.steps["action"] for e in shown]), episode_ends=np.cumsum([*map(len, shown)]),
              task=[LEFT] * 20 + [RIGHT] * 20)
     assert main(["train", "bc", str(folder / "two.npz"), "--out", str(folder / "run"), "--language", "--steps", "250",
-                 "--every", "250", "--device", "cpu", "--policy.trunk.width", "64", "--learn.batch", "64",
-                 "--policy.encoder.text.channels", "16", "--hold", "0"]) == 0
+                 "--save-freq", "250", "--device", "cpu", "--policy.trunk.width", "64", "--learner.batch-size", "64",
+                 "--policy.encoder.text.channels", "16", "--val-fraction", "0"]) == 0
     return folder
 
 
@@ -594,8 +670,10 @@ def test_words_decide_what_is_done(call, told):
         assert found["successes"] == 20
         assert all(side * e.steps["observation.state"][:, 1].mean() > 0.1 for e in Dataset.open(told / str(side)))
     # The same words from Python, and on recorded episodes.
-    read = torch.tensor(Say(len(RIGHT)).bytes(RIGHT))
-    by_hand = evaluate(Given(actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20)
+    read = torch.tensor(TaskText(len(RIGHT)).encode(RIGHT))
+    by_hand = evaluate(
+        ObservationWrapper(actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20
+    )
     assert by_hand.successes.all() and all(e.steps["observation.state"][:, 1].mean() < -0.1 for e in by_hand.episodes)
     assert call("eval", told / "run", told / "two.npz")[0] == 0
 
@@ -654,9 +732,9 @@ def test_bad_data(call, place, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (("--run.execute", "20"), ("skip + execute", "horizon, 8", "20")),
+    (("--executor.n-action-steps", "20"), ("skip + execute", "horizon, 8", "20")),
     (("--policy.window.horizon", "0"), ("policy.window.horizon", "at least one step, found 0")),
-    (("--policy.window.obs", "0"), ("policy.window.obs", "at least one step, found 0")),
+    (("--policy.window.n-obs-steps", "0"), ("policy.window.n_obs_steps", "at least one step, found 0")),
 ])
 def test_what_could_not_be_run_is_not_trained(call, place, tmp_path, change, words):
     refused(call("train", "bc-gmm", place / "demos", "--out", tmp_path / "r", *TINY, *change), *words)
@@ -676,7 +754,7 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
 
 
 def test_arguments_in_each_others_place(call, place, tmp_path):
-    refused(call("train", place / "demos", "bc", "--out", tmp_path / "r"), "name of a method", "train RECIPE DATA")
+    refused(call("train", place / "demos", "bc", "--out", tmp_path / "r"), "name of a method", "train METHOD DATA")
     for found in (call("inspect", place / "a"), call("eval", place / "demos", place / "a"),
                   call("train", "bc", place / "a", "--out", tmp_path / "r"),
                   call("replay", place / "a" / "checkpoints" / "000020", "fork")):
@@ -715,12 +793,12 @@ def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):
 
 def test_training_that_goes_on_says_from_where_and_with_the_loss(call, place, tmp_path, monkeypatch):
     """Killed after a checkpoint was saved and before it was judged, as by kill -9."""
-    from understudy.learn.train import _Judge
+    from understudy.learn.train import _CheckpointEvaluation
 
     args = ["train", "bc", place / "demos", "--out", tmp_path / "r", *TINY]
     whole = call(*args[:4], tmp_path / "w", *TINY)[2]
     with monkeypatch.context() as patch:
-        patch.setattr(_Judge, "__call__", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(_CheckpointEvaluation, "__call__", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call(*args)[0] == 130
     said = call(*args)[2]
     assert "going on from" not in whole and "going on from update 10 of 20\n" in said
@@ -757,14 +835,14 @@ def test_checkpoints_of_another_schema(call, place, tmp_path):
         def change(run):
             (run / file).write_text(json.dumps(json.loads((run / file).read_text()) | values))
         return change
-    refused(changed("field", edit("recipe.json", windoww=3)), "windoww", "did you mean 'window'")
-    refused(changed("class", edit("recipe.json", head={"$": "understudy.heads.regression:Regresion"})), "Regresion",
+    refused(changed("field", edit("policy.json", windoww=3)), "windoww", "did you mean 'window'")
+    refused(changed("class", edit("policy.json", head={"$": "understudy.heads.regression:Regresion"})), "Regresion",
             do=False)
-    refused(changed("code", edit("recipe.json", head={"$": "os:system"})), "--trust os")
+    refused(changed("code", edit("policy.json", head={"$": "os:system"})), "--trust os")
     refused(changed("width", edit("features.json", action={"dtype": "float32", "shape": [5], "kind": "vector"})),
             "expected the weights of this recipe, found 2 of another shape")
     refused(changed("cut", lambda run: os.truncate(run / "weights.safetensors", 100)), "weights.safetensors")
-    refused(changed("text", lambda run: (run / "recipe.json").write_text("{")), "recipe.json", "line 1")
+    refused(changed("text", lambda run: (run / "policy.json").write_text("{")), "policy.json", "line 1")
 
 
 def test_debug_shows_where_a_mistake_came_from(call):
@@ -781,10 +859,10 @@ def test_a_place_that_may_not_be_written(call, place):
 
 OUTSIDE = '''
 from dataclasses import dataclass
-from understudy import Method, Recipe, Window, make
-from understudy.execute.chunked import Receding
+from understudy import Method, PolicyConfig, Window, make
+from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.regression import Regression
-from understudy.learn.clone import Cloning
+from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.nets.mlp import MLP
 
 @dataclass(frozen=True)
@@ -795,10 +873,11 @@ def world(rows):
     return make("fork", rows, limit=20)
 
 def recipe(width: int = 8):
-    return Method(Recipe(Own(), MLP(width, 1), window=Window(1, 2)), Receding(2), Cloning(steps=4))
+    return Method(PolicyConfig(Own(), MLP(width, 1), window=Window(1, 2)), RecedingHorizon(2), BehaviorCloning(steps=4))
 
 def plain():
-    return Method(Recipe(Regression(), MLP(8, 1), window=Window(1, 2)), Receding(2), Cloning(steps=4))
+    return Method(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 2)), RecedingHorizon(2),
+    BehaviorCloning(steps=4))
 
 def broken(rows):
     raise RuntimeError("a mistake in one's own code")
@@ -821,7 +900,7 @@ def outside(tmp_path, *commands):
 def test_code_from_outside_runs_only_when_trusted(tmp_path):
     trust = ["--trust", "elsewhere"]
     record = ["record", "elsewhere:world", "--out", "demos", "--episodes", "6"]
-    train = ["train", "elsewhere:recipe", "demos", "--out", "run", "--recipe.width", "4"]
+    train = ["train", "elsewhere:recipe", "demos", "--out", "run", "--method.width", "4"]
     again = ["train", "run/checkpoints/000004/method.json", "demos", "--out", "run2", "--seed", "1"]
     judge = ["eval", "run2", "elsewhere:world", "--episodes", "3", "--against", "run"]
     commands = []
@@ -840,18 +919,18 @@ def test_code_from_outside_runs_only_when_trusted(tmp_path):
 
 
 def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_path):
-    assert common.packages(place / "a") == ()
+    assert common.required_packages(place / "a") == ()
     shutil.copytree(place / "a", tmp_path / "a")
     for file in (tmp_path / "a" / "checkpoints").glob("*/method.json"):
         method = json.loads(file.read_text())
         method["policy"]["head"]["$"], method["data"] = "others.heads:Own", [{"$": "mine:far", "call": False}]
         file.write_text(json.dumps(method))
-    assert common.packages(tmp_path / "a") == ("mine", "others")
+    assert common.required_packages(tmp_path / "a") == ("mine", "others")
     given = ("mine", "worlds")
     for env, its in ((None, ()), ("fork", ()), ("particle:8", ()), ("worlds.far:make", ("worlds",)),
                      ("strange:make", ()), ("Maze-v0", given)):
         for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", ())):
-            found = common.needed(given, env, run)
+            found = common.trust_options(given, env, run)
             assert found[::2] == ["--trust"] * (len(found) // 2)
             assert sorted(found[1::2]) == sorted({*its, *more}), (env, run)
 
@@ -891,7 +970,7 @@ def test_a_recording_that_is_interrupted_keeps_what_ended(call, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in err, err
     kept = Dataset.open(tmp_path / "d")
-    assert 0 < len(kept) < 5000 and [e.meta["number"] for e in kept] == list(range(len(kept)))
+    assert 0 < len(kept) < 5000 and [e.metadata["number"] for e in kept] == list(range(len(kept)))
     more = str(len(kept) + 3)
     assert call("record", "push", "--out", tmp_path / "d", "--episodes", more)[0] == 0
     assert call("record", "push", "--out", tmp_path / "whole", "--episodes", more)[0] == 0
@@ -918,7 +997,7 @@ def test_an_evaluation_that_is_interrupted(call, place, tmp_path, saved):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_training_that_is_interrupted_says_how_to_go_on(place, tmp_path, number):
-    args = ["train", "bc", place / "demos", "--out", "r", "--steps", "100000", *TINY[4:], "--every", "100000"]
+    args = ["train", "bc", place / "demos", "--out", "r", "--steps", "100000", *TINY[4:], "--save-freq", "100000"]
     process = start(*args, cwd=tmp_path)
     metrics = tmp_path / "r" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):

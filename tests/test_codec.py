@@ -9,10 +9,10 @@ from hypothesis.extra import numpy as hnp
 
 from understudy.core import Batch, Feature, Unsupported, UserError
 from understudy.data import codec
-from understudy.data.codec import Scaled
+from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.testing import STATE, check_codec, made_up
+from understudy.testing import STATE, check_codec, random_dataset
 
 KINDS = ("zscore", "minmax", "quantile", "identity")
 EPS = np.finfo(np.float32).eps
@@ -26,16 +26,16 @@ def coder(spec, action, state=None, mask=None, sensed=None, names=(STATE,), size
     mask = torch.ones(action.shape[:2], dtype=torch.bool) if mask is None else mask
     features = {STATE: Feature("float32", tuple(state.shape[2:])), "action": Feature("float32", (action.shape[-1],))}
     made = spec.build(features, names, "action")
-    made.fit(lambda: iter([Batch(obs, action, mask)]))
+    made.fit_statistics(lambda: iter([Batch(obs, action, mask)]))
     return made, action, obs
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_contract(kind):
-    check_codec(Scaled(kind, kind))
-    check_codec(Scaled(kind, kind, relative=STATE))
-    check_codec(Scaled(kind, kind, relative=STATE, components=((1, 0),)))
-    check_codec(Scaled(kind, kind), Feature("int64", (2,), "choice", choices=(3, 4)))
+    check_codec(Normalizer(kind, kind))
+    check_codec(Normalizer(kind, kind, relative=STATE))
+    check_codec(Normalizer(kind, kind, relative=STATE, components=((1, 0),)))
+    check_codec(Normalizer(kind, kind), Feature("int64", (2,), "discrete", num_classes=(3, 4)))
 
 
 # Either exactly constant or clearly moving: what lies between is the floor's business, tested below.
@@ -47,15 +47,15 @@ ARRAYS = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 4), 
 @given(action=ARRAYS, kind=st.sampled_from(KINDS), relative=st.booleans(), seed=st.integers(0, 99))
 def test_decode_undoes_encode_to_float_rounding(action, kind, relative, seed):
     state = np.random.default_rng(seed).normal(size=(len(action), 2, 3)) * 10
-    spec = Scaled(target=kind, relative=STATE if relative else None)
+    spec = Normalizer(target=kind, relative=STATE if relative else None)
     made, action, obs = coder(spec, action, state)
     coded = made.encode(action, obs)
     back = made.decode(coded, obs)
     # The size of every number that was added up on the way there and back.
     shift = obs[STATE][:, -1:].abs() if relative else torch.zeros(())
-    size = action.abs() + shift + made.action.offset.abs() + (made.action.scale * coded).abs()
-    moving = made.action.scale > 0
-    assert ((back - action).abs() <= 8 * EPS * size + torch.where(moving, 0.0, spec.floor)).all()
+    size = action.abs() + shift + made.action_transform.offset.abs() + (made.action_transform.scale * coded).abs()
+    moving = made.action_transform.scale > 0
+    assert ((back - action).abs() <= 8 * EPS * size + torch.where(moving, 0.0, spec.min_scale)).all()
     if kind == "identity" and not relative:
         assert torch.equal(back, action)
 
@@ -66,29 +66,29 @@ def test_statistics_are_numpys():
     mask = torch.as_tensor(rng.random((500, 4)) < 0.7)
     real, newest = action.astype(np.float32)[mask.numpy()], state[:, -1].astype(np.float32)
 
-    made, *_ = coder(Scaled("zscore", "zscore"), action, state, mask)
-    np.testing.assert_allclose(made.action.offset, real.mean(0, dtype=float), rtol=1e-6)
-    np.testing.assert_allclose(made.action.scale, real.std(0, dtype=float), rtol=1e-6)
-    np.testing.assert_allclose(made.columns[0].offset, newest.mean(0, dtype=float), rtol=1e-6)
-    np.testing.assert_allclose(made.columns[0].scale, newest.std(0, dtype=float), rtol=1e-6)
+    made, *_ = coder(Normalizer("zscore", "zscore"), action, state, mask)
+    np.testing.assert_allclose(made.action_transform.offset, real.mean(0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(made.action_transform.scale, real.std(0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(made.target_obs_columns[0].offset, newest.mean(0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(made.target_obs_columns[0].scale, newest.std(0, dtype=float), rtol=1e-6)
 
-    made, *_ = coder(Scaled("minmax", "minmax"), action, state, mask)
-    np.testing.assert_allclose(made.action.offset - made.action.scale, real.min(0), rtol=1e-5)
-    np.testing.assert_allclose(made.action.offset + made.action.scale, real.max(0), rtol=1e-6)
+    made, *_ = coder(Normalizer("minmax", "minmax"), action, state, mask)
+    np.testing.assert_allclose(made.action_transform.offset - made.action_transform.scale, real.min(0), rtol=1e-5)
+    np.testing.assert_allclose(made.action_transform.offset + made.action_transform.scale, real.max(0), rtol=1e-6)
 
-    made, *_ = coder(Scaled("quantile", "quantile"), action, state, mask)
+    made, *_ = coder(Normalizer("quantile", "quantile"), action, state, mask)
     low, high = np.percentile(real.astype(float), [1, 99], axis=0)
-    np.testing.assert_allclose(made.action.offset, (low + high) / 2, rtol=1e-6)
-    np.testing.assert_allclose(made.action.scale, (high - low) / 2, rtol=1e-6)
+    np.testing.assert_allclose(made.action_transform.offset, (low + high) / 2, rtol=1e-6)
+    np.testing.assert_allclose(made.action_transform.scale, (high - low) / 2, rtol=1e-6)
 
 
 def test_ranges_are_reached_and_nothing_is_clipped():
     action = np.random.default_rng(1).normal(size=(2000, 1, 2)) * [1, 50] + [5, -300]
-    made, action, obs = coder(Scaled(target="minmax"), action)
+    made, action, obs = coder(Normalizer(target="minmax"), action)
     coded = made.encode(action, obs)
     torch.testing.assert_close(coded.amin((0, 1)), -torch.ones(2))
     torch.testing.assert_close(coded.amax((0, 1)), torch.ones(2))
-    made, action, obs = coder(Scaled(target="quantile"), action)
+    made, action, obs = coder(Normalizer(target="quantile"), action)
     share = (made.encode(action, obs).abs() > 1).float().mean((0, 1))
     torch.testing.assert_close(share, torch.full((2,), 0.02), atol=1e-3, rtol=0)
 
@@ -98,22 +98,24 @@ def test_parts_in_any_number_give_the_same():
     x = torch.as_tensor(np.random.default_rng(2).normal(1e6, 1, (999, 1, 1)).astype(np.float32))
     features = {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
     for cut in (999, 100, 7):
-        made = Scaled("zscore", "zscore").build(features, (STATE,), "action")
-        made.fit(lambda cut=cut: (Batch({STATE: p}, p, torch.ones(len(p), 1, dtype=torch.bool)) for p in x.split(cut)))
-        np.testing.assert_allclose(made.action.scale, x.double().std(correction=0), rtol=1e-6)
+        made = Normalizer("zscore", "zscore").build(features, (STATE,), "action")
+        made.fit_statistics(
+            lambda cut=cut: (Batch({STATE: p}, p, torch.ones(len(p), 1, dtype=torch.bool)) for p in x.split(cut))
+        )
+        np.testing.assert_allclose(made.action_transform.scale, x.double().std(correction=0), rtol=1e-6)
 
 
 def test_one_pass():
     passes = []
-    made = Scaled().build({STATE: Feature("float32", (2,)), "action": Feature("float32", (2,))}, (STATE,), "action")
+    made = Normalizer().build({STATE: Feature("float32", (2,)), "action": Feature("float32", (2,))}, (STATE,), "action")
     batch = Batch({STATE: torch.randn(9, 1, 2)}, torch.randn(9, 1, 2), torch.ones(9, 1, dtype=torch.bool))
-    made.fit(lambda: passes.append(1) or iter([batch]))
+    made.fit_statistics(lambda: passes.append(1) or iter([batch]))
     assert passes == [1]
 
 
 def test_many_rows_are_sampled_evenly(monkeypatch):
-    monkeypatch.setattr(codec._Statistics, "most", 4096)
-    statistics = codec._Statistics()
+    monkeypatch.setattr(codec._RunningStatistics, "max_samples", 4096)
+    statistics = codec._RunningStatistics()
     for part in torch.arange(200_000.0).unsqueeze(1).split(5000):
         statistics.add(part)
     for q in (0.01, 0.5, 0.99):  # within five standard deviations of an even sample's percentile
@@ -127,10 +129,10 @@ def test_what_never_moved(kind):
     action[..., 1] = 0.3
     action[..., 2] = 7 + 1e-6 * rng.normal(size=(50, 2))  # a sensor's noise
     action[..., 3] = 2e5 + 0.015625 * rng.integers(0, 2, (50, 2))  # the last bit of float32 at that size
-    made, action, obs = coder(Scaled(kind, kind), action, action)
+    made, action, obs = coder(Normalizer(kind, kind), action, action)
     coded = made.encode(action + 100, obs)
     assert (coded[..., 1:] == 0).all() and (coded[..., 0] != 0).all()
-    assert (made.obs({STATE: obs[STATE] + 1})[STATE][..., 1:] == 0).all()
+    assert (made.encode_obs({STATE: obs[STATE] + 1})[STATE][..., 1:] == 0).all()
     back = made.decode(torch.randn(50, 2, 4), obs)
     assert (back[..., 1] == np.float32(0.3)).all()
     assert ((back[..., 2] - 7).abs() < 1e-5).all() and ((back[..., 3] - 2e5).abs() <= 0.016).all()
@@ -139,7 +141,7 @@ def test_what_never_moved(kind):
 def test_quantiles_see_what_moves_seldom():
     action = np.full((1000, 1, 1), -1.0)
     action[:3] = 1.0  # a gripper that closes in 3 steps of 1000
-    made, action, obs = coder(Scaled(target="quantile"), action)
+    made, action, obs = coder(Normalizer(target="quantile"), action)
     assert made.encode(action, obs).unique().tolist() == [-1.0, 1.0]
 
 
@@ -148,11 +150,11 @@ def test_relative_actions():
     state = rng.normal(size=(60, 2, 3)) * 5
     delta = rng.uniform(-1, 1, (60, 4, 2))
     action = state[:, -1:, [2, 0]] + delta
-    spec = Scaled(target="minmax", relative=STATE, components=((0, 2), (1, 0)))
+    spec = Normalizer(target="minmax", relative=STATE, components=((0, 2), (1, 0)))
     made, action, obs = coder(spec, action, state)
     low, high = delta.min((0, 1)), delta.max((0, 1))
     np.testing.assert_allclose(made.encode(action, obs), (delta - low) / (high - low) * 2 - 1, atol=2e-5)
-    part = Scaled(target="identity", relative=STATE, components=((1, 0),))
+    part = Normalizer(target="identity", relative=STATE, components=((1, 0),))
     made, action, obs = coder(part, action, state)
     coded = made.encode(action, obs)
     torch.testing.assert_close(coded[..., 0], action[..., 0])
@@ -160,9 +162,9 @@ def test_relative_actions():
 
 
 @pytest.mark.parametrize("spec, words", [
-    (Scaled(relative="observation.nothing"), "found 'observation.nothing'"),
-    (Scaled(relative=STATE), "2 components and 'observation.state' 3"),
-    (Scaled(relative=STATE, components=((0, 3),)), r"found \(0, 3\)")])
+    (Normalizer(relative="observation.nothing"), "found 'observation.nothing'"),
+    (Normalizer(relative=STATE), "2 components and 'observation.state' 3"),
+    (Normalizer(relative=STATE, components=((0, 3),)), r"found \(0, 3\)")])
 def test_relative_to_what_is_not_there(spec, words):
     features = {STATE: Feature("float32", (3,)), "action": Feature("float32", (2,))}
     with pytest.raises(UserError, match=words):
@@ -176,7 +178,7 @@ def test_padding_does_not_count():
     spoiled = action.copy()
     spoiled[:, 2] = 1e6
     for kind in KINDS:
-        one, two = (coder(Scaled(kind, kind), a, mask=mask)[0] for a in (action, spoiled))
+        one, two = (coder(Normalizer(kind, kind), a, mask=mask)[0] for a in (action, spoiled))
         for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
             assert torch.equal(a, b)
 
@@ -186,39 +188,43 @@ def test_what_was_not_sensed_neither_counts_nor_shows():
     sensed = torch.arange(40).unsqueeze(1) < 30
     broken = state.copy()
     broken[30:] = np.nan
-    made, _, obs = coder(Scaled(), np.zeros((40, 1, 1)), broken, sensed=sensed)
-    np.testing.assert_allclose(made.columns[0].offset, state[:30, 0].mean(0), atol=1e-6)
-    assert (made.obs(obs)[STATE][30:] == 0).all()
+    made, _, obs = coder(Normalizer(), np.zeros((40, 1, 1)), broken, sensed=sensed)
+    np.testing.assert_allclose(made.target_obs_columns[0].offset, state[:30, 0].mean(0), atol=1e-6)
+    assert (made.encode_obs(obs)[STATE][30:] == 0).all()
 
 
 def test_choices():
-    feature = Feature("int64", (2,), "choice", choices=(3, 2))
+    feature = Feature("int64", (2,), "discrete", num_classes=(3, 2))
     features = {STATE: Feature("float32", (1,)), "action": feature}
-    made = Scaled().build(features, (STATE,), "action")
-    assert (made.width, made.choices) == (5, (3, 2))
+    made = Normalizer().build(features, (STATE,), "action")
+    assert (made.width, made.num_classes) == (5, (3, 2))
     ids = torch.cartesian_prod(torch.arange(3), torch.arange(2)).unsqueeze(1)
     batch = Batch({STATE: torch.randn(6, 1, 1)}, ids, torch.ones(6, 1, dtype=torch.bool))
-    made.fit(lambda: iter([batch]))
+    made.fit_statistics(lambda: iter([batch]))
     coded = made.encode(ids, batch.obs)
     assert coded[5, 0].tolist() == [0, 0, 1, 0, 1] and (coded.sum(-1) == 2).all()
     assert torch.equal(made.decode(coded - 0.3, batch.obs), ids.float())
     with pytest.raises(UserError, match="expected choices"):
-        made.fit(lambda: iter([batch.but(action=ids + 1)]))
+        made.fit_statistics(lambda: iter([batch.replace(action=ids + 1)]))
     with pytest.raises(UserError, match="number of choices"):
-        Scaled().build({**features, "action": Feature("int64", (2,), "choice")}, (STATE,), "action")
+        Normalizer().build({**features, "action": Feature("int64", (2,), "discrete")}, (STATE,), "action")
     with pytest.raises(Unsupported):
-        Scaled(relative=STATE).build(features, (STATE,), "action")
+        Normalizer(relative=STATE).build(features, (STATE,), "action")
 
 
 def test_only_numbers_are_touched():
-    features = {STATE: Feature("float32", (2,)), "observation.image": Feature("uint8", (3, 3, 1), "image"),
-                "observation.mode": Feature("int64", (1,), "choice", choices=(4,)), "action": Feature("float32", (1,))}
+    features = {
+        STATE: Feature("float32", (2,)),
+        "observation.image": Feature("uint8", (3, 3, 1), "image"),
+        "observation.mode": Feature("int64", (1,), "discrete", num_classes=(4,)),
+        "action": Feature("float32", (1,)),
+    }
     inputs = tuple(features)[:-1]
-    windows = Window(2, 2).over(made_up(features), inputs, "action")
-    made = Scaled().build(features, inputs, "action")
-    made.fit(windows.scan)
+    windows = Window(2, 2).windows(random_dataset(features), inputs, "action")
+    made = Normalizer().build(features, inputs, "action")
+    made.fit_statistics(windows.scan)
     batch = windows.batch(8, 0)
-    seen = made.obs(batch.obs)
+    seen = made.encode_obs(batch.obs)
     assert torch.equal(seen["observation.image"], batch.obs["observation.image"])
     assert torch.equal(seen["observation.mode"], batch.obs["observation.mode"])
     assert not torch.equal(seen[STATE], batch.obs[STATE])
@@ -226,25 +232,25 @@ def test_only_numbers_are_touched():
 
 def test_bad_data_is_named():
     with pytest.raises(UserError, match=r"observation.state: .*component 1"):
-        coder(Scaled(), np.zeros((3, 1, 1)), [[[0, np.nan]], [[0, 1]], [[0, 1]]])
+        coder(Normalizer(), np.zeros((3, 1, 1)), [[[0, np.nan]], [[0, 1]], [[0, 1]]])
     with pytest.raises(UserError, match="the target: .*component 0"):
-        coder(Scaled(), [[[np.inf]], [[0.0]]])
+        coder(Normalizer(), [[[np.inf]], [[0.0]]])
     with pytest.raises(UserError, match="at least one window"):
-        made = Scaled().build({"action": Feature("float32", (1,))}, (), "action")
-        made.fit(lambda: iter([]))
+        made = Normalizer().build({"action": Feature("float32", (1,))}, (), "action")
+        made.fit_statistics(lambda: iter([]))
 
 
 def test_unfitted_statistics_are_refused_until_loaded():
     features = {STATE: Feature("float32", (2,)), "action": Feature("float32", (2,))}
-    made = Scaled().build(features, (STATE,), "action")
+    made = Normalizer().build(features, (STATE,), "action")
     x = {STATE: torch.randn(3, 1, 2)}
-    for use in (lambda: made.obs(x), lambda: made.encode(x[STATE], x), lambda: made.decode(x[STATE], x)):
+    for use in (lambda: made.encode_obs(x), lambda: made.encode(x[STATE], x), lambda: made.decode(x[STATE], x)):
         with pytest.raises(UserError, match="fit the policy first"):
             use()
-    fitted, *_ = coder(Scaled(), np.random.default_rng(0).normal(size=(9, 1, 2)))
+    fitted, *_ = coder(Normalizer(), np.random.default_rng(0).normal(size=(9, 1, 2)))
     made.load_state_dict(fitted.state_dict())
     assert torch.equal(made.encode(x[STATE], x), fitted.encode(x[STATE], x))
-    plain = Scaled("identity", "identity").build(features, (STATE,), "action")  # there is nothing to fit
+    plain = Normalizer("identity", "identity").build(features, (STATE,), "action")  # there is nothing to fit
     assert torch.equal(plain.encode(x[STATE], x), x[STATE])
 
 
@@ -252,10 +258,10 @@ def test_an_observation_of_one_number_a_step_has_statistics():
     rng = np.random.default_rng(0)
     data = Dataset([Episode({"observation.depth": (5 * rng.normal(size=40) + 3).astype(np.float32),
                              "action": rng.normal(size=(40, 2)).astype(np.float32)})])
-    window = Window(obs=2)
-    fitted = Scaled().build(data.features(), ("observation.depth",), "action")
-    fitted.fit(lambda: window.over(data, ("observation.depth",), "action").scan())
+    window = Window(n_obs_steps=2)
+    fitted = Normalizer().build(data.features(), ("observation.depth",), "action")
+    fitted.fit_statistics(lambda: window.windows(data, ("observation.depth",), "action").scan())
     column = data[0].steps["observation.depth"]
-    coded = fitted.obs({"observation.depth": torch.tensor(column[None, :2])})["observation.depth"]
+    coded = fitted.encode_obs({"observation.depth": torch.tensor(column[None, :2])})["observation.depth"]
     torch.testing.assert_close(coded, torch.tensor((column - column.mean()) / column.std())[None, :2], rtol=1e-4,
                                atol=1e-4)

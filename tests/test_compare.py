@@ -13,12 +13,23 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.comparison import compare_all
-from understudy.evaluate.judge import compare, finding, judged, settled
+from understudy.evaluate.evaluation import compare, evaluation_of, sequential_verdict_parts, verdict_parts
 from understudy.evaluate.planning import plan_rate
-from understudy.evaluate.sequential import Difference, Rate
+from understudy.evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 from understudy.evaluate.stats import mcnemar, tango, two_level_difference
 
-TINY = ["--steps", "20", "--every", "20", "--device", "cpu", "--policy.trunk.width", "16", "--policy.trunk.depth", "1"]
+TINY = [
+    "--steps",
+    "20",
+    "--save-freq",
+    "20",
+    "--device",
+    "cpu",
+    "--policy.trunk.width",
+    "16",
+    "--policy.trunk.depth",
+    "1",
+]
 
 
 def evaluation(outcomes, rewards=None, seed=0):
@@ -29,7 +40,7 @@ def evaluation(outcomes, rewards=None, seed=0):
         steps = {"observation.state": np.float32([[n], [n]]), "next.reward": np.float32([r])}
         facts = {"env": "made-up", "seed": seed, "number": n} | ({} if won is None else {"success": bool(won)})
         episodes.append(Episode(steps, facts))
-    return judged(Dataset(episodes))
+    return evaluation_of(Dataset(episodes))
 
 
 def bernoulli(p, n, seed):
@@ -42,7 +53,7 @@ def bernoulli(p, n, seed):
 def test_every_two_are_compared_and_their_p_adjusted():
     won = {"good": bernoulli(0.9, 80, 0), "middling": bernoulli(0.75, 80, 1), "bad": bernoulli(0.3, 80, 2)}
     c = compare_all({name: evaluation(w) for name, w in won.items()})
-    doc = json.loads(json.dumps(c.json()))
+    doc = json.loads(json.dumps(c.to_json()))
     assert [set(p) for p in doc["policies"]] == [{"name", "success", "letters"}] * 3
     assert [set(p) for p in doc["pairs"]] == [{"a", "b", "difference", "low", "high", "p", "p_adjusted"}] * 3
     assert doc["of"] == "success" and [p["name"] for p in doc["policies"]] == list(won)
@@ -62,7 +73,11 @@ def test_every_two_are_compared_and_their_p_adjusted():
     assert [p["letters"] for p in doc["policies"]] == ["a", "b" if raw["good", "middling"] < 0.05 else "a", doc[
         "policies"][2]["letters"]]
     assert not set(doc["policies"][2]["letters"]) & set(doc["policies"][0]["letters"])
-    assert c.order[0] == 0 and "good succeeds most often" in c.words()[0] or "Cannot tell" in c.words()[0]
+    assert (
+        c.ranking[0] == 0
+        and "good succeeds most often" in c.verdict_parts()[0]
+        or "Cannot tell" in c.verdict_parts()[0]
+    )
 
 
 def test_what_is_sure_alone_may_be_unsure_among_many():
@@ -71,16 +86,24 @@ def test_what_is_sure_alone_may_be_unsure_among_many():
     def lost(k):
         return np.concatenate([np.zeros(k, bool), np.ones(40 - k, bool)])
     two = compare_all({"a": evaluation(base), "b": evaluation(lost(6))})
-    assert two.pairs[0].better == "first" and two.pairs[0].adjusted == pytest.approx(2 * 0.5**6) and not two.more()
+    assert (
+        two.pairs[0].better == "first"
+        and two.pairs[0].adjusted_p_value == pytest.approx(2 * 0.5**6)
+        and not two.next_steps()
+    )
     assert two.letters == ["a", "b"] and [r.low for r in two.ranks] == [1, 2]
     # Three more policies like the first: the same six losses, counted among ten pairs, say less.
     five = compare_all({"a": evaluation(base), "b": evaluation(lost(6)), **{n: evaluation(base) for n in "cde"}})
     pair = five.pairs[0]
-    assert pair.found.better == "first" and pair.better is None and pair.adjusted == pytest.approx(10 * 2 * 0.5**6)
-    assert five.letters == ["a"] * 5 and "Cannot tell which is best" in five.words()[0]
+    assert (
+        pair.comparison.better == "first"
+        and pair.better is None
+        and pair.adjusted_p_value == pytest.approx(10 * 2 * 0.5**6)
+    )
+    assert five.letters == ["a"] * 5 and "Cannot tell which is best" in five.verdict_parts()[0]
     equal = next(p for p in five.pairs if (p.a, p.b) == (2, 3))
-    assert equal.needed is None and any("no number of episodes" in m for m in five.more())
-    assert {"a": "c", "b": "d", "episodes": None} in five.json()["needed"]
+    assert equal.episodes_needed is None and any("no number of episodes" in m for m in five.next_steps())
+    assert {"a": "c", "b": "d", "episodes": None} in five.to_json()["needed"]
 
 
 def test_what_it_would_take_is_what_it_takes():
@@ -88,11 +111,15 @@ def test_what_it_would_take_is_what_it_takes():
     x, y = bernoulli(0.8, 60, 5), bernoulli(0.62, 60, 6)
     c = compare_all({"x": evaluation(x), "y": evaluation(y)})
     [pair] = c.pairs
-    assert pair.better is None and 60 < pair.needed < 2000 and f"about {pair.needed} episodes" in c.more()[0]
+    assert (
+        pair.better is None
+        and 60 < pair.episodes_needed < 2000
+        and f"about {pair.episodes_needed} episodes" in c.next_steps()[0]
+    )
     rng = np.random.default_rng(0)
     chances = [(x & ~y).mean(), (y & ~x).mean()]
-    both = rng.multinomial(pair.needed, [*chances, 1 - sum(chances)], 300)
-    named = [mcnemar(b, c) < 0.05 and tango(b, c, pair.needed).low > 0 for b, c, _ in both.tolist()]
+    both = rng.multinomial(pair.episodes_needed, [*chances, 1 - sum(chances)], 300)
+    named = [mcnemar(b, c) < 0.05 and tango(b, c, pair.episodes_needed).low > 0 for b, c, _ in both.tolist()]
     assert abs(np.mean(named) - 0.8) < 0.08
 
 
@@ -100,11 +127,11 @@ def test_without_success_returns_are_compared_and_it_says_so():
     rng = np.random.default_rng(0)
     x = rng.normal(size=30)
     c = compare_all({"x": evaluation([None] * 30, x), "y": evaluation([None] * 30, x - 1 + 0.1 * rng.normal(size=30))})
-    assert c.of == c.json()["of"] == "return" and c.pairs[0].better == "first"
-    assert c.json()["policies"][0]["success"]["estimate"] == pytest.approx(np.float32(x).mean(), abs=1e-6)
-    assert "highest return" in c.words()[0]
+    assert c.metric == c.to_json()["of"] == "return" and c.pairs[0].better == "first"
+    assert c.to_json()["policies"][0]["success"]["estimate"] == pytest.approx(np.float32(x).mean(), abs=1e-6)
+    assert "highest return" in c.verdict_parts()[0]
     noisy = compare_all({"x": evaluation([None] * 30, x), "y": evaluation([None] * 30, x - 0.1 * rng.normal(size=30))})
-    assert noisy.pairs[0].better is None and noisy.pairs[0].needed > 30
+    assert noisy.pairs[0].better is None and noisy.pairs[0].episodes_needed > 30
     with pytest.raises(UserError, match="two episodes or more"):
         compare_all({"x": evaluation([None], x[:1]), "y": evaluation([None], x[1:2])})
 
@@ -114,16 +141,22 @@ def test_methods_are_compared_over_seeds_and_starts():
     second = [bernoulli(p, 50, 10 + s) for s, p in enumerate((0.2, 0.3, 0.15, 0.2, 0.3))]
     c = compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in second]})
     found, p = two_level_difference(first, second)
-    assert c.seeds == 5 and c.pairs[0].found.low == found.low and c.pairs[0].found.p == p
-    assert c.pairs[0].better == "first" and "methods" in c.words()[2]
+    assert c.seeds == 5 and c.pairs[0].comparison.low == found.low and c.pairs[0].comparison.p_value == p
+    assert c.pairs[0].better == "first" and "methods" in c.verdict_parts()[2]
     caveat = "Even 5 of 5 good seeds do not exclude that 45% of seeds are bad."
     one, two = ([evaluation(w) for w in x] for x in (first, second))
-    assert c.words()[2].endswith(caveat) and finding(one)[2].endswith(caveat) and finding(one, two)[2].endswith(caveat)
-    assert "good seeds" not in finding(one[0])[2] + finding(one[0], two[0])[2]
+    assert (
+        c.verdict_parts()[2].endswith(caveat)
+        and verdict_parts(one)[2].endswith(caveat)
+        and verdict_parts(one, two)[2].endswith(caveat)
+    )
+    assert "good seeds" not in verdict_parts(one[0])[2] + verdict_parts(one[0], two[0])[2]
     spread = [bernoulli(p, 50, s) for s, p in enumerate((0.9, 0.1, 0.5, 0.9, 0.95))]
     c = compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in spread]})
-    assert c.pairs[0].better is None and c.pairs[0].needed > 5 and "training seeds of each" in c.more()[0]
-    assert {"a": "new", "b": "old", "seeds": c.pairs[0].needed} in c.json()["needed"]
+    assert (
+        c.pairs[0].better is None and c.pairs[0].episodes_needed > 5 and "training seeds of each" in c.next_steps()[0]
+    )
+    assert {"a": "new", "b": "old", "seeds": c.pairs[0].episodes_needed} in c.to_json()["needed"]
     with pytest.raises(UserError, match="5 of new, 2 of old"):
         compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in second[:2]]})
     with pytest.raises(UserError, match="same starts"):
@@ -212,7 +245,7 @@ def test_what_cannot_be_compared(call, place):
     refused(call("compare", a, place / "none", "--env", "fork"), "expected a trained run")
     for args in ((a, place / "demos", "--env", "fork"), (a, b, place / "demos")):
         refused(call("compare", *args, "--episodes", 2), f"{place / 'demos'}: expected a run, or rollouts that eval "
-                "--save wrote, found demonstrations\n  -> train a policy on them: understudy train RECIPE")
+                "--save wrote, found demonstrations\n  -> train a policy on them: understudy train METHOD")
     refused(call("compare", a, b, "--env", "fork", "--episodes", 0), "at least one")
     refused(call("compare", a, b, "--env", "fork", "--seed", -1), "found -1")
     refused(call("compare", a, b, "--env", "fork", "--task", "go"), "expected no words")
@@ -228,22 +261,22 @@ def test_saved_rollouts_are_of_one_environment_and_seed(call, place, tmp_path):
 
 
 def test_sequential_uses_as_many_as_it_takes_whatever_runs_side_by_side(call, place, tmp_path):
-    args = ["eval", place / "knn", "fork", "--sequential", "--than", "0.7", "--json"]
+    args = ["eval", place / "knn", "fork", "--sequential", "--threshold", "0.7", "--json"]
     found = document(call(*args, "--html", tmp_path / "s.html"))
     assert {**document(call(*args, "--rows", 3)), "seconds": 0} == {**found, "seconds": 0}
-    won = [bool(e.meta["success"]) for e in Dataset.open(_saved(call, place, tmp_path, "knn"))]
-    test, n = Rate(0.7, most=1000), 0
+    won = [bool(e.metadata["success"]) for e in Dataset.open(_saved(call, place, tmp_path, "knn"))]
+    test, n = SequentialRateTest(0.7, max_rollouts=1000), 0
     state = test.start()
     while test.verdict(state) is None:
         state, n = test.update(state, won[n]), n + 1
     now = test.interval(state)
     assert found["verdict"] == test.verdict(state) == "above" and found["episodes"] == n < 40
-    assert found["successes"] == sum(won[:n]) and found["than"] == 0.7 and found["paired"] is None
+    assert found["successes"] == sum(won[:n]) and found["threshold"] == 0.7 and found["paired"] is None
     assert found["success"] == {"estimate": now.estimate, "low": now.low, "high": now.high, "level": 0.95}
     assert found["success"]["low"] > 0.7 and "<svg" in (tmp_path / "s.html").read_text()
     lines = (place / "knn" / "eval" / "fork.jsonl").read_text().splitlines()
     assert len(json.loads(lines[-1])["each"]["success"]) in (n, 40)
-    status, out, _ = call("eval", place / "a", "fork", "--sequential", "--than", "0.7")
+    status, out, _ = call("eval", place / "a", "fork", "--sequential", "--threshold", "0.7")
     assert status == 0 and "succeeds in less than 0.7" in out and "Settled after" in out
 
 
@@ -263,7 +296,7 @@ def test_sequential_of_two_policies(call, place):
 
 
 def test_a_question_that_is_left_open_comes_with_the_planned_number_of_episodes(call, place):
-    args = ["eval", place / "a", "fork", "--sequential", "--episodes", 30, "--than"]
+    args = ["eval", place / "a", "fork", "--sequential", "--episodes", 30, "--threshold"]
     than = 0.05  # it never succeeds, but 30 episodes could not show that it does so less often
     found = document(call(*args, than, "--json"))
     assert found["verdict"] == "futile"
@@ -275,27 +308,27 @@ def test_a_question_that_is_left_open_comes_with_the_planned_number_of_episodes(
 def test_sequential_questions_that_are_none(call, place):
     a = place / "a"
     refused(call("eval", a, "fork", "--labels", "bad", "good"), "--labels: expected --interactive beside it")
-    refused(call("eval", a, "fork", "--sequential"), "--than", "neither")
+    refused(call("eval", a, "fork", "--sequential"), "--threshold", "neither")
     refused(call("eval", a, "fork", "--sequential", "--against", a), "--against", "the same checkpoint")
-    refused(call("eval", a, "fork", "--sequential", "--than", 0.5, "--against", place / "b"), "found both")
-    refused(call("eval", a, "fork", "--sequential", "--than", 1.5), "between 0 and 1, found 1.5")
-    refused(call("eval", a, "fork", "--than", 0.5), "--sequential")
-    refused(call("eval", a, "fork", "--sequential", "--than", 0.5, "--episodes", 3), "at least", "found 3")
-    refused(call("eval", a, place / "demos", "--sequential", "--than", 0.5), "expected an environment")
-    refused(call("eval", a, "--sequential", "--than", 0.5), "expected an environment")
+    refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--against", place / "b"), "found both")
+    refused(call("eval", a, "fork", "--sequential", "--threshold", 1.5), "between 0 and 1, found 1.5")
+    refused(call("eval", a, "fork", "--threshold", 0.5), "--sequential")
+    refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--episodes", 3), "at least", "found 3")
+    refused(call("eval", a, place / "demos", "--sequential", "--threshold", 0.5), "expected an environment")
+    refused(call("eval", a, "--sequential", "--threshold", 0.5), "expected an environment")
     refused(call("eval", a), "expected an environment or recorded episodes, found none")
 
 
 def test_the_words_of_a_verdict():
-    rate = Rate(0.5, most=100)
-    assert "in more than 0.5" in settled(rate, {"trials": 20, "successes": 19}, (19,))[0]
-    assert "in less than 0.5" in settled(rate, {"trials": 20, "successes": 1}, (1,))[0]
-    head, sure, _ = settled(rate, {"trials": 100, "successes": 52}, (52,))
+    rate = SequentialRateTest(0.5, max_rollouts=100)
+    assert "in more than 0.5" in sequential_verdict_parts(rate, {"trials": 20, "successes": 19}, (19,))[0]
+    assert "in less than 0.5" in sequential_verdict_parts(rate, {"trials": 20, "successes": 1}, (1,))[0]
+    head, sure, _ = sequential_verdict_parts(rate, {"trials": 100, "successes": 52}, (52,))
     assert head.startswith("Cannot tell whether this checkpoint") and "all that were asked for" in sure
-    two = Difference(most=100)
-    head, sure, _ = settled(two, {"pairs": 30, "first": 1, "second": 20}, (5, 24), ("x", "y"))
+    two = SequentialDifferenceTest(max_rollouts=100)
+    head, sure, _ = sequential_verdict_parts(two, {"pairs": 30, "first": 1, "second": 20}, (5, 24), ("x", "y"))
     assert head.startswith("y succeeds more often than x: 24 of 30 against 5 of 30") and "x minus y: -63.3" in sure
-    head, sure, _ = settled(two, {"pairs": 90, "first": 10, "second": 10}, (50, 50), ("x", "y"))
+    head, sure, _ = sequential_verdict_parts(two, {"pairs": 90, "first": 10, "second": 10}, (50, 50), ("x", "y"))
     assert "Cannot tell whether x or y" in head and "would hardly be settled" in sure
     a, b = bernoulli(0.5, 40, 0), bernoulli(0.5, 40, 1)
     assert compare(evaluation(a), evaluation(b)).better is None

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from understudy.core import Context, Feature, put
-from understudy.data.codec import Scaled
+from understudy.data.codec import Normalizer
 from understudy.data.window import Window
-from understudy.execute.base import Executor, blank
-from understudy.execute.chunked import Receding
-from understudy.heads.base import Head, Noising
+from understudy.execute.base import Executor, empty_chunks
+from understudy.execute.chunking import RecedingHorizon
+from understudy.heads.base import DenoisingHead, Head
 from understudy.nets.base import Encoder, EncoderNet, Trunk, TrunkNet
 from understudy.nets.mlp import MLP
-from understudy.policy import Recipe
+from understudy.policy import PolicyConfig
 from understudy.testing import STATE, check_codec, check_encoder, check_executor, check_head, check_trunk
 
 
@@ -23,15 +23,15 @@ class Odd(Head):
 
     about: str = ""
 
-    def noise(self, horizon, dim):
+    def noise(self, horizon, coded_dim):
         return (horizon, 0)
 
-    def build(self, trunk, dim, shape):
-        net = trunk.build(0, dim, 0, shape)
+    def build(self, trunk, coded_dim, spec):
+        net = trunk.build(0, coded_dim, 0, spec)
         if self.about == "idle":
             net.idle = torch.nn.Parameter(torch.zeros(3))
         if self.about == "forgets":
-            net.offset = torch.randn(dim)  # no buffer: not saved
+            net.offset = torch.randn(coded_dim)  # no buffer: not saved
         return net
 
     def loss(self, net, context, action, mask, rng):
@@ -63,57 +63,57 @@ class Odd(Head):
     ("forgets", "what was loaded must act alike")])
 def test_heads_that_break_a_promise(about, said):
     with pytest.raises(AssertionError, match=said):
-        check_head(Recipe(Odd(about), trunk=MLP(16, 1), window=Window(2, 4)))
+        check_head(PolicyConfig(Odd(about), trunk=MLP(16, 1), window=Window(2, 4)))
 
 
 def test_a_head_that_keeps_them():
-    check_head(Recipe(Odd(), trunk=MLP(16, 1), window=Window(2, 4)))
+    check_head(PolicyConfig(Odd(), trunk=MLP(16, 1), window=Window(2, 4)))
 
 
 @dataclass(frozen=True)
-class Rough(Noising):
-    steps: int = 2
+class Rough(DenoisingHead):
+    n_steps: int = 2
     about: str = ""
 
-    def build(self, trunk, dim, shape):
-        return trunk.build(dim, dim, 1, shape)
+    def build(self, trunk, coded_dim, spec):
+        return trunk.build(coded_dim, coded_dim, 1, spec)
 
-    def corrupt(self, action, noise, t):
+    def interpolate(self, action, noise, t):
         return t * action + (1.01 - t if self.about == "leftover" else 1 - t) * noise
 
     def loss(self, net, context, action, mask, rng):
         t = torch.rand(*action.shape[:2], 1, generator=rng)
         noise = torch.randn(action.shape, generator=rng)
-        return (net(self.corrupt(action, noise, t), t, context) - action).square().mean(-1)
+        return (net(self.interpolate(action, noise, t), t, context) - action).square().mean(-1)
 
-    def step(self, net, context, x, t, to, cost=None):
-        gone = (to - t).unsqueeze(-1) + (0.1 if self.about == "restless" else 0)
+    def denoise_step(self, net, context, x, t, t_next, cost=None):
+        gone = (t_next - t).unsqueeze(-1) + (0.1 if self.about == "restless" else 0)
         return x + gone * net(x, t.unsqueeze(-1), context)
 
 
 @pytest.mark.parametrize("about, said", [("leftover", "at t=1 there is no noise"), ("restless", "from t to t")])
 def test_samplers_that_break_a_promise(about, said):
-    check_head(Recipe(Rough(), trunk=MLP(16, 1), window=Window(2, 4)))
+    check_head(PolicyConfig(Rough(), trunk=MLP(16, 1), window=Window(2, 4)))
     with pytest.raises(AssertionError, match=said):
-        check_head(Recipe(Rough(about=about), trunk=MLP(16, 1), window=Window(2, 4)))
+        check_head(PolicyConfig(Rough(about=about), trunk=MLP(16, 1), window=Window(2, 4)))
 
 
 @dataclass(frozen=True)
-class Bent(Scaled):
+class Bent(Normalizer):
     about: str = ""
 
     def build(self, features, inputs, target):
         coder = super().build(features, inputs, target)
-        decode, obs = coder.decode, coder.obs
+        decode, obs = coder.decode, coder.encode_obs
         if self.about == "decodes otherwise":
             coder.decode = lambda c, o: decode(c, o) * 1.01
         elif self.about == "scales pixels":
-            coder.obs = lambda o: {k: v / 2 for k, v in obs(o).items()}
+            coder.encode_obs = lambda o: {k: v / 2 for k, v in obs(o).items()}
         elif self.about == "forgets":
             coder._buffers["count"] = coder.count
-            coder.action._non_persistent_buffers_set |= {"offset", "scale"}
+            coder.action_transform._non_persistent_buffers_set |= {"offset", "scale"}
         elif self.about == "never fitted":
-            coder._ready = lambda: None
+            coder._check_fitted = lambda: None
         return coder
 
 
@@ -129,8 +129,8 @@ def test_codecs_that_break_a_promise(about, said):
 class Leaky(Trunk):
     about: str = ""
 
-    def build(self, inputs, outputs, times, shape):
-        return _Leaky(self.about, inputs, outputs, times, shape)
+    def build(self, inputs, outputs, n_times, spec):
+        return _Leaky(self.about, inputs, outputs, n_times, spec)
 
 
 class _Leaky(TrunkNet):
@@ -164,8 +164,8 @@ def test_trunks_that_break_a_promise(about, said):
 class Naive(Encoder):
     about: str = ""
 
-    def build(self, features, rows):
-        return _Naive(self.about, features, rows)
+    def build(self, features, n_obs_steps):
+        return _Naive(self.about, features, n_obs_steps)
 
 
 class _Naive(EncoderNet):
@@ -196,17 +196,17 @@ def test_encoders_that_break_a_promise(about, said):
 
 @dataclass(frozen=True)
 class Loose(Executor):
-    """Receding, but for one thing."""
+    """RecedingHorizon, but for one thing."""
 
     about: str = ""
 
-    def start(self, policy, key):
-        state = Receding(2).start(policy, key)
-        return {**state, "mean": blank(policy, key)[:, 0]}
+    def start(self, planner, key):
+        state = RecedingHorizon(2).start(planner, key)
+        return {**state, "mean": empty_chunks(planner, key)[:, 0]}
 
-    def act(self, policy, obs, state):
+    def act(self, planner, obs, state):
         inner = {k: v for k, v in state.items() if k not in ("mean", "late")}
-        action, inner = Receding(2).act(policy, obs, inner)
+        action, inner = RecedingHorizon(2).act(planner, obs, inner)
         if self.about == "mixes rows":
             action = action - action.mean(0)
         if self.about == "random":

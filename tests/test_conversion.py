@@ -11,7 +11,7 @@ from understudy.core import UserError
 from understudy.data import cache
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import lerobot, lerobot_write, write_dataset
-from understudy.data.formats.base import in_order
+from understudy.data.formats.base import iterate_once
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
@@ -27,7 +27,7 @@ def test_statistics_of_episodes_of_any_lengths_are_numpys(lengths, width, seed, 
     was = values.copy()
     before, lerobot_write._PIECE = lerobot_write._PIECE, 64  # so that some come in several pieces
     try:
-        found = lerobot_write._of(values, np.array(lengths))
+        found = lerobot_write._episode_statistics(values, np.array(lengths))
     finally:
         lerobot_write._PIECE = before
     assert values.tobytes() == was.tobytes()
@@ -52,15 +52,15 @@ def some(lengths, seed=0):
 def test_reading_through_is_reading_each_and_leaves_the_cache_alone(form, tmp_path, monkeypatch):
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     if form in ("robomimic", "minari", "d4rl"):
-        monkeypatch.setattr("understudy.data.formats.stored._AT_ONCE", 300)  # bytes: several pieces
+        monkeypatch.setattr("understudy.data.formats.chunked_source._AT_ONCE", 300)  # bytes: several pieces
     monkeypatch.setattr("understudy.data.formats.npz._AT_ONCE", 100)
     given = some((3, 1, 8, 5, 2))
     write_dataset(given, tmp_path / "data", form)
     data = Dataset.open(tmp_path / "data")
-    for part in (data, data[1:4], data[2:], data[:2], data.pick([3, 0])):
-        through = [{n: np.array(e.steps[n]) for n in e.steps} for e in in_order(part)]
+    for part in (data, data[1:4], data[2:], data[:2], data.select([3, 0])):
+        through = [{n: np.array(e.steps[n]) for n in e.steps} for e in iterate_once(part)]
         if part is data and form not in ("zarr", "lerobot"):
-            assert not cache.has(data._episodes.source.key)
+            assert not cache.contains(data._episodes.source.key)
             for read, e in zip(through, given, strict=True):
                 assert all(np.array_equal(read[name], column) for name, column in e.steps.items() if name in read)
         assert len(through) == len(part)
@@ -83,7 +83,7 @@ def test_numbers_in_another_order_of_bytes_and_in_chunks_are_read_as_they_are(tm
             small.set_ebias(31)
             space = h5py.h5s.create_simple((6,))
             h5py.h5d.create(demo["obs"].id, b"odd", small, space).write(h5py.h5s.ALL, h5py.h5s.ALL, rows[:, 1].copy())
-    for episode, rows in zip(in_order(Dataset.open(tmp_path / "data.hdf5")), values, strict=True):
+    for episode, rows in zip(iterate_once(Dataset.open(tmp_path / "data.hdf5")), values, strict=True):
         assert np.array_equal(episode.steps["action"], rows)
         assert np.array_equal(episode.steps["observation.state"], rows.astype(np.float32))
         assert np.array_equal(episode.steps["observation.flag"], rows[:, 0] > 0)
@@ -97,7 +97,7 @@ def test_a_wrong_flag_is_named_by_its_episode(tmp_path):
         ends[2] = 7
         del file["episode_1"]["terminations"]
         file["episode_1"]["terminations"] = ends
-    for read in (lambda d: [dict(e.steps) for e in in_order(d)], lambda d: d[0].steps["next.terminated"]):
+    for read in (lambda d: [dict(e.steps) for e in iterate_once(d)], lambda d: d[0].steps["next.terminated"]):
         with pytest.raises(UserError, match=r"episode_1/terminations, row 2.*\n?.*found 7|found 7"):
             read(Dataset.open(tmp_path / "data"))
 
@@ -107,7 +107,7 @@ def test_times_that_do_not_grow_are_named_by_their_episode(tmp_path):
                     for t in ([0, 0.1, 0.2, 0.3], [0, 0.1, 0.1, 0.3], [0, 1, 2, 3])], {"fps": 10.0})
     with pytest.raises(UserError, match="episode 1"):
         lerobot.append(tmp_path / "new", data[:1])
-        lerobot.append(tmp_path / "new", Dataset(tuple(data), data.facts))
+        lerobot.append(tmp_path / "new", Dataset(tuple(data), data.metadata))
 
 
 def test_pictures_of_short_episodes_are_numbered_within_each(tmp_path):

@@ -25,10 +25,10 @@ from understudy.core import (
     take,
     uniform,
 )
-from understudy.data.augment import Drop
+from understudy.data.augment import ConditionDropout
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
-from understudy.nets.encoders import Tokens
+from understudy.nets.encoders import TokenEncoder
 from understudy.nets.transformer import Transformer
 
 # -- keys -----------------------------------------------------------------------------------------------------------
@@ -155,15 +155,15 @@ def test_a_batch_moves_whole():
     moved = batch.to("meta")
     assert len(moved) == 2 and {t.device.type for t in (
         moved.obs["o"], moved.action, moved.mask, moved.extra["index"], moved.next["o"])} == {"meta"}
-    assert batch.but(next=None).to("meta").next is None
+    assert batch.replace(next=None).to("meta").next is None
 
 
 @pytest.mark.parametrize("column, kind, shape", [
     (np.zeros((5, 3), np.float32), "vector", (3,)), (np.zeros((5, 8, 9, 3), np.uint8), "image", (8, 9, 3)),
-    (np.zeros((5, 16), np.uint8), "text", (16,)), (np.zeros(5, np.int64), "choice", ()),
+    (np.zeros((5, 16), np.uint8), "text", (16,)), (np.zeros(5, np.int64), "discrete", ()),
     (np.array(["a"] * 5), "string", ()), (np.zeros((5, 1), bool), "vector", (1,))])
 def test_a_column_says_what_it_is(column, kind, shape):
-    feature = Feature.of(column)
+    feature = Feature.from_array(column)
     assert (feature.kind, feature.shape) == (kind, shape)
 
 
@@ -177,8 +177,12 @@ def test_names_say_what_columns_are_for():
 
 
 def test_what_is_dumped_loads_equal_through_json():
-    for value in (Window(2, 8, goals=(Goal("observation.state", other=0.25), Goal("a", "b", discount=0.9))),
-                  Tokens(32, 4), Transformer(64, attention="joint"), (Drop("x", 0.5), None, "é", True, 3, 0.1)):
+    for value in (
+        Window(2, 8, goals=(Goal("observation.state", p_randomgoal=0.25), Goal("a", "b", discount=0.9))),
+        TokenEncoder(32, 4),
+        Transformer(64, attention="joint"),
+        (ConditionDropout("x", 0.5), None, "é", True, 3, 0.1),
+    ):
         again = config.load(json.loads(json.dumps(config.dump(value))))
         assert again == value and type(again) is type(value)
 
@@ -198,18 +202,18 @@ def test_functions_at_the_top_of_a_module_are_data_and_lambdas_are_not():
     ({"$": "understudy.files:mkdtemp", "call": False}, "not a function"),
 ])
 def test_only_what_is_trusted_and_harmless_is_loaded(data, said):
-    with pytest.raises(config.Untrusted, match=said):
+    with pytest.raises(config.UntrustedCode, match=said):
         config.load(data)
 
 
 def test_a_trusted_package_is_loaded():
-    with pytest.raises(config.Untrusted, match="--trust collections"):
+    with pytest.raises(config.UntrustedCode, match="--trust collections"):
         config.load({"$": "collections.abc:x"})
     assert config.load({"$": "understudy.data.window:Window"}, trust=("understudy",)) == Window()
 
 
 def test_a_misspelt_key_names_the_nearest_and_its_place():
-    data = {"a": {"goals": [{"$": "understudy.data.window:Goal", "of": "x", "discont": 0.9}]}}
+    data = {"a": {"goals": [{"$": "understudy.data.window:Goal", "column": "x", "discont": 0.9}]}}
     with pytest.raises(UserError) as error:
         config.load(data)
     assert "discont" in str(error.value) and "did you mean 'discount'" in str(error.value)
@@ -219,8 +223,8 @@ def test_a_misspelt_key_names_the_nearest_and_its_place():
 
 
 def test_a_missing_field_without_a_default_is_named():
-    with pytest.raises(UserError, match=r"recipe\.json: Recipe needs a field 'head', found target"):
-        config.load({"$": "understudy.policy:Recipe", "target": "action"}, where="recipe.json")
+    with pytest.raises(UserError, match=r"policy\.json: PolicyConfig needs a field 'head', found target"):
+        config.load({"$": "understudy.policy:PolicyConfig", "target": "action"}, where="policy.json")
 
 
 def test_a_missing_module_is_named():

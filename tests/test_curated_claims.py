@@ -4,16 +4,27 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.claims.curated import Kept, arms, cloning, learned, marked
-from understudy.claims.dataset_quality import GOAL, LIMIT, MOVES, SETS, Learner, Maze, episode, moved
-from understudy.claims.extraneous_segments import Wanders, _f1
-from understudy.claims.out_of_dynamics import seen, sharp
+from understudy.claims.curation import CuratedMethod, arms, cloning_method, train_curated, with_keep_columns
+from understudy.claims.dataset_quality import (
+    GOAL,
+    LIMIT,
+    MOVES,
+    SETS,
+    GridDatasets,
+    GridLearner,
+    next_cell,
+    run_episode,
+)
+from understudy.claims.extraneous_segments import DetourExpert, _f1_score
+from understudy.claims.out_of_dynamics import infer_actions, sharpen
 from understudy.data.episode import Episode
 from understudy.envs.fork import Expert
 
 
 def test_marks_are_of_episodes_or_of_steps():
-    data = marked([Episode({"action": np.zeros((3, 1))})] * 2, {"a": [1.0, 0.0], "b": [np.array([1, 0, 2]), 0.0]})
+    data = with_keep_columns(
+        [Episode({"action": np.zeros((3, 1))})] * 2, {"a": [1.0, 0.0], "b": [np.array([1, 0, 2]), 0.0]}
+    )
     assert [e.steps["keep.a"].tolist() for e in data] == [[1, 1, 1], [0, 0, 0]]
     assert data[0].steps["keep.b"].tolist() == [1, 0, 2]
 
@@ -22,12 +33,12 @@ def test_an_arm_learns_from_what_is_marked_for_it_alone():
     """One episode does 1 and another does 3 in the same states, and half of the first does 5."""
     state = np.random.default_rng(0).uniform(-1, 1, (40, 2)).astype(np.float32)
     first = np.r_[np.full(20, 5.0), np.full(20, 1.0)].astype(np.float32)[:, None]
-    data = marked([Episode({"observation.state": state, "action": first}),
+    data = with_keep_columns([Episode({"observation.state": state, "action": first}),
                    Episode({"observation.state": state, "action": np.full((40, 1), 3, np.float32)})],
                   {"half": [np.arange(40) >= 20, 0.0], "second": [0.0, 1.0], "both": [np.arange(40) >= 20, 0.5]})
     said = {}
     for by in ("half", "second", "both"):
-        policy = learned(Kept(cloning(3e-3, steps=60), by), data, 0)
+        policy = train_curated(CuratedMethod(cloning_method(3e-3, steps=60), by), data, 0)
         obs = {"observation.state": torch.from_numpy(state[20:, None])}
         said[by] = float(policy.plan(obs, policy.noise(torch.zeros(20, dtype=torch.int64),
                                                        torch.zeros(20, dtype=torch.int64))).mean())
@@ -41,7 +52,7 @@ def test_the_maze():
     way, at = {(0, 0): None}, [(0, 0)]
     for here in at:
         for a in range(len(MOVES)):
-            there = moved(here, a)
+            there = next_cell(here, a)
             if there not in way:
                 way[there] = (here, a)
                 at.append(there)
@@ -50,26 +61,26 @@ def test_the_maze():
         here, a = way[here]
         steps.append(a)
     plan = iter(reversed(steps))
-    best = episode(lambda at: next(plan))
+    best = run_episode(lambda at: next(plan))
     assert len(best) == 12 and best.steps["next.reward"].sum() == pytest.approx(1 - 0.9 * 12 / LIMIT)
-    idle = episode(lambda at: 1)
+    idle = run_episode(lambda at: 1)
     assert len(idle) == LIMIT and idle.steps["next.reward"].sum() == 0
 
 
 def test_sets_of_the_maze_are_as_large_as_said_and_ranked_by_their_makers():
-    data = Maze(steps=300).load(3)
-    sizes = {name: sum(len(e) for e in data if e.meta["set"] == name) for name in SETS}
+    data = GridDatasets(steps=300).load(3)
+    sizes = {name: sum(len(e) for e in data if e.metadata["set"] == name) for name in SETS}
     assert all(300 <= n < 300 + 2 * LIMIT for n in sizes.values()), sizes
-    tq = data.facts["TQ"]
+    tq = data.metadata["TQ"]
     assert tq["expert"] == 1 and tq["random"] == 0 and 0 < tq["mixed"] < tq["noisy"] < 1
-    assert data.facts["SACo"]["expert"] == min(data.facts["SACo"].values())
-    swapped = Maze(steps=300, swapped=True).load(3).facts["TQ"]
+    assert data.metadata["SACo"]["expert"] == min(data.metadata["SACo"].values())
+    swapped = GridDatasets(steps=300, swap_datasets=True).load(3).metadata["TQ"]
     assert sorted(swapped.values()) == sorted(tq.values()) and swapped != tq
-    assert Learner("cloning") != Learner("constrained")
+    assert GridLearner("cloning") != GridLearner("constrained")
 
 
 def test_a_circle_ends_where_it_began():
-    actor = Wanders(Expert(side=1, noise=0.0), around=8)
+    actor = DetourExpert(Expert(side=1, noise=0.0), detour_steps=8)
     obs, key = {"observation.state": torch.zeros(5, 2)}, torch.arange(5)
     state, went, busy = actor.start(obs, key), [], []
     for _ in range(20):
@@ -82,12 +93,12 @@ def test_a_circle_ends_where_it_began():
 
 def test_f1_of_known_answers():
     true = [np.array([True, True, False, False])]
-    assert _f1(true, true) == 1 and _f1([~true[0]], true) == 0
-    assert _f1([np.array([True, False, False, True])], true) == pytest.approx(0.5)
+    assert _f1_score(true, true) == 1 and _f1_score([~true[0]], true) == 0
+    assert _f1_score([np.array([True, False, False, True])], true) == pytest.approx(0.5)
 
 
 def test_what_states_imply_and_weights_that_are_sharp():
-    found = seen(np.array([[0, 0], [0.05, 0], [0.05, 0.3]]))
+    found = infer_actions(np.array([[0, 0], [0.05, 0], [0.05, 0.3]]))
     assert found.steps["action"] == pytest.approx(np.array([[0.5, 0], [0, 1]]))
-    weights = sharp(np.array([0.1, 0.5, 0.6]))
+    weights = sharpen(np.array([0.1, 0.5, 0.6]))
     assert weights[0] == 0 and weights[2] == 1 and 0.3 < weights[1] < 0.4

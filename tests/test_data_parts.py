@@ -13,10 +13,10 @@ from scipy import stats
 from understudy import config
 from understudy.core import Feature, UserError
 from understudy.data import relabel
-from understudy.data.augment import Drop, Jitter, Noise
+from understudy.data.augment import ColorJitter, ConditionDropout, GaussianNoise
 from understudy.data.episode import Dataset, Episode
-from understudy.data.mix import mix
-from understudy.data.pack import Pack
+from understudy.data.mixture import mix
+from understudy.data.packed_columns import PackedColumns
 from understudy.data.window import Window
 
 
@@ -29,7 +29,7 @@ def rng(seed=0):
 
 def test_drop_hides_whole_windows_at_its_share_and_touches_nothing_else():
     obs = {"x": torch.randn(20_000, 3, 2), "y": torch.randn(20_000, 3, 1)}
-    out = Drop("x", 0.3)(obs, rng())
+    out = ConditionDropout("x", 0.3)(obs, rng())
     here = out["x?"]
     assert here.shape == (20_000, 3) and here.dtype == torch.bool and (here == here[:, :1]).all()
     assert stats.binomtest(int((~here[:, 0]).sum()), 20_000, 0.3).pvalue > 1e-4
@@ -38,31 +38,31 @@ def test_drop_hides_whole_windows_at_its_share_and_touches_nothing_else():
 
 def test_drop_never_brings_back_what_was_not_sensed():
     before = torch.rand(500, 2, generator=rng(1)) < 0.5
-    out = Drop("x", 0.5)({"x": torch.zeros(500, 2, 1), "x?": before}, rng())
+    out = ConditionDropout("x", 0.5)({"x": torch.zeros(500, 2, 1), "x?": before}, rng())
     assert not (out["x?"] & ~before).any() and (out["x?"] != before).any()
-    assert not Drop("x", 1.0)({"x": torch.zeros(5, 2, 1)}, rng())["x?"].any()
-    assert Drop("x", 0.0)({"x": torch.zeros(5, 2, 1)}, rng())["x?"].all()
+    assert not ConditionDropout("x", 1.0)({"x": torch.zeros(5, 2, 1)}, rng())["x?"].any()
+    assert ConditionDropout("x", 0.0)({"x": torch.zeros(5, 2, 1)}, rng())["x?"].all()
 
 
 def test_noise_is_normal_of_its_width():
     obs = {"x": torch.full((5000, 2, 2), 7.0), "y": torch.zeros(5000, 2, 2)}
-    out = Noise("x", (0.5, 3.0))(obs, rng())
+    out = GaussianNoise("x", (0.5, 3.0))(obs, rng())
     for i, std in enumerate((0.5, 3.0)):
         assert stats.kstest((out["x"][..., i].flatten() - 7).numpy() / std, "norm").pvalue > 1e-3
     assert out["y"] is obs["y"] and (obs["x"] == 7).all()
-    assert torch.equal(Noise("x", 0.0)(obs, rng())["x"], obs["x"])
+    assert torch.equal(GaussianNoise("x", 0.0)(obs, rng())["x"], obs["x"])
 
 
-@pytest.mark.parametrize("change", [Drop("x"), Noise("x"), Jitter("x")])
+@pytest.mark.parametrize("change", [ConditionDropout("x"), GaussianNoise("x"), ColorJitter("x")])
 def test_an_augmentation_draws_from_its_generator_alone(change):
     obs = {"x": torch.randint(0, 256, (6, 2, 4, 5, 3), generator=rng(9)).to(
-        torch.uint8 if isinstance(change, Jitter) else torch.float32)}
+        torch.uint8 if isinstance(change, ColorJitter) else torch.float32)}
     torch.manual_seed(3)
     before = torch.get_rng_state()
     one, two, other = change(obs, rng(1)), change(obs, rng(1)), change(obs, rng(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(one[k], two[k]) for k in one) and one.keys() == two.keys()
-    if not isinstance(change, Drop):
+    if not isinstance(change, ConditionDropout):
         assert not torch.equal(one["x"], other["x"])
 
 
@@ -71,37 +71,37 @@ def pixels(seed=0, size=(7, 2, 5, 6, 3)):
 
 
 def test_jitter_by_hand():
-    image, spec = pixels(), Jitter("i", 0.4, 0.5, 0.6)
+    image, spec = pixels(), ColorJitter("i", 0.4, 0.5, 0.6)
     out = spec({"i": image}, rng(5))["i"]
     draw = 2 * torch.rand(3, 7, 1, 1, 1, 1, generator=rng(5)) - 1
     assert out.dtype == torch.uint8
     for b in range(7):
-        light, contrast, colour = (1 + s * float(d) for s, d in zip((0.4, 0.5, 0.6), draw[:, b], strict=True))
+        light, contrast, color = (1 + s * float(d) for s, d in zip((0.4, 0.5, 0.6), draw[:, b], strict=True))
         for t in range(2):
             x = np.clip(image[b, t].double().numpy() * light, 0, 255)
             grey = (x @ [0.299, 0.587, 0.114]).mean()
             x = np.clip(grey + contrast * (x - grey), 0, 255)
             grey = (x @ [0.299, 0.587, 0.114])[..., None]
-            x = np.clip(grey + colour * (x - grey), 0, 255)
+            x = np.clip(grey + color * (x - grey), 0, 255)
             assert abs(out[b, t].numpy() - x).max() < 0.5 + 1e-3  # rounded
 
 
 def test_what_jitter_leaves_alone():
-    assert torch.equal(Jitter("i", 0, 0, 0)({"i": pixels()}, rng())["i"], pixels())
+    assert torch.equal(ColorJitter("i", 0, 0, 0)({"i": pixels()}, rng())["i"], pixels())
     grey = pixels()[..., :1].expand(-1, -1, -1, -1, 3).contiguous()
-    assert torch.equal(Jitter("i", 0, 0, 0.9)({"i": grey}, rng())["i"], grey), "grey has no colour to change"
+    assert torch.equal(ColorJitter("i", 0, 0, 0.9)({"i": grey}, rng())["i"], grey), "grey has no color to change"
     flat = torch.full((4, 1, 3, 3, 3), 120, dtype=torch.uint8)
-    assert torch.equal(Jitter("i", 0, 0.9, 0.9)({"i": flat}, rng())["i"], flat), "one grey has no contrast"
+    assert torch.equal(ColorJitter("i", 0, 0.9, 0.9)({"i": flat}, rng())["i"], flat), "one grey has no contrast"
     still = pixels()[:, :1].expand(-1, 3, -1, -1, -1)
-    out = Jitter("i")({"i": still}, rng())["i"]
+    out = ColorJitter("i")({"i": still}, rng())["i"]
     assert torch.equal(out[:, 0], out[:, 2]), "light is the same for all rows of a window"
     one = pixels(size=(3, 1, 4, 4, 1))
-    assert Jitter("i")({"i": one}, rng())["i"].shape == one.shape
+    assert ColorJitter("i")({"i": one}, rng())["i"].shape == one.shape
 
 
 def test_brightness_reaches_its_ends():
     x = torch.full((4000, 1, 1, 1, 3), 100, dtype=torch.uint8)
-    out = Jitter("i", 0.5, 0, 0)({"i": x}, rng())["i"][:, 0, 0, 0, 0].double().numpy()
+    out = ColorJitter("i", 0.5, 0, 0)({"i": x}, rng())["i"][:, 0, 0, 0, 0].double().numpy()
     assert out.min() <= 51 and out.max() >= 149 and out.min() >= 50 and out.max() <= 150
     assert stats.kstest((out - 49.5) / 101, "uniform").pvalue > 1e-3
 
@@ -118,7 +118,7 @@ def episode(n=4, **more):
 def test_hindsight_is_what_was_seen_last():
     found = relabel.Hindsight()(episode())
     assert found.steps["observation.goal"].tolist() == [[8, 9]] * 5 and len(found) == 4
-    packed = Pack.of(Dataset([found]), ("observation.goal",)).columns["observation.goal"]
+    packed = PackedColumns.from_episodes(Dataset([found]), ("observation.goal",)).columns["observation.goal"]
     assert packed.array.shape == (1, 2), "kept once"
 
 
@@ -127,7 +127,7 @@ def test_return_to_go():
     assert relabel.ReturnToGo()(episode()).steps["observation.return_to_go"].ravel().tolist() == [15, 14, 12, 8, 0]
     found = relabel.ReturnToGo(0.5)(episode()).steps["observation.return_to_go"].ravel()
     assert found.tolist() == [sum(0.5 ** (k - t) * r[k] for k in range(t, 4)) for t in range(5)]
-    column = episode().but({"next.reward": r[:, None]})
+    column = episode().replace({"next.reward": r[:, None]})
     assert relabel.ReturnToGo(0.5)(column).steps["observation.return_to_go"].ravel().tolist() == found.tolist()
 
 
@@ -146,7 +146,7 @@ def test_the_last_action_does_not_leak_the_present_one(n, t, choice):
     one = episode(n, action=action)
     changed = action.copy()
     changed[t:] += 5
-    a, b = (relabel.LastAction()(e).steps["observation.last_action"] for e in (one, one.but({"action": changed})))
+    a, b = (relabel.LastAction()(e).steps["observation.last_action"] for e in (one, one.replace({"action": changed})))
     assert np.array_equal(a[: t + 1], b[: t + 1]) and not np.array_equal(a[t + 1], b[t + 1])
     assert a.shape == (n + 1, *action.shape[1:]) and (a[0] == 0).all()
     assert np.array_equal(a[1:], action + choice)
@@ -154,27 +154,27 @@ def test_the_last_action_does_not_leak_the_present_one(n, t, choice):
 
 def test_choices_of_the_last_action_know_none():
     e = dataclasses.replace(episode(4, action=np.array([0, 2, 1, 0])), schema={
-        "action": Feature("int64", (), "choice", choices=(3,))})
+        "action": Feature("int64", (), "discrete", num_classes=(3,))})
     found = relabel.LastAction()(e)
     assert found.steps["observation.last_action"].tolist() == [0, 1, 3, 2, 1]
-    assert found.features()["observation.last_action"].choices == (4,)
+    assert found.features()["observation.last_action"].num_classes == (4,)
     counted = Dataset([relabel.LastAction()(episode(4, action=np.array([0, 2, 1, 0])))]).features()
-    assert counted["observation.last_action"].choices == (4,) and counted["action"].choices == (3,)
+    assert counted["observation.last_action"].num_classes == (4,) and counted["action"].num_classes == (3,)
 
 
 def test_an_intervention_punishes_the_step_before_it():
     taken = [0, 0, 1, 1, 0, 1, 0]
-    found = relabel.PunishIntervention()(episode(7, intervention=np.array(taken, bool)))
+    found = relabel.InterventionPenalty()(episode(7, intervention=np.array(taken, bool)))
     assert found.steps["next.reward"].tolist() == [0, -1, 0, 0, -1, 0, 0]
-    from_start = relabel.PunishIntervention()(episode(3, intervention=np.ones((3, 1), np.float32)))
+    from_start = relabel.InterventionPenalty()(episode(3, intervention=np.ones((3, 1), np.float32)))
     assert from_start.steps["next.reward"].tolist() == [0, 0, 0]
 
 
 def test_words_as_bytes():
     def said(length=8, **kw):
         e = episode(3)
-        e = dataclasses.replace(e, meta={**e.meta, **kw.pop("meta", {})}).but(kw)
-        return relabel.Say(length)(e)
+        e = dataclasses.replace(e, metadata={**e.metadata, **kw.pop("meta", {})}).replace(kw)
+        return relabel.TaskText(length)(e)
     found = said(meta={"task": "push"})
     column = found.steps["observation.task"]
     assert column.shape == (4, 8) and column.strides[0] == 0
@@ -186,7 +186,7 @@ def test_words_as_bytes():
     changing = said(task=np.array(["go", "go", "stop"])).steps["observation.task"]
     assert [bytes(r).rstrip(b"\0") for r in changing] == [b"go", b"go", b"stop"]
     assert said(task=np.array(["go"] * 3)).steps["observation.task"].strides[0] == 0
-    assert bytes(relabel.Say(6).bytes("abc")) == b"abc\0\0\0"
+    assert bytes(relabel.TaskText(6).encode("abc")) == b"abc\0\0\0"
 
 
 def test_keep_rename_and_constant():
@@ -195,20 +195,29 @@ def test_keep_rename_and_constant():
     found = relabel.Rename("observation.state", "observation.arm")(e)
     assert "observation.state" not in found.steps and found.features()["observation.arm"] == feature
     assert np.array_equal(found.steps["observation.arm"], e.steps["observation.state"])
-    assert set(relabel.Keep(("action",))(e).steps) == {"action"}
-    assert relabel.Constant("expert", 1.0)(e).steps["expert"].tolist() == [[1]] * 5
+    assert set(relabel.SelectColumns(("action",))(e).steps) == {"action"}
+    assert relabel.ConstantColumn("expert", 1.0)(e).steps["expert"].tolist() == [[1]] * 5
 
 
-@pytest.mark.parametrize("change", [relabel.Hindsight("nothing"), relabel.ReturnToGo(of="nothing"),
-                                    relabel.LastAction("nothing"), relabel.PunishIntervention(),
-                                    relabel.Keep(("nothing",)), relabel.Rename("nothing", "x")])
+@pytest.mark.parametrize("change", [relabel.Hindsight("nothing"), relabel.ReturnToGo(column="nothing"),
+                                    relabel.LastAction("nothing"), relabel.InterventionPenalty(),
+                                    relabel.SelectColumns(("nothing",)), relabel.Rename("nothing", "x")])
 def test_a_missing_column_is_named_with_those_there_are(change):
     with pytest.raises(UserError, match="episode 3: expected a column .(nothing|intervention)., found action"):
         change(episode())
 
 
-RELABELS = [relabel.Hindsight(), relabel.Say(), relabel.ReturnToGo(), relabel.TimeLeft(), relabel.Progress(),
-            relabel.LastAction(), relabel.Constant("c", 2.0), relabel.Rename("action", "b"), relabel.Keep(("action",))]
+RELABELS = [
+    relabel.Hindsight(),
+    relabel.TaskText(),
+    relabel.ReturnToGo(),
+    relabel.TimeLeft(),
+    relabel.Progress(),
+    relabel.LastAction(),
+    relabel.ConstantColumn("c", 2.0),
+    relabel.Rename("action", "b"),
+    relabel.SelectColumns(("action",)),
+]
 
 
 @pytest.mark.parametrize("change", RELABELS, ids=lambda c: type(c).__name__)
@@ -218,7 +227,7 @@ def test_a_relabelling_is_data_and_leaves_the_episode_as_it_was(change):
     before = {k: v.copy() for k, v in e.steps.items()}
     found = change(e)
     assert e.steps.keys() == before.keys() and all(np.array_equal(e.steps[k], before[k]) for k in before)
-    assert len(found) == 4 and found.meta == e.meta
+    assert len(found) == 4 and found.metadata == e.metadata
 
 
 # -- mixtures -------------------------------------------------------------------------------------------------------
@@ -238,24 +247,24 @@ def test_a_mixture_keeps_its_shares_whatever_the_sizes(lengths, weights):
     odds = [draw(e) for e in data]
     assert len(data) == sum(map(len, lengths)) and [len(o) for o in odds] == [n for p in lengths for n in p]
     total = sum(w for _, w in parts)
-    mass = np.bincount([e.meta["mix.part"] for e in data], [o.sum() for o in odds])
+    mass = np.bincount([e.metadata["dataset_index"] for e in data], [o.sum() for o in odds])
     assert np.allclose(mass / mass.sum(), [w / total for _, w in parts], rtol=1e-12, atol=0)
     for part in range(len(parts)):  # within a part every step is as likely
-        values = np.concatenate([o for o, e in zip(odds, data, strict=True) if e.meta["mix.part"] == part])
+        values = np.concatenate([o for o, e in zip(odds, data, strict=True) if e.metadata["dataset_index"] == part])
         assert (values == values[0]).all()
 
 
 def test_a_mixture_in_batches():
     data, draw = mix((sized(90, 10, path="big"), 1), (sized(5, path="small"), 3), (sized(7, path="none"), 0))
-    windows = Window().over(data, (), "action", draw=draw)
+    windows = Window().windows(data, (), "action", sampling_weights=draw)
     index = np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(20)])
     assert index.max() < 105, "weight 0 is never drawn"
     assert stats.binomtest(int((index >= 100).sum()), 20_000, 0.75).pvalue > 1e-4
     small = np.bincount(index[index >= 100] - 100, minlength=5)
     assert stats.chisquare(small).pvalue > 1e-4
-    assert [m["share"] for m in data.facts["mix"]] == [0.25, 0.75, 0.0] and data.facts["fps"] == 10
-    assert data.facts["path"] == "big + small + none"
-    assert data[0].meta["number"] == 0 and data[2].meta["mix.part"] == 1
+    assert [m["share"] for m in data.metadata["mix"]] == [0.25, 0.75, 0.0] and data.metadata["fps"] == 10
+    assert data.metadata["path"] == "big + small + none"
+    assert data[0].metadata["number"] == 0 and data[2].metadata["dataset_index"] == 1
     assert config.load(config.dump(draw)) == draw
 
 
@@ -272,6 +281,6 @@ def test_mixtures_without_meaning_are_refused():
 
 def test_parts_at_different_rates_are_noted():
     other = Dataset(list(sized(3, path="b")), {"fps": 30, "warnings": ["old"]})
-    assert any("different rates" in w for w in mix((sized(3, path="a"), 1), (other, 1))[0].facts["warnings"])
-    assert "old" in mix((sized(3, path="a"), 1), (other, 1))[0].facts["warnings"]
-    assert mix((sized(3, path="a"), 1), (sized(2, path="c"), 1))[0].facts["warnings"] == []
+    assert any("different rates" in w for w in mix((sized(3, path="a"), 1), (other, 1))[0].metadata["warnings"])
+    assert "old" in mix((sized(3, path="a"), 1), (other, 1))[0].metadata["warnings"]
+    assert mix((sized(3, path="a"), 1), (sized(2, path="c"), 1))[0].metadata["warnings"] == []

@@ -82,7 +82,7 @@ def run(block: Block, namespace: dict) -> None:
             words = shlex.split(cut(command), comments=True)
             assert words[0] == "understudy", f"{command!r} cannot be run here: say why above the block"
             if words[1] == "train" and "--help" not in words:
-                words += [w for o in ("--steps", "--every") if o not in words for w in (o, "2")]
+                words += [w for o in ("--steps", "--save-freq") if o not in words for w in (o, "2")]
             from understudy.cli import main
             assert main(words[1:]) == 0, f"{block.name}: {command}"
     else:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy import envs
-from understudy.config import Untrusted
+from understudy.config import UntrustedCode
 from understudy.core import UserError, keys
 from understudy.data.window import Window
 from understudy.envs import push
@@ -19,13 +19,13 @@ from understudy.envs.fork import Expert, Fork
 from understudy.envs.particle import Particle
 from understudy.envs.push import Push
 from understudy.envs.raster import Canvas
-from understudy.envs.wrap import BASE, Residual, Steer
+from understudy.envs.wrappers import BASE_ACTION, NoiseSteeringWrapper, ResidualWrapper
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, Plays
-from understudy.execute.chunked import Receding
+from understudy.execute.actor import Actor, PolicyActor
+from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.flow import Flow
-from understudy.policy import Policy, Recipe
-from understudy.testing import check_env, example
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_env, random_batch
 
 TOYS = (*envs.names(), "particle:8")
 
@@ -41,18 +41,18 @@ def test_the_best_possible_success_is_reached(name):
     expert = env.expert()
     steady = type(expert)(**{**vars(expert), "noise": 0.0})
     ran = rollout(steady, env, 200, seed=4)
-    assert np.mean([e.meta["success"] for e in ran]) == env.facts["optimum"] == 1.0
+    assert np.mean([e.metadata["success"] for e in ran]) == env.metadata["optimum"] == 1.0
 
 
 @pytest.mark.parametrize("name", TOYS)
 def test_recorded_experts_succeed_and_differ(name):
     env = envs.make(name, 100)
     ran = rollout(env.expert(), env, 100, seed=5)
-    assert np.mean([e.meta["success"] for e in ran]) >= 0.98
+    assert np.mean([e.metadata["success"] for e in ran]) >= 0.98
     assert len({len(e) for e in ran}) > 3
     for e in ran:
         ended = e.steps["next.terminated"] | e.steps["next.truncated"]
-        assert ended[-1] and not ended[:-1].any() and len(e) <= env.facts["limit"]
+        assert ended[-1] and not ended[:-1].any() and len(e) <= env.metadata["limit"]
 
 
 # -- fork ---------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_the_mean_of_both_ways_round_the_fork_is_the_pillar():
         def act(self, obs, state):
             return sum(Expert(s, 0.0).act(obs, state[str(s)])[0] for s in (1, -1)) / 2, state
     ran = rollout(Mean(), Fork(50), 200, seed=0)
-    assert not any(e.meta["success"] for e in ran)
+    assert not any(e.metadata["success"] for e in ran)
     assert all(e.steps["next.reward"][-1] == -1 for e in ran)
 
 
@@ -129,13 +129,13 @@ def test_the_order_of_the_goals_counts():
             return obs["observation.state"].chunk(4, 1)[self.goal], state
     for goal, visited in ((2, 1.0), (3, 0.0)):
         ran = rollout(Only(goal), Particle(50), 50, seed=0)
-        assert not any(e.meta["success"] and len(e) < 5 for e in ran)
+        assert not any(e.metadata["success"] and len(e) < 5 for e in ran)
         flags = [e.steps["simulator.state"][-1, 0] for e in ran]
         assert np.mean(np.array(flags) == visited) > 0.9  # the other goal may lie on the way
 
 
 def test_particles_in_many_dimensions_are_named():
-    assert envs.make("particle:8").facts["env"] == "particle:8"
+    assert envs.make("particle:8").metadata["env"] == "particle:8"
     assert envs.make("particle").features["observation.state"].names[:3] == ("at.x", "at.y", "speed.x")
     with pytest.raises(UserError, match="at least 2 dimensions"):
         envs.make("particle:1")
@@ -229,9 +229,9 @@ def test_the_table_holds_the_block_and_the_block_the_disc():
 # -- pictures -----------------------------------------------------------------------------------------------------
 
 
-def _cover(image, colour):
-    """How much of the picture has the colour of a shape, 1 being one pixel."""
-    paper, ink = np.float64([246, 244, 238]), np.float64(colour)
+def _cover(image, color):
+    """How much of the picture has the color of a shape, 1 being one pixel."""
+    paper, ink = np.float64([246, 244, 238]), np.float64(color)
     return ((image - paper) @ (ink - paper) / ((ink - paper) @ (ink - paper))).sum()
 
 
@@ -291,13 +291,13 @@ def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):
         "def poles(rows): return gymnasium.make_vec('CartPole-v1', rows, vectorization_mode='sync')\n"
         "def wrong(rows): return 3\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(Untrusted, match="--trust stranger_envs"):
+    with pytest.raises(UntrustedCode, match="--trust stranger_envs"):
         envs.make("stranger_envs:fork")
     trust = ("stranger_envs",)
-    assert envs.make("stranger_envs:fork", 3, trust, limit=9).facts["limit"] == 9
+    assert envs.make("stranger_envs:fork", 3, trust, limit=9).metadata["limit"] == 9
     for factory in ("pole", "poles"):
         env = envs.make(f"stranger_envs:{factory}", 3, trust)
-        assert env.rows == 3 and env.features["action"].choices == (2,)
+        assert env.rows == 3 and env.features["action"].num_classes == (2,)
     for name, words in (("stranger_envs:wrong", "found int"), ("stranger_envs:none", "function or class 'none'"),
                         ("stranger_envs.sub:f", "expected a module")):
         with pytest.raises(UserError, match=words):
@@ -345,27 +345,27 @@ class Constant(Actor):
 
 def test_no_correction_is_the_base_itself():
     base = rollout(Expert(), Fork(3), 7, seed=3)
-    ran = rollout(Constant(torch.zeros(2)), Residual(Fork(3), Expert(), 0.1), 7, seed=3)
+    ran = rollout(Constant(torch.zeros(2)), ResidualWrapper(Fork(3), Expert(), 0.1), 7, seed=3)
     for a, b in zip(base, ran, strict=True):
         np.testing.assert_array_equal(a.steps["observation.state"], b.steps["observation.state"])
-        np.testing.assert_array_equal(a.steps["action"], b.steps[BASE][:-1])
+        np.testing.assert_array_equal(a.steps["action"], b.steps[BASE_ACTION][:-1])
 
 
 def test_corrections_are_added_in_their_scale():
-    env, plain = Residual(Fork(2), Constant(torch.tensor([0.5, 0.0])), 0.1), Fork(2)
+    env, plain = ResidualWrapper(Fork(2), Constant(torch.tensor([0.5, 0.0])), 0.1), Fork(2)
     for e in (env, plain):
         e.reset(torch.arange(2), keys(0, range(2)))
     a = env.step(torch.tensor([[1.0, -1.0], [0.0, 2.0]])).obs["observation.state"]
     b = plain.step(torch.tensor([[0.6, -0.1], [0.5, 0.2]])).obs["observation.state"]
     torch.testing.assert_close(a, b, atol=1e-7, rtol=0)
-    check_env(lambda rows: Residual(Fork(rows, limit=12), Expert(), 0.3))
+    check_env(lambda rows: ResidualWrapper(Fork(rows, limit=12), Expert(), 0.3))
 
 
 @pytest.fixture(scope="module")
 def policy():
     data = rollout(Expert(), Fork(20), 20, seed=0)
     torch.manual_seed(0)
-    return Policy(Recipe(Flow(steps=2), window=Window(1, 6)), data.features()).fit(data).eval()
+    return Policy(PolicyConfig(Flow(n_steps=2), window=Window(1, 6)), data.features()).fit_statistics(data).eval()
 
 
 def test_steering_with_the_noise_that_would_have_been_drawn_changes_nothing(policy):
@@ -377,25 +377,25 @@ def test_steering_with_the_noise_that_would_have_been_drawn_changes_nothing(poli
         def act(self, obs, state):
             return policy.noise(state["key"], state["count"]).flatten(1), {**state, "count": state["count"] + 1}
     execute = 4
-    plain = rollout(Plays(policy, Receding(execute)), Fork(4, limit=20), 6, seed=1)
-    steered = rollout(Drawn(), Steer(Fork(4, limit=20), policy, execute, bound=100.0), 6, seed=1)
+    plain = rollout(PolicyActor(policy, RecedingHorizon(execute)), Fork(4, limit=20), 6, seed=1)
+    steered = rollout(Drawn(), NoiseSteeringWrapper(Fork(4, limit=20), policy, execute, bound=100.0), 6, seed=1)
     for a, b in zip(plain, steered, strict=True):
         np.testing.assert_allclose(b.steps["observation.state"][:-1], a.steps["observation.state"][:-1:execute],
                                    atol=1e-6)
         np.testing.assert_allclose(b.steps["observation.state"][-1], a.steps["observation.state"][-1], atol=1e-6)
         assert b.steps["next.reward"].sum() == pytest.approx(a.steps["next.reward"].sum())
-        assert a.meta["success"] == b.meta["success"] and len(b) == -(-len(a) // execute)
+        assert a.metadata["success"] == b.metadata["success"] and len(b) == -(-len(a) // execute)
 
 
 def test_steering_clips_the_noise_and_says_what_it_needs(policy):
-    env = Steer(Fork(2), policy, 3, bound=1.0)
+    env = NoiseSteeringWrapper(Fork(2), policy, 3, bound=1.0)
     seen = []
     for size in (1.0, 50.0):
         env.reset(torch.arange(2), keys(0, range(2)))
         seen.append(env.step(torch.full((2, 12), size)).obs["observation.state"])
     torch.testing.assert_close(*seen, atol=0, rtol=0)
     with pytest.raises(UserError, match="execute from 1 to 6"):
-        Steer(Fork(2), policy, 7)
-    late, _ = example(Recipe(Flow(steps=2), window=Window(1, 4, ahead=-1)))
+        NoiseSteeringWrapper(Fork(2), policy, 7)
+    late, _ = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4, action_offset=-1)))
     with pytest.raises(UserError, match="plans from now, found .*ahead=-1"):
-        Steer(Fork(2), late, 2)
+        NoiseSteeringWrapper(Fork(2), late, 2)

@@ -11,11 +11,11 @@ from understudy import envs
 from understudy.cli import main
 from understudy.core import UserError, keys
 from understudy.data.episode import Dataset
-from understudy.data.relabel import Say, words
-from understudy.evaluate.record import record
+from understudy.data.relabel import TaskText, task_texts
+from understudy.evaluate.recording import record_episodes
 from understudy.evaluate.rollout import rollout
-from understudy.evaluate.simulators import otherwise
-from understudy.learn.train import simulators
+from understudy.evaluate.simulator_versions import version_warning
+from understudy.learn.train import recorded_simulators
 from understudy.testing import check_env
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -51,7 +51,7 @@ def test_every_adapter_keeps_the_contract(name, options):
 @pytest.mark.parametrize("name", [p.values[0] for p in ADAPTERS])
 def test_a_name_leads_to_its_module(name):
     """Claims follow it; no simulator has to be installed for that."""
-    module, made = envs.home(name)
+    module, made = envs.entry_point(name)
     assert made == "make" and importlib.util.find_spec(module) is not None
 
 
@@ -80,7 +80,7 @@ def test_tasks_of_the_maze_are_the_published_ones():
         env = envs.make(f"ogbench/pointmaze-medium-v0:{number}", 2)
         ran = rollout(env.expert(), env, 2, seed=4)
         for episode in ran:
-            assert episode.meta["task_id"] == number and episode.meta["success"] and len(episode) < 200
+            assert episode.metadata["task_id"] == number and episode.metadata["success"] and len(episode) < 200
             for column, (i, j) in zip(("observation.state", "observation.goal"), cells, strict=True):
                 assert np.abs(episode.steps[column][0] - [4 * j - 4, 4 * i - 4]).max() <= 1
     env = envs.make("ogbench/pointmaze-medium-v0", 20)
@@ -109,7 +109,7 @@ def test_the_maze_is_put_where_the_recorded_point_was(shared):
 def test_the_oracle_puts_the_cube_in_its_place():
     env = envs.make("ogbench/cube-single-v0", 2)
     ran = rollout(env.expert(), env, 4, seed=4)
-    assert all(e.meta["success"] for e in ran)
+    assert all(e.metadata["success"] for e in ran)
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
@@ -119,15 +119,15 @@ def test_the_oracle_puts_the_cube_in_its_place():
 def test_the_bot_does_what_the_mission_says_and_the_mission_is_the_task(tmp_path):
     """Words that the environment shows, the task of what is recorded, and what --language says are the same bytes."""
     env = envs.make("BabyAI-GoToLocal-v0", 4)
-    data = record(env, env.expert(), 6, tmp_path / "d", -2, by="scripted")
-    assert all(e.meta["success"] for e in data)
-    said = {str(words(e)[0]) for e in data}
+    data = record_episodes(env, env.expert(), 6, tmp_path / "d", -2, actor_name="scripted")
+    assert all(e.metadata["success"] for e in data)
+    said = {str(task_texts(e)[0]) for e in data}
     assert len(said) > 1 and all(s.startswith("go to ") for s in said)
     for e in data:
         shown = e.steps["observation.task"]
-        assert bytes(shown[0]).rstrip(b"\0").decode() == str(words(e)[0])
-        np.testing.assert_array_equal(Say(128)(e).steps["observation.task"][0], shown[0])
-        assert e.meta["simulator"].startswith("minigrid ")
+        assert bytes(shown[0]).rstrip(b"\0").decode() == str(task_texts(e)[0])
+        np.testing.assert_array_equal(TaskText(128)(e).steps["observation.task"][0], shown[0])
+        assert e.metadata["simulator"].startswith("minigrid ")
 
 
 @needs("minigrid")
@@ -138,7 +138,7 @@ def test_who_does_nothing_has_no_success():
         def act(self, obs, state):
             return torch.zeros(2, 1), state
     ran = rollout(Turns(env), env, 2, seed=4)
-    assert [(len(e), e.meta["success"], float(e.steps["next.reward"].sum())) for e in ran] == [(6, False, 0.0)] * 2
+    assert [(len(e), e.metadata["success"], float(e.steps["next.reward"].sum())) for e in ran] == [(6, False, 0.0)] * 2
 
 
 @needs("minigrid")
@@ -165,13 +165,13 @@ def test_the_driver_model_does_not_crash_where_a_constant_choice_does():
     options = {"config": {"vehicles_count": 12, "duration": 12, "vehicles_density": 2}}
     env = envs.make("highway-fast-v0", 4, **options)
     ran = rollout(env.expert(), env, 4, seed=4)
-    assert all(e.meta["success"] and len(e) == 12 for e in ran)
+    assert all(e.metadata["success"] and len(e) == 12 for e in ran)
 
     class Faster(type(env.expert())):
         def act(self, obs, state):
             return torch.full((4, 1), 3), state
     crashed = rollout(Faster(env), env, 4, seed=4)
-    assert any(not e.meta["success"] and len(e) < 12 for e in crashed)
+    assert any(not e.metadata["success"] and len(e) < 12 for e in crashed)
 
 
 # -- which simulator ------------------------------------------------------------------------------------------------
@@ -179,19 +179,21 @@ def test_the_driver_model_does_not_crash_where_a_constant_choice_does():
 
 def test_another_version_or_physics_is_told_with_both():
     env = envs.make("fork")
-    assert env.facts["simulator"] == "fork of version 1"
-    assert otherwise({"fork": ["fork of version 1"]}, env, "it was in") is None
-    assert otherwise({"push": ["push of version 9"]}, env, "it was in") is None
-    told = otherwise({"fork": ["fork of version 0"]}, env, "it was in")
+    assert env.metadata["simulator"] == "fork of version 1"
+    assert version_warning({"fork": ["fork of version 1"]}, env, "it was in") is None
+    assert version_warning({"push": ["push of version 9"]}, env, "it was in") is None
+    told = version_warning({"fork": ["fork of version 0"]}, env, "it was in")
     assert "version 0" in told and "version 1" in told
-    assert "version 0" in otherwise({"particle:3": ["particle of version 0"]}, envs.make("particle:8"), "it was in")
+    assert "version 0" in version_warning(
+        {"particle:3": ["particle of version 0"]}, envs.make("particle:8"), "it was in"
+    )
 
 
 def test_what_was_trained_elsewhere_is_warned_of(tmp_path, capsys, monkeypatch):
     """From recording over checkpoint to evaluation, and from recording to replay."""
     data, run = tmp_path / "data", tmp_path / "run"
     assert main(["record", "fork", "--out", str(data), "--episodes", "6"]) == 0
-    assert simulators(Dataset.open(data)) == {"fork": ["fork of version 1"]}
+    assert recorded_simulators(Dataset.open(data)) == {"fork": ["fork of version 1"]}
     assert main(["train", "bc", str(data), "--out", str(run), "--steps", "2"]) == 0
     judge, again = ["eval", str(run), "fork", "--episodes", "2"], ["replay", str(data), "fork"]
     capsys.readouterr()
@@ -203,7 +205,7 @@ def test_what_was_trained_elsewhere_is_warned_of(tmp_path, capsys, monkeypatch):
 
     def newer(self, *args, **options):
         plain(self, *args, **options)
-        self.facts = {**self.facts, "version": 2}
+        self.metadata = {**self.metadata, "version": 2}
     monkeypatch.setattr(Fork, "__init__", newer)
     for command in (judge, again):
         assert main([*command, "--json"]) == 0
@@ -214,17 +216,17 @@ def test_what_was_trained_elsewhere_is_warned_of(tmp_path, capsys, monkeypatch):
 
 def test_physics_decides_the_digest():
     pytest.importorskip("mujoco", reason="simulator not installed")
-    from understudy.envs.physics import simulator
+    from understudy.envs.physics import simulator_version
 
     env = envs.make("Hopper-v4")
-    told = env.facts["simulator"]
+    told = env.metadata["simulator"]
     assert "gymnasium " in told and "mujoco " in told
     model = env.vec.envs[0].unwrapped.model
     model.opt.gravity[2] *= 1 + 1e-12  # compilers differ by so much
-    assert simulator(env) == told
+    assert simulator_version(env) == told
     model.opt.gravity[2] = -9.8
-    assert simulator(env) != told
+    assert simulator_version(env) != told
     model.opt.gravity[2] = -9.81
-    assert simulator(env) == told
+    assert simulator_version(env) == told
     model.geom_friction[1, 0] *= 1.01
-    assert simulator(env) != told
+    assert simulator_version(env) != told

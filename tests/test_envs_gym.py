@@ -16,9 +16,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from understudy import envs
 from understudy.core import UserError, keys
 from understudy.data.episode import Dataset
-from understudy.envs.gym import adapt, side_by_side
-from understudy.evaluate.judge import evaluate
-from understudy.evaluate.record import Uniform, record
+from understudy.envs.gymnasium_adapter import vectorize, wrap_vector
+from understudy.evaluate.evaluation import evaluate
+from understudy.evaluate.recording import UniformRandomActor, record_episodes
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.testing import check_env
@@ -64,7 +64,7 @@ class Many(gymnasium.Env):
 
 
 def many(mode, cls=SyncVectorEnv, rows=3, **options):
-    return adapt(cls([Many] * rows, autoreset_mode=mode, **options), {"env": "many", "version": None, "fps": 12,
+    return wrap_vector(cls([Many] * rows, autoreset_mode=mode, **options), {"env": "many", "version": None, "fps": 12,
                                                                       "limit": None})
 
 
@@ -84,7 +84,7 @@ def test_all_ways_of_resetting_give_the_same_episodes(cls, mode):
             over = terminated or truncated
         plain.append((seen, terminated))
     env = many(mode, cls)
-    ran = rollout(Uniform(env), env, 7, seed=5)
+    ran = rollout(UniformRandomActor(env), env, 7, seed=5)
     env.close()
     for (seen, terminated), episode in zip(plain, ran, strict=True):
         assert len(episode) == len(seen) - 1
@@ -93,25 +93,25 @@ def test_all_ways_of_resetting_give_the_same_episodes(cls, mode):
         np.testing.assert_array_equal(episode.steps["observation.mode"][:, 0], [s["mode"] + 1 for s in seen])
         assert episode.steps["next.terminated"][-1] == terminated != episode.steps["next.truncated"][-1]
         np.testing.assert_array_equal(episode.steps["next.success"], [i == len(seen) - 3 for i in range(len(seen) - 1)])
-        assert episode.meta["success"] is True
+        assert episode.metadata["success"] is True
 
 
 def test_every_space_has_its_column():
     env = many(AutoresetMode.DISABLED)
     obs = env.reset(torch.arange(3), keys(0, range(3)))
-    kinds = {k.removeprefix("observation."): (f.kind, f.shape, f.choices) for k, f in env.features.items()}
+    kinds = {k.removeprefix("observation."): (f.kind, f.shape, f.num_classes) for k, f in env.features.items()}
     assert kinds == {
         "images.eye": ("image", (8, 6, 3), None), "images.grey": ("image", (8, 6, 1), None),
-        "images.first": ("image", (8, 6, 3), None), "arm": ("vector", (4,), None), "mode": ("choice", (1,), (4,)),
-        "keys": ("choice", (2,), (2, 5)), "on": ("choice", (3,), (2, 2, 2)), "said": ("text", (6,), None),
+        "images.first": ("image", (8, 6, 3), None), "arm": ("vector", (4,), None), "mode": ("discrete", (1,), (4,)),
+        "keys": ("discrete", (2,), (2, 5)), "on": ("discrete", (3,), (2, 2, 2)), "said": ("text", (6,), None),
         "inner.one": ("vector", (1,), None), "action": ("vector", (2,), None)}
     assert obs["observation.images.first"][0, 0, 0].tolist() == [0, 1, 2]
     env.step(torch.zeros(3, 2))
     said = env.step(torch.zeros(3, 2)).obs["observation.said"]
     assert bytes(said[0].tolist()).rstrip(b"\0") == b"abab"
-    assert env.facts["success"] == "info['is_success'] at any step"  # known beforehand
-    plain = adapt(side_by_side(lambda: gymnasium.make("CartPole-v1"), 1), {"env": "pole"})
-    assert plain.facts["success"] is None and set(plain.features) == {"observation.state", "action"}
+    assert env.metadata["success"] == "info['is_success'] at any step"  # known beforehand
+    plain = wrap_vector(vectorize(lambda: gymnasium.make("CartPole-v1"), 1), {"env": "pole"})
+    assert plain.metadata["success"] is None and set(plain.features) == {"observation.state", "action"}
 
 
 def test_actions_are_clipped_and_cast():
@@ -120,11 +120,11 @@ def test_actions_are_clipped_and_cast():
     env.step(torch.tensor([[-3.0, 9.0]]))
     taken = env.vec.envs[0].taken[-1]
     assert taken.dtype == np.float64 and taken.tolist() == [-1, 4]
-    assert env.facts["low"] == [-1, 0] and env.facts["high"] == [1, 4]
+    assert env.metadata["low"] == [-1, 0] and env.metadata["high"] == [1, 4]
     for space, given, wanted in ((spaces.Discrete(3, start=5), [[2]], 7),
                                  (spaces.MultiDiscrete([3, 2]), [[2, 1]], [2, 1]),
                                  (spaces.MultiBinary(2), [[0, 1]], [0, 1])):
-        env = adapt(side_by_side(lambda space=space: Many(space), 1), {"env": "many"})
+        env = wrap_vector(vectorize(lambda space=space: Many(space), 1), {"env": "many"})
         env.reset(torch.arange(1), keys(0, [0]))
         env.step(torch.tensor(given))
         assert np.array_equal(env.vec.envs[0].taken[-1], wanted)
@@ -135,18 +135,18 @@ def test_actions_are_clipped_and_cast():
 
 def test_what_has_no_meaning_is_refused():
     with pytest.raises(UserError, match="wrap the environment"):
-        adapt(side_by_side(lambda: Many(spaces.Dict({"a": spaces.Discrete(2)})), 1), {"env": "many"})
+        wrap_vector(vectorize(lambda: Many(spaces.Dict({"a": spaces.Discrete(2)})), 1), {"env": "many"})
     with pytest.raises(UserError, match="shared_memory=False"):
         forked = AsyncVectorEnv([Many], autoreset_mode=AutoresetMode.NEXT_STEP, shared_memory=False)
         try:
-            adapt(forked, {"env": "many"})
+            wrap_vector(forked, {"env": "many"})
         finally:
             forked.close()
 
     class Own(VectorEnv):
         metadata, num_envs = {"autoreset_mode": AutoresetMode.NEXT_STEP}, 1
     with pytest.raises(UserError, match="reset alone"):
-        adapt(Own(), {"env": "own"})
+        wrap_vector(Own(), {"env": "own"})
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "MountainCarContinuous-v0"])
@@ -160,7 +160,7 @@ def test_the_first_observation_is_that_of_the_seed():
     obs = env.reset(torch.arange(2), key)["observation.state"]
     for row, k in zip(obs, key.tolist(), strict=True):
         np.testing.assert_array_equal(row.numpy(), plain.reset(seed=k % 2 ** 31)[0])
-    assert env.facts["version"] == f"gymnasium {gymnasium.__version__}" and env.facts["limit"] == 500
+    assert env.metadata["version"] == f"gymnasium {gymnasium.__version__}" and env.metadata["limit"] == 500
 
 
 def test_balancing_a_pole():
@@ -179,8 +179,9 @@ def test_balancing_a_pole():
 
 
 def test_pictures_come_from_the_row(monkeypatch):
-    monkeypatch.setattr("understudy.envs.gym._cannot_draw", [])  # MuJoCo may have failed to draw in this process
-    env = adapt(side_by_side(lambda: Many(render_mode="rgb_array"), 2), {"env": "many"})
+    # MuJoCo may have failed to draw in this process
+    monkeypatch.setattr("understudy.envs.gymnasium_adapter._render_error", [])
+    env = wrap_vector(vectorize(lambda: Many(render_mode="rgb_array"), 2), {"env": "many"})
     env.reset(torch.arange(2), keys(0, range(2)))
     env.step(torch.zeros(2, 2))
     env.reset(torch.tensor([1]), keys(0, [2]))
@@ -254,8 +255,8 @@ def theirs(tmp_path, monkeypatch):
     ("Theirs-v0", 3), ("theirs_envs:Theirs-v0", 3)])
 def test_whatever_makes_an_environment_of_theirs_is_taken(theirs, name, length):
     env = envs.make(name, 3, theirs)
-    ran = rollout(Uniform(env), env, 7, seed=0)
-    assert env.rows == 3 and [len(e) for e in ran] == [length] * 7 and env.facts["env"] == name
+    ran = rollout(UniformRandomActor(env), env, 7, seed=0)
+    assert env.rows == 3 and [len(e) for e in ran] == [length] * 7 and env.metadata["env"] == name
     for number, episode in enumerate(ran):  # every row is one of its own
         plain = gymnasium.utils.seeding.np_random(int(keys(0, [number])[0]) % 2 ** 31)[0].random() < 0.5
         assert episode.steps["observation.state"].tolist() == [[t, plain] for t in range(length + 1)]
@@ -263,7 +264,7 @@ def test_whatever_makes_an_environment_of_theirs_is_taken(theirs, name, length):
 
 def test_options_of_theirs_arrive(theirs):
     env = envs.make("theirs_envs:Theirs", 2, theirs, length=6)
-    assert [len(e) for e in rollout(Uniform(env), env, 2)] == [6, 6]
+    assert [len(e) for e in rollout(UniformRandomActor(env), env, 2)] == [6, 6]
 
 
 @pytest.mark.parametrize(("name", "found"), [
@@ -297,34 +298,36 @@ def test_success_counts_from_whenever_it_is_told(theirs, mode, tells, tmp_path):
     """An environment that says so at the moment of success, and nothing before."""
     module = importlib.import_module(theirs[0])
     build = partial(module.Theirs, tells=tells)
-    env = adapt(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"})
-    assert env.facts["success"] is None
-    ran = rollout(Uniform(env), env, 9, seed=0)
+    env = wrap_vector(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"})
+    assert env.metadata["success"] is None
+    ran = rollout(UniformRandomActor(env), env, 9, seed=0)
     lucky = [bool(e.steps["observation.state"][0, 1]) for e in ran]
     assert 0 < sum(lucky) < 9
-    assert [e.meta["success"] for e in ran] == lucky and env.facts["success"] == "info['success'] at any step"
+    assert [e.metadata["success"] for e in ran] == lucky and env.metadata["success"] == "info['success'] at any step"
     for e, yes in zip(ran, lucky, strict=True):
         assert e.steps["next.success"].tolist() == [yes and t + 1 in tells for t in range(4)]
-    judged = evaluate(Uniform(env), adapt(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"}), 9)
+    judged = evaluate(
+        UniformRandomActor(env), wrap_vector(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"}), 9
+    )
     assert judged.successes.tolist() == lucky
 
 
 def test_an_environment_that_never_tells_has_no_success(theirs):
-    judged = evaluate(Uniform(env := envs.make("theirs_envs:none", 2, theirs)), env, 5)
-    assert judged.success is None and env.facts["success"] is None and judged.json()["success"] is None
-    assert not any("success" in e.meta or "next.success" in e.steps for e in judged.episodes)
+    judged = evaluate(UniformRandomActor(env := envs.make("theirs_envs:none", 2, theirs)), env, 5)
+    assert judged.success is None and env.metadata["success"] is None and judged.to_json()["success"] is None
+    assert not any("success" in e.metadata or "next.success" in e.steps for e in judged.episodes)
 
 
 def test_a_recording_goes_on_whatever_has_been_told_by_then(theirs, tmp_path):
     """Each call has an environment that has told of nothing yet."""
     def on(episodes, tells, out):
         env = envs.make("theirs_envs:Theirs", 3, theirs, tells=tells)  # groups of 12
-        return record(env, Uniform(env), episodes, tmp_path / out, 0, by="random")
+        return record_episodes(env, UniformRandomActor(env), episodes, tmp_path / out, 0, actor_name="random")
     lucky = [bool(e.steps["observation.state"][0, 1]) for e in on(20, (), "plain")]
     assert "next.success" not in Dataset.open(tmp_path / "plain").features()
     on(1 + lucky.index(True), (4,), "told")
     told = on(20, (4,), "told")
-    assert [e.meta["success"] for e in told] == [bool(e.steps["next.success"].any()) for e in told] == lucky
+    assert [e.metadata["success"] for e in told] == [bool(e.steps["next.success"].any()) for e in told] == lucky
     on(2, (), "late")
     late = on(20, (4,), "late")
-    assert [e.meta.get("success", False) for e in late] == [False, False, *lucky[2:]]
+    assert [e.metadata.get("success", False) for e in late] == [False, False, *lucky[2:]]

@@ -12,7 +12,7 @@ from understudy import envs  # noqa: E402
 from understudy.core import UserError, keys  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
 from understudy.envs import adroit  # noqa: E402
-from understudy.evaluate.record import Uniform  # noqa: E402
+from understudy.evaluate.recording import UniformRandomActor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.testing import check_env  # noqa: E402
 
@@ -27,7 +27,7 @@ def people(shared):
 
 def _first(episode, *facts):
     return {"observation.state": torch.from_numpy(episode.steps["observation.state"][:1]),
-            **{k: torch.tensor([episode.meta[k]]) for k in facts}}
+            **{k: torch.tensor([episode.metadata[k]]) for k in facts}}
 
 
 # -- Adroit -------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def test_the_door_keeps_the_contract():
 
 
 def test_the_score_of_people_is_the_published_one(people):
-    """D4RL's normalisation at 200 steps."""
+    """D4RL's normalization at 200 steps."""
     scores = [adroit.score(e.steps["next.reward"]) for e in people]
     assert np.mean(scores) == pytest.approx(7.8, abs=0.05)
     assert adroit.score(np.full(200, adroit.RANDOM / 200)) == pytest.approx(0)
@@ -64,7 +64,7 @@ def test_people_are_put_where_they_were_and_do_again_what_they_did(people):
             which, first = torch.tensor([row]), e.steps["observation.state"][0]
             inferred = env.restore(which, _first(e))["observation.state"][row]
             door = env.vec.envs[row].unwrapped.get_env_state()["door_body_pos"]
-            np.testing.assert_allclose(door, e.meta["init_door_body_pos"], atol=1e-9)
+            np.testing.assert_allclose(door, e.metadata["init_door_body_pos"], atol=1e-9)
             seen = env.restore(which, _first(e, "init_door_body_pos"))["observation.state"][row]
             np.testing.assert_allclose(inferred, first, atol=2e-7)
             np.testing.assert_allclose(seen, first, atol=2e-7)
@@ -85,9 +85,9 @@ def test_people_are_put_where_they_were_and_do_again_what_they_did(people):
 
 def test_the_door_says_its_limit_and_what_restoring_needs():
     env = envs.make("AdroitHandDoor-v1")
-    assert env.facts["limit"] == 300 and "1.35" in env.facts["success"]
-    assert len(rollout(Uniform(env), env, 1)[0]) == 300
-    assert len(rollout(Uniform(env), envs.make("AdroitHandDoor-v1", limit=7), 1)[0]) == 7
+    assert env.metadata["limit"] == 300 and "1.35" in env.metadata["success"]
+    assert len(rollout(UniformRandomActor(env), env, 1)[0]) == 300
+    assert len(rollout(UniformRandomActor(env), envs.make("AdroitHandDoor-v1", limit=7), 1)[0]) == 7
     with pytest.raises(UserError, match="observation.state"):
         env.restore(torch.tensor([0]), {"action": torch.zeros(1, 28)})
     with pytest.raises(UserError, match="expected 39 numbers"):
@@ -136,9 +136,9 @@ def test_what_cannot_be_restored_says_what_it_needs():
 def test_meta_world_repeats_and_its_expert_arrives():
     ran = [rollout(env.expert(), env, 3, seed=7) for env in (envs.make("metaworld/reach-v3", n) for n in (1, 2))]
     assert ran[0].fingerprint() == ran[1].fingerprint()
-    assert all(e.meta["success"] and e.steps["next.terminated"][-1] for e in ran[0])
+    assert all(e.metadata["success"] and e.steps["next.terminated"][-1] for e in ran[0])
     assert np.abs(ran[0][0].steps["action"]).max() <= 1
-    assert ran[0].facts["version"].startswith("metaworld ")
+    assert ran[0].metadata["version"].startswith("metaworld ")
     starts = [e.steps["observation.state"][0, 36:39] for e in ran[0]]
     assert not np.array_equal(starts[0], starts[1])  # goals differ by the key
 
@@ -146,7 +146,7 @@ def test_meta_world_repeats_and_its_expert_arrives():
 def test_meta_world_goes_on_after_success_if_asked():
     env = envs.make("metaworld/reach-v3", limit=80, terminate_on_success=False)
     episode = rollout(env.expert(), env, 1, seed=7)[0]
-    assert len(episode) == 80 and episode.meta["success"] and episode.steps["next.truncated"][-1]
+    assert len(episode) == 80 and episode.metadata["success"] and episode.steps["next.truncated"][-1]
     with pytest.raises(UserError, match="did you mean door-open-v3"):
         envs.make("metaworld/dor-open-v3")
 
@@ -157,7 +157,7 @@ def test_meta_world_goes_on_after_success_if_asked():
 def test_scripted_policies_succeed(task, least):
     """Of 20 starts. Found: 19, 20, 20, 20."""
     env = envs.make(f"metaworld/{task}", 4)
-    assert sum(e.meta["success"] for e in rollout(env.expert(), env, 20, seed=0)) >= least
+    assert sum(e.metadata["success"] for e in rollout(env.expert(), env, 20, seed=0)) >= least
 
 
 def test_keys_decide_starts_alone():

@@ -13,23 +13,32 @@ from understudy.core import Feature, UserError, keys, uniform
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
-from understudy.envs.base import Env, Outcome
+from understudy.envs.base import Env, StepResult
 from understudy.envs.fork import Fork
-from understudy.evaluate.judge import across, compare, during, evaluate, judged, recording, tuning, verdict
+from understudy.evaluate.evaluation import (
+    aggregate_seeds,
+    compare,
+    evaluate,
+    evaluation_of,
+    recording_seed,
+    tuning_seed,
+    validation_seed,
+    verdict,
+)
 from understudy.evaluate.rollout import rollout
-from understudy.evaluate.stats import mean
-from understudy.execute.actor import Actor, Noisy, NotFinite, Plays
-from understudy.execute.chunked import RealTime, Receding
-from understudy.execute.ensemble import Ensemble
-from understudy.execute.planners import Fixed
-from understudy.execute.streaming import Streaming
+from understudy.evaluate.stats import bootstrap_mean
+from understudy.execute.actor import Actor, NoisyActor, NonFiniteAction, PolicyActor
+from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.planners import FixedBatch
+from understudy.execute.streaming import StreamingExecutor
+from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
-from understudy.policy import Policy, Recipe
-from understudy.testing import made_up
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import random_dataset
 
 
 class Clockwork(Env):
@@ -40,7 +49,7 @@ class Clockwork(Env):
 
     def __init__(self, rows, success=True):
         self.rows, self.success = rows, success
-        self.facts = {"env": "clockwork", "fps": 10, "version": 1}
+        self.metadata = {"env": "clockwork", "fps": 10, "version": 1}
         self.key = torch.zeros(rows, dtype=torch.int64)
         self.clock = torch.zeros(rows, dtype=torch.int64)
         self.resets = []
@@ -59,7 +68,7 @@ class Clockwork(Env):
         ends = over & (self.key % 2 == 0)
         middle = self.clock == (length(self.key) + 1) // 2  # success may pass again
         info = {"success": middle & (self.key % 3 == 0)} if self.success else {}
-        return Outcome(self._seen(), action[:, 0], ends, over, info)  # over is both: rollout must tell them apart
+        return StepResult(self._seen(), action[:, 0], ends, over, info)  # over is both: rollout must tell them apart
 
 
 def length(key):
@@ -83,7 +92,7 @@ def test_exactly_the_numbered_episodes_whole_and_in_order(rows):
     env, seen = Clockwork(rows), []
     data = rollout(Counting(), env, 20, seed=4, first=7, watch=lambda n, e: seen.append(n))
     key = keys(4, range(7, 27))
-    assert [e.meta["number"] for e in data] == list(range(7, 27))
+    assert [e.metadata["number"] for e in data] == list(range(7, 27))
     assert sorted(seen) == list(range(7, 27))
     for e, k in zip(data, key.tolist(), strict=True):
         n = 1 + k % 5
@@ -96,9 +105,9 @@ def test_exactly_the_numbered_episodes_whole_and_in_order(rows):
         last = np.arange(n) == n - 1
         np.testing.assert_array_equal(e.steps["next.terminated"], last & (k % 2 == 0))
         np.testing.assert_array_equal(e.steps["next.truncated"], last & (k % 2 == 1))
-        assert e.meta["success"] is (k % 3 == 0)  # at any step, although the last info said no
-        assert e.meta["seed"] == 4 and e.meta["env"] == "clockwork"
-    assert data.facts["fps"] == 10
+        assert e.metadata["success"] is (k % 3 == 0)  # at any step, although the last info said no
+        assert e.metadata["seed"] == 4 and e.metadata["env"] == "clockwork"
+    assert data.metadata["fps"] == 10
 
 
 def test_no_row_starts_an_episode_that_was_not_asked_for():
@@ -112,7 +121,7 @@ def test_no_row_starts_an_episode_that_was_not_asked_for():
 class Endless(Clockwork):
     def step(self, action):
         out = super().step(action)
-        return Outcome(out.obs, out.reward, torch.zeros_like(out.terminated), torch.zeros_like(out.truncated))
+        return StepResult(out.obs, out.reward, torch.zeros_like(out.terminated), torch.zeros_like(out.truncated))
 
 
 def test_an_episode_without_end_is_an_error(monkeypatch):
@@ -136,9 +145,9 @@ class Breaks(Actor):
 
 def test_an_action_that_is_no_number_is_an_error_that_says_where():
     number = next(n for n, k in enumerate(keys(0, range(50)).tolist()) if k % 2 == 1 and length(k) > 2)
-    with pytest.raises(NotFinite, match=rf"clockwork, episode {number}, step 2.*\n.*checkpoint"):
+    with pytest.raises(NonFiniteAction, match=rf"clockwork, episode {number}, step 2.*\n.*checkpoint"):
         rollout(Breaks(), Clockwork(1), 50, seed=0)
-    assert issubclass(NotFinite, UserError)
+    assert issubclass(NonFiniteAction, UserError)
 
 
 def test_a_row_that_waits_may_do_what_it_likes():
@@ -165,17 +174,21 @@ class Wild(Clockwork):
 def clockwork_policy():
     seen = Clockwork.features
     torch.manual_seed(0)
-    return Policy(Recipe(Regression(), trunk=MLP(8, 1), window=Window(1, 1)), seen).fit(made_up(seen)).eval()
+    return (
+        Policy(PolicyConfig(Regression(), trunk=MLP(8, 1), window=Window(1, 1)), seen)
+        .fit_statistics(random_dataset(seen))
+        .eval()
+    )
 
 
 def test_an_observation_that_is_no_number_says_in_which_episode(clockwork_policy):
     number = next(n for n, k in enumerate(keys(0, range(50)).tolist()) if length(k) > 3)
-    with pytest.raises(NotFinite, match=rf"episode {number}, step 3, observation 'observation.state': .*inf"):
-        rollout(Plays(clockwork_policy), Wild(1, 3), 50, seed=0)
+    with pytest.raises(NonFiniteAction, match=rf"episode {number}, step 3, observation 'observation.state': .*inf"):
+        rollout(PolicyActor(clockwork_policy), Wild(1, 3), 50, seed=0)
 
 
 def test_a_row_that_waits_may_see_what_it_likes(clockwork_policy):
-    actor = Plays(clockwork_policy)
+    actor = PolicyActor(clockwork_policy)
     wild, tame = rollout(actor, Wild(7), 7, seed=0), rollout(actor, Clockwork(7), 7, seed=0)
     assert len({len(e) for e in wild}) > 1  # so that some wait for the others
     for x, y in zip(wild, tame, strict=True):
@@ -184,54 +197,62 @@ def test_a_row_that_waits_may_see_what_it_likes(clockwork_policy):
 
 def test_what_does_not_fit_the_environment_says_so(clockwork_policy):
     with pytest.raises(UserError, match=r"expected numbers of shape \(rows, 2\), found .*\(4, 8\)"):
-        evaluate(Plays(clockwork_policy), make("push", 4), 4)
+        evaluate(PolicyActor(clockwork_policy), make("push", 4), 4)
     with pytest.raises(UserError, match=r"fork: expected actions of shape \(4, 2\), found \(4, 1\)\n  -> take the env"):
-        evaluate(Plays(clockwork_policy), Fork(4), 4)
-    with pytest.raises(UserError, match=r"expected an actor, found Policy\n  -> Plays"):
+        evaluate(PolicyActor(clockwork_policy), Fork(4), 4)
+    with pytest.raises(UserError, match=r"expected an actor, found Policy\n  -> PolicyActor"):
         evaluate(clockwork_policy, Fork(4), 4)
 
 
 @pytest.fixture(scope="module")
 def fork_data():
     env = Fork(16)
-    return rollout(env.expert(), env, 16, recording(0))
+    return rollout(env.expert(), env, 16, recording_seed(0))
 
 
 def untrained(data, head=None, obs=2, trunk=None):
     torch.manual_seed(0)
-    recipe = Recipe(head or Regression(), trunk=trunk or MLP(), window=Window(obs, 8))
-    return Policy(recipe, data.features()).fit(data).eval()
+    recipe = PolicyConfig(head or Regression(), trunk=trunk or MLP(), window=Window(obs, 8))
+    return Policy(recipe, data.features()).fit_statistics(data).eval()
 
 
 SMALL = MLP(32, 1)
 
 
-@pytest.mark.parametrize("head, trunk, executor", [
-    (Regression(), SMALL, Receding(3)), (Regression(), SMALL, Ensemble(0.3)), (Flow(steps=3), SMALL, Receding(3)),
-    (Flow(steps=3), SMALL, RealTime(3, 1)), (Flow(steps=3, times="ramp"), SMALL, Streaming()),
-    (Diffusion(steps=2), Transformer(32, 1, 2), Receding(3))], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "head, trunk, executor",
+    [
+        (Regression(), SMALL, RecedingHorizon(3)),
+        (Regression(), SMALL, TemporalEnsemble(0.3)),
+        (Flow(n_steps=3), SMALL, RecedingHorizon(3)),
+        (Flow(n_steps=3), SMALL, RealTimeChunking(3, 1)),
+        (Flow(n_steps=3, times="ramp"), SMALL, StreamingExecutor()),
+        (Diffusion(n_steps=2), Transformer(32, 1, 2), RecedingHorizon(3)),
+    ],
+    ids=lambda v: type(v).__name__,
+)
 def test_results_are_the_same_bits_for_any_number_of_rows(fork_data, head, trunk, executor):
-    actor = Plays(Fixed(untrained(fork_data, head, trunk=trunk), rows=8), executor)
-    noisy = Noisy(actor, 2, 0.3)  # so that episodes end at different times
+    actor = PolicyActor(FixedBatch(untrained(fork_data, head, trunk=trunk), rows=8), executor)
+    noisy = NoisyActor(actor, 2, 0.3)  # so that episodes end at different times
     prints = {rows: rollout(noisy, Fork(rows, limit=20, gust=0.2), 11, seed=5).fingerprint() for rows in (1, 3, 11, 16)}
     assert len(set(prints.values())) == 1, prints
 
 
 def test_a_part_of_the_episodes_is_that_part_of_all(fork_data):
-    actor = Noisy(Plays(Fixed(untrained(fork_data), rows=4), Receding(3)), 2, 0.3)
+    actor = NoisyActor(PolicyActor(FixedBatch(untrained(fork_data), rows=4), RecedingHorizon(3)), 2, 0.3)
     whole = rollout(actor, Fork(5), 12, seed=3)
     assert rollout(actor, Fork(5), 5, seed=3, first=7).fingerprint() == whole[7:].fingerprint()
 
 
 def test_seeds_of_different_purposes_never_meet():
-    made = [f(s) for f in (during, recording, tuning) for s in range(100)]
+    made = [f(s) for f in (validation_seed, recording_seed, tuning_seed) for s in range(100)]
     assert len(set(made)) == 300 and max(made) < 0
     with pytest.raises(UserError):
-        during(-1)
+        validation_seed(-1)
 
 
 def test_what_an_inner_actor_writes_down_is_written_down():
-    plain, wrapped = (rollout(a, Clockwork(3), 9, seed=1) for a in (Counting(), Noisy(Counting(), 1, 0.0)))
+    plain, wrapped = (rollout(a, Clockwork(3), 9, seed=1) for a in (Counting(), NoisyActor(Counting(), 1, 0.0)))
     for x, y in zip(plain, wrapped, strict=True):
         np.testing.assert_array_equal(x.steps["said"], y.steps["said"])
 
@@ -260,14 +281,14 @@ def test_an_evaluation_counts_what_happened():
     e = evaluate(Lucky(0.6), Fork(10), 50, seed=1)
     good = (uniform(keys(1, range(50)), torch.zeros(50, dtype=torch.int64), (1,), 9)[:, 0] < 0.6).numpy()
     np.testing.assert_array_equal(e.successes, good)
-    np.testing.assert_array_equal(e.rewards, np.where(good, 1.0, -1.0))
+    np.testing.assert_array_equal(e.episode_returns, np.where(good, 1.0, -1.0))
     assert e.success.estimate == good.mean() and e.returns.estimate == pytest.approx(2 * good.mean() - 1)
     assert e.success.low < good.mean() < e.success.high and e.seconds > 0 and e.env == "fork"
 
 
 def test_the_json_is_the_published_document():
     a, b = evaluate(Lucky(0.9), Fork(10), 40, seed=1), evaluate(Lucky(0.3), Fork(10), 40, seed=1)
-    doc = json.loads(json.dumps(a.json(b, "runs/other"), allow_nan=False))
+    doc = json.loads(json.dumps(a.to_json(b, "runs/other"), allow_nan=False))
     assert list(doc) == ["env", "episodes", "successes", "success", "return", "seconds", "paired"]
     assert list(doc["success"]) == ["estimate", "low", "high", "level"]
     assert list(doc["return"]) == ["mean", "low", "high", "level"]
@@ -275,33 +296,33 @@ def test_the_json_is_the_published_document():
     assert doc["env"] == "fork" and doc["episodes"] == 40 and doc["paired"]["against"] == "runs/other"
     assert doc["successes"] == a.successes.sum() and doc["success"]["estimate"] == doc["successes"] / 40
     assert doc["paired"]["difference"] == pytest.approx((doc["successes"] - b.successes.sum()) / 40)
-    assert a.json()["paired"] is None
+    assert a.to_json()["paired"] is None
 
 
 def test_where_no_success_is_defined_it_is_null_and_returns_are_compared():
     a = evaluate(Counting(), Clockwork(4, success=False), 30, seed=0)
-    b = evaluate(Noisy(Counting(), 1, 0.0), Clockwork(4, success=False), 30, seed=0)
-    assert a.success is None and a.json()["success"] is None and a.json()["successes"] is None
+    b = evaluate(NoisyActor(Counting(), 1, 0.0), Clockwork(4, success=False), 30, seed=0)
+    assert a.success is None and a.to_json()["success"] is None and a.to_json()["successes"] is None
     p = compare(a, b)
-    assert (p.of, p.difference, p.low, p.high, p.p) == ("return", 0.0, 0.0, 0.0, 1.0)
+    assert (p.metric, p.difference, p.low, p.high, p.p_value) == ("return", 0.0, 0.0, 0.0, 1.0)
     with pytest.raises(UserError, match="no success"):
-        compare(a, b, of="success")
+        compare(a, b, metric="success")
 
 
 def test_numbers_that_are_not_finite_are_null():
     e = evaluate(Counting(), Clockwork(1), 1, seed=0)  # one episode has no spread
-    doc = json.loads(json.dumps(e.json(), allow_nan=False))
+    doc = json.loads(json.dumps(e.to_json(), allow_nan=False))
     assert doc["return"]["low"] is None and doc["return"]["mean"] is not None
     assert doc["success"]["low"] is not None
     returns = evaluate(Counting(), Clockwork(2, success=False), 2, seed=0)
     assert "This checkpoint has a mean return of" in verdict(returns)
-    unequal = replace(returns, returns=mean([1.0, 2.0]))
+    unequal = replace(returns, returns=bootstrap_mean([1.0, 2.0]))
     assert "no interval" in verdict(unequal) and "nan" not in verdict(unequal)
 
 
 def test_episodes_judged_from_disk_are_judged_alike():
     e = evaluate(Lucky(0.5), Fork(10), 30, seed=2)
-    again = judged(Dataset(list(e.episodes), e.episodes.facts))
+    again = evaluation_of(Dataset(list(e.episodes), e.episodes.metadata))
     assert (again.success, again.returns, again.seed, again.env) == (e.success, e.returns, e.seed, e.env)
 
 
@@ -314,21 +335,21 @@ def test_unequal_starts_are_refused():
               evaluate(Counting(), Clockwork(4), 20, seed=1)):
         with pytest.raises(UserError, match="expected the same"):
             compare(a, b)
-    moved = a.episodes.map(lambda e: e.but({"observation.state": e.steps["observation.state"] + 1e-6}))
+    moved = a.episodes.map(lambda e: e.replace({"observation.state": e.steps["observation.state"] + 1e-6}))
     with pytest.raises(UserError, match="does not repeat"):
-        compare(a, judged(moved))
+        compare(a, evaluation_of(moved))
 
 
 def test_a_perfect_tie_is_not_certainty():
     a = evaluate(Fork().expert(), Fork(10), 20, seed=1)
     p = compare(a, a)
-    assert a.successes.all() and p.difference == 0 and p.p == 1.0
+    assert a.successes.all() and p.difference == 0 and p.p_value == 1.0
     assert p.low == pytest.approx(-0.1611, abs=1e-4) and p.high == pytest.approx(0.1611, abs=1e-4)
     assert p.better is None
-    many = across([a, a, a, a, a])
+    many = aggregate_seeds([a, a, a, a, a])
     assert many.success.low < 1 and many.success.high == 1
     p = compare([a] * 5, [a] * 5)
-    assert p.low < 0 < p.high and p.seeds == 5
+    assert p.low < 0 < p.high and p.n_seeds == 5
 
 
 def test_which_is_better_is_said_in_plain_words():
@@ -355,16 +376,27 @@ def test_which_is_better_is_said_in_plain_words():
 
 def outcomes(*well):
     """An evaluation whose episodes ended like that."""
-    return judged(Dataset([Episode({"observation.state": np.zeros((2, 1), np.float32), "action": np.zeros((1, 1)),
-                                    "next.reward": np.array([float(w)], np.float32)},
-                                   {"number": i, "seed": 0, "env": "toy", "success": w})
-                           for i, w in enumerate(well)]))
+    return evaluation_of(
+        Dataset(
+            [
+                Episode(
+                    {
+                        "observation.state": np.zeros((2, 1), np.float32),
+                        "action": np.zeros((1, 1)),
+                        "next.reward": np.array([float(w)], np.float32),
+                    },
+                    {"number": i, "seed": 0, "env": "toy", "success": w},
+                )
+                for i, w in enumerate(well)
+            ]
+        )
+    )
 
 
 def test_where_interval_and_test_say_two_things_the_verdict_says_both_and_which_decides():
     """5 episodes of 20 that only one of two policies solves: Tango's interval is 0.049 to 0.469, McNemar's p 2/32."""
     p = compare(more := outcomes(*[True] * 10, *[False] * 10), fewer := outcomes(*[True] * 5, *[False] * 15))
-    assert p.low == pytest.approx(0.049, abs=1e-3) and p.p == pytest.approx(2 / 32) and p.better is None
+    assert p.low == pytest.approx(0.049, abs=1e-3) and p.p_value == pytest.approx(2 / 32) and p.better is None
     said = verdict(more, fewer, ("flow", "bc"))
     assert said.startswith("Cannot tell whether flow or bc is better") and "+4.9 points to +46.9 points" in said
     assert "p = 0.062. The interval leaves out 0, but the test does not rule out chance: neither is called" in said
@@ -384,20 +416,20 @@ def test_a_real_difference_between_methods_is_found_and_chance_is_not():
     assert compare(strong, group(0.9, range(30, 35))).better is None
     with pytest.raises(UserError, match="as many training seeds"):
         compare(strong, weak[:4])
-    q = compare(strong, weak, of="return")
-    assert q.of == "return" and q.difference == pytest.approx(2 * p.difference) and q.better == "first"
+    q = compare(strong, weak, metric="return")
+    assert q.metric == "return" and q.difference == pytest.approx(2 * p.difference) and q.better == "first"
 
 
 def test_the_sign_flip_test_is_exact():
     a = evaluate(Lucky(0.5), Fork(10), 8, seed=3)
     b = evaluate(Lucky(0.5, 77), Fork(10), 8, seed=3)
-    d = a.rewards - b.rewards
+    d = a.episode_returns - b.episode_returns
     flips = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1).T
     means = np.abs((flips * d).sum(1))
-    assert compare(a, b, of="return").p == pytest.approx((means >= abs(d.sum()) - 1e-12).mean())
+    assert compare(a, b, metric="return").p_value == pytest.approx((means >= abs(d.sum()) - 1e-12).mean())
     n = int(np.flatnonzero(d)[0])
-    one = compare(judged(a.episodes[n:n + 1]), judged(b.episodes[n:n + 1]), of="return")
-    assert one.p == 1.0 and one.better is None  # with either sign it is as large
+    one = compare(evaluation_of(a.episodes[n:n + 1]), evaluation_of(b.episodes[n:n + 1]), metric="return")
+    assert one.p_value == 1.0 and one.better is None  # with either sign it is as large
 
 
 def test_saved_episodes_have_the_rate_of_the_environment_or_else_of_the_training_data(tmp_path, monkeypatch, capsys):

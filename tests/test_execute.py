@@ -11,18 +11,18 @@ from understudy.core import Feature, UserError, keys, normal, put, take
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.fork import SPREAD, Expert, Fork
-from understudy.execute.actor import Given, Noisy, NotFinite, Plays
-from understudy.execute.chunked import RealTime, Receding
-from understudy.execute.ensemble import Ensemble
-from understudy.execute.planners import Best, Chain, Fixed, Guided
-from understudy.execute.streaming import Streaming
+from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
+from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.planners import BestOfN, FixedBatch, Guided, Hierarchical
+from understudy.execute.streaming import StreamingExecutor
+from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
-from understudy.nets.encoders import Tokens
+from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.vision import SmallConv
-from understudy.policy import Contrast, Inpaint, Planner, Policy, Recipe
-from understudy.testing import example, made_up
+from understudy.policy import ClassifierFreeGuidance, Inpaint, Planner, Policy, PolicyConfig
+from understudy.testing import random_batch, random_dataset
 
 KEY = torch.tensor([5, 6, 7])
 
@@ -30,7 +30,7 @@ KEY = torch.tensor([5, 6, 7])
 class Clock(Planner):
     """Plans the very time that each step is for: the newest observation is the time now."""
 
-    inputs, dim, device = ("observation.state",), 1, torch.device("cpu")
+    inputs, action_dim, device = ("observation.state",), 1, torch.device("cpu")
     features = {"observation.state": Feature("float32", (1,))}
 
     def __init__(self, horizon: int, ahead: int = 0, sign: float = 1.0):
@@ -39,7 +39,9 @@ class Clock(Planner):
     def plan(self, obs, noise, guides=()):
         self.given.append(guides)
         now = obs["observation.state"][:, -1:, :1]
-        return self.sign * (now + self.window.ahead + torch.arange(self.window.horizon).reshape(1, -1, 1)) + noise
+        return (
+            self.sign * (now + self.window.action_offset + torch.arange(self.window.horizon).reshape(1, -1, 1)) + noise
+        )
 
     def noise(self, key, count):
         return torch.zeros(len(key), self.window.horizon, 1)
@@ -54,30 +56,47 @@ def ran(executor, policy, steps=12):
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("executor, window", [
-    (Receding(3), (8, 0)), (Receding(4, skip=2), (8, -2)), (RealTime(3, 2), (8, 0)), (RealTime(3, 2, skip=2), (8, -2)),
-    (Ensemble(), (4, 0))], ids=str)
+@pytest.mark.parametrize(
+    "executor, window",
+    [
+        (RecedingHorizon(3), (8, 0)),
+        (RecedingHorizon(4, skip=2), (8, -2)),
+        (RealTimeChunking(3, 2), (8, 0)),
+        (RealTimeChunking(3, 2, skip=2), (8, -2)),
+        (TemporalEnsemble(), (4, 0)),
+    ],
+    ids=str,
+)
 def test_what_is_done_now_was_planned_for_now(executor, window):
     assert torch.allclose(ran(executor, Clock(*window)), torch.arange(12.0)[:, None].expand(-1, 3), atol=1e-5)
 
 
-@pytest.mark.parametrize("executor, ahead", [
-    (Receding(3), -1), (Receding(3, skip=1), 0), (RealTime(3, 1), -1), (Ensemble(), -1), (Ensemble(), 1)], ids=str)
+@pytest.mark.parametrize(
+    "executor, ahead",
+    [
+        (RecedingHorizon(3), -1),
+        (RecedingHorizon(3, skip=1), 0),
+        (RealTimeChunking(3, 1), -1),
+        (TemporalEnsemble(), -1),
+        (TemporalEnsemble(), 1),
+    ],
+    ids=str,
+)
 def test_chunks_that_begin_at_another_time_are_refused(executor, ahead):
     with pytest.raises(UserError, match=f"found a window with ahead={ahead}\n  -> .*skip=N"):
         executor.start(Clock(8, ahead), KEY)
 
 
 def test_streaming_takes_chunks_that_begin_now():
-    policy, _ = example(Recipe(Flow(steps=2, times="ramp"), window=Window(1, 4, ahead=-1)))
+    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2, times="ramp"), window=Window(1, 4, action_offset=-1)))
     with pytest.raises(UserError, match="ahead=-1"):
-        Streaming().start(policy, KEY)
+        StreamingExecutor().start(policy, KEY)
 
 
 @pytest.mark.parametrize("skip", [0, 2])
 def test_in_real_time_the_old_chunk_runs_on_while_the_new_one_is_late(skip):
     """The second plan is told apart by its sign: of its steps from now on, the first `delay` are the old one's."""
-    policy, executor = Clock(10, -skip), RealTime(execute=3, delay=2, skip=skip)
+    policy, executor = Clock(10, -skip), RealTimeChunking(n_action_steps=3, delay=2, skip=skip)
     state = executor.start(policy, KEY)
     done = []
     for t in range(6):
@@ -97,8 +116,8 @@ def test_in_real_time_the_old_chunk_runs_on_while_the_new_one_is_late(skip):
 
 
 def test_best_takes_the_best_plan_of_each_row():
-    policy, batch = example(Recipe(Flow(steps=2), window=Window(1, 4)))
-    best = Best(policy, lambda obs, plan: plan[:, 0, 0], count=5)
+    policy, batch = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4)))
+    best = BestOfN(policy, lambda obs, plan: plan[:, 0, 0], n=5)
     noise = best.noise(batch.extra["index"][:, 0], torch.zeros(len(batch), dtype=torch.int64))
     with torch.no_grad():
         found = best.plan(batch.obs, noise)
@@ -108,19 +127,21 @@ def test_best_takes_the_best_plan_of_each_row():
 
 
 def test_guides_of_an_executor_reach_every_plan_of_best():
-    policy, batch = example(Recipe(Flow(steps=2), window=Window(1, 4)))
-    best, count = Best(policy, lambda obs, plan: -plan.abs().sum((1, 2)), count=3), torch.zeros(len(batch)).long()
+    policy, batch = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4)))
+    best, count = BestOfN(policy, lambda obs, plan: -plan.abs().sum((1, 2)), n=3), torch.zeros(len(batch)).long()
     noise, B = best.noise(batch.extra["index"][:, 0], count), len(batch)
     guide = Inpaint(torch.arange(B * 8.0).reshape(B, 4, 2), torch.ones(B, 4))
     with torch.no_grad():
         found = best.plan(batch.obs, noise, (guide,))
-        alone = torch.cat([best.plan(take(batch.obs, r), noise[r], (guide.take(r),)) for r in torch.arange(B).split(1)])
+        alone = torch.cat(
+            [best.plan(take(batch.obs, r), noise[r], (guide.select_rows(r),)) for r in torch.arange(B).split(1)]
+        )
     assert torch.allclose(found, alone, atol=1e-4)
 
 
 def test_standing_guides_and_those_of_the_moment_add_up():
     policy = Clock(4)
-    guides = Contrast(("observation.state",)), Inpaint(torch.zeros(1, 4, 1), torch.ones(1, 4))
+    guides = ClassifierFreeGuidance(("observation.state",)), Inpaint(torch.zeros(1, 4, 1), torch.ones(1, 4))
     Guided(policy, guides[:1]).plan({"observation.state": torch.zeros(1, 1, 1)}, torch.zeros(1, 4, 1), guides[1:])
     assert policy.given == [guides]
 
@@ -133,14 +154,14 @@ class Low(Clock):
 
 
 def test_in_a_chain_the_low_one_reads_what_the_high_one_says():
-    chain = Chain(Clock(1, ahead=0, sign=10.0), Low(3), "observation.goal")
-    assert chain.inputs == ("observation.state",) and chain.dim == 1 and chain.window == Window(1, 3)
+    chain = Hierarchical(Clock(1, ahead=0, sign=10.0), Low(3), "observation.goal")
+    assert chain.inputs == ("observation.state",) and chain.action_dim == 1 and chain.window == Window(1, 3)
     noise = chain.noise(KEY, torch.zeros_like(KEY))
     said = chain.plan({"observation.state": torch.full((3, 1, 1), 4.0)}, noise)
     assert said.tolist() == [[[40.0]] * 3] * 3
-    assert ran(Receding(3), chain, 4)[:, 0].tolist() == [0, 0, 0, 30]
+    assert ran(RecedingHorizon(3), chain, 4)[:, 0].tolist() == [0, 0, 0, 30]
     with pytest.raises(UserError, match="equally long"):
-        Chain(Clock(2), Low(3), "observation.goal")
+        Hierarchical(Clock(2), Low(3), "observation.goal")
 
 
 GOAL = "observation.goal"
@@ -152,11 +173,15 @@ PLAN = {"observation.state": Feature("float32", (3,)), GOAL: Feature("float32", 
 def leaves():
     """Policies of actions and of goals, both of state and goal; and six windows of observations."""
     torch.manual_seed(0)
-    data, obs, found = made_up(PLAN), {k: torch.randn(6, 1, *PLAN[k].shape) for k in ("observation.state", GOAL)}, {}
+    data, obs, found = (
+        random_dataset(PLAN),
+        {k: torch.randn(6, 1, *PLAN[k].shape) for k in ("observation.state", GOAL)},
+        {},
+    )
     for target, horizon in (("action", 4), (GOAL, 1)):
-        recipe = Recipe(Flow(steps=2), trunk=MLP(8, 1), window=Window(1, horizon), target=target,
+        recipe = PolicyConfig(Flow(n_steps=2), trunk=MLP(8, 1), window=Window(1, horizon), target=target,
                         inputs=("observation.state", GOAL))
-        found[target] = Policy(recipe, PLAN).fit(data).eval()
+        found[target] = Policy(recipe, PLAN).fit_statistics(data).eval()
     return found, obs
 
 
@@ -164,31 +189,31 @@ def near(obs, plan):
     return -(plan - obs["observation.state"][:, :, :2]).square().sum((1, 2))
 
 
-INNER = {"policy": lambda leaf, goal: leaf, "fixed": lambda leaf, goal: Fixed(leaf, 4),
-         "guided": lambda leaf, goal: Guided(leaf, (Contrast(("observation.state",), 0.5),)),
-         "best": lambda leaf, goal: Best(leaf, near, 3), "chain": lambda leaf, goal: Chain(goal, leaf, GOAL)}
+INNER = {"policy": lambda leaf, goal: leaf, "fixed": lambda leaf, goal: FixedBatch(leaf, 4),
+         "guided": lambda leaf, goal: Guided(leaf, (ClassifierFreeGuidance(("observation.state",), 0.5),)),
+         "best": lambda leaf, goal: BestOfN(leaf, near, 3), "chain": lambda leaf, goal: Hierarchical(goal, leaf, GOAL)}
 OUTER = [*INNER, "chain of"]
 
 
 def nested(outer, inner, leaves):
     (act, goal), build = (leaves["action"], leaves[GOAL]), INNER[inner]
     if outer == "chain of":  # the inner one says the goal
-        return Chain(build(goal, goal), act, GOAL)
+        return Hierarchical(build(goal, goal), act, GOAL)
     return INNER[outer](build(act, goal), goal)
 
 
 def by_hand(planner, obs, noise, guides=()):
     """What the plan of one row has to be: by what each planner says of itself, one level at a time."""
-    if isinstance(planner, Best):
-        tried = [by_hand(planner.policy, obs, nth(noise, i), guides) for i in range(planner.count)]
+    if isinstance(planner, BestOfN):
+        tried = [by_hand(planner.planner, obs, nth(noise, i), guides) for i in range(planner.n)]
         return max(tried, key=lambda plan: near(obs, plan).item())
-    if isinstance(planner, Chain):
+    if isinstance(planner, Hierarchical):
         said = by_hand(planner.high, obs, noise["high"])
         return by_hand(planner.low, {**obs, GOAL: said}, noise["low"], guides)
     if isinstance(planner, Guided):
-        return by_hand(planner.policy, obs, noise, planner.guides + guides)
-    if isinstance(planner, Fixed):
-        return by_hand(planner.policy, obs, noise, guides)
+        return by_hand(planner.planner, obs, noise, planner.guides + guides)
+    if isinstance(planner, FixedBatch):
+        return by_hand(planner.planner, obs, noise, guides)
     return planner.plan(obs, noise, guides)
 
 
@@ -202,7 +227,7 @@ def nth(noise, i):
 def test_planners_of_planners_of_policies(leaves, outer, inner):
     policies, obs = leaves
     planner, key = nested(outer, inner, policies), keys(0, range(6))
-    assert planner.dim == 2 and planner.window == Window(1, 4) and set(planner.inputs) <= set(planner.features)
+    assert planner.action_dim == 2 and planner.window == Window(1, 4) and set(planner.inputs) <= set(planner.features)
     assert set(planner.inputs) == {"observation.state", GOAL}  # whoever says the goal reads one, too
     noise = planner.noise(key, key * 0 + 2)
     found = planner.plan(obs, noise)
@@ -213,9 +238,9 @@ def test_planners_of_planners_of_policies(leaves, outer, inner):
     guide = Inpaint(torch.arange(48.0).reshape(6, 4, 2) / 10 - 2, torch.ones(6, 4))
     found = planner.plan(obs, noise, (guide,))
     for row in torch.arange(6).split(1):
-        assert torch.allclose(found[row], by_hand(planner, take(obs, row), take(noise, row), (guide.take(row),)),
+        assert torch.allclose(found[row], by_hand(planner, take(obs, row), take(noise, row), (guide.select_rows(row),)),
                               atol=1e-4)
-    actor, seen = Plays(planner, Receding(2)), {k: v[:, 0] for k, v in obs.items()}
+    actor, seen = PolicyActor(planner, RecedingHorizon(2)), {k: v[:, 0] for k, v in obs.items()}
     action, state = actor.act(seen, actor.start(seen, key))
     first = planner.plan(obs, planner.noise(key, key * 0))[:, 0]
     assert torch.allclose(action, first, atol=1e-4)
@@ -231,8 +256,8 @@ def test_the_randomness_of_an_episode_is_not_shared_by_those_who_draw_it():
     another does."""
     key, count = torch.arange(400), torch.zeros(400, dtype=torch.int64)
     start = Fork(400).reset(torch.arange(400), key)["observation.state"] / SPREAD
-    policy, _ = example(Recipe(Flow(steps=2), window=Window(1, 4)))
-    obs, expert, noisy = {"observation.state": start * SPREAD}, Expert(noise=1.0), Noisy(None, 2)
+    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4)))
+    obs, expert, noisy = {"observation.state": start * SPREAD}, Expert(noise=1.0), NoisyActor(None, 2)
     drawn = {
         "environment": start, "again": normal(key, count, (2,), stream=1), "plan": policy.noise(key, count)[:, 0],
         "expert": expert.act(obs, expert.start(obs, key))[0] - Expert(noise=0.0).act(obs, expert.start(obs, key))[0],
@@ -245,7 +270,7 @@ def test_the_randomness_of_an_episode_is_not_shared_by_those_who_draw_it():
 
 
 def test_rows_move_with_their_chunks():
-    policy, executor = Clock(8), Receding(4)
+    policy, executor = Clock(8), RecedingHorizon(4)
     state = executor.start(policy, KEY)
     _, state = executor.act(policy, {"observation.state": torch.arange(3.0).reshape(3, 1, 1)}, state)
     state = put(state, torch.tensor([1]), take(state, torch.tensor([2])))
@@ -258,14 +283,14 @@ def test_rows_move_with_their_chunks():
 
 STATE, TOP = "observation.state", "observation.images.top"
 SEEN = {STATE: Feature("float32", (3,), names=("x", "y", "grip")), TOP: Feature("uint8", (16, 20, 3), "image"),
-        "observation.mode": Feature("int64", (1,), "choice", choices=(4,)), "action": Feature("float32", (2,))}
+        "observation.mode": Feature("int64", (1,), "discrete", num_classes=(4,)), "action": Feature("float32", (2,))}
 
 
 @pytest.fixture(scope="module")
 def plays():
-    policy = Policy(Recipe(Regression(), trunk=MLP(8, 1), window=Window(2, 4),
-                           encoder=Tokens(width=8, vision=SmallConv(channels=(8, 8), keypoints=2))), SEEN)
-    return Plays(policy.fit(made_up(SEEN)).eval(), Receding(2), policy.frames)
+    policy = Policy(PolicyConfig(Regression(), trunk=MLP(8, 1), window=Window(2, 4),
+                           encoder=TokenEncoder(width=8, vision=SmallConv(channels=(8, 8), keypoints=2))), SEEN)
+    return PolicyActor(policy.fit_statistics(random_dataset(SEEN)).eval(), RecedingHorizon(2), policy.image_sizes)
 
 
 def looked(**changes):
@@ -307,8 +332,8 @@ def test_a_wrong_observation_says_what_was_expected_what_came_and_what_to_do(pla
     for call in (lambda: plays.start(obs, key), lambda: plays.act(obs, state)):
         with pytest.raises(UserError) as error:
             call()
-        assert words in str(error.value) and error.value.do
-        assert isinstance(error.value, NotFinite) == ("finite" in words)
+        assert words in str(error.value) and error.value.hint
+        assert isinstance(error.value, NonFiniteAction) == ("finite" in words)
 
 
 def test_what_can_be_read_as_it_was_trained_is_read(plays):
@@ -321,8 +346,8 @@ def test_what_can_be_read_as_it_was_trained_is_read(plays):
             ::-1]), looked(state=np.ones((2, 3), int)), looked(top=twice), {**looked(), "other": "text", 3: None}):
         assert torch.equal(plays.act(obs, plays.start(obs, key))[0], action)
         assert torch.equal(plays.act(obs, state)[0], action)
-    with pytest.raises(UserError, match="policy.frames. brings frames to the policy's size"):
-        Plays(plays.policy).start(looked(top=twice), key)
+    with pytest.raises(UserError, match="policy.image_sizes. brings frames to the policy's size"):
+        PolicyActor(plays.planner).start(looked(top=twice), key)
 
 
 def test_rows_keys_and_states_have_to_belong_together(plays):
@@ -338,15 +363,17 @@ def test_rows_keys_and_states_have_to_belong_together(plays):
         with pytest.raises(UserError, match="state: expected the state that start or the last act gave"):
             plays.act(looked(), wrong)
     with pytest.raises(UserError, match="expected observations by column"):
-        Given(plays, {"observation.goal": torch.zeros(2)}).start(torch.zeros(2, 3), key)
+        ObservationWrapper(plays, {"observation.goal": torch.zeros(2)}).start(torch.zeros(2, 3), key)
 
 
 def test_a_plan_that_is_no_number_is_refused(plays):
-    broken = copy.deepcopy(plays.policy)
+    broken = copy.deepcopy(plays.planner)
     with torch.no_grad():
         next(iter(broken.net.parameters())).fill_(math.nan)
-    actor, key = Plays(broken, frames=broken.frames), keys(0, range(2))
-    with pytest.raises(NotFinite, match=r"row 0: expected a finite action, found \[nan, nan\]\n.*diverged") as error:
+    actor, key = PolicyActor(broken, image_sizes=broken.frames), keys(0, range(2))
+    with pytest.raises(
+        NonFiniteAction, match=r"row 0: expected a finite action, found \[nan, nan\]\n.*diverged"
+    ) as error:
         actor.act(looked(), actor.start(looked(), key))
     assert error.value.row == 0
 
@@ -354,9 +381,12 @@ def test_a_plan_that_is_no_number_is_refused(plays):
 def test_what_was_not_sensed_may_hold_anything():
     seen = {"observation.a": Feature("float32", (3,)), "observation.a?": Feature("bool", ()),
             "action": Feature("float32", (2,))}
-    data = made_up({k: v for k, v in seen.items() if not k.endswith("?")})
-    data = Dataset([e.but({"observation.a?": np.arange(len(e)) % 2 == 0}) for e in data])
-    actor, key = Plays(Policy(Recipe(Regression(), trunk=MLP(8, 1)), seen).fit(data).eval()), keys(0, range(2))
+    data = random_dataset({k: v for k, v in seen.items() if not k.endswith("?")})
+    data = Dataset([e.replace({"observation.a?": np.arange(len(e)) % 2 == 0}) for e in data])
+    actor, key = (
+        PolicyActor(Policy(PolicyConfig(Regression(), trunk=MLP(8, 1)), seen).fit_statistics(data).eval()),
+        keys(0, range(2)),
+    )
 
     def did(value, sensed):
         obs = {"observation.a": torch.full((2, 3), value), "observation.a?": torch.tensor([sensed] * 2)}

@@ -5,7 +5,7 @@ import pytest
 
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import WRITES
+from understudy.data.formats import WRITERS
 from understudy.testing import check_format
 
 
@@ -36,6 +36,6 @@ def demonstrations(cameras: bool = True, **facts) -> Dataset:
 
 
 @pytest.mark.parametrize("cameras", [True, False], ids=["images", "numbers"])
-@pytest.mark.parametrize("to", WRITES)
+@pytest.mark.parametrize("to", WRITERS)
 def test_format(to, cameras, tmp_path):
     check_format(to, demonstrations(cameras), tmp_path, **({"images": "png"} if to.startswith("lerobot") else {}))

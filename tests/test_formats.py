@@ -21,12 +21,12 @@ from fixtures import closed_form
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from understudy.audit import findings
+from understudy.audit import find_problems
 from understudy.core import Feature, UserError
 from understudy.data import cache, video
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import describe, frame_cost, lerobot, open_dataset
-from understudy.data.pack import Pack
+from understudy.data.packed_columns import PackedColumns
 from understudy.data.window import Window
 
 LEROBOT = Path(__file__).parent / "fixtures" / "lerobot"
@@ -60,8 +60,8 @@ def closed(images=False, extra=1, numbers=range(4)) -> Dataset:
 def test_files_of_every_version_hold_the_closed_form(folder):
     data = Dataset.open(LEROBOT / folder)
     numbers = [0, 2, 3] if folder.endswith(("grid", "video_h264")) else [0, 1, 2, 3]
-    assert data.facts["format"] == "lerobot" and data.facts["version"] == folder[:4]
-    assert data.fps == 10 and data.facts["robot_type"] == "closed_form" and data.facts["warnings"] == []
+    assert data.metadata["format"] == "lerobot" and data.metadata["version"] == folder[:4]
+    assert data.fps == 10 and data.metadata["robot_type"] == "closed_form" and data.metadata["warnings"] == []
     assert [len(e) for e in data] == [closed_form.LENGTHS[n] for n in numbers]
     assert data.features()["observation.state"] == Feature("float32", (3,), "vector", ("x", "y", "z"))
     for n, episode in zip(numbers, data, strict=True):
@@ -116,19 +116,19 @@ def test_reading_what_was_written_gives_the_same_fingerprint(folder, tmp_path):
     lerobot.write(data, tmp_path / "out", images="png")
     again = Dataset.open(tmp_path / "out")
     assert again.fingerprint() == data.fingerprint()
-    assert again.features() == data.features() and again.facts["robot_type"] == "closed_form" and again.fps == 10
+    assert again.features() == data.features() and again.metadata["robot_type"] == "closed_form" and again.fps == 10
 
 
 def test_last_observations_facts_and_units_come_back(tmp_path):
     data = closed(images=True)
     schema = {"observation.state": Feature("float32", (3,), "vector", ("x", "y", "z"), unit="m")}
-    data = Dataset([Episode(e.steps, e.meta, schema=schema) for e in data], data.facts)
+    data = Dataset([Episode(e.steps, e.metadata, schema=schema) for e in data], data.metadata)
     lerobot.write(data, tmp_path / "out", images="png")
     again = Dataset.open(tmp_path / "out")
     assert again.fingerprint() == data.fingerprint()
     assert [len(e.steps["observation.state"]) - len(e) for e in again] == [1, 1, 1, 1]
     assert [len(e.steps[CAMERA]) - len(e) for e in again] == [1, 1, 1, 1]
-    assert again.features()["observation.state"].unit == "m" and again[2].meta == {"number": 2, "seed": 7}
+    assert again.features()["observation.state"].unit == "m" and again[2].metadata == {"number": 2, "seed": 7}
     assert "timestamp" not in again[0].steps  # the data had none: it was made for the format alone
 
 
@@ -145,7 +145,7 @@ def test_video_is_near_and_the_last_frame_exact(name, tmp_path):
         np.testing.assert_array_equal(a.steps["observation.state"], b.steps["observation.state"])
 
 
-@pytest.mark.parametrize("kept", [0, video.KEPT])
+@pytest.mark.parametrize("kept", [0, video.MAX_CACHED_BYTES])
 @pytest.mark.parametrize("codec", ["libsvtav1", "libx264"])
 def test_windows_of_a_video_are_those_of_all_its_frames(codec, kept, tmp_path):
     """In any order and from one open file: what was decoded before says nothing of what comes next."""
@@ -165,7 +165,7 @@ def test_windows_of_a_video_are_those_of_all_its_frames(codec, kept, tmp_path):
         np.testing.assert_array_equal(filmed(reader, times[:1], shape), whole[:1])  # though it came to the end
 
 
-@pytest.mark.parametrize("kept", [0, video.KEPT])
+@pytest.mark.parametrize("kept", [0, video.MAX_CACHED_BYTES])
 @pytest.mark.parametrize("options", [{"g": "9", "bf": "3"}, {"g": "9", "bf": "3", "x264-params": "open-gop=1"}])
 def test_windows_of_a_video_that_refers_forward(options, kept, tmp_path):
     """Frames decoded before they are shown, key frames far apart, and with an open group of pictures some frames that
@@ -199,7 +199,7 @@ def test_what_a_video_is_called_need_not_be_text(tmp_path):
         whole = filmed(reader, times, shape)
     with video.VideoReader(tmp_path / "odd.mp4", "here") as reader:
         np.testing.assert_array_equal(filmed(reader, times, shape), whole)
-    assert video.count(tmp_path / "odd.mp4") == 5
+    assert video.count_frames(tmp_path / "odd.mp4") == 5
 
 
 def test_a_small_video_is_read_once(tmp_path):
@@ -430,7 +430,7 @@ def test_an_append_that_is_killed_at_any_moment_loses_nothing(tmp_path):
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     data = closed()
-    wrong = Dataset([*data[:3], data[3].but({"action": np.zeros((12, 5), np.float32)})], data.facts)
+    wrong = Dataset([*data[:3], data[3].replace({"action": np.zeros((12, 5), np.float32)})], data.metadata)
     with pytest.raises(UserError, match=r"episode 3, column 'action': expected float32 \(2,\) a step, found .*\(5,\)"):
         lerobot.write(wrong, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -502,7 +502,7 @@ def test_npz_arrays_become_columns_by_name_and_facts_by_length(tmp_path):
                 terminals=flat["terminated"].astype(np.float32), timeouts=flat["truncated"], episode_ends=ENDS,
                 seed=np.arange(4), **{"next.success": flat["terminated"], "observation.force": flat["reward"]})
     data = Dataset.open(path)
-    assert data.facts["format"] == "npz" and data.fps is None
+    assert data.metadata["format"] == "npz" and data.fps is None
     assert list(data.features()) == ["observation.state", "action", "next.reward", "next.terminated", "next.truncated",
                                      "next.success", "observation.force"]
     for e, episode in enumerate(data):
@@ -510,8 +510,8 @@ def test_npz_arrays_become_columns_by_name_and_facts_by_length(tmp_path):
         for name, key in (("observation.state", "state"), ("action", "action"), ("next.reward", "reward"),
                           ("next.terminated", "terminated"), ("next.truncated", "truncated")):
             np.testing.assert_array_equal(episode.steps[name], c[key])
-        assert episode.steps["next.terminated"].dtype == bool and episode.meta == {"seed": e}
-        json.dumps(episode.meta)
+        assert episode.steps["next.terminated"].dtype == bool and episode.metadata == {"seed": e}
+        json.dumps(episode.metadata)
 
 
 @pytest.mark.parametrize("how", ["next_observations", "one row more", "both"])
@@ -532,7 +532,7 @@ def test_npz_says_its_rate(fps, tmp_path):
     flat = _flat()
     data = Dataset.open(_npz(tmp_path / "d.npz", observations=flat["state"], actions=flat["action"], episode_ends=ENDS,
                              fps=fps))
-    assert data.fps == fps and "fps" not in data.features() and "fps" not in data[0].meta
+    assert data.fps == fps and "fps" not in data.features() and "fps" not in data[0].metadata
 
 
 def test_npz_files_of_one_name_size_and_time_are_not_confused(tmp_path):
@@ -594,8 +594,8 @@ def million(tmp_path_factory):
 def test_a_million_steps_stay_on_disk_and_are_gathered_where_they_lie(million):
     tracemalloc.start()
     data = Dataset.open(million)
-    pack = Pack.of(data, ["observation.state", "action"])
-    windows = Window(obs=2, horizon=8).over(data, ("observation.state",), "action")
+    pack = PackedColumns.from_episodes(data, ["observation.state", "action"])
+    windows = Window(n_obs_steps=2, horizon=8).windows(data, ("observation.state",), "action")
     batch = windows.batch(4096, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -611,7 +611,7 @@ def test_a_million_steps_stay_on_disk_and_are_gathered_where_they_lie(million):
 
 
 def test_no_python_runs_per_sample(million):
-    windows = Window(obs=2, horizon=8).over(Dataset.open(million), ("observation.state",), "action")
+    windows = Window(n_obs_steps=2, horizon=8).windows(Dataset.open(million), ("observation.state",), "action")
 
     def calls(size):
         count = 0
@@ -630,7 +630,7 @@ def test_no_python_runs_per_sample(million):
 def test_last_rows_are_gathered_where_they_lie_too(tmp_path):
     lerobot.write(closed(), tmp_path / "out")
     data = Dataset.open(tmp_path / "out")
-    pack = Pack.of(data, ["observation.state", "action"])
+    pack = PackedColumns.from_episodes(data, ["observation.state", "action"])
     assert len(pack.columns["observation.state"].array) == 22 + 4 and len(pack.columns["action"].array) == 22
     assert all(np.shares_memory(c.array, data[0].steps[n]) for n, c in pack.columns.items())
     assert not pack.columns["action"].array.flags.writeable
@@ -641,15 +641,15 @@ def test_last_rows_are_gathered_where_they_lie_too(tmp_path):
 def test_windows_of_stored_episodes_are_those_of_copies(numbers, size, tmp_path):
     """Gathered where they lie, from all of the data set or from some of it, in another order."""
     lerobot.write(closed(images=True), tmp_path / "out", images="png")
-    stored = open_dataset(tmp_path / "out", image_size=size).pick(numbers)
-    copies = Dataset([Episode({k: np.array(v) for k, v in e.steps.items()}, e.meta) for e in stored])
+    stored = open_dataset(tmp_path / "out", image_size=size).select(numbers)
+    copies = Dataset([Episode({k: np.array(v) for k, v in e.steps.items()}, e.metadata) for e in stored])
     assert stored.fingerprint() == copies.fingerprint() and stored.steps == copies.steps
-    window = Window(obs=2, horizon=3, ahead=-1)
+    window = Window(n_obs_steps=2, horizon=3, action_offset=-1)
     for name in ("observation.state", CAMERA):
-        a, b = (next(window.over(d, (name,), "action").scan()) for d in (stored, copies))
+        a, b = (next(window.windows(d, (name,), "action").scan()) for d in (stored, copies))
         assert torch.equal(a.obs[name], b.obs[name]) and torch.equal(a.action, b.action) and torch.equal(a.mask, b.mask)
     if size is not None:  # of the episodes that were picked, too, nothing is copied
-        pack = Pack.of(stored, ["action", CAMERA])
+        pack = PackedColumns.from_episodes(stored, ["action", CAMERA])
         assert all(np.shares_memory(c.array, stored[0].steps[n]) for n, c in pack.columns.items())
 
 
@@ -668,8 +668,8 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 def _entry(key, n, value=0):
     def build(part):
-        cache.create(part, "a/b", (n,), np.uint8)[:] = value
-    return cache.arrays(key, n, build, "test")["a/b"]
+        cache.create_array(part, "a/b", (n,), np.uint8)[:] = value
+    return cache.memmap_arrays(key, n, build, "test")["a/b"]
 
 
 def test_the_cache_is_bounded_and_forgets_what_was_used_longest_ago(tmp_path, monkeypatch):
@@ -694,7 +694,7 @@ def test_what_this_process_reads_is_not_removed(monkeypatch):
     monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "0.0005")
     a = _entry("1" * 32, 400_000, 5)
     _entry("2" * 32, 400_000, 6)
-    assert cache.has("1" * 32) and a[0] == 5
+    assert cache.contains("1" * 32) and a[0] == 5
 
 
 def test_a_damaged_or_half_built_entry_is_made_again(tmp_path):
@@ -779,7 +779,9 @@ def test_frames_are_decoded_once_to_a_size_told_beforehand(folder, tmp_path):
     for a, b in zip(data, framed, strict=True):
         np.testing.assert_array_equal(video.resize(a.steps[CAMERA], (16, 32)), b.steps[CAMERA])
     assert framed.features()[CAMERA].shape == (16, 32, 3) and frame_cost(data, (16, 32)).seconds == 0
-    assert np.shares_memory(Pack.of(framed, [CAMERA]).columns[CAMERA].array, framed[0].steps[CAMERA])
+    assert np.shares_memory(
+        PackedColumns.from_episodes(framed, [CAMERA]).columns[CAMERA].array, framed[0].steps[CAMERA]
+    )
 
 
 def test_frames_include_the_last_one_and_need_room(tmp_path, monkeypatch):
@@ -810,7 +812,7 @@ def test_findings_of_data_in_memory():
     n = 6
     steps = {"observation.state": np.stack([np.arange(n), np.full(n, 3)], 1).astype(np.float32),
              "action": np.array([[1.0], [np.nan], [2], [np.inf], [3], [4]]), "timestamp": np.arange(n) / 25}
-    found = findings(Dataset([Episode(steps)], {"fps": 10, "warnings": ["said before"]}))
+    found = find_problems(Dataset([Episode(steps)], {"fps": 10, "warnings": ["said before"]}))
     assert [f.message for f in found] == [
         "action: 2 values not finite, the first is action[0] of episode 0, step 1",
         "timestamps are 0.04 s apart (25 a second), fps says 10",

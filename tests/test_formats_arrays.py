@@ -21,7 +21,7 @@ from test_formats import ENDS, _flat, closed_form
 from understudy.audit import audit
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import losses, rlds, side, sniff, write_dataset
+from understudy.data.formats import conversion_losses, detection, rlds, sidecar, write_dataset
 from understudy.testing import check_format
 
 STATE, ACTION = "observation.state", "action"
@@ -43,7 +43,7 @@ def read_all(path, **options):
     for episode in data:
         for name in episode.steps:
             episode.steps[name]
-        dict(episode.meta)
+        dict(episode.metadata)
     return data
 
 
@@ -98,9 +98,10 @@ def test_replay_buffers_are_read(name, fixtures):
                             ("observation.keypoint", "keypoint")):
             if key in said["episodes"][e]:
                 agrees(episode.steps[column], said["episodes"][e][key])
-    assert data.facts["version"] == ("3" if "v3" in name else "2") and "keypoint" in str(list(data.features())) + name \
-        + ("keypoint" if "replay" in name else "")
-    pixels = [w for w in data.facts["warnings"] if "float32 pixels" in w]
+    assert data.metadata["version"] == ("3" if "v3" in name else "2") and "keypoint" in str(
+        list(data.features())
+    ) + name + ("keypoint" if "replay" in name else "")
+    pixels = [w for w in data.metadata["warnings"] if "float32 pixels" in w]
     assert len(pixels) == ("replay" not in name)  # those of ReplayBuffer are uint8
 
 
@@ -115,10 +116,10 @@ def test_zarr_ends_that_leave_the_data(fixtures):
 
 def test_a_chunk_that_is_lost_is_said(tmp_path):
     path = _zarr(tmp_path)
-    assert not read_all(path).facts["warnings"]
+    assert not read_all(path).metadata["warnings"]
     (path / "data/state/0.0").unlink()
     (path / "understudy.npz").unlink()
-    warned = read_all(path).facts["warnings"]
+    warned = read_all(path).metadata["warnings"]
     assert len(warned) == 1 and "data/state: 1 chunks are not there" in warned[0]
 
 
@@ -141,7 +142,7 @@ def test_zarr_codecs_that_could_run_code_or_are_unknown_are_left_out(tmp_path):
         file.write_text(json.dumps({**json.loads(file.read_text()), "filters": [{"id": codec}]}))
         data = read_all(path)
         assert "observation.images.front" not in data.features()
-        assert f"data/front is left out: it is stored with {codec}" in str(data.facts["warnings"])
+        assert f"data/front is left out: it is stored with {codec}" in str(data.metadata["warnings"])
 
 
 def test_float_pixels_that_are_none_are_refused(fixtures, tmp_path):
@@ -197,17 +198,17 @@ RLDS = {STATE: "state", ACTION: "action", "next.reward": "reward", "next.termina
 def test_rlds_of_open_x(fixtures):
     path = fixtures / "rlds/tfrecord/closed_form/1.0.0"
     data = Dataset.open(path)
-    assert (data.facts["format"], data.facts["version"], data.facts["warnings"]) == ("rlds", "1.0.0", [])
-    assert [e.meta["split"] for e in data] == ["train", "train", "val", "val"]
+    assert (data.metadata["format"], data.metadata["version"], data.metadata["warnings"]) == ("rlds", "1.0.0", [])
+    assert [e.metadata["split"] for e in data] == ["train", "train", "val", "val"]
     assert data.features()["observation.pose"] == Feature("float64", (2, 3))
     for episode in data:
-        e = episode.meta["episode_id"]
+        e = episode.metadata["episode_id"]
         is_closed(episode, e, {**RLDS, "observation.images.image": "image", "task": "task"})
         state = closed_form.episode(e)["state"].astype(np.float64)
         np.testing.assert_array_equal(episode.steps["observation.pose"], np.stack([state, -state], 1))
         wrist = np.stack([closed_form.image(e, t + 1) for t in range(len(episode))]).astype(int)
         assert np.abs(wrist - episode.steps["observation.images.wrist_image"]).mean() < 2.4  # JPEG
-        assert episode.meta["file_path"] == f"raw/{e}.npz" and (episode.steps["discount"] == 1).all()
+        assert episode.metadata["file_path"] == f"raw/{e}.npz" and (episode.steps["discount"] == 1).all()
     said = json.loads((fixtures / "expected/rlds_tfrecord.json").read_text())["episodes"]
     for episode, one in zip(data, said, strict=True):
         agrees(episode.steps[ACTION], one["action"])
@@ -221,14 +222,14 @@ def test_rlds_to_the_letter(fixtures):
         for name, key in ((STATE, "observation"), (ACTION, "action"), ("next.reward", "reward"), ("label", "label"),
                           ("packed", "packed"), ("raw", "raw"), ("discount", "discount")):
             agrees(episode.steps[name], one[key])
-    assert "the last action of every episode is zero" in str(data.facts["warnings"])
-    assert "steps/ragged is left out" in str(data.facts["warnings"])
-    assert data.features()["packed"].dtype == "int16" and data.features()["label"].choices == (3,)
+    assert "the last action of every episode is zero" in str(data.metadata["warnings"])
+    assert "steps/ragged is left out" in str(data.metadata["warnings"])
+    assert data.features()["packed"].dtype == "int16" and data.features()["label"].num_classes == (3,)
 
     data = Dataset.open(path, final_step="observation")
-    assert len(data.facts["warnings"]) == 1
+    assert len(data.metadata["warnings"]) == 1
     for episode in data:
-        e = episode.meta["episode_id"]
+        e = episode.metadata["episode_id"]
         is_closed(episode, e, {n: k for n, k in RLDS.items() if n != STATE})
         np.testing.assert_array_equal(episode.steps[STATE], closed_form.episode(e, 1)["state"])
         state = closed_form.episode(e)["state"].astype(np.float64)
@@ -274,7 +275,7 @@ def test_shards_that_nothing_names_are_said(gone, tmp_path):
     def said():
         (path / "dataset_info.json").write_text(json.dumps(info))
         data = read_all(path)
-        return (len(data), [w for w in data.facts["warnings"] if other.name in w],
+        return (len(data), [w for w in data.metadata["warnings"] if other.name in w],
                 [(f.code, f.severity) for f in audit(path).findings if other.name in f.message and f.code != "reader"])
     info["splits"].append({**info["splits"][0], "name": "val"})
     assert said() == (8, [], [])
@@ -285,16 +286,16 @@ def test_shards_that_nothing_names_are_said(gone, tmp_path):
 
 def test_what_records_hold_beyond_their_description_is_said(tmp_path):
     path, _ = _rlds(tmp_path)
-    (path / side.NAME).unlink()  # which would miss the column as well
+    (path / sidecar.SIDECAR_NAME).unlink()  # which would miss the column as well
     whole = read_all(path)
     document = json.loads((path / "features.json").read_text())
     steps = document["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
     gone = next(n for n in steps if n not in ("observation", "action", "is_first", "is_last", "is_terminal"))
-    assert not [w for w in whole.facts["warnings"] if "describe" in w]
+    assert not [w for w in whole.metadata["warnings"] if "describe" in w]
     del steps[gone]
     (path / "features.json").write_text(json.dumps(document))
     assert f"features.json does not describe steps/{gone}, which the records hold: left out" \
-        in read_all(path).facts["warnings"]
+        in read_all(path).metadata["warnings"]
 
 
 def test_every_bit_of_a_record_is_checked(tmp_path):
@@ -313,7 +314,7 @@ def test_varints_and_checksums_are_those_of_their_definitions():
     assert packed[:7] == b"\x00\x01\x7f\x80\x01\xac\x02"  # 300 is AC 02: the example of Protocol Buffers
     np.testing.assert_array_equal(rlds._varints(packed, ""), values)
     crc = 0xE3069283  # CRC-32C of "123456789", the check value of its catalogue
-    assert rlds.masked(b"123456789") == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert rlds.masked_crc32c(b"123456789") == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     for broken in (b"\x80", b"\xff" * 11 + b"\x00"):
         with pytest.raises(UserError, match="damage"):
             rlds._varints(broken, "here")
@@ -379,7 +380,9 @@ def test_unpacked_lists_are_read_as_well(tmp_path):
     body = b"".join(rlds._field(1, rlds._field(1, k.encode()) + rlds._field(2, v)) for k, v in entries.items())
     record = rlds._field(1, body)
     head = struct.pack("<Q", len(record))
-    shard.write_bytes(head + struct.pack("<I", rlds.masked(head)) + record + struct.pack("<I", rlds.masked(record)))
+    shard.write_bytes(
+        head + struct.pack("<I", rlds.masked_crc32c(head)) + record + struct.pack("<I", rlds.masked_crc32c(record))
+    )
     about = json.loads((path / "dataset_info.json").read_text())
     about["splits"][0]["shardLengths"] = ["1"]
     (path / "dataset_info.json").write_text(json.dumps(about))
@@ -431,8 +434,8 @@ def test_what_is_written_is_what_ogbench_takes_apart(tmp_path):
 
 
 def test_ogbench_needs_what_was_seen_last_and_says_that_it_repeats_it(tmp_path):
-    data = demonstrations(cameras=False).map(lambda e: e.but({STATE: e.steps[STATE][: len(e)]}))
-    assert any("its last row is written twice" in str(loss) for loss in losses(data, "ogbench"))
+    data = demonstrations(cameras=False).map(lambda e: e.replace({STATE: e.steps[STATE][: len(e)]}))
+    assert any("its last row is written twice" in str(loss) for loss in conversion_losses(data, "ogbench"))
     check_format("ogbench", data, tmp_path)
     with np.load(tmp_path / "written-ogbench") as raw:
         assert raw["observations"].shape == (26, 3)
@@ -470,10 +473,10 @@ def _npz(path, **changes):
 
 def test_integers_as_actions_are_choices_and_that_is_said(tmp_path):
     data = read_all(_npz(tmp_path / "d.npz", actions=np.arange(22) % 3))
-    assert data.features()[ACTION].kind == "choice"
-    assert data.facts["warnings"] == ["actions: int64 is read as choices, numbered from 0; save it as float32 if it "
+    assert data.features()[ACTION].kind == "discrete"
+    assert data.metadata["warnings"] == ["actions: int64 is read as choices, numbered from 0; save it as float32 if it "
                                       "holds numbers"]
-    assert not read_all(_npz(tmp_path / "e.npz")).facts["warnings"]
+    assert not read_all(_npz(tmp_path / "e.npz")).metadata["warnings"]
 
 
 @pytest.mark.parametrize("changes, parts", [
@@ -506,7 +509,7 @@ def test_an_entry_that_calls_itself_encrypted_or_packed_in_another_way_is_refuse
 
 def test_arrays_that_may_have_been_meant_otherwise_are_said(tmp_path):
     data = read_all(_npz(tmp_path / "d.npz", dones=np.zeros(22), fps=np.array([20])))
-    assert data.facts["warnings"] == ["dones is kept under that name; save it as terminals if that is what it is"]
+    assert data.metadata["warnings"] == ["dones is kept under that name; save it as terminals if that is what it is"]
     assert data.fps == 20
 
 
@@ -523,7 +526,7 @@ def test_npz_is_written_with_the_arrays_that_its_page_names(tmp_path):
 
 def test_a_file_and_what_is_kept_beside_it_are_written_together_or_not_at_all(tmp_path):
     data = demonstrations(cameras=False)
-    bad = Dataset([*data, Episode({**data[0].steps, ACTION: np.zeros((5, 9), np.float32)}, {}, 5)], data.facts)
+    bad = Dataset([*data, Episode({**data[0].steps, ACTION: np.zeros((5, 9), np.float32)}, {}, 5)], data.metadata)
     for to in ("npz", "ogbench"):
         with pytest.raises(Exception):  # noqa: B017 any: what is left behind is asked
             write_dataset(bad.map(lambda e: e if len(e.steps[ACTION][0]) == 2 else 1 / 0), tmp_path / "d.npz", to)
@@ -585,10 +588,10 @@ def test_tables_that_disagree_with_each_other(tmp_path):
     refused(_csv(tmp_path / "b", GOOD, GOOD.replace("1,2,0.5", "1,2,x")), "episode_1.csv", "action", "found text")
     data = read_all(_csv(tmp_path / "c", GOOD, GOOD.replace("3,4,1,b\n", "3,4.5,1,b")))
     assert data[0].steps[STATE].dtype == np.float64  # whole numbers in one file, not in the other
-    assert "episode_1.csv: the last line does not end" in str(data.facts["warnings"])
+    assert "episode_1.csv: the last line does not end" in str(data.metadata["warnings"])
     for i in (3, 4):
         shutil.copy(tmp_path / "c/episode_0.csv", tmp_path / f"c/episode_{i}.csv")
-    assert "episode_3.csv follows episode_1.csv" in str(read_all(tmp_path / "c").facts["warnings"])
+    assert "episode_3.csv follows episode_1.csv" in str(read_all(tmp_path / "c").metadata["warnings"])
 
 
 def test_files_are_in_the_order_of_their_numbers_and_an_empty_last_row_was_seen_last(tmp_path):
@@ -619,7 +622,7 @@ def test_a_folder_of_npz_that_disagrees(tmp_path):
     refused(tmp_path / "d", "e2.npz, observation.state", "expected float64 (2,) as in e0.npz, found float64 (3,)")
     (tmp_path / "d/e2.npz").unlink()
     data = read_all(tmp_path / "d")
-    assert [(len(e), len(e.steps[STATE]), e.meta["seed"]) for e in data] == [(3, 4, 0), (4, 5, 1)]
+    assert [(len(e), len(e.steps[STATE]), e.metadata["seed"]) for e in data] == [(3, 4, 0), (4, 5, 1)]
     assert data.fps == 20 and data[1].steps["task"].tolist() == ["go"] * 4
 
 
@@ -632,11 +635,11 @@ def test_the_only_data_set_below_a_folder_is_meant(tmp_path):
     (tmp_path / "in/readme.md").write_text("hello")
     write_dataset(demonstrations(cameras=False), deep / "c", "rlds")
     for level in ("in", "in/a", "in/a/b", "in/a/b/c"):
-        assert sniff(tmp_path / level) == "rlds" and len(Dataset.open(tmp_path / level)) == 4
+        assert detection(tmp_path / level) == "rlds" and len(Dataset.open(tmp_path / level)) == 4
     refused(tmp_path, "found a folder without meta/info.json")  # four levels down
     _npz(tmp_path / "in/a/other.npz")
     refused(tmp_path / "in", "expected one data set, found a folder of 2", "a/b/c", "a/other.npz")
-    assert sniff(tmp_path / "in/a/b") == "rlds"
+    assert detection(tmp_path / "in/a/b") == "rlds"
 
 
 # -- anything at all ------------------------------------------------------------------------------------------------
@@ -671,9 +674,9 @@ def datasets(draw) -> Dataset:
     for n in lengths:
         steps = {name: values(name, n + longer.get(name, False)) for name in columns}
         meta = {"seed": draw(st.integers(0, 2**64)), "note": draw(_TEXT), "x": draw(st.sampled_from([1, 2.5, None]))}
-        episodes.append(Episode(steps, meta, n, {k: Feature.of(v) for k, v in steps.items()}))
+        episodes.append(Episode(steps, meta, n, {k: Feature.from_array(v) for k, v in steps.items()}))
     order = draw(st.permutations(list(columns)))
-    return Dataset([Episode({k: e.steps[k] for k in order}, e.meta, len(e), {k: e.schema[k] for k in order})
+    return Dataset([Episode({k: e.steps[k] for k in order}, e.metadata, len(e), {k: e.schema[k] for k in order})
                     for e in episodes], {"fps": draw(st.sampled_from([None, 10.0, 29.97])), "robot_type": None})
 
 

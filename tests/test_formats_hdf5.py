@@ -20,7 +20,7 @@ from test_format_contract import demonstrations
 from understudy import Window
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import losses, side, sniff, write_dataset
+from understudy.data.formats import conversion_losses, detection, sidecar, write_dataset
 from understudy.testing import check_format
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def refused(path, *parts, **options):
 
 def everything(path, **options):
     data = Dataset.open(path, **options)
-    return data, [({name: np.asarray(e.steps[name]) for name in e.steps}, dict(e.meta)) for e in data]
+    return data, [({name: np.asarray(e.steps[name]) for name in e.steps}, dict(e.metadata)) for e in data]
 
 
 def state(e, rows):
@@ -93,7 +93,7 @@ def agrees(values, said, what, lossy=False):
     ("imitation/upstream_testdata/*.npz", "imitation")])
 def test_each_is_recognised(pattern, kind, files):
     paths = list(files.glob(pattern))
-    assert paths and {sniff(path) for path in paths} == {kind}
+    assert paths and {detection(path) for path in paths} == {kind}
 
 
 # -- robomimic and robosuite ----------------------------------------------------------------------------------------
@@ -101,9 +101,9 @@ def test_each_is_recognised(pattern, kind, files):
 
 def test_robomimic(files, expected):
     data, episodes = everything(files / "robomimic/low_dim_image.hdf5")
-    assert (data.facts["format"], data.facts["version"], data.fps, data.facts["robot_type"]) == (
+    assert (data.metadata["format"], data.metadata["version"], data.fps, data.metadata["robot_type"]) == (
         "robomimic", "1.4.1", 20.0, "Panda")
-    assert data.facts["warnings"] == [] and [len(e) for e in data] == closed_form.LENGTHS  # demo_10 comes last
+    assert data.metadata["warnings"] == [] and [len(e) for e in data] == closed_form.LENGTHS  # demo_10 comes last
     for e, ((columns, meta), said) in enumerate(zip(episodes, expected("robomimic"), strict=True)):
         n, (reward, terminated, truncated) = closed_form.LENGTHS[e], outcomes(e)
         np.testing.assert_array_equal(columns["observation.object"], state(e, n + 1))
@@ -127,10 +127,10 @@ def test_robomimic(files, expected):
 
 def test_a_mask_chooses_demos(files):
     path = files / "robomimic/low_dim_image.hdf5"
-    assert [e.meta.get("demo", "") for e in Dataset.open(path, mask="train")] == ["", "", "demo_10"]
+    assert [e.metadata.get("demo", "") for e in Dataset.open(path, mask="train")] == ["", "", "demo_10"]
     valid = Dataset.open(path, mask="valid")
     np.testing.assert_array_equal(valid[0].steps["observation.object"], state(2, 5))
-    windows = Window(1, 2).over(valid, ["observation.object"], "action")
+    windows = Window(1, 2).windows(valid, ["observation.object"], "action")
     np.testing.assert_array_equal(np.sort(windows.batch(64, 0, 0).obs["observation.object"][:, 0, 0].unique()),
                                   np.arange(200, 204))
     refused(path, "expected one of train, valid, found 'test'", "mask", mask="test")
@@ -140,9 +140,9 @@ def test_a_mask_chooses_demos(files):
 def test_masks_names_and_env_args_are_written_back(files, tmp_path):
     data = Dataset.open(files / "robomimic/low_dim_image.hdf5")
     write_dataset(data, tmp_path / "out.hdf5", "robomimic")
-    assert not losses(data, "robomimic") and not side.beside(tmp_path / "out.hdf5").exists()
+    assert not conversion_losses(data, "robomimic") and not sidecar.sidecar_path(tmp_path / "out.hdf5").exists()
     again = Dataset.open(tmp_path / "out.hdf5")
-    assert again.fingerprint() == data.fingerprint() and again.fps == 20 and again.facts["robot_type"] == "Panda"
+    assert again.fingerprint() == data.fingerprint() and again.fps == 20 and again.metadata["robot_type"] == "Panda"
     with h5py.File(files / "robomimic/low_dim_image.hdf5") as one, h5py.File(tmp_path / "out.hdf5") as other:
         assert json.loads(one["data"].attrs["env_args"]) == json.loads(other["data"].attrs["env_args"])
         assert {k: one["mask"][k][:].tolist() for k in one["mask"]} == \
@@ -163,15 +163,15 @@ def test_words_are_kept_in_ep_meta(tmp_path):
     with h5py.File(tmp_path / "a.hdf5") as file:
         assert json.loads(file["data/demo_0"].attrs["ep_meta"]) == {"layout": 3, "lang": "öffne die Tür"}
     again = Dataset.open(tmp_path / "a.hdf5")
-    assert again[0].steps["task"].tolist() == words.tolist() and again[0].meta == {"ep_meta": {"layout": 3}}
+    assert again[0].steps["task"].tolist() == words.tolist() and again[0].metadata == {"ep_meta": {"layout": 3}}
     assert again.fingerprint() == data.fingerprint()
 
 
 @pytest.mark.parametrize("name, lengths", [("lift_human_3demos.hdf5", [482, 510, 392]), ("wipe/demo.hdf5", [174])])
 def test_robosuite(name, lengths, files):
     data, episodes = everything(files / "robosuite" / name)
-    assert data.facts["format"] == "robosuite" and [len(e) for e in data] == lengths
-    assert data.facts["robot_type"] == "Panda" and "no observations" in data.facts["warnings"][0]
+    assert data.metadata["format"] == "robosuite" and [len(e) for e in data] == lengths
+    assert data.metadata["robot_type"] == "Panda" and "no observations" in data.metadata["warnings"][0]
     with h5py.File(files / "robosuite" / name) as file:
         for e, (columns, meta) in enumerate(episodes):
             group = file[f"data/demo_{e + 1}"]
@@ -189,7 +189,7 @@ def test_robosuite(name, lengths, files):
 def test_act(kind, files):
     data, episodes = everything(files / "act_aloha" / kind)
     camera = "observation.images." + ("top" if kind == "raw" else "cam_high")
-    assert data.facts["format"] == "act" and data.fps is None and len(data) == 3
+    assert data.metadata["format"] == "act" and data.fps is None and len(data) == 3
     for (columns, meta), e in zip(episodes, (0, 2, 3), strict=True):
         n = closed_form.LENGTHS[e]
         qpos = np.tile(state(e, n), 5)[:, :14]
@@ -207,7 +207,7 @@ def test_act_in_numeric_order_and_a_missing_number_is_said(files, tmp_path):
         shutil.copy(files / f"act_aloha/raw/episode_{source}.hdf5", tmp_path / f"episode_{number}.hdf5")
     data = Dataset.open(tmp_path)
     assert [len(e) for e in data] == [5, 4, 12]
-    assert data.facts["warnings"] == ["no file of number 1, 3, 4, 5, 6, ..., but episode_10.hdf5"]
+    assert data.metadata["warnings"] == ["no file of number 1, 3, 4, 5, 6, ..., but episode_10.hdf5"]
 
 
 def test_act_as_its_loader_reads_it(tmp_path):
@@ -236,7 +236,7 @@ _MINARI = {"actions": "action", "rewards": "next.reward", "terminations": "next.
 @pytest.mark.parametrize("name", MINARI)
 def test_minari(name, files, expected):
     data, episodes = everything(files / "minari/closed" / name)
-    assert data.facts["format"] == "minari" and data.facts["version"] == "0.5.4" and not data.facts["warnings"]
+    assert data.metadata["format"] == "minari" and data.metadata["version"] == "0.5.4" and not data.metadata["warnings"]
     nested, jpeg = name.startswith(("dict", "raw")), name.startswith(("dict", "image"))
     for e, ((columns, meta), said) in enumerate(zip(episodes, expected(f"minari_{name}"), strict=True)):
         n, (reward, terminated, truncated) = closed_form.LENGTHS[e], outcomes(e)
@@ -249,7 +249,7 @@ def test_minari(name, files, expected):
         action = [closed_form.action(e, t) for t in range(n)]
         if name == "discrete-v1":
             action = (e + np.arange(n)) % 3
-            assert data.features()["action"].choices == (3,)
+            assert data.features()["action"].num_classes == (3,)
         np.testing.assert_array_equal(columns["action.arm" if nested else "action"], action)
         if nested:
             np.testing.assert_array_equal(columns["action.grip"], np.arange(n) % 2)
@@ -281,12 +281,12 @@ def test_minari_before_it_had_metadata(files, tmp_path):
         file.attrs["minari_version"] = "0.4.3"
     for path in (tmp_path, tmp_path / "main_data.hdf5"):
         data, episodes = everything(path)
-        assert data.facts["version"] == "0.4.3" and not data.facts["warnings"]
+        assert data.metadata["version"] == "0.4.3" and not data.metadata["warnings"]
         np.testing.assert_array_equal(episodes[3][0]["observation.images.pixels"], images(3, 13))
     with h5py.File(tmp_path / "main_data.hdf5", "a") as file:
         file.attrs["total_steps"] = 23
         del file["episode_1"]
-    assert Dataset.open(tmp_path).facts["warnings"] == [
+    assert Dataset.open(tmp_path).metadata["warnings"] == [
         "metadata, total_episodes: 4, but there are 3", "metadata, total_steps: 23, but there are 21"]
 
 
@@ -319,7 +319,7 @@ def test_jpeg_of_equal_lengths_and_grey_pictures(tmp_path):
 def test_d4rl(name, files):
     data, episodes = everything(files / f"d4rl/{name}.hdf5")
     more = name == "with_next"
-    assert data.facts["format"] == "d4rl" and len(data) == 4 and not data.facts["warnings"]
+    assert data.metadata["format"] == "d4rl" and len(data) == 4 and not data.metadata["warnings"]
     for e, (columns, meta) in enumerate(episodes):
         n, (reward, terminated, truncated) = closed_form.LENGTHS[e], outcomes(e)
         np.testing.assert_array_equal(columns["observation.state"], state(e, n + more))
@@ -359,7 +359,7 @@ def test_d4rl_flags_in_columns_and_an_unfinished_end(tmp_path):
         file["rewards"], file["terminals"] = np.arange(6.0)[:, None], np.array([[0], [1], [0], [0], [0], [0]], float)
         file["timeouts"] = np.array([0, 0, 0, 1, 0, 0], np.uint8)
     data, episodes = everything(tmp_path / "a.hdf5")
-    assert [len(e) for e in data] == [2, 2, 2] and "the recording stopped" in data.facts["warnings"][0]
+    assert [len(e) for e in data] == [2, 2, 2] and "the recording stopped" in data.metadata["warnings"][0]
     assert [c["next.terminated"].tolist() for c, _ in episodes] == [[False, True], [False, False], [False, False]]
     assert episodes[2][0]["next.reward"].tolist() == [4, 5]
 
@@ -383,7 +383,7 @@ def test_d4rl_as_its_loader_reads_it(tmp_path):
 @pytest.mark.parametrize("name", ["with_rewards", "without_rewards", "discrete"])
 def test_imitation(name, files, expected):
     data, episodes = everything(files / "imitation" / name)
-    assert data.facts["format"] == "imitation" and len(data) == 4
+    assert data.metadata["format"] == "imitation" and len(data) == 4
     for e, ((columns, _), said) in enumerate(zip(episodes, expected(f"imitation_{name}"), strict=True)):
         n, (reward, terminated, truncated) = closed_form.LENGTHS[e], outcomes(e)
         np.testing.assert_array_equal(columns["observation.state"], state(e, n + 1))
@@ -406,7 +406,7 @@ def test_imitation_of_old(name, episodes, steps, files):
     path = files / f"imitation/upstream_testdata/{name}.npz"
     data, read = everything(path)
     assert (len(data), data.steps) == (episodes, steps)
-    assert data.facts["warnings"] == ["infos: a pickle, which could run any code, is left out"]
+    assert data.metadata["warnings"] == ["infos: a pickle, which could run any code, is left out"]
     with np.load(path) as arrays:  # split as the library does it
         for key, name in (("acts", "action"), ("rews", "next.reward")):
             for part, (columns, _) in zip(np.split(arrays[key], arrays["indices"]), read, strict=True):
@@ -451,7 +451,7 @@ def test_nothing_is_read_before_it_is_asked_for(name, files, cache, monkeypatch)
     """Numbers come from the cache, once; where they do not fit there, from the file, and they are the same."""
     data = Dataset.open(files / name)
     assert not cache.exists()
-    numbers = [n for n, f in data.features().items() if f.kind in ("vector", "choice")]
+    numbers = [n for n, f in data.features().items() if f.kind in ("vector", "discrete")]
     action = next(n for n in numbers if n.startswith("action"))
     seen = next(n for n in numbers if n.startswith("observation."))
     there = [{n: e.steps[n].copy() for n in numbers} for e in data]
@@ -459,7 +459,7 @@ def test_nothing_is_read_before_it_is_asked_for(name, files, cache, monkeypatch)
     whole, first, rows = data._episodes.column(seen)
     for e, at, n in zip(data, first, rows, strict=True):
         np.testing.assert_array_equal(e.steps[seen], whole[at: at + n])
-    batch = Window(1, 3).over(data, [seen], action).batch(8, 0, 0)
+    batch = Window(1, 3).windows(data, [seen], action).batch(8, 0, 0)
     assert len(batch.action) == 8
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(cache / "small"))
     monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "1e-9")
@@ -475,8 +475,8 @@ def test_nothing_is_read_before_it_is_asked_for(name, files, cache, monkeypatch)
 @pytest.mark.parametrize("name", ["robomimic/low_dim_image.hdf5", "act_aloha/compressed", "minari/closed/dict-v0",
                                   "minari/closed/dict-arrow-v0"])
 def test_cameras_are_decoded_once_and_in_pieces(name, files, monkeypatch):
-    from understudy.data.formats import stored
-    monkeypatch.setattr(stored, "_PIECE", 3 * 64 * 64 * 3)  # three frames at a time
+    from understudy.data.formats import chunked_source
+    monkeypatch.setattr(chunked_source, "_PIECE", 3 * 64 * 64 * 3)  # three frames at a time
     plain, framed = Dataset.open(files / name), Dataset.open(files / name, image_size=64)
     camera = next(n for n, f in plain.features().items() if f.kind == "image")
     for one, other in zip(plain, framed, strict=True):
@@ -506,7 +506,7 @@ def test_broken_fixtures(files):
     data, episodes = everything(broken / "robomimic_nan_action.hdf5")
     assert np.argwhere(np.isnan(episodes[3][0]["action"])).tolist() == [[2, 0]]
     data, _ = everything(broken / "robomimic_total.hdf5")
-    assert data.facts["warnings"] == ["data, attribute total: 99, but the demos have 22 steps"]
+    assert data.metadata["warnings"] == ["data, attribute total: 99, but the demos have 22 steps"]
     assert mine == {"robomimic_truncated.hdf5", "robomimic_lengths.hdf5", "act_short_qpos.hdf5", "d4rl_no_end.hdf5",
                     "robomimic_nan_action.hdf5", "robomimic_total.hdf5"}
 
@@ -604,19 +604,19 @@ def test_what_was_never_written_is_said(files, tmp_path):
         del file["data/demo_0/states"]
         file["data/demo_0"].create_dataset("states", (5, 3), float, chunks=(2, 3))[:2] = 1
     path = changed(files, tmp_path, "robomimic/low_dim_image.hdf5", change)
-    assert Dataset.open(path).facts["warnings"] == ["demo_0: parts of states were never written, and read as zeros"]
+    assert Dataset.open(path).metadata["warnings"] == ["demo_0: parts of states were never written, and read as zeros"]
 
 
 def test_next_observations_that_do_not_follow_are_said(files, tmp_path):
     def change(file):
         file["data/demo_0/next_obs/object"][3] += 1
     path = changed(files, tmp_path, "robomimic/low_dim_image.hdf5", change)
-    assert "demo_0/next_obs/object is not the next row" in Dataset.open(path).facts["warnings"][0]
+    assert "demo_0/next_obs/object is not the next row" in Dataset.open(path).metadata["warnings"][0]
 
     def shifted(file):
         file["next_observations"][0] += 1
     path = changed(files, tmp_path, "d4rl/with_next.hdf5", shifted)
-    assert "not the next rows of observations" in Dataset.open(path).facts["warnings"][0]
+    assert "not the next rows of observations" in Dataset.open(path).metadata["warnings"][0]
 
 
 @pytest.mark.parametrize("name, change, parts", [
@@ -652,7 +652,7 @@ def test_a_file_cut_anywhere_is_refused(name, files, tmp_path):
 def test_a_minari_episode_that_is_gone(files, tmp_path):
     shutil.copytree(files / "minari/closed/box-arrow-v0", tmp_path / "d")
     shutil.rmtree(tmp_path / "d/data/2")
-    assert Dataset.open(tmp_path / "d").facts["warnings"][0] == "metadata, total_episodes: 4, but there are 3"
+    assert Dataset.open(tmp_path / "d").metadata["warnings"][0] == "metadata, total_episodes: 4, but there are 3"
     own = tmp_path / "d/data/1/metadata.json"
     said = json.loads(own.read_text())
     for steps in (2**70, True, 0, "4"):
@@ -727,7 +727,7 @@ def test_what_was_not_recorded_is_not_read(to, tmp_path):
     """Formats demand more than the data have: rewards, ends, velocities. That is filled for others, not for us."""
     data = Dataset([Episode({"observation.state": np.ones((n, 2)), "action": np.ones((n, 1))}) for n in (3, 2)])
     write_dataset(data, tmp_path / "d", to)
-    assert not losses(data, to) and Dataset.open(tmp_path / "d").fingerprint() == data.fingerprint()
+    assert not conversion_losses(data, to) and Dataset.open(tmp_path / "d").fingerprint() == data.fingerprint()
 
 
 @pytest.mark.parametrize("to", HDF5)
@@ -742,12 +742,12 @@ def test_no_action_and_nothing_seen_cannot_be_written(to, tmp_path):
 def test_a_side_file_of_an_earlier_file_is_neither_taken_for_its_own_nor_removed(to, tmp_path):
     data = demonstrations(cameras=False)
     write_dataset(data, tmp_path / "a.hdf5", to)
-    kept = side.beside(tmp_path / "a.hdf5").read_bytes()
+    kept = sidecar.sidecar_path(tmp_path / "a.hdf5").read_bytes()
     (tmp_path / "a.hdf5").unlink()
     plain = Dataset([Episode({"observation.state": np.ones((3, 2)), "action": np.ones((3, 1))})])
     with pytest.raises(UserError, match="kept beside another file"):
         write_dataset(plain, tmp_path / "a.hdf5", to)
-    assert side.beside(tmp_path / "a.hdf5").read_bytes() == kept and not (tmp_path / "a.hdf5").exists()
+    assert sidecar.sidecar_path(tmp_path / "a.hdf5").read_bytes() == kept and not (tmp_path / "a.hdf5").exists()
     write_dataset(plain, tmp_path / "b.hdf5", to)
     with pytest.raises(UserError, match="expected nothing here"):
         write_dataset(data, tmp_path / "b.hdf5", to)
@@ -757,7 +757,7 @@ def test_a_side_file_of_an_earlier_file_is_neither_taken_for_its_own_nor_removed
 @pytest.mark.parametrize("to", HDF5)
 def test_a_writer_that_fails_leaves_nothing(to, tmp_path):
     data = demonstrations(cameras=False)
-    bad = data.map(lambda e: e.but({"action": 1 / 0}) if e.meta["seed"] == 3 else e)
+    bad = data.map(lambda e: e.replace({"action": 1 / 0}) if e.metadata["seed"] == 3 else e)
     with pytest.raises(ZeroDivisionError):
         write_dataset(bad, tmp_path / "d", to)
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == []
@@ -810,10 +810,10 @@ def test_minari_itself_reads_what_is_written(shared, tmp_path):
 
 def test_features_of_words_and_bytes():
     """Bytes in a row are numbers when they come from other files: only ours say that they are words."""
-    from understudy.data.formats.stored import feature
-    assert feature("observation.ram", (128,), np.dtype("uint8")) == Feature("uint8", (128,))
-    assert feature("observation.x", (9, 9, 3), np.dtype("uint8")).kind == "image"
-    assert feature("next.reward", (1,), np.dtype(">f8")) == Feature("float64", ())
+    from understudy.data.formats.chunked_source import stored_feature
+    assert stored_feature("observation.ram", (128,), np.dtype("uint8")) == Feature("uint8", (128,))
+    assert stored_feature("observation.x", (9, 9, 3), np.dtype("uint8")).kind == "image"
+    assert stored_feature("next.reward", (1,), np.dtype(">f8")) == Feature("float64", ())
 
 
 @pytest.mark.parametrize("state", [np.array(["x\0y"] * 3), np.zeros(3, bool)], ids=["text", "flags"])

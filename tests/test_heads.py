@@ -10,14 +10,14 @@ import torch
 from scipy import stats
 from torch import distributions as D
 
-from understudy.core import Context, Feature, Shape, Unsupported, UserError
-from understudy.data.codec import Scaled
+from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
+from understudy.data.codec import Normalizer
 from understudy.data.window import Window
-from understudy.execute.streaming import Streaming
-from understudy.heads.base import Noising
+from understudy.execute.streaming import StreamingExecutor
+from understudy.heads.base import DenoisingHead
 from understudy.heads.categorical import Categorical
 from understudy.heads.cvae import CVAE
-from understudy.heads.diffusion import Diffusion, path
+from understudy.heads.diffusion import Diffusion, noise_schedule
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
@@ -27,19 +27,19 @@ from understudy.heads.regression import Regression
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
-from understudy.policy import Recipe
-from understudy.testing import check_head, example
+from understudy.policy import PolicyConfig
+from understudy.testing import check_head, random_batch
 
-CHOICE = Feature("int64", (2,), "choice", choices=(3, 4))
+CHOICE = Feature("int64", (2,), "discrete", num_classes=(3, 4))
 HEADS = {h: None for h in (  # a new head joins by its line here
     Regression(), Regression("l1"), Gaussian(), Gaussian(std=0.1, temperature=1.0), GMM(), GMM(joint=False,
     temperature=1.0), Diffusion(), Diffusion(sampler="ddpm", prediction="sample", schedule="linear"),
-    Diffusion(sampler="dpmpp", prediction="v"), Flow(), Flow(solver="midpoint", density="beta"),
-    Flow(density="logit-normal"), MIP(), MIP(origin=True, balance="equal"), Neighbors(),
-    Neighbors(model="linear", weights="equal"), CVAE(latent=4), CVAE(latent=4, temperature=1.0))}
+    Diffusion(sampler="dpmpp", prediction="v"), Flow(), Flow(solver="midpoint", time_distribution="beta"),
+    Flow(time_distribution="logit_normal"), MIP(), MIP(scale_first_target=True, loss_balance="equal"), Neighbors(),
+    Neighbors(local_model="linear", weights="equal"), CVAE(latent_dim=4), CVAE(latent_dim=4, temperature=1.0))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE}
 STEPWISE = (Diffusion(times="each"), Diffusion(times="ramp"), Flow(times="each"), Flow(times="ramp"))
-TRUNKS = (MLP(32, 1), UNet((8, 16), groups=4, step_width=16), Transformer(16, 1, 2))
+TRUNKS = (MLP(32, 1), UNet((8, 16), groups=4, time_width=16), Transformer(16, 1, 2))
 EMPTY = Context(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.bool))
 
 
@@ -50,24 +50,24 @@ def named(value):
 @pytest.mark.parametrize("trunk", TRUNKS, ids=lambda t: type(t).__name__)
 @pytest.mark.parametrize("head", HEADS, ids=named)
 def test_contract(head, trunk):
-    check_head(Recipe(head, trunk=trunk, window=Window(2, 8)), HEADS[head])
+    check_head(PolicyConfig(head, trunk=trunk, window=Window(2, 8)), HEADS[head])
 
 
 @pytest.mark.parametrize("trunk", (TRUNKS[0], TRUNKS[2]), ids=lambda t: type(t).__name__)
 @pytest.mark.parametrize("head", STEPWISE, ids=named)
 def test_contract_of_stepwise_times(head, trunk):
-    check_head(Recipe(head, trunk=trunk, window=Window(2, 8)))
+    check_head(PolicyConfig(head, trunk=trunk, window=Window(2, 8)))
 
 
 @pytest.mark.parametrize("head", HEADS, ids=named)
 def test_contract_of_single_steps(head):
-    check_head(Recipe(head, trunk=TRUNKS[0]), HEADS[head])
+    check_head(PolicyConfig(head, trunk=TRUNKS[0]), HEADS[head])
 
 
 @pytest.mark.parametrize("head", STEPWISE, ids=named)
 def test_stepwise_times_need_a_trunk_that_reads_them(head):
     with pytest.raises(Unsupported, match="knows one time a row"):
-        head.build(TRUNKS[1], 2, Shape(8, 1, 4))
+        head.build(TRUNKS[1], 2, HeadSpec(8, 1, 4))
 
 
 # -- regression, Gaussian, mixture, categorical: against torch.distributions ------------------------------------------
@@ -113,7 +113,7 @@ MIXTURE = constant(*torch.cat([LOGITS.unsqueeze(1), MEANS, SPREADS], 1).flatten(
 def test_mixture_of_each_step():
     std = torch.nn.functional.softplus(SPREADS) + 0.01
     truth = D.MixtureSameFamily(D.Categorical(logits=LOGITS), D.Independent(D.Normal(MEANS, std), 1)).log_prob(ACTION)
-    head = GMM(modes=3, joint=False)
+    head = GMM(n_components=3, joint=False)
     torch.testing.assert_close(-head.loss(MIXTURE, EMPTY, ACTION, MASK, rng()), truth)
     torch.testing.assert_close(head.log_prob(MIXTURE, EMPTY, ACTION), truth.sum(1))
 
@@ -124,7 +124,7 @@ def test_mixture_of_whole_chunks():
     def over(rows):  # each mode's Gaussian is over the rows of a chunk together
         mean, spread = (x.unsqueeze(1).expand(-1, rows, -1) for x in (MEANS, std))
         return D.MixtureSameFamily(D.Categorical(logits=LOGITS), D.Independent(D.Normal(mean, spread), 2))
-    head = GMM(modes=3)
+    head = GMM(n_components=3)
     torch.testing.assert_close(head.log_prob(MIXTURE, EMPTY, ACTION), over(2).log_prob(ACTION))
     loss = head.loss(MIXTURE, EMPTY, ACTION, MASK, rng())
     torch.testing.assert_close(-loss, over(2).log_prob(ACTION).unsqueeze(1).expand(1, 2) / 2)
@@ -134,7 +134,7 @@ def test_mixture_of_whole_chunks():
 
 @pytest.mark.parametrize("joint", (True, False))
 def test_mixture_draws_modes_by_their_weights(joint):
-    head, B = GMM(modes=3, joint=joint), 20_000
+    head, B = GMM(n_components=3, joint=joint), 20_000
     noise = torch.randn(B, *head.noise(2, 2), generator=rng())
     drawn = head.sample(MIXTURE, EMPTY, noise)
     mode = (drawn.unsqueeze(2) - MEANS).abs().sum(-1).argmin(-1)  # (B, 2)
@@ -143,7 +143,7 @@ def test_mixture_draws_modes_by_their_weights(joint):
         assert stats.chisquare(mode[:, step].bincount(minlength=3), LOGITS.softmax(0) * B).pvalue > 1e-3
     same = float((mode[:, 0] == mode[:, 1]).float().mean())
     assert same == 1 if joint else abs(same - float(LOGITS.softmax(0).square().sum())) < 0.02
-    drawn = GMM(modes=3, joint=joint, temperature=1.0).sample(MIXTURE, EMPTY, noise)
+    drawn = GMM(n_components=3, joint=joint, temperature=1.0).sample(MIXTURE, EMPTY, noise)
     of_first = drawn[:, 0][mode[:, 0] == 1]
     std = torch.nn.functional.softplus(SPREADS[1]) + 0.01
     assert all(stats.kstest(of_first[:, i], "norm", (float(MEANS[1, i]), float(std[i]))).pvalue > 1e-3 for i in (0, 1))
@@ -168,25 +168,25 @@ def test_categorical():
 
 def test_categorical_needs_choices():
     with pytest.raises(UserError, match="expected a target of choices"):
-        Categorical().build(MLP(), 2, Shape(1, 1, 4))
+        Categorical().build(MLP(), 2, HeadSpec(1, 1, 4))
 
 
 # -- diffusion ------------------------------------------------------------------------------------------------------
 
 
 def test_schedules_are_the_published_ones():
-    alpha, sigma = (np.array(c) for c in path("linear", 1000))
+    alpha, sigma = (np.array(c) for c in noise_schedule("linear", 1000))
     betas = 1 - (alpha[1:] / alpha[:-1]) ** 2
     np.testing.assert_allclose(betas, np.linspace(1e-4, 0.02, 1000), rtol=1e-9)  # Ho et al. 2020, section 4
     np.testing.assert_allclose(alpha[-1] ** 2, 4.0358e-5, rtol=1e-4)
-    alpha, sigma = (np.array(c) for c in path("squaredcos_cap_v2", 100))
+    alpha, sigma = (np.array(c) for c in noise_schedule("squaredcos_cap_v2", 100))
     k = np.arange(100)  # Nichol and Dhariwal 2021, equation 17: f(t) = cos^2((t/T + s)/(1 + s) pi/2), ab = f(t)/f(0)
     f = np.cos((k / 100 + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(alpha[:100] ** 2, f / f[0], rtol=1e-9)
     np.testing.assert_allclose(1 - (alpha[100] / alpha[99]) ** 2, 0.999)  # the cap
     for name in ("linear", "squaredcos_cap_v2"):
         for levels in (1, 10, 100, 1000):
-            alpha, sigma = (np.array(c) for c in path(name, levels))
+            alpha, sigma = (np.array(c) for c in noise_schedule(name, levels))
             assert (alpha[0], sigma[0]) == (1, 0)
             np.testing.assert_allclose(alpha**2 + sigma**2, 1)
             assert (np.diff(alpha) < 0).all()
@@ -200,7 +200,7 @@ def denoiser(head, seen=None):
     def net(x, t, context):
         if seen is not None:
             seen.append(float(t[0, 0, 0]))
-        alpha, sigma = head._path(t)
+        alpha, sigma = head._alpha_sigma(t)
         clean = MU + alpha * S**2 / (alpha**2 * S**2 + sigma**2) * (x - alpha * MU)
         noise = (x - alpha * clean) / sigma
         return {"epsilon": noise, "sample": clean, "v": alpha * noise - sigma * clean}[head.prediction]
@@ -220,14 +220,20 @@ def moments(head):
 @pytest.mark.parametrize("prediction", ("epsilon", "sample", "v"))
 @pytest.mark.parametrize("sampler, near", [("ddim", 0.004), ("ddpm", 0.01), ("dpmpp", 0.002)])
 def test_samplers_draw_from_a_known_gaussian(sampler, near, prediction, schedule):
-    head = Diffusion(sampler=sampler, prediction=prediction, schedule=schedule, clip=0.0, steps=500, train_steps=1000)
+    head = Diffusion(
+        sampler=sampler, prediction=prediction, schedule=schedule, clip_sample=0.0, n_steps=500, n_train_steps=1000
+    )
     mean, std = moments(head)
     assert abs(mean - MU) < near and abs(std - S) < near
 
 
 def test_samplers_converge_at_their_order():
     def error(sampler, steps):
-        return abs(moments(Diffusion(sampler=sampler, prediction="v", clip=0.0, steps=steps, train_steps=1000))[1] - S)
+        return abs(
+            moments(Diffusion(sampler=sampler, prediction="v", clip_sample=0.0, n_steps=steps, n_train_steps=1000))[1]
+            - S
+        )
+
     ddim = [error("ddim", n) for n in (10, 20, 40)]
     assert 0.4 < ddim[1] / ddim[0] < 0.62 and 0.4 < ddim[2] / ddim[1] < 0.62  # first order
     assert all(error("dpmpp", n) < error("ddim", n) / 5 for n in (20, 40, 100))
@@ -237,8 +243,12 @@ def test_samplers_converge_at_their_order():
 
 def test_dpm_solver_is_algorithm_2_of_the_paper():
     """Lu et al. 2022: 2M, a loop over lambda = log(alpha / sigma), with first order at both ends."""
-    head, steps, x0 = Diffusion(sampler="dpmpp", prediction="sample", clip=0.0, steps=8, train_steps=1000), 8, 0.9
-    alpha, sigma = (np.array(c) for c in path("squaredcos_cap_v2", 1000))
+    head, steps, x0 = (
+        Diffusion(sampler="dpmpp", prediction="sample", clip_sample=0.0, n_steps=8, n_train_steps=1000),
+        8,
+        0.9,
+    )
+    alpha, sigma = (np.array(c) for c in noise_schedule("squaredcos_cap_v2", 1000))
     level = np.linspace(1000, 0, steps + 1).round().astype(int)
     x, last, h_last = x0, None, None
     for i, (s, t) in enumerate(zip(level[:-1], level[1:], strict=True)):
@@ -254,19 +264,19 @@ def test_dpm_solver_is_algorithm_2_of_the_paper():
 
 def test_one_step_of_ddim():
     """Song et al. 2021, equation 12 with eta = 0."""
-    head, x = Diffusion(clip=0.0), torch.tensor([[[0.7]]])
-    alpha, sigma = path("squaredcos_cap_v2", 100)
+    head, x = Diffusion(clip_sample=0.0), torch.tensor([[[0.7]]])
+    alpha, sigma = noise_schedule("squaredcos_cap_v2", 100)
     said = 0.25
     t, to = torch.tensor([[0.4]]), torch.tensor([[0.5]])  # levels 60 and 50
     clean = (0.7 - sigma[60] * said) / alpha[60]
-    out = head.step(constant(said), EMPTY, x, t, to)
+    out = head.denoise_step(constant(said), EMPTY, x, t, to)
     assert float(out) == pytest.approx(alpha[50] * clean + sigma[50] * said, rel=1e-5)
 
 
 def test_one_step_of_ddpm():
-    """Ho et al. 2020, equations 7 and 11: the posterior's mean and its variance beta tilde, between neighbours."""
-    head = Diffusion(clip=0.0, sampler="ddpm", prediction="sample", steps=100)
-    alpha, sigma = (np.array(c) for c in path("squaredcos_cap_v2", 100))
+    """Ho et al. 2020, equations 7 and 11: the posterior's mean and its variance beta tilde, between neighbors."""
+    head = Diffusion(clip_sample=0.0, sampler="ddpm", prediction="sample", n_steps=100)
+    alpha, sigma = (np.array(c) for c in noise_schedule("squaredcos_cap_v2", 100))
     clean, noise = 0.2, torch.zeros(3, 1, 100)
     noise[:, 0, 0], noise[1, 0, 1], noise[2, 0, 2] = 0.6, 1.0, 1.0
     first = head.sample(constant(clean), EMPTY, noise)  # the last step ends at the estimate, whatever came before
@@ -287,7 +297,7 @@ def test_one_step_of_ddpm():
 
 def test_sampling_starts_at_pure_noise_and_visits_even_levels():
     for sampler in ("ddim", "ddpm", "dpmpp"):
-        head, seen = Diffusion(sampler=sampler, steps=4), []
+        head, seen = Diffusion(sampler=sampler, n_steps=4), []
         head.sample(denoiser(head, seen), EMPTY, torch.zeros(1, 1, 1 if sampler != "ddpm" else 4))
         assert seen == [0, 0.25, 0.5, 0.75]
 
@@ -308,7 +318,7 @@ def test_training_shows_every_level_but_the_clean_one():
 def test_the_clip_holds_the_estimate():
     wild = constant(9.0)
     for sampler in ("ddim", "ddpm", "dpmpp"):
-        head = Diffusion(prediction="sample", sampler=sampler, clip=0.8)
+        head = Diffusion(prediction="sample", sampler=sampler, clip_sample=0.8)
         out = head.sample(wild, EMPTY, torch.randn(5, *head.noise(3, 1), generator=rng()))
         torch.testing.assert_close(out, torch.full((5, 3, 1), 0.8))
 
@@ -317,25 +327,25 @@ def test_the_clip_holds_the_estimate():
     ("minmax", 1.0, True), ("minmax", 0.9, False), ("minmax", 0.0, True), ("zscore", 1.0, False),
     ("zscore", 0.0, True), ("quantile", 1.0, False), ("identity", 1.0, True)])
 def test_the_clip_knows_the_range_of_the_codec(target, clip, fine):
-    recipe = Recipe(Diffusion(clip=clip, steps=2), codec=Scaled(target=target), window=Window(1, 4))
+    recipe = PolicyConfig(Diffusion(clip_sample=clip, n_steps=2), codec=Normalizer(target=target), window=Window(1, 4))
     if not fine:
         with pytest.raises(UserError, match="Diffusion.clip: .* would cut off"):
-            example(recipe)
+            random_batch(recipe)
         return
-    policy, batch = example(recipe)
-    assert target == "identity" or (policy.encode(batch).abs().max() <= policy.coder.bound + 1e-6)
+    policy, batch = random_batch(recipe)
+    assert target == "identity" or (policy.encode_batch(batch).abs().max() <= policy.codec.bound + 1e-6)
 
 
 def test_guidance_of_diffusion():
     """x' = alpha' clean + sigma' noise - alpha * slope (Song et al. 2023, algorithm 1), with the slope by hand."""
-    head = Diffusion(clip=0.0)
-    alpha, sigma = path("squaredcos_cap_v2", 100)
+    head = Diffusion(clip_sample=0.0)
+    alpha, sigma = noise_schedule("squaredcos_cap_v2", 100)
     x, t, to = torch.tensor([[[0.7]]]), torch.tensor([[0.4]]), torch.tensor([[0.5]])
     gain = alpha[60] * S**2 / (alpha[60] ** 2 * S**2 + sigma[60] ** 2)  # d clean / dx
     clean = MU + gain * (0.7 - alpha[60] * MU)
-    free = head.step(denoiser(head), EMPTY, x, t, to)
+    free = head.denoise_step(denoiser(head), EMPTY, x, t, to)
     with torch.no_grad():
-        pulled = head.step(denoiser(head), EMPTY, x, t, to, lambda a: 0.5 * (a - 1).square().flatten(1).sum(1))
+        pulled = head.denoise_step(denoiser(head), EMPTY, x, t, to, lambda a: 0.5 * (a - 1).square().flatten(1).sum(1))
     assert float(pulled - free) == pytest.approx(-alpha[60] * (clean - 1) * gain, rel=1e-4)
 
 
@@ -354,15 +364,15 @@ def test_guides_pull_plans_and_no_cost_changes_nothing(head):
 
 
 def test_the_ancestral_sampler_has_no_single_steps():
-    policy, batch = example(Recipe(Diffusion(sampler="ddpm", times="ramp"), window=Window(2, 4)))
+    policy, batch = random_batch(PolicyConfig(Diffusion(sampler="ddpm", times="ramp"), window=Window(2, 4)))
     key = torch.arange(5)
     with pytest.raises(Unsupported, match="draws noise in every step"):
-        Streaming().act(policy, batch.obs, Streaming().start(policy, key))
+        StreamingExecutor().act(policy, batch.obs, StreamingExecutor().start(policy, key))
 
 
 def test_more_steps_than_levels():
     with pytest.raises(UserError, match="1 to train_steps=100"):
-        Diffusion(steps=101)
+        Diffusion(n_steps=101)
 
 
 # -- flow -----------------------------------------------------------------------------------------------------------
@@ -387,25 +397,25 @@ def test_flow_converges_to_a_known_gaussian(solver, order):
 def test_one_step_of_midpoint():
     x, t, to = torch.tensor([[[0.7]]]), torch.tensor([[0.2]]), torch.tensor([[0.6]])
     half = 0.7 + 0.2 * velocity(0.7, 0.2, None)
-    assert float(Flow(solver="midpoint").step(velocity, EMPTY, x, t, to)) == pytest.approx(
+    assert float(Flow(solver="midpoint").denoise_step(velocity, EMPTY, x, t, to)) == pytest.approx(
         0.7 + 0.4 * velocity(half, 0.4, None), rel=1e-6)
 
 
 def test_flow_is_exact_in_one_step_where_the_lines_are_straight():
-    point = Flow(steps=1).sample(lambda x, t, c: MU - x, EMPTY, torch.randn(4, 2, 1))  # all mass in one place
+    point = Flow(n_steps=1).sample(lambda x, t, c: MU - x, EMPTY, torch.randn(4, 2, 1))  # all mass in one place
     torch.testing.assert_close(point, torch.full((4, 2, 1), MU))
 
 
 def test_times_of_flow_have_their_densities():
     u = torch.linspace(0, 1, 101)[1:-1]
-    torch.testing.assert_close(Flow(density="beta")._bend(u), torch.tensor(
+    torch.testing.assert_close(Flow(time_distribution="beta")._time_quantile(u), torch.tensor(
         0.999 * (1 - stats.beta(1.5, 1).ppf(1 - u.double().numpy()))).float())
-    torch.testing.assert_close(Flow(density="logit-normal")._bend(u), torch.tensor(
+    torch.testing.assert_close(Flow(time_distribution="logit_normal")._time_quantile(u), torch.tensor(
         1 / (1 + np.exp(-stats.norm.ppf(u.double().numpy())))).float())
-    assert torch.equal(Flow()._bend(u), u)
-    assert Flow(density="logit-normal")._bend(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
+    assert torch.equal(Flow()._time_quantile(u), u)
+    assert Flow(time_distribution="logit_normal")._time_quantile(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
     with pytest.raises(Unsupported):
-        Flow(times="ramp", density="beta")
+        Flow(times="ramp", time_distribution="beta")
 
 
 def test_loss_of_flow():
@@ -428,18 +438,28 @@ def two_looks(seen):
     return SimpleNamespace(trunk=trunk, dim=2)
 
 
-@pytest.mark.parametrize("head", [MIP(), MIP(balance="equal"), MIP(origin=True), MIP(origin=True, balance="equal"),
-                                  MIP(spread=0.0), MIP(second=0.5)], ids=named)
+@pytest.mark.parametrize(
+    "head",
+    [
+        MIP(),
+        MIP(loss_balance="equal"),
+        MIP(scale_first_target=True),
+        MIP(scale_first_target=True, loss_balance="equal"),
+        MIP(noise_scale=0.0),
+        MIP(second_time=0.5),
+    ],
+    ids=named,
+)
 def test_mip(head):
     """Pan et al. 2025: both terms, by hand."""
-    seen, t = [], head.second
+    seen, t = [], head.second_time
     loss = head.loss(two_looks(seen), EMPTY, ACTION, MASK, rng(3))
-    noise = head.spread * torch.randn(ACTION.shape, generator=rng(3))
+    noise = head.noise_scale * torch.randn(ACTION.shape, generator=rng(3))
     shown = t * ACTION if head.origin else ACTION
     assert not seen[0][0].any() and not seen[0][1].any()
     torch.testing.assert_close(seen[1][0], shown + (1 - t) * noise)
     assert (seen[1][1] == t).all()
-    weights = (1 / t**2, 1 / (1 - t) ** 2) if head.balance == "code" else (1, 1)
+    weights = (1 / t**2, 1 / (1 - t) ** 2) if head.loss_balance == "code" else (1, 1)
     wanted = sum(w * e for w, e in zip(weights, ((0 - shown).square().mean(-1),
                  (0.5 * (shown + (1 - t) * noise) + t - ACTION).square().mean(-1)), strict=True)) * 2 / sum(weights)
     torch.testing.assert_close(loss, wanted)
@@ -448,12 +468,12 @@ def test_mip(head):
 
 
 def test_mip_without_the_second_look_is_regression_with_the_same_network():
-    head, net = MIP(again=False, origin=True), two_looks([])
+    head, net = MIP(two_steps=False, scale_first_target=True), two_looks([])
     assert torch.equal(head.loss(net, EMPTY, ACTION, MASK, rng()), ACTION.square().mean(-1))
     assert not head.sample(net, EMPTY, torch.zeros(1, 2, 0)).any()
 
 
-# -- neighbours -----------------------------------------------------------------------------------------------------
+# -- neighbors -----------------------------------------------------------------------------------------------------
 
 
 def remembering(head, seed=0, n=200, linear=False):
@@ -463,7 +483,7 @@ def remembering(head, seed=0, n=200, linear=False):
     known = np.arange(3) < random.integers(1, 4, (n, 1))
     values = np.einsum("nd,dha->nha", keys, random.normal(size=(5, 3, 2))) + 1 if linear else random.normal(
         size=(n, 3, 2))
-    net = head.build(MLP(), 2, Shape(3, 1, 5))
+    net = head.build(MLP(), 2, HeadSpec(3, 1, 5))
 
     def tensor(x):
         return torch.tensor(x).double()
@@ -476,13 +496,13 @@ def remembering(head, seed=0, n=200, linear=False):
 
 
 @pytest.mark.parametrize("head", [Neighbors(), Neighbors(9, sharpness=3.0), Neighbors(9, weights="equal"),
-                                  Neighbors(7, part=10), Neighbors(500)], ids=named)
+                                  Neighbors(7, block_size=10), Neighbors(500)], ids=named)
 def test_neighbours_against_a_plain_loop(head):
     """VINN's a = sum exp(-d) a / sum exp(-d) over the k nearest, where those know the step."""
     keys, values, known, new, plan = remembering(head)
     for query, chunk in zip(new, plan, strict=True):
         d = np.linalg.norm(keys - query, axis=1)
-        near = np.argsort(d)[:head.count]
+        near = np.argsort(d)[:head.n_neighbors]
         w = np.exp(-head.sharpness * d[near]) if head.weights == "softmax" else np.ones(len(near))
         for h in range(3):
             u = w * known[near, h]
@@ -500,8 +520,8 @@ def test_far_away_neighbours_still_speak():
 
 
 def test_locally_weighted_regression_is_exact_for_what_is_linear():
-    *_, new, plan = remembering(Neighbors(200, model="linear", ridge=1e-10), linear=True)
-    # Steps known to too few neighbours aside, the plane through all of them is the truth.
+    *_, new, plan = remembering(Neighbors(200, local_model="linear", ridge=1e-10), linear=True)
+    # Steps known to too few neighbors aside, the plane through all of them is the truth.
     slope = np.random.default_rng(0)
     slope.normal(size=(200, 5)), slope.normal(size=(6, 5)), slope.integers(1, 4, (200, 1))
     truth = np.einsum("nd,dha->nha", new, slope.normal(size=(5, 3, 2))) + 1
@@ -511,12 +531,12 @@ def test_locally_weighted_regression_is_exact_for_what_is_linear():
 
 
 def test_a_heavy_ridge_is_the_mean():
-    heavy, mean = (remembering(h)[-1] for h in (Neighbors(9, model="linear", ridge=1e9), Neighbors(9)))
+    heavy, mean = (remembering(h)[-1] for h in (Neighbors(9, local_model="linear", ridge=1e9), Neighbors(9)))
     np.testing.assert_allclose(heavy, mean, atol=1e-6)
 
 
 def test_a_memory_repeats_what_it_saw():
-    policy, batch = example(Recipe(Neighbors(1), window=Window(2, 4)))
+    policy, batch = random_batch(PolicyConfig(Neighbors(1), window=Window(2, 4)))
     torch.testing.assert_close(policy.plan(batch.obs, torch.zeros(5, 4, 0))[batch.mask], batch.action[batch.mask],
                                rtol=1e-4, atol=1e-5)
 
@@ -524,7 +544,7 @@ def test_a_memory_repeats_what_it_saw():
 def test_an_empty_memory_is_said():
     head = Neighbors()
     with pytest.raises(UserError, match="found it empty"):
-        head.sample(head.build(MLP(), 2, Shape(3, 1, 5)), Context(torch.zeros(1, 1, 5), torch.ones(1, 1).bool()),
+        head.sample(head.build(MLP(), 2, HeadSpec(3, 1, 5)), Context(torch.zeros(1, 1, 5), torch.ones(1, 1).bool()),
                     torch.zeros(1, 3, 0))
 
 
@@ -542,7 +562,7 @@ def test_cvae():
         said[:, 1] = 99.0  # of the padded step
         return said
     net = SimpleNamespace(posterior=posterior, decoder=lambda x, t, c: x, horizon=2)
-    head, mask = CVAE(latent=2, beta=10.0), torch.tensor([[True, False]])
+    head, mask = CVAE(latent_dim=2, beta=10.0), torch.tensor([[True, False]])
     loss = head.loss(net, EMPTY, ACTION, mask, rng(4))
     z = mean + log.exp() * torch.randn(1, 2, generator=rng(4))
     divergence = D.kl_divergence(D.Normal(mean, log.exp()), D.Normal(0.0, 1.0)).sum()
@@ -569,8 +589,8 @@ class Plan(torch.nn.Module):
 @pytest.mark.parametrize("head", [*HEADS, *STEPWISE], ids=named)
 def test_plans_export_for_any_number_of_rows(head):
     """Statistics, encoder, network and every step of a sampler, as one graph."""
-    target, head = HEADS.get(head), replace(head, steps=3) if isinstance(head, Noising) else head
-    policy, batch = example(Recipe(head, trunk=TRUNKS[0], window=Window(2, 8)), target=target)
+    target, head = HEADS.get(head), replace(head, steps=3) if isinstance(head, DenoisingHead) else head
+    policy, batch = random_batch(PolicyConfig(head, trunk=TRUNKS[0], window=Window(2, 8)), target=target)
     given = (torch.randn(5, *policy.noise_shape), *(batch.obs[k] for k in policy.inputs))
     rows = {0: torch.export.Dim("rows")}
     with torch.no_grad():
@@ -583,12 +603,12 @@ def test_plans_export_for_any_number_of_rows(head):
 
 
 @pytest.mark.parametrize("head, modes", [
-    (Regression(), 0), (GMM(), 2), (CVAE(latent=2, beta=0.05, temperature=1.0), 2), (Flow(), 2), (Diffusion(), 2),
+    (Regression(), 0), (GMM(), 2), (CVAE(latent_dim=2, beta=0.05, temperature=1.0), 2), (Flow(), 2), (Diffusion(), 2),
     (Diffusion(prediction="sample", sampler="dpmpp"), 2), (Diffusion(prediction="v", sampler="ddpm"), 2)],
     ids=named)
 def test_two_ways(head, modes):
     """Chunks that go left or right by a coin: the mean goes neither way, a distribution both, half and half."""
-    shape, B = Shape(2, 1, 1), 256
+    shape, B = HeadSpec(2, 1, 1), 256
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = head.build(MLP(64, 1), 1, shape)

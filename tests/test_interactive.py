@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from understudy.cli import main
 from understudy.core import UserError
-from understudy.evaluate.interactive import LABELS, Design, Journal, Round
-from understudy.evaluate.sequential import Difference, Rate
+from understudy.evaluate.interactive import LABELS, Round, TrialDesign, TrialLog
+from understudy.evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 
-TWO = Design(("left", "right"), Difference(most=60))
-ONE = Design(("alone",), Rate(0.6, most=60))
+TWO = TrialDesign(("left", "right"), SequentialDifferenceTest(max_rollouts=60))
+ONE = TrialDesign(("alone",), SequentialRateTest(0.6, max_rollouts=60))
 
 
 def said(*labels):
@@ -44,30 +44,41 @@ def after(design, events):
 
 @given(st.integers(0, 2**40), st.integers(0, 500))
 def test_every_round_has_each_policy_once(seed, draw):
-    assert sorted(Design(("a", "b"), Difference(), seed=seed).order(draw)) == [0, 1]
-    assert Design(("a",), Rate(0.5), seed=seed).order(draw) == (0,)
+    assert sorted(TrialDesign(("a", "b"), SequentialDifferenceTest(), seed=seed).policy_order(draw)) == [0, 1]
+    assert TrialDesign(("a",), SequentialRateTest(0.5), seed=seed).policy_order(draw) == (0,)
 
 
 def test_who_comes_first_is_a_fair_coin_that_remembers_nothing():
-    first = np.array([[Design(("a", "b"), Difference(), seed=s).order(d)[0] for d in range(200)] for s in range(20)])
+    first = np.array(
+        [
+            [TrialDesign(("a", "b"), SequentialDifferenceTest(), seed=s).policy_order(d)[0] for d in range(200)]
+            for s in range(20)
+        ]
+    )
     assert abs(first.mean() - 0.5) < 4 * 0.5 / np.sqrt(first.size)
     after_one = first[:, 1:][first[:, :-1] == 1]  # does the coin know what it showed before?
     assert abs(after_one.mean() - 0.5) < 4 * 0.5 / np.sqrt(after_one.size)
-    other = [[Design(("a", "c"), Difference(), seed=s).order(d)[0] for d in range(200)] for s in range(20)]
+    other = [
+        [TrialDesign(("a", "c"), SequentialDifferenceTest(), seed=s).policy_order(d)[0] for d in range(200)]
+        for s in range(20)
+    ]
     assert 0.4 < (first == np.array(other)).mean() < 0.6  # and other policies have other orders
 
 
 def test_what_a_trial_says_does_not_say_whose_it_is():
     session = TWO.start()
     for _ in range(5):
-        one = TWO.trial(session)
+        one = TWO.current_trial(session)
         session = after_begin = TWO.update(session, {"event": "begin"})
-        assert TWO.trial(after_begin).number == one.number
+        assert TWO.current_trial(after_begin).index == one.index
         session = TWO.update(session, {"event": "label", "label": "failure"})
-        two = TWO.trial(session)
-        assert (two.start, two.number) == (one.start, one.number + 1) and (two.key == one.key).all()
+        two = TWO.current_trial(session)
+        assert (two.start, two.index) == (one.start, one.index + 1) and (two.key == one.key).all()
         session = after_both = after(TWO, said(*["failure"] * (2 * one.start)))
-        assert TWO.trial(after_both).start == one.start + 1 and not (TWO.trial(after_both).key == one.key).all()
+        assert (
+            TWO.current_trial(after_both).start == one.start + 1
+            and not (TWO.current_trial(after_both).key == one.key).all()
+        )
 
 
 # -- the session ----------------------------------------------------------------------------------------------------
@@ -77,35 +88,35 @@ def test_the_test_sees_complete_rounds_by_policy():
     session, won = TWO.start(), {0: "success", 1: "partial"}
     for n in range(6):
         session = TWO.update(session, {"event": "begin"})
-        session = TWO.update(session, {"event": "label", "label": won[TWO.policy(session)]})
-        assert TWO.state(session)["pairs"] == (n + 1) // 2 and TWO.next(session) == "begin"
-    assert TWO.state(session) == {"pairs": 3, "first": 3, "second": 0}
+        session = TWO.update(session, {"event": "label", "label": won[TWO.current_policy(session)]})
+        assert TWO.test_state(session)["pairs"] == (n + 1) // 2 and TWO.next_event(session) == "begin"
+    assert TWO.test_state(session) == {"pairs": 3, "first": 3, "second": 0}
     first, second = TWO.result(session)["policies"]
     assert first["labels"] == {"failure": 0, "partial": 0, "success": 3} and first["successes"] == 3
     assert second["labels"] == {"failure": 0, "partial": 3, "success": 0} and second["successes"] == 0
-    while TWO.next(session) == "begin":
+    while TWO.next_event(session) == "begin":
         session = TWO.update(session, {"event": "begin"})
-        session = TWO.update(session, {"event": "label", "label": won[TWO.policy(session)]})
+        session = TWO.update(session, {"event": "label", "label": won[TWO.current_policy(session)]})
     # A fair coin shows eight times the same in one of 128 pairs of repetitions; nine are asked by the mixture of bets.
-    assert TWO.verdict(session) == "first" and len(session.rounds) == 9 and TWO.next(session) == "end"
+    assert TWO.verdict(session) == "first" and len(session.rounds) == 9 and TWO.next_event(session) == "end"
     with pytest.raises(UserError, match="settled"):
         TWO.update(session, {"event": "begin"})
     # One wrong answer, corrected: it was not settled after all.
     back = TWO.update(session, {"event": "correct", "label": "success" if session.rounds[-1].labels[-1] != "success"
                                 else "failure"})
-    assert TWO.verdict(back) is None and TWO.next(back) == "begin" and len(back.rounds) == 9
+    assert TWO.verdict(back) is None and TWO.next_event(back) == "begin" and len(back.rounds) == 9
 
 
 def test_spoilt_trials_are_run_again_and_counted():
     session = after(TWO, [*said("failure"), {"event": "begin"}, {"event": "spoilt"}])
-    first, second = TWO.order(0)
-    assert TWO.policy(session) == second and session.spoilt[second] == 1 and session.spoilt[first] == 0
+    first, second = TWO.policy_order(0)
+    assert TWO.current_policy(session) == second and session.discarded[second] == 1 and session.discarded[first] == 0
     session = after(TWO, [*said("failure"), {"event": "begin"}, {"event": "begin"}])  # interrupted
-    assert TWO.policy(session) == second and session.spoilt[second] == 1 and session.trials == 3
+    assert TWO.current_policy(session) == second and session.discarded[second] == 1 and session.n_trials == 3
     scrapped = TWO.update(session, {"event": "scrap"})
-    assert scrapped.spoilt[second] == 2 and scrapped.spoilt[first] == 1
-    assert scrapped.now == Round(1) and not scrapped.running and TWO.state(scrapped)["pairs"] == 0
-    assert (TWO.trial(scrapped).start, TWO.trial(scrapped).number) == (1, 4)
+    assert scrapped.discarded[second] == 2 and scrapped.discarded[first] == 1
+    assert scrapped.current_round == Round(1) and not scrapped.is_running and TWO.test_state(scrapped)["pairs"] == 0
+    assert (TWO.current_trial(scrapped).start, TWO.current_trial(scrapped).index) == (1, 4)
 
 
 def test_what_cannot_happen_is_refused():
@@ -117,9 +128,13 @@ def test_what_cannot_happen_is_refused():
                            (TWO.start(), {}), (after(TWO, [{"event": "end"}]), {"event": "begin"})):
         with pytest.raises(UserError):
             TWO.update(session, event)
-    for wrong in (lambda: Design(("a", "b"), Rate(0.5)), lambda: Design(("a",), Difference()),
-                  lambda: Design(("a", "b", "c"), Difference()), lambda: Design(("a",), Rate(0.5), labels=("won",)),
-                  lambda: Design(("a",), Rate(0.5), labels=("won", "won"))):
+    for wrong in (
+        lambda: TrialDesign(("a", "b"), SequentialRateTest(0.5)),
+        lambda: TrialDesign(("a",), SequentialDifferenceTest()),
+        lambda: TrialDesign(("a", "b", "c"), SequentialDifferenceTest()),
+        lambda: TrialDesign(("a",), SequentialRateTest(0.5), labels=("won",)),
+        lambda: TrialDesign(("a",), SequentialRateTest(0.5), labels=("won", "won")),
+    ):
         with pytest.raises(UserError):
             wrong()
 
@@ -150,25 +165,25 @@ def happening(design, answers):
 def test_going_on_anywhere_is_as_if_nothing_had_happened(tmp_path_factory, design, answers, data):
     events, whole = happening(design, answers)
     path = tmp_path_factory.mktemp("journal") / "trials.jsonl"
-    with Journal.open(path, design.about()) as journal:
+    with TrialLog.open(path, design.about()) as journal:
         for event in events:
             journal.write(event)
     text = path.read_bytes()
     cut = data.draw(st.integers(0, len(text)), "bytes that were on the disk when it stopped")
     path.write_bytes(text[:cut])
-    with Journal.open(path, design.about()) as journal:
+    with TrialLog.open(path, design.about()) as journal:
         kept = [{k: v for k, v in e.items() if k != "time"} for e in journal.events]
         assert kept == events[:len(kept)] and len(kept) >= text[:cut].count(b"\n") - 1
         for event in events[len(kept):]:
             journal.write(event)
-    with Journal.open(path, design.about()) as journal:
+    with TrialLog.open(path, design.about()) as journal:
         assert after(design, journal.events) == whole
     assert after(design, events[:len(kept)]) == after(design, kept)
 
 
 def test_a_journal_is_of_one_evaluation_and_one_process(tmp_path):
     path = tmp_path / "t.jsonl"
-    with Journal.open(path, TWO.about()) as journal:
+    with TrialLog.open(path, TWO.to_json()) as journal:
         journal.write({"event": "begin"})
         assert path.read_text().count("\n") == 2  # on the disk, not in a buffer
         code = ("import sys; from understudy.evaluate.interactive import *; from understudy.core import UserError\n"
@@ -176,15 +191,15 @@ def test_a_journal_is_of_one_evaluation_and_one_process(tmp_path):
         told = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
         assert "another process" in told.stdout
     for odd, words in (({"policies": ["x", "y"]}, "x and y, found left and right"), ({"most": 7}, "most 7, found 60")):
-        with pytest.raises(UserError, match=words), Journal.open(path, {**TWO.about(), **odd}):
+        with pytest.raises(UserError, match=words), TrialLog.open(path, {**TWO.to_json(), **odd}):
             pass
     for text, words in (("hello", "something else"), ("hello\n", "line 1"), ('{"event": "begin"}\n', "something else"),
                         (path.read_text() + "[1]\n", "line 3")):
         (tmp_path / "bad").write_text(text)
-        with pytest.raises(UserError, match=words), Journal.open(tmp_path / "bad", TWO.about()):
+        with pytest.raises(UserError, match=words), TrialLog.open(tmp_path / "bad", TWO.to_json()):
             pass
         assert (tmp_path / "bad").read_text() == text  # what is not ours stays as it is
-    with pytest.raises(UserError, match="folder"), Journal.open(tmp_path, TWO.about()):
+    with pytest.raises(UserError, match="folder"), TrialLog.open(tmp_path, TWO.to_json()):
         pass
 
 
@@ -197,7 +212,7 @@ from understudy import make
 from understudy.evaluate.rollout import rollout
 
 def judged(actor, trial):
-    return rollout(actor, make("fork", 1), 1, seed=7, first=trial.start)[0].meta["success"]
+    return rollout(actor, make("fork", 1), 1, seed=7, first=trial.start)[0].metadata["success"]
 
 def silent(actor, trial):
     print("moving", flush=True)
@@ -221,7 +236,18 @@ def factory(rows):
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("interactive")
     (folder / "robot_of_a_test.py").write_text(LOOP)
-    tiny = ["--steps", "5", "--every", "5", "--device", "cpu", "--policy.trunk.width", "8", "--policy.trunk.depth", "1"]
+    tiny = [
+        "--steps",
+        "5",
+        "--save-freq",
+        "5",
+        "--device",
+        "cpu",
+        "--policy.trunk.width",
+        "8",
+        "--policy.trunk.depth",
+        "1",
+    ]
     assert main(["record", "fork", "--out", str(folder / "demos"), "--episodes", "40"]) == 0
     assert main(["train", "bc", str(folder / "demos"), "--out", str(folder / "bad"), *tiny]) == 0
     assert main(["train", "knn", str(folder / "demos"), "--out", str(folder / "good"), "--device", "cpu"]) == 0
@@ -270,7 +296,7 @@ def test_a_loop_that_judges_itself_is_settled_and_told(call, place, tmp_path):
 
 
 def test_a_person_answers_spoils_corrects_and_ends(call, tmp_path):
-    args = ["good", "robot_of_a_test:silent", "--trust", "robot_of_a_test", "--interactive", "--than", "0.5",
+    args = ["good", "robot_of_a_test:silent", "--trust", "robot_of_a_test", "--interactive", "--threshold", "0.5",
             "--labels", "dropped", "grasped", "placed", "--save", tmp_path / "t.jsonl"]
     status, out, err = call(["", "perfect", "g slipped a little", "", "again", "", "p", "c", "1", "", "round", "3",
                              "what", "end", "no", "end", "yes"], *args)
@@ -293,10 +319,10 @@ def test_without_a_loop_a_name_that_gives_nothing_away_is_run(call, place, tmp_p
     args = ["good", "--interactive", "--against", "bad", "--save", journal]
     status, out, err = call([""], *args)
     assert status == 130 and f"The policy to run is {tmp_path / 't.policy'}" in out
-    design = Design(("good", "bad"), Difference(most=100))
-    assert os.readlink(tmp_path / "t.policy") == str(place / design.policies[design.order(0)[0]])
+    design = TrialDesign(("good", "bad"), SequentialDifferenceTest(max_rollouts=100))
+    assert os.readlink(tmp_path / "t.policy") == str(place / design.policies[design.policy_order(0)[0]])
     call(["s", "", "f"], *args)
-    assert os.readlink(tmp_path / "t.policy") == str(place / design.policies[design.order(1)[0]])
+    assert os.readlink(tmp_path / "t.policy") == str(place / design.policies[design.policy_order(1)[0]])
     assert [json.loads(x).get("label") for x in journal.read_text().splitlines()] == [
         None, None, "success", None, "failure"]
 
@@ -309,22 +335,26 @@ def test_bad_input_at_the_table(call, place, tmp_path):
         assert status == 2 and "\n  -> " in err, (out, err)
         for word in words:
             assert word in err, err
-    refused(["good", "--interactive"], "either --than RATE or --against RUN2")
-    refused(["good", "fork", "--interactive", "--than", 0.5, *save], "module:actor_loop", "--sequential")
-    refused(["good", "robot_of_a_test:silent", "--interactive", "--than", 0.5, *save], "--trust robot_of_a_test")
-    refused(["good", "robot_of_a_test:factory", *trust, "--interactive", "--than", 0.5, *save], "(actor, trial)")
-    refused(["good", "robot_of_a_test:nobody", *trust, "--interactive", "--than", 0.5, *save], "expected a function")
+    refused(["good", "--interactive"], "either --threshold RATE or --against RUN2")
+    refused(["good", "fork", "--interactive", "--threshold", 0.5, *save], "module:actor_loop", "--sequential")
+    refused(["good", "robot_of_a_test:silent", "--interactive", "--threshold", 0.5, *save], "--trust robot_of_a_test")
+    refused(["good", "robot_of_a_test:factory", *trust, "--interactive", "--threshold", 0.5, *save], "(actor, trial)")
+    refused(
+        ["good", "robot_of_a_test:nobody", *trust, "--interactive", "--threshold", 0.5, *save], "expected a function"
+    )
     refused(["good", "--interactive", "--against", "good/best", *save], "the same")
     refused(["good", "--interactive", "--against", "nowhere", *save], "nowhere: expected a policy")
-    refused(["good", "--interactive", "--than", 0.5, "--labels", "a", "a", *save], "different labels")
-    refused(["good", "--interactive", "--than", 0.5, "--labels", "1", "2", *save], "labels of one word")
-    refused(["good", "--interactive", "--than", 0.5, "--episodes", 2, *save], "at least", "found 2")
+    refused(["good", "--interactive", "--threshold", 0.5, "--labels", "a", "a", *save], "different labels")
+    refused(["good", "--interactive", "--threshold", 0.5, "--labels", "1", "2", *save], "labels of one word")
+    refused(["good", "--interactive", "--threshold", 0.5, "--episodes", 2, *save], "at least", "found 2")
     assert not (tmp_path / "t.jsonl").exists()
     for loop, words in (("broken", "KeyError"), ("strange", "found 7")):
-        refused(["good", f"robot_of_a_test:{loop}", *trust, "--interactive", "--than", 0.5, "--save",
+        refused(["good", f"robot_of_a_test:{loop}", *trust, "--interactive", "--threshold", 0.5, "--save",
                  tmp_path / loop], words, "asks about this trial", answers=[""])
-    refused(["good", "robot_of_a_test:silent", *trust, "--interactive", "--than", 0.5, "--save", tmp_path / "broken"],
-            "loop robot_of_a_test:silent, found robot_of_a_test:broken")
+    refused(
+        ["good", "robot_of_a_test:silent", *trust, "--interactive", "--threshold", 0.5, "--save", tmp_path / "broken"],
+        "loop robot_of_a_test:silent, found robot_of_a_test:broken",
+    )
 
 
 class Terminal:

@@ -16,30 +16,30 @@ import torch
 from torch import nn
 
 from understudy.core import Batch, UserError
-from understudy.data.augment import Noise
+from understudy.data.augment import GaussianNoise
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.execute.chunked import Receding
+from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import Head
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
-from understudy.learn import devices, optim
-from understudy.learn.clone import Clone, Cloning, Penalty
+from understudy.learn import devices, optimizer
+from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning, BehaviorCloningLearner
+from understudy.learn.callbacks import LossCurve, ProgressBar, format_duration
 from understudy.learn.fit import fit
 from understudy.learn.method import Method
-from understudy.learn.optim import Optim
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.sample_weights import AdvantageWeights, ColumnWeights, UniformWeights
 from understudy.learn.train import check_method, train
-from understudy.learn.watch import Curve, Progress, duration
-from understudy.learn.weights import Advantage, Column, Even
-from understudy.nets.ema import Constant
+from understudy.methods.behavior_cloning import bc
+from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.nets.unet import UNet
-from understudy.policy import Policy, Recipe
-from understudy.recipes.cloning import bc
+from understudy.policy import Policy, PolicyConfig
 
 CPU = torch.device("cpu")
-LAST = Constant(0.0)  # what acts are the last weights
+LAST = ConstantDecay(0.0)  # what acts are the last weights
 
 
 @pytest.fixture(scope="module")
@@ -56,45 +56,50 @@ def data() -> Dataset:
 def policy(data, head: Head | None = None, seed: int = 0, **recipe) -> Policy:
     torch.manual_seed(seed)
     recipe = {"trunk": MLP(width=32, depth=1), "window": Window(2, 4), **recipe}
-    recipe = Recipe(head or Regression(), inputs=("observation.state",), **recipe)
-    return Policy(recipe, data.features()).fit(data)
+    recipe = PolicyConfig(head or Regression(), inputs=("observation.state",), **recipe)
+    return Policy(recipe, data.features()).fit_statistics(data)
 
 
-def clone(data, optim: Optim | None = None, *, head=None, steps=20, seed=0, recipe=None, **learning) -> Clone:
-    learning = {"ema": LAST, "batch": 32, **learning}
-    return Cloning(optim=optim or Optim(), **learning).build(policy(data, head, **recipe or {}), seed, steps)
+def clone(
+    data, optim: OptimizerConfig | None = None, *, head=None, steps=20, seed=0, recipe=None, **learning
+) -> BehaviorCloningLearner:
+    learning = {"ema": LAST, "batch_size": 32, **learning}
+    return BehaviorCloning(optimizer=optim or OptimizerConfig(), **learning).build(
+        policy(data, head, **recipe or {}), seed, steps
+    )
 
 
-def batches(learner: Clone, data, size=32, **options):
+def batches(learner: BehaviorCloningLearner, data, size=32, **options):
     windows = learner.policy.windows(data, **options)
     return lambda n: windows.batch(size, n)
 
 
-def weights(learner: Clone) -> torch.Tensor:
+def weights(learner: BehaviorCloningLearner) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in learner.policy.parameters()])
 
 
-# -- Optim -----------------------------------------------------------------------------------------------------------
+# -- OptimizerConfig
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine():
-    optim = Optim(warmup=4)
-    assert [optim.factor(n, 104) for n in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert optim.factor(4 + 25, 104) == pytest.approx((1 + math.sqrt(0.5)) / 2)
-    assert optim.factor(54, 104) == pytest.approx(0.5)
-    assert optim.factor(104, 104) == pytest.approx(0.0)
-    assert [Optim(schedule="constant").factor(n, 10) for n in (0, 5, 9)] == [1.0, 1.0, 1.0]
-    rates = [optim.factor(n, 104) for n in range(104)]
+    optimizer = OptimizerConfig(warmup_steps=4)
+    assert [optimizer.lr_factor(n, 104) for n in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert optimizer.lr_factor(4 + 25, 104) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert optimizer.lr_factor(54, 104) == pytest.approx(0.5)
+    assert optimizer.lr_factor(104, 104) == pytest.approx(0.0)
+    assert [OptimizerConfig(lr_schedule="constant").lr_factor(n, 10) for n in (0, 5, 9)] == [1.0, 1.0, 1.0]
+    rates = [optimizer.lr_factor(n, 104) for n in range(104)]
     assert rates[4:] == sorted(rates[4:], reverse=True) and min(rates) > 0
 
 
 def test_the_rate_that_an_update_reports_is_the_one_it_took(data):
-    learner = clone(data, Optim(rate=0.01, warmup=2, clip=None), steps=10)
+    learner = clone(data, OptimizerConfig(lr=0.01, warmup_steps=2, grad_clip_norm=None), steps=10)
     seen = []
-    fit(learner, batches(learner, data), 10, watch=[lambda n, _, s: seen.append(s["rate"])])
-    assert seen == pytest.approx([0.01 * learner.learning.optim.factor(n, 10) for n in range(10)])
+    fit(learner, batches(learner, data), 10, callbacks=[lambda n, _, s: seen.append(s["rate"])])
+    assert seen == pytest.approx([0.01 * learner.config.optimizer.lr_factor(n, 10) for n in range(10)])
     # Adam's very first step moves each weight with a gradient by the rate (Kingma and Ba 2015, section 2.1).
-    first = clone(data, Optim(rate=0.01, warmup=1, decay=0, clip=None))
+    first = clone(data, OptimizerConfig(lr=0.01, warmup_steps=1, weight_decay=0, grad_clip_norm=None))
     before = weights(first)
     first.update(batches(first, data)(0))
     assert (weights(first) - before).abs().max().item() == pytest.approx(0.005, rel=1e-3)
@@ -103,23 +108,23 @@ def test_the_rate_that_an_update_reports_is_the_one_it_took(data):
 def test_parts_of_a_batch_add_up_to_the_batch(data):
     """With padding and weights, so that the parts count unequally; 32 rows in 3 are 10, 11 and 11."""
     def trained(parts):
-        learner = clone(data, Optim(accumulate=parts), weights=Column())
+        learner = clone(data, OptimizerConfig(accumulation_steps=parts), weights=ColumnWeights())
         fit(learner, batches(learner, data, extra=("intervention",)), 8)
         return weights(learner)
     whole = trained(1)
     for parts in (2, 3, 8):
         torch.testing.assert_close(trained(parts), whole, rtol=1e-4, atol=1e-6)
     with pytest.raises(UserError, match="smaller optim.accumulate"):
-        clone(data, Optim(accumulate=33))
+        clone(data, OptimizerConfig(accumulation_steps=33))
 
 
 def test_a_gradient_is_clipped_to_its_norm_and_reported_before(data):
     def gradient(clip):
-        learner = clone(data, Optim(clip=clip))
+        learner = clone(data, OptimizerConfig(grad_clip_norm=clip))
         batch = batches(learner, data)(0)
-        learner.descent.backward(learner.policy.loss(batch, torch.Generator()).sum())
-        norm = learner.descent.gradient()
-        return norm, torch.cat([p.grad.flatten() for p in learner.descent.parameters if p.grad is not None])
+        learner.optimizer.backward(learner.policy.loss(batch, torch.Generator()).sum())
+        norm = learner.optimizer.clip_gradients()
+        return norm, torch.cat([p.grad.flatten() for p in learner.optimizer.parameters if p.grad is not None])
     free, plain = gradient(None)
     assert plain.norm().item() == pytest.approx(free.item(), rel=1e-5) and free > 0.1
     norm, clipped = gradient(0.05)
@@ -131,10 +136,10 @@ def test_a_gradient_is_clipped_to_its_norm_and_reported_before(data):
 def test_decay_shrinks_matrices_and_nothing_else():
     module = nn.Linear(3, 2)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    descent = Optim(rate=0.1, decay=0.5, schedule="constant").build([module], 1, CPU)
+    descent = OptimizerConfig(lr=0.1, weight_decay=0.5, lr_schedule="constant").build([module], 1, CPU)
     for p in module.parameters():
         p.grad = torch.zeros_like(p)
-    descent.gradient()
+    descent.clip_gradients()
     descent.step(0)
     torch.testing.assert_close(module.weight.data, before["weight"] * (1 - 0.1 * 0.5))
     assert torch.equal(module.bias.data, before["bias"])
@@ -142,10 +147,10 @@ def test_decay_shrinks_matrices_and_nothing_else():
 
 def test_bfloat16_trains_and_keeps_the_weights_in_float32(data):
     def last(precision):
-        learner = clone(data, Optim(rate=3e-3, precision=precision), steps=150, recipe={"window": Window()})
+        learner = clone(data, OptimizerConfig(lr=3e-3, precision=precision), steps=150, recipe={"window": Window()})
         losses = []
-        fit(learner, batches(learner, data), 150, watch=[lambda n, _, s: losses.append(s["loss"])])
-        assert all(p.dtype == torch.float32 for p in learner.trained.parameters())
+        fit(learner, batches(learner, data), 150, callbacks=[lambda n, _, s: losses.append(s["loss"])])
+        assert all(p.dtype == torch.float32 for p in learner.trained_policy.parameters())
         return losses
     half, full = last("bf16"), last("fp32")
     assert half != full  # it did compute otherwise
@@ -155,40 +160,46 @@ def test_bfloat16_trains_and_keeps_the_weights_in_float32(data):
 
 def test_float16_needs_cuda(data):
     with pytest.raises(UserError, match="CUDA device for precision 'fp16', found cpu"):
-        clone(data, Optim(precision="fp16"))
+        clone(data, OptimizerConfig(precision="fp16"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_float16_trains_on_a_gpu(data):
     made = policy(data, window=Window()).to("cuda")
-    learner, losses = Cloning(optim=Optim(rate=3e-3, precision="fp16")).build(made, 0, 200), []
-    fit(learner, batches(learner, data), 200, watch=[lambda n, _, s: losses.append(s["loss"])])
-    assert np.mean(losses[-20:]) < 0.1 * losses[0] and learner.descent.scaler.get_scale() > 1
+    learner, losses = BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3, precision="fp16")).build(made, 0, 200), []
+    fit(learner, batches(learner, data), 200, callbacks=[lambda n, _, s: losses.append(s["loss"])])
+    assert np.mean(losses[-20:]) < 0.1 * losses[0] and learner.optimizer.scaler.get_scale() > 1
     tensors, facts = learner.state()
-    again = Cloning(optim=Optim(rate=3e-3, precision="fp16")).build(policy(data, window=Window()).to("cuda"), 0, 200)
+    again = BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3, precision="fp16")).build(
+        policy(data, window=Window()).to("cuda"), 0, 200
+    )
     again.restore(tensors, json.loads(json.dumps(facts)))
-    assert again.descent.scaler.get_scale() == learner.descent.scaler.get_scale()
+    assert again.optimizer.scaler.get_scale() == learner.optimizer.scaler.get_scale()
 
 
 def test_precision_follows_size_and_hardware(data, monkeypatch):
     cuda = torch.device("cuda")
     for fast in (True, False):
-        monkeypatch.setattr(optim, "fast_bf16", lambda device, fast=fast: fast)
-        assert optim.arithmetic(CPU, 4_000_000) == optim.arithmetic(cuda, 10**9) == ("bf16" if fast else "fp32")
-        assert optim.arithmetic(CPU, 3_999_999) == "fp32"
-    monkeypatch.setattr(optim, "fast_bf16", lambda device: True)
-    assert clone(data).descent.precision == "fp32", "a small MLP"
+        monkeypatch.setattr(optimizer, "has_fast_bf16", lambda device, fast=fast: fast)
+        assert (
+            optimizer.automatic_precision(CPU, 4_000_000)
+            == optimizer.automatic_precision(cuda, 10**9)
+            == ("bf16" if fast else "fp32")
+        )
+        assert optimizer.automatic_precision(CPU, 3_999_999) == "fp32"
+    monkeypatch.setattr(optimizer, "has_fast_bf16", lambda device: True)
+    assert clone(data).optimizer.precision == "fp32", "a small MLP"
     large = {"recipe": {"trunk": MLP(width=1024, depth=2), "window": Window()}}
-    assert clone(data, **large).descent.precision == "bf16"
-    assert clone(data, Optim(precision="fp32"), **large).descent.precision == "fp32"
+    assert clone(data, **large).optimizer.precision == "bf16"
+    assert clone(data, OptimizerConfig(precision="fp32"), **large).optimizer.precision == "fp32"
 
 
 def test_bf16_is_fast_where_the_processor_says_so(monkeypatch):
     for told, fast in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False),
                        ({}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told)
-        assert optim.fast_bf16(CPU) is fast
-    assert not optim.fast_bf16(torch.device("mps"))
+        assert optimizer.has_fast_bf16(CPU) is fast
+    assert not optimizer.has_fast_bf16(torch.device("mps"))
 
 
 def test_steps_are_those_of_the_weights_however_they_lie_in_memory():
@@ -199,17 +210,17 @@ def test_steps_are_those_of_the_weights_however_they_lie_in_memory():
     plain, turned = nn.Linear(1, 1), nn.Linear(1, 1)
     plain.weight = nn.Parameter(start.clone())
     turned.weight = nn.Parameter(start.transpose(1, 2).contiguous().transpose(1, 2))
-    descents = [Optim(rate=0.1, decay=0.1).build([m], 6, CPU) for m in (plain, turned)]
+    descents = [OptimizerConfig(lr=0.1, weight_decay=0.1).build([m], 6, CPU) for m in (plain, turned)]
     for n, pull in enumerate(pulls):
         for module, descent in zip((plain, turned), descents, strict=True):
             descent.backward((module.weight * pull).sum())
-            descent.gradient()
+            descent.clip_gradients()
             descent.step(n)
         if n == 2:  # as from a file
             tensors, facts = descents[1].state()
             assert {v.shape for v in tensors.values() if v.ndim == 3} == {start.shape}
             torch.testing.assert_close(tensors["0.exp_avg"], descents[0].state()[0]["0.exp_avg"])
-            descents[1] = Optim(rate=0.1, decay=0.1).build([turned], 6, CPU)
+            descents[1] = OptimizerConfig(lr=0.1, weight_decay=0.1).build([turned], 6, CPU)
             descents[1].restore({k: v.contiguous().clone() for k, v in tensors.items()}, facts)
     assert not turned.weight.is_contiguous()
     torch.testing.assert_close(turned.weight, plain.weight)
@@ -219,7 +230,7 @@ def test_steps_are_those_of_the_weights_however_they_lie_in_memory():
 @pytest.mark.parametrize("trunk", [MLP(width=32, depth=1), UNet((8, 16), 3, 4, 8)], ids=["mlp", "unet"])
 def test_compiled_networks_train_alike(data, trunk):
     def trained(compiled):
-        learner = clone(data, Optim(compile=compiled), head=Flow(), steps=5, recipe={"trunk": trunk})
+        learner = clone(data, OptimizerConfig(compile=compiled), head=Flow(), steps=5, recipe={"trunk": trunk})
         fit(learner, batches(learner, data), 5)
         return learner
     torch._dynamo.utils.counters.clear()
@@ -230,18 +241,27 @@ def test_compiled_networks_train_alike(data, trunk):
     assert compiled.policy.state_dict().keys() == plain.policy.state_dict().keys()
 
 
-@pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"accumulate": 0}, {"clip": 0.0}, {"warmup": -1},
-                                   {"schedule": "linear"}, {"precision": "fp8"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": 0.0},
+        {"accumulation_steps": 0},
+        {"grad_clip_norm": 0.0},
+        {"warmup_steps": -1},
+        {"lr_schedule": "linear"},
+        {"precision": "fp8"},
+    ],
+)
 def test_options_that_mean_nothing_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        Optim(**wrong)
+        OptimizerConfig(**wrong)
 
 
 # -- an update -------------------------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_the_weighted_mean_over_steps_that_are_real(data):
-    learner = clone(data, weights=Column("intervention", when=5.0, otherwise=0.5))
+    learner = clone(data, weights=ColumnWeights("intervention", weight=5.0, other_weight=0.5))
     batch = batches(learner, data, extra=("intervention",))(0)
     assert not batch.mask.all()
     with torch.no_grad():
@@ -255,25 +275,25 @@ def test_the_loss_is_the_weighted_mean_over_steps_that_are_real(data):
 def test_what_stands_beyond_the_end_teaches_nothing(data):
     """Nor where a weight says that it should."""
     def trained(spoil):
-        learner = clone(data, head=Flow(), weights=Column("intervention", when=2.0))
+        learner = clone(data, head=Flow(), weights=ColumnWeights("intervention", weight=2.0))
         windows = learner.policy.windows(data, extra=("intervention",))
         for n in range(3):
             b = windows.batch(32, n)
             ghost = ~b.mask
             action = torch.where(ghost.unsqueeze(-1), spoil, b.action)
-            learner.update(b.but(action=action, extra={**b.extra, "intervention": b.extra["intervention"]
+            learner.update(b.replace(action=action, extra={**b.extra, "intervention": b.extra["intervention"]
                                                        + spoil * ghost}))
         return weights(learner)
     assert torch.equal(trained(0.0), trained(7.0))
 
 
 def test_an_update_is_a_function_of_seed_number_weights_and_batch(data):
-    recipe = {"trunk": MLP(width=32, depth=1, dropout=0.3), "augment": (Noise("observation.state", 0.1),)}
+    recipe = {"trunk": MLP(width=32, depth=1, dropout=0.3), "augment": (GaussianNoise("observation.state", 0.1),)}
 
     def update(seed=0, before=0, outer=0):
         learner = clone(data, head=Flow(), seed=seed, recipe=recipe)
         draw = batches(learner, data)
-        learner.updates = before
+        learner.n_updates = before
         torch.manual_seed(outer)
         return learner.update(draw(0))["loss"]
     assert update() == update(outer=1)  # not of the global generator
@@ -288,17 +308,17 @@ def test_an_update_leaves_the_global_generator_alone(data):
 
 
 def test_the_average_is_that_of_the_weights(data):
-    learner = clone(data, ema=Constant(0.75))
+    learner = clone(data, ema=ConstantDecay(0.75))
     draw, expected = batches(learner, data), weights(learner)
     for n in range(4):
         learner.update(draw(n))
         expected = 0.75 * expected + 0.25 * weights(learner)
-    found = torch.cat([p.flatten() for p in learner.trained.parameters()])
+    found = torch.cat([p.flatten() for p in learner.trained_policy.parameters()])
     torch.testing.assert_close(found, expected)
     last = clone(data)
     last.update(batches(last, data)(0))
-    assert torch.equal(torch.cat([p.flatten() for p in last.trained.parameters()]), weights(last))
-    assert not last.trained.training and last.policy.training
+    assert torch.equal(torch.cat([p.flatten() for p in last.trained_policy.parameters()]), weights(last))
+    assert not last.trained_policy.training and last.policy.training
 
 
 def test_a_loss_that_is_no_number_names_the_update_and_harms_nothing(data):
@@ -307,12 +327,12 @@ def test_a_loss_that_is_no_number_names_the_update_and_harms_nothing(data):
     learner.update(draw(0))
     before, b = weights(learner), draw(1)
     with pytest.raises(UserError, match=r"update 2: expected a finite loss, found nan\n  -> lower the rate"):
-        learner.update(b.but(action=b.action * torch.nan))
+        learner.update(b.replace(action=b.action * torch.nan))
     assert torch.equal(weights(learner), before) and torch.isfinite(weights(learner)).all()
 
 
 @dataclass(frozen=True)
-class Recover(Penalty):
+class Recover(AuxiliaryLoss):
     """The observation from the context: an auxiliary loss with weights of its own."""
 
     scale: float = 1.0
@@ -333,23 +353,23 @@ class _Recover(nn.Module):
 
 def test_a_penalty_is_added_and_trains_with_the_policy(data):
     def first(scale):
-        learner = clone(data, penalties=(Recover(scale),), steps=200)
+        learner = clone(data, auxiliary_losses=(Recover(scale),), steps=200)
         return learner, learner.update(batches(learner, data)(0))["loss"]
     (_, none), (_, one), (learner, two) = first(0.0), first(1.0), first(2.0)
     assert two - one == pytest.approx(one - none, rel=1e-4) and one > none
     seen = []
-    fit(learner, batches(learner, data), 200, start=1, watch=[lambda n, _, s: seen.append(s["loss"])])
+    fit(learner, batches(learner, data), 200, start=1, callbacks=[lambda n, _, s: seen.append(s["loss"])])
     assert seen[-1] < 0.3 * two
-    assert not any("decode" in k for k in learner.trained.state_dict())
+    assert not any("decode" in k for k in learner.trained_policy.state_dict())
     tensors, facts = learner.state()
     assert any("decode" in k for k in tensors)  # goes on with it
 
 
 def test_a_policy_without_weights_takes_updates_and_stays(data):
     learner = clone(data, head=Neighbors())
-    before = learner.trained.net.keys.clone()
+    before = learner.trained_policy.net.keys.clone()
     seen = [learner.update(batches(learner, data)(n))["loss"] for n in range(3)]
-    assert all(np.isfinite(seen)) and torch.equal(learner.trained.net.keys, before)
+    assert all(np.isfinite(seen)) and torch.equal(learner.trained_policy.net.keys, before)
 
 
 @pytest.mark.parametrize("head, trunk, precision", [
@@ -358,23 +378,29 @@ def test_a_policy_without_weights_takes_updates_and_stays(data):
 def test_a_restored_learner_goes_on_bit_by_bit(data, head, trunk, precision):
     """Also into a policy that never saw the data: statistics and memories are in the state."""
     def fresh():
-        return clone(data, Optim(warmup=3, precision=precision), head=head, ema=Constant(0.9), penalties=(Recover(),),
-                     recipe={"trunk": trunk})
+        return clone(
+            data,
+            OptimizerConfig(warmup_steps=3, precision=precision),
+            head=head,
+            ema=ConstantDecay(0.9),
+            auxiliary_losses=(Recover(),),
+            recipe={"trunk": trunk},
+        )
     one = fresh()
     draw = batches(one, data)
     fit(one, draw, 7)
     tensors, facts = one.state()
     tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-    bare = Policy(one.policy.recipe, data.features())
-    other = one.learning.build(bare, 0, 20)
+    bare = Policy(one.policy.config, data.features())
+    other = one.config.build(bare, 0, 20)
     other.restore(tensors, json.loads(json.dumps(facts)))
     assert {k: v.tolist() for k, v in other.state()[0].items()} == {k: v.tolist() for k, v in tensors.items()}
     fit(one, draw, 15, start=7)
     fit(other, draw, 15, start=7)
     for (name, mine), theirs in zip(one.state()[0].items(), other.state()[0].values(), strict=True):
         assert torch.equal(mine, theirs), name
-    assert all(torch.equal(a, b) for a, b in zip(one.trained.state_dict().values(),
-                                                 other.trained.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one.trained_policy.state_dict().values(),
+                                                 other.trained_policy.state_dict().values(), strict=True))
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
@@ -383,14 +409,14 @@ def test_a_restored_learner_goes_on_bit_by_bit(data, head, trunk, precision):
 def test_weights(data):
     made = policy(data)
     batch = made.windows(data, extra=("intervention",)).batch(8, 0)
-    assert torch.equal(Even()(batch, made), torch.ones(8))
-    column = Column("intervention", 4.0, 0.25)
+    assert torch.equal(UniformWeights()(batch, made), torch.ones(8))
+    column = ColumnWeights("intervention", 4.0, 0.25)
     assert torch.equal(column(batch, made), torch.where(batch.extra["intervention"] == 1, 4.0, 0.25))
-    assert Cloning(weights=column).extra == ("intervention",) and Cloning().extra == ()
+    assert BehaviorCloning(sample_weights=column).extra == ("intervention",) and BehaviorCloning().extra == ()
     with pytest.raises(UserError, match="expected the batch to have 'takeover', found"):
-        Column("takeover")(batch, made)
+        ColumnWeights("takeover")(batch, made)
     advantage = torch.linspace(-1, 3, 8)
-    found = Advantage(lambda b: advantage, beta=2.0, cap=10.0)(batch, made)
+    found = AdvantageWeights(lambda b: advantage, beta=2.0, max_weight=10.0)(batch, made)
     assert found.tolist() == pytest.approx([min(math.exp(2 * a), 10.0) for a in advantage.tolist()], rel=1e-5)
 
 
@@ -399,11 +425,11 @@ def test_weights_choose_what_is_learned():
     seen = np.zeros((64, 1), np.float32)
     answer = (np.arange(64) % 2).astype(np.float32)
     data = Dataset([Episode({"observation.state": seen, "action": answer[:, None], "intervention": answer})])
-    learner = clone(data, Optim(rate=0.01), steps=200, weights=Column("intervention", 3.0, 1.0),
+    learner = clone(data, OptimizerConfig(lr=0.01), steps=200, weights=ColumnWeights("intervention", 3.0, 1.0),
                     recipe={"window": Window()})
     windows = learner.policy.windows(data, extra=("intervention",))
     fit(learner, lambda n: windows.gather(np.arange(64)), 200)
-    plan = learner.trained.plan({"observation.state": torch.zeros(1, 1, 1)}, torch.zeros(1, 1, 0))
+    plan = learner.trained_policy.plan({"observation.state": torch.zeros(1, 1, 1)}, torch.zeros(1, 1, 0))
     assert plan.item() == pytest.approx(0.75, abs=0.01)
 
 
@@ -412,18 +438,18 @@ def test_weights_choose_what_is_learned():
 
 def test_devices():
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert devices.device("auto").type == best
-    assert devices.device("cpu") == CPU
+    assert devices.choose_device("auto").type == best
+    assert devices.choose_device("cpu") == CPU
     with pytest.raises(UserError, match="found 'gpu'"):
-        devices.device("gpu")
+        devices.choose_device("gpu")
     absent = "mps" if best != "mps" else "cuda"
     with pytest.raises(UserError, match=f"expected a {absent} device, found none"):
-        devices.device(absent)
+        devices.choose_device(absent)
 
 
 def test_shares_make_up_the_batch():
     for count in (1, 2, 3, 7):
-        rows = [i for rank in range(count) for i in range(32)[devices.Processes(rank, count).share(32)]]
+        rows = [i for rank in range(count) for i in range(32)[devices.Processes(rank, count).row_slice(32)]]
         assert rows == list(range(32))
 
 
@@ -431,7 +457,7 @@ def test_a_share_is_those_rows_of_the_batch(data):
     from understudy.data.window import Goal
 
     for window in (Window(2, 4), Window(2, 4, goals=(Goal("observation.state"),))):
-        made = window.over(data, ("observation.state", *(g.into for g in window.goals)), "action")
+        made = window.windows(data, ("observation.state", *(g.into for g in window.goals)), "action")
         whole, part = made.batch(16, 5, 1), made.batch(16, 5, 1, slice(4, 9))
         assert torch.equal(part.action, whole.action[4:9])
         assert all(torch.equal(part.obs[k], whole.obs[k][4:9]) for k in whole.obs)
@@ -444,11 +470,11 @@ def test_batches_made_ahead_are_the_same_batches():
     def batch(n):
         made.append(n)
         return n * n
-    draw = devices.ahead(batch, torch.device("cuda"), 6)
+    draw = devices.prefetch(batch, torch.device("cuda"), 6)
     assert [draw(n) for n in (0, 1, 2)] == [0, 1, 4]
     assert [draw(n) for n in (5, 0)] == [25, 0]  # out of turn, as after a resume
     assert max(made) == 5  # none beyond the last
-    assert devices.ahead(batch, CPU, 6) is batch
+    assert devices.prefetch(batch, CPU, 6) is batch
 
 
 # -- what looks on ---------------------------------------------------------------------------------------------------
@@ -456,10 +482,10 @@ def test_batches_made_ahead_are_the_same_batches():
 
 def test_a_curve_is_the_mean_of_each_stretch_however_it_was_interrupted():
     said, losses = [], [1.0, 2.0, 6.0, 4.0, 5.0, 9.0, 7.0]
-    curve = Curve(3, lambda **line: said.append(line))
+    curve = LossCurve(3, lambda **line: said.append(line))
     for step, loss in enumerate(losses, 1):
         if step in (2, 5):
-            curve = Curve(3, curve.write, json.loads(json.dumps(curve.state)))
+            curve = LossCurve(3, curve.write, json.loads(json.dumps(curve.state)))
         curve(step, None, {"loss": loss})
     assert said == [{"step": 3, "loss": 3.0}, {"step": 6, "loss": 6.0}]
 
@@ -467,12 +493,12 @@ def test_a_curve_is_the_mean_of_each_stretch_however_it_was_interrupted():
 def _watched(monkeypatch, steps, seconds, bar):
     from rich.console import Console
 
-    from understudy.learn import watch
+    from understudy.learn import callbacks
 
     out, clock = io.StringIO(), iter(range(1000))
-    progress = Progress(steps, bar=bar)
+    progress = ProgressBar(steps, bar=bar)
     progress.console = Console(file=out)
-    monkeypatch.setattr(watch.time, "perf_counter", lambda: seconds * next(clock))
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: seconds * next(clock))
     with progress:
         for n in range(1, 15):
             progress(n, None, {"loss": 1.0})
@@ -487,13 +513,13 @@ def test_what_takes_long_says_so_once_and_what_does_not_is_quiet(monkeypatch):
 
 
 def test_durations_in_words():
-    assert [duration(s) for s in (40, 900, 5400, 7200, 90_000, 400_000)] == [
+    assert [format_duration(s) for s in (40, 900, 5400, 7200, 90_000, 400_000)] == [
         "40 seconds", "15 minutes", "1.5 hours", "2 hours", "25 hours", "4.6 days"]
 
 
 def test_metrics_for_others(monkeypatch):
     """Neither package is needed to run the tests: what they are told is what counts."""
-    from understudy.learn import watch
+    from understudy.learn import callbacks
 
     told = []
 
@@ -509,7 +535,7 @@ def test_metrics_for_others(monkeypatch):
     board = types.ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
-    look = watch.TensorBoard("logs", every=2)
+    look = callbacks.TensorBoard("logs", save_freq=2)
     for step, seen in ((1, {"loss": 3.0}), (2, {"loss": 2.0}), (3, {"score": 1.0})):
         look(step, None, seen)
     assert told == [("loss", 2.0, 2), "flush", ("score", 1.0, 3), "flush"]  # updates now and then, judgements always
@@ -517,21 +543,26 @@ def test_metrics_for_others(monkeypatch):
     biases = types.ModuleType("wandb")
     biases.init = lambda **options: types.SimpleNamespace(log=lambda line: told.append((options, line)))
     monkeypatch.setitem(sys.modules, "wandb", biases)
-    watch.Wandb(every=1, project="toys")(4, None, {"loss": 1.0})
+    callbacks.Wandb(save_freq=1, project="toys")(4, None, {"loss": 1.0})
     assert told[-1] == ({"project": "toys"}, {"loss": 1.0, "step": 4})
 
     for name, package, options in (("TensorBoard", "torch.utils.tensorboard", ["logs"]), ("Wandb", "wandb", [])):
         monkeypatch.setitem(sys.modules, package, None)  # not installed
         with pytest.raises(UserError, match="pip install"):
-            getattr(watch, name)(*options)
+            getattr(callbacks, name)(*options)
 
 
 def test_methods_learn_as_data():
     from understudy import config
     from understudy.learn.method import Method
 
-    learning = Cloning(steps=7, optim=Optim(clip=None, betas=(0.8, 0.9)), ema=Constant(0.5), weights=Column("x"))
-    method = replace(Method(Recipe(Flow())), learn=learning)
+    learning = BehaviorCloning(
+        steps=7,
+        optimizer=OptimizerConfig(grad_clip_norm=None, betas=(0.8, 0.9)),
+        ema=ConstantDecay(0.5),
+        sample_weights=ColumnWeights("x"),
+    )
+    method = replace(Method(PolicyConfig(Flow())), learner=learning)
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method
 
 
@@ -546,34 +577,38 @@ def test_a_choice_that_was_never_shown_is_refused():
 
 
 @dataclass(frozen=True)
-class Looks(Cloning):
+class Looks(BehaviorCloning):
     """Asks for what follows, and learns as cloning does."""
 
-    following: bool = True
+    next_obs: bool = True
 
 
 def test_what_follows_a_chunk_has_to_come_after_it_was_chosen(tmp_path):
     data = Dataset([Episode({"observation.state": np.zeros((6, 2)), "action": np.zeros((6, 1))}) for _ in range(2)])
     for ahead, horizon in ((-2, 1), (-3, 2)):
-        method = Method(Recipe(Regression(), window=Window(1, horizon, ahead)), learn=Looks(steps=1))
+        method = Method(PolicyConfig(Regression(), window=Window(1, horizon, ahead)), learner=Looks(steps=1))
         with pytest.raises(UserError, match=f"found ahead={ahead} and horizon={horizon}"):
-            train(method, data, tmp_path / "no", hold=0)
-    method = Method(Recipe(Regression(), window=Window(1, 3, -2)), Receding(1, skip=2), Looks(steps=1))
-    train(method, data, tmp_path / "yes", hold=0)
+            train(method, data, tmp_path / "no", val_fraction=0)
+    method = Method(PolicyConfig(Regression(), window=Window(1, 3, -2)), RecedingHorizon(1, skip=2), Looks(steps=1))
+    train(method, data, tmp_path / "yes", val_fraction=0)
 
 
 @pytest.mark.parametrize(("window", "target", "there"), [
-    (Window(1, 2, ahead=5), "action", False), (Window(1, 2, ahead=3), "action", True),
-    (Window(1, 1, ahead=4), "observation.state", True),  # which has one row more
-    (Window(1, 1, ahead=-4), "action", False), (Window(1, 1, ahead=-3), "action", True)])
+    (Window(1, 2, action_offset=5), "action", False), (Window(1, 2, action_offset=3), "action", True),
+    (Window(1, 1, action_offset=4), "observation.state", True),  # which has one row more
+    (Window(1, 1, action_offset=-4), "action", False), (Window(1, 1, action_offset=-3), "action", True)])
 def test_targets_beyond_every_episode_are_refused_before_training(window, target, there):
     data = Dataset([Episode({"observation.state": np.zeros((n + 1, 2), np.float32), "action": np.zeros((n, 2))})
                     for n in (2, 4)])
-    method = Method(Recipe(Regression(), window=window, target=target, inputs=("observation.state",)))
-    found = nullcontext() if there else pytest.raises(UserError, match=f"ahead={window.ahead}.*\n  -> look less far")
+    method = Method(PolicyConfig(Regression(), window=window, target=target, inputs=("observation.state",)))
+    found = (
+        nullcontext()
+        if there
+        else pytest.raises(UserError, match=f"ahead={window.action_offset}.*\n  -> look less far")
+    )
     with found:
         check_method(method, data)
     if there:
-        assert next(window.over(data, ("observation.state",), target).scan()).mask.any()
+        assert next(window.windows(data, ("observation.state",), target).scan()).mask.any()
     else:
-        assert not next(window.over(data, ("observation.state",), target).scan()).mask.any()
+        assert not next(window.windows(data, ("observation.state",), target).scan()).mask.any()

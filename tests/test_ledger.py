@@ -12,14 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from understudy.claims import due as due_module
 from understudy.claims import ledger, records
-from understudy.claims.base import NotHere
-from understudy.claims.due import attempted, due, missing, run_all
-from understudy.claims.ledger import Condition, Entry, conditions, decisive, picture, row, rows
-from understudy.claims.listed import listing as kept_listing
+from understudy.claims import scheduler as due_module
+from understudy.claims.base import MissingRequirement
+from understudy.claims.ledger import (
+    Condition,
+    LedgerEntry,
+    decisive_condition,
+    find_row,
+    interval_svg,
+    ledger_rows,
+    parse_conditions,
+)
+from understudy.claims.listing_cache import cached_listing as kept_listing
+from understudy.claims.scheduler import due_claims, missing_requirements, run_all, try_claim
 from understudy.cli import main
-from understudy.commands.claims import seconds
+from understudy.commands.claims import parse_duration
 from understudy.core import UserError
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -27,17 +35,23 @@ from understudy.core import UserError
 
 def test_the_rows_are_those_of_the_published_list(shared):
     head, *lines = (shared / "ledger/ledger.tsv").read_text(encoding="utf-8").splitlines()
-    assert head.split("\t")[:6] == ledger.COLUMNS[:6] and len(lines) == len(rows()) == 296
+    assert head.split("\t")[:6] == ledger.COLUMNS[:6] and len(lines) == len(ledger_rows()) == 296
     for line in lines:
         number, family, core, priority, _, title = line.split("\t")[:6]
-        r = rows()[number]
-        assert (r.id, r.family, r.core, r.priority, r.title) == (number, family, core == "core", int(priority), title)
+        r = ledger_rows()[number]
+        assert (r.id, r.family, r.is_core, r.priority, r.title) == (
+            number,
+            family,
+            core == "core",
+            int(priority),
+            title,
+        )
 
 
 def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
-    assert all(re.fullmatch(r"\d{3}", n) and r.id == n and r.priority in (1, 2, 3) for n, r in rows().items())
-    assert all(re.fullmatch(r"(\d{4}\.\d{4,5})?", r.arxiv) for r in rows().values())
-    found = [r.arxiv for r in rows().values() if r.arxiv]
+    assert all(re.fullmatch(r"\d{3}", n) and r.id == n and r.priority in (1, 2, 3) for n, r in ledger_rows().items())
+    assert all(re.fullmatch(r"(\d{4}\.\d{4,5})?", r.arxiv) for r in ledger_rows().values())
+    found = [r.arxiv for r in ledger_rows().values() if r.arxiv]
     assert len(found) == len(set(found)) > 100
     head = "\t".join(ledger.COLUMNS)
     good = "003\tf\tcore\t1\tname\ttitle\t"
@@ -45,20 +59,20 @@ def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
                        (f"{head}\n{good[1:]}\n", "line 2: .*found '03'"), (f"{head}\nno\n", "found 1 columns")):
         (tmp_path / "ledger.tsv").write_text(text)
         monkeypatch.setattr(ledger, "HERE", tmp_path)
-        rows.cache_clear()
+        ledger_rows.cache_clear()
         with pytest.raises(UserError, match=said):
-            rows()
+            ledger_rows()
     monkeypatch.undo()
-    rows.cache_clear()
+    ledger_rows.cache_clear()
 
 
 def test_claims_are_of_rows_and_cite_their_papers():
     for name, claim in records.all_claims().items():
         for number in claim.rows:
-            known, cited = row(number, name).arxiv, re.findall(r"\d{4}\.\d{4,5}", claim.paper)
+            known, cited = find_row(number, name).arxiv, re.findall(r"\d{4}\.\d{4,5}", claim.paper)
             assert not known or not cited or known in cited
     with pytest.raises(UserError, match="the claim x: expected a row of the ledger, found '999'"):
-        row("999", "x")
+        find_row("999", "x")
 
 
 # -- what decides ---------------------------------------------------------------------------------------------------
@@ -74,7 +88,7 @@ def said(what, low, high, side, bound):
     (-0.2, 0.4, "within", 0.5, "holds"), (-0.2, 0.4, "within", 0.3, "undecided"), (0.2, 0.4, "within", 0.1, "fails"),
     (-0.4, -0.2, "within", 0.1, "fails")])
 def test_a_condition_is_read_as_its_rule_wrote_it(low, high, side, bound, verdict):
-    (found,) = conditions(said("success: a - b", low, high, side, bound))
+    (found,) = parse_conditions(said("success: a - b", low, high, side, bound))
     assert found == Condition("success: a - b", pytest.approx((low + high) / 2), low, high, side, bound)
     assert found.verdict == verdict and (found.margin > 0) == (verdict == "holds")
 
@@ -87,23 +101,27 @@ def record(verdict, *findings, decides=True):
 def test_what_decides_is_what_fails_or_is_open_or_holds_most_narrowly():
     good, narrow = said("good", 0.5, 0.7, "above", 0), said("narrow", 0.01, 0.7, "above", 0)
     opened, bad = said("open", -0.1, 0.1, "above", 0), said("bad", -0.3, -0.1, "above", 0)
-    assert decisive(record("holds", f"{good}; {narrow}")).what == "narrow"
-    assert decisive(record("undecided", good, f"{narrow}; {opened}")).what == "open"
-    assert decisive(record("fails", opened, good, bad)).what == "bad"
-    assert decisive(record("undecided", f"{good}; {narrow}")).what == "narrow"  # its sabotage changed nothing
-    assert decisive(record("holds", good, decides=False)) is None and decisive(record("holds", "no numbers")) is None
+    assert decisive_condition(record("holds", f"{good}; {narrow}")).label == "narrow"
+    assert decisive_condition(record("undecided", good, f"{narrow}; {opened}")).label == "open"
+    assert decisive_condition(record("fails", opened, good, bad)).label == "bad"
+    # its sabotage changed nothing
+    assert decisive_condition(record("undecided", f"{good}; {narrow}")).label == "narrow"
+    assert (
+        decisive_condition(record("holds", good, decides=False)) is None
+        and decisive_condition(record("holds", "no numbers")) is None
+    )
 
 
 def test_every_record_of_ours_has_one_and_its_verdict_follows():
     for name in records.all_claims():
         if records.record_path(name).exists():
             found = json.loads(records.record_path(name).read_text())
-            if found["twin"]["flips"]:
-                assert decisive(found).verdict == found["verdict"], name
+            if found["negative_control"]["flips"]:
+                assert decisive_condition(found).verdict == found["verdict"], name
 
 
 def test_a_picture_has_interval_and_bound_where_they_are():
-    svg = picture(Condition("a", 2.0, 1.0, 3.0, "above", 0.0), alone=True)
+    svg = interval_svg(Condition("a", 2.0, 1.0, 3.0, "above", 0.0), standalone=True)
     low, high = map(float, re.search(r'class="i" d="M([\d.]+) 12H([\d.]+)M', svg).groups())
     at, bound = float(re.search(r'cx="([\d.]+)"', svg)[1]), float(re.search(r'class="b" d="M([\d.]+) ', svg)[1])
     assert bound < low < at < high and at - low == pytest.approx(high - at, abs=0.2)
@@ -111,7 +129,7 @@ def test_a_picture_has_interval_and_bound_where_they_are():
     start, width = map(float, re.search(r'class="w" x="([\d.]+)" y="2" width="([\d.]+)"', svg).groups())
     assert start == bound and start + width == pytest.approx(200)
     assert 'class="bar holds"' in svg and 'aria-label="a = 2.000 [1.000, 3.000], wanted above 0"' in svg
-    both = picture(Condition("a", 0.0, -1.0, 1.0, "within", 0.5))
+    both = interval_svg(Condition("a", 0.0, -1.0, 1.0, "within", 0.5))
     assert both.count('class="b"') == 2 and "undecided" in both and "<style>" not in both
 
 
@@ -120,22 +138,22 @@ def test_a_picture_has_interval_and_bound_where_they_are():
 
 @pytest.fixture(scope="module")
 def listed():
-    return records.listing()
+    return records.list_claims()
 
 
 @pytest.fixture(scope="module")
 def all_entries(listed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "listing", lambda: listed)
-        return ledger.entries()
+        return ledger.ledger_entries()
 
 
 def test_the_page_has_every_row_once_with_what_is_missing_plain_to_see(all_entries, tmp_path):
-    text = ledger.table(tmp_path / "docs/ledger.md", all_entries).read_text()
+    text = ledger.write_table(tmp_path / "docs/ledger.md", all_entries).read_text()
     lines = [line for line in text.splitlines() if re.match(r"\| \d{3} \|", line)]
     shown = [line[2:5] for line in lines]
     by_row = {e.row.id: e for e in all_entries}
-    assert sorted(set(shown)) == sorted(rows()) and len(shown) == sum(max(len(e.claims), 1) for e in all_entries)
+    assert sorted(set(shown)) == sorted(ledger_rows()) and len(shown) == sum(max(len(e.claims), 1) for e in all_entries)
     for line in lines:
         assert len(re.split(r"(?<!\\)\|", line)) == 9, line  # seven cells
         assert ("no claim yet" in line) == (not by_row[line[2:5]].claims)
@@ -152,29 +170,31 @@ def test_the_committed_page_is_what_the_records_say(all_entries):
     """But for what is stale, which is known when it is looked at."""
     fresh = [replace(e, claims=tuple({**c, "stale": False} for c in e.claims)) for e in all_entries]
     committed = (Path(__file__).parents[1] / "docs/ledger.md").read_text(encoding="utf-8")
-    assert committed.replace(ledger.STALE, "") == ledger.page(fresh), "understudy claims table makes it anew"
+    assert committed.replace(ledger.STALE_NOTE, "") == ledger.ledger_markdown(fresh), (
+        "understudy claims table makes it anew"
+    )
 
 
 def test_of_several_claims_the_worst_stands_for_the_row():
     def of(*verdicts):
-        return Entry(rows()["003"], tuple({"verdict": v} for v in verdicts)).verdict
+        return LedgerEntry(ledger_rows()["003"], tuple({"verdict": v} for v in verdicts)).verdict
     assert of() == "no claim" and of("holds", "holds") == "holds" and of("holds", "not run") == "not run"
     assert of("holds", "undecided") == "undecided" and of("undecided", "fails", "holds") == "fails"
 
 
 def test_the_page_to_search_has_all_and_asks_nobody(all_entries, tmp_path):
-    text = ledger.html(tmp_path / "ledger.html", all_entries).read_text()
-    assert re.findall(r'<article id="r(\d{3})"', text) == list(rows())
+    text = ledger.write_html(tmp_path / "ledger.html", all_entries).read_text()
+    assert re.findall(r'<article id="r(\d{3})"', text) == list(ledger_rows())
     assert not re.search(r'(src|href)="(?!https://arxiv\.org/abs/|#)', text)
     assert "{{" not in text and "@import" not in text
     for e in all_entries:
         assert f">{e.row.title}<" in unescape(text)
-    assert text.count('class="bar ') == sum(ledger._decisive(c["name"]) is not None for e in all_entries
+    assert text.count('class="bar ') == sum(ledger._decisive_of_claim(c["name"]) is not None for e in all_entries
                                             for c in e.claims)
-    odd = replace(rows()["003"], name='<script>alert("x")</script>', title="a & b | c", arxiv="")
-    text = ledger.html(tmp_path / "odd.html", [Entry(odd, ())]).read_text()
+    odd = replace(ledger_rows()["003"], name='<script>alert("x")</script>', title="a & b | c", arxiv="")
+    text = ledger.write_html(tmp_path / "odd.html", [LedgerEntry(odd, ())]).read_text()
     assert "<script>alert" not in text and "a &amp; b | c" in text
-    text = ledger.page([Entry(odd, ())])
+    text = ledger.ledger_markdown([LedgerEntry(odd, ())])
     assert "\\| c" in text and "<script>" not in text.replace("\\<", "")
 
 
@@ -189,7 +209,7 @@ def entry(name, took=None, date=None, stale=True, verdict="holds", **more):
 def test_what_is_due_is_stale_or_never_ran_and_the_cheapest_comes_first():
     listed = [entry("never"), entry("dear", 900.0, "2026-01-01"), entry("fresh", 1.0, "2026-01-01", stale=False),
               entry("cheap", 5.0, "2026-02-01"), entry("as cheap, older", 5.0, "2026-01-01")]
-    assert [e["name"] for e in due(listed)] == ["as cheap, older", "cheap", "dear", "never"]
+    assert [e["name"] for e in due_claims(listed)] == ["as cheap, older", "cheap", "dear", "never"]
 
 
 def fake(name, say=lambda text: None):
@@ -218,14 +238,14 @@ def told_apart(workers):
     told = []
     entries = [entry("quick", 0.1), entry("raises", 0.1), entry("dies", 0.1), entry("lacks", 0.1),
                entry("known", 0.1, missing=["the sim extra"]), entry("dear", 5000.0)]
-    found = run_all(entries, 1000.0, workers, told.append, attempt=fake)
-    assert found.here == {"quick": "undecided"} and set(found.failed) == {"raises", "dies"}
-    assert found.absent == {"lacks": "data", "known": "the sim extra"} and "process died" in found.failed["dies"]
-    assert set(found.left) == {"dear"} and "took 5000 s" in found.left["dear"] and not found.whole
+    found = run_all(entries, 1000.0, workers, told.append, run_one=fake)
+    assert found.verdicts == {"quick": "undecided"} and set(found.failed) == {"raises", "dies"}
+    assert found.unavailable == {"lacks": "data", "known": "the sim extra"} and "process died" in found.failed["dies"]
+    assert set(found.not_run) == {"dear"} and "took 5000 s" in found.not_run["dear"] and not found.is_complete
     assert "quick: undecided here" in told and "known: not here, needs the sim extra" in told
     began = time.monotonic()
-    found = run_all([entry("sleeps 900")], 5.0, workers, told.append, attempt=fake)
-    assert "end of the budget" in found.left["sleeps 900"] and 5 <= time.monotonic() - began < 300
+    found = run_all([entry("sleeps 900")], 5.0, workers, told.append, run_one=fake)
+    assert "end of the budget" in found.not_run["sleeps 900"] and 5 <= time.monotonic() - began < 300
     return told
 
 
@@ -236,10 +256,10 @@ def test_a_budget_starts_nothing_that_does_not_fit_and_stops_what_does_not_end(r
 
 
 def test_nothing_starts_without_time(results):
-    found = run_all([entry("quick", 3.0), entry("never")], 0.0, attempt=fake)
-    assert set(found.left) == {"quick", "never"} and not found.here and not found.whole
-    found = run_all([entry("known", 1.0, missing=["x"])], attempt=fake)
-    assert found.whole and found.absent == {"known": "x"}  # what cannot run here is no failure
+    found = run_all([entry("quick", 3.0), entry("never")], 0.0, run_one=fake)
+    assert set(found.not_run) == {"quick", "never"} and not found.verdicts and not found.is_complete
+    found = run_all([entry("known", 1.0, missing=["x"])], run_one=fake)
+    assert found.is_complete and found.unavailable == {"known": "x"}  # what cannot run here is no failure
 
 
 @pytest.mark.slow
@@ -257,21 +277,23 @@ def test_on_ray(results, monkeypatch):
 
 def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
     needs = ("the sim extra", "recorded demonstrations (UNDERSTUDY_DATA)")
-    claim = replace(records.find("ema-oscillation"), needs=needs)
+    claim = replace(records.find_claim("ema-oscillation"), needs=needs)
     monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path))
     monkeypatch.setattr(due_module, "_extra", lambda name: ["no-such-package"])
-    assert missing(claim) == ["the sim extra"]
+    assert missing_requirements(claim) == ["the sim extra"]
     monkeypatch.setattr(due_module, "_extra", lambda name: ["torch"])
-    assert missing(claim) == []
+    assert missing_requirements(claim) == []
     monkeypatch.delenv("UNDERSTUDY_DATA")
-    assert missing(claim) == ["recorded demonstrations (UNDERSTUDY_DATA)"]
+    assert missing_requirements(claim) == ["recorded demonstrations (UNDERSTUDY_DATA)"]
     monkeypatch.undo()
-    assert {"mujoco", "metaworld"} <= set(due_module._extra("sim")) and not due_module._installed("no-such-package")
+    assert {"mujoco", "metaworld"} <= set(due_module._extra_packages("sim")) and not due_module._is_installed(
+        "no-such-package"
+    )
 
 
 def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
     def absent(claim, say):
-        raise NotHere("expected data, found none")
+        raise MissingRequirement("expected data, found none")
 
     def wrong(claim, say):
         raise UserError("expected the data that the claim was made for")
@@ -281,21 +303,21 @@ def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
     for function, kind, text in ((absent, "absent", "found none"), (wrong, "failed", "was made for"),
                                  (defect, "failed", "ZeroDivisionError")):
         monkeypatch.setattr(due_module, "run", function)
-        found = attempted("diffusion-bc")
+        found = try_claim("diffusion-bc")
         assert found[0] == kind and text in found[1]
-    assert attempted("no-such-claim")[0] == "failed"
+    assert try_claim("no-such-claim")[0] == "failed"
 
 
 @pytest.mark.parametrize("text,wanted", [("90s", 90), ("30m", 1800), ("2h", 7200), ("1.5h", 5400), ("1h30m", 5400),
                                          ("1d", 86400), ("45", 45), ("10min", 600), (None, None)])
 def test_a_time(text, wanted):
-    assert seconds(text) == wanted
+    assert parse_duration(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2 h", "-1h", "h", "1x", "5 5"])
 def test_no_time(text):
     with pytest.raises(UserError, match="expected a time such as"):
-        seconds(text)
+        parse_duration(text)
 
 
 # -- the list, kept ---------------------------------------------------------------------------------------------------
@@ -307,7 +329,7 @@ def test_the_list_is_made_anew_when_a_file_or_a_record_changes_and_only_then(lis
     (package / "core.py").write_text("A = 1")
     (package / "claims/results/x.json").write_text("{}")
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("understudy.claims.listed.PACKAGE", package)
+    monkeypatch.setattr("understudy.claims.listing_cache.PACKAGE", package)
     monkeypatch.setattr(records, "listing", lambda: made.append(1) or listed)
 
     def times() -> int:
@@ -334,14 +356,14 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ledger, "listing", lambda: listed)
     recorded = [{**e, "stale": False} for e in listed if e["verdict"] != "not run"]
     due_now = [{**e, "stale": e["name"] == "mip-two-steps"} for e in recorded]
-    monkeypatch.setattr("understudy.claims.listed.listing", lambda: due_now)
+    monkeypatch.setattr("understudy.claims.listing_cache.listing", lambda: due_now)
 
     def call(*args, status=0):
         assert main(["claims", *map(str, args)]) == status
         return capsys.readouterr()
     assert [c["name"] for c in json.loads(call("list", "--json", "--stale").out)] == ["mip-two-steps"]
     heads = json.loads(call("list", "--json", "--family", "policy-heads").out)
-    assert heads and all({rows()[n].family for n in c["rows"]} == {"policy-heads"} for c in heads)
+    assert heads and all({ledger_rows()[n].family for n in c["rows"]} == {"policy-heads"} for c in heads)
     failing = json.loads(call("list", "--json", "--verdict", "fails").out)
     assert failing == [e for e in due_now if e["verdict"] == "fails"]
     for args, text in ((("list", "--family", "policy"), "did you mean policy-heads?"), (("run",), "found neither"),
@@ -354,7 +376,7 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     assert json.loads(found.out) == {"ran": {}, "not_here": {}, "failed": {}, "left": {
         "mip-two-steps": json.loads(found.out)["left"]["mip-two-steps"]}}
     assert "mip-two-steps: left for another time (took" in found.err
-    monkeypatch.setattr("understudy.claims.listed.listing", lambda: recorded)
+    monkeypatch.setattr("understudy.claims.listing_cache.listing", lambda: recorded)
     assert "every claim has a record" in call("run", "--all").out
     call("table", "--html", tmp_path / "x.html")
     assert (tmp_path / "x.html").read_text().count("<article") == 296

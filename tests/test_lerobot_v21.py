@@ -18,7 +18,7 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data import video
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import WRITES, losses, write_dataset
+from understudy.data.formats import WRITERS, conversion_losses, write_dataset
 
 HERE = Path(__file__).parent
 
@@ -77,9 +77,11 @@ def test_what_lerobot_wrote_is_read_and_written_again_as_it_was(name, tmp_path):
 def test_everything_is_read_again(tmp_path):
     data = closed(images=True)
     again = Dataset.open(written(tmp_path / "d"))
-    assert again.fingerprint() == data.fingerprint() and again.facts["version"] == "v2.1"
+    assert again.fingerprint() == data.fingerprint() and again.metadata["version"] == "v2.1"
     assert len(again[0].steps["observation.state"]) == len(again[0]) + 1  # what was seen last
-    assert "observation.state: the row after the last action" in map(str, losses(data, "lerobot-v2.1", images="png"))
+    assert "observation.state: the row after the last action" in map(
+        str, conversion_losses(data, "lerobot-v2.1", images="png")
+    )
 
 
 def test_chunks_and_one_video_an_episode(tmp_path, monkeypatch):
@@ -92,7 +94,7 @@ def test_chunks_and_one_video_an_episode(tmp_path, monkeypatch):
     assert (info["total_chunks"], info["total_videos"], info["total_frames"]) == (2, 4, 22)
     for e, n in enumerate(closed_form.LENGTHS):
         assert (path / f"data/chunk-{e // 2:03d}/episode_{e:06d}.parquet").exists()
-        assert video.count(path / f"videos/chunk-{e // 2:03d}/{CAMERA}/episode_{e:06d}.mp4") == n
+        assert video.count_frames(path / f"videos/chunk-{e // 2:03d}/{CAMERA}/episode_{e:06d}.mp4") == n
     again = Dataset.open(path)
     for e in range(4):
         seen = again[e].steps[CAMERA][: closed_form.LENGTHS[e]].astype(int)
@@ -137,7 +139,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert Dataset.open(path).fingerprint() == Dataset.open(LEROBOT / "v3.0/images").fingerprint()
     assert main(["convert", str(LEROBOT / "v3.0/images"), path, "--to", "lerobot-v2.1"]) == 2
     assert "expected nothing here" in capsys.readouterr().err
-    assert "lerobot-v2.1" in WRITES
+    assert "lerobot-v2.1" in WRITERS
 
 
 def test_nothing_is_left_of_a_write_that_fails(tmp_path):

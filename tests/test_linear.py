@@ -14,7 +14,7 @@ def both_ways(monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of PyTorch has no oneDNN")
     monkeypatch.setattr(module, "MKL_IS_SLOW", True)
-    monkeypatch.setattr(module, "LEAST", 0)
+    monkeypatch.setattr(module, "MIN_MULTIPLICATIONS", 0)
 
 
 def drawn(*shape):

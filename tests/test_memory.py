@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.data.formats import WRITES
+from understudy.data.formats import WRITERS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
 
@@ -23,7 +23,7 @@ def memory():
 
 
 def taken(memory, folder, megabytes, to):
-    memory.made(folder / "data.npz", megabytes)
+    memory.created_with(folder / "data.npz", megabytes)
     took = memory.measured(folder / "data.npz", folder / "written", to)
     return max(took["converting"], took["windowing"])
 
@@ -34,7 +34,7 @@ def test_forty_megabytes(memory, tmp_path, to):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", [name for name in WRITES if name != "csv"])
+@pytest.mark.parametrize("to", [name for name in WRITERS if name != "csv"])
 def test_two_hundred_megabytes(memory, tmp_path, to):
     assert taken(memory, tmp_path, 200, to) < 200
 

@@ -15,27 +15,27 @@ from safetensors.torch import save_file
 from torch import nn
 
 from understudy import config
-from understudy.core import Context, Feature, Shape, Unsupported, UserError
+from understudy.core import Context, Feature, HeadSpec, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.heads.base import times_of
+from understudy.heads.base import check_trunk_times
 from understudy.heads.regression import Regression
 from understudy.nets import convolution
-from understudy.nets.base import Primes, RowTime, at, primed, told
-from understudy.nets.ema import EMA, Constant, Polynomial, Warmup
-from understudy.nets.encoders import Flat, Tokens
+from understudy.nets.base import CachesContext, SharedTimeTrunk, precomputed, time_embedding, with_time_embedding
+from understudy.nets.ema import EMA, ConstantDecay, PolynomialDecay, WarmupDecay
+from understudy.nets.encoders import ConcatEncoder, TokenEncoder
+from understudy.nets.feed_forward import FeedForward
+from understudy.nets.fourier import FourierFeatures
 from understudy.nets.mlp import MLP
-from understudy.nets.plain import Plain
-from understudy.nets.recurrent import Recurrent
-from understudy.nets.text import Bytes
-from understudy.nets.transformer import Transformer, attend
+from understudy.nets.recurrent import RecurrentEncoder
+from understudy.nets.text_encoder import ByteEncoder
+from understudy.nets.transformer import Transformer, scaled_dot_product
 from understudy.nets.unet import UNet
-from understudy.nets.vision import FixedBatchNorm, ResNet18, SmallConv, crop, keypoints, weights_given
-from understudy.nets.waves import Waves
-from understudy.policy import Policy, Recipe
+from understudy.nets.vision import FixedBatchNorm, ResNet18, SmallConv, crop, spatial_softargmax, without_downloads
+from understudy.policy import Policy, PolicyConfig
 
 TRUNKS = {
-    "mlp": MLP(32, 2), "plain": Plain((32, 16), "gelu"),
+    "mlp": MLP(32, 2), "plain": FeedForward((32, 16), "gelu"),
     "unet": UNet((16, 32), 3, 4, 8), "unet5": UNet((8, 16, 24), 5, 4, 8),
     "cross": Transformer(16, 2, 2), "joint": Transformer(16, 2, 2, "joint"),
     "act": Transformer(16, 1, 2, encoder_depth=2), "joint_act": Transformer(16, 1, 2, "joint", encoder_depth=1),
@@ -44,19 +44,24 @@ TRUNKS = {
 PRIMING = [name for name in TRUNKS if name != "plain"]  # the others work out once what depends on the context alone
 FEATURES = {
     "observation.state": Feature("float32", (3,)), "observation.arms": Feature("float32", (2, 2)),
-    "observation.last": Feature("int64", (), "choice", choices=(5,)),
-    "observation.mode": Feature("int64", (2,), "choice", choices=(3, 4)),
+    "observation.last": Feature("int64", (), "discrete", num_classes=(5,)),
+    "observation.mode": Feature("int64", (2,), "discrete", num_classes=(3, 4)),
     "observation.done": Feature("bool", ()), "observation.task": Feature("uint8", (12,), "text"),
     "observation.images.front": Feature("uint8", (36, 40, 3), "image"),
 }
 PLAIN = {k: FEATURES[k] for k in ("observation.state", "observation.arms", "observation.last", "observation.mode",
                                     "observation.done")}
 SEEN = {k: f for k, f in FEATURES.items() if f.kind != "text"}
-SMALL = Tokens(8, 4, SmallConv((8, 8), 4))
-ENCODERS = {"tokens": (SMALL, FEATURES), "resnet": (Tokens(8, 2, ResNet18(keypoints=4)), FEATURES),
-            "grid": (Tokens(8, 2, ResNet18(pool="grid")), FEATURES), "flat": (Flat(), PLAIN),
-            "flat_seen": (Flat(SmallConv((8, 8), 4), 4), SEEN), "recurrent": (Recurrent(12, 2, SMALL), FEATURES),
-            "recurrent_flat": (Recurrent(12, 1, Flat()), PLAIN)}
+SMALL = TokenEncoder(8, 4, SmallConv((8, 8), 4))
+ENCODERS = {
+    "tokens": (SMALL, FEATURES),
+    "resnet": (TokenEncoder(8, 2, ResNet18(keypoints=4)), FEATURES),
+    "grid": (TokenEncoder(8, 2, ResNet18(pool="grid")), FEATURES),
+    "flat": (ConcatEncoder(), PLAIN),
+    "flat_seen": (ConcatEncoder(SmallConv((8, 8), 4), 4), SEEN),
+    "recurrent": (RecurrentEncoder(12, 2, SMALL), FEATURES),
+    "recurrent_flat": (RecurrentEncoder(12, 1, ConcatEncoder()), PLAIN),
+}
 
 
 def rng(seed=0):
@@ -67,8 +72,10 @@ def observed(features, size=5, rows=2, seed=0):
     g, obs = rng(seed), {}
     for k, f in features.items():
         shape = (size, rows, *f.shape)
-        if f.kind == "choice":
-            obs[k] = torch.stack([torch.randint(0, n, shape[:2], generator=g) for n in f.choices], -1).reshape(shape)
+        if f.kind == "discrete":
+            obs[k] = torch.stack([torch.randint(0, n, shape[:2], generator=g) for n in f.num_classes], -1).reshape(
+                shape
+            )
         elif f.dtype == "uint8":
             obs[k] = torch.randint(1, 256, shape, generator=g).to(torch.uint8)
         elif f.dtype == "bool":
@@ -95,7 +102,7 @@ def arguments(size=5, horizon=6, inputs=3, times=1, tokens=4, width=7, seed=0, m
 
 
 def built(trunk, horizon=6, inputs=3, outputs=5, times=1, tokens=4, width=7, seed=0):
-    return seeded(lambda: trunk.build(inputs, outputs, times, Shape(horizon, tokens, width)), seed).eval()
+    return seeded(lambda: trunk.build(inputs, outputs, times, HeadSpec(horizon, tokens, width)), seed).eval()
 
 
 # -- every trunk ----------------------------------------------------------------------------------------------------
@@ -143,7 +150,7 @@ def test_a_context_without_tokens(trunk):
 
 
 def test_the_plain_network_is_its_layers_and_nothing_else():
-    net = Plain((3,), "relu").build(0, 2, 0, Shape(1, 1, 2)).double()
+    net = FeedForward((3,), "relu").build(0, 2, 0, HeadSpec(1, 1, 2)).double()
     (into, _, out), seen = net.layers, torch.randn(5, 1, 2, generator=rng(), dtype=torch.double)
     hidden = (seen[:, 0] @ into.weight.T + into.bias).clamp(min=0)
     context = Context(seen, torch.ones(5, 1, dtype=torch.bool))
@@ -157,12 +164,14 @@ def test_all_times_told_in_one_batch_say_the_same(trunk):
     x, _, context = arguments()
     x, context = x.double(), Context(context.tokens.double(), context.mask)
     times = torch.tensor([[0.0], [0.25], [0.9]], dtype=torch.double)
-    for time, known in zip(times, told(net, times), strict=True):
+    for time, known in zip(times, time_embedding(net, times), strict=True):
         plain = net(x, time.expand(*x.shape[:2], 1), context)
         unread = torch.full((*x.shape[:2], 1), 0.5, dtype=torch.double)
-        for once in (context, primed(net, context)):
-            torch.testing.assert_close(net(x, unread, at(net, once, known)), plain, rtol=1e-10, atol=1e-12)
-    plain = at(lambda *a: net(*a), context, told(lambda *a: net(*a), times)[0])
+        for once in (context, precomputed(net, context)):
+            torch.testing.assert_close(
+                net(x, unread, with_time_embedding(net, once, known)), plain, rtol=1e-10, atol=1e-12
+            )
+    plain = with_time_embedding(lambda *a: net(*a), context, time_embedding(lambda *a: net(*a), times)[0])
     assert plain is context, "guides may wrap a network into a function"
 
 
@@ -170,16 +179,16 @@ def test_all_times_told_in_one_batch_say_the_same(trunk):
 def test_primed_says_the_same(trunk):
     net = built(TRUNKS[trunk])
     x, t, context = arguments()
-    assert isinstance(net, Primes)
-    once = primed(net, context)
+    assert isinstance(net, CachesContext)
+    once = precomputed(net, context)
     assert isinstance(once, Context) and torch.equal(once.flat(), context.flat())
     for seed in range(3):
         x, t, _ = arguments(seed=seed)
         assert torch.equal(net(x, t, once), net(x, t, context))
-    assert primed(net, once) is once
+    assert precomputed(net, once) is once
     assert torch.equal(net(*(a.repeat_interleave(2, 0) for a in (x, t)), once.repeat(2)),
                        net(*(a.repeat_interleave(2, 0) for a in (x, t)), context.repeat(2)))
-    assert primed(lambda *a: net(*a), context) is context, "guides may wrap a network into a function"
+    assert precomputed(lambda *a: net(*a), context) is context, "guides may wrap a network into a function"
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -233,10 +242,10 @@ def test_times_are_per_step_except_where_the_trunk_says_so(trunk):
     x, t, c = arguments(shared=True)
     later = t.clone()
     later[:, 3] += 0.2
-    if isinstance(TRUNKS[trunk], RowTime):
+    if isinstance(TRUNKS[trunk], SharedTimeTrunk):
         assert torch.equal(net(x, later, c), net(x, t, c))
         with pytest.raises(Unsupported, match="one time a row"):
-            times_of(TRUNKS[trunk], "each")
+            check_trunk_times(TRUNKS[trunk], "each")
         with pytest.raises(Unsupported, match="at most one"):
             built(TRUNKS[trunk], times=2)
     else:
@@ -271,7 +280,7 @@ def test_networks_follow_their_inputs_to_another_device():
     for trunk in TRUNKS.values():
         net = built(trunk).to("meta")
         x, t, c = arguments()
-        context = primed(net, Context(c.tokens.to("meta"), c.mask.to("meta")))
+        context = precomputed(net, Context(c.tokens.to("meta"), c.mask.to("meta")))
         assert net(x.to("meta"), t.to("meta"), context).device.type == "meta"
     for spec, features in ENCODERS.values():
         net = spec.build(features, 2).to("meta")
@@ -319,7 +328,7 @@ def test_an_encoder_exports_for_any_number_of_rows(encoder):
 
 def test_no_two_times_look_alike():
     t = torch.linspace(0, 1, 2001).unsqueeze(-1)
-    told = Waves(6)(t)
+    told = FourierFeatures(6)(t)
     assert told.shape == (2001, 12) and torch.cdist(told, told).fill_diagonal_(9).min() > 1e-4
     at_half = [f(2.0**i * math.pi / 4) for f in (math.sin, math.cos) for i in range(6)]
     assert np.allclose(told[1000].tolist(), at_half, atol=1e-5)
@@ -330,7 +339,7 @@ def test_no_two_times_look_alike():
 
 def test_the_size_of_diffusion_policys_network():
     """The notebook of Diffusion Policy (state of PushT: 5 numbers, 2 rows, 2 actions) prints 6.535322e+07."""
-    net = UNet((256, 512, 1024), step_width=256).build(2, 2, 1, Shape(16, 2, 5))
+    net = UNet((256, 512, 1024), time_width=256).build(2, 2, 1, HeadSpec(16, 2, 5))
     assert f"{sum(p.numel() for p in net.parameters()):e}" == "6.535322e+07"
 
 
@@ -458,16 +467,16 @@ def test_a_fast_layout_stays_when_a_network_is_copied_or_loaded():
     (64, 64, torch.float32, "channels_last"), (512, 512, torch.float32, "channels_last"),
     (1024, 1024, torch.float32, "gemm"), (2048, 2048, torch.float32, "gemm")])
 def test_the_layout_follows_size_and_precision(size, out, dtype, want):
-    assert convolution.way("auto", size, out, "cpu", dtype) == want
-    assert convolution.way("conv", size, out, "cpu", dtype) == "conv"
-    assert convolution.way("auto", size, out, "cuda", dtype) == "conv"
+    assert convolution.choose_layout("auto", size, out, "cpu", dtype) == want
+    assert convolution.choose_layout("conv", size, out, "cpu", dtype) == "conv"
+    assert convolution.choose_layout("auto", size, out, "cuda", dtype) == "conv"
 
 
 def test_the_layout_that_is_chosen_is_the_one_that_runs(monkeypatch):
     """By the precision in effect: within autocast it is that of autocast."""
     seen = []
-    chosen = convolution.way
-    monkeypatch.setattr(convolution, "way", lambda *a: seen.append(a[1:]) or chosen(*a))
+    chosen = convolution.choose_layout
+    monkeypatch.setattr(convolution, "choose_layout", lambda *a: seen.append(a[1:]) or chosen(*a))
     net = convolution.Convolution(16, 24, 3, "auto")
     net(torch.zeros(2, 4, 16))
     with torch.autocast("cpu", torch.bfloat16):
@@ -489,8 +498,8 @@ def test_neighbours_are_zero_beyond_the_ends(steps, count, stride):
     x = torch.randn(2, steps, 3, dtype=torch.float64, generator=rng(), requires_grad=True)
     padded = F.pad(x, (0, 0, count // 2, count // 2))
     want = torch.cat([padded[:, i:i + steps:stride] for i in range(count)], -1)
-    assert torch.equal(convolution.neighbours(x, count, stride), want)
-    assert torch.autograd.gradcheck(lambda x: convolution.neighbours(x, count, stride), x)
+    assert torch.equal(convolution.gather_neighbors(x, count, stride), want)
+    assert torch.autograd.gradcheck(lambda x: convolution.gather_neighbors(x, count, stride), x)
 
 
 def test_attention_in_bf16_is_that_of_fp32_to_its_digits():
@@ -499,7 +508,7 @@ def test_attention_in_bf16_is_that_of_fp32_to_its_digits():
     keep[..., 0] = True
     for mask in (None, keep):
         want = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        got = attend(*(x.bfloat16() for x in (q, k, v)), mask)
+        got = scaled_dot_product(*(x.bfloat16() for x in (q, k, v)), mask)
         assert got.dtype == torch.bfloat16
         torch.testing.assert_close(got.float(), want, rtol=0.03, atol=0.02)
         for a, b in zip(torch.autograd.grad(got.float().square().sum(), (q, k, v)),
@@ -517,7 +526,7 @@ def test_a_unet_that_cannot_be_is_refused(spec, said):
 
 
 def test_what_sees_what():
-    past = built(TRUNKS["joint_causal"])._past
+    past = built(TRUNKS["joint_causal"])._causal_mask
     assert past(0, torch.zeros(1, 3, 1)).int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert past(2, torch.zeros(1, 2, 1)).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
 
@@ -534,7 +543,7 @@ def test_attention_is_that_of_torch():
     mask = torch.rand(3, 5, generator=rng(2)) < 0.6
     mask[:, 0] = True
     want = theirs(x, memory, memory, key_padding_mask=~mask, need_weights=False)[0]
-    torch.testing.assert_close(mine(x, mine.pair(memory), mask[:, None, None]), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mine(x, mine.keys_values(memory), mask[:, None, None]), want, rtol=1e-5, atol=1e-6)
 
 
 def test_a_width_that_heads_cannot_share_is_refused():
@@ -567,7 +576,7 @@ def test_what_was_not_sensed_is_as_if_absent(encoder):
 
 
 def test_the_order_of_tokens_and_masks():
-    enc = seeded(lambda: Tokens(8).build(PLAIN, 2)).eval()
+    enc = seeded(lambda: TokenEncoder(8).build(PLAIN, 2)).eval()
     obs = observed(PLAIN)
     assert (enc.tokens, enc.width) == (10, 8)
     here = torch.tensor([[True, False]] * 5)
@@ -578,17 +587,17 @@ def test_the_order_of_tokens_and_masks():
 
 
 def test_a_choice_is_the_sum_of_its_components_and_unknown_values_are_zeros():
-    f = {"c": Feature("int64", (2,), "choice", choices=(3, 4))}
-    enc = Tokens(8).build(f, 1)
+    f = {"c": Feature("int64", (2,), "discrete", num_classes=(3, 4))}
+    enc = TokenEncoder(8).build(f, 1)
     table = enc.maps[0].each.weight
     c = enc({"c": torch.tensor([[[2, 1]], [[0, 3]], [[3, -1]], [[99, 0]]])}).tokens[:, 0]
     assert torch.equal(c, torch.stack([table[2] + table[4], table[0] + table[6], 0 * table[0], table[3]]))
-    one = Tokens(8).build({"c": Feature("int64", (), "choice", choices=(3,))}, 2)
+    one = TokenEncoder(8).build({"c": Feature("int64", (), "discrete", num_classes=(3,))}, 2)
     assert one({"c": torch.tensor([[0, 2]])}).tokens.shape == (1, 2, 8)
 
 
 def test_flat_is_the_numbers_themselves():
-    enc = Flat().build(PLAIN, 2)
+    enc = ConcatEncoder().build(PLAIN, 2)
     obs = observed(PLAIN)
     got = enc(obs)
     parts = [obs["observation.state"].flatten(1), obs["observation.arms"].flatten(1),
@@ -603,7 +612,7 @@ def test_flat_is_the_numbers_themselves():
 
 def test_flat_sees_by_the_features_of_a_network_that_does_not_train():
     f = {"observation.images.front": FEATURES["observation.images.front"]}
-    enc = seeded(lambda: Flat(ResNet18(pool="mean"), 2).build(f, 2)).train()
+    enc = seeded(lambda: ConcatEncoder(ResNet18(pool="mean"), 2).build(f, 2)).train()
     obs = observed(f)
     image = obs["observation.images.front"][1, 1, 2:-2, 2:-2].permute(2, 0, 1).float()[None] / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -611,26 +620,33 @@ def test_flat_sees_by_the_features_of_a_network_that_does_not_train():
     torch.testing.assert_close(enc(obs, rng()).tokens[1, 0, 512:], maps.mean((2, 3))[0], rtol=1e-4, atol=1e-5)
     assert enc.width == 1024 and not any(p.requires_grad for p in enc.parameters())
     assert not any(m.training for m in enc.modules())
-    grid = Flat(ResNet18(pool="grid")).build({"i": Feature("uint8", (64, 33, 3), "image")}, 1)
+    grid = ConcatEncoder(ResNet18(pool="grid")).build({"i": Feature("uint8", (64, 33, 3), "image")}, 1)
     assert grid.width == 4 * 512 == grid({"i": torch.zeros(2, 1, 64, 33, 3, dtype=torch.uint8)}).tokens.shape[-1]
 
 
 def test_recurrence_reads_the_rows_in_order():
-    enc = seeded(lambda: Recurrent(12, 2, Flat()).build({"observation.state": Feature("float32", (3,))}, 4)).eval()
+    enc = seeded(
+        lambda: RecurrentEncoder(12, 2, ConcatEncoder()).build({"observation.state": Feature("float32", (3,))}, 4)
+    ).eval()
     x = torch.randn(5, 4, 3, generator=rng())
-    want = enc.body(x)[1][0][-1]
+    want = enc.lstm(x)[1][0][-1]
     got = enc({"observation.state": x})
     assert (enc.tokens, enc.width) == (1, 12) and got.mask.all()
     torch.testing.assert_close(got.tokens[:, 0], want)
     assert not torch.allclose(enc({"observation.state": x.flip(1)}).tokens[:, 0], want, atol=1e-3)
 
 
-@pytest.mark.parametrize("encoder, feature, said", [
-    (Tokens(), Feature("str", (), "string"), "found string"), (Flat(), FEATURES["observation.task"], "found text"),
-    (Flat(), FEATURES["observation.images.front"], "found image"),
-    (Tokens(), Feature("int64", (1,), "choice"), "how many choices"),
-    (Flat(), Feature("int64", (1,), "choice"), "how many choices"),
-    (Tokens(crop=18), FEATURES["observation.images.front"], "larger than the 36 pixels")])
+@pytest.mark.parametrize(
+    "encoder, feature, said",
+    [
+        (TokenEncoder(), Feature("str", (), "string"), "found string"),
+        (ConcatEncoder(), FEATURES["observation.task"], "found text"),
+        (ConcatEncoder(), FEATURES["observation.images.front"], "found image"),
+        (TokenEncoder(), Feature("int64", (1,), "discrete"), "how many choices"),
+        (ConcatEncoder(), Feature("int64", (1,), "discrete"), "how many choices"),
+        (TokenEncoder(crop=18), FEATURES["observation.images.front"], "larger than the 36 pixels"),
+    ],
+)
 def test_what_an_encoder_cannot_read_is_named(encoder, feature, said):
     with pytest.raises(UserError, match=f"column 'observation.odd'.*{said}"):
         encoder.build({"observation.odd": feature}, 1)
@@ -647,7 +663,7 @@ def test_keypoints_in_closed_form():
     weight = 1 + torch.linspace(0, 3, 9)
     mean = float((weight / weight.sum() * torch.linspace(-1, 1, 9)).sum())
     want = [6 / 8 * 2 - 1, 0, -0.5, mean, 1 / 4 * 2 - 1, 0, 0, 0]
-    assert np.allclose(keypoints(maps)[0].tolist(), want, atol=1e-5)
+    assert np.allclose(spatial_softargmax(maps)[0].tolist(), want, atol=1e-5)
 
 
 def test_crops_reach_every_place_and_the_centre_at_inference():
@@ -667,7 +683,7 @@ def test_crops_reach_every_place_and_the_centre_at_inference():
 
 def test_training_crops_at_random_and_inference_does_not():
     f = {"observation.images.front": FEATURES["observation.images.front"]}
-    enc, obs = seeded(lambda: Tokens(8, 6, SmallConv((8, 8), 4)).build(f, 2)), observed(f)
+    enc, obs = seeded(lambda: TokenEncoder(8, 6, SmallConv((8, 8), 4)).build(f, 2)), observed(f)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     a, b, still = enc(obs, rng(0)).tokens, enc(obs, rng(1)).tokens, enc(obs).tokens
@@ -709,7 +725,7 @@ def test_fixed_batch_norm_is_batch_norm_at_inference():
 def pretrained(tmp_path_factory):
     """A file as torchvision would write it: the last layer, and how many batches each norm has seen."""
     net = seeded(lambda: ResNet18("unread", pool="mean"), 5)
-    with weights_given():
+    with without_downloads():
         body = seeded(lambda: net.build((64, 64, 3), 8), 5).body
     weights = {k: torch.rand(v.shape, generator=rng(1)) + 0.5 if "running_var" in k else v.clone()
                for k, v in body.state_dict().items()}
@@ -746,10 +762,10 @@ def test_a_checkpoint_needs_no_pretrained_file(pretrained, tmp_path):
     path = tmp_path / "gone.safetensors"
     path.write_bytes(pretrained[0].read_bytes())
     features = {"observation.images.front": Feature("uint8", (40, 40, 3), "image"), "action": Feature("float32", (2,))}
-    recipe = Recipe(Regression(), encoder=Tokens(8, 4, ResNet18(str(path))), window=Window(1, 2))
+    recipe = PolicyConfig(Regression(), encoder=TokenEncoder(8, 4, ResNet18(str(path))), window=Window(1, 2))
     data = Dataset([Episode({"observation.images.front": np.zeros((3, 40, 40, 3), np.uint8),
                              "action": np.eye(3, 2, dtype=np.float32)})])
-    policy = Policy(recipe, features).fit(data).eval()
+    policy = Policy(recipe, features).fit_statistics(data).eval()
     policy.save(tmp_path / "run")
     path.unlink()
     with pytest.raises(UserError):
@@ -768,18 +784,18 @@ def words(*texts, length=16):
 
 
 def test_zero_padding_says_nothing():
-    net = seeded(lambda: Bytes().build(8)).eval()
+    net = seeded(lambda: ByteEncoder().build(8)).eval()
     texts = ("push the red block", "push the blue block", "a", "", "é")
     short, long = net(words(*texts, length=20)), net(words(*texts, length=64))
     torch.testing.assert_close(short, long, rtol=1e-6, atol=1e-6)
     assert short.isfinite().all()
     for i, text in enumerate(texts[:3]):  # and none at all
         torch.testing.assert_close(net(words(text, length=len(text)))[0], long[i], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(short[3], net.leave.bias)
+    torch.testing.assert_close(short[3], net.output_layer.bias)
 
 
 def test_words_are_told_apart():
-    net = seeded(lambda: Bytes().build(8)).eval()
+    net = seeded(lambda: ByteEncoder().build(8)).eval()
     out = net(words("red to blue", "blue to red", "red to blu", "red to blue!", "green"))
     assert torch.cdist(out, out).fill_diagonal_(9).min() > 1e-2
 
@@ -815,31 +831,31 @@ VALUES = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0]
 
 
 @pytest.mark.parametrize("decay, rates", [
-    (Constant(0.9), [0.9] * 7), (Warmup(0.35), [2 / 11, 3 / 12, 4 / 13, 0.35, 0.35, 0.35, 0.35]),
+    (ConstantDecay(0.9), [0.9] * 7), (WarmupDecay(0.35), [2 / 11, 3 / 12, 4 / 13, 0.35, 0.35, 0.35, 0.35]),
     (0.35, [2 / 11, 3 / 12, 4 / 13, 0.35, 0.35, 0.35, 0.35]),
-    (Polynomial(0.5, 0.45), [0, 1 - 2**-0.5, 1 - 3**-0.5, 0.5, 0.55, 0.55, 0.55]),
-    (Polynomial(0.5, 0.45, start=2), [0, 0, 0, 1 - 2**-0.5, 1 - 3**-0.5, 0.5, 0.55])])
+    (PolynomialDecay(0.5, 0.45), [0, 1 - 2**-0.5, 1 - 3**-0.5, 0.5, 0.55, 0.55, 0.55]),
+    (PolynomialDecay(0.5, 0.45, start=2), [0, 0, 0, 1 - 2**-0.5, 1 - 3**-0.5, 0.5, 0.55])])
 def test_an_average_in_closed_form(decay, rates):
     ema, module = averaged(decay, VALUES)
     want = 0.0
     for rate, value in zip(rates, VALUES, strict=True):
         want = rate * want + (1 - rate) * value
     assert np.allclose(ema.module.a.tolist(), want, rtol=1e-6) and np.allclose(ema.module.b, -want, rtol=1e-6)
-    assert ema.count == 7 and ema.module.seen == 7 and torch.equal(ema.module.memory, module.memory)
+    assert ema.updates == 7 and ema.module.seen == 7 and torch.equal(ema.module.memory, module.memory)
     assert module.a.tolist() == [2.0] * 3, "the module itself is left alone"
 
 
 def test_power_one_is_the_plain_mean_since_the_start():
-    assert np.allclose(averaged(Polynomial(1.0, 0.0), VALUES)[0].module.a, np.mean(VALUES), rtol=1e-6)
-    assert np.allclose(averaged(Polynomial(1.0, 0.0, 3), VALUES)[0].module.a, np.mean(VALUES[3:]), rtol=1e-6)
+    assert np.allclose(averaged(PolynomialDecay(1.0, 0.0), VALUES)[0].module.a, np.mean(VALUES), rtol=1e-6)
+    assert np.allclose(averaged(PolynomialDecay(1.0, 0.0, 3), VALUES)[0].module.a, np.mean(VALUES[3:]), rtol=1e-6)
 
 
 def test_an_average_goes_on_where_it_was():
-    whole = averaged(Warmup(0.99), VALUES)[0]
-    half, module = averaged(Warmup(0.99), VALUES[:3])
-    again = EMA(module, Warmup(0.99))
+    whole = averaged(WarmupDecay(0.99), VALUES)[0]
+    half, module = averaged(WarmupDecay(0.99), VALUES[:3])
+    again = EMA(module, WarmupDecay(0.99))
     again.module.load_state_dict({k: v.clone() for k, v in half.module.state_dict().items()})
-    again.count = half.count
+    again.updates = half.updates
     for value in VALUES[3:]:
         module.becomes(value)
         again.update(module)
@@ -848,12 +864,12 @@ def test_an_average_goes_on_where_it_was():
 
 def test_an_average_is_apart_and_learns_nothing():
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
-    ema = EMA(module, Constant(0.5))
+    ema = EMA(module, ConstantDecay(0.5))
     before = copy.deepcopy(ema.module.state_dict())
     module[0].weight.data += 1
     assert all(torch.equal(v, before[k]) for k, v in ema.module.state_dict().items())
     assert not any(p.requires_grad for p in ema.module.parameters()) and not ema.module.training and module.training
-    for decay in (Constant(0.5), Warmup(0.9), Polynomial(start=3)):
+    for decay in (ConstantDecay(0.5), WarmupDecay(0.9), PolynomialDecay(start=3)):
         assert config.load(json.loads(json.dumps(config.dump(decay)))) == decay
-        assert all(0 <= decay.rate(n) < 1 for n in range(1, 1000))
-    assert dataclasses.replace(Polynomial(), minimum=1e-3).rate(10**9) == 1 - 1e-3
+        assert all(0 <= decay.value(n) < 1 for n in range(1, 1000))
+    assert dataclasses.replace(PolynomialDecay(), minimum=1e-3).value(10**9) == 1 - 1e-3

@@ -21,14 +21,14 @@ from understudy import heads
 from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError, keys
 from understudy.data.window import Window
-from understudy.deploy.onnx import actor, export, load
+from understudy.deploy.onnx import export, load, load_onnx_actor
 from understudy.envs import make
 from understudy.evaluate import evaluate
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Plays
-from understudy.execute.chunked import RealTime, Receding
-from understudy.execute.ensemble import Ensemble
-from understudy.heads.base import Head, Memory
+from understudy.execute.actor import PolicyActor
+from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.heads.base import Head, MemoryHead
 from understudy.heads.categorical import Categorical
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
@@ -38,34 +38,34 @@ from understudy.heads.gmm import GMM
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
-from understudy.nets.encoders import Flat, Tokens
+from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.mlp import MLP
-from understudy.nets.recurrent import Recurrent
+from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
 from understudy.nets.vision import ResNet18, SmallConv
-from understudy.policy import Policy, Recipe
-from understudy.testing import example
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import random_batch
 
-CHOICES = Feature("int64", (2,), "choice", choices=(3, 4))
+CHOICES = Feature("int64", (2,), "discrete", num_classes=(3, 4))
 HEADS = {
     "regression": Regression(), "categorical": Categorical(temperature=1.0), "gaussian": Gaussian(temperature=1.0),
     "gmm": GMM(temperature=1.0), "cvae": CVAE(temperature=1.0), "mip": MIP(), "neighbors": Neighbors(),
-    "ddim": Diffusion(), "ddpm": Diffusion(sampler="ddpm", steps=100),
+    "ddim": Diffusion(), "ddpm": Diffusion(sampler="ddpm", n_steps=100),
     "dpmpp": Diffusion(sampler="dpmpp", prediction="v"),
-    "flow": Flow(), "midpoint": Flow(steps=4, solver="midpoint"),
+    "flow": Flow(), "midpoint": Flow(n_steps=4, solver="midpoint"),
 }
-TRUNKS = {"unet": UNet((16, 32), step_width=16), "cross": Transformer(32, 2, 4),
+TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}
 IMAGE = Feature("uint8", (40, 44, 3), "image")
 NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}
 INPUTS = {
-    "image": (Tokens(16, 2, SmallConv((8, 8), 8)), {**NUMBERS, "observation.images.front": IMAGE}),
-    "resnet": (Tokens(16, 2, ResNet18()), {"observation.images.front": IMAGE}),
-    "text": (Tokens(16), {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
-                          "observation.mode": Feature("int64", (1,), "choice", choices=(3,)),
+    "image": (TokenEncoder(16, 2, SmallConv((8, 8), 8)), {**NUMBERS, "observation.images.front": IMAGE}),
+    "resnet": (TokenEncoder(16, 2, ResNet18()), {"observation.images.front": IMAGE}),
+    "text": (TokenEncoder(16), {**NUMBERS, "observation.task": Feature("uint8", (12,), "text"),
+                          "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
                           "observation.shut": Feature("bool", (1,))}),
-    "recurrent": (Recurrent(16, 1), NUMBERS), "flat": (Flat(), NUMBERS),
+    "recurrent": (RecurrentEncoder(16, 1), NUMBERS), "flat": (ConcatEncoder(), NUMBERS),
 }
 
 
@@ -77,7 +77,7 @@ def agrees(policy, batch, path):
     """The file's plans against the policy's, for as many rows as there are and for one."""
     export(policy, path)
     found = load(path)
-    assert (found.inputs, found.dim, found.window) == (policy.inputs, policy.dim, policy.window)
+    assert (found.inputs, found.action_dim, found.window) == (policy.inputs, policy.dim, policy.window)
     for rows in (len(batch), 1):
         obs, noise = {k: v[:rows] for k, v in batch.obs.items()}, noises(policy, rows)
         with torch.no_grad():
@@ -93,7 +93,7 @@ def agrees(policy, batch, path):
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head(head, tmp_path):
     target = CHOICES if head == "categorical" else None
-    policy, batch = example(Recipe(HEADS[head], trunk=MLP(32), window=Window(2, 8)), target=target)
+    policy, batch = random_batch(PolicyConfig(HEADS[head], trunk=MLP(32), window=Window(2, 8)), target=target)
     found = agrees(policy, batch, tmp_path / "policy.onnx")
     if policy.noise_shape[-1] and head != "cvae":  # noise is an input, and read
         other = found.plan(batch.obs, noises(policy, len(batch), 1))
@@ -102,7 +102,7 @@ def test_every_head(head, tmp_path):
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_every_trunk(trunk, tmp_path):
-    policy, batch = example(Recipe(Diffusion(steps=4), trunk=TRUNKS[trunk], window=Window(2, 6)))
+    policy, batch = random_batch(PolicyConfig(Diffusion(n_steps=4), trunk=TRUNKS[trunk], window=Window(2, 6)))
     agrees(policy, batch, tmp_path / "policy.onnx")
 
 
@@ -112,7 +112,9 @@ SLOW = {"resnet", "recurrent"}
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])
 def test_every_kind_of_observation(inputs, tmp_path):
     encoder, features = INPUTS[inputs]
-    policy, batch = example(Recipe(Regression(), trunk=MLP(16), encoder=encoder, window=Window(2, 4)), inputs=features)
+    policy, batch = random_batch(
+        PolicyConfig(Regression(), trunk=MLP(16), encoder=encoder, window=Window(2, 4)), inputs=features
+    )
     agrees(policy, batch, tmp_path / "policy.onnx")
 
 
@@ -122,26 +124,32 @@ def fork(tmp_path_factory):
     env = make("fork", 8)
     data = rollout(env.expert(), env, episodes=8, seed=1)
     torch.manual_seed(0)
-    policy = Policy(Recipe(Flow(steps=2), trunk=MLP(32), window=Window(2, 8)), data.features()).fit(data).eval()
+    policy = (
+        Policy(PolicyConfig(Flow(n_steps=2), trunk=MLP(32), window=Window(2, 8)), data.features())
+        .fit_statistics(data)
+        .eval()
+    )
     path = tmp_path_factory.mktemp("onnx") / "policy.onnx"
-    export(policy, path, Receding(3))
+    export(policy, path, RecedingHorizon(3))
     return env, policy, path
 
 
 def test_the_file_acts_as_the_policy_does(fork):
     env, policy, path = fork
-    assert actor(path).executor == Receding(3) and actor(path, rows=4).policy.rows == 4
-    for executor in (Receding(3), Ensemble(0.01)):
-        one = rollout(Plays(policy, executor), env, episodes=8, seed=2)
-        other = rollout(Plays(load(path), executor), env, episodes=8, seed=2)
+    assert load_onnx_actor(path).executor == RecedingHorizon(3) and load_onnx_actor(path, rows=4).planner.rows == 4
+    for executor in (RecedingHorizon(3), TemporalEnsemble(0.01)):
+        one = rollout(PolicyActor(policy, executor), env, episodes=8, seed=2)
+        other = rollout(PolicyActor(load(path), executor), env, episodes=8, seed=2)
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(torch.as_tensor(a.steps["action"]), torch.as_tensor(b.steps["action"]),
                                        rtol=1e-3, atol=1e-3)
-    assert evaluate(actor(path, rows=4), env, 8).successes.shape == (8,)
+    assert evaluate(load_onnx_actor(path, rows=4), env, 8).successes.shape == (8,)
 
 
 def test_no_random_operations_and_one_loop(tmp_path):
-    policy, _ = example(Recipe(Diffusion(sampler="ddpm", steps=50, train_steps=50), trunk=MLP(16), window=Window(1, 4)))
+    policy, _ = random_batch(
+        PolicyConfig(Diffusion(sampler="ddpm", n_steps=50, n_train_steps=50), trunk=MLP(16), window=Window(1, 4))
+    )
     export(policy, tmp_path / "policy.onnx")
     graph = onnx.load(tmp_path / "policy.onnx").graph
     kinds = [n.op_type for n in graph.node]
@@ -164,7 +172,7 @@ def test_a_file_says_what_it_is(fork):
 def test_what_the_file_cannot_do(fork):
     env, policy, path = fork
     with pytest.raises(Unsupported, match="plans without guides"):
-        rollout(Plays(load(path), RealTime(4, 2)), env, episodes=2, seed=0)
+        rollout(PolicyActor(load(path), RealTimeChunking(4, 2)), env, episodes=2, seed=0)
 
 
 def test_files_that_are_none(fork, tmp_path):
@@ -226,10 +234,10 @@ class Forgetful(Regression):
 
 @pytest.mark.parametrize("head, said", [
     (Sorted(), "Sorted with these parts has no form in ONNX"),
-    (Neighbors(model="linear"), "Neighbors with these parts has no form in ONNX"),
+    (Neighbors(local_model="linear"), "Neighbors with these parts has no form in ONNX"),
     (Forgetful(), "expected the policy's plans, found a difference of 0.0")])
 def test_what_cannot_be_written_leaves_no_file(head, said, tmp_path):
-    policy, _ = example(Recipe(head, trunk=MLP(16), window=Window(1, 4)))
+    policy, _ = random_batch(PolicyConfig(head, trunk=MLP(16), window=Window(1, 4)))
     with pytest.raises(UserError, match=said):
         export(policy, tmp_path / "policy.onnx")
     assert not list(tmp_path.iterdir())
@@ -270,4 +278,4 @@ def test_every_head_is_tried():
         module = import_module(f"understudy.heads.{path.stem}")
         found = {v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Head)
                  and v.__module__ == module.__name__ and not inspect.isabstract(v)}
-        assert found <= here | {Memory}, f"{path.name}: not exported in these tests"
+        assert found <= here | {MemoryHead}, f"{path.name}: not exported in these tests"

@@ -34,7 +34,7 @@ def written(path, rows):
 
 def test_a_trial_is_an_episode_for_each_person_in_it(tmp_path):
     data = Dataset.open(written(tmp_path / "trials.csv", [row(0), row(1)]))
-    assert [len(e) for e in data] == [2, 2] and [e.meta["player"] for e in data] == [0, 1]
+    assert [len(e) for e in data] == [2, 2] and [e.metadata["player"] for e in data] == [0, 1]
     mine, other = ([1, 1, 0, -1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 1, 0])
     for episode, seen, action in zip(data, (mine + other, other + mine), (3, 5), strict=True):
         steps = episode.steps
@@ -55,7 +55,7 @@ def test_only_people_demonstrate_and_smaller_kitchens_are_padded(tmp_path):
     wide = json.dumps([line + ["X"] for line in LAYOUT])
     data = Dataset.open(written(tmp_path / "trials.csv", [
         row(0, player_1_is_human=False), row(0, trial_id="b", layout=wide, layout_name="wide")]))
-    assert [(e.meta["trial"], e.meta["player"], e.meta["layout_name"]) for e in data] == [
+    assert [(e.metadata["trial"], e.metadata["player"], e.metadata["layout_name"]) for e in data] == [
         ("a", 0, "small"), ("b", 0, "wide"), ("b", 1, "wide")]
     layouts = [e.steps["observation.layout"][0] for e in data]
     assert layouts[0].shape == (3, 4, 6) and not layouts[0][:, 3].any() and layouts[1][:, 3, 0].all()
@@ -81,7 +81,7 @@ def test_trials_of_2020(shared):
     data = Dataset.open(shared / "fixtures/overcooked")
     with open(shared / "fixtures/overcooked/dummy_2020_two_trials.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert [len(e) for e in data] == [60] * 4 and data.facts["format"] == "overcooked"
+    assert [len(e) for e in data] == [60] * 4 and data.metadata["format"] == "overcooked"
     names = {"[0, -1]": 0, "[0, 1]": 1, "[1, 0]": 2, "[-1, 0]": 3, "[0, 0]": 4, '"interact"': 5}
     for n, trial in enumerate(("trial_0", "trial_3")):
         of = [r for r in rows if r["trial_id"] == trial]

@@ -10,23 +10,23 @@ from torch import nn
 
 from understudy.core import UserError
 from understudy.data.window import Window
-from understudy.deploy.check import difference, drawn
-from understudy.deploy.packed import _Linear, packed
+from understudy.deploy.equivalence import plan_difference, random_noise
+from understudy.deploy.packed_weights import _PackedLinear, pack_weights
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
-from understudy.learn.optim import fast_bf16
+from understudy.learn.optimizer import has_fast_bf16
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
-from understudy.policy import Inpaint, Policy, Recipe
-from understudy.testing import example
+from understudy.policy import Inpaint, Policy, PolicyConfig
+from understudy.testing import random_batch
 
-FAST = fast_bf16(torch.device("cpu"))
+FAST = has_fast_bf16(torch.device("cpu"))
 RECIPES = {
-    "unet": Recipe(Diffusion(prediction="sample", steps=4), UNet((64, 256)), window=Window(2, 8)),
-    "transformer": Recipe(Flow(steps=4), Transformer(512, 1, 8, "joint"), window=Window(2, 8)),
-    "mlp": Recipe(Regression(), MLP(600), window=Window(2, 4)),
+    "unet": PolicyConfig(Diffusion(prediction="sample", n_steps=4), UNet((64, 256)), window=Window(2, 8)),
+    "transformer": PolicyConfig(Flow(n_steps=4), Transformer(512, 1, 8, "joint"), window=Window(2, 8)),
+    "mlp": PolicyConfig(Regression(), MLP(600), window=Window(2, 4)),
 }
 
 
@@ -36,14 +36,14 @@ def layers(policy):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_in_fp32_plans_are_the_same_to_rounding(name):
-    policy, batch = example(RECIPES[name])
+    policy, batch = random_batch(RECIPES[name])
     before = copy.deepcopy(policy.state_dict())
-    fast = packed(policy, "fp32")
+    fast = pack_weights(policy, "fp32")
     assert isinstance(fast, Policy) and layers(fast) and not layers(policy)
-    error, own = difference(policy, fast)
+    error, own = plan_difference(policy, fast)
     assert error < max(1e-5, 8 * own)
     again = copy.deepcopy(fast)
-    noise = drawn(policy, len(batch))
+    noise = random_noise(policy, len(batch))
     with torch.no_grad():
         assert torch.equal(again.plan(batch.obs, noise), fast.plan(batch.obs, noise))
     assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
@@ -52,15 +52,15 @@ def test_in_fp32_plans_are_the_same_to_rounding(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_bf16_is_as_near_as_it_says(name):
-    policy, _ = example(RECIPES[name])
+    policy, _ = random_batch(RECIPES[name])
     if not FAST:
         with pytest.raises(UserError, match="products of bf16"):
-            packed(policy, "bf16")
+            pack_weights(policy, "bf16")
         return
-    error, _ = difference(policy, packed(policy, "bf16"))
+    error, _ = plan_difference(policy, pack_weights(policy, "bf16"))
     assert 1e-5 < error < 0.02  # rounded, and no more than that
     with pytest.raises(UserError, match="off in bf16"):
-        packed(policy, "bf16", near=error / 2)
+        pack_weights(policy, "bf16", near=error / 2)
 
 
 def test_a_product_of_bf16_rounds_its_weights_and_inputs_and_nothing_else():
@@ -68,7 +68,7 @@ def test_a_product_of_bf16_rounds_its_weights_and_inputs_and_nothing_else():
     plain, x = nn.Linear(512, 600), torch.randn(3, 512)
     dtype = torch.bfloat16 if FAST else torch.float32
     with torch.no_grad():
-        said = _Linear(plain, dtype)(x)
+        said = _PackedLinear(plain, dtype)(x)
         wanted = x.to(dtype).double() @ plain.weight.to(dtype).double().T + plain.bias.to(dtype).double()
     assert said.dtype == torch.float32
     # The sum is rounded once, to the dtype: half a unit in its last place, of 8 bits or of 24.
@@ -76,24 +76,24 @@ def test_a_product_of_bf16_rounds_its_weights_and_inputs_and_nothing_else():
 
 
 def test_auto_leaves_small_networks_as_they_are():
-    policy, batch = example(Recipe(Flow(steps=2), MLP(64), window=Window(2, 4)))
-    fast, noise = packed(policy), drawn(policy, len(batch))
+    policy, batch = random_batch(PolicyConfig(Flow(n_steps=2), MLP(64), window=Window(2, 4)))
+    fast, noise = pack_weights(policy), random_noise(policy, len(batch))
     assert not layers(fast)
     with torch.no_grad():
         assert torch.equal(fast.plan(batch.obs, noise), policy.plan(batch.obs, noise))
 
 
 def test_auto_takes_bf16_for_a_large_network_only_where_it_is_near_enough():
-    policy, _ = example(Recipe(Regression(), MLP(1400, 1), window=Window(2, 4)))
+    policy, _ = random_batch(PolicyConfig(Regression(), MLP(1400, 1), window=Window(2, 4)))
     assert sum(p.numel() for p in policy.net.parameters()) >= 4_000_000
-    exact, near = (difference(policy, packed(policy, near=allowed))[0] for allowed in (0.0, 0.02))
+    exact, near = (plan_difference(policy, pack_weights(policy, near=allowed))[0] for allowed in (0.0, 0.02))
     assert exact < 1e-5
     assert 1e-5 < near < 0.02 if FAST else near < 1e-5
 
 
 def test_guides_still_pull():
-    policy, batch = example(RECIPES["unet"])
-    fast, noise = packed(policy, "fp32"), drawn(policy, len(batch))
+    policy, batch = random_batch(RECIPES["unet"])
+    fast, noise = pack_weights(policy, "fp32"), random_noise(policy, len(batch))
     guides = (Inpaint(batch.action, torch.ones(batch.action.shape[:2])),)
     with torch.no_grad():
         pulled, plain = fast.plan(batch.obs, noise, guides), policy.plan(batch.obs, noise, guides)

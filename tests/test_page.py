@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from understudy import UserError
-from understudy.audit.base import Finding, Report, Where
+from understudy.audit.base import AuditReport, Finding, Location
 from understudy.cli import main
 from understudy.data import video
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import npz
-from understudy.studio import page
+from understudy.studio import html_page
 
 STATE = "observation.state"
 EVIL = "</script><script>document.title='ran'</script><!--<img src=x onerror=alert(1)> \u2028 \\u003c"
@@ -70,12 +70,12 @@ def some(n=6, rows=9):
 @pytest.mark.parametrize("folder", [False, True])
 def test_it_holds_every_value(tmp_path, folder, monkeypatch):
     if folder:
-        monkeypatch.setattr(page, "INLINE", 0)
-        monkeypatch.setattr(page, "_PIECE", 1500)
+        monkeypatch.setattr(html_page, "INLINE", 0)
+        monkeypatch.setattr(html_page, "_PIECE", 1500)
     data = some()
-    report = Report((Finding("odd", "warning", "what", "do", Where("f", 2, 3, "action")),),
+    report = AuditReport((Finding("odd", "warning", "what", "do", Location("f", 2, 3, "action")),),
                     {"fine": np.r_[np.nan, 1:6]})
-    facts, episodes = read(page.write(tmp_path / "look.html", data, report, title="Some"))
+    facts, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", data, report, title="Some"))
     assert facts["pieces"]["folder"] == ("look-data" if folder else None)
     assert (len(facts["pieces"]["first"]) > 1) == folder and len(episodes) == len(data)
     for e, (found, told) in enumerate(zip(episodes, data, strict=True)):
@@ -95,12 +95,12 @@ def test_it_holds_every_value(tmp_path, folder, monkeypatch):
 @given(hnp.arrays(st.sampled_from(["?", "u1", "i1", "i4", "f2", "f4", "f8", ">f4"]), st.tuples(
     st.integers(0, 4), st.integers(1, 3))))
 def test_numbers_are_packed_as_they_are(array):
-    np.testing.assert_array_equal(values(page._packed(array)) if array.size else array, array)
+    np.testing.assert_array_equal(values(html_page._encode_values(array)) if array.size else array, array)
 
 
 def test_statistics_are_those_of_all_rows(tmp_path):
     data = some()
-    facts, _ = read(page.write(tmp_path / "look.html", data))
+    facts, _ = read(html_page.write_dataset_page(tmp_path / "look.html", data))
     rows = {(s["column"], s["label"]): s for s in facts["statistics"]}
     for name, i, label in ((STATE, 0, "0"), (STATE, 1, "1"), ("action", 0, "0"), ("count", 0, "")):
         v = np.concatenate([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[:, i] for e in data])
@@ -114,7 +114,7 @@ def test_large_numbers_that_hardly_change_have_a_histogram(tmp_path):
     """As of a clock in nanoseconds, whose steps are less than float64 can divide into bins."""
     data = Dataset([Episode({"observation.state": np.stack([1.7e18 + 256 * np.arange(8), np.full(8, 2e18)], 1),
                              "action": np.zeros((8, 1))})], {"fps": 10})
-    rows = read(page.write(tmp_path / "look.html", data))[0]["statistics"]
+    rows = read(html_page.write_dataset_page(tmp_path / "look.html", data))[0]["statistics"]
     assert [sum(r["counts"]) for r in rows] == [8, 8, 8] and sum(c > 0 for c in rows[0]["counts"]) == 8
 
 
@@ -122,19 +122,19 @@ def test_principal_components_in_closed_form():
     """Two components that rise together and one that is constant: one direction has all the variance, and
     half of what is standardised comes from each."""
     t = np.linspace(-1, 1, 11)
-    mean, axes, share = page.principal(np.stack([5 + t, 1e6 + 1000 * t, np.full(11, 3.0)], 1))
+    mean, axes, share = html_page.principal_components(np.stack([5 + t, 1e6 + 1000 * t, np.full(11, 3.0)], 1))
     np.testing.assert_allclose(share, [1, 0], atol=1e-12)
     np.testing.assert_allclose(mean, [5, 1e6, 3])
     np.testing.assert_allclose(axes[:, 0], [1 / t.std() / 2**0.5, 1 / (1000 * t.std()) / 2**0.5, 0], rtol=1e-9)
     for still in (np.zeros((0, 3)), np.ones((4, 1))):
-        _, axes, share = page.principal(still)
+        _, axes, share = html_page.principal_components(still)
         assert axes.shape == (still.shape[1], 2) and not axes.any() and not share.any()
 
 
 def test_the_points_of_a_map_are_the_rows_they_say(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "_POINTS", 30)  # of 69 steps: every third, across the ends of episodes
+    monkeypatch.setattr(html_page, "_POINTS", 30)  # of 69 steps: every third, across the ends of episodes
     data = some()
-    facts, _ = read(page.write(tmp_path / "look.html", data))
+    facts, _ = read(html_page.write_dataset_page(tmp_path / "look.html", data))
     m = next(m for m in facts["maps"] if m["title"] == "States")
     at = np.stack([numbers(m[k], "<i4") for k in ("episode", "step")], 1)
     ends = np.cumsum([0] + facts["lengths"])
@@ -148,7 +148,7 @@ def test_the_points_of_a_map_are_the_rows_they_say(tmp_path, monkeypatch):
 
 
 def test_sparklines_lie_between_the_ends_of_all(tmp_path):
-    facts, _ = read(page.write(tmp_path / "look.html", some()))
+    facts, _ = read(html_page.write_dataset_page(tmp_path / "look.html", some()))
     lines = numbers(facts["spark"]["data"], "u1").reshape(6, 1, 32)
     assert lines[0, 0, 0] == 0 and lines[-1, 0, -1] == 254 and (np.diff(lines.astype(int)) >= 0).all()
     assert lines[1, 0, 0] == round(254 / (5 + 1 / 3))
@@ -157,10 +157,10 @@ def test_sparklines_lie_between_the_ends_of_all(tmp_path):
 def test_it_runs_no_code_but_its_own_and_asks_for_nothing(tmp_path, monkeypatch):
     evil = Dataset([Episode({STATE: np.zeros((3, 1)), EVIL: np.ones((3, 1)), "task": np.array([EVIL] * 3)},
                             {EVIL: EVIL}, 3)], {"format": EVIL, "path": EVIL})
-    report = Report((Finding(EVIL, "error", EVIL, EVIL, Where(EVIL, 0, 1, EVIL)),), {EVIL: np.ones(1)})
+    report = AuditReport((Finding(EVIL, "error", EVIL, EVIL, Location(EVIL, 0, 1, EVIL)),), {EVIL: np.ones(1)})
     for name, inline in (("one", 1e9), ("many", 0)):
-        monkeypatch.setattr(page, "INLINE", inline)
-        file = page.write(tmp_path / f"{name}.html", evil, report, title=EVIL)
+        monkeypatch.setattr(html_page, "INLINE", inline)
+        file = html_page.write_dataset_page(tmp_path / f"{name}.html", evil, report, title=EVIL)
         text = file.read_text(encoding="utf-8")
         scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.DOTALL)
         assert len(scripts) == text.lower().count("<script") == text.lower().count("</script") == (3 if inline else 2)
@@ -178,8 +178,8 @@ def test_it_runs_no_code_but_its_own_and_asks_for_nothing(tmp_path, monkeypatch)
 def test_frames_are_those_of_their_rows(shared, tmp_path):
     source = Dataset.open(shared / "fixtures/lerobot/v3.0/video_h264")
     camera = next(n for n, f in source.features().items() if f.kind == "image")
-    report = Report((Finding("here", "note", "", "", Where(None, 2, 7, None)),))
-    _, episodes = read(page.write(tmp_path / "look.html", source, report))
+    report = AuditReport((Finding("here", "note", "", "", Location(None, 2, 7, None)),))
+    _, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", source, report))
     for found, told in zip(episodes, source, strict=True):
         sheet, frames = found["frames"][camera], np.asarray(told.steps[camera])
         assert sheet["rows"] == list(range(len(frames))) and sheet["of"] == len(frames)
@@ -191,21 +191,21 @@ def test_frames_are_those_of_their_rows(shared, tmp_path):
 
 
 def test_few_frames_of_many_episodes_are_those_that_findings_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "_PICTURES", 24)
+    monkeypatch.setattr(html_page, "_PICTURES", 24)
     camera = "observation.images.front"
     data = Dataset([Episode({camera: np.full((30, 8, 12, 1), 9 * e, np.uint8), "action": np.ones((30, 1))}, {}, 30)
                     for e in range(20)])
-    report = Report((Finding("here", "error", "", "", Where(None, 13, 17, None)),))
-    facts, episodes = read(page.write(tmp_path / "look.html", data, report))
+    report = AuditReport((Finding("here", "error", "", "", Location(None, 13, 17, None)),))
+    facts, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", data, report))
     shown = [e for e, found in enumerate(episodes) if found["frames"]]
     assert 13 in shown and len(shown) <= 4 and 17 in episodes[13]["frames"][camera]["rows"]
     assert any(f"{len(shown)} of 20 episodes" in n for n in facts["notes"])
 
 
 def test_long_and_wide_columns_are_cut_and_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "_VALUES", 500)
+    monkeypatch.setattr(html_page, "_VALUES", 500)
     data = Dataset([Episode({STATE: np.arange(40 * 50.).reshape(40, 50), "action": np.arange(40.)[:, None]}, {}, 40)])
-    facts, (episode,) = read(page.write(tmp_path / "look.html", data))
+    facts, (episode,) = read(html_page.write_dataset_page(tmp_path / "look.html", data))
     every = facts["columns"][0]["every"]
     assert every == 3  # 41 rows at most of 33 numbers
     np.testing.assert_array_equal(values(episode["columns"][STATE]), data[0].steps[STATE][::3, :32])
@@ -220,14 +220,14 @@ def test_an_episode_that_cannot_be_read_is_told_in_its_place(tmp_path):
             return super().__getitem__(name)
     good = some(3)
     bad = Episode(Damaged(good[1].steps), {}, len(good[1]), good[1].features())
-    facts, episodes = read(page.write(tmp_path / "look.html", Dataset([good[0], bad, good[2]])))
+    facts, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", Dataset([good[0], bad, good[2]])))
     assert episodes[1]["unread"] == {"action": "expected a whole file, found half of one"}
     assert STATE in episodes[1]["columns"] and not episodes[2]["unread"]
     assert any(n.endswith("episodes: 1.") for n in facts["notes"])
 
 
 def test_no_episode_is_a_page_too(tmp_path):
-    facts, episodes = read(page.write(tmp_path / "look.html", Dataset([], {"path": "none"})))
+    facts, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", Dataset([], {"path": "none"})))
     assert facts["lengths"] == episodes == []
 
 
@@ -251,7 +251,7 @@ def test_rerun_shows_the_rows_end_to_end(tmp_path, shared):
     from understudy.studio import rrd
 
     data = some(3)
-    file = rrd.write(tmp_path / "a.rrd", data)
+    file = rrd.write_rrd(tmp_path / "a.rrd", data)
     rows, found = [], []
     for chunk in reader.RrdReader(str(file)).stream():
         if chunk.entity_path == "/observation/state" and not chunk.is_static:
@@ -262,7 +262,7 @@ def test_rerun_shows_the_rows_end_to_end(tmp_path, shared):
     assert rows == list(range(sum(lengths)))  # here every episode has what was seen last, so that no row is free
     np.testing.assert_array_equal(found, np.concatenate([e.steps[STATE] for e in data]))
     with pytest.raises(UserError, match="expected nothing here"):
-        rrd.write(file, data)
+        rrd.write_rrd(file, data)
 
 
 def test_rerun_has_the_frames(tmp_path, shared):
@@ -271,7 +271,7 @@ def test_rerun_has_the_frames(tmp_path, shared):
 
     data = Dataset.open(shared / "fixtures/lerobot/v3.0/video_h264")
     camera = next(n for n, f in data.features().items() if f.kind == "image")
-    file, found = rrd.write(tmp_path / "a.rrd", data), {}
+    file, found = rrd.write_rrd(tmp_path / "a.rrd", data), {}
     for chunk in reader.RrdReader(str(file)).stream():
         if chunk.entity_path == "/" + camera.replace(".", "/"):
             table = chunk.to_record_batch()
@@ -290,8 +290,8 @@ def test_without_the_extra_rerun_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setitem(__import__("sys").modules, "rerun", None)
     with pytest.raises(UserError, match="rerun-sdk") as error:
-        rrd.write(tmp_path / "a.rrd", some(1))
-    assert error.value.do == "pip install 'understudy[rerun]'" and not list(tmp_path.iterdir())
+        rrd.write_rrd(tmp_path / "a.rrd", some(1))
+    assert error.value.hint == "pip install 'understudy[rerun]'" and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -301,12 +301,12 @@ def test_a_browser_draws_it(tmp_path, inline, monkeypatch):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no browser")
-    monkeypatch.setattr(page, "INLINE", inline)
-    monkeypatch.setattr(page, "_PIECE", 1500)
+    monkeypatch.setattr(html_page, "INLINE", inline)
+    monkeypatch.setattr(html_page, "_PIECE", 1500)
     data = some()
-    data = Dataset([e.but({"task": np.array([EVIL] * len(e))}) for e in data], data.facts)
-    report = Report((Finding("odd", "warning", EVIL, "do", Where(None, 4, 7, "action")),))
-    file = page.write(tmp_path / "look.html", data, report, title="Some")
+    data = Dataset([e.replace({"task": np.array([EVIL] * len(e))}) for e in data], data.metadata)
+    report = AuditReport((Finding("odd", "warning", EVIL, "do", Location(None, 4, 7, "action")),))
+    file = html_page.write_dataset_page(tmp_path / "look.html", data, report, title="Some")
 
     def dom(address):
         flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
@@ -316,7 +316,9 @@ def test_a_browser_draws_it(tmp_path, inline, monkeypatch):
         return done.stdout.split('<main id="main">')[1].split("</main>")[0]
     seen = dom("episode=4&step=7")
     assert "<h2>Episode 4</h2>" in seen and "step 7 of 13" in seen and seen.count("<canvas") == 4
-    assert "<b>421</b>" not in seen and f"<b>{values(page._packed(data[4].steps[STATE]))[7, 0]:g}</b>" in seen
+    assert (
+        "<b>421</b>" not in seen and f"<b>{values(html_page._encode_values(data[4].steps[STATE]))[7, 0]:g}</b>" in seen
+    )
     assert "&lt;/script&gt;&lt;script&gt;" in seen and "<img" not in seen
     assert 'href="#episode=4&amp;step=7"' in dom("findings")
     assert "States" in dom("map") and "Statistics" in dom("statistics")

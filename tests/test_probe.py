@@ -9,13 +9,13 @@ import torch
 
 from understudy import cli
 from understudy.claims import measures, probe, records
-from understudy.claims.base import Above, Arm, Claim, Experiment, Part, Sabotage, Shown
+from understudy.claims.base import Arm, Claim, ClaimPart, Experiment, ExpertDemonstrations, GreaterThan, NegativeControl
 from understudy.claims.measures import closed_loop
 from understudy.claims.probe import compare, confirm, take, updates_to_probe
 from understudy.data.window import Window
-from understudy.execute.chunked import Receding
+from understudy.execute.chunking import RecedingHorizon
 from understudy.files import write_json
-from understudy.learn.optim import Optim
+from understudy.learn.optimizer import OptimizerConfig
 
 
 def document(**numbers):
@@ -24,10 +24,14 @@ def document(**numbers):
 
 def first_arm(name: str) -> Claim:
     """A claim with only the first arm of its first part, so that a test takes a second."""
-    claim = records.find(name)
+    claim = records.find_claim(name)
     part = claim.parts[0]
     experiment = replace(part.experiment, arms=part.experiment.arms[:1])
-    return replace(claim, parts=(replace(part, experiment=experiment),), sabotage=replace(claim.sabotage, part="none"))
+    return replace(
+        claim,
+        parts=(replace(part, experiment=experiment),),
+        negative_control=replace(claim.negative_control, part="none"),
+    )
 
 
 def changed(value, kind: type, change):
@@ -99,7 +103,7 @@ def test_the_first_middle_and_last_updates_are_probed():
 @pytest.mark.parametrize("name,kind,shorter", [
     ("diffusion-bc", Window, lambda w: replace(w, horizon=w.horizon - 1)),
     ("checkpoint-selection", Window, lambda w: replace(w, horizon=w.horizon - 1)),
-    ("behaviour-entropy", Receding, lambda r: replace(r, execute=r.execute - 1)),
+    ("behavior-entropy", RecedingHorizon, lambda r: replace(r, execute=r.n_action_steps - 1)),
 ])
 def test_a_probe_is_repeatable_and_sees_a_lower_rate_and_a_shorter_horizon(name, kind, shorter):
     claim = first_arm(name)
@@ -107,7 +111,7 @@ def test_a_probe_is_repeatable_and_sees_a_lower_rate_and_a_shorter_horizon(name,
     again = take(claim)
     assert compare(before, again) == [] and before["numbers"] == again["numbers"]
     assert torch.equal(torch.random.get_rng_state(), state)
-    slower = with_options(claim, Optim, lambda o: replace(o, rate=0.99 * o.rate))
+    slower = with_options(claim, OptimizerConfig, lambda o: replace(o, rate=0.99 * o.rate))
     found = compare(before, take(slower))
     assert any("/ rates[0]" in d for d in found) and any("/ weights[" in d for d in found)
     assert compare(before, take(with_options(claim, kind, shorter)))
@@ -116,7 +120,7 @@ def test_a_probe_is_repeatable_and_sees_a_lower_rate_and_a_shorter_horizon(name,
 @pytest.mark.parametrize("name", ["generalization-gap", "data-quality"])
 def test_a_probe_sees_a_lower_rate_where_claims_train_in_their_own_way(name):
     claim = first_arm(name)
-    slower = with_options(claim, Optim, lambda o: replace(o, rate=0.99 * o.rate))
+    slower = with_options(claim, OptimizerConfig, lambda o: replace(o, rate=0.99 * o.rate))
     assert any("/ weights[" in d for d in compare(take(claim), take(slower)))
 
 
@@ -131,7 +135,7 @@ def test_a_probe_sees_an_episode_limit_that_is_one_lower():
 def test_a_probe_sees_code_that_computes_something_else(monkeypatch):
     claim = first_arm("diffusion-bc")
     before = take(claim)
-    monkeypatch.setattr(Optim, "factor", lambda self, update, steps: 1.0)  # no decay of the learning rate
+    monkeypatch.setattr(OptimizerConfig, "lr_factor", lambda self, update, steps: 1.0)  # no decay of the learning rate
     assert any("/ rates[" in d for d in compare(before, take(claim)))
 
 
@@ -142,11 +146,11 @@ def test_rounding_errors_do_not_matter():
 
 
 def test_real_runs_never_meet_what_a_probe_trained():
-    functions = measures.fit, measures.rollout, measures._trained
+    functions = measures.fit, measures.rollout, measures._policy_cache
     step = torch.optim.Adam.step
     take(first_arm("diffusion-bc"))
-    assert (measures.fit, measures.rollout) == functions[:2] and measures._trained is functions[2]
-    assert torch.optim.Adam.step is step and not any(p for p in measures._trained.values())
+    assert (measures.fit, measures.rollout) == functions[:2] and measures._policy_cache is functions[2]
+    assert torch.optim.Adam.step is step and not any(p for p in measures._policy_cache.values())
 
 
 def test_names_in_code_are_no_part_of_a_probe():
@@ -207,7 +211,7 @@ def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypat
 
 
 def test_a_claim_without_a_record_is_not_run():
-    experiment = Experiment(Shown("fork", 5), "fork", (Arm("a", ()),), closed_loop)
-    claim = Claim("never-run", (), "", "", "", (Part("p", experiment, Above("success", "a", "a")),),
-                  Sabotage("", lambda e: e, "p"))
+    experiment = Experiment(ExpertDemonstrations("fork", 5), "fork", (Arm("a", ()),), closed_loop)
+    claim = Claim("never-run", (), "", "", "", (ClaimPart("p", experiment, GreaterThan("success", "a", "a")),),
+                  NegativeControl("", lambda e: e, "p"))
     assert confirm(claim).status == "not run"

@@ -13,7 +13,7 @@ import pytest
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset
-from understudy.data.formats import logs, look
+from understudy.data.formats import message_logs, preview_dataset
 from understudy.data.video import encode_png
 
 mcap = pytest.importorskip("mcap.writer", reason="extra bags not installed")
@@ -145,20 +145,20 @@ def test_the_stamps_of_messages_join_them(tmp_path):
     ns = 1_700_000_000_123_456_789
     rows = [(t / 10, "/s", state(t, timestamp={
         "seconds": ns // 10**9, "nanos": ns % 10**9 + 100 * t})) for t in range(3)]
-    log, = logs.logs(written(tmp_path / "a.mcap", rows))
-    assert [logs.stamp(m) for _, _, m in log.messages(["/s"])] == [ns, ns + 100, ns + 200]
-    assert logs.stamp(protobuf.Message(timestamp=protobuf.Seconds(0))) is None
+    log, = message_logs.open_logs(written(tmp_path / "a.mcap", rows))
+    assert [message_logs.message_time(m) for _, _, m in log.messages(["/s"])] == [ns, ns + 100, ns + 200]
+    assert message_logs.message_time(protobuf.Message(timestamp=protobuf.Timestamp(0))) is None
 
 
 def test_the_proposal_and_the_command_line(tmp_path, capsys):
     path = written(tmp_path / "a.mcap", run() + [(1000.45, "/task", make("robot.Words", text="fold"))])
-    data = look(path)
-    assert data.facts["mapping"]["clock"] == {"topic": "/arm/state", "fps": 10.0}
+    data = preview_dataset(path)
+    assert data.metadata["mapping"]["clock"] == {"topic": "/arm/state", "fps": 10.0}
     assert set(data.features()) == {"observation.state", "action", "task", "timestamp"}
     names = data.features()["observation.state"].names
     assert names[:3] == ("joints[shoulder].position", "joints[elbow].position", "pose.position.x")
     assert len(data[0]) == 5 and list(data[0].steps["task"]) == ["fold"] * 5
-    (tmp_path / "map.json").write_text(json.dumps(data.facts["mapping"]))
+    (tmp_path / "map.json").write_text(json.dumps(data.metadata["mapping"]))
     assert main(["audit", str(path)]) == 0
     assert main(["convert", str(path), str(tmp_path / "out"), "--map", str(tmp_path / "map.json")]) == 0
     again = Dataset.open(tmp_path / "out")
@@ -252,8 +252,8 @@ def test_packets_of_video_are_frames(codec, form, tmp_path):
     data = packets(codec)
     assert len(data) == 12
     path = video(tmp_path / "a.mcap", data, form)
-    log, = logs.logs(path)
-    assert [logs.begins(m) for _, _, m in log.messages(["/cam"])] == [i % 4 == 0 for i in range(12)]
+    log, = message_logs.open_logs(path)
+    assert [message_logs.is_key_frame(m) for _, _, m in log.messages(["/cam"])] == [i % 4 == 0 for i in range(12)]
     found = Dataset.open(path, mapping=MAP)
     assert shown(found[0]) == list(range(12)) and found.features()["observation.images.cam"].shape == (48, 64, 3)
 
@@ -263,14 +263,16 @@ def test_a_video_is_decoded_from_the_key_frame_before_and_not_seen_before_the_fi
     path = video(tmp_path / "a.mcap", data[2:], "h264", begin=2)  # the recording began within a group of pictures
     found = Dataset.open(path, mapping=MAP)
     assert shown(found[0]) == found[0].steps["observation.state"].ravel().tolist() == list(range(4, 12))
-    assert any("before the first whole row are left out (observation.images.cam)" in w for w in found.facts["warnings"])
+    assert any(
+        "before the first whole row are left out (observation.images.cam)" in w for w in found.metadata["warnings"]
+    )
     rows = [(i / 10 + 5 * (i > 5), i) for i in range(12)]  # two episodes: the second begins between key frames
     path = written(tmp_path / "b.mcap", sorted(
         [(s, "/cam", make("foxglove.CompressedVideo", data=data[i], format="h264")) for s, i in rows]
         + [(s, "/arm", make("robot.Command", data=[i])) for s, i in rows], key=lambda r: r[0]))
     found, decoded = Dataset.open(path, mapping={**MAP, "gap": 1.0}), []
-    real = logs.film
-    monkeypatch.setattr(logs, "film",
+    real = message_logs.decode_video
+    monkeypatch.setattr(message_logs, "film",
                         lambda given, where: real(((decoded.append(i) or i, m) for i, m in given), where))
     assert [len(e) for e in found] == [6, 6] and shown(found[1]) == list(range(6, 12))
     assert decoded == list(range(4, 12))
@@ -283,9 +285,9 @@ def test_video_that_cannot_be_decoded_is_refused_by_name(tmp_path):
     path = video(tmp_path / "b.mcap", [*data[:5], b"\0\0\1" + bytes(20), *data[6:]], "h264")
     with pytest.raises(UserError, match="b.mcap, topic /cam"):
         shown(Dataset.open(path, mapping=MAP)[0])
-    found = look(video(tmp_path / "c.mcap", data[1:4], "h264"))  # no key frame at all
+    found = preview_dataset(video(tmp_path / "c.mcap", data[1:4], "h264"))  # no key frame at all
     assert "observation.images.cam" not in found.features()
-    assert any("observation.images.cam of topic /cam is left out" in w for w in found.facts["warnings"])
+    assert any("observation.images.cam of topic /cam is left out" in w for w in found.metadata["warnings"])
 
 
 # -- what is wrong ----------------------------------------------------------------------------------------------------
@@ -293,12 +295,12 @@ def test_video_that_cannot_be_decoded_is_refused_by_name(tmp_path):
 
 def told(path):
     """Why its topic /s is left out."""
-    found = look(path)
+    found = preview_dataset(path)
     assert len(found) == 0
     with pytest.raises(UserError, match="/s") as error:
         column(path, "/s")
-    why = [w for w in found.facts["warnings"] if "topic /s (" in w]
-    assert why and error.value.what.removeprefix("expected messages that can be decoded, found ") in why[0]
+    why = [w for w in found.metadata["warnings"] if "topic /s (" in w]
+    assert why and error.value.problem.removeprefix("expected messages that can be decoded, found ") in why[0]
     return why[0]
 
 
@@ -337,7 +339,7 @@ def test_any_cut_of_a_recording_is_read_as_far_as_it_goes_or_refused(tmp_path):
         path = tmp_path / f"{share}.mcap"
         path.write_bytes(whole[: len(whole) * share // 100])
         try:
-            data = look(path)
+            data = preview_dataset(path)
         except UserError:
             continue
         if not len(data):
@@ -360,5 +362,5 @@ def test_base64_in_json_is_video_too(tmp_path):
                                "data": base64.b64encode(p).decode()})
             writer.add_message(topic, i * 10**8, text.encode(), i * 10**8)
         writer.finish()
-    found = look(tmp_path / "a.mcap")
+    found = preview_dataset(tmp_path / "a.mcap")
     assert list(found.features()) == ["observation.images.cam", "timestamp"] and shown(found[0]) == [0, 1, 2, 3]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.recipes import METHODS
+from understudy.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,41 +10,41 @@ import pytest
 import torch
 
 from understudy import config, make
-from understudy.commands.train import _fits
-from understudy.config import Untrusted
+from understudy.commands.train import _check_policy_fits
+from understudy.config import UntrustedCode
 from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
-from understudy.evaluate.judge import recording
+from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Plays
+from understudy.execute.actor import PolicyActor
 from understudy.files import write_json
 from understudy.heads.categorical import Categorical
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.regression import Regression
 from understudy.learn.fit import fit
+from understudy.methods import METHODS, describe_methods, find_method, recommend
+from understudy.methods.behavior_cloning import bc
 from understudy.nets.transformer import Transformer
 from understudy.policy import Policy
-from understudy.recipes import METHODS, describe, find, recommended
-from understudy.recipes.cloning import bc
-from understudy.testing import made_up
+from understudy.testing import random_dataset
 
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
-CHOICES = {**FEATURES, "action": Feature("int64", (1,), "choice", choices=(4,))}
+CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_train_and_act(name):
-    method = find(name, FEATURES)
+    method = find_method(name, FEATURES)
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
-    data = made_up(FEATURES, episodes=3, steps=12)
-    policy = Policy(method.policy, data.features()).fit(data)
-    learner = method.learn.build(policy, 0, 2)
+    data = random_dataset(FEATURES, episodes=3, steps=12)
+    policy = Policy(method.policy, data.features()).fit_statistics(data)
+    learner = method.learner.build(policy, 0, 2)
     windows = policy.windows(data)
     said = []
-    fit(learner, lambda n: windows.batch(8, n), 2, watch=[lambda n, learner, seen: said.append(seen["loss"])])
+    fit(learner, lambda n: windows.batch(8, n), 2, callbacks=[lambda n, learner, seen: said.append(seen["loss"])])
     assert torch.tensor(said).isfinite().all()
-    actor = Plays(learner.trained.eval(), method.run)
+    actor = PolicyActor(learner.trained_policy.eval(), method.executor)
     shown = {**FEATURES, **policy.features}  # goals among them, which data need not hold
     obs = {k: torch.randn(3, *f.shape) for k, f in shown.items() if k != "action"}
     state = actor.start(obs, keys(0, range(3)))
@@ -56,73 +56,73 @@ def test_methods_train_and_act(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_carried_out_is_what_was_meant(name):
     """The window's first action is the executor's: an offset of one plays old actions (Chi et al. 2023)."""
-    method = find(name)
-    window, run = method.policy.window, method.run
-    assert getattr(run, "skip", 0) == -window.ahead
-    assert getattr(run, "skip", 0) + getattr(run, "execute", 1) <= window.horizon
+    method = find_method(name)
+    window, run = method.policy.window, method.executor
+    assert getattr(run, "skip", 0) == -window.action_offset
+    assert getattr(run, "skip", 0) + getattr(run, "n_action_steps", 1) <= window.horizon
 
 
 def test_diffusion_policy_is_the_five_million_u_net():
-    method = find("diffusion-policy")
+    method = find_method("diffusion-policy")
     door = {"observation.state": Feature("float32", (39,)), "action": Feature("float32", (28,))}
     policy = Policy(method.policy, door)
     assert 4.5e6 < sum(p.numel() for p in policy.parameters()) < 5.5e6
-    head, window, run = method.policy.head, method.policy.window, method.run
-    assert head == Diffusion(steps=10, prediction="sample")
-    assert (window.obs, window.horizon, run.execute, run.skip) == (2, 16, 8, 1)
-    assert find("diffusion-policy", prediction="epsilon").policy.head == Diffusion(steps=10)  # the paper's
-    assert isinstance(find("diffusion-policy", trunk="transformer").policy.trunk, Transformer)
+    head, window, run = method.policy.head, method.policy.window, method.executor
+    assert head == Diffusion(n_steps=10, prediction="sample")
+    assert (window.n_obs_steps, window.horizon, run.n_action_steps, run.skip) == (2, 16, 8, 1)
+    assert find_method("diffusion-policy", prediction="epsilon").policy.head == Diffusion(n_steps=10)  # the paper's
+    assert isinstance(find_method("diffusion-policy", trunk="transformer").policy.trunk, Transformer)
 
 
 def test_bc_looks_at_the_actions():
-    assert isinstance(find("bc", FEATURES).policy.head, Regression)
-    assert isinstance(find("bc", CHOICES).policy.head, Categorical)
-    assert isinstance(find("bc").policy.head, Regression)
-    assert find("bc", horizon=3) == bc(3)
+    assert isinstance(find_method("bc", FEATURES).policy.head, Regression)
+    assert isinstance(find_method("bc", CHOICES).policy.head, Categorical)
+    assert isinstance(find_method("bc").policy.head, Regression)
+    assert find_method("bc", horizon=3) == bc(3)
 
 
 def test_names():
-    assert find("bc_rnn_gmm") == find("bc-rnn-gmm")
+    assert find_method("bc_rnn_gmm") == find_method("bc-rnn-gmm")
     with pytest.raises(UserError, match="did you mean 'diffusion-policy'"):
-        find("difusion-policy")
+        find_method("difusion-policy")
     with pytest.raises(UserError, match="did you mean 'horizon'"):
-        find("bc", horizont=3)
+        find_method("bc", horizont=3)
     with pytest.raises(UserError, match="knn has no option 'obsolete'"):
-        find("knn", obsolete=1)
+        find_method("knn", obsolete=1)
 
 
 def test_methods_from_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "elsewhere.py").write_text(
         "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
-        "from understudy.recipes.cloning import bc\ndef mine(horizon: int = 5): return bc(horizon)\n"
+        "from understudy.methods.behavior_cloning import bc\ndef mine(horizon: int = 5): return bc(horizon)\n"
         "def wrong(): return 3\nnumber = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(Untrusted, match="--trust elsewhere"):
-        find("elsewhere:mine")
+    with pytest.raises(UntrustedCode, match="--trust elsewhere"):
+        find_method("elsewhere:mine")
     assert not (tmp_path / "ran").exists() and "elsewhere" not in sys.modules  # refused before it could run
-    assert find("elsewhere:mine", trust=("elsewhere",)) == bc(5)
-    assert find("elsewhere:mine", trust=("elsewhere",), horizon=2) == bc(2)
+    assert find_method("elsewhere:mine", trust=("elsewhere",)) == bc(5)
+    assert find_method("elsewhere:mine", trust=("elsewhere",), horizon=2) == bc(2)
     for name, words in (("elsewhere:wrong", "expected a Method, found int"),
                         ("elsewhere:number", "a function, found int"),
                         ("elsewhere:absent", "a function, found NoneType")):
         with pytest.raises(UserError, match=words):
-            find(name, trust=("elsewhere",))
+            find_method(name, trust=("elsewhere",))
     with pytest.raises(UserError, match="there is no module nowhere_at_all"):
-        find("nowhere_at_all:mine", trust=("nowhere_at_all",))
-    assert find("understudy.recipes.cloning:bc") == bc()
+        find_method("nowhere_at_all:mine", trust=("nowhere_at_all",))
+    assert find_method("understudy.methods.behavior_cloning:bc") == bc()
 
 
 def test_methods_from_files(tmp_path):
     write_json(tmp_path / "method.json", config.dump(bc(4)))
-    assert find(str(tmp_path / "method.json")) == bc(4)
+    assert find_method(str(tmp_path / "method.json")) == bc(4)
     with pytest.raises(UserError, match="takes no options"):
-        find(str(tmp_path / "method.json"), horizon=2)
+        find_method(str(tmp_path / "method.json"), horizon=2)
     with pytest.raises(UserError, match="there is no method"):
-        find(str(tmp_path / "absent.json"))
+        find_method(str(tmp_path / "absent.json"))
 
 
 def test_descriptions():
-    found = {d["name"]: d for d in describe()}
+    found = {d["name"]: d for d in describe_methods()}
     assert list(found) == list(METHODS)
     assert set(found) >= {"bc", "bc-gmm", "bc-rnn-gmm", "gcbc", "diffusion-policy", "flow-policy", "mip", "act", "knn",
                           "vinn"}
@@ -136,24 +136,24 @@ def test_descriptions():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
-    able = {d["name"]: any("choices" in need for need in d["needs"]) for d in describe()}
+    able = {d["name"]: any("choices" in need for need in d["needs"]) for d in describe_methods()}
     assert [n for n in able if able[n]] == ["bc", "knn", "vinn"]
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': expected actions that are numbers, found choices"
                                             "\n  -> bc, knn, vinn learn choices"):
-            find(name, CHOICES)
+            find_method(name, CHOICES)
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.
     state = np.eye(2, dtype=np.float32)[np.arange(40) % 2]
     data = Dataset([Episode({"observation.state": state, "action": 1 + 2 * np.arange(40)[:, None] % 4})])
     features = {"observation.state": Feature("float32", (2,)), "action": CHOICES["action"]}
     data = data.map(lambda e: replace(e, schema=features))
-    method = find(name, data.features())
-    policy = Policy(method.policy, data.features()).fit(data)
-    learner = method.learn.build(policy, 0, 60)
+    method = find_method(name, data.features())
+    policy = Policy(method.policy, data.features()).fit_statistics(data)
+    learner = method.learner.build(policy, 0, 60)
     windows = policy.windows(data)
-    fit(learner, lambda n: windows.batch(32, n), min(method.learn.steps, 60))
-    actor = Plays(learner.trained.eval(), method.run)
+    fit(learner, lambda n: windows.batch(32, n), min(method.learner.steps, 60))
+    actor = PolicyActor(learner.trained_policy.eval(), method.executor)
     obs = {"observation.state": torch.eye(2)}
     action, _ = actor.act(obs, actor.start(obs, keys(0, range(2))))
     assert action.flatten().tolist() == [1, 3]
@@ -161,19 +161,19 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
 
 def test_rows_are_in_the_ledger(shared):
     known = {line.split("\t")[0] for line in (shared / "ledger/ledger.tsv").read_text().splitlines()[1:]}
-    assert {r for d in describe() for r in d["rows"]} <= known
+    assert {r for d in describe_methods() for r in d["rows"]} <= known
 
 
 def test_whether_a_policy_can_act_somewhere_is_known_without_its_pretrained_weights():
     env = make("push-images", 1)
-    data = rollout(env.expert(), env, 1, seed=recording(0))
-    method = find("vinn", weights="nowhere.safetensors")
-    _fits(method, data, env)
+    data = rollout(env.expert(), env, 1, seed=recording_seed(0))
+    method = find_method("vinn", weights="nowhere.safetensors")
+    _check_policy_fits(method, data, env)
     with pytest.raises(UserError, match="observation.images.top"):
-        _fits(method, data, make("fork", 1))
+        _check_policy_fits(method, data, make("fork", 1))
 
 
 def test_what_is_recommended_can_learn_the_actions():
-    for feature in (Feature("float32", (2,)), Feature("int64", (1,), "choice", choices=(3,))):
+    for feature in (Feature("float32", (2,)), Feature("int64", (1,), "discrete", num_classes=(3,))):
         features = {"observation.state": Feature("float32", (3,)), "action": feature}
-        Policy(find(recommended(features), features).policy, features)
+        Policy(find_method(recommend(features), features).policy, features)

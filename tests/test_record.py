@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from understudy.core import Feature, UserError
 from understudy.data import journal
-from understudy.data import record as recording
+from understudy.data import recorder as recording
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import lerobot
-from understudy.data.record import Recorder, publish, repair
+from understudy.data.recorder import Recorder, publish, repair
 
 STATE, FRONT = "observation.state", "observation.images.front"
 SCHEMA = {STATE: Feature("float32", (2,), names=("x", "y"), unit="m"), "action": Feature("float32", (1,))}
@@ -50,21 +50,21 @@ def holds(episode: Episode, number: int, steps: int) -> bool:
 
 def test_what_is_recorded_is_what_is_read(tmp_path):
     saved = []
-    with Recorder(SEEN, tmp_path / "d", fps=20, clock=None, images="png", robot_type="arm", saved=saved.append,
-                  facts={"operator": "Ada"}) as r:
+    with Recorder(SEEN, tmp_path / "d", fps=20, clock=None, images="png", robot_type="arm", on_saved=saved.append,
+                  metadata={"operator": "Ada"}) as r:
         for number in range(3):
             end = {STATE: np.float32([number, 99])} if number != 1 else {}
             assert show(r, number, 4 + number, True, success=number == 1, obs=end, scene=number) == number
     assert saved == [0, 1, 2]
     data = Dataset.open(tmp_path / "d")
-    assert (data.fps, data.facts["robot_type"], data.facts["warnings"]) == (20, "arm", [])
+    assert (data.fps, data.metadata["robot_type"], data.metadata["warnings"]) == (20, "arm", [])
     assert data.features()[STATE] == SCHEMA[STATE]
     for number, episode in enumerate(data):
         assert holds(episode, number, 4 + number)
         assert len(episode.steps[STATE]) == 4 + number + (number != 1)
         assert (episode.steps["task"] == f"do {number}").all()
         assert (episode.steps[FRONT] == 10 * number + np.arange(4 + number)[:, None, None, None]).all()
-        assert episode.meta == {"operator": "Ada", "success": number == 1, "scene": number, "dropped": 0}
+        assert episode.metadata == {"operator": "Ada", "success": number == 1, "scene": number, "dropped": 0}
     assert not list((tmp_path / "d").rglob("*.part"))
     with Recorder(SEEN, tmp_path / "d", fps=20, clock=None) as r:  # goes on
         assert show(r, 3, 2, True) == 3
@@ -77,7 +77,7 @@ def test_the_last_episode_is_labelled_discarded_and_recorded_again(tmp_path):
         r.label(success=False, quality=3)
         show(r, 7, 2)
         r.discard()
-        with pytest.raises(UserError, match="just finished, to be labelled, found none"):
+        with pytest.raises(UserError, match="just finished, to be labeled, found none"):
             r.label(success=True)
         assert show(r, 1, 3) == 1
         r.step(*told(8, 0))
@@ -87,7 +87,7 @@ def test_the_last_episode_is_labelled_discarded_and_recorded_again(tmp_path):
         assert r.end() is None and show(r, 2, 1) == 2
     data = Dataset.open(tmp_path / "d")
     assert [holds(e, n, s) for e, n, s in zip(data, range(3), (2, 3, 1), strict=True)] == [True] * 3
-    assert data[0].meta == {"success": False, "quality": 3, "dropped": 0}
+    assert data[0].metadata == {"success": False, "quality": 3, "dropped": 0}
 
 
 def test_late_steps_are_facts_and_keep_their_own_times(tmp_path):
@@ -96,13 +96,13 @@ def test_late_steps_are_facts_and_keep_their_own_times(tmp_path):
     with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=lambda: next(clock)) as r:
         show(r, 0, len(times))
         for at in (5.0, 5.1):
-            r.step(*told(1, 0), at=at)
+            r.step(*told(1, 0), time=at)
         with pytest.raises(UserError, match="times that grow, found 5.1 after 5.1"):
-            r.step(*told(1, 0), at=5.1)
+            r.step(*told(1, 0), time=5.1)
         r.end()
     data = Dataset.open(tmp_path / "d")
     np.testing.assert_allclose(data[0].steps["timestamp"], times, atol=1e-6)
-    assert [(e.meta["late"], e.meta["dropped"]) for e in data] == [(2, 0), (0, 0)]
+    assert [(e.metadata["late"], e.metadata["dropped"]) for e in data] == [(2, 0), (0, 0)]
 
 
 def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypat
             time.sleep(0.01)
         return write(handle, data)
     monkeypatch.setattr(journal.os, "write", stuck)
-    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, room=60)  # 12 bytes a step
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, min_free_bytes=60)  # 12 bytes a step
     began = time.perf_counter()
     kept = [r.step(*told(0, t)) for t in range(10)]
     assert kept == [True] * 5 + [False] * 5 and time.perf_counter() - began < 1
@@ -121,14 +121,15 @@ def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypat
     r.end()
     r.close()
     episode = Dataset.open(tmp_path / "d")[0]
-    assert holds(episode, 0, 5) and episode.meta["dropped"] == 5
+    assert holds(episode, 0, 5) and episode.metadata["dropped"] == 5
     slow[0] = True
-    r = Recorder({**SCHEMA}, tmp_path / "timed", fps=10, clock=lambda: float(len(at)), room=75)  # 20 bytes a step
+    # 20 bytes a step
+    r = Recorder({**SCHEMA}, tmp_path / "timed", fps=10, clock=lambda: float(len(at)), min_free_bytes=75)
     at: list[bool] = []
     for t in range(5):
         at.append(r.step(*told(0, t)))
     slow[0] = False
-    while r._waiting:
+    while r._queued_bytes:
         time.sleep(0.01)
     at.append(r.step(*told(0, 5)))
     r.end()
@@ -146,7 +147,7 @@ def test_mistakes_name_the_column(tmp_path):
     refused("'observation.x'", lambda: r.step({STATE: np.zeros(2), "observation.x": 1}, np.zeros(1)))
     refused(r"'action': expected float32 \(1,\), found float64 \(2,\)",
             lambda: r.step({STATE: np.zeros(2)}, np.zeros(2)))
-    refused("no time where there is no clock", lambda: r.step(*told(0, 0), at=1.0))
+    refused("no time where there is no clock", lambda: r.step(*told(0, 0), time=1.0))
     refused("another recorder at work", lambda: Recorder(SCHEMA, tmp_path / "d"))
     refused("another recorder at work", lambda: repair(tmp_path / "d"))
     show(r, 0, 2)
@@ -179,12 +180,15 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     _settled(r)
     live = Dataset.open(tmp_path / "d")
     assert [holds(e, n, s) for e, n, s in zip(live, (0, 1), (3, 2), strict=True)] == [True, True]
-    assert live.facts["warnings"] == ["it is being recorded: 1 episode not in the files yet"]
-    assert (live[1].steps[FRONT][:, 0, 0, 0] == [10, 11]).all() and live[1].meta["success"]
+    assert live.metadata["warnings"] == ["it is being recorded: 1 episode not in the files yet"]
+    assert (live[1].steps[FRONT][:, 0, 0, 0] == [10, 11]).all() and live[1].metadata["success"]
     assert main(["repair", str(tmp_path / "d")]) == 2 and "another recorder at work" in capsys.readouterr().err
     r._lock.close()  # as if its process were gone
     left = Dataset.open(tmp_path / "d")
-    assert "understudy repair" in left.facts["warnings"][0] and "one that was not finished" in left.facts["warnings"][0]
+    assert (
+        "understudy repair" in left.metadata["warnings"][0]
+        and "one that was not finished" in left.metadata["warnings"][0]
+    )
     assert left.fingerprint() == live.fingerprint()
     before = {p: p.read_bytes() for p in (tmp_path / "d").rglob("*.parquet") if "file-" in p.name}
     assert main(["repair", str(tmp_path / "d")]) == 0
@@ -194,8 +198,8 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
                    "leaves it out unless asked (--include-interrupted)\n")
     assert all(p.read_bytes() == b for p, b in before.items()) and before
     data = Dataset.open(tmp_path / "d")
-    assert data[:2].fingerprint() == live.fingerprint() and data.facts["warnings"] == []
-    assert holds(data[2], 2, 4) and data[2].meta == {"interrupted": True}
+    assert data[:2].fingerprint() == live.fingerprint() and data.metadata["warnings"] == []
+    assert holds(data[2], 2, 4) and data[2].metadata == {"interrupted": True}
     assert main(["repair", str(tmp_path / "d")]) == 0 and "Nothing was left" in capsys.readouterr().out
 
 
@@ -231,14 +235,14 @@ def test_who_goes_on_after_an_interruption_is_told_and_finds_it_in_inspect_and_a
 
 def test_the_command_that_records_tells_of_what_was_interrupted(tmp_path, capsys):
     from understudy.cli import main
-    from understudy.evaluate.judge import recording
+    from understudy.evaluate.evaluation import recording_seed
 
     d, args = tmp_path / "d", ["record", "fork", "--out", str(tmp_path / "d"), "--episodes"]
     assert main([*args, "1"]) == 0
     assert "interrupted" not in capsys.readouterr().err
     first = Dataset.open(d)[0]
     r = Recorder(first.features(), d, fps=Dataset.open(d).fps, clock=None)
-    r.begin(**{k: first.meta[k] for k in ("env", "by")}, seed=recording(0), number=1)
+    r.begin(**{k: first.metadata[k] for k in ("env", "by")}, seed=recording_seed(0), number=1)
     for t in range(3):
         row = {n: first.steps[n][t] for n in first.steps}
         r.step({n: v for n, v in row.items() if n != "action"}, row["action"])
@@ -247,7 +251,7 @@ def test_the_command_that_records_tells_of_what_was_interrupted(tmp_path, capsys
     assert main([*args, "3"]) == 0
     err = capsys.readouterr().err
     assert f"warning: {d}: episode 1 was not finished: its 3 steps are kept" in err and ".py" not in err
-    assert [bool(e.meta.get("interrupted")) for e in Dataset.open(d)] == [False, True, False]
+    assert [bool(e.metadata.get("interrupted")) for e in Dataset.open(d)] == [False, True, False]
 
 
 def test_a_recording_without_an_episode_can_be_inspected(tmp_path, capsys):
@@ -296,7 +300,7 @@ def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch)
             _settled(r)
         worker = r._worker
         began = time.monotonic()
-        while len(journal.segments(tmp_path / "d" / journal.FOLDER)) > 1 and time.monotonic() < began + 60:
+        while len(journal.segment_files(tmp_path / "d" / journal.JOURNAL_FOLDER)) > 1 and time.monotonic() < began + 60:
             time.sleep(0.05)
         there = lerobot.open_lerobot(tmp_path / "d")
         assert len(there) == 8 and all(holds(e, n, 3) for n, e in enumerate(there))
@@ -308,7 +312,7 @@ def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch)
 def _settled(r: Recorder) -> None:
     """Everything is written and synced."""
     began = time.monotonic()
-    while (r._waiting or r._queue.qsize()) and time.monotonic() < began + 10:
+    while (r._queued_bytes or r._queue.qsize()) and time.monotonic() < began + 10:
         time.sleep(0.01)
     time.sleep(0.05)
 
@@ -319,7 +323,7 @@ def _settled(r: Recorder) -> None:
 def _journal(folder: Path, episodes: int = 4) -> tuple[Path, list[int]]:
     """A recording whose process is gone, and how long its journal was when each episode was finished."""
     saved, ends = [], []
-    r = Recorder(SCHEMA, folder, fps=10, clock=None, saved=saved.append)
+    r = Recorder(SCHEMA, folder, fps=10, clock=None, on_saved=saved.append)
     for number in range(episodes):
         show(r, number, 3, success=True)
         while len(saved) <= number:
@@ -345,11 +349,11 @@ def test_a_journal_that_is_cut_anywhere_has_the_episodes_before(segment, tmp_pat
     at = data.draw(st.integers(0, len(whole)))
     tail = data.draw(st.sampled_from([b"", bytes(50), b"\xd5uj1" * 5, os.urandom(60)]))
     (tmp_path / name).write_bytes(whole[:at] + tail)
-    found = journal.read(tmp_path / name)
+    found = journal.read_segment(tmp_path / name)
     assert len(found.episodes) == sum(end <= at for end in ends)
     assert all(holds(e.episode(), n, 3) for n, e in enumerate(found.episodes))
-    if found.running is not None:
-        state = found.running.column(STATE)
+    if found.unfinished is not None:
+        state = found.unfinished.column(STATE)
         assert (state[:, 1] == np.arange(len(state))).all()
 
 
@@ -361,14 +365,14 @@ def test_a_byte_that_is_wrong_costs_no_more_than_its_episode(segment, tmp_path, 
     wrong = bytearray(whole)
     wrong[at] ^= data.draw(st.integers(1, 255))
     (tmp_path / name).write_bytes(wrong)
-    found = journal.read(tmp_path / name)
+    found = journal.read_segment(tmp_path / name)
     hit = sum(end <= at for end in ends)
     states = [e.column(STATE) for e in found.episodes]
     for number in set(range(len(ends))) - {hit}:
         assert any(np.array_equal(s, [[number, t] for t in range(3)]) for s in states), number
     for s, e in zip(states, found.episodes, strict=True):  # and nothing is there that was not recorded
-        assert (s == [[s[0, 0], t] for t in range(len(s))]).all() and (len(s) == 3 or e.meta["interrupted"])
-    assert found.losses
+        assert (s == [[s[0, 0], t] for t in range(len(s))]).all() and (len(s) == 3 or e.metadata["interrupted"])
+    assert found.problems
 
 
 def test_segments_that_are_in_the_files_already_are_not_put_there_twice(tmp_path, monkeypatch):
@@ -384,7 +388,7 @@ def test_segments_that_are_in_the_files_already_are_not_put_there_twice(tmp_path
         with pytest.raises(KeyboardInterrupt):
             publish(tmp_path / "d")
     between = Dataset.open(tmp_path / "d")
-    assert len(between) == 5 and between.facts["warnings"] == []
+    assert len(between) == 5 and between.metadata["warnings"] == []
     assert publish(tmp_path / "d").episodes == 0
     assert Dataset.open(tmp_path / "d").fingerprint() == between.fingerprint()
 
@@ -401,7 +405,7 @@ def test_a_full_disk_is_said_at_the_next_step_and_costs_no_saved_episode(tmp_pat
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(handle, data)
     monkeypatch.setattr(journal.os, "write", scarce)
-    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, saved=saved.append)
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, on_saved=saved.append)
     show(r, 0, 3)
     r.step(*told(1, 0))
     _settled(r)
@@ -416,13 +420,13 @@ def test_a_full_disk_is_said_at_the_next_step_and_costs_no_saved_episode(tmp_pat
     assert saved == [0]
     done = repair(tmp_path / "d")
     data = Dataset.open(tmp_path / "d")
-    assert done.episodes == 2 and holds(data[0], 0, 3) and holds(data[1], 1, 1) and data[1].meta["interrupted"]
+    assert done.episodes == 2 and holds(data[0], 0, 3) and holds(data[1], 1, 1) and data[1].metadata["interrupted"]
 
 
 FULL = """
 import resource, sys
 import numpy as np
-from understudy.data.record import Recorder
+from understudy.data.recorder import Recorder
 from understudy.core import Feature
 sys.path.insert(0, {tests!r})
 from test_record import SEEN, told
@@ -481,8 +485,8 @@ def test_a_recording_that_no_policy_can_read_is_refused_before_it_begins(tmp_pat
            "action": Feature("float32", (1,))}
     with pytest.raises(UserError, match="no policy can read") as error:
         Recorder(own, tmp_path / "d")
-    assert "qpos -> observation.state" in error.value.do and "front -> observation.images.front" in error.value.do
-    assert "require_observation=False" in error.value.do
+    assert "qpos -> observation.state" in error.value.hint and "front -> observation.images.front" in error.value.hint
+    assert "require_observation=False" in error.value.hint
     assert not (tmp_path / "d").exists()
     with Recorder(own, tmp_path / "d", clock=None, require_observation=False) as r:
         r.step({"qpos": np.zeros(2, np.float32), "front": np.zeros((8, 8, 3), np.uint8)}, np.zeros(1, np.float32))
@@ -526,7 +530,7 @@ def test_a_sensor_that_gave_nothing_is_recorded_as_such(tmp_path):
         assert r.step({STATE: np.zeros(2), force: np.full(3, np.nan), f"{force}?": False}, np.zeros(1))
         with pytest.raises(UserError, match="column 'observation.force'") as error:
             r.step({STATE: np.zeros(2), force: np.full(3, np.nan), f"{force}?": True}, np.zeros(1))
-        assert f"{force}?" in error.value.do
+        assert f"{force}?" in error.value.hint
         r.end()
     episode = Dataset.open(tmp_path / "d")[0]
     assert not episode.steps[f"{force}?"].any() and (episode.steps[force] == 0).all()

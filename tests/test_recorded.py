@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from understudy.core import Feature
-from understudy.data.codec import Scaled
+from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.evaluate.recorded import judged_on, recorded
+from understudy.evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
 from understudy.heads.base import Head
 from understudy.heads.categorical import Categorical
-from understudy.learn.validate import Validation, scale_of
-from understudy.policy import Policy, Recipe
+from understudy.learn.validation import Validation, target_scale
+from understudy.policy import Policy, PolicyConfig
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Draws(Head):
     at: float = 0.0
     std: float = 1.0
 
-    def noise(self, horizon, dim):
-        return (horizon, dim) if self.std else (horizon, 0)
+    def noise(self, horizon, coded_dim):
+        return (horizon, coded_dim) if self.std else (horizon, 0)
 
-    def build(self, trunk, dim, shape):
+    def build(self, trunk, coded_dim, spec):
         net = nn.Module()
-        net.dim = dim
+        net.dim = coded_dim
         return net
 
     def loss(self, net, context, action, mask, rng):
@@ -45,7 +45,9 @@ class Draws(Head):
 
 
 def policy(data, head, horizon=4):
-    return Policy(Recipe(head, codec=Scaled(target="identity"), window=Window(1, horizon)), data.features()).fit(data)
+    return Policy(
+        PolicyConfig(head, codec=Normalizer(target="identity"), window=Window(1, horizon)), data.features()
+    ).fit_statistics(data)
 
 
 def normal_data(episodes=12, steps=60, std=(1.0, 3.0)):
@@ -58,63 +60,81 @@ def normal_data(episodes=12, steps=60, std=(1.0, 3.0)):
 
 def test_a_constant_answer_has_the_errors_that_arithmetic_says():
     data = normal_data()
-    found = recorded(policy(data, Draws(0.5, 0.0), 1), data, validation=Validation(10**6, 2))
+    found = evaluate_action_prediction(policy(data, Draws(0.5, 0.0), 1), data, validation=Validation(10**6, 2))
     action = np.concatenate([e.steps["action"] for e in data]).astype(float)
     scale = action.std(0)
     each = np.sqrt((((0.5 - action) / scale) ** 2).mean(1))
     assert found.windows == len(action) and found.samples == 1
-    assert found.energy.estimate == found.mean.estimate == found.best.estimate == pytest.approx(each.mean(), rel=1e-5)
-    assert found.average == pytest.approx(np.sqrt((((action.mean(0) - action) / scale) ** 2).mean(1)).mean(), rel=1e-5)
-    for i, part in enumerate(found.dimensions):
+    assert (
+        found.energy_score.estimate
+        == found.mean_error.estimate
+        == found.best_error.estimate
+        == pytest.approx(each.mean(), rel=1e-5)
+    )
+    assert found.baseline_error == pytest.approx(
+        np.sqrt((((action.mean(0) - action) / scale) ** 2).mean(1)).mean(), rel=1e-5
+    )
+    for i, part in enumerate(found.by_dimension):
         assert part.error == pytest.approx(np.sqrt(((0.5 - action[:, i]) ** 2).mean()), rel=1e-5) and part.spread == 0
-    assert [p.name for p in found.dimensions] == ["lift", "turn"] and found.unit == "m"
+    assert [p.name for p in found.by_dimension] == ["lift", "turn"] and found.unit == "m"
     third = np.concatenate([e.steps["action"][12:18] for e in data]).astype(float)  # 60 steps in ten parts
-    assert found.time[2].name == "20-30%"
-    assert found.time[2].error == pytest.approx(np.sqrt(((0.5 - third) ** 2).mean()), rel=1e-5)
-    assert found.inside is None and found.unsure == () and "cannot say where it is unsure" in found.words()
+    assert found.by_time[2].name == "20-30%"
+    assert found.by_time[2].error == pytest.approx(np.sqrt(((0.5 - third) ** 2).mean()), rel=1e-5)
+    assert (
+        found.coverage is None and found.uncertain_steps == () and "cannot say where it is unsure" in found.describe()
+    )
 
 
 def test_a_policy_exactly_as_unsure_as_the_data_is_found_to_be():
     data = normal_data(40, 200, (1.0, 1.0))
-    right = recorded(policy(data, Draws(0.0, 1.0), 1), data, validation=Validation(10**6, 9))
-    assert right.expected == pytest.approx(0.8) and right.inside == pytest.approx(0.8, abs=0.01)
-    sure = recorded(policy(data, Draws(0.0, 0.2), 1), data, validation=Validation(10**6, 9))
-    assert sure.inside < 0.5 and sure.energy.estimate > right.energy.estimate
-    for part in (*right.dimensions, *right.chunk, *right.time):
+    right = evaluate_action_prediction(policy(data, Draws(0.0, 1.0), 1), data, validation=Validation(10**6, 9))
+    assert right.expected_coverage == pytest.approx(0.8) and right.coverage == pytest.approx(0.8, abs=0.01)
+    sure = evaluate_action_prediction(policy(data, Draws(0.0, 0.2), 1), data, validation=Validation(10**6, 9))
+    assert sure.coverage < 0.5 and sure.energy_score.estimate > right.energy_score.estimate
+    for part in (*right.by_dimension, *right.by_chunk_step, *right.by_time):
         assert part.spread == pytest.approx(1, abs=0.05) and part.error == pytest.approx(math.sqrt(2), abs=0.09)
-    assert [p.name for p in recorded(policy(data, Draws()), data).chunk] == ["0", "1", "2", "3"]
+    assert [p.name for p in evaluate_action_prediction(policy(data, Draws()), data).by_chunk_step] == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
 
 
 def test_it_is_the_validation_error_with_an_interval_over_episodes():
     data = normal_data()
     p, validation = policy(data, Draws(0.3, 0.7)), Validation(200, 6)
-    rest, held = data.pick(range(8)), [8, 9, 10, 11]
-    found = recorded(p, data, held, "held out", validation=validation)
-    theirs = validation.judge(p, data.pick(held), scale_of(rest, "action"))
+    rest, held = data.select(range(8)), [8, 9, 10, 11]
+    found = evaluate_action_prediction(p, data, held, "held out", validation=validation)
+    theirs = validation.evaluate(p, data.select(held), target_scale(rest, "action"))
     for name in ("energy", "mean", "best"):
         assert getattr(found, name).estimate == pytest.approx(theirs[name], rel=1e-6)
-    assert found.energy.low < found.energy.estimate < found.energy.high
+    assert found.energy_score.low < found.energy_score.estimate < found.energy_score.high
     assert found.episodes == (8, 9, 10, 11) and found.steps == 240
-    assert "4 episodes that the training held out" in found.words()
-    assert "not a success rate" in found.words()
+    assert "4 episodes that the training held out" in found.describe()
+    assert "not a success rate" in found.describe()
 
 
 def test_what_lies_beyond_the_end_does_not_count():
     data = normal_data(episodes=3, steps=5)
-    short = recorded(policy(data, Draws(0.5, 0.0), 50), data, validation=Validation(10**6, 2))
-    assert len(short.chunk) == 5  # no window has a sixth step
+    short = evaluate_action_prediction(policy(data, Draws(0.5, 0.0), 50), data, validation=Validation(10**6, 2))
+    assert len(short.by_chunk_step) == 5  # no window has a sixth step
     ahead = np.concatenate([e.steps["action"][4:] for e in data]).astype(float)
-    assert short.chunk[4].error == pytest.approx(np.sqrt(((0.5 - ahead) ** 2).mean()), rel=1e-5)
+    assert short.by_chunk_step[4].error == pytest.approx(np.sqrt(((0.5 - ahead) ** 2).mean()), rel=1e-5)
 
 
 def test_windows_beyond_the_end_altogether_are_no_windows():
     """Counted with an error of 0, they would make every policy look better."""
     data = normal_data(episodes=3, steps=5)
-    late = Policy(Recipe(Draws(0.5, 0.0), codec=Scaled(target="identity"), window=Window(1, 1, ahead=2)),
-                  data.features()).fit(data)
-    found, validation = recorded(late, data, validation=Validation(10**6, 2)), Validation(10**6, 2)
+    late = Policy(
+        PolicyConfig(Draws(0.5, 0.0), codec=Normalizer(target="identity"), window=Window(1, 1, action_offset=2)),
+        data.features(),
+    ).fit_statistics(data)
+    found, validation = evaluate_action_prediction(late, data, validation=Validation(10**6, 2)), Validation(10**6, 2)
     assert found.windows == 3 * 3
-    assert found.energy.estimate == pytest.approx(validation.judge(late, data, scale_of(data, "action"))["energy"])
+    assert found.energy_score.estimate == pytest.approx(
+        validation.evaluate(late, data, target_scale(data, "action"))["energy"]
+    )
 
 
 @dataclass(frozen=True)
@@ -126,29 +146,35 @@ class Unsteady(Draws):
 
 
 def test_it_says_where_it_is_unsure():
-    from understudy.nets.encoders import Flat
+    from understudy.nets.encoders import ConcatEncoder
 
     rng = np.random.default_rng(1)
     seen = -np.ones((4, 40, 1), np.float32)
     seen[2, 17] = 1.0
     data = Dataset([Episode({"observation.state": s, "action": rng.normal(size=(40, 1)).astype(np.float32)})
                     for s in seen])
-    recipe = Recipe(Unsteady(), encoder=Flat(), codec=Scaled(obs="identity", target="identity"), window=Window(1, 2))
-    found = recorded(Policy(recipe, data.features()).fit(data), data, [1, 2, 3], validation=Validation(10**6, 8))
-    assert (found.unsure[0].episode, found.unsure[0].step) == (2, 17) and found.unsure[1].spread == 0
-    assert found.time[4].spread > 0 and found.time[0].spread == 0
-    assert "least sure in episode 2 at step 17" in found.words()
+    recipe = PolicyConfig(
+        Unsteady(), encoder=ConcatEncoder(), codec=Normalizer(obs="identity", target="identity"), window=Window(1, 2)
+    )
+    found = evaluate_action_prediction(
+        Policy(recipe, data.features()).fit_statistics(data), data, [1, 2, 3], validation=Validation(10**6, 8)
+    )
+    assert (found.uncertain_steps[0].episode, found.uncertain_steps[0].step) == (2, 17) and found.uncertain_steps[
+        1
+    ].spread == 0
+    assert found.by_time[4].spread > 0 and found.by_time[0].spread == 0
+    assert "least sure in episode 2 at step 17" in found.describe()
 
 
 def test_fans_are_the_plans_over_what_was_recorded():
     data = normal_data(episodes=6)
     p, validation = policy(data, Draws(0.0, 1.0)), Validation(30, 5)
-    found = recorded(p, data, [1, 3, 4], validation=validation, shown=2)
-    assert len(found.fans) == 2 and {f.episode for f in found.fans} <= {1, 3, 4}
-    for fans in found.fans:
+    found = evaluate_action_prediction(p, data, [1, 3, 4], validation=validation, n_examples=2)
+    assert len(found.plan_samples) == 2 and {f.episode for f in found.plan_samples} <= {1, 3, 4}
+    for fans in found.plan_samples:
         np.testing.assert_array_equal(fans.actions, data[fans.episode].steps["action"])
-        assert len(fans.fans) >= 2 and fans.fans[0].step == 0 and fans.fans[-1].step == 59
-        assert all(f.plans.shape == (5, 4, 2) for f in fans.fans)
+        assert len(fans.plan_samples) >= 2 and fans.plan_samples[0].step == 0 and fans.plan_samples[-1].step == 59
+        assert all(f.plans.shape == (5, 4, 2) for f in fans.plan_samples)
 
 
 def test_choices_are_judged_by_the_share_of_wrong_ones():
@@ -156,37 +182,37 @@ def test_choices_are_judged_by_the_share_of_wrong_ones():
     data = Dataset([Episode({"observation.state": rng.normal(size=(30, 2)).astype(np.float32),
                              "action": rng.integers(0, 3, (30, 1))}) for _ in range(4)])
     torch.manual_seed(0)
-    p = Policy(Recipe(Categorical(temperature=1.0), window=Window(1, 1)), data.features()).fit(data)
+    p = Policy(PolicyConfig(Categorical(temperature=1.0), window=Window(1, 1)), data.features()).fit_statistics(data)
     nn.init.zeros_(list(p.net.parameters())[-1])
-    found = recorded(p, data, validation=Validation(10**6, 8))
-    assert 0.5 < found.dimensions[0].error < 0.8 and 0.5 < found.dimensions[0].spread < 0.8  # of three: about 2/3
-    theirs = Validation(10**6, 8).judge(p, data)
-    assert found.dimensions[0].error == pytest.approx(theirs["wrong"], rel=1e-6)
-    assert found.energy.estimate == pytest.approx(theirs["energy"], rel=1e-6) and found.inside is None
+    found = evaluate_action_prediction(p, data, validation=Validation(10**6, 8))
+    assert 0.5 < found.by_dimension[0].error < 0.8 and 0.5 < found.by_dimension[0].spread < 0.8  # of three: about 2/3
+    theirs = Validation(10**6, 8).evaluate(p, data)
+    assert found.by_dimension[0].error == pytest.approx(theirs["wrong"], rel=1e-6)
+    assert found.energy_score.estimate == pytest.approx(theirs["energy"], rel=1e-6) and found.coverage is None
 
 
 def test_the_json_has_no_numbers_that_are_not_finite():
     data = normal_data(episodes=2)
-    found = recorded(policy(data, Draws()), data, [0], "held out", validation=Validation(20, 3))
-    doc = json.loads(json.dumps(found.json(), allow_nan=False))
+    found = evaluate_action_prediction(policy(data, Draws()), data, [0], "held out", validation=Validation(20, 3))
+    doc = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert doc["energy"]["low"] is None and doc["energy"]["estimate"] > 0  # one episode has no spread
     assert doc["success"] is None and doc["origin"] == "held out" and "not a success rate" in doc["note"]
-    assert "1 episode that" in found.words() and "interval" not in found.words()
+    assert "1 episode that" in found.describe() and "interval" not in found.describe()
 
 
 def test_what_was_held_out_is_known_from_the_provenance():
     data, other = normal_data(episodes=6), normal_data(episodes=5)
     provenance = {"data": {"fingerprint": data.fingerprint()}, "held_out": [2, 5]}
-    assert judged_on(provenance, data) == ([2, 5], "held out")
-    assert judged_on({**provenance, "held_out": []}, data) == (list(range(6)), "trained on")
-    assert judged_on(provenance, other) == (list(range(5)), "other data")
+    assert episodes_to_evaluate(provenance, data) == ([2, 5], "held out")
+    assert episodes_to_evaluate({**provenance, "held_out": []}, data) == (list(range(6)), "trained on")
+    assert episodes_to_evaluate(provenance, other) == (list(range(5)), "other data")
 
 
 def test_another_data_set_is_not_called_unseen():
     """An episode cut out of the training data has another fingerprint than all of them."""
     data = normal_data(episodes=6)
-    cut = data.pick([3])
-    numbers, origin = judged_on({"data": {"fingerprint": data.fingerprint()}, "held_out": [2, 5]}, cut)
-    said = recorded(policy(data, Draws()), cut, numbers, origin).words()
+    cut = data.select([3])
+    numbers, origin = episodes_to_evaluate({"data": {"fingerprint": data.fingerprint()}, "held_out": [2, 5]}, cut)
+    said = evaluate_action_prediction(policy(data, Draws()), cut, numbers, origin).describe()
     assert said.startswith("Judged on 1 episode of a data set that it was not trained on, as far as is recorded (if "
                            "cut or copied from one that it was, this is no test): ")

@@ -14,7 +14,7 @@ from test_formats import CAMERA, LEROBOT, closed
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset
-from understudy.data.formats import lerobot, look, remote
+from understudy.data.formats import lerobot, preview_dataset, remote
 
 fsspec = pytest.importorskip("fsspec", reason="extra cloud not installed")
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
@@ -83,7 +83,7 @@ def fresh(tmp_path, monkeypatch):
     MemoryFileSystem.store.clear()
     remote._held.clear()
     yield
-    remote._said.cache_clear()
+    remote._read_listing.cache_clear()
 
 
 def put(folder: Path, at: str, protocol="counted"):
@@ -104,14 +104,14 @@ def opened():
     (Path("s3://bucket/a/b"), "s3://bucket/a/b"), ("https:/host.org/d.npz?x=1", "https://host.org/d.npz?x=1"),
     ("C:/data", None), ("data/set", None), ("/abs:/x", None), ("module:function", None), ("gym:A/B-v0", None)])
 def test_what_an_address_is(given, address):
-    assert remote.address(given) == address
+    assert remote.url_of(given) == address
 
 
 def test_a_folder_of_that_name_is_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s3:" / "bucket").mkdir(parents=True)
-    assert remote.address("s3:/bucket") is None
-    assert remote.local(f"file://{tmp_path}") == tmp_path and remote.local(f"file:{tmp_path}") == tmp_path
+    assert remote.url_of("s3:/bucket") is None
+    assert remote.local_path(f"file://{tmp_path}") == tmp_path and remote.local_path(f"file:{tmp_path}") == tmp_path
 
 
 def test_metadata_first_then_what_is_read(tmp_path):
@@ -119,7 +119,7 @@ def test_metadata_first_then_what_is_read(tmp_path):
     data = Dataset.open(at)
     assert opened() == {"info.json", "stats.json", "tasks.parquet", "file-000.parquet"}
     assert not any("/data/" in n for n in Opened.names)
-    assert data.facts["path"] == at and [len(e) for e in data] == closed_form.LENGTHS
+    assert data.metadata["path"] == at and [len(e) for e in data] == closed_form.LENGTHS
     Opened.names.clear()
     assert np.array_equal(data[3].steps["action"], closed_form.episode(3)["action"])
     assert all("/data/" in n for n in Opened.names) and Opened.names
@@ -139,7 +139,7 @@ def test_one_file_and_what_lies_beside_it(tmp_path):
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/some/d.npz", (tmp_path / "d.npz").read_bytes())
     data = Dataset.open("memory://some/d.npz")
-    assert [len(e) for e in data] == [4, 5] and data.facts["path"] == "memory://some/d.npz"
+    assert [len(e) for e in data] == [4, 5] and data.metadata["path"] == "memory://some/d.npz"
     assert Dataset.open(Path("memory://some/d.npz")).fingerprint() == data.fingerprint()  # as a command has it
 
 
@@ -184,14 +184,14 @@ def test_downloads_are_bounded(tmp_path, monkeypatch):
         np.savez(tmp_path / "d.npz", observations=rng.random((8000, 3)), actions=np.zeros((8000, 1)),
                  episode_ends=[8000])
         fsspec.filesystem("counted").pipe_file(f"/{i}.npz", (tmp_path / "d.npz").read_bytes())
-        remote.local(f"counted://{i}.npz")
+        remote.local_path(f"counted://{i}.npz")
         remote._held.clear()
     root = tmp_path / "cache" / "fetched"
     kept = sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
     assert kept <= 500_000 + 10_000 and len([e for e in root.iterdir() if e.is_dir()]) < 3
     fsspec.filesystem("counted").pipe_file("/big.npz", bytes(600_000))
     with pytest.raises(UserError, match="needs 0.00 GB of cache, which may hold 0.00 GB"):
-        remote.local("counted://big.npz")
+        remote.local_path("counted://big.npz")
 
 
 @pytest.mark.parametrize("at, match", [
@@ -232,10 +232,10 @@ def test_commands_take_addresses(tmp_path, capsys, shared):
     assert main(["convert", at, str(tmp_path / "out"), "--to", "lerobot-v2.1"]) == 0
     assert Dataset.open(tmp_path / "out").fingerprint() == Dataset.open(LEROBOT / "v3.0/images").fingerprint()
     bags = put(shared / "fixtures/rosbag/ros2_mcap", "bags", "memory")
-    assert [len(e) for e in look(bags)] == closed_form.LENGTHS
+    assert [len(e) for e in preview_dataset(bags)] == closed_form.LENGTHS
     lerobot.write(closed(), tmp_path / "demos")
     at = put(tmp_path / "demos", "demos", "memory")
-    assert main(["train", "bc", at, "--out", str(tmp_path / "run"), "--steps", "2", "--hold", "0"]) == 0
+    assert main(["train", "bc", at, "--out", str(tmp_path / "run"), "--steps", "2", "--val-fraction", "0"]) == 0
     assert main(["eval", str(tmp_path / "run"), at]) == 0
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from understudy.cli import main
 from understudy.core import UserError
-from understudy.data import salvage as module
+from understudy.data import recovery as module
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import lerobot, write_dataset
-from understudy.data.salvage import salvage
+from understudy.data.recovery import recover
 
 STATE, FRONT = "observation.state", "observation.images.front"
 
@@ -30,9 +30,9 @@ def episode(number: int, steps: int, image: bool = False) -> Episode:
 
 def right(data: Dataset, numbers: list[int], steps) -> bool:
     """Those episodes, and as they were."""
-    assert [e.meta["number"] for e in data] == numbers
+    assert [e.metadata["number"] for e in data] == numbers
     for e in data:
-        n, state = e.meta["number"], np.asarray(e.steps[STATE])
+        n, state = e.metadata["number"], np.asarray(e.steps[STATE])
         assert (state[:, 0] == n).all() and (state[:, 1] == np.arange(steps(n) + 1)).all() and len(e) == steps(n)
         assert (e.steps["action"] == n - state[:steps(n), 1:]).all() and (e.steps["task"] == f"do {n}").all()
         if FRONT in e.steps:
@@ -125,15 +125,15 @@ def test_an_npz_that_is_cut_anywhere_has_its_first_episodes(archive, tmp_path, d
     file = tmp_path / "d.npz"
     file.write_bytes(archive[:at])
     try:
-        with salvage(file) as found:
-            numbers = [e.meta["number"] for e in found.data]
-            assert numbers == list(range(len(numbers))) and (len(numbers) == 3 or found.losses)
+        with recover(file) as found:
+            numbers = [e.metadata["number"] for e in found.data]
+            assert numbers == list(range(len(numbers))) and (len(numbers) == 3 or found.problems)
             for n, e in enumerate(found.data):
                 assert np.array_equal(e.steps[STATE], [[n, t] for t in range(4 + n + 1)])
                 if "action" in e.steps:
                     assert np.array_equal(e.steps["action"][:, 0], n - np.arange(4 + n))
                 else:  # the file ends in front of them
-                    assert any("whatever followed" in said or "actions" in said for said in found.losses)
+                    assert any("whatever followed" in said or "actions" in said for said in found.problems)
     except UserError as error:
         assert at < len(archive) * 0.9, error  # in front of the last array
 
@@ -143,7 +143,7 @@ def test_a_wrong_byte_in_an_npz_costs_its_array(archive, tmp_path):
     wrong = bytearray(archive)
     wrong[at] ^= 0xFF
     (tmp_path / "d.npz").write_bytes(wrong)
-    with pytest.raises(UserError, match="observations"), salvage(tmp_path / "d.npz"):
+    with pytest.raises(UserError, match="observations"), recover(tmp_path / "d.npz"):
         pass
 
 
@@ -166,7 +166,7 @@ def test_of_an_hdf5_file_that_is_cut_the_groups_before_remain(tmp_path):
     path.write_bytes(whole[: whole.index(np.full(50, 2.0).tobytes()) + 400])
     losses: list[str] = []
     (tmp_path / "t").mkdir()
-    with h5py.File(module._hdf5(path, tmp_path / "t", losses.append)) as file:
+    with h5py.File(module._repair_hdf5(path, tmp_path / "t", losses.append)) as file:
         assert sorted(file["data"]) == ["demo_0", "demo_1"] and file["data"].attrs["total"] == 40
         assert all((file[f"data/demo_{n}/actions"][:] == n).all() for n in (0, 1))
     assert any("demo_2" in loss for loss in losses)
@@ -178,7 +178,7 @@ def test_messages_before_the_cut_of_an_mcap(shared, tmp_path):
 
     source = shared / "fixtures/broken/mcap_truncated.mcap"
     losses: list[str] = []
-    mended = module._mcap(source, tmp_path, losses.append)
+    mended = module._repair_mcap(source, tmp_path, losses.append)
     with open(mended, "rb") as file:
         count = make_reader(file).get_summary().statistics.message_count
         found = sum(1 for _ in make_reader(file).iter_messages())
@@ -336,7 +336,7 @@ def test_what_was_kept_beside_the_data_goes_with_the_episodes_that_remain(tmp_pa
     assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
     assert "understudy.npz" not in capsys.readouterr().err
     found = Dataset.open(tmp_path / "out")
-    assert found.fps == 7.5 and [e.meta["tired"] for e in found] == [0.0, 0.2]
+    assert found.fps == 7.5 and [e.metadata["tired"] for e in found] == [0.0, 0.2]
     for e, n in zip(found, (0, 2), strict=True):
         for name in (STATE, "action", "operator.mood"):
             np.testing.assert_array_equal(np.asarray(e.steps[name]), data[n].steps[name])

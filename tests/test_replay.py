@@ -9,11 +9,11 @@ import torch
 from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.envs import make
-from understudy.envs.base import Env, Outcome
+from understudy.envs.base import Env, StepResult
 from understudy.envs.fork import Fork
 from understudy.envs.push import Push
-from understudy.evaluate.judge import compare, judged, recording
-from understudy.evaluate.record import record
+from understudy.evaluate.evaluation import compare, evaluation_of, recording_seed
+from understudy.evaluate.recording import record_episodes
 from understudy.evaluate.replay import replay
 from understudy.evaluate.rollout import rollout
 
@@ -21,24 +21,26 @@ from understudy.evaluate.rollout import rollout
 @pytest.fixture(scope="module")
 def data():
     env = Fork(8)
-    return rollout(env.expert(), env, 8, recording(3))
+    return rollout(env.expert(), env, 8, recording_seed(3))
 
 
 def changed(data, number, **columns):
-    return Dataset([e.but({k.replace("__", "."): v for k, v in columns.items()}) if i == number else e
-                    for i, e in enumerate(data)], data.facts)
+    return Dataset([e.replace({k.replace("__", "."): v for k, v in columns.items()}) if i == number else e
+                    for i, e in enumerate(data)], data.metadata)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20])
 @pytest.mark.parametrize("state", [False, True])
 def test_what_we_recorded_replays_to_the_last_bit(data, rows, state):
     found = replay(data, Fork(rows), state=state, tolerance=0.0)
-    assert [t.episode for t in found.tracks] == list(range(8))
-    for t, e in zip(found.tracks, data, strict=True):
-        assert t.diverges is None and t.steps == len(e) and t.success and t.recorded
-        assert t.error == {"observation.state": 0.0, "next.reward": 0.0, "next.terminated": 0.0}
-    assert "every step is as recorded" in found.words() and "Success: 8 of 8, 8 of 8 when recorded" in found.words()
-    json.dumps(found.json(), allow_nan=False)
+    assert [t.episode for t in found.episodes] == list(range(8))
+    for t, e in zip(found.episodes, data, strict=True):
+        assert t.divergence is None and t.steps == len(e) and t.success and t.recorded_success
+        assert t.max_differences == {"observation.state": 0.0, "next.reward": 0.0, "next.terminated": 0.0}
+    assert (
+        "every step is as recorded" in found.describe() and "Success: 8 of 8, 8 of 8 when recorded" in found.describe()
+    )
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_a_changed_action_is_found_at_the_step_after_it(data):
@@ -48,80 +50,82 @@ def test_a_changed_action_is_found_at_the_step_after_it(data):
     size = 0.1 * abs(2 * action[7, 1]) / np.abs(data[5].steps["observation.state"]).max()
     for state in (False, True):
         found = replay(moved, Fork(4), state=state)
-        assert [t.episode for t in found.tracks if t.diverges] == [5]
-        d = found.tracks[5].diverges
-        assert (d.step, d.column) == (8, "observation.state") and d.size == pytest.approx(size, rel=1e-4)
-        assert "7 as recorded to the last step, 1 not" in found.words() and "episode 5 at step 8" in found.words()
+        assert [t.episode for t in found.episodes if t.divergence] == [5]
+        d = found.episodes[5].divergence
+        assert (d.step, d.column) == (8, "observation.state") and d.difference == pytest.approx(size, rel=1e-4)
+        assert "7 as recorded to the last step, 1 not" in found.describe() and "episode 5 at step 8" in found.describe()
     # Playback begins anew at every step, so the change stays where it is; open loop carries it on.
-    assert replay(moved, Fork(4), [5], state=True).tracks[0].error["observation.state"] == pytest.approx(size, rel=1e-4)
-    assert replay(moved, Fork(4), [5]).tracks[0].error["observation.state"] >= size * 0.999
+    assert replay(moved, Fork(4), [5], state=True).episodes[0].max_differences["observation.state"] == pytest.approx(
+        size, rel=1e-4
+    )
+    assert replay(moved, Fork(4), [5]).episodes[0].max_differences["observation.state"] >= size * 0.999
 
 
 def test_a_changed_observation_is_found_where_it_is(data):
     seen = data[2].steps["observation.state"].copy()
     seen[4, 0] += 0.01
     found = replay(changed(data, 2, observation__state=seen), Fork(4), [2])
-    d = found.tracks[0].diverges
-    assert (d.step, d.column) == (4, "observation.state") and d.size == pytest.approx(0.01 / seen.max(), rel=1e-3)
-    assert replay(changed(data, 2, observation__state=seen), Fork(4), [2], tolerance=0.1).tracks[0].diverges is None
+    d = found.episodes[0].divergence
+    assert (d.step, d.column) == (4, "observation.state") and d.difference == pytest.approx(0.01 / seen.max(), rel=1e-3)
+    assert replay(changed(data, 2, observation__state=seen), Fork(4), [2], tolerance=0.1).episodes[0].divergence is None
 
 
 def test_another_world_is_told_by_its_reward(data):
     reward = data[0].steps["next.reward"].copy()
     reward[-1] = 5.0
-    d = replay(changed(data, 0, next__reward=reward), Fork(4), [0]).tracks[0].diverges
-    assert (d.step, d.column, d.size) == (len(data[0]) - 1, "next.reward", pytest.approx(0.8))
+    d = replay(changed(data, 0, next__reward=reward), Fork(4), [0]).episodes[0].divergence
+    assert (d.step, d.column, d.difference) == (len(data[0]) - 1, "next.reward", pytest.approx(0.8))
 
 
 def test_recordings_of_others_begin_where_their_first_step_was(data):
     foreign = Dataset([Episode(dict(e.steps)) for e in data])  # no seed, no number
     found = replay(foreign, Fork(3), tolerance=0.0)
-    assert all(t.diverges is None and t.success for t in found.tracks)
+    assert all(t.divergence is None and t.success for t in found.episodes)
     push = Push(4)
-    pushed = rollout(push.expert(), push, 4, recording(0))
-    assert all(t.diverges is None for t in replay(pushed, Push(3), tolerance=0.0).tracks)
-    assert all(t.diverges is None for t in replay(pushed, Push(16), state=True, tolerance=0.0).tracks)
+    pushed = rollout(push.expert(), push, 4, recording_seed(0))
+    assert all(t.divergence is None for t in replay(pushed, Push(3), tolerance=0.0).episodes)
+    assert all(t.divergence is None for t in replay(pushed, Push(16), state=True, tolerance=0.0).episodes)
 
 
 def test_a_recording_longer_or_shorter_than_the_episode_is_still_replayed(data):
     cut = changed(data, 1, **{k.replace(".", "__"): v[:5] for k, v in data[1].steps.items()})
     assert len(cut[1]) == 5
-    t = replay(cut, Fork(4), [1], tolerance=0.0).tracks[0]
-    assert t.diverges is None and t.steps == 5 and t.success is False
+    t = replay(cut, Fork(4), [1], tolerance=0.0).episodes[0]
+    assert t.divergence is None and t.steps == 5 and t.success is False
     longer = changed(data, 1, **{k.replace(".", "__"): np.concatenate([v, v[-3:]]) for k, v in data[1].steps.items()})
-    t = replay(longer, Fork(4), [1], tolerance=0.0).tracks[0]
-    assert t.success is True and t.diverges is None  # the environment ended where the recording first did
+    t = replay(longer, Fork(4), [1], tolerance=0.0).episodes[0]
+    assert t.success is True and t.divergence is None  # the environment ended where the recording first did
 
 
 def test_frames_that_a_video_has_changed_are_no_difference(tmp_path):
     """Videos lose something: the recording still replays, and still compares with rollouts that were kept in memory."""
     env = Push(2, limit=6, images=True, size=32)
-    stored = record(env, env.expert(), 3, tmp_path / "d", 1, by="scripted")
+    stored = record_episodes(env, env.expert(), 3, tmp_path / "d", 1, actor_name="scripted")
     rolled = rollout(env.expert(), env, 3, 1)
     camera = "observation.images.top"
     assert not np.array_equal(stored[0].steps[camera][0], rolled[0].steps[camera][0])
     for state in (False, True):
         found = replay(stored, env, state=state, tolerance=0.0)
-        assert all(t.diverges is None and camera not in t.error for t in found.tracks)
-    assert compare(judged(stored), judged(rolled)).difference == 0
+        assert all(t.divergence is None and camera not in t.max_differences for t in found.episodes)
+    assert compare(evaluation_of(stored), evaluation_of(rolled)).difference == 0
 
 
 class Bare(Env):
     """Cannot be restored, shows one number, and defines no success."""
 
     rows, features = 2, {"observation.state": Feature("float32", (1,)), "action": Feature("float32", (2,))}
-    facts = {"env": "bare"}
+    metadata = {"env": "bare"}
 
     def reset(self, which, key):
         return {"observation.state": torch.zeros(2, 1)}
 
     def step(self, action):
         no = torch.zeros(2, dtype=torch.bool)
-        return Outcome({"observation.state": torch.zeros(2, 1)}, torch.zeros(2), no, no)
+        return StepResult({"observation.state": torch.zeros(2, 1)}, torch.zeros(2), no, no)
 
 
 def test_what_cannot_be_replayed_says_why(data):
-    acted = Dataset([Episode({"action": e.steps["action"]}, e.meta) for e in data])
+    acted = Dataset([Episode({"action": e.steps["action"]}, e.metadata) for e in data])
     with pytest.raises(UserError, match="episode 0: the episode began in fork, and bare cannot.*\n.*replay DATA fork"):
         replay(acted, Bare())
     for meta, lacks in (({}, "'env', 'seed', 'number'"), ({"env": "bare", "seed": 7}, "'number'")):
@@ -135,12 +139,15 @@ def test_what_cannot_be_replayed_says_why(data):
         replay(acted, Bare(), state=True)
     with pytest.raises(UserError, match="expected an episode from 0 to 7, found 8"):
         replay(data, Fork(4), [1, 8])
-    ours = Dataset([Episode(dict(e.steps), {**e.meta, "env": "bare"}) for e in data])
+    ours = Dataset([Episode(dict(e.steps), {**e.metadata, "env": "bare"}) for e in data])
     with pytest.raises(UserError, match=r"'observation.state' of shape \(1,\), as in bare, found \(2,\)\n  -> rep"):
         replay(ours, Bare())
-    same = Dataset([Episode({"action": e.steps["action"]}, {**e.meta, "env": "bare"}) for e in data])
+    same = Dataset([Episode({"action": e.steps["action"]}, {**e.metadata, "env": "bare"}) for e in data])
     found = replay(same, Bare())
-    assert all(t.success is None and t.recorded is not None for t in found.tracks) and "Success" not in found.words()
+    assert (
+        all(t.success is None and t.recorded_success is not None for t in found.episodes)
+        and "Success" not in found.describe()
+    )
 
 
 def test_own_demonstrations_that_say_how_they_began_are_replayed(tmp_path):
@@ -162,18 +169,18 @@ def test_own_demonstrations_that_say_how_they_began_are_replayed(tmp_path):
         np.savez(file, observations=seen, actions=np.float32(done), episode_ends=ends, env=[name] * 3, seed=[7] * 3,
                  number=np.arange(3) + first)
         found = replay(Dataset.open(file), make(name, 2))
-        assert [t.diverges and t.diverges.step for t in found.tracks] == ([0] * 3 if first else [None] * 3)
-        assert [t.steps for t in found.tracks] == [30] * 3
+        assert [t.divergence and t.divergence.step for t in found.episodes] == ([0] * 3 if first else [None] * 3)
+        assert [t.steps for t in found.episodes] == [30] * 3
 
 
 def test_an_environment_of_other_shapes_names_the_one_it_was_recorded_in(data, tmp_path):
-    stored = record(Fork(2), Fork(2).expert(), 2, tmp_path / "d", 1, by="scripted")
+    stored = record_episodes(Fork(2), Fork(2).expert(), 2, tmp_path / "d", 1, actor_name="scripted")
     for state in (False, True):
         with pytest.raises(UserError) as error:
             replay(stored, Push(2), state=state)
         assert str(error.value) == (f"{tmp_path / 'd'}: expected 'observation.state' of shape (8,), as in push, found "
                                     f"(2,)\n  -> replay it in the environment it was recorded in: understudy replay "
                                     f"{tmp_path / 'd'} fork")
-    wide = Dataset([e.but({"action": np.zeros((len(e), 3), np.float32)}) for e in data])
+    wide = Dataset([e.replace({"action": np.zeros((len(e), 3), np.float32)}) for e in data])
     with pytest.raises(UserError, match=r"data set: expected 'action' of shape \(2,\), as in fork, found \(3,\)"):
         replay(wide, Fork(2))

@@ -19,12 +19,27 @@ from understudy.data.episode import Dataset, Episode
 from understudy.envs.fork import Fork
 from understudy.envs.push import Push
 from understudy.evaluate import plots
-from understudy.evaluate.film import film, strip
-from understudy.evaluate.judge import compare, evaluate, judged
-from understudy.evaluate.recorded import Fan, Fans, Moment, Part, Recorded
-from understudy.evaluate.report import Commands, Section, Table, Tiles, Words, page, report, report_recorded
+from understudy.evaluate.action_prediction import (
+    ActionPrediction,
+    EpisodePlanSamples,
+    ErrorBreakdown,
+    PlanSamples,
+    UncertainStep,
+)
+from understudy.evaluate.episode_video import film_strip, write_video
+from understudy.evaluate.evaluation import compare, evaluate, evaluation_of
+from understudy.evaluate.report import (
+    Commands,
+    Paragraph,
+    Section,
+    StatTiles,
+    Table,
+    write_page,
+    write_prediction_report,
+    write_report,
+)
 from understudy.evaluate.stats import Interval, clopper_pearson, tango
-from understudy.execute.actor import Noisy
+from understudy.execute.actor import NoisyActor
 
 EVIL = '<script>alert("&")</script>'
 
@@ -47,7 +62,7 @@ def of(root, tag, **attributes):
 def runs():
     def go(std):
         env = Fork(20)
-        return evaluate(Noisy(env.expert(), 2, std), Fork(20), 20, 0)
+        return evaluate(NoisyActor(env.expert(), 2, std), Fork(20), 20, 0)
     return {"steady": go(0.0), "shaky": go(2.0)}
 
 
@@ -61,8 +76,8 @@ def test_trajectories_are_the_recorded_ways(runs):
     good, bad = of(root, "path", **{"class": "good"}), of(root, "path", **{"class": "bad"})
     assert len(good) == shaky.successes.sum() and len(bad) == len(of(root, "path", **{"class": "cross"})) == 20 - len(
         good)
-    assert f"{len(good)} of 20" in figure.words
-    well = [e for e in shaky.episodes if e.meta["success"]]
+    assert f"{len(good)} of 20" in figure.alt_text
+    well = [e for e in shaky.episodes if e.metadata["success"]]
     unit = (plots.WIDTH - 1) / 1.6  # the map is 1.6 m wide, from -0.2, and high, from -0.8
     for e, path in zip(well, good, strict=True):
         way = e.steps["observation.state"]
@@ -89,7 +104,7 @@ def test_a_map_is_whole_and_its_names_are_not_covered(runs):
 
 
 def test_a_view_shows_everything_that_is_there(runs):
-    part = plots.view(Fork().map(), runs["steady"].episodes)
+    part = plots.visible_area(Fork().map(), runs["steady"].episodes)
     at = np.concatenate([e.steps["observation.state"] for e in runs["steady"].episodes])
     for k, axis in enumerate("xy"):
         low, high = part[axis]
@@ -120,7 +135,7 @@ def test_success_bars_are_as_long_as_the_estimates():
     for i, (_, p, tally) in enumerate(found):
         bar = of(root, "rect", fill=f"var(--s{i})")[0]
         assert float(bar.get("width")) == pytest.approx(max(full * p.estimate, 0.1), rel=1e-3)
-        assert tally in figure.words
+        assert tally in figure.alt_text
     shown = svg(plots.success_bars([("a", clopper_pearson(189, 200), "189 of 200")])).itertext()
     assert {"94.5%", "90.4% to 97.2%"} <= set(shown)  # Clopper-Pearson: 0.9037 to 0.9722
     whiskers = [points(p) for p in of(root, "path", **{"class": "mark"})]
@@ -137,8 +152,8 @@ def test_a_difference_is_drawn_on_its_side_of_none():
         whisker = points(of(root, "path", **{"class": "mark"})[0])[:, 0]
         assert (dot - middle) * side > 0 and whisker[0] < dot < whisker[1]
         assert (dot - middle) / (whisker[1] - middle) == pytest.approx(i.estimate / i.high, rel=0.02)
-        assert "outside" in figure.words
-    assert "inside" in plots.difference_bar("a", "b", 0.0, -0.1, 0.1, 0.95).words
+        assert "outside" in figure.alt_text
+    assert "inside" in plots.difference_bar("a", "b", 0.0, -0.1, 0.1, 0.95).alt_text
     svg(plots.difference_bar("a", "b", -250.0, -300.0, 20.0, 0.95, percent=False))
     svg(plots.difference_bar("a", "b", float("nan"), float("nan"), float("nan"), 0.95))
 
@@ -176,7 +191,7 @@ def test_numbers_at_the_end_of_what_numbers_can_be_have_a_histogram(values, show
 
 def test_fans_hold_every_plan_up_to_the_end():
     truth, plans = np.sin(np.arange(20.0))[:, None], np.random.default_rng(0).normal(size=(7, 8, 1))
-    root = svg(plots.fans(truth, [(0, plans), (16, plans)], 0, "turn"))
+    root = svg(plots.plan_fan(truth, [(0, plans), (16, plans)], 0, "turn"))
     lines = [points(p) for p in of(root, "path", stroke="var(--s0)")]
     assert [len(line) for line in lines] == [8] * 7 + [4] * 7
     assert len(points(of(root, "path", **{"class": "mark"})[0])) == 20
@@ -184,7 +199,7 @@ def test_fans_hold_every_plan_up_to_the_end():
 
 def test_chunks_of_one_step_are_dots():
     truth, plans = np.arange(20.0)[:, None], np.random.default_rng(0).uniform(0, 19, (7, 1, 1))
-    root = svg(plots.fans(truth, [(0, plans), (16, plans)], 0, "turn"))
+    root = svg(plots.plan_fan(truth, [(0, plans), (16, plans)], 0, "turn"))
     dots, rings = of(root, "circle", fill="var(--s0)"), of(root, "circle", stroke="var(--s0)")
     assert len(dots) == 14 and len(rings) == 2
     where = {(r.get("cx"), float(r.get("cy"))) for r in rings}
@@ -215,11 +230,11 @@ def test_logarithmic_ticks_embrace_the_range(low, times):
     assert sorted(set(ticks)) == ticks
 
 
-# -- colours -------------------------------------------------------------------------------------------------------
+# -- colors -------------------------------------------------------------------------------------------------------
 
 
-def channels(colour):
-    v = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+def channels(color):
+    v = np.array([int(color[i:i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)  # linear light
 
 
@@ -229,7 +244,7 @@ def contrast(a, b):
     return (y + 0.05) / (x + 0.05)
 
 
-# How the colour-blind see linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+# How the color-blind see linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
 BLIND = {"protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
                         [-0.003882, -0.048116, 1.051998]],
          "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
@@ -245,7 +260,7 @@ def lab(linear):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_can_be_read_and_told_apart_by_all(theme):
-    c = plots.COLOURS[theme]
+    c = plots.COLORS[theme]
     for ground in ("paper", "panel"):
         assert contrast(c["ink"], c[ground]) >= 7 and contrast(c["soft"], c[ground]) >= 4.5
         assert all(contrast(c[k], c[ground]) >= 3 for k in ("good", "bad", "goal", "s0", "s1", "s2", "s3"))
@@ -302,11 +317,20 @@ def test_the_report_of_two_policies_tells_it_all(runs, tmp_path):
     steady, shaky = runs.values()
     lines = [{"step": s, "loss": 1 / s, "seconds": 1.0} for s in range(1, 20)]
     lines += [{"step": 10, "validation/energy": 0.5, "score": 0.7}, {"step": 20, "validation/energy": 0.4}]
-    found = checked(report(tmp_path / "r.html", runs=runs, env=Fork(), training={"steady": lines, "shaky": lines[:19]},
-                           data=steady.episodes, commands=[("understudy eval a b", "Again")], title="Fork"))
+    found = checked(
+        write_report(
+            tmp_path / "r.html",
+            runs=runs,
+            env=Fork(),
+            training={"steady": lines, "shaky": lines[:19]},
+            data=steady.episodes,
+            commands=[("understudy eval a b", "Again")],
+            title="Fork",
+        )
+    )
     assert found.seen.count("svg") == 9  # two maps, bars, difference, loss, error, score, what was shown, lengths
     for words in ("steady succeeds more often than shaky", "20 of 20 against", "this checkpoint", "understudy eval a b",
-                  Fork().facts["success"], "observation.state", "Losses of different heads", "Clopper–Pearson"):
+                  Fork().metadata["success"], "observation.state", "Losses of different heads", "Clopper–Pearson"):
         assert words in found.text, words
     p = compare(steady, shaky)
     assert f"{100 * p.low:+.1f} to {100 * p.high:+.1f}".replace("-", "−") in found.text
@@ -315,53 +339,75 @@ def test_the_report_of_two_policies_tells_it_all(runs, tmp_path):
 def test_the_report_of_one_policy_without_map_or_success(runs, tmp_path):
     def bare(e):
         return Episode({k: v for k, v in e.steps.items() if k != "next.success"},
-                       {k: v for k, v in e.meta.items() if k != "success"})
-    e = judged(runs["shaky"].episodes.map(bare))
-    found = checked(report(tmp_path / "r.html", runs={"alone": e}))
+                       {k: v for k, v in e.metadata.items() if k != "success"})
+    e = evaluation_of(runs["shaky"].episodes.map(bare))
+    found = checked(write_report(tmp_path / "r.html", runs={"alone": e}))
     assert "mean return" in found.text and "a mean return of" in found.text and "succe" not in found.text.lower()
-    other = checked(report(tmp_path / "s.html", runs={"one": e, "two": e}))
+    other = checked(write_report(tmp_path / "s.html", runs={"one": e, "two": e}))
     assert "sign-flip" in other.text and "sign-flip" not in found.text  # the methods on the page, and no others
-    shaky = checked(report(tmp_path / "t.html", runs={"shaky": runs["shaky"]}))
+    shaky = checked(write_report(tmp_path / "t.html", runs={"shaky": runs["shaky"]}))
     assert "Clopper–Pearson" in shaky.text and "Tango" not in shaky.text and "McNemar" not in shaky.text
-    assert "Tango" in checked(report(tmp_path / "u.html", runs=runs)).text
+    assert "Tango" in checked(write_report(tmp_path / "u.html", runs=runs)).text
     assert "Cannot tell whether one or two is better" in other.text
 
 
 def test_text_from_strangers_stays_text(runs, tmp_path):
     e = runs["steady"].episodes[0]
     feature = Feature("float32", (2,), names=(EVIL, "y"), unit=EVIL)
-    odd = Dataset([replace(e.but({EVIL: np.zeros(len(e), np.float32)}), schema={"action": feature})] * 2)
-    found = checked(report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(), data=odd, title=EVIL,
+    odd = Dataset([replace(e.replace({EVIL: np.zeros(len(e), np.float32)}), schema={"action": feature})] * 2)
+    found = checked(write_report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(), data=odd, title=EVIL,
                            training={EVIL: [{"step": 1, "loss": 1.0}]}, commands=[(EVIL, EVIL)]))
     assert found.text.count(EVIL) >= 6
-    every = (Words(EVIL), Tiles(((EVIL, EVIL),)), Table((EVIL,), ((EVIL,),)), Commands(((EVIL, EVIL),)))
-    found = checked(page(tmp_path / "p.html", EVIL, [Section(EVIL, every, EVIL)], verdict=(EVIL, EVIL, EVIL),
+    every = (Paragraph(EVIL), StatTiles(((EVIL, EVIL),)), Table((EVIL,), ((EVIL,),)), Commands(((EVIL, EVIL),)))
+    found = checked(write_page(tmp_path / "p.html", EVIL, [Section(EVIL, every, EVIL)], verdict=(EVIL, EVIL, EVIL),
                          footer=EVIL))
     assert found.text.count(EVIL) == 15
 
 
 def test_a_report_is_written_whole_or_not_at_all(runs, tmp_path):
-    report(tmp_path / "r.html", runs=runs)
+    write_report(tmp_path / "r.html", runs=runs)
     before = (tmp_path / "r.html").read_text()
     with pytest.raises(UserError):
-        report(tmp_path / "r.html", runs={"a": runs["steady"], "b": evaluate(Fork().expert(), Fork(4), 4, 1)})
+        write_report(tmp_path / "r.html", runs={"a": runs["steady"], "b": evaluate(Fork().expert(), Fork(4), 4, 1)})
     assert (tmp_path / "r.html").read_text() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_report_on_recorded_episodes_says_what_it_is_not(tmp_path):
     rng = np.random.default_rng(0)
     some = Interval(0.4, 0.3, 0.5)
-    fans = Fans(3, rng.normal(size=(20, 2)), (Fan(0, rng.normal(size=(5, 4, 2))), Fan(18, rng.normal(size=(5, 4, 2)))))
-    parts = (Part("lift", 0.3, 0.2), Part(EVIL, 0.4, 0.1))
-    tenths = tuple(Part(f"{10 * i}-{10 * i + 10}%", 0.1 * i, 0.05) for i in range(10))
+    fans = EpisodePlanSamples(
+        3,
+        rng.normal(size=(20, 2)),
+        (PlanSamples(0, rng.normal(size=(5, 4, 2))), PlanSamples(18, rng.normal(size=(5, 4, 2)))),
+    )
+    parts = (ErrorBreakdown("lift", 0.3, 0.2), ErrorBreakdown(EVIL, 0.4, 0.1))
+    tenths = tuple(ErrorBreakdown(f"{10 * i}-{10 * i + 10}%", 0.1 * i, 0.05) for i in range(10))
     unknown = Interval(0.2, float("nan"), float("nan"))
-    found = Recorded("door", "held out", (3,), 20, 20, 5, some, some, unknown, 0.9, 0.7, 0.75, parts, "rad",
-                     tuple(Part(str(h), 0.1, 0.1) for h in range(4)), tenths, (Moment(3, 18, 1.2),), (fans,))
-    page_ = checked(report_recorded(found, tmp_path / "r.html"))
+    found = ActionPrediction(
+        "door",
+        "held out",
+        (3,),
+        20,
+        20,
+        5,
+        some,
+        some,
+        unknown,
+        0.9,
+        0.7,
+        0.75,
+        parts,
+        "rad",
+        tuple(ErrorBreakdown(str(h), 0.1, 0.1) for h in range(4)),
+        tenths,
+        (UncertainStep(3, 18, 1.2),),
+        (fans,),
+    )
+    page_ = checked(write_prediction_report(found, tmp_path / "r.html"))
     assert "This is not a success rate" in page_.text and "Energy score 0.4" in page_.text and "70%" in page_.text
     assert page_.seen.count("svg") == 5 and EVIL in page_.text
-    certain = replace(found, samples=1, inside=None, expected=None, unsure=())
-    assert "cannot say where it is unsure" in checked(report_recorded(certain, tmp_path / "c.html")).text
+    certain = replace(found, samples=1, coverage=None, expected_coverage=None, uncertain_steps=())
+    assert "cannot say where it is unsure" in checked(write_prediction_report(certain, tmp_path / "c.html")).text
 
 
 # -- film ----------------------------------------------------------------------------------------------------------
@@ -374,14 +420,14 @@ def frames(path):
 
 def test_a_film_shows_every_step(runs, tmp_path):
     e, env = runs["steady"].episodes[0], Fork(1)
-    shown, rate = frames(film(e, tmp_path / "a.mp4", env))
+    shown, rate = frames(write_video(e, tmp_path / "a.mp4", env))
     assert len(shown) == len(e) + 1 and rate == 10  # and what was seen last
     fifth = torch.from_numpy(e.steps["observation.state"][5:6].copy())
     env.restore(torch.zeros(1, dtype=torch.int64), {"observation.state": fifth})
     assert np.abs(shown[5].astype(int) - env.frame(0)).mean() < 4 < np.abs(shown[5].astype(int) - shown[9]).max()
-    shown, _ = frames(film(e, tmp_path / "a.gif", env, fps=5))
+    shown, _ = frames(write_video(e, tmp_path / "a.gif", env, fps=5))
     assert len(shown) == len(e) + 1
-    root = xml.fromstring(film(e, tmp_path / "a.svg", env).read_text())
+    root = xml.fromstring(write_video(e, tmp_path / "a.svg", env).read_text())
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and "prefers-color-scheme" in root[0].text
 
 
@@ -389,7 +435,7 @@ def test_a_film_of_a_camera_needs_no_environment(tmp_path):
     picture = np.zeros((6, 33, 47, 3), np.uint8)  # odd sizes
     picture[:, :, :, 0] = (40 * np.arange(6))[:, None, None]
     e = Episode({"observation.images.front": picture, "action": np.zeros((6, 1), np.float32)})
-    shown, _ = frames(film(e, tmp_path / "a.mp4"))
+    shown, _ = frames(write_video(e, tmp_path / "a.mp4"))
     assert len(shown) == 6 and shown[0].shape == (34, 48, 3)
     assert [f[..., 0].mean() for f in shown] == pytest.approx([40 * i for i in range(6)], abs=6)
 
@@ -405,9 +451,9 @@ def test_a_strip_holds_the_very_frames(tmp_path):
     rng = np.random.default_rng(0)
     seen = rng.integers(0, 256, (30, 20, 40, 3), dtype=np.uint8)
     e = Episode({"observation.images.front": seen, "action": np.zeros((29, 1), np.float32)})
-    root = svg(figure := strip(e, 5))
+    root = svg(figure := film_strip(e, 5))
     images, labels = of(root, "image"), [t.text for t in root.iter("text")]
-    assert labels == ["step 0", "step 7", "step 14", "step 22", "step 29"] and "front" in figure.words
+    assert labels == ["step 0", "step 7", "step 14", "step 22", "step 29"] and "front" in figure.alt_text
     for image, step in zip(images, (0, 7, 14, 22, 29), strict=True):
         np.testing.assert_array_equal(pixels(image), seen[step])
         assert float(image.get("width")) == pytest.approx(2 * float(image.get("height")), rel=1e-3)
@@ -415,15 +461,15 @@ def test_a_strip_holds_the_very_frames(tmp_path):
     assert top[0] == top[3] < top[4] and left[0] == left[4] and left == sorted(left[:4]) + left[4:]
     assert float(images[3].get("x")) + float(images[3].get("width")) == pytest.approx(plots.WIDTH, abs=0.1)
     grey = Episode({"observation.images.g": seen[:3, ..., :1].repeat(10, 1).repeat(10, 2), "action": np.zeros((3, 1))})
-    shown = pixels(of(svg(strip(grey)), "image")[0])
+    shown = pixels(of(svg(film_strip(grey)), "image")[0])
     assert shown.shape == (96, 192, 3) and (shown == shown[..., :1]).all()
-    assert strip(Episode({"action": np.zeros((3, 1), np.float32)})) is None
+    assert film_strip(Episode({"action": np.zeros((3, 1), np.float32)})) is None
 
 
 def test_the_report_shows_what_the_camera_saw(tmp_path):
     env = Push(4, limit=40, images=True, size=16)
-    runs = {n: evaluate(Noisy(env.expert(), 2, std), env, 4, 0) for n, std in (("steady", 0.0), ("lost", 9.0))}
-    page_ = checked(report(tmp_path / "r.html", runs=runs, env=env))
+    runs = {n: evaluate(NoisyActor(env.expert(), 2, std), env, 4, 0) for n, std in (("steady", 0.0), ("lost", 9.0))}
+    page_ = checked(write_report(tmp_path / "r.html", runs=runs, env=env))
     well = [e.successes for e in runs.values()]
     strips = sum(len(set(w.tolist())) for w in well)
     assert page_.seen.count("image") == 8 * strips and "What they saw" in page_.text
@@ -431,12 +477,15 @@ def test_the_report_shows_what_the_camera_saw(tmp_path):
         for outcome, words in ((True, "succeeds"), (False, "does not succeed")):
             if outcome in w:
                 assert f"{name}: episode {w.tolist().index(outcome)} {words}" in page_.text
-    assert "saw" not in checked(report(tmp_path / "s.html", runs={"a": evaluate(Fork().expert(), Fork(2), 2, 0)})).text
+    assert (
+        "saw"
+        not in checked(write_report(tmp_path / "s.html", runs={"a": evaluate(Fork().expert(), Fork(2), 2, 0)})).text
+    )
 
 
 def test_what_cannot_be_filmed_says_so(tmp_path):
     e = Episode({"action": np.zeros((3, 1), np.float32)})
     for name, env in (("a.mp4", None), ("a.svg", None), ("a.avi", Fork())):
         with pytest.raises(UserError, match=re.escape(name)):
-            film(e, tmp_path / name, env)
+            write_video(e, tmp_path / name, env)
     assert not list(tmp_path.iterdir())

@@ -21,24 +21,24 @@ import torch
 from safetensors.torch import load_file
 
 from understudy.core import DataWarning, UserError
-from understudy.data.augment import Noise
-from understudy.data.codec import Scaled
+from understudy.data.augment import GaussianNoise
+from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
-from understudy.learn.clone import Cloning
-from understudy.learn.method import Method, actor
-from understudy.learn.optim import Optim
-from understudy.learn.run import Run, room
-from understudy.learn.train import best, train
-from understudy.learn.validate import Validation
-from understudy.nets.ema import Constant, Warmup
-from understudy.nets.encoders import Tokens
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.method import Method, load_actor
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.run import Run, disk_space_errors
+from understudy.learn.train import best_step, train
+from understudy.learn.validation import Validation
+from understudy.nets.ema import ConstantDecay, WarmupDecay
+from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.vision import SmallConv
-from understudy.policy import Policy, Recipe
+from understudy.policy import Policy, PolicyConfig
 
 STEPS, EVERY = 11, 4
 
@@ -57,16 +57,26 @@ def made_up(episodes: int = 6, image: bool = False) -> Dataset:
 
 def everything() -> Method:
     """All that draws random numbers or remembers: dropout, noise, crops, average, parts, warm-up and cosine."""
-    encoder = Tokens(width=8, crop=2, vision=SmallConv(channels=(8, 8), keypoints=3))
-    recipe = Recipe(Flow(steps=2), trunk=MLP(width=16, depth=1, dropout=0.2), encoder=encoder, window=Window(2, 3),
-                    augment=(Noise("observation.state", 0.1),))
-    learn = Cloning(STEPS, 12, Optim(accumulate=3, warmup=3, clip=0.5, decay=0.1), Warmup(0.9))
-    return Method(recipe, learn=learn)
+    encoder = TokenEncoder(width=8, crop=2, vision=SmallConv(channels=(8, 8), keypoints=3))
+    recipe = PolicyConfig(
+        Flow(n_steps=2),
+        trunk=MLP(width=16, depth=1, dropout=0.2),
+        encoder=encoder,
+        window=Window(2, 3),
+        augmentations=(GaussianNoise("observation.state", 0.1),),
+    )
+    learn = BehaviorCloning(
+        STEPS,
+        12,
+        OptimizerConfig(accumulation_steps=3, warmup_steps=3, grad_clip_norm=0.5, weight_decay=0.1),
+        WarmupDecay(0.9),
+    )
+    return Method(recipe, learner=learn)
 
 
 def plain(steps: int = 6, **recipe) -> Method:
     recipe = {"head": Regression(), "trunk": MLP(width=8, depth=1), "window": Window(1, 2), **recipe}
-    return Method(Recipe(**recipe), learn=Cloning(steps, 8))
+    return Method(PolicyConfig(**recipe), learner=BehaviorCloning(steps, 8))
 
 
 class Stop:
@@ -87,7 +97,7 @@ def run(out, method=None, data=None, **options) -> Policy:
 
 def contents(out: Path) -> dict:
     """All that a run holds, but for times and random names."""
-    found = {"lines": [{k: v for k, v in line.items() if k != "seconds"} for line in Run(out).lines()]}
+    found = {"lines": [{k: v for k, v in line.items() if k != "seconds"} for line in Run(out).read_metrics()]}
     for file in sorted(out.rglob("*")):
         name = str(file.relative_to(out))
         if file.suffix == ".safetensors":
@@ -113,14 +123,14 @@ def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, tmp_path, at
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run(out, watch=[Stop(at)])
-    assert Run(out).saved()[-1] == at  # the update that ran was finished and kept
+    assert Run(out).saved_steps()[-1] == at  # the update that ran was finished and kept
     run(out)
     assert contents(out) == contents(whole)
 
 
 def test_with_its_data_on_the_device_it_is_the_same_run(whole, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr("understudy.data.resident.room", lambda device: made.append(device) or 10**9)
+    monkeypatch.setattr("understudy.data.device_windows.room", lambda device: made.append(device) or 10**9)
     run(tmp_path / "run")
     assert made == [torch.device("cpu")] and contents(tmp_path / "run") == contents(whole)
 
@@ -137,27 +147,27 @@ def test_stopped_again_and_again_it_is_the_same_run(whole, tmp_path):
 
 
 def test_a_stretch_of_the_curve_that_was_cut_is_whole_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("understudy.learn.train.LINES", 3)
+    monkeypatch.setattr("understudy.learn.train.CURVE_POINTS", 3)
     run(tmp_path / "whole", plain(9))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", plain(9), watch=[Stop(5)])
     run(tmp_path / "cut", plain(9))
-    assert [line["step"] for line in Run(tmp_path / "cut").lines() if "loss" in line] == [3, 6, 9]
+    assert [line["step"] for line in Run(tmp_path / "cut").read_metrics() if "loss" in line] == [3, 6, 9]
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_stopped_while_it_was_saved_it_stops(whole, tmp_path, monkeypatch):
     """The checkpoint is finished first; the interrupt is not forgotten over it."""
-    out, save = tmp_path / "run", Run.save
+    out, save = tmp_path / "run", Run.save_checkpoint
 
     def pressed(self, step, *rest):
         if step == 8:
             os.kill(os.getpid(), signal.SIGINT)
         save(self, step, *rest)
-    monkeypatch.setattr(Run, "save", pressed)
+    monkeypatch.setattr(Run, "save_checkpoint", pressed)
     with pytest.raises(KeyboardInterrupt):
         run(out)
-    assert Run(out).saved()[-1] == 8
+    assert Run(out).saved_steps()[-1] == 8
     run(out)
     assert contents(out) == contents(whole)
 
@@ -170,16 +180,16 @@ def test_stopped_while_it_was_judged_it_is_judged_again(whole, tmp_path):
         return 1.0
     out, asked = tmp_path / "run", []
     with pytest.raises(KeyboardInterrupt):
-        run(out, plain(), score=score, every=3)
-    assert Run(out).saved() == [3] and not any("score" in line for line in Run(out).lines())
-    run(out, plain(), score=score, every=3)
-    assert [line["step"] for line in Run(out).lines() if "score" in line] == [3, 6]
+        run(out, plain(), score=score, save_freq=3)
+    assert Run(out).saved_steps() == [3] and not any("score" in line for line in Run(out).read_metrics())
+    run(out, plain(), score=score, save_freq=3)
+    assert [line["step"] for line in Run(out).read_metrics() if "score" in line] == [3, 6]
 
 
 def test_what_takes_long_is_saved_in_between(whole, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr("understudy.learn.train.PATIENCE", 0.0)
-    run(tmp_path / "run", watch=[lambda *a: saved.append(Run(tmp_path / "run").saved()[-1])])
+    monkeypatch.setattr("understudy.learn.train.MAX_UNSAVED_SECONDS", 0.0)
+    run(tmp_path / "run", watch=[lambda *a: saved.append(Run(tmp_path / "run").saved_steps()[-1])])
     assert sorted(set(saved)) == list(range(STEPS + 1))
     assert contents(tmp_path / "run") == contents(whole)
 
@@ -187,11 +197,11 @@ def test_what_takes_long_is_saved_in_between(whole, tmp_path, monkeypatch):
 def test_a_second_interrupt_does_not_wait_but_an_echo_is_none(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "echo", plain(), watch=[Stop(2), Stop(2)])
-    assert Run(tmp_path / "echo").saved() == [2]
-    monkeypatch.setattr("understudy.learn.train.Interrupts.ECHO", -1.0)
+    assert Run(tmp_path / "echo").saved_steps() == [2]
+    monkeypatch.setattr("understudy.learn.train.DeferredInterrupts.ECHO_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "twice", plain(), watch=[Stop(2), Stop(2)])
-    assert Run(tmp_path / "twice").saved() == [0]
+    assert Run(tmp_path / "twice").saved_steps() == [0]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -221,7 +231,7 @@ def test_the_seed_decides_the_run_and_nothing_else_does(tmp_path):
 def test_the_folder_says_where_the_policy_comes_from(whole):
     assert json.loads((whole / "run.json").read_text())["last"] == f"checkpoints/{STEPS:06d}"
     last = whole / "checkpoints" / f"{STEPS:06d}"
-    assert {f.name for f in last.iterdir()} == {"recipe.json", "features.json", "weights.safetensors", "method.json",
+    assert {f.name for f in last.iterdir()} == {"policy.json", "features.json", "weights.safetensors", "method.json",
                                                "provenance.json", "checksums.json", "train"}
     assert {f.name for f in (last / "train").iterdir()} == {"learner.safetensors", "state.json", "checksums.json"}
     said = json.loads((last / "provenance.json").read_text())
@@ -237,9 +247,9 @@ def test_the_folder_says_where_the_policy_comes_from(whole):
 
 
 def test_it_is_validated_at_every_mark_and_at_the_end(whole):
-    steps = [line["step"] for line in Run(whole).lines() if "validation/energy" in line]
+    steps = [line["step"] for line in Run(whole).read_metrics() if "validation/energy" in line]
     assert steps == [4, 8, 11]
-    assert [line["step"] for line in Run(whole).lines() if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in Run(whole).read_metrics() if "loss" in line] == list(range(1, STEPS + 1))
 
 
 def test_the_held_out_episodes_teach_nothing(tmp_path):
@@ -249,50 +259,58 @@ def test_the_held_out_episodes_teach_nothing(tmp_path):
     held = json.loads((tmp_path / "a/checkpoints/000006/provenance.json").read_text())["held_out"]
 
     def spoil(episode):
-        return episode.but({k: 100 * np.asarray(v) for k, v in episode.steps.items()})
+        return episode.replace({k: 100 * np.asarray(v) for k, v in episode.steps.items()})
     spoiled = Dataset([spoil(e) if i in held else e for i, e in enumerate(data)])
     run(tmp_path / "b", plain(), spoiled)
     a, b = (load_file(tmp_path / n / "checkpoints/000006/weights.safetensors") for n in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
-    lines = [[x["validation/energy"] for x in Run(tmp_path / n).lines() if "validation/energy" in x] for n in "ab"]
+    lines = [
+        [x["validation/energy"] for x in Run(tmp_path / n).read_metrics() if "validation/energy" in x] for n in "ab"
+    ]
     assert lines[1][0] > 10 * lines[0][0]
 
 
 def test_a_mixture_is_drawn_by_its_shares(tmp_path):
     """Of two parts, one with no share at all: as if it were not there, but for the statistics, which are of both."""
-    from understudy.data.mix import mix
+    from understudy.data.mixture import mix
 
     def runs(name, spoil):
-        other = made_up(3).map(lambda e: e.but({"action": spoil * np.asarray(e.steps["action"])}))
+        other = made_up(3).map(lambda e: e.replace({"action": spoil * np.asarray(e.steps["action"])}))
         mixture, shares = mix((made_up(), 1.0), (other, 0.0))
-        run(tmp_path / name, plain(codec=Scaled("identity", "identity")), mixture, draw=shares, hold=0.0)
+        run(
+            tmp_path / name,
+            plain(codec=Normalizer("identity", "identity")),
+            mixture,
+            sampling_weights=shares,
+            val_fraction=0.0,
+        )
         return load_file(tmp_path / name / "checkpoints/000006/weights.safetensors")
     a, b = runs("a", 1.0), runs("b", 0.5)
     assert all(torch.equal(a[k], b[k]) for k in a)
     with pytest.raises(UserError, match=r"draw was Shares.*, is none"):
         mixture, _ = mix((made_up(), 1.0), (made_up(3), 0.0))
-        run(tmp_path / "a", plain(codec=Scaled("identity", "identity")), mixture, hold=0.0)
+        run(tmp_path / "a", plain(codec=Normalizer("identity", "identity")), mixture, val_fraction=0.0)
 
 
 def test_the_best_is_kept_and_named_by_score_and_ties_go_to_the_later(tmp_path):
     scores = {2: 0.1, 4: 0.7, 6: 0.7, 8: 0.2, 10: 0.2}
     steps = iter(scores)
-    run(tmp_path / "run", plain(10), every=2, score=lambda policy: scores[next(steps)])
+    run(tmp_path / "run", plain(10), save_freq=2, score=lambda policy: scores[next(steps)])
     assert json.loads((tmp_path / "run/run.json").read_text()) == {"last": "checkpoints/000010",
                                                                    "best": "checkpoints/000006"}
-    assert Run(tmp_path / "run").saved() == [6, 10]
+    assert Run(tmp_path / "run").saved_steps() == [6, 10]
     Policy.load(tmp_path / "run" / "best")
     lines = [{"step": n, "validation/energy": e} for n, e in ((1, 0.5), (2, 0.3), (3, 0.3), (4, 0.4))]
-    assert best(lines, (1, 2, 3, 4), "validation/energy") == 3
-    assert best(lines, (1, 4), "validation/energy") == 4 and best([], (1,), "score") is None
+    assert best_step(lines, (1, 2, 3, 4), "validation/energy") == 3
+    assert best_step(lines, (1, 4), "validation/energy") == 4 and best_step([], (1,), "score") is None
 
 
 def test_what_is_not_finite_is_null_in_the_metrics_and_never_the_best(tmp_path):
     run = Run(tmp_path)
     for step, score in ((1, float("nan")), (2, -3.0), (3, float("inf"))):
-        run.log(step=step, score=score)
-    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text() and run.lines()[0] == {"step": 1, "score": None}
-    assert best(run.lines(), (1, 2, 3), "score") == 2
+        run.log_metrics(step=step, score=score)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text() and run.read_metrics()[0] == {"step": 1, "score": None}
+    assert best_step(run.read_metrics(), (1, 2, 3), "score") == 2
 
 
 def test_without_anything_to_judge_by_the_last_is_kept(tmp_path):
@@ -303,13 +321,13 @@ def test_without_anything_to_judge_by_the_last_is_kept(tmp_path):
 
 
 def test_a_memory_is_filled_by_what_the_encoder_has_become(tmp_path):
-    """The encoder of a nearest-neighbour policy trains by a penalty; what it remembers must follow."""
+    """The encoder of a nearest-neighbor policy trains by a penalty; what it remembers must follow."""
     from test_learn import Recover
 
-    method = plain(head=Neighbors(count=1))
-    method = replace(method, learn=replace(method.learn, penalties=(Recover(),), ema=Constant(0.0),
-                                           optim=Optim(rate=0.05)))
-    policy = run(tmp_path / "run", method, hold=0.0)
+    method = plain(head=Neighbors(n_neighbors=1))
+    method = replace(method, learner=replace(method.learner, auxiliary_losses=(Recover(),), ema=ConstantDecay(0.0),
+                                           optim=OptimizerConfig(lr=0.05)))
+    policy = run(tmp_path / "run", method, val_fraction=0.0)
     loaded = Policy.load(tmp_path / "run")
     windows = policy.windows(made_up())
     batch = windows.gather(np.arange(len(windows)))
@@ -317,9 +335,9 @@ def test_a_memory_is_filled_by_what_the_encoder_has_become(tmp_path):
         for p in (policy, loaded):
             torch.testing.assert_close(p.net.keys, p.context(batch.obs).flat())
     first = Policy.load(tmp_path / "run")
-    first.fit(made_up(), codec=False)
+    first.fit_statistics(made_up(), refit_codec=False)
     assert torch.equal(first.net.keys, loaded.net.keys)
-    none = run(tmp_path / "none", replace(plain(0), policy=method.policy), hold=0.0)  # nothing to train
+    none = run(tmp_path / "none", replace(plain(0), policy=method.policy), val_fraction=0.0)  # nothing to train
     assert not torch.allclose(none.net.keys, policy.net.keys)
 
 
@@ -330,9 +348,9 @@ def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
     out, other = tmp_path / "run", made_up()
     run(out, plain())
     before = contents(out)
-    slower = replace(plain(), learn=replace(plain().learn, optim=Optim(rate=0.5)))
-    for options, said in (({"method": slower}, "method.learn.optim.rate was 0.001, is 0.5"),
-                          ({"steps": 7}, "method.learn.steps was 6, is 7"), ({"seed": 1}, "seed was 0, is 1"),
+    slower = replace(plain(), learner=replace(plain().learner, optim=OptimizerConfig(lr=0.5)))
+    for options, said in (({"method": slower}, "method.learner.optimizer.rate was 0.001, is 0.5"),
+                          ({"steps": 7}, "method.learner.steps was 6, is 7"), ({"seed": 1}, "seed was 0, is 1"),
                           ({"hold": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
                           ({"resume": False}, "found a run")):
         with pytest.raises(UserError) as error:
@@ -350,7 +368,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_two_at_once_are_refused(tmp_path):
-    with Run(tmp_path).open(), pytest.raises(UserError, match="another process is training"):
+    with Run(tmp_path).locked(), pytest.raises(UserError, match="another process is training"):
         run(tmp_path, plain())
     run(tmp_path, plain())
 
@@ -360,9 +378,9 @@ def test_what_is_no_number_is_refused_by_place(tmp_path, column, value):
     data = made_up()
     spoiled = np.array(data[3].steps[column])
     spoiled[5, 1] = value
-    data = Dataset([e.but({column: spoiled}) if i == 3 else e for i, e in enumerate(data)])
+    data = Dataset([e.replace({column: spoiled}) if i == 3 else e for i, e in enumerate(data)])
     with pytest.raises(UserError, match=rf"expected finite numbers, found {value}") as error:
-        run(tmp_path / "run", plain(), data, hold=[0])
+        run(tmp_path / "run", plain(), data, val_fraction=[0])
     assert "episode 3, step 5" in str(error.value) and f"{column}[1]" in str(error.value)
 
 
@@ -372,18 +390,18 @@ def test_what_is_no_number_is_refused_by_place(tmp_path, column, value):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "small"
-    run(out, plain(4), every=2)
+    run(out, plain(4), save_freq=2)
     return out
 
 
 def _fills_up(out: Path, small: Path, broken) -> None:
     """One message; what was saved is whole; with room again the same command makes the same run."""
     with broken, pytest.raises(UserError, match="(?s)no room to write: .* make room, and give the same command"):
-        run(out, plain(4), every=2)
-    for step in Run(out).saved():
+        run(out, plain(4), save_freq=2)
+    for step in Run(out).saved_steps():
         Policy.load(out / "checkpoints" / f"{step:06d}")
     assert not list(out.rglob("*.part"))
-    run(out, plain(4), every=2)
+    run(out, plain(4), save_freq=2)
     assert contents(out) == contents(small)
 
 
@@ -436,7 +454,7 @@ def test_a_file_that_cannot_grow_is_one_message_and_loses_nothing(tmp_path, smal
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(PermissionError), room(tmp_path, "make room"):
+    with pytest.raises(PermissionError), disk_space_errors(tmp_path, "make room"):
         raise PermissionError(errno.EACCES, "no")
 
 
@@ -449,7 +467,7 @@ def test_a_torn_line_and_half_a_checkpoint_are_cleared_away(tmp_path, whole):
         lines.write('{"step": 7, "loss": 1.0, "seconds": 1}\n{"step": 8, "lo')
     for half in (".000008.x1.part", ".000004.part"):
         (out / "checkpoints" / half / "train").mkdir(parents=True)
-        (out / "checkpoints" / half / "recipe.json").write_text("{")
+        (out / "checkpoints" / half / "policy.json").write_text("{")
     (out / ".run.json.x2.part").write_text("{")
     run(out)
     assert contents(out) == contents(whole)
@@ -471,7 +489,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_resume import plain, made_up, run
 print("ready", flush=True)
-run({out!r}, plain(60), every=1)
+run({out!r}, plain(60), save_freq=1)
 """
 
 
@@ -485,23 +503,23 @@ def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path)
         assert child.stdout.readline() == b"ready\n", child.stderr.read()
         # The first time at once; then when it is at work, which on a busy machine may take a while to begin.
         deadline = time.monotonic() + 60
-        while n and max(Run(out).saved(), default=-1) <= last and time.monotonic() < deadline:
+        while n and max(Run(out).saved_steps(), default=-1) <= last and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
-        saved = Run(out).saved()
+        saved = Run(out).saved_steps()
         assert n == 0 or saved[-1] > last
         last = max(saved, default=-1)
         for step in saved:
             policy = Policy.load(out / "checkpoints" / f"{step:06d}")
-            learner = plain(60).learn.build(policy, 0, 60)
+            learner = plain(60).learner.build(policy, 0, 60)
             assert Run(out).resume(step, learner)["step"] == step == learner.updates
         if saved and (out / "run.json").exists():
             Policy.load(out)
     assert last >= 7  # each but the first got further
-    run(out, plain(60), every=1)
-    run(tmp_path / "reference", plain(60), every=1)
+    run(out, plain(60), save_freq=1)
+    run(tmp_path / "reference", plain(60), save_freq=1)
     assert contents(out) == contents(tmp_path / "reference")
 
 
@@ -511,7 +529,7 @@ def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path)
 def test_interrupted_episodes_are_left_out_unless_asked(tmp_path):
     data = made_up()
     fragment = Episode({n: 100 + 3 * np.asarray(a) for n, a in data[0].steps.items()}, {"interrupted": True})
-    mixed = Dataset([data[0], fragment, *data[1:], fragment], data.facts)
+    mixed = Dataset([data[0], fragment, *data[1:], fragment], data.metadata)
     clean = run(tmp_path / "clean", plain(), data)
     with pytest.warns(DataWarning, match=r"2 of 8 episodes.*left out of training: 1, 7\. Pass --include-interrupted"):
         left = run(tmp_path / "left", plain(), mixed)
@@ -529,7 +547,7 @@ def test_interrupted_episodes_are_left_out_unless_asked(tmp_path):
     with pytest.raises(UserError, match="left-out episodes was none, is 1, 7"):
         run(tmp_path / "asked", plain(), mixed)
     with pytest.raises(UserError, match="every episode was interrupted.*\n.*include_interrupted=True"):
-        run(tmp_path / "none", plain(), Dataset([fragment] * 2, data.facts))
+        run(tmp_path / "none", plain(), Dataset([fragment] * 2, data.metadata))
 
 
 # -- what cannot be loaded says what is wrong, and which command mends it ---------------------------------------------
@@ -539,35 +557,35 @@ def test_interrupted_episodes_are_left_out_unless_asked(tmp_path):
 def made(tmp_path_factory) -> Path:
     """A small run that knows its command, with two checkpoints."""
     out = tmp_path_factory.mktemp("runs") / "made"
-    run(out, plain(), every=3, score=lambda policy: 0.0, command="understudy train bc d --out r")
+    run(out, plain(), save_freq=3, score=lambda policy: 0.0, command="understudy train bc d --out r")
     run_ = Run(out)
-    shutil.copytree(run_.at(6), run_.at(3))
+    shutil.copytree(run_.checkpoint_path(6), run_.checkpoint_path(3))
     return out
 
 
 def refusal(path, load=Policy.load) -> str:
     with pytest.raises(UserError) as error:
         load(path)
-    assert "\n" not in error.value.what and error.value.do and error.value.where
+    assert "\n" not in error.value.problem and error.value.hint and error.value.where
     return str(error.value)
 
 
 def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
     at = tmp_path / "at"
     shutil.copytree(made / "checkpoints/000006", at)
-    recipe = json.loads((at / "recipe.json").read_text())
+    recipe = json.loads((at / "policy.json").read_text())
     own = load_file(at / "weights.safetensors")
     for change, words in (
             ({"width": 9}, [f"{sum(8 in v.shape for v in own.values())} of another shape (the first: net.enter.weight",
                             " in the place of (9, "]),
             ({"depth": 2}, ["missing (the first: net.blocks.1."]),
             ({"depth": 0}, ["unexpected (the first: net.blocks.0."])):
-        (at / "recipe.json").write_text(json.dumps({**recipe, "trunk": {**recipe["trunk"], **change}}))
+        (at / "policy.json").write_text(json.dumps({**recipe, "trunk": {**recipe["trunk"], **change}}))
         said = refusal(at)
         assert all(w in said for w in words) and len(said) < 500, said
     assert said.endswith(f"remove {at} and train again: understudy train bc d --out r")
     with pytest.raises(UserError, match=r"learner, found \d+ missing \(the first: .*\); of \d+ tensors\n  -> remove"):
-        Run(made).resume(6, plain(trunk=MLP(width=8, depth=2)).learn.build(
+        Run(made).resume(6, plain(trunk=MLP(width=8, depth=2)).learner.build(
             Policy(plain(trunk=MLP(width=8, depth=2)).policy, made_up().features()), 0, 6))
 
 
@@ -612,7 +630,7 @@ def test_a_saved_policy_has_a_checksum_too(tmp_path):
 def test_a_flipped_bit_in_the_state_of_a_learner_is_refused(made, tmp_path):
     shutil.copytree(made, tmp_path / "r")
     at = tmp_path / "r/checkpoints/000006"
-    learner = plain().learn.build(Policy(plain().policy, made_up().features()), 0, 6)
+    learner = plain().learner.build(Policy(plain().policy, made_up().features()), 0, 6)
     for _ in flipped(at / "train" / "learner.safetensors"):
         said = refusal(6, lambda step: Run(tmp_path / "r").resume(step, learner))
         assert "learner.safetensors: the file is damaged" in said
@@ -620,7 +638,7 @@ def test_a_flipped_bit_in_the_state_of_a_learner_is_refused(made, tmp_path):
     Run(tmp_path / "r").resume(6, learner)
 
 
-@pytest.mark.parametrize("name", ["recipe.json", "features.json", "weights.safetensors", "method.json"])
+@pytest.mark.parametrize("name", ["policy.json", "features.json", "weights.safetensors", "method.json"])
 @pytest.mark.parametrize("spoil", ["gone", "cut", "[]", "{}"])
 def test_a_broken_checkpoint_says_what_to_take_instead(made, tmp_path, name, spoil):
     shutil.copytree(made, tmp_path / "r")
@@ -629,19 +647,19 @@ def test_a_broken_checkpoint_says_what_to_take_instead(made, tmp_path, name, spo
     file.write_bytes(whole[:len(whole) // 2] if spoil == "cut" else spoil.encode())
     if spoil == "gone":
         file.unlink()
-    said = refusal(tmp_path / "r", actor)
+    said = refusal(tmp_path / "r", load_actor)
     assert name in said and ("expected a file, found none" in said) == (spoil == "gone")
     if (name, spoil) not in (("features.json", "{}"), ("method.json", "[]"), ("method.json", "{}")):
         assert f"take another checkpoint of the run: {tmp_path / 'r/checkpoints/000003'}" in said
-        actor(tmp_path / "r/checkpoints/000003")
+        load_actor(tmp_path / "r/checkpoints/000003")
 
 
 def test_a_run_without_a_checkpoint_names_the_command_that_goes_on(made, tmp_path):
     begun, other = tmp_path / "begun", tmp_path / "other"
-    with Run(begun).open():
+    with Run(begun).locked():
         (begun / "checkpoints").mkdir()
         said = refusal(begun)
-    assert "stopped before" in said and said.endswith(f"goes on: understudy train RECIPE DATA --out {begun}")
+    assert "stopped before" in said and said.endswith(f"goes on: understudy train METHOD DATA --out {begun}")
     assert refusal(begun / "best").endswith(f"--out {begun}")
     shutil.copytree(made, other)
     (other / "run.json").unlink()
@@ -667,7 +685,7 @@ from pathlib import Path
 from test_resume import everything, made_up, run, Stop
 torch.set_num_threads(1)
 method = everything()
-method = replace(method, learn=replace(method.learn, optim=replace(method.learn.optim, accumulate=2)))
+method = replace(method, learn=replace(method.learner, optim=replace(method.learner.optim, accumulate=2)))
 try:
     run({out!r}, method, made_up(image=True), watch=[Stop(*{stop!r})])
 except KeyboardInterrupt:
@@ -700,9 +718,9 @@ def test_two_processes_train_what_one_does(tmp_path, launcher):
     one, two = tmp_path / "one", tmp_path / "two"
     _shared(one, [])
     assert "interrupted" in _shared(two, launcher, stop=[5])
-    assert Run(two).saved() == [4, 5]
+    assert Run(two).saved_steps() == [4, 5]
     _shared(two, launcher)
-    assert [Run(r).document(STEPS, "provenance.json")["device"]["processes"] for r in (one, two)] == [1, 2]
+    assert [Run(r).read_checkpoint_json(STEPS, "provenance.json")["device"]["processes"] for r in (one, two)] == [1, 2]
     a, b = contents(one), contents(two)
     assert a.keys() == b.keys()
     for mine, theirs in zip(a["lines"], b["lines"], strict=True):

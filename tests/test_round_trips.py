@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import WRITES, losses, side, write_dataset
-from understudy.data.formats import _module as module
+from understudy.data.formats import WRITERS, conversion_losses, sidecar, write_dataset
+from understudy.data.formats import _format_module as module
 
-FORMATS = tuple(WRITES)
+FORMATS = tuple(WRITERS)
 RING = tuple(zip(FORMATS, (*FORMATS[1:], FORMATS[0]), strict=True))
 
 FLOATS = ("float16", "float32", "float64")
@@ -79,11 +79,11 @@ def data_sets(draw) -> Dataset:
     last["action"] = "no"
     schema = {}
     for name, (dtype, shape) in columns.items():
-        f = Feature.of(np.zeros((0, *shape), "U1" if dtype == "string" else dtype))
+        f = Feature.from_array(np.zeros((0, *shape), "U1" if dtype == "string" else dtype))
         if f.kind == "vector" and len(shape) == 1 and draw(st.booleans()):
             f = Feature(f.dtype, shape, names=tuple(f"{name[:2]} {i}" for i in range(shape[0])),
                         unit=draw(st.sampled_from([None, "m", "°"])))
-        if f.kind == "choice":  # otherwise counted over the data, which these odd numbers do not allow
+        if f.kind == "discrete":  # otherwise counted over the data, which these odd numbers do not allow
             f = Feature(f.dtype, shape, "vector")
         schema[name] = f
     episodes = []
@@ -103,7 +103,7 @@ def data_sets(draw) -> Dataset:
 def write(data: Dataset, path: Path, to: str) -> tuple[Dataset, set[str]]:
     """(what is read again, the subjects that were said to be lost)."""
     options = {"images": "png"} if to.startswith("lerobot") else {}
-    lost = {loss.subject for loss in losses(data, to, **options) if not loss.kept}
+    lost = {loss.subject for loss in conversion_losses(data, to, **options) if not loss.in_sidecar}
     write_dataset(data, path, to, **options)
     return Dataset.open(path), lost
 
@@ -120,8 +120,8 @@ def same(one: Dataset, other: Dataset, lost: set[str], what: str) -> None:
         for name in features:
             if name not in lost:
                 alike(was.steps[name], now.steps[name], f"{what}: {name} of episode {e}")
-        assert json.dumps(dict(was.meta), sort_keys=True) == json.dumps(dict(now.meta), sort_keys=True), what
-    assert (one.fps, one.facts.get("robot_type")) == (other.fps, other.facts.get("robot_type")), what
+        assert json.dumps(dict(was.metadata), sort_keys=True) == json.dumps(dict(now.metadata), sort_keys=True), what
+    assert (one.fps, one.metadata.get("robot_type")) == (other.fps, other.metadata.get("robot_type")), what
 
 
 def alike(was, now, what: str) -> None:
@@ -136,9 +136,9 @@ def alike(was, now, what: str) -> None:
 def held(data: Dataset, alone: Dataset, to: str, what: str, places=None) -> dict[str, tuple[str, int]]:
     """That every column which format `to` holds exactly is in `alone`, read without its side file. Returns where:
     {column of data: (its name there, rows that are compared beyond the steps)}."""
-    places = places or module(to).holds(data, **({"images": "png"} if to.startswith("lerobot") else {})).columns
+    places = places or module(to).capability(data, **({"images": "png"} if to.startswith("lerobot") else {})).columns
     for name, place in places.items():
-        if not place.exact:
+        if not place.is_exact:
             continue
         for e, (was, now) in enumerate(zip(data, alone, strict=True)):
             wanted, found = np.asarray(was.steps[name]), np.asarray(now.steps[place.name])
@@ -147,7 +147,7 @@ def held(data: Dataset, alone: Dataset, to: str, what: str, places=None) -> dict
             assert len(found) >= len(wanted), f"{what}: {name} of episode {e} has {len(found)} rows"
             alike(wanted if wanted.dtype.kind in "UO" else wanted.astype(place.dtype), found[: len(wanted)],
                   f"{what}: {name} of episode {e}, without the side file")
-    return {name: place.name for name, place in places.items() if place.exact}
+    return {name: place.name for name, place in places.items() if place.is_exact}
 
 
 def pair(data: Dataset, a: str, b: str, folder: Path) -> None:
@@ -156,11 +156,11 @@ def pair(data: Dataset, a: str, b: str, folder: Path) -> None:
     same(data, first, lost, a)
     second, then = write(first, folder / "b", b)
     same(data, second, lost | then, what)
-    side.beside(folder / "a").unlink(missing_ok=True)
+    sidecar.sidecar_path(folder / "a").unlink(missing_ok=True)
     alone = Dataset.open(folder / "a")
     held(data, alone, a, a)
     write(alone, folder / "c", b)
-    side.beside(folder / "c").unlink(missing_ok=True)
+    sidecar.sidecar_path(folder / "c").unlink(missing_ok=True)
     held(alone, Dataset.open(folder / "c"), b, what)
     
 

@@ -7,19 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
 
-from understudy.audit.base import Report, Score, StepScore
+from understudy.audit.base import AuditReport, Score, StepScore
 from understudy.audit.scores import (
+    NETWORK_SCORES,
     SCORES,
-    TRAINED,
     ActionConsistency,
     ActionVariance,
     Alignment,
+    Brevity,
     Compatibility,
     Criticality,
     Datamodel,
     Expertise,
     Influence,
-    Length,
     Motion,
     MutualInformation,
     Novelty,
@@ -30,23 +30,23 @@ from understudy.audit.scores import (
     TransitionDiversity,
     Typicality,
     Unimodality,
-    Validated,
-    choose,
-    coverage,
-    quality,
-    soft_cap,
+    ValidationWeights,
+    select_within_budget,
+    soft_capped_counts,
+    state_action_coverage,
+    trajectory_quality,
 )
-from understudy.audit.scores.alignment import cycle, walk
-from understudy.audit.scores.information import contributions
-from understudy.audit.scores.neighbours import nearest
-from understudy.audit.scores.table import Table
+from understudy.audit.scores.alignment import aligned_steps, cycle_consistency_loss
+from understudy.audit.scores.information import mutual_information_terms
+from understudy.audit.scores.neighbors import nearest_neighbors
+from understudy.audit.scores.step_table import StepTable
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
-from understudy.nets.encoders import Flat
+from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
-from understudy.policy import Policy, Recipe
+from understudy.policy import Policy, PolicyConfig
 
 
 def episode(state, action, **more):
@@ -77,26 +77,26 @@ def noisy(rng, n):
 
 
 def test_the_table_is_in_standard_deviations_and_knows_what_follows():
-    t = Table.of(data(episode([0, 1, 2, 3], [[5, 0], [5, 2], [5, 4]]), episode([4, 5], [[5, 6], [5, 8]])))
+    t = StepTable.from_data(data(episode([0, 1, 2, 3], [[5, 0], [5, 2], [5, 4]]), episode([4, 5], [[5, 6], [5, 8]])))
     assert t.state.std() == pytest.approx(1) and t.state.mean() == pytest.approx(0, abs=1e-6)
     assert (t.action[:, 0] == 0).all(), "a constant component says nothing"
-    assert t.followed.tolist() == [True, True, True, True, False]
-    assert np.allclose((t.after - t.state)[t.followed] * np.std([0, 1, 2, 4, 5]), 1)
+    assert t.has_next.tolist() == [True, True, True, True, False]
+    assert np.allclose((t.next_state - t.state)[t.has_next] * np.std([0, 1, 2, 4, 5]), 1)
     assert [v.tolist() for v in t.split(np.arange(5.0))] == [[0, 1, 2], [3, 4]]
     assert t.mean(np.array([1, 2, np.nan, 5, 7])).tolist() == [1.5, 6]
 
 
 def test_rounding_is_no_variation():
     flat = np.full(50, 1e3) + 1e-5 * np.arange(50)
-    assert (Table.of(data(episode(np.c_[np.arange(50.0), flat], np.arange(50.0)))).state[:, 1] == 0).all()
+    assert (StepTable.from_data(data(episode(np.c_[np.arange(50.0), flat], np.arange(50.0)))).state[:, 1] == 0).all()
 
 
 def test_a_value_that_is_no_number_spoils_its_step_only():
     d = data(line(6, steady))
     d[2].steps["observation.state"][7] = np.nan
-    steps = StateDiversity(count=3).steps(d)
+    steps = StateDiversity(n_neighbors=3).steps(d)
     assert [int(np.isnan(s).sum()) for s in steps] == [0, 0, 2, 0, 0, 0], "the step, and the one that leads there"
-    assert np.isfinite(StateDiversity(count=3)(d)).all()
+    assert np.isfinite(StateDiversity(n_neighbors=3)(d)).all()
 
 
 def test_odd_episodes_spoil_nobody_else():
@@ -107,7 +107,7 @@ def test_odd_episodes_spoil_nobody_else():
     bad = episode(np.full(9, np.nan), np.full(8, np.nan))
     some = line(5, noisy, steps=12)
     for name, make in SCORES.items():
-        if name in TRAINED - {"alignment"}:
+        if name in NETWORK_SCORES - {"alignment"}:
             continue
         found = make()(data(some, none, one, bad))
         assert found.shape == (8,), name
@@ -127,11 +127,11 @@ def test_what_has_no_numbers_is_refused(columns, message):
 def test_choices_have_no_distance():
     """Action 2 is as far from 0 as 1 is."""
     d = data(Episode({"observation.state": np.zeros((3, 1)), "action": np.array([[0], [1], [2]])}))
-    a = Table.of(d).action * np.array([v if np.isfinite(v) else 0 for v in Table.of(d).units[3]])
+    a = StepTable.from_data(d).action * np.array([v if np.isfinite(v) else 0 for v in StepTable.from_data(d).scales[3]])
     assert np.linalg.norm(a[0] - a[1]) == pytest.approx(np.linalg.norm(a[0] - a[2]))
 
 
-# -- neighbours ---------------------------------------------------------------------------------------------------
+# -- neighbors ---------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
@@ -140,7 +140,7 @@ def test_nearest_is_what_looking_at_all_of_them_finds(seed, episodes, count):
     rng = np.random.default_rng(seed)
     whose = rng.integers(0, episodes, 40)
     points, among = rng.standard_normal((40, 2)), np.sort(rng.choice(40, 25, replace=False))
-    far, near = nearest(points, whose, count, among)
+    far, near = nearest_neighbors(points, whose, count, among)
     for i in range(40):
         others = among[whose[among] != whose[i]]
         away = np.sort(np.linalg.norm(points[others] - points[i], axis=1))[:count]
@@ -153,23 +153,23 @@ def test_action_variance_of_known_actions():
     """In every place one in two does +1 and one -1: of 2n values so, the variance without bias is 2n / (2n - 1) times
     that of the data."""
     d = data([episode(np.arange(10.0) + 1e-4 * i, np.full(10, (-1.0) ** i)) for i in range(6)])
-    found = ActionVariance(count=5)(d)
+    found = ActionVariance(n_neighbors=5)(d)
     assert found == pytest.approx(np.full(6, -6 / 5), rel=1e-3)
-    assert ActionVariance(count=5)(data(line(6, steady))) == pytest.approx(np.zeros(6))
+    assert ActionVariance(n_neighbors=5)(data(line(6, steady))) == pytest.approx(np.zeros(6))
 
 
 def test_consistency_blames_who_does_otherwise():
     """Five do 0 and one does 6: of units of the standard deviation sqrt(5), the odd one is 6 / sqrt(5) off, and the
-    others as much as their mean of five neighbours is, a fifth."""
+    others as much as their mean of five neighbors is, a fifth."""
     d = data([episode(np.arange(10.0) + 1e-4 * i, np.full(10, 6.0 * (i == 5))) for i in range(6)])
-    assert ActionConsistency(count=5)(d) == pytest.approx([-0.2 * 36 / 25] * 5 + [-36 / 5], rel=1e-3)
+    assert ActionConsistency(n_neighbors=5)(d) == pytest.approx([-0.2 * 36 / 25] * 5 + [-36 / 5], rel=1e-3)
 
 
 def test_state_diversity_is_a_mean_distance():
     """Two still episodes 3 apart, so that the mean distance is 3, in units of a standard deviation of 1.5."""
     d = data(episode(np.zeros(5), np.zeros(5)), episode(np.full(5, 3.0), np.zeros(5)))
-    assert StateDiversity(count=2)(d) == pytest.approx([2, 2])
-    assert StateSimilarity(count=2)(d) == pytest.approx([-2, -2])
+    assert StateDiversity(n_neighbors=2)(d) == pytest.approx([2, 2])
+    assert StateSimilarity(n_neighbors=2)(d) == pytest.approx([-2, -2])
 
 
 def test_transition_diversity_is_the_noise_of_the_system():
@@ -177,13 +177,13 @@ def test_transition_diversity_is_the_noise_of_the_system():
     def walk(seed, noise):
         rng = np.random.default_rng(seed)
         return [episode(np.cumsum(np.r_[0, 1 + noise * rng.choice([-1, 1], 20)]) % 7, np.ones(20)) for _ in range(20)]
-    still, gusty = (np.nanmean(TransitionDiversity(count=8)(data(walk(0, n)))) for n in (0.0, 0.9))
+    still, gusty = (np.nanmean(TransitionDiversity(n_neighbors=8)(data(walk(0, n)))) for n in (0.0, 0.9))
     assert still == pytest.approx(0, abs=1e-6) and gusty > 0.3
 
 
 def test_typicality_finds_the_outlier():
     d = data(line(8, steady), episode(np.linspace(0, 1, 31) + 50, np.ones(30)))
-    found = Typicality(count=3)(d)
+    found = Typicality(n_neighbors=3)(d)
     assert found.argmin() == 8 and found[8] < 5 * found[:8].min()
 
 
@@ -203,7 +203,7 @@ def test_one_episode_has_nobody_to_be_compared_with(score):
 
 def test_subsampling_is_decided_by_its_seed():
     d = data(line(10, noisy))
-    a, b, c = (StateDiversity(limit=40, seed=s)(d) for s in (1, 1, 2))
+    a, b, c = (StateDiversity(max_steps=40, seed=s)(d) for s in (1, 1, 2))
     assert (a == b).all() and (a != c).any()
 
 
@@ -215,13 +215,15 @@ def test_mutual_information_of_gaussians(r):
     """-log(1 - r^2) / 2 in nats."""
     rng = np.random.default_rng(0)
     x, e = rng.standard_normal((2, 1500, 1))
-    assert contributions(x, r * x + np.sqrt(1 - r * r) * e).mean() == pytest.approx(-0.5 * np.log(1 - r * r), abs=0.06)
+    assert mutual_information_terms(x, r * x + np.sqrt(1 - r * r) * e).mean() == pytest.approx(
+        -0.5 * np.log(1 - r * r), abs=0.06
+    )
 
 
 def test_the_estimator_is_the_published_formula():
     """Kraskov et al. 2004, equation 8, written out for each point."""
     x, y = np.random.default_rng(0).standard_normal((2, 14, 2))
-    for i, found in enumerate(contributions(x, y, (3,))):
+    for i, found in enumerate(mutual_information_terms(x, y, (3,))):
         others = [j for j in range(14) if j != i]
         far_x, far_y = ([abs(v[j] - v[i]).max() for j in others] for v in (x, y))
         reach = sorted(map(max, zip(far_x, far_y, strict=True)))[2]
@@ -245,36 +247,38 @@ def test_length_return_motion_and_smoothness():
     t = np.arange(10.0)
     d = data(episode(t, t**3, **{"next.reward": np.ones(10)}), episode(np.zeros(6), 5 * t[:6], **{
         "next.reward": np.r_[0, 0, 0, 0, 0, 4.0]}))
-    assert Length()(d).tolist() == [-10, -6]
-    assert Return()(d).tolist() == [10, 4] and Return(random=4, best=10)(d).tolist() == [1, 0]
-    assert quality(d, random=1, best=9) == pytest.approx(0.75)
+    assert Brevity()(d).tolist() == [-10, -6]
+    assert Return()(d).tolist() == [10, 4] and Return(random_return=4, best_return=10)(d).tolist() == [1, 0]
+    assert trajectory_quality(d, random=1, best=9) == pytest.approx(0.75)
     spread = np.concatenate([t**3, 5 * t[:6]]).std()
     assert Smoothness()(d) == pytest.approx([-np.log(36 / spread**2), -np.log(1e-12)], rel=1e-4)
     assert Motion()(d).tolist() == [1, 0]
     with pytest.raises(UserError, match="best return above 5"):
-        Return(random=5, best=5)(d)
-    assert np.isnan(Return(best=1.0)(data(line(1, steady)))).all()
+        Return(random_return=5, best_return=5)(d)
+    assert np.isnan(Return(best_return=1.0)(data(line(1, steady)))).all()
 
 
 def test_coverage_counts_pairs_in_the_bins_of_the_reference():
     """The reference has 10 cells; the other is in the lowest of them, however narrow its own range, and in one beyond,
     which counts with the highest."""
     reference = data(episode(np.arange(10.0), np.zeros(10)))
-    assert coverage(reference, reference, bins=10) == 1
-    assert coverage(data(episode(np.linspace(0, 0.5, 10), np.zeros(10))), reference, bins=10) == pytest.approx(0.1)
-    assert coverage(data(episode([0, 99, 99], np.zeros(3))), reference, bins=10) == pytest.approx(2 / 3)
+    assert state_action_coverage(reference, reference, bins=10) == 1
+    assert state_action_coverage(
+        data(episode(np.linspace(0, 0.5, 10), np.zeros(10))), reference, bins=10
+    ) == pytest.approx(0.1)
+    assert state_action_coverage(data(episode([0, 99, 99], np.zeros(3))), reference, bins=10) == pytest.approx(2 / 3)
     twice = data(episode(np.repeat(np.arange(5.0), 2), np.zeros(10)))
-    assert coverage(twice, reference, bins=10) == pytest.approx(0.5)
+    assert state_action_coverage(twice, reference, bins=10) == pytest.approx(0.5)
 
 
 def test_novelty_is_what_nobody_else_has():
     d = data(episode([0, 1, 2, 3], np.zeros(4)), episode([2, 3, 4, 4], np.zeros(4)))
-    assert Novelty(bins=5)(d) == pytest.approx([2 / 4, 1 / 3])
+    assert Novelty(n_bins=5)(d) == pytest.approx([2 / 4, 1 / 3])
 
 
 def test_critical_steps_are_where_the_action_turns():
     d = data(episode(np.zeros(10), np.r_[np.ones(5), -np.ones(5)]))
-    assert np.flatnonzero(Criticality().chosen(d, 0.2)[0]).tolist() == [0, 5]
+    assert np.flatnonzero(Criticality().critical_steps(d, 0.2)[0]).tolist() == [0, 5]
     assert Criticality().steps(d)[0] == pytest.approx([1, 0, 0, 0, 0, 2, 0, 0, 0, 0])
 
 
@@ -286,21 +290,21 @@ def test_compatibility_refuses_another_way_where_it_knows_and_not_where_it_does_
         rng = np.random.default_rng(seed)
         return [episode(rng.uniform(low, low + 1, (20, 1)), action + 0.05 * rng.standard_normal(20)) for _ in range(n)]
     base = data(way(0, 1.0, 8, 0))
-    score = Compatibility(base, members=2, training=120)
+    score = Compatibility(base, n_members=2, n_updates=120)
     new = data(way(0, 1.0, 3, 1), way(0, -1.0, 3, 2), way(60, -1.0, 3, 3))
-    bad = score.judge(new).bad()
+    bad = score.compare_to_base(new).n_incompatible()
     assert (bad[:3] <= 4).all() and (bad[3:6] >= 12).all() and (bad[6:] == 0).all()
     steps = score(new)
     assert steps[3:6].max() < 0.2 and steps[:3].min() > 0.5 and (steps[6:] == 1).all()
     with pytest.raises(UserError, match="found none"):
-        Compatibility().judge(new)
+        Compatibility().compare_to_base(new)
     with pytest.raises(UserError, match="states of 1"):
-        score.judge(data(episode(np.zeros((4, 2)), np.zeros(4))))
+        score.compare_to_base(data(episode(np.zeros((4, 2)), np.zeros(4))))
 
 
 def test_without_a_base_the_odd_one_is_judged_by_the_others():
     d = data(line(9, lambda rng, n: 1 + 0.05 * rng.standard_normal(n)), line(1, lambda rng, n: np.full(n, -3.0)))
-    assert Compatibility(members=2, training=80, folds=2)(d).argmin() == 9
+    assert Compatibility(n_members=2, n_updates=80, folds=2)(d).argmin() == 9
 
 
 def test_expertise_finds_the_demonstrators_who_guess():
@@ -310,10 +314,10 @@ def test_expertise_finds_the_demonstrators_who_guess():
         return episode(x, np.where(rng.random((40, 1)) < skilled, np.sin(3 * x), rng.uniform(-1, 1, (40, 1))),
                        meta={"operator": name})
     d = data([person("abcd"[i % 4], (0.95, 0.95, 0.1, 0.1)[i % 4], i) for i in range(12)])
-    found = Expertise(by="operator", training=300)(d)
+    found = Expertise(demonstrator_key="operator", n_updates=300)(d)
     assert found[[0, 1]].min() > 0.6 > 0.4 > found[[2, 3]].max()
     with pytest.raises(UserError, match="'team'"):
-        Expertise(by="team")(d)
+        Expertise(demonstrator_key="team")(d)
 
 
 # -- influence ----------------------------------------------------------------------------------------------------
@@ -322,7 +326,7 @@ def test_expertise_finds_the_demonstrators_who_guess():
 def test_a_datamodel_finds_what_each_episode_is_worth():
     truth = np.arange(6.0) - 2
     d = Dataset([Episode({"action": np.full((3, 1), v)}) for v in truth])
-    found = Datamodel(lambda part: sum(float(e.steps["action"][0, 0]) for e in part), fits=100, ridge=1e-6)(d)
+    found = Datamodel(lambda part: sum(float(e.steps["action"][0, 0]) for e in part), n_subsets=100, ridge=1e-6)(d)
     assert np.diff(found) == pytest.approx(np.ones(5), abs=1e-4), "up to a constant, since halves are equally large"
 
 
@@ -333,8 +337,8 @@ def test_influence_follows_the_outcome_of_rollouts():
     def constant(action, **meta):
         return episode(np.ones((6, 2)), np.full(5, action), meta=meta)
     d = data([constant(a) for a in (-1.0, 0.0, 1.0)])
-    recipe = Recipe(Regression(), trunk=MLP(16, 1), encoder=Flat(), window=Window())
-    policy = Policy(recipe, d.features()).fit(d)
+    recipe = PolicyConfig(Regression(), trunk=MLP(16, 1), encoder=ConcatEncoder(), window=Window())
+    policy = Policy(recipe, d.features()).fit_statistics(d)
     ran = data(constant(0.9, success=True), constant(-0.9, success=False))
     assert (np.diff(Influence(policy, ran)(d)) > 0).all()
     flipped = data(constant(0.9, success=False), constant(-0.9, success=True))
@@ -349,9 +353,11 @@ def test_weights_that_are_tested_leave_out_the_corrupted():
         x = rng.uniform(-1, 1, (30, 1))
         return episode(x, (-x if corrupted else x) + 0.05 * rng.standard_normal(x.shape))
     d, test = data([some(i % 2 == 1) for i in range(10)]), data([some(False) for _ in range(3)])
-    found = Validated(test, training=80)(d)
+    found = ValidationWeights(test, n_updates=80)(d)
     assert found[::2].min() > found[1::2].max()
-    mixed = Validated(test, mix=(Length(), Scored(tuple(i % 2 == 0 for i in range(10)))), training=80)(d)
+    mixed = ValidationWeights(
+        test, base_scores=(Brevity(), Scored(tuple(i % 2 == 0 for i in range(10)))), n_updates=80
+    )(d)
     assert mixed[::2].min() > mixed[1::2].max()
 
 
@@ -365,12 +371,12 @@ class Scored(Score):
 
 def test_soft_cap_takes_the_good_more_often_but_not_for_ever():
     logits = np.array([3.0, 3.0, 0.0, -20.0])
-    free, capped = soft_cap(logits, 200, penalty=0.0), soft_cap(logits, 200, penalty=0.2)
+    free, capped = soft_capped_counts(logits, 200, penalty=0.0), soft_capped_counts(logits, 200, penalty=0.2)
     assert free.sum() == capped.sum() == 200 and free[3] == capped[3] == 0
     assert capped[2] > 2 * free[2] and abs(int(capped[0]) - int(capped[1])) < 25
     # In the end each logit has fallen to the same: the good are ahead by 3 / 0.2 draws.
     assert capped[:2].mean() - capped[2] == pytest.approx(15, abs=8)
-    assert (soft_cap(logits, 50, seed=3) == soft_cap(logits, 50, seed=3)).all()
+    assert (soft_capped_counts(logits, 50, seed=3) == soft_capped_counts(logits, 50, seed=3)).all()
 
 
 # -- alignment ----------------------------------------------------------------------------------------------------
@@ -381,17 +387,20 @@ def test_the_walk_passes_over_what_the_others_do_not_do():
     angle = np.linspace(0, np.pi / 2, 10)
     plain = np.stack([np.cos(angle), np.sin(angle), 0 * angle], 1)
     odd = np.concatenate([plain[:4], np.tile([0.0, 0.0, 1.0], (3, 1)), plain[4:]])
-    kept = walk([plain] * 5 + [odd], tolerance=1)
+    kept = aligned_steps([plain] * 5 + [odd], tolerance=1)
     assert all(k.all() for k in kept[:5])
     assert np.flatnonzero(~kept[5]).tolist() == [4, 5, 6]
 
 
 def test_a_cycle_of_what_is_alike_is_closed():
     u = 30 * torch.eye(6)[None]
-    assert cycle(u, u) == pytest.approx(0, abs=1e-6)
-    assert cycle(u, u.flip(1)) == pytest.approx(0, abs=1e-6), "order plays no part in finding the way back"
-    assert cycle(u, torch.zeros(1, 6, 6)) == pytest.approx(float(((torch.arange(6) - 2.5) / 6).square().mean()),
-                                                          rel=1e-3)
+    assert cycle_consistency_loss(u, u) == pytest.approx(0, abs=1e-6)
+    assert cycle_consistency_loss(u, u.flip(1)) == pytest.approx(0, abs=1e-6), (
+        "order plays no part in finding the way back"
+    )
+    assert cycle_consistency_loss(u, torch.zeros(1, 6, 6)) == pytest.approx(
+        float(((torch.arange(6) - 2.5) / 6).square().mean()), rel=1e-3
+    )
 
 
 def test_a_detour_is_extraneous():
@@ -405,7 +414,7 @@ def test_a_detour_is_extraneous():
             action = np.concatenate([action[:10], np.tile([0.0, 1.0], (4, 1)), np.tile([0.0, -1.0], (4, 1)),
                                      action[10:]])
         return episode(state, action)
-    kept = Alignment(training=100).steps(data([drive(i) for i in range(8)]))
+    kept = Alignment(n_updates=100).steps(data([drive(i) for i in range(8)]))
     assert kept[0][11:17].mean() < 0.4 < 0.8 < min(k.mean() for k in kept[1:])
 
 
@@ -414,19 +423,19 @@ def test_a_detour_is_extraneous():
 
 def test_the_farthest_is_collected_first_within_the_budget():
     points = np.array([[0.0], [1.0], [4.0], [10.0], [10.5]])
-    assert choose(points, 2, have=np.array([[0.0]])) == [4, 2]
-    assert choose(points, 2) == [0, 4]
-    assert choose(points, 3, have=np.array([[0.0]]), cost=np.array([1, 1, 1, 2, 9.0])) == [3, 2]
-    assert choose(points, 1, have=np.array([[0.0]]), worth=np.array([1, 1, 9, 1, 1.0])) == [2]
-    assert sorted(choose(points, 99)) == [0, 1, 2, 3, 4] and choose(points, 0) == []
+    assert select_within_budget(points, 2, existing=np.array([[0.0]])) == [4, 2]
+    assert select_within_budget(points, 2) == [0, 4]
+    assert select_within_budget(points, 3, existing=np.array([[0.0]]), cost=np.array([1, 1, 1, 2, 9.0])) == [3, 2]
+    assert select_within_budget(points, 1, existing=np.array([[0.0]]), value_of=np.array([1, 1, 9, 1, 1.0])) == [2]
+    assert sorted(select_within_budget(points, 99)) == [0, 1, 2, 3, 4] and select_within_budget(points, 0) == []
     with pytest.raises(UserError, match="cost above 0"):
-        choose(points, 2, cost=np.zeros(5))
+        select_within_budget(points, 2, cost=np.zeros(5))
 
 
 def test_data_sets_are_chosen_by_their_first_states():
     def starts(*at):
         return data([episode([a, 99.0, a], np.zeros(2)) for a in at])
-    assert choose(starts(0.1, 3.0, 9.0), 2, have=starts(0.0)) == [2, 1]
+    assert select_within_budget(starts(0.1, 3.0, 9.0), 2, existing=starts(0.0)) == [2, 1]
 
 
 # -- the list -----------------------------------------------------------------------------------------------------
@@ -436,11 +445,11 @@ def test_every_score_stands_by_the_interface():
     """One number an episode, the same at every call; steps are of each step; nothing is written into the data."""
     env = data(line(5, noisy, steps=12))
     before = env.fingerprint()
-    assert set(TRAINED) < set(SCORES)
+    assert set(NETWORK_SCORES) < set(SCORES)
     for name, make in SCORES.items():
         score = make()
         assert isinstance(score, Score) and score == make(), name
-        if name in TRAINED:
+        if name in NETWORK_SCORES:
             continue  # slow; each has its own test
         values = score(env)
         assert values.shape == (5,) and values.dtype == float, name
@@ -448,4 +457,4 @@ def test_every_score_stands_by_the_interface():
         if isinstance(score, StepScore):
             assert [len(s) for s in score.steps(env)] == [12] * 5, name
     assert env.fingerprint() == before
-    Report((), {"brevity": SCORES["brevity"]()(env)}).document()
+    AuditReport((), {"brevity": SCORES["brevity"]()(env)}).to_json()

@@ -11,20 +11,20 @@ from scipy import stats as scipy_stats
 
 from understudy.evaluate.stats import (
     Interval,
+    bootstrap_mean,
     clopper_pearson,
     crossed_margin,
     difference_p,
     mcnemar,
-    mean,
     mean_squares,
-    newcombe,
+    newcombe_paired,
     seeds_caveat,
     seeds_not_excluded,
     tango,
     tango_z,
-    two_level,
     two_level_difference,
     two_level_mean,
+    two_level_rate,
     wilson,
 )
 
@@ -89,7 +89,7 @@ def test_published_examples_of_tango():
     assert tango(0, 1, 44, 0.90).low == pytest.approx(-0.096, abs=5e-4)
     assert ends(tango(9, 3, 32)) == near((-0.027, 0.390))
     assert ends(tango(1, 7, 21)) == near((-0.517, -0.026))
-    assert ends(newcombe(1, 1, 7, 12)) == near((-0.507, -0.026))
+    assert ends(newcombe_paired(1, 1, 7, 12)) == near((-0.507, -0.026))
     assert mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5)
 
 
@@ -157,35 +157,35 @@ def test_mcnemar_is_the_binomial_of_the_pairs_that_differ():
 
 def test_a_mean_of_normal_values_is_near_students():
     x = np.random.default_rng(3).normal(5, 2, 60)
-    i, exact = mean(x), scipy_stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    i, exact = bootstrap_mean(x), scipy_stats.ttest_1samp(x, 0).confidence_interval(0.95)
     half = (exact.high - exact.low) / 2
     assert ends(i) == pytest.approx(ends(exact), abs=0.1 * half)
-    assert i == mean(x) and i.estimate == pytest.approx(x.mean())
+    assert i == bootstrap_mean(x) and i.estimate == pytest.approx(x.mean())
 
 
 def test_a_mean_covers_about_as_promised():
     rng = np.random.default_rng(0)
     for draw, truth, n in ((lambda: rng.normal(size=20), 0.0, 20), (lambda: rng.exponential(size=50), 1.0, 50)):
-        hits = sum(i.low <= truth <= i.high for i in (mean(draw()) for _ in range(300)))
+        hits = sum(i.low <= truth <= i.high for i in (bootstrap_mean(draw()) for _ in range(300)))
         assert hits / 300 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300), n
 
 
 def test_a_mean_that_cannot_be_known_says_so():
     for values in ([], [1.0], [1.0, math.inf], [1.0, math.nan, 2.0]):
-        assert math.isnan(mean(values).low) and math.isnan(mean(values).high)
-    assert mean([2.5] * 9) == Interval(2.5, 2.5, 2.5)
+        assert math.isnan(bootstrap_mean(values).low) and math.isnan(bootstrap_mean(values).high)
+    assert bootstrap_mean([2.5] * 9) == Interval(2.5, 2.5, 2.5)
 
 
 def test_a_weighted_mean_is_that_of_what_the_weights_stand_for():
     rng = np.random.default_rng(5)
     size = rng.integers(1, 9, 40)
     x = rng.normal(size=40) + size / 5  # episodes of other lengths do otherwise
-    i = mean(x, weights=size)
+    i = bootstrap_mean(x, weights=size)
     assert i.estimate == pytest.approx(np.repeat(x, size).mean())
     residual = size * (x - i.estimate)  # the ratio estimator's linearisation (Cochran 1977)
     half = scipy_stats.t.isf(0.025, 39) * math.sqrt(40 * residual.var(ddof=1)) / size.sum()
     assert ends(i) == pytest.approx((i.estimate - half, i.estimate + half), abs=0.15 * half)
-    assert ends(mean(x, weights=np.full(40, 3.0))) == pytest.approx(ends(mean(x)))
+    assert ends(bootstrap_mean(x, weights=np.full(40, 3.0))) == pytest.approx(ends(bootstrap_mean(x)))
 
 
 # -- methods -----------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def outcomes(rng, p, seeds, starts, shared=None):
                                               (0.99, 0.3, 0), (1.0, 0, 0)])
 def test_the_interval_of_a_method_covers(p, seeds, starts):
     rng = np.random.default_rng(1)
-    found = [two_level(outcomes(rng, p, seeds, starts)) for _ in range(DRAWS)]
+    found = [two_level_rate(outcomes(rng, p, seeds, starts)) for _ in range(DRAWS)]
     assert np.mean([i.low <= p <= i.high for i in found]) >= FLOOR
     assert all(0 <= i.low < i.high <= 1 for i in found)
 
@@ -337,7 +337,7 @@ def test_limits_of_a_difference_stay_within_one():
 
 def test_methods_that_never_fail_are_not_certain():
     ones = np.ones((5, 100))
-    alone, (tie, p) = two_level(ones), two_level_difference(ones, ones)
+    alone, (tie, p) = two_level_rate(ones), two_level_difference(ones, ones)
     assert alone.high == 1 and 0.9 < alone.low < clopper_pearson(500, 500).low
     assert tie.low == pytest.approx(-tie.high) and tie.low < -0.03 and p == 1
     apart, p = two_level_difference(ones, 0 * ones)
@@ -356,13 +356,13 @@ def test_a_bounded_measure_has_the_effective_number_of_its_own_variance():
     leaves [0, 1] and covers less (benchmarks/coverage.py)."""
     x = np.array([[0.9], [0.95], [0.99], [1.0]])
     n = 0.96 * 0.04 / (x.var(ddof=1) / 4) * (scipy_stats.norm.isf(0.025) / scipy_stats.t.isf(0.025, 3)) ** 2
-    i = two_level(x, kind="bounded")
+    i = two_level_rate(x, kind="bounded")
     assert ends(i) == pytest.approx(ends(clopper_pearson(0.96 * n, n))) and i.high <= 1
-    assert two_level(x, kind="real").high > 1
-    assert two_level(np.ones((4, 1)), kind="bounded") == Interval(1.0, 1.0, 1.0)
+    assert two_level_rate(x, kind="real").high > 1
+    assert two_level_rate(np.ones((4, 1)), kind="bounded") == Interval(1.0, 1.0, 1.0)
     rng, hits = np.random.default_rng(0), 0
     for _ in range(DRAWS):
-        i = two_level(rng.beta(18, 2, size=(5, 1)), kind="bounded")
+        i = two_level_rate(rng.beta(18, 2, size=(5, 1)), kind="bounded")
         hits += i.low <= 0.9 <= i.high
     assert hits / DRAWS >= FLOOR
 
@@ -370,13 +370,13 @@ def test_a_bounded_measure_has_the_effective_number_of_its_own_variance():
 def test_a_kind_refuses_what_it_cannot_hold():
     x = np.array([[0.0, 1.0], [1.0, 0.5]])
     with pytest.raises(ValueError, match="rate measure is 0 or 1, but seed 1, episode 1 has 0.5"):
-        two_level(x)
+        two_level_rate(x)
     with pytest.raises(ValueError, match="rate measure is 0 or 1"):
         two_level_difference(x, x)
-    two_level(x, kind="bounded")
+    two_level_rate(x, kind="bounded")
     with pytest.raises(ValueError, match="bounded measure is between 0 and 1, but seed 0, episode 1 has 2"):
-        two_level(2 * x, kind="bounded")
-    two_level(2 * x, kind="real")
+        two_level_rate(2 * x, kind="bounded")
+    two_level_rate(2 * x, kind="real")
 
 
 def test_what_few_seeds_do_not_exclude():
@@ -393,10 +393,10 @@ def test_what_few_seeds_do_not_exclude():
 def test_more_seeds_narrow_it_and_one_is_refused():
     rng = np.random.default_rng(0)
     x = (rng.random((20, 100)) < rng.beta(8, 2, size=(20, 1))).astype(float)
-    few, many = two_level(x[:5]), two_level(x)
+    few, many = two_level_rate(x[:5]), two_level_rate(x)
     assert many.high - many.low < few.high - few.low
     for bad in (x[:1], [[1, 0], [1]]):
         with pytest.raises(ValueError, match="at least two training seeds with equally many"):
-            two_level(bad)
+            two_level_rate(bad)
     with pytest.raises(ValueError, match="as many seeds and episodes"):
         two_level_difference(x, x[:5])

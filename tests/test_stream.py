@@ -1,4 +1,5 @@
-"""Streams: what an epoch holds, that a batch is a function of its arguments, memory that stays, shards that are odd."""
+"""StepwisePlanner: what an epoch holds, that a batch is a function of its arguments, memory that stays, shards that
+are odd."""
 
 from __future__ import annotations
 
@@ -20,17 +21,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import LEROBOT
 
-from understudy import Policy, Recipe, Window, fit
+from understudy import Policy, PolicyConfig, Window, fit
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset
 from understudy.data.formats import lerobot, remote
-from understudy.data.stream import Stream, _braces, _cut
+from understudy.data.stream import ShardStream, _chunk_episodes, _expand_braces
 from understudy.data.window import Goal
 from understudy.heads.regression import Regression
-from understudy.learn.clone import Cloning
+from understudy.learn.behavior_cloning import BehaviorCloning
 
-WINDOW = Window(obs=2, horizon=3)
+WINDOW = Window(n_obs_steps=2, horizon=3)
 
 
 def over(data):
@@ -71,7 +72,7 @@ def parquet(path, episodes, rows=10**6):
         table["number"] += c["number"].tolist()
         table["episode_index"] += [e] * n
         table["frame_index"] += list(range(n))
-    pq.write_table(pa.table(table), path, row_group_size=rows)
+    pq.write_table(pa.episode_table(table), path, row_group_size=rows)
     return path
 
 
@@ -93,12 +94,12 @@ def shards(folder, kind):
 @pytest.mark.parametrize("kind", ["npz", "npy", "parquet"])
 def test_an_epoch_has_each_window_once_and_as_it_is(kind, tmp_path):
     shards(tmp_path, kind)
-    stream = Stream(tmp_path, buffer=24)
+    stream = ShardStream(tmp_path, buffer_size=24)
     assert (len(stream), stream.steps) == (11, 62)
-    whole = over(stream.first(100))  # all of them, in memory
+    whole = over(stream.first_episodes(100))  # all of them, in memory
     windows, seen = stream.windows(over), []
     assert len(windows) == len(whole) == 62
-    steps = sum(windows._counts(0, 1, 0))
+    steps = sum(windows._batches_per_buffer(0, 1, 0))
     assert steps == 62
     for step in range(steps):
         batch = windows.batch(1, step)
@@ -116,9 +117,9 @@ def test_an_epoch_has_each_window_once_and_as_it_is(kind, tmp_path):
 def test_a_batch_is_a_function_of_its_arguments(tmp_path):
     """Whatever was drawn before, by whomever: so a stopped run goes on by its step alone."""
     shards(tmp_path, "npz")
-    windows = Stream(tmp_path, buffer=24).windows(over)
+    windows = ShardStream(tmp_path, buffer_size=24).windows(over)
     straight = [windows.batch(6, step, seed=3) for step in range(30)]
-    fresh = Stream(tmp_path, buffer=24).windows(over)
+    fresh = ShardStream(tmp_path, buffer_size=24).windows(over)
     for step in (29, 0, 17, 16, 5):
         again = fresh.batch(6, step, seed=3)
         assert torch.equal(again.action, straight[step].action)
@@ -128,7 +129,7 @@ def test_a_batch_is_a_function_of_its_arguments(tmp_path):
         assert torch.equal(part.extra["index"], straight[step].extra["index"][2:4])
     assert not torch.equal(fresh.batch(6, 0, seed=4).action, straight[0].action)
     goals = Window(goals=(Goal("observation.state"),))
-    windows = Stream(tmp_path, buffer=24).windows(lambda d: goals.over(d, ("observation.goal",), "action"))
+    windows = ShardStream(tmp_path, buffer_size=24).windows(lambda d: goals.over(d, ("observation.goal",), "action"))
     one, two = windows.batch(6, 3), windows.batch(6, 3, rows=slice(1, 3))
     assert torch.equal(one.obs["observation.goal"][1:3], two.obs["observation.goal"])
 
@@ -138,34 +139,34 @@ def test_a_batch_is_a_function_of_its_arguments(tmp_path):
        st.integers(0, 3))
 def test_any_lengths_any_buffer_any_size(lengths, buffer, size, seed):
     """Steps lie in epochs without holes; a buffer is never exceeded but by a single piece."""
-    from understudy.data.stream import Streamed, _Piece
+    from understudy.data.stream import StreamWindows, _ShardChunk
 
     class Fake:
-        pieces = [_Piece(0, p, sum(lengths[i] for i in p), 0)
-                  for p in _cut(np.array(lengths), max(1, buffer // 4))]
+        pieces = [_ShardChunk(0, p, sum(lengths[i] for i in p), 0)
+                  for p in _chunk_episodes(np.array(lengths), max(1, buffer // 4))]
     stream = Fake()
-    stream.buffer = buffer
-    windows = Streamed(stream, None)
-    assert sorted(i for g in windows._groups(1, seed) for i in g) == list(range(len(stream.pieces)))
-    for group in windows._groups(0, seed):
+    stream.buffer_size = buffer
+    windows = StreamWindows(stream, None)
+    assert sorted(i for g in windows._buffers(1, seed) for i in g) == list(range(len(stream.pieces)))
+    for group in windows._buffers(0, seed):
         assert len(group) == 1 or sum(stream.pieces[i].steps for i in group) <= buffer
-    places = [windows._at(size, step, seed) for step in range(200)]
-    expected = [(e, g, b) for e in range(200) for g, n in enumerate(windows._counts(e, size, seed))
+    places = [windows._locate_step(size, step, seed) for step in range(200)]
+    expected = [(e, g, b) for e in range(200) for g, n in enumerate(windows._batches_per_buffer(e, size, seed))
                 for b in range(n)][:200]
     assert places == expected
 
 
 def test_what_others_wrote(tmp_path):
     """The data files of LeRobot v3.0 as they are, images among them."""
-    stream = Stream(LEROBOT / "v3.0/images/data", buffer=10)
+    stream = ShardStream(LEROBOT / "v3.0/images/data", buffer_size=10)
     data = Dataset.open(LEROBOT / "v3.0/images")
     assert len(stream) == 4
-    for e, episode in enumerate(stream.first(10)):
+    for e, episode in enumerate(stream.first_episodes(10)):
         want = closed_form.episode(e)
         assert np.array_equal(episode.steps["observation.state"], want["state"])
         assert np.array_equal(episode.steps["observation.images.top"], want["image"])
         assert np.array_equal(episode.steps["next.reward"], data[e].steps["next.reward"])
-    grid = Stream(LEROBOT / "v3.0/grid/data").first(3)
+    grid = ShardStream(LEROBOT / "v3.0/grid/data").first_episodes(3)
     assert grid[0].steps["observation.grid"].shape == (5, 2, 3)
 
 
@@ -174,16 +175,16 @@ def test_from_an_address(tmp_path):
     fs = fsspec.filesystem("memory")
     for file in shards(tmp_path, "npz"):
         fs.pipe_file(f"/shards/{file.name}", file.read_bytes())
-    here, there = (Stream(at, buffer=24).windows(over) for at in (tmp_path, "memory://shards"))
+    here, there = (ShardStream(at, buffer_size=24).windows(over) for at in (tmp_path, "memory://shards"))
     for step in range(5):
         assert torch.equal(here.batch(4, step).action, there.batch(4, step).action)
-    listed = Stream("memory://shards/s{000..002}.tar", buffer=24)
+    listed = ShardStream("memory://shards/s{000..002}.tar", buffer_size=24)
     assert len(listed) == 9 and not (remote.cache.folder() / "fetched").exists()
 
 
 def test_names_with_numbers():
-    assert _braces("a-{008..011}-{0..1}.tar") == [f"a-{i:03d}-{j}.tar" for i in range(8, 12) for j in range(2)]
-    assert _braces("plain") == ["plain"]
+    assert _expand_braces("a-{008..011}-{0..1}.tar") == [f"a-{i:03d}-{j}.tar" for i in range(8, 12) for j in range(2)]
+    assert _expand_braces("plain") == ["plain"]
 
 
 def test_training_from_a_stream_is_resumable(tmp_path):
@@ -191,14 +192,14 @@ def test_training_from_a_stream_is_resumable(tmp_path):
     shards(tmp_path, "npz")
 
     def run(*stops):
-        stream = Stream(tmp_path, buffer=24)
-        some = stream.first(4)
+        stream = ShardStream(tmp_path, buffer_size=24)
+        some = stream.first_episodes(4)
         torch.manual_seed(0)
-        policy = Policy(Recipe(Regression(), window=Window(horizon=2)), some.features()).fit(some)
-        learner = Cloning(steps=6).build(policy, seed=0, steps=6)
+        policy = Policy(PolicyConfig(Regression(), window=Window(horizon=2)), some.features()).fit(some)
+        learner = BehaviorCloning(steps=6).build(policy, seed=0, steps=6)
         start = 0
         for stop in stops:
-            windows = Stream(tmp_path, buffer=24).windows(policy.windows)
+            windows = ShardStream(tmp_path, buffer_size=24).windows(policy.windows)
             fit(learner, lambda step, w=windows: w.batch(4, step, seed=1), steps=stop, start=start)
             start = stop
         return [p.detach().clone() for p in policy.parameters()]
@@ -217,8 +218,8 @@ from understudy.data.stream import Stream
 from understudy.data.window import Window
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-stream = Stream(sys.argv[1], buffer=2000)
-windows = stream.windows(lambda d: Window().over(d, ("observation.state",), "action"))
+stream = ShardStream(sys.argv[1], buffer=2000)
+windows = stream.windows(lambda d: Window().windows(d, ("observation.state",), "action"))
 windows.batch(64, 0)
 before = most = anonymous()
 for step in range(0, stream.steps // 64, 15):
@@ -245,7 +246,7 @@ def test_shards_that_are_odd(tmp_path):
     parquet(tmp_path / "p.parquet", [(0, episode(0, 5)), (1, episode(1, 5))])
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:-9])
     parquet(tmp_path / "apart.parquet", [(0, episode(0, 5)), (1, episode(1, 5)), (0, episode(0, 5))])
-    pq.write_table(pa.table({"action": [1.0]}), tmp_path / "no.parquet")
+    pq.write_table(pa.episode_table({"action": [1.0]}), tmp_path / "no.parquet")
     tar(tmp_path / "no.tar", [(0, {"observation.state": np.zeros(3)})])
     tar(tmp_path / "rows.tar", [(0, {"observation.state": np.zeros(9), "action": np.zeros(3)})])
     tar(tmp_path / "pickle.tar", [(0, {"action": np.array([{}], object)})], "npy")
@@ -258,16 +259,16 @@ def test_shards_that_are_odd(tmp_path):
                         ("none.tar", "found nothing"), ("rows.tar", "expected 3 rows, or one more, .* found 9"),
                         ("pickle.tar", "whole shard.*allow_pickle")):
         with pytest.raises(UserError, match=match):
-            Stream(tmp_path / name).first(1)
+            ShardStream(tmp_path / name).first_episodes(1)
     with pytest.raises(UserError, match="buffer of at least one step"):
-        Stream(good, buffer=0)
+        ShardStream(good, buffer_size=0)
 
 
 def test_a_recorded_data_set_is_a_stream(tmp_path, demos):
     lerobot.write(demos[:5], tmp_path / "demos")
-    assert Stream(tmp_path / "demos").shards[0].at == Stream(tmp_path / "demos/data").shards[0].at
-    stream = Stream(tmp_path / "demos/data", buffer=50)
-    for one, other in zip(stream.first(5), demos[:5], strict=True):
+    assert ShardStream(tmp_path / "demos").shards[0].at == ShardStream(tmp_path / "demos/data").shards[0].at
+    stream = ShardStream(tmp_path / "demos/data", buffer_size=50)
+    for one, other in zip(stream.first_episodes(5), demos[:5], strict=True):
         assert np.array_equal(one.steps["action"], other.steps["action"])
 
 
@@ -275,9 +276,9 @@ def test_a_recorded_data_set_is_a_stream(tmp_path, demos):
 
 
 def test_what_is_held_out_is_never_drawn(tmp_path):
-    stream = Stream(shards(tmp_path, "npz")[0].parent, buffer=60)
+    stream = ShardStream(shards(tmp_path, "npz")[0].parent, buffer_size=60)
     gone = {0, 3, len(stream) - 1}
-    rest = stream.without(gone)
+    rest = stream.exclude(gone)
     lengths = np.concatenate([s.lengths for s in stream.shards])
     assert rest.steps == stream.steps - sum(lengths[list(gone)]) and stream.steps == lengths.sum()
     windows = rest.windows(over)
@@ -295,8 +296,20 @@ def test_a_run_on_a_stream_goes_on_as_if_nothing_had_happened(tmp_path, capsys):
             "action": rng.random((12, 1)).astype(np.float32)}) for e in range(10)])
 
     def command(out, steps=12, *more):
-        return ["train", "bc", str(tmp_path / "demos-{000..002}.tar"), "--out", str(tmp_path / out), "--buffer", "120",
-                "--steps", str(steps), "--every", "4", *more]
+        return [
+            "train",
+            "bc",
+            str(tmp_path / "demos-{000..002}.tar"),
+            "--out",
+            str(tmp_path / out),
+            "--buffer-size",
+            "120",
+            "--steps",
+            str(steps),
+            "--save-freq",
+            "4",
+            *more,
+        ]
     assert main(command("whole")) == 0
     said = capsys.readouterr().err
     assert "30 episodes, 360 steps in 3 shards" in said and "error on held-out episodes" in said
@@ -314,11 +327,11 @@ def test_a_run_on_a_stream_goes_on_as_if_nothing_had_happened(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("more, said", [
-    (["--buffer", "0"], "--buffer: expected at least one, found 0\n  -> such as --buffer"),
-    (["--buffer", "50", "--image-size", "32"], "--image-size: expected no such option with --buffer")])
+    (["--buffer-size", "0"], "--buffer-size: expected at least one, found 0\n  -> such as --buffer-size"),
+    (["--buffer-size", "50", "--image-size", "32"], "--image-size: expected no such option with --buffer-size")])
 def test_options_that_do_not_go_with_a_stream(tmp_path, capsys, more, said):
     tar(tmp_path / "a.tar", [(0, {"observation.state": np.zeros((5, 2)), "action": np.zeros((5, 1))})])
     assert main(["train", "bc", str(tmp_path), "--out", str(tmp_path / "run"), *more]) == 2
     assert said in capsys.readouterr().err
-    assert main(["train", "knn", str(tmp_path), "--out", str(tmp_path / "run"), "--buffer", "50"]) == 2
+    assert main(["train", "knn", str(tmp_path), "--out", str(tmp_path / "run"), "--buffer-size", "50"]) == 2
     assert "found one that keeps all of its data" in capsys.readouterr().err

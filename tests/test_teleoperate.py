@@ -16,10 +16,10 @@ import torch
 from understudy import make
 from understudy.core import UserError, keys
 from understudy.data.episode import Dataset
-from understudy.data.record import Recorder
-from understudy.envs.devices import HOLD, Gamepad, Keyboard, Leader, Moves
+from understudy.data.recorder import Recorder
+from understudy.envs.devices import HOLD_SECONDS, DiscreteKeyboard, Gamepad, Keyboard, LeaderArm
 from understudy.evaluate.replay import replay
-from understudy.evaluate.teleoperate import drawn, teleoperate
+from understudy.evaluate.teleoperate import render_ansi, teleoperate
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_keys_move_for_as_long_as_they_are_held(pipe):
     assert keyboard.read().tolist() == [0, 0]
     os.write(pipe[1], b"dw")
     assert keyboard.read().tolist() == [2, 3]
-    now[0] = HOLD - 0.01
+    now[0] = HOLD_SECONDS - 0.01
     os.write(pipe[1], b"\x1b[C")  # the right arrow, once more
     assert keyboard.read().tolist() == [2, 3]
     now[0] += 0.02
@@ -63,7 +63,7 @@ def test_each_key_is_one_move_of_a_grid_and_the_episode_waits_for_it(pipe, tmp_p
     env, screens = make("words", 1), []
     start = env.reset(torch.arange(1), keys(7, [0]))["observation.state"][0].numpy()
     moves = {"d": (1, 0), "w": (0, 1), "\x1b[D": (-1, 0), "s": (0, -1)}
-    hand = Moves(handle=pipe[0])
+    hand = DiscreteKeyboard(handle=pipe[0])
     pressed = [*moves, "q"]
 
     def sleep(_):
@@ -117,7 +117,7 @@ def test_a_gamepad_scales_its_sticks_and_knows_when_it_is_gone(tmp_path):
 
 def test_the_follower_is_where_the_leader_is():
     at = [[0.0, 1.0]]
-    leader = Leader(lambda: at[0], scale=(1, -1), offset=(0.5, 0))
+    leader = LeaderArm(lambda: at[0], scale=(1, -1), offset=(0.5, 0))
     assert leader.read().tolist() == [0.5, -1.0] and leader.read().dtype == np.float32
     at[0] = [0.0, float("nan")]
     with pytest.raises(UserError, match="finite joints"):
@@ -142,17 +142,22 @@ class Hand:
 
 def test_what_a_person_did_is_recorded_discarded_labelled_and_replayed(tmp_path):
     env = make("fork", 1)
-    # Episode 0 ends by itself within 25 calls and is labelled a failure; 1 is begun, discarded, begun anew and saved
+    # Episode 0 ends by itself within 25 calls and is labeled a failure; 1 is begun, discarded, begun anew and saved
     # early; then the person quits.
     plan = {26: ["failure"], 27: ["enter"], 31: ["discard"], 36: ["enter"], 37: ["success"], 38: ["quit"]}
     saved, screens = [], []
     hand = Hand(env, 5, plan)
-    data = teleoperate(env, hand, 5, tmp_path / "d", 5, saved=saved.append, show=screens.append, lines=10,
+    data = teleoperate(env, hand, 5, tmp_path / "d", 5, on_saved=saved.append, show=screens.append, lines=10,
                        sleep=lambda s: None)
     assert saved == [0, 1] and len(data) == 2
     first, second = data
-    assert first.meta == {"seed": 5, "env": "fork", "by": "keyboard", "number": 0, "success": False, "dropped": 0}
-    assert second.meta["stopped"] and second.meta["success"] and second.meta["number"] == 1 and len(second) == 4
+    assert first.metadata == {"seed": 5, "env": "fork", "by": "keyboard", "number": 0, "success": False, "dropped": 0}
+    assert (
+        second.metadata["stopped"]
+        and second.metadata["success"]
+        and second.metadata["number"] == 1
+        and len(second) == 4
+    )
     assert first.steps["next.success"][-1] and first.steps["next.terminated"][-1] and len(first) < 25
     for n, e in enumerate(data):  # from the start that its number says, and step by step what the toy does
         obs = env.reset(torch.arange(1), keys(5, [n]))
@@ -161,7 +166,7 @@ def test_what_a_person_did_is_recorded_discarded_labelled_and_replayed(tmp_path)
             obs = env.step(torch.tensor(e.steps["action"][t: t + 1])).obs
         np.testing.assert_array_equal(obs["observation.state"][0], e.steps["observation.state"][len(e)])
     assert replay(data[:1], make("fork", 1))
-    assert any("labelled a failure" in s for s in screens) and all(s.count("\n") == 11 for s in screens)
+    assert any("labeled a failure" in s for s in screens) and all(s.count("\n") == 11 for s in screens)
     again = Hand(env, 5, {3: ["quit"]})
     assert len(teleoperate(env, again, 5, tmp_path / "d", 5, sleep=lambda s: None)) == 2  # what was begun is discarded
     with pytest.raises(UserError, match="expected a recording with seed"):
@@ -171,7 +176,7 @@ def test_what_a_person_did_is_recorded_discarded_labelled_and_replayed(tmp_path)
 def test_pictures_become_text():
     frame = np.zeros((8, 8, 3), np.uint8)
     frame[:4] = 255
-    lines = drawn(frame, 2).split("\n")
+    lines = render_ansi(frame, 2).split("\n")
     assert [line.count("▀") for line in lines] == [4, 4]
     assert lines[0].startswith("\x1b[38;5;231m\x1b[48;5;231m▀") and lines[1].startswith("\x1b[38;5;16m\x1b[48;5;16m▀")
 
@@ -180,9 +185,15 @@ def test_pictures_become_text():
 def test_the_command_in_a_terminal(tmp_path):
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-m", "understudy", "record", "push", "--by", "keyboard", "--out", "d",
-                                "--episodes", "2"], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE,
-                               env={**os.environ, "TERM": "xterm"}, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "understudy", "record", "push", "--actor", "keyboard", "--out", "d", "--episodes", "2"],
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm"},
+        start_new_session=True,
+    )
     seen = b""
 
     def until(text: bytes):
@@ -199,16 +210,16 @@ def test_the_command_in_a_terminal(tmp_path):
     os.write(ours, b"\n")
     until(b"stopped by you")
     os.write(ours, b"y")
-    until(b"labelled a success")
+    until(b"labeled a success")
     os.write(ours, b"q")
     while process.poll() is None:
         if select.select([ours], [], [], 0.1)[0]:
             os.read(ours, 65536)
     assert process.returncode == 0 and process.stderr.read() == b"saved 0\n"
     (episode,) = Dataset.open(tmp_path / "d")
-    assert episode.meta["success"] is True and len(episode) >= 5
+    assert episode.metadata["success"] is True and len(episode) >= 5
     assert set(np.round(episode.steps["action"][:, 0], 2).tolist()) == {0.0, 0.25}
-    piped = subprocess.run([sys.executable, "-m", "understudy", "record", "push", "--by", "keyboard", "--out", "e",
+    piped = subprocess.run([sys.executable, "-m", "understudy", "record", "push", "--actor", "keyboard", "--out", "e",
                             "--episodes", "1"], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert piped.returncode == 2 and "expected a terminal" in piped.stderr and not (tmp_path / "e").exists()
 
@@ -216,7 +227,7 @@ def test_the_command_in_a_terminal(tmp_path):
 def test_a_loop_of_ones_own_with_any_device(tmp_path):
     """As docs/recording.md shows it: whatever has `read`."""
     env = make("fork", 1)
-    device = Leader(lambda: [1.0, 0.0])
+    device = LeaderArm(lambda: [1.0, 0.0])
     with Recorder(env.features, tmp_path / "d", fps=10, clock=None) as r:
         obs = env.reset(torch.arange(1), keys(0, [0]))
         for _ in range(3):

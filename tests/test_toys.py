@@ -15,21 +15,21 @@ from scipy.sparse.csgraph import dijkstra
 
 from understudy import envs
 from understudy.core import UserError, keys
-from understudy.data.relabel import Say
+from understudy.data.relabel import TaskText
 from understudy.data.window import Window
 from understudy.envs import blocks, grid, maze, memory, words
-from understudy.evaluate.judge import recording
-from understudy.evaluate.record import record
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.recording import record_episodes
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, Plays
-from understudy.execute.chunked import Receding
+from understudy.execute.actor import Actor, PolicyActor
+from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.regression import Regression
-from understudy.learn.clone import Cloning
+from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
-from understudy.learn.optim import Optim
-from understudy.nets.encoders import Flat
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
-from understudy.policy import Policy, Recipe
+from understudy.policy import Policy, PolicyConfig
 
 unit = st.floats(-1, 1, width=32)
 
@@ -43,11 +43,11 @@ def started(env, seed=0):
 
 def test_each_way_of_bringing_the_blocks_is_shown_reached_and_told():
     env = envs.make("blocks", 50)
-    assert len(env.facts["modes"]) == 4
+    assert len(env.metadata["modes"]) == 4
     for way in range(4):
         ran = rollout(blocks.Expert(way, noise=0.0), env, 50, seed=1)
-        assert all(e.meta["success"] and e.meta["mode"] == way for e in ran)
-    told = Counter(e.meta["mode"] for e in rollout(env.expert(), env, 400, seed=2))
+        assert all(e.metadata["success"] and e.metadata["mode"] == way for e in ran)
+    told = Counter(e.metadata["mode"] for e in rollout(env.expert(), env, 400, seed=2))
     assert set(told) == {0, 1, 2, 3} and min(told.values()) >= 65  # four standard deviations below 100
     with pytest.raises(UserError, match="from 0 to 3"):
         blocks.Expert(4)
@@ -125,7 +125,7 @@ class Forgetful(Actor):
 def test_who_forgets_the_light_is_right_half_of_the_time():
     env = envs.make("memory", 200)
     ran = rollout(Forgetful(), env, 1000, seed=3)
-    assert np.mean([e.meta["success"] for e in ran]) == pytest.approx(env.facts["memoryless"], abs=0.065)
+    assert np.mean([e.metadata["success"] for e in ran]) == pytest.approx(env.metadata["memoryless"], abs=0.065)
     assert {e.steps["next.reward"][-1] for e in ran} == {1.0, -1.0}
 
 
@@ -205,7 +205,7 @@ def test_ways_over_a_grid_are_the_shortest():
     rng = np.random.default_rng(0)
     cost = np.where(rng.random((6, 4, 3, 4)) < 0.3, np.inf, rng.random((6, 4, 3, 4)) + 0.1).astype(np.float32)
     goal = rng.integers(0, 3, (6, 2))
-    left = grid.to_go(cost, goal)
+    left = grid.cost_to_go(cost, goal)
     for row in range(6):
         edges = np.zeros((12, 12))
         for k, (a, b) in enumerate(grid.MOVES):
@@ -278,14 +278,17 @@ def test_the_person_is_the_only_bright_pixel_and_the_dashboard_can_be_hidden():
 
 def cloned(name, episodes, window=None, seed=0, **options):
     env = envs.make(name, 50, **options)
-    data = rollout(env.expert(), env, episodes, recording(seed))
+    data = rollout(env.expert(), env, episodes, recording_seed(seed))
     torch.manual_seed(seed)
-    recipe = Recipe(Regression(), trunk=MLP(64, 1), encoder=Flat(), window=window or Window())
-    policy = Policy(recipe, data.features()).fit(data)
-    learner, windows = Cloning(optim=Optim(rate=3e-3)).build(policy, seed, 600), policy.windows(data)
+    recipe = PolicyConfig(Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window or Window())
+    policy = Policy(recipe, data.features()).fit_statistics(data)
+    learner, windows = (
+        BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3)).build(policy, seed, 600),
+        policy.windows(data),
+    )
     fit(learner, lambda n: windows.batch(128, n, seed), 600)
-    ran = rollout(Plays(learner.trained.eval(), Receding(1)), env, 200, seed=0)
-    return np.mean([e.meta["success"] for e in ran])
+    ran = rollout(PolicyActor(learner.trained_policy.eval(), RecedingHorizon(1)), env, 200, seed=0)
+    return np.mean([e.metadata["success"] for e in ran])
 
 
 @pytest.mark.slow
@@ -295,7 +298,7 @@ def test_who_sees_the_brake_light_learns_it_in_place_of_the_person():
 
 @pytest.mark.slow
 def test_who_remembers_learns_the_way_and_who_does_not_guesses():
-    assert cloned("memory", 50, Window(obs=24)) > 0.9
+    assert cloned("memory", 50, Window(n_obs_steps=24)) > 0.9
     assert cloned("memory", 50) == pytest.approx(0.5, abs=0.15)
 
 
@@ -307,15 +310,15 @@ def test_missions_are_read_as_they_are_written():
     obs = started(env)
     said = {bytes(row).rstrip(b"\0").decode() for row in obs["observation.task"].numpy()}
     assert {"go to the red ball", "find the yellow key"} <= said and len(said) == 36
-    np.testing.assert_array_equal(words.meant(obs["observation.task"].numpy()), env.state["meant"])
+    np.testing.assert_array_equal(words.parse_missions(obs["observation.task"].numpy()), env.state["meant"])
     for text in ("go home", "the red ball or the blue key"):
         with pytest.raises(UserError, match=text):
-            words.meant(np.stack([Say(words.LENGTH).bytes(text)]))
+            words.parse_missions(np.stack([TaskText(words.LENGTH).encode(text)]))
 
 
 def test_steps_are_choices_and_have_no_limits():
     env = envs.make("words", 2)
-    assert env.features["action"].choices == (4,) and not {"low", "high"} & set(env.facts)
+    assert env.features["action"].num_classes == (4,) and not {"low", "high"} & set(env.metadata)
 
 
 def test_only_the_thing_that_is_named_is_right():
@@ -335,9 +338,9 @@ def test_only_the_thing_that_is_named_is_right():
 
 def test_a_recording_of_missions_holds_them_as_tasks(tmp_path):
     env = envs.make("words", 4)
-    data = record(env, env.expert(), 4, tmp_path / "d", seed=-2, by="scripted")
+    data = record_episodes(env, env.expert(), 4, tmp_path / "d", seed=-2, actor_name="scripted")
     for e in data:
-        assert e.meta["task"] == bytes(e.steps["observation.task"][0]).rstrip(b"\0").decode()
+        assert e.metadata["task"] == bytes(e.steps["observation.task"][0]).rstrip(b"\0").decode()
 
 
 @dataclass(frozen=True)
@@ -345,7 +348,7 @@ class Misled(Actor):
     """The expert, told the same mission everywhere."""
 
     def start(self, obs, key):
-        told = torch.from_numpy(Say(words.LENGTH).bytes("go to the red ball").copy())
+        told = torch.from_numpy(TaskText(words.LENGTH).encode("go to the red ball").copy())
         return words.Expert(0.0).start({**obs, "observation.task": told.expand(len(key), -1)}, key)
 
     def act(self, obs, state):
@@ -354,6 +357,6 @@ class Misled(Actor):
 
 def test_words_are_needed():
     env = envs.make("words", 50)
-    right, wrong = (np.mean([e.meta["success"] for e in rollout(actor, env, 200, seed=0)])
+    right, wrong = (np.mean([e.metadata["success"] for e in rollout(actor, env, 200, seed=0)])
                     for actor in (words.Expert(0.0), Misled()))
     assert right == 1.0 and wrong < 0.4  # one thing of four is meant

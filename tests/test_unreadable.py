@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from understudy import UserError, cli, recipes
-from understudy.audit import findings
+from understudy import UserError, cli, methods
+from understudy.audit import find_problems
 from understudy.core import Feature, suggested_name
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import lerobot
@@ -36,13 +36,13 @@ def test_names_are_suggested_by_what_a_column_holds():
 def test_a_policy_without_anything_to_read_is_refused():
     features = {"state": Feature("float32", (3,)), "action": Feature("float32", (2,))}
     with pytest.raises(UserError, match="no policy can read") as error:
-        Policy(recipes.find("bc", features).policy, features)
-    assert "state -> observation.state" in error.value.do
+        Policy(methods.find_method("bc", features).policy, features)
+    assert "state -> observation.state" in error.value.hint
 
 
 def test_every_command_says_what_is_missing(demos, tmp_path, capsys):
     data = Dataset.open(demos)
-    assert [f.severity for f in findings(data) if f.code == "no-observations"] == ["warning"]
+    assert [f.severity for f in find_problems(data) if f.code == "no-observations"] == ["warning"]
     assert cli.main(["inspect", str(demos)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "cannot be trained on as it is" in said and "understudy train" not in said

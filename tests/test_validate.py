@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from understudy.core import Feature, UserError
-from understudy.data.codec import Scaled
+from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import Head
 from understudy.heads.categorical import Categorical
-from understudy.learn.train import held_out
-from understudy.learn.validate import Validation, energy, scale_of
-from understudy.policy import Policy, Recipe
+from understudy.learn.train import validation_episodes
+from understudy.learn.validation import Validation, energy_score, target_scale
+from understudy.policy import Policy, PolicyConfig
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Known(Head):
     centres: tuple[float, ...] = (0.0,)
     std: float = 1.0
 
-    def noise(self, horizon, dim):
-        return (horizon, 2 * dim) if self.std or len(self.centres) > 1 else (horizon, 0)
+    def noise(self, horizon, coded_dim):
+        return (horizon, 2 * coded_dim) if self.std or len(self.centres) > 1 else (horizon, 0)
 
-    def build(self, trunk, dim, shape):
-        return torch.nn.Linear(dim, 1)
+    def build(self, trunk, coded_dim, spec):
+        return torch.nn.Linear(coded_dim, 1)
 
     def loss(self, net, context, action, mask, rng):
         return action.square().mean(-1)
@@ -55,7 +55,7 @@ def actions(*episodes, name="action") -> Dataset:
 
 
 def knows(data, head=None, **window) -> Policy:
-    recipe = Recipe(head or Known(), codec=Scaled("identity", "identity"), window=Window(**window))
+    recipe = PolicyConfig(head or Known(), codec=Normalizer("identity", "identity"), window=Window(**window))
     return Policy(recipe, data.features()).eval()
 
 
@@ -71,7 +71,7 @@ def crps(y, mean=0.0, std=1.0):
 @pytest.mark.parametrize("y, mean, std", [(0.0, 0.0, 1.0), (1.3, 0.0, 1.0), (-2.0, 0.5, 0.3)])
 def test_the_energy_score_of_a_gaussian(y, mean, std):
     draws = mean + std * torch.randn(1, 3000, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = energy(draws, (draws - y).abs()[..., 0, 0], torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    found = energy_score(draws, (draws - y).abs()[..., 0, 0], torch.ones(1, 1, 1, 1, dtype=torch.bool))
     assert found.item() == pytest.approx(crps(y, mean, std), abs=0.02)
 
 
@@ -79,7 +79,7 @@ def test_the_energy_score_of_a_gaussian(y, mean, std):
 def test_it_is_unbiased_for_any_number_of_samples(K):
     """The plug-in estimate with 1 / K^2 would be too large by 1 / (sqrt(pi) K): 0.28 for K = 2."""
     draws = torch.randn(200_000 // K, K, 1, 1, generator=torch.Generator().manual_seed(K), dtype=torch.float64)
-    found = energy(draws, (draws - 0.7).abs()[..., 0, 0], torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    found = energy_score(draws, (draws - 0.7).abs()[..., 0, 0], torch.ones(1, 1, 1, 1, dtype=torch.bool))
     error = found.std() / len(found) ** 0.5
     assert abs(found.mean() - crps(0.7)) < 4 * error and error < 0.005
 
@@ -91,30 +91,30 @@ def test_of_many_components_it_is_that_of_their_root_mean_square():
     d = H * A
     length = math.sqrt(2) * math.gamma((d + 1) / 2) / math.gamma(d / 2) / math.sqrt(d)
     data = actions(np.zeros((2000, A)))
-    found = Validation(windows=1500, samples=4).judge(knows(data, horizon=H), data)
+    found = Validation(n_windows=1500, n_samples=4).evaluate(knows(data, horizon=H), data)
     assert found["energy"] == pytest.approx(length * (1 - math.sqrt(2) / 2), rel=0.02)
     assert found["mean"] == pytest.approx(length, rel=0.01)
 
 
 def test_a_certain_policy_has_its_absolute_error():
     data = actions([1.0, -2.0, 4.0], [0.5])
-    found = Validation().judge(knows(data, Known((0.0,), 0.0)), data)
+    found = Validation().evaluate(knows(data, Known((0.0,), 0.0)), data)
     assert found == pytest.approx({k: (1 + 2 + 4 + 0.5) / 4 for k in ("energy", "mean", "best")})
 
 
 def test_errors_are_in_units_of_each_component():
     data = actions([[1.0, 100.0], [-1.0, -100.0]])
-    found = Validation().judge(knows(data, Known((0.0,), 0.0)), data, torch.tensor([1.0, 100.0]))
+    found = Validation().evaluate(knows(data, Known((0.0,), 0.0)), data, torch.tensor([1.0, 100.0]))
     assert found["energy"] == pytest.approx(1.0)
     # the distribution moves with its unit
-    wide = Validation(64, 8).judge(knows(data, Known(std=1.0)), data, torch.tensor([2.0, 2.0]))
-    assert wide["energy"] == pytest.approx(0.5 * Validation(64, 8).judge(knows(data), data)["energy"], rel=1e-5)
+    wide = Validation(64, 8).evaluate(knows(data, Known(std=1.0)), data, torch.tensor([2.0, 2.0]))
+    assert wide["energy"] == pytest.approx(0.5 * Validation(64, 8).evaluate(knows(data), data)["energy"], rel=1e-5)
 
 
 def test_knowing_both_ways_beats_their_mean_and_either():
     """Two answers at +1 and -1: the score of the truth is 1 - 1/2, that of each other is 1."""
     data = actions(np.where(np.arange(400) % 2, 1.0, -1.0))
-    judge = Validation(windows=400, samples=8).judge
+    judge = Validation(n_windows=400, n_samples=8).evaluate
     both = judge(knows(data, Known((-1.0, 1.0), 0.0)), data)
     mean = judge(knows(data, Known((0.0,), 0.0)), data)
     one = judge(knows(data, Known((1.0,), 0.0)), data)
@@ -132,35 +132,37 @@ def test_what_lies_beyond_the_end_does_not_count(seed, ghost):
     plans = torch.from_numpy(rng.normal(size=(4, 6, 5, 2)))
     mask = torch.arange(5)[None] < torch.tensor([1, 3, 5, 2])[:, None]
     spoiled = torch.where(mask[:, None, :, None], plans, plans + ghost)
-    from understudy.learn.validate import _size
+    from understudy.learn.validation import _root_mean_square
 
     def score(x):
         m = mask[:, None, :, None]
-        return energy(x, _size(x - target, m), m)
+        return energy_score(x, _root_mean_square(x - target, m), m)
     assert torch.equal(score(plans), score(spoiled))
     # and a window of n real steps has the score of a chunk of n
     real = torch.ones(1, 1, 3, 1)
-    short = energy(plans[1:2, :, :3], _size((plans - target)[1:2, :, :3], real), real)
+    short = energy_score(plans[1:2, :, :3], _root_mean_square((plans - target)[1:2, :, :3], real), real)
     torch.testing.assert_close(score(plans)[1:2], short)
 
 
 def test_the_draws_are_the_same_every_time_and_for_every_batch():
     data = actions(np.random.default_rng(0).normal(size=300))
-    policy, judge = knows(data, horizon=3), Validation(windows=50)
-    first = judge.judge(policy, data)
+    policy, judge = knows(data, horizon=3), Validation(n_windows=50)
+    first = judge.evaluate(policy, data)
     torch.manual_seed(9)
-    assert judge.judge(policy, data) == first
-    one = torch.cat([plans for _, plans in judge.fans(policy, data, size=64)])
-    assert torch.equal(one, torch.cat([plans for _, plans in judge.fans(policy, data, size=7)]))
+    assert judge.evaluate(policy, data) == first
+    one = torch.cat([plans for _, plans in judge.sampled_plans(policy, data, size=64)])
+    assert torch.equal(one, torch.cat([plans for _, plans in judge.sampled_plans(policy, data, size=7)]))
     assert one.shape == (50, 8, 3, 1) and one.unique().numel() == one.numel()
 
 
 def test_windows_are_spread_over_the_data_and_judging_leaves_the_mode():
     data = actions(np.arange(101.0))
     policy = knows(data).train()
-    seen = torch.cat([b.extra["index"] for b, _ in Validation(windows=5).fans(policy, data)]).flatten().tolist()
+    seen = (
+        torch.cat([b.extra["index"] for b, _ in Validation(n_windows=5).sampled_plans(policy, data)]).flatten().tolist()
+    )
     assert seen == [0, 25, 50, 75, 100]
-    Validation(windows=5).judge(policy, data)
+    Validation(n_windows=5).evaluate(policy, data)
     assert policy.training
 
 
@@ -173,7 +175,7 @@ def test_choices_are_judged_by_their_one_hot_vectors():
     draws = torch.multinomial(p, 4000, True, generator=torch.Generator().manual_seed(0)).reshape(1, -1, 1, 1).float()
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
     for y in range(3):
-        found = energy(draws, (draws != y).float()[..., 0, 0], mask, choices=True)
+        found = energy_score(draws, (draws != y).float()[..., 0, 0], mask, choices=True)
         assert found.item() == pytest.approx((1 - p[y] - (1 - (p**2).sum()) / 2).item(), abs=0.015)
 
 
@@ -181,11 +183,11 @@ def test_wrong_choices_are_counted_and_densities_give_nats():
     """A network of zeros: even odds, of which the likeliest is the first."""
     target = np.array([[0, 0], [1, 3], [0, 1], [0, 0]])
     data = Dataset([Episode({"observation.state": np.zeros((4, 1), np.float32), "action": target}, schema={
-        "action": Feature("int64", (2,), "choice", choices=(2, 4))})])
-    policy = Policy(Recipe(Categorical(), window=Window()), data.features()).fit(data)
+        "action": Feature("int64", (2,), "discrete", num_classes=(2, 4))})])
+    policy = Policy(PolicyConfig(Categorical(), window=Window()), data.features()).fit_statistics(data)
     for p in policy.parameters():
         torch.nn.init.zeros_(p)
-    found = Validation().judge(policy, data)
+    found = Validation().evaluate(policy, data)
     assert found["wrong"] == pytest.approx(3 / 8)
     assert found["log loss"] == pytest.approx((math.log(2) + math.log(4)) / 2)
     assert found["energy"] == pytest.approx((0 + 1 + math.sqrt(0.5) + 0) / 4)  # certain: as far as it is wrong
@@ -203,20 +205,26 @@ def test_the_unit_is_the_standard_deviation_over_all_steps(lengths, offset):
     std = np.concatenate(rows).std(0)
     expected = np.where(std > 1e-6 * np.abs(offset), std, 1.0)
     if sum(lengths) > 1:
-        np.testing.assert_allclose(scale_of(data, "action")[:2].numpy(), expected, rtol=1e-5)
-    assert scale_of(data, "action")[2] == 1.0  # never changes: the data's own unit
+        np.testing.assert_allclose(target_scale(data, "action")[:2].numpy(), expected, rtol=1e-5)
+    assert target_scale(data, "action")[2] == 1.0  # never changes: the data's own unit
 
 
 def test_whole_episodes_are_held_out():
-    assert held_out(4, 0.1) == [] and len(held_out(5, 0.1)) == 1 and len(held_out(30, 0.1)) == 3
-    assert held_out(20, 0.25) == held_out(20, 0.25) and len(set(held_out(20, 0.25))) == 5
-    assert held_out(50, 0.0) == []
-    assert held_out(6, [4, 2, 4]) == [2, 4]
+    assert (
+        validation_episodes(4, 0.1) == []
+        and len(validation_episodes(5, 0.1)) == 1
+        and len(validation_episodes(30, 0.1)) == 3
+    )
+    assert (
+        validation_episodes(20, 0.25) == validation_episodes(20, 0.25) and len(set(validation_episodes(20, 0.25))) == 5
+    )
+    assert validation_episodes(50, 0.0) == []
+    assert validation_episodes(6, [4, 2, 4]) == [2, 4]
     for wrong in (1.0, -0.1, [7], [0, 1, 2, 3, 4, 5]):
         with pytest.raises(UserError):
-            held_out(6, wrong)
+            validation_episodes(6, wrong)
 
 
 def test_options_that_mean_nothing_are_refused():
     with pytest.raises(UserError, match="2 samples"):
-        Validation(samples=1)
+        Validation(n_samples=1)

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from understudy.audit.leaks import leaks
-from understudy.audit.merge import convention, disagreements
+from understudy.audit.compatibility import action_convention, find_disagreements
+from understudy.audit.leakage import find_leakage
 from understudy.cli import main
 from understudy.core import Feature, UserError
 from understudy.data import views
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import frame_cost, with_frames, write_dataset
+from understudy.data.formats import decode_frames, frame_cost, write_dataset
 from understudy.data.operations import (
     Crop,
     Delete,
@@ -28,14 +28,14 @@ from understudy.data.operations import (
     Filter,
     Label,
     Merge,
-    Order,
-    Pick,
     Rename,
     Resample,
     Sample,
-    values,
+    Select,
+    Sort,
+    episode_values,
 )
-from understudy.data.pack import Pack
+from understudy.data.packed_columns import PackedColumns
 
 STATE, ACTION = "observation.state", "action"
 
@@ -53,13 +53,13 @@ def demonstrations(lengths=(5, 1, 4, 7, 4, 6), seed=0, fps=10.0, cameras=False, 
         if cameras:
             columns["observation.images.front"] = rng.integers(0, 256, (n, 8, 8, 3)).astype(np.uint8)
         facts = {"number": i, "success": i % 2 == 0, "operator": ("Ada", "Grace")[i // 2 % 2], **meta}
-        made.append(Episode(columns, facts, n, {k: Feature.of(v) for k, v in columns.items()}))
+        made.append(Episode(columns, facts, n, {k: Feature.from_array(v) for k, v in columns.items()}))
     return Dataset(made, {"fps": fps, "robot_type": "arm"})
 
 
 def plain(data) -> list[tuple[dict, dict]]:
     """[({column: list of rows}, facts)]"""
-    return [({k: np.asarray(e.steps[k]).tolist() for k in e.steps}, dict(e.meta)) for e in data]
+    return [({k: np.asarray(e.steps[k]).tolist() for k in e.steps}, dict(e.metadata)) for e in data]
 
 
 def bytes_of(folder: Path) -> str:
@@ -91,19 +91,19 @@ def on_lists(what, data):
 
     def meant(i):
         return what.episodes is None or i in what.episodes
-    if isinstance(what, Pick):
+    if isinstance(what, Select):
         return [data[i] for i in what.episodes]
     if isinstance(what, Delete):
         return [e for i, e in enumerate(data) if i not in what.episodes]
     if isinstance(what, Filter):
         if what.field == "success":
-            return [(c, f) for c, f in data if (f["success"] in what.equals) != what.unless]
+            return [(c, f) for c, f in data if (f["success"] in what.equals) != what.negate]
         low, high = -1 if what.at_least is None else what.at_least, 99 if what.at_most is None else what.at_most
         return [(c, f) for c, f in data if low <= steps_of(c) <= high]
-    if isinstance(what, Order):
+    if isinstance(what, Sort):
         return sorted(data, key=lambda e: steps_of(e[0]) * (-1 if what.descending else 1))
     if isinstance(what, Rename):
-        return each(lambda i, c, f: ({what.into if k == what.of else k: v for k, v in c.items()}, f))
+        return each(lambda i, c, f: ({what.into if k == what.column else k: v for k, v in c.items()}, f))
     if isinstance(what, Drop):
         return each(lambda i, c, f: ({k: v for k, v in c.items() if k not in what.columns}, f))
     if isinstance(what, Crop):
@@ -148,12 +148,12 @@ def on_lists(what, data):
 def drawn(draw, kind, data, name):
     some = st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=len(data)).map(tuple)
     named, column = draw(st.none() | some), st.sampled_from(sorted(data[0][0]))
-    return {"pick": lambda: Pick(draw(some)),
+    return {"pick": lambda: Select(draw(some)),
             "delete": lambda: Delete(draw(some)),
-            "filter": lambda: Filter("success", (draw(st.booleans()),), unless=draw(st.booleans())),
+            "filter": lambda: Filter("success", (draw(st.booleans()),), negate=draw(st.booleans())),
             "length": lambda: Filter("length", at_least=draw(st.none() | st.integers(0, 6)),
                                      at_most=draw(st.none() | st.integers(0, 6))),
-            "order": lambda: Order("length", draw(st.booleans())),
+            "order": lambda: Sort("length", draw(st.booleans())),
             "rename": lambda: Rename(draw(column), name),
             "drop": lambda: Drop((draw(column),)),
             "crop": lambda: Crop(draw(st.integers(-3, 3)), draw(st.none() | st.integers(-3, 6)), named),
@@ -196,14 +196,14 @@ def test_operations_are_what_they_are_on_lists(what):
 def test_a_view_shows_what_its_operations_do_and_changes_no_byte(what, stored, tmp_path_factory):
     before = bytes_of(stored / "demos")
     path = tmp_path_factory.mktemp("view") / "v.json"
-    views.write(path, stored / "demos", *what)
+    views.write_view(path, stored / "demos", *what)
     data, wanted = Dataset.open(path), plain(Dataset.open(stored / "demos"))
-    assert views.read(path).operations == tuple(what)
+    assert views.read_view(path).operations == tuple(what)
     for operation in what:
         wanted = on_lists(operation, wanted)
     assert plain(data) == wanted
     vectors = [k for k, f in data.features().items() if f.kind == "vector"]
-    pack = Pack.of(data, vectors)  # what windows are gathered from
+    pack = PackedColumns.from_episodes(data, vectors)  # what windows are gathered from
     for name in vectors:
         for e, (columns, _) in enumerate(wanted):
             rows = np.arange(steps_of(columns))[None]
@@ -225,7 +225,7 @@ def line(times=None, n=5, fps=10.0) -> Dataset:
     columns = {STATE: np.arange(n + 1.0)[:, None] * 10, ACTION: np.arange(n, dtype=np.float32)[:, None]}
     if times is not None:
         columns["timestamp"] = np.array(times)
-    return Dataset([Episode(columns, {}, n, {k: Feature.of(v) for k, v in columns.items()})], {"fps": fps})
+    return Dataset([Episode(columns, {}, n, {k: Feature.from_array(v) for k, v in columns.items()})], {"fps": fps})
 
 
 def test_rules_of_another_rate_in_closed_form():
@@ -257,18 +257,18 @@ def test_camera_frames_follow_crops_and_rates(tmp_path):
     data = demonstrations((4, 6), cameras=True)
     write_dataset(data, tmp_path / "demos", images="png")
     camera = "observation.images.front"
-    views.write(tmp_path / "v.json", tmp_path / "demos", Pick((1, 0)), Crop(1, -1), Resample(20.0))
+    views.write_view(tmp_path / "v.json", tmp_path / "demos", Select((1, 0)), Crop(1, -1), Resample(20.0))
     shown = Dataset.open(tmp_path / "v.json", image_size=8)
     wanted = data[1].steps[camera][[1, 1, 2, 2, 3, 3, 4, 4]]
     assert np.array_equal(shown[0].steps[camera], wanted)
     assert np.array_equal(Dataset.open(tmp_path / "v.json")[0].steps[camera], wanted)
-    assert with_frames(Dataset.open(tmp_path / "v.json"), 4)[0].steps[camera].shape == (8, 4, 4, 3)
+    assert decode_frames(Dataset.open(tmp_path / "v.json"), 4)[0].steps[camera].shape == (8, 4, 4, 3)
 
 
 def test_episodes_that_are_not_shown_matter_no_more(tmp_path):
     """One too short for the crop; one with damaged times; frames of many that nobody asked for."""
     write_dataset(demonstrations((1, 9, 4, 4, 4), cameras=True), tmp_path / "demos", images="png")
-    views.write(tmp_path / "v.json", tmp_path / "demos", Pick((1,)), Crop(2))
+    views.write_view(tmp_path / "v.json", tmp_path / "demos", Select((1,)), Crop(2))
     data = Dataset.open(tmp_path / "v.json")
     assert frame_cost(data, 8).frames == 7 and len(data) == 1
     two = Dataset([*line([0.0, 0.2, 0.1, 0.3, 0.4]), *line([0.0, 0.1, 0.2, 0.3, 0.4])], {"fps": 10.0})
@@ -276,7 +276,7 @@ def test_episodes_that_are_not_shown_matter_no_more(tmp_path):
 
 
 @pytest.mark.parametrize("operation, says", [
-    (Pick((0, 6)), "0 to 5, found 6"), (Delete((-1,)), "0 to 5, found -1"), (Sample(7), "1 to 6 episodes, found 7"),
+    (Select((0, 6)), "0 to 5, found 6"), (Delete((-1,)), "0 to 5, found -1"), (Sample(7), "1 to 6 episodes, found 7"),
     (Crop(3), "leaves nothing of its 1 steps"), (Rename("acton", "x"), "did you mean action"),
     (Rename(ACTION, STATE), "free"), (Drop(("nothing",)), "no column 'nothing'"),
     (Filter("operater"), "did you mean operator"),
@@ -288,7 +288,7 @@ def test_an_operation_that_does_not_fit_says_so(operation, says):
 
 
 @pytest.mark.parametrize("kind, given", [
-    (Pick, {"episodes": "12"}), (Pick, {"episodes": (True,)}), (Crop, {"start": 1.5}), (Resample, {"fps": "fast"}),
+    (Select, {"episodes": "12"}), (Select, {"episodes": (True,)}), (Crop, {"start": 1.5}), (Resample, {"fps": "fast"}),
     (Resample, {"fps": 5, "rule": "best"}), (Filter, {"field": None}), (Label, {"field": "task", "value": None})])
 def test_an_operation_takes_plain_values_of_the_right_kind(kind, given):
     with pytest.raises(UserError, match="expected"):
@@ -297,11 +297,11 @@ def test_an_operation_takes_plain_values_of_the_right_kind(kind, given):
 
 def test_fields():
     data = demonstrations()
-    assert values(data, "length") == [5, 1, 4, 7, 4, 6] and values(data, "episode") == list(range(6))
-    assert values(data, "task") == ["lift", "öffne"] * 3
-    assert values(demonstrations(robot={"arm": 7}), "robot.arm") == [7] * 6
+    assert episode_values(data, "length") == [5, 1, 4, 7, 4, 6] and episode_values(data, "episode") == list(range(6))
+    assert episode_values(data, "task") == ["lift", "öffne"] * 3
+    assert episode_values(demonstrations(robot_type={"arm": 7}), "robot.arm") == [7] * 6
     bare = Dataset([Episode(e.steps, {}, len(e), e.schema) for e in data])
-    assert values(bare, "success") == [True, False] * 3
+    assert episode_values(bare, "success") == [True, False] * 3
     assert len(Filter("masks", ("train",)).apply(demonstrations(masks=["train", "few"]))) == 6
 
 
@@ -309,20 +309,20 @@ def test_fields():
 
 
 def test_a_view_of_views_and_a_merge(stored, tmp_path):
-    views.write(tmp_path / "both.json", [stored / "demos", stored / "more"], Merge(), Pick((7, 0)))
-    views.write(tmp_path / "task.json", tmp_path / "both.json", Label("task", "go"))
+    views.write_view(tmp_path / "both.json", [stored / "demos", stored / "more"], Merge(), Select((7, 0)))
+    views.write_view(tmp_path / "task.json", tmp_path / "both.json", Label("task", "go"))
     data, demos, more = Dataset.open(tmp_path / "task.json"), demonstrations(), demonstrations((3, 8), seed=1)
     assert [len(e) for e in data] == [8, 5] and set(data[0].steps["task"]) == {"go"}
     assert np.array_equal(data[0].steps[STATE], more[1].steps[STATE])
     assert np.array_equal(data[1].steps[STATE], demos[0].steps[STATE])
     found = views.lineage(tmp_path / "task.json")
     assert [p["path"].split("/")[-1] for p in found["parents"][0]["parents"]] == ["demos", "more"]
-    assert views.listing(tmp_path) == [tmp_path / "both.json", tmp_path / "task.json"]
+    assert views.list_views(tmp_path) == [tmp_path / "both.json", tmp_path / "task.json"]
 
 
 def test_views_move_and_are_copied_with_their_data(stored, tmp_path):
     shutil.copytree(stored / "demos", tmp_path / "a" / "demos")
-    views.write(tmp_path / "a" / "lists" / "v.json", tmp_path / "a" / "demos", Filter("success", (True,)))
+    views.write_view(tmp_path / "a" / "lists" / "v.json", tmp_path / "a" / "demos", Filter("success", (True,)))
     os.rename(tmp_path / "a", tmp_path / "b")
     assert len(Dataset.open(tmp_path / "b" / "lists" / "v.json")) == 3
     shutil.copytree(tmp_path / "b", tmp_path / "c")  # other times and inodes, the same bytes
@@ -335,8 +335,8 @@ def test_views_move_and_are_copied_with_their_data(stored, tmp_path):
 
 def test_a_parent_that_is_not_what_it_was_is_an_error(stored, tmp_path):
     shutil.copytree(stored / "demos", tmp_path / "demos")
-    views.write(tmp_path / "v.json", tmp_path / "demos", Pick((0,)))
-    views.write(tmp_path / "w.json", tmp_path / "v.json")
+    views.write_view(tmp_path / "v.json", tmp_path / "demos", Select((0,)))
+    views.write_view(tmp_path / "w.json", tmp_path / "v.json")
     file = tmp_path / "demos" / "meta" / "info.json"
     said, times = file.read_text(), file.stat()
     file.write_text(said.replace("10", "11"))
@@ -358,13 +358,13 @@ def test_a_parent_that_is_not_what_it_was_is_an_error(stored, tmp_path):
 def test_a_view_is_never_written_over_something_or_into_its_data(stored, tmp_path):
     (tmp_path / "v.json").write_text("mine")
     with pytest.raises(UserError, match="expected nothing here"):
-        views.write(tmp_path / "v.json", stored / "demos")
+        views.write_view(tmp_path / "v.json", stored / "demos")
     assert (tmp_path / "v.json").read_text() == "mine"
     before = bytes_of(stored / "demos")
     with pytest.raises(UserError, match="a data set stays as it is"):
-        views.write(stored / "demos" / "v.json", stored / "demos")
+        views.write_view(stored / "demos" / "v.json", stored / "demos")
     with pytest.raises(UserError, match="at least one episode in the view, found none"):
-        views.write(tmp_path / "w.json", stored / "demos", Filter("length", at_least=99))
+        views.write_view(tmp_path / "w.json", stored / "demos", Filter("length", at_least=99))
     assert bytes_of(stored / "demos") == before and [p.name for p in tmp_path.iterdir()] == ["v.json"]
 
 
@@ -372,15 +372,15 @@ def test_a_view_is_never_written_over_something_or_into_its_data(stored, tmp_pat
     ({"version": 2}, "version 1, found 2"), ({"version": None}, "version 1"), ({"parents": None}, "parents"),
     ({"parents": []}, "several parents"), ({"parents": ["demos"]}, "no dict"), ({"parents": [{}]}, "path"),
     ({"operations": [{"do": "explode"}]}, "found 'explode'"), ({"operations": [{"do": ["pick"]}]}, r"found \['pick'\]"),
-    ({"operations": [{"do": "pick"}]}, "episodes"), ({"operations": [5]}, "no dict"),
-    ({"operations": [{"do": "pick", "episodes": [0], "also": 1}]}, "no field 'also'"),
-    ({"operations": [{"do": "pick", "episodes": [[0]]}]}, "an integer"),
-    ({"operations": [{"do": "pick", "episodes": [{"$": "os:system"}]}]}, "an integer"),
-    ({"operations": [{"do": "pick", "episodes": [99]}]}, "found 99"),
+    ({"operations": [{"do": "select"}]}, "episodes"), ({"operations": [5]}, "no dict"),
+    ({"operations": [{"do": "select", "episodes": [0], "also": 1}]}, "no field 'also'"),
+    ({"operations": [{"do": "select", "episodes": [[0]]}]}, "an integer"),
+    ({"operations": [{"do": "select", "episodes": [{"$": "os:system"}]}]}, "an integer"),
+    ({"operations": [{"do": "select", "episodes": [99]}]}, "found 99"),
     ({"operations": [{"do": "merge"}]}, "merge first"),
     ({"episodes": "1"}, "no int"), ({"episodes": 5}, "expected 5 episodes"), ({"steps": True}, "no int")])
 def test_a_view_that_is_wrong_says_where(change, says, stored, tmp_path):
-    document = json.loads(views.write(stored / "one.json", stored / "demos", Pick((0,))).path.read_text())
+    document = json.loads(views.write_view(stored / "one.json", stored / "demos", Select((0,))).path.read_text())
     (stored / "one.json").unlink()
     document["parents"][0]["path"] = str(stored / "demos")
     (tmp_path / "v.json").write_text(json.dumps(document | change))
@@ -413,26 +413,26 @@ def document(capsys) -> dict:
 @QUICK
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=12), shares=st.integers(2, 4), seed=st.integers(0, 99))
 def test_a_split_has_every_episode_once_and_groups_whole(sizes, shares, seed):
-    from understudy.commands.split import Split, _drawn
+    from understudy.commands.split import SplitOptions, _random_parts
     found = [f"v{i}" for i, n in enumerate(sizes) for _ in range(n)]
-    o = Split(Path("x"), "operator", Path("y"), tuple(np.full(shares, 1 / shares)), seed=seed)
+    o = SplitOptions(Path("x"), "operator", Path("y"), tuple(np.full(shares, 1 / shares)), seed=seed)
     if len(sizes) < shares:
         with pytest.raises(UserError, match="at least"):
-            _drawn(o, found)
+            _random_parts(o, found)
         return
-    parts = _drawn(o, found)
+    parts = _random_parts(o, found)
     assert sorted(i for numbers, _ in parts.values() for i in numbers) == list(range(len(found)))
-    assert all(numbers for numbers, _ in parts.values()) and parts == _drawn(o, found)
+    assert all(numbers for numbers, _ in parts.values()) and parts == _random_parts(o, found)
     whose = [{found[i] for i in numbers} for numbers, _ in parts.values()]
     assert sum(map(len, whose)) == len(sizes)
-    by_episode = [len(n) for n, _ in _drawn(o, list(range(len(found)))).values()]
+    by_episode = [len(n) for n, _ in _random_parts(o, list(range(len(found)))).values()]
     assert max(by_episode) - min(by_episode) <= 1  # single episodes fit the shares
 
 
 def test_split_by_a_field_writes_a_view_for_each_value(stored, tmp_path, capsys):
     assert run("split", stored / "demos", "--by", "operator", "--out", tmp_path / "parts", "--json") == 0
     assert {n: p["episodes"] for n, p in document(capsys)["parts"].items()} == {"Ada": [0, 1, 4, 5], "Grace": [2, 3]}
-    assert [e.meta["number"] for e in Dataset.open(tmp_path / "parts" / "Grace.json")] == [2, 3]
+    assert [e.metadata["number"] for e in Dataset.open(tmp_path / "parts" / "Grace.json")] == [2, 3]
     assert run("split", stored / "demos", "--by", "task", "--out", tmp_path / "parts") == 2
     assert run("split", stored / "demos", "--by", "task", "--out", tmp_path / "tasks") == 0
     assert sorted(p.name for p in (tmp_path / "tasks").iterdir()) == ["lift.json", "öffne.json"]
@@ -452,22 +452,22 @@ def wander(seed, episodes=12, steps=30) -> Dataset:
 
 
 def changed(data, change) -> Dataset:
-    return Dataset([Episode({k: change(np.asarray(v)) for k, v in e.steps.items()}, e.meta) for e in data])
+    return Dataset([Episode({k: change(np.asarray(v)) for k, v in e.steps.items()}, e.metadata) for e in data])
 
 
 def test_leaks():
     train, test = wander(0), wander(1)
-    assert leaks({"train": train, "test": test}) == []
+    assert find_leakage({"train": train, "test": test}) == []
     for copy in (train[:3], Crop(4, -4).apply(train[:3]), changed(train[:3], lambda v: v[::2])):
-        [finding] = leaks({"train": train, "test": Dataset([*test, *copy])})
+        [finding] = find_leakage({"train": train, "test": Dataset([*test, *copy])})
         assert finding.code == "same-episode" and finding.message.startswith("3 of 15 episodes of test")
         assert finding.where.episode == 12 and "as episode 0 there" in finding.message
     noise = np.random.default_rng(2)
     for far, codes in ((0.3, ["near-duplicate"]), (3.0, [])):  # of a spread of about 10: 0.03 and 0.3
         near = changed(train[3:5], lambda v, far=far: v + noise.normal(size=v.shape) * far * v.std(0) / 10)
-        assert [f.code for f in leaks({"train": train, "test": Dataset([*test, *near])})] == codes
+        assert [f.code for f in find_leakage({"train": train, "test": Dataset([*test, *near])})] == codes
     resting = changed(wander(3), lambda v: np.concatenate([np.zeros((25, 2)), v]))  # 25 equal steps are one
-    assert leaks({"train": resting[:6], "test": resting[6:]}) == []
+    assert find_leakage({"train": resting[:6], "test": resting[6:]}) == []
 
 
 def test_a_split_of_what_was_merged_twice_says_that_it_leaks(stored, tmp_path, capsys):
@@ -496,8 +496,8 @@ def arm(seed=0, absolute=False, turn=0.0, gain=1.0, scale=1.0, names=None, unit=
 
 
 def test_the_convention_of_actions_is_told_from_the_data():
-    assert convention(arm()) == "delta" and convention(arm(absolute=True)) == "absolute"
-    assert convention(demonstrations((60,) * 4)) == ""  # noise follows neither
+    assert action_convention(arm()) == "delta" and action_convention(arm(absolute=True)) == "absolute"
+    assert action_convention(demonstrations((60,) * 4)) == ""  # noise follows neither
 
 
 @pytest.mark.parametrize("other, code, severity", [
@@ -510,22 +510,22 @@ def test_the_convention_of_actions_is_told_from_the_data():
     (arm(1, dtype=np.float32), "dtype-differs", "warning"), (Drop((STATE,)).apply(arm(1)), "columns-differ", "error"),
     (changed(arm(1), lambda v: np.concatenate([v, v], 1)), "shape-differs", "error"),
     (changed(arm(1), lambda v: np.round(v).astype(int)), "kind-differs", "error"),
-    (changed(arm(1), lambda v: 2 * (v - v.min(0)) / np.ptp(v, 0) - 1), "normalisation-differs", "error")])
+    (changed(arm(1), lambda v: 2 * (v - v.min(0)) / np.ptp(v, 0) - 1), "normalization-differs", "error")])
 def test_each_disagreement_is_named(other, code, severity):
     first = arm(names=("x", "y"), unit="rad") if code in ("names-differ", "unit-differs") else arm()
-    if code == "normalisation-differs":
+    if code == "normalization-differs":
         low, high = (f(np.concatenate([e.steps[STATE] for e in arm(1)]), axis=0) for f in (np.min, np.max))
         other = Dataset([Episode({STATE: 2 * (e.steps[STATE] - low) / (high - low) - 1, ACTION: e.steps[ACTION]}, {})
                          for e in arm(1)], {"fps": 10.0})
         first = arm(scale=3.0)
-    found = {f.code: f for f in disagreements({"a": first, "b": other})}
+    found = {f.code: f for f in find_disagreements({"a": first, "b": other})}
     assert code in found and found[code].severity == severity, found
     assert "in a" in found[code].message and "in b" in found[code].message
 
 
 def test_what_agrees_is_not_complained_of():
     for absolute in (False, True):
-        assert disagreements({"a": arm(0, absolute), "b": arm(1, absolute), "c": arm(2, absolute)}) == []
+        assert find_disagreements({"a": arm(0, absolute), "b": arm(1, absolute), "c": arm(2, absolute)}) == []
 
 
 def test_merge_refuses_errors_unless_told_otherwise(tmp_path, capsys):
@@ -533,12 +533,12 @@ def test_merge_refuses_errors_unless_told_otherwise(tmp_path, capsys):
     write_dataset(arm(1, fps=30.0), tmp_path / "b")
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json") == 2
     said = capsys.readouterr()
-    assert "fps-differs" in said.out and "--despite fps-differs" in said.err and not (tmp_path / "v.json").exists()
-    despite = ["--despite", "fps-differs", "--despite", "action-effect-differs"]
+    assert "fps-differs" in said.out and "--ignore fps-differs" in said.err and not (tmp_path / "v.json").exists()
+    despite = ["--ignore", "fps-differs", "--ignore", "action-effect-differs"]
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", *despite) == 0
     data = Dataset.open(tmp_path / "v.json")
     assert len(data) == 40 and data.fps is None
-    assert any("fps-differs" in f for f in views.read(tmp_path / "v.json").made["findings"])
+    assert any("fps-differs" in f for f in views.read_view(tmp_path / "v.json").created_with["findings"])
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", *despite) == 2  # it is there
     assert run("merge", tmp_path / "a", "--out", tmp_path / "w.json") == 2
 
@@ -549,7 +549,7 @@ def test_columns_that_cannot_be_merged_are_left_out_and_named(tmp_path, capsys):
     write_dataset(other, tmp_path / "b", images="png")
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", "--json") == 2
     capsys.readouterr()
-    assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", "--despite", "columns-differ",
+    assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", "--ignore", "columns-differ",
                "--json") == 0
     assert set(document(capsys)["left_out"]) == {STATE, "next.success", "flag", "task"}
     assert STATE not in Dataset.open(tmp_path / "v.json").features()
@@ -564,27 +564,27 @@ def test_numbers_of_two_widths_are_read_as_the_wider():
 
 
 def test_the_best_are_kept_ties_in_order_and_nan_last():
-    from understudy.commands.curate import best
+    from understudy.commands.curate import select_best
     score = np.array([1.0, np.nan, 3.0, 1.0, 3.0])
-    assert best(score, 0.4) == ([2, 4], [2, 4, 0, 3, 1]) and best(score, 0.6)[0] == [0, 2, 4]
-    assert best(score, 0.4, lowest=True)[0] == [0, 3] and best(score, 0.01)[0] == [2]
-    assert best(score, 1.0)[0] == [*range(5)]
+    assert select_best(score, 0.4) == ([2, 4], [2, 4, 0, 3, 1]) and select_best(score, 0.6)[0] == [0, 2, 4]
+    assert select_best(score, 0.4, lowest=True)[0] == [0, 3] and select_best(score, 0.01)[0] == [2]
+    assert select_best(score, 1.0)[0] == [*range(5)]
 
 
 def test_curate_records_the_score_and_every_value(stored, tmp_path, capsys, monkeypatch):
-    assert run("curate", stored / "demos", "--by", "length", "--keep", "0.5", "--out", tmp_path / "long.json") == 0
-    view = views.read(tmp_path / "long.json")
-    assert view.operations == (Pick((0, 3, 5)),) and view.made["values"] == [5, 1, 4, 7, 4, 6]
-    assert view.made["by"] == "length" and view.made["keep"] == 0.5
+    assert run("curate", stored / "demos", "--score", "length", "--keep", "0.5", "--out", tmp_path / "long.json") == 0
+    view = views.read_view(tmp_path / "long.json")
+    assert view.operations == (Select((0, 3, 5)),) and view.created_with["values"] == [5, 1, 4, 7, 4, 6]
+    assert view.created_with["by"] == "length" and view.created_with["keep"] == 0.5
     (tmp_path / "mine.py").write_text("def first(data):\n    return [float(e.steps['action'][0, 0]) for e in data]\n"
                                       "def wrong(data):\n    return [1.0, 2.0]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    args = ["curate", stored / "demos", "--by", "mine:first", "--keep", "0.2", "--out", tmp_path / "first.json"]
+    args = ["curate", stored / "demos", "--score", "mine:first", "--keep", "0.2", "--out", tmp_path / "first.json"]
     assert run(*args) == 2 and "--trust mine" in capsys.readouterr().err
     assert run(*args, "--trust", "mine") == 0
     wanted = int(np.argmax([e.steps[ACTION][0, 0] for e in demonstrations()]))
-    assert views.read(tmp_path / "first.json").operations == (Pick((wanted,)),)
+    assert views.read_view(tmp_path / "first.json").operations == (Select((wanted,)),)
     for bad in (["--by", "operator"], ["--by", "nothing"], ["--by", "mine:wrong", "--trust", "mine"],
                 ["--by", "mine:absent", "--trust", "mine"], ["--by", "length", "--keep", "1.5"]):
         keep = [] if "--keep" in bad else ["--keep", "0.5"]
@@ -606,13 +606,13 @@ def test_equal_scores_are_nothing_to_choose_by(stored, tmp_path, capsys, monkeyp
     assert run(*args, "--by", "alike:tied", "--keep", "0.5", "--out", tmp_path / "w.json") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "4 episodes have the value 2; 2 of them are kept, the first in the order of the data" in said
-    assert views.read(tmp_path / "w.json").operations == (Pick((0, 1, 2)),)
+    assert views.read_view(tmp_path / "w.json").operations == (Select((0, 1, 2)),)
 
 
-def test_a_view_is_made_shown_listed_and_materialised(stored, tmp_path, capsys):
+def test_a_view_is_made_shown_listed_and_materialized(stored, tmp_path, capsys):
     path = tmp_path / "v.json"
-    assert run("view", "make", stored / "demos", "--out", path, "--where", "operator=Ada", "--where", "length>=4",
-               "--order", "length", "--descending", "--crop=:-1", "--rename", f"{ACTION}=action.arm", "--drop",
+    assert run("view", "make", stored / "demos", "--out", path, "--filter", "operator=Ada", "--filter", "length>=4",
+               "--sort", "length", "--descending", "--crop=:-1", "--rename", f"{ACTION}=action.arm", "--drop",
                "next.reward", "--label", "task=4") == 0
     data = Dataset.open(path)
     assert [len(e) for e in data] == [5, 4, 3] and set(data[0].steps["task"]) == {"4"}
@@ -623,19 +623,19 @@ def test_a_view_is_made_shown_listed_and_materialised(stored, tmp_path, capsys):
     assert run("view", "list", tmp_path, "--json") == 0
     assert [v["state"] for v in document(capsys)] == ["as it was"]
     assert run("view", "make", path, "--out", tmp_path / "w.json", "--rename", f"action.arm={ACTION}") == 0
-    materialise = ["view", "materialise", tmp_path / "w.json", "--out", tmp_path / "own"]
-    assert run(*materialise) == 2  # the crop has cut the success off, of which the facts still tell
-    assert "--despite success-disagrees" in capsys.readouterr().err
-    assert run(*materialise, "--despite", "success-disagrees") == 0
+    materialize = ["view", "materialize", tmp_path / "w.json", "--out", tmp_path / "own"]
+    assert run(*materialize) == 2  # the crop has cut the success off, of which the facts still tell
+    assert "--ignore success-disagrees" in capsys.readouterr().err
+    assert run(*materialize, "--ignore", "success-disagrees") == 0
     again = Dataset.open(tmp_path / "own")
     assert plain(again) == plain(Dataset.open(tmp_path / "w.json"))
-    for bad in (["make", stored / "demos"], ["show"], ["materialise", stored / "demos", "--out", tmp_path / "x"],
+    for bad in (["make", stored / "demos"], ["show"], ["materialize", stored / "demos", "--out", tmp_path / "x"],
                 ["make", stored / "demos", "--out", path], ["list", path],
-                ["materialise", path, "--out", tmp_path / "own"],
+                ["materialize", path, "--out", tmp_path / "own"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--crop", "a:b"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--crop", "5"],
-                ["make", stored / "demos", "--out", tmp_path / "x", "--where", "length"],
-                ["make", stored / "demos", "--out", tmp_path / "x", "--where", "length>=long"],
+                ["make", stored / "demos", "--out", tmp_path / "x", "--filter", "length"],
+                ["make", stored / "demos", "--out", tmp_path / "x", "--filter", "length>=long"],
                 ["make", stored / "demos", "--out", tmp_path / "x", "--rename", "action"]):
         capsys.readouterr()
         assert run("view", *bad) == 2, bad

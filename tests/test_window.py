@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.core import UserError
+from understudy.data.device_windows import DeviceWindows, to_device
 from understudy.data.episode import Dataset, Episode
-from understudy.data.pack import Pack
-from understudy.data.resident import Resident, resident
+from understudy.data.packed_columns import PackedColumns
 from understudy.data.window import Goal, Window
 
 
@@ -28,16 +28,17 @@ def test_window_alignment_and_padding():
     data = Dataset([counted(5, 0)])
 
     def scan(w, inputs=("observation.x",), target="action"):
-        return next(w.over(data, inputs, target).scan())
-    b = scan(Window(obs=2, horizon=3))
+        return next(w.windows(data, inputs, target).scan())
+    b = scan(Window(n_obs_steps=2, horizon=3))
     assert b.obs["observation.x"][0, :, 0].tolist() == [0, 0] and b.obs["observation.x"][3, :, 0].tolist() == [2, 3]
     assert b.action[3].flatten().tolist() == [30, 40, 40] and b.mask[3].tolist() == [True, True, False]
     assert b.extra["index"].flatten().tolist() == [0, 1, 2, 3, 4]
-    b = scan(Window(obs=2, look=1))  # inverse dynamics sees what came after, to the very last
+    b = scan(Window(n_obs_steps=2, obs_offset=1))  # inverse dynamics sees what came after, to the very last
     assert b.obs["observation.x"][4, :, 0].tolist() == [4, 5] and b.action[4].item() == 40
-    b = scan(Window(ahead=1), ("observation.x", "action"), "observation.x")  # a world model's last target is the end
+    # a world model's last target is the end
+    b = scan(Window(action_offset=1), ("observation.x", "action"), "observation.x")
     assert b.action[4].tolist() == [[5, -5]] and b.mask.all()
-    b = scan(Window(horizon=2, ahead=-1))
+    b = scan(Window(horizon=2, action_offset=-1))
     assert b.mask[0].tolist() == [False, True]
 
 
@@ -51,12 +52,23 @@ def naive(data, w: Window, inputs, target, extra, following):
             return columns[name][min(max(t, 0), len(columns[name]) - 1)]
         for t in range(T):
             yield {
-                "obs": {k: np.stack([row(k, t + w.look + i) for i in range(1 - w.obs, 1)]) for k in inputs},
-                "action": np.stack([row(target, t + w.ahead + i).reshape(-1) for i in range(w.horizon)]),
-                "mask": [0 <= t + w.ahead + i < len(columns[target]) for i in range(w.horizon)],
-                "extra": {k: np.stack([row(k, t + w.ahead + i) for i in range(w.horizon)]) for k in extra},
-                "next": {k: np.stack([row(k, t + w.ahead + w.horizon + w.look + i) for i in range(1 - w.obs, 1)])
-                         for k in inputs} if following else None,
+                "obs": {
+                    k: np.stack([row(k, t + w.obs_offset + i) for i in range(1 - w.n_obs_steps, 1)]) for k in inputs
+                },
+                "action": np.stack([row(target, t + w.action_offset + i).reshape(-1) for i in range(w.horizon)]),
+                "mask": [0 <= t + w.action_offset + i < len(columns[target]) for i in range(w.horizon)],
+                "extra": {k: np.stack([row(k, t + w.action_offset + i) for i in range(w.horizon)]) for k in extra},
+                "next": {
+                    k: np.stack(
+                        [
+                            row(k, t + w.action_offset + w.horizon + w.obs_offset + i)
+                            for i in range(1 - w.n_obs_steps, 1)
+                        ]
+                    )
+                    for k in inputs
+                }
+                if following
+                else None,
             }
 
 
@@ -92,10 +104,10 @@ def test_windows_are_those_of_the_loop(data, obs, horizon, ahead, look, target, 
 def test_an_episode_is_found_in_two_looks_where_none_is_much_shorter(lengths):
     data = Dataset([counted(n, i) for i, n in enumerate(lengths)])
     with mock.patch("understudy.data.window.MANY", 1):
-        windows = Window().over(data, ("observation.x",), "action")
-    assert (windows.table is not None) == (4 * min(lengths) * len(lengths) >= sum(lengths))
-    if windows.table is not None:
-        assert len(windows.table) <= 4 * len(lengths)
+        windows = Window().windows(data, ("observation.x",), "action")
+    assert (windows.episode_table is not None) == (4 * min(lengths) * len(lengths) >= sum(lengths))
+    if windows.episode_table is not None:
+        assert len(windows.episode_table) <= 4 * len(lengths)
     batch = windows.gather(np.arange(len(windows)))
     assert batch.action.flatten().tolist() == [1000.0 * i + 10 * t for i, n in enumerate(lengths) for t in range(n)]
 
@@ -103,25 +115,25 @@ def test_an_episode_is_found_in_two_looks_where_none_is_much_shorter(lengths):
 def test_columns_that_lie_alike_share_where():
     root = np.arange(40.0, dtype=np.float32).reshape(20, 2)
     data = Dataset([Episode({"a": root[i: i + 5], "b": -root[i: i + 5], "c": root[i: i + 6]}) for i in (0, 10)])
-    columns = Pack.of(data, ("a", "b", "c")).columns
-    assert columns["b"].rows is columns["a"].rows and columns["b"].first is not columns["a"].first
-    assert columns["c"].first is columns["a"].first and columns["c"].rows is not columns["a"].rows
+    columns = PackedColumns.from_episodes(data, ("a", "b", "c")).columns
+    assert columns["b"].lengths is columns["a"].lengths and columns["b"].starts is not columns["a"].starts
+    assert columns["c"].starts is columns["a"].starts and columns["c"].lengths is not columns["a"].lengths
 
 
 def test_what_follows_a_chunk_that_ends_before_the_present():
     data = Dataset([counted(3, 0), counted(4, 1)])
-    w = Window(ahead=-2)
-    found = next(w.over(data, ("observation.x",), "action", following=True).scan())
+    w = Window(action_offset=-2)
+    found = next(w.windows(data, ("observation.x",), "action", next_obs=True).scan())
     want = [one["next"]["observation.x"] for one in naive(data, w, ("observation.x",), "action", (), True)]
     assert np.array_equal(found.next["observation.x"].numpy(), np.float32(want))
 
 
 def same_as_the_loop(data, w: Window, target, following):
     inputs, extra = ("observation.x", "observation.task", "observation.raw"), ("next.reward", "intervention")
-    windows = w.over(data, inputs, target, extra=extra, following=following)
+    windows = w.windows(data, inputs, target, extra=extra, next_obs=following)
     want = list(naive(data, w, inputs, target, extra, following))
     assert len(windows) == len(want) == data.steps
-    for found in (list(windows.scan(4)), list(Resident(windows, torch.device("cpu")).scan(4))):
+    for found in (list(windows.scan(4)), list(DeviceWindows(windows, torch.device("cpu")).scan(4))):
         same_batches(found, want, inputs, extra, following)
 
 
@@ -142,7 +154,7 @@ def same_batches(found, want, inputs, extra, following):
 
 
 def test_kinds_keep_their_types():
-    b = next(Window().over(Dataset([Episode({
+    b = next(Window().windows(Dataset([Episode({
         "observation.x": np.zeros((3, 2)), "observation.task": np.zeros((3, 4), np.uint8),
         "observation.c": np.zeros((3, 1), np.int64), "action": np.zeros((3, 2), np.float32)})]),
         ("observation.x", "observation.task", "observation.c"), "action").scan())
@@ -151,7 +163,9 @@ def test_kinds_keep_their_types():
 
 def test_a_mask_says_the_length_of_the_target():
     """A column that is one row longer may be a target to its very last row, and no further."""
-    b = next(Window(horizon=3, ahead=0).over(Dataset([counted(4, 0)]), ("observation.x",), "observation.x").scan())
+    b = next(
+        Window(horizon=3, action_offset=0).windows(Dataset([counted(4, 0)]), ("observation.x",), "observation.x").scan()
+    )
     assert b.mask[3].tolist() == [True, True, False] and b.mask[2].all()
 
 
@@ -160,8 +174,8 @@ def test_a_mask_says_the_length_of_the_target():
 
 def goals_of(goal: Goal, lengths=(4, 9, 1), size=4000, seed=0):
     data = Dataset([counted(n, e) for e, n in enumerate(lengths)])
-    w = Window(obs=2, goals=(goal,))
-    b = w.over(data, ("observation.x", goal.into), "action", following=True).batch(size, 0, seed)
+    w = Window(n_obs_steps=2, goals=(goal,))
+    b = w.windows(data, ("observation.x", goal.into), "action", next_obs=True).batch(size, 0, seed)
     now = b.obs["observation.x"][:, -1, 0].numpy()
     given = b.obs[goal.into][..., 0].numpy()
     assert (given[:, 0] == given[:, 1]).all(), "one goal for a whole window"
@@ -181,7 +195,7 @@ def test_a_goal_is_a_later_row_of_its_episode_uniformly():
 
 
 def test_a_foreign_goal_is_any_other_row_alike():
-    now, goal, reached = goals_of(Goal("observation.x", other=1.0), lengths=(4, 9, 1), size=40_000)
+    now, goal, reached = goals_of(Goal("observation.x", p_randomgoal=1.0), lengths=(4, 9, 1), size=40_000)
     rows = np.array([*range(4), *range(100, 109), 200])
     for row in (0, 104, 200):
         count = np.bincount(np.searchsorted(rows, goal[now == row]), minlength=14)
@@ -189,7 +203,7 @@ def test_a_foreign_goal_is_any_other_row_alike():
         share = count[rows != row] / count.sum()
         assert abs(share - 1 / 13).max() < 4.5 * np.sqrt(1 / 13 * 12 / 13 / count.sum())
     assert not reached.any()
-    for lone in (Goal("observation.x", other=1.0), Goal("observation.x"), Goal("observation.x", discount=0.9)):
+    for lone in (Goal("observation.x", p_randomgoal=1.0), Goal("observation.x"), Goal("observation.x", discount=0.9)):
         assert goals_of(lone, lengths=(1,), size=10)[2].all()  # there is no other row
 
 
@@ -204,7 +218,9 @@ def test_goals_geometrically_near():
 
 @pytest.mark.parametrize("now_share, other", [(0.3, 0.2), (0.0, 1.0), (1.0, 0.0)])
 def test_shares_of_present_and_foreign_goals(now_share, other):
-    now, goal, reached = goals_of(Goal("observation.x", now=now_share, other=other, discount=0.9), (50, 50), 20_000)
+    now, goal, reached = goals_of(
+        Goal("observation.x", p_curgoal=now_share, p_randomgoal=other, discount=0.9), (50, 50), 20_000
+    )
 
     def near(found, want):
         return abs(found - want) <= 4.5 * np.sqrt(want * (1 - want) / 20_000)
@@ -215,8 +231,10 @@ def test_shares_of_present_and_foreign_goals(now_share, other):
 
 def test_two_goals_are_drawn_apart():
     data = Dataset([counted(50, 0)])
-    w = Window(goals=(Goal("observation.x", "observation.near"), Goal("observation.x", "observation.far", now=1.0)))
-    b = w.over(data, ("observation.near", "observation.far"), "action").batch(500, 3)
+    w = Window(
+        goals=(Goal("observation.x", "observation.near"), Goal("observation.x", "observation.far", p_curgoal=1.0))
+    )
+    b = w.windows(data, ("observation.near", "observation.far"), "action").batch(500, 3)
     assert b.extra["observation.far.reached"].all()
     assert torch.equal(b.extra["observation.near.reached"], b.extra["index"] == 49)
 
@@ -228,7 +246,9 @@ def test_a_batch_is_a_function_of_seed_and_step():
     data = Dataset([counted(n, e) for e, n in enumerate((5, 9, 2))])
 
     def windows():
-        return Window(2, 3, goals=(Goal("observation.x"),)).over(data, ("observation.x", "observation.goal"), "action")
+        return Window(2, 3, goals=(Goal("observation.x"),)).windows(
+            data, ("observation.x", "observation.goal"), "action"
+        )
 
     def same(a, b):
         return torch.equal(a.action, b.action) and all(torch.equal(a.obs[k], b.obs[k]) for k in a.obs)
@@ -243,14 +263,14 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 def test_draws_are_those_of_a_generator_with_that_key():
     """The generator is used again and again; what it gives must be what a new one with the key (seed, step) gives."""
-    windows = Window().over(Dataset([counted(9, 0), counted(4, 1)]), ("observation.x",), "action")
+    windows = Window().windows(Dataset([counted(9, 0), counted(4, 1)]), ("observation.x",), "action")
     for seed, step in ((0, 0), (3, 10**6), (-1, 7)):
         fresh = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, step], np.uint64)))
         assert windows.batch(33, step, seed).extra["index"][:, 0].tolist() == fresh.integers(0, 13, 33).tolist()
 
 
 def test_batches_drawn_by_several_threads_are_those_drawn_by_one():
-    windows = Window(2, 3, goals=(Goal("observation.x"),)).over(
+    windows = Window(2, 3, goals=(Goal("observation.x"),)).windows(
         Dataset([counted(n, e) for e, n in enumerate((50, 90))]), ("observation.x", "observation.goal"), "action")
     alone = [windows.batch(500, step) for step in range(40)]
     with ThreadPoolExecutor(4) as pool:
@@ -261,19 +281,19 @@ def test_batches_drawn_by_several_threads_are_those_drawn_by_one():
 
 def test_without_a_draw_all_steps_are_as_likely():
     data = Dataset([counted(n, e) for e, n in enumerate((5, 1, 14))])
-    windows = Window().over(data, ("observation.x",), "action")
+    windows = Window().windows(data, ("observation.x",), "action")
     seen = np.bincount(np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(20)]))
     assert len(seen) == 20 and abs(seen / 20_000 - 0.05).max() < 4.5 * np.sqrt(0.05 * 0.95 / 20_000)
 
 
 def later(episode: Episode) -> np.ndarray:
     """Nothing of the first two steps, and then each step as often as its number says."""
-    return np.maximum(np.arange(len(episode)) - 1.0, 0) * (1 + episode.meta["number"])
+    return np.maximum(np.arange(len(episode)) - 1.0, 0) * (1 + episode.metadata["number"])
 
 
 def test_a_draw_weighs_the_steps():
     data = Dataset([counted(n, e) for e, n in enumerate((5, 1, 6))])
-    windows = Window().over(data, ("observation.x",), "action", draw=later)
+    windows = Window().windows(data, ("observation.x",), "action", sampling_weights=later)
     odds = np.concatenate([later(e) for e in data])
     seen = np.bincount(np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(40)]),
                        minlength=len(odds))
@@ -284,15 +304,17 @@ def test_a_draw_weighs_the_steps():
 @pytest.mark.parametrize("odds", [0.0, -1.0, np.nan, np.inf])
 def test_a_draw_without_meaning_is_refused(odds):
     with pytest.raises(UserError, match="how often"):
-        Window().over(Dataset([counted(3, 0)]), ("observation.x",), "action", draw=lambda e: np.full(len(e), odds))
+        Window().windows(
+            Dataset([counted(3, 0)]), ("observation.x",), "action", sampling_weights=lambda e: np.full(len(e), odds)
+        )
 
 
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_draw_of_other_length_is_refused(more):
-    """The steps of all later episodes would be drawn by their neighbours' numbers."""
+    """The steps of all later episodes would be drawn by their neighbors' numbers."""
     with pytest.raises(UserError, match=r"each of 9 steps is drawn, found \(\d+,\)"):
-        Window().over(Dataset([counted(4, 0), counted(5, 1)]), ("observation.x",), "action",
-                      draw=lambda e: np.ones(len(e) + more))
+        Window().windows(Dataset([counted(4, 0), counted(5, 1)]), ("observation.x",), "action",
+                      sampling_weights=lambda e: np.ones(len(e) + more))
 
 
 # -- packing --------------------------------------------------------------------------------------------------------
@@ -301,9 +323,9 @@ def test_a_draw_of_other_length_is_refused(more):
 def test_columns_of_one_array_stay_where_they_are():
     root = np.arange(60.0, dtype=np.float32).reshape(30, 2)
     data = Dataset([Episode({"a": root[0:10]}), Episode({"a": root[12:20]}), Episode({"a": root[5:9]})])
-    column = Pack.of(data, ("a",)).columns["a"]
-    assert np.shares_memory(column.array, root) and column.first.tolist() == [0, 12, 5]
-    mixed = Pack.of(Dataset([*data, Episode({"a": root[:4].copy()})]), ("a",)).columns["a"]
+    column = PackedColumns.from_episodes(data, ("a",)).columns["a"]
+    assert np.shares_memory(column.array, root) and column.starts.tolist() == [0, 12, 5]
+    mixed = PackedColumns.from_episodes(Dataset([*data, Episode({"a": root[:4].copy()})]), ("a",)).columns["a"]
     assert not np.shares_memory(mixed.array, root)
     assert mixed.gather(np.array([1, 3]), np.array([[0, 99], [-5, 3]])).tolist() == [
         [[24, 25], [38, 39]], [[0, 1], [6, 7]]]
@@ -318,7 +340,7 @@ def test_some_of_an_array_is_not_taken_for_the_whole(some, whole):
     """Columns may be any view: a part of the state, reversed, strided, the same bytes read otherwise."""
     root = whole(30).astype(np.float32)
     parts = [some(root[2:9]), some(root[20:23]), some(root[11:12])]
-    column = Pack.of(Dataset([Episode({"a": p}) for p in parts]), ("a",)).columns["a"]
+    column = PackedColumns.from_episodes(Dataset([Episode({"a": p}) for p in parts]), ("a",)).columns["a"]
     for e, p in enumerate(parts):
         assert np.array_equal(column.gather(np.array([e]), np.arange(len(p))[None])[0], p)
     assert column.gather(np.array([2]), np.array([[7]]))[0, 0].tolist() == parts[2][-1].tolist()
@@ -327,14 +349,16 @@ def test_some_of_an_array_is_not_taken_for_the_whole(some, whole):
 def test_a_constant_column_is_kept_once():
     data = Dataset([Episode({"g": np.broadcast_to(np.float32([e, 1]), (5, 2)), "action": np.zeros((5, 1))})
                     for e in range(3)])
-    column = Pack.of(data, ("g",)).columns["g"]
+    column = PackedColumns.from_episodes(data, ("g",)).columns["g"]
     assert column.array.shape == (3, 2) and column.gather(np.array([2]), np.array([[0, 4, 9]]))[0, :, 0].tolist() == [
         2, 2, 2]
 
 
 def test_rows_beyond_one_more_are_not_read():
     data = Dataset([Episode({"x": np.arange(9.0), "action": np.zeros((4, 1))})])
-    assert Pack.of(data, ("x",)).columns["x"].gather(np.array([0]), np.array([[3, 4, 5, 8]])).tolist() == [[3, 4, 4, 4]]
+    assert PackedColumns.from_episodes(data, ("x",)).columns["x"].gather(
+        np.array([0]), np.array([[3, 4, 5, 8]])
+    ).tolist() == [[3, 4, 4, 4]]
 
 
 def test_only_the_columns_that_are_asked_for_are_loaded():
@@ -351,18 +375,18 @@ def test_only_the_columns_that_are_asked_for_are_loaded():
         def __len__(self):
             return 3
     data = Dataset([Episode(Lazy(), rows=4) for _ in range(3)])
-    next(Window().over(data, ("observation.x",), "action").scan())
+    next(Window().windows(data, ("observation.x",), "action").scan())
     assert asked == {"observation.x", "action"}
 
 
 def test_mistakes_name_the_episode_and_the_column():
     good, bad = Episode({"x": np.zeros((3, 2))}), Episode({"x": np.zeros((3, 4))})
     with pytest.raises(UserError, match="episode 1, column 'x'"):
-        Pack.of(Dataset([good, bad]), ("x",))
+        PackedColumns.from_episodes(Dataset([good, bad]), ("x",))
     with pytest.raises(UserError, match="expected a column 'y', found x"):
-        Pack.of(Dataset([good]), ("y",))
+        PackedColumns.from_episodes(Dataset([good]), ("y",))
     with pytest.raises(UserError, match="at least one episode"):
-        Pack.of(Dataset([]), ("x",))
+        PackedColumns.from_episodes(Dataset([]), ("x",))
 
 
 # -- on the device --------------------------------------------------------------------------------------------------
@@ -370,11 +394,13 @@ def test_mistakes_name_the_episode_and_the_column():
 
 def test_goals_draws_and_shares_are_those_of_the_host():
     data = Dataset([counted(n, i) for i, n in enumerate((5, 3, 8))])
-    window = Window(obs=2, horizon=3, goals=(Goal("observation.x", "observation.goal", now=0.3, other=0.3),))
+    window = Window(
+        n_obs_steps=2, horizon=3, goals=(Goal("observation.x", "observation.goal", p_curgoal=0.3, p_randomgoal=0.3),)
+    )
     for draw in (None, lambda e: np.arange(len(e)) + 1.0):
-        host = window.over(data, ("observation.x", "observation.goal"), "action", extra=("next.reward",),
-                           following=True, draw=draw)
-        device = Resident(host, torch.device("cpu"))
+        host = window.windows(data, ("observation.x", "observation.goal"), "action", extra=("next.reward",),
+                           next_obs=True, sampling_weights=draw)
+        device = DeviceWindows(host, torch.device("cpu"))
         for step in range(20):
             a, b = (w.batch(16, step, 5, slice(4, 12)) for w in (host, device))
             assert list(a.obs) == list(b.obs) and list(a.extra) == list(b.extra)
@@ -388,8 +414,8 @@ def test_names_that_coincide_keep_apart():
     data = Dataset([Episode({**counted(4, i).steps, "observation.goal": np.full((4, 2), 50.0 + i),
                              "index": np.arange(90, 94)[:, None]}) for i in range(2)])
     window = Window(goals=(Goal("observation.x", "observation.goal"),))
-    host = window.over(data, ("observation.goal",), "action", extra=("observation.goal", "index"))
-    device = Resident(host, torch.device("cpu"))
+    host = window.windows(data, ("observation.goal",), "action", extra=("observation.goal", "index"))
+    device = DeviceWindows(host, torch.device("cpu"))
     for rows in (slice(None), slice(0, 0)):
         a, b = (w.batch(16, 3, rows=rows) for w in (host, device))
         assert a.action.shape == b.action.shape and torch.equal(a.action, b.action)
@@ -399,32 +425,32 @@ def test_names_that_coincide_keep_apart():
 
 
 def test_columns_are_copied_piece_by_piece_and_each_array_once(monkeypatch):
-    monkeypatch.setattr("understudy.data.resident.PIECE", 64)
+    monkeypatch.setattr("understudy.data.device_windows.PIECE", 64)
     root = np.random.default_rng(0).normal(size=(50, 2))
     data = Dataset([Episode({"observation.x": root[i: i + 20], "action": root[i: i + 20]}) for i in (3, 25)])
-    windows = Window().over(data, ("observation.x",), "action")
-    device = Resident(windows, torch.device("cpu"))
-    assert device.held["action"] is device.held["observation.x"]
-    low = windows.pack.columns["action"].array
-    assert np.array_equal(device.held["action"].numpy(), low.astype(np.float32))
+    windows = Window().windows(data, ("observation.x",), "action")
+    device = DeviceWindows(windows, torch.device("cpu"))
+    assert device.device_columns["action"] is device.device_columns["observation.x"]
+    low = windows.packed.columns["action"].array
+    assert np.array_equal(device.device_columns["action"].numpy(), low.astype(np.float32))
 
 
 def test_what_does_not_fit_stays_where_it_is(monkeypatch):
     data = Dataset([counted(4, 0)])
-    windows = Window().over(data, ("observation.x",), "action")
+    windows = Window().windows(data, ("observation.x",), "action")
     cpu, size = torch.device("cpu"), 5 * 2 * 8 + 4 * 8
-    assert resident(windows, cpu) is windows, "on the CPU they lie already"
+    assert to_device(windows, cpu) is windows, "on the CPU they lie already"
     for free, there in ((size, True), (size - 1, False)):
-        monkeypatch.setattr("understudy.data.resident.room", lambda device, free=free: free)
-        assert isinstance(resident(windows, cpu), Resident) == there
+        monkeypatch.setattr("understudy.data.device_windows.room", lambda device, free=free: free)
+        assert isinstance(to_device(windows, cpu), DeviceWindows) == there
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_batches_on_a_gpu_are_those_of_the_host():
     data = Dataset([counted(n, i) for i, n in enumerate((5, 3, 8))])
-    host = Window(obs=2, horizon=3).over(data, ("observation.x",), "action")
-    device = resident(host, torch.device("cuda"))
-    assert isinstance(device, Resident)
+    host = Window(n_obs_steps=2, horizon=3).windows(data, ("observation.x",), "action")
+    device = to_device(host, torch.device("cuda"))
+    assert isinstance(device, DeviceWindows)
     for step in range(5):
         a, b = host.batch(16, step), device.batch(16, step)
         assert b.action.is_cuda and torch.equal(a.action, b.action.cpu()) and torch.equal(a.mask, b.mask.cpu())

@@ -24,15 +24,15 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.envs.fork import Fork
-from understudy.evaluate import judge
+from understudy.evaluate import evaluation
 from understudy.evaluate.rollout import rollout
-from understudy.evaluate.workers import Workers, _cut, _Member, evaluate
-from understudy.execute.actor import Plays
-from understudy.execute.chunked import Receding
-from understudy.execute.planners import Fixed
+from understudy.evaluate.workers import WorkerPool, _split_episodes, _Worker, evaluate_parallel
+from understudy.execute.actor import PolicyActor
+from understudy.execute.chunking import RecedingHorizon
+from understudy.execute.planners import FixedBatch
 from understudy.heads.diffusion import Diffusion
 from understudy.nets.mlp import MLP
-from understudy.policy import Policy, Recipe
+from understudy.policy import Policy, PolicyConfig
 
 # -- setups, which workers find by their names ----------------------------------------------------------------------
 
@@ -62,8 +62,12 @@ def diffusion(rows, *doom):
     env = make("fork", rows)
     shown = rollout(env.expert(), env, 4)
     torch.manual_seed(0)
-    policy = Policy(Recipe(Diffusion(steps=4), MLP(256, 2), window=Window(2, 8)), shown.features()).fit(shown).eval()
-    return Plays(Fixed(policy, 16), Receding(4)), Doomed(rows, *doom)
+    policy = (
+        Policy(PolicyConfig(Diffusion(n_steps=4), MLP(256, 2), window=Window(2, 8)), shown.features())
+        .fit_statistics(shown)
+        .eval()
+    )
+    return PolicyActor(FixedBatch(policy, 16), RecedingHorizon(4)), Doomed(rows, *doom)
 
 
 def doomed(rows, of, once=None):
@@ -76,7 +80,7 @@ def stillborn():
 
 
 def mistaken():
-    raise UserError("expected a door, found a wall", where="the house", do="turn round")
+    raise UserError("expected a door, found a wall", where="the house", hint="turn round")
 
 
 def key_of(number, seed=0):
@@ -89,20 +93,24 @@ def key_of(number, seed=0):
 
 
 def same(a, b):
-    assert a.fingerprint() == b.fingerprint() and a.facts == b.facts and [e.meta for e in a] == [e.meta for e in b]
+    assert (
+        a.fingerprint() == b.fingerprint()
+        and a.metadata == b.metadata
+        and [e.metadata for e in a] == [e.metadata for e in b]
+    )
 
 
 def test_two_workers_do_what_one_does_to_the_last_bit_even_if_one_is_killed(tmp_path):
-    one = evaluate(partial(diffusion, 7), 11, seed=3)
+    one = evaluate_parallel(partial(diffusion, 7), 11, seed=3)
     seen = []
-    with Workers(partial(diffusion, 3, key_of(4, 3), str(tmp_path / "killed")), 2) as crew:
+    with WorkerPool(partial(diffusion, 3, key_of(4, 3), str(tmp_path / "killed")), 2) as crew:
         ran = crew.rollout(11, 3, watch=lambda n, e: seen.append((n, len(e))))
         same(ran, one.episodes)
         assert sorted(seen) == [(n, len(e)) for n, e in enumerate(ran)] and (tmp_path / "killed").exists()
-        assert crew.facts["env"] == "fork"
+        assert crew.metadata["env"] == "fork"
         same(crew.rollout(3, 3, first=8), one.episodes[8:])  # by the same processes
     assert not active_children()
-    found = judge.evaluate(*diffusion(16), 11, seed=3)  # as before there were workers
+    found = evaluation.evaluate(*diffusion(16), 11, seed=3)  # as before there were workers
     assert (found.success, found.returns) == (one.success, one.returns)
     same(found.episodes, one.episodes)
 
@@ -124,7 +132,7 @@ def test_every_worker_has_one_thread_also_where_it_is_this_process():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        ran = evaluate(partial(threads, 4), 3)
+        ran = evaluate_parallel(partial(threads, 4), 3)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -142,14 +150,14 @@ def test_a_worker_that_is_killed_from_outside():
             killed.append(active_children()[0].pid)
             os.kill(killed[0], signal.SIGKILL)
     killed = []
-    same(evaluate(partial(diffusion, 3), 40, workers=2, watch=watch).episodes,
-         evaluate(partial(diffusion, 40), 40).episodes)
+    same(evaluate_parallel(partial(diffusion, 3), 40, workers=2, watch=watch).episodes,
+         evaluate_parallel(partial(diffusion, 40), 40).episodes)
 
 
 @pytest.mark.slow
 def test_an_episode_that_kills_twice_is_named():
     with pytest.raises(UserError, match=r"seed 2: .*second one died on episode 6 \(killed by SIGKILL\)\n  -> "), \
-            Workers(partial(doomed, 4, key_of(6, 2)), 2) as crew:
+            WorkerPool(partial(doomed, 4, key_of(6, 2)), 2) as crew:
         crew.rollout(9, 2)
     assert not active_children()
 
@@ -159,20 +167,20 @@ def test_what_goes_wrong_in_a_worker_is_said_as_it_would_be_here():
     for setup, error, said in ((stillborn, UserError, r"die as they start \(it ended with status 3\)"),
                                (mistaken, UserError, "the house: expected a door, found a wall\n  -> turn round"),
                                (partial(int, "x"), RuntimeError, "in a worker:\n.*ValueError: invalid literal")):
-        with pytest.raises(error, match="(?s)" + said), Workers(setup, 2) as crew:
+        with pytest.raises(error, match="(?s)" + said), WorkerPool(setup, 2) as crew:
             crew.rollout(4)
         assert not active_children()
 
 
 def test_what_cannot_be_shared_out_is_refused():
     with pytest.raises(UserError, match="found 0"):
-        Workers(stillborn, 0)
-    with pytest.raises(UserError, match="sent to another process"), Workers(lambda: None, 2):
+        WorkerPool(stillborn, 0)
+    with pytest.raises(UserError, match="sent to another process"), WorkerPool(lambda: None, 2):
         pass
     with pytest.raises(UserError, match="workers at work"):
-        Workers(stillborn, 2).rollout(3)
+        WorkerPool(stillborn, 2).rollout(3)
     with pytest.raises(UserError, match="at least one episode"):
-        evaluate(stillborn, 0)
+        evaluate_parallel(stillborn, 0)
 
 
 # -- who does what --------------------------------------------------------------------------------------------------
@@ -188,7 +196,7 @@ class Crew:
         self.killed = []  # (why, the episodes that ran then)
 
     def hire(self):
-        self.members.append(_Member(None))
+        self.members.append(_Worker(None))
 
     def lose(self, member, why):
         self.members.remove(member)
@@ -196,11 +204,11 @@ class Crew:
         return member, "died", why
 
     def give(self, member, share, seed):
-        member.busy, member.share = True, set(share)
+        member.is_busy, member.share = True, set(share)
         member.at = {"rows": list(share[:self.rows]), "next": list(share[self.rows:])}
 
     def heard(self):
-        able = [m for m in self.members if not m.rows or m.busy]
+        able = [m for m in self.members if not m.rows or m.is_busy]
         member = able[self.draw(len(able))]
         if self.deaths and self.draw(4) == 0:
             self.deaths -= 1
@@ -224,8 +232,8 @@ class Crew:
 @example(3, 1, 2, 0, 1, {2})
 def test_every_episode_once_whatever_the_order_and_one_death(episodes, count, rows, seed, deaths, deadly):
     rng = np.random.default_rng(seed)
-    workers = Workers(stillborn, count)
-    workers._crew = crew = Crew(count, rows, lambda n: int(rng.integers(n)), deaths, deadly)
+    workers = WorkerPool(stillborn, count)
+    workers._backend = crew = Crew(count, rows, lambda n: int(rng.integers(n)), deaths, deadly)
     if deadly & set(range(episodes)):
         with pytest.raises(UserError, match="second one died on episode") as refused:
             workers.rollout(episodes)
@@ -234,13 +242,13 @@ def test_every_episode_once_whatever_the_order_and_one_death(episodes, count, ro
         # Two died in it: of the episode itself, or it ran beside a deadly one, and again when the drawn death came.
         assert len(why) == 2 and (named in deadly or sorted(why) == ["deadly", "drawn"])
         return
-    assert [e.meta["number"] for e in workers.rollout(episodes)] == list(range(episodes))
+    assert [e.metadata["number"] for e in workers.rollout(episodes)] == list(range(episodes))
     assert sorted(crew.ran) == list(range(episodes)) and len(crew.members) <= count
 
 
 @given(st.integers(0, 3000), st.integers(1, 64), st.integers(1, 64))
 def test_shares_are_all_of_it_in_whole_rounds(episodes, rows, count):
-    shares = _cut(range(episodes), rows, count)
+    shares = _split_episodes(range(episodes), rows, count)
     assert [n for s in shares for n in s] == list(range(episodes))
     if episodes > 4 * rows * count:
         assert len(shares) >= count and all(len(s) % rows == 0 for s in shares[:-1])
@@ -315,13 +323,13 @@ def test_the_commands_give_the_same_with_workers(tmp_path, monkeypatch, capsys):
     found = [json.loads(run("eval", "run", "fork", "--episodes", 20, "--json", "--workers", n)) for n in (1, 2)]
     for f in found:
         del f["seconds"]
-        f["beside"] = None  # how long a plan took
+        f["behavior"] = None  # how long a plan took
     assert found[0] == found[1]
     run("eval", "run", "fork", "--episodes", 10, "--save", "seen")
     run("eval", "run", "fork", "--episodes", 20, "--workers", 3, "--save", "seen")  # goes on
     run("eval", "run", "fork", "--episodes", 20, "--save", "alone")
     assert Dataset.open("seen").fingerprint() == Dataset.open("alone").fingerprint()
-    assert main(["eval", "run", "fork", "--sequential", "--than", "0.5", "--workers", "2"]) == 2
+    assert main(["eval", "run", "fork", "--sequential", "--threshold", "0.5", "--workers", "2"]) == 2
     assert "expected one worker" in capsys.readouterr().err
 
 
@@ -336,11 +344,11 @@ def test_ray_gives_the_same_and_survives_a_death(tmp_path, monkeypatch):
     ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:
         setup = partial(doomed, 3, key_of(5), str(tmp_path / "killed"))
-        same(evaluate(setup, 13, workers="ray").episodes, rollout(Doomed(3).expert(), Doomed(3), 13))
+        same(evaluate_parallel(setup, 13, workers="ray").episodes, rollout(Doomed(3).expert(), Doomed(3), 13))
         assert (tmp_path / "killed").exists() and ray.is_initialized()  # what was there before stays
         with pytest.raises(UserError, match="second one died on episode 5"):
-            evaluate(partial(doomed, 3, key_of(5)), 9, workers="ray")
+            evaluate_parallel(partial(doomed, 3, key_of(5)), 9, workers="ray")
         with pytest.raises(UserError, match="found a wall\n  -> turn round"):
-            evaluate(mistaken, 9, workers="ray")
+            evaluate_parallel(mistaken, 9, workers="ray")
     finally:
         ray.shutdown()

@@ -26,30 +26,30 @@ from . import __version__
 class Command:
     usage: str
     summary: str
-    resumes: bool = False  # after an interrupt the same command goes on where it stopped
-    keeps: tuple[str, ...] = ()  # the options with which it does
+    is_resumable: bool = False  # after an interrupt the same command goes on where it stopped
+    resume_options: tuple[str, ...] = ()  # the options with which it does
     module: str = ""  # in commands/, where it is not the command's name
 
 
 COMMANDS = {
     "demo": Command("[--out DIR]", "start here: the whole line on a toy, in minutes", True),
-    "record": Command("ENV --out DATA --episodes N [--by ...]", "demonstrations of an environment", True),
+    "record": Command("ENV --out DATA --episodes N [--actor ...]", "demonstrations of an environment", True),
     "inspect": Command("DATA [--json] [--html FILE] [--rerun FILE]", "what is in a data set, and wrong with it"),
     "audit": Command("DATA [--json] [--html FILE]", "is it whole, and is it good: exit status 3 where not"),
     "repair": Command("PATH [--out DST] [--map FILE]", "finish a broken recording; save what a damaged file has"),
     "convert": Command("SRC DST [--to FORMAT] [--strict]", "demonstrations in another format"),
     "split": Command("DATA --by FIELD --out DIR [--fractions F F]", "parts without a common episode, as views"),
-    "merge": Command("A B ... --out VIEW [--despite CODE]", "several data sets as one, if they agree"),
-    "curate": Command("DATA --by SCORE --keep FRACTION --out VIEW", "the best episodes, as a view"),
-    "view": Command("make|list|show|materialise", "what is done to data, without changing them"),
+    "merge": Command("A B ... --out VIEW [--ignore CODE]", "several data sets as one, if they agree"),
+    "curate": Command("DATA --score SCORE --keep FRACTION --out VIEW", "the best episodes, as a view"),
+    "view": Command("make|list|show|materialize", "what is done to data, without changing them"),
     "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
-    "train": Command("RECIPE DATA --out RUN [--eval ENV --every N]", "a policy from demonstrations", True),
+    "train": Command("METHOD DATA --out RUN [--eval ENV --save-freq N]", "a policy from demonstrations", True),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",
-                    keeps=("--save", "--interactive"), module="evaluate"),
+                    resume_options=("--save", "--interactive"), module="evaluate"),
     "compare": Command("RUN1 RUN2 ... --env ENV --episodes N", "which of several is better; who cannot be told apart",
-                       keeps=("--save",)),
+                       resume_options=("--save",)),
     "plan": Command("RATE RATE [--power P] [--episodes N]", "how many rollouts tell two policies apart"),
-    "shift": Command("RUN ENV [--kinds ...] [--html FILE]", "how it fares as the world changes", True),
+    "robustness": Command("RUN ENV [--shifts ...] [--html FILE]", "how it fares as the world changes", True),
     "export": Command("RUN --out FILE.onnx", "one ONNX file of a trained policy, to run anywhere"),
     "methods": Command("[NAME] [--json]", "the methods there are, and the parts of each"),
     "claims": Command("list | run NAME | run --all | table", "published statements, tested", True),
@@ -63,7 +63,7 @@ usage: understudy COMMAND ... [--debug]
 
 ENV     a toy (fork, push, maze, ...), a Gymnasium id, metaworld/NAME, or module:factory
 DATA    a file or folder of demonstrations
-RECIPE  a method's name, module:function, or a method.json
+METHOD  a method's name, module:function, or a method.json
 Code that is not understudy's is loaded only with --trust PACKAGE.
 
 understudy COMMAND --help says more; --version prints the version; --debug shows where an error came from.
@@ -84,10 +84,10 @@ def main(args: list[str] | None = None) -> int:
     name = args[0]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
-        _complain(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
+        _print_error(f"there is no command {name!r}; there are {', '.join(COMMANDS)}\n"
                   f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
         return 2
-    with _Interrupts() as interrupts, warnings.catch_warnings():
+    with _InterruptGuard() as interrupts, warnings.catch_warnings():
         warnings.showwarning = partial(_show_warning, warnings.showwarning)
         try:
             import_module(f".commands.{COMMANDS[name].module or name}", __package__).main(args[1:])
@@ -99,11 +99,11 @@ def main(args: list[str] | None = None) -> int:
             sys.stdout = None
             return 0
         except KeyboardInterrupt:
-            return _stopped(name, args)
+            return _report_interrupt(name, args)
         except Exception as error:
             if interrupts.seen:  # libraries turn an interrupt into errors of their own
-                return _stopped(name, args)
-            return _failed(error, debug)
+                return _report_interrupt(name, args)
+            return _report_failure(error, debug)
 
 
 def _show_warning(otherwise, message, category, *where) -> None:
@@ -116,7 +116,7 @@ def _show_warning(otherwise, message, category, *where) -> None:
         otherwise(message, category, *where)
 
 
-class _Interrupts:
+class _InterruptGuard:
     """Ctrl-C and a polite kill (a scheduler's notice) both raise KeyboardInterrupt, and it is known that they came.
     While modules are imported they wait: C++ libraries swallow an interrupt there, or abort the process."""
 
@@ -130,8 +130,8 @@ class _Interrupts:
 
     def interrupt(self, number, frame):
         self.seen = True
-        if _importing(frame):
-            self.later = threading.Timer(0.05, _again, (number,))
+        if _is_importing(frame):
+            self.later = threading.Timer(0.05, _raise_signal_again, (number,))
             self.later.daemon = True
             self.later.start()
         else:
@@ -144,47 +144,47 @@ class _Interrupts:
             signal.signal(number, handler)
 
 
-def _again(number) -> None:
+def _raise_signal_again(number) -> None:
     if os.name == "posix":
         os.kill(os.getpid(), number)  # wakes the main thread, should it sleep
     else:
         _thread.interrupt_main(number)
 
 
-def _importing(frame) -> bool:
+def _is_importing(frame) -> bool:
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     return frame is not None
 
 
-def _stopped(name: str, args: list[str]) -> int:
+def _report_interrupt(name: str, args: list[str]) -> int:
     command = COMMANDS[name]
-    resumes = command.resumes or any(a.split("=")[0] in command.keeps for a in args)
-    _complain(("stopped; everything finished so far is kept, and the same command goes on from there:"
+    resumes = command.is_resumable or any(a.split("=")[0] in command.resume_options for a in args)
+    _print_error(("stopped; everything finished so far is kept, and the same command goes on from there:"
                if resumes else "stopped; nothing was changed, and the same command starts anew:")
               + f"\n  understudy {shlex.join(args)}")
     return 130
 
 
-def _failed(error: Exception, debug: bool) -> int:
+def _report_failure(error: Exception, debug: bool) -> int:
     from .core import UserError
 
-    if text := _mistake(error, UserError):
+    if text := _user_error_message(error, UserError):
         if debug:
             _traceback(error)
-        _complain(text)
+        _print_error(text)
         return 2
     _traceback(error)
-    _complain("this is a defect of understudy, unless the last lines above are of your own code: please report it")
+    _print_error("this is a defect of understudy, unless the last lines above are of your own code: please report it")
     return 1
 
 
-def _mistake(error, UserError) -> str | None:
+def _user_error_message(error, UserError) -> str | None:
     """In words, if it is one that the user can mend."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
-        return "the machine's memory is full\n  -> a smaller --learn.batch, or fewer --rows, takes less"
+        return "the machine's memory is full\n  -> a smaller --learner.batch-size, or fewer --rows, takes less"
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -200,5 +200,5 @@ def _traceback(error: Exception) -> None:
     traceback.print_exception(error, file=sys.stderr)
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"understudy: {text}", file=sys.stderr)

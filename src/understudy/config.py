@@ -14,7 +14,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from .core import UserError
 
 
-class Untrusted(UserError, PermissionError):
+class UntrustedCode(UserError, PermissionError):
     """The file names code outside the trusted packages."""
 
 
@@ -49,18 +49,18 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
     path, _, name = data["$"].partition(":")
     package = path.split(".")[0]
     if package not in trust:
-        raise Untrusted(f"names {data['$']}, which is outside the trusted packages ({', '.join(trust)})",
-                        where=where or None, do=f"add --trust {package} if you trust that code to run")
-    found = getattr(_module(path, where), name, None)
+        raise UntrustedCode(f"names {data['$']}, which is outside the trusted packages ({', '.join(trust)})",
+                        where=where or None, hint=f"add --trust {package} if you trust that code to run")
+    found = getattr(_import_module(path, where), name, None)
     if data.get("call") is False:
         # Only functions defined at the top of that very module: what a module merely imports is not its own.
         if not callable(found) or isinstance(found, type) or found.__module__ != path:
-            raise Untrusted(f"{data['$']} is not a function of that module", where=where or None)
+            raise UntrustedCode(f"{data['$']} is not a function of that module", where=where or None)
         return found
     # Only frozen dataclasses: otherwise "os:system" of a trusted package's imports would do.
     if not (isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen
             and found.__module__ == path):
-        raise Untrusted(f"{data['$']} is not a frozen dataclass of that module", where=where or None)
+        raise UntrustedCode(f"{data['$']} is not a frozen dataclass of that module", where=where or None)
     known = [f.name for f in fields(found) if f.init]
     given = {k: load(v, trust, f"{where}.{k}" if where else k) for k, v in data.items() if k != "$"}
     for key in given:
@@ -68,19 +68,19 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
             near = difflib.get_close_matches(key, known, 1)
             raise UserError(f"{name} has no field {key!r}; it has {', '.join(known)}",
                             where=f"{where}.{key}" if where else key,
-                            do=f"did you mean {near[0]!r}?" if near else "remove the key")
+                            hint=f"did you mean {near[0]!r}?" if near else "remove the key")
     for f in fields(found):
         if f.init and f.name not in given and f.default is MISSING and f.default_factory is MISSING:
             raise UserError(f"{name} needs a field {f.name!r}, found {', '.join(given) or 'none'}",
-                            where=where or None, do="add it: it has no default")
+                            where=where or None, hint="add it: it has no default")
     return found(**given)
 
 
-def _module(path: str, where: str):
+def _import_module(path: str, where: str):
     if path in sys.modules:
         return sys.modules[path]
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
         raise UserError(f"there is no module {error.name}", where=where or path,
-                        do="install the package that defines it") from error
+                        hint="install the package that defines it") from error

@@ -20,10 +20,10 @@ class UserError(ValueError):
     `what` says what was expected and what was found, `where` names file, key and index, `do` the way out.
     """
 
-    def __init__(self, what: str, *, where: object = None, do: str | None = None):
-        self.what, self.where, self.do = what, where, do
-        text = f"{where}: {what}" if where is not None else what
-        super().__init__(f"{text}\n  -> {do}" if do else text)
+    def __init__(self, problem: str, *, where: object = None, hint: str | None = None):
+        self.problem, self.where, self.hint = problem, where, hint
+        text = f"{where}: {problem}" if where is not None else problem
+        super().__init__(f"{text}\n  -> {hint}" if hint else text)
 
 
 class DataWarning(UserWarning):
@@ -41,23 +41,23 @@ class Feature:
     dtype: NumPy name ("float32", "uint8", "int64", "bool"), or "string" for text kept as text.
     shape: of one step; images are (H, W, C).
     kind: "vector" (numbers), "image" (uint8), "text" (UTF-8 bytes padded with 0, what networks read),
-        "choice" (integers; `choices` says how many there are for each component), "string".
+        "discrete" (integers; `choices` says how many there are for each component), "string".
     names: of the components of a vector. unit: of all of them ("rad", "m"), where known.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    kind: Literal["vector", "image", "text", "choice", "string"] = "vector"
+    kind: Literal["vector", "image", "text", "discrete", "string"] = "vector"
     names: tuple[str, ...] | None = None
     unit: str | None = None
-    choices: tuple[int, ...] | None = None
+    num_classes: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
     @staticmethod
-    def of(column: np.ndarray) -> Feature:
+    def from_array(column: np.ndarray) -> Feature:
         """What the array of a column (T, *shape) says of itself."""
         dtype, shape = column.dtype, tuple(column.shape[1:])
         if dtype.kind in "UO":
@@ -66,7 +66,7 @@ class Feature:
         if dtype == np.uint8:
             kind = "image" if len(shape) == 3 else "text"
         elif dtype.kind in "iu":
-            kind = "choice"
+            kind = "discrete"
         return Feature(dtype.name, shape, kind)
 
 
@@ -86,7 +86,7 @@ def role(name: str) -> Literal["observation", "action", "outcome", "task", "inde
     return "index" if name in {"timestamp", "frame_index", "episode_index", "index", "task_index"} else "other"
 
 
-_SUGGESTED = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",
+_SUGGESTED_NAMES = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",
               "truncated": "next.truncated", "success": "next.success", "actions": "action",
               "object": "observation.environment_state", "environment_state": "observation.environment_state",
               "env_state": "observation.environment_state",
@@ -110,7 +110,7 @@ def suggested_name(name: str, feature: Feature) -> str | None:
     last = name.rsplit(".", 1)[-1].rsplit("/", 1)[-1]
     if feature.kind == "image":
         return f"observation.images.{last}"
-    return _SUGGESTED.get(last.lower()) or (f"observation.{last}" if feature.shape else None)
+    return _SUGGESTED_NAMES.get(last.lower()) or (f"observation.{last}" if feature.shape else None)
 
 
 def suggested_names(features: Schema) -> dict[str, str]:
@@ -144,10 +144,10 @@ class Batch:
     def __len__(self) -> int:
         return self.action.shape[0]
 
-    def but(self, **changes) -> Batch:
+    def replace(self, **changes) -> Batch:
         return replace(self, **changes)
 
-    def rows(self, which: slice) -> Batch:
+    def select_rows(self, which: slice) -> Batch:
         """Those rows of all columns."""
         def cut(tree):
             return {k: v[which] for k, v in tree.items()}
@@ -178,7 +178,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Shape:
+class HeadSpec:
     """What a trunk or head has to know of its surroundings before any data flows.
 
     choices: for a target of choices, how many each component has; the coded action is then their one-hot
@@ -189,7 +189,7 @@ class Shape:
     horizon: int
     tokens: int
     width: int
-    choices: tuple[int, ...] = ()
+    num_classes: tuple[int, ...] = ()
     bound: float | None = None
 
 
@@ -210,16 +210,16 @@ def put(tree, rows, new):
 # -- randomness that belongs to a row -----------------------------------------------------------------------------
 
 
-def keys(seed: int, numbers) -> Tensor:
+def keys(seed: int, episode_numbers) -> Tensor:
     """(n,) int64: one key for each numbered episode of a seed. SplitMix64 (Steele et al. 2014), so that the
-    episodes of neighbouring seeds share nothing."""
+    episodes of neighboring seeds share nothing."""
     with np.errstate(over="ignore"):
-        z = np.asarray(numbers, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = _mix(z + _mix(np.uint64(seed % 2**64) + np.uint64(0x632BE59BD9B4E019)))
+        z = np.asarray(episode_numbers, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = _splitmix(z + _splitmix(np.uint64(seed % 2**64) + np.uint64(0x632BE59BD9B4E019)))
     return torch.from_numpy((z >> np.uint64(1)).astype(np.int64))
 
 
-def _mix(z):
+def _splitmix(z):
     with np.errstate(over="ignore"):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -13,44 +13,44 @@ import torch
 from .data.episode import Dataset
 from .data.window import Window
 from .envs import make
-from .evaluate.judge import Evaluation, evaluate, recording, verdict
-from .evaluate.record import expert, record
-from .evaluate.report import report
-from .execute.chunked import Receding
+from .evaluate.evaluation import Evaluation, evaluate, recording_seed, verdict
+from .evaluate.recording import expert_actor, record_episodes
+from .evaluate.report import write_report
+from .execute.chunking import RecedingHorizon
 from .files import write_json
 from .heads.base import Head
 from .heads.flow import Flow
 from .heads.regression import Regression
-from .learn.clone import Cloning
-from .learn.method import Method, actor
+from .learn.behavior_cloning import BehaviorCloning
+from .learn.method import Method, load_actor
 from .learn.run import Run
 from .learn.train import train
-from .policy import Recipe
+from .policy import PolicyConfig
 
 TASK = "fork"  # round a pillar, left or right: both equally good, and their mean is the pillar
 # So many that from any start about as many go left as right: a mean of few leans to one side, and gets by.
 DEMONSTRATIONS, STEPS, EPISODES, SEED = 200, 2000, 200, 0
 NAMES = {"flow": "flow matching", "regression": "mean regression"}  # by the folder of the run
-AIMS = {"flow": "all the ways that were shown", "regression": "their average"}
+PURPOSES = {"flow": "all the ways that were shown", "regression": "their average"}
 ROWS = 16  # of every batch that a network sees while it is judged
 
 
 def method(head: Head) -> Method:
     """The two differ in their heads and in nothing else: trunk, window, execution and budget are the same."""
-    return Method(Recipe(head, window=Window(2, 8)), Receding(4), Cloning(steps=STEPS))
+    return Method(PolicyConfig(head, window=Window(2, 8)), RecedingHorizon(4), BehaviorCloning(steps=STEPS))
 
 
 METHODS = {"flow": method(Flow()), "regression": method(Regression())}
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @contextmanager
-def unseen(title: str, total: int) -> Iterator[Callable[[], None]]:
+def no_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar that nobody looks at."""
     yield lambda: None
 
 
-def demo(out: Path, *, device: str = "cpu", say: Say = print, bar=unseen) -> dict[str, Evaluation]:
+def demo(out: Path, *, device: str = "cpu", say: Report = print, bar=no_progress) -> dict[str, Evaluation]:
     """Everything into the folder `out`; what an earlier, interrupted call has done there is not done again.
 
     bar(title, total): a context manager that gives progress(), which is called for each one done. Returns the
@@ -59,36 +59,43 @@ def demo(out: Path, *, device: str = "cpu", say: Say = print, bar=unseen) -> dic
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # networks as small as these gain nothing from more, and lose much on a busy machine
     try:
-        return _demo(out, device, say, bar)
+        return _run_demo(out, device, say, bar)
     finally:
         torch.set_num_threads(threads)
 
 
-def _demo(out, device, say, bar):
+def _run_demo(out, device, say, bar):
     began, env = time.perf_counter(), make(TASK, 50)
     say(f"1/5  {DEMONSTRATIONS} demonstrations by the scripted expert of {TASK!r}: a point that must go round a "
         "pillar, on either side")
     with bar("recording", DEMONSTRATIONS) as progress:
-        data = record(env, expert(env), DEMONSTRATIONS, out / "demonstrations", recording(SEED), by="scripted",
-                      watch=lambda number, episode: progress())
+        data = record_episodes(
+            env,
+            expert_actor(env),
+            DEMONSTRATIONS,
+            out / "demonstrations",
+            recording_seed(SEED),
+            actor_name="scripted",
+            watch=lambda number, episode: progress(),
+        )
     say(f"2/5  What is in them: {summary(data)}")
     for number, (run, chosen) in enumerate(METHODS.items(), 3):
-        say(f"{number}/5  Training: {NAMES[run]}, which learns {AIMS[run]}; {STEPS} updates of the same network")
-        train(chosen, data, out / run, seed=SEED, device=device, every=STEPS // 4,
+        say(f"{number}/5  Training: {NAMES[run]}, which learns {PURPOSES[run]}; {STEPS} updates of the same network")
+        train(chosen, data, out / run, seed=SEED, device=device, save_freq=STEPS // 4,
               command=f"understudy demo --out {out.name}")
     say(f"5/5  Both in {TASK!r}, closed loop, from the same {EPISODES} starts, none of which was shown")
     found = {}
     for run, name in NAMES.items():
         with bar(name, EPISODES) as progress:
-            found[run] = evaluate(actor(out / run, device=device, rows=ROWS), env, EPISODES, SEED,
+            found[run] = evaluate(load_actor(out / run, device=device, rows=ROWS), env, EPISODES, SEED,
                                   watch=lambda number, episode, progress=progress: progress())
-    write_json(out / "results.json", results(data, found, env.facts["optimum"]))
-    report(out / "report.html", runs={NAMES[run]: e for run, e in found.items()}, env=env, data=data,
-           training={NAMES[run]: Run(out / run).lines() for run in found}, commands=commands(out),
+    write_json(out / "results.json", results(data, found, env.metadata["optimum"]))
+    write_report(out / "report.html", runs={NAMES[run]: e for run, e in found.items()}, env=env, data=data,
+           training={NAMES[run]: Run(out / run).read_metrics() for run in found}, commands=commands(out),
            title=f"Two policies from the same {DEMONSTRATIONS} demonstrations of {TASK!r}")
     say("")
     say(verdict(found["flow"], found["regression"], names=tuple(NAMES.values())))
-    say(f"The best possible success in {TASK!r} is {env.facts['optimum']:.1f}: {env.facts['success']}.")
+    say(f"The best possible success in {TASK!r} is {env.metadata['optimum']:.1f}: {env.metadata['success']}.")
     say(f"That took {time.perf_counter() - began:.0f} s. Everything is in {out}")
     return found
 
@@ -99,14 +106,14 @@ def commands(out: Path) -> list[tuple[str, str]]:
     return [(f"understudy inspect {data}", "What is in the demonstrations"),
             (f"understudy eval {out / 'flow'} {TASK} --episodes 100 --against {out / 'regression'} --seed 1",
              "Both again, from other starts"),
-            (f"understudy train diffusion-policy {data} --out {out / 'mine'} --eval {TASK} --every 400",
+            (f"understudy train diffusion-policy {data} --out {out / 'mine'} --eval {TASK} --save-freq 400",
              "A third method on the same demonstrations, looked at while it trains")]
 
 
 def summary(data: Dataset) -> str:
     """In a line."""
     left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in data)
-    won = sum(bool(e.meta["success"]) for e in data)
+    won = sum(bool(e.metadata["success"]) for e in data)
     return (f"{len(data)} episodes, {data.steps} steps at {data.fps:g} a second, {won} succeeded; {left} go left of "
             f"the pillar, {len(data) - left} right")
 
@@ -116,9 +123,9 @@ def results(data: Dataset, found: dict[str, Evaluation], optimum: float) -> dict
     policies = {}
     for run, e in found.items():
         other = next(k for k in found if k != run)
-        told = e.json(found[other], other)
+        told = e.to_json(found[other], other)
         policies[run] = {k: v for k, v in told.items() if k != "seconds"} | {
-            "each": {"success": e.successes.tolist(), "return": e.rewards.tolist()}}
+            "each": {"success": e.successes.tolist(), "return": e.episode_returns.tolist()}}
     return {"task": TASK, "optimum": optimum, "seed": SEED, "updates": STEPS,
             "demonstrations": {"episodes": len(data), "steps": data.steps, "fingerprint": data.fingerprint()},
             "policies": policies,

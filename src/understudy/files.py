@@ -39,12 +39,12 @@ def write_json(path: Path | str, value) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def finite(value):
+def replace_nonfinite(value):
     """As JSON: numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
+        return {k: replace_nonfinite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
+        return [replace_nonfinite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -55,11 +55,11 @@ def read_json(path: Path | str):
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("expected a file, found none", where=path,
-                        do="check the path, or take it from a copy") from None
+                        hint="check the path, or take it from a copy") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"expected JSON, found something else{line} ({error})", where=path,
-                        do="the file is damaged: take it from a copy, or write it anew") from None
+                        hint="the file is damaged: take it from a copy, or write it anew") from None
 
 
 def write_checksums(folder: Path | str, *names: str) -> None:
@@ -84,11 +84,11 @@ def check_checksum(path: Path | str, do: str) -> None:
     try:
         known = read_json(path.with_name(CHECKSUMS))
     except UserError as error:
-        raise UserError(error.what, where=error.where, do=do) from None
+        raise UserError(error.problem, where=error.where, hint=do) from None
     if not isinstance(known, dict) or path.name not in known:
-        raise UserError(f"the checksum of {path.name} is missing", where=path.with_name(CHECKSUMS), do=do)
+        raise UserError(f"the checksum of {path.name} is missing", where=path.with_name(CHECKSUMS), hint=do)
     if known[path.name] != found:
-        raise UserError(f"the file is damaged: its SHA-256 is not the one in {CHECKSUMS}", where=path, do=do)
+        raise UserError(f"the file is damaged: its SHA-256 is not the one in {CHECKSUMS}", where=path, hint=do)
 
 
 def _sha256(path: Path) -> str:
@@ -102,7 +102,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise UserError("expected nothing here, found a file or folder", where=path,
-                        do="choose another place, or remove it first")
+                        hint="choose another place, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
@@ -127,7 +127,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise UserError("expected nothing here, found a file or folder", where=path,
-                        do="choose another place, or remove it first")
+                        hint="choose another place, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:

@@ -24,8 +24,8 @@ from .core import (
     Batch,
     Context,
     Feature,
+    HeadSpec,
     Schema,
-    Shape,
     State,
     Unsupported,
     UserError,
@@ -33,61 +33,61 @@ from .core import (
     role,
     suggested_names,
 )
-from .data.augment import Augment
-from .data.codec import Codec, Scaled
+from .data.augment import Augmentation
+from .data.codec import Codec, Normalizer
 from .data.episode import Dataset
 from .data.window import Window, Windows
 from .files import check_checksum, read_json, write_checksums, write_json
-from .heads.base import Head, Noising
+from .heads.base import DenoisingHead, Head
 from .nets.base import Encoder, Trunk
-from .nets.encoders import Tokens
+from .nets.encoders import TokenEncoder
 from .nets.mlp import MLP
-from .nets.vision import weights_given
+from .nets.vision import without_downloads
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PolicyConfig:
     """All that determines a policy's function besides its weights. Plain data."""
 
     head: Head
     trunk: Trunk = field(default_factory=MLP)
-    encoder: Encoder = field(default_factory=Tokens)
-    codec: Codec = field(default_factory=Scaled)
+    encoder: Encoder = field(default_factory=TokenEncoder)
+    codec: Codec = field(default_factory=Normalizer)
     window: Window = field(default_factory=Window)
     inputs: tuple[str, ...] = ()  # empty: every "observation." column
     target: str = "action"
-    augment: tuple[Augment, ...] = ()
+    augmentations: tuple[Augmentation, ...] = ()
 
 
-class Rewiring(ABC):
+class NetworkGuidance(ABC):
     """A guide that wraps the network."""
 
-    def take(self, rows: Tensor) -> Rewiring:
+    def select_rows(self, rows: Tensor) -> NetworkGuidance:
         """This guide for some of the rows: what holds something of each row takes its part."""
         return self
 
     @abstractmethod
-    def net(self, net: Callable, without: Callable[..., Context]) -> Callable:
+    def guided_net(self, net: Callable, without: Callable[..., Context]) -> Callable:
         """`without(*keys)` is the context of the same observation minus keys."""
 
 
-class Pulling(ABC):
+class CostGuidance(ABC):
     """A guide that lowers a cost while the plan forms."""
 
-    def take(self, rows: Tensor) -> Pulling:
-        """As of Rewiring."""
+    def select_rows(self, rows: Tensor) -> CostGuidance:
+        """As of NetworkGuidance."""
         return self
 
     @abstractmethod
-    def cost(self, coded: Tensor, encode: Callable, decode: Callable) -> Tensor:
+    def cost(self, coded_action: Tensor, encode: Callable, decode: Callable) -> Tensor:
         """(B,), of the estimate of the clean chunk; the two functions know the observation."""
 
 
-Guide = Rewiring | Pulling
+Guide = NetworkGuidance | CostGuidance
 
 
 @dataclass(frozen=True)
-class Contrast(Rewiring):
+class ClassifierFreeGuidance(NetworkGuidance):
     """Classifier-free guidance (Ho and Salimans 2022): away from what the policy would do without these keys.
 
     scale 1 is the plain policy, 0 the one without the keys.
@@ -96,7 +96,7 @@ class Contrast(Rewiring):
     keys: tuple[str, ...]
     scale: float = 2.0
 
-    def net(self, net, without):
+    def guided_net(self, net, without):
         bare = without(*self.keys)
 
         def wrapped(x, t, context):
@@ -106,18 +106,18 @@ class Contrast(Rewiring):
 
 
 @dataclass(frozen=True)
-class Inpaint(Pulling):
+class Inpaint(CostGuidance):
     """Keep to `action` (B, H, A) in world units with `weight` (B, H): real-time chunking (Black et al. 2025)."""
 
     action: Tensor
     weight: Tensor
 
-    def take(self, rows):
+    def select_rows(self, rows):
         return Inpaint(self.action[rows], self.weight[rows])
 
-    def cost(self, coded, encode, decode):
-        error = (coded - encode(self.action)).square().mean(-1)
-        return 0.5 * (self.weight * error).sum(-1) * coded.shape[-1]
+    def cost(self, coded_action, encode, decode):
+        error = (coded_action - encode(self.action)).square().mean(-1)
+        return 0.5 * (self.weight * error).sum(-1) * coded_action.shape[-1]
 
 
 class Planner(ABC):
@@ -126,7 +126,7 @@ class Planner(ABC):
     inputs: tuple[str, ...]  # the columns it reads
     features: Schema  # of these columns, among others
     window: Window
-    dim: int  # width of one planned step
+    action_dim: int  # width of one planned step
     device: torch.device
 
     @abstractmethod
@@ -139,33 +139,33 @@ class Planner(ABC):
         where several planners draw, in nested dicts of them."""
 
 
-class Streams(Planner):
+class StepwisePlanner(Planner):
     """A planner whose chunks can be seen half made."""
 
     @abstractmethod
-    def advance(self, obs: Mapping[str, Tensor], x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise_step(self, obs: Mapping[str, Tensor], x: Tensor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
         """One step, from times t (B, H) to `to`, of a chunk x in the making, coded; and how it would decode now."""
 
 
-class Policy(nn.Module, Streams):
+class Policy(nn.Module, StepwisePlanner):
     """`features` are those of the data: of the inputs and the target. Raises UserError for a column that is not
     there."""
 
-    def __init__(self, recipe: Recipe, features: Schema):
+    def __init__(self, config: PolicyConfig, features: Schema):
         super().__init__()
-        features = _with_goals(recipe, features)
-        inputs = inputs_of(recipe, features)
-        _known((*inputs, recipe.target), features)
-        self.recipe, self.window, self.inputs = recipe, recipe.window, inputs
-        self.features = {k: features[k] for k in (*inputs, recipe.target)}
-        self.target = features[recipe.target]
-        self.dim = self.target.size
-        self.coder = recipe.codec.build(self.features, inputs, recipe.target)
-        self.encoder = recipe.encoder.build({k: features[k] for k in inputs}, recipe.window.obs)
-        shape = Shape(recipe.window.horizon, self.encoder.tokens, self.encoder.width, self.coder.choices,
-                      self.coder.bound)
-        self.net = recipe.head.build(recipe.trunk, self.coder.width, shape)
-        self.noise_shape = recipe.head.noise(shape.horizon, self.coder.width)
+        features = _add_goal_features(config, features)
+        inputs = policy_inputs(config, features)
+        _check_columns((*inputs, config.target), features)
+        self.config, self.window, self.inputs = config, config.window, inputs
+        self.features = {k: features[k] for k in (*inputs, config.target)}
+        self.target = features[config.target]
+        self.action_dim = self.target.size
+        self.codec = config.codec.build(self.features, inputs, config.target)
+        self.encoder = config.encoder.build({k: features[k] for k in inputs}, config.window.n_obs_steps)
+        shape = HeadSpec(config.window.horizon, self.encoder.tokens, self.encoder.width, self.codec.num_classes,
+                      self.codec.bound)
+        self.net = config.head.build(config.trunk, self.codec.width, shape)
+        self.noise_shape = config.head.noise(shape.horizon, self.codec.width)
 
     @property
     def device(self) -> torch.device:
@@ -175,47 +175,51 @@ class Policy(nn.Module, Streams):
 
     def windows(self, data: Dataset, **options) -> Windows:
         """Checked against the features that the policy was built for; of a target of choices, none may be new."""
-        features, where = data.features(), str(data.facts.get("path", "data set"))
-        self.check(features, where)
-        mine, theirs = self.target.choices or (), features[self.recipe.target].choices or ()
+        features, where = data.features(), str(data.metadata.get("path", "data set"))
+        self.check_features(features, where)
+        mine, theirs = self.target.num_classes or (), features[self.config.target].num_classes or ()
         if any(b > a for a, b in zip(mine, theirs, strict=False)):
             raise UserError(f"expected choices below {mine}, as the policy was built for, found {theirs} of them",
-                            where=f"{where}, column {self.recipe.target!r}",
-                            do="train a new policy on data that hold all choices")
-        return self.recipe.window.over(data, self.inputs, self.recipe.target, **options)
+                            where=f"{where}, column {self.config.target!r}",
+                            hint="train a new policy on data that hold all choices")
+        return self.config.window.windows(data, self.inputs, self.config.target, **options)
 
     @property
-    def frames(self) -> dict[str, tuple[int, int]]:
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
         """(height, width) of each camera that it reads."""
         return {k: f.shape[:2] for k, f in self.features.items() if f.kind == "image"}
 
-    def check(self, features: Schema, where: str, *, resized: bool = False) -> None:
+    def check_features(self, features: Schema, where: str, *, resized: bool = False) -> None:
         """Raises UserError unless `features` has every column that this policy reads, of the same shape and kind.
-        resized: frames are yet to be brought to its size (see Plays)."""
-        drawn = {g.into: g.of for g in self.window.goals}
+        resized: frames are yet to be brought to its size (see PolicyActor)."""
+        drawn = {g.into: g.column for g in self.window.goals}
         for name, mine in self.features.items():
             name = drawn.get(name, name)
-            _known((name,), features, where)
+            _check_columns((name,), features, where)
             theirs = features[name]
             if resized and theirs.kind == mine.kind == "image":
                 theirs = replace(theirs, shape=(*mine.shape[:2], *theirs.shape[2:]))
             if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
-                raise UserError(f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
-                                f"{theirs.kind} of shape {theirs.shape}", where=f"{where}, column {name!r}",
-                                do="take the environment it was trained for, or train a policy for this one" if resized
-                                else "use data with the same columns, or train a new policy on these")
+                raise UserError(
+                    f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
+                    f"{theirs.kind} of shape {theirs.shape}",
+                    where=f"{where}, column {name!r}",
+                    hint="take the environment it was trained for, or train a policy for this one"
+                    if resized
+                    else "use data with the same columns, or train a new policy on these",
+                )
 
     @torch.no_grad()
-    def fit(self, data: Dataset, *, codec: bool = True) -> Policy:
+    def fit_statistics(self, data: Dataset, *, refit_codec: bool = True) -> Policy:
         """Everything that is not gradient descent: statistics, then centres or memories.
 
         Again after training (codec=False) for heads whose memory is made of learned features.
         """
-        if codec:
+        if refit_codec:
             light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # no statistics of pixels
-            statistics = self.recipe.window.over(data, light, self.recipe.target)
-            self.coder.fit(lambda: (b.to(self.device) for b in statistics.scan()))
-        if type(self.recipe.head).fit is not Head.fit:
+            statistics = self.config.window.windows(data, light, self.config.target)
+            self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
+        if type(self.config.head).fit is not Head.fit:
             training = self.training
             self.eval()
             windows = self.windows(data)
@@ -223,8 +227,8 @@ class Policy(nn.Module, Streams):
             def pairs() -> Iterator[tuple[Context, Tensor, Tensor]]:
                 for b in windows.scan(256):
                     b = b.to(self.device)
-                    yield self.context(b.obs), self.encode(b), b.mask
-            self.recipe.head.fit(self.net, pairs)
+                    yield self.context(b.obs), self.encode_batch(b), b.mask
+            self.config.head.fit(self.net, pairs)
             self.train(training)
         return self
 
@@ -232,52 +236,52 @@ class Policy(nn.Module, Streams):
 
     def context(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
         """`rng` in training only: see nets.base."""
-        return self.encoder(self.coder.obs(obs), rng)
+        return self.encoder(self.codec.encode_obs(obs), rng)
 
-    def encode(self, batch: Batch) -> Tensor:
+    def encode_batch(self, batch: Batch) -> Tensor:
         """(B, H, width), zero where padded: what stands beyond the end of an episode must not reach any network,
         not even as input."""
-        return self.coder.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
+        return self.codec.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
 
     def loss(self, batch: Batch, rng: Generator) -> Tensor:
         """(B, H), zero where padded, not reduced. All randomness is from `rng`, but for dropout."""
         obs = batch.obs
-        for change in self.recipe.augment if self.training else ():
+        for change in self.config.augmentations if self.training else ():
             obs = change(obs, rng)
         context = self.context(obs, rng if self.training else None)
-        loss = self.recipe.head.loss(self.net, context, self.encode(batch), batch.mask, rng)
+        loss = self.config.head.loss(self.net, context, self.encode_batch(batch), batch.mask, rng)
         return loss * batch.mask
 
     def plan(self, obs, noise, guides=()):
-        context, head, net = self.context(obs), self.recipe.head, self.net
+        context, head, net = self.context(obs), self.config.head, self.net
         if not guides:
-            return self.coder.decode(head.sample(net, context, noise), obs)
-        if not isinstance(head, Noising):
+            return self.codec.decode(head.sample(net, context, noise), obs)
+        if not isinstance(head, DenoisingHead):
             raise Unsupported(f"{type(head).__name__} answers at once; only heads that move noise to action step by "
-                              "step can be guided", do="Best, which takes the best of several plans, works for all")
+                              "step can be guided", hint="Best, which takes the best of several plans, works for all")
 
         def without(*keys):
             absent = {k + "?": torch.zeros(obs[k].shape[:2], dtype=torch.bool, device=obs[k].device) for k in keys}
             return self.context({**obs, **absent})
 
         def encode(action):
-            return self.coder.encode(action, obs)
+            return self.codec.encode(action, obs)
 
         def decode(coded):
-            return self.coder.decode(coded, obs)
+            return self.codec.decode(coded, obs)
 
         for guide in guides:
-            net = guide.net(net, without) if isinstance(guide, Rewiring) else net
-        pulls = [g for g in guides if isinstance(g, Pulling)]
+            net = guide.guided_net(net, without) if isinstance(guide, NetworkGuidance) else net
+        pulls = [g for g in guides if isinstance(g, CostGuidance)]
         cost = (lambda x: sum(g.cost(x, encode, decode) for g in pulls)) if pulls else None
         return decode(head.sample(net, context, noise, cost))
 
-    def advance(self, obs, x, t, to):
-        if not isinstance(self.recipe.head, Noising):
-            raise Unsupported(f"{type(self.recipe.head).__name__} has no half-made chunks",
-                              do="take a head that moves noise to action step by step, or another executor")
-        x = self.recipe.head.step(self.net, self.context(obs), x, t, to)
-        return x, self.coder.decode(x, obs)
+    def denoise_step(self, obs, x, t, t_next):
+        if not isinstance(self.config.head, DenoisingHead):
+            raise Unsupported(f"{type(self.config.head).__name__} has no half-made chunks",
+                              hint="take a head that moves noise to action step by step, or another executor")
+        x = self.config.head.denoise_step(self.net, self.context(obs), x, t, t_next)
+        return x, self.codec.decode(x, obs)
 
     def noise(self, key, count):
         return normal(key, count, self.noise_shape, stream=4)
@@ -285,10 +289,10 @@ class Policy(nn.Module, Streams):
     # -- on disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
-        """recipe.json, features.json, weights.safetensors and its checksum into an existing or new folder."""
+        """policy.json, features.json, weights.safetensors and its checksum into an existing or new folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "recipe.json", config.dump(self.recipe))
+        write_json(folder / "policy.json", config.dump(self.config))
         write_json(folder / "features.json", {k: asdict(f) for k, f in self.features.items()})
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()},
                   folder / "weights.safetensors")
@@ -300,34 +304,36 @@ class Policy(nn.Module, Streams):
 
         Raises UserError for what is missing, damaged or not of one policy, and Untrusted for code from elsewhere.
         """
-        folder = checkpoint(folder)
-        recipe = config.load(document(folder, "recipe.json"), ("understudy", *trust), str(folder / "recipe.json"))
-        if not isinstance(recipe, Recipe):
-            raise UserError(f"expected a Recipe, found {type(recipe).__name__}", where=folder / "recipe.json",
-                            do=_instead(folder))
-        features = _features(document(folder, "features.json"), folder)
-        _known((*recipe.inputs, recipe.target), features, str(folder / "features.json"))
-        with weights_given():
+        folder = find_checkpoint(folder)
+        recipe = config.load(
+            read_checkpoint_json(folder, "policy.json"), ("understudy", *trust), str(folder / "policy.json")
+        )
+        if not isinstance(recipe, PolicyConfig):
+            raise UserError(f"expected a PolicyConfig, found {type(recipe).__name__}", where=folder / "policy.json",
+                            hint=_replacement_hint(folder))
+        features = _features_from_json(read_checkpoint_json(folder, "features.json"), folder)
+        _check_columns((*recipe.inputs, recipe.target), features, str(folder / "features.json"))
+        with without_downloads():
             policy = Policy(recipe, features)
         try:
-            check_checksum(folder / "weights.safetensors", _instead(folder))
+            check_checksum(folder / "weights.safetensors", _replacement_hint(folder))
             weights = load_file(folder / "weights.safetensors")
         except FileNotFoundError:
             raise UserError("expected a file, found none", where=folder / "weights.safetensors",
-                            do=_instead(folder)) from None
+                            hint=_replacement_hint(folder)) from None
         except (SafetensorError, OSError) as error:
             raise UserError(f"expected a whole safetensors file, found {error}", where=folder / "weights.safetensors",
-                            do=_instead(folder)) from None
+                            hint=_replacement_hint(folder)) from None
         try:
-            fill(policy, weights)
+            load_tensors(policy, weights)
         except RuntimeError as error:
             raise UserError(f"expected the weights of this recipe, found {error}", where=folder,
-                            do="recipe.json and weights.safetensors must come from the same run; "
-                            + _instead(folder)) from None
+                            hint="policy.json and weights.safetensors must come from the same run; "
+                            + _replacement_hint(folder)) from None
         return policy.eval().to(device)
 
 
-def inputs_of(recipe: Recipe, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",
+def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",
               ) -> tuple[str, ...]:
     """The columns that a policy of `recipe` reads: those that it names, else every observation that is not text.
 
@@ -340,14 +346,14 @@ def inputs_of(recipe: Recipe, features: Schema, where: str | Path = "data set", 
     Raises:
         UserError: No column is an observation. The advice maps the columns that look like one.
     """
-    if inputs := recipe.inputs or tuple(sorted(k for k, f in _with_goals(recipe, features).items()
+    if inputs := recipe.inputs or tuple(sorted(k for k, f in _add_goal_features(recipe, features).items()
                                                if role(k) == "observation" and f.kind != "string")):
         return inputs
     raise UserError("no policy can read these data: no column is an observation (the columns are "
-                    f"{', '.join(sorted(features)) or 'none'})", where=where, do=naming(features, data))
+                    f"{', '.join(sorted(features)) or 'none'})", where=where, hint=column_naming_hint(features, data))
 
 
-def naming(features: Schema, data: str | Path = "DATA") -> str:
+def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
     """How to give columns the names that policies read, as advice to the user."""
     names = {k: v for k, v in suggested_names(features).items() if role(v) == "observation"}
     told = ", ".join(f"{old} -> {new}" for old, new in names.items())
@@ -358,7 +364,7 @@ def naming(features: Schema, data: str | Path = "DATA") -> str:
             f"VIEW {options}")
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Gives `module` these weights and buffers. Raises RuntimeError, in one line, if they are not its own; then
     nothing has changed."""
     own, buffers = module.state_dict(), dict(module.named_buffers())
@@ -379,10 +385,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     module.load_state_dict(tensors)
 
 
-def checkpoint(folder: Path | str) -> Path:
+def find_checkpoint(folder: Path | str) -> Path:
     """The folder that holds weights: of a run its last ("RUN/best" and "RUN/last" choose), or the folder itself."""
     folder = Path(folder)
-    if (folder / "weights.safetensors").exists() or (folder / "recipe.json").exists():
+    if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
         return folder
     run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
     begun = (run / "checkpoints").is_dir() or (run / ".lock").exists()
@@ -390,91 +396,93 @@ def checkpoint(folder: Path | str) -> Path:
         places = read_json(run / "run.json")
         if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
             raise UserError("expected the names of checkpoints, found something else", where=run / "run.json",
-                            do=_onward(run))
+                            hint=_resume_hint(run))
         if places and which not in places:
             raise UserError(f"this run has no {which!r} checkpoint; it has {', '.join(places)}", where=run,
-                            do="train with --eval ENV --every N to keep the best")
+                            hint="train with --eval ENV --save-freq N to keep the best")
         if places and (run / places[which]).is_dir():
             return run / places[which]
         begun = True
     if begun:
-        saved = f"; it has {', '.join(f.name for f in found)}" if (found := _saved(run / "checkpoints")) else ""
+        saved = (
+            f"; it has {', '.join(f.name for f in found)}" if (found := _saved_checkpoints(run / "checkpoints")) else ""
+        )
         raise UserError(f"expected a checkpoint called {which!r}, found a run that was stopped before it named one"
-                        f"{saved}", where=run, do=_onward(run))
-    raise UserError(f"expected a trained run or a checkpoint, found {_else(folder)}", where=folder, do=(
-        f"name one of these: {', '.join(map(str, found))}" if (found := _saved(folder)) else
-        f"name the folder: {folder.parent}" if (folder.parent / "recipe.json").exists() else
-        f"train on them: understudy train RECIPE {folder} --out RUN" if (folder / "meta" / "info.json").exists() else
-        "check the path, or train one: understudy train RECIPE DATA --out RUN"))
+                        f"{saved}", where=run, hint=_resume_hint(run))
+    raise UserError(f"expected a trained run or a checkpoint, found {_describe_path(folder)}", where=folder, hint=(
+        f"name one of these: {', '.join(map(str, found))}" if (found := _saved_checkpoints(folder)) else
+        f"name the folder: {folder.parent}" if (folder.parent / "policy.json").exists() else
+        f"train on them: understudy train METHOD {folder} --out RUN" if (folder / "meta" / "info.json").exists() else
+        "check the path, or train one: understudy train METHOD DATA --out RUN"))
 
 
-def document(folder: Path, name: str):
+def read_checkpoint_json(folder: Path, name: str):
     """The JSON of that name in a checkpoint. Raises UserError that says what to take instead."""
     try:
         return read_json(folder / name)
     except UserError as error:
-        raise UserError(error.what, where=error.where, do=_instead(folder)) from None
+        raise UserError(error.problem, where=error.where, hint=_replacement_hint(folder)) from None
 
 
-def _else(folder: Path) -> str:
+def _describe_path(folder: Path) -> str:
     if not folder.exists():
         return "nothing"
     return "a file" if folder.is_file() else "demonstrations" if (folder / "meta" / "info.json").exists() else "neither"
 
 
-def _saved(folder: Path) -> list[Path]:
+def _saved_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in it that have their weights, in order."""
     return sorted((f.parent for f in folder.glob("[0-9]*/weights.safetensors")), key=lambda f: (len(f.name), f.name))
 
 
-def _onward(run: Path) -> str:
+def _resume_hint(run: Path) -> str:
     """The way out for a run whose names do not lead to a checkpoint."""
-    found = _saved(run / "checkpoints")
+    found = _saved_checkpoints(run / "checkpoints")
     named = f"name one of its checkpoints, {found[-1]}; or " if found else ""
-    return f"{named}the command it was begun with goes on: {_again(found[-1] if found else None, run)}"
+    return f"{named}the command it was begun with goes on: {_training_command(found[-1] if found else None, run)}"
 
 
-def _instead(folder: Path) -> str:
+def _replacement_hint(folder: Path) -> str:
     """The way out for a checkpoint that is not whole."""
-    if others := [f for f in _saved(folder.parent) if f != folder]:
+    if others := [f for f in _saved_checkpoints(folder.parent) if f != folder]:
         return f"take another checkpoint of the run: {others[-1]}"
-    return f"remove {folder} and train again: {_again(folder, folder.parent.parent)}"
+    return f"remove {folder} and train again: {_training_command(folder, folder.parent.parent)}"
 
 
-def _again(folder: Path | None, run: Path) -> str:
+def _training_command(folder: Path | None, run: Path) -> str:
     """The command that trains it, as far as it is known."""
     with suppress(UserError, AttributeError):
         if folder is not None and (said := read_json(folder / "provenance.json").get("command")):
             return str(said)
-    return f"understudy train RECIPE DATA --out {run if (run / 'checkpoints').exists() else 'RUN'}"
+    return f"understudy train METHOD DATA --out {run if (run / 'checkpoints').exists() else 'RUN'}"
 
 
-def _feature(data: dict) -> Feature:
+def _feature_from_json(data: dict) -> Feature:
     return Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
-def _features(data, folder: Path) -> dict[str, Feature]:
+def _features_from_json(data, folder: Path) -> dict[str, Feature]:
     try:
-        return {k: _feature(f) for k, f in data.items()}
+        return {k: _feature_from_json(f) for k, f in data.items()}
     except (TypeError, AttributeError) as error:
         raise UserError(f"expected columns with dtype, shape and kind, found something else ({error})",
-                        where=folder / "features.json", do=_instead(folder)) from None
+                        where=folder / "features.json", hint=_replacement_hint(folder)) from None
 
 
-def _with_goals(recipe: Recipe, features: Schema) -> dict[str, Feature]:
+def _add_goal_features(recipe: PolicyConfig, features: Schema) -> dict[str, Feature]:
     features = dict(features)
     for g in recipe.window.goals:
         if g.into not in features:
-            _known((g.of,), features)
-            features[g.into] = features[g.of]
+            _check_columns((g.column,), features)
+            features[g.into] = features[g.column]
     return features
 
 
-def _known(names, features: Schema, where: str = "data set") -> None:
+def _check_columns(names, features: Schema, where: str = "data set") -> None:
     import difflib
 
     for name in names:
         if name not in features:
             near = difflib.get_close_matches(name, features, 1)
             raise UserError(f"expected a column {name!r}, found {', '.join(sorted(features)) or 'none'}", where=where,
-                            do=f"did you mean {near[0]!r}?" if near else "name one that is there")
+                            hint=f"did you mean {near[0]!r}?" if near else "name one that is there")

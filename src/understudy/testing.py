@@ -16,36 +16,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import Untrusted
-from .core import Batch, Context, Feature, Schema, Shape, Unsupported, UserError, keys, put, take
+from .config import UntrustedCode
+from .core import Batch, Context, Feature, HeadSpec, Schema, Unsupported, UserError, keys, put, take
 from .data.codec import Codec
 from .data.episode import Dataset, Episode
 from .data.window import Window
-from .envs.base import Env, Pictures, Plane, Replays, Scripted
-from .envs.shifted import Shift
-from .evaluate.record import Uniform
+from .envs.base import Env, HasExpert, PlanarMap, Renderable, Restorable
+from .envs.shifts import Shift
+from .evaluate.recording import UniformRandomActor
 from .evaluate.rollout import rollout
-from .execute.actor import Actor, Noisy
+from .execute.actor import Actor, NoisyActor
 from .execute.base import Executor
-from .heads.base import Density, Noising
+from .heads.base import DenoisingHead, LikelihoodHead
 from .heads.flow import Flow
-from .nets.base import Encoder, Primes, RowTime, Trunk, primed
-from .policy import Policy, Recipe
+from .nets.base import CachesContext, Encoder, SharedTimeTrunk, Trunk, precomputed
+from .policy import Policy, PolicyConfig
 
 STATE = "observation.state"
 
 
-class Broken(AssertionError):
+class ContractViolation(AssertionError):
     """A promise that a part does not keep."""
 
 
-def hold(promise: bool, what: str) -> None:
+def require(promise: bool, what: str) -> None:
     """Unlike `assert`, also where Python runs with -O."""
     if not promise:
-        raise Broken(what)
+        raise ContractViolation(what)
 
 
-def alike(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> None:
+def require_equal(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> None:
     """Equal, or, with `near`, equal to that much of their size."""
     torch.testing.assert_close(one, other, rtol=near, atol=near / 10, msg=lambda m: f"{what}\n{m}")
 
@@ -53,13 +53,13 @@ def alike(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> None:
 # -- made-up data ---------------------------------------------------------------------------------------------------
 
 
-def made_up(features: Schema, episodes: int = 6, steps: int = 24, seed: int = 0) -> Dataset:
+def random_dataset(features: Schema, episodes: int = 6, steps: int = 24, seed: int = 0) -> Dataset:
     """Episodes of `steps` steps and more that hold anything at all: numbers of many sizes, pixels, bytes, choices."""
     rng = np.random.default_rng(seed)
 
     def column(name, f, rows):
-        if f.kind == "choice":
-            return rng.integers(0, np.array(f.choices).reshape(f.shape), (rows, *f.shape)).astype(f.dtype)
+        if f.kind == "discrete":
+            return rng.integers(0, np.array(f.num_classes).reshape(f.shape), (rows, *f.shape)).astype(f.dtype)
         if f.kind in ("image", "text"):
             return rng.integers(0, 256, (rows, *f.shape)).astype(np.uint8)
         walk = rng.normal(size=(rows, *f.shape)).cumsum(0) if name.startswith("observation") else rng.normal(
@@ -69,22 +69,22 @@ def made_up(features: Schema, episodes: int = 6, steps: int = 24, seed: int = 0)
                             schema=dict(features)) for i in range(episodes)])
 
 
-def example(recipe: Recipe, size: int = 5, seed: int = 0, target: Feature | None = None,
+def random_batch(recipe: PolicyConfig, size: int = 5, seed: int = 0, target: Feature | None = None,
             inputs: Schema | None = None) -> tuple[Policy, Batch]:
     """A policy fitted on made-up data, and a batch of it whose last rows run past the end of an episode.
 
     target: two numbers, unless given. inputs: three numbers in each column that the recipe names, unless given.
     """
-    named = (*recipe.inputs, *(g.of for g in recipe.window.goals))
+    named = (*recipe.inputs, *(g.column for g in recipe.window.goals))
     if inputs is None:
         inputs = {k: Feature("float32", (3,)) for k in named or (STATE, "observation.environment_state")}
     features = {**inputs, recipe.target: target or Feature("float32", (2,))}
-    data = made_up(features, steps=3 * (recipe.window.horizon + recipe.window.obs), seed=seed)
+    data = random_dataset(features, steps=3 * (recipe.window.horizon + recipe.window.n_obs_steps), seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        policy = Policy(recipe, data.features()).fit(data)
+        policy = Policy(recipe, data.features()).fit_statistics(data)
     windows = policy.windows(data)
-    end = int(windows.ends[0])
+    end = int(windows.episode_ends[0])
     late = [end - 1 - i for i in range(size // 2)]
     return policy.eval(), windows.gather(np.array([*range(size - len(late)), *late]), np.random.default_rng(seed))
 
@@ -92,127 +92,133 @@ def example(recipe: Recipe, size: int = 5, seed: int = 0, target: Feature | None
 # -- heads ----------------------------------------------------------------------------------------------------------
 
 
-def check_head(recipe: Recipe, target: Feature | None = None) -> None:
+def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     """Of `recipe.head` with that trunk: shapes, randomness that is all in the arguments, rows that ignore each other,
     padding that is no target, gradients that reach every weight, files that hold everything and run nothing."""
-    policy, batch = example(recipe, target=target)
-    B, H, A = len(batch), recipe.window.horizon, policy.dim
+    policy, batch = random_batch(recipe, target=target)
+    B, H, A = len(batch), recipe.window.horizon, policy.action_dim
     noise = torch.randn(B, *policy.noise_shape, generator=_rng(0))
-    context, coded = policy.context(batch.obs), policy.encode(batch)
+    context, coded = policy.context(batch.obs), policy.encode_batch(batch)
     loss = recipe.head.loss(policy.net, context, coded, batch.mask, _rng(1))
-    hold(loss.shape == (B, H), f"loss must be (B, H), not reduced; found {tuple(loss.shape)}")
-    hold(bool(_loss(policy, batch).isfinite().all()), "loss must be finite")
+    require(loss.shape == (B, H), f"loss must be (B, H), not reduced; found {tuple(loss.shape)}")
+    require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite")
     with torch.no_grad():
         plan = policy.plan(batch.obs, noise)
-    hold(plan.shape == (B, H, A) and bool(plan.isfinite().all()), "a plan must be finite and (B, H, A)")
+    require(plan.shape == (B, H, A) and bool(plan.isfinite().all()), "a plan must be finite and (B, H, A)")
     _head_draws_nothing(policy, batch, noise, plan)
     _head_ignores_padding(policy, batch)
     _head_learns(policy, batch)
     _head_saves(policy, batch, noise, plan)
     _head_in_other_numbers(policy, batch, noise)
-    if isinstance(recipe.head, Noising):
+    if isinstance(recipe.head, DenoisingHead):
         _head_times(policy, context, coded)
-    if isinstance(recipe.head, Density):
+    if isinstance(recipe.head, LikelihoodHead):
         said = recipe.head.log_prob(policy.net, context, coded)
-        hold(said.shape == (B,) and bool(said.isfinite().all()), "log_prob must be finite and (B,)")
+        require(said.shape == (B,) and bool(said.isfinite().all()), "log_prob must be finite and (B,)")
     twin = copy.deepcopy(policy)  # averages and targets need it
-    alike(twin.plan(batch.obs, noise), plan, "a deep copy must act alike")
+    require_equal(twin.plan(batch.obs, noise), plan, "a deep copy must act alike")
 
 
 def _rng(seed, device="cpu"):
     return torch.Generator(device).manual_seed(seed)
 
 
-def _loss(policy, batch, seed=1):
+def _batch_loss(policy, batch, seed=1):
     return policy.loss(batch, _rng(seed))
 
 
 @torch.no_grad()
 def _head_draws_nothing(policy, batch, noise, plan):
     state = torch.random.get_rng_state()
-    alike(policy.plan(batch.obs, noise), plan, "the same arguments must give the same plan")
-    alike(_loss(policy, batch), _loss(policy, batch), "the same rng must give the same loss")
-    hold(torch.equal(torch.random.get_rng_state(), state), "every draw is from `rng` or `noise`, none from torch's own")
+    require_equal(policy.plan(batch.obs, noise), plan, "the same arguments must give the same plan")
+    require_equal(_batch_loss(policy, batch), _batch_loss(policy, batch), "the same rng must give the same loss")
+    require(
+        torch.equal(torch.random.get_rng_state(), state), "every draw is from `rng` or `noise`, none from torch's own"
+    )
     one = policy.plan({k: v[2:3] for k, v in batch.obs.items()}, noise[2:3])
-    alike(one[0], plan[2], "a row's plan must not depend on the other rows", 1e-4)
+    require_equal(one[0], plan[2], "a row's plan must not depend on the other rows", 1e-4)
 
 
 def _head_ignores_padding(policy, batch):
     if policy.window.horizon == 1:
         return
-    hold(not bool(batch.mask.all()), "the example has padding")
-    beyond = 1 - batch.action if policy.target.kind == "choice" else torch.tensor(9e3)
-    spoiled = batch.but(action=torch.where(batch.mask.unsqueeze(-1), batch.action, beyond.to(batch.action.dtype)))
-    if policy.target.kind == "choice":
-        spoiled = spoiled.but(action=spoiled.action.clamp(min=0))
-    alike(_loss(policy, spoiled), _loss(policy, batch), "what stands at padded steps must not matter")
-    hold(not bool(_loss(policy, batch)[~batch.mask].any()), "padded steps have no loss")
+    require(not bool(batch.mask.all()), "the example has padding")
+    beyond = 1 - batch.action if policy.target.kind == "discrete" else torch.tensor(9e3)
+    spoiled = batch.replace(action=torch.where(batch.mask.unsqueeze(-1), batch.action, beyond.to(batch.action.dtype)))
+    if policy.target.kind == "discrete":
+        spoiled = spoiled.replace(action=spoiled.action.clamp(min=0))
+    require_equal(
+        _batch_loss(policy, spoiled), _batch_loss(policy, batch), "what stands at padded steps must not matter"
+    )
+    require(not bool(_batch_loss(policy, batch)[~batch.mask].any()), "padded steps have no loss")
 
 
 def _head_learns(policy, batch):
-    if not _loss(policy, batch).requires_grad:
+    if not _batch_loss(policy, batch).requires_grad:
         return
     trained = copy.deepcopy(policy)
     weights = [p for p in trained.parameters() if p.requires_grad and p.numel()]
     optimizer = torch.optim.Adam(weights, 1e-3)
     for seed in range(4):  # layers that begin at zero stop all gradients until they have moved
         optimizer.zero_grad()
-        sum(_loss(trained, batch, 6 * seed + s).sum() for s in range(6)).backward()
+        sum(_batch_loss(trained, batch, 6 * seed + s).sum() for s in range(6)).backward()
         optimizer.step()
     dead = [n for n, p in trained.named_parameters() if p.requires_grad and p.numel() and (
         p.grad is None or not p.grad.any())]
-    hold(not dead, f"no gradient reaches {dead}")
+    require(not dead, f"no gradient reaches {dead}")
     settled = [n for n, p in trained.named_parameters() if not p.requires_grad and p.grad is not None]
-    hold(not settled, f"settled weights must not train: {settled}")
+    require(not settled, f"settled weights must not train: {settled}")
 
 
 @torch.no_grad()
 def _head_saves(policy, batch, noise, plan):
-    package = type(policy.recipe.head).__module__.split(".")[0]
+    package = type(policy.config.head).__module__.split(".")[0]
     with tempfile.TemporaryDirectory() as folder:
         policy.save(folder)
         again = Policy.load(folder, trust=(package,))
-        hold(again.recipe == policy.recipe, "the recipe must survive its file")
-        alike(again.plan(batch.obs, noise), plan, "what was loaded must act alike")
-        path = Path(folder) / "recipe.json"
+        require(again.config == policy.config, "the recipe must survive its file")
+        require_equal(again.plan(batch.obs, noise), plan, "what was loaded must act alike")
+        path = Path(folder) / "policy.json"
         text = json.loads(path.read_text())
         text["head"]["$"] = "nobody_trusts_this:Head"
         path.write_text(json.dumps(text))
         try:
             Policy.load(folder, trust=(package,))
-        except Untrusted:
+        except UntrustedCode:
             return
-        raise Broken("a file that names untrusted code must be refused before that code is imported")
+        raise ContractViolation("a file that names untrusted code must be refused before that code is imported")
 
 
 @torch.no_grad()
 def _head_in_other_numbers(policy, batch, noise):
-    head = policy.recipe.head
+    head = policy.config.head
     context = policy.context(batch.obs)
     exact = Context(context.tokens.double(), context.mask)
     net = copy.deepcopy(policy.net).double()
     said = head.sample(net, exact, noise.double())
-    hold(said.dtype == torch.float64, f"float64 in must give float64 out, found {said.dtype}")
-    alike(said.float(), head.sample(policy.net, context, noise), "float64 must agree with float32", 1e-2)
+    require(said.dtype == torch.float64, f"float64 in must give float64 out, found {said.dtype}")
+    require_equal(said.float(), head.sample(policy.net, context, noise), "float64 must agree with float32", 1e-2)
     with torch.autocast("cpu", torch.bfloat16):
-        hold(bool(_loss(policy, batch).isfinite().all()), "loss must be finite in bfloat16")
+        require(bool(_batch_loss(policy, batch).isfinite().all()), "loss must be finite in bfloat16")
     if torch.cuda.is_available():
         there = copy.deepcopy(policy).to("cuda")
         plan = there.plan(batch.to("cuda").obs, noise.cuda())
-        alike(plan.cpu(), policy.plan(batch.obs, noise), "a GPU must agree with the CPU", 1e-2)
-        hold(there.loss(batch.to("cuda"), _rng(1, "cuda")).device.type == "cuda", "losses stay on the GPU")
+        require_equal(plan.cpu(), policy.plan(batch.obs, noise), "a GPU must agree with the CPU", 1e-2)
+        require(there.loss(batch.to("cuda"), _rng(1, "cuda")).device.type == "cuda", "losses stay on the GPU")
 
 
 @torch.no_grad()
 def _head_times(policy, context, coded):
-    head, noise = policy.recipe.head, torch.randn(coded.shape, generator=_rng(3))
-    hold(torch.equal(head.corrupt(coded, noise, torch.ones_like(coded[..., :1])), coded), "at t=1 there is no noise")
+    head, noise = policy.config.head, torch.randn(coded.shape, generator=_rng(3))
+    require(
+        torch.equal(head.interpolate(coded, noise, torch.ones_like(coded[..., :1])), coded), "at t=1 there is no noise"
+    )
     t = torch.full(coded.shape[:2], 0.5)
     try:
-        same = head.step(policy.net, primed(policy.net, context), noise, t, t)
+        same = head.denoise_step(policy.net, precomputed(policy.net, context), noise, t, t)
     except Unsupported:  # a sampler that draws in every step
         return
-    alike(same, noise, "a step from t to t must change nothing", 1e-4)
+    require_equal(same, noise, "a step from t to t must change nothing", 1e-4)
 
 
 # -- codecs ---------------------------------------------------------------------------------------------------------
@@ -222,35 +228,35 @@ def check_codec(codec: Codec, target: Feature | None = None) -> None:
     """That it undoes what it does, leaves alone what is no number, and cannot be used before it was fitted."""
     features = {STATE: Feature("float32", (2,)), "observation.images.front": Feature("uint8", (4, 4, 3), "image"),
                 "observation.words": Feature("uint8", (9,), "text"),
-                "observation.mode": Feature("int64", (1,), "choice", choices=(3,)),
+                "observation.mode": Feature("int64", (1,), "discrete", num_classes=(3,)),
                 "action": target or Feature("float32", (2,))}
     inputs = tuple(k for k in features if k != "action")
-    data = made_up(features)
-    windows = Window(2, 4).over(data, inputs, "action")
+    data = random_dataset(features)
+    windows = Window(2, 4).windows(data, inputs, "action")
     batch = windows.gather(np.arange(0, len(windows), 5))
     coder = codec.build(features, inputs, "action")
     if coder.state_dict() and not getattr(coder, "fitted", True):
-        for use in (lambda: coder.encode(batch.action, batch.obs), lambda: coder.obs(batch.obs)):
+        for use in (lambda: coder.encode(batch.action, batch.obs), lambda: coder.encode_obs(batch.obs)):
             try:
                 use()
             except UserError:
                 continue
-            raise Broken("statistics that were never taken must not be used")
-    coder.fit(windows.scan)
+            raise ContractViolation("statistics that were never taken must not be used")
+    coder.fit_statistics(windows.scan)
     coded = coder.encode(batch.action, batch.obs)
-    hold(coded.shape == (*batch.action.shape[:2], coder.width), "coded actions must be (B, H, width)")
+    require(coded.shape == (*batch.action.shape[:2], coder.width), "coded actions must be (B, H, width)")
     back = coder.decode(coded, batch.obs)
     here = batch.mask.unsqueeze(-1)
-    alike(back * here, batch.action.to(back.dtype) * here, "decode must undo encode", 1e-4)
-    seen = coder.obs(batch.obs)
-    hold(set(seen) == set(batch.obs), "a codec must keep every observation")
+    require_equal(back * here, batch.action.to(back.dtype) * here, "decode must undo encode", 1e-4)
+    seen = coder.encode_obs(batch.obs)
+    require(set(seen) == set(batch.obs), "a codec must keep every observation")
     for name in inputs:
-        hold(seen[name].shape == batch.obs[name].shape, f"{name} must keep its shape")
+        require(seen[name].shape == batch.obs[name].shape, f"{name} must keep its shape")
         if features[name].kind != "vector":
-            alike(seen[name], batch.obs[name], f"{name} holds no numbers and must be left alone")
+            require_equal(seen[name], batch.obs[name], f"{name} holds no numbers and must be left alone")
     twin = codec.build(features, inputs, "action")
     twin.load_state_dict(coder.state_dict())
-    alike(twin.encode(batch.action, batch.obs), coded, "statistics must be saved with the weights")
+    require_equal(twin.encode(batch.action, batch.obs), coded, "statistics must be saved with the weights")
 
 
 # -- networks -------------------------------------------------------------------------------------------------------
@@ -263,7 +269,7 @@ def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
     for inputs, outputs, times in ((0, 3, 0), (2, 3, 0), (2, 3, 1), (2, 1, 2)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            net = trunk.build(inputs, outputs, times, Shape(horizon, N, D))
+            net = trunk.build(inputs, outputs, times, HeadSpec(horizon, N, D))
         rng = _rng(1)
         x, t = torch.randn(B, horizon, inputs, generator=rng), torch.rand(B, 1, times, generator=rng)
         t = t.expand(-1, horizon, -1)
@@ -276,7 +282,7 @@ def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
             (net(x, t, context) - wanted).square().mean().backward()
             optimizer.step()
         dead = [n for n, p in net.named_parameters() if p.numel() and (p.grad is None or not p.grad.any())]
-        hold(not dead, f"no gradient reaches {dead}")
+        require(not dead, f"no gradient reaches {dead}")
         net.eval()
         with torch.no_grad():
             _trunk_reads(trunk, net, x, t, context, outputs)
@@ -284,28 +290,28 @@ def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
 
 def _trunk_reads(trunk, net, x, t, context, outputs):
     out = net(x, t, context)
-    hold(out.shape == (*x.shape[:2], outputs), "a trunk gives (B, H, outputs)")
+    require(out.shape == (*x.shape[:2], outputs), "a trunk gives (B, H, outputs)")
     one = net(x[1:2], t[1:2], Context(context.tokens[1:2], context.mask[1:2]))
-    alike(one[0], out[1], "a row must not depend on the other rows", 1e-4)
+    require_equal(one[0], out[1], "a row must not depend on the other rows", 1e-4)
     hidden = context.tokens.clone()
     hidden[:, -1] += 100.0
-    alike(net(x, t, Context(hidden, context.mask)), out, "a token with mask False must be as if absent", 1e-5)
+    require_equal(net(x, t, Context(hidden, context.mask)), out, "a token with mask False must be as if absent", 1e-5)
     shown = context.tokens.clone()
     shown[:, 0] += 1.0
-    hold(not torch.allclose(net(x, t, Context(shown, context.mask)), out, atol=1e-6), "the context must matter")
-    alike(net(x, t, primed(net, context)), out, "a primed context must give the same", 1e-4)
-    if isinstance(net, Primes) and t.shape[-1]:
-        once = net.at(net.prime(context), net.tell(t[0, :1])[0])
+    require(not torch.allclose(net(x, t, Context(shown, context.mask)), out, atol=1e-6), "the context must matter")
+    require_equal(net(x, t, precomputed(net, context)), out, "a primed context must give the same", 1e-4)
+    if isinstance(net, CachesContext) and t.shape[-1]:
+        once = net.with_time_embedding(net.precompute(context), net.embed_time(t[0, :1])[0])
         plain = net(x, t[:1, :1].expand_as(t), context)
-        alike(net(x, t, once), plain, "a context at one time must give the same", 1e-4)
+        require_equal(net(x, t, once), plain, "a context at one time must give the same", 1e-4)
     if x.shape[-1]:
-        hold(not torch.allclose(net(x + 1, t, context), out, atol=1e-6), "the inputs must matter")
+        require(not torch.allclose(net(x + 1, t, context), out, atol=1e-6), "the inputs must matter")
     if t.shape[-1]:
-        hold(not torch.allclose(net(x, 1 - t, context), out, atol=1e-6), "the times must matter")
+        require(not torch.allclose(net(x, 1 - t, context), out, atol=1e-6), "the times must matter")
         later = t.clone()
         later[:, -1] = 1 - later[:, -1]
-        if not isinstance(trunk, RowTime):
-            hold(not torch.allclose(net(x, later, context), out, atol=1e-6), "each step's own time must matter")
+        if not isinstance(trunk, SharedTimeTrunk):
+            require(not torch.allclose(net(x, later, context), out, atol=1e-6), "each step's own time must matter")
 
 
 def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
@@ -314,27 +320,27 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = encoder.build(features, rows).eval()
-    data = made_up({**features, "action": Feature("float32", (1,))})
-    obs = dict(Window(rows, 1).over(data, tuple(features), "action").batch(5, 0).obs)
+    data = random_dataset({**features, "action": Feature("float32", (1,))})
+    obs = dict(Window(rows, 1).windows(data, tuple(features), "action").batch(5, 0).obs)
     with torch.no_grad():
         context = net(obs)
-        hold(context.tokens.shape == (5, net.tokens, net.width) and context.mask.shape == (5, net.tokens),
+        require(context.tokens.shape == (5, net.tokens, net.width) and context.mask.shape == (5, net.tokens),
              f"expected tokens (B, {net.tokens}, {net.width}) with a mask, found {tuple(context.tokens.shape)}")
-        hold(bool(context.tokens.isfinite().all()), "tokens must be finite")
-        alike(net(obs).tokens, context.tokens, "without rng nothing is random")
+        require(bool(context.tokens.isfinite().all()), "tokens must be finite")
+        require_equal(net(obs).tokens, context.tokens, "without rng nothing is random")
         one = net({k: v[1:2] for k, v in obs.items()})
-        alike(one.tokens[0], context.tokens[1], "a row must not depend on the other rows", 1e-4)
+        require_equal(one.tokens[0], context.tokens[1], "a row must not depend on the other rows", 1e-4)
         for name, f in features.items():
             absent = {name + "?": torch.zeros(5, rows, dtype=torch.bool)}
             other = obs[name].flip(0) if f.kind != "vector" else torch.full_like(obs[name], float("nan"))
             gone, also = net({**obs, **absent}), net({**obs, **absent, name: other})
-            alike(gone.flat(), also.flat(), f"what {name} holds where it was not sensed must not matter")
-            hold(not torch.equal(gone.flat(), context.flat()), f"it must matter that {name} was not sensed")
+            require_equal(gone.flat(), also.flat(), f"what {name} holds where it was not sensed must not matter")
+            require(not torch.equal(gone.flat(), context.flat()), f"it must matter that {name} was not sensed")
     weights = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
     if weights:
         (net(obs, _rng(1)).flat() * torch.randn(context.flat().shape, generator=_rng(2))).sum().backward()
         dead = [n for n, p in weights if p.grad is None or not p.grad.any()]
-        hold(not dead, f"no gradient reaches {dead}")
+        require(not dead, f"no gradient reaches {dead}")
 
 
 # -- executors ------------------------------------------------------------------------------------------------------
@@ -344,9 +350,11 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
 def check_executor(executor: Executor, window: Window | None = None, steps: int = 12) -> None:
     """That its state keeps its structure, that rows ignore each other, that one row can be started anew alone, and
     that the same keys give the same actions."""
-    policy, _ = example(Recipe(Flow(steps=2, times="each"), window=window or Window(2, 8)))
+    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2, times="each"), window=window or Window(2, 8)))
     rng = _rng(0)
-    obs = [{k: torch.randn(3, policy.window.obs, 3, generator=rng) for k in policy.inputs} for _ in range(steps)]
+    obs = [
+        {k: torch.randn(3, policy.window.n_obs_steps, 3, generator=rng) for k in policy.inputs} for _ in range(steps)
+    ]
     key, new = torch.tensor([11, 22, 33]), torch.tensor([44])
 
     def run(rows, key, fresh=None, since=0):
@@ -357,17 +365,17 @@ def check_executor(executor: Executor, window: Window | None = None, steps: int 
                 state = put(state, torch.tensor([1]), executor.start(policy, new))
             before = _structure(state)
             action, state = executor.act(policy, take(seen, rows), state)
-            hold(action.shape == (len(key), policy.dim), "an executor gives (B, A)")
-            hold(before == _structure(state) == structure, "a state's structure must never change")
+            require(action.shape == (len(key), policy.action_dim), "an executor gives (B, A)")
+            require(before == _structure(state) == structure, "a state's structure must never change")
             out.append(action)
         return torch.stack(out)
     everyone, alone, middle = torch.arange(3), torch.tensor([1]), steps // 2 - 1
     whole = run(everyone, key)
-    alike(run(everyone, key), whole, "the same keys must give the same actions")
-    alike(run(alone, key[1:2])[:, 0], whole[:, 1], "a row must not depend on the other rows", 1e-3)
+    require_equal(run(everyone, key), whole, "the same keys must give the same actions")
+    require_equal(run(alone, key[1:2])[:, 0], whole[:, 1], "a row must not depend on the other rows", 1e-3)
     reset = run(everyone, key, middle)
-    alike(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is started anew", 1e-3)
-    alike(reset[middle:, 1], run(alone, new, since=middle)[:, 0], "a row started anew must be as new", 1e-3)
+    require_equal(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is started anew", 1e-3)
+    require_equal(reset[middle:, 1], run(alone, new, since=middle)[:, 0], "a row started anew must be as new", 1e-3)
 
 
 def _structure(tree) -> object:
@@ -382,27 +390,27 @@ def _structure(tree) -> object:
 def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     """A format that is written: what it says it holds is read again without the side file, and everything that it
     does not call lost with it. `data` is left as it is; `folder` is for what is written."""
-    from .data.formats import _module as module
-    from .data.formats import losses, side, write_dataset
+    from .data.formats import _format_module as module
+    from .data.formats import conversion_losses, sidecar, write_dataset
 
-    said, before = losses(data, to, **options), data.fingerprint()
-    places = module(to).holds(data, **options).columns
+    said, before = conversion_losses(data, to, **options), data.fingerprint()
+    places = module(to).capability(data, **options).columns
     path = folder / f"written-{to}"
     write_dataset(data, path, to, **options)
-    hold(data.fingerprint() == before, f"{to}: the data that were written are as they were")
-    lost = {loss.subject for loss in said if not loss.kept}
+    require(data.fingerprint() == before, f"{to}: the data that were written are as they were")
+    lost = {loss.subject for loss in said if not loss.in_sidecar}
     again = Dataset.open(path)
     features = again.features()
-    hold(len(again) == len(data) and list(features) == list(data.features()),
+    require(len(again) == len(data) and list(features) == list(data.features()),
          f"{to}: has {list(features)}, {len(again)} episodes")
     for e, (one, other) in enumerate(zip(data, again, strict=True)):
         for name, f in data.features().items():
             if name not in lost:
-                hold(features[name] == f, f"{to}: {name} is {f}, found {features[name]}")
+                require(features[name] == f, f"{to}: {name} is {f}, found {features[name]}")
                 _same_column(one.steps[name], other.steps[name], f"{to}: {name} of episode {e}")
-        hold(_json(one.meta) == _json(other.meta), f"{to}: the facts of episode {e}")
-    hold(again.fps == data.fps, f"{to}: fps {data.fps}, found {again.fps}")
-    beside = side.beside(path)
+        require(_metadata_as_json(one.metadata) == _metadata_as_json(other.metadata), f"{to}: the facts of episode {e}")
+    require(again.fps == data.fps, f"{to}: fps {data.fps}, found {again.fps}")
+    beside = sidecar.sidecar_path(path)
     if not beside.exists():
         return
     beside.unlink()
@@ -411,10 +419,10 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
         for e, (one, other) in enumerate(zip(data, alone, strict=True)):
             found, f = np.asarray(other.steps[place.name]), data.features()[name]
             rows = len(one) + 1 if place.repeats else len(one.steps[name]) if place.last else len(one)
-            hold((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
+            require((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
                  and found.shape == (rows, *place.shape),
                  f"{to}: {name} of episode {e} is {place} without the side file, found {found.dtype} {found.shape}")
-            if place.exact:
+            if place.is_exact:
                 wanted = np.asarray(one.steps[name])
                 wanted = np.concatenate([wanted, wanted[-1:]])[:rows].reshape(found.shape)
                 _same_column(wanted if f.kind == "string" else wanted.astype(place.dtype), found,
@@ -425,10 +433,10 @@ def _same_column(one, other, what):
     one, other = np.asarray(one), np.asarray(other)
     same = one.shape == other.shape and (one.tolist() == other.tolist() if one.dtype.kind in "UO" else
                                          one.dtype == other.dtype and one.tobytes() == other.tobytes())
-    hold(same, f"{what} is the same, bit by bit")
+    require(same, f"{what} is the same, bit by bit")
 
 
-def _json(meta):
+def _metadata_as_json(meta):
     return json.dumps(dict(meta), sort_keys=True, default=lambda v: v.tolist())
 
 
@@ -447,18 +455,24 @@ def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> 
     for rows in (1, 3, 2 * episodes):
         env = build(rows)
         try:
-            runs.append(rollout(_anyhow(env), env, episodes, seed))
-            if rows == 3 and isinstance(env, Replays):
+            runs.append(rollout(_random_actor(env), env, episodes, seed))
+            if rows == 3 and isinstance(env, Restorable):
                 _env_restores(env, runs[-1])
         finally:
             env.close()
     for n, run in enumerate(runs[1:]):
         for one, other in zip(runs[0], run, strict=True):
             for k in one.steps:
-                hold(np.array_equal(one.steps[k], other.steps[k]), f"episode {one.meta['number']} differs in {k!r} "
-                     f"with {(3, 2 * episodes)[n]} rows: an episode must depend on its key alone")
-            hold(one.meta == other.meta, "facts of an episode must depend on its key alone")
-    hold(len({episode.fingerprint() for episode in map(_bare, runs[0])}) > 1, "other keys must give other episodes")
+                require(
+                    np.array_equal(one.steps[k], other.steps[k]),
+                    f"episode {one.metadata['number']} differs in {k!r} "
+                    f"with {(3, 2 * episodes)[n]} rows: an episode must depend on its key alone",
+                )
+            require(one.metadata == other.metadata, "facts of an episode must depend on its key alone")
+    require(
+        len({episode.fingerprint() for episode in map(_without_metadata, runs[0])}) > 1,
+        "other keys must give other episodes",
+    )
 
 
 def check_shift(build: Callable[[int], Env], shift: Shift, episodes: int = 3, seed: int = 0) -> None:
@@ -467,13 +481,13 @@ def check_shift(build: Callable[[int], Env], shift: Shift, episodes: int = 3, se
     def run(rows, severity):
         env = build(rows)
         try:
-            actor = _anyhow(env) if not isinstance(env, Scripted) else env.expert()
+            actor = _random_actor(env) if not isinstance(env, HasExpert) else env.expert()
             if severity is None:
                 return rollout(actor, env, episodes, seed)
             return rollout(shift.actor(actor, severity), shift.world(env, severity), episodes, seed)
         finally:
             env.close()
-    hold(min(shift.levels) > 0 and list(shift.levels) == sorted(set(shift.levels)), "levels rise from above 0")
+    require(min(shift.levels) > 0 and list(shift.levels) == sorted(set(shift.levels)), "levels rise from above 0")
     _same_runs(run(2, None), run(2, 0), "severity 0 must be the environment itself")
     for level in (shift.levels[0], shift.levels[-1]):
         check_env(lambda rows, level=level: shift.world(build(rows), level), episodes, seed)
@@ -482,72 +496,76 @@ def check_shift(build: Callable[[int], Env], shift: Shift, episodes: int = 3, se
 
 def _same_runs(one, other, what):
     for a, b in zip(one, other, strict=True):
-        hold(a.meta == b.meta, f"{what}: its facts are {dict(a.meta)} and {dict(b.meta)}")
-        hold(set(a.steps) == set(b.steps), f"{what}: its columns are {sorted(a.steps)} and {sorted(b.steps)}")
+        require(a.metadata == b.metadata, f"{what}: its facts are {dict(a.metadata)} and {dict(b.metadata)}")
+        require(set(a.steps) == set(b.steps), f"{what}: its columns are {sorted(a.steps)} and {sorted(b.steps)}")
         for k in a.steps:
-            hold(a.steps[k].dtype == b.steps[k].dtype and a.steps[k].tobytes() == b.steps[k].tobytes(),
-                 f"{what}, but {k!r} of episode {a.meta['number']} differs")
+            require(a.steps[k].dtype == b.steps[k].dtype and a.steps[k].tobytes() == b.steps[k].tobytes(),
+                 f"{what}, but {k!r} of episode {a.metadata['number']} differs")
 
 
-def _anyhow(env) -> Actor:
+def _random_actor(env) -> Actor:
     action = env.features["action"]
-    return Uniform(env) if action.choices or "low" in env.facts else Noisy(None, action.size)
+    return UniformRandomActor(env) if action.num_classes or "low" in env.metadata else NoisyActor(None, action.size)
 
 
-def _bare(episode):
+def _without_metadata(episode):
     return Dataset([replace(episode, meta={})])
 
 
 def _env_shows(env):
     for fact in ("env", "version", "fps", "limit", "success"):
-        hold(fact in env.facts, f"facts must say {fact!r}, if only None")
+        require(fact in env.metadata, f"facts must say {fact!r}, if only None")
     obs = env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
-    hold(set(obs) == set(env.features) - {"action"}, f"observations are {sorted(obs)}, features say otherwise")
-    actor = _anyhow(env)
+    require(set(obs) == set(env.features) - {"action"}, f"observations are {sorted(obs)}, features say otherwise")
+    actor = _random_actor(env)
     action, _ = actor.act(obs, actor.start(obs, keys(0, range(env.rows))))
     before = {k: v.clone() for k, v in obs.items()}
     out = env.step(action)
     for name, seen in (*obs.items(), *out.obs.items()):
         f = env.features[name]
-        hold(seen.shape == (env.rows, *f.shape) and str(seen.dtype) == f"torch.{f.dtype}" and seen.device.type == "cpu",
-             f"{name} is {tuple(seen.shape)} {seen.dtype}, its feature says {(env.rows, *f.shape)} {f.dtype}")
-    hold(all(torch.equal(obs[k], before[k]) for k in obs), "a step must not change observations already given")
+        require(
+            seen.shape == (env.rows, *f.shape) and str(seen.dtype) == f"torch.{f.dtype}" and seen.device.type == "cpu",
+            f"{name} is {tuple(seen.shape)} {seen.dtype}, its feature says {(env.rows, *f.shape)} {f.dtype}",
+        )
+    require(all(torch.equal(obs[k], before[k]) for k in obs), "a step must not change observations already given")
     for name, dtype in (("reward", torch.float32), ("terminated", torch.bool), ("truncated", torch.bool)):
         value = getattr(out, name)
-        hold(value.shape == (env.rows,) and value.dtype == dtype, f"{name} must be (rows,) {dtype}")
-    hold(("success" in out.info) == (env.facts["success"] is not None), "facts['success'] says whether info has it")
-    hold(all(v.shape[:1] == (env.rows,) for v in out.info.values()), "infos have rows first")
+        require(value.shape == (env.rows,) and value.dtype == dtype, f"{name} must be (rows,) {dtype}")
+    require(
+        ("success" in out.info) == (env.metadata["success"] is not None), "facts['success'] says whether info has it"
+    )
+    require(all(v.shape[:1] == (env.rows,) for v in out.info.values()), "infos have rows first")
     return obs
 
 
 def _env_starts_rows_alone(env, obs):
     again = env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
-    hold(all(torch.equal(obs[k], again[k]) for k in obs), "the same keys must start the same")
+    require(all(torch.equal(obs[k], again[k]) for k in obs), "the same keys must start the same")
     other = env.reset(torch.tensor([1]), keys(1, [99]))
-    hold(all(torch.equal(other[k][[0, 2]], obs[k][[0, 2]]) for k in obs), "other rows must not notice a reset")
+    require(all(torch.equal(other[k][[0, 2]], obs[k][[0, 2]]) for k in obs), "other rows must not notice a reset")
     back = env.reset(torch.tensor([1]), keys(0, [1]))
-    hold(all(torch.equal(back[k], obs[k]) for k in obs), "a row's start must depend on its key alone")
+    require(all(torch.equal(back[k], obs[k]) for k in obs), "a row's start must depend on its key alone")
 
 
 def _env_has_its_capabilities(env):
     obs = env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
-    if isinstance(env, Scripted):
+    if isinstance(env, HasExpert):
         expert = env.expert()
         action, _ = expert.act(obs, expert.start(obs, keys(0, range(env.rows))))
-        hold(action.shape == (env.rows, *env.features["action"].shape) and bool(action.isfinite().all()),
+        require(action.shape == (env.rows, *env.features["action"].shape) and bool(action.isfinite().all()),
              "an expert gives (rows, A) finite actions")
-    if isinstance(env, Pictures):
+    if isinstance(env, Renderable):
         try:
             frame = env.frame(1)
         except UserError:  # this machine cannot draw, and the message says so
             frame = np.zeros((1, 1, 3), np.uint8)
-        hold(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, "a frame is (H, W, 3) uint8")
-    if isinstance(env, Plane):
+        require(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, "a frame is (H, W, 3) uint8")
+    if isinstance(env, PlanarMap):
         plane = env.map()
         column, i, j = plane["path"]
         at = obs[column][:, [i, j]]
         low, high = zip(plane["x"], plane["y"], strict=True)
-        hold(bool(((at >= torch.tensor(low)) & (at <= torch.tensor(high))).all()), "starts must lie on the map")
+        require(bool(((at >= torch.tensor(low)) & (at <= torch.tensor(high))).all()), "starts must lie on the map")
 
 
 def _env_restores(env, run):
@@ -560,7 +578,9 @@ def _env_restores(env, run):
             seen = env.restore(row, {k: torch.from_numpy(steps[k][t:t + 1]) for k in steps})
             out = env.step(torch.from_numpy(np.repeat(steps["action"][t:t + 1], env.rows, 0)))
             for k in seen:
-                hold(np.array_equal(seen[k][1].numpy(), steps[k][t]), f"{k!r} restored is not as recorded")
-                hold(np.array_equal(out.obs[k][1].numpy(), steps[k][t + 1]), f"{k!r} goes on otherwise than recorded")
+                require(np.array_equal(seen[k][1].numpy(), steps[k][t]), f"{k!r} restored is not as recorded")
+                require(
+                    np.array_equal(out.obs[k][1].numpy(), steps[k][t + 1]), f"{k!r} goes on otherwise than recorded"
+                )
             for k, value in (("next.reward", out.reward), ("next.terminated", out.terminated)):
-                hold(value[1].item() == steps[k][t], f"{k!r} after restoring is not as recorded")
+                require(value[1].item() == steps[k][t], f"{k!r} after restoring is not as recorded")

@@ -1,6 +1,6 @@
 """Is this data whole, and is it good? Checks and scores of demonstrations; above evaluate, since scores may need a
 policy."""
 
-from .whole import audit, findings, guard, refuse
+from .runner import audit, check_usable, find_problems, raise_on_errors
 
-__all__ = ["audit", "findings", "guard", "refuse"]
+__all__ = ["audit", "check_usable", "find_problems", "raise_on_errors"]

@@ -16,7 +16,7 @@ from ..data.episode import Dataset
 
 
 @dataclass(frozen=True)
-class Where:
+class Location:
     """As exactly as it is known."""
 
     file: str | None = None
@@ -39,10 +39,12 @@ class Finding:
     severity: Literal["error", "warning", "note"]
     message: str
     remedy: str
-    where: Where = field(default_factory=Where)
+    where: Location = field(default_factory=Location)
 
 
-def refusal(error: UserError, path: Path, columns: Iterable[str] = (), code: str = "cannot-be-read") -> Finding:
+def finding_from_error(
+    error: UserError, path: Path, columns: Iterable[str] = (), code: str = "cannot-be-read"
+) -> Finding:
     """A finding of what a reader said when it refused: with the file, episode, step and column that it named."""
     where = str(error.where or "")
     file = where.split(", ")[0]
@@ -52,12 +54,12 @@ def refusal(error: UserError, path: Path, columns: Iterable[str] = (), code: str
         file = Path(file).name if file else None
     episode, step = (re.search(rf"\b(?:{words}) (\d+)", where) for words in ("episode", "step|frame|row"))
     told = max((c for c in columns if c in where), key=len, default=None)
-    return Finding(code, "error", error.what, error.do or "take it from a copy",
-                   Where(path.name if file in (None, ".") else file, int(episode[1]) if episode else None,
+    return Finding(code, "error", error.problem, error.hint or "take it from a copy",
+                   Location(path.name if file in (None, ".") else file, int(episode[1]) if episode else None,
                          int(step[1]) if step else None, told))
 
 
-def quantities(feature: Feature) -> bool:
+def is_numeric(feature: Feature) -> bool:
     """Whether its components are quantities, and not the cells of a map (H, W, C): of those many never change, many are
     alike, and there is no unit in which they are large."""
     return feature.kind == "vector" and len(feature.shape) < 3
@@ -83,7 +85,7 @@ class StepScore(Score):
 
 
 @dataclass(frozen=True)
-class Report:
+class AuditReport:
     findings: tuple[Finding, ...]
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (E,)
 
@@ -91,7 +93,7 @@ class Report:
     def ok(self) -> bool:
         return not any(f.severity == "error" for f in self.findings)
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As `understudy audit --json` prints it."""
         return {"ok": self.ok, "findings": [asdict(f) for f in self.findings],
                 "scores": {name: np.asarray(v, float).tolist() for name, v in self.scores.items()}}

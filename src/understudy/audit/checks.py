@@ -17,12 +17,12 @@ import numpy as np
 
 from ..core import UserError, role
 from ..data import video
-from ..data.episode import Dataset, Packed, interrupted_episodes
-from ..data.formats.base import Episodes, cameras, rows_of
-from ..policy import naming
-from . import lerobot, motion
-from .base import Finding, Where, quantities, refusal
-from .words import count, listed
+from ..data.episode import Dataset, PackedEpisodes, interrupted_episodes
+from ..data.formats.base import SourceEpisodes, camera_names, row_counts
+from ..policy import column_naming_hint
+from . import action_motion, lerobot_checks
+from .base import Finding, Location, finding_from_error, is_numeric
+from .text import format_list, pluralize
 
 Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
@@ -33,51 +33,51 @@ _AT_ONCE = 1 << 22  # numbers looked at together
 # -- whole: what contradicts itself ---------------------------------------------------------------------------------
 
 
-def rows(data: Dataset) -> Iterator[Finding]:
+def check_rows(data: Dataset) -> Iterator[Finding]:
     """Every column has T rows or, with what was seen last, T + 1; and every episode has the same columns."""
-    steps = rows_of(data)
+    steps = row_counts(data)
     for e in np.flatnonzero(steps < 1)[:1]:
-        yield Finding("rows-disagree", "error", f"{count((steps < 1).sum(), 'episode')} without a step",
-                      _LEAVE_OUT, Where(episode=int(e)))
-    names, lazy = list(data[0].steps), isinstance(data._episodes, Episodes)
+        yield Finding("rows-disagree", "error", f"{pluralize((steps < 1).sum(), 'episode')} without a step",
+                      _LEAVE_OUT, Location(episode=int(e)))
+    names, lazy = list(data[0].steps), isinstance(data._episodes, SourceEpisodes)
     for name in names if lazy else [n for n, f in data[0].features().items() if f.kind != "image"]:
         try:
-            found = rows_of(data, name)
+            found = row_counts(data, name)
         except KeyError:
             continue  # said below
         for e in np.flatnonzero((found != steps) & (found != steps + 1))[:1]:
             yield Finding("rows-disagree", "error", f"expected {steps[e]} rows, or one more, found {found[e]}",
-                          _LEAVE_OUT, Where(episode=int(e), feature=name))
+                          _LEAVE_OUT, Location(episode=int(e), feature=name))
     if not lazy:
-        yield from _same_columns(data, names)
+        yield from _check_same_columns(data, names)
         with_actions = [n for n in names if role(n) == "action"]
         for e, episode in enumerate(data):
             if with_actions and len(episode) < max(len(episode.steps[n]) for n in with_actions if n in episode.steps):
                 yield Finding("rows-disagree", "error", f"expected rows of all columns for {with_actions[0]}, found "
-                              f"{len(episode)}", _LEAVE_OUT, Where(episode=e, feature=with_actions[0]))
+                              f"{len(episode)}", _LEAVE_OUT, Location(episode=e, feature=with_actions[0]))
                 return
 
 
-def _same_columns(data, names):
+def _check_same_columns(data, names):
     first = {n: (f.dtype, f.shape) for n, f in data[0].features().items() if f.kind not in ("image", "string")}
     for e, episode in enumerate(data):
         if odd := set(names) ^ set(episode.steps):
             yield Finding("names-disagree", "error", f"expected the columns of episode 0, found a difference in "
-                          f"{', '.join(sorted(odd))}", "give every episode the same columns", Where(episode=e))
+                          f"{', '.join(sorted(odd))}", "give every episode the same columns", Location(episode=e))
             return
         for name, (dtype, shape) in first.items():
             column = episode.steps[name]
             if (column.dtype.name, column.shape[1:]) != (dtype, shape):
                 yield Finding("shape-disagrees", "error", f"expected {dtype} {shape} as in episode 0, found "
                               f"{column.dtype.name} {column.shape[1:]}", "store the same kind of numbers in every "
-                              "episode", Where(episode=e, feature=name))
+                              "episode", Location(episode=e, feature=name))
                 return
 
 
-def finite(data: Dataset) -> Iterator[Finding]:
+def check_finite(data: Dataset) -> Iterator[Finding]:
     """No NaN and no infinity."""
-    for name in _numbers(data):
-        if _finite_at_once(data, name):
+    for name in _numeric_columns(data):
+        if _is_column_finite(data, name):
             continue
         bad, first = 0, None
         for e, episode in enumerate(data):
@@ -88,14 +88,18 @@ def finite(data: Dataset) -> Iterator[Finding]:
         if first is not None:
             e, at = first
             part = name + "".join(f"[{i}]" for i in at[1:])
-            yield Finding("not-finite", "warning" if role(name) == "other" else "error",
-                          f"{name}: {count(bad, 'value')} not finite, the first is {part} of episode {e}, step {at[0]}",
-                          "correct the value, or leave the episode out", Where(None, e, int(at[0]), name))
+            yield Finding(
+                "not-finite",
+                "warning" if role(name) == "other" else "error",
+                f"{name}: {pluralize(bad, 'value')} not finite, the first is {part} of episode {e}, step {at[0]}",
+                "correct the value, or leave the episode out",
+                Location(None, e, int(at[0]), name),
+            )
 
 
-def _finite_at_once(data, name) -> bool:
+def _is_column_finite(data, name) -> bool:
     """Whether all of a column is known to be finite without a look at each episode, of which there may be 10^5."""
-    lies = data._episodes.column(name) if isinstance(data._episodes, Packed) else None
+    lies = data._episodes.column(name) if isinstance(data._episodes, PackedEpisodes) else None
     if lies is None:
         return False
     array = lies[0]
@@ -103,9 +107,9 @@ def _finite_at_once(data, name) -> bool:
     return array.dtype.kind != "f" or all(np.isfinite(array[r: r + step]).all() for r in range(0, len(array), step))
 
 
-def _unended_at_once(data, flags) -> list[int] | None:
+def _unended_episodes(data, flags) -> list[int] | None:
     """The episodes without a flag at their end; None where flags lie elsewhere too, or episodes must be looked at."""
-    lies = [data._episodes.column(n) for n in flags] if isinstance(data._episodes, Packed) else [None]
+    lies = [data._episodes.column(n) for n in flags] if isinstance(data._episodes, PackedEpisodes) else [None]
     if not all(found is not None and found[0].ndim == 1 for found in lies):
         return None
     ended, lengths = np.zeros(len(data), bool), data._episodes.lengths
@@ -120,10 +124,10 @@ def _unended_at_once(data, flags) -> list[int] | None:
     return np.flatnonzero(~ended).tolist()
 
 
-def ends(data: Dataset) -> Iterator[Finding]:
+def check_episode_ends(data: Dataset) -> Iterator[Finding]:
     """An episode ends once, at its end."""
     flags = [n for n in ("next.terminated", "next.truncated") if n in data[0].steps]
-    known = _unended_at_once(data, flags)
+    known = _unended_episodes(data, flags)
     missing = known or []
     for e, episode in enumerate(data) if known is None else ():
         last = False
@@ -133,25 +137,29 @@ def ends(data: Dataset) -> Iterator[Finding]:
                 step = int(np.argmax(values))
                 yield Finding("end-inside", "error", f"expected {name} at the last step, {len(values) - 1}, alone, "
                               f"found it at step {step}", "split the episode there, or correct the flag",
-                              Where(None, e, step, name))
+                              Location(None, e, step, name))
                 return
             last |= bool(values[-1:].any())
         if not last:
             missing.append(e)
     if len(flags) == 2 and missing:
         some = len(missing) < len(data)
-        yield Finding("end-missing", "warning" if some else "note",
-                      f"{count(len(missing), 'episode')} {'ends' if len(missing) == 1 else 'end'} neither terminated "
-                      f"nor truncated: {listed(missing)}", "say how it ended: whether to bootstrap from the last "
-                      "observation depends on it", Where(episode=missing[0]))
+        yield Finding(
+            "end-missing",
+            "warning" if some else "note",
+            f"{pluralize(len(missing), 'episode')} {'ends' if len(missing) == 1 else 'end'} neither terminated "
+            f"nor truncated: {format_list(missing)}",
+            "say how it ended: whether to bootstrap from the last observation depends on it",
+            Location(episode=missing[0]),
+        )
 
 
-def times(data: Dataset) -> Iterator[Finding]:
+def check_timestamps(data: Dataset) -> Iterator[Finding]:
     """Seconds that run on as `fps` says. In a data set of LeRobot they are frame_index / fps by definition, so that
     others would look up other frames: an error. Elsewhere, and in our own recordings, they are measured."""
     if "timestamp" not in data[0].steps:
         return
-    fps, defined = data.fps, lerobot.foreign(data)
+    fps, defined = data.fps, lerobot_checks.is_foreign(data)
     steps, uneven, late, back = [], [], [], []
     for e, episode in enumerate(data):
         time = np.asarray(episode.steps["timestamp"], np.float64).reshape(-1)[:len(episode)]
@@ -162,56 +170,65 @@ def times(data: Dataset) -> Iterator[Finding]:
         back += [(e, int(t) + 1) for t in np.flatnonzero(step < 0)[:1]]
         if fps is not None:
             regular = np.arange(len(time)) / fps + (0 if defined else time[0])
-            off = np.abs(time - regular) > video.TOLERANCE + 2 * np.spacing(np.abs(time).astype(np.float32))
+            off = np.abs(time - regular) > video.TIMESTAMP_TOLERANCE + 2 * np.spacing(np.abs(time).astype(np.float32))
             if off.any():
                 uneven.append((e, int(np.argmax(off))))
     if back:
         e, t = back[0]
         yield Finding("timestamps-backwards", "error",
-                      f"timestamps of {count(len(back), 'episode')} go back, the first "
-                      f"at episode {e}, step {t}", "sort the rows, or split the episode there", Where(None, e, t,
+                      f"timestamps of {pluralize(len(back), 'episode')} go back, the first "
+                      f"at episode {e}, step {t}", "sort the rows, or split the episode there", Location(None, e, t,
                                                                                                    "timestamp"))
     between = np.concatenate([step for _, step in steps]) if steps else np.empty(0)
     typical = float(np.median(between)) if len(between) else 0.0
     if typical <= 0:
         if len(between):
             yield Finding("timestamps-backwards", "warning", "the time stands still: most timestamps are equal",
-                          "store the time of each step, or leave the column out", Where(feature="timestamp"))
+                          "store the time of each step, or leave the column out", Location(feature="timestamp"))
         return
     within = between[between <= 1.75 * typical]
     doubt = 0.01 + 5 * float(np.std(within)) / typical / np.sqrt(len(within))  # of the usual step, where times jitter
     if fps is not None and uneven and abs(typical * fps - 1) > doubt:
         yield Finding("fps-disagrees", "error", f"timestamps are {typical:.4g} s apart ({1 / typical:.4g} a second), "
-                      f"fps says {fps:g}", "correct fps, or the timestamps", Where(feature="timestamp"))
+                      f"fps says {fps:g}", "correct fps, or the timestamps", Location(feature="timestamp"))
         return
     if uneven and defined:
         e, t = uneven[0]
-        yield Finding("timestamps-uneven", "error", f"timestamps of {count(len(uneven), 'episode')} are uneven, the "
-                      f"first at episode {e}, step {t}", "in LeRobot they are frame_index / fps: write them so, or "
-                      "fill in the frames that are missing", Where(None, e, t, "timestamp"))
+        yield Finding(
+            "timestamps-uneven",
+            "error",
+            f"timestamps of {pluralize(len(uneven), 'episode')} are uneven, the first at episode {e}, step {t}",
+            "in LeRobot they are frame_index / fps: write them so, or fill in the frames that are missing",
+            Location(None, e, t, "timestamp"),
+        )
         return
     for e, step in steps:
         late += [(e, int(t) + 1, float(step[t])) for t in np.flatnonzero(step > 1.75 * typical)]
     if late:
         e, t, gap = max(late, key=lambda found: found[2])
-        yield Finding("timestamp-gap", "warning", f"{count(len(late), 'step')} came late; the longest gap is {gap:.3g} "
-                      f"s, where {typical:.3g} s is usual, at episode {e}, step {t}", "frames were dropped or late: "
-                      "leave the stretch out, or resample", Where(None, e, t, "timestamp"))
+        yield Finding(
+            "timestamp-gap",
+            "warning",
+            f"{pluralize(len(late), 'step')} came late; the longest gap is {gap:.3g} "
+            f"s, where {typical:.3g} s is usual, at episode {e}, step {t}",
+            "frames were dropped or late: leave the stretch out, or resample",
+            Location(None, e, t, "timestamp"),
+        )
     if (spread := float(np.std(within)) / typical) > 0.1:
         yield Finding("timestamps-uneven", "warning", f"timestamps jitter by {spread:.0%} of a step",
-                      "resample to one clock, if what is trained expects one", Where(feature="timestamp"))
+                      "resample to one clock, if what is trained expects one", Location(feature="timestamp"))
 
 
-def success(data: Dataset) -> Iterator[Finding]:
+def check_success(data: Dataset) -> Iterator[Finding]:
     """What an episode says of its success, in its facts and in its column, and what its rewards say."""
     told, best = [], []
     for e, episode in enumerate(data):
-        fact = episode.meta.get("success")
+        fact = episode.metadata.get("success")
         column = np.asarray(episode.steps["next.success"], bool) if "next.success" in episode.steps else None
         if isinstance(fact, (bool, np.bool_)) and column is not None and bool(fact) != bool(column.any()):
             yield Finding("success-disagrees", "error", f"the fact success is {bool(fact)}, the column next.success "
                           f"{'has a' if column.any() else 'is never'} True", "correct the one or the other",
-                          Where(None, e, None, "next.success"))
+                          Location(None, e, None, "next.success"))
             return
         well = fact if isinstance(fact, (bool, np.bool_)) else None if column is None else bool(column.any())
         if well is not None and "next.reward" in episode.steps:
@@ -229,97 +246,111 @@ def success(data: Dataset) -> Iterator[Finding]:
         return
     odd = [e for (e, w), b in zip(told, best, strict=True) if w != (b >= top)]
     if odd:
-        yield Finding("success-reward", "warning", f"{count(len(odd), 'episode')} said to have succeeded or failed "
-                      f"against {'its' if len(odd) == 1 else 'their'} rewards: {listed(odd)}; {wins} of {len(told)} "
-                      f"are said to have succeeded, with a highest reward of {top:g}", "look at them, and correct the "
-                      "label", Where(episode=odd[0], feature="next.reward"))
+        yield Finding(
+            "success-reward",
+            "warning",
+            f"{pluralize(len(odd), 'episode')} said to have succeeded or failed "
+            f"against {'its' if len(odd) == 1 else 'their'} rewards: {format_list(odd)}; {wins} of {len(told)} "
+            f"are said to have succeeded, with a highest reward of {top:g}",
+            "look at them, and correct the label",
+            Location(episode=odd[0], feature="next.reward"),
+        )
 
 
 # -- quality: what deserves a second look ---------------------------------------------------------------------------
 
 
-def warned(data: Dataset) -> Iterator[Finding]:
+def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """What its reader says of how it read. What is wrong in the files is for the other checks to find."""
-    for text in data.facts.get("warnings", ()):
+    for text in data.metadata.get("warnings", ()):
         yield Finding("reader", "note", text, "see the page on formats")
 
 
-def known(data: Dataset) -> Iterator[Finding]:
+def check_metadata(data: Dataset) -> Iterator[Finding]:
     """What the data cannot say."""
-    lengths, features = rows_of(data), data[0].features()
+    lengths, features = row_counts(data), data[0].features()
     short = np.flatnonzero(lengths == 1)
     if len(short):
-        yield Finding("single-step", "note", f"{count(len(short), 'episode')} of a single step: {listed(short)}",
-                      "leave it out, unless one step is a whole task", Where(episode=int(short[0])))
+        yield Finding(
+            "single-step",
+            "note",
+            f"{pluralize(len(short), 'episode')} of a single step: {format_list(short)}",
+            "leave it out, unless one step is a whole task",
+            Location(episode=int(short[0])),
+        )
     seen = [n for n in features if role(n) == "observation" and features[n].kind != "image"]
     if any(role(n) == "observation" for n in features) and not any(
             len(data[0].steps[n]) > len(data[0]) for n in seen):
         yield Finding("no-last-observation", "note", "no observation after the last action: what needs the next "
                       "observation leaves out each last step", "record it, if the next observation matters")
     if not any(role(n) == "observation" and f.kind != "string" for n, f in features.items()):
-        yield Finding("no-observations", "warning", "no column is an observation, so that no policy can read these "
-                      f"data; there are {listed(features)}", naming(features, data.facts.get("path", "DATA")))
+        yield Finding(
+            "no-observations",
+            "warning",
+            f"no column is an observation, so that no policy can read these data; there are {format_list(features)}",
+            column_naming_hint(features, data.metadata.get("path", "DATA")),
+        )
     if not any(role(n) == "action" for n in features):
-        yield Finding("no-actions", "warning", f"no column is an action; there are {listed(features)}",
+        yield Finding("no-actions", "warning", f"no column is an action; there are {format_list(features)}",
                       "rename the one that is: understudy view make DATA --out VIEW --rename OLD=action")
     if data.fps is None:
         yield Finding("no-fps", "note", "the frame rate is not known", "store it, if what is trained depends on time")
     for name, f in features.items():
         if role(name) == "action" and f.kind == "string":
             yield Finding("dtype", "warning", f"{name}: text, which cannot be learned as an action; store numbers",
-                          "store numbers", Where(feature=name))
+                          "store numbers", Location(feature=name))
         if f.names and len(set(f.names)) < len(f.names):
             yield Finding("names-repeat", "warning", f"{name}: components of one name: "
-                          f"{listed(sorted({n for n in f.names if f.names.count(n) > 1}))}", "name them apart",
-                          Where(feature=name))
+                          f"{format_list(sorted({n for n in f.names if f.names.count(n) > 1}))}", "name them apart",
+                          Location(feature=name))
 
 
-def short(data: Dataset) -> Iterator[Finding]:
+def check_short_episodes(data: Dataset) -> Iterator[Finding]:
     """Episodes that end long before the others do, and not because anything was reached."""
-    lengths = rows_of(data)
+    lengths = row_counts(data)
     few = np.flatnonzero(lengths < 0.25 * np.median(lengths)) if len(lengths) >= 8 else []
     early = []
     for e in few:
         episode = data[int(e)]
-        won = bool(episode.meta.get("success")) or any(
+        won = bool(episode.metadata.get("success")) or any(
             bool(np.asarray(episode.steps[n])[:len(episode)].any()) for n in ("next.success", "next.terminated")
             if n in episode.steps)
         early += [] if won else [int(e)]
     if early:
-        yield Finding("early-end", "warning", f"{count(len(early), 'episode')} shorter than a quarter of the usual "
-                      f"{np.median(lengths):g} steps, without an end that was reached: {listed(early)}",
-                      "a recording that broke off: leave it out", Where(episode=early[0]))
+        yield Finding("early-end", "warning", f"{pluralize(len(early), 'episode')} shorter than a quarter of the usual "
+                      f"{np.median(lengths):g} steps, without an end that was reached: {format_list(early)}",
+                      "a recording that broke off: leave it out", Location(episode=early[0]))
 
 
 def interrupted(data: Dataset) -> Iterator[Finding]:
     """Episodes whose recording was interrupted: they end before they were finished."""
     if found := interrupted_episodes(data):
-        said = [f"{e} ({count(len(data[e]), 'step')})" for e in found]
-        yield Finding("interrupted", "warning", f"{count(len(found), 'episode')} whose recording was interrupted "
-                      f"before the end: {listed(said)}", "training leaves them out; understudy train "
-                      "--include-interrupted trains on them", Where(episode=found[0]))
+        said = [f"{e} ({pluralize(len(data[e]), 'step')})" for e in found]
+        yield Finding("interrupted", "warning", f"{pluralize(len(found), 'episode')} whose recording was interrupted "
+                      f"before the end: {format_list(said)}", "training leaves them out; understudy train "
+                      "--include-interrupted trains on them", Location(episode=found[0]))
 
 
-def constant(data: Dataset) -> Iterator[Finding]:
+def check_constant(data: Dataset) -> Iterator[Finding]:
     """Components that say nothing, since they never change."""
-    if rows_of(data).sum() < 2:
+    if row_counts(data).sum() < 2:
         return
     for name, f in data[0].features().items():
-        if role(name) not in ("observation", "action") or f.kind not in ("vector", "choice") or not f.size:
+        if role(name) not in ("observation", "action") or f.kind not in ("vector", "discrete") or not f.size:
             continue
-        low, high = _span(data, name)
+        low, high = _value_range(data, name)
         still = np.flatnonzero((low == high).reshape(-1))
         if len(still):
             labels = [f.names[i] for i in still] if f.names else still
             change = "component of {} never changes" if len(still) == 1 else "components of {} never change"
             yield Finding("constant", "warning" if len(still) == f.size else "note",
-                          f"{name}: {len(still)} {change.format(f.size)}: {listed(labels)}",
-                          "leave them out, or find out why nothing was recorded", Where(feature=name))
+                          f"{name}: {len(still)} {change.format(f.size)}: {format_list(labels)}",
+                          "leave them out, or find out why nothing was recorded", Location(feature=name))
 
 
-def duplicates(data: Dataset) -> Iterator[Finding]:
+def check_duplicates(data: Dataset) -> Iterator[Finding]:
     """Episodes that are there twice, and components that are copies of another."""
-    names = [n for n in _numbers(data) if role(n) in ("observation", "action")]
+    names = [n for n in _numeric_columns(data) if role(n) in ("observation", "action")]
     seen: dict[bytes, int] = {}
     twice = []
     for e, episode in enumerate(data):
@@ -329,20 +360,25 @@ def duplicates(data: Dataset) -> Iterator[Finding]:
         if len(episode) > 1 and seen.setdefault(digest.digest(), e) != e:
             twice.append((seen[digest.digest()], e))
     if names and twice:
-        yield Finding("duplicate-episode", "warning", f"{count(len(twice), 'episode')} equal to an earlier one: "
-                      f"{listed(f'{b} = {a}' for a, b in twice)}", "leave it out: it counts twice in training, and "
-                      "leaks into what is held out", Where(episode=twice[0][1]))
+        yield Finding(
+            "duplicate-episode",
+            "warning",
+            f"{pluralize(len(twice), 'episode')} equal to an earlier one: "
+            f"{format_list(f'{b} = {a}' for a, b in twice)}",
+            "leave it out: it counts twice in training, and leaks into what is held out",
+            Location(episode=twice[0][1]),
+        )
     copies: dict[bytes, list[str]] = {}
     for name in names:
         f = data[0].features()[name]
-        if not quantities(f) or f.size > 512:
+        if not is_numeric(f) or f.size > 512:
             continue
         digests = [hashlib.blake2b(digest_size=16) for _ in range(f.size)]
         for episode in data:
             flat = np.asarray(episode.steps[name][:len(episode)], np.float64).reshape(len(episode), -1)
             for digest, values in zip(digests, np.ascontiguousarray(flat.T), strict=True):
                 digest.update(values.tobytes())
-        low, high = (x.reshape(-1) for x in _span(data, name))
+        low, high = (x.reshape(-1) for x in _value_range(data, name))
         for i, digest in enumerate(digests):
             if low[i] < high[i]:
                 copies.setdefault(digest.digest(), []).append(f"{name}[{f.names[i] if f.names else i}]" if f.shape
@@ -356,32 +392,32 @@ def duplicates(data: Dataset) -> Iterator[Finding]:
                 {role(n) for n in g})])):
         if chosen:
             yield Finding("duplicate-component", severity, f"{told}, equal at every step: "
-                          f"{'; '.join(listed(g, 4) for g in chosen[:4])}{'; ...' if len(chosen) > 4 else ''}",
-                          "leave all but one out", Where(feature=chosen[0][0].split("[")[0]))
+                          f"{'; '.join(format_list(g, 4) for g in chosen[:4])}{'; ...' if len(chosen) > 4 else ''}",
+                          "leave all but one out", Location(feature=chosen[0][0].split("[")[0]))
 
 
-def dtypes(data: Dataset) -> Iterator[Finding]:
+def check_dtypes(data: Dataset) -> Iterator[Finding]:
     """Numbers in a type that is read as something else, or cannot be right."""
     for name, f in data[0].features().items():
-        if role(name) == "action" and f.kind in ("choice", "text") and f.size:
-            low, high = _span(data, name)
+        if role(name) == "action" and f.kind in ("discrete", "text") and f.size:
+            low, high = _value_range(data, name)
             if low.min() < 0 or high.max() > 255:
                 yield Finding("dtype", "warning", f"{name}: integers from {low.min():g} to {high.max():g}, which are "
-                              "read as choices", "store quantities as floating-point numbers", Where(feature=name))
+                              "read as choices", "store quantities as floating-point numbers", Location(feature=name))
         elif f.kind == "vector" and f.dtype.startswith("float") and role(name) in ("observation", "action") and f.size:
-            low, high = _span(data, name)
+            low, high = _value_range(data, name)
             if (size := np.nanmax(np.abs([low, high]))) > 1e6:
                 yield Finding("range", "warning", f"{name}: values as large as {size:.3g}",
                               "look for a sentinel that stands for a missing value, or another unit",
-                              Where(feature=name))
+                              Location(feature=name))
 
 
-def saturation(data: Dataset) -> Iterator[Finding]:
+def check_saturation(data: Dataset) -> Iterator[Finding]:
     """Actions that lie at the same limit again and again were cut there, and say less than was meant."""
     for name, f in data[0].features().items():
         if role(name) != "action" or f.kind != "vector" or not f.size:
             continue
-        low, high = _span(data, name)
+        low, high = _value_range(data, name)
         at, steps, inside = np.zeros(f.shape), 0, np.zeros(f.shape)
         for episode in data:
             values = episode.steps[name][:len(episode)]
@@ -392,12 +428,12 @@ def saturation(data: Dataset) -> Iterator[Finding]:
             labels = [f.names[i] for i in cut] if f.names else cut
             most = float((at / max(steps, 1)).reshape(-1)[cut].max())
             yield Finding("saturated", "note" if most < 0.5 else "warning",
-                          f"{name}: up to {most:.0%} of the steps lie at a limit: {listed(labels)}",
+                          f"{name}: up to {most:.0%} of the steps lie at a limit: {format_list(labels)}",
                           "the range was too small for what was demonstrated, or the values were clipped",
-                          Where(feature=name))
+                          Location(feature=name))
 
 
-def idle(data: Dataset) -> Iterator[Finding]:
+def check_idle(data: Dataset) -> Iterator[Finding]:
     """Episodes in which nothing moves, or hardly anything for most of the time."""
     names = [n for n, f in data[0].features().items() if role(n) == "observation" and f.kind == "vector" and f.size]
     if not names:
@@ -415,39 +451,43 @@ def idle(data: Dataset) -> Iterator[Finding]:
         elif moving.mean() < 0.5:
             slow.append(e)
     if still:
-        yield Finding("no-motion", "warning", f"{count(len(still), 'episode')} in which no observation changes: "
-                      f"{listed(still)}", "leave it out", Where(episode=still[0]))
+        yield Finding("no-motion", "warning", f"{pluralize(len(still), 'episode')} in which no observation changes: "
+                      f"{format_list(still)}", "leave it out", Location(episode=still[0]))
     if slow:
-        yield Finding("idle", "note" if len(slow) > 0.5 * len(data) else "warning",
-                      f"{count(len(slow), 'episode')} in which nothing moves for most of the time: {listed(slow)}",
-                      "crop the start and the end, or look for a sensor that stopped", Where(episode=slow[0]))
+        yield Finding(
+            "idle",
+            "note" if len(slow) > 0.5 * len(data) else "warning",
+            f"{pluralize(len(slow), 'episode')} in which nothing moves for most of the time: {format_list(slow)}",
+            "crop the start and the end, or look for a sensor that stopped",
+            Location(episode=slow[0]),
+        )
 
 
-def tasks(data: Dataset) -> Iterator[Finding]:
+def check_tasks(data: Dataset) -> Iterator[Finding]:
     """Some episodes say what they do, others do not."""
     if "task" not in data[0].steps:
         return
     empty = [e for e, episode in enumerate(data) if not any(str(t).strip() for t in episode.steps["task"][:1])]
     if empty and len(empty) < len(data):
-        yield Finding("task-missing", "warning", f"{count(len(empty), 'episode')} without a task in words: "
-                      f"{listed(empty)}", "say what it was", Where(episode=empty[0], feature="task"))
+        yield Finding("task-missing", "warning", f"{pluralize(len(empty), 'episode')} without a task in words: "
+                      f"{format_list(empty)}", "say what it was", Location(episode=empty[0], feature="task"))
 
 
 # -- frames ---------------------------------------------------------------------------------------------------------
 
 
-def images(data: Dataset) -> Iterator[Finding]:
+def check_images(data: Dataset) -> Iterator[Finding]:
     """Frames that are black, frozen while the robot moves, early or late, or hold 0..1 where 0..255 is meant."""
-    for name in cameras(data[0].features()):
-        sight, stillness = motion.Sight(data, name), motion.Stillness(data, name)
+    for name in camera_names(data[0].features()):
+        sight, stillness = action_motion.CameraLag(data, name), action_motion.Stillness(data, name)
         black, damaged, brightest = [], [], 0
         for e in range(len(data)):
             before, dark = None, None
             equal, seen = [], []
             try:
                 for t, frame in _frames(data, e, name):
-                    if sight.wants(e):
-                        seen.append(motion.coarse(frame))
+                    if sight.needs_episode(e):
+                        seen.append(action_motion.grid_brightness(frame))
                     high = int(frame.max())
                     brightest = max(brightest, high)
                     if high <= 8 and dark is None:
@@ -464,29 +504,29 @@ def images(data: Dataset) -> Iterator[Finding]:
             stillness.add(e, equal)
         if damaged:
             e, error = damaged[0]
-            told = refusal(error, Path(data.facts.get("path", ".")), code="frame-damaged")
-            more = f" (and in {count(len(damaged) - 1, 'other episode')})" if len(damaged) > 1 else ""
+            told = finding_from_error(error, Path(data.metadata.get("path", ".")), code="frame-damaged")
+            more = f" (and in {pluralize(len(damaged) - 1, 'other episode')})" if len(damaged) > 1 else ""
             yield replace(told, message=told.message + more, where=replace(told.where, episode=e, feature=name))
         if 0 < brightest <= 1:
             yield Finding("image-range", "warning", f"{name}: no value above 1; the frames are all but black",
-                          "multiply by 255 before storing whole numbers", Where(feature=name))
+                          "multiply by 255 before storing whole numbers", Location(feature=name))
         elif black:
             e, t = black[0]
             yield Finding("image-black", "warning",
-                          f"{name}: black frames in {count(len(black), 'episode')}, the first "
+                          f"{name}: black frames in {pluralize(len(black), 'episode')}, the first "
                           f"in episode {e}, step {t}", "the camera was off: leave the episode out",
-                          Where(None, e, t, name))
+                          Location(None, e, t, name))
         yield from stillness.findings()
         yield from sight.findings()
 
 
 def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
     """(row, frame) in order; of a source, without holding an episode of them."""
-    if not isinstance(data._episodes, Episodes):
+    if not isinstance(data._episodes, SourceEpisodes):
         yield from enumerate(data[e].steps[name])
         return
     waiting, due = {}, 0
-    for which, frame in data._episodes.source.frames(name, data._episodes.numbers[e]):
+    for which, frame in data._episodes.source.frames(name, data._episodes.indices[e]):
         for row in np.atleast_1d(which):
             waiting[int(row)] = frame
         while due in waiting:
@@ -497,19 +537,41 @@ def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
 # -- all of them ----------------------------------------------------------------------------------------------------
 
 
-WHOLE: tuple[Check, ...] = (rows, finite, ends, times, success, lerobot.stats)
-QUALITY: tuple[Check, ...] = (warned, known, short, interrupted, constant, duplicates, dtypes, saturation, idle, tasks,
-                              lerobot.quantiles, motion.jumps, motion.unrelated, motion.lag, motion.convention,
-                              motion.scales)
-FRAMES: tuple[Check, ...] = (images,)
+INTEGRITY_CHECKS: tuple[Check, ...] = (
+    check_rows,
+    check_finite,
+    check_episode_ends,
+    check_timestamps,
+    check_success,
+    lerobot_checks.check_stats,
+)
+QUALITY_CHECKS: tuple[Check, ...] = (
+    reader_warnings,
+    check_metadata,
+    check_short_episodes,
+    interrupted,
+    check_constant,
+    check_duplicates,
+    check_dtypes,
+    check_saturation,
+    check_idle,
+    check_tasks,
+    lerobot_checks.check_quantiles,
+    action_motion.check_jumps,
+    action_motion.check_unrelated_actions,
+    action_motion.check_action_lag,
+    action_motion.check_action_convention,
+    action_motion.check_units,
+)
+FRAME_CHECKS: tuple[Check, ...] = (check_images,)
 
 
-def _numbers(data) -> list[str]:
-    return [n for n, f in data[0].features().items() if f.kind in ("vector", "choice") and role(n) != "index"
+def _numeric_columns(data) -> list[str]:
+    return [n for n, f in data[0].features().items() if f.kind in ("vector", "discrete") and role(n) != "index"
             or n == "timestamp"]
 
 
-def _span(data, name) -> tuple[np.ndarray, np.ndarray]:
+def _value_range(data, name) -> tuple[np.ndarray, np.ndarray]:
     """The lowest and highest finite value of each component."""
     shape = data[0].features()[name].shape
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)

@@ -14,17 +14,27 @@ from ..audit.scores import Alignment
 from ..core import uniform
 from ..envs.fork import Expert
 from ..execute.actor import Actor
-from .base import Above, Claim, Every, Exceeds, Experiment, Near, Part, Sabotage, Source
-from .curated import arms, closed, marked, once, shown
+from .base import (
+    AboveBound,
+    AllOf,
+    Claim,
+    ClaimPart,
+    DemonstrationSource,
+    EquivalentTo,
+    Experiment,
+    GreaterThan,
+    NegativeControl,
+)
+from .curation import arms, cached_load, curated_success, successful_rollouts, with_keep_columns
 
 
 @dataclass(frozen=True)
-class Wanders(Actor):
+class DetourExpert(Actor):
     """The expert, but for a circle of `around` steps at full speed that it drives once, at a time that its key says. It
     records `extraneous`."""
 
     expert: Expert
-    around: int
+    detour_steps: int
 
     def start(self, obs, key):
         share = uniform(key, torch.zeros_like(key), (1,), stream=5)[:, 0]
@@ -34,8 +44,8 @@ class Wanders(Actor):
     def act(self, obs, state):
         plain, expert = self.expert.act(obs, state["expert"])
         turn = (state["clock"] - state["at"]).float()
-        busy = (turn >= 0) & (turn < self.around)
-        angle = 2 * torch.pi * turn / self.around
+        busy = (turn >= 0) & (turn < self.detour_steps)
+        angle = 2 * torch.pi * turn / self.detour_steps
         circle = torch.stack([-torch.cos(angle), -torch.sin(angle)], 1)
         action = torch.where(busy.unsqueeze(1), circle, plain)
         return action, {"expert": expert, "clock": state["clock"] + 1, "at": state["at"],
@@ -43,54 +53,68 @@ class Wanders(Actor):
 
 
 @dataclass(frozen=True)
-class Wandering(Source):
+class DetourDemonstrations(DemonstrationSource):
     episodes: int
-    around: int
+    detour_steps: int
     noise: float = 0.05
-    mixed: bool = False
+    shuffle_scores: bool = False
 
-    @once
+    @cached_load
     def load(self, seed):
-        data = shown(Wanders(Expert(side=1, noise=self.noise), self.around), "fork", self.episodes,
-                     seed)
+        data = successful_rollouts(
+            DetourExpert(Expert(side=1, noise=self.noise), self.detour_steps), "fork", self.episodes, seed
+        )
         true = [~e.steps["extraneous"] for e in data]
         kept = [s > 0.5 for s in Alignment(inputs=("observation.state",), seed=seed).steps(data)]
         rng = np.random.default_rng(seed)
-        if self.mixed:
+        if self.shuffle_scores:
             kept = [rng.permutation(k) for k in kept]
         share = np.mean(np.concatenate(kept))
         chance = [rng.random(len(e)) < share for e in data]
-        clean = [e.but({"extraneous": None}) for e in data]
-        figures = {"f1.aligned": _f1(kept, true), "f1.random": _f1(chance, true)}
-        return marked(clean, {"all": [1.0] * len(data), "aligned": kept, "random": chance, "true": true},
+        clean = [e.replace({"extraneous": None}) for e in data]
+        figures = {"f1.aligned": _f1_score(kept, true), "f1.random": _f1_score(chance, true)}
+        return with_keep_columns(clean, {"all": [1.0] * len(data), "aligned": kept, "random": chance, "true": true},
                       {"figures": figures})
 
 
-def _f1(kept, true) -> float:
+def _f1_score(kept, true) -> float:
     """Of the extraneous steps as found ones."""
     found, wanted = ~np.concatenate(kept), ~np.concatenate(true)
     return float(2 * (found & wanted).sum() / max(found.sum() + wanted.sum(), 1))
 
 
-def mixed(experiment: Experiment) -> Experiment:
-    return replace(experiment, source=replace(experiment.source, mixed=True))
+def shuffled_scores(experiment: Experiment) -> Experiment:
+    return replace(experiment, source=replace(experiment.source, shuffle_scores=True))
 
 
-FORK = Experiment(Wandering(30, 8), "fork", arms("all", "aligned", "random", "true"), closed,
-                  seeds=tuple(range(120, 138)), options=(("limit", 18),), kinds=(("f1", "bounded"),))
+FORK = Experiment(DetourDemonstrations(30, 8), "fork", arms("all", "aligned", "random", "true"), curated_success,
+                  seeds=tuple(range(120, 138)), env_options=(("limit", 18),), kinds=(("f1", "bounded"),))
 
 CLAIM = Claim(
-    name="extraneous-segments", rows=("003",),
+    name="extraneous-segments",
+    rows=("003",),
     paper="Zheng et al. 2023, Extraneousness-Aware Imitation Learning, arXiv 2210.01379",
     statement="Experimental results show that EIL outperforms strong baselines and achieves comparable policies to "
-              "those trained with perfect demonstration on both simulated and real-world robot control tasks.",
-    here="fork on states, always on the left, within 18 steps where 13 will do: 30 demonstrations, each with a full "
-         "circle of 8 steps driven at a time of its own. Embeddings are learnt from state and direction of action, "
-         "and no demonstration is known to be clean. Cloning (an MLP of 64 x 1 blocks, 500 updates) on the steps that "
-         "align succeeds more often than on all and than on as large a share by lot, and at most 0.1 less or more "
-         "often than on the steps that are truly not extraneous. How well the circles are found is reported beside.",
-    parts=(Part("fork", FORK, Every((Above("success", "aligned", "all"), Above("success", "aligned", "random"),
-                                     Near("success", "aligned", "true", 0.1)))),
-           Part("found", FORK, Exceeds("f1", "aligned", 0.8), decides=False)),
-    sabotage=Sabotage("which steps align, shuffled within each demonstration", mixed, "fork"),
+    "those trained with perfect demonstration on both simulated and real-world robot control tasks.",
+    setup="fork on states, always on the left, within 18 steps where 13 will do: 30 demonstrations, each with a full "
+    "circle of 8 steps driven at a time of its own. Embeddings are learnt from state and direction of action, "
+    "and no demonstration is known to be clean. BehaviorCloning (an MLP of 64 x 1 blocks, 500 updates) on the steps "
+    "that "
+    "align succeeds more often than on all and than on as large a share by lot, and at most 0.1 less or more "
+    "often than on the steps that are truly not extraneous. How well the circles are found is reported beside.",
+    parts=(
+        ClaimPart(
+            "fork",
+            FORK,
+            AllOf(
+                (
+                    GreaterThan("success", "aligned", "all"),
+                    GreaterThan("success", "aligned", "random"),
+                    EquivalentTo("success", "aligned", "true", 0.1),
+                )
+            ),
+        ),
+        ClaimPart("found", FORK, AboveBound("f1", "aligned", 0.8), is_decisive=False),
+    ),
+    negative_control=NegativeControl("which steps align, shuffled within each demonstration", shuffled_scores, "fork"),
 )

@@ -14,118 +14,141 @@ import torch
 from ..data.episode import Dataset, Episode
 from ..data.window import Window
 from ..envs import make
-from ..evaluate.judge import recording
+from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
-from ..execute.actor import Plays
-from ..execute.chunked import Receding
-from ..execute.planners import Fixed
+from ..execute.actor import PolicyActor
+from ..execute.chunking import RecedingHorizon
+from ..execute.planners import FixedBatch
 from ..heads.regression import Regression
-from ..learn.clone import Cloning
+from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.fit import fit
 from ..learn.method import Method
-from ..learn.optim import Optim
-from ..nets.encoders import Flat
+from ..learn.optimizer import OptimizerConfig
+from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
-from ..policy import Policy, Recipe
-from .base import Above, Arm, Claim, Every, Exceeds, Experiment, Part, Sabotage, Source
-from .curated import once
+from ..policy import Policy, PolicyConfig
+from .base import (
+    AboveBound,
+    AllOf,
+    Arm,
+    Claim,
+    ClaimPart,
+    DemonstrationSource,
+    Experiment,
+    GreaterThan,
+    NegativeControl,
+)
+from .curation import cached_load
 
-ROWS, CELLS = 100, 3  # side by side; along a side of a maze
-NEW = {"levels": 1000, "first": 10**6}  # mazes of other numbers than any arm's, some of them alike all the same
-TRIES = 8  # episodes in these for each that is judged
+ROWS, MAZE_CELLS = 100, 3  # side by side; along a side of a maze
+# mazes of other numbers than any arm's, some of them alike all the same
+NEW_MAZE_OPTIONS = {"levels": 1000, "first": 10**6}
+N_ATTEMPTS = 8  # episodes in these for each that is judged
 
 
 @dataclass(frozen=True)
-class Mazes(Source):
+class MazeDemonstrations(DemonstrationSource):
     """For each arm (name, mazes, demonstrations), marked by the fact "of"; each demonstration is in one of the mazes,
     by lot. Every training seed has mazes of its own, and arms with as many mazes have the same ones."""
 
     arms: tuple[tuple[str, int, int], ...]
 
-    @once
+    @cached_load
     def load(self, seed):
         episodes = []
         for name, mazes, count in self.arms:
-            env = make("maze", min(ROWS, count), cells=CELLS, **own(mazes, seed))
-            ran = rollout(env.expert(), env, count, recording(seed)).where(lambda e: e.meta["success"])
-            episodes += [replace(e, meta={**e.meta, "of": name}) for e in ran]
+            env = make("maze", min(ROWS, count), cells=MAZE_CELLS, **own_mazes(mazes, seed))
+            ran = rollout(env.expert(), env, count, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+            episodes += [replace(e, meta={**e.metadata, "of": name}) for e in ran]
         return Dataset(episodes)
 
 
-def own(mazes: int, seed: int) -> dict[str, int]:
+def own_mazes(mazes: int, seed: int) -> dict[str, int]:
     return {"levels": mazes, "first": 1000 * seed}
 
 
 @dataclass(frozen=True)
-class Of:
+class ArmMethod:
     """`method`, which learns from what is marked for this arm."""
 
     method: Method
     arm: str
 
 
-def inside_and_out(experiment, method: Of, data: Dataset, seed: int, episodes: int, starts: int
+def success_and_gap(experiment, method: ArmMethod, data: Dataset, seed: int, episodes: int, starts: int
                    ) -> dict[str, list[float]]:
     """success: in new mazes; under the option "own", in those that the arm was shown. gap: the rate in its own less the
     rate in new ones."""
-    outside, inside = rates(experiment, method, data, seed, episodes, starts)
-    judged = inside if dict(experiment.options).get("own") else outside
+    outside, inside = maze_success(experiment, method, data, seed, episodes, starts)
+    judged = inside if dict(experiment.env_options).get("own") else outside
     return {"success": judged, "gap": [float(np.mean(inside) - np.mean(outside))]}
 
 
-_rates: dict = {}  # the twin looks at the same trainings
+_rate_cache: dict = {}  # the twin looks at the same trainings
 
 
-def rates(experiment, method: Of, data: Dataset, seed: int, episodes: int, starts: int) -> list[list[float]]:
+def maze_success(
+    experiment, method: ArmMethod, data: Dataset, seed: int, episodes: int, starts: int
+) -> list[list[float]]:
     """Success of each episode in new mazes, and in the arm's own."""
     key = experiment.source, method, seed, episodes, starts
-    if key not in _rates:
-        mine, inner = data.where(lambda e: e.meta["of"] == method.arm), method.method
+    if key not in _rate_cache:
+        mine, inner = data.filter(lambda e: e.metadata["of"] == method.arm), method.method
         torch.manual_seed(seed)
-        policy = Policy(inner.policy, mine.features()).fit(mine)
-        learner, windows = inner.learn.build(policy, seed, inner.learn.steps), policy.windows(mine)
-        fit(learner, lambda n: windows.batch(inner.learn.batch, n, seed), inner.learn.steps)
-        actor = Plays(Fixed(learner.trained.eval(), ROWS), inner.run)
+        policy = Policy(inner.policy, mine.features()).fit_statistics(mine)
+        learner, windows = inner.learner.build(policy, seed, inner.learner.steps), policy.windows(mine)
+        fit(learner, lambda n: windows.batch(inner.learner.batch_size, n, seed), inner.learner.steps)
+        actor = PolicyActor(FixedBatch(learner.trained_policy.eval(), ROWS), inner.executor)
         mazes = next(n for name, n, _ in experiment.source.arms if name == method.arm)
-        seen = {walls(e) for e in data}  # by any arm: all are judged in the same mazes
-        _rates[key] = []
-        for levels, tries in ((NEW, TRIES * episodes), (own(mazes, seed), episodes)):
-            env = make(experiment.env, ROWS, cells=CELLS, limit=40, **levels)
+        seen = {maze_key(e) for e in data}  # by any arm: all are judged in the same mazes
+        _rate_cache[key] = []
+        for levels, tries in ((NEW_MAZE_OPTIONS, N_ATTEMPTS * episodes), (own_mazes(mazes, seed), episodes)):
+            env = make(experiment.env, ROWS, cells=MAZE_CELLS, limit=40, **levels)
             ran = rollout(actor, env, tries, starts)
-            kept = [e for e in ran if levels is not NEW or walls(e) not in seen][:episodes]
+            kept = [e for e in ran if levels is not NEW_MAZE_OPTIONS or maze_key(e) not in seen][:episodes]
             if len(kept) < episodes:
                 raise RuntimeError(f"hardly any maze is new: {len(kept)} of {tries}")
-            _rates[key].append([float(e.meta["success"]) for e in kept])
-    return _rates[key]
+            _rate_cache[key].append([float(e.metadata["success"]) for e in kept])
+    return _rate_cache[key]
 
 
-def walls(episode: Episode) -> bytes:
+def maze_key(episode: Episode) -> bytes:
     """What a maze is: two of different numbers may be alike, of so few cells."""
     return np.asarray(episode.steps["observation.environment_state"][0]).tobytes()
 
 
-def at_home(experiment: Experiment) -> Experiment:
-    return replace(experiment, options=(("own", True),))
+def in_own_mazes(experiment: Experiment) -> Experiment:
+    return replace(experiment, env_options=(("own", True),))
 
 
-BASE = Method(Recipe(Regression(), trunk=MLP(64, 1), encoder=Flat(), window=Window()), Receding(1),
-              Cloning(steps=600, batch=64, optim=Optim(rate=3e-3)))
-SETS = (("few", 8, 250), ("more demonstrations", 8, 1000), ("more mazes", 250, 250))
-MAZES = Experiment(Mazes(SETS), "maze", tuple(Arm(name, (Of(BASE, name),)) for name, _, _ in SETS), inside_and_out,
-                   seeds=tuple(range(120, 132)), episodes=200, kinds=(("gap", "real"),))
+BASE = Method(
+    PolicyConfig(Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=Window()),
+    RecedingHorizon(1),
+    BehaviorCloning(steps=600, batch_size=64, optimizer=OptimizerConfig(lr=3e-3)),
+)
+MAZE_SETS = (("few", 8, 250), ("more demonstrations", 8, 1000), ("more mazes", 250, 250))
+MAZES = Experiment(
+    MazeDemonstrations(MAZE_SETS),
+    "maze",
+    tuple(Arm(name, (ArmMethod(BASE, name),)) for name, _, _ in MAZE_SETS),
+    success_and_gap,
+    seeds=tuple(range(120, 132)),
+    episodes=200,
+    kinds=(("gap", "real"),),
+)
 
 CLAIM = Claim(
     name="generalization-gap", rows=("274",),
     paper="Mediratta et al. 2023, The Generalization Gap in Offline Reinforcement Learning, arXiv 2312.05742",
     statement="Finally, we find that increasing the diversity of the data, rather than its size, improves performance "
               "on new environments for all offline learning algorithms.",
-    here="cloning alone: mazes of 3 x 3 cells; 250 demonstrations in 8 mazes, 1,000 in the same 8, or 250 each "
+    setup="cloning alone: mazes of 3 x 3 cells; 250 demonstrations in 8 mazes, 1,000 in the same 8, or 250 each "
          "in one of 250. An MLP of 64 x 1 blocks sees the walls; 600 updates on 64 steps for each; nothing is tuned. "
          "In mazes whose walls none of them saw, who saw more mazes succeeds more often than who saw few, and than who "
          "saw four times as many demonstrations; who saw few mazes does their own more than 0.1 more often than new "
          "ones.",
-    parts=(Part("mazes", MAZES, Every((Above("success", "more mazes", "few"),
-                                       Above("success", "more mazes", "more demonstrations"),
-                                       Exceeds("gap", "few", 0.1)))),),
-    sabotage=Sabotage("judged in the mazes that each arm was shown", at_home, "mazes"),
+    parts=(ClaimPart("mazes", MAZES, AllOf((GreaterThan("success", "more mazes", "few"),
+                                       GreaterThan("success", "more mazes", "more demonstrations"),
+                                       AboveBound("gap", "few", 0.1)))),),
+    negative_control=NegativeControl("judged in the mazes that each arm was shown", in_own_mazes, "mazes"),
 )

@@ -13,25 +13,26 @@ from html import escape
 from pathlib import Path
 
 from ..core import UserError
-from ..evaluate.plots import COLOURS, STYLE
+from ..evaluate.plots import COLORS, STYLE
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_text
-from .records import HERE, all_claims, listing, record_path
+from .records import CLAIMS_FOLDER, all_claims, list_claims, record_path
 
 COLUMNS = ["id", "family", "core", "priority", "name", "title", "arxiv"]
-STALE = " (stale: the code has changed since)"
+STALE_NOTE = " (stale: the code has changed since)"
 VERDICTS = ("holds", "fails", "undecided", "not run", "no claim")
-_WORST = ("fails", "undecided", "not run", "holds")  # of several claims of one row, the first of these stands for it
+# of several claims of one row, the first of these stands for it
+_VERDICT_ORDER = ("fails", "undecided", "not run", "holds")
 
 
 @dataclass(frozen=True)
-class Row:
+class LedgerRow:
     """A published system. id: three digits. core: a method or study of learning to act from demonstrations, not a
     mechanism that carries over. priority: 1 (a user expects it) to 3. arxiv: its paper's number, "" where unknown."""
 
     id: str
     family: str
-    core: bool
+    is_core: bool
     priority: int
     name: str
     title: str
@@ -39,33 +40,33 @@ class Row:
 
 
 @lru_cache(1)
-def rows() -> dict[str, Row]:
+def ledger_rows() -> dict[str, LedgerRow]:
     """By id, from ledger.tsv beside this module. Raises UserError for a line that is none."""
-    head, *lines = (HERE / "ledger.tsv").read_text(encoding="utf-8").splitlines()
-    found: dict[str, Row] = {}
+    head, *lines = (CLAIMS_FOLDER / "ledger.tsv").read_text(encoding="utf-8").splitlines()
+    found: dict[str, LedgerRow] = {}
     for number, line in enumerate(lines, 2):
         cells = line.split("\t")
         where = f"claims/ledger.tsv, line {number}"
         if head.split("\t") != COLUMNS:
             raise UserError(f"expected the columns {', '.join(COLUMNS)}, found {head!r}",
-                            where="claims/ledger.tsv, line 1", do="mend the line: its columns stand between tabs")
+                            where="claims/ledger.tsv, line 1", hint="mend the line: its columns stand between tabs")
         if len(cells) != len(COLUMNS):
             raise UserError(f"expected {len(COLUMNS)} columns, found {len(cells)} columns", where=where,
-                            do="mend the line: its columns stand between tabs")
-        row = Row(cells[0], cells[1], cells[2] == "core", int(cells[3]), *cells[4:])
+                            hint="mend the line: its columns stand between tabs")
+        row = LedgerRow(cells[0], cells[1], cells[2] == "core", int(cells[3]), *cells[4:])
         if not re.fullmatch(r"\d{3}", row.id) or row.id in found:
             raise UserError(f"expected three digits that stand here once, found {row.id!r}", where=where,
-                            do="give the line a number of its own")
+                            hint="give the line a number of its own")
         found[row.id] = row
     return found
 
 
-def row(number: str, claim: str) -> Row:
+def find_row(number: str, claim: str) -> LedgerRow:
     """Raises UserError if there is none."""
-    if number not in rows():
+    if number not in ledger_rows():
         raise UserError(f"expected a row of the ledger, found {number!r}", where=f"the claim {claim}",
-                        do="its ids have three digits: src/understudy/claims/ledger.tsv")
-    return rows()[number]
+                        hint="its ids have three digits: src/understudy/claims/ledger.tsv")
+    return ledger_rows()[number]
 
 
 # -- what a record says of the one comparison that decides ------------------------------------------------------------
@@ -75,7 +76,7 @@ def row(number: str, claim: str) -> Row:
 class Condition:
     """One comparison of a rule, as its record tells it. side: "above", "below", or "within" (of 0 by `bound`)."""
 
-    what: str
+    label: str
     estimate: float
     low: float
     high: float
@@ -97,18 +98,18 @@ class Condition:
         return ends[self.side] / max(self.high - self.low, 1e-12)
 
     def __str__(self):
-        interval = f"{_n(self.estimate)} [{_n(self.low)}, {_n(self.high)}]"
-        return f"{self.what} = {interval}, wanted {self.side} {self.bound:.3g}"
+        interval = f"{_format_number(self.estimate)} [{_format_number(self.low)}, {_format_number(self.high)}]"
+        return f"{self.label} = {interval}, wanted {self.side} {self.bound:.3g}"
 
 
-_SAID = re.compile(r"(.+) = (\S+) \[(\S+), (\S+)\], wanted (above|below|within) (\S+)")
+_CONDITION_PATTERN = re.compile(r"(.+) = (\S+) \[(\S+), (\S+)\], wanted (above|below|within) (\S+)")
 
 
-def conditions(finding: str) -> list[Condition]:
+def parse_conditions(finding: str) -> list[Condition]:
     """Of the text of a finding; what is no comparison is left out."""
     found = []
     for said in finding.split("; "):
-        if m := _SAID.fullmatch(said):
+        if m := _CONDITION_PATTERN.fullmatch(said):
             try:
                 found.append(Condition(m[1], *map(float, m.group(2, 3, 4)), m[5], float(m[6])))
             except ValueError:
@@ -116,9 +117,9 @@ def conditions(finding: str) -> list[Condition]:
     return found
 
 
-def decisive(record: dict) -> Condition | None:
+def decisive_condition(record: dict) -> Condition | None:
     """The first that makes the verdict what it is; where all hold, the one that does so most narrowly."""
-    found = [c for p in record["parts"].values() if p["decides"] for c in conditions(p["finding"])]
+    found = [c for p in record["parts"].values() if p["decides"] for c in parse_conditions(p["finding"])]
     return (next((c for c in found if c.verdict == record["verdict"] != "holds"), None)
             or min(found, key=lambda c: c.margin, default=None))
 
@@ -126,8 +127,8 @@ def decisive(record: dict) -> Condition | None:
 _W, _H = 200, 36
 
 
-def picture(condition: Condition, *, alone: bool = False) -> str:
-    """SVG: the interval, the bound, and the side of it that is wanted. alone: as a file, with its colours; in a page,
+def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
+    """SVG: the interval, the bound, and the side of it that is wanted. alone: as a file, with its colors; in a page,
     its style names them."""
     c = condition
     bounds = (-c.bound, c.bound) if c.side == "within" else (c.bound,)
@@ -145,15 +146,15 @@ def picture(condition: Condition, *, alone: bool = False) -> str:
     ends = "".join(f"M{x(v)} 7V17" for v in (c.low, c.high))
     parts.append(f'<path class="i" d="M{x(c.low)} 12H{x(c.high)}{ends}"/><circle cx="{x(c.estimate)}" cy="12" r="4"/>')
     style = ""
-    if alone:
-        style = "<style>" + _style(COLOURS["light"]) + "@media (prefers-color-scheme:dark){" + _style(
-            COLOURS["dark"]) + "}</style>"
+    if standalone:
+        style = "<style>" + _svg_style(COLORS["light"]) + "@media (prefers-color-scheme:dark){" + _svg_style(
+            COLORS["dark"]) + "}</style>"
     return (f'<svg xmlns="http://www.w3.org/2000/svg" class="bar {c.verdict}" viewBox="0 0 {_W} {_H}" width="{_W}" '
             f'height="{_H}" role="img" aria-label="{escape(str(c))}">{style}{"".join(parts)}</svg>')
 
 
-def _style(colours) -> str:
-    c = {k: colours[k] for k in ("good", "bad", "soft", "ink", "goal")}
+def _svg_style(colors) -> str:
+    c = {k: colors[k] for k in ("good", "bad", "soft", "ink", "goal")}
     return (f".w{{fill:{c['goal']};fill-opacity:.15}}.b{{stroke:{c['soft']};stroke-dasharray:3 2;fill:none}}"
             f"text{{fill:{c['soft']};font:10px sans-serif}}.i{{stroke:{c['ink']};stroke-width:2;fill:none}}"
             f".holds circle{{fill:{c['good']}}}.fails circle{{fill:{c['bad']}}}.undecided circle{{fill:{c['soft']}}}")
@@ -163,105 +164,120 @@ def _style(colours) -> str:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """A row with its claims, as `records.listing` tells them, and their records."""
 
-    row: Row
+    row: LedgerRow
     claims: tuple[dict, ...]
 
     @property
     def verdict(self) -> str:
         found = {c["verdict"] for c in self.claims}
-        return next((v for v in _WORST if v in found), "no claim")
+        return next((v for v in _VERDICT_ORDER if v in found), "no claim")
 
 
-def entries() -> list[Entry]:
+def ledger_entries() -> list[LedgerEntry]:
     """One a row, in their order. Raises UserError for a claim of a row that is not in the ledger."""
     by_row: dict[str, list[dict]] = {}
-    for claim in listing():
+    for claim in list_claims():
         for number in claim["rows"]:
-            by_row.setdefault(row(number, claim["name"]).id, []).append(claim)
-    return [Entry(r, tuple(by_row.get(r.id, ()))) for r in rows().values()]
+            by_row.setdefault(find_row(number, claim["name"]).id, []).append(claim)
+    return [LedgerEntry(r, tuple(by_row.get(r.id, ()))) for r in ledger_rows().values()]
 
 
-def count(of: Iterable[Entry]) -> dict[str, int]:
+def verdict_counts(entries: Iterable[LedgerEntry]) -> dict[str, int]:
     """How many rows have which verdict; of several claims the worst counts."""
-    found = [e.verdict for e in of]
+    found = [e.verdict for e in entries]
     return {v: found.count(v) for v in VERDICTS}
 
 
-def families(of: Sequence[Entry]) -> dict[str, list[Entry]]:
-    return {f: [e for e in of if e.row.family == f] for f in sorted({e.row.family for e in of})}
+def entries_by_family(entries: Sequence[LedgerEntry]) -> dict[str, list[LedgerEntry]]:
+    return {f: [e for e in entries if e.row.family == f] for f in sorted({e.row.family for e in entries})}
 
 
-def table(path: Path | str, of: Sequence[Entry] | None = None) -> Path:
+def write_table(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -> Path:
     """Renders the page of all rows, with a picture of each claim that has a record in images/claims/ beside it."""
-    path, shown = Path(path), entries() if of is None else of
+    path, shown = Path(path), ledger_entries() if entries is None else entries
     for name in {c["name"] for e in shown for c in e.claims}:
-        if (found := _decisive(name)) is not None:
-            write_text(path.parent / "images/claims" / f"{name}.svg", picture(found, alone=True) + "\n")
-    write_text(path, page(shown))
+        if (found := _decisive_of_claim(name)) is not None:
+            write_text(path.parent / "images/claims" / f"{name}.svg", interval_svg(found, standalone=True) + "\n")
+    write_text(path, ledger_markdown(shown))
     return path
 
 
-def _decisive(name: str) -> Condition | None:
-    return decisive(read_json(record_path(name))) if record_path(name).exists() else None
+def _decisive_of_claim(name: str) -> Condition | None:
+    return decisive_condition(read_json(record_path(name))) if record_path(name).exists() else None
 
 
-def page(of: Sequence[Entry] | None = None) -> str:
-    of = entries() if of is None else of
-    by_family, total = families(of), count(of)
-    lines = ["# The ledger of claims", "", "<!-- made by understudy claims table: run it, not the pen -->", "",
-             f"The {len(of)} published systems that understudy is to hold. Each becomes a small experiment that can "
-             "fail. Its rule stands before its first run; the seeds that judge are not those that tune; a sabotaged "
-             "twin must flip the verdict. *Here* means: on the task and scale named with each claim, which need not be "
-             "the paper's. A picture shows the difference that decides: its 95 % interval, the bound (dashed), and, "
-             "shaded, the side that is wanted.", "",
-             f"{len(of) - total['no claim']} rows have a claim: " + ", ".join(
-                 f"{v} {total[v]}" for v in VERDICTS[:-1]) + f". {total['no claim']} have none yet. "
-             "`understudy claims table --html ledger.html` makes a page with filters of this.", "",
-             "| family | systems | core | " + " | ".join(VERDICTS) + " |", "|---|" + "--:|" * (len(VERDICTS) + 2)]
+def ledger_markdown(entries: Sequence[LedgerEntry] | None = None) -> str:
+    entries = ledger_entries() if entries is None else entries
+    by_family, total = entries_by_family(entries), verdict_counts(entries)
+    lines = [
+        "# The ledger of claims",
+        "",
+        "<!-- made by understudy claims table: run it, not the pen -->",
+        "",
+        f"The {len(entries)} published systems that understudy is to hold. Each becomes a small experiment that can "
+        "fail. Its rule stands before its first run; the seeds that judge are not those that tune; a sabotaged "
+        "twin must flip the verdict. *Here* means: on the task and scale named with each claim, which need not be "
+        "the paper's. A picture shows the difference that decides: its 95 % interval, the bound (dashed), and, "
+        "shaded, the side that is wanted.",
+        "",
+        f"{len(entries) - total['no claim']} rows have a claim: "
+        + ", ".join(f"{v} {total[v]}" for v in VERDICTS[:-1])
+        + f". {total['no claim']} have none yet. "
+        "`understudy claims table --html ledger.html` makes a page with filters of this.",
+        "",
+        "| family | systems | core | " + " | ".join(VERDICTS) + " |",
+        "|---|" + "--:|" * (len(VERDICTS) + 2),
+    ]
     for family, inside in by_family.items():
-        each = " | ".join(str(n or "") for n in count(inside).values())
-        lines.append(f"| [{family}](#{family}) | {len(inside)} | {sum(e.row.core for e in inside)} | {each} |")
-    lines.append(f"| **all** | **{len(of)}** | **{sum(e.row.core for e in of)}** | "
+        each = " | ".join(str(n or "") for n in verdict_counts(inside).values())
+        lines.append(f"| [{family}](#{family}) | {len(inside)} | {sum(e.row.is_core for e in inside)} | {each} |")
+    lines.append(f"| **all** | **{len(entries)}** | **{sum(e.row.is_core for e in entries)}** | "
                  + " | ".join(f"**{n}**" for n in total.values()) + " |")
     for family, inside in by_family.items():
         lines += ["", f"## {family}", "", "| row | system | statement | verdict here | what decides | date | command |",
                   "|---|---|---|---|---|---|---|"]
         for e in inside:
-            lines += [_line(e.row, c) for c in e.claims] or [_line(e.row, None)]
+            lines += [_row_line(e.row, c) for c in e.claims] or [_row_line(e.row, None)]
     claims = all_claims()
     lines += ["", "## Each claim", "", "The records, as the runs left them."]
-    for name, claim in sorted({c["name"]: c for e in of for c in e.claims}.items()):
-        lines += ["", *_section(claims[name], claim)]
+    for name, claim in sorted({c["name"]: c for e in entries for c in e.claims}.items()):
+        lines += ["", *_claim_section(claims[name], claim)]
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row, claim: dict | None) -> str:
-    paper = f"[{_cell(row.title)}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else _cell(row.title)
-    cells = [row.id, f"**{_cell(row.name)}**: {paper} ({_kind(row)})"]
+def _row_line(row: LedgerRow, claim: dict | None) -> str:
+    paper = (
+        f"[{_markdown_cell(row.title)}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else _markdown_cell(row.title)
+    )
+    cells = [row.id, f"**{_markdown_cell(row.name)}**: {paper} ({_row_kind(row)})"]
     if claim is None:
         return f"| {' | '.join(cells)} | | no claim yet | | | |"
-    name, found = claim["name"], _decisive(claim["name"])
+    name, found = claim["name"], _decisive_of_claim(claim["name"])
     verdict = claim["verdict"] if claim["verdict"] == "not run" else f"**{claim['verdict']}**"
-    shown = "" if found is None else f"![{_cell(str(found))}](images/claims/{name}.svg) {_cell(str(found))}"
-    stale = STALE if claim["stale"] else ""
-    return f"| {' | '.join(cells)} | [{_cell(claim['statement'])}](#{name}) | {verdict}{stale} | {shown} | " \
+    shown = (
+        ""
+        if found is None
+        else f"![{_markdown_cell(str(found))}](images/claims/{name}.svg) {_markdown_cell(str(found))}"
+    )
+    stale = STALE_NOTE if claim["stale"] else ""
+    return f"| {' | '.join(cells)} | [{_markdown_cell(claim['statement'])}](#{name}) | {verdict}{stale} | {shown} | " \
            f"{claim['date'] or ''} | `{claim['command']}` |"
 
 
-def _kind(row: Row) -> str:
-    return f"{'core' if row.core else 'adjacent'}, priority {row.priority}"
+def _row_kind(row: LedgerRow) -> str:
+    return f"{'core' if row.is_core else 'adjacent'}, priority {row.priority}"
 
 
-def _cell(text: str) -> str:
+def _markdown_cell(text: str) -> str:
     """Within a line of a table, and not as markup."""
     return re.sub(r"([|\\`*_\[\]<>])", r"\\\1", " ".join(text.split()))
 
 
-def _section(claim, entry: dict) -> list[str]:
-    systems = "; ".join(f"{n} {row(n, claim.name).name}" for n in claim.rows)
+def _claim_section(claim, entry: dict) -> list[str]:
+    systems = "; ".join(f"{n} {find_row(n, claim.name).name}" for n in claim.rows)
     lines = [f"### {claim.name}", "", f"{systems}. {claim.paper}", "",
              f"> {claim.statement}", "", f"Tested here: {claim.here}", "", f"Command: `{entry['command']}`", ""]
     if entry["verdict"] == "not run":
@@ -274,68 +290,73 @@ def _section(claim, entry: dict) -> list[str]:
         lines += [f"*{name}*{aside}: {part['verdict']}. {part['finding']}.", "",
                   "| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
         for arm, measures in part["summary"].items():
-            lines += [f"| {arm} | {m} | {_n(v['estimate'])} | {_n(v['low'])} to {_n(v['high'])} |"
-                      for m, v in measures.items()]
+            lines += [
+                f"| {arm} | {m} | {_format_number(v['estimate'])} | {_format_number(v['low'])} to "
+                f"{_format_number(v['high'])} |"
+                for m, v in measures.items()
+            ]
         seeds = len(next(iter(next(iter(part["figures"].values())).values())))
         lines += ["", seeds_caveat(seeds), ""]
-    twin = record["twin"]
+    twin = record["negative_control"]
     blind = "" if twin["flips"] else " It changes nothing, so this experiment cannot show what it set out to show."
-    return [*lines, f"Sabotaged twin ({twin['change']}): {twin['verdict']}. {twin['finding']}.{blind}", "",
+    return [*lines, f"Negative control ({twin['change']}): {twin['verdict']}. {twin['finding']}.{blind}", "",
             f"{record['machine']}; {record['seconds']:.0f} CPU seconds; {record['date']}."]
 
 
-def _n(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
 
 
 # -- the page to search ---------------------------------------------------------------------------------------------
 
 
-def html(path: Path | str, of: Sequence[Entry] | None = None) -> Path:
+def write_html(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -> Path:
     """One file with all rows, to search and filter; it loads nothing from elsewhere."""
-    of = entries() if of is None else of
-    total = count(of)
+    entries = ledger_entries() if entries is None else entries
+    total = verdict_counts(entries)
     told = ", ".join(f"{v} {total[v]}" for v in VERDICTS)
-    template = (HERE / "ledger.html").read_text(encoding="utf-8")
+    template = (CLAIMS_FOLDER / "ledger.html").read_text(encoding="utf-8")
     script = re.search(r"<script>(.*)</script>", template, re.S)[1]
     by_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    options = {"families": sorted({e.row.family for e in of}), "verdicts": [v for v in VERDICTS if total[v]]}
+    options = {"families": sorted({e.row.family for e in entries}), "verdicts": [v for v in VERDICTS if total[v]]}
     filled = {"rules": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{by_hash}'",
-              "plots": STYLE, "told": f"{len(of)} published systems: {told}.",
-              "rows": "\n".join(map(_article, of)),
-              "counts": _counts(of),
+              "plots": STYLE, "told": f"{len(entries)} published systems: {told}.",
+              "rows": "\n".join(map(_entry_html, entries)),
+              "counts": _counts_html(entries),
               **{k: "".join(f"<option>{escape(v)}</option>" for v in values) for k, values in options.items()}}
     write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda m: filled[m[1]], template))
     return Path(path)
 
 
-def _counts(of: Sequence[Entry]) -> str:
+def _counts_html(entries: Sequence[LedgerEntry]) -> str:
     head = "".join(f'<th class="n">{v}</th>' for v in ("systems", *VERDICTS))
     body = "".join(
         f'<tr><td>{escape(family)}</td><td class="n">{len(inside)}</td>'
-        + "".join(f'<td class="n">{n or ""}</td>' for n in count(inside).values()) + "</tr>"
-        for family, inside in families(of).items())
+        + "".join(f'<td class="n">{n or ""}</td>' for n in verdict_counts(inside).values()) + "</tr>"
+        for family, inside in entries_by_family(entries).items())
     return f"<table><thead><tr><th>family</th>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _article(e: Entry) -> str:
+def _entry_html(e: LedgerEntry) -> str:
     r = e.row
     title = escape(r.title)
     if r.arxiv:
         title = f'<a href="https://arxiv.org/abs/{escape(r.arxiv)}" rel="noreferrer">{title}</a>'
-    claims = "".join(map(_claim, e.claims)) or '<p class="chip none">no claim yet</p>'
+    claims = "".join(map(_claim_html, e.claims)) or '<p class="chip none">no claim yet</p>'
     said = " ".join((r.id, r.family, r.name, r.title, *(f"{c['name']} {c['statement']}" for c in e.claims))).lower()
-    return (f'<article id="r{r.id}" tabindex="-1" data-family="{escape(r.family)}" data-verdict="{e.verdict}" '
-            f'data-core="{"core" if r.core else "adjacent"}" data-priority="{r.priority}" data-said="{escape(said)}">'
-            f'<div class="who"><span class="id">{r.id}</span><h2>{escape(r.name)}</h2><p class="paper">{title}</p>'
-            f'<p class="soft">{escape(r.family)} · {_kind(r)}</p></div><div class="what">{claims}</div></article>')
+    return (
+        f'<article id="r{r.id}" tabindex="-1" data-family="{escape(r.family)}" data-verdict="{e.verdict}" '
+        f'data-core="{"core" if r.is_core else "adjacent"}" data-priority="{r.priority}" data-said="{escape(said)}">'
+        f'<div class="who"><span class="id">{r.id}</span><h2>{escape(r.name)}</h2><p class="paper">{title}</p>'
+        f'<p class="soft">{escape(r.family)} · {_row_kind(r)}</p></div><div class="what">{claims}</div></article>'
+    )
 
 
-def _claim(c: dict) -> str:
-    found = _decisive(c["name"])
+def _claim_html(c: dict) -> str:
+    found = _decisive_of_claim(c["name"])
     chip = f'<span class="chip {c["verdict"].replace(" ", "-")}">{c["verdict"]}</span>'
     stale = ' <span class="soft">stale: the code has changed since</span>' if c["stale"] else ""
-    shown = "" if found is None else f'<div class="shown">{picture(found)}<p>{escape(str(found))}</p></div>'
+    shown = "" if found is None else f'<div class="shown">{interval_svg(found)}<p>{escape(str(found))}</p></div>'
     ran = f'{c["date"]} · {c["seconds"]:.0f} CPU seconds · ' if c["date"] else ""
     return (f'<section><p class="said">“{escape(c["statement"])}”</p><p>{chip}{stale}</p>{shown}'
             f'<p class="soft">{ran}<code>{escape(c["command"])}</code></p></section>')

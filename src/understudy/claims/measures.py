@@ -11,8 +11,8 @@ from .. import config
 from ..data.episode import Dataset, Episode
 from ..envs import make
 from ..evaluate.rollout import rollout
-from ..execute.actor import Plays
-from ..execute.planners import Fixed
+from ..execute.actor import PolicyActor
+from ..execute.planners import FixedBatch
 from ..learn.fit import fit
 from ..learn.method import Method
 from ..policy import Policy
@@ -20,34 +20,34 @@ from ..policy import Policy
 ROWS = 25  # environments side by side; results do not depend on it
 
 
-def trained(experiment, method: Method, data: Dataset, seed: int, watch=()) -> Policy:
+def train_policy(experiment, method: Method, data: Dataset, seed: int, watch=()) -> Policy:
     """As `understudy train` does, on all of the data and without a folder. Arms that differ only in how they run
     share the training of each seed."""
-    key = json.dumps(config.dump({"recipe": method.policy, "learn": method.learn, "relabel": method.data,
+    key = json.dumps(config.dump({"policy": method.policy, "learn": method.learner, "relabel": method.transforms,
                                   "source": experiment.source, "seed": seed}))
-    if key in _trained and not watch:
-        return _trained[key]
-    for change in method.data:
+    if key in _policy_cache and not watch:
+        return _policy_cache[key]
+    for change in method.transforms:
         data = data.map(change)
     torch.manual_seed(seed)
-    policy = Policy(method.policy, data.features()).fit(data)
-    learner = method.learn.build(policy, seed, method.learn.steps)
-    windows = policy.windows(data, extra=method.learn.extra)
-    fit(learner, lambda n: windows.batch(method.learn.batch, n, seed), method.learn.steps, watch=watch)
-    done = learner.trained.fit(data, codec=False).eval()
-    _trained[key] = done
-    while len(_trained) > 20:
-        _trained.pop(next(iter(_trained)))
+    policy = Policy(method.policy, data.features()).fit_statistics(data)
+    learner = method.learner.build(policy, seed, method.learner.steps)
+    windows = policy.windows(data, extra=method.learner.extra)
+    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), method.learner.steps, callbacks=watch)
+    done = learner.trained_policy.fit_statistics(data, refit_codec=False).eval()
+    _policy_cache[key] = done
+    while len(_policy_cache) > 20:
+        _policy_cache.pop(next(iter(_policy_cache)))
     return done
 
 
-_trained: dict[str, Policy] = {}  # the newest few of this process
+_policy_cache: dict[str, Policy] = {}  # the newest few of this process
 
 
-def _ran(experiment, policy: Policy, method: Method, episodes: int, starts: int) -> Dataset:
-    made = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.options))
+def _rollout_policy(experiment, policy: Policy, method: Method, episodes: int, starts: int) -> Dataset:
+    made = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.env_options))
     try:
-        return rollout(Plays(Fixed(policy, ROWS), method.run), made, episodes, seed=starts)
+        return rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), made, episodes, seed=starts)
     finally:
         made.close()
 
@@ -55,11 +55,11 @@ def _ran(experiment, policy: Policy, method: Method, episodes: int, starts: int)
 def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: int,
                 starts: int) -> dict[str, list[float]]:
     """success (0 or 1) where the environment defines it, return, log_jerk, and every flag of the environment's."""
-    ran = _ran(experiment, trained(experiment, method, data, seed), method, episodes, starts)
+    ran = _rollout_policy(experiment, train_policy(experiment, method, data, seed), method, episodes, starts)
     measures = {"return": [float(e.steps["next.reward"].sum()) for e in ran],
                 "log_jerk": [log_jerk(e) for e in ran]}
-    for flag in (k for k, v in ran[0].meta.items() if isinstance(v, bool)):
-        measures[flag] = [float(e.meta[flag]) for e in ran]
+    for flag in (k for k, v in ran[0].metadata.items() if isinstance(v, bool)):
+        measures[flag] = [float(e.metadata[flag]) for e in ran]
     return measures
 
 
@@ -70,8 +70,8 @@ def log_jerk(episode: Episode) -> float:
     return float(np.log(np.mean(jerk**2) + 1e-12)) if len(jerk) else float(np.log(1e-12))
 
 
-def oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int, *,
-                last: int = 10, every: int = 200) -> dict[str, list[float]]:
+def checkpoint_oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int, *,
+                n_checkpoints: int = 10, interval: int = 200) -> dict[str, list[float]]:
     """Rolls out the last `last` checkpoints, one each `every` updates, on the same starts.
 
     mean: of their returns. log_swing: log of how much the mean return of a checkpoint differs from the next one's, as
@@ -79,16 +79,16 @@ def oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: 
     alone would give. A trend counts little in it. swing: the same, not its log. calm: the same of the training loss,
     averaged between checkpoints, as a share of its beginning.
     """
-    steps, returns, losses, recent = method.learn.steps, [], [], []
+    steps, returns, losses, recent = method.learner.steps, [], [], []
 
     def look(step, learner, seen):
         recent.append(seen["loss"])
-        if step > steps - last * every and step % every == 0:
-            ran = _ran(experiment, learner.trained, method, episodes, starts)
+        if step > steps - n_checkpoints * interval and step % interval == 0:
+            ran = _rollout_policy(experiment, learner.trained_policy, method, episodes, starts)
             returns.append([float(e.steps["next.reward"].sum()) for e in ran])
-            losses.append(float(np.mean(recent[-every:])))
+            losses.append(float(np.mean(recent[-interval:])))
 
-    trained(experiment, method, data, seed, watch=(look,))
+    train_policy(experiment, method, data, seed, watch=(look,))
     table = np.asarray(returns)  # (checkpoints, starts): the same starts for each
     means, change = table.mean(1), np.diff(table, axis=0)
     # Of the differences of means, what is due to the few starts: their spread over starts.

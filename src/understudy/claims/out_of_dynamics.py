@@ -12,26 +12,35 @@ import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
 
-from ..audit.scores.trained import Networks
+from ..audit.scores.network_scores import NetworkEnsemble
 from ..data.episode import Episode
 from ..data.window import Window
 from ..envs import make
 from ..envs.fork import GOAL, Expert
-from ..evaluate.judge import recording
+from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
-from ..execute.actor import Plays
+from ..execute.actor import PolicyActor
 from ..heads.gmm import GMM
-from .base import Above, Claim, Every, Exceeds, Experiment, Part, Sabotage, Source
-from .curated import Kept, arms, cloning, closed, learned, marked, once, shown
+from .base import AboveBound, AllOf, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .curation import (
+    CuratedMethod,
+    arms,
+    cached_load,
+    cloning_method,
+    curated_success,
+    successful_rollouts,
+    train_curated,
+    with_keep_columns,
+)
 
 
-def seen(states: np.ndarray) -> Episode:
+def infer_actions(states: np.ndarray) -> Episode:
     """Of the demonstrator only states are known; the action is the velocity that leads from one to the next."""
     states = np.asarray(states, np.float32)
     return Episode({"observation.state": states, "action": np.clip(np.diff(states, axis=0) / 0.1, -1, 1)})
 
 
-def flown(episodes: int, rng: np.random.Generator) -> list[Episode]:
+def straight_flights(episodes: int, rng: np.random.Generator) -> list[Episode]:
     """By one that the pillar does not stop: straight to the goal."""
     found = []
     for _ in range(episodes):
@@ -39,45 +48,48 @@ def flown(episodes: int, rng: np.random.Generator) -> list[Episode]:
         while np.linalg.norm(np.subtract(GOAL, at[-1])) > 0.1:
             aim = np.subtract(GOAL, at[-1])
             at.append(at[-1] + 0.1 * (aim / np.linalg.norm(aim) + 0.1 * rng.standard_normal(2)))
-        found.append(seen(np.array(at)))
+        found.append(infer_actions(np.array(at)))
     return found
 
 
 @dataclass(frozen=True)
-class Foreign(Source):
+class MixedDynamicsDemonstrations(DemonstrationSource):
     """`each` demonstrations that pass the pillar of fork on the left, on the right, and over it. Each is weighed by how
     much it looks like what an imitator of its group does: of all, or of one of `groups` that are found. mixed: it is of
     any group."""
 
-    each: int
-    groups: int = 5
-    mixed: bool = False
+    n_per_group: int
+    n_groups: int = 5
+    shuffle_groups: bool = False
 
-    @once
+    @cached_load
     def load(self, seed):
         rng = np.random.default_rng(seed)
-        around = [seen(e.steps["observation.state"]) for part, side in enumerate((1, -1))
-                  for e in shown(Expert(side=side), "fork", self.each, seed, part)]
-        data = [*around, *flown(self.each, rng)]
+        around = [infer_actions(e.steps["observation.state"]) for part, side in enumerate((1, -1))
+                  for e in successful_rollouts(Expert(side=side), "fork", self.n_per_group, seed, part)]
+        data = [*around, *straight_flights(self.n_per_group, rng)]
         able = np.arange(len(data)) < len(around)
-        group = modes(data, self.groups, seed)
-        if self.mixed:
+        group = mode_labels(data, self.n_groups, seed)
+        if self.shuffle_groups:
             group = rng.permutation(group)
         alike = np.zeros(len(data))
         for g in set(group.tolist()):
             at = np.flatnonzero(group == g)
-            alike[at] = transferable([data[i] for i in at], seed)
-        whole = transferable(data, seed)
+            alike[at] = transferability([data[i] for i in at], seed)
+        whole = transferability(data, seed)
 
         def auroc(f):
             wins = f[able][:, None] - f[~able]
             return float((wins > 0).mean() + (wins == 0).mean() / 2)
         figures = {"auroc.of its group": auroc(alike), "auroc.of all": auroc(whole)}
-        return marked(data, {"even": np.ones(len(data)), "of all": sharp(whole), "of its group": sharp(alike)},
-                      {"figures": figures})
+        return with_keep_columns(
+            data,
+            {"even": np.ones(len(data)), "of all": sharpen(whole), "of its group": sharpen(alike)},
+            {"figures": figures},
+        )
 
 
-def modes(data, count: int, seed: int) -> np.ndarray:
+def mode_labels(data, count: int, seed: int) -> np.ndarray:
     """(E,) a number for each: groups of an embedding in which two looks at the same demonstration, at 6 moments with an
     offset of its own, are near, and looks at others far (NT-Xent, Chen et al. 2020)."""
     rng = np.random.default_rng(seed)
@@ -89,7 +101,7 @@ def modes(data, count: int, seed: int) -> np.ndarray:
             at = (np.arange(6) + rng.random()) / 6 * (len(states) - 1)
             rows.append(states[at.astype(int)].ravel())
         return torch.as_tensor(np.stack(rows)).float()
-    net = Networks(12, 8, seed=seed)
+    net = NetworkEnsemble(12, 8, seed=seed)
     optim = torch.optim.Adam(net.parameters(), 2e-3)
     for _ in range(150):
         z = torch.nn.functional.normalize(torch.cat([net(look())[0], net(look())[0]]), dim=1)
@@ -103,12 +115,18 @@ def modes(data, count: int, seed: int) -> np.ndarray:
     return kmeans2(z, count, minit="++", seed=seed)[1]
 
 
-def transferable(data, seed: int) -> np.ndarray:
+def transferability(data, seed: int) -> np.ndarray:
     """(E,) the sigmoid of the mean over an episode's transitions of the logit that they are an imitator's, which has
     cloned these demonstrations and acts in its own world."""
-    mine = marked(data, {"mine": np.ones(len(data))})
-    policy = learned(Kept(cloning(3e-3, steps=300), "mine"), mine, seed)
-    ran = rollout(Plays(policy, cloning(3e-3).run), make("fork", rows=20), 20, recording(seed), first=50_000)
+    mine = with_keep_columns(data, {"mine": np.ones(len(data))})
+    policy = train_curated(CuratedMethod(cloning_method(3e-3, steps=300), "mine"), mine, seed)
+    ran = rollout(
+        PolicyActor(policy, cloning_method(3e-3).executor),
+        make("fork", rows=20),
+        20,
+        recording_seed(seed),
+        first=50_000,
+    )
 
     def pairs(episodes):
         return [np.concatenate([s[:-1], np.diff(s, axis=0) / 0.1], 1)
@@ -118,7 +136,7 @@ def transferable(data, seed: int) -> np.ndarray:
     label = torch.cat([torch.zeros(sum(map(len, shows))), torch.ones(sum(map(len, does)))])
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
     weight = torch.where(label > 0, 0.5 / label.mean(), 0.5 / (1 - label.mean()))
-    net, rng = Networks(4, 1, seed=seed), torch.Generator().manual_seed(seed)
+    net, rng = NetworkEnsemble(4, 1, seed=seed), torch.Generator().manual_seed(seed)
     optim = torch.optim.Adam(net.parameters(), 2e-3, weight_decay=1e-3)
     for _ in range(200):
         at = torch.randint(len(x), (256,), generator=rng)
@@ -132,33 +150,43 @@ def transferable(data, seed: int) -> np.ndarray:
     return 1 / (1 + np.exp(-np.array([part.mean() for part in np.split(logit[: ends[-1]], ends[:-1])])))
 
 
-def sharp(f: np.ndarray) -> np.ndarray:
+def sharpen(f: np.ndarray) -> np.ndarray:
     """From 0 to 1, the high ones far above the others, as the authors do for their arm."""
     e = np.exp(f / 0.1)
     return (e - e.min()) / max(e.max() - e.min(), 1e-12)
 
 
-def mixed(experiment: Experiment) -> Experiment:
-    return replace(experiment, source=replace(experiment.source, mixed=True))
+def shuffled_groups(experiment: Experiment) -> Experiment:
+    return replace(experiment, source=replace(experiment.source, shuffle_groups=True))
 
 
-FORK = Experiment(Foreign(15), "fork", arms("even", "of all", "of its group", options=tuple(
-    cloning(rate, GMM(), Window(2, 8), 4, steps=600) for rate in (3e-3, 1e-3))), closed, seeds=tuple(range(100, 106)),
-    kinds=(("auroc", "bounded"),))
+FORK = Experiment(
+    MixedDynamicsDemonstrations(15),
+    "fork",
+    arms(
+        "even",
+        "of all",
+        "of its group",
+        options=tuple(cloning_method(rate, GMM(), Window(2, 8), 4, steps=600) for rate in (3e-3, 1e-3)),
+    ),
+    curated_success,
+    seeds=tuple(range(100, 106)),
+    kinds=(("auroc", "bounded"),),
+)
 
 CLAIM = Claim(
     name="out-of-dynamics", rows=("007",),
     paper="Qiu et al. 2022, Out-of-Dynamics Imitation Learning from Multimodal Demonstrations, arXiv 2211.06839",
     statement="The proposed transferability measurement more accurately finds and down-weights non-transferable "
               "demonstrations and outperforms prior works on the final imitation learning performance.",
-    here="without reinforcement learning: fork, 15 demonstrations each, of which only states are known, on the left, "
+    setup="without reinforcement learning: fork, 15 demonstrations each, of which only states are known, on the left, "
          "on the right, and over the pillar, which stops the imitator. Groups are found by contrast of subsampled "
          "state sequences (5 of them). A demonstration's weight is how much a discriminator takes it for a rollout of "
          "an imitator that regresses to the demonstrations of its group, or of all. Weights by group tell the able "
          "from the unable (area under the curve above 0.8, and above that of weights by all), and a mixture of "
          "Gaussians trained with them succeeds more often than with weights by all, and than without.",
-    parts=(Part("fork", FORK, Every((
-        Exceeds("auroc", "of its group", 0.8), Above("auroc", "of its group", "of all"),
-        Above("success", "of its group", "of all"), Above("success", "of its group", "even")))),),
-    sabotage=Sabotage("groups drawn by lot", mixed, "fork"),
+    parts=(ClaimPart("fork", FORK, AllOf((
+        AboveBound("auroc", "of its group", 0.8), GreaterThan("auroc", "of its group", "of all"),
+        GreaterThan("success", "of its group", "of all"), GreaterThan("success", "of its group", "even")))),),
+    negative_control=NegativeControl("groups drawn by lot", shuffled_groups, "fork"),
 )

@@ -18,38 +18,57 @@ from ..data.episode import Dataset
 from ..data.window import Window
 from ..envs import make
 from ..envs.push import Expert
-from ..evaluate.judge import recording
+from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
-from ..execute.actor import Plays
-from ..execute.chunked import Receding
-from ..execute.planners import Fixed
+from ..execute.actor import PolicyActor
+from ..execute.chunking import RecedingHorizon
+from ..execute.planners import FixedBatch
 from ..heads.regression import Regression
-from ..improve.restart import Attempts, GivesUp, Likely, attempt, choose, clock, forecast
-from ..learn.clone import Cloning
+from ..improve.restart import (
+    Attempts,
+    FailureProbability,
+    RestartingActor,
+    choose_threshold,
+    elapsed_steps,
+    forecast,
+    label_attempt,
+)
+from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.fit import fit
 from ..learn.method import Method
-from ..learn.optim import Optim
-from ..nets.encoders import Flat
+from ..learn.optimizer import OptimizerConfig
+from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
-from ..policy import Policy, Recipe
-from .base import Above, Arm, Below, Claim, Every, Exceeds, Experiment, Part, Sabotage, Source
-from .curated import cloning, once, shown
+from ..policy import Policy, PolicyConfig
+from .base import (
+    AboveBound,
+    AllOf,
+    Arm,
+    BelowBound,
+    Claim,
+    ClaimPart,
+    DemonstrationSource,
+    Experiment,
+    GreaterThan,
+    NegativeControl,
+)
+from .curation import cached_load, cloning_method, successful_rollouts
 
 ROWS = 200
-PAUSE = 10.0  # steps from one attempt to the next
+RESTART_COST = 10.0  # steps from one attempt to the next
 
 
 @dataclass(frozen=True)
-class Shown(Source):
+class PushDemonstrations(DemonstrationSource):
     episodes: int
 
-    @once
+    @cached_load
     def load(self, seed):
-        return shown(Expert(), "push", self.episodes, seed)
+        return successful_rollouts(Expert(), "push", self.episodes, seed)
 
 
 @dataclass(frozen=True)
-class Restart:
+class RestartMethod:
     """`policy` tries. to the end: each attempt runs until it ends. timed out: it is given up after a number of steps.
     preempted: when `predictor` takes failure for likely. Number and likelihood are chosen alike, from `calibrate`
     attempts; the predictor learns from `learn` others. mixed: which of these failed is drawn by lot."""
@@ -57,83 +76,127 @@ class Restart:
     kind: Literal["to the end", "timed out", "preempted"]
     policy: Method
     predictor: Method
-    learn: int = 1000
-    calibrate: int = 2000
-    mixed: bool = False
+    n_learning_episodes: int = 1000
+    n_calibration_episodes: int = 2000
+    shuffle_outcomes: bool = False
 
 
-def fitted(method: Method, data: Dataset, seed: int) -> Policy:
+def train_policy(method: Method, data: Dataset, seed: int) -> Policy:
     torch.manual_seed(seed)
-    policy = Policy(method.policy, data.features()).fit(data)
-    learner = method.learn.build(policy, seed, method.learn.steps)
+    policy = Policy(method.policy, data.features()).fit_statistics(data)
+    learner = method.learner.build(policy, seed, method.learner.steps)
     windows = policy.windows(data)
-    fit(learner, lambda n: windows.batch(method.learn.batch, n, seed), method.learn.steps)
-    return learner.trained.eval()
+    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), method.learner.steps)
+    return learner.trained_policy.eval()
 
 
-_tried: dict = {}  # (policy, seed) -> the actor and its attempts, which all arms share
+_attempt_cache: dict = {}  # (policy, seed) -> the actor and its attempts, which all arms share
 
 
-def tried(method: Restart, data: Dataset, seed: int):
-    key = method.policy, method.learn, method.calibrate, seed
-    if key not in _tried:
-        while len(_tried) > 6:
-            _tried.pop(next(iter(_tried)))
-        actor = Plays(Fixed(fitted(method.policy, data, seed), ROWS), method.policy.run)
-        ran = rollout(actor, make("push", rows=ROWS), method.learn + method.calibrate, recording(seed), first=500_000)
-        _tried[key] = actor, ran.map(attempt)
-    return _tried[key]
+def run_attempts(method: RestartMethod, data: Dataset, seed: int):
+    key = method.policy, method.n_learning_episodes, method.n_calibration_episodes, seed
+    if key not in _attempt_cache:
+        while len(_attempt_cache) > 6:
+            _attempt_cache.pop(next(iter(_attempt_cache)))
+        actor = PolicyActor(FixedBatch(train_policy(method.policy, data, seed), ROWS), method.policy.executor)
+        ran = rollout(
+            actor,
+            make("push", rows=ROWS),
+            method.n_learning_episodes + method.n_calibration_episodes,
+            recording_seed(seed),
+            first=500_000,
+        )
+        _attempt_cache[key] = actor, ran.map(label_attempt)
+    return _attempt_cache[key]
 
 
-def makespan(experiment, method: Restart, data: Dataset, seed: int, episodes: int, starts: int
+def makespan(experiment, method: RestartMethod, data: Dataset, seed: int, episodes: int, starts: int
              ) -> dict[str, list[float]]:
     """makespan: steps and pauses until success, one for each start. forecast: what was expected of it; off: by what
     share of it the mean is more. attempts: how many each took."""
-    actor, ran = tried(method, data, seed)
-    known, calibrate = ran[: method.learn], ran[method.learn:]
-    if method.mixed:
+    actor, ran = run_attempts(method, data, seed)
+    known, calibrate = ran[: method.n_learning_episodes], ran[method.n_learning_episodes:]
+    if method.shuffle_outcomes:
         lot = np.random.default_rng(seed).permutation([e.steps["fails"][0, 0] for e in known])
-        known = Dataset([e.but({"fails": np.full_like(e.steps["fails"], f)}) for e, f in zip(known, lot, strict=True)])
-    judge = Likely(Fixed(fitted(method.predictor, known, seed), ROWS)) if method.kind == "preempted" else clock
-    above, expected = choose(calibrate, judge, PAUSE)
+        known = Dataset(
+            [e.replace({"fails": np.full_like(e.steps["fails"], f)}) for e, f in zip(known, lot, strict=True)]
+        )
+    judge = (
+        FailureProbability(FixedBatch(train_policy(method.predictor, known, seed), ROWS))
+        if method.kind == "preempted"
+        else elapsed_steps
+    )
+    above, expected = choose_threshold(calibrate, judge, RESTART_COST)
     if method.kind == "to the end":
-        above, expected = math.inf, forecast(calibrate, judge, math.inf).makespan(PAUSE)
-    env = Attempts(make("push", rows=ROWS), actor, PAUSE)
-    ran = rollout(GivesUp(judge, above), env, episodes, seed=starts)
+        above, expected = math.inf, forecast(calibrate, judge, math.inf).makespan(RESTART_COST)
+    env = Attempts(make("push", rows=ROWS), actor, RESTART_COST)
+    ran = rollout(RestartingActor(judge, above), env, episodes, seed=starts)
     spans = [-float(e.steps["next.reward"].sum()) for e in ran]
     return {"makespan": spans, "forecast": [expected], "off": [float(np.mean(spans) / expected - 1)],
-            "attempts": [float(e.meta["attempts"]) for e in ran], "gives up": [float(above < math.inf)]}
+            "attempts": [float(e.metadata["attempts"]) for e in ran], "gives up": [float(above < math.inf)]}
 
 
-def mixed(experiment: Experiment) -> Experiment:
-    return replace(experiment, arms=tuple(replace(a, options=tuple(replace(o, mixed=o.kind == "preempted")
+def shuffled_outcomes(experiment: Experiment) -> Experiment:
+    return replace(experiment, arms=tuple(replace(a, options=tuple(replace(o, shuffle_outcomes=o.kind == "preempted")
                                                                    for o in a.options)) for a in experiment.arms))
 
 
-PREDICTOR = Method(Recipe(Regression(), trunk=MLP(64, 1), encoder=Flat(), window=Window(), target="fails",
-                          inputs=("observation.clock", "observation.state")), Receding(),
-                   Cloning(steps=1000, optim=Optim(rate=1e-3)))
-POLICY = cloning(3e-3, steps=1000)
-PUSH = Experiment(Shown(60), "push", tuple(Arm(kind, (Restart(kind, POLICY, PREDICTOR),)) for kind in (
-    "to the end", "timed out", "preempted")), makespan, tuned_by="forecast", seeds=tuple(range(200, 206)), episodes=800,
-    kinds=(*((k, "real") for k in ("makespan", "forecast", "off", "attempts")), ("gives up", "rate")))
+PREDICTOR = Method(
+    PolicyConfig(
+        Regression(),
+        trunk=MLP(64, 1),
+        encoder=ConcatEncoder(),
+        window=Window(),
+        target="fails",
+        inputs=("observation.clock", "observation.state"),
+    ),
+    RecedingHorizon(),
+    BehaviorCloning(steps=1000, optimizer=OptimizerConfig(lr=1e-3)),
+)
+POLICY = cloning_method(3e-3, steps=1000)
+PUSH = Experiment(
+    PushDemonstrations(60),
+    "push",
+    tuple(Arm(kind, (RestartMethod(kind, POLICY, PREDICTOR),)) for kind in ("to the end", "timed out", "preempted")),
+    makespan,
+    tuned_by="forecast",
+    seeds=tuple(range(200, 206)),
+    episodes=800,
+    kinds=(*((k, "real") for k in ("makespan", "forecast", "off", "attempts")), ("gives up", "rate")),
+)
 
 CLAIM = Claim(
-    name="preemptive-restart", rows=("397",),
+    name="preemptive-restart",
+    rows=("397",),
     paper="Watson and Correll 2023, Optimal decision making in robotic assembly and other trial-and-error tasks, arXiv "
-          "2301.10846",
+    "2301.10846",
     statement="The ability to restart after predicting failure early, versus simply running to failure, can "
-              "significantly decrease the makespan, that is, the total time to completion, with the drawback of "
-              "potentially short-cutting an otherwise successful operation.",
-    here="push, an MLP of 64 x 1 blocks cloned from 60 demonstrations, which succeeds in less than half of its "
-         "attempts; each attempt begins from a new start, 10 steps after the last. An MLP of 64 x 1 blocks learns from "
-         "1,000 attempts how likely failure is at each step; 2,000 others say in closed form at which likelihood "
-         "to give up, if at all. To the first success it then takes fewer steps than if each attempt runs to its end, "
-         "and fewer than with the best fixed number of steps for an attempt, chosen alike from the same 2,000; and the "
-         "closed form is off by less than 10 % in the mean, giving up or not.",
-    parts=(Part("push", PUSH, Every((
-        Above("makespan", "to the end", "preempted"), Above("makespan", "timed out", "preempted"),
-        *(rule("off", arm, bound) for arm in ("to the end", "preempted")
-          for rule, bound in ((Exceeds, -0.1), (Below, 0.1)))))),),
-    sabotage=Sabotage("the predictor learns from outcomes exchanged between attempts", mixed, "push"),
+    "significantly decrease the makespan, that is, the total time to completion, with the drawback of "
+    "potentially short-cutting an otherwise successful operation.",
+    setup="push, an MLP of 64 x 1 blocks cloned from 60 demonstrations, which succeeds in less than half of its "
+    "attempts; each attempt begins from a new start, 10 steps after the last. An MLP of 64 x 1 blocks learns from "
+    "1,000 attempts how likely failure is at each step; 2,000 others say in closed form at which likelihood "
+    "to give up, if at all. To the first success it then takes fewer steps than if each attempt runs to its end, "
+    "and fewer than with the best fixed number of steps for an attempt, chosen alike from the same 2,000; and the "
+    "closed form is off by less than 10 % in the mean, giving up or not.",
+    parts=(
+        ClaimPart(
+            "push",
+            PUSH,
+            AllOf(
+                (
+                    GreaterThan("makespan", "to the end", "preempted"),
+                    GreaterThan("makespan", "timed out", "preempted"),
+                    *(
+                        rule("off", arm, bound)
+                        for arm in ("to the end", "preempted")
+                        for rule, bound in ((AboveBound, -0.1), (BelowBound, 0.1))
+                    ),
+                )
+            ),
+        ),
+    ),
+    negative_control=NegativeControl(
+        "the predictor learns from outcomes exchanged between attempts", shuffled_outcomes, "push"
+    ),
 )

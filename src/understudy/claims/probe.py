@@ -25,28 +25,28 @@ import numpy as np
 import torch
 
 from .. import config
-from ..audit.scores.trained import regress
+from ..audit.scores.network_scores import fit_regression
 from ..core import UserError
 from ..data.episode import Dataset
-from ..envs import Scripted
+from ..envs import HasExpert
 from ..evaluate.rollout import rollout
-from ..execute.actor import Noisy
+from ..execute.actor import NoisyActor
 from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
-from .base import Claim, Experiment, NotHere, Part, Shown
-from .behaviour_entropy import TIMES, variety
-from .dataset_quality import Learner as GridLearner
-from .dataset_quality import Maze
-from .due import missing
-from .generalization_gap import Mazes
-from .imitation_promise import Lessons
-from .measures import oscillation
-from .out_of_dynamics import Foreign
-from .preemptive_restart import Restart
-from .pretrained_behavior import Tasks
+from .base import Claim, ClaimPart, Experiment, ExpertDemonstrations, MissingRequirement
+from .behavior_entropy import N_REPEATS, success_and_entropy
+from .dataset_quality import GridDatasets
+from .dataset_quality import GridLearner as GridLearner
+from .generalization_gap import MazeDemonstrations
+from .imitation_promise import WeakAndStrongDemonstrations
+from .measures import checkpoint_oscillation
+from .out_of_dynamics import MixedDynamicsDemonstrations
+from .preemptive_restart import RestartMethod
+from .pretrained_behavior import MultiTaskDemonstrations
 from .records import fingerprint, record_path
-from .run import STARTS
+from .runner import STARTS_SEED
+from .scheduler import missing_requirements
 
 RELATIVE = 1e-4  # of an entry
 FLOOR = 1e-5  # of the largest entry of its list: entries near zero are rounding errors of larger ones
@@ -62,8 +62,13 @@ WITHOUT_CONTROL = ("extraneous-segments", "filter-like-you-test", "out-of-dynami
 DEMONSTRATIONS = 50  # at most, where a claim has one number of them
 # Smaller sizes of sources, and of methods that train or attempt outside `fit`.
 REDUCED: dict[type, dict[str, int]] = {
-    Maze: {"steps": 600, "online": 5000}, Lessons: {"base": 20, "more": 40, "held": 10}, Tasks: {"others": 60},
-    Foreign: {"groups": 2}, Restart: {"learn": 20, "calibrate": 20}, GridLearner: {"updates": 60}}
+    GridDatasets: {"steps": 600, "online": 5000},
+    WeakAndStrongDemonstrations: {"base": 20, "more": 40, "held": 10},
+    MultiTaskDemonstrations: {"others": 60},
+    MixedDynamicsDemonstrations: {"groups": 2},
+    RestartMethod: {"learn": 20, "calibrate": 20},
+    GridLearner: {"updates": 60},
+}
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
 
 Numbers = dict[str, list[float | None]]  # place in the claim -> entries; None is not compared
@@ -121,10 +126,10 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
         for name, experiment, arms in _experiments(claim, chosen):
             numbers[f"{name} / seeds and episodes"] = [*map(float, (*experiment.seeds, experiment.episodes))]
             source, sizes = _reduced(experiment.source)
-            measure = _oscillation if experiment.measure is oscillation else experiment.measure
+            measure = _oscillation if experiment.measure is checkpoint_oscillation else experiment.measure
             experiment = replace(experiment, source=source, measure=measure)
             for arm, method in arms:
-                key = json.dumps(config.dump([method, experiment.source, experiment.env, experiment.options,
+                key = json.dumps(config.dump([method, experiment.source, experiment.env, experiment.env_options,
                                               experiment.measure]))
                 if key in done:
                     continue
@@ -132,7 +137,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
                 if source not in loaded:
                     loaded[source] = _load(experiment, rounding)
                     _put(numbers, f"{name} / demonstrations", {**loaded[source][1], "full sizes": sizes})
-                env = f"env {experiment.env} {experiment.options}"
+                env = f"env {experiment.env} {experiment.env_options}"
                 method, sizes = _reduced(method)
                 found = _cell(experiment, method, loaded[source][0], env not in done, rounding)
                 _put(numbers, f"{name} / {arm}", {**found, "full sizes": sizes})
@@ -180,12 +185,12 @@ def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
             return Confirmation("not run", f"has no {what}")
     if trust_source and read_json(record_path(claim.name))["fingerprint"] == fingerprint(claim):
         return Confirmation("confirmed", seconds=time.perf_counter() - began)
-    if lacks := missing(claim):
+    if lacks := missing_requirements(claim):
         return Confirmation("cannot run here", f"needs {', '.join(lacks)}")
     stored = read_json(probe_path(claim.name))
     try:
         now = take(claim)
-    except NotHere as error:
+    except MissingRequirement as error:
         return Confirmation("cannot run here", f"needs {error.where}")
     except UserError as error:
         return Confirmation("due", f"the probe fails: {error}", (str(error),), time.perf_counter() - began)
@@ -214,32 +219,32 @@ def store(claim: Claim) -> dict:
 
 def _experiments(claim: Claim, chosen: Mapping) -> Iterator[tuple[str, Experiment, list[tuple[str, Any]]]]:
     """Name, experiment and (arm, chosen option) of each part, and last of the negative control."""
-    def options(part: Part, experiment: Experiment):
+    def options(part: ClaimPart, experiment: Experiment):
         pick = chosen.get(part.name, {})
         return [(a.name, a.options[pick.get(a.name, 0)]) for a in experiment.arms]
     for part in claim.parts:
         yield part.name, part.experiment, options(part, part.experiment)
     for part in claim.parts:
-        if part.name == claim.sabotage.part and claim.name not in WITHOUT_CONTROL:
-            changed = claim.sabotage.change(part.experiment)
+        if part.name == claim.negative_control.part and claim.name not in WITHOUT_CONTROL:
+            changed = claim.negative_control.change(part.experiment)
             judged = [(arm, method) for arm, method in options(part, changed) if arm in part.rule.arms]
             yield "negative control", changed, judged
 
 
 def _reduced(value: Any) -> tuple[Any, list[float]]:
     """A source or method of a smaller size where the full one takes seconds, and the full sizes."""
-    if isinstance(value, Mazes):
+    if isinstance(value, MazeDemonstrations):
         arms = tuple((name, mazes, min(count, DEMONSTRATIONS)) for name, mazes, count in value.arms)
-        return Mazes(arms), [count for _, _, count in value.arms]
-    if isinstance(value, Shown):
-        return replace(value, episodes=min(value.episodes, DEMONSTRATIONS)), [value.episodes]
+        return MazeDemonstrations(arms), [count for _, _, count in value.arms]
+    if isinstance(value, ExpertDemonstrations):
+        return replace(value, n_episodes=min(value.n_episodes, DEMONSTRATIONS)), [value.episodes]
     sizes = REDUCED.get(type(value), {})
     return replace(value, **sizes) if sizes else value, [getattr(value, name) for name in sizes]
 
 
 def _oscillation(*args):
     """`oscillation` over the last updates that are made, instead of over checkpoints 200 updates apart."""
-    return oscillation(*args, every=2)
+    return checkpoint_oscillation(*args, interval=2)
 
 
 def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:
@@ -256,9 +261,9 @@ def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:
 
 
 def _cell(experiment: Experiment, method: Any, data: Dataset, look_at_env: bool, rounding: float) -> Numbers:
-    episodes = EPISODES * TIMES if experiment.measure is variety else EPISODES
+    episodes = EPISODES * N_REPEATS if experiment.measure is success_and_entropy else EPISODES
     with _recorded(rounding) as recorder:
-        measured = experiment.measure(experiment, method, data, experiment.seeds[0], episodes, STARTS)
+        measured = experiment.measure(experiment, method, data, experiment.seeds[0], episodes, STARTS_SEED)
         for i, values in enumerate(measured.values()):
             recorder.numbers[f"measure {i + 1}"] = _entries(np.asarray(values, float))
         if look_at_env and recorder.env is not None:
@@ -282,7 +287,7 @@ class _Recorder:
         self.trainings += 1
         place, seen = f"training {self.trainings}", []
         self._round(learner.policy.parameters())
-        self._round(learner.trained.parameters())
+        self._round(learner.trained_policy.parameters())
         for n in updates_to_probe(start, steps):
             _set_counter(learner, n)
             seen.append(learner.update(batch(n)))
@@ -291,11 +296,11 @@ class _Recorder:
         self.numbers[f"{place} / updates"] = [start, steps]
         for name, key in (("losses", "loss"), ("gradients", "gradient"), ("rates", "rate")):
             self.numbers[f"{place} / {name}"] = [float(s[key]) for s in seen]
-        self._weights(place, learner.trained.parameters())
+        self._weights(place, learner.trained_policy.parameters())
 
     def regress(self, state, action, members, steps, seed, **options):
         self.regressions += 1
-        nets = regress(state, action, members, min(steps, UPDATES), seed, **options)
+        nets = fit_regression(state, action, members, min(steps, UPDATES), seed, **options)
         self.numbers[f"regression {self.regressions} / size"] = [*state.shape, *action.shape, members, steps]
         self._weights(f"regression {self.regressions}", nets.parameters())
         return nets
@@ -327,10 +332,10 @@ class _Recorder:
 
     def look_at_env(self):
         """Random actions to the end of an episode and, where there is an expert, its way to success."""
-        noise = Noisy(None, self.env.features["action"].size)
-        self._episodes("environment, random actions", rollout(noise, self.env, 1, STARTS))
-        if isinstance(self.env, Scripted):
-            self._episodes("environment, expert", rollout(self.env.expert(), self.env, 1, STARTS))
+        noise = NoisyActor(None, self.env.features["action"].size)
+        self._episodes("environment, random actions", rollout(noise, self.env, 1, STARTS_SEED))
+        if isinstance(self.env, HasExpert):
+            self._episodes("environment, expert", rollout(self.env.expert(), self.env, 1, STARTS_SEED))
 
     @torch.no_grad()
     def _round(self, parameters: Iterable[torch.Tensor]) -> None:
@@ -383,7 +388,7 @@ def _recorded(rounding: float) -> Iterator[_Recorder]:
     claims keep between cells starts empty, so that no real run meets a policy of few updates."""
     recorder, before = _Recorder(rounding), []
     package = __name__.partition(".")[0]
-    instead = {id(fit): recorder.fit, id(rollout): recorder.rollout, id(regress): recorder.regress}
+    instead = {id(fit): recorder.fit, id(rollout): recorder.rollout, id(fit_regression): recorder.regress}
     torch.optim.Adam.step = lambda *args, **kwargs: recorder.adam_step(*args, **kwargs)
     try:
         for name, module in list(sys.modules.items()):

@@ -18,26 +18,38 @@ from ..core import UserError
 from ..files import read_json
 from .base import Claim
 
-HERE = Path(__file__).parent
+CLAIMS_FOLDER = Path(__file__).parent
 # Modules of this folder that are not claims.
-PARTS = ("__init__", "base", "run", "records", "measures", "curated", "sectors", "ledger", "listed", "due", "probe")
+NON_CLAIM_MODULES = (
+    "__init__",
+    "base",
+    "runner",
+    "records",
+    "measures",
+    "curation",
+    "goal_directions",
+    "ledger",
+    "listing_cache",
+    "scheduler",
+    "probe",
+)
 
 
 def all_claims() -> dict[str, Claim]:
     """By name, from the modules beside this one."""
-    stems = sorted(p.stem for p in HERE.glob("*.py") if p.stem not in PARTS)
+    stems = sorted(p.stem for p in CLAIMS_FOLDER.glob("*.py") if p.stem not in NON_CLAIM_MODULES)
     claims = [importlib.import_module(f"{__package__}.{stem}").CLAIM for stem in stems]
     return {c.name: c for c in claims}
 
 
-def find(name: str) -> Claim:
+def find_claim(name: str) -> Claim:
     import difflib
 
     claims = all_claims()
     if name not in claims:
         near = difflib.get_close_matches(name, claims, 1)
         raise UserError(f"expected a claim's name, found {name!r}; there are {', '.join(claims)}", where="claims",
-                        do=f"did you mean {near[0]!r}?" if near else "see understudy claims list")
+                        hint=f"did you mean {near[0]!r}?" if near else "see understudy claims list")
     return claims[name]
 
 
@@ -46,7 +58,7 @@ def module_of(claim: Claim) -> str:
 
 
 def record_path(name: str) -> Path:
-    return HERE / "results" / f"{name}.json"
+    return CLAIMS_FOLDER / "results" / f"{name}.json"
 
 
 def fingerprint(claim: Claim) -> str:
@@ -56,27 +68,28 @@ def fingerprint(claim: Claim) -> str:
     its values, with its episodes drawn by the seeds, so that what reads files is not followed. An environment is named
     by a string, and followed from where that name is at home: others may come without a record going stale."""
     found: dict[tuple[str, str], str] = {}
-    read = lru_cache(None)(_Module.of)
+    read = lru_cache(None)(_ModuleSource.load)
     module = f"{__package__}.{module_of(claim)}"
-    waiting = [(module, name) for name in read(module).defined] + [(f"{__package__}.run", "run")]
+    waiting = [(module, name) for name in read(module).definitions] + [(f"{__package__}.runner", "run_claim")]
     while waiting:
         at = waiting.pop()
-        if at in found or at[0] == ENVS or at[0].startswith(FILES) or (source := read(at[0])) is None:
+        if at in found or at[0] == ENVS_MODULE or at[0].startswith(FORMATS_MODULE) or (source := read(at[0])) is None:
             continue
-        if at[1] in source.defined:
-            found[at] = hashlib.sha256("".join(map(ast.dump, source.defined[at[1]])).encode()).hexdigest()
-            for node in source.defined[at[1]]:
-                waiting += source.used(node)
-        elif at[1] in source.imported:
-            waiting.append(source.imported[at[1]])
+        if at[1] in source.definitions:
+            found[at] = hashlib.sha256("".join(map(ast.dump, source.definitions[at[1]])).encode()).hexdigest()
+            for node in source.definitions[at[1]]:
+                waiting += source.references(node)
+        elif at[1] in source.imports:
+            waiting.append(source.imports[at[1]])
     text = "\n".join(f"{m} {n} {h}" for (m, n), h in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-FILES, ENVS = (f"{__package__.rpartition('.')[0]}.{part}" for part in ("data.formats", "envs"))  # named, not followed
+# named, not followed
+FORMATS_MODULE, ENVS_MODULE = (f"{__package__.rpartition('.')[0]}.{part}" for part in ("data.formats", "envs"))
 
 
-class _Module:
+class _ModuleSource:
     """defined: name -> its statements at the top of the module. imported: name -> (module of ours, name there), with
     "" for a module itself."""
 
@@ -87,16 +100,16 @@ class _Module:
             documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
             if isinstance(node, documented) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
-        self.imported = self._imports(tree)
-        self.defined: dict[str, list[ast.stmt]] = {}
+        self.imports = self._imports(tree)
+        self.definitions: dict[str, list[ast.stmt]] = {}
         for node in tree.body:
-            for target in _targets(node):
-                self.defined.setdefault(target, []).append(node)
+            for target in _assigned_names(node):
+                self.definitions.setdefault(target, []).append(node)
 
     @staticmethod
-    def of(name: str) -> _Module | None:
-        file = _file(name)
-        return None if file is None else _Module(name, file)
+    def load(name: str) -> _ModuleSource | None:
+        file = _module_file(name)
+        return None if file is None else _ModuleSource(name, file)
 
     def _imports(self, tree: ast.AST) -> dict[str, tuple[str, str]]:
         package = self.name.split(".") if self.file.name == "__init__.py" else self.name.split(".")[:-1]
@@ -106,28 +119,32 @@ class _Module:
                 base = ".".join(package[: len(package) - node.level + 1] + ([node.module] if node.module else []))
                 for alias in node.names:
                     whole = f"{base}.{alias.name}"
-                    names[alias.asname or alias.name] = (whole, "") if _file(whole) else (base, alias.name)
+                    names[alias.asname or alias.name] = (whole, "") if _module_file(whole) else (base, alias.name)
         return names
 
-    def used(self, node: ast.AST) -> list[tuple[str, str]]:
+    def references(self, node: ast.AST) -> list[tuple[str, str]]:
         """What a definition refers to: names of this module, imported ones, and attributes of imported modules."""
         used = []
         for part in ast.walk(node):
             if isinstance(part, ast.Name):
-                if part.id in self.defined:
+                if part.id in self.definitions:
                     used.append((self.name, part.id))
-                elif part.id in self.imported:
-                    used.append(self.imported[part.id])
+                elif part.id in self.imports:
+                    used.append(self.imports[part.id])
             elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
-                module, name = self.imported.get(part.value.id, ("", "?"))
+                module, name = self.imports.get(part.value.id, ("", "?"))
                 if not name:
                     used.append((module, part.attr))
-            elif isinstance(part, ast.Constant) and isinstance(part.value, str) and (home := envs.home(part.value)):
+            elif (
+                isinstance(part, ast.Constant)
+                and isinstance(part.value, str)
+                and (home := envs.entry_point(part.value))
+            ):
                 used.append(home)
         return used
 
 
-def _targets(node: ast.stmt) -> list[str]:
+def _assigned_names(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return [node.name]
     if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
@@ -136,8 +153,8 @@ def _targets(node: ast.stmt) -> list[str]:
     return []
 
 
-def _file(module: str) -> Path | None:
-    base = HERE.parent.joinpath(*module.split(".")[1:])
+def _module_file(module: str) -> Path | None:
+    base = CLAIMS_FOLDER.parent.joinpath(*module.split(".")[1:])
     return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()), None)
 
 
@@ -158,7 +175,10 @@ def provenance() -> dict:
 def _commit() -> str | None:
     """With what has been changed since said beside it; records themselves are no change."""
     def git(*args):
-        return subprocess.run(["git", *args], cwd=HERE.parent, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", *args], cwd=CLAIMS_FOLDER.parent, capture_output=True, text=True, check=True
+        ).stdout
+
     try:
         changed = git("status", "--porcelain", "--", ".", ":(exclude)claims/results")
         return git("rev-parse", "HEAD").strip() + (" with uncommitted changes" if changed else "")
@@ -166,7 +186,7 @@ def _commit() -> str | None:
         return None
 
 
-def listing() -> list[dict]:
+def list_claims() -> list[dict]:
     """One entry a claim, with the verdict of its record and whether the code has changed since."""
     entries = []
     for claim in all_claims().values():

@@ -8,11 +8,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Mapped, Out, bar, demonstrations, line, parse
+from .common import MappingFile, Output, command_line, demonstrations_path, parse, progress_bar
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditOptions:
     """Is a data set whole, and is it good: what contradicts itself in it (errors), what deserves a second look
     (warnings, notes), and a score of each episode.
 
@@ -23,34 +23,34 @@ class Audit:
     """a file or folder of demonstrations"""
     json: bool = False
     """one JSON document on standard output"""
-    map: Mapped = None
+    map: MappingFile = None
     """which topics of a bag become which columns, in place of what is proposed"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """a page of it, with the best and the worst episodes"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Audit, "audit", args)
+    o = parse(AuditOptions, "audit", args)
     from ..audit import audit
-    from ..audit.checks import FRAMES, QUALITY, WHOLE
-    from ..audit.words import count
+    from ..audit.checks import FRAME_CHECKS, INTEGRITY_CHECKS, QUALITY_CHECKS
+    from ..audit.text import pluralize
 
-    with Out(o.json) as out:
-        path = demonstrations(o.data)
-        with bar("checks", len(WHOLE + QUALITY + FRAMES)) as progress:
+    with Output(o.json) as out:
+        path = demonstrations_path(o.data)
+        with progress_bar("checks", len(INTEGRITY_CHECKS + QUALITY_CHECKS + FRAME_CHECKS)) as progress:
             report = audit(path, o.map, progress=lambda done, total: progress(done))
         for f in report.findings:
-            out.say(f"{f.severity}  {f.code}" + (f"  ({f.where})" if str(f.where) else ""), f"  {f.message}",
+            out.print(f"{f.severity}  {f.code}" + (f"  ({f.where})" if str(f.where) else ""), f"  {f.message}",
                     *([f"  -> {f.remedy}"] if f.severity != "note" else []))
         kinds = {s: sum(f.severity == s for f in report.findings) for s in ("error", "warning", "note")}
-        out.say(*([""] if report.findings else []), ", ".join(count(n, s) for s, n in kinds.items()))
+        out.print(*([""] if report.findings else []), ", ".join(pluralize(n, s) for s, n in kinds.items()))
         if o.html is not None:
-            from ..audit.page import write
+            from ..audit.report_page import write_audit_page
 
-            write(o.html, path, report, o.map)
-            out.say(f"Written to {o.html}")
+            write_audit_page(o.html, path, report, o.map)
+            out.print(f"Written to {o.html}")
         if not report.ok:
-            out.next(line("inspect", path))
-        out.answer(report.document())
+            out.suggest(command_line("inspect", path))
+        out.print_json(report.to_json())
     if not report.ok:
         raise SystemExit(3)

@@ -11,14 +11,14 @@ from typing import Annotated, Literal
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Out, Processes, parse
+from .common import Output, WorkerCount, parse
 
-UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
+SECONDS_PER_UNIT = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
 LEDGER = Path("docs/ledger.md")
 
 
 @dataclass(frozen=True)
-class Claims:
+class ClaimsOptions:
     """Published statements as small experiments that can fail.
 
     list: all of them, with their verdicts. run NAME: one, from where it was stopped. run --all: what has no record, or
@@ -27,7 +27,7 @@ class Claims:
     the page of the whole ledger, claimed or not.
     """
 
-    what: Annotated[Literal["list", "run", "check", "table"], Positional, arg(metavar="list|run|check|table")]
+    subcommand: Annotated[Literal["list", "run", "check", "table"], Positional, arg(metavar="list|run|check|table")]
     """what to do"""
     name: Annotated[tuple[str, ...], Positional, arg(metavar="[NAME ...]")] = ()
     """of the claim to run, or of the claims to check; without, all are checked"""
@@ -35,7 +35,7 @@ class Claims:
     """run all that are due; status 3 if one failed, or did not fit into the budget"""
     budget: Annotated[str | None, arg(metavar="TIME")] = None
     """with --all: start nothing that would not fit, and stop then (90s, 30m, 2h)"""
-    workers: Processes = 1
+    workers: WorkerCount = 1
     """with --all: how many at once, or `ray` for a cluster"""
     family: Annotated[str | None, arg(metavar="FAMILY")] = None
     """only claims of this family of the ledger (list, run --all)"""
@@ -55,116 +55,129 @@ class Claims:
 
 
 def main(args: list[str]) -> None:
-    o = parse(Claims, "claims", args)
+    o = parse(ClaimsOptions, "claims", args)
     from ..core import UserError
 
-    if o.what == "run" and bool(o.name) == o.all:
+    if o.subcommand == "run" and bool(o.name) == o.all:
         raise UserError("expected a claim's name or --all" + (", found both" if o.all else ", found neither"),
-                        where="understudy claims run", do="understudy claims list names them")
-    if o.what == "run" and len(o.name) > 1:
+                        where="understudy claims run", hint="understudy claims list names them")
+    if o.subcommand == "run" and len(o.name) > 1:
         raise UserError("understudy claims run takes one name", where=" ".join(o.name),
-                        do="run them one after the other, or all that are due with --all")
-    if o.what in ("list", "table") and o.name:
+                        hint="run them one after the other, or all that are due with --all")
+    if o.subcommand in ("list", "table") and o.name:
         raise UserError("expected a claim's name after run, and none after list and table",
-                        where=f"understudy claims {o.what}", do="understudy claims list names them")
+                        where=f"understudy claims {o.subcommand}", hint="understudy claims list names them")
     wrong = {"--all": (o.all, "run"), "--budget": (o.budget is not None, "run"), "--workers": (o.workers != 1, "run"),
              "--unchanged": (o.unchanged, "check"), "--verdict": (o.verdict is not None, "list"),
              "--stale": (o.stale, "list"), "--html": (o.html is not None, "table"),
              "--out": (o.out != LEDGER, "table")}
     for option, (given, where) in wrong.items():
-        if given and (o.what != where or where == "run" and not o.all):
+        if given and (o.subcommand != where or where == "run" and not o.all):
             raise UserError(f"expected {option} with {where}{' --all' * (where == 'run' and option != '--all')} only",
-                            where=f"understudy claims {o.what}", do=f"leave {option} out")
-    with Out(o.json) as out:
-        {"list": _list, "run": _run_all if o.all else _run, "check": _check, "table": _table}[o.what](o, out)
+                            where=f"understudy claims {o.subcommand}", hint=f"leave {option} out")
+    with Output(o.json) as out:
+        {"list": _list_claims, "run": _run_all if o.all else _run_claim, "check": _check, "table": _write_table}[
+            o.subcommand
+        ](o, out)
 
 
-def _chosen(o: Claims) -> list[dict]:
-    from ..claims.listed import listing
+def _selected_claims(o: ClaimsOptions) -> list[dict]:
+    from ..claims.listing_cache import cached_listing
 
-    return [e for e in listing() if _in_family(o.family, e) and (o.verdict is None or e["verdict"] == o.verdict)
-            and (not o.stale or e["stale"])]
+    return [
+        e
+        for e in cached_listing()
+        if _is_in_family(o.family, e)
+        and (o.verdict is None or e["verdict"] == o.verdict)
+        and (not o.stale or e["stale"])
+    ]
 
 
-def _in_family(family: str | None, entry: dict) -> bool:
+def _is_in_family(family: str | None, entry: dict) -> bool:
     if family is None:
         return True
     import difflib
 
-    from ..claims.ledger import row, rows
+    from ..claims.ledger import find_row, ledger_rows
     from ..core import UserError
 
-    families = sorted({r.family for r in rows().values()})
+    families = sorted({r.family for r in ledger_rows().values()})
     if family not in families:
         near = difflib.get_close_matches(family, families, 1)
         raise UserError(f"expected a family of the ledger, found {family!r}", where="--family",
-                        do=(f"did you mean {near[0]}? " if near else "") + f"There are {', '.join(families)}")
-    return family in {row(number, entry["name"]).family for number in entry["rows"]}
+                        hint=(f"did you mean {near[0]}? " if near else "") + f"There are {', '.join(families)}")
+    return family in {find_row(number, entry["name"]).family for number in entry["rows"]}
 
 
-def _list(o: Claims, out: Out) -> None:
-    entries = _chosen(o)
+def _list_claims(o: ClaimsOptions, out: Output) -> None:
+    entries = _selected_claims(o)
     table = Table("claim", "rows", "verdict here", "statement", box=None, pad_edge=False)
     for e in entries:
         table.add_row(e["name"], ", ".join(e["rows"]), e["verdict"] + (" (stale)" if e["stale"] else ""),
                       e["statement"])
-    out.say(table if entries else "no claim is like that")
-    out.next("understudy claims run NAME", "understudy claims run --all --budget 2h", "understudy claims table")
-    out.answer(entries)
+    out.print(table if entries else "no claim is like that")
+    out.suggest("understudy claims run NAME", "understudy claims run --all --budget 2h", "understudy claims table")
+    out.print_json(entries)
 
 
-def _run(o: Claims, out: Out) -> None:
-    from ..claims.records import find
-    from ..claims.run import run
+def _run_claim(o: ClaimsOptions, out: Output) -> None:
+    from ..claims.records import find_claim
+    from ..claims.runner import run_claim
 
-    record = run(find(o.name[0]), say=lambda text: print(text, file=sys.stderr))
-    out.say(f"\n{record['name']}: {record['verdict']} here")
-    out.next("understudy claims table")
-    out.answer(record)
+    record = run_claim(find_claim(o.name[0]), log=lambda text: print(text, file=sys.stderr))
+    out.print(f"\n{record['name']}: {record['verdict']} here")
+    out.suggest("understudy claims table")
+    out.print_json(record)
 
 
-def _run_all(o: Claims, out: Out) -> None:
-    from ..claims.due import due, missing, run_all
-    from ..claims.records import find
+def _run_all(o: ClaimsOptions, out: Output) -> None:
+    from ..claims.records import find_claim
+    from ..claims.scheduler import due_claims, missing_requirements, run_all
 
-    entries = due(_chosen(o))
-    found = run_all([{**e, "missing": missing(find(e["name"]))} for e in entries], seconds(o.budget), o.workers,
-                    say=lambda text: print(text, file=sys.stderr))
+    entries = due_claims(_selected_claims(o))
+    found = run_all(
+        [{**e, "missing": missing_requirements(find_claim(e["name"]))} for e in entries],
+        parse_duration(o.budget),
+        o.workers,
+        log=lambda text: print(text, file=sys.stderr),
+    )
     if not entries:
-        out.say("every claim has a record of the code as it is")
-    for name, verdict in found.here.items():
-        out.say(f"{name}: {verdict} here")
-    for name, why in found.absent.items():
-        out.say(f"{name}: not here, needs {why}")
+        out.print("every claim has a record of the code as it is")
+    for name, verdict in found.verdicts.items():
+        out.print(f"{name}: {verdict} here")
+    for name, why in found.unavailable.items():
+        out.print(f"{name}: not here, needs {why}")
     for name, why in found.failed.items():
-        out.say(f"{name}: failed: {why}")
-    for name, why in found.left.items():
-        out.say(f"{name}: left: {why}")
-    out.next("understudy claims table", *([] if found.whole else ["understudy claims run --all"]))
-    out.answer({"ran": found.here, "not_here": found.absent, "failed": found.failed, "left": found.left})
-    if not found.whole:
+        out.print(f"{name}: failed: {why}")
+    for name, why in found.not_run.items():
+        out.print(f"{name}: left: {why}")
+    out.suggest("understudy claims table", *([] if found.is_complete else ["understudy claims run --all"]))
+    out.print_json(
+        {"ran": found.verdicts, "not_here": found.unavailable, "failed": found.failed, "left": found.not_run}
+    )
+    if not found.is_complete:
         raise SystemExit(3)
 
 
-def _check(o: Claims, out: Out) -> None:
+def _check(o: ClaimsOptions, out: Output) -> None:
     from ..claims.probe import confirm
-    from ..claims.records import all_claims, find
+    from ..claims.records import all_claims, find_claim
 
     answer = []
-    for claim in [find(name) for name in o.name] or list(all_claims().values()):
+    for claim in [find_claim(name) for name in o.name] or list(all_claims().values()):
         found = confirm(claim, trust_source=o.unchanged)
         answer.append({"name": claim.name, "status": found.status, "detail": found.detail,
                        "differences": list(found.differences), "seconds": round(found.seconds, 2)})
         text = f"{found.status}: {found.detail}" if found.detail else found.status
-        out.say(f"{claim.name}: {text} ({found.seconds:.1f} s)")
+        out.print(f"{claim.name}: {text} ({found.seconds:.1f} s)")
     due = [entry["name"] for entry in answer if entry["status"] == "due"]
-    out.next(*(f"understudy claims run {name}" for name in due))
-    out.answer(answer)
+    out.suggest(*(f"understudy claims run {name}" for name in due))
+    out.print_json(answer)
     if due:
         raise SystemExit(3)
 
 
-def seconds(budget: str | None) -> float | None:
+def parse_duration(budget: str | None) -> float | None:
     """Of "90s", "30m", "2h", "1.5h" or "1h30m". Raises UserError for anything else."""
     if budget is None:
         return None
@@ -173,13 +186,13 @@ def seconds(budget: str | None) -> float | None:
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", budget)
     if not parts or "".join(a + b for a, b in parts) != budget or any(not unit for _, unit in parts[:-1]):
         raise UserError(f"expected a time such as 90s, 30m or 2h, found {budget!r}", where="--budget",
-                        do="such as --budget 2h")
-    return sum(float(number) * UNITS[unit] for number, unit in parts)
+                        hint="such as --budget 2h")
+    return sum(float(number) * SECONDS_PER_UNIT[unit] for number, unit in parts)
 
 
-def _table(o: Claims, out: Out) -> None:
-    from ..claims.ledger import html, table
+def _write_table(o: ClaimsOptions, out: Output) -> None:
+    from ..claims.ledger import write_html, write_table
 
-    path = table(o.out) if o.html is None else html(o.html)
-    out.say(f"Written to {path}")
-    out.answer({"page": str(path)})
+    path = write_table(o.out) if o.html is None else write_html(o.html)
+    out.print(f"Written to {path}")
+    out.print_json({"page": str(path)})

@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Count, Device, Out, Processes, Steps, Trust, line, needed, parse
+from .common import (
+    DeviceName,
+    Output,
+    PositiveCount,
+    StepCount,
+    TrustedPackages,
+    WorkerCount,
+    command_line,
+    parse,
+    trust_options,
+)
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison
-    from ..evaluate.judge import Evaluation
+    from ..evaluate.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
-class Compare:
+class CompareOptions:
     """Which of several policies is better, and who cannot be told apart?
 
     All are rolled out on the same starts. Two that share a letter cannot be told apart; p-values are adjusted for the
@@ -29,17 +39,17 @@ class Compare:
     """two or more: runs, checkpoints, exported files, or rollouts that were saved"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
     """where to act; not needed if all rollouts are there"""
-    episodes: Steps = None
+    episodes: StepCount = None
     """how many of each, decided by their number and the seed: 100, or all that were saved"""
     group: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="NAME RUN ...")] = ()
     """a method: its name, and a run of each training seed; once for each method"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """of the starts; training and recording never use them"""
-    device: Device = "auto"
+    device: DeviceName = "auto"
     """where to compute"""
-    rows: Count = 16
+    rows: PositiveCount = 16
     """environments side by side; changes nothing but the time it takes"""
-    workers: Processes = 1
+    workers: WorkerCount = 1
     """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to policies that were trained with --language"""
@@ -49,154 +59,161 @@ class Compare:
     """write a report"""
     json: bool = False
     """one JSON document on standard output"""
-    trust: Trust = ()
+    trust: TrustedPackages = ()
     """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Compare, "compare", args)
+    o = parse(CompareOptions, "compare", args)
     from ..evaluate.comparison import compare_all
-    from .evaluate import called
+    from .evaluate import run_names
 
-    with Out(o.json) as out:
-        groups = _groups(o)
+    with Output(o.json) as out:
+        groups = _named_runs(o)
         runs = [run for group in groups.values() for run in group]
-        found = _evaluations(o, runs)
+        found = _evaluate_runs(o, runs)
         judged = {name: [found[r] for r in group] if o.group else found[group[0]] for name, group in groups.items()}
         comparison = compare_all(judged)
-        shown = comparison if o.group else replace(comparison, names=tuple(called(runs)))
-        _tell(shown, out)
+        shown = comparison if o.group else replace(comparison, names=tuple(run_names(runs)))
+        _print_comparison(shown, out)
         if o.html is not None:
-            from ..evaluate.report import report_comparison
+            from ..evaluate.report import write_comparison_report
 
-            report_comparison(shown, o.html)
-            out.say(f"Report written to {o.html}")
+            write_comparison_report(shown, o.html)
+            out.print(f"Report written to {o.html}")
         if o.save is not None:
-            out.say(f"Episodes written to {o.save}")
-        out.next(*_onward(o, comparison, runs))
-        out.answer(comparison.json())
+            out.print(f"Episodes written to {o.save}")
+        out.suggest(*_next_commands(o, comparison, runs))
+        out.print_json(comparison.to_json())
 
 
-def _groups(o: Compare) -> dict[str, list[Path]]:
+def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
     """Name -> its runs. Raises UserError for what cannot be compared."""
     from ..core import UserError
 
     if o.runs and o.group:
         raise UserError("expected runs or groups, found both", where="compare",
-                        do="a checkpoint and a method cannot be compared: put each run into a --group NAME RUN ...")
+                        hint="a checkpoint and a method cannot be compared: put each run into a --group NAME RUN ...")
     if twice := next((r for r in o.runs if o.runs.count(r) > 1), None):
         raise UserError(f"expected different policies, found {twice} twice", where="understudy compare",
-                        do="there is nothing to tell apart: name each once")
+                        hint="there is nothing to tell apart: name each once")
     groups = {str(run): [run] for run in o.runs}
     for name, *runs in (g or ("",) for g in o.group):
         if len(runs) < 2:
             raise UserError(f"expected a name and two runs or more, one a training seed, found "
                             f"{' '.join([name, *runs]) or 'nothing'}", where="--group",
-                            do="--group NAME RUN RUN; without --group, checkpoints are compared")
+                            hint="--group NAME RUN RUN; without --group, checkpoints are compared")
         if name in groups:
             raise UserError(f"expected a name for each method, found {name!r} twice", where="--group",
-                            do="give all runs of a method after its name, once: --group NAME RUN RUN ...")
+                            hint="give all runs of a method after its name, once: --group NAME RUN RUN ...")
         groups[name] = [Path(r) for r in runs]
     if len(groups) < 2:
         raise UserError(f"expected two {'groups' if o.group else 'policies'} or more, found {len(groups)}",
-                        where="understudy compare", do="understudy eval RUN ENV judges one")
+                        where="understudy compare", hint="understudy eval RUN ENV judges one")
     sizes = {name: len(group) for name, group in groups.items()}
     if len(set(sizes.values())) > 1:
         raise UserError("expected as many training seeds of each method, found "
                         + ", ".join(f"{n} of {name}" for name, n in sizes.items()), where="--group",
-                        do="train the missing ones, or leave some out")
+                        hint="train the missing ones, or leave some out")
     places: dict[Path, Path] = {}
     for run in (run for group in groups.values() for run in group):
-        place = run.resolve() if _saved(run) else _place(run)
+        place = run.resolve() if _is_saved_rollouts(run) else _run_path(run)
         if place in places:
             raise UserError(f"expected different policies, found {places[place]} and {run}, which are the same",
-                            where="compare", do="there is nothing to tell apart")
+                            where="compare", hint="there is nothing to tell apart")
         places[place] = run
     return groups
 
 
-def _place(run: Path) -> Path:
-    from .evaluate import place_of
+def _run_path(run: Path) -> Path:
+    from .evaluate import weights_path
 
-    return place_of(run).resolve()
+    return weights_path(run).resolve()
 
 
-def _saved(run: Path) -> bool:
+def _is_saved_rollouts(run: Path) -> bool:
     """Whether these are episodes, and no run."""
     return (run / "meta" / "info.json").exists()
 
 
-def _evaluations(o: Compare, runs: list[Path]) -> dict[Path, Evaluation]:
+def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation]:
     from ..core import UserError
     from ..envs import make
-    from .evaluate import evaluated, wordless
+    from .evaluate import evaluate_run, refuse_unused_task
 
-    found = {run: _read(run, o) for run in runs if _saved(run)}
+    found = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
     acting = [run for run in runs if run not in found]
     episodes = o.episodes or min((len(e.episodes) for e in found.values()), default=100)
     if acting and o.env is None:
         raise UserError("expected an environment to act in, found none", where="--env",
-                        do=line("compare", *runs, "--env", "ENV"))
+                        hint=command_line("compare", *runs, "--env", "ENV"))
     asked = replace(o, episodes=episodes)
     if acting:
-        wordless(acting, asked)
+        refuse_unused_task(acting, asked)
         env = make(o.env, min(o.rows, episodes), o.trust)
         try:
             for run in acting:
-                found[run] = evaluated(run, env, asked, None if o.save is None else o.save / _slug(run), name=o.env,
+                found[run] = evaluate_run(run, env, asked, None if o.save is None else o.save / _slug(run), name=o.env,
                                        workers=o.workers)
         finally:
             env.close()
-    return {run: _first(found[run], episodes) for run in runs}
+    return {run: _first_episodes(found[run], episodes) for run in runs}
 
 
-def _read(run: Path, o: Compare) -> Evaluation:
+def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
     """Of rollouts that were saved."""
     from ..core import UserError
     from ..data.episode import Dataset
-    from ..evaluate.judge import judged
+    from ..evaluate.evaluation import evaluation_of
 
     data = Dataset.open(run)
-    odd = next((n for n, e in enumerate(data) if not {"env", "seed", "number"} <= set(e.meta)
+    odd = next((n for n, e in enumerate(data) if not {"env", "seed", "number"} <= set(e.metadata)
                 or "next.reward" not in e.steps), None)
     if odd is not None or not len(data):
         raise UserError(f"expected rollouts as eval --save writes them, found {'none' if odd is None else 'others'}",
-                        where=run if odd is None else f"{run}, episode {odd}", do="name a run, or save its rollouts")
-    env, seed = data[0].meta["env"], data[0].meta["seed"]
+                        where=run if odd is None else f"{run}, episode {odd}", hint="name a run, or save its rollouts")
+    env, seed = data[0].metadata["env"], data[0].metadata["seed"]
     if seed < 0:
         raise UserError("expected a run, or rollouts that eval --save wrote, found demonstrations", where=run,
-                        do="train a policy on them: " + line("train", "RECIPE", run, "--out", "RUN"))
+                        hint="train a policy on them: " + command_line("train", "METHOD", run, "--out", "RUN"))
     if o.env is not None and o.env != env:
         raise UserError(f"expected rollouts in {o.env}, found some in {env}", where=run,
-                        do="leave out --env, or compare runs in it")
+                        hint="leave out --env, or compare runs in it")
     if o.seed and o.seed != seed:
         raise UserError(f"expected starts of seed {o.seed}, found those of seed {seed}", where=run,
-                        do="leave out --seed, or save rollouts of that seed")
+                        hint="leave out --seed, or save rollouts of that seed")
     if o.episodes is not None and len(data) < o.episodes:
         raise UserError(f"expected {o.episodes} episodes, found {len(data)}", where=run,
-                        do="save more of them (the same eval --save goes on), or ask for fewer --episodes")
-    return judged(data)
+                        hint="save more of them (the same eval --save goes on), or ask for fewer --episodes")
+    return evaluation_of(data)
 
 
-def _first(evaluation: Evaluation, episodes: int) -> Evaluation:
-    from ..evaluate.judge import judged
+def _first_episodes(evaluation: Evaluation, episodes: int) -> Evaluation:
+    from ..evaluate.evaluation import evaluation_of
 
-    return evaluation if len(evaluation.episodes) == episodes else judged(evaluation.episodes[:episodes])
+    return evaluation if len(evaluation.episodes) == episodes else evaluation_of(evaluation.episodes[:episodes])
 
 
 def _slug(run: Path) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in str(run)).strip(".") or "run"
 
 
-def _tell(c: Comparison, out: Out) -> None:
+def _print_comparison(c: Comparison, out: Output) -> None:
     from rich.table import Table
 
-    show = (lambda v: f"{v:.1%}") if c.of == "success" else (lambda v: f"{v:.4g}")
-    gap = (lambda v: f"{100 * v:+.1f}") if c.of == "success" else (lambda v: f"{v:+.4g}")
+    show = (lambda v: f"{v:.1%}") if c.metric == "success" else (lambda v: f"{v:.4g}")
+    gap = (lambda v: f"{100 * v:+.1f}") if c.metric == "success" else (lambda v: f"{v:+.4g}")
     shared, places = c.letters, c.ranks
-    table = Table("", c.of if c.of == "success" else "mean return", f"{c.level:.0%} interval", "letters", "rank",
-                  box=None, pad_edge=False)
-    for i in c.order:
+    table = Table(
+        "",
+        c.metric if c.metric == "success" else "mean return",
+        f"{c.level:.0%} interval",
+        "letters",
+        "rank",
+        box=None,
+        pad_edge=False,
+    )
+    for i in c.ranking:
         e, r = c.estimates[i], places[i]
         table.add_row(c.names[i], show(e.estimate),
                       "none" if math.isnan(e.low) else f"{show(e.low)} to {show(e.high)}", shared[i],
@@ -204,29 +221,50 @@ def _tell(c: Comparison, out: Out) -> None:
     pairs = Table("", "difference", f"{c.level:.0%} interval", "p", "adjusted", "", box=None, pad_edge=False)
     for p in c.pairs:
         said = {"first": f"{c.names[p.a]} is better", "second": f"{c.names[p.b]} is better", None: "cannot tell"}
-        pairs.add_row(f"{c.names[p.a]} minus {c.names[p.b]}", gap(p.found.difference),
-                      "none" if math.isnan(p.found.low) else f"{gap(p.found.low)} to {gap(p.found.high)}",
-                      f"{p.found.p:.2g}", f"{p.adjusted:.2g}",
-                      said[p.better])
-    out.say(f"{c.episodes} episode{'s' * (c.episodes > 1)} in {c.env}, the same starts for all."
-            + ("" if c.of == "success" else " It defines no success: returns are compared."), "", table, "", pairs, "",
-            " ".join(c.words()))
-    if more := c.more():
+        pairs.add_row(
+            f"{c.names[p.a]} minus {c.names[p.b]}",
+            gap(p.comparison.difference),
+            "none" if math.isnan(p.comparison.low) else f"{gap(p.comparison.low)} to {gap(p.comparison.high)}",
+            f"{p.comparison.p_value:.2g}",
+            f"{p.adjusted_p_value:.2g}",
+            said[p.better],
+        )
+    out.print(
+        f"{c.episodes} episode{'s' * (c.episodes > 1)} in {c.env}, the same starts for all."
+        + ("" if c.metric == "success" else " It defines no success: returns are compared."),
+        "",
+        table,
+        "",
+        pairs,
+        "",
+        " ".join(c.verdict_parts()),
+    )
+    if more := c.next_steps():
         who = "the others" if len(c.pairs) > 1 else "them"
-        out.say("", f"To tell {who} apart, four times in five:", *(f"  {m}" for m in more))
-    out.say()
+        out.print("", f"To tell {who} apart, four times in five:", *(f"  {m}" for m in more))
+    out.print()
 
 
-def _onward(o: Compare, c: Comparison, runs: list[Path]) -> list[str]:
+def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[str]:
     who = [part for g in o.group for part in ("--group", *g)] or [*map(str, o.runs)]
-    more = [*(("--env", o.env) if o.env else ()), *(("--seed", o.seed) if o.seed else ()),
-            *(("--task", o.task) if o.task else ()), *needed(o.trust, o.env, *(r for r in runs if not _saved(r)))]
+    more = [
+        *(("--env", o.env) if o.env else ()),
+        *(("--seed", o.seed) if o.seed else ()),
+        *(("--task", o.task) if o.task else ()),
+        *trust_options(o.trust, o.env, *(r for r in runs if not _is_saved_rollouts(r))),
+    ]
 
     def again(episodes, *rest):
-        return line("compare", *who, "--episodes", episodes, *more, *rest)
+        return command_line("compare", *who, "--episodes", episodes, *more, *rest)
     told = []
-    short = [p.needed for p in c.pairs if p.better is None and p.needed is not None]
-    if c.seeds == 1 and short and o.env is not None and not any(map(_saved, runs)) and max(short) > c.episodes:
+    short = [p.episodes_needed for p in c.pairs if p.better is None and p.episodes_needed is not None]
+    if (
+        c.seeds == 1
+        and short
+        and o.env is not None
+        and not any(map(_is_saved_rollouts, runs))
+        and max(short) > c.episodes
+    ):
         told.append(again(min(max(short), 10 * c.episodes), *(("--save", o.save) if o.save else ())))
     if o.html is None:
         told.append(again(c.episodes, "--html", "report.html"))

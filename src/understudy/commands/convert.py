@@ -8,14 +8,23 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .common import Despite, Mapped, Out, Steps, demonstrations, line, parse, unused
+from .common import (
+    IgnoredCodes,
+    MappingFile,
+    Output,
+    StepCount,
+    command_line,
+    demonstrations_path,
+    parse,
+    warn_unused_ignores,
+)
 
 Format = Literal["lerobot", "lerobot-v2.1", "robomimic", "zarr", "act", "rlds", "minari", "d4rl", "ogbench", "npz",
                  "csv"]
 
 
 @dataclass(frozen=True)
-class Convert:
+class ConvertOptions:
     """Demonstrations in another format. SRC is never changed.
 
     What the format has no place for is listed first, and kept in a file beside it that other software does not look
@@ -32,31 +41,31 @@ class Convert:
     """refuse, if the format cannot hold everything by itself"""
     images: Literal["png", "video"] = "png"
     """how LeRobot stores camera frames; png loses nothing, video is smaller"""
-    map: Mapped = None
+    map: MappingFile = None
     """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
-    despite: Despite = ()
+    ignore: IgnoredCodes = ()
     """go on although an audit finds an error of this code"""
-    max_episode_steps: Steps = None
+    max_episode_steps: StepCount = None
     """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Convert, "convert", args)
-    from ..audit import guard
+    o = parse(ConvertOptions, "convert", args)
+    from ..audit import check_usable
     from ..core import UserError
     from ..data.episode import Dataset
-    from ..data.formats import losses, write_dataset
+    from ..data.formats import conversion_losses, write_dataset
 
-    out = Out()
-    data = Dataset.open(demonstrations(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
-    unused(guard(data, data.facts["path"], o.despite))
+    out = Output()
+    data = Dataset.open(demonstrations_path(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
+    warn_unused_ignores(check_usable(data, data.metadata["path"], o.ignore))
     options = {"images": o.images} if o.to.startswith("lerobot") else {}
-    lost = losses(data, o.to, **options)
+    lost = conversion_losses(data, o.to, **options)
     if lost and o.strict:
         raise UserError(f"{o.to} cannot hold all of it by itself:\n" + "\n".join(f"  {loss}" for loss in lost),
-                        where=o.src, do="leave --strict out to keep what can be kept in a file beside it")
+                        where=o.src, hint="leave --strict out to keep what can be kept in a file beside it")
     if lost:
-        out.say(f"{o.to} has no place for, and a file beside it keeps:", *(f"  {loss}" for loss in lost))
+        out.print(f"{o.to} has no place for, and a file beside it keeps:", *(f"  {loss}" for loss in lost))
     write_dataset(data, o.dst, o.to, **options)
-    out.say(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
-    out.next(line("inspect", o.dst))
+    out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
+    out.suggest(command_line("inspect", o.dst))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Out, Trust, demonstrations, line, parse
-from .merge import absent
+from .common import Output, TrustedPackages, command_line, demonstrations_path, parse
+from .merge import check_absent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Curate:
+class CurateOptions:
     """The best episodes by a score: a view of them. It records the score and every episode's value."""
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations, or a view"""
-    by: Annotated[str, arg(metavar="SCORE")]
+    score: Annotated[str, arg(metavar="SCORE")]
     """a score (higher is better), a fact of the episodes that is a number (success, length), or module:function, from
     a data set to one number an episode"""
     keep: Annotated[float, arg(metavar="FRACTION")]
@@ -33,53 +33,55 @@ class Curate:
     """where to write the view; nothing may be there"""
     lowest: bool = False
     """the lowest values are the best"""
-    trust: Trust = ()
+    trust: TrustedPackages = ()
     """load code of this package"""
     json: bool = False
     """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Curate, "curate", args)
+    o = parse(CurateOptions, "curate", args)
     import numpy as np
 
     from ..core import UserError
     from ..data import views
     from ..data.episode import Dataset
-    from ..data.operations import Pick
+    from ..data.operations import Select
 
     if not 0 < o.keep <= 1:
         raise UserError(f"expected more than 0 and at most 1, found {o.keep:g}", where="--keep",
-                        do="such as --keep 0.8")
-    absent(o.out)
-    with Out(o.json) as out:
-        data = Dataset.open(demonstrations(o.data))
-        score, settings = scores_of(data, o.by, o.trust)
+                        hint="such as --keep 0.8")
+    check_absent(o.out)
+    with Output(o.json) as out:
+        data = Dataset.open(demonstrations_path(o.data))
+        score, settings = scores_of(data, o.score, o.trust)
         if np.isnan(score).all():
             raise UserError(f"expected a value by which to choose, found none in {len(score)} episodes",
-                            where=f"--by {o.by}", do="take another score: understudy audit --json shows them all")
-        kept, order = best(score, o.keep, o.lowest)
+                            where=f"--by {o.score}", hint="take another score: understudy audit --json shows them all")
+        kept, order = select_best(score, o.keep, o.lowest)
         known = score[np.isfinite(score)]
         if len(kept) < len(score) and len(known) == len(score) > 1 and (known == known[0]).all():
             raise UserError(f"all {len(score)} episodes have the same value, {known[0]:.4g}: there is nothing to "
-                            "choose by", where=f"--by {o.by}", do="take another score (understudy audit --json "
+                            "choose by", where=f"--by {o.score}", hint="take another score (understudy audit --json "
                             "shows them all), or --keep 1; understudy view make DATA --sample N draws at random")
-        view = views.write(o.out, o.data, Pick(tuple(kept)), made={
-            "command": "curate", "by": o.by, "settings": settings, "keep": o.keep, "lowest": o.lowest,
+        view = views.write_view(o.out, o.data, Select(tuple(kept)), created_with={
+            "command": "curate", "by": o.score, "settings": settings, "keep": o.keep, "lowest": o.lowest,
             "values": score.tolist()})
         left = [i for i in order if i not in set(kept)]
-        out.say(f"{len(kept)} of {len(score)} episodes by {o.by}: {_span(score[kept])}",
-                *([f"left out: {_span(score[left])}; the worst first: "
+        out.print(f"{len(kept)} of {len(score)} episodes by {o.score}: {_format_range(score[kept])}",
+                *([f"left out: {_format_range(score[left])}; the worst first: "
                    + ", ".join(f"episode {i} ({score[i]:.4g})" for i in left[::-1][:5])] if left else []))
         if tie := _tie(score, kept):
             value, many, some = tie
-            out.say(f"{many} episodes have the value {value:.4g}; {some} of them are kept, the first in the order of "
+            out.print(f"{many} episodes have the value {value:.4g}; {some} of them are kept, the first in the order of "
                     "the data: the score does not choose between them")
         if bad := int(np.isnan(score).sum()):
-            out.say(f"{bad} episodes have no value; they count as the worst")
-        out.say(f"{view.steps} steps. Written to {o.out}")
-        out.next(line("inspect", o.out), line("view", "show", o.out))
-        out.answer({"view": str(o.out), "by": o.by, "settings": settings, "kept": kept, "values": score.tolist()})
+            out.print(f"{bad} episodes have no value; they count as the worst")
+        out.print(f"{view.steps} steps. Written to {o.out}")
+        out.suggest(command_line("inspect", o.out), command_line("view", "show", o.out))
+        out.print_json(
+            {"view": str(o.out), "by": o.score, "settings": settings, "kept": kept, "values": score.tolist()}
+        )
 
 
 def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.ndarray, object]:
@@ -88,39 +90,39 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
 
     from ..audit.scores import SCORES
     from ..core import UserError
-    from ..data.operations import values
+    from ..data.operations import episode_values
 
     if ":" in by or by in SCORES:
-        score = _loaded(by, trust) if ":" in by else SCORES[by]()
-        found, settings = _asked(score, data, by), _settings(score)
+        score = _load_score(by, trust) if ":" in by else SCORES[by]()
+        found, settings = _call_score(score, data, by), _score_settings(score)
     else:
         try:
-            found, settings = values(data, by), None
+            found, settings = episode_values(data, by), None
         except UserError as error:
-            if by in error.what.partition(";")[0]:
+            if by in error.problem.partition(";")[0]:
                 near = get_close_matches(by, SCORES, 1)
-                raise UserError(f"there is no score {by!r} (there are {', '.join(SCORES)}), and {error.what}",
-                                where="--by", do=f"did you mean {near[0]}?" if near else error.do) from None
+                raise UserError(f"there is no score {by!r} (there are {', '.join(SCORES)}), and {error.problem}",
+                                where="--by", hint=f"did you mean {near[0]}?" if near else error.hint) from None
             raise
     try:
         found = np.array([np.nan if v is None else v for v in found], np.float64)
     except (TypeError, ValueError):
         odd = next((v for v in found if isinstance(v, (str, list, dict))), found)
         raise UserError(f"expected numbers, found {odd!r}", where=f"--by {by}",
-                        do="understudy view make DATA --where FIELD=VALUE keeps those of one value") from None
+                        hint="understudy view make DATA --filter FIELD=VALUE keeps those of one value") from None
     if found.shape != (len(data),):
         raise UserError(f"expected one number an episode, ({len(data)},), found {found.shape}", where=f"--by {by}",
-                        do="the function is given a Dataset, whose length is the number of its episodes")
+                        hint="the function is given a Dataset, whose length is the number of its episodes")
     return found, settings
 
 
-def best(score: np.ndarray, keep: float, lowest: bool = False) -> tuple[list[int], list[int]]:
+def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[list[int], list[int]]:
     """(the kept, in the order of the data; all, the best first). At least one is kept; NaN is the worst."""
     import numpy as np
 
-    order = np.argsort(np.where(np.isnan(score), np.inf, score if lowest else -score), kind="stable").tolist()
-    order = [i for i in order if not np.isnan(score[i])] + [i for i in order if np.isnan(score[i])]
-    return sorted(order[: max(1, int(keep * len(score) + 0.5))]), order
+    order = np.argsort(np.where(np.isnan(values), np.inf, values if lowest else -values), kind="stable").tolist()
+    order = [i for i in order if not np.isnan(values[i])] + [i for i in order if np.isnan(values[i])]
+    return sorted(order[: max(1, int(keep * len(values) + 0.5))]), order
 
 
 def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
@@ -134,29 +136,29 @@ def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
     return float(both[0]), int((score == both[0]).sum()), int((score[kept] == both[0]).sum())
 
 
-def _loaded(name: str, trust: tuple[str, ...]):
+def _load_score(name: str, trust: tuple[str, ...]):
     """A function of a data set; a class is made first."""
     from importlib import import_module
 
-    from ..config import Untrusted
+    from ..config import UntrustedCode
     from ..core import UserError
 
     module, _, function = name.partition(":")
     if (package := module.split(".")[0]) not in trust:
-        raise Untrusted(f"names code of the package {package!r}, which is not trusted", where=f"--by {name}",
-                        do=f"add --trust {package} if you trust that code to run")
+        raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=f"--by {name}",
+                        hint=f"add --trust {package} if you trust that code to run")
     try:
         found = getattr(import_module(module), function, None)
     except ModuleNotFoundError as error:
         raise UserError(f"there is no module {error.name}", where=f"--by {name}",
-                        do="check the name; it has to be importable from here (PYTHONPATH)") from error
+                        hint="check the name; it has to be importable from here (PYTHONPATH)") from error
     if not callable(found):
         raise UserError(f"expected a function {function!r} in {module}, found none", where=f"--by {name}",
-                        do="check the name after the colon")
+                        hint="check the name after the colon")
     return found() if isinstance(found, type) else found
 
 
-def _asked(score, data: Dataset, by: str):
+def _call_score(score, data: Dataset, name: str):
     from ..core import UserError
 
     try:
@@ -164,14 +166,15 @@ def _asked(score, data: Dataset, by: str):
     except UserError:
         raise
     except Exception as error:
-        if ":" not in by:
+        if ":" not in name:
             raise
         what = f"expected one number an episode, found an error: {type(error).__name__}: {error}"
-        raise UserError(what, where=f"--by {by}", do="the function is given a Dataset: try it on Dataset.open(DATA)") \
-            from error
+        raise UserError(
+            what, where=f"--by {name}", hint="the function is given a Dataset: try it on Dataset.open(DATA)"
+        ) from error
 
 
-def _settings(score):
+def _score_settings(score):
     from ..config import dump
 
     try:
@@ -180,7 +183,7 @@ def _settings(score):
         return repr(score)
 
 
-def _span(values: np.ndarray) -> str:
+def _format_range(values: np.ndarray) -> str:
     import numpy as np
 
     values = values[np.isfinite(values)]

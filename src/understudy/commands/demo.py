@@ -8,11 +8,11 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from .common import Device, Out, bar, parse
+from .common import DeviceName, Output, parse, progress_bar
 
 
 @dataclass(frozen=True)
-class Demo:
+class DemoOptions:
     """From demonstrations to a judged policy on a toy task, in a few minutes on a CPU.
 
     Records a scripted expert that has two equally good ways round an obstacle, trains a policy that averages and one
@@ -22,19 +22,19 @@ class Demo:
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("understudy-demo")
     """the folder to write"""
-    device: Device = "cpu"
+    device: DeviceName = "cpu"
     """where to compute; networks as small as these are fastest on a CPU"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Demo, "demo", args)
-    from ..learn.devices import device
+    o = parse(DemoOptions, "demo", args)
+    from ..learn.devices import choose_device
 
-    device(o.device)  # before anything is recorded
-    out = Out()
-    out.say(f"understudy demo: everything goes to {o.out}; Ctrl-C at any point, and the same command goes on.\n")
+    choose_device(o.device)  # before anything is recorded
+    out = Output()
+    out.print(f"understudy demo: everything goes to {o.out}; Ctrl-C at any point, and the same command goes on.\n")
     from ..demo import commands, demo
 
-    demo(o.out, device=o.device, say=out.say, bar=bar)
-    out.say(f"Look at it: {o.out / 'report.html'}")
-    out.next(*(command for command, what in commands(o.out)))
+    demo(o.out, device=o.device, say=out.print, bar=progress_bar)
+    out.print(f"Look at it: {o.out / 'report.html'}")
+    out.suggest(*(command for command, what in commands(o.out)))

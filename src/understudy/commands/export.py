@@ -8,11 +8,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Out, Trust, line, parse
+from .common import Output, TrustedPackages, command_line, parse
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportOptions:
     """One ONNX file of a trained policy: observations and noise in, a chunk of actions out, in the world's units."""
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -21,22 +21,24 @@ class Export:
     """where to write it"""
     json: bool = False
     """one JSON document on standard output"""
-    trust: Trust = ()
+    trust: TrustedPackages = ()
     """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Export, "export", args)
+    o = parse(ExportOptions, "export", args)
     from ..deploy.onnx import export
     from ..learn.method import Method
     from ..policy import Policy
 
-    with Out(o.json) as out:
+    with Output(o.json) as out:
         policy, method = Policy.load(o.run, o.trust), Method.load(o.run, o.trust)
-        error = export(policy, o.out, method.run)
+        error = export(policy, o.out, method.executor)
         size = o.out.stat().st_size
-        out.say(f"{o.out}: {size / 1e6:,.1f} MB; its plans differ from exact ones by {error:.1g} of the largest action "
-                "at most")
-        out.next(line("eval", o.out, "ENV", "--episodes", 100))
-        out.answer({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
+        out.print(
+            f"{o.out}: {size / 1e6:,.1f} MB; its plans differ from exact ones by {error:.1g} of the largest action "
+            "at most"
+        )
+        out.suggest(command_line("eval", o.out, "ENV", "--episodes", 100))
+        out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
                     "noise": list(policy.noise_shape), "horizon": policy.window.horizon})

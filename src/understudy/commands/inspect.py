@@ -9,14 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Mapped, Out, Steps, bar, demonstrations, env_of, free, line, parse
+from .common import (
+    MappingFile,
+    Output,
+    StepCount,
+    command_line,
+    demonstrations_path,
+    parse,
+    progress_bar,
+    recorded_env,
+    unused_path,
+)
 
 if TYPE_CHECKING:
     from ..core import UserError
 
 
 @dataclass(frozen=True)
-class Inspect:
+class InspectOptions:
     """What is in a data set, of any format, and what about it deserves a second look."""
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
@@ -27,106 +37,106 @@ class Inspect:
     """a page to look at, which opens from disk; of large data with a folder FILE-data beside it"""
     rerun: Annotated[Path | None, arg(metavar="FILE.rrd")] = None
     """a recording for the viewer of rerun.io (needs the extra rerun)"""
-    map: Mapped = None
+    map: MappingFile = None
     """of topics to columns, for MCAP and ROS bags; without it, the one that is proposed"""
-    max_episode_steps: Steps = None
+    max_episode_steps: StepCount = None
     """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Inspect, "inspect", args)
-    from ..audit import audit, findings
-    from ..audit.base import Report
+    o = parse(InspectOptions, "inspect", args)
+    from ..audit import audit, find_problems
+    from ..audit.base import AuditReport
     from ..core import role
-    from ..data.formats import look
-    from ..data.formats.describe import columns, describe
-    from ..recipes import recommended
+    from ..data.formats import preview_dataset
+    from ..data.formats.describe import dataset_features, describe
+    from ..methods import recommend
 
-    with Out(o.json) as out:
-        data = look(demonstrations(o.data), o.map, max_episode_steps=o.max_episode_steps)
+    with Output(o.json) as out:
+        data = preview_dataset(demonstrations_path(o.data), o.map, max_episode_steps=o.max_episode_steps)
         if o.html is not None:  # with scores, and without decoding every frame, as `understudy audit` does
             report = audit(o.data, o.map, frames=False, max_episode_steps=o.max_episode_steps)
         else:
-            report = Report(findings(data, data.facts["path"]))
-        _show(data, report, o, out)  # first: what is damaged is looked at, too, and may end what follows
+            report = AuditReport(find_problems(data, data.metadata["path"]))
+        _write_views(data, report, o, out)  # first: what is damaged is looked at, too, and may end what follows
         odd = report.findings
         found = {**describe(data), "warnings": [f.message for f in odd]}
         lengths = sorted(len(e) for e in data)
         rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
-        out.say(f"{o.data}: {found['format']} {found['version']}".rstrip(),
+        out.print(f"{o.data}: {found['format']} {found['version']}".rstrip(),
                 f"{found['episodes']} episode{'s' * (len(data) != 1)}, {found['steps']} steps{rate}"
                 + (f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
                    f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
         if "topics" in found:
-            out.say("", _topics(found["topics"]))
-        out.say(*_outcomes(data), "")
+            out.print("", _topic_table(found["topics"]))
+        out.print(*_success_lines(data), "")
         table = Table("column", "role", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
-        for name, f in columns(data).items():
+        for name, f in dataset_features(data).items():
             table.add_row(name, role(name), f.dtype, " x ".join(map(str, f.shape)), ", ".join(f.names or ()),
                           f.unit or "")
-        out.say(table, *(["", _numbers(data)] if len(data) else []))
+        out.print(table, *(["", _range_table(data)] if len(data) else []))
         if found["tasks"]:
-            out.say(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
+            out.print(f"\ntasks ({len(found['tasks'])}): " + "; ".join(found["tasks"][:10])
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
-        out.say("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
+        out.print("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
         if not len(data) or "action" not in data.features():
-            return out.answer(found)
-        env, method = env_of(data), recommended(data.features())
+            return out.print_json(found)
+        env, method = recorded_env(data), recommend(data.features())
         if "topics" in found and o.map is None:
-            out.say("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and go on with it:")
-            out.next(f"{line('inspect', o.data, '--json')} > map.json",
-                     line("convert", o.data, free("demonstrations"), "--map", "map.json"),
-                     line("train", method, o.data, "--map", "map.json", "--out", free("run")))
-            return out.answer(found)
-        if refusal := _refusal(data, odd, method):
-            out.say("", f"It cannot be trained on as it is. {refusal}")
+            out.print("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and go on with it:")
+            out.suggest(f"{command_line('inspect', o.data, '--json')} > map.json",
+                     command_line("convert", o.data, unused_path("demonstrations"), "--map", "map.json"),
+                     command_line("train", method, o.data, "--map", "map.json", "--out", unused_path("run")))
+            return out.print_json(found)
+        if refusal := _training_error(data, odd, method):
+            out.print("", f"It cannot be trained on as it is. {refusal}")
         else:
-            out.next(line("train", method, o.data, *(("--map", o.map) if o.map else ()),
+            out.suggest(command_line("train", method, o.data, *(("--map", o.map) if o.map else ()),
                           *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
-                          "--out", free("run"), *(("--eval", env, "--every", 500) if env else ())),
-                     *([line("replay", o.data, env)] if env else []))
-        out.answer(found)
+                          "--out", unused_path("run"), *(("--eval", env, "--save-freq", 500) if env else ())),
+                     *([command_line("replay", o.data, env)] if env else []))
+        out.print_json(found)
 
 
-def _show(data, report, o: Inspect, out: Out) -> None:
+def _write_views(data, report, o: InspectOptions, out: Output) -> None:
     """Writes what was asked for to look at."""
     if o.html is not None:
-        from ..studio.page import write
+        from ..studio.html_page import write_dataset_page
 
-        with bar("reading", len(data)) as progress:
-            write(o.html, data, report, title=str(o.data), progress=lambda done, total: progress(done))
-        out.say(f"Written to {o.html}")
+        with progress_bar("reading", len(data)) as progress:
+            write_dataset_page(o.html, data, report, title=str(o.data), progress=lambda done, total: progress(done))
+        out.print(f"Written to {o.html}")
     if o.rerun is not None:
-        from ..studio.rrd import write as write_rrd
+        from ..studio.rrd import write_rrd as write_rrd
 
-        with bar("reading", len(data)) as progress:
+        with progress_bar("reading", len(data)) as progress:
             write_rrd(o.rerun, data, title=str(o.data), progress=lambda done, total: progress(done))
-        out.say(f"Written to {o.rerun}: rerun {o.rerun} shows it")
+        out.print(f"Written to {o.rerun}: rerun {o.rerun} shows it")
 
 
-def _refusal(data, odd, method: str) -> UserError | None:
+def _training_error(data, odd, method: str) -> UserError | None:
     """What training this method on these data, in which `odd` was found, would end with before its first update."""
-    from ..audit import refuse
+    from ..audit import raise_on_errors
     from ..core import UserError
     from ..learn.train import check_method
-    from ..recipes import find
+    from ..methods import find_method
 
     features = data.features()
     try:
-        refuse(odd, data.facts["path"])
-        check_method(find(method, features), data)
+        raise_on_errors(odd, data.metadata["path"])
+        check_method(find_method(method, features), data)
     except UserError as error:
         return error
     return None
 
 
-def _numbers(data) -> Table:
-    """The range of each component, so that one sees units and what is normalised; of long vectors, of all."""
-    from ..data.formats.describe import ranges
+def _range_table(data) -> Table:
+    """The range of each component, so that one sees units and what is normalized; of long vectors, of all."""
+    from ..data.formats.describe import value_ranges
 
     table = Table("numbers", "min", "mean", "max", box=None, pad_edge=False)
     features = data.features()
-    for name, (low, mean, high) in ranges(data).items():
+    for name, (low, mean, high) in value_ranges(data).items():
         if low.size > 8:
             rows = [(f"{name}, all {low.size}", low.min(), mean.mean(), high.max())]
         else:
@@ -138,14 +148,14 @@ def _numbers(data) -> Table:
     return table
 
 
-def _topics(topics) -> Table:
+def _topic_table(topics) -> Table:
     table = Table("topic", "type", "messages", box=None, pad_edge=False)
     for t in topics:
         table.add_row(t["name"], t["type"], str(t["messages"]))
     return table
 
 
-def _outcomes(data) -> list[str]:
+def _success_lines(data) -> list[str]:
     """How many succeeded, where the data say so."""
-    ended = [e.meta["success"] for e in data if "success" in e.meta]
+    ended = [e.metadata["success"] for e in data if "success" in e.metadata]
     return [f"{sum(map(bool, ended))} of {len(ended)} succeeded"] if ended else []

@@ -15,71 +15,74 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import Out
+from .common import Output
 
 if TYPE_CHECKING:
-    from ..evaluate.interactive import Design, Journal, Session, Trial
+    from ..evaluate.interactive import Session, Trial, TrialDesign, TrialLog
     from ..execute.actor import Actor
-    from .evaluate import Eval
+    from .evaluate import EvalOptions
 
-JOURNAL = Path("trials.jsonl")
+TRIAL_LOG = Path("trials.jsonl")
 
 
-def interactive(o: Eval, out: Out) -> None:
+def run_interactive(o: EvalOptions, out: Output) -> None:
     from ..core import UserError
-    from ..evaluate.interactive import Design, Journal
-    from .sequential import question
+    from ..evaluate.interactive import TrialDesign, TrialLog
+    from .sequential import build_test
 
     runs = [o.run] if o.against is None else [o.run, o.against]
-    design = Design(tuple(map(str, runs)), question(o), o.labels, o.seed)
+    design = TrialDesign(tuple(map(str, runs)), build_test(o), o.labels, o.seed)
     for label in o.labels:
-        if not label or label.split() != [label] or label.isdigit() or label in COMMANDS:
+        if not label or label.split() != [label] or label.isdigit() or label in PROMPT_COMMANDS:
             raise UserError(f"expected labels of one word each, which mean nothing else here, found {label!r}",
-                            where="--labels", do="worst first, success last: failure grasped success")
-    loop = None if o.on is None else _loop(o.on, o.trust)
-    weights = [_weights(run, loop is not None) for run in runs]
+                            where="--labels", hint="worst first, success last: failure grasped success")
+    loop = None if o.target is None else _load_loop(o.target, o.trust)
+    weights = [_weights_digest(run, loop is not None) for run in runs]
     if len(set(filter(None, weights))) < len([w for w in weights if w]) or len({r.resolve() for r in runs}) < len(runs):
         raise UserError(f"expected two policies, found one: {' and '.join(map(str, runs))} are the same", where="eval",
-                        do="there is nothing to tell apart")
-    actors = None if loop is None else [_actor(run, o) for run in runs]  # before the first trial: loading tells, too
-    about = {**design.about(), "loop": o.on, "weights": weights}
-    with Journal.open(o.save or JOURNAL, about) as journal:
-        table = _Table(o, out, design, journal, loop, actors)
+                        hint="there is nothing to tell apart")
+    # before the first trial: loading tells, too
+    actors = None if loop is None else [_make_actor(run, o) for run in runs]
+    about = {**design.to_json(), "loop": o.target, "weights": weights}
+    with TrialLog.open(o.save or TRIAL_LOG, about) as journal:
+        table = _TrialConsole(o, out, design, journal, loop, actors)
         session = design.start()
         for number, event in enumerate(journal.events, 2):
             try:
                 session = design.update(session, event)
             except UserError as error:
-                raise UserError(f"line {number} makes no sense: {error.what}", where=journal.path,
-                                do="take the file from a copy, or name another --save and begin anew") from None
-        session = table.sit(session)
-        _tell(o, design, session, journal.path, out)
+                raise UserError(f"line {number} makes no sense: {error.problem}", where=journal.path,
+                                hint="take the file from a copy, or name another --save and begin anew") from None
+        session = table.run(session)
+        _print_result(o, design, session, journal.path, out)
 
 
 # -- the person -----------------------------------------------------------------------------------------------------
 
 
-COMMANDS = {"again": "it was spoilt, and is run again", "round": "the round was spoilt, and begins anew",
+PROMPT_COMMANDS = {"again": "it was spoilt, and is run again", "round": "the round was spoilt, and begins anew",
             "quit": "stop for now", "correct": "the last answer was a mistake", "end": "no more trials"}
 
 
-class _Table:
+class _TrialConsole:
     """What is said to the person, and what the person says."""
 
-    def __init__(self, o: Eval, out: Out, design: Design, journal: Journal, loop, actors: Sequence[Actor] | None):
+    def __init__(
+        self, o: EvalOptions, out: Output, design: TrialDesign, journal: TrialLog, loop, actors: Sequence[Actor] | None
+    ):
         self.o, self.out, self.design, self.journal, self.loop, self.actors = o, out, design, journal, loop, actors
         self.link = journal.path.with_suffix(".policy")
-        self.two = len(design.policies) == 2
+        self.is_comparison = len(design.policies) == 2
 
-    def sit(self, session: Session) -> Session:
+    def run(self, session: Session) -> Session:
         """The session when all is over."""
-        if not session.over:
+        if not session.is_over:
             self._welcome(session)
-        while (step := self.design.next(session)) != "over":
+        while (step := self.design.next_event(session)) != "over":
             session = {"begin": self._begin, "label": self._label, "end": self._end}[step](session)
         return session
 
-    def _happened(self, session: Session, event: dict) -> Session:
+    def _record_event(self, session: Session, event: dict) -> Session:
         """On the disk first."""
         after = self.design.update(session, event)
         self.journal.write(event)
@@ -88,19 +91,23 @@ class _Table:
     def _welcome(self, session: Session) -> None:
         most, names, path = self.o.episodes, self.design.policies, self.journal.path
         asked = (f"Does {names[0]} or {names[1]} succeed more often? Up to {most} rounds of two trials, one of each "
-                 "policy in an order that is told at the end, looked at after every round." if self.two else
-                 f"Does {names[0]} succeed in more or in less than {self.o.than:g} of its trials? Up to {most} "
+                 "policy in an order that is told at the end, looked at after every round." if self.is_comparison else
+                 f"Does {names[0]} succeed in more or in less than {self.o.threshold:g} of its trials? Up to {most} "
                  "of them, looked at after every one.")
         self._say(asked, f"Every answer is kept in {path}: after any interruption the same command goes on.")
-        self._say(f"So far: {'rounds' if self.two else 'trials'} complete {len(session.rounds)}, trials begun "
-                  f"{session.trials}." if session.trials else self._best())
+        self._say(
+            f"So far: {'rounds' if self.is_comparison else 'trials'} complete {len(session.rounds)}, trials begun "
+            f"{session.n_trials}."
+            if session.n_trials
+            else self._attainable_evidence()
+        )
 
-    def _best(self) -> str:
+    def _attainable_evidence(self) -> str:
         """What so few trials can show, said before the first of them."""
-        from ..evaluate.planning import least
+        from ..evaluate.planning import smallest_detectable_effect
 
-        low, high = least(self.design.test)
-        if self.two:
+        low, high = smallest_detectable_effect(self.design.test)
+        if self.is_comparison:
             return (f"In so many rounds a difference of {math.ceil(100 * high)} points shows four times in five at "
                     "best: if one policy succeeds wherever the other does. A smaller one shows less often.")
         known = [f"of {math.floor(100 * low)}% or less"] if low == low else []
@@ -110,15 +117,15 @@ class _Table:
         return f"In so many trials a rate {' or '.join(known)} shows four times in five, another less often."
 
     def _begin(self, session: Session) -> Session:
-        trial = self.design.trial(session)
-        last = self._last(session)
-        if self.two:
-            place = "second" if session.now.labels else "first"
-            scene = ("Set the scene as it was for the first." if session.now.labels else
+        trial = self.design.current_trial(session)
+        last = self._last_label(session)
+        if self.is_comparison:
+            place = "second" if session.current_round.labels else "first"
+            scene = ("Set the scene as it was for the first." if session.current_round.labels else
                      "Set a new scene, which you can set once more.")
             what = f"Round {trial.start}, {place} of two trials. {scene}"
         else:
-            what = f"Trial {trial.number}. Set the scene."
+            what = f"Trial {trial.index}. Set the scene."
         if self.loop is None:
             self._link(session)
             what += f" The policy to run is {self.link}."
@@ -133,21 +140,21 @@ class _Table:
         if said == "end":
             sure = self._ask("The evaluation would be over, although it is not settled.", "yes: end it | no",
                              {"yes": "yes", "no": "no", "": "no"})
-            return self._happened(session, self._over(session)) if sure == "yes" else session
-        session = self._happened(session, {"event": "begin"})
+            return self._record_event(session, self._final_record(session)) if sure == "yes" else session
+        session = self._record_event(session, {"event": "begin"})
         if self.loop is not None:
-            return self._ran(session, trial)
+            return self._run_trial(session, trial)
         return session
 
-    def _ran(self, session: Session, trial: Trial) -> Session:
+    def _run_trial(self, session: Session, trial: Trial) -> Session:
         """The user's own loop runs the robot; Ctrl-C ends the trial, not the evaluation."""
         import numpy as np
 
         from ..core import UserError
 
-        actor = self.actors[self.design.policy(session)]
+        actor = self.actors[self.design.current_policy(session)]
         try:
-            with _interruptible() as stopped:
+            with _catch_interrupt() as stopped:
                 said = self.loop(actor, trial)
         except KeyboardInterrupt:
             if not stopped():
@@ -158,8 +165,8 @@ class _Table:
             raise
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            raise UserError(f"the loop failed with {type(error).__name__}: {error}", where=self.o.on,
-                            do="mend it; the same command goes on, and asks about this trial") from error
+            raise UserError(f"the loop failed with {type(error).__name__}: {error}", where=self.o.target,
+                            hint="mend it; the same command goes on, and asks about this trial") from error
         if said is None:
             return session
         if isinstance(said, str) and said in self.design.labels:
@@ -168,58 +175,58 @@ class _Table:
             label = self.design.labels[-1 if said else 0]
         else:
             raise UserError(f"expected None, True, False or one of {', '.join(self.design.labels)} from the loop, "
-                            f"found {said!r}", where=self.o.on,
-                            do="the same command goes on, and asks about this trial")
+                            f"found {said!r}", where=self.o.target,
+                            hint="the same command goes on, and asks about this trial")
         self._say(f"{label}, says the loop")
-        return self._happened(session, {"event": "label", "label": label, "by": "loop"})
+        return self._record_event(session, {"event": "label", "label": label, "by": "loop"})
 
     def _label(self, session: Session) -> Session:
         labels = {str(i): label for i, label in enumerate(self.design.labels, 1)}
-        more = ["again", "round", "quit"] if self.two else ["again", "quit"]
+        more = ["again", "round", "quit"] if self.is_comparison else ["again", "quit"]
         shown = "   ".join(f"{i} {label}" for i, label in labels.items())
-        said, note = self._ask_with_note(f"How did trial {session.trials} go?", f"{shown} | {' | '.join(more)}",
+        said, note = self._ask_with_note(f"How did trial {session.n_trials} go?", f"{shown} | {' | '.join(more)}",
                                          labels | {label: label for label in self.design.labels}
                                          | {m: m for m in more})
         noted = {"note": note} if note else {}
         if said in ("again", "round"):
-            return self._happened(session, {"event": "spoilt" if said == "again" else "scrap", **noted})
-        session = self._happened(session, {"event": "label", "label": said, **noted})
-        if not self.two and not session.over and self.design.verdict(session) is None:
+            return self._record_event(session, {"event": "spoilt" if said == "again" else "scrap", **noted})
+        session = self._record_event(session, {"event": "label", "label": said, **noted})
+        if not self.is_comparison and not session.is_over and self.design.verdict(session) is None:
             result = self.design.result(session)["policies"][0]
             self._say(f"{result['successes']} of {result['trials']} so far; not settled")
-        elif self.two and not session.now.labels and self.design.verdict(session) is None:
+        elif self.is_comparison and not session.current_round.labels and self.design.verdict(session) is None:
             self._say("not settled")
         return session
 
     def _correct(self, session: Session) -> Session:
         labels = {str(i): label for i, label in enumerate(self.design.labels, 1)}
-        said = self._ask(f"It was called {self._last(session)}. What was it?",
+        said = self._ask(f"It was called {self._last_label(session)}. What was it?",
                          "   ".join(f"{i} {label}" for i, label in labels.items()),
                          labels | {label: label for label in self.design.labels})
-        return self._happened(session, {"event": "correct", "label": said})
+        return self._record_event(session, {"event": "correct", "label": said})
 
     def _end(self, session: Session) -> Session:
         futile = self.design.verdict(session) == "futile"
         why = "Enough: it would hardly be settled within what is left." if futile else "Settled."
-        said = self._ask(f"\n{why}", f"enter: show | correct (it was {self._last(session)}) | quit",
+        said = self._ask(f"\n{why}", f"enter: show | correct (it was {self._last_label(session)}) | quit",
                          {"": "show", "correct": "correct", "quit": "quit"})
-        return self._correct(session) if said == "correct" else self._happened(session, self._over(session))
+        return self._correct(session) if said == "correct" else self._record_event(session, self._final_record(session))
 
-    def _over(self, session: Session) -> dict:
+    def _final_record(self, session: Session) -> dict:
         """The last line of the journal: whose the trials were, and what came out."""
-        order = [[self.design.policies[i] for i in self.design.order(r.draw)] for r in session.rounds]
+        order = [[self.design.policies[i] for i in self.design.policy_order(r.index)] for r in session.rounds]
         return {"event": "end", "orders": order, "result": self.design.result(session)}
 
-    def _last(self, session: Session) -> str:
-        rounds = [*session.rounds, session.now]
+    def _last_label(self, session: Session) -> str:
+        rounds = [*session.rounds, session.current_round]
         return next((r.labels[-1] for r in reversed(rounds) if r.labels), "")
 
     def _link(self, session: Session) -> None:
         """Points to the policy whose turn it is: a name that gives nothing away."""
-        from .evaluate import place_of
+        from .evaluate import weights_path
 
-        run, new = Path(self.design.policies[self.design.policy(session)]), f"{self.link}.new"
-        target = (run if run.exists() else place_of(run)).resolve()  # "RUN/best" is a name, not a folder
+        run, new = Path(self.design.policies[self.design.current_policy(session)]), f"{self.link}.new"
+        target = (run if run.exists() else weights_path(run)).resolve()  # "RUN/best" is a name, not a folder
         with suppress(FileNotFoundError):
             os.unlink(new)
         os.symlink(target, new)
@@ -238,7 +245,7 @@ class _Table:
         """(answer, what follows it): the first word of a line, in full or as far as it takes to know it."""
         self._say(what)
         while True:
-            _forget_what_was_typed()
+            _flush_input()
             try:
                 words = input(f"  {how} > ").split(maxsplit=1)
             except EOFError:
@@ -253,7 +260,7 @@ class _Table:
             self._say(f"  {word!r} could be {' or '.join(sorted(found))}" if found else f"  {word!r} is none of these")
 
 
-def _forget_what_was_typed() -> None:
+def _flush_input() -> None:
     """Nothing that was typed while the robot moved may start it again."""
     with suppress(ImportError, OSError, ValueError):
         import termios
@@ -263,7 +270,7 @@ def _forget_what_was_typed() -> None:
 
 
 @contextmanager
-def _interruptible():
+def _catch_interrupt():
     """stopped(): whether Ctrl-C was what ended it, and not a scheduler's notice."""
     seen = []
 
@@ -283,55 +290,55 @@ def _interruptible():
 # -- the policies, and the loop ---------------------------------------------------------------------------------------
 
 
-def _loop(name: str, trust: tuple[str, ...]) -> Callable:
+def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
     from ..core import UserError
-    from ..recipes import function
+    from ..methods import find_function
 
     if ":" not in name:
         raise UserError(f"expected module:actor_loop, your function that runs one trial, or nothing, found {name}",
-                        where="--interactive", do="in an environment, --sequential stops by itself; without a loop, "
+                        where="--interactive", hint="in an environment, --sequential stops by itself; without a loop, "
                         "you run the robot")
-    loop = function(name, trust)
+    loop = find_function(name, trust)
     try:
         inspect.signature(loop).bind(None, None)
     except (TypeError, ValueError):
         raise UserError(f"expected a function of (actor, trial), found {getattr(loop, '__name__', loop)}", where=name,
-                        do="def actor_loop(actor, trial): runs one trial, and returns None or whether it "
+                        hint="def actor_loop(actor, trial): runs one trial, and returns None or whether it "
                         "succeeded") from None
     return loop
 
 
-def _weights(run: Path, ours: bool) -> str | None:
+def _weights_digest(run: Path, ours: bool) -> str | None:
     """Which they are; None for what is no run of understudy's, where a person runs the robot."""
     from ..core import UserError
-    from .evaluate import mark_of, place_of
+    from .evaluate import weights_digest, weights_path
 
     try:
-        return mark_of(place_of(run))
+        return weights_digest(weights_path(run))
     except (UserError, OSError):
         if ours:
             raise
         if not run.exists():
-            raise UserError("expected a policy, found nothing", where=run, do="check the path") from None
+            raise UserError("expected a policy, found nothing", where=run, hint="check the path") from None
         return None
 
 
-def _actor(run: Path, o: Eval) -> Actor:
-    from ..execute.actor import Given
-    from .evaluate import actor_of, told
+def _make_actor(run: Path, o: EvalOptions) -> Actor:
+    from ..execute.actor import ObservationWrapper
+    from .evaluate import make_actor, task_columns
 
-    plays, columns = actor_of(run, o, rows=None), {} if o.task is None else told(run, {}, o)
-    return Given(plays, columns) if columns else plays
+    plays, columns = make_actor(run, o, rows=None), {} if o.task is None else task_columns(run, {}, o)
+    return ObservationWrapper(plays, columns) if columns else plays
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def _tell(o: Eval, design: Design, session: Session, path: Path, out: Out) -> None:
+def _print_result(o: EvalOptions, design: TrialDesign, session: Session, path: Path, out: Output) -> None:
     from rich.table import Table
 
-    from ..evaluate.judge import settled
-    from .sequential import page
+    from ..evaluate.evaluation import sequential_verdict_parts
+    from .sequential import write_sequential_page
 
     result = design.result(session)
     won = tuple(p["successes"] for p in result["policies"])
@@ -342,13 +349,17 @@ def _tell(o: Eval, design: Design, session: Session, path: Path, out: Out) -> No
             i = p["success"]
             table.add_row(p["name"], *map(str, p["labels"].values()), f"{i['estimate']:.1%}",
                           f"{i['low']:.1%} to {i['high']:.1%}", str(p["spoilt"]))
-        said = settled(design.test, design.state(session), won, design.policies, unit)
-        out.say("", table, "", " ".join(said))
+        said = sequential_verdict_parts(design.test, design.test_state(session), won, design.policies, unit)
+        out.print("", table, "", " ".join(said))
         if o.html is not None:
-            states = [design.state(replace(session, rounds=session.rounds[:n + 1])) for n in range(len(session.rounds))]
-            page(o.html, design.test, states, said, [Path(name).name for name in design.policies], "trials", unit)
-            out.say(f"Report written to {o.html}")
+            states = [
+                design.test_state(replace(session, rounds=session.rounds[: n + 1])) for n in range(len(session.rounds))
+            ]
+            write_sequential_page(
+                o.html, design.test, states, said, [Path(name).name for name in design.policies], "trials", unit
+            )
+            out.print(f"Report written to {o.html}")
     else:
-        out.say("", "No round was completed: nothing can be said.")
-    out.say(f"All answers, and whose the trials were: {path}")
-    out.answer(result)
+        out.print("", "No round was completed: nothing can be said.")
+    out.print(f"All answers, and whose the trials were: {path}")
+    out.print_json(result)

@@ -7,58 +7,62 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Out, line, parse
+from .common import Output, PositiveCount, command_line, parse
 
-Rate = Annotated[float, arg(metavar="RATE")]
+RateOption = Annotated[float, arg(metavar="RATE")]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanOptions:
     """How many rollouts does it take?
 
     Two rates: to tell policies apart that succeed so often, by the test that eval --against and compare use; on the
-    same starts or not, all at once or looking after each. One rate and --than: to tell it from a bound.
+    same starts or not, all at once or looking after each. One rate and --threshold: to tell it from a bound.
     """
 
     rates: Annotated[tuple[float, ...], Positional, arg(metavar="RATE RATE")]
     """success rates that you expect, such as 0.7 0.8"""
-    than: Rate | None = None
+    threshold: RateOption | None = None
     """one rate against this bound"""
-    alpha: Rate = 0.05
+    alpha: RateOption = 0.05
     """how often equal policies may be called different"""
-    power: Rate = 0.8
+    power: RateOption = 0.8
     """how often the difference must be found"""
-    episodes: Count | None = None
+    episodes: PositiveCount | None = None
     """and how often so many rollouts of each find it"""
     json: bool = False
     """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Plan, "plan", args)
+    o = parse(PlanOptions, "plan", args)
     from ..core import UserError
-    from ..evaluate.planning import MOST
+    from ..evaluate.planning import MAX_ROLLOUTS
 
-    if len(o.rates) != (2 if o.than is None else 1):
-        raise UserError(f"expected {'two rates, or one and --than' if o.than is None else 'one rate beside --than'}, "
-                        f"found {' '.join(f'{r:g}' for r in o.rates) or 'none'}", where="understudy plan",
-                        do="such as: understudy plan 0.7 0.8")
-    if o.episodes is not None and o.episodes > MOST:
-        raise UserError(f"expected at most {MOST:,}, found {o.episodes:,}", where="--episodes",
-                        do="nobody runs more: such as --episodes 100")
-    with Out(o.json) as out:
-        if o.than is None:
-            _two(o, out)
+    if len(o.rates) != (2 if o.threshold is None else 1):
+        raise UserError(
+            f"expected "
+            f"{'two rates, or one and --threshold' if o.threshold is None else 'one rate beside --threshold'}, "
+            f"found {' '.join(f'{r:g}' for r in o.rates) or 'none'}",
+            where="understudy plan",
+            hint="such as: understudy plan 0.7 0.8",
+        )
+    if o.episodes is not None and o.episodes > MAX_ROLLOUTS:
+        raise UserError(f"expected at most {MAX_ROLLOUTS:,}, found {o.episodes:,}", where="--episodes",
+                        hint="nobody runs more: such as --episodes 100")
+    with Output(o.json) as out:
+        if o.threshold is None:
+            _plan_comparison(o, out)
         else:
-            _one(o, out)
+            _plan_rate(o, out)
 
 
-def _two(o: Plan, out: Out) -> None:
+def _plan_comparison(o: PlanOptions, out: Output) -> None:
     from ..evaluate.planning import paired_power, plan, unpaired_power
 
     first, second = o.rates
     p = plan(first, second, o.alpha, o.power)
-    document = p.json()
+    document = p.to_json()
     powers = {}
     if o.episodes is not None:
         powers = {"unpaired": unpaired_power(first, second, o.episodes, o.alpha),
@@ -67,17 +71,17 @@ def _two(o: Plan, out: Out) -> None:
     rows = [("each on starts of its own", p.unpaired, "unpaired")]
     rows += [("the same starts, outcomes unrelated" if c == 0 else f"the same starts, outcomes correlated {c:g}", n, c)
              for c, n in p.paired.items()]
-    out.say(f"Rollouts of each policy that find {max(o.rates):g} better than {min(o.rates):g} with probability "
+    out.print(f"Rollouts of each policy that find {max(o.rates):g} better than {min(o.rates):g} with probability "
             f"{o.power:g}", f"and call equal policies different with probability {o.alpha:g} at most:", "")
     if powers:
-        out.say(f"{'':<52}{f'found with {o.episodes}':>18}")
-    out.say(*(f"  {name:<42}{n:>8,}" + (f"{powers[key]:>18.2f}" if powers else "") for name, n, key in rows))
-    _say_looking(out, p)
-    out.say(*_bought(p), *_looks(p.expected, p.maximum, p.paired[0.0]))
-    out.answer(document)
+        out.print(f"{'':<52}{f'found with {o.episodes}':>18}")
+    out.print(*(f"  {name:<42}{n:>8,}" + (f"{powers[key]:>18.2f}" if powers else "") for name, n, key in rows))
+    _print_sequential(out, p)
+    out.print(*_explain_power(p), *_explain_sequential(p.expected, p.maximum, p.paired[0.0]))
+    out.print_json(document)
 
 
-def _bought(p) -> list[str]:
+def _explain_power(p) -> list[str]:
     most = max(p.paired)
     if not most:
         return ["Rates so different are hardly correlated: the same starts save little."]
@@ -85,12 +89,12 @@ def _bought(p) -> list[str]:
             f"outcomes are correlated {most:g}:", "policies that fail on the same hard ones."]
 
 
-def _say_looking(out: Out, p) -> None:
-    out.say(f"  {'looking after each, at most':<42}{p.maximum:>8,}",
+def _print_sequential(out: Output, p) -> None:
+    out.print(f"  {'looking after each, at most':<42}{p.maximum:>8,}",
             f"  {'                    on average':<42}{p.expected:>8,}", "")
 
 
-def _looks(expected: int, maximum: int, fixed: int) -> list[str]:
+def _explain_sequential(expected: int, maximum: int, fixed: int) -> list[str]:
     """What looking after each rollout costs and buys."""
     change = expected / fixed - 1
     return [f"Looking after each takes {abs(change):.0%} {'fewer' if change < 0 else 'more'} on average if the "
@@ -98,19 +102,19 @@ def _looks(expected: int, maximum: int, fixed: int) -> list[str]:
             f"if it is larger. It must be allowed {maximum / fixed:.1f} times as many."]
 
 
-def _one(o: Plan, out: Out) -> None:
+def _plan_rate(o: PlanOptions, out: Output) -> None:
     from ..evaluate.planning import plan_rate, rate_power
 
-    rate, than = o.rates[0], o.than
+    rate, than = o.rates[0], o.threshold
     p = plan_rate(rate, than, o.alpha, o.power)
-    document = p.json()
-    out.say(f"Rollouts that find a rate of {rate:g} {'above' if rate > than else 'below'} {than:g} with probability "
+    document = p.to_json()
+    out.print(f"Rollouts that find a rate of {rate:g} {'above' if rate > than else 'below'} {than:g} with probability "
             f"{o.power:g}, and are wrong with probability {o.alpha:g} at most:",
-            "", f"  {'all at once':<42}{p.fixed:>8,}")
-    _say_looking(out, p)
+            "", f"  {'all at once':<42}{p.fixed_size:>8,}")
+    _print_sequential(out, p)
     if o.episodes is not None:
         document["power"] = rate_power(rate, than, o.episodes, o.alpha)
-        out.say(f"With {o.episodes}, all at once, it is found with probability {document['power']:.2f}.")
-    out.say(*_looks(p.expected, p.maximum, p.fixed))
-    out.next(line("eval", "RUN", "ENV", "--episodes", p.maximum, "--sequential", "--than", f"{than:g}"))
-    out.answer(document)
+        out.print(f"With {o.episodes}, all at once, it is found with probability {document['power']:.2f}.")
+    out.print(*_explain_sequential(p.expected, p.maximum, p.fixed_size))
+    out.suggest(command_line("eval", "RUN", "ENV", "--episodes", p.maximum, "--sequential", "--threshold", f"{than:g}"))
+    out.print_json(document)

@@ -11,14 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from .common import Count, Env, Out, Processes, Trust, bar, free, line, needed, parse, side_by_side
+from .common import (
+    EnvName,
+    Output,
+    PositiveCount,
+    TrustedPackages,
+    WorkerCount,
+    batch_rows,
+    command_line,
+    parse,
+    progress_bar,
+    trust_options,
+    unused_path,
+)
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordOptions:
     """Record demonstrations of an environment as a LeRobot v3 data set.
 
     Every episode is kept, whether it succeeded or not, and marked (next.success). `saved N` on standard error means
@@ -26,99 +38,121 @@ class Record:
     worse, too), and a larger --episodes adds to what there is.
     """
 
-    env: Env
+    env: EnvName
     """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory"""
     out: Annotated[Path, arg(metavar="DATA")]
     """the folder to write"""
-    episodes: Count
+    episodes: PositiveCount
     """how many there shall be in all"""
-    by: Literal["scripted", "random", "keyboard"] = "scripted"
+    actor: Literal["scripted", "random", "keyboard"] = "scripted"
     """the environment's own expert, uniformly random actions, or you, in this terminal"""
     seed: Annotated[int, arg(metavar="S")] = 0
     """of the starts; never those that eval judges on"""
     images: Literal["video", "png"] = "video"
     """how camera frames are stored; png loses nothing"""
-    rows: Count = 16
+    rows: PositiveCount = 16
     """environments side by side; changes nothing but the time it takes"""
-    workers: Processes = 1
+    workers: WorkerCount = 1
     """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
-    trust: Trust = ()
+    trust: TrustedPackages = ()
     """a package whose code may be loaded"""
 
 
-def _saved(number: int) -> None:
+def _print_saved(number: int) -> None:
     """Scripts wait for this line: the episode would survive a power cut."""
     print(f"saved {number}", file=sys.stderr, flush=True)
 
 
 def main(args: list[str]) -> None:
-    o = parse(Record, "record", args)
+    o = parse(RecordOptions, "record", args)
     from ..core import UserError
     from ..data.episode import Dataset
     from ..envs import make
-    from ..evaluate.judge import recording
-    from ..evaluate.record import record
-    from ..evaluate.workers import Workers
-    from ..recipes import recommended
+    from ..evaluate.evaluation import recording_seed
+    from ..evaluate.recording import record_episodes
+    from ..evaluate.workers import WorkerPool
+    from ..methods import recommend
 
-    if o.by == "keyboard" and o.workers != 1:
+    if o.actor == "keyboard" and o.workers != 1:
         raise UserError(f"expected one worker, since you are one, found {o.workers}", where="--workers",
-                        do="leave it out")
-    out, rows = Out(), 1 if o.by == "keyboard" or o.workers != 1 else min(o.rows, o.episodes)
+                        hint="leave it out")
+    out, rows = Output(), 1 if o.actor == "keyboard" or o.workers != 1 else min(o.rows, o.episodes)
     env = make(o.env, rows, o.trust)
     try:
-        if o.by == "keyboard":
-            data = _by_hand(o, env)
+        if o.actor == "keyboard":
+            data = _record_keyboard(o, env)
         else:
-            actor = _actor(o, env)
+            actor = _make_actor(o, env)
             there = len(Dataset.open(o.out)) if (o.out / "meta" / "info.json").exists() else 0
-            with (bar("recording", o.episodes, there) as progress,
-                  Workers(partial(_seat, o), o.workers, own=(actor, env)) as crew):
-                data = record(env, actor, o.episodes, o.out, recording(o.seed), by=o.by, images=o.images,
-                              watch=lambda number, episode: progress(number + 1), saved=_saved, crew=crew)
+            with (progress_bar("recording", o.episodes, there) as progress,
+                  WorkerPool(partial(_worker_setup, o), o.workers, local=(actor, env)) as crew):
+                data = record_episodes(
+                    env,
+                    actor,
+                    o.episodes,
+                    o.out,
+                    recording_seed(o.seed),
+                    actor_name=o.actor,
+                    images=o.images,
+                    watch=lambda number, episode: progress(number + 1),
+                    on_saved=_print_saved,
+                    workers=crew,
+                )
     finally:
         env.close()
     if not len(data):
-        out.say(f"no episode was saved in {o.out}")
+        out.print(f"no episode was saved in {o.out}")
         return
-    ended = [e.meta["success"] for e in data if "success" in e.meta]
+    ended = [e.metadata["success"] for e in data if "success" in e.metadata]
     won = f"; {sum(ended)} of {len(ended)} succeeded" if ended else ""
-    out.say(f"{len(data)} episodes, {data.steps} steps{won}. Written to {o.out}")
-    out.next(line("inspect", o.out), line("train", recommended(data.features()), o.out, "--out", free("run")),
-             line("replay", o.out, o.env, *needed(o.trust, o.env)))
+    out.print(f"{len(data)} episodes, {data.steps} steps{won}. Written to {o.out}")
+    out.suggest(
+        command_line("inspect", o.out),
+        command_line("train", recommend(data.features()), o.out, "--out", unused_path("run")),
+        command_line("replay", o.out, o.env, *trust_options(o.trust, o.env)),
+    )
 
 
-def _actor(o: Record, env):
-    from ..evaluate.record import Uniform, expert
+def _make_actor(o: RecordOptions, env):
+    from ..evaluate.recording import UniformRandomActor, expert_actor
 
-    return expert(env) if o.by == "scripted" else Uniform(env)
+    return expert_actor(env) if o.actor == "scripted" else UniformRandomActor(env)
 
 
-def _seat(o: Record):
+def _worker_setup(o: RecordOptions):
     """What each worker has."""
     from ..envs import make
 
-    env = make(o.env, side_by_side(o.rows, o.episodes, o.workers), o.trust)
-    return _actor(o, env), env
+    env = make(o.env, batch_rows(o.rows, o.episodes, o.workers), o.trust)
+    return _make_actor(o, env), env
 
 
-def _by_hand(o: Record, env) -> Dataset:
+def _record_keyboard(o: RecordOptions, env) -> Dataset:
     """A person, at the keyboard, sees the environment as text."""
     import numpy as np
 
-    from ..envs.devices import Keyboard, Moves
+    from ..envs.devices import DiscreteKeyboard, Keyboard
     from ..envs.words import Words
-    from ..evaluate.judge import recording
+    from ..evaluate.evaluation import recording_seed
     from ..evaluate.teleoperate import teleoperate
 
     size = env.features["action"].shape
-    low, high = (np.broadcast_to(env.facts.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
+    low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
 
     def show(text: str) -> None:
         print("\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[J", flush=True)
-    with (Moves() if isinstance(env, Words) else Keyboard(low, high)).listening() as keyboard:
+    with (DiscreteKeyboard() if isinstance(env, Words) else Keyboard(low, high)).listening() as keyboard:
         print("\x1b[2J", end="")
-        data = teleoperate(env, keyboard, o.episodes, o.out, recording(o.seed), images=o.images, saved=_saved,
-                           show=show, lines=max(8, min(24, shutil.get_terminal_size().lines - 4)))
+        data = teleoperate(
+            env,
+            keyboard,
+            o.episodes,
+            o.out,
+            recording_seed(o.seed),
+            images=o.images,
+            on_saved=_print_saved,
+            show=show,
+            lines=max(8, min(24, shutil.get_terminal_size().lines - 4)),
+        )
         print("\x1b[2J\x1b[H", end="", flush=True)
     return data

@@ -9,11 +9,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Mapped, Out, Steps, demonstrations, line, parse
+from .common import MappingFile, Output, StepCount, command_line, demonstrations_path, parse
 
 
 @dataclass(frozen=True)
-class Repair:
+class RepairOptions:
     """Finish a recording that was interrupted, or save what can be read of a damaged data set.
 
     A recording of ours is finished in place, by adding files. Anything else stays as it is: what can be read goes to
@@ -24,57 +24,63 @@ class Repair:
     """a recording, or a file or folder of demonstrations that is damaged"""
     out: Annotated[Path | None, arg(metavar="DST")] = None
     """where to save what can be read; nothing may be there"""
-    map: Mapped = None
+    map: MappingFile = None
     """which topics of a bag become which columns, in place of what is proposed"""
-    max_episode_steps: Steps = None
+    max_episode_steps: StepCount = None
     """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Repair, "repair", args)
+    o = parse(RepairOptions, "repair", args)
     from ..core import UserError
     from ..data import journal
     from ..data.episode import Dataset
     from ..data.formats import lerobot
-    from ..data.formats.remote import address
-    from ..data.record import repair
-    from ..data.salvage import check, salvage
+    from ..data.formats.remote import url_of
+    from ..data.recorder import repair
+    from ..data.recovery import check_readable, recover
 
-    out = Out()
-    demonstrations(o.path)
-    ours = (o.path / journal.FOLDER.parent).is_dir() and (o.path / "meta" / "info.json").exists()
+    out = Output()
+    demonstrations_path(o.path)
+    ours = (o.path / journal.JOURNAL_FOLDER.parent).is_dir() and (o.path / "meta" / "info.json").exists()
     if ours and o.out is None:
         try:
             done = repair(o.path)
-            _lost(done.losses)
+            _print_problems(done.problems)
             data = Dataset.open(o.path)
-            check(data)
+            check_readable(data)
         except UserError as error:
-            raise UserError(error.what, where=error.where, do="its files are damaged; what can be read of them: "
-                            + line("repair", o.path, "--out", "DST")) from None
-        out.say((f"{_count(done.episodes)} put into the files. " if done.episodes else "Nothing was left to be done. ")
-                + f"{o.path} has {_count(len(data))}, {data.steps} steps.")
-        out.next(*([line("inspect", o.path)] if len(data) else []))
+            raise UserError(error.problem, where=error.where, hint="its files are damaged; what can be read of them: "
+                            + command_line("repair", o.path, "--out", "DST")) from None
+        out.print(
+            (
+                f"{_count_episodes(done.episodes)} put into the files. "
+                if done.episodes
+                else "Nothing was left to be done. "
+            )
+            + f"{o.path} has {_count_episodes(len(data))}, {data.steps} steps."
+        )
+        out.suggest(*([command_line("inspect", o.path)] if len(data) else []))
         return
-    if not o.path.exists() and not address(o.path):
-        raise UserError("expected a recording or a data set, found nothing", where=o.path, do="check the path")
+    if not o.path.exists() and not url_of(o.path):
+        raise UserError("expected a recording or a data set, found nothing", where=o.path, hint="check the path")
     if o.out is None:
         raise UserError("expected --out DST: what is there stays untouched, and what can be read of it goes to a new "
-                        "place", where=o.path, do=line("repair", o.path, "--out", "DST"))
+                        "place", where=o.path, hint=command_line("repair", o.path, "--out", "DST"))
     if o.out.exists():
-        raise UserError("expected nothing there, found a file or folder", where=o.out, do="name another place")
-    with salvage(o.path, mapping=o.map, max_episode_steps=o.max_episode_steps) as found:
-        _lost(found.losses)
+        raise UserError("expected nothing there, found a file or folder", where=o.out, hint="name another place")
+    with recover(o.path, mapping=o.map, max_episode_steps=o.max_episode_steps) as found:
+        _print_problems(found.problems)
         lerobot.write(found.data, o.out, images="png")
-        out.say(f"{_count(len(found.data))}, {found.data.steps} steps "
-                f"{'could be read' if found.losses else 'can be read: nothing is lost'}. Written to {o.out}")
-    out.next(line("inspect", o.out))
+        out.print(f"{_count_episodes(len(found.data))}, {found.data.steps} steps "
+                f"{'could be read' if found.problems else 'can be read: nothing is lost'}. Written to {o.out}")
+    out.suggest(command_line("inspect", o.out))
 
 
-def _lost(losses) -> None:
+def _print_problems(losses) -> None:
     for loss in losses:
         print(f"lost: {loss}", file=sys.stderr)
 
 
-def _count(n: int) -> str:
+def _count_episodes(n: int) -> str:
     return f"{n} episode{'s' * (n != 1)}"

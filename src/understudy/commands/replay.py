@@ -9,49 +9,59 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Count, Env, Out, Trust, bar, demonstrations, line, needed, parse
+from .common import (
+    EnvName,
+    Output,
+    PositiveCount,
+    TrustedPackages,
+    command_line,
+    demonstrations_path,
+    parse,
+    progress_bar,
+    trust_options,
+)
 
 
 @dataclass(frozen=True)
-class Replay:
+class ReplayOptions:
     """Take recorded actions again in an environment: do they still succeed, and where do they first diverge?"""
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations"""
-    env: Env
+    env: EnvName
     """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory"""
     episode: Annotated[int | None, arg(metavar="I")] = None
     """only this one, counted from 0"""
     state: bool = False
     """put the environment into every recorded step, and compare one step each"""
-    rows: Count = 16
+    rows: PositiveCount = 16
     """environments side by side"""
     json: bool = False
     """one JSON document on standard output"""
-    trust: Trust = ()
+    trust: TrustedPackages = ()
     """a package whose code may be loaded"""
 
 
 def main(args: list[str]) -> None:
-    o = parse(Replay, "replay", args)
+    o = parse(ReplayOptions, "replay", args)
     from ..data.episode import Dataset
     from ..envs import make
     from ..evaluate.replay import replay
-    from ..evaluate.simulators import otherwise
-    from ..learn.train import simulators
+    from ..evaluate.simulator_versions import version_warning
+    from ..learn.train import recorded_simulators
 
-    with Out(o.json) as out:
-        data = Dataset.open(demonstrations(o.data))
+    with Output(o.json) as out:
+        data = Dataset.open(demonstrations_path(o.data))
         chosen = None if o.episode is None else [o.episode]
         env = make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)
-        if told := otherwise(simulators(data), env, "the data were recorded in"):
+        if told := version_warning(recorded_simulators(data), env, "the data were recorded in"):
             print(f"warning: {told}", file=sys.stderr)
         try:
-            with bar("replaying", len(data) if chosen is None else 1) as progress:
+            with progress_bar("replaying", len(data) if chosen is None else 1) as progress:
                 found = replay(data, env, chosen, o.state, watch=lambda track: progress())
         finally:
             env.close()
-        out.say(found.words())
-        if not o.state and any(t.diverges for t in found.tracks):
-            out.next(line("replay", o.data, o.env, "--state", *needed(o.trust, o.env)))
-        out.answer(found.json())
+        out.print(found.describe())
+        if not o.state and any(t.divergence for t in found.episodes):
+            out.suggest(command_line("replay", o.data, o.env, "--state", *trust_options(o.trust, o.env)))
+        out.print_json(found.to_json())

@@ -8,28 +8,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import Out, bar, line, needed
+from .common import Output, command_line, progress_bar, trust_options
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
-    from ..evaluate.sequential import Difference, Rate
-    from .evaluate import Eval
+    from ..evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
+    from .evaluate import EvalOptions
 
-UNTOLD = 100  # episodes without a word of success, after which there is none
+DEFAULT_MAX_EPISODES = 100  # episodes without a word of success, after which there is none
 
 
-def sequential(o: Eval, out: Out) -> None:
+def run_sequential(o: EvalOptions, out: Output) -> None:
     from ..envs import make
-    from ..evaluate.judge import settled
-    from .evaluate import keep, wordless
+    from ..evaluate.evaluation import sequential_verdict_parts
+    from .evaluate import append_result, refuse_unused_task
 
-    test = question(o)
+    test = build_test(o)
     runs = [o.run] if o.against is None else [o.run, o.against]
-    wordless([o.run], o)
-    env = make(o.on, min(o.rows, o.episodes), o.trust)
+    refuse_unused_task([o.run], o)
+    env = make(o.target, min(o.rows, o.episodes), o.trust)
     began = time.perf_counter()
     try:
-        won = _looked(test, runs, env, o)
+        won = _run_until_settled(test, runs, env, o)
     finally:
         env.close()
     path, state = [], test.start()
@@ -37,26 +37,26 @@ def sequential(o: Eval, out: Out) -> None:
         path.append(state := test.update(state, *outcome))
     successes = tuple(map(sum, zip(*won, strict=True)))
     names = ("this checkpoint",) if o.against is None else (f"the policy in {o.run}", f"the policy in {o.against}")
-    said = settled(test, state, successes, names)
-    document = _document(o, test, state, successes, str(env.facts["env"]), time.perf_counter() - began)
-    out.say(" ".join(said))
-    if env.facts.get("success"):
-        out.say(f"Success: {env.facts['success']}.")
+    said = sequential_verdict_parts(test, state, successes, names)
+    document = _to_json(o, test, state, successes, str(env.metadata["env"]), time.perf_counter() - began)
+    out.print(" ".join(said))
+    if env.metadata.get("success"):
+        out.print(f"Success: {env.metadata['success']}.")
     if o.save:
-        out.say(f"Episodes written to {o.save}")
-    keep(o, {**document, "seed": o.seed, "each": {"success": [w[0] for w in won]}})
+        out.print(f"Episodes written to {o.save}")
+    append_result(o, {**document, "seed": o.seed, "each": {"success": [w[0] for w in won]}})
     if o.html is not None:
-        page(o.html, test, path, said, [run.name for run in runs], document["env"])
-        out.say(f"Report written to {o.html}")
-    if test.verdict(state) == "futile" and (enough := _enough(o, successes, len(won))) is not None:
-        out.say(f"If all is as it was seen here, {enough:,} episodes settle it four times in five.")
-        asked = ("--than", o.than) if o.against is None else ("--against", o.against)
-        out.next(line("eval", o.run, o.on, "--sequential", *asked, "--episodes", enough,
-                      *(("--seed", o.seed) if o.seed else ()), *needed(o.trust, o.on, *runs)))
-    out.answer(document)
+        write_sequential_page(o.html, test, path, said, [run.name for run in runs], document["env"])
+        out.print(f"Report written to {o.html}")
+    if test.verdict(state) == "futile" and (enough := _episodes_needed(o, successes, len(won))) is not None:
+        out.print(f"If all is as it was seen here, {enough:,} episodes settle it four times in five.")
+        asked = ("--threshold", o.threshold) if o.against is None else ("--against", o.against)
+        out.suggest(command_line("eval", o.run, o.target, "--sequential", *asked, "--episodes", enough,
+                      *(("--seed", o.seed) if o.seed else ()), *trust_options(o.trust, o.target, *runs)))
+    out.print_json(document)
 
 
-def _enough(o: Eval, successes: tuple[int, ...], episodes: int) -> int | None:
+def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) -> int | None:
     """How many settle it with probability 0.8 if the rates are what the episodes and a flat prior say, as the futility
     rule has it. None where they are as good as equal."""
     from ..core import UserError
@@ -64,56 +64,72 @@ def _enough(o: Eval, successes: tuple[int, ...], episodes: int) -> int | None:
 
     rates = [(k + 1) / (episodes + 2) for k in successes]
     try:
-        enough = (plan_rate(rates[0], o.than) if o.against is None else plan(*rates)).maximum
+        enough = (plan_rate(rates[0], o.threshold) if o.against is None else plan(*rates)).maximum
     except UserError:  # nobody runs so many
         return None
     return enough if enough > o.episodes else None
 
 
-def question(o: Eval) -> Rate | Difference:
+def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
     """The test that the options ask for. Raises UserError if it is none, or could not come out in so few episodes."""
     from ..core import UserError
-    from ..evaluate.sequential import Difference, Rate
+    from ..evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 
     where = "--interactive" if o.interactive else "--sequential"
-    if (o.than is None) == (o.against is None):
-        found = "neither" if o.than is None else "both"
-        raise UserError(f"expected either --than RATE or --against RUN2, found {found}", where=where,
-                        do="does it succeed in more or less --than 0.7? more often than --against RUN2?")
-    if o.than is not None and not 0 < o.than < 1:
-        raise UserError(f"expected a rate between 0 and 1, found {o.than:g}", where="--than", do="such as 0.7")
+    if (o.threshold is None) == (o.against is None):
+        found = "neither" if o.threshold is None else "both"
+        raise UserError(f"expected either --threshold RATE or --against RUN2, found {found}", where=where,
+                        hint="does it succeed in more or less --threshold 0.7? more often than --against RUN2?")
+    if o.threshold is not None and not 0 < o.threshold < 1:
+        raise UserError(
+            f"expected a rate between 0 and 1, found {o.threshold:g}", where="--threshold", hint="such as 0.7"
+        )
 
     def test(most):
-        return Difference(most=most) if o.than is None else Rate(o.than, most=most)
+        return (
+            SequentialDifferenceTest(max_rollouts=most)
+            if o.threshold is None
+            else SequentialRateTest(o.threshold, max_rollouts=most)
+        )
+
     if test(o.episodes).verdict(test(o.episodes).start()) == "futile":
         few = next((n for n in range(o.episodes, 10_000) if test(n).verdict(test(n).start()) is None), None)
-        raise UserError(f"expected {f'at least {few}' if few else 'more'} episodes, found {o.episodes}, which would "
-                        "hardly settle anything", where="--episodes", do="it stops as soon as the question is settled")
+        raise UserError(
+            f"expected {f'at least {few}' if few else 'more'} episodes, found {o.episodes}, which would "
+            "hardly settle anything",
+            where="--episodes",
+            hint="it stops as soon as the question is settled",
+        )
     return test(o.episodes)
 
 
-def _looked(test, runs, env, o: Eval) -> list[tuple[bool, ...]]:
+def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]]:
     """Of each episode up to the one that settles it, whether each of the policies succeeded: looked at in the order
     of their numbers, so that it does not matter how many rows run side by side."""
     from ..core import UserError
-    from .evaluate import acting
+    from .evaluate import load_actor
 
-    actors = [acting(run, env, o) for run in runs]
-    state, won, told = test.start(), [], [env.facts.get("success") is not None] * len(runs)
+    actors = [load_actor(run, env, o) for run in runs]
+    state, won, told = test.start(), [], [env.metadata.get("success") is not None] * len(runs)
     met: list[list[bool | None]] = [[] for _ in runs]
-    with bar(" against ".join(run.name for run in runs) + f" in {env.facts['env']}", o.episodes) as progress:
+    with progress_bar(
+        " against ".join(run.name for run in runs) + f" in {env.metadata['env']}", o.episodes
+    ) as progress:
         while len(met[0]) < o.episodes:
             first = len(met[0])
             group = min(env.rows, o.episodes - first)  # rows may idle at its end: more would be run for nothing
             for i, (actor, by) in enumerate(actors):
-                data = _rolled(actor, env, o, first, group, by, o.save if i == 0 else None)
-                met[i] += [e.meta.get("success") for e in data]
+                data = _rollout_or_load(actor, env, o, first, group, by, o.save if i == 0 else None)
+                met[i] += [e.metadata.get("success") for e in data]
                 told[i] |= any(s is not None for s in met[i])
             progress(len(met[0]))
             if not all(told):  # of an environment that tells of it for the first time later, it was none before
-                if len(met[0]) >= min(UNTOLD, o.episodes):
-                    raise UserError(f"{env.facts['env']} defines no success, whose rate this is about",
-                                    where="--sequential", do=line("eval", o.run, o.on) + " tells the mean return")
+                if len(met[0]) >= min(DEFAULT_MAX_EPISODES, o.episodes):
+                    raise UserError(
+                        f"{env.metadata['env']} defines no success, whose rate this is about",
+                        where="--sequential",
+                        hint=command_line("eval", o.run, o.target) + " tells the mean return",
+                    )
                 continue
             for outcome in list(zip(*met, strict=True))[len(won):]:
                 won.append(tuple(map(bool, outcome)))
@@ -123,46 +139,55 @@ def _looked(test, runs, env, o: Eval) -> list[tuple[bool, ...]]:
     return won
 
 
-def _rolled(actor, env, o: Eval, first: int, episodes: int, by: str, save: Path | None) -> Dataset:
-    from ..evaluate.record import record
+def _rollout_or_load(actor, env, o: EvalOptions, first: int, episodes: int, by: str, save: Path | None) -> Dataset:
+    from ..evaluate.recording import record_episodes
     from ..evaluate.rollout import rollout
     from .common import trained_rate
 
     if save is None:
         return rollout(actor, env, episodes, o.seed, first=first)
-    return record(env, actor, first + episodes, save, o.seed, by=by, fps=trained_rate(o.run))[first:first + episodes]
+    return record_episodes(env, actor, first + episodes, save, o.seed, actor_name=by, fps=trained_rate(o.run))[
+        first : first + episodes
+    ]
 
 
-def _document(o: Eval, test, state, successes, env: str, seconds: float) -> dict:
+def _to_json(o: EvalOptions, test, state, successes, env: str, seconds: float) -> dict:
     """The document of `eval --json` as far as its numbers hold whenever one looks, and the verdict."""
-    from ..evaluate.sequential import Rate
+    from ..evaluate.sequential import SequentialRateTest
 
-    n, p = next(iter(state.values())), min(1.0, 1 / test.evidence(state))
-    alone = Rate(o.than or 0.5).interval({"trials": n, "successes": successes[0]})
+    n, p = next(iter(state.values())), min(1.0, 1 / test.e_value(state))
+    alone = SequentialRateTest(o.threshold or 0.5).interval({"trials": n, "successes": successes[0]})
     paired = None if o.against is None else test.interval(state)
-    return {"env": env, "verdict": test.verdict(state), "episodes": n, "most": o.episodes, "than": o.than,
+    return {"env": env, "verdict": test.verdict(state), "episodes": n, "most": o.episodes, "threshold": o.threshold,
             "successes": successes[0], "success": asdict(alone), "p": p, "seconds": seconds,
             "paired": None if paired is None else {"against": str(o.against), "successes": successes[1],
                                                    "difference": paired.estimate, "low": paired.low,
                                                    "high": paired.high, "p": p}}
 
 
-def page(file: Path, test: Rate | Difference, path: Sequence[dict[str, int]], said: Sequence[str],
-         names: Sequence[str], where: str, unit: str = "episodes") -> None:
+def write_sequential_page(
+    file: Path,
+    test: SequentialRateTest | SequentialDifferenceTest,
+    path: Sequence[dict[str, int]],
+    verdict: Sequence[str],
+    names: Sequence[str],
+    where: str,
+    unit: str = "episodes",
+) -> None:
     """How the interval closed. path: the test's state after each of the episodes, or rounds."""
     from ..evaluate import plots, report
-    from ..evaluate.sequential import Difference
+    from ..evaluate.sequential import SequentialDifferenceTest
 
     at = [*range(1, len(path) + 1)]
     found = [test.interval(state) for state in path]
-    two = isinstance(test, Difference)
-    name, bound = ("difference", "no difference") if two else ("success", f"{test.than:g}")
-    level = 0.0 if two else test.than
+    two = isinstance(test, SequentialDifferenceTest)
+    name, bound = ("difference", "no difference") if two else ("success", f"{test.threshold:g}")
+    level = 0.0 if two else test.threshold
     figure = plots.curves({name: (at, [i.estimate for i in found]), bound: ([1, at[-1]], [level, level])}, unit,
                           name, bands={name: ([i.low for i in found], [i.high for i in found])},
                           low=-1.0 if two else 0.0, high=1.0)
     what = f"{names[0]} minus {names[1]}" if two else f"Success of {names[0]}"
     items = ((what, figure, "The band is the 95% interval at each moment; all of it holds at once."),)
-    report.page(file, f"{what} in {where}",
+    report.write_page(file, f"{what} in {where}",
                 [report.Section(f"Looked at after every {unit.removesuffix('s')}", (report.Figures(items),))],
-                verdict=said, footer="Intervals and p: betting, valid at any time (Waudby-Smith and Ramdas 2024).")
+                verdict=verdict, footer="Intervals and p: betting, valid at any time (Waudby-Smith and Ramdas 2024).")

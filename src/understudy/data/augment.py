@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 
-class Augment(ABC):
+class Augmentation(ABC):
     """A frozen dataclass."""
 
     @abstractmethod
@@ -19,22 +19,22 @@ class Augment(ABC):
 
 
 @dataclass(frozen=True)
-class Drop(Augment):
+class ConditionDropout(Augmentation):
     """Hide a key from a share of the windows, all its rows at once, so that the policy can also answer without it
     (classifier-free guidance, Ho and Salimans 2022; a sensor that may fail)."""
 
     key: str
-    chance: float = 0.1
+    p: float = 0.1
 
     def __call__(self, obs, rng):
         x = obs[self.key]
-        here = torch.rand(x.shape[0], 1, generator=rng, device=x.device) >= self.chance
+        here = torch.rand(x.shape[0], 1, generator=rng, device=x.device) >= self.p
         already = obs.get(self.key + "?", torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
         return {**obs, self.key + "?": already & here}
 
 
 @dataclass(frozen=True)
-class Noise(Augment):
+class GaussianNoise(Augmentation):
     """Gaussian noise on every row of a vector, in the units of the data: one number, or one for each component."""
 
     key: str
@@ -47,8 +47,8 @@ class Noise(Augment):
 
 
 @dataclass(frozen=True)
-class Jitter(Augment):
-    """Colours of images changed by one random factor each, from [1 - field, 1 + field], the same for all rows of a
+class ColorJitter(Augmentation):
+    """Colors of images changed by one random factor each, from [1 - field, 1 + field], the same for all rows of a
     window: light does not change between two frames.
 
     brightness scales the pixels, contrast their distance from the image's mean grey, saturation their distance from
@@ -64,16 +64,16 @@ class Jitter(Augment):
         image = obs[self.key]  # (B, To, h, w, C) uint8
         draw = 2 * torch.rand(3, image.shape[0], 1, 1, 1, 1, generator=rng, device=image.device) - 1
         x = (image * (1 + self.brightness * draw[0])).clamp(0, 255)
-        x = _away(x, _grey(x).mean((2, 3), keepdim=True), 1 + self.contrast * draw[1])
-        x = _away(x, _grey(x), 1 + self.saturation * draw[2])
+        x = _scale_around(x, _grayscale(x).mean((2, 3), keepdim=True), 1 + self.contrast * draw[1])
+        x = _scale_around(x, _grayscale(x), 1 + self.saturation * draw[2])
         return {**obs, self.key: x.round().to(image.dtype)}
 
 
-def _away(x: Tensor, origin: Tensor, factor: Tensor) -> Tensor:
+def _scale_around(x: Tensor, origin: Tensor, factor: Tensor) -> Tensor:
     return (origin + factor * (x - origin)).clamp(0, 255)
 
 
-def _grey(x: Tensor) -> Tensor:
+def _grayscale(x: Tensor) -> Tensor:
     if x.shape[-1] != 3:
         return x.mean(-1, keepdim=True)
     return (x * x.new_tensor((0.299, 0.587, 0.114))).sum(-1, keepdim=True)

@@ -25,7 +25,7 @@ from ..core import UserError
 from ..files import whole_folder
 
 _LAYOUT = 1  # a change of what entries hold makes all old ones stale
-_DEAD = 24 * 3600  # s; a half-built entry this old has no builder any more
+_STALE_SECONDS = 24 * 3600  # s; a half-built entry this old has no builder any more
 _held: set[Path] = set()  # entries that this process has mapped: not to be removed by itself
 
 
@@ -40,7 +40,7 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "understudy"
 
 
-def limit() -> int:
+def max_bytes() -> int:
     """Bytes that all entries together may take."""
     text = os.environ.get("UNDERSTUDY_CACHE_GB", "20")
     try:
@@ -49,21 +49,21 @@ def limit() -> int:
         size = -1.0
     if not size > 0:
         raise UserError(f"expected a positive number of gigabytes, found {text!r}",
-                        where="environment variable UNDERSTUDY_CACHE_GB", do="set it to a number, such as 20")
+                        where="environment variable UNDERSTUDY_CACHE_GB", hint="set it to a number, such as 20")
     return int(size * 1e9)
 
 
-def digest(*parts) -> str:
+def json_digest(*parts) -> str:
     """32 hex digits of plain JSON values."""
     text = json.dumps([_LAYOUT, *parts], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def has(key: str) -> bool:
+def contains(key: str) -> bool:
     return (folder() / key).is_dir()
 
 
-def arrays(key: str, size: int, build: Callable[[Path], None], what: str) -> dict[str, np.ndarray]:
+def memmap_arrays(key: str, size: int, build: Callable[[Path], None], description: str) -> dict[str, np.ndarray]:
     """The read-only memory maps of entry `key`, by name.
 
     build: fills a folder with arrays made by `create`; it runs only where the entry is not there yet, in one of the
@@ -73,7 +73,7 @@ def arrays(key: str, size: int, build: Callable[[Path], None], what: str) -> dic
     place = folder() / key
     for _ in range(3):  # another process may remove the entry between its look and ours
         if not place.is_dir():
-            _make(place, size, build, what)
+            _build_entry(place, size, build, description)
         try:
             os.utime(place)
             _held.add(place)
@@ -85,12 +85,12 @@ def arrays(key: str, size: int, build: Callable[[Path], None], what: str) -> dic
         except ValueError:  # not an array any more: whoever damaged it, it can be made again
             _remove(place)
     raise UserError("expected the cache to stay while it is read, found it removed again and again", where=place,
-                    do="set UNDERSTUDY_CACHE_GB to more: several processes do not fit into it")
+                    hint="set UNDERSTUDY_CACHE_GB to more: several processes do not fit into it")
 
 
-def create(part: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """A new array in an entry that is being built, to be filled."""
-    path = part / f"{quote(name, safe='')}.npy"
+    path = folder / f"{quote(name, safe='')}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if sys.platform == "linux":  # a disk that is full says so here, and not by a signal when a page is written
         with open(path, "r+b") as handle:
@@ -98,48 +98,49 @@ def create(part: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     return array
 
 
-def _make(place: Path, size: int, build, what: str) -> None:
-    bound = limit()
+def _build_entry(folder: Path, size: int, build, what: str) -> None:
+    bound = max_bytes()
     if size > bound:
         raise UserError(f"needs {size / 1e9:.2f} GB of cache, which may hold {bound / 1e9:.2f} GB", where=what,
-                        do="choose a smaller image size, or set UNDERSTUDY_CACHE_GB to more")
+                        hint="choose a smaller image size, or set UNDERSTUDY_CACHE_GB to more")
     try:
-        (place.parent / ".locks").mkdir(parents=True, exist_ok=True)
+        (folder.parent / ".locks").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"expected a folder for the cache that can be written ({error.strerror})", where=place.parent,
-                        do="set UNDERSTUDY_CACHE to a folder of yours") from None
-    with locked(place.parent / ".locks" / place.name):
-        if place.is_dir():  # another process has just made it
+        raise UserError(f"expected a folder for the cache that can be written ({error.strerror})", where=folder.parent,
+                        hint="set UNDERSTUDY_CACHE to a folder of yours") from None
+    with locked(folder.parent / ".locks" / folder.name):
+        if folder.is_dir():  # another process has just made it
             return
-        _sweep(bound - size, place)
-        free = shutil.disk_usage(place.parent).free
+        _evict(bound - size, folder)
+        free = shutil.disk_usage(folder.parent).free
         if size > free:
-            raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=place.parent,
-                            do="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
+            raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=folder.parent,
+                            hint="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
         try:
-            with room_on_disk(place.parent, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"), \
-                    whole_folder(place) as part:
+            with disk_errors(folder.parent, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"), \
+                    whole_folder(folder) as part:
                 build(part)
         except (UserError, OSError):
-            if not place.is_dir():  # on a system without locks another process may have been faster
+            if not folder.is_dir():  # on a system without locks another process may have been faster
                 raise
 
 
 @contextmanager
-def room_on_disk(where: Path, do: str = "free some space, and run the same again") -> Iterator[None]:
+def disk_errors(where: Path, fix: str = "free some space, and run the same again") -> Iterator[None]:
     """A full disk, quota or file size limit within becomes a UserError."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise UserError("the disk is full; nothing that was finished is lost", where=where, do=do) from None
+        raise UserError("the disk is full; nothing that was finished is lost", where=where, hint=fix) from None
 
 
-def _sweep(bound: int, making: Path) -> None:
+def _evict(max_bytes: int, making: Path) -> None:
     """Removes what killed builders left, then the least recently used entries until the rest fits the bound."""
     for part in making.parent.glob(".*.part"):
-        if part.name.startswith(f".{making.name}.") or _age(part) > _DEAD:  # we hold the lock of `making`
+        # we hold the lock of `making`
+        if part.name.startswith(f".{making.name}.") or _seconds_since_use(part) > _STALE_SECONDS:
             shutil.rmtree(part, ignore_errors=True)
     sizes = {}
     for entry in making.parent.iterdir():
@@ -147,14 +148,14 @@ def _sweep(bound: int, making: Path) -> None:
             with suppress(FileNotFoundError):  # another process sweeps as well
                 sizes[entry] = sum(f.stat().st_size for f in entry.glob("*"))
     total = sum(sizes.values())
-    for entry in sorted((e for e in sizes if e not in _held), key=_age, reverse=True):
-        if total <= bound:
+    for entry in sorted((e for e in sizes if e not in _held), key=_seconds_since_use, reverse=True):
+        if total <= max_bytes:
             return
         _remove(entry)
         total -= sizes[entry]
 
 
-def _age(path: Path) -> float:
+def _seconds_since_use(path: Path) -> float:
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:

@@ -26,56 +26,60 @@ class Episode:
     """
 
     steps: Mapping[str, np.ndarray]
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     rows: int | None = None
     schema: Mapping[str, Feature] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{n} {f.dtype} {f.shape}" for n, f in self.features().items()) or "none"
-        meta = ", ".join(f"{k}={v!r}" for k, v in self.meta.items())
+        meta = ", ".join(f"{k}={v!r}" for k, v in self.metadata.items())
         return f"Episode({_many(len(self), 'step')}, columns: {columns}{'; meta: ' + meta if meta else ''})"
 
     def __len__(self) -> int:
         """The number of steps: of rows that all columns have."""
         return min(len(column) for column in self.steps.values()) if self.rows is None else self.rows
 
-    def but(self, columns: Mapping[str, np.ndarray | None]) -> Episode:
+    def replace(self, columns: Mapping[str, np.ndarray | None]) -> Episode:
         """A copy with columns added or replaced; None removes one. Other columns stay lazy."""
-        return replace(self, steps=_Changed(self.steps, columns), rows=None if self.rows is None else _rows(
-            self.rows, columns), schema={k: f for k, f in self.schema.items() if k not in columns})
+        return replace(
+            self,
+            steps=_ColumnOverrides(self.steps, columns),
+            rows=None if self.rows is None else _common_length(self.rows, columns),
+            schema={k: f for k, f in self.schema.items() if k not in columns},
+        )
 
     def features(self) -> dict[str, Feature]:
-        return {k: self.schema.get(k) or Feature.of(self.steps[k]) for k in self.steps}
+        return {k: self.schema.get(k) or Feature.from_array(self.steps[k]) for k in self.steps}
 
 
 def _many(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
 
 
-def _rows(rows, columns):
+def _common_length(rows, columns):
     return min([rows, *(len(c) for c in columns.values() if c is not None)])
 
 
-class _Changed(Mapping):
+class _ColumnOverrides(Mapping):
     def __init__(self, source, columns):
-        self.source, self.columns = source, dict(columns)
+        self.source, self.overrides = source, dict(columns)
 
     def __getitem__(self, key):
-        if key in self.columns:
-            if self.columns[key] is None:
+        if key in self.overrides:
+            if self.overrides[key] is None:
                 raise KeyError(key)
-            return self.columns[key]
+            return self.overrides[key]
         return self.source[key]
 
     def __iter__(self):
-        yield from (k for k in self.source if self.columns.get(k, 0) is not None)
-        yield from (k for k, v in self.columns.items() if v is not None and k not in self.source)
+        yield from (k for k in self.source if self.overrides.get(k, 0) is not None)
+        yield from (k for k, v in self.overrides.items() if v is not None and k not in self.source)
 
     def __len__(self):
         return sum(1 for _ in self)
 
 
-class Packed(Sequence[Episode]):
+class PackedEpisodes(Sequence[Episode]):
     """Episodes that know where their columns lie, so that batches can be gathered from a million of them without
     touching each."""
 
@@ -90,15 +94,15 @@ class Packed(Sequence[Episode]):
         a column that does not lie in one array."""
 
     @abstractmethod
-    def pick(self, numbers: Iterable[int]) -> Packed: ...
+    def select(self, indices: Iterable[int]) -> PackedEpisodes: ...
 
 
 class Dataset(Sequence[Episode]):
     """Episodes in order, and `facts` of them all: "format", "version", "path", "fps", "robot_type", "warnings"."""
 
-    def __init__(self, episodes: Iterable[Episode], facts: Mapping[str, Any] | None = None):
+    def __init__(self, episodes: Iterable[Episode], metadata: Mapping[str, Any] | None = None):
         self._episodes = episodes if isinstance(episodes, Sequence) else tuple(episodes)
-        self.facts: Mapping[str, Any] = dict(facts or {})
+        self.metadata: Mapping[str, Any] = dict(metadata or {})
 
     @staticmethod
     def open(path: str | Path, **options) -> Dataset:
@@ -109,31 +113,31 @@ class Dataset(Sequence[Episode]):
 
     def __repr__(self) -> str:
         parts = [_many(len(self), "episode")]
-        if len(self) and not isinstance(self._episodes, _Mapped):  # whose episodes would be made for this
+        if len(self) and not isinstance(self._episodes, _LazyMap):  # whose episodes would be made for this
             rate = [f"{self.fps:g} steps a second"] if self.fps else []
             parts += [_many(self.steps, "step"), *rate, f"columns: {', '.join(self[0].steps)}"]
-        return f"Dataset({', '.join(parts)}{'; ' + str(path) if (path := self.facts.get('path')) else ''})"
+        return f"Dataset({', '.join(parts)}{'; ' + str(path) if (path := self.metadata.get('path')) else ''})"
 
     def __len__(self) -> int:
         return len(self._episodes)
 
     def __getitem__(self, i):
-        return Dataset(self._episodes[i], self.facts) if isinstance(i, slice) else self._episodes[i]
+        return Dataset(self._episodes[i], self.metadata) if isinstance(i, slice) else self._episodes[i]
 
     def __add__(self, other: Dataset) -> Dataset:
-        return Dataset((*self, *other), self.facts)
+        return Dataset((*self, *other), self.metadata)
 
-    def where(self, keep: Callable[[Episode], bool]) -> Dataset:
-        return Dataset((e for e in self if keep(e)), self.facts)
+    def filter(self, predicate: Callable[[Episode], bool]) -> Dataset:
+        return Dataset((e for e in self if predicate(e)), self.metadata)
 
-    def pick(self, numbers: Iterable[int]) -> Dataset:
-        if isinstance(self._episodes, Packed):
-            return Dataset(self._episodes.pick(numbers), self.facts)
-        return Dataset((self[int(i)] for i in numbers), self.facts)
+    def select(self, indices: Iterable[int]) -> Dataset:
+        if isinstance(self._episodes, PackedEpisodes):
+            return Dataset(self._episodes.select(indices), self.metadata)
+        return Dataset((self[int(i)] for i in indices), self.metadata)
 
-    def map(self, change: Callable[[Episode], Episode]) -> Dataset:
-        """Lazy, so that relabelling a dataset larger than memory costs nothing until it is read."""
-        return Dataset(_Mapped(self, change), self.facts)
+    def map(self, function: Callable[[Episode], Episode]) -> Dataset:
+        """Lazy, so that relabeling a dataset larger than memory costs nothing until it is read."""
+        return Dataset(_LazyMap(self, function), self.metadata)
 
     @property
     def steps(self) -> int:
@@ -141,26 +145,26 @@ class Dataset(Sequence[Episode]):
 
     @property
     def fps(self) -> float | None:
-        return self.facts.get("fps")
+        return self.metadata.get("fps")
 
     def features(self) -> dict[str, Feature]:
         """Of the first episode; choices are counted over all of them where the source does not say."""
         if not len(self):
-            raise UserError("expected at least one episode, found none", where=self.facts.get("path", "data set"),
-                            do="record some (understudy record ENV --out DATA --episodes 20)")
+            raise UserError("expected at least one episode, found none", where=self.metadata.get("path", "data set"),
+                            hint="record some (understudy record ENV --out DATA --episodes 20)")
         features = self[0].features()
         for name, f in features.items():
-            if role(name) in ("action", "observation") and f.kind == "choice" and f.choices is None:
+            if role(name) in ("action", "observation") and f.kind == "discrete" and f.num_classes is None:
                 columns = [np.asarray(e.steps[name]) for e in self]
                 most = np.max([c.reshape(len(c), -1).max(0) for c in columns], axis=0)
-                features[name] = replace(f, choices=tuple(int(m) + 1 for m in most))
+                features[name] = replace(f, num_classes=tuple(int(m) + 1 for m in most))
         return features
 
     def fingerprint(self) -> str:
         """16 hex digits of every value, name, dtype and fact in it, whatever format it was stored in."""
         digest = hashlib.sha256()
         for episode in self:
-            digest.update(json.dumps(dict(episode.meta), sort_keys=True, default=str).encode())
+            digest.update(json.dumps(dict(episode.metadata), sort_keys=True, default=str).encode())
             for key in sorted(episode.steps):
                 column = np.ascontiguousarray(episode.steps[key])
                 text = column.dtype.kind in "UO"  # its room in the array and its address are no part of it
@@ -171,17 +175,17 @@ class Dataset(Sequence[Episode]):
 
 def interrupted_episodes(data: Dataset) -> list[int]:
     """The numbers of the episodes whose recording was interrupted, so that they end before they were finished."""
-    return [e for e, episode in enumerate(data) if episode.meta.get("interrupted")]
+    return [e for e, episode in enumerate(data) if episode.metadata.get("interrupted")]
 
 
-class _Mapped(Sequence[Episode]):
+class _LazyMap(Sequence[Episode]):
     def __init__(self, source, change):
-        self.source, self.change = source, change
+        self.source, self.function = source, change
 
     def __len__(self):
         return len(self.source)
 
     def __getitem__(self, i):
         if isinstance(i, slice):
-            return _Mapped(self.source[i], self.change)
-        return self.change(self.source[i])
+            return _LazyMap(self.source[i], self.function)
+        return self.function(self.source[i])

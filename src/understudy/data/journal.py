@@ -31,16 +31,16 @@ from ..core import Feature, Schema
 from ..files import sync_folder
 from .episode import Episode
 
-FOLDER = Path("meta") / "understudy" / "journal"
-_MARK = b"\xd5uj1"
-_HEAD = struct.Struct("<4scQI")  # mark, kind, length, CRC
+JOURNAL_FOLDER = Path("meta") / "understudy" / "journal"
+_MAGIC = b"\xd5uj1"
+_RECORD_HEADER = struct.Struct("<4scQI")  # mark, kind, length, CRC
 _LENGTH = struct.Struct("<I")
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-class Writer:
+class JournalWriter:
     """Appends records to segments in `folder`. Written is what survives this process, synced what survives the power.
 
     Where a write fails (a full disk) the segment is cut back to its last whole record, and OSError goes on.
@@ -49,21 +49,21 @@ class Writer:
     def __init__(self, folder: Path, header: Mapping[str, Any]):
         self.folder, self.header = folder, dict(header)
         self.segment: Path | None = None
-        self.size = 0  # bytes of the segment
+        self.n_bytes = 0  # bytes of the segment
         self._handle = -1
 
-    def put(self, kind: bytes, *parts, first: int) -> None:
+    def append(self, kind: bytes, *parts, first_episode: int) -> None:
         """first: the number of the next finished episode, which names a new segment."""
         if self.segment is None:
-            self._begin(first)
+            self._open_segment(first_episode)
         self._write(kind, parts)
 
-    def _begin(self, first: int) -> None:
+    def _open_segment(self, first: int) -> None:
         taken = {p.name for p in self.folder.iterdir()}
         # What ends with .part is no finished file, so that nobody who reads the data set looks at it.
         name = next(n for i in range(len(taken) + 1) if (n := f"{first:08d}-{i:04d}.part") not in taken)
         self._handle = os.open(self.folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        self.segment, self.size = self.folder / name, 0
+        self.segment, self.n_bytes = self.folder / name, 0
         self._write(b"H", (json.dumps(self.header).encode(),))
         sync_folder(self.folder)
 
@@ -73,14 +73,14 @@ class Writer:
         for part in parts:
             check = zlib.crc32(part, check)
         try:
-            for part in (_HEAD.pack(_MARK, kind, length, check), *parts):
+            for part in (_RECORD_HEADER.pack(_MAGIC, kind, length, check), *parts):
                 left = memoryview(part)
                 while left:
                     left = left[os.write(self._handle, left):]
         except OSError:
-            os.ftruncate(self._handle, self.size)
+            os.ftruncate(self._handle, self.n_bytes)
             raise
-        self.size += _HEAD.size + length
+        self.n_bytes += _RECORD_HEADER.size + length
 
     def sync(self) -> None:
         if self.segment is not None:
@@ -92,20 +92,20 @@ class Writer:
         if complete is not None:
             self.sync()
             os.close(self._handle)
-            self.segment, self.size = None, 0
+            self.segment, self.n_bytes = None, 0
         return complete
 
 
-def columns(schema: Schema) -> dict[str, dict]:
+def describe_columns(schema: Schema) -> dict[str, dict]:
     """JSON of the columns of a step, in the order in which they lie in it: text last, since its length varies."""
     order = sorted(schema, key=lambda n: schema[n].kind == "string")
     return {n: asdict(schema[n]) for n in order}
 
 
-def packed(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
+def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
     """One row of the columns in `values`, which are of the dtypes and shapes of `schema`."""
     out = []
-    for name in columns_of(schema, values):
+    for name in columns_with_last_row(schema, values):
         value = values[name]
         if schema[name].kind == "string":
             text = str(value).encode()
@@ -115,22 +115,22 @@ def packed(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
     return out
 
 
-def columns_of(schema: Schema, names) -> list[str]:
+def columns_with_last_row(schema: Schema, names) -> list[str]:
     return [n for n in sorted(schema, key=lambda n: schema[n].kind == "string") if n in names]
 
 
-def last(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
-    names = json.dumps(columns_of(schema, values)).encode()
-    return [_LENGTH.pack(len(names)), names, *packed(schema, values)]
+def pack_last_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
+    names = json.dumps(columns_with_last_row(schema, values)).encode()
+    return [_LENGTH.pack(len(names)), names, *pack_row(schema, values)]
 
 
-def whole(episode: Episode) -> list:
+def episode_record(episode: Episode) -> list:
     """A finished episode as one record."""
     arrays = {n: np.ascontiguousarray(episode.steps[n]) for n in episode.steps}
     features = episode.features()
     described = {n: {"feature": asdict(features[n]), "dtype": a.dtype.str, "shape": a.shape}
                  for n, a in arrays.items()}
-    text = json.dumps({"columns": described, "meta": dict(episode.meta)}).encode()
+    text = json.dumps({"columns": described, "metadata": dict(episode.metadata)}).encode()
     return [_LENGTH.pack(len(text)), text, *(a.tobytes() for a in arrays.values())]
 
 
@@ -138,14 +138,14 @@ def whole(episode: Episode) -> list:
 
 
 @dataclass
-class Taken:
+class JournalEpisode:
     """An episode as it lies in a segment; columns are put together when they are asked for."""
 
     bytes: mmap.mmap | bytes
     schema: dict[str, Feature]
-    meta: dict[str, Any]
+    metadata: dict[str, Any]
     steps: list[int] = field(default_factory=list)  # where each step lies
-    last: tuple[list[str], int] | None = None  # the columns of the last row, and where it lies
+    last_row: tuple[list[str], int] | None = None  # the columns of the last row, and where it lies
     arrays: dict[str, tuple[str, tuple[int, ...], int]] | None = None  # of a whole one: dtype, shape, place
 
     def __len__(self) -> int:
@@ -156,20 +156,20 @@ class Taken:
     def rows(self, name: str) -> int:
         if self.arrays is not None:
             return self.arrays[name][1][0]
-        return len(self.steps) + (self.last is not None and name in self.last[0])
+        return len(self.steps) + (self.last_row is not None and name in self.last_row[0])
 
     def column(self, name: str) -> np.ndarray:
         if self.arrays is not None:
             dtype, shape, at = self.arrays[name]
             return np.frombuffer(self.bytes, dtype, math.prod(shape), at).reshape(shape)
-        places = [(list(self.schema), at) for at in self.steps] + [self.last] * (self.rows(name) > len(self.steps))
-        values = [self._value(name, names, at) for names, at in places]
+        places = [(list(self.schema), at) for at in self.steps] + [self.last_row] * (self.rows(name) > len(self.steps))
+        values = [self._read_value(name, names, at) for names, at in places]
         f = self.schema[name]
         if f.kind == "string":
             return np.array(values, np.str_)
         return np.stack(values) if values else np.empty((0, *f.shape), f.dtype)
 
-    def _value(self, name: str, names: list[str], at: int):
+    def _read_value(self, name: str, names: list[str], at: int):
         for n in names:
             f = self.schema[n]
             if f.kind == "string":
@@ -184,44 +184,44 @@ class Taken:
         raise KeyError(name)
 
     def episode(self) -> Episode:
-        return Episode(_Columns(self), self.meta, rows=len(self), schema=self.schema)
+        return Episode(_JournalColumns(self), self.metadata, rows=len(self), schema=self.schema)
 
 
-class _Columns(Mapping):
-    def __init__(self, taken: Taken):
-        self._taken = taken
+class _JournalColumns(Mapping):
+    def __init__(self, taken: JournalEpisode):
+        self._episode = taken
 
     def __getitem__(self, name):
-        if name not in self._taken.schema:
+        if name not in self._episode.schema:
             raise KeyError(name)
-        return self._taken.column(name)
+        return self._episode.column(name)
 
     def __iter__(self):
-        return iter(self._taken.schema)
+        return iter(self._episode.schema)
 
     def __len__(self):
-        return len(self._taken.schema)
+        return len(self._episode.schema)
 
 
 @dataclass
 class Segment:
     path: Path
     header: dict[str, Any]
-    episodes: list[Taken]  # that are finished
-    running: Taken | None  # that began and was neither finished nor discarded
-    losses: list[str]  # in words
+    episodes: list[JournalEpisode]  # that are finished
+    unfinished: JournalEpisode | None  # that began and was neither finished nor discarded
+    problems: list[str]  # in words
 
     @property
-    def first(self) -> int:
+    def first_episode(self) -> int:
         """The number of its first episode."""
         return int(self.path.name[:8])
 
 
-def segments(folder: Path) -> list[Path]:
+def segment_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.part")) if folder.is_dir() else []
 
 
-def read(path: Path) -> Segment:
+def read_segment(path: Path) -> Segment:
     """Everything in it that is whole. The file may be removed meanwhile; it stays readable here."""
     with open(path, "rb") as handle:
         size = os.fstat(handle.fileno()).st_size
@@ -231,61 +231,63 @@ def read(path: Path) -> Segment:
 
     def ended(facts: dict, steps: int | None) -> None:
         """steps: as many as it had, where that is known."""
-        taken, found.running = found.running, None
+        taken, found.unfinished = found.unfinished, None
         if taken is None or not len(taken):
-            found.losses.append(f"{path}: an episode whose beginning cannot be read")
+            found.problems.append(f"{path}: an episode whose beginning cannot be read")
             return
-        taken.meta.update(facts)
+        taken.metadata.update(facts)
         if steps != len(taken):
-            found.losses.append(f"{path}: episode {found.first + len(found.episodes)} can be read until its step "
-                                f"{len(taken)}" + (f" of {steps}" if steps else ""))
-            taken.meta["interrupted"] = True
+            found.problems.append(
+                f"{path}: episode {found.first_episode + len(found.episodes)} can be read until its step "
+                f"{len(taken)}" + (f" of {steps}" if steps else "")
+            )
+            taken.metadata["interrupted"] = True
         found.episodes.append(taken)
 
-    for kind, at, length in _records(data, found.losses, path):
+    for kind, at, length in _valid_records(data, found.problems, path):
         if kind == b"?":  # damage: of a running episode, what follows does not belong to what came before
             hole = True
         elif kind == b"H":
             found.header = json.loads(data[at: at + length])
         elif kind == b"E":
-            found.episodes.append(_whole(data, at))
+            found.episodes.append(_decode_episode(data, at))
         elif kind == b"B":
-            if found.running is not None:
+            if found.unfinished is not None:
                 ended({}, None)
             hole, told = False, json.loads(data[at: at + length])
-            found.running = Taken(data, _schema(told["columns"]), told["meta"])
+            found.unfinished = JournalEpisode(data, _schema(told["columns"]), told["metadata"])
         elif kind == b"S":
-            if found.running is not None and not hole:
-                found.running.steps.append(at)
+            if found.unfinished is not None and not hole:
+                found.unfinished.steps.append(at)
         elif kind == b"L":
-            if found.running is not None and not hole:
+            if found.unfinished is not None and not hole:
                 (size,) = _LENGTH.unpack_from(data, at)
                 at += _LENGTH.size
-                found.running.last = json.loads(data[at: at + size]), at + size
+                found.unfinished.last_row = json.loads(data[at: at + size]), at + size
         elif kind == b"F":
             facts = json.loads(data[at: at + length])
             ended(facts, facts.pop("steps"))
         elif kind == b"T" and found.episodes:
-            found.episodes[-1].meta.update(json.loads(data[at: at + length]))
+            found.episodes[-1].metadata.update(json.loads(data[at: at + length]))
         elif kind == b"D":
             if data[at: at + length] == b"running":
-                found.running = None
+                found.unfinished = None
             elif found.episodes:
                 found.episodes.pop()
     return found
 
 
-def _records(data, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, int]]:
+def _valid_records(data, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, int]]:
     """(kind, where its payload begins, its length) of each record that passes its check; kind "?" for damage."""
     at, end = 0, len(data)
     while at < end:
-        if (found := _record(data, at, end)) is not None:
+        if (found := _record_at(data, at, end)) is not None:
             yield found
             at = found[1] + found[2]
             continue
-        start, at = at, data.find(_MARK, at + 1)
-        while at >= 0 and _record(data, at, end) is None:
-            at = data.find(_MARK, at + 1)
+        start, at = at, data.find(_MAGIC, at + 1)
+        while at >= 0 and _record_at(data, at, end) is None:
+            at = data.find(_MAGIC, at + 1)
         if at < 0:
             losses.append(f"{path}: {end - start} bytes at its end, of a record that was not finished")
             return
@@ -293,12 +295,12 @@ def _records(data, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, 
         yield b"?", start, at - start
 
 
-def _record(data, at: int, end: int) -> tuple[bytes, int, int] | None:
-    if at + _HEAD.size > end:
+def _record_at(data, at: int, end: int) -> tuple[bytes, int, int] | None:
+    if at + _RECORD_HEADER.size > end:
         return None
-    mark, kind, length, check = _HEAD.unpack_from(data, at)
-    begin = at + _HEAD.size
-    if mark != _MARK or begin + length > end:
+    mark, kind, length, check = _RECORD_HEADER.unpack_from(data, at)
+    begin = at + _RECORD_HEADER.size
+    if mark != _MAGIC or begin + length > end:
         return None
     found = zlib.crc32(kind + length.to_bytes(8, "little"))
     with memoryview(data) as view:
@@ -309,11 +311,11 @@ def _record(data, at: int, end: int) -> tuple[bytes, int, int] | None:
 def _schema(columns: Mapping[str, Mapping]) -> dict[str, Feature]:
     def feature(f):
         return Feature(f["dtype"], tuple(f["shape"]), f["kind"], *(None if f[k] is None else tuple(f[k]) if k != "unit"
-                                                                  else f[k] for k in ("names", "unit", "choices")))
+                                                                  else f[k] for k in ("names", "unit", "num_classes")))
     return {n: feature(f) for n, f in columns.items()}
 
 
-def _whole(data, at: int) -> Taken:
+def _decode_episode(data, at: int) -> JournalEpisode:
     (size,) = _LENGTH.unpack_from(data, at)
     at += _LENGTH.size
     told = json.loads(data[at: at + size])
@@ -322,4 +324,4 @@ def _whole(data, at: int) -> Taken:
         arrays[name] = c["dtype"], tuple(c["shape"]), at
         at += math.prod(c["shape"]) * np.dtype(c["dtype"]).itemsize
     schema = _schema({n: c["feature"] for n, c in told["columns"].items()})
-    return Taken(data, schema, told["meta"], arrays=arrays)
+    return JournalEpisode(data, schema, told["metadata"], arrays=arrays)

@@ -18,12 +18,12 @@ import numpy as np
 from ..core import Feature, UserError, keys, role
 from . import cache
 from .episode import Dataset, Episode
-from .formats.base import Episodes, Source, starts
-from .relabel import words
+from .formats.base import ColumnSource, SourceEpisodes, episode_starts
+from .relabel import task_texts
 
 Scalar = str | bool | int | float
-_TIME, _SUCCESS = "timestamp", "next.success"
-_COLUMN_OF = {("task", "task"), (_SUCCESS, "success")}  # columns that say the same as a fact
+_TIMESTAMP, _SUCCESS = "timestamp", "next.success"
+_MIRRORED_COLUMNS = {("task", "task"), (_SUCCESS, "success")}  # columns that say the same as a fact
 
 
 class Operation(ABC):
@@ -33,9 +33,9 @@ class Operation(ABC):
         """What is read from a file is not of the right type by itself."""
         hints = get_type_hints(type(self))
         for f in fields(self):
-            if not _fits(value := getattr(self, f.name), hints[f.name]):
-                raise UserError(f"expected {_said(hints[f.name])}, found {value!r}",
-                                where=f"{type(self).__name__.lower()}, {f.name}", do="correct it where it is written")
+            if not _matches_type(value := getattr(self, f.name), hints[f.name]):
+                raise UserError(f"expected {_type_name(hints[f.name])}, found {value!r}",
+                                where=f"{type(self).__name__.lower()}, {f.name}", hint="correct it where it is written")
 
     @abstractmethod
     def apply(self, data: Dataset) -> Dataset:
@@ -46,14 +46,14 @@ class Operation(ABC):
 
 
 @dataclass(frozen=True)
-class Pick(Operation):
+class Select(Operation):
     """These episodes, in this order; one may come twice."""
 
     episodes: tuple[int, ...]
 
     def apply(self, data: Dataset) -> Dataset:
-        _known(self.episodes, data, self)
-        return _with(data, _episodes(data).pick(self.episodes))
+        _check_indices(self.episodes, data, self)
+        return _replace_episodes(data, _source_episodes(data).select(self.episodes))
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Delete(Operation):
     episodes: tuple[int, ...]
 
     def apply(self, data: Dataset) -> Dataset:
-        _known(self.episodes, data, self)
+        _check_indices(self.episodes, data, self)
         gone = set(self.episodes)
-        return _with(data, _episodes(data).pick(i for i in range(len(data)) if i not in gone))
+        return _replace_episodes(data, _source_episodes(data).select(i for i in range(len(data)) if i not in gone))
 
 
 @dataclass(frozen=True)
@@ -77,28 +77,28 @@ class Filter(Operation):
     equals: tuple[Scalar, ...] | None = None
     at_least: float | None = None
     at_most: float | None = None
-    unless: bool = False
+    negate: bool = False
 
     def apply(self, data: Dataset) -> Dataset:
-        found = values(data, self.field)
-        kept = [i for i, v in enumerate(found) if self._fits(v) is not self.unless]
-        return _with(data, _episodes(data).pick(kept))
+        found = episode_values(data, self.field)
+        kept = [i for i, v in enumerate(found) if self._matches(v) is not self.negate]
+        return _replace_episodes(data, _source_episodes(data).select(kept))
 
-    def _fits(self, value) -> bool:
+    def _matches(self, value) -> bool:
         if isinstance(value, (list, tuple)):
-            return any(self._fits(v) for v in value)
+            return any(self._matches(v) for v in value)
         if value is None or (self.equals is not None and value not in self.equals):
             return False
         if self.at_least is None and self.at_most is None:
             return True
         if not isinstance(value, (int, float)):
             raise UserError(f"expected numbers, found {value!r}", where=f"filter, {self.field}",
-                            do="compare text with equals")
+                            hint="compare text with equals")
         return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
 
 
 @dataclass(frozen=True)
-class Order(Operation):
+class Sort(Operation):
     """By a field (see `values`), the smallest first, or with `descending` the largest; equal ones keep their order,
     and those without it come last."""
 
@@ -106,14 +106,16 @@ class Order(Operation):
     descending: bool = False
 
     def apply(self, data: Dataset) -> Dataset:
-        found = values(data, self.by)
+        found = episode_values(data, self.by)
         known = [i for i, v in enumerate(found) if v is not None]
         try:
             order = sorted(known, key=lambda i: found[i], reverse=self.descending)
         except TypeError:
             raise UserError("expected values that can be compared, found numbers and text or lists",
-                            where=f"order, {self.by}", do="order by another field") from None
-        return _with(data, _episodes(data).pick([*order, *(i for i, v in enumerate(found) if v is None)]))
+                            where=f"order, {self.by}", hint="order by another field") from None
+        return _replace_episodes(
+            data, _source_episodes(data).select([*order, *(i for i, v in enumerate(found) if v is None)])
+        )
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,13 @@ class Sample(Operation):
     def apply(self, data: Dataset) -> Dataset:
         if not 0 < self.count <= len(data):
             raise UserError(f"expected 1 to {len(data)} episodes, found {self.count}", where="sample, count",
-                            do="draw no more than there are")
-        return _with(data, _episodes(data).pick(sorted(shuffled(len(data), self.seed)[: self.count])))
+                            hint="draw no more than there are")
+        return _replace_episodes(
+            data, _source_episodes(data).select(sorted(permutation(len(data), self.seed)[: self.count]))
+        )
 
 
-def shuffled(n: int, seed: int) -> list[int]:
+def permutation(n: int, seed: int) -> list[int]:
     """0 to n-1 in an order of that seed, the same on every machine and with every version of NumPy."""
     return np.argsort(keys(seed, np.arange(n)).numpy(), kind="stable").tolist()
 
@@ -138,21 +142,24 @@ def shuffled(n: int, seed: int) -> list[int]:
 @dataclass(frozen=True)
 class Merge(Operation):
     """The episodes of several data sets, one after the other. What they must have in common is judged where a merge is
-    made (audit/merge.py); here columns are those of the first, without `leave_out`; numbers of two widths are read
+    made (audit/compatibility.py); here columns are those of the first, without `leave_out`; numbers of two widths are
+    read
     as the wider. fps and robot_type are unknown where they differ."""
 
-    leave_out: tuple[str, ...] = ()
+    drop_columns: tuple[str, ...] = ()
 
     def apply(self, data: Dataset, *others: Dataset) -> Dataset:
         every = [data, *others]
-        joined = Joined([(e.source, list(e.numbers)) for e in map(_episodes, every) if len(e)], self.leave_out)
-        facts = {**data.facts, "path": ", ".join(str(d.facts.get("path", "data set")) for d in every)}
+        joined = ConcatSource(
+            [(e.source, list(e.indices)) for e in map(_source_episodes, every) if len(e)], self.drop_columns
+        )
+        facts = {**data.metadata, "path": ", ".join(str(d.metadata.get("path", "data set")) for d in every)}
         for key in ("fps", "robot_type"):
-            said = {d.facts.get(key) for d in every}
+            said = {d.metadata.get(key) for d in every}
             facts[key] = said.pop() if len(said) == 1 else None
-        facts["warnings"] = [f"{d.facts.get('path', 'data set')}: {w}" for d in every
-                             for w in d.facts.get("warnings", ())]
-        return Dataset(Episodes(joined), facts)
+        facts["warnings"] = [f"{d.metadata.get('path', 'data set')}: {w}" for d in every
+                             for w in d.metadata.get("warnings", ())]
+        return Dataset(SourceEpisodes(joined), facts)
 
 
 # -- which columns -----------------------------------------------------------------------------------------------------
@@ -162,17 +169,22 @@ class Merge(Operation):
 class Rename(Operation):
     """Column `of` under the name `into`."""
 
-    of: str
+    column: str
     into: str
 
     def apply(self, data: Dataset) -> Dataset:
-        had = _episodes(data)
-        _column(self.of, had.source, "rename")
+        had = _source_episodes(data)
+        _check_column(self.column, had.source, "rename")
         if self.into in had.source.schema or not self.into or "/" in self.into:
             raise UserError(f"expected a name that is free and has no slash, found {self.into!r}",
-                            where=f"rename, {self.of}", do="choose another, or drop the column that has it first")
-        return _with(data, Episodes(Named(had.source, {self.into if n == self.of else n: n for n in had.source.schema}),
-                                    had.numbers))
+                            where=f"rename, {self.column}", hint="choose another, or drop the column that has it first")
+        return _replace_episodes(
+            data,
+            SourceEpisodes(
+                RenamedSource(had.source, {self.into if n == self.column else n: n for n in had.source.schema}),
+                had.indices,
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -182,13 +194,13 @@ class Drop(Operation):
     columns: tuple[str, ...]
 
     def apply(self, data: Dataset) -> Dataset:
-        had = _episodes(data)
+        had = _source_episodes(data)
         for name in self.columns:
-            _column(name, had.source, "drop")
+            _check_column(name, had.source, "drop")
         kept = [n for n in had.source.schema if n not in self.columns]
         if not kept:
-            raise UserError("expected a column to stay, found none", where="drop, columns", do="drop fewer")
-        return _with(data, Episodes(Named(had.source, {n: n for n in kept}), had.numbers))
+            raise UserError("expected a column to stay, found none", where="drop, columns", hint="drop fewer")
+        return _replace_episodes(data, SourceEpisodes(RenamedSource(had.source, {n: n for n in kept}), had.indices))
 
 
 # -- which steps -------------------------------------------------------------------------------------------------------
@@ -205,20 +217,20 @@ class Crop(Operation):
     episodes: tuple[int, ...] | None = None
 
     def apply(self, data: Dataset) -> Dataset:
-        had = _narrow(data, self.episodes is not None)
-        _known(self.episodes or (), data, self)
+        had = _source_subset(data, self.episodes is not None)
+        _check_indices(self.episodes or (), data, self)
         if (had.source.lengths <= abs(self.start) + abs(self.stop or 0)).any():
-            had = _narrow(data)  # nothing may be left of some that are not meant
+            had = _source_subset(data)  # nothing may be left of some that are not meant
         lengths = had.source.lengths
         ends = np.array([slice(self.start, self.stop).indices(int(n))[:2] for n in lengths], np.int64).reshape(-1, 2)
         if self.episodes is not None:
             others = np.setdiff1d(np.arange(len(lengths)), self.episodes)
             ends[others] = np.stack([np.zeros(len(others), np.int64), lengths[others]], 1)
-        for i, e in enumerate(had.numbers):  # all there are, or none of them is left empty
+        for i, e in enumerate(had.indices):  # all there are, or none of them is left empty
             if ends[e, 0] >= ends[e, 1]:
                 raise UserError(f"leaves nothing of its {lengths[e]} steps", where=f"crop, episode {i}",
-                                do="crop less, or leave out such episodes first, by their length")
-        return _with(data, Episodes(Cut(had.source, ends[:, 0], ends[:, 1]), had.numbers))
+                                hint="crop less, or leave out such episodes first, by their length")
+        return _replace_episodes(data, SourceEpisodes(SlicedSource(had.source, ends[:, 0], ends[:, 1]), had.indices))
 
 
 @dataclass(frozen=True)
@@ -237,14 +249,17 @@ class Resample(Operation):
 
     def apply(self, data: Dataset) -> Dataset:
         if not 0 < self.fps < 1e6:
-            raise UserError(f"expected a number above 0, found {self.fps}", where="resample, fps", do="such as 10")
-        had = _episodes(data)
-        if data.fps is None and _TIME not in had.source.schema:
-            raise UserError("expected data whose fps is known, or with a column timestamp, found neither",
-                            where=data.facts.get("path", "data set"), do="add fps or timestamps where it was recorded")
-        had = _narrow(data, _TIME in had.source.schema)  # times of those that are not shown may be anything
-        return Dataset(Episodes(Resampled(had.source, data.fps, float(self.fps), self.rule), had.numbers),
-                       {**data.facts, "fps": float(self.fps)})
+            raise UserError(f"expected a number above 0, found {self.fps}", where="resample, fps", hint="such as 10")
+        had = _source_episodes(data)
+        if data.fps is None and _TIMESTAMP not in had.source.schema:
+            raise UserError(
+                "expected data whose fps is known, or with a column timestamp, found neither",
+                where=data.metadata.get("path", "data set"),
+                hint="add fps or timestamps where it was recorded",
+            )
+        had = _source_subset(data, _TIMESTAMP in had.source.schema)  # times of those that are not shown may be anything
+        return Dataset(SourceEpisodes(ResampledSource(had.source, data.fps, float(self.fps), self.rule), had.indices),
+                       {**data.metadata, "fps": float(self.fps)})
 
 
 # -- what is said of them ----------------------------------------------------------------------------------------------
@@ -265,48 +280,51 @@ class Label(Operation):
         if self.field in ("length", "episode", "") or not isinstance(self.value, kind):
             raise UserError("expected a fact that can be set (success true or false, task as text), found "
                             f"{self.field!r} = {self.value!r}", where="label",
-                            do="any other name is free: operator, scene, ...")
-        _known(self.episodes or (), data, self)
-        had = _narrow(data, self.episodes is not None)
-        return _with(data, Episodes(Labelled(had.source, self), had.numbers))
+                            hint="any other name is free: operator, scene, ...")
+        _check_indices(self.episodes or (), data, self)
+        had = _source_subset(data, self.episodes is not None)
+        return _replace_episodes(data, SourceEpisodes(LabeledSource(had.source, self), had.indices))
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------
 
 
-def values(data: Dataset, field: str) -> list[Any]:
+def episode_values(data: Dataset, field: str) -> list[Any]:
     """One plain value an episode, None where it has none: "length" (steps), "episode" (its number), a fact of the
     episode ("a.b" for one within another), "success" or "task" also from their columns, or a column that has one
     value throughout an episode (several tasks are one text, "a; b")."""
     if field == "length":
-        return [int(n) for n in _episodes(data).lengths]
+        return [int(n) for n in _source_episodes(data).lengths]
     if field == "episode":
         return list(range(len(data)))
-    found = [_value(e, field, i) for i, e in enumerate(data)]
+    found = [_episode_value(e, field, i) for i, e in enumerate(data)]
     if found and all(v is None for v in found):
-        have = sorted({"length", "episode", *(k for e in data for k in e.meta),
-                       *(n for n, f in _episodes(data).source.schema.items() if f.size == 1),
-                       *(["success"] if _SUCCESS in _episodes(data).source.schema else [])})
+        have = sorted({"length", "episode", *(k for e in data for k in e.metadata),
+                       *(n for n, f in _source_episodes(data).source.schema.items() if f.size == 1),
+                       *(["success"] if _SUCCESS in _source_episodes(data).source.schema else [])})
         near = difflib.get_close_matches(field, have, 1)
         raise UserError(f"no episode has a field {field!r}; there are {', '.join(have)}",
-                        where=data.facts.get("path", "data set"),
-                        do=f"did you mean {near[0]}?" if near else "name one of these")
+                        where=data.metadata.get("path", "data set"),
+                        hint=f"did you mean {near[0]}?" if near else "name one of these")
     return found
 
 
-def _value(episode: Episode, field: str, number: int):
-    value: Any = episode.meta
-    for key in [field] if field in episode.meta else field.split("."):
+def _episode_value(episode: Episode, field: str, number: int):
+    value: Any = episode.metadata
+    for key in [field] if field in episode.metadata else field.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     if value is None and field == "success" and _SUCCESS in episode.steps:
         return bool(np.any(episode.steps[_SUCCESS]))
     if field == "task" and "task" in episode.steps:  # what is said at the steps counts for more
-        return "; ".join(dict.fromkeys(map(str, words(episode)))) or value
+        return "; ".join(dict.fromkeys(map(str, task_texts(episode)))) or value
     if value is None and field in episode.steps and (column := np.asarray(episode.steps[field])).size == len(column):
         one = np.unique(column)
         if len(one) > 1:
-            raise UserError(f"expected one value throughout, found {one[0]}, {one[1]}{', ...' * (len(one) > 2)}",
-                            where=f"episode {number}, column {field!r}", do="choose a field that an episode has one of")
+            raise UserError(
+                f"expected one value throughout, found {one[0]}, {one[1]}{', ...' * (len(one) > 2)}",
+                where=f"episode {number}, column {field!r}",
+                hint="choose a field that an episode has one of",
+            )
         return one[0].item() if len(one) else None
     return value.item() if isinstance(value, np.generic) else value
 
@@ -314,7 +332,7 @@ def _value(episode: Episode, field: str, number: int):
 # -- sources over sources ----------------------------------------------------------------------------------------------
 
 
-class Held(Source):
+class InMemorySource(ColumnSource):
     """A data set that lies in memory, or was made by hand."""
 
     key = ""
@@ -330,17 +348,17 @@ class Held(Source):
     def column(self, name, episode):
         return np.asarray(self._data[episode].steps[name])
 
-    def meta(self, episode):
-        return self._data[episode].meta
+    def episode_metadata(self, episode):
+        return self._data[episode].metadata
 
 
-class Over(Source):
+class WrapperSource(ColumnSource):
     """Another source, as it is but for what a subclass changes. Columns that do not lie in one array any more are
     copied once, into the cache, when windows are gathered from them."""
 
-    def __init__(self, inner: Source, *settings):
+    def __init__(self, inner: ColumnSource, *settings):
         self.inner, self.lengths, self.schema = inner, inner.lengths, dict(inner.schema)
-        self.key = inner.key and cache.digest(inner.key, type(self).__name__, *settings)
+        self.key = inner.key and cache.json_digest(inner.key, type(self).__name__, *settings)
 
     def rows(self, name):
         return self.inner.rows(name)
@@ -351,13 +369,13 @@ class Over(Source):
     def frames(self, name, episode):
         return self.inner.frames(name, episode)
 
-    def meta(self, episode):
-        return self.inner.meta(episode)
+    def episode_metadata(self, episode):
+        return self.inner.episode_metadata(episode)
 
-    def whole(self, name):
-        return self.copied(name)
+    def packed_column(self, name):
+        return self.gather_rows(name)
 
-    def copied(self, name: str) -> np.ndarray | None:
+    def gather_rows(self, name: str) -> np.ndarray | None:
         f = self.schema[name]
         if not self.key or f.kind in ("string", "image"):
             return None
@@ -365,18 +383,20 @@ class Over(Source):
         shape = (int(rows.sum()), *f.shape)
 
         def build(part):
-            out = cache.create(part, name, shape, np.dtype(f.dtype))
-            for e, (first, n) in enumerate(zip(starts(rows), rows, strict=True)):
+            out = cache.create_array(part, name, shape, np.dtype(f.dtype))
+            for e, (first, n) in enumerate(zip(episode_starts(rows), rows, strict=True)):
                 out[first: first + n] = self.column(name, e)
             out.flush()
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(f.dtype).itemsize
-        return cache.arrays(cache.digest(self.key, name), size, build, f"view, {name}")[name] if size else None
+        return (
+            cache.memmap_arrays(cache.json_digest(self.key, name), size, build, f"view, {name}")[name] if size else None
+        )
 
 
-class Named(Over):
+class RenamedSource(WrapperSource):
     """Some columns, under other names. names: as they are called now -> as they were."""
 
-    def __init__(self, inner: Source, names: Mapping[str, str]):
+    def __init__(self, inner: ColumnSource, names: Mapping[str, str]):
         super().__init__(inner, names)
         self._names = names
         self.schema = {new: inner.schema[old] for new, old in names.items()}
@@ -390,65 +410,65 @@ class Named(Over):
     def frames(self, name, episode):
         return self.inner.frames(self._names[name], episode)
 
-    def whole(self, name):
-        return self.inner.whole(self._names[name])
+    def packed_column(self, name):
+        return self.inner.packed_column(self._names[name])
 
 
-class Joined(Over):
+class ConcatSource(WrapperSource):
     """Episodes of several sources, one after the other."""
 
-    def __init__(self, parts: Sequence[tuple[Source, Sequence[int]]], leave_out: Sequence[str] = ()):
+    def __init__(self, parts: Sequence[tuple[ColumnSource, Sequence[int]]], leave_out: Sequence[str] = ()):
         self._parts = parts
-        self._at = [(p, int(e)) for p, (_, numbers) in enumerate(parts) for e in numbers]
-        self.lengths = self._each(lambda source: source.lengths)
+        self._locate = [(p, int(e)) for p, (_, numbers) in enumerate(parts) for e in numbers]
+        self.lengths = self._concat(lambda source: source.lengths)
         schemas = [dict(source.schema) for source, _ in parts]
-        self.schema = {n: _common(n, [s.get(n) for s in schemas]) for n in (schemas[0] if parts else ())
+        self.schema = {n: _common_feature(n, [s.get(n) for s in schemas]) for n in (schemas[0] if parts else ())
                        if n not in leave_out}
         sources = [source.key for source, _ in parts]
-        self.key = cache.digest("joined", sources, [list(map(int, n)) for _, n in parts]) if all(sources) else ""
+        self.key = cache.json_digest("joined", sources, [list(map(int, n)) for _, n in parts]) if all(sources) else ""
 
-    def _each(self, what) -> np.ndarray:
+    def _concat(self, what) -> np.ndarray:
         return np.concatenate([np.asarray(what(s))[np.asarray(n, np.int64)] for s, n in self._parts]
                               or [np.empty(0, np.int64)])
 
     def rows(self, name):
-        return self._each(lambda source: source.rows(name))
+        return self._concat(lambda source: source.rows(name))
 
     def column(self, name, episode):
-        part, number = self._at[episode]
+        part, number = self._locate[episode]
         column, f = self._parts[part][0].column(name, number), self.schema[name]
         return column if f.kind == "string" or column.dtype == f.dtype else np.asarray(column).astype(f.dtype)
 
     def frames(self, name, episode):
-        part, number = self._at[episode]
+        part, number = self._locate[episode]
         return self._parts[part][0].frames(name, number)
 
-    def meta(self, episode):
-        part, number = self._at[episode]
-        return self._parts[part][0].meta(number)
+    def episode_metadata(self, episode):
+        part, number = self._locate[episode]
+        return self._parts[part][0].episode_metadata(number)
 
-    def whole(self, name):
+    def packed_column(self, name):
         """None where all lie in one array already: whoever gathers finds that, without a copy."""
-        lie = [source.whole(name) for source, _ in self._parts]
+        lie = [source.packed_column(name) for source, _ in self._parts]
         same = lie and lie[0] is not None and all(a is lie[0] for a in lie)
-        return None if same and lie[0].dtype == self.schema[name].dtype else self.copied(name)
+        return None if same and lie[0].dtype == self.schema[name].dtype else self.gather_rows(name)
 
 
-class Cut(Over):
+class SlicedSource(WrapperSource):
     """Steps start[e] up to stop[e] of every episode e of the source."""
 
-    def __init__(self, inner: Source, start: np.ndarray, stop: np.ndarray):
+    def __init__(self, inner: ColumnSource, start: np.ndarray, stop: np.ndarray):
         super().__init__(inner, start.tolist(), stop.tolist())
         self._start, self.lengths = start, stop - start
-        self._had = inner.lengths
+        self._has_last_row = inner.lengths
 
     def rows(self, name):
-        return self.lengths + (self.inner.rows(name) > self._had)
+        return self.lengths + (self.inner.rows(name) > self._has_last_row)
 
     def column(self, name, episode):
         column, start = self.inner.column(name, episode), self._start[episode]
-        column = column[start: start + self.lengths[episode] + (len(column) > self._had[episode])]
-        if name != _TIME or not start or not len(column):
+        column = column[start: start + self.lengths[episode] + (len(column) > self._has_last_row[episode])]
+        if name != _TIMESTAMP or not start or not len(column):
             return column
         return (column.astype(np.float64) - np.float64(column[0])).astype(column.dtype)
 
@@ -460,42 +480,45 @@ class Cut(Over):
             if len(here):
                 yield here, image
 
-    def whole(self, name):
+    def packed_column(self, name):
         """Rows of an array are gathered where they lie, without a copy."""
-        return self.copied(name) if name == _TIME or self.inner.whole(name) is None else None
+        return self.gather_rows(name) if name == _TIMESTAMP or self.inner.packed_column(name) is None else None
 
 
-class Resampled(Over):
-    def __init__(self, inner: Source, old: float | None, fps: float, rule: str):
+class ResampledSource(WrapperSource):
+    def __init__(self, inner: ColumnSource, old: float | None, fps: float, rule: str):
         super().__init__(inner, old, fps, rule)
         self._old, self._fps, self._rule = old, fps, rule
         self._plans: dict[int, tuple] = {}
-        if _TIME in inner.schema:
-            self.lengths = np.array([len(self._plan(e)[0]) for e in range(len(inner.lengths))], np.int64)
+        if _TIMESTAMP in inner.schema:
+            self.lengths = np.array([len(self._resample_plan(e)[0]) for e in range(len(inner.lengths))], np.int64)
         else:
             self.lengths = np.array([self._steps(n / old) for n in inner.lengths], np.int64)
 
     def _steps(self, seconds: float) -> int:
         return max(1, int(np.ceil(seconds * self._fps - 0.01)))  # float32 times of long episodes are 0.01 steps off
 
-    def _times(self, episode) -> np.ndarray:
+    def _step_times(self, episode) -> np.ndarray:
         """(T+1,) s from the first step; the last is when the last step ends."""
         n = int(self.inner.lengths[episode])
-        if _TIME not in self.inner.schema:
+        if _TIMESTAMP not in self.inner.schema:
             return np.arange(n + 1) / self._old
-        times = np.asarray(self.inner.column(_TIME, episode), np.float64).reshape(-1)[:n]
+        times = np.asarray(self.inner.column(_TIMESTAMP, episode), np.float64).reshape(-1)[:n]
         gaps = np.diff(times)
         if not np.isfinite(times).all() or (gaps < 0).any():
             at = int(np.argmax(~(gaps >= 0))) + 1 if n > 1 else 0
-            raise UserError(f"expected timestamps that grow, found {times[at]} after {times[max(at - 1, 0)]}",
-                            where=f"episode {episode}, step {at}, timestamp", do="understudy audit says what is wrong")
+            raise UserError(
+                f"expected timestamps that grow, found {times[at]} after {times[max(at - 1, 0)]}",
+                where=f"episode {episode}, step {at}, timestamp",
+                hint="understudy audit says what is wrong",
+            )
         last = 1 / self._old if self._old else float(np.median(gaps)) if n > 1 else 0.0
         return np.append(times, times[-1] + last) - times[0]
 
-    def _plan(self, episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _resample_plan(self, episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each new step: the row that was there by then, its time (s), and (T+1,) the times of the rows."""
         if episode not in self._plans:
-            times = self._times(episode)
+            times = self._step_times(episode)
             at = np.arange(self._steps(times[-1])) / self._fps
             last = np.searchsorted(times[:-1], at + 0.01 / self._fps, "right") - 1
             self._plans = {episode: (last, at, times)}  # columns of one episode are read together
@@ -504,9 +527,9 @@ class Resampled(Over):
     def rows(self, name):
         return self.lengths + (self.inner.rows(name) > self.inner.lengths)
 
-    def _from(self, episode) -> np.ndarray:
+    def _source_rows(self, episode) -> np.ndarray:
         """Of each new step, the row it shows."""
-        last, at, times = self._plan(episode)
+        last, at, times = self._resample_plan(episode)
         if self._rule != "nearest":
             return last
         after = np.minimum(last + 1, len(times) - 2)
@@ -514,21 +537,21 @@ class Resampled(Over):
 
     def column(self, name, episode):
         column = np.asarray(self.inner.column(name, episode))
-        (last, at, times), n = self._plan(episode), int(self.inner.lengths[episode])
-        if name == _TIME:
+        (last, at, times), n = self._resample_plan(episode), int(self.inner.lengths[episode])
+        if name == _TIMESTAMP:
             found = at.reshape(-1, *(1,) * (column.ndim - 1)).astype(column.dtype)
         elif name == "next.reward" or (role(name) == "outcome" and column.dtype == bool):
-            found = self._gathered(column[:n], last)
+            found = self._aggregate_rows(column[:n], last)
             if name == _SUCCESS:
                 found |= column[last]
         elif self._rule == "linear" and role(name) in ("observation", "action") and column.dtype.kind == "f":
-            found = _between(column, last, at, times)
+            found = _interpolate(column, last, at, times)
         else:
-            found = column[self._from(episode)]
-        ends = column[n:n + 1] if name != _TIME else np.full_like(column[n:n + 1], len(at) / self._fps)
+            found = column[self._source_rows(episode)]
+        ends = column[n:n + 1] if name != _TIMESTAMP else np.full_like(column[n:n + 1], len(at) / self._fps)
         return np.concatenate([found, ends]) if len(column) > n else found
 
-    def _gathered(self, column, last):
+    def _aggregate_rows(self, column, last):
         """Of each new step, the sum (or any) over the rows from its own up to that of the next."""
         into = np.searchsorted(last, np.arange(len(column)), "right") - 1
         out = np.zeros((len(last), *column.shape[1:]), np.float64 if column.dtype.kind == "f" else np.int64)
@@ -536,8 +559,8 @@ class Resampled(Over):
         return out > 0 if column.dtype == bool else out.astype(column.dtype)
 
     def frames(self, name, episode):
-        n, total = int(self.inner.lengths[episode]), len(self._plan(episode)[0])
-        shown = self._from(episode)
+        n, total = int(self.inner.lengths[episode]), len(self._resample_plan(episode)[0])
+        shown = self._source_rows(episode)
         for row, image in self.inner.frames(name, episode):
             rows = np.atleast_1d(row)
             here = np.flatnonzero(np.isin(shown, rows))
@@ -546,7 +569,7 @@ class Resampled(Over):
                 yield here, image
 
 
-def _between(column, last, at, times):
+def _interpolate(column, last, at, times):
     after = np.minimum(last + 1, len(column) - 1)
     gap = times[after] - times[last]
     share = np.clip(np.divide(at - times[last], gap, out=np.zeros_like(at), where=gap > 0), 0, 1)
@@ -555,20 +578,20 @@ def _between(column, last, at, times):
     return np.where(share == 0, column[last], mixed)  # a NaN after it does not reach it
 
 
-class Labelled(Over):
-    def __init__(self, inner: Source, label: Label):
+class LabeledSource(WrapperSource):
+    def __init__(self, inner: ColumnSource, label: Label):
         super().__init__(inner, label.field, label.value, label.episodes)
         self._label = label
-        self._named = None if label.episodes is None else frozenset(label.episodes)
+        self._episode_set = None if label.episodes is None else frozenset(label.episodes)
         if label.field == "task":
             self.schema.setdefault("task", Feature("string", (), "string"))
 
-    def _meant(self, episode) -> bool:
-        return self._named is None or episode in self._named
+    def _is_selected(self, episode) -> bool:
+        return self._episode_set is None or episode in self._episode_set
 
-    def meta(self, episode):
-        had = self.inner.meta(episode)
-        return {**had, self._label.field: self._label.value} if self._meant(episode) else had
+    def episode_metadata(self, episode):
+        had = self.inner.episode_metadata(episode)
+        return {**had, self._label.field: self._label.value} if self._is_selected(episode) else had
 
     def rows(self, name):
         return self.inner.rows(name) if name in self.inner.schema else self.inner.lengths
@@ -576,9 +599,9 @@ class Labelled(Over):
     def column(self, name, episode):
         field, n = self._label.field, int(self.lengths[episode])
         if name not in self.inner.schema:
-            return np.broadcast_to(np.array([str(self.meta(episode).get("task") or "")], np.str_), (n,))
+            return np.broadcast_to(np.array([str(self.episode_metadata(episode).get("task") or "")], np.str_), (n,))
         column = self.inner.column(name, episode)
-        if not self._meant(episode) or (name, field) not in _COLUMN_OF:
+        if not self._is_selected(episode) or (name, field) not in _MIRRORED_COLUMNS:
             return column
         if name == "task":
             return np.broadcast_to(np.array([self._label.value], np.str_), (len(column),))
@@ -589,80 +612,82 @@ class Labelled(Over):
             column[n - 1] = 1
         return column
 
-    def whole(self, name):
-        return self.copied(name) if (name, self._label.field) in _COLUMN_OF else self.inner.whole(name)
+    def packed_column(self, name):
+        return (
+            self.gather_rows(name) if (name, self._label.field) in _MIRRORED_COLUMNS else self.inner.packed_column(name)
+        )
 
 
 # -- small things ------------------------------------------------------------------------------------------------------
 
 
-def _episodes(data: Dataset) -> Episodes:
-    return data._episodes if isinstance(data._episodes, Episodes) else Episodes(Held(data))
+def _source_episodes(data: Dataset) -> SourceEpisodes:
+    return data._episodes if isinstance(data._episodes, SourceEpisodes) else SourceEpisodes(InMemorySource(data))
 
 
-def _with(data: Dataset, episodes: Episodes) -> Dataset:
-    return Dataset(episodes, data.facts)
+def _replace_episodes(data: Dataset, episodes: SourceEpisodes) -> Dataset:
+    return Dataset(episodes, data.metadata)
 
 
-def _narrow(data: Dataset, narrow: bool = True) -> Episodes:
+def _source_subset(data: Dataset, narrow: bool = True) -> SourceEpisodes:
     """Its episodes; where asked for, of a source that has those alone, numbered alike."""
-    had = _episodes(data)
-    if not narrow or list(had.numbers) == list(range(len(had.source.lengths))):
+    had = _source_episodes(data)
+    if not narrow or list(had.indices) == list(range(len(had.source.lengths))):
         return had
-    return Episodes(Joined([(had.source, list(had.numbers))]))
+    return SourceEpisodes(ConcatSource([(had.source, list(had.indices))]))
 
 
-def _known(numbers: Sequence[int], data: Dataset, operation: Operation) -> None:
+def _check_indices(numbers: Sequence[int], data: Dataset, operation: Operation) -> None:
     for i in numbers:
         if not 0 <= i < len(data):
             raise UserError(f"expected numbers of episodes, 0 to {len(data) - 1}, found {i}",
-                            where=f"{type(operation).__name__.lower()}, episodes", do="they are counted from 0")
+                            where=f"{type(operation).__name__.lower()}, episodes", hint="they are counted from 0")
 
 
-def _column(name: str, source: Source, where: str) -> None:
+def _check_column(name: str, source: ColumnSource, where: str) -> None:
     if name not in source.schema:
         near = difflib.get_close_matches(name, source.schema, 1)
         raise UserError(f"there is no column {name!r}; there are {', '.join(source.schema)}", where=where,
-                        do=f"did you mean {near[0]}?" if near else "name one of these")
+                        hint=f"did you mean {near[0]}?" if near else "name one of these")
 
 
-def _common(name: str, found: Sequence[Feature | None]) -> Feature:
+def _common_feature(name: str, found: Sequence[Feature | None]) -> Feature:
     """What a column is in all of several sources."""
     first = found[0]
     for i, f in enumerate(found):
         if f is None or f.shape != first.shape or (f.kind == "string") != (first.kind == "string"):
             raise UserError(f"expected {name} as {first.dtype} {first.shape} in all, found "
                             f"{'none' if f is None else f'{f.dtype} {f.shape}'} in data set {i}", where="merge",
-                            do="leave the column out, or make it alike first")
+                            hint="leave the column out, or make it alike first")
     if first.kind == "string":
         return first
     dtype = np.result_type(*(f.dtype for f in found)).name
-    counts = [f.choices for f in found]
+    counts = [f.num_classes for f in found]
     choices = tuple(map(max, zip(*counts, strict=True))) if all(counts) else None
     alike = all(f.names == first.names for f in found), all(f.unit == first.unit for f in found)
-    return replace(first, dtype=dtype, choices=choices, names=first.names if alike[0] else None,
+    return replace(first, dtype=dtype, num_classes=choices, names=first.names if alike[0] else None,
                    unit=first.unit if alike[1] else None)
 
 
-def _fits(value, hint) -> bool:
+def _matches_type(value, hint) -> bool:
     options = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, h) for h in options)
+        return any(_matches_type(value, h) for h in options)
     if get_origin(hint) is Literal:
         return value in options
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(v, options[0]) for v in value)
+        return isinstance(value, tuple) and all(_matches_type(v, options[0]) for v in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
-def _said(hint) -> str:
+def _type_name(hint) -> str:
     options = get_args(hint)
     if get_origin(hint) is tuple:
-        return f"a list ({_said(options[0])})"
+        return f"a list ({_type_name(options[0])})"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, options))
     if options:
-        return " or ".join(map(_said, options))
+        return " or ".join(map(_type_name, options))
     return {str: "text", int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}[hint]

@@ -1,6 +1,6 @@
-"""Conditioning is relabelling: functions Episode -> Episode that only add or change columns.
+"""Conditioning is relabeling: functions Episode -> Episode that only add or change columns.
 
-What a relabelling adds in training has a twin at run time: `execute.actor.Given` for constants (a goal, the task's
+What a relabeling adds in training has a twin at run time: `execute.actor.Given` for constants (a goal, the task's
 words), a small actor for what changes (the last action, the return still wanted).
 """
 
@@ -21,37 +21,39 @@ Relabel = Callable[[Episode], Episode]  # a frozen dataclass, or a function at t
 class Hindsight:
     """The goal is what this episode reached in the end (GCSL, Ghosh et al. 2021; BESO, Reuss et al. 2023)."""
 
-    of: str = "observation.state"
+    column: str = "observation.state"
     into: str = "observation.goal"
 
     def __call__(self, episode: Episode) -> Episode:
-        column = _column(episode, self.of)
-        return _add(episode, self.into, np.broadcast_to(column[-1], column.shape), episode.schema.get(self.of))
+        column = _get_column(episode, self.column)
+        return _with_column(
+            episode, self.into, np.broadcast_to(column[-1], column.shape), episode.schema.get(self.column)
+        )
 
 
 @dataclass(frozen=True)
-class Say:
+class TaskText:
     """The task in words as UTF-8 bytes, padded with 0: of the column "task", where the words may change on the way,
     else of the fact "task"; no words are an empty text. Longer text is cut at a whole character."""
 
-    length: int = 64
+    max_bytes: int = 64
     into: str = "observation.task"
 
     def __call__(self, episode: Episode) -> Episode:
-        said, which = np.unique(words(episode), return_inverse=True)
-        rows = np.stack([self.bytes(str(text)) for text in said])
-        column = (np.broadcast_to(rows[0], (len(episode) + 1, self.length)) if len(said) == 1 else rows[which])
-        return _add(episode, self.into, column, Feature("uint8", (self.length,), "text"))
+        said, which = np.unique(task_texts(episode), return_inverse=True)
+        rows = np.stack([self.encode(str(text)) for text in said])
+        column = (np.broadcast_to(rows[0], (len(episode) + 1, self.max_bytes)) if len(said) == 1 else rows[which])
+        return _with_column(episode, self.into, column, Feature("uint8", (self.max_bytes,), "text"))
 
-    def bytes(self, text: str) -> np.ndarray:
+    def encode(self, text: str) -> np.ndarray:
         """(length,) uint8: what to give at run time."""
-        raw = text.encode()[: self.length].decode(errors="ignore").encode()
-        return np.frombuffer(raw.ljust(self.length, b"\0"), np.uint8)
+        raw = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
+        return np.frombuffer(raw.ljust(self.max_bytes, b"\0"), np.uint8)
 
 
-def words(episode: Episode) -> np.ndarray:
+def task_texts(episode: Episode) -> np.ndarray:
     """The task of each step, or, where it is one for all of the episode, of it: text (T,) or (1,)."""
-    found = episode.steps["task"] if "task" in episode.steps else [episode.meta.get("task") or ""]
+    found = episode.steps["task"] if "task" in episode.steps else [episode.metadata.get("task") or ""]
     return np.asarray(found, dtype=str).reshape(len(found))
 
 
@@ -61,15 +63,15 @@ class ReturnToGo:
     its distance (Chen et al. 2021, Decision Transformer, without discount). After the last step it is 0."""
 
     discount: float = 1.0
-    of: str = "next.reward"
+    column: str = "next.reward"
     into: str = "observation.return_to_go"
 
     def __call__(self, episode: Episode) -> Episode:
-        reward = np.asarray(_column(episode, self.of)[: len(episode)], np.float64).reshape(len(episode))
+        reward = np.asarray(_get_column(episode, self.column)[: len(episode)], np.float64).reshape(len(episode))
         total = np.zeros(len(episode) + 1)
         for t in reversed(range(len(episode))):
             total[t] = reward[t] + self.discount * total[t + 1]
-        return _add(episode, self.into, total.astype(np.float32)[:, None])
+        return _with_column(episode, self.into, total.astype(np.float32)[:, None])
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class TimeLeft:
     into: str = "observation.time_left"
 
     def __call__(self, episode: Episode) -> Episode:
-        return _add(episode, self.into, np.arange(len(episode), -1, -1, dtype=np.float32)[:, None])
+        return _with_column(episode, self.into, np.arange(len(episode), -1, -1, dtype=np.float32)[:, None])
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Progress:
 
     def __call__(self, episode: Episode) -> Episode:
         n = len(episode)
-        return _add(episode, self.into, (np.arange(n + 1) / max(n, 1)).astype(np.float32)[:, None])
+        return _with_column(episode, self.into, (np.arange(n + 1) / max(n, 1)).astype(np.float32)[:, None])
 
 
 @dataclass(frozen=True)
@@ -98,78 +100,78 @@ class LastAction:
     """(T+1, ...): the action before this step, which is what a robot knows; the action of this very step would be
     the answer. Before the first: zeros; for choices each value is one higher and 0 says that none was taken yet."""
 
-    of: str = "action"
+    column: str = "action"
     into: str = "observation.last_action"
 
     def __call__(self, episode: Episode) -> Episode:
-        action = _column(episode, self.of)[: len(episode)]
-        feature = episode.features()[self.of]
-        if feature.kind == "choice":
+        action = _get_column(episode, self.column)[: len(episode)]
+        feature = episode.features()[self.column]
+        if feature.kind == "discrete":
             action = action + 1
-            feature = replace(feature, choices=feature.choices and tuple(n + 1 for n in feature.choices))
-        return _add(episode, self.into, np.concatenate([np.zeros_like(action[:1]), action]), feature)
+            feature = replace(feature, num_classes=feature.num_classes and tuple(n + 1 for n in feature.num_classes))
+        return _with_column(episode, self.into, np.concatenate([np.zeros_like(action[:1]), action]), feature)
 
 
 @dataclass(frozen=True)
-class PunishIntervention:
+class InterventionPenalty:
     """Reward -1 at the last step before a person takes over, which is what made them, else 0 (RLIF, Luo et al. 2024):
     any offline learner does the rest. What was taken over from the start had no such step."""
 
-    of: str = "intervention"
+    column: str = "intervention"
     into: str = "next.reward"
 
     def __call__(self, episode: Episode) -> Episode:
-        taken = np.asarray(_column(episode, self.of)[: len(episode)]).reshape(-1) > 0
-        return _add(episode, self.into, -np.append(taken[1:] & ~taken[:-1], False).astype(np.float32))
+        taken = np.asarray(_get_column(episode, self.column)[: len(episode)]).reshape(-1) > 0
+        return _with_column(episode, self.into, -np.append(taken[1:] & ~taken[:-1], False).astype(np.float32))
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantColumn:
     """The same number at every step: which data set it came from (an expert's, SQIL), which robot, which operator."""
 
     into: str
     value: float
 
     def __call__(self, episode: Episode) -> Episode:
-        return _add(episode, self.into, np.broadcast_to(np.float32([self.value]), (len(episode) + 1, 1)))
+        return _with_column(episode, self.into, np.broadcast_to(np.float32([self.value]), (len(episode) + 1, 1)))
 
 
 @dataclass(frozen=True)
-class Keep:
+class SelectColumns:
     """Only these columns."""
 
-    names: tuple[str, ...]
+    columns: tuple[str, ...]
 
     def __call__(self, episode: Episode) -> Episode:
-        for name in self.names:
-            _known(episode, name)
-        return episode.but({k: None for k in episode.steps if k not in self.names})
+        for name in self.columns:
+            _check_column(episode, name)
+        return episode.replace({k: None for k in episode.steps if k not in self.columns})
 
 
 @dataclass(frozen=True)
 class Rename:
     """The column `of` under the name `into`."""
 
-    of: str
+    column: str
     into: str
 
     def __call__(self, episode: Episode) -> Episode:
-        column, feature = _column(episode, self.of), episode.schema.get(self.of)
-        return _add(episode.but({self.of: None}), self.into, column, feature)
+        column, feature = _get_column(episode, self.column), episode.schema.get(self.column)
+        return _with_column(episode.replace({self.column: None}), self.into, column, feature)
 
 
-def _add(episode: Episode, name: str, column: np.ndarray, feature: Feature | None = None) -> Episode:
-    episode = episode.but({name: column})
+def _with_column(episode: Episode, name: str, column: np.ndarray, feature: Feature | None = None) -> Episode:
+    episode = episode.replace({name: column})
     return episode if feature is None else replace(episode, schema={**episode.schema, name: feature})
 
 
-def _known(episode: Episode, name: str) -> None:
+def _check_column(episode: Episode, name: str) -> None:
     if name not in episode.steps:
         raise UserError(f"expected a column {name!r}, found {', '.join(sorted(episode.steps))}",
-                        where=f"episode {episode.meta.get('number', '')}".strip(),
-                        do="name one that is there")
+                        where=f"episode {episode.metadata.get('number', '')}".strip(),
+                        hint="name one that is there")
 
 
-def _column(episode: Episode, name: str) -> np.ndarray:
-    _known(episode, name)
+def _get_column(episode: Episode, name: str) -> np.ndarray:
+    _check_column(episode, name)
     return np.asarray(episode.steps[name])

@@ -1,7 +1,7 @@
 """Training from shards that are too many for a disk: tar files (webdataset) and parquet, read in place, whole episodes
 at a time, with a shuffle of bounded memory.
 
-    stream = Stream("s3://bucket/demos-{000..099}.tar", buffer=50_000)
+    stream = ShardStream("s3://bucket/demos-{000..099}.tar", buffer=50_000)
     some = stream.first(50)
     policy = Policy(recipe, some.features()).fit(some)
     windows = stream.windows(policy.windows)
@@ -41,22 +41,22 @@ from .episode import Dataset, Episode
 from .formats import remote
 from .window import Windows
 
-_KINDS = (".tar", ".parquet")
-_PIECES = 4  # to a buffer, at least: fewer would be little of a shuffle
-_ORDER, _DRAW = 1, 2  # what a random number is for
+_SUFFIXES = (".tar", ".parquet")
+_CHUNKS_PER_BUFFER = 4  # to a buffer, at least: fewer would be little of a shuffle
+_SHUFFLE_STREAM, _SAMPLE_STREAM = 1, 2  # what a random number is for
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _ShardChunk:
     """Episodes of a shard that follow each other. begin: the number of the first step among those of all shards."""
 
     shard: int
     episodes: tuple[int, ...]
     steps: int
-    begin: int
+    first_step: int
 
 
-class Stream:
+class ShardStream:
     """Episodes in shards, in the order of their names.
 
     addresses: one or several of a tar or parquet file (local, or wherever fsspec reads), a folder of them, or a name
@@ -68,76 +68,78 @@ class Stream:
     once. Raises UserError where there is nothing, naming the shard and what is wrong with it.
     """
 
-    def __init__(self, addresses: str | Path | Iterable[str | Path], buffer: int = 65_536):
-        if buffer < 1:
-            raise UserError(f"expected a buffer of at least one step, found {buffer}", where="buffer",
-                            do="such as 65536")
-        given = [addresses] if isinstance(addresses, (str, Path)) else list(addresses)
-        self.buffer = buffer
-        self.shards = tuple(_shard(at) for a in given for name in _braces(str(a)) for at in _files(name))
+    def __init__(self, urls: str | Path | Iterable[str | Path], buffer_size: int = 65_536):
+        if buffer_size < 1:
+            raise UserError(f"expected a buffer of at least one step, found {buffer_size}", where="buffer",
+                            hint="such as 65536")
+        given = [urls] if isinstance(urls, (str, Path)) else list(urls)
+        self.buffer_size = buffer_size
+        self.shards = tuple(
+            _open_shard(at) for a in given for name in _expand_braces(str(a)) for at in _shard_urls(name)
+        )
         if not self.shards:
             raise UserError("expected shards that end in .tar or .parquet, found none", where=given[0] if given else "",
-                            do="name the files, or their folder")
-        self.pieces: list[_Piece] = []
+                            hint="name the files, or their folder")
+        self.chunks: list[_ShardChunk] = []
         begin = 0
         for number, shard in enumerate(self.shards):
-            for episodes in _cut(shard.lengths, max(1, buffer // _PIECES)):
+            for episodes in _chunk_episodes(shard.lengths, max(1, buffer_size // _CHUNKS_PER_BUFFER)):
                 steps = int(shard.lengths[list(episodes)].sum())
-                self.pieces.append(_Piece(number, episodes, steps, begin))
+                self.chunks.append(_ShardChunk(number, episodes, steps, begin))
                 begin += steps
         self.steps = begin
         if not begin:
             raise UserError("expected at least one episode, found none", where=self.shards[0].at,
-                            do="take shards with episodes in them")
+                            hint="take shards with episodes in them")
 
     def __len__(self) -> int:
         """Episodes."""
         return sum(len(s.lengths) for s in self.shards)
 
-    def first(self, episodes: int) -> Dataset:
+    def first_episodes(self, n_episodes: int) -> Dataset:
         """The first so many, or all there are, in memory: for features and statistics."""
         found: list[Episode] = []
-        for piece in self.pieces:
-            if len(found) >= episodes:
+        for piece in self.chunks:
+            if len(found) >= n_episodes:
                 break
-            found += self.shards[piece.shard].read(piece.episodes[: episodes - len(found)])
+            found += self.shards[piece.shard].read(piece.episodes[: n_episodes - len(found)])
         return Dataset(found, {"format": "stream", "path": self.shards[0].at})
 
     @property
     def key(self) -> str:
         """Of the names of the shards and the lengths of their episodes."""
-        return cache.digest("stream", *([Path(s.at).name, s.lengths.tolist()] for s in self.shards))
+        return cache.json_digest("stream", *([Path(s.at).name, s.lengths.tolist()] for s in self.shards))
 
-    def without(self, episodes: Collection[int]) -> Stream:
+    def exclude(self, episodes: Collection[int]) -> ShardStream:
         """Less these episodes, by their numbers among all."""
         gone, less = set(episodes), copy.copy(self)
         first = np.cumsum([0, *(len(s.lengths) for s in self.shards)])
-        less.pieces = []
-        for piece in self.pieces:
-            begin, lengths = piece.begin, self.shards[piece.shard].lengths
+        less.chunks = []
+        for piece in self.chunks:
+            begin, lengths = piece.first_step, self.shards[piece.shard].lengths
             for out, run in groupby(piece.episodes, lambda e, first=first[piece.shard]: first + e in gone):
                 episodes = tuple(run)
                 steps = int(lengths[list(episodes)].sum())
                 if not out:
-                    less.pieces.append(_Piece(piece.shard, episodes, steps, begin))
+                    less.chunks.append(_ShardChunk(piece.shard, episodes, steps, begin))
                 begin += steps
-        less.steps = sum(p.steps for p in less.pieces)
+        less.steps = sum(p.steps for p in less.chunks)
         return less
 
-    def windows(self, over: Callable[[Dataset], Windows]) -> Streamed:
+    def windows(self, make_windows: Callable[[Dataset], Windows]) -> StreamWindows:
         """over: makes windows of the episodes in the buffer; `policy.windows`, or a Window's own `over`."""
-        return Streamed(self, over)
+        return StreamWindows(self, make_windows)
 
 
-class Streamed:
+class StreamWindows:
     """Windows over a stream: `batch` is that of `Windows`, and like it a function of its arguments."""
 
-    def __init__(self, stream: Stream, over: Callable[[Dataset], Windows]):
-        self.stream, self.over = stream, over
+    def __init__(self, stream: ShardStream, make_windows: Callable[[Dataset], Windows]):
+        self.stream, self.make_windows = stream, make_windows
         self._lock = threading.Lock()
-        self._now: tuple[Any, Any] = None, None  # which buffer is held, and what `_load` says of it
-        self._last: tuple[Any, Any] = None, None  # the groups of which epoch
-        self._ends: dict[tuple[int, int], list[int]] = {}  # by (size, seed): batches up to the end of each epoch
+        self._loaded_key: tuple[Any, Any] = None, None  # which buffer is held, and what `_load` says of it
+        self._previous: tuple[Any, Any] = None, None  # the groups of which epoch
+        self._chunk_ends: dict[tuple[int, int], list[int]] = {}  # by (size, seed): batches up to the end of each epoch
 
     def __len__(self) -> int:
         """The number of windows: one for each step."""
@@ -148,68 +150,71 @@ class Streamed:
         that a buffer has left over; where a buffer has fewer than `size` windows, it gives one batch, some of them
         twice. extra["index"] counts the steps of all shards. rows: only these of them, the share of one process."""
         with self._lock:  # a thread that works ahead may ask as well
-            epoch, group, place = self._at(size, step, seed)
-            windows, offset, begin = self._load((epoch, group, seed), self._groups(epoch, seed)[group])
-        order = _rng(_DRAW, seed, epoch, group).permutation(len(windows))
+            epoch, group, place = self._locate_step(size, step, seed)
+            windows, offset, begin = self._load((epoch, group, seed), self._buffers(epoch, seed)[group])
+        order = _rng(_SAMPLE_STREAM, seed, epoch, group).permutation(len(windows))
         chosen = np.resize(order, max(size, len(order)))[place * size: (place + 1) * size]
-        rng = _rng(_DRAW, seed, epoch, group, place)
+        rng = _rng(_SAMPLE_STREAM, seed, epoch, group, place)
         goals = windows.window.goals  # which are drawn for all rows in turn
-        found = windows.gather(chosen, rng).rows(rows) if goals else windows.gather(chosen[rows], rng)
+        found = windows.gather(chosen, rng).select_rows(rows) if goals else windows.gather(chosen[rows], rng)
         which = np.searchsorted(offset, chosen[rows], side="right") - 1
         index = torch.from_numpy((begin[which] + chosen[rows] - offset[which])[:, None])
-        return found.but(extra={**found.extra, "index": index})
+        return found.replace(extra={**found.extra, "index": index})
 
-    def _at(self, size: int, step: int, seed: int) -> tuple[int, int, int]:
+    def _locate_step(self, size: int, step: int, seed: int) -> tuple[int, int, int]:
         """(epoch, buffer in it, batch in that) of a step. Epochs differ in how their pieces fill buffers."""
-        ends = self._ends.setdefault((size, seed), [])
+        ends = self._chunk_ends.setdefault((size, seed), [])
         while not ends or ends[-1] <= step:
-            batches = sum(self._counts(len(ends), size, seed))
+            batches = sum(self._batches_per_buffer(len(ends), size, seed))
             ends.append((ends[-1] if ends else 0) + batches)
         epoch = int(np.searchsorted(ends, step, side="right"))
         inside = step - (ends[epoch - 1] if epoch else 0)
-        until = np.cumsum(self._counts(epoch, size, seed))
+        until = np.cumsum(self._batches_per_buffer(epoch, size, seed))
         group = int(np.searchsorted(until, inside, side="right"))
         return epoch, group, inside - (int(until[group - 1]) if group else 0)
 
-    def _counts(self, epoch: int, size: int, seed: int) -> list[int]:
-        pieces = self.stream.pieces
-        return [max(1, sum(pieces[i].steps for i in group) // size) for group in self._groups(epoch, seed)]
+    def _batches_per_buffer(self, epoch: int, size: int, seed: int) -> list[int]:
+        pieces = self.stream.chunks
+        return [max(1, sum(pieces[i].steps for i in group) // size) for group in self._buffers(epoch, seed)]
 
-    def _groups(self, epoch: int, seed: int) -> list[list[int]]:
+    def _buffers(self, epoch: int, seed: int) -> list[list[int]]:
         """The pieces of each buffer of an epoch."""
-        if self._last[0] != (epoch, seed):
-            groups, held = [], self.stream.buffer + 1
-            for i in _rng(_ORDER, seed, epoch).permutation(len(self.stream.pieces)).tolist():
-                steps = self.stream.pieces[i].steps
-                if held + steps > self.stream.buffer:
+        if self._previous[0] != (epoch, seed):
+            groups, held = [], self.stream.buffer_size + 1
+            for i in _rng(_SHUFFLE_STREAM, seed, epoch).permutation(len(self.stream.chunks)).tolist():
+                steps = self.stream.chunks[i].steps
+                if held + steps > self.stream.buffer_size:
                     groups.append([])
                     held = 0
                 groups[-1].append(i)
                 held += steps
-            self._last = (epoch, seed), groups
-        return self._last[1]
+            self._previous = (epoch, seed), groups
+        return self._previous[1]
 
     def _load(self, key, numbers: list[int]) -> tuple[Windows, np.ndarray, np.ndarray]:
         """The windows of some pieces, where those of each begin among them, and among those of all shards."""
-        if self._now[0] != key:
-            self._now = None, None  # what was held goes before anything new comes
-            pieces = [self.stream.pieces[i] for i in sorted(numbers)]
+        if self._loaded_key[0] != key:
+            self._loaded_key = None, None  # what was held goes before anything new comes
+            pieces = [self.stream.chunks[i] for i in sorted(numbers)]
             episodes = [e for p in pieces for e in self.stream.shards[p.shard].read(p.episodes)]
-            windows = self.over(Dataset(episodes, {"path": self.stream.shards[pieces[0].shard].at}))
+            windows = self.make_windows(Dataset(episodes, {"path": self.stream.shards[pieces[0].shard].at}))
             steps = np.array([p.steps for p in pieces], np.int64)
             if len(windows) != steps.sum():
                 raise UserError(f"expected {steps.sum()} steps, as the shards said first, found {len(windows)}",
                                 where=self.stream.shards[pieces[0].shard].at,
-                                do="leave shards alone while they are in use")
-            self._now = key, (windows, np.cumsum(steps) - steps, np.array([p.begin for p in pieces], np.int64))
-        return self._now[1]
+                                hint="leave shards alone while they are in use")
+            self._loaded_key = (
+                key,
+                (windows, np.cumsum(steps) - steps, np.array([p.first_step for p in pieces], np.int64)),
+            )
+        return self._loaded_key[1]
 
 
 def _rng(*key: int) -> np.random.Generator:
     return np.random.default_rng([k % 2**64 for k in key])
 
 
-def _cut(lengths: np.ndarray, most: int) -> Iterable[tuple[int, ...]]:
+def _chunk_episodes(lengths: np.ndarray, most: int) -> Iterable[tuple[int, ...]]:
     """Episodes that follow each other, of at most so many steps together, or one."""
     piece, held = [], 0
     for e, n in enumerate(lengths.tolist()):
@@ -225,7 +230,7 @@ def _cut(lengths: np.ndarray, most: int) -> Iterable[tuple[int, ...]]:
 # -- where shards are -------------------------------------------------------------------------------------------------
 
 
-def _braces(text: str) -> list[str]:
+def _expand_braces(text: str) -> list[str]:
     """Names with {000..012} in them, written out."""
     parts = re.split(r"\{(\d+)\.\.(\d+)\}", text)
     if len(parts) == 1:
@@ -236,49 +241,49 @@ def _braces(text: str) -> list[str]:
             for chosen in product(*ranges)]
 
 
-def _files(name: str) -> list[str]:
+def _shard_urls(name: str) -> list[str]:
     """The shards at an address: itself, or what lies in it."""
-    at = remote.address(name)
+    at = remote.url_of(name)
     if at is None or at.startswith("file://"):
-        path = Path(name).expanduser() if at is None else remote.local(name)
+        path = Path(name).expanduser() if at is None else remote.local_path(name)
         if not path.exists():
-            raise UserError("expected a shard, or a folder of them, found nothing", where=path, do="check the path")
+            raise UserError("expected a shard, or a folder of them, found nothing", where=path, hint="check the path")
         if (path / "meta" / "info.json").exists():  # of a LeRobot data set, beside its tables
             path = path / "data"
-        return [str(p) for p in sorted(path.rglob("*")) if p.suffix in _KINDS and p.is_file()] if path.is_dir() \
+        return [str(p) for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES and p.is_file()] if path.is_dir() \
             else [str(path)]
-    if at.endswith(_KINDS):
+    if at.endswith(_SUFFIXES):
         return [at]
-    with remote.known(at):
-        fs, place = remote.opened(at)
-        return [fs.unstrip_protocol(f) for f in sorted(fs.find(place)) if f.endswith(_KINDS)]
+    with remote.remote_errors(at):
+        fs, place = remote.open_url(at)
+        return [fs.unstrip_protocol(f) for f in sorted(fs.find(place)) if f.endswith(_SUFFIXES)]
 
 
-def _open(at: str):
+def _open_seekable(at: str):
     """A file that can be read from anywhere in it."""
-    if remote.address(at) is None:
+    if remote.url_of(at) is None:
         return open(at, "rb")
-    fs, place = remote.opened(at)
+    fs, place = remote.open_url(at)
     return fs.open(place, "rb")
 
 
-def _shard(at: str) -> _Shard:
-    with _readable(at):
-        return _Tar(at) if at.endswith(".tar") else _Parquet(at)
+def _open_shard(at: str) -> _Shard:
+    with _shard_errors(at):
+        return _TarShard(at) if at.endswith(".tar") else _ParquetShard(at)
 
 
 @contextmanager
-def _readable(at: str) -> Iterator[None]:
+def _shard_errors(at: str) -> Iterator[None]:
     """Whatever is wrong with a shard as a UserError."""
     try:
-        with remote.known(at) if remote.address(at) else nullcontext():
+        with remote.remote_errors(at) if remote.url_of(at) else nullcontext():
             yield
     except UserError:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, pa.ArrowException, OSError, ValueError, EOFError) as error:
         raise UserError(f"expected a whole shard, found one that cannot be read ({type(error).__name__}: "
                         f"{(str(error).splitlines() or [''])[0][:160]})", where=at,
-                        do="take it from a copy, or leave it out") from None
+                        hint="take it from a copy, or leave it out") from None
 
 
 class _Shard(ABC):
@@ -292,61 +297,61 @@ class _Shard(ABC):
         """Some that follow each other, in memory."""
 
 
-class _Tar(_Shard):
+class _TarShard(_Shard):
     """A sample an episode: the files whose names are the same up to the first dot (webdataset)."""
 
     def __init__(self, at: str):
         self.at, samples = at, {}
-        with _open(at) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
+        with _open_seekable(at) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
                 key, dot, rest = file.partition(".")
                 if member.isfile() and dot and key:
                     samples.setdefault(f"{folder}/{key}", {})[rest] = member.offset_data, member.size
             self._samples = [files for files in samples.values() if any(n.endswith(("npy", "npz")) for n in files)]
-            self.lengths = np.array([self._length(handle, files) for files in self._samples], np.int64)
+            self.lengths = np.array([self._episode_length(handle, files) for files in self._samples], np.int64)
 
-    def _length(self, handle, files) -> int:
+    def _episode_length(self, handle, files) -> int:
         """By the action, which has one row a step; the array's header is all that is read where it lies alone."""
         if "action.npy" in files:
             handle.seek(files["action.npy"][0])
             version = np.lib.format.read_magic(handle)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             return int(read(handle)[0][0])
-        columns = _columns(handle, files)
+        columns = _read_columns(handle, files)
         if "action" not in columns:
             raise UserError(f"expected a column 'action', found {', '.join(columns)}", where=self.at,
-                            do="store each sample as KEY.npz or KEY.COLUMN.npy, with a column action")
+                            hint="store each sample as KEY.npz or KEY.COLUMN.npy, with a column action")
         return len(columns["action"])
 
     def read(self, episodes):
-        with _readable(self.at), _open(self.at) as handle:
+        with _shard_errors(self.at), _open_seekable(self.at) as handle:
             return [self._episode(handle, i) for i in episodes]
 
     def _episode(self, handle, number) -> Episode:
         files = self._samples[number]
-        columns = _columns(handle, files)
-        facts = json.loads(_bytes(handle, files["json"])) if "json" in files else {}
+        columns = _read_columns(handle, files)
+        facts = json.loads(_read_bytes(handle, files["json"])) if "json" in files else {}
         length = int(self.lengths[number])
         for name, column in columns.items():
             if len(column) not in (length, length + 1):
                 raise UserError(f"expected {length} rows, or one more, as of action, found {len(column)}",
-                                where=f"{self.at}, sample {number}, {name}", do="store a row for each step")
+                                where=f"{self.at}, sample {number}, {name}", hint="store a row for each step")
         return Episode(columns, facts if isinstance(facts, dict) else {}, length)
 
 
-def _columns(handle, files: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+def _read_columns(handle, files: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
     out = {}
     for name, place in files.items():
         if name == "npz":
-            with np.load(io.BytesIO(_bytes(handle, place)), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(_read_bytes(handle, place)), allow_pickle=False) as arrays:
                 out.update({k: arrays[k] for k in arrays.files})
         elif name.endswith(".npy"):
-            out[name[:-4]] = np.load(io.BytesIO(_bytes(handle, place)), allow_pickle=False)
+            out[name[:-4]] = np.load(io.BytesIO(_read_bytes(handle, place)), allow_pickle=False)
     return out
 
 
-def _bytes(handle, place: tuple[int, int]) -> bytes:
+def _read_bytes(handle, place: tuple[int, int]) -> bytes:
     handle.seek(place[0])
     data = handle.read(place[1])
     if len(data) != place[1]:
@@ -354,22 +359,22 @@ def _bytes(handle, place: tuple[int, int]) -> bytes:
     return data
 
 
-def _parquet(handle) -> pq.ParquetFile:
+def _open_parquet(handle) -> pq.ParquetFile:
     """Nothing is read ahead: a thread of arrow's that still holds the handle, which is Python's, when the interpreter
     ends brings SIGABRT."""
     return pq.ParquetFile(handle, pre_buffer=False)
 
 
-class _Parquet(_Shard):
+class _ParquetShard(_Shard):
     """Rows of an episode follow each other."""
 
     def __init__(self, at: str):
         self.at = at
-        with _open(at) as handle:
-            source = _parquet(handle)
+        with _open_seekable(at) as handle:
+            source = _open_parquet(handle)
             if "episode_index" not in source.schema_arrow.names:
                 raise UserError(f"expected a column episode_index, found {', '.join(source.schema_arrow.names)}",
-                                where=at, do="say of each row which episode it belongs to")
+                                where=at, hint="say of each row which episode it belongs to")
             numbers = source.read(columns=["episode_index"], use_threads=False)["episode_index"].to_numpy()
             self._groups = np.cumsum([0, *(source.metadata.row_group(i).num_rows
                                            for i in range(source.metadata.num_row_groups))])
@@ -378,20 +383,20 @@ class _Parquet(_Shard):
         self.lengths = np.diff(np.append(self._begin, len(numbers))).astype(np.int64)
         if len(np.unique(numbers)) != len(self._begin):
             raise UserError("expected the rows of an episode to follow each other, found some apart", where=at,
-                            do="sort the rows by episode_index and frame_index")
+                            hint="sort the rows by episode_index and frame_index")
 
     def read(self, episodes):
         wanted = list(episodes)
         if not wanted:
             return []
         first, last = int(self._begin[wanted[0]]), int(self._begin[wanted[-1]] + self.lengths[wanted[-1]])
-        with _readable(self.at):
-            with _open(self.at) as handle:
+        with _shard_errors(self.at):
+            with _open_seekable(self.at) as handle:
                 groups = [i for i in range(len(self._groups) - 1)
                           if self._groups[i] < last and self._groups[i + 1] > first]
-                table = _parquet(handle).read_row_groups(groups, use_threads=False)
+                table = _open_parquet(handle).read_row_groups(groups, use_threads=False)
             table = table.slice(first - int(self._groups[groups[0]]), last - first)
-            columns = {n: _array(table[n].combine_chunks(), f"{self.at}, {n}") for n in table.column_names
+            columns = {n: _to_array(table[n].combine_chunks(), f"{self.at}, {n}") for n in table.column_names
                        if n not in ("frame_index", "episode_index", "index")}
         out = []
         for e in wanted:
@@ -400,7 +405,7 @@ class _Parquet(_Shard):
         return out
 
 
-def _array(values: pa.Array, where: str) -> np.ndarray:
+def _to_array(values: pa.Array, where: str) -> np.ndarray:
     """(n, ...) of numbers, lists of them, text, or encoded images."""
     if pa.types.is_struct(values.type) and "bytes" in [f.name for f in values.type]:
         return np.stack([video.decode_image(v.as_py(), 3, f"{where}, row {i}")
@@ -413,12 +418,14 @@ def _array(values: pa.Array, where: str) -> np.ndarray:
         inner = values.flatten()
         rows = len(values)
         if rows and len(inner) % rows or not pa.types.is_nested(values.type) or pa.types.is_struct(values.type):
-            raise UserError(f"expected rows of one length, found {values.type}", where=where, do="leave the column out")
+            raise UserError(
+                f"expected rows of one length, found {values.type}", where=where, hint="leave the column out"
+            )
         shape.append(len(inner) // max(rows, 1))
         values = inner
     if values.null_count:
         raise UserError(f"expected a value in each row, found {values.null_count} missing", where=where,
-                        do="leave the column out, or fill them")
+                        hint="leave the column out, or fill them")
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return np.array(values.to_pylist(), np.str_)
     return values.to_numpy(zero_copy_only=False).reshape(shape)

@@ -17,25 +17,25 @@ from av.video.reformatter import VideoReformatter
 
 from ..core import UserError
 
-TOLERANCE = 1e-4  # s between the time asked for and a frame's own
+TIMESTAMP_TOLERANCE = 1e-4  # s between the time asked for and a frame's own
 _TICKS = 90_000  # a second; the clock of the files we write
 _TICK = Fraction(1, _TICKS)
-KEPT = 64 * 2**20  # bytes; files up to this size stay in memory as packets
+MAX_CACHED_BYTES = 64 * 2**20  # bytes; files up to this size stay in memory as packets
 _FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}
 _PYAV = int(av.__version__.partition(".")[0])
 # For one frame, waking other threads takes longer than its conversion; before 18, PyAV could not be told.
-_ALONE = {"threads": 1} if _PYAV >= 18 else {}
+_SINGLE_THREAD = {"threads": 1} if _PYAV >= 18 else {}
 
 
 # -- size -----------------------------------------------------------------------------------------------------------
 
 
-def size_of(image_size: int | tuple[int, int]) -> tuple[int, int]:
+def parse_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of "96" or "(96, 128)"."""
     h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (1 <= h <= 8192 and 1 <= w <= 8192):
         raise UserError(f"expected an image size between 1 and 8192, found {image_size}",
-                        do="give a side in pixels, or height and width")
+                        hint="give a side in pixels, or height and width")
     return int(h), int(w)
 
 
@@ -46,7 +46,7 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if (height, width) == tuple(size):
         return frames
     out = np.empty((*lead, *size, channels), np.uint8)
-    rows, columns = _weights(height, size[0]), _weights(width, size[1])
+    rows, columns = _resize_weights(height, size[0]), _resize_weights(width, size[1])
     flat, result = frames.reshape(-1, height, width, channels), out.reshape(-1, *size, channels)
     for i, frame in enumerate(flat):
         tall = (rows @ frame.reshape(height, -1).astype(np.float32)).reshape(size[0], width, channels)
@@ -56,7 +56,7 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @lru_cache(32)
-def _weights(old: int, new: int) -> np.ndarray:
+def _resize_weights(old: int, new: int) -> np.ndarray:
     """(new, old) float32: how much of each old line is in each new one; rows sum to 1."""
     scale = old / new
     if new <= old:
@@ -94,20 +94,20 @@ def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
     if kind is None:
         found = "nothing" if not data else f"bytes that begin {data[:8]!r}"
         raise UserError(f"expected a PNG or JPEG image, found {found}", where=where,
-                        do="the image is damaged: leave the episode out, or take the file from a copy")
+                        hint="the image is damaged: leave the episode out, or take the file from a copy")
     codec = av.CodecContext.create(kind, "r")
     try:
         frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
     except av.FFmpegError as error:
         raise UserError(f"expected a {kind} image, found one that cannot be decoded ({error})", where=where,
-                        do="the image is damaged: leave the episode out, or take the file from a copy") from None
+                        hint="the image is damaged: leave the episode out, or take the file from a copy") from None
     if not frames:
         raise UserError(f"expected a {kind} image, found an unfinished one", where=where,
-                        do="the image is damaged: leave the episode out, or take the file from a copy")
-    return _array(frames[0].reformat(format=_FORMATS[channels]), channels)
+                        hint="the image is damaged: leave the episode out, or take the file from a copy")
+    return _frame_to_array(frames[0].reformat(format=_FORMATS[channels]), channels)
 
 
-def _array(frame: av.VideoFrame, channels: int) -> np.ndarray:
+def _frame_to_array(frame: av.VideoFrame, channels: int) -> np.ndarray:
     """A frame in one of _FORMATS as (H, W, C), without a copy."""
     plane = frame.planes[0]
     shape = frame.height, frame.width, channels
@@ -117,7 +117,7 @@ def _array(frame: av.VideoFrame, channels: int) -> np.ndarray:
 # -- video files ----------------------------------------------------------------------------------------------------
 
 
-def count(path: Path) -> int:
+def count_frames(path: Path) -> int:
     """Frames that the file holds, without decoding them; 0 for one that cannot be read."""
     try:
         with av.open(str(path), metadata_errors="replace") as container:
@@ -131,21 +131,21 @@ class VideoReader:
     it, and little more: the packets of a file up to `kept` bytes stay in memory, in a larger one a window is one seek.
     Raises UserError where the file is missing or no video."""
 
-    def __init__(self, path: Path, where: str, kept: int = KEPT):
-        self.path, self._kept = path, kept
-        with self._readable(f"{path}, {where}"):
+    def __init__(self, path: Path, where: str, max_cached_bytes: int = MAX_CACHED_BYTES):
+        self.path, self._max_cached_bytes = path, max_cached_bytes
+        with self._decode_errors(f"{path}, {where}"):
             self._container = av.open(str(path), metadata_errors="replace")
             self._stream = self._container.streams.video[0]
         self._decoder = self._stream.codec_context
         if self._decoder is None:  # bytes that once said which codec it is
             raise UserError("expected a video of a codec that is known here, found none", where=f"{path}, {where}",
-                            do="the file is damaged: take it from a copy, or leave out the episodes in it")
+                            hint="the file is damaged: take it from a copy, or leave out the episodes in it")
         self._decoder.thread_count = 1  # with threads of its own it works ahead, which random windows throw away
         self._tick = float(self._stream.time_base)
         self._convert = VideoReformatter().reformat  # one, since setting it up costs as much as a frame
         self._packets: list[av.Packet] | None = None  # in the order of decoding
-        self._keys: list[int] = []  # where in it the key frames are
-        self._begins: list[float] = []  # and when (s)
+        self._key_frames: list[int] = []  # where in it the key frames are
+        self._first_timestamp: list[float] = []  # and when (s)
 
     def __enter__(self) -> VideoReader:
         return self
@@ -168,34 +168,37 @@ class VideoReader:
         wanted = np.asarray(times, np.float64).tolist()
         order = sorted(range(len(wanted)), key=wanted.__getitem__)
         sought = [wanted[row] for row in order]
-        near = TOLERANCE + _step(max(-sought[0], sought[-1]))
+        near = TIMESTAMP_TOLERANCE + _float32_spacing(max(-sought[0], sought[-1]))
         missing = set(order)
-        with self._readable(where):
-            for frame in self._decoded(sought[0] + near):
+        with self._decode_errors(where):
+            for frame in self._decode_from(sought[0] + near):
                 time = frame.pts * self._tick
                 first, last = bisect_left(sought, time - near), bisect_right(sought, time + near)
                 if first < last:
-                    image = _array(self._convert(frame, format=_FORMATS[shape[2]], **_ALONE), shape[2])
+                    image = _frame_to_array(self._convert(frame, format=_FORMATS[shape[2]], **_SINGLE_THREAD), shape[2])
                     if image.shape != shape:
                         raise UserError(f"expected frames of shape {shape} as meta/info.json says, found {image.shape}",
-                                        where=where, do="correct meta/info.json, or take the video from a copy")
+                                        where=where, hint="correct meta/info.json, or take the video from a copy")
                     missing.difference_update(order[first:last])
                     yield order[first:last], image
                 if time > sought[-1] - near:  # decoding one more to see that it is too late would cost as much
                     break
         if missing:
             row = min(missing)
-            raise UserError(f"expected a frame at {wanted[row]:.4f} s (within {TOLERANCE} s), found none: the video "
-                            "ends early, or its frame rate is another", where=f"{where}, frame {row}",
-                            do="take the file from a copy, or leave out the episodes in it")
+            raise UserError(
+                f"expected a frame at {wanted[row]:.4f} s (within {TIMESTAMP_TOLERANCE} s), found none: the video "
+                "ends early, or its frame rate is another",
+                where=f"{where}, frame {row}",
+                hint="take the file from a copy, or leave out the episodes in it",
+            )
 
-    def _decoded(self, time: float) -> Iterator[av.VideoFrame]:
+    def _decode_from(self, time: float) -> Iterator[av.VideoFrame]:
         """The frames from the key frame before the time (s), or at it, to the end of the file."""
         if self._packets is None:
-            self._keep()
+            self._read_packets()
         if self._packets:
             self._decoder.flush_buffers()
-            first = self._keys[max(0, bisect_right(self._begins, time) - 1)]
+            first = self._key_frames[max(0, bisect_right(self._first_timestamp, time) - 1)]
             packets = (self._packets[i] for i in range(first, len(self._packets)))
         else:
             self._container.seek(max(0, int(time / self._tick)), stream=self._stream, backward=True)
@@ -203,55 +206,56 @@ class VideoReader:
         for packet in packets:
             yield from self._decoder.decode(packet)
 
-    def _keep(self) -> None:
+    def _read_packets(self) -> None:
         """All packets of the file; none where they are too many, or do not stand for themselves."""
         self._packets = []
-        if self._container.size > self._kept or _PYAV < 16:  # before, it could not be told what packets carry
+        # before, it could not be told what packets carry
+        if self._container.size > self._max_cached_bytes or _PYAV < 16:
             return
         with contextlib.suppress(av.FFmpegError):  # what lies before the damage is read by seeking
             packets = list(self._container.demux(self._stream))
             keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
             if keys and not any(packet.has_sidedata("new_extradata") for packet in packets):
-                self._begins = [packets[i].pts * self._tick for i in keys]
-                self._packets, self._keys = packets, keys
+                self._first_timestamp = [packets[i].pts * self._tick for i in keys]
+                self._packets, self._key_frames = packets, keys
 
     @contextlib.contextmanager
-    def _readable(self, where: str) -> Iterator[None]:
+    def _decode_errors(self, where: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
-            raise UserError("expected a video file, found none", where=where, do="take it from a copy") from None
+            raise UserError("expected a video file, found none", where=where, hint="take it from a copy") from None
         except (av.FFmpegError, IndexError) as error:
             raise UserError(f"expected a whole video file, found one that cannot be decoded ({error})", where=where,
-                            do="the file is damaged: take it from a copy, or leave out the episodes in it") from None
+                            hint="the file is damaged: take it from a copy, or leave out the episodes in it") from None
 
 
-def _step(time: float) -> float:
+def _float32_spacing(time: float) -> float:
     """s between two float32 times near this one, twice: timestamps are float32."""
     return 2 * math.ulp(time) * 2**29
 
 
-def encodes(codec: str, shape: tuple[int, int, int]) -> bool:
+def can_encode(codec: str, shape: tuple[int, int, int]) -> bool:
     """Whether frames of this shape can be written with this codec here."""
     height, width, channels = shape
     if channels != 3 or height % 2 or width % 2 or min(height, width) < 16:  # less than one block of a codec
         return False
     with contextlib.suppress(av.FFmpegError, ValueError, OSError):
         context = av.CodecContext.create(codec, "w")
-        _settle(context, codec, height, width, 10)
-        _quiet()
+        _configure_encoder(context, codec, height, width, 10)
+        _silence_logs()
         context.open()
         return True
     return False
 
 
-def _settle(context, codec, height, width, fps):
+def _configure_encoder(context, codec, height, width, fps):
     context.width, context.height, context.pix_fmt = width, height, "yuv420p"
     context.time_base, context.framerate = _TICK, Fraction(fps).limit_denominator(1001)
     context.options = {"g": "2", "crf": "30", **({"bf": "0"} if codec == "libx264" else {})}
 
 
-def _quiet():
+def _silence_logs():
     os.environ.setdefault("SVT_LOG", "1")  # its own log, which libav's level does not reach: errors only
 
 
@@ -260,10 +264,10 @@ class VideoWriter:
     near the start of a decode."""
 
     def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float):
-        _quiet()
+        _silence_logs()
         self._container = av.open(str(path), "w", format="mp4")
         self._stream = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-        _settle(self._stream.codec_context, codec, shape[0], shape[1], fps)
+        _configure_encoder(self._stream.codec_context, codec, shape[0], shape[1], fps)
         self._stream.time_base = _TICK
         self._convert = VideoReformatter().reformat
         self.bytes = 0  # written so far
@@ -272,20 +276,20 @@ class VideoWriter:
         """uint8 (H, W, 3) each, at times (s) that grow from call to call."""
         for frame, time in zip(frames, times, strict=True):
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            image = self._convert(image, format="yuv420p", **_ALONE)
+            image = self._convert(image, format="yuv420p", **_SINGLE_THREAD)
             image.pts, image.time_base = round(time * _TICKS), _TICK
-            self._put(image)
+            self._encode(image)
 
     def close(self) -> None:
-        self._put(None)
+        self._encode(None)
         self._container.close()
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Closes what may be half written; the file is worth nothing."""
         with contextlib.suppress(av.FFmpegError, ValueError, OSError):
             self.close()
 
-    def _put(self, image: av.VideoFrame | None) -> None:
+    def _encode(self, image: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(image):
             self.bytes += packet.size
             self._container.mux(packet)

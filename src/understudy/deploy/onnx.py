@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from .. import config
 from ..core import Feature, Schema, Unsupported, UserError, normal
 from ..data.window import Window
-from ..execute.actor import Plays
+from ..execute.actor import PolicyActor
 from ..execute.base import Executor
-from ..execute.chunked import Receding
-from ..execute.planners import Fixed
-from ..heads.base import looping
-from ..nets.convolution import Activated, Convolution, Down, Up
+from ..execute.chunking import RecedingHorizon
+from ..execute.planners import FixedBatch
+from ..heads.base import scan_implementation
+from ..nets.convolution import Convolution, Down, GroupNormMish, Up
 from ..policy import Planner, Policy
-from .check import difference, drawn, made_up
+from .equivalence import plan_difference, random_noise, random_observations
 
 FORMAT = 1
 OPSET = 20
@@ -47,65 +47,69 @@ def export(policy: Policy, path: Path | str, run: Executor | None = None, *, nea
     divides by almost nothing in its first step lets grow), or if the policy holds what ONNX has no operators for.
     """
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
-    _package("onnx"), _package("onnxscript")
+    _import_package("onnx"), _import_package("onnxscript")
     if path.suffix != ".onnx":
         raise UserError(f"expected a name that ends in .onnx, found {path.name}", where=path,
-                        do=f"such as {path.with_suffix('.onnx')}")
-    example = made_up(policy, 3), drawn(policy, 3)
+                        hint=f"such as {path.with_suffix('.onnx')}")
+    example = random_observations(policy, 3), random_noise(policy, 3)
     with torch.no_grad():
         policy.plan(*example)  # what tables hold is made now, and not by the exporter
-        program = _program(policy, *example)
-    facts = {"format": FORMAT, "inputs": list(policy.inputs), "target": policy.recipe.target,
+        program = _export_program(policy, *example)
+    facts = {"format": FORMAT, "inputs": list(policy.inputs), "target": policy.config.target,
              "features": {k: asdict(f) for k, f in policy.features.items()}, "window": config.dump(policy.window),
-             "head": config.dump(policy.recipe.head), "noise": list(policy.noise_shape),
-             "run": config.dump(run or Receding())}
+             "head": config.dump(policy.config.head), "noise": list(policy.noise_shape),
+             "run": config.dump(run or RecedingHorizon())}
     program.model.metadata_props["understudy"] = json.dumps(facts)
     partial = path.with_name(path.name + ".part")
     try:
         program.save(partial)
-        error, own = difference(policy, load(partial))
+        error, own = plan_difference(policy, load(partial))
         if not error <= max(near, 8 * own):
             raise UserError(f"expected the policy's plans, found a difference of {error:.2g} of the largest action",
-                            where=path, do="this is a defect of the export: please report it")
+                            where=path, hint="this is a defect of the export: please report it")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return error
 
 
-def load(path: Path | str, threads: int = 1) -> Exported:
+def load(path: Path | str, threads: int = 1) -> OnnxPlanner:
     """What `export` wrote. threads: that a plan may use. Runs no code of the file's author; executors of other packages
     than ours are refused."""
-    ort = _package("onnxruntime")
+    ort = _import_package("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     if not Path(path).is_file():
         found = "a folder" if Path(path).is_dir() else "none"
-        raise UserError(f"expected a file of understudy export, found {found}", where=path, do=_AGAIN)
+        raise UserError(f"expected a file of understudy export, found {found}", where=path, hint=_EXPORT_AGAIN)
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its kinds of error have no common base
-        raise UserError(f"expected a whole ONNX file, found {_line(error)}", where=path, do=_AGAIN) from None
+        raise UserError(
+            f"expected a whole ONNX file, found {_first_line(error)}", where=path, hint=_EXPORT_AGAIN
+        ) from None
     said = session.get_modelmeta().custom_metadata_map.get("understudy")
     if said is None:
-        raise UserError("expected a file of understudy export, found another ONNX file", where=path, do=_AGAIN)
+        raise UserError("expected a file of understudy export, found another ONNX file", where=path, hint=_EXPORT_AGAIN)
     facts = json.loads(said)
     if facts.get("format") != FORMAT:
-        raise UserError(f"expected format {FORMAT} of such files, found {facts.get('format')!r}", where=path, do=_AGAIN)
-    return Exported(session, facts, str(path))
+        raise UserError(
+            f"expected format {FORMAT} of such files, found {facts.get('format')!r}", where=path, hint=_EXPORT_AGAIN
+        )
+    return OnnxPlanner(session, facts, str(path))
 
 
-def actor(path: Path | str, rows: int | None = None) -> Plays:
+def load_onnx_actor(path: Path | str, rows: int | None = None) -> PolicyActor:
     """The same as learn.method.actor, of a file that `export` wrote."""
     planner = load(path)
-    return Plays(planner if rows is None else Fixed(planner, rows), planner.run, planner.frames)
+    return PolicyActor(planner if rows is None else FixedBatch(planner, rows), planner.run, planner.image_sizes)
 
 
-class Exported(Planner):
+class OnnxPlanner(Planner):
     """On the CPU, wherever its arguments are."""
 
     device = torch.device("cpu")
-    frames, check = Policy.frames, Policy.check
+    image_sizes, check = Policy.image_sizes, Policy.check_features
 
     def __init__(self, session, facts: dict, where: str):
         self.session, self.where = session, where
@@ -113,14 +117,17 @@ class Exported(Planner):
         self.features: Schema = {k: Feature(**{n: tuple(v) if isinstance(v, list) else v for n, v in f.items()})
                                  for k, f in facts["features"].items()}
         self.target = self.features[facts["target"]]
-        self.dim = self.target.size
+        self.action_dim = self.target.size
         self.window: Window = config.load(facts["window"], where=where)
         self.run: Executor = config.load(facts["run"], where=where)
 
     def plan(self, obs, noise, guides=()):
         if guides:
-            raise Unsupported("a file of understudy export plans without guides", where=self.where,
-                              do="take the run itself, or an executor that does not guide (Receding, Ensemble)")
+            raise Unsupported(
+                "a file of understudy export plans without guides",
+                where=self.where,
+                hint="take the run itself, or an executor that does not guide (RecedingHorizon, Ensemble)",
+            )
         feed = {k: np.ascontiguousarray(obs[k].cpu().numpy()) for k in self.inputs}
         if math.prod(self.noise_shape):
             feed["noise"] = np.ascontiguousarray(noise.cpu().numpy())
@@ -130,24 +137,24 @@ class Exported(Planner):
         return normal(key, count, self.noise_shape, stream=4)
 
 
-_AGAIN = "write it anew: understudy export RUN --out FILE.onnx"
+_EXPORT_AGAIN = "write it anew: understudy export RUN --out FILE.onnx"
 
 
-def _package(name: str):
+def _import_package(name: str):
     try:
         return import_module(name)
     except ImportError:
-        raise UserError(f"expected the package {name}, found none", do="pip install 'understudy[onnx]'") from None
+        raise UserError(f"expected the package {name}, found none", hint="pip install 'understudy[onnx]'") from None
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # -- the program ----------------------------------------------------------------------------------------------------
 
 
-class _Plan(nn.Module):
+class _PlanModule(nn.Module):
     def __init__(self, policy: Policy):
         super().__init__()
         self.policy, self.quiet = policy, not math.prod(policy.noise_shape)
@@ -159,15 +166,15 @@ class _Plan(nn.Module):
         return self.policy.plan(dict(zip(self.policy.inputs, obs, strict=True)), noise)
 
 
-def _program(policy: Policy, obs: Mapping[str, Tensor], noise: Tensor):
-    plan = _Plan(_rewritten(policy))
+def _export_program(policy: Policy, obs: Mapping[str, Tensor], noise: Tensor):
+    plan = _PlanModule(_exportable_copy(policy))
     arguments, names = [obs[k] for k in policy.inputs], list(policy.inputs)
     if not plan.quiet:
         arguments, names = [noise, *arguments], ["noise", *names]
     rows = {0: torch.export.Dim("rows", min=1)}
-    token = looping.set(_scanned)
+    token = scan_implementation.set(_onnx_scan)
     try:
-        with _silence():
+        with _quiet_exporter():
             return torch.onnx.export(
                 plan, tuple(arguments), dynamo=True, opset_version=OPSET, input_names=names, output_names=["action"],
                 dynamic_shapes=(tuple(rows for _ in arguments),), verbose=False)
@@ -175,13 +182,15 @@ def _program(policy: Policy, obs: Mapping[str, Tensor], noise: Tensor):
         cause = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise Unsupported(f"{type(policy.recipe.head).__name__} with these parts has no form in ONNX: {_line(cause)}",
-                          do="run it from its checkpoint, or take other parts") from error
+        raise Unsupported(
+            f"{type(policy.config.head).__name__} with these parts has no form in ONNX: {_first_line(cause)}",
+            hint="run it from its checkpoint, or take other parts",
+        ) from error
     finally:
-        looping.reset(token)
+        scan_implementation.reset(token)
 
 
-def _scanned(step, carried, *columns: Tensor):
+def _onnx_scan(step, carried, *columns: Tensor):
     """heads.base.repeated, as one loop of the exported program."""
     from torch._higher_order_ops.scan import scan
 
@@ -196,7 +205,7 @@ def _scanned(step, carried, *columns: Tensor):
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def _quiet_exporter() -> Iterator[None]:
     """The exporter's remarks are for its own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -211,22 +220,22 @@ def _silence() -> Iterator[None]:
 # -- modules whose plain form takes many operators -----------------------------------------------------------------
 
 
-def _rewritten(policy: Policy) -> Policy:
+def _exportable_copy(policy: Policy) -> Policy:
     """A copy that says the same in operators that are fast for a few rows: convolutions as products with all of a
-    position's neighbours, which one Gather brings together."""
+    position's neighbors, which one Gather brings together."""
     policy = copy.deepcopy(policy)
     for module in list(policy.modules()):
         for name, part in module.named_children():
             if isinstance(part, Convolution | Down):
-                setattr(module, name, _Gathered(part))
+                setattr(module, name, _PlainConvolution(part))
             elif isinstance(part, Up):
                 part.layout = "gemm"
-            elif isinstance(part, Activated):
-                setattr(module, name, _Normed(part))
+            elif isinstance(part, GroupNormMish):
+                setattr(module, name, _PlainGroupNorm(part))
     return policy
 
 
-class _Gathered(nn.Module):
+class _PlainConvolution(nn.Module):
     def __init__(self, plain: Convolution | Down):
         super().__init__()
         self.count, self.stride = plain.weight.shape[-1], plain.stride[0]
@@ -243,8 +252,8 @@ class _Gathered(nn.Module):
         return self.body(x.reshape(-1, self.count * size)).unflatten(0, (-1, first.numel()))
 
 
-class _Normed(nn.Module):
-    def __init__(self, plain: Activated):
+class _PlainGroupNorm(nn.Module):
+    def __init__(self, plain: GroupNormMish):
         super().__init__()
         self.groups, self.eps = plain.num_groups, plain.eps
         self.weight, self.bias = plain.weight, plain.bias

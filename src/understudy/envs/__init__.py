@@ -10,17 +10,17 @@ import re
 from contextlib import redirect_stderr, redirect_stdout
 from types import ModuleType
 
-from ..config import Untrusted
+from ..config import UntrustedCode
 from ..core import UserError
-from .base import Env, Obs, Outcome, Pictures, Plane, Replays, Scripted
-from .physics import simulator
+from .base import Env, HasExpert, Obs, PlanarMap, Renderable, Restorable, StepResult
+from .physics import simulator_version
 
-__all__ = ["Env", "Obs", "Outcome", "Pictures", "Plane", "Replays", "Scripted", "make", "names"]
+__all__ = ["Env", "HasExpert", "Obs", "PlanarMap", "Renderable", "Restorable", "StepResult", "make", "names"]
 
 SIMULATORS = "pip install 'understudy[sim]' brings MuJoCo, Gymnasium-Robotics and Meta-World"
 EXTRAS = {"ogbench": "ogbench", "dm_control": "dmcontrol", "minigrid": "minigrid", "pusht": "pusht",
           "highway": "highway"}  # module -> the extra that brings its simulator, where that is not sim
-APART = "it needs an environment of its own: see robosuite in the documents' page Environments"
+ROBOSUITE_HINT = "it needs an environment of its own: see robosuite in the documents' page Environments"
 GYM_ID = re.compile(r"(\w+/)?[A-Z]\w*(-\w+)*-v\d+")
 REGISTRIES = ("gymnasium_robotics", "gym_pusht", "minigrid", "highway_env")  # name Gymnasium ids when imported
 
@@ -33,7 +33,7 @@ ADAPTERS = {
 
 # name -> module and definition in it, called with rows and options
 TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": ("push", "Push"),
-        "push-images": ("push", "with_camera"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "Memory"),
+        "push-images": ("push", "push_images"), "blocks": ("blocks", "Blocks"), "memory": ("memory", "MemoryCorridor"),
         "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words")}
 
 
@@ -42,7 +42,7 @@ def names() -> tuple[str, ...]:
     return tuple(TOYS)
 
 
-def home(name: str) -> tuple[str, str] | None:
+def entry_point(name: str) -> tuple[str, str] | None:
     """The module and the definition in it that an environment of this name comes from; None for what is not of
     understudy's making."""
     if (toy := name.partition(":")[0]) in TOYS:
@@ -74,49 +74,49 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
     """
     env = _make(name, rows, trust, options)
     if type(env).__module__.startswith(__name__):  # one of ours, or of Gymnasium's in ours
-        env.facts = {**env.facts, "simulator": simulator(env)}
+        env.metadata = {**env.metadata, "simulator": simulator_version(env)}
     return env
 
 
 def _make(name, rows, trust, options) -> Env:
     toy, _, dim = name.partition(":")
     if toy in TOYS and (not dim or toy == "particle" and dim.isdigit()):
-        module, made = home(toy)
+        module, made = entry_point(toy)
         build = getattr(importlib.import_module(module), made)
         try:
             return build(rows, **options, **({"dim": int(dim)} if dim else {}))
         except TypeError as error:
             raise UserError(f"expected options of this environment, found {options}", where=name,
-                            do=str(error)) from error
+                            hint=str(error)) from error
     if (adapter := _adapter(name)) is not None:
         return _simulated(adapter, name, rows, options)
     if ":" in name:
-        return _made(name, rows, trust, options)
+        return _make_from_factory(name, rows, trust, options)
     return _registered(name, name, rows, trust, options)
 
 
 def _simulated(module, name, rows, options) -> Env:
     try:
-        adapter = _quietly(f"{__name__}.{module}")
+        adapter = _import_quietly(f"{__name__}.{module}")
     except ImportError as error:
-        brings = (APART if module == "robosuite" else SIMULATORS if module not in EXTRAS
+        brings = (ROBOSUITE_HINT if module == "robosuite" else SIMULATORS if module not in EXTRAS
                   else f"pip install 'understudy[{EXTRAS[module]}]' brings it")
-        raise UserError(f"expected its simulator, found none ({error})", where=name, do=brings) from error
+        raise UserError(f"expected its simulator, found none ({error})", where=name, hint=brings) from error
     import gymnasium
 
     try:
         return adapter.make(name, rows, **options)
     except ImportError as error:
         raise UserError(f"expected all of its simulator, found a part missing ({error})", where=name,
-                        do="install what is named there") from error
+                        hint="install what is named there") from error
     except (gymnasium.error.Error, TypeError) as error:
-        raise UserError(f"it cannot be made: {error}", where=name, do="check its options") from error
+        raise UserError(f"it cannot be made: {error}", where=name, hint="check its options") from error
 
 
 def _registered(gym_id, name, rows, trust, options) -> Env:
     import gymnasium
 
-    from . import gym
+    from . import gymnasium_adapter
     for package in (*trust, *REGISTRIES):
         if gym_id in gymnasium.registry:
             break
@@ -124,54 +124,54 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
             _module(package, f"--trust {package}")
             continue
         try:
-            _quietly(package)
+            _import_quietly(package)
         except ImportError:
             continue
     if gym_id not in gymnasium.registry:
         raise UserError(f"expected an environment, found {name!r}", where="environment",
-                        do=_nearest(name, gymnasium.registry))
+                        hint=_nearest(name, gymnasium.registry))
     try:
-        env = gym.build(gym_id, **options)
+        env = gymnasium_adapter.build(gym_id, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-        raise UserError(f"expected its simulator, found none ({error})", where=name, do=SIMULATORS) from error
+        raise UserError(f"expected its simulator, found none ({error})", where=name, hint=SIMULATORS) from error
     except (gymnasium.error.Error, TypeError) as error:
-        raise UserError(f"Gymnasium cannot make it: {error}", where=name, do="check its options") from error
-    return _adapted(name, env, lambda: gym.build(gym_id, **options), rows)
+        raise UserError(f"Gymnasium cannot make it: {error}", where=name, hint="check its options") from error
+    return _adapt_gym_env(name, env, lambda: gymnasium_adapter.build(gym_id, **options), rows)
 
 
-def _adapted(name, env, again, rows) -> Env:
-    from . import gym
+def _adapt_gym_env(name, env, again, rows) -> Env:
+    from . import gymnasium_adapter
 
-    gym.check_api(env, name)
+    gymnasium_adapter.check_api(env, name)
     first = [env]  # already built
-    vec = gym.side_by_side(lambda: first.pop() if first else again(), rows)
+    vec = gymnasium_adapter.vectorize(lambda: first.pop() if first else again(), rows)
     if len({id(e.unwrapped) for e in vec.envs}) < rows:
         raise UserError("expected a new environment at every call, found the same one again", where=name,
-                        do="build it inside the function")
-    facts = gym.facts_of(env, name)
-    if gym.is_mujoco(env):
+                        hint="build it inside the function")
+    facts = gymnasium_adapter.env_metadata(env, name)
+    if gymnasium_adapter.is_mujoco(env):
         from .mujoco import Mujoco
 
         return Mujoco(vec, facts)
-    return gym.adapt(vec, facts)
+    return gymnasium_adapter.wrap_vector(vec, facts)
 
 
-def _made(name, rows, trust, options) -> Env:
+def _make_from_factory(name, rows, trust, options) -> Env:
     import gymnasium
 
-    from . import gym
+    from . import gymnasium_adapter
     module, _, factory = name.partition(":")
     package = module.split(".")[0]
     if package not in trust:
-        raise Untrusted(f"names code of the package {package!r}, which is not trusted", where=name,
-                        do=f"add --trust {package} (in Python: trust=({package!r},)) if you trust that code to run")
+        raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,
+                        hint=f"add --trust {package} (in Python: trust=({package!r},)) if you trust that code to run")
     build = getattr(_module(module, name), factory, None)
     if build is None and factory in gymnasium.registry:  # Gymnasium's own way of naming who registers an id
         return _registered(factory, name, rows, (), options)
     if not callable(build):
         raise UserError(f"expected a function or class {factory!r} in {module}, found "
                         f"{'none' if build is None else type(build).__name__}", where=name,
-                        do="an environment is named module:factory")
+                        hint="an environment is named module:factory")
     known = inspect.signature(build).parameters
     if "rows" in known:
         options = {"rows": rows, **options}
@@ -179,19 +179,21 @@ def _made(name, rows, trust, options) -> Env:
         inspect.signature(build).bind(**options)
     except TypeError as error:
         raise UserError(f"expected a function of rows or of nothing, found {factory}{inspect.signature(build)}",
-                        where=name, do=f"give what else it needs a default ({error})") from None
+                        where=name, hint=f"give what else it needs a default ({error})") from None
     env = build(**options)
     if isinstance(env, Env):
         return env
     if isinstance(env, gymnasium.vector.VectorEnv):
-        return gym.adapt(env, {"env": name, "version": None, "fps": env.metadata.get("render_fps"), "limit": None})
+        return gymnasium_adapter.wrap_vector(
+            env, {"env": name, "version": None, "fps": env.metadata.get("render_fps"), "limit": None}
+        )
     if isinstance(env, gymnasium.Env):
-        return _adapted(name, env, lambda: build(**options), rows)
+        return _adapt_gym_env(name, env, lambda: build(**options), rows)
     raise UserError(f"expected an Env, a gymnasium.Env or a VectorEnv, found {type(env).__name__}", where=name,
-                    do="let the factory return one of these")
+                    hint="let the factory return one of these")
 
 
-def _quietly(module: str) -> ModuleType:
+def _import_quietly(module: str) -> ModuleType:
     """Simulators greet when they are imported."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         return importlib.import_module(module)
@@ -204,10 +206,10 @@ def _module(module: str, where: str) -> ModuleType:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # something that it needs itself
         raise UserError(f"expected a module, found none called {module!r}", where=where,
-                        do="check the name; it has to be importable from here (PYTHONPATH)") from error
+                        hint="check the name; it has to be importable from here (PYTHONPATH)") from error
 
 
-def nearest(name: str, known) -> str:
+def suggestion(name: str, known) -> str:
     """What to do about a name that is none of those known."""
     near = difflib.get_close_matches(name, list(known), 3, 0.4)
     return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"

@@ -8,27 +8,27 @@ import mujoco
 import numpy as np
 
 from ..core import UserError
-from . import gym
-from .mujoco import Simulated
+from . import gymnasium_adapter
+from .mujoco import MujocoVector
 
-OPENED = 1.0  # rad, of the hinge: what all people of the recorded demonstrations pass
+OPEN_ANGLE = 1.0  # rad, of the hinge: what all people of the recorded demonstrations pass
 RANDOM, EXPERT = -56.512833, 2880.5693087298737  # returns that D4RL (Fu et al. 2020) counts as 0 and 100
 JOINTS, LATCH, HINGE = slice(0, 27), 27, 28  # of an observation; joints are qpos[1:28]
-PALM, HANDLE, APART = slice(29, 32), slice(32, 35), slice(35, 38)
+PALM, HANDLE, PALM_TO_HANDLE = slice(29, 32), slice(32, 35), slice(35, 38)
 
 
 def make(name: str, rows: int = 1, limit: int = 300, **options) -> Door:
     """limit: steps. The environment's own 200 cut most people off before the door is open."""
     def build():
-        return Mended(gym.build(name, max_episode_steps=limit, **options))
+        return CorrectedReward(gymnasium_adapter.build(name, max_episode_steps=limit, **options))
     env = build()
-    facts = {**gym.facts_of(env, name), "limit": limit,
-             "success": f"hinge at 1.35 rad or more at any step (info \"opened\": above {OPENED} rad at any step)"}
-    return Door(gym.side_by_side(build, rows), facts, lift=("opened",))
+    facts = {**gymnasium_adapter.env_metadata(env, name), "limit": limit,
+             "success": f"hinge at 1.35 rad or more at any step (info \"opened\": above {OPEN_ANGLE} rad at any step)"}
+    return Door(gymnasium_adapter.vectorize(build, rows), facts, lift=("opened",))
 
 
 def score(rewards: np.ndarray, steps: int = 200) -> float:
-    """D4RL's normalised score of an episode's rewards (T,): 0 is random, 100 its expert, over the first 200 steps."""
+    """D4RL's normalized score of an episode's rewards (T,): 0 is random, 100 its expert, over the first 200 steps."""
     return 100 * (float(np.asarray(rewards)[:steps].sum()) - RANDOM) / (EXPERT - RANDOM)
 
 
@@ -37,11 +37,11 @@ def reward(seen: np.ndarray, speed: np.ndarray) -> float:
     Gymnasium-Robotics 1.4.2 rewards the distance of palm and handle where it should cost."""
     hinge = seen[HINGE]
     bonus = 2.0 * (hinge > 0.2) + 8.0 * (hinge > 1.0) + 10.0 * (hinge > 1.35)
-    cost = 0.1 * np.linalg.norm(seen[APART]) + 0.1 * (hinge - 1.57) ** 2 + 1e-5 * np.square(speed).sum()
+    cost = 0.1 * np.linalg.norm(seen[PALM_TO_HANDLE]) + 0.1 * (hinge - 1.57) ** 2 + 1e-5 * np.square(speed).sum()
     return float(bonus - cost)
 
 
-class Mended(gymnasium.Wrapper):
+class CorrectedReward(gymnasium.Wrapper):
     """The reward with its signs right, and whether the door has been open."""
 
     def reset(self, **options):
@@ -50,31 +50,31 @@ class Mended(gymnasium.Wrapper):
 
     def step(self, action):
         seen, _, terminated, truncated, info = self.env.step(action)
-        self.opened = self.opened or bool(seen[HINGE] > OPENED)
+        self.opened = self.opened or bool(seen[HINGE] > OPEN_ANGLE)
         return (seen, reward(seen, self.unwrapped.data.qvel), terminated, truncated,
                 {**info, "success": bool(info["success"]), "opened": self.opened})
 
 
-class Door(Simulated):
+class Door(MujocoVector):
     """simulator.state is MuJoCo's and, last, where the door stands (3), m. Without it, rows are restored from
     observation.state: the joints it shows, the arm's slide from where the palm is, the door's place from the
     episode's fact init_door_body_pos or, without that, from where the handle is; at rest, since velocities are not
     observed."""
 
-    def _get(self, row):
+    def _get_state(self, row):
         env = self.vec.envs[row].unwrapped
-        return np.concatenate([super()._get(row), env.model.body_pos[env.door_body_id]])
+        return np.concatenate([super()._get_state(row), env.model.body_pos[env.door_body_id]])
 
-    def _set(self, row, state):
+    def _set_state(self, row, state):
         env = self.vec.envs[row].unwrapped
         env.model.body_pos[env.door_body_id] = state[-3:]
-        super()._set(row, state[:-3])
+        super()._set_state(row, state[:-3])
 
-    def _pose(self, row, steps, i):
+    def _restore_from_obs(self, row, steps, i):
         if "observation.state" not in steps:
             raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
-                            where=self.facts["env"], do="restore from steps recorded in this environment")
-        seen = self._recorded(steps, i, "observation.state", 39)
+                            where=self.metadata["env"], hint="restore from steps recorded in this environment")
+        seen = self._recorded_column(steps, i, "observation.state", 39)
         told = "init_door_body_pos" in steps
         env, (model, data) = self.vec.envs[row].unwrapped, self.models[row]
         data.qpos[:] = [0.0, *seen[JOINTS], seen[HINGE], seen[LATCH]]
@@ -82,6 +82,6 @@ class Door(Simulated):
         mujoco.mj_forward(model, data)
         data.qpos[0] = (seen[PALM] - data.site_xpos[env.grasp_site_id]) @ data.xaxis[0]  # the slide's axis
         door = model.body_pos[env.door_body_id]
-        door[:] = (self._recorded(steps, i, "init_door_body_pos", 3) if told
+        door[:] = (self._recorded_column(steps, i, "init_door_body_pos", 3) if told
                    else door + seen[HANDLE] - data.site_xpos[env.handle_site_id])
         mujoco.mj_forward(model, data)

@@ -9,8 +9,8 @@ import torch
 
 from ..core import normal, uniform
 from ..execute.actor import Actor
-from .raster import INK, Canvas
-from .toy import Toy, distance, named
+from .raster import COLOR_OF_ROLE, Canvas
+from .toy import Toy, distance, named_vector
 
 WIDE, HIGH = 2.0, 1.2  # m, of the space seen from the side
 LENGTH = 0.6  # m, of the bar
@@ -40,13 +40,13 @@ class Arms(Toy):
     low, high = -SPEED, SPEED
 
     def __init__(self, rows: int = 1, limit: int = 80):
-        self.features = {"observation.state": named(*STATE),
-                         "action": named("left.x", "left.y", "right.x", "right.y", unit="m/s")}
-        self.facts = {"env": "arms", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
+        self.features = {"observation.state": named_vector(*STATE),
+                         "action": named_vector("left.x", "left.y", "right.x", "right.y", unit="m/s")}
+        self.metadata = {"env": "arms", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
                       "success": f"the middle of the bar, held by both hands, within {RADIUS} m of the goal"}
         super().__init__(rows, limit)
 
-    def fresh(self, key):
+    def initial_state(self, key):
         drawn = uniform(key, torch.zeros_like(key), (7,)).numpy().astype(np.float32)
         hands = np.float32([[0.3, 0.8], [1.7, 0.8]]) + 0.4 * (drawn[:, :4].reshape(-1, 2, 2) - 0.5)
         bar = np.stack([0.7 + 0.6 * drawn[:, 4], np.full(len(key), FLOOR, np.float32)], 1)
@@ -54,16 +54,16 @@ class Arms(Toy):
         return {"hands": hands, "bar": bar, "heading": np.tile(np.float32([1, 0]), (len(key), 1)),
                 "holds": np.zeros((len(key), 2), bool), "goal": goal}
 
-    def show(self):
+    def observe(self):
         s = self.state
         return {"observation.state": np.concatenate([
             s["hands"].reshape(self.rows, 4), s["bar"], s["heading"], s["holds"].astype(np.float32), s["goal"]], 1)}
 
-    def recall(self, steps):
+    def state_from_columns(self, steps):
         hands, bar, heading, holds, goal = np.split(steps["observation.state"], (4, 6, 8, 10), 1)
         return {"hands": hands.reshape(-1, 2, 2), "bar": bar, "heading": heading, "holds": holds > 0.5, "goal": goal}
 
-    def move(self, action):
+    def advance(self, action):
         s = self.state
         both = s["holds"].all(1)
         went = np.clip(s["hands"] + np.float32(0.1) * action.reshape(-1, 2, 2), 0, np.float32([WIDE, HIGH]))
@@ -88,11 +88,15 @@ class Arms(Toy):
     def frame(self, row):
         s = {k: v[row:row + 1] for k, v in self.state.items()}
         canvas = Canvas(1, 256, (0.0, (HIGH - WIDE) / 2), WIDE)
-        canvas.box(np.float32([[WIDE / 2, 0.0]]), np.float32([[1, 0]]), (WIDE / 2, FLOOR - 0.03), INK["start"])
-        canvas.circle(s["goal"], 1.6 * RADIUS, INK["goal"])
-        canvas.box(s["bar"], s["heading"], (LENGTH / 2, 0.03), INK["block"])
+        canvas.box(
+            np.float32([[WIDE / 2, 0.0]]), np.float32([[1, 0]]), (WIDE / 2, FLOOR - 0.03), COLOR_OF_ROLE["start"]
+        )
+        canvas.circle(s["goal"], 1.6 * RADIUS, COLOR_OF_ROLE["goal"])
+        canvas.box(s["bar"], s["heading"], (LENGTH / 2, 0.03), COLOR_OF_ROLE["block"])
         for i in (0, 1):
-            canvas.circle(s["hands"][:, i], 0.06, INK["agent"] if s["holds"][0, i] else INK["waypoint"])
+            canvas.circle(
+                s["hands"][:, i], 0.06, COLOR_OF_ROLE["agent"] if s["holds"][0, i] else COLOR_OF_ROLE["waypoint"]
+            )
         return canvas.image[0]
 
 

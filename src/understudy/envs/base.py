@@ -17,7 +17,7 @@ Obs = Mapping[str, Tensor]  # full column name -> (B, ...), on the CPU
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     obs: Obs
     reward: Tensor  # (B,) float32
     terminated: Tensor  # (B,) bool: nothing follows
@@ -32,28 +32,28 @@ class Env(ABC):
 
     rows: int
     features: Schema
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     @abstractmethod
     def reset(self, which: Tensor, key: Tensor) -> Obs:
         """Start rows `which` (n,) anew, each decided by its `key` (n,) alone; observations of all rows."""
 
     @abstractmethod
-    def step(self, action: Tensor) -> Outcome:
+    def step(self, action: Tensor) -> StepResult:
         """action (B, A). A row that ended goes on being stepped until reset; nobody reads it."""
 
     def close(self) -> None:
         """Gives back what the environment holds outside this process's memory."""
 
 
-class Scripted(Env):
+class HasExpert(Env):
     """Has an expert of its own."""
 
     @abstractmethod
     def expert(self) -> Actor: ...
 
 
-class Replays(Env):
+class Restorable(Env):
     """Can be put where a recorded step was."""
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Replays(Env):
         their episodes may stand among them under their names. Raises UserError naming a column it needs."""
 
 
-class Pictures(Env):
+class Renderable(Env):
     """Can be looked at."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Pictures(Env):
         """(H, W, 3) uint8."""
 
 
-class Plane(Env):
+class PlanarMap(Env):
     """A toy in the plane, whose trajectories can be drawn over its map."""
 
     @abstractmethod

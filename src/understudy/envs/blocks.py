@@ -9,8 +9,8 @@ import torch
 
 from ..core import UserError, normal, uniform
 from ..execute.actor import Actor
-from .raster import INK, Canvas
-from .toy import Modal, distance, named
+from .raster import COLOR_OF_ROLE, Canvas
+from .toy import MultimodalToy, distance, named_vector
 
 SIDE = 1.0  # m, of the table
 DISC, BLOCK = 0.035, 0.06  # m, radii
@@ -23,10 +23,10 @@ STATE = ("agent.x", "agent.y", "left.x", "left.y", "right.x", "right.y", "left_t
          "right_target.x", "right_target.y")
 MODES = ("the left block first, to the left", "the left block first, to the right",
          "the right block first, to the left", "the right block first, to the right")
-COLOURS = INK["block"], (222, 150, 70)
+COLOURS = COLOR_OF_ROLE["block"], (222, 150, 70)
 
 
-class Blocks(Modal):
+class Blocks(MultimodalToy):
     """The task of the multimodal block pushing of Shafiullah et al. 2022 (Behavior Transformers, arXiv 2206.11251), in
     the plane: both blocks are to lie on a target each. Which is brought first and which goes where makes four ways.
 
@@ -43,55 +43,55 @@ class Blocks(Modal):
     """
 
     low, high = -SPEED, SPEED
-    needs = ("observation.state", "simulator.state")
+    state_columns = ("observation.state", "simulator.state")
 
     def __init__(self, rows: int = 1, limit: int = 150):
-        self.features = {"observation.state": named(*STATE, unit="m"), "simulator.state": named("first"),
-                         "action": named("x", "y", unit="m/s")}
-        self.facts = {"env": "blocks", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0, "modes": MODES,
+        self.features = {"observation.state": named_vector(*STATE, unit="m"), "simulator.state": named_vector("first"),
+                         "action": named_vector("x", "y", unit="m/s")}
+        self.metadata = {"env": "blocks", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0, "modes": MODES,
                       "success": f"each block within {RADIUS} m of a target of its own"}
         super().__init__(rows, limit)
 
-    def fresh(self, key):
+    def initial_state(self, key):
         drawn = 2 * uniform(key, torch.zeros_like(key), (5, 2)).numpy().astype(np.float32) - 1
         at = CENTRES + SPREAD[:, None] * drawn
         return {"disc": at[:, 0], "blocks": at[:, 1:3], "targets": at[:, 3:], "first": np.full(len(key), -1, np.int64)}
 
-    def show(self):
+    def observe(self):
         s = self.state
         flat = [s["disc"], *(s[k].reshape(self.rows, 4) for k in ("blocks", "targets"))]
         return {"observation.state": np.concatenate(flat, 1), "simulator.state": s["first"][:, None].astype(np.float32)}
 
-    def recall(self, steps):
+    def state_from_columns(self, steps):
         disc, blocks, targets = np.split(steps["observation.state"], (2, 6), 1)
         return {"disc": disc, "blocks": blocks.reshape(-1, 2, 2), "targets": targets.reshape(-1, 2, 2),
                 "first": np.rint(steps["simulator.state"][:, 0]).astype(np.int64)}
 
-    def move(self, action):
+    def advance(self, action):
         s = self.state
         for _ in range(SUBSTEPS):
             disc = np.clip(s["disc"] + PERIOD * action, DISC, SIDE - DISC)
-            blocks = s["blocks"] + _out_of(disc[:, None], s["blocks"], DISC + BLOCK)
+            blocks = s["blocks"] + _push_apart(disc[:, None], s["blocks"], DISC + BLOCK)
             for _ in range(4):  # halves what the edge leaves of an overlap, each time
-                apart = _out_of(blocks[:, 0], blocks[:, 1], 2 * BLOCK) / 2
+                apart = _push_apart(blocks[:, 0], blocks[:, 1], 2 * BLOCK) / 2
                 blocks = np.clip(blocks + np.stack([-apart, apart], 1), BLOCK, SIDE - BLOCK)
             for i in (0, 1):  # what is pressed against the edge or the other block stays, and the disc yields
-                disc = disc + _out_of(blocks[:, i], disc, DISC + BLOCK)
+                disc = disc + _push_apart(blocks[:, i], disc, DISC + BLOCK)
             s["disc"], s["blocks"] = disc, blocks
-        on = self._on()
+        on = self._on_target()
         held = on.any(2)
         stays = np.take_along_axis(held, np.maximum(s["first"], 0)[:, None], 1)[:, 0] & (s["first"] >= 0)
         s["first"] = np.where(stays, s["first"], np.where(held.any(1), held.argmax(1), -1))
         success = on[:, 0, 0] & on[:, 1, 1] | on[:, 0, 1] & on[:, 1, 0]
         return success, success, np.zeros_like(success)
 
-    def _on(self):
+    def _on_target(self):
         """(rows, block, target) bool."""
         return distance(self.state["blocks"][:, :, None], self.state["targets"][:, None]) < RADIUS
 
     def mode(self):
         first = self.state["first"]
-        to = self._on()[np.arange(self.rows), np.maximum(first, 0)].argmax(1)
+        to = self._on_target()[np.arange(self.rows), np.maximum(first, 0)].argmax(1)
         return np.where(first < 0, -1, 2 * first + to)
 
     def expert(self):
@@ -106,14 +106,14 @@ class Blocks(Modal):
         s = {k: v[row:row + 1] for k, v in self.state.items()}
         canvas = Canvas(1, 256, (0.0, 0.0), SIDE)
         for i in (0, 1):
-            canvas.circle(s["targets"][:, i], BLOCK + 0.02, INK["goal"])
+            canvas.circle(s["targets"][:, i], BLOCK + 0.02, COLOR_OF_ROLE["goal"])
         for i in (0, 1):
             canvas.circle(s["blocks"][:, i], BLOCK, COLOURS[i])
-        canvas.circle(s["disc"], DISC, INK["agent"])
+        canvas.circle(s["disc"], DISC, COLOR_OF_ROLE["agent"])
         return canvas.image[0]
 
 
-def _out_of(still, moved, least):
+def _push_apart(still, moved, least):
     """How far `moved` (rows, ..., 2) has to go to be `least` away from `still`; nothing where it is."""
     away = moved - still
     gap = np.maximum(distance(away, 0), 1e-6)[..., None]
@@ -126,18 +126,18 @@ class Expert(Actor):
     a number of MODES. Follows the field lines of a dipole at the block (see push.Expert), and keeps clear of the other
     block. `noise`: standard deviation of its unsteadiness, m/s."""
 
-    way: int | None = None
+    mode: int | None = None
     noise: float = 0.03
 
     def __post_init__(self):
-        if self.way not in (None, 0, 1, 2, 3):
-            raise UserError(f"expected a way from 0 to 3 or none, found {self.way}", where="blocks",
-                            do="None draws one for each episode")
+        if self.mode not in (None, 0, 1, 2, 3):
+            raise UserError(f"expected a way from 0 to 3 or none, found {self.mode}", where="blocks",
+                            hint="None draws one for each episode")
 
     def start(self, obs, key):
         drawn = (4 * uniform(key, torch.zeros_like(key), (1,), stream=6)[:, 0]).long()
         return {"key": key, "count": torch.zeros_like(key), "onward": torch.zeros_like(key, dtype=torch.bool),
-                "way": drawn if self.way is None else torch.full_like(drawn, self.way)}
+                "way": drawn if self.mode is None else torch.full_like(drawn, self.mode)}
 
     def act(self, obs, state):
         disc, *points = obs["observation.state"].split(2, 1)

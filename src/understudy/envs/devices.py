@@ -17,10 +17,11 @@ import numpy as np
 from ..core import UserError
 from .grid import MOVES
 
-HOLD = 0.35  # s; a terminal tells of keys that go down, again and again while they are held, and never of their release
+# s; a terminal tells of keys that go down, again and again while they are held, and never of their release
+HOLD_SECONDS = 0.35
 
 
-class Device(Protocol):
+class TeleopDevice(Protocol):
     """Anything with `read`; it may keep a connection open, and is asked once a step."""
 
     def read(self) -> np.ndarray:
@@ -53,7 +54,7 @@ class Keyboard:
     def __post_init__(self):
         if len(self.low) not in (1, 2) or not np.isfinite([*self.low, *self.high]).all():
             raise UserError(f"expected actions of one or two numbers with limits, found {len(self.low)}",
-                            where="keyboard", do="use a device with more axes, in a loop of your own "
+                            where="keyboard", hint="use a device with more axes, in a loop of your own "
                             "(docs/recording.md)")
 
     @contextmanager
@@ -66,10 +67,10 @@ class Keyboard:
             before = termios.tcgetattr(self.handle)
         except ImportError:
             raise UserError("expected a terminal of a Unix system", where="keyboard",
-                            do="record with a Recorder in a loop of your own (docs/recording.md)") from None
+                            hint="record with a Recorder in a loop of your own (docs/recording.md)") from None
         except termios.error:
             raise UserError("expected a terminal to read keys from, found none", where="standard input",
-                            do="run it in a terminal, without a pipe") from None
+                            hint="run it in a terminal, without a pipe") from None
         try:
             tty.setcbreak(self.handle)
             yield self
@@ -104,7 +105,7 @@ class Keyboard:
             text = text[len(key):]
             if key in _KEYS:
                 part, way = _KEYS[key]
-                self._until[min(part, len(self.low) - 1)] = way, now + HOLD
+                self._until[min(part, len(self.low) - 1)] = way, now + HOLD_SECONDS
             elif key == " ":
                 self._until.clear()
             elif key.lower() in _COMMANDS:
@@ -112,7 +113,7 @@ class Keyboard:
 
 
 @dataclass
-class Moves(Keyboard):
+class DiscreteKeyboard(Keyboard):
     """The same keys for an action that is one of `grid.MOVES`: a step for the last key that was pressed since the one
     before, and none where there was no key."""
 
@@ -155,13 +156,13 @@ class Gamepad:
                 self.source = open(self.path, "rb", buffering=0)  # noqa: SIM115 as long as the gamepad is used
             except OSError as error:
                 raise UserError(f"expected a gamepad ({error.strerror})", where=self.path,
-                                do="plug it in, and make sure that you may read it (group input)") from None
+                                hint="plug it in, and make sure that you may read it (group input)") from None
 
     def read(self) -> np.ndarray:
         while select.select([self.source], [], [], 0)[0]:
             event = self.source.read(_EVENT.size)
             if not event or len(event) < _EVENT.size:
-                raise UserError("expected a gamepad, found it gone", where=self.path, do="plug it in again")
+                raise UserError("expected a gamepad, found it gone", where=self.path, hint="plug it in again")
             _, value, kind, number = _EVENT.unpack(event)
             if kind & _AXIS:
                 self._at[number] = value / 32767
@@ -173,7 +174,7 @@ class Gamepad:
 
 
 @dataclass(frozen=True)
-class Leader:
+class LeaderArm:
     """A second arm that a person moves: the follower's action is where its joints are. joints: gives them, as whatever
     drives the leader reads them. scale, offset: what makes them the follower's, as after calibration."""
 
@@ -185,5 +186,5 @@ class Leader:
         at = np.asarray(self.joints(), np.float64)
         if not np.isfinite(at).all():
             raise UserError(f"expected finite joints, found {at.tolist()}", where="leader",
-                            do="check its connection before the follower moves")
+                            hint="check its connection before the follower moves")
         return (at * self.scale + self.offset).astype(np.float32)

@@ -12,28 +12,28 @@ from dm_env import specs
 from gymnasium import spaces
 
 from ..core import UserError
-from . import gym
-from .mujoco import Simulated
+from . import gymnasium_adapter
+from .mujoco import MujocoVector
 
 CAMERA = {"height": 240, "width": 320, "camera_id": 0}
 
 
-def make(name: str, rows: int = 1, limit: int | None = None) -> Suite:
+def make(name: str, rows: int = 1, limit: int | None = None) -> DmControlVector:
     """name: "dm_control/cartpole-swingup", domain and task. limit: steps, in place of the task's own, 1000 for most.
     It defines no success; a step's reward is from 0 to 1."""
     domain, _, task = name.removeprefix("dm_control/").partition("-")
     if (domain, task) not in suite.ALL_TASKS:
-        from . import nearest
+        from . import suggestion
 
         raise UserError(f"expected a domain and a task of the control suite, found {domain}-{task}", where=name,
-                        do=nearest(f"{domain}-{task}", ["-".join(known) for known in suite.ALL_TASKS]))
-    vec = gym.side_by_side(lambda: Single(domain, task, limit), rows)
+                        hint=suggestion(f"{domain}-{task}", ["-".join(known) for known in suite.ALL_TASKS]))
+    vec = gymnasium_adapter.vectorize(lambda: DMControlEnv(domain, task, limit), rows)
     first = vec.envs[0]
-    return Suite(vec, {"env": name, "version": f"dm_control {version('dm-control')}", "limit": first.limit,
+    return DmControlVector(vec, {"env": name, "version": f"dm_control {version('dm-control')}", "limit": first.limit,
                        "fps": round(1 / first.env.control_timestep(), 6)})
 
 
-class Single(gymnasium.Env):
+class DMControlEnv(gymnasium.Env):
     """A task as a gymnasium.Env. Each episode draws from a generator of its own."""
 
     render_mode, metadata = "rgb_array", {"render_modes": ["rgb_array"]}
@@ -46,7 +46,7 @@ class Single(gymnasium.Env):
         self.model, self.data = self.env.physics.model.ptr, self.env.physics.data.ptr
         self.observation_space = spaces.Dict({k: spaces.Box(-np.inf, np.inf, spec.shape, np.float64)
                                               for k, spec in self.env.observation_spec().items()})
-        self.action_space = _box(self.env.action_spec())
+        self.action_space = _box_space(self.env.action_spec())
 
     def reset(self, *, seed=None, options=None):
         self.env.task._random = np.random.RandomState(seed)
@@ -61,25 +61,25 @@ class Single(gymnasium.Env):
         return self.env.physics.render(**CAMERA)
 
 
-def _box(spec: specs.BoundedArray) -> spaces.Box:
+def _box_space(spec: specs.BoundedArray) -> spaces.Box:
     low, high = (np.broadcast_to(limit, spec.shape).astype(np.float64) for limit in (spec.minimum, spec.maximum))
     return spaces.Box(low, high, spec.shape, np.float64)
 
 
-class Suite(Simulated):
+class DmControlVector(MujocoVector):
     """A column for each of the task's observations: observation.position, observation.velocity, ..."""
 
-    def _pose(self, row, steps, i):
+    def _restore_from_obs(self, row, steps, i):
         raise UserError(f"expected a column 'simulator.state', found {', '.join(sorted(steps))}",
-                        where=self.facts["env"], do="record again with understudy record, which writes it")
+                        where=self.metadata["env"], hint="record again with understudy record, which writes it")
 
     def restore(self, which, steps):
         self.reset(which, torch.zeros_like(which))
         for i, row in enumerate(which.tolist()):
             if "simulator.state" not in steps:
-                self._pose(row, steps, i)
-            self._set(row, self._recorded(steps, i, "simulator.state", len(self._get(row))))
+                self._restore_from_obs(row, steps, i)
+            self._set_state(row, self._recorded_column(steps, i, "simulator.state", len(self._get_state(row))))
             env = self.vec.envs[row].env
             for name, value in env.task.get_observation(env.physics).items():
                 self.seen[f"observation.{name}"][row] = np.asarray(value).reshape(-1)
-        return self._shown()
+        return self._observation()

@@ -9,8 +9,8 @@ import torch
 
 from ..core import normal, uniform
 from ..execute.actor import Actor
-from .raster import INK, Canvas
-from .toy import Toy, named
+from .raster import COLOR_OF_ROLE, Canvas
+from .toy import Toy, named_vector
 
 CRUISE = 10.0  # m/s
 FORCE = 5.0  # m/s^2, at full throttle or brake
@@ -36,18 +36,18 @@ class Drive(Toy):
     Best possible success: 1.0. `Expert(noise=0)` attains it, from the present pixels alone.
     """
 
-    needs = ("observation.state", "simulator.state")
+    state_columns = ("observation.state", "simulator.state")
 
     def __init__(self, rows: int = 1, limit: int = 90, dashboard: bool = True):
         self.dashboard = dashboard
         names = tuple(f"pixel.{i}" for i in range(PIXELS)) + (("brake",) if dashboard else ())
-        self.features = {"observation.state": named(*names), "simulator.state": named(*HIDDEN),
-                         "action": named("throttle")}
-        self.facts = {"env": "drive", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
+        self.features = {"observation.state": named_vector(*names), "simulator.state": named_vector(*HIDDEN),
+                         "action": named_vector("throttle")}
+        self.metadata = {"env": "drive", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
                       "success": "past the crossing while nobody was on it"}
         super().__init__(rows, limit)
 
-    def fresh(self, key):
+    def initial_state(self, key):
         drawn = uniform(key, torch.zeros_like(key), (7,)).numpy()
         none = np.zeros(len(key))
         hidden = np.stack([50 + 20 * drawn[:, 0], 6 + 4 * drawn[:, 1], none,
@@ -55,17 +55,17 @@ class Drive(Toy):
                            np.floor(PIXELS * drawn[:, 5]), np.floor(2**23 * drawn[:, 6]), none], 1).astype(np.float32)
         return {"pixels": _camera(hidden), "brake": none.astype(np.float32), "hidden": hidden}
 
-    def show(self):
+    def observe(self):
         s = self.state
         seen = (s["pixels"], s["brake"][:, None]) if self.dashboard else (s["pixels"],)
         return {"observation.state": np.concatenate(seen, 1), "simulator.state": s["hidden"]}
 
-    def recall(self, steps):
+    def state_from_columns(self, steps):
         seen = steps["observation.state"]
         brake = seen[:, PIXELS] if self.dashboard else np.zeros(len(seen), np.float32)
         return {"pixels": seen[:, :PIXELS], "brake": brake, "hidden": steps["simulator.state"]}
 
-    def move(self, action):
+    def advance(self, action):
         s = self.state
         far, speed, person, appears_at, wait, pixel, number, clock = s["hidden"].T
         after = np.clip(speed + np.float32(PERIOD * FORCE) * action[:, 0], 0, np.float32(CRUISE))
@@ -87,14 +87,14 @@ class Drive(Toy):
     def frame(self, row):
         far, speed, person, *_ = self.state["hidden"][row]
         canvas, flat = Canvas(1, 256, (-70.0, -38.0), 76.0), np.float32([[1, 0]])
-        canvas.box(np.float32([[-32, 0]]), flat, (38, 4), INK["start"])
-        canvas.box(np.float32([[1, 0]]), flat, (0.8, 4), INK["goal"])
+        canvas.box(np.float32([[-32, 0]]), flat, (38, 4), COLOR_OF_ROLE["start"])
+        canvas.box(np.float32([[1, 0]]), flat, (0.8, 4), COLOR_OF_ROLE["goal"])
         if person:
-            canvas.circle(np.float32([[1, 0]]), 1.5, INK["agent"])
-        canvas.box(np.float32([[-far, 0]]), flat, (2.4, 1.4), INK["block"])
+            canvas.circle(np.float32([[1, 0]]), 1.5, COLOR_OF_ROLE["agent"])
+        canvas.box(np.float32([[-far, 0]]), flat, (2.4, 1.4), COLOR_OF_ROLE["block"])
         if self.state["brake"][row]:
-            canvas.box(np.float32([[-far - 2.2, 0]]), flat, (0.5, 1.4), INK["agent"])
-        canvas.box(np.float32([[-66 + 2 * speed, 14]]), flat, (0.3 + 2 * speed, 1.2), INK["waypoint"])
+            canvas.box(np.float32([[-far - 2.2, 0]]), flat, (0.5, 1.4), COLOR_OF_ROLE["agent"])
+        canvas.box(np.float32([[-66 + 2 * speed, 14]]), flat, (0.3 + 2 * speed, 1.2), COLOR_OF_ROLE["waypoint"])
         for i, value in enumerate(self.state["pixels"][row]):
             grey = round(float(np.clip(230 - 70 * (value + 1), 20, 230)))
             canvas.box(np.float32([[-66 + 4.2 * i, -20]]), flat, (1.9, 1.9), (grey, grey, grey))

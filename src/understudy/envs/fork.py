@@ -9,7 +9,7 @@ import torch
 
 from ..core import normal
 from ..execute.actor import Actor
-from .toy import Toy, distance, named
+from .toy import Toy, distance, named_vector
 
 PILLAR, PILLAR_RADIUS = (0.6, 0.0), 0.25
 GOAL, GOAL_RADIUS = (1.2, 0.0), 0.1
@@ -28,21 +28,24 @@ class Fork(Toy):
 
     def __init__(self, rows: int = 1, limit: int = 40, gust: float = 0.0):
         self.gust = gust
-        self.features = {"observation.state": named("x", "y", unit="m"), "action": named("x", "y", unit="m/s")}
-        self.facts = {"env": "fork", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
+        self.features = {
+            "observation.state": named_vector("x", "y", unit="m"),
+            "action": named_vector("x", "y", unit="m/s"),
+        }
+        self.metadata = {"env": "fork", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
                       "success": f"within {GOAL_RADIUS} m of the goal without having touched the pillar"}
         super().__init__(rows, limit)
 
-    def fresh(self, key):
+    def initial_state(self, key):
         return {"at": SPREAD * normal(key, torch.zeros_like(key), (2,)).numpy()}
 
-    def show(self):
+    def observe(self):
         return {"observation.state": self.state["at"]}
 
-    def recall(self, steps):
+    def state_from_columns(self, steps):
         return {"at": steps["observation.state"]}
 
-    def move(self, action):
+    def advance(self, action):
         if self.gust:
             action = action + self.gust * normal(self.key, self.clock, (2,)).numpy()
         self.state["at"] = at = self.state["at"] + 0.1 * action
@@ -60,10 +63,10 @@ class Fork(Toy):
             {"kind": "circle", "at": (0.0, 0.0), "radius": 2 * SPREAD, "role": "start"}]}
 
     def frame(self, row):
-        from .raster import picture
+        from .raster import render_map
 
         at = self.state["at"][row]
-        return picture(self.map(), [{"kind": "circle", "at": tuple(at), "radius": 0.03, "role": "agent"}])
+        return render_map(self.map(), [{"kind": "circle", "at": tuple(at), "radius": 0.03, "role": "agent"}])
 
 
 @dataclass(frozen=True)

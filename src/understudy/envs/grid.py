@@ -7,7 +7,7 @@ import numpy as np
 MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # right, up, left, down
 
 
-def to_go(cost: np.ndarray, goal: np.ndarray) -> np.ndarray:
+def cost_to_go(cost: np.ndarray, goal: np.ndarray) -> np.ndarray:
     """(rows, W, H): what the cheapest way from each cell to `goal` (rows, 2) costs; inf where none leads there.
 
     cost: (rows, 4, W, H), of leaving a cell by each of MOVES; inf where that is not possible.
@@ -16,13 +16,13 @@ def to_go(cost: np.ndarray, goal: np.ndarray) -> np.ndarray:
     left = np.full((len(goal), *cost.shape[2:]), np.inf, np.float32)
     left[rows, goal[:, 0], goal[:, 1]] = 0
     while True:
-        better = np.minimum(left, by_move(cost, left).min(1))
+        better = np.minimum(left, cost_by_move(cost, left).min(1))
         if (better == left).all():
             return left
         left = better
 
 
-def by_move(cost: np.ndarray, left: np.ndarray) -> np.ndarray:
+def cost_by_move(cost: np.ndarray, left: np.ndarray) -> np.ndarray:
     """(rows, 4, W, H): what is to go if a cell is left by each of MOVES."""
     wide = np.pad(left, ((0, 0), (1, 1), (1, 1)), constant_values=np.inf)
     w, h = left.shape[1:]

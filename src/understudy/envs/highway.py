@@ -8,56 +8,60 @@ from highway_env.envs.common.action import DiscreteMetaAction
 from highway_env.vehicle.behavior import IDMVehicle
 
 from ..core import UserError
-from . import gym
-from .single import Advised, Seen
+from . import gymnasium_adapter
+from .external import ExpertVector, RenderableVector
 
-DRIVEN = ("highway-", "merge-", "roundabout-")
+WITH_EXPERT = ("highway-", "merge-", "roundabout-")
 
 
-def make(name: str, rows: int = 1, **options) -> Seen:
+def make(name: str, rows: int = 1, **options) -> RenderableVector:
     """name: "highway-v0", "merge-v0", "roundabout-v0", ... options: gymnasium.make's; `config` is highway-env's own.
     Where there is no way to find and the actions are its manoeuvres (highways, merge, roundabout; DiscreteMetaAction)
     there is an expert: the driver model that moves the other cars (IDM of Treiber et al. 2000 along the lane, MOBIL of
     Kesting et al. 2007 across), its choices put into these manoeuvres."""
     if name not in gymnasium.registry:
-        from . import nearest
+        from . import suggestion
 
-        raise UserError(f"expected an environment of highway-env, found {name!r}", where=name, do=nearest(
+        raise UserError(f"expected an environment of highway-env, found {name!r}", where=name, hint=suggestion(
             name, [i for i, s in gymnasium.registry.items() if str(s.entry_point).startswith("highway_env.")]))
-    vec = gym.side_by_side(lambda: Drive(gym.build(name, **options)), rows)
+    vec = gymnasium_adapter.vectorize(lambda: HighwaySuccess(gymnasium_adapter.build(name, **options)), rows)
     car = vec.envs[0].unwrapped
     config = car.config
     steps = config["duration"] * config["policy_frequency"] if "duration" in config else None
-    facts = {**gym.facts_of(vec.envs[0], name), "fps": config["policy_frequency"], "success": vec.envs[0].meaning,
-             "limit": gym.facts_of(vec.envs[0], name)["limit"] or (None if steps is None else int(steps))}
-    driven = name.startswith(DRIVEN) and isinstance(car.action_type, DiscreteMetaAction)
-    return (Advised if driven else Seen)(vec, facts)
+    facts = {
+        **gymnasium_adapter.env_metadata(vec.envs[0], name),
+        "fps": config["policy_frequency"],
+        "success": vec.envs[0].success_definition,
+        "limit": gymnasium_adapter.env_metadata(vec.envs[0], name)["limit"] or (None if steps is None else int(steps)),
+    }
+    driven = name.startswith(WITH_EXPERT) and isinstance(car.action_type, DiscreteMetaAction)
+    return (ExpertVector if driven else RenderableVector)(vec, facts)
 
 
-class Drive(gymnasium.Wrapper):
+class HighwaySuccess(gymnasium.Wrapper):
     def __init__(self, env):
         super().__init__(env)
         self.arrives = hasattr(env.unwrapped, "has_arrived")
 
     @property
-    def meaning(self) -> str:
-        if self._tells:
+    def success_definition(self) -> str:
+        if self._reports_success:
             return "info['is_success'] at any step"
         return "the car arrives" if self.arrives else "the episode ends without a crash, on the road"
 
     @property
-    def _tells(self) -> bool:
+    def _reports_success(self) -> bool:
         return hasattr(self.unwrapped, "_is_success")
 
     def step(self, action):
         seen, reward, terminated, truncated, info = self.env.step(action)
-        if not self._tells:
+        if not self._reports_success:
             car = self.unwrapped.vehicle
             good = self.unwrapped.has_arrived(car) if self.arrives else (terminated or truncated) and car.on_road
             info = {**info, "success": bool(good and not car.crashed)}
         return seen, reward, terminated, truncated, info
 
-    def advice(self) -> int:
+    def expert_action(self) -> int:
         """What the driver model would do in the place of this car."""
         env, car = self.unwrapped, self.unwrapped.vehicle
         driver = IDMVehicle.create_from(car)

@@ -10,8 +10,8 @@ import torch
 
 from ..core import Feature, UserError, keys, normal, uniform
 from ..execute.actor import Actor
-from .grid import MOVES, by_move, to_go
-from .toy import Toy, distance, named
+from .grid import MOVES, cost_by_move, cost_to_go
+from .toy import Toy, distance, named_vector
 
 MARGIN = 0.1  # m: as near to a wall the point comes
 RADIUS = 0.25  # m, of the goal
@@ -37,22 +37,22 @@ class Maze(Toy):
     """
 
     low, high = -SPEED, SPEED
-    needs = ("observation.state", "observation.environment_state")
+    state_columns = ("observation.state", "observation.environment_state")
 
     def __init__(self, rows: int = 1, limit: int = 100, cells: int = 4, levels: int = 0, first: int = 0):
         if cells < 2 or levels < 0 or first < 0:
             raise UserError(f"expected at least 2 x 2 cells and numbers of mazes, found cells={cells}, "
-                            f"levels={levels}, first={first}", where="maze", do="such as cells=4, levels=0, first=0")
+                            f"levels={levels}, first={first}", where="maze", hint="such as cells=4, levels=0, first=0")
         self.cells, self.levels, self.first = cells, levels, first
         names = tuple(f"wall.{i}.{j}.{('right', 'up')[k]}" for i, j, k in sides(cells))
-        self.features = {"observation.state": named("x", "y", "goal.x", "goal.y", unit="m"),
+        self.features = {"observation.state": named_vector("x", "y", "goal.x", "goal.y", unit="m"),
                          "observation.environment_state": Feature("float32", (len(names),), names=names),
-                         "action": named("x", "y", unit="m/s")}
-        self.facts = {"env": "maze", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
+                         "action": named_vector("x", "y", unit="m/s")}
+        self.metadata = {"env": "maze", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0,
                       "success": f"within {RADIUS} m of the goal"}
         super().__init__(rows, limit)
 
-    def fresh(self, key):
+    def initial_state(self, key):
         drawn = uniform(key, torch.zeros_like(key), (6,)).numpy()
         level = self.first + (self.levels * drawn[:, 0]).astype(np.int64) if self.levels else np.full(len(key), -1)
         walls, n = layout(keys(LAYOUTS, level) if self.levels else key, self.cells), self.cells**2
@@ -62,17 +62,17 @@ class Maze(Toy):
         at = start + 0.5 + 0.5 * (drawn[:, 3:5] - 0.5)
         return {"at": at.astype(np.float32), "goal": (goal + 0.5).astype(np.float32), "walls": walls, "level": level}
 
-    def show(self):
+    def observe(self):
         s = self.state
         return {"observation.state": np.concatenate([s["at"], s["goal"]], 1),
                 "observation.environment_state": s["walls"].astype(np.float32)}
 
-    def recall(self, steps):
+    def state_from_columns(self, steps):
         at, goal = np.split(steps["observation.state"], 2, 1)
         return {"at": at, "goal": goal, "walls": steps["observation.environment_state"] > 0.5,
                 "level": np.full(len(at), -1)}
 
-    def move(self, action):
+    def advance(self, action):
         s, rows = self.state, np.arange(self.rows)
         shut, at = closed(s["walls"]), s["at"].copy()
         for axis in (0, 1):  # one after the other, so that no corner is cut
@@ -99,14 +99,14 @@ class Maze(Toy):
             {"kind": "circle", "column": ("observation.state", 2, 3), "radius": RADIUS, "role": "goal"}]}
 
     def frame(self, row):
-        from .raster import picture
+        from .raster import render_map
 
         s = {k: v[row] for k, v in self.state.items()}
         walls = [((i + 1, j + 0.5), (0.04, 0.54)) if k == 0 else ((i + 0.5, j + 1), (0.54, 0.04))
                  for (i, j, k), stands in zip(sides(self.cells), s["walls"], strict=True) if stands]
         half, ends = self.cells / 2, (0, self.cells)
         edge = [((x, half), (0.08, half)) for x in ends] + [((half, y), (half, 0.08)) for y in ends]
-        return picture(self.map(), [
+        return render_map(self.map(), [
             {"kind": "circle", "at": tuple(s["goal"]), "radius": RADIUS, "role": "goal"},
             *({"kind": "box", "at": at, "half": size, "role": "obstacle"} for at, size in (*walls, *edge)),
             {"kind": "circle", "at": tuple(s["at"]), "radius": 0.12, "role": "agent"}])
@@ -161,7 +161,7 @@ class Expert(Actor):
         liked = uniform(key, torch.zeros_like(key), shut.shape[1:], stream=6).numpy()
         cost = np.where(shut, np.inf, 1 + self.taste * liked).astype(np.float32)
         goal = _cell(obs["observation.state"][:, 2:].numpy(), shut.shape[2])
-        best = by_move(cost, to_go(cost, goal)).argmin(1)
+        best = cost_by_move(cost, cost_to_go(cost, goal)).argmin(1)
         return {"key": key, "count": torch.zeros_like(key), "best": torch.from_numpy(best)}
 
     def act(self, obs, state):

@@ -9,13 +9,13 @@ import torch
 
 from ..core import UserError, normal, uniform
 from ..execute.actor import Actor
-from .toy import Toy, named
+from .toy import Toy, named_vector
 
 ARM = 0.5  # m: from the corridor to the end of either arm
 GOAL = 0.1  # m: as near to it is there
 
 
-class Memory(Toy):
+class MemoryCorridor(Toy):
     """A point walks along a corridor to a junction and turns left or right, as a light said while it was on: for the
     first `shown` steps. Who acts by the present observation alone has to guess (the T-maze of Bakker 2001,
     Reinforcement Learning with Long Short-Term Memory, in continuous steps).
@@ -29,36 +29,39 @@ class Memory(Toy):
     Best possible success: 1.0, attained by `Expert(noise=0)`; 0.5 without memory (facts["memoryless"]).
     """
 
-    needs = ("observation.state", "simulator.state")
+    state_columns = ("observation.state", "simulator.state")
 
     def __init__(self, rows: int = 1, limit: int = 60, length: float = 1.8, shown: int = 3):
         if not length > 0 or shown < 1:
             raise UserError(f"expected a corridor with a length and a light that is shown, found length={length}, "
-                            f"shown={shown}", where="memory", do="such as length=1.8, shown=3")
-        self.length, self.shown = np.float32(length), shown
-        self.features = {"observation.state": named("x", "y", "light"), "simulator.state": named("cue", "left"),
-                         "action": named("x", "y", unit="m/s")}
-        self.facts = {"env": "memory", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0, "memoryless": 0.5,
+                            f"shown={shown}", where="memory", hint="such as length=1.8, shown=3")
+        self.length, self.cue_steps = np.float32(length), shown
+        self.features = {
+            "observation.state": named_vector("x", "y", "light"),
+            "simulator.state": named_vector("cue", "left"),
+            "action": named_vector("x", "y", unit="m/s"),
+        }
+        self.metadata = {"env": "memory", "version": 1, "fps": 10, "limit": limit, "optimum": 1.0, "memoryless": 0.5,
                       "success": f"within {GOAL} m of the end of the arm that the light pointed to"}
         super().__init__(rows, limit)
 
-    def fresh(self, key):
+    def initial_state(self, key):
         drawn = uniform(key, torch.zeros_like(key), (2,)).numpy()
         at = np.stack([0.4 * drawn[:, 0], np.zeros(len(key))], 1).astype(np.float32)
         return {"at": at, "cue": np.where(drawn[:, 1] < 0.5, 1, -1).astype(np.float32),
-                "left": np.full(len(key), self.shown, np.float32)}
+                "left": np.full(len(key), self.cue_steps, np.float32)}
 
-    def show(self):
+    def observe(self):
         s = self.state
         light = np.where(s["left"] > 0, s["cue"], 0).astype(np.float32)
         return {"observation.state": np.concatenate([s["at"], light[:, None]], 1),
                 "simulator.state": np.stack([s["cue"], s["left"]], 1)}
 
-    def recall(self, steps):
+    def state_from_columns(self, steps):
         cue, left = steps["simulator.state"].T
         return {"at": steps["observation.state"][:, :2], "cue": cue, "left": left}
 
-    def move(self, action):
+    def advance(self, action):
         s = self.state
         x, y = s["at"].T
         forward, aside = np.float32(0.1) * action.T
@@ -81,12 +84,12 @@ class Memory(Toy):
             {**arm, "at": (end, ARM)}, {**arm, "at": (end, -ARM)}]}
 
     def frame(self, row):
-        from .raster import picture
+        from .raster import render_map
 
         x, y = self.state["at"][row]
         light = float(self.state["cue"][row]) if self.state["left"][row] > 0 else 0.0
         lamp = [{"kind": "circle", "at": (float(self.length) / 2, 0.25 * light), "radius": 0.06, "role": "waypoint"}]
-        return picture(self.map(), [*(lamp if light else ()), {"kind": "circle", "at": (x, y), "radius": 0.04,
+        return render_map(self.map(), [*(lamp if light else ()), {"kind": "circle", "at": (x, y), "radius": 0.04,
                                                                "role": "agent"}])
 
 

@@ -13,9 +13,9 @@ from metaworld.policies import ENV_POLICY_MAP
 
 from ..core import UserError
 from ..execute.actor import Actor
-from . import gym
-from .base import Pictures, Scripted
-from .mujoco import plainly
+from . import gymnasium_adapter
+from .base import HasExpert, Renderable
+from .mujoco import disable_shadows
 
 
 def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool = True) -> MetaWorld:
@@ -26,14 +26,14 @@ def make(name: str, rows: int = 1, limit: int = 500, terminate_on_success: bool 
     if task not in ENV_POLICY_MAP:
         near = difflib.get_close_matches(task, ENV_POLICY_MAP, 3, 0.4)
         raise UserError(f"expected a Meta-World task, found {task!r}", where=name,
-                        do=f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(ENV_POLICY_MAP)}")
-    vec = gym.side_by_side(lambda: Fresh(task, limit, terminate_on_success), rows)
-    facts = {**gym.facts_of(vec.envs[0].env, name), "limit": limit,
+                        hint=f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(ENV_POLICY_MAP)}")
+    vec = gymnasium_adapter.vectorize(lambda: FreshTaskEnv(task, limit, terminate_on_success), rows)
+    facts = {**gymnasium_adapter.env_metadata(vec.envs[0].env, name), "limit": limit,
              "success": "info['success'] at any step, as the benchmark counts"}
     return MetaWorld(vec, facts, task)
 
 
-class Fresh(gymnasium.Env):
+class FreshTaskEnv(gymnasium.Env):
     """A new copy for every episode: Meta-World's reset(seed) does not repeat an episode, a new copy does. The seed
     decides where objects and goal are; the goal is shown."""
 
@@ -47,7 +47,7 @@ class Fresh(gymnasium.Env):
 
     def _build(self, seed):
         self.env, self.clock = GOALS[f"{self.task}-goal-observable"](seed=seed, render_mode=self.render_mode), 0
-        plainly(self.env.model)
+        disable_shadows(self.env.model)
 
     def reset(self, *, seed=None, options=None):
         self.env.close()
@@ -67,7 +67,7 @@ class Fresh(gymnasium.Env):
         self.env.close()
 
 
-class MetaWorld(gym.Vector, Scripted, Pictures):
+class MetaWorld(gymnasium_adapter.GymVector, HasExpert, Renderable):
     """observation.state (39): hand, gripper and objects now and one step before, and the goal."""
 
     def __init__(self, vec, facts, task: str):
@@ -78,7 +78,7 @@ class MetaWorld(gym.Vector, Scripted, Pictures):
         return Expert(self.task)
 
     def frame(self, row):
-        return gym.drawn(self.vec, row)
+        return gymnasium_adapter.render_row(self.vec, row)
 
 
 @dataclass(frozen=True)

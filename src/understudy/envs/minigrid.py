@@ -13,35 +13,46 @@ from minigrid import wrappers
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
 from ..core import UserError
-from . import gym
-from .single import Advised, Seen
+from . import gymnasium_adapter
+from .external import ExpertVector, RenderableVector
 
-LONGEST = 128  # bytes of a mission
-CELL = (11, 6, 4)  # kinds of object, colours, and states of a door or directions of the agent
+MAX_MISSION_BYTES = 128  # bytes of a mission
+CELL = (11, 6, 4)  # kinds of object, colors, and states of a door or directions of the agent
 VIEWS = {"partial": lambda env: env, "full": wrappers.FullyObsWrapper, "pixels": wrappers.RGBImgPartialObsWrapper}
 
 
-def make(name: str, rows: int = 1, view: Literal["partial", "full", "pixels"] = "partial", **options) -> Seen:
+def make(
+    name: str, rows: int = 1, view: Literal["partial", "full", "pixels"] = "partial", **options
+) -> RenderableVector:
     """name: "BabyAI-GoToLocal-v0", "MiniGrid-DoorKey-5x5-v0" and the like. view: what the agent sees in front of it,
     the whole room, or a picture of what it sees. options: gymnasium.make's; max_steps is the time limit, which in
     BabyAI otherwise depends on the mission. BabyAI's have its bot for an expert."""
     if name not in gymnasium.registry:
-        from . import nearest
+        from . import suggestion
 
-        raise UserError(f"expected an environment of MiniGrid, found {name!r}", where=name,
-                        do=nearest(name, [i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-"))]))
+        raise UserError(
+            f"expected an environment of MiniGrid, found {name!r}",
+            where=name,
+            hint=suggestion(name, [i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-"))]),
+        )
     if view not in VIEWS:
         raise UserError(f"expected {', '.join(VIEWS)}, found {view!r}", where=f"{name}, view",
-                        do="such as view='partial'")
+                        hint="such as view='partial'")
     bot = name.startswith("BabyAI-")
-    vec = gym.side_by_side(lambda: (Mission if bot else Room)(VIEWS[view](gym.build(name, **options))), rows)
+    vec = gymnasium_adapter.vectorize(
+        lambda: (MiniGridMission if bot else MiniGridRoom)(VIEWS[view](gymnasium_adapter.build(name, **options))), rows
+    )
     limit = options.get("max_steps") or (None if bot else vec.envs[0].unwrapped.max_steps)
-    facts = {**gym.facts_of(vec.envs[0], name), "limit": limit, "success": "the mission is done: a reward above 0"}
-    return (Advised if bot else Seen)(vec, facts)
+    facts = {
+        **gymnasium_adapter.env_metadata(vec.envs[0], name),
+        "limit": limit,
+        "success": "the mission is done: a reward above 0",
+    }
+    return (ExpertVector if bot else RenderableVector)(vec, facts)
 
 
-class Room(gymnasium.Wrapper):
-    """observation.view: kind, colour and state of each cell, as choices (or observation.images.camera);
+class MiniGridRoom(gymnasium.Wrapper):
+    """observation.view: kind, color and state of each cell, as choices (or observation.images.camera);
     observation.direction; observation.task: the mission, which is the same at all steps of an episode."""
 
     def __init__(self, env):
@@ -50,24 +61,24 @@ class Room(gymnasium.Wrapper):
         self.pixels = isinstance(env, VIEWS["pixels"])
         cells = spaces.MultiDiscrete(CELL * (image.shape[0] * image.shape[1]))
         self.observation_space = spaces.Dict({**({"camera": image} if self.pixels else {"view": cells}),
-                                              "direction": spaces.Discrete(4), "task": spaces.Text(LONGEST)})
+                                              "direction": spaces.Discrete(4), "task": spaces.Text(MAX_MISSION_BYTES)})
 
     def reset(self, *, seed=None, options=None):
         with redirect_stdout(io.StringIO()):  # BabyAI tells of every room that it draws and gives up
             seen, info = self.env.reset(seed=seed, options=options)
-        return self._shown(seen), {**info, "success": False}
+        return self._observation(seen), {**info, "success": False}
 
     def step(self, action):
         seen, reward, terminated, truncated, info = self.env.step(action)
-        return self._shown(seen), reward, terminated, truncated, {**info, "success": reward > 0}
+        return self._observation(seen), reward, terminated, truncated, {**info, "success": reward > 0}
 
-    def _shown(self, seen):
+    def _observation(self, seen):
         image = seen["image"]
         return {**({"camera": image} if self.pixels else {"view": image.reshape(-1).astype(np.int64)}),
                 "direction": int(seen["direction"]), "task": seen["mission"]}
 
 
-class Mission(Room):
+class MiniGridMission(MiniGridRoom):
     """Of BabyAI, with its bot, which watches what is done and plans anew."""
 
     def reset(self, *, seed=None, options=None):
@@ -79,13 +90,13 @@ class Mission(Room):
         self.clock, self.taken = self.clock + 1, action
         return super().step(action)
 
-    def advice(self):
+    def expert_action(self):
         if self.asked != self.clock:
             if self.asked != self.clock - 1:  # it was not asked on the way
                 self.bot, self.taken = BabyAIBot(self.env), None
             try:
                 self.said = int(self.bot.replan(self.taken))
             except Exception:  # levels that it cannot solve, and states that only a policy gets into
-                self.said = int(self.unwrapped.actions.done)
+                self.said = int(self.unwrapped.actions.shift_action)
             self.asked = self.clock
         return self.said

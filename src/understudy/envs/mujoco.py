@@ -9,88 +9,89 @@ import numpy as np
 import torch
 
 from ..core import Feature, UserError
-from .base import Pictures, Replays
-from .gym import Vector, drawn
+from .base import Renderable, Restorable
+from .gymnasium_adapter import GymVector, render_row
 
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART
-FLAT = ("Hopper", "Walker2d", "HalfCheetah")  # observe all but the horizontal position, on which nothing depends
+# observe all but the horizontal position, on which nothing depends
+HIDE_X_POSITION = ("Hopper", "Walker2d", "HalfCheetah")
 
 
-def plainly(model) -> None:
+def disable_shadows(model) -> None:
     """Without shadows and smoothing a picture takes a tenth of the time on a CPU. Has to be set before the first."""
     model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
 
 
-class Simulated(Vector, Pictures, Replays):
+class MujocoVector(GymVector, Renderable, Restorable):
     """Single MuJoCo environments stepped in turn. `simulator.state` is what MuJoCo calls its full physics state,
     with the solver's warm start: restoring it continues to the last bit."""
 
     def __init__(self, vec, facts, lift=()):
         self.models = [(e.unwrapped.model, e.unwrapped.data) for e in vec.envs]
         for model, _ in self.models:
-            plainly(model)
+            disable_shadows(model)
         super().__init__(vec, facts, lift)
-        self.features = {**self.features, "simulator.state": Feature("float64", self._get(0).shape)}
+        self.features = {**self.features, "simulator.state": Feature("float64", self._get_state(0).shape)}
 
-    def _shown(self):
-        states = np.stack([self._get(row) for row in range(self.rows)])
-        return {**super()._shown(), "simulator.state": torch.from_numpy(states)}
+    def _observation(self):
+        states = np.stack([self._get_state(row) for row in range(self.rows)])
+        return {**super()._observation(), "simulator.state": torch.from_numpy(states)}
 
     def frame(self, row):
-        return drawn(self.vec, row)
+        return render_row(self.vec, row)
 
-    def _get(self, row: int) -> np.ndarray:
+    def _get_state(self, row: int) -> np.ndarray:
         """simulator.state of one row."""
         model, data = self.models[row]
         state = np.empty(mujoco.mj_stateSize(model, STATE))
         mujoco.mj_getState(model, data, state, STATE)
         return state
 
-    def _set(self, row: int, state: np.ndarray) -> None:
+    def _set_state(self, row: int, state: np.ndarray) -> None:
         model, data = self.models[row]
         mujoco.mj_setState(model, data, state, STATE)
         mujoco.mj_forward(model, data)  # positions of bodies and sites
         mujoco.mj_setState(model, data, state, STATE)  # which has changed the warm start
 
-    def _recorded(self, steps, i: int, column: str, size: int) -> np.ndarray:
+    def _recorded_column(self, steps, i: int, column: str, size: int) -> np.ndarray:
         """Row i of a column that has to be of this size."""
         found = np.asarray(steps[column][i], np.float64)
         if found.shape != (size,):
             raise UserError(f"expected {size} numbers, found {found.shape}",
-                            where=f"{self.facts['env']}, column {column!r}",
-                            do="restore from steps recorded in this environment")
+                            where=f"{self.metadata['env']}, column {column!r}",
+                            hint="restore from steps recorded in this environment")
         return found
 
     @abstractmethod
-    def _pose(self, row: int, steps, i: int) -> None:
+    def _restore_from_obs(self, row: int, steps, i: int) -> None:
         """Put a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
 
     def restore(self, which, steps):
         self.reset(which, torch.zeros_like(which))
         for i, row in enumerate(which.tolist()):
             if "simulator.state" in steps:
-                self._set(row, self._recorded(steps, i, "simulator.state", len(self._get(row))))
+                self._set_state(row, self._recorded_column(steps, i, "simulator.state", len(self._get_state(row))))
             else:
-                self._pose(row, steps, i)
-            for name, value in self._columns([self.vec.envs[row].unwrapped._get_obs()], 1).items():
+                self._restore_from_obs(row, steps, i)
+            for name, value in self._to_columns([self.vec.envs[row].unwrapped._get_obs()], 1).items():
                 self.seen[name][row] = value[0]
                 if {"simulator.state", name} <= set(steps):
                     # After a step MuJoCo shows positions of sites from just before its last small step, which are
                     # gone; they were recorded.
-                    self.seen[name][row] = self._recorded(steps, i, name, value[0].size)
-        return self._shown()
+                    self.seen[name][row] = self._recorded_column(steps, i, name, value[0].size)
+        return self._observation()
 
 
-class Mujoco(Simulated):
+class Mujoco(MujocoVector):
     """Hopper, Walker2d and the like. Without `simulator.state` those that observe all but their horizontal position
     (Hopper, Walker2d, HalfCheetah) are restored from `observation.state` with position 0; recorded velocities are
     clipped to 10 in the first two."""
 
-    def _pose(self, row, steps, i):
-        if "observation.state" not in steps or not self.facts["env"].startswith(FLAT):
+    def _restore_from_obs(self, row, steps, i):
+        if "observation.state" not in steps or not self.metadata["env"].startswith(HIDE_X_POSITION):
             raise UserError(f"expected a column 'simulator.state', found {', '.join(sorted(steps))}",
-                            where=self.facts["env"], do="record again with understudy record, which writes it")
+                            where=self.metadata["env"], hint="record again with understudy record, which writes it")
         model, data = self.models[row]
-        seen = self._recorded(steps, i, "observation.state", model.nq - 1 + model.nv)
+        seen = self._recorded_column(steps, i, "observation.state", model.nq - 1 + model.nv)
         data.qpos[:], data.qvel[:] = [0.0, *seen[:model.nq - 1]], seen[model.nq - 1:]
         mujoco.mj_forward(model, data)

@@ -9,42 +9,45 @@ import ogbench  # noqa: F401  (names the environments)
 import torch
 
 from ..core import UserError
-from . import gym
-from .mujoco import Simulated
-from .single import Advised, Apart, Seen
+from . import gymnasium_adapter
+from .external import ExpertVector, IsolatedNumpyRandom, RenderableVector
+from .mujoco import MujocoVector
 
 TASKS = 5
 
 
-def make(name: str, rows: int = 1, task: int | None = None, **options) -> Goals:
+def make(name: str, rows: int = 1, task: int | None = None, **options) -> GoalVector:
     """name: "ogbench/pointmaze-medium-v0", and with ":1" to ":5" behind it (or `task`) one of the tasks it is judged
     on; without, the key of an episode draws one of the five, told in its fact "task_id". options: gymnasium.make's.
     """
     gym_id, colon, number = name.removeprefix("ogbench/").partition(":")
-    if gym_id not in gymnasium.registry or not _ours(gym_id):
-        from . import nearest
+    if gym_id not in gymnasium.registry or not _is_goal_env(gym_id):
+        from . import suggestion
 
         raise UserError(f"expected an environment of OGBench, found {gym_id!r}", where=name,
-                        do=nearest(gym_id, [i for i in gymnasium.registry if _ours(i)]))
+                        hint=suggestion(gym_id, [i for i in gymnasium.registry if _is_goal_env(i)]))
     if colon:
         task = int(number) if number.isdecimal() else 0
     if task is not None and not 1 <= task <= TASKS:
         raise UserError(f"expected a task from 1 to {TASKS}, found {number or task}", where=name,
-                        do=f"ogbench/{gym_id}:1 is the first of them, ogbench/{gym_id} draws one for each episode")
+                        hint=f"ogbench/{gym_id}:1 is the first of them, ogbench/{gym_id} draws one for each episode")
     if task is not None and not colon:
         name = f"ogbench/{gym_id}:{task}"
-    kind = next((k for k in (PointMaze, Cube) if gym_id.startswith(k.of)), Goal)
-    vec = gym.side_by_side(lambda: kind(gym.build(gym_id, **options), task), rows)
-    facts = {**gym.facts_of(vec.envs[0], name), "success": "the goal is reached (info['success']) at any step"}
-    return (Mazes if kind is PointMaze else Reaching if kind is Cube else Goals)(vec, facts)
+    kind = next((k for k in (PointMaze, Cube) if gym_id.startswith(k.column)), GoalEnv)
+    vec = gymnasium_adapter.vectorize(lambda: kind(gymnasium_adapter.build(gym_id, **options), task), rows)
+    facts = {
+        **gymnasium_adapter.env_metadata(vec.envs[0], name),
+        "success": "the goal is reached (info['success']) at any step",
+    }
+    return (MazeVector if kind is PointMaze else ReachingVector if kind is Cube else GoalVector)(vec, facts)
 
 
-def _ours(gym_id: str) -> bool:
+def _is_goal_env(gym_id: str) -> bool:
     spec = gymnasium.registry[gym_id]
     return str(spec.entry_point).startswith("ogbench.") and "reward_task_id" not in spec.kwargs
 
 
-class Goal(Apart):
+class GoalEnv(IsolatedNumpyRandom):
     """Shows the goal's observation beside its own, and draws the task from the seed."""
 
     def __init__(self, env, task: int | None):
@@ -64,20 +67,20 @@ class Goal(Apart):
             self.number = self.task or 1 + int(np.random.default_rng([seed, 2]).integers(TASKS))
         seen, info = super().reset(seed=seed, options={"task_id": self.number})
         self.goal, self.info = info["goal"], info
-        return self._shown(seen), info
+        return self._observation(seen), info
 
     def step(self, action):
         seen, reward, terminated, truncated, self.info = super().step(action)
-        return self._shown(seen), reward, terminated, truncated, self.info
+        return self._observation(seen), reward, terminated, truncated, self.info
 
-    def _shown(self, seen):
+    def _observation(self, seen):
         return {self.key: seen, "goal": self.goal}
 
 
-class PointMaze(Goal):
-    of = "pointmaze-"
+class PointMaze(GoalEnv):
+    column = "pointmaze-"
 
-    def aim(self, goal: np.ndarray) -> None:
+    def set_goal(self, goal: np.ndarray) -> None:
         """goal: (2,), metres."""
         self.goal = goal
         self.unwrapped.set_goal(goal_xy=goal)
@@ -93,10 +96,10 @@ class PointMaze(Goal):
         return way / max(np.linalg.norm(way), 0.2)  # an action of 1 moves it by 0.2
 
 
-class Cube(Goal):
+class Cube(GoalEnv):
     """The oracle that ships for one cube: it picks the cube up and puts it where the goal has it."""
 
-    of = "cube-single-"
+    column = "cube-single-"
 
     def __init__(self, env, task):
         super().__init__(env, task)
@@ -106,11 +109,11 @@ class Cube(Goal):
 
     def reset(self, *, seed=None, options=None):
         found = super().reset(seed=seed, options=options)
-        with self.drawing("expert"):
+        with self.own_random_state("expert"):
             self.oracle.reset(None, None)
         return found
 
-    def advice(self):
+    def expert_action(self):
         from ogbench.manipspace.lie import SO3
 
         table = self.unwrapped
@@ -121,7 +124,7 @@ class Cube(Goal):
         return self.oracle.select_action(None, info)
 
 
-class Goals(Seen):
+class GoalVector(RenderableVector):
     """observation.state and observation.goal, the observation where the task is done; of the visual environments
     observation.images.camera and observation.images.goal."""
 
@@ -131,31 +134,31 @@ class Goals(Seen):
                          {**out.info, "task_id": torch.tensor([single.number for single in self.vec.envs])})
 
 
-class Reaching(Goals, Advised):
+class ReachingVector(GoalVector, ExpertVector):
     """With an expert."""
 
 
-class Mazes(Reaching, Simulated):
+class MazeVector(ReachingVector, MujocoVector):
     """A point that walks through a maze. Without simulator.state rows are restored from where the point is recorded to
     be, in metres (qpos or observation.state), which is all that decides what follows, and from observation.goal."""
 
-    def _pose(self, row, steps, i):
+    def _restore_from_obs(self, row, steps, i):
         if "observation.state" not in steps and "qpos" not in steps:
             raise UserError(f"expected a column 'observation.state', found {', '.join(sorted(steps))}",
-                            where=self.facts["env"], do="restore from steps recorded in this environment")
+                            where=self.metadata["env"], hint="restore from steps recorded in this environment")
         self.vec.envs[row].unwrapped.set_xy(
-            self._recorded(steps, i, "qpos" if "qpos" in steps else "observation.state", 2))
+            self._recorded_column(steps, i, "qpos" if "qpos" in steps else "observation.state", 2))
 
     def restore(self, which, steps):
         self.reset(which, torch.zeros_like(which))
         for i, row in enumerate(which.tolist()):
             single = self.vec.envs[row]
             if "simulator.state" in steps:
-                self._set(row, self._recorded(steps, i, "simulator.state", len(self._get(row))))
+                self._set_state(row, self._recorded_column(steps, i, "simulator.state", len(self._get_state(row))))
             else:
-                self._pose(row, steps, i)
+                self._restore_from_obs(row, steps, i)
             if "observation.goal" in steps:
-                single.aim(self._recorded(steps, i, "observation.goal", 2))
+                single.set_goal(self._recorded_column(steps, i, "observation.goal", 2))
             self.seen["observation.state"][row], self.seen["observation.goal"][row] = (
                 single.unwrapped.get_xy(), single.goal)
-        return self._shown()
+        return self._observation()

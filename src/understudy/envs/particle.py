@@ -1,5 +1,5 @@
 """A particle in N dimensions that visits one point and then another (Florence et al. 2021, Implicit Behavioral
-Cloning): how a method fares as dimensions are added."""
+BehaviorCloning): how a method fares as dimensions are added."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ..core import Feature, UserError, normal, uniform
 from ..execute.actor import Actor
-from .toy import Toy, distance, named
+from .toy import Toy, distance, named_vector
 
 PERIOD, SUBSTEPS = 0.005, 10  # s: integrated at 200 Hz, controlled at 20 Hz
 STIFFNESS, DAMPING = 10.0, 5.0  # of the controller that follows the target, 1/s^2 and 1/s
@@ -31,38 +31,41 @@ class Particle(Toy):
     """
 
     low = 0.0
-    needs = ("observation.state", "simulator.state")
+    state_columns = ("observation.state", "simulator.state")
 
     def __init__(self, rows: int = 1, limit: int = 50, dim: int = 2):
         if dim < 2:
-            raise UserError(f"expected at least 2 dimensions, found {dim}", where="particle", do="such as dim=2")
+            raise UserError(f"expected at least 2 dimensions, found {dim}", where="particle", hint="such as dim=2")
         self.dim = dim
         axes = tuple("xy") if dim == 2 else tuple(f"x{i}" for i in range(dim))
         self.features = {
-            "observation.state": named(*(f"{what}.{a}" for what in ("at", "speed", "first", "second") for a in axes)),
-            "simulator.state": named("visited"),
-            "action": Feature("float32", (dim,), names=axes)}
-        self.facts = {"env": "particle" if dim == 2 else f"particle:{dim}", "version": 1, "fps": 20, "limit": limit,
+            "observation.state": named_vector(
+                *(f"{what}.{a}" for what in ("at", "speed", "first", "second") for a in axes)
+            ),
+            "simulator.state": named_vector("visited"),
+            "action": Feature("float32", (dim,), names=axes),
+        }
+        self.metadata = {"env": "particle" if dim == 2 else f"particle:{dim}", "version": 1, "fps": 20, "limit": limit,
                       "optimum": 1.0,
                       "success": f"within {RADIUS} of the first goal, and after that within {RADIUS} of the second"}
         super().__init__(rows, limit)
 
-    def fresh(self, key):
+    def initial_state(self, key):
         drawn = uniform(key, torch.zeros_like(key), (3, self.dim)).numpy().astype(np.float32)
         return {"at": drawn[:, 0], "speed": np.zeros_like(drawn[:, 0]), "first": drawn[:, 1], "second": drawn[:, 2],
                 "visited": np.zeros(len(key), bool)}
 
-    def show(self):
+    def observe(self):
         s = self.state
         return {"observation.state": np.concatenate([s["at"], s["speed"], s["first"], s["second"]], 1),
                 "simulator.state": s["visited"][:, None].astype(np.float32)}
 
-    def recall(self, steps):
+    def state_from_columns(self, steps):
         at, speed, first, second = np.split(steps["observation.state"], 4, 1)
         return {"at": at, "speed": speed, "first": first, "second": second,
                 "visited": steps["simulator.state"][:, 0] > 0.5}
 
-    def move(self, action):
+    def advance(self, action):
         s = self.state
         for _ in range(SUBSTEPS):
             pull = STIFFNESS * (action - s["at"]) - DAMPING * s["speed"]
@@ -81,10 +84,10 @@ class Particle(Toy):
             {**mark, "column": ("observation.state", 3 * self.dim, 3 * self.dim + 1), "role": "goal"}]}
 
     def frame(self, row):
-        from .raster import picture
+        from .raster import render_map
 
         s = {k: v[row] for k, v in self.state.items()}
-        return picture(self.map(), [
+        return render_map(self.map(), [
             {"kind": "circle", "at": tuple(s["first"][:2]), "radius": RADIUS, "role": "waypoint"},
             {"kind": "circle", "at": tuple(s["second"][:2]), "radius": RADIUS, "role": "goal"},
             {"kind": "circle", "at": tuple(s["at"][:2]), "radius": 0.02, "role": "agent"}])

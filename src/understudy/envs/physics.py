@@ -14,24 +14,24 @@ import numpy as np
 
 from .base import Env
 
-INNER = ("env", "point_env", "ant_env", "robot_env")  # where those that wrap a simulator keep it
+UNWRAP_ATTRIBUTES = ("env", "point_env", "ant_env", "robot_env")  # where those that wrap a simulator keep it
 OPTIONS = ("timestep", "gravity", "wind", "density", "viscosity", "integrator", "cone", "solver", "iterations",
            "tolerance", "impratio", "disableflags", "enableflags")
-PARTS = ("body_mass", "body_inertia", "geom_friction", "dof_damping", "dof_armature", "dof_frictionloss",
+MODEL_FIELDS = ("body_mass", "body_inertia", "geom_friction", "dof_damping", "dof_armature", "dof_frictionloss",
          "jnt_stiffness", "actuator_gear", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange")
 
 
-def simulator(env: Env) -> str | None:
+def simulator_version(env: Env) -> str | None:
     """ "ogbench 1.2.2, mujoco 3.3.0 (0.02 s a small step, physics 5c1f9e02)": where it is the same, the same actions do
     the same, as far as versions and physics decide it. None for environments that do not say their version. Of one
     whose physics is drawn anew in each episode it is what that was at first."""
-    version = env.facts.get("version")
+    version = env.metadata.get("version")
     if version is None or not hasattr(env, "vec"):
-        return None if version is None else f"{str(env.facts['env']).partition(':')[0]} of version {version}"
+        return None if version is None else f"{str(env.metadata['env']).partition(':')[0]} of version {version}"
     single = getattr(env.vec, "envs", [None])[0]
     if (model := _model(single)) is not None:
         said = {k: np.asarray(getattr(model.opt, k)).tolist() for k in OPTIONS}
-        said |= {k: np.asarray(getattr(model, k)).reshape(-1).tolist() for k in PARTS}
+        said |= {k: np.asarray(getattr(model, k)).reshape(-1).tolist() for k in MODEL_FIELDS}
         said["skip"] = int(getattr(getattr(single, "unwrapped", single), "frame_skip", 0) or 0)
         return (f"{version}, mujoco {metadata.version('mujoco')} ({model.opt.timestep:g} s a small step, physics "
                 f"{digest(said)})")
@@ -65,6 +65,6 @@ def _model(single: gymnasium.Env | None):
     while place is not None and seen < 4:
         if isinstance(model := getattr(place, "model", None), mujoco.MjModel):
             return model
-        place = next((getattr(place, k) for k in INNER if getattr(place, k, None) is not None), None)
+        place = next((getattr(place, k) for k in UNWRAP_ATTRIBUTES if getattr(place, k, None) is not None), None)
         place, seen = getattr(place, "unwrapped", place), seen + 1
     return None

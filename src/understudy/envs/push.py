@@ -9,8 +9,8 @@ import torch
 
 from ..core import Feature, UserError, normal, uniform
 from ..execute.actor import Actor
-from .raster import INK, Canvas
-from .toy import Toy, distance, named
+from .raster import COLOR_OF_ROLE, Canvas
+from .toy import Toy, distance, named_vector
 
 SIDE = 1.0  # m, of the table
 DISC, HALF = 0.035, 0.08  # m: radius of the disc; half the side of the block
@@ -42,18 +42,18 @@ class Push(Toy):
     def __init__(self, rows: int = 1, limit: int = 100, images: bool = False, size: int = 64):
         if size < 8:
             raise UserError(f"expected pictures of at least 8 pixels, found size={size}", where="push-images",
-                            do="such as size=64")
+                            hint="such as size=64")
         self.images, self.size = images, size
-        self.needs = ("simulator.state",) if images else ("observation.state",)
-        whole, action = named(*STATE), named("x", "y", unit="m/s")
+        self.state_columns = ("simulator.state",) if images else ("observation.state",)
+        whole, action = named_vector(*STATE), named_vector("x", "y", unit="m/s")
         seen = {"observation.images.top": Feature("uint8", (size, size, 3), "image"),
-                "observation.state": named(*STATE[:2], unit="m"), "simulator.state": whole}
+                "observation.state": named_vector(*STATE[:2], unit="m"), "simulator.state": whole}
         self.features = {**(seen if images else {"observation.state": whole}), "action": action}
-        self.facts = {"env": "push-images" if images else "push", "version": 1, "fps": 10, "limit": limit,
+        self.metadata = {"env": "push-images" if images else "push", "version": 1, "fps": 10, "limit": limit,
                       "optimum": 1.0, "success": f"the block's centre within {RADIUS} m of the goal"}
         super().__init__(rows, limit)
 
-    def fresh(self, key):
+    def initial_state(self, key):
         drawn = uniform(key, torch.zeros_like(key), (16, 6)).numpy().astype(np.float32)  # 16 tries, the first that fits
         disc, block, goal = (low + (SIDE - 2 * low) * drawn[..., i:i + 2]
                              for i, low in ((0, DISC), (2, 0.2), (4, 0.2)))
@@ -63,19 +63,21 @@ class Push(Toy):
         return {"disc": disc[rows, first], "block": block[rows, first], "goal": goal[rows, first],
                 "heading": heading / distance(heading, 0)[:, None]}
 
-    def _whole(self):
+    def _full_state(self):
         return np.concatenate([self.state[k] for k in ("disc", "block", "heading", "goal")], 1)
 
-    def show(self):
+    def observe(self):
         if not self.images:
-            return {"observation.state": self._whole()}
-        return {"observation.images.top": self._draw(self.size), "observation.state": self.state["disc"],
-                "simulator.state": self._whole()}
+            return {"observation.state": self._full_state()}
+        return {"observation.images.top": self._render(self.size), "observation.state": self.state["disc"],
+                "simulator.state": self._full_state()}
 
-    def recall(self, steps):
-        return dict(zip(("disc", "block", "heading", "goal"), np.split(steps[self.needs[0]], 4, 1), strict=True))
+    def state_from_columns(self, steps):
+        return dict(
+            zip(("disc", "block", "heading", "goal"), np.split(steps[self.state_columns[0]], 4, 1), strict=True)
+        )
 
-    def move(self, action):
+    def advance(self, action):
         s = self.state
         for _ in range(SUBSTEPS):
             went = np.minimum(np.maximum(s["disc"] + PERIOD * action, DISC), SIDE - DISC)
@@ -84,39 +86,39 @@ class Push(Toy):
             if not len(near):
                 continue
             there = (s["disc"], s["block"], s["heading"])
-            moved = _shove(*(np.ascontiguousarray(v[near].T) for v in (*there, step)))
+            moved = _push_block(*(np.ascontiguousarray(v[near].T) for v in (*there, step)))
             for all_rows, v in zip(there, moved, strict=True):
                 all_rows[near] = v.T
         success = distance(s["block"], s["goal"]) < RADIUS
         return success, success, np.zeros_like(success)
 
     def expert(self):
-        return Expert(self.needs[0])
+        return Expert(self.state_columns[0])
 
     def map(self):
-        whole = self.needs[0]
+        whole = self.state_columns[0]
         return {"x": (0.0, SIDE), "y": (0.0, SIDE), "path": (whole, 2, 3), "shapes": [], "marks": [
             {"kind": "circle", "column": (whole, 6, 7), "radius": RADIUS, "role": "goal"}]}
 
     def frame(self, row):
-        return self._draw(256, slice(row, row + 1))[0]
+        return self._render(256, slice(row, row + 1))[0]
 
-    def _draw(self, size, rows=slice(None)):
+    def _render(self, size, rows=slice(None)):
         """(rows, size, size, 3) uint8, in groups that stay in a processor's cache."""
         s = {k: v[rows] for k, v in self.state.items()}
         pictures = []
         for i in range(0, len(s["disc"]), 64):
             at = slice(i, i + 64)
             canvas = Canvas(len(s["disc"][at]), size, (0.0, 0.0), SIDE)
-            canvas.circle(s["goal"][at], 2 * RADIUS, INK["goal"])
-            canvas.box(s["block"][at], s["heading"][at], (HALF, HALF), INK["block"])
-            canvas.circle(s["block"][at], RADIUS / 2, INK["goal"])
-            canvas.circle(s["disc"][at], DISC, INK["agent"])
+            canvas.circle(s["goal"][at], 2 * RADIUS, COLOR_OF_ROLE["goal"])
+            canvas.box(s["block"][at], s["heading"][at], (HALF, HALF), COLOR_OF_ROLE["block"])
+            canvas.circle(s["block"][at], RADIUS / 2, COLOR_OF_ROLE["goal"])
+            canvas.circle(s["disc"][at], DISC, COLOR_OF_ROLE["agent"])
             pictures.append(canvas.image)
         return np.concatenate(pictures)
 
 
-def with_camera(rows: int = 1, **options) -> Push:
+def push_images(rows: int = 1, **options) -> Push:
     """push-images."""
     return Push(rows, images=True, **options)
 
@@ -127,14 +129,14 @@ def with_camera(rows: int = 1, **options) -> Push:
 def contact(disc, block, heading):
     """disc, block, heading (2, rows). How deep the disc is in the block (rows,), 0 if apart; the normal into the block
     and the point of contact from its centre, both (2, rows) in its frame."""
-    at = _turn(heading * BACK, disc - block)
+    at = _rotate(heading * BACK, disc - block)
     point = np.minimum(np.maximum(at, -HALF), HALF)
     off = point - at
-    gap = _long(off)
+    gap = _lengths(off)
     return np.maximum(DISC - gap, 0), off / np.maximum(gap, 1e-6), point
 
 
-def _shove(disc, block, heading, step):
+def _push_block(disc, block, heading, step):
     """The block moves out of the disc's way; `step` (2, rows) is how the disc went. All (2, rows)."""
     depth, normal, point = contact(disc, block, heading)
     along = normal[::-1] * -BACK
@@ -142,7 +144,7 @@ def _shove(disc, block, heading, step):
     # that. It has to move by (depth, slip) if it sticks; if that takes more grip than there is, it slides.
     a, b = _cross(point, normal) / LEVER, _cross(point, along) / LEVER
     aa, ab, bb = a * a, a * b, b * b
-    slip = _dot(_turn(heading * BACK, step), along)
+    slip = _dot(_rotate(heading * BACK, step), along)
     push = ((1 + bb) * depth - ab * slip) / (1 + aa + bb)
     grip = ((1 + aa) * slip - ab * depth) / (1 + aa + bb)
     most = np.where(grip > 0, FRICTION, -FRICTION).astype(np.float32)
@@ -152,16 +154,16 @@ def _shove(disc, block, heading, step):
     held = depth > 0
     shift = np.where(held, push * normal + grip * along, 0)
     angle = np.where(held, push * a + grip * b, 0) / LEVER
-    block = np.minimum(np.maximum(block + _turn(heading, shift), MARGIN), SIDE - MARGIN)
+    block = np.minimum(np.maximum(block + _rotate(heading, shift), MARGIN), SIDE - MARGIN)
     half = np.stack([np.ones_like(angle), angle / 2])  # a rotation by twice the angle of this vector
-    turned = _turn(heading, _turn(half, half))
-    heading = np.where(held, turned / _long(turned), heading)
+    turned = _rotate(heading, _rotate(half, half))
+    heading = np.where(held, turned / _lengths(turned), heading)
     # Where the table's edge holds the block, the disc is what gives way.
     depth, normal, point = contact(disc, block, heading)
-    return disc - depth * _turn(heading, normal), block, heading
+    return disc - depth * _rotate(heading, normal), block, heading
 
 
-def _turn(heading, vector):
+def _rotate(heading, vector):
     """`vector` (2, rows) turned by the angle of `heading` (2, rows): the product of two complex numbers."""
     return heading[0] * vector - heading[1] * vector[::-1] * BACK
 
@@ -175,7 +177,7 @@ def _cross(a, b):
     return a[0] * b[1] - a[1] * b[0]
 
 
-def _long(a):
+def _lengths(a):
     return np.sqrt(_dot(a, a))
 
 

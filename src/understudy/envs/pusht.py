@@ -6,17 +6,17 @@ import gym_pusht  # noqa: F401  (names the environment)
 import gymnasium
 
 from ..core import UserError
-from . import gym
-from .single import Seen
+from . import gymnasium_adapter
+from .external import RenderableVector
 
 
-def make(name: str, rows: int = 1, limit: int = 300, **options) -> Seen:
+def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableVector:
     """name: "gym_pusht/PushT-v0". limit: steps. options: gymnasium.make's; obs_type="pixels_agent_pos" shows a camera.
     The reward of a step is the share of the mark that is covered, 1 from 95 % on: its largest in an episode is the
     score that Chi et al. report."""
     if name not in gymnasium.registry:
         raise UserError(f"expected an environment of gym-pusht, found {name!r}", where=name,
-                        do="did you mean gym_pusht/PushT-v0?")
-    vec = gym.side_by_side(lambda: gym.build(name, max_episode_steps=limit, **options), rows)
-    return Seen(vec, {**gym.facts_of(vec.envs[0], name),
+                        hint="did you mean gym_pusht/PushT-v0?")
+    vec = gymnasium_adapter.vectorize(lambda: gymnasium_adapter.build(name, max_episode_steps=limit, **options), rows)
+    return RenderableVector(vec, {**gymnasium_adapter.env_metadata(vec.envs[0], name),
                       "success": "the T covers more than 95 % of its mark (info['is_success']) at any step"})

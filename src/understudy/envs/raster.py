@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-PAPER = (246, 244, 238)
-INK: Mapping[str, tuple[int, int, int]] = {
+BACKGROUND = (246, 244, 238)
+COLOR_OF_ROLE: Mapping[str, tuple[int, int, int]] = {
     "start": (205, 214, 224), "waypoint": (239, 196, 106), "goal": (142, 201, 146), "obstacle": (92, 96, 112),
     "block": (88, 120, 190), "agent": (214, 84, 72)}
 
@@ -20,13 +20,13 @@ class Canvas:
     def __init__(self, rows: int, size: int, low: tuple[float, float], side: float):
         self.size, self.low, self.pixel = size, np.array(low, np.float32), side / size
         self.image = np.empty((rows, size, size, 3), np.uint8)
-        self.image[:] = PAPER
+        self.image[:] = BACKGROUND
 
-    def circle(self, at: np.ndarray, radius: float, colour: tuple[int, int, int]) -> None:
+    def circle(self, at: np.ndarray, radius: float, color: tuple[int, int, int]) -> None:
         """at (rows, 2)."""
-        self._paint(at, radius, lambda x, y: np.sqrt(x * x + y * y) - radius, colour)
+        self._paint(at, radius, lambda x, y: np.sqrt(x * x + y * y) - radius, color)
 
-    def box(self, at: np.ndarray, heading: np.ndarray, half: tuple[float, float], colour: tuple[int, int, int]) -> None:
+    def box(self, at: np.ndarray, heading: np.ndarray, half: tuple[float, float], color: tuple[int, int, int]) -> None:
         """at (rows, 2), heading (rows, 2): cosine and sine of its angle; half: of its width and height."""
         cos, sin = heading[:, 0, None, None], heading[:, 1, None, None]
 
@@ -34,9 +34,9 @@ class Canvas:
             x, y = np.abs(cos * x + sin * y) - half[0], np.abs(cos * y - sin * x) - half[1]
             outside = np.sqrt(np.maximum(x, 0) ** 2 + np.maximum(y, 0) ** 2)
             return outside + np.minimum(np.maximum(x, y), 0)
-        self._paint(at, math.hypot(*half), distance, colour)
+        self._paint(at, math.hypot(*half), distance, color)
 
-    def _paint(self, at, reach, distance, colour):
+    def _paint(self, at, reach, distance, color):
         """Only the pixels that are nearer than `reach` to `at`."""
         n = min(self.size, math.ceil(2 * reach / self.pixel) + 3)
         place = (at - self.low) / self.pixel  # in pixels, from the lower left corner
@@ -47,10 +47,10 @@ class Canvas:
         cover = np.clip(0.5 - distance(x[:, None, :], y[:, :, None]) / self.pixel, 0, 1)[..., None]
         where = np.arange(len(at))[:, None, None], self.size - 1 - line[:, :, None], column[:, None, :]
         under = self.image[where].astype(np.float32)
-        self.image[where] = np.rint(under + cover * (np.array(colour, np.float32) - under)).astype(np.uint8)
+        self.image[where] = np.rint(under + cover * (np.array(color, np.float32) - under)).astype(np.uint8)
 
 
-def picture(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size: int = 256) -> np.ndarray:
+def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size: int = 256) -> np.ndarray:
     """(size, size, 3) uint8: the circles and boxes of a map (see envs.base.Plane), and over them `shapes` of the
     same form. A box has "half" and, if turned, "heading"."""
     (left, right), (bottom, top) = plane["x"], plane["y"]
@@ -58,9 +58,9 @@ def picture(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], size:
     low = ((left + right - side) / 2, (bottom + top - side) / 2)
     canvas = Canvas(1, size, low, side)
     for shape in (*plane["shapes"], *shapes):
-        at, colour = np.array([shape["at"]], np.float32), INK[shape["role"]]
+        at, color = np.array([shape["at"]], np.float32), COLOR_OF_ROLE[shape["role"]]
         if shape["kind"] == "circle":
-            canvas.circle(at, shape["radius"], colour)
+            canvas.circle(at, shape["radius"], color)
         else:
-            canvas.box(at, np.array([shape.get("heading", (1, 0))], np.float32), shape["half"], colour)
+            canvas.box(at, np.array([shape.get("heading", (1, 0))], np.float32), shape["half"], color)
     return canvas.image[0]

@@ -9,28 +9,38 @@ import numpy as np
 from gymnasium import spaces
 
 from ..core import UserError
-from . import gym
+from . import gymnasium_adapter
 
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 import robosuite  # noqa: E402  (greets)
 
 
-def make(name: str, rows: int = 1, limit: int = 400, robots: str | tuple[str, ...] | None = None, **options) -> gym.Gym:
+def make(
+    name: str, rows: int = 1, limit: int = 400, robots: str | tuple[str, ...] | None = None, **options
+) -> gymnasium_adapter.HeadlessGymVector:
     """name: "robosuite/Lift" and the like. limit: steps; robots: "Panda" by default, two where there are two arms.
     options: robosuite.make's. An episode ends with the first success."""
     task = name.removeprefix("robosuite/")
     if task not in robosuite.ALL_ENVIRONMENTS:
-        from . import nearest
+        from . import suggestion
 
         raise UserError(f"expected an environment of robosuite, found {task!r}", where=name,
-                        do=nearest(task, robosuite.ALL_ENVIRONMENTS))
+                        hint=suggestion(task, robosuite.ALL_ENVIRONMENTS))
     robots = robots or (["Panda", "Panda"] if task.startswith("TwoArm") else "Panda")
-    vec = gym.side_by_side(lambda: Arm(task, robots, limit, options), rows)
-    return gym.Gym(vec, {"env": name, "version": f"robosuite {robosuite.__version__}", "limit": limit,
-                         "fps": vec.envs[0].env.control_freq, "success": "robosuite's own check, at any step"})
+    vec = gymnasium_adapter.vectorize(lambda: RobosuiteArm(task, robots, limit, options), rows)
+    return gymnasium_adapter.HeadlessGymVector(
+        vec,
+        {
+            "env": name,
+            "version": f"robosuite {robosuite.__version__}",
+            "limit": limit,
+            "fps": vec.envs[0].env.control_freq,
+            "success": "robosuite's own check, at any step",
+        },
+    )
 
 
-class Arm(gymnasium.Env):
+class RobosuiteArm(gymnasium.Env):
     """A column for each of robosuite's observations, named as robomimic does; observation.object is those of objects
     together."""
 

@@ -7,29 +7,29 @@ import gymnasium_robotics
 from gymnasium import spaces
 
 from ..core import UserError
-from . import gym
-from .single import Seen
+from . import gymnasium_adapter
+from .external import RenderableVector
 
 gymnasium.register_envs(gymnasium_robotics)
 FAMILIES = ("Fetch", "Hand", "PointMaze", "AntMaze", "FrankaKitchen", "Adroit")
 RENAMED = {"observation": "state", "desired_goal": "goal", "achieved_goal": "achieved_goal"}
 
 
-def make(name: str, rows: int = 1, **options) -> Seen:
+def make(name: str, rows: int = 1, **options) -> RenderableVector:
     """name: "FetchReach-v4", "PointMaze_UMaze-v3", "FrankaKitchen-v1", ... options: gymnasium.make's."""
     if name not in gymnasium.registry:
-        from . import nearest
+        from . import suggestion
 
         raise UserError(f"expected an environment of Gymnasium-Robotics, found {name!r}", where=name,
-                        do=nearest(name, [i for i in gymnasium.registry if i.startswith(FAMILIES)]))
-    vec = gym.side_by_side(lambda: Goal(gym.build(name, **options)), rows)
+                        hint=suggestion(name, [i for i in gymnasium.registry if i.startswith(FAMILIES)]))
+    vec = gymnasium_adapter.vectorize(lambda: ObservationColumns(gymnasium_adapter.build(name, **options)), rows)
     kitchen = name.startswith("FrankaKitchen")
-    facts = {**gym.facts_of(vec.envs[0], name),
+    facts = {**gymnasium_adapter.env_metadata(vec.envs[0], name),
              "success": "all its tasks are done" if kitchen else "the goal is reached at any step"}
-    return Seen(vec, facts)
+    return RenderableVector(vec, facts)
 
 
-class Goal(gymnasium.Wrapper):
+class ObservationColumns(gymnasium.Wrapper):
     """observation.state, and where there is a goal observation.goal and observation.achieved_goal."""
 
     def __init__(self, env):

@@ -9,14 +9,14 @@ import torch
 
 from ..core import Feature, UserError, uniform
 from ..execute.actor import Actor
-from .grid import MOVES, by_move, to_go
-from .raster import INK, Canvas
-from .toy import Toy, named
+from .grid import MOVES, cost_by_move, cost_to_go
+from .raster import COLOR_OF_ROLE, Canvas
+from .toy import Toy, named_vector
 
 SIZE, THINGS = 6, 4  # cells along each side; how many things lie there
 COLOURS = {"red": (214, 84, 72), "green": (104, 174, 110), "blue": (88, 120, 190), "yellow": (232, 190, 80)}
 KINDS = ("ball", "box", "key")
-SAYINGS = ("go to the {}", "find the {}", "the {}, please")
+PHRASES = ("go to the {}", "find the {}", "the {}, please")
 LENGTH = 32  # bytes of a mission
 
 
@@ -26,28 +26,28 @@ class Words(Toy):
     lie in it, never at the edge, so that every one of them can be reached; the mission is worded in one of three ways.
 
     observation.task (32): the mission as UTF-8 bytes padded with 0, as `Say` makes them of a task. observation.state
-    (2): the cell, counted from 0. observation.environment_state (36): of each thing its cell, its colour and its kind
+    (2): the cell, counted from 0. observation.environment_state (36): of each thing its cell, its color and its kind
     (one-hot). action (1): 0 right, 1 up, 2 left, 3 down; a step off the grid stays. Stepping on the thing that was
-    meant ends the episode with reward 1, on another with -1. info["mission"]: its number, colour by kind.
+    meant ends the episode with reward 1, on another with -1. info["mission"]: its number, color by kind.
 
     Best possible success: 1.0. `Expert(noise=0)` attains it.
     """
 
     low, high = 0.0, 3.0
-    needs = ("observation.state", "observation.environment_state", "observation.task")
+    state_columns = ("observation.state", "observation.environment_state", "observation.task")
 
     def __init__(self, rows: int = 1, limit: int = 30):
         each = ("x", "y", *COLOURS, *KINDS)
         self.features = {
-            "observation.task": Feature("uint8", (LENGTH,), "text"), "observation.state": named("x", "y"),
-            "observation.environment_state": named(*(f"{i}.{name}" for i in range(THINGS) for name in each)),
-            "action": Feature("int64", (1,), "choice", choices=(4,))}
-        self.facts = {"env": "words", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
+            "observation.task": Feature("uint8", (LENGTH,), "text"), "observation.state": named_vector("x", "y"),
+            "observation.environment_state": named_vector(*(f"{i}.{name}" for i in range(THINGS) for name in each)),
+            "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
+        self.metadata = {"env": "words", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
                       "success": "on the thing that the mission names"}
         super().__init__(rows, limit)
-        del self.facts["low"], self.facts["high"]  # which are of numbers, and these are choices
+        del self.metadata["low"], self.metadata["high"]  # which are of numbers, and these are choices
 
-    def fresh(self, key):
+    def initial_state(self, key):
         inner = np.array([(i, j) for i in range(1, SIZE - 1) for j in range(1, SIZE - 1)])
         lots = uniform(key, torch.zeros_like(key), (len(inner) + len(COLOURS) * len(KINDS),)).numpy()
         things = inner[lots[:, :len(inner)].argsort(1)[:, :THINGS]]
@@ -56,28 +56,31 @@ class Words(Toy):
         taken = (things * [SIZE, 1]).sum(2)
         np.put_along_axis(free, taken, 2.0, 1)
         at = np.stack(np.divmod(free[:, :SIZE**2].argmin(1), SIZE), 1)
-        aim, saying = (free[:, -2:] * [THINGS, len(SAYINGS)]).astype(np.int64).T
+        aim, saying = (free[:, -2:] * [THINGS, len(PHRASES)]).astype(np.int64).T
         meant = looks[np.arange(len(key)), aim]
-        said = np.stack([_SAID[m, s] for m, s in zip(meant, saying, strict=True)]) if len(key) else np.empty(
-            (0, LENGTH), np.uint8)
+        said = (
+            np.stack([_ENCODED_MISSIONS[m, s] for m, s in zip(meant, saying, strict=True)])
+            if len(key)
+            else np.empty((0, LENGTH), np.uint8)
+        )
         return {"at": at, "things": things, "looks": looks, "meant": meant, "said": said}
 
-    def show(self):
+    def observe(self):
         s = self.state
-        colour, kind = (s["looks"][..., None] // len(KINDS) == range(len(COLOURS)),
+        color, kind = (s["looks"][..., None] // len(KINDS) == range(len(COLOURS)),
                         s["looks"][..., None] % len(KINDS) == range(len(KINDS)))
-        things = np.concatenate([s["things"], colour, kind], 2).reshape(self.rows, -1)
+        things = np.concatenate([s["things"], color, kind], 2).reshape(self.rows, -1)
         return {"observation.task": s["said"], "observation.state": s["at"].astype(np.float32),
                 "observation.environment_state": things.astype(np.float32)}
 
-    def recall(self, steps):
+    def state_from_columns(self, steps):
         things = steps["observation.environment_state"].reshape(-1, THINGS, 2 + len(COLOURS) + len(KINDS))
-        colour, kind = things[..., 2:2 + len(COLOURS)].argmax(2), things[..., 2 + len(COLOURS):].argmax(2)
-        return {"at": np.rint(steps["observation.state"]).astype(np.int64), "looks": len(KINDS) * colour + kind,
+        color, kind = things[..., 2:2 + len(COLOURS)].argmax(2), things[..., 2 + len(COLOURS):].argmax(2)
+        return {"at": np.rint(steps["observation.state"]).astype(np.int64), "looks": len(KINDS) * color + kind,
                 "things": np.rint(things[..., :2]).astype(np.int64), "said": steps["observation.task"],
-                "meant": meant(steps["observation.task"])}
+                "meant": parse_missions(steps["observation.task"])}
 
-    def move(self, action):
+    def advance(self, action):
         s = self.state
         s["at"] = np.clip(s["at"] + MOVES[np.rint(action[:, 0]).astype(np.int64)], 0, SIZE - 1)
         on = (s["things"] == s["at"][:, None]).all(2)
@@ -99,39 +102,39 @@ class Words(Toy):
         s = {k: v[row] for k, v in self.state.items()}
         canvas, flat = Canvas(1, 256, (-0.5, -0.5), SIZE), np.float32([[1, 0]])
         for line, middle in ((n - 0.5, SIZE / 2 - 0.5) for n in range(1, SIZE)):
-            canvas.box(np.float32([[line, middle]]), flat, (0.01, SIZE / 2), INK["start"])
-            canvas.box(np.float32([[middle, line]]), flat, (SIZE / 2, 0.01), INK["start"])
+            canvas.box(np.float32([[line, middle]]), flat, (0.01, SIZE / 2), COLOR_OF_ROLE["start"])
+            canvas.box(np.float32([[middle, line]]), flat, (SIZE / 2, 0.01), COLOR_OF_ROLE["start"])
         for place, look in zip(s["things"], s["looks"], strict=True):
-            at, colour = np.float32([place]), tuple(COLOURS.values())[look // len(KINDS)]
+            at, color = np.float32([place]), tuple(COLOURS.values())[look // len(KINDS)]
             if (kind := KINDS[look % len(KINDS)]) == "ball":
-                canvas.circle(at, 0.3, colour)
+                canvas.circle(at, 0.3, color)
             elif kind == "box":
-                canvas.box(at, flat, (0.28, 0.28), colour)
+                canvas.box(at, flat, (0.28, 0.28), color)
             else:
-                canvas.circle(at - [0, -0.16], 0.15, colour)
-                canvas.box(at - [0, 0.12], flat, (0.05, 0.2), colour)
-                canvas.box(at - [-0.08, 0.24], flat, (0.08, 0.05), colour)
-        canvas.circle(np.float32([s["at"]]), 0.16, INK["obstacle"])
+                canvas.circle(at - [0, -0.16], 0.15, color)
+                canvas.box(at - [0, 0.12], flat, (0.05, 0.2), color)
+                canvas.box(at - [-0.08, 0.24], flat, (0.08, 0.05), color)
+        canvas.circle(np.float32([s["at"]]), 0.16, COLOR_OF_ROLE["obstacle"])
         return canvas.image[0]
 
 
-def _named(look: int) -> str:
+def _thing_name(look: int) -> str:
     return f"{tuple(COLOURS)[look // len(KINDS)]} {KINDS[look % len(KINDS)]}"
 
 
-_SAID = {(m, s): np.frombuffer(text.format(_named(m)).encode().ljust(LENGTH, b"\0"), np.uint8)
-         for m in range(len(COLOURS) * len(KINDS)) for s, text in enumerate(SAYINGS)}
+_ENCODED_MISSIONS = {(m, s): np.frombuffer(text.format(_thing_name(m)).encode().ljust(LENGTH, b"\0"), np.uint8)
+         for m in range(len(COLOURS) * len(KINDS)) for s, text in enumerate(PHRASES)}
 
 
-def meant(said: np.ndarray) -> np.ndarray:
+def parse_missions(said: np.ndarray) -> np.ndarray:
     """(n,) int64: the number of what missions (n, LENGTH) uint8 name. Raises UserError for one that names nothing or
     more than one thing."""
     numbers = []
     for text in (bytes(row).rstrip(b"\0").decode(errors="replace") for row in said):
-        found = [m for m in range(len(COLOURS) * len(KINDS)) if _named(m) in text]
+        found = [m for m in range(len(COLOURS) * len(KINDS)) if _thing_name(m) in text]
         if len(found) != 1:
             raise UserError(f"expected a mission that names one thing, found {text!r}", where="words",
-                            do=f"name a colour ({', '.join(COLOURS)}) and a kind ({', '.join(KINDS)})")
+                            hint=f"name a color ({', '.join(COLOURS)}) and a kind ({', '.join(KINDS)})")
         numbers += found
     return np.array(numbers, np.int64)
 
@@ -148,13 +151,13 @@ class Expert(Actor):
         things = obs["observation.environment_state"].numpy().reshape(len(key), THINGS, -1)
         place, looks = np.rint(things[..., :2]).astype(np.int64), things[..., 2:]
         number = len(KINDS) * looks[..., :len(COLOURS)].argmax(2) + looks[..., len(COLOURS):].argmax(2)
-        aim = (number == meant(obs["observation.task"].numpy())[:, None]).argmax(1)
+        aim = (number == parse_missions(obs["observation.task"].numpy())[:, None]).argmax(1)
         goal, free = place[rows, aim], np.full((len(key), SIZE, SIZE), 0.0, np.float32)
         for i in range(THINGS):
             free[rows, place[:, i, 0], place[:, i, 1]] = np.where(i == aim, 0, np.inf)
-        cost = by_move(np.ones((len(key), 4, SIZE, SIZE), np.float32), free)
+        cost = cost_by_move(np.ones((len(key), 4, SIZE, SIZE), np.float32), free)
         liked = uniform(key, torch.zeros_like(key), cost.shape[1:], stream=6).numpy()
-        left = by_move(cost, to_go(cost, goal)) + 0.5 * liked
+        left = cost_by_move(cost, cost_to_go(cost, goal)) + 0.5 * liked
         return {"key": key, "count": torch.zeros_like(key), "best": torch.from_numpy(left.argmin(1)),
                 "may": torch.from_numpy(np.isfinite(cost))}
 

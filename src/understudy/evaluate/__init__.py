@@ -1,7 +1,7 @@
 """How good is it, and how sure is that?"""
 
-from .judge import across, compare, evaluate, verdict
+from .evaluation import aggregate_seeds, compare, evaluate, verdict
 from .rollout import rollout
 from .stats import Interval
 
-__all__ = ["Interval", "across", "compare", "evaluate", "rollout", "verdict"]
+__all__ = ["Interval", "aggregate_seeds", "compare", "evaluate", "rollout", "verdict"]

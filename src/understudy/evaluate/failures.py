@@ -10,90 +10,110 @@ import torch
 
 from ..core import keys
 from ..data.episode import Dataset, Episode
-from ..envs.base import Env, Pictures, Plane
+from ..envs.base import Env, PlanarMap, Renderable
 from . import plots
-from .behaviour.clusters import clustered
-from .behaviour.misses import margin
-from .behaviour.nearness import Demonstrated
-from .behaviour.view import View, resampled
-from .film import _camera, strip
+from .behavior.clearance import success_margin
+from .behavior.clusters import find_clusters
+from .behavior.demo_distance import DemonstrationIndex
+from .behavior.scaling import TrajectoryScaling, resample_rows
+from .episode_video import _camera, film_strip
 
-POINTS, DIMS = 8, 12  # of a trajectory, and what of it is clustered
-SHAPES = 0.25  # a mean silhouette under which there are no groups (Kaufman and Rousseeuw 1990)
+TRAJECTORY_POINTS, MAX_COMPONENTS = 8, 12  # of a trajectory, and what of it is clustered
+SHAPE_WEIGHT = 0.25  # a mean silhouette under which there are no groups (Kaufman and Rousseeuw 1990)
 
 
 @dataclass(frozen=True)
-class Group:
+class FailureGroup:
     """numbers: of the episodes, the most typical first. steps: when it was over, (first, median, last). late: how many
     ran into the time limit. where: in words. starts: how many times as far from demonstrated states these begin as
     successes do; None where that is unknown. leaves: the median step at which they are farther from them than successes
     ever are, None where they mostly stay."""
 
-    numbers: tuple[int, ...]
+    episode_indices: tuple[int, ...]
     steps: tuple[int, int, int]
-    late: int
-    where: str
-    starts: float | None
-    leaves: int | None
+    n_timeouts: int
+    end_location: str
+    start_distance: float | None
+    divergence_step: int | None
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.episode_indices)
 
-    def json(self) -> dict:
-        return {"episodes": list(self.numbers), "count": len(self), "steps": dict(zip(
-            ("first", "median", "last"), self.steps, strict=True)), "at_time_limit": self.late, "where": self.where,
-            "start_distance_ratio": self.starts, "leaves_demonstrations_at": self.leaves}
+    def to_json(self) -> dict:
+        return {
+            "episodes": list(self.episode_indices),
+            "count": len(self),
+            "steps": dict(zip(("first", "median", "last"), self.steps, strict=True)),
+            "at_time_limit": self.n_timeouts,
+            "where": self.end_location,
+            "start_distance_ratio": self.start_distance,
+            "leaves_demonstrations_at": self.divergence_step,
+        }
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """In one sentence, without its size."""
         first, median, last = self.steps
         when = (f"over at step {median}" if first == last else f"over at steps {first} to {last}, half by {median}")
-        limit = ("" if not self.late else ", at the time limit" if self.late == len(self) else
-                 f", {self.late} of them at the time limit")
-        return f"{self.where}; {when}{limit}"
+        limit = ("" if not self.n_timeouts else ", at the time limit" if self.n_timeouts == len(self) else
+                 f", {self.n_timeouts} of them at the time limit")
+        return f"{self.end_location}; {when}{limit}"
 
     def remedy(self, seed: int) -> str:
         """What to record next, in words."""
-        some = ", ".join(map(str, self.numbers[:5])) + (", ..." if len(self) > 5 else "")
+        some = ", ".join(map(str, self.episode_indices[:5])) + (", ..." if len(self) > 5 else "")
         which = f"{'episode' if len(self) == 1 else 'episodes'} {some} of seed {seed}"
-        if self.starts is not None and self.starts > 1.5:
-            return (f"They begin {self.starts:.1f} times as far from demonstrated states as successes do: record "
-                    f"demonstrations from starts like those of {which}.")
-        if self.leaves is not None:
-            return (f"They leave what was demonstrated at about step {self.leaves}: record demonstrations that begin "
-                    f"where it then is, and come back (look at {which}).")
+        if self.start_distance is not None and self.start_distance > 1.5:
+            return (
+                f"They begin {self.start_distance:.1f} times as far from demonstrated states as successes do: record "
+                f"demonstrations from starts like those of {which}."
+            )
+        if self.divergence_step is not None:
+            return (
+                f"They leave what was demonstrated at about step {self.divergence_step}: record demonstrations that "
+                f"begin "
+                f"where it then is, and come back (look at {which})."
+            )
         return f"Record more demonstrations of what happens there, from starts like those of {which}."
 
 
-def failures(episodes: Dataset, env: Env | None = None, demonstrated: Demonstrated | None = None, most: int = 6
-             ) -> tuple[Group, ...]:
+def group_failures(
+    episodes: Dataset, env: Env | None = None, demonstrations: DemonstrationIndex | None = None, max_groups: int = 6
+) -> tuple[FailureGroup, ...]:
     """The groups, the largest first; none where nothing failed or success is not defined. Trajectories (`POINTS` states
     each, and how long they are) are clustered (`clusters.clustered`); fewer than four failures are one group."""
-    lost = [e for e in episodes if e.meta.get("success") is False]
+    lost = [e for e in episodes if e.metadata.get("success") is False]
     if not lost:
         return ()
-    won = [e for e in episodes if e.meta.get("success") is True]
-    view = View.of(episodes)
+    won = [e for e in episodes if e.metadata.get("success") is True]
+    view = TrajectoryScaling.from_data(episodes)
     longest = max(len(e) for e in lost)
-    points = np.stack([np.append(resampled(np.nan_to_num(view.states(e)), POINTS).reshape(-1)
-                                 / np.sqrt(POINTS * max(view.width, 1)), len(e) / longest) for e in lost])
+    points = np.stack(
+        [
+            np.append(
+                resample_rows(np.nan_to_num(view.states(e)), TRAJECTORY_POINTS).reshape(-1)
+                / np.sqrt(TRAJECTORY_POINTS * max(view.n_components, 1)),
+                len(e) / longest,
+            )
+            for e in lost
+        ]
+    )
     centred = points - points.mean(0)
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:DIMS].T
-    found = clustered(centred @ axes, most, SHAPES)
-    far = _distances(won, demonstrated)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:MAX_COMPONENTS].T
+    found = find_clusters(centred @ axes, max_groups, SHAPE_WEIGHT)
+    far = _distances_to_successes(won, demonstrations)
     groups = []
     for i in range(len(found)):
         mine = np.flatnonzero(found.labels == i)
         typical = mine[np.argsort(np.linalg.norm(points[mine] - points[mine].mean(0), axis=1), kind="stable")]
-        groups.append(_group([lost[j] for j in typical], won, env, view, demonstrated, far))
+        groups.append(_make_group([lost[j] for j in typical], won, env, view, demonstrations, far))
     return tuple(groups)
 
 
-def _distances(won: Sequence[Episode], demonstrated: Demonstrated | None) -> list[np.ndarray]:
-    return [] if demonstrated is None else [demonstrated.apart(e)[0] for e in won[:50]]
+def _distances_to_successes(won: Sequence[Episode], demonstrated: DemonstrationIndex | None) -> list[np.ndarray]:
+    return [] if demonstrated is None else [demonstrated.distances(e)[0] for e in won[:50]]
 
 
-def _group(lost: list[Episode], won, env, view, demonstrated, far) -> Group:
+def _make_group(lost: list[Episode], won, env, view, demonstrated, far) -> FailureGroup:
     lengths = [len(e) for e in lost]
     starts = leaves = None
     if far and demonstrated is not None:
@@ -103,14 +123,19 @@ def _group(lost: list[Episode], won, env, view, demonstrated, far) -> Group:
         left = [int(np.argmax(f > limit)) for f in mine if (f > limit).any()]
         leaves = int(np.median(left)) if 2 * len(left) > len(mine) else None
     late = sum("next.truncated" in e.steps and bool(np.asarray(e.steps["next.truncated"])[-1]) for e in lost)
-    return Group(tuple(int(e.meta["number"]) for e in lost),
-                 (min(lengths), int(np.median(lengths)), max(lengths)), late, _where(lost, won, env, view), starts,
-                 leaves)
+    return FailureGroup(
+        tuple(int(e.metadata["number"]) for e in lost),
+        (min(lengths), int(np.median(lengths)), max(lengths)),
+        late,
+        _describe_end(lost, won, env, view),
+        starts,
+        leaves,
+    )
 
 
-def _where(lost, won, env, view: View) -> str:
+def _describe_end(lost, won, env, view: TrajectoryScaling) -> str:
     """Where these end: on the map of a Plane, else by what tells their last states from those of successes best."""
-    if isinstance(env, Plane) and (plane := env.map())["path"][0] in lost[0].steps:
+    if isinstance(env, PlanarMap) and (plane := env.map())["path"][0] in lost[0].steps:
         name, *at = plane["path"]
         ends = np.array([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[-1, at] for e in lost])
         x, y = np.median(ends, 0).round(2)
@@ -121,9 +146,9 @@ def _where(lost, won, env, view: View) -> str:
                 near = np.linalg.norm(ends - s["at"], axis=1) < 1.1 * s["radius"]
                 if near.mean() > 0.5:
                     return f"{said}, at the {s['role']}"
-        gaps = [g for e in lost if (g := margin(e, env)) is not None]
+        gaps = [g for e in lost if (g := success_margin(e, env)) is not None]
         return said + (f", {np.median(gaps):.2f} from the goal's edge at its closest" if gaps else "")
-    if not view.width:
+    if not view.n_components:
         return "ends somewhere: there are no numbers that would tell where"
     ends = np.stack([np.nan_to_num(view.states(e)[-1]) for e in lost])
     usual = np.median([np.nan_to_num(view.states(e)[-1]) for e in won], 0) if won else np.zeros(ends.shape[1])
@@ -138,32 +163,32 @@ def _where(lost, won, env, view: View) -> str:
 # -- to look at ----------------------------------------------------------------------------------------------------
 
 
-def pictures(groups: Sequence[Group], episodes: Dataset, env: Env | None) -> list[plots.Figure | None]:
+def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env | None) -> list[plots.Figure | None]:
     """One of each group: the ways of its episodes over a Plane's map, else frames of the most typical one: those of
     its camera, or what the environment shows when the same is done again from the same start. None where there is
     nothing to see."""
     if not groups:
         return []
-    at = {int(e.meta["number"]): e for e in episodes}
-    if isinstance(env, Plane):
-        plane = plots.view(env.map(), (at[n] for g in groups for n in g.numbers))
-        return [plots.trajectories([at[n] for n in g.numbers], plane) for g in groups]
-    typical = [at[g.numbers[0]] for g in groups]
+    at = {int(e.metadata["number"]): e for e in episodes}
+    if isinstance(env, PlanarMap):
+        plane = plots.visible_area(env.map(), (at[n] for g in groups for n in g.episode_indices))
+        return [plots.trajectories([at[n] for n in g.episode_indices], plane) for g in groups]
+    typical = [at[g.episode_indices[0]] for g in groups]
     if all(_camera(e) is not None for e in typical):
-        return [strip(e) for e in typical]
-    if isinstance(env, Pictures):
-        return [plots.strip([f for _, f in seen], [f"step {t}" for t, _ in seen], "What happened")
-                if seen else None for seen in _again(typical, env)]
+        return [film_strip(e) for e in typical]
+    if isinstance(env, Renderable):
+        return [plots.film_strip([f for _, f in seen], [f"step {t}" for t, _ in seen], "What happened")
+                if seen else None for seen in _rerender(typical, env)]
     return [None] * len(groups)
 
 
-def _again(episodes: Sequence[Episode], env: Pictures, most: int = 4) -> list[list[tuple[int, np.ndarray]]]:
+def _rerender(episodes: Sequence[Episode], env: Renderable, most: int = 4) -> list[list[tuple[int, np.ndarray]]]:
     """(step, frame) of each episode: its actions from its start, side by side with the others'."""
     out: list[list[tuple[int, np.ndarray]]] = []
     for i in range(0, len(episodes), env.rows):
         group = episodes[i:i + env.rows]
-        key = keys(int(group[0].meta["seed"]), [int(e.meta["number"]) for e in group]
-                   + [int(group[0].meta["number"])] * (env.rows - len(group)))
+        key = keys(int(group[0].metadata["seed"]), [int(e.metadata["number"]) for e in group]
+                   + [int(group[0].metadata["number"])] * (env.rows - len(group)))
         env.reset(torch.arange(env.rows), key)
         actions = [np.asarray(e.steps["action"]) for e in group]
         wanted = [set(np.linspace(0, len(a), min(most, len(a) + 1)).round().astype(int).tolist()) for a in actions]
@@ -171,14 +196,14 @@ def _again(episodes: Sequence[Episode], env: Pictures, most: int = 4) -> list[li
         for t in range(max(map(len, actions)) + 1):
             for row, steps in enumerate(wanted):
                 if t in steps:
-                    seen[row].append((t, _small(env.frame(row))))
+                    seen[row].append((t, _shrink(env.frame(row))))
             now = [a[min(t, len(a) - 1)] for a in actions]
             env.step(torch.from_numpy(np.stack(now + [now[0]] * (env.rows - len(group)))))
         out += seen
     return out
 
 
-def _small(frame: np.ndarray, side: int = 192) -> np.ndarray:
+def _shrink(frame: np.ndarray, side: int = 192) -> np.ndarray:
     from ..data.video import resize
 
     high, wide = frame.shape[:2]

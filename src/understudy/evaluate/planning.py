@@ -11,15 +11,15 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from ..core import UserError
-from .sequential import Difference, Rate
+from .sequential import SequentialDifferenceTest, SequentialRateTest
 from .stats import LEVEL
 
-CORRELATIONS = (0.0, 0.25, 0.5, 0.75)  # of two policies' outcomes on the same starts
-MOST = 100_000  # rollouts of each: nobody runs more
+ASSUMED_CORRELATIONS = (0.0, 0.25, 0.5, 0.75)  # of two policies' outcomes on the same starts
+MAX_ROLLOUTS = 100_000  # rollouts of each: nobody runs more
 
 
 @dataclass(frozen=True)
-class Plan:
+class RolloutPlan:
     """Rollouts of each policy that find a difference. `paired` by the correlation of the two outcomes on the same
     starts, as far as rates so different can be correlated; `expected` and `maximum` of the sequential test, paired, at
     correlation 0: how many it takes on average, and the most that it must be given for the power."""
@@ -29,49 +29,56 @@ class Plan:
     expected: int
     maximum: int
 
-    def json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {"fixed": {"unpaired": self.unpaired, "paired": {f"{c:g}": n for c, n in self.paired.items()}},
                 "sequential": {"expected": self.expected, "maximum": self.maximum}}
 
 
 @dataclass(frozen=True)
-class RatePlan:
+class RateTestPlan:
     """Rollouts that tell one rate from a bound: all at once, or looking after each (`expected` on average)."""
 
-    fixed: int
+    fixed_size: int
     expected: int
     maximum: int
 
-    def json(self) -> dict[str, Any]:
-        return {"fixed": self.fixed, "sequential": {"expected": self.expected, "maximum": self.maximum}}
+    def to_json(self) -> dict[str, Any]:
+        return {"fixed": self.fixed_size, "sequential": {"expected": self.expected, "maximum": self.maximum}}
 
 
-def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> Plan:
+def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> RolloutPlan:
     """How many rollouts of each of two policies with these success rates, so that a two-sided test at `alpha` names the
     better one with probability `power`. Paired: what `compare` demands, McNemar's exact test and Tango's interval
     (`paired_power`); unpaired: Fisher's exact test (`unpaired_power`); sequential: `sequential.Difference`."""
-    _check(first, second, alpha, power, ("the first rate", "the second rate"))
-    unpaired = _fewest(lambda n: unpaired_power(first, second, n, alpha), power, _guess(first, second, alpha, power))
-    paired = {c: _fewest(lambda n, c=c: paired_power(first, second, n, c, alpha), power, unpaired)
-              for c in CORRELATIONS if c == 0 or c <= correlation(first, second)}
-    only, other = _discordant(first, second, 0.0)
-    wins, goes_on = _looking(lambda m: (m - (need := Difference(1 - alpha).needed(int(m[-1]))), need),
-                             max(only, other) / (only + other), int(3 * unpaired * (only + other)) + 200)
-    return Plan(unpaired, paired, *_sequential(wins, goes_on, only + other, power, paired[0.0]))
+    _check_arguments(first, second, alpha, power, ("the first rate", "the second rate"))
+    unpaired = _smallest_sufficient(
+        lambda n: unpaired_power(first, second, n, alpha), power, _normal_sample_size(first, second, alpha, power)
+    )
+    paired = {c: _smallest_sufficient(lambda n, c=c: paired_power(first, second, n, c, alpha), power, unpaired)
+              for c in ASSUMED_CORRELATIONS if c == 0 or c <= max_correlation(first, second)}
+    only, other = _discordant_probabilities(first, second, 0.0)
+    wins, goes_on = _sequential_outcome(
+        lambda m: (m - (need := SequentialDifferenceTest(1 - alpha).wins_needed(int(m[-1]))), need),
+        max(only, other) / (only + other),
+        int(3 * unpaired * (only + other)) + 200,
+    )
+    return RolloutPlan(unpaired, paired, *_sequential_sample_size(wins, goes_on, only + other, power, paired[0.0]))
 
 
-def plan_rate(rate: float, than: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> RatePlan:
+def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> RateTestPlan:
     """How many rollouts of one policy of success `rate`, so that its two-sided interval (Clopper-Pearson, or the
     confidence sequence of `sequential.Rate`) leaves out `than` on the right side with probability `power`."""
-    _check(rate, than, alpha, power, ("the rate", "the bound"))
-    fixed = _fewest(lambda n: rate_power(rate, than, n, alpha), power, _guess(rate, than, alpha, power) // 2)
-    up, test = rate > than, Rate(than, 1 - alpha)
+    _check_arguments(rate, threshold, alpha, power, ("the rate", "the bound"))
+    fixed = _smallest_sufficient(
+        lambda n: rate_power(rate, threshold, n, alpha), power, _normal_sample_size(rate, threshold, alpha, power) // 2
+    )
+    up, test = rate > threshold, SequentialRateTest(threshold, 1 - alpha)
 
     def bounds(n):
-        low, high = test.bounds(n)
+        low, high = test.decision_bounds(n)
         return (low, high) if up else (n - high, n - low)
-    wins, goes_on = _looking(bounds, rate if up else 1 - rate, 3 * fixed + 200)
-    return RatePlan(fixed, *_sequential(wins, goes_on, 1.0, power, fixed))
+    wins, goes_on = _sequential_outcome(bounds, rate if up else 1 - rate, 3 * fixed + 200)
+    return RateTestPlan(fixed, *_sequential_sample_size(wins, goes_on, 1.0, power, fixed))
 
 
 # -- power --------------------------------------------------------------------------------------------------------
@@ -81,8 +88,8 @@ def paired_power(first: float, second: float, pairs: int, correlation: float = 0
     """Exactly: the probability that `compare` names the better of two policies after so many pairs (Connor 1987 has
     the approximation). Of m pairs that differ, the better one must win as many as McNemar's exact test and the score
     test of Tango's interval both ask for."""
-    only, other = _discordant(first, second, correlation)
-    m = _likely(pairs, only + other)
+    only, other = _discordant_probabilities(first, second, correlation)
+    m = _likely_counts(pairs, only + other)
     need = np.maximum(stats.binom.isf(alpha / 2 * (1 - 1e-9), m, 0.5) + 1,
                       np.floor((m + stats.norm.isf(alpha / 2) * np.sqrt(m)) / 2 + 1e-9) + 1)
     return float(stats.binom.pmf(m, pairs, only + other)
@@ -93,7 +100,7 @@ def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LE
     """Exactly: the probability that Fisher's exact test names the better of two policies after `each` rollouts of both,
     on starts of their own."""
     better, worse = max(first, second), min(first, second)
-    k, j = _likely(each, better), _likely(each, worse)
+    k, j = _likely_counts(each, better), _likely_counts(each, worse)
     total = np.arange(k[0] + j[0], k[-1] + j[-1] + 1)
     away = np.arange(int(5 * math.sqrt(each)) + 3)  # above half of all successes; its spread is below 0.36 sqrt(each)
     at = (total[:, None] + 1) // 2 + away
@@ -109,48 +116,56 @@ def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LE
     return float(stats.binom.pmf(k, each, better) @ wins @ stats.binom.pmf(j, each, worse))
 
 
-def rate_power(rate: float, than: float, trials: int, alpha: float = 1 - LEVEL) -> float:
+def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LEVEL) -> float:
     """Exactly: the probability that the Clopper-Pearson interval of so many trials leaves out `than` on the side where
     `rate` is."""
-    if rate < than:
-        rate, than = 1 - rate, 1 - than
-    need = stats.binom.isf(alpha / 2, trials, than) + 1
+    if rate < threshold:
+        rate, threshold = 1 - rate, 1 - threshold
+    need = stats.binom.isf(alpha / 2, trials, threshold) + 1
     return float(stats.binom.sf(need - 1, trials, rate))
 
 
-def least(test: Rate | Difference, power: float = 0.8) -> tuple[float, float]:
-    """What a sequential test finds in `test.most` rollouts with probability `power` (stops for futility aside): of a
-    `Rate` the highest rate below `than` and the lowest above it; of a `Difference` the smallest one, as (-d, d), at
+def smallest_detectable_effect(
+    test: SequentialRateTest | SequentialDifferenceTest, power: float = 0.8
+) -> tuple[float, float]:
+    """What a sequential test finds in `test.max_rollouts` rollouts with probability `power` (stops for futility
+    aside): of a
+    `Rate` the highest rate below `than` and the lowest above it; of a `SequentialDifferenceTest` the smallest one, as
+    (-d, d), at
     best: where the worse policy never succeeds while the better one fails. NaN where there is none."""
-    n = test.most
-    if isinstance(test, Difference):
-        sure = np.flatnonzero(test.needed(n) <= np.arange(n + 1))  # so many pairs that differ, all won by one
+    n = test.max_rollouts
+    if isinstance(test, SequentialDifferenceTest):
+        sure = np.flatnonzero(test.wins_needed(n) <= np.arange(n + 1))  # so many pairs that differ, all won by one
         d = float(stats.beta.ppf(power, sure[0], n - sure[0] + 1)) if len(sure) else math.nan
         return -d, d
 
     def found(rate: float) -> float:
-        low, high = test.bounds(np.arange(n + 1))
-        up = rate > test.than
+        low, high = test.decision_bounds(np.arange(n + 1))
+        up = rate > test.threshold
         count = np.arange(n + 1)
-        return _looking(lambda m: (low, high) if up else (count - high, count - low), rate if up else 1 - rate,
-                        n)[0][n] - power
-    return tuple(float(optimize.brentq(found, end, test.than + (end - test.than) * 1e-9, xtol=1e-6))
+        return (
+            _sequential_outcome(
+                lambda m: (low, high) if up else (count - high, count - low), rate if up else 1 - rate, n
+            )[0][n]
+            - power
+        )
+    return tuple(float(optimize.brentq(found, end, test.threshold + (end - test.threshold) * 1e-9, xtol=1e-6))
                  if found(end) > 0 else math.nan for end in (0.0, 1.0))
 
 
-def correlation(first: float, second: float) -> float:
+def max_correlation(first: float, second: float) -> float:
     """The largest that outcomes of such rates can have."""
     low, high = sorted((first, second))
     return math.sqrt(low * (1 - high) / (high * (1 - low)))
 
 
-def _discordant(first: float, second: float, correlation: float) -> tuple[float, float]:
+def _discordant_probabilities(first: float, second: float, correlation: float) -> tuple[float, float]:
     """The probabilities that only the first succeeds, and only the second."""
     both = first * second + correlation * math.sqrt(first * (1 - first) * second * (1 - second))
     return max(first - both, 0.0), max(second - both, 0.0)
 
 
-def _likely(n: int, p: float) -> np.ndarray:
+def _likely_counts(n: int, p: float) -> np.ndarray:
     """All counts but the most improbable, 1e-15 of them."""
     low, high = stats.binom.ppf([5e-16, 1 - 5e-16], n, p)
     return np.arange(int(low), int(high) + 1)
@@ -159,13 +174,13 @@ def _likely(n: int, p: float) -> np.ndarray:
 # -- looking after each -------------------------------------------------------------------------------------------
 
 
-def _looking(bounds: Callable, p: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _sequential_outcome(bounds: Callable, p: float, max_rollouts: int) -> tuple[np.ndarray, np.ndarray]:
     """Of a test that ends below or at bounds(n)[0] wins and from bounds(n)[1] on, each won with probability p: (most +
     1,) the probabilities of having ended above by n, and of not having ended."""
-    low, high = bounds(np.arange(most + 1))
-    wins, goes_on = np.zeros(most + 1), np.ones(most + 1)
+    low, high = bounds(np.arange(max_rollouts + 1))
+    wins, goes_on = np.zeros(max_rollouts + 1), np.ones(max_rollouts + 1)
     alive, first = np.ones(1), 0  # of first, first + 1, ... wins
-    for n in range(1, most + 1):
+    for n in range(1, max_rollouts + 1):
         alive = np.append(alive * (1 - p), 0.0) + np.append(0.0, alive * p)
         over, under = max(int(high[n]) - first, 0), max(int(low[n]) + 1 - first, 0)
         wins[n] = wins[n - 1] + alive[over:].sum()
@@ -177,18 +192,20 @@ def _looking(bounds: Callable, p: float, most: int) -> tuple[np.ndarray, np.ndar
     return wins, goes_on
 
 
-def _sequential(wins: np.ndarray, goes_on: np.ndarray, share: float, power: float, guess: int) -> tuple[int, int]:
+def _sequential_sample_size(
+    wins: np.ndarray, is_undecided: np.ndarray, informative_fraction: float, power: float, guess: int
+) -> tuple[int, int]:
     """(expected, maximum) rollouts where only a share of them counts for the test."""
     def mean(values, n):
-        m = _likely(n, share)
-        return float(stats.binom.pmf(m, n, share) @ values[np.minimum(m, len(values) - 1)])
-    maximum = _fewest(lambda n: mean(wins, n), power, guess)
+        m = _likely_counts(n, informative_fraction)
+        return float(stats.binom.pmf(m, n, informative_fraction) @ values[np.minimum(m, len(values) - 1)])
+    maximum = _smallest_sufficient(lambda n: mean(wins, n), power, guess)
     looks = np.unique(np.linspace(0, maximum - 1, 500).astype(int))
-    expected = np.interp(np.arange(maximum), looks, [mean(goes_on, n) for n in looks]).sum()
+    expected = np.interp(np.arange(maximum), looks, [mean(is_undecided, n) for n in looks]).sum()
     return math.ceil(expected - 1e-9), maximum
 
 
-def _fewest(power: Callable[[int], float], wanted: float, guess: int) -> int:
+def _smallest_sufficient(power: Callable[[int], float], wanted: float, guess: int) -> int:
     """The smallest number from which on the power is as wanted: it falls again a little where a count is not whole."""
     low, high = 0, max(guess, 1)
     while power(high) < wanted:
@@ -200,26 +217,28 @@ def _fewest(power: Callable[[int], float], wanted: float, guess: int) -> int:
     return 1 + max([high - 1, *(n for n in range(high + 1, high + reach) if power(n) < wanted)])
 
 
-def _guess(first: float, second: float, alpha: float, power: float) -> int:
+def _normal_sample_size(first: float, second: float, alpha: float, power: float) -> int:
     """By the normal approximation, of two independent rates (Fleiss, Levin and Paik 2003, section 4.2)."""
     middle, gap = (first + second) / 2, abs(first - second)
     z = (stats.norm.isf(alpha / 2) * math.sqrt(2 * middle * (1 - middle))
          + stats.norm.ppf(power) * math.sqrt(first * (1 - first) + second * (1 - second)))
     found = max(int((z / gap) ** 2), 1)
-    if found > MOST:
+    if found > MAX_ROLLOUTS:
         raise UserError(f"{first:g} and {second:g} are too close: telling them apart takes about {found:,} rollouts",
-                        where="plan", do="ask for a difference that matters")
+                        where="plan", hint="ask for a difference that matters")
     return found
 
 
-def _check(first: float, second: float, alpha: float, power: float, names: tuple[str, str]) -> None:
+def _check_arguments(first: float, second: float, alpha: float, power: float, names: tuple[str, str]) -> None:
     for value, name in ((first, names[0]), (second, names[1]), (alpha, "--alpha"), (power, "--power")):
         if not 0 < value < 1:
             usual = {"--alpha": "0.05", "--power": "0.8"}.get(name, "0.7")
             hint = f"{value:g} % is {value / 100:g}" if 1 < value < 100 else f"such as {usual}"
-            raise UserError(f"expected a number between 0 and 1, found {value:g}", where=name, do=hint)
+            raise UserError(f"expected a number between 0 and 1, found {value:g}", where=name, hint=hint)
     if first == second:
         raise UserError(f"expected two different rates, found {first:g} twice", where="plan",
-                        do="no number of rollouts tells equal policies apart")
+                        hint="no number of rollouts tells equal policies apart")
     if power <= alpha:
-        raise UserError(f"expected a power above alpha ({alpha:g}), found {power:g}", where="--power", do="such as 0.8")
+        raise UserError(
+            f"expected a power above alpha ({alpha:g}), found {power:g}", where="--power", hint="such as 0.8"
+        )

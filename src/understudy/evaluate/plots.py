@@ -1,7 +1,7 @@
 """Pictures as SVG: text that a browser draws sharply in any size, light or dark, with words for who cannot see them.
 
-Colours are those of Okabe and Ito (2008) or near them, which colour-blind people tell apart; and nothing is told by
-colour alone.
+Colors are those of Okabe and Ito (2008) or near them, which color-blind people tell apart; and nothing is told by
+color alone.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..data.video import encode_png
 from .stats import Interval
 
 WIDTH = 420  # of every plot, so that its text is as large as the page's, on a phone too
-DASHES = ("none", "7 4", "2 4", "9 3 2 3")
+DASH_PATTERNS = ("none", "7 4", "2 4", "9 3 2 3")
 Points = Iterable[tuple[float, float]]
 
 # Custom properties reach into inline SVG; a picture that stands alone carries them with it.
-COLOURS = {
+COLORS = {
     "light": {"paper": "#ffffff", "panel": "#f5f7f9", "ink": "#1a1f26", "soft": "#58626e", "line": "#e1e5ea",
               "block": "#cbd2da", "edge": "#aab4bf", "goal": "#00805d", "good": "#0072b2", "bad": "#d55e00",
               "s0": "#0072b2", "s1": "#b06f00", "s2": "#00805d", "s3": "#9a4f96"},
@@ -36,7 +36,7 @@ FONT = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", A
 
 
 def _variables(theme: str) -> str:
-    return "".join(f"--{k}:{v};" for k, v in COLOURS[theme].items())
+    return "".join(f"--{k}:{v};" for k, v in COLORS[theme].items())
 
 
 STYLE = f"""
@@ -60,9 +60,9 @@ STYLE = f"""
 @dataclass(frozen=True)
 class Figure:
     svg: str
-    words: str  # what it shows, for who cannot see it
+    alt_text: str  # what it shows, for who cannot see it
 
-    def alone(self) -> str:
+    def standalone_svg(self) -> str:
         """As a file of its own."""
         style = _tag("style", STYLE + "\n.plot{background:var(--paper)}")
         return self.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", ">" + style, 1)
@@ -71,7 +71,7 @@ class Figure:
 # -- trajectories -------------------------------------------------------------------------------------------------
 
 
-def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, most: int = 200) -> Figure:
+def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episodes: int = 200) -> Figure:
     """The ways of these episodes over the map of a Plane (see envs.base): a solid line succeeds, a dashed one with a
     cross does not. Where marks differ by episode, the first six have a picture each."""
     episodes, many = list(data), 6
@@ -82,23 +82,27 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, most: int
         size = (WIDTH - 1 - gap * (columns - 1)) / columns
         parts, height = [], 0.0
         for i, e in enumerate(episodes):
-            ground = _Ground(plane, size, 0.5 + (size + gap) * (i % columns), 0.5 + (height + gap) * (i // columns))
+            ground = _MapPanel(plane, size, 0.5 + (size + gap) * (i % columns), 0.5 + (height + gap) * (i // columns))
             height = ground.height
-            parts += [ground.frame(), *ground.shapes([*plane["shapes"], *_marks(plane, e)]), ground.way(e, 1.0)]
+            parts += [
+                ground.frame(),
+                *ground.shapes([*plane["shapes"], *_episode_marks(plane, e)]),
+                ground.trajectory_path(e, 1.0),
+            ]
         rows = -(-len(episodes) // columns)
         return _figure(parts, rows * (height + gap) - gap + 1,
-                       f"Trajectories of {len(episodes)} episodes, each over its own map. {_told(well)}")
-    ground = _Ground(plane, WIDTH - 1, 0.5, 0.5)
+                       f"Trajectories of {len(episodes)} episodes, each over its own map. {_outcome_text(well)}")
+    ground = _MapPanel(plane, WIDTH - 1, 0.5, 0.5)
     # Failures last: they are few where it matters, and must not be hidden.
-    drawn = sorted(episodes[:most], key=lambda e: _outcome(e) is False)
+    drawn = sorted(episodes[:max_episodes], key=lambda e: _outcome(e) is False)
     strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(drawn) + 1)))
-    parts = [ground.frame(), *ground.shapes(plane["shapes"]), *(ground.way(e, strength) for e in drawn),
+    parts = [ground.frame(), *ground.shapes(plane["shapes"]), *(ground.trajectory_path(e, strength) for e in drawn),
              *ground.names(plane["shapes"], drawn)]
-    some = "" if len(episodes) <= most else f" The first {most} are drawn."
-    return _figure(parts, ground.height + 1, f"Trajectories over the map. {_told(well)}{some}")
+    some = "" if len(episodes) <= max_episodes else f" The first {max_episodes} are drawn."
+    return _figure(parts, ground.height + 1, f"Trajectories over the map. {_outcome_text(well)}{some}")
 
 
-def view(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
+def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
     """The part of a map without marks that these episodes and its shapes take up."""
     if plane.get("marks"):
         return dict(plane)
@@ -112,20 +116,20 @@ def view(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
                                min(float(high[k] + margin), plane[axis][1])) for k, axis in enumerate("xy")}}
 
 
-class _Ground:
+class _MapPanel:
     """A map drawn `width` wide at (left, top)."""
 
-    LOOKS = {"obstacle": {"fill": "var(--block)", "stroke": "var(--edge)"},
+    SHAPE_STYLES = {"obstacle": {"fill": "var(--block)", "stroke": "var(--edge)"},
              "goal": {"fill": "var(--goal)", "fill_opacity": 0.16, "stroke": "var(--goal)", "stroke_width": 1.6},
              "waypoint": {"fill": "none", "stroke": "var(--goal)", "stroke_width": 1.6, "stroke_dasharray": "3 3"}}
-    PLAIN = {"fill": "none", "stroke": "var(--soft)", "stroke_dasharray": "2 3"}
+    DEFAULT_STYLE = {"fill": "none", "stroke": "var(--soft)", "stroke_dasharray": "2 3"}
 
     def __init__(self, plane: Mapping[str, Any], width: float, left: float = 0.0, top: float = 0.0):
         (self.x0, x1), (self.y0, y1) = plane["x"], plane["y"]
         self.unit, self.left, self.top, self.width = width / (x1 - self.x0), left, top, width
         self.height, self.path = self.unit * (y1 - self.y0), plane["path"]
 
-    def at(self, point) -> tuple[float, float]:
+    def to_pixels(self, point) -> tuple[float, float]:
         x, y = point
         return self.left + (x - self.x0) * self.unit, self.top + self.height - (y - self.y0) * self.unit
 
@@ -134,8 +138,13 @@ class _Ground:
                     stroke="var(--line)")
 
     def shapes(self, shapes) -> list[str]:
-        return [_circle(self.at(s["at"]), s["radius"] * self.unit, **self.LOOKS.get(s["role"], self.PLAIN))
-                for s in shapes if s["kind"] == "circle"]
+        return [
+            _circle(
+                self.to_pixels(s["at"]), s["radius"] * self.unit, **self.SHAPE_STYLES.get(s["role"], self.DEFAULT_STYLE)
+            )
+            for s in shapes
+            if s["kind"] == "circle"
+        ]
 
     def names(self, shapes, episodes: Sequence[Episode]) -> list[str]:
         """In a shape where there is room, else beside it where the ways of these episodes cover it least."""
@@ -143,7 +152,7 @@ class _Ground:
         covered, low = np.concatenate([*ways, np.zeros((0, 2))]), np.array([self.left, self.top])
         high, out = low + (self.width, self.height), []
         for s in shapes:
-            at, r = np.array(self.at(s["at"])), s["radius"] * self.unit
+            at, r = np.array(self.to_pixels(s["at"])), s["radius"] * self.unit
             half = np.array([3.5 * len(s["role"]), 8.0])  # of the words' width and height
             places = [at] if r > 30 else [at + side for d in (12, 26, 40) for side in ((0, r + d), (0, -r - d))]
 
@@ -157,9 +166,9 @@ class _Ground:
     def points(self, episode: Episode) -> list[tuple[float, float]]:
         name, i, j = self.path
         rows = np.asarray(episode.steps[name], float).reshape(len(episode.steps[name]), -1)[:, [i, j]]
-        return [self.at(p) for p in rows[_thinned(len(rows), 240)]]
+        return [self.to_pixels(p) for p in rows[_evenly_spaced(len(rows), 240)]]
 
-    def way(self, episode: Episode, strength: float) -> str:
+    def trajectory_path(self, episode: Episode, strength: float) -> str:
         points = self.points(episode)
         well, (x, y) = _outcome(episode), points[-1]
         if well is False:
@@ -169,7 +178,7 @@ class _Ground:
                                                                  if well else "")
 
 
-def _marks(plane, episode) -> list[dict[str, Any]]:
+def _episode_marks(plane, episode) -> list[dict[str, Any]]:
     """Of this episode, where its first observation says."""
     def at(column):
         name, i, j = column
@@ -179,22 +188,25 @@ def _marks(plane, episode) -> list[dict[str, Any]]:
 
 
 def _outcome(episode: Episode) -> bool | None:
-    if "success" in episode.meta:
-        return bool(episode.meta["success"])
+    if "success" in episode.metadata:
+        return bool(episode.metadata["success"])
     return bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
 
 
-def _told(well: Sequence[bool | None]) -> str:
-    if all(w is None for w in well):
-        return f"{len(well)} episodes."
-    return (f"{sum(bool(w) for w in well)} of {len(well)} episodes succeed, drawn solid; the others are dashed and end "
-            "in a cross.")
+def _outcome_text(is_success: Sequence[bool | None]) -> str:
+    if all(w is None for w in is_success):
+        return f"{len(is_success)} episodes."
+    return (
+        f"{sum(bool(w) for w in is_success)} of {len(is_success)} episodes succeed, drawn solid; the others are "
+        f"dashed and end "
+        "in a cross."
+    )
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------
 
 
-def strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -> Figure:
+def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -> Figure:
     """Frames (H, W, 3) uint8 of one size in the order of a text, each over its label; losslessly inside the picture."""
     columns, gap, below = 4, 8.0, 20.0
     width = (WIDTH - gap * (columns - 1)) / columns
@@ -217,18 +229,18 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
     """(name, success, tally) a row: a bar to the estimate, and the interval over it."""
     parts, told, step = [], [], 62
     right, bottom = WIDTH - 1, step * len(rows) + 6
-    parts += _ruler([(right * v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], 20, bottom)
+    parts += _grid_lines([(right * v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], 20, bottom)
     for i, (name, p, tally) in enumerate(rows):
         top = step * i
         end = _tag("tspan", escape(f"{p.estimate:.1%}"), **{"class": "strong"})
         end += _tag("tspan", escape(f"{p.low:.1%} to {p.high:.1%}"), dx=8, fill="var(--soft)")
         bar = {"x": 0, "y": top + 32, "height": 16, "rx": 3}
         parts += [_tag("rect", x=0, y=top, width=WIDTH, height=28, fill="var(--paper)"),
-                  _text((0, top + 22), _short(name, 26), "name"),
+                  _text((0, top + 22), _truncate(name, 26), "name"),
                   _tag("text", end, x=WIDTH, y=top + 22, text_anchor="end"),
                   _tag("rect", **bar, width=right, fill="var(--line)", fill_opacity=0.6),
                   _tag("rect", **bar, width=max(right * p.estimate, 0.1), fill=f"var(--s{i % 4})"),
-                  _whisker(right * p.low, right * p.high, top + 40)]
+                  _error_bar(right * p.low, right * p.high, top + 40)]
         told.append(f"{name}: {tally}, {p.estimate:.1%}, {p.level:.0%} interval {p.low:.1%} to {p.high:.1%}")
     return _figure(parts, bottom + 22, "Success. " + "; ".join(told) + ".")
 
@@ -246,17 +258,17 @@ def difference_bar(first: str, second: str, difference: float, low: float, high:
         return middle + half * v / reach
 
     def show(v):
-        return _number(100 * v if percent else v, sign=True)
-    parts = _ruler([(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)], 26, 92)
+        return _format_number(100 * v if percent else v, sign=True)
+    parts = _grid_lines([(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)], 26, 92)
     parts += [_path([(middle, 26), (middle, 92)], "base"),
-              _text((0, 14), f"← {_short(second)} better", "soft"),
-              _text((WIDTH, 14), f"{_short(first)} better →", "soft", "end")]
+              _text((0, 14), f"← {_truncate(second)} better", "soft"),
+              _text((WIDTH, 14), f"{_truncate(first)} better →", "soft", "end")]
     if math.isfinite(difference):
         label = min(max(x(difference), 60), WIDTH - 60)
         parts += [_tag("rect", x=label - 56, y=34, width=112, height=22, fill="var(--paper)"),
                   _text((label, 50), show(difference) + unit, "name", "middle")]
         if math.isfinite(low) and math.isfinite(high):
-            parts.append(_whisker(x(low), x(high), 72))
+            parts.append(_error_bar(x(low), x(high), 72))
         parts.append(_circle((x(difference), 72), 6, fill="var(--ink)", stroke="var(--paper)", stroke_width=2))
     words = (f"{first} minus {second}: {show(difference)}{unit}, {level:.0%} interval {show(low)} to {show(high)}{unit}"
              f"; no difference is {'inside' if low <= 0 <= high else 'outside'} the interval.")
@@ -277,15 +289,18 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
         return middle + half * min(max(v / reach, -1.0), 1.0)
 
     def show(v):
-        return _number(100 * v if percent else v, sign=True)
-    parts = _ruler([(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)], 20, bottom)
+        return _format_number(100 * v if percent else v, sign=True)
+    parts = _grid_lines([(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)], 20, bottom)
     parts.append(_path([(middle, 20), (middle, bottom)], "base"))
     for i, (name, difference, low, high, apart) in enumerate(rows):
         top = step * i
-        parts += [_tag("rect", x=0, y=top, width=WIDTH, height=20, fill="var(--paper)"),
-                  _text((0, top + 15), _short(name, 44)), _text((WIDTH, top + 15), show(difference), "strong", "end")]
+        parts += [
+            _tag("rect", x=0, y=top, width=WIDTH, height=20, fill="var(--paper)"),
+            _text((0, top + 15), _truncate(name, 44)),
+            _text((WIDTH, top + 15), show(difference), "strong", "end"),
+        ]
         if math.isfinite(low) and math.isfinite(high):
-            parts.append(_whisker(x(low), x(high), top + 31))
+            parts.append(_error_bar(x(low), x(high), top + 31))
         if math.isfinite(difference):
             parts.append(_circle((x(difference), top + 31), 5, fill="var(--ink)" if apart else "var(--paper)",
                                  stroke="var(--paper)" if apart else "var(--ink)", stroke_width=2))
@@ -294,13 +309,13 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
     return _figure(parts, bottom + 22, f"Differences{' in percentage points' if percent else ''}. {'; '.join(told)}.")
 
 
-def _whisker(a: float, b: float, y: float) -> str:
+def _error_bar(a: float, b: float, y: float) -> str:
     a, b = min(max(a, 1), WIDTH - 1), min(max(b, 1), WIDTH - 1)
     caps = "".join(_path([(v, y - 5), (v, y + 5)], "mark") for v in (a, b))
     return _path([(a, y), (b, y)], "halo") + _path([(a, y), (b, y)], "mark") + caps
 
 
-def _ruler(ticks: Sequence[tuple[float, str]], top: float, bottom: float) -> list[str]:
+def _grid_lines(ticks: Sequence[tuple[float, str]], top: float, bottom: float) -> list[str]:
     parts = []
     for at, label in ticks:
         anchor = "start" if at < 12 else "end" if at > WIDTH - 12 else "middle"
@@ -337,16 +352,25 @@ class _Axes:
     def grid(self) -> list[str]:
         return [part for t in self.y_ticks for part in (
             _path([(self.left, self.y(t)), (self.right, self.y(t))], "grid"),
-            _text((self.left - 7, self.y(t) + 4), _number(t), "soft", "end"))]
+            _text((self.left - 7, self.y(t) + 4), _format_number(t), "soft", "end"))]
 
-    def base(self) -> list[str]:
+    def axis_lines(self) -> list[str]:
         low, high = self.x_range
         ticks = _log_ticks(low, high) if self.log_x else _ticks(low, high)
         ticks = [t for t in ticks if low <= t <= high and (t == round(t) or not self.whole)]
-        return [_path([(self.left, self.bottom), (self.right, self.bottom)], "base"),
-                *(_text((min(self.x(t), self.right - 3.5 * len(_number(t)) + 6), self.bottom + 17), _number(t), "soft",
-                        "middle") for t in ticks),
-                _text(((self.left + self.right) / 2, self.bottom + 36), self.x_name, "soft", "middle")]
+        return [
+            _path([(self.left, self.bottom), (self.right, self.bottom)], "base"),
+            *(
+                _text(
+                    (min(self.x(t), self.right - 3.5 * len(_format_number(t)) + 6), self.bottom + 17),
+                    _format_number(t),
+                    "soft",
+                    "middle",
+                )
+                for t in ticks
+            ),
+            _text(((self.left + self.right) / 2, self.bottom + 36), self.x_name, "soft", "middle"),
+        ]
 
     @property
     def height(self) -> float:
@@ -357,7 +381,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name
            log: bool = False, log_x: bool = False, dots: bool = False, low: float | None = None,
            high: float | None = None, bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None
            ) -> Figure:
-    """name -> (x, y): each has a colour and a dash of its own. log, log_x: logarithmic axes. What is not finite (or not
+    """name -> (x, y): each has a color and a dash of its own. log, log_x: logarithmic axes. What is not finite (or not
     positive, on one of those) is left out. bands: name -> (low, high) around that series. low, high: of the y axis,
     where they are known."""
     bands = bands or {}
@@ -365,13 +389,13 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name
     for name, (xs, ys) in series.items():
         xs, ys = np.asarray(xs, float), np.asarray(ys, float)
         keep = np.isfinite(xs) & np.isfinite(ys) & ((ys > 0) | (not log)) & ((xs > 0) | (not log_x))
-        at = np.flatnonzero(keep)[_thinned(int(keep.sum()), 400)]
+        at = np.flatnonzero(keep)[_evenly_spaced(int(keep.sum()), 400)]
         shown[name] = xs[at], ys[at], tuple(np.asarray(b, float)[at] for b in bands.get(name, ()))
         ends += [ys[keep], *(np.asarray(b, float)[keep] for b in bands.get(name, ()))]
     values = np.concatenate(ends)
     values = values[np.isfinite(values)]
     if not len(values):
-        return _nothing(y_name)
+        return _empty_figure(y_name)
     steps = np.concatenate([x for x, _, _ in shown.values()])
     legend, rows = _legend(list(shown))
     axes = _Axes((steps.min(), steps.max()), (values.min() if low is None else low, values.max() if high is None
@@ -383,35 +407,37 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name
             parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill=f"var(--s{i % 4})",
                               fill_opacity=0.15))
         points = axes.points(xs, ys)
-        parts.append(_path(points, "curve", stroke=f"var(--s{i % 4})", stroke_dasharray=DASHES[i % 4]))
+        parts.append(_path(points, "curve", stroke=f"var(--s{i % 4})", stroke_dasharray=DASH_PATTERNS[i % 4]))
         if dots or len(points) == 1:
             parts += [_circle(p, 3, fill=f"var(--s{i % 4})") for p in points]
         if len(ys):
-            told.append(f"{name} from {_number(ys[0])} to {_number(ys[-1])}")
-    return _figure(parts + axes.base(), axes.height,
+            told.append(f"{name} from {_format_number(ys[0])} to {_format_number(ys[-1])}")
+    return _figure(parts + axes.axis_lines(), axes.height,
                    f"{y_name} over {x_name}{' (logarithmic)' if log else ''}: {'; '.join(told)}.")
 
 
-def rungs(names: Sequence[str], values: Sequence[Interval], x_name: str, half: float = math.nan, *,
-          share: bool = True) -> Figure:
+def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, half_value: float = math.nan, *,
+          as_fraction: bool = True) -> Figure:
     """A value with its interval at each of several levels, which stand equally far apart whatever they are; and a line
     at its `half`. share: values are shares, from 0 to 1."""
     ends = [v for i in values for v in (i.low, i.high, i.estimate) if math.isfinite(v)]
-    axes = _Axes((0, max(len(names) - 1, 1)), (0.0, 1.0) if share else (min(0.0, *ends), max(ends)), x_name, 12, 190)
+    axes = _Axes(
+        (0, max(len(names) - 1, 1)), (0.0, 1.0) if as_fraction else (min(0.0, *ends), max(ends)), x_name, 12, 190
+    )
     inside = 24.0  # so that the first and last dot have room
 
     def x(i: float) -> float:
         return axes.left + inside + (axes.right - axes.left - 2 * inside) * i / max(len(names) - 1, 1)
     parts = [part for t in axes.y_ticks for part in (
         _path([(axes.left, axes.y(t)), (axes.right, axes.y(t))], "grid"),
-        _text((axes.left - 7, axes.y(t) + 4), f"{t:.0%}" if share else _number(t), "soft", "end"))]
+        _text((axes.left - 7, axes.y(t) + 4), f"{t:.0%}" if as_fraction else _format_number(t), "soft", "end"))]
     known = [i for i, v in enumerate(values) if math.isfinite(v.low) and math.isfinite(v.high)]
     ring = [(x(i), axes.y(values[i].low)) for i in known] + [(x(i), axes.y(values[i].high)) for i in known[::-1]]
     parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill="var(--s0)",
                       fill_opacity=0.15))
-    if math.isfinite(half):
-        parts += [_path([(axes.left, axes.y(half)), (axes.right, axes.y(half))], "bad"),
-                  _text((axes.right - 2, axes.y(half) - 5), "half", "soft over", "end")]
+    if math.isfinite(half_value):
+        parts += [_path([(axes.left, axes.y(half_value)), (axes.right, axes.y(half_value))], "bad"),
+                  _text((axes.right - 2, axes.y(half_value) - 5), "half", "soft over", "end")]
     line = [(x(i), axes.y(v.estimate)) for i, v in enumerate(values) if math.isfinite(v.estimate)]
     parts += [_path(line, "curve", stroke="var(--s0)"), *(_circle(p, 3.5, fill="var(--s0)") for p in line)]
     parts += [_path([(axes.left, axes.bottom), (axes.right, axes.bottom)], "base"),
@@ -419,7 +445,7 @@ def rungs(names: Sequence[str], values: Sequence[Interval], x_name: str, half: f
               _text(((axes.left + axes.right) / 2, axes.bottom + 36), x_name, "soft", "middle")]
 
     def show(v: float) -> str:
-        return f"{v:.0%}" if share else _number(v)
+        return f"{v:.0%}" if as_fraction else _format_number(v)
     told = "; ".join(f"{name}: {show(v.estimate)}, interval {show(v.low)} to {show(v.high)}"
                      for name, v in zip(names, values, strict=True))
     return _figure(parts, axes.height, f"By {x_name}. {told}.")
@@ -430,7 +456,7 @@ def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: 
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     if not len(v):
-        return _nothing(x_name)
+        return _empty_figure(x_name)
     drawn = v.clip(-1e300, 1e300)  # beyond, their distance is no number
     low, high = float(drawn.min()), float(drawn.max())
     finest = float(np.spacing(max(abs(low), abs(high))))
@@ -452,35 +478,42 @@ def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: 
             x, y = axes.x(a), axes.y(n)
             parts.append(_tag("rect", x=x + 1, y=y, width=max(axes.x(b) - x - 2, 1), height=axes.bottom - y, rx=1.5,
                               fill="var(--s0)", fill_opacity=0.85))
-    return _figure(parts + axes.base(), axes.height,
-                   f"Histogram of {x_name}: {len(v)} {of}, from {_number(v.min())} to {_number(v.max())}, half of them "
-                   f"up to {_number(float(np.median(v)))}.")
+    return _figure(
+        parts + axes.axis_lines(),
+        axes.height,
+        f"Histogram of {x_name}: {len(v)} {of}, from {_format_number(v.min())} to {_format_number(v.max())}, half of "
+        f"them "
+        f"up to {_format_number(float(np.median(v)))}.",
+    )
 
 
-def bars(rows: Sequence[tuple[str, float, float | None]], name: str, beside: str = "") -> Figure:
+def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_name: str = "") -> Figure:
     """(label, value, other) a row: a bar, and a tick where the other value is (`beside` names it), if there is one."""
     left, right, step = 128.0, WIDTH - 58.0, 28
-    top = 26 if beside else 2
+    top = 26 if reference_name else 2
     known = [v for row in rows for v in row[1:] if v is not None and math.isfinite(v)]
     most = max(known, default=1.0) or 1.0
-    parts = [] if not beside else [
+    parts = [] if not reference_name else [
         _tag("rect", x=0, y=2, width=14, height=11, rx=2, fill="var(--s0)"), _text((20, 12), name, "soft"),
-        _path([(WIDTH / 2, 2), (WIDTH / 2, 13)], "mark"), _text((WIDTH / 2 + 8, 12), beside, "soft")]
+        _path([(WIDTH / 2, 2), (WIDTH / 2, 13)], "mark"), _text((WIDTH / 2 + 8, 12), reference_name, "soft")]
     told = []
     for i, (label, value, other) in enumerate(rows):
         y, width = top + step * i, (right - left) * value / most if math.isfinite(value) else 0.0
-        parts += [_text((left - 9, y + 18), _short(label, 18), "", "end"),
+        parts += [_text((left - 9, y + 18), _truncate(label, 18), "", "end"),
                   _tag("rect", x=left, y=y + 5, width=max(width, 0.1), height=17, rx=3, fill="var(--s0)",
                        fill_opacity=0.85),
-                  _text((WIDTH, y + 18), _number(value), "soft", "end")]
+                  _text((WIDTH, y + 18), _format_number(value), "soft", "end")]
         if other is not None and math.isfinite(other):
             at = left + (right - left) * other / most
             parts += [_path([(at, y + 4), (at, y + 23)], cls) for cls in ("halo", "mark")]
-        told.append(f"{label} {_number(value)}" + ("" if other is None else f" ({beside} {_number(other)})"))
+        told.append(
+            f"{label} {_format_number(value)}"
+            + ("" if other is None else f" ({reference_name} {_format_number(other)})")
+        )
     return _figure(parts, top + step * len(rows) + 2, f"{name}: {'; '.join(told)}.")
 
 
-def fans(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
+def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
     """One component of what was recorded, (T, A), as a strong line; and from the step where each of (step, plans
     (K, H, A)) starts, the chunks that a policy might carry out: lines, or dots where they are of one step."""
     truth = np.asarray(actions, float)[:, component]
@@ -499,13 +532,13 @@ def fans(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], componen
     for step, plans in drawn:  # a line of one point would not show
         parts += [_circle((axes.x(step), axes.y(plan[0])), 2.2, fill="var(--s0)", fill_opacity=1.6 / max(
             math.sqrt(len(plans)), 1.6)) for plan in plans if len(plan) == 1]
-    kind = "dots" if single(chunks) else "lines"
-    return _figure(parts + axes.base(), axes.height,
+    kind = "dots" if is_single_step(chunks) else "lines"
+    return _figure(parts + axes.axis_lines(), axes.height,
                    f"{name} over an episode: what was recorded as a strong line, and what the policy might do from each"
                    f" of {len(drawn)} steps as a fan of {max((len(p) for _, p in drawn), default=0)} {kind}.")
 
 
-def single(chunks: Sequence[tuple[int, np.ndarray]]) -> bool:
+def is_single_step(chunks: Sequence[tuple[int, np.ndarray]]) -> bool:
     """Whether each chunk is of one step alone, and so a dot and not a line."""
     return all(np.shape(plans)[1] == 1 for _, plans in chunks)
 
@@ -518,7 +551,7 @@ def _figure(parts: Sequence[str], height: float, words: str) -> Figure:
     return Figure(_tag("svg", "".join(parts), **{"class": "plot", "viewBox": box}, role="img", aria_label=words), words)
 
 
-def _nothing(name: str) -> Figure:
+def _empty_figure(name: str) -> Figure:
     return _figure([_text((WIDTH / 2, 50), "nothing measured", "soft", "middle")], 90, f"{name}: nothing measured.")
 
 
@@ -543,22 +576,24 @@ def _circle(at: tuple[float, float], radius: float, **attributes) -> str:
 
 
 def _legend(names: Sequence[str]) -> tuple[list[str], int]:
-    """A line in colour and dash and the name of each; and over how many rows."""
+    """A line in color and dash and the name of each; and over how many rows."""
     parts, x, row = [], 0.0, 0
     for i, name in enumerate(names):
-        width = 52 + 7.4 * len(_short(name, 40))
+        width = 52 + 7.4 * len(_truncate(name, 40))
         if x and x + width > WIDTH:
             x, row = 0.0, row + 1
         y = 9.0 + 20 * row
-        parts += [_path([(x + 1, y), (x + 25, y)], "curve", stroke=f"var(--s{i % 4})", stroke_dasharray=DASHES[i % 4]),
-                  _text((x + 32, y + 4), _short(name, 40))]
+        parts += [
+            _path([(x + 1, y), (x + 25, y)], "curve", stroke=f"var(--s{i % 4})", stroke_dasharray=DASH_PATTERNS[i % 4]),
+            _text((x + 32, y + 4), _truncate(name, 40)),
+        ]
         x += width
     return parts, row + 1
 
 
-def _thinned(n: int, most: int) -> np.ndarray:
+def _evenly_spaced(n: int, max_count: int) -> np.ndarray:
     """At most so many of n places, evenly, both ends among them."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.zeros(0, int)
+    return np.unique(np.linspace(0, n - 1, min(n, max_count)).round().astype(int)) if n else np.zeros(0, int)
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -584,7 +619,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [t for t in all_ if under <= t <= over]
 
 
-def _number(v: float, sign: bool = False) -> str:
+def _format_number(v: float, sign: bool = False) -> str:
     """Three digits, or a whole number in full; a real minus."""
     if not math.isfinite(v):
         return "–"
@@ -593,5 +628,5 @@ def _number(v: float, sign: bool = False) -> str:
     return ("+" + text if sign and v > 0 else text).replace("-", "−")
 
 
-def _short(text: str, most: int = 24) -> str:
-    return text if len(text) <= most else text[:most - 1] + "…"
+def _truncate(text: str, max_length: int = 24) -> str:
+    return text if len(text) <= max_length else text[:max_length - 1] + "…"

@@ -11,7 +11,7 @@ import torch
 
 from ..core import UserError, keys
 from ..data.episode import Dataset, Episode
-from ..envs.base import Env, Outcome, Replays
+from ..envs.base import Env, Restorable, StepResult
 
 TOLERANCE = 1e-4
 
@@ -23,55 +23,62 @@ class Divergence:
 
     step: int  # of the recorded row that was not met
     column: str
-    size: float
+    difference: float
 
 
 @dataclass(frozen=True)
-class Track:
+class ReplayedEpisode:
     """One episode. `error`: the largest difference of each column over all steps, as in `Divergence`."""
 
     episode: int
     steps: int
     success: bool | None  # None where the environment defines none
-    recorded: bool | None  # None where the recording does not say
-    diverges: Divergence | None
-    error: Mapping[str, float]
+    recorded_success: bool | None  # None where the recording does not say
+    divergence: Divergence | None
+    max_differences: Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Replayed:
+class ReplayResult:
     env: str
-    state: bool  # state playback: put into every recorded step, then one step; otherwise open loop from the first
-    tracks: tuple[Track, ...]
+    # state playback: put into every recorded step, then one step; otherwise open loop from the first
+    restored_state: bool
+    episodes: tuple[ReplayedEpisode, ...]
     tolerance: float
 
-    def json(self) -> dict[str, Any]:
-        return {"env": self.env, "how": "state playback" if self.state else "open loop", "tolerance": self.tolerance,
-                "episodes": [asdict(t) for t in self.tracks]}
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "env": self.env,
+            "how": "state playback" if self.restored_state else "open loop",
+            "tolerance": self.tolerance,
+            "episodes": [asdict(t) for t in self.episodes],
+        }
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """What came out, plainly."""
-        n, gone = len(self.tracks), [t for t in self.tracks if t.diverges is not None]
-        how = "State playback" if self.state else "Open loop"
+        n, gone = len(self.episodes), [t for t in self.episodes if t.divergence is not None]
+        how = "State playback" if self.restored_state else "Open loop"
         text = f"{how} of {n} episode{'s' * (n != 1)} in {self.env}: "
         if not gone:
             text += "every step is as recorded."
         else:
-            first = min(gone, key=lambda t: t.diverges.step)
-            d = first.diverges
-            text += (f"{n - len(gone)} as recorded to the last step, {len(gone)} not. The earliest: episode "
-                     f"{first.episode} at step {d.step} of {first.steps}, {d.column}, by {d.size:.2g} of its largest "
-                     f"value (more than {self.tolerance:g}).")
-        if all(t.success is not None for t in self.tracks):
-            text += f" Success: {sum(t.success for t in self.tracks)} of {n}"
-            if all(t.recorded is not None for t in self.tracks):
-                text += f", {sum(t.recorded for t in self.tracks)} of {n} when recorded"
+            first = min(gone, key=lambda t: t.divergence.step)
+            d = first.divergence
+            text += (
+                f"{n - len(gone)} as recorded to the last step, {len(gone)} not. The earliest: episode "
+                f"{first.episode} at step {d.step} of {first.steps}, {d.column}, by {d.difference:.2g} of its largest "
+                f"value (more than {self.tolerance:g})."
+            )
+        if all(t.success is not None for t in self.episodes):
+            text += f" Success: {sum(t.success for t in self.episodes)} of {n}"
+            if all(t.recorded_success is not None for t in self.episodes):
+                text += f", {sum(t.recorded_success for t in self.episodes)} of {n} when recorded"
             text += "."
         return text
 
 
 def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state: bool = False,
-           tolerance: float = TOLERANCE, watch: Callable[[Track], None] = lambda t: None) -> Replayed:
+           tolerance: float = TOLERANCE, watch: Callable[[ReplayedEpisode], None] = lambda t: None) -> ReplayResult:
     """Open loop: from the same start, all recorded actions in order. The start is that of the episode's own seed and
     number if its facts say that it began in this environment by them, else its first step is restored. With `state`:
     every step is restored, then one action taken, which shows where the simulator differs and not only that errors
@@ -83,17 +90,19 @@ def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state
     numbers = range(len(data)) if episodes is None else episodes
     if bad := [n for n in numbers if not 0 <= n < len(data)]:
         raise UserError(f"expected an episode from 0 to {len(data) - 1}, found {bad[0]}",
-                        where=data.facts.get("path", "data set"), do="episodes are counted from 0")
+                        where=data.metadata.get("path", "data set"), hint="episodes are counted from 0")
     if numbers:
         _check_shapes(data, env)
     tracks = []
-    for track in _playback(data, env, numbers, tolerance) if state else _open_loop(data, env, numbers, tolerance):
+    for track in (
+        _replay_states(data, env, numbers, tolerance) if state else _replay_actions(data, env, numbers, tolerance)
+    ):
         tracks.append(track)
         watch(track)
-    return Replayed(env.facts["env"], state, tuple(tracks), tolerance)
+    return ReplayResult(env.metadata["env"], state, tuple(tracks), tolerance)
 
 
-class _Compare:
+class _ReplayComparison:
     """Collects the differences of one episode, step by step."""
 
     def __init__(self, number: int, episode: Episode, columns: Sequence[str]):
@@ -104,7 +113,7 @@ class _Compare:
         self.first: Divergence | None = None
         self.success: bool | None = None
 
-    def see(self, step: int, values: Mapping[str, Any], row: int, tolerance: float) -> None:
+    def compare_step(self, step: int, values: Mapping[str, Any], row: int, tolerance: float) -> None:
         """values[k][row] against recorded row `step` of each column that has one."""
         for k in self.recorded.keys() & values.keys():
             if step >= len(self.recorded[k]):
@@ -116,83 +125,93 @@ class _Compare:
             if size > tolerance and (self.first is None or step < self.first.step):
                 self.first = Divergence(step, k, size)
 
-    def judge(self, out: Outcome, row: int) -> None:
+    def compare_outcome(self, out: StepResult, row: int) -> None:
         if "success" in out.info:
             self.success = bool(self.success) or bool(out.info["success"][row])
 
-    def track(self) -> Track:
-        steps, meta = self.episode.steps, self.episode.meta
+    def result(self) -> ReplayedEpisode:
+        steps, meta = self.episode.steps, self.episode.metadata
         recorded = bool(np.any(steps["next.success"])) if "next.success" in steps else meta.get("success")
-        return Track(self.number, len(self.episode), self.success, None if recorded is None else bool(recorded),
-                     self.first, self.error)
+        return ReplayedEpisode(
+            self.number,
+            len(self.episode),
+            self.success,
+            None if recorded is None else bool(recorded),
+            self.first,
+            self.error,
+        )
 
 
 def _check_shapes(data: Dataset, env: Env) -> None:
     recorded = data.features()
-    for name in ("action", *(k for k in _columns(env) if k in env.features)):
+    for name in ("action", *(k for k in _compared_columns(env) if k in env.features)):
         if name in recorded and recorded[name].size != env.features[name].size:
-            made = data[0].meta.get("env")
-            path = data.facts.get("path")
-            raise UserError(f"expected {name!r} of shape {env.features[name].shape}, as in {env.facts['env']}, found "
-                            f"{recorded[name].shape}", where=path or "data set",
-                            do="replay it in the environment it was recorded in" + (
-                                f": understudy replay {path or 'DATA'} {made}" if made and made != env.facts["env"]
-                                else ""))
+            made = data[0].metadata.get("env")
+            path = data.metadata.get("path")
+            raise UserError(
+                f"expected {name!r} of shape {env.features[name].shape}, as in {env.metadata['env']}, found "
+                f"{recorded[name].shape}",
+                where=path or "data set",
+                hint="replay it in the environment it was recorded in"
+                + (f": understudy replay {path or 'DATA'} {made}" if made and made != env.metadata["env"] else ""),
+            )
 
 
-def _columns(env: Env) -> list[str]:
+def _compared_columns(env: Env) -> list[str]:
     """Camera frames are not compared: videos lose something, and drivers draw differently."""
     seen = (k for k, f in env.features.items() if k != "action" and f.kind != "image")
     return [*seen, "next.reward", "next.terminated"]
 
 
-def _actions(episode: Episode, number: int) -> torch.Tensor:
+def _recorded_actions(episode: Episode, number: int) -> torch.Tensor:
     """(T, A), as recorded."""
     if "action" not in episode.steps:
         raise UserError(f"expected a column 'action', found {', '.join(sorted(episode.steps))}",
                         where=f"episode {number}",
-                        do="understudy view make DATA --out VIEW --rename OLD=action calls a column so")
+                        hint="understudy view make DATA --out VIEW --rename OLD=action calls a column so")
     return torch.from_numpy(np.array(episode.steps["action"][:len(episode)]).reshape(len(episode), -1))
 
 
-def _open_loop(data, env, numbers, tolerance) -> Iterator[Track]:
+def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
     for i in range(0, len(numbers), env.rows):
         group = list(numbers[i:i + env.rows])
-        actions = [_actions(data[n], n) for n in group]
+        actions = [_recorded_actions(data[n], n) for n in group]
         longest = max(len(a) for a in actions)
         # Rows without an episode, and those whose actions are used up, repeat something that nobody reads.
         plan = torch.stack([a[torch.arange(longest).clamp(max=len(a) - 1)] for a in actions])
         plan = plan[torch.arange(env.rows).clamp(max=len(group) - 1)]
-        seen = [_Compare(n, data[n], _columns(env)) for n in group]
+        seen = [_ReplayComparison(n, data[n], _compared_columns(env)) for n in group]
         going = set(range(len(group)))
-        obs = _begin(data, env, group)
+        obs = _reset_to_start(data, env, group)
         for step in range(longest):
             for row in going:
-                seen[row].see(step, obs, row, tolerance)
+                seen[row].compare_step(step, obs, row, tolerance)
             out = env.step(plan[:, step])
             for row in sorted(going):
-                seen[row].see(step, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance)
-                seen[row].judge(out, row)
+                seen[row].compare_step(
+                    step, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance
+                )
+                seen[row].compare_outcome(out, row)
                 over = bool(out.terminated[row])  # a time limit of the environment need not be the recording's
                 if over or step + 1 == len(actions[row]):
-                    seen[row].see(step + 1, out.obs, row, tolerance)
+                    seen[row].compare_step(step + 1, out.obs, row, tolerance)
                     going.discard(row)
             obs = out.obs
-        yield from (s.track() for s in seen)
+        yield from (s.result() for s in seen)
 
 
-def _begin(data, env, group) -> Mapping[str, torch.Tensor]:
+def _reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
     """The first observation of rows 0 to len(group) - 1, started as each was."""
     rows = torch.arange(len(group))
-    metas = [data[n].meta for n in group]
-    if all({"seed", "number"} <= m.keys() and m.get("env") == env.facts["env"] for m in metas):
+    metas = [data[n].metadata for n in group]
+    if all({"seed", "number"} <= m.keys() and m.get("env") == env.metadata["env"] for m in metas):
         key = torch.cat([keys(m["seed"], [m["number"]]) for m in metas])
         return env.reset(torch.arange(env.rows), key[torch.arange(env.rows).clamp(max=len(group) - 1)])
-    if isinstance(env, Replays):
+    if isinstance(env, Restorable):
         env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
-        firsts = [{k: np.asarray(v[0]) for k, v in _arrays(data[n]).items()} for n in group]
+        firsts = [{k: np.asarray(v[0]) for k, v in _state_columns(data[n]).items()} for n in group]
         return env.restore(rows, _stack(firsts))
-    name, path = env.facts["env"], data.facts.get("path")
+    name, path = env.metadata["env"], data.metadata.get("path")
     odd, meta = next((n, m) for n, m in zip(group, metas, strict=True)
                      if not {"seed", "number"} <= m.keys() or m.get("env") != name)
     if other := meta.get("env", name) != name:
@@ -203,16 +222,20 @@ def _begin(data, env, group) -> Mapping[str, torch.Tensor]:
         began, do = f"does not say how it began in {name} (no {', '.join(lacks)})", (
             "keep the facts 'env', 'seed' and 'number' of each episode (docs/formats.md), as understudy record does")
     raise UserError(f"the episode {began}, and {name if other else 'that environment'} cannot be put into a recorded "
-                    "state", where=f"{path or 'data set'}, episode {odd}", do=do)
+                    "state", where=f"{path or 'data set'}, episode {odd}", hint=do)
 
 
-def _playback(data, env, numbers, tolerance) -> Iterator[Track]:
-    if not isinstance(env, Replays):
-        raise UserError(f"{env.facts['env']} cannot be put into a recorded state", where="replay",
-                        do="replay open loop, without --state")
+def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
+    if not isinstance(env, Restorable):
+        raise UserError(f"{env.metadata['env']} cannot be put into a recorded state", where="replay",
+                        hint="replay open loop, without --state")
     for n in numbers:
-        episode, actions, seen = data[n], _actions(data[n], n), _Compare(n, data[n], _columns(env))
-        columns = _arrays(episode)
+        episode, actions, seen = (
+            data[n],
+            _recorded_actions(data[n], n),
+            _ReplayComparison(n, data[n], _compared_columns(env)),
+        )
+        columns = _state_columns(episode)
         env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
         for i in range(0, len(actions), env.rows):
             steps = range(i, min(i + env.rows, len(actions)))
@@ -220,13 +243,13 @@ def _playback(data, env, numbers, tolerance) -> Iterator[Track]:
             env.restore(rows, _stack([{k: v[t] for k, v in columns.items()} for t in steps]))
             out = env.step(actions[torch.arange(i, i + env.rows).clamp(max=len(actions) - 1)])
             for row, t in enumerate(steps):
-                seen.see(t, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance)
-                seen.see(t + 1, out.obs, row, tolerance)
-                seen.judge(out, row)
-        yield seen.track()
+                seen.compare_step(t, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance)
+                seen.compare_step(t + 1, out.obs, row, tolerance)
+                seen.compare_outcome(out, row)
+        yield seen.result()
 
 
-def _arrays(episode: Episode) -> dict[str, np.ndarray]:
+def _state_columns(episode: Episode) -> dict[str, np.ndarray]:
     """Every column that a state could be in: numbers of the step itself."""
     columns = {k: np.asarray(episode.steps[k]) for k, f in episode.features().items()
                if f.kind != "image" and not k.startswith("next.") and k != "action"}

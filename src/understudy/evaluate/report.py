@@ -16,15 +16,15 @@ import numpy as np
 from .. import __version__
 from ..core import Feature, role
 from ..data.episode import Dataset
-from ..envs.base import Env, Plane
+from ..envs.base import Env, PlanarMap
 from ..files import write_text
 from . import plots
-from .beside import Beside
+from .action_prediction import NOTE, ActionPrediction, EpisodePlanSamples, ErrorBreakdown
+from .behavior_metrics import BehaviorMetrics
 from .comparison import Comparison
-from .film import strip
-from .judge import Evaluation, capital, compare, finding
+from .episode_video import film_strip
+from .evaluation import Evaluation, capitalize_name, compare, verdict_parts
 from .plots import Figure
-from .recorded import NOTE, Fans, Part, Recorded
 
 Lines = Sequence[Mapping[str, Any]]  # of a run's metrics.jsonl
 
@@ -74,7 +74,7 @@ class Content(ABC):
 
 
 @dataclass(frozen=True)
-class Words(Content):
+class Paragraph(Content):
     text: str
 
     def html(self) -> str:
@@ -82,7 +82,7 @@ class Words(Content):
 
 
 @dataclass(frozen=True)
-class Tiles(Content):
+class StatTiles(Content):
     """(name, value) each."""
 
     items: tuple[tuple[str, str], ...]
@@ -110,15 +110,18 @@ class Figures(Content):
 class Table(Content):
     """Cells that are numbers stand at the right."""
 
-    head: tuple[str, ...]
+    header: tuple[str, ...]
     rows: tuple[tuple[str | float, ...], ...]
 
     def html(self) -> str:
         def cell(tag, value, number):
-            return f'<{tag}{" class=n" if number else ""}>{escape(_figure(value))}</{tag}>'
-        numbers = [bool(self.rows) and all(not isinstance(r[i], str) for r in self.rows) for i in range(len(self.head))]
+            return f'<{tag}{" class=n" if number else ""}>{escape(_format_cell(value))}</{tag}>'
+
+        numbers = [
+            bool(self.rows) and all(not isinstance(r[i], str) for r in self.rows) for i in range(len(self.header))
+        ]
         lines = ["".join(cell("td", v, n) for v, n in zip(r, numbers, strict=True)) for r in self.rows]
-        head = "".join(cell("th", v, n) for v, n in zip(self.head, numbers, strict=True))
+        head = "".join(cell("th", v, n) for v, n in zip(self.header, numbers, strict=True))
         return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
                 + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody></table></div>")
 
@@ -147,11 +150,11 @@ class Section:
         return f"<section><h2{led}>{escape(self.title)}</h2>{lead}{''.join(c.html() for c in self.contents)}</section>"
 
 
-def page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: Sequence[str] = (),
+def write_page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: Sequence[str] = (),
          footer: str = "") -> Path:
     """Writes the file. verdict: what came out, how sure that is, and what it is about (see judge.finding)."""
     kinds = ("head", "sure", "about")
-    said = "".join(f'<p class="{k}">{_minus(escape(t))}</p>' for k, t in zip(kinds, verdict, strict=False) if t)
+    said = "".join(f'<p class="{k}">{_unicode_minus(escape(t))}</p>' for k, t in zip(kinds, verdict, strict=False) if t)
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -171,28 +174,28 @@ def page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: 
 # -- what there is to tell ----------------------------------------------------------------------------------------
 
 
-def report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
+def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
            training: Mapping[str, Lines] | None = None, data: Dataset | None = None,
-           beside: Mapping[str, Beside] | None = None, commands: Sequence[tuple[str, str]] = (),
+           behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
            title: str | None = None) -> Path:
     """Of one or two policies (name -> evaluation) and, where given, what they do beside success, how they were trained
     (name -> lines of metrics.jsonl), on what, and what to do next: (command, what it does) each."""
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
-    said = finding(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
-    sections = [closed_loop(runs, env), *seen(runs)]
-    if beside:
-        sections += [beside_success(beside), *failed(beside)]
+    said = verdict_parts(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
+    sections = [closed_loop_section(runs, env), *camera_sections(runs)]
+    if behavior:
+        sections += [behavior_section(behavior), *failure_sections(behavior)]
     if training:
-        sections.append(trained(training))
+        sections.append(training_section(training))
     if data is not None:
-        sections.append(demonstrations(data, env))
+        sections.append(demonstrations_section(data, env))
     if commands:
         sections.append(Section("Go on", (Commands(tuple(commands)),)))
-    return page(path, title, sections, verdict=said, footer=_methods(judged))
+    return write_page(path, title, sections, verdict=said, footer=_method_notes(judged))
 
 
-def _methods(judged: Sequence[Evaluation]) -> str:
+def _method_notes(judged: Sequence[Evaluation]) -> str:
     """Of the intervals and tests on the page, and no others."""
     success = all(e.success is not None for e in judged)
     used = ["Success: Clopper–Pearson intervals."] if judged[0].success is not None else ["Returns: bootstrap."]
@@ -202,33 +205,38 @@ def _methods(judged: Sequence[Evaluation]) -> str:
     return " ".join(used)
 
 
-def closed_loop(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
+def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
     """What the policies did on their own: their ways, how often they succeed, and the paired difference."""
     first = next(iter(runs.values()))
     n, ways, figures, table = len(first.episodes), [], [], ()
-    if isinstance(env, Plane):
-        plane = plots.view(env.map(), (e for run in runs.values() for e in run.episodes))
-        ways = [(f"{capital(name)}: {_tally(e)}", plots.trajectories(e.episodes, plane), "")
+    if isinstance(env, PlanarMap):
+        plane = plots.visible_area(env.map(), (e for run in runs.values() for e in run.episodes))
+        ways = [(f"{capitalize_name(name)}: {_success_count(e)}", plots.trajectories(e.episodes, plane), "")
                 for name, e in runs.items()]
     if first.success is not None:
-        rows = [(capital(name), e.success, _tally(e)) for name, e in runs.items()]
+        rows = [(capitalize_name(name), e.success, _success_count(e)) for name, e in runs.items()]
         figures.append(("How often it succeeds", plots.success_bars(rows),
                         f"Share of {n} episodes; the line is the {first.success.level:.0%} interval."))
     else:
         table = (Table(("", "mean return", "low", "high"), tuple(
-            (capital(name), e.returns.estimate, e.returns.low, e.returns.high) for name, e in runs.items())),)
-        figures += [(f"{capital(name)}: return", plots.histogram(e.rewards, "return of an episode"), "")
+            (capitalize_name(name), e.returns.estimate, e.returns.low, e.returns.high) for name, e in runs.items())),)
+        figures += [(f"{capitalize_name(name)}: return", plots.histogram(e.episode_returns, "return of an episode"), "")
                     for name, e in runs.items()]
     if len(runs) == 2:
         (a, x), (b, y) = runs.items()
         p = compare(x, y)
-        figures.append((f"{capital(a)} minus {b}, on the same starts",
-                        plots.difference_bar(a, b, p.difference, p.low, p.high, p.level, percent=p.of == "success"),
-                        f"{'Percentage points' if p.of == 'success' else 'Return'}; {p.level:.0%} interval "
-                        f"{_sign(p.low, p.of)} to {_sign(p.high, p.of)}, {_chance(p.p)}."))
+        figures.append(
+            (
+                f"{capitalize_name(a)} minus {b}, on the same starts",
+                plots.difference_bar(a, b, p.difference, p.low, p.high, p.level, percent=p.metric == "success"),
+                f"{'Percentage points' if p.metric == 'success' else 'Return'}; {p.level:.0%} interval "
+                f"{_format_signed(p.low, p.metric)} to {_format_signed(p.high, p.metric)}, "
+                f"{_format_p_value(p.p_value)}.",
+            )
+        )
     rows = ((*ways, *figures),) if len(runs) == 1 else (ways, figures)
     contents = (*(Figures(tuple(r)) for r in rows if r), *table)
-    facts = env.facts if env is not None else {}
+    facts = env.metadata if env is not None else {}
     what = f" Success: {facts['success']}." if facts.get("success") else ""
     if facts.get("optimum") is not None:
         what += f" The best possible success here is {facts['optimum']:.0%}."
@@ -238,14 +246,16 @@ def closed_loop(runs: Mapping[str, Evaluation], env: Env | None = None) -> Secti
                    f"{', the same for both' if len(runs) == 2 else ''}.{what}{lines}")
 
 
-def seen(runs: Mapping[str, Evaluation]) -> list[Section]:
+def camera_sections(runs: Mapping[str, Evaluation]) -> list[Section]:
     """What the camera saw, where there is one: of each policy its first failure, if it has one, and first success."""
     rows = []
     for name, e in runs.items():
         ended = [plots._outcome(episode) for episode in e.episodes]
         chosen = sorted({ended.index(w) for w in (False, True, None) if w in ended})
         words = {True: "succeeds", False: "does not succeed", None: "ended"}
-        strips = [(f"{capital(name)}: episode {i} {words[ended[i]]}", strip(e.episodes[i]), "") for i in chosen]
+        strips = [
+            (f"{capitalize_name(name)}: episode {i} {words[ended[i]]}", film_strip(e.episodes[i]), "") for i in chosen
+        ]
         rows.append(Figures(tuple((title, figure, more) for title, figure, more in strips if figure is not None)))
     rows = [row for row in rows if row.items]
     return [Section("What it saw" if len(runs) == 1 else "What they saw", tuple(rows),
@@ -253,13 +263,23 @@ def seen(runs: Mapping[str, Evaluation]) -> list[Section]:
                     "does not.")] if rows else []
 
 
-def beside_success(runs: Mapping[str, Beside]) -> Section:
+def behavior_section(runs: Mapping[str, BehaviorMetrics]) -> Section:
     """Smoothness, speed, distances, ways and latency, each beside what the demonstrations have."""
     contents: list[Content] = []
     for name, b in runs.items():
-        rows = tuple((m.name + (f" ({m.unit})" if m.unit else ""), m.found.estimate, m.found.low, m.found.high, m.count,
-                      m.better or "–", m.demonstrations.estimate if m.demonstrations else math.nan) for m in b.measures)
-        contents += [Words(f"{capital(name)}:")] if len(runs) > 1 else []
+        rows = tuple(
+            (
+                m.name + (f" ({m.unit})" if m.unit else ""),
+                m.value.estimate,
+                m.value.low,
+                m.value.high,
+                m.n_episodes,
+                m.better_direction or "–",
+                m.demonstrations.estimate if m.demonstrations else math.nan,
+            )
+            for m in b.metrics
+        )
+        contents += [Paragraph(f"{capitalize_name(name)}:")] if len(runs) > 1 else []
         if rows:
             contents.append(Table(("mean of an episode", "estimate", "low", "high", "episodes", "better",
                                    "demonstrations"), rows))
@@ -270,27 +290,27 @@ def beside_success(runs: Mapping[str, Beside]) -> Section:
                 [(w, m.counts.get(w, 0) / total, theirs.get(w, 0) / sum(theirs.values()) if theirs else None)
                  for w in ways], "share of its successes", "of the demonstrations" if theirs else ""),
                 f"As told by {m.source}."),)))
-        contents += [Words(line) for line in b.about()]
+        contents += [Paragraph(line) for line in b.describe()]
     return Section("Beside success", tuple(contents),
                    "Intervals: bootstrap over episodes. Deviations are standard deviations of the demonstrations, "
                    "where they are known, else of these episodes.")
 
 
-def failed(runs: Mapping[str, Beside]) -> list[Section]:
+def failure_sections(runs: Mapping[str, BehaviorMetrics]) -> list[Section]:
     """Failures in groups that failed alike, each with a picture, and what to record next."""
     out = []
     for name, b in runs.items():
         if not b.failures:
             continue
         contents: list[Content] = []
-        shown = list(zip(b.failures, b.pictures or [None] * len(b.failures), strict=True))
+        shown = list(zip(b.failures, b.failure_figures or [None] * len(b.failures), strict=True))
         total = sum(map(len, b.failures))
         for i, (g, picture) in enumerate(shown, 1):
-            title, caption = f"Group {i}: {len(g)} of {total}", capital_first(f"{g.words()}. {g.remedy(b.seed)}")
+            title, caption = f"Group {i}: {len(g)} of {total}", capitalize_first(f"{g.describe()}. {g.remedy(b.seed)}")
             if picture is not None:
                 contents.append(Figures(((title, picture, caption),)))
             else:
-                contents.append(Words(f"{title}. {caption}"))
+                contents.append(Paragraph(f"{title}. {caption}"))
         if all(isinstance(c, Figures) for c in contents):
             contents = [Figures(tuple(item for c in contents for item in c.items))]
         out.append(Section(f"How {'it' if len(runs) == 1 else name} fails", tuple(contents),
@@ -298,16 +318,16 @@ def failed(runs: Mapping[str, Beside]) -> list[Section]:
     return out
 
 
-def capital_first(text: str) -> str:
+def capitalize_first(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _positive(series) -> bool:
+def _is_positive(series) -> bool:
     """A logarithmic axis has no place for the others: a likelihood's loss passes through 0."""
     return all(value > 0 for _, values in series.values() for value in values)
 
 
-def trained(runs: Mapping[str, Lines]) -> Section:
+def training_section(runs: Mapping[str, Lines]) -> Section:
     """Loss, error on held-out episodes and, if it was measured, success during training."""
     def series(key):
         found = {name: ([line["step"] for line in lines if line.get(key) is not None],
@@ -315,7 +335,7 @@ def trained(runs: Mapping[str, Lines]) -> Section:
         return {name: xy for name, xy in found.items() if xy[0]}
     items = []
     if loss := series("loss"):
-        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_positive(loss)),
+        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_is_positive(loss)),
                       "Losses of different heads are not comparable." if len(loss) > 1 else ""))
     if held := series("validation/energy"):
         items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0),
@@ -323,10 +343,10 @@ def trained(runs: Mapping[str, Lines]) -> Section:
     if score := series("score"):
         items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True),
                       "On starts that the evaluation above does not use."))
-    return Section("Training", (Figures(tuple(items)),) if items else (Words("Nothing was measured."),))
+    return Section("Training", (Figures(tuple(items)),) if items else (Paragraph("Nothing was measured."),))
 
 
-def demonstrations(data: Dataset, env: Env | None = None) -> Section:
+def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
     """What was learned from."""
     lengths, features = [len(e) for e in data], data.features()
     tiles = [("episodes", f"{len(data):,}"), ("steps", f"{data.steps:,}"),
@@ -337,137 +357,176 @@ def demonstrations(data: Dataset, env: Env | None = None) -> Section:
     if tasks := sorted({str(e.steps["task"][0]) for e in data if "task" in e.steps and len(e)}):
         tiles.append(("tasks", str(len(tasks))))
     figures = []
-    if isinstance(env, Plane) and env.map()["path"][0] in features:
-        figures.append(("What was shown", plots.trajectories(data, plots.view(env.map(), data)), ""))
+    if isinstance(env, PlanarMap) and env.map()["path"][0] in features:
+        figures.append(("What was shown", plots.trajectories(data, plots.visible_area(env.map(), data)), ""))
     figures.append(("How long the episodes are", plots.histogram(lengths, "steps"), ""))
-    rows = tuple((name, _kind(f), " × ".join(map(str, f.shape)) or "1", ", ".join(f.names or ()) or "–", f.unit or "–")
-                 for name, f in features.items() if role(name) in ("observation", "action"))
-    return Section("Demonstrations", (Tiles(tuple(tiles)), Figures(tuple(figures)),
+    rows = tuple(
+        (
+            name,
+            _feature_description(f),
+            " × ".join(map(str, f.shape)) or "1",
+            ", ".join(f.names or ()) or "–",
+            f.unit or "–",
+        )
+        for name, f in features.items()
+        if role(name) in ("observation", "action")
+    )
+    return Section("Demonstrations", (StatTiles(tuple(tiles)), Figures(tuple(figures)),
                                       Table(("column", "kind", "shape", "components", "unit"), rows)))
 
 
-def report_comparison(c: Comparison, path: Path | str, title: str | None = None) -> Path:
+def write_comparison_report(c: Comparison, path: Path | str, title: str | None = None) -> Path:
     """Of several policies on the same starts: how good each is, and who can be told apart."""
-    success, shared, places = c.of == "success", c.letters, c.ranks
-    each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.order]
+    success, shared, places = c.metric == "success", c.letters, c.ranks
+    each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.ranking]
     rows = tuple((c.names[i], *((round(100 * v, 1) if success else v) for v in (
         c.estimates[i].estimate, c.estimates[i].low, c.estimates[i].high)), shared[i],
         f"{places[i].low}" if places[i].low == places[i].high else f"{places[i].low} to {places[i].high}")
-        for i in c.order)
+        for i in c.ranking)
     table = Table(("", "success (%)" if success else "mean return", "low", "high", "letters", "rank"), rows)
     figures = [("How often each succeeds", plots.success_bars(each), f"Share of {c.episodes} episodes; the line is the "
                 f"{c.level:.0%} interval. Those who share a letter cannot be told apart.")] if success else []
     said = {"first": lambda p: f"{c.names[p.a]} is better", "second": lambda p: f"{c.names[p.b]} is better",
             None: lambda p: "cannot tell"}
-    pairs = [(f"{c.names[p.a]} minus {c.names[p.b]}", p.found.difference, p.found.low, p.found.high,
+    pairs = [(f"{c.names[p.a]} minus {c.names[p.b]}", p.comparison.difference, p.comparison.low, p.comparison.high,
               p.better is not None) for p in c.pairs]
     figures.append(("Two by two", plots.differences(pairs, percent=success),
                     f"{'Percentage points' if success else 'Return'}, {c.level:.0%} intervals. A full dot: told apart; "
                     "a ring: cannot tell."))
     scale = 100 if success else 1
     numbers = Table(("", "difference", "low", "high", "p", "adjusted p", ""), tuple(
-        (name, scale * d, scale * low, scale * high, p.found.p, p.adjusted, said[p.better](p))
+        (name, scale * d, scale * low, scale * high, p.comparison.p_value, p.adjusted_p_value, said[p.better](p))
         for (name, d, low, high, _), p in zip(pairs, c.pairs, strict=True)))
     sections = [Section("On the same starts", (Figures(tuple(figures)), table), f"{c.episodes} episodes in {c.env}"
                         f"{f', {c.seeds} training seeds of each' if c.seeds > 1 else ''}."),
                 Section("Who can be told apart", (numbers,), "Intervals are of each pair alone; the adjusted p counts "
                         "all pairs together. Told apart: where both say so.")]
-    if more := c.more():
-        sections.append(Section("What it would take to tell the others apart", tuple(map(Words, more)),
+    if more := c.next_steps():
+        sections.append(Section("What it would take to tell the others apart", tuple(map(Paragraph, more)),
                                 "So that the difference is found four times in five."))
     kind = "two-level intervals over training seeds and starts" if c.seeds > 1 else (
         "Clopper–Pearson intervals; differences: Tango's score interval and the exact McNemar p" if success else
         "bootstrap intervals and a sign-flip test")
-    return page(path, title or f"{len(c.names)} {'methods' if c.seeds > 1 else 'policies'} in {c.env}", sections,
-                verdict=c.words(), footer=f"{c.of.capitalize()}: {kind}; adjusted by Holm.")
+    return write_page(path, title or f"{len(c.names)} {'methods' if c.seeds > 1 else 'policies'} in {c.env}", sections,
+                verdict=c.verdict_parts(), footer=f"{c.metric.capitalize()}: {kind}; adjusted by Holm.")
 
 
-def report_recorded(found: Recorded, path: Path | str, title: str | None = None,
+def write_prediction_report(prediction: ActionPrediction, path: Path | str, title: str | None = None,
                     commands: Sequence[tuple[str, str]] = ()) -> Path:
     """Of a policy judged on recorded episodes."""
-    text = found.words().replace(NOTE, "").strip()
-    head = f"Energy score {found.energy.estimate:.3g}, where always doing the average would get {found.average:.3g}."
-    sections = foretold(found)
+    text = prediction.describe().replace(NOTE, "").strip()
+    head = f"Energy score {prediction.energy_score.estimate:.3g}, where always doing the average would get {prediction.baseline_error:.3g}."
+    sections = prediction_sections(prediction)
     if commands:
         sections.append(Section("Go on", (Commands(tuple(commands)),)))
-    return page(path, title or f"Judged on recorded episodes of {Path(found.name).name}", sections,
+    return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
                 verdict=(head, NOTE, text), footer="Intervals: bootstrap over episodes.")
 
 
-def foretold(found: Recorded) -> list[Section]:
+def prediction_sections(prediction: ActionPrediction) -> list[Section]:
     """Fans of predicted chunks over what was recorded, error by dimension and by time, and where it is unsure."""
-    unit = f" ({found.unit})" if found.unit else ""
-    unsure = found.samples > 1
+    unit = f" ({prediction.unit})" if prediction.unit else ""
+    unsure = prediction.samples > 1
     kinds = ("middling", "largest", "smallest")
-    shown = tuple(item for f, kind in zip(found.fans, kinds, strict=False) for item in _fans(f, kind, found.dimensions))
+    shown = tuple(
+        item
+        for f, kind in zip(prediction.plan_samples, kinds, strict=False)
+        for item in _plan_fan_figures(f, kind, prediction.by_dimension)
+    )
 
-    def by(parts: Sequence[Part], x_name: str, middle) -> Figure:
+    def by(parts: Sequence[ErrorBreakdown], x_name: str, middle) -> Figure:
         at = [middle(p.name) for p in parts]
         series = {"error": (at, [p.error for p in parts])}
         if unsure:
             series["spread of its samples"] = (at, [p.spread for p in parts])
         return plots.curves(series, x_name, f"error{unit}", dots=True, low=0.0)
-    dimensions = plots.bars([(p.name, p.error, p.spread if unsure else None) for p in found.dimensions],
+    dimensions = plots.bars([(p.name, p.error, p.spread if unsure else None) for p in prediction.by_dimension],
                             f"error{unit}", "spread of its samples" if unsure else "")
-    items = [("By step ahead in the chunk", by(found.chunk, "steps ahead", float), ""),
-             ("By time in the episode", by(found.time, "percent of the episode", lambda t: float(t.split("-")[0]) + 5),
-              ""),
-             ("By component of the action", dimensions, "Root mean squares over steps and samples.")]
+    items = [
+        ("By step ahead in the chunk", by(prediction.by_chunk_step, "steps ahead", float), ""),
+        (
+            "By time in the episode",
+            by(prediction.by_time, "percent of the episode", lambda t: float(t.split("-")[0]) + 5),
+            "",
+        ),
+        ("By component of the action", dimensions, "Root mean squares over steps and samples."),
+    ]
     sections = [Section("Where it is off, and where unsure", (Figures(tuple(items)),),
                         "Error: of one sample. Spread: how far its samples are from their mean. Where a policy is as "
                         "unsure as it should be, the error is 1.4 times the spread." if unsure else
                         "This policy gives one answer, so it cannot say where it is unsure.")]
-    if found.unsure:
-        rows = tuple((m.episode, m.step, m.spread) for m in found.unsure)
-        sections[0] = Section(sections[0].title, (*sections[0].contents, Words("The moments where it is least sure:"),
-                                                  Table(("episode", "step", "spread"), rows)), sections[0].lead)
+    if prediction.uncertain_steps:
+        rows = tuple((m.episode, m.step, m.spread) for m in prediction.uncertain_steps)
+        sections[0] = Section(
+            sections[0].title,
+            (
+                *sections[0].contents,
+                Paragraph("The moments where it is least sure:"),
+                Table(("episode", "step", "spread"), rows),
+            ),
+            sections[0].lead,
+        )
     if shown:
-        sections.insert(0, Section(
-            "What it would do", (Figures(shown),),
-            "The strong line is what was recorded; " + (
-                "the dots are what the policy might do at the circles." if all(
-                    plots.single([(f.step, f.plans) for f in fans.fans]) for fans in found.fans) else
-                "the fans are what the policy might do from the circles on.")))
-    figures = {"energy score": found.energy, "mean distance of a sample": found.mean, "of the nearest one": found.best}
+        sections.insert(
+            0,
+            Section(
+                "What it would do",
+                (Figures(shown),),
+                "The strong line is what was recorded; "
+                + (
+                    "the dots are what the policy might do at the circles."
+                    if all(
+                        plots.is_single_step([(f.step, f.plans) for f in fans.plan_samples])
+                        for fans in prediction.plan_samples
+                    )
+                    else "the fans are what the policy might do from the circles on."
+                ),
+            ),
+        )
+    figures = {
+        "energy score": prediction.energy_score,
+        "mean distance of a sample": prediction.mean_error,
+        "of the nearest one": prediction.best_error,
+    }
     table = Table(("", "estimate", "low", "high"), tuple((n, v.estimate, v.low, v.high) for n, v in figures.items()))
-    rest = () if found.inside is None else (Words(
-        f"{found.inside:.0%} of the recorded values lie between the lowest and the highest sample; "
-        f"{found.expected:.0%} would, if the policy were exactly as unsure as it should be."),)
+    rest = () if prediction.coverage is None else (Paragraph(
+        f"{prediction.coverage:.0%} of the recorded values lie between the lowest and the highest sample; "
+        f"{prediction.expected_coverage:.0%} would, if the policy were exactly as unsure as it should be."),)
     sections.append(Section("Figures", (table, *rest), "Distances are root mean squares over a chunk, in units of each "
                                                        "component's standard deviation in the data."))
     return sections
 
 
-def _fans(fans: Fans, kind: str, dimensions: Sequence[Part], most: int = 4):
+def _plan_fan_figures(fans: EpisodePlanSamples, kind: str, dimensions: Sequence[ErrorBreakdown], most: int = 4):
     for i in range(min(fans.actions.shape[1], most)):
-        name, chunks = dimensions[i].name, [(f.step, f.plans) for f in fans.fans]
-        yield (f"Episode {fans.episode}: {name}", plots.fans(fans.actions, chunks, i, name),
+        name, chunks = dimensions[i].name, [(f.step, f.plans) for f in fans.plan_samples]
+        yield (f"Episode {fans.episode}: {name}", plots.plan_fan(fans.actions, chunks, i, name),
                f"The episode of {kind} error." if i == 0 else "")
 
 
-def _tally(e: Evaluation) -> str:
+def _success_count(e: Evaluation) -> str:
     if e.success is not None:
         return f"{int(e.successes.sum())} of {len(e.episodes)}"
     return f"mean return {e.returns.estimate:.4g}"
 
 
-def _sign(v: float, of: str) -> str:
+def _format_signed(v: float, of: str) -> str:
     return f"{100 * v:+.1f}".replace("-", "−") if of == "success" else f"{v:+.4g}".replace("-", "−")
 
 
-def _chance(p: float) -> str:
+def _format_p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def _minus(text: str) -> str:
+def _unicode_minus(text: str) -> str:
     return re.sub(r"(?<![\w&#])-(?=\d)", "−", text)
 
 
-def _kind(f: Feature) -> str:
+def _feature_description(f: Feature) -> str:
     return f.kind if f.kind in ("image", "text", "string") else f"{f.kind}, {f.dtype}"
 
 
-def _figure(value) -> str:
+def _format_cell(value) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, (int, np.integer)):

@@ -12,7 +12,7 @@ from scipy import stats
 
 from .stats import LEVEL, Interval
 
-DRAWS = 9_999
+N_BOOTSTRAP = 9_999
 Statistic = Callable[..., np.ndarray]  # statistic(values, axis=-1), as numpy's
 
 
@@ -36,58 +36,65 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
         return Interval(estimate, math.nan, math.nan, level)
     if x.min() == x.max():  # nothing to draw from
         return Interval(estimate, estimate, estimate, level)
-    found = stats.bootstrap((x,), statistic, n_resamples=DRAWS, vectorized=True, confidence_level=level, method=method,
-                            rng=np.random.default_rng(0)).confidence_interval
+    found = stats.bootstrap(
+        (x,),
+        statistic,
+        n_resamples=N_BOOTSTRAP,
+        vectorized=True,
+        confidence_level=level,
+        method=method,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
     return Interval(estimate, float(found.low), float(found.high), level)
 
 
-def over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statistic: Statistic = interquartile_mean,
+def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statistic: Statistic = interquartile_mean,
                level: float = LEVEL) -> Interval:
     """Of a statistic over several tasks, from values (runs, tasks) on a common scale: the stratified bootstrap, which
     draws runs anew within each task and leaves the tasks as they are (Agarwal et al. 2021). It speaks of these tasks,
     and the runs are its unit: training seeds of a method, or episodes of one checkpoint. Percentiles; with few runs a
     task it is too narrow."""
-    x = _runs(values)
+    x = _check_runs(values)
     estimate = float(statistic(x.reshape(-1), axis=-1))
     if len(x) < 2 or not np.isfinite(x).all():
         return Interval(estimate, math.nan, math.nan, level)
     rng, tasks, drawn = np.random.default_rng(0), np.arange(x.shape[1]), []
     block = max(1, 5_000_000 // x.size)
-    for first in range(0, DRAWS, block):
-        some = rng.integers(len(x), size=(min(block, DRAWS - first), *x.shape))
+    for first in range(0, N_BOOTSTRAP, block):
+        some = rng.integers(len(x), size=(min(block, N_BOOTSTRAP - first), *x.shape))
         drawn.append(statistic(x[some, tasks].reshape(len(some), -1), axis=-1))
-    low, high = _middle(np.concatenate(drawn), level)
+    low, high = _percentile_interval(np.concatenate(drawn), level)
     return Interval(estimate, float(low), float(high), level)
 
 
 @dataclass(frozen=True)
-class Profile:
+class PerformanceProfile:
     """How large a share of runs scores above each threshold, with a band. (thresholds,) each."""
 
     thresholds: np.ndarray
-    share: np.ndarray
+    fraction: np.ndarray
     low: np.ndarray
     high: np.ndarray
     level: float
 
 
-def profile(values: Sequence[Sequence[float]] | np.ndarray, thresholds: Sequence[float] | np.ndarray,
-            level: float = LEVEL) -> Profile:
+def performance_profile(values: Sequence[Sequence[float]] | np.ndarray, thresholds: Sequence[float] | np.ndarray,
+            level: float = LEVEL) -> PerformanceProfile:
     """The performance profile of values (runs, tasks): all of the distribution in one curve, on which a method that is
     above everywhere is better whatever one asks of it (Agarwal et al. 2021; Dolan and More 2002). The band is `level`
     at each threshold, not for the whole curve: the stratified bootstrap, as in `over_tasks`."""
-    x, at = _runs(values), np.asarray(thresholds, float)
+    x, at = _check_runs(values), np.asarray(thresholds, float)
     above = (x[..., None] > at).astype(float)  # runs, tasks, thresholds
-    often = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), size=(DRAWS, x.shape[1]))
+    often = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), size=(N_BOOTSTRAP, x.shape[1]))
     drawn = np.einsum("dtr,rtk->dk", often, above, optimize=True) / x.size
-    return Profile(at, above.mean((0, 1)), *_middle(drawn, level), level)
+    return PerformanceProfile(at, above.mean((0, 1)), *_percentile_interval(drawn, level), level)
 
 
-def _middle(drawn: np.ndarray, level: float) -> np.ndarray:
+def _percentile_interval(drawn: np.ndarray, level: float) -> np.ndarray:
     return np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
-def _runs(values) -> np.ndarray:
+def _check_runs(values) -> np.ndarray:
     if len({len(row) for row in values}) != 1 or not len(values[0]):
         raise ValueError(f"expected (runs, tasks), as many values of every task, found rows of "
                          f"{[len(row) for row in values]}")

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..core import UserError, keys, put, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
-from ..execute.actor import Actor, NotFinite, check_action
+from ..execute.actor import Actor, NonFiniteAction, check_action
 
-LONGEST = 100_000  # steps; an environment without a time limit may never let an idle policy go
+MAX_EPISODE_STEPS = 100_000  # steps; an environment without a time limit may never let an idle policy go
 
 
 def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int = 0,
@@ -30,22 +30,22 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     """
     if not isinstance(actor, Actor):
         raise UserError(f"expected an actor, found {type(actor).__name__}", where="rollout",
-                        do="Plays(policy, executor) makes one of a policy")
+                        hint="PolicyActor(policy, executor) makes one of a policy")
     last = first + episodes
     rows = min(env.rows, episodes)
     number = list(range(first, first + rows)) + [-1] * (env.rows - rows)
     key = keys(seed, range(first, first + env.rows))
     obs = env.reset(torch.arange(env.rows), key)
-    with _placed(env, number, [0] * env.rows, 0):
+    with _locate_errors(env, number, [0] * env.rows, 0):
         state = actor.start(obs, key)
     history: deque[dict[str, np.ndarray]] = deque()  # steps of all rows, from the earliest that is still needed
     began, clock, upcoming = [0] * env.rows, 0, first + rows
     live, needed = torch.tensor(number) >= 0, 0  # rows with an episode; when the first of those began
     done: dict[int, Episode] = {}
     while len(done) < episodes:
-        with _placed(env, number, began, clock):
-            action, state = actor.act(obs if live.all() else _rested(obs, live), state)
-            _check_shape(action, env)
+        with _locate_errors(env, number, began, clock):
+            action, state = actor.act(obs if live.all() else _fill_idle_rows(obs, live), state)
+            _check_action_shape(action, env)
             check_action(torch.where(live.unsqueeze(1), action, 0.0))  # nobody reads what a row without an episode does
         state = dict(state)
         out = env.step(action)
@@ -58,20 +58,20 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
                 past["next.success"] = np.zeros(env.rows, bool)
         history.append({k: v.numpy().copy() for k, v in {**obs, **record}.items()})
         clock, obs = clock + 1, out.obs
-        if clock - needed > LONGEST:
-            raise UserError(f"expected every episode to end, found one of more than {LONGEST} steps",
-                            where=env.facts["env"], do="give the environment a time limit (max_episode_steps)")
+        if clock - needed > MAX_EPISODE_STEPS:
+            raise UserError(f"expected every episode to end, found one of more than {MAX_EPISODE_STEPS} steps",
+                            where=env.metadata["env"], hint="give the environment a time limit (max_episode_steps)")
         ended = (live & (out.terminated | out.truncated)).nonzero().flatten().tolist()
         if not ended:
             continue
-        for row, steps in _cut(history, clock, began, ended).items():
+        for row, steps in _finished_columns(history, clock, began, ended).items():
             for k, v in obs.items():  # what was seen last: one row more
                 steps[k] = np.concatenate([steps[k], v[row].numpy()[None]])
             facts = {k: v[row].item() for k, v in out.info.items() if v[row].numel() == 1}
             if "next.success" in steps:  # at any of its steps
                 facts["success"] = bool(steps["next.success"].any())
             n = number[row]
-            done[n] = Episode(steps, {"number": n, "seed": seed, "env": env.facts["env"], **facts},
+            done[n] = Episode(steps, {"number": n, "seed": seed, "env": env.metadata["env"], **facts},
                               schema={k: f for k, f in env.features.items() if k in steps})
             watch(n, done[n])
             number[row] = upcoming if upcoming < last else -1
@@ -79,51 +79,51 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
         if fresh := [r for r in ended if number[r] >= 0]:
             which, new = torch.tensor(fresh), keys(seed, [number[r] for r in fresh])
             obs = env.reset(which, new)
-            with _placed(env, [number[r] for r in fresh], [0] * len(fresh), 0):
+            with _locate_errors(env, [number[r] for r in fresh], [0] * len(fresh), 0):
                 state = put(state, which, actor.start(take(obs, which), new))
         live = torch.tensor(number) >= 0
         needed = min((b for b, n in zip(began, number, strict=True) if n >= 0), default=clock)
         while clock - len(history) < needed:
             history.popleft()
     told = any("next.success" in e.steps for e in done.values())
-    return Dataset([with_success(done[n], told) for n in range(first, last)],
-                   {"env": env.facts["env"], "fps": env.facts.get("fps"), "version": env.facts.get("version")})
+    return Dataset([with_success_column(done[n], told) for n in range(first, last)],
+                   {"env": env.metadata["env"], "fps": env.metadata.get("fps"), "version": env.metadata.get("version")})
 
 
 @contextmanager
-def _placed(env: Env, episodes: Sequence[int], began: Sequence[int], clock: int) -> Iterator[None]:
+def _locate_errors(env: Env, episodes: Sequence[int], began: Sequence[int], clock: int) -> Iterator[None]:
     """What is no number is said with the episode of its row, and the step, from when it began."""
     try:
         yield
-    except NotFinite as error:
-        place = f"{env.facts['env']}, episode {episodes[error.row]}, step {clock - began[error.row]}"
-        raise NotFinite(error.what, error.row, error.of, place=place, do=error.do) from None
+    except NonFiniteAction as error:
+        place = f"{env.metadata['env']}, episode {episodes[error.row]}, step {clock - began[error.row]}"
+        raise NonFiniteAction(error.problem, error.row, error.column, place=place, hint=error.hint) from None
 
 
-def _rested(obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor]:
+def _fill_idle_rows(obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor]:
     """Rows without an episode see what the first that has one sees: what an environment shows beyond the end of an
     episode may be anything."""
     rows = torch.arange(len(live))
     return take(obs, torch.where(live, rows, live.int().argmax()))
 
 
-def _check_shape(action: Tensor, env: Env) -> None:
+def _check_action_shape(action: Tensor, env: Env) -> None:
     if tuple(action.shape) != (env.rows, env.features["action"].size):
         raise UserError(f"expected actions of shape ({env.rows}, {env.features['action'].size}), found "
-                        f"{tuple(action.shape)}", where=env.facts["env"],
-                        do="take the environment that the policy was trained for, or train one for this")
+                        f"{tuple(action.shape)}", where=env.metadata["env"],
+                        hint="take the environment that the policy was trained for, or train one for this")
 
 
-def with_success(episode: Episode, told: bool) -> Episode:
+def with_success_column(episode: Episode, is_reported: bool) -> Episode:
     """With `next.success`, where the environment has told of success by now, or without: alike in all episodes."""
-    if ("next.success" in episode.steps) == told:
+    if ("next.success" in episode.steps) == is_reported:
         return episode
-    column = np.zeros(len(episode), bool) if told else None
-    facts = {**episode.meta, "success": False} if told else episode.meta
-    return replace(episode.but({"next.success": column}), meta=facts)
+    column = np.zeros(len(episode), bool) if is_reported else None
+    facts = {**episode.metadata, "success": False} if is_reported else episode.metadata
+    return replace(episode.replace({"next.success": column}), metadata=facts)
 
 
-def _cut(history, clock, began, rows) -> dict[int, dict[str, np.ndarray]]:
+def _finished_columns(history, clock, began, rows) -> dict[int, dict[str, np.ndarray]]:
     """The columns of the episodes that end now in these rows; rows that began together are stacked together."""
     cut = {}
     for start in {began[r] for r in rows}:

@@ -35,7 +35,7 @@ class Interval:
 def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> Interval:
     """Of a probability: covers at least `level` for every probability and number of trials (Clopper and Pearson
     1934). Counts need not be whole: see `two_level`."""
-    _counts(successes, trials)
+    _check_counts(successes, trials)
     tail = (1 - level) / 2
     low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes > 0 else 0.0
     high = stats.beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
@@ -45,7 +45,7 @@ def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> In
 def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     """Of a probability: narrower than Clopper-Pearson, and covers `level` on average over probabilities, not for
     each of them (Wilson 1927)."""
-    _counts(successes, trials)
+    _check_counts(successes, trials)
     if trials == 0:
         return Interval(math.nan, 0.0, 1.0, level)
     z2 = stats.norm.isf((1 - level) / 2) ** 2
@@ -73,7 +73,7 @@ def tango_z(b: float, c: float, n: float, difference: float) -> float:
 def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
     """Of the difference of two paired proportions, first minus second: all differences that the score test does not
     reject (Tango 1998). Stays within [-1, 1] and is not empty when no pair differs. Counts need not be whole."""
-    _counts(b + c, n)
+    _check_counts(b + c, n)
     if n == 0:
         return Interval(math.nan, -1.0, 1.0, level)
     z, estimate = stats.norm.isf((1 - level) / 2), (b - c) / n
@@ -83,7 +83,7 @@ def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
     return Interval(estimate, float(low), float(high), level)
 
 
-def newcombe(both: int, b: int, c: int, neither: int, level: float = LEVEL) -> Interval:
+def newcombe_paired(both: int, b: int, c: int, neither: int, level: float = LEVEL) -> Interval:
     """Of the same difference as `tango`, from Wilson's limits of the two proportions and their correlation (Newcombe
     1998, method 10): a second opinion of other make."""
     n = both + b + c + neither
@@ -107,7 +107,7 @@ def mcnemar(b: int, c: int) -> float:
     return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
-def mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
+def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
          weights: Sequence[float] | np.ndarray | None = None) -> Interval:
     """Of a mean of any distribution: the bias-corrected and accelerated bootstrap (Efron 1987) at the level that makes
     up for its narrowness with few values (Hesterberg 2015, section 3.1); 9,999 draws, the same at every call. From
@@ -133,7 +133,9 @@ def mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
 Kind = Literal["rate", "real", "bounded"]  # 0s and 1s; any number; a number from 0 to 1, such as an AUROC
 
 
-def two_level(values: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL, *, kind: Kind = "rate") -> Interval:
+def two_level_rate(
+    values: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL, *, kind: Kind = "rate"
+) -> Interval:
     """Interval for the mean of a method over new training seeds and new starts.
 
     A rate gets the Clopper-Pearson interval with the effective number of episodes (Korn and Graubard 1998): as many
@@ -161,8 +163,8 @@ def two_level(values: Sequence[Sequence[float]] | np.ndarray, level: float = LEV
     References:
         Korn and Graubard (1998), Survey Methodology 24:193. Owen (2007), Annals of Applied Statistics 1:386.
     """
-    x = _table(values, kind)
-    mean, variance = float(x.mean()), _variance(x)
+    x = _check_table(values, kind)
+    mean, variance = float(x.mean()), _two_level_variance(x)
     if kind == "real" or kind == "bounded" and x.min() == x.max():
         half = float(stats.t.isf((1 - level) / 2, len(x) - 1)) * math.sqrt(variance)
         return Interval(mean, mean - half, mean + half, level)
@@ -172,14 +174,14 @@ def two_level(values: Sequence[Sequence[float]] | np.ndarray, level: float = LEV
         n = min(mean * (1 - mean) / variance, x.size)
     else:
         n = x.shape[1]
-    n *= _shrink(len(x), level)
+    n *= _tail_adjustment(len(x), level)
     found = clopper_pearson(mean * n, n, level)
     return Interval(mean, found.low, found.high, level)
 
 
 def two_level_mean(values: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL) -> Interval:
     """`two_level` of a real measure."""
-    return two_level(values, level, kind="real")
+    return two_level_rate(values, level, kind="real")
 
 
 def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: Sequence[Sequence[float]] | np.ndarray,
@@ -208,13 +210,13 @@ def two_level_difference(first: Sequence[Sequence[float]] | np.ndarray, second: 
         Zou and Donner (2008), Statistics in Medicine 27:1693. Searle, Casella and McCulloch (1992), Variance
         Components.
     """
-    x, y = _table(first, kind), _table(second, kind)
-    _same(x, y)
+    x, y = _check_table(first, kind), _check_table(second, kind)
+    _check_paired(x, y)
     d = x - y
     p = 2 * difference_p(d if d.mean() >= 0 else -d, 0.0, kind)
     if kind == "rate" and d.min() == d.max():
         b, c, n = _ties(d)
-        n *= _shrink(len(d), level)
+        n *= _tail_adjustment(len(d), level)
         return tango(b * n, c * n, n, level), p
     mean, half = float(d.mean()), float(crossed_margin(d, (1 - level) / 2))
     most = math.inf if kind == "real" else 1.0
@@ -313,18 +315,18 @@ def _ties(d: np.ndarray) -> tuple[float, float, float]:
     return float(d.min() > 0), float(d.max() < 0), float(d.shape[1])
 
 
-def _variance(x: np.ndarray) -> float:
+def _two_level_variance(x: np.ndarray) -> float:
     """Variance of the grand mean over new seeds and starts: Var(seeds' means) / S + Var(starts' means) / E."""
     by_seed, by_start, _ = mean_squares(x)
     return float(by_seed + by_start) / x.size
 
 
-def _shrink(seeds: int, level: float) -> float:
+def _tail_adjustment(seeds: int, level: float) -> float:
     tail = (1 - level) / 2
     return float((stats.norm.isf(tail) / stats.t.isf(tail, seeds - 1)) ** 2)
 
 
-def _table(values, kind: Kind = "real") -> np.ndarray:
+def _check_table(values, kind: Kind = "real") -> np.ndarray:
     if len({len(row) for row in values}) != 1 or len(values) < 2:
         raise ValueError(f"An interval over training seeds needs at least two training seeds with equally many "
                          f"episodes. The seeds have {[len(row) for row in values]} episodes.")
@@ -339,13 +341,13 @@ def _table(values, kind: Kind = "real") -> np.ndarray:
     return x
 
 
-def _same(x, y) -> None:
+def _check_paired(x, y) -> None:
     if x.shape != y.shape:
         raise ValueError(f"Both methods need as many seeds and episodes, but the first has {x.shape}, the second "
                          f"{y.shape}.")
 
 
-def _counts(k: float, n: float) -> None:
+def _check_counts(k: float, n: float) -> None:
     if not 0 <= k <= n:
         raise ValueError(f"expected 0 <= count <= trials, found {k} of {n}")
 
@@ -353,27 +355,29 @@ def _counts(k: float, n: float) -> None:
 # -- what is believed, and what the pairs were worth --------------------------------------------------------------
 
 
-def posterior(successes: float, trials: float, level: float = LEVEL,
+def beta_posterior(successes: float, trials: float, level: float = LEVEL,
               prior: tuple[float, float] = (0.5, 0.5)) -> Interval:
     """Of a probability: what to believe after these trials if Beta(*prior) was believed before. The estimate is the
     posterior's mean, the limits leave as much out on both sides. (0.5, 0.5) is Jeffreys' prior (1946), whose interval
     covers `level` on average (Brown, Cai and DasGupta 2001); (1, 1) is flat."""
-    found = _believed(successes, trials, prior)
+    found = _beta_parameters(successes, trials, prior)
     return Interval(float(found.mean()), *map(float, found.interval(level)), level)
 
 
-def chance_above(successes: float, trials: float, than: float, prior: tuple[float, float] = (0.5, 0.5)) -> float:
+def probability_above(
+    successes: float, trials: float, threshold: float, prior: tuple[float, float] = (0.5, 0.5)
+) -> float:
     """The posterior probability that the rate is above `than`."""
-    return float(_believed(successes, trials, prior).sf(than))
+    return float(_beta_parameters(successes, trials, prior).sf(threshold))
 
 
-def chance_better(k1: float, n1: float, k2: float, n2: float, prior: tuple[float, float] = (0.5, 0.5)) -> float:
+def probability_better(k1: float, n1: float, k2: float, n2: float, prior: tuple[float, float] = (0.5, 0.5)) -> float:
     """The posterior probability that the first of two rates of independent trials is the higher one."""
-    first, second = _believed(k1, n1, prior), _believed(k2, n2, prior)
+    first, second = _beta_parameters(k1, n1, prior), _beta_parameters(k2, n2, prior)
     return float(np.mean(second.cdf(first.ppf((np.arange(20_000) + 0.5) / 20_000))))
 
 
-def permutation(first, second) -> float:
+def permutation_p_value(first, second) -> float:
     """The two-sided p that two policies or methods differ by chance, by exchanging what chance could have exchanged.
 
     (episodes,) of two checkpoints on the same starts, 0s and 1s or returns: who did which of each pair (Fisher 1935; of
@@ -394,21 +398,21 @@ def permutation(first, second) -> float:
                                         vectorized=True, n_resamples=9_999, rng=rng).pvalue)
 
 
-def pairing(first, second) -> float:
+def pairing_gain(first, second) -> float:
     """The share of the difference's variance that meeting the same starts took away, and so the share of rollouts that
     it saved: 1 - Var(paired) / Var(unpaired). (episodes,) of two checkpoints, or (training seeds, episodes) of two
     methods. Below 0 where one did well where the other did badly; not a number where nothing varies."""
     x, y = np.asarray(first, float), np.asarray(second, float)
-    _same(x, y)
+    _check_paired(x, y)
 
     def variance(v):
-        return float(v.var(ddof=1)) if v.ndim == 1 else _variance(v)
+        return float(v.var(ddof=1)) if v.ndim == 1 else _two_level_variance(v)
     apart = variance(x) + variance(y)
     return 1 - variance(x - y) / apart if apart > 0 else math.nan
 
 
-def _believed(successes: float, trials: float, prior: tuple[float, float]):
-    _counts(successes, trials)
+def _beta_parameters(successes: float, trials: float, prior: tuple[float, float]):
+    _check_counts(successes, trials)
     if not min(prior) > 0:
         raise ValueError(f"expected a prior of two numbers above 0, found {prior}")
     return stats.beta(prior[0] + successes, prior[1] + trials - successes)

@@ -13,18 +13,18 @@ import torch
 
 from ..core import Feature, UserError, keys
 from ..data.episode import Dataset
-from ..data.record import Recorder
+from ..data.recorder import Recorder
 from ..data.video import resize
-from ..envs.base import Env, Pictures
+from ..envs.base import Env, Renderable
 from ..envs.devices import Keyboard
-from .record import there
+from .recording import n_recorded
 
-RUNNING = "WASD or arrows move, space stops | enter: save now | x: once more | y, n: success, failure | q: quit"
-ENDED = "enter: next | x: record it again | y, n: it was a success, a failure | q: quit"
+RUNNING_HELP = "WASD or arrows move, space stops | enter: save now | x: once more | y, n: success, failure | q: quit"
+ENDED_HELP = "enter: next | x: record it again | y, n: it was a success, a failure | q: quit"
 
 
 def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, seed: int, *,
-                images: Literal["video", "png"] = "video", saved: Callable[[int], None] = lambda n: None,
+                images: Literal["video", "png"] = "video", on_saved: Callable[[int], None] = lambda n: None,
                 show: Callable[[str], None] = lambda text: None, lines: int = 24,
                 clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep) -> Dataset:
     """The data set in `out` with at most `episodes` in it, of a person at the keyboard.
@@ -34,27 +34,37 @@ def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, se
     `enter` before the environment ended it has the fact "stopped". show: draws what is to be seen, a picture of `lines`
     lines of text and what the keys do.
     """
-    if not isinstance(env, Pictures):
-        raise UserError("expected an environment that can be seen", where=env.facts["env"],
-                        do="the toys can, and arms alone takes more than two hands' keys")
-    out, rate = Path(out), float(env.facts.get("fps") or 10)
-    there(out, env, seed, "keyboard")
+    if not isinstance(env, Renderable):
+        raise UserError("expected an environment that can be seen", where=env.metadata["env"],
+                        hint="the toys can, and arms alone takes more than two hands' keys")
+    out, rate = Path(out), float(env.metadata.get("fps") or 10)
+    n_recorded(out, env, seed, "keyboard")
     schema = {**env.features, "next.reward": Feature("float32", ()), "next.terminated": Feature("bool", ()),
               "next.truncated": Feature("bool", ()),
-              **({"next.success": Feature("bool", ())} if env.facts.get("success") else {})}
-    facts = {"seed": seed, "env": env.facts["env"], "by": "keyboard"}
-    with Recorder(schema, out, fps=env.facts.get("fps"), clock=None, images=images, facts=facts, saved=saved) as r:
-        scene = _Scene(env, keyboard, r, seed, 1 / rate, lambda text: show(f"{drawn(env.frame(0), lines)}\n{text}"),
-                       clock, sleep)
+              **({"next.success": Feature("bool", ())} if env.metadata.get("success") else {})}
+    facts = {"seed": seed, "env": env.metadata["env"], "by": "keyboard"}
+    with Recorder(
+        schema, out, fps=env.metadata.get("fps"), clock=None, images=images, metadata=facts, on_saved=on_saved
+    ) as r:
+        scene = _TeleoperationSession(
+            env,
+            keyboard,
+            r,
+            seed,
+            1 / rate,
+            lambda text: show(f"{render_ansi(env.frame(0), lines)}\n{text}"),
+            clock,
+            sleep,
+        )
         while r.count < episodes:
-            ended = scene.episode()
-            if ended == "quit" or ended != "again" and scene.afterwards(ended) == "quit":
+            ended = scene.run_episode()
+            if ended == "quit" or ended != "again" and scene.ask_outcome(ended) == "quit":
                 break
     return Dataset.open(out)
 
 
 @dataclass(frozen=True)
-class _Scene:
+class _TeleoperationSession:
     env: Env
     keyboard: Keyboard
     recorder: Recorder
@@ -64,7 +74,7 @@ class _Scene:
     clock: Callable[[], float]
     sleep: Callable[[float], None]
 
-    def episode(self) -> str:
+    def run_episode(self) -> str:
         """What became of it: "again", "quit", or in words how it ended."""
         env, r, mark, won = self.env, self.recorder, None, False
         obs = env.reset(torch.arange(env.rows), keys(self.seed, [r.count] * env.rows))
@@ -77,12 +87,12 @@ class _Scene:
                         r.discard()
                     return "again" if command == "discard" else "quit"
                 if command == "enter" and r.steps:
-                    r.end(success=won if mark is None else mark, obs=_row(obs), stopped=True)
+                    r.end(success=won if mark is None else mark, obs=_first_row(obs), stopped=True)
                     return "stopped by you"
                 if command in ("success", "failure"):
                     mark = command == "success"
             if (action := self.keyboard.read()) is None:  # it waits for a key
-                self.show(f"episode {r.count}, step {r.steps}{_said(obs)}\n{RUNNING}")
+                self.show(f"episode {r.count}, step {r.steps}{_task_text(obs)}\n{RUNNING_HELP}")
                 self.sleep(self.period)
                 continue
             done = env.step(torch.as_tensor(action)[None].expand(env.rows, -1))
@@ -91,22 +101,22 @@ class _Scene:
             if "next.success" in r.schema:
                 told["next.success"] = done.info["success"]
                 won |= bool(done.info["success"][0])
-            kept = r.step(_row(obs), action, _row(told))
+            kept = r.step(_first_row(obs), action, _first_row(told))
             obs = done.obs
             marked = "" if mark is None else f", marked a {'success' if mark else 'failure'}"
             behind = "" if kept else " (dropped: the disk is behind)"
-            self.show(f"episode {r.count}, step {r.steps}{_said(obs)}{marked}{behind}\n{RUNNING}")
+            self.show(f"episode {r.count}, step {r.steps}{_task_text(obs)}{marked}{behind}\n{RUNNING_HELP}")
             if bool(done.terminated[0] | done.truncated[0]):
-                r.end(success=won if mark is None else mark, obs=_row(obs))
+                r.end(success=won if mark is None else mark, obs=_first_row(obs))
                 return "a success" if won else "no success"
             due = max(due + self.period, self.clock())
             self.sleep(max(0.0, due - self.clock()))
 
-    def afterwards(self, ended: str) -> str:
+    def ask_outcome(self, ended: str) -> str:
         """"next", "again" or "quit"."""
         r, said = self.recorder, f"episode {self.recorder.count - 1} was {ended}."
         while True:
-            self.show(f"{said}\n{ENDED}")
+            self.show(f"{said}\n{ENDED_HELP}")
             for command in self.keyboard.commands():
                 if command in ("enter", "quit"):
                     return "next" if command == "enter" else "quit"
@@ -114,31 +124,31 @@ class _Scene:
                     r.discard()
                     return "again"
                 r.label(success=command == "success")
-                said = f"episode {r.count - 1} is labelled a {command}."
+                said = f"episode {r.count - 1} is labeled a {command}."
             self.sleep(self.period)
 
 
-def _row(columns) -> dict[str, np.ndarray]:
+def _first_row(columns) -> dict[str, np.ndarray]:
     return {name: value[0].numpy() for name, value in columns.items()}
 
 
-def _said(obs) -> str:
+def _task_text(obs) -> str:
     """The task, where the environment says it in words."""
     said = bytes(obs["observation.task"][0].numpy()).rstrip(b"\0").decode(errors="replace") if (
         "observation.task" in obs) else ""
     return f": {said}" if said else ""
 
 
-def drawn(frame: np.ndarray, lines: int) -> str:
-    """A picture (H, W, 3) as text of so many lines: two pixels a character, one over the other, in the 216 colours that
+def render_ansi(frame: np.ndarray, lines: int) -> str:
+    """A picture (H, W, 3) as text of so many lines: two pixels a character, one over the other, in the 216 colors that
     terminals share."""
     wide = round(2 * lines * frame.shape[1] / frame.shape[0])
     small = resize(frame, (2 * lines, wide)).astype(int)
 
-    def colour(kind: int, pixel) -> str:
+    def color(kind: int, pixel) -> str:
         r, g, b = (pixel * 5 + 127) // 255
         return f"\x1b[{kind};5;{16 + 36 * r + 6 * g + b}m"
     text = []
     for above, below in zip(small[::2], small[1::2], strict=True):
-        text.append("".join(f"{colour(38, a)}{colour(48, b)}▀" for a, b in zip(above, below, strict=True)) + "\x1b[0m")
+        text.append("".join(f"{color(38, a)}{color(48, b)}▀" for a, b in zip(above, below, strict=True)) + "\x1b[0m")
     return "\n".join(text)

@@ -1,7 +1,8 @@
 """The numbered episodes of an evaluation shared out to processes, or over a Ray cluster.
 
 Each worker makes its own environment and loads the policy itself. An episode is decided by its key, networks see
-batches of one size (`Fixed`), and every worker computes in one thread: so who runs an episode makes no difference to
+batches of one size (`FixedBatch`), and every worker computes in one thread: so who runs an episode makes no difference
+to
 it, to the last bit.
 """
 
@@ -31,41 +32,49 @@ from ..data.episode import Dataset, Episode
 from ..envs import make
 from ..envs.base import Env
 from ..execute.actor import Actor
-from ..learn.method import actor
-from .judge import Evaluation, judged
-from .rollout import rollout, with_success
+from ..learn.method import load_actor
+from .evaluation import Evaluation, evaluation_of
+from .rollout import rollout, with_success_column
 from .stats import LEVEL
 
-Setup = Callable[[], tuple[Actor, Env]]
-Count = int | Literal["ray"]
-Watch = Callable[[int, Episode], None]
-Share = tuple[int, int, int]  # first episode, how many, seed
+WorkerSetup = Callable[[], tuple[Actor, Env]]
+WorkerCount = int | Literal["ray"]
+EpisodeCallback = Callable[[int, Episode], None]
+EpisodeRange = tuple[int, int, int]  # first episode, how many, seed
 
-ROUNDS = 4  # of all rows in one share, at least, where there are several shares a worker: its end leaves rows idle
-DEADLY = "the simulator crashes in it, or memory is full: fewer workers, or fewer rows each, take less"
-STILLBORN = ("memory may be full: take fewer. In a script of your own, what starts workers stands under "
+# of all rows in one share, at least, where there are several shares a worker: its end leaves rows idle
+SHARES_PER_WORKER = 4
+CRASH_HINT = "the simulator crashes in it, or memory is full: fewer workers, or fewer rows each, take less"
+STARTUP_HINT = ("memory may be full: take fewer. In a script of your own, what starts workers stands under "
              'if __name__ == "__main__": since every worker reads the script')
 
 
-def trained(run: Path | str, env: str, rows: int = 16, *, device: str = "cpu",
+def load_actor_and_env(run: Path | str, env: str, rows: int = 16, *, device: str = "cpu",
             trust: tuple[str, ...] = ()) -> tuple[Actor, Env]:
     """A setup: the policy of a run's folder in an environment by its name, `rows` of it side by side."""
-    return actor(run, device=device, rows=16, trust=trust), make(env, rows, trust)
+    return load_actor(run, device=device, rows=16, trust=trust), make(env, rows, trust)
 
 
-def evaluate(setup: Setup, episodes: int = 100, seed: int = 0, *, workers: Count = 1, level: float = LEVEL,
-             watch: Watch = lambda n, e: None) -> Evaluation:
+def evaluate_parallel(
+    setup: WorkerSetup,
+    episodes: int = 100,
+    seed: int = 0,
+    *,
+    workers: WorkerCount = 1,
+    level: float = LEVEL,
+    watch: EpisodeCallback = lambda n, e: None,
+) -> Evaluation:
     """As `judge.evaluate`, with the episodes shared out: evaluate(partial(trained, "runs/bc", "fork"), workers=4)."""
     if episodes < 1:
-        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate", do="such as 100")
+        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate", hint="such as 100")
     began = time.perf_counter()
-    with Workers(setup, workers) as crew:
+    with WorkerPool(setup, workers) as crew:
         ran = crew.rollout(episodes, seed, watch=watch)
-    return judged(ran, time.perf_counter() - began, level)
+    return evaluation_of(ran, time.perf_counter() - began, level)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def single_threaded() -> Iterator[None]:
     """Products of matrices differ in their last bits with the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -75,7 +84,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Workers:
+class WorkerPool:
     """`count` processes, or one for each processor of a Ray cluster ("ray"; one is started here if there is none), that
     each have what `setup` gives: an actor and an environment. 1 is this process.
 
@@ -88,144 +97,148 @@ class Workers:
     the same episode is a UserError with its number.
     """
 
-    def __init__(self, setup: Setup, count: Count = 1, *, own: tuple[Actor, Env] | None = None):
+    def __init__(self, setup: WorkerSetup, count: WorkerCount = 1, *, local: tuple[Actor, Env] | None = None):
         if count != "ray" and count < 1:
-            raise UserError(f"expected at least one worker, found {count}", where="workers", do="1 is this process")
+            raise UserError(f"expected at least one worker, found {count}", where="workers", hint="1 is this process")
         self.setup, self.count = setup, count
-        self.facts: Mapping[str, Any] = {}  # of the environment, once an episode has ended
-        self._given, self._own = own, None
-        self._crew: _Processes | _Ray | None = None
+        self.metadata: Mapping[str, Any] = {}  # of the environment, once an episode has ended
+        self._next_id, self._local = local, None
+        self._backend: _ProcessBackend | _RayBackend | None = None
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerPool:
         if self.count == 1:
-            with one_thread():
-                self._own = self._given or self.setup()
+            with single_threaded():
+                self._local = self._next_id or self.setup()
         else:
-            self._crew = _Ray(self.setup) if self.count == "ray" else _Processes(self.setup, self.count)
-            self.count = self._crew.count
+            self._backend = _RayBackend(self.setup) if self.count == "ray" else _ProcessBackend(self.setup, self.count)
+            self.count = self._backend.count
         return self
 
     def __exit__(self, *error) -> None:
-        if self._crew is not None:
-            self._crew.dismiss()
-        if self._own is not None and self._own is not self._given:
-            self._own[1].close()
-        self._crew = self._own = None
+        if self._backend is not None:
+            self._backend.shutdown()
+        if self._local is not None and self._local is not self._next_id:
+            self._local[1].close()
+        self._backend = self._local = None
 
-    def rollout(self, episodes: int, seed: int = 0, *, first: int = 0, watch: Watch = lambda n, e: None) -> Dataset:
+    def rollout(
+        self, episodes: int, seed: int = 0, *, first: int = 0, watch: EpisodeCallback = lambda n, e: None
+    ) -> Dataset:
         """As `rollout.rollout`: the same episodes, whatever the number of workers. `watch` sees them as they end."""
-        if self._own is not None:
-            with one_thread():
-                ran = rollout(*self._own, episodes, seed, first=first, watch=watch)
-            self.facts = dict(self._own[1].facts)
+        if self._local is not None:
+            with single_threaded():
+                ran = rollout(*self._local, episodes, seed, first=first, watch=watch)
+            self.metadata = dict(self._local[1].metadata)
             return ran
-        if self._crew is None:
+        if self._backend is None:
             raise UserError("expected workers at work, found none", where="Workers",
-                            do="with Workers(setup, 4) as workers: ...")
+                            hint="with WorkerPool(setup, 4) as workers: ...")
         done: dict[int, Episode] = {}
 
         def keep(number: int, episode: Episode) -> None:
             done[number] = episode
             watch(number, episode)
-        self._shared_out(range(first, first + episodes), seed, keep)
+        self._distribute(range(first, first + episodes), seed, keep)
         told = any("next.success" in e.steps for e in done.values())
-        return Dataset([with_success(done[n], told) for n in sorted(done)],
-                       {"env": self.facts["env"], "fps": self.facts.get("fps"), "version": self.facts.get("version")})
+        return Dataset(
+            [with_success_column(done[n], told) for n in sorted(done)],
+            {"env": self.metadata["env"], "fps": self.metadata.get("fps"), "version": self.metadata.get("version")},
+        )
 
-    def _shared_out(self, numbers: range, seed: int, keep: Watch) -> None:
-        crew, members = self._crew, self._crew.members
+    def _distribute(self, numbers: range, seed: int, keep: EpisodeCallback) -> None:
+        crew, members = self._backend, self._backend.workers
         todo: deque[range] | None = None  # shares; how large they are depends on the rows, which the first worker tells
         deaths: Counter[int] = Counter()
         stillborn = 0
-        while todo is None or todo or any(m.busy for m in members):
-            idle = [m for m in members if m.rows and not m.busy]
+        while todo is None or todo or any(m.is_busy for m in members):
+            idle = [m for m in members if m.rows and not m.is_busy]
             if todo is None and idle:
-                todo = deque(_cut(numbers, idle[0].rows, crew.count))
+                todo = deque(_split_episodes(numbers, idle[0].rows, crew.count))
             for member in idle:
                 if todo:
-                    crew.give(member, todo.popleft(), seed)
+                    crew.assign(member, todo.popleft(), seed)
             waiting = len(numbers) if todo is None else len(todo)
             while len(members) < crew.count and sum(not m.rows for m in members) < waiting:
-                crew.hire()
-            for member, kind, said in crew.heard():
+                crew.start_worker()
+            for member, kind, said in crew.receive():
                 if kind == "ready":
-                    stillborn, (member.rows, self.facts) = 0, said
+                    stillborn, (member.rows, self.metadata) = 0, said
                 elif kind == "episode":
-                    member.share.discard(said[0])
+                    member.pending.discard(said[0])
                     keep(*said)
                 elif kind == "done":
-                    member.busy, self.facts = False, said
+                    member.is_busy, self.metadata = False, said
                 elif kind == "failed":
                     raise said
                 elif not member.rows:  # it died, and of what is said
                     stillborn += 1
                     if stillborn > 1:
                         raise UserError(f"expected workers, found that they die as they start ({said})",
-                                        where="workers", do=STILLBORN)
+                                        where="workers", hint=STARTUP_HINT)
                 else:
-                    left = sorted(member.share)
+                    left = sorted(member.pending)
                     begun, rest = left[:member.rows], left[member.rows:]  # episodes are begun in their order
                     deaths.update(begun)
                     if twice := [n for n in begun if deaths[n] > 1]:
                         raise UserError(f"expected workers to live, found that a second one died on episode {twice[0]} "
-                                        f"({said})", where=f"{self.facts['env']}, seed {seed}", do=DEADLY)
+                                        f"({said})", where=f"{self.metadata['env']}, seed {seed}", hint=CRASH_HINT)
                     todo.extend(range(n, n + 1) for n in begun)
                     if rest:
                         todo.append(range(rest[0], rest[-1] + 1))
 
 
-def _cut(numbers: range, rows: int, count: int) -> list[range]:
+def _split_episodes(numbers: range, rows: int, count: int) -> list[range]:
     """In shares: one for each worker, or, where there are many episodes, about four, so that nobody waits long for the
     last."""
     size = max(-(-len(numbers) // count), 1)
-    if size > ROUNDS * rows:
-        size = max(ROUNDS * rows, size // 4 // rows * rows)
+    if size > SHARES_PER_WORKER * rows:
+        size = max(SHARES_PER_WORKER * rows, size // 4 // rows * rows)
     return [numbers[i:i + size] for i in range(0, len(numbers), size)]
 
 
 # -- what a worker does, and says -----------------------------------------------------------------------------------
 
 
-def _work(setup: Setup, shares: Iterator[Share], say: Callable[[str, Any], None]) -> None:
+def _worker_loop(setup: WorkerSetup, shares: Iterator[EpisodeRange], send: Callable[[str, Any], None]) -> None:
     """All its life. It says ("ready", (rows, facts)), ("episode", (number, episode)) and ("done", facts) for a share,
     or ("failed", error)."""
     env = None
     torch.set_num_threads(1)
     try:
         player, env = setup()
-        say("ready", (env.rows, dict(env.facts)))
+        send("ready", (env.rows, dict(env.metadata)))
         for first, count, seed in shares:
-            at = _Alone(env) if count == 1 else env
-            rollout(player, at, count, seed, first=first, watch=lambda n, e: say("episode", (n, e)))
-            say("done", dict(env.facts))
+            at = _SingleEpisodeEnv(env) if count == 1 else env
+            rollout(player, at, count, seed, first=first, watch=lambda n, e: send("episode", (n, e)))
+            send("done", dict(env.metadata))
     except (BrokenPipeError, EOFError):  # nobody listens any more
         pass
     except Exception as error:
-        say("failed", _sendable(error))
+        send("failed", _picklable_error(error))
     finally:
         if env is not None:
             env.close()
 
 
-class _Alone(Env):
+class _SingleEpisodeEnv(Env):
     """All rows do the same episode: those without one would begin those that follow, and one of these may be deadly."""
 
     def __init__(self, env: Env):
-        self.env, self.rows, self.features, self.facts = env, env.rows, env.features, env.facts
+        self.env, self.rows, self.features, self.metadata = env, env.rows, env.features, env.metadata
 
     def reset(self, which, key):
         return self.env.reset(which, key[:1].expand(len(key)).clone())
 
     def step(self, action):
         out = self.env.step(action)
-        self.facts = self.env.facts
+        self.metadata = self.env.metadata
         return out
 
 
-def _sendable(error: Exception) -> Exception:
+def _picklable_error(error: Exception) -> Exception:
     """As the command line tells them apart: what a user can mend, and defects with where they came from."""
     if isinstance(error, UserError):
-        return UserError(error.what, where=error.where, do=error.do)
+        return UserError(error.problem, where=error.where, hint=error.hint)
     if isinstance(error, OSError) and error.filename is not None:
         return OSError(error.errno, error.strerror, error.filename)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -234,96 +247,96 @@ def _sendable(error: Exception) -> Exception:
 
 
 @dataclass(eq=False)
-class _Member:
+class _Worker:
     """rows: 0 until it is ready. share: the numbers of what it was given that have not come back."""
 
-    at: Any
+    handle: Any
     rows: int = 0
-    busy: bool = False
-    share: set[int] = field(default_factory=set)
+    is_busy: bool = False
+    pending: set[int] = field(default_factory=set)
 
 
-class _Processes:
+class _ProcessBackend:
     """Of this machine. Each is spawned, since a forked one may hang on the threads of its parent."""
 
-    def __init__(self, setup: Setup, count: int):
+    def __init__(self, setup: WorkerSetup, count: int):
         try:
             reduction.ForkingPickler.dumps(setup)
         except Exception as error:
             raise UserError(f"expected a setup that can be sent to another process, found {setup} ({error})",
-                            where="Workers", do="give a function of a module, or functools.partial of one") from None
-        self.setup, self.count, self.members = setup, count, []
+                            where="Workers", hint="give a function of a module, or functools.partial of one") from None
+        self.setup, self.count, self.workers = setup, count, []
         self.context = multiprocessing.get_context("spawn")
 
-    def hire(self) -> None:
+    def start_worker(self) -> None:
         mine, theirs = self.context.Pipe()
-        process = self.context.Process(target=_process, args=(theirs, self.setup), name="understudy worker")
+        process = self.context.Process(target=_worker_process, args=(theirs, self.setup), name="understudy worker")
         process.start()
         theirs.close()  # so that its death ends the pipe
-        self.members.append(_Member((process, mine)))
+        self.workers.append(_Worker((process, mine)))
 
-    def give(self, member: _Member, share: range, seed: int) -> None:
-        member.busy, member.share = True, set(share)
+    def assign(self, member: _Worker, share: range, seed: int) -> None:
+        member.is_busy, member.pending = True, set(share)
         with suppress(OSError):  # that it is dead will be heard
-            member.at[1].send((share.start, len(share), seed))
+            member.handle[1].send((share.start, len(share), seed))
 
-    def heard(self) -> Iterator[tuple[_Member, str, Any]]:
+    def receive(self) -> Iterator[tuple[_Worker, str, Any]]:
         """What has been said, once anything is."""
-        said = set(connection.wait([m.at[1] for m in self.members]))
-        for member in [m for m in self.members if m.at[1] in said]:
+        said = set(connection.wait([m.at[1] for m in self.workers]))
+        for member in [m for m in self.workers if m.at[1] in said]:
             process, pipe = member.at
             try:
                 yield member, *pipe.recv()
             except (EOFError, OSError):
                 process.join()
                 pipe.close()
-                self.members.remove(member)
-                yield member, "died", cause(process.exitcode)
+                self.workers.remove(member)
+                yield member, "died", exit_reason(process.exitcode)
 
-    def dismiss(self) -> None:
-        for process, _ in (m.at for m in self.members):
+    def shutdown(self) -> None:
+        for process, _ in (m.at for m in self.workers):
             process.terminate()
-        for process, pipe in (m.at for m in self.members):
+        for process, pipe in (m.at for m in self.workers):
             process.join(5)
             if process.is_alive():
                 process.kill()
                 process.join()
             pipe.close()
-        self.members = []
+        self.workers = []
 
 
-def cause(status: int) -> str:
+def exit_reason(status: int) -> str:
     """Of a process's end, by its exit status."""
     if status >= 0:
         return f"it ended with status {status}"
     return f"killed by {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"signal {-status}"
 
 
-def _process(pipe: connection.Connection, setup: Setup) -> None:
-    serve()
-    _work(setup, iter(pipe.recv, None), lambda *said: pipe.send(said))
+def _worker_process(pipe: connection.Connection, setup: WorkerSetup) -> None:
+    watch_parent()
+    _worker_loop(setup, iter(pipe.recv, None), lambda *said: pipe.send(said))
 
 
-def serve() -> None:
+def watch_parent() -> None:
     """What a spawned process does before its work: it ends when its parent says so, or is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all
     sys.stdout = sys.stderr  # where answers are, libraries do not greet
-    threading.Thread(target=_outlived, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _outlived() -> None:
+def _exit_with_parent() -> None:
     """Nobody works on for a parent that was killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
-def connect() -> tuple[ModuleType, bool]:
+def connect_ray() -> tuple[ModuleType, bool]:
     """(ray, whether this call began it): the cluster of RAY_ADDRESS, one that runs here, or one that is started for
     the time being and can be reached from this machine only."""
     try:
         import ray
     except ImportError:
-        raise UserError("expected Ray, found none", where="workers", do="pip install 'understudy[cluster]'") from None
+        raise UserError("expected Ray, found none", where="workers", hint="pip install 'understudy[cluster]'") from None
     if ray.is_initialized():
         return ray, False
     before = signal.getsignal(signal.SIGTERM)
@@ -335,34 +348,34 @@ def connect() -> tuple[ModuleType, bool]:
             ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         except Exception as error:  # Ray has no type of its own for a start that took too long
             raise UserError(f"expected Ray to start, found {str(error).split('. ')[0]}", where="workers",
-                            do="start it beforehand (ray start --head), or take processes (--workers N)") from error
+                            hint="start it beforehand (ray start --head), or take processes (--workers N)") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray takes it
     return ray, True
 
 
-class _Ray:
+class _RayBackend:
     """Of a cluster, one for each processor."""
 
-    def __init__(self, setup: Setup):
-        ray, self.began = connect()
-        self.ray, self.setup, self.members, self.talks = ray, setup, [], []
+    def __init__(self, setup: WorkerSetup):
+        ray, self.began = connect_ray()
+        self.ray, self.setup, self.workers, self.talks = ray, setup, [], []
         self.count = max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        self.seat = ray.remote(num_cpus=1, max_restarts=0)(_Seat)
+        self.seat = ray.remote(num_cpus=1, max_restarts=0)(_RayWorker)
 
-    def hire(self) -> None:
-        member = _Member(self.seat.remote(self.setup))
-        self.members.append(member)
+    def start_worker(self) -> None:
+        member = _Worker(self.seat.remote(self.setup))
+        self.workers.append(member)
         self._listen(member)
 
-    def _listen(self, member: _Member, *share: int) -> None:
-        self.talks.append((member.at.talk.options(num_returns="streaming").remote(*share), member))
+    def _listen(self, member: _Worker, *share: int) -> None:
+        self.talks.append((member.handle.messages.options(num_returns="streaming").remote(*share), member))
 
-    def give(self, member: _Member, share: range, seed: int) -> None:
-        member.busy, member.share = True, set(share)
+    def assign(self, member: _Worker, share: range, seed: int) -> None:
+        member.is_busy, member.pending = True, set(share)
         self._listen(member, share.start, len(share), seed)
 
-    def heard(self) -> Iterator[tuple[_Member, str, Any]]:
+    def receive(self) -> Iterator[tuple[_Worker, str, Any]]:
         ready = self.ray.wait([talk for talk, _ in self.talks], num_returns=1)[0]
         for talk, member in [t for t in self.talks if any(t[0] is r for r in ready)]:
             try:
@@ -371,26 +384,29 @@ class _Ray:
                 self.talks.remove((talk, member))
             except self.ray.exceptions.RayActorError:
                 self.talks = [t for t in self.talks if t[1] is not member]
-                self.members.remove(member)
+                self.workers.remove(member)
                 yield member, "died", "Ray lost its process"
 
-    def dismiss(self) -> None:
-        for member in self.members:
+    def shutdown(self) -> None:
+        for member in self.workers:
             self.ray.kill(member.at)
-        self.members, self.talks = [], []
+        self.workers, self.talks = [], []
         if self.began:
             self.ray.shutdown()
 
 
-class _Seat:
+class _RayWorker:
     """A worker in Ray: works in a thread of its own, so that what it says can be heard while it works."""
 
-    def __init__(self, setup: Setup):
+    def __init__(self, setup: WorkerSetup):
         self.inbox, self.outbox = SimpleQueue(), SimpleQueue()
-        threading.Thread(target=_work, args=(setup, iter(self.inbox.get, None), lambda *said: self.outbox.put(said)),
-                         daemon=True).start()
+        threading.Thread(
+            target=_worker_loop,
+            args=(setup, iter(self.inbox.get, None), lambda *said: self.outbox.put(said)),
+            daemon=True,
+        ).start()
 
-    def talk(self, *share: int) -> Iterator[tuple[str, Any]]:
+    def messages(self, *share: int) -> Iterator[tuple[str, Any]]:
         """All that it says of a share, or that it is ready."""
         if share:
             self.inbox.put(share)

@@ -13,24 +13,24 @@ from contextvars import ContextVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import Context, Shape, Unsupported
-from ..nets.base import RowTime, Trunk, at, primed, told
+from ..core import Context, HeadSpec, Unsupported
+from ..nets.base import SharedTimeTrunk, Trunk, precomputed, time_embedding, with_time_embedding
 
 Cost = Callable[[Tensor], Tensor]  # clean action estimate (B, H, A), coded -> (B,)
-Pairs = Callable[[], Iterator[tuple[Context, Tensor, Tensor]]]  # context, coded action (B, H, A), mask (B, H)
+CodedBatches = Callable[[], Iterator[tuple[Context, Tensor, Tensor]]]  # context, coded action (B, H, A), mask (B, H)
 
 
 class Head(ABC):
-    def noise(self, horizon: int, dim: int) -> tuple[int, ...]:
+    def noise(self, horizon: int, coded_dim: int) -> tuple[int, ...]:
         """The shape of ALL randomness of one plan, standard normal. A plan is then a function of (obs, noise):
         exportable, testable, and steerable from outside (DSRL). (horizon, 0) for none."""
-        return (horizon, dim)
+        return (horizon, coded_dim)
 
     @abstractmethod
-    def build(self, trunk: Trunk, dim: int, shape: Shape) -> nn.Module:
+    def build(self, trunk: Trunk, coded_dim: int, spec: HeadSpec) -> nn.Module:
         """The module whose weights `loss` trains. dim: width of one coded step."""
 
-    def fit(self, net: nn.Module, pairs: Pairs) -> None:
+    def fit(self, net: nn.Module, pairs: CodedBatches) -> None:
         """Whatever is not gradient descent on `loss`: centres, codebooks, memories. What it settles is a buffer, or
         has requires_grad False since `build`."""
 
@@ -44,55 +44,55 @@ class Head(ABC):
         """(B, H, A), coded: a function of its arguments alone. No len(tensor): it freezes the ONNX batch."""
 
 
-class Density(Head):
+class LikelihoodHead(Head):
     @abstractmethod
     def log_prob(self, net, context: Context, action: Tensor) -> Tensor:
         """(B,): of the whole chunk."""
 
 
-class Memory(Head):
+class MemoryHead(Head):
     """Its fit stores what the encoder says of the data: filled again once the encoder has changed."""
 
 
-class Noising(Head):
+class DenoisingHead(Head):
     """Heads that move noise (t=0) to action (t=1). Time runs this way in every one of them."""
 
-    steps: int  # of the sampler
+    n_steps: int  # of the sampler
 
     @abstractmethod
-    def corrupt(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def interpolate(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """t broadcasts against (B, H, 1); corrupt(a, n, 1) == a exactly."""
 
     @abstractmethod
-    def step(self, net, context: Context, x: Tensor, t: Tensor, to: Tensor,
+    def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor,
              cost: Cost | None = None) -> Tensor:
         """From time t (B, H) to `to` (B, H), which may differ from step to step. Deterministic."""
 
     def sample(self, net, context, noise, cost: Cost | None = None):
-        context, zero = primed(net, context), torch.zeros_like(noise[..., 0])
-        grid = torch.linspace(0, 1, self.steps + 1, device=noise.device)
+        context, zero = precomputed(net, context), torch.zeros_like(noise[..., 0])
+        grid = torch.linspace(0, 1, self.n_steps + 1, device=noise.device)
 
         def step(x, known, t, to):
-            return self.step(net, at(net, context, known), x, zero + t, zero + to, cost)
-        return repeated(step, noise, told(net, grid[:-1, None]), grid[:-1], grid[1:])
+            return self.denoise_step(net, with_time_embedding(net, context, known), x, zero + t, zero + to, cost)
+        return scan(step, noise, time_embedding(net, grid[:-1, None]), grid[:-1], grid[1:])
 
 
-def plainly(step: Callable, carried, *columns: Tensor):
+def python_scan(step: Callable, carried, *columns: Tensor):
     """step(carried, *row) -> carried, for the rows of the columns one after the other."""
     for row in zip(*(c.unbind() for c in columns), strict=True):
         carried = step(carried, *row)
     return carried
 
 
-looping: ContextVar[Callable] = ContextVar("how samplers repeat their step", default=plainly)
+scan_implementation: ContextVar[Callable] = ContextVar("how samplers repeat their step", default=python_scan)
 
 
-def repeated(step: Callable, carried, *columns: Tensor):
+def scan(step: Callable, carried, *columns: Tensor):
     """`plainly`, or as an export has loops."""
-    return looping.get()(step, carried, *columns)
+    return scan_implementation.get()(step, carried, *columns)
 
 
-def levels(kind: str, like: Tensor, rng: Generator) -> Tensor:
+def training_times(kind: str, like: Tensor, rng: Generator) -> Tensor:
     """(B, H) times for training: one per row ("shared"), one per step ("each"), or the ramp that a rolling buffer
     holds, at a random phase ("ramp", streaming diffusion)."""
     B, H = like.shape[:2]
@@ -104,14 +104,14 @@ def levels(kind: str, like: Tensor, rng: Generator) -> Tensor:
     return ((H - torch.arange(H, device=like.device) - row) / H).clamp(0, 1)
 
 
-def times_of(trunk: Trunk, kind: str) -> None:
+def check_trunk_times(trunk: Trunk, kind: str) -> None:
     """Refuses a trunk that knows one time a row for a head whose steps are at different times."""
-    if kind != "shared" and isinstance(trunk, RowTime):
+    if kind != "shared" and isinstance(trunk, SharedTimeTrunk):
         raise Unsupported(f"times={kind!r} gives every step of a chunk a time of its own, and "
-                          f"{type(trunk).__name__} knows one time a row", do="take the Transformer or the MLP trunk")
+                          f"{type(trunk).__name__} knows one time a row", hint="take the Transformer or the MLP trunk")
 
 
-def slope(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """d cost(estimate(x)) / dx, also under inference."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from ..core import UserError
-from .base import Density
+from .base import LikelihoodHead
 
 
 @dataclass(frozen=True)
-class Categorical(Density):
+class Categorical(LikelihoodHead):
     """For targets of choices, which the codec gives as one-hot vectors side by side. Components and steps are
     independent given the observation.
 
@@ -23,36 +23,38 @@ class Categorical(Density):
 
     temperature: float = 0.0
 
-    def build(self, trunk, dim, shape):
-        if not shape.choices:
+    def build(self, trunk, coded_dim, spec):
+        if not spec.num_classes:
             raise UserError("expected a target of choices, found numbers", where="Categorical",
-                            do="take a head for numbers (Regression, GMM, Diffusion, ...), or mark the target's "
-                               "Feature as kind=\"choice\"")
-        return _Choices(trunk.build(0, dim, 0, shape), shape.choices)
+                            hint="take a head for numbers (Regression, GMM, Diffusion, ...), or mark the target's "
+                               "Feature as kind=\"discrete\"")
+        return _CategoricalNet(trunk.build(0, coded_dim, 0, spec), spec.num_classes)
 
-    def _each(self, net, context, like, action):
+    def _step_log_prob(self, net, context, like, action):
         """(B, H): log-probability of each step."""
         log = torch.cat([part.log_softmax(-1) for part in self._logits(net, context, like)], -1)
         return (log * action).sum(-1)
 
     def _logits(self, net, context, like):
-        return net.trunk(like, like, context).split(net.choices, -1)
+        return net.trunk(like, like, context).split(net.num_classes, -1)
 
     def log_prob(self, net, context, action):
-        return self._each(net, context, action[..., :0], action).sum(1)
+        return self._step_log_prob(net, context, action[..., :0], action).sum(1)
 
     def loss(self, net, context, action, mask, rng):
-        return -self._each(net, context, action[..., :0], action)
+        return -self._step_log_prob(net, context, action[..., :0], action)
 
     def sample(self, net, context, noise):
         uniform = (0.5 * torch.erfc(-noise / math.sqrt(2))).clamp(1e-7, 1 - 1e-7)
         gumbel = -(-uniform.log()).log()
         score = torch.cat(self._logits(net, context, noise[..., :0]), -1) + self.temperature * gumbel
-        picks = [F.one_hot(s.argmax(-1), n) for s, n in zip(score.split(net.choices, -1), net.choices, strict=True)]
+        picks = [
+            F.one_hot(s.argmax(-1), n) for s, n in zip(score.split(net.num_classes, -1), net.num_classes, strict=True)
+        ]
         return torch.cat(picks, -1).to(noise.dtype)
 
 
-class _Choices(torch.nn.Module):
+class _CategoricalNet(torch.nn.Module):
     def __init__(self, trunk, choices):
         super().__init__()
-        self.trunk, self.choices = trunk, choices
+        self.trunk, self.num_classes = trunk, choices

@@ -24,16 +24,19 @@ class CVAE(Head):
     temperature: of z in plans: 0 decodes its prior mean, as ACT does, 1 draws from the prior.
     """
 
-    latent: int = 32
+    latent_dim: int = 32
     beta: float = 10.0
     temperature: float = 0.0
 
-    def noise(self, horizon, dim):
-        return (self.latent,)
+    def noise(self, horizon, coded_dim):
+        return (self.latent_dim,)
 
-    def build(self, trunk, dim, shape):
-        return _Pair(trunk.build(self.latent, dim, 0, shape), trunk.build(dim + 1, 2 * self.latent, 0, shape),
-                     shape.horizon)
+    def build(self, trunk, coded_dim, spec):
+        return _CVAENet(
+            trunk.build(self.latent_dim, coded_dim, 0, spec),
+            trunk.build(coded_dim + 1, 2 * self.latent_dim, 0, spec),
+            spec.horizon,
+        )
 
     def _decode(self, net, context, z):
         x = z.unsqueeze(1).expand(-1, net.horizon, -1)
@@ -55,7 +58,7 @@ class CVAE(Head):
         return self._decode(net, context, self.temperature * noise)
 
 
-class _Pair(nn.Module):
+class _CVAENet(nn.Module):
     def __init__(self, decoder, posterior, horizon):
         super().__init__()
         self.decoder, self.posterior, self.horizon = decoder, posterior, horizon

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .base import Density
+from .base import LikelihoodHead
 
 
 @dataclass(frozen=True)
-class GMM(Density):
+class GMM(LikelihoodHead):
     """joint: one mode for all steps of a chunk; False draws a mode for every step, as robomimic's does (whose chunks
     are one step long, where the two are the same).
 
@@ -24,25 +24,25 @@ class GMM(Density):
         "low-noise evaluation" of robomimic.
     """
 
-    modes: int = 5
+    n_components: int = 5
     joint: bool = True
-    floor: float = 0.01
+    min_std: float = 0.01
     temperature: float = 0.0
 
-    def noise(self, horizon, dim):
-        return (horizon, dim + 1)  # the last column picks the mode, for a joint one that of the first step
+    def noise(self, horizon, coded_dim):
+        return (horizon, coded_dim + 1)  # the last column picks the mode, for a joint one that of the first step
 
-    def build(self, trunk, dim, shape):
-        return trunk.build(0, self.modes * (2 * dim + 1), 0, shape)
+    def build(self, trunk, coded_dim, spec):
+        return trunk.build(0, self.n_components * (2 * coded_dim + 1), 0, spec)
 
     def _mixture(self, net, context, like):
         """Log-weights (B, H, M), over a joint chunk the same at every step; means and deviations (B, H, M, A)."""
-        out = net(like[..., :0], like[..., :0], context).unflatten(-1, (self.modes, -1))
+        out = net(like[..., :0], like[..., :0], context).unflatten(-1, (self.n_components, -1))
         mean, spread = out[..., 1:].chunk(2, -1)
         weight = out[..., 0].mean(1, keepdim=True).expand(out.shape[:3]) if self.joint else out[..., 0]
-        return weight.log_softmax(-1), mean, F.softplus(spread) + self.floor
+        return weight.log_softmax(-1), mean, F.softplus(spread) + self.min_std
 
-    def _each(self, net, context, action, mask):
+    def _step_log_prob(self, net, context, action, mask):
         """(B, H): log-density of each step. Of a joint chunk, each unpadded step's equal share of it."""
         weight, mean, std = self._mixture(net, context, action)
         z = (action.unsqueeze(2) - mean) / std
@@ -53,10 +53,10 @@ class GMM(Density):
         return (whole / mask.sum(1).clamp(min=1)).unsqueeze(1).expand(mask.shape)
 
     def log_prob(self, net, context, action):
-        return self._each(net, context, action, torch.ones_like(action[..., 0])).sum(1)
+        return self._step_log_prob(net, context, action, torch.ones_like(action[..., 0])).sum(1)
 
     def loss(self, net, context, action, mask, rng):
-        return -self._each(net, context, action, mask)
+        return -self._step_log_prob(net, context, action, mask)
 
     def sample(self, net, context, noise):
         weight, mean, std = self._mixture(net, context, noise)

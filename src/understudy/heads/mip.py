@@ -28,36 +28,36 @@ class MIP(Head):
     again: False stops at the first answer: plain regression with the very same network.
     """
 
-    second: float = 0.9
-    balance: Literal["code", "equal"] = "code"
-    origin: bool = False
-    spread: float = 1.0
-    again: bool = True
+    second_time: float = 0.9
+    loss_balance: Literal["code", "equal"] = "code"
+    scale_first_target: bool = False
+    noise_scale: float = 1.0
+    two_steps: bool = True
 
-    def noise(self, horizon, dim):
+    def noise(self, horizon, coded_dim):
         return (horizon, 0)
 
-    def build(self, trunk, dim, shape):
-        return _Sized(trunk.build(dim, dim, 1, shape), dim)
+    def build(self, trunk, coded_dim, spec):
+        return _MIPNet(trunk.build(coded_dim, coded_dim, 1, spec), coded_dim)
 
     def loss(self, net, context, action, mask, rng):
-        t = action.new_full((*action.shape[:2], 1), self.second)
-        shown = t * action if self.origin and self.again else action
+        t = action.new_full((*action.shape[:2], 1), self.second_time)
+        shown = t * action if self.scale_first_target and self.two_steps else action
         first = (net.trunk(torch.zeros_like(action), torch.zeros_like(t), context) - shown).square().mean(-1)
-        if not self.again:
+        if not self.two_steps:
             return first
-        noise = self.spread * torch.randn(action.shape, generator=rng, device=action.device)
+        noise = self.noise_scale * torch.randn(action.shape, generator=rng, device=action.device)
         again = (net.trunk(shown + (1 - t) * noise, t, context) - action).square().mean(-1)
-        one, two = (self.second**-2, (1 - self.second) ** -2) if self.balance == "code" else (1.0, 1.0)
+        one, two = (self.second_time**-2, (1 - self.second_time) ** -2) if self.loss_balance == "code" else (1.0, 1.0)
         return (one * first + two * again) * 2 / (one + two)
 
     def sample(self, net, context, noise):
         t = noise.new_zeros(*noise.shape[:2], 1)
         first = net.trunk(t.expand(-1, -1, net.dim), t, context)
-        return net.trunk(first, t + self.second, context) if self.again else first
+        return net.trunk(first, t + self.second_time, context) if self.two_steps else first
 
 
-class _Sized(nn.Module):
+class _MIPNet(nn.Module):
     def __init__(self, trunk, dim):
         super().__init__()
         self.trunk, self.dim = trunk, dim

@@ -14,11 +14,11 @@ class Regression(Head):
 
     norm: Literal["l1", "l2"] = "l2"
 
-    def noise(self, horizon, dim):
+    def noise(self, horizon, coded_dim):
         return (horizon, 0)  # no randomness; the empty tensor still carries B and H
 
-    def build(self, trunk, dim, shape):
-        return trunk.build(0, dim, 0, shape)
+    def build(self, trunk, coded_dim, spec):
+        return trunk.build(0, coded_dim, 0, spec)
 
     def loss(self, net, context, action, mask, rng):
         error = self.sample(net, context, action[..., :0]) - action

@@ -18,32 +18,36 @@ from ..execute.actor import Actor
 from ..policy import Planner
 
 CLOCK, FAILS = "observation.clock", "fails"
-Judge = Callable[[Mapping[str, Tensor]], Tensor]  # observations (B, ...) -> (B,): the higher, the sooner given up
+# observations (B, ...) -> (B,): the higher, the sooner given up
+FailurePredictor = Callable[[Mapping[str, Tensor]], Tensor]
 
 
-def attempt(episode: Episode) -> Episode:
+def label_attempt(episode: Episode) -> Episode:
     """A rollout as an attempt to learn from: adds observation.clock (T+1, 1), the steps made, and fails (T, 1), 1 at
     every step of an attempt that did not succeed. A policy with `target="fails"` predicts how likely that is."""
     n = len(episode)
-    return episode.but({CLOCK: np.arange(n + 1, dtype=np.float32)[:, None],
-                        FAILS: np.full((n, 1), float(not episode.meta["success"]), np.float32)})
+    return episode.replace({CLOCK: np.arange(n + 1, dtype=np.float32)[:, None],
+                        FAILS: np.full((n, 1), float(not episode.metadata["success"]), np.float32)})
 
 
-def clock(obs: Mapping[str, Tensor]) -> Tensor:
+def elapsed_steps(obs: Mapping[str, Tensor]) -> Tensor:
     """The judge who gives up after so many steps, whatever is seen: restarts at a fixed cutoff (Luby et al. 1993)."""
     return obs[CLOCK][:, 0]
 
 
 @dataclass(frozen=True)
-class Likely:
+class FailureProbability:
     """The judge who asks a policy that was trained with `target="fails"`."""
 
     policy: Planner
 
     def __post_init__(self):
-        if self.policy.window.obs != 1:
-            raise UserError(f"expected a policy that sees 1 step, found {self.policy.window.obs}", where="Likely",
-                            do="train it with Window(obs=1): an attempt begins without a past")
+        if self.policy.window.n_obs_steps != 1:
+            raise UserError(
+                f"expected a policy that sees 1 step, found {self.policy.window.n_obs_steps}",
+                where="Likely",
+                hint="train it with Window(n_obs_steps=1): an attempt begins without a past",
+            )
 
     @torch.no_grad()
     def __call__(self, obs):
@@ -62,14 +66,20 @@ class Attempts(Env):
     `limit` steps. info["attempts"]: how many there were.
     """
 
-    def __init__(self, env: Env, actor: Actor, pause: float = 0.0, limit: int = 10_000):
-        if pause < 0 or limit < 1:
-            raise UserError(f"expected a pause of at least 0 and a limit of at least 1, found pause={pause}, "
-                            f"limit={limit}", where="Attempts", do="such as pause=0, limit=10000")
-        self.env, self.actor, self.pause, self.limit, self.rows = env, actor, pause, limit, env.rows
+    def __init__(self, env: Env, actor: Actor, restart_cost: float = 0.0, limit: int = 10_000):
+        if restart_cost < 0 or limit < 1:
+            raise UserError(f"expected a pause of at least 0 and a limit of at least 1, found pause={restart_cost}, "
+                            f"limit={limit}", where="Attempts", hint="such as pause=0, limit=10000")
+        self.env, self.actor, self.restart_cost, self.limit, self.rows = env, actor, restart_cost, limit, env.rows
         self.features = {**env.features, CLOCK: Feature("float32", (1,)),
                          "action": Feature("float32", (1,), names=("give up",))}
-        self.facts = {**env.facts, "env": f"{env.facts['env']}+attempts", "limit": limit, "low": -1.0, "high": 1.0}
+        self.metadata = {
+            **env.metadata,
+            "env": f"{env.metadata['env']}+attempts",
+            "limit": limit,
+            "low": -1.0,
+            "high": 1.0,
+        }
         self.key = torch.zeros(self.rows, dtype=torch.int64)
         self.count, self.clock, self.total = (torch.zeros_like(self.key) for _ in range(3))
         self.seen = self.state = None
@@ -77,21 +87,21 @@ class Attempts(Env):
     def reset(self, which, key):
         everyone = torch.arange(self.rows)
         if self.state is None and len(which) < self.rows:  # the others will be reset before anyone reads them
-            self._begin(everyone)
+            self._start_attempt(everyone)
         self.key[which], self.count[which], self.total[which] = key, 0, 0
-        self._begin(which)
-        return self._show()
+        self._start_attempt(which)
+        return self._observation()
 
     def step(self, action):
         if tuple(action.shape) != (self.rows, 1):
             raise UserError(f"expected actions of shape ({self.rows}, 1), found {tuple(action.shape)}",
-                            where=self.facts["env"], do="one number for each row: to go on, or to begin anew")
+                            where=self.metadata["env"], hint="one number for each row: to go on, or to begin anew")
         plan, state = self.actor.act(self.seen, self.state)
         self.state = {k: v for k, v in state.items() if k != "record"}
         out = self.env.step(plan)
         if "success" not in out.info:
             raise UserError("expected an environment that tells of success, found one that does not",
-                            where=self.facts["env"], do="only then is there anything to try until it is done")
+                            where=self.metadata["env"], hint="only then is there anything to try until it is done")
         self.seen, self.clock, self.total = dict(out.obs), self.clock + 1, self.total + 1
         success = out.info["success"].clone()
         over = ~success & (out.terminated | out.truncated | (action[:, 0] > 0))
@@ -99,15 +109,15 @@ class Attempts(Env):
         attempts = self.count + 1
         if (which := (over & ~late).nonzero().flatten()).numel():
             self.count = self.count + (over & ~late)
-            self._begin(which)
-        reward = -1.0 - self.pause * (over & ~late)
-        return replace(out, obs=self._show(), reward=reward.float(), terminated=success, truncated=late,
+            self._start_attempt(which)
+        reward = -1.0 - self.restart_cost * (over & ~late)
+        return replace(out, obs=self._observation(), reward=reward.float(), terminated=success, truncated=late,
                        info={"success": success, "attempts": attempts})
 
     def close(self):
         self.env.close()
 
-    def _begin(self, which):
+    def _start_attempt(self, which):
         """A new attempt in these rows, decided by the row's key and the number of the attempt."""
         key = torch.cat([keys(k, [n]) for k, n in zip(self.key[which].tolist(), self.count[which].tolist(),
                                                       strict=True)])
@@ -116,29 +126,29 @@ class Attempts(Env):
         self.state = new if self.state is None else put(self.state, which, new)
         self.clock[which] = 0
 
-    def _show(self):
+    def _observation(self):
         return {**self.seen, CLOCK: self.clock.unsqueeze(1).float()}
 
 
 @dataclass(frozen=True)
-class GivesUp(Actor):
+class RestartingActor(Actor):
     """In `Attempts`: gives up where `judge` says more than `above`; never, where that is infinite."""
 
-    judge: Judge
-    above: float
+    predictor: FailurePredictor
+    threshold: float
 
     def start(self, obs, key):
         return {"key": key}
 
     def act(self, obs, state):
-        return torch.where(self.judge(obs) > self.above, 1.0, -1.0).unsqueeze(1), state
+        return torch.where(self.predictor(obs) > self.threshold, 1.0, -1.0).unsqueeze(1), state
 
 
 # -- when it pays -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Forecast:
+class RestartForecast:
     """The confusion matrix of giving up, and what attempts cost.
 
     success: the share of attempts that succeed if none is given up. lost: the share of those that are given up all the
@@ -147,57 +157,59 @@ class Forecast:
     """
 
     success: float
-    lost: float
-    caught: float
-    to_success: float
-    to_failure: float
-    to_lost: float
-    to_caught: float
+    false_alarms: float
+    detected: float
+    steps_to_success: float
+    steps_to_failure: float
+    steps_to_false_alarm: float
+    steps_to_detection: float
 
-    def makespan(self, pause: float = 0.0) -> float:
+    def makespan(self, restart_cost: float = 0.0) -> float:
         """The expected steps and pauses until the first success: of one attempt, over the probability that it is the
         last. Infinite where none succeeds."""
-        fails, keeps = 1 - self.success, 1 - self.lost
+        fails, keeps = 1 - self.success, 1 - self.false_alarms
         last = self.success * keeps
         if last <= 0:
             return math.inf
-        each = (self.success * (keeps * self.to_success + self.lost * self.to_lost)
-                + fails * ((1 - self.caught) * self.to_failure + self.caught * self.to_caught))
-        return (each + (1 - last) * pause) / last
+        each = (self.success * (keeps * self.steps_to_success + self.false_alarms * self.steps_to_false_alarm)
+                + fails * ((1 - self.detected) * self.steps_to_failure + self.detected * self.steps_to_detection))
+        return (each + (1 - last) * restart_cost) / last
 
 
-def forecast(attempts: Sequence[Episode], judge: Judge, above: float) -> Forecast:
+def forecast(attempts: Sequence[Episode], judge: FailurePredictor, above: float) -> RestartForecast:
     """From attempts that ran to their end (see `attempt`): who would have been given up, and when."""
-    return _forecast(_said(attempts, judge), np.array([e.meta["success"] for e in attempts], bool), above)
+    return _forecast_at(_predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool), above)
 
 
-def choose(attempts: Sequence[Episode], judge: Judge, pause: float = 0.0, count: int = 20) -> tuple[float, float]:
+def choose_threshold(
+    attempts: Sequence[Episode], judge: FailurePredictor, restart_cost: float = 0.0, count: int = 20
+) -> tuple[float, float]:
     """(above, makespan): of `count` quantiles of what `judge` says, and of never giving up, the bound with the lowest
     expected makespan: so nothing is given up unless that saves time."""
     if not len(attempts):
         raise UserError("expected attempts that ran to their end, found none", where="choose",
-                        do="roll the actor out in the environment itself, and .map(attempt)")
-    said, success = _said(attempts, judge), np.array([e.meta["success"] for e in attempts], bool)
+                        hint="roll the actor out in the environment itself, and .map(attempt)")
+    said, success = _predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool)
     bounds = [math.inf, *np.unique(np.quantile(np.concatenate(said), np.linspace(0, 1, count, endpoint=False)))]
-    spans = [_forecast(said, success, b).makespan(pause) for b in bounds]
+    spans = [_forecast_at(said, success, b).makespan(restart_cost) for b in bounds]
     best = int(np.argmin(spans))  # of equals the first: never
     return float(bounds[best]), float(spans[best])
 
 
-def _said(attempts, judge) -> list[np.ndarray]:
+def _predictions(attempts, judge) -> list[np.ndarray]:
     """What the judge says at each step of each attempt."""
     columns = [k for k in attempts[0].steps if k.startswith("observation.")]
     obs = {k: torch.from_numpy(np.concatenate([np.asarray(e.steps[k])[: len(e)] for e in attempts])) for k in columns}
     return np.split(judge(obs).double().numpy(), np.cumsum([len(e) for e in attempts])[:-1])
 
 
-def _forecast(said, success, above) -> Forecast:
+def _forecast_at(said, success, above) -> RestartForecast:
     # An attempt's own last step cannot be given up any more: it has ended then.
     first = np.array([int((s[:-1] > above).argmax()) + 1 if (s[:-1] > above).any() else 0 for s in said])
     length, given_up = np.array([len(s) for s in said]), first > 0
 
     def mean(values, of):
         return float(values[of].mean()) if of.any() else 0.0
-    return Forecast(float(success.mean()), mean(given_up, success), mean(given_up, ~success),
+    return RestartForecast(float(success.mean()), mean(given_up, success), mean(given_up, ~success),
                     mean(length, success & ~given_up), mean(length, ~success & ~given_up),
                     mean(first, success & given_up), mean(first, ~success & given_up))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core import Batch, UserError
 
 
-def device(name: str | torch.device = "auto") -> torch.device:
+def choose_device(name: str | torch.device = "auto") -> torch.device:
     """"auto" is CUDA, then Apple's GPU, then the CPU. Of several processes each gets a GPU of its own (torchrun's
     LOCAL_RANK). Raises UserError for a device that is not there."""
     if isinstance(name, str) and name == "auto":
@@ -26,16 +26,16 @@ def device(name: str | torch.device = "auto") -> torch.device:
         found = torch.device(name)
     except RuntimeError:
         raise UserError(f"expected auto, cpu, cuda, cuda:1 or mps, found {name!r}", where="device",
-                        do="auto takes a GPU if there is one") from None
+                        hint="auto takes a GPU if there is one") from None
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if found.type not in there or not there[found.type]():
         raise UserError(f"expected a {found.type} device, found none", where="device",
-                        do="take 'auto' or 'cpu', or install a PyTorch built for that device (pytorch.org)")
+                        hint="take 'auto' or 'cpu', or install a PyTorch built for that device (pytorch.org)")
     if found.type == "cuda":
         number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())) if found.index is None else found.index
         if number >= torch.cuda.device_count():
             raise UserError(f"expected CUDA device {number}, found {torch.cuda.device_count()} of them", where="device",
-                            do="name one that is there, or start fewer processes")
+                            hint="name one that is there, or start fewer processes")
         return torch.device("cuda", number)
     return found
 
@@ -48,7 +48,7 @@ class Processes:
     count: int = 1
 
     @staticmethod
-    def now() -> Processes:
+    def current() -> Processes:
         """All that joined torch.distributed (torchrun, accelerate); one, if nobody did."""
         if dist.is_available() and dist.is_initialized():
             return Processes(dist.get_rank(), dist.get_world_size())
@@ -58,10 +58,10 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
-    def share(self, rows: int) -> slice:
+    def row_slice(self, rows: int) -> slice:
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
-    def sum(self, tensors: list[Tensor]) -> None:
+    def all_reduce(self, tensors: list[Tensor]) -> None:
         """In place, over all processes."""
         if self.count > 1 and tensors:
             flat = torch.cat([t.flatten() for t in tensors])
@@ -69,7 +69,7 @@ class Processes:
             for t, new in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 t.copy_(new.view_as(t))
 
-    def copy(self, tensors: list[Tensor]) -> None:
+    def broadcast(self, tensors: list[Tensor]) -> None:
         """In place: what the first process has."""
         if self.count > 1:
             for t in tensors:
@@ -90,29 +90,29 @@ class Processes:
 
 
 @contextmanager
-def together(where: torch.device) -> Iterator[Processes]:
+def process_group(device: torch.device) -> Iterator[Processes]:
     """Joins the other processes that torchrun or accelerate started, unless the program has done so itself."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
-        yield Processes.now()
+        yield Processes.current()
         return
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     # Training imports it sooner or later, and its functions then keep, as a default argument, the group there is. The
     # threads of a group that is kept outlive it, and may want the interpreter when that has ended: SIGABRT.
     importlib.import_module("torch.distributed.nn")
     # The others wait while the first one judges by rollouts, which may take hours.
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
-        yield Processes.now()
+        yield Processes.current()
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def exact(where: torch.device) -> Iterator[None]:
+def deterministic(device: torch.device) -> Iterator[None]:
     """The same bits every time, also on CUDA, where some operations otherwise add in the order of arrival. What has
     no such form warns."""
-    if where.type != "cuda":
+    if device.type != "cuda":
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # of cuBLAS: read when it starts
@@ -124,9 +124,9 @@ def exact(where: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def ahead(batch: Callable[[int], Batch], where: torch.device, steps: int) -> Callable[[int], Batch]:
+def prefetch(batch: Callable[[int], Batch], device: torch.device, steps: int) -> Callable[[int], Batch]:
     """The same function of n; where a GPU works, batch n + 1 is made meanwhile."""
-    if where.type == "cpu":
+    if device.type == "cpu":
         return batch
     pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
     made: dict[int, Future[Batch]] = {}

@@ -18,7 +18,7 @@ class Learner(ABC):
 
     @property
     @abstractmethod
-    def trained(self) -> Policy:
+    def trained_policy(self) -> Policy:
         """The policy to act with (the average of the weights, where one is kept)."""
 
     @abstractmethod
@@ -34,26 +34,26 @@ class Learner(ABC):
         """Afterwards updates are bit-equal to those of the learner whose state this was."""
 
 
-class Learning(ABC):
+class LearnerConfig(ABC):
     """A frozen dataclass: how a method learns, as data."""
 
     steps: int
-    batch: int
+    batch_size: int
     extra: tuple[str, ...] = ()  # further columns that its batches need, over the horizon
-    following: bool = False  # whether they need the observations after the horizon
+    next_obs: bool = False  # whether they need the observations after the horizon
 
     @abstractmethod
     def build(self, policy: Policy, seed: int, steps: int) -> Learner:
         """`steps` updates will be made in all: schedules need to know."""
 
 
-Watch = Callable[[int, Learner, dict[str, float]], None]  # after each update: updates made, learner, what it said
+Callback = Callable[[int, Learner, dict[str, float]], None]  # after each update: updates made, learner, what it said
 
 
 def fit(learner: Learner, batch: Callable[[int], Batch], steps: int, *, start: int = 0,
-        watch: Iterable[Watch] = ()) -> None:
+        callbacks: Iterable[Callback] = ()) -> None:
     """Updates number start to steps - 1. `batch(n)` is the n-th batch: a function, so there is nothing to resume."""
     for step in range(start, steps):
         seen = learner.update(batch(step))
-        for look in watch:
+        for look in callbacks:
             look(step + 1, learner, seen)

@@ -10,14 +10,14 @@ import torch
 from .. import config
 from ..core import UserError
 from ..data.relabel import Relabel
-from ..execute.actor import Plays
+from ..execute.actor import PolicyActor
 from ..execute.base import Executor
-from ..execute.chunked import Receding
-from ..execute.planners import Fixed
+from ..execute.chunking import RecedingHorizon
+from ..execute.planners import FixedBatch
 from ..files import read_json
-from ..policy import Policy, Recipe, checkpoint, document
-from .clone import Cloning
-from .fit import Learning
+from ..policy import Policy, PolicyConfig, find_checkpoint, read_checkpoint_json
+from .behavior_cloning import BehaviorCloning
+from .fit import LearnerConfig
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,27 @@ class Method:
     """What the policy is, how it is run, how it learns, and what is done to the data first. Written to method.json
     in every checkpoint."""
 
-    policy: Recipe
-    run: Executor = field(default_factory=Receding)
-    learn: Learning = field(default_factory=Cloning)
-    data: tuple[Relabel, ...] = ()
+    policy: PolicyConfig
+    executor: Executor = field(default_factory=RecedingHorizon)
+    learner: LearnerConfig = field(default_factory=BehaviorCloning)
+    transforms: tuple[Relabel, ...] = ()
 
     @staticmethod
     def load(path: Path | str, trust: tuple[str, ...] = ()) -> Method:
         """From a method.json, a checkpoint's folder or a run's."""
         path = Path(path)
-        folder = None if path.is_file() else checkpoint(path)
-        found = read_json(path) if folder is None else document(folder, "method.json")
+        folder = None if path.is_file() else find_checkpoint(path)
+        found = read_json(path) if folder is None else read_checkpoint_json(folder, "method.json")
         path = path if folder is None else folder / "method.json"
         method = config.load(found, ("understudy", *trust), str(path))
         if not isinstance(method, Method):
             raise UserError(f"expected a Method, found {type(method).__name__}", where=path,
-                            do="give a method.json as training writes it")
+                            hint="give a method.json as training writes it")
         return method
 
 
-def actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int | None = None,
-          trust: tuple[str, ...] = ()) -> Plays:
+def load_actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int | None = None,
+          trust: tuple[str, ...] = ()) -> PolicyActor:
     """What was trained, ready to act: `state = a.start(obs, key)`, then `action, state = a.act(obs, state)`.
 
     run: a run's folder (its last checkpoint; "RUN/best" for its best) or a checkpoint's.
@@ -53,4 +53,6 @@ def actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int | No
         run side by side; None for one robot, where that would cost time.
     """
     policy = Policy.load(run, trust, device)
-    return Plays(policy if rows is None else Fixed(policy, rows), Method.load(run, trust).run, policy.frames)
+    return PolicyActor(
+        policy if rows is None else FixedBatch(policy, rows), Method.load(run, trust).executor, policy.image_sizes
+    )

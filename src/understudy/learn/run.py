@@ -1,7 +1,7 @@
 """A run's folder: checkpoints that are there whole or not at all, and the lines of its metrics.
 
 RUN/run.json               {"last": "checkpoints/000500", "best": "checkpoints/000400"}
-RUN/checkpoints/NNNNNN/    recipe.json features.json weights.safetensors checksums.json
+RUN/checkpoints/NNNNNN/    policy.json features.json weights.safetensors checksums.json
                            method.json provenance.json
                            train/learner.safetensors train/checksums.json train/state.json
 RUN/metrics.jsonl          one line a measurement; CARD.md for people
@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core import UserError
-from ..files import check_checksum, finite, read_json, whole_folder, write_checksums, write_json, write_text
+from ..files import check_checksum, read_json, replace_nonfinite, whole_folder, write_checksums, write_json, write_text
 from ..policy import Policy
 from .fit import Learner
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on files
+NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on files
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,23 @@ class Run:
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
-    def saved(self) -> list[int]:
+    def saved_steps(self) -> list[int]:
         """The updates after which there are checkpoints, in order. Half-written ones have other names."""
         found = (self.folder / "checkpoints").glob("[0-9]*")
         return sorted(int(f.name) for f in found if f.name.isdigit())
 
-    def at(self, step: int) -> Path:
+    def checkpoint_path(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"{step:06d}"
 
-    def save(self, step: int, learner: Learner, policy: Policy, facts: Mapping[str, Any],
+    def save_checkpoint(self, step: int, learner: Learner, policy: Policy, facts: Mapping[str, Any],
              documents: Mapping[str, Any]) -> None:
         """policy: what will act. facts: what training needs to go on, as JSON. documents: name -> JSON, beside the
         weights. Raises UserError when the disk is full; what was there before is untouched."""
         tensors, said = learner.state()
-        with room(self.folder, "the checkpoints before are whole: make room, and give the same command"):
+        with disk_space_errors(self.folder, "the checkpoints before are whole: make room, and give the same command"):
             with open(self.folder / "metrics.jsonl", "a") as measured:
                 os.fsync(measured.fileno())  # what was measured before a checkpoint lasts as long as it
-            with whole_folder(self.at(step)) as part:
+            with whole_folder(self.checkpoint_path(step)) as part:
                 policy.save(part)
                 for name, value in documents.items():
                     write_json(part / name, value)
@@ -61,53 +61,57 @@ class Run:
                           part / "train" / "learner.safetensors")
                 write_checksums(part / "train", "learner.safetensors")
                 write_json(part / "train" / "state.json", {**facts, "step": step, "learner": said})
-        self.name(last=step)
+        self.name_checkpoints(last=step)
 
     def resume(self, step: int, learner: Learner) -> dict[str, Any]:
         """Gives the learner its state after `step` updates back; returns the facts that were saved with it."""
-        folder = self.at(step) / "train"
+        folder = self.checkpoint_path(step) / "train"
         facts = read_json(folder / "state.json")
-        do = (f"remove {folder.parent}, and training goes on from the checkpoint before" if self.saved()[0] < step else
-              f"remove {folder.parent}, and training starts again")
+        do = (
+            f"remove {folder.parent}, and training goes on from the checkpoint before"
+            if self.saved_steps()[0] < step
+            else f"remove {folder.parent}, and training starts again"
+        )
         try:
             check_checksum(folder / "learner.safetensors", do)
             learner.restore(load_file(folder / "learner.safetensors"), facts["learner"])
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-            raise UserError(f"expected the state of a learner, found {error}", where=folder, do=do) from None
+            raise UserError(f"expected the state of a learner, found {error}", where=folder, hint=do) from None
         return facts
 
-    def document(self, step: int, name: str):
-        return read_json(self.at(step) / name)
+    def read_checkpoint_json(self, step: int, name: str):
+        return read_json(self.checkpoint_path(step) / name)
 
     # -- names ----------------------------------------------------------------------------------------------------
 
-    def places(self) -> dict[str, str]:
+    def named_checkpoints(self) -> dict[str, str]:
         """The named checkpoints that are there."""
         path = self.folder / "run.json"
         known = read_json(path) if path.exists() else {}
         return {k: v for k, v in known.items() if (self.folder / v).is_dir()}
 
-    def name(self, **steps: int) -> None:
+    def name_checkpoints(self, **steps: int) -> None:
         """name(last=500, best=400): what "RUN/last" and "RUN/best" mean. Checkpoints without a name are removed."""
-        places = {**self.places(), **{k: f"checkpoints/{v:06d}" for k, v in steps.items()}}
-        with room(self.folder, "the checkpoints are whole: make room, and give the same command"):
+        places = {**self.named_checkpoints(), **{k: f"checkpoints/{v:06d}" for k, v in steps.items()}}
+        with disk_space_errors(self.folder, "the checkpoints are whole: make room, and give the same command"):
             write_json(self.folder / "run.json", places)
-        for step in self.saved():
+        for step in self.saved_steps():
             if f"checkpoints/{step:06d}" not in places.values():
-                doomed = self.at(step).with_name(f".{step:06d}.part")  # never half a checkpoint under its name
+                # never half a checkpoint under its name
+                doomed = self.checkpoint_path(step).with_name(f".{step:06d}.part")
                 shutil.rmtree(doomed, ignore_errors=True)
-                os.rename(self.at(step), doomed)
+                os.rename(self.checkpoint_path(step), doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
 
     # -- metrics --------------------------------------------------------------------------------------------------
 
-    def log(self, **line) -> None:
+    def log_metrics(self, **line) -> None:
         """Adds a line. What is not finite (the gradient of a skipped fp16 update, say) is null in it."""
-        with room(self.folder, "the checkpoints are whole: make room, and give the same command"), \
+        with disk_space_errors(self.folder, "the checkpoints are whole: make room, and give the same command"), \
                 open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as out:
-            out.write(json.dumps(finite(line), allow_nan=False) + "\n")
+            out.write(json.dumps(replace_nonfinite(line), allow_nan=False) + "\n")
 
-    def lines(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[dict[str, Any]]:
         """What was measured, up to the first line that was cut off."""
         try:
             text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
@@ -121,31 +125,31 @@ class Run:
                 break
         return found
 
-    def cut(self, step: int) -> None:
+    def truncate_metrics(self, step: int) -> None:
         """Forgets what was measured after `step`: training from there measures it again."""
-        kept = [line for line in self.lines() if line["step"] <= step]
-        with room(self.folder, "make room, and give the same command"):
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        with disk_space_errors(self.folder, "make room, and give the same command"):
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     # -- the folder -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def open(self) -> Iterator[Run]:
+    def locked(self) -> Iterator[Run]:
         """For one process at a time. Clears away what a power cut left half done, and a new folder where nothing was
         written in the end."""
         if self.folder.exists() and not self.folder.is_dir():
-            raise UserError("expected a folder, found a file", where=self.folder, do="choose another --out")
+            raise UserError("expected a folder, found a file", where=self.folder, hint="choose another --out")
         ours = {"run.json", "checkpoints", "metrics.jsonl", "CARD.md", ".lock"}
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         strange = sorted(f.name for f in self.folder.iterdir() if f.name not in ours and not f.name.endswith(".part"))
         if strange and not (self.folder / "checkpoints").exists():
             raise UserError(f"expected a run, or nothing, found {', '.join(strange[:3])}", where=self.folder,
-                            do="choose another --out")
+                            hint="choose another --out")
         with open(self.folder / ".lock", "w") as lock:
-            if not _locked(lock):
+            if not _try_lock(lock):
                 raise UserError("another process is training into this folder", where=self.folder,
-                                do="wait for it, or choose another --out")
+                                hint="wait for it, or choose another --out")
             for part in (*self.folder.glob(".*.part"), *(self.folder / "checkpoints").glob(".*.part")):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
             try:
@@ -158,19 +162,21 @@ class Run:
 
 
 @contextmanager
-def room(where: Path, do: str) -> Iterator[None]:
+def disk_space_errors(where: Path, do: str) -> Iterator[None]:
     """A full disk is the user's to mend."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         # A SafetensorError has the number of the system's error in its text alone.
-        number = next((n for n in FULL if n == getattr(error, "errno", None) or f"os error {n})" in str(error)), None)
+        number = next(
+            (n for n in NO_SPACE_ERRORS if n == getattr(error, "errno", None) or f"os error {n})" in str(error)), None
+        )
         if number is None:
             raise
-        raise UserError(f"no room to write: {os.strerror(number).lower()}", where=where, do=do) from error
+        raise UserError(f"no room to write: {os.strerror(number).lower()}", where=where, hint=do) from error
 
 
-def _locked(file) -> bool:
+def _try_lock(file) -> bool:
     """Given back by the system when the process ends, however it ends."""
     try:
         import fcntl

@@ -22,33 +22,48 @@ import torch
 
 from .. import __version__, config
 from ..core import DataWarning, UserError, role
-from ..data.cache import digest
+from ..data.cache import json_digest
+from ..data.device_windows import to_device
 from ..data.episode import Dataset, interrupted_episodes
-from ..data.resident import resident
-from ..data.stream import Stream
-from ..data.window import Draw
-from ..heads.base import Memory
-from ..policy import Policy, inputs_of
+from ..data.stream import ShardStream
+from ..data.window import SamplingWeights
+from ..heads.base import MemoryHead
+from ..policy import Policy, policy_inputs
 from . import devices
-from .card import card
+from .callbacks import LossCurve, ProgressBar
 from .devices import Processes
-from .fit import Learner, Watch, fit
+from .fit import Callback, Learner, fit
 from .method import Method
+from .model_card import write_model_card
 from .run import Run
-from .validate import Validation, check_numbers, scale_of
-from .watch import Curve, Progress
+from .validation import Validation, check_training_data, target_scale
 
 Score = Callable[[Policy], float]  # the higher the better
-LINES = 500  # of a training curve
-PATIENCE = 10 * 60  # seconds of work that a power cut may cost
-FEW = 3  # differences that are told
+CURVE_POINTS = 500  # of a training curve
+MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
+MAX_DIFFERENCES = 3  # differences that are told
 
 
-def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None = None, seed: int = 0,
-          device: str | torch.device = "auto", score: Score | None = None, every: int | None = None,
-          hold: float | Sequence[int] = 0.1, validation: Validation | None = None, watch: Iterable[Watch] = (),
-          draw: Draw | None = None, stream: Stream | None = None, progress: bool | None = None, resume: bool = True,
-          command: str | None = None, include_interrupted: bool = False) -> Policy:
+def train(
+    method: Method,
+    data: Dataset,
+    out: Path | str,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    score: Score | None = None,
+    save_freq: int | None = None,
+    val_fraction: float | Sequence[int] = 0.1,
+    validation: Validation | None = None,
+    callbacks: Iterable[Callback] = (),
+    sampling_weights: SamplingWeights | None = None,
+    stream: ShardStream | None = None,
+    progress: bool | None = None,
+    resume: bool = True,
+    command: str | None = None,
+    include_interrupted: bool = False,
+) -> Policy:
     """Trains `method` on `data` into the folder `out`; returns the policy after the last update.
 
     steps: updates, in place of the method's. seed: of the first weights, the order of the data, noise and dropout.
@@ -72,143 +87,149 @@ def train(method: Method, data: Dataset, out: Path | str, *, steps: int | None =
     data or seed (or if there is one, for resume=False), and KeyboardInterrupt after Ctrl-C, once the state is saved.
     Under torchrun or accelerate all processes train one policy together.
     """
-    where = devices.device(device)
+    where = devices.choose_device(device)
     if steps is not None:
-        method = replace(method, learn=replace(method.learn, steps=steps))
-    steps = method.learn.steps
-    every = every or interval(steps)
+        method = replace(method, learner=replace(method.learner, steps=steps))
+    steps = method.learner.steps
+    save_freq = save_freq or default_save_freq(steps)
     run = Run(Path(out))
     window = method.policy.window
-    if method.learn.following and window.ahead + window.horizon < 0:
-        raise UserError(f"expected what follows a chunk to come after it was chosen, found ahead={window.ahead} and "
-                        f"horizon={window.horizon}", where="Window", do="let ahead + horizon be 0 or more")
-    if stream is not None and (draw is not None or isinstance(method.policy.head, Memory)):
+    if method.learner.next_obs and window.action_offset + window.horizon < 0:
+        raise UserError(
+            f"expected what follows a chunk to come after it was chosen, found ahead={window.action_offset} and "
+            f"horizon={window.horizon}",
+            where="Window",
+            hint="let ahead + horizon be 0 or more",
+        )
+    if stream is not None and (sampling_weights is not None or isinstance(method.policy.head, MemoryHead)):
         raise UserError("expected a method that learns from windows in any order, found "
-                        + ("shares of a mixture" if draw is not None else "one that keeps all of its data"),
-                        where="stream", do="open the data as a whole")
-    with (devices.exact(where), devices.together(where) as processes,
-          run.open() if processes.first else contextlib.nullcontext()):
+                        + ("shares of a mixture" if sampling_weights is not None else "one that keeps all of its data"),
+                        where="stream", hint="open the data as a whole")
+    with (devices.deterministic(where), devices.process_group(where) as processes,
+          run.locked() if processes.first else contextlib.nullcontext()):
         processes.wait()
-        last = max(run.saved(), default=None)
+        last = max(run.saved_steps(), default=None)
         processes.wait()  # before the first one saves anything: all take the same way
-        fingerprint = data.fingerprint() if stream is None else digest(data.fingerprint(), stream.key)
-        source = data.facts
+        fingerprint = data.fingerprint() if stream is None else json_digest(data.fingerprint(), stream.key)
+        source = data.metadata
 
         def relabelled(data: Dataset) -> Dataset:
-            for relabel in method.data:
+            for relabel in method.transforms:
                 data = data.map(relabel)
             return data
         data = relabelled(data)
         left_out = [] if include_interrupted else interrupted_episodes(data)
-        held = _held_out(data, hold, left_out)
+        held = _held_out(data, val_fraction, left_out)
         if left_out and processes.first:
             _warn_of_left_out(left_out, len(data))
         gone = {*held, *left_out}
-        training, test = data.pick(i for i in range(len(data)) if i not in gone), data.pick(held)
+        training, test = data.select(i for i in range(len(data)) if i not in gone), data.select(held)
         check_method(method, data)
-        documents = {"method.json": config.dump(method), "provenance.json": provenance(
-            source, fingerprint, data, held, left_out, seed, where, processes, command, draw)}
+        documents = {"method.json": config.dump(method), "provenance.json": make_provenance(
+            source, fingerprint, data, held, left_out, seed, where, processes, command, sampling_weights)}
         if stream is not None:
             documents["provenance.json"]["data"] |= {"episodes": len(stream), "steps": stream.steps}
 
         if last is not None:
             if not resume:
-                raise UserError("expected nothing here, found a run", where=run.folder, do="choose another --out")
-            _same(run, last, documents)
+                raise UserError("expected nothing here, found a run", where=run.folder, hint="choose another --out")
+            _check_same_run(run, last, documents)
         # Everything before the first update that draws from PyTorch's global generator: weights, and what fit does.
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(seed)
             policy = Policy(method.policy, data.features()).to(where)
-            _runs(method, policy)
-            check_numbers(policy, data)
+            _check_executor(method, policy)
+            check_training_data(policy, data)
             if last is None:
-                policy.fit(training)
-        learner = method.learn.build(policy, seed, steps)
-        loop = _Loop(run, learner, training, documents, processes, steps)
+                policy.fit_statistics(training)
+        learner = method.learner.build(policy, seed, steps)
+        loop = _TrainingState(run, learner, training, documents, processes, steps)
         if last is None:
-            processes.copy(list(learner.state()[0].values()))
+            processes.broadcast(list(learner.state()[0].values()))
             loop.save(0)
         else:
-            loop.go_on(last)
+            loop.resume(last)
         processes.wait()
 
-        judge = _Judge(run, test, validation or Validation(), scale_of(training, method.policy.target), score)
-        over = partial(policy.windows, extra=method.learn.extra, following=method.learn.following)
-        windows = (resident(over(training, draw=draw), where) if stream is None else
-                   stream.without(gone).windows(lambda part: over(relabelled(part))))
-        share = processes.share(method.learn.batch)
-        batch = devices.ahead(lambda n: windows.batch(method.learn.batch, n, seed, share), where, steps)
-        with Progress(steps, loop.step, bar=progress if processes.first else False) as bar:
-            watches = (*watch, bar) if processes.first else ()
+        judge = _CheckpointEvaluation(
+            run, test, validation or Validation(), target_scale(training, method.policy.target), score
+        )
+        over = partial(policy.windows, extra=method.learner.extra, following=method.learner.next_obs)
+        windows = (to_device(over(training, draw=sampling_weights), where) if stream is None else
+                   stream.exclude(gone).windows(lambda part: over(relabelled(part))))
+        share = processes.row_slice(method.learner.batch_size)
+        batch = devices.prefetch(lambda n: windows.batch(method.learner.batch_size, n, seed, share), where, steps)
+        with ProgressBar(steps, loop.step, bar=progress if processes.first else False) as bar:
+            watches = (*callbacks, bar) if processes.first else ()
             while True:
-                if processes.first and (loop.step == steps or loop.step > 0 and loop.step % every == 0):
+                if processes.first and (loop.step == steps or loop.step > 0 and loop.step % save_freq == 0):
                     judge(loop, watches)
                 processes.wait()
                 if loop.step >= steps:
                     break
-                loop.advance(batch, min((loop.step // every + 1) * every, steps), watches)
+                loop.advance(batch, min((loop.step // save_freq + 1) * save_freq, steps), watches)
         if processes.first:
-            card(run, method, documents["provenance.json"])
+            write_model_card(run, method, documents["provenance.json"])
         processes.wait()
-        return loop.settled()
+        return loop.acting_policy()
 
 
-def interval(steps: int) -> int:
+def default_save_freq(steps: int) -> int:
     """Updates between checkpoints, where nothing is said."""
     return max(-(-steps // 10), 1)
 
 
-class _Loop:
+class _TrainingState:
     """The state of a training: what is saved, and how it goes on."""
 
     def __init__(self, run: Run, learner: Learner, training: Dataset, documents, processes: Processes, steps: int):
         self.run, self.learner, self.training, self.documents = run, learner, training, documents
         self.processes, self.step = processes, 0
-        self.curve = Curve(max(steps // LINES, 1), self._log)
+        self.curve = LossCurve(max(steps // CURVE_POINTS, 1), self._log)
         self.seconds, self.began = 0.0, time.perf_counter()
 
     def elapsed(self) -> float:
         return round(self.seconds + time.perf_counter() - self.began, 3)
 
     def _log(self, **line):
-        self.run.log(**line, seconds=self.elapsed())
+        self.run.log_metrics(**line, seconds=self.elapsed())
 
-    def settled(self) -> Policy:
+    def acting_policy(self) -> Policy:
         """The policy that acts. A memory is filled with what the encoder says now: in a copy, so that when a run is
         saved makes no difference to it."""
-        policy = self.learner.trained
-        if isinstance(policy.recipe.head, Memory) and self.step > 0:
-            policy = copy.deepcopy(policy).fit(self.training, codec=False)
+        policy = self.learner.trained_policy
+        if isinstance(policy.config.head, MemoryHead) and self.step > 0:
+            policy = copy.deepcopy(policy).fit_statistics(self.training, refit_codec=False)
         return policy.eval()
 
     def save(self, step: int) -> None:
         self.step, self.last = step, time.perf_counter()
-        if self.processes.first and step not in self.run.saved():
+        if self.processes.first and step not in self.run.saved_steps():
             facts = {"seconds": self.elapsed(), "curve": self.curve.state}
-            self.run.save(step, self.learner, self.settled(), facts, self.documents)
+            self.run.save_checkpoint(step, self.learner, self.acting_policy(), facts, self.documents)
 
-    def go_on(self, step: int) -> None:
+    def resume(self, step: int) -> None:
         facts = self.run.resume(step, self.learner)
         self.step, self.seconds, self.curve.state = step, facts["seconds"], facts["curve"]
         self.last = time.perf_counter()
         if self.processes.first:
-            self.run.name(last=step)
-            self.run.cut(step)
+            self.run.name_checkpoints(last=step)
+            self.run.truncate_metrics(step)
 
     def advance(self, batch, until: int, watches) -> None:
         """To update `until`, or to where an interrupt comes; saved there in any case."""
-        with Interrupts() as interrupts:
+        with DeferredInterrupts() as interrupts:
             def stop(step, learner, seen):
                 self.step = step
                 if self.processes.any(interrupts.seen):
-                    raise _Stopped
-                if time.perf_counter() - self.last > PATIENCE:
+                    raise _Interrupted
+                if time.perf_counter() - self.last > MAX_UNSAVED_SECONDS:
                     self.save(step)
             mine = (self.curve,) if self.processes.first else ()
             try:
-                fit(self.learner, batch, until, start=self.step, watch=(*mine, *watches, stop))
+                fit(self.learner, batch, until, start=self.step, callbacks=(*mine, *watches, stop))
                 stopped = False
-            except _Stopped:
+            except _Interrupted:
                 stopped = True
             self.save(self.step)
             stopped = self.processes.any(stopped or interrupts.seen)  # it may have come while the last one was saved
@@ -217,61 +238,63 @@ class _Loop:
             raise KeyboardInterrupt
 
 
-class _Stopped(Exception):
+class _Interrupted(Exception):
     pass
 
 
-class _Judge:
+class _CheckpointEvaluation:
     """Validation and score of a checkpoint, once each; then which one is the best, and what need not be kept."""
 
     def __init__(self, run: Run, test: Dataset, validation: Validation, scale, score: Score | None):
         self.run, self.test, self.validation, self.scale, self.score = run, test, validation, scale, score
 
-    def __call__(self, loop: _Loop, watches) -> None:
+    def __call__(self, loop: _TrainingState, watches) -> None:
         step = loop.step
-        done = next((line for line in self.run.lines() if line["step"] == step and judged(line)), {})
+        done = next((line for line in self.run.read_metrics() if line["step"] == step and is_evaluation(line)), {})
         if not done or (self.score and "score" not in done):
-            policy, seen = loop.settled(), {}
+            policy, seen = loop.acting_policy(), {}
             if len(self.test):
-                found = self.validation.judge(policy, self.test, self.scale)
+                found = self.validation.evaluate(policy, self.test, self.scale)
                 seen = {f"validation/{k}": v for k, v in found.items()}
             if self.score:
                 seen["score"] = float(self.score(policy))
             if seen:
-                self.run.log(step=step, **seen, seconds=loop.elapsed())
+                self.run.log_metrics(step=step, **seen, seconds=loop.elapsed())
                 for look in watches:
                     look(step, loop.learner, seen)
-        found = best(self.run.lines(), self.run.saved(), "score" if self.score else "validation/energy")
-        self.run.name(last=step, **({} if found is None else {"best": found}))
+        found = best_step(
+            self.run.read_metrics(), self.run.saved_steps(), "score" if self.score else "validation/energy"
+        )
+        self.run.name_checkpoints(last=step, **({} if found is None else {"best": found}))
 
 
-def judged(line: dict[str, Any]) -> bool:
+def is_evaluation(line: dict[str, Any]) -> bool:
     return "score" in line or "validation/energy" in line
 
 
-def best(lines, steps: Iterable[int], by: str) -> int | None:
+def best_step(lines, steps: Iterable[int], by: str) -> int | None:
     """The step of the best line; scores are better when higher, errors when lower; of equals the later."""
     value = {line["step"]: (line[by] if by == "score" else -line[by]) for line in lines
              if line.get(by) is not None and line["step"] in set(steps)}
     return max(value, key=lambda step: (value[step], step), default=None)
 
 
-def held_out(episodes: int, hold: float | Sequence[int]) -> list[int]:
+def validation_episodes(episodes: int, val_fraction: float | Sequence[int]) -> list[int]:
     """The numbers of the episodes that validate."""
-    if not isinstance(hold, (int, float)):
-        if odd := [i for i in hold if not 0 <= i < episodes]:
+    if not isinstance(val_fraction, (int, float)):
+        if odd := [i for i in val_fraction if not 0 <= i < episodes]:
             raise UserError(f"expected episodes from 0 to {episodes - 1} to hold out, found {odd[0]}", where="hold",
-                            do="episodes are counted from 0")
-        count, order = len(set(hold)), sorted(set(hold))
+                            hint="episodes are counted from 0")
+        count, order = len(set(val_fraction)), sorted(set(val_fraction))
     else:
-        if not 0 <= hold < 1:
-            raise UserError(f"expected a share from 0 to below 1, found {hold}", where="hold",
-                            do="such as 0.1, a tenth; 0 holds out none")
-        count = max(round(hold * episodes), 1) if hold and episodes >= 5 else 0
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"expected a share from 0 to below 1, found {val_fraction}", where="hold",
+                            hint="such as 0.1, a tenth; 0 holds out none")
+        count = max(round(val_fraction * episodes), 1) if val_fraction and episodes >= 5 else 0
         order = np.random.default_rng(0).permutation(episodes).tolist()
     if count >= episodes:
         raise UserError(f"expected episodes left to train on, found all {episodes} held out", where="hold",
-                        do="hold out fewer, or train on more")
+                        hint="hold out fewer, or train on more")
     return sorted(order[:count])
 
 
@@ -280,15 +303,15 @@ def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -
     kept = sorted(set(range(len(data))) - set(left_out))
     if left_out and not kept:
         raise UserError("every episode was interrupted while it was recorded, so none is left to train on",
-                        where=data.facts.get("path", "data set"),
-                        do="record more, or train on them all the same: --include-interrupted "
+                        where=data.metadata.get("path", "data set"),
+                        hint="record more, or train on them all the same: --include-interrupted "
                            "(include_interrupted=True in Python)")
     if isinstance(hold, (int, float)):
-        return [kept[i] for i in held_out(len(kept), hold)]
-    held = held_out(len(data), hold)
+        return [kept[i] for i in validation_episodes(len(kept), hold)]
+    held = validation_episodes(len(data), hold)
     if not set(kept) - set(held):
         raise UserError(f"no episode is left to train on: {len(held)} are held out and {len(left_out)} were "
-                        "interrupted", where="hold", do="hold out fewer, or include those that were interrupted")
+                        "interrupted", where="hold", hint="hold out fewer, or include those that were interrupted")
     return held
 
 
@@ -305,44 +328,57 @@ def check_method(method: Method, data: Dataset) -> None:
     """Raises UserError for a window without rows, for text where numbers are learned, and for data without any
     observation."""
     recipe, features = method.policy, data.features()
-    path = data.facts.get("path")
-    inputs_of(recipe, features, path or "data set", path or "DATA")
-    for name in ("obs", "horizon"):
+    path = data.metadata.get("path")
+    policy_inputs(recipe, features, path or "data set", path or "DATA")
+    for name in ("n_obs_steps", "horizon"):
         if (found := getattr(recipe.window, name)) < 1:
             raise UserError(f"expected at least one step, found {found}", where=f"policy.window.{name}",
-                            do="1 is one step" if name == "obs" else "1 is one action at a time")
-    drawn = {g.into: g.of for g in recipe.window.goals}
+                            hint="1 is one step" if name == "n_obs_steps" else "1 is one action at a time")
+    drawn = {g.into: g.column for g in recipe.window.goals}
     for name in (*recipe.inputs, recipe.target):
         if (f := features.get(drawn.get(name, name))) is not None and f.kind == "string":
             raise UserError(f"expected numbers, found text in column {drawn.get(name, name)!r}",
-                            where=data.facts.get("path", "data set"),
-                            do="store numbers there; instructions belong into the column 'task'")
+                            where=data.metadata.get("path", "data set"),
+                            hint="store numbers there; instructions belong into the column 'task'")
     window, target = recipe.window, recipe.target
-    if target in features and (window.ahead > 0 or window.ahead + window.horizon <= 0):
+    if target in features and (window.action_offset > 0 or window.action_offset + window.horizon <= 0):
         def reached(episode):  # whether any step of its windows' targets lies in it
             rows = min(len(episode.steps[target]), len(episode) + 1)
-            return window.ahead < rows and window.ahead + window.horizon > 1 - len(episode)
+            return window.action_offset < rows and window.action_offset + window.horizon > 1 - len(episode)
         if not any(map(reached, data)):
-            raise UserError(f"expected targets within the episodes, found ahead={window.ahead} and "
-                            f"horizon={window.horizon}, and no episode long enough", where="policy.window.ahead",
-                            do="look less far, or take longer episodes")
+            raise UserError(
+                f"expected targets within the episodes, found ahead={window.action_offset} and "
+                f"horizon={window.horizon}, and no episode long enough",
+                where="policy.window.action_offset",
+                hint="look less far, or take longer episodes",
+            )
 
 
-def _runs(method: Method, policy: Policy) -> None:
+def _check_executor(method: Method, policy: Policy) -> None:
     """Raises UserError now, and not after the training, if the policy could not be run as the method says."""
     if role(method.policy.target) == "action":  # what foretells something else is not run
-        method.run.start(policy, torch.zeros(1, dtype=torch.int64, device=policy.device))
+        method.executor.start(policy, torch.zeros(1, dtype=torch.int64, device=policy.device))
 
 
-def provenance(source, fingerprint: str, data: Dataset, held: list[int], left_out: list[int], seed: int,
-               where: torch.device, processes: Processes, command: str | None, draw: Draw | None) -> dict[str, Any]:
+def make_provenance(
+    source,
+    fingerprint: str,
+    data: Dataset,
+    held: list[int],
+    left_out: list[int],
+    seed: int,
+    where: torch.device,
+    processes: Processes,
+    command: str | None,
+    sampling_weights: SamplingWeights | None,
+) -> dict[str, Any]:
     """Where a policy comes from. Names no folder of this machine, but for what `command` says."""
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
-                 "format": source.get("format"), "fps": source.get("fps"), "simulators": simulators(data)},
-        "held_out": held, "left_out": left_out, "seed": seed, "draw": config.dump(draw), "command": command,
+                 "format": source.get("format"), "fps": source.get("fps"), "simulators": recorded_simulators(data)},
+        "held_out": held, "left_out": left_out, "seed": seed, "draw": config.dump(sampling_weights), "command": command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
@@ -350,20 +386,20 @@ def provenance(source, fingerprint: str, data: Dataset, held: list[int], left_ou
     }
 
 
-def simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]:
+def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]:
     """Environment -> the simulators that the episodes say they were recorded in; of more than `most` episodes, of so
     many that lie evenly among them."""
     found: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
-        facts = data[i].meta
+        facts = data[i].metadata
         if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
             found.setdefault(facts["env"], set()).add(facts["simulator"])
     return {env: sorted(said) for env, said in sorted(found.items())}
 
 
-def _same(run: Run, step: int, documents: dict[str, Any]) -> None:
+def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
     """A run goes on only with what it began with."""
-    was = {name: run.document(step, name) for name in documents}
+    was = {name: run.read_checkpoint_json(step, name) for name in documents}
 
     def identity(found):
         p = found["provenance.json"]
@@ -371,15 +407,15 @@ def _same(run: Run, step: int, documents: dict[str, Any]) -> None:
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"], "method": found["method.json"]}
     if odd := list(_differences(identity(was), identity(documents))):
         commands = [found["provenance.json"].get("command") for found in (was, documents)]
-        mine, now = map(_recipe, commands)
+        mine, now = map(_method_name, commands)
         told = [f"was {mine}, is {now}"] if mine and now and mine != now else []
-        raise UserError("this run was begun with something else: " + "; ".join(told + odd[:FEW])
-                        + ("; ..." if len(odd) > FEW else ""), where=run.folder,
-                        do="choose another --out, or give the command it was begun with"
+        raise UserError("this run was begun with something else: " + "; ".join(told + odd[:MAX_DIFFERENCES])
+                        + ("; ..." if len(odd) > MAX_DIFFERENCES else ""), where=run.folder,
+                        hint="choose another --out, or give the command it was begun with"
                            + (f": {commands[0]}" if commands[0] else ""))
 
 
-def _recipe(command: str | None) -> str | None:
+def _method_name(command: str | None) -> str | None:
     """What this command trains, where it says so first."""
     found = re.match(r"""understudy train ([^\s'"-]\S*)""", command or "")
     return found and found[1]
@@ -390,23 +426,23 @@ def _differences(was, now, at: str = ""):
         for key in dict.fromkeys((*was, *now)):
             yield from _differences(was.get(key), now.get(key), f"{at}.{key}" if at else key)
     elif was != now:
-        yield f"{at} was {_told(was)}, is {_told(now)}"
+        yield f"{at} was {_describe_value(was)}, is {_describe_value(now)}"
 
 
-def _told(value) -> str:
+def _describe_value(value) -> str:
     """JSON in words: of a part, its name."""
     if isinstance(value, dict):
         return str(value["$"]).rpartition(":")[2] if "$" in value else ", ".join(value) or "none"
     if isinstance(value, list):
-        return ", ".join(map(_told, value)) or "none"
+        return ", ".join(map(_describe_value, value)) or "none"
     return "none" if value is None else str(value)
 
 
-class Interrupts:
+class DeferredInterrupts:
     """Ctrl-C and a scheduler's notice wait until what runs is whole; a second one does not. Launchers pass on what the
     terminal has sent already, so what comes at once is the same one again."""
 
-    ECHO = 2.0  # seconds
+    ECHO_SECONDS = 2.0  # seconds
 
     def __init__(self):
         self.seen, self.since, self.before = False, 0.0, {}
@@ -415,13 +451,13 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self.before[number] = signal.signal(number, self._note)
+                    self.before[number] = signal.signal(number, self._on_signal)
         return self
 
-    def _note(self, number, frame):
+    def _on_signal(self, number, frame):
         if not self.seen:
             self.seen, self.since = True, time.monotonic()
-        elif time.monotonic() - self.since > self.ECHO:
+        elif time.monotonic() - self.since > self.ECHO_SECONDS:
             raise KeyboardInterrupt
 
     def __exit__(self, *error):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Generator, Tensor, nn
 
-from ..core import Context, Schema, Shape
+from ..core import Context, HeadSpec, Schema
 
 
 class EncoderNet(nn.Module, ABC):
@@ -27,7 +27,7 @@ class Encoder(ABC):
     """A frozen dataclass. Observation windows -> Context."""
 
     @abstractmethod
-    def build(self, features: Schema, rows: int) -> EncoderNet:
+    def build(self, features: Schema, n_obs_steps: int) -> EncoderNet:
         """`features` of the inputs, `rows` observation rows. `.tokens` and `.width` are known before data flows."""
 
 
@@ -41,7 +41,7 @@ class Trunk(ABC):
     """A frozen dataclass."""
 
     @abstractmethod
-    def build(self, inputs: int, outputs: int, times: int, shape: Shape) -> TrunkNet:
+    def build(self, inputs: int, outputs: int, n_times: int, spec: HeadSpec) -> TrunkNet:
         """A network from x, `times` scalars per step and a context to (B, H, outputs).
 
         Times are per step and not per row, so that a rolling buffer, whose steps are at different noise levels,
@@ -50,37 +50,37 @@ class Trunk(ABC):
         """
 
 
-class RowTime(Trunk):
+class SharedTimeTrunk(Trunk):
     """A trunk that reads the time of each row's first step only: heads whose steps differ refuse it in build."""
 
 
-class Primes(TrunkNet):
+class CachesContext(TrunkNet):
     """A network that can work out once what depends on the context alone, and in one batch what depends on time
     alone, for the many steps of a sampler. The output is the same, at less cost."""
 
     @abstractmethod
-    def prime(self, context: Context) -> Context:
+    def precompute(self, context: Context) -> Context:
         """A Context (of a subclass, if need be) that stands for `context`."""
 
     @abstractmethod
-    def tell(self, times: Tensor) -> Tensor:
+    def embed_time(self, times: Tensor) -> Tensor:
         """times (S, K) -> (S, W): what is known of each time, where all rows and steps share it."""
 
     @abstractmethod
-    def at(self, context: Context, told: Tensor) -> Context:
+    def with_time_embedding(self, context: Context, embedding: Tensor) -> Context:
         """A primed context for use at one time alone, `told` (W,) of `tell`, whose word is taken and not that of t."""
 
 
-def primed(net, context: Context) -> Context:
+def precomputed(net, context: Context) -> Context:
     """`context`, primed if `net` can; guides may have wrapped the network into a plain function."""
-    return net.prime(context) if isinstance(net, Primes) else context
+    return net.precompute(context) if isinstance(net, CachesContext) else context
 
 
-def told(net, times: Tensor) -> Tensor:
-    """times (S, K) -> (S, W) of `Primes.tell`; nothing (S, 0) of a network that is none."""
-    return net.tell(times) if isinstance(net, Primes) else times[:, :0]
+def time_embedding(net, times: Tensor) -> Tensor:
+    """times (S, K) -> (S, W) of `CachesContext.tell`; nothing (S, 0) of a network that is none."""
+    return net.embed_time(times) if isinstance(net, CachesContext) else times[:, :0]
 
 
-def at(net, context: Context, told: Tensor) -> Context:
-    """`Primes.at`; `context` itself for a network that is none."""
-    return net.at(context, told) if isinstance(net, Primes) else context
+def with_time_embedding(net, context: Context, embedding: Tensor) -> Context:
+    """`CachesContext.at`; `context` itself for a network that is none."""
+    return net.with_time_embedding(context, embedding) if isinstance(net, CachesContext) else context

@@ -14,9 +14,9 @@ from .linear import linear
 Layout = Literal["auto", "conv", "channels_last", "gemm"]
 
 
-def way(layout: Layout, size: int, out: int, device: str, dtype: torch.dtype) -> Layout:
+def choose_layout(layout: Layout, size: int, out: int, device: str, dtype: torch.dtype) -> Layout:
     """How a convolution of `size` to `out` channels is worked out: "conv" (conv1d, channels before time, the plain
-    form), "channels_last" (conv2d of height 1, time before channels) or "gemm" (neighbours side by side, then one
+    form), "channels_last" (conv2d of height 1, time before channels) or "gemm" (neighbors side by side, then one
     matrix product)."""
     if layout != "auto":
         return layout
@@ -32,23 +32,23 @@ def way(layout: Layout, size: int, out: int, device: str, dtype: torch.dtype) ->
     return "channels_last" if weights <= 64 * 64 else "gemm"
 
 
-def _autocast(x: Tensor) -> bool:
+def _autocast_enabled(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def _dtype(x: Tensor) -> torch.dtype:
     """That in which products of `x` are worked out here."""
-    return torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if _autocast_enabled(x) else x.dtype
 
 
-def _taps_outside(module: nn.Module, layout: Layout) -> None:
+def _store_taps_before_channels(module: nn.Module, layout: Layout) -> None:
     """Lays a weight (a, b, taps) out in memory as (a, taps, b), its shape unchanged: what all but "conv" read."""
     if layout != "conv":
         w = module.weight.detach()
         module.weight = nn.Parameter(w.transpose(1, 2).contiguous().transpose(1, 2))
 
 
-def _flat(weight: Tensor) -> Tensor:
+def _flat_weight(weight: Tensor) -> Tensor:
     """(a, b, taps) -> (a, taps * b), a view of what _taps_outside laid out."""
     return weight.transpose(1, 2).flatten(1)
 
@@ -59,12 +59,12 @@ class Convolution(nn.Conv1d):
     def __init__(self, size: int, out: int, kernel: int, layout: Layout):
         super().__init__(size, out, kernel, padding=kernel // 2)
         self.layout = layout
-        _taps_outside(self, layout)
+        _store_taps_before_channels(self, layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        how, side = way(self.layout, *self.weight.shape[1::-1], x.device.type, _dtype(x)), self.padding[0]
+        how, side = choose_layout(self.layout, *self.weight.shape[1::-1], x.device.type, _dtype(x)), self.padding[0]
         if how == "gemm":
-            return linear(neighbours(x, 2 * side + 1), _flat(self.weight), self.bias)
+            return linear(gather_neighbors(x, 2 * side + 1), _flat_weight(self.weight), self.bias)
         x = x.transpose(1, 2)
         if how == "conv":
             return F.conv1d(x, self.weight, self.bias, 1, side).transpose(1, 2)
@@ -78,12 +78,12 @@ class Down(nn.Conv1d):
     def __init__(self, size: int, layout: Layout):
         super().__init__(size, size, 3, 2, 1)
         self.layout = layout
-        _taps_outside(self, layout)
+        _store_taps_before_channels(self, layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        how = way(self.layout, *self.weight.shape[1::-1], x.device.type, _dtype(x))
+        how = choose_layout(self.layout, *self.weight.shape[1::-1], x.device.type, _dtype(x))
         if how == "gemm":
-            return linear(neighbours(x, 3, 2), _flat(self.weight), self.bias)
+            return linear(gather_neighbors(x, 3, 2), _flat_weight(self.weight), self.bias)
         x = x.transpose(1, 2)
         if how == "conv":
             return F.conv1d(x, self.weight, self.bias, 2, 1).transpose(1, 2)
@@ -97,12 +97,12 @@ class Up(nn.ConvTranspose1d):
     def __init__(self, size: int, layout: Layout):
         super().__init__(size, size, 4, 2, 1)
         self.layout = layout
-        _taps_outside(self, layout)
+        _store_taps_before_channels(self, layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        how = way(self.layout, *self.weight.shape[:2], x.device.type, _dtype(x))
+        how = choose_layout(self.layout, *self.weight.shape[:2], x.device.type, _dtype(x))
         if how == "gemm":
-            one, even, odd, two = linear(x, _flat(self.weight).t()).chunk(4, -1)
+            one, even, odd, two = linear(x, _flat_weight(self.weight).t()).chunk(4, -1)
             y = torch.stack([even + F.pad(two, (0, 0, 1, -1)), odd + F.pad(one, (0, 0, -1, 1))], 2)
             return y.flatten(1, 2) + self.bias
         x = x.transpose(1, 2)
@@ -112,11 +112,11 @@ class Up(nn.ConvTranspose1d):
         return y.squeeze(2).transpose(1, 2)
 
 
-class Activated(nn.GroupNorm):
-    """Mish of the group normalisation of (B, T, C), over time and the channels of each group; both in fp32."""
+class GroupNormMish(nn.GroupNorm):
+    """Mish of the group normalization of (B, T, C), over time and the channels of each group; both in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False) if _autocast(x) else nullcontext():
+        with torch.autocast(x.device.type, enabled=False) if _autocast_enabled(x) else nullcontext():
             # As an image of height 1: that kernel knows channels that lie next to each other (in bf16 it is slow).
             y = super().forward(x.to(self.weight.dtype).transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
             return mish(y).to(x.dtype)
@@ -151,7 +151,7 @@ class _Mish(torch.autograd.Function):
         return grad * slope
 
 
-def neighbours(x: Tensor, count: int, stride: int = 1) -> Tensor:
+def gather_neighbors(x: Tensor, count: int, stride: int = 1) -> Tensor:
     """(B, T, C) -> (B, ceil(T / stride), count * C): each position's with zeros beyond the ends."""
     x = x.to(_dtype(x))
     if count == 1:
@@ -160,10 +160,10 @@ def neighbours(x: Tensor, count: int, stride: int = 1) -> Tensor:
         steps, side = x.shape[1], count // 2
         x = F.pad(x, (0, 0, side, side))
         return torch.cat([x[:, i:i + steps:stride] for i in range(count)], -1)
-    return _Neighbours.apply(x, count, stride)
+    return _GatherNeighbors.apply(x, count, stride)
 
 
-class _Neighbours(torch.autograd.Function):
+class _GatherNeighbors(torch.autograd.Function):
     """Writes and adds up in place, where padding, slices and cat would each make their own tensors."""
 
     @staticmethod
@@ -171,7 +171,7 @@ class _Neighbours(torch.autograd.Function):
         """(tap, where in the result, where in the input)"""
         wide = -(-steps // stride)
         for tap in range(count):
-            first = max(-((tap - count // 2) // stride), 0)  # the first position whose neighbour is there
+            first = max(-((tap - count // 2) // stride), 0)  # the first position whose neighbor is there
             last = min((steps - 1 - tap + count // 2) // stride, wide - 1)
             if first <= last:
                 at = first * stride + tap - count // 2
@@ -182,7 +182,7 @@ class _Neighbours(torch.autograd.Function):
         (rows, steps, size), wide = x.shape, -(-x.shape[1] // stride)
         ctx.sizes = x.shape, count, stride
         y = x.new_zeros(rows, wide, count, size)
-        for tap, there, here in _Neighbours._pairs(steps, count, stride):
+        for tap, there, here in _GatherNeighbors._pairs(steps, count, stride):
             y[:, there, tap] = x[:, here]
         return y.flatten(2)
 
@@ -190,6 +190,6 @@ class _Neighbours(torch.autograd.Function):
     def backward(ctx, grad):
         shape, count, stride = ctx.sizes
         grad, x = grad.unflatten(-1, (count, -1)), grad.new_zeros(shape)
-        for tap, there, here in _Neighbours._pairs(shape[1], count, stride):
+        for tap, there, here in _GatherNeighbors._pairs(shape[1], count, stride):
             x[:, here] += grad[:, there, tap]
         return x, None, None

@@ -10,34 +10,34 @@ import torch
 from torch import nn
 
 
-class Decay(ABC):
+class EMADecay(ABC):
     """A frozen dataclass."""
 
     @abstractmethod
-    def rate(self, count: int) -> float:
+    def value(self, count: int) -> float:
         """The share of the average that update number `count` (from 1) leaves as it was."""
 
 
 @dataclass(frozen=True)
-class Constant(Decay):
+class ConstantDecay(EMADecay):
     decay: float = 0.999
 
-    def rate(self, count):
+    def value(self, count):
         return self.decay
 
 
 @dataclass(frozen=True)
-class Warmup(Decay):
+class WarmupDecay(EMADecay):
     """min(decay, (1 + n) / (10 + n)): early on, when the average is mostly the random start, it forgets faster."""
 
     decay: float = 0.999
 
-    def rate(self, count):
+    def value(self, count):
         return min(self.decay, (1 + count) / (10 + count))
 
 
 @dataclass(frozen=True)
-class Polynomial(Decay):
+class PolynomialDecay(EMADecay):
     """1 - max(n^-power, minimum), n counted after the first `start` updates, of which nothing is kept (Block et al.
     2024, gradient variance amplification). Power 1 is the plain mean since then."""
 
@@ -45,7 +45,7 @@ class Polynomial(Decay):
     minimum: float = 1e-4
     start: int = 0
 
-    def rate(self, count):
+    def value(self, count):
         n = count - self.start
         return 0.0 if n < 1 else 1 - max(n ** -self.power, self.minimum)
 
@@ -53,15 +53,15 @@ class Polynomial(Decay):
 class EMA:
     """`module` is the average. Its state is module.state_dict() and `count`: what was averaged before is in them."""
 
-    def __init__(self, module: nn.Module, decay: Decay | float):
-        self.decay = decay if isinstance(decay, Decay) else Warmup(decay)
-        self.module, self.count = copy.deepcopy(module).requires_grad_(False).eval(), 0
+    def __init__(self, module: nn.Module, decay: EMADecay | float):
+        self.decay = decay if isinstance(decay, EMADecay) else WarmupDecay(decay)
+        self.module, self.updates = copy.deepcopy(module).requires_grad_(False).eval(), 0
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Parameters are averaged; buffers (statistics, memories) are copied."""
-        self.count += 1
+        self.updates += 1
         if mine := list(self.module.parameters()):
-            torch._foreach_lerp_(mine, list(module.parameters()), 1 - self.decay.rate(self.count))
+            torch._foreach_lerp_(mine, list(module.parameters()), 1 - self.decay.value(self.updates))
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.resize_(theirs.shape).copy_(theirs)  # a memory may have grown

@@ -11,12 +11,12 @@ from torch import Generator, Tensor, nn
 from ..core import Context, Feature, UserError
 from .base import Encoder, EncoderNet
 from .linear import Linear
-from .text import Bytes, Text
-from .vision import SmallConv, Vision, crop
+from .text_encoder import ByteEncoder, TextEncoder
+from .vision import SmallConv, VisionEncoder, crop
 
 
 @dataclass(frozen=True)
-class Tokens(Encoder):
+class TokenEncoder(Encoder):
     """Tokens for each feature and each of its rows: one for vectors (a linear map), choices (the sum of an embedding
     for each component) and text, and as many as `vision` makes for an image.
 
@@ -26,21 +26,21 @@ class Tokens(Encoder):
 
     width: int = 64
     crop: int = 0
-    vision: Vision = field(default_factory=SmallConv)
-    text: Text = field(default_factory=Bytes)
+    vision: VisionEncoder = field(default_factory=SmallConv)
+    text: TextEncoder = field(default_factory=ByteEncoder)
 
-    def build(self, features, rows):
-        return _Tokens(self, features, rows)
+    def build(self, features, n_obs_steps):
+        return _TokenEncoderNet(self, features, n_obs_steps)
 
 
-class _Tokens(EncoderNet):
+class _TokenEncoderNet(EncoderNet):
     def __init__(self, spec, features, rows):
         super().__init__()
-        maps = {"vector": _Vector, "choice": _Choice, "text": _Text, "image": _Image}
+        maps = {"vector": _VectorTokens, "discrete": _ClassTokens, "text": _TextTokens, "image": _ImageTokens}
         for name, f in features.items():
             if f.kind not in maps:
                 raise UserError(f"expected numbers, an image or UTF-8 bytes, found {f.kind}", where=f"column {name!r}",
-                                do="relabel it (Say turns the task's words into bytes), or leave it out of inputs")
+                                hint="relabel it (Say turns the task's words into bytes), or leave it out of inputs")
         self.names = tuple(features)
         self.maps = nn.ModuleList(maps[f.kind](f, spec, name, spec.width) for name, f in features.items())
         self.tokens, self.width = rows * sum(m.tokens for m in self.maps), spec.width
@@ -48,14 +48,14 @@ class _Tokens(EncoderNet):
     def forward(self, obs, rng=None):
         tokens, masks = [], []
         for name, module in zip(self.names, self.maps, strict=True):
-            x, here = sensed(obs, name)
+            x, here = column_and_presence(obs, name)
             made = module(x.flatten(0, 1), rng).unflatten(0, x.shape[:2])  # (B, To, n, D)
             tokens.append(made.flatten(1, 2))
             masks.append(here.unsqueeze(-1).expand(made.shape[:3]).flatten(1))
         return Context(torch.cat(tokens, 1), torch.cat(masks, 1))
 
 
-def sensed(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+def column_and_presence(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     """(B, To, *feature), zero where it was not sensed (it may hold anything there, NaN say), and (B, To) bool."""
     x = obs[name]
     here = obs.get(name + "?")
@@ -64,7 +64,7 @@ def sensed(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     return x.masked_fill(~here.reshape(*here.shape, *(1,) * (x.ndim - 2)), 0), here
 
 
-class _Vector(Linear):
+class _VectorTokens(Linear):
     tokens = 1
 
     def __init__(self, feature, spec, name, width):
@@ -74,27 +74,27 @@ class _Vector(Linear):
         return super().forward(x.unsqueeze(-1).flatten(1).float()).unsqueeze(1)
 
 
-class _Choice(nn.Module):
+class _ClassTokens(nn.Module):
     """A value that the schema does not know is a vector of zeros."""
 
     tokens = 1
 
     def __init__(self, feature, spec, name, width):
         super().__init__()
-        choices = choices_of(feature, name)
+        choices = num_classes_of(feature, name)
         self.register_buffer("size", torch.tensor(choices), persistent=False)
         first = torch.tensor((0, *choices)).cumsum(0)
         self.register_buffer("first", first[:-1], persistent=False)
-        self.none = int(first[-1])
-        self.each = nn.Embedding(self.none + 1, width, padding_idx=self.none)
+        self.unknown_class = int(first[-1])
+        self.embedding = nn.Embedding(self.unknown_class + 1, width, padding_idx=self.unknown_class)
 
     def forward(self, x, rng):
         x = x.unsqueeze(-1).flatten(1).long()
         known = (x >= 0) & (x < self.size)
-        return self.each(torch.where(known, x + self.first, self.none)).sum(1, keepdim=True)
+        return self.embedding(torch.where(known, x + self.first, self.unknown_class)).sum(1, keepdim=True)
 
 
-class _Text(nn.Module):
+class _TextTokens(nn.Module):
     tokens = 1
 
     def __init__(self, feature, spec, name, width):
@@ -105,14 +105,14 @@ class _Text(nn.Module):
         return self.body(x.flatten(1)).unsqueeze(1)
 
 
-class _Image(nn.Module):
+class _ImageTokens(nn.Module):
     def __init__(self, feature, spec, name, width):
         super().__init__()
         h, w, channels = feature.shape
         self.crop = spec.crop
         if min(h, w) <= 2 * spec.crop:
             raise UserError(f"expected images larger than the {2 * spec.crop} pixels cut off, found {h} x {w}",
-                            where=f"column {name!r}", do="take a smaller crop")
+                            where=f"column {name!r}", hint="take a smaller crop")
         self.body = spec.vision.build((h - 2 * spec.crop, w - 2 * spec.crop, channels), width)
         self.tokens = self.body.tokens
 
@@ -120,17 +120,17 @@ class _Image(nn.Module):
         return self.body(crop(x.permute(0, 3, 1, 2), self.crop, rng).float() / 255)
 
 
-def choices_of(feature: Feature, name: str) -> tuple[int, ...]:
-    if feature.choices is None:
+def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:
+    if feature.num_classes is None:
         raise UserError("expected to know how many choices each component has, found none said",
-                        where=f"column {name!r}", do="say it in the Feature's `choices`")
-    return feature.choices
+                        where=f"column {name!r}", hint="say it in the Feature's `choices`")
+    return feature.num_classes
 
 
 @dataclass(frozen=True)
-class Flat(Encoder):
+class ConcatEncoder(Encoder):
     """All numbers of all rows side by side as one token, nothing learned: with the MLP trunk, a plain network from
-    the observation to the action; for nearest neighbours, what they compare. Choices as one-hot vectors; images by
+    the observation to the action; for nearest neighbors, what they compare. Choices as one-hot vectors; images by
     the features of `vision`, which does not train (VINN, Pari et al. 2021), of their centre without `crop` pixels on
     each side.
 
@@ -138,22 +138,29 @@ class Flat(Encoder):
     (classifier-free guidance), take Tokens.
     """
 
-    vision: Vision | None = None
+    vision: VisionEncoder | None = None
     crop: int = 0
 
-    def build(self, features, rows):
-        return _Flat(self, features, rows)
+    def build(self, features, n_obs_steps):
+        return _ConcatEncoderNet(self, features, n_obs_steps)
 
 
-class _Flat(EncoderNet):
+class _ConcatEncoderNet(EncoderNet):
     def __init__(self, spec, features, rows):
         super().__init__()
-        maps = {"vector": _Numbers, "choice": _OneHot, **({} if spec.vision is None else {"image": _Seen})}
+        maps = {
+            "vector": _VectorValues,
+            "discrete": _OneHotValues,
+            **({} if spec.vision is None else {"image": _ImageFeatures}),
+        }
         for name, f in features.items():
             if f.kind not in maps:
-                raise UserError(f"expected numbers, found {f.kind}", where=f"column {name!r}",
-                                do="take Flat(vision=...) or the encoder Tokens for images, Tokens for text, or leave "
-                                   "the column out of inputs")
+                raise UserError(
+                    f"expected numbers, found {f.kind}",
+                    where=f"column {name!r}",
+                    hint="take ConcatEncoder(vision=...) or the encoder Tokens for images, Tokens for text, or leave "
+                    "the column out of inputs",
+                )
         self.names = tuple(features)
         self.maps = nn.ModuleList(maps[f.kind](f, spec, name) for name, f in features.items()).requires_grad_(False)
         self.tokens, self.width = 1, rows * sum(m.width for m in self.maps)
@@ -164,14 +171,14 @@ class _Flat(EncoderNet):
     def forward(self, obs, rng=None):
         parts = []
         for name, module in zip(self.names, self.maps, strict=True):
-            x, here = sensed(obs, name)
+            x, here = column_and_presence(obs, name)
             made = module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             parts.append((made * here.unsqueeze(-1)).flatten(1))
         flat = torch.cat(parts, -1).unsqueeze(1)
         return Context(flat, torch.ones_like(flat[..., 0], dtype=torch.bool))
 
 
-class _Numbers(nn.Module):
+class _VectorValues(nn.Module):
     def __init__(self, feature, spec, name):
         super().__init__()
         self.width = feature.size
@@ -180,10 +187,10 @@ class _Numbers(nn.Module):
         return x.unsqueeze(-1).flatten(1).float()
 
 
-class _OneHot(nn.Module):
+class _OneHotValues(nn.Module):
     def __init__(self, feature, spec, name):
         super().__init__()
-        self.choices = choices_of(feature, name)
+        self.choices = num_classes_of(feature, name)
         self.width = sum(self.choices)
 
     def forward(self, x):
@@ -192,7 +199,7 @@ class _OneHot(nn.Module):
                          -1).float()
 
 
-class _Seen(_Image):
+class _ImageFeatures(_ImageTokens):
     def __init__(self, feature, spec, name):
         super().__init__(feature, spec, name, None)
         self.width = self.body.tokens * self.body.width

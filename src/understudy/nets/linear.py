@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 # Multiplications from which a call of oneDNN is worth it. GFLOP/s on one core of Zen 5, PyTorch 2.13 (MKL, oneDNN):
 #     16 x 256 x 256   80   83      64 x 256 x 256  97 163      256 x 256 x 256  104 216     2048 x 1280 x 256 103 235
-LEAST = 2**22
+MIN_MULTIPLICATIONS = 2**22
 
 
 def _mkl_is_slow() -> bool:
@@ -29,21 +29,21 @@ MKL_IS_SLOW = _mkl_is_slow()
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) -> (..., out), as `torch.nn.functional.linear`."""
     # Sizes are asked for last: in an exported graph they are not numbers yet.
-    if not MKL_IS_SLOW or _transformed() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") \
+    if not MKL_IS_SLOW or _inside_transform() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") \
             or x.dtype != torch.float32 or weight.dtype != torch.float32 \
-            or x.numel() * weight.shape[0] < LEAST or not (_dense(x) and _dense(weight)):
+            or x.numel() * weight.shape[0] < MIN_MULTIPLICATIONS or not (_is_dense(x) and _is_dense(weight)):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
     return _onednn(x, weight, bias)
 
 
-def _dense(x: Tensor) -> bool:
+def _is_dense(x: Tensor) -> bool:
     """Without gaps, rows or columns first: of parts of matrices oneDNN is slow, a hundred times."""
     return x.is_contiguous() or x.ndim == 2 and x.t().is_contiguous()
 
 
-def _transformed() -> bool:
+def _inside_transform() -> bool:
     """Whether this is exported, mapped or differentiated forward, of which a call of ours knows nothing."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
@@ -62,11 +62,11 @@ def _onednn(x, weight, bias):
 
 
 @torch.library.custom_op("understudy::linear", mutates_args=())
-def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-@_opaque.register_fake
+@_linear_op.register_fake
 def _(x, weight, bias):
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 

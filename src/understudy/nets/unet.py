@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Context, Unsupported, UserError
-from .base import Primes, RowTime
-from .convolution import Activated, Convolution, Down, Layout, Up
+from .base import CachesContext, SharedTimeTrunk
+from .convolution import Convolution, Down, GroupNormMish, Layout, Up
 from .linear import Linear, linear
 
 
 @dataclass(frozen=True)
-class UNet(RowTime):
+class UNet(SharedTimeTrunk):
     """Convolutions along the chunk at ever coarser time and back; time and context scale and shift every block (FiLM).
 
     Modules and parameter shapes are those of the original, so that its weights can be copied one to one; UNet((256,
@@ -33,42 +33,44 @@ class UNet(RowTime):
     widths: tuple[int, ...] = (64, 128, 256)
     kernel: int = 5
     groups: int = 8
-    step_width: int = 128
-    span: float = 100.0
+    time_width: int = 128
+    time_scale: float = 100.0
     layout: Layout = "auto"
 
-    def build(self, inputs, outputs, times, shape):
-        if times > 1:
-            raise Unsupported(f"UNet knows at most one time a row, found {times}", do="take the Transformer or the MLP")
+    def build(self, inputs, outputs, n_times, spec):
+        if n_times > 1:
+            raise Unsupported(
+                f"UNet knows at most one time a row, found {n_times}", hint="take the Transformer or the MLP"
+            )
         if self.kernel % 2 == 0:
-            raise UserError(f"expected an odd kernel, found {self.kernel}", where="UNet.kernel", do="such as 5")
+            raise UserError(f"expected an odd kernel, found {self.kernel}", where="UNet.kernel", hint="such as 5")
         for width in self.widths:
             if width % self.groups:
                 raise UserError(f"expected multiples of groups={self.groups}, found {width}", where="UNet.widths",
-                                do=f"such as {-(-width // self.groups) * self.groups}")
-        return _UNet(self, inputs, outputs, times, shape)
+                                hint=f"such as {-(-width // self.groups) * self.groups}")
+        return _UNetNet(self, inputs, outputs, n_times, spec)
 
 
 @dataclass(frozen=True)
-class _Filmed(Context):
+class _UNetContext(Context):
     """Shares of all blocks' scales and shifts, side by side: the context's (B, W), and a time's (W,) or none."""
 
     film: Tensor | None = None
-    of_step: Tensor | None = None
+    time_film: Tensor | None = None
 
 
-class _UNet(Primes):
+class _UNetNet(CachesContext):
     def __init__(self, spec, inputs, outputs, times, shape):
         super().__init__()
-        step = spec.step_width if times else 0
-        self.step = _Sinusoids(spec.step_width, spec.span) if times else None
+        step = spec.time_width if times else 0
+        self.time_embedding = _SinusoidalEmbedding(spec.time_width, spec.time_scale) if times else None
         # A head that feeds nothing (regression) still needs something to convolve.
-        self.start = None if inputs else nn.Parameter(torch.randn(1, 1, shape.horizon))
+        self.learned_input = None if inputs else nn.Parameter(torch.randn(1, 1, shape.horizon))
         sizes = (inputs or 1, *spec.widths)
         pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
 
         def block(size, out):
-            return _Block(size, out, step, shape.tokens * shape.width, spec)
+            return _ResidualBlock(size, out, step, shape.tokens * shape.width, spec)
 
         self.down = nn.ModuleList(nn.ModuleDict({
             "first": block(a, b), "second": block(b, b),
@@ -77,41 +79,43 @@ class _UNet(Primes):
         self.up = nn.ModuleList(nn.ModuleDict({
             "first": block(2 * b, a), "second": block(a, a), "resize": Up(a, spec.layout)})
             for a, b in reversed(pairs[1:]))
-        self.leave = nn.Sequential(_Convolved(sizes[1], sizes[1], spec),
+        self.output_layer = nn.Sequential(_ConvNormMish(sizes[1], sizes[1], spec),
                                    Convolution(sizes[1], outputs, 1, spec.layout))
         self.multiple = 2 ** (len(spec.widths) - 1)
 
-    def blocks(self) -> list[_Block]:
+    def blocks(self) -> list[_ResidualBlock]:
         return [*(d[k] for d in self.down for k in ("first", "second")), *self.middle,
                 *(u[k] for u in self.up for k in ("first", "second"))]
 
-    def prime(self, context):
-        if isinstance(context, _Filmed):
+    def precompute(self, context):
+        if isinstance(context, _UNetContext):
             return context
         flat = F.mish(context.flat())
-        return _Filmed(context.tokens, context.mask, torch.cat([b.film_of_context(flat) for b in self.blocks()], -1))
+        return _UNetContext(
+            context.tokens, context.mask, torch.cat([b.context_film_of(flat) for b in self.blocks()], -1)
+        )
 
-    def tell(self, times):
-        step = F.mish(self.step(times[:, 0]))
-        return torch.cat([b.film_of_step(step) for b in self.blocks()], -1)
+    def embed_time(self, times):
+        step = F.mish(self.time_embedding(times[:, 0]))
+        return torch.cat([b.time_film_of(step) for b in self.blocks()], -1)
 
-    def at(self, context, told):
-        return replace(self.prime(context), of_step=told)
+    def with_time_embedding(self, context, embedding):
+        return replace(self.precompute(context), time_film=embedding)
 
     def _films(self, t: Tensor, context: Context) -> Iterator[Tensor]:
         """Of each block, (B, 2 * out)."""
-        context = self.prime(context)
+        context = self.precompute(context)
         film = context.film
-        if context.of_step is not None:
-            film = film + context.of_step
-        elif self.step is not None:
-            film = film + self.tell(t[:, 0])
+        if context.time_film is not None:
+            film = film + context.time_film
+        elif self.time_embedding is not None:
+            film = film + self.embed_time(t[:, 0])
         return iter(film.split([b.film.out_features for b in self.blocks()], -1))
 
     def forward(self, x, t, context):
         horizon = x.shape[1]
         film = self._films(t, context)
-        x = x if self.start is None else self.start.transpose(1, 2).expand(x.shape[0], -1, -1)
+        x = x if self.learned_input is None else self.learned_input.transpose(1, 2).expand(x.shape[0], -1, -1)
         x = F.pad(x, (0, 0, 0, -horizon % self.multiple))
         seen = []
         for stage in self.down:
@@ -123,34 +127,34 @@ class _UNet(Primes):
         for stage in self.up:
             x = torch.cat([x, seen.pop()], -1)
             x = stage["resize"](stage["second"](stage["first"](x, next(film)), next(film)))
-        return self.leave(x)[:, :horizon]
+        return self.output_layer(x)[:, :horizon]
 
 
-class _Convolved(nn.Sequential):
+class _ConvNormMish(nn.Sequential):
     def __init__(self, size, out, spec):
-        super().__init__(Convolution(size, out, spec.kernel, spec.layout), Activated(spec.groups, out))
+        super().__init__(Convolution(size, out, spec.kernel, spec.layout), GroupNormMish(spec.groups, out))
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     def __init__(self, size, out, step, context, spec):
         super().__init__()
-        self.first, self.second = _Convolved(size, out, spec), _Convolved(out, out, spec)
+        self.first, self.second = _ConvNormMish(size, out, spec), _ConvNormMish(out, out, spec)
         self.film = Linear(step + context, 2 * out)  # of Mish([time, context]); scales, then shifts
-        self.past = Convolution(size, out, 1, spec.layout) if size != out else nn.Identity()
-        self.of_step = step
+        self.skip = Convolution(size, out, 1, spec.layout) if size != out else nn.Identity()
+        self.time_film = step
 
-    def film_of_context(self, activated: Tensor) -> Tensor:
-        return linear(activated, self.film.weight[:, self.of_step:], self.film.bias)
+    def context_film_of(self, activated: Tensor) -> Tensor:
+        return linear(activated, self.film.weight[:, self.time_film:], self.film.bias)
 
-    def film_of_step(self, activated: Tensor) -> Tensor:
-        return linear(activated, self.film.weight[:, :self.of_step])
+    def time_film_of(self, activated: Tensor) -> Tensor:
+        return linear(activated, self.film.weight[:, :self.time_film])
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         scale, shift = film.unsqueeze(1).chunk(2, -1)
-        return self.second(torch.addcmul(shift, self.first(x), scale)) + self.past(x)
+        return self.second(torch.addcmul(shift, self.first(x), scale)) + self.skip(x)
 
 
-class _Sinusoids(nn.Module):
+class _SinusoidalEmbedding(nn.Module):
     """(B,) -> (B, width), through two layers (Vaswani et al. 2017; Ho et al. 2020)."""
 
     def __init__(self, width: int, span: float):

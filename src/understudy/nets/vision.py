@@ -29,7 +29,7 @@ class VisionNet(nn.Module, ABC):
         """(N, C, h, w) in [0, 1] -> (N, tokens, width)."""
 
 
-class Vision(ABC):
+class VisionEncoder(ABC):
     """A frozen dataclass."""
 
     @abstractmethod
@@ -38,11 +38,11 @@ class Vision(ABC):
         width its own features come out, whatever their number, by no linear map at the end."""
 
 
-def _map(size: int, width: int | None) -> tuple[nn.Module, int]:
+def _output_layer(size: int, width: int | None) -> tuple[nn.Module, int]:
     return (nn.Identity(), size) if width is None else (Linear(size, width), width)
 
 
-def keypoints(maps: Tensor) -> Tensor:
+def spatial_softargmax(maps: Tensor) -> Tensor:
     """(N, K, h, w) -> (N, 2 K), the spatial soft-argmax (Levine et al. 2016; Finn et al. 2016): the mean position
     under the softmax of each map, first x of all and then y, from -1 (left, top) to 1."""
     h, w = maps.shape[-2:]
@@ -53,7 +53,7 @@ def keypoints(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SmallConv(Vision):
+class SmallConv(VisionEncoder):
     """Four convolutions, then keypoints: a network for a CPU. One token an image."""
 
     channels: tuple[int, ...] = (32, 32, 64, 64)
@@ -74,14 +74,14 @@ class _SmallConv(VisionNet):
             layers += [nn.Conv2d(size, channels, 3, stride, 1), nn.GroupNorm(8, channels), nn.SiLU()]
             size = channels
         self.body = nn.Sequential(*layers, nn.Conv2d(size, spec.keypoints, 1))
-        self.leave, self.width = _map(2 * spec.keypoints, width)
+        self.leave, self.width = _output_layer(2 * spec.keypoints, width)
 
     def forward(self, image):
-        return self.leave(keypoints(self.body(2 * image - 1))).unsqueeze(1)
+        return self.leave(spatial_softargmax(self.body(2 * image - 1))).unsqueeze(1)
 
 
 @dataclass(frozen=True)
-class ResNet18(Vision):
+class ResNet18(VisionEncoder):
     """The residual network of He et al. 2016 without its last layer: 11,176,512 parameters for three channels.
 
     weights: None to train from random weights, with GroupNorm of 16 channels a group in place of BatchNorm (Diffusion
@@ -98,22 +98,22 @@ class ResNet18(Vision):
 
     def build(self, shape, width=None):
         net = _ResNet18(self, shape, width)
-        if self.weights is not None and not _given.get():
+        if self.weights is not None and not _weights_given.get():
             net.body.pretrained(self.weights)
         return net
 
 
-_given: ContextVar[bool] = ContextVar("weights are given", default=False)
+_weights_given: ContextVar[bool] = ContextVar("weights are given", default=False)
 
 
 @contextmanager
-def weights_given() -> Iterator[None]:
+def without_downloads() -> Iterator[None]:
     """Within it, nothing pretrained is read: the weights come from a checkpoint, which needs no other file."""
-    token = _given.set(True)
+    token = _weights_given.set(True)
     try:
         yield
     finally:
-        _given.reset(token)
+        _weights_given.reset(token)
 
 
 class _ResNet18(VisionNet):
@@ -122,11 +122,11 @@ class _ResNet18(VisionNet):
         h, w, channels = shape
         if spec.weights is not None and channels != 3:
             raise UserError(f"expected images of 3 channels, as the pretrained weights have, found {channels}",
-                            where="ResNet18.weights", do="train from random weights (None), or use colour images")
+                            where="ResNet18.weights", hint="train from random weights (None), or use color images")
         self.body, self.pool = ResNet18Body(channels, fixed=spec.weights is not None), spec.pool
         self.tokens = -(-h // 32) * -(-w // 32) if spec.pool == "grid" else 1
         self.points = nn.Conv2d(512, spec.keypoints, 1) if spec.pool == "keypoints" else None
-        self.leave, self.width = _map(2 * spec.keypoints if spec.pool == "keypoints" else 512, width)
+        self.leave, self.width = _output_layer(2 * spec.keypoints if spec.pool == "keypoints" else 512, width)
         # What ImageNet's pixels are scaled by, the habit of all pretrained weights.
         mean, std = (torch.tensor(v if channels == 3 else (0.5,) * channels).view(-1, 1, 1) for v in
                      ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -136,7 +136,7 @@ class _ResNet18(VisionNet):
     def forward(self, image):
         maps = self.body((image - self.mean) / self.std)
         if self.pool == "keypoints":
-            return self.leave(keypoints(self.points(maps))).unsqueeze(1)
+            return self.leave(spatial_softargmax(self.points(maps))).unsqueeze(1)
         cells = maps.flatten(2).transpose(1, 2)
         return self.leave(cells if self.pool == "grid" else cells.mean(1, keepdim=True))
 
@@ -146,7 +146,7 @@ class ResNet18Body(nn.Module):
 
     def __init__(self, channels: int = 3, fixed: bool = False):
         super().__init__()
-        norm = FixedBatchNorm if fixed else _groups
+        norm = FixedBatchNorm if fixed else _group_norm
         self.conv1, self.bn1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False), norm(64)
         for i, (a, b) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), start=1):
             setattr(self, f"layer{i}", nn.Sequential(_Residual(a, b, norm, 1 if a == b else 2), _Residual(b, b, norm)))
@@ -156,18 +156,18 @@ class ResNet18Body(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def pretrained(self, weights: str) -> None:
-        path = _file(weights)
+        path = _weights_file(weights)
         try:
             found = load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"expected a whole safetensors file, found {error}", where=path,
-                            do="name a safetensors file of a ResNet-18, or fetch it again") from None
+                            hint="name a safetensors file of a ResNet-18, or fetch it again") from None
         mine = self.state_dict()
         for name, tensor in mine.items():
             if name not in found or found[name].shape != tensor.shape:
                 have = tuple(found[name].shape) if name in found else "none"
                 raise UserError(f"expected a tensor {name!r} of shape {tuple(tensor.shape)}, found {have}", where=path,
-                                do="name the weights of a ResNet-18 with torchvision's names")
+                                hint="name the weights of a ResNet-18 with torchvision's names")
         self.load_state_dict({k: found[k].to(torch.float32) for k in mine})
 
 
@@ -183,12 +183,12 @@ class _Residual(nn.Module):
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.downsample(x))
 
 
-def _groups(channels: int) -> nn.GroupNorm:
+def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 16, channels)
 
 
 class FixedBatchNorm(nn.Module):
-    """Batch normalisation with fixed statistics and scales: batches of demonstrations are no sample of ImageNet."""
+    """Batch normalization with fixed statistics and scales: batches of demonstrations are no sample of ImageNet."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -201,26 +201,26 @@ class FixedBatchNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
 
 
-def _file(weights: str) -> Path:
+def _weights_file(weights: str) -> Path:
     """Where the safetensors file lies; fetched first if it is on the hub."""
     if not weights.startswith("hf://"):
         return Path(weights)
     owner, name, *file = weights.removeprefix("hf://").split("/", 2) if weights.count("/") > 2 else (None, None)
     if not name:
         raise UserError("expected hf://OWNER/NAME[@REVISION][/FILE], found less", where=weights,
-                        do="name a repository on the hub, or a file on this machine")
+                        hint="name a repository on the hub, or a file on this machine")
     try:
         from huggingface_hub import hf_hub_download
     except ModuleNotFoundError:
         raise UserError("fetching from the hub needs huggingface_hub, which is not installed", where=weights,
-                        do="pip install huggingface_hub, or fetch the file yourself and name its path") from None
+                        hint="pip install huggingface_hub, or fetch the file yourself and name its path") from None
     name, _, revision = name.partition("@")
     try:
         return Path(hf_hub_download(f"{owner}/{name}", file[0] if file else "model.safetensors",
                                     revision=revision or None))
     except Exception as error:
         raise UserError(f"could not fetch the pretrained weights ({type(error).__name__}: {error})", where=weights,
-                        do="check the address and the network, or name a local file") from error
+                        hint="check the address and the network, or name a local file") from error
 
 
 def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:

@@ -10,15 +10,17 @@ import numpy as np
 
 from ..core import UserError, role
 from ..data.episode import Dataset
-from ..data.formats.base import rows_of
+from ..data.formats.base import row_counts
 from ..files import whole_file
-from .page import frames, jpeg, runs, success, words
+from .html_page import decode_texts, encode_jpeg, episode_success, frames, text_runs
 
 Progress = Callable[[int, int], None]  # (episodes done, of)
-_HELD = 32_768  # numbers of a column that make a chunk
+_BATCH_ROWS = 32_768  # numbers of a column that make a chunk
 
 
-def write(file: Path | str, data: Dataset, *, title: str = "demonstrations", progress: Progress | None = None) -> Path:
+def write_rrd(
+    file: Path | str, data: Dataset, *, title: str = "demonstrations", progress: Progress | None = None
+) -> Path:
     """One .rrd file. Rows are counted from the first episode on, each episode taking one more than it has steps, for
     what was seen last: the timeline `row`, and `seconds` where the rate is known. A column is the entity of its name
     (/observation/state), whose lines have the names of its components; /episode and /step say where a row is, and the
@@ -29,25 +31,25 @@ def write(file: Path | str, data: Dataset, *, title: str = "demonstrations", pro
         import rerun as rr
     except ImportError:
         raise UserError("expected rerun-sdk to be installed, found it missing", where=file,
-                        do="pip install 'understudy[rerun]'") from None
+                        hint="pip install 'understudy[rerun]'") from None
     with whole_file(file) as part:
         out = rr.RecordingStream(f"understudy {title}")
         try:
             out.save(part)
-            _fill(rr, out, data, progress)
+            _log_episodes(rr, out, data, progress)
             out.flush()
         finally:
             out.disconnect()
     return Path(file)
 
 
-def _fill(rr, out, data: Dataset, progress: Progress | None) -> None:
-    lengths = rows_of(data) if len(data) else []
+def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
+    lengths = row_counts(data) if len(data) else []
     features = {n: f for n, f in (data.features() if len(data) else {}).items()
                 if role(n) != "index" or n == "timestamp"}
     paths = {n: "/" + "/".join(map(rr.escape_entity_path_part, n.split("."))) for n in features}
     for name, f in features.items():
-        if f.kind in ("vector", "choice") and f.names:
+        if f.kind in ("vector", "discrete") and f.names:
             out.log(paths[name], rr.SeriesLines(names=list(f.names)), static=True)
     held: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # numbers, of several episodes: a chunk costs 2 KB
 
@@ -63,14 +65,14 @@ def _fill(rr, out, data: Dataset, progress: Progress | None) -> None:
 
     def hold(path, rows, values) -> None:
         held.setdefault(path, []).append((rows, values.reshape(len(rows), -1).astype(np.float64)))
-        if sum(v.size for _, v in held[path]) >= _HELD:
+        if sum(v.size for _, v in held[path]) >= _BATCH_ROWS:
             release(path)
     first, begins = 0, []
     for e, (episode, n) in enumerate(zip(data, map(int, lengths), strict=True)):
         steps = np.arange(n)
         hold("/episode", first + steps, np.full(n, e))
         hold("/step", first + steps, steps)
-        ended = {True: ", success", False: ", failure", None: ""}[success(episode)]
+        ended = {True: ", success", False: ", failure", None: ""}[episode_success(episode)]
         begins.append((first, f"episode {e}: {n} steps{ended}"))
         for name, f in features.items():
             if f.kind == "image":
@@ -80,7 +82,7 @@ def _fill(rr, out, data: Dataset, progress: Progress | None) -> None:
                 continue
             values = np.asarray(episode.steps[name])
             if f.kind in ("text", "string"):
-                changes = runs(words(values))
+                changes = text_runs(decode_texts(values))
                 send(paths[name], [first + row for row, _ in changes],
                      rr.TextDocument.columns(text=[text for _, text in changes]))
             else:
@@ -98,7 +100,7 @@ def _batches(found: Iterator[tuple[Any, np.ndarray]], size: int = 64) -> Iterato
     rows: list[int] = []
     images: list[bytes] = []
     for which, image in found:
-        coded = jpeg(image)
+        coded = encode_jpeg(image)
         for row in np.atleast_1d(which).tolist():
             rows.append(row)
             images.append(coded)

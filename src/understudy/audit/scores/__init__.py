@@ -11,10 +11,19 @@ from collections.abc import Callable
 
 from ..base import Score
 from .alignment import Alignment
-from .choice import choose
-from .influence import Datamodel, Influence, Validated, soft_cap
+from .episode_stats import (
+    Brevity,
+    Criticality,
+    Motion,
+    Novelty,
+    Return,
+    Smoothness,
+    state_action_coverage,
+    trajectory_quality,
+)
+from .influence import Datamodel, Influence, ValidationWeights, soft_capped_counts
 from .information import MutualInformation
-from .neighbours import (
+from .neighbors import (
     ActionConsistency,
     ActionVariance,
     StateDiversity,
@@ -23,13 +32,37 @@ from .neighbours import (
     Typicality,
     Unimodality,
 )
-from .simple import Criticality, Length, Motion, Novelty, Return, Smoothness, coverage, quality
-from .trained import Compatibility, Expertise
+from .network_scores import Compatibility, Expertise
+from .selection import select_within_budget
 
-__all__ = ["SCORES", "TRAINED", "ActionConsistency", "ActionVariance", "Alignment", "Compatibility", "Criticality",
-           "Datamodel", "Expertise", "Influence", "Length", "Motion", "MutualInformation", "Novelty", "Return",
-           "Smoothness", "StateDiversity", "StateSimilarity", "Validated", "TransitionDiversity", "Typicality",
-           "Unimodality", "choose", "coverage", "quality", "soft_cap"]
+__all__ = [
+    "NETWORK_SCORES",
+    "SCORES",
+    "ActionConsistency",
+    "ActionVariance",
+    "Alignment",
+    "Compatibility",
+    "Criticality",
+    "Datamodel",
+    "Expertise",
+    "Brevity",
+    "Influence",
+    "Motion",
+    "MutualInformation",
+    "Novelty",
+    "Return",
+    "Smoothness",
+    "StateDiversity",
+    "StateSimilarity",
+    "TransitionDiversity",
+    "ValidationWeights",
+    "Typicality",
+    "Unimodality",
+    "select_within_budget",
+    "soft_capped_counts",
+    "state_action_coverage",
+    "trajectory_quality",
+]
 
 SCORES: dict[str, Callable[[], Score]] = {
     "action-variance": ActionVariance,
@@ -42,11 +75,11 @@ SCORES: dict[str, Callable[[], Score]] = {
     "unimodality": Unimodality,
     "novelty": Novelty,
     "return": Return,
-    "brevity": Length,
+    "brevity": Brevity,
     "smoothness": Smoothness,
     "motion": Motion,
     "compatibility": Compatibility,
     "expertise": Expertise,
     "alignment": Alignment,
 }
-TRAINED = frozenset({"compatibility", "expertise", "alignment"})  # seconds to minutes each
+NETWORK_SCORES = frozenset({"compatibility", "expertise", "alignment"})  # seconds to minutes each

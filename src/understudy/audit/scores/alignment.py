@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..base import StepScore
-from .table import Table
-from .trained import Networks
+from .network_scores import NetworkEnsemble
+from .step_table import StepTable
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,32 @@ class Alignment(StepScore):
 
     tolerance: int = 2
     frames: int = 40  # of each demonstration, that a cycle is made over
-    training: int = 400  # updates
-    dims: int = 16
-    voters: int = 40
+    n_updates: int = 400  # updates
+    n_components: int = 16
+    n_references: int = 40
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
     def steps(self, data):
-        table = Table.of(data, self.inputs)
+        table = StepTable.from_data(data, self.inputs)
         if (table.length > 0).sum() < 3:  # nobody to vote
             return table.split(np.full(len(table), np.nan))
-        walked = walk([e for e in self.embed(table) if len(e)], self.tolerance, self.voters, self.seed)
+        walked = aligned_steps([e for e in self.embed(table) if len(e)], self.tolerance, self.n_references, self.seed)
         return table.split(np.concatenate(walked).astype(float))
 
-    def embed(self, table: Table) -> list[np.ndarray]:
+    def embed(self, table: StepTable) -> list[np.ndarray]:
         """For each episode (T, dims), of length 1."""
         direction = table.action / np.maximum(np.linalg.norm(table.action, axis=1, keepdims=True), 1e-6)
         x = torch.as_tensor(np.concatenate([table.state, direction], 1))
         first = np.cumsum(table.length) - table.length
-        net = Networks(x.shape[1], self.dims, seed=self.seed)
+        net = NetworkEnsemble(x.shape[1], self.n_components, seed=self.seed)
         optim = torch.optim.Adam(net.parameters(), 1e-3)
         rng = np.random.default_rng(self.seed)
-        for _ in range(self.training):
+        for _ in range(self.n_updates):
             pairs = rng.choice(np.flatnonzero(table.length), (8, 2))
             at = np.stack([[first[e] + np.sort(rng.integers(0, table.length[e], self.frames)) for e in pair]
                            for pair in pairs])  # (8, 2, frames)
-            loss = cycle(*_pairs(net, x[at]))
+            loss = cycle_consistency_loss(*_sample_pairs(net, x[at]))
             optim.zero_grad()
             loss.backward()
             optim.step()
@@ -64,13 +64,13 @@ class Alignment(StepScore):
         return np.split(z, np.cumsum(table.length)[:-1])
 
 
-def _pairs(net: Networks, x: Tensor) -> tuple[Tensor, Tensor]:
+def _sample_pairs(net: NetworkEnsemble, x: Tensor) -> tuple[Tensor, Tensor]:
     """(P, 2, F, D) -> twice (P, F, dims)."""
     z = net(x.flatten(0, 2))[0].unflatten(0, x.shape[:3])
     return z[:, 0], z[:, 1]
 
 
-def cycle(u: Tensor, v: Tensor) -> Tensor:
+def cycle_consistency_loss(u: Tensor, v: Tensor) -> Tensor:
     """(P, F, D) each. How far from its own place, in shares of the whole, the way from a step of u to its soft nearest
     in v and back leads: mean of squares."""
     there = torch.softmax(-(u.unsqueeze(2) - v.unsqueeze(1)).square().sum(-1), -1) @ v
@@ -79,7 +79,9 @@ def cycle(u: Tensor, v: Tensor) -> Tensor:
     return ((back @ place - place) / u.shape[1]).square().mean()
 
 
-def walk(embedded: Sequence[np.ndarray], tolerance: int = 2, voters: int = 40, seed: int = 0) -> list[np.ndarray]:
+def aligned_steps(
+    embedded: Sequence[np.ndarray], tolerance: int = 2, voters: int = 40, seed: int = 0
+) -> list[np.ndarray]:
     """For each demonstration (T,) bool: the steps that its pointer visits."""
     n = len(embedded)
     place = np.zeros(n, int)

@@ -14,8 +14,8 @@ from ...core import UserError
 from ...data.episode import Dataset
 from ...policy import Policy
 from ..base import Score
-from .table import Table
-from .trained import Networks
+from .network_scores import NetworkEnsemble
+from .step_table import StepTable
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,23 @@ class Datamodel(Score):
     closed-loop success. Its error is about that of one worth times sqrt(4 / fits): take as many fits as episodes, at
     least."""
 
-    worth: Callable[[Dataset], float]
-    fits: int = 64
-    share: float = 0.5
+    value: Callable[[Dataset], float]
+    n_subsets: int = 64
+    subset_fraction: float = 0.5
     ridge: float = 1.0
     seed: int = 0
 
     def __call__(self, data):
         rng, n = np.random.default_rng(self.seed), len(data)
-        size = min(max(round(self.share * n), 1), n)
-        chosen = np.zeros((self.fits, n))
+        size = min(max(round(self.subset_fraction * n), 1), n)
+        chosen = np.zeros((self.n_subsets, n))
         for row in chosen:
             row[rng.choice(n, size, replace=False)] = 1
-        worth = np.array([self.worth(data.pick(np.flatnonzero(row))) for row in chosen])
+        worth = np.array([self.value(data.select(np.flatnonzero(row))) for row in chosen])
         x, y = chosen - chosen.mean(0), worth - worth.mean()
-        return np.linalg.solve(x.T @ x + self.ridge * self.share * (1 - self.share) * np.eye(n), x.T @ y)
+        return np.linalg.solve(
+            x.T @ x + self.ridge * self.subset_fraction * (1 - self.subset_fraction) * np.eye(n), x.T @ y
+        )
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,15 @@ class Influence(Score):
 
     policy: Policy
     rollouts: Dataset
-    windows: int = 256  # of each episode, at most
+    n_windows: int = 256  # of each episode, at most
     seed: int = 0
 
     def __call__(self, data):
-        outcome = np.array([float(e.meta["success"]) if "success" in e.meta else
+        outcome = np.array([float(e.metadata["success"]) if "success" in e.metadata else
                             float(np.sum(e.steps["next.reward"])) for e in self.rollouts])
         if not np.ptp(outcome) > 0:
             raise UserError("expected rollouts of which some did better than others, found all alike",
-                            where="Influence", do="roll out more, or on harder starts")
+                            where="Influence", hint="roll out more, or on harder starts")
         weight = (outcome - outcome.mean()) / outcome.std()
         policy, was = self.policy, self.policy.training
         policy.eval()
@@ -73,11 +75,11 @@ class Influence(Score):
 
     def _gradient(self, data, number):
         policy = self.policy
-        windows = policy.windows(data.pick([number]))
+        windows = policy.windows(data.select([number]))
         rng = np.random.default_rng(self.seed)
         at = np.arange(len(windows))
-        if len(at) > self.windows:
-            at = rng.choice(at, self.windows, replace=False)
+        if len(at) > self.n_windows:
+            at = rng.choice(at, self.n_windows, replace=False)
         batch = windows.gather(at, rng).to(policy.device)
         loss = policy.loss(batch, Generator(policy.device).manual_seed(self.seed)).sum() / batch.mask.sum()
         weights = [p for p in policy.parameters() if p.requires_grad]
@@ -87,7 +89,7 @@ class Influence(Score):
 
 
 @dataclass(frozen=True)
-class Validated(Score):
+class ValidationWeights(Score):
     """The log weight that makes training on the weighted data do best on `test`, episodes known to be good: each
     update of a small regression is done on a batch weighted by a softmax, the loss on `test` after it is differentiated
     through the update, and the weights follow (FLYT, Shechter and Carmon 2025, Filter Like You Test, in the small: a
@@ -97,37 +99,37 @@ class Validated(Score):
     """
 
     test: Dataset
-    mix: tuple[Score, ...] = ()
-    training: int = 600  # updates
-    batch: int = 256
-    rate: float = 0.5  # of the update that is differentiated
+    base_scores: tuple[Score, ...] = ()
+    n_updates: int = 600  # updates
+    batch_size: int = 256
+    lr: float = 0.5  # of the update that is differentiated
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
     def __call__(self, data):
-        table = Table.of(data, self.inputs)
-        test = Table.of(self.test, like=table)
-        x, y, tx, ty = (torch.as_tensor(v) for v in (table.state, table.action, test.state[test.whole],
-                                                     test.action[test.whole]))
-        episode, whole = torch.as_tensor(table.episode), torch.as_tensor(np.flatnonzero(table.whole))
-        given = torch.as_tensor(np.stack([_ranks(s(data)) for s in self.mix], 1), dtype=torch.float32) \
-            if self.mix else torch.eye(len(data))
+        table = StepTable.from_data(data, self.inputs)
+        test = StepTable.from_data(self.test, like=table)
+        x, y, tx, ty = (torch.as_tensor(v) for v in (table.state, table.action, test.state[test.is_complete],
+                                                     test.action[test.is_complete]))
+        episode, whole = torch.as_tensor(table.episode), torch.as_tensor(np.flatnonzero(table.is_complete))
+        given = torch.as_tensor(np.stack([_scaled_ranks(s(data)) for s in self.base_scores], 1), dtype=torch.float32) \
+            if self.base_scores else torch.eye(len(data))
         logits = torch.zeros(given.shape[1], requires_grad=True)
-        net = Networks(x.shape[1], y.shape[1], seed=self.seed)
+        net = NetworkEnsemble(x.shape[1], y.shape[1], seed=self.seed)
         theta = {k: v.detach().clone() for k, v in net.named_parameters()}
         rng, optim = Generator().manual_seed(self.seed), torch.optim.Adam([logits], 0.05)
 
         def losses(weights, x, y):
             return (functional_call(net, weights, (x,))[0] - y).square().mean(1)
 
-        for _ in range(self.training):
-            at = whole[torch.randint(len(whole), (self.batch,), generator=rng)]
+        for _ in range(self.n_updates):
+            at = whole[torch.randint(len(whole), (self.batch_size,), generator=rng)]
             theta = {k: v.requires_grad_() for k, v in theta.items()}
             share = torch.softmax((given @ logits)[episode[at]], 0)
             slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()),
                                         create_graph=True)
-            after = {k: v - self.rate * g for (k, v), g in zip(theta.items(), slope, strict=True)}
-            some = torch.randint(len(tx), (self.batch,), generator=rng)
+            after = {k: v - self.lr * g for (k, v), g in zip(theta.items(), slope, strict=True)}
+            some = torch.randint(len(tx), (self.batch_size,), generator=rng)
             outer = losses(after, tx[some], ty[some]).mean()
             optim.zero_grad()
             (logits.grad,) = torch.autograd.grad(outer, [logits])
@@ -136,7 +138,7 @@ class Validated(Score):
         return (given @ logits).detach().double().numpy()
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def _scaled_ranks(values: np.ndarray) -> np.ndarray:
     """From -1 to 1; what is no number is in the middle."""
     good = np.isfinite(values)
     out = np.zeros(len(values))
@@ -144,7 +146,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def soft_cap(logits: np.ndarray, count: int, penalty: float = 0.15, seed: int = 0) -> np.ndarray:
+def soft_capped_counts(logits: np.ndarray, count: int, penalty: float = 0.15, seed: int = 0) -> np.ndarray:
     """(E,) how often each is taken in `count` draws by softmax(logits), where every time that one is taken its logit
     falls by `penalty`: the good ones more often, but not without end (Soft Cap Sampling, Shechter and Carmon 2025)."""
     rng, logits = np.random.default_rng(seed), np.array(logits, float)

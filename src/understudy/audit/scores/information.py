@@ -8,16 +8,16 @@ import numpy as np
 from scipy.special import digamma
 
 from ..base import StepScore
-from .table import Table, principal
+from .step_table import StepTable, principal_components
 
 
-def contributions(x: np.ndarray, y: np.ndarray, counts: tuple[int, ...] = (5, 6, 7)) -> np.ndarray:
+def mutual_information_terms(x: np.ndarray, y: np.ndarray, counts: tuple[int, ...] = (5, 6, 7)) -> np.ndarray:
     """(n,) in nats, whose mean is the estimate of the mutual information of x (n, X) and y (n, Y): the first estimator
     of Kraskov, Stoegbauer and Grassberger 2004, by the greatest coordinate's distance, averaged over several numbers of
-    neighbours."""
+    neighbors."""
     n = len(x)
-    far_x, far_y = _distance(x), _distance(y)
-    np.fill_diagonal(far_x, np.inf)  # nobody is his own neighbour
+    far_x, far_y = _max_norm_distance(x), _max_norm_distance(y)
+    np.fill_diagonal(far_x, np.inf)  # nobody is his own neighbor
     np.fill_diagonal(far_y, np.inf)
     both = np.partition(np.maximum(far_x, far_y), max(counts) - 1, axis=1)
     both.sort(1) if both.shape[1] <= 64 else both[:, : max(counts)].sort(1)
@@ -29,7 +29,7 @@ def contributions(x: np.ndarray, y: np.ndarray, counts: tuple[int, ...] = (5, 6,
     return total / len(counts)
 
 
-def _distance(x: np.ndarray) -> np.ndarray:
+def _max_norm_distance(x: np.ndarray) -> np.ndarray:
     out = np.zeros((len(x), len(x)), x.dtype)
     for column in x.T:
         np.maximum(out, np.abs(column[:, None] - column), out=out)
@@ -45,26 +45,29 @@ class MutualInformation(StepScore):
     than `dims` components, their principal ones. Steps are compared in random groups of `group`, in `rounds` draws with
     `seed`; contributions beyond the 1st and 99th percentile count as those."""
 
-    counts: tuple[int, ...] = (5, 6, 7)
-    dims: int = 8
-    group: int = 1024
-    rounds: int = 1
+    n_neighbors: tuple[int, ...] = (5, 6, 7)
+    n_components: int = 8
+    group_size: int = 1024
+    n_rounds: int = 1
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
     def steps(self, data):
-        table = Table.of(data, self.inputs)
+        table = StepTable.from_data(data, self.inputs)
         rng = np.random.default_rng(self.seed)
-        # Equal values would be nearer to each other than any neighbour: the estimator is for continuous ones.
-        x, y = (principal(v, self.dims) + 1e-6 * rng.standard_normal((len(v), min(self.dims, v.shape[1])))
-                for v in (table.state, table.action))
+        # Equal values would be nearer to each other than any neighbor: the estimator is for continuous ones.
+        x, y = (
+            principal_components(v, self.n_components)
+            + 1e-6 * rng.standard_normal((len(v), min(self.n_components, v.shape[1])))
+            for v in (table.state, table.action)
+        )
         x, y = x.astype(np.float32), y.astype(np.float32)
-        some = np.flatnonzero(table.whole)
-        if len(some) <= max(self.counts):
+        some = np.flatnonzero(table.is_complete)
+        if len(some) <= max(self.n_neighbors):
             return table.split(np.full(len(table), np.nan))
         total = np.zeros(len(table))
-        for _ in range(self.rounds):
+        for _ in range(self.n_rounds):
             rng.shuffle(some)
-            for part in np.array_split(some, -(-len(some) // self.group)):
-                total[part] += contributions(x[part], y[part], self.counts) / self.rounds
+            for part in np.array_split(some, -(-len(some) // self.group_size)):
+                total[part] += mutual_information_terms(x[part], y[part], self.n_neighbors) / self.n_rounds
         return table.split(np.clip(total, *np.percentile(total[some], [1, 99])))

@@ -1,6 +1,7 @@
 """One file a format. `open_dataset` recognises a source by what is in it, `write_dataset` writes any that can be.
 
-A format that is read has a function `open_NAME(path) -> Dataset`, whose episodes are `Episodes` of a `Source`. One that
+A format that is read has a function `open_NAME(path) -> Dataset`, whose episodes are `SourceEpisodes` of a `Source`.
+One that
 is written has `holds(data) -> Holds` and `write(data, path)`. Both are imported when they are used, so that what reads
 HDF5 is needed by nobody else.
 """
@@ -19,15 +20,28 @@ import numpy as np
 from ...core import UserError
 from .. import cache, video
 from ..episode import Dataset
-from . import lerobot, npz, remote, side
-from .base import Episodes, Framed, Progress, cameras
+from . import lerobot, npz, remote, sidecar
+from .base import DecodedFramesSource, Progress, SourceEpisodes, camera_names
 from .describe import check_finite, describe
-from .sniff import find, sniff
+from .detection import detect_format, format_of
 
-__all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot", "look", "losses", "npz",
-           "open_dataset", "sniff", "with_frames", "write_dataset"]
+__all__ = [
+    "WRITERS",
+    "DecodingCost",
+    "check_finite",
+    "conversion_losses",
+    "decode_frames",
+    "describe",
+    "format_of",
+    "frame_cost",
+    "lerobot",
+    "npz",
+    "open_dataset",
+    "preview_dataset",
+    "write_dataset",
+]
 
-_READS = {  # what `sniff` says -> module, function
+_READERS = {  # what `sniff` says -> module, function
     "lerobot": ("lerobot", "open_lerobot"),
     "npz": ("npz", "open_npz"),
     "npz-folder": ("folder", "open_npz_folder"),
@@ -44,7 +58,7 @@ _READS = {  # what `sniff` says -> module, function
     "overcooked": ("overcooked", "open_overcooked"),
     "view": (".views", "open_view"),
 }
-WRITES = {  # what `convert --to` takes -> module
+WRITERS = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",
     "lerobot-v2.1": "lerobot_v21",
     "robomimic": "robomimic",
@@ -71,57 +85,57 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
     topics of bags to columns, which they need: mapping.py).
     """
     given = path
-    path, kind = find(remote.local(path))
-    module, function = _READS[kind]
+    path, kind = detect_format(remote.local_path(path))
+    module, function = _READERS[kind]
     read = getattr(import_module(f".{module}", __package__), function)
     options = {name: value for name, value in options.items() if value is not None}
     if unknown := options.keys() - signature(read).parameters.keys():
-        raise UserError(f"{kind} data are opened without {', '.join(sorted(unknown))}", where=path, do="leave it out")
-    data = side.opened(path, read(path, **options))
-    if at := remote.address(given):
-        data = Dataset(data._episodes, {**data.facts, "path": at})
-    return data if image_size is None else with_frames(data, image_size, progress)
+        raise UserError(f"{kind} data are opened without {', '.join(sorted(unknown))}", where=path, hint="leave it out")
+    data = sidecar.apply_sidecar(path, read(path, **options))
+    if at := remote.url_of(given):
+        data = Dataset(data._episodes, {**data.metadata, "path": at})
+    return data if image_size is None else decode_frames(data, image_size, progress)
 
 
-def look(path: str | Path, mapping: str | Path | Mapping | None = None, **options) -> Dataset:
+def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = None, **options) -> Dataset:
     """As `open_dataset`, for those that only look: bags need no mapping, and may have no episode. Without one they
     are read under the mapping that is proposed for them, facts["mapping"]."""
-    place, kind = find(remote.local(path))
+    place, kind = detect_format(remote.local_path(path))
     if mapping is None and kind == "bags":
         from . import bags
 
-        return bags.look(place)
+        return bags.preview_bags(place)
     return open_dataset(path, mapping=mapping, **options)
 
 
-def losses(data: Dataset, to: str, **options) -> list[side.Loss]:
+def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.ConversionLoss]:
     """What of these data format `to` cannot hold by itself. `options` are those of its `write`."""
-    return side.losses(data, _module(to).holds(data, **options))
+    return sidecar.conversion_losses(data, _format_module(to).capability(data, **options))
 
 
 def write_dataset(data: Dataset, path: str | Path, to: str = "lerobot", **options) -> None:
     """A new file or folder in format `to`, there whole or not at all, and with it what the format has no place for
     (side.py). Raises UserError where something is there already."""
-    _module(to).write(data, Path(path), **options)
+    _format_module(to).write(data, Path(path), **options)
 
 
-def _module(to):
-    if to not in WRITES:
-        raise UserError(f"expected one of {', '.join(WRITES)}, found {to!r}", do="choose a format that is written")
-    return import_module(f".{WRITES[to]}", __package__)
+def _format_module(to):
+    if to not in WRITERS:
+        raise UserError(f"expected one of {', '.join(WRITERS)}, found {to!r}", hint="choose a format that is written")
+    return import_module(f".{WRITERS[to]}", __package__)
 
 
-def with_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
+def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
     """`data`, as it was opened, with its cameras decoded once to `image_size` (see video.resize)."""
-    source = _source(data)
-    if not cameras(source.schema):
+    source = _column_source(data)
+    if not camera_names(source.schema):
         return data
-    framed = Framed(source, video.size_of(image_size), data.facts["path"], progress)
-    return Dataset(Episodes(framed, data._episodes.numbers), data.facts)
+    framed = DecodedFramesSource(source, video.parse_image_size(image_size), data.metadata["path"], progress)
+    return Dataset(SourceEpisodes(framed, data._episodes.indices), data.metadata)
 
 
 @dataclass(frozen=True)
-class Cost:
+class DecodingCost:
     """What decoding all frames takes: bytes on disk, and seconds on this machine (0 where it has been done)."""
 
     frames: int
@@ -129,24 +143,24 @@ class Cost:
     seconds: float
 
 
-def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> Cost:
+def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost:
     """Beforehand. The seconds are measured on the first episode with frames, so that it takes as long as that does."""
-    source, size = _source(data), video.size_of(image_size)
-    names = cameras(source.schema)
+    source, size = _column_source(data), video.parse_image_size(image_size)
+    names = camera_names(source.schema)
     frames = sum(int(source.rows(n).sum()) for n in names)
     total = sum(int(source.rows(n).sum()) * size[0] * size[1] * source.schema[n].shape[2] for n in names)
-    if not names or cache.has(Framed.key_of(source, size)):
-        return Cost(frames, total, 0.0)
+    if not names or cache.contains(DecodedFramesSource.cache_key(source, size)):
+        return DecodingCost(frames, total, 0.0)
     began, seen = time.perf_counter(), 0
     for name in names:
         for _, image in source.frames(name, int(np.argmax(source.rows(name) > 0))):
             video.resize(image, size)
             seen += 1
-    return Cost(frames, total, (time.perf_counter() - began) * frames / seen)
+    return DecodingCost(frames, total, (time.perf_counter() - began) * frames / seen)
 
 
-def _source(data: Dataset):
-    if not isinstance(data._episodes, Episodes):
+def _column_source(data: Dataset):
+    if not isinstance(data._episodes, SourceEpisodes):
         raise UserError("expected a data set as it was opened, found one that was changed since",
-                        do="decode the frames first: Dataset.open(path, image_size=...)")
+                        hint="decode the frames first: Dataset.open(path, image_size=...)")
     return data._episodes.source

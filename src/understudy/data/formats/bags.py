@@ -17,21 +17,21 @@ import numpy as np
 from ...core import Feature, UserError, role
 from .. import cache
 from ..episode import Dataset
-from . import logs as streams
-from . import mapping as maps
-from .base import Episodes, Source
-from .logs import Log
-from .mapping import Column, Map
+from . import message_logs as streams
+from . import topic_mapping as maps
+from .base import ColumnSource, SourceEpisodes
+from .message_logs import MessageLog
+from .topic_mapping import ColumnMapping, TopicMapping
 
-_APART = 1.0  # s between header stamps and the times logged that deserve a word
-_LISTED = 5  # gaps that are said one by one
+_MAX_CLOCK_DIFFERENCE = 1.0  # s between header stamps and the times logged that deserve a word
+_MAX_LISTED = 5  # gaps that are said one by one
 
 
-class Unmapped(UserError):
+class MappingMismatch(UserError):
     """Messages do not hold what the mapping says of a column."""
 
-    def __init__(self, column: str, what: str, **more):
-        super().__init__(what, **more)
+    def __init__(self, column: str, problem: str, **more):
+        super().__init__(problem, **more)
         self.column = column
 
 
@@ -40,35 +40,38 @@ def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None)
     path = Path(path)
     if mapping is None:
         raise UserError("expected a mapping from topics to columns, which a recording of messages needs, found none",
-                        where=path, do=f"understudy inspect {path} --json > map.json proposes one; correct it, and "
+                        where=path, hint=f"understudy inspect {path} --json > map.json proposes one; correct it, and "
                         "give it with --map map.json, or as Dataset.open(path, mapping=...)")
-    source = Bags(path, streams.logs(path), maps.read(mapping))
+    source = BagSource(path, streams.open_logs(path), maps.read_mapping(mapping))
     if not len(source.lengths):
         raise UserError("expected rows that have all columns of the mapping, found none"
-                        + "".join(f"\n  {w}" for w in source.facts["warnings"]), where=path,
-                        do="allow a larger age, or leave the column out that is missing")
-    return Dataset(Episodes(source), source.facts)
+                        + "".join(f"\n  {w}" for w in source.metadata["warnings"]), where=path,
+                        hint="allow a larger age, or leave the column out that is missing")
+    return Dataset(SourceEpisodes(source), source.metadata)
 
 
-def look(path: Path) -> Dataset:
+def preview_bags(path: Path) -> Dataset:
     """Under the mapping that is proposed, which is facts["mapping"]; it may have no episode at all. Columns that
     cannot be read after all are left out, and facts["warnings"] says why."""
     path = Path(path)
-    recordings = streams.logs(path)
-    mapping, left = propose(recordings)
+    recordings = streams.open_logs(path)
+    mapping, left = propose_mapping(recordings)
     while True:
         try:
-            source = Bags(path, recordings, mapping, left)
-            return Dataset(Episodes(source), source.facts)
-        except Unmapped as error:
-            left = [*left, f"{error.column} of topic {mapping.columns[error.column].topic} is left out: {error.what}"]
+            source = BagSource(path, recordings, mapping, left)
+            return Dataset(SourceEpisodes(source), source.metadata)
+        except MappingMismatch as error:
+            left = [
+                *left,
+                f"{error.column} of topic {mapping.columns[error.column].topic} is left out: {error.problem}",
+            ]
             kept = {n: c for n, c in mapping.columns.items() if n != error.column}
             mapping = replace(mapping, columns=kept)
 
 
-def propose(recordings: list[Log]) -> tuple[Map, list[str]]:
+def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[str]]:
     """A mapping of the topics of these recordings, and what it leaves out. Reads every message's time."""
-    topics: dict[str, maps.Topic] = {}
+    topics: dict[str, maps.TopicSummary] = {}
     absent = {t: log.path.name for log in recordings for g in recordings for t in g.types if t not in log.types}
     for log in recordings:
         for name, type in log.types.items():
@@ -77,12 +80,12 @@ def propose(recordings: list[Log]) -> tuple[Map, list[str]]:
             message, stamps, count = None, np.empty(0, np.int64), log.counts.get(name, 0)
             if count and name not in log.undecoded:
                 message = next((m for _, _, m in log.messages([name])), None)
-                stamps = np.sort(_Scan.of(log, [name]).stamps[name]) / 1e9
-            topics[name] = maps.Topic(name, type, count, stamps, message, streams.is_image(type),
+                stamps = np.sort(_RecordingScan.from_log(log, [name]).stamps[name]) / 1e9
+            topics[name] = maps.TopicSummary(name, type, count, stamps, message, streams.is_image(type),
                                       log.undecoded.get(name, ""))
     records = {n: {k: v for k, v in r.items() if all(k in log.metadata.get(n, ()) for log in recordings)}
                for log in recordings[:1] for n, r in log.metadata.items()}
-    mapping, left = maps.propose(list(topics.values()), records)
+    mapping, left = maps.propose_mapping(list(topics.values()), records)
     return mapping, [*(f"topic {t} is not in {name}; it is left out" for t, name in absent.items()), *left]
 
 
@@ -90,7 +93,7 @@ def propose(recordings: list[Log]) -> tuple[Map, list[str]]:
 
 
 @dataclass(frozen=True)
-class _Scan:
+class _RecordingScan:
     """What was read of a recording. times: logged, by topic, in the order of the messages. stamps: by which they are
     joined, likewise. begins: of each topic that is one video, which of its packets need none before them. values: of
     each column that is no image."""
@@ -101,48 +104,48 @@ class _Scan:
     values: Mapping[str, np.ndarray]
 
     @staticmethod
-    def of(log: Log, topics: list[str], columns: Mapping[str, Column] | None = None,
+    def from_log(log: MessageLog, topics: list[str], columns: Mapping[str, ColumnMapping] | None = None,
            schema: Mapping[str, Feature] | None = None, by: str = "header",
-           paths: Mapping[str, tuple[str, ...]] | None = None) -> _Scan:
+           paths: Mapping[str, tuple[str, ...]] | None = None) -> _RecordingScan:
         """From the cache, or read once. Raises Unmapped."""
         columns, schema, paths = columns or {}, schema or {}, paths or {}
         columns = {n: c for n, c in columns.items() if c.topic in topics and schema[n].kind != "image"}
         topics = sorted(t for t in topics if log.counts.get(t))
-        key = cache.digest("bags", 2, log.key, topics, by, {n: c.document() for n, c in columns.items()},
+        key = cache.json_digest("bags", 2, log.key, topics, by, {n: c.to_json() for n, c in columns.items()},
                            {n: [f.dtype, f.shape] for n, f in schema.items()}, paths)
         size = sum(17 * log.counts[t] for t in topics) + sum(
             log.counts.get(c.topic, 0) * (schema[n].size * 8 if schema[n].kind != "string" else 256)
             for n, c in columns.items()) + 8
-        found = cache.arrays(key, size, lambda part: _build(log, topics, columns, schema, by, paths, part),
+        found = cache.memmap_arrays(key, size, lambda part: _build(log, topics, columns, schema, by, paths, part),
                              str(log.path))
         kinds = {k: {n.partition("/")[2]: a for n, a in found.items() if n.startswith(f"{k}/")}
                  for k in ("time", "stamp", "begin", "value")}
-        return _Scan(kinds["time"], kinds["stamp"], kinds["begin"], kinds["value"])
+        return _RecordingScan(kinds["time"], kinds["stamp"], kinds["begin"], kinds["value"])
 
 
-def _build(log: Log, topics, columns, schema, by, paths, part: Path) -> None:
+def _build(log: MessageLog, topics, columns, schema, by, paths, part: Path) -> None:
     counts = {t: log.counts[t] for t in topics}
-    times = {t: cache.create(part, f"time/{t}", (n,), np.int64) for t, n in counts.items()}
-    stamps = {t: cache.create(part, f"stamp/{t}", (n,), np.int64) for t, n in counts.items()}
-    begins = {t: cache.create(part, f"begin/{t}", (n,), np.bool_) for t, n in counts.items()
-              if streams.is_film(log.types[t])}
-    cache.create(part, "nothing", (1,), np.int64)  # an entry has at least one array
+    times = {t: cache.create_array(part, f"time/{t}", (n,), np.int64) for t, n in counts.items()}
+    stamps = {t: cache.create_array(part, f"stamp/{t}", (n,), np.int64) for t, n in counts.items()}
+    begins = {t: cache.create_array(part, f"begin/{t}", (n,), np.bool_) for t, n in counts.items()
+              if streams.is_video(log.types[t])}
+    cache.create_array(part, "nothing", (1,), np.int64)  # an entry has at least one array
     texts = {n: [] for n in columns if schema[n].kind == "string"}
-    values = {n: cache.create(part, f"value/{n}", (counts.get(c.topic, 0), *schema[n].shape), schema[n].dtype)
+    values = {n: cache.create_array(part, f"value/{n}", (counts.get(c.topic, 0), *schema[n].shape), schema[n].dtype)
               for n, c in columns.items() if n not in texts}
     of_topic = {t: [n for n, c in columns.items() if c.topic == t] for t in topics}
     seen, headed = dict.fromkeys(topics, 0), dict.fromkeys(topics, by == "header")
     for topic, time, message in log.messages(topics):
-        i, said = seen[topic], streams.stamp(message) if headed[topic] else None
+        i, said = seen[topic], streams.message_time(message) if headed[topic] else None
         if i == counts[topic]:
             raise UserError(f"expected {counts[topic]} messages, as its index says, found more",
-                            where=f"{log.path}, topic {topic}", do="make its index anew (ros2 bag reindex)")
+                            where=f"{log.path}, topic {topic}", hint="make its index anew (ros2 bag reindex)")
         headed[topic] = said is not None
         times[topic][i], stamps[topic][i], seen[topic] = time, said or 0, i + 1
         if topic in begins:
-            begins[topic][i] = streams.begins(message)
+            begins[topic][i] = streams.is_key_frame(message)
         for name in of_topic[topic]:
-            found = _value(log, name, columns[name], schema[name], message, i, paths.get(name))
+            found = _message_value(log, name, columns[name], schema[name], message, i, paths.get(name))
             if name in texts:
                 texts[name].append(found)
             else:
@@ -150,28 +153,34 @@ def _build(log: Log, topics, columns, schema, by, paths, part: Path) -> None:
     for topic, n in seen.items():
         if n < counts[topic]:
             raise UserError(f"expected {counts[topic]} messages, as its index says, found {n}",
-                            where=f"{log.path}, topic {topic}", do="make its index anew (ros2 bag reindex)")
+                            where=f"{log.path}, topic {topic}", hint="make its index anew (ros2 bag reindex)")
         if not headed[topic]:  # never two clocks in one topic
             stamps[topic][:] = times[topic]
     for name, found in texts.items():
         array = np.array(found or [""], np.str_)
-        cache.create(part, f"value/{name}", array.shape, array.dtype)[:] = array
+        cache.create_array(part, f"value/{name}", array.shape, array.dtype)[:] = array
 
 
-def _value(log, name, column, feature, message, i, order):
+def _message_value(log, name, column, feature, message, i, order):
     """Of one message; as wide as the first was. Raises Unmapped."""
     where = f"{log.path}, topic {column.topic}, message {i}"
     try:
-        found = maps.value(message, name, column, order)
-    except maps.Mismatch as error:
-        raise Unmapped(name, str(error), where=where, do="correct field, names or indices of the mapping") from None
+        found = maps.column_value(message, name, column, order)
+    except maps.MessageMismatch as error:
+        raise MappingMismatch(
+            name, str(error), where=where, hint="correct field, names or indices of the mapping"
+        ) from None
     if isinstance(found, str) != (feature.kind == "string"):
-        raise Unmapped(name, f"expected {'text' if feature.kind == 'string' else 'numbers'} as in the first message, "
-                       f"found {'text' if isinstance(found, str) else 'numbers'}", where=where,
-                       do="leave the column out")
+        raise MappingMismatch(
+            name,
+            f"expected {'text' if feature.kind == 'string' else 'numbers'} as in the first message, "
+            f"found {'text' if isinstance(found, str) else 'numbers'}",
+            where=where,
+            hint="leave the column out",
+        )
     if not isinstance(found, str) and found.shape != feature.shape:
-        raise Unmapped(name, f"expected the shape {feature.shape} of the first message, found {found.shape}",
-                       where=where, do="choose components that are always there, by names or indices")
+        raise MappingMismatch(name, f"expected the shape {feature.shape} of the first message, found {found.shape}",
+                       where=where, hint="choose components that are always there, by names or indices")
     return found
 
 
@@ -179,42 +188,44 @@ def _value(log, name, column, feature, message, i, order):
 
 
 @dataclass
-class _Joined:
+class _AlignedRecording:
     """A recording on its clock. ticks (T,) ns, those that are in an episode. below, above (T,): the messages of each
     column, as they lie in it."""
 
-    log: Log
-    scan: _Scan
+    log: MessageLog
+    scan: _RecordingScan
     ticks: np.ndarray
     below: dict[str, np.ndarray]
     above: dict[str, np.ndarray]
 
 
-class Bags(Source):
-    def __init__(self, path: Path, recordings: list[Log], mapping: Map, left: list[str] | None = None):
+class BagSource(ColumnSource):
+    def __init__(self, path: Path, recordings: list[MessageLog], mapping: TopicMapping, left: list[str] | None = None):
         self.path, self.mapping = path, mapping
-        self._warnings: list[str] = [*(f"{log.cut}; what is there was read" for log in recordings if log.cut),
-                                     *(left or [])]
+        self._warnings: list[str] = [
+            *(f"{log.truncation}; what is there was read" for log in recordings if log.truncation),
+            *(left or []),
+        ]
         self._metadata = [log.metadata for log in recordings]
         self._check(recordings)
         self._paths: dict[str, tuple[str, ...]] = {}  # of the numbers of each column, where a structure has them
         self.schema = self._features(recordings)
-        self.key = cache.digest("bags", [log.key for log in recordings], mapping.document())
-        self._joined: list[_Joined] = []
+        self.key = cache.json_digest("bags", [log.key for log in recordings], mapping.to_json())
+        self._joined: list[_AlignedRecording] = []
         parts = []  # (recording, first tick, rows, has a last row)
         for number, log in enumerate(recordings):
             joined, found = self._join(log)
             self._joined.append(joined)
             parts += [(number, *p) for p in found]
         table = np.array(parts, np.int64).reshape(-1, 4)
-        self._log, self._first, self.lengths, self._more = table.T
+        self._log, self._first, self.lengths, self._has_last_row = table.T
         kinds = list(dict.fromkeys(log.kind for log in recordings))
-        self.facts = {"format": kinds[0] if kinds else "mcap", "version": "", "path": str(path), "fps": self._fps(),
-                      "robot_type": None, "warnings": self._warnings, "mapping": mapping.document(),
+        self.metadata = {"format": kinds[0] if kinds else "mcap", "version": "", "path": str(path), "fps": self._fps(),
+                      "robot_type": None, "warnings": self._warnings, "mapping": mapping.to_json(),
                       "topics": [{"name": t, "type": log.types[t], "messages": sum(
                           g.counts.get(t, 0) for g in recordings)} for t, log in {
                               t: log for log in reversed(recordings) for t in log.types}.items()],
-                      "cut": [str(log.path) for log in recordings if log.cut]}
+                      "cut": [str(log.path) for log in recordings if log.truncation]}
 
     def _check(self, recordings):
         for log in recordings:
@@ -222,16 +233,16 @@ class Bags(Source):
             for key, topic in [*named, ("clock", self.mapping.clock), ("episodes", self.mapping.episodes)]:
                 if topic is not None and topic not in log.types:
                     raise UserError(f"expected a topic {topic!r}, which the mapping names in {key}, found "
-                                    f"{', '.join(log.types) or 'none'}", where=log.path, do="correct the mapping")
+                                    f"{', '.join(log.types) or 'none'}", where=log.path, hint="correct the mapping")
                 if topic is not None and topic in log.undecoded:
                     raise UserError(f"expected messages that can be decoded, found {log.undecoded[topic]}",
-                                    where=f"{log.path}, topic {topic}", do="leave the topic out of the mapping")
+                                    where=f"{log.path}, topic {topic}", hint="leave the topic out of the mapping")
             for name, c in self.mapping.columns.items():
                 record = log.metadata.get(c.metadata, {})
                 if c.metadata is not None and c.field[0] not in record:
                     raise UserError(f"expected a record of metadata {c.metadata!r} with {c.field[0]!r}, found "
                                     f"{', '.join(log.metadata) or 'none'}", where=f"{log.path}, features.{name}",
-                                    do="correct the mapping")
+                                    hint="correct the mapping")
 
     # -- columns ------------------------------------------------------------------------------------------------------
 
@@ -244,13 +255,13 @@ class Bags(Source):
                 kind = np.asarray(value)
                 if kind.dtype.kind not in "biufU":
                     raise UserError(f"expected text or numbers, found {value!r}", where=f"mapping, features.{name}",
-                                    do="give numbers of one shape")
-                out[name] = Feature.of(np.broadcast_to(kind, (1, *kind.shape)))
+                                    hint="give numbers of one shape")
+                out[name] = Feature.from_array(np.broadcast_to(kind, (1, *kind.shape)))
                 continue
             log = next((log for log in recordings if log.counts.get(c.topic)), None)
             message = None if log is None else next((m for _, _, m in log.messages([c.topic])), None)
-            if message is not None and streams.is_film(log.types[c.topic]):
-                message = next((m for _, _, m in log.messages([c.topic]) if streams.begins(m)), message)
+            if message is not None and streams.is_video(log.types[c.topic]):
+                message = next((m for _, _, m in log.messages([c.topic]) if streams.is_key_frame(m)), message)
             if message is not None:
                 out[name] = self._feature(name, c, message, log)
             else:
@@ -258,40 +269,46 @@ class Bags(Source):
                 out[name] = Feature("float64", (1,))
         return {**out, "timestamp": Feature("float64", ())}
 
-    def _feature(self, name, c: Column, message, log) -> Feature:
+    def _feature(self, name, c: ColumnMapping, message, log) -> Feature:
         where = f"{log.path}, topic {c.topic}, message 0"
         if streams.is_image(log.types[c.topic]) and not c.field:
             if c.join == "interpolate":
-                raise Unmapped(name, "expected a join of images to be last, next or nearest, found interpolate",
-                               where=f"mapping, features.{name}", do="choose one of them")
+                raise MappingMismatch(name, "expected a join of images to be last, next or nearest, found interpolate",
+                               where=f"mapping, features.{name}", hint="choose one of them")
             try:
-                image = (streams.still if streams.is_film(log.types[c.topic]) else streams.picture)(message, where)
+                image = (streams.decode_key_frame if streams.is_video(log.types[c.topic]) else streams.decode_image)(
+                    message, where
+                )
                 return Feature("uint8", image.shape, "image")
             except UserError as error:
-                raise Unmapped(name, error.what, where=error.where, do=error.do) from None
+                raise MappingMismatch(name, error.problem, where=error.where, hint=error.hint) from None
         try:
-            found = maps.value(message, name, c)
+            found = maps.column_value(message, name, c)
             if not isinstance(found, str):
-                self._paths[name] = maps.paths(message, c)
-            names = None if isinstance(found, str) else maps.components(message, c)
-        except maps.Mismatch as error:
-            raise Unmapped(name, str(error), where=where, do="correct field, names or indices of the mapping") from None
+                self._paths[name] = maps.component_paths(message, c)
+            names = None if isinstance(found, str) else maps.component_names(message, c)
+        except maps.MessageMismatch as error:
+            raise MappingMismatch(
+                name, str(error), where=where, hint="correct field, names or indices of the mapping"
+            ) from None
         if isinstance(found, str):
             if c.join == "interpolate":
-                raise Unmapped(name, "expected numbers to interpolate, found text", where=where, do="join it by last")
+                raise MappingMismatch(
+                    name, "expected numbers to interpolate, found text", where=where, hint="join it by last"
+                )
             return Feature("string", (), "string")
         if 0 in found.shape:
-            raise Unmapped(name, f"expected at least one number, found the shape {found.shape}", where=where,
-                           do="correct field, names or indices of the mapping")
+            raise MappingMismatch(name, f"expected at least one number, found the shape {found.shape}", where=where,
+                           hint="correct field, names or indices of the mapping")
         if c.join == "interpolate" and found.dtype.kind != "f":
             found = found.astype(np.float64)
-        feature = Feature.of(found[None])
+        feature = Feature.from_array(found[None])
         return replace(feature, names=names if names and len(names) == feature.size else None)
 
-    def _join(self, log: Log) -> tuple[_Joined, list[tuple[int, int, bool]]]:
+    def _join(self, log: MessageLog) -> tuple[_AlignedRecording, list[tuple[int, int, bool]]]:
         """(first of the kept ticks, rows, whether one more is observed) of each episode."""
         m = self.mapping
-        scan = _Scan.of(log, m.topics, m.columns, self.schema, m.stamp, self._paths)
+        scan = _RecordingScan.from_log(log, m.topics, m.columns, self.schema, m.time_source, self._paths)
         order, sorted_ = {}, {}
         for topic in m.topics:
             stamps = np.asarray(scan.stamps.get(topic, np.empty(0, np.int64)))
@@ -307,7 +324,7 @@ class Bags(Source):
                 if self.schema[name].kind == "image" and c.topic in scan.begins:  # nothing is seen before a key frame
                     shown = messages >= np.flatnonzero([*scan.begins[c.topic], True])[0]
                     messages, stamps = messages[shown], stamps[shown]
-                low, high, there[name] = maps.join(stamps, ticks, c.join, c.age)
+                low, high, there[name] = maps.align_messages(stamps, ticks, c.join, c.max_age)
                 if len(messages):
                     low, high = messages[low], messages[high]
                 below[name], above[name] = low, high
@@ -319,7 +336,7 @@ class Bags(Source):
         episodes = list(self._episodes(log, ticks, whole, seen, there, np.searchsorted(marks, ticks, "right")))
         kept = np.concatenate([rows for rows, _ in episodes]) if episodes else np.empty(0, np.int64)
         first = np.cumsum([0, *(len(rows) for rows, _ in episodes)])
-        joined = _Joined(log, scan, ticks[kept], {n: i[kept] for n, i in below.items()},
+        joined = _AlignedRecording(log, scan, ticks[kept], {n: i[kept] for n, i in below.items()},
                          {n: i[kept] for n, i in above.items()})
         return joined, [(int(f), len(rows) - more, more) for f, (rows, more) in zip(first, episodes, strict=False)]
 
@@ -331,7 +348,7 @@ class Bags(Source):
             self._warnings.append(f"{log.path.name}: {back} messages of {topic} are stamped before the one that they "
                                   "follow; they are put in order")
         apart = float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
-        if abs(apart) > _APART:
+        if abs(apart) > _MAX_CLOCK_DIFFERENCE:
             self._warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(apart):.3g} s "
                                   f"{'after' if apart > 0 else 'before'} the times logged; \"stamp\": \"log\" in the "
                                   "mapping joins by those")
@@ -363,16 +380,16 @@ class Bags(Source):
             self._warnings.append(f"{name}: no row has all columns" + (f"; missing: {missing(0, len(ticks))}"
                                                                        if len(ticks) else ", since it has no messages"))
             return
-        gap, apart = round(self.mapping.gap * 1e9), np.diff(ticks[rows])
+        gap, apart = round(self.mapping.max_gap * 1e9), np.diff(ticks[rows])
         ends = (apart > gap) | (np.diff(mark[rows]) > 0)
         holes = np.flatnonzero((np.diff(rows) > 1) | (apart > gap))
-        for h in holes[:_LISTED]:
+        for h in holes[:_MAX_LISTED]:
             a, b = rows[h], rows[h + 1]
             self._warnings.append(
                 f"{name}: {apart[h] / 1e9:.3g} s without a whole row, from {(ticks[a] - ticks[0]) / 1e9:.3f} s on "
                 f"({missing(a + 1, b)})" + ("; another episode begins after it" if ends[h] else ""))
-        if len(holes) > _LISTED:
-            self._warnings.append(f"{name}: {len(holes) - _LISTED} more such gaps")
+        if len(holes) > _MAX_LISTED:
+            self._warnings.append(f"{name}: {len(holes) - _MAX_LISTED} more such gaps")
         if rows[0] > 0:
             self._warnings.append(f"{name}: {rows[0]} ticks before the first whole row are left out "
                                   f"({missing(0, rows[0])})")
@@ -395,12 +412,12 @@ class Bags(Source):
 
     @cached_property
     def _longer(self) -> np.ndarray:
-        return self.lengths + self._more
+        return self.lengths + self._has_last_row
 
     def rows(self, name):
         return self._longer if role(name) == "observation" and name in self.mapping.columns else self.lengths
 
-    def meta(self, episode):
+    def episode_metadata(self, episode):
         joined = self._joined[self._log[episode]]
         records = self._metadata[self._log[episode]]
         return {"file": joined.log.path.name, "began": int(joined.ticks[self._first[episode]]) / 1e9,
@@ -444,18 +461,18 @@ class Bags(Source):
         numbers = np.flatnonzero((times >= begin) & (times <= end)).tolist()
         messages = ((i, m) for i, (_, _, m) in zip(numbers, joined.log.messages([c.topic], begin, end), strict=True))
         if film:
-            found = streams.film(((i, m) for i, m in messages if i >= from_), where)
+            found = streams.decode_video(((i, m) for i, m in messages if i >= from_), where)
         else:
-            found = ((i, streams.picture(m, f"{where}, message {i}")) for i, m in messages if i in needed)
+            found = ((i, streams.decode_image(m, f"{where}, message {i}")) for i, m in messages if i in needed)
         for i, image in found:
             if i not in needed:
                 continue
             if image.shape != self.schema[name].shape:
                 raise UserError(f"expected images of the shape {self.schema[name].shape} of the first, found "
                                 f"{image.shape}", where=f"{where}, message {i}",
-                                do="leave the topic out of the mapping")
+                                hint="leave the topic out of the mapping")
             needed.remove(i)
             yield np.flatnonzero(wanted == i), image
         if needed:
             raise UserError("expected a frame in each message, found none", where=f"{where}, message {min(needed)}",
-                            do="leave the topic out of the mapping, or take the recording from a copy")
+                            hint="leave the topic out of the mapping, or take the recording from a copy")

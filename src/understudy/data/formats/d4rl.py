@@ -17,9 +17,9 @@ import numpy as np
 from ...core import Feature, UserError
 from ..episode import Dataset
 from . import hdf5
-from .base import Episodes, rows_of, starts
-from .side import Holds
-from .stored import Stored
+from .base import SourceEpisodes, episode_starts, row_counts
+from .chunked_source import ChunkedSource
+from .sidecar import FormatCapability
 
 _NAMES = {"actions": "action", "rewards": "next.reward", "terminals": "next.terminated", "timeouts": "next.truncated"}
 _KEYS = {name: key for key, name in _NAMES.items()}
@@ -30,31 +30,31 @@ _SMALL = 1000  # numbers of an array of metadata that is a fact
 
 def open_d4rl(path: Path, max_episode_steps: int | None = None) -> Dataset:
     """max_episode_steps: the limit after which episodes were cut, for files without timeouts."""
-    source = D4rl(path, max_episode_steps)
-    return Dataset(Episodes(source), source.facts)
+    source = D4rlSource(path, max_episode_steps)
+    return Dataset(SourceEpisodes(source), source.metadata)
 
 
-class D4rl(Stored):
+class D4rlSource(ChunkedSource):
     def __init__(self, path: Path, limit: int | None = None):
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise UserError(f"expected a number of steps, found {limit!r}", where="max_episode_steps",
-                            do="give the environment's limit, such as 1000")
-        self.path, self.key, warnings = path, hdf5.digest(path, limit), []
-        with hdf5.Files() as files, hdf5.readable(path):
+                            hint="give the environment's limit, such as 1000")
+        self.path, self.key, warnings = path, hdf5.file_digest(path, limit), []
+        with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
             file = files[path]
             arrays = {k: a for k, a in hdf5.arrays(file, str(path)).items()
-                      if a.filled != "all" or k in _FLAGS}
-            self._own = hdf5.attributes(file, str(path))
+                      if a.filled_marker != "all" or k in _FLAGS}
+            self._episode_metadata = hdf5.read_attributes(file, str(path))
             told = self._metadata(arrays, warnings)
             steps = self._columns(arrays, warnings)
             self._bound(arrays, steps, limit, warnings)
             if "next_observations" in arrays:
-                self._following(arrays, steps, warnings)
-            self.schema = hdf5.ordered(self.schema, file)
-        self._told = {"metadata": told} if told else {}
-        rate, robot = self._own.pop("fps", None), self._own.pop("robot_type", None)
+                self._check_next_observations(arrays, steps, warnings)
+            self.schema = hdf5.restore_column_order(self.schema, file)
+        self._file_metadata = {"metadata": told} if told else {}
+        rate, robot = self._episode_metadata.pop("fps", None), self._episode_metadata.pop("robot_type", None)
         number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
-        self.facts = {"format": "d4rl", "version": "", "path": str(path), "fps": float(rate) if number else None,
+        self.metadata = {"format": "d4rl", "version": "", "path": str(path), "fps": float(rate) if number else None,
                       "robot_type": robot if isinstance(robot, str) else None, "warnings": warnings}
 
     def _metadata(self, arrays, warnings) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class D4rl(Stored):
             array = arrays.pop(key)
             if key.startswith("metadata/") and array.size <= _SMALL and (
                     hdf5.is_text(array) or array.dtype.kind in "biuf"):
-                found[key[9:]] = hdf5.plain(array[()], f"{self.path}, {key}")
+                found[key[9:]] = hdf5.to_json_value(array[()], f"{self.path}, {key}")
             else:
                 warnings.append(f"{key}: {array.shape}, left out")
         return found
@@ -74,26 +74,26 @@ class D4rl(Stored):
         for key in ("actions", "terminals"):
             if key not in arrays:
                 raise UserError(f"expected an array {key}, found {', '.join(arrays) or 'nothing'}", where=self.path,
-                                do="add the array, or take the file from a copy")
+                                hint="add the array, or take the file from a copy")
         steps = arrays["actions"].shape[0] if arrays["actions"].shape else 0
         if not steps:
             raise UserError("expected at least one step, found none", where=f"{self.path}, actions",
-                            do="take the file from a copy, or record anew")
+                            hint="take the file from a copy, or record anew")
         self.schema, self._keys = {}, {}
         for key, array in arrays.items():
             where = f"{self.path}, {key}"
-            f = hdf5.described(_name(key, None), array, where, key in _FLAGS)
+            f = hdf5.array_feature(_name(key, None), array, where, key in _FLAGS)
             if array.shape[0] != steps:
                 raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=where,
-                                do="the file is cut short or damaged: take it from a copy, or remove the array")
-            if array.unwritten:
+                                hint="the file is cut short or damaged: take it from a copy, or remove the array")
+            if array.has_unwritten_chunks:
                 warnings.append(f"{key}: parts of it were never written, and read as zeros")
-            if key == "next_observations" or array.filled == "all":
+            if key == "next_observations" or array.filled_marker == "all":
                 continue
             name = _name(key, f)
             if name in self.schema:
                 raise UserError(f"expected one array for {name}, found {self._keys[name]} and {key}", where=self.path,
-                                do="remove one of them")
+                                hint="remove one of them")
             self.schema[name], self._keys[name] = f, key
         return steps
 
@@ -101,18 +101,18 @@ class D4rl(Stored):
         """Where the episodes lie."""
         if "timeouts" not in arrays and limit is None:
             raise UserError("expected an array timeouts, found none: which rows ended an episode at its time limit "
-                            "cannot be known", where=self.path, do="give the limit of the environment "
+                            "cannot be known", where=self.path, hint="give the limit of the environment "
                             "(--max-episode-steps 1000, or Dataset.open(path, max_episode_steps=1000)), or add the "
                             "array timeouts (bool, one a step)")
         end = np.zeros(steps, bool)
         for key in _FLAGS:
             if key in arrays:
                 where = f"{self.path}, {key}"
-                values = hdf5.rows(arrays[key], 0, steps, where)
+                values = hdf5.read_rows(arrays[key], 0, steps, where)
                 if values.size != steps or not np.isin(values, (0, 1)).all():
                     raise UserError(f"expected a flag for each of {steps} steps, 0 or 1, found {values.shape} with "
                                     f"{', '.join(map(str, np.unique(values)[:3]))}", where=where,
-                                    do="correct the array, or take the file from a copy")
+                                    hint="correct the array, or take the file from a copy")
                 end |= values.reshape(steps).astype(bool)
         ends = np.flatnonzero(end) + 1
         if not len(ends) or ends[-1] != steps:
@@ -124,12 +124,12 @@ class D4rl(Stored):
         if limit is not None:
             lengths = np.array([min(limit, n - at) for n in lengths for at in range(0, int(n), limit)], np.int64)
         self.lengths = lengths.astype(np.int64)
-        self._begin = starts(self.lengths)
+        self._begin = episode_starts(self.lengths)
         self._last = next((n for n, k in self._keys.items() if k == "observations"
                            and "next_observations" in arrays), None)
-        self.counts = {n: self.lengths + (n == self._last) for n in self.schema}
+        self.row_counts = {n: self.lengths + (n == self._last) for n in self.schema}
 
-    def _following(self, arrays, steps, warnings):
+    def _check_next_observations(self, arrays, steps, warnings):
         if self._last is None:
             warnings.append("next_observations without observations: left out")
             return
@@ -137,9 +137,9 @@ class D4rl(Stored):
         where = f"{self.path}, next_observations"
         if (now.shape, hdf5.is_text(now)) != (after.shape, hdf5.is_text(after)):
             raise UserError(f"expected the shape {now.shape} of observations, found {after.shape}", where=where,
-                            do="correct the array, or remove it")
+                            hint="correct the array, or remove it")
         n = min(steps, _LOOKED)
-        here, there = (hdf5.rows(a, 0, n, where) for a in (now, after))
+        here, there = (hdf5.read_rows(a, 0, n, where) for a in (now, after))
         within = np.ones(n, bool)
         within[(self._begin + self.lengths - 1)[self._begin + self.lengths - 1 < n]] = within[-1] = False
         at = np.flatnonzero(within)
@@ -148,40 +148,40 @@ class D4rl(Stored):
             warnings.append("next_observations are not the next rows of observations: only those that end an episode "
                             "are used")
 
-    def reading(self):
-        return hdf5.Files()
+    def open_files(self):
+        return hdf5.OpenFiles()
 
-    def place(self, name, episode):
+    def location(self, name, episode):
         return f"{self.path}, {self._keys[name]}, episode {episode} (from row {self._begin[episode]})"
 
-    def read(self, files, name, episode, first, stop):
-        begin, steps, where = int(self._begin[episode]), int(self.lengths[episode]), self.place(name, episode)
-        with hdf5.readable(where):
-            values = hdf5.rows(files[self.path][self._keys[name]], begin + first, begin + min(stop, steps), where)
+    def read_rows(self, files, name, episode, first, stop):
+        begin, steps, where = int(self._begin[episode]), int(self.lengths[episode]), self.location(name, episode)
+        with hdf5.hdf5_errors(where):
+            values = hdf5.read_rows(files[self.path][self._keys[name]], begin + first, begin + min(stop, steps), where)
             if stop <= steps:
                 return values
-            last = hdf5.rows(files[self.path]["next_observations"], begin + steps - 1, begin + steps, where)
+            last = hdf5.read_rows(files[self.path]["next_observations"], begin + steps - 1, begin + steps, where)
         return np.concatenate([values, last]) if len(values) else last
 
-    def several(self, files, name, first, stop):
+    def read_episodes(self, files, name, first, stop):
         """As they lie in the file: it has all episodes in one array."""
         lengths = self.lengths[first:stop]
-        begin, steps, where = int(self._begin[first]), int(lengths.sum()), self.place(name, first)
-        with hdf5.readable(where):
-            values = hdf5.rows(files[self.path][self._keys[name]], begin, begin + steps, where)
+        begin, steps, where = int(self._begin[first]), int(lengths.sum()), self.location(name, first)
+        with hdf5.hdf5_errors(where):
+            values = hdf5.read_rows(files[self.path][self._keys[name]], begin, begin + steps, where)
             if name == self._last:
                 ends = np.cumsum(lengths)
-                after = hdf5.rows(files[self.path]["next_observations"], begin, begin + steps, where)
+                after = hdf5.read_rows(files[self.path]["next_observations"], begin, begin + steps, where)
                 values = np.insert(values, ends, after[ends - 1], axis=0)
 
         def at(row):
-            ends = np.cumsum(self.counts[name][first:stop])
+            ends = np.cumsum(self.row_counts[name][first:stop])
             e = int(np.searchsorted(ends, row, side="right"))
-            return first + e, row - int(ends[e] - self.counts[name][first + e])
-        return self.fitted(values, name, int(self.counts[name][first:stop].sum()), at)
+            return first + e, row - int(ends[e] - self.row_counts[name][first + e])
+        return self.cast_to_schema(values, name, int(self.row_counts[name][first:stop].sum()), at)
 
-    def meta(self, episode) -> Mapping[str, Any]:
-        return {**self._own, **self._told}
+    def episode_metadata(self, episode) -> Mapping[str, Any]:
+        return {**self._episode_metadata, **self._file_metadata}
 
 
 def _name(key: str, f: Feature | None) -> str:
@@ -197,54 +197,54 @@ def _name(key: str, f: Feature | None) -> str:
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def holds(data: Dataset) -> Holds:
+def capability(data: Dataset) -> FormatCapability:
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
     """A new file, there whole or not at all. One column is `observations`, the other observations lie in infos/. What
     D4RL demands and the data do not have (rewards, terminals, timeouts) is filled, and marked as such."""
-    h5py = hdf5.library()
+    h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
-    lengths = rows_of(data)
-    steps, first = int(lengths.sum()), starts(lengths)
+    lengths = row_counts(data)
+    steps, first = int(lengths.sum()), episode_starts(lengths)
     features = data.features()
-    with hdf5.whole(path, data, holds) as part, h5py.File(part, "w") as file:
-        hdf5.order(file, data, holds)
+    with hdf5.new_file(path, data, holds) as part, h5py.File(part, "w") as file:
+        hdf5.store_column_order(file, data, holds)
         for name, key in keys.items():
             f, place = features[name], holds.columns[name]
             dtype = h5py.string_dtype() if f.kind == "string" else place.dtype
             shape = (steps, *f.shape)
             chunks = (1, *f.shape) if f.kind == "image" else None
             arrays = [file.create_dataset(key, shape, dtype, chunks=chunks)]
-            if place.last:
+            if place.has_last_row:
                 arrays.append(file.create_dataset("next_observations", shape, dtype, chunks=chunks))
             for e, at, n in zip(data, first, lengths, strict=True):
                 column = np.asarray(e.steps[name])
                 column = column.astype(object) if f.kind == "string" else column
                 arrays[0][at: at + n] = column[:n]
-                if place.last:
+                if place.has_last_row:
                     arrays[1][at: at + n] = column[1:]
         for key in ("rewards", *_FLAGS):
             if key not in file:
                 values = np.zeros(steps, np.float32 if key == "rewards" else bool)
                 if key == "timeouts":  # whatever ended it, here is where it did
                     values[first + lengths - 1] = ~file["terminals"][:][first + lengths - 1]
-                hdf5.put(file, key, values, filled="all")
-        about = {"fps": data.fps, "robot_type": data.facts.get("robot_type") if holds.robot else None}
-        facts = {k: data[0].meta[k] for k in holds.meta}
+                hdf5.write_column(file, key, values, filled="all")
+        about = {"fps": data.fps, "robot_type": data.metadata.get("robot_type") if holds.robot_type else None}
+        facts = {k: data[0].metadata[k] for k in holds.metadata_keys}
         for key, value in (facts | {k: v for k, v in about.items() if v is not None}).items():
             file.attrs[key] = value
 
 
-def _plan(data: Dataset) -> tuple[Holds, dict[str, str]]:
+def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
     features = data.features()
     seen = [n for n, f in features.items() if n.startswith("observation.") and f.kind != "string"]
     main = "observation.state" if "observation.state" in seen else next(iter(seen), None)
     if main is None or "action" not in features:
         raise UserError(f"expected a column action and an observation, found {', '.join(features)}", where="d4rl",
-                        do="choose another format, or name the columns action and observation.state")
-    longer = bool((rows_of(data, main) > rows_of(data)).all())
+                        hint="choose another format, or name the columns action and observation.state")
+    longer = bool((row_counts(data, main) > row_counts(data)).all())
     flags = _flags(data, features)
 
     def key(name, f):
@@ -259,15 +259,19 @@ def _plan(data: Dataset) -> tuple[Holds, dict[str, str]]:
         taken = ("observations", "next_observations", "infos", "metadata", "virtual", *_NAMES)
         return None if name in taken or name.startswith(("metadata.", "virtual.")) else name
 
-    keys, places = hdf5.places(data, key, _name, last=lambda k: k == "observations" and longer,
+    keys, places = hdf5.column_encodings(data, key, _name, last=lambda k: k == "observations" and longer,
                                flags=("next.terminated", "next.truncated"))
-    facts = hdf5.simple_facts(data, {"fps", "robot_type", "metadata"})
-    facts = frozenset(k for k in facts if all(k in e.meta and _alike(e.meta[k], data[0].meta[k]) for e in data))
-    robot = data.facts.get("robot_type")
-    return Holds(places, fps=True, robot=robot is None or hdf5.storable_name(robot), meta=facts), keys
+    facts = hdf5.storable_metadata(data, {"fps", "robot_type", "metadata"})
+    facts = frozenset(
+        k for k in facts if all(k in e.metadata and _same_values(e.metadata[k], data[0].metadata[k]) for e in data)
+    )
+    robot = data.metadata.get("robot_type")
+    return FormatCapability(
+        places, fps=True, robot_type=robot is None or hdf5.is_storable_name(robot), metadata_keys=facts
+    ), keys
 
 
-def _alike(one, other) -> bool:
+def _same_values(one, other) -> bool:
     return type(one) is type(other) and one == other
 
 

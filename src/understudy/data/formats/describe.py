@@ -15,32 +15,32 @@ from ..episode import Dataset
 def describe(data: Dataset) -> dict[str, Any]:
     """`understudy inspect --json`: {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype",
     "shape", "names"}}, "tasks", "warnings"}, of which these are the warnings of its reader."""
-    features = columns(data)
+    features = dataset_features(data)
     return {
-        "format": data.facts.get("format", "memory"), "version": data.facts.get("version", ""),
+        "format": data.metadata.get("format", "memory"), "version": data.metadata.get("version", ""),
         "episodes": len(data), "steps": data.steps, "fps": data.fps,
         "features": {name: {"dtype": f.dtype, "shape": list(f.shape), "names": list(f.names) if f.names else None}
                      for name, f in features.items()},
         "tasks": list(dict.fromkeys(t for e in data for t in _tasks(e))),
-        "warnings": list(data.facts.get("warnings", ())),
-        **{key: data.facts[key] for key in ("mapping", "topics") if key in data.facts},
+        "warnings": list(data.metadata.get("warnings", ())),
+        **{key: data.metadata[key] for key in ("mapping", "topics") if key in data.metadata},
     }
 
 
-def columns(data: Dataset) -> dict[str, Feature]:
+def dataset_features(data: Dataset) -> dict[str, Feature]:
     """Its features; those of a recording without any episode are what it was to have."""
-    from .base import Episodes
+    from .base import SourceEpisodes
 
-    empty = not len(data) and isinstance(data._episodes, Episodes)
+    empty = not len(data) and isinstance(data._episodes, SourceEpisodes)
     return dict(data._episodes.source.schema) if empty else data.features()
 
 
-def ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(lowest, mean, highest) of each component of the observations and actions that are numbers, by column, over
     the finite values."""
     found = {}
     for name, f in data.features().items():
-        if f.kind in ("vector", "choice") and role(name) in ("observation", "action"):
+        if f.kind in ("vector", "discrete") and role(name) in ("observation", "action"):
             low, high = np.full(f.shape, np.inf), np.full(f.shape, -np.inf)
             total, count = np.zeros(f.shape), np.zeros(f.shape)
             for episode in data:
@@ -63,8 +63,8 @@ def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
                 at = np.argwhere(~np.isfinite(values))[0]
                 raise UserError(
                     f"expected finite numbers, found {values[tuple(at)]}",
-                    where=f"{data.facts.get('path', 'data set')}, episode {e}, step {at[0]}, {_component(name, at)}",
-                    do="correct the value, or leave the episode out")
+                    where=f"{data.metadata.get('path', 'data set')}, episode {e}, step {at[0]}, {_component(name, at)}",
+                    hint="correct the value, or leave the episode out")
 
 
 def _component(name, at) -> str:
@@ -78,13 +78,13 @@ def _tasks(episode) -> list[str]:
     return [str(column[0])] if column.strides == (0,) else list(dict.fromkeys(map(str, column)))
 
 
-def lerobot_of(data: Dataset):
+def lerobot_source(data: Dataset):
     """The LeRobot source that this is all of, if it is one."""
-    from .base import Episodes
-    from .lerobot_read import LeRobot
+    from .base import SourceEpisodes
+    from .lerobot_read import LeRobotSource
 
-    found = data._episodes.source if isinstance(data._episodes, Episodes) else None
-    return found if isinstance(found, LeRobot) and len(data) == len(found.lengths) else None
+    found = data._episodes.source if isinstance(data._episodes, SourceEpisodes) else None
+    return found if isinstance(found, LeRobotSource) and len(data) == len(found.lengths) else None
 
 
 def short_videos(source) -> Iterator[str]:
@@ -92,5 +92,5 @@ def short_videos(source) -> Iterator[str]:
     for files, _ in source.index.videos.values():
         for file in dict.fromkeys(files):
             wanted = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
-            if (source.path / file).exists() and (found := video.count(source.path / file)) < wanted:
+            if (source.path / file).exists() and (found := video.count_frames(source.path / file)) < wanted:
                 yield f"{file}: expected {wanted} frames, found {found}: it is damaged, and cannot be trained on"

@@ -25,14 +25,14 @@ from ...core import Feature, UserError
 from ...files import read_json, whole_folder, write_json
 from .. import cache, video
 from ..episode import Dataset
-from . import side
-from .arrays import Arrays
-from .base import Episodes, rows_of
-from .mapped import Mapped
-from .names import FLAGS, listed, number, ours
-from .side import Holds, Place
+from . import sidecar
+from .base import SourceEpisodes, row_counts
+from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name
+from .memmap_source import MemmapSource
+from .npz_arrays import NpzArrays
+from .sidecar import ColumnEncoding, FormatCapability
 
-ABOUT = "dataset.json"
+DATASET_JSON = "dataset.json"
 _COPY = "correct it, or take the file from a copy"
 _INT = re.compile(r"[+-]?\d{1,19}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -40,24 +40,30 @@ _WORDS = {"true": 1, "false": 0}
 _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
 
-def files_of(path: Path, ending: str) -> list[Path]:
+def episode_files(path: Path, ending: str) -> list[Path]:
     """The episodes, by the last number in their names."""
-    return sorted((p for p in path.glob(f"*{ending}") if not p.name.startswith(".") and not p.name.endswith(side.NAME)),
-                  key=lambda p: number(p.stem))
+    return sorted(
+        (
+            p
+            for p in path.glob(f"*{ending}")
+            if not p.name.startswith(".") and not p.name.endswith(sidecar.SIDECAR_NAME)
+        ),
+        key=lambda p: number_sort_key(p.stem),
+    )
 
 
 def open_npz_folder(path: Path) -> Dataset:
-    source = NpzFolder(path)
-    return Dataset(Episodes(source), source.facts)
+    source = NpzFolderSource(path)
+    return Dataset(SourceEpisodes(source), source.metadata)
 
 
 def open_csv(path: Path) -> Dataset:
     """A folder, or one file: an episode."""
-    source = CsvFolder(path)
-    return Dataset(Episodes(source), source.facts)
+    source = CsvFolderSource(path)
+    return Dataset(SourceEpisodes(source), source.metadata)
 
 
-class Folder(Mapped):
+class FolderSource(MemmapSource):
     """One file an episode."""
 
     ending: str
@@ -65,67 +71,67 @@ class Folder(Mapped):
     def __init__(self, path: Path):
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.files = files_of(path, self.ending) if path.is_dir() else [path]
-        self._about = self._read_about()
-        self.key = cache.digest(self.ending, [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in (
-            *self.files, *([self.folder / ABOUT] if self._about else []))])
-        self.schema, self._rows, self._meta = {}, {}, []
-        self.facts = {"format": self.ending[1:], "version": "", "path": str(path), "fps": self._fps(),
-                      "robot_type": self._about.get("robot_type"), "warnings": []}
+        self.files = episode_files(path, self.ending) if path.is_dir() else [path]
+        self._dataset_json = self._read_about()
+        self.key = cache.json_digest(self.ending, [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in (
+            *self.files, *([self.folder / DATASET_JSON] if self._dataset_json else []))])
+        self.schema, self._rows, self._episode_metadata = {}, {}, []
+        self.metadata = {"format": self.ending[1:], "version": "", "path": str(path), "fps": self._fps(),
+                      "robot_type": self._dataset_json.get("robot_type"), "warnings": []}
         self._check_files()
-        self._look()
+        self._scan_files()
         self.lengths = np.min(list(self._rows.values()), axis=0)
         for name, rows in self._rows.items():
             wrong = np.flatnonzero(rows > self.lengths + 1)
             if len(wrong):
                 e = int(wrong[0])
                 raise UserError(f"expected {self.lengths[e]} rows or one more, found {rows[e]}",
-                                where=f"{self.files[e]}, {name}", do="correct the file, or leave it out")
+                                where=f"{self.files[e]}, {name}", hint="correct the file, or leave it out")
         if not any(n.split(".")[0] == "action" for n in self.schema):
-            self.facts["warnings"].append(f"no column is called action; there are {listed(self.schema, 12)}")
+            self.metadata["warnings"].append(f"no column is called action; there are {format_list(self.schema, 12)}")
 
     @abstractmethod
-    def _look(self) -> None:
+    def _scan_files(self) -> None:
         """Fills schema, `_rows` {column: (E,)} and `_meta` without keeping any values."""
 
     def rows(self, name):
         return self._rows[name]
 
-    def meta(self, episode):
-        return self._meta[episode]
+    def episode_metadata(self, episode):
+        return self._episode_metadata[episode]
 
     def _check_files(self):
         """That none is missing, as far as their numbers and dataset.json tell."""
-        said, numbers = self._about.get("episodes"), [number(p.stem)[0] for p in self.files]
+        said, numbers = self._dataset_json.get("episodes"), [number_sort_key(p.stem)[0] for p in self.files]
         if self.path.is_dir() and said is not None and said != len(self.files):
-            raise UserError(f"expected {said} episodes, as {ABOUT} says, found {len(self.files)} files",
-                            where=self.path, do="take what is missing from a copy, or correct dataset.json")
+            raise UserError(f"expected {said} episodes, as {DATASET_JSON} says, found {len(self.files)} files",
+                            where=self.path, hint="take what is missing from a copy, or correct dataset.json")
         if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             gap = next(i for i, n in enumerate(numbers) if n != numbers[0] + i)
-            self.facts["warnings"].append(f"{self.files[gap].name} follows {self.files[gap - 1].name}: "
+            self.metadata["warnings"].append(f"{self.files[gap].name} follows {self.files[gap - 1].name}: "
                                           f"is a file missing between them?")
 
     def _read_about(self) -> dict[str, Any]:
-        file = self.folder / ABOUT
+        file = self.folder / DATASET_JSON
         if not file.exists():
             return {}
         about = read_json(file)
         if not isinstance(about, dict) or not isinstance(about.get("features", {}), dict):
-            raise UserError("expected {fps, robot_type, features}, found something else", where=file, do=_COPY)
+            raise UserError("expected {fps, robot_type, features}, found something else", where=file, hint=_COPY)
         return about
 
     def _fps(self) -> float | None:
-        fps = self._about.get("fps")
+        fps = self._dataset_json.get("fps")
         if fps is None:
             return None
         if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
             raise UserError(f"expected a number above 0, of steps a second, found {fps!r}",
-                            where=f"{self.folder / ABOUT}, fps", do="correct it, or leave it out")
+                            where=f"{self.folder / DATASET_JSON}, fps", hint="correct it, or leave it out")
         return float(fps)
 
-    def _said(self, name: str) -> Feature | None:
+    def _declared_feature(self, name: str) -> Feature | None:
         """What dataset.json says of a column."""
-        given = self._about.get("features", {}).get(name)
+        given = self._dataset_json.get("features", {}).get(name)
         if given is None:
             return None
         try:
@@ -138,16 +144,16 @@ class Folder(Mapped):
         except (TypeError, ValueError, AttributeError) as caught:
             error = caught
         raise UserError(f"expected dtype and shape of a column, found something else ({error})",
-                        where=f"{self.folder / ABOUT}, {name}", do=_COPY)
+                        where=f"{self.folder / DATASET_JSON}, {name}", hint=_COPY)
 
 
-class NpzFolder(Folder):
+class NpzFolderSource(FolderSource):
     """Arrays of T rows, or one more. A text of the whole episode is its `task`; other single values are facts."""
 
     ending = ".npz"
 
-    def _look(self):
-        self._arrays = [Arrays(file) for file in self.files]
+    def _scan_files(self):
+        self._arrays = [NpzArrays(file) for file in self.files]
         steps = [self._steps(a) for a in self._arrays]
         for e, arrays in enumerate(self._arrays):
             facts, found = {}, {}
@@ -158,77 +164,77 @@ class NpzFolder(Folder):
                 column = bool(shape) and shape[0] in (steps[e], steps[e] + 1) and 0 not in shape[1:]
                 if not column and shape and shape != (1,):
                     raise UserError(f"expected {steps[e]} rows (steps), one more, or a single value, found shape "
-                                    f"{shape}", where=f"{arrays.path}, {key}", do="correct the file, or leave it out")
+                                    f"{shape}", where=f"{arrays.path}, {key}", hint="correct the file, or leave it out")
                 if column or key in ("task", "language_instruction"):
-                    f = Feature.of(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
-                    name = ours(key, f.kind)
-                    shape = () if name in FLAGS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
-                    found[name] = key, Feature("bool" if name in FLAGS else f.dtype, shape, f.kind), (
+                    f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
+                    name = standard_name(key, f.kind)
+                    shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
+                    found[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), (
                         int(arrays.headers[key][0][0]) if column else steps[e])
                 else:
-                    facts[key] = arrays.small(key).reshape(-1)[0].item()
+                    facts[key] = arrays.read_array(key).reshape(-1)[0].item()
             self._same(e, found)
-            self._meta.append(facts)
+            self._episode_metadata.append(facts)
 
     def _same(self, e, found):
         """The columns of a file are those of the first."""
         if e == 0:
             self._keys = {name: key for name, (key, _, _) in found.items()}
-            self.schema = {name: self._said(name) or f for name, (_, f, _) in found.items()}
+            self.schema = {name: self._declared_feature(name) or f for name, (_, f, _) in found.items()}
             self._first_found = {name: f for name, (_, f, _) in found.items()}
             self._rows = {name: np.zeros(len(self.files), np.int64) for name in found}
             if not found:
-                raise UserError("expected arrays of one row a step, found none", where=self.files[0], do=_COPY)
+                raise UserError("expected arrays of one row a step, found none", where=self.files[0], hint=_COPY)
         if found.keys() != self.schema.keys():
             odd = sorted(found.keys() ^ self.schema.keys())[0]
-            raise UserError(f"expected the columns of {self.files[0].name}, found {listed(found, 12)}",
-                            where=f"{self.files[e]}, {odd}", do="correct the file, or leave it out")
+            raise UserError(f"expected the columns of {self.files[0].name}, found {format_list(found, 12)}",
+                            where=f"{self.files[e]}, {odd}", hint="correct the file, or leave it out")
         for name, (_, f, rows) in found.items():
             if f != self._first_found[name]:
                 raise UserError(f"expected {self._first_found[name].dtype} {self._first_found[name].shape} as in "
                                 f"{self.files[0].name}, found {f.dtype} {f.shape}", where=f"{self.files[e]}, {name}",
-                                do="correct the file, or leave it out")
+                                hint="correct the file, or leave it out")
             self._rows[name][e] = rows
 
     def _steps(self, arrays) -> int:
-        rows = {ours(k): s[0] for k, (s, _) in arrays.headers.items() if s and s != (1,)} or {
-            ours(k): s[0] for k, (s, _) in arrays.headers.items() if s}
+        rows = {standard_name(k): s[0] for k, (s, _) in arrays.headers.items() if s and s != (1,)} or {
+            standard_name(k): s[0] for k, (s, _) in arrays.headers.items() if s}
         steps = rows.get("action") or min(rows.values(), default=0)
         if not steps:
-            raise UserError("expected arrays of at least one row, found none", where=arrays.path, do=_COPY)
+            raise UserError("expected arrays of at least one row, found none", where=arrays.path, hint=_COPY)
         return int(steps)
 
     def _rate(self, arrays):
-        value = arrays.small("fps")[0]
+        value = arrays.read_array("fps")[0]
         if value.dtype.kind not in "iuf" or not (math.isfinite(value) and value > 0):
             raise UserError(f"expected a number above 0, of steps a second, found {value}", where=f"{arrays.path}, fps",
-                            do="correct it, or leave it out")
-        if self.facts["fps"] not in (None, float(value)):
-            raise UserError(f"expected {self.facts['fps']:g} steps a second as before, found {value:g}",
-                            where=f"{arrays.path}, fps", do="bring the episodes to one rate first")
-        self.facts["fps"] = float(value)
+                            hint="correct it, or leave it out")
+        if self.metadata["fps"] not in (None, float(value)):
+            raise UserError(f"expected {self.metadata['fps']:g} steps a second as before, found {value:g}",
+                            where=f"{arrays.path}, fps", hint="bring the episodes to one rate first")
+        self.metadata["fps"] = float(value)
 
-    def stream(self):
-        at = dict.fromkeys(self.numbers, 0)
+    def iter_chunks(self):
+        at = dict.fromkeys(self.numeric_columns, 0)
         for arrays in self._arrays:
-            for name in self.numbers:
-                for row, values in arrays.stream(self._keys[name]):
+            for name in self.numeric_columns:
+                for row, values in arrays.iter_rows(self._keys[name]):
                     yield name, at[name] + row, values
                 at[name] += arrays.headers[self._keys[name]][0][0]
 
     def frames(self, name, episode):
-        for row, values in self._arrays[episode].stream(self._keys[name]):
+        for row, values in self._arrays[episode].iter_rows(self._keys[name]):
             yield from enumerate(values, row)
 
-    def text(self, name, episode):
-        values, rows = self._arrays[episode].small(self._keys[name]), int(self._rows[name][episode])
+    def read_text(self, name, episode):
+        values, rows = self._arrays[episode].read_array(self._keys[name]), int(self._rows[name][episode])
         return values if len(values) == rows and rows > 1 else np.broadcast_to(values[:1], (rows, *values.shape[1:]))
 
 
-class CsvFolder(Folder):
+class CsvFolderSource(FolderSource):
     ending = ".csv"
 
-    def _look(self):
+    def _scan_files(self):
         """Reads every file once: whether a column is whole numbers is known only at its end."""
         kinds, times, cut = [], [], []
         for file in self.files:
@@ -236,19 +242,19 @@ class CsvFolder(Folder):
             table = _Table(file, header, cells)
             if kinds and table.columns.keys() != kinds[0].keys():
                 odd = sorted(table.columns.keys() ^ kinds[0].keys())[0]
-                raise UserError(f"expected the columns of {self.files[0].name}, found {listed(table.columns, 12)}",
-                                where=f"{file}, {odd}", do="correct the file, or leave it out")
+                raise UserError(f"expected the columns of {self.files[0].name}, found {format_list(table.columns, 12)}",
+                                where=f"{file}, {odd}", hint="correct the file, or leave it out")
             kinds.append({name: (table.kind(name), len(keys)) for name, keys in table.columns.items()})
             for name, keys in table.columns.items():
                 if kinds[0][name][1] != len(keys):
                     raise UserError(f"expected {kinds[0][name][1]} components as in {self.files[0].name}, found "
-                                    f"{len(keys)}", where=f"{file}, {name}", do="correct the file, or leave it out")
+                                    f"{len(keys)}", where=f"{file}, {name}", hint="correct the file, or leave it out")
                 self._rows.setdefault(name, []).append(table.rows(name))
             if "timestamp" in table.columns and table.kind("timestamp") != "text":
                 times.append(table.values("timestamp", "float64")[: len(cells)].reshape(-1))
             if not _ends(file):
                 cut.append(file.name)
-            self._meta.append({})
+            self._episode_metadata.append({})
         self._vectors = table.vectors
         self._rows = {name: np.array(rows, np.int64) for name, rows in self._rows.items()}
         order = ["bool", "int", "float", "text"]
@@ -258,14 +264,20 @@ class CsvFolder(Folder):
             if widest == "text" and len(of) > 1:
                 e = next(i for i, k in enumerate(kinds) if k[name][0] == "text")
                 raise UserError("expected numbers as in the other files, found text", where=f"{self.files[e]}, {name}",
-                                do=_COPY)
-            self.schema[name] = self._said(name) or self._feature(name, widest, kinds[0][name][1])
+                                hint=_COPY)
+            self.schema[name] = self._declared_feature(name) or self._feature(name, widest, kinds[0][name][1])
             f = self.schema[name]
             if f.size != kinds[0][name][1] or (widest == "text" and f.kind != "string"):
-                raise UserError(f"expected {f.dtype} {f.shape}, as {ABOUT} says, found {kinds[0][name][1]} columns of "
-                                f"{widest}", where=f"{self.path}, {name}", do="correct one of them")
+                raise UserError(
+                    f"expected {f.dtype} {f.shape}, as {DATASET_JSON} says, found {kinds[0][name][1]} columns of "
+                    f"{widest}",
+                    where=f"{self.path}, {name}",
+                    hint="correct one of them",
+                )
         if cut:
-            self.facts["warnings"].append(f"{listed(cut)}: the last line does not end, as if the file were cut short")
+            self.metadata["warnings"].append(
+                f"{format_list(cut)}: the last line does not end, as if the file were cut short"
+            )
         self._look_for_frames()
         self._find_rate(times)
 
@@ -273,42 +285,45 @@ class CsvFolder(Folder):
         shape = (size,) if name in self._vectors else ()
         if kind == "text":
             return Feature("string", shape, "string")
-        flag = name in FLAGS or kind == "bool"
-        return Feature.of(np.empty((0, *shape), bool if flag else {"int": np.int64, "float": np.float64}[kind]))
+        flag = name in FLAG_COLUMNS or kind == "bool"
+        return Feature.from_array(np.empty((0, *shape), bool if flag else {"int": np.int64, "float": np.float64}[kind]))
 
     def _look_for_frames(self):
         """Cameras: <stem>/<camera>/*.png, one a step or one more."""
         self._frames: dict[str, list[list[Path]]] = {}
         cameras = sorted({d.name for f in self.files for d in f.with_suffix("").glob("*") if d.is_dir()})
         for camera in cameras:
-            name, found = ours(camera, "image"), []
+            name, found = standard_name(camera, "image"), []
             for e, file in enumerate(self.files):
-                frames = sorted((file.with_suffix("") / camera).glob("*.png"), key=lambda p: number(p.stem))
+                frames = sorted((file.with_suffix("") / camera).glob("*.png"), key=lambda p: number_sort_key(p.stem))
                 steps = min(int(r[e]) for r in self._rows.values())
                 if len(frames) not in (steps, steps + 1):
                     raise UserError(f"expected {steps} frames or one more, found {len(frames)}",
-                                    where=file.with_suffix("") / camera, do=_COPY)
+                                    where=file.with_suffix("") / camera, hint=_COPY)
                 found.append(frames)
-            said = self._said(name)
+            said = self._declared_feature(name)
             shape = said.shape if said else video.decode_image(found[0][0].read_bytes(), 3, str(found[0][0])).shape
             self._frames[name] = found
             self.schema[name] = said or Feature("uint8", shape, "image")
             self._rows[name] = np.array([len(f) for f in found], np.int64)
-        wanted = [n for n in self._about.get("features", {}) if n not in self.schema]
+        wanted = [n for n in self._dataset_json.get("features", {}) if n not in self.schema]
         if wanted:
-            raise UserError(f"expected a column {wanted[0]}, as {ABOUT} says, found {listed(self.schema, 12)}",
-                            where=self.path, do="correct one of them")
-        order = list(self._about.get("features", {}))
+            raise UserError(
+                f"expected a column {wanted[0]}, as {DATASET_JSON} says, found {format_list(self.schema, 12)}",
+                where=self.path,
+                hint="correct one of them",
+            )
+        order = list(self._dataset_json.get("features", {}))
         self.schema = {n: self.schema[n] for n in (*order, *(n for n in self.schema if n not in order))}
 
     def _find_rate(self, times):
         """From the timestamps, where they are even and nothing else says it."""
-        if self.facts["fps"] is not None or not times:
+        if self.metadata["fps"] is not None or not times:
             return
         apart = np.concatenate([np.diff(t) for t in times])
         typical = float(np.median(apart)) if len(apart) else 0.0
         if typical > 0 and np.isfinite(apart).all() and (np.abs(apart - typical) < 0.01 * typical).all():
-            self.facts["fps"] = round(1 / typical, 3)
+            self.metadata["fps"] = round(1 / typical, 3)
 
     def _cells(self, file: Path) -> tuple[list[str], list[list[str]]]:
         csv.field_size_limit(_CELL)
@@ -323,20 +338,20 @@ class CsvFolder(Folder):
                         lines.append(reader.line_num)
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"expected comma-separated text, found something else ({error})", where=file,
-                            do=_COPY) from None
+                            hint=_COPY) from None
         if any(_CONTROL.search(text) for row in (header, *cells) for text in row):
-            raise UserError("expected text, found control characters", where=file, do=_COPY)
+            raise UserError("expected text, found control characters", where=file, hint=_COPY)
         if not header or not cells:
             raise UserError("expected a line of names and at least one of values, found "
-                            f"{'none of values' if header else 'nothing'}", where=file, do=_COPY)
+                            f"{'none of values' if header else 'nothing'}", where=file, hint=_COPY)
         if len(set(header)) < len(header) or "" in header:
             odd = next(n for n in header if header.count(n) > 1 or not n)
             raise UserError(f"expected a name of its own for each column, found {odd!r}", where=f"{file}, line 1",
-                            do="name the columns")
+                            hint="name the columns")
         for row, line in zip(cells, lines, strict=True):
             if len(row) != len(header):
                 raise UserError(f"expected {len(header)} values, as there are names, found {len(row)}",
-                                where=f"{file}, line {line}", do=_COPY)
+                                where=f"{file}, line {line}", hint=_COPY)
         return header, cells
 
     def _values(self, e) -> dict[str, np.ndarray]:
@@ -349,15 +364,15 @@ class CsvFolder(Folder):
 
     _held: tuple[int, dict[str, np.ndarray]] = (-1, {})  # the file that was read last
 
-    def stream(self):
-        at = dict.fromkeys(self.numbers, 0)
+    def iter_chunks(self):
+        at = dict.fromkeys(self.numeric_columns, 0)
         for e in range(len(self.files)):
             values = self._values(e)
-            for name in self.numbers:
+            for name in self.numeric_columns:
                 yield name, at[name], values[name]
                 at[name] += len(values[name])
 
-    def text(self, name, episode):
+    def read_text(self, name, episode):
         values = self._values(episode)[name]
         same = values.ndim == 1 and len(values) and (values == values[0]).all()
         return np.broadcast_to(values[:1], values.shape) if same else values
@@ -367,11 +382,11 @@ class CsvFolder(Folder):
             shape = self.schema[name].shape
             image = video.decode_image(file.read_bytes(), shape[2], str(file))
             if image.shape != shape:
-                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=file, do=_COPY)
+                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=file, hint=_COPY)
             yield row, image
 
     @cached_property
-    def numbers(self):
+    def numeric_columns(self):
         return [n for n, f in self.schema.items() if f.kind != "string" and n not in self._frames]
 
 
@@ -391,20 +406,20 @@ class _Table:
             stem, i = (match[1], int(match[2])) if match else (key, -1)
             if i in parts.setdefault(stem, {}) or (len(parts[stem]) and (i == -1 or -1 in parts[stem])):
                 raise UserError(f"expected one column {stem}, found {key} as well", where=f"{self.file}, line 1",
-                                do="rename one of them")
+                                hint="rename one of them")
             parts[stem][i] = at
         columns, vectors = {}, set()
         for stem, places in parts.items():
             numbers = sorted(places)
             if -1 not in places and numbers != list(range(len(numbers))):
                 gap = next(i for i in range(len(numbers) + 1) if i not in places)
-                raise UserError(f"expected {stem}_{gap}, found {listed(f'{stem}_{i}' for i in numbers)}",
+                raise UserError(f"expected {stem}_{gap}, found {format_list(f'{stem}_{i}' for i in numbers)}",
                                 where=f"{self.file}, line 1",
-                                do="number the components of a vector from 0, without a gap")
-            name = ours(stem)
+                                hint="number the components of a vector from 0, without a gap")
+            name = standard_name(stem)
             if name in columns:
                 raise UserError(f"expected one column {name}, found {stem} as well", where=f"{self.file}, line 1",
-                                do="rename one of them")
+                                hint="rename one of them")
             columns[name] = [places[i] for i in numbers]
             if -1 not in places:
                 vectors.add(name)
@@ -429,7 +444,7 @@ class _Table:
             if "text" in kinds and len(self.columns[name]) == 1 and "empty" not in kinds:
                 return "text"
             raise UserError(f"expected a {wanted}, found {self.cells[line][p]!r}",
-                            where=f"{self.file}, row {line + 1}, {self.header[p]}", do=_COPY)
+                            where=f"{self.file}, row {line + 1}, {self.header[p]}", hint=_COPY)
         return max(kinds, key=["bool", "int", "float"].index)
 
     def values(self, name, dtype: str) -> np.ndarray:
@@ -449,7 +464,7 @@ class _Table:
                 out = np.array([[float(c) for c in row] for row in plain], np.float64).astype(dtype)
         except (ValueError, OverflowError) as error:
             raise UserError(f"expected {dtype}, found something else ({error})", where=f"{self.file}, {name}",
-                            do=_COPY) from None
+                            hint=_COPY) from None
         return out
 
 
@@ -477,25 +492,32 @@ def _ends(file: Path) -> bool:
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def holds(data: Dataset) -> Holds:
-    columns, lengths = {}, rows_of(data)
+def capability(data: Dataset) -> FormatCapability:
+    columns, lengths = {}, row_counts(data)
     stems: set[str] = set()
     for name, f in data.features().items():
         camera = f.kind == "image" and name.startswith("observation.images.") and f.shape[2] in (1, 3, 4)
         stem = name.removeprefix("observation.images.") if camera else name
-        if not f.size or not re.fullmatch(r"\w[\w.\-]*", stem) or stem.lower() in stems or (
-                ours(stem, "image" if camera else "vector") != name) or (re.search(r"_\d+$", name) and not camera):
+        if (
+            not f.size
+            or not re.fullmatch(r"\w[\w.\-]*", stem)
+            or stem.lower() in stems
+            or (standard_name(stem, "image" if camera else "vector") != name)
+            or (re.search(r"_\d+$", name) and not camera)
+        ):
             continue
         if f.kind == "string" and (f.shape or not all(_plain_text(e.steps[name]) for e in data)):
             continue
-        if name in FLAGS and f.dtype != "bool":
+        if name in FLAG_COLUMNS and f.dtype != "bool":
             continue
         stems.add(stem.lower())
-        last = bool((rows_of(data, name) > lengths).any()) and f.kind != "string"
-        columns[name] = Place(name, f.dtype, f.shape, last)
+        last = bool((row_counts(data, name) > lengths).any()) and f.kind != "string"
+        columns[name] = ColumnEncoding(name, f.dtype, f.shape, last)
     if columns and all(place.last for name, place in columns.items() if not name.startswith("observation.images.")):
-        columns = {name: Place(name, p.dtype, p.shape) for name, p in columns.items()}
-    return Holds(columns, names=True, units=True, fps=True, robot=True, reads=tuple(columns))
+        columns = {name: ColumnEncoding(name, p.dtype, p.shape) for name, p in columns.items()}
+    return FormatCapability(
+        columns, component_names=True, units=True, fps=True, robot_type=True, read_columns=tuple(columns)
+    )
 
 
 def _plain_text(column) -> bool:
@@ -509,16 +531,16 @@ def write(data: Dataset, path: str | Path) -> None:
     are written so that they are read again exactly."""
     path = Path(path)
     if not len(data):
-        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
-    kept, features = holds(data), data.features()
+        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
+    kept, features = capability(data), data.features()
     cameras = [n for n in kept.columns if n.startswith("observation.images.") and features[n].kind == "image"]
     plain = [n for n in kept.columns if n not in cameras]
     if not plain:
-        raise UserError(f"expected numbers or text, found {listed(features, 12)}", where=path,
-                        do="a CSV folder needs at least one column of them: choose another format")
-    with cache.room_on_disk(path), whole_folder(path) as part:
+        raise UserError(f"expected numbers or text, found {format_list(features, 12)}", where=path,
+                        hint="a CSV folder needs at least one column of them: choose another format")
+    with cache.disk_errors(path), whole_folder(path) as part:
         for e, episode in enumerate(data):
-            columns = {n: np.asarray(episode.steps[n])[: len(episode) + kept.columns[n].last] for n in plain}
+            columns = {n: np.asarray(episode.steps[n])[: len(episode) + kept.columns[n].has_last_row] for n in plain}
             with open(part / f"episode_{e:06d}.csv", "w", encoding="utf-8", newline="") as out:
                 table = csv.writer(out, lineterminator="\n")
                 table.writerow([h for n in plain for h in _headers(n, features[n])])
@@ -526,13 +548,15 @@ def write(data: Dataset, path: str | Path) -> None:
             for name in cameras:
                 place = part / f"episode_{e:06d}" / name.removeprefix("observation.images.")
                 place.mkdir(parents=True)
-                for row, frame in enumerate(np.asarray(episode.steps[name])[: len(episode) + kept.columns[name].last]):
+                for row, frame in enumerate(
+                    np.asarray(episode.steps[name])[: len(episode) + kept.columns[name].has_last_row]
+                ):
                     (place / f"{row:06d}.png").write_bytes(video.encode_png(frame))
-        about = {"episodes": len(data), "fps": data.fps, "robot_type": data.facts.get("robot_type"),
+        about = {"episodes": len(data), "fps": data.fps, "robot_type": data.metadata.get("robot_type"),
                  "features": {n: {k: v for k, v in asdict(features[n]).items() if v is not None}
                               for n in kept.columns}}
-        write_json(part / ABOUT, json.loads(json.dumps(about)))
-        side.write(part, data, kept)
+        write_json(part / DATASET_JSON, json.loads(json.dumps(about)))
+        sidecar.write_sidecar(part, data, kept)
 
 
 def _headers(name: str, f: Feature) -> list[str]:

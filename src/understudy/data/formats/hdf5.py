@@ -26,32 +26,32 @@ import numpy as np
 from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
-from . import damage, side
-from .stored import feature
+from . import read_errors, sidecar
+from .chunked_source import stored_feature
 
-FILLED = "understudy_filled"
-COLUMNS = "understudy_columns"  # their order and kinds, in files that we wrote
+FILLED_ATTRIBUTE = "understudy_filled"
+COLUMNS_ATTRIBUTE = "understudy_columns"  # their order and kinds, in files that we wrote
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _DEEP = 16  # groups within groups; a link that goes round has no bottom
 _DAMAGE = "the file is cut short or damaged: take it from a copy"
 
 
-def library():
+def import_h5py():
     try:
         import h5py
     except ImportError:
         raise UserError("HDF5 files need h5py, which is not installed",
-                        do="pip install 'understudy[formats]'") from None
+                        hint="pip install 'understudy[formats]'") from None
     return h5py
 
 
-def readable(where: object) -> AbstractContextManager[None]:
+def hdf5_errors(where: object) -> AbstractContextManager[None]:
     """What h5py raises on damage as a UserError that says where."""
-    return damage.found("an HDF5 file that can be read", where, _DAMAGE, (
+    return read_errors.as_user_error("an HDF5 file that can be read", where, _DAMAGE, (
         OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError))
 
 
-class _Bytes:
+class _CheckedFile:
     """A file as h5py reads it, which looks at each heap of texts and byte strings before the library does: at an object
     of no size there, as zeros that a disk left in it are, the HDF5 library (2.0 and before) stays for ever."""
 
@@ -92,14 +92,14 @@ class _Bytes:
         pass
 
 
-def opened(path: Path):
+def open_file(path: Path):
     """An h5py.File to be read. Whoever else holds it open is no hindrance, nor a file system without locks."""
     plain = sys.platform == "win32"  # which has no preadv
-    return library().File(path if plain else _Bytes(path), "r", locking=False)
+    return import_h5py().File(path if plain else _CheckedFile(path), "r", locking=False)
 
 
 @dataclass(frozen=True)
-class Lies:
+class ContiguousLayout:
     """Where the numbers of an array begin in the file, which has them one after another, as NumPy has them."""
 
     offset: int
@@ -107,13 +107,13 @@ class Lies:
     shape: tuple[int, ...]
 
 
-class Files:
+class OpenFiles:
     """HDF5 files by path, open for reading; the last one stays open."""
 
     def __init__(self):
         self._path, self._file, self._bytes = None, None, None
 
-    def __enter__(self) -> Files:
+    def __enter__(self) -> OpenFiles:
         return self
 
     def __exit__(self, *error) -> None:
@@ -125,21 +125,23 @@ class Files:
     def __getitem__(self, path: Path):
         self._turn(path)
         if self._file is None:
-            with readable(path):
-                self._file = opened(path)
+            with hdf5_errors(path):
+                self._file = open_file(path)
         return self._file
 
-    def column(self, path: Path, key: str, first: int, stop: int, where: str, lies: Lies | None = None) -> np.ndarray:
+    def read_rows(
+        self, path: Path, key: str, first: int, stop: int, where: str, layout: ContiguousLayout | None = None
+    ) -> np.ndarray:
         """Some rows of the array `key`. Where it is known how it lies, they are read without HDF5, for which the way
         to an array is longer than most arrays are."""
-        if lies is None or not 0 <= first < stop <= lies.shape[0]:
-            return column(self[path], key, first, stop, where)
+        if layout is None or not 0 <= first < stop <= layout.shape[0]:
+            return read_column(self[path], key, first, stop, where)
         self._turn(path)
-        out = np.empty((stop - first, *lies.shape[1:]), lies.dtype)
-        with readable(where):
+        out = np.empty((stop - first, *layout.shape[1:]), layout.dtype)
+        with hdf5_errors(where):
             if self._bytes is None:
                 self._bytes = io.FileIO(path)
-            self._bytes.seek(lies.offset + first * (out.nbytes // len(out)))
+            self._bytes.seek(layout.offset + first * (out.nbytes // len(out)))
             if self._bytes.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:
                 raise OSError("the file is cut short")
         return out
@@ -150,12 +152,12 @@ class Files:
             self._path = path
 
 
-def digest(path: Path, *parts) -> str:
+def file_digest(path: Path, *parts) -> str:
     s = path.stat()
-    return cache.digest("hdf5", str(path.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, *parts)
+    return cache.json_digest("hdf5", str(path.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, *parts)
 
 
-class Array:
+class ArrayInfo:
     """An array in a file, as h5py.Dataset has it: that takes ten times as long to make, and files have thousands."""
 
     def __init__(self, handle, layout):
@@ -164,11 +166,11 @@ class Array:
         self.dtype = self._type.dtype
 
     @property
-    def lies(self) -> Lies | None:
+    def layout(self) -> ContiguousLayout | None:
         if self._layout is not None or self.dtype.kind not in "biuf" or not self.size \
                 or not self._type.equal(_type_of(self.dtype)):
             return None
-        return Lies(self.id.get_offset(), self.dtype, self.shape)
+        return ContiguousLayout(self.id.get_offset(), self.dtype, self.shape)
 
     @property
     def ndim(self) -> int:
@@ -179,39 +181,39 @@ class Array:
         return math.prod(self.shape)
 
     @property
-    def filled(self) -> str:
-        h5py = library()
-        return self.whole.attrs[FILLED] if h5py.h5a.exists(self.id, FILLED.encode()) else ""
+    def filled_marker(self) -> str:
+        h5py = import_h5py()
+        return self.values.attrs[FILLED_ATTRIBUTE] if h5py.h5a.exists(self.id, FILLED_ATTRIBUTE.encode()) else ""
 
     @property
-    def unwritten(self) -> bool:
+    def has_unwritten_chunks(self) -> bool:
         """Whether parts of it were never written, so that they read as zeros."""
         if self._layout is None or not self.size:
             return False
-        if self._layout.get_layout() != library().h5d.CHUNKED:
+        if self._layout.get_layout() != import_h5py().h5d.CHUNKED:
             return self.id.get_storage_size() == 0
         wanted = math.prod(-(-n // c) for n, c in zip(self.shape, self._layout.get_chunk(), strict=True))
         return self.id.get_num_chunks() < wanted
 
     @cached_property
-    def whole(self):
-        return library().Dataset(self.id)
+    def values(self):
+        return import_h5py().Dataset(self.id)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows):
-        return self.whole[rows]
+        return self.values[rows]
 
 
 @lru_cache(64)
 def _type_of(dtype: np.dtype):
-    return library().h5t.py_create(dtype, logical=True)
+    return import_h5py().h5t.py_create(dtype, logical=True)
 
 
-def arrays(group, where: str) -> dict[str, Array]:
+def arrays(group, where: str) -> dict[str, ArrayInfo]:
     """The arrays in a group and the groups in it, by their paths from there ("obs/object"), as h5py orders them."""
-    return dict(_walk(library(), group.id, "", where, 0))
+    return dict(_walk(import_h5py(), group.id, "", where, 0))
 
 
 def _walk(h5py, group, prefix, where, depth):
@@ -220,65 +222,67 @@ def _walk(h5py, group, prefix, where, depth):
             name = key.decode("utf-8")
         except UnicodeDecodeError:
             raise UserError("expected a name in UTF-8, found other bytes", where=f"{where}/{prefix}{key}",
-                            do=_DAMAGE) from None
+                            hint=_DAMAGE) from None
         at = f"{where}/{prefix}{name}"
         if (outside := group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL) or depth > _DEEP:
             found = "a link to another file" if outside else "groups without end"
-            raise UserError(f"expected arrays in this file, found {found}", where=at, do="copy the array into the file")
-        with readable(at):
+            raise UserError(
+                f"expected arrays in this file, found {found}", where=at, hint="copy the array into the file"
+            )
+        with hdf5_errors(at):
             node = h5py.h5o.open(group, key)
             if isinstance(node, h5py.h5d.DatasetID):
                 layout = node.get_create_plist() if node.get_offset() is None else None
                 if layout and (layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count()):
                     raise UserError("expected arrays in this file, found one that lies in another", where=at,
-                                    do="copy the array into the file")
-                yield f"{prefix}{name}", Array(node, layout)
+                                    hint="copy the array into the file")
+                yield f"{prefix}{name}", ArrayInfo(node, layout)
         if isinstance(node, h5py.h5g.GroupID):
             yield from _walk(h5py, node, f"{prefix}{name}/", where, depth + 1)
 
 
-def is_bytes(array) -> bool:
+def is_variable_bytes(array) -> bool:
     """Of variable length: encoded images, one a row."""
-    return array.dtype.kind == "O" and library().check_vlen_dtype(array.dtype) == np.uint8
+    return array.dtype.kind == "O" and import_h5py().check_vlen_dtype(array.dtype) == np.uint8
 
 
 def is_text(array) -> bool:
-    return array.dtype.kind in "OS" and library().check_string_dtype(array.dtype) is not None
+    return array.dtype.kind in "OS" and import_h5py().check_string_dtype(array.dtype) is not None
 
 
-def described(name: str, array, where: str, flag: bool = False) -> Feature:
+def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
     """The feature of a column that is stored as this array (rows, *shape)."""
     if not array.shape:
         raise UserError("expected an array with a row for each step, found a single value", where=where,
-                        do="leave it out of the file, or write it for each step")
+                        hint="leave it out of the file, or write it for each step")
     if 0 in array.shape[1:]:
         raise UserError(f"expected at least one component, found shape {array.shape}", where=where,
-                        do="remove the array")
+                        hint="remove the array")
     if is_text(array):
         return Feature("string", tuple(array.shape[1:]), "string")
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise UserError(f"expected numbers or text, found {_odd(array)}", where=where,
-                        do="save the array again with numbers or text only")
-    return feature(name, array.shape[1:], array.dtype, flag)
+        raise UserError(f"expected numbers or text, found {_unsupported_reason(array)}", where=where,
+                        hint="save the array again with numbers or text only")
+    return stored_feature(name, array.shape[1:], array.dtype, flag)
 
 
-def _odd(array) -> str:
-    h5py = library()
+def _unsupported_reason(array) -> str:
+    h5py = import_h5py()
     if h5py.check_ref_dtype(array.dtype):
         return "references"
     return {"V": "compound or opaque values", "O": "objects of varying length"}.get(array.dtype.kind,
                                                                                     f"dtype {array.dtype}")
 
 
-def column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
+def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
     """`rows` of the array at `path`."""
-    h5py = library()
-    with readable(where):
+    h5py = import_h5py()
+    with hdf5_errors(where):
         handle = h5py.h5o.open(file.id, path.encode())
         dtype, lies = handle.dtype, handle.get_space()
         shape = lies.get_simple_extent_dims()
         if dtype.kind not in "biuf" or not shape or not 0 <= first < stop <= shape[0]:
-            return rows(h5py.Dataset(handle), first, stop, where)
+            return read_rows(h5py.Dataset(handle), first, stop, where)
         out = np.empty((stop - first, *shape[1:]), dtype)
         if len(out) == shape[0]:
             handle.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
@@ -288,55 +292,57 @@ def column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
         return out
 
 
-def rows(array, first: int, stop: int, where: str) -> np.ndarray:
+def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
     """Some rows of an array; text as str."""
-    with readable(where):
+    with hdf5_errors(where):
         if not is_text(array):
             return array[first:stop]
         values = array[first:stop]
         try:
             texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.ravel()]
         except UnicodeDecodeError as error:
-            raise UserError(f"expected UTF-8 text, found other bytes ({error})", where=where, do=_DAMAGE) from None
+            raise UserError(f"expected UTF-8 text, found other bytes ({error})", where=where, hint=_DAMAGE) from None
         out = np.empty(len(texts), object)
         out[:] = texts
         return out.reshape(values.shape)
 
 
-def attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, Any]:
+def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, Any]:
     """As plain JSON values."""
-    with readable(f"{where}, attributes"):
-        return {key: plain(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
-                if key not in (FILLED, COLUMNS, *without)}
+    with hdf5_errors(f"{where}, attributes"):
+        return {key: to_json_value(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
+                if key not in (FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE, *without)}
 
 
-def plain(value, where: str):
+def to_json_value(value, where: str):
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufUSO":
-        return [plain(v, where) for v in value.tolist()]
+        return [to_json_value(v, where) for v in value.tolist()]
     if isinstance(value, np.generic) and value.dtype.kind in "biufUS":
-        return plain(value.item(), where)
+        return to_json_value(value.item(), where)
     if isinstance(value, (list, tuple)):
-        return [plain(v, where) for v in value]
+        return [to_json_value(v, where) for v in value]
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
-    raise UserError(f"expected a number or text, found {type(value).__name__}", where=where, do=_DAMAGE)
+    raise UserError(f"expected a number or text, found {type(value).__name__}", where=where, hint=_DAMAGE)
 
 
-def decoded(text, where: str):
+def decode_json_attribute(text, where: str):
     """An attribute that is JSON; what is none stays as it is."""
     if not isinstance(text, str):
-        raise UserError(f"expected JSON text, found {text!r}", where=where, do="correct the attribute")
+        raise UserError(f"expected JSON text, found {text!r}", where=where, hint="correct the attribute")
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def ordered(schema: dict[str, Feature], file) -> dict[str, Feature]:
+def restore_column_order(schema: dict[str, Feature], file) -> dict[str, Feature]:
     """As the columns were when they were written, where that is known: h5py goes by names, and bytes may be words."""
-    kinds = decoded(plain(file.attrs.get(COLUMNS, "{}"), COLUMNS), COLUMNS)
+    kinds = decode_json_attribute(
+        to_json_value(file.attrs.get(COLUMNS_ATTRIBUTE, "{}"), COLUMNS_ATTRIBUTE), COLUMNS_ATTRIBUTE
+    )
     kinds = {n: k for n, k in kinds.items() if n in schema} if isinstance(kinds, dict) else {}
     words = {n: replace(schema[n], kind="text") for n, k in kinds.items()
              if k == "text" and schema[n].dtype == "uint8" and schema[n].kind == "vector"}
@@ -346,66 +352,68 @@ def ordered(schema: dict[str, Feature], file) -> dict[str, Feature]:
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def order(file, data: Dataset, holds: side.Holds) -> None:
+def store_column_order(file, data: Dataset, capability: sidecar.FormatCapability) -> None:
     features = data.features()
-    file.attrs[COLUMNS] = json.dumps({place.name: features[n].kind for n, place in holds.columns.items()})
+    file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(
+        {place.name: features[n].kind for n, place in capability.columns.items()}
+    )
 
 
-def put(group, key: str, values, filled: str = "") -> None:
+def write_column(group, key: str, values, filled: str = "") -> None:
     """A column of one episode. Frames lie in chunks of one, so that each can be read alone."""
-    h5py, values = library(), np.asarray(values)
+    h5py, values = import_h5py(), np.asarray(values)
     if values.dtype.kind in "UO":
         array = group.create_dataset(key, data=values.astype(object), dtype=h5py.string_dtype())
     else:
         chunks = (1, *values.shape[1:]) if values.dtype == np.uint8 and values.ndim == 4 else None
         array = group.create_dataset(key, data=values, chunks=chunks)
     if filled:
-        array.attrs[FILLED] = filled
+        array.attrs[FILLED_ATTRIBUTE] = filled
 
 
 @contextmanager
-def whole(path: Path, data: Dataset, holds: side.Holds) -> Iterator[Path]:
+def new_file(path: Path, data: Dataset, capability: sidecar.FormatCapability) -> Iterator[Path]:
     """Where to write a new file, which is there whole or not at all; its side file is there before it is."""
-    with cache.room_on_disk(path), side.with_file(path, data, holds) as part:
+    with cache.disk_errors(path), sidecar.new_file_with_sidecar(path, data, capability) as part:
         yield part
 
 
-def places(data: Dataset, key_of: Callable, name_of: Callable, last: Callable = lambda key: False,
-           flags: Iterable[str] = ()) -> tuple[dict[str, str], dict[str, side.Place]]:
+def column_encodings(data: Dataset, column_key: Callable, column_name: Callable, last: Callable = lambda key: False,
+           flags: Iterable[str] = ()) -> tuple[dict[str, str], dict[str, sidecar.ColumnEncoding]]:
     """(key, Place) of each column that the format holds. key_of: (name, feature) -> key or None; name_of: (key,
     feature) -> the name when it is read again; last: whether the key has room for a row after the last action."""
     keys, out, taken = {}, {}, set()
     for name, f in data.features().items():
-        key = key_of(name, f)
-        if key is None or key in keys.values() or not storable(data, name, f):
+        key = column_key(name, f)
+        if key is None or key in keys.values() or not is_storable(data, name, f):
             continue
-        again = f if f.kind == "string" else feature("", f.shape, f.dtype)
-        called = name_of(key, again)
+        again = f if f.kind == "string" else stored_feature("", f.shape, f.dtype)
+        called = column_name(key, again)
         if called in taken:
             continue
-        again = f if f.kind == "string" else feature(called, f.shape, f.dtype, called in flags)
-        keys[name], out[name] = key, side.Place(called, again.dtype, again.shape, last(key))
+        again = f if f.kind == "string" else stored_feature(called, f.shape, f.dtype, called in flags)
+        keys[name], out[name] = key, sidecar.ColumnEncoding(called, again.dtype, again.shape, last(key))
         taken.add(called)
     return keys, out
 
 
-def storable(data: Dataset, name: str, f: Feature) -> bool:
+def is_storable(data: Dataset, name: str, f: Feature) -> bool:
     """Whether HDF5 has a type for its values: text must not hold NUL or lone surrogates."""
-    if not storable_name(name):
+    if not is_storable_name(name):
         return False
     if f.kind != "string":
         return f.dtype not in ("float128", "longdouble") and np.dtype(f.dtype).kind in "biuf"
     return all(_text(str(v)) for e in data for v in set(np.ravel(e.steps[name]).tolist()))
 
 
-def simple_facts(data: Dataset, taken: Mapping | set = frozenset()) -> frozenset[str]:
+def storable_metadata(data: Dataset, taken: Mapping | set = frozenset()) -> frozenset[str]:
     """Keys of the facts of episodes that fit into attributes and come back the same."""
     values: dict[str, list] = {}
     for e in data:
-        for key, value in e.meta.items():
+        for key, value in e.metadata.items():
             values.setdefault(key, []).append(value)
     return frozenset(k for k, found in values.items()
-                     if k not in taken and storable_name(k) and all(map(_simple, found)))
+                     if k not in taken and is_storable_name(k) and all(map(_simple, found)))
 
 
 def _simple(value) -> bool:
@@ -414,9 +422,11 @@ def _simple(value) -> bool:
     return type(value) in (bool, float) or type(value) is int and -2**63 <= value < 2**63
 
 
-def storable_name(text) -> bool:
+def is_storable_name(text) -> bool:
     """Of a key in a file: "." alone is the group itself, "/" begins another, and ours says what was filled."""
-    return bool(text) and text not in (".", "..", FILLED, COLUMNS) and "/" not in text and _text(text)
+    return (
+        bool(text) and text not in (".", "..", FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE) and "/" not in text and _text(text)
+    )
 
 
 def _text(text: str) -> bool:

@@ -19,37 +19,37 @@ from ...files import read_json
 from .. import cache
 from ..episode import Dataset
 from . import arrow
-from .arrays import Arrays
-from .base import Episodes, starts
-from .stored import Stored, feature
+from .base import SourceEpisodes, episode_starts
+from .chunked_source import ChunkedSource, stored_feature
+from .npz_arrays import NpzArrays
 
-_LACK = "this is no data set of imitation: obs, acts and terminal, a row for each trajectory"
+_MISSING_COLUMNS = "this is no data set of imitation: obs, acts and terminal, a row for each trajectory"
 _NAMES = {"obs": "observation.state", "acts": "action", "rews": "next.reward"}
 
 
 def open_imitation(path: Path) -> Dataset:
-    source = Folder(path) if path.is_dir() else OldFile(path)
+    source = ArrowFolderSource(path) if path.is_dir() else NpzFileSource(path)
     facts = {"format": "imitation", "version": "datasets" if path.is_dir() else "npz", "path": str(path), "fps": None,
              "robot_type": None, "warnings": source.warnings}
-    return Dataset(Episodes(source), facts)
+    return Dataset(SourceEpisodes(source), facts)
 
 
-class _Trajectories(Stored):
+class _ImitationSource(ChunkedSource):
     terminal: np.ndarray  # (E,) bool
     warnings: list[str]
 
     def _has(self, features: dict[str, Feature]):
         """The schema, of features by their keys."""
-        self.schema, self._keys, self.counts = {}, {}, {}
+        self.schema, self._keys, self.row_counts = {}, {}, {}
         for key, f in features.items():
             name = "observation.images.image" if key == "obs" and f.kind == "image" else _NAMES.get(key, key)
             self.schema[name], self._keys[name] = f, key
-            self.counts[name] = self.lengths + (key == "obs")
+            self.row_counts[name] = self.lengths + (key == "obs")
         for name in ("next.terminated", "next.truncated"):
             self.schema[name], self._keys[name] = Feature("bool", ()), "terminal"
-            self.counts[name] = self.lengths
+            self.row_counts[name] = self.lengths
 
-    def place(self, name, episode):
+    def location(self, name, episode):
         return f"{self.path}, {self._keys[name]}, trajectory {episode}"
 
     def _ends(self, name, episode) -> np.ndarray:
@@ -58,7 +58,7 @@ class _Trajectories(Stored):
         return flags
 
 
-class Folder(_Trajectories):
+class ArrowFolderSource(_ImitationSource):
     def __init__(self, path: Path):
         self.path, self.warnings = path, []
         state = read_json(path / "state.json")
@@ -68,34 +68,34 @@ class Folder(_Trajectories):
         if not names or not all(isinstance(n, str) and Path(n).name == n for n in names) \
                 or len(set(names)) < len(names):
             raise UserError(f"expected different names of files in this folder, found {str(entries)[:80]}",
-                            where=f"{path / 'state.json'}, _data_files", do="take the folder from a copy")
+                            where=f"{path / 'state.json'}, _data_files", hint="take the folder from a copy")
         self._files = [path / n for n in names]
         if gone := next((f for f in self._files if not f.is_file()), None):
-            raise UserError("expected a file, found none", where=gone, do="take it from a copy")
-        self.key = cache.digest("imitation", *([str(f.resolve()), s.st_mtime_ns, s.st_ctime_ns, s.st_size]
+            raise UserError("expected a file, found none", where=gone, hint="take it from a copy")
+        self.key = cache.json_digest("imitation", *([str(f.resolve()), s.st_mtime_ns, s.st_ctime_ns, s.st_size]
                                                for f in self._files for s in [f.stat()]))
-        with self.reading() as table:
-            arrow.checked(table, path)
+        with self.open_files() as table:
+            arrow.validate_table(table, path)
             lack = [k for k in ("obs", "acts", "terminal") if k not in table.column_names]
             if lack:
                 raise UserError(f"expected columns obs, acts and terminal, found {', '.join(table.column_names)}",
-                                where=path, do=_LACK)
+                                where=path, hint=_MISSING_COLUMNS)
             if not table.num_rows:
                 raise UserError("expected at least one trajectory, found none", where=path,
-                                do="take the folder from a copy, or record anew")
+                                hint="take the folder from a copy, or record anew")
             for key in ("obs", "acts", "infos", "rews"):
                 if key in table.column_names and not pa.types.is_list(table.schema.field(key).type):
                     raise UserError(f"expected a list for each trajectory, found {table.schema.field(key).type}",
-                                    where=f"{path}, {key}", do=_LACK)
-            self.terminal = arrow.dense(table.column("terminal"), f"{path}, terminal").astype(bool)
+                                    where=f"{path}, {key}", hint=_MISSING_COLUMNS)
+            self.terminal = arrow.to_numpy(table.column("terminal"), f"{path}, terminal").astype(bool)
             self.lengths = _counts(table, "acts", path)
             self._check(table)
             features = {}
             for key in ("obs", "acts", "rews", "infos"):
                 if key in table.column_names:
-                    first = arrow.dense(table.column(key)[0].values, f"{path}, {key}, trajectory 0")
+                    first = arrow.to_numpy(table.column(key)[0].values, f"{path}, {key}, trajectory 0")
                     features[key] = Feature("string", first.shape[1:], "string") if first.dtype.kind == "O" else \
-                        feature(_NAMES[key], first.shape[1:], first.dtype)
+                        stored_feature(_NAMES[key], first.shape[1:], first.dtype)
             self._has(features)
 
     def _check(self, table):
@@ -107,69 +107,69 @@ class Folder(_Trajectories):
                 e = int(wrong[0])
                 raise UserError(f"expected {self.lengths[e] + more} rows for {self.lengths[e]} actions, found "
                                 f"{_counts(table, key, self.path)[e]}", where=f"{self.path}, {key}, trajectory {e}",
-                                do="leave the trajectory out, or take the folder from a copy")
+                                hint="leave the trajectory out, or take the folder from a copy")
         if (self.lengths < 1).any():
             raise UserError("expected at least one action, found none",
                             where=f"{self.path}, acts, trajectory {int(np.argmax(self.lengths < 1))}",
-                            do="leave the trajectory out")
+                            hint="leave the trajectory out")
 
     @contextmanager
-    def reading(self) -> Iterator[pa.Table]:
+    def open_files(self) -> Iterator[pa.Table]:
         parts = []
         for file in self._files:
-            with arrow.readable(file):
+            with arrow.arrow_errors(file):
                 parts.append(pa.ipc.open_stream(pa.memory_map(str(file))).read_all())
-        with arrow.readable(self.path):
+        with arrow.arrow_errors(self.path):
             table = pa.concat_tables(parts)
         yield table
 
-    def read(self, files, name, episode, first, stop):
+    def read_rows(self, files, name, episode, first, stop):
         if self._keys[name] == "terminal":
             return self._ends(name, episode)[first:stop]
-        where = self.place(name, episode)
-        with arrow.readable(where):
-            return arrow.dense(files.column(self._keys[name])[episode].values[first:stop], where)
+        where = self.location(name, episode)
+        with arrow.arrow_errors(where):
+            return arrow.to_numpy(files.column(self._keys[name])[episode].values[first:stop], where)
 
 
 def _counts(table, key, path) -> np.ndarray:
-    with arrow.readable(f"{path}, {key}"):
+    with arrow.arrow_errors(f"{path}, {key}"):
         counts = [c.value_lengths().to_numpy(zero_copy_only=False) for c in table.column(key).chunks]
         counts = np.concatenate(counts) if counts else np.zeros(0)
     if not np.isfinite(counts).all():
         raise UserError("expected a list, found nothing", where=f"{path}, {key}, trajectory "
-                        f"{int(np.argmin(np.isfinite(counts)))}", do="leave the trajectory out")
+                        f"{int(np.argmin(np.isfinite(counts)))}", hint="leave the trajectory out")
     return counts.astype(np.int64)
 
 
-class OldFile(_Trajectories):
+class NpzFileSource(_ImitationSource):
     """obs (steps + trajectories, ...), acts and rews (steps, ...), terminal (trajectories,), indices: where each
     trajectory but the first begins, in steps."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = Arrays(path, without=("infos",))
-        self.key, have = cache.digest(self._file.key, "imitation"), self._file.headers
+        self._file = NpzArrays(path, without=("infos",))
+        self.key, have = cache.json_digest(self._file.key, "imitation"), self._file.headers
         for key in ("obs", "acts", "terminal", "indices"):
             if key not in have or not have[key][0] or np.dtype(have[key][1]).kind not in "biuf":
                 raise UserError(f"expected an array {key} of numbers, found {', '.join(have)}", where=path,
-                                do="take the file from a copy")
-        steps, self.terminal = have["acts"][0][0], self._file.small("terminal").reshape(-1).astype(bool)
-        indices = self._file.small("indices")
+                                hint="take the file from a copy")
+        steps, self.terminal = have["acts"][0][0], self._file.read_array("terminal").reshape(-1).astype(bool)
+        indices = self._file.read_array("indices")
         if indices.ndim != 1 or indices.dtype.kind not in "iu" and len(indices) or len(indices) != len(
                 self.terminal) - 1:
             raise UserError(f"expected {len(self.terminal) - 1} integers, one less than terminal has, found "
-                            f"{indices.dtype} {indices.shape}", where=f"{path}, indices", do="take it from a copy")
+                            f"{indices.dtype} {indices.shape}", where=f"{path}, indices", hint="take it from a copy")
         self.lengths = np.diff(np.concatenate([[0], indices.astype(np.int64), [steps]]))
         if (self.lengths < 1).any():
             e = int(np.argmax(self.lengths < 1))
             raise UserError(f"expected places that grow up to {steps}, the rows of acts, found "
                             f"{indices.tolist()[:e + 1][-3:]}",
-                            where=f"{path}, indices[{min(e, len(indices) - 1)}]", do="take the file from a copy")
+                            where=f"{path}, indices[{min(e, len(indices) - 1)}]", hint="take the file from a copy")
         for key, rows in (("obs", steps + len(self.lengths)), ("rews", steps)):
             if key in have and have[key][0][:1] != (rows,):
                 raise UserError(f"expected {rows} rows, found {have[key][0][:1]}", where=f"{path}, {key}",
-                                do="take the file from a copy")
-        self._has({k: feature(_NAMES[k], have[k][0][1:], np.dtype(have[k][1]))
+                                hint="take the file from a copy")
+        self._has({k: stored_feature(_NAMES[k], have[k][0][1:], np.dtype(have[k][1]))
                    for k in ("obs", "acts", "rews") if k in have})
         others = [k for k in have if k not in ("obs", "acts", "rews", "terminal", "indices")]
         self.warnings = [f"{', '.join(others)}: left out"] if others else []
@@ -179,12 +179,12 @@ class OldFile(_Trajectories):
     def _build(self, part):
         for name in self._numbers:
             f, key = self.schema[name], self._keys[name]
-            out = cache.create(part, name, (int(self.counts[name].sum()), *f.shape), np.dtype(f.dtype))
+            out = cache.create_array(part, name, (int(self.row_counts[name].sum()), *f.shape), np.dtype(f.dtype))
             if key == "terminal":
                 out[:] = False
-                out[starts(self.lengths) + self.lengths - 1] = self.terminal == (name == "next.terminated")
+                out[episode_starts(self.lengths) + self.lengths - 1] = self.terminal == (name == "next.terminated")
             else:  # trajectories lie end to end there, too
-                for row, values in self._file.stream(key):
+                for row, values in self._file.iter_rows(key):
                     out[row: row + len(values)] = values.reshape(len(values), *f.shape)
             out.flush()
 
@@ -192,11 +192,11 @@ class OldFile(_Trajectories):
         """Through the maps: an archive cannot be read from its middle."""
         if name in self._numbers:
             first = self._first[name][episode]
-            return self._maps[name][first: first + int(self.counts[name][episode])]
-        return self.read(None, name, episode, 0, int(self.counts[name][episode]))
+            return self._maps[name][first: first + int(self.row_counts[name][episode])]
+        return self.read_rows(None, name, episode, 0, int(self.row_counts[name][episode]))
 
-    def read(self, files, name, episode, first, stop):
-        begin, parts = int(starts(self.counts[name])[episode]), []
-        for row, values in self._file.stream(self._keys[name]):
+    def read_rows(self, files, name, episode, first, stop):
+        begin, parts = int(episode_starts(self.row_counts[name])[episode]), []
+        for row, values in self._file.iter_rows(self._keys[name]):
             parts.append(values[max(begin + first - row, 0): max(begin + stop - row, 0)])
         return np.concatenate(parts)

@@ -6,6 +6,6 @@ Source: huggingface/lerobot v0.4.4, src/lerobot/datasets/{utils,lerobot_dataset,
 """
 
 from .lerobot_read import open_lerobot
-from .lerobot_write import append, create, holds, write
+from .lerobot_write import append, capability, create, write
 
-__all__ = ["append", "create", "holds", "open_lerobot", "write"]
+__all__ = ["append", "capability", "create", "open_lerobot", "write"]

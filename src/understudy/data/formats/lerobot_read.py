@@ -20,10 +20,10 @@ from ...files import read_json
 from .. import cache, video
 from ..episode import Dataset
 from . import remote
-from .base import Episodes, Source, starts
+from .base import ColumnSource, SourceEpisodes, episode_starts
 
-INDEX = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
-OURS = Path("meta") / "understudy"
+INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
+UNDERSTUDY_FOLDER = Path("meta") / "understudy"
 _KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks", "total_videos",
           "total_chunks", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "fps", "splits",
           "data_path", "video_path", "features", "tools"}
@@ -35,23 +35,27 @@ _DAMAGED = "the file is damaged: take it from a copy, or write the data set anew
 def open_lerobot(path: Path) -> Dataset:
     """Lazy: reads what describes the data, and none of the data. Raises UserError where that contradicts itself. Of a
     recording that was interrupted also what is still in its journal."""
-    from .interrupted import opened
+    from .interrupted_recording import open_recording
 
     try:
-        source = opened(Path(path))
+        source = open_recording(Path(path))
     except UserError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # JSON that says anything
-        raise UserError("expected metadata as lerobot writes them, found a value or a key that makes no sense there "
-                        f"({type(error).__name__}: {_line(error)})", where=Path(path) / "meta", do=_CORRECT) from error
-    return Dataset(Episodes(source), source.facts)
+        raise UserError(
+            "expected metadata as lerobot writes them, found a value or a key that makes no sense there "
+            f"({type(error).__name__}: {_line(error)})",
+            where=Path(path) / "meta",
+            hint=_CORRECT,
+        ) from error
+    return Dataset(SourceEpisodes(source), source.metadata)
 
 
 # -- what describes the data ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Index:
+class EpisodeIndex:
     """Where each episode is. `file` counts in `files`; `start` is its first row in that file."""
 
     lengths: np.ndarray  # (E,) int64
@@ -62,44 +66,48 @@ class Index:
     videos: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)  # camera: files, from (s)
 
 
-class LeRobot(Source):
+class LeRobotSource(ColumnSource):
     def __init__(self, path: Path):
         self.path = path = Path(path)
         self.info = info = read_info(path)
         self._warnings: list[str] = []
         self._files: dict[Path, pq.ParquetFile] = {}  # the one that was read last
         self._groups: dict[str, tuple[tuple[Path, int], pa.Array]] = {}  # by column, likewise
-        self._films: dict[str, video.VideoReader] = {}  # by camera, likewise
+        self._video_files: dict[str, video.VideoReader] = {}  # by camera, likewise
         unknown = sorted(set(info) - _KNOWN)
         if unknown:
             self._warnings.append(f"meta/info.json: unknown keys {', '.join(unknown)} are ignored")
-        self._ours = read_json(path / OURS / "schema.json") if (path / OURS / "schema.json").exists() else {}
+        self._extra_metadata = (
+            read_json(path / UNDERSTUDY_FOLDER / "schema.json")
+            if (path / UNDERSTUDY_FOLDER / "schema.json").exists()
+            else {}
+        )
         version = info["codebase_version"]
-        self.index = index_v3(path, info, self._warnings) if version == "v3.0" else index_v2(path, info,
+        self.index = read_index_v3(path, info, self._warnings) if version == "v3.0" else read_index_v2(path, info,
                                                                                             self._warnings)
         self.lengths = self.index.lengths
-        if not len(self.lengths) and not (path / OURS).is_dir():  # a recording of ours may have none yet
+        if not len(self.lengths) and not (path / UNDERSTUDY_FOLDER).is_dir():  # a recording of ours may have none yet
             raise UserError("expected at least one episode, found an empty data set", where=path,
-                            do="record some (understudy record ENV --out DATA --episodes 20)")
+                            hint="record some (understudy record ENV --out DATA --episodes 20)")
         self._check_files()
         self.schema, self._stored = self._features()
-        self.facts = {"format": "lerobot", "version": version, "path": str(path),
-                      "fps": self._ours.get("fps", info["fps"]), "robot_type": info.get("robot_type"),
+        self.metadata = {"format": "lerobot", "version": version, "path": str(path),
+                      "fps": self._extra_metadata.get("fps", info["fps"]), "robot_type": info.get("robot_type"),
                       "warnings": self._warnings}
 
     def _check_files(self):
         named = [*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)]
         for name in dict.fromkeys(named):
-            if not remote.there(self.path / name):
+            if not remote.exists(self.path / name):
                 raise UserError("expected a file that the metadata name, found none", where=self.path / name,
-                                do="take it from a copy, or leave out the episodes in it")
+                                hint="take it from a copy, or leave out the episodes in it")
 
     def _features(self) -> tuple[dict[str, Feature], dict[str, str]]:
         """Our schema, and how each column is stored: "number", "string", "image", "video" or "task"."""
         schema, stored = {}, {}
         for name, f in self.info["features"].items():
             where = f"{self.path / 'meta/info.json'}, features.{name}"
-            if name in INDEX[1:]:
+            if name in INDEX_COLUMNS[1:]:
                 continue
             dtype, shape = f["dtype"], tuple(f["shape"])
             depth = any((f.get(k) or {}).get(f"{v}is_depth_map") for k in ("info", "video_info") for v in
@@ -112,21 +120,21 @@ class LeRobot(Source):
                 shape = (*shape[1:], shape[0]) if first.startswith("channel") else shape
                 if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or shape[2] not in (1, 3, 4):
                     raise UserError(f"expected the shape (height, width, channels) of an image, found {f['shape']}",
-                                    where=where, do=_CORRECT)
+                                    where=where, hint=_CORRECT)
                 schema[name], stored[name] = Feature("uint8", shape, "image"), dtype
             elif dtype == "string":
                 schema[name], stored[name] = Feature("string", (), "string"), "string"
             else:
                 schema[name], stored[name] = self._numbers(name, f, where), "number"
-        for name, f in self._ours.get("columns", {}).items():
+        for name, f in self._extra_metadata.get("columns", {}).items():
             if name in schema:
                 schema[name] = Feature(f["dtype"], tuple(f["shape"]), f["kind"], _tuple(f.get("names")),
-                                       f.get("unit"), _tuple(f.get("choices")))
-        for name in self._ours.get("hidden", ()):
+                                       f.get("unit"), _tuple(f.get("num_classes")))
+        for name in self._extra_metadata.get("hidden", ()):
             schema.pop(name, None)
-        if "task" not in self._ours.get("hidden", ()):
+        if "task" not in self._extra_metadata.get("hidden", ()):
             schema["task"], stored["task"] = Feature("string", (), "string"), "task"
-        order = [n for n in self._ours.get("columns", ()) if n in schema]
+        order = [n for n in self._extra_metadata.get("columns", ()) if n in schema]
         return {n: schema[n] for n in dict.fromkeys([*order, *schema])}, stored
 
     def _numbers(self, name, f, where):
@@ -136,14 +144,14 @@ class LeRobot(Source):
             dtype = np.dtype("O")
         if dtype.kind not in "biuf":
             raise UserError(f"expected a NumPy number, image, video or string, found dtype {f['dtype']!r}",
-                            where=where, do=_CORRECT)
+                            where=where, hint=_CORRECT)
         shape = tuple(f["shape"])
         if not all(isinstance(n, int) and n > 0 for n in shape):
-            raise UserError(f"expected a shape of numbers above 0, found {f['shape']}", where=where, do=_CORRECT)
+            raise UserError(f"expected a shape of numbers above 0, found {f['shape']}", where=where, hint=_CORRECT)
         # One number a step: what is observed or done keeps its axis of components, an outcome is a number.
         if shape == (1,) and not name.startswith(("observation.", "action")):
             shape = ()
-        feature = Feature.of(np.empty((0, *shape), dtype))
+        feature = Feature.from_array(np.empty((0, *shape), dtype))
         names = _names(f)
         size = int(np.prod(shape, dtype=int))
         return Feature(feature.dtype, shape, feature.kind, names if names and len(names) == size else None)
@@ -155,18 +163,18 @@ class LeRobot(Source):
         """Of the sizes and times of all files named, and of everything in meta."""
         stats = {}
         for name in sorted({*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)}):
-            stats[name] = remote.mark(self.path / name)
+            stats[name] = remote.version_key(self.path / name)
         meta = {str(p.relative_to(self.path)): _digest(p) for p in sorted((self.path / "meta").rglob("*"))
                 if p.is_file() and not p.name.startswith(".") and not p.name.endswith(".part")}
-        return cache.digest("lerobot", stats, meta)
+        return cache.json_digest("lerobot", stats, meta)
 
     @cached_property
     def _last(self) -> Mapping[str, tuple[np.ndarray, pa.Array]]:
         """By column: (episodes (n,) that have a last row, their values)."""
-        file = self.path / OURS / "last.parquet"
+        file = self.path / UNDERSTUDY_FOLDER / "last.parquet"
         if not file.exists():
             return {}
-        table = parquet(file).read()
+        table = open_parquet(file).read()
         episode = table["episode_index"].to_numpy()
         out = {}
         for name in table.column_names:
@@ -192,40 +200,42 @@ class LeRobot(Source):
         names = [n for n in self.schema if self._stored[n] == "number"]
         size = sum(int(self.rows(n).sum()) * self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize
                    for n in names) + 8 * int(self.lengths.sum())
-        return cache.arrays(cache.digest(self.key, "columns"), size, lambda part: self._build(part, names),
+        return cache.memmap_arrays(cache.json_digest(self.key, "columns"), size, lambda part: self._build(part, names),
                             str(self.path))
 
     @cached_property
     def _first(self) -> dict[str, np.ndarray]:
-        return {name: starts(self.rows(name)) for name in [*self.schema, "task_index"]}
+        return {name: episode_starts(self.rows(name)) for name in [*self.schema, "task_index"]}
 
     def _build(self, part: Path, names: list[str]) -> None:
         """Reads every data file once, some row groups at a time, and checks that its rows are what the metadata say."""
-        out = {n: cache.create(part, n, (int(self.rows(n).sum()), *self.schema[n].shape), self.schema[n].dtype)
+        out = {n: cache.create_array(part, n, (int(self.rows(n).sum()), *self.schema[n].shape), self.schema[n].dtype)
                for n in names}
-        tasks = cache.create(part, "task_index", (int(self.lengths.sum()),), np.int64)
+        tasks = cache.create_array(part, "task_index", (int(self.lengths.sum()),), np.int64)
         known = np.array(sorted(self.index.tasks), np.int64)
         for number, name in enumerate(self.index.files):
             self._build_file(number, self.path / name, names, out, tasks, known)
         for name, (episodes, values) in self._last.items():
             if name in out:
                 at = self._first[name][episodes] + self.lengths[episodes]
-                out[name][at] = to_numpy(values, self.schema[name], f"{self.path / OURS / 'last.parquet'}, {name}")
+                out[name][at] = to_numpy(
+                    values, self.schema[name], f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, {name}"
+                )
         for array in (*out.values(), tasks):
             array.flush()
 
     def _build_file(self, number, file, names, out, tasks, known):
         episodes = np.flatnonzero(self.index.file == number)
         lengths, begin = self.lengths[episodes], self.index.start[episodes]
-        source = parquet(file)
+        source = open_parquet(file)
         if source.metadata.num_rows < int((begin + lengths).max()):
             raise UserError(f"expected {int((begin + lengths).max())} rows as the metadata say, found "
-                            f"{source.metadata.num_rows}", where=file, do=_DAMAGED)
+                            f"{source.metadata.num_rows}", where=file, hint=_DAMAGED)
         missing = [n for n in (*names, "episode_index", "frame_index", "task_index")
                    if n not in source.schema_arrow.names]
         if missing:
             raise UserError(f"expected a column {missing[0]!r} as meta/info.json says, found "
-                            f"{', '.join(source.schema_arrow.names)}", where=file, do=_CORRECT)
+                            f"{', '.join(source.schema_arrow.names)}", where=file, hint=_CORRECT)
         row, read = 0, None
         width = sum(f.size * np.dtype(f.dtype).itemsize for f in map(self.schema.get, names) if f.kind != "string")
         for groups in _batches(source.metadata, width):
@@ -236,33 +246,39 @@ class LeRobot(Source):
             here = np.flatnonzero((begin < until) & (begin + lengths > row))
             low = np.maximum(begin[here], row)
             n = np.minimum(begin[here] + lengths[here], until) - low
-            take = np.repeat(low - row - starts(n), n) + np.arange(n.sum())
-            step = np.repeat(low - begin[here] - starts(n), n) + np.arange(n.sum())
+            take = np.repeat(low - row - episode_starts(n), n) + np.arange(n.sum())
+            step = np.repeat(low - begin[here] - episode_starts(n), n) + np.arange(n.sum())
             whose = np.repeat(episodes[here], n)
             task = read["task_index"].to_numpy()[take]
-            _same(read["episode_index"].to_numpy()[take], whose, "rows of episode {}, found episode_index {}", whose,
-                  step, file)
-            _same(read["frame_index"].to_numpy()[take], step, "frame_index {}, found {}", whose, step, file)
+            _check_equal(
+                read["episode_index"].to_numpy()[take],
+                whose,
+                "rows of episode {}, found episode_index {}",
+                whose,
+                step,
+                file,
+            )
+            _check_equal(read["frame_index"].to_numpy()[take], step, "frame_index {}, found {}", whose, step, file)
             if not np.isin(task, known).all():
                 at = int(np.argmin(np.isin(task, known)))
                 raise UserError(f"expected a task_index of the tasks in meta ({', '.join(map(str, known))}), found "
                                 f"{task[at]}", where=f"{file}, episode {whose[at]}, frame {step[at]}",
-                                do="add the task to meta/tasks, or correct the row")
+                                hint="add the task to meta/tasks, or correct the row")
             for name in names:
                 values = to_numpy(read[name].combine_chunks(), self.schema[name], f"{file}, {name}")
                 out[name][self._first[name][whose] + step] = values[take]
             tasks[self._first["task_index"][whose] + step] = task
             row = until
 
-    def meta(self, episode):
-        return self._facts.get(episode, {})
+    def episode_metadata(self, episode):
+        return self._episode_metadata.get(episode, {})
 
     @cached_property
-    def _facts(self) -> dict[int, dict]:
-        file = self.path / OURS / "episodes.jsonl"
-        return {r["episode_index"]: r["facts"] for r in json_lines(file)} if file.exists() else {}
+    def _episode_metadata(self) -> dict[int, dict]:
+        file = self.path / UNDERSTUDY_FOLDER / "episodes.jsonl"
+        return {r["episode_index"]: r["facts"] for r in read_json_lines(file)} if file.exists() else {}
 
-    def whole(self, name):
+    def packed_column(self, name):
         return self._columns[name] if self._stored[name] == "number" else None
 
     def column(self, name, episode):
@@ -299,11 +315,11 @@ class LeRobot(Source):
         if self._stored[name] == "video":
             files, begin = self.index.videos[name]
             file, where = self.path / files[episode], f"episode {episode}"
-            film = self._films.pop(name, None)  # out of sight while it is read: two readers at once would move it
+            film = self._video_files.pop(name, None)  # out of sight while it is read: two readers at once would move it
             if film is None or film.path != file:
-                film = video.VideoReader(remote.fetched(file), where)
+                film = video.VideoReader(remote.fetch_file(file), where)
             yield from film.frames(begin[episode] + self._times(episode), shape, where)
-            self._films[name] = film
+            self._video_files[name] = film
         else:
             file = self.path / self.index.files[self.index.file[episode]]
             for row, image in enumerate(self._stored_rows(name, episode)):
@@ -311,7 +327,10 @@ class LeRobot(Source):
                 yield row, _image(None if data is None else data["bytes"], shape,
                                   f"{file}, episode {episode}, frame {row}, {name}")
         for image in self._last_of(name, episode):
-            yield length, _image(image["bytes"], shape, f"{self.path / OURS / 'last.parquet'}, episode {episode}")
+            yield (
+                length,
+                _image(image["bytes"], shape, f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, episode {episode}"),
+            )
 
     def _times(self, episode) -> np.ndarray:
         """(T,) s of the frames since the episode began; regular times are exact, not float32."""
@@ -320,7 +339,7 @@ class LeRobot(Source):
         if "timestamp" not in self._columns:
             return regular
         stored = self._columns["timestamp"][first: first + length].astype(np.float64)
-        return np.where(np.abs(stored - regular) < video.TOLERANCE, regular, stored)
+        return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE, regular, stored)
 
     def _stored_rows(self, name, episode) -> pa.Array:
         """The values of one episode, straight from its file."""
@@ -330,7 +349,7 @@ class LeRobot(Source):
         source = self._open(file)
         if name not in source.schema_arrow.names:
             raise UserError(f"expected a column {name!r} as meta/info.json says, found "
-                            f"{', '.join(source.schema_arrow.names)}", where=file, do=_CORRECT)
+                            f"{', '.join(source.schema_arrow.names)}", where=file, hint=_CORRECT)
         for group in range(source.metadata.num_row_groups):
             n = source.metadata.row_group(group).num_rows
             if row < until and row + n > begin:
@@ -339,13 +358,13 @@ class LeRobot(Source):
             row += n
         if sum(map(len, parts)) != self.lengths[episode]:
             raise UserError(f"expected {int(self.lengths[episode])} rows of episode {episode} as the metadata say, "
-                            f"found {sum(map(len, parts))}", where=file, do=_DAMAGED)
+                            f"found {sum(map(len, parts))}", where=file, hint=_DAMAGED)
         return pa.concat_arrays(parts)
 
     def _open(self, file: Path) -> pq.ParquetFile:
         if file not in self._files:
             self._files.clear()  # one at a time: episodes are read in order
-            self._files[file] = parquet(file)
+            self._files[file] = open_parquet(file)
         return self._files[file]
 
     def _group(self, file, group, name) -> pa.Array:
@@ -360,46 +379,46 @@ def read_info(path: Path) -> dict:
     file = path / "meta" / "info.json"
     info = read_json(file)
     if not isinstance(info, dict):
-        raise UserError(f"expected an object, found {type(info).__name__}", where=file, do=_DAMAGED)
+        raise UserError(f"expected an object, found {type(info).__name__}", where=file, hint=_DAMAGED)
     for key, kind in (("codebase_version", str), ("fps", (int, float)), ("features", dict), ("data_path", str),
                       ("total_episodes", int), ("total_frames", int)):
         if not isinstance(info.get(key), kind):
-            raise UserError(f"expected a key {key!r}, found {info.get(key, 'none')!r}", where=file, do=_DAMAGED)
+            raise UserError(f"expected a key {key!r}, found {info.get(key, 'none')!r}", where=file, hint=_DAMAGED)
     if info["codebase_version"] not in ("v3.0", "v2.1", "v2.0"):
         raise UserError(f"expected LeRobot v3.0, v2.1 or v2.0, found {info['codebase_version']}", where=file,
-                        do="convert it with lerobot (python -m lerobot.datasets.v30.convert_dataset_v21_to_v30)")
+                        hint="convert it with lerobot (python -m lerobot.datasets.v30.convert_dataset_v21_to_v30)")
     if not info["fps"] > 0:
-        raise UserError(f"expected fps above 0, found {info['fps']}", where=file, do=_CORRECT)
+        raise UserError(f"expected fps above 0, found {info['fps']}", where=file, hint=_CORRECT)
     for name, f in info["features"].items():
         if not isinstance(f, dict) or "dtype" not in f or not isinstance(f.get("shape"), list):
             raise UserError(f"expected an object with dtype and shape, found {f!r}", where=f"{file}, features.{name}",
-                            do=_CORRECT)
+                            hint=_CORRECT)
     return info
 
 
-def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
+def read_index_v3(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
     folder = path / "meta" / "episodes"
     files = sorted(folder.glob("*/*.parquet"))
-    if (path / OURS).is_dir() and not info["total_episodes"]:
+    if (path / UNDERSTUDY_FOLDER).is_dir() and not info["total_episodes"]:
         none = np.zeros(0, np.int64)
-        return Index(none, (), none, none, {}, {c: ((), np.zeros(0)) for c, f in info["features"].items()
+        return EpisodeIndex(none, (), none, none, {}, {c: ((), np.zeros(0)) for c, f in info["features"].items()
                                                 if f.get("dtype") == "video"})
     if not files:
-        raise UserError("expected episode tables, found none", where=folder, do=_DAMAGED)
+        raise UserError("expected episode tables, found none", where=folder, hint=_DAMAGED)
     cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
     places = ["data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
     filmed = [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
     wanted = ["episode_index", "length", *places, *filmed]
     parts = []
     for file in files:
-        source = parquet(file)
+        source = open_parquet(file)
         missing = [n for n in wanted if n not in source.schema_arrow.names]
         if missing:
-            raise UserError(f"expected a column {missing[0]!r}, found none", where=file, do=_DAMAGED)
+            raise UserError(f"expected a column {missing[0]!r}, found none", where=file, hint=_DAMAGED)
         parts.append(_read_columns(source, wanted, file))
     table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in wanted}
     count, whole = len(table["episode_index"]), int(info["total_episodes"])
-    ours = (path / OURS).is_dir()
+    ours = (path / UNDERSTUDY_FOLDER).is_dir()
     if ours and count > whole:  # an append that did not finish: its last step is info.json
         table = {n: v[table["episode_index"] < whole] for n, v in table.items()}
         count = len(table["episode_index"])
@@ -409,12 +428,12 @@ def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
     if (number != np.arange(count)).any():
         raise UserError(f"expected episodes 0 to {count - 1}, found {', '.join(map(str, number[:20]))}"
                         f"{'' if count <= 20 else ' ...'}", where=folder,
-                        do="number the episodes without gaps, in the tables and in the data")
+                        hint="number the episodes without gaps, in the tables and in the data")
     span = table["dataset_to_index"] - table["dataset_from_index"]
     if (span != length).any() or (length < 1).any():
         e = int(np.argmax((span != length) | (length < 1)))
         raise UserError(f"expected a length of {span[e]} (dataset_to_index - dataset_from_index), at least 1, found "
-                        f"{length[e]}", where=f"{folder}, episode {e}, length", do=_DAMAGED)
+                        f"{length[e]}", where=f"{folder}, episode {e}, length", hint=_DAMAGED)
     def places(key, of, **more):
         """The files that hold the episodes, and which of them holds each."""
         at = np.stack([table[f"{of}/chunk_index"], table[f"{of}/file_index"]], 1)
@@ -429,24 +448,24 @@ def index_v3(path: Path, info: dict, warnings: list[str]) -> Index:
     for c in cameras:
         films, which = places("video_path", f"videos/{c}", video_key=c)
         videos[c] = tuple(films[i] for i in which), table[f"videos/{c}/from_timestamp"]
-    return Index(length, distinct, file, table["dataset_from_index"] - first[file], tasks_v3(path), videos)
+    return EpisodeIndex(length, distinct, file, table["dataset_from_index"] - first[file], read_tasks_v3(path), videos)
 
 
-def tasks_v3(path: Path) -> dict[int, str]:
+def read_tasks_v3(path: Path) -> dict[int, str]:
     file = path / "meta" / "tasks.parquet"
-    table = _read_columns(parquet(file), None, file)
+    table = _read_columns(open_parquet(file), None, file)
     texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     named = [n for n in json.loads((table.schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ())
              if n in texts]
     if "task_index" not in table.column_names or not (named or len(texts) == 1):
         raise UserError(f"expected the columns task_index and task, found {', '.join(table.column_names)}", where=file,
-                        do=_DAMAGED)
+                        hint=_DAMAGED)
     return _tasks(zip(table["task_index"].to_pylist(), table[(named or texts)[0]].to_pylist(), strict=True), file)
 
 
-def tasks_v2(path: Path) -> dict[int, str]:
+def read_tasks_v2(path: Path) -> dict[int, str]:
     file = path / "meta" / "tasks.jsonl"
-    rows = [r if isinstance(r, dict) else {} for r in json_lines(file)]
+    rows = [r if isinstance(r, dict) else {} for r in read_json_lines(file)]
     return _tasks(((r.get("task_index"), r.get("task")) for r in rows), file)
 
 
@@ -455,19 +474,19 @@ def _tasks(pairs: Iterable[tuple[Any, Any]], file: Path) -> dict[int, str]:
     for number, text in pairs:
         if type(number) is not int or not -2**63 <= number < 2**63 or not isinstance(text, str):
             raise UserError(f"expected a task_index, an integer, and its task, a text, found {number!r} and {text!r}",
-                            where=file, do=_DAMAGED)
+                            where=file, hint=_DAMAGED)
         out[number] = text
     return out
 
 
-def index_v2(path: Path, info: dict, warnings: list[str]) -> Index:
-    episodes = sorted(json_lines(path / "meta" / "episodes.jsonl"), key=lambda r: r.get("episode_index", -1))
+def read_index_v2(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
+    episodes = sorted(read_json_lines(path / "meta" / "episodes.jsonl"), key=lambda r: r.get("episode_index", -1))
     for i, row in enumerate(episodes):
         if row.get("episode_index") != i or not isinstance(row.get("length"), int) or row["length"] < 1:
             raise UserError(f"expected episode {i} with its length, found {row}", where=path / "meta/episodes.jsonl",
-                            do="number the episodes without gaps, from 0")
+                            hint="number the episodes without gaps, from 0")
     lengths = np.array([r["length"] for r in episodes], np.int64)
-    tasks = tasks_v2(path)
+    tasks = read_tasks_v2(path)
     chunks = max(1, int(info.get("chunks_size", 1000)))
 
     def named(key, **more):
@@ -476,7 +495,7 @@ def index_v2(path: Path, info: dict, warnings: list[str]) -> Index:
 
     cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
     videos = {c: (named("video_path", video_key=c), np.zeros(len(episodes))) for c in cameras}
-    return Index(lengths, named("data_path"), np.arange(len(episodes)), np.zeros(len(episodes), np.int64), tasks,
+    return EpisodeIndex(lengths, named("data_path"), np.arange(len(episodes)), np.zeros(len(episodes), np.int64), tasks,
                  videos)
 
 
@@ -488,28 +507,31 @@ def _format(info, key, path, **values) -> str:
         name = info[key].format(**values)
     except (KeyError, IndexError, ValueError, AttributeError):
         raise UserError(f"expected a pattern of {', '.join(values)}, found {info.get(key)!r}",
-                        where=f"{path / 'meta/info.json'}, {key}", do=_DAMAGED) from None
+                        where=f"{path / 'meta/info.json'}, {key}", hint=_DAMAGED) from None
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"expected files inside the data set, found {name!r}",
-                        where=f"{path / 'meta/info.json'}, {key}", do=_CORRECT)
+                        where=f"{path / 'meta/info.json'}, {key}", hint=_CORRECT)
     return name
 
 
-def parquet(file: Path) -> pq.ParquetFile:
+def open_parquet(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(remote.fetched(file), pre_buffer=False)  # what is buffered stays until the file is closed
+        # what is buffered stays until the file is closed
+        return pq.ParquetFile(remote.fetch_file(file), pre_buffer=False)
     except FileNotFoundError:
-        raise UserError("expected a file, found none", where=file, do=_DAMAGED) from None
+        raise UserError("expected a file, found none", where=file, hint=_DAMAGED) from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"expected a parquet file, found one that is cut short or damaged ({_line(error)})",
-                        where=file, do=_DAMAGED) from None
+                        where=file, hint=_DAMAGED) from None
 
 
 def _read_columns(source: pq.ParquetFile, names, file) -> pa.Table:
     try:
         return source.read(columns=names)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"expected readable columns, found damage ({_line(error)})", where=file, do=_DAMAGED) from None
+        raise UserError(
+            f"expected readable columns, found damage ({_line(error)})", where=file, hint=_DAMAGED
+        ) from None
 
 
 def _batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
@@ -532,14 +554,16 @@ def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], fi
     except (pa.ArrowException, OSError) as error:
         which = f"row group {groups[0]}" if len(groups) == 1 else f"row groups {groups[0]} to {groups[-1]}"
         raise UserError(f"expected readable rows, found damage in {which} ({_line(error)})", where=file,
-                        do=_DAMAGED) from None
+                        hint=_DAMAGED) from None
 
 
-def _same(found: np.ndarray, wanted: np.ndarray, said: str, episode: np.ndarray, step: np.ndarray, file: Path) -> None:
+def _check_equal(
+    found: np.ndarray, wanted: np.ndarray, said: str, episode: np.ndarray, step: np.ndarray, file: Path
+) -> None:
     if (found != wanted).any():
         at = int(np.argmax(found != wanted))
         raise UserError(f"expected {said.format(wanted[at], found[at])}",
-                        where=f"{file}, episode {episode[at]}, frame {step[at]}", do=_DAMAGED)
+                        where=f"{file}, episode {episode[at]}, frame {step[at]}", hint=_DAMAGED)
 
 
 def _line(error) -> str:
@@ -554,12 +578,12 @@ def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
         if _is_list(flat.type):
             ends = pc.min_max(pc.list_value_length(flat)).as_py()
             if ends["min"] != ends["max"]:
-                raise UserError(f"{said} rows of {ends['min']} to {ends['max']}", where=where, do=_DAMAGED)
+                raise UserError(f"{said} rows of {ends['min']} to {ends['max']}", where=where, hint=_DAMAGED)
         flat = flat.flatten() if _is_list(flat.type) else flat.storage
         nulls += flat.null_count
     if nulls or len(flat) != n * feature.size:
         raise UserError(f"{said} {len(flat)} in {n} rows{f' and {nulls} missing' if nulls else ''}", where=where,
-                        do=_DAMAGED)
+                        hint=_DAMAGED)
     return flat.to_numpy(zero_copy_only=False).astype(feature.dtype, copy=False).reshape(n, *feature.shape)
 
 
@@ -571,17 +595,17 @@ def _image(data, shape, where) -> np.ndarray:
     image = video.decode_image(data, shape[2], where)
     if image.shape != shape:
         raise UserError(f"expected an image of shape {shape} as meta/info.json says, found {image.shape}", where=where,
-                        do=_CORRECT)
+                        hint=_CORRECT)
     return image
 
 
-def json_lines(file: Path) -> list[dict]:
+def read_json_lines(file: Path) -> list[dict]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError("expected a file, found none", where=file, do=_DAMAGED) from None
+        raise UserError("expected a file, found none", where=file, hint=_DAMAGED) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"expected UTF-8 text, found something else ({error})", where=file, do=_DAMAGED) from None
+        raise UserError(f"expected UTF-8 text, found something else ({error})", where=file, hint=_DAMAGED) from None
     out = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -589,7 +613,7 @@ def json_lines(file: Path) -> list[dict]:
                 out.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise UserError(f"expected one JSON object a line, found something else in line {number} ({error})",
-                                where=file, do=_DAMAGED) from None
+                                where=file, hint=_DAMAGED) from None
     return out
 
 

@@ -18,14 +18,24 @@ from ...core import UserError
 from ...files import whole_folder, write_json, write_text
 from .. import cache, video
 from ..episode import Dataset
-from . import side
-from .lerobot_read import OURS
-from .lerobot_write import _plain, _plan, _table, _together, _write_facts, _write_last, _Writer, holds, parted
+from . import sidecar
+from .lerobot_read import UNDERSTUDY_FOLDER
+from .lerobot_write import (
+    _LeRobotWriter,
+    _plain,
+    _plan,
+    _pool_statistics,
+    _table,
+    _write_last,
+    _write_metadata,
+    capability,
+    split_for_lerobot,
+)
 
-__all__ = ["holds", "write"]
+__all__ = ["capability", "write"]
 
-DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 _STATS = ("min", "max", "mean", "std", "count")
 
 
@@ -33,27 +43,31 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
     """A new folder, there whole or not at all, which lerobot 0.1 to 0.3 opens unchanged; otherwise as the writing of
     v3.0 (lerobot_write.write)."""
     if not len(dataset):
-        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
+        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
     if images not in ("video", "av1", "h264", "png"):
-        raise UserError(f"expected images to be video, av1, h264 or png, found {images!r}", do="choose one of them")
-    own, kept = parted(dataset)
-    with cache.room_on_disk(Path(path)), whole_folder(path) as part:
-        plan = _plan(own.features(), dataset.fps, dataset.facts.get("robot_type"), images)
+        raise UserError(f"expected images to be video, av1, h264 or png, found {images!r}", hint="choose one of them")
+    own, kept = split_for_lerobot(dataset)
+    with cache.disk_errors(Path(path)), whole_folder(path) as part:
+        plan = _plan(own.features(), dataset.fps, dataset.metadata.get("robot_type"), images)
         info = {}
         for key, value in plan.info.items():
             if key == "chunks_size":
                 info |= {"total_videos": 0, "total_chunks": 0}
             if not key.endswith("_size_in_mb"):
                 info[key] = value
-        info |= {"codebase_version": "v2.1", "data_path": DATA, "video_path": VIDEO if info["video_path"] else None}
-        _Writer21(part, replace(plan, info=info), {}, {}, None, dataset.fps is not None).add(own)
-        side.write(part, dataset, kept)
+        info |= {
+            "codebase_version": "v2.1",
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH if info["video_path"] else None,
+        }
+        _LeRobotV21Writer(part, replace(plan, info=info), {}, {}, None, dataset.fps is not None).add(own)
+        sidecar.write_sidecar(part, dataset, kept)
 
 
-class _Writer21(_Writer):
+class _LeRobotV21Writer(_LeRobotWriter):
     """Checks, numbers and statistics are those of v3.0; where they lie is not."""
 
-    def _place(self, pattern: str, e: int, **more) -> Path:
+    def _file_path(self, pattern: str, e: int, **more) -> Path:
         path = self.root / pattern.format(episode_chunk=e // self.plan.info["chunks_size"], episode_index=e, **more)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -61,17 +75,18 @@ class _Writer21(_Writer):
     def _write_data(self, columns, lengths, first):
         table = _table(self.plan, self._schema, columns)
         for at, n in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
-            pq.write_table(table.slice(at, n), self._place(DATA, int(columns["episode_index"][at])))
+            pq.write_table(table.slice(at, n), self._file_path(DATA_PATH, int(columns["episode_index"][at])))
         return [{} for _ in lengths]
 
     def _write_video(self, camera, number, frames, times):
-        writer = video.VideoWriter(self._place(VIDEO, number, video_key=camera), self.plan.codec, frames.shape[1:],
-                                   self.plan.fps)
+        writer = video.VideoWriter(
+            self._file_path(VIDEO_PATH, number, video_key=camera), self.plan.codec, frames.shape[1:], self.plan.fps
+        )
         try:
             writer.add(frames, times)
             writer.close()
         except BaseException:
-            writer.abandon()
+            writer.abort()
             raise
         return {}
 
@@ -79,15 +94,15 @@ class _Writer21(_Writer):
         pass
 
     def _commit(self):
-        meta, ours, total = self.root / "meta", self.root / OURS, len(self._rows)
-        found = _together(self._stats)
+        meta, ours, total = self.root / "meta", self.root / UNDERSTUDY_FOLDER, len(self._rows)
+        found = _pool_statistics(self._stats)
         stats = [{"episode_index": e, "stats": _plain({n: {k: s[k][e] for k in _STATS} for n, s in found.items()})}
                  for e in range(total)]
         tasks = [{"task_index": i, "task": t} for t, i in self.tasks.items()]
         for name, rows in (("tasks", tasks), ("episodes", self._rows), ("episodes_stats", stats)):
             write_text(meta / f"{name}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         _write_last(ours / "last.parquet", self._last, self.plan)
-        _write_facts(ours / "episodes.jsonl", self._facts, 0)
+        _write_metadata(ours / "episodes.jsonl", self._episode_metadata, 0)
         write_json(ours / "schema.json", self.schema())
         size = self.plan.info["chunks_size"]
         info = {**self.plan.info, "total_episodes": total, "total_frames": self._steps, "total_tasks": len(tasks),

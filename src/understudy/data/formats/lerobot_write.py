@@ -19,14 +19,22 @@ from ...core import Feature, UserError
 from ...files import read_json, sync_folder, whole_folder, write_json, write_text
 from .. import cache, video
 from ..episode import Dataset, Episode
-from . import side
-from .base import in_order
-from .lerobot_read import INDEX, OURS, LeRobot, json_lines, parquet, read_info, tasks_v3
-from .side import Holds, Place
+from . import sidecar
+from .base import iterate_once
+from .lerobot_read import (
+    INDEX_COLUMNS,
+    UNDERSTUDY_FOLDER,
+    LeRobotSource,
+    open_parquet,
+    read_info,
+    read_json_lines,
+    read_tasks_v3,
+)
+from .sidecar import ColumnEncoding, FormatCapability
 
-DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first that is here and takes the frames
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _SAMPLED = 100  # frames an episode from which the statistics of images are taken
@@ -50,65 +58,73 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     """
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"expected images to be video, {', '.join(_CODECS.values())} or png, found {images!r}",
-                        do="choose one of them")
+                        hint="choose one of them")
     if not len(dataset):
-        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
+        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
     fps = dataset.fps if fps is None else fps
-    robot = dataset.facts.get("robot_type") if robot_type is None else robot_type
-    dataset = Dataset(dataset._episodes, {**dataset.facts, "fps": fps, "robot_type": robot})
-    own, kept = parted(dataset)
-    with cache.room_on_disk(Path(path)), whole_folder(path) as part:
-        _Writer.new(part, own.features(), fps, robot, images).add(own)
-        side.write(part, dataset, kept)
+    robot = dataset.metadata.get("robot_type") if robot_type is None else robot_type
+    dataset = Dataset(dataset._episodes, {**dataset.metadata, "fps": fps, "robot_type": robot})
+    own, kept = split_for_lerobot(dataset)
+    with cache.disk_errors(Path(path)), whole_folder(path) as part:
+        _LeRobotWriter.create(part, own.features(), fps, robot, images).add(own)
+        sidecar.write_sidecar(part, dataset, kept)
 
 
-def holds(data: Dataset, images: str = "png") -> Holds:
+def capability(data: Dataset, images: str = "png") -> FormatCapability:
     """What lerobot sees of these data; the rest is in meta/understudy. `images` as for `write`."""
-    own, _ = parted(data)
+    own, _ = split_for_lerobot(data)
     plan = _plan(own.features(), data.fps, None, images)
-    columns = {name: Place(name, f.dtype, f.shape, exact=name == "task" or plan.stored(name) != "video")
+    columns = {name: ColumnEncoding(name, f.dtype, f.shape, is_exact=name == "task" or plan.stored(name) != "video")
                for name, f in plan.columns.items()}
-    if "timestamp" in columns and not _begins(data):
+    if "timestamp" in columns and not _timestamps_start_at_zero(data):
         del columns["timestamp"]  # what is there begins at 0
-    return Holds(columns, names=True, fps=True, robot=True)
+    return FormatCapability(columns, component_names=True, fps=True, robot_type=True)
 
 
-def parted(data: Dataset) -> tuple[Dataset, Holds]:
+def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
     """(what goes into LeRobot's files and meta/understudy, what of `data` is read from there again); the rest goes
     into a side file. There times are float32 and begin at 0; where they do not grow, they are made from the rate."""
     features = data.features()
     aside: dict[str, Callable | None] = {name: None for name, f in features.items() if not _fits(name, f)}
-    if INDEX[0] in features and INDEX[0] not in aside:
-        times = [np.asarray(e.steps[INDEX[0]])[:len(e)] for e in data]
-        stored = [_from_zero(t, _begins(data)) for t in times]
+    if INDEX_COLUMNS[0] in features and INDEX_COLUMNS[0] not in aside:
+        times = [np.asarray(e.steps[INDEX_COLUMNS[0]])[:len(e)] for e in data]
+        stored = [_from_zero(t, _timestamps_start_at_zero(data)) for t in times]
         if not all(len(t) and np.isfinite(t).all() and (np.diff(t) > 0).all() for t in stored):
-            aside[INDEX[0]] = None
+            aside[INDEX_COLUMNS[0]] = None
         elif any(t.astype(was.dtype).tobytes() != was.tobytes() for t, was in zip(stored, times, strict=True)):
-            aside[INDEX[0]] = partial(_from_zero, begins=_begins(data))
+            aside[INDEX_COLUMNS[0]] = partial(_from_zero, begins=_timestamps_start_at_zero(data))
 
     def own(e):
-        return e.but({n: change and change(np.asarray(e.steps[n])) for n, change in aside.items() if n in e.steps})
-    columns = {n: Place(n, f.dtype, f.shape, last=n not in ("task", INDEX[0])) for n, f in features.items()
-               if n not in aside}
-    meta = frozenset(key for e in data for key in e.meta)
+        return e.replace({n: change and change(np.asarray(e.steps[n])) for n, change in aside.items() if n in e.steps})
+
+    columns = {
+        n: ColumnEncoding(n, f.dtype, f.shape, has_last_row=n not in ("task", INDEX_COLUMNS[0]))
+        for n, f in features.items()
+        if n not in aside
+    }
+    meta = frozenset(key for e in data for key in e.metadata)
     reads = tuple(n for n in features if aside.get(n, True) is not None)
-    return (data.map(own) if aside else data,
-            Holds(columns, names=True, units=True, fps=True, robot=True, meta=meta, reads=reads))
+    return (
+        data.map(own) if aside else data,
+        FormatCapability(
+            columns, component_names=True, units=True, fps=True, robot_type=True, metadata_keys=meta, read_columns=reads
+        ),
+    )
 
 
 def _fits(name: str, f: Feature) -> bool:
     """Whether lerobot has a place for such a column."""
-    if name in INDEX:
-        return name == INDEX[0] and f.shape == () and np.dtype(f.dtype).kind == "f"
+    if name in INDEX_COLUMNS:
+        return name == INDEX_COLUMNS[0] and f.shape == () and np.dtype(f.dtype).kind == "f"
     if f.kind == "string" or name == "task":
         return f.kind == "string" and f.shape == ()
     return "/" not in name and len(f.shape) <= 5 and 0 not in f.shape and np.dtype(f.dtype).kind in "biuf"
 
 
-def _begins(data: Dataset) -> bool:
+def _timestamps_start_at_zero(data: Dataset) -> bool:
     """Whether the times of all episodes begin at 0, to one step."""
     most = 1 / (data.fps or _SAFE_FPS)
-    return all(abs(float(np.asarray(e.steps[INDEX[0]])[0])) <= most for e in data)
+    return all(abs(float(np.asarray(e.steps[INDEX_COLUMNS[0]])[0])) <= most for e in data)
 
 
 def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
@@ -126,20 +142,22 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
     if not path.exists():
         _plan(dataset.features(), None, None, "png")  # refuses columns that it could not go on with
         return write(dataset, path, **options)
-    with cache.room_on_disk(path), cache.locked(path / OURS / ".lock"):
+    with cache.disk_errors(path), cache.locked(path / UNDERSTUDY_FOLDER / ".lock"):
         _clean(path)
         if len(dataset):
-            empty = (path / OURS).is_dir() and not read_info(path)["total_episodes"]
-            (_Writer.first(path, dataset, **options) if empty else _Writer.existing(path)).add(dataset)
+            empty = (path / UNDERSTUDY_FOLDER).is_dir() and not read_info(path)["total_episodes"]
+            (_LeRobotWriter.with_first_dataset(path, dataset, **options) if empty else _LeRobotWriter.open(path)).add(
+                dataset
+            )
 
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video") -> None:
     """A data set of these columns without any episode, as lerobot's own recorder begins: `append` adds the first."""
-    with cache.room_on_disk(Path(path)), whole_folder(path) as part:
-        writer = _Writer.new(part, schema, fps, robot_type, images)
+    with cache.disk_errors(Path(path)), whole_folder(path) as part:
+        writer = _LeRobotWriter.create(part, schema, fps, robot_type, images)
         (part / "meta").mkdir()
-        write_json(part / OURS / "schema.json", writer.schema())
+        write_json(part / UNDERSTUDY_FOLDER / "schema.json", writer.schema())
         write_text(part / "meta" / "info.json", json.dumps(writer.plan.info, indent=4, ensure_ascii=False))
 
 
@@ -147,7 +165,7 @@ def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _StoragePlan:
     """How each column is stored. `columns` are the data set's own, with `task` and `timestamp` where it has them."""
 
     columns: Mapping[str, Feature]
@@ -171,23 +189,23 @@ class _Plan:
         return [n for n, f in self.info["features"].items() if f["dtype"] == "video"]
 
 
-def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: str) -> _Plan:
+def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: str) -> _StoragePlan:
     rate = _SAFE_FPS if fps is None else fps
     if not rate > 0:
-        raise UserError(f"expected fps above 0, found {rate}", do="give fps, the steps a second")
+        raise UserError(f"expected fps above 0, found {rate}", hint="give fps, the steps a second")
     rate = int(rate) if float(rate).is_integer() else float(rate)
     features, codec = {}, ""
-    columns = {n: f for n, f in schema.items() if n not in INDEX[1:]}
+    columns = {n: f for n, f in schema.items() if n not in INDEX_COLUMNS[1:]}
     for name, f in columns.items():
         if "/" in name:
-            raise UserError("expected a column name without '/'", where=f"column {name!r}", do="rename the column")
-        if name in ("task", INDEX[0]):
+            raise UserError("expected a column name without '/'", where=f"column {name!r}", hint="rename the column")
+        if name in ("task", INDEX_COLUMNS[0]):
             continue
         if f.kind == "image" and f.shape[2] in (1, 3, 4):
-            able = [c for c, name in _CODECS.items() if images in ("video", name) and video.encodes(c, f.shape)]
+            able = [c for c, name in _CODECS.items() if images in ("video", name) and video.can_encode(c, f.shape)]
             if images in _CODECS.values() and not able:
                 raise UserError(f"expected frames that can be written as {images} here, found {f.shape}",
-                                where=f"column {name!r}", do="write them as png")
+                                where=f"column {name!r}", hint="write them as png")
             features[name] = {"dtype": "video" if able else "image", "shape": list(f.shape),
                               "names": ["height", "width", "channels"]}
             if able:
@@ -201,42 +219,42 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
         else:
             if len(f.shape) > 5 or 0 in f.shape or np.dtype(f.dtype).kind not in "biuf":
                 raise UserError(f"expected numbers of 1 to 5 dimensions, found {f.dtype} {f.shape}",
-                                where=f"column {name!r}", do="leave the column out, or split it")
+                                where=f"column {name!r}", hint="leave the column out, or split it")
             features[name] = {"dtype": f.dtype, "shape": list(f.shape) or [1],
                               "names": list(f.names) if f.names else None}
-    for name in INDEX:
-        features[name] = {"dtype": "float32" if name == INDEX[0] else "int64", "shape": [1], "names": None}
+    for name in INDEX_COLUMNS:
+        features[name] = {"dtype": "float32" if name == INDEX_COLUMNS[0] else "int64", "shape": [1], "names": None}
     info = {"codebase_version": "v3.0", "robot_type": robot_type, "total_episodes": 0, "total_frames": 0,
             "total_tasks": 0, "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200,
-            "fps": rate, "splits": {"train": "0:0"}, "data_path": DATA,
-            "video_path": VIDEO if any(f["dtype"] == "video" for f in features.values()) else None,
+            "fps": rate, "splits": {"train": "0:0"}, "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH if any(f["dtype"] == "video" for f in features.values()) else None,
             "features": features}
-    return _Plan(columns, info, codec)
+    return _StoragePlan(columns, info, codec)
 
 
 @dataclass(frozen=True)
-class _Held:
+class _LoadedEpisode:
     """An episode whose columns have been read."""
 
     length: int
     columns: dict[str, np.ndarray]
-    facts: dict
-    where: str
+    metadata: dict
+    location: str
 
 
-def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+def _concatenate(pieces: list[np.ndarray]) -> np.ndarray:
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _unordered(where: str) -> UserError:
     return UserError("expected at least one step, and timestamps that start at 0 and grow", where=where,
-                     do="leave the column timestamp out to have it made from fps")
+                     hint="leave the column timestamp out to have it made from fps")
 
 
-class _Writer:
+class _LeRobotWriter:
     """One write: its files carry the suffix .part until all are there; info.json follows last."""
 
-    def __init__(self, root: Path, plan: _Plan, tasks: dict[str, int], next_file: Mapping[str, tuple[int, int]],
+    def __init__(self, root: Path, plan: _StoragePlan, tasks: dict[str, int], next_file: Mapping[str, tuple[int, int]],
                  table_columns: list[str] | None, fps_known: bool):
         self.root, self.plan, self.tasks, self._fps_known = root, plan, tasks, fps_known
         self._table_columns = table_columns
@@ -257,49 +275,53 @@ class _Writer:
         self._steps = 0  # of all of them
         self._stats: list[dict] = []  # of some episodes together: by column and statistic, (episodes, ...)
         self._last: list[dict] = []
-        self._facts: list[dict] = []
+        self._episode_metadata: list[dict] = []
         self._grows = (root / "meta" / "info.json").exists()  # else this is a new folder, which appears whole
 
     @staticmethod
-    def new(root: Path, schema, fps, robot_type, images) -> _Writer:
+    def create(root: Path, schema, fps, robot_type, images) -> _LeRobotWriter:
         plan = _plan(schema, fps, robot_type, images)
-        return _Writer(root, plan, {}, {k: (0, 0) for k in ("data", "episodes", *plan.cameras)}, None, fps is not None)
+        return _LeRobotWriter(
+            root, plan, {}, {k: (0, 0) for k in ("data", "episodes", *plan.cameras)}, None, fps is not None
+        )
 
     @staticmethod
-    def first(root: Path, dataset: Dataset, *, fps=None, robot_type=None, images="video") -> _Writer:
+    def with_first_dataset(
+        root: Path, dataset: Dataset, *, fps=None, robot_type=None, images="video"
+    ) -> _LeRobotWriter:
         """Of a data set that has no episode yet: its columns are now those of the first."""
         info = read_info(root)
         robot = info.get("robot_type") if robot_type is None else robot_type
-        return _Writer.new(root, dataset.features(), dataset.fps if fps is None else fps, robot, images)
+        return _LeRobotWriter.create(root, dataset.features(), dataset.fps if fps is None else fps, robot, images)
 
     @staticmethod
-    def existing(root: Path) -> _Writer:
+    def open(root: Path) -> _LeRobotWriter:
         info = read_info(root)
         if info["codebase_version"] != "v3.0":
             raise UserError(f"expected a LeRobot v3.0 data set to add to, found {info['codebase_version']}", where=root,
-                            do="write it anew first: lerobot.write(Dataset.open(OLD), NEW)")
-        source = LeRobot(root)
+                            hint="write it anew first: lerobot.write(Dataset.open(OLD), NEW)")
+        source = LeRobotSource(root)
         tables = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
         codec = next((c for f in info["features"].values() if f["dtype"] == "video" for c, n in _CODECS.items()
                       if n == (f.get("info") or {}).get("video.codec")), "libsvtav1")
-        plan = _Plan(source.schema, info, codec)
+        plan = _StoragePlan(source.schema, info, codec)
         after = {}
         for name in ("data", "episodes", *plan.cameras):
             prefix = {"data": "data/", "episodes": "meta/episodes/"}.get(name, f"videos/{name}/")
-            after[name] = _following(max(_places(tables[-1], prefix)), info)
+            after[name] = _following(max(_file_positions(tables[-1], prefix)), info)
             while (root / _name(plan, name, after[name])).exists():
                 after[name] = _following(after[name], info)
-        tasks = {t: i for i, t in tasks_v3(root).items()}
-        written = parquet(tables[-1]).schema_arrow.names
-        return _Writer(root, plan, tasks, after, written, source.facts["fps"] is not None)
+        tasks = {t: i for i, t in read_tasks_v3(root).items()}
+        written = open_parquet(tables[-1]).schema_arrow.names
+        return _LeRobotWriter(root, plan, tasks, after, written, source.metadata["fps"] is not None)
 
     def add(self, dataset: Dataset) -> None:
         before = self.plan.info["total_episodes"]
         if self._grows:
-            write_json(self.root / OURS / "pending.json", self._journal)
+            write_json(self.root / UNDERSTUDY_FOLDER / "pending.json", self._journal)
         try:
             held, size = [], 0
-            for number, episode in enumerate(in_order(dataset)):
+            for number, episode in enumerate(iterate_once(dataset)):
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
                 if held and size + more > _TOGETHER:  # a long one is not copied, to lie beside short ones
@@ -321,22 +343,22 @@ class _Writer:
 
     # -- some episodes ----------------------------------------------------------------------------------------------
 
-    def _add(self, number: int, held: list[_Held]) -> None:
+    def _add(self, number: int, held: list[_LoadedEpisode]) -> None:
         """Of short episodes many at once: a call for each would take longer than their numbers."""
         lengths = np.array([h.length for h in held], np.int64)
         starts = np.cumsum(lengths) - lengths
         steps, first = int(lengths.sum()), self.plan.info["total_frames"] + self._steps
         frame = np.arange(steps) - np.repeat(starts, lengths)
-        columns = {n: _joined([h.columns[n][:h.length] for h in held]) for n in held[0].columns
-                   if n not in ("task", INDEX[0])}
+        columns = {n: _concatenate([h.columns[n][:h.length] for h in held]) for n in held[0].columns
+                   if n not in ("task", INDEX_COLUMNS[0])}
         times = frame / self.plan.fps
         for h, at in zip(held, starts, strict=True):
-            if INDEX[0] in h.columns:
-                times[at: at + h.length] = h.columns[INDEX[0]][:h.length]
+            if INDEX_COLUMNS[0] in h.columns:
+                times[at: at + h.length] = h.columns[INDEX_COLUMNS[0]][:h.length]
         wrong = np.diff(times, prepend=-np.inf) <= 0
         wrong[starts] = abs(times[starts]) > 1 / self.plan.fps
         if wrong.any():
-            raise _unordered(held[int(np.searchsorted(starts, np.argmax(wrong), side="right")) - 1].where)
+            raise _unordered(held[int(np.searchsorted(starts, np.argmax(wrong), side="right")) - 1].location)
         said = [self._tasks(h) for h in held]
         numbers = {"timestamp": times.astype(np.float32), "frame_index": frame,
                    "episode_index": np.repeat(np.arange(number, number + len(held)), lengths),
@@ -355,12 +377,12 @@ class _Writer:
         self._steps += steps
         for row, h in zip(rows, held, strict=True):
             last = {n: self._last_value(n, c[h.length]) for n, c in h.columns.items() if len(c) > h.length
-                    and n not in ("task", *INDEX)}
+                    and n not in ("task", *INDEX_COLUMNS)}
             if last:
                 self._last.append({"episode_index": row["episode_index"], **last})
-            self._facts.append({"episode_index": row["episode_index"], "facts": h.facts})
+            self._episode_metadata.append({"episode_index": row["episode_index"], "facts": h.metadata})
 
-    def _tasks(self, held: _Held) -> tuple[list[str], np.ndarray]:
+    def _tasks(self, held: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
         """Those of an episode, and the number of each of its steps'."""
         said = held.columns.get("task", _NO_TASK)
         if said.strides == (0,):
@@ -374,13 +396,13 @@ class _Writer:
             return distinct, np.full(held.length, self.tasks[distinct[0]], np.int64)
         return distinct, np.array([self.tasks[task] for task in said], np.int64)
 
-    def _checked(self, episode: Episode, length: int, where: str) -> _Held:
-        have = [n for n in episode.steps if n not in INDEX[1:]]
+    def _checked(self, episode: Episode, length: int, where: str) -> _LoadedEpisode:
+        have = [n for n in episode.steps if n not in INDEX_COLUMNS[1:]]
         if have != self._usual:
             for name in dict.fromkeys([*self.plan.columns, *have]):
                 if (name in have) != (name in self.plan.columns) and name not in ("task", "timestamp"):
                     raise UserError(f"expected the columns {', '.join(self.plan.columns)}, found {', '.join(have)}",
-                                    where=f"{where}, column {name!r}", do="give all episodes the same columns")
+                                    where=f"{where}, column {name!r}", hint="give all episodes the same columns")
             self._usual = have
         columns = {}
         for name in have:
@@ -388,16 +410,16 @@ class _Writer:
                 continue  # task or timestamp, which this data set makes itself
             feature, column = self.plan.columns[name], np.asarray(episode.steps[name])
             if (column.dtype, column.shape[1:]) != (self._dtypes.get(name), feature.shape):
-                found = Feature.of(column)
+                found = Feature.from_array(column)
                 if (found.dtype, found.shape) != (feature.dtype, feature.shape):
                     raise UserError(f"expected {feature.dtype} {feature.shape} a step, found {found.dtype} "
                                     f"{found.shape}", where=f"{where}, column {name!r}",
-                                    do="give all episodes the same columns")
+                                    hint="give all episodes the same columns")
             if len(column) not in (length, length + 1):
                 raise UserError(f"expected {length} rows, or one more, found {len(column)}",
-                                where=f"{where}, column {name!r}", do="give each step its row")
+                                where=f"{where}, column {name!r}", hint="give each step its row")
             columns[name] = column
-        held = _Held(length, columns, dict(episode.meta), where)
+        held = _LoadedEpisode(length, columns, dict(episode.metadata), where)
         if length < 1:
             raise _unordered(where)
         return held
@@ -469,7 +491,7 @@ class _Writer:
             missing = [n for n in self._table_columns if n not in table.column_names]
             if missing:
                 raise UserError(f"expected to write a column {missing[0]!r} as the other episode tables have",
-                                where=self.root / "meta/episodes", do="write the data set anew, then append")
+                                where=self.root / "meta/episodes", hint="write the data set anew, then append")
             table = table.select(self._table_columns)
         pq.write_table(table, self._part("episodes"), use_dictionary=["tasks"])
 
@@ -477,14 +499,14 @@ class _Writer:
         info, root = dict(self.plan.info), self.root
         total = info["total_episodes"] + len(self._rows)
         # Read before anything moves: what is there now, without this append.
-        stats = aggregate([*_stats_so_far(root, self.plan), *self._stats])
+        stats = aggregate_statistics([*_stats_so_far(root, self.plan), *self._stats])
         for name in self._parts if self._grows else ():  # a new folder is synced as a whole before it has its name
             _sync(root / f"{name}.part")
         _write_tasks(root / "meta" / "tasks.parquet", self.tasks)
-        _write_last(root / OURS / "last.parquet", self._last, self.plan)
-        _write_facts(root / OURS / "episodes.jsonl", self._facts, info["total_episodes"])
-        if not info["total_episodes"] or not (root / OURS / "schema.json").exists():
-            write_json(root / OURS / "schema.json", self.schema())
+        _write_last(root / UNDERSTUDY_FOLDER / "last.parquet", self._last, self.plan)
+        _write_metadata(root / UNDERSTUDY_FOLDER / "episodes.jsonl", self._episode_metadata, info["total_episodes"])
+        if not info["total_episodes"] or not (root / UNDERSTUDY_FOLDER / "schema.json").exists():
+            write_json(root / UNDERSTUDY_FOLDER / "schema.json", self.schema())
         write_json(root / "meta" / "stats.json", _plain(stats))
         for name in self._parts:
             os.replace(root / f"{name}.part", root / name)
@@ -494,26 +516,26 @@ class _Writer:
         info.update(total_episodes=total, total_frames=info["total_frames"] + self._steps,
                     total_tasks=len(self.tasks), splits={**info.get("splits", {}), "train": f"0:{total}"})
         write_text(root / "meta" / "info.json", json.dumps(info, indent=4, ensure_ascii=False))
-        (root / OURS / "pending.json").unlink(missing_ok=True)
+        (root / UNDERSTUDY_FOLDER / "pending.json").unlink(missing_ok=True)
 
     def schema(self) -> dict:
         """Of schema.json."""
         columns = {n: {"dtype": f.dtype, "shape": f.shape, "kind": f.kind, "names": f.names, "unit": f.unit,
-                       "choices": f.choices} for n, f in self.plan.columns.items()}
+                       "num_classes": f.num_classes} for n, f in self.plan.columns.items()}
         return {"columns": columns, "hidden": [n for n in ("task", "timestamp") if n not in columns],
                 **({} if self._fps_known else {"fps": None})}
 
     def _abandon(self) -> None:
         self._end_data()
         for writer in self._videos.values():
-            writer.abandon()
+            writer.abort()
         if self._grows:
             _clean(self.root)
 
 
-def _name(plan: _Plan, what: str, place: tuple[int, int]) -> str:
-    patterns = {"data": plan.info["data_path"], "episodes": EPISODES}
-    return patterns.get(what, plan.info.get("video_path") or VIDEO).format(
+def _name(plan: _StoragePlan, what: str, place: tuple[int, int]) -> str:
+    patterns = {"data": plan.info["data_path"], "episodes": EPISODES_PATH}
+    return patterns.get(what, plan.info.get("video_path") or VIDEO_PATH).format(
         video_key=what, chunk_index=place[0], file_index=place[1])
 
 
@@ -522,22 +544,23 @@ def _following(place: tuple[int, int], info: Mapping) -> tuple[int, int]:
     return (chunk, file + 1) if file + 1 < info["chunks_size"] else (chunk + 1, 0)
 
 
-def _places(table: Path, prefix: str) -> Iterator[tuple[int, int]]:
+def _file_positions(table: Path, prefix: str) -> Iterator[tuple[int, int]]:
     names = [f"{prefix}chunk_index", f"{prefix}file_index"]
-    read = parquet(table).read(columns=names)
+    read = open_parquet(table).read(columns=names)
     yield from zip(*(read[n].to_pylist() for n in names), strict=True)
 
 
 def _clean(root: Path) -> None:
     """Removes what an append left that did not get as far as info.json."""
-    for part in (*(root / "meta").glob(".*.part"), *(root / OURS).glob(".*.part")):  # replacements never finished
+    # replacements never finished
+    for part in (*(root / "meta").glob(".*.part"), *(root / UNDERSTUDY_FOLDER).glob(".*.part")):
         part.unlink()
-    journal = root / OURS / "pending.json"
+    journal = root / UNDERSTUDY_FOLDER / "pending.json"
     if not journal.exists():
         return
     left, info = read_json(journal), read_info(root)
     if info["total_episodes"] == left["episodes"]:
-        plan = _Plan({}, info, "")
+        plan = _StoragePlan({}, info, "")
         for what, place in left["next"].items():
             found, place = [], tuple(place)
             while True:
@@ -579,10 +602,10 @@ def _write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
         pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), part)
 
 
-def _write_last(path: Path, rows: list[dict], plan: _Plan) -> None:
+def _write_last(path: Path, rows: list[dict], plan: _StoragePlan) -> None:
     old = []
     if path.exists():
-        old = [r for r in parquet(path).read().to_pylist() if r["episode_index"] < plan.info["total_episodes"]]
+        old = [r for r in open_parquet(path).read().to_pylist() if r["episode_index"] < plan.info["total_episodes"]]
     if not rows and not old:
         return
     names = [n for n in plan.columns if any(n in r for r in (*rows, *old))]
@@ -602,8 +625,8 @@ def _last_type(f: Feature, stored: str) -> pa.DataType:
     return kind
 
 
-def _write_facts(path: Path, rows: list[dict], before: int) -> None:
-    old = [r for r in json_lines(path) if r["episode_index"] < before] if path.exists() else []
+def _write_metadata(path: Path, rows: list[dict], before: int) -> None:
+    old = [r for r in read_json_lines(path) if r["episode_index"] < before] if path.exists() else []
     if any(r["facts"] for r in (*old, *rows)):
         write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in (*old, *rows)))
 
@@ -611,7 +634,7 @@ def _write_facts(path: Path, rows: list[dict], before: int) -> None:
 # -- Arrow ----------------------------------------------------------------------------------------------------------
 
 
-def _table(plan: _Plan, schema: pa.Schema, columns: Mapping[str, np.ndarray]) -> pa.Table:
+def _table(plan: _StoragePlan, schema: pa.Schema, columns: Mapping[str, np.ndarray]) -> pa.Table:
     frame = columns["frame_index"]
     return pa.table({n: _arrow(columns[n], plan.stored(n), frame) for n in schema.names}, schema=schema)
 
@@ -639,7 +662,7 @@ def _lists(column: np.ndarray) -> pa.Array:
     return values
 
 
-def _schema(plan: _Plan) -> pa.Schema:
+def _schema(plan: _StoragePlan) -> pa.Schema:
     """With the description by which Hugging Face's reader knows images and arrays."""
     fields, described = [], {}
     for name in plan.data:
@@ -672,7 +695,7 @@ def _episodes_table(rows: list[dict], stats: list[dict]) -> pa.Table:
             continue
         kind = {"tasks": pa.list_(pa.string())}.get(name, pa.float64() if name.endswith("_timestamp") else pa.int64())
         columns[name] = pa.array([r[name] for r in rows], kind)
-    for name, statistics in _together(stats).items():
+    for name, statistics in _pool_statistics(stats).items():
         for statistic, values in statistics.items():
             columns[f"stats/{name}/{statistic}"] = _lists(values)
     for name in ("meta/episodes/chunk_index", "meta/episodes/file_index"):
@@ -690,22 +713,22 @@ def _stats_of(columns: Mapping[str, tuple[np.ndarray, str]], lengths: np.ndarray
     out, ends = {}, np.cumsum(lengths)
     for name, (column, stored) in columns.items():
         if stored in ("image", "video"):
-            each = [_of_images(column[end - n: end]) for end, n in zip(ends, lengths, strict=True)]
+            each = [_image_statistics(column[end - n: end]) for end, n in zip(ends, lengths, strict=True)]
             out[name] = {statistic: np.stack([one[statistic] for one in each]) for statistic in each[0]}
             continue
         values = column.reshape(-1, column.shape[-1] if column.ndim > 1 else 1)
-        out[name] = {**_of(values, lengths * (len(values) // len(column))), "count": lengths[:, None]}
+        out[name] = {**_episode_statistics(values, lengths * (len(values) // len(column))), "count": lengths[:, None]}
     return out
 
 
-def _of_images(column: np.ndarray) -> dict[str, np.ndarray]:
+def _image_statistics(column: np.ndarray) -> dict[str, np.ndarray]:
     frames = np.unique(np.linspace(0, len(column) - 1, min(len(column), _SAMPLED)).astype(int))
     apart = max(1, max(column.shape[1:3]) // _ACROSS)
-    found = _of_pixels(column[frames, ::apart, ::apart])
+    found = _pixel_statistics(column[frames, ::apart, ::apart])
     return {**{k: v[:, None, None] for k, v in found.items()}, "count": np.array([len(frames)])}
 
 
-def _of_pixels(sample: np.ndarray) -> dict[str, np.ndarray]:
+def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
     """uint8 (n, h, w, C) -> by channel, as fractions of 255, from the counts of the 256 values."""
     counts = np.stack([np.bincount(sample[..., c].reshape(-1), minlength=256) for c in range(sample.shape[-1])])
     values, n = np.arange(256) / 255, counts[0].sum()
@@ -719,17 +742,17 @@ def _of_pixels(sample: np.ndarray) -> dict[str, np.ndarray]:
             **dict(zip(_QUANTILES, quantiles, strict=True))}
 
 
-def _of(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Of values (R, W), end to end of E episodes of so many rows each: (E, W) by statistic. The numbers of a component
     lie side by side to be sorted, of as many episodes of about one length as are fast at once."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        each = [_of_known(part) for part in np.split(values, np.cumsum(rows)[:-1])]
+        each = [_finite_statistics(part) for part in np.split(values, np.cumsum(rows)[:-1])]
         return {statistic: np.stack([one[statistic] for one in each]) for statistic in each[0]}
     values = values.astype(np.float32) if values.dtype == np.float16 else values  # whose differences overflow
     first, width = np.cumsum(rows) - rows, values.shape[1]
     out = {name: np.empty((len(rows), width)) for name in ("mean", "std", *_QUANTILES)}
     low, high = np.empty((2, len(rows), width), values.dtype)
-    for episodes in _alike(rows, width):
+    for episodes in _similar_length_groups(rows, width):
         n, most = rows[episodes], int(rows[episodes].max())
         step = np.arange(most)
         if (n == most).all() and (np.diff(episodes) == 1).all():
@@ -752,10 +775,10 @@ def _of(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
             a, b = (x[each, :, np.minimum(k, n - 1)].astype(np.float64) for k in (below, below + 1))
             t = (place - below)[:, None]
             out[name][episodes] = np.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
-    return {"min": low.astype(np.float64), "max": high.astype(np.float64), **out, **_exact(low, high)}
+    return {"min": low.astype(np.float64), "max": high.astype(np.float64), **out, **_integer_extremes(low, high)}
 
 
-def _alike(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
+def _similar_length_groups(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
     """Numbers of episodes whose lengths are at most a factor of two apart, some at a time."""
     order = np.arange(len(rows)) if (rows == rows[0]).all() else np.argsort(rows, kind="stable")
     ordered, at = rows[order], 0
@@ -771,7 +794,7 @@ def _sum(x: np.ndarray, beyond: np.ndarray | None) -> np.ndarray:
     return x.sum(1, np.float64) if beyond is None else x.sum(1, np.float64, where=~beyond[..., None])
 
 
-def _of_known(values: np.ndarray) -> dict[str, np.ndarray]:
+def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
     """Of one episode, (W,) by statistic; of a component without any finite number, zeros."""
     known = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
     known[:, np.isnan(known).all(0)] = 0.0
@@ -780,7 +803,7 @@ def _of_known(values: np.ndarray) -> dict[str, np.ndarray]:
             "std": np.nanstd(known, 0), **dict(zip(_QUANTILES, quantiles, strict=True))}
 
 
-def _exact(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
+def _integer_extremes(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
     """The ends of what is counted, which a float64 may not hold."""
     if low.dtype.kind not in "biu":
         return {}
@@ -790,11 +813,11 @@ def _exact(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
     return {"min": low, "max": high}
 
 
-def aggregate(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
+def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
     """Of the episodes of all parts, (E, ...) by statistic, together: pooled moments (Chan et al. 1983); quantiles are
     averages weighted by count, as lerobot has them."""
     out = {}
-    for name, have in _together(parts).items():
+    for name, have in _pool_statistics(parts).items():
         count = have["count"].astype(np.float64)[:, 0]
         share = count / count.sum()
         centre = np.tensordot(share, have["mean"], 1)
@@ -805,7 +828,7 @@ def aggregate(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
     return out
 
 
-def _together(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
+def _pool_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
     """Statistics that all parts have of a column, of the episodes of all parts that have the column."""
     out = {}
     for name in dict.fromkeys(n for part in parts for n in part):
@@ -815,7 +838,7 @@ def _together(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
     return out
 
 
-def _stats_so_far(root: Path, plan: _Plan) -> list[dict]:
+def _stats_so_far(root: Path, plan: _StoragePlan) -> list[dict]:
     """As `_together` takes them: stats.json where it counts what info.json counts; else from the tables, whose
     episodes are all there."""
     if not plan.info["total_episodes"]:
@@ -827,7 +850,7 @@ def _stats_so_far(root: Path, plan: _Plan) -> list[dict]:
             return [stats]
     out = []
     for table in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        source = parquet(table)
+        source = open_parquet(table)
         names = [n for n in source.schema_arrow.names if n.startswith("stats/")]
         for row in source.read(columns=["episode_index", *names]).to_pylist():
             if row["episode_index"] < plan.info["total_episodes"]:

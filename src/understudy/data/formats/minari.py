@@ -25,10 +25,10 @@ from ...core import Feature, UserError
 from ...files import read_json, whole_folder, write_json
 from .. import cache, video
 from ..episode import Dataset
-from . import arrow, hdf5, side
-from .base import Episodes, rows_of
-from .side import Holds
-from .stored import Stored, feature, numbered
+from . import arrow, hdf5, sidecar
+from .base import SourceEpisodes, row_counts
+from .chunked_source import ChunkedSource, sort_numbered, stored_feature
+from .sidecar import FormatCapability
 
 _NAMES = {"actions": "action", "rewards": "next.reward", "terminations": "next.terminated",
           "truncations": "next.truncated"}
@@ -43,39 +43,41 @@ _VERSION = "0.5.4"  # of Minari, whose layout is written
 
 def open_minari(path: Path) -> Dataset:
     if path.is_file():
-        source = Hdf5(path.parent, {}, path)
+        source = Hdf5Source(path.parent, {}, path)
     else:
         data = path / "data" if (path / "data").is_dir() else path
         about = read_json(data / "metadata.json") if (data / "metadata.json").exists() else {}
         if not isinstance(about, dict):
-            raise UserError(f"expected an object, found {str(about)[:40]}", where=data / "metadata.json", do=_DAMAGE)
+            raise UserError(f"expected an object, found {str(about)[:40]}", where=data / "metadata.json", hint=_DAMAGE)
         kind = about.get("data_format", "hdf5")
         if kind == "hdf5":
-            source = Hdf5(data, about, data / "main_data.hdf5")
+            source = Hdf5Source(data, about, data / "main_data.hdf5")
         elif kind in ("arrow", "parquet"):
-            source = Tables(data, about, kind)
+            source = TablesSource(data, about, kind)
         else:
             raise UserError(f"expected data_format hdf5, arrow or parquet, found {kind!r}",
-                            where=data / "metadata.json", do="update understudy, or correct the file")
-    return Dataset(Episodes(source), source.facts)
+                            where=data / "metadata.json", hint="update understudy, or correct the file")
+    return Dataset(SourceEpisodes(source), source.metadata)
 
 
-class _Minari(Stored):
+class _MinariSource(ChunkedSource):
     def __init__(self, path: Path, about: Mapping[str, Any]):
-        self.path, self.about, self.warnings = path, about, []
+        self.path, self.dataset_metadata, self.warnings = path, about, []
         self.spaces = {key: self._space(f"{key[:-1]}_space") for key in ("observations", "actions")}
 
     def _space(self, key) -> dict | None:
-        text = self.about.get(key)
+        text = self.dataset_metadata.get(key)
         if text is None:
             return None
-        space = hdf5.decoded(text, f"{self.path / 'metadata.json'}, {key}") if isinstance(text, str) else text
+        space = (
+            hdf5.decode_json_attribute(text, f"{self.path / 'metadata.json'}, {key}") if isinstance(text, str) else text
+        )
         if not isinstance(space, dict) or "type" not in space:
-            raise UserError(f"expected a space, found {str(text)[:60]!r}", do=_DAMAGE,
+            raise UserError(f"expected a space, found {str(text)[:60]!r}", hint=_DAMAGE,
                             where=f"{self.path / 'metadata.json'}, {key}")
         return space
 
-    def leaf(self, key: str) -> dict | None:
+    def leaf_space(self, key: str) -> dict | None:
         """The space of "observations/nested/goal"."""
         top, *within = key.split("/")
         space = self.spaces.get(top)
@@ -88,15 +90,15 @@ class _Minari(Stored):
             space = parts.get(name) if isinstance(parts, dict) else None
         return space if isinstance(space, dict) else None
 
-    def shape(self, key: str) -> tuple[int, ...] | None:
-        shape = (self.leaf(key) or {}).get("shape")
+    def leaf_shape(self, key: str) -> tuple[int, ...] | None:
+        shape = (self.leaf_space(key) or {}).get("shape")
         whole = isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape)
         return tuple(shape) if whole else None
 
-    def _take(self, lengths, found: list[dict[str, tuple[Feature, int]]], where):
+    def _set_schema(self, lengths, found: list[dict[str, tuple[Feature, int]]], where):
         """The schema, of (feature, rows) by key in each episode. Infos that are not alike in all are left out."""
         self.lengths = np.array(lengths, np.int64)
-        self.schema, self.keys, self.counts = {}, {}, {}
+        self.schema, self.keys, self.row_counts = {}, {}, {}
         for key in dict.fromkeys(k for arrays in found for k in arrays):
             without = [e for e, arrays in enumerate(found) if key not in arrays]
             have = [arrays[key] for arrays in found if key in arrays]
@@ -110,37 +112,44 @@ class _Minari(Stored):
                 self.warnings.append(f"{key}: not the same in every episode ({where(e)} differs), left out")
                 continue
             if without:
-                raise UserError(f"expected {key} as in other episodes, found none", where=where(without[0]), do=_DAMAGE)
+                raise UserError(
+                    f"expected {key} as in other episodes, found none", where=where(without[0]), hint=_DAMAGE
+                )
             if odd:
                 f, other = have[0][0], found[odd[0]][key][0]
                 raise UserError(f"expected {f.dtype} {f.shape} as in the first episode, found {other.dtype} "
-                                f"{other.shape}", where=f"{where(odd[0])}, {key}", do=_DAMAGE)
+                                f"{other.shape}", where=f"{where(odd[0])}, {key}", hint=_DAMAGE)
             if not extra and not key.startswith("observations"):
                 wrong = np.flatnonzero(rows != self.lengths).tolist()
             if wrong:
                 raise UserError(f"expected {self.lengths[wrong[0]]} rows, one a step, found {rows[wrong[0]]}",
-                                where=f"{where(wrong[0])}, {key}", do=_DAMAGE)
+                                where=f"{where(wrong[0])}, {key}", hint=_DAMAGE)
             f = have[0][0]
             name = _name(key, f)
             if name in self.schema:
                 raise UserError(f"expected one array for {name}, found {self.keys[name]} and {key}", where=self.path,
-                                do="remove one of them")
-            self.keys[name], self.counts[name] = key, rows
-            self.schema[name] = replace(f, choices=self._choices(key, f)) if f.kind == "choice" else f
+                                hint="remove one of them")
+            self.keys[name], self.row_counts[name] = key, rows
+            self.schema[name] = replace(f, num_classes=self._num_classes(key, f)) if f.kind == "discrete" else f
         for what, number in (("total_episodes", len(self.lengths)), ("total_steps", int(self.lengths.sum()))):
-            if what in self.about and self.about[what] != number:
-                self.warnings.append(f"metadata, {what}: {self.about[what]}, but there are {number}")
-        said = {k: v for k, v in self.about.items() if k not in _COUNTED | {"fps", "robot_type"}}
-        said = {} if hdf5.FILLED in said else said
-        self._said = {"minari": said} if said else {}
-        rate, robot = self.about.get("fps"), self.about.get("robot_type")
+            if what in self.dataset_metadata and self.dataset_metadata[what] != number:
+                self.warnings.append(f"metadata, {what}: {self.dataset_metadata[what]}, but there are {number}")
+        said = {k: v for k, v in self.dataset_metadata.items() if k not in _COUNTED | {"fps", "robot_type"}}
+        said = {} if hdf5.FILLED_ATTRIBUTE in said else said
+        self._declared_metadata = {"minari": said} if said else {}
+        rate, robot = self.dataset_metadata.get("fps"), self.dataset_metadata.get("robot_type")
         number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
-        self.facts = {"format": "minari", "version": str(self.about.get("minari_version", "")), "path": str(self.path),
-                      "fps": float(rate) if number else None, "robot_type": robot if isinstance(robot, str) else None,
-                      "warnings": self.warnings}
+        self.metadata = {
+            "format": "minari",
+            "version": str(self.dataset_metadata.get("minari_version", "")),
+            "path": str(self.path),
+            "fps": float(rate) if number else None,
+            "robot_type": robot if isinstance(robot, str) else None,
+            "warnings": self.warnings,
+        }
 
-    def _choices(self, key, f) -> tuple[int, ...] | None:
-        space = self.leaf(key) or {}
+    def _num_classes(self, key, f) -> tuple[int, ...] | None:
+        space = self.leaf_space(key) or {}
         if space.get("type") == "Discrete" and space.get("start", 0) == 0 and isinstance(space.get("n"), int):
             return (space["n"],)
         nvec, start = space.get("nvec"), space.get("start")
@@ -149,33 +158,33 @@ class _Minari(Stored):
             return tuple(nvec)
         return None
 
-    def pictures(self, values, key, first, where) -> np.ndarray:
-        """Encoded images as (rows, H, W, C): grey ones where the space has no colours."""
-        shape = self.shape(key)
+    def decode_images(self, values, key, first, where) -> np.ndarray:
+        """Encoded images as (rows, H, W, C): grey ones where the space has no colors."""
+        shape = self.leaf_shape(key)
         grey = shape is not None and len(shape) == 2
         out = [video.decode_image(bytes(v).rstrip(b"\0"), 1 if grey else 3, f"{where}, row {row}")
                for row, v in enumerate(values, first)]
         odd = next((i for i, image in enumerate(out) if image.shape != out[0].shape), None)
         if odd is not None:
             raise UserError(f"expected images of {out[0].shape}, found {out[odd].shape}",
-                            where=f"{where}, row {first + odd}", do=_DAMAGE)
+                            where=f"{where}, row {first + odd}", hint=_DAMAGE)
         return np.stack(out)
 
-    def seen(self, key: str, f: Feature) -> Feature:
+    def image_feature(self, key: str, f: Feature) -> Feature:
         """Grey pictures (H, W) as images of one channel."""
         grey = f.dtype == "uint8" and len(f.shape) == 2 and key.startswith("observations") and min(f.shape) > 7
         return Feature("uint8", (*f.shape, 1), "image") if grey else f
 
-    def _grey(self, name, values) -> np.ndarray:
+    def _grayscale(self, name, values) -> np.ndarray:
         f = self.schema[name]
         return values[..., None] if f.kind == "image" and f.shape[2] == 1 and values.ndim == 3 else values
 
     @abstractmethod
-    def own(self, episode) -> Mapping[str, Any]:
+    def stored_metadata(self, episode) -> Mapping[str, Any]:
         """Facts of the episode, as they are stored."""
 
-    def meta(self, episode):
-        own = {k: v for k, v in self.own(episode).items() if k != "total_steps"}
+    def episode_metadata(self, episode):
+        own = {k: v for k, v in self.stored_metadata(episode).items() if k != "total_steps"}
         if own.get("id") == self.numbers[episode] == episode:
             own.pop("id")
         options = {k: own.pop(k) for k in list(own) if k.startswith("options/")}
@@ -185,97 +194,99 @@ class _Minari(Stored):
             for group in groups:
                 within = within.setdefault(group, {})
             within[last] = value
-        return {**self._said, **own}
+        return {**self._declared_metadata, **own}
 
 
-class Hdf5(_Minari):
+class Hdf5Source(_MinariSource):
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
         self.file, self._sizes = file, {}  # of encoded images: that of the first
         if not file.is_file():
-            raise UserError("expected a file, found none", where=file, do="take it from a copy")
-        with hdf5.Files() as files, hdf5.readable(file):
+            raise UserError("expected a file, found none", where=file, hint="take it from a copy")
+        with hdf5.OpenFiles() as files, hdf5.hdf5_errors(file):
             top = files[file]
-            old = hdf5.attributes(top, str(file))  # before 0.5.0 there is no metadata.json
+            old = hdf5.read_attributes(top, str(file))  # before 0.5.0 there is no metadata.json
             super().__init__(folder if about else file, {**old, **about})
-            self.key = hdf5.digest(file, self.about.get("observation_space"), self.about.get("action_space"))
-            self.episodes = numbered(list(top), "episode_")
+            self.key = hdf5.file_digest(
+                file, self.dataset_metadata.get("observation_space"), self.dataset_metadata.get("action_space")
+            )
+            self.episodes = sort_numbered(list(top), "episode_")
             self.numbers = [int(n[8:]) for n in self.episodes]
             if not self.episodes:
                 raise UserError("expected groups episode_0, episode_1, ..., found none", where=file,
-                                do="the data set holds no episode")
+                                hint="the data set holds no episode")
             lengths, found, self._lies, self._own = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
-            self._take(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
-            self.schema = hdf5.ordered(self.schema, top)
+            self._set_schema(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
+            self.schema = hdf5.restore_column_order(self.schema, top)
 
     def _episode(self, group, episode) -> tuple[
-            int, dict[str, tuple[Feature, int]], dict[str, hdf5.Lies], dict[str, Any]]:
+            int, dict[str, tuple[Feature, int]], dict[str, hdf5.ContiguousLayout], dict[str, Any]]:
         """Steps, (feature, rows) of each array, where arrays lie, facts."""
         where, found, lies, holes = f"{self.file}, {episode}", {}, {}, []
         arrays = hdf5.arrays(group, where)
         if "rewards" not in arrays or not arrays["rewards"].shape or not arrays["rewards"].shape[0]:
             raise UserError(f"expected an array rewards, with a row for each step, found {', '.join(arrays) or 'none'}",
-                            where=where, do=_DAMAGE)
+                            where=where, hint=_DAMAGE)
         steps = arrays["rewards"].shape[0]
-        own = hdf5.attributes(group, where)
+        own = hdf5.read_attributes(group, where)
         said = own.get("total_steps", steps)
         if np.shape(said) != () or said != steps:
             raise UserError(f"expected total_steps to be {steps}, the rows of rewards, found {said}", where=where,
-                            do="correct the attribute, or take the file from a copy")
+                            hint="correct the attribute, or take the file from a copy")
         for key, array in arrays.items():
-            filled = array.filled
+            filled = array.filled_marker
             if filled == "all" or key.startswith("infos/") and not array.shape:
                 continue
-            if array.unwritten:
+            if array.has_unwritten_chunks:
                 holes.append(key)
             if self.encoded(key, array):
                 f = self._sizes.get(key) or self._size_of(array, key, where)
             else:
-                f = self.seen(key, hdf5.described(_name(key, None), array, f"{where}, {key}",
+                f = self.image_feature(key, hdf5.array_feature(_name(key, None), array, f"{where}, {key}",
                                                   flag=_name(key, None) in _FLAGS))
             if key.startswith("observations") and array.shape[0] != steps + 1:
                 raise UserError(f"expected {steps + 1} rows for {steps} steps, found {array.shape[0]}",
-                                where=f"{where}, {key}", do=_DAMAGE)
+                                where=f"{where}, {key}", hint=_DAMAGE)
             found[key] = f, array.shape[0] - (filled == "last")
-            if at := array.lies:
+            if at := array.layout:
                 lies[key] = at
         if holes:
             self.warnings.append(f"{episode}: parts of {', '.join(holes)} were never written, and read as zeros")
         return steps, found, lies, own
 
     def encoded(self, key, array) -> bool:
-        if hdf5.is_bytes(array):
+        if hdf5.is_variable_bytes(array):
             return True
         if array.dtype != np.uint8 or array.ndim != 2 or not key.startswith(("observations", "actions")):
             return False
-        if (shape := self.shape(key)) is not None:
+        if (shape := self.leaf_shape(key)) is not None:
             return len(shape) > 1
         return array.shape[0] > 0 and array[0, :3].tobytes() == b"\xff\xd8\xff"
 
     def _size_of(self, array, key, where) -> Feature:
         if not array.shape or not array.shape[0]:
-            raise UserError("expected images, found none", where=f"{where}, {key}", do=_DAMAGE)
-        f = Feature("uint8", self.pictures([array[0]], key, 0, f"{where}, {key}").shape[1:], "image")
+            raise UserError("expected images, found none", where=f"{where}, {key}", hint=_DAMAGE)
+        f = Feature("uint8", self.decode_images([array[0]], key, 0, f"{where}, {key}").shape[1:], "image")
         return self._sizes.setdefault(key, f)
 
-    def reading(self):
-        return hdf5.Files()
+    def open_files(self):
+        return hdf5.OpenFiles()
 
-    def place(self, name, episode):
+    def location(self, name, episode):
         return f"{self.file}, {self.episodes[episode]}/{self.keys[name]}"
 
-    def read(self, files, name, episode, first, stop):
-        key, where = self.keys[name], self.place(name, episode)
+    def read_rows(self, files, name, episode, first, stop):
+        key, where = self.keys[name], self.location(name, episode)
         path = f"{self.episodes[episode]}/{key}"
-        with hdf5.readable(where):
+        with hdf5.hdf5_errors(where):
             if name not in self._numbers and self.encoded(key, array := files[self.file][path]):
-                return self.pictures(array[first:stop], key, first, where)
-        return self._grey(name, files.column(self.file, path, first, stop, where, self._lies[episode].get(key)))
+                return self.decode_images(array[first:stop], key, first, where)
+        return self._grayscale(name, files.column(self.file, path, first, stop, where, self._lies[episode].get(key)))
 
-    def own(self, episode):
+    def stored_metadata(self, episode):
         return self._own[episode]
 
 
-class Tables(_Minari):
+class TablesSource(_MinariSource):
     """Arrow and Parquet storage: a folder an episode."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], kind: str):
@@ -283,42 +294,44 @@ class Tables(_Minari):
         self.kind = kind
         self.numbers = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
         if not self.numbers:
-            raise UserError("expected folders 0, 1, ..., found none", where=folder, do="the data set holds no episode")
+            raise UserError(
+                "expected folders 0, 1, ..., found none", where=folder, hint="the data set holds no episode"
+            )
         self._own = [read_json(self._folder(e) / "metadata.json") for e in range(len(self.numbers))]
-        files = [self.part(e) for e in range(len(self.numbers))]
-        self.key = cache.digest("minari", *([str(f.resolve()), s.st_mtime_ns, s.st_ctime_ns, s.st_size]
+        files = [self.episode_folder(e) for e in range(len(self.numbers))]
+        self.key = cache.json_digest("minari", *([str(f.resolve()), s.st_mtime_ns, s.st_ctime_ns, s.st_size]
                                             for f in files for s in [f.stat()]))
         lengths, found = [], []
         for e, own in enumerate(self._own):
             steps = own.get("total_steps") if isinstance(own, dict) else None
             if type(steps) is not int or not 0 < steps < 2**53:
                 raise UserError(f"expected total_steps, a number above 0, found {steps!r}",
-                                where=self._folder(e) / "metadata.json", do=_DAMAGE)
+                                where=self._folder(e) / "metadata.json", hint=_DAMAGE)
             lengths.append(steps)
         types = self._shapes = self._types(0)
         for e, steps in enumerate(lengths):
             if e and self._types(e) != types:
-                raise UserError("expected the columns of the first episode, found others", where=files[e], do=_DAMAGE)
+                raise UserError("expected the columns of the first episode, found others", where=files[e], hint=_DAMAGE)
             padded = ("actions", *_OUTCOMES)
             found.append({key: steps + (key.split("/")[0] not in padded) for key in types})
-        with self.reading() as tables:
+        with self.open_files() as tables:
             first = {key: self._feature(tables, key) for key in types}
         found = [{key: (first[key], n) for key, n in rows.items()} for rows in found]
-        self._take(lengths, found, lambda e: str(files[e]))
+        self._set_schema(lengths, found, lambda e: str(files[e]))
 
     def _folder(self, e) -> Path:
         return self.path / str(self.numbers[e])
 
-    def part(self, e) -> Path:
+    def episode_folder(self, e) -> Path:
         file = self._folder(e) / f"part-0.{self.kind}"
         if not file.is_file():
-            raise UserError("expected a file, found none", where=file, do="take it from a copy")
+            raise UserError("expected a file, found none", where=file, hint="take it from a copy")
         return file
 
     def _types(self, e) -> dict[str, tuple[pa.DataType, tuple[int, ...] | None]]:
         """Arrow types and the shapes that the file says, by key."""
-        file = self.part(e)
-        with arrow.readable(file):
+        file = self.episode_folder(e)
+        with arrow.arrow_errors(file):
             if self.kind == "parquet":
                 schema = pq.read_schema(file)
             else:
@@ -327,7 +340,7 @@ class Tables(_Minari):
             found = dict(leaf for field in schema for leaf in _leaves(field, ""))
         for key in ("observations", "actions", *_OUTCOMES):
             if not any(k.split("/")[0] == key for k in found):
-                raise UserError(f"expected a column {key}, found {', '.join(found)}", where=file, do=_DAMAGE)
+                raise UserError(f"expected a column {key}, found {', '.join(found)}", where=file, hint=_DAMAGE)
         return found
 
     def _feature(self, tables, key) -> Feature:
@@ -335,19 +348,19 @@ class Tables(_Minari):
         if values.dtype.kind == "O":
             return Feature("string", values.shape[1:], "string")
         name = _name(key, None)
-        f = feature(name, values.shape[1:], values.dtype, name in _FLAGS)
-        return self.seen(key, f)
+        f = stored_feature(name, values.shape[1:], values.dtype, name in _FLAGS)
+        return self.image_feature(key, f)
 
     @contextmanager
-    def reading(self) -> Iterator[dict]:
+    def open_files(self) -> Iterator[dict]:
         yield {}  # the last table, by its episode
 
-    def place(self, name, episode):
-        return f"{self.part(episode)}, {self.keys[name]}"
+    def location(self, name, episode):
+        return f"{self.episode_folder(episode)}, {self.keys[name]}"
 
     def _values(self, tables, key, episode, first, stop) -> np.ndarray:
-        where = f"{self.part(episode)}, {key}"
-        with arrow.readable(where):
+        where = f"{self.episode_folder(episode)}, {key}"
+        with arrow.arrow_errors(where):
             if episode not in tables:
                 tables.clear()
                 tables[episode] = self._table(episode)
@@ -359,27 +372,27 @@ class Tables(_Minari):
                 array = array.field(name)
             array = array.slice(first, stop - first)
             if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-                return self.pictures([v or b"" for v in array.to_pylist()], key, first, where)
-            values = arrow.dense(array, where)
-            shape = self.shape(key) if values.dtype.kind != "O" else None
+                return self.decode_images([v or b"" for v in array.to_pylist()], key, first, where)
+            values = arrow.to_numpy(array, where)
+            shape = self.leaf_shape(key) if values.dtype.kind != "O" else None
             shape = self._shapes[key][1] if shape is None and key.startswith("infos") else shape
             if shape is not None and int(np.prod(shape)) == int(np.prod(values.shape[1:])):
                 values = values.reshape(len(values), *shape)
             return values
 
     def _table(self, episode) -> pa.Table:
-        file = self.part(episode)
+        file = self.episode_folder(episode)
         table = pq.read_table(file) if self.kind == "parquet" else pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         steps = self._own[episode]["total_steps"]
         if table.num_rows != steps + 1:
             raise UserError(f"expected {steps + 1} rows for {steps} steps, found {table.num_rows}", where=file,
-                            do=_DAMAGE)
-        return arrow.checked(table, file)
+                            hint=_DAMAGE)
+        return arrow.validate_table(table, file)
 
-    def read(self, files, name, episode, first, stop):
-        return self._grey(name, self._values(files, self.keys[name], episode, first, stop))
+    def read_rows(self, files, name, episode, first, stop):
+        return self._grayscale(name, self._values(files, self.keys[name], episode, first, stop))
 
-    def own(self, episode):
+    def stored_metadata(self, episode):
         return self._own[episode]
 
 
@@ -408,7 +421,7 @@ def _name(key: str, f: Feature | None) -> str:
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def holds(data: Dataset) -> Holds:
+def capability(data: Dataset) -> FormatCapability:
     return _plan(data)[0]
 
 
@@ -416,58 +429,58 @@ def write(data: Dataset, path: Path) -> None:
     """A new folder that Minari opens, there whole or not at all. Images are stored as they are, not as JPEG. Where an
     episode has no row after the last action, its last observation is written twice; rewards and ends that the data do
     not have are zeros. Both are marked, and are no part of the data when they are read here."""
-    h5py = hdf5.library()
+    h5py = hdf5.import_h5py()
     holds, keys, about = _plan(data)
     name = re.sub(r"-v\d+$", "", path.name) or "data"
     version = re.search(r"-v(\d+)$", path.name)
-    with cache.room_on_disk(path), whole_folder(path) as part:
+    with cache.disk_errors(path), whole_folder(path) as part:
         folder = part / "data"
         folder.mkdir()
         with h5py.File(folder / "main_data.hdf5", "w", track_order=True) as file:
-            hdf5.order(file, data, holds)
+            hdf5.store_column_order(file, data, holds)
             for i, e in enumerate(data):
                 _put(file.create_group(f"episode_{i}"), i, e, keys, holds)
         features = data.features()
         size = round((folder / "main_data.hdf5").stat().st_size / 1e6, 1)
-        said = {"fps": data.fps, "robot_type": data.facts.get("robot_type")}
+        said = {"fps": data.fps, "robot_type": data.metadata.get("robot_type")}
         unknown = {"code_permalink": None, "author": [], "author_email": [], "algorithm_name": None, "description": "",
-                   hdf5.FILLED: "all"}
+                   hdf5.FILLED_ATTRIBUTE: "all"}
         write_json(folder / "metadata.json", {
-            **(about or unknown), "total_episodes": len(data), "total_steps": int(rows_of(data).sum()),
+            **(about or unknown), "total_episodes": len(data), "total_steps": int(row_counts(data).sum()),
             "data_format": "hdf5", "jpeg_encoding": False,
             "observation_space": json.dumps(_space("observations", keys, features, data)),
             "action_space": json.dumps(_space("actions", keys, features, data)),
             "dataset_id": f"{re.sub(r'[^-_a-zA-Z0-9]', '-', name)}-v{version[1] if version else 0}",
             "minari_version": _VERSION, "dataset_size": size, **{k: v for k, v in said.items() if v is not None}})
-        side.write(part, data, holds)
+        sidecar.write_sidecar(part, data, holds)
 
 
 def _put(group, i, e, keys, holds):
     steps = len(e)
     group.attrs["id"], group.attrs["total_steps"] = i, steps
-    for key in holds.meta - {"minari"}:
-        if key in e.meta:
-            group.attrs[key] = e.meta[key]
+    for key in holds.metadata - {"minari"}:
+        if key in e.metadata:
+            group.attrs[key] = e.metadata[key]
     for name, key in keys.items():
         column, longer = np.asarray(e.steps[name]), key.startswith(("observations", "infos/"))
         short = longer and len(column) == steps
         column = np.concatenate([column, column[-1:]]) if short else column[:steps + longer]
-        hdf5.put(group, key, column, filled="last" if short else "")
+        hdf5.write_column(group, key, column, filled="last" if short else "")
     for key in _OUTCOMES:
         if key not in group:
-            hdf5.put(group, key, np.zeros(steps, np.float64 if key == "rewards" else bool), filled="all")
+            hdf5.write_column(group, key, np.zeros(steps, np.float64 if key == "rewards" else bool), filled="all")
 
 
-def _plan(data: Dataset) -> tuple[Holds, dict[str, str], dict]:
+def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
     features = data.features()
     seen = [n for n, f in features.items() if n.startswith("observation.") and f.dtype != "bool"
-            and hdf5.storable(data, n, f)]
+            and hdf5.is_storable(data, n, f)]
     acts = [n for n, f in features.items() if (n == "action" or n.startswith("action.")) and f.dtype != "bool"
             and f.kind != "string"]
     acts = ["action"] if "action" in acts else acts
     if not seen or not acts:
         raise UserError(f"expected an action and an observation, found {', '.join(features)}", where="minari",
-                        do="choose another format, or name the columns action and observation.state")
+                        hint="choose another format, or name the columns action and observation.state")
 
     def key(name, f):
         if name in seen:
@@ -480,17 +493,26 @@ def _plan(data: Dataset) -> tuple[Holds, dict[str, str], dict]:
             return _KEYS[name] if ok else None
         return f"infos/{name.removeprefix('infos.')}"
 
-    keys, places = hdf5.places(data, key, _name, last=lambda k: k.startswith(("observations", "infos/")),
+    keys, places = hdf5.column_encodings(data, key, _name, last=lambda k: k.startswith(("observations", "infos/")),
                                flags=_FLAGS)
-    facts = hdf5.simple_facts(data, {"id", "total_steps", "options", "minari"})
-    about = data[0].meta.get("minari")
-    if isinstance(about, dict) and about and not about.keys() & (_COUNTED | {"fps", "robot_type", hdf5.FILLED}) and all(
-            e.meta.get("minari") == about for e in data) and _json(about):
+    facts = hdf5.storable_metadata(data, {"id", "total_steps", "options", "minari"})
+    about = data[0].metadata.get("minari")
+    if (
+        isinstance(about, dict)
+        and about
+        and not about.keys() & (_COUNTED | {"fps", "robot_type", hdf5.FILLED_ATTRIBUTE})
+        and all(e.metadata.get("minari") == about for e in data)
+        and _json(about)
+    ):
         facts |= {"minari"}
     else:
         about = {}
-    robot = data.facts.get("robot_type")
-    return Holds(places, fps=True, robot=robot is None or isinstance(robot, str), meta=facts), keys, about
+    robot = data.metadata.get("robot_type")
+    return (
+        FormatCapability(places, fps=True, robot_type=robot is None or isinstance(robot, str), metadata_keys=facts),
+        keys,
+        about,
+    )
 
 
 def _json(value) -> bool:
@@ -514,8 +536,8 @@ def _leaf(name: str, f: Feature, data) -> dict:
         texts = {str(t) for e in data for t in set(np.ravel(e.steps[name]).tolist())}
         return {"type": "Text", "max_length": max(1, *map(len, texts)), "min_length": min(map(len, texts)),
                 "charset": "".join(sorted({c for t in texts for c in t})) or " "}
-    if f.dtype == "int64" and not f.shape and f.choices:
-        return {"type": "Discrete", "dtype": "int64", "start": 0, "n": int(f.choices[0])}
+    if f.dtype == "int64" and not f.shape and f.num_classes:
+        return {"type": "Discrete", "dtype": "int64", "start": 0, "n": int(f.num_classes[0])}
     dtype = np.dtype(f.dtype)
     low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     low, high = (np.full(f.shape, v, dtype).tolist() for v in (low, high))

@@ -20,74 +20,79 @@ import numpy as np
 from ...core import Feature, UserError, role
 from .. import cache
 from ..episode import Dataset
-from . import side
-from .arrays import Arrays
-from .arrays import write as write_arrays
-from .base import Episodes, Source, rows_of, starts
-from .names import FLAGS, are_flags
-from .side import Holds, Place
+from . import sidecar
+from .base import ColumnSource, SourceEpisodes, episode_starts, row_counts
+from .column_names import FLAG_COLUMNS, are_flags
+from .npz_arrays import NpzArrays
+from .npz_arrays import write_npz as write_arrays
+from .sidecar import ColumnEncoding, FormatCapability
 
-NAMES = {"observations": "observation.state", "actions": "action", "rewards": "next.reward",
+COLUMN_NAMES = {"observations": "observation.state", "actions": "action", "rewards": "next.reward",
          "terminals": "next.terminated", "timeouts": "next.truncated"}
 _OTHERS = {  # what others call them
     "obs": "observations", "observation": "observations", "state": "observations", "states": "observations",
     "acts": "actions", "act": "actions", "ends": "episode_ends", "reward": "rewards", "done": "terminals",
     "dones": "terminals", "terminal": "terminals", "terminated": "terminals", "truncated": "timeouts",
     "truncations": "timeouts", "next_obs": "next_observations", "next_states": "next_observations"}
-ENDS = "give episode_ends: the exclusive end of each episode, counted in steps"
+EPISODE_ENDS_HINT = "give episode_ends: the exclusive end of each episode, counted in steps"
 _FOLLOWING = "correct next_observations, or leave it out"
 _AT_ONCE = 1 << 20  # bytes of each array that are decompressed at once
 _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
 
 
 def open_npz(path: Path) -> Dataset:
-    source = Npz(path)
-    return Dataset(Episodes(source), source.facts)
+    source = NpzSource(path)
+    return Dataset(SourceEpisodes(source), source.metadata)
 
 
-class Npz(Source):
+class NpzSource(ColumnSource):
     def __init__(self, path: Path):
         self.path = path
-        self._file = Arrays(path)
+        self._file = NpzArrays(path)
         self.key = self._file.key
         if "episode_ends" not in self._file.headers:
             raise UserError(f"expected an array episode_ends, found {', '.join(self._file.headers)}", where=path,
-                            do=renamed(self._file.headers) or ENDS)
-        ends = self._file.small("episode_ends")
+                            hint=rename_hint(self._file.headers) or EPISODE_ENDS_HINT)
+        ends = self._file.read_array("episode_ends")
         if ends.ndim != 1 or ends.dtype.kind not in "iu":
             raise UserError(f"expected integers of shape (episodes,), found {ends.dtype} {ends.shape}",
-                            where=f"{path}, episode_ends", do=ENDS)
+                            where=f"{path}, episode_ends", hint=EPISODE_ENDS_HINT)
         if not len(ends):
-            raise UserError("expected at least one episode, found none", where=f"{path}, episode_ends", do=ENDS)
+            raise UserError(
+                "expected at least one episode, found none", where=f"{path}, episode_ends", hint=EPISODE_ENDS_HINT
+            )
         self.lengths = np.diff(ends.astype(np.int64), prepend=0)
         if (self.lengths < 1).any():
             e = int(np.argmax(self.lengths < 1))
             raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
-                            where=f"{path}, episode_ends[{e}]", do=ENDS)
+                            where=f"{path}, episode_ends[{e}]", hint=EPISODE_ENDS_HINT)
         self._check_names()
         self._check_last(int(ends[-1]))
-        self._place()
-        self.facts = {"format": "npz", "version": "", "path": str(path), "fps": self._fps(), "robot_type": None,
+        self._assign_arrays()
+        self.metadata = {"format": "npz", "version": "", "path": str(path), "fps": self._fps(), "robot_type": None,
                       "warnings": list(self._doubts())}
 
     def _check_names(self):
         for name, key in (("observation", "observations"), ("action", "actions")):
-            if not any(NAMES.get(k, k).split(".")[0] == name for k in self._file.headers):
-                raise UserError(f"expected an array {key}, found {', '.join(self._file.headers)}", where=self.path,
-                                do=renamed(self._file.headers) or "add the array, or name one like the column it is "
-                                                             "(observation.force, action)")
+            if not any(COLUMN_NAMES.get(k, k).split(".")[0] == name for k in self._file.headers):
+                raise UserError(
+                    f"expected an array {key}, found {', '.join(self._file.headers)}",
+                    where=self.path,
+                    hint=rename_hint(self._file.headers)
+                    or "add the array, or name one like the column it is (observation.force, action)",
+                )
 
     def _check_last(self, end: int):
         """Where no observations or actions fit the ends, it is the ends that are wrong."""
         rows = {key: shape[0] for key, (shape, _) in self._file.headers.items()
-                if shape and NAMES.get(key, key).split(".")[0] in ("observation", "action")}
+                if shape and COLUMN_NAMES.get(key, key).split(".")[0] in ("observation", "action")}
         longer = end + len(self.lengths)
         if any(n in (end, longer) for n in rows.values()) and not all(n == longer for n in rows.values()):
             return
-        key = next((k for k in rows if NAMES.get(k, k).startswith("action")), "")
+        key = next((k for k in rows if COLUMN_NAMES.get(k, k).startswith("action")), "")
         steps = rows.get(key, 0)
         raise UserError(f"expected the last end to be the number of steps, {steps} (rows of {key}), found {end}",
-                        where=f"{self.path}, episode_ends[{len(self.lengths) - 1}]", do=ENDS + (
+                        where=f"{self.path}, episode_ends[{len(self.lengths) - 1}]", hint=EPISODE_ENDS_HINT + (
                             "; add 1 to each if these are the last steps themselves" if end == steps - 1 else ""))
 
     def _fps(self) -> float | None:
@@ -96,24 +101,24 @@ class Npz(Source):
         where, shape = f"{self.path}, fps", self._file.headers["fps"][0]
         if shape not in ((), (1,)):
             raise UserError(f"expected one number, of steps a second, found shape {shape}", where=where,
-                            do="save one, such as fps=10; rates that differ need a file each")
-        fps = self._file.small("fps")[0]
+                            hint="save one, such as fps=10; rates that differ need a file each")
+        fps = self._file.read_array("fps")[0]
         if fps.dtype.kind not in "iuf" or not (math.isfinite(fps) and fps > 0):
             raise UserError(f"expected a number above 0, of steps a second, found {fps}", where=where,
-                            do="correct it, or leave it out")
+                            hint="correct it, or leave it out")
         return float(fps)
 
     def _doubts(self):
         """What is kept as it is called, and may have been meant otherwise."""
         for name, f in self.schema.items():
-            if f.kind == "choice" and role(name) == "action":
+            if f.kind == "discrete" and role(name) == "action":
                 yield (f"{self._from[name]}: {f.dtype} is read as choices, numbered from 0; save it as float32 if it "
                        "holds numbers")
         for key in (*self._from.values(), *self._per_episode):
-            if _OTHERS.get(key) in (*NAMES, "next_observations") and _OTHERS[key] not in self._file.headers:
+            if _OTHERS.get(key) in (*COLUMN_NAMES, "next_observations") and _OTHERS[key] not in self._file.headers:
                 yield f"{key} is kept under that name; save it as {_OTHERS[key]} if that is what it is"
 
-    def _place(self):
+    def _assign_arrays(self):
         """What each array is, by its number of rows: a column, a column with a last row, or facts."""
         steps, episodes = int(self.lengths.sum()), len(self.lengths)
         self.schema: dict[str, Feature] = {}
@@ -126,12 +131,12 @@ class Npz(Source):
             rows = shape[0] if shape else None
             if 0 in shape[1:]:
                 raise UserError(f"expected at least one component, found shape {shape}", where=f"{self.path}, {key}",
-                                do="leave the array out")
+                                hint="leave the array out")
             if rows in (steps, steps + episodes):
-                name = NAMES.get(key, key)
+                name = COLUMN_NAMES.get(key, key)
                 if name in self._from:
                     raise UserError(f"expected one array for {name}, found {self._from[name]} and {key}",
-                                    where=f"{self.path}, {key}", do="keep one of them")
+                                    where=f"{self.path}, {key}", hint="keep one of them")
                 self._from[name], self._more[name] = key, rows == steps + episodes
                 self.schema[name] = _feature(name, shape[1:], dtype)
             elif rows == episodes:
@@ -140,7 +145,7 @@ class Npz(Source):
                 found = "a single value" if rows is None else f"{rows} rows"
                 raise UserError(f"expected {steps} rows (steps), {steps + episodes} (steps and a last row an episode) "
                                 f"or {episodes} (episodes), found {found}", where=f"{self.path}, {key}",
-                                do="correct episode_ends or the array, or leave the array out")
+                                hint="correct episode_ends or the array, or leave the array out")
         self._following = None
         if "next_observations" in self._file.headers:
             self._check_following(steps)
@@ -149,10 +154,10 @@ class Npz(Source):
         shape, _ = self._file.headers["next_observations"]
         if "observation.state" not in self.schema:
             raise UserError("expected observations beside next_observations, found none",
-                            where=f"{self.path}, next_observations", do=_FOLLOWING)
+                            where=f"{self.path}, next_observations", hint=_FOLLOWING)
         if shape != (steps, *self.schema["observation.state"].shape):
             raise UserError(f"expected the shape {(steps, *self.schema['observation.state'].shape)} of observations, "
-                            f"found {shape}", where=f"{self.path}, next_observations", do=_FOLLOWING)
+                            f"found {shape}", where=f"{self.path}, next_observations", hint=_FOLLOWING)
         self._following = "observation.state"
 
     def rows(self, name):
@@ -164,31 +169,31 @@ class Npz(Source):
 
     @cached_property
     def _first(self) -> dict[str, np.ndarray]:
-        return {name: starts(self.rows(name)) for name in self.schema}
+        return {name: episode_starts(self.rows(name)) for name in self.schema}
 
     @cached_property
-    def _facts(self) -> dict[str, list]:
-        facts = {key: self._file.small(key) for key in self._per_episode}
+    def _episode_metadata(self) -> dict[str, list]:
+        facts = {key: self._file.read_array(key) for key in self._per_episode}
         if "success" in facts and facts["success"].dtype.kind in "biuf":
             _check_flags(facts["success"], 0, f"{self.path}, success")
         return {key: values.tolist() for key, values in facts.items()}
 
-    def meta(self, episode):
-        return {key: values[episode] for key, values in self._facts.items()}
+    def episode_metadata(self, episode):
+        return {key: values[episode] for key, values in self._episode_metadata.items()}
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
         size = sum(int(self.rows(n).sum()) * f.size * np.dtype(self._file.headers[self._from[n]][1]).itemsize
                    for n, f in self.schema.items())
-        return cache.arrays(self.key, size, self._build, str(self.path))
+        return cache.memmap_arrays(self.key, size, self._build, str(self.path))
 
     def _build(self, part):
         for name, key in self._from.items():
-            out = cache.create(part, name, (int(self.rows(name).sum()), *self.schema[name].shape),
+            out = cache.create_array(part, name, (int(self.rows(name).sum()), *self.schema[name].shape),
                                self._dtype(name))
             plain = self._more[name] or name != self._following
-            for row, values in self._file.stream(key):
-                if name in FLAGS:
+            for row, values in self._file.iter_rows(key):
+                if name in FLAG_COLUMNS:
                     _check_flags(values, row, f"{self.path}, {key}")
                 to = np.arange(row, row + len(values))
                 out[to if plain else self._spread(to)] = values.reshape(len(values), *self.schema[name].shape)
@@ -196,10 +201,10 @@ class Npz(Source):
                 self._follow(out)
             out.flush()
 
-    def through(self, first, stop):
+    def stream_episodes(self, first, stop):
         """All arrays are decompressed side by side, each once."""
-        if first or self._following or "_columns" in self.__dict__ or cache.has(self.key):
-            yield from super().through(first, stop)
+        if first or self._following or "_columns" in self.__dict__ or cache.contains(self.key):
+            yield from super().stream_episodes(first, stop)
             return
         cut = [_cut(self._read(name), self.rows(name)[:stop]) for name in self.schema]
         for columns in zip(*cut, strict=True):
@@ -207,8 +212,8 @@ class Npz(Source):
 
     def _read(self, name) -> Iterator[np.ndarray]:
         key, dtype, shape = self._from[name], self._dtype(name), self.schema[name].shape
-        for row, values in self._file.stream(key, _AT_ONCE):
-            if name in FLAGS:
+        for row, values in self._file.iter_rows(key, _AT_ONCE):
+            if name in FLAG_COLUMNS:
                 _check_flags(values, row, f"{self.path}, {key}")
             yield values.reshape(len(values), *shape).astype(dtype, copy=False)
 
@@ -224,7 +229,7 @@ class Npz(Source):
     def _follow(self, out):
         """Fills the last rows; the others must be the next observation."""
         last = np.cumsum(self.lengths) - 1
-        for row, values in self._file.stream("next_observations"):
+        for row, values in self._file.iter_rows("next_observations"):
             to = self._spread(np.arange(row, row + len(values))) + 1
             ending = np.isin(np.arange(row, row + len(values)), last)
             if not self._more[self._following]:
@@ -236,8 +241,8 @@ class Npz(Source):
                 e = int(np.searchsorted(np.cumsum(self.lengths), step, side="right"))
                 raise UserError(f"expected the next row of observations, {out[to][tuple(at)]}, found "
                                 f"{values[tuple(at)]}", where=f"{self.path}, next_observations, episode {e}, step "
-                                f"{step - int(starts(self.lengths)[e])}, component {tuple(map(int, at[1:]))}",
-                                do="correct episode_ends, or leave next_observations out")
+                                f"{step - int(episode_starts(self.lengths)[e])}, component {tuple(map(int, at[1:]))}",
+                                hint="correct episode_ends, or leave next_observations out")
 
     def column(self, name, episode):
         first = self._first[name][episode]
@@ -262,12 +267,12 @@ def _check_flags(values: np.ndarray, row: int, where: str):
     if not are_flags(values):
         at = np.argwhere(~((values == 0) | (values == 1)))[0]
         raise UserError(f"expected 0 or 1, found {values[tuple(at)]}", where=f"{where}[{row + int(at[0])}]",
-                        do="correct it, or save it under another name if it is no flag")
+                        hint="correct it, or save it under another name if it is no flag")
 
 
-def renamed(keys: Iterable[str]) -> str:
+def rename_hint(keys: Iterable[str]) -> str:
     """What to call arrays of other names, in words; "" where nothing is near."""
-    keys, right = sorted(keys), (*NAMES, "episode_ends", "next_observations")
+    keys, right = sorted(keys), (*COLUMN_NAMES, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     near = {key: _OTHERS.get(key) or next(iter(difflib.get_close_matches(key, missing, 1, 0.8)), None)
             for key in keys if key not in right}
@@ -279,72 +284,72 @@ def _feature(name: str, shape, dtype: str) -> Feature:
     """Outcomes are one number a step, flags are bool, whatever they were stored as."""
     kind = np.dtype(bool if name in ("next.terminated", "next.truncated") else dtype)
     shape = () if name.startswith("next.") and tuple(shape) == (1,) else shape
-    return Feature.of(np.empty((0, *shape), kind))
+    return Feature.from_array(np.empty((0, *shape), kind))
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
-_KEYS = {name: key for key, name in NAMES.items()}
-_TAKEN = {*NAMES, "episode_ends", "next_observations", "fps"}
+_KEYS = {name: key for key, name in COLUMN_NAMES.items()}
+_TAKEN = {*COLUMN_NAMES, "episode_ends", "next_observations", "fps"}
 _PLAIN = {bool: "?", int: "<i8", float: "<f8", str: "U"}  # facts that one array of all episodes can hold
 
 
-def holds(data: Dataset) -> Holds:
-    lengths, columns = rows_of(data), {}
+def capability(data: Dataset) -> FormatCapability:
+    lengths, columns = row_counts(data), {}
     for name, f in data.features().items():
-        if not f.size or (name not in _KEYS and (name in _TAKEN or not storable(name))):
+        if not f.size or (name not in _KEYS and (name in _TAKEN or not is_storable_key(name))):
             continue
-        flag = name in FLAGS and f.dtype != "bool"
+        flag = name in FLAG_COLUMNS and f.dtype != "bool"
         if flag and not all(are_flags(np.asarray(e.steps[name])) for e in data):
             continue
         shape = () if name.startswith("next.") and f.shape == (1,) else f.shape
-        last = bool((rows_of(data, name) > lengths).all()) and role(name) != "action"
-        columns[name] = Place(name, "bool" if name in FLAGS[:2] else f.dtype, shape, last)
-    return Holds(columns, fps=True, meta=frozenset(_facts(data, columns)))
+        last = bool((row_counts(data, name) > lengths).all()) and role(name) != "action"
+        columns[name] = ColumnEncoding(name, "bool" if name in FLAG_COLUMNS[:2] else f.dtype, shape, last)
+    return FormatCapability(columns, fps=True, metadata_keys=frozenset(_metadata_arrays(data, columns)))
 
 
-def storable(name: str) -> bool:
+def is_storable_key(name: str) -> bool:
     """Whether an array can be called that in a zip file."""
     return bool(name) and name.isprintable() and "\\" not in name and not name.startswith("/") and ".." not in name
 
 
-def _facts(data: Dataset, columns) -> dict[str, np.ndarray]:
+def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
     """Those that all episodes have, of one kind each. With as many steps as episodes they would be read as columns."""
-    if len(data) == int(rows_of(data).sum()):
+    if len(data) == int(row_counts(data).sum()):
         return {}
     out = {}
-    for key, value in data[0].meta.items():
+    for key, value in data[0].metadata.items():
         kind = _PLAIN.get(type(value))
-        if kind is None or key in _TAKEN or key in columns or not storable(key) or not all(
-                type(e.meta.get(key)) is type(value) for e in data):
+        if kind is None or key in _TAKEN or key in columns or not is_storable_key(key) or not all(
+                type(e.metadata.get(key)) is type(value) for e in data):
             continue
-        values = [e.meta[key] for e in data]
+        values = [e.metadata[key] for e in data]
         if kind != "<i8" or all(-2**63 <= v < 2**63 for v in values):
             out[key] = np.array(values, None if kind == "U" else kind)
-    return {k: v for k, v in out.items() if v.tolist() == [e.meta[k] for e in data]}
+    return {k: v for k, v in out.items() if v.tolist() == [e.metadata[k] for e in data]}
 
 
 def write(data: Dataset, path: str | Path) -> None:
     """A new .npz file, as `open_npz` reads it. Raises UserError where there is no action or nothing was observed."""
-    path, kept = Path(path), holds(data)
+    path, kept = Path(path), capability(data)
     for wanted in ("observation", "action"):
         if not any(role(name) == wanted for name in kept.columns):
             raise UserError(f"expected a column of {wanted}, found {', '.join(data.features())}", where=path,
-                            do="an .npz holds observations and actions: choose another format")
-    lengths = rows_of(data)
+                            hint="an .npz holds observations and actions: choose another format")
+    lengths = row_counts(data)
     ends, fps = np.cumsum(lengths), None if data.fps is None else np.float64(data.fps)
-    arrays = [plain_array("episode_ends", ends)]
+    arrays = [metadata_array("episode_ends", ends)]
     for name, place in kept.columns.items():
-        rows = int(lengths.sum()) + len(data) * place.last
-        arrays.append(column_array(data, name, _KEYS.get(name, name), rows, lengths + place.last))
-    arrays += [plain_array(key, values) for key, values in _facts(data, kept.columns).items()]
+        rows = int(lengths.sum()) + len(data) * place.has_last_row
+        arrays.append(column_array(data, name, _KEYS.get(name, name), rows, lengths + place.has_last_row))
+    arrays += [metadata_array(key, values) for key, values in _metadata_arrays(data, kept.columns).items()]
     if fps is not None:
-        arrays.append(plain_array("fps", np.asarray(fps)))
-    with cache.room_on_disk(path), side.with_file(path, data, kept) as part:
+        arrays.append(metadata_array("fps", np.asarray(fps)))
+    with cache.disk_errors(path), sidecar.new_file_with_sidecar(path, data, kept) as part:
         write_arrays(part, arrays)
 
 
-def plain_array(key: str, values: np.ndarray):
+def metadata_array(key: str, values: np.ndarray):
     return key, values.shape, values.dtype, lambda: [values]
 
 

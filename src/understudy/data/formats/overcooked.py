@@ -19,8 +19,8 @@ from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache
 from ..episode import Dataset
-from .base import Episodes, Source
-from .names import listed
+from .base import ColumnSource, SourceEpisodes
+from .column_names import format_list
 
 COLUMNS = {"state", "joint_action", "layout_name", "cur_gameloop"}  # and trial_id or trial
 ACTIONS = ((0, -1), (0, 1), (1, 0), (-1, 0), (0, 0), "interact")  # north, south, east, west, stay
@@ -34,23 +34,23 @@ def open_overcooked(path: Path) -> Dataset:
     """observation.state: of oneself, then of the other, place (x, y), direction and what is held. observation.layout
     (H, W, 6) says what stands where, observation.objects (H, W, 7) what lies there; smaller kitchens are padded. action
     is a choice of north, south, east, west, stay, interact. Facts of an episode: trial, player, layout_name."""
-    source = Trials(Path(path))
-    return Dataset(Episodes(source), {"format": "overcooked", "version": "", "path": str(path), "fps": None,
+    source = OvercookedSource(Path(path))
+    return Dataset(SourceEpisodes(source), {"format": "overcooked", "version": "", "path": str(path), "fps": None,
                                       "robot_type": None, "warnings": []})
 
 
-class Trials(Source):
+class OvercookedSource(ColumnSource):
     def __init__(self, path: Path):
         self.path, stat = path, path.stat()
-        self.key = cache.digest("overcooked", str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+        self.key = cache.json_digest("overcooked", str(path.resolve()), stat.st_mtime_ns, stat.st_size)
         rows: dict[str, list[tuple[int, dict]]] = {}
         for at, row in enumerate(_rows(path)):
             rows.setdefault(str(row.get("trial_id", row.get("trial"))), []).append((at, row))
         if not rows:
-            raise UserError("expected at least one row, found none", where=path, do=_COPY)
+            raise UserError("expected at least one row, found none", where=path, hint=_COPY)
         beside = path.parent / "layouts.json"
         known = read_json(beside) if beside.exists() else {}
-        kitchens = {trial: _kitchen(self._place(*of[0]), of[0][1], known) for trial, of in rows.items()}
+        kitchens = {trial: _kitchen(self._location(*of[0]), of[0][1], known) for trial, of in rows.items()}
         high, wide = np.max([k.shape[:2] for k in kitchens.values()], 0)
         self._trials = {trial: _Trial(self, of, kitchens[trial], high, wide) for trial, of in rows.items()}
         self._views = [(trial, player) for trial, t in self._trials.items() for player in t.people]
@@ -60,11 +60,11 @@ class Trials(Source):
             "observation.state": Feature("float32", (16,), names=(*said, *(f"other_{n}" for n in said))),
             "observation.layout": Feature("float32", (int(high), int(wide), len(CELLS))),
             "observation.objects": Feature("float32", (int(high), int(wide), len(_OBJECTS))),
-            "action": Feature("int64", (1,), "choice", choices=(len(ACTIONS),)),
+            "action": Feature("int64", (1,), "discrete", num_classes=(len(ACTIONS),)),
             "next.reward": Feature("float32", ()), "next.terminated": Feature("bool", ()),
             "next.truncated": Feature("bool", ()), "timestamp": Feature("float32", ())}
 
-    def _place(self, at: int, row: dict) -> str:
+    def _location(self, at: int, row: dict) -> str:
         return f"{self.path}, row {at}"
 
     def rows(self, name):
@@ -74,7 +74,7 @@ class Trials(Source):
         trial, player = self._views[episode]
         return self._trials[trial].column(name, player)
 
-    def meta(self, episode):
+    def episode_metadata(self, episode):
         trial, player = self._views[episode]
         return {"trial": trial, "player": player, "layout_name": self._trials[trial].layout_name}
 
@@ -82,14 +82,19 @@ class Trials(Source):
 class _Trial:
     """Rows of one trial, in the order of the game loop."""
 
-    def __init__(self, source: Trials, rows: list[tuple[int, dict]], kitchen: np.ndarray, high: int, wide: int):
+    def __init__(
+        self, source: OvercookedSource, rows: list[tuple[int, dict]], kitchen: np.ndarray, high: int, wide: int
+    ):
         def places():
-            return ((source._place(at, row), row) for at, row in rows)
+            return ((source._location(at, row), row) for at, row in rows)
         loops = [_number(row["cur_gameloop"], f"{place}, cur_gameloop") for place, row in places()]
         if any(b != a + 1 for a, b in zip(loops, loops[1:], strict=False)):
             at = next(i for i, (a, b) in enumerate(zip(loops, loops[1:], strict=False)) if b != a + 1)
-            raise UserError(f"expected step {loops[at] + 1:g} of the game after {loops[at]:g}, found {loops[at + 1]:g}",
-                            where=f"{source._place(*rows[at + 1])}, cur_gameloop", do="sort the rows, or cut the trial")
+            raise UserError(
+                f"expected step {loops[at] + 1:g} of the game after {loops[at]:g}, found {loops[at + 1]:g}",
+                where=f"{source._location(*rows[at + 1])}, cur_gameloop",
+                hint="sort the rows, or cut the trial",
+            )
         first = rows[0][1]
         self.layout_name = str(first["layout_name"])
         self.people = [p for p in (0, 1) if str(first.get(f"player_{p}_is_human", True)).lower() not in ("false", "0")]
@@ -130,7 +135,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         for at, row in enumerate(csv.DictReader(handle)):
             if None in row or None in row.values():
                 raise UserError(f"expected as many fields as the first line names, found "
-                                f"{'more' if None in row else 'fewer'}", where=f"{path}, row {at}", do=_COPY)
+                                f"{'more' if None in row else 'fewer'}", where=f"{path}, row {at}", hint=_COPY)
             yield row
 
 
@@ -139,14 +144,14 @@ def _json(row: dict, key: str, place: str):
         return json.loads(row[key])
     except (TypeError, ValueError) as error:
         raise UserError(f"expected JSON, found {str(row[key])[:40]!r} ({error})", where=f"{place}, {key}",
-                        do=_COPY) from None
+                        hint=_COPY) from None
 
 
 def _number(value, place: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise UserError(f"expected a number, found {value!r}", where=place, do=_COPY) from None
+        raise UserError(f"expected a number, found {value!r}", where=place, hint=_COPY) from None
 
 
 def _kitchen(place: str, row: dict, known: dict) -> np.ndarray:
@@ -154,10 +159,10 @@ def _kitchen(place: str, row: dict, known: dict) -> np.ndarray:
     grid = _json(row, "layout", place) if row.get("layout") else known.get(row["layout_name"])
     if grid is None:
         raise UserError(f"expected the layout {row['layout_name']!r}, found none", where=place,
-                        do="put layouts.json beside the file: its name and the rows of its grid")
+                        hint="put layouts.json beside the file: its name and the rows of its grid")
     lines = [list(line) for line in grid] if isinstance(grid, list) else []
     if not lines or len({len(line) for line in lines}) > 1:
-        raise UserError("expected rows of equal length", where=f"{place}, layout", do=_COPY)
+        raise UserError("expected rows of equal length", where=f"{place}, layout", hint=_COPY)
     return np.array(lines)
 
 
@@ -165,14 +170,14 @@ def _players(place: str, state) -> np.ndarray:
     """(2, 8)."""
     players = state.get("players", ()) if isinstance(state, dict) else ()
     if len(players) != 2:
-        raise UserError(f"expected two players, found {len(players)}", where=f"{place}, state", do=_COPY)
+        raise UserError(f"expected two players, found {len(players)}", where=f"{place}, state", hint=_COPY)
     try:
         held = [(p.get("held_object") or {}).get("name") for p in players]
         return np.array([[*p["position"], *p["orientation"], *(h == item for item in ITEMS)]
                          for p, h in zip(players, held, strict=True)], np.float32)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError("expected a position and an orientation of each player", where=f"{place}, state",
-                        do=_COPY) from None
+                        hint=_COPY) from None
 
 
 def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
@@ -182,7 +187,7 @@ def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
             x, y = thing["position"]
             if not (0 <= x < shape[1] and 0 <= y < shape[0]):
                 raise UserError(f"expected a place in a kitchen of {shape[1]} by {shape[0]}, found {x}, {y}",
-                                where=f"{place}, state, objects", do=_COPY)
+                                where=f"{place}, state, objects", hint=_COPY)
             cell = grid[y, x]
             if thing["name"] != "soup":
                 cell[ITEMS.index(thing["name"])] += 1
@@ -197,7 +202,7 @@ def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
                 cell[5:] = max(ticks, 0), ticks >= 0
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"expected objects with a name and a position, found another kind ({error})",
-                        where=f"{place}, state, objects", do=_COPY) from None
+                        where=f"{place}, state, objects", hint=_COPY) from None
 
 
 def _actions(joint, place: str) -> list[int]:
@@ -205,5 +210,5 @@ def _actions(joint, place: str) -> list[int]:
         first, second = (a.lower() if isinstance(a, str) else tuple(a) for a in joint)
         return [ACTIONS.index(first), ACTIONS.index(second)]
     except (TypeError, ValueError):
-        raise UserError(f"expected two actions, each of {listed([str(a) for a in ACTIONS])}, found {joint}",
-                        where=f"{place}, joint_action", do=_COPY) from None
+        raise UserError(f"expected two actions, each of {format_list([str(a) for a in ACTIONS])}, found {joint}",
+                        where=f"{place}, joint_action", hint=_COPY) from None

@@ -17,13 +17,13 @@ from ...core import UserError
 
 class Message(dict):
     """The fields of a message by name: numbers and text, arrays of repeated numbers and of bytes, messages, and lists
-    of them. Moments and durations are `Seconds`."""
+    of them. Moments and durations are `Timestamp`."""
 
 
-class Seconds(float):
+class Timestamp(float):
     """google.protobuf.Timestamp or Duration. ns: exactly."""
 
-    def __new__(cls, ns: int) -> Seconds:
+    def __new__(cls, ns: int) -> Timestamp:
         out = super().__new__(cls, ns / 1e9)
         out.ns = ns
         return out
@@ -32,13 +32,13 @@ class Seconds(float):
 _TIMES = ("google.protobuf.Timestamp", "google.protobuf.Duration")
 
 
-def decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
+def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
     """Of the message `name`. Raises ValueError that says what is wrong with the descriptors."""
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
     except ImportError:
         raise UserError("expected the package protobuf, which reads messages in protobuf, found none",
-                        do="pip install 'understudy[bags]'") from None
+                        hint="pip install 'understudy[bags]'") from None
     try:
         files = {f.name: f for f in descriptor_pb2.FileDescriptorSet.FromString(bytes(descriptors)).file}
     except message.DecodeError:
@@ -78,7 +78,7 @@ def _plain(message) -> Any:
             raise ValueError(f"field {unknown.field_number} of {kind.full_name} is not "
                              f"{kind.fields_by_number[unknown.field_number].name}, as its descriptor says")
     if kind.full_name in _TIMES:
-        return Seconds(message.seconds * 10**9 + message.nanos)
+        return Timestamp(message.seconds * 10**9 + message.nanos)
     out = Message()
     for f in kind.fields:
         value = getattr(message, f.name)

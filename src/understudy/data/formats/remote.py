@@ -32,7 +32,7 @@ _FOLDER, _LIST = "fetched", ".understudy.json"
 _held: set[Path] = set()  # data sets that this process reads
 
 
-def address(path: str | Path) -> str | None:
+def url_of(path: str | Path) -> str | None:
     """The address that `path` is, with both slashes, which a Path drops; None for a place on this machine."""
     text = str(path)
     found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", text)  # one letter is a drive
@@ -44,43 +44,43 @@ def address(path: str | Path) -> str | None:
     return f"{protocol}://{rest}"
 
 
-def local(path: str | Path) -> Path:
+def local_path(path: str | Path) -> Path:
     """Where on this machine `path` is read: itself, or, for an address, the copy of what lies there, which is fetched
     as far as it is needed at once. Raises UserError."""
-    if (at := address(path)) is None:
+    if (at := url_of(path)) is None:
         return Path(path).expanduser()
     if at.startswith("file://"):
         return Path("/" + at[7:].lstrip("/"))
     root = cache.folder() / _FOLDER
     try:
-        with known(at):
+        with remote_errors(at):
             fs, place = _answering(at)
             files = _listed(fs, place)
-    except _Away as away:  # no network: what was fetched last
-        last = root / f"{cache.digest('address', at)}.json"
+    except _Unreachable as away:  # no network: what was fetched last
+        last = root / f"{cache.json_digest('address', at)}.json"
         if not last.exists() or not (root / read_json(last)["entry"]).is_dir():
             raise away from None
         print(f"{at} cannot be reached; what was fetched of it last is read", file=sys.stderr)
         entry = root / read_json(last)["entry"]
     else:
-        entry = root / cache.digest("fetched", at, {n: f["mark"] for n, f in files.items()})
+        entry = root / cache.json_digest("fetched", at, {n: f["mark"] for n, f in files.items()})
         if not (entry / _LIST).exists():
             write_json(entry / _LIST, {"address": at, "files": files})
-        write_json(root / f"{cache.digest('address', at)}.json", {"entry": entry.name})
+        write_json(root / f"{cache.json_digest('address', at)}.json", {"entry": entry.name})
     _held.add(entry)
     os.utime(entry)
-    files = _said(entry)["files"]
+    files = _read_listing(entry)["files"]
     name = next(iter(files)) if len(files) == 1 and files[next(iter(files))]["alone"] else ""
     _fetch(entry, _now(files))
     return entry / name
 
 
-def there(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Whether a file is here, or will be once it is read."""
     return path.is_file() or _entry(path)[0] is not None
 
 
-def fetched(path: Path) -> Path:
+def fetch_file(path: Path) -> Path:
     """`path`, with the file there, if it can be had."""
     if not path.exists():
         entry, name = _entry(path)
@@ -89,11 +89,11 @@ def fetched(path: Path) -> Path:
     return path
 
 
-def mark(path: Path) -> list:
+def version_key(path: Path) -> list:
     """What changes when the file does: its size and time, or what its source says of it."""
     entry, name = _entry(path)
     if entry is not None:
-        return [_said(entry)["files"][name]["mark"]]
+        return [_read_listing(entry)["files"][name]["mark"]]
     at = path.stat()
     return [at.st_size, at.st_mtime_ns]
 
@@ -108,11 +108,11 @@ def _entry(path: Path) -> tuple[Path | None, str]:
         return None, ""
     entry = root / path.relative_to(root).parts[0]
     name = path.relative_to(entry).as_posix()
-    return (entry, name) if (entry / _LIST).exists() and name in _said(entry)["files"] else (None, "")
+    return (entry, name) if (entry / _LIST).exists() and name in _read_listing(entry)["files"] else (None, "")
 
 
 @lru_cache(16)
-def _said(entry: Path) -> Mapping[str, Any]:
+def _read_listing(entry: Path) -> Mapping[str, Any]:
     return read_json(entry / _LIST)
 
 
@@ -129,7 +129,7 @@ def _answering(at: str):
 
     def ask():
         try:
-            fs, place = opened(at)
+            fs, place = open_url(at)
             fs.info(place)
             found.append((fs, place))
         except BaseException as error:  # raised below, where it is caught
@@ -139,15 +139,19 @@ def _answering(at: str):
     asking.start()
     asking.join(_ANSWER)
     if not found:
-        raise _Away(f"expected an answer within {_ANSWER:g} s, found none", where=at, do="check the address, the "
-                    "network and the right to read it (gs: gcloud auth application-default login), and run the same "
-                    "again")
+        raise _Unreachable(
+            f"expected an answer within {_ANSWER:g} s, found none",
+            where=at,
+            hint="check the address, the "
+            "network and the right to read it (gs: gcloud auth application-default login), and run the same "
+            "again",
+        )
     if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]
 
 
-def opened(at: str):
+def open_url(at: str):
     import fsspec
 
     return fsspec.core.url_to_fs(at)
@@ -175,7 +179,7 @@ def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
 
 
 def _fetch(entry: Path, names: list[str]) -> None:
-    said = _said(entry)
+    said = _read_listing(entry)
     missing = [n for n in names if not (entry / n).exists()]
     if not missing:
         return
@@ -184,13 +188,13 @@ def _fetch(entry: Path, names: list[str]) -> None:
     if size >= _TOLD:
         print(f"fetching {len(missing)} file{'s' * (len(missing) > 1)}, {size / 1e6:,.1f} MB, from {said['address']} "
               f"into {entry}", file=sys.stderr)
-    with known(said["address"]):
-        fs, _ = opened(said["address"])
+    with remote_errors(said["address"]):
+        fs, _ = open_url(said["address"])
     done, told = 0, time.monotonic()
     for name in missing:
         (entry / name).parent.mkdir(parents=True, exist_ok=True)
-        with cache.locked(entry / ".locks" / cache.digest(name)), \
-                cache.room_on_disk(entry, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"):
+        with cache.locked(entry / ".locks" / cache.json_digest(name)), \
+                cache.disk_errors(entry, "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"):
             if not (entry / name).exists():
                 for n in _copy(fs, said["files"][name], entry / name, f"{said['address']}, {name}"):
                     done += n
@@ -203,7 +207,7 @@ def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
     """Yields how many bytes each piece had. What is there of an interrupted copy is kept."""
     part = to.with_name(f"{to.name}.part")
     begin = part.stat().st_size if part.exists() and file["size"] is not None else 0
-    with known(where), fs.open(file["at"], "rb") as source, open(part, "ab" if begin else "wb") as out:
+    with remote_errors(where), fs.open(file["at"], "rb") as source, open(part, "ab" if begin else "wb") as out:
         if begin:
             source.seek(begin)
             yield begin
@@ -216,13 +220,13 @@ def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
         found = part.stat().st_size
         part.unlink()
         raise UserError(f"expected {file['size']} bytes, as the listing says, found {found}", where=where,
-                        do="run the same again")
+                        hint="run the same again")
     os.replace(part, to)
 
 
 def _make_room(entry: Path, size: int, what: str) -> None:
     """Removes the least recently used data sets, but for those that this process reads."""
-    bound = cache.limit()
+    bound = cache.max_bytes()
     sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file())
              for e in entry.parent.iterdir() if e.is_dir()}
     total = sum(sizes.values()) + size
@@ -233,19 +237,19 @@ def _make_room(entry: Path, size: int, what: str) -> None:
         total -= sizes[old]
     if total > bound:
         raise UserError(f"needs {total / 1e9:.2f} GB of cache, which may hold {bound / 1e9:.2f} GB", where=what,
-                        do="set UNDERSTUDY_CACHE_GB to more")
+                        hint="set UNDERSTUDY_CACHE_GB to more")
     free = shutil.disk_usage(entry).free
     if size > free:
         raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=entry,
-                        do="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
+                        hint="free some space, or set UNDERSTUDY_CACHE to a folder on another disk")
 
 
-class _Away(UserError):
+class _Unreachable(UserError):
     """The source cannot be reached, or not now."""
 
 
 @contextmanager
-def known(where: str):
+def remote_errors(where: str):
     """What goes wrong with an address, as a UserError."""
     protocol = where.partition(":")[0]
     try:
@@ -255,30 +259,30 @@ def known(where: str):
     except ImportError as error:
         extra = protocol in ("hf", "s3", "s3a") or "fsspec" in str(error)
         raise UserError(f"expected the package that reads {protocol}:// addresses, found none ({_short(error)})",
-                        where=where, do="pip install 'understudy[cloud]'" if extra else
+                        where=where, hint="pip install 'understudy[cloud]'" if extra else
                         "pip install what it names, or fetch the files yourself and name their folder") from None
     except FileNotFoundError:
         raise UserError("expected a data set, found nothing at this address", where=where,
-                        do="check the address; a private one also takes the right to read it (HF_TOKEN, "
+                        hint="check the address; a private one also takes the right to read it (HF_TOKEN, "
                         "AWS_ACCESS_KEY_ID ...)") from None
     except PermissionError as error:
         raise UserError(f"expected the right to read it ({_short(error)})", where=where,
-                        do="log in first (hf auth login, aws configure), or check the address") from None
+                        hint="log in first (hf auth login, aws configure), or check the address") from None
     except ValueError as error:
         if "Protocol not known" in str(error):
             raise UserError(f"expected an address of a kind that is known, found {protocol}://", where=where,
-                            do="known are hf, s3, gs, https and what else fsspec knows; or name a folder") from None
-        raise _Away(f"expected files, found an answer that cannot be read ({_short(error)})", where=where,
-                    do="check the address, and the network") from None
+                            hint="known are hf, s3, gs, https and what else fsspec knows; or name a folder") from None
+        raise _Unreachable(f"expected files, found an answer that cannot be read ({_short(error)})", where=where,
+                    hint="check the address, and the network") from None
     except Exception as error:  # each protocol has errors of its own
         if any(word in f"{type(error).__name__} {error}" for word in ("NotFound", "404")):
             raise UserError(f"expected a data set, found nothing at this address ({_short(error)})", where=where,
-                            do="check the address; a private one also takes the right to read it") from None
+                            hint="check the address; a private one also takes the right to read it") from None
         if "redential" in f"{type(error).__name__} {error}":
             raise UserError(f"expected the right to read it, found none ({_short(error)})", where=where,
-                            do="log in first (aws configure, hf auth login)") from None
-        raise _Away(f"expected a source that answers ({type(error).__name__}: {_short(error)})", where=where,
-                    do="check the address and the network, and run the same again") from None
+                            hint="log in first (aws configure, hf auth login)") from None
+        raise _Unreachable(f"expected a source that answers ({type(error).__name__}: {_short(error)})", where=where,
+                    hint="check the address and the network, and run the same again") from None
 
 
 def _short(error) -> str:

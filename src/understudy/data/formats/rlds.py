@@ -23,15 +23,15 @@ from ...core import Feature, UserError
 from ...files import read_json, whole_folder, write_json
 from .. import cache, video
 from ..episode import Dataset
-from . import side
-from .base import Episodes, rows_of
-from .mapped import Mapped
-from .names import listed, ours, said_plainly, theirs
-from .side import Holds, Place
+from . import sidecar
+from .base import SourceEpisodes, row_counts
+from .column_names import format_list, is_plain_flag, shortest_keys, standard_name
+from .memmap_source import MemmapSource
+from .sidecar import ColumnEncoding, FormatCapability
 
 _COPY = "take the file from a copy"
 _SHARD = 256 << 20  # bytes after which a new shard is begun
-TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _AS_LISTS = ("float32", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")  # nothing is rounded
 _CLASSES = "tensorflow_datasets.core.features."
 
@@ -45,13 +45,13 @@ def open_rlds(path: Path, final_step: Literal["action", "observation"] = "action
     """
     if final_step not in ("action", "observation"):
         raise UserError(f"expected final_step to be action or observation, found {final_step!r}", where=path,
-                        do="leave it out, unless the last actions are all zero: then \"observation\"")
-    source = Rlds(path, final_step)
-    return Dataset(Episodes(source), source.facts)
+                        hint="leave it out, unless the last actions are all zero: then \"observation\"")
+    source = RldsSource(path, final_step)
+    return Dataset(SourceEpisodes(source), source.metadata)
 
 
 @dataclass(frozen=True)
-class Leaf:
+class TfdsFeature:
     """One feature of features.json. key: its path, joined by "/", as the records have it."""
 
     key: str
@@ -59,10 +59,10 @@ class Leaf:
     dtype: str = "string"
     shape: tuple[int, ...] = ()
     encoding: str = "none"
-    choices: int | None = None
+    num_classes: int | None = None
 
     @property
-    def of_steps(self) -> bool:
+    def is_step_feature(self) -> bool:
         return self.key.startswith("steps/")
 
     @property
@@ -81,22 +81,24 @@ class Leaf:
         if head == "is_terminal":
             return "next.terminated"
         name = f"{head}.{rest}" if rest else head
-        return name if head == "action" else ours(name, "vector" if kind == "image" else kind)
+        return name if head == "action" else standard_name(name, "vector" if kind == "image" else kind)
 
     @property
     def _kind(self) -> str:
-        return Feature.of(np.empty((0, *self.shape), self.dtype)).kind if self.dtype != "string" else "string"
+        return Feature.from_array(np.empty((0, *self.shape), self.dtype)).kind if self.dtype != "string" else "string"
 
     @property
     def feature(self) -> Feature:
         if self.kind == "text":
             return Feature("string", (), "string")
-        found = Feature.of(np.empty((0, *self.shape), self.dtype))
+        found = Feature.from_array(np.empty((0, *self.shape), self.dtype))
         kind = "image" if self.kind == "image" else found.kind
-        return Feature(found.dtype, found.shape, kind, choices=None if self.choices is None else (self.choices,))
+        return Feature(
+            found.dtype, found.shape, kind, num_classes=None if self.num_classes is None else (self.num_classes,)
+        )
 
 
-class Rlds(Mapped):
+class RldsSource(MemmapSource):
     def __init__(self, path: Path, final_step: str):
         self.path, self._shift = path, final_step == "observation"
         self._info = _dictionary(path / "dataset_info.json")
@@ -106,31 +108,37 @@ class Rlds(Mapped):
             leaves = list(_leaves(document, "", warnings))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"expected the features of a TFDS data set, found something else ({error!r})",
-                            where=path / "features.json", do=_COPY) from None
-        if not any(leaf.of_steps for leaf in leaves):
+                            where=path / "features.json", hint=_COPY) from None
+        if not any(leaf.is_step_feature for leaf in leaves):
             raise UserError("expected steps with features, found none", where=path / "features.json",
-                            do="RLDS data sets have a feature steps; convert others with their own library")
+                            hint="RLDS data sets have a feature steps; convert others with their own library")
         self._splits = _shards(path, self._info)
         files = [file for _, shards in self._splits for file, _ in shards]
-        if left := unnamed(path, files):
+        if left := unlisted_files(path, files):
             warnings.append(f"{', '.join(left[:4])}{', ...' if len(left) > 4 else ''}: not named by dataset_info.json, "
                             "and left out")
-        self.key = cache.digest("rlds", final_step, [[str(f), f.stat().st_size, f.stat().st_mtime_ns]
+        self.key = cache.json_digest("rlds", final_step, [[str(f), f.stat().st_size, f.stat().st_mtime_ns]
                                                      for f in (path / "features.json", *files)])
         self._maps_of: dict[Path, mmap.mmap] = {}
         self._checked: set[int] = set()
         self._held: tuple[int, dict[str, _Values]] = (-1, {})
-        self._where: list[tuple[Path, int, int, int, str]] = []  # file, number in it, first byte, bytes, split
+        self._locations: list[tuple[Path, int, int, int, str]] = []  # file, number in it, first byte, bytes, split
         for split, shards in self._splits:
             for file, said in shards:
                 self._scan(file, said, split)
-        if not self._where:
-            raise UserError("expected at least one episode, found none", where=path, do=_COPY)
+        if not self._locations:
+            raise UserError("expected at least one episode, found none", where=path, hint=_COPY)
         self._count(leaves)
-        self._place(leaves, warnings)
+        self._assign_features(leaves, warnings)
         self._doubts(warnings, tuple(_described(document, "")))
-        self.facts = {"format": "rlds", "version": str(self._info.get("version", "")), "path": str(path), "fps": None,
-                      "robot_type": None, "warnings": warnings}
+        self.metadata = {
+            "format": "rlds",
+            "version": str(self._info.get("version", "")),
+            "path": str(path),
+            "fps": None,
+            "robot_type": None,
+            "warnings": warnings,
+        }
 
     # -- where the records are --------------------------------------------------------------------------------------
 
@@ -147,29 +155,34 @@ class Rlds(Mapped):
             where = f"{file}, record {number}"
             if size - at < 16:
                 raise UserError(f"expected a record of at least 16 bytes, found {size - at}: the file is cut short",
-                                where=where, do=_COPY)
+                                where=where, hint=_COPY)
             length, crc = struct.unpack_from("<QI", data, at)
-            if masked(data[at: at + 8]) != crc:
+            if masked_crc32c(data[at: at + 8]) != crc:
                 gzip = at == 0 and data[:2] == b"\x1f\x8b"
-                raise UserError(f"expected the checksum of a record's length, found {'gzip' if gzip else 'another'}",
-                                where=where, do="unpack the file (gunzip)" if gzip else "the file is damaged: " + _COPY)
+                raise UserError(
+                    f"expected the checksum of a record's length, found {'gzip' if gzip else 'another'}",
+                    where=where,
+                    hint="unpack the file (gunzip)" if gzip else "the file is damaged: " + _COPY,
+                )
             if length > size - at - 16:
                 raise UserError(f"expected a record of {length} bytes, found {size - at - 16}: the file is cut short",
-                                where=where, do=_COPY)
-            self._where.append((file, number, at + 12, length, split))
+                                where=where, hint=_COPY)
+            self._locations.append((file, number, at + 12, length, split))
             at, number = at + 16 + length, number + 1
         if said is not None and number != said:
-            raise UserError(f"expected {said} records, as dataset_info.json says, found {number}", where=file, do=_COPY)
+            raise UserError(
+                f"expected {said} records, as dataset_info.json says, found {number}", where=file, hint=_COPY
+            )
 
     def _record(self, episode: int) -> dict[str, _Values]:
         """What is in a record, by key; its checksum is right."""
         if self._held[0] == episode:
             return self._held[1]
-        file, number, at, length, _ = self._where[episode]
+        file, number, at, length, _ = self._locations[episode]
         data, where = self._map(file), f"{file}, record {number}"
         if episode not in self._checked:
-            if masked(_pieces(data, at, length)) != struct.unpack_from("<I", data, at + length)[0]:
-                raise UserError("expected the record's checksum, found another: it is damaged", where=where, do=_COPY)
+            if masked_crc32c(_pieces(data, at, length)) != struct.unpack_from("<I", data, at + length)[0]:
+                raise UserError("expected the record's checksum, found another: it is damaged", where=where, hint=_COPY)
             self._checked.add(episode)
         found = _example(data, at, at + length, where)
         self._held = episode, found
@@ -177,10 +190,10 @@ class Rlds(Mapped):
 
     def _count(self, leaves):
         """Steps of each record, from a feature that has one value a step, without reading the others."""
-        fixed = [leaf for leaf in leaves if leaf.of_steps and leaf.size > 0]
+        fixed = [leaf for leaf in leaves if leaf.is_step_feature and leaf.size > 0]
         leaf = min(fixed, key=lambda f: (f.key != "steps/is_first", f.kind != "tensor", f.size))
         steps = []
-        for file, number, at, length, _ in self._where:
+        for file, number, at, length, _ in self._locations:
             where = f"{file}, record {number}"
             values = _example(self._map(file), at, at + length, where).get(leaf.key)
             count = 0 if values is None else len(values.parts() if leaf.kind != "tensor" or leaf.encoding != "none"
@@ -188,21 +201,21 @@ class Rlds(Mapped):
             each = 1 if leaf.kind != "tensor" or leaf.encoding != "none" else leaf.size
             if count % each or count < each:
                 raise UserError(f"expected {each} values of {leaf.key} for each step, found {count}", where=where,
-                                do="the record is damaged: " + _COPY)
+                                hint="the record is damaged: " + _COPY)
             if count // each <= self._shift:
                 raise UserError("expected a step and what was seen after it, found a single step", where=where,
-                                do="its last steps hold actions: leave out final_step='observation'")
+                                hint="its last steps hold actions: leave out final_step='observation'")
             steps.append(count // each)
         self._steps = np.array(steps, np.int64)
         self.lengths = self._steps - self._shift
 
-    def _place(self, leaves, warnings):
+    def _assign_features(self, leaves, warnings):
         self.schema: dict[str, Feature] = {}
-        self._leaf: dict[str, Leaf] = {}
-        self._meta_leaves = [leaf for leaf in leaves if not leaf.of_steps and leaf.kind != "image"]
+        self._leaf: dict[str, TfdsFeature] = {}
+        self._meta_leaves = [leaf for leaf in leaves if not leaf.is_step_feature and leaf.kind != "image"]
         self._ends = any(leaf.key == "steps/is_terminal" for leaf in leaves)
         for leaf in leaves:
-            if not leaf.of_steps or leaf.key in ("steps/is_first", "steps/is_last"):
+            if not leaf.is_step_feature or leaf.key in ("steps/is_first", "steps/is_last"):
                 continue
             if leaf.kind == "image":
                 leaf = self._camera(leaf, warnings)
@@ -213,18 +226,18 @@ class Rlds(Mapped):
                     warnings.append(f"{leaf.key} is left out: task is {self._leaf['task'].key}")
                     continue
                 raise UserError(f"expected one feature for {leaf.column}, found {self._leaf[leaf.column].key} and "
-                                f"{leaf.key}", where=self.path / "features.json", do="rename one of them")
+                                f"{leaf.key}", where=self.path / "features.json", hint="rename one of them")
             self.schema[leaf.column], self._leaf[leaf.column] = leaf.feature, leaf
         if self._ends:
             self.schema["next.terminated"] = self.schema["next.truncated"] = Feature("bool", ())
         if self._shift:
-            self.longer = frozenset(n for n in self.schema if n.startswith("observation."))
+            self.columns_with_last_row = frozenset(n for n in self.schema if n.startswith("observation."))
 
-    def _camera(self, leaf: Leaf, warnings) -> Leaf | None:
+    def _camera(self, leaf: TfdsFeature, warnings) -> TfdsFeature | None:
         """With its size, from the first frame where features.json does not say. Cameras that were absent in all
         episodes are left out; in some, their frames are black."""
         there, first = [], None
-        for e, (file, number, at, length, _) in enumerate(self._where):
+        for e, (file, number, at, length, _) in enumerate(self._locations):
             values = _example(self._map(file), at, at + length, f"{file}, record {number}").get(leaf.key)
             frame = b"" if values is None else values.first()
             there.append(bool(frame))
@@ -234,20 +247,20 @@ class Rlds(Mapped):
             return None
         if not all(there):
             missing = [e for e, yes in enumerate(there) if not yes]
-            warnings.append(f"{leaf.key} has no image in episodes {listed(missing)}: its frames there are black")
+            warnings.append(f"{leaf.key} has no image in episodes {format_list(missing)}: its frames there are black")
         if -1 not in leaf.shape and len(leaf.shape) == 3:
             return leaf
         channels = leaf.shape[2] if len(leaf.shape) == 3 and leaf.shape[2] > 0 else 3
-        file, number, *_ = self._where[first[0]]
+        file, number, *_ = self._locations[first[0]]
         image = video.decode_image(first[1], channels, f"{file}, record {number}, {leaf.key}, frame 0")
-        return Leaf(leaf.key, "image", leaf.dtype, image.shape)
+        return TfdsFeature(leaf.key, "image", leaf.dtype, image.shape)
 
     def _doubts(self, warnings, described):
         """What the flags, the last actions and the names of what is recorded say."""
         odd, still, moved, keys = [], True, False, set()
         actions = [self._leaf[n] for n in self.schema if n.split(".")[0] == "action" and n in self._leaf
                    and self._leaf[n].encoding == "none" and self._leaf[n].kind == "tensor"]
-        for e, (file, number, at, length, _) in enumerate(self._where):
+        for e, (file, number, at, length, _) in enumerate(self._locations):
             found = _example(self._map(file), at, at + length, f"{file}, record {number}")
             keys |= found.keys()
             last = int(self._steps[e]) - 1
@@ -261,19 +274,21 @@ class Rlds(Mapped):
                 still &= bool(((tail == 0) | np.isnan(tail)).all())
                 moved |= bool(np.any(values[:-leaf.size] != 0))
         if unknown := sorted(k for k in keys if not any(f"{k}/".startswith(f"{d}/") for d in described)):
-            warnings.append(f"features.json does not describe {listed(unknown)}, which the records hold: left out")
+            warnings.append(f"features.json does not describe {format_list(unknown)}, which the records hold: left out")
         if odd:
-            warnings.append(f"is_first or is_last are not those of the first and last step in episodes {listed(odd)}")
+            warnings.append(
+                f"is_first or is_last are not those of the first and last step in episodes {format_list(odd)}"
+            )
         if actions and still and moved and not self._shift:
             warnings.append("the last action of every episode is zero: if the last step holds only what was seen last, "
                             "as RLDS has it, open it with Dataset.open(path, final_step='observation')")
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def stream(self):
+    def iter_chunks(self):
         for e in range(len(self.lengths)):
             self._record(e)
-            for name in self.numbers:
+            for name in self.numeric_columns:
                 yield name, int(self._first[name][e]), self._numbers(name, e)
 
     def _numbers(self, name, e) -> np.ndarray:
@@ -287,15 +302,15 @@ class Rlds(Mapped):
         return values[: int(self.rows(name)[e])]
 
     @cached_property
-    def _terminal(self) -> Leaf:
-        return Leaf("steps/is_terminal", "tensor", "bool")
+    def _terminal(self) -> TfdsFeature:
+        return TfdsFeature("steps/is_terminal", "tensor", "bool")
 
-    def _tensor(self, leaf: Leaf, e: int) -> np.ndarray:
+    def _tensor(self, leaf: TfdsFeature, e: int) -> np.ndarray:
         """(steps of the record, *shape)."""
-        file, number, *_ = self._where[e]
+        file, number, *_ = self._locations[e]
         return _tensor(leaf, self._record(e).get(leaf.key), int(self._steps[e]), f"{file}, record {number}, {leaf.key}")
 
-    def text(self, name, episode):
+    def read_text(self, name, episode):
         leaf, rows = self._leaf[name], int(self.rows(name)[episode])
         texts = self._texts(leaf, episode)[:rows]
         if len(set(texts)) == 1:
@@ -307,17 +322,17 @@ class Rlds(Mapped):
         try:
             return [p.decode() for p in parts]
         except UnicodeDecodeError as error:
-            file, number, *_ = self._where[e]
+            file, number, *_ = self._locations[e]
             raise UserError(f"expected text in UTF-8, found {error.object[:20]!r}",
-                            where=f"{file}, record {number}, {leaf.key}", do=_COPY) from None
+                            where=f"{file}, record {number}, {leaf.key}", hint=_COPY) from None
 
     def _parts(self, leaf, e) -> list[bytes]:
-        file, number, *_ = self._where[e]
+        file, number, *_ = self._locations[e]
         values = self._record(e).get(leaf.key)
         parts = [] if values is None else values.parts()
         if len(parts) != self._steps[e]:
             raise UserError(f"expected {self._steps[e]} values, one a step, found {len(parts)}",
-                            where=f"{file}, record {number}, {leaf.key}", do=_COPY)
+                            where=f"{file}, record {number}, {leaf.key}", hint=_COPY)
         return parts
 
     def frames(self, name, episode):
@@ -325,16 +340,16 @@ class Rlds(Mapped):
         if leaf.kind != "image":
             yield from enumerate(self._tensor(leaf, episode)[: int(self.rows(name)[episode])])
             return
-        file, number, *_ = self._where[episode]
+        file, number, *_ = self._locations[episode]
         for row, data in enumerate(self._parts(leaf, episode)[: int(self.rows(name)[episode])]):
             where = f"{file}, record {number}, {leaf.key}, frame {row}"
             image = video.decode_image(data, shape[2], where) if data else np.zeros(shape, np.uint8)
             if image.shape != shape:
-                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=where, do=_COPY)
+                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=where, hint=_COPY)
             yield row, image
 
-    def meta(self, episode):
-        file, number, *_, split = self._where[episode]
+    def episode_metadata(self, episode):
+        file, number, *_, split = self._locations[episode]
         facts: dict[str, Any] = {"split": split} if len(self._splits) > 1 else {}
         for leaf in self._meta_leaves:
             values = self._record(episode).get(leaf.key)
@@ -348,7 +363,7 @@ class Rlds(Mapped):
         return facts
 
 
-def _tensor(leaf: Leaf, values: _Values | None, rows: int, where: str) -> np.ndarray:
+def _tensor(leaf: TfdsFeature, values: _Values | None, rows: int, where: str) -> np.ndarray:
     dtype = np.dtype(leaf.dtype)
     try:
         if leaf.encoding == "none":
@@ -358,9 +373,9 @@ def _tensor(leaf: Leaf, values: _Values | None, rows: int, where: str) -> np.nda
             data = b"".join(unpack(p) for p in ([] if values is None else values.parts()))
             found = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
     except (zlib.error, ValueError) as error:
-        raise UserError(f"expected numbers, found damage ({error})", where=where, do=_COPY) from None
+        raise UserError(f"expected numbers, found damage ({error})", where=where, hint=_COPY) from None
     if len(found) != rows * leaf.size:
-        raise UserError(f"expected {rows} times {leaf.size} numbers, found {len(found)}", where=where, do=_COPY)
+        raise UserError(f"expected {rows} times {leaf.size} numbers, found {len(found)}", where=where, hint=_COPY)
     return found.reshape(rows, *leaf.shape)
 
 
@@ -370,11 +385,11 @@ def _tensor(leaf: Leaf, values: _Values | None, rows: int, where: str) -> np.nda
 def _dictionary(file: Path) -> dict[str, Any]:
     value = read_json(file)
     if not isinstance(value, dict):
-        raise UserError(f"expected a JSON object, found {type(value).__name__}", where=file, do=_COPY)
+        raise UserError(f"expected a JSON object, found {type(value).__name__}", where=file, hint=_COPY)
     return value
 
 
-def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[Leaf]:
+def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[TfdsFeature]:
     if "featuresDict" in node:
         for name, child in (node["featuresDict"].get("features") or {}).items():
             yield from _leaves(child, f"{key}/{name}" if key else name, warnings)
@@ -387,25 +402,25 @@ def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[Leaf]:
         dtype, shape = tensor["dtype"], _shape(tensor)
         encoding = tensor.get("encoding", "none") or "none"
         if dtype in ("string", "object") and not shape:
-            yield Leaf(key, "text")
+            yield TfdsFeature(key, "text")
         elif -1 in shape or dtype in ("string", "object", "bfloat16") or encoding not in ("none", "bytes", "zlib"):
             warnings.append(f"{key} is left out: {dtype} {shape} {encoding} has no one shape of numbers")
         elif np.dtype(dtype).name != dtype:  # NumPy takes short names too, "?" for one
             raise ValueError(f"{key} of dtype {dtype!r}")
         else:
-            yield Leaf(key, "tensor", dtype, shape, encoding)
+            yield TfdsFeature(key, "tensor", dtype, shape, encoding)
     elif "image" in node:
         image = node["image"]
         if image.get("dtype", "uint8") != "uint8" or image.get("encodingFormat", "png") not in ("png", "jpeg", ""):
             warnings.append(f"{key} is left out: images of {image.get('dtype')} {image.get('encodingFormat')} are not "
                             "read")
         else:
-            yield Leaf(key, "image", "uint8", _shape(image) or (-1, -1, 3))
+            yield TfdsFeature(key, "image", "uint8", _shape(image) or (-1, -1, 3))
     elif "text" in node:
-        yield Leaf(key, "text")
+        yield TfdsFeature(key, "text")
     elif "classLabel" in node:
         count = int(node["classLabel"].get("numClasses") or 0)
-        yield Leaf(key, "tensor", "int64", (), choices=count or None)
+        yield TfdsFeature(key, "tensor", "int64", (), num_classes=count or None)
     else:
         kind = next((k for k in node if k != "pythonClassName"), "nothing")
         warnings.append(f"{key} is left out: a feature of kind {kind} has no fixed shape a step")
@@ -431,29 +446,29 @@ def _shards(path: Path, info: Mapping) -> list[tuple[str, list[tuple[Path, int |
     where, kind = path / "dataset_info.json", info.get("fileFormat") or "tfrecord"
     if kind != "tfrecord":
         raise UserError(f"expected files of format tfrecord, found {kind}, which is not read", where=where,
-                        do="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
+                        hint="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
     splits = info.get("splits")
     if not isinstance(splits, list) or not splits or not all(isinstance(s, dict) for s in splits):
-        raise UserError("expected splits, found none", where=where, do=_COPY)
+        raise UserError("expected splits, found none", where=where, hint=_COPY)
     name, out = str(info.get("name") or path.parent.name), []
     for split in splits:
         try:
-            files = shards(path, name, split)
+            files = shard_files(path, name, split)
         except (TypeError, ValueError):
             raise UserError(f"expected numbers of records, found {split.get('shardLengths')}",
-                            where=f"{where}, shardLengths", do=_COPY) from None
+                            where=f"{where}, shardLengths", hint=_COPY) from None
         for i, (file, _) in enumerate(files):
             if not file.is_file():
-                raise UserError(f"expected shard {i} of split {split.get('name')}, found none", where=file, do=_COPY)
+                raise UserError(f"expected shard {i} of split {split.get('name')}, found none", where=file, hint=_COPY)
         out.append((str(split.get("name")), files))
     return out
 
 
-def shards(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -> list[tuple[Path, int]]:
+def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -> list[tuple[Path, int]]:
     """The files that a split has, by its template, with the number of records that each should have."""
     said, files = [int(n) for n in split.get("shardLengths") or ()], []
     for i, count in enumerate(said):
-        template = str(split.get("filepathTemplate") or TEMPLATE)
+        template = str(split.get("filepathTemplate") or SHARD_TEMPLATE)
         tokens = {"{DATASET}": name, "{SPLIT}": str(split.get("name")), "{FILEFORMAT}": kind,
                   "{SHARD_X_OF_Y}": f"{i:05d}-of-{len(said):05d}", "{SHARD_INDEX}": f"{i:05d}",
                   "{NUM_SHARDS}": f"{len(said):05d}"}
@@ -463,7 +478,7 @@ def shards(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -> lis
     return files
 
 
-def unnamed(path: Path, files: Iterable[Path]) -> list[str]:
+def unlisted_files(path: Path, files: Iterable[Path]) -> list[str]:
     """Files of records in the folder that are none of these."""
     return sorted({p.name for p in path.glob("*.tfrecord*")} - {f.name for f in files})
 
@@ -489,7 +504,7 @@ class _Values:
     def parts(self) -> list[bytes]:
         kind, at, end = self._list
         if kind not in (0, 1):
-            raise UserError("expected text or bytes, found numbers", where=self._where, do=_COPY)
+            raise UserError("expected text or bytes, found numbers", where=self._where, hint=_COPY)
         return [self._data[a:b] for f, w, a, b in _fields(self._data, at, end, self._where) if (f, w) == (1, 2)]
 
     def first(self) -> bytes:
@@ -501,7 +516,7 @@ class _Values:
         """float32 or int64, packed (as everybody writes them) or one by one."""
         kind, at, end = self._list
         if kind == 1:
-            raise UserError("expected numbers, found text or bytes", where=self._where, do=_COPY)
+            raise UserError("expected numbers, found text or bytes", where=self._where, hint=_COPY)
         out = []
         for field, wire, a, b in _fields(self._data, at, end, self._where):
             if field == 1 and wire == 2:
@@ -580,7 +595,7 @@ def _varints(data: bytes, where: str) -> np.ndarray:
 
 
 def _broken(where) -> UserError:
-    return UserError("expected a tf.train.Example, found damage", where=where, do=_COPY)
+    return UserError("expected a tf.train.Example, found damage", where=where, hint=_COPY)
 
 
 def _pieces(data, at: int, length: int) -> Iterator[bytes]:
@@ -588,13 +603,13 @@ def _pieces(data, at: int, length: int) -> Iterator[bytes]:
         yield data[begin: min(begin + (1 << 20), at + length)]
 
 
-def masked(pieces: bytes | Iterable[bytes]) -> int:
+def masked_crc32c(pieces: bytes | Iterable[bytes]) -> int:
     """The checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
     try:
         import google_crc32c
     except ImportError:
         raise UserError("reading tfrecord needs the package google-crc32c, found none",
-                        do="pip install 'understudy[formats]'") from None
+                        hint="pip install 'understudy[formats]'") from None
     crc = 0
     for piece in [pieces] if isinstance(pieces, bytes) else pieces:
         crc = google_crc32c.extend(crc, piece)
@@ -605,17 +620,20 @@ def masked(pieces: bytes | Iterable[bytes]) -> int:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _StoragePlan:
     """leaves: {column: how it is stored}; is_first and is_last are made up. facts: {key of meta: how}."""
 
-    leaves: Mapping[str, Leaf]
-    facts: Mapping[str, Leaf]
-    ends: bool
+    leaves: Mapping[str, TfdsFeature]
+    metadata: Mapping[str, TfdsFeature]
+    has_end_flags: bool
 
     def document(self) -> dict:
         tree: dict[str, Any] = {}
-        for leaf in (*self.leaves.values(), *(Leaf(f"steps/{k}", "tensor", "bool") for k in ("is_first", "is_last")),
-                     *self.facts.values()):
+        for leaf in (
+            *self.leaves.values(),
+            *(TfdsFeature(f"steps/{k}", "tensor", "bool") for k in ("is_first", "is_last")),
+            *self.metadata.values(),
+        ):
             *groups, name = leaf.key.split("/")
             node = tree
             for group in groups:
@@ -627,7 +645,7 @@ class _Plan:
 def _group(tree: Mapping) -> dict:
     features = {}
     for name, node in tree.items():
-        if isinstance(node, Leaf):
+        if isinstance(node, TfdsFeature):
             features[name] = _leaf(node)
         elif name == "steps":
             features[name] = {"pythonClassName": _CLASSES + "dataset_feature.Dataset",
@@ -637,7 +655,7 @@ def _group(tree: Mapping) -> dict:
     return {"pythonClassName": _CLASSES + "features_dict.FeaturesDict", "featuresDict": {"features": features}}
 
 
-def _leaf(leaf: Leaf) -> dict:
+def _leaf(leaf: TfdsFeature) -> dict:
     shape = {"dimensions": [str(n) for n in leaf.shape]} if leaf.shape else {}
     if leaf.kind == "text":
         return {"pythonClassName": _CLASSES + "text_feature.Text", "text": {}}
@@ -648,32 +666,32 @@ def _leaf(leaf: Leaf) -> dict:
             "tensor": {"shape": shape, "dtype": leaf.dtype, "encoding": leaf.encoding}}
 
 
-def holds(data: Dataset) -> Holds:
+def capability(data: Dataset) -> FormatCapability:
     plan = _plan(data)
-    columns = {n: Place(leaf.column, "string" if leaf.kind == "text" else leaf.dtype, leaf.shape)
+    columns = {n: ColumnEncoding(leaf.column, "string" if leaf.kind == "text" else leaf.dtype, leaf.shape)
                for n, leaf in plan.leaves.items()}
-    if plan.ends:
-        columns["next.truncated"] = Place("next.truncated", "bool", ())
-    read = [leaf.column for leaf in _leaves(plan.document(), "", []) if leaf.of_steps
+    if plan.has_end_flags:
+        columns["next.truncated"] = ColumnEncoding("next.truncated", "bool", ())
+    read = [leaf.column for leaf in _leaves(plan.document(), "", []) if leaf.is_step_feature
             and leaf.key not in ("steps/is_first", "steps/is_last")]
-    reads = read + ["next.truncated"] if plan.ends or "next.terminated" in read else read
-    return Holds(columns, meta=frozenset(plan.facts), reads=tuple(reads))
+    reads = read + ["next.truncated"] if plan.has_end_flags or "next.terminated" in read else read
+    return FormatCapability(columns, metadata_keys=frozenset(plan.metadata), read_columns=tuple(reads))
 
 
-def _plan(data: Dataset) -> _Plan:
+def _plan(data: Dataset) -> _StoragePlan:
     features = data.features()
     ends = _ends(data, features)
     leaves = {}
     plain = {n: f for n, f in features.items() if n not in ("next.terminated", "next.truncated", "action")
              and not n.startswith("action.") and f.size and (f.kind != "string" or not f.shape)
-             and said_plainly(data, n)}
+             and is_plain_flag(data, n)}
 
     def leaf(name, f, key):
         if f.kind == "string":
-            return Leaf(key, "text")
+            return TfdsFeature(key, "text")
         if f.kind == "image" and f.shape[2] in (1, 3, 4) and name.startswith("observation."):
-            return Leaf(key, "image", "uint8", f.shape)
-        return Leaf(key, "tensor", f.dtype, f.shape, "none" if f.dtype in _AS_LISTS else "bytes")
+            return TfdsFeature(key, "image", "uint8", f.shape)
+        return TfdsFeature(key, "tensor", f.dtype, f.shape, "none" if f.dtype in _AS_LISTS else "bytes")
 
     def path(name, short):
         if name.startswith("observation."):
@@ -689,14 +707,14 @@ def _plan(data: Dataset) -> _Plan:
     reserved = {"is_first", "is_last", "is_terminal", "action", "observation"}
     for group in (True, False):  # those of observations have a namespace of their own
         some = {n: f for n, f in plain.items() if n.startswith("observation.") == group}
-        for name, short in theirs(some, lambda key, f, g=group: _read_as(key, f, g, leaf)).items():
+        for name, short in shortest_keys(some, lambda key, f, g=group: _read_as(key, f, g, leaf)).items():
             made = leaf(name, some[name], path(name, short))
             taken = {"next.terminated", "next.truncated", *(at.column for at in leaves.values())}
             if made.column not in taken and (group or short not in reserved):
                 leaves[name] = made
     if ends:
-        leaves["next.terminated"] = Leaf("steps/is_terminal", "tensor", "bool")
-    return _Plan({n: leaves[n] for n in features if n in leaves}, _facts(data), ends)
+        leaves["next.terminated"] = TfdsFeature("steps/is_terminal", "tensor", "bool")
+    return _StoragePlan({n: leaves[n] for n in features if n in leaves}, _metadata_features(data), ends)
 
 
 def _read_as(key, f, observed, leaf) -> str:
@@ -715,19 +733,19 @@ def _ends(data, features) -> bool:
                for e in data)
 
 
-def _facts(data: Dataset) -> dict[str, Leaf]:
+def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
     """Facts that all episodes have, as one kind of plain value."""
-    first, out = dict(data[0].meta), {}
+    first, out = dict(data[0].metadata), {}
     kinds = {bool: "bool", int: "int64", float: "float64", str: "string"}
     for key, value in first.items():
         kind = kinds.get(type(value))
         if kind is None or key == "split" or not re.fullmatch(r"\w+", key) or not all(
-                type(e.meta.get(key)) is type(value) for e in data):
+                type(e.metadata.get(key)) is type(value) for e in data):
             continue
-        if kind == "int64" and not all(-2**63 <= e.meta[key] < 2**63 for e in data):
+        if kind == "int64" and not all(-2**63 <= e.metadata[key] < 2**63 for e in data):
             continue
         path = f"episode_metadata/{key}"
-        out[key] = Leaf(path, "text") if kind == "string" else Leaf(
+        out[key] = TfdsFeature(path, "text") if kind == "string" else TfdsFeature(
             path, "tensor", kind, (), "bytes" if kind == "float64" else "none")
     return out
 
@@ -737,13 +755,13 @@ def write(data: Dataset, path: str | Path) -> None:
     with an action; what was seen last goes into the side file."""
     path = Path(path)
     if not len(data):
-        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
-    masked(b"")  # says what to install before anything is written
+        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
+    masked_crc32c(b"")  # says what to install before anything is written
     plan, name = _plan(data), re.sub(r"\W+", "_", path.stem.lower()).strip("_") or "demonstrations"
     name = name if name[0].isalpha() else f"d_{name}"
-    with cache.room_on_disk(path), whole_folder(path) as part:
+    with cache.disk_errors(path), whole_folder(path) as part:
         counts, size, out = [], 0, None
-        lengths = rows_of(data)
+        lengths = row_counts(data)
         try:
             for e, episode in enumerate(data):
                 if out is None or out.tell() >= _SHARD:
@@ -753,7 +771,9 @@ def write(data: Dataset, path: str | Path) -> None:
                     counts.append(0)
                 record = _encode(plan, episode, int(lengths[e]))
                 head = struct.pack("<Q", len(record))
-                out.write(head + struct.pack("<I", masked(head)) + record + struct.pack("<I", masked(record)))
+                out.write(
+                    head + struct.pack("<I", masked_crc32c(head)) + record + struct.pack("<I", masked_crc32c(record))
+                )
                 counts[-1], size = counts[-1] + 1, size + len(record) + 16
         finally:
             if out is not None:
@@ -764,23 +784,23 @@ def write(data: Dataset, path: str | Path) -> None:
         write_json(part / "dataset_info.json", {
             "name": name, "version": "1.0.0", "description": "Written by understudy.", "fileFormat": "tfrecord",
             "splits": [{"name": "train", "numBytes": str(size), "shardLengths": [str(n) for n in counts],
-                        "filepathTemplate": TEMPLATE}]})
-        side.write(part, data, holds(data))
+                        "filepathTemplate": SHARD_TEMPLATE}]})
+        sidecar.write_sidecar(part, data, capability(data))
 
 
-def _encode(plan: _Plan, episode, length: int) -> bytes:
+def _encode(plan: _StoragePlan, episode, length: int) -> bytes:
     entries = {}
     for name, leaf in plan.leaves.items():
         entries[leaf.key] = _list_of(leaf, np.asarray(episode.steps[name])[:length])
     for key, row in (("is_first", 0), ("is_last", length - 1)):
         entries[f"steps/{key}"] = _ints(np.arange(length) == row)
-    for key, leaf in plan.facts.items():
-        entries[leaf.key] = _list_of(leaf, np.array([episode.meta[key]]))
+    for key, leaf in plan.metadata.items():
+        entries[leaf.key] = _list_of(leaf, np.array([episode.metadata[key]]))
     body = b"".join(_field(1, _field(1, key.encode()) + _field(2, entries[key])) for key in sorted(entries))
     return _field(1, body)
 
 
-def _list_of(leaf: Leaf, column: np.ndarray) -> bytes:
+def _list_of(leaf: TfdsFeature, column: np.ndarray) -> bytes:
     if leaf.kind == "text":
         return _strings(str(v).encode() for v in column)
     if leaf.kind == "image":

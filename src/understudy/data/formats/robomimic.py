@@ -18,9 +18,9 @@ import numpy as np
 from ...core import Feature, UserError
 from ..episode import Dataset, Episode
 from . import hdf5
-from .base import Episodes, rows_of
-from .side import Holds
-from .stored import Stored, numbered
+from .base import SourceEpisodes, row_counts
+from .chunked_source import ChunkedSource, sort_numbered
+from .sidecar import FormatCapability
 
 _NAMES = {"actions": "action", "rewards": "next.reward", "dones": "next.done"}
 _KEYS = {name: key for key, name in _NAMES.items()}
@@ -32,35 +32,35 @@ _LOOKED = 64  # demos in which next_obs is compared with obs
 
 def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
     """mask: the name of a filter key; only its demos."""
-    source = Robomimic(path)
+    source = RobomimicSource(path)
     if mask is not None and mask not in source.masks:
         raise UserError(f"expected one of {', '.join(source.masks) or 'no masks at all'}, found {mask!r}",
-                        where=f"{path}, mask", do="choose one of the file's filter keys, or leave mask out")
+                        where=f"{path}, mask", hint="choose one of the file's filter keys, or leave mask out")
     numbers = None if mask is None else [e for e, d in enumerate(source.demos) if d in source.masks[mask]]
-    return Dataset(Episodes(source, numbers), source.facts)
+    return Dataset(SourceEpisodes(source, numbers), source.metadata)
 
 
-class Robomimic(Stored):
+class RobomimicSource(ChunkedSource):
     def __init__(self, path: Path):
-        self.path, self.key, warnings = path, hdf5.digest(path), []
-        with hdf5.Files() as files, hdf5.readable(path):
+        self.path, self.key, warnings = path, hdf5.file_digest(path), []
+        with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
             file = files[path]
             data = file.get("data")
-            self.demos = numbered(list(data), "demo_")
+            self.demos = sort_numbered(list(data), "demo_")
             if not self.demos:
                 raise UserError("expected groups demo_0, demo_1, ..., found none", where=f"{path}, data",
-                                do="the file holds no demonstration")
-            self._of_all = self._of_file(hdf5.attributes(data, f"{path}, data"))
+                                hint="the file holds no demonstration")
+            self._of_all = self._of_file(hdf5.read_attributes(data, f"{path}, data"))
             demos = [self._demo(data[d], d, warnings) for d in self.demos]
-            self._steps, self._stored, self._said_task, self._small, self._lies = map(list, zip(
+            self._steps, self._stored, self._task_texts, self._small, self._lies = map(list, zip(
                 *demos, strict=True))
             self._total(data, warnings)
             self.masks = self._masks(file, warnings)
-            self._following(files, warnings)
+            self._check_next_obs(files, warnings)
             self._join(warnings)
-            self.schema = hdf5.ordered(self.schema, file)
+            self.schema = hdf5.restore_column_order(self.schema, file)
         rate, robot = _about(self._env)
-        self.facts = {"format": self._format, "version": str(_inside(self._env, "env_version") or ""),
+        self.metadata = {"format": self._format, "version": str(_inside(self._env, "env_version") or ""),
                       "path": str(path), "fps": rate, "robot_type": robot, "warnings": warnings}
 
     # -- what is there
@@ -68,12 +68,12 @@ class Robomimic(Stored):
     def _of_file(self, attributes: dict) -> dict[str, Any]:
         """Facts of all episodes."""
         where = f"{self.path}, data, attribute"
-        self._said = attributes.pop("total", None)
+        self._warnings = attributes.pop("total", None)
         self._format = "robomimic" if "env_args" in attributes or not attributes.keys() & {"env", "env_info"} \
             else "robosuite"
         for key in ("env_args", "env_info"):
             if key in attributes:
-                attributes[key] = hdf5.decoded(attributes[key], f"{where} {key}")
+                attributes[key] = hdf5.decode_json_attribute(attributes[key], f"{where} {key}")
         self._env = attributes.get("env_args", attributes.get("env_info", {}))
         if _inside(self._env, "env_name") == "":  # ours, of data that had none
             attributes.pop("env_args")
@@ -81,25 +81,25 @@ class Robomimic(Stored):
         return attributes
 
     def _demo(self, group, demo: str, warnings) -> tuple[
-            int, dict[str, Feature], str | None, list[str] | None, dict[str, hdf5.Lies]]:
+            int, dict[str, Feature], str | None, list[str] | None, dict[str, hdf5.ContiguousLayout]]:
         """Steps, the feature of each array by its key, the task in words, keys of short arrays that are facts (None
         where there are no facts at all), where arrays lie."""
         where = f"{self.path}, data/{demo}"
         arrays = hdf5.arrays(group, where)
         if "actions" not in arrays or not arrays["actions"].shape:
             raise UserError(f"expected an array actions, found {', '.join(arrays) or 'nothing'}", where=where,
-                            do="remove the demo, or take the file from a copy")
+                            hint="remove the demo, or take the file from a copy")
         steps = arrays["actions"].shape[0]
         said = group.attrs.get("num_samples", steps)
         if np.shape(said) != () or said != steps:
             raise UserError(f"expected num_samples to be {steps}, the rows of actions, found {said}", where=where,
-                            do="correct the attribute, or take the file from a copy")
+                            hint="correct the attribute, or take the file from a copy")
         if not steps:
-            raise UserError("expected at least one step, found none", where=f"{where}/actions", do="remove the demo")
+            raise UserError("expected at least one step, found none", where=f"{where}/actions", hint="remove the demo")
         found, holes, small, lies = {}, [], [], {}
         for key, array in arrays.items():
             place = f"{where}/{key}"
-            if array.unwritten:
+            if array.has_unwritten_chunks:
                 holes.append(key)
             own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
             if not own and (not array.shape or array.shape[0] != steps):
@@ -108,24 +108,26 @@ class Robomimic(Stored):
                 else:
                     small.append(key)
                 continue
-            f = hdf5.described(_name(key, None), array, place, flag=key == "dones")
+            f = hdf5.array_feature(_name(key, None), array, place, flag=key == "dones")
             if array.shape[0] != steps:
                 raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=place,
-                                do="remove the demo, or take the file from a copy")
-            if array.filled != "last":
+                                hint="remove the demo, or take the file from a copy")
+            if array.filled_marker != "last":
                 found[key] = f
-                if at := array.lies:
+                if at := array.layout:
                     lies[key] = at
         if holes:
             warnings.append(f"{demo}: parts of {', '.join(holes)} were never written, and read as zeros")
-        task = hdf5.decoded(hdf5.plain(group.attrs.get("ep_meta", "{}"), f"{where}, attribute ep_meta"), where)
+        task = hdf5.decode_json_attribute(
+            hdf5.to_json_value(group.attrs.get("ep_meta", "{}"), f"{where}, attribute ep_meta"), where
+        )
         task = _inside(task, "lang") or self._task
         plain = not small and list(group.attrs) == ["num_samples"]
         return steps, found, task if isinstance(task, str) else None, None if plain else small, lies
 
     def _total(self, data, warnings):
-        if self._said is not None and self._said != sum(self._steps):
-            warnings.append(f"data, attribute total: {self._said}, but the demos have {sum(self._steps)} steps")
+        if self._warnings is not None and self._warnings != sum(self._steps):
+            warnings.append(f"data, attribute total: {self._warnings}, but the demos have {sum(self._steps)} steps")
 
     def _masks(self, file, warnings) -> dict[str, list[str]]:
         masks = {}
@@ -134,13 +136,13 @@ class Robomimic(Stored):
                 where = f"{self.path}, mask/{key}"
                 if len(array.shape) != 1 or not hdf5.is_text(array):
                     raise UserError(f"expected names of demos, found {array.dtype} {array.shape}", where=where,
-                                    do="remove the mask, or write it again")
-                masks[key] = hdf5.rows(array, 0, len(array), where).tolist()
+                                    hint="remove the mask, or write it again")
+                masks[key] = hdf5.read_rows(array, 0, len(array), where).tolist()
                 if gone := [d for d in masks[key] if d not in self.demos]:
                     warnings.append(f"mask/{key} names {', '.join(gone[:5])}, which the file does not hold")
         return masks
 
-    def _following(self, files, warnings):
+    def _check_next_obs(self, files, warnings):
         """Whether next_obs is the next row of obs, by the last of its rows that has one."""
         for demo, found, steps, lies in list(zip(self.demos, self._stored, self._steps, self._lies, strict=True)
                                              )[:_LOOKED]:
@@ -157,13 +159,13 @@ class Robomimic(Stored):
     def _join(self, warnings):
         """The columns that all demos have."""
         self.lengths = np.array(self._steps, np.int64)
-        self.schema, self._keys, self.counts = {}, {}, {}
+        self.schema, self._keys, self.row_counts = {}, {}, {}
         first = self._stored[0]
         for key in dict.fromkeys(k for found in self._stored for k in found if not k.startswith("next_obs/")):
             without = [d for d, found in zip(self.demos, self._stored, strict=True) if key not in found]
             if without and key.startswith("obs/"):
                 raise UserError(f"expected an array {key} as in other demos, found none",
-                                where=f"{self.path}, data/{without[0]}", do="remove the demo, or the array from all")
+                                where=f"{self.path}, data/{without[0]}", hint="remove the demo, or the array from all")
             if without:
                 warnings.append(f"{key}: {len(without)} of {len(self.demos)} demos do not have it, {without[0]} for "
                                 "one: left out")
@@ -173,17 +175,17 @@ class Robomimic(Stored):
                     if (f.dtype, f.shape) != (first[key].dtype, first[key].shape):
                         raise UserError(f"expected {first[key].dtype} {first[key].shape} as {key} in {self.demos[0]}, "
                                         f"found {f.dtype} {f.shape}", where=f"{self.path}, data/{d}/{k}",
-                                        do="remove the demo, or the array from all")
+                                        hint="remove the demo, or the array from all")
             name = _name(key, first[key])
             if name in self.schema:
                 raise UserError(f"expected one array for {name}, found {self._keys[name]} and {key}", where=self.path,
-                                do="remove one of them")
+                                hint="remove one of them")
             self.schema[name], self._keys[name] = first[key], key
-            self.counts[name] = self.lengths + np.array(
+            self.row_counts[name] = self.lengths + np.array(
                 [key.startswith("obs/") and f"next_{key}" in found for found in self._stored])
-        if "task" not in self.schema and None not in self._said_task:
+        if "task" not in self.schema and None not in self._task_texts:
             self.schema["task"], self._keys["task"] = Feature("string", (), "string"), "ep_meta"
-            self.counts["task"] = self.lengths
+            self.row_counts["task"] = self.lengths
         if lost := sorted({k for f in self._stored for k in f if k.startswith("next_obs/") and k[5:] not in f}):
             warnings.append(f"{', '.join(lost)}: not in obs, left out")
         if not any(n.startswith("observation.") for n in self.schema):
@@ -192,16 +194,16 @@ class Robomimic(Stored):
 
     # -- reading
 
-    def reading(self):
-        return hdf5.Files()
+    def open_files(self):
+        return hdf5.OpenFiles()
 
-    def place(self, name, episode):
+    def location(self, name, episode):
         return f"{self.path}, data/{self.demos[episode]}/{self._keys[name]}"
 
-    def read(self, files, name, episode, first, stop):
-        steps, where = int(self.lengths[episode]), self.place(name, episode)
+    def read_rows(self, files, name, episode, first, stop):
+        steps, where = int(self.lengths[episode]), self.location(name, episode)
         if self._keys[name] == "ep_meta":
-            return np.broadcast_to(np.array(self._said_task[episode], object), (stop - first,))
+            return np.broadcast_to(np.array(self._task_texts[episode], object), (stop - first,))
         key, at, lies, parts = self._keys[name], f"data/{self.demos[episode]}", self._lies[episode], []
         if first < min(stop, steps):
             parts.append(files.column(self.path, f"{at}/{key}", first, min(stop, steps), where, lies.get(key)))
@@ -210,18 +212,19 @@ class Robomimic(Stored):
                                       lies.get(f"next_{key}")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def meta(self, episode) -> Mapping[str, Any]:
-        if episode not in self._metas:  # some at once, and once: opening the file takes as long as their numbers
-            with hdf5.Files() as files:
+    def episode_metadata(self, episode) -> Mapping[str, Any]:
+        # some at once, and once: opening the file takes as long as their numbers
+        if episode not in self._episode_metadata_cache:
+            with hdf5.OpenFiles() as files:
                 for e in range(episode, min(episode + _AHEAD, len(self.demos))):
-                    self._metas[e] = self._meta(files, e)
-        return self._metas[episode]
+                    self._episode_metadata_cache[e] = self._read_metadata(files, e)
+        return self._episode_metadata_cache[episode]
 
     @cached_property
-    def _metas(self) -> dict[int, Mapping[str, Any]]:
+    def _episode_metadata_cache(self) -> dict[int, Mapping[str, Any]]:
         return {}
 
-    def _meta(self, files, episode) -> dict[str, Any]:
+    def _read_metadata(self, files, episode) -> dict[str, Any]:
         demo = self.demos[episode]
         facts = dict(self._of_all)
         if demo != f"demo_{episode}":
@@ -231,11 +234,11 @@ class Robomimic(Stored):
         if self._small[episode] is None:
             return facts
         where = f"{self.path}, data/{demo}"
-        with hdf5.readable(where):
+        with hdf5.hdf5_errors(where):
             group = files[self.path][f"data/{demo}"]
-            own = hdf5.attributes(group, where, ("num_samples",))
+            own = hdf5.read_attributes(group, where, ("num_samples",))
             if "ep_meta" in own:
-                own["ep_meta"] = hdf5.decoded(own["ep_meta"], f"{where}, attribute ep_meta")
+                own["ep_meta"] = hdf5.decode_json_attribute(own["ep_meta"], f"{where}, attribute ep_meta")
                 if isinstance(own["ep_meta"], dict) and isinstance(own["ep_meta"].get("lang"), str):
                     own["ep_meta"].pop("lang")  # the column task
                     own = own if own["ep_meta"] else {k: v for k, v in own.items() if k != "ep_meta"}
@@ -250,8 +253,8 @@ class Robomimic(Stored):
 
 
 def _value(array, where):
-    with hdf5.readable(where):
-        return hdf5.plain(array[()], where)
+    with hdf5.hdf5_errors(where):
+        return hdf5.to_json_value(array[()], where)
 
 
 def _about(env) -> tuple[float | None, str | None]:
@@ -280,7 +283,7 @@ def _name(key: str, f: Feature | None) -> str:
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def holds(data: Dataset) -> Holds:
+def capability(data: Dataset) -> FormatCapability:
     return _plan(data)[0]
 
 
@@ -288,17 +291,17 @@ def write(data: Dataset, path: Path) -> None:
     """A new file that robomimic opens, there whole or not at all. Where an episode has no row after the last action,
     the last row of `next_obs` is that of `obs`, and is marked; `dones` is next.done, or else where an episode
     terminates or is truncated."""
-    h5py = hdf5.library()
+    h5py = hdf5.import_h5py()
     holds, keys, demos, env = _plan(data)
-    with hdf5.whole(path, data, holds) as part, h5py.File(part, "w") as file:
-        hdf5.order(file, data, holds)
+    with hdf5.new_file(path, data, holds) as part, h5py.File(part, "w") as file:
+        hdf5.store_column_order(file, data, holds)
         group, masks = file.create_group("data"), {}
         group.attrs["env_args"] = json.dumps(env, indent=4)
-        group.attrs["total"] = int(rows_of(data).sum())
+        group.attrs["total"] = int(row_counts(data).sum())
         for demo, e in zip(demos, data, strict=True):
             _put(group.create_group(demo), e, keys, holds)
-            if "masks" in holds.meta:
-                for key in e.meta["masks"]:
+            if "masks" in holds.metadata_keys:
+                for key in e.metadata["masks"]:
                     masks.setdefault(key, []).append(demo)
         for key, names in masks.items():
             file[f"mask/{key}"] = np.array(names, "S")
@@ -307,30 +310,32 @@ def write(data: Dataset, path: Path) -> None:
 def _put(group, e: Episode, keys, holds):
     steps = len(e)
     group.attrs["num_samples"] = steps
-    for key in holds.meta - _TAKEN:
-        if key in e.meta:
-            group.attrs[key] = e.meta[key]
-    about = dict(e.meta["ep_meta"]) if "ep_meta" in holds.meta and "ep_meta" in e.meta else {}
+    for key in holds.metadata - _TAKEN:
+        if key in e.metadata:
+            group.attrs[key] = e.metadata[key]
+    about = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata and "ep_meta" in e.metadata else {}
     for name, key in keys.items():
         column = e.steps[name]
         if key == "ep_meta":
             about["lang"] = str(column[0])
             continue
-        hdf5.put(group, key, column[:steps] if key != "dones" else column[:steps].astype(np.int64))
+        hdf5.write_column(group, key, column[:steps] if key != "dones" else column[:steps].astype(np.int64))
         if key.startswith("obs/"):
             after = np.asarray(column)[np.minimum(np.arange(steps) + 1, len(column) - 1)]
-            hdf5.put(group, f"next_{key}", after, filled="" if len(column) > steps else "last")
+            hdf5.write_column(group, f"next_{key}", after, filled="" if len(column) > steps else "last")
     if about:
         group.attrs["ep_meta"] = json.dumps(about)
     flags = [np.asarray(e.steps[n])[:steps] for n in ("next.terminated", "next.truncated") if n in e.steps]
     flags = [f for f in flags if f.dtype == bool and f.ndim == 1]
     if flags and "dones" not in keys.values():
-        hdf5.put(group, "dones", np.any(flags, axis=0).astype(np.int64))
+        hdf5.write_column(group, "dones", np.any(flags, axis=0).astype(np.int64))
 
 
-def _plan(data: Dataset) -> tuple[Holds, dict[str, str], list[str], Any]:
+def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], Any]:
     """What is held, the key of each column, the names of the demos, env_args."""
-    told = all(isinstance(e.meta.get("ep_meta", {}), dict) and "lang" not in e.meta.get("ep_meta", {}) for e in data)
+    told = all(
+        isinstance(e.metadata.get("ep_meta", {}), dict) and "lang" not in e.metadata.get("ep_meta", {}) for e in data
+    )
 
     def key(name, f):
         if name in _KEYS:
@@ -341,36 +346,42 @@ def _plan(data: Dataset) -> tuple[Holds, dict[str, str], list[str], Any]:
             return "obs/" + name.removeprefix("observation." + "images." * (f.kind == "image"))
         return None if name in ("obs", "next_obs", *_NAMES) or not name else name
 
-    keys, places = hdf5.places(data, key, lambda k, f: "task" if k == "ep_meta" else _name(k, f),
+    keys, places = hdf5.column_encodings(data, key, lambda k, f: "task" if k == "ep_meta" else _name(k, f),
                                last=lambda k: k.startswith("obs/"), flags={"next.done"})
     if "action" not in keys:
         raise UserError(f"expected a column action, found {', '.join(data.features())}", where="robomimic",
-                        do="choose another format, or name the column action")
-    facts = hdf5.simple_facts(data, _TAKEN)
-    demos = [e.meta.get("demo", f"demo_{i}") for i, e in enumerate(data)]
-    if all(isinstance(d, str) for d in demos) and numbered(demos, "demo_") == demos and len(
+                        hint="choose another format, or name the column action")
+    facts = hdf5.storable_metadata(data, _TAKEN)
+    demos = [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]
+    if all(isinstance(d, str) for d in demos) and sort_numbered(demos, "demo_") == demos and len(
             {int(d[5:]) for d in demos}) == len(demos):
-        if all(e.meta.get("demo") != f"demo_{i}" for i, e in enumerate(data)):
+        if all(e.metadata.get("demo") != f"demo_{i}" for i, e in enumerate(data)):
             facts |= {"demo"}
     else:
         demos = [f"demo_{i}" for i in range(len(data))]
-    masks = [e.meta.get("masks") for e in data]
-    if any(masks) and all(isinstance(m, list) and all(isinstance(k, str) and hdf5.storable_name(k) for k in m)
+    masks = [e.metadata.get("masks") for e in data]
+    if any(masks) and all(isinstance(m, list) and all(isinstance(k, str) and hdf5.is_storable_name(k) for k in m)
                           and len(set(m)) == len(m) for m in masks):
         order = list(dict.fromkeys(k for m in masks for k in m))
         if all(sorted(m, key=order.index) == m for m in masks):
             facts |= {"masks"}
-    if told and _same(e.meta["ep_meta"] for e in data if "ep_meta" in e.meta):
+    if told and _same(e.metadata["ep_meta"] for e in data if "ep_meta" in e.metadata):
         facts |= {"ep_meta"}
-    env = data[0].meta.get("env_args")
-    if env and all(e.meta.get("env_args") == env for e in data) and _same([env]):
+    env = data[0].metadata.get("env_args")
+    if env and all(e.metadata.get("env_args") == env for e in data) and _same([env]):
         facts |= {"env_args"}
     else:
-        known = {"control_freq": data.fps, "robots": data.facts.get("robot_type")}
+        known = {"control_freq": data.fps, "robots": data.metadata.get("robot_type")}
         env = {"env_name": "", "env_type": 2, "env_kwargs": {k: v for k, v in known.items() if v is not None}}
     rate, robot = _about(env)
-    return (Holds(places, fps=rate == data.fps, robot=robot == data.facts.get("robot_type"), meta=facts), keys, demos,
-            env)
+    return (
+        FormatCapability(
+            places, fps=rate == data.fps, robot_type=robot == data.metadata.get("robot_type"), metadata_keys=facts
+        ),
+        keys,
+        demos,
+        env,
+    )
 
 
 def _constant(data) -> bool:

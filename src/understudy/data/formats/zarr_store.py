@@ -22,11 +22,11 @@ from ...core import Feature, UserError
 from ...files import whole_folder
 from .. import cache
 from ..episode import Dataset
-from . import damage, side
-from .base import Episodes, rows_of
-from .mapped import Mapped
-from .names import listed, ours, said_plainly, theirs
-from .side import Holds, Place
+from . import read_errors, sidecar
+from .base import SourceEpisodes, row_counts
+from .column_names import format_list, is_plain_flag, shortest_keys, standard_name
+from .memmap_source import MemmapSource
+from .sidecar import ColumnEncoding, FormatCapability
 
 _CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
 _CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "delta", "crc32", "crc32c", "adler32",
@@ -37,27 +37,27 @@ _COPY = "take the file from a copy"
 
 
 def open_zarr(path: Path) -> Dataset:
-    source = Zarr(path)
-    return Dataset(Episodes(source), source.facts)
+    source = ZarrSource(path)
+    return Dataset(SourceEpisodes(source), source.metadata)
 
 
-class Zarr(Mapped):
+class ZarrSource(MemmapSource):
     def __init__(self, path: Path):
         self.path = path
         self._files = _files(path)
-        self.key = cache.digest("zarr", str(path.resolve()), sorted(self._files.items()))
+        self.key = cache.json_digest("zarr", str(path.resolve()), sorted(self._files.items()))
         warnings: list[str] = []
         self._arrays = {}
         for key in self._keys():
             where = f"{path}, data/{key}"
-            unread = unknown(self._json(f"data/{key}"))
+            unread = unknown_codecs(self._json(f"data/{key}"))
             if unread:
                 warnings.append(f"data/{key} is left out: it is stored with {unread}, which cannot be read here")
                 continue
             self._arrays[key] = self._array(f"data/{key}", where)
-        self.lengths = self._lengths()
-        self._place(warnings)
-        self.facts = {"format": "zarr", "version": str(self._version), "path": str(path), "fps": None,
+        self.lengths = self._episode_lengths()
+        self._assign_arrays(warnings)
+        self.metadata = {"format": "zarr", "version": str(self._version), "path": str(path), "fps": None,
                       "robot_type": None, "warnings": warnings}
 
     # -- what is there ----------------------------------------------------------------------------------------------
@@ -73,13 +73,13 @@ class Zarr(Mapped):
         deeper = sorted({p.split("/")[1] for p in self._files if p.startswith("data/") and p.endswith(f"/{name}")
                          and p.count("/") > 2} - set(found))
         if deeper or not found:
-            groups = f"{listed(deeper)} (groups)" if deeper else "none"
+            groups = f"{format_list(deeper)} (groups)" if deeper else "none"
             raise UserError(f"expected arrays in group data/, found {groups}", where=self.path,
-                            do="a replay buffer has one array a column there")
+                            hint="a replay buffer has one array a column there")
         chunks = {p.split("/")[1] for p in self._files if p.startswith("data/") and p.count("/") > 1}
         if lost := sorted(chunks - set(found)):
             raise UserError(f"expected a file {name}, which says what the chunks here are, found none",
-                            where=f"{self.path}, data/{lost[0]}", do=_COPY)
+                            where=f"{self.path}, data/{lost[0]}", hint=_COPY)
         return sorted(k for k in found if self._is_array(f"data/{k}"))
 
     def _is_array(self, node) -> bool:
@@ -89,7 +89,7 @@ class Zarr(Mapped):
         name = f"{node}/{'zarr.json' if self._version == 3 else '.zarray'}"
         if name not in self._files:
             raise UserError(f"expected an array {node}, found none", where=self.path,
-                            do="a replay buffer has data/ with one array a column, and meta/episode_ends")
+                            hint="a replay buffer has data/ with one array a column, and meta/episode_ends")
         try:
             document = json.loads(self._bytes(name))
             if isinstance(document, dict):
@@ -97,53 +97,53 @@ class Zarr(Mapped):
             error: Any = f"a {type(document).__name__}"
         except ValueError as caught:
             error = caught
-        raise UserError(f"expected JSON, found something else ({error})", where=f"{self.path}, {name}", do=_COPY)
+        raise UserError(f"expected JSON, found something else ({error})", where=f"{self.path}, {name}", hint=_COPY)
 
     def _bytes(self, name) -> bytes:
         if self.path.is_dir():
             return (self.path / name).read_bytes()
-        with readable(f"{self.path}, {name}"), zipfile.ZipFile(self.path) as archive:
+        with zarr_errors(f"{self.path}, {name}"), zipfile.ZipFile(self.path) as archive:
             return archive.read(name)
 
     @cached_property
     def _store(self):
         zarr = _zarr()
-        with readable(self.path):
+        with zarr_errors(self.path):
             if self.path.is_dir():
                 return zarr.storage.LocalStore(self.path, read_only=True)
             return zarr.storage.ZipStore(self.path, mode="r")
 
     def _array(self, node, where):
-        with readable(where):
+        with zarr_errors(where):
             return _zarr().open_array(self._store, path=node, mode="r", zarr_format=self._version)
 
-    def _lengths(self) -> np.ndarray:
+    def _episode_lengths(self) -> np.ndarray:
         where = f"{self.path}, meta/episode_ends"
-        if unread := unknown(self._json("meta/episode_ends")):
-            raise UserError(f"expected numbers, found an array stored with {unread}", where=where, do=_COPY)
+        if unread := unknown_codecs(self._json("meta/episode_ends")):
+            raise UserError(f"expected numbers, found an array stored with {unread}", where=where, hint=_COPY)
         array = self._array("meta/episode_ends", where)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise UserError(f"expected integers of shape (episodes,), found {array.dtype} {array.shape}", where=where,
-                            do="episode_ends are the exclusive ends of the episodes, in steps")
+                            hint="episode_ends are the exclusive ends of the episodes, in steps")
         if self._absent("meta/episode_ends", array):
-            raise UserError("expected episode_ends, found that a chunk of them is missing", where=where, do=_COPY)
-        with readable(where):
+            raise UserError("expected episode_ends, found that a chunk of them is missing", where=where, hint=_COPY)
+        with zarr_errors(where):
             ends = np.asarray(array[:], np.int64)
         if not len(ends):
-            raise UserError("expected at least one episode, found none", where=where, do="record some first")
+            raise UserError("expected at least one episode, found none", where=where, hint="record some first")
         lengths = np.diff(ends, prepend=0)
         if (lengths < 1).any():
             e = int(np.argmax(lengths < 1))
             raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
-                            where=f"{where}[{e}]", do="correct episode_ends, or " + _COPY)
+                            where=f"{where}[{e}]", hint="correct episode_ends, or " + _COPY)
         for key, data in self._arrays.items():
             rows = data.shape[0] if data.ndim else 0
             if rows != ends[-1]:
                 raise UserError(f"expected {ends[-1]} rows, the last of meta/episode_ends, found {rows}",
-                                where=f"{self.path}, data/{key}", do="correct episode_ends or the array, or " + _COPY)
+                                where=f"{self.path}, data/{key}", hint="correct episode_ends or the array, or " + _COPY)
         return lengths
 
-    def _place(self, warnings):
+    def _assign_arrays(self, warnings):
         self.schema: dict[str, Feature] = {}
         self._from: dict[str, str] = {}
         self._pixels: set[str] = set()  # cameras stored as float
@@ -152,10 +152,10 @@ class Zarr(Mapped):
                 warnings.append(f"data/{key} is left out: {array.dtype} {array.shape} holds no numbers and no text")
                 continue
             feature, pixels = self._feature(key, array)
-            name = read_as(key, feature)
+            name = column_name(key, feature)
             if name in self._from:
                 raise UserError(f"expected one array for {name}, found {self._from[name]} and {key}",
-                                where=f"{self.path}, data/{key}", do="keep one of them")
+                                where=f"{self.path}, data/{key}", hint="keep one of them")
             if pixels:
                 self._pixels.add(name)
                 warnings.append(f"data/{key}: {array.dtype} pixels from 0 to 255 are read as uint8")
@@ -164,17 +164,17 @@ class Zarr(Mapped):
                 warnings.append(f"data/{key}: {absent} chunks are not there and read as {array.fill_value!r}: "
                                 "they held nothing else, or are lost")
         if not any(n.split(".")[0] == "action" for n in self.schema):
-            warnings.append(f"no array is called action; there are {listed(self._from.values(), 12)}")
+            warnings.append(f"no array is called action; there are {format_list(self._from.values(), 12)}")
         if not any(n.startswith("observation.") for n in self.schema) and not warnings:
             warnings.append("nothing was observed")
 
     def _feature(self, key, array) -> tuple[Feature, bool]:
         if array.dtype.kind in "UTO":
             return Feature("string", tuple(array.shape[1:]), "string"), False
-        feature = Feature.of(np.empty((0, *array.shape[1:]), array.dtype.newbyteorder("=")))
-        if array.dtype.kind != "f" or array.ndim != 4 or array.shape[3] not in (1, 3, 4) or not _like_image(key):
+        feature = Feature.from_array(np.empty((0, *array.shape[1:]), array.dtype.newbyteorder("=")))
+        if array.dtype.kind != "f" or array.ndim != 4 or array.shape[3] not in (1, 3, 4) or not _looks_like_image(key):
             return feature, False
-        with readable(f"{self.path}, data/{key}"):
+        with zarr_errors(f"{self.path}, data/{key}"):
             first = np.asarray(array[:1])
         pixels = bool((first == first.astype(np.uint8)).all()) and first.max() > 1
         return (Feature("uint8", feature.shape, "image"), True) if pixels else (feature, False)
@@ -188,8 +188,8 @@ class Zarr(Mapped):
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def stream(self):
-        for name in self.numbers:
+    def iter_chunks(self):
+        for name in self.numeric_columns:
             key, array = self._from[name], self._arrays[self._from[name]]
             rows = array.chunks[0] * max(1, (1 << 24) // max(1, array.chunks[0] * self.schema[name].size * 8))
             for row in range(0, array.shape[0], rows):
@@ -197,7 +197,7 @@ class Zarr(Mapped):
 
     def _rows(self, key, begin, end) -> np.ndarray:
         self._check_blosc(key, begin, end)
-        with readable(f"{self.path}, data/{key}, rows {begin} to {end - 1}"):
+        with zarr_errors(f"{self.path}, data/{key}, rows {begin} to {end - 1}"):
             return np.asarray(self._arrays[key][begin:end])
 
     def _check_blosc(self, key, begin, end):
@@ -212,11 +212,11 @@ class Zarr(Mapped):
                     head, length = handle.read(16), self._files[name][0]
                 if len(head) < 16 or int.from_bytes(head[12:16], "little") != length:
                     raise UserError(f"expected a whole chunk, found {length} bytes that say otherwise of themselves",
-                                    where=self.path / name, do=_COPY)
+                                    where=self.path / name, hint=_COPY)
 
     @cached_property
     def _codecs(self) -> dict[str, list[str]]:
-        return {key: codecs(self._json(f"data/{key}")) for key in self._arrays}
+        return {key: codec_names(self._json(f"data/{key}")) for key in self._arrays}
 
     @cached_property
     def _chunks(self) -> dict[str, dict[int, list[str]]]:
@@ -229,7 +229,7 @@ class Zarr(Mapped):
                 out[key].setdefault(int(first) if first.isdigit() else 0, []).append(name)
         return out
 
-    def text(self, name, episode):
+    def read_text(self, name, episode):
         begin = int(self._first[name][episode])
         values = self._rows(self._from[name], begin, begin + int(self.lengths[episode])).astype(np.str_)
         same = values.ndim == 1 and (values == values[0]).all()
@@ -251,27 +251,27 @@ class Zarr(Mapped):
                     raise UserError("expected pixels that are whole numbers from 0 to 255, as in the first frame, "
                                     f"found others (lowest {image.min()}, highest {image.max()})",
                                     where=f"{self.path}, data/{key}, row {row}",
-                                    do="store pixels as uint8, or under a name that is not one of a camera")
+                                    hint="store pixels as uint8, or under a name that is not one of a camera")
                 image = whole
             yield row - begin, image
 
     @cached_property
     def _last(self) -> dict[str, tuple[int, np.ndarray]]:
-        """The chunk that each camera was read from last: neighbours share it."""
+        """The chunk that each camera was read from last: neighbors share it."""
         return {}
 
 
-def read_as(key: str, feature: Feature) -> str:
+def column_name(key: str, feature: Feature) -> str:
     """Which column an array is. What is not known was observed."""
-    return ours(key, feature.kind, "observation.")
+    return standard_name(key, feature.kind, "observation.")
 
 
-def unknown(document: dict) -> str:
+def unknown_codecs(document: dict) -> str:
     """The codecs of an array that are not decoded here; "" for none."""
-    return listed(n for n in codecs(document) if n not in _CODECS)
+    return format_list(n for n in codec_names(document) if n not in _CODECS)
 
 
-def codecs(document: dict) -> list[str]:
+def codec_names(document: dict) -> list[str]:
     """In the order in which they encode; those within shards as well."""
     filters = document.get("filters")
     given = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
@@ -289,7 +289,7 @@ def _nested(codecs) -> Iterator[Any]:
             yield from _nested(inner.get(key) if isinstance(inner, dict) else None)
 
 
-def _like_image(key: str) -> bool:
+def _looks_like_image(key: str) -> bool:
     return any(part in key.lower() for part in ("img", "image", "rgb", "cam"))
 
 
@@ -297,8 +297,8 @@ def _files(path: Path) -> dict[str, tuple]:
     """What is in the store, by name: (size, time or checksum)."""
     if path.is_dir():
         return {p.relative_to(path).as_posix(): (s.st_size, s.st_mtime_ns) for p in path.rglob("*")
-                if not p.is_dir() and p.name != side.NAME for s in [p.stat()]}
-    with readable(path), zipfile.ZipFile(path) as archive:
+                if not p.is_dir() and p.name != sidecar.SIDECAR_NAME for s in [p.stat()]}
+    with zarr_errors(path), zipfile.ZipFile(path) as archive:
         return {i.filename: (i.file_size, i.CRC) for i in archive.infolist() if not i.is_dir()}
 
 
@@ -308,39 +308,46 @@ def _zarr():
         import zarr.storage
     except ImportError:
         raise UserError("reading zarr needs the package zarr, found none",
-                        do="pip install 'understudy[formats]'") from None
+                        hint="pip install 'understudy[formats]'") from None
     return zarr
 
 
-def readable(where: object) -> AbstractContextManager[None]:
+def zarr_errors(where: object) -> AbstractContextManager[None]:
     """zarr and its codecs raise errors of every kind about files that are not what they should be."""
-    return damage.found("a whole zarr array", where, _COPY, spared=(ImportError, MemoryError), named=True)
+    return read_errors.as_user_error(
+        "a whole zarr array", where, _COPY, passed_through=(ImportError, MemoryError), named=True
+    )
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def holds(data: Dataset) -> Holds:
+def capability(data: Dataset) -> FormatCapability:
     features, names = data.features(), _names(data)
-    columns = {name: Place(read_as(key, features[name]), features[name].dtype, features[name].shape)
+    columns = {name: ColumnEncoding(column_name(key, features[name]), features[name].dtype, features[name].shape)
                for name, key in names.items()}
-    return Holds(columns, reads=tuple(columns[name].name for name in sorted(names, key=names.__getitem__)))
+    return FormatCapability(
+        columns, read_columns=tuple(columns[name].name for name in sorted(names, key=names.__getitem__))
+    )
 
 
 def _names(data: Dataset) -> dict[str, str]:
-    kept = {n: f for n, f in data.features().items() if f.size and said_plainly(data, n) and not (
-        f.kind == "vector" and f.dtype[:5] == "float" and len(f.shape) == 3 and _like_image(n))}
-    return theirs(kept, read_as)
+    kept = {n: f for n, f in data.features().items() if f.size and is_plain_flag(data, n) and not (
+        f.kind == "vector" and f.dtype[:5] == "float" and len(f.shape) == 3 and _looks_like_image(n))}
+    return shortest_keys(kept, column_name)
 
 
 def write(data: Dataset, path: str | Path) -> None:
     """A new store in format 2 that diffusion_policy's ReplayBuffer opens; one .zip file where the path ends so."""
     path = Path(path)
     if not len(data):
-        raise UserError("expected at least one episode, found none", where=path, do="add episodes before writing")
-    with cache.room_on_disk(path):
+        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
+    with cache.disk_errors(path):
         if path.suffix == ".zip":
-            with side.with_file(path, data, holds(data)) as part, zipfile.ZipFile(part, "w") as archive:
+            with (
+                sidecar.new_file_with_sidecar(path, data, capability(data)) as part,
+                zipfile.ZipFile(part, "w") as archive,
+            ):
                 _write(data, archive.writestr)
             return
         with whole_folder(path) as part:
@@ -348,13 +355,13 @@ def write(data: Dataset, path: str | Path) -> None:
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
                 (part / name).write_bytes(content if isinstance(content, bytes) else content.encode())
             _write(data, put)
-            side.write(part, data, holds(data))
+            sidecar.write_sidecar(part, data, capability(data))
 
 
 def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
     for group in ("", "data/", "meta/"):
         put(f"{group}.zgroup", '{"zarr_format": 2}')
-    lengths, features = rows_of(data), data.features()
+    lengths, features = row_counts(data), data.features()
     for name, key in _names(data).items():
         f, dtype = features[name], None
         if f.kind == "string":

@@ -1,0 +1,588 @@
+"""Do the actions fit the motion? Linear one-step models of the data themselves, and what falls out of them.
+
+What a state changes by in a step, s' - s, is fitted on s and on the action, by least squares over all episodes
+(gathered in one pass, whatever their number). A linear model is wrong of most robots, but wrong everywhere: a step that
+it misses by far more than all others, or an episode in which the actions do not help it at all, is worth a look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import maximum_filter1d, minimum_filter1d
+
+from ..core import role
+from ..data.episode import Dataset, Episode
+from ..data.formats.base import row_counts
+from .base import Finding, Location, is_numeric
+from .text import format_list, pluralize
+
+LAGS = range(-5, 6)  # steps between an action and the motion that it explains
+SHIFTS = range(-8, 9)  # steps between a motion and its picture
+_WATCHED = 50_000  # steps of which pictures are compared with the states, of evenly chosen episodes
+_SEEN = 0.7  # the most that the best shift may leave open of a picture's change
+_USUAL = 0.25  # of the episodes; where more have such a stretch, it is how the camera sees the task
+_SUSPECTS = 50  # stretches of equal pictures that are looked at, the longest
+_ALIKE = 20  # stretches with similar motion that it takes to tell
+_CHANGES = 0.95  # of those, the share in which the picture has to change
+_WIDEST = 160  # components of states and actions; a wider model is not fitted
+_STEPS = 200_000  # that a model is fitted on, of evenly chosen episodes
+_TOGETHER = 100  # episodes whose squares are summed at once
+_FEWEST = 10  # steps for every number that is fitted
+_JUMP = 12.0  # times the residual that 99 in 100 steps stay below
+_GAP = 2.5  # times what comes next
+_FITS, _FAILS = 0.7, 0.3  # what a model explains in its own episodes at least, and in others at most
+_FLOOR = 0.01  # of a component's usual change: no residual below is told apart from rounding
+
+
+def has_motion(episode: Episode, first: int, last: int) -> bool:
+    """Does any observation that is a vector of numbers change between these steps?"""
+    for name in episode.steps:
+        if role(name) == "observation" and not name.startswith("observation.images"):
+            values = np.asarray(episode.steps[name][first:last + 1])
+            if values.dtype.kind in "fiu" and (values.ndim < 4) and len(values) > 1:
+                spread = np.ptp(values.reshape(len(values), -1).astype(np.float64), axis=0)
+                if (spread > 1e-3 * (np.abs(values).max() + 1e-9)).any():
+                    return True
+    return False
+
+
+def check_jumps(data: Dataset) -> Iterator[Finding]:
+    """Steps that no other step is like."""
+    model = _fit_model(data, 0)
+    if model is None:
+        return
+    sample = [np.abs(r).astype(np.float32) for _, _, r in _residuals(data, model, _STEPS // 4)]
+    scale = np.maximum(np.quantile(np.concatenate(sample), 0.99, axis=0), _FLOOR * model.change + 1e-9)
+    large, steps = [], 0
+    for e, _, missed in _residuals(data, model):
+        size = (np.abs(missed) / scale).max(1)
+        large += [(float(size[t]), e, int(t)) for t in np.flatnonzero(size > _JUMP / 3)]
+        steps += len(size)
+    if found := _gap_outliers(sorted(large, reverse=True), max(3, steps // 200)):
+        size, e, t = found[0]
+        yield Finding(
+            "jump",
+            "warning",
+            f"{pluralize(len({e for _, e, _ in found}), 'episode')} with a step unlike all "
+            f"others, the largest in episode {e}, from step {t} to {t + 1}: {size:.0f} times what a linear "
+            "model of the others misses at most",
+            "a frame was lost, something was moved by hand, or the episode should have ended there",
+            Location(None, e, t),
+        )
+
+
+def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
+    """Episodes whose actions do not do there what they do elsewhere. What the action adds to the prediction is
+    regressed on what happened: the slope is near 1 where they belong together, and near 0 or below where not. The
+    slope of an episode with fewer than 12 steps is too uncertain to judge it."""
+    model = _fit_model(data, 0)
+    if model is None or len(data) < 5 or model.unexplained > 0.98:
+        return
+    scale = np.sqrt(model.state_only.residual_variance) + _FLOOR * model.change + 1e-9
+    slopes = {}
+    for e, without, missed in _residuals(data, model):
+        adds, happened = (without - missed) / scale, without / scale
+        if len(adds) >= 12:
+            slopes[e] = float((adds * happened).sum() / max(np.square(adds).sum(), 1e-12))
+    usual = float(np.median(list(slopes.values()))) if slopes else 0.0
+    odd = [e for e, slope in slopes.items() if slope < 0.5 * usual]
+    if odd and len(odd) <= 0.2 * len(slopes):
+        yield Finding(
+            "action-unrelated",
+            "warning",
+            f"{pluralize(len(odd), 'episode')} in which the actions do not do what "
+            f"they do elsewhere: {format_list(odd)}",
+            "look whether the actions belong to this episode, and to this robot",
+            Location(episode=odd[0], feature="action"),
+        )
+
+
+def _gap_outliers(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:
+    """Of (size, episode, step), largest first, those above a wide gap. Contacts make large residuals of every size."""
+    values = np.array([size for size, _, _ in sizes] + [_JUMP / 3])
+    gaps = values[:-1] / values[1:] if len(values) > 1 else np.empty(0)
+    gaps[(values[:-1] < _JUMP) | (np.arange(len(gaps)) >= most)] = 0
+    return sizes[:int(np.argmax(gaps)) + 1] if len(gaps) and gaps.max() > _GAP else []
+
+
+def _residuals(data, model, most=None):
+    """(episode, what the model of states misses (n, D), what the model of states and actions misses)."""
+    for e, s, a in _transitions(data, 1, most):
+        change = _state_change(s)
+        yield (
+            e,
+            model.state_only.residual(s[:-1], change),
+            model.state_action.residual(_state_action(s[:-1], a), change),
+        )
+
+
+def check_action_lag(data: Dataset) -> Iterator[Finding]:
+    """By how many steps the actions are early or late: which of them explains the motion of a step best."""
+    models = _fit_models(data, LAGS)
+    if len(models) < len(LAGS):
+        return
+    told = {k: 1 - m.unexplained for k, m in models.items()}
+    best = max(told, key=told.get)
+    clear = 1 - told[best] < 0.5 * (1 - told[0])
+    if best > 0 and (clear or best > 1 and told[best] > max(0.1, 1.15 * told[0])):
+        yield Finding(
+            "action-lag",
+            "warning",
+            f"the motion of a step is explained best by the action "
+            f"{pluralize(best, 'step')} later ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} by "
+            "its own action): the actions are stored late, or are what was reached",
+            "shift the actions, so that each stands beside the observation that it was chosen from",
+            Location(feature="action"),
+        )
+    elif best < 0 and clear:
+        yield Finding(
+            "action-lag",
+            "warning" if best < -2 else "note",
+            f"the motion follows the action after "
+            f"{pluralize(-best, 'step')} ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} at once)",
+            "a slow robot, or observations stored late",
+            Location(feature="action"),
+        )
+
+
+class CameraLag:
+    """By how many steps the pictures of a camera are early or late: the shift at which the changes of the states
+    explain those of the picture best. A picture is the means of a coarse grid, the model is linear, and each half of
+    the episodes is judged by what was fitted to the other. Where a camera sees too little of the robot for that, and
+    where the shifts do not differ plainly, nothing is said."""
+
+    def __init__(self, data: Dataset, name: str):
+        features = data[0].features()
+        self.data, self.name, self._brightness = data, name, []
+        self._states = _columns_of_kind(features, "observation")
+        self._width = sum(features[n].size for n in self._states)
+        self._each = max(1, -(-int(row_counts(data).sum()) // _WATCHED))
+
+    def needs_episode(self, e: int) -> bool:
+        return 0 < self._width <= _WIDEST and e % self._each == 0
+
+    def add(self, e: int, brightness: list[np.ndarray]) -> None:
+        """`coarse` of each frame of episode e, in order."""
+        s = _concat_columns(self.data[e], self._states)
+        n = min(len(s), len(brightness))
+        if n > 2 * max(SHIFTS) + 8 and np.isfinite(s[:n]).all():
+            self._brightness.append((_state_change(s[:n]), np.diff(np.stack(brightness[:n]), axis=0)))
+
+    def findings(self) -> Iterator[Finding]:
+        steps = sum(len(seen) for _, seen in self._brightness)
+        if len(self._brightness) < 6 or steps < max(100, _FEWEST * self._width):
+            return
+        left, whole = {k: self._unexplained(k) for k in SHIFTS}, self._unexplained(None).sum()
+        if whole < 1e-6 * steps:
+            return
+        missed = {k: each.sum() / whole for k, each in left.items()}
+        best = min(missed, key=missed.get)
+        plain = missed[best] < _SEEN and missed[0] > 1.1 * missed[best]
+        if 2 <= abs(best) < max(SHIFTS) and plain and np.mean(left[best] < left[0]) > 0.8:
+            then, stored = ("before", "late") if best > 0 else ("after", "early")
+            yield Finding("camera-lag", "note" if best == 2 else "warning",  # two frames are what many cameras take
+                          f"{self.name}: the picture changes as the state does {abs(best)} steps {then} (which "
+                          f"explains {1 - missed[best]:.0%} of its change, the state beside it {1 - missed[0]:.0%}): "
+                          f"the pictures are stored {stored}", "shift them, so that what was seen stands beside what "
+                          "was sensed then", Location(feature=self.name))
+
+    def _unexplained(self, k: int | None) -> np.ndarray:
+        """(E,) squares of the picture's changes that the states' changes k steps before them do not explain; those of
+        the changes themselves for None."""
+        margin, pairs = max(SHIFTS), []
+        for moved, seen in self._brightness:
+            n = len(seen)
+            pairs.append((moved[margin - (k or 0):n - margin - (k or 0)], seen[margin:n - margin]))
+        if k is None:
+            return np.array([np.square(seen).sum() for _, seen in pairs])
+        left = np.zeros(len(pairs))
+        for half in (0, 1):
+            model = _LeastSquares()
+            for pair in pairs[1 - half::2]:
+                model.add(*pair)
+            model.solve()
+            left[half::2] = [np.square(model.residual(*pair)).sum() for pair in pairs[half::2]]
+        return left
+
+
+class Stillness:
+    """Stretches in which the pictures of a camera are equal, bit by bit, while the states move.
+
+    Such a stretch alone says little: a small picture does not show slow motion, and a camera may not see what moves.
+    The evidence that the camera hung is what its pictures do elsewhere: they change in nearly all stretches in which
+    the states move similarly, or less.
+    """
+
+    def __init__(self, data: Dataset, name: str):
+        self.data, self.name, self._equal = data, name, {}
+        self._states = _columns_of_kind(data[0].features(), "observation")
+
+    def add(self, e: int, equal: list[bool]) -> None:
+        """equal: (T,) whether each frame equals the one before."""
+        self._equal[e] = np.array(equal, bool)
+
+    def findings(self) -> Iterator[Finding]:
+        suspected = []
+        for e, equal in self._equal.items():
+            start, n = _longest_run(equal)
+            if n >= max(4, 0.2 * len(self.data[e])) and self._states and has_motion(self.data[e], start, start + n):
+                suspected.append((n, e, start))
+        if not suspected:
+            return
+        windows, found = self._sample(), []
+        often = len(suspected) > max(1, _USUAL * len(self._equal))
+        usual = np.median([np.linalg.norm(self._moved(*s)) for s in suspected]) if often else 0.0
+        for n, e, start in sorted(suspected, key=lambda s: (-s[0], s[1]))[:_SUSPECTS]:
+            moved = self._moved(n, e, start)
+            if np.linalg.norm(moved) > 10 * usual:
+                changed, of = self._elsewhere(windows, moved, e, start, n)
+                if of >= _ALIKE and changed >= _CHANGES * of:
+                    found.append((n, e, start, changed / of))
+        if often and not found:
+            yield Finding("image-frozen", "note", f"{self.name}: the picture stands still while something moves in "
+                          f"{pluralize(len(suspected), 'episode')} of {len(self._equal)}: the camera does not see what "
+                          "moves, the motion is too small for it, or it hangs often", "look at some of these stretches",
+                          Location(None, suspected[0][1], suspected[0][2], self.name))
+        if found:
+            n, e, start, share = found[0]
+            yield Finding("image-frozen", "warning", f"{self.name}: the picture stands still while something moves in "
+                          f"{pluralize(len(found), 'episode')}, longest in episode {e}, for {n + 1} frames from step "
+                          f"{start} on; elsewhere, it changes in {share:.0%} of the stretches with similar motion",
+                          "the camera hung: leave the stretch out", Location(None, e, start, self.name))
+
+    def _sample(self) -> dict[int, np.ndarray]:
+        """States (T, D) in units of their spread, of evenly chosen episodes and without components that are constant or
+        not finite."""
+        each = max(1, -(-sum(map(len, self._equal.values())) // _WATCHED))
+        chosen = {
+            e: _concat_columns(self.data[e], self._states)[: len(self._equal[e])] for e in list(self._equal)[::each]
+        }
+        spread = np.std(np.concatenate(list(chosen.values())), 0)
+        self._spread = np.where(np.isfinite(spread) & (spread > 0), spread, np.inf)
+        return {e: s / self._spread for e, s in chosen.items()}
+
+    def _moved(self, n: int, e: int, start: int) -> np.ndarray:
+        """(D,) how far each component moves in a stretch."""
+        return np.ptp((_concat_columns(self.data[e], self._states) / self._spread)[start:start + n + 1], axis=0)
+
+    def _elsewhere(self, states: dict[int, np.ndarray], moved: np.ndarray, e: int, start: int,
+                   n: int) -> tuple[int, int]:
+        """(stretches in which the picture changes, all) of those with similar motion: at least half as much, and
+        hardly more in any component."""
+        most, changed, of = np.linalg.norm(moved), 0, 0
+        for length in sorted({max(1, n >> k) for k in range(6)}):
+            for other, s in states.items():
+                if len(s) <= length:
+                    continue
+                at = np.arange(len(s) - length)
+                span = _span(s, length)
+                alike = (np.linalg.norm(span, axis=1) >= 0.5 * most) & (
+                    np.linalg.norm(np.maximum(span - moved, 0), axis=1) <= 0.2 * most)
+                if other == e:
+                    alike &= (at + length <= start) | (at >= start + n)
+                still = np.concatenate([[0], np.cumsum(self._equal[other])])
+                changes = still[at + length + 1] - still[at + 1] < length
+                changed, of = changed + int((alike & changes).sum()), of + int(alike.sum())
+        return changed, of
+
+
+def _longest_run(equal: np.ndarray) -> tuple[int, int]:
+    """Where the longest run of frames equal to the one before begins (its first frame), and its length."""
+    edges = np.diff(np.concatenate([[0], equal.astype(np.int8), [0]]))
+    first, last = np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
+    if not len(first):
+        return 0, 0
+    k = int(np.argmax(last - first))
+    return int(first[k]) - 1, int(last[k] - first[k])
+
+
+def _span(s: np.ndarray, length: int) -> np.ndarray:
+    """(T - length, D) largest minus smallest value of each component in the steps t to t + length."""
+    size, middle = length + 1, (length + 1) // 2
+    return (maximum_filter1d(s, size, axis=0) - minimum_filter1d(s, size, axis=0))[middle:middle + len(s) - length]
+
+
+def grid_brightness(frame: np.ndarray) -> np.ndarray:
+    """(H, W, C) -> (16,) mean brightness of the parts of a picture."""
+    every = max(1, min(frame.shape[:2]) // 64)
+    rows = [part.mean(0) for part in np.array_split(frame[::every, ::every].mean(-1), 4)]
+    return np.array([part.mean() for row in rows for part in np.array_split(row, 4)])
+
+
+def check_action_convention(data: Dataset) -> Iterator[Finding]:
+    """Actions that are positions in some episodes and differences or velocities in others.
+
+    How the actions look is a suspicion only: slow motion, a scaled velocity or a long delay make one look like the
+    other. The evidence is a linear model of the motion, fitted to the larger group. If all actions are of one
+    convention, the model predicts the smaller group as well. Only where it clearly does not is there a finding.
+    """
+    kinds = _conventions(data)
+    if "positions" in kinds.values() and (rates := _rates(data)).any():
+        kinds = _conventions(data, rates)
+    fewer = min(("positions", "differences"), key=lambda kind: sum(k == kind for k in kinds.values()))
+    few = [e for e, kind in kinds.items() if kind == fewer]
+    if not few or len(few) == len(kinds):
+        return
+    others = [e for e, kind in kinds.items() if kind != fewer]
+    if (explained := _cross_explained(data, others, few)) is None or explained[0] < _FITS or explained[1] > _FAILS:
+        return
+    yield Finding(
+        "convention-mixed",
+        "warning",
+        f"the actions look like {fewer} in {pluralize(len(few), 'episode')} of "
+        f"{len(kinds)}, and not in the others: {format_list(few)}. A linear model of the others explains "
+        f"{explained[0]:.0%} of what the state leaves open of their motion, and {explained[1]:.0%} in these",
+        "compare the actions with the states in one episode of each group before you convert any",
+        Location(episode=few[0], feature="action"),
+    )
+
+
+def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, str]:
+    """What the actions look like, by episode: "positions" or "differences"; episodes that look like neither are left
+    out. rates: (D,) True for components of the state that are velocities, which no action can have as its position."""
+    kinds: dict[int, str] = {}
+    for e, s, a in _transitions(data, 8):
+        after, change = s[1:], _state_change(s)
+        moving = (np.std(change, 0) > 1e-9 * (1 + np.abs(after).max(0)))
+        places = moving if rates is None else moving & ~rates
+        if not moving.any() or not (np.std(a, 0) > 0).any():
+            continue
+        live = np.flatnonzero(np.std(a, 0) > 0)
+        spread = np.std(after, 0)[places] + 1e-12
+        error = np.sqrt(np.mean(np.square(a[:, live, None] - after[:, None, places]), 0)) / spread
+        absolute = (error.min(1, initial=np.inf) < 0.5)
+        delta = _correlation(a[:, live], change[:, moving]).max(1) > 0.9
+        if absolute.mean() > 0.5:
+            kinds[e] = "positions"
+        elif (delta & ~absolute).mean() > 0.5:
+            kinds[e] = "differences"
+    return kinds
+
+
+def _rates(data: Dataset) -> np.ndarray:
+    """(D,) True for components of the state that are the velocity of another component: they are in proportion to its
+    change, with a positive factor and no offset."""
+    sums = 0.0
+    for _, s, _ in _transitions(data, 8, _STEPS):
+        change = _state_change(s)
+        if change.shape[1] > _WIDEST:
+            return np.zeros(change.shape[1], bool)
+        one = np.ones((len(change), 1))
+        x = np.concatenate([s[1:], change, one], 1)
+        sums = sums + x.T @ x
+    if isinstance(sums, float):
+        return np.zeros(0, bool)
+    wide = (len(sums) - 1) // 2
+
+    def alike(moments):
+        size = np.sqrt(np.maximum(np.diag(moments), 1e-18))
+        return (moments / size / size[:, None])[:wide, wide:2 * wide]
+    mean = sums[-1] / sums[-1, -1]
+    both = np.minimum(alike(sums), alike(sums - np.outer(mean, mean) * sums[-1, -1]))  # without offset, and with one
+    both[np.diag_indices(wide)] = 0
+    return both.max(1, initial=0) > 0.9
+
+
+def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[float, float] | None:
+    """How much the actions explain of the motion that the state leaves open, by a linear model that was fitted to the
+    episodes `many`: in these, and in `few`. Only components of the state that the actions move count; None where there
+    are none, or too few steps."""
+    pairs = list(_transitions(data.select(many), 8, _STEPS))
+    if not pairs or (width := pairs[0][1].shape[1] + pairs[0][2].shape[1]) > _WIDEST:
+        return None
+    plain, full = _LeastSquares(), _LeastSquares()
+    for _, s, a in pairs:
+        plain.add(s[:-1], _state_change(s))
+        full.add(_state_action(s[:-1], a), _state_change(s))
+    if full.n < _FEWEST * width:
+        return None
+    plain.solve(), full.solve()
+    moved = (full.residual_variance < 0.5 * plain.residual_variance) & (full.variance > 1e-18)
+    if not moved.any():
+        return None
+    missed, open_, n = 0.0, 0.0, 0
+    for _, s, a in _transitions(data.select(few), 8, _STEPS):
+        change = _state_change(s)
+        missed = missed + np.square(full.residual(_state_action(s[:-1], a), change)).sum(0)
+        open_, n = open_ + np.square(plain.residual(s[:-1], change)).sum(0), n + len(change)
+    scale = np.maximum(open_ / n, plain.residual_variance)[moved]  # in slow motion, a small error is not a large one
+    own = 1 - full.residual_variance[moved] / plain.residual_variance[moved]
+    cross = 1 - missed[moved] / n / scale
+    return float(np.mean(own)), float(np.mean(np.clip(cross, 0, 1)))
+
+
+def check_units(data: Dataset) -> Iterator[Finding]:
+    """Episodes in other units: a column as a whole lies far beyond what it is in all others, or far below."""
+    if len(data) < 5:
+        return
+    for name, f in data[0].features().items():
+        if role(name) not in ("observation", "action") or not is_numeric(f) or not f.size or f.size > 4096:
+            continue
+        size = np.array([_column_scale(episode.steps[name]) for episode in data])  # (E, D) log of the largest value
+        whole = np.array([np.median(known) if len(known := s[np.isfinite(s)]) else np.nan for s in size])
+        odd = _minority_beyond_gap(whole) or next(
+            (o for d in range(size.shape[1]) if (o := _minority_beyond_gap(size[:, d], True))), []
+        )
+        if odd:
+            yield Finding("scale", "warning", f"{name}: {pluralize(len(odd), 'episode')} of another magnitude than the "
+                          f"others: {format_list(odd)}", "look for degrees and radians, or millimetres and metres",
+                          Location(episode=odd[0], feature=name))
+
+
+# -- small things ---------------------------------------------------------------------------------------------------
+
+
+def _column_scale(values) -> np.ndarray:
+    """(D,) log of the largest absolute value; NaN for a component that is 0 throughout (a flag, a contact that did not
+    happen), which has no magnitude."""
+    flat = np.abs(np.asarray(values, np.float64).reshape(len(values), -1))
+    largest = np.max(np.where(np.isfinite(flat), flat, 0), axis=0, initial=0)
+    return np.where(largest > 0, np.log(np.maximum(largest, 1e-4)), np.nan)
+
+
+def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
+    """The fewer of two groups with a wide gap between them; NaN is of neither."""
+    known = np.flatnonzero(np.isfinite(size))
+    order = known[np.argsort(size[known], kind="stable")]
+    if len(order) < 5:
+        return []
+    gaps = np.diff(size[order])
+    at = int(np.argmax(gaps))
+    few = order[at + 1:] if at + 1 > len(order) / 2 else order[:at + 1]
+    if gaps[at] < np.log(10) or len(few) > 0.4 * len(order) or (above and few[0] == order[0]):
+        return []
+    return sorted(map(int, few))
+
+
+def _transitions(data: Dataset, fewest: int, most: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(episode, states (n + 1, D), actions (n, A)), n steps whose next state is known."""
+    features = data[0].features()
+    states, actions = _columns_of_kind(features, "observation"), _columns_of_kind(features, "action")
+    if not states or not actions:
+        return
+    each = 1 if most is None else max(1, -(-int(row_counts(data).sum()) // most))
+    for e in range(0, len(data), each):
+        episode = data[e]
+        s, a = _concat_columns(episode, states), _concat_columns(episode, actions)
+        n = min(len(s) - 1, len(a), len(episode))
+        if n >= fewest and np.isfinite(s[:n + 1]).all() and np.isfinite(a[:n]).all():
+            yield e, s[:n + 1], a[:n]
+
+
+def _columns_of_kind(features, kind) -> list[str]:
+    return [n for n, f in features.items() if role(n) == kind and f.kind == "vector" and f.dtype != "bool" and f.size]
+
+
+def _concat_columns(episode, names) -> np.ndarray:
+    columns = [np.asarray(episode.steps[n], np.float64) for n in names]
+    rows = min(map(len, columns))
+    return np.concatenate([c[:rows].reshape(rows, -1) for c in columns], 1)
+
+
+def _state_action(s, a):
+    return np.concatenate([s, a], 1)
+
+
+def _state_change(s: np.ndarray) -> np.ndarray:
+    """s' - s; an angle that wraps goes the short way round."""
+    change = np.diff(s, axis=0)
+    wraps = (np.abs(change) > np.pi) & (np.abs(change) <= 2 * np.pi + 1e-3) & (np.abs(s).max(0) <= 2 * np.pi + 1e-3)
+    return np.where(wraps, change - 2 * np.pi * np.sign(change), change)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(A, B) absolute."""
+    a, b = ((x - x.mean(0)) / (x.std(0) + 1e-12) for x in (a, b))
+    return np.abs(a.T @ b) / len(a)
+
+
+class _LeastSquares:
+    """Least squares of y on [1, x], gathered piece by piece."""
+
+    def __init__(self):
+        self.xx = self.xy = self.yy = self.y = 0.0
+        self.n, self.shift = 0, None
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        if self.shift is None:  # near the middle, so that squares keep their digits
+            self.shift = x.mean(0)
+        x = np.concatenate([np.ones((len(x), 1)), x - self.shift], 1)
+        self.xx, self.xy = self.xx + x.T @ x, self.xy + x.T @ y
+        self.yy, self.y, self.n = self.yy + np.square(y).sum(0), self.y + y.sum(0), self.n + len(x)
+
+    def solve(self) -> _LeastSquares:
+        scale = 1 / np.sqrt(np.maximum(np.diag(self.xx), 1e-12 * self.n))
+        small = self.xx * scale[:, None] * scale
+        small[np.diag_indices_from(small)] += 1e-9
+        self.weights = scale[:, None] * np.linalg.solve(small, scale[:, None] * self.xy)
+        self.variance = np.maximum(self.yy / self.n - np.square(self.y / self.n), 0)
+        return self
+
+    def residual(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return y - self.weights[0] - (x - self.shift) @ self.weights[1:]
+
+    @property
+    def residual_variance(self) -> np.ndarray:
+        """(D,) mean square of the residuals on what it was fitted to."""
+        return np.maximum(self.yy - 2 * (self.weights * self.xy).sum(0)
+                          + np.einsum("ij,ik,kj->j", self.weights, self.xx, self.weights), 0) / self.n
+
+
+@dataclass(frozen=True)
+class _MotionModel:
+    state_only: _LeastSquares  # on the state alone
+    state_action: _LeastSquares  # and the action
+    names: list[str]
+
+    @property
+    def change(self) -> np.ndarray:
+        return np.sqrt(self.state_only.variance)
+
+    @property
+    def unexplained(self) -> float:
+        """Of what the state alone leaves open, the share that the action does, too; the mean over components."""
+        live = self.state_only.residual_variance > 1e-6 * self.state_only.variance + 1e-18
+        return (
+            float(np.mean(self.state_action.residual_variance[live] / self.state_only.residual_variance[live]))
+            if live.any()
+            else 1.0
+        )
+
+
+def _fit_model(data: Dataset, lag: int) -> _MotionModel | None:
+    return _fit_models(data, (lag,)).get(lag)
+
+
+def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:
+    """In one pass, for those lags for which there are steps enough."""
+    features = data[0].features()
+    names = [f"{n}[{features[n].names[i] if features[n].names else i}]" if features[n].shape else n
+             for n in _columns_of_kind(features, "observation") for i in range(features[n].size)]
+    width = len(names) + sum(features[n].size for n in _columns_of_kind(features, "action"))
+    if not names or width == len(names) or width > _WIDEST:
+        return {}
+    sums, waiting = {lag: (_LeastSquares(), _LeastSquares()) for lag in lags}, {lag: [] for lag in lags}
+
+    def add(lag):
+        s, a, change = (np.concatenate(column) for column in zip(*waiting[lag], strict=True))
+        plain, full = sums[lag]
+        plain.add(s, change)
+        full.add(_state_action(s, a), change)
+        waiting[lag].clear()
+    for _, s, a in _transitions(data, 1, _STEPS):
+        motion = _state_change(s)
+        for lag in lags:
+            margin = 0 if lag == 0 else max(LAGS)
+            if len(a) > 2 * margin:
+                at = slice(margin, len(a) - margin)
+                waiting[lag].append((s[at], a[margin + lag:len(a) - margin + lag], motion[at]))
+                if len(waiting[lag]) == _TOGETHER:
+                    add(lag)
+    for lag in lags:
+        if waiting[lag]:
+            add(lag)
+    return {lag: _MotionModel(plain.solve(), full.solve(), names) for lag, (plain, full) in sums.items()
+            if full.n >= max(100, _FEWEST * width)}

@@ -1,0 +1,255 @@
+"""May these data sets become one? Each disagreement with the first of them is named: an error where a policy would
+learn from rows that mean different things, a warning where something is lost or only likely."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from ..core import Feature, role
+from ..data.episode import Dataset
+from .base import Finding, Location
+
+_STEPS, _EPISODES, _WIDTH = 20_000, 200, 64  # what statistics are made of: rows, evenly over the episodes; components
+_APART = 10.0  # ratio of spreads that no choice of demonstrations explains: degrees, millimetres, bytes
+_RATIOS = {"degrees and radians": 57.3, "millimetres and metres": 1000.0, "bytes and shares": 255.0}
+_FITS, _FAILS = 0.5, 0.3  # shares of variance
+_DELTA = re.compile(r"(^|[._/\s-])(d|delta|diff|rel|relative|vel|velocity)([._/\s-]|$)|^d(x|y|z|r|rx|ry|rz|roll|pitch|"
+                    r"yaw|theta|q\d*)$", re.IGNORECASE)
+_FRAMES = {"world": "world", "base": "base", "eef": "end effector", "ee": "end effector", "tcp": "end effector",
+           "tool": "end effector", "camera": "camera", "body": "body"}
+
+
+def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
+    """Of each named data set with the first. Reads at most 20,000 rows of each.
+
+    Errors: `columns-differ` (observations and actions), `shape-differs`, `kind-differs`, `names-differ`,
+    `unit-differs`, `fps-differs`, `normalization-differs` (a warning while all stays within 1.5), `scale-differs`,
+    `action-convention-differs`, `action-frame-differs`, `action-effect-differs`. Warnings: `columns-differ` (others),
+    `dtype-differs`, `fps-unknown`, `robot-differs`, `ranges-apart`. Notes: `unit-unknown`, `names-unknown`.
+    """
+    (first, data), *others = sets.items()
+    mine = _DatasetSample(data)
+    return [f for name, other in others for f in _compare_datasets(first, mine, name, _DatasetSample(other))]
+
+
+def unmergeable_columns(sets: Mapping[str, Dataset]) -> tuple[str, ...]:
+    """Columns that cannot be merged at all, whatever one is ready to accept: they are left out."""
+    schemas = [d.features() for d in sets.values()]
+    return tuple(n for n in dict.fromkeys(n for s in schemas for n in s) if any(n not in s for s in schemas)
+                 or len({(s[n].shape, s[n].kind == "string") for s in schemas}) > 1)
+
+
+class _DatasetSample:
+    """What is compared of a data set; rows are read once, when they are needed."""
+
+    def __init__(self, data: Dataset):
+        self.data, self.features, self._rows = data, data.features(), {}
+
+    def rows(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(N, D) float64 of a column at some steps, and at the steps that follow them."""
+        if name not in self._rows:
+            episodes = np.linspace(0, len(self.data) - 1, min(len(self.data), _EPISODES)).astype(int)
+            now, then = [], []
+            for e in episodes:
+                column = np.asarray(self.data[int(e)].steps[name], np.float64)
+                column = column.reshape(len(column), -1)
+                at = np.arange(len(self.data[int(e)]) - 1)  # actions have no row after the last
+                every = max(1, len(at) * len(episodes) // _STEPS)
+                now.append(column[at[::every]])
+                then.append(column[at[::every] + 1])
+            self._rows[name] = np.concatenate(now), np.concatenate(then)
+        return self._rows[name]
+
+
+def _compare_datasets(a: str, one: _DatasetSample, b: str, other: _DatasetSample) -> Iterator[Finding]:
+    def found(code, severity, what, do, feature=None):
+        return Finding(code, severity, f"{what[0]} in {a}, {what[1]} in {b}", do, Location(b, feature=feature))
+    yield from _compare_schemas(one.features, other.features, found)
+    yield from _compare_metadata(one.data, other.data, found)
+    alike = [n for n, f in one.features.items() if f.kind == "vector" and role(n) in ("observation", "action")
+             and n in other.features and (other.features[n].kind, other.features[n].shape) == ("vector", f.shape)]
+    for name in alike:
+        yield from _compare_values(name, one.rows(name)[0], other.rows(name)[0], found)
+    if "action" in alike:
+        yield from _compare_actions(one, other, [n for n in alike if role(n) == "observation"], found)
+
+
+def _compare_schemas(one: Mapping[str, Feature], other: Mapping[str, Feature], found) -> Iterator[Finding]:
+    for name in dict.fromkeys([*one, *other]):
+        f, g = one.get(name), other.get(name)
+        if f is None or g is None:
+            hard = role(name) in ("observation", "action")
+            yield found("columns-differ", "error" if hard else "warning",
+                        (name if f else f"no {name}", name if g else f"no {name}"),
+                        "rename or drop it in a view of each (understudy view make); otherwise it is left out", name)
+            continue
+        if f.shape != g.shape:
+            yield found("shape-differs", "error", (f"{name} has shape {f.shape}", str(g.shape)),
+                        "drop it in a view of each, or merge data of one robot; otherwise it is left out", name)
+            continue
+        if (f.kind, np.dtype(f.dtype).kind if f.kind != "string" else "U") != (
+                g.kind, np.dtype(g.dtype).kind if g.kind != "string" else "U"):
+            yield found("kind-differs", "error", (f"{name} holds {f.dtype} ({f.kind})", f"{g.dtype} ({g.kind})"),
+                        "store it as one kind; otherwise the wider kind of number is read", name)
+        elif f.dtype != g.dtype:
+            yield found("dtype-differs", "warning", (f"{name} is {f.dtype}", g.dtype), "the wider is read", name)
+        if f.names and g.names and f.names != g.names:
+            order = " (the same in another order)" if sorted(f.names) == sorted(g.names) else ""
+            yield found("names-differ", "error", (f"{name} holds {', '.join(f.names)}", ", ".join(g.names) + order),
+                        "bring the components into one order", name)
+        elif bool(f.names) != bool(g.names):
+            yield found("names-unknown", "note", tuple(f"components of {name} {'named' if x.names else 'not named'}"
+                                                       for x in (f, g)), "make sure that they are the same", name)
+        if f.unit and g.unit and f.unit != g.unit:
+            yield found("unit-differs", "error", (f"{name} is in {f.unit}", g.unit), "convert one of them", name)
+        elif bool(f.unit) != bool(g.unit):
+            yield found("unit-unknown", "note", tuple(f"{name} is in {x.unit or 'an unknown unit'}" for x in (f, g)),
+                        "make sure that it is the same", name)
+
+
+def _compare_metadata(one: Dataset, other: Dataset, found) -> Iterator[Finding]:
+    if one.fps is not None and other.fps is not None and abs(one.fps - other.fps) > 1e-3 * one.fps:
+        yield found("fps-differs", "error", (f"{one.fps:g} steps a second", f"{other.fps:g}"),
+                    f"understudy view make DATA --fps {one.fps:g} --out VIEW shows the second at the rate of the first")
+    elif (one.fps is None) != (other.fps is None):
+        yield found("fps-unknown", "warning", tuple("an unknown rate" if d.fps is None else f"{d.fps:g} steps a second"
+                                                    for d in (one, other)), "the rate of both is unknown afterwards")
+    robots = [d.metadata.get("robot_type") for d in (one, other)]
+    if all(robots) and robots[0] != robots[1]:
+        yield found("robot-differs", "warning", tuple(f"robot {r}" for r in robots), "make sure that they act alike")
+
+
+def _compare_values(name, x, y, found) -> Iterator[Finding]:
+    x, y = (v[np.isfinite(v).all(1)] for v in (x, y))
+    if min(len(x), len(y)) < 10:
+        return
+    said = [_normalization_guess(v) for v in (x, y)]
+    if said[0] != said[1]:
+        other = y if said[0] else x  # within bounds it may be that one robot was driven to its limits, and one was not
+        hard = all(said) or np.abs(other).max() > 1.5
+        yield found("normalization-differs", "error" if hard else "warning",
+                    tuple(f"{name} is {s or 'as measured'}" for s in said),
+                    "merge the data before they are normalized: policies normalize for themselves", name)
+        if hard:
+            return
+    moving = (x.std(0) > 1e-6) & (y.std(0) > 1e-6)
+    if not moving.any():
+        return
+    ratio = y.std(0)[moving] / x.std(0)[moving]
+    middle = float(np.median(ratio))
+    if not 1 / _APART < middle < _APART:
+        like = next((f", as {what}" for what, r in _RATIOS.items() if 0.5 < max(middle, 1 / middle) / r < 2), "")
+        yield found("scale-differs", "error", (f"{name} has a spread of {np.median(x.std(0)[moving]):.3g}",
+                                               f"{np.median(y.std(0)[moving]):.3g}{like}"), "convert one of them", name)
+        return
+    apart = np.flatnonzero((x.min(0) > y.max(0)) | (y.min(0) > x.max(0)))
+    if len(apart):
+        i = int(apart[0])
+        yield found("ranges-apart", "warning",
+                    (f"component {i} of {name} is from {x[:, i].min():.3g} to {x[:, i].max():.3g}",
+                     f"from {y[:, i].min():.3g} to {y[:, i].max():.3g}"), "look whether it means the same", name)
+
+
+def _normalization_guess(x: np.ndarray) -> str:
+    """What its numbers look like, if every component was brought into one range or spread."""
+    low, high, moving = x.min(0), x.max(0), x.std(0) > 1e-6
+    low, high, mean, std = low[moving], high[moving], x.mean(0)[moving], x.std(0)[moving]
+    if len(low) < 2:  # one component may be like this by chance
+        return ""
+    for bottom, text in ((-1.0, "normalized to [-1, 1]"), (0.0, "normalized to [0, 1]")):
+        if (np.abs(low - bottom) < 0.02).all() and (np.abs(high - 1) < 0.02).all():
+            return text
+    return "normalized to mean 0 and spread 1" if (np.abs(mean) < 0.1).all() and (np.abs(std - 1) < 0.1).all() else ""
+
+
+def _compare_actions(one: _DatasetSample, other: _DatasetSample, seen: list[str], found) -> Iterator[Finding]:
+    frames = [_reference_frame(k) for k in (one, other)]
+    if all(frames) and frames[0] != frames[1]:
+        yield found("action-frame-differs", "error", tuple(f"actions in the frame of the {f}" for f in frames),
+                    "turn one of them into the other's frame", "action")
+    said = [action_convention(k.data, k) for k in (one, other)]
+    if all(said) and said[0] != said[1]:
+        yield found("action-convention-differs", "error", tuple(f"{s} actions" for s in said),
+                    "make both absolute or both differences", "action")
+        return
+    name = "observation.state" if "observation.state" in seen else seen[0] if seen else None
+    if name and (shares := _explained_change(one, other, name)) is not None:
+        yield found("action-effect-differs", "error",
+                    (f"one linear model of what actions do to {name} explains {shares[0]:.0%} of its changes",
+                     f"{shares[1]:.0%}"),
+                    "look for another frame, sign, order or gain of the actions", "action")
+
+
+def action_convention(data: Dataset, known: _DatasetSample | None = None) -> str:
+    """"absolute" (where to be), "delta" (how far to move, or how fast), or "" where neither is clear: by the names of
+    the components, else by what the actions go with, the next state or the change of the state. At least 90 % or 70 %
+    correlation in the mean of the components, and a lead of 10 %, are clear."""
+    known = known or _DatasetSample(data)
+    f = known.features.get("action")
+    if f is None or f.kind != "vector":
+        return ""
+    names = f.names or ()
+    if names and all(_DELTA.search(n) or "grip" in n.lower() for n in names) and any(map(_DELTA.search, names)):
+        return "delta"
+    seen = [n for n, g in known.features.items() if role(n) == "observation" and g.kind == "vector"
+            and g.size <= _WIDTH]
+    if not seen:
+        return ""
+    action = known.rows("action")[0]
+    now, then = (np.concatenate([known.rows(n)[i] for n in seen], 1) for i in (0, 1))
+    there = np.isfinite(np.concatenate([action, now, then], 1)).all(1)
+    if there.sum() < 50:
+        return ""
+    absolute = _max_correlation(action[there], then[there]).mean()
+    delta = _max_correlation(action[there], (then - now)[there]).mean()
+    if absolute > 0.9 and absolute > delta + 0.1:
+        return "absolute"
+    return "delta" if delta > 0.7 and delta > absolute + 0.1 else ""
+
+
+def _max_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(D,) the strongest correlation of each moving component of x with any of y."""
+    x, y = (v[:, v.std(0) > 1e-9] for v in (x, y))
+    if not x.shape[1] or not y.shape[1]:
+        return np.zeros(1)
+    x, y = ((v - v.mean(0)) / v.std(0) for v in (x, y))
+    return np.abs(x.T @ y / len(x)).max(1)
+
+
+def _explained_change(one: _DatasetSample, other: _DatasetSample, name: str) -> tuple[float, float] | None:
+    """The shares of the changes of the one and of the other that a model explains which was fitted on one of them,
+    where that is most of its own and hardly any of the other's."""
+    pairs = []
+    for k in (one, other):
+        (action, _), (now, then) = k.rows("action"), k.rows(name)
+        there = np.isfinite(np.concatenate([action, now, then], 1)).all(1)
+        if there.sum() < max(50, 5 * action.shape[1]):
+            return None
+        pairs.append([v - v.mean(0) for v in (action[there], (then - now)[there])])
+    models = [np.linalg.lstsq(a, d, rcond=1e-6)[0] for a, d in pairs]
+
+    def explained(model, action, change):
+        total = np.square(change).sum(0)
+        return 1 - np.square(change - action @ model).sum(0) / np.where(total > 1e-12, total, np.inf)
+    own = [explained(m, *p) for m, p in zip(models, pairs, strict=True)]
+    moved = np.flatnonzero(np.all([(o > _FITS) & (o < 1.0 + 1e-9) & (np.square(p[1]).sum(0) > 1e-12)
+                                   for o, p in zip(own, pairs, strict=True)], axis=0))
+    if not len(moved):
+        return None
+    cross = [float(explained(m, *p)[moved].mean()) for m, p in zip(models, pairs[::-1], strict=True)]
+    worst = int(np.argmin(cross))
+    shares = float(own[worst][moved].mean()), max(cross[worst], 0.0)
+    return (shares if worst == 0 else shares[::-1]) if cross[worst] < _FAILS else None
+
+
+def _reference_frame(known: _DatasetSample) -> str:
+    """In which the actions are, where the names of their components, or the facts, say so."""
+    said = known.data.metadata.get("action_frame") or (
+        known.data[0].metadata.get("action_frame") if len(known.data) else None
+    )
+    words = [str(said)] if said else list(known.features["action"].names or ())
+    frames = {_FRAMES[w] for n in words for w in re.split(r"[._/\s-]+", n.lower()) if w in _FRAMES}
+    return frames.pop() if len(frames) == 1 else ""

@@ -1,0 +1,536 @@
+"""Checks of the files themselves, which also work where a data set cannot be opened, and name the file that is why.
+
+Each takes a path and yields findings; `files` chooses those that a path is for by what lies there, not by its name.
+Checksums of all bytes are looked at too (`deep`), which takes as long as reading them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sqlite3
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..core import UserError
+from ..data import views
+from ..data.formats import hdf5, read_errors, rlds
+from ..data.formats.detection import VIEW_PATTERN
+from . import lerobot_checks
+from .base import Finding, Location, finding_from_error
+from .text import format_list, pluralize
+
+_COPY = "take it from a copy"
+_HDF5, _MCAP, _BAG = b"\x89HDF\r\n\x1a\n", b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
+
+
+def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
+    """What can be found without opening it as a data set; nothing for a path of no known kind."""
+    def refused(error, code="cannot-be-read"):
+        return finding_from_error(error, path, code=code)
+    try:
+        if path.is_dir():
+            yield from _folder(path, checksums, refused)
+        elif path.is_file():
+            yield from _file(path, path.name, checksums)
+    except UserError as error:
+        yield refused(error)
+
+
+def _folder(path, deep, refused):
+    if (path / "meta/info.json").exists():
+        yield from lerobot_checks.check_files(path, refused)
+    elif (path / "dataset_info.json").exists() and (path / "features.json").exists():
+        yield from _records(path, deep)
+    elif (path / ".zgroup").exists() or (path / "zarr.json").exists():
+        yield from _zarr({p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()})
+    elif (path / "metadata.yaml").exists():
+        yield from _ros2(path, deep)
+    else:
+        if (path / "data/metadata.json").exists() or (path / "metadata.json").exists():
+            yield from _minari(path if (path / "metadata.json").exists() else path / "data")
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            yield from _file(file, file.relative_to(path).as_posix(), deep)
+
+
+def _file(path, name, deep):
+    with open(path, "rb") as handle:
+        first = handle.read(64)
+    if VIEW_PATTERN.match(first):
+        view = views.read_view(path)
+        for parent in view.parents:
+            yield from check_files(view.parent_path(parent), deep)
+    elif first.startswith(_HDF5):
+        yield from _hdf5(path, name)
+    elif first.startswith(b"PK\x03\x04"):
+        yield from _zip(path, name, deep)
+    elif first.startswith(_MCAP):
+        yield from _mcap(path, name, deep)
+    elif first.startswith(_BAG):
+        yield from _bag(path, name)
+    elif path.suffix == ".npz":
+        yield Finding("damaged-file", "error", f"expected a zip of arrays, found a file that begins {first[:8]!r}",
+                      _COPY, Location(name))
+
+
+# -- HDF5 -----------------------------------------------------------------------------------------------------------
+
+
+def _hdf5(path, name):
+    try:
+        import h5py
+    except ImportError:  # its reader says which extra it takes
+        return
+    try:
+        with hdf5.open_file(path) as file:
+            yield from _check_opaque(file, name, h5py)
+            data = file.get("data")
+            if data is not None and {"env_args", "total"} & set(data.attrs) and "env_args" in data.attrs:
+                yield from _robomimic(file, name, h5py)
+            elif "observations" in file and "action" in file and isinstance(file["observations"], h5py.Group):
+                yield from _check_equal_lengths(_arrays(file, h5py), name, "action")
+            elif any(k.startswith("episode_") for k in file):
+                for key in sorted((k for k in file if k.startswith("episode_")), key=_last_number):
+                    yield from _episode(file[key], name, key, h5py)
+            elif {"observations", "actions"} <= set(file):
+                arrays = {k: v for k, v in _arrays(file, h5py).items() if v.ndim and not k.startswith("metadata")
+                          and not k.startswith("virtual")}
+                yield from _check_equal_lengths(arrays, name, "actions")
+    except Exception as error:  # of h5py, which raises what it likes at damaged bytes
+        yield Finding("damaged-file", "error", f"expected an HDF5 file, found one that is cut short or damaged "
+                      f"({_line(error)})", _COPY, Location(name))
+
+
+def _arrays(group, h5py) -> dict:
+    found = {}
+    group.visititems(lambda key, item: found.update({key: item}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def _check_opaque(file, name, h5py):
+    """Opaque values, as Python's pickles are kept, are never loaded."""
+    for key, array in _arrays(file, h5py).items():
+        if array.dtype.kind == "V" and array.dtype.names is None:
+            yield Finding("pickled-array", "error", f"expected numbers or text, found opaque bytes ({array.dtype})",
+                          "store numbers or text only", Location(name, feature=key))
+
+
+def _check_equal_lengths(arrays, name, of, episode=None, more=(0,)):
+    """All arrays as long as `of`, or longer by one of `more`."""
+    wanted = arrays[of].shape[0]
+    for key, array in arrays.items():
+        if array.ndim and array.shape[0] - wanted not in more and "compress_len" not in key:
+            yield Finding(
+                "lengths-disagree",
+                "error",
+                f"expected {wanted} rows in {key} as in {of}, found {array.shape[0]}",
+                "correct it, or leave the episode out",
+                Location(name, episode, None, key),
+            )
+
+
+def _robomimic(file, name, h5py):
+    data = file["data"]
+    demos = sorted((k for k in data if re.fullmatch(r"demo_\d+", k)), key=_last_number)
+    steps = 0
+    for e, key in enumerate(demos):
+        demo = data[key]
+        if "actions" not in demo:
+            yield Finding("names-disagree", "error", f"expected actions in {key}, found none", _COPY, Location(name, e))
+            continue
+        rows = demo["actions"].shape[0]
+        steps += rows
+        if int(demo.attrs.get("num_samples", rows)) != rows:
+            yield Finding("counts-disagree", "error",
+                          f"expected num_samples {rows} in {key}, the rows of actions, found "
+                          f"{demo.attrs['num_samples']}", "correct the attribute", Location(name, e, None, key))
+        arrays = _arrays(demo, h5py)
+        yield from _check_equal_lengths(
+            {k: v for k, v in arrays.items() if not k.startswith("datagen_info")}, name, "actions", e
+        )
+        for k in arrays:
+            if k.startswith("next_obs/") and (was := k.removeprefix("next_")) in arrays and rows > 1 \
+                    and arrays[k].ndim < 3 and arrays[k].shape == arrays[was].shape:
+                off = arrays[k][:-1] != arrays[was][1:]
+                if off.any() and not np.allclose(arrays[k][:-1], arrays[was][1:], equal_nan=True):
+                    t = int(np.argwhere(off)[0][0])
+                    yield Finding("next-disagrees", "error", f"expected the next row of {was}, found another", "leave "
+                                  "next_obs out, or take the file from a copy", Location(name, e, t, k))
+    if "total" in data.attrs and int(data.attrs["total"]) != steps:
+        yield Finding(
+            "counts-disagree",
+            "error",
+            f"expected total {steps}, the sum of the lengths, found {data.attrs['total']}",
+            "correct the attribute",
+            Location(name, None, None, "data.attrs[total]"),
+        )
+    for key in file.get("mask", {}):
+        named = [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in file["mask"][key][()].ravel()]
+        if unknown := sorted(set(named) - set(demos)):
+            yield Finding(
+                "mask-unknown",
+                "error",
+                f"expected names of demos, found {format_list(unknown)}",
+                "correct the filter, or leave it out",
+                Location(name, None, None, f"mask/{key}"),
+            )
+
+
+def _episode(group, name, key, h5py):
+    """One of Minari's."""
+    arrays, e = _arrays(group, h5py), _last_number(key)
+    if "actions" in group and isinstance(group["actions"], h5py.Dataset):
+        flat = ("actions", "rewards", "terminations", "truncations")
+        yield from _check_equal_lengths({k: arrays[k] for k in flat if k in arrays}, name, "actions", e)
+        yield from _check_equal_lengths(
+            {k: v for k, v in arrays.items() if k.startswith("observations") or k == "actions"},
+            name,
+            "actions",
+            e,
+            (1, 0) if "observations" not in group else (0, 1),
+        )
+        if int(group.attrs.get("total_steps", len(group["actions"]))) != len(group["actions"]):
+            yield Finding("counts-disagree", "error", f"expected total_steps {len(group['actions'])}, found "
+                          f"{group.attrs['total_steps']}", "correct the attribute", Location(name, e))
+
+
+def _minari(path):
+    try:
+        about = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield Finding("damaged-file", "error", f"expected JSON, found something else ({_line(error)})", _COPY,
+                      Location("metadata.json"))
+        return
+    found = steps = None
+    if (path / "main_data.hdf5").exists():
+        try:
+            with hdf5.open_file(path / "main_data.hdf5") as file:
+                groups = [file[k] for k in file if k.startswith("episode_")]
+                found, steps = len(groups), sum(int(g.attrs.get("total_steps", 0)) for g in groups)
+        except (UserError, OSError, RuntimeError):
+            return  # said of the file
+    else:
+        each = [p for p in path.iterdir() if p.is_dir() and p.name.isdigit()]
+        found, steps = len(each), 0
+        for folder in each:
+            try:
+                steps += json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["total_steps"]
+            except (OSError, ValueError, KeyError, TypeError):
+                yield Finding("missing-file", "error", "expected metadata.json with total_steps, found none", _COPY,
+                              Location(folder.name, int(folder.name)))
+                return
+    for key, number in (("total_episodes", found), ("total_steps", steps)):
+        if isinstance(about.get(key), (int, float)) and number is not None and about[key] != number:
+            yield Finding("counts-disagree", "error",
+                          f"expected {key} {number} as the episodes say, found {about[key]}",
+                          "correct the metadata, or look for lost episodes", Location("metadata.json"))
+
+
+# -- zip and npz ----------------------------------------------------------------------------------------------------
+
+
+def _zip(path, name, deep):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = {i.filename: i for i in archive.infolist()}
+            for key in inside:
+                if key.endswith(".npy"):
+                    yield from _header(archive, key, name)
+            if any(k.rsplit("/", 1)[-1] in (".zgroup", "zarr.json") for k in inside):
+                yield from _zarr({k: (archive, i) for k, i in inside.items()})
+            if deep and (bad := archive.testzip()) is not None:
+                yield Finding(
+                    "checksum", "error", f"the checksum of {bad} is wrong", _COPY, Location(name, feature=bad)
+                )
+    except read_errors.ZIP_ERRORS as error:
+        yield Finding(
+            "damaged-file",
+            "error",
+            f"expected a zip of arrays, found one that is cut short or damaged ({_line(error)})",
+            _COPY,
+            Location(name),
+        )
+
+
+def _header(archive, key, name):
+    form = np.lib.format
+    try:
+        with archive.open(key) as handle:
+            read = form.read_array_header_1_0 if form.read_magic(handle) == (1, 0) else form.read_array_header_2_0
+            _, _, dtype = read(handle)
+    except ValueError as error:
+        yield Finding("damaged-file", "error",
+                      f"expected a NumPy array in {key}, found something else ({_line(error)})",
+                      _COPY, Location(name, feature=key[:-4]))
+        return
+    if dtype.hasobject and key != "infos.npy":  # imitation's infos are; its other arrays load without
+        yield Finding(
+            "pickled-array",
+            "error",
+            "expected numbers or text, found Python objects (a pickle), which are never loaded",
+            "save the array again with numbers or text only",
+            Location(name, feature=key[:-4]),
+        )
+
+
+# -- zarr -----------------------------------------------------------------------------------------------------------
+
+
+def _read(entry) -> bytes:
+    return entry.read_bytes() if isinstance(entry, Path) else entry[0].read(entry[1])
+
+
+def _size(entry) -> int:
+    return entry.stat().st_size if isinstance(entry, Path) else entry[1].file_size
+
+
+def _zarr(stored):
+    """A chunk that is not there reads as the fill value: as zeros that were never recorded."""
+    ends, rows = None, {}
+    for file in sorted(k for k in stored if k.rsplit("/", 1)[-1] in (".zarray", "zarr.json")):
+        node = file.rsplit("/", 1)[0] if "/" in file else ""
+        try:
+            about = json.loads(_read(stored[file]))
+            if about.get("node_type") == "group":
+                continue
+            three = file.endswith("zarr.json")
+            shape = about["shape"]
+            chunks = about["chunk_grid"]["configuration"]["chunk_shape"] if three else about["chunks"]
+            raw = not three and about.get("compressor") is None and not about.get("filters")
+            dtype = np.dtype(about["data_type"] if three else about["dtype"])
+            between = ("/" if about["chunk_key_encoding"].get("configuration", {}).get("separator", "/") == "/" else "."
+                       ) if three else about.get("dimension_separator", ".")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            yield Finding("damaged-file", "error", f"expected a description of an array, found something else "
+                          f"({_line(error)})", _COPY, Location(file))
+            continue
+        rows[node] = shape[0] if shape else None
+        grid = [math.ceil(n / c) for n, c in zip(shape, chunks, strict=True)]
+        names = [f"{node}/{'c' + between if three else ''}{between.join(map(str, at))}" for at in np.ndindex(*grid)]
+        missing = [n for n in names if n not in stored]
+        if missing:
+            # zarr leaves out chunks of nothing but the fill value: likely for flags, not for what was measured.
+            flags = dtype.kind in "bi" or len(shape) < 2 or len(missing) == len(names)
+            yield Finding("missing-chunk", "warning" if flags else "error",
+                          f"{node}: {pluralize(len(missing), 'chunk')} of "
+                          f"{len(names)} not there, which read as {about.get('fill_value')}: {format_list(missing, 3)}",
+                          _COPY, Location(missing[0], feature=node))
+        wanted = math.prod(chunks) * dtype.itemsize
+        for n in names if raw else ():
+            if n in stored and _size(stored[n]) != wanted:
+                yield Finding("damaged-file", "error", f"expected a chunk of {wanted} bytes, found {_size(stored[n])}",
+                              _COPY, Location(n, feature=node))
+                break
+        if node.endswith("meta/episode_ends"):
+            ends = node
+    if ends is None:
+        return
+    try:
+        values = _ends(stored, ends)
+    except (UserError, ImportError, ValueError, OSError, RuntimeError, KeyError):
+        return  # its reader says so
+    steps = {n: r for n, r in rows.items() if f"/{n}".rsplit("/", 2)[-2] == "data" and r is not None}
+    last = int(values[-1]) if len(values) else 0
+    if (np.diff(values, prepend=0) < 1).any():
+        e = int(np.argmax(np.diff(values, prepend=0) < 1))
+        yield Finding("ends-disagree", "error", f"expected ends that grow, found {values[e]} for episode {e}",
+                      "correct meta/episode_ends", Location(ends, e))
+    if odd := {node: n for node, n in steps.items() if n != last}:
+        yield Finding("ends-disagree", "error", "expected the last episode end to be the number of rows, "
+                      f"{format_list(f'{n} of {node}' for node, n in odd.items())}, found {last}", "correct "
+                      "meta/episode_ends, or leave the array out", Location(ends, feature=next(iter(odd))))
+
+
+def _ends(stored, node) -> np.ndarray:
+    import zarr
+    from zarr.storage import LocalStore, ZipStore
+
+    entry = stored[next(k for k in stored if k.startswith(node))]
+    if isinstance(entry, Path):
+        depth = next(k for k in stored if k.startswith(node)).count("/")
+        return np.asarray(zarr.open_group(LocalStore(entry.parents[depth], read_only=True), mode="r")[node][:])
+    store = ZipStore(entry[0].filename, mode="r")
+    try:
+        return np.asarray(zarr.open_group(store, mode="r")[node][:])
+    finally:
+        store.close()
+
+
+# -- records of TensorFlow ------------------------------------------------------------------------------------------
+
+
+def _records(path, deep):
+    """Every shard that dataset_info.json names, with as many records; and the checksums in them."""
+    try:
+        about = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
+        name, kind = about["name"], about.get("fileFormat", "tfrecord")
+        splits = [(s["name"], rlds.shard_files(path, name, s, kind)) for s in about.get("splits", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield Finding("damaged-file", "error", f"expected a description of the shards, found something else "
+                      f"({_line(error)})", _COPY, Location("dataset_info.json"))
+        return
+    for split, shards in splits:
+        for file, wanted in shards:
+            if not file.is_file():
+                yield Finding(
+                    "missing-file",
+                    "error",
+                    f"expected the shard of {pluralize(wanted, 'episode')} of {split}, found none",
+                    _COPY,
+                    Location(file.name),
+                )
+            elif kind == "tfrecord":
+                yield from _shard(file, file.name, wanted, deep)
+    if left := rlds.unlisted_files(path, [file for _, shards in splits for file, _ in shards]):
+        yield Finding(
+            "counts-disagree",
+            "error",
+            f"{pluralize(len(left), 'file')} of records that dataset_info.json does not name: {format_list(left)}",
+            "take dataset_info.json from a copy, or move the files elsewhere",
+            Location("dataset_info.json"),
+        )
+
+
+def _shard(path, name, wanted, deep):
+    try:
+        from google_crc32c import value as crc
+    except ImportError:
+        crc = None
+
+    def good(data, stored):
+        found = crc(data)
+        return ((found >> 15 | found << 17) + 0xA282EAD8) & 0xFFFFFFFF == stored
+    found, size = 0, path.stat().st_size
+    with open(path, "rb") as handle:
+        if handle.read(2) == b"\x1f\x8b":
+            return  # compressed as a whole: its reader looks
+        handle.seek(0)
+        while head := handle.read(12):
+            length, check = struct.unpack("<QI", head) if len(head) == 12 else (0, 0)
+            if len(head) < 12 or (crc and not good(head[:8], check)):
+                yield Finding(
+                    "checksum" if len(head) == 12 else "damaged-file",
+                    "error",
+                    f"record {found}: the length is {'wrong by its checksum' if len(head) == 12 else 'cut short'}",
+                    _COPY,
+                    Location(name),
+                )
+                return
+            if handle.tell() + length + 4 > size:
+                yield Finding("damaged-file", "error", f"record {found} is cut short", _COPY, Location(name))
+                return
+            if deep and crc:
+                data = handle.read(length)
+                if not good(data, struct.unpack("<I", handle.read(4))[0]):
+                    yield Finding("checksum", "error", f"record {found}: the checksum is wrong", _COPY, Location(name))
+            else:
+                handle.seek(length + 4, 1)
+            found += 1
+    if found != wanted:
+        yield Finding("counts-disagree", "error",
+                      f"expected {pluralize(wanted, 'record')} as dataset_info.json says, found "
+                      f"{found}", _COPY, Location(name))
+
+
+# -- bags -----------------------------------------------------------------------------------------------------------
+
+
+def _mcap(path, name, deep):
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        handle.seek(max(0, size - 8))
+        if handle.read() != _MCAP:
+            yield Finding("damaged-file", "error", "expected the end of an MCAP log, found none: it is cut short",
+                          "what comes before can be read: understudy repair, or mcap recover", Location(name))
+            return
+        if not deep:
+            return
+        try:
+            from mcap.reader import make_reader
+        except ImportError:
+            return
+        handle.seek(0)
+        try:
+            reader = make_reader(handle, validate_crcs=True)
+            summary, found = reader.get_summary(), 0
+            for _ in reader.iter_messages(log_time_order=False):
+                found += 1
+            told = summary.statistics.message_count if summary and summary.statistics else found
+            if told != found:
+                yield Finding("counts-disagree", "error", f"expected {told} messages as its statistics say, found "
+                              f"{found}", _COPY, Location(name))
+        except Exception as error:  # of mcap, lz4 and zstandard, which raise what they like at damaged bytes
+            yield Finding("checksum" if "crc" in str(error).lower() else "damaged-file", "error",
+                          f"expected readable records, found damage ({_line(error)})", _COPY, Location(name))
+
+
+def _bag(path, name):
+    """The header of a ROS 1 bag says where its index begins, and how many records that has; a bag that was not closed
+    says 0."""
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        handle.seek(len(_BAG))
+        head = handle.read(4096)
+
+        def told(key, form):
+            at = head.find(key + b"=") + len(key) + 1
+            return struct.unpack_from(form, head, at)[0] if at > len(key) and at + struct.calcsize(form) <= len(head) \
+                else 0
+        place, wanted, found = told(b"index_pos", "<Q"), told(b"conn_count", "<I") + told(b"chunk_count", "<I"), 0
+        while 0 < place < size:  # header and data of a record, each after its length
+            for _ in range(2):
+                handle.seek(place)
+                length = handle.read(4)
+                place = place + 4 + struct.unpack("<I", length)[0] if len(length) == 4 else size + 1
+            found += place <= size
+    if found == 0 or found < wanted:
+        yield Finding(
+            "damaged-file",
+            "error",
+            f"expected an index of {pluralize(wanted, 'record')} at the end of the bag, "
+            f"found {found}: it was not closed, or is cut short",
+            "rosbag reindex recovers what is there",
+            Location(name),
+        )
+
+
+def _ros2(path, deep):
+    text = (path / "metadata.yaml").read_text(encoding="utf-8", errors="replace")
+    # Only the names of files are needed, and lines hold them; no YAML is loaded.
+    block = re.search(r"relative_file_paths:\s*\n((?:\s*-\s*.+\n?)+)", text)
+    for file in re.findall(r"-\s*['\"]?([^'\"\n]+?)['\"]?\s*$", block[1], re.MULTILINE) if block else ():
+        target = path / file
+        if not target.is_file():
+            yield Finding("missing-file", "error", "expected the file that metadata.yaml names, found none", _COPY,
+                          Location(file))
+        elif target.suffix == ".db3":
+            yield from _database(target, file, text)
+        else:
+            yield from _file(target, file, deep)
+
+
+def _database(path, name, text):
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True) as base:
+            found = base.execute("select count(*) from messages").fetchone()[0]
+    except sqlite3.Error as error:
+        yield Finding("damaged-file", "error", f"expected an SQLite file of messages, found damage ({_line(error)})",
+                      _COPY, Location(name))
+        return
+    told = re.search(r"^  message_count:\s*(\d+)", text, re.MULTILINE)
+    if told and text.count(".db3") <= 2 and int(told[1]) != found:
+        yield Finding("counts-disagree", "error", f"expected {told[1]} messages as metadata.yaml says, found {found}",
+                      _COPY, Location(name))
+
+
+def _last_number(name: str) -> int:
+    return int((re.findall(r"\d+", name) or ["0"])[-1])
+
+
+def _line(error) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

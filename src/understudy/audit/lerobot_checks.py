@@ -1,0 +1,373 @@
+"""Checks of the files of a LeRobot data set, v2.0 to v3.0: what they say of each other, and the stored statistics of
+the data. `files` also works where the data set cannot be opened, and goes on after the first fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..core import UserError
+from ..data import video
+from ..data.episode import Dataset
+from ..data.formats import remote
+from ..data.formats.base import SourceEpisodes, episode_starts
+from ..data.formats.lerobot_read import (
+    UNDERSTUDY_FOLDER,
+    LeRobotSource,
+    open_parquet,
+    read_info,
+    read_json_lines,
+    read_tasks_v3,
+)
+from ..files import read_json
+from .base import Finding, Location
+from .text import format_list, pluralize
+
+_COPY = "take it from a copy, or leave out the episodes in it"
+_META = "write the data set anew, so that the metadata come from the data"
+_MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large set stay well below
+_BLOCK = 1 << 20  # numbers that are worked through at once
+_QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+
+
+def check_files(path: Path, finding_from_error) -> Iterator[Finding]:
+    """Counts, lengths, indices, files and frames. `refused(error)` makes a finding of an error."""
+    try:
+        info = read_info(path)
+        episodes = sorted(_episodes(path, info), key=lambda e: e["episode_index"])
+    except UserError as error:
+        yield finding_from_error(error)
+        return
+    ours = (path / UNDERSTUDY_FOLDER).is_dir()
+    if ours and not info["total_episodes"]:  # a recording that has only begun
+        return
+    if ours:  # the last step of an append is info.json
+        episodes = [e for e in episodes if e["episode_index"] < info["total_episodes"]]
+    numbers, lengths = [e["episode_index"] for e in episodes], [e["length"] for e in episodes]
+    if (info["total_episodes"], info["total_frames"]) != (len(episodes), sum(lengths)):
+        yield Finding("counts-disagree", "error", f"meta/info.json says {info['total_episodes']} episodes and "
+                      f"{info['total_frames']} frames, the episode tables say {len(episodes)} and {sum(lengths)}",
+                      _META, Location("meta/info.json"))
+    if numbers != list(range(len(numbers))):
+        odd = next(i for i, number in enumerate(numbers) if i != number)
+        yield Finding("indices-disagree", "error",
+                      f"expected episodes 0 to {len(numbers) - 1}, found {format_list(numbers)}",
+                      "number them without gaps, in the tables and in the data", Location("meta/episodes", odd))
+    for name, f in info["features"].items():
+        names = f.get("names")
+        if isinstance(names, list) and len(f["shape"]) == 1 and len(names) != f["shape"][0]:
+            yield Finding("names-disagree", "error",
+                          f"expected names of {f['shape'][0]} components, found {len(names)}",
+                          "name each component, or none", Location("meta/info.json", feature=name))
+    try:
+        tasks = (set(read_tasks_v3(path)) if info["codebase_version"] == "v3.0"
+                 else {r.get("task_index") for r in read_json_lines(path / "meta/tasks.jsonl")})
+    except UserError as error:
+        tasks = None
+        yield finding_from_error(error)
+    yield from _check_data_files(path, info, episodes, tasks, finding_from_error)
+    yield from _check_videos(path, info, episodes)
+
+
+def _episodes(path, info) -> list[dict[str, Any]]:
+    """A row an episode, with the names of v3.0; of the rows that can be read."""
+    if info["codebase_version"] != "v3.0":
+        rows = [r for r in read_json_lines(path / "meta/episodes.jsonl")
+                if isinstance(r.get("episode_index"), int) and isinstance(r.get("length"), int)]
+        return rows
+    names = ["episode_index", "length", "dataset_from_index", "dataset_to_index", "data/chunk_index",
+             "data/file_index"]
+    cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
+    names += [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index")]
+    rows = []
+    for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
+        source = open_parquet(file)
+        if missing := set(names) - set(source.schema_arrow.names):
+            raise UserError(f"expected a column {sorted(missing)[0]!r}, found none", where=file, hint=_META)
+        try:
+            rows += source.read(columns=names).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"expected readable columns, found damage ({error})", where=file, hint=_COPY) from None
+    return rows
+
+
+def _episode_file(info, key, e, **more) -> str | None:
+    """The file that holds an episode, or None where the pattern makes none."""
+    chunks = max(1, int(info.get("chunks_size") or 1000))
+    prefix = f"videos/{more['video_key']}" if more else "data"
+    try:
+        if info["codebase_version"] == "v3.0":
+            return info[key].format(chunk_index=e[f"{prefix}/chunk_index"], file_index=e[f"{prefix}/file_index"],
+                                    **more)
+        return info[key].format(episode_chunk=e["episode_index"] // chunks, episode_index=e["episode_index"], **more)
+    except (KeyError, IndexError, ValueError, AttributeError):
+        return None
+
+
+def _check_data_files(path, info, episodes, tasks, refused):
+    """Each data file: there, whole, and with the rows that the tables say."""
+    within: dict[str, list[dict]] = {}
+    for e in episodes:
+        within.setdefault(_episode_file(info, "data_path", e) or "", []).append(e)
+    row = 0
+    for name, members in sorted(within.items(), key=lambda item: item[1][0]["episode_index"]):
+        if not (path / name).is_file():
+            yield Finding("missing-file", "error", f"expected the file of {pluralize(len(members), 'episode')} "
+                          f"({format_list(m['episode_index'] for m in members)}), found none", _COPY, Location(name))
+            row = None
+            continue
+        try:
+            source = open_parquet(path / name)
+            stored = [n for n in ("episode_index", "frame_index", "index", "task_index")
+                      if n in source.schema_arrow.names]
+            table = source.read(columns=stored)
+            columns = {n: table[n].to_numpy() for n in stored}
+        except UserError as error:
+            yield refused(error, "damaged-file")
+            row = None
+            continue
+        except (pa.ArrowException, OSError, ValueError) as error:
+            yield Finding("damaged-file", "error", f"expected readable rows, found damage ({str(error)[:160]})", _COPY,
+                          Location(name))
+            row = None
+            continue
+        yield from _check_types(info, source.schema_arrow, name)
+        if "episode_index" in columns:
+            which, counted = np.unique(columns["episode_index"], return_counts=True)
+            found = dict(zip(which.tolist(), counted.tolist(), strict=True))
+            for m in members:
+                e = m["episode_index"]
+                if found.get(e, 0) != m["length"]:
+                    yield Finding("lengths-disagree", "error", f"expected {m['length']} rows of episode {e} as the "
+                                  f"tables say, found {found.get(e, 0)}", _META, Location(name, e))
+                    break
+        if {"episode_index", "frame_index"} <= set(columns) and len(columns["frame_index"]):
+            begins = np.diff(columns["episode_index"], prepend=columns["episode_index"][0] - 1) != 0
+            start = np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+            off = np.flatnonzero(columns["frame_index"] != np.arange(len(begins)) - start)
+            if len(off):
+                t = int(off[0])
+                yield Finding("indices-disagree", "error", f"expected frame_index {t - int(start[t])}, found "
+                              f"{columns['frame_index'][t]}", "sort the rows, or number them anew",
+                              Location(name, int(columns["episode_index"][t]), t - int(start[t]), "frame_index"))
+        if "index" in columns and row is not None:
+            off = np.flatnonzero(columns["index"] != row + np.arange(table.num_rows))
+            if len(off):
+                t = int(off[0])
+                yield Finding("indices-disagree", "error", f"expected index {row + t}, the number of the row, found "
+                              f"{columns['index'][t]}", "number the rows of all files without gaps",
+                              Location(name, None, None, "index"))
+        if "task_index" in columns and tasks is not None:
+            unknown = np.flatnonzero(~np.isin(columns["task_index"], list(tasks)))
+            if len(unknown):
+                yield Finding("task-unknown", "error", f"expected a task of meta/tasks, found task_index "
+                              f"{columns['task_index'][unknown[0]]}", "add the task, or correct the row",
+                              Location(name, None, int(unknown[0]), "task_index"))
+        row = None if row is None else row + table.num_rows
+    stray = {p.relative_to(path).as_posix() for p in (path / "data").rglob("*.parquet")} - set(within)
+    if stray:
+        yield Finding(
+            "unused-file",
+            "warning",
+            f"{pluralize(len(stray), 'data file')} that no episode names: {format_list(sorted(stray))}",
+            "an unfinished recording: add its episodes to the tables, or remove it",
+            Location(sorted(stray)[0]),
+        )
+
+
+def _check_types(info, schema, file):
+    """A column of the file is of the kind that info.json says; a reader casts it, and may lose what was recorded."""
+    for name, f in info["features"].items():
+        if name not in schema.names:
+            if f["dtype"] != "video":
+                yield Finding("names-disagree", "error", "expected the column that meta/info.json names, found none",
+                              _META, Location(file, feature=name))
+            continue
+        kind = schema.field(name).type
+        while isinstance(kind, pa.BaseExtensionType) or pa.types.is_nested(kind) and hasattr(kind, "value_type"):
+            kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind.value_type
+        try:
+            said, found = np.dtype(f["dtype"]), np.dtype(kind.to_pandas_dtype())
+        except (TypeError, NotImplementedError):
+            continue
+        if said.kind in "biuf" and found.kind in "biuf" and said != found:
+            lossy = not np.can_cast(found, said, "same_kind")
+            yield Finding("dtype-disagrees", "error" if lossy else "warning",
+                          f"expected {said} as meta/info.json says, "
+                          f"found {found}", _META, Location(file, feature=name))
+
+
+def _check_videos(path, info, episodes):
+    """Each film: there, and with as many frames as its episodes have rows."""
+    for camera in [k for k, f in info["features"].items() if f.get("dtype") == "video"]:
+        within: dict[str, list[dict]] = {}
+        for e in episodes:
+            within.setdefault(_episode_file(info, "video_path", e, video_key=camera) or "", []).append(e)
+        for name, members in within.items():
+            first, wanted = members[0]["episode_index"], sum(m["length"] for m in members)
+            if not remote.exists(path / name):
+                yield Finding("missing-file", "error", f"expected the film of {pluralize(len(members), 'episode')} "
+                              f"({format_list(m['episode_index'] for m in members)}), found none", _COPY,
+                              Location(name, first, None, camera))
+            # else not fetched yet
+            elif (path / name).is_file() and (found := video.count_frames(path / name)) != wanted:
+                short = found < wanted
+                yield Finding("frames-missing" if short else "frames-left-over", "error" if short else "warning",
+                              f"{name}: expected {wanted} frames, found {found}"
+                              + (": it is damaged, and cannot be trained on" if short else ""),
+                              _COPY if short else "look whether frames and rows still go together",
+                              Location(name, first, None, camera))
+
+
+# -- statistics -----------------------------------------------------------------------------------------------------
+
+
+def lerobot_source(data: Dataset) -> LeRobotSource | None:
+    """The LeRobot source that this is all of, if it is one."""
+    found = data._episodes.source if isinstance(data._episodes, SourceEpisodes) else None
+    return found if isinstance(found, LeRobotSource) and len(data) == len(found.lengths) else None
+
+
+def is_foreign(data: Dataset) -> bool:
+    """Is it a LeRobot data set that understudy has not written?"""
+    source = data._episodes.source if isinstance(data._episodes, SourceEpisodes) else None
+    return isinstance(source, LeRobotSource) and not (source.path / UNDERSTUDY_FOLDER).is_dir()
+
+
+def check_stats(data: Dataset) -> Iterator[Finding]:
+    """meta/stats.json, and the statistics of each episode, are those of the data."""
+    source = lerobot_source(data)
+    if source is None:
+        return
+    stored, each = _read_stats(source.path), _read_episode_stats(source.path)
+    for name, f in source.schema.items():
+        if f.kind != "vector" or name == "timestamp" or not f.size:
+            continue
+        total, squares, low, high = np.zeros(f.shape), np.zeros(f.shape), np.full(f.shape, np.inf), np.full(f.shape,
+                                                                                                        -np.inf)
+        shift, off = data[0].steps[name][0].astype(np.float64), None
+        for first, raw, n in _blocks(data, name):
+            values, begins = raw - shift, episode_starts(n)
+            total, squares = total + values.sum(0), squares + np.square(values).sum(0)
+            below, above = np.minimum.reduceat(raw, begins), np.maximum.reduceat(raw, begins)
+            low, high = np.minimum(low, below.min(0)), np.maximum(high, above.max(0))
+            per = n.reshape(-1, *[1] * (raw.ndim - 1))
+            middle = np.add.reduceat(values, begins) / per
+            spread = np.sqrt(np.add.reduceat(np.square(values - np.repeat(middle, n, 0)), begins) / per)
+            for i in range(len(n)) if off is None else ():
+                said = _stored_moments(each.get(first + i, {}), name, f)
+                if said is not None and _differs(said, middle[i] + shift, spread[i], below[i], above[i]):
+                    off = first + i
+                    break
+        if not (np.isfinite(total).all() and np.isfinite(squares).all()):
+            continue  # said by the check for NaN
+        mean = total / data.steps + shift
+        std = np.sqrt(np.maximum(squares / data.steps - np.square(total / data.steps), 0))
+        said = _stored_moments(stored, name, f)
+        if said is not None and _differs(said, mean, std, low, high):
+            yield Finding(
+                "stats-disagree",
+                "error",
+                f"{name}: meta/stats.json disagrees with the data; understudy does not use it",
+                "others normalize by it: compute it anew",
+                Location("meta/stats.json", None, None, name),
+            )
+        if off is not None:
+            yield Finding("stats-disagree", "error", f"{name}: the statistics of episode {off} disagree with its data",
+                          "compute them anew", Location("meta/episodes", off, None, name))
+
+
+def check_quantiles(data: Dataset) -> Iterator[Finding]:
+    """Stored quantiles may be means of those of the episodes, by histograms: only what cannot be either is told."""
+    source = lerobot_source(data)
+    if source is None:
+        return
+    stored = _read_stats(source.path)
+    for name, f in source.schema.items():
+        said = {q: np.asarray(stored[name][q], np.float64).reshape(-1) for q in _QUANTILES
+                if f.kind == "vector" and q in stored.get(name, {}) and np.size(stored[name][q]) == f.size}
+        if not said or not f.size:
+            continue
+        blocks = list(_blocks(data.select(range(0, len(data), 1 + data.steps // 1_000_000)), name))
+        n = np.concatenate([lengths for _, _, lengths in blocks])
+        pooled = np.concatenate([values.reshape(len(values), -1) for _, values, _ in blocks])
+        if not np.isfinite(pooled).all():
+            continue
+        episode, first = np.repeat(np.arange(len(n)), n), episode_starts(n)
+        ordered = np.stack([c[np.lexsort((c, episode))] for c in pooled.T], 1)  # within each episode
+        share_of = (n / n.sum())[:, None]
+        near = 0.05 * np.ptp(pooled, axis=0) + 1e-5 * np.abs(pooled).max(0) + 1e-8
+        order = np.all(np.diff(np.stack([said[q] for q in _QUANTILES if q in said]), axis=0) >= -near)
+        for q, of in said.items():
+            share = _QUANTILES[q]
+            ways = [np.quantile(pooled, share, axis=0, method=m) for m in ("lower", "higher")]
+            ways += [(ordered[first + to(share * (n - 1)).astype(int)] * share_of).sum(0) for to in (np.floor, np.ceil)]
+            ways.append(pooled.mean(0))  # of episodes of one frame
+            if not order or (of < np.min(ways, 0) - near).any() or (of > np.max(ways, 0) + near).any():
+                yield Finding("quantiles-disagree", "warning",
+                              f"{name}: {q} of meta/stats.json disagrees with the data",
+                              "compute it anew", Location("meta/stats.json", None, None, name))
+                break
+
+
+def _blocks(data: Dataset, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(first episode, its rows and those of the episodes that follow as float64, how many each has)."""
+    first, rows, held = 0, [], 0
+    for e, episode in enumerate(data):
+        rows.append(np.asarray(episode.steps[name][:len(episode)], np.float64))
+        held += rows[-1].size
+        if held > _BLOCK or e + 1 == len(data):
+            yield first, np.concatenate(rows), np.array([len(r) for r in rows])
+            first, rows, held = e + 1, [], 0
+
+
+def _read_stats(path) -> dict[str, Any]:
+    file = path / "meta/stats.json"
+    found = read_json(file) if file.exists() else {}
+    return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+
+
+def _read_episode_stats(path) -> dict[int, dict[str, Any]]:
+    """By episode, as stats.json is."""
+    file = path / "meta/episodes_stats.jsonl"
+    if file.exists():
+        return {r["episode_index"]: r["stats"] for r in read_json_lines(file) if isinstance(r.get("stats"), dict)}
+    out: dict[int, dict[str, Any]] = {}
+    for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
+        source = open_parquet(file)
+        names = [n for n in source.schema_arrow.names if n.startswith("stats/")
+                 and n.rsplit("/", 1)[1] in ("mean", "std", "min", "max")]
+        for row in source.read(columns=["episode_index", *names]).to_pylist():
+            kept = out.setdefault(row["episode_index"], {})
+            for name in names:
+                _, feature, key = name.split("/")
+                kept.setdefault(feature, {})[key] = row[name]
+    return out
+
+
+def _stored_moments(stored, name, f) -> dict[str, np.ndarray] | None:
+    """mean, std, min and max, as far as they are there; None where they are of another shape, as LeRobot's of columns
+    with more than one axis are."""
+    row, out = stored.get(name), {}
+    for key in ("mean", "std", "min", "max"):
+        if row and row.get(key) is not None:
+            try:
+                values = np.asarray(row[key], np.float64)
+            except (TypeError, ValueError):
+                return None
+            if values.size != f.size:
+                return None
+            out[key] = values.reshape(f.shape)
+    return out or None
+
+
+def _differs(said, mean, std, low, high) -> bool:
+    near = _MAY_DIFFER * std + 1e-5 * np.abs(mean) + 1e-8
+    return any(not np.all(np.abs(said[k] - v) <= near) for k, v in (("mean", mean), ("std", std), ("min", low),
+                                                              ("max", high)) if k in said)
+
+

@@ -1,0 +1,139 @@
+"""An audit as one page that opens from disk: the findings, the scores, the best and the worst episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..core import UserError
+from ..data.episode import Dataset, Episode
+from ..data.formats import preview_dataset
+from ..data.formats.base import row_counts
+from ..evaluate.episode_video import film_strip
+from ..evaluate.plots import Figure, curves, histogram
+from ..evaluate.report import Content, Figures, Paragraph, Section, Table, write_page
+from .base import AuditReport
+from .text import format_list, pluralize
+
+_MAX_FINDINGS = 200  # findings of one severity that are listed
+_N_EXAMPLES = 3  # episodes at each end
+_COMPONENTS = 4
+
+
+def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, mapping: Path | None = None) -> Path:
+    """`report` of the data at `path` (see whole.audit). Raises UserError where something is at `file` already."""
+    if Path(file).exists():
+        raise UserError("expected no file yet, found one", where=file, hint="choose another name, or remove it first")
+    try:
+        data = preview_dataset(path, mapping)
+    except UserError:
+        data = Dataset([])
+    kinds = {s: [f for f in report.findings if f.severity == s] for s in ("error", "warning", "note")}
+    sections = [_findings_section(kind, found) for kind, found in kinds.items() if found]
+    if not report.findings:
+        sections.append(Section("Findings", (Paragraph("None: no check found anything."),)))
+    if len(data):
+        sections += [*_extreme_episode_sections(data, report), _scores_section(data, report)]
+    told = "It holds what it says." if report.ok else "It contradicts itself."
+    about = (
+        f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}"
+        if len(data)
+        else "It could not be opened."
+    )
+    return write_page(file, f"Audit of {Path(path).name or path}", sections, verdict=(
+        told, ", ".join(pluralize(len(found), kind) for kind, found in kinds.items()), about))
+
+
+def _findings_section(kind, found) -> Section:
+    lead = {"error": "The files contradict themselves, or a reader would return what was never recorded.",
+            "warning": "What deserves a second look before anything is learned from it.",
+            "note": "What is good to know."}[kind]
+    rows = tuple((f.code, str(f.where), f.message, f.remedy) for f in found[:_MAX_FINDINGS])
+    more = (
+        (Paragraph(f"And {len(found) - _MAX_FINDINGS} more: understudy audit --json lists all."),)
+        if len(found) > _MAX_FINDINGS
+        else ()
+    )
+    table = Table(("code", "where", "what was found", "what to do"), rows)
+    return Section(f"{kind.capitalize()}s", (table, *more), lead)
+
+
+def _scores_section(data, report) -> Section:
+    each, equal = [("Steps", histogram(row_counts(data), "steps of an episode"), "")], []
+    for name, values in report.scores.items():
+        values = np.asarray(values, float)
+        if np.isfinite(values).any() and np.nanmin(values) == np.nanmax(values):
+            equal.append(name)
+        elif np.isfinite(values).any():
+            order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
+            order = order[:int(np.isfinite(values).sum())]
+            each.append(
+                (
+                    name,
+                    histogram(values, name),
+                    f"lowest: episodes {format_list(order[:_N_EXAMPLES])}; highest: "
+                    f"{format_list(order[::-1][:_N_EXAMPLES])}",
+                )
+            )
+    words = (Paragraph(f"The same for all episodes: {', '.join(equal)}."),) if equal else ()
+    return Section("Scores", (Figures(tuple(each)), *words), "One number an episode; higher is better."
+                   if len(each) > 1 else "")
+
+
+def _extreme_episode_sections(data, report) -> list[Section]:
+    """By the mean of the ranks in all scores that tell the episodes apart; where there is none, what was found."""
+    ranks = [_ranks(np.asarray(v, float)) for v in report.scores.values()
+             if np.isfinite(np.asarray(v, float)).any() and np.nanmin(v) < np.nanmax(v)]
+    odd = list(dict.fromkeys(f.where.episode for f in report.findings
+                             if f.where.episode is not None and f.where.episode < len(data)))[:2 * _N_EXAMPLES]
+    out = []
+    if odd:
+        out.append(Section("Episodes that findings name", _episode_figures(data, odd)))
+    if ranks and len(data) > 1:
+        order = np.argsort(np.nanmean(ranks, axis=0), kind="stable")
+        n = min(_N_EXAMPLES, len(data) // 2)
+        out.append(Section("Best", _episode_figures(data, order[::-1][:n]), "By the mean rank over all scores."))
+        out.append(Section("Worst", _episode_figures(data, order[:n]), "By the mean rank over all scores."))
+    return out
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 0 (lowest) to 1; NaN stays."""
+    out, there = np.full(len(values), np.nan), np.isfinite(values)
+    _, which, many = np.unique(values[there], return_inverse=True, return_counts=True)
+    middle = np.cumsum(many) - (many + 1) / 2  # equal values share a rank
+    out[there] = middle[which] / max(there.sum() - 1, 1)
+    return out
+
+
+def _episode_figures(data, numbers) -> tuple[Content, ...]:
+    items = []
+    for e in map(int, numbers):
+        episode = data[e]
+        told = f"{pluralize(len(episode), 'step')}" + (f", {'succeeded' if episode.metadata['success'] else 'failed'}"
+                                                   if isinstance(episode.metadata.get("success"), bool) else "")
+        try:
+            film = film_strip(episode)
+        except UserError:
+            film = None  # its frames are damaged: a finding says so
+        if film is not None:
+            items.append((f"Episode {e}", film, told))
+        for name in ("action", "observation.state"):
+            if (line := _line_figure(episode, name)) is not None:
+                items.append((f"Episode {e}" if film is None else "", line, f"{name}; {told}"))
+                break
+    return (Figures(tuple(items)),) if items else ()
+
+
+def _line_figure(episode: Episode, name: str) -> Figure | None:
+    try:
+        values = np.asarray(episode.steps[name])
+    except (KeyError, UserError):
+        return None
+    if values.dtype.kind not in "biuf" or values.ndim > 2:
+        return None
+    values = values.reshape(len(values), -1)[:len(episode)].astype(float)
+    names = episode.features()[name].names or range(values.shape[1])
+    return curves({str(n): (np.arange(len(values)), values[:, i]) for i, n in
+                   zip(range(min(_COMPONENTS, values.shape[1])), names, strict=False)}, "step", name)

@@ -1,0 +1,135 @@
+"""The audit of a data set: every check, in order; and the guard of what must not be given broken data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+
+from ..core import UserError, role
+from ..data.episode import Dataset
+from ..data.formats import preview_dataset, remote
+from ..data.formats.detection import format_of
+from . import checks
+from .base import AuditReport, Finding, Location, finding_from_error
+from .file_checks import check_files
+from .text import pluralize
+
+Progress = Callable[[int, int], None]  # (checks done, of)
+_ORDER = ("error", "warning", "note")
+_ERROR_CODES = {"rows-disagree", "shape-disagrees", "names-disagree", "cannot-be-read"}  # columns that cannot be had
+# steps, beyond which scores are left to `understudy curate`: they hold all of them at once
+_MAX_SCORED_STEPS = 1_000_000
+_UNREADABLE_CODES = ("cannot-be-read", "frame-damaged")
+
+
+def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True, frames: bool = True,
+          progress: Progress | None = None, **options) -> AuditReport:
+    """All findings, errors first, and the scores that need no training. Raises UserError where nothing could be opened;
+    where a file of what is otherwise a data set is why, that is a finding.
+
+    mapping: of the topics of bags, in place of the one that is proposed. frames: also decode every camera frame, which
+    takes minutes for hours of video. options: others of the format's (max_episode_steps)."""
+    path = Path(path).expanduser()
+    try:
+        data = preview_dataset(path, mapping, **options)
+    except UserError as error:
+        if "pip install" in (error.hint or "") or remote.url_of(path):  # what is missing is not in the data
+            raise
+        found = list(check_files(path))
+        if not any(f.severity == "error" for f in found):
+            format_of(path)  # raises where this is no data set; else it is one, of which something is wrong
+        return AuditReport(_sort_findings([*found, finding_from_error(error, path)]))
+    path = Path(data.metadata.get("path", path))  # the one data set in a folder of one
+    found = list(check_files(path))
+    found += find_problems(data, path, frames=frames, check_files=False, progress=progress)
+    whole = not {f.code for f in found} & _ERROR_CODES and 0 < data.steps <= _MAX_SCORED_STEPS
+    return AuditReport(_sort_findings(found), _scores(data) if scores and whole else {})
+
+
+def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False, check_files: bool = True,
+             progress: Progress | None = None) -> tuple[Finding, ...]:
+    """Of data that could be opened; of the files at `path`, too, without their checksums."""
+    chosen = checks.INTEGRITY_CHECKS + checks.QUALITY_CHECKS + (checks.FRAME_CHECKS if frames else ())
+    return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None and check_files else ()),
+                    *_run_checks(data, chosen, Path(path or data.metadata.get("path", ".")), progress)])
+
+
+def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collection[str] = ()) -> list[str]:
+    """Raises UserError where an audit would find an error, other than of a code in `despite`: what `train`, `convert`
+    and `merge` do first. Reads the numbers; checksums of whole files, and camera frames, are left to the audit and to
+    whoever decodes them. Returns the codes in `despite` that nothing has."""
+    where = Path(path or data.metadata.get("path", "."))
+    found = [
+        *(check_files(where, checksums=False) if path is not None else ()),
+        *_run_checks(data, checks.INTEGRITY_CHECKS, where),
+    ]
+    raise_on_errors(found, where, ignore)
+    return [code for code in ignore if code not in {f.code for f in found}]
+
+
+def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collection[str] = ()) -> None:
+    """Raises UserError where an error is among these findings, other than of a code in `despite`."""
+    wrong = [f for f in found if f.severity == "error" and f.code not in ignore]
+    if wrong:
+        codes = list(dict.fromkeys(f.code for f in wrong))
+        lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}" for f in _sort_findings(wrong)[:10]]
+        raise UserError(
+            f"expected data without errors, found {pluralize(len(wrong), 'error')}:\n"
+            + "\n".join(lines)
+            + ("\n  ..." if len(wrong) > 10 else ""),
+            where=where,
+            hint=f"understudy audit {where} says more; "
+            + (
+                f"understudy repair {where} --out DST saves what can be read"
+                if set(codes) & set(_UNREADABLE_CODES)
+                else "to go on all the same: " + " ".join(f"--ignore {code}" for code in codes)
+            ),
+        )
+
+
+def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
+         progress: Progress | None = None) -> Iterator[Finding]:
+    chosen = tuple(chosen)
+    if not len(data):
+        yield from checks.reader_warnings(data)
+        yield Finding("no-episodes", "note", "there is no episode", "record some", Location())
+        return
+    told = set()
+    for done, check in enumerate(chosen, 1):
+        try:
+            found = list(check(data))
+            yield from found
+            if check is checks.check_rows and found:
+                return  # the others take columns of one shape for granted
+        except UserError as error:  # of a column that is read only now; several checks may meet it
+            if str(error) not in told:
+                told.add(str(error))
+                yield finding_from_error(error, path, data[0].steps)
+        if progress is not None:
+            progress(done, len(chosen))
+
+
+def _sort_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors first. What a reader says of a file in which a check has found an error is no second finding."""
+    found = list(dict.fromkeys(found))
+    known = {f.where.file for f in found if f.severity == "error" and f.code not in _UNREADABLE_CODES}
+    found = [f for f in found if f.code not in _UNREADABLE_CODES or f.where.file not in known]
+    return tuple(sorted(found, key=lambda f: _ORDER.index(f.severity)))
+
+
+def _scores(data: Dataset) -> dict:
+    """Those without training; one that has no meaning for these data is left out."""
+    from .scores import NETWORK_SCORES, SCORES
+
+    kinds = {role(n): f.kind for n, f in data.features().items()}
+    if kinds.get("action") not in ("vector", "discrete") or "observation" not in kinds:
+        return {}  # a finding says so
+    found = {}
+    for name, make in SCORES.items():
+        if name in NETWORK_SCORES:
+            continue
+        try:
+            found[name] = make()(data)
+        except UserError:
+            continue
+    return found

@@ -1,0 +1,176 @@
+"""What the nearest steps of other episodes say of a step.
+
+A step's own episode is left out: the steps before and after it are always near and always agree with it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from ...data.episode import Dataset
+from ..base import StepScore
+from .step_table import StepTable, principal_components
+
+
+def nearest_neighbors(points: np.ndarray, episode: np.ndarray, count: int, candidates: np.ndarray
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` nearest of the points numbered `among`, from other episodes than one's own: distances (N, count),
+    infinite where there are no more, and numbers (N, count)."""
+    tree = cKDTree(points[candidates])
+    whose = episode[candidates]
+    far = np.full((len(points), count), np.inf)
+    near = np.zeros((len(points), count), np.int64)
+    left, ask = np.arange(len(points)), min(2 * count + 2, len(candidates))
+    while len(left):
+        away, which = tree.query(points[left], np.arange(1, ask + 1), workers=-1)
+        theirs = whose[which] != episode[left][:, None]
+        order = np.argsort(~theirs, axis=1, kind="stable")[:, :count]
+        theirs, away, which = (np.take_along_axis(x, order, 1) for x in (theirs, away, which))
+        full = theirs.all(1) & (theirs.shape[1] == count) | (ask == len(candidates))
+        n = theirs.shape[1]
+        far[left[full], :n] = np.where(theirs, away, np.inf)[full]
+        near[left[full], :n] = candidates[which][full]
+        left, ask = left[~full], min(4 * ask, len(candidates))
+    return far, near
+
+
+@dataclass(frozen=True)
+class NeighborScore(StepScore):
+    """count: of nearest steps that are asked. inputs: the columns that are the state, empty: all of numbers. limit: at
+    most so many steps are there to be found, drawn with `seed`; every step is still judged."""
+
+    n_neighbors: int = 10
+    inputs: tuple[str, ...] = ()
+    max_steps: int = 20_000
+    seed: int = 0
+
+    def steps(self, data: Dataset):
+        table = StepTable.from_data(data, self.inputs)
+        among = np.flatnonzero(table.is_complete)
+        if len(among) > self.max_steps:
+            among = np.sort(np.random.default_rng(self.seed).choice(among, self.max_steps, replace=False))
+        if len(set(table.episode[among].tolist())) < 2:  # nobody to compare with
+            return table.split(np.full(len(table), np.nan))
+        far, near = nearest_neighbors(
+            principal_components(self.search_space(table)), table.episode, self.n_neighbors, among
+        )
+        found = np.isfinite(far)
+        return table.split(self.score_neighbors(table, far, np.where(found, near, near[:, :1]), found))
+
+    def search_space(self, table: StepTable) -> np.ndarray:
+        """(N, D): what near means."""
+        return table.state
+
+    @abstractmethod
+    def score_neighbors(
+        self, table: StepTable, distances: np.ndarray, indices: np.ndarray, is_valid: np.ndarray
+    ) -> np.ndarray:
+        """(N,) of distances, numbers and whether there is one at all, each (N, count), nearest first."""
+
+
+def _variance(values: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """(N, count, D) -> (N,): the variance, without bias, summed over components and divided by their number."""
+    weight = found[..., None] / np.maximum(found.sum(1), 1)[:, None, None]
+    mean = (weight * values).sum(1, keepdims=True)
+    spread = (weight * (values - mean) ** 2).sum(1).mean(1)
+    n = found.sum(1)
+    return np.where(n > 1, spread * n / np.maximum(n - 1, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class ActionVariance(NeighborScore):
+    """Minus the variance of what is done in this state and its nearest ones: 0 where all do the same, -1 where they
+    differ as much as all actions of the data (Belkhale et al. 2023, Data Quality in Imitation Learning, whose clusters
+    of states these neighbors stand for).
+
+    Sparse data score worse, since farther neighbors differ by the slope of the policy too; and two good ways of doing
+    a thing are variance, which a regression suffers from and a mixture or flow does not."""
+
+    def score_neighbors(self, table, distances, indices, is_valid):
+        own = table.action[:, None]
+        return -_variance(np.concatenate([own, table.action[indices]], 1), np.c_[np.ones(len(own), bool), is_valid])
+
+
+@dataclass(frozen=True)
+class ActionConsistency(NeighborScore):
+    """Minus the squared distance of the action from the mean of those in the nearest states, by its components: it
+    blames the one who does otherwise, where ActionVariance blames the place (after Belkhale et al. 2023)."""
+
+    def score_neighbors(self, table, distances, indices, is_valid):
+        weight = is_valid[..., None] / np.maximum(is_valid.sum(1), 1)[:, None, None]
+        return -((table.action - (weight * table.action[indices]).sum(1)) ** 2).mean(1)
+
+
+@dataclass(frozen=True)
+class StateDiversity(NeighborScore):
+    """How far, on average, the nearest states of others are: high where only this episode has been. What is rare is not
+    always good (Belkhale et al. 2023): `state-similarity` is the opposite judgement."""
+
+    def score_neighbors(self, table, distances, indices, is_valid):
+        return np.where(is_valid, distances, 0).sum(1) / is_valid.sum(1)
+
+
+@dataclass(frozen=True)
+class StateSimilarity(NeighborScore):
+    """Minus the mean distance of the nearest states of others: high where many have been, so that what is to be done
+    there is well known (the state similarity of Belkhale et al. 2023, by distance in place of a count)."""
+
+    def score_neighbors(self, table, distances, indices, is_valid):
+        return -np.where(is_valid, distances, 0).sum(1) / is_valid.sum(1)
+
+
+@dataclass(frozen=True)
+class TransitionDiversity(NeighborScore):
+    """The variance of what followed upon nearly the same state and action, in units of that of all changes: the noise
+    of the system (Belkhale et al. 2023). Much of it teaches to recover where data are many, and spreads few data
+    thin."""
+
+    def search_space(self, table):
+        return np.concatenate([table.state, table.action], 1)
+
+    def score_neighbors(self, table, distances, indices, is_valid):
+        change = table.next_state - table.state
+        known = table.has_next
+        spread = change[known].std(0) if known.any() else np.ones(change.shape[1])
+        change = np.where(spread > 1e-6, change / np.maximum(spread, 1e-6), 0)
+        theirs = np.concatenate([change[:, None], change[indices]], 1)
+        return _variance(theirs, np.c_[known, is_valid & known[indices]])
+
+
+@dataclass(frozen=True)
+class Typicality(NeighborScore):
+    """Minus the distance to the `count`-th nearest pair of state and action of others: low for outliers (Ramaswamy et
+    al. 2000, Efficient Algorithms for Mining Outliers)."""
+
+    def search_space(self, table):
+        return np.concatenate([table.state, table.action], 1)
+
+    def score_neighbors(self, table, distances, indices, is_valid):
+        return -np.where(is_valid, distances, 0).max(1)
+
+
+@dataclass(frozen=True)
+class Unimodality(NeighborScore):
+    """Minus how clearly the actions in the nearest states fall in two groups: of their variance along its main
+    direction, the share that the best cut in two explains, from 0 (no more than of an even spread, 3/4) to -1 (two
+    points); times their variance, so that a little scatter is no two ways. (Fisher 1958: the best cut in groups.)"""
+
+    n_neighbors: int = 20
+
+    def score_neighbors(self, table, distances, indices, is_valid):
+        k = indices.shape[1] + 1
+        a = np.concatenate([table.action[:, None], table.action[indices]], 1).astype(np.float64)
+        a = a - a.mean(1, keepdims=True)
+        spread = np.einsum("nki,nkj->nij", a, a) / k
+        values, axes = np.linalg.eigh(spread)
+        along = np.sort(np.einsum("nki,ni->nk", a, axes[:, :, -1]), 1)
+        left = np.cumsum(along, 1)[:, :-1]
+        n = np.arange(1, k)
+        between = (left**2 * (1 / n + 1 / (k - n)) / k).max(1)  # the mean is 0
+        share = between / np.maximum(values[:, -1], 1e-12)
+        clear = np.clip((share - 0.75) / 0.25, 0, 1)
+        return np.where(is_valid.all(1), -clear * np.minimum(values[:, -1], 1), np.nan)

@@ -1,0 +1,223 @@
+"""Scores that train small networks of their own on the numbers of each step: seconds to a minute on a CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from ...core import UserError
+from ...data.episode import Dataset
+from ..base import StepScore
+from .step_table import StepTable
+
+
+class NetworkEnsemble(nn.Module):
+    """`members` networks of two hidden layers that answer side by side: (N, inputs) or (members, N, inputs) ->
+    (members, N, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, n_members: int = 1, width: int = 64, seed: int = 0):
+        super().__init__()
+        rng = Generator().manual_seed(seed)
+        sizes = (inputs, width, width, outputs)
+        self.weights = nn.ParameterList(
+            nn.Parameter((2 * torch.rand(n_members, i, o, generator=rng) - 1) / max(i, 1) ** 0.5)
+            for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(n_members, 1, o)) for o in sizes[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.matmul(x, w) + b
+            x = torch.nn.functional.gelu(x) if layer < 2 else x
+        return x
+
+
+def fit_regression(
+    state: np.ndarray, action: np.ndarray, members: int, steps: int, seed: int, batch: int = 128
+) -> NetworkEnsemble:
+    """Networks that answer the mean action, each from its own first weights and its own order of the same data."""
+    x, y, rng = torch.as_tensor(state), torch.as_tensor(action), Generator().manual_seed(seed)
+    nets = NetworkEnsemble(x.shape[1], y.shape[1], members, seed=seed)
+    optim = torch.optim.Adam(nets.parameters(), 2e-3)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
+    for _ in range(steps):
+        at = torch.randint(len(x), (members, batch), generator=rng)
+        loss = (nets(x[at]) - y[at]).square().mean((1, 2)).sum()
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+        rate.step()
+    return nets
+
+
+# -- compatibility ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CompatibilityResult:
+    """Of each step: how far the action is from what the ensemble does (mean over members and components of the squared
+    error, in units of the base data's variance), how much the members differ (standard deviation, mean over
+    components), and the two limits."""
+
+    error: Sequence[np.ndarray]
+    novelty: Sequence[np.ndarray]
+    error_threshold: float
+    novelty_threshold: float
+
+    def n_incompatible(self) -> np.ndarray:
+        """(E,) the number of steps that do otherwise where the base policy knows what to do."""
+        return np.array([int(((e > self.error_threshold) & (u < self.novelty_threshold)).sum())
+                         for e, u in zip(self.error, self.novelty, strict=True)])
+
+
+@dataclass(frozen=True)
+class Compatibility(StepScore):
+    """1 where a step does what a base policy already does, or where that policy does not know; 0 where it knows and
+    does otherwise (Gandhi et al. 2022, Eliciting Compatible Demonstrations for Multi-Human Imitation Learning): an
+    ensemble of regressions says both.
+
+    base: the demonstrations that the policy is of; without, every episode is judged by what the others do, in `folds`
+    parts. far and novel: the limits of error and of disagreement; without, the 0.95 quantiles over steps of the base
+    data that the ensemble was not trained on (of two halves), since those it was trained on look too well known. The
+    base should do the task in one way: the mean of two ways is neither, and both look bad.
+    """
+
+    base: Dataset | None = None
+    error_threshold: float | None = None
+    novelty_threshold: float | None = None
+    n_members: int = 5
+    n_updates: int = 400  # updates
+    folds: int = 3
+    seed: int = 0
+    inputs: tuple[str, ...] = ()
+
+    def steps(self, data):
+        return [
+            np.where(u > found.novelty_threshold, 1.0, 1 - np.minimum(e / max(found.error_threshold, 1e-12), 1.0))
+            * np.where(np.isfinite(e), 1.0, np.nan)
+            for found, e, u in self._compare_folds(data)
+        ]
+
+    def compare_to_base(self, data: Dataset) -> CompatibilityResult:
+        """By `base`, which must be given: a demonstration is refused if `bad()` counts more than a few steps (there 0
+        to 5, by task and operator)."""
+        if self.base is None:
+            raise UserError("expected base demonstrations, found none", where="Compatibility", hint="give base=...")
+        table = StepTable.from_data(self.base, self.inputs)
+        return self._compare_tables(table, np.ones(len(table.length), bool), StepTable.from_data(data, like=table))
+
+    def _compare_folds(self, data):
+        if self.base is not None:
+            found = self.compare_to_base(data)
+            return [(found, e, u) for e, u in zip(found.error, found.novelty, strict=True)]
+        table = StepTable.from_data(data, self.inputs)
+        if len(data) < 2:
+            nan = np.full(int(table.length.sum()), np.nan)
+            return [(CompatibilityResult((), (), math.nan, math.nan), nan, nan)] * len(data)
+        fold = np.random.default_rng(self.seed).permutation(len(data)) % min(self.folds, len(data))
+        out = [None] * len(data)
+        for part in range(fold.max() + 1):
+            found = self._compare_tables(table, fold != part, table)
+            for i in np.flatnonzero(fold == part):
+                out[i] = (found, found.error[i], found.novelty[i])
+        return out
+
+    def _compare_tables(self, base: StepTable, mine: np.ndarray, table: StepTable) -> CompatibilityResult:
+        episodes = np.flatnonzero(mine)
+        far, novel = self.error_threshold, self.novelty_threshold
+        if far is None or novel is None:
+            half = np.random.default_rng(self.seed).permutation(len(episodes)) % 2 == 0
+            if half.all():  # one episode: there is no other
+                half = None
+            error, spread = [], []
+            for known, new in (((episodes[half], episodes[~half]), (episodes[~half], episodes[half]))
+                               if half is not None else ((episodes, episodes),)):
+                e, u = self._ensemble_error(base, known, base, new)
+                error.append(e)
+                spread.append(u)
+            far = float(np.quantile(np.concatenate(error), 0.95)) if far is None else far
+            novel = float(np.quantile(np.concatenate(spread), 0.95)) if novel is None else novel
+        error, spread = self._ensemble_error(base, episodes, table, None)
+        return CompatibilityResult(table.split(error), table.split(spread), far, novel)
+
+    def _ensemble_error(self, base, known, table, which):
+        at = np.isin(base.episode, known) & base.whole
+        if not at.any():
+            raise UserError("expected base demonstrations with numbers in them, found none", where="Compatibility",
+                            hint="see where their numbers are not finite: understudy audit DATA")
+        nets = fit_regression(base.state[at], base.action[at], self.n_members, self.n_updates, self.seed)
+        look = np.ones(len(table), bool) if which is None else np.isin(table.episode, which) & table.whole
+        with torch.no_grad():
+            says = nets(torch.as_tensor(table.state[look])).numpy()
+        error = ((says - table.action[look]) ** 2).mean((0, 2))
+        return error, says.std(0).mean(1)
+
+
+# -- expertise ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expertise(StepScore):
+    """The probability that a step's demonstrator does here what the experts do, learnt without labels along with what
+    that is (ILEED, Beliaev et al. 2022, Imitation Learning by Estimating Expertise of Demonstrators): a demonstrator's
+    expertise in a state is sigmoid(f(state) . w), w its own; with that probability the action is the common policy's,
+    a Gaussian about a network's mean, otherwise one drawn evenly over the range of actions. All are fitted by maximum
+    likelihood.
+
+    by: the fact of an episode that says who showed it ("operator"); without, each episode is a demonstrator. It takes
+    good steps to be the more common ones, or to agree with each other more."""
+
+    demonstrator_key: str | None = None
+    n_updates: int = 1000  # updates
+    n_components: int = 4
+    seed: int = 0
+    inputs: tuple[str, ...] = ()
+
+    def steps(self, data):
+        table = StepTable.from_data(data, self.inputs)
+        names = [
+            str(e.metadata.get(self.demonstrator_key)) if self.demonstrator_key else str(i) for i, e in enumerate(data)
+        ]
+        if self.demonstrator_key and all(self.demonstrator_key not in e.metadata for e in data):
+            raise UserError(f"expected episodes that say {self.demonstrator_key!r}, found none", where="Expertise",
+                            hint="name a fact that they have, or none, so that each is a demonstrator")
+        _, who = np.unique(names, return_inverse=True)
+        whole = np.flatnonzero(table.is_complete)
+        if not len(whole):
+            return table.split(np.full(len(table), np.nan))
+        x, y = torch.as_tensor(table.state), torch.as_tensor(table.action)
+        person = torch.as_tensor(who[table.episode])
+        y = y[:, torch.as_tensor(np.ptp(table.action[whole], axis=0) > 0)]  # what never varies tells nobody apart
+        even = -float((y[whole].amax(0) - y[whole].amin(0)).log().sum())
+        means = NetworkEnsemble(x.shape[1], y.shape[1], seed=self.seed)
+        seen = NetworkEnsemble(x.shape[1], self.n_components, seed=self.seed + 1)
+        skill = nn.Parameter(torch.zeros(int(who.max()) + 1, self.n_components))
+        noise = nn.Parameter(torch.zeros(y.shape[1]))
+        rng = Generator().manual_seed(self.seed)
+        optim = torch.optim.Adam([{"params": [*means.parameters(), *seen.parameters(), noise], "lr": 3e-3},
+                                  {"params": [skill], "lr": 3e-2}])
+        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optim, self.n_updates)
+
+        def logit(at):
+            f = torch.cat([seen(x[at])[0, :, 1:], torch.ones(len(at), 1)], 1)  # a part of skill is for all states
+            return (f * skill[person[at]]).sum(1) + 1.0
+
+        for _ in range(self.n_updates):
+            at = torch.as_tensor(whole)[torch.randint(len(whole), (256,), generator=rng)]
+            error = (means(x[at])[0] - y[at]) / noise.exp()
+            expert = -0.5 * (error**2).sum(1) - noise.sum() - 0.5 * y.shape[1] * math.log(2 * math.pi)
+            rho = logit(at)
+            likely = torch.logaddexp(nn.functional.logsigmoid(rho) + expert, nn.functional.logsigmoid(-rho) + even)
+            loss = -likely.mean() + 1e-3 * skill.square().mean()
+            optim.zero_grad()
+            loss.backward()
+            optim.step()
+            rate.step()
+            with torch.no_grad():
+                noise.clamp_(-3.0, 1.0)  # so that no single step is fitted exactly
+        with torch.no_grad():
+            return table.split(torch.sigmoid(logit(torch.arange(len(x)))).numpy())

@@ -1,0 +1,57 @@
+"""What to collect next, with a budget."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...core import UserError
+from ...data.episode import Dataset
+from .step_table import StepTable
+
+
+def select_within_budget(
+    candidates: np.ndarray | Dataset,
+    budget: float,
+    *,
+    existing: np.ndarray | Dataset | None = None,
+    cost: np.ndarray | None = None,
+    value_of: np.ndarray | None = None,
+) -> list[int]:
+    """Numbers of the candidates to collect, in order, whose costs together are at most `budget`.
+
+    Each time that one is taken whose distance from everything that is there or was chosen, times its worth, is the
+    largest for its cost (1 each, without): the farthest first, so that nothing stays far from what is known (Gonzalez
+    1985; as active learning: Sener and Savarese 2018, A Core-Set Approach). `worth` may be how unsure a policy is
+    there, or how often it fails.
+
+    candidates, have: points (N, D) in the same units, or data sets, of which the first states are compared in units of
+    the standard deviation of both.
+    """
+    if isinstance(candidates, Dataset):
+        if existing is not None and not isinstance(existing, Dataset):
+            raise UserError("expected both to be data sets or both points, found one of each", where="choose",
+                            hint="give `have` in the form that the candidates are in")
+        table = StepTable.from_data(candidates if existing is None else candidates + existing)
+        starts = table.state[np.cumsum(table.length) - table.length]
+        candidates, existing = starts[: len(candidates)], starts[len(candidates):]
+    points = np.asarray(candidates, float)
+    price = np.ones(len(points)) if cost is None else np.asarray(cost, float)
+    value = np.ones(len(points)) if value_of is None else np.asarray(value_of, float)
+    if price.shape != (len(points),) or value.shape != price.shape or not (price > 0).all():
+        raise UserError(f"expected a cost above 0 and a worth for each of {len(points)} candidates, found costs of "
+                        f"shape {price.shape}, the least {price.min(initial=np.inf):g}, and worths of shape "
+                        f"{value.shape}", where="choose",
+                        hint="give one number of each for every candidate, or none for all alike")
+    known = np.zeros((0, points.shape[1])) if existing is None else np.asarray(existing, float)
+    # With nothing there yet, all are equally far, and the worth decides.
+    away = np.min([np.linalg.norm(points - k, axis=1) for k in known], 0) if len(known) else np.ones(len(points))
+    first, left, chosen = not len(known), float(budget), []
+    while True:
+        able = (price <= left + 1e-12) & ~np.isin(np.arange(len(points)), chosen)
+        if not able.any():
+            return chosen
+        best = int(np.argmax(np.where(able, away * value / price, -np.inf)))
+        chosen.append(best)
+        left -= price[best]
+        step = np.linalg.norm(points - points[best], axis=1)
+        away, first = (step if first else np.minimum(away, step)), False

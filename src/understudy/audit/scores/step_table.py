@@ -1,0 +1,117 @@
+"""The steps of all episodes as one table of numbers, which is what most scores look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...core import UserError
+from ...data.episode import Dataset
+from ...data.packed_columns import PackedColumns
+
+MAX_COMPONENTS = 12  # more components than that are seen through as many principal ones: neighbors mean little in more
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """N steps. Every component in units of its standard deviation about its mean, constant ones 0; a step with a value
+    that is no number is 0 throughout and not `whole`."""
+
+    state: np.ndarray  # (N, S) float32
+    action: np.ndarray  # (N, A) float32
+    next_state: np.ndarray  # (N, S) float32, the state that follows; the same state where none was seen
+    has_next: np.ndarray  # (N,) bool, whether one was seen
+    is_complete: np.ndarray  # (N,) bool
+    episode: np.ndarray  # (N,) int64
+    length: np.ndarray  # (E,) int64
+    scales: tuple[np.ndarray, ...]  # means and deviations, of state and action
+    inputs: tuple[str, ...]
+
+    @staticmethod
+    def from_data(data: Dataset, inputs: tuple[str, ...] = (), like: StepTable | None = None) -> StepTable:
+        """inputs: the columns that are the state; empty: every "observation." column of numbers. like: in the columns
+        and units of this table. Raises UserError where there are none, or no actions."""
+        features = data.features()
+        if like is not None:
+            inputs = like.inputs
+        inputs = inputs or tuple(sorted(k for k, f in features.items() if k.startswith("observation.")
+                                        and f.kind in ("vector", "discrete") and f.size))
+        where = str(data.metadata.get("path", "data set"))
+        for name in (*inputs, "action"):
+            if name not in features or features[name].kind not in ("vector", "discrete"):
+                raise UserError(f"expected a column {name!r} of numbers, found {', '.join(sorted(features))}",
+                                where=where, hint="name the columns that scores look at (inputs=...)")
+        if not inputs:
+            raise UserError(f"expected observations that are numbers, found {', '.join(sorted(features))}",
+                            where=where, hint="scores look at numbers, not at pictures: add a column of them, say of a "
+                                            "network's features")
+        pack = PackedColumns.from_episodes(data, (*inputs, "action"))
+        length = pack.lengths
+        episode = np.repeat(np.arange(len(length)), length)
+        step = np.arange(len(episode)) - np.repeat(np.cumsum(length) - length, length)
+
+        def rows(name, at):
+            found = pack.columns[name].gather(episode, at[:, None])[:, 0]
+            return found.reshape(len(found), -1).astype(np.float64)
+
+        state = np.concatenate([rows(k, step) for k in inputs], 1)
+        after = np.concatenate([rows(k, step + 1) for k in inputs], 1)
+        action = rows("action", step)
+        if features["action"].kind == "discrete":  # numbers of choices have no distance
+            action = np.concatenate([np.eye(int(c.max(initial=0)) + 1)[c] for c in action.astype(int).T], 1)
+        followed = step + 1 < np.min([pack.columns[k].lengths for k in inputs], 0)[episode]
+        whole = np.isfinite(state).all(1) & np.isfinite(action).all(1) & np.isfinite(after).all(1)
+        units = like.scales if like is not None else (*_mean_and_std(state[whole]), *_mean_and_std(action[whole]))
+        if like is not None and (state.shape[1] != len(units[0]) or action.shape[1] != len(units[2])):
+            raise UserError(f"expected states of {len(units[0])} and actions of {len(units[2])} numbers, found "
+                            f"{state.shape[1]} and {action.shape[1]}", where=where, hint="compare data of one robot")
+
+        def scaled(x, centre, spread):
+            return np.where(whole[:, None], (x - centre) / spread, 0.0).astype(np.float32)
+
+        return StepTable(
+            scaled(state, *units[:2]),
+            scaled(action, *units[2:]),
+            scaled(after, *units[:2]),
+            followed & whole,
+            whole,
+            episode,
+            length,
+            units,
+            inputs,
+        )
+
+    def __len__(self) -> int:
+        return len(self.episode)
+
+    def split(self, values: np.ndarray) -> Sequence[np.ndarray]:
+        """(N,) -> for each episode (T,); NaN at steps that are not whole."""
+        found = np.where(self.is_complete, np.asarray(values, float), np.nan)
+        return np.split(found, np.cumsum(self.length)[:-1])
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """(N,) -> (E,), over the steps where it is a number."""
+        good = np.isfinite(values) & self.is_complete
+        count = np.bincount(self.episode[good], minlength=len(self.length))
+        total = np.bincount(self.episode[good], values[good], minlength=len(self.length))
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not len(x):
+        return np.zeros(x.shape[1]), np.ones(x.shape[1])
+    spread = x.std(0)
+    # What varies by rounding only is constant: it must not become as loud as the rest.
+    still = spread <= 1e-6 * np.maximum(np.abs(x).max(0), 1e-12)
+    return x.mean(0), np.where(still, np.inf, spread)
+
+
+def principal_components(points: np.ndarray, n_components: int = MAX_COMPONENTS) -> np.ndarray:
+    """(N, D) -> (N, <= dims): the first principal components, where there are more dimensions than that."""
+    if points.shape[1] <= n_components:
+        return points
+    centred = points - points.mean(0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    return centred @ axes[:, ::-1][:, :n_components]

@@ -1,0 +1,111 @@
+"""Claims about which demonstrations to learn from: a source marks every step for every arm, and an arm learns from what
+is marked for it, with the same number of updates on batches of the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..data.episode import Dataset, Episode
+from ..data.window import Window
+from ..envs import make
+from ..evaluate.evaluation import recording_seed
+from ..evaluate.rollout import rollout
+from ..execute.actor import Actor, PolicyActor
+from ..execute.chunking import RecedingHorizon
+from ..execute.planners import FixedBatch
+from ..heads.base import Head
+from ..heads.regression import Regression
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.fit import fit
+from ..learn.method import Method
+from ..learn.optimizer import OptimizerConfig
+from ..nets.encoders import ConcatEncoder
+from ..nets.mlp import MLP
+from ..policy import Policy, PolicyConfig
+from .base import Arm
+from .measures import ROWS
+
+
+@dataclass(frozen=True)
+class CuratedMethod:
+    """`method`, of which each step is drawn as often as its column "keep.`by`" says."""
+
+    method: Method
+    curation: str
+
+
+def cloning_method(
+    lr: float, head: Head | None = None, window: Window | None = None, n_action_steps: int = 1, steps: int = 500
+) -> Method:
+    recipe = PolicyConfig(head or Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window or Window())
+    return Method(
+        recipe, RecedingHorizon(n_action_steps), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr))
+    )
+
+
+def arms(*by: str, options: Sequence[Method] = (cloning_method(3e-3), cloning_method(1e-3))) -> tuple[Arm, ...]:
+    """One a way to keep, each with the same trials of tuning."""
+    return tuple(Arm(b, tuple(CuratedMethod(o, b) for o in options)) for b in by)
+
+
+def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split: int = 0, **options) -> Dataset:
+    """Rollouts of `actor` that succeed, the first `episodes` of them; `part` keeps several draws of a seed apart."""
+    made = make(env, rows=ROWS, **options)
+    found: list[Episode] = []
+    for more in range(20):
+        ran = rollout(actor, made, max(episodes, 5), recording_seed(seed), first=100_000 * split + 1000 * more)
+        found += [e for e in ran if e.metadata["success"]]
+        if len(found) >= episodes:
+            return Dataset(found[:episodes], ran.metadata)
+    raise RuntimeError(f"{env}: hardly any demonstration succeeds")
+
+
+def with_keep_columns(
+    data: Sequence[Episode], weights: Mapping[str, Sequence[np.ndarray | float]], metadata=None
+) -> Dataset:
+    """With a column "keep.NAME" for each name, from one weight an episode or one a step."""
+    out = [e.replace({f"keep.{name}": np.broadcast_to(np.asarray(values[i], np.float32), (len(e),)).copy()
+                  for name, values in weights.items()}) for i, e in enumerate(data)]
+    return Dataset(out, metadata if metadata is not None else getattr(data, "metadata", {}))
+
+
+_loaded_datasets: dict = {}  # (source, seed) -> what it marked, of this process
+
+
+def cached_load(load_function: Callable[[object, int], Dataset]) -> Callable[[object, int], Dataset]:
+    """Sources are asked for the same seed by every arm."""
+    def load(self, seed):
+        if (self, seed) not in _loaded_datasets:
+            while len(_loaded_datasets) > 12:
+                _loaded_datasets.pop(next(iter(_loaded_datasets)))
+            _loaded_datasets[self, seed] = load_function(self, seed)
+        return _loaded_datasets[self, seed]
+    return load
+
+
+def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
+    """Trained on what is marked for it, its statistics of that alone."""
+    column, inner = f"keep.{method.curation}", method.method
+    mine = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
+    torch.manual_seed(seed)
+    policy = Policy(replace(inner.policy, inputs=("observation.state",)), mine.features()).fit_statistics(mine)
+    learner = inner.learner.build(policy, seed, inner.learner.steps)
+    windows = policy.windows(mine, sampling_weights=lambda e: e.steps[column])
+    fit(learner, lambda n: windows.batch(inner.learner.batch_size, n, seed), inner.learner.steps)
+    return learner.trained_policy.eval()
+
+
+def curated_success(
+    experiment, method: CuratedMethod, data: Dataset, seed: int, episodes: int, starts: int
+) -> dict[str, list[float]]:
+    """success, 0 or 1 for each start; and every fact "FIGURE.BY" of the data's that is of this arm, once a run."""
+    policy = train_curated(method, data, seed)
+    made = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.env_options))
+    ran = rollout(PolicyActor(FixedBatch(policy, ROWS), method.method.executor), made, episodes, seed=starts)
+    figures = {k.removesuffix(f".{method.curation}"): [float(v)] for k, v in data.metadata.get("figures", {}).items()
+               if k.endswith(f".{method.curation}")}
+    return {"success": [float(e.metadata["success"]) for e in ran], **figures}

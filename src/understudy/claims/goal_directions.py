@@ -1,0 +1,73 @@
+"""Tasks that are alike, for claims: push, with goals in some directions from the block only."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import torch
+
+from ..core import keys
+from ..data.episode import Dataset, Episode
+from ..envs.push import Push
+from ..evaluate.evaluation import recording_seed
+from ..evaluate.rollout import rollout
+from ..execute.actor import Actor, PolicyActor
+from ..execute.planners import FixedBatch
+from ..learn.fit import fit
+from ..learn.method import Method
+from ..policy import Policy
+
+ROWS, N_DIRECTIONS = 100, 8  # environments side by side; results do not depend on it
+
+
+class DirectedPush(Push):
+    """Push, with the goal in one of `sectors` (0 to 7, from the x axis on) as seen from the block's first place."""
+
+    def __init__(self, rows: int, directions: tuple[int, ...], limit: int = 100):
+        self.directions = directions
+        super().__init__(rows, limit)
+
+    def initial_state(self, key):
+        drawn = super().initial_state(key)
+        for n in range(1, 1000):
+            ahead = drawn["goal"] - drawn["block"]
+            sector = np.floor(np.arctan2(ahead[:, 1], ahead[:, 0]) % (2 * math.pi) / (2 * math.pi / N_DIRECTIONS))
+            (others,) = (~np.isin(sector, self.directions)).nonzero()
+            if not len(others):
+                break
+            again = super().initial_state(torch.cat([keys(k, [n]) for k in key[others].tolist()]))
+            for name, value in again.items():
+                drawn[name][others] = value
+        return drawn
+
+
+def direction_demonstrations(actor: Actor, directions: tuple[int, ...], episodes: int, seed: int, split: int = 0,
+                   limit: int = 100) -> list[Episode]:
+    """The first `episodes` rollouts of `actor` that succeed; `part` keeps several draws of a seed apart."""
+    env, found = DirectedPush(min(ROWS, episodes), directions, limit), []
+    for more in range(20):
+        ran = rollout(actor, env, episodes, recording_seed(seed), first=100_000 * split + 1000 * more)
+        found += [e for e in ran if e.metadata["success"]]
+        if len(found) >= episodes:
+            return found[:episodes]
+    raise RuntimeError("hardly any demonstration succeeds")
+
+
+def train_policy(method: Method, data: Dataset, seed: int, policy: Policy | None = None) -> Policy:
+    """From `policy`, whose statistics of the data stay as they are, or from scratch."""
+    torch.manual_seed(seed)
+    policy = Policy(method.policy, data.features()).fit_statistics(data) if policy is None else (
+        copy.deepcopy(policy).requires_grad_(True))
+    learner = method.learner.build(policy, seed, method.learner.steps)
+    windows = policy.windows(data)
+    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), method.learner.steps)
+    return learner.trained_policy.eval()
+
+
+def rollout_policy(policy: Policy, method: Method, directions: tuple[int, ...], episodes: int, starts: int) -> Dataset:
+    rows = min(ROWS, episodes)
+    return rollout(
+        PolicyActor(FixedBatch(policy, rows), method.executor), DirectedPush(rows, directions), episodes, seed=starts
+    )

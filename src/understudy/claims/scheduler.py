@@ -1,0 +1,242 @@
+"""All claims that are due, within a budget: what has no record, or one whose code or data have changed since."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from multiprocessing import connection
+from typing import Any
+
+import torch
+
+from ..core import UserError
+from ..evaluate.workers import WorkerCount, connect_ray, exit_reason, watch_parent
+from ..files import write_json
+from .base import Claim, MissingRequirement
+from .records import find_claim, list_claims, record_path
+from .runner import run_claim
+
+LogFunction = Callable[[str], None]
+
+
+def due_claims(entries: Sequence[dict] | None = None) -> list[dict]:
+    """Of `records.listing`, those that are stale or not run: the cheapest by its last record first, of equals the older
+    record; then those that never ran, whose cost nobody knows."""
+    listed = list_claims() if entries is None else entries
+    waiting = [e for e in listed if e["stale"] or e["verdict"] == "not run"]
+    return sorted(waiting, key=lambda e: (e["seconds"] is None, e["seconds"] or 0.0, e["date"] or "", e["name"]))
+
+
+def missing_requirements(claim: Claim) -> list[str]:
+    """Of what the claim needs, in its own words, what is not on this machine."""
+    return [need for need in claim.needs if not _is_available(need)]
+
+
+def _is_available(need: str) -> bool:
+    if m := re.fullmatch(r"the (\w+) extra", need):
+        return all(_is_installed(name) for name in _extra_packages(m[1]))
+    if m := re.search(r"\(([A-Z_]+)\)", need):  # a variable that names a folder
+        return os.path.isdir(os.environ.get(m[1], ""))
+    return True  # its run will say
+
+
+def _extra_packages(name: str) -> list[str]:
+    """The packages of one of understudy's extras."""
+    wanted = [r for r in metadata.requires("understudy") or () if re.search(rf"extra == ['\"]{name}['\"]", r)]
+    return [re.match(r"[\w.-]+", r)[0] for r in wanted]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+@dataclass
+class ScheduleOutcome:
+    """What became of the claims that were due. `here`: {name: verdict} of those that ran. left: {name: why}, of those
+    that the budget did not reach."""
+
+    verdicts: dict[str, str] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)  # {name: what it needs}
+    failed: dict[str, str] = field(default_factory=dict)  # {name: error}
+    not_run: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing that can run here is left to run."""
+        return not self.failed and not self.not_run
+
+
+def try_claim(name: str, log: LogFunction = lambda text: None) -> tuple[str, Any]:
+    """One claim: ("done", record), ("absent", what it needs) or ("failed", why)."""
+    import traceback
+
+    torch.set_num_threads(1)
+    try:
+        return "done", run_claim(find_claim(name), log=log)
+    except MissingRequirement as error:
+        return "absent", str(error)
+    except UserError as error:
+        return "failed", str(error)
+    except Exception:
+        return "failed", traceback.format_exc()
+
+
+def run_all(
+    entries: Sequence[dict],
+    budget: float | None = None,
+    workers: WorkerCount = 1,
+    log: LogFunction = lambda text: None,
+    *,
+    run_one: Callable[..., tuple[str, Any]] = try_claim,
+) -> ScheduleOutcome:
+    """Runs these claims in their order, `workers` at a time, each in a process of its own and in one thread.
+
+    budget: seconds from now; None is all the time there is. A claim starts only if what its record says it took still
+    fits; one that is running when the budget ends is stopped. The cells of it that are done are kept, and the next run
+    goes on from there. attempt: what is done in the process.
+    """
+    out, began = ScheduleOutcome(), time.monotonic()
+    waiting: deque[dict] = deque()
+    for e in entries:
+        if lacks := e.get("missing"):
+            out.unavailable[e["name"]] = ", ".join(lacks)
+        else:
+            waiting.append(e)
+    for name, lacks in out.unavailable.items():
+        log(f"{name}: not here, needs {lacks}")
+
+    def left() -> float | None:
+        return None if budget is None else budget - (time.monotonic() - began)
+    with (_RayBackend if workers == "ray" else _ProcessBackend)(workers, run_one) as crew:
+        while waiting or crew.running:
+            while waiting and len(crew.running) < crew.count:
+                e, time_left = waiting.popleft(), left()
+                if time_left is not None and time_left <= (e["seconds"] or 0.0):
+                    took = "never ran" if e["seconds"] is None else f"took {e['seconds']:.0f} s"
+                    out.not_run[e["name"]] = f"{took}, and {max(time_left, 0):.0f} s are left"
+                    log(f"{e['name']}: left for another time ({out.not_run[e['name']]})")
+                    continue
+                took = "its first run" if e["seconds"] is None else f"took {e['seconds']:.0f} s last time"
+                log(f"{e['name']}: starts ({took})")
+                crew.start(e["name"])
+            if crew.running:
+                for name, kind, said in crew.receive(left()):
+                    if kind == "said":
+                        log(f"{name}: {said}")
+                        continue
+                    if kind == "done":
+                        out.verdicts[name] = said["verdict"]
+                        write_json(record_path(name), said)  # also where it ran elsewhere
+                    else:
+                        (out.unavailable if kind == "absent" else out.failed)[name] = said
+                    words = f"{said['verdict']} here" if kind == "done" else f"{'not here' * (kind == 'absent')} {said}"
+                    log(f"{name}: {words.strip()}")
+                if (time_left := left()) is not None and time_left <= 0:
+                    for name in crew.stop():
+                        out.not_run[name] = "stopped at the end of the budget; what it has done is kept"
+                        log(f"{name}: {out.not_run[name]}")
+    return out
+
+
+# -- where they run -------------------------------------------------------------------------------------------------
+
+
+class _ProcessBackend:
+    """A process for each claim, on this machine."""
+
+    def __init__(self, n_workers: int, attempt: Callable):
+        self.count, self.run_one, self.running = n_workers, attempt, {}
+        self.context = multiprocessing.get_context("spawn")
+
+    def __enter__(self) -> _ProcessBackend:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stop()
+
+    def start(self, name: str) -> None:
+        mine, theirs = self.context.Pipe()
+        process = self.context.Process(target=_claim_process, args=(self.run_one, name, theirs), name=f"claim {name}")
+        process.start()
+        theirs.close()
+        self.running[name] = (process, mine)
+
+    def receive(self, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
+        """What has been said by when the time is out."""
+        said = set(connection.wait([pipe for _, pipe in self.running.values()], timeout and max(timeout, 0.0)))
+        for name, (process, pipe) in [r for r in self.running.items() if r[1][1] in said]:
+            try:
+                kind, what = pipe.recv()
+            except (EOFError, OSError):
+                process.join()
+                kind, what = "failed", f"its process died: {exit_reason(process.exitcode)}"
+            if kind != "said":
+                del self.running[name]
+                process.join()
+                pipe.close()
+            yield name, kind, what
+
+    def stop(self) -> list[str]:
+        """The names of those that were running."""
+        names = list(self.running)
+        for process, _ in self.running.values():
+            process.terminate()
+        for process, pipe in self.running.values():
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            pipe.close()
+        self.running = {}
+        return names
+
+
+def _claim_process(attempt: Callable, name: str, pipe: connection.Connection) -> None:
+    watch_parent()
+    pipe.send(attempt(name, lambda text: pipe.send(("said", text))))
+
+
+class _RayBackend:
+    """A process for each claim, on a Ray cluster whose machines share the folders of this one."""
+
+    def __init__(self, count: WorkerCount, attempt: Callable):
+        self.ray, self.began = connect_ray()
+        self.count = max(int(self.ray.cluster_resources().get("CPU", 1)), 1)
+        self.task = self.ray.remote(num_cpus=1, max_retries=0, max_calls=1)(attempt)
+        self.running: dict[str, Any] = {}
+
+    def __enter__(self) -> _RayBackend:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stop()
+        if self.began:
+            self.ray.shutdown()
+
+    def start(self, name: str) -> None:
+        self.running[name] = self.task.remote(name)
+
+    def receive(self, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
+        ready, _ = self.ray.wait(list(self.running.values()), timeout=timeout and max(timeout, 0.0))
+        for name, ref in [r for r in self.running.items() if r[1] in ready]:
+            del self.running[name]
+            try:
+                yield name, *self.ray.get(ref)
+            except self.ray.exceptions.RayError as error:
+                yield name, "failed", f"its process died: {type(error).__name__}"
+
+    def stop(self) -> list[str]:
+        names = list(self.running)
+        for ref in self.running.values():
+            self.ray.cancel(ref, force=True)
+        self.running = {}
+        return names

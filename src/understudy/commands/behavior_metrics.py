@@ -1,0 +1,153 @@
+"""What `understudy eval` tells beside success."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from .common import Output, progress_bar
+from .common import demonstrations_path as no_run
+
+if TYPE_CHECKING:
+    from ..data.episode import Dataset
+    from ..envs.base import Env
+    from ..evaluate.behavior_metrics import BehaviorMetrics
+    from ..evaluate.evaluation import Evaluation
+    from ..execute.actor import Actor
+
+N_STARTS = 16  # that --repeats rolls out again and again
+MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without being asked for
+
+
+class BehaviorOptions(Protocol):
+    """What this reads of a command's options."""
+
+    run: Path
+    episodes: int
+    seed: int
+    demonstrations: Path | None
+    repeats: int
+    sequential: bool
+    interactive: bool
+    html: Path | None
+
+
+def check_options(o: BehaviorOptions) -> None:
+    from ..core import UserError
+
+    if o.repeats < 0 or o.repeats == 1:
+        raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
+                        where="--repeats", hint="such as --repeats 8")
+    if (o.sequential or o.interactive) and (asked := given_options(o)):
+        raise UserError("expected an evaluation of a fixed number of episodes, found --sequential or --interactive",
+                        where=asked[0], hint="leave one of them out: behavior is told of a whole evaluation")
+
+
+def given_options(o: BehaviorOptions) -> list[object]:
+    """What of this was asked for, for a line that asks for it again."""
+    return [*(["--demonstrations", o.demonstrations] if o.demonstrations is not None else []),
+            *(["--repeats", o.repeats] if o.repeats else [])]
+
+
+def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
+    """What --demonstrations names, else what the run learned from, where its command still finds just that, and where
+    it is no great cost: no cameras, and not too many steps."""
+    from ..core import UserError
+    from ..data.episode import Dataset
+    from ..files import read_json
+    from ..policy import find_checkpoint
+
+    if o.demonstrations is not None:
+        data = Dataset.open(no_run(o.demonstrations))
+        if not len(data):
+            raise UserError("expected demonstrations, found no episode", where=o.demonstrations,
+                            hint="leave out --demonstrations, or name others")
+        return data
+    if o.run.suffix == ".onnx" or not (file := find_checkpoint(o.run) / "provenance.json").exists():
+        return None
+    said = read_json(file)
+    words = shlex.split(str(said.get("command") or ""))
+    known = said.get("data") or {}
+    if words[:2] != ["understudy", "train"] or len(words) < 4 or int(known.get("steps") or 0) > MAX_EXTRA_STEPS:
+        return None
+    try:
+        if not (path := Path(words[3])).exists():
+            return None
+        data = Dataset.open(path)
+        if any(f.kind == "image" for f in data.features().values()):
+            return None
+        return data if data.fingerprint() == known.get("fingerprint") else None
+    except (UserError, OSError):  # nobody asked for it
+        return None
+
+
+def measure_run(
+    run: Path, actor: Actor, env: Env, ran: Evaluation, shown: Dataset | None, o: BehaviorOptions
+) -> BehaviorMetrics:
+    """actor: `run` as it acts in `env`."""
+    from ..core import UserError
+    from ..evaluate.behavior.latency import measure_latency
+    from ..evaluate.behavior.modes import rollout_repeated_starts
+    from ..evaluate.behavior_metrics import measure_behavior
+    from ..evaluate.failures import failure_figures
+
+    again = None
+    if o.repeats:
+        starts = min(N_STARTS, o.episodes)
+        with progress_bar(f"{run.name}, the same starts", starts * o.repeats) as progress:
+            again = rollout_repeated_starts(
+                actor, env, starts, o.repeats, o.seed, watch=lambda number, episode: progress()
+            )
+    found = measure_behavior(ran.episodes, env, shown, repeated=again, latency=measure_latency(
+        _single_actor(actor), ran.episodes, env.metadata.get("fps")))
+    if o.html is None:
+        return found
+    try:
+        return replace(found, failure_figures=tuple(failure_figures(found.failures, ran.episodes, env)))
+    except UserError as error:  # the rest of the report is worth having
+        print(f"failures without pictures: {error}", file=sys.stderr)
+        return found
+
+
+def _single_actor(actor: Actor) -> Actor:
+    """As one robot runs it: without the rows that fill a batch up to a fixed size."""
+    from ..execute.actor import ObservationWrapper, PolicyActor
+    from ..execute.planners import FixedBatch
+
+    if isinstance(actor, ObservationWrapper):
+        return replace(actor, actor=_single_actor(actor.actor))
+    return replace(actor, policy=actor.planner.planner) if isinstance(actor, PolicyActor) and isinstance(
+        actor.planner, FixedBatch) else actor
+
+
+def print_metrics(found: Mapping[str, BehaviorMetrics], out: Output) -> None:
+    """found: name -> what was found, of one policy or two."""
+    from rich.table import Table
+
+    first = next(iter(found.values()))
+    theirs = {m.key: m.demonstrations for b in found.values() for m in b.metrics if m.demonstrations is not None}
+    table = Table("beside success", *(found if len(found) > 1 else ["mean of an episode"]), *(
+        ["demonstrations"] if theirs else []), box=None, pad_edge=False)
+    for key in dict.fromkeys(m.key for b in found.values() for m in b.metrics):
+        each = [next((m for m in b.metrics if m.key == key), None) for b in found.values()]
+        known = next(m for m in each if m is not None)
+        some = [
+            f"{_format_interval(m.value)}{'' if m.n_episodes == o else f' of {m.n_episodes}'}" if m is not None else "–"
+            for m, o in zip(each, (max(x.n_episodes for x in b.metrics) for b in found.values()), strict=True)
+        ]
+        table.add_row(f"{known.name}{f' ({known.unit})' if known.unit else ''}", *some,
+                      *([f"{theirs[key].estimate:.3g}" if key in theirs else ""] if theirs else []))
+    out.print("", table)
+    for name, b in found.items():
+        lines = b.summary_lines()
+        out.print(*([f"{name}: {line}" for line in lines] if len(found) > 1 else lines))
+    if first.missing:
+        out.print(*(f"Not measured: {w}." for w in first.missing))
+
+
+def _format_interval(i) -> str:
+    return f"{i.estimate:.3g}" if i.low != i.low else f"{i.estimate:.3g} [{i.low:.3g}, {i.high:.3g}]"

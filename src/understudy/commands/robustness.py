@@ -1,0 +1,224 @@
+"""understudy robustness"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from .common import (
+    DeviceName,
+    EnvName,
+    Output,
+    PositiveCount,
+    TrustedPackages,
+    WorkerCount,
+    batch_rows,
+    command_line,
+    parse,
+    progress_bar,
+    trust_options,
+)
+from .evaluate import is_exported, load_actor, refuse_unused_task, run_folder, weights_digest, weights_path
+
+if TYPE_CHECKING:
+    from ..envs import shifts
+    from ..envs.base import Env as World
+    from ..evaluate.robustness import SeveritySweep
+    from ..execute.actor import Actor
+
+SCRIPTED_ACTOR = "scripted"  # in the place of a run
+
+
+@dataclass(frozen=True)
+class RobustnessOptions:
+    """What becomes of a policy as the world differs more and more from the one it was trained in?
+
+    Success on the same numbered starts without a shift and at each level of each shift, with intervals, and the level
+    at which it has come down to half. Everything that has been run is kept: the same command goes on from there, and
+    more episodes or levels add to it.
+    """
+
+    run: Annotated[str, Positional, arg(metavar="RUN")]
+    """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or scripted (ENV's expert)"""
+    env: EnvName
+    """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory"""
+    shifts: Annotated[tuple[str, ...] | None, arg(metavar="KIND ...")] = None
+    """which shifts; all that the environment can have, unless named"""
+    levels: Annotated[tuple[str, ...] | None, arg(metavar="KIND=L,L,... ...")] = None
+    """other levels than those of the documents, upward, in the shift's own unit"""
+    episodes: PositiveCount = 50
+    """how many at each level"""
+    seed: Annotated[int, arg(metavar="S")] = 0
+    """of the starts; training and recording never use them"""
+    device: DeviceName = "auto"
+    """where to compute"""
+    rows: PositiveCount = 16
+    """environments side by side; changes nothing but the time it takes"""
+    workers: WorkerCount = 1
+    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
+    task: Annotated[str | None, arg(metavar="WORDS")] = None
+    """what to do, told to a policy that was trained with --language"""
+    save: Annotated[Path | None, arg(metavar="FILE")] = None
+    """where what has been run is kept; by default in RUN/shift, or in ./shift for what is no run"""
+    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    """write a report"""
+    json: bool = False
+    """one JSON document on standard output"""
+    trust: TrustedPackages = ()
+    """a package whose code may be loaded"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(RobustnessOptions, "robustness", args)
+    from ..envs import make
+    from ..evaluate import robustness
+
+
+    def build(rows: int) -> World:
+        return make(o.env, rows, o.trust)
+    with Output(o.json) as out:
+        env = build(min(o.rows, o.episodes))
+        try:
+            actor, by = _load_actor(o, env)
+            shifts = _selected_shifts(o, robustness.available_shifts(env), actor, build)
+            file = o.save or _results_path(o)
+            total = o.episodes * (1 + sum(len(s.levels) for s in shifts))
+            with progress_bar(f"{Path(o.run).name} in {o.env}", total) as progress:
+                climbs = robustness.sweep_severities(
+                    actor,
+                    build,
+                    shifts,
+                    o.episodes,
+                    o.seed,
+                    rows=o.rows,
+                    results_file=file,
+                    actor_name=by,
+                    watch=progress,
+                    setup=partial(_worker_setup, o),
+                    workers=o.workers,
+                )
+            out.print(*robustness.verdict_parts(climbs), "", _results_table(climbs))
+            if any(s.unit == "steps" for s in shifts) and env.metadata.get("fps"):
+                out.print("", f"A step is {1 / env.metadata['fps']:g} s.")
+            if o.html is not None:
+                seen = {
+                    c.shift.name: found
+                    for c in climbs
+                    if (found := robustness.hardest_episode(actor, build, c, o.seed))
+                }
+                robustness.write_report(o.html, climbs, Path(o.run).name, env, seen)
+                out.print("", f"Report written to {o.html}")
+        finally:
+            env.close()
+        out.suggest(*_next_commands(o, climbs))
+        out.print_json({"policy": o.run, "env": o.env, "episodes": o.episodes, "seed": o.seed,
+                    "shifts": robustness.sweeps_to_json(climbs)})
+
+
+def _load_actor(o: RobustnessOptions, env: World) -> tuple[Actor, str]:
+    """Who acts, and by which name what they did is kept."""
+    from .. import __version__
+    from ..evaluate.recording import expert_actor
+
+    if o.run == SCRIPTED_ACTOR and not Path(o.run).exists():
+        return expert_actor(env), f"{SCRIPTED_ACTOR}, {__version__}"
+    run = Path(o.run)
+    refuse_unused_task([run], o)
+    return load_actor(run, env, o)[0], f"{weights_digest(weights_path(run))}, {o.task}, {__version__}"
+
+
+def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tuple[Actor, World]:
+    """What each worker has."""
+    from ..envs import make
+    from ..evaluate import robustness
+
+    env = make(o.env, batch_rows(o.rows, o.episodes, o.workers), o.trust)
+    actor = _load_actor(o, env)[0]
+    if name is None:
+        return actor, env
+    shift = robustness.available_shifts(env)[name]
+    return shift.actor(actor, severity), shift.world(env, severity)
+
+
+def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift], actor: Actor,
+           build: Callable[[int], World]) -> list[shifts.Shift]:
+    """The shifts that are wanted, each with its levels."""
+    from ..core import UserError
+
+    levels = dict(_parse_levels(text) for text in o.levels or ())
+    for where, names in (("--shifts", o.shifts or ()), ("--levels", levels)):
+        for name in names:
+            if name not in available:
+                raise UserError(f"expected one of {', '.join(available)}, found {name!r}", where=where,
+                                hint=f"these are the shifts that {o.env} can have")
+    kinds = tuple(dict.fromkeys(o.shifts or available))
+    if odd := [name for name in levels if name not in kinds]:
+        raise UserError(f"expected levels of {', '.join(kinds)}, found some of {odd[0]!r}", where="--levels",
+                        hint=f"add {odd[0]} to --shifts")
+    wanted = [replace(available[name], levels=levels.get(name, available[name].levels)) for name in kinds]
+    for shift in wanted:
+        for level in levels.get(shift.name, ()):  # before anything is run
+            try:
+                shift.actor(actor, level)
+                shift.world(build(1), level).close()
+            except UserError as error:
+                usual = ",".join(f"{v:g}" for v in available[shift.name].levels)
+                raise UserError(error.problem, where=error.where,
+                                hint=error.hint or f"such as --levels {shift.name}={usual}") from None
+    return wanted
+
+
+def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
+    """ "noise=0.1,0.2"."""
+    from ..core import UserError
+
+    name, _, rest = text.partition("=")
+    try:
+        levels = tuple(float(v) for v in rest.split(","))
+    except ValueError:
+        levels = ()
+    if not levels or any(not b > a for a, b in zip((0.0, *levels), levels, strict=False)) or math.isinf(levels[-1]):
+        raise UserError(f"expected KIND=L,L,..., numbers that rise from above 0, found {text!r}", where="--levels",
+                        hint="for example --levels noise=0.1,0.2,0.4")
+    return name, levels
+
+
+def _results_path(o: RobustnessOptions) -> Path:
+    """The file that takes what is run, unless one was named."""
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in o.env)
+    run = Path(o.run)
+    if (o.run == SCRIPTED_ACTOR and not run.exists()) or is_exported(run):
+        return Path("robustness") / f"{run.stem}-{name}.jsonl"
+    return run_folder(run) / "robustness" / f"{name}.jsonl"
+
+
+def _results_table(sweeps: Sequence[SeveritySweep]):
+    from rich.table import Table
+
+    first = sweeps[0]
+    show = (lambda v: f"{v:.0%}") if first.success is not None else (lambda v: f"{v:.4g}")
+    table = Table("shift", "level: " + ("success" if first.success is not None else "return"), "unit", "halves at",
+                  box=None, pad_edge=False)
+    for c in sweeps:
+        each = "  ".join(f"{s:g}: {show(r.estimate)}" for s, r in zip(c.severities, c.success_rates(), strict=True))
+        table.add_row(c.shift.name, each, c.shift.unit, str(c.half_success_level()))
+    return table
+
+
+def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> list[str]:
+    trust = trust_options(o.trust, o.env, *(() if o.run == SCRIPTED_ACTOR else (Path(o.run),)))
+    told = [*(("--shifts", *o.shifts) if o.shifts else ()), *(("--levels", *o.levels) if o.levels else ()),
+            *(("--seed", o.seed) if o.seed else ()), *(("--task", o.task) if o.task else ()),
+            *(("--save", o.save) if o.save else ()), *trust]
+    page = (
+        []
+        if o.html
+        else [command_line("robustness", o.run, o.env, "--episodes", o.episodes, *told, "--html", "robustness.html")]
+    )
+    return [*page, command_line("robustness", o.run, o.env, "--episodes", 4 * o.episodes, *told)]

@@ -1,0 +1,78 @@
+"""Windows over data that lie on the device: of a batch only the numbers of its rows travel there."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from .packed_columns import PackedColumn, PackedColumns
+from .window import Windows, _to_tensor
+
+CHUNK_BYTES = 64 * 2**20  # bytes that are copied at a time: a file that is mapped is never whole in memory
+
+
+def to_device(windows: Windows, device: torch.device) -> Windows:
+    """The same windows, with their columns on the device where they fill no more than a quarter of what is free there:
+    the rest is for what an update needs. As they are on the CPU, where they lie already."""
+    arrays = {_memory_key(c.array): c.array for c in windows.packed.columns.values()}.values()
+    return windows if sum(a.nbytes for a in arrays) > available_bytes(device) else DeviceWindows(windows, device)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that data may fill there."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
+
+
+class _RowIndices(PackedColumn):
+    """A column of the numbers of its own rows."""
+
+    def take(self, indices):
+        return indices if indices.flags.writeable else indices.copy()
+
+
+class DeviceWindows(Windows):
+    """`windows`, whose batches are made on the device. Which rows they have is found as there, by the same code."""
+
+    def __init__(self, windows: Windows, device: torch.device):
+        self.__dict__.update(windows.__dict__)
+        self.device = device
+        columns, held = windows.packed.columns, {}
+        for column in columns.values():
+            if (place := _memory_key(column.array)) not in held:
+                held[place] = _copy_to_device(column.array, device)
+        self.device_columns = {name: held[_memory_key(c.array)] for name, c in columns.items()}
+        self.goal_columns = {g.into: self.device_columns[g.column] for g in self.window.goals}
+        self.packed = PackedColumns(
+            {name: _RowIndices(c.array, c.starts, c.lengths, c.constant) for name, c in columns.items()},
+            windows.packed.lengths,
+        )
+
+    def gather(self, indices, rng=None):
+        numbers = super().gather(indices, rng).to(self.device)
+
+        def seen(tree):
+            return {k: self.goal_columns.get(k, self.device_columns.get(k))[v] for k, v in tree.items()}
+
+        extra = {
+            k: self.device_columns[k][v] if k in self.extra and k != "index" else v for k, v in numbers.extra.items()
+        }
+        action = self.device_columns[self.target][numbers.action[..., 0]]
+        if action.ndim != 3:
+            action = action.reshape(*action.shape[:2], math.prod(action.shape[2:]))
+        return numbers.replace(obs=seen(numbers.obs), action=action, extra=extra,
+                           next=None if numbers.next is None else seen(numbers.next))
+
+
+def _memory_key(array: np.ndarray) -> tuple:
+    """Equal for two views of the same rows."""
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
+
+
+def _copy_to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    rows = max(CHUNK_BYTES // max(array[:1].nbytes, 1), 1)
+    whole = torch.empty(array.shape, dtype=_to_tensor(array[:1].copy()).dtype, device=device)
+    for i in range(0, len(array), rows):
+        whole[i: i + rows].copy_(_to_tensor(array[i: i + rows].copy()))
+    return whole

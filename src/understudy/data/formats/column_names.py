@@ -1,0 +1,66 @@
+"""What others call the columns that have a name here, and the other way round."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from ...core import Feature, role
+from ..episode import Episode
+
+FLAG_COLUMNS = ("next.terminated", "next.truncated", "next.success")  # each step has them or has them not
+OUTCOME_COLUMNS = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",
+            "truncated": "next.truncated", "success": "next.success"}
+_OURS = {"state": "observation.state", "states": "observation.state", "observation": "observation.state",
+         "observations": "observation.state", "obs": "observation.state", "action": "action", "actions": "action",
+         "task": "task", "language_instruction": "task", "timestamp": "timestamp", **OUTCOME_COLUMNS}
+
+
+def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
+    """The column that an array `key` of that kind (Feature.kind) is here. others: what goes before names that are not
+    known ("observation." where all that is not known was sensed)."""
+    if role(key) != "other":
+        return key
+    if kind == "image" and key not in OUTCOME_COLUMNS:
+        return f"observation.images.{key}"
+    return _OURS.get(key.lower()) or others + key
+
+
+def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature], str],
+           valid: str = r"\w[\w.\-]*") -> dict[str, str]:
+    """{column: the shortest key under which it is stored, so that no two become one when they are read}. `read` says
+    which column a key becomes; columns for which there is no key are missing."""
+    keys, taken = {}, set()
+    for name in sorted(features, key=lambda n: role(n) == "other"):
+        short = name.removeprefix("observation.images.").removeprefix("observation.").removeprefix("next.")
+        for key in dict.fromkeys((short, name)):
+            column = read(key, features[name])
+            free = column not in taken and key.lower() not in {k.lower() for k in keys.values()}  # disks know one case
+            if free and key in (name, short if column == name else name) and re.fullmatch(valid, key):
+                keys[name] = key
+                taken.add(column)
+                break
+    return {name: keys[name] for name in features if name in keys}
+
+
+def are_flags(values: np.ndarray) -> bool:
+    """Whether they say yes or no: bool, or numbers that are all 0 or 1."""
+    return values.dtype == bool or bool(((values == 0) | (values == 1)).all())
+
+
+def is_plain_flag(data: Iterable[Episode], name: str) -> bool:
+    """Whether a column that is a flag by its name holds nothing else; others do."""
+    return name not in FLAG_COLUMNS or all(are_flags(np.asarray(e.steps[name])) for e in data)
+
+
+def number_sort_key(name: str) -> tuple:
+    """To sort names by their last number: episode_2 before episode_10."""
+    found = re.findall(r"\d+", name)
+    return int(found[-1]) if found else -1, name
+
+
+def format_list(items: Iterable, most: int = 5) -> str:
+    items = [str(i) for i in items]
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -1,0 +1,270 @@
+"""What a path holds, by what is in it: names of files, first bytes, keys. Nothing is decoded or unpickled."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+from ...core import UserError
+from . import folder, message_logs, overcooked, read_errors, sidecar
+from .column_names import format_list, number_sort_key, standard_name
+from .npz import EPISODE_ENDS_HINT, rename_hint
+from .npz_arrays import read_headers
+from .ogbench import is_ogbench
+
+FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
+         "imitation", "bags", "overcooked", "view")  # that are read
+READABLE_FORMATS = (
+    "LeRobot v3.0, v2.1, v2.0, robomimic, zarr, ACT/ALOHA, RLDS, Minari, D4RL, OGBench, imitation, MCAP, ROS bags, "
+    "trials of Overcooked, plain .npz (observations, actions, episode_ends) and folders of one .npz or .csv an "
+    "episode"
+)
+_REPLAY = "(a replay buffer of diffusion_policy has it)"
+_COMPANION_SUFFIXES = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may lie beside the files of episodes
+_BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
+VIEW_PATTERN = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # how the file of a view begins
+_CONVERT = (f"this version reads {READABLE_FORMATS}: convert it, for example with its own library into arrays and "
+            "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
+
+
+def format_of(path: Path) -> str:
+    """One of `KINDS`. Raises UserError that says what it is where it is anything else."""
+    return detect_format(path)[1]
+
+
+def detect_format(path: Path) -> tuple[Path, str]:
+    """The data set that `path` is, or the only one below it, and its kind."""
+    path = Path(path)
+    if not path.exists():
+        if name := _hub_name(path):
+            raise UserError("expected a data set, found nothing; it looks like the name of one on the Hugging Face hub",
+                            where=path, hint=f"name its address: hf://datasets/{name}")
+        raise UserError("expected a data set, found nothing", where=path,
+                        hint="check the path; understudy record ENV --out DATA makes a data set")
+    kind = _folder_format(path) if path.is_dir() else _file_format(path)
+    if kind in FORMATS:
+        return path, kind
+    below = _datasets_below(path) if path.is_dir() else []
+    if len(below) == 1:
+        return below[0]
+    if below:
+        names = [p.relative_to(path).as_posix() for p, _ in below]
+        raise UserError(f"expected one data set, found a folder of {len(below)}: {format_list(names, 20)}", where=path,
+                        hint=f"name one of them, such as {below[0][0]}")
+    raise UserError(f"expected a data set that can be read, found {kind}", where=path, hint=_CONVERT)
+
+
+def _datasets_below(path: Path) -> list[tuple[Path, str]]:
+    """The data sets within a folder that is none, down to three levels; what is within one of them is its own."""
+    found, level, seen = [], [path], 0
+    for _ in range(_BELOW):
+        inside = [p for folder in level for p in sorted(folder.iterdir(), key=_by_number)
+                  if not p.name.startswith((".", "__")) and not p.name.endswith(sidecar.SIDECAR_NAME)]
+        level, seen = [], seen + len(inside)
+        if seen > _MOST:
+            break
+        for place in inside:
+            try:
+                kind = _folder_format(place) if place.is_dir() else _file_format(place)
+            except (UserError, OSError):  # whatever it is, it is none that is meant
+                continue
+            if kind in FORMATS:
+                found.append((place, kind))
+            elif place.is_dir():
+                level.append(place)
+    return found
+
+
+def _by_number(path: Path):
+    return number_sort_key(path.name)
+
+
+def _hub_name(path: Path) -> str:
+    """OWNER/NAME, if that is what it looks like and nothing here has the owner's name; else ""."""
+    name = path.as_posix()
+    return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.suffix and not path.parent.exists() else ""
+
+
+def _folder_format(path: Path) -> str:
+    def has(name):
+        return (path / name).exists()
+
+    if has("meta/info.json"):
+        return "lerobot"
+    if has("meta_data/info.json"):
+        raise UserError("found LeRobot 1.x, which is not read", where=path,
+                        hint="convert it with lerobot to v2.1 or v3.0, which are read")
+    if has("data/metadata.json") or "data_format" in _json(path / "metadata.json") or \
+            has("data/main_data.hdf5") or has("main_data.hdf5"):
+        return "minari"
+    if has("features.json") and has("dataset_info.json"):
+        kind = _json(path / "dataset_info.json").get("fileFormat") or "tfrecord"
+        if kind == "tfrecord":
+            return "rlds"
+        raise UserError(f"found RLDS in files of format {kind}, which is not read", where=path,
+                        hint="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
+    if has(".zgroup") or has("zarr.json"):
+        return "zarr" if has("meta/episode_ends") else f"a zarr store without meta/episode_ends {_REPLAY}"
+    if has("state.json") and has("dataset_info.json") and any(path.glob("*.arrow")):
+        return "imitation"
+    if message_logs.log_paths(path):
+        return "bags"
+    inside = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+    if not inside:
+        return "an empty folder"
+    if kind := _episodes(path):
+        return kind
+    files = [n for n in inside if n != sidecar.SIDECAR_NAME]
+    if files and all(n.endswith((".hdf5", ".h5")) for n in files):
+        kind = _hdf5_format(path / files[0])
+        return kind if kind == "act" else f"a folder of HDF5 files ({kind})"
+    return f"a folder without meta/info.json, which holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}"
+
+
+def _episodes(path: Path) -> str:
+    """Whether it is a folder of one file an episode, and of which kind: then little else lies in it."""
+    endings = {p.suffix for p in path.iterdir() if p.is_file() and not p.name.startswith(".")}
+    if tables := folder.episode_files(path, ".csv"):
+        plain = endings <= {".csv", *_COMPANION_SUFFIXES} and _table_format(tables[0]) == "csv"
+        return "csv" if plain or (path / folder.DATASET_JSON).exists() else ""
+    if arrays := folder.episode_files(path, ".npz"):
+        keys = _keys(arrays[0])
+        acts = (
+            any(standard_name(k).split(".")[0] == "action" for k in keys) and not {"episode_ends", "terminals"} & keys
+        )
+        return "npz-folder" if acts and endings <= {".npz", *_COMPANION_SUFFIXES} else ""
+    return ""
+
+
+def _file_format(path: Path) -> str:
+    with open(path, "rb") as handle:
+        first = handle.read(64)
+    if not first:
+        return "an empty file"
+    if first.startswith(b"\x89MCAP0\r\n"):
+        return "bags"
+    if first.startswith(b"#ROSBAG V2.0\n"):
+        return "bags"
+    if first.startswith(b"\x89HDF\r\n\x1a\n"):
+        return _hdf5_format(path)
+    if first.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second has nothing in it
+        return _zip_format(path)
+    if first.startswith(b"PAR1"):
+        return ("overcooked" if _parquet(path) >= overcooked.COLUMNS else
+                "a single parquet file; a LeRobot data set is the folder that holds meta/ and data/")
+    if first.startswith(b"\x93NUMPY"):
+        return "a single NumPy array (.npy)"
+    if first[:1] == b"\x80" and path.suffix in (".pkl", ".pickle", ".p", ".pt", ""):
+        return "a pickle, which could run any code and is never loaded"
+    if first.startswith(b"SQLite format 3"):
+        return "an SQLite file; a ROS 2 bag is the folder that holds it and metadata.yaml (ros2 bag reindex makes one)"
+    if VIEW_PATTERN.match(first):
+        return "view"
+    if path.suffix.lower() == ".csv":
+        return _table_format(path)
+    try:
+        first.decode("utf-8")
+        return "a text file"
+    except UnicodeDecodeError as error:
+        cut = error.start >= len(first) - 4  # a character that goes on after the first bytes
+        return "a text file" if cut else f"a file of an unknown kind (it begins {first[:8]!r})"
+
+
+def _table_format(path: Path) -> str:
+    """By the names of the columns."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            names = [name.strip() for name in handle.readline(1 << 16).split(",")]
+    except UnicodeDecodeError:
+        return "a file of an unknown kind, called .csv"
+    if set(names) >= overcooked.COLUMNS:
+        return "overcooked"
+    stems = {standard_name(re.sub(r"_\d+$", "", name)) for name in names}
+    if any(stem.split(".")[0] == "action" for stem in stems):
+        return "csv"
+    return f"a text file, a table without a column action; it holds {format_list(names, 8)}"
+
+
+def _parquet(path: Path) -> set[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return set(pq.read_schema(path).names)
+    except (pa.ArrowInvalid, OSError):
+        return set()
+
+
+def _keys(path: Path) -> set[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {n[:-4] for n in archive.namelist() if n.endswith(".npy")}
+    except read_errors.ZIP_ERRORS:
+        return set()
+
+
+def _zip_format(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except read_errors.ZIP_ERRORS as error:
+        raise UserError(f"expected an .npz file, found a zip that is cut short or damaged ({error})", where=path,
+                        hint="take it from a copy") from None
+    if any(n.rsplit("/", 1)[-1] in (".zgroup", "zarr.json") for n in names):
+        replay = any(n.startswith("meta/episode_ends/") for n in names)
+        return "zarr" if replay else f"a zipped zarr store without meta/episode_ends at its top {_REPLAY}"
+    keys = {n[:-4] for n in names if n.endswith(".npy")}
+    if "episode_ends" in keys:
+        return "npz"
+    if is_ogbench(keys):
+        return "ogbench"
+    if {"obs", "acts", "indices"} <= keys:
+        return "imitation"
+    _refuse_pickles(path)
+    if {"observations", "actions", "terminals"} <= keys:
+        raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
+                        hint="terminals do not say where episodes are cut off, nor whether their row is a step: "
+                           f"{EPISODE_ENDS_HINT}, in a copy; or save qpos as well if it is of OGBench")
+    if names := rename_hint(keys):
+        raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
+                        hint=names + ("" if "episode_ends" in names else f", and {EPISODE_ENDS_HINT}"))
+    if keys:
+        return f"an .npz without episode_ends; it holds {', '.join(sorted(keys)[:8])}"
+    return "a zip file without arrays"
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Raises UserError where an array is a pickle; other damage is said by whoever reads the array."""
+    try:
+        read_headers(path)
+    except UserError as error:
+        if "pickle" in str(error):
+            raise
+
+
+def _hdf5_format(path: Path) -> str:
+    from .hdf5 import OpenFiles, hdf5_errors, import_h5py
+
+    with OpenFiles() as files, hdf5_errors(path):
+        file = files[path]
+        keys = {k for k in file if isinstance(k, str)}
+        inside = {str(k) for k in file["data"]} if isinstance(file.get("data"), import_h5py().Group) else set()
+    if any(re.fullmatch(r"demo_\d+", k) for k in inside):
+        return "robomimic"
+    if {"observations", "action"} <= keys:
+        return "act"
+    if {"observations", "actions"} <= keys:
+        return "d4rl"
+    if any(re.fullmatch(r"episode_\d+", k) for k in keys):
+        return "minari"
+    return f"an HDF5 file of an unknown kind, which holds {', '.join(sorted(keys)[:8]) or 'nothing'}"
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    except (OSError, ValueError):
+        return {}

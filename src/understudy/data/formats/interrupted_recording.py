@@ -1,0 +1,102 @@
+"""A recording that was interrupted, or goes on: its LeRobot files, and the finished episodes still in its journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...core import UserError
+from ...files import read_json
+from .. import cache, journal
+from .base import ColumnSource
+from .lerobot_read import LeRobotSource
+
+# in the journal: the segments that are put into the files, and how many there are then
+PUBLISHING_FILE = "publishing.json"
+
+
+def open_recording(path: Path) -> ColumnSource:
+    """What is at `path` now, also while a recorder moves episodes from the one place into the other."""
+    folder = path / journal.JOURNAL_FOLDER
+    for _ in range(100):
+        try:
+            segments = [journal.read_segment(file) for file in journal.segment_files(folder)]
+        except FileNotFoundError:
+            continue
+        files = LeRobotSource(path)
+        left = unpublished_segments(segments, path, len(files.lengths))
+        if [s.path for s in segments] == journal.segment_files(folder):
+            return InterruptedRecordingSource(files, left) if left else files
+    raise UserError("expected a recording, found one that is being put into its files all the time", where=path,
+                    hint="try again later")
+
+
+def unpublished_segments(segments: list[journal.Segment], path: Path, n_published: int) -> list[journal.Segment]:
+    """Those whose episodes are not among the `there` that the files have: `publishing` says what was under way."""
+    under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
+    done = read_json(under_way) if under_way.exists() else {"segments": [], "total": 0}
+    names = done["segments"] if n_published >= done["total"] else []
+    return [s for s in segments if s.path.name not in names]
+
+
+def is_recording(path: Path) -> bool:
+    """Is a recorder at work there? Where the system has no locks, nobody knows."""
+    try:
+        import fcntl
+
+        with open(path / journal.JOURNAL_FOLDER / ".recording") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        pass
+    return False
+
+
+class InterruptedRecordingSource(ColumnSource):
+    def __init__(self, files: LeRobotSource, segments: list[journal.Segment]):
+        self.files, self._journal_episodes = files, [e for s in segments for e in s.episodes]
+        self._n_published = len(files.lengths)
+        self.lengths = np.concatenate([files.lengths, [len(e) for e in self._journal_episodes]]).astype(np.int64)
+        self.schema = files.schema
+        if not self._n_published and self._journal_episodes:
+            self.schema = {
+                n: f
+                for n, f in self._journal_episodes[0].schema.items()
+                if all(n in e.schema for e in self._journal_episodes)
+            }
+        self.key = cache.json_digest(files.key, [(str(s.path), s.path.stat().st_size if s.path.exists() else 0)
+                                            for s in segments])
+        self.metadata = {**files.metadata, "warnings": [*files.metadata["warnings"], self._warning(segments)]}
+
+    def _warning(self, segments) -> str:
+        path, new = self.files.path, f"{len(self._journal_episodes)} episode{'s' * (len(self._journal_episodes) != 1)}"
+        if is_recording(path):
+            return f"it is being recorded: {new} not in the files yet"
+        running = any(s.running is not None and len(s.running) for s in segments)
+        return (f"the recording was interrupted: {new} in its journal{', and one that was not finished' * running}; "
+                f"understudy repair {path} puts all into the files")
+
+    def rows(self, name):
+        old = self.files.rows(name) if name in self.files.schema else np.zeros(self._n_published, np.int64)
+        new = [e.rows(name) if name in e.schema else len(e) for e in self._journal_episodes]
+        return np.concatenate([old, new]).astype(np.int64)
+
+    def column(self, name, episode):
+        if episode < self._n_published:
+            return self.files.column(name, episode)
+        taken, f = self._journal_episodes[episode - self._n_published], self.schema[name]
+        if name not in taken.schema:  # text that nobody spoke, outcomes that nobody told
+            return np.full(len(taken), "") if f.kind == "string" else np.zeros((len(taken), *f.shape), f.dtype)
+        return taken.column(name)
+
+    def frames(self, name, episode):
+        return self.files.frames(name, episode) if episode < self._n_published else super().frames(name, episode)
+
+    def episode_metadata(self, episode):
+        return (
+            self.files.episode_metadata(episode)
+            if episode < self._n_published
+            else self._journal_episodes[episode - self._n_published].metadata
+        )

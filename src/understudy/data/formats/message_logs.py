@@ -1,0 +1,543 @@
+"""MCAP files and ROS 1 and 2 bags as streams of decoded messages, without ROS.
+
+Read with mcap (foxglove/mcap, website/docs/spec), rosbags and protobuf, none of which runs code of the file. What was
+cut off is read as far as it goes: of MCAP every whole chunk, of a ROS 1 bag without an index likewise.
+"""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import io
+import json
+import re
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from ...core import UserError
+from .. import cache, video
+from . import protobuf
+
+_COPY = "take it from a copy"
+_RGB = {"rgb8": (3, slice(None)), "bgr8": (3, slice(None, None, -1)), "8UC3": (3, slice(None, None, -1)),
+        "rgba8": (4, slice(None)), "bgra8": (4, [2, 1, 0, 3]), "mono8": (1, slice(None)), "8UC1": (1, slice(None))}
+_CODECS = {"h264": "h264", "h265": "hevc", "vp9": "vp9", "av1": "libdav1d"}  # ours in PyAV
+_SCHEMAS = {"protobuf": ("protobuf",), "cdr": ("ros2msg", "ros2idl"), "ros1": ("ros1msg",)}  # of MCAP's registry
+
+
+class MessageLog(ABC):
+    """One recording. types: of the messages of each topic. counts: of messages. undecoded: why a topic's messages
+    cannot be. cut: how it ended too early, in words, or "". metadata: records of text, by name."""
+
+    kind: str
+    files: tuple[Path, ...]
+    types: Mapping[str, str]
+    counts: Mapping[str, int]
+    undecoded: Mapping[str, str] = {}
+    truncation: str = ""
+    metadata: Mapping[str, Mapping[str, str]] = {}
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def key(self) -> str:
+        """A digest of the files as they are now."""
+        stats = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in self.files]
+        return cache.json_digest("log", stats)
+
+    @abstractmethod
+    def messages(self, topics: Collection[str], begin: int | None = None, end: int | None = None) \
+            -> Iterator[tuple[str, int, Any]]:
+        """(topic, time logged in ns, decoded message), those of a topic always in the same order; begin and end
+        (inclusive) are of the time logged."""
+
+
+def is_image(type: str) -> bool:
+    return _short(type) in ("CompressedImage", "Image", "RawImage") or is_video(type)
+
+
+def is_video(type: str) -> bool:
+    """Whether its messages are the packets of one video, most of which need those before them."""
+    return _short(type) == "CompressedVideo"
+
+
+def _short(type: str) -> str:
+    return type.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
+
+
+def message_time(message) -> int | None:
+    """ns of header.stamp, or of foxglove's timestamp; None where the message has none, or 0."""
+    said = _get(_get(message, "header"), "stamp")
+    said = _get(message, "timestamp") if said is None else said
+    if isinstance(said, protobuf.Timestamp):
+        return said.ns or None
+    seconds, rest = (next((v for n in names if isinstance(v := _get(said, n), (int, np.integer))), None)
+                     for names in (("sec", "secs"), ("nanosec", "nsec", "nsecs")))
+    return None if seconds is None or rest is None else int(seconds) * 10**9 + int(rest) or None
+
+
+def decode_image(message, where: str) -> np.ndarray:
+    """uint8 (H, W, 1 | 3 | 4) of an image message: PNG or JPEG, or rows of pixels with their padding."""
+    with _readable(where, "image"):
+        return _picture(message, where)
+
+
+def _picture(message, where: str) -> np.ndarray:
+    data = _data(message)
+    if (encoding := _get(message, "encoding")) is None:
+        said = str(_get(message, "format") or "")
+        if "compressedDepth" in said or "16UC1" in said or "32FC1" in said:
+            raise UserError(f"expected a color image, found depth ({said})", where=where, hint="leave the topic out")
+        return video.decode_image(data, 3, where)
+    if encoding not in _RGB:
+        raise UserError(f"expected an image of {', '.join(_RGB)}, found {encoding}", where=where,
+                        hint="leave the topic out, or record it as rgb8")
+    (channels, order), (height, width) = _RGB[encoding], (int(_get(message, k) or 0) for k in ("height", "width"))
+    step, pixels = int(_get(message, "step") or width * channels), np.frombuffer(data, np.uint8)
+    if min(height, width) < 1 or step < width * channels or len(pixels) < height * step:
+        raise UserError(f"expected {height} rows of {step} bytes, with {width} pixels each, found {len(pixels)} bytes",
+                        where=where, hint=_COPY)
+    rows = pixels[: height * step].reshape(height, step)[:, : width * channels]
+    return np.ascontiguousarray(rows.reshape(height, width, channels)[..., order])
+
+
+def _data(message) -> bytes:
+    data = _get(message, "data")
+    return base64.b64decode(data) if isinstance(data, str) else bytes(data)
+
+
+def is_key_frame(message) -> bool:
+    """Whether a packet of video can be decoded without those before it: an IDR picture of H.264, an IRAP picture of
+    H.265 (ITU-T H.264 and H.265, table 7-1 of each), a sequence header of AV1 (5.5), a key frame of VP9 (6.2)."""
+    how, data = _get(message, "format"), _data(message)
+    if how in ("h264", "h265"):  # Annex B: units after 00 00 01
+        units = [data[m.end()] for m in re.finditer(b"\0\0\1(?=.)", data, re.DOTALL)]
+        return any(u & 31 == 5 for u in units) if how == "h264" else any(16 <= u >> 1 & 63 <= 23 for u in units)
+    if how == "av1":
+        return any(kind == 1 for kind in _units(data))
+    if how == "vp9" and data:  # marker, profile, show_existing_frame, frame_type
+        return not data[0] >> (2 if data[0] & 0x30 != 0x30 else 1) & 3
+    return False
+
+
+def _units(data: bytes) -> Iterator[int]:
+    """The types of the open bitstream units of AV1 (5.3)."""
+    at = 0
+    while at < len(data):
+        head, at = data[at], at + 1 + (data[at] >> 2 & 1)
+        yield head >> 3 & 15
+        if not head & 2:  # without a size it goes to the end
+            return
+        size = shift = 0
+        while at < len(data):
+            size, shift, at = size | (data[at] & 127) << shift, shift + 7, at + 1
+            if not data[at - 1] & 128:
+                break
+        at += size
+
+
+def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, message) of consecutive packets, of which the first begins -> (number, uint8 (H, W, 3)) of frames."""
+    codec = None
+    with _readable(where, "video"):
+        for number, message in packets:
+            how = _get(message, "format")
+            if how not in _CODECS:
+                raise UserError(f"expected video in {', '.join(_CODECS)}, found {how!r}", where=where,
+                                hint="leave the topic out")
+            if codec is None:
+                codec = av.CodecContext.create(_CODECS[how], "r")
+            packet = av.Packet(_data(message))
+            packet.pts = number
+            yield from _shown(codec.decode(packet))
+        if codec is not None:
+            yield from _shown(codec.decode(None))
+
+
+def decode_key_frame(message, where: str) -> np.ndarray:
+    """uint8 (H, W, 3) of a packet that begins."""
+    for _, image in decode_video([(0, message)], where):
+        return image
+    raise UserError("expected a key frame, from which on the video can be decoded, found none", where=where,
+                    hint="leave the topic out")
+
+
+def _shown(frames) -> Iterator[tuple[int, np.ndarray]]:
+    for frame in frames:
+        if frame.is_corrupt:
+            raise ValueError(f"frame {frame.pts} lacks what it is made of")
+        yield frame.pts, frame.to_ndarray(format="rgb24")
+
+
+def _get(value, name: str):
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+@contextmanager
+def _readable(where: object, what: str = "recording") -> Iterator[None]:
+    """Whatever a reader raises over a damaged file is a UserError."""
+    try:
+        yield
+    except (UserError, GeneratorExit, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        raise UserError(f"expected a whole {what}, found damage ({type(error).__name__}: "
+                        f"{(str(error).splitlines() or [''])[0][:160]})", where=where, hint=_COPY) from None
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"expected the package {error.name}, which reads bags, found none",
+                        hint="pip install 'understudy[bags]'") from None
+
+
+# -- MCAP -------------------------------------------------------------------------------------------------------------
+
+
+class McapLog(MessageLog):
+    """One recording in one MCAP file, or in several that follow each other."""
+
+    kind = "mcap"
+
+    def __init__(self, path: Path, files: Collection[Path]):
+        super().__init__(path)
+        with _extra():
+            import mcap.reader  # noqa: F401
+        self.files = tuple(files)
+        self._indexed: dict[Path, bool] = {}
+        self._decoders: dict[Any, Any] = {}
+        self.types, self.counts, self.metadata, self.undecoded = {}, {}, {}, {}
+        cut = []
+        for file in self.files:
+            with _readable(file):
+                said = self._look(file)
+            if said:
+                cut.append(f"{file.name} {said}")
+        self.truncation = "; ".join(cut)
+
+    def _look(self, file: Path) -> str:
+        """What is in a file, by its summary if that is whole, else by all of it; how it was cut, if it was."""
+        summary = self._summary(file)
+        self._indexed[file] = summary is not None
+        if summary is not None:
+            counts = summary.statistics.channel_message_counts
+            for number, channel in summary.channels.items():
+                self._add(summary.schemas.get(channel.schema_id), channel, counts.get(number, 0))
+            if summary.metadata_indexes:
+                from mcap.reader import make_reader
+
+                with open(file, "rb") as handle:
+                    self._keep({m.name: m.metadata for m in make_reader(handle).iter_metadata()})
+            return ""
+        state = _McapStream()
+        for schema, channel, _ in state.records(file):
+            self._add(schema, channel, 1)
+        for number, channel in state.channels.items():
+            if channel.topic not in self.types:
+                self._add(state.schemas.get(state.channels[number].schema_id), channel, 0)
+        self._keep(state.metadata)
+        return state.cut
+
+    def _keep(self, records: Mapping[str, Mapping[str, str]]) -> None:
+        self.metadata.update({n: r for n, r in records.items() if n != "rosbag2"})  # metadata.yaml once more
+
+    @staticmethod
+    def _summary(file: Path):
+        """None where messages cannot be found by it."""
+        from mcap.reader import make_reader
+
+        try:
+            with open(file, "rb") as handle:
+                summary = make_reader(handle).get_summary()
+        except Exception:  # a file that was cut short has something else there
+            return None
+        if summary is None or summary.statistics is None or not summary.chunk_indexes:
+            return None
+        channels = [summary.channels.get(n) for n in summary.statistics.channel_message_counts]
+        whole = all(c is not None and (c.schema_id == 0 or c.schema_id in summary.schemas) for c in channels)
+        return summary if whole else None
+
+    def _add(self, schema, channel, count: int) -> None:
+        topic = channel.topic
+        self.types.setdefault(topic, schema.name if schema else channel.message_encoding)
+        self.counts[topic] = self.counts.get(topic, 0) + count
+        encoding, by = channel.message_encoding, schema.encoding if schema is not None else ""
+        if encoding != "json" and by not in _SCHEMAS.get(encoding, ()):
+            self.undecoded[topic] = f"messages in {encoding or 'an unknown encoding'}{f' ({by})' if by else ''}, " \
+                                    "which is not read (json, protobuf, ROS 1 and ROS 2 are)"
+        elif encoding == "protobuf":
+            try:
+                self._decoder(schema)
+            except ValueError as error:
+                self.undecoded[topic] = f"messages in protobuf, and {error}"
+
+    def messages(self, topics, begin=None, end=None):
+        from mcap.reader import make_reader
+
+        for file in self.files:
+            with _readable(file), open(file, "rb") as handle:
+                if self._indexed[file]:
+                    found = make_reader(handle, validate_crcs=True).iter_messages(
+                        list(topics), starting_at=begin, ending_at=end)
+                else:
+                    found = _McapStream().records(file)
+                for schema, channel, message in found:
+                    time = message.log_time
+                    if channel.topic in topics and (begin is None or time >= begin) and (end is None or time <= end):
+                        yield channel.topic, time, self._decode(schema, channel, message, file)
+
+    def _decode(self, schema, channel, message, file):
+        if channel.topic in self.undecoded:
+            raise UserError(f"expected messages that can be decoded, found {self.undecoded[channel.topic]}",
+                            where=f"{file}, topic {channel.topic}", hint="leave the topic out")
+        with _readable(f"{file}, topic {channel.topic}, message logged at {message.log_time} ns", "message"):
+            if channel.message_encoding == "json":
+                return json.loads(message.data)
+            return self._decoder(schema)(message.data)
+
+    def _decoder(self, schema):
+        key = schema.name, schema.encoding, bytes(schema.data)
+        if key not in self._decoders:
+            self._decoders[key] = (protobuf.make_decoder(schema.name, schema.data) if schema.encoding == "protobuf" else
+                                   _decoder(schema.name, schema.encoding, schema.data.decode()))
+        return self._decoders[key]
+
+
+class _McapStream:
+    """An MCAP file from its front to where it ends."""
+
+    def __init__(self):
+        self.schemas, self.channels, self.metadata, self.cut = {}, {}, {}, ""
+
+    def records(self, file: Path):
+        """(schema, channel, message) of each."""
+        from mcap.exceptions import EndOfFile, McapError, RecordLengthLimitExceeded
+        from mcap.records import Channel, Chunk, DataEnd, Message, Metadata, Schema
+        from mcap.stream_reader import StreamReader, breakup_chunk
+
+        done, size = False, file.stat().st_size
+        with open(file, "rb") as handle:
+            try:
+                for record in StreamReader(handle, emit_chunks=True, record_size_limit=size).records:
+                    inside = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
+                    for part in inside:
+                        if isinstance(part, Schema):
+                            self.schemas[part.id] = part
+                        elif isinstance(part, Channel):
+                            self.channels[part.id] = part
+                        elif isinstance(part, Metadata):
+                            self.metadata[part.name] = part.metadata
+                        elif isinstance(part, Message) and not done:
+                            channel = self.channels[part.channel_id]
+                            yield self.schemas.get(channel.schema_id), channel, part
+                    done = done or isinstance(record, DataEnd)
+            except (EndOfFile, McapError, struct.error) as error:
+                if not done and not isinstance(error, (EndOfFile, RecordLengthLimitExceeded)):
+                    raise  # damage, and no end
+                self.cut = "ends without its summary" + ("" if done else ", in the middle of the data") + \
+                    ": the recording was cut short"
+
+
+def _decoder(name: str, encoding: str, text: str):
+    """A function from the bytes of a message to an object of its fields."""
+    with _extra():
+        from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+    store = get_typestore(Stores.EMPTY)
+    name = name if name.count("/") > 1 else name.replace("/", "/msg/")
+    if encoding == "ros2idl":
+        parts = [p.split("\n", 1)[1] for p in text.split("=" * 80 + "\n") if p.startswith("IDL: ")] or [text]
+        store.register({k: v for p in parts for k, v in get_types_from_idl(p).items()})
+    else:
+        store.register(get_types_from_msg(text, name))
+    read = store.deserialize_ros1 if encoding == "ros1msg" else store.deserialize_cdr
+    return lambda data: read(data, name)
+
+
+# -- ROS --------------------------------------------------------------------------------------------------------------
+
+
+class RosbagLog(MessageLog):
+    """A ROS 1 bag with an index, or a ROS 2 bag, as rosbags reads them."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        with _extra():
+            import rosbags.highlevel  # noqa: F401
+        self.kind = "ros2" if path.is_dir() else "ros1"
+        self.files = tuple(sorted(p for p in path.iterdir() if p.is_file())) if path.is_dir() else (path,)
+        self.types, self.counts, self.undecoded = {}, {}, {}
+        with _readable(path), self._open() as reader:
+            for c in reader.connections:
+                if self.types.setdefault(c.topic, c.msgtype) != c.msgtype:
+                    self.undecoded[c.topic] = f"messages of {self.types[c.topic]} and of {c.msgtype}"
+                elif c.msgtype not in reader.typestore.fielddefs:
+                    self.undecoded[c.topic] = f"messages of {c.msgtype}, whose definition the bag does not have"
+                self.counts[c.topic] = self.counts.get(c.topic, 0) + c.msgcount
+
+    def _open(self):
+        from rosbags.highlevel import AnyReader
+        from rosbags.typesys import Stores, get_typestore
+
+        return AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+
+    def messages(self, topics, begin=None, end=None):
+        with _readable(self.path), self._open() as reader:
+            wanted = [c for c in reader.connections if c.topic in topics]
+            for c, time, data in reader.messages(wanted, begin, None if end is None else end + 1) if wanted else ():
+                if c.topic not in topics:
+                    raise UserError(f"expected messages of {', '.join(sorted(topics))}, found one of {c.topic}, by an "
+                                    "index that is wrong", where=self.path, hint=_COPY)
+                if c.topic in self.undecoded:
+                    raise UserError(f"expected messages that can be decoded, found {self.undecoded[c.topic]}",
+                                    where=f"{self.path}, topic {c.topic}", hint="leave the topic out")
+                with _readable(f"{self.path}, topic {c.topic}, message logged at {time} ns", "message"):
+                    message = reader.deserialize(data, c.msgtype)
+                yield c.topic, time, message
+
+
+class UnindexedRosbag(MessageLog):
+    """A ROS 1 bag whose recorder did not get as far as its index, or lost it: chunk after chunk, to where it ends.
+    Records: wiki.ros.org/Bags/Format/2.0."""
+
+    kind = "ros1"
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.files, self.types, self.counts, self._decoders = (path,), {}, {}, {}
+        self._connections: dict[int, tuple[str, str, str]] = {}
+        with _readable(path):
+            for topic, _, _ in self._records():
+                self.counts[topic] = self.counts.get(topic, 0) + 1
+        for topic, type, _ in self._connections.values():
+            self.types.setdefault(topic, type)
+            self.counts.setdefault(topic, 0)
+        self.truncation = f"{path.name} has no whole index: the recording was cut short (rosbag reindex makes one)"
+
+    def messages(self, topics, begin=None, end=None):
+        with _readable(self.path):
+            for topic, time, (type, text, data) in self._records():
+                if topic in topics and (begin is None or time >= begin) and (end is None or time <= end):
+                    with _readable(f"{self.path}, topic {topic}, message logged at {time} ns", "message"):
+                        if (type, text) not in self._decoders:
+                            self._decoders[type, text] = _decoder(type, "ros1msg", text)
+                        message = self._decoders[type, text](data)
+                    yield topic, time, message
+
+    def _records(self):
+        with open(self.path, "rb") as handle:
+            handle.readline()
+            for header, data in _ros1(handle, part=True):
+                if header.get("op") != b"\x05":  # a chunk; all else in the file is its index
+                    continue
+                data = _unpacked(header["compression"].decode(), data)
+                for head, body in _ros1(io.BytesIO(data)):
+                    number = int.from_bytes(head["conn"], "little")
+                    if head["op"] == b"\x07":
+                        inside = dict(_fields(body))
+                        self._connections[number] = (head["topic"].decode(), inside["type"].decode(),
+                                                     inside["message_definition"].decode())
+                    elif head["op"] == b"\x02":
+                        seconds, rest = struct.unpack("<II", head["time"])
+                        topic, type, text = self._connections[number]
+                        yield topic, seconds * 10**9 + rest, (type, text, body)
+
+
+def _unpacked(how: str, data: bytes) -> bytes:
+    """As much of a chunk as is there."""
+    if how == "bz2":
+        return bz2.BZ2Decompressor().decompress(data)
+    if how == "lz4":
+        with _extra():
+            from lz4.frame import LZ4FrameDecompressor
+        return LZ4FrameDecompressor().decompress(data)
+    if how != "none":
+        raise ValueError(f"compression {how}")
+    return data
+
+
+def _ros1(handle, part: bool = False) -> Iterator[tuple[dict[str, bytes], bytes]]:
+    """(header, data) of each whole record. part: of the last one too, if its data are cut off."""
+    while True:
+        header, whole = _sized(handle)
+        if not whole:
+            return
+        data, whole = _sized(handle)
+        if whole or part and data:
+            yield dict(_fields(header)), data
+        if not whole:
+            return
+
+
+def _sized(handle) -> tuple[bytes, bool]:
+    size = handle.read(4)
+    wanted = int.from_bytes(size, "little")
+    data = handle.read(wanted) if len(size) == 4 else b""
+    return data, len(size) == 4 and len(data) == wanted
+
+
+def _fields(header: bytes) -> Iterator[tuple[str, bytes]]:
+    place = 0
+    while place < len(header):
+        size = int.from_bytes(header[place: place + 4], "little")
+        name, equals, value = header[place + 4: place + 4 + size].partition(b"=")
+        if not equals:
+            raise ValueError("a header without names")
+        yield name.decode(), value
+        place += 4 + size
+
+
+# -- which ------------------------------------------------------------------------------------------------------------
+
+
+def open_logs(path: Path) -> list[MessageLog]:
+    """The recordings at `path`: a file, the folder of a ROS 2 bag, or a folder of several, in the order of the last
+    number in their names."""
+    return [_log(p) for p in log_paths(path)]
+
+
+def log_paths(path: Path) -> list[Path]:
+    """Where each recording lies; none where `path` holds anything else."""
+    path = Path(path)
+    if path.is_file() or _ros2(path):
+        return [path]
+    inside = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=_number)
+    kinds = [[p for p in inside if p.suffix == s and p.is_file()] for s in (".mcap", ".bag")]
+    kinds.append([p for p in inside if p.is_dir() and _ros2(p)])
+    return max(kinds, key=len)
+
+
+def _number(path: Path):
+    found = re.findall(r"\d+", path.stem)
+    return int(found[-1]) if found else -1, path.name
+
+
+def _ros2(folder: Path) -> bool:
+    if not (folder / "metadata.yaml").is_file():
+        return False
+    with open(folder / "metadata.yaml", errors="replace") as handle:
+        return "rosbag2_bagfile_information" in handle.read(4096)
+
+
+def _log(path: Path) -> MessageLog:
+    if path.is_dir():
+        films = sorted(path.glob("*.mcap"), key=_number)
+        return McapLog(path, films) if films else RosbagLog(path)
+    with open(path, "rb") as handle:
+        first = handle.read(13)
+    if not first.startswith(b"#ROSBAG V2.0\n"):
+        return McapLog(path, [path])
+    try:
+        return RosbagLog(path)
+    except UserError:
+        return UnindexedRosbag(path)

@@ -1,0 +1,306 @@
+"""What a format has no place for: said before it is written, and kept in a file beside it.
+
+In a folder that file is understudy.npz, beside FILE it is FILE.understudy.npz; other software does not look at it. A
+format says what it holds (`FormatCapability`), as it would be read again; everything else follows from that here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import Feature, UserError
+from ...files import whole_file
+from .. import cache
+from ..episode import Dataset
+from .base import ColumnSource, SourceEpisodes, episode_starts, row_counts
+from .npz_arrays import NpzArrays
+from .npz_arrays import write_npz as write_arrays
+
+SIDECAR_NAME = "understudy.npz"
+
+
+@dataclass(frozen=True)
+class ColumnEncoding:
+    """How a format stores one column: what it is called and what it is when it is read again without the side file.
+    last: there is room for the row after the last action. exact: the values are the same, bit by bit (a wider dtype
+    is), or else they are lost. repeats: where there is no row after the last action, the format needs one all the
+    same, and the last row is written once more."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    has_last_row: bool = False
+    is_exact: bool = True
+    repeats_last_row: bool = False
+
+    @staticmethod
+    def from_feature(name: str, feature: Feature, last: bool = False) -> ColumnEncoding:
+        return ColumnEncoding(name, feature.dtype, feature.shape, last)
+
+
+@dataclass(frozen=True)
+class FormatCapability:
+    """What a format stores by itself. columns: by their names here; those that are missing have no place in it.
+    names: of components, and how many choices there are. meta: keys of the facts of episodes. reads: all columns, in
+    the order in which they are read again, where that is not the order of the data or has more of them."""
+
+    columns: Mapping[str, ColumnEncoding]
+    component_names: bool = False
+    units: bool = False
+    fps: bool = False
+    robot_type: bool = False
+    metadata_keys: frozenset[str] = frozenset()
+    read_columns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ConversionLoss:
+    """subject: a column, "fps", "robot_type" or "metadata.KEY". kept: in the side file, so that we read it again."""
+
+    subject: str
+    reason: str
+    in_sidecar: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}" + ("" if self.in_sidecar else " (lost)")
+
+
+def conversion_losses(data: Dataset, capability: FormatCapability) -> list[ConversionLoss]:
+    """What of these data the format cannot hold by itself, in the order of the columns."""
+    out, declared = [], data[0].features() if len(data) else {}
+    for name, f in data.features().items():
+        place = capability.columns.get(name)
+        if place is None:
+            out.append(ConversionLoss(name, "the format has no place for this column"))
+            continue
+        if place.name != name:
+            out.append(ConversionLoss(name, f"is called {place.name} there"))
+        if (place.dtype, place.shape) != (f.dtype, f.shape):
+            out.append(ConversionLoss(name, f"{f.dtype} {f.shape} is stored as {place.dtype} {place.shape}"))
+        if not place.is_exact:
+            out.append(ConversionLoss(name, "is compressed, and not exactly the same afterwards", in_sidecar=False))
+        if not place.has_last_row and (row_counts(data, name) > row_counts(data)).any():
+            out.append(ConversionLoss(name, "the row after the last action"))
+        if place.repeats_last_row and (row_counts(data, name) == row_counts(data)).any():
+            out.append(ConversionLoss(name, "that no row follows the last action: its last row is written twice"))
+        if f.names and not capability.component_names:
+            out.append(ConversionLoss(name, "the names of its components"))
+        if declared[name].num_classes and not capability.component_names:
+            out.append(ConversionLoss(name, f"how many choices there are, {', '.join(map(str, f.num_classes))}"))
+        if f.kind != _kind(f) and not capability.component_names:
+            out.append(ConversionLoss(name, f"that it is of kind {f.kind}"))
+        if f.unit and not capability.units:
+            out.append(ConversionLoss(name, f"its unit, {f.unit}"))
+    if data.fps is not None and not capability.fps:
+        out.append(ConversionLoss("fps", f"{data.fps:g} steps a second"))
+    if data.metadata.get("robot_type") and not capability.robot_type:
+        out.append(ConversionLoss("robot_type", str(data.metadata["robot_type"])))
+    keys = dict.fromkeys(key for e in data for key in e.metadata)
+    return out + [
+        ConversionLoss(f"metadata.{key}", "a fact of the episodes")
+        for key in keys
+        if key not in capability.metadata_keys
+    ]
+
+
+def _kind(f: Feature) -> str:
+    """What an array of that dtype and shape is taken for."""
+    return "string" if f.dtype == "string" else Feature.from_array(np.empty((0, *f.shape), f.dtype)).kind
+
+
+def sidecar_path(path: Path) -> Path:
+    return path / SIDECAR_NAME if path.is_dir() else path.with_name(f"{path.name}.{SIDECAR_NAME}")
+
+
+def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> None:
+    """The side file of the data set that lies at `path`, if there is anything for it."""
+    features, lengths = data.features(), row_counts(data)
+    if not conversion_losses(data, capability) and (
+        capability.read_columns is None or capability.read_columns == tuple(features)
+    ):
+        return
+    document = {
+        "version": 1, "fps": data.fps, "robot_type": data.metadata.get("robot_type"),
+        "columns": {name: asdict(f) for name, f in features.items()},
+        "places": {name: place.name for name, place in capability.columns.items()},
+        "metadata": [dict(e.metadata) for e in data]}
+    text = np.frombuffer(json.dumps(document, default=_to_json_value).encode(), np.uint8)
+    arrays = [("document", text.shape, text.dtype, lambda: [text]),
+              ("lengths", lengths.shape, lengths.dtype, lambda: [lengths])]
+    for name, f in features.items():
+        place, rows = capability.columns.get(name), row_counts(data, name)
+        longer = rows > lengths
+        if place is None:
+            arrays += [_array(f"rows/{name}", rows), _pieces(f"column/{name}", f, rows, partial(_column, data, name))]
+        elif place.repeats_last_row and not longer.all():
+            arrays.append(_array(f"rows/{name}", rows))
+        elif longer.any() and not place.has_last_row:
+            ones = longer.astype(np.int64)
+            arrays += [_array(f"rows/{name}", rows), _pieces(f"last/{name}", f, ones, partial(_last_rows, data, name))]
+    write_arrays(sidecar_path(path), arrays)
+
+
+@contextmanager
+def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> Iterator[Path]:
+    """A new file at `path` and what belongs beside it: both, or neither. Yields where to write the file meanwhile."""
+    if sidecar_path(path).exists():
+        raise UserError("expected nothing here, found what was kept beside another file of that name",
+                        where=sidecar_path(path), hint="choose another place, or move it away first")
+    with whole_file(path) as part:
+        yield part
+        try:
+            write_sidecar(path, data, capability)
+        except BaseException:
+            sidecar_path(path).unlink(missing_ok=True)
+            raise
+
+
+def apply_sidecar(path: Path, data: Dataset) -> Dataset:
+    """`data` as it was read from `path`, with what lies in its side file, if it has one."""
+    if not sidecar_path(path).exists():
+        return data
+    arrays = NpzArrays(sidecar_path(path))
+    document = json.loads(arrays.read_array("document").tobytes())
+    if document.get("version") != 1:
+        raise UserError(f"expected version 1, found {document.get('version')}", where=sidecar_path(path),
+                        hint="a newer understudy wrote this: update, or move the file away to read the data without it")
+    source = data._episodes.source
+    said = arrays.read_array("lengths")
+    if not np.array_equal(said, source.lengths):
+        warning = (
+            f"{sidecar_path(path).name} is about {len(said)} episodes and {int(said.sum())} steps, the data have "
+            f"{len(source.lengths)} and {int(source.lengths.sum())}: it is left aside"
+        )
+        return Dataset(data._episodes, {**data.metadata, "warnings": [*data.metadata.get("warnings", []), warning]})
+    facts = {**data.metadata, "fps": document["fps"], "robot_type": document["robot_type"]}
+    return Dataset(SourceEpisodes(SidecarSource(source, arrays, document), data._episodes.indices), facts)
+
+
+def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None:
+    """Beside `to`, what lies beside `path` of these of its episodes."""
+    arrays = NpzArrays(sidecar_path(path))
+    document, lengths = json.loads(arrays.read_array("document").tobytes()), arrays.read_array("lengths")
+    kept = np.isin(np.arange(len(lengths)), indices)
+    document["metadata"] = [m for m, keep in zip(document["metadata"], kept, strict=True) if keep]
+    text = np.frombuffer(json.dumps(document).encode(), np.uint8)
+    out = [_array("document", text), _array("lengths", lengths[kept])]
+    for key, (shape, dtype) in arrays.headers.items():
+        what, _, name = key.partition("/")
+        if what == "rows":
+            out.append(_array(key, arrays.read_array(key)[kept]))
+        elif name:
+            rows = arrays.read_array(f"rows/{name}")
+            mask = np.repeat(kept, rows if what == "column" else rows > lengths)
+            out.append((key, (int(mask.sum()), *shape[1:]), dtype, partial(_masked, arrays, key, mask)))
+    write_arrays(sidecar_path(destination), out)
+
+
+class SidecarSource(ColumnSource):
+    """Another source, with what the side file adds; columns have the names and dtypes that they had."""
+
+    def __init__(self, inner: ColumnSource, arrays: NpzArrays, document: Mapping[str, Any]):
+        self.inner, self._arrays, self._episode_metadata = inner, arrays, document["metadata"]
+        self._encodings = document["places"]
+        self.lengths = inner.lengths
+        self.key = cache.json_digest(inner.key, arrays.key)
+        self.schema = {name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()})
+                       for name, f in document["columns"].items()}
+        for name in self.schema:
+            if f"column/{name}" not in arrays.headers and self._encodings.get(name) not in inner.schema:
+                raise UserError(f"expected a column {self._encodings.get(name)}, found {', '.join(inner.schema)}",
+                                where=arrays.path, hint="move this file away to read the data without it")
+
+    def _is_in_sidecar(self, name) -> bool:
+        return f"column/{name}" in self._arrays.headers
+
+    @cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        return {name: self._arrays.read_array(f"rows/{name}") if f"rows/{name}" in self._arrays.headers else
+                self.inner.rows(self._encodings[name]) for name in self.schema}
+
+    @cached_property
+    def _maps(self) -> dict[str, np.ndarray]:
+        keys = [k for k in self._arrays.headers if k.startswith(("column/", "last/"))]
+        size = sum(int(np.prod(s, dtype=np.int64)) * np.dtype(t).itemsize
+                   for s, t in map(self._arrays.headers.__getitem__, keys))
+        key = cache.json_digest(self._arrays.key, "side")
+        return cache.memmap_arrays(key, size, partial(self._build, keys), str(self._arrays.path))
+
+    def _build(self, keys, part):
+        for key in keys:
+            shape, dtype = self._arrays.headers[key]
+            out = cache.create_array(part, key, shape, np.dtype(dtype))
+            for row, values in self._arrays.iter_rows(key):
+                out[row: row + len(values)] = values
+            out.flush()
+
+    @cached_property
+    def _first(self) -> dict[str, np.ndarray]:
+        return {name: episode_starts(self._rows[name]) for name in self.schema}
+
+    def rows(self, name):
+        return self._rows[name]
+
+    def episode_metadata(self, episode):
+        return self._episode_metadata[episode]
+
+    def packed_column(self, name):
+        if self._is_in_sidecar(name):
+            return self._maps[f"column/{name}"]
+        place, f = self._encodings[name], self.schema[name]
+        inner = self.inner.schema[place]
+        same = (inner.dtype, inner.shape) == (f.dtype, f.shape)
+        return self.inner.packed_column(place) if same and f"rows/{name}" not in self._arrays.headers else None
+
+    def column(self, name, episode):
+        if self._is_in_sidecar(name):
+            first = self._first[name][episode]
+            return self._maps[f"column/{name}"][first: first + self._rows[name][episode]]
+        f, column = self.schema[name], np.asarray(self.inner.column(self._encodings[name], episode))
+        column = column.reshape(len(column), *f.shape)
+        column = column if f.kind == "string" else column.astype(f.dtype, copy=False)
+        if self._rows[name][episode] <= len(column):
+            return column[: self._rows[name][episode]]
+        at = int((self._rows[name][:episode] > self.lengths[:episode]).sum())
+        return np.concatenate([column, self._maps[f"last/{name}"][at: at + 1]])
+
+    def frames(self, name, episode):
+        if self._is_in_sidecar(name) or f"rows/{name}" in self._arrays.headers:
+            return super().frames(name, episode)
+        return self.inner.frames(self._encodings[name], episode)
+
+
+def _array(name, values):
+    return name, values.shape, values.dtype, lambda: [values]
+
+
+def _pieces(name, feature: Feature, rows: np.ndarray, pieces):
+    dtype = feature.dtype
+    if feature.kind == "string":  # the room that the longest takes
+        dtype = f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}"
+    return name, (int(rows.sum()), *feature.shape), np.dtype(dtype), pieces
+
+
+def _masked(arrays: NpzArrays, key: str, mask: np.ndarray) -> Iterator[np.ndarray]:
+    return (values[mask[row: row + len(values)]] for row, values in arrays.iter_rows(key))
+
+
+def _column(data: Dataset, name: str) -> Iterator[np.ndarray]:
+    return (np.asarray(e.steps[name]) for e in data)
+
+
+def _last_rows(data: Dataset, name: str) -> Iterable[np.ndarray]:
+    return (column[len(e):] for e in data for column in [np.asarray(e.steps[name])] if len(column) > len(e))
+
+
+def _to_json_value(value):
+    """NumPy's numbers and arrays as JSON's."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)

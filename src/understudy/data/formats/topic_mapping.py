@@ -1,0 +1,458 @@
+"""Which topics of a log become which columns, on which clock: read from a JSON file, checked, or proposed.
+
+{
+ "clock": {"topic": "/joint_states", "fps": 10},
+ "gap": 1.0,
+ "features": {
+  "observation.state": {"topic": "/joint_states", "field": "position", "names": ["shoulder", "elbow"], "age": 0.3},
+  "observation.images.camera": {"topic": "/camera", "age": 0.6},
+  "action": {"topic": "/command", "field": "data", "join": "next", "age": 0.3},
+  "task": {"value": "fold the towel"}
+ }
+}
+
+clock: the messages of a topic, or a fixed rate {"fps": 30}; with a topic, "fps" is the rate it is meant to have.
+join: "last" (the newest message at the tick or before it), "next" (the first at the tick or after it), "nearest" or
+"interpolate" (numbers, linearly between the two around the tick). age: seconds from the tick beyond which a message is
+not used; no limit where it is null. gap: seconds without a whole row after which another episode begins.
+field: a path ("pose.position", "points[0].positions", "joints[elbow].position" in a list of structures with a name), or
+several whose numbers lie end to end; a path to a structure gives its numbers in order. names: the components, for
+messages that name theirs, which may change their order.
+indices: which components to keep. stamp: "header" (header.stamp, in topics whose messages all have one) or "log".
+episodes: {"topic": ...}, each message of which begins another episode. "metadata": a record's name, "field": its key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import UserError, role
+from ...files import read_json
+
+JOIN_RULES = ("last", "next", "nearest", "interpolate")
+_SKIPPED = {"header", "stamp", "timestamp", "layout"}  # no numbers of the robot's
+_MOST = 1024  # numbers in a message; what has more is no state, and is not proposed
+_DO = "correct the mapping; docs/formats.md says what it may hold, and understudy inspect BAG --json proposes one"
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """Where one column comes from: a topic, else a record of metadata, else a value that is the same in every row."""
+
+    topic: str | None = None
+    field: tuple[str, ...] = ()
+    indices: tuple[int, ...] | None = None
+    names: tuple[str, ...] | None = None
+    join: str = "last"
+    max_age: float | None = None  # s
+    metadata: str | None = None
+    value: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        if self.topic is None:
+            return {"value": self.value} if self.metadata is None else {"metadata": self.metadata,
+                                                                        "field": self.field[0]}
+        out = {"topic": self.topic, "field": self.field[0] if len(self.field) == 1 else list(self.field),
+               "indices": self.indices and list(self.indices), "names": self.names and list(self.names),
+               "join": self.join, "age": self.max_age}
+        return {k: v for k, v in out.items() if k == "age" or v not in (None, [])}
+
+
+@dataclass(frozen=True)
+class TopicMapping:
+    columns: Mapping[str, ColumnMapping]
+    clock: str | None = None  # a topic
+    fps: float | None = None  # of the clock, or what that topic is meant to have
+    max_gap: float = 1.0  # s
+    time_source: str = "header"
+    episodes: str | None = None  # a topic
+
+    @property
+    def topics(self) -> list[str]:
+        """All that have to be read."""
+        named = [c.topic for c in self.columns.values()] + [self.clock, self.episodes]
+        return list(dict.fromkeys(t for t in named if t is not None))
+
+    def to_json(self) -> dict[str, Any]:
+        clock = {k: v for k, v in (("topic", self.clock), ("fps", self.fps)) if v is not None}
+        return {
+            "clock": clock,
+            "gap": self.max_gap,
+            **({"stamp": self.time_source} if self.time_source != "header" else {}),
+            **({"episodes": {"topic": self.episodes}} if self.episodes else {}),
+            "features": {name: c.to_json() for name, c in self.columns.items()},
+        }
+
+
+# -- as it is written -------------------------------------------------------------------------------------------------
+
+
+def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
+    """A mapping, the JSON file of one, or what `understudy inspect --json` prints (its "mapping")."""
+    where = "mapping" if isinstance(source, Mapping) else str(source)
+    said = source if isinstance(source, Mapping) else read_json(Path(source).expanduser())
+    if isinstance(said, Mapping) and isinstance(said.get("mapping"), Mapping):
+        said = said["mapping"]
+    said = _object(said, where, ("clock", "gap", "stamp", "episodes", "features"))
+    clock = _object(said.get("clock"), f"{where}, clock", ("topic", "fps"))
+    if not clock:
+        raise UserError("expected a topic or fps, found neither", where=f"{where}, clock", hint=_DO)
+    found = said.get("features")
+    if not isinstance(found, Mapping) or not found:
+        raise UserError(f"expected columns and where each comes from, found {_shown(found)}",
+                        where=f"{where}, features", hint=_DO)
+    columns = {name: _column(name, c, f"{where}, features.{name}") for name, c in found.items()}
+    episodes = _object(said.get("episodes") or {}, f"{where}, episodes", ("topic",))
+    stamp = said.get("stamp", "header")
+    if stamp not in ("header", "log"):
+        raise UserError(f"expected header or log, found {_shown(stamp)}", where=f"{where}, stamp", hint=_DO)
+    return TopicMapping(columns, _text(clock, "topic", f"{where}, clock"), _positive(clock, "fps", f"{where}, clock"),
+               _positive(said, "gap", where) or 1.0, stamp, _text(episodes, "topic", f"{where}, episodes"))
+
+
+def _column(name: str, said, where: str) -> ColumnMapping:
+    keys = ("topic", "field", "indices", "names", "join", "age", "metadata", "value")
+    said = _object(said, where, keys)
+    if name.startswith("timestamp") or "/" in name or role(name) == "index":
+        raise UserError("expected another name: timestamp and the index columns are made from the clock, and a name "
+                        "has no /", where=where, hint=_DO)
+    if sum(said.get(k) is not None for k in ("topic", "metadata", "value")) != 1:
+        raise UserError("expected one of topic, metadata and value", where=where, hint=_DO)
+    field = said.get("field", [])
+    field = [field] if isinstance(field, str) else field
+    if not isinstance(field, list) or not all(isinstance(f, str) for f in field):
+        raise UserError(f"expected a path or a list of them, found {_shown(field)}", where=f"{where}.field", hint=_DO)
+    indices, names, join = said.get("indices"), said.get("names"), said.get("join", "last")
+    if indices is not None and not (isinstance(indices, list) and indices and all(
+            isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)):
+        raise UserError(f"expected integers from 0, found {_shown(indices)}", where=f"{where}.indices", hint=_DO)
+    if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+        raise UserError(f"expected a list of names, found {_shown(names)}", where=f"{where}.names", hint=_DO)
+    if join not in JOIN_RULES:
+        raise UserError(f"expected {', '.join(JOIN_RULES[:-1])} or {JOIN_RULES[-1]}, found {_shown(join)}",
+                        where=f"{where}.join", hint=_DO)
+    if said.get("metadata") is not None and len(field) != 1:
+        raise UserError("expected the key of the record", where=f"{where}.field", hint=_DO)
+    if not isinstance(said.get("value"), (str, int, float, list, type(None))):
+        raise UserError(f"expected text or numbers, found {_shown(said['value'])}", where=f"{where}.value", hint=_DO)
+    return ColumnMapping(
+        _text(said, "topic", where),
+        tuple(field),
+        indices and tuple(indices),
+        names and tuple(names),
+        join,
+        _positive(said, "age", where),
+        _text(said, "metadata", where),
+        said.get("value"),
+    )
+
+
+def _object(said, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(said, Mapping):
+        raise UserError(f"expected an object with {', '.join(keys)}, found {_shown(said)}", where=where, hint=_DO)
+    for key in said:
+        if key not in keys:
+            near = difflib.get_close_matches(str(key), keys, 1)
+            raise UserError(f"expected {', '.join(keys)}, found {key!r}", where=where,
+                            hint=f"did you mean {near[0]}?" if near else _DO)
+    return said
+
+
+def _text(said: Mapping, key: str, where: str) -> str | None:
+    if not isinstance(value := said.get(key), (str, type(None))):
+        raise UserError(f"expected text, found {_shown(value)}", where=f"{where}.{key}", hint=_DO)
+    return value
+
+
+def _positive(said: Mapping, key: str, where: str) -> float | None:
+    value = said.get(key)
+    if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool)
+                                  and math.isfinite(value) and value > 0):
+        raise UserError(f"expected a number above 0, found {_shown(value)}", where=f"{where}.{key}", hint=_DO)
+    return value
+
+
+def _shown(value) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+# -- values of a message ----------------------------------------------------------------------------------------------
+
+
+class MessageMismatch(ValueError):
+    """A message does not hold what the mapping says."""
+
+
+def value_at(message, path: str):
+    """The part of a decoded message (objects, dicts, lists) that a path names; "" is all of it."""
+    value = message
+    for part in re.findall(r"[^.\[\]]+", path):
+        inside = _inside(value)
+        if inside is not None and part in inside:
+            value = inside[part]
+        elif (named := _named(value)) is not None and part in named:
+            value = named[part]
+        elif part.isdigit() and isinstance(value, (list, tuple, np.ndarray)) and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise MessageMismatch(f"expected a field {path!r}, found {', '.join(inside) if inside else _shown(value)}")
+    return value
+
+
+def numeric_fields(value, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """(path, numbers) of everything in it that is one, in order; text, headers and layouts are passed over."""
+    if (inside := _inside(value)) is not None:
+        for name, part in inside.items():
+            if name not in _SKIPPED:
+                yield from numeric_fields(part, f"{path}.{name}" if path else name)
+    elif isinstance(value, (bool, int, float, np.generic, np.ndarray)):
+        yield path, np.asarray(value)
+    elif isinstance(value, (list, tuple)):
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            array = np.empty(0, object)
+        if array.dtype.kind in "biuf" and len(value):
+            yield path, array
+        elif array.dtype.kind not in "US":
+            for i, part in (_named(value) or dict(enumerate(value))).items():
+                yield from numeric_fields(part, f"{path}[{i}]")
+
+
+def _named(value) -> Mapping[str, Any] | None:
+    """A list of structures that are told apart by a field `name`, by it."""
+    if not isinstance(value, (list, tuple)):
+        return None
+    inside = {name: v for v in value if isinstance(name := (_inside(v) or {}).get("name"), str) and name
+              and not re.search(r"[.\[\]]", name)}
+    return inside if inside and len(inside) == len(value) else None
+
+
+def _inside(value) -> Mapping[str, Any] | None:
+    if isinstance(value, Mapping):
+        return value
+    if is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in fields(value) if not f.name.startswith("__")}
+    return None
+
+
+def component_paths(message, column: ColumnMapping) -> tuple[str, ...]:
+    """Of all numbers that a column has of a message. Raises Mismatch."""
+    return tuple(path for p in column.field or ("",) for path, _ in numeric_fields(value_at(message, p), p))
+
+
+def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ...] | None = None) -> np.ndarray | str:
+    """What column `name` has of a message: text, or numbers (n,), of any shape where the field has one, or () for a
+    single one of an outcome. order: the `paths` of the first message, in whose order they are. Raises Mismatch."""
+    fields = column.field or ("",)
+    parts = [value_at(message, p) for p in fields]
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return parts[0]
+    found = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numeric_fields(part, p)]
+    if not found:
+        raise MessageMismatch(f"expected numbers or text in {', '.join(map(repr, fields))}, found none")
+    if order is not None and order != tuple(path for path, _ in found):  # a set of fields has no order, and may change
+        if sorted(order) != sorted(path for path, _ in found):
+            raise MessageMismatch(f"expected the numbers {', '.join(order)} of the first message, found "
+                           f"{', '.join(path for path, _ in found)}")
+        found = [(path, dict(found)[path]) for path in order]
+    arrays = [a for _, a in found]
+    array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
+    if array.dtype.kind not in "biuf":
+        raise MessageMismatch(f"expected numbers or text, found {_shown(parts[0])}")
+    if column.names is not None:
+        array = array.reshape(-1)[_order(message, column.names, array.size)]
+    if column.indices is not None:
+        array = array.reshape(-1)
+        if max(column.indices) >= array.size:
+            raise MessageMismatch(
+                f"expected at least {max(column.indices) + 1} numbers, as indices say, found {array.size}"
+            )
+        array = array[list(column.indices)]
+    if type(message) is dict and array.dtype.kind in "iu":
+        array = array.astype(np.float64)  # JSON writes 1.0 as 1 when it likes; a Message says what it has
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise MessageMismatch(f"expected integers below 2**63, found {array.max()}")
+    if array.dtype.kind in "iu":
+        array = array.astype(np.int64)
+    if array.ndim == 0 and role(name) in ("observation", "action"):
+        return array.reshape(1)
+    return array.reshape(()) if array.shape == (1,) and role(name) == "outcome" else array
+
+
+def _order(message, names: tuple[str, ...], size: int) -> list[int]:
+    """Where each name is in this message; as they lie, if it names none."""
+    said = list((_inside(message) or {}).get("name", ()))
+    if not said:
+        if size != len(names):
+            raise MessageMismatch(f"expected {len(names)} numbers ({', '.join(names)}), found {size}")
+        return list(range(size))
+    if missing := [n for n in names if n not in said]:
+        raise MessageMismatch(f"expected a component {missing[0]!r}, found {', '.join(map(str, said))}")
+    order = [said.index(n) for n in names]
+    if max(order) >= size:
+        raise MessageMismatch(f"expected a number for each of {', '.join(map(str, said))}, found {size}")
+    return order
+
+
+def component_names(message, column: ColumnMapping) -> tuple[str, ...] | None:
+    """What the numbers of `value` are called, where the message says it."""
+    if column.names is not None:
+        names = list(column.names)
+    else:
+        names = [n for p in column.field or ("",) for path, a in numeric_fields(value_at(message, p), p)
+                 for n in ([path] if a.ndim == 0 else [f"{path}[{i}]" for i in range(a.size)])]
+        if len(names) < 2 or all(re.search(r"\[\d+\]", n) for n in names):
+            return None
+    return tuple(names[i] for i in column.indices) if column.indices is not None else tuple(names)
+
+
+# -- joining ----------------------------------------------------------------------------------------------------------
+
+
+def align_messages(stamps: np.ndarray, ticks: np.ndarray, rule: str, max_age: float | None) \
+        -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """stamps (n,) and ticks (T,) in ns, ascending -> the messages below and above each tick that make its value,
+    (T,) each, and which ticks have one, (T,) bool. Below and above differ for "interpolate" alone."""
+    if not len(stamps):
+        none = np.zeros(len(ticks), np.int64)
+        return none, none, none.astype(bool)
+    limit = np.iinfo(np.int64).max if max_age is None else round(max_age * 1e9)
+    last, following = np.searchsorted(stamps, ticks, "right") - 1, np.searchsorted(stamps, ticks, "left")
+    below, above = last.clip(0), following.clip(max=len(stamps) - 1)
+    before, after = ticks - stamps[below], stamps[above] - ticks
+    has_last, has_next = (last >= 0) & (before <= limit), (following < len(stamps)) & (after <= limit)
+    if rule == "last":
+        return below, below, has_last
+    if rule == "next":
+        return above, above, has_next
+    if rule == "interpolate":
+        return below, above, has_last & has_next
+    near = np.where((last >= 0) & ((following >= len(stamps)) | (before <= after)), below, above)
+    return near, near, np.abs(stamps[near] - ticks) <= limit
+
+
+# -- a proposal -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TopicSummary:
+    """A topic as a proposal sees it. stamps: of its messages, s, ascending. message: its first, decoded. undecoded:
+    why there is none."""
+
+    name: str
+    type: str
+    count: int
+    stamps: np.ndarray
+    message: Any
+    image: bool
+    undecoded: str = ""
+
+
+_ACTIONS = re.compile(r"action|command|cmd|leader|control_input|joint_trajectory|target", re.I)
+_NO_STATE = re.compile(r"rosout|/tf(_static)?$|diagnostics|parameter_events|^/clock$|camera_info")
+_PLAIN = {"image", "image_raw", "image_rect", "image_color", "compressed", "data", "state", "joint_states", "value"}
+MAX_FPS = 100.0  # messages a second; a clock that is faster makes rows that hardly differ
+
+
+def propose_mapping(
+    topics: list[TopicSummary], metadata: Mapping[str, Mapping[str, str]]
+) -> tuple[TopicMapping, list[str]]:
+    """A mapping of all topics that can be columns, and why others are left out. Actions are what is commanded next,
+    observations what was last seen; ages are three periods of the topic."""
+    columns: dict[str, ColumnMapping] = {}
+    left = []
+    states = [t for t in topics if re.search(r"state|position|pose|odom", t.name, re.I)]
+    for topic in sorted(topics, key=lambda t: t not in states):  # what calls itself a state is the first
+        if why := _unusable(topic):
+            left.append(f"topic {topic.name} ({topic.type}): {why}; it is left out")
+        else:
+            _add(topic, columns)
+    if "task" not in columns:
+        for name, record in metadata.items():
+            if isinstance(record.get("task"), str):
+                columns["task"] = ColumnMapping(metadata=name, field=("task",))
+    order = {n: i for i, n in enumerate(("observation", "action", "outcome", "task", "other"))}
+    columns = dict(sorted(columns.items(), key=lambda c: (order.get(role(c[0]), 4), ".images." in c[0])))
+    clock = next((columns[n].topic for n in ("observation.state", "action", *columns) if n in columns
+                  and columns[n].topic), None)
+    by_name = {t.name: t for t in topics}
+    period = _period(by_name[clock].stamps) if clock else None
+    fps = None if period is None else _rate(1 / period)
+    if fps is not None and fps > MAX_FPS:
+        films = [_period(by_name[c.topic].stamps) for n, c in columns.items() if ".images." in n]
+        clock, fps = None, _rate(max([1 / p for p in films if p] or [30.0]))
+    if clock is None and fps is None:
+        fps = 10.0
+    return TopicMapping(columns, clock, fps, max(1.0, round(5 / fps, 3)) if fps else 1.0), left
+
+
+def _unusable(topic: TopicSummary) -> str:
+    if topic.message is None:
+        return f"it has {topic.undecoded}" if topic.undecoded else "it has no messages"
+    if topic.image:
+        return ""
+    if _NO_STATE.search(topic.name):
+        return "it is about the robot's software"
+    if isinstance(_only_text(topic.message), str):
+        return ""
+    size = sum(a.size for _, a in numeric_fields(topic.message))
+    return "" if 0 < size <= _MOST else "it has no numbers" if not size else f"it has {size} numbers a message"
+
+
+def _only_text(message) -> str | None:
+    inside = {k: v for k, v in (_inside(message) or {}).items() if k not in _SKIPPED}
+    return next(iter(inside.values())) if len(inside) == 1 and isinstance(next(iter(inside.values())), str) else None
+
+
+def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
+    def free(name: str) -> str:
+        return next(n for i in range(1, 10**6) if (n := name if i == 1 else f"{name}_{i}") not in columns)
+
+    period = _period(topic.stamps)
+    age = None if period is None else max(0.1, round(3 * period, 3))
+    parts = [re.sub(r"\W", "_", p) for p in topic.name.split("/") if p]
+    short = "_".join(p for p in parts if p.lower() not in _PLAIN)
+    if topic.image:
+        columns[free(f"observation.images.{short or 'camera'}")] = ColumnMapping(topic.name, max_age=age)
+        return
+    inside = {k: v for k, v in (_inside(topic.message) or {}).items() if k not in _SKIPPED}
+    if (text := _only_text(topic.message)) is not None:
+        task = re.search(r"task|instruction|prompt|language", topic.name, re.I)
+        columns[free("task" if task else short or "text")] = ColumnMapping(
+            topic.name, (next(k for k, v in inside.items() if v is text),),
+            join="nearest" if topic.count == 1 else "last")  # said once, just before or after the first row
+        return
+    wanted = bool(_ACTIONS.search(topic.name))
+    first = "action" if wanted else "next.reward" if re.search("reward", topic.name, re.I) else "observation.state"
+    name = first if first not in columns else free(f"{'action' if wanted else 'observation'}.{short or 'state'}")
+    rule = "next" if wanted or name == "next.reward" else "last"
+    if {"name", "position", "velocity", "effort"} <= set(inside):  # sensor_msgs/JointState
+        kinds = [k for k in ("position", "velocity", "effort") if len(inside[k])]
+        for k in kinds[:1] if wanted else kinds:
+            names = tuple(map(str, inside["name"])) if len(inside["name"]) == len(inside[k]) else None
+            column = ColumnMapping(topic.name, (k,), names=names, join=rule, max_age=age)
+            columns[name if k == kinds[0] else free(f"observation.{'_'.join(filter(None, (short, k)))}")] = column
+        return
+    found = [k for k in inside if any(True for _ in numeric_fields(inside[k], k))]
+    columns[name] = ColumnMapping(topic.name, tuple(found[:1]) if len(found) == 1 else (), join=rule, max_age=age)
+
+
+def _period(stamps: np.ndarray) -> float | None:
+    apart = np.diff(stamps)
+    apart = apart[apart > 0]
+    return float(np.median(apart)) if len(apart) else None
+
+
+def _rate(fps: float) -> float:
+    """A whole number where it is one but for jitter."""
+    return float(round(fps)) if round(fps) and abs(fps / round(fps) - 1) < 0.01 else round(fps, 3)

@@ -1,0 +1,571 @@
+"""Recording that survives: episodes go into a journal as they happen, and from there into LeRobot files.
+
+At any moment the folder is a LeRobot v3.0 data set with what has been put into its files, and meta/understudy/journal
+has the rest: finished episodes, and the running one until its last second. The journal is written by a thread, the
+files (video takes its time) by a process of low priority, so that the control loop waits for neither.
+What a crash leaves is put into the files by `publish`, which is what `understudy repair` does.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..core import DataWarning, Feature, Schema, UserError, role, suggested_names
+from ..files import sync_folder, write_json
+from . import cache, journal
+from .episode import Dataset, Episode
+from .formats import interrupted_recording, lerobot
+from .formats.lerobot_read import read_info
+
+SYNC_SECONDS = 0.5  # s between two syncs while an episode runs, so that a power cut takes less than a second of it
+SEGMENT_BYTES = 64 * 2**20  # bytes of journal that go into the files at once
+MIN_FREE_BYTES = 512 * 2**20  # bytes that may wait in memory for a disk that is slow
+_OPTIONAL_COLUMNS = ("task", "timestamp", "next.success")  # columns that not every episode has
+_LATE_FACTOR = 1.5  # periods after the last step, beyond which a step is late
+
+Values = Mapping[str, Any]
+
+
+class Recorder:
+    """Episodes, step by step, into the LeRobot data set at `path`, which is made or added to.
+
+        with Recorder(schema, "demos", fps=30) as r:
+            while going:
+                r.step({"observation.state": joints, "observation.images.front": frame}, action)
+                ...
+                r.end(success=True)
+
+    schema: the columns of a step by name (core.Feature), `action` among them. fps: steps a second, as planned.
+    clock: gives seconds; each step's own time becomes the column `timestamp` (s since the episode's first step),
+    uneven as it is. Without a clock (None: a simulator, which has no time of its own) steps are 1/fps apart. facts: of
+    every episode ("operator", "scene", ...). images: how frames are stored in the end, as in `lerobot.write`; the
+    journal has them as they are. saved: called from another thread with the number of each episode, counted from 0,
+    once it would survive a power cut. room: bytes that may wait for the disk.
+
+    A step costs the control loop a copy of its arrays. If the disk falls so far behind that `room` is full, steps are
+    dropped: `step` returns False, the timestamps have the gap, and the fact "dropped" of the episode has the number;
+    "late" is how many steps came more than half a period late.
+
+    Policies read columns that are called observation.* (`core.role`). A schema without any is refused before anything
+    is recorded, and columns beside these that look like observations are warned of. require_observation=False records
+    any names, without a warning, and a view can rename the columns later.
+
+    What is not finite (NaN, infinity) in actions, observations and outcomes is refused at that step: training refuses
+    such data, and a repaired value would be invented. The steps before it are kept and the episode goes on. A sensor
+    that can drop out needs a second column of its name and a question mark ("observation.force?", bool), the
+    convention of `Batch` and the encoders: where it is False, the sensor gave nothing, and what is not finite is stored
+    as 0. Columns of no known role may hold anything.
+
+    Raises UserError where something else is at `path`,
+    where another recorder is at work there, where its columns differ, and, at the next call, where the disk is full.
+    Warns (DataWarning) of each episode that an interrupted recording left unfinished at `path`: it is kept as far as it
+    went, marked as interrupted, and left out of training unless asked.
+    """
+
+    def __init__(self, schema: Schema, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
+                 clock: Callable[[], float] | None = time.perf_counter, metadata: Mapping[str, Any] | None = None,
+                 images: Literal["video", "av1", "h264", "png"] = "video",
+                 on_saved: Callable[[int], None] = lambda number: None, min_free_bytes: int = MIN_FREE_BYTES,
+                 require_observation: bool = True):
+        self.path, self.fps, self.clock, self.metadata = Path(path), fps, clock, dict(metadata or {})
+        self.schema = {n: replace(f, kind="string") if f.dtype == "string" else f
+                       for n, f in schema.items() if n != "timestamp"}
+        if "action" not in self.schema:
+            raise UserError(f"expected a column action, found {', '.join(self.schema) or 'none'}", where="schema",
+                            hint='give Feature("float32", (7,)) under the name "action"')
+        _check_readable(self.schema, require_observation)
+        whole = {**self.schema, **({"timestamp": Feature("float32", ())} if clock is not None else {})}
+        self._written_schema = {**self.schema, **({"timestamp": Feature("float64", ())} if clock is not None else {})}
+        self._on_saved, self._min_free_bytes = on_saved, min_free_bytes
+        self._create_dataset(whole, robot_type, images)
+        self._lock = _lock_recording(self.path)
+        try:
+            warn_of_losses(self.path, publish(self.path))  # what an earlier recording left
+            self._check_existing(whole)
+            self.count = int(read_info(self.path)["total_episodes"])  # episodes that are finished
+        except BaseException:
+            self._lock.close()
+            raise
+        self._steps = -1  # of the running episode; -1 where none runs
+        self._episode_metadata: dict[str, Any] = {}  # of the next episode
+        self._last_obs = False  # whether the episode that was finished last can still be discarded or labeled
+        self._began = self._last_episode = 0.0  # by the clock: the first step that was kept, and the last that came
+        self._dropped, self._n_late, self._seen_columns = 0, 0, False
+        self.sync_lag = 0.0  # s; the longest that something waited for its sync so far
+        self._queued_bytes, self._guard = 0, threading.Lock()  # bytes
+        self._error: Exception | None = None
+        self._closed = False
+        self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        header = {"fps": fps, "robot_type": robot_type, "images": images}
+        self._journal = journal.JournalWriter(self.path / journal.JOURNAL_FOLDER, header)
+        self._worker: subprocess.Popen | None = None
+        self._thread = threading.Thread(target=self._writer_loop, name="recorder", daemon=True)
+        self._thread.start()
+
+    # -- an episode -------------------------------------------------------------------------------------------------
+
+    def step(self, obs: Values, action, columns: Values | None = None, *, time: float | None = None) -> bool:
+        """What was seen, what was done then, and other columns of the schema (next.reward, task, ...). at: when, by the
+        clock; now, if not given. Returns whether it was kept: see above. Raises UserError naming a column that is
+        missing, of another shape or dtype, or not finite; that step is not recorded, and the episode goes on."""
+        if time is not None and self.clock is None:
+            raise UserError("expected no time where there is no clock, found one", where="at",
+                            hint="give the recorder the clock that it is of")
+        if self._closed:
+            raise UserError("expected a recorder that is open, found one that was closed", where=self.path,
+                            hint="make another: it goes on where this one ended")
+        now = self.clock() if time is None and self.clock is not None else time
+        values = self._validate(
+            {**obs, "action": action, **(columns or {})}, self.schema, f"step {max(self._steps, 0)}"
+        )
+        if self._steps < 0:
+            self._begin()
+        if self.clock is not None:
+            if self._seen_columns and not now > self._last_episode:
+                raise UserError(f"expected times that grow, found {now} after {self._last_episode}", where="at",
+                                hint="give seconds of one clock that is never set back (time.perf_counter)")
+            if self._seen_columns and self.fps and now - self._last_episode > _LATE_FACTOR / self.fps:
+                self._n_late += 1
+            self._began = now if not self._steps else self._began
+            values["timestamp"], self._last_episode, self._seen_columns = np.float64(now - self._began), now, True
+        parts = journal.pack_row(self._written_schema, values)
+        size = sum(map(len, parts))
+        if self._queued_bytes + size > self._min_free_bytes:
+            self._dropped += 1
+            return False
+        self._put(b"S", parts, size)
+        self._steps += 1
+        return True
+
+    def begin(self, **metadata) -> None:
+        """Facts of the episode that the next step begins; only needed where it has some that are known before."""
+        if self._steps >= 0:
+            raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
+        self._episode_metadata = metadata
+
+    def end(self, success: bool | None = None, obs: Values | None = None, **metadata) -> int | None:
+        """The episode is finished; its number, or None where it has no step. obs: what was seen after the last action.
+        facts: plain JSON values, of this episode."""
+        if self._steps < 1:
+            if self._steps == 0:
+                self.discard()
+            return None
+        if obs:
+            values = self._validate(obs, {n: self.schema[n] for n in obs if n in self.schema}, "the last observation")
+            self._put(b"L", journal.pack_last_row(self._written_schema, values))
+        metadata = {**metadata, **({} if success is None else {"success": bool(success)}),
+                 **({} if self.clock is None else {"late": self._n_late}), "dropped": self._dropped}
+        number, steps, self._steps = self.count, self._steps, -1
+        self.count, self._last_obs = self.count + 1, True
+        self._put(b"F", [json.dumps({**metadata, "steps": steps}, default=_to_json_value).encode()], saved=number)
+        return number
+
+    def discard(self) -> None:
+        """The running episode; where none runs, the one that was finished last, to be recorded again."""
+        running = self._steps >= 0
+        if not running:
+            self._last_finished("discarded")
+            self.count, self._last_obs = self.count - 1, False
+        self._steps = -1
+        self._put(b"D", [b"running" if running else b"last"], saved=-1)
+
+    def label(self, **metadata) -> None:
+        """Facts of the episode that was finished last (success=False, quality=3, ...), until the next one begins."""
+        self._last_finished("labeled")
+        self._put(b"T", [json.dumps(metadata, default=_to_json_value).encode()], saved=-1)
+
+    def add(self, episode: Episode) -> int:
+        """A finished episode as it is, with its own columns and facts; its number."""
+        if self._steps >= 0:
+            raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
+        found = {n: (f.dtype, f.shape) for n, f in episode.features().items()}
+        wanted = {n: (f.dtype, f.shape) for n, f in self.schema.items()}
+        for name in dict.fromkeys((*wanted, *found)):
+            if name not in _OPTIONAL_COLUMNS and found.get(name) != wanted.get(name):
+                raise UserError(
+                    f"expected {_column_list(wanted, name)} as in the other episodes, found "
+                    f"{_column_list(found, name)}",
+                    where=f"episode {self.count}, column {name!r}",
+                    hint="give all episodes the same columns",
+                )
+        for name in (n for n in episode.steps if role(n) == "action"):
+            values = np.asarray(episode.steps[name])
+            if values.dtype.kind == "f" and not (good := np.isfinite(values)).all():
+                step, *at = np.argwhere(~good)[0]
+                raise _not_finite(name, values[(step, *at)], self.schema[name], at,
+                                  f"episode {self.count}, column {name!r}", f", step {step}")
+        number, self.count, self._last_obs = self.count, self.count + 1, True
+        parts = journal.episode_record(episode)
+        self._put(b"E", parts, sum(map(len, parts)), saved=number)
+        return number
+
+    @property
+    def steps(self) -> int:
+        """Of the running episode."""
+        return max(self._steps, 0)
+
+    def _begin(self) -> None:
+        self._steps, self._n_late, self._dropped, self._seen_columns, self._last_obs = 0, 0, 0, False, False
+        told = {
+            "columns": journal.describe_columns(self._written_schema),
+            "metadata": {**self.metadata, **self._episode_metadata},
+        }
+        self._episode_metadata = {}
+        self._put(b"B", [json.dumps(told, default=_to_json_value).encode()])
+
+    def _last_finished(self, what: str) -> None:
+        if self._steps >= 0 or not self._last_obs:
+            raise UserError(f"expected an episode that was just finished, to be {what}, found "
+                            f"{'one that runs' if self._steps >= 0 else 'none'}", where=self.path,
+                            hint="label or discard the last episode before the next one begins")
+
+    def _validate(self, values: Values, schema: Schema, where: str) -> dict[str, Any]:
+        if values.keys() != schema.keys():
+            odd = next(n for n in (*schema, *values) if n not in values or n not in schema)
+            raise UserError(f"expected the columns {', '.join(schema)}, found {', '.join(values)}",
+                            where=f"{where}, column {odd!r}", hint="give each step what the schema says")
+        out = {}
+        for name, f in schema.items():
+            if f.kind == "string":
+                out[name] = values[name]
+                continue
+            value = np.asarray(values[name])
+            if value.shape != f.shape or value.dtype != f.dtype and not np.can_cast(value.dtype, f.dtype, "same_kind"):
+                raise UserError(f"expected {f.dtype} {f.shape}, found {value.dtype} {value.shape}",
+                                where=f"{where}, column {name!r}", hint="give each step what the schema says")
+            out[name] = _finite(name, value if value.dtype == f.dtype else value.astype(f.dtype), f, values, where)
+        return out
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Waits until every finished episode is in the LeRobot files."""
+        if self._steps >= 0:
+            raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
+        self._run_in_thread("rotate")
+        self._last_obs = False
+        warn_of_losses(self.path, publish(self.path))
+
+    def close(self) -> None:
+        """As flush; an episode that runs is kept as far as it went, with the fact "interrupted", and a warning."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._queue.put(("stop", threading.Event()))
+            self._thread.join()
+            if self._worker is not None:
+                with suppress(OSError):
+                    self._worker.stdin.close()
+                self._worker.wait()
+            if self._error is not None:
+                self._raise_error()
+            warn_of_losses(self.path, publish(self.path))
+        finally:
+            self._lock.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self.close()
+        except Exception:
+            if error is None:  # else that is what happened first
+                raise
+
+    # -- what happens beside the control loop -----------------------------------------------------------------------
+
+    def _put(self, kind: bytes, parts: list, size: int = 0, saved: int | None = None) -> None:
+        if self._error is not None:
+            self._raise_error()
+        with self._guard:
+            self._queued_bytes += size
+        first = self.count - (saved is not None and saved >= 0)
+        self._queue.put((kind, parts, size, saved, first, time.perf_counter()))
+
+    def _run_in_thread(self, what: str) -> None:
+        done = threading.Event()
+        self._queue.put((what, done))
+        while not done.wait(0.2):
+            if not self._thread.is_alive():
+                break
+        if self._error is not None:
+            self._raise_error()
+
+    def _raise_error(self):
+        if isinstance(self._error, OSError) and self._error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError("the disk is full; every episode that was saved is kept", where=self.path,
+                            hint=f"make room, then understudy repair {self.path}") from self._error
+        raise self._error
+
+    def _writer_loop(self) -> None:
+        """The thread: everything that waits is written, then synced at once."""
+        unsynced: list[int] = []
+        since, stop = None, False  # when the first step that is not synced came
+        while not stop:
+            items, asked = [], []
+            with suppress(queue.Empty):
+                items.append(self._queue.get(timeout=SYNC_SECONDS / 2))
+                while len(items) < 1000:
+                    items.append(self._queue.get_nowait())
+            try:
+                for item in items:
+                    if isinstance(item[0], str):
+                        asked.append(item)
+                        continue
+                    kind, parts, size, saved, first, when = item
+                    with self._guard:
+                        self._queued_bytes -= size
+                    if self._error is not None:
+                        continue
+                    since = when if since is None else since
+                    if kind in (b"B", b"E") and self._journal.n_bytes >= SEGMENT_BYTES:
+                        self._sync_journal(unsynced)
+                        self._start_publishing(self._journal.rotate())
+                    self._journal.append(kind, *parts, first_episode=first)
+                    if kind == b"D" and first in unsynced:  # discarded before it was told of
+                        unsynced.remove(first)
+                    if saved is not None:
+                        unsynced.append(saved)
+                if unsynced or asked or (since is not None and time.perf_counter() - since >= SYNC_SECONDS):
+                    self._sync_journal(unsynced)
+                    if since is not None:
+                        self.sync_lag = max(self.sync_lag, time.perf_counter() - since)
+                    since = None
+                if asked:
+                    self._journal.rotate()
+            except Exception as error:  # the control loop is told at its next call
+                self._error = self._error or error
+                with suppress(OSError):  # what was written before is whole
+                    self._sync_journal(unsynced)
+            for what, done in asked:
+                stop = stop or what == "stop"
+                done.set()
+
+    def _sync_journal(self, unsynced: list[int]) -> None:
+        self._journal.sync()
+        told = [number for number in unsynced if number >= 0]
+        unsynced.clear()
+        for number in told:
+            self._on_saved(number)
+
+    def _start_publishing(self, segment: Path) -> None:
+        """Complete segments to a process of low priority; if it cannot be had, `close` does its work."""
+        with suppress(OSError):
+            if self._worker is None:
+                self._worker = subprocess.Popen(
+                    [sys.executable, "-m", "understudy.data.recorder", str(self.path)], stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"})
+            self._worker.stdin.write(f"{segment.name}\n")
+            self._worker.stdin.flush()
+
+    # -- what is there ----------------------------------------------------------------------------------------------
+
+    def _create_dataset(self, schema: Schema, robot_type, images) -> None:
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+        if not self.path.exists():
+            lerobot.create(self.path, schema, fps=self.fps, robot_type=robot_type, images=images)
+        elif not (self.path / "meta" / "info.json").exists():
+            raise UserError("expected a recording, or nothing, found something else", where=self.path,
+                            hint="name another folder")
+        (self.path / journal.JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)
+        for folder in list(journal.JOURNAL_FOLDER.parents):
+            sync_folder(self.path / folder)
+
+    def _check_existing(self, schema: Schema) -> None:
+        """Of what is there already."""
+        info = read_info(self.path)
+        if not info["total_episodes"]:
+            return
+        if info["codebase_version"] != "v3.0":
+            raise UserError(f"expected a LeRobot v3.0 data set to add to, found {info['codebase_version']}",
+                            where=self.path, hint="record into another folder, or convert it first")
+        data = Dataset.open(self.path)
+        there = {n: (f.dtype, f.shape) for n, f in data.features().items()}
+        ours = {n: (f.dtype, f.shape) for n, f in schema.items()}
+        for name in dict.fromkeys((*there, *ours)):
+            if name not in _OPTIONAL_COLUMNS and there.get(name) != ours.get(name):
+                raise UserError(
+                    f"expected {_column_list(there, name)} as the episodes there have, found "
+                    f"{_column_list(ours, name)}",
+                    where=f"{self.path}, column {name!r}",
+                    hint="record into another folder",
+                )
+        if self.fps is not None and data.fps is not None and data.fps != self.fps:
+            raise UserError(f"expected {data.fps:g} steps a second as the episodes there have, found {self.fps:g}",
+                            where=self.path, hint="record into another folder")
+
+
+# -- from the journal into the files --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """episodes: how many were put into the files; losses: what could not be read, or not be kept, in words."""
+
+    episodes: int
+    problems: tuple[str, ...] = ()
+
+
+def publish(path: str | Path, *, stop_segment: str | None = None) -> PublishResult:
+    """Puts what the journal at `path` holds into the LeRobot files, adding to them, and removes it from the journal.
+
+    until: the name of the last segment that a recorder at work has done with. Without it, an episode that was running
+    is kept as far as it went, with the fact "interrupted".
+    """
+    path = Path(path)
+    folder = path / journal.JOURNAL_FOLDER
+    if not folder.is_dir():
+        return PublishResult(0)
+    with cache.disk_errors(path, f"make room, then understudy repair {path}"), cache.locked(folder / ".publishing"):
+        there = int(read_info(path)["total_episodes"])
+        all_of_it = [f for f in journal.segment_files(folder) if stop_segment is None or f.name <= stop_segment]
+        found = interrupted_recording.unpublished_segments(
+            [journal.read_segment(file) for file in all_of_it], path, there
+        )
+        losses = [loss for s in found for loss in s.problems]
+        for s in found:
+            if s.unfinished is not None and len(s.unfinished):
+                losses.append(
+                    f"episode {s.first_episode + len(s.episodes)} was not finished: its {len(s.unfinished)} steps are "
+                    'kept, with the fact "interrupted"; training leaves it out unless asked '
+                    "(--include-interrupted)"
+                )
+                s.unfinished.metadata["interrupted"] = True
+                s.episodes.append(s.unfinished)
+        taken = [e for s in found for e in s.episodes]
+        if taken:
+            told = any("next.success" in e.schema for e in taken)
+            if there:
+                told = "next.success" in read_info(path)["features"]
+            header = next((s.header for s in found if s.header), {})
+            write_json(folder / interrupted_recording.PUBLISHING_FILE, {"segments": [s.path.name for s in found],
+                                                         "total": there + len(taken)})
+            lerobot.append(
+                path,
+                Dataset([_match_success_column(e.episode(), told) for e in taken], {"fps": header.get("fps")}),
+                robot_type=header.get("robot_type"),
+                images=header.get("images", "video"),
+            )
+        else:
+            lerobot.append(path, Dataset([]))  # removes what an interrupted one left
+        for file in all_of_it:
+            file.unlink()
+        (folder / interrupted_recording.PUBLISHING_FILE).unlink(missing_ok=True)
+        sync_folder(folder)
+    return PublishResult(len(taken), tuple(losses))
+
+
+def warn_of_losses(path: Path, done: PublishResult) -> None:
+    """Warns of what `publish` could not keep whole."""
+    for loss in done.problems:
+        warnings.warn(loss if loss.startswith(str(path)) else f"{path}: {loss}", DataWarning, stacklevel=3)
+
+
+def repair(path: str | Path) -> PublishResult:
+    """`publish` of a recording whose recorder is gone. Raises UserError where one is at work."""
+    if not (Path(path) / journal.JOURNAL_FOLDER).is_dir():
+        lerobot.append(path, Dataset([]))  # removes what an interrupted one left
+        return PublishResult(0)
+    with _lock_recording(Path(path)):
+        return publish(path)
+
+
+def _match_success_column(episode: Episode, has_success: bool) -> Episode:
+    """With `next.success` if the others have it: an environment that has not told of success has not had one."""
+    changes: dict[str, np.ndarray | None] = {}
+    if ("next.success" in episode.steps) != has_success:
+        changes["next.success"] = np.zeros(len(episode), bool) if has_success else None
+        if has_success:
+            episode = replace(episode, metadata={**episode.metadata, "success": False})
+    if "timestamp" in episode.steps:
+        changes["timestamp"] = np.asarray(episode.steps["timestamp"], np.float32)
+    return episode.replace(changes) if changes else episode
+
+
+def _lock_recording(path: Path):
+    handle = open(path / journal.JOURNAL_FOLDER / ".recording", "a")  # noqa: SIM115 held as long as the recorder lives
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise UserError("expected nobody else to record here, found another recorder at work", where=path,
+                        hint="wait until it has ended, or record into another folder") from None
+    except (ImportError, OSError):
+        pass
+    return handle
+
+
+def _check_readable(schema: Schema, required: bool) -> None:
+    """Raises UserError where no policy could read anything, and warns of columns that none will."""
+    readable = [n for n, f in schema.items() if role(n) == "observation" and f.kind != "string"]
+    names = suggested_names(schema)
+    told = ", ".join(f"{old} -> {new}" for old, new in names.items())
+    if not readable and required:
+        raise UserError(f"no policy can read this recording: no column is an observation (the columns are "
+                        f"{', '.join(schema)})", where="schema",
+                        hint="name the columns that policies are to read observation.state, observation.images.NAME or "
+                           f"observation.OTHER{': ' + told if told else ''}. To record under these names and rename "
+                           "them later, give require_observation=False")
+    if readable and names and required:
+        warnings.warn(f"policies will not read {', '.join(map(repr, names))}; they read columns called observation.* "
+                      f"and learn the column action. Other names: {told}", stacklevel=3)
+
+
+def _finite(name: str, value: np.ndarray, feature: Feature, values: Values, where: str) -> np.ndarray:
+    """`value`, if it is finite; with 0 for what is not, if the step says that it was not sensed."""
+    if value.dtype.kind != "f" or role(name) in ("other", "index") or (good := np.isfinite(value)).all():
+        return value
+    if role(name) == "observation" and f"{name}?" in values and not np.asarray(values[f"{name}?"]).any():
+        return np.where(good, value, value.dtype.type(0))
+    at = np.argwhere(~good)[0]
+    raise _not_finite(name, value[tuple(at)], feature, at, f"{where}, column {name!r}")
+
+
+def _not_finite(name: str, value, feature: Feature, at, where: str, after: str = "") -> UserError:
+    part = "".join(f"[{feature.names[i] if feature.names and len(feature.shape) == 1 else i}]" for i in at)
+    way = (f' A sensor that can drop out needs the column "{name}?" (bool), False where it gave nothing.'
+           if role(name) == "observation" else "")
+    return UserError(f"the value is {value}, which is no number that a policy can learn", where=f"{where}{part}{after}",
+                     hint=f"correct what gave it. It was not recorded; what was recorded before is kept.{way}")
+
+
+def _column_list(columns, name: str) -> str:
+    return "no such column" if name not in columns else f"{columns[name][0]} {columns[name][1]}"
+
+
+def _to_json_value(value):
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
+
+
+def _publish_worker(path: Path) -> None:
+    """The process beside: a line on standard input is work, its end is the end."""
+    with suppress(OSError, AttributeError):
+        os.nice(10)
+    for name in sys.stdin:
+        with suppress(UserError, OSError):  # a full disk: what is in the journal stays there
+            publish(path, stop_segment=name.strip())
+
+
+if __name__ == "__main__":
+    _publish_worker(Path(sys.argv[1]))

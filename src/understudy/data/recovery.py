@@ -1,0 +1,656 @@
+"""What can still be read of a damaged source, which stays as it is.
+
+Where a format keeps what it needs to be opened at the end of a file (parquet, zip, MCAP) or checks its length (HDF5), a
+copy is mended first, in a temporary folder; then every column of every episode is read once, and the episodes that
+cannot be read are left out. A part that is not there is a loss, and never becomes a zero.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..core import UserError
+from ..files import read_json, write_json
+from . import cache, journal
+from .episode import Dataset
+from .formats import hdf5, interrupted_recording, preview_dataset, read_errors, rlds, sidecar, zarr_store
+from .formats.describe import lerobot_source, short_videos
+from .formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
+from .source_parts import find_parts, recover_parts
+
+
+@dataclass(frozen=True)
+class RecoveredDataset:
+    data: Dataset
+    problems: tuple[str, ...]
+
+
+@contextmanager
+def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
+    """The episodes that can be read, and what is lost, in words. Raises UserError where nothing can be read.
+
+    options: of `look`: the mapping of the topics of bags, in place of the one that is proposed; where episodes end in a
+    file that does not say."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
+        losses: list[str] = []
+        with cache.disk_errors(Path(folder), "make room in the folder for temporary files (TMPDIR)"):
+            data, good, mended = _recover_episodes(path, Path(folder), options, losses)
+        losses = [loss.replace(str(mended), str(path)) for loss in losses]
+        if not good:
+            said = "".join(f"\n  {loss}" for loss in losses)
+            raise UserError(f"expected at least one episode that can be read, found none{said}", where=path,
+                            hint="take it from a copy")
+        source = getattr(data._episodes, "source", None)
+        if sidecar.sidecar_path(path).exists() and not isinstance(source, sidecar.SidecarSource):
+            losses.append(
+                f"{sidecar.sidecar_path(path)}: what was kept beside the data cannot be put to the episodes that are "
+                f"left"
+            )
+        yield RecoveredDataset(data.select(good) if len(good) < len(data) else data, tuple(losses))
+
+
+def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]) -> tuple[Dataset, list[int], Path]:
+    """What can be opened, the numbers of its episodes that can be read, and where it lies."""
+    mended, refused, data = path, None, Dataset([])
+    if (mend := _repair_function(path)) is not None:
+        mended = mend(path, folder, losses.append)
+    try:
+        data = preview_dataset(mended, **options)
+    except UserError as error:
+        refused = error
+    found = {e: _read_error(data, e) for e in range(len(data))}
+    bad = {e: why for e, why in found.items() if why is not None}
+    if (refused is not None or bad) and mended.exists() and (of := find_parts(mended)) is not None:
+        told: list[str] = []
+        if (whole := recover_parts(of, folder, told.append, _read_error, options, path)) is not None:
+            losses += told
+            return whole, list(range(len(whole))), mended
+        if refused is None or len(of.names) > 1:
+            losses += told
+            return Dataset([]), [], mended
+    if refused is not None:
+        if not losses:
+            raise UserError(refused.problem, where=str(refused.where).replace(str(mended), str(path)),
+                            hint=refused.hint) from None
+        losses.append(refused.problem)
+    losses += [f"episode {e}: {why}" for e, why in bad.items()]
+    return data, [e for e in found if e not in bad], mended
+
+
+def check_readable(data: Dataset) -> None:
+    """Raises UserError for the first number that cannot be read, or the first video that is too short."""
+    for episode in data:
+        for name, f in episode.schema.items():
+            if f.kind != "image":
+                episode.steps[name]
+    if (source := lerobot_source(data)) is not None:
+        for said in short_videos(source):
+            file, _, what = said.partition(": ")
+            raise UserError(what, where=file, hint="take it from a copy, or leave out the episodes in it")
+
+
+def _read_error(data: Dataset, index: int) -> str | None:
+    """Why, if it is."""
+    try:
+        episode = data[index]
+        for name in episode.steps:
+            np.asarray(episode.steps[name])
+    except UserError as error:
+        return str(error).splitlines()[0]
+    except Exception as error:  # what a library makes of a damaged file may be anything
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+# (source, folder for the copy, say what is lost) -> copy
+RepairFunction = Callable[[Path, Path, Callable[[str], None]], Path]
+
+
+def _repair_function(path: Path) -> RepairFunction | None:
+    if path.is_dir():
+        if (path / "meta" / "info.json").exists():
+            return _repair_lerobot
+        if (path / "features.json").exists() and (path / "dataset_info.json").exists():
+            return _repair_rlds
+        if (path / ".zgroup").exists() or (path / "zarr.json").exists():
+            return _repair_zarr
+        if (path / "data/main_data.hdf5").exists():  # Minari
+            return lambda path, folder, lose: _repair_folder(path / "data", folder, lose)
+        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")] if path.is_dir() else []
+        return _repair_folder if any(_repair_function(p) for p in inside) else None
+    if not path.exists():
+        return None
+    with open(path, "rb") as handle:
+        first = handle.read(16)
+    if first.startswith(b"PK\x03\x04"):
+        if not _is_complete_zip(path):
+            return _repair_npz
+        with zipfile.ZipFile(path) as archive:
+            return _repair_zarr if {".zgroup", "zarr.json"} & set(archive.namelist()) else None
+    if first.startswith(b"\x89HDF\r\n\x1a\n"):
+        return _repair_hdf5
+    return _repair_mcap if first.startswith(b"\x89MCAP0\r\n") else None
+
+
+def _repair_folder(path: Path, folder: Path, lose) -> Path:
+    """A folder of files, each of which may be damaged."""
+    out = folder / path.name
+    out.mkdir()
+    for p in sorted(path.iterdir()):
+        mend = _repair_function(p) if p.is_file() else None
+        if mend is None:
+            (out / p.name).symlink_to(p.resolve())
+            continue
+        with tempfile.TemporaryDirectory(dir=folder) as apart:
+            try:
+                mended = mend(p, Path(apart), lose)
+                if mended.is_relative_to(apart):
+                    shutil.move(mended, out / p.name)
+                else:  # whole; it must not be moved away from where it is
+                    (out / p.name).symlink_to(p.resolve())
+            except UserError as error:
+                lose(str(error).splitlines()[0])
+    return out
+
+
+# -- RLDS -----------------------------------------------------------------------------------------------------------
+
+
+def _repair_rlds(path: Path, folder: Path, lose) -> Path:
+    """The records whose checksums are right, in one file a split."""
+    info = read_json(path / "dataset_info.json")
+    if not isinstance(info, dict) or info.get("fileFormat", "tfrecord") != "tfrecord" or not isinstance(
+            info.get("splits"), list):
+        return path
+    out, name, splits = folder / "data", str(info.get("name") or path.parent.name), []
+    out.mkdir()
+    for split in info["splits"]:
+        count, called = 0, str(split.get("name"))
+        with open(out / f"{name}-{called}.tfrecord-00000-of-00001", "wb") as target:
+            for file, said in rlds.shard_files(path, name, split):
+                if not file.is_file():
+                    lose(f"{file}: the file is missing, with {said} episodes")
+                    continue
+                for record in _intact_records(file, said, lose):
+                    target.write(record)
+                    count += 1
+        if count:
+            splits.append({**split, "shardLengths": [str(count)], "filepathTemplate": rlds.SHARD_TEMPLATE})
+    shutil.copy(path / "features.json", out)
+    write_json(out / "dataset_info.json", {**info, "name": name, "splits": splits})
+    return out
+
+
+def _intact_records(file: Path, said: int, lose) -> Iterator[bytes]:
+    """Whole, with their checksums. Behind a length that is wrong nobody knows where the next begins."""
+    data, at, number = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8), 0, 0
+    while at < len(data):
+        head = data[at: at + 12].tobytes()
+        length = int.from_bytes(head[:8], "little")
+        if len(head) < 12 or rlds.masked_crc32c(head[:8]) != int.from_bytes(head[8:], "little") \
+                or at + 16 + length > len(data):
+            lose(f"{file}, record {number}: cut short or damaged, with what follows ({said - number} of {said} "
+                 "episodes)")
+            return
+        record = data[at: at + 16 + length].tobytes()
+        if rlds.masked_crc32c(record[12:-4]) == int.from_bytes(record[-4:], "little"):
+            yield record
+        else:
+            lose(f"{file}, record {number}: its checksum is wrong")
+        at, number = at + len(record), number + 1
+    if number < said:
+        lose(f"{file}: {said - number} of {said} episodes are missing at its end")
+
+
+# -- zarr -----------------------------------------------------------------------------------------------------------
+
+
+def _repair_zarr(path: Path, folder: Path, lose) -> Path:
+    """The episodes of which every chunk is there and can be read, in a store of their own; path where that is all."""
+    try:
+        source = _AllRows(path)
+    except UserError:
+        return path  # its reader says why
+    ends, rows = source.ends, int(source.lengths[0])
+    gone: dict[int, str] = {}
+    good = int(np.argmax(np.append((np.diff(ends, prepend=0) < 1) | (ends > rows), True)))
+    for e in range(good, len(ends)):
+        gone[e] = f"meta/episode_ends says that it ends at row {ends[e]}, of {rows}"
+    if good and ends[good - 1] < max(a.shape[0] for a in source.arrays.values()):
+        lose(f"{path}: what lies behind row {ends[good - 1] - 1}, which belongs to no episode")
+    for key, array in source.arrays.items():
+        for begin, end, why in source.damaged(key, array):
+            for e in np.flatnonzero((ends > begin) & (np.append(0, ends[:-1]) < end)):
+                gone.setdefault(int(e), why)
+    for e, why in sorted(gone.items()):
+        lose(f"{path}, episode {e}: {why}")
+    if not gone and (ends[-1:] == [a.shape[0] for a in source.arrays.values()]).all():
+        return path
+    import zarr
+
+    kept = [e for e in range(len(ends)) if e not in gone]
+    lengths = np.diff(ends, prepend=0)[kept]
+    out = zarr.open_group(folder / "kept.zarr", mode="w", zarr_format=2)
+    for key, array in source.arrays.items():
+        to = out.create_array(f"data/{key}", shape=(int(lengths.sum()), *array.shape[1:]), dtype=array.dtype,
+                              chunks=array.chunks, fill_value=None)
+        at = 0
+        for e, n in zip(kept, lengths, strict=True):
+            to[at: at + n] = source.values(key, int(ends[e] - n), int(ends[e]))
+            at += int(n)
+    out.create_array("meta/episode_ends", data=np.cumsum(lengths))
+    return folder / "kept.zarr"
+
+
+class _AllRows(zarr_store.ZarrSource):
+    """All rows as one episode: where the episodes end is what may be wrong."""
+
+    def _episode_lengths(self):
+        self.arrays = self._arrays
+        array = self._array("meta/episode_ends", self.path)
+        with zarr_store.zarr_errors(f"{self.path}, meta/episode_ends"):
+            self.ends = np.asarray(array[:], np.int64).reshape(-1)
+        if self._absent("meta/episode_ends", array) or not len(self.ends):
+            raise UserError("expected episode_ends, found none", where=self.path, hint="take it from a copy")
+        return np.array([min(a.shape[0] for a in self._arrays.values())], np.int64)
+
+    def values(self, key, begin, end) -> np.ndarray:
+        return self._rows(key, begin, end)
+
+    def damaged(self, key, array) -> Iterator[tuple[int, int, str]]:
+        """(first row, row behind the last, what is wrong). A missing chunk reads as the fill value, and zarr leaves
+        out those of nothing else: taken for that where it is likely, as the audit does."""
+        edges = array.shards or array.chunks
+        grid = [-(-n // c) for n, c in zip(array.shape, edges, strict=True)]
+        missing = [at for at in np.ndindex(*grid)
+                   if f"data/{key}/{array.metadata.encode_chunk_key(at)}" not in self._files]
+        likely = array.dtype.kind in "bi" or array.ndim < 2 or len(missing) == int(np.prod(grid))
+        for at in [] if likely else missing:
+            yield at[0] * edges[0], (at[0] + 1) * edges[0], f"a chunk of data/{key} is missing"
+        for begin in range(0, array.shape[0], edges[0]):
+            try:
+                self._rows(key, begin, min(begin + edges[0], array.shape[0]))
+            except UserError as error:
+                yield begin, begin + edges[0], error.problem
+
+
+# -- LeRobot --------------------------------------------------------------------------------------------------------
+
+
+def _repair_lerobot(path: Path, folder: Path, lose) -> Path:
+    """Numbers are copied without the episodes that are lost, and numbered anew; videos are linked to."""
+    info, out = read_info(path), folder / "data"
+    (out / "meta").mkdir(parents=True)
+    v3 = info["codebase_version"] == "v3.0"
+    rows = (
+        _read_episode_tables(path, info, lose)
+        if v3
+        else {
+            r["episode_index"]: {**r, "place": r["episode_index"]}
+            for r in read_json_lines(path / "meta" / "episodes.jsonl")
+        }
+    )
+    cameras = [c for c, f in info["features"].items() if f["dtype"] == "video"]
+    chunks = max(1, int(info.get("chunks_size", 1000)))
+
+    def named(key: str, row, **more) -> str:
+        if not v3:
+            number = row["place"]
+            return info[key].format(episode_chunk=number // chunks, episode_index=number, **more)
+        at = f"videos/{more['video_key']}" if more else "data"
+        return info[key].format(chunk_index=row[f"{at}/chunk_index"], file_index=row[f"{at}/file_index"], **more)
+
+    kept: list[dict] = []
+    frames, numbers = 0, []
+    for file in dict.fromkeys(named("data_path", r) for r in rows.values()):
+        table = _readable_row_groups(path / file, lose)
+        parts = []
+        for number, row in rows.items():
+            if named("data_path", row) != file:
+                continue
+            part = None if table is None else table.filter(pa.array(table["episode_index"].to_numpy() == number))
+            steps = part["frame_index"].to_numpy() if part is not None else np.zeros(0)
+            length = int(row.get("length") or len(steps))
+            missing = [f for c in cameras if not (path / (f := named("video_path", row, video_key=c))).is_file()]
+            if part is None or len(steps) != length or (steps != np.arange(length)).any() or not length:
+                lose(f"{path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
+            elif missing:
+                lose(f"{path / missing[0]}, episode {number}: the file is missing")
+            else:
+                new = {"episode_index": np.full(length, len(kept)), "index": frames + np.arange(length)}
+                for name, values in new.items():
+                    part = part.set_column(part.column_names.index(name), part.schema.field(name),
+                                           pa.array(values, part.schema.field(name).type))
+                parts.append((part, len(kept)))
+                kept.append({**row, "episode_index": len(kept), "length": length, "dataset_from_index": frames,
+                             "dataset_to_index": frames + length})
+                numbers.append(number)
+                frames += length
+        for group in [[p] for p in parts] if not v3 else [parts] * bool(parts):
+            to = out / (file if v3 else info["data_path"].format(
+                episode_chunk=group[0][1] // chunks, episode_index=group[0][1]))
+            to.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.concat_tables([p for p, _ in group]), to)
+    for row in kept:
+        for camera in cameras:
+            of = named("video_path", row, video_key=camera)
+            to = out / (of if v3 else named("video_path", {"place": row["episode_index"]}, video_key=camera))
+            if not to.exists():
+                to.parent.mkdir(parents=True, exist_ok=True)
+                _repair_video(path / of, to, lose)
+    _write_metadata(path, out, info, kept, numbers, v3)
+    return out
+
+
+def _repair_video(path: Path, to: Path, lose) -> None:
+    """A link to the video, or, where it is cut, a copy of the frames before the cut (if its index is at its front)."""
+    good = broken = 0
+    try:
+        with av.open(str(path), metadata_errors="replace") as source:
+            for packet in source.demux(source.streams.video[0]):
+                good, broken = good + (packet.size > 0 and not packet.is_corrupt), broken + packet.is_corrupt
+    except (av.FFmpegError, OSError, IndexError):
+        broken += 1
+    if not good or not broken:  # whole, or nothing to be had: reading says so
+        to.symlink_to(path.resolve())
+        return
+    lose(f"{path}: what follows after {good} frames")
+    with av.open(str(path), metadata_errors="replace") as source, av.open(str(to), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        try:
+            for packet in source.demux(source.streams.video[0]):
+                if packet.size and not packet.is_corrupt:
+                    packet.stream = stream
+                    target.mux(packet)
+        except (av.FFmpegError, OSError):
+            pass
+
+
+def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers: list[int], v3: bool) -> None:
+    write_json(out / "meta/info.json", {**info, "total_episodes": len(kept),
+                                        "total_frames": sum(r["length"] for r in kept)})
+    for name in ("tasks.parquet", "tasks.jsonl"):
+        if (path / "meta" / name).exists():
+            shutil.copy(path / "meta" / name, out / "meta" / name)
+    if not v3:
+        (out / "meta/episodes.jsonl").write_text("".join(json.dumps(
+            {k: v for k, v in r.items() if k != "place"}) + "\n" for r in kept))
+    elif kept:
+        names = [n for n in kept[0] if not n.startswith("stats/") and all(n in r for r in kept)]
+        (out / "meta/episodes/chunk-000").mkdir(parents=True)
+        pq.write_table(pa.table({n: [r[n] for r in kept] for n in names}),
+                       out / "meta/episodes/chunk-000/file-000.parquet")
+    if not (path / UNDERSTUDY_FOLDER).is_dir():
+        return
+    (out / UNDERSTUDY_FOLDER).mkdir()
+    if (path / UNDERSTUDY_FOLDER / "schema.json").exists():
+        shutil.copy(path / UNDERSTUDY_FOLDER / "schema.json", out / UNDERSTUDY_FOLDER)
+    new = {old: i for i, old in enumerate(numbers)}
+    if (path / UNDERSTUDY_FOLDER / "episodes.jsonl").exists():
+        rows = [r for r in read_json_lines(path / UNDERSTUDY_FOLDER / "episodes.jsonl") if r["episode_index"] in new]
+        (out / UNDERSTUDY_FOLDER / "episodes.jsonl").write_text("".join(
+            json.dumps({**r, "episode_index": new[r["episode_index"]]}) + "\n" for r in rows))
+    if (path / UNDERSTUDY_FOLDER / "last.parquet").exists():
+        table = open_parquet(path / UNDERSTUDY_FOLDER / "last.parquet").read()
+        there = table["episode_index"].to_pylist()
+        table = table.filter(pa.array([e in new for e in there]))
+        at = pa.array([new[e] for e in there if e in new], pa.int64())
+        pq.write_table(table.set_column(table.column_names.index("episode_index"), "episode_index", at),
+                       out / UNDERSTUDY_FOLDER / "last.parquet")
+    segments = [journal.read_segment(f) for f in journal.segment_files(path / journal.JOURNAL_FOLDER)]
+    for segment in interrupted_recording.unpublished_segments(segments, path, info["total_episodes"]):
+        (out / journal.JOURNAL_FOLDER).mkdir(exist_ok=True)
+        (out / journal.JOURNAL_FOLDER / segment.path.name).symlink_to(segment.path.resolve())
+
+
+def _read_episode_tables(path: Path, info: dict, lose) -> dict[int, dict]:
+    """The rows of the episode tables that can be read, by number; without cameras, those of others from the data."""
+    rows: dict[int, dict] = {}
+    for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
+        table = _readable_row_groups(file, lose)
+        if table is not None:
+            rows |= {r["episode_index"]: r for r in table.to_pylist() if r["episode_index"] < info["total_episodes"]}
+    if len(rows) < info["total_episodes"] and not any(f["dtype"] == "video" for f in info["features"].values()):
+        for file in sorted((path / "data").glob("chunk-*/file-*.parquet")):
+            table = _readable_row_groups(file, lambda loss: None)
+            chunk, number = (int(p.rsplit("-", 1)[1]) for p in (file.parent.name, file.stem))
+            for e in [] if table is None else np.unique(table["episode_index"].to_numpy()).tolist():
+                rows.setdefault(e, {"episode_index": e, "data/chunk_index": chunk, "data/file_index": number})
+    return dict(sorted(rows.items()))
+
+
+def _readable_row_groups(file: Path, lose) -> pa.Table | None:
+    """The row groups that can be read."""
+    try:
+        source = open_parquet(file)
+    except UserError as error:
+        lose(str(error).splitlines()[0])
+        return None
+    parts = []
+    for group in range(source.metadata.num_row_groups):
+        try:
+            parts.append(source.read_row_group(group))
+        except (pa.ArrowException, OSError) as error:
+            lose(f"{file}, row group {group}: {str(error).splitlines()[0][:160]}")
+    return pa.concat_tables(parts) if parts else None
+
+
+# -- npz ------------------------------------------------------------------------------------------------------------
+
+_LOCAL_FILE_HEADER = struct.Struct("<4s5H3I2H")
+
+
+def _is_complete_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except read_errors.ZIP_ERRORS:
+        return False
+
+
+def _repair_npz(path: Path, folder: Path, lose) -> Path:
+    """Arrays are found by the headers before each; without `episode_ends` nobody knows what the rows belong to."""
+    arrays: dict[str, np.ndarray] = {}
+    data = np.memmap(path, np.uint8, "r")
+    at = 0
+    while at + _LOCAL_FILE_HEADER.size <= len(data):
+        mark, _, flags, method, _, _, check, packed, size, name_size, more_size = _LOCAL_FILE_HEADER.unpack(
+            data[at: at + _LOCAL_FILE_HEADER.size].tobytes())
+        if mark != b"PK\x03\x04":
+            break
+        begin = at + _LOCAL_FILE_HEADER.size
+        name = data[begin: begin + name_size].tobytes().decode(errors="replace").removesuffix(".npy")
+        more = data[begin + name_size: begin + name_size + more_size].tobytes()
+        begin += name_size + more_size
+        if begin > len(data):
+            break
+        if packed == 2**32 - 1 and more[:2] == b"\x01\x00":  # sizes beyond 4 GB, as NumPy always writes them
+            size, packed = struct.unpack_from("<QQ", more, 4)
+        raw = data[begin: begin + packed].tobytes()
+        if method == 8:
+            with_rest = zlib.decompressobj(-15)
+            try:
+                raw = with_rest.decompress(raw)
+            except zlib.error as error:
+                lose(f"{path}, {name}: {error}")
+                raw = b""
+        if flags & 8 or method not in (0, 8):  # sizes that come later
+            raise UserError("expected a zip as NumPy writes it, found another", where=f"{path}, {name}",
+                            hint="take it from a copy")
+        whole = len(raw) == size and zlib.crc32(raw) == check
+        if len(raw) == size and not whole:
+            lose(f"{path}, {name}: its checksum is wrong")
+        elif (array := _read_partial_npy(raw)) is not None:
+            arrays[name] = array
+            if not whole:
+                lose(f"{path}, {name}: cut short, {len(array)} rows can be read")
+        else:
+            lose(f"{path}, {name}: cut short")
+        at = begin + packed
+    if data[at: at + 4].tobytes() != b"PK\x01\x02":
+        lose(f"{path}: whatever followed {', '.join(arrays) or 'its beginning'}")
+    if "episode_ends" not in arrays:
+        raise UserError("expected episode_ends, found a file that is cut before them, or without them", where=path,
+                        hint="take it from a copy: nobody can know where its episodes end")
+    ends = arrays.pop("episode_ends").astype(np.int64)
+    steps, count = int(ends[-1]) if len(ends) else 0, len(ends)
+    # An array that is cut has rows for the first episodes: of steps, or of steps and one more an episode.
+    good = count
+    for array in arrays.values():
+        if array.ndim and len(array) not in (steps, steps + count, count):
+            good = min(good, int(np.searchsorted(ends, len(array), side="right")))
+    out = folder / path.name
+    if good < count:
+        lose(f"{path}: episodes {good} to {count - 1}")
+        last = int(ends[good - 1]) if good else 0
+        arrays = {n: a[: {steps: last, steps + count: last + good, count: good}.get(len(a), last)] if a.ndim else a
+                  for n, a in arrays.items()}
+    np.savez(out, episode_ends=ends[:good], **arrays)
+    return out
+
+
+def _read_partial_npy(raw: bytes) -> np.ndarray | None:
+    """Of an .npy file that may end early: the rows that are there."""
+    import io
+
+    stream = io.BytesIO(raw)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except (ValueError, EOFError):
+        return None
+    if dtype.hasobject or fortran and len(shape) > 1:
+        return None
+    row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    there = len(raw) - stream.tell()
+    rows = shape[0] if shape and row == 0 else min(shape[0], there // row) if shape else int(there >= dtype.itemsize)
+    values = np.frombuffer(raw, dtype, (rows * row) // dtype.itemsize if shape else rows, stream.tell())
+    return values.reshape((rows, *shape[1:]) if shape else ()) if rows or shape else None
+
+
+# -- HDF5 -----------------------------------------------------------------------------------------------------------
+
+
+def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
+    """What does not lie beyond the end, copied. Episodes are the groups in data/ (robomimic), or the root's (Minari);
+    where they are rows of arrays in the root, nothing less than all of it will do."""
+    try:
+        import h5py
+    except ImportError:
+        raise UserError("expected h5py, found it missing", where=path,
+                        hint="pip install 'understudy[formats]'") from None
+    out, long = folder / path.name, folder / "long.hdf5"
+    size, wanted = path.stat().st_size, _stored_eof(path)
+    if wanted is None or wanted <= size:
+        return path
+    lose(f"{path}: {wanted - size} of {wanted} bytes are missing")
+    shutil.copyfile(path, long)
+    os.truncate(long, wanted)  # the library opens nothing that is shorter than it says; what is missing reads as zeros
+
+    def there(parent, name: str) -> bool:
+        try:
+            item = parent[name]
+            dict(item.attrs)
+            if isinstance(item, h5py.Group):
+                return all(there(item, k) for k in item)
+            if item.chunks is None:
+                begin = item.id.get_offset()
+                return begin is None or begin + item.id.get_storage_size() <= size
+            chunks = (item.id.get_chunk_info(i) for i in range(item.id.get_num_chunks()))
+            return all(c.byte_offset + c.size <= size for c in chunks)
+        except (OSError, RuntimeError, KeyError, ValueError):
+            return False
+
+    def copy(source, target) -> None:
+        target.attrs.update(source.attrs)
+        for name in source:
+            if there(source, name):
+                source.copy(name, target)
+            elif isinstance(source.get(name), h5py.Group) and name == "data":
+                copy(source[name], target.create_group(name))
+            else:
+                lose(f"{path}, {source.name.rstrip('/')}/{name}")
+
+    try:
+        with hdf5.open_file(long) as source, h5py.File(out, "w") as target:
+            copy(source, target)
+            if not len(target):
+                raise UserError("expected an index that can be read, found it beyond the end of what is there",
+                                where=path, hint="take it from a copy")
+            if "data" in target and "total" in target["data"].attrs:
+                target["data"].attrs["total"] = sum(len(g["actions"]) for g in target["data"].values())
+            for name in list(target.get("mask", ())):
+                names = [n for n in target["mask"][name][:] if n.decode() in target["data"]]
+                del target["mask"][name]
+                target["mask"][name] = np.array(names, "S")
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise UserError(f"expected an index that can be read, found a part of it missing ({error})", where=path,
+                        hint="take it from a copy") from None
+    return out
+
+
+def _stored_eof(path: Path) -> int | None:
+    """The end of file that the superblock has (HDF5 file format specification, II.A): beyond it the library refuses."""
+    with open(path, "rb") as handle:
+        head = handle.read(96)
+    version = head[8]
+    if version in (0, 1):
+        size, at = head[13], 24 + 4 * version
+        at += 2 * size  # base address, free-space information
+    elif version in (2, 3):
+        size, at = head[9], 12
+        at += 2 * size  # base address, superblock extension
+    else:
+        return None
+    return int.from_bytes(head[at: at + size], "little")
+
+
+# -- MCAP -----------------------------------------------------------------------------------------------------------
+
+
+def _repair_mcap(path: Path, folder: Path, lose) -> Path:
+    """All messages until the cut, in a file with an index."""
+    try:
+        from mcap.exceptions import McapError
+        from mcap.records import Channel, Message, Schema
+        from mcap.stream_reader import StreamReader
+        from mcap.writer import Writer
+    except ImportError:
+        raise UserError("needs mcap", where=path, hint="pip install 'understudy[bags]'") from None
+    out = folder / path.name
+    schemas, channels, count = {0: 0}, {}, 0
+    with open(path, "rb") as source, open(out, "wb") as target:
+        writer = Writer(target)
+        writer.start()
+        try:
+            for record in StreamReader(source, record_size_limit=None).records:
+                if isinstance(record, Schema) and record.id not in schemas:
+                    schemas[record.id] = writer.register_schema(record.name, record.encoding, record.data)
+                elif isinstance(record, Channel) and record.id not in channels:
+                    channels[record.id] = writer.register_channel(
+                        record.topic, record.message_encoding, schemas[record.schema_id], record.metadata)
+                elif isinstance(record, Message):
+                    writer.add_message(channels[record.channel_id], record.log_time, record.data,
+                                       record.publish_time, record.sequence)
+                    count += 1
+        except (McapError, EOFError, struct.error, KeyError, ValueError, OSError, RuntimeError) as error:
+            lose(f"{path}: what follows after {count} messages ({type(error).__name__})")
+        writer.finish()
+    return out

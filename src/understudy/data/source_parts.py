@@ -1,0 +1,167 @@
+"""A damaged source taken apart: what each episode lies in is read alone, so that one that is broken costs no other.
+
+Parts are the files of a folder (ACT, plain .npz and .csv, bags) and the groups of an HDF5 file (robomimic, Minari). A
+part that can be read alone but does not go with the others is given up for the greatest number that are alike.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from ..core import UserError
+from .episode import Dataset
+from .formats import chunked_source, hdf5, message_logs, preview_dataset, sidecar
+from .formats import folder as plain
+
+OpenFunction = Callable[[Path], Dataset]
+_FILES = (".hdf5", ".h5", ".npz", ".csv")
+_GROUPS = {"data": "demo_", "": "episode_"}  # of robomimic, of Minari
+
+
+class SourceParts(ABC):
+    path: Path
+    names: Sequence[str]
+
+    @abstractmethod
+    def copy_parts(self, names: Sequence[str], where: Path) -> Path:
+        """A data set of some of them, in an empty folder."""
+
+
+class FileParts(SourceParts):
+    def __init__(self, path: Path, files: Sequence[Path]):
+        self.path, self.names = path, [p.name for p in files]
+        self._stems = {p.stem: p.name for p in files}
+
+    def copy_parts(self, names, where):
+        keep = set(names)
+        for p in self.path.iterdir():
+            part = p.name if p.name in self.names else self._stems.get(p.stem)  # a film or folder beside its table
+            if p.name in (plain.DATASET_JSON, sidecar.SIDECAR_NAME) or part is not None and part not in keep:
+                continue
+            (where / p.name).symlink_to(p.resolve())
+        if (self.path / plain.DATASET_JSON).exists():
+            about = json.loads((self.path / plain.DATASET_JSON).read_text(encoding="utf-8"))
+            if isinstance(about, dict) and "episodes" in about:
+                about["episodes"] = len(names)
+            (where / plain.DATASET_JSON).write_text(json.dumps(about), encoding="utf-8")
+        return where
+
+
+class GroupParts(SourceParts):
+    def __init__(self, path: Path, file: Path, above: str, names: Sequence[str]):
+        self.path, self.names, self._file, self._parent_group = path, names, file, above
+
+    def copy_parts(self, names, where):
+        import h5py
+
+        out = where / self._file.name
+        if self.path != self._file:
+            for p in self.path.iterdir():
+                if p.name not in (self._file.name, sidecar.SIDECAR_NAME):
+                    (where / p.name).symlink_to(p.resolve())
+        with hdf5.open_file(self._file) as source, h5py.File(out, "w") as target:
+            target.attrs.update(source.attrs)
+            parent = target.require_group(self._parent_group) if self._parent_group else target
+            if self._parent_group:
+                parent.attrs.update({k: v for k, v in source[self._parent_group].attrs.items() if k != "total"})
+            for name in names:
+                source.copy(f"{self._parent_group}/{name}", parent, name)
+            for key in source.get("mask", ()) if self._parent_group else ():
+                kept = [n for n in source["mask"][key][:] if n.decode() in names]
+                target[f"mask/{key}"] = np.array(kept, "S")
+        return out if self.path == self._file else where
+
+
+def find_parts(path: Path) -> SourceParts | None:
+    """None where the episodes cannot be told apart without reading them."""
+    if path.is_dir():
+        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+        if (path / "data/main_data.hdf5").exists() or (path / "main_data.hdf5").exists():
+            data = path / "data" if (path / "data").is_dir() else path
+            return _group_parts(data, data / "main_data.hdf5")
+        if (path / "meta/info.json").exists() or (path / "features.json").exists() or (path / ".zgroup").exists():
+            return None
+        recordings = message_logs.log_paths(path)
+        if recordings and path not in recordings:
+            return FileParts(path, recordings)
+        kinds = [[p for p in inside if p.suffix == s and not p.name.endswith(sidecar.SIDECAR_NAME)] for s in _FILES]
+        files = max(kinds, key=len)
+        return FileParts(path, sorted(files, key=message_logs._number)) if files else None
+    with open(path, "rb") as handle:
+        first = handle.read(8)
+    return _group_parts(path, path) if first == hdf5.MAGIC else None
+
+
+def _group_parts(path: Path, file: Path) -> SourceParts | None:
+    import h5py
+
+    try:
+        with hdf5.open_file(file) as source:
+            for above, prefix in _GROUPS.items():
+                group = source.get(above) if above else source
+                if isinstance(group, h5py.Group) and (names := chunked_source.sort_numbered(list(group), prefix)):
+                    return GroupParts(path, file, above, names)
+    except (OSError, RuntimeError, KeyError, ValueError):
+        pass
+    return None
+
+
+def recover_parts(
+    parts: SourceParts,
+    folder: Path,
+    report_loss: Callable[[str], None],
+    find_error: Callable[[Dataset, int], str | None],
+    options: dict,
+    metadata_path: Path,
+) -> Dataset | None:
+    """Those that can be read, joined, with what is kept of them beside the data set `kept`; None where there are
+    none."""
+    alike: dict[str, tuple] = {}
+    for name in parts.names:
+        try:
+            with tempfile.TemporaryDirectory(dir=folder) as alone:
+                data = preview_dataset(parts.copy_parts([name], Path(alone)), **options)
+                why = "it holds no episode" if not len(data) else next(
+                    (w for e in range(len(data)) if (w := find_error(data, e))), None)
+                alike[name] = _column_signature(data) if why is None else ()
+        except UserError as error:
+            why = str(error).splitlines()[0].replace(f"{alone}/", "").replace(alone, name)
+        except Exception as error:  # what a library makes of a damaged file may be anything
+            why = f"{type(error).__name__}: {error}"
+        if why is not None:
+            alike.pop(name, None)
+            report_loss(f"{parts.path}, {name}: {why.replace(f'{alone}/', '').replace(alone, name)}")
+    if not alike:
+        return None
+    try:
+        return _open_joined(parts, list(alike), folder, options, metadata_path)
+    except UserError:
+        most = Counter(alike.values()).most_common(1)[0][0]
+        for name, columns in alike.items():
+            if columns != most:
+                odd = sorted({n for n, *_ in set(columns) ^ set(most)})
+                report_loss(f"{parts.path}, {name}: {', '.join(odd)} is not as in the others")
+        return _open_joined(
+            parts, [n for n, columns in alike.items() if columns == most], folder, options, metadata_path
+        )
+
+
+def _open_joined(parts, names, folder, options, metadata_path) -> Dataset:
+    out = parts.join(names, Path(tempfile.mkdtemp(dir=folder)))
+    if sidecar.sidecar_path(metadata_path).exists():
+        with suppress(UserError):  # damaged itself: `salvage` says that it is left out
+            sidecar.copy_selected(metadata_path, [n for n, name in enumerate(parts.names) if name in set(names)], out)
+    return preview_dataset(out, **options)
+
+
+def _column_signature(data: Dataset) -> tuple:
+    table = data.metadata.get("format") == "csv"  # whose numbers are whole in one file and not in another
+    return tuple(sorted((n, f.shape, f.kind == "string" if table else f.dtype) for n, f in data.features().items()))

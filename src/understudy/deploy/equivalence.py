@@ -1,0 +1,60 @@
+"""What a faster form of a policy is held to."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from ..core import Context, Feature
+from ..policy import Planner, Policy
+
+
+def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
+    """How far a planner's chunks are at most from those of `policy` worked out in double precision, and how far the
+    policy's own are, relative to the largest action. Of 1, 2 and 5 rows of made-up observations."""
+    exact, head, worst = copy.deepcopy(policy.net).double(), policy.config.head, (0.0, 0.0)
+    for rows in (1, 2, 5):
+        obs, noise = random_observations(policy, rows, seed=rows), random_noise(policy, rows, seed=rows)
+        with torch.no_grad():
+            context = policy.context(obs)
+            context = Context(context.tokens.double(), context.mask)
+            wanted = policy.codec.decode(head.sample(exact, context, noise.double()), obs)
+            size = wanted.abs().max().clamp(min=1e-6)
+            off = (float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy))
+            worst = tuple(map(max, worst, off))
+    return worst
+
+
+def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, *policy.noise_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, Tensor]:
+    """Observations as the data's statistics have them: standard normal, once coded."""
+    rng, obs = torch.Generator().manual_seed(seed), {}
+    for name in policy.inputs:
+        f = policy.features[name]
+        shape = (rows, policy.window.n_obs_steps, *f.shape)
+        if f.kind == "discrete":
+            each = [torch.randint(n, shape[:2], generator=rng) for n in f.num_classes]
+            obs[name] = torch.stack(each, -1).reshape(shape)
+        elif f.dtype in ("uint8", "bool"):
+            obs[name] = torch.randint(256 if f.dtype == "uint8" else 2, shape, generator=rng)
+        else:
+            obs[name] = torch.randn(shape, generator=rng)
+        obs[name] = obs[name].to(_dtype(f))
+    # Coded, a number is slope * x + start.
+    start, end = (policy.codec.encode_obs({k: torch.full_like(v, n) for k, v in obs.items()}) for n in (0, 1))
+    for name, x in obs.items():
+        if policy.features[name].kind == "vector" and x.is_floating_point():
+            slope = end[name] - start[name]
+            obs[name] = torch.where(slope == 0, 0.0, (x - start[name]) / slope).to(x.dtype)
+    return obs
+
+
+def _dtype(feature: Feature) -> torch.dtype:
+    """As actors hand it over: numbers of double precision come as single."""
+    dtype = getattr(torch, feature.dtype)
+    return torch.float32 if dtype == torch.float64 else dtype

@@ -1,0 +1,82 @@
+"""Single environments that others wrote, before they stand in rows: those that draw from NumPy's own generator, and
+those whose expert acts from the simulator's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+import torch
+
+from ..core import UserError
+from ..execute.actor import Actor
+from .base import Env, HasExpert, Renderable
+from .gymnasium_adapter import GymVector, render_row
+
+
+class IsolatedNumpyRandom(gymnasium.Wrapper):
+    """Has NumPy's global generator, from which some simulators draw, to itself: what a row draws depends on the seed of
+    its own episode and on nothing that runs beside it. Its expert draws from another."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self.drawn: dict[str, tuple] = {}
+
+    @contextmanager
+    def own_random_state(self, who: str = "world") -> Iterator[None]:
+        before = np.random.get_state()
+        np.random.set_state(self.drawn.get(who, before))
+        try:
+            yield
+        finally:
+            self.drawn[who] = np.random.get_state()
+            np.random.set_state(before)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.action_space.seed(seed)
+            self.drawn = {who: np.random.RandomState([seed, stream]).get_state()
+                          for stream, who in enumerate(("world", "expert"))}
+        with self.own_random_state():
+            return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        with self.own_random_state():
+            return self.env.step(action)
+
+
+class RenderableVector(GymVector, Renderable):
+    """Single environments in rows that can be looked at."""
+
+    def frame(self, row):
+        return render_row(self.vec, row)
+
+
+class ExpertVector(RenderableVector, HasExpert):
+    """Single environments that have a method `advice() -> action`: what an expert does now that sees the simulator
+    itself. Asked twice, it says the same."""
+
+    def expert(self):
+        return AdviceActor(self)
+
+
+@dataclass(frozen=True)
+class AdviceActor(Actor):
+    """Acts in all rows of `env` at once, from what the simulator knows and not from what it shows; so it has no state
+    of its own, and says at any time, whoever has acted so far, what is to be done next."""
+
+    env: Env
+
+    def start(self, obs, key):
+        return {}
+
+    def act(self, obs, state):
+        if (rows := len(next(iter(obs.values())))) != self.env.rows:
+            raise UserError(f"expected all {self.env.rows} rows of its environment, found {rows}",
+                            where=f"the expert of {self.env.metadata['env']}", hint="ask it for all rows at once")
+        action = np.stack([np.asarray(single.advice()).reshape(-1) for single in self.env.vec.envs])
+        whole = self.env.features["action"].kind == "discrete"
+        return torch.from_numpy(action.astype(np.int64 if whole else np.float32)), state

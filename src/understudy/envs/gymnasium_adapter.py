@@ -1,0 +1,356 @@
+"""Gymnasium's environments, in rows. Its autoreset modes and its infos stay in this file."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from ..core import Feature, UserError
+from .base import Env, Renderable, StepResult
+
+FLAGS = ("success", "is_success")  # what infos call it
+NEW_API_HINT = (
+    "write it for Gymnasium 0.26 or later: reset(*, seed, options) -> (observation, info), and step(action) -> "
+    "(observation, reward, terminated, truncated, info)"
+)
+
+
+class GymVector(Env):
+    """A gymnasium vector environment, whichever way it resets itself: a row ends with its own last observation and
+    starts again only when told to, with a seed made of its key.
+
+    Observations: a Box of numbers is `observation.state` (float32, laid out as one vector); an image, that is a uint8
+    Box (H, W), (H, W, 1 or 3) or (1 or 3, H, W), is `observation.images.camera`; key k of a Dict is `observation.k`,
+    or `observation.images.k`; Discrete, MultiDiscrete and MultiBinary are choices counted from 0; Text is UTF-8 bytes.
+    Actions: a Box is clipped to its bounds and cast to its dtype; choices are (B, 1) or (B, n) int64.
+
+    Success is what an info calls "success" or "is_success", from the first step on at which any does: some tell it at
+    the end of an episode only. An environment that has not told has no "success".
+
+    `lift` names flags of the infos that are handed on beside it.
+    """
+
+    def __init__(self, vec: VectorEnv, facts: Mapping[str, Any], lift: tuple[str, ...] = ()):
+        self.vec, self.rows, self.info_flags = vec, vec.num_envs, lift
+        self.mode = _autoreset_mode(vec)
+        name = str(facts["env"])
+        self.columns = {
+            _column_name(path, space): (path, space) for path, space in _flatten_space(vec.single_observation_space)
+        }
+        self.features = {k: _feature(space, f"{name}, {k}") for k, (_, space) in self.columns.items()}
+        self.features["action"] = _action_feature(vec.single_action_space, name)
+        self.started, self.finished = False, np.zeros(self.rows, bool)
+        self.metadata = {"success": None, **_action_limits(vec.single_action_space), **facts}
+        self.reports_success = False
+        self._probe_success()
+
+    def _probe_success(self) -> None:
+        """One step: most environments tell of success at every one."""
+        self.reset(torch.arange(self.rows), torch.zeros(self.rows, dtype=torch.int64))
+        still = torch.zeros(self.rows, *self.features["action"].shape)
+        self._detect_success_flag(self.vec.step(self._to_native(still))[4])
+        self.started = False
+
+    def _detect_success_flag(self, info) -> None:
+        known = {**info, **info.get("final_info", {})}
+        if not self.reports_success and (flag := next((f for f in FLAGS if f in known), None)):
+            self.reports_success = True
+            self.metadata = {**self.metadata, "success": self.metadata["success"] or f"info[{flag!r}] at any step"}
+
+    def reset(self, which, key):
+        mask, seeds = np.zeros(self.rows, bool), [0] * self.rows
+        mask[which.numpy()] = True
+        for row, k in zip(which.tolist(), key.tolist(), strict=True):
+            seeds[row] = k % 2**31  # what every generator takes
+        if not self.started:  # the others need some state too
+            seen, _ = self.vec.reset(seed=seeds)
+            self.seen, self.started, self.finished = self._to_columns(seen, self.rows), True, np.zeros(self.rows, bool)
+        else:
+            self._restart(mask, seeds)
+        return self._observation()
+
+    def _restart(self, mask, seeds):
+        seen, _ = self.vec.reset(seed=seeds, options={"reset_mask": mask.copy()})
+        for name, new in self._to_columns(seen, self.rows).items():
+            self.seen[name][mask] = new[mask]
+        self.finished[mask] = False
+
+    def step(self, action):
+        wanted = (self.rows, *self.features["action"].shape)
+        if tuple(action.shape) != wanted:
+            raise UserError(
+                f"expected actions of shape {wanted}, found {tuple(action.shape)}",
+                where=self.metadata["env"],
+                hint="one row of action for each environment",
+            )
+        over = torch.from_numpy(self.finished)
+        action = torch.where(over.unsqueeze(1), torch.zeros_like(action), action)
+        if self.mode is AutoresetMode.DISABLED and self.finished.any():  # such rows have to be somewhere to be stepped
+            self._restart(self.finished.copy(), [0] * self.rows)
+        seen, reward, terminated, truncated, info = self.vec.step(self._to_native(action))
+        self.seen, self.finished = self._to_columns(seen, self.rows), np.asarray(terminated | truncated, bool)
+        self._detect_success_flag(info)
+        facts = {k: _info_column(info, k, self.rows) for k in (*self.info_flags, *FLAGS)}
+        if self.mode is AutoresetMode.SAME_STEP and self.finished.any():
+            last = info.get("final_info", {})
+            for row in self.finished.nonzero()[0]:  # what it shows already belongs to the next episode
+                for name, value in self._to_columns(_add_batch_axis(info["final_obs"][row]), 1).items():
+                    self.seen[name][row] = value[0]
+                for k in facts:
+                    facts[k][row] = _info_column(last, k, self.rows)[row]
+        success = np.any([facts.pop(flag) > 0 for flag in FLAGS], axis=0)
+        facts = {k: torch.from_numpy(v > 0) for k, v in facts.items()}
+        if self.reports_success:
+            facts["success"] = torch.from_numpy(success)
+        return StepResult(self._observation(), torch.as_tensor(np.asarray(reward, np.float32)),
+                       torch.from_numpy(np.array(terminated, bool)), torch.from_numpy(np.array(truncated, bool)), facts)
+
+    def close(self):
+        self.vec.close()
+
+    def _observation(self):
+        return {k: torch.from_numpy(v.copy()) for k, v in self.seen.items()}
+
+    def _to_columns(self, seen, rows) -> dict[str, np.ndarray]:
+        out = {}
+        for name, (path, space) in self.columns.items():
+            value = seen
+            for key in path:
+                value = value[key]
+            out[name] = _to_array(space, value, rows)
+        return out
+
+    def _to_native(self, action: torch.Tensor):
+        space = self.vec.single_action_space
+        action = action.detach().cpu().numpy()
+        if isinstance(space, spaces.Box):
+            action = np.clip(action.reshape(self.rows, *space.shape), space.low, space.high)
+            return action.astype(space.dtype)
+        action = np.rint(action).astype(np.int64)
+        limits = np.array(self.features["action"].num_classes)
+        if (action < 0).any() or (action >= limits).any():
+            raise UserError(f"expected choices below {limits.tolist()}, found {action.tolist()}",
+                            where=f"{self.metadata['env']}, action", hint="choices count from 0")
+        if isinstance(space, spaces.Discrete):
+            return action[:, 0] + space.start
+        return (action + getattr(space, "start", 0)).astype(space.dtype)
+
+
+class HeadlessGymVector(GymVector):
+    """An environment that cannot be looked at."""
+
+
+class RenderableGymVector(GymVector, Renderable):
+    """An environment with render_mode "rgb_array"."""
+
+    def frame(self, row):
+        return render_row(self.vec, row)
+
+
+_render_error: list[UserError] = []  # MuJoCo ends the process at the second attempt to draw without OpenGL
+
+
+def render_row(vec: VectorEnv, row: int) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    inner = vec.unwrapped
+    if _render_error:
+        raise _render_error[0]
+    try:
+        frame = inner.envs[row].render() if isinstance(inner, SyncVectorEnv) else vec.render()[row]
+    except Exception as error:  # a driver, a library, a display: each simulator says it in its own type
+        problem = UserError(
+            f"this machine cannot draw it ({type(error).__name__}: {error})", where="pictures of an environment",
+            hint="without a display MuJoCo needs MUJOCO_GL=egl and libegl1 (or osmesa); others need pygame")
+        if type(error).__module__.startswith("mujoco"):
+            _render_error.append(problem)
+        raise problem from error
+    return np.asarray(frame, np.uint8)
+
+
+def wrap_vector(vec: VectorEnv, facts: Mapping[str, Any]) -> Env:
+    """A gymnasium vector environment as ours. Raises UserError for a space or a way of resetting that has no
+    meaning here."""
+    return (RenderableGymVector if vec.render_mode == "rgb_array" else HeadlessGymVector)(vec, facts)
+
+
+def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> SyncVectorEnv:
+    """Single environments stepped in turn."""
+    return SyncVectorEnv([build] * rows, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def build(name: str, **options) -> gymnasium.Env:
+    """gymnasium.make, ready to be drawn where that is possible: nothing is drawn until asked."""
+    creator = gymnasium.spec(name).entry_point
+    if isinstance(creator, str):
+        creator = load_env_creator(creator)
+    if "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ()):
+        options = {"render_mode": "rgb_array", **options}
+    return gymnasium.make(name, **options)
+
+
+def check_api(env: gymnasium.Env, name: str) -> None:
+    """Raises UserError for the signatures of the old Gym, from which Gymnasium raises what nobody understands."""
+    while isinstance(env, gymnasium.Wrapper) and type(env).__module__.startswith("gymnasium."):
+        env = env.env  # whatever its author wrote
+    known = inspect.signature(env.reset)
+    keywords = any(p.kind is p.VAR_KEYWORD for p in known.parameters.values())
+    if not keywords and not {"seed", "options"} <= set(known.parameters):
+        raise UserError(f"expected reset(*, seed, options), found reset{known}", where=name, hint=NEW_API_HINT)
+    found = env.reset(seed=0, options=None)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+        raise UserError(
+            "expected reset to return (observation, info), found something else", where=name, hint=NEW_API_HINT
+        )
+    env.action_space.seed(0)
+    found = env.step(env.action_space.sample())
+    if not (isinstance(found, tuple) and len(found) == 5):
+        raise UserError(
+            f"expected step to return 5 values, found {len(found) if isinstance(found, tuple) else 'something else'}",
+            where=name,
+            hint=NEW_API_HINT,
+        )
+
+
+def is_mujoco(env: gymnasium.Env) -> bool:
+    """One of Gymnasium's own kind, whose state can be set."""
+    if "mujoco" not in sys.modules:
+        return False
+    from gymnasium.envs.mujoco import MujocoEnv
+
+    return isinstance(env.unwrapped, MujocoEnv)
+
+
+def env_metadata(env: gymnasium.Env, name: str) -> dict[str, Any]:
+    """ "env", "version" of the package that it comes from, "fps", "limit"."""
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    package = type(env.unwrapped).__module__.split(".")[0]
+    try:
+        version = f"{package} {metadata.version(package.replace('_', '-'))}"
+    except metadata.PackageNotFoundError:
+        version = package
+    return {"env": name, "version": version, "fps": env.metadata.get("render_fps"), "limit": limit}
+
+
+def _autoreset_mode(vec):
+    mode = vec.metadata.get("autoreset_mode")
+    inner = vec.unwrapped
+    if not isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and mode is not AutoresetMode.DISABLED:
+        raise UserError(f"expected a vector environment whose rows can be reset alone, found {type(inner).__name__} "
+                        f"with autoreset_mode {mode}", where="gymnasium",
+                        hint="build it with autoreset_mode=AutoresetMode.DISABLED and support options['reset_mask']")
+    if isinstance(inner, AsyncVectorEnv) and not inner.shared_memory and mode is AutoresetMode.NEXT_STEP:
+        # Its workers forget the reset that they were told and make another of their own.
+        raise UserError("expected AsyncVectorEnv with shared memory, found shared_memory=False with "
+                        "AutoresetMode.NEXT_STEP", where="gymnasium", hint="use AutoresetMode.DISABLED or SAME_STEP")
+    return AutoresetMode(mode)
+
+
+def _flatten_space(space, path=()) -> Iterator[tuple[tuple, spaces.Space]]:
+    if isinstance(space, spaces.Dict):
+        for key, inner in space.items():
+            yield from _flatten_space(inner, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for i, inner in enumerate(space):
+            yield from _flatten_space(inner, (*path, i))
+    else:
+        yield path, space
+
+
+def _column_name(path, space):
+    image = _image_shape(space) is not None
+    name = ".".join(map(str, path)) or ("camera" if image else "state")
+    return name if name.startswith("observation.") else f"observation.images.{name}" if image else f"observation.{name}"
+
+
+def _image_shape(space) -> tuple[int, int, int] | None:
+    """(H, W, C), if it is an image."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return None
+    match space.shape:
+        case (h, w):
+            return h, w, 1
+        case (h, w, (1 | 3) as c) | ((1 | 3) as c, h, w):
+            return h, w, c
+    return None
+
+
+def _feature(space, where) -> Feature:
+    if (picture := _image_shape(space)) is not None:
+        return Feature("uint8", picture, "image")
+    match space:
+        case spaces.Box():
+            return Feature("float32", (math.prod(space.shape),))
+        case spaces.Text():
+            return Feature("uint8", (space.max_length,), "text")
+        case _ if (counts := _num_classes(space)) is not None:
+            return Feature("int64", (len(counts),), "discrete", num_classes=counts)
+    raise UserError(f"expected a space of numbers, images, choices or text, found {space}", where=where,
+                    hint="wrap the environment (gymnasium.wrappers.FlattenObservation, FilterObservation)")
+
+
+def _action_feature(space, where) -> Feature:
+    feature = None if isinstance(space, (spaces.Dict, spaces.Tuple)) else _feature(space, f"{where}, action")
+    if feature is None or feature.kind not in ("vector", "discrete"):
+        raise UserError(f"expected actions that are one Box, Discrete, MultiDiscrete or MultiBinary, found {space}",
+                        where=where, hint="wrap the environment so that its action is one of these")
+    return feature
+
+
+def _action_limits(space) -> dict[str, list[float]]:
+    if not isinstance(space, spaces.Box) or not space.is_bounded():
+        return {}
+    return {"low": space.low.reshape(-1).astype(float).tolist(), "high": space.high.reshape(-1).astype(float).tolist()}
+
+
+def _num_classes(space) -> tuple[int, ...] | None:
+    match space:
+        case spaces.Discrete():
+            return (int(space.n),)
+        case spaces.MultiDiscrete() if space.nvec.ndim == 1:
+            return tuple(int(n) for n in space.nvec)
+        case spaces.MultiBinary() if len(space.shape) == 1:
+            return (2,) * space.shape[0]
+    return None
+
+
+def _to_array(space, value, rows) -> np.ndarray:
+    """(rows, *feature) of a batch of one space's values."""
+    if (picture := _image_shape(space)) is not None:
+        value = np.array(value, np.uint8)
+        if space.shape[-1] not in (1, 3) and len(space.shape) == 3:
+            value = np.moveaxis(value, 1, -1)
+        return value.reshape(rows, *picture)
+    if isinstance(space, spaces.Box):
+        return np.array(value, np.float32).reshape(rows, -1)
+    if isinstance(space, spaces.Text):
+        out = np.zeros((rows, space.max_length), np.uint8)
+        for row, text in enumerate(value):
+            said = text.encode()[:space.max_length]
+            out[row, :len(said)] = np.frombuffer(said, np.uint8)
+        return out
+    return np.array(value, np.int64).reshape(rows, -1) - np.asarray(getattr(space, "start", 0), np.int64)
+
+
+def _add_batch_axis(value):
+    """A single observation as a batch of one."""
+    if isinstance(value, Mapping):
+        return {k: _add_batch_axis(v) for k, v in value.items()}
+    return tuple(_add_batch_axis(v) for v in value) if isinstance(value, tuple) else [value]
+
+
+def _info_column(info, key, rows) -> np.ndarray:
+    """(rows,) float32 of an info; 0 where a row has none."""
+    if key not in info:
+        return np.zeros(rows, np.float32)
+    return np.array([0.0 if v is None else float(np.asarray(v).reshape(-1)[0]) for v in info[key]], np.float32)

@@ -1,0 +1,475 @@
+"""Worlds that differ from the one a policy was trained in, by a measured amount.
+
+Every shift has a severity in natural units, of which 0 is the environment itself, bit for bit. What is drawn for it is
+decided by each row's key (stream 7 what is drawn at every step, 9 what is drawn once an episode), so that an episode
+meets the same world whatever runs beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import UserError, normal, put, role, uniform
+from ..execute.actor import Actor
+from ..execute.latency import DroppedObservation, delay_actor
+from .arms import Arms
+from .base import Env, Obs
+from .blocks import CENTRES, SPREAD, Blocks
+from .fork import Fork
+from .particle import Particle
+from .push import DISC, HALF, Push
+from .toy import Toy, distance
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One way in which what a policy meets differs from what it was trained on, and how far that goes.
+
+    `world` and `actor` give the environment and the actor at a severity; 0 gives what behaves the same. `levels`: those
+    that are tried unless others are asked for, upward, without 0.
+    """
+
+    name: str
+    description: str  # in words
+    unit: str  # of the severity
+    levels: tuple[float, ...]
+    world: Callable[[Env, float], Env] = lambda env, severity: env
+    actor: Callable[[Actor, float], Actor] = lambda actor, severity: actor
+
+
+class Shiftable(Env):
+    """Can be made otherwise in ways of its own: other starts, goals or dynamics."""
+
+    @abstractmethod
+    def shifts(self) -> tuple[Shift, ...]:
+        """Those that only this environment knows how to make. `Shift.world` is handed one made as this was, and may
+        change it."""
+
+
+# -- what can be done to any environment --------------------------------------------------------------------------
+
+
+class Shifted(Env):
+    """An environment around another, at a severity; subclasses change what is seen or done.
+
+    most, whole: which severities there are.
+    """
+
+    name: str
+    max_severity, is_integer = math.inf, False
+
+    def __init__(self, env: Env, severity: float):
+        if not 0 <= severity <= self.max_severity or math.isinf(severity) or self.is_integer and severity % 1:
+            room = "0 or more" if math.isinf(self.max_severity) else f"from 0 to {self.max_severity:g}"
+            raise UserError(
+                f"expected a level that is {'a whole number, ' * self.is_integer}{room}, found {severity:g}",
+                where=f"shift {self.name!r} of {env.metadata['env']}",
+                hint="0 is the world as it was",
+            )
+        self.env, self.severity, self.rows = env, severity, env.rows
+        self.features, self.key = env.features, torch.zeros(env.rows, dtype=torch.int64)
+        self.metadata = (
+            {**env.metadata, "env": f"{env.metadata['env']}+{self.name}:{severity:g}"} if severity else env.metadata
+        )
+        self.count = torch.zeros_like(self.key)
+
+    def reset(self, which, key):
+        obs = self.env.reset(which, key)
+        self.key, self.count = self.key.clone(), self.count.clone()
+        self.key[which], self.count[which] = key, 0
+        return self.on_reset(obs, which) if self.severity else obs
+
+    def step(self, action):
+        out = self.env.step(self.shift_action(action) if self.severity else action)
+        self.count = self.count + 1
+        return replace(out, obs=self.shift_obs(out.obs)) if self.severity else out
+
+    def on_reset(self, obs: Obs, which: Tensor) -> Obs:
+        """What is seen of all rows when `which` have just begun."""
+        return self.shift_obs(obs)
+
+    def shift_obs(self, obs: Obs) -> Obs:
+        """What is seen of `obs`."""
+        return obs
+
+    def shift_action(self, action: Tensor) -> Tensor:
+        """What is done of `action`."""
+        return action
+
+    def close(self):
+        self.env.close()
+
+    def _columns(self, kind: str) -> list[str]:
+        """Observations of a kind; what stands under another role, such as simulator.state, is as it was."""
+        return [k for k, f in self.features.items() if role(k) == "observation" and f.kind == kind]
+
+
+class SensorNoise(Shifted):
+    """Gaussian noise on every number that is seen, anew at every step: its standard deviation is the severity times
+    the component's `spread` (column -> as the feature)."""
+
+    name = "noise"
+
+    def __init__(self, env, severity, spread: Mapping[str, Tensor]):
+        super().__init__(env, severity)
+        self.spread = spread
+
+    def shift_obs(self, obs):
+        names = self._columns("vector")
+        drawn = normal(self.key, self.count, (sum(self.features[k].size for k in names),), stream=7)
+        parts = drawn.split([self.features[k].size for k in names], 1)
+        return {**obs, **{k: obs[k] + (self.severity * self.spread[k] * n.view(obs[k].shape)).to(obs[k].dtype)
+                          for k, n in zip(names, parts, strict=True)}}
+
+
+class ObservationDelay(Shifted):
+    """Every observation is `severity` steps old; until there is one so old, the first is seen."""
+
+    name, is_integer = "delay", True
+
+    def __init__(self, env, severity):
+        super().__init__(env, severity)
+        self.past: dict[str, Tensor] = {}  # the last severity + 1 of each column, oldest first
+
+    def on_reset(self, obs, which):
+        long = int(self.severity) + 1
+        for k in filter(lambda k: role(k) == "observation", obs):
+            first = obs[k].unsqueeze(1).expand(-1, long, *obs[k].shape[1:])
+            self.past[k] = put(self.past[k], which, first[which]) if k in self.past else first.clone()
+        return self._oldest(obs)
+
+    def shift_obs(self, obs):
+        self.past = {k: torch.cat([v[:, 1:], obs[k].unsqueeze(1)], 1) for k, v in self.past.items()}
+        return self._oldest(obs)
+
+    def _oldest(self, obs):
+        return {**obs, **{k: v[:, 0].clone() for k, v in self.past.items()}}
+
+
+class ActionLag(Shifted):
+    """What is done was decided `severity` steps before; until there is such an action, it is the first."""
+
+    name, is_integer = "lag", True
+
+    def __init__(self, env, severity):
+        super().__init__(env, severity)
+        self.past = torch.zeros(self.rows, int(severity) + 1, env.features["action"].size)  # oldest first
+
+    def shift_action(self, action):
+        first = action.unsqueeze(1).expand_as(self.past)
+        began = (self.count == 0).view(-1, 1, 1)
+        self.past = torch.where(began, first, torch.cat([self.past.to(action.dtype)[:, 1:], action.unsqueeze(1)], 1))
+        return self.past[:, 0].clone()
+
+
+class WeakActuators(Shifted):
+    """Of every action, within its limits, a share of `severity` is lost."""
+
+    name, max_severity = "weak", 1.0
+
+    def shift_action(self, action):
+        low, high = (torch.as_tensor(self.metadata[k], dtype=action.dtype) for k in ("low", "high"))
+        return (1 - self.severity) * torch.minimum(torch.maximum(action, low), high)
+
+
+class ImageShift(Shifted):
+    """Changes what cameras show."""
+
+    def shift_obs(self, obs):
+        return {**obs, **{k: self.shift_image(obs[k]) for k in self._columns("image")}}
+
+    @abstractmethod
+    def shift_image(self, image: Tensor) -> Tensor:
+        """(rows, H, W, C) uint8 both."""
+
+
+class Brightness(ImageShift):
+    """A share of `severity` of the light is missing."""
+
+    name, max_severity = "light", 1.0
+
+    def shift_image(self, image):
+        return ((1 - self.severity) * image.float()).round().to(torch.uint8)
+
+
+class CameraOffset(ImageShift):
+    """The picture is moved by `severity` of its width, in a direction of the episode's own; its edge is repeated where
+    nothing was seen."""
+
+    name, max_severity = "camera", 1.0
+
+    def shift_image(self, image):
+        rows, height, width = image.shape[:3]
+        angle = 2 * torch.pi * uniform(self.key, torch.zeros_like(self.key), (1,), stream=9)
+        offset = (self.severity * width * torch.cat([angle.sin(), angle.cos()], 1)).round().long()
+        line = (torch.arange(height) - offset[:, :1]).clamp(0, height - 1)
+        column = (torch.arange(width) - offset[:, 1:]).clamp(0, width - 1)
+        return image[torch.arange(rows)[:, None, None], line[:, :, None], column[:, None, :]]
+
+
+class Distractors(ImageShift):
+    """`severity` discs drift over the picture, each as wide as a sixth of it, with colors and ways of the episode's
+    own; they bounce off its edges."""
+
+    name, is_integer = "distractors", True
+    radius, speed = 1 / 12, 0.01  # in heights of the picture, and those a step
+
+    def shift_image(self, image):
+        rows, height, width = image.shape[:3]
+        n = int(self.severity)
+        drawn = uniform(self.key, torch.zeros_like(self.key), (n, 6), stream=9)
+        angle = 2 * torch.pi * drawn[..., 5:]
+        way = self.count.view(-1, 1, 1) * self.speed * torch.cat([angle.cos(), angle.sin()], -1)
+        at = 1 - ((drawn[..., :2] + way) % 2 - 1).abs()  # there and back between 0 and 1
+        at = (at * torch.tensor([width, height]) - 0.5).unsqueeze(-1)
+        color = (255 * drawn[..., 2:5]).round().to(torch.uint8)[..., :image.shape[3]]
+        image = image.clone()
+        for i in range(n):
+            x, y = torch.arange(width) - at[:, i, 0], torch.arange(height) - at[:, i, 1]
+            inside = x[:, None, :] ** 2 + y[:, :, None] ** 2 < (self.radius * height) ** 2
+            image = torch.where(inside.unsqueeze(-1), color[:, i, None, None, :], image)
+        return image
+
+
+# -- what takes knowing the environment ------------------------------------------------------------------------------
+
+StateMove = Callable[[dict[str, np.ndarray], Tensor, float], dict[str, np.ndarray]]
+
+
+class MovedState(Shifted):
+    """A toy whose new rows are put elsewhere: `move(state, key, severity)` gives the entries of the rows' state that
+    change, from the state (name -> (n, ...)) and keys (n,) of those that began."""
+
+    env: Toy
+
+    def __init__(self, env: Toy, severity: float, name: str, move: StateMove, most: float = math.inf):
+        self.name, self.max_severity, self.move = name, most, move
+        super().__init__(env, severity)
+
+    def on_reset(self, obs, which):
+        at, state = which.numpy(), self.env.state
+        moved = self.move({k: v[at] for k, v in state.items()}, self.key[which], self.severity)
+        for k, v in moved.items():
+            state[k][at] = v
+        return {k: torch.from_numpy(v.copy()) for k, v in self.env.observe().items()}
+
+
+class Gusts(Shifted):
+    """The fork with more wind."""
+
+    name = "gust"
+
+    def __init__(self, env: Fork, severity: float):
+        super().__init__(env, severity)
+        env.gust = float(np.hypot(env.gust, severity))
+
+
+class WeakSpring(Shifted):
+    """The particle's target comes nearer to it by a share of `severity`: the spring is that much weaker."""
+
+    name, max_severity = "weak", 1.0
+    env: Particle
+
+    def shift_action(self, action):
+        at = torch.from_numpy(self.env.state["at"])
+        return at + (1 - self.severity) * (action.clamp(self.env.low, self.env.high) - at)
+
+
+class PhysicsShift(Shifted):
+    """MuJoCo models that were changed: `change(model, severity)`. Those that are built anew for an episode (Meta-World)
+    are changed when it begins."""
+
+    def __init__(self, env: Env, severity: float, name: str, change: Callable, most: float = math.inf):
+        from .mujoco import MujocoVector
+
+        self.name, self.max_severity, self.change = name, most, change
+        super().__init__(env, severity)
+        self.anew = not isinstance(env, MujocoVector)
+        if severity and not self.anew:
+            for model, _ in env.models:
+                change(model, severity)
+
+    def on_reset(self, obs, which):
+        if self.anew:
+            for row in which.tolist():
+                self.change(self.env.vec.envs[row].env.model, self.severity)
+        return obs
+
+
+class InitialVelocity(Shifted):
+    """A MuJoCo environment whose joints start with another velocity: normal, `severity` m/s or rad/s each."""
+
+    name = "start"
+
+    def on_reset(self, obs, which):
+        model, _ = self.env.models[0]
+        state = obs["simulator.state"][which].clone()
+        speed = slice(1 + model.nq, 1 + model.nq + model.nv)  # after the time and the positions
+        key = self.key[which]
+        state[:, speed] += self.severity * normal(key, torch.zeros_like(key), (model.nv,), stream=9).double()
+        return self.env.restore(which, {"simulator.state": state})
+
+
+def _scale_mass(model, severity):
+    import mujoco
+
+    model.body_mass *= 1 + severity
+    model.body_inertia *= 1 + severity
+    mujoco.mj_setConst(model, mujoco.MjData(model))
+
+
+def _scale_friction(model, severity):
+    model.geom_friction[:, 0] *= 1 - severity
+    model.pair_friction[:, :2] *= 1 - severity
+
+
+def _scale_gravity(model, severity):
+    model.opt.gravity *= 1 + severity
+
+
+def _move_start_back(state, key, severity):
+    """Away from the pillar, within 45 degrees of straight back."""
+    angle = np.pi + np.pi / 2 * (uniform(key, torch.zeros_like(key), (1,), stream=9).numpy() - 0.5)
+    return {"at": state["at"] + (severity * np.concatenate([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)}
+
+
+def _widen_range(name: str, half, state, key, severity, middle=0.5):
+    """A position that is drawn within `half` of a middle comes from a range that is wider by the severity on every
+    side."""
+    middle, half = np.float32(middle), np.float32(half)
+    return {name: middle + (state[name] - middle) * ((half + np.float32(severity)) / half)}
+
+
+def _widen_block_range(state, key, severity):
+    """As the goal; the disc changes sides where it would be in the block's way."""
+    new = _widen_range("block", 0.3, state, key, severity)
+    near = distance(state["disc"], new["block"]) < 1.5 * HALF + DISC
+    return {**new, "disc": np.where(near[:, None], 1 - state["disc"], state["disc"])}
+
+
+def _move_goals_to_corners(state, key, severity):
+    """Both goals, a share of `severity` of their way to the next corner."""
+    return {k: state[k] + severity * (np.rint(state[k]) - state[k]) for k in ("first", "second")}
+
+
+def env_shifts(env: Env) -> tuple[Shift, ...]:
+    """The shifts that take knowing this environment."""
+    if isinstance(env, Shiftable):
+        return env.shifts()
+    if isinstance(env, Fork):
+        return (Shift("start", "starts farther back", "m", (0.1, 0.2, 0.4, 0.8),
+                      lambda env, s: MovedState(env, s, "start", _move_start_back)),
+                Shift("gust", "gusts of wind", "m/s", (0.25, 0.5, 1.0, 2.0), Gusts))
+    if isinstance(env, Particle):
+        return (Shift("start", "starts drawn from a wider range", "sides of the cube", (0.1, 0.2, 0.4, 0.8),
+                      lambda env, s: MovedState(env, s, "start", partial(_widen_range, "at", 0.5))),
+                Shift("goal", "goals nearer to the corners", "of the way there", (0.25, 0.5, 0.75, 1.0),
+                      lambda env, s: MovedState(env, s, "goal", _move_goals_to_corners, 1.0)),
+                Shift("weak", "a weaker spring", "of its strength", (0.1, 0.2, 0.4, 0.8), WeakSpring))
+    if isinstance(env, Push):
+        return (Shift("start", "blocks drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
+                      lambda env, s: MovedState(env, s, "start", _widen_block_range, 0.08)),
+                Shift("goal", "goals drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
+                      lambda env, s: MovedState(env, s, "goal", partial(_widen_range, "goal", 0.3), 0.08)))
+    if isinstance(env, Blocks):
+        return (
+            Shift(
+                "start",
+                "blocks drawn from a wider range",
+                "m",
+                (0.015, 0.03, 0.045, 0.06),
+                lambda env, s: MovedState(
+                    env, s, "start", partial(_widen_range, "blocks", SPREAD[1:3, None], middle=CENTRES[1:3]), 0.06
+                ),
+            ),
+            Shift(
+                "goal",
+                "targets drawn from a wider range",
+                "m",
+                (0.02, 0.04, 0.06, 0.08),
+                lambda env, s: MovedState(
+                    env, s, "goal", partial(_widen_range, "targets", SPREAD[3:, None], middle=CENTRES[3:]), 0.08
+                ),
+            ),
+        )
+    if isinstance(env, Arms):
+        return (
+            Shift(
+                "start",
+                "hands drawn from a wider range",
+                "m",
+                (0.025, 0.05, 0.075, 0.1),
+                lambda env, s: MovedState(
+                    env, s, "start", partial(_widen_range, "hands", 0.2, middle=[[0.3, 0.8], [1.7, 0.8]]), 0.1
+                ),
+            ),
+            Shift(
+                "goal",
+                "goals drawn from a wider range",
+                "m",
+                (0.05, 0.1, 0.2, 0.3),
+                lambda env, s: MovedState(
+                    env, s, "goal", partial(_widen_range, "goal", [0.4, 0.15], middle=[1.0, 0.75]), 0.3
+                ),
+            ),
+        )
+    return _simulator_shifts(env)
+
+
+def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
+    """Of MuJoCo's environments: those with a state that can be set, and Meta-World's."""
+    if "mujoco" not in sys.modules:  # then it is none of them
+        return ()
+    from .mujoco import MujocoVector
+
+    metaworld = sys.modules.get(f"{__package__}.metaworld")
+    if not isinstance(env, (MujocoVector, *((metaworld.MetaWorld,) if metaworld else ()))):
+        return ()
+    kick = (
+        Shift("start", "joints that start with another velocity", "m/s, rad/s", (0.1, 0.3, 1.0, 3.0), InitialVelocity),
+    )
+    return (*(kick if isinstance(env, MujocoVector) else ()),
+            Shift("mass", "heavier bodies", "of the mass on top", (0.25, 0.5, 1.0, 2.0),
+                  lambda env, s: PhysicsShift(env, s, "mass", _scale_mass)),
+            Shift("friction", "less friction", "of it away", (0.2, 0.4, 0.6, 0.8),
+                  lambda env, s: PhysicsShift(env, s, "friction", _scale_friction, 1.0)),
+            Shift("gravity", "stronger gravity", "of it on top", (0.1, 0.2, 0.4, 0.8),
+                  lambda env, s: PhysicsShift(env, s, "gravity", _scale_gravity)))
+
+
+def available_shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> dict[str, Shift]:
+    """All that this environment can have, by name: its own, and those of what it shows and takes. spread: of each
+    component that is seen (`Noise`), asked for when it is needed."""
+    kinds = {f.kind for k, f in env.features.items() if role(k) == "observation"}
+    found = list(env_shifts(env))
+    low, high = (np.asarray(env.metadata.get(k, 0.0)) for k in ("low", "high"))
+    if env.features["action"].kind == "vector" and (low < 0).all() and (high > 0).all():  # 0 is: nothing
+        found.append(
+            Shift("weak", "actions that come out weaker", "of every action", (0.1, 0.2, 0.4, 0.8), WeakActuators)
+        )
+    if "vector" in kinds:
+        found.append(Shift("noise", "noise on what is sensed", "standard deviations", (0.03, 0.1, 0.3, 1.0),
+                           lambda env, s: SensorNoise(env, s, spread())))
+    if "image" in kinds:
+        found += [Shift("light", "less light", "of the light", (0.2, 0.4, 0.6, 0.8), Brightness),
+                  Shift("camera", "a camera that has moved", "of the width", (0.02, 0.05, 0.1, 0.2), CameraOffset),
+                  Shift("distractors", "things in the picture that do not matter", "discs", (1, 2, 4, 8), Distractors)]
+    steps = (1, 2, 4, 8)
+    found += [Shift("delay", "observations that are old", "steps", steps, ObservationDelay),
+              Shift("lag", "actions that come out late", "steps", steps, ActionLag),
+              Shift("dropped", "observations that do not come", "of the observations", (0.1, 0.3, 0.6, 0.9),
+                    actor=lambda actor, s: DroppedObservation(actor, s) if s else actor),
+              Shift("slow", "plans that come late, while the clock runs on", "steps", steps, actor=delay_actor)]
+    by_name: dict[str, Shift] = {}
+    for shift in found:
+        by_name.setdefault(shift.name, shift)  # an environment's own comes first
+    return by_name

@@ -1,0 +1,301 @@
+"""How well a policy foretells recorded episodes. Needs no simulator, and is no success rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import Batch
+from ..data.episode import Dataset
+from ..files import replace_nonfinite
+from ..learn.validation import Validation, check_training_data, energy_score, target_scale
+from ..policy import Policy
+from . import stats
+from .stats import LEVEL, Interval
+
+Origin = Literal["held out", "trained on", "other data"]
+N_TIME_BINS = 10  # of an episode
+
+
+def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset) -> tuple[list[int], Origin]:
+    """The episodes of `data`, as opened, to judge a run on: those that its training held out if these are its data
+    and it held any out, else all of them; and what they were to the training."""
+    everything = list(range(len(data)))
+    if provenance.get("data", {}).get("fingerprint") != data.fingerprint():
+        return everything, "other data"
+    held = [i for i in provenance.get("held_out", ()) if i < len(data)]
+    left_out = set(provenance.get("left_out", ()))
+    return (held, "held out") if held else ([i for i in everything if i not in left_out], "trained on")
+
+
+@dataclass(frozen=True)
+class ErrorBreakdown:
+    """Errors and spreads over a part of what was judged, root mean squares in units of the component. For choices
+    both are shares: of wrong samples, and of pairs of samples that differ."""
+
+    name: str
+    error: float
+    spread: float  # of the samples: how unsure the policy is
+
+
+@dataclass(frozen=True)
+class UncertainStep:
+    episode: int
+    step: int
+    spread: float  # mean distance of two samples, as in `Recorded.energy`
+
+
+@dataclass(frozen=True)
+class PlanSamples:
+    """Chunks that the policy might carry out from a step on."""
+
+    step: int
+    plans: np.ndarray  # (K, H, A)
+
+
+@dataclass(frozen=True)
+class EpisodePlanSamples:
+    """An episode with the fans along it."""
+
+    episode: int
+    actions: np.ndarray  # (T, A), as recorded
+    plan_samples: tuple[PlanSamples, ...]
+
+
+@dataclass(frozen=True)
+class ActionPrediction:
+    """energy, mean, best: see Validation.judge; the intervals are over episodes. `average` is the distance of always
+    doing the average of the data, the figure to beat. `inside`: the share of recorded values between the lowest and
+    the highest sample, and `expected` what it would be for a policy that is exactly as unsure as it should be; None
+    for one that is certain, and for choices."""
+
+    name: str  # of the data
+    origin: Origin
+    episodes: tuple[int, ...]
+    steps: int
+    windows: int
+    samples: int
+    energy_score: Interval
+    mean_error: Interval
+    best_error: Interval
+    baseline_error: float
+    coverage: float | None
+    expected_coverage: float | None
+    by_dimension: tuple[ErrorBreakdown, ...]
+    unit: str | None
+    by_chunk_step: tuple[ErrorBreakdown, ...]  # by step ahead
+    by_time: tuple[ErrorBreakdown, ...]  # by tenths of the episode
+    uncertain_steps: tuple[UncertainStep, ...]  # the widest first
+    plan_samples: tuple[EpisodePlanSamples, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the fans. Numbers that are not finite are null."""
+        def interval(i: Interval):
+            return {"estimate": i.estimate, "low": i.low, "high": i.high, "level": i.level}
+
+        def parts(some: Sequence[ErrorBreakdown]):
+            return [vars(p) for p in some]
+        return replace_nonfinite(
+            {
+                "data": self.name,
+                "origin": self.origin,
+                "episodes": list(self.episodes),
+                "steps": self.steps,
+                "windows": self.windows,
+                "samples": self.samples,
+                "energy": interval(self.energy_score),
+                "mean": interval(self.mean_error),
+                "best": interval(self.best_error),
+                "average": self.baseline_error,
+                "inside": self.coverage,
+                "expected": self.expected_coverage,
+                "unit": self.unit,
+                "dimensions": parts(self.by_dimension),
+                "chunk": parts(self.by_chunk_step),
+                "time": parts(self.by_time),
+                "unsure": [vars(m) for m in self.uncertain_steps],
+                "success": None,
+                "note": NOTE,
+            }
+        )
+
+    def describe(self) -> str:
+        """What came out, plainly."""
+        n = len(self.episodes)
+        which = {"held out": f"{n} episode{'s' * (n != 1)} that the training held out",
+                 "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none was held out, so expect "
+                               "figures that are too good)",
+                 "other data": f"{n} episode{'s' * (n != 1)} of a data set that it was not trained on, as far as is "
+                               "recorded (if cut or copied from one that it was, this is no test)"}[self.origin]
+        e = self.energy_score
+        sure = f" ({e.level:.0%} interval over episodes {e.low:.3g} to {e.high:.3g})" if np.isfinite(e.low) else ""
+        text = (
+            f"Judged on {which}: {self.steps:,} steps, {self.windows} of them looked at, {self.samples} "
+            f"sample{'s' * (self.samples != 1)} each. The energy score is {e.estimate:.3g}{sure}, in units of each "
+            f"component's spread in the data; always doing the average would get {self.baseline_error:.3g}, and less "
+            f"is "
+            f"better. "
+        )
+        far = max(self.by_dimension, key=lambda p: p.error)
+        late = max(self.by_time, key=lambda p: p.error)
+        text += f"It is furthest off in {far.name}, and at {late.name} of the episode. "
+        if self.samples == 1:
+            text += "This policy gives one answer, so it cannot say where it is unsure. "
+        elif self.uncertain_steps:
+            m = self.uncertain_steps[0]
+            text += f"It is least sure in episode {m.episode} at step {m.step}. "
+            if self.coverage is not None:
+                text += (
+                    f"{self.coverage:.0%} of the recorded values lie within its samples, where "
+                    f"{self.expected_coverage:.0%} "
+                    "would if it were as unsure as it should be. "
+                )
+        return text + NOTE
+
+
+NOTE = ("This is not a success rate: it says how well recorded actions are foretold, not whether the policy works when "
+        "its own actions decide what it sees next. For that it must act: understudy eval RUN ENV.")
+
+
+@torch.no_grad()
+def evaluate_action_prediction(
+    policy: Policy,
+    data: Dataset,
+    episodes: Sequence[int] | None = None,
+    origin: Origin = "other data",
+    *,
+    validation: Validation | None = None,
+    n_examples: int = 3,
+    level: float = LEVEL,
+) -> ActionPrediction:
+    """Judges `policy` on these episodes of `data` (after the method's relabeling); see `judged_on` for the two.
+
+    The other episodes, if there are any, give the units and the average action. shown: episodes whose fans are kept
+    for a picture: the one of middling error, then the worst and the best.
+
+    Raises UserError for data that do not fit the policy, and for numbers that are not finite.
+    """
+    policy.check_features(data.features(), str(data.metadata.get("path", "data set")))
+    check_training_data(policy, data)
+    validation = validation or Validation(n_windows=512, n_samples=16)
+    numbers = list(range(len(data))) if episodes is None else list(episodes)
+    test, rest = data.select(numbers), [i for i in range(len(data)) if i not in set(numbers)]
+    target, choices = policy.config.target, policy.target.kind == "discrete"
+    basis = data.select(rest) if rest else data
+    scale = torch.ones(policy.action_dim) if choices else target_scale(basis, target)
+    common = _baseline_action(basis, target, choices)
+    training = policy.training
+    policy.eval()
+    seen, K = [], 1
+    for batch, plans in validation.sampled_plans(policy, test):
+        K = plans.shape[1]
+        seen.append(_batch_errors(batch, plans, scale.to(plans), common.to(plans), choices))
+    all_ = {k: np.concatenate([s[k] for s in seen]) for k in seen[0]}
+
+    length = np.array([len(e) for e in test])
+    ends = np.cumsum(length)
+    whose = np.searchsorted(ends, all_["index"], side="right")
+    when = all_["index"] - (ends - length)[whose]
+    part = np.minimum(when * N_TIME_BINS // length[whose], N_TIME_BINS - 1)
+
+    mask, square, spread = all_["mask"], all_["square"], all_["spread"]  # (N, H), (N, H, A), (N, H, A)
+
+    def over(name, rows, columns=slice(None), steps=slice(None)):
+        return ErrorBreakdown(name, *(_root_mean(x[rows][:, steps][..., columns], mask[rows][:, steps], choices)
+                            for x in (square, spread)))
+
+    dimensions = tuple(
+        over(_component_names(policy)[a], slice(None), slice(a, a + 1)) for a in range(policy.action_dim)
+    )
+    chunk = tuple(over(str(h), slice(None), slice(None), slice(h, h + 1)) for h in range(mask.shape[1])
+                  if mask[:, h].any())
+    time = tuple(
+        over(f"{100 * p // N_TIME_BINS}-{100 * (p + 1) // N_TIME_BINS}%", part == p)
+        for p in range(N_TIME_BINS)
+        if (part == p).any()
+    )
+    widest = np.argsort(-all_["apart"], kind="stable")[:10] if K > 1 else []
+    inside = None if K == 1 or choices else float(all_["inside"][mask].mean())
+
+    def interval(x):
+        count = np.bincount(whose, minlength=len(test))
+        there = count > 0
+        each = np.bincount(whose, x, minlength=len(test))[there] / count[there]
+        return stats.bootstrap_mean(each, level, weights=count[there])
+    error = np.bincount(whose, all_["energy"], minlength=len(test)) / np.maximum(np.bincount(
+        whose, minlength=len(test)), 1)
+    order = np.argsort(error, kind="stable")
+    chosen = list(dict.fromkeys(int(i) for i in (order[len(order) // 2], order[-1], order[0])))[:n_examples]
+    fans = tuple(_plan_samples(policy, test, i, numbers[i], validation) for i in chosen)
+    policy.train(training)
+    return ActionPrediction(
+        str(data.metadata.get("name") or data.metadata.get("path") or data.metadata.get("env") or "data"), origin,
+        tuple(numbers), test.steps, len(whose), K, interval(all_["energy"]), interval(all_["mean"]),
+        interval(all_["best"]), float(all_["average"].mean()), inside, None if inside is None else (K - 1) / (K + 1),
+        dimensions, policy.target.unit, chunk, time,
+        tuple(UncertainStep(numbers[int(whose[i])], int(when[i]), float(all_["apart"][i])) for i in widest), fans)
+
+
+def _batch_errors(
+    batch: Batch, plans: Tensor, scale: Tensor, baseline: Tensor, is_discrete: bool
+) -> dict[str, np.ndarray]:
+    """What is kept of a batch: rows are windows."""
+    K, target, mask = plans.shape[1], batch.action.unsqueeze(1), batch.mask[:, None, :, None]
+    if is_discrete:
+        gap, off = (plans.round() != target).float(), (baseline != batch.action).float()
+        # The share of differing pairs: 1 - sum p^2 over the K drawn, of which K - 1 are others.
+        same = (plans.round().unsqueeze(2) == plans.round().unsqueeze(1)).float().mean((1, 2))
+        spread = (1 - same) * K / max(K - 1, 1)
+    else:
+        gap, off = plans - target, (baseline - batch.action) / scale
+        spread = plans.var(1) if K > 1 else torch.zeros_like(plans[:, 0])
+    unit = gap / scale
+    count = mask.sum((2, 3)).clamp(min=1) * gap.shape[-1]
+    error = ((unit.square() * mask).sum((2, 3)) / count).sqrt()  # (B, K)
+    score = energy_score(plans if is_discrete else plans / scale, error, mask, is_discrete)
+    average = ((off.square() * mask[:, 0]).sum((1, 2)) / count[:, 0]).sqrt()
+    inside = ((plans.amin(1) <= batch.action) & (batch.action <= plans.amax(1))).float().mean(-1)
+    kept = {"index": batch.extra["index"][:, 0], "mask": batch.mask, "square": gap.square().mean(1), "spread": spread,
+            "energy": score, "mean": error.mean(1), "best": error.amin(1), "apart": 2 * (error.mean(1) - score),
+            "average": average, "inside": inside}
+    real = batch.mask.any(1)  # a window may lie beyond its episode's end altogether
+    return {k: (v.double() if v.is_floating_point() else v)[real].cpu().numpy() for k, v in kept.items()}
+
+
+def _root_mean(x: np.ndarray, mask: np.ndarray, is_discrete: bool) -> float:
+    """Root mean over what counts (a plain mean for choices, whose squares are 0 and 1)."""
+    mean = float(x[mask].mean()) if mask.any() else float("nan")
+    return mean if is_discrete else mean**0.5
+
+
+def _baseline_action(data: Dataset, target: str, is_discrete: bool) -> Tensor:
+    """(A,): the mean of each component, or its commonest choice."""
+    x = np.concatenate([np.asarray(e.steps[target]).reshape(len(e.steps[target]), -1) for e in data])
+    if is_discrete:
+        return torch.tensor([float(np.bincount(c.astype(np.int64)).argmax()) for c in x.T])
+    return torch.from_numpy(x.astype(np.float64).mean(0)).float()
+
+
+def _component_names(policy: Policy) -> list[str]:
+    return list(policy.target.names or (f"{policy.config.target}[{i}]" for i in range(policy.action_dim)))
+
+
+def _plan_samples(policy: Policy, data: Dataset, i: int, number: int, validation: Validation) -> EpisodePlanSamples:
+    one = data.select([i])
+    actions = np.asarray(one[0].steps[policy.config.target]).reshape(-1, policy.action_dim)
+    horizon = max(policy.window.horizon, 1)
+    count = min(max(len(one[0]) // horizon + 1, 4), 12)
+    return EpisodePlanSamples(
+        number, actions, tuple(_iter_chunks(replace(validation, n_windows=count).sampled_plans(policy, one)))
+    )
+
+
+def _iter_chunks(fans) -> Iterator[PlanSamples]:
+    for batch, plans in fans:
+        for step, plan in zip(batch.extra["index"][:, 0].tolist(), plans.cpu().numpy(), strict=True):
+            yield PlanSamples(step, plan)

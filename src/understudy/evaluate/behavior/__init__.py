@@ -1,0 +1,2 @@
+"""What rollouts and demonstrations say beside success, measure by measure; `evaluate.behavior_metrics` puts them
+together."""

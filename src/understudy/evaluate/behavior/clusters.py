@@ -1,0 +1,71 @@
+"""Groups of points, and whether there are any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import cdist, pdist, squareform
+
+MIN_SILHOUETTE = 0.5  # a mean silhouette from which on Kaufman and Rousseeuw (1990) call a structure reasonable
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Numbered from the largest. silhouette: NaN where there is one cluster only."""
+
+    labels: np.ndarray  # (n,) int
+    centers: np.ndarray  # (k, D)
+    silhouette: float
+
+    def __len__(self) -> int:
+        return len(self.centers)
+
+    def without_small(self, min_size: int) -> Clusters:
+        """Without those of fewer than `least` points, which are outliers and no groups: their points go to the nearest
+        that is left."""
+        kept = np.bincount(self.labels, minlength=len(self)) >= min_size
+        if kept.all() or not kept.any():
+            return self
+        centres, new = self.centers[kept], np.cumsum(kept) - 1
+        near = cdist(self.centers, centres).argmin(1)
+        return Clusters(np.where(kept, new, near)[self.labels], centres,
+                        self.silhouette if len(centres) > 1 else np.nan)
+
+    def assign(self, points: np.ndarray) -> np.ndarray:
+        """(m, D) -> (m,) the number of the cluster whose centre is nearest."""
+        return cdist(points, self.centers).argmin(1)
+
+
+def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n,) of each point: how much nearer its own cluster is than the next one, from -1 to 1; 0 for one that is alone
+    (Rousseeuw 1987). distances (n, n)."""
+    kinds, which = np.unique(labels, return_inverse=True)
+    member = np.eye(len(kinds))[which]
+    total, count, own = distances @ member, member.sum(0), member.astype(bool)
+    within = total[own] / np.maximum(count[which] - 1, 1)
+    other = np.where(own, np.inf, total / count).min(1)
+    larger = np.maximum(within, other)
+    found = np.where(larger > 0, (other - within) / np.where(larger > 0, larger, 1), 0.0)
+    return np.where(count[which] > 1, found, 0.0)
+
+
+def find_clusters(points: np.ndarray, max_clusters: int = 8, min_silhouette: float = MIN_SILHOUETTE) -> Clusters:
+    """points (n, D). Ward's method (1963); as many clusters, from 2 to `most`, as have the largest mean silhouette, and
+    one if that is less than `enough` or there are fewer than four points. Nothing is drawn: the same points give the
+    same clusters. Raises ValueError for no points."""
+    points = np.asarray(points, float)
+    if not len(points):
+        raise ValueError("expected points, found none")
+    labels, best = np.zeros(len(points), int), np.nan
+    if len(points) >= 4 and points.shape[1] and (apart := pdist(points)).max() > 0:
+        tree, distances, top = linkage(points, "ward"), squareform(apart), min_silhouette
+        for k in range(2, min(max_clusters, len(points) - 1) + 1):
+            cut = fcluster(tree, k, "maxclust")
+            if len(np.unique(cut)) == k and (mean := float(silhouette(distances, cut).mean())) >= top + 1e-9:
+                labels, best, top = cut, mean, mean
+    kinds, count = np.unique(labels, return_counts=True)
+    order = kinds[np.argsort(-count, kind="stable")]
+    labels = np.argmax(labels[:, None] == order, 1)
+    return Clusters(labels, np.stack([points[labels == i].mean(0) for i in range(len(order))]), best)

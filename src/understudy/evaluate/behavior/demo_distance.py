@@ -1,0 +1,164 @@
+"""How far a policy goes from what was demonstrated, and whether its episodes could pass for demonstrations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+from scipy.stats import wasserstein_distance
+
+from ...data.episode import Dataset, Episode
+from ..stats import LEVEL, Interval, clopper_pearson
+from .motion import motion_features
+from .scaling import TrajectoryScaling, evenly_spaced
+
+MAX_STEPS = 20_000  # of the demonstrations that are there to be found, evenly over them
+MAX_COMPONENTS = 12  # more components than that are seen through as many principal ones: neighbors mean little in more
+MIN_EPISODES = 10  # episodes of each kind, to tell the kinds apart
+
+
+@dataclass(frozen=True)
+class DemonstrationIndex:
+    """Where demonstrations have been, to be asked. A distance is the root mean square over the components that vary,
+    in their standard deviations: 0 is a demonstrated state, about 1.4 that of two drawn at random."""
+
+    scaling: TrajectoryScaling
+    tree: cKDTree
+    axes: np.ndarray  # (S, d)
+    actions: np.ndarray | None  # (N, A)
+    episode: np.ndarray  # (N,)
+    n_state_components: int = 0  # components that vary
+
+    @staticmethod
+    def from_data(data: Dataset, view: TrajectoryScaling) -> DemonstrationIndex | None:
+        """None where no column of numbers can be compared."""
+        if not view.n_components:
+            return None
+        states, actions, whose = [], [], []
+        for i, e in enumerate(evenly_spaced(data)):
+            s = view.states(e)[:len(e)]
+            a = view.actions(e)
+            n = len(s) if a is None else min(len(s), len(a))
+            good = np.isfinite(s[:n]).all(1) & (True if a is None else np.isfinite(a[:n]).all(1))
+            states.append(s[:n][good])
+            whose.append(np.full(int(good.sum()), i))
+            if a is not None:
+                actions.append(a[:n][good])
+        states, whose = np.concatenate(states), np.concatenate(whose)
+        if not len(states):
+            return None
+        at = np.unique(np.linspace(0, len(states) - 1, min(MAX_STEPS, len(states))).round().astype(int))
+        states, axes = states[at], np.eye(states.shape[1])
+        if view.n_components > MAX_COMPONENTS:
+            axes = np.linalg.eigh(states.T @ states)[1][:, ::-1][:, :MAX_COMPONENTS]
+        return DemonstrationIndex(view, cKDTree(states @ axes), axes, np.concatenate(actions)[at] if actions else None,
+                            whose[at], min(view.n_components, axes.shape[1]))
+
+    def distances(self, episode: Episode, count: int = 10, exclude: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """For every step (T,): the distance from the nearest demonstrated state, and that of the action from the
+        nearest of the `count` that were done in the nearest states, so that a policy which goes one of two
+        demonstrated ways is near; NaN where a value is no number. without: the number of a demonstration that is not
+        asked, for what demonstrations have among themselves."""
+        states = self.scaling.states(episode)[:len(episode)] @ self.axes
+        actions = self.scaling.actions(episode) if self.actions is not None else None
+        far, off = np.full(len(states), np.nan), np.full(len(states), np.nan)
+        good = np.flatnonzero(np.isfinite(states).all(1))
+        if exclude is not None and not (self.episode != exclude).any():
+            return far, off
+        if not len(good):
+            return far, off
+        mine = int((self.episode == exclude).sum()) if exclude is not None else 0
+        ask = min(count + mine, len(self.episode))
+        away, which = self.tree.query(states[good], np.arange(1, ask + 1))
+        theirs = np.ones_like(which, bool) if exclude is None else self.episode[which] != exclude
+        rank = np.where(theirs, np.cumsum(theirs, 1), 0)
+        kept = theirs & (rank <= count)
+        far[good] = np.where(kept, away, np.inf).min(1) / math.sqrt(self.n_state_components)
+        if actions is not None:
+            gap = self.actions[which] - actions[good][:, None]
+            near = np.where(kept, np.square(gap).sum(2), np.inf).min(1)
+            live = max(int(np.isfinite(self.scaling.action_scale).sum()), 1)
+            off[good] = np.sqrt(near / live)
+        return far, off
+
+
+@dataclass(frozen=True)
+class DistributionDistance:
+    """Earth mover's distances (Wasserstein 1) between what two sets of episodes do, of every component alone, their
+    mean in standard deviations: of the states they are in, and of how actions change from step to step. 0: the same
+    distribution. usual: the same between two halves of the demonstrations, every other one."""
+
+    states: float
+    state_changes: float
+    between_demonstrations: tuple[float, float]
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "states": self.states,
+            "turns": self.state_changes,
+            "demonstrations_states": self.between_demonstrations[0],
+            "demonstrations_turns": self.between_demonstrations[1],
+        }
+
+
+def distribution_distance(
+    episodes: Dataset, demonstrations: Dataset, scaling: TrajectoryScaling
+) -> DistributionDistance | None:
+    """How far episodes are from demonstrations as distributions: a statistic of human-likeness where people
+    demonstrated (Pearce and Zhu 2022, of places in a game; turns of the view). It sees how often, and not when. None
+    for fewer than four demonstrations."""
+    shown = evenly_spaced(demonstrations)
+    if len(shown) < 4:
+        return None
+    mine, theirs = _states_and_changes(evenly_spaced(episodes), scaling), _states_and_changes(shown, scaling)
+    halves = _states_and_changes(shown[::2], scaling), _states_and_changes(shown[1::2], scaling)
+    states, turns = (_wasserstein(a, b) for a, b in zip(mine, theirs, strict=True))
+    one, two = (_wasserstein(a, b) for a, b in zip(*halves, strict=True))
+    return DistributionDistance(states, turns, (one, two))
+
+
+def _states_and_changes(episodes: list[Episode], view: TrajectoryScaling) -> tuple[np.ndarray, np.ndarray]:
+    states = np.concatenate([view.states(e) for e in episodes])[:, np.isfinite(view.scale)]
+    if view.action_scale is None:
+        return states, np.zeros((0, 0))
+    turns = np.concatenate([np.diff(view.actions(e), axis=0) for e in episodes])
+    return states, turns[:, np.isfinite(view.action_scale)]
+
+
+def _wasserstein(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (x[np.isfinite(x).all(1)] for x in (a, b))
+    if not len(a) or not len(b) or not a.shape[1]:
+        return math.nan
+    return float(np.mean([wasserstein_distance(x, y) for x, y in zip(a.T, b.T, strict=True)]))
+
+
+def discriminator_accuracy(
+    episodes: Dataset,
+    demonstrations: Dataset,
+    scaling: TrajectoryScaling,
+    fps: float,
+    level: float = LEVEL,
+    max_episodes: int = 100,
+) -> Interval | None:
+    """How often an episode and a demonstration are told apart by how they move (`motion.style`): each of as many of
+    both is taken for the kind of its nearest other one, a classifier two-sample test with one neighbor (Lopez-Paz and
+    Oquab 2017), which stands in for the trained judge of an automated Turing test (Devlin et al. 2021). A half: they
+    pass for demonstrations. 1: never. Clopper-Pearson as if the answers were independent, which neighbors' are not
+    quite. None for fewer than ten of either."""
+    count = min(len(episodes), len(demonstrations), max_episodes)
+    if count < MIN_EPISODES:
+        return None
+    both = [*evenly_spaced(episodes, count), *evenly_spaced(demonstrations, count)]
+    x = np.stack([motion_features(e, scaling, fps) for e in both])
+    kind = np.arange(len(both)) >= len(both) // 2
+    spread = x.std(0)
+    x = (x - x.mean(0)) / np.where(spread > 1e-9, spread, np.inf)
+    apart = cdist(x, x)
+    np.fill_diagonal(apart, np.inf)
+    # Of equally near ones each counts its share: two that are the same in everything say nothing.
+    nearest = apart <= apart.min(1, keepdims=True) * (1 + 1e-9)
+    same = (nearest & (kind[:, None] == kind)).sum(1) / nearest.sum(1)
+    return clopper_pearson(float(same.sum()), len(both), level)

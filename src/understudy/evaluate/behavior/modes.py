@@ -1,0 +1,177 @@
+"""Several ways of doing a thing: which way an episode went, and how many of them a policy knows."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from ...core import UserError, keys
+from ...data.episode import Dataset, Episode
+from ...envs.base import Env
+from ...execute.actor import Actor
+from .. import stats
+from ..rollout import rollout
+from ..stats import LEVEL, Interval
+from .clusters import Clusters, find_clusters
+from .scaling import TrajectoryScaling, evenly_spaced, resample_rows
+
+TRAJECTORY_POINTS = 16  # of a trajectory, for its shape
+ModeFunction = Callable[[Episode], str | None]  # which way this episode went; None where it went none
+
+
+def fork_mode(episode: Episode) -> str | None:
+    """The side of the pillar on which an episode of the fork passed it: "left" is above it on the map."""
+    from ...envs.fork import PILLAR
+
+    x, y = np.asarray(episode.steps["observation.state"], float).T
+    past = np.flatnonzero(x >= PILLAR[0])
+    return None if not len(past) else "left" if y[past[0]] > 0 else "right"
+
+
+def reported_mode(episode: Episode) -> str | None:
+    """What the environment says in its `info["mode"]` when the episode ends."""
+    mode = episode.metadata.get("mode")
+    return None if mode is None or mode == -1 or mode == "" else str(mode)
+
+
+# of environments that tell of none, and how many there are
+MODE_FUNCTIONS: Mapping[str, tuple[ModeFunction, int]] = {"fork": (fork_mode, 2)}
+
+
+@dataclass(frozen=True)
+class TrajectoryClusters:
+    """Ways as clusters of trajectories: their shapes from where each began, in the units of a view. What fewer than one
+    in twenty do, or one alone, is no way of its own."""
+
+    scaling: TrajectoryScaling
+    clusters: Clusters
+    axes: np.ndarray  # (F, d) principal ones
+
+    @staticmethod
+    def from_data(data: Dataset, view: TrajectoryScaling) -> TrajectoryClusters:
+        shapes = np.stack([_trajectory_vector(e, view) for e in evenly_spaced(data)])
+        _, _, axes = np.linalg.svd(shapes - shapes.mean(0), full_matrices=False)
+        least = max(2, math.ceil(len(shapes) / 20))
+        return TrajectoryClusters(view, find_clusters(shapes @ axes[:12].T).without_small(least), axes[:12].T)
+
+    def __call__(self, episode: Episode) -> str:
+        return f"way {self.clusters.assign(_trajectory_vector(episode, self.scaling)[None] @ self.axes)[0] + 1}"
+
+
+def _trajectory_vector(episode: Episode, view: TrajectoryScaling) -> np.ndarray:
+    states = np.nan_to_num(view.states(episode))
+    return (resample_rows(states, TRAJECTORY_POINTS) - states[0]).reshape(-1)
+
+
+def find_mode_function(
+    env: Env | None, episodes: Dataset, demonstrations: Dataset | None, scaling: TrajectoryScaling | None
+) -> tuple[ModeFunction, int, str] | None:
+    """Which way an episode went, how many ways there are, and who says so: the environment, or clusters of the
+    demonstrations' trajectories, of the episodes' own where there are none. None where there is one way only, as far
+    as can be told."""
+    name = str(env.metadata["env"]) if env is not None else str(episodes[0].metadata.get("env"))
+    if name in MODE_FUNCTIONS:
+        return *MODE_FUNCTIONS[name], "the environment"
+    if any(reported_mode(e) is not None for d in (episodes, demonstrations or ()) for e in d):
+        known = {reported_mode(e) for d in (episodes, demonstrations or ()) for e in d} - {None}
+        stated = env.metadata.get("modes") if env is not None else None
+        count = stated if isinstance(stated, int) else len(stated) if stated else len(known)
+        return (reported_mode, max(count, len(known)), "the environment") if max(count, len(known)) > 1 else None
+    if scaling is None or not scaling.n_components:
+        return None
+    whose = demonstrations if demonstrations is not None else successful_episodes(episodes)
+    if len(whose) < 4:
+        return None
+    shapes = TrajectoryClusters.from_data(whose, scaling)
+    return (shapes, len(shapes.clusters), "clusters of the demonstrations' trajectories" if demonstrations is not None
+            else "clusters of its own trajectories") if len(shapes.clusters) > 1 else None
+
+
+def successful_episodes(episodes: Dataset) -> Dataset:
+    """Those that did; all, where success is not defined."""
+    return episodes.filter(lambda e: bool(e.metadata.get("success", True)))
+
+
+def mode_counts(episodes: Dataset, mode_of: ModeFunction) -> Counter[str]:
+    """How many of the successful episodes went which way."""
+    return Counter(w for e in successful_episodes(episodes) if (w := mode_of(e)) is not None)
+
+
+def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
+    """Behavior entropy (Jia et al. 2024, D3IL): of how often each way was gone, in logarithms to the base of how many
+    there are. So 0 is always the same one, and 1 all equally often; NaN where nothing was counted. Few counts find too
+    little of it, see `fair`."""
+    if n_modes < 2 or len(counts) > n_modes:
+        raise ValueError(f"expected two ways or more, and no more counts than that, found {n_modes} and {len(counts)}")
+    p = np.asarray([c for c in counts if c], float)
+    if not len(p):
+        return math.nan
+    p /= p.sum()
+    return float(-(p * np.log(p)).sum() / math.log(n_modes)) + 0.0
+
+
+def expected_entropy(n_modes: int, repeats: int) -> float:
+    """The entropy that `repeats` rollouts of a policy find on average which goes all ways equally often: with few of
+    them it is less than 1."""
+    k = np.arange(1, repeats + 1)
+    p = scipy_stats.binom.pmf(k, repeats, 1 / n_modes)
+    return float(-n_modes * (p * (k / repeats) * np.log(k / repeats)).sum() / math.log(n_modes)) + 0.0
+
+
+def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, level: float = LEVEL) -> Interval:
+    """The mean over starts (the episodes' `meta["start"]`) of the entropy of what was done from each: conditional
+    behavior entropy (Jia et al. 2024). Failures are in no count, and a start where nothing succeeds is in no mean, as
+    in their code for several boxes: how often it succeeds is another figure. The start is the unit of the interval."""
+    groups: dict[int, list[Episode]] = {}
+    for e in episodes:
+        groups.setdefault(int(e.metadata["start"]), []).append(e)
+    found = [mode_entropy(list(mode_counts(Dataset(g), mode_of).values()), n_modes) for g in groups.values()]
+    return stats.bootstrap_mean([h for h in found if not math.isnan(h)], level)
+
+
+def mode_overlap(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+    """What two counts of ways share: 1 where they go each as often, 0 where no way is common (1 less the distance in
+    total variation). NaN where one of them is empty."""
+    a, b = sum(mine.values()), sum(theirs.values())
+    return sum(min(mine.get(w, 0) / a, theirs[w] / b) for w in theirs) if a and b else math.nan
+
+
+# -- the same start again and again --------------------------------------------------------------------------------
+
+
+class RepeatedStartsEnv(Env):
+    """An environment whose episode n begins as episode n // repeats of `seed` does, and has its luck; the actor's own
+    noise is that of number n, as ever. So what differs between episodes of one start is the actor's doing."""
+
+    def __init__(self, env: Env, seed: int, starts: int, repeats: int):
+        self.env, self.rows, self.features, self.metadata = env, env.rows, env.features, env.metadata
+        count = max(starts * repeats, env.rows)  # a rollout starts every row, also those without an episode
+        begin = keys(seed, [n // repeats for n in range(count)])
+        self.start_keys = dict(zip(keys(seed, range(count)).tolist(), begin, strict=True))
+
+    def reset(self, which, key):
+        start = key.clone()
+        for i, k in enumerate(key.tolist()):
+            start[i] = self.start_keys[k]
+        return self.env.reset(which, start)
+
+    def step(self, action):
+        return self.env.step(action)
+
+
+def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, seed: int = 0, *,
+             watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
+    """Rolls each of the first `starts` episodes of `seed` out `repeats` times; which start it was is in
+    `meta["start"]`. A policy that draws nothing does the same every time."""
+    if starts < 1 or repeats < 2:
+        raise UserError(f"expected a start and two rollouts of it at least, found {starts} and {repeats}",
+                        where="repeated", hint="such as repeated(actor, env, starts=16, repeats=8)")
+    ran = rollout(actor, RepeatedStartsEnv(env, seed, starts, repeats), starts * repeats, seed, watch=watch)
+    return Dataset(
+        [replace(e, meta={**e.metadata, "start": int(e.metadata["number"]) // repeats}) for e in ran], ran.metadata
+    )

@@ -1,0 +1,94 @@
+"""What of an episode is looked at: states and actions as numbers, in units that do not depend on the robot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...core import Feature
+from ...data.episode import Dataset, Episode
+
+MAX_EPISODES = 200  # episodes of a data set that are looked at, evenly over it
+
+
+@dataclass(frozen=True)
+class TrajectoryScaling:
+    """columns: those of observations that are numbers; the state is their components side by side. Every component is
+    measured in its standard deviation over the data that the view was made of; what is constant there counts nothing.
+    Where actions are choices, they have no distance, and `acts` is None."""
+
+    columns: tuple[str, ...]
+    names: tuple[str, ...]  # (S,) of the components
+    center: np.ndarray  # (S,)
+    scale: np.ndarray  # (S,) infinite where constant
+    action_scale: np.ndarray | None  # (A,) deviations of the actions, infinite where constant
+
+    @staticmethod
+    def from_data(data: Dataset, *others: Dataset) -> TrajectoryScaling:
+        """In units of `data`; of the columns that all of them have, in the same shape."""
+        features = data.features()
+        shared = [d.features() for d in others]
+        columns = tuple(k for k, f in sorted(features.items()) if k.startswith("observation.") and _is_numeric(f)
+                        and all(k in g and _is_numeric(g[k]) and g[k].shape == f.shape for g in shared))
+        names = tuple(f"{k.removeprefix('observation.')}.{features[k].names[i] if features[k].names else i}"
+                      for k in columns for i in range(features[k].size))
+        some = evenly_spaced(data)
+        states = _stack_finite([_rows(e, columns) for e in some], len(names))
+        acts = None
+        if all("action" in f and _is_numeric(f["action"]) and f["action"].shape == features["action"].shape
+               for f in (features, *shared)):
+            acts = _component_scale(_stack_finite([_rows(e, ("action",)) for e in some], features["action"].size))
+        return TrajectoryScaling(
+            columns, names, states.mean(0) if len(states) else np.zeros(len(names)), _component_scale(states), acts
+        )
+
+    def states(self, episode: Episode) -> np.ndarray:
+        """(T or T + 1, S), about the mean; what was seen last is among them."""
+        return (_rows(episode, self.columns) - self.center) / self.scale
+
+    def actions(self, episode: Episode) -> np.ndarray | None:
+        """(T, A), from zero."""
+        return None if self.action_scale is None else _rows(episode, ("action",))[:len(episode)] / self.action_scale
+
+    @property
+    def n_components(self) -> int:
+        """Components of the state that vary."""
+        return int(np.isfinite(self.scale).sum())
+
+
+def evenly_spaced(data: Dataset, max_episodes: int = MAX_EPISODES) -> list[Episode]:
+    """At most so many of the episodes, evenly, the first and the last among them."""
+    return [data[int(i)] for i in np.unique(np.linspace(0, len(data) - 1, min(max_episodes, len(data))).round())]
+
+
+def resample_rows(rows: np.ndarray, points: int) -> np.ndarray:
+    """(T, D) -> (points, D), evenly in time between the first and the last, linearly."""
+    at = np.linspace(0, len(rows) - 1, points)
+    low = np.minimum(at.astype(int), len(rows) - 1)
+    high = np.minimum(low + 1, len(rows) - 1)
+    return rows[low] + (at - low)[:, None] * (rows[high] - rows[low])
+
+
+def _is_numeric(f: Feature) -> bool:
+    return f.kind == "vector" and f.size > 0
+
+
+def _rows(episode: Episode, columns: tuple[str, ...]) -> np.ndarray:
+    """(T, D) float64."""
+    parts = [np.asarray(episode.steps[k], float) for k in columns]
+    rows = min((len(p) for p in parts), default=len(episode))
+    return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, -1) for p in parts)], 1)
+
+
+def _stack_finite(parts: list[np.ndarray], width: int) -> np.ndarray:
+    rows = np.concatenate([np.zeros((0, width)), *parts])
+    return rows[np.isfinite(rows).all(1)]
+
+
+def _component_scale(rows: np.ndarray) -> np.ndarray:
+    """Deviations; infinite for what varies by rounding only, which must not become as loud as the rest."""
+    if not len(rows):
+        return np.full(rows.shape[1], np.inf)
+    spread = rows.std(0)
+    return np.where(spread <= 1e-6 * np.maximum(np.abs(rows).max(0), 1e-12), np.inf, spread)

@@ -1,0 +1,307 @@
+"""What to look at beside success: whether a policy knows several ways, stays near what was demonstrated, moves as
+smoothly, is as quick, how near its failures came, and whether it decides in time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.episode import Dataset, Episode
+from ..envs.base import Env
+from . import stats
+from .behavior import clearance, modes, motion
+from .behavior.demo_distance import (
+    DemonstrationIndex,
+    DistributionDistance,
+    discriminator_accuracy,
+    distribution_distance,
+)
+from .behavior.latency import LatencySummary
+from .behavior.scaling import TrajectoryScaling, evenly_spaced
+from .failures import FailureGroup, group_failures
+from .plots import Figure
+from .stats import LEVEL, Interval
+
+
+@dataclass(frozen=True)
+class BehaviorMetric:
+    """A mean over episodes, and the same of the demonstrations. count: of the episodes in the mean."""
+
+    key: str  # in JSON
+    name: str
+    unit: str
+    better_direction: str  # "less", "more", or "" where it depends
+    value: Interval
+    n_episodes: int
+    demonstrations: Interval | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **_interval_to_json(self.value),
+            "episodes": self.n_episodes,
+            "unit": self.unit,
+            "better": self.better_direction or None,
+            "demonstrations": None if self.demonstrations is None else _interval_to_json(self.demonstrations),
+        }
+
+
+@dataclass(frozen=True)
+class BehaviorModes:
+    """Ways of doing the task: how many there are and who says so, how many successful episodes went which, and of how
+    many starts each was rolled out how often."""
+
+    n_modes: int
+    source: str
+    counts: Mapping[str, int]
+    entropy: float  # over all starts, as over `counts`
+    demonstrations: Mapping[str, int] | None = None
+    conditional_entropy: Interval | None = None  # of those starts where any succeeded
+    n_starts: int = 0
+    n_repeats: int = 0
+
+    @property
+    def overlap(self) -> float | None:
+        return None if self.demonstrations is None else modes.mode_overlap(self.counts, self.demonstrations)
+
+    @property
+    def n_modes_found(self) -> int | None:
+        """How many of the demonstrators' ways were gone at least once."""
+        return None if self.demonstrations is None else sum(self.counts.get(w, 0) > 0 for w in self.demonstrations)
+
+    @property
+    def expected_entropy(self) -> float | None:
+        return modes.expected_entropy(self.n_modes, self.n_repeats) if self.n_repeats else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ways": self.n_modes,
+            "source": self.source,
+            "counts": dict(self.counts),
+            "entropy": self.entropy,
+            "demonstrations": None if self.demonstrations is None else dict(self.demonstrations),
+            "seen": self.n_modes_found,
+            "overlap": self.overlap,
+            "entropy_per_start": None
+            if self.conditional_entropy is None
+            else _interval_to_json(self.conditional_entropy),
+            "starts": self.n_starts,
+            "repeats": self.n_repeats,
+            "fair_policy": self.expected_entropy,
+        }
+
+
+@dataclass(frozen=True)
+class BehaviorMetrics:
+    """Of one policy. why: of what is missing, what it would take. pictures: one of each group of failures, or None
+    (`failures.pictures`)."""
+
+    metrics: tuple[BehaviorMetric, ...]
+    modes: BehaviorModes | None
+    discriminator_accuracy: Interval | None
+    distribution_distance: DistributionDistance | None
+    latency: LatencySummary | None
+    failures: tuple[FailureGroup, ...]
+    missing: tuple[str, ...]
+    seed: int
+    failure_figures: tuple[Figure | None, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "measures": {m.key: m.to_json() for m in self.metrics},
+            "modes": None if self.modes is None else self.modes.to_json(),
+            "told_from_demonstrations": None
+            if self.discriminator_accuracy is None
+            else _interval_to_json(self.discriminator_accuracy),
+            "earth_movers_distance": None
+            if self.distribution_distance is None
+            else self.distribution_distance.to_json(),
+            "latency": None if self.latency is None else self.latency.to_json(),
+            "failures": [g.to_json() for g in self.failures],
+            "missing": list(self.missing),
+        }
+
+    def describe(self) -> list[str]:
+        """In sentences: what is no mean over episodes."""
+        out = []
+        if (m := self.modes) is not None:
+            out.append(_describe_modes(m))
+        if (t := self.discriminator_accuracy) is not None:
+            out.append(
+                f"Told from a demonstration by how it moves: {_format_percent(t)} (50%: it passes for one; 100%: it "
+                "never does)."
+            )
+        if (e := self.distribution_distance) is not None:
+            each = [
+                f"{mine:.2g} deviations of {what} ({theirs:.2g} between halves of the demonstrations)"
+                for mine, theirs, what in (
+                    (e.states, e.between_demonstrations[0], "where it is"),
+                    (e.state_changes, e.between_demonstrations[1], "how actions change"),
+                )
+                if math.isfinite(mine)
+            ]
+            out += [f"Earth mover's distance from the demonstrations: {', '.join(each)}."] if each else []
+        if (d := self.latency) is not None:
+            late = "" if d.period is None else (f"; a step lasts {d.period:.3g} ms, and "
+                                                f"{d.n_late or 'none'} took longer than that")
+            out.append(
+                f"A decision takes {_format_ms(d.median)} ms (median), {_format_ms(d.p95)} (95 of 100), "
+                f"{_format_ms(d.max)} (the "
+                f"slowest of {d.decisions}){late}."
+            )
+        return out
+
+    def summary_lines(self) -> list[str]:
+        """In sentences: all that is no mean."""
+        out = self.describe()
+        lost = sum(map(len, self.failures))
+        for g in self.failures:
+            out.append(f"{len(g)} of {lost} {'failure' if lost == 1 else 'failures'}: {g.describe()}. "
+                       f"{g.remedy(self.seed)}")
+        return out
+
+
+def measure_behavior(
+    episodes: Dataset,
+    env: Env | None = None,
+    demonstrations: Dataset | None = None,
+    *,
+    repeated: Dataset | None = None,
+    latency: LatencySummary | None = None,
+    level: float = LEVEL,
+) -> BehaviorMetrics:
+    """What these rollouts say beside success. demonstrations: what the policy learned from, or what it is measured by;
+    where they share no column of numbers with the rollouts, that is said and nothing is compared. repeated: rollouts
+    of the same starts (`modes.repeated`). Every interval's unit is the episode, of entropy the start."""
+    why: list[str] = []
+    shown, view, near = demonstrations, None, None
+    if shown is not None and len(shown):
+        view = TrajectoryScaling.from_data(shown, episodes)
+        near = DemonstrationIndex.from_data(shown, view)
+        if near is None:
+            why.append("distance to the demonstrations: they share no column of numbers with the rollouts")
+            shown = None
+    else:
+        shown = None
+        why.append("distance to the demonstrations, and their ways: not given (--demonstrations DATA)")
+    if shown is None:
+        view = TrajectoryScaling.from_data(episodes)
+    fps = float((env.metadata.get("fps") if env is not None else None) or episodes.fps or 0) or None
+    found = _episode_metrics(episodes, shown, env, view, near, fps, level)
+    ways = _behavior_modes(episodes, shown, repeated, env, view, level)
+    if ways is None:
+        why.append("several ways: none are told of, and the trajectories fall into no clear groups")
+    elif ways.conditional_entropy is None:
+        why.append("several ways from one and the same start: not rolled out (--repeats 8)")
+    alike = (
+        None
+        if shown is None or not view.n_components
+        else discriminator_accuracy(episodes, shown, view, fps or 1.0, level)
+    )
+    if shown is not None and alike is None:
+        why.append("whether it passes for a demonstration: fewer than 10 episodes of each")
+    apart = None if shown is None else distribution_distance(episodes, shown, view)
+    return BehaviorMetrics(found, ways, alike, apart, latency, group_failures(episodes, env, near), tuple(why),
+                  int(episodes[0].metadata.get("seed", 0)))
+
+
+def _episode_metrics(
+    episodes, demonstrations, env, view, demonstration_index, fps, level
+) -> tuple[BehaviorMetric, ...]:
+    some = [] if demonstrations is None else evenly_spaced(demonstrations)
+    second, rate = ("s", fps) if fps else ("steps", 1.0)
+    out: list[BehaviorMetric] = []
+
+    def put(key: str, name: str, unit: str, better: str, mine: Iterable, theirs: Iterable = ()) -> None:
+        values, others = ([v for v in found if v is not None and math.isfinite(v)] for found in (mine, theirs))
+        if values:
+            out.append(BehaviorMetric(key, name, unit, better, stats.bootstrap_mean(values, level), len(values),
+                               stats.bootstrap_mean(others, level) if others else None))
+
+    def each(value: Callable[[Episode], float | None], of: Iterable[Episode] = episodes):
+        return map(value, of), map(value, some)
+
+    def apart(e, without=None):
+        """The means over its steps: of the distances from states, and of actions."""
+        return [
+            float(np.nanmean(a)) if np.isfinite(a).any() else math.nan
+            for a in demonstration_index.apart(e, without=without)
+        ]
+
+    def pace(e):
+        return motion.speed(view.states(e), rate)
+    done = modes.successful_episodes(episodes)  # of whole movements: one that a crash cuts short would look smooth
+    lost = [e for e in episodes if e.metadata.get("success") is False]
+    whole = "successes: " if all("success" in e.metadata for e in episodes) else ""
+    put("time_to_success", "time to success", second, "less", *each(lambda e: motion.success_step(e) / rate))
+    put("smoothness", f"{whole}smoothness (SPARC)", "", "more",
+        *each(lambda e: motion.spectral_arc_length(pace(e), rate), done))
+    put("log_jerk", f"{whole}smoothness (LDLJ)", "", "more",
+        *each(lambda e: motion.log_dimensionless_jerk(pace(e), rate), done))
+    if view.action_scale is not None:
+        put("action_jerk", "jerk of actions", "deviations", "less", *each(lambda e: motion.action_jerk(
+            view.actions(e))))
+    if demonstration_index is not None:
+        among = np.unique(np.linspace(0, len(some) - 1, min(20, len(some))).round().astype(int))
+        mine, theirs = [apart(e) for e in episodes], [apart(some[i], int(i)) for i in among]
+        for i, (key, name) in enumerate((("state_distance", "states from demonstrated ones"),
+                                         ("action_distance", "actions from those done there"))):
+            put(key, name, "deviations", "less", (v[i] for v in mine), (v[i] for v in theirs))
+    put("failures_margin", "failures: how near they came", clearance.distance_unit(env), "less",
+        (clearance.success_margin(e, env) for e in lost))
+    put("clearance", f"{whole}clear of obstacles by", clearance.distance_unit(env), "more",
+        *each(lambda e: clearance.obstacle_clearance(e, env), done))
+    return tuple(out)
+
+
+def _behavior_modes(episodes, demonstrations, repeated, env, view, level) -> BehaviorModes | None:
+    found = modes.find_mode_function(env, episodes, demonstrations, view)
+    if found is None:
+        return None
+    way, ways, source = found
+    mine = modes.mode_counts(episodes, way)
+    theirs = None if demonstrations is None else modes.mode_counts(Dataset(evenly_spaced(demonstrations)), way)
+    again = None if repeated is None else modes.mode_counts(repeated, way)
+    ways = max(ways, len(set(mine) | set(theirs or ()) | set(again or ())))
+    starts = len({e.metadata["start"] for e in repeated}) if repeated is not None else 0
+    return BehaviorModes(ways, source, dict(sorted(mine.items())), modes.mode_entropy(list(mine.values()), ways),
+                 dict(sorted(theirs.items())) if theirs else None,
+                 None if repeated is None else modes.conditional_entropy(repeated, way, ways, level), starts,
+                 len(repeated) // starts if starts else 0)
+
+
+def _describe_modes(m: BehaviorModes) -> str:
+    def tally(counts):
+        return ", ".join(f"{n} {w}" for w, n in counts.items()) or "none"
+    said = f"Ways ({m.n_modes}, as told by {m.source}): {tally(m.counts)}"
+    if m.demonstrations is not None:
+        said += f"; demonstrations {tally(m.demonstrations)}"
+    said += (f". Behavior entropy {m.entropy:.2f} over all starts" if math.isfinite(m.entropy) else
+             ". No behavior entropy: nothing succeeded")
+    if m.conditional_entropy is not None:
+        p = m.conditional_entropy
+        said += (
+            f", {p.estimate:.2f} [{p.low:.2f}, {p.high:.2f}] from the same start ({m.n_starts} starts, {m.n_repeats} "
+            f"rollouts each, in which a policy that takes all ways alike gets {m.expected_entropy:.2f})"
+            if math.isfinite(p.estimate)
+            else ", none of the same start, where nothing succeeded"
+        )
+    if m.overlap is not None:
+        said += (f". {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways seen"
+                 + (f", {m.overlap:.0%} of their proportions" if math.isfinite(m.overlap) else ""))
+    return said + "."
+
+
+def _interval_to_json(i: Interval) -> dict[str, float]:
+    return {"estimate": i.estimate, "low": i.low, "high": i.high, "level": i.level}
+
+
+def _format_percent(i: Interval) -> str:
+    return f"{i.estimate:.0%} [{i.low:.0%}, {i.high:.0%}]"
+
+
+def _format_ms(v: float) -> str:
+    return f"{v:.3g}" if v < 100 else f"{v:.0f}"

@@ -1,1 +1,0 @@
-"""What rollouts and demonstrations say beside success, measure by measure; `evaluate.beside` puts them together."""

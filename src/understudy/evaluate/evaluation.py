@@ -1,0 +1,336 @@
+"""Closed-loop evaluation: how often, how sure, and which of two is better."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from ..core import UserError
+from ..data.episode import Dataset, Episode
+from ..envs.base import Env
+from ..execute.actor import Actor
+from ..files import replace_nonfinite
+from . import stats
+from .rollout import rollout
+from .sequential import SequentialDifferenceTest, SequentialRateTest
+from .stats import LEVEL, Interval
+
+
+def validation_seed(seed: int) -> int:
+    """The seed of rollouts that look at a policy while it trains. Evaluation has the seeds from 0 up, all else has
+    negative ones: what chose a checkpoint never judges it."""
+    return -1 - 3 * _check_seed(seed)
+
+
+def recording_seed(seed: int) -> int:
+    """The seed of recorded demonstrations: no policy is judged on starts that it was shown."""
+    return -2 - 3 * _check_seed(seed)
+
+
+def tuning_seed(seed: int) -> int:
+    """The seed of rollouts that choose between settings."""
+    return -3 - 3 * _check_seed(seed)
+
+
+def _check_seed(seed: int) -> int:
+    if seed < 0:
+        raise UserError(f"expected a seed of 0 or more, found {seed}", hint="negative seeds are kept for training")
+    return seed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one checkpoint (or any other actor) did. `success` is None where the environment defines none."""
+
+    env: str
+    episodes: Dataset  # can be stored and trained on like any other
+    success: Interval | None
+    returns: Interval
+    seconds: float
+    seed: int
+
+    @property
+    def successes(self) -> np.ndarray | None:
+        """(episodes,) bool."""
+        return None if self.success is None else np.array([bool(e.metadata["success"]) for e in self.episodes])
+
+    @property
+    def episode_returns(self) -> np.ndarray:
+        """(episodes,) float64: each episode's return."""
+        return np.array([_episode_return(e) for e in self.episodes])
+
+    def to_json(self, other: Evaluation | None = None, name: str = "") -> dict[str, Any]:
+        """The document of `understudy eval --json`; `against` is called `name` in it. Its difference is of success
+        where the environment defines it, else of the return."""
+        k = self.successes
+        out = {
+            "env": self.env, "episodes": len(self.episodes), "successes": None if k is None else int(k.sum()),
+            "success": None if self.success is None else _interval_to_json(self.success, "estimate"),
+            "return": _interval_to_json(self.returns, "mean"), "seconds": self.seconds, "paired": None}
+        if other is not None:
+            p = compare(self, other)
+            out["paired"] = {"against": name, "difference": p.difference, "low": p.low, "high": p.high, "p": p.p_value}
+        return replace_nonfinite(out)
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """The first's minus the second's, on the same starts. `seeds` training seeds of each: with 1 it speaks of two
+    checkpoints, with more of two methods."""
+
+    metric: Literal["success", "return"]
+    difference: float
+    low: float
+    high: float
+    p_value: float  # that the difference is chance
+    level: float
+    n_seeds: int
+
+    @property
+    def better(self) -> Literal["first", "second"] | None:
+        """None: cannot tell. Interval and test must both say so."""
+        if not self.p_value < 1 - self.level:
+            return None
+        return "first" if self.low > 0 else "second" if self.high < 0 else None
+
+
+@dataclass(frozen=True)
+class MethodEvaluation:
+    """A method over its training seeds, each judged on the same starts."""
+
+    success: Interval | None
+    returns: Interval
+    n_seeds: int
+
+
+MethodRuns = Evaluation | Sequence[Evaluation]  # one checkpoint, or one for each training seed
+
+
+def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, level: float = LEVEL,
+             watch: Callable[[int, Episode], None] = lambda n, e: None) -> Evaluation:
+    """Rolls out episodes 0 to episodes-1 of `seed`; `watch(number, episode)` sees each as it ends. An episode's
+    success is what the environment said in `info["success"]` at any of its steps."""
+    if episodes < 1:
+        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate", hint="such as 100")
+    began = time.perf_counter()
+    ran = rollout(actor, env, episodes, seed, watch=watch)
+    return evaluation_of(ran, time.perf_counter() - began, level)
+
+
+def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = LEVEL) -> Evaluation:
+    """The evaluation that these rollouts are (they may come from disk)."""
+    ended = [bool(e.metadata["success"]) for e in episodes if "success" in e.metadata]
+    success = stats.clopper_pearson(sum(ended), len(ended), level) if len(ended) == len(episodes) else None
+    returns = stats.bootstrap_mean([_episode_return(e) for e in episodes], level)
+    first = episodes[0].metadata
+    return Evaluation(str(first["env"]), episodes, success, returns, seconds, int(first["seed"]))
+
+
+def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodEvaluation:
+    """One evaluation for each training seed of a method, on the same starts -> what to expect of the method."""
+    for other in runs[1:]:
+        _check_same_starts(runs[0], other)
+    success = None if runs[0].success is None else stats.two_level_rate([r.successes for r in runs], level)
+    return MethodEvaluation(success, stats.two_level_mean([r.episode_returns for r in runs], level), len(runs))
+
+
+def compare(
+    a: MethodRuns, b: MethodRuns, *, metric: Literal["success", "return"] | None = None, level: float = LEVEL
+) -> PairedComparison:
+    """a minus b. Two evaluations: of these checkpoints, by Tango's interval and McNemar's exact test (of returns: a
+    bootstrap and a sign-flip test). Groups of them, one for each training seed: of the methods, over seeds and
+    starts. `of` None is success where it is defined. Raises UserError unless all met the same starts."""
+    first, second = _as_runs(a), _as_runs(b)
+    if len(first) != len(second):
+        raise UserError(f"expected as many training seeds of both, found {len(first)} and {len(second)}",
+                        where="compare", hint="give one evaluation for each training seed, as many of both")
+    for other in (*first[1:], *second):
+        _check_same_starts(first[0], other)
+    defined = all(r.success is not None for r in (*first, *second))
+    metric = metric or ("success" if defined else "return")
+    if metric == "success" and not defined:
+        raise UserError(f"{first[0].env} defines no success", where="compare", hint='compare the return: of="return"')
+    if metric == "success":
+        x, y = np.array([r.successes for r in first]), np.array([r.successes for r in second])
+        if len(x) > 1:
+            found, p = stats.two_level_difference(x, y, level)
+        else:
+            only, other = int((x & ~y).sum()), int((y & ~x).sum())
+            found, p = stats.tango(only, other, x.size, level), stats.mcnemar(only, other)
+    else:
+        x, y = np.array([r.episode_returns for r in first]), np.array([r.episode_returns for r in second])
+        if len(x) > 1:
+            found, p = stats.two_level_difference(x, y, level, kind="real")
+        else:
+            found, p = stats.bootstrap_mean((x - y)[0], level), _sign_flip_p_value((x - y)[0])
+    return PairedComparison(metric, found.estimate, found.low, found.high, p, level, len(first))
+
+
+def verdict(
+    a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
+) -> str:
+    """In plain words: how good, or which is better, by how much and how sure."""
+    return " ".join(verdict_parts(a, b, names))
+
+
+def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
+            ) -> tuple[str, str, str]:
+    """The verdict's parts: what came out, how sure that is, and what it is about."""
+    runs = _as_runs(a)
+    what = "success" if runs[0].success is not None else "return"
+    if b is None:
+        both = aggregate_seeds(runs) if len(runs) > 1 else runs[0]
+        r = both.success or both.returns
+        show = (lambda v: f"{v:.1%}") if what == "success" else (lambda v: f"{v:.4g}")
+        scope = ("This is about this checkpoint; another training seed may come out otherwise." if len(runs) == 1 else
+                 f"This is about the method: {len(runs)} training seeds, over seeds and starts. "
+                 f"{stats.seeds_caveat(len(runs))}")
+        done = "succeeds in" if what == "success" else "has"
+        return (f"{capitalize_name(names[0])} {done} {_success_counts(runs, what)} in {runs[0].env}.",
+                f"{show(r.estimate)}, {_format_interval(r, show)}.", scope)
+    p = compare(a, b)
+    what = p.metric
+    tallies = f"{_success_counts(runs, what)} against {_success_counts(_as_runs(b), what)} on the same starts"
+    if p.better is None:
+        head = f"Cannot tell whether {names[0]} or {names[1]} is better: {tallies}."
+    else:
+        winner, loser = names if p.better == "first" else names[::-1]
+        does = "succeeds more often than" if what == "success" else "has a higher return than"
+        if p.better == "second":
+            tallies = f"{_success_counts(_as_runs(b), what)} against {_success_counts(runs, what)} on the same starts"
+        head = f"{capitalize_name(winner)} {does} {loser}: {tallies}."
+    more = "" if p.better else f" More {'episodes' if p.n_seeds == 1 else 'training seeds'} would narrow it down."
+    sure = (
+        f"{capitalize_name(names[0])} minus {names[1]}: {_format_difference(p.difference, what)}, "
+        f"{_format_interval(p, lambda v: _format_difference(v, what))}, "
+        f"{_format_p_value(p.p_value)}.{_disagreement_note(p)}{more}"
+    )
+    scope = ('This is about two checkpoints, each of which stands for "this checkpoint" only: another training seed '
+             "may come out otherwise. To compare the methods, train several seeds of each." if p.n_seeds == 1 else
+             f"This is about the methods: {p.n_seeds} training seeds of each, over seeds and starts. "
+             f"{stats.seeds_caveat(p.n_seeds)}")
+    return head, sure, scope
+
+
+def sequential_verdict_parts(
+    test: SequentialRateTest | SequentialDifferenceTest,
+    state: Mapping[str, int],
+    successes: Sequence[int],
+    names: tuple[str, ...] = ("this checkpoint",),
+    unit: str = "episodes",
+) -> tuple[str, str, str]:
+    """As `finding`, of a test that was looked at after every episode, as it stands at `state`. successes: of each
+    policy in `names`."""
+    says, now, two = test.verdict(state), test.interval(state), isinstance(test, SequentialDifferenceTest)
+    n = state["pairs"] if two else state["trials"]
+    tally = " against ".join(f"{k} of {n}" for k in successes) + (" on the same starts" if two else "")
+    show = (lambda v: _format_difference(v, "success")) if two else (lambda v: f"{v:.1%}")
+    if two:
+        asked, gap = f"whether {names[0]} or {names[1]} is better", f"{capitalize_name(names[0])} minus {names[1]}: "
+        won = names if says == "first" else names[::-1]
+        head = f"{capitalize_name(won[0])} succeeds more often than {won[1]}: "
+        tally = tally if says != "second" else f"{successes[1]} of {n} against {successes[0]} of {n} on the same starts"
+    else:
+        bound, gap = f"than {test.threshold:.4g} of the {unit}", ""
+        asked = f"whether {names[0]} succeeds in more or in less {bound}"
+        head = f"{capitalize_name(names[0])} succeeds in {'more' if says == 'above' else 'less'} {bound}: "
+    if says in (None, "futile"):
+        head, why = f"Cannot tell {asked}: ", "" if says is None else (
+            f"That is all that were asked for: {n}." if n >= (test.max_rollouts or n) else
+            f"It would hardly be settled within the {test.max_rollouts} that were asked for.")
+    else:
+        why = f"Settled after {n} {unit}."
+    sure = (
+        f"{gap}{show(now.estimate)}, {_format_interval(now, show)}, "
+        f"{_format_p_value(min(1.0, 1 / test.e_value(state)))}; these hold "
+        f"whenever one looks. {why}"
+    ).rstrip()
+    return f"{head}{tally}.", sure, (
+        'This is about two checkpoints, each of which stands for "this checkpoint" only.' if two else
+        "This is about this checkpoint; another training seed may come out otherwise.")
+
+
+def _disagreement_note(p: PairedComparison) -> str:
+    """Where interval and test do not say the same: what each says, and which of them decides."""
+    apart, sure = p.low > 0 or p.high < 0, p.p_value < 1 - p.level
+    if apart == sure:
+        return ""
+    says = ("The interval leaves out 0, but the test does not rule out chance" if apart else
+            "The test rules out chance, but the interval does not leave out 0")
+    return (f" {says}: neither is called better unless both say so, since where little differs either alone may claim "
+            "too much.")
+
+
+def _success_counts(runs: Sequence[Evaluation], what: str) -> str:
+    if what == "success":
+        return f"{sum(int(r.successes.sum()) for r in runs)} of {sum(len(r.episodes) for r in runs)}"
+    return f"a mean return of {np.mean([r.episode_returns.mean() for r in runs]):.4g}"
+
+
+def _format_interval(found: Interval | PairedComparison, show: Callable[[float], str]) -> str:
+    if math.isnan(found.low):
+        return "no interval (too few episodes, or not finite)"
+    return f"{found.level:.0%} interval {show(found.low)} to {show(found.high)}"
+
+
+def _format_difference(value: float, what: str) -> str:
+    return f"{100 * value:+.1f} points" if what == "success" else f"{value:+.4g}"
+
+
+def _format_p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def capitalize_name(name: str) -> str:
+    """At the start of a sentence; what is no words, such as a method's name or a path, stays as it is."""
+    first, more, _ = name.partition(" ")
+    return name[:1].upper() + name[1:] if more and first.isalpha() else name
+
+
+def _interval_to_json(i: Interval, name: str) -> dict[str, float]:
+    return {name: i.estimate, "low": i.low, "high": i.high, "level": i.level}
+
+
+def _episode_return(episode: Episode) -> float:
+    return float(np.sum(episode.steps["next.reward"], dtype=np.float64))
+
+
+def _as_runs(runs: MethodRuns) -> tuple[Evaluation, ...]:
+    return (runs,) if isinstance(runs, Evaluation) else tuple(runs)
+
+
+def _check_same_starts(a: Evaluation, b: Evaluation) -> None:
+    """By what the episodes say of themselves, and by what was seen first."""
+    if a.env != b.env or len(a.episodes) != len(b.episodes):
+        raise UserError(f"expected the same environment and starts, found {len(a.episodes)} episodes of {a.env} and "
+                        f"{len(b.episodes)} of {b.env}", where="compare", hint="evaluate both alike")
+    for x, y in zip(a.episodes, b.episodes, strict=True):
+        mine, theirs = (x.metadata["seed"], x.metadata["number"]), (y.metadata["seed"], y.metadata["number"])
+        if mine != theirs:
+            raise UserError(f"expected the same starts, found seed {mine[0]}, episode {mine[1]} beside seed "
+                            f"{theirs[0]}, episode {theirs[1]}", where="compare",
+                            hint="evaluate both with the same seed and number of episodes")
+        seen = {k for k, f in x.features().items() if k.startswith("observation.") and f.kind != "image"}
+        for k in seen & set(y.steps):  # frames may come from a video, which loses something
+            if not np.array_equal(x.steps[k][0], y.steps[k][0]):
+                raise UserError(f"expected the same starts, found episode {mine[1]} to begin with another {k}",
+                                where=f"compare, {a.env}, seed {mine[0]}",
+                                hint="the environment does not repeat: it is not decided by its key alone")
+
+
+def _sign_flip_p_value(d: np.ndarray) -> float:
+    """The p of a mean of paired differences: how many of all (or 9,999 drawn) changes of their signs give as much
+    (Fisher 1935)."""
+    if not np.isfinite(d).all():
+        return math.nan
+    if not d.any() or len(d) == 1:  # one difference is as large with either sign
+        return 1.0
+    return float(scipy_stats.permutation_test((d,), lambda x, axis: np.mean(x, axis=axis), vectorized=True,
+                                              permutation_type="samples", n_resamples=9_999,
+                                              rng=np.random.default_rng(0)).pvalue)

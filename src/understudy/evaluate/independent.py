@@ -1,0 +1,82 @@
+"""Two policies that did not meet the same starts: tests and intervals of the difference of two independent rates.
+
+Pairs tell more (`stats.tango`, `stats.mcnemar`); this is for rollouts that others made, or a robot that cannot be set
+up twice alike. Arguments: successes and trials of the first, then of the second.
+"""
+
+from __future__ import annotations
+
+import math
+
+from scipy import optimize, stats
+
+from .stats import LEVEL, Interval, _check_counts, wilson
+
+
+def fisher_exact(k1: int, n1: int, k2: int, n2: int) -> float:
+    """The exact two-sided p that the difference is chance, given how many succeeded in all (Fisher 1935): never too
+    small, and somewhat too large."""
+    return float(stats.fisher_exact(_contingency_table(k1, n1, k2, n2)).pvalue)
+
+
+def barnard_exact(k1: int, n1: int, k2: int, n2: int) -> float:
+    """The same without that condition, for the rate that chance likes best: as exact, and more powerful (Barnard 1945;
+    the statistic is the pooled score)."""
+    if k1 + k2 in (0, n1 + n2):
+        return 1.0
+    return float(min(stats.barnard_exact(_contingency_table(k1, n1, k2, n2)).pvalue, 1.0))
+
+
+def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> float:
+    """The score statistic of a supposed `difference` of two independent rates: its variance is of the rates that are
+    likeliest if the difference were so (Miettinen and Nurminen 1985; Farrington and Manning 1990)."""
+    second = _constrained_estimate(k1, n1, k2, n2, difference)
+    first, n = second + difference, n1 + n2
+    variance = (first * (1 - first) / n1 + second * (1 - second) / n2) * n / (n - 1)
+    gap = k1 / n1 - k2 / n2 - difference
+    if variance <= 1e-15:  # no other outcome could have been, or none like this one
+        return 0.0 if abs(gap) < 1e-12 else math.copysign(math.inf, gap)
+    return gap / math.sqrt(variance)
+
+
+def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float = LEVEL) -> Interval:
+    """Of the difference of two independent rates, first minus second: all differences that the score test does not
+    reject (Miettinen and Nurminen 1985). Covers close to `level`."""
+    _check_trials(k1, n1, k2, n2)
+    z, estimate = stats.norm.isf((1 - level) / 2), k1 / n1 - k2 / n2
+    first, last = -1 + 1e-12, 1 - 1e-12
+    middle = min(max(estimate, first), last)
+    low = -1.0 if estimate <= -1 else optimize.brentq(lambda d: score_z(k1, n1, k2, n2, d) - z, first, middle)
+    high = 1.0 if estimate >= 1 else optimize.brentq(lambda d: score_z(k1, n1, k2, n2, d) + z, middle, last)
+    return Interval(estimate, float(low), float(high), level)
+
+
+def newcombe_independent(k1: int, n1: int, k2: int, n2: int, level: float = LEVEL) -> Interval:
+    """The same from Wilson's limits of the two rates (Newcombe 1998, method 10): a second opinion of other make."""
+    _check_trials(k1, n1, k2, n2)
+    first, second = wilson(k1, n1, level), wilson(k2, n2, level)
+    d = first.estimate - second.estimate
+    return Interval(d, d - math.hypot(first.estimate - first.low, second.high - second.estimate),
+                    d + math.hypot(first.high - first.estimate, second.estimate - second.low), level)
+
+
+def _constrained_estimate(k1: float, n1: float, k2: float, n2: float, d: float) -> float:
+    """The second's likeliest rate if the first's is higher by d: a root of a cubic, by the cosine formula."""
+    n, k = n1 + n2, k1 + k2
+    square, line, constant = (n1 + 2 * n2) * d - n - k, (n2 * d - n - 2 * k2) * d + k, k2 * d * (1 - d)
+    q = square**3 / (27 * n**3) - square * line / (6 * n**2) + constant / (2 * n)
+    reach = math.copysign(math.sqrt(max(square**2 / (9 * n**2) - line / (3 * n), 0.0)), q)
+    turn = (math.pi + math.acos(min(max(q / reach**3, -1.0), 1.0))) / 3 if reach else 0.0
+    return min(max(2 * reach * math.cos(turn) - square / (3 * n), 0.0, -d), 1.0, 1 - d)
+
+
+def _contingency_table(k1, n1, k2, n2) -> list[list[int]]:
+    _check_trials(k1, n1, k2, n2)
+    return [[k1, k2], [n1 - k1, n2 - k2]]
+
+
+def _check_trials(k1, n1, k2, n2) -> None:
+    _check_counts(k1, n1)
+    _check_counts(k2, n2)
+    if min(n1, n2) < 1:
+        raise ValueError(f"expected at least one trial of each, found {n1} and {n2}")

@@ -1,0 +1,420 @@
+"""Generalization, measured: what a policy does in worlds that differ from its own by more and more, and where its
+success halves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from ..core import UserError, role
+from ..data.episode import Episode
+from ..envs import shifts
+from ..envs.base import Env, HasExpert, Renderable
+from ..envs.shifts import Shift
+from ..execute.actor import Actor
+from ..files import replace_nonfinite
+from . import episode_video, plots, stats
+from .evaluation import tuning_seed
+from .recording import UniformRandomActor
+from .report import Content, Figures, Section, Table, write_page
+from .rollout import rollout
+from .stats import LEVEL, Interval
+from .workers import WorkerCount, WorkerPool, single_threaded
+
+SetupAtSeverity = Callable[[str | None, float], tuple[Actor, Env]]  # of a worker: (shift's name or None, severity)
+
+N_BOOTSTRAP = 2000  # of the bootstrap
+N_REFERENCE_EPISODES = 16  # episodes that say how much each component of what is seen varies
+
+
+@dataclass(frozen=True)
+class HalfSuccessLevel:
+    """At which severity a value has come down to half of what it is at severity 0. inf: not within what was tried; nan:
+    there is nothing to halve. `low` and `high` are severities that were tried (or inf). tried: the largest."""
+
+    severity: float
+    low: float
+    high: float
+    max_severity: float
+    level: float = LEVEL
+
+    def __str__(self) -> str:
+        if math.isnan(self.severity):
+            return "nothing to halve"
+        at = f"not up to {self.max_severity:g}" if math.isinf(self.severity) else f"{self.severity:.3g}"
+        return f"{at} [{self.low:g}, {'beyond' if math.isinf(self.high) else f'{self.high:g}'}]"
+
+
+@dataclass(frozen=True)
+class SeveritySweep:
+    """One shift: what happened at each severity, from 0 on, on the same starts."""
+
+    shift: Shift
+    severities: tuple[float, ...]  # (L,) the first is 0
+    success: np.ndarray | None  # (L, episodes) bool; None where the environment defines none
+    returns: np.ndarray  # (L, episodes)
+
+    def success_rates(self, level: float = LEVEL) -> list[Interval]:
+        """Of the success at each severity (of the mean return, where there is no success)."""
+        if self.success is None:
+            return [stats.bootstrap_mean(r, level) for r in self.returns]
+        return [stats.clopper_pearson(int(s.sum()), len(s), level) for s in self.success]
+
+    def paired_changes(self, level: float = LEVEL) -> list[tuple[Interval, float]]:
+        """Each severity's minus that of severity 0, paired, and for success McNemar's p that it is chance (for
+        returns nan)."""
+        out = []
+        for i in range(len(self.severities)):
+            if self.success is None:
+                out.append((stats.bootstrap_mean(self.returns[i] - self.returns[0], level), math.nan))
+            else:
+                only, lost = (int((x & ~y).sum()) for x, y in (self.success[[i, 0]], self.success[[0, i]]))
+                out.append((stats.tango(only, lost, self.success.shape[1], level), stats.mcnemar(only, lost)))
+        return out
+
+    def half_success_level(self, level: float = LEVEL) -> HalfSuccessLevel:
+        return half_success_level(self.severities, self.returns if self.success is None else self.success, level)
+
+
+def half_success_level(severities: Sequence[float], values: np.ndarray, level: float = LEVEL) -> HalfSuccessLevel:
+    """Where the mean of `values` (L, episodes; the same starts at each of the L severities, which rise from 0) has come
+    down to half of what it is at severity 0.
+
+    Supposed is only that the mean does not rise with the severity: it is fitted so (isotonic regression; Brunk 1955).
+    `at` is where straight lines between the fitted means cross the half. The interval supposes no lines: in each of
+    2,000 bootstrap draws of the starts, all severities together, the half is crossed somewhere between two neighbors
+    of those that were tried, and low and high are quantiles of the lower and of the upper of them. So it is never
+    narrower than the steps of the ladder.
+    """
+    x, tried = np.asarray(values, float), np.asarray(severities, float)
+    if tried[0] != 0 or (np.diff(tried) <= 0).any():
+        raise ValueError(f"expected severities that rise from 0, found {list(severities)}")
+    at, _, _ = _half_crossing(tried, x.mean(1))
+    if math.isnan(at):
+        return HalfSuccessLevel(math.nan, math.nan, math.nan, float(tried[-1]), level)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(x.shape[1], np.full(x.shape[1], 1 / x.shape[1]), N_BOOTSTRAP) / x.shape[1]
+    ends = np.array([_half_crossing(tried, mean)[1:] for mean in weights @ x.T])
+    tail = (1 - level) / 2
+    # Quantiles that are drawn values: between one that is finite and one that is not there is nothing.
+    low = np.quantile(ends[:, 0], tail, method="inverted_cdf")
+    high = np.quantile(ends[:, 1], 1 - tail, method="inverted_cdf")
+    return HalfSuccessLevel(at, float(low), float(high), float(tried[-1]), level)
+
+
+def _half_crossing(tried: np.ndarray, means: np.ndarray) -> tuple[float, float, float]:
+    """Where the half is crossed, and between which two severities."""
+    fitted = optimize.isotonic_regression(means, increasing=False).x
+    half = means[0] / 2
+    if not half > 0:
+        return math.nan, 0.0, math.inf
+    under = np.flatnonzero(fitted <= half + 1e-12)
+    if not len(under):
+        return math.inf, float(tried[-1]), math.inf
+    i = int(under[0])
+    share = (fitted[i - 1] - half) / (fitted[i - 1] - fitted[i])
+    return float(tried[i - 1] + share * (tried[i] - tried[i - 1])), float(tried[i - 1]), float(tried[i])
+
+
+# -- going up ---------------------------------------------------------------------------------------------------------
+
+
+def available_shifts(env: Env) -> dict[str, Shift]:
+    """All that this environment can have, by name (`envs.shifted`). The unit of noise is measured in it: how much each
+    component varies over 16 episodes of its expert or, where it has none, of uniformly random actions."""
+    @cache
+    def measured() -> dict[str, Tensor]:
+        return observation_std(env)
+    return shifts.available_shifts(env, measured)
+
+
+def observation_std(env: Env) -> dict[str, Tensor]:
+    """Column -> the standard deviation of each component that is seen, over the reference episodes."""
+    actor = env.expert() if isinstance(env, HasExpert) else UniformRandomActor(env)
+    data = rollout(actor, env, N_REFERENCE_EPISODES, tuning_seed(0))
+    return {k: torch.from_numpy(np.concatenate([np.asarray(e.steps[k]) for e in data]).std(0))
+            for k, f in env.features.items() if role(k) == "observation" and f.kind == "vector"}
+
+
+def sweep_severities(
+    actor: Actor,
+    build: Callable[[int], Env],
+    shifts: Sequence[Shift],
+    episodes: int = 50,
+    seed: int = 0,
+    *,
+    rows: int = 16,
+    results_file: Path | None = None,
+    actor_name: str = "",
+    watch: Callable[[int], None] = lambda n: None,
+    setup: SetupAtSeverity | None = None,
+    workers: WorkerCount = 1,
+) -> list[SeveritySweep]:
+    """Rolls out episodes 0 to episodes-1 of `seed` at every level of every shift, and once without any.
+
+    build: makes so many copies of the environment anew, since a shift may change it; `rows` of them run side by side,
+    which changes nothing but the time. kept: a file that takes what has been run, and from
+    which a later call goes on: of the same environment, seed and actor, who is `by`. watch: sees how many episodes
+    there are by now, those that were kept among them. workers: processes that share the episodes of a level; they begin
+    anew at each. seat: gives what each of several has at a severity of a shift, by its name; a function of a module,
+    or functools.partial of one with values that can be sent.
+    """
+    if workers != 1 and setup is None:
+        raise UserError(f"expected a seat for each of {workers} workers, found none", where="ladder",
+                        hint="give a function of (shift's name, severity) that makes an actor and an environment")
+    if episodes < 1:
+        raise UserError(f"expected at least one episode, found {episodes}", where="ladder", hint="such as 50")
+    results_file, done = _ResultsFile(results_file, actor_name), 0
+
+    def run(shift: Shift | None, severity: float) -> list[tuple[bool | None, float]]:
+        nonlocal done
+        env = build(min(rows, episodes))
+        try:
+            about = {"env": env.metadata["env"], "version": str(env.metadata["version"]), "seed": seed,
+                     "shift": None if shift is None else shift.name, "severity": severity}
+            who = actor
+            if shift is not None:
+                with single_threaded():  # as in every worker
+                    who, env = shift.actor(actor, severity), shift.world(env, severity)
+            found = results_file.read(about)[:episodes]
+            done += len(found)
+            watch(done)
+
+            def tick(number, episode):
+                nonlocal done
+                done += 1
+                watch(done)
+            if len(found) == episodes:
+                return found
+            with WorkerPool(setup and partial(setup, about["shift"], severity), workers, local=(who, env)) as crew:
+                while len(found) < episodes:
+                    group = min(2 * env.rows * crew.count, episodes - len(found))  # fewer would leave rows idle
+                    new = [_success_and_return(e) for e in crew.rollout(group, seed, first=len(found), watch=tick)]
+                    results_file.write(about, len(found), new)
+                    found += new
+            return found
+        finally:
+            env.close()
+    base = run(None, 0.0)
+    every = [[base, *(run(shift, level) for level in shift.levels)] for shift in shifts]
+    told = any(won is not None for rungs in every for rung in rungs for won, _ in rung)
+    return [SeveritySweep(shift, (0.0, *map(float, shift.levels)),
+                  np.array([[bool(won) for won, _ in rung] for rung in rungs]) if told else None,
+                  np.array([[value for _, value in rung] for rung in rungs]))
+            for shift, rungs in zip(shifts, every, strict=True)]
+
+
+def _success_and_return(episode: Episode) -> tuple[bool | None, float]:
+    return episode.metadata.get("success"), float(np.sum(episode.steps["next.reward"], dtype=np.float64))
+
+
+class _ResultsFile:
+    """A line for each group of episodes that has been run, on the disk before the next begins."""
+
+    def __init__(self, file: Path | None, by: str):
+        self.file, self.actor_name, self.lines = file, by, []
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "ab"):  # before anything is run
+                pass
+            found = file.read_bytes()
+            if found and not found.startswith(b'{"about"'[:len(found)]):
+                raise UserError(
+                    "expected what understudy robustness kept, or nothing, found something else",
+                    where=file,
+                    hint="name another file",
+                )
+            for text in found.splitlines():
+                try:
+                    self.lines.append(json.loads(text))
+                except ValueError:  # the last one, when the power went
+                    continue
+
+    def read(self, about: Mapping[str, Any]) -> list[tuple[bool | None, float]]:
+        """All episodes from number 0 on."""
+        found: list[tuple[bool | None, float]] = []
+        for line in self.lines:
+            if line.get("about") == {**about, "by": self.actor_name} and line["first"] <= len(found):
+                found[line["first"]:] = [(won, math.nan if value is None else value) for won, value in line["episodes"]]
+        return found
+
+    def write(self, about, first: int, episodes) -> None:
+        if self.file is None:
+            return
+        line = {"about": {**about, "by": self.actor_name}, "first": first, "episodes": episodes}
+        with open(self.file, "ab") as out:
+            out.write(
+                b"\n" * bool(out.tell() and not _ends_with_newline(self.file))
+                + json.dumps(replace_nonfinite(line)).encode()
+                + b"\n"
+            )
+            out.flush()
+            os.fsync(out.fileno())
+
+
+def _ends_with_newline(file: Path) -> bool:
+    """Whether its last line is whole."""
+    with open(file, "rb") as text:
+        text.seek(-1, os.SEEK_END)
+        return text.read() == b"\n"
+
+
+# -- what is told ---------------------------------------------------------------------------------------------------
+
+
+def sweeps_to_json(sweeps: Sequence[SeveritySweep]) -> dict[str, Any]:
+    """For JSON: of each shift its levels, and where its value halves (null: not within what was tried)."""
+    def interval(i: Interval) -> dict[str, float]:
+        return {"estimate": i.estimate, "low": i.low, "high": i.high}
+    out = {}
+    for c in sweeps:
+        value = "return" if c.success is None else "success"
+        fall = c.half_success_level()
+        out[c.shift.name] = {
+            "what": c.shift.description, "unit": c.shift.unit,
+            "levels": [{"level": s, value: interval(r), "change": {**interval(d), "p": p}}
+                       for s, r, (d, p) in zip(c.severities, c.success_rates(), c.paired_changes(), strict=True)],
+            "halves": {"at": fall.severity, "low": fall.low, "high": fall.high, "tried": fall.max_severity}}
+    return out
+
+
+def sweep_figure(sweep: SeveritySweep) -> plots.Figure:
+    """The value at each level with its band, and half of the first."""
+    rates = sweep.success_rates()
+    return plots.levels_plot(
+        [f"{s:g}" for s in sweep.severities],
+        rates,
+        f"level, {sweep.shift.unit}",
+        rates[0].estimate / 2,
+        as_fraction=sweep.success is not None,
+    )
+
+
+def hardest_episode(
+    actor: Actor, build: Callable[[int], Env], sweep: SeveritySweep, seed: int = 0
+) -> tuple[int, plots.Figure] | None:
+    """The number and four frames of an episode at the hardest level: of the first that did not succeed, if any did
+    not. None where there is nothing to see."""
+    number = int((~sweep.success[-1]).argmax()) if sweep.success is not None else 0
+    env = build(1)
+    try:
+        world, who = sweep.shift.world(env, sweep.severities[-1]), sweep.shift.actor(actor, sweep.severities[-1])
+        if any(f.kind == "image" for f in env.features.values()):
+            episode = rollout(who, world, 1, seed, first=number)[0]
+            return number, episode_video.film_strip(episode, 4)
+        if not isinstance(env, Renderable):
+            return None
+        watched = _FrameCapture(world, env)
+        rollout(who, watched, 1, seed, first=number)
+        frames = [watched.frames[i] for i in np.linspace(0, len(watched.frames) - 1, 4).round().astype(int)]
+        return number, plots.film_strip([f for _, f in frames], [f"step {t}" for t, _ in frames],
+                                   f"{sweep.shift.description}, {sweep.severities[-1]:g} {sweep.shift.unit}")
+    except UserError:  # this machine cannot draw
+        return None
+    finally:
+        env.close()
+
+
+class _FrameCapture(Env):
+    """Frames of row 0 of `camera` while `env`, which stands over it, is stepped: of the first step and the last, and of
+    at most 32 evenly between."""
+
+    def __init__(self, env: Env, camera: Renderable):
+        self.env, self.camera, self.rows, self.features, self.metadata = (
+            env,
+            camera,
+            env.rows,
+            env.features,
+            env.metadata,
+        )
+        self.frames: list[tuple[int, np.ndarray]] = []
+        self.clock, self.interval = 0, 1
+
+    def reset(self, which, key):
+        obs = self.env.reset(which, key)
+        self.frames = [(0, self.camera.frame(0))]
+        return obs
+
+    def step(self, action):
+        out = self.env.step(action)
+        self.clock += 1
+        if self.clock % self.interval == 0 or bool((out.terminated | out.truncated)[0]):
+            self.frames.append((self.clock, self.camera.frame(0)))
+        if len(self.frames) > 32:
+            self.interval *= 2
+            self.frames = [(t, f) for t, f in self.frames if t % self.interval == 0 or t == self.clock]
+        return out
+
+
+def verdict_parts(sweeps: Sequence[SeveritySweep]) -> tuple[str, str]:
+    """How it is without a shift, and which shifts halve that."""
+    first, of = sweeps[0], "return" if sweeps[0].success is None else "success"
+    n = first.returns.shape[1]
+    rate = first.success_rates()[0]
+    head = (f"{int(first.success[0].sum())} of {n} episodes succeed where nothing is shifted" if of == "success" else
+            f"A mean return of {rate.estimate:.4g} over {n} episodes where nothing is shifted")
+    falls = {c.shift.name: c.half_success_level() for c in sweeps}
+    down = [
+        f"{c.shift.name} at {at:.3g} {c.shift.unit}"
+        for c in sweeps
+        if math.isfinite(at := falls[c.shift.name].severity)
+    ]
+    kept = [name for name, fall in falls.items() if math.isinf(fall.severity)]
+    said = [f"Half of it is left under {_join_and(down)}."] if down else []
+    said += [f"More than half is left at every level of {_join_and(kept)}."] if kept else []
+    said += ["There is nothing to halve."] if not down and not kept else []
+    return f"{head} (95 % interval {_format_value(rate, of)}).", " ".join(said)
+
+
+def _join_and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _format_value(i: Interval, metric: str) -> str:
+    return f"{i.low:.1%} to {i.high:.1%}" if metric == "success" else f"{i.low:.4g} to {i.high:.4g}"
+
+
+def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, env: Env,
+           hardest_episodes: Mapping[str, tuple[int, plots.Figure]] | None = None) -> Path:
+    """One page: a curve of each shift, and what its hardest level looks like (`look`), by the shift's name."""
+    of, hardest_episodes = "return" if sweeps[0].success is None else "success", hardest_episodes or {}
+    items = tuple(
+        (f"{c.shift.name}: {c.shift.description}", sweep_figure(c), f"Where it halves: {c.half_success_level()}.")
+        for c in sweeps
+    )
+    success = f" Success: {env.metadata['success']}." if env.metadata.get("success") else ""
+    sections = [Section("Worlds that differ more and more", (Figures(items),),
+                        f"The same {sweeps[0].returns.shape[1]} starts at every level; 0 is the environment as it is. "
+                        f"The dashed line is half of the {of} there.{success}")]
+    table = tuple(
+        (c.shift.name, f"{s:g} {c.shift.unit}", r.estimate, r.low, r.high, d.estimate, d.low, d.high)
+        for c in sweeps
+        for s, r, (d, _) in zip(c.severities, c.success_rates(), c.paired_changes(), strict=True)
+    )
+    if hardest_episodes:
+        contents: list[Content] = [Figures(tuple(
+            (f"{c.shift.name}: {c.severities[-1]:g} {c.shift.unit}", hardest_episodes[c.shift.name][1],
+             f"Episode {hardest_episodes[c.shift.name][0]}.") for c in sweeps if c.shift.name in hardest_episodes))]
+        sections.append(Section("The hardest level of each", tuple(contents),
+                                "An episode that did not succeed there, if there was one."))
+    sections.append(Section("Figures", (Table(("shift", "level", of, "low", "high", "change", "low", "high"), table),)))
+    method = ("Success: Clopper–Pearson intervals; change: Tango's, on the same starts." if of == "success" else
+              "Intervals: bootstrap.")
+    return write_page(
+        path,
+        f"{name} in shifted worlds of {env.metadata['env']}",
+        sections,
+        verdict=verdict_parts(sweeps),
+        footer=f"{method} Halving: isotonic regression, bootstrap over starts.",
+    )

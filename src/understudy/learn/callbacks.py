@@ -1,0 +1,116 @@
+"""What looks on while a policy trains: each is a Watch (see fit)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ..core import UserError
+from .fit import Learner
+
+LONG_SECONDS = 15 * 60  # seconds; what takes longer says so first
+
+
+class LossCurve:
+    """The mean of what was said over every `every` updates goes to `write(step=..., loss=..., ...)`. Its state is
+    saved with the learner's, so that an interrupted curve is the uninterrupted one."""
+
+    def __init__(self, every: int, write, state: dict | None = None):
+        self.every, self.write = every, write
+        self.state = {"count": 0, "sum": {}} if state is None else state
+
+    def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
+        total = self.state["sum"]
+        self.state["count"] += 1
+        for name, value in seen.items():
+            total[name] = total.get(name, 0.0) + value
+        if step % self.every == 0:
+            self.write(step=step, **{k: v / self.state["count"] for k, v in total.items()})
+            self.state = {"count": 0, "sum": {}}
+
+
+class ProgressBar:
+    """A bar with the loss, updates a second and the time left, on standard error; nothing where that is no
+    terminal. One line where an earlier training goes on, and one if it will take long."""
+
+    def __init__(self, steps: int, start: int = 0, *, bar: bool | None = None):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.console = Console(stderr=True)
+        self.steps, self.start, self.began, self.quiet = steps, start, None, bar is False
+        self.bar = Bar(TextColumn("training"), BarColumn(), MofNCompleteColumn(),
+                       TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:.3g} updates/s"),
+                       TimeRemainingColumn(), console=self.console, transient=True, refresh_per_second=4,
+                       disable=not (self.console.is_terminal if bar is None else bar))
+        self.task = self.bar.add_task("", total=steps, completed=start, loss=float("nan"), speed=float("nan"))
+
+    def __enter__(self):
+        if self.start and not self.quiet:
+            self.console.print(f"going on from update {self.start} of {self.steps}" if self.start < self.steps else
+                               f"all {self.steps} updates were done before", highlight=False)
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error):
+        self.bar.stop()
+
+    def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
+        if "loss" not in seen:
+            return
+        now, done = time.perf_counter(), step - self.start
+        if done == 1:  # the first update compiles and allocates: no measure of the others
+            self.began = now
+        speed = (done - 1) / max(now - self.began, 1e-9) if done > 1 else float("nan")
+        if done == 11 and not self.quiet and (self.steps - step) / speed > LONG_SECONDS:
+            self.console.print(
+                f"{self.steps - step} updates at {speed:.3g} a second: about "
+                f"{format_duration((self.steps - step) / speed)}. Ctrl-C keeps what is done; the same command "
+                "goes on.",
+                highlight=False,
+            )
+        self.bar.update(self.task, completed=step, loss=seen["loss"], speed=speed)
+
+
+def format_duration(seconds: float) -> str:
+    """In words, to the precision that an estimate has."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+class TensorBoard:
+    """Writes to `folder` every `every` updates. Needs the package tensorboard."""
+
+    def __init__(self, folder: Path | str, every: int = 10):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("expected the package tensorboard, found none", where="TensorBoard",
+                            hint="pip install tensorboard; metrics.jsonl has the same figures") from None
+        self.writer, self.every = SummaryWriter(str(folder)), every
+
+    def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
+        if step % self.every == 0 or "loss" not in seen:
+            for name, value in seen.items():
+                self.writer.add_scalar(name, value, step)
+            self.writer.flush()
+
+
+class Wandb:
+    """Logs every `every` updates to Weights & Biases. Needs the package wandb; options are those of wandb.init."""
+
+    def __init__(self, every: int = 10, **options):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("expected the package wandb, found none", where="Wandb",
+                            hint="pip install wandb; metrics.jsonl has the same figures") from None
+        self.run, self.every = wandb.init(**options), every
+
+    def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
+        if step % self.every == 0 or "loss" not in seen:
+            self.run.log({**seen, "step": step})
+

@@ -1,0 +1,64 @@
+"""The page that tells people what a run made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..files import write_text
+from .method import Method
+from .run import Run, disk_space_errors
+
+
+def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> None:
+    """Writes CARD.md."""
+    data, versions, device = provenance["data"], provenance["versions"], provenance["device"]
+    places = run.named_checkpoints()
+    lines = {
+        line["step"]: line for line in run.read_metrics() if any(k in line for k in ("score", "validation/energy"))
+    }
+    figures = [f"| {which} | {step} | {_metric_of(lines.get(step, {}), 'score')} | "
+               f"{_metric_of(lines.get(step, {}), 'validation/energy')} |"
+               for which, step in ((k, int(v.rsplit('/', 1)[-1])) for k, v in sorted(places.items()))]
+    parts = [(f.name, getattr(method.policy, f.name)) for f in dataclasses.fields(method.policy)]
+    told = [("run", method.executor), ("learn", method.learner), *(("data", r) for r in method.transforms), *parts]
+    held, left_out = provenance["held_out"], ", ".join(map(str, provenance["left_out"]))
+    if any("score" in line for line in lines.values()):
+        chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
+    else:
+        chosen = "The energy score chose the best checkpoint.\n" if lines else ""
+    text = f"""# {type(method.policy.head).__name__} policy on {data["name"] or "a data set"}
+
+Trained by understudy {versions["understudy"]} (PyTorch {versions["torch"]}) on {device["name"]} ({device["type"]}), \
+seed {provenance["seed"]}, {method.learner.steps} updates.
+
+## Data
+
+{data["episodes"]} episodes, {data["steps"]} steps{f", {data['fps']} a second" if data["fps"] else ""}; fingerprint \
+`{data["fingerprint"]}`. {f"Held out for validation: episodes {', '.join(map(str, held))}." if held else
+                          "No episode was held out."}\
+{f" Left out because their recording was interrupted: episodes {left_out}." if left_out else ""}
+
+## Figures
+
+| checkpoint | update | score in training | energy score on held-out episodes |
+|---|---|---|---|
+{chr(10).join(figures)}
+
+{chosen}The energy score is an error in units of the actions' standard deviation, not a success rate.
+
+## Method
+
+{chr(10).join(f"- {name}: `{value}`" for name, value in told)}
+
+## Commands
+{f"{chr(10)}    {provenance['command']}" if provenance["command"] else ""}
+    understudy eval RUN ENV --episodes 100
+    understudy eval RUN DATA
+"""
+    with disk_space_errors(run.folder, "make room, and give the same command"):
+        write_text(run.folder / "CARD.md", text)
+
+
+def _metric_of(line: dict[str, Any], key: str) -> str:
+    return "-" if line.get(key) is None else f"{line[key]:.4g}"

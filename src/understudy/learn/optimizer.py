@@ -1,0 +1,176 @@
+"""How the weights move: one value that belongs to each learner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core import UserError
+from ..nets.base import EncoderNet, TrunkNet
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay.
+
+    rate: at its highest. decay: of weights with two axes or more; biases and gains are left alone.
+    warmup: updates until the rate is reached. schedule: what follows ("cosine" ends at 0).
+    clip: largest Euclidean norm of the gradient of all weights together, None for any.
+    accumulate: in how many parts a batch is worked through. The result is that of the whole batch, at a fraction of
+        the memory; several processes share the parts, so that 1 process and 4 give the same for accumulate=4.
+    precision: of the network's arithmetic; weights, optimizer and average stay fp32. "auto" is bf16 where that is
+        faster: see `arithmetic`. "fp16" needs CUDA.
+    compile: trunk and encoder through torch.compile.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-6
+    warmup_steps: int = 0
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    grad_clip_norm: float | None = 1.0
+    accumulation_steps: int = 1
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+
+    def __post_init__(self):
+        for name, right, wanted in (
+            ("lr", self.lr > 0, "above 0"),
+            ("warmup_steps", self.warmup_steps >= 0, "of 0 or more"),
+            ("accumulation_steps", self.accumulation_steps >= 1, "of 1 or more"),
+            ("weight_decay", self.weight_decay >= 0, "of 0 or more"),
+            ("grad_clip_norm", self.grad_clip_norm is None or self.grad_clip_norm > 0, "above 0, or None"),
+            ("lr_schedule", self.lr_schedule in ("cosine", "constant"), "cosine or constant"),
+            ("precision", self.precision in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
+        ):
+            if not right:
+                raise UserError(f"expected {name} {wanted}, found {getattr(self, name)!r}", where="OptimizerConfig",
+                                hint=f"such as {name}={getattr(OptimizerConfig, name)!r}")
+
+    def lr_factor(self, update: int, steps: int) -> float:
+        """What the rate is multiplied by in update number `update` (from 0) of `steps`."""
+        if update < self.warmup_steps:
+            return (update + 1) / (self.warmup_steps + 1)
+        if self.lr_schedule == "constant":
+            return 1.0
+        done = (update - self.warmup_steps) / max(steps - self.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def build(self, modules: Iterable[nn.Module], steps: int, device: torch.device) -> OptimizerState:
+        """For the parameters of `modules` that require gradients."""
+        return OptimizerState(self, tuple(modules), steps, device)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether this hardware multiplies matrices of bf16 faster than those of fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # older ones do not say
+    known = ask() if device.type == "cpu" else {}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def automatic_precision(device: torch.device, weights: int) -> Literal["fp32", "bf16"]:
+    """The precision of "auto", for a network of so many weights: bf16 from 4 million of them on, where the hardware is
+    fast at it. Smaller ones gain little and keep their digits."""
+    return "bf16" if weights >= 4_000_000 and has_fast_bf16(device) else "fp32"
+
+
+class OptimizerState:
+    """An `OptimizerConfig` at work: what a learner holds. In each update: `backward` for each part, then `gradient` and
+    `step` once."""
+
+    def __init__(self, optim: OptimizerConfig, modules: tuple[nn.Module, ...], steps: int, device: torch.device):
+        if optim.precision == "fp16" and device.type != "cuda":
+            raise UserError(
+                f"expected a CUDA device for precision 'fp16', found {device.type}",
+                where="OptimizerConfig",
+                hint="take 'bf16', or 'fp32'",
+            )
+        self.config, self.steps, self.device = optim, steps, device
+        self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        # The optimizer holds the same numbers in the order in which they lie in memory: it copies what is not.
+        self.axes = [sorted(range(p.ndim), key=p.stride, reverse=True) for p in self.parameters]
+        self.memory_order_parameters = [
+            p.detach().permute(axes) for p, axes in zip(self.parameters, self.axes, strict=True)
+        ]
+        matrices = [p for p in self.memory_order_parameters if p.ndim >= 2]
+        rest = [p for p in self.memory_order_parameters if p.ndim < 2]
+        self.order = [axes for axes in self.axes if len(axes) >= 2] + [axes for axes in self.axes if len(axes) < 2]
+        groups = [{"params": g, "weight_decay": d} for g, d in ((matrices, optim.weight_decay), (rest, 0.0)) if g]
+        self.adamw = torch.optim.AdamW(groups, optim.lr, optim.betas,
+                                      fused=device.type in ("cpu", "cuda", "mps")) if groups else None
+        count = sum(p.numel() for p in self.parameters)
+        self.precision = automatic_precision(device, count) if optim.precision == "auto" else optim.precision
+        self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
+        if optim.compile:
+            for part in (p for m in modules for p in m.modules() if isinstance(p, (TrunkNet, EncoderNet))):
+                part.compile()
+
+    def autocast(self):
+        """A context for the forward pass."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds this part's gradient."""
+        if loss.requires_grad:
+            self.scaler.scale(loss).backward()
+
+    def clip_gradients(self) -> Tensor:
+        """Clips, and returns the norm before."""
+        moved = [p for p in self.parameters if p.grad is not None]
+        if not moved:
+            return torch.zeros((), device=self.device)
+        for p, held, axes in zip(self.parameters, self.memory_order_parameters, self.axes, strict=True):
+            held.grad = None if p.grad is None else p.grad.permute(axes)
+        self.scaler.unscale_(self.adamw)
+        norm = nn.utils.get_total_norm([p.grad for p in moved])
+        # A pass over all gradients that changes none can be saved where looking at the norm does not wait for a GPU.
+        if self.config.grad_clip_norm is not None and (self.device.type != "cpu" or norm > self.config.grad_clip_norm):
+            nn.utils.clip_grads_with_norm_(moved, self.config.grad_clip_norm, norm)
+        return norm
+
+    def step(self, update: int) -> float:
+        """Moves the weights by what `gradient` looked at, forgets it, returns the rate."""
+        rate = self.config.lr * self.config.lr_factor(update, self.steps)
+        if any(p.grad is not None for p in self.memory_order_parameters):
+            for group in self.adamw.param_groups:
+                group["lr"] = rate
+            self.scaler.step(self.adamw)
+            self.scaler.update()
+        self.zero_grad()
+        return rate
+
+    def zero_grad(self) -> None:
+        for p in (*self.parameters, *self.memory_order_parameters):
+            p.grad = None
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        kept = {} if self.adamw is None else self.adamw.state_dict()["state"]
+        whole = {f"{i}.{k}": v.permute(_inverse(self.order[i])) if v.ndim else v
+                 for i, entry in kept.items() for k, v in entry.items()}
+        return whole, self.scaler.state_dict()
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        kept: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            i, _, key = name.partition(".")
+            value = value.permute(self.order[int(i)]) if value.ndim else value
+            # New ones: safetensors' addresses are odd.
+            kept.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
+        if self.adamw is not None:
+            self.adamw.load_state_dict({"state": kept, "param_groups": self.adamw.state_dict()["param_groups"]})
+        if facts:
+            self.scaler.load_state_dict(facts)
+
+
+def _inverse(axes: list[int]) -> list[int]:
+    return sorted(range(len(axes)), key=axes.__getitem__)

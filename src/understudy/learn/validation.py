@@ -1,0 +1,137 @@
+"""How well a policy tells what held-out episodes did next: one error for every kind of head.
+
+Not a success rate. It ranks the checkpoints of a run and shows overfitting; who wants to know whether a policy
+works must let it act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import Batch, UserError, keys
+from ..data.episode import Dataset
+from ..data.formats import check_finite
+from ..heads.base import LikelihoodHead
+from ..policy import Policy
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Compares `samples` plans for each of `windows` windows, spread evenly over the data, with what was done.
+
+    The distance of two chunks is the root mean square over their steps and components, in units of `scale`, each
+    component's standard deviation in the training data; for choices it is the root of the share of differing
+    choices. Steps beyond an episode's end do not count. The noise of a window is a function of its number, so that
+    curves over training are smooth, and policies are compared on the same draws.
+    """
+
+    n_windows: int = 128
+    n_samples: int = 8
+
+    def __post_init__(self):
+        if self.n_windows < 1 or self.n_samples < 2:
+            raise UserError(f"expected at least 1 window and 2 samples, found {self.n_windows} and {self.n_samples}",
+                            where="Validation", hint="such as windows=128, samples=8")
+
+    def sampled_plans(self, policy: Policy, data: Dataset, size: int = 64) -> Iterator[tuple[Batch, Tensor]]:
+        """Batches of the windows, and what the policy might do there: (B, K, H, A) in world units. K is 1 for
+        heads that are certain (no noise)."""
+        windows = policy.windows(data)
+        at = np.linspace(0, len(windows) - 1, min(self.n_windows, len(windows))).round().astype(np.int64)
+        certain = 0 in policy.noise_shape
+        K = 1 if certain else self.n_samples
+        for i in range(0, len(at), size):
+            part = at[i:i + size]
+            batch = windows.gather(part, np.random.default_rng(i)).to(policy.device)
+            key = keys(0, part).to(policy.device)
+            with torch.no_grad():
+                plans = [policy.plan(batch.obs, policy.noise(key, torch.full_like(key, k))) for k in range(K)]
+            yield batch, torch.stack(plans, 1)
+
+    @torch.no_grad()
+    def evaluate(self, policy: Policy, data: Dataset, scale: Tensor | None = None) -> dict[str, float]:
+        """"energy" is the energy score (Gneiting and Raftery 2007) in its unbiased form, the smaller the better: a
+        policy that is certain has its error there, one that knows several ways is not punished for the other ones.
+        "mean" is the mean distance of the samples, "best" that of the nearest one. For choices also "wrong", the
+        share of wrong ones, and, where the head has a density, "log loss" in nats a choice.
+
+        scale: (A,), see `scale_of`; 1 if None.
+        """
+        choices = policy.target.kind == "discrete"
+        training = policy.training
+        policy.eval()
+        rows: dict[str, list[Tensor]] = {}
+        for batch, plans in self.sampled_plans(policy, data):
+            target = batch.action.unsqueeze(1)
+            if choices:
+                gap = _class_errors(target, plans)
+            else:
+                unit = 1.0 if scale is None else scale.to(plans)
+                gap, plans = (plans - target) / unit, plans / unit
+            mask = batch.mask[:, None, :, None]
+            error = _root_mean_square(gap, mask)
+            seen = {"energy": energy_score(plans, error, mask, choices), "mean": error.mean(1), "best": error.amin(1)}
+            if choices:
+                wrong = (gap * mask).sum((2, 3)) / (mask.sum((2, 3)).clamp(min=1) * gap.shape[-1])
+                seen["wrong"] = wrong.mean(1)
+                if isinstance(policy.config.head, LikelihoodHead) and bool((whole := batch.mask.all(1)).any()):
+                    log = policy.config.head.log_prob(policy.net, policy.context(batch.obs), policy.encode_batch(batch))
+                    seen["log loss"] = -log[whole] / (gap.shape[-1] * gap.shape[-2])
+            real = batch.mask.any(1)  # a window may lie beyond its episode's end altogether
+            for name, value in seen.items():
+                rows.setdefault(name, []).append(value if name == "log loss" else value[real])
+        policy.train(training)
+        return {k: torch.cat(v).cpu().double().mean().item() for k, v in rows.items()}
+
+
+def check_training_data(policy: Policy, data: Dataset) -> None:
+    """Raises UserError naming the first NaN or infinity in a column that `policy` reads or foretells."""
+    goals = {g.into: g.column for g in policy.window.goals}
+    check_finite(data, {goals.get(k, k): None for k, f in policy.features.items() if f.kind != "image"})
+
+
+def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:
+    """(B,) E|X - y| - E|X - X'| / 2, the second mean over pairs of different samples, which makes it unbiased.
+
+    samples (B, K, H, A), error (B, K) their distances from what was done, mask (B, 1, H, 1).
+    """
+    K = samples.shape[1]
+    if K == 1:
+        return error[:, 0]
+    between = 0.0
+    for shift in range(1, K):  # one sample against the next, the one after, ...: K at a time and not K * K
+        other = samples.roll(shift, 1)
+        between = between + _root_mean_square(_class_errors(samples, other) if choices else samples - other, mask).sum(
+            1
+        )
+    return error.mean(1) - between / (2 * K * (K - 1))
+
+
+def target_scale(data: Dataset, target: str) -> Tensor:
+    """(A,) the standard deviation of each component over all steps; 1 where it never changes."""
+    count, mean, square = 0, 0.0, 0.0
+    for episode in data:
+        x = np.asarray(episode.steps[target], np.float64).reshape(len(episode.steps[target]), -1)
+        if not len(x):
+            continue
+        gap, total = x.mean(0) - mean, count + len(x)  # Chan, Golub and LeVeque 1983: no cancellation
+        square = square + x.var(0) * len(x) + gap**2 * count * len(x) / total
+        mean, count = mean + gap * len(x) / total, total
+    std = np.sqrt(square / max(count, 1))
+    return torch.from_numpy(np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)).float()
+
+
+def _root_mean_square(gap: Tensor, mask: Tensor) -> Tensor:
+    """(B, K) root mean square over the steps that count."""
+    count = mask.sum((2, 3)).clamp(min=1) * gap.shape[-1]
+    return ((gap.square() * mask).sum((2, 3)) / count).sqrt()
+
+
+def _class_errors(a: Tensor, b: Tensor) -> Tensor:
+    """Half the squared distance of the one-hot vectors."""
+    return (a.round() != b.round()).float()

@@ -131,7 +131,7 @@ def test_descriptions():
         assert d["rows"] and all(re.fullmatch(r"\d{3}", r) for r in d["rows"])
         assert re.search(r"\b(19|20)\d\d\b", d["paper"]) and d["summary"].endswith(".") and all(d["needs"])
     assert found["mip"]["rows"] == ["264"] and "2512.01809" in found["mip"]["paper"]
-    assert found["act"]["rows"] == ["158"] and found["act"]["family"] == "chunks"
+    assert found["act"]["rows"] == ["158"] and found["act"]["family"] == "chunking"
 
 
 @pytest.mark.parametrize("name", METHODS)

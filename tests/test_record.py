@@ -293,7 +293,7 @@ def test_upstream_lerobot_opens_it(tmp_path):
 
 
 def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "SEGMENT", 2000)
+    monkeypatch.setattr(recording, "SEGMENT_BYTES", 2000)
     with Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png") as r:
         for number in range(8):
             show(r, number, 3, True)

@@ -130,7 +130,7 @@ def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, tmp_path, at
 
 def test_with_its_data_on_the_device_it_is_the_same_run(whole, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr("understudy.data.device_windows.room", lambda device: made.append(device) or 10**9)
+    monkeypatch.setattr("understudy.data.device_windows.available_bytes", lambda device: made.append(device) or 10**9)
     run(tmp_path / "run")
     assert made == [torch.device("cpu")] and contents(tmp_path / "run") == contents(whole)
 

@@ -96,14 +96,14 @@ def datasets(draw):
        look=st.integers(-1, 2), target=st.sampled_from(["action", "observation.x"]), following=st.booleans(),
        many=st.sampled_from([1, 1000]))
 def test_windows_are_those_of_the_loop(data, obs, horizon, ahead, look, target, following, many):
-    with mock.patch("understudy.data.window.MANY", many):
+    with mock.patch("understudy.data.window.TABLE_MIN_EPISODES", many):
         same_as_the_loop(data, Window(obs, horizon, ahead, look), target, following)
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30))
 def test_an_episode_is_found_in_two_looks_where_none_is_much_shorter(lengths):
     data = Dataset([counted(n, i) for i, n in enumerate(lengths)])
-    with mock.patch("understudy.data.window.MANY", 1):
+    with mock.patch("understudy.data.window.TABLE_MIN_EPISODES", 1):
         windows = Window().windows(data, ("observation.x",), "action")
     assert (windows.episode_table is not None) == (4 * min(lengths) * len(lengths) >= sum(lengths))
     if windows.episode_table is not None:
@@ -425,7 +425,7 @@ def test_names_that_coincide_keep_apart():
 
 
 def test_columns_are_copied_piece_by_piece_and_each_array_once(monkeypatch):
-    monkeypatch.setattr("understudy.data.device_windows.PIECE", 64)
+    monkeypatch.setattr("understudy.data.device_windows.CHUNK_BYTES", 64)
     root = np.random.default_rng(0).normal(size=(50, 2))
     data = Dataset([Episode({"observation.x": root[i: i + 20], "action": root[i: i + 20]}) for i in (3, 25)])
     windows = Window().windows(data, ("observation.x",), "action")
@@ -441,7 +441,7 @@ def test_what_does_not_fit_stays_where_it_is(monkeypatch):
     cpu, size = torch.device("cpu"), 5 * 2 * 8 + 4 * 8
     assert to_device(windows, cpu) is windows, "on the CPU they lie already"
     for free, there in ((size, True), (size - 1, False)):
-        monkeypatch.setattr("understudy.data.device_windows.room", lambda device, free=free: free)
+        monkeypatch.setattr("understudy.data.device_windows.available_bytes", lambda device, free=free: free)
         assert isinstance(to_device(windows, cpu), DeviceWindows) == there
 
 

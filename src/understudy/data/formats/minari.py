@@ -458,7 +458,7 @@ def write(data: Dataset, path: Path) -> None:
 def _put(group, i, e, keys, holds):
     steps = len(e)
     group.attrs["id"], group.attrs["total_steps"] = i, steps
-    for key in holds.metadata - {"minari"}:
+    for key in holds.metadata_keys - {"minari"}:
         if key in e.metadata:
             group.attrs[key] = e.metadata[key]
     for name, key in keys.items():

@@ -310,10 +310,10 @@ def write(data: Dataset, path: Path) -> None:
 def _put(group, e: Episode, keys, holds):
     steps = len(e)
     group.attrs["num_samples"] = steps
-    for key in holds.metadata - _TAKEN:
+    for key in holds.metadata_keys - _TAKEN:
         if key in e.metadata:
             group.attrs[key] = e.metadata[key]
-    about = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata and "ep_meta" in e.metadata else {}
+    about = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata_keys and "ep_meta" in e.metadata else {}
     for name, key in keys.items():
         column = e.steps[name]
         if key == "ep_meta":

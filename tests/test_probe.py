@@ -205,7 +205,7 @@ def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypat
     monkeypatch.setattr(probe, "fingerprint", lambda claim: json.loads(
         records.record_path(claim.name).read_text())["fingerprint"])
     assert check("--unchanged")[0] == 0
-    monkeypatch.setattr(probe, "missing", lambda claim: ["the sim extra"])
+    monkeypatch.setattr(probe, "missing_requirements", lambda claim: ["the sim extra"])
     status, said = check()
     assert status == 0 and "cannot run here: needs the sim extra" in said
 

@@ -430,7 +430,7 @@ from understudy.data.recorder import Recorder
 from understudy.core import Feature
 sys.path.insert(0, {tests!r})
 from test_record import SEEN, told
-r = Recorder(SEEN, {path!r}, fps=10, clock=None, images="png", saved=lambda n: print("saved", n, flush=True))
+r = Recorder(SEEN, {path!r}, fps=10, clock=None, images="png", on_saved=lambda n: print("saved", n, flush=True))
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 with r:
     for number in range(1000):

@@ -91,7 +91,7 @@ class Stop:
 
 
 def run(out, method=None, data=None, **options) -> Policy:
-    options = {"device": "cpu", "every": EVERY, "validation": Validation(6, 2), "progress": False, **options}
+    options = {"device": "cpu", "save_freq": EVERY, "validation": Validation(6, 2), "progress": False, **options}
     return train(method or everything(), data or made_up(image=method is None), out, **options)
 
 
@@ -326,7 +326,7 @@ def test_a_memory_is_filled_by_what_the_encoder_has_become(tmp_path):
 
     method = plain(head=Neighbors(n_neighbors=1))
     method = replace(method, learner=replace(method.learner, auxiliary_losses=(Recover(),), ema=ConstantDecay(0.0),
-                                           optim=OptimizerConfig(lr=0.05)))
+                                           optimizer=OptimizerConfig(lr=0.05)))
     policy = run(tmp_path / "run", method, val_fraction=0.0)
     loaded = Policy.load(tmp_path / "run")
     windows = policy.windows(made_up())
@@ -348,7 +348,7 @@ def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
     out, other = tmp_path / "run", made_up()
     run(out, plain())
     before = contents(out)
-    slower = replace(plain(), learner=replace(plain().learner, optim=OptimizerConfig(lr=0.5)))
+    slower = replace(plain(), learner=replace(plain().learner, optimizer=OptimizerConfig(lr=0.5)))
     for options, said in (({"method": slower}, "method.learner.optimizer.rate was 0.001, is 0.5"),
                           ({"steps": 7}, "method.learner.steps was 6, is 7"), ({"seed": 1}, "seed was 0, is 1"),
                           ({"hold": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
@@ -685,7 +685,7 @@ from pathlib import Path
 from test_resume import everything, made_up, run, Stop
 torch.set_num_threads(1)
 method = everything()
-method = replace(method, learn=replace(method.learner, optim=replace(method.learner.optim, accumulate=2)))
+method = replace(method, learner=replace(method.learner, optimizer=replace(method.learner.optimizer, accumulation_steps=2)))
 try:
     run({out!r}, method, made_up(image=True), watch=[Stop(*{stop!r})])
 except KeyboardInterrupt:

@@ -173,5 +173,5 @@ def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, s
                         where="repeated", hint="such as repeated(actor, env, starts=16, repeats=8)")
     ran = rollout(actor, RepeatedStartsEnv(env, seed, starts, repeats), starts * repeats, seed, watch=watch)
     return Dataset(
-        [replace(e, meta={**e.metadata, "start": int(e.metadata["number"]) // repeats}) for e in ran], ran.metadata
+        [replace(e, metadata={**e.metadata, "start": int(e.metadata["number"]) // repeats}) for e in ran], ran.metadata
     )

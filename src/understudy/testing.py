@@ -509,7 +509,7 @@ def _random_actor(env) -> Actor:
 
 
 def _without_metadata(episode):
-    return Dataset([replace(episode, meta={})])
+    return Dataset([replace(episode, metadata={})])
 
 
 def _env_shows(env):

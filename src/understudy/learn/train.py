@@ -154,7 +154,7 @@ def train(
         judge = _CheckpointEvaluation(
             run, test, validation or Validation(), target_scale(training, method.policy.target), score
         )
-        over = partial(policy.windows, extra=method.learner.extra, following=method.learner.next_obs)
+        over = partial(policy.windows, extra=method.learner.extra, next_obs=method.learner.next_obs)
         windows = (to_device(over(training, draw=sampling_weights), where) if stream is None else
                    stream.exclude(gone).windows(lambda part: over(relabelled(part))))
         share = processes.row_slice(method.learner.batch_size)

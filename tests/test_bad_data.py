@@ -63,7 +63,7 @@ def edit_parquet(file, change):
     table = pq.read_table(file)
     columns = table.to_pydict()
     change(columns)
-    pq.write_table(pa.episode_table(columns, schema=table.schema), file)
+    pq.write_table(pa.table(columns, schema=table.schema), file)
 
 
 # -- what it is -----------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def parquet(path, episodes, rows=10**6):
         table["number"] += c["number"].tolist()
         table["episode_index"] += [e] * n
         table["frame_index"] += list(range(n))
-    pq.write_table(pa.episode_table(table), path, row_group_size=rows)
+    pq.write_table(pa.table(table), path, row_group_size=rows)
     return path
 
 
@@ -246,7 +246,7 @@ def test_shards_that_are_odd(tmp_path):
     parquet(tmp_path / "p.parquet", [(0, episode(0, 5)), (1, episode(1, 5))])
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:-9])
     parquet(tmp_path / "apart.parquet", [(0, episode(0, 5)), (1, episode(1, 5)), (0, episode(0, 5))])
-    pq.write_table(pa.episode_table({"action": [1.0]}), tmp_path / "no.parquet")
+    pq.write_table(pa.table({"action": [1.0]}), tmp_path / "no.parquet")
     tar(tmp_path / "no.tar", [(0, {"observation.state": np.zeros(3)})])
     tar(tmp_path / "rows.tar", [(0, {"observation.state": np.zeros(9), "action": np.zeros(3)})])
     tar(tmp_path / "pickle.tar", [(0, {"action": np.array([{}], object)})], "npy")

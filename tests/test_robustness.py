@@ -470,9 +470,9 @@ def test_the_command_prints_one_document_and_a_page(tmp_path, monkeypatch, capsy
     assert said["shifts"]["slow"]["halves"]["high"] == 8
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 4 and "data:image/png" in page and "script" not in page.replace("scripted", "")
-    lines = (tmp_path / "shift/scripted-fork.jsonl").read_text()
+    lines = (tmp_path / "robustness/scripted-fork.jsonl").read_text()
     assert main(args) == 0  # nothing is run again
-    assert (tmp_path / "shift/scripted-fork.jsonl").read_text() == lines
+    assert (tmp_path / "robustness/scripted-fork.jsonl").read_text() == lines
     assert "not up to 0.4 [0.4, beyond]" in capsys.readouterr().out
 
 
@@ -529,7 +529,7 @@ def test_what_cannot_be_is_said_before_anything_is_run(args, message, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert main(["robustness", "scripted", "fork", *args]) == 2
     assert re.search(message, said := capsys.readouterr().err) and "\n  -> " in said
-    assert not (tmp_path / "shift").exists()
+    assert not (tmp_path / "robustness").exists()
 
 
 # -- MuJoCo -------------------------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def test_the_seed_decides_the_run_and_nothing_else_does(tmp_path):
         before = torch.get_rng_state()
         run(tmp_path / name, plain(2), seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
-        return load_file(tmp_path / name / "checkpoints" / "000002" / "weights.safetensors")["net.enter.weight"]
+        return load_file(tmp_path / name / "checkpoints" / "000002" / "weights.safetensors")["net.input_layer.weight"]
     assert torch.equal(trained("a", 0, 0), trained("b", 0, 1))
     assert not torch.equal(trained("c", 1, 0), trained("d", 0, 0))
 
@@ -287,7 +287,7 @@ def test_a_mixture_is_drawn_by_its_shares(tmp_path):
         return load_file(tmp_path / name / "checkpoints/000006/weights.safetensors")
     a, b = runs("a", 1.0), runs("b", 0.5)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    with pytest.raises(UserError, match=r"draw was Shares.*, is none"):
+    with pytest.raises(UserError, match=r"draw was MixtureWeights.*, is none"):
         mixture, _ = mix((made_up(), 1.0), (made_up(3), 0.0))
         run(tmp_path / "a", plain(codec=Normalizer("identity", "identity")), mixture, val_fraction=0.0)
 
@@ -349,7 +349,7 @@ def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
     run(out, plain())
     before = contents(out)
     slower = replace(plain(), learner=replace(plain().learner, optimizer=OptimizerConfig(lr=0.5)))
-    for options, said in (({"method": slower}, "method.learner.optimizer.rate was 0.001, is 0.5"),
+    for options, said in (({"method": slower}, "method.learner.optimizer.lr was 0.001, is 0.5"),
                           ({"steps": 7}, "method.learner.steps was 6, is 7"), ({"seed": 1}, "seed was 0, is 1"),
                           ({"hold": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
                           ({"resume": False}, "found a run")):
@@ -576,7 +576,7 @@ def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
     recipe = json.loads((at / "policy.json").read_text())
     own = load_file(at / "weights.safetensors")
     for change, words in (
-            ({"width": 9}, [f"{sum(8 in v.shape for v in own.values())} of another shape (the first: net.enter.weight",
+            ({"width": 9}, [f"{sum(8 in v.shape for v in own.values())} of another shape (the first: net.input_layer.weight",
                             " in the place of (9, "]),
             ({"depth": 2}, ["missing (the first: net.blocks.1."]),
             ({"depth": 0}, ["unexpected (the first: net.blocks.0."])):

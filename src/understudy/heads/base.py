@@ -54,8 +54,27 @@ class MemoryHead(Head):
     """Its fit stores what the encoder says of the data: filled again once the encoder has changed."""
 
 
-class DenoisingHead(Head):
-    """Heads that move noise (t=0) to action (t=1). Time runs this way in every one of them."""
+class StepwiseHead(Head):
+    """A head that samples in steps, each of which can be made alone."""
+
+    @abstractmethod
+    def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """One deterministic step.
+
+        Args:
+            net: Module from `build`.
+            context: Encoded observation.
+            x: State at time t, (B, H, A).
+            t: Time of each step of the chunk, (B, H).
+            t_next: Time after the step, (B, H). It may differ from step to step of the chunk.
+
+        Returns:
+            State at time t_next, (B, H, A).
+        """
+
+
+class DenoisingHead(StepwiseHead):
+    """A head that moves noise (t = 0) to an action (t = 1)."""
 
     n_steps: int  # of the sampler
 

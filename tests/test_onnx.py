@@ -38,6 +38,7 @@ from understudy.heads.gmm import GMM
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
+from understudy.heads.solvers import DDPM, DPMSolverPP, Midpoint
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.recurrent import RecurrentEncoder
@@ -51,9 +52,9 @@ CHOICES = Feature("int64", (2,), "discrete", num_classes=(3, 4))
 HEADS = {
     "regression": Regression(), "categorical": Categorical(temperature=1.0), "gaussian": Gaussian(temperature=1.0),
     "gmm": GMM(temperature=1.0), "cvae": CVAE(temperature=1.0), "mip": MIP(), "neighbors": Neighbors(),
-    "ddim": Diffusion(), "ddpm": Diffusion(sampler="ddpm", n_steps=100),
-    "dpmpp": Diffusion(sampler="dpmpp", prediction="v"),
-    "flow": Flow(), "midpoint": Flow(n_steps=4, solver="midpoint"),
+    "ddim": Diffusion(), "ddpm": Diffusion(solver=DDPM(), n_steps=100),
+    "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),
+    "flow": Flow(), "midpoint": Flow(n_steps=4, solver=Midpoint()),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}
@@ -148,7 +149,7 @@ def test_the_file_acts_as_the_policy_does(fork):
 
 def test_no_random_operations_and_one_loop(tmp_path):
     policy, _ = random_batch(
-        PolicyConfig(Diffusion(sampler="ddpm", n_steps=50, n_train_steps=50), trunk=MLP(16), window=Window(1, 4))
+        PolicyConfig(Diffusion(solver=DDPM(), n_steps=50, n_train_steps=50), trunk=MLP(16), window=Window(1, 4))
     )
     export(policy, tmp_path / "policy.onnx")
     graph = onnx.load(tmp_path / "policy.onnx").graph

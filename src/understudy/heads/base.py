@@ -139,7 +139,7 @@ class TargetNetworkHead(Head):
 
 
 class StepwiseHead(Head):
-    """A head that samples in steps, each of which can be made alone."""
+    """A head that samples in steps. Each step can be made alone, by an executor for example."""
 
     @abstractmethod
     def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:

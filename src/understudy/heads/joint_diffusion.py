@@ -55,7 +55,7 @@ class JointDiffusion(Head):
     def build(self, trunk, coded_dim, spec):
         if not 0 < self.action_size < coded_dim - 1:
             raise UserError(f"action_size={self.action_size} leaves no observation in a target of {coded_dim} "
-                            "components, the last of which says whether the action is known",
+                            "components. The last component says whether the action is known",
                             where="JointDiffusion.action_size", hint="make the target with ConcatColumns")
         return trunk.build(coded_dim - 1, coded_dim - 1, 2, spec)
 

@@ -27,7 +27,7 @@ from .evaluate.recording import UniformRandomActor
 from .evaluate.rollout import rollout
 from .execute.actor import Actor, NoisyActor
 from .execute.base import Executor
-from .heads.base import DenoisingHead, LikelihoodHead
+from .heads.base import DenoisingHead, LikelihoodHead, TargetNetworkHead, TemperatureHead
 from .heads.flow import Flow
 from .nets.base import CachesContext, Encoder, SharedTimeTrunk, Trunk, precomputed
 from .policy import Policy, PolicyConfig
@@ -93,8 +93,20 @@ def random_batch(recipe: PolicyConfig, size: int = 5, seed: int = 0, target: Fea
 
 
 def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
-    """Of `recipe.head` with that trunk: shapes, randomness that is all in the arguments, rows that ignore each other,
-    padding that is no target, gradients that reach every weight, files that hold everything and run nothing."""
+    """Checks the contract of a head with the given trunk.
+
+    Shapes; all randomness is in the arguments; rows do not depend on each other; padding does not matter; gradients
+    reach all weights; files contain everything and run no untrusted code. For sub-interfaces: a `DenoisingHead` ends at
+    the action and a step of length 0 changes nothing; ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the
+    temperature of a `TemperatureHead` changes plans; a `TargetNetworkHead` uses its own network by default.
+
+    Args:
+        recipe: Policy with the head and a trunk.
+        target: Feature of the target; two numbers by default.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
     policy, batch = random_batch(recipe, target=target)
     B, H, A = len(batch), recipe.window.horizon, policy.action_dim
     noise = torch.randn(B, *policy.noise_shape, generator=_rng(0))
@@ -113,8 +125,14 @@ def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     if isinstance(recipe.head, DenoisingHead):
         _head_times(policy, context, coded)
     if isinstance(recipe.head, LikelihoodHead):
-        said = recipe.head.log_prob(policy.net, context, coded)
-        require(said.shape == (B,) and bool(said.isfinite().all()), "log_prob must be finite and (B,)")
+        _head_likelihood(policy, batch, context, coded)
+    if isinstance(recipe.head, TemperatureHead):
+        cold, hot = (replace(recipe.head, temperature=t).sample(policy.net, context, noise) for t in (0.0, 10.0))
+        require(not torch.allclose(cold, hot), "plans must depend on the temperature")
+    if isinstance(recipe.head, TargetNetworkHead):
+        own, given = (recipe.head.loss(policy.net, context, coded, batch.mask, _rng(1), net) for net in (
+            None, policy.net))
+        require_equal(own, given, "without a target network, the head must use its own network")
     twin = copy.deepcopy(policy)  # averages and targets need it
     require_equal(twin.plan(batch.obs, noise), plan, "a deep copy must act alike")
 
@@ -208,12 +226,25 @@ def _head_in_other_numbers(policy, batch, noise):
 
 
 @torch.no_grad()
+def _head_likelihood(policy, batch, context, coded):
+    head, complete = policy.config.head, batch.mask.all(1)
+    log_prob = head.log_prob(policy.net, context, coded)
+    require(log_prob.shape == (len(batch),) and bool(log_prob.isfinite().all()), "log_prob must be finite and (B,)")
+    require(bool(complete.any()), "the example has chunks without padding")
+    loss = head.loss(policy.net, context, coded, batch.mask, _rng(1))
+    require_equal(-loss[complete].sum(1), log_prob[complete], "-loss of a chunk without padding must sum to log_prob",
+                  1e-4)
+
+
+@torch.no_grad()
 def _head_times(policy, context, coded):
     head, noise = policy.config.head, torch.randn(coded.shape, generator=_rng(3))
     require(
         torch.equal(head.interpolate(coded, noise, torch.ones_like(coded[..., :1])), coded), "at t=1 there is no noise"
     )
     t = torch.full(coded.shape[:2], 0.5)
+    clean = head.predict_clean(policy.net, context, noise, t)
+    require(clean.shape == coded.shape and bool(clean.isfinite().all()), "predict_clean must be finite and (B, H, A)")
     try:
         same = head.denoise_step(policy.net, precomputed(policy.net, context), noise, t, t)
     except Unsupported:  # a sampler that draws in every step

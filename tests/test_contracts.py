@@ -1,6 +1,6 @@
 """The contracts catch what they are for: parts that break one promise each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -139,6 +139,8 @@ class Leaky(Trunk):
 class _Leaky(TrunkNet):
     def __init__(self, about, inputs, outputs, times, shape):
         super().__init__()
+        if about == "sees later steps":
+            shape = replace(shape, causal=False)
         self.about, self.body = about, MLP(16, 1).build(inputs, outputs, times, shape)
 
     def forward(self, x, t, context):
@@ -155,8 +157,9 @@ class _Leaky(TrunkNet):
 
 
 @pytest.mark.parametrize("about, said", [
-    ("unmasked", "mask False must be as if absent"), ("blind", r"no gradient reaches \['body.enter.weight'\]"),
-    ("timeless", "times must matter"), ("row time", "each step's own time"), ("mixes rows", "other rows")])
+    ("unmasked", "mask False must be as if absent"), ("blind", r"no gradient reaches \['body.input_layer.weight'\]"),
+    ("timeless", "times must matter"), ("row time", "each step's own time"), ("mixes rows", "other rows"),
+    ("sees later steps", "must not depend on later input steps")])
 def test_trunks_that_break_a_promise(about, said):
     check_trunk(Leaky())
     with pytest.raises(AssertionError, match=said):
@@ -175,6 +178,7 @@ class _Naive(EncoderNet):
     def __init__(self, about, features, rows):
         super().__init__()
         self.about, self.tokens, self.width = about, rows, features[STATE].size
+        self.token_obs_steps = (0,) * rows if about == "misdates" else tuple(range(rows))
 
     def forward(self, obs, rng=None):
         x, here = obs[STATE], obs.get(STATE + "?", torch.ones(obs[STATE].shape[:2], dtype=torch.bool))
@@ -182,6 +186,9 @@ class _Naive(EncoderNet):
             x = x + torch.randn(x.shape)
         if self.about == "miscounts":
             x, here = x[:, :1], here[:, :1]
+        if self.about == "reads rows before the start":
+            x = x.masked_fill(~here.any(1)[:, None, None], 0)
+            return Context(x, torch.ones_like(here))
         if self.about != "shows what is not there":
             x = x.masked_fill(~here.unsqueeze(-1), 0)
         return Context(x, torch.ones_like(here) if self.about == "never absent" else here)
@@ -189,7 +196,9 @@ class _Naive(EncoderNet):
 
 @pytest.mark.parametrize("about, said", [
     ("random", "without rng nothing is random"), ("miscounts", "expected tokens"),
-    ("shows what is not there", "must not matter")])
+    ("shows what is not there", "must not matter"),
+    ("reads rows before the start", "what masked rows hold must not matter"),
+    ("misdates", "must not depend on observation steps after token_obs_steps")])
 def test_encoders_that_break_a_promise(about, said):
     features = {STATE: Feature("float32", (3,))}
     check_encoder(Naive(), features)

@@ -163,7 +163,7 @@ class Policy(nn.Module, StepwisePlanner):
         self.codec = config.codec.build(self.features, inputs, config.target)
         self.encoder = config.encoder.build({k: features[k] for k in inputs}, config.window.n_obs_steps)
         shape = HeadSpec(config.window.horizon, self.encoder.tokens, self.encoder.width, self.codec.num_classes,
-                      self.codec.bound)
+                      self.codec.bound, self.encoder.token_obs_steps, config.window.action_start)
         self.net = config.head.build(config.trunk, self.codec.width, shape)
         self.noise_shape = config.head.noise(shape.horizon, self.codec.width)
 

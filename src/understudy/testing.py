@@ -294,13 +294,21 @@ def check_codec(codec: Codec, target: Feature | None = None) -> None:
 
 
 def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
-    """Shapes for any number of inputs and times, rows that ignore each other, tokens that can be absent, times and
-    inputs that matter, gradients that reach every weight."""
+    """Checks a trunk.
+
+    Outputs have the right shape for any number of inputs and times. Batch rows do not influence each other. Masked
+    tokens change nothing. Context, inputs and times matter. Gradients reach all weights. For a causal head, output
+    step i depends on input steps 0 to i only, or `build` raises `Unsupported`.
+
+    Args:
+        trunk: The trunk.
+        horizon: Number of action steps, at least 2.
+    """
     B, N, D = 3, 4, 5
     for inputs, outputs, times in ((0, 3, 0), (2, 3, 0), (2, 3, 1), (2, 1, 2)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            net = trunk.build(inputs, outputs, times, HeadSpec(horizon, N, D))
+            net = trunk.build(inputs, outputs, times, HeadSpec(horizon, N, D, token_obs_steps=(0, 0, 1, 1)))
         rng = _rng(1)
         x, t = torch.randn(B, horizon, inputs, generator=rng), torch.rand(B, 1, times, generator=rng)
         t = t.expand(-1, horizon, -1)
@@ -317,6 +325,18 @@ def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
         net.eval()
         with torch.no_grad():
             _trunk_reads(trunk, net, x, t, context, outputs)
+    _trunk_is_causal(trunk, horizon)
+
+
+def _trunk_is_causal(trunk, horizon):
+    try:
+        net = trunk.build(2, 3, 0, HeadSpec(horizon, 4, 5, token_obs_steps=(0, 0, 1, 1), causal=True))
+    except Unsupported:
+        return
+    x = torch.randn(2, horizon, 2, generator=_rng(4), requires_grad=True)
+    context = Context(torch.randn(2, 4, 5, generator=_rng(5)), torch.ones(2, 4, dtype=torch.bool))
+    early = torch.autograd.grad(net.eval()(x, x[..., :0], context)[:, :-1].square().sum(), x)[0]
+    require(not bool(early[:, -1].any()), "a step of a causal trunk must not depend on later input steps")
 
 
 def _trunk_reads(trunk, net, x, t, context, outputs):
@@ -346,8 +366,17 @@ def _trunk_reads(trunk, net, x, t, context, outputs):
 
 
 def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
-    """That it says beforehand how many tokens it gives, that rows ignore each other, that what was not sensed does
-    not matter, and that nothing is random without `rng`."""
+    """Checks an encoder.
+
+    The number of tokens and their observation steps are what the module says. Batch rows do not influence each other.
+    Values that were not observed (``"name?"`` is False) change nothing, in single rows of the window as well. Nothing
+    is random without `rng`. Gradients reach all weights.
+
+    Args:
+        encoder: The encoder.
+        features: Features of the inputs.
+        rows: Number of observation rows (To), at least 2.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = encoder.build(features, rows).eval()
@@ -367,11 +396,40 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
             gone, also = net({**obs, **absent}), net({**obs, **absent, name: other})
             require_equal(gone.flat(), also.flat(), f"what {name} holds where it was not sensed must not matter")
             require(not torch.equal(gone.flat(), context.flat()), f"it must matter that {name} was not sensed")
+        _encoder_ignores_masked_rows(net, features, obs, rows)
+        _encoder_tokens_are_of_their_steps(net, obs, rows, context)
     weights = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
     if weights:
         (net(obs, _rng(1)).flat() * torch.randn(context.flat().shape, generator=_rng(2))).sum().backward()
         dead = [n for n, p in weights if p.grad is None or not p.grad.any()]
         require(not dead, f"no gradient reaches {dead}")
+
+
+@torch.no_grad()
+def _encoder_ignores_masked_rows(net, features, obs, rows):
+    present = torch.arange(rows).expand(5, -1) > 0  # the first row is before the start of the episode
+    other = {name: x.clone() for name, x in obs.items()}
+    for x in other.values():
+        x[:, 0] = float("nan") if x.is_floating_point() else x[:, 0].flip(0)
+    masks = {name + "?": present for name in features}
+    one, two = net({**obs, **masks}), net({**other, **masks})
+    require_equal(one.flat(), two.flat(), "what masked rows hold must not matter")
+    require_equal(one.mask, two.mask, "what masked rows hold must not matter")
+
+
+@torch.no_grad()
+def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
+    steps = torch.tensor(net.token_obs_steps)
+    require(steps.shape == (net.tokens,) and bool(((steps >= 0) & (steps < rows)).all()),
+            f"token_obs_steps must give each of {net.tokens} tokens a step from 0 to {rows - 1}, found "
+            f"{net.token_obs_steps}")
+    for row in range(rows):
+        changed = {name: x.clone() for name, x in obs.items()}
+        for x in changed.values():
+            x[:, row] = x[:, row].flip(0)
+        before = steps < row
+        require_equal(net(changed).tokens[:, before], context.tokens[:, before],
+                      "a token must not depend on observation steps after token_obs_steps")
 
 
 # -- executors ------------------------------------------------------------------------------------------------------

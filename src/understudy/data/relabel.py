@@ -149,6 +149,38 @@ class SelectColumns:
 
 
 @dataclass(frozen=True)
+class ColumnPadding:
+    """Pads a vector column with zeros, so that robots of different widths share one policy.
+
+    With ``Normalizer(group_by=...)`` the padded components are constant for each robot. They are coded as 0 and decoded
+    as 0.
+
+    Args:
+        column: Name of the column.
+        size: Number of components after padding.
+    """
+
+    column: str
+    size: int
+
+    def __call__(self, episode: Episode) -> Episode:
+        values, feature = _get_column(episode, self.column), episode.features()[self.column]
+        where = f"column {self.column!r}"
+        if feature.kind != "vector" or len(feature.shape) != 1:
+            raise UserError(f"Only vectors can be padded, and this column has kind {feature.kind!r} and shape "
+                            f"{feature.shape}.", where=where, hint="Remove it from the ColumnPadding relabelings.")
+        missing = self.size - feature.size
+        if missing < 0:
+            raise UserError(f"The column has {feature.size} components, more than size={self.size}.", where=where,
+                            hint=f"Use ColumnPadding({self.column!r}, {feature.size}) or larger.")
+        if not missing:
+            return episode
+        names = feature.names and (*feature.names, *(f"padding.{i}" for i in range(feature.size, self.size)))
+        wide = np.concatenate([values, np.zeros((len(values), missing), values.dtype)], 1)
+        return _with_column(episode, self.column, wide, replace(feature, shape=(self.size,), names=names))
+
+
+@dataclass(frozen=True)
 class Rename:
     """The column `of` under the name `into`."""
 

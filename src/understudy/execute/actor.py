@@ -75,6 +75,8 @@ class PolicyActor(Actor):
                 hint="understudy.core.keys(seed, range(rows)) makes them",
             )
         seen = {k: v.unsqueeze(1).expand(-1, rows, *v.shape[1:]).clone() for k, v in seen.items()}
+        if self.planner.window.obs_pad_mask:  # so far, all rows are before the start of the episode
+            seen = {k: torch.zeros_like(v) if k.endswith("?") else v for k, v in seen.items()}
         return {"seen": seen, "run": self.executor.start(self.planner, key.to(self.planner.device))}
 
     @torch.no_grad()
@@ -111,6 +113,9 @@ class PolicyActor(Actor):
                 raise NonFiniteAction(f"expected finite numbers, found {value[row, *at].item()} in "
                                 f"{_component_name(self.planner.features[name], at)}", row, name,
                                 hint="mend what gave it: whatever the policy answered would be chance")
+        if self.planner.window.obs_pad_mask:  # these rows are within the episode
+            present = torch.ones(rows, dtype=torch.bool)
+            seen |= {k + "?": present for k in self.planner.inputs if not k.endswith("?") and k + "?" not in seen}
         return {k: v.to(self.planner.device) for k, v in seen.items()}
 
     def _checked_column(self, name: str, value: Tensor) -> Tensor:

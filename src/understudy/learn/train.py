@@ -155,7 +155,7 @@ def train(
             run, test, validation or Validation(), target_scale(training, method.policy.target), score
         )
         over = partial(policy.windows, extra=method.learner.extra, next_obs=method.learner.next_obs)
-        windows = (to_device(over(training, draw=sampling_weights), where) if stream is None else
+        windows = (to_device(over(training, sampling_weights=sampling_weights), where) if stream is None else
                    stream.exclude(gone).windows(lambda part: over(relabelled(part))))
         share = processes.row_slice(method.learner.batch_size)
         batch = devices.prefetch(lambda n: windows.batch(method.learner.batch_size, n, seed, share), where, steps)

@@ -418,7 +418,7 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     for name, place in places.items():
         for e, (one, other) in enumerate(zip(data, alone, strict=True)):
             found, f = np.asarray(other.steps[place.name]), data.features()[name]
-            rows = len(one) + 1 if place.repeats else len(one.steps[name]) if place.last else len(one)
+            rows = len(one) + 1 if place.repeats_last_row else len(one.steps[name]) if place.has_last_row else len(one)
             require((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
                  and found.shape == (rows, *place.shape),
                  f"{to}: {name} of episode {e} is {place} without the side file, found {found.dtype} {found.shape}")

@@ -9,7 +9,7 @@ _WHERE = {
     "Dataset": "data.episode", "Episode": "data.episode", "Window": "data.window",
     "Policy": "policy", "PolicyConfig": "policy",
     "Actor": "execute.actor", "PolicyActor": "execute.actor", "RecedingHorizon": "execute.chunking",
-    "Method": "learn.method", "actor": "learn.method", "train": "learn.train", "fit": "learn.fit",
+    "Method": "learn.method", "load_actor": "learn.method", "train": "learn.train", "fit": "learn.fit",
     "make": "envs", "rollout": "evaluate.rollout", "compare": "evaluate.evaluation",
 }  # no name that a subpackage has (evaluate): Python would give the one or the other, depending on what was imported
 __all__ = sorted(_WHERE)

@@ -99,7 +99,7 @@ def _train_and_score(experiment, method, data, seed, episodes, starts):
 
 
 def many_demonstrations(experiment: Experiment) -> Experiment:
-    return replace(experiment, source=replace(experiment.source, n_episodes=500))
+    return replace(experiment, source=replace(experiment.source, episodes=500))
 
 
 BASE = Method(PolicyConfig(GMM(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=Window(1, 8)), RecedingHorizon(4),

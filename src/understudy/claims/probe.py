@@ -237,7 +237,7 @@ def _reduced(value: Any) -> tuple[Any, list[float]]:
         arms = tuple((name, mazes, min(count, DEMONSTRATIONS)) for name, mazes, count in value.arms)
         return MazeDemonstrations(arms), [count for _, _, count in value.arms]
     if isinstance(value, ExpertDemonstrations):
-        return replace(value, n_episodes=min(value.n_episodes, DEMONSTRATIONS)), [value.episodes]
+        return replace(value, episodes=min(value.episodes, DEMONSTRATIONS)), [value.episodes]
     sizes = REDUCED.get(type(value), {})
     return replace(value, **sizes) if sizes else value, [getattr(value, name) for name in sizes]
 

@@ -155,7 +155,7 @@ def test_real_files_of_other_kinds(pattern, kind, shared):
     assert paths
     for path in paths:
         with pytest.raises(UserError, match=kind):
-            detection(path)
+            detection.detect_format(path)
 
 
 # -- LeRobot --------------------------------------------------------------------------------------------------------

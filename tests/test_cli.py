@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy import Dataset, __version__, actor, make
+from understudy import Dataset, __version__, load_actor, make
 from understudy.cli import COMMANDS, main
 from understudy.commands import common
 from understudy.commands.common import split_arguments
@@ -421,7 +421,7 @@ def test_an_environment_without_success(call, tmp_path):
     # While it trained it was looked at on starts that eval never has: its mean return there, and not on eval's.
     scores = [line["score"] for line in map(json.loads, (tmp_path / "r" / "metrics.jsonl").read_text().splitlines())
               if "score" in line]
-    plays, env = actor(tmp_path / "r", rows=16), make("Pendulum-v1", 1)
+    plays, env = load_actor(tmp_path / "r", rows=16), make("Pendulum-v1", 1)
     at = {seed: evaluate(plays, env, 1, seed).returns.estimate for seed in (validation_seed(0), validation_seed(1), 0)}
     assert scores[-1] == at[validation_seed(0)] and len(set(at.values())) == 3
 
@@ -476,7 +476,7 @@ def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
     assert f"16 x 24 pixels (--image-size): {16 * 24 * 3 * frames / 1e6:.1f} MB" in err
     found = document(call("eval", tmp_path / "r", "push-images", "--episodes", 2, "--json"))
     assert found["env"] == "push-images"
-    plays, key = actor(tmp_path / "r"), keys(0, [0, 1])
+    plays, key = load_actor(tmp_path / "r"), keys(0, [0, 1])
     obs = make("push-images", 2).reset(key * 0 + key.new_tensor([0, 1]), key)
     small = {**obs, "observation.images.top": resize(obs["observation.images.top"].numpy(), (16, 24))}
     assert plays.act(obs, plays.start(obs, key))[0].equal(plays.act(small, plays.start(small, key))[0])
@@ -672,7 +672,7 @@ def test_words_decide_what_is_done(call, told):
     # The same words from Python, and on recorded episodes.
     read = torch.tensor(TaskText(len(RIGHT)).encode(RIGHT))
     by_hand = evaluate(
-        ObservationWrapper(actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20
+        ObservationWrapper(load_actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20
     )
     assert by_hand.successes.all() and all(e.steps["observation.state"][:, 1].mean() < -0.1 for e in by_hand.episodes)
     assert call("eval", told / "run", told / "two.npz")[0] == 0

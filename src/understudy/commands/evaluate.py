@@ -262,8 +262,8 @@ def load_actor(run: Path, env, o: RolloutOptions) -> tuple[Actor, str]:
 
     plays, by = make_actor(run, o), f"policy {weights_digest(weights_path(run))}"
     words = task_columns(run, env.features, o)
-    features = {k: plays.planner.policy.features[k] for k in words}
-    plays.planner.policy.check_features({**env.features, **features}, f"{run} in {env.metadata['env']}", resized=True)
+    features = {k: plays.planner.planner.features[k] for k in words}
+    plays.planner.planner.check_features({**env.features, **features}, f"{run} in {env.metadata['env']}", resized=True)
     return (ObservationWrapper(plays, words), f"{by}, told {o.task!r}") if words else (plays, by)
 
 

@@ -51,7 +51,7 @@ def check_action(action: Tensor) -> None:
 class PolicyActor(Actor):
     """A planner with an executor; keeps the observation history. Observations may be arrays; they are moved to the
     planner's device, actions come back from it. frames: (height, width) to which a camera's frames are brought first,
-    by the rule that training data was (`Policy.frames`)."""
+    by the rule that training data was (`Policy.image_sizes`)."""
 
     planner: Planner
     executor: Executor = RecedingHorizon()

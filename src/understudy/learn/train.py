@@ -357,7 +357,7 @@ def check_method(method: Method, data: Dataset) -> None:
 def _check_executor(method: Method, policy: Policy) -> None:
     """Raises UserError now, and not after the training, if the policy could not be run as the method says."""
     if role(method.policy.target) == "action":  # what foretells something else is not run
-        method.executor.start(policy, torch.zeros(1, dtype=torch.int64, device=policy.device))
+        method.executor.check_planner(policy)
 
 
 def make_provenance(

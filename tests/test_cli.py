@@ -732,7 +732,7 @@ def test_bad_data(call, place, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (("--executor.n-action-steps", "20"), ("skip + execute", "horizon, 8", "20")),
+    (("--executor.n-action-steps", "20"), ("skip + n_action_steps", "only 8 steps", "20")),
     (("--policy.window.horizon", "0"), ("policy.window.horizon", "at least one step, found 0")),
     (("--policy.window.n-obs-steps", "0"), ("policy.window.n_obs_steps", "at least one step, found 0")),
 ])

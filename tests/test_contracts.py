@@ -11,6 +11,7 @@ from understudy.data.window import Window
 from understudy.execute.base import Executor, empty_chunks
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import DenoisingHead, Head
+from understudy.heads.flow import Flow
 from understudy.nets.base import Encoder, EncoderNet, Trunk, TrunkNet
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
@@ -211,8 +212,8 @@ class Loose(Executor):
 
     about: str = ""
 
-    def start(self, planner, key):
-        state = RecedingHorizon(2).start(planner, key)
+    def start(self, planner, obs, key):
+        state = RecedingHorizon(2).start(planner, obs, key)
         return {**state, "mean": empty_chunks(planner, key)[:, 0]}
 
     def act(self, planner, obs, state):
@@ -222,6 +223,8 @@ class Loose(Executor):
             action = action - action.mean(0)
         if self.about == "random":
             action = action + torch.randn(action.shape)
+        if self.about == "writes":
+            state["mean"].add_(1.0)
         if self.about == "one clock":  # for all rows
             inner["count"] = put(inner["count"], slice(None), inner["count"].max().expand(inner["count"].shape))
         more = {"late": action} if self.about == "grows" else {}
@@ -230,8 +233,10 @@ class Loose(Executor):
 
 @pytest.mark.parametrize("about, said", [
     ("mixes rows", "must not depend on the other rows"), ("random", "same keys must give the same actions"),
-    ("grows", "structure must never change"), ("one clock", "other rows must not notice")])
+    ("writes", "must not change a state in place"), ("grows", "structure must never change"),
+    ("one clock", "other rows must not notice")])
 def test_executors_that_break_a_promise(about, said):
-    check_executor(Loose())
+    config = PolicyConfig(Flow(n_steps=2), trunk=MLP(16, 1), window=Window(2, 8))
+    check_executor(Loose(), config)
     with pytest.raises(AssertionError, match=said):
-        check_executor(Loose(about))
+        check_executor(Loose(about), config)

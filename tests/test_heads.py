@@ -395,7 +395,7 @@ def test_the_ancestral_sampler_has_no_single_steps():
     policy, batch = random_batch(PolicyConfig(Diffusion(solver=DDPM(), times="ramp"), window=Window(2, 4)))
     key = torch.arange(5)
     with pytest.raises(Unsupported, match="draws noise in every step"):
-        StreamingExecutor().act(policy, batch.obs, StreamingExecutor().start(policy, key))
+        StreamingExecutor().start(policy, batch.obs, key)
 
 
 @pytest.mark.parametrize("prediction", ("epsilon", "sample", "v"))

@@ -25,7 +25,9 @@ from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan, DroppedObservation, delay_actor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.policy import Planner
+from understudy.heads.flow import Flow
+from understudy.nets.mlp import MLP
+from understudy.policy import Planner, PolicyConfig
 from understudy.testing import ContractViolation, check_executor, check_shift
 
 
@@ -305,7 +307,8 @@ def test_at_the_end_of_a_chunk_its_last_action_stays():
 @pytest.mark.parametrize("steps", [1, 3])
 def test_an_executor_made_late_keeps_the_contract_of_executors(steps):
     for executor in (RecedingHorizon(2), RecedingHorizon(2, skip=1), RealTimeChunking(2)):
-        check_executor(DelayedPlan(executor, steps), Window(n_obs_steps=2, horizon=6, action_offset=-executor.skip))
+        window = Window(n_obs_steps=2, horizon=6, action_offset=-executor.skip)
+        check_executor(DelayedPlan(executor, steps), PolicyConfig(Flow(n_steps=2), trunk=MLP(16, 1), window=window))
 
 
 @given(steps=st.integers(0, 5), execute=st.integers(1, 4), restart=st.integers(1, 8))

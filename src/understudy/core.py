@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -213,9 +213,28 @@ class HeadSpec:
     causal: bool = False
 
 
+def tree_map(function: Callable[..., Tensor], *trees):
+    """Calls `function` on the tensors at the same place of several trees.
+
+    Args:
+        function: Called with one tensor of each tree.
+        trees: Tensors, or nested dicts and `Context` objects of tensors, all of the same structure.
+
+    Returns:
+        A tree of the results.
+    """
+    first = trees[0]
+    if isinstance(first, Mapping):
+        return {k: tree_map(function, *(tree[k] for tree in trees)) for k in first}
+    if isinstance(first, Context):
+        return replace(first, **{f.name: tree_map(function, *(getattr(tree, f.name) for tree in trees))
+                                 for f in fields(first)})
+    return function(*trees)
+
+
 def take(tree, rows):
-    """The given rows of every tensor in a nested dict."""
-    return {k: take(v, rows) for k, v in tree.items()} if isinstance(tree, Mapping) else tree[rows]
+    """The given rows of every tensor in a tree (see `tree_map`)."""
+    return tree_map(lambda x: x[rows], tree)
 
 
 def put(tree, rows, new):

@@ -38,7 +38,7 @@ from .data.codec import Codec, Normalizer
 from .data.episode import Dataset
 from .data.window import Window, Windows
 from .files import check_checksum, read_json, write_checksums, write_json
-from .heads.base import DenoisingHead, Head
+from .heads.base import DenoisingHead, Head, StepwiseHead
 from .nets.base import Encoder, Trunk
 from .nets.encoders import TokenEncoder
 from .nets.mlp import MLP
@@ -60,30 +60,80 @@ class PolicyConfig:
 
 
 class NetworkGuidance(ABC):
-    """A guide that wraps the network."""
+    """Guidance that wraps the network."""
 
     def select_rows(self, rows: Tensor) -> NetworkGuidance:
-        """This guide for some of the rows: what holds something of each row takes its part."""
+        """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
         return self
 
     @abstractmethod
     def guided_net(self, net: Callable, without: Callable[..., Context]) -> Callable:
-        """`without(*keys)` is the context of the same observation minus keys."""
+        """Returns the network that is used instead of `net`.
+
+        Args:
+            net: Called as `net(x, t, context)`.
+            without: `without(*keys)` encodes the same observation without these columns.
+        """
 
 
 class CostGuidance(ABC):
-    """A guide that lowers a cost while the plan forms."""
+    """Guidance that lowers a cost of the estimated clean chunk at each denoising step."""
 
     def select_rows(self, rows: Tensor) -> CostGuidance:
-        """As of NetworkGuidance."""
+        """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
         return self
 
     @abstractmethod
     def cost(self, coded_action: Tensor, encode: Callable, decode: Callable) -> Tensor:
-        """(B,), of the estimate of the clean chunk; the two functions know the observation."""
+        """Returns the cost of each row, (B,).
+
+        Args:
+            coded_action: Estimate of the clean chunk, coded, (B, H, A).
+            encode: From world units to coded actions, for the current observation.
+            decode: From coded actions to world units.
+        """
 
 
-Guide = NetworkGuidance | CostGuidance
+@dataclass(frozen=True)
+class LastChunk:
+    """The chunk that an executor was executing when it asked for a new plan.
+
+    Executors pass it with the guides. It does not change how a chunk is sampled. Planners that choose between several
+    samples read it.
+
+    Args:
+        chunk: The old chunk in world units, (B, H, A).
+        cursor: The step of the old chunk at which the new chunk begins, (B,).
+        exists: False where no chunk was planned yet, (B,).
+    """
+
+    chunk: Tensor
+    cursor: Tensor
+    exists: Tensor
+
+    def select_rows(self, rows: Tensor) -> LastChunk:
+        """Returns the last chunks of some rows."""
+        return LastChunk(self.chunk[rows], self.cursor[rows], self.exists[rows])
+
+    def aligned(self) -> tuple[Tensor, Tensor]:
+        """Returns the old chunk in the time of the new one.
+
+        Returns:
+            What the old chunk contains for each step of the new chunk, (B, H, A), and False where it contains
+            nothing, (B, H).
+        """
+        horizon, action_dim = self.chunk.shape[1:]
+        step = self.cursor.unsqueeze(1) + torch.arange(horizon, device=self.chunk.device)
+        index = step.clamp(max=horizon - 1).unsqueeze(-1).expand(-1, -1, action_dim)
+        return self.chunk.gather(1, index), (step < horizon) & self.exists.unsqueeze(1)
+
+
+Guide = NetworkGuidance | CostGuidance | LastChunk
+
+
+def sampling_guides(guides: tuple[Guide, ...]) -> tuple[NetworkGuidance | CostGuidance, ...]:
+    """Returns the guides that change how a chunk is sampled."""
+    return tuple(g for g in guides if not isinstance(g, LastChunk))
 
 
 @dataclass(frozen=True)
@@ -121,30 +171,84 @@ class Inpaint(CostGuidance):
 
 
 class Planner(ABC):
-    """What an executor needs: a policy, or something made of policies."""
+    """What an executor needs: a policy, or something made of policies.
 
-    inputs: tuple[str, ...]  # the columns it reads
-    features: Schema  # of these columns, among others
+    Attributes:
+        inputs: The columns that it reads.
+        features: The features of these columns, and possibly of others.
+        window: The windows that it reads and plans.
+        action_dim: Width of one planned step, A.
+        device: Where its tensors are.
+    """
+
+    inputs: tuple[str, ...]
+    features: Schema
     window: Window
-    action_dim: int  # width of one planned step
+    action_dim: int
     device: torch.device
 
     @abstractmethod
     def plan(self, obs: Mapping[str, Tensor], noise: Tensor | State, guides: tuple[Guide, ...] = ()) -> Tensor:
-        """obs (B, To, ...) -> (B, H, A) in world units: a function of its arguments alone."""
+        """Plans a chunk. The result depends on the arguments only.
+
+        Args:
+            obs: Observation windows, (B, To, ...).
+            noise: What `noise` returned.
+            guides: Guidance of these plans.
+
+        Returns:
+            Chunks in world units, (B, H, A).
+        """
 
     @abstractmethod
     def noise(self, key: Tensor, count: Tensor) -> Tensor | State:
-        """All the randomness of one plan, for rows with these keys at their count-th plan: rows first, in a tensor or,
-        where several planners draw, in nested dicts of them."""
+        """Returns all the randomness of one plan.
+
+        Args:
+            key: The key of each row, (B,) int64.
+            count: The number of the plan within its episode, (B,).
+
+        Returns:
+            A tensor with rows first or, where several planners draw, nested dicts of such tensors.
+        """
+
+    def context(self, obs: Mapping[str, Tensor]) -> Context:
+        """Encodes observation windows (B, To, ...). Raises Unsupported where plans have no separate encoder."""
+        raise Unsupported(f"{type(self).__name__} does not encode observations apart from planning", hint=_NO_CONTEXT)
+
+    def encode(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Converts actions (B, H, A) in world units to coded actions. Raises Unsupported where there is no codec."""
+        raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
+
+    def decode(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Converts coded actions to world units, (B, H, A). Raises Unsupported where there is no codec."""
+        raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
+
+
+_NO_CONTEXT = "use an executor that only asks for plans, such as RecedingHorizon"
 
 
 class StepwisePlanner(Planner):
-    """A planner whose chunks can be seen half made."""
+    """A planner whose chunks can be sampled step by step."""
+
+    @property
+    @abstractmethod
+    def head(self) -> StepwiseHead:
+        """The head that makes the steps. Raises Unsupported if the planner's head has none."""
 
     @abstractmethod
-    def denoise_step(self, obs: Mapping[str, Tensor], x: Tensor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
-        """One step, from times t (B, H) to `to`, of a chunk x in the making, coded; and how it would decode now."""
+    def denoise_step(self, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """Makes one step of the sampler.
+
+        Args:
+            context: What `context` returned for the observation. One context serves all steps of a plan.
+            x: Coded actions at times t, (B, H, A).
+            t: Time of each step of the chunk, (B, H).
+            t_next: Times after the step, (B, H).
+
+        Returns:
+            Coded actions at times t_next, (B, H, A).
+        """
 
 
 class Policy(nn.Module, StepwisePlanner):
@@ -254,7 +358,7 @@ class Policy(nn.Module, StepwisePlanner):
 
     def plan(self, obs, noise, guides=()):
         context, head, net = self.context(obs), self.config.head, self.net
-        if not guides:
+        if not (guides := sampling_guides(guides)):
             return self.codec.decode(head.sample(net, context, noise), obs)
         if not isinstance(head, DenoisingHead):
             raise Unsupported(f"{type(head).__name__} answers at once; only heads that move noise to action step by "
@@ -265,10 +369,10 @@ class Policy(nn.Module, StepwisePlanner):
             return self.context({**obs, **absent})
 
         def encode(action):
-            return self.codec.encode(action, obs)
+            return self.encode(action, obs)
 
         def decode(coded):
-            return self.codec.decode(coded, obs)
+            return self.decode(coded, obs)
 
         for guide in guides:
             net = guide.guided_net(net, without) if isinstance(guide, NetworkGuidance) else net
@@ -276,12 +380,22 @@ class Policy(nn.Module, StepwisePlanner):
         cost = (lambda x: sum(g.cost(x, encode, decode) for g in pulls)) if pulls else None
         return decode(head.sample(net, context, noise, cost))
 
-    def denoise_step(self, obs, x, t, t_next):
-        if not isinstance(self.config.head, DenoisingHead):
-            raise Unsupported(f"{type(self.config.head).__name__} has no half-made chunks",
-                              hint="take a head that moves noise to action step by step, or another executor")
-        x = self.config.head.denoise_step(self.net, self.context(obs), x, t, t_next)
-        return x, self.codec.decode(x, obs)
+    @property
+    def head(self) -> StepwiseHead:
+        """The head of a policy that samples step by step. `config.head` is the head of any policy."""
+        if not isinstance(self.config.head, StepwiseHead):
+            raise Unsupported(f"{type(self.config.head).__name__} answers in one step", hint="use a head that samples "
+                              "step by step, such as Flow or Diffusion, or another executor, such as RecedingHorizon")
+        return self.config.head
+
+    def denoise_step(self, context, x, t, t_next):
+        return self.head.denoise_step(self.net, context, x, t, t_next)
+
+    def encode(self, action, obs):
+        return self.codec.encode(action, obs)
+
+    def decode(self, coded, obs):
+        return self.codec.decode(coded, obs)
 
     def noise(self, key, count):
         return normal(key, count, self.noise_shape, stream=4)

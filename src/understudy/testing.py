@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .config import UntrustedCode
-from .core import Batch, Context, Feature, HeadSpec, Schema, Unsupported, UserError, keys, put, take
+from .core import Batch, Context, Feature, HeadSpec, Schema, Unsupported, UserError, keys, put, take, tree_map
 from .data.codec import Codec
 from .data.episode import Dataset, Episode
 from .data.window import Window
@@ -26,9 +26,8 @@ from .envs.shifts import Shift
 from .evaluate.recording import UniformRandomActor
 from .evaluate.rollout import rollout
 from .execute.actor import Actor, NoisyActor
-from .execute.base import Executor
+from .execute.base import ActionConditionedExecutor, Executor
 from .heads.base import DenoisingHead, LikelihoodHead, TargetNetworkHead, TemperatureHead
-from .heads.flow import Flow
 from .nets.base import CachesContext, Encoder, SharedTimeTrunk, Trunk, precomputed
 from .policy import Policy, PolicyConfig
 
@@ -436,35 +435,71 @@ def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
 
 
 @torch.no_grad()
-def check_executor(executor: Executor, window: Window | None = None, steps: int = 12) -> None:
-    """That its state keeps its structure, that rows ignore each other, that one row can be started anew alone, and
-    that the same keys give the same actions."""
-    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2, times="each"), window=window or Window(2, 8)))
-    rng = _rng(0)
-    obs = [
-        {k: torch.randn(3, policy.window.n_obs_steps, 3, generator=rng) for k in policy.inputs} for _ in range(steps)
-    ]
-    key, new = torch.tensor([11, 22, 33]), torch.tensor([44])
+def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) -> None:
+    """Checks that an executor keeps its promises.
 
-    def run(rows, key, fresh=None, since=0):
-        state, out = executor.start(policy, key), []
+    Its state keeps its structure, rows do not influence each other, one row can be restarted alone, and the same keys
+    give the same actions. If it is an `ActionConditionedExecutor`, its plans also continue the executed actions.
+
+    Args:
+        executor: The executor to check.
+        config: A policy that it can run. Its inputs are columns of three numbers.
+        steps: Number of steps of each run.
+
+    Raises:
+        ContractViolation: A promise is broken.
+    """
+    policy, _ = random_batch(config)
+    executor.check_planner(policy)
+    rng = _rng(0)
+    obs = [{k: torch.randn(3, policy.window.n_obs_steps, *policy.features[k].shape, generator=rng)
+            for k in policy.inputs} for _ in range(steps)]
+    key, new = torch.tensor([11, 22, 33]), torch.tensor([44])
+    everyone, alone, middle = torch.arange(3), torch.tensor([1]), steps // 2 - 1
+
+    def run(rows, key, restart=None, since=0):
+        state, out = executor.start(policy, take(obs[since], rows), key), []
         structure = _structure(state)
         for n, seen in enumerate(obs[since:]):
-            if fresh == n:
-                state = put(state, torch.tensor([1]), executor.start(policy, new))
-            before = _structure(state)
-            action, state = executor.act(policy, take(seen, rows), state)
+            if restart == n:
+                state = put(state, alone, executor.start(policy, take(seen, alone), new))
+            before, copied = state, tree_map(torch.clone, state)
+            action, state = executor.act(policy, take(seen, rows), before)
+            tree_map(_require_unchanged, before, copied)
             require(action.shape == (len(key), policy.action_dim), "an executor gives (B, A)")
-            require(before == _structure(state) == structure, "a state's structure must never change")
+            require(_structure(state) == structure, "a state's structure must never change")
             out.append(action)
         return torch.stack(out)
-    everyone, alone, middle = torch.arange(3), torch.tensor([1]), steps // 2 - 1
     whole = run(everyone, key)
     require_equal(run(everyone, key), whole, "the same keys must give the same actions")
     require_equal(run(alone, key[1:2])[:, 0], whole[:, 1], "a row must not depend on the other rows", 1e-3)
     reset = run(everyone, key, middle)
-    require_equal(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is started anew", 1e-3)
-    require_equal(reset[middle:, 1], run(alone, new, since=middle)[:, 0], "a row started anew must be as new", 1e-3)
+    require_equal(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is restarted", 1e-3)
+    require_equal(reset[middle:, 1], run(alone, new, since=middle)[:, 0], "a restarted row must be as new", 1e-3)
+    if isinstance(executor, ActionConditionedExecutor):
+        _check_plan_after_actions(executor, policy, obs[0], key)
+
+
+def _check_plan_after_actions(executor: ActionConditionedExecutor, policy: Policy, obs, key: Tensor) -> None:
+    n_past = -policy.window.action_offset
+    require(n_past > 0, "the window must reach back to the executed actions: action_offset < 0")
+    executed = torch.randn(len(key), n_past, policy.action_dim, generator=_rng(1))
+    mask, noise = torch.ones(executed.shape[:2], dtype=torch.bool), policy.noise(key, torch.zeros_like(key))
+    plan = executor.plan(policy, obs, executed, mask, noise)
+    require(plan.shape == (len(key), policy.window.horizon, policy.action_dim), "a plan must be (B, H, A)")
+    require_equal(plan[:, :n_past], executed, "the first steps of a plan are the executed actions", 1e-4)
+    other = executor.plan(policy, obs, executed + 1, mask, noise)
+    require(not torch.allclose(other[:, n_past:], plan[:, n_past:]), "a plan must depend on the executed actions")
+    first = executor.plan(policy, obs, executed, ~mask, noise)
+    require_equal(executor.plan(policy, obs, executed + 1, ~mask, noise)[:, n_past:], first[:, n_past:],
+                  "actions before the start of an episode must not matter")
+    action, _ = executor.act(policy, obs, executor.start(policy, obs, key))
+    require_equal(action, first[:, n_past], "the first action of an episode must be the first planned one", 1e-4)
+
+
+def _require_unchanged(now: Tensor, before: Tensor) -> Tensor:
+    require_equal(now, before, "act must not change a state in place")
+    return now
 
 
 def _structure(tree) -> object:

@@ -389,7 +389,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
     for relabel in method.transforms:
         data = data.map(relabel)
-    found = evaluate_action_prediction(policy, data, episodes, origin)
+    found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor)
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
             _breakdown_table("of the episode", found.by_time, found.unit))

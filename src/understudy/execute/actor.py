@@ -57,6 +57,7 @@ class PolicyActor(Actor):
     executor: Executor = RecedingHorizon()
     image_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
+    @torch.no_grad()
     def start(self, obs, key):
         """The state before the first action; the history is the first observation, as often as it takes.
 
@@ -75,9 +76,11 @@ class PolicyActor(Actor):
                 hint="understudy.core.keys(seed, range(rows)) makes them",
             )
         seen = {k: v.unsqueeze(1).expand(-1, rows, *v.shape[1:]).clone() for k, v in seen.items()}
+        first = seen
         if self.planner.window.obs_pad_mask:  # so far, all rows are before the start of the episode
             seen = {k: torch.zeros_like(v) if k.endswith("?") else v for k, v in seen.items()}
-        return {"seen": seen, "run": self.executor.start(self.planner, key.to(self.planner.device))}
+            first = {k: torch.cat([v[:, 1:], first[k][:, -1:]], 1) for k, v in seen.items()}
+        return {"seen": seen, "run": self.executor.start(self.planner, first, key.to(self.planner.device))}
 
     @torch.no_grad()
     def act(self, obs, state):

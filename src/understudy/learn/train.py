@@ -27,6 +27,7 @@ from ..data.device_windows import to_device
 from ..data.episode import Dataset, interrupted_episodes
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
+from ..execute.base import Executor
 from ..heads.base import MemoryHead
 from ..policy import Policy, policy_inputs
 from . import devices
@@ -152,7 +153,7 @@ def train(
         processes.wait()
 
         judge = _CheckpointEvaluation(
-            run, test, validation or Validation(), target_scale(training, method.policy.target), score
+            run, test, validation or Validation(), target_scale(training, method.policy.target), score, method.executor
         )
         over = partial(policy.windows, extra=method.learner.extra, next_obs=method.learner.next_obs)
         windows = (to_device(over(training, sampling_weights=sampling_weights), where) if stream is None else
@@ -245,8 +246,9 @@ class _Interrupted(Exception):
 class _CheckpointEvaluation:
     """Validation and score of a checkpoint, once each; then which one is the best, and what need not be kept."""
 
-    def __init__(self, run: Run, test: Dataset, validation: Validation, scale, score: Score | None):
+    def __init__(self, run: Run, test: Dataset, validation: Validation, scale, score: Score | None, executor: Executor):
         self.run, self.test, self.validation, self.scale, self.score = run, test, validation, scale, score
+        self.executor = executor
 
     def __call__(self, loop: _TrainingState, watches) -> None:
         step = loop.step
@@ -254,7 +256,7 @@ class _CheckpointEvaluation:
         if not done or (self.score and "score" not in done):
             policy, seen = loop.acting_policy(), {}
             if len(self.test):
-                found = self.validation.evaluate(policy, self.test, self.scale)
+                found = self.validation.evaluate(policy, self.test, self.scale, self.executor)
                 seen = {f"validation/{k}": v for k, v in found.items()}
             if self.score:
                 seen["score"] = float(self.score(policy))
@@ -357,7 +359,7 @@ def check_method(method: Method, data: Dataset) -> None:
 def _check_executor(method: Method, policy: Policy) -> None:
     """Raises UserError now, and not after the training, if the policy could not be run as the method says."""
     if role(method.policy.target) == "action":  # what foretells something else is not run
-        method.executor.start(policy, torch.zeros(1, dtype=torch.int64, device=policy.device))
+        method.executor.check_planner(policy)
 
 
 def make_provenance(

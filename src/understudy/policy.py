@@ -10,16 +10,15 @@ import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from . import config
+from .checkpoint import CheckpointModule, load_features, load_weights, read_document, save_features, save_weights
 from .core import (
     Batch,
     Context,
@@ -37,7 +36,7 @@ from .data.augment import Augmentation
 from .data.codec import Codec, Normalizer
 from .data.episode import Dataset
 from .data.window import Window, Windows
-from .files import check_checksum, read_json, write_checksums, write_json
+from .files import read_json, write_json
 from .heads.base import DenoisingHead, Head, StepwiseHead
 from .nets.base import Encoder, Trunk
 from .nets.encoders import TokenEncoder
@@ -251,7 +250,7 @@ class StepwisePlanner(Planner):
         """
 
 
-class Policy(nn.Module, StepwisePlanner):
+class Policy(CheckpointModule, StepwisePlanner):
     """`features` are those of the data: of the inputs and the target. Raises UserError for a column that is not
     there."""
 
@@ -291,7 +290,7 @@ class Policy(nn.Module, StepwisePlanner):
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """(height, width) of each camera that it reads."""
-        return {k: f.shape[:2] for k, f in self.features.items() if f.kind == "image"}
+        return camera_sizes(self.features)
 
     def check_features(self, features: Schema, where: str, *, resized: bool = False) -> None:
         """Raises UserError unless `features` has every column that this policy reads, of the same shape and kind.
@@ -314,7 +313,7 @@ class Policy(nn.Module, StepwisePlanner):
                 )
 
     @torch.no_grad()
-    def fit_statistics(self, data: Dataset, *, refit_codec: bool = True) -> Policy:
+    def fit_statistics(self, data: Dataset, *, refit_codec: bool = True, refit_head: bool = True) -> Policy:
         """Everything that is not gradient descent: statistics, then centres or memories.
 
         Again after training (codec=False) for heads whose memory is made of learned features.
@@ -323,7 +322,7 @@ class Policy(nn.Module, StepwisePlanner):
             light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # no statistics of pixels
             statistics = self.config.window.windows(data, light, self.config.target)
             self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
-        if type(self.config.head).fit is not Head.fit:
+        if refit_head and type(self.config.head).fit is not Head.fit:
             training = self.training
             self.eval()
             windows = self.windows(data)
@@ -407,10 +406,8 @@ class Policy(nn.Module, StepwisePlanner):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "policy.json", config.dump(self.config))
-        write_json(folder / "features.json", {k: asdict(f) for k, f in self.features.items()})
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()},
-                  folder / "weights.safetensors")
-        write_checksums(folder, "weights.safetensors")
+        save_features(self.features, folder)
+        save_weights(self, folder)
 
     @staticmethod
     def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
@@ -425,26 +422,17 @@ class Policy(nn.Module, StepwisePlanner):
         if not isinstance(recipe, PolicyConfig):
             raise UserError(f"expected a PolicyConfig, found {type(recipe).__name__}", where=folder / "policy.json",
                             hint=_replacement_hint(folder))
-        features = _features_from_json(read_checkpoint_json(folder, "features.json"), folder)
+        features = load_features(folder, _replacement_hint(folder))
         _check_columns((*recipe.inputs, recipe.target), features, str(folder / "features.json"))
         with without_downloads():
             policy = Policy(recipe, features)
-        try:
-            check_checksum(folder / "weights.safetensors", _replacement_hint(folder))
-            weights = load_file(folder / "weights.safetensors")
-        except FileNotFoundError:
-            raise UserError("expected a file, found none", where=folder / "weights.safetensors",
-                            hint=_replacement_hint(folder)) from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"expected a whole safetensors file, found {error}", where=folder / "weights.safetensors",
-                            hint=_replacement_hint(folder)) from None
-        try:
-            load_tensors(policy, weights)
-        except RuntimeError as error:
-            raise UserError(f"expected the weights of this recipe, found {error}", where=folder,
-                            hint="policy.json and weights.safetensors must come from the same run; "
-                            + _replacement_hint(folder)) from None
+        load_weights(policy, folder, _replacement_hint(folder), "policy")
         return policy.eval().to(device)
+
+
+def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
+    """(height, width) of the frames of each camera among these columns."""
+    return {k: f.shape[:2] for k, f in features.items() if f.kind == "image"}
 
 
 def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",
@@ -476,27 +464,6 @@ def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
     return (f"policies read columns called observation.* (observation.state, observation.images.NAME)"
             f"{': ' + told if told else ''}; a view renames them: understudy view make {shlex.quote(str(data))} --out "
             f"VIEW {options}")
-
-
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Gives `module` these weights and buffers. Raises RuntimeError, in one line, if they are not its own; then
-    nothing has changed."""
-    own, buffers = module.state_dict(), dict(module.named_buffers())
-    odd = {"missing": [f"{k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors],
-           "unexpected": [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own],
-           # A memory has as many rows as there was data: buffers take the shape that was saved.
-           "of another shape": [f"{k} {tuple(tensors[k].shape)} in the place of {tuple(v.shape)}"
-                                for k, v in own.items() if k in tensors and k not in buffers
-                                and tensors[k].shape != v.shape]}
-    if any(odd.values()):
-        raise RuntimeError("; ".join(f"{len(names)} {kind} (the first: {names[0]})"
-                                     for kind, names in odd.items() if names) + f"; of {len(own)} tensors")
-    for name, buffer in buffers.items():
-        # Clones, since safetensors gives odd addresses, from which sums differ in their last bits.
-        owner, _, leaf = name.rpartition(".")
-        if name in tensors:
-            setattr(module.get_submodule(owner), leaf, tensors[name].to(buffer.device, copy=True))
-    module.load_state_dict(tensors)
 
 
 def find_checkpoint(folder: Path | str) -> Path:
@@ -532,10 +499,7 @@ def find_checkpoint(folder: Path | str) -> Path:
 
 def read_checkpoint_json(folder: Path, name: str):
     """The JSON of that name in a checkpoint. Raises UserError that says what to take instead."""
-    try:
-        return read_json(folder / name)
-    except UserError as error:
-        raise UserError(error.problem, where=error.where, hint=_replacement_hint(folder)) from None
+    return read_document(folder / name, _replacement_hint(folder))
 
 
 def _describe_path(folder: Path) -> str:
@@ -569,18 +533,6 @@ def _training_command(folder: Path | None, run: Path) -> str:
         if folder is not None and (said := read_json(folder / "provenance.json").get("command")):
             return str(said)
     return f"understudy train METHOD DATA --out {run if (run / 'checkpoints').exists() else 'RUN'}"
-
-
-def _feature_from_json(data: dict) -> Feature:
-    return Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
-
-
-def _features_from_json(data, folder: Path) -> dict[str, Feature]:
-    try:
-        return {k: _feature_from_json(f) for k, f in data.items()}
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"expected columns with dtype, shape and kind, found something else ({error})",
-                        where=folder / "features.json", hint=_replacement_hint(folder)) from None
 
 
 def _add_goal_features(recipe: PolicyConfig, features: Schema) -> dict[str, Feature]:

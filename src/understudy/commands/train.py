@@ -21,18 +21,20 @@ from .common import (
     command_line,
     open_data,
     parse,
+    print_help,
     recorded_env,
     split_arguments,
     trust_options,
-    tyro_cli,
 )
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
     from ..data.relabel import TaskText
     from ..envs.base import Env
+    from ..execute.actor import Actor
     from ..learn.method import Method
     from ..learn.run import Run
+    from ..learn.train import Score
 
 
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
@@ -123,7 +125,7 @@ def main(args: list[str]) -> None:
             raise UserError(f"expected an environment that says its task in words, found {o.eval}", where="--eval",
                             hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
         _check_policy_fits(method, data, env)
-        score = _make_score(method, env, o.rollouts, o.seed)
+        score = _make_score(env, o.rollouts, o.seed)
     kept = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
     if kept and not validation_episodes(kept, o.val_fraction):
         print(f"no episode is held out{'' if o.val_fraction == 0 else ': that takes 5 or more'}"
@@ -214,16 +216,16 @@ class ProgressPrinter:
 
 
 def _print_help(own: list[str], options: list[str]) -> None:
-    """Of the command, and, where a recipe is named, of every field that can be set."""
+    """Prints the help page of the command and, where a method is named, every field that can be set."""
     with contextlib.suppress(SystemExit):
-        parse(TrainOptions, "train", ["--help"])
+        print_help(TrainOptions, "understudy train")
     if own and not own[0].startswith("-"):
-        from ..learn.method import Method
         from .method import build_method
+        from .methods import settings_table
 
+        trust = tuple(_trusted_packages(own))
         print(f"\nWhat can be set in {own[0]}, and its defaults:\n")
-        method = build_method(own[0], options, [], None, tuple(_trusted_packages(own)), "")
-        tyro_cli(Method, ["--help"], f"understudy train {own[0]} DATA --out RUN", default=method)
+        Output().print(settings_table(own[0], build_method(own[0], options, [], None, trust, ""), trust))
     sys.exit(0)
 
 
@@ -255,15 +257,11 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
     policy.check_features(env.features, str(env.metadata["env"]), resized=True)
 
 
-def _make_score(method: Method, env: Env, episodes: int, seed: int):
-    """Success where it is defined, else the mean return; always on the same starts, which eval never uses."""
+def _make_score(env: Env, episodes: int, seed: int) -> Score:
+    """Success where it is defined, else the mean return, always on the same starts, which eval never uses."""
     from ..evaluate.evaluation import evaluate, validation_seed
-    from ..execute.actor import PolicyActor
-    from ..execute.planners import FixedBatch
 
-    def score(policy) -> float:
-        found = evaluate(
-            PolicyActor(FixedBatch(policy), method.executor, policy.image_sizes), env, episodes, validation_seed(seed)
-        )
+    def score(actor: Actor) -> float:
+        found = evaluate(actor, env, episodes, validation_seed(seed))
         return (found.success or found.returns).estimate
     return score

@@ -40,8 +40,8 @@ from understudy.learn.optimizer import OptimizerConfig
 def steady(horizon: int = 8) -> Method:
     \"""A mixture over short chunks, half of each carried out, learned slowly.\"""
     recipe = PolicyConfig(GMM(), window=Window(n_obs_steps=1, horizon=horizon))
-    return Method(recipe, RecedingHorizon(horizon // 2), BehaviorCloning(steps=3000, optim=OptimizerConfig(rate=3e-4,
-    warmup=200)))
+    return Method(recipe, RecedingHorizon(horizon // 2), BehaviorCloning(steps=3000, optimizer=OptimizerConfig(lr=3e-4,
+    warmup_steps=200)))
 ```
 
 ```console

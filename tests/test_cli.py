@@ -154,7 +154,7 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     "train bc d --out r --save-freq", "train bc d --out r --rollouts", "train bc d --out r --buffer-size",
     "train bc d --out r --max-episode-steps", "eval r fork --episodes", "eval r fork --rows", "eval r fork --workers",
     "compare a b --env fork --episodes", "compare a b --env fork --rows", "compare a b --env fork --workers",
-    "plan 0.7 0.8 --episodes", "shift r fork --episodes", "shift r fork --rows", "claims run --all --workers"])
+    "plan 0.7 0.8 --episodes", "robustness r fork --episodes", "robustness r fork --rows", "claims run --all --workers"])
 def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, args, count):
     monkeypatch.chdir(tmp_path)
     option = args.split()[-1]
@@ -164,12 +164,12 @@ def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, ar
 
 
 @pytest.mark.parametrize("args", ["record fork --out d --episodes 3", "train bc d --out r", "eval r fork",
-                                  "compare a b --env fork", "shift r fork"])
+                                  "compare a b --env fork", "robustness r fork"])
 def test_seeds_below_0_are_understudys_own(call, args):
     refused(call(*args.split(), "--seed", -1), "--seed: expected a seed of 0 or more, found -1\n  -> negative seeds")
 
 
-@pytest.mark.parametrize("args", ["eval r fork --labels", "shift r fork --levels", "shift r fork --shifts",
+@pytest.mark.parametrize("args", ["eval r fork --labels", "robustness r fork --levels", "robustness r fork --shifts",
                                   "split d --by task --out o --names", "view make d --out v --select",
                                   "view make d --out v --delete"])
 def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
@@ -212,8 +212,8 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
     (["train", "bc", "d", "--out", "r", "--image_sise=3"], "no option --image_sise\n  -> did you mean --image-size? "),
     (["record", "fork", "--out", "d", "--episodes", "3", "-x"],
      "understudy record: there is no option -x\n  -> understudy record --help says what can be set\n"),
-    (["record", "fork", "--out", "d", "--episodes", "3", "--by", "scriptd"],
-     "--by: expected scripted, random or keyboard, found 'scriptd'\n"
+    (["record", "fork", "--out", "d", "--episodes", "3", "--actor", "scriptd"],
+     "--actor: expected scripted, random or keyboard, found 'scriptd'\n"
      "  -> did you mean scripted? understudy record --help"),
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
@@ -340,7 +340,7 @@ def test_inspect_proposes_no_training_that_would_be_refused(call, tmp_path):
 
 def test_replay(call, place):
     found = document(call("replay", place / "demos", "fork", "--json"))
-    assert [t["diverges"] for t in found["episodes"]] == [None] * 12
+    assert [t["divergence"] for t in found["episodes"]] == [None] * 12
     one = document(call("replay", place / "demos", "fork", "--episode", 3, "--state", "--json"))
     assert [(t["episode"], t["success"]) for t in one["episodes"]] == [(3, True)]
     refused(call("replay", place / "demos", "fork", "--episode", 12), "from 0 to 11")

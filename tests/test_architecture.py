@@ -144,3 +144,25 @@ def test_the_rules_can_fail(tmp_path):
     assert found == {("understudy", "policy", "Policy"), ("understudy", "heads", "base"), ("pickle",)}
     names = {name for _, name in calls(ast.parse("eval('1'); yaml.load(x); torch.load(f)"))}
     assert names == {"eval", "yaml.load", "torch.load"}
+
+
+def circles():
+    """Groups of files that import each other, directly or through others, late imports included."""
+    names = {("understudy", *(p for p in parts(path) if p != "__init__")): path for path in FILES}
+    edges = {path: {names[name[:n]] for _, name in imported(path, tree) for n in (len(name), len(name) - 1)
+                    if name[:n] in names} - {path} for path, tree in trees()}
+
+    def reached(path):
+        seen, pending = set(), [path]
+        while pending:
+            for other in edges[pending.pop()] - seen:
+                seen.add(other)
+                pending.append(other)
+        return seen
+    reach = {path: reached(path) for path in FILES}
+    return {frozenset(other for other in reach[path] if path in reach[other]) for path in FILES if path in reach[path]}
+
+
+def test_commands_and_learning_are_free_of_circles():
+    found = [sorted("/".join(parts(path)) for path in circle) for circle in circles()]
+    assert not [c for c in found if any(name.split("/")[0] in ("commands", "learn", "methods") for name in c)]

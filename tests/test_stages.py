@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -16,13 +18,16 @@ from safetensors.torch import load_file
 
 from understudy import config
 from understudy.checkpoint import FromStage, Scorer, load_module, save_module
+from understudy.cli import main
 from understudy.core import UserError, keys
+from understudy.data.augment import ConditionDropout
 from understudy.data.episode import Dataset, Episode
 from understudy.data.relabel import Hindsight
 from understudy.data.window import Window
 from understudy.execute.actor import PolicyActor
-from understudy.execute.planner_config import BestOfNConfig, HierarchyConfig
+from understudy.execute.planner_config import BestOfNConfig, GuidanceConfig, HierarchyConfig
 from understudy.execute.planners import BestOfN, Hierarchical
+from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
@@ -43,7 +48,8 @@ from understudy.learn.train import train
 from understudy.learn.validation import Validation
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
-from understudy.policy import Policy, PolicyConfig
+from understudy.policy import ClassifierFreeGuidance, Policy, PolicyConfig
+from understudy.testing import check_scorer
 
 STATE = "observation.state"
 
@@ -400,8 +406,16 @@ def test_critics_share_the_codec_and_survive_their_files(tmp_path):
         mine = critic.eval()(batch.obs, batch.action)
         assert mine.shape == (6,) and torch.equal(again(batch.obs, batch.action), mine)
         assert torch.equal(critic.scores(batch.obs, batch.action).amin(0), mine)
+        check_scorer(critic, batch.obs, batch.action)
         other = critic(batch.obs, batch.action + 0.5)
         assert torch.equal(other, mine) == (kind is ValueFunction)
+    class Random(QFunction):
+        def forward(self, obs, plan):
+            return torch.randn(len(plan))
+    batch = policy.windows(data).batch(6, 0)
+    made = CriticConfig(hidden=(16,)).build(policy)
+    with pytest.raises(AssertionError, match="the same plan must have the same score"):
+        check_scorer(Random(made.about, made.features), batch.obs, batch.action)
     path = tmp_path / "QFunction" / "module.json"
     path.write_text(json.dumps({"$": "nobody_trusts_this:Critic"}))
     with pytest.raises(config.UntrustedCode):
@@ -409,3 +423,77 @@ def test_critics_share_the_codec_and_survive_their_files(tmp_path):
     path.write_text(json.dumps({"$": "understudy.learn.behavior_cloning:BehaviorCloningLearner"}))
     with pytest.raises(config.UntrustedCode, match="not a CheckpointModule"):
         load_module(tmp_path / "QFunction")
+
+
+# -- the command line -----------------------------------------------------------------------------------------------
+
+
+def call(*args) -> tuple[int, str]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        return main([str(a) for a in args]), out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("demos") / "particle"
+    assert call("record", "particle", "--out", path, "--episodes", 6)[0] == 0
+    return path
+
+
+def pretrained() -> Method:
+    """Pre-training, then fine-tuning of the network alone."""
+    base = Method(PolicyConfig(Regression(), trunk=MLP(width=8, depth=1)), learner=BehaviorCloning(3, 8))
+    return replace(base, stages=(Stage("base", base),),
+                   initialize_from=(InitializeFrom(FromStage("base"), train=("net",)),))
+
+
+def guided() -> Method:
+    """Classifier-free guidance: the observation is dropped in a half of the training windows."""
+    seen = "observation.state"
+    config = PolicyConfig(Diffusion(n_steps=2), trunk=MLP(width=8, depth=1), window=Window(1, 2),
+                          augmentations=(ConditionDropout(seen, 0.5),))
+    return Method(config, learner=BehaviorCloning(3, 8),
+                  inference=(GuidanceConfig((ClassifierFreeGuidance((seen,), 3.0),)),))
+
+
+def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
+    out = tmp_path / "run"
+    command = ("train", "test_stages:pretrained", demos, "--trust", "test_stages", "--out", out, "--device", "cpu")
+    assert call(*command)[0] == 0
+    base, policy = Policy.load(out / "stages/base"), Policy.load(out)
+    assert all(map(torch.equal, parameters(policy, "encoder"), parameters(base, "encoder")))
+    assert call("eval", out, "particle", "--episodes", 2, "--device", "cpu")[0] == 0
+    assert Method.load(out) == pretrained()
+    # Its stage is taken from that run, and nothing but the network is trained on from it.
+    given = tmp_path / "given"
+    assert call(*command[:5], "--out", given, "--device", "cpu", "--stage", f"base={out}/stages/base")[0] == 0
+    assert Policy.load(given).state_dict().keys() == policy.state_dict().keys()
+    assert all(map(torch.equal, Policy.load(given).parameters(), policy.parameters()))
+    tuned = tmp_path / "tuned"
+    status, text = call("train", out, demos, "--from", out, "--freeze", "encoder", "--out", tuned, "--device", "cpu")
+    assert status == 0, text
+    assert all(map(torch.equal, parameters(Policy.load(tuned), "encoder"), parameters(policy, "encoder")))
+    assert [s.name for s in Method.load(tuned).stages] == ["from"]
+    for wrong, says in ((["--freeze", "encoder"], "--freeze: expected --from RUN"),
+                        (["--stage", "base"], "expected NAME=RUN"), (["--stage", f"rest={out}"], "no stage 'rest'")):
+        status, text = call("train", "bc", demos, "--out", tmp_path / "none", *wrong)
+        assert status == 2 and says in text
+
+
+def test_guidance_acts_wherever_the_checkpoint_does(demos, tmp_path):
+    out = tmp_path / "run"
+    status, text = call("train", "test_stages:guided", demos, "--trust", "test_stages", "--out", out, "--device", "cpu",
+                        "--eval", "particle", "--rollouts", 2)
+    assert status == 0, text
+    status, text = call("eval", out, "particle", "--episodes", 2, "--json", "--device", "cpu")
+    assert status == 0, text
+    loaded = TrainedRun.load(out)
+    planner, policy = loaded.planner(), loaded.modules["policy"]
+    obs = {k: torch.randn(2, 1, *policy.features[k].shape) for k in policy.inputs}
+    noise = policy.noise(keys(0, range(2)), torch.zeros(2, dtype=torch.int64))
+    plans = planner.plan(obs, noise)
+    assert torch.equal(plans, policy.plan(obs, noise, guided().inference[0].guides))
+    assert not torch.allclose(plans, policy.plan(obs, noise))
+    status, text = call("export", out, "--out", tmp_path / "policy.onnx")
+    assert status == 2 and "without GuidanceConfig" in text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -293,24 +293,8 @@ class Policy(CheckpointModule, StepwisePlanner):
         return camera_sizes(self.features)
 
     def check_features(self, features: Schema, where: str, *, resized: bool = False) -> None:
-        """Raises UserError unless `features` has every column that this policy reads, of the same shape and kind.
-        resized: frames are yet to be brought to its size (see PolicyActor)."""
-        drawn = {g.into: g.column for g in self.window.goals}
-        for name, mine in self.features.items():
-            name = drawn.get(name, name)
-            _check_columns((name,), features, where)
-            theirs = features[name]
-            if resized and theirs.kind == mine.kind == "image":
-                theirs = replace(theirs, shape=(*mine.shape[:2], *theirs.shape[2:]))
-            if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
-                raise UserError(
-                    f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
-                    f"{theirs.kind} of shape {theirs.shape}",
-                    where=f"{where}, column {name!r}",
-                    hint="take the environment it was trained for, or train a policy for this one"
-                    if resized
-                    else "use data with the same columns, or train a new policy on these",
-                )
+        """See the function `check_features`."""
+        check_features(self, features, where, resized=resized)
 
     @torch.no_grad()
     def fit_statistics(self, data: Dataset, *, refit_codec: bool = True, refit_head: bool = True) -> Policy:
@@ -428,6 +412,38 @@ class Policy(CheckpointModule, StepwisePlanner):
             policy = Policy(recipe, features)
         load_weights(policy, folder, _replacement_hint(folder), "policy")
         return policy.eval().to(device)
+
+
+def check_features(planner: Planner, features: Schema, where: str, *, resized: bool = False,
+                   columns: Iterable[str] | None = None) -> None:
+    """Checks that there is every column that a planner reads or answers, of the same shape and kind.
+
+    Args:
+        planner: The planner.
+        features: The columns of data or of an environment.
+        where: What the error calls them.
+        resized: Camera frames are yet to be brought to the planner's size (see `PolicyActor`).
+        columns: The columns that are checked; all that the planner knows by default.
+
+    Raises:
+        UserError: A column is missing, or of another shape or kind. The message names it.
+    """
+    sources = {g.into: g.column for g in planner.window.goals}
+    for name in planner.features if columns is None else columns:
+        mine, name = planner.features[name], sources.get(name, name)
+        _check_columns((name,), features, where)
+        theirs = features[name]
+        if resized and theirs.kind == mine.kind == "image":
+            theirs = replace(theirs, shape=(*mine.shape[:2], *theirs.shape[2:]))
+        if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
+            raise UserError(
+                f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
+                f"{theirs.kind} of shape {theirs.shape}",
+                where=f"{where}, column {name!r}",
+                hint="take the environment it was trained for, or train a policy for this one"
+                if resized
+                else "use data with the same columns, or train a new policy on these",
+            )
 
 
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:

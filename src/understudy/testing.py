@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checkpoint import Scorer, load_module, save_module
 from .config import UntrustedCode
 from .core import Batch, Context, Feature, HeadSpec, Schema, Unsupported, UserError, keys, put, take, tree_map
 from .data.codec import Codec
@@ -708,3 +709,34 @@ def _env_restores(env, run):
                 )
             for k, value in (("next.reward", out.reward), ("next.terminated", out.terminated)):
                 require(value[1].item() == steps[k][t], f"{k!r} after restoring is not as recorded")
+
+
+# -- scorers --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> None:
+    """Checks the contract of a scorer: one score for each plan, rows that ignore each other, no randomness, and files
+    from which it is loaded again.
+
+    Args:
+        scorer: The scorer, in evaluation mode.
+        obs: Observation windows by column, (B, To, ...) with B of 2 or more.
+        plan: Plans in world units, (B, H, A).
+    """
+    B = len(plan)
+    require(set(scorer.inputs) <= set(obs), f"a scorer must read columns that are there; it reads {scorer.inputs}")
+    read = {name: obs[name] for name in scorer.inputs}
+    state = torch.random.get_rng_state()
+    score = scorer(read, plan)
+    require(score.shape == (B,), f"a score must be one number for each plan, (B,); found {tuple(score.shape)}")
+    require(bool(score.isfinite().all()), "scores must be finite")
+    require_equal(scorer(read, plan), score, "the same plan must have the same score")
+    require(torch.equal(torch.random.get_rng_state(), state), "a score must not be random")
+    one = scorer({k: v[1:2] for k, v in read.items()}, plan[1:2])
+    require_equal(one[0], score[1], "a row's score must not depend on the other rows", 1e-4)
+    with tempfile.TemporaryDirectory() as folder:
+        save_module(scorer, folder)
+        again = load_module(folder, trust=(type(scorer).__module__.split(".")[0],))
+        require(type(again) is type(scorer), "what was saved must be loaded as the same class")
+        require_equal(again(read, plan), score, "what was loaded must score alike")

@@ -91,6 +91,11 @@ METHODS: dict[str, NamedMethod] = {
         "understudy.methods.generative:flow_policy",
         "A chunk of actions by flow matching: ten steps along the straight line from noise.",
         Reference("Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003", ("028",))),
+    "beso": NamedMethod(
+        "understudy.methods.generative:beso",
+        "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
+        Reference("Reuss et al. 2023, arXiv 2304.02532, with a transformer and the noise levels of EDM", ("090",),
+                  (NUMBERS, "no column observation.goal of its own, which an environment shows"))),
     "mip": NamedMethod(
         "understudy.methods.generative:mip",
         "Minimal iterative policy: a regression, and a second one that reads the first answer. No randomness.",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..data.window import Window
+from ..data.augment import ConditionDropout
+from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
+from ..execute.planner_config import GuidanceConfig
 from ..heads.diffusion import Diffusion
 from ..heads.flow import Flow
 from ..heads.mip import MIP
@@ -15,7 +17,7 @@ from ..learn.optimizer import OptimizerConfig
 from ..nets.mlp import MLP
 from ..nets.transformer import Transformer
 from ..nets.unet import UNet
-from ..policy import PolicyConfig
+from ..policy import ClassifierFreeGuidance, PolicyConfig
 
 
 def diffusion_policy(
@@ -41,6 +43,27 @@ def diffusion_policy(
     return Method(
         PolicyConfig(head, trunk=net, window=window), RecedingHorizon(n_action_steps, skip=n_obs_steps - 1), learner
     )
+
+
+def beso(
+    column: str = "observation.state", scale: float = 2.0, horizon: int = 8, n_action_steps: int = 4
+) -> Method:
+    """Goal-conditioned diffusion with classifier-free guidance: goals are dropped in training, and pushed in acting.
+
+    Args:
+        column: The column whose later values are goals.
+        scale: Guidance scale. 1 is the plain policy, 0 the policy without a goal.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    goal = "observation.goal"
+    window = Window(n_obs_steps=1, horizon=horizon, goals=(Goal(column, into=goal),))
+    policy = PolicyConfig(
+        Diffusion(), trunk=MLP(512, 3), window=window, augmentations=(ConditionDropout(goal, 0.1),)
+    )
+    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
+    guidance = GuidanceConfig((ClassifierFreeGuidance((goal,), scale),))
+    return Method(policy, RecedingHorizon(n_action_steps), learner, inference=(guidance,))
 
 
 def flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:

@@ -116,11 +116,13 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str
 
 
 def required_packages(run: Path) -> tuple[str, ...]:
-    """All whose code a run's method.json names, besides ours: what loading it takes."""
+    """The packages besides understudy whose code a checkpoint names: what loading it takes as --trust."""
     from ..files import read_json
     from ..policy import find_checkpoint
 
-    return tuple(sorted(set(_packages_in(read_json(find_checkpoint(run) / "method.json"))) - {"understudy"}))
+    folder = find_checkpoint(run)
+    files = [folder / "method.json", *folder.glob("modules/*/module.json")]
+    return tuple(sorted(set(_packages_in([read_json(file) for file in files])) - {"understudy"}))
 
 
 def _packages_in(document) -> Iterator[str]:

@@ -143,6 +143,12 @@ class Window:
         """The observation step (0 is the oldest row of the window) at which target row 0 happens."""
         return self.n_obs_steps - 1 - self.obs_offset + self.action_offset
 
+    def pad_masks(self, inputs: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the presence masks that observation windows of `inputs` have in addition: those of `obs_pad_mask`."""
+        if not self.obs_pad_mask:
+            return ()
+        return tuple(f"{k}?" for k in inputs if not k.endswith("?") and f"{k}?" not in inputs)
+
     def windows(self, data: Dataset, inputs: tuple[str, ...], target: str, *, extra: tuple[str, ...] = (),
                 next_obs: bool = False, sampling_weights: SamplingWeights | None = None) -> Windows:
         """Returns all windows of a dataset.

@@ -50,8 +50,8 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
             obs[name] = chosen.reshape(rows, 1, *f.shape).expand(shape)
         obs[name] = obs[name].to(_dtype(f))
     # Coded, a number is slope * x + start.
-    start, end = (policy.codec.encode_obs({
-        k: torch.full_like(v, n) if policy.codec.known_values(k) is None else v for k, v in obs.items()}) for n in (0, 1))
+    free = [k for k in obs if policy.codec.known_values(k) is None]
+    start, end = (policy.codec.encode_obs({**obs, **{k: torch.full_like(obs[k], n) for k in free}}) for n in (0, 1))
     for name, x in obs.items():
         if policy.features[name].kind == "vector" and x.is_floating_point():
             slope = end[name] - start[name]

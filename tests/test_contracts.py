@@ -159,7 +159,8 @@ class _Leaky(TrunkNet):
 
 @pytest.mark.parametrize("about, said", [
     ("unmasked", "mask False must be as if absent"), ("blind", r"no gradient reaches \['body.input_layer.weight'\]"),
-    ("timeless", "times must matter"), ("row time", "each step's own time"), ("mixes rows", "other rows")])
+    ("timeless", "times must matter"), ("row time", "each step's own time"), ("mixes rows", "other rows"),
+    ("sees later steps", "must not depend on later input steps")])
 def test_trunks_that_break_a_promise(about, said):
     check_trunk(Leaky())
     with pytest.raises(AssertionError, match=said):

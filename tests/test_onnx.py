@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ import onnx
 from understudy import heads
 from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError, keys
+from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.deploy.onnx import export, load, load_onnx_actor
 from understudy.envs import make
@@ -43,13 +45,14 @@ from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
 from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
+from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
 from understudy.nets.vision import ResNet18, SmallConv
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import random_batch
+from understudy.testing import random_batch, random_dataset
 
 CHOICES = Feature("int64", (2,), "discrete", num_classes=(3, 4))
 HEADS = {
@@ -109,6 +112,25 @@ def test_every_head(head, tmp_path):
 def test_every_trunk(trunk, tmp_path):
     policy, batch = random_batch(PolicyConfig(Diffusion(n_steps=4), trunk=TRUNKS[trunk], window=Window(2, 6)))
     agrees(policy, batch, tmp_path / "policy.onnx")
+
+
+@pytest.mark.parametrize("trunk", [Transformer(16, 1, 2, "block_causal"),
+                                   pytest.param(LSTM(16, 1), marks=pytest.mark.slow)])
+def test_a_history_with_marked_padding(trunk, tmp_path):
+    window = Window(3, 3, action_offset=-2, obs_pad_mask=True)
+    policy, _ = random_batch(PolicyConfig(Regression(), trunk, TokenEncoder(16), window=window))
+    batch = policy.windows(random_dataset({**policy.features})).gather(np.arange(5))
+    assert not batch.obs["observation.state?"].all()
+    agrees(policy, batch, tmp_path / "policy.onnx")
+
+
+def test_statistics_per_group(tmp_path):
+    mode = Feature("int64", (), "discrete", num_classes=(9,))
+    config = PolicyConfig(Regression(), MLP(16), codec=Normalizer(group_by="observation.mode"))
+    policy, batch = random_batch(config, inputs={**NUMBERS, "observation.mode": mode})
+    found = agrees(policy, batch, tmp_path / "policy.onnx")
+    unknown = {**batch.obs, "observation.mode": torch.full_like(batch.obs["observation.mode"], 99)}
+    assert found.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
 SLOW = {"resnet", "recurrent"}

@@ -211,7 +211,7 @@ def _head_saves(policy, batch, noise, plan):
 def _head_in_other_numbers(policy, batch, noise):
     head = policy.config.head
     context = policy.context(batch.obs)
-    exact = Context(context.tokens.double(), context.mask)
+    exact = replace(context, tokens=context.tokens.double())
     net = copy.deepcopy(policy.net).double()
     said = head.sample(net, exact, noise.double())
     require(said.dtype == torch.float64, f"float64 in must give float64 out, found {said.dtype}")

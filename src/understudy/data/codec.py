@@ -31,6 +31,10 @@ class CodecModule(nn.Module, ABC):
     num_classes: tuple[int, ...]
     bound: float | None = None
 
+    def known_values(self, name: str) -> Tensor | None:
+        """The only values that an observation may have, one per row. None if any value is possible."""
+        return None
+
     @abstractmethod
     def fit_statistics(self, scan: Callable[[], Iterator[Batch]]) -> None:
         """Computes the statistics in one pass over the data.
@@ -166,6 +170,9 @@ class _NormalizerModule(CodecModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
         # A Python bool, because a branch on a tensor cannot be exported.
         self.fitted = self.fitted or bool(self.count > 0)
+
+    def known_values(self, name):
+        return self.groups if name == self.config.group_by else None
 
     def fit_statistics(self, scan):
         groups: dict[tuple[int, ...], tuple[list[_RunningStatistics], _RunningStatistics]] = {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..core import Context, Feature
+from ..core import Feature
 from ..policy import Planner, Policy
 
 
@@ -19,7 +20,7 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
         obs, noise = random_observations(policy, rows, seed=rows), random_noise(policy, rows, seed=rows)
         with torch.no_grad():
             context = policy.context(obs)
-            context = Context(context.tokens.double(), context.mask)
+            context = replace(context, tokens=context.tokens.double())
             wanted = policy.codec.decode(head.sample(exact, context, noise.double()), obs)
             size = wanted.abs().max().clamp(min=1e-6)
             off = (float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy))
@@ -44,14 +45,20 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
             obs[name] = torch.randint(256 if f.dtype == "uint8" else 2, shape, generator=rng)
         else:
             obs[name] = torch.randn(shape, generator=rng)
+        if (values := policy.codec.known_values(name)) is not None:
+            chosen = values[torch.randint(len(values), (rows,), generator=rng)]
+            obs[name] = chosen.reshape(rows, 1, *f.shape).expand(shape)
         obs[name] = obs[name].to(_dtype(f))
     # Coded, a number is slope * x + start.
-    start, end = (policy.codec.encode_obs({k: torch.full_like(v, n) for k, v in obs.items()}) for n in (0, 1))
+    free = [k for k in obs if policy.codec.known_values(k) is None]
+    start, end = (policy.codec.encode_obs({**obs, **{k: torch.full_like(obs[k], n) for k in free}}) for n in (0, 1))
     for name, x in obs.items():
         if policy.features[name].kind == "vector" and x.is_floating_point():
             slope = end[name] - start[name]
             obs[name] = torch.where(slope == 0, 0.0, (x - start[name]) / slope).to(x.dtype)
-    return obs
+    first = torch.randint(policy.window.n_obs_steps, (rows, 1), generator=rng)  # row at which the episode starts
+    return obs | {mask: torch.arange(policy.window.n_obs_steps) >= first
+                  for mask in policy.window.pad_masks(policy.inputs)}
 
 
 def _dtype(feature: Feature) -> torch.dtype:

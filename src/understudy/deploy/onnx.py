@@ -128,7 +128,7 @@ class OnnxPlanner(Planner):
                 where=self.where,
                 hint="take the run itself, or an executor that does not guide (RecedingHorizon, Ensemble)",
             )
-        feed = {k: np.ascontiguousarray(obs[k].cpu().numpy()) for k in self.inputs}
+        feed = {k: np.ascontiguousarray(obs[k].cpu().numpy()) for k in _obs_columns(self)}
         if math.prod(self.noise_shape):
             feed["noise"] = np.ascontiguousarray(noise.cpu().numpy())
         return torch.from_numpy(self.session.run(["action"], feed)[0])
@@ -154,6 +154,11 @@ def _first_line(error: Exception) -> str:
 # -- the program ----------------------------------------------------------------------------------------------------
 
 
+def _obs_columns(planner: Planner) -> tuple[str, ...]:
+    """What `plan` reads: the inputs, and the masks of rows before the start of an episode."""
+    return *planner.inputs, *planner.window.pad_masks(planner.inputs)
+
+
 class _PlanModule(nn.Module):
     def __init__(self, policy: Policy):
         super().__init__()
@@ -163,12 +168,13 @@ class _PlanModule(nn.Module):
         noise, *obs = (None, *arguments) if self.quiet else arguments
         if self.quiet:
             noise = torch.zeros(obs[0].shape[0], *self.policy.noise_shape)
-        return self.policy.plan(dict(zip(self.policy.inputs, obs, strict=True)), noise)
+        return self.policy.plan(dict(zip(_obs_columns(self.policy), obs, strict=True)), noise)
 
 
 def _export_program(policy: Policy, obs: Mapping[str, Tensor], noise: Tensor):
     plan = _PlanModule(_exportable_copy(policy))
-    arguments, names = [obs[k] for k in policy.inputs], list(policy.inputs)
+    names = list(_obs_columns(policy))
+    arguments = [obs[k] for k in names]
     if not plan.quiet:
         arguments, names = [noise, *arguments], ["noise", *names]
     rows = {0: torch.export.Dim("rows", min=1)}

@@ -116,9 +116,8 @@ class PolicyActor(Actor):
                 raise NonFiniteAction(f"expected finite numbers, found {value[row, *at].item()} in "
                                 f"{_component_name(self.planner.features[name], at)}", row, name,
                                 hint="mend what gave it: whatever the policy answered would be chance")
-        if self.planner.window.obs_pad_mask:  # these rows are within the episode
-            present = torch.ones(rows, dtype=torch.bool)
-            seen |= {k + "?": present for k in self.planner.inputs if not k.endswith("?") and k + "?" not in seen}
+        for mask in self.planner.window.pad_masks(self.planner.inputs):  # these rows are within the episode
+            seen[mask] = torch.ones(rows, dtype=torch.bool)
         return {k: v.to(self.planner.device) for k, v in seen.items()}
 
     def _checked_column(self, name: str, value: Tensor) -> Tensor:

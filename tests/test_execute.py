@@ -370,7 +370,7 @@ def test_a_plan_that_is_no_number_is_refused(plays):
     broken = copy.deepcopy(plays.planner)
     with torch.no_grad():
         next(iter(broken.net.parameters())).fill_(math.nan)
-    actor, key = PolicyActor(broken, image_sizes=broken.frames), keys(0, range(2))
+    actor, key = PolicyActor(broken, image_sizes=broken.image_sizes), keys(0, range(2))
     with pytest.raises(
         NonFiniteAction, match=r"row 0: expected a finite action, found \[nan, nan\]\n.*diverged"
     ) as error:

@@ -151,7 +151,7 @@ def test_mixture_draws_modes_by_their_weights(joint):
 
 def test_categorical():
     logits = torch.tensor([0.0, 2.0, -1.0, 1.0, 1.5])
-    net = SimpleNamespace(trunk=constant(*logits.tolist()), choices=(3, 2))
+    net = SimpleNamespace(trunk=constant(*logits.tolist()), num_classes=(3, 2))
     truth = [D.Categorical(logits=part) for part in logits.split((3, 2))]
     action = torch.tensor([[[0, 0, 1, 1, 0], [1, 0, 0, 0, 1]]]).float()
     each = torch.stack([truth[0].log_prob(torch.tensor([2, 0])) + truth[1].log_prob(torch.tensor([0, 1]))])
@@ -455,7 +455,7 @@ def test_mip(head):
     seen, t = [], head.second_time
     loss = head.loss(two_looks(seen), EMPTY, ACTION, MASK, rng(3))
     noise = head.noise_scale * torch.randn(ACTION.shape, generator=rng(3))
-    shown = t * ACTION if head.origin else ACTION
+    shown = t * ACTION if head.scale_first_target else ACTION
     assert not seen[0][0].any() and not seen[0][1].any()
     torch.testing.assert_close(seen[1][0], shown + (1 - t) * noise)
     assert (seen[1][1] == t).all()

@@ -292,13 +292,13 @@ def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
 
 
 def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
-    def absent(claim, say):
+    def absent(claim, log):
         raise MissingRequirement("expected data, found none")
 
-    def wrong(claim, say):
+    def wrong(claim, log):
         raise UserError("expected the data that the claim was made for")
 
-    def defect(claim, say):
+    def defect(claim, log):
         raise ZeroDivisionError
     for function, kind, text in ((absent, "absent", "found none"), (wrong, "failed", "was made for"),
                                  (defect, "failed", "ZeroDivisionError")):
@@ -356,7 +356,7 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ledger, "list_claims", lambda: listed)
     recorded = [{**e, "stale": False} for e in listed if e["verdict"] != "not run"]
     due_now = [{**e, "stale": e["name"] == "mip-two-steps"} for e in recorded]
-    monkeypatch.setattr("understudy.claims.listing_cache.listing", lambda: due_now)
+    monkeypatch.setattr("understudy.claims.listing_cache.cached_listing", lambda: due_now)
 
     def call(*args, status=0):
         assert main(["claims", *map(str, args)]) == status
@@ -376,7 +376,7 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     assert json.loads(found.out) == {"ran": {}, "not_here": {}, "failed": {}, "left": {
         "mip-two-steps": json.loads(found.out)["left"]["mip-two-steps"]}}
     assert "mip-two-steps: left for another time (took" in found.err
-    monkeypatch.setattr("understudy.claims.listing_cache.listing", lambda: recorded)
+    monkeypatch.setattr("understudy.claims.listing_cache.cached_listing", lambda: recorded)
     assert "every claim has a record" in call("run", "--all").out
     call("table", "--html", tmp_path / "x.html")
     assert (tmp_path / "x.html").read_text().count("<article") == 296

@@ -77,7 +77,7 @@ def agrees(policy, batch, path):
     """The file's plans against the policy's, for as many rows as there are and for one."""
     export(policy, path)
     found = load(path)
-    assert (found.inputs, found.action_dim, found.window) == (policy.inputs, policy.dim, policy.window)
+    assert (found.inputs, found.action_dim, found.window) == (policy.inputs, policy.action_dim, policy.window)
     for rows in (len(batch), 1):
         obs, noise = {k: v[:rows] for k, v in batch.obs.items()}, noises(policy, rows)
         with torch.no_grad():

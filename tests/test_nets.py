@@ -350,7 +350,8 @@ def original_names(net, widths):
                 f"{name}.blocks.1.block.0": b.second[0], f"{name}.blocks.1.block.1": b.second[1],
                 f"{name}.cond_encoder.1": b.film,
                 **({f"{name}.residual_conv": b.skip} if isinstance(b.skip, nn.Conv1d) else {})}
-    found = {"diffusion_step_encoder.1": net.time_embedding.body[0], "diffusion_step_encoder.3": net.time_embedding.body[2],
+    found = {"diffusion_step_encoder.1": net.time_embedding.body[0],
+             "diffusion_step_encoder.3": net.time_embedding.body[2],
              "final_conv.0.block.0": net.output_layer[0][0], "final_conv.0.block.1": net.output_layer[0][1],
              "final_conv.1": net.output_layer[1]}
     for i, b in enumerate(net.middle):
@@ -536,7 +537,8 @@ def test_attention_is_that_of_torch():
     mine = net.layers[0].cross_attention
     theirs = nn.MultiheadAttention(16, 4, batch_first=True)
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat([mine.query_layer.weight, mine.key_layer.weight, mine.value_layer.weight]))
+        layers = (mine.query_layer, mine.key_layer, mine.value_layer)
+        theirs.in_proj_weight.copy_(torch.cat([layer.weight for layer in layers]))
         theirs.in_proj_bias.copy_(torch.cat([mine.query_layer.bias, torch.zeros(16), mine.value_layer.bias]))
         theirs.out_proj.load_state_dict(mine.output_layer.state_dict())
     x, memory = torch.randn(3, 6, 16, generator=rng()), torch.randn(3, 5, 16, generator=rng(1))

@@ -93,7 +93,8 @@ class Windows:
         self.table_stride, self.episode_table = _episode_table(self.episode_ends)
         odds = None if sampling_weights is None else np.concatenate([sampling_weights(e) for e in data]).astype(float)
         if odds is not None and odds.shape != (len(self),):
-            raise UserError(f"expected how often each of {len(self)} steps is drawn, found {odds.shape}", where="sampling_weights",
+            raise UserError(f"expected how often each of {len(self)} steps is drawn, found {odds.shape}",
+                            where="sampling_weights",
                             hint="give one number for each step of the episode: (len(episode),)")
         if odds is not None and not (odds.sum() > 0 and np.isfinite(odds).all() and (odds >= 0).all()):
             raise UserError("expected numbers that are finite, not negative and somewhere positive, found others",

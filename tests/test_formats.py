@@ -718,10 +718,10 @@ from understudy.data.episode import Dataset
 def build(part):
     print("built")
     time.sleep(0.5)
-    cache.create(part, "x", (1000,), np.uint8)[:] = 7
+    cache.create_array(part, "x", (1000,), np.uint8)[:] = 7
 print("ready", flush=True)
 sys.stdin.readline()
-assert (cache.arrays("0" * 32, 1000, build, "test")["x"] == 7).all()
+assert (cache.memmap_arrays("0" * 32, 1000, build, "test")["x"] == 7).all()
 print(Dataset.open(sys.argv[1], image_size=16).fingerprint())
 """
 

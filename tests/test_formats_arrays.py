@@ -21,7 +21,7 @@ from test_formats import ENDS, _flat, closed_form
 from understudy.audit import audit
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import conversion_losses, detection, rlds, sidecar, write_dataset
+from understudy.data.formats import conversion_losses, format_of, rlds, sidecar, write_dataset
 from understudy.testing import check_format
 
 STATE, ACTION = "observation.state", "action"
@@ -635,11 +635,11 @@ def test_the_only_data_set_below_a_folder_is_meant(tmp_path):
     (tmp_path / "in/readme.md").write_text("hello")
     write_dataset(demonstrations(cameras=False), deep / "c", "rlds")
     for level in ("in", "in/a", "in/a/b", "in/a/b/c"):
-        assert detection(tmp_path / level) == "rlds" and len(Dataset.open(tmp_path / level)) == 4
+        assert format_of(tmp_path / level) == "rlds" and len(Dataset.open(tmp_path / level)) == 4
     refused(tmp_path, "found a folder without meta/info.json")  # four levels down
     _npz(tmp_path / "in/a/other.npz")
     refused(tmp_path / "in", "expected one data set, found a folder of 2", "a/b/c", "a/other.npz")
-    assert detection(tmp_path / "in/a/b") == "rlds"
+    assert format_of(tmp_path / "in/a/b") == "rlds"
 
 
 # -- anything at all ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from test_format_contract import demonstrations
 from understudy import Window
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import conversion_losses, detection, sidecar, write_dataset
+from understudy.data.formats import conversion_losses, format_of, sidecar, write_dataset
 from understudy.testing import check_format
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def agrees(values, said, what, lossy=False):
     ("imitation/upstream_testdata/*.npz", "imitation")])
 def test_each_is_recognised(pattern, kind, files):
     paths = list(files.glob(pattern))
-    assert paths and {detection(path) for path in paths} == {kind}
+    assert paths and {format_of(path) for path in paths} == {kind}
 
 
 # -- robomimic and robosuite ----------------------------------------------------------------------------------------

@@ -28,14 +28,14 @@ def test_what_becomes_of_a_file_is_told_apart(fuzz, tmp_path):
     was, warned, data = fuzz.read(save("data.npz"))
     errors, alarms = fuzz.audited(data, tmp_path / "data.npz")
     assert errors == [] and "constant" in alarms
-    assert fuzz.has_validation(save("cut.npz", episode_ends=[2, 4]), was, warned, False) == ("warned", "constant")
+    assert fuzz.judged(save("cut.npz", episode_ends=[2, 4]), was, warned, False) == ("warned", "constant")
     warned = [*warned, *alarms]
-    assert fuzz.has_validation(save("same.npz"), was, warned, True) == ("right", "")
-    assert fuzz.has_validation(save("short.npz", episode_ends=[1, 5]), was, warned, True)[0] == "refused"
+    assert fuzz.judged(save("same.npz"), was, warned, True) == ("right", "")
+    assert fuzz.judged(save("short.npz", episode_ends=[1, 5]), was, warned, True)[0] == "refused"
     other = save("other.npz", actions=np.zeros((4, 1)))
-    assert fuzz.has_validation(other, was, warned, False) == ("other", "values")
-    assert fuzz.has_validation(other, was, warned, True) == ("wrong", "values")  # a zip has checksums
-    assert fuzz.has_validation(save("cut.npz", episode_ends=[2, 4]), was, warned, False) == ("wrong", "steps, values")
+    assert fuzz.judged(other, was, warned, False) == ("other", "values")
+    assert fuzz.judged(other, was, warned, True) == ("wrong", "values")  # a zip has checksums
+    assert fuzz.judged(save("cut.npz", episode_ends=[2, 4]), was, warned, False) == ("wrong", "steps, values")
 
 
 def test_one_thing_is_broken_and_the_source_is_not(fuzz, tmp_path):

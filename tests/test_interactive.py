@@ -146,9 +146,9 @@ def happening(design, answers):
     """Events as a person makes them of these answers; what cannot come then is left out."""
     session, events = design.start(), []
     for answer in answers:
-        step = design.next(session)
+        step = design.next_event(session)
         if answer == "correct":
-            made = [{"event": "correct", "label": "partial"}] if session.rounds or session.now.labels else []
+            made = [{"event": "correct", "label": "partial"}] if session.rounds or session.current_round.labels else []
         elif step != "begin":
             break
         else:
@@ -165,18 +165,18 @@ def happening(design, answers):
 def test_going_on_anywhere_is_as_if_nothing_had_happened(tmp_path_factory, design, answers, data):
     events, whole = happening(design, answers)
     path = tmp_path_factory.mktemp("journal") / "trials.jsonl"
-    with TrialLog.open(path, design.about()) as journal:
+    with TrialLog.open(path, design.to_json()) as journal:
         for event in events:
             journal.write(event)
     text = path.read_bytes()
     cut = data.draw(st.integers(0, len(text)), "bytes that were on the disk when it stopped")
     path.write_bytes(text[:cut])
-    with TrialLog.open(path, design.about()) as journal:
+    with TrialLog.open(path, design.to_json()) as journal:
         kept = [{k: v for k, v in e.items() if k != "time"} for e in journal.events]
         assert kept == events[:len(kept)] and len(kept) >= text[:cut].count(b"\n") - 1
         for event in events[len(kept):]:
             journal.write(event)
-    with TrialLog.open(path, design.about()) as journal:
+    with TrialLog.open(path, design.to_json()) as journal:
         assert after(design, journal.events) == whole
     assert after(design, events[:len(kept)]) == after(design, kept)
 
@@ -187,7 +187,7 @@ def test_a_journal_is_of_one_evaluation_and_one_process(tmp_path):
         journal.write({"event": "begin"})
         assert path.read_text().count("\n") == 2  # on the disk, not in a buffer
         code = ("import sys; from understudy.evaluate.interactive import *; from understudy.core import UserError\n"
-                "try:\n    Journal.open(sys.argv[1], {}).__enter__()\nexcept UserError as e:\n    print(e)")
+                "try:\n    TrialLog.open(sys.argv[1], {}).__enter__()\nexcept UserError as e:\n    print(e)")
         told = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
         assert "another process" in told.stdout
     for odd, words in (({"policies": ["x", "y"]}, "x and y, found left and right"), ({"most": 7}, "most 7, found 60")):

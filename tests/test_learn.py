@@ -108,7 +108,7 @@ def test_the_rate_that_an_update_reports_is_the_one_it_took(data):
 def test_parts_of_a_batch_add_up_to_the_batch(data):
     """With padding and weights, so that the parts count unequally; 32 rows in 3 are 10, 11 and 11."""
     def trained(parts):
-        learner = clone(data, OptimizerConfig(accumulation_steps=parts), weights=ColumnWeights())
+        learner = clone(data, OptimizerConfig(accumulation_steps=parts), sample_weights=ColumnWeights())
         fit(learner, batches(learner, data, extra=("intervention",)), 8)
         return weights(learner)
     whole = trained(1)
@@ -261,7 +261,7 @@ def test_options_that_mean_nothing_are_refused(wrong):
 
 
 def test_the_loss_is_the_weighted_mean_over_steps_that_are_real(data):
-    learner = clone(data, weights=ColumnWeights("intervention", weight=5.0, other_weight=0.5))
+    learner = clone(data, sample_weights=ColumnWeights("intervention", weight=5.0, other_weight=0.5))
     batch = batches(learner, data, extra=("intervention",))(0)
     assert not batch.mask.all()
     with torch.no_grad():
@@ -275,7 +275,7 @@ def test_the_loss_is_the_weighted_mean_over_steps_that_are_real(data):
 def test_what_stands_beyond_the_end_teaches_nothing(data):
     """Nor where a weight says that it should."""
     def trained(spoil):
-        learner = clone(data, head=Flow(), weights=ColumnWeights("intervention", weight=2.0))
+        learner = clone(data, head=Flow(), sample_weights=ColumnWeights("intervention", weight=2.0))
         windows = learner.policy.windows(data, extra=("intervention",))
         for n in range(3):
             b = windows.batch(32, n)
@@ -288,7 +288,7 @@ def test_what_stands_beyond_the_end_teaches_nothing(data):
 
 
 def test_an_update_is_a_function_of_seed_number_weights_and_batch(data):
-    recipe = {"trunk": MLP(width=32, depth=1, dropout=0.3), "augment": (GaussianNoise("observation.state", 0.1),)}
+    recipe = {"trunk": MLP(width=32, depth=1, dropout=0.3), "augmentations": (GaussianNoise("observation.state", 0.1),)}
 
     def update(seed=0, before=0, outer=0):
         learner = clone(data, head=Flow(), seed=seed, recipe=recipe)
@@ -425,7 +425,7 @@ def test_weights_choose_what_is_learned():
     seen = np.zeros((64, 1), np.float32)
     answer = (np.arange(64) % 2).astype(np.float32)
     data = Dataset([Episode({"observation.state": seen, "action": answer[:, None], "intervention": answer})])
-    learner = clone(data, OptimizerConfig(lr=0.01), steps=200, weights=ColumnWeights("intervention", 3.0, 1.0),
+    learner = clone(data, OptimizerConfig(lr=0.01), steps=200, sample_weights=ColumnWeights("intervention", 3.0, 1.0),
                     recipe={"window": Window()})
     windows = learner.policy.windows(data, extra=("intervention",))
     fit(learner, lambda n: windows.gather(np.arange(64)), 200)
@@ -535,7 +535,7 @@ def test_metrics_for_others(monkeypatch):
     board = types.ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
-    look = callbacks.TensorBoard("logs", save_freq=2)
+    look = callbacks.TensorBoard("logs", every=2)
     for step, seen in ((1, {"loss": 3.0}), (2, {"loss": 2.0}), (3, {"score": 1.0})):
         look(step, None, seen)
     assert told == [("loss", 2.0, 2), "flush", ("score", 1.0, 3), "flush"]  # updates now and then, judgements always
@@ -543,7 +543,7 @@ def test_metrics_for_others(monkeypatch):
     biases = types.ModuleType("wandb")
     biases.init = lambda **options: types.SimpleNamespace(log=lambda line: told.append((options, line)))
     monkeypatch.setitem(sys.modules, "wandb", biases)
-    callbacks.Wandb(save_freq=1, project="toys")(4, None, {"loss": 1.0})
+    callbacks.Wandb(every=1, project="toys")(4, None, {"loss": 1.0})
     assert told[-1] == ({"project": "toys"}, {"loss": 1.0, "step": 4})
 
     for name, package, options in (("TensorBoard", "torch.utils.tensorboard", ["logs"]), ("Wandb", "wandb", [])):

@@ -58,7 +58,7 @@ def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
     for text, said in ((f"{head}\n{good}\n{good}\n", "line 3: .*once, found '003'"),
                        (f"{head}\n{good[1:]}\n", "line 2: .*found '03'"), (f"{head}\nno\n", "found 1 columns")):
         (tmp_path / "ledger.tsv").write_text(text)
-        monkeypatch.setattr(ledger, "HERE", tmp_path)
+        monkeypatch.setattr(ledger, "CLAIMS_FOLDER", tmp_path)
         ledger_rows.cache_clear()
         with pytest.raises(UserError, match=said):
             ledger_rows()
@@ -144,7 +144,7 @@ def listed():
 @pytest.fixture(scope="module")
 def all_entries(listed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "listing", lambda: listed)
+        patch.setattr(ledger, "list_claims", lambda: listed)
         return ledger.ledger_entries()
 
 
@@ -279,9 +279,9 @@ def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
     needs = ("the sim extra", "recorded demonstrations (UNDERSTUDY_DATA)")
     claim = replace(records.find_claim("ema-oscillation"), needs=needs)
     monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path))
-    monkeypatch.setattr(due_module, "_extra", lambda name: ["no-such-package"])
+    monkeypatch.setattr(due_module, "_extra_packages", lambda name: ["no-such-package"])
     assert missing_requirements(claim) == ["the sim extra"]
-    monkeypatch.setattr(due_module, "_extra", lambda name: ["torch"])
+    monkeypatch.setattr(due_module, "_extra_packages", lambda name: ["torch"])
     assert missing_requirements(claim) == []
     monkeypatch.delenv("UNDERSTUDY_DATA")
     assert missing_requirements(claim) == ["recorded demonstrations (UNDERSTUDY_DATA)"]
@@ -292,17 +292,17 @@ def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
 
 
 def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
-    def absent(claim, say):
+    def absent(claim, log):
         raise MissingRequirement("expected data, found none")
 
-    def wrong(claim, say):
+    def wrong(claim, log):
         raise UserError("expected the data that the claim was made for")
 
-    def defect(claim, say):
+    def defect(claim, log):
         raise ZeroDivisionError
     for function, kind, text in ((absent, "absent", "found none"), (wrong, "failed", "was made for"),
                                  (defect, "failed", "ZeroDivisionError")):
-        monkeypatch.setattr(due_module, "run", function)
+        monkeypatch.setattr(due_module, "run_claim", function)
         found = try_claim("diffusion-bc")
         assert found[0] == kind and text in found[1]
     assert try_claim("no-such-claim")[0] == "failed"
@@ -330,7 +330,7 @@ def test_the_list_is_made_anew_when_a_file_or_a_record_changes_and_only_then(lis
     (package / "claims/results/x.json").write_text("{}")
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("understudy.claims.listing_cache.PACKAGE", package)
-    monkeypatch.setattr(records, "listing", lambda: made.append(1) or listed)
+    monkeypatch.setattr(records, "list_claims", lambda: made.append(1) or listed)
 
     def times() -> int:
         assert kept_listing() == listed
@@ -353,10 +353,10 @@ def test_the_list_is_made_anew_when_a_file_or_a_record_changes_and_only_then(lis
 
 
 def test_the_command(listed, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ledger, "listing", lambda: listed)
+    monkeypatch.setattr(ledger, "list_claims", lambda: listed)
     recorded = [{**e, "stale": False} for e in listed if e["verdict"] != "not run"]
     due_now = [{**e, "stale": e["name"] == "mip-two-steps"} for e in recorded]
-    monkeypatch.setattr("understudy.claims.listing_cache.listing", lambda: due_now)
+    monkeypatch.setattr("understudy.claims.listing_cache.cached_listing", lambda: due_now)
 
     def call(*args, status=0):
         assert main(["claims", *map(str, args)]) == status
@@ -376,7 +376,7 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     assert json.loads(found.out) == {"ran": {}, "not_here": {}, "failed": {}, "left": {
         "mip-two-steps": json.loads(found.out)["left"]["mip-two-steps"]}}
     assert "mip-two-steps: left for another time (took" in found.err
-    monkeypatch.setattr("understudy.claims.listing_cache.listing", lambda: recorded)
+    monkeypatch.setattr("understudy.claims.listing_cache.cached_listing", lambda: recorded)
     assert "every claim has a record" in call("run", "--all").out
     call("table", "--html", tmp_path / "x.html")
     assert (tmp_path / "x.html").read_text().count("<article") == 296

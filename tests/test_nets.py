@@ -353,10 +353,11 @@ def original_names(net, widths):
         return {f"{name}.blocks.0.block.0": b.first[0], f"{name}.blocks.0.block.1": b.first[1],
                 f"{name}.blocks.1.block.0": b.second[0], f"{name}.blocks.1.block.1": b.second[1],
                 f"{name}.cond_encoder.1": b.film,
-                **({f"{name}.residual_conv": b.past} if isinstance(b.past, nn.Conv1d) else {})}
-    found = {"diffusion_step_encoder.1": net.step.body[0], "diffusion_step_encoder.3": net.step.body[2],
-             "final_conv.0.block.0": net.leave[0][0], "final_conv.0.block.1": net.leave[0][1],
-             "final_conv.1": net.leave[1]}
+                **({f"{name}.residual_conv": b.skip} if isinstance(b.skip, nn.Conv1d) else {})}
+    found = {"diffusion_step_encoder.1": net.time_embedding.body[0],
+             "diffusion_step_encoder.3": net.time_embedding.body[2],
+             "final_conv.0.block.0": net.output_layer[0][0], "final_conv.0.block.1": net.output_layer[0][1],
+             "final_conv.1": net.output_layer[1]}
     for i, b in enumerate(net.middle):
         found |= block(b, f"mid_modules.{i}")
     for part, stages in (("down", net.down), ("up", net.up)):
@@ -421,7 +422,7 @@ def test_noise_levels_of_the_original_are_a_rotation_of_ours():
     k = torch.tensor([0, 3, 50, 98, 99])
     want = original(original_names(net, (8, 16)), x, k.float(), c.flat(), 8, 2, 4)
     rate = torch.exp(torch.arange(4) * -(math.log(10000) / 3))
-    turn, (sin, cos) = net.step.body[0].weight, net.step.body[0].weight.detach().chunk(2, 1)
+    turn, (sin, cos) = net.time_embedding.body[0].weight, net.time_embedding.body[0].weight.detach().chunk(2, 1)
     s, co = (99 * rate).sin(), (99 * rate).cos()  # k = 99 - 100 t: sin(k r) = s cos(100 t r) - co sin(100 t r)
     with torch.no_grad():
         turn.copy_(torch.cat([-sin * co + cos * s, sin * s + cos * co], 1))
@@ -537,12 +538,13 @@ def test_what_sees_what():
 
 def test_attention_is_that_of_torch():
     net = built(Transformer(16, 1, 4, encoder_depth=1))
-    mine = net.layers[0].cross
+    mine = net.layers[0].cross_attention
     theirs = nn.MultiheadAttention(16, 4, batch_first=True)
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat([mine.ask.weight, mine.keys.weight, mine.values.weight]))
-        theirs.in_proj_bias.copy_(torch.cat([mine.ask.bias, torch.zeros(16), mine.values.bias]))
-        theirs.out_proj.load_state_dict(mine.leave.state_dict())
+        layers = (mine.query_layer, mine.key_layer, mine.value_layer)
+        theirs.in_proj_weight.copy_(torch.cat([layer.weight for layer in layers]))
+        theirs.in_proj_bias.copy_(torch.cat([mine.query_layer.bias, torch.zeros(16), mine.value_layer.bias]))
+        theirs.out_proj.load_state_dict(mine.output_layer.state_dict())
     x, memory = torch.randn(3, 6, 16, generator=rng()), torch.randn(3, 5, 16, generator=rng(1))
     mask = torch.rand(3, 5, generator=rng(2)) < 0.6
     mask[:, 0] = True
@@ -593,7 +595,7 @@ def test_the_order_of_tokens_and_masks():
 def test_a_choice_is_the_sum_of_its_components_and_unknown_values_are_zeros():
     f = {"c": Feature("int64", (2,), "discrete", num_classes=(3, 4))}
     enc = TokenEncoder(8).build(f, 1)
-    table = enc.maps[0].each.weight
+    table = enc.maps[0].embedding.weight
     c = enc({"c": torch.tensor([[[2, 1]], [[0, 3]], [[3, -1]], [[99, 0]]])}).tokens[:, 0]
     assert torch.equal(c, torch.stack([table[2] + table[4], table[0] + table[6], 0 * table[0], table[3]]))
     one = TokenEncoder(8).build({"c": Feature("int64", (), "discrete", num_classes=(3,))}, 2)

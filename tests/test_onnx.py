@@ -188,12 +188,13 @@ def test_a_file_says_what_it_is(fork):
     _, policy, path = fork
     said = {p.key: p.value for p in onnx.load(path).metadata_props}
     facts = json.loads(said["understudy"])
-    assert facts["noise"] == [8, policy.action_dim] and facts["head"]["steps"] == 2 and facts["window"]["horizon"] == 8
+    assert facts["noise"] == [8, policy.action_dim] and facts["head"]["n_steps"] == 2
+    assert facts["window"]["horizon"] == 8
     assert set(facts["features"]) == set(policy.features)
     found = load(path)
     assert found.features == policy.features
     with pytest.raises(UserError, match="expected a column"):
-        found.check({"action": policy.features["action"]}, "elsewhere")
+        found.check_features({"action": policy.features["action"]}, "elsewhere")
 
 
 def test_what_the_file_cannot_do(fork):

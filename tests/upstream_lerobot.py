@@ -78,13 +78,13 @@ def read(folder: str) -> dict[str, np.ndarray]:
     data, rows = LeRobotDataset("none/none", root=folder, video_backend="pyav"), {}
     for i in range(len(data)):
         for key, value in data[i].items():
-            if key in data.metadata.camera_keys:
+            if key in data.meta.camera_keys:
                 value = (value * 255).round().to(torch.uint8).permute(1, 2, 0)
             rows.setdefault(key, []).append(np.asarray(value))
     out = {key: np.stack(values) for key, values in rows.items()}
-    out["stats:mean:action"] = np.asarray(data.metadata.stats["action"]["mean"])
+    out["stats:mean:action"] = np.asarray(data.meta.stats["action"]["mean"])
     out["fps"], out["episodes"] = np.array(data.fps), np.array(data.num_episodes)
-    out["first"] = np.array([int(data.metadata.episodes[e]["dataset_from_index"]) for e in range(data.num_episodes)])
+    out["first"] = np.array([int(data.meta.episodes[e]["dataset_from_index"]) for e in range(data.num_episodes)])
     out["described"] = np.array(described(folder))
     return out
 

@@ -218,8 +218,8 @@ def ledger_markdown(entries: Sequence[LedgerEntry] | None = None) -> str:
         "<!-- made by understudy claims table: run it, not the pen -->",
         "",
         f"The {len(entries)} published systems that understudy is to hold. Each becomes a small experiment that can "
-        "fail. Its rule stands before its first run; the seeds that judge are not those that tune; a sabotaged "
-        "twin must flip the verdict. *Here* means: on the task and scale named with each claim, which need not be "
+        "fail. Its rule stands before its first run; the seeds that judge are not those that tune; a negative "
+        "control must flip the verdict. *Here* means: on the task and scale named with each claim, which need not be "
         "the paper's. A picture shows the difference that decides: its 95 % interval, the bound (dashed), and, "
         "shaded, the side that is wanted.",
         "",

@@ -186,10 +186,16 @@ class Windows:
         self.episode_bounds = np.concatenate([[0], np.cumsum(self.packed.lengths)])
         self.episode_ends = self.episode_bounds[1:]
         self.table_stride, self.episode_table = _episode_table(self.episode_ends)
-        self.cumulative_weights = None
-        if sampling_weights is not None:
-            weights = np.concatenate([sampling_weights(e) for e in data]).astype(float)
-            self.cumulative_weights = _cumulative(weights, len(self))
+        odds = None if sampling_weights is None else np.concatenate([sampling_weights(e) for e in data]).astype(float)
+        if odds is not None and odds.shape != (len(self),):
+            raise UserError(f"expected how often each of {len(self)} steps is drawn, found {odds.shape}",
+                            where="sampling_weights",
+                            hint="give one number for each step of the episode: (len(episode),)")
+        if odds is not None and not (odds.sum() > 0 and np.isfinite(odds).all() and (odds >= 0).all()):
+            raise UserError("expected numbers that are finite, not negative and somewhere positive, found others",
+                            where="sampling_weights", hint="give how often each step is drawn: 0 for never")
+        self.cumulative_weights = None if odds is None else np.cumsum(odds) / odds.sum()
+        # rows from t, of what is seen
         self.obs_offsets = np.arange(window.obs_offset + 1 - window.n_obs_steps, window.obs_offset + 1)
         self.starts_before_episode = bool(self.obs_offsets[0] < 0)
         self.action_offsets = np.arange(window.action_offset, window.action_offset + window.horizon)

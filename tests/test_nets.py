@@ -354,8 +354,8 @@ def original_names(net, widths):
                 f"{name}.blocks.1.block.0": b.second[0], f"{name}.blocks.1.block.1": b.second[1],
                 f"{name}.cond_encoder.1": b.film,
                 **({f"{name}.residual_conv": b.skip} if isinstance(b.skip, nn.Conv1d) else {})}
-    found = {"diffusion_step_encoder.1": net.time_embedding.body[0],
-             "diffusion_step_encoder.3": net.time_embedding.body[2],
+    found = {"diffusion_step_encoder.1": net.time_mlp.body[0],
+             "diffusion_step_encoder.3": net.time_mlp.body[2],
              "final_conv.0.block.0": net.output_layer[0][0], "final_conv.0.block.1": net.output_layer[0][1],
              "final_conv.1": net.output_layer[1]}
     for i, b in enumerate(net.middle):
@@ -422,7 +422,7 @@ def test_noise_levels_of_the_original_are_a_rotation_of_ours():
     k = torch.tensor([0, 3, 50, 98, 99])
     want = original(original_names(net, (8, 16)), x, k.float(), c.flat(), 8, 2, 4)
     rate = torch.exp(torch.arange(4) * -(math.log(10000) / 3))
-    turn, (sin, cos) = net.time_embedding.body[0].weight, net.time_embedding.body[0].weight.detach().chunk(2, 1)
+    turn, (sin, cos) = net.time_mlp.body[0].weight, net.time_embedding.body[0].weight.detach().chunk(2, 1)
     s, co = (99 * rate).sin(), (99 * rate).cos()  # k = 99 - 100 t: sin(k r) = s cos(100 t r) - co sin(100 t r)
     with torch.no_grad():
         turn.copy_(torch.cat([-sin * co + cos * s, sin * s + cos * co], 1))
@@ -538,7 +538,7 @@ def test_what_sees_what():
 
 def test_attention_is_that_of_torch():
     net = built(Transformer(16, 1, 4, encoder_depth=1))
-    mine = net.layers[0].cross_attention
+    mine = net.layers[0].cross_attention_attention
     theirs = nn.MultiheadAttention(16, 4, batch_first=True)
     with torch.no_grad():
         layers = (mine.query_layer, mine.key_layer, mine.value_layer)

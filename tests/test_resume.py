@@ -351,7 +351,7 @@ def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
     slower = replace(plain(), learner=replace(plain().learner, optimizer=OptimizerConfig(lr=0.5)))
     for options, said in (({"method": slower}, "method.learner.optimizer.lr was 0.001, is 0.5"),
                           ({"steps": 7}, "method.learner.steps was 6, is 7"), ({"seed": 1}, "seed was 0, is 1"),
-                          ({"hold": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
+                          ({"val_fraction": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
                           ({"resume": False}, "found a run")):
         with pytest.raises(UserError) as error:
             run(out, **{"method": plain(), "data": other, **options})

@@ -397,7 +397,7 @@ def test_a_draw_weighs_the_steps():
 
 @pytest.mark.parametrize("odds", [0.0, -1.0, np.nan, np.inf])
 def test_a_draw_without_meaning_is_refused(odds):
-    with pytest.raises(UserError, match="finite and not negative"):
+    with pytest.raises(UserError, match="finite, not negative"):
         Window().windows(
             Dataset([counted(3, 0)]), ("observation.x",), "action", sampling_weights=lambda e: np.full(len(e), odds)
         )

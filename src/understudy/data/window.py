@@ -203,7 +203,8 @@ class Windows(BatchSampler):
         self.starts_before_episode = bool(self.obs_offsets[0] < 0)
         self.action_offsets = np.arange(window.action_offset, window.action_offset + window.horizon)
         self.same_offsets = np.array_equal(self.obs_offsets, self.action_offsets)
-        self.next_offset = window.action_offset + (lookahead or window.horizon)  # of the current row of `next`, relative to t
+        # Of the current row of `next`, relative to t.
+        self.next_offset = window.action_offset + (lookahead or window.horizon)
 
     def __len__(self) -> int:
         """The number of windows: one for each step of each episode."""
@@ -287,7 +288,7 @@ class Windows(BatchSampler):
             action = gather((self.target,), row, early, True, known)[self.target]
             row = t[:, None] + w.action_offset + np.arange(self.lookahead)
             extra = gather(self.extra, row, early, True, {})
-            extra["lookahead_mask"] = torch.from_numpy((row >= 0) & (row < length[episode][:, None]))
+            extra["lookahead_mask"] = torch.from_numpy((row >= 0) & (row < self.packed.lengths[episode][:, None]))
         else:
             found = gather((self.target, *self.extra), row, early, True, known)
             action, extra = found[self.target], {k: found[k] for k in self.extra}

@@ -122,9 +122,10 @@ def test_a_gradient_is_clipped_to_its_norm_and_reported_before(data):
     def gradient(clip):
         learner = clone(data, OptimizerConfig(grad_clip_norm=clip))
         batch = batches(learner, data)(0)
-        learner.optimizers["policy"].backward(learner.policy.loss(batch, torch.Generator()).sum())
-        norm = learner.optimizers["policy"].clip_gradients()
-        return norm, torch.cat([p.grad.flatten() for p in learner.optimizers["policy"].parameters if p.grad is not None])
+        optimizer = learner.optimizers["policy"]
+        optimizer.backward(learner.policy.loss(batch, torch.Generator()).sum())
+        norm = optimizer.clip_gradients()
+        return norm, torch.cat([p.grad.flatten() for p in optimizer.parameters if p.grad is not None])
     free, plain = gradient(None)
     assert plain.norm().item() == pytest.approx(free.item(), rel=1e-5) and free > 0.1
     norm, clipped = gradient(0.05)
@@ -166,7 +167,8 @@ def test_float16_needs_cuda(data):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_float16_trains_on_a_gpu(data):
     made = policy(data, window=Window()).to("cuda")
-    learner, losses = BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3, precision="fp16")).build(made, 0, 200, data), []
+    config, losses = BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3, precision="fp16")), []
+    learner = config.build(made, 0, 200, data)
     fit(learner, batches(learner, data), 200, callbacks=[lambda n, _, s: losses.append(s["loss"])])
     assert np.mean(losses[-20:]) < 0.1 * losses[0] and learner.optimizers["policy"].scaler.get_scale() > 1
     tensors, facts = learner.state()

@@ -127,7 +127,9 @@ def test_methods_are_functions_and_imports_only():
 @pytest.mark.parametrize("path, node", [(p, n) for p, n in METHODS if isinstance(n, ast.FunctionDef)],
                          ids=lambda x: getattr(x, "name", None))
 def test_methods_are_short_and_hold_no_loop(path, node):
-    assert node.end_lineno - node.lineno + 1 <= 20, "a method has at most twenty lines"
+    documented = node.body[0].end_lineno - node.body[0].lineno + 1 if ast.get_docstring(node) is not None else 0
+    lines = node.end_lineno - node.lineno + 1 - documented
+    assert lines <= 20, "a method has at most twenty lines besides its docstring"
     loops = (ast.For, ast.While, ast.AsyncFor, ast.comprehension, ast.ClassDef, ast.Lambda)
     held = [type(n).__name__ for n in ast.walk(node) if isinstance(n, loops)]
     assert not held, f"a method is data: no {held}"

@@ -65,7 +65,7 @@ def clone(
 ) -> BehaviorCloningLearner:
     learning = {"ema": LAST, "batch_size": 32, **learning}
     return BehaviorCloning(optimizer=optim or OptimizerConfig(), **learning).build(
-        policy(data, head, **recipe or {}), seed, steps
+        policy(data, head, **recipe or {}), seed, steps, data
     )
 
 
@@ -114,7 +114,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(data):
     whole = trained(1)
     for parts in (2, 3, 8):
         torch.testing.assert_close(trained(parts), whole, rtol=1e-4, atol=1e-6)
-    with pytest.raises(UserError, match="smaller optim.accumulate"):
+    with pytest.raises(UserError, match="each batch is split into 33 parts"):
         clone(data, OptimizerConfig(accumulation_steps=33))
 
 
@@ -122,9 +122,10 @@ def test_a_gradient_is_clipped_to_its_norm_and_reported_before(data):
     def gradient(clip):
         learner = clone(data, OptimizerConfig(grad_clip_norm=clip))
         batch = batches(learner, data)(0)
-        learner.optimizer.backward(learner.policy.loss(batch, torch.Generator()).sum())
-        norm = learner.optimizer.clip_gradients()
-        return norm, torch.cat([p.grad.flatten() for p in learner.optimizer.parameters if p.grad is not None])
+        optimizer = learner.optimizers["policy"]
+        optimizer.backward(learner.policy.loss(batch, torch.Generator()).sum())
+        norm = optimizer.clip_gradients()
+        return norm, torch.cat([p.grad.flatten() for p in optimizer.parameters if p.grad is not None])
     free, plain = gradient(None)
     assert plain.norm().item() == pytest.approx(free.item(), rel=1e-5) and free > 0.1
     norm, clipped = gradient(0.05)
@@ -166,15 +167,16 @@ def test_float16_needs_cuda(data):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_float16_trains_on_a_gpu(data):
     made = policy(data, window=Window()).to("cuda")
-    learner, losses = BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3, precision="fp16")).build(made, 0, 200), []
+    config, losses = BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3, precision="fp16")), []
+    learner = config.build(made, 0, 200, data)
     fit(learner, batches(learner, data), 200, callbacks=[lambda n, _, s: losses.append(s["loss"])])
-    assert np.mean(losses[-20:]) < 0.1 * losses[0] and learner.optimizer.scaler.get_scale() > 1
+    assert np.mean(losses[-20:]) < 0.1 * losses[0] and learner.optimizers["policy"].scaler.get_scale() > 1
     tensors, facts = learner.state()
     again = BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3, precision="fp16")).build(
-        policy(data, window=Window()).to("cuda"), 0, 200
+        policy(data, window=Window()).to("cuda"), 0, 200, data
     )
     again.restore(tensors, json.loads(json.dumps(facts)))
-    assert again.optimizer.scaler.get_scale() == learner.optimizer.scaler.get_scale()
+    assert again.optimizers["policy"].scaler.get_scale() == learner.optimizers["policy"].scaler.get_scale()
 
 
 def test_precision_follows_size_and_hardware(data, monkeypatch):
@@ -188,10 +190,10 @@ def test_precision_follows_size_and_hardware(data, monkeypatch):
         )
         assert optimizer.automatic_precision(CPU, 3_999_999) == "fp32"
     monkeypatch.setattr(optimizer, "has_fast_bf16", lambda device: True)
-    assert clone(data).optimizer.precision == "fp32", "a small MLP"
+    assert clone(data).optimizers["policy"].precision == "fp32", "a small MLP"
     large = {"recipe": {"trunk": MLP(width=1024, depth=2), "window": Window()}}
-    assert clone(data, **large).optimizer.precision == "bf16"
-    assert clone(data, OptimizerConfig(precision="fp32"), **large).optimizer.precision == "fp32"
+    assert clone(data, **large).optimizers["policy"].precision == "bf16"
+    assert clone(data, OptimizerConfig(precision="fp32"), **large).optimizers["policy"].precision == "fp32"
 
 
 def test_bf16_is_fast_where_the_processor_says_so(monkeypatch):
@@ -326,7 +328,7 @@ def test_a_loss_that_is_no_number_names_the_update_and_harms_nothing(data):
     draw = batches(learner, data)
     learner.update(draw(0))
     before, b = weights(learner), draw(1)
-    with pytest.raises(UserError, match=r"update 2: expected a finite loss, found nan\n  -> lower the rate"):
+    with pytest.raises(UserError, match=r"update 2: the loss is nan\n  -> lower the learning rate"):
         learner.update(b.replace(action=b.action * torch.nan))
     assert torch.equal(weights(learner), before) and torch.isfinite(weights(learner)).all()
 
@@ -346,7 +348,7 @@ class _Recover(nn.Module):
         super().__init__()
         self.spec, self.decode = spec, nn.Linear(policy.encoder.tokens * policy.encoder.width, 3)
 
-    def forward(self, policy, batch: Batch, rng):
+    def forward(self, policy, batch: Batch, rng, captured):
         gap = self.decode(policy.context(batch.obs).flat()) - batch.obs["observation.state"][:, -1]
         return self.spec.scale * gap.square().mean(-1)
 
@@ -392,7 +394,7 @@ def test_a_restored_learner_goes_on_bit_by_bit(data, head, trunk, precision):
     tensors, facts = one.state()
     tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     bare = Policy(one.policy.config, data.features())
-    other = one.config.build(bare, 0, 20)
+    other = one.config.build(bare, 0, 20, data)
     other.restore(tensors, json.loads(json.dumps(facts)))
     assert {k: v.tolist() for k, v in other.state()[0].items()} == {k: v.tolist() for k, v in tensors.items()}
     fit(one, draw, 15, start=7)
@@ -413,7 +415,7 @@ def test_weights(data):
     column = ColumnWeights("intervention", 4.0, 0.25)
     assert torch.equal(column(batch, made), torch.where(batch.extra["intervention"] == 1, 4.0, 0.25))
     assert BehaviorCloning(sample_weights=column).extra == ("intervention",) and BehaviorCloning().extra == ()
-    with pytest.raises(UserError, match="expected the batch to have 'takeover', found"):
+    with pytest.raises(UserError, match="the batch has no column 'takeover' in extra; it has intervention, index"):
         ColumnWeights("takeover")(batch, made)
     advantage = torch.linspace(-1, 3, 8)
     found = AdvantageWeights(lambda b: advantage, beta=2.0, max_weight=10.0)(batch, made)

@@ -39,7 +39,7 @@ def test_methods_train_and_act(name):
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
     data = random_dataset(FEATURES, episodes=3, steps=12)
     policy = Policy(method.policy, data.features()).fit_statistics(data)
-    learner = method.learner.build(policy, 0, 2)
+    learner = method.learner.build(policy, 0, 2, data)
     windows = policy.windows(data)
     said = []
     fit(learner, lambda n: windows.batch(8, n), 2, callbacks=[lambda n, learner, seen: said.append(seen["loss"])])
@@ -150,7 +150,7 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     data = data.map(lambda e: replace(e, schema=features))
     method = find_method(name, data.features())
     policy = Policy(method.policy, data.features()).fit_statistics(data)
-    learner = method.learner.build(policy, 0, 60)
+    learner = method.learner.build(policy, 0, 60, data)
     windows = policy.windows(data)
     fit(learner, lambda n: windows.batch(32, n), min(method.learner.steps, 60))
     actor = PolicyActor(learner.trained_policy.eval(), method.executor)

@@ -152,7 +152,7 @@ def test_a_policy_learns_to_foretell():
     from understudy.learn.behavior_cloning import BehaviorCloning
     from understudy.learn.fit import fit
     policy = Policy(recipe, ran.features()).fit_statistics(ran)
-    learner = BehaviorCloning(steps=250).build(policy, 0, 250)
+    learner = BehaviorCloning(steps=250).build(policy, 0, 250, ran)
     windows = policy.windows(ran)
     fit(learner, lambda n: windows.batch(128, n, 0), 250)
     judge = FailureProbability(learner.trained_policy.eval())

@@ -513,7 +513,7 @@ def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path)
         last = max(saved, default=-1)
         for step in saved:
             policy = Policy.load(out / "checkpoints" / f"{step:06d}")
-            learner = plain(60).learner.build(policy, 0, 60)
+            learner = plain(60).learner.build(policy, 0, 60, made_up())
             assert Run(out).resume(step, learner)["step"] == step == learner.updates
         if saved and (out / "run.json").exists():
             Policy.load(out)
@@ -586,7 +586,7 @@ def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
     assert said.endswith(f"remove {at} and train again: understudy train bc d --out r")
     with pytest.raises(UserError, match=r"learner, found \d+ missing \(the first: .*\); of \d+ tensors\n  -> remove"):
         Run(made).resume(6, plain(trunk=MLP(width=8, depth=2)).learner.build(
-            Policy(plain(trunk=MLP(width=8, depth=2)).policy, made_up().features()), 0, 6))
+            Policy(plain(trunk=MLP(width=8, depth=2)).policy, made_up().features()), 0, 6, made_up()))
 
 
 def flipped(path: Path):
@@ -630,7 +630,7 @@ def test_a_saved_policy_has_a_checksum_too(tmp_path):
 def test_a_flipped_bit_in_the_state_of_a_learner_is_refused(made, tmp_path):
     shutil.copytree(made, tmp_path / "r")
     at = tmp_path / "r/checkpoints/000006"
-    learner = plain().learner.build(Policy(plain().policy, made_up().features()), 0, 6)
+    learner = plain().learner.build(Policy(plain().policy, made_up().features()), 0, 6, made_up())
     for _ in flipped(at / "train" / "learner.safetensors"):
         said = refusal(6, lambda step: Run(tmp_path / "r").resume(step, learner))
         assert "learner.safetensors: the file is damaged" in said

@@ -196,7 +196,7 @@ def test_training_from_a_stream_is_resumable(tmp_path):
         some = stream.first_episodes(4)
         torch.manual_seed(0)
         policy = Policy(PolicyConfig(Regression(), window=Window(horizon=2)), some.features()).fit_statistics(some)
-        learner = BehaviorCloning(steps=6).build(policy, seed=0, steps=6)
+        learner = BehaviorCloning(steps=6).build(policy, 0, 6, some)
         start = 0
         for stop in stops:
             windows = ShardStream(tmp_path, buffer_size=24).windows(policy.windows)

@@ -283,7 +283,7 @@ def cloned(name, episodes, window=None, seed=0, **options):
     recipe = PolicyConfig(Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window or Window())
     policy = Policy(recipe, data.features()).fit_statistics(data)
     learner, windows = (
-        BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3)).build(policy, seed, 600),
+        BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3)).build(policy, seed, 600, data),
         policy.windows(data),
     )
     fit(learner, lambda n: windows.batch(128, n, seed), 600)

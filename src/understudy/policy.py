@@ -37,8 +37,8 @@ from .data.codec import Codec, Normalizer
 from .data.episode import Dataset
 from .data.window import Window, Windows
 from .files import read_json, write_json
-from .heads.base import DenoisingHead, Head, StepwiseHead
-from .nets.base import Encoder, Trunk
+from .heads.base import DenoisingHead, Head, StepwiseHead, TargetNetworkHead
+from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.mlp import MLP
 from .nets.vision import without_downloads
@@ -330,13 +330,35 @@ class Policy(CheckpointModule, StepwisePlanner):
         not even as input."""
         return self.codec.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
 
-    def loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """(B, H), zero where padded, not reduced. All randomness is from `rng`, but for dropout."""
+    def loss(self, batch: Batch, rng: Generator, target_policy: Policy | None = None,
+             n_noise_samples: int = 1) -> Tensor:
+        """Loss of each step, not reduced.
+
+        Args:
+            batch: Windows of the data.
+            rng: Source of all randomness but dropout.
+            target_policy: A slowly updated copy of this policy, for a `TargetNetworkHead`.
+            n_noise_samples: Noise draws per encoded observation. The loss is their mean.
+
+        Returns:
+            (B, H), zero where padded.
+        """
         obs = batch.obs
         for change in self.config.augmentations if self.training else ():
             obs = change(obs, rng)
         context = self.context(obs, rng if self.training else None)
-        loss = self.config.head.loss(self.net, context, self.encode_batch(batch), batch.mask, rng)
+        record_intermediate("context", context.tokens)
+        target, mask, head = self.encode_batch(batch), batch.mask, self.config.head
+        if n_noise_samples > 1:
+            context = context.repeat(n_noise_samples)
+            target, mask = (x.repeat_interleave(n_noise_samples, 0) for x in (target, mask))
+        if isinstance(head, TargetNetworkHead):
+            target_net = None if target_policy is None else target_policy.net
+            loss = head.loss(self.net, context, target, mask, rng, target_net)
+        else:
+            loss = head.loss(self.net, context, target, mask, rng)
+        if n_noise_samples > 1:
+            loss = loss.unflatten(0, (-1, n_noise_samples)).mean(1)
         return loss * batch.mask
 
     def plan(self, obs, noise, guides=()):

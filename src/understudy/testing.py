@@ -8,17 +8,19 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .checkpoint import Scorer, load_module, save_module
 from .config import UntrustedCode
 from .core import Batch, Context, Feature, HeadSpec, Schema, Unsupported, UserError, keys, put, take, tree_map
+from .data.augment import GaussianNoise
 from .data.codec import Codec
 from .data.episode import Dataset, Episode
 from .data.window import Window
@@ -29,7 +31,12 @@ from .evaluate.rollout import rollout
 from .execute.actor import Actor, NoisyActor
 from .execute.base import ActionConditionedExecutor, Executor
 from .heads.base import DenoisingHead, LikelihoodHead, TargetNetworkHead, TemperatureHead
+from .heads.flow import Flow
+from .heads.neighbors import Neighbors
+from .heads.regression import Regression
+from .learn.fit import LearnerConfig
 from .nets.base import CachesContext, Encoder, SharedTimeTrunk, Trunk, precomputed
+from .nets.mlp import MLP
 from .policy import Policy, PolicyConfig
 
 STATE = "observation.state"
@@ -740,3 +747,94 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
         again = load_module(folder, trust=(type(scorer).__module__.split(".")[0],))
         require(type(again) is type(scorer), "what was saved must be loaded as the same class")
         require_equal(again(read, plan), score, "what was loaded must score alike")
+
+
+# -- learners ---------------------------------------------------------------------------------------------------------
+
+
+def check_learner(config: LearnerConfig, policies: Sequence[PolicyConfig] = ()) -> None:
+    """Check the contract of a learner on several policies.
+
+    - An update depends on the learner's state and the batch alone, and leaves the global random generators as they
+      were.
+    - The state is tensors and JSON. It is complete: a learner that is restored from it, into a policy that never saw
+      the data, continues bit for bit.
+    - The policy that acts is in evaluation mode or a copy: acting does not change the training.
+    - Batches are functions of (seed, step), and the shares of several processes make up the batch.
+
+    That losses are not reduced is checked by `GradientLearner.minimize` in every update.
+
+    Args:
+        config: The learner's config, with a small `batch_size`. Columns that it names in `extra` get random numbers.
+        policies: The policies to train. By default a regression with dropout, a flow with an augmentation, and nearest
+            neighbors, which have no weights.
+
+    Raises:
+        ContractViolation: The message says which part of the contract does not hold.
+    """
+    window = Window(2, 3)
+    for policy in policies or (
+            PolicyConfig(Regression(), MLP(16, 1, dropout=0.2), window=window, inputs=(STATE,)),
+            PolicyConfig(Flow(n_steps=2), MLP(16, 1), window=window, inputs=(STATE,),
+                         augmentations=(GaussianNoise(STATE, 0.1),)),
+            PolicyConfig(Neighbors(), MLP(16, 1), window=window, inputs=(STATE,))):
+        _check_learner(config, policy)
+
+
+def _check_learner(config, policy_config):
+    features = {**{k: Feature("float32", (3,)) for k in policy_config.inputs},
+                **{k: Feature("float32", ()) for k in config.extra}, policy_config.target: Feature("float32", (2,))}
+    data, name = random_dataset(features), f"with {type(policy_config.head).__name__}"
+
+    def build(seed, statistics=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            policy = Policy(policy_config, data.features())
+            return config.build(policy.fit_statistics(data) if statistics else policy, 0, 10, data)
+
+    straight, stopped = build(0), build(0)
+    sampler, size = straight.batch_sampler(data), config.batch_size
+    _check_batch_sampler(sampler, size)
+    batches = [sampler.batch(size, step) for step in range(6)]
+    require(len(straight.annotate(data)) == len(data), "annotate must return all episodes")
+
+    before = torch.get_rng_state()
+    metrics = [straight.update(batch) for batch in batches]
+    require(torch.equal(torch.get_rng_state(), before), f"{name}, an update must leave the global generator as it was")
+    require(all(np.isfinite(list(m.values())).all() for m in metrics), f"{name}, metrics must be finite")
+
+    with torch.random.fork_rng(devices=[]):
+        for batch in batches[:3]:
+            torch.manual_seed(1)  # where the global generator stands must not matter
+            stopped.update(batch)
+    noise = torch.randn(size, *stopped.trained_policy.noise_shape, generator=_rng(0))
+    acting = copy.deepcopy(stopped.trained_policy).eval()
+    tensors, metadata = stopped.state()
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, Path(folder) / "state")
+        tensors, metadata = load_file(Path(folder) / "state"), json.loads(json.dumps(metadata))
+    restored = build(1, statistics=False)
+    restored.restore(tensors, metadata)
+    again = restored.state()[0]
+    require(again.keys() == tensors.keys() and all(torch.equal(v.detach(), tensors[k]) for k, v in again.items()),
+            f"{name}, restore must take over every tensor of the state")
+    plans = [copy.deepcopy(p).eval().plan(batches[0].obs, noise) for p in (acting, restored.trained_policy)]
+    require_equal(plans[1], plans[0], f"{name}, a restored learner must act like the saved one")
+    for learner in (stopped, restored):
+        found = [learner.update(batch) for batch in batches[3:]]
+        require(found == metrics[3:], f"{name}, a learner must continue bit for bit: its metrics differ after a "
+                                      "restore, after acting or with the state of the global generator")
+        for key, value in straight.state()[0].items():
+            require(torch.equal(value, learner.state()[0][key]), f"{name}, {key} must be bit-equal after resuming")
+
+
+def _check_batch_sampler(sampler, size):
+    whole, same, other = (sampler.batch(size, step) for step in (3, 3, 4))
+    require(torch.equal(whole.action, same.action), "a batch must be a function of seed and step")
+    require(not torch.equal(whole.action, other.action), "batches of two steps must differ")
+    parts = [sampler.batch(size, 3, rows=rows) for rows in (slice(0, size // 3), slice(size // 3, size))]
+    require(torch.equal(torch.cat([p.action for p in parts]), whole.action),
+            "the shares of several processes must make up the batch")
+    for key, value in whole.extra.items():
+        require(torch.equal(torch.cat([p.extra[key] for p in parts]), value),
+                f"the shares of several processes must make up the batch, in column {key!r}")

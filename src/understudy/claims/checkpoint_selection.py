@@ -18,13 +18,13 @@ from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
 from ..heads.gmm import GMM
 from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.fit import fit
+from ..learn.fit_method import fit_method
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
 from ..nets.ema import ConstantDecay
 from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
-from ..policy import Policy, PolicyConfig
+from ..policy import PolicyConfig
 from .base import Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
 from .curation import cached_load
 from .measures import ROWS
@@ -71,18 +71,13 @@ def _train_and_score(experiment, method, data, seed, episodes, starts):
     if key in _run_cache:
         return _run_cache[key]
     held, shown = data.select(range(HELD_OUT)), data.select(range(HELD_OUT, len(data)))
-    torch.manual_seed(seed)
-    policy = Policy(method.policy, shown.features()).fit_statistics(shown)
-    learner, windows = method.learner.build(policy, seed, method.learner.steps), policy.windows(shown)
-    batches, env = list(policy.windows(held).scan(512)), make(experiment.env, rows=ROWS)
+    env = make(experiment.env, rows=ROWS)
     seen: dict[str, list] = {"loss": [], "rollouts": [], "success": []}
 
     def look(step, learner, _):
         if step % (method.learner.steps // CHECKPOINTS):
             return
-        now = learner.trained_policy
-        training = now.training
-        now.eval()
+        now, batches = learner.trained_policy, learner.policy.windows(held).scan(512)
         with torch.no_grad():
             loss = [now.loss(b, torch.Generator().manual_seed(int(keys(seed, [i])[0]))) for i, b in enumerate(batches)]
         seen["loss"].append(float(torch.cat(loss).mean()))
@@ -91,9 +86,8 @@ def _train_and_score(experiment, method, data, seed, episodes, starts):
             np.mean([e.metadata["success"] for e in rollout(actor, env, 50, validation_seed(seed))])
         )
         seen["success"].append([float(e.metadata["success"]) for e in rollout(actor, env, episodes, starts)])
-        now.train(training)
 
-    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), method.learner.steps, callbacks=(look,))
+    fit_method(method, shown, seed, callbacks=(look,))
     _run_cache[key] = seen
     return seen
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from ..data.episode import Dataset, Episode
 from ..data.window import Window
@@ -20,7 +19,7 @@ from ..execute.planners import FixedBatch
 from ..heads.base import Head
 from ..heads.regression import Regression
 from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.fit import fit
+from ..learn.fit_method import fit_method
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import ConcatEncoder
@@ -91,12 +90,8 @@ def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
     """Trained on what is marked for it, its statistics of that alone."""
     column, inner = f"keep.{method.curation}", method.method
     mine = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
-    torch.manual_seed(seed)
-    policy = Policy(replace(inner.policy, inputs=("observation.state",)), mine.features()).fit_statistics(mine)
-    learner = inner.learner.build(policy, seed, inner.learner.steps)
-    windows = policy.windows(mine, sampling_weights=lambda e: e.steps[column])
-    fit(learner, lambda n: windows.batch(inner.learner.batch_size, n, seed), inner.learner.steps)
-    return learner.trained_policy.eval()
+    method = replace(inner, policy=replace(inner.policy, inputs=("observation.state",)))
+    return fit_method(method, mine, seed, sampling_weights=lambda e: e.steps[column]).policy
 
 
 def curated_success(

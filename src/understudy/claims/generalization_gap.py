@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from ..data.episode import Dataset, Episode
 from ..data.window import Window
@@ -21,12 +20,12 @@ from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
 from ..heads.regression import Regression
 from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.fit import fit
+from ..learn.fit_method import fit_method
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
-from ..policy import Policy, PolicyConfig
+from ..policy import PolicyConfig
 from .base import (
     AboveBound,
     AllOf,
@@ -94,11 +93,8 @@ def maze_success(
     key = experiment.source, method, seed, episodes, starts
     if key not in _rate_cache:
         mine, inner = data.filter(lambda e: e.metadata["of"] == method.arm), method.method
-        torch.manual_seed(seed)
-        policy = Policy(inner.policy, mine.features()).fit_statistics(mine)
-        learner, windows = inner.learner.build(policy, seed, inner.learner.steps), policy.windows(mine)
-        fit(learner, lambda n: windows.batch(inner.learner.batch_size, n, seed), inner.learner.steps)
-        actor = PolicyActor(FixedBatch(learner.trained_policy.eval(), ROWS), inner.executor)
+        policy = fit_method(inner, mine, seed).policy
+        actor = PolicyActor(FixedBatch(policy, ROWS), inner.executor)
         mazes = next(n for name, n, _ in experiment.source.arms if name == method.arm)
         seen = {maze_key(e) for e in data}  # by any arm: all are judged in the same mazes
         _rate_cache[key] = []

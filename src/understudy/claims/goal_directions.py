@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor, PolicyActor
 from ..execute.planners import FixedBatch
-from ..learn.fit import fit
+from ..learn.fit_method import fit_method
 from ..learn.method import Method
 from ..policy import Policy
 
@@ -57,13 +56,7 @@ def direction_demonstrations(actor: Actor, directions: tuple[int, ...], episodes
 
 def train_policy(method: Method, data: Dataset, seed: int, policy: Policy | None = None) -> Policy:
     """From `policy`, whose statistics of the data stay as they are, or from scratch."""
-    torch.manual_seed(seed)
-    policy = Policy(method.policy, data.features()).fit_statistics(data) if policy is None else (
-        copy.deepcopy(policy).requires_grad_(True))
-    learner = method.learner.build(policy, seed, method.learner.steps)
-    windows = policy.windows(data)
-    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), method.learner.steps)
-    return learner.trained_policy.eval()
+    return fit_method(method, data, seed, policy=policy).policy
 
 
 def rollout_policy(policy: Policy, method: Method, directions: tuple[int, ...], episodes: int, starts: int) -> Dataset:

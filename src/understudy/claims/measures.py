@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import torch
 
 from .. import config
 from ..data.episode import Dataset, Episode
@@ -13,7 +12,7 @@ from ..envs import make
 from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor
 from ..execute.planners import FixedBatch
-from ..learn.fit import fit
+from ..learn.fit_method import fit_method
 from ..learn.method import Method
 from ..policy import Policy
 
@@ -27,14 +26,7 @@ def train_policy(experiment, method: Method, data: Dataset, seed: int, watch=())
                                   "source": experiment.source, "seed": seed}))
     if key in _policy_cache and not watch:
         return _policy_cache[key]
-    for change in method.transforms:
-        data = data.map(change)
-    torch.manual_seed(seed)
-    policy = Policy(method.policy, data.features()).fit_statistics(data)
-    learner = method.learner.build(policy, seed, method.learner.steps)
-    windows = policy.windows(data, extra=method.learner.extra)
-    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), method.learner.steps, callbacks=watch)
-    done = learner.trained_policy.fit_statistics(data, refit_codec=False).eval()
+    done = fit_method(method, data, seed, callbacks=watch).policy
     _policy_cache[key] = done
     while len(_policy_cache) > 20:
         _policy_cache.pop(next(iter(_policy_cache)))

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
 
 from ..data.episode import Dataset
 from ..data.window import Window
@@ -34,12 +33,12 @@ from ..improve.restart import (
     label_attempt,
 )
 from ..learn.behavior_cloning import BehaviorCloning
-from ..learn.fit import fit
+from ..learn.fit_method import fit_method
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
-from ..policy import Policy, PolicyConfig
+from ..policy import PolicyConfig
 from .base import (
     AboveBound,
     AllOf,
@@ -81,15 +80,6 @@ class RestartMethod:
     shuffle_outcomes: bool = False
 
 
-def train_policy(method: Method, data: Dataset, seed: int) -> Policy:
-    torch.manual_seed(seed)
-    policy = Policy(method.policy, data.features()).fit_statistics(data)
-    learner = method.learner.build(policy, seed, method.learner.steps)
-    windows = policy.windows(data)
-    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), method.learner.steps)
-    return learner.trained_policy.eval()
-
-
 _attempt_cache: dict = {}  # (policy, seed) -> the actor and its attempts, which all arms share
 
 
@@ -98,7 +88,7 @@ def run_attempts(method: RestartMethod, data: Dataset, seed: int):
     if key not in _attempt_cache:
         while len(_attempt_cache) > 6:
             _attempt_cache.pop(next(iter(_attempt_cache)))
-        actor = PolicyActor(FixedBatch(train_policy(method.policy, data, seed), ROWS), method.policy.executor)
+        actor = PolicyActor(FixedBatch(fit_method(method.policy, data, seed).policy, ROWS), method.policy.executor)
         ran = rollout(
             actor,
             make("push", rows=ROWS),
@@ -122,7 +112,7 @@ def makespan(experiment, method: RestartMethod, data: Dataset, seed: int, episod
             [e.replace({"fails": np.full_like(e.steps["fails"], f)}) for e, f in zip(known, lot, strict=True)]
         )
     judge = (
-        FailureProbability(FixedBatch(train_policy(method.predictor, known, seed), ROWS))
+        FailureProbability(FixedBatch(fit_method(method.predictor, known, seed).policy, ROWS))
         if method.kind == "preempted"
         else elapsed_steps
     )

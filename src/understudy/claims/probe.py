@@ -363,7 +363,9 @@ class _Recorder:
 
 def _set_counter(learner: Any, update: int) -> None:
     """Make `update` the number of the next update, for the learning-rate schedule, the noise and the average."""
-    learner.n_updates = learner.average.updates = update
+    learner.n_updates = update
+    for average in (*learner.averages.values(), *learner.targets.values()):
+        average.updates = update
 
 
 # -- how it is run ------------------------------------------------------------------------------------------------

@@ -7,15 +7,27 @@ import math
 import numpy as np
 import torch
 
+from .batch_sampler import BatchSampler, MixtureSampler
 from .packed_columns import PackedColumn, PackedColumns
 from .window import Windows, _to_tensor
 
 CHUNK_BYTES = 64 * 2**20  # bytes that are copied at a time: a file that is mapped is never whole in memory
 
 
-def to_device(windows: Windows, device: torch.device) -> Windows:
-    """The same windows, with their columns on the device where they fill no more than a quarter of what is free there:
-    the rest is for what an update needs. As they are on the CPU, where they lie already."""
+def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
+    """Return the same batches, made on the device from columns that are stored there.
+
+    Columns are copied if they fill no more than a quarter of the free memory. The rest is for what an update needs.
+
+    Args:
+        sampler: Windows, or a mixture of them. Another sampler is returned as it is.
+        device: Where the network trains. On the CPU, the columns are there already.
+    """
+    if isinstance(sampler, MixtureSampler):
+        return MixtureSampler([to_device(part, device) for part in sampler.samplers], sampler.weights)
+    if not isinstance(sampler, Windows):
+        return sampler
+    windows = sampler
     arrays = {_memory_key(c.array): c.array for c in windows.packed.columns.values()}.values()
     return windows if sum(a.nbytes for a in arrays) > available_bytes(device) else DeviceWindows(windows, device)
 

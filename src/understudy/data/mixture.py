@@ -10,6 +10,7 @@ from ..core import UserError
 from .episode import Dataset, Episode
 
 DATASET_INDEX = "dataset_index"  # the fact of an episode that says which data set it came from
+DATASET_NAME = "dataset"  # the metadata of an episode that names its dataset
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,38 @@ class MixtureWeights:
 
 
 @dataclass(frozen=True)
-class _SetDatasetIndex:
+class _MarkDataset:
+    """Writes into an episode which dataset of the mixture it comes from."""
+
     dataset_index: int
+    name: str | None
 
     def __call__(self, episode: Episode) -> Episode:
-        return replace(episode, metadata={**episode.metadata, DATASET_INDEX: self.dataset_index})
+        name = {} if self.name is None else {DATASET_NAME: self.name}
+        return replace(episode, metadata={**episode.metadata, DATASET_INDEX: self.dataset_index, **name})
 
 
-def mix(*parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
-    """The episodes of all parts in order, and how to draw from them: `policy.windows(data, sampling_weights=weights)`.
+def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
+    """Joins datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
 
-    Weights need not add up to 1. Within a part all steps are as likely. Raises UserError for parts without steps and
-    weights that are negative or all zero.
+    Within a dataset all steps are equally likely.
+
+    Args:
+        *parts: A dataset and its weight. Weights need not add up to 1.
+        **named_parts: The same with a name, to which `Stage.dataset` can refer.
+
+    Returns:
+        The episodes of all datasets in order, and the sampling weights: `policy.windows(data,
+        sampling_weights=weights)`.
+
+    Raises:
+        UserError: A dataset has no steps, or weights are negative or all 0.
+
+    Example:
+        >>> data, weights = mix(demos=(demos, 0.5), play=(play, 0.5))
     """
+    names = (*[None] * len(parts), *named_parts)
+    parts = (*parts, *named_parts.values())
     weights = np.array([float(weight) for _, weight in parts])
     steps = np.array([data.steps for data, _ in parts])
     if not (len(weights) and np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
@@ -51,7 +71,9 @@ def mix(*parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
     facts = {**parts[0][0].metadata, "warnings": [w for d, _ in parts for w in d.metadata.get("warnings", ())] + notes}
     share = weights / weights.sum()
     facts["path"] = " + ".join(dict.fromkeys(str(d.metadata["path"]) for d, _ in parts if d.metadata.get("path")))
-    facts["mix"] = [{"path": str(data.metadata.get("path", "")), "share": float(s)}
-                    for (data, _), s in zip(parts, share, strict=True)]
-    episodes = [e for i, (data, _) in enumerate(parts) for e in data.map(_SetDatasetIndex(i))]
+    facts["mix"] = [{"path": str(data.metadata.get("path", "")), "share": float(s),
+                     **({} if name is None else {"name": name})}
+                    for (data, _), s, name in zip(parts, share, names, strict=True)]
+    episodes = [e for i, ((data, _), name) in enumerate(zip(parts, names, strict=True))
+                for e in data.map(_MarkDataset(i, name))]
     return Dataset(episodes, facts), MixtureWeights(tuple((share / steps).tolist()))

@@ -37,6 +37,7 @@ import torch
 
 from ..core import Batch, UserError
 from . import cache, video
+from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .formats import remote
 from .window import Windows
@@ -131,7 +132,7 @@ class ShardStream:
         return StreamWindows(self, make_windows)
 
 
-class StreamWindows:
+class StreamWindows(BatchSampler):
     """Windows over a stream: `batch` is that of `Windows`, and like it a function of its arguments."""
 
     def __init__(self, stream: ShardStream, make_windows: Callable[[Dataset], Windows]):

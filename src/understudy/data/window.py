@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import Batch, UserError
+from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .packed_columns import PackedColumns
 
@@ -150,7 +151,8 @@ class Window:
         return tuple(f"{k}?" for k in inputs if not k.endswith("?") and f"{k}?" not in inputs)
 
     def windows(self, data: Dataset, inputs: tuple[str, ...], target: str, *, extra: tuple[str, ...] = (),
-                next_obs: bool = False, sampling_weights: SamplingWeights | None = None) -> Windows:
+                next_obs: bool = False, sampling_weights: SamplingWeights | None = None,
+                lookahead: int = 0) -> Windows:
         """Returns all windows of a dataset.
 
         Columns stay where they are (in a memory map, for example) until a batch gathers them.
@@ -163,18 +165,26 @@ class Window:
             next_obs: Whether batches have the observation window after the horizon as `Batch.next`.
             sampling_weights: Function from an episode to the relative frequency of windows at each of its steps, (T,).
                 None draws all steps equally often.
+            lookahead: Number of rows that `extra` covers, from t + action_offset on, and after which `Batch.next` is
+                taken. `extra["lookahead_mask"]` (B, lookahead) is then False where a row is not in the episode. 0 means
+                the horizon.
 
         Raises:
-            UserError: If a column is missing, or if weights are negative, not finite or not one per step.
+            UserError: If a column is missing, if the lookahead is negative, or if weights are negative, not finite or
+                not one per step.
         """
-        return Windows(self, data, inputs, target, extra, next_obs, sampling_weights)
+        return Windows(self, data, inputs, target, extra, next_obs, sampling_weights, lookahead)
 
 
-class Windows:
+class Windows(BatchSampler):
     """All windows of a dataset. A batch is a function of (seed, step), so there is no position to save or resume."""
 
-    def __init__(self, window: Window, data: Dataset, inputs, target, extra, next_obs, sampling_weights):
+    def __init__(self, window: Window, data: Dataset, inputs, target, extra, next_obs, sampling_weights, lookahead=0):
+        if lookahead < 0:
+            raise UserError(f"the lookahead is {lookahead}, but a number of rows is at least 0", where="Window",
+                            hint="use 0 for the horizon")
         self.window, self.inputs, self.target, self.extra, self.next_obs = window, inputs, target, extra, next_obs
+        self.lookahead = lookahead
         drawn = {g.into for g in window.goals}
         self.stored_inputs = tuple(k for k in inputs if k not in drawn)
         self.packed = PackedColumns.from_episodes(
@@ -200,7 +210,8 @@ class Windows:
         self.starts_before_episode = bool(self.obs_offsets[0] < 0)
         self.action_offsets = np.arange(window.action_offset, window.action_offset + window.horizon)
         self.same_offsets = np.array_equal(self.obs_offsets, self.action_offsets)
-        self.next_offset = window.action_offset + window.horizon  # of the current row of `next`, relative to t
+        # Of the current row of `next`, relative to t.
+        self.next_offset = window.action_offset + (lookahead or window.horizon)
 
     def __len__(self) -> int:
         """The number of windows: one for each step of each episode."""
@@ -279,9 +290,16 @@ class Windows:
         inside = row < columns[self.target].lengths[episode][:, None]
         if w.action_offset < 0:
             inside &= row >= 0
-        found = gather((self.target, *self.extra), row, w.action_offset < 0, True, known)
-        action = found[self.target]
-        extra = {**{k: found[k] for k in self.extra}, "index": torch.from_numpy(indices[:, None])}
+        early = w.action_offset < 0
+        if self.lookahead:
+            action = gather((self.target,), row, early, True, known)[self.target]
+            row = t[:, None] + w.action_offset + np.arange(self.lookahead)
+            extra = gather(self.extra, row, early, True, {})
+            extra["lookahead_mask"] = torch.from_numpy((row >= 0) & (row < self.packed.lengths[episode][:, None]))
+        else:
+            found = gather((self.target, *self.extra), row, early, True, known)
+            action, extra = found[self.target], {k: found[k] for k in self.extra}
+        extra = {**extra, "index": torch.from_numpy(indices[:, None])}
         for name, (_, goal_episode, goal_row) in goals.items():
             steps = np.where(goal_episode == episode, goal_row - t, np.inf).astype(np.float32)
             extra[f"{name}.steps"] = torch.from_numpy(steps[:, None])

@@ -127,7 +127,13 @@ class MemoryHead(Head):
 
 
 class TargetNetworkHead(Head):
-    """A head whose loss also reads a target network, a slowly updated copy of its network."""
+    """A head whose loss also reads a target network, a slowly updated copy of its network.
+
+    Attributes:
+        target_decay: Fraction of the target network that an update keeps.
+    """
+
+    target_decay: float = 0.999
 
     @abstractmethod
     def loss(self, net, context: Context, action: Tensor, mask: Tensor, rng: Generator, target_net=None) -> Tensor:

@@ -1,38 +1,59 @@
-"""Behavior cloning of anything: the weighted mean of the head's loss, plus penalties."""
+"""Behavior cloning with any head: the weighted mean of the head's loss, plus auxiliary losses."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..checkpoint import load_tensors
-from ..core import Batch, UserError, keys
-from ..nets.ema import EMA, EMADecay, WarmupDecay
+from ..core import Batch, Unsupported, UserError
+from ..data.episode import Dataset
+from ..heads.base import TargetNetworkHead
+from ..nets.base import capture_intermediates
+from ..nets.ema import EMADecay, WarmupDecay
 from ..policy import Policy
-from .devices import Processes
-from .fit import Learner, LearnerConfig
+from .fit import LearnerConfig
+from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
-from .sample_weights import SampleWeights, UniformWeights
+from .sample_weights import FixedWeights, LearnedWeightFunction, SampleWeights, UniformWeights
 
-AuxiliaryLossFunction = Callable[[Policy, Batch, Generator], Tensor]  # -> (B,), added to the loss
+AuxiliaryLossFunction = Callable[[Policy, Batch, Generator, Mapping[str, Tensor]], Tensor]
+"""`function(policy, batch, rng, captured)` returns the loss of each window, (B,), not reduced. `captured` has the
+activations of this forward pass that `AuxiliaryLoss.captures` names."""
 
 
 class AuxiliaryLoss(ABC):
-    """A frozen dataclass: something more that the weights should heed (an auxiliary loss, a regulariser)."""
+    """A frozen dataclass that builds a further term of the training loss, such as a regularizer.
+
+    Attributes:
+        captures: Names of activations that the function needs in `captured`. The networks offer them with
+            `nets.base.record_intermediate`. Every policy records "context", the tokens of its encoder (B, N, D).
+    """
+
+    captures: tuple[str, ...] = ()
 
     @abstractmethod
     def build(self, policy: Policy) -> AuxiliaryLossFunction:
-        """If this is a Module, its parameters train too."""
+        """Return the function. If it is a module, its parameters train with the policy."""
 
 
 @dataclass(frozen=True)
 class BehaviorCloning(LearnerConfig):
-    """`steps` updates on batches of `batch` windows. ema: the average of the weights, which is what acts;
-    Constant(0.0) acts with the last weights."""
+    """Minimize `sum(weight * loss) / sum(weight)` over the steps that are not padding, plus auxiliary losses.
+
+    Args:
+        steps: Number of updates.
+        batch_size: Windows per batch.
+        optimizer: Optimizer, learning-rate schedule, gradient clipping and precision.
+        ema: Decay of the averaged weights, which act. `ConstantDecay(0.0)` acts with the last weights.
+        sample_weights: How much each step counts.
+        auxiliary_losses: Further terms of the loss, averaged over the batch and added.
+        n_noise_samples: Noise draws per encoded observation in one loss. More draws make the gradient of a denoising
+            head less noisy, at little cost where the encoder is large (level-2 minibatches of Mini-Diffuser).
+    """
 
     steps: int = 2000
     batch_size: int = 128
@@ -40,111 +61,73 @@ class BehaviorCloning(LearnerConfig):
     ema: EMADecay = field(default_factory=lambda: WarmupDecay(0.995))
     sample_weights: SampleWeights = field(default_factory=UniformWeights)
     auxiliary_losses: tuple[AuxiliaryLoss, ...] = ()
+    n_noise_samples: int = 1
+
+    def __post_init__(self):
+        if self.n_noise_samples < 1:
+            raise UserError(f"n_noise_samples is {self.n_noise_samples}, but a loss needs at least one draw",
+                            where="BehaviorCloning", hint="use n_noise_samples=1 or more")
 
     @property
     def extra(self):
         return self.sample_weights.columns
 
-    def build(self, policy: Policy, seed: int = 0, steps: int | None = None) -> BehaviorCloningLearner:
-        return BehaviorCloningLearner(policy, self, seed, self.steps if steps is None else steps)
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> BehaviorCloningLearner:
+        return BehaviorCloningLearner(self, policy, seed, steps, data)
 
 
-class BehaviorCloningLearner(Learner):
-    """Minimises sum(w * loss) / sum(w) over steps that are not padding, plus the mean of each penalty.
+class BehaviorCloningLearner(GradientLearner):
+    """Learner of `BehaviorCloning`.
 
-    The batch is worked through in parts (`OptimizerConfig.accumulate`), and the noise and dropout of part k of update
-    n are a
-    function of (seed, n, k). Processes take the parts in turn, so the result does not depend on how many there are.
+    Raises:
+        Unsupported: The optimizer compiles the networks and an auxiliary loss captures activations.
     """
 
-    def __init__(self, policy: Policy, config: BehaviorCloning, seed: int, steps: int):
-        self.policy, self.config, self.seed, self.n_updates = policy.train(), config, seed, 0
-        self.auxiliary_losses = tuple(p.build(policy) for p in config.auxiliary_losses)
-        self.networks = nn.ModuleList([policy, *(p for p in self.auxiliary_losses if isinstance(p, nn.Module))])
-        self.networks.to(policy.device)
-        self.average = EMA(policy, config.ema)
-        self.optimizer = config.optimizer.build(self.networks, steps, policy.device)
-        self.processes = Processes.current()
-        self.n_parts = -(-config.optimizer.accumulation_steps // self.processes.count)  # of this process
-        least = self.n_parts * self.processes.count
-        if config.batch_size < least:
-            raise UserError(f"expected a batch of {least} windows or more, one for each part of each process, found "
-                            f"{config.batch_size}", where="BehaviorCloning",
-                            hint="take a larger batch, or a smaller optim.accumulate")
+    config: BehaviorCloning
 
-    @property
-    def trained_policy(self) -> Policy:
-        return self.average.module
+    def __init__(self, config: BehaviorCloning, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps)
+        self.captures = {name: loss for loss in config.auxiliary_losses for name in loss.captures}
+        if self.captures and config.optimizer.compile:
+            name, loss = next(iter(self.captures.items()))
+            raise Unsupported(f"{type(loss).__name__} captures {name!r}, and compiled networks offer no activations",
+                              where="BehaviorCloning", hint="set optimizer.compile to False")
+        self.auxiliary_losses = tuple(loss.build(policy) for loss in config.auxiliary_losses)
+        self.register("policy", policy, config.optimizer,
+                      auxiliary=[loss for loss in self.auxiliary_losses if isinstance(loss, nn.Module)])
+        self.average_weights("policy", config.ema)
+        head = policy.config.head
+        self.target_policy = (self.target_network("policy", head.target_decay)
+                              if isinstance(head, TargetNetworkHead) else None)
+        self.sample_weights = config.sample_weights.build(policy, data)
+        if isinstance(self.sample_weights, LearnedWeightFunction):
+            self.register("weights", self.sample_weights, self.sample_weights.optimizer)
+        elif isinstance(self.sample_weights, nn.Module):
+            self.register("weights", self.sample_weights)
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """`batch` is this process's share (all of it, where there is one process)."""
-        device, P = self.policy.device, self.processes
-        batch = batch.to(device)
-        weight = self._sample_weight(batch)
-        sums = torch.stack([weight.sum(), weight.new_tensor(len(batch))])
-        P.all_reduce([sums])
-        whole, count = sums[0].clamp(min=1e-8), sums[1]
-        total_rows = self.config.batch_size if P.count > 1 else len(batch)
-        numbers = range(P.rank * self.n_parts, (P.rank + 1) * self.n_parts + 1)
-        cuts = [total_rows * k // (self.n_parts * P.count) for k in numbers]
-        total = torch.zeros((), device=device)
-        for number, low, high in zip(numbers[:-1], cuts[:-1], cuts[1:], strict=True):
-            part = slice(low - cuts[0], high - cuts[0])
-            if low == high:
-                continue
-            loss = self._part_loss(batch.select_rows(part), weight[part], whole, count, number)
-            self.optimizer.backward(loss)
-            total += loss.detach()
-        P.all_reduce([total, *(p.grad for p in self.optimizer.parameters if p.grad is not None)])
-        norm = self.optimizer.clip_gradients()
-        seen = dict(zip(("loss", "gradient"), torch.stack([total, norm.to(total.dtype)]).tolist(), strict=True))
-        self._check_finite(seen)
-        rate = self.optimizer.step(self.n_updates)
-        self.average.update(self.policy)
-        self.n_updates += 1
-        return {**seen, "rate": rate}
+        batch = batch.to(self.device)
+        if isinstance(self.sample_weights, LearnedWeightFunction):
+            self.minimize("weights", self.weight_loss, batch)
+        fixed = isinstance(self.sample_weights, FixedWeights)
+        with torch.no_grad() if fixed else self.evaluation():
+            weights = self.sample_weights(batch, self.policy)
+        self.minimize("policy", self.policy_loss, batch, weights)
+        metrics = self.end_update()
+        self.sample_weights.after_update(self.policy)
+        return metrics
 
-    def _sample_weight(self, batch) -> Tensor:
-        """(B, H)"""
-        with torch.no_grad():
-            weight = self.config.sample_weights(batch, self.policy)
-            weight = weight.unsqueeze(1) if weight.ndim == 1 else weight
-            return weight * batch.mask
+    def weight_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """The loss of the weight function's own networks."""
+        return self.sample_weights.loss(batch, self.policy, rng)
 
-    def _part_loss(self, part, weight, whole, count, number) -> Tensor:
-        """This part's share of the whole batch's loss."""
-        device = self.policy.device
-        noise, dropout = keys(int(keys(self.seed, [self.n_updates])[0]), [2 * number, 2 * number + 1]).tolist()
-        rng = Generator(device).manual_seed(noise)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), self.optimizer.autocast():
-            torch.manual_seed(dropout)
-            loss = (weight * self.policy.loss(part, rng).float()).sum() / whole
-            for penalty in self.auxiliary_losses:
-                loss = loss + penalty(self.policy, part, rng).float().sum() / count
-        return loss
-
-    def _check_finite(self, seen):
-        scaled = self.optimizer.scaler.is_enabled()  # then a gradient too large is skipped and the scale lowered
-        for name, value in seen.items():
-            if not abs(value) < float("inf") and not (scaled and name == "gradient"):
-                self.optimizer.zero_grad()
-                raise UserError(f"expected a finite {name}, found {value}", where=f"update {self.n_updates + 1}",
-                                hint="lower the rate (--learner.optimizer.lr) or clip harder, and look for odd values "
-                                   "in the data (understudy inspect)")
-
-    # Buffers are the policy's: the average only copies them.
-
-    def state(self):
-        tensors, facts = self.optimizer.state()
-        named = {"modules": self.networks.state_dict(), "average": dict(self.trained_policy.named_parameters()),
-                 "optim": tensors}
-        return ({f"{group}.{k}": v.detach() for group, tree in named.items() for k, v in tree.items()},
-                {"updates": self.n_updates, "average": self.average.updates, "scaler": facts})
-
-    def restore(self, tensors, facts):
-        def group(name):
-            return {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + ".")}
-        load_tensors(self.networks, group("modules"))
-        load_tensors(self.trained_policy, {**self.policy.state_dict(), **group("average")})
-        self.optimizer.restore(group("optim"), facts["scaler"])
-        self.n_updates, self.average.updates = facts["updates"], facts["average"]
+    def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
+        """The loss of the head, (B, H), and of each auxiliary loss, (B,)."""
+        with capture_intermediates(self.captures) as captured:
+            loss = self.policy.loss(batch, rng, self.target_policy, self.config.n_noise_samples)
+        for name, auxiliary_loss in self.captures.items():
+            if name not in captured:
+                raise UserError(f"{type(auxiliary_loss).__name__} needs the activation {name!r}, which this policy "
+                                "does not record", where="BehaviorCloning",
+                                hint="use networks that record it, or another auxiliary loss")
+        return loss, *(f(self.policy, batch, rng, captured) for f in self.auxiliary_losses)

@@ -17,16 +17,16 @@ class LossCurve:
 
     def __init__(self, every: int, write, state: dict | None = None):
         self.every, self.write = every, write
-        self.state = {"count": 0, "sum": {}} if state is None else state
+        self.state = {"count": {}, "sum": {}} if state is None else state
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
-        total = self.state["sum"]
-        self.state["count"] += 1
-        for name, value in seen.items():
+        count, total = self.state["count"], self.state["sum"]
+        for name, value in seen.items():  # some learners update some of their networks now and then
+            count[name] = count.get(name, 0) + 1
             total[name] = total.get(name, 0.0) + value
         if step % self.every == 0:
-            self.write(step=step, **{k: v / self.state["count"] for k, v in total.items()})
-            self.state = {"count": 0, "sum": {}}
+            self.write(step=step, **{k: v / count[k] for k, v in total.items()})
+            self.state = {"count": {}, "sum": {}}
 
 
 class ProgressBar:

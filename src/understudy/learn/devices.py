@@ -109,6 +109,17 @@ def process_group(device: torch.device) -> Iterator[Processes]:
 
 
 @contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within the block, PyTorch's global generators start from `seed`. Afterwards they are as they were.
+
+    Modules draw their first weights from them.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """The same bits every time, also on CUDA, where some operations otherwise add in the order of arrival. What has
     no such form warns."""

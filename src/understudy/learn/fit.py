@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop, and the interfaces of learners."""
 
 from __future__ import annotations
 
@@ -10,17 +10,60 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointModule
 from ..core import Batch
+from ..data.batch_sampler import BatchSampler
+from ..data.episode import Dataset
+from ..data.window import SamplingWeights
 from ..policy import Policy
 
 
+class LearnerConfig(ABC):
+    """A frozen dataclass that says how a method learns.
+
+    Attributes:
+        steps: Number of updates.
+        batch_size: Number of windows in each batch.
+        extra: Further columns that batches need in `Batch.extra`.
+        next_obs: Whether batches need `Batch.next`, the observation window after the lookahead.
+        lookahead: Number of rows that `extra` covers, and after which `next` is taken. 0 means the horizon.
+    """
+
+    steps: int
+    batch_size: int
+    extra: tuple[str, ...] = ()
+    next_obs: bool = False
+    lookahead: int = 0
+
+    @abstractmethod
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> Learner:
+        """Build the learner.
+
+        Args:
+            policy: The policy to train.
+            seed: Seed of noise and dropout.
+            steps: Number of updates that will be made, for schedules.
+            data: The training data. What the learner computes from them must depend on the data alone or be part of
+                its state, because a resumed run builds the learner again before it restores it.
+        """
+
+
 class Learner(ABC):
-    """Its randomness in an update is a function of its seed and of how many updates went before, so that its state
-    is only what it learned."""
+    """Trains a policy.
+
+    The randomness of an update is a function of the learner's seed and of the number of updates made. Its state
+    therefore is only what it has learned.
+
+    Attributes:
+        config: The config that built it.
+        policy: The policy that is trained.
+    """
+
+    config: LearnerConfig
+    policy: Policy
 
     @property
     @abstractmethod
     def trained_policy(self) -> Policy:
-        """The policy to act with (the average of the weights, where one is kept)."""
+        """The policy to act with: the one with averaged weights, if the learner keeps them."""
 
     @property
     def modules(self) -> dict[str, CheckpointModule]:
@@ -30,37 +73,65 @@ class Learner(ABC):
 
     @abstractmethod
     def update(self, batch: Batch) -> dict[str, float]:
-        """One step. Returns what to log; a value that is not finite is an error that names the step."""
+        """Make one update.
+
+        Args:
+            batch: This process's share of the batch. With one process, all of it.
+
+        Returns:
+            Metrics to log. "loss" is shown by the progress bar.
+
+        Raises:
+            UserError: A loss or gradient is not finite. The message names the update.
+        """
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything an update depends on: tensors, and facts as JSON."""
+        """Return everything that an update depends on: tensors, and metadata as JSON."""
 
     @abstractmethod
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Afterwards updates are bit-equal to those of the learner whose state this was."""
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Take over a state. Updates are then bit-equal to those of the learner that returned it."""
+
+    def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None) -> BatchSampler:
+        """Return the sampler of the batches that this learner needs: windows of the policy, by default.
+
+        Args:
+            data: The training data.
+            sampling_weights: How often each step starts a window. None draws all steps equally often.
+        """
+        config = self.config
+        return self.policy.windows(data, extra=config.extra, next_obs=config.next_obs, lookahead=config.lookahead,
+                                   sampling_weights=sampling_weights)
+
+    def annotate(self, episodes: Dataset) -> Dataset:
+        """Add columns to newly collected episodes, such as rewards, advantages or old log-probabilities.
+
+        It is called once for the episodes of each collection round, and the result is stored with them. Returns the
+        episodes as they are, by default.
+        """
+        return episodes
 
 
-class LearnerConfig(ABC):
-    """A frozen dataclass: how a method learns, as data."""
-
-    steps: int
-    batch_size: int
-    extra: tuple[str, ...] = ()  # further columns that its batches need, over the horizon
-    next_obs: bool = False  # whether they need the observations after the horizon
-
-    @abstractmethod
-    def build(self, policy: Policy, seed: int, steps: int) -> Learner:
-        """`steps` updates will be made in all: schedules need to know."""
-
-
-Callback = Callable[[int, Learner, dict[str, float]], None]  # after each update: updates made, learner, what it said
+Callback = Callable[[int, Learner, dict[str, float]], None]  # called with (updates made, learner, metrics)
 
 
 def fit(learner: Learner, batch: Callable[[int], Batch], steps: int, *, start: int = 0,
         callbacks: Iterable[Callback] = ()) -> None:
-    """Updates number start to steps - 1. `batch(n)` is the n-th batch: a function, so there is nothing to resume."""
+    """Make the updates number `start` to `steps - 1`.
+
+    Args:
+        learner: The learner.
+        batch: `batch(n)` is batch number n. It is a function, so that a run resumes at any update.
+        steps: Number of updates in all.
+        start: Number of updates that the learner has made.
+        callbacks: Called after each update.
+
+    Example:
+        >>> sampler = learner.batch_sampler(data)
+        >>> fit(learner, lambda n: sampler.batch(128, n, seed=0), steps=1000)
+    """
     for step in range(start, steps):
-        seen = learner.update(batch(step))
-        for look in callbacks:
-            look(step + 1, learner, seen)
+        metrics = learner.update(batch(step))
+        for callback in callbacks:
+            callback(step + 1, learner, metrics)

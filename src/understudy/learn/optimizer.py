@@ -120,9 +120,9 @@ class OptimizerState:
         return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds this part's gradient."""
-        if loss.requires_grad:
-            self.scaler.scale(loss).backward()
+        """Adds the gradient of one part of a batch, with respect to this optimizer's parameters alone."""
+        if loss.requires_grad and self.parameters:
+            self.scaler.scale(loss).backward(inputs=self.parameters)
 
     def clip_gradients(self) -> Tensor:
         """Clips, and returns the norm before."""

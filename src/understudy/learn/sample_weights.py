@@ -1,4 +1,4 @@
-"""How much each step of a batch counts."""
+"""Sample weights: how much each step of a batch counts in the loss."""
 
 from __future__ import annotations
 
@@ -7,32 +7,110 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from ..core import Batch, UserError
+from ..data.episode import Dataset
 from ..policy import Policy
+from .optimizer import OptimizerConfig
+
+
+class WeightFunction(ABC):
+    """Weighs the steps of a batch.
+
+    A weight function that is an `nn.Module` is saved and restored with the learner. One that trains networks of its
+    own is a `LearnedWeightFunction`.
+    """
+
+    @abstractmethod
+    def __call__(self, batch: Batch, policy: Policy) -> Tensor:
+        """Return the weights.
+
+        Args:
+            batch: A batch, on the policy's device. `extra` has the columns that `SampleWeights.columns` names.
+            policy: The policy that trains, with its newest weights.
+
+        Networks are in evaluation mode, and no gradients are computed.
+
+        Returns:
+            Weight of each window, (B,) or (B, 1), or of each step, (B, H). At least 0. Padded steps never count.
+        """
+
+    def after_update(self, policy: Policy) -> None:
+        """Called after each update, for copies that follow the policy with a lag. Does nothing by default."""
+
+
+class LearnedWeightFunction(nn.Module, WeightFunction):
+    """A weight function with networks that train next to the policy.
+
+    In each update the learner first minimizes `loss` with respect to this module's parameters, then weighs the batch.
+
+    Attributes:
+        optimizer: Optimizer of the parameters.
+    """
+
+    optimizer: OptimizerConfig
+
+    @abstractmethod
+    def loss(self, batch: Batch, policy: Policy, rng: Generator) -> Tensor:
+        """Return the loss of each window, (B,), or of each step, (B, H), not reduced.
+
+        Args:
+            batch: A part of a batch.
+            policy: The policy that trains. Its weights receive no gradient.
+            rng: Source of all randomness but dropout.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Batch, policy: Policy) -> Tensor:
+        """Return the weights, as `WeightFunction` describes."""
 
 
 class SampleWeights(ABC):
-    """A frozen dataclass. `columns` are those that batches need in `extra`."""
+    """A frozen dataclass that builds a weight function.
+
+    Attributes:
+        columns: Columns that batches need in `extra`.
+    """
 
     columns: tuple[str, ...] = ()
 
     @abstractmethod
-    def __call__(self, batch: Batch, policy: Policy) -> Tensor:
-        """(B,), (B, 1) or (B, H), not negative, on the batch's device. Padded steps never count, whatever this
-        says."""
+    def build(self, policy: Policy, data: Dataset) -> WeightFunction:
+        """Return the weight function.
+
+        Args:
+            policy: The policy that will train.
+            data: The training data, for statistics. What is computed from them must depend on the data alone, or be
+                in the state of a module, because a resumed run builds the function again before it restores the
+                learner.
+        """
+
+
+class FixedWeights(SampleWeights, WeightFunction):
+    """Sample weights that depend on the batch alone. The config is the weight function."""
+
+    def build(self, policy, data):
+        return self
 
 
 @dataclass(frozen=True)
-class UniformWeights(SampleWeights):
+class UniformWeights(FixedWeights):
+    """All steps count the same."""
+
     def __call__(self, batch, policy):
         return torch.ones(len(batch), device=batch.action.device)
 
 
 @dataclass(frozen=True)
-class ColumnWeights(SampleWeights):
-    """A column of the data as weights, by value (Sirius, Liu et al. 2023: interventions count for more)."""
+class ColumnWeights(FixedWeights):
+    """Weights by the value of a column. In Sirius (Liu et al. 2023), for example, interventions count more.
+
+    Args:
+        column: A column with one number per step.
+        weight: Weight of the steps where the column is above 0.
+        other_weight: Weight of the other steps.
+    """
 
     column: str = "intervention"
     weight: float = 3.0
@@ -44,24 +122,31 @@ class ColumnWeights(SampleWeights):
 
     def __call__(self, batch, policy):
         if self.column not in batch.extra:
-            raise UserError(
-                f"expected the batch to have {self.column!r}, found {', '.join(batch.extra)}",
-                where="weights",
-                hint=f"draw batches with extra=({self.column!r},)",
-            )
+            raise UserError(f"the batch has no column {self.column!r} in extra; it has {', '.join(batch.extra)}",
+                            where="ColumnWeights", hint=f"draw batches with extra=({self.column!r},)")
         value = batch.extra[self.column].reshape(*batch.mask.shape, -1)
         if value.shape[-1] != 1:
-            raise UserError(f"expected one value a step, found {value.shape[-1]}", where=f"column {self.column!r}",
-                            hint="name a column with one number a step")
+            raise UserError(f"the column has {value.shape[-1]} numbers per step, but a weight needs one",
+                            where=f"column {self.column!r}", hint="name a column with one number per step")
         return torch.where(value[..., 0] > 0, self.weight, self.other_weight)
 
 
 @dataclass(frozen=True)
-class AdvantageWeights(SampleWeights):
-    """exp(beta * advantage), capped: AWR (Peng et al. 2019), CRR (Wang et al. 2020), IQL's extraction (Kostrikov et
-    al. 2022), for any head."""
+class AdvantageWeights(FixedWeights):
+    """Weights exp(beta * advantage), bounded above.
 
-    advantage: Callable[[Batch], Tensor]  # (B,) in the units of return
+    Args:
+        advantage: Advantage of each window, (B,), in units of return. A function at the top of a module.
+        beta: Inverse temperature.
+        max_weight: Upper bound of a weight.
+
+    References:
+        Peng et al. (2019), Advantage-Weighted Regression, arXiv:1910.00177.
+        Wang et al. (2020), Critic Regularized Regression, arXiv:2006.15134.
+        Kostrikov et al. (2022), Offline Reinforcement Learning with Implicit Q-Learning, arXiv:2110.06169.
+    """
+
+    advantage: Callable[[Batch], Tensor]
     beta: float = 3.0
     max_weight: float = 100.0
 

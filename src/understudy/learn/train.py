@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import platform
 import re
 import signal
@@ -21,13 +20,11 @@ import numpy as np
 import torch
 
 from .. import __version__, config
-from ..checkpoint import CheckpointModule, FromStage
+from ..checkpoint import CheckpointModule
 from ..core import DataWarning, Unsupported, UserError, role
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, interrupted_episodes
-from ..data.operations import Operation
-from ..data.relabel import Relabel
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
@@ -37,8 +34,8 @@ from . import devices
 from .callbacks import LossCurve, ProgressBar
 from .devices import Processes
 from .fit import Callback, Learner, fit
+from .fit_method import acting_policy, apply_transforms, fit_policy, part_of
 from .method import (
-    InitializeFrom,
     Method,
     Stage,
     build_actor,
@@ -50,7 +47,7 @@ from .method import (
 )
 from .model_card import write_model_card
 from .run import Run
-from .stages import check_stages, copy_run, freeze, is_finished, load_weights_from, packages_of, stages_before
+from .stages import check_stages, copy_run, freeze, is_finished, packages_of, stages_before
 from .validation import Validation, check_training_data, target_scale
 
 Score = Callable[[Actor], float]  # higher is better
@@ -133,7 +130,7 @@ def train(
     save_freq = save_freq or default_save_freq(steps)
     run = Run(Path(out))
     window = method.policy.window
-    if method.learner.next_obs and window.action_offset + window.horizon < 0:
+    if method.learner.next_obs and window.action_offset + (method.learner.lookahead or window.horizon) < 0:
         raise UserError(
             f"expected what follows a chunk to come after it was chosen, found ahead={window.action_offset} and "
             f"horizon={window.horizon}",
@@ -194,15 +191,13 @@ def train(
         test, data = transform(data.select(held)), transform(data)
         check_method(method, data)
 
-        # Everything before the first update that draws from PyTorch's global generator: weights, and what fit does.
-        with torch.random.fork_rng([where] if where.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with devices.seeded(seed, where):
             policy = Policy(method.policy, data.features()).to(where)
             check_training_data(policy, data)
             if last is None:
                 fit_policy(policy, training, method.initialize_from, known)
-        freeze(policy, method.initialize_from)
-        learner = resolved.learner.build(policy, seed, steps)
+            freeze(policy, method.initialize_from)
+            learner = resolved.learner.build(policy, seed, steps, training)
         _check_acts(resolved, learner)
         loop = _TrainingState(run, learner, training, documents, processes, steps)
         if last is None:
@@ -215,11 +210,12 @@ def train(
         judge = _CheckpointEvaluation(
             run, resolved, test, validation or Validation(), target_scale(training, method.policy.target), score
         )
-        over = partial(policy.windows, extra=method.learner.extra, next_obs=method.learner.next_obs)
-        windows = (to_device(over(training, sampling_weights=sampling_weights), where) if stream is None else
-                   stream.exclude(gone).windows(lambda part: over(transform(part))))
+        if stream is None:
+            sampler = to_device(learner.batch_sampler(training, sampling_weights), where)
+        else:
+            sampler = stream.exclude(gone).windows(lambda part: learner.batch_sampler(transform(part)))
         share = processes.row_slice(method.learner.batch_size)
-        batch = devices.prefetch(lambda n: windows.batch(method.learner.batch_size, n, seed, share), where, steps)
+        batch = devices.prefetch(lambda n: sampler.batch(method.learner.batch_size, n, seed, share), where, steps)
         with ProgressBar(steps, loop.step, bar=progress if processes.first else False, title=title) as bar:
             watches = (*callbacks, bar) if processes.first else ()
             while True:
@@ -256,12 +252,7 @@ class _TrainingState:
         self.run.log_metrics(**line, seconds=self.elapsed())
 
     def acting_policy(self) -> Policy:
-        """The policy that acts. A memory is filled with what the encoder says now: in a copy, so that when a run is
-        saved makes no difference to it."""
-        policy = self.learner.trained_policy
-        if isinstance(policy.config.head, MemoryHead) and self.step > 0:
-            policy = copy.deepcopy(policy).fit_statistics(self.training, refit_codec=False)
-        return policy.eval()
+        return acting_policy(self.learner, self.training)
 
     def modules(self) -> dict[str, CheckpointModule]:
         """What a checkpoint holds, by name."""
@@ -420,29 +411,6 @@ def check_method(method: Method, data: Dataset) -> None:
             )
 
 
-def apply_transforms(data: Dataset, transforms: Iterable[Relabel | Operation]) -> Dataset:
-    """The episodes after a method's transforms, in order. Nothing is computed before a column is asked for."""
-    for transform in transforms:
-        data = transform.apply(data) if isinstance(transform, Operation) else data.map(transform)
-    return data
-
-
-def part_of(data: Dataset, name: str | None) -> list[int]:
-    """The numbers of the episodes of one part of a mixture (see `data.mixture`); None for all.
-
-    Raises:
-        UserError: No episode is of this part.
-    """
-    if name is None:
-        return list(range(len(data)))
-    parts = [episode.metadata.get("dataset") for episode in data]
-    if name not in parts:
-        known = ", ".join(sorted({str(p) for p in parts if p is not None})) or "no named parts"
-        raise UserError(f"the data have no part {name!r}; they have {known}", where="Stage.dataset",
-                        hint="name the parts of a mixture: mix(demos=(data, 0.5), play=(more, 0.5))")
-    return [i for i, part in enumerate(parts) if part == name]
-
-
 def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None, *, seed: int, **options) -> None:
     """Trains a stage, or goes on with it. Does nothing if it is finished.
 
@@ -461,27 +429,6 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None,
     if odd := list(_differences(was, now)):
         raise UserError("this stage was trained with something else: " + "; ".join(odd[:MAX_DIFFERENCES]),
                         where=run.folder, hint="choose another --out, or give the command it was begun with")
-
-
-def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = (),
-               known: Mapping[FromStage, CheckpointModule] = MappingProxyType({})) -> None:
-    """Gives a new policy its statistics and its initial weights.
-
-    Args:
-        policy: The policy.
-        data: The episodes it trains on.
-        parts: What is taken over from stages. Everything else is fitted to the data.
-        known: The stages' policies.
-
-    Raises:
-        UserError: A submodule does not exist, or is of another shape than the stage's.
-    """
-    loaded = {name for part in parts for name in part.load}
-    keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
-    load_weights_from(policy, parts, known)
-    policy.fit_statistics(data, refit_codec="codec" not in loaded, refit_head=keeps_data or "net" not in loaded)
-    if not keeps_data:
-        load_weights_from(policy, parts, known)  # fitting the head may have replaced a part of its network
 
 
 def _check_acts(method: Method, learner: Learner) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 
+import torch
 from torch import Generator, Tensor, nn
 
 from ..core import Context, HeadSpec, Schema, Unsupported, UserError
@@ -182,3 +185,42 @@ def check_alignment(trunk: Trunk, spec: HeadSpec) -> None:
                         f"on observation step {first}. The first actions would see nothing.", where=where,
                         hint="Use an encoder with tokens for each observation step (TokenEncoder), or a window whose "
                              "actions begin later (Window.action_offset).")
+
+
+_capture: ContextVar[tuple[Collection[str], dict[str, Tensor]] | None] = ContextVar("activations to capture",
+                                                                                    default=None)
+
+
+def record_intermediate(name: str, tensor: Tensor) -> None:
+    """Make an activation of the current forward pass available to auxiliary losses.
+
+    Does nothing unless an auxiliary loss asks for the name. For losses only: nothing that acts reads what is recorded.
+    If a name is recorded several times in one forward pass, the last one counts.
+
+    Args:
+        name: Name of the activation, such as "attention".
+        tensor: The activation, batch rows first.
+    """
+    if torch.compiler.is_compiling():
+        return
+    capture = _capture.get()
+    if capture is not None and name in capture[0]:
+        capture[1][name] = tensor
+
+
+@contextmanager
+def capture_intermediates(names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """Capture the activations of these names in forward passes within the block.
+
+    Args:
+        names: Names that `record_intermediate` may be called with.
+
+    Yields:
+        A dict that is filled with the activations, which carry gradients.
+    """
+    captured: dict[str, Tensor] = {}
+    token = _capture.set((names, captured))
+    try:
+        yield captured
+    finally:
+        _capture.reset(token)

@@ -1,0 +1,351 @@
+"""Base class of learners that train networks by gradient descent."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..checkpoint import CheckpointModule, load_tensors
+from ..core import Batch, UserError, keys
+from ..nets.ema import EMA, ConstantDecay, EMADecay
+from ..policy import Policy
+from .devices import Processes
+from .fit import Learner, LearnerConfig
+from .optimizer import OptimizerConfig, OptimizerState
+
+Loss = Callable[[Batch, Generator], "Tensor | tuple[Tensor, ...]"]  # unreduced: (B,) or (B, H)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A registered module, what its optimizer trains with it, and that optimizer."""
+
+    module: nn.Module
+    trained: nn.ModuleList  # the module and its auxiliary modules
+    optimizer: OptimizerState | None
+    n_parts: int  # parts of a batch that this process works through
+
+
+class GradientLearner(Learner):
+    """Base class of learners with one or several networks, each with its own optimizer.
+
+    A subclass registers its networks, and in `update` it minimizes losses that are given as functions of a batch and
+    a random generator. This class does the rest: it splits batches for gradient accumulation and for several
+    processes, weights and reduces the losses, applies autocast and gradient clipping, seeds noise and dropout, updates
+    target networks and averaged weights, and saves and restores everything.
+
+    The noise and the dropout of a part of a batch depend on the seed, the number of the update, the number of the
+    `minimize` call within it and the number of the part. The processes share the parts. A result therefore does not
+    depend on how many processes there are, and a restored learner continues bit for bit.
+
+    Attributes:
+        config: The config that built this learner.
+        policy: The policy that is trained.
+        seed: Seed of noise and dropout.
+        steps: Number of updates that will be made. Learning-rate schedules depend on it.
+        n_updates: Number of updates made.
+        device: The device of the policy. Registered modules are moved there.
+
+    Args:
+        config: The config that builds this learner.
+        policy: The policy to train. It is not registered by itself, because optimizers differ.
+        seed: Seed of noise and dropout.
+        steps: Number of updates that will be made.
+
+    Example:
+        Advantage-weighted regression (Peng et al. 2019), with a value network of one's own:
+
+        >>> class AWRLearner(GradientLearner):
+        ...     def __init__(self, config, policy, seed, steps):
+        ...         super().__init__(config, policy, seed, steps)
+        ...         self.value = self.register("value", ValueNetwork(policy), config.optimizer)
+        ...         self.register("policy", policy, config.optimizer)
+        ...
+        ...     def update(self, batch):
+        ...         self.minimize("value", self.value_loss, batch)
+        ...         with self.evaluation():
+        ...             advantage = batch.extra["return_to_go"][:, 0] - self.value(batch.obs)
+        ...         self.minimize("policy", self.policy.loss, batch, weights=(advantage / self.config.beta).exp())
+        ...         return self.end_update()
+        ...
+        ...     def value_loss(self, batch, rng):
+        ...         return (self.value(batch.obs) - batch.extra["return_to_go"][:, 0]).square()
+    """
+
+    def __init__(self, config: LearnerConfig, policy: Policy, seed: int, steps: int):
+        self.config, self.policy, self.seed, self.steps = config, policy, seed, steps
+        self.device = policy.device
+        self.n_updates = 0
+        self.processes = Processes.current()
+        self.averages: dict[str, EMA] = {}  # averaged weights, which act
+        self.targets: dict[str, EMA] = {}  # target networks, which losses read
+        self._networks: dict[str, _Network] = {}
+        self._metrics: dict[str, list[float]] = {}  # of this update
+        self._n_calls = 0  # of `minimize` in this update
+
+    # -- what a subclass calls when it is built -------------------------------------------------------------------
+
+    def register(self, name: str, module: nn.Module, optimizer: OptimizerConfig | None = None, *,
+                 auxiliary: Sequence[nn.Module] = ()) -> nn.Module:
+        """Add a network. It is saved and restored with the learner.
+
+        Args:
+            name: A name without dots, such as "critic". The policy is called "policy".
+            module: The network. It is moved to the learner's device and set to training mode.
+            optimizer: Optimizer of its parameters that require gradients. None for a module that is only saved.
+            auxiliary: Further modules that the same optimizer trains, such as a decoder that an auxiliary loss needs.
+
+        Returns:
+            `module`.
+
+        Raises:
+            UserError: The batch size is smaller than the number of parts that a batch is split into.
+        """
+        if name in self._networks or "." in name:
+            raise ValueError(f"{type(self).__name__}.register: {name!r} is not a new name without dots")
+        module.to(self.device).train()
+        trained = nn.ModuleList([module, *auxiliary]).to(self.device)
+        state, n_parts = None, 1
+        if optimizer is not None:
+            n_parts = -(-optimizer.accumulation_steps // self.processes.count)
+            if self.config.batch_size < (total := n_parts * self.processes.count):
+                raise UserError(f"batch_size is {self.config.batch_size}, but each batch is split into {total} parts: "
+                                  f"accumulation_steps={optimizer.accumulation_steps}, "
+                                  f"{self.processes.count} processes", where=type(self.config).__name__,
+                                  hint="use a larger batch_size or smaller accumulation_steps")
+            state = optimizer.build(trained, self.steps, self.device)
+        self._networks[name] = _Network(module, trained, state, n_parts)
+        return module
+
+    def target_network(self, name: str, decay: float | EMADecay = 0.995) -> nn.Module:
+        """Keep a slowly updated copy of a registered network, for use in losses.
+
+        After each update, `target = decay * target + (1 - decay) * network`. Buffers are copied.
+
+        Args:
+            name: Name of the registered network.
+            decay: Fraction of the target that an update keeps. 0 copies the network.
+
+        Returns:
+            The target network, in evaluation mode and without gradients.
+        """
+        decay = decay if isinstance(decay, EMADecay) else ConstantDecay(decay)
+        self.targets[name] = EMA(self._networks[name].module, decay)
+        return self.targets[name].module
+
+    def average_weights(self, name: str, decay: EMADecay) -> nn.Module:
+        """Keep averaged weights of a registered network. They act and are stored in checkpoints.
+
+        Args:
+            name: Name of the registered network.
+            decay: Fraction of the average that each update keeps.
+
+        Returns:
+            A copy of the network with averaged weights, in evaluation mode and without gradients.
+        """
+        self.averages[name] = EMA(self._networks[name].module, decay)
+        return self.averages[name].module
+
+    # -- what a subclass calls in `update` ------------------------------------------------------------------------
+
+    def generator(self, stream: int = 0) -> Generator:
+        """Return a random generator that depends on the seed, the number of updates made and `stream` alone.
+
+        For draws outside of a loss. It is the same in every process. A loss uses the generator that it receives.
+
+        Args:
+            stream: Keeps several uses in one update apart.
+        """
+        return Generator(self.device).manual_seed(int(keys(self._update_key(), [-(1 << 32) - stream])[0]))
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Within the block, no gradients are computed and all registered networks are in evaluation mode.
+
+        For what an update computes outside of a loss, such as advantages. Networks stay in training mode otherwise,
+        and their dropout is seeded only within a loss.
+        """
+        training = [n.trained for n in self._networks.values() if n.module.training]
+        for modules in training:
+            modules.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for modules in training:
+                modules.train()
+
+    def minimize(self, name: str, loss: Loss, batch: Batch, weights: Tensor | None = None) -> None:
+        """Make one optimizer step on a network.
+
+        Only the parameters of that network receive gradients, whatever other networks the loss reads.
+
+        Args:
+            name: Name of the registered network.
+            loss: `loss(batch, rng)`, called for each part of the batch. It returns the loss of each window (B,) or of
+                each step (B, H), never reduced. A tuple adds further terms. Only the first term is weighted.
+            batch: This process's share of the batch.
+            weights: Weight of each window, (B,) or (B, 1), or of each step, (B, H), at least 0. The loss is
+                `sum(weight * loss) / sum(weight)`. None weights all equally. Padded steps have weight 0 in any case.
+                The weight of a window is the mean of the weights of its steps that are not padding.
+
+        Raises:
+            UserError: The loss or the gradient is not finite. No weight has changed then.
+        """
+        network, P = self._networks[name], self.processes
+        optimizer = network.optimizer
+        if optimizer is None:
+            raise ValueError(f"{type(self).__name__}.minimize: {name!r} was registered without an optimizer")
+        batch = batch.to(self.device)
+        step_weights = _step_weights(weights, batch)
+        row_weights = step_weights.sum(1) / batch.mask.sum(1).clamp(min=1)
+        sums = torch.stack([step_weights.sum(), row_weights.sum(), step_weights.new_tensor(len(batch))])
+        P.all_reduce([sums])
+        key, size = self._call_key(), len(batch) if P.count == 1 else round(sums[2].item())
+        numbers = range(P.rank * network.n_parts, (P.rank + 1) * network.n_parts + 1)
+        cuts = [size * k // (network.n_parts * P.count) for k in numbers]
+        total = torch.zeros((), device=self.device)
+        for number, low, high in zip(numbers[:-1], cuts[:-1], cuts[1:], strict=True):
+            rows = slice(low - cuts[0], high - cuts[0])
+            if low == high:
+                continue
+            noise, dropout = keys(key, [2 * number, 2 * number + 1]).tolist()
+            rng = Generator(self.device).manual_seed(noise)
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), optimizer.autocast():
+                torch.manual_seed(dropout)
+                terms = loss(batch.select_rows(rows), rng)
+                value = self._reduce(name, terms, row_weights[rows], step_weights[rows], sums)
+            optimizer.backward(value)
+            total += value.detach()
+        P.all_reduce([total, *(p.grad for p in optimizer.parameters if p.grad is not None)])
+        norm = optimizer.clip_gradients()
+        loss_value, norm_value = torch.stack([total, norm.to(total.dtype)]).tolist()
+        self._check_finite(optimizer, name, loss=loss_value, gradient=norm_value)
+        self._record(name, loss=loss_value, gradient=norm_value, rate=optimizer.step(self.n_updates))
+
+    def end_update(self, **metrics: float) -> dict[str, float]:
+        """Update target networks, averaged weights and the counter. Call it once, at the end of `update`.
+
+        Args:
+            **metrics: Further values to log.
+
+        Returns:
+            Loss, gradient norm and learning rate of each network: "loss", "gradient" and "rate" of the policy,
+            "critic/loss" and so on of the others, as means over the calls of `minimize`; and `metrics`.
+        """
+        for copies in (self.averages, self.targets):
+            for name, ema in copies.items():
+                ema.update(self._networks[name].module)
+        self.n_updates += 1
+        result = {name: sum(values) / len(values) for name, values in self._metrics.items()}
+        self._metrics, self._n_calls = {}, 0
+        return {**result, **metrics}
+
+    @property
+    def optimizers(self) -> dict[str, OptimizerState]:
+        """The optimizers by the names of their networks."""
+        return {name: n.optimizer for name, n in self._networks.items() if n.optimizer is not None}
+
+    # -- what training needs --------------------------------------------------------------------------------------
+
+    @property
+    def trained_policy(self) -> Policy:
+        """The policy to act with: with averaged weights, if "policy" has them."""
+        return self.averages["policy"].module if "policy" in self.averages else self.policy
+
+    @property
+    def modules(self) -> dict[str, CheckpointModule]:
+        """The registered networks that a checkpoint stores, with averaged weights if they have them.
+
+        Networks without averaged weights are copied, so that acting with them changes nothing.
+        """
+        modules = {name: self.averages[name].module if name in self.averages else copy.deepcopy(n.module).eval()
+                   for name, n in self._networks.items() if isinstance(n.module, CheckpointModule) and name != "policy"}
+        return {"policy": self.trained_policy, **modules}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        groups, scalers = {}, {}
+        for name, network in self._networks.items():
+            groups[f"networks.{name}"] = network.trained.state_dict()
+            if network.optimizer is not None:
+                groups[f"optimizers.{name}"], scalers[name] = network.optimizer.state()
+        for kind, copies in (("averages", self.averages), ("targets", self.targets)):
+            for name, ema in copies.items():  # their buffers are those of the network
+                groups[f"{kind}.{name}"] = dict(ema.module.named_parameters())
+        tensors = {f"{group}.{k}": v.detach() for group, tree in groups.items() for k, v in tree.items()}
+        return tensors, {"updates": self.n_updates, "scalers": scalers,
+                         "averages": {name: ema.updates for name, ema in self.averages.items()},
+                         "targets": {name: ema.updates for name, ema in self.targets.items()}}
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        def group(name: str) -> dict[str, Tensor]:
+            return {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + ".")}
+
+        for name, network in self._networks.items():
+            load_tensors(network.trained, group(f"networks.{name}"))
+            if network.optimizer is not None:
+                network.optimizer.restore(group(f"optimizers.{name}"), metadata["scalers"][name])
+        for kind, copies in (("averages", self.averages), ("targets", self.targets)):
+            for name, ema in copies.items():
+                load_tensors(ema.module, {**self._networks[name].module.state_dict(), **group(f"{kind}.{name}")})
+                ema.updates = metadata[kind][name]
+        self.n_updates = metadata["updates"]
+
+    # -- parts of `minimize` --------------------------------------------------------------------------------------
+
+    def _update_key(self) -> int:
+        return int(keys(self.seed, [self.n_updates])[0])
+
+    def _call_key(self) -> int:
+        """Key of this call of `minimize`. No two calls of an update have the same."""
+        key = self._update_key()
+        key = int(keys(key, [-self._n_calls])[0]) if self._n_calls else key
+        self._n_calls += 1
+        return key
+
+    def _reduce(self, name: str, terms: Tensor | tuple[Tensor, ...], row_weights: Tensor, step_weights: Tensor,
+                sums: Tensor) -> Tensor:
+        """The contribution of one part to the loss of the whole batch."""
+        first, *others = terms if isinstance(terms, tuple) else (terms,)
+        if first.shape == step_weights.shape:
+            value = (step_weights * first.float()).sum() / sums[0].clamp(min=1e-8)
+        elif first.shape == step_weights.shape[:1]:
+            value = (row_weights * first.float()).sum() / sums[1].clamp(min=1e-8)
+        else:
+            raise ValueError(f"the loss of {name!r} has shape {tuple(first.shape)}: return one number per window, "
+                             f"({len(step_weights)},), or per step, {tuple(step_weights.shape)}, not reduced")
+        for term in others:
+            if term.shape != step_weights.shape[:1]:
+                raise ValueError(f"a further term of the loss of {name!r} has shape {tuple(term.shape)}: return one "
+                                 f"number per window, ({len(step_weights)},), not reduced")
+            value = value + term.float().sum() / sums[2]
+        return value
+
+    def _check_finite(self, optimizer: OptimizerState, name: str, **values: float) -> None:
+        scaled = optimizer.scaler.is_enabled()  # then a gradient too large is skipped and the scale lowered
+        for kind, value in values.items():
+            if not abs(value) < float("inf") and not (scaled and kind == "gradient"):
+                optimizer.zero_grad()
+                self._metrics, self._n_calls = {}, 0
+                of = "" if name == "policy" else f" of {name!r}"
+                raise UserError(f"the {kind}{of} is {value}", where=f"update {self.n_updates + 1}",
+                                hint="lower the learning rate (--learner.optimizer.lr), clip harder, or look for odd "
+                                     "values in the data (understudy inspect)")
+
+    def _record(self, name: str, **values: float) -> None:
+        for kind, value in values.items():
+            self._metrics.setdefault(kind if name == "policy" else f"{name}/{kind}", []).append(value)
+
+
+def _step_weights(weights: Tensor | None, batch: Batch) -> Tensor:
+    """Weight of each step, (B, H), 0 at padding."""
+    if weights is None:
+        weights = batch.action.new_ones(len(batch), dtype=torch.float32)
+    with torch.no_grad():
+        return (weights.unsqueeze(1) if weights.ndim == 1 else weights) * batch.mask

@@ -1,0 +1,271 @@
+"""GradientLearner: several networks, their optimizers, target networks, averages and exact resuming."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from understudy.core import UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.heads.regression import Regression
+from understudy.learn.fit import LearnerConfig, fit
+from understudy.learn.gradient_learner import GradientLearner
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.nets.ema import ConstantDecay
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+
+STATE = "observation.state"
+
+
+class Value(nn.Module):
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 1))
+
+    def forward(self, obs):
+        return self.net(obs[STATE][:, -1])[:, 0]
+
+
+@dataclass(frozen=True)
+class TD(LearnerConfig):
+    """Values by temporal differences with a target network, and cloning weighted by their advantages."""
+
+    steps: int = 20
+    batch_size: int = 16
+    extra: tuple[str, ...] = ("next.reward",)
+    next_obs: bool = True
+    policy_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-3))
+    value_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2, weight_decay=0.1))
+    target_decay: float = 0.9
+    dropout: float = 0.2
+
+    def build(self, policy, seed, steps, data):
+        return TDLearner(self, policy, seed, steps)
+
+
+class TDLearner(GradientLearner):
+    def __init__(self, config, policy, seed, steps):
+        super().__init__(config, policy, seed, steps)
+        self.value = self.register("value", Value(config.dropout), config.value_optimizer)
+        self.register("policy", policy, config.policy_optimizer)
+        self.target_value = self.target_network("value", config.target_decay)
+        self.average_weights("policy", ConstantDecay(0.8))
+
+    def update(self, batch):
+        self.minimize("value", self.value_loss, batch)
+        with self.evaluation():
+            advantage = batch.extra["next.reward"].sum(1) + self.target_value(batch.next) - self.value(batch.obs)
+        self.minimize("policy", self.policy.loss, batch, weights=advantage.exp().clamp(max=10))
+        return self.end_update(advantage=advantage.mean().item())
+
+    def value_loss(self, batch, rng):
+        noise = 0.1 * torch.randn(len(batch), generator=rng)
+        target = batch.extra["next.reward"].sum(1) + 0.9 * self.target_value(batch.next) + noise
+        return (self.value(batch.obs) - target).square()
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    rng = np.random.default_rng(0)
+
+    def episode(n):
+        state = rng.normal(size=(n + 1, 3)).astype(np.float32)
+        return Episode({STATE: state, "action": np.tanh(state[:-1, :2]),
+                        "next.reward": rng.normal(size=n).astype(np.float32)})
+    return Dataset([episode(n) for n in (17, 9, 23, 12)])
+
+
+def new_policy(data, seed=0, dropout=0.2, head=None) -> Policy:
+    torch.manual_seed(seed)
+    config = PolicyConfig(head or Regression(), trunk=MLP(16, 1, dropout=dropout), window=Window(2, 3), inputs=(STATE,))
+    return Policy(config, data.features()).fit_statistics(data)
+
+
+def new_learner(data, seed=0, steps=20, **config) -> TDLearner:
+    policy = new_policy(data, seed)
+    return TD(**config).build(policy, seed, steps, data)
+
+
+def tensors_of(learner) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in learner.state()[0].items()}
+
+
+def batches(learner, data, size=16):
+    sampler = learner.batch_sampler(data)
+    return lambda n: sampler.batch(size, n)
+
+
+def test_two_networks_train_with_their_own_optimizers(data):
+    learner = new_learner(data, policy_optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.0, grad_clip_norm=None),
+                          value_optimizer=OptimizerConfig(lr=0.02, weight_decay=0.0, grad_clip_norm=None))
+    before = {k: v.clone() for k, v in learner.state()[0].items()}
+    metrics = learner.update(batches(learner, data)(0))
+    moved = {k: (v - before[k]).abs().max().item() for k, v in learner.state()[0].items() if k.startswith("networks")}
+    # Adam's first step moves each weight that has a gradient by its learning rate (Kingma and Ba 2015, section 2.1).
+    assert max(v for k, v in moved.items() if ".value." in k) == pytest.approx(0.02, rel=1e-3)
+    assert max(v for k, v in moved.items() if ".policy." in k) == pytest.approx(1e-3, rel=1e-3)
+    assert set(metrics) == {"loss", "gradient", "rate", "value/loss", "value/gradient", "value/rate", "advantage"}
+    assert metrics["rate"] == 1e-3 and metrics["value/rate"] == 0.02
+
+
+def test_a_loss_gives_gradients_to_its_own_network_alone(data):
+    learner = new_learner(data)
+    batch = batches(learner, data)(0)
+    before = tensors_of(learner)
+
+    def both(part, rng):  # as the actor loss of DDPG, which runs through the critic
+        return learner.value(part.obs) + learner.policy.loss(part, rng).sum(1)
+    learner.minimize("policy", both, batch)
+    after = tensors_of(learner)
+    assert all(torch.equal(before[k], after[k]) for k in before if ".value." in k)
+    assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("networks.policy."))
+    assert all(p.grad is None for p in learner.value.parameters())
+
+
+def test_a_target_network_follows_in_closed_form(data):
+    learner = new_learner(data, target_decay=0.75)
+    draw = batches(learner, data)
+    values = [[p.detach().clone() for p in learner.value.parameters()]]
+    for n in range(5):
+        learner.update(draw(n))
+        values.append([p.detach().clone() for p in learner.value.parameters()])
+    for i, target in enumerate(learner.target_value.parameters()):
+        expected = 0.75**5 * values[0][i] + sum(0.25 * 0.75 ** (5 - n) * values[n][i] for n in range(1, 6))
+        torch.testing.assert_close(target, expected)
+        assert not target.requires_grad
+    assert not learner.target_value.training and learner.value.training
+
+
+def test_the_average_acts_and_the_last_weights_train(data):
+    learner = new_learner(data)
+    draw = batches(learner, data)
+    expected = [p.detach().clone() for p in learner.policy.parameters()]
+    for n in range(3):
+        learner.update(draw(n))
+        expected = [0.8 * e + 0.2 * p.detach() for e, p in zip(expected, learner.policy.parameters(), strict=True)]
+    assert learner.trained_policy is not learner.policy
+    for mine, wanted in zip(learner.trained_policy.parameters(), expected, strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_restored_learner_continues_bit_for_bit(data, parts):
+    """Into networks of other weights, from a file's tensors and JSON."""
+    optimizer = OptimizerConfig(lr=3e-3, accumulation_steps=parts, warmup_steps=2)
+    straight, stopped = (new_learner(data, value_optimizer=optimizer) for _ in range(2))
+    draw = batches(straight, data)
+    fit(straight, draw, 9)
+    fit(stopped, draw, 4)
+    tensors, metadata = stopped.state()
+    tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    bare = Policy(stopped.policy.config, data.features())
+    restored = TD(value_optimizer=optimizer).build(bare, 0, 20, data)
+    restored.restore(tensors, json.loads(json.dumps(metadata)))
+    fit(restored, draw, 9, start=4)
+    mine, theirs = straight.state(), restored.state()
+    assert mine[1] == theirs[1] and mine[0].keys() == theirs[0].keys()
+    assert all(torch.equal(v, theirs[0][k]) for k, v in mine[0].items())
+    assert straight.update(draw(9)) == restored.update(draw(9))
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(data):
+    """Weights and padding differ between the parts. Without dropout and noise, the parts give the whole gradient."""
+    def trained(parts):
+        learner = new_learner(data, dropout=0.0, policy_optimizer=OptimizerConfig(accumulation_steps=parts))
+        learner.policy.eval()
+        windows = learner.batch_sampler(data)
+        weights = torch.linspace(0, 3, 16)
+        for n in range(4):
+            learner.minimize("policy", learner.policy.loss, windows.batch(16, n), weights)
+            learner.end_update()
+        return torch.cat([p.detach().flatten() for p in learner.policy.parameters()])
+    whole = trained(1)
+    for parts in (2, 3):
+        torch.testing.assert_close(trained(parts), whole, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="batch_size is 16, but each batch is split into 17 parts"):
+        new_learner(data, policy_optimizer=OptimizerConfig(accumulation_steps=17))
+
+
+def test_losses_are_weighted_means(data):
+    learner = new_learner(data)
+    batch = batches(learner, data)(0)
+    assert not batch.mask.all()
+    weights = torch.linspace(0.5, 2, 16)
+
+    def value_of(loss, weights=None):
+        learner.minimize("policy", loss, batch, weights)
+        return learner.end_update()["loss"]
+
+    def zero():
+        return sum(p.sum() for p in learner.policy.parameters()) * 0
+    rows, steps = torch.randn(16), torch.randn(16, 3)
+    assert value_of(lambda part, rng: rows + zero()) == pytest.approx(rows.mean().item(), abs=1e-6)
+    assert value_of(lambda part, rng: rows + zero(), weights) == pytest.approx(
+        (weights * rows).sum().item() / weights.sum().item(), abs=1e-6)
+    assert value_of(lambda part, rng: steps + zero()) == pytest.approx(steps[batch.mask].mean().item(), abs=1e-6)
+    each = weights[:, None] * batch.mask
+    assert value_of(lambda part, rng: steps + zero(), weights) == pytest.approx(
+        ((each * steps).sum() / each.sum()).item(), abs=1e-6)
+    assert value_of(lambda part, rng: (steps + zero(), rows), weights) == pytest.approx(
+        ((each * steps).sum() / each.sum() + rows.mean()).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("reduced", [lambda x: x.mean(), lambda x: x.mean(0), lambda x: x[:, :1].mean(0)])
+def test_a_reduced_loss_is_refused(data, reduced):
+    learner = new_learner(data)
+    with pytest.raises(ValueError, match=r"one number per window, \(16,\), or per step, \(16, 3\), not reduced"):
+        learner.minimize("policy", lambda part, rng: reduced(learner.policy.loss(part, rng)), batches(learner, data)(0))
+
+
+def test_random_numbers_depend_on_seed_update_call_and_part(data):
+    learner = new_learner(data, policy_optimizer=OptimizerConfig(accumulation_steps=2))
+    batch, drawn = batches(learner, data)(0), []
+
+    def loss(part, rng):
+        drawn.append((torch.rand(1, generator=rng).item(), torch.rand(1).item()))
+        return learner.policy.loss(part, rng)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        learner.minimize("policy", loss, batch)
+        learner.minimize("policy", loss, batch)
+        learner.end_update()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len({x for pair in drawn for x in pair}) == 16  # 2 updates, 2 calls, 2 parts, noise and dropout
+    same = new_learner(data, policy_optimizer=OptimizerConfig(accumulation_steps=2))
+    first, drawn[:] = list(drawn), []
+    same.minimize("policy", loss, batch)
+    assert drawn == first[:2]
+    streams = [learner.generator(s).initial_seed() for s in (0, 1)]
+    assert streams[0] != streams[1] and streams[0] == learner.generator().initial_seed()
+    learner.n_updates += 1
+    assert learner.generator().initial_seed() != streams[0]
+
+
+def test_a_value_that_is_not_finite_names_network_and_update(data):
+    learner = new_learner(data)
+    draw = batches(learner, data)
+    learner.update(draw(0))
+    before, batch = tensors_of(learner), draw(1)
+    with pytest.raises(UserError, match=r"update 2: the loss of 'value' is nan"):
+        learner.update(batch.replace(extra={**batch.extra, "next.reward": batch.extra["next.reward"] * torch.nan}))
+    assert all(torch.equal(v, before[k]) for k, v in learner.state()[0].items())
+    again = new_learner(data)  # the failed update leaves no trace: the next one draws what it would have drawn
+    again.update(draw(0))
+    assert learner.update(batch) == again.update(batch)
+
+
+def test_names_are_unique_and_a_saved_module_is_not_trained(data):
+    learner = new_learner(data)
+    with pytest.raises(ValueError, match="'value' is not a new name"):
+        learner.register("value", Value())
+    learner.register("table", nn.Linear(2, 2))
+    assert "networks.table.0.weight" in learner.state()[0]
+    with pytest.raises(ValueError, match="'table' was registered without an optimizer"):
+        learner.minimize("table", lambda part, rng: part.mask.float(), batches(learner, data)(0))

@@ -109,7 +109,7 @@ class OnnxPlanner(Planner):
     """On the CPU, wherever its arguments are."""
 
     device = torch.device("cpu")
-    image_sizes, check = Policy.image_sizes, Policy.check_features
+    image_sizes, check_features = Policy.image_sizes, Policy.check_features
 
     def __init__(self, session, facts: dict, where: str):
         self.session, self.where = session, where

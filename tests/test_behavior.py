@@ -643,7 +643,7 @@ def test_eval_refuses_what_makes_no_sense(evaluated, args):
 
 def test_eval_of_recorded_episodes_has_no_behaviour(evaluated):
     for more in (("--repeats", 2), ("--demonstrations", "demos")):
-        status, _, said = evaluated(*more, target="demos")
+        status, _, said = evaluated(*more, on="demos")
         assert status == 2 and "--repeats" in said
 
 

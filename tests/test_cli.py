@@ -354,7 +354,7 @@ def interval(value, name):
 
 def test_eval(call, place):
     found = document(call("eval", place / "a", "fork", "--episodes", 30, "--json"))
-    assert list(found) == ["env", "episodes", "successes", "success", "return", "seconds", "paired", "beside"]
+    assert list(found) == ["env", "episodes", "successes", "success", "return", "seconds", "paired", "behavior"]
     assert (found["env"], found["episodes"], found["paired"]) == ("fork", 30, None)
     assert found["success"]["estimate"] == found["successes"] / 30
     interval(found["success"], "estimate")
@@ -635,7 +635,7 @@ def test_overrides_reach_the_method(call, place, tmp_path):
     (["--policy.window.n-obs-steps", "1", "2"], ["understudy train flow-policy: expected nothing more, found '2'"]),
     (["--policy.head.n-steps", "five"], ["five"]),
     (["--method.horizn", "5"], ["did you mean 'horizon'"]), (["--method.horizon", "x"], ["--method.horizon", "'x'"]),
-    (["--method.horizon"], ["--method.horizon", "found none"]), (["--learner.optimizer.lr", "-1"], ["rate"]),
+    (["--method.horizon"], ["--method.horizon", "found none"]), (["--learner.optimizer.lr", "-1"], ["lr"]),
     (["--policy.inputs", "observation.stat"], ["did you mean 'observation.state'"]), (["--steps", "0"], ["--steps"]),
     (["--device", "cuda:999"], ["cuda"]), (["--val-fraction", "1.5"], ["1.5"])])
 def test_a_wrong_change_names_the_right_one(call, place, tmp_path, change, words):
@@ -840,7 +840,7 @@ def test_checkpoints_of_another_schema(call, place, tmp_path):
             do=False)
     refused(changed("code", edit("policy.json", head={"$": "os:system"})), "--trust os")
     refused(changed("width", edit("features.json", action={"dtype": "float32", "shape": [5], "kind": "vector"})),
-            "expected the weights of this recipe, found 2 of another shape")
+            "expected the weights of this policy, found 2 of another shape")
     refused(changed("cut", lambda run: os.truncate(run / "weights.safetensors", 100)), "weights.safetensors")
     refused(changed("text", lambda run: (run / "policy.json").write_text("{")), "policy.json", "line 1")
 

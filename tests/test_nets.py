@@ -454,7 +454,8 @@ def test_every_layout_is_the_same_network(layout, horizon):
     slopes = [torch.autograd.grad((y * weights).sum(), list(net.parameters()))
               for y, net in ((want, plain), (found, fast))]
     for (name, _), a, b in zip(plain.named_parameters(), *slopes, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        scale = max(1.0, float(a.abs().max()))  # rounding grows with the sums that a slope is made of
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_a_fast_layout_stays_when_a_network_is_copied_or_loaded():

@@ -107,8 +107,8 @@ def test_it_is_the_validation_error_with_an_interval_over_episodes():
     rest, held = data.select(range(8)), [8, 9, 10, 11]
     found = evaluate_action_prediction(p, data, held, "held out", validation=validation)
     theirs = validation.evaluate(p, data.select(held), target_scale(rest, "action"))
-    for name in ("energy", "mean", "best"):
-        assert getattr(found, name).estimate == pytest.approx(theirs[name], rel=1e-6)
+    for name, field in (("energy", "energy_score"), ("mean", "mean_error"), ("best", "best_error")):
+        assert getattr(found, field).estimate == pytest.approx(theirs[name], rel=1e-6)
     assert found.energy_score.low < found.energy_score.estimate < found.energy_score.high
     assert found.episodes == (8, 9, 10, 11) and found.steps == 240
     assert "4 episodes that the training held out" in found.describe()

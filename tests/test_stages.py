@@ -352,7 +352,7 @@ class WithCritic(BehaviorCloning):
 
     critic: CriticConfig = CriticConfig(hidden=(16,), n_critics=1)
 
-    def build(self, policy, seed=0, steps=None):
+    def build(self, policy, seed, steps, data):
         return CriticLearner(policy, self, seed, self.steps if steps is None else steps)
 
 

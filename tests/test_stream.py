@@ -129,7 +129,7 @@ def test_a_batch_is_a_function_of_its_arguments(tmp_path):
         assert torch.equal(part.extra["index"], straight[step].extra["index"][2:4])
     assert not torch.equal(fresh.batch(6, 0, seed=4).action, straight[0].action)
     goals = Window(goals=(Goal("observation.state"),))
-    windows = ShardStream(tmp_path, buffer_size=24).windows(lambda d: goals.over(d, ("observation.goal",), "action"))
+    windows = ShardStream(tmp_path, buffer_size=24).windows(lambda d: goals.windows(d, ("observation.goal",), "action"))
     one, two = windows.batch(6, 3), windows.batch(6, 3, rows=slice(1, 3))
     assert torch.equal(one.obs["observation.goal"][1:3], two.obs["observation.goal"])
 

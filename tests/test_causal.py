@@ -222,7 +222,7 @@ def test_a_history_with_a_loss_at_every_row_remembers_the_cue(trunk):
     policy = seeded(lambda: Policy(PolicyConfig(Regression(), trunk, TokenEncoder(32), window=window,
                                                 inputs=(STATE,)), data.features())).fit_statistics(data)
     config = BehaviorCloning(steps=400, batch_size=64)
-    learner = config.build(policy, seed=0, steps=400)
+    learner = config.build(policy, 0, 400, data)
     windows = policy.windows(data)
     fit(learner, lambda step: windows.batch(64, step), steps=400)
     actor = PolicyActor(learner.policy.eval(), RecedingHorizon(n_action_steps=1, skip=15))

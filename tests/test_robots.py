@@ -202,7 +202,7 @@ def test_one_policy_drives_two_robots_of_different_width(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         policy = Policy(config, data.features()).fit_statistics(data)
-    learner = BehaviorCloning(steps=300, batch_size=64).build(policy, seed=0, steps=300)
+    learner = BehaviorCloning(steps=300, batch_size=64).build(policy, 0, 300, data)
     windows = policy.windows(data)
     fit(learner, lambda step: windows.batch(64, step), steps=300)
     policy = learner.policy.eval()

@@ -253,7 +253,7 @@ def test_who_sees_where_things_are_keeps_succeeding(name, kind):
     ("weak", 1.1), ("dropped", 1.1), ("dropped", math.nan), ("slow", 0.5), ("slow", -1), ("slow", math.nan)])
 def test_a_level_that_cannot_be_is_refused(kind, severity):
     env, shift = make("fork", 2), kinds("fork")[kind]
-    with pytest.raises(UserError, match=rf"{kind}.*expected a level"):
+    with pytest.raises(UserError, match=rf"{kind}.*(expected a level|which is not)"):
         shift.actor(env.expert(), severity)
         shift.world(env, severity)
     with pytest.raises(UserError, match=r"'start' of push.*from 0 to 0.08, found 0.1"):
@@ -525,7 +525,7 @@ def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
     (["--levels", "gust=2,1"], "--levels: expected KIND=L,L"),
     (["--levels", "gust=nan"], "--levels: expected KIND=L,L"),
     (["--levels", "delay=1.5"], "'delay' of fork: expected a level that is a whole number"),
-    (["--levels", "dropped=2"], "'dropped': expected a level from 0 to 1"),
+    (["--levels", "dropped=2"], "'dropped': the probability is 2, which is not between 0 and 1"),
     (["--shifts", "gust", "--levels", "noise=1"], "--levels: expected levels of gust, found some of 'noise'"),
     (["--episodes", "0"], "--episodes: expected at least one"), (["--seed", "-1"], "--seed: expected a seed of 0")])
 def test_what_cannot_be_is_said_before_anything_is_run(args, message, tmp_path, monkeypatch, capsys):

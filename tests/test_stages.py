@@ -353,19 +353,22 @@ class WithCritic(BehaviorCloning):
     critic: CriticConfig = CriticConfig(hidden=(16,), n_critics=1)
 
     def build(self, policy, seed, steps, data):
-        return CriticLearner(policy, self, seed, self.steps if steps is None else steps)
+        return CriticLearner(self, policy, seed, steps, data)
 
 
 class CriticLearner(BehaviorCloningLearner):
-    def __init__(self, policy, learning, seed, steps):
-        super().__init__(policy, learning, seed, steps)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            self.critic = learning.critic.build(policy)
+    def __init__(self, config, policy, seed, steps, data):
+        super().__init__(config, policy, seed, steps, data)
+        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
 
-    @property
-    def modules(self):
-        return {**super().modules, "critic": self.critic}
+    def update(self, batch):
+        self.minimize("critic", self.critic_loss, batch)
+        return super().update(batch)
+
+    def critic_loss(self, batch, rng):
+        """A plan's score is to be the negative of its first component."""
+        plan = torch.randn(batch.action.shape, generator=rng)
+        return (self.critic.scores(batch.obs, plan) + plan[:, 0, 0]).square().mean(0)
 
 
 def test_a_checkpoint_holds_named_modules_and_best_of_n_uses_them(tmp_path):

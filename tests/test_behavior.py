@@ -650,6 +650,6 @@ def test_eval_of_recorded_episodes_has_no_behaviour(evaluated):
 def test_a_page_without_pictures_is_a_page(evaluated, tmp_path, monkeypatch):
     def cannot(*_):
         raise UserError("this machine cannot draw it")
-    monkeypatch.setattr("understudy.evaluate.failures.pictures", cannot)
+    monkeypatch.setattr("understudy.evaluate.failures.failure_figures", cannot)
     status, _, said = evaluated("--html", tmp_path / "page.html")
     assert status == 0 and "cannot draw it" in said and "Beside success" in (tmp_path / "page.html").read_text()

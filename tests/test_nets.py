@@ -248,7 +248,7 @@ def test_times_are_per_step_except_where_the_trunk_says_so(trunk):
     later[:, 3] += 0.2
     if isinstance(TRUNKS[trunk], SharedTimeTrunk):
         assert torch.equal(net(x, later, c), net(x, t, c))
-        with pytest.raises(Unsupported, match="one time a row"):
+        with pytest.raises(Unsupported, match="one time per chunk"):
             check_trunk_times(TRUNKS[trunk], "each")
         with pytest.raises(Unsupported, match="at most one"):
             built(TRUNKS[trunk], times=2)
@@ -539,7 +539,7 @@ def test_what_sees_what():
 
 def test_attention_is_that_of_torch():
     net = built(Transformer(16, 1, 4, encoder_depth=1))
-    mine = net.layers[0].cross_attention_attention
+    mine = net.layers[0].cross_attention
     theirs = nn.MultiheadAttention(16, 4, batch_first=True)
     with torch.no_grad():
         layers = (mine.query_layer, mine.key_layer, mine.value_layer)

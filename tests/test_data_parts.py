@@ -173,7 +173,7 @@ def test_an_intervention_punishes_the_step_before_it():
 def test_words_as_bytes():
     def said(length=8, **kw):
         e = episode(3)
-        e = dataclasses.replace(e, metadata={**e.metadata, **kw.pop("meta", {})}).replace(kw)
+        e = dataclasses.replace(e, metadata={**e.metadata, **kw.pop("metadata", {})}).replace(kw)
         return relabel.TaskText(length)(e)
     found = said(metadata={"task": "push"})
     column = found.steps["observation.task"]

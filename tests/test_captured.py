@@ -3,9 +3,12 @@ there the keys, the copies into held memory and out of it are what can be wrong.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 import torch
 
+from understudy.checkpoint import Scorer
 from understudy.core import Unsupported
 from understudy.data.window import Window
 from understudy.deploy.cuda_graph import CapturedPlanner
@@ -70,6 +73,22 @@ def test_weights_may_change_in_place(device):
     assert not torch.equal(captured.plan(*asked), before)
 
 
+class Score(Scorer):
+    inputs, features = (), MappingProxyType({})
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, obs, plan):
+        return self.function(obs, plan)
+
+    def save(self, folder):
+        raise NotImplementedError
+
+    load = save
+
+
 @on_each
 def test_it_is_a_planner_among_others(device):
     """In groups of one size, and around a planner whose noise is a tree."""
@@ -77,7 +96,7 @@ def test_it_is_a_planner_among_others(device):
     obs, noise = given(policy, batch, 5, 0)
     with torch.no_grad():
         same(FixedBatch(CapturedPlanner(policy), 4).plan(obs, noise), FixedBatch(policy, 4).plan(obs, noise))
-        best = BestOfN(policy, lambda obs, plan: plan.flatten(1).sum(1), 3)
+        best = BestOfN(policy, Score(lambda obs, plan: plan.flatten(1).sum(1)), 3)
         noise = best.noise(torch.arange(5), torch.zeros(5, dtype=torch.int64)).to(device)
         same(CapturedPlanner(best).plan(obs, noise), best.plan(obs, noise))
     assert CapturedPlanner(policy).window is policy.window and CapturedPlanner(policy).inputs == policy.inputs
@@ -100,4 +119,4 @@ def test_a_plan_that_waits_for_the_gpu_is_refused():
     def asks(obs, plan):
         return plan.flatten(1).sum(1) * float(plan.max())
     with pytest.raises(Unsupported, match="a graph can hold"):
-        CapturedPlanner(BestOfN(policy, asks, 2)).plan(*given(BestOfN(policy, asks, 2), batch, 2, 0))
+        CapturedPlanner(BestOfN(policy, Score(asks), 2)).plan(*given(BestOfN(policy, Score(asks), 2), batch, 2, 0))

@@ -2,11 +2,13 @@
 
 import copy
 import math
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 
+from understudy.checkpoint import Scorer
 from understudy.core import Feature, Unsupported, UserError, keys, normal, put, take
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
@@ -14,16 +16,27 @@ from understudy.envs.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedPlan
-from understudy.execute.planners import BestOfN, FixedBatch, Guided, Hierarchical
+from understudy.execute.planners import (
+    BackwardCoherence,
+    BestOfN,
+    FactoredPlanner,
+    FixedBatch,
+    Guided,
+    Hierarchical,
+    KernelDensity,
+    RetrievalPlanner,
+    SampleSelector,
+)
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
+from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.vision import SmallConv
-from understudy.policy import ClassifierFreeGuidance, Inpaint, Planner, Policy, PolicyConfig
+from understudy.policy import ClassifierFreeGuidance, Inpaint, LastChunk, Planner, Policy, PolicyConfig
 from understudy.testing import check_executor, random_batch, random_dataset
 
 KEY = torch.tensor([5, 6, 7])
@@ -223,9 +236,25 @@ def test_executors_tell_planners_what_they_were_executing():
 # -- planners of policies -------------------------------------------------------------------------------------------
 
 
+class Score(Scorer):
+    """Scores plans by a function of observations and plan."""
+
+    def __init__(self, function, inputs=(), features=MappingProxyType({})):
+        super().__init__()
+        self.function, self.inputs, self.features = function, inputs, features
+
+    def forward(self, obs, plan):
+        return self.function(obs, plan)
+
+    def save(self, folder):
+        raise NotImplementedError
+
+    load = save
+
+
 def test_best_takes_the_best_plan_of_each_row():
     policy, batch = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4)))
-    best = BestOfN(policy, lambda obs, plan: plan[:, 0, 0], n=5)
+    best = BestOfN(policy, Score(lambda obs, plan: plan[:, 0, 0]), n=5)
     noise = best.noise(batch.extra["index"][:, 0], torch.zeros(len(batch), dtype=torch.int64))
     with torch.no_grad():
         found = best.plan(batch.obs, noise)
@@ -236,7 +265,8 @@ def test_best_takes_the_best_plan_of_each_row():
 
 def test_guides_of_an_executor_reach_every_plan_of_best():
     policy, batch = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4)))
-    best, count = BestOfN(policy, lambda obs, plan: -plan.abs().sum((1, 2)), n=3), torch.zeros(len(batch)).long()
+    best = BestOfN(policy, Score(lambda obs, plan: -plan.abs().sum((1, 2))), n=3)
+    count = torch.zeros(len(batch)).long()
     noise, B = best.noise(batch.extra["index"][:, 0], count), len(batch)
     guide = Inpaint(torch.arange(B * 8.0).reshape(B, 4, 2), torch.ones(B, 4))
     with torch.no_grad():
@@ -272,6 +302,131 @@ def test_in_a_chain_the_low_one_reads_what_the_high_one_says():
         Hierarchical(Clock(2), Low(3), "observation.goal")
 
 
+def test_best_reads_the_columns_of_policy_and_scorer():
+    """The policy reads the state alone; the scorer knows a wish, and the actor hands it on."""
+    features = {"observation.state": Feature("float32", (1,)), "observation.wish": Feature("float32", (1,))}
+
+    class Noise(Clock):
+        def plan(self, obs, noise, guides=()):
+            return noise
+
+        def noise(self, key, count):
+            return normal(key, count, (2, 1))
+    score = Score(lambda obs, plan: -(plan[:, 0] - obs["observation.wish"][:, -1]).abs().sum(1), ("observation.wish",),
+                  features)
+    best = BestOfN(Noise(2), score, 200)
+    assert best.inputs == ("observation.state", "observation.wish") and best.features == features
+    obs = {"observation.state": torch.zeros(3, 1), "observation.wish": torch.tensor([[-1.0], [0.0], [1.0]])}
+    actor = PolicyActor(best)
+    action, _ = actor.act(obs, actor.start(obs, KEY))
+    assert (action - obs["observation.wish"]).abs().max() < 0.1
+    with pytest.raises(UserError, match="observation.wish"):
+        actor.start({"observation.state": torch.zeros(3, 1)}, KEY)
+
+
+class Choices(Clock):
+    """Plans the same few chunks for everyone, whatever the noise."""
+
+    action_scale = torch.tensor([2.0])
+
+    def __init__(self, *chunks, ahead=0):
+        super().__init__(len(chunks[0]), ahead)
+        self.chunks = torch.tensor(chunks).unsqueeze(-1)
+
+    def plan(self, obs, noise, guides=()):
+        self.given.append(guides)
+        return self.chunks[torch.arange(len(noise)) % len(self.chunks)]
+
+
+@pytest.mark.parametrize("bandwidth", [0.1, 1.0])
+def test_kernel_density_takes_the_plan_that_most_others_resemble(bandwidth):
+    planner = Choices([0.0, 0.0], [5.0, 5.0], [5.1, 5.2], [9.0, 4.0])
+    plans, scale = planner.chunks.unsqueeze(0), planner.action_scale
+    score = KernelDensity(bandwidth).score({}, plans, scale, None)
+    each = torch.tensor([[((a - b) / 2).square().mean() for b in plans[0]] for a in plans[0]])
+    assert torch.allclose(score[0], (-each / (2 * bandwidth**2)).exp().sum(1).log(), atol=1e-5)
+    select = SampleSelector(planner, KernelDensity(bandwidth), 4)
+    obs = {"observation.state": torch.zeros(3, 1, 1)}
+    plan = select.plan(obs, select.noise(KEY, torch.zeros_like(KEY)))
+    assert torch.equal(plan, planner.chunks[score.argmax()].expand(3, 2, 1)) and score.argmax() in (1, 2)
+
+
+def test_coherence_takes_the_plan_nearest_to_the_rest_of_the_last_chunk():
+    """Two steps of the first chunk, 0 1 2 3, are executed. The rest is 2 3; nothing is known beyond it."""
+    planner = Choices([0.0, 1, 2, 3], [2.0, 3, 9, 9], [2.5, 2.5, 2, 2], [8.0, 8, 8, 8])
+    select, executor = SampleSelector(planner, BackwardCoherence(0.5), 4), RecedingHorizon(2)
+    obs = {"observation.state": torch.zeros(3, 1, 1)}
+    state, done = executor.start(select, obs, KEY), []
+    for _ in range(4):
+        action, state = executor.act(select, obs, state)
+        done.append(action[:, 0])
+    assert torch.stack(done).tolist() == [[0] * 3, [1] * 3, [2] * 3, [3] * 3]
+    last = LastChunk(planner.chunks[:1], torch.tensor([2]), torch.tensor([True]))
+    score = BackwardCoherence(0.5).score({}, planner.chunks.unsqueeze(0), planner.action_scale, last)
+    expected = [-((a - 2) ** 2 + 0.5 * (b - 3) ** 2) / 4 for a, b, *_ in planner.chunks[:, :, 0].tolist()]
+    assert torch.allclose(score[0], torch.tensor(expected))
+    with pytest.raises(Unsupported, match="does not tell"):
+        TemporalEnsemble().act(select, obs, TemporalEnsemble().start(select, obs, KEY))
+
+
+def test_a_factored_planner_joins_the_slices_of_its_planners():
+    """Two policies of a hand each; a guide for all components reaches both, in parts."""
+    schema = {"observation.state": Feature("float32", (3,)), "action": Feature("float32", (2,))}
+    torch.manual_seed(0)
+    settings = PolicyConfig(Flow(n_steps=2), trunk=SMALL, window=Window(1, 4), inputs=("observation.state",))
+    left, right = (Policy(settings, schema).fit_statistics(random_dataset(schema, seed=n)).eval() for n in range(2))
+    both = FactoredPlanner((left, right), (slice(2, 4), slice(0, 2)))
+    assert both.action_dim == 4 and both.inputs == ("observation.state",) and both.window == Window(1, 4)
+    assert torch.equal(both.action_scale, torch.cat([right.action_scale, left.action_scale]))
+    obs, count = {"observation.state": torch.randn(3, 1, 3)}, torch.zeros_like(KEY)
+    noise = both.noise(KEY, count)
+    assert torch.equal(noise["0"], left.noise(KEY, count)) and not torch.equal(noise["0"], noise["1"])
+    guide = Inpaint(torch.randn(3, 4, 4), torch.ones(3, 4))
+    with torch.no_grad():
+        for guides, parts in (((), [(), ()]), ((guide,), [(Inpaint(guide.action[..., s], guide.weight),)
+                                                          for s in both.slices])):
+            plan = both.plan(obs, noise, guides)
+            assert torch.equal(plan[..., 2:], left.plan(obs, noise["0"], parts[0]))
+            assert torch.equal(plan[..., :2], right.plan(obs, noise["1"], parts[1]))
+    actor = PolicyActor(FixedBatch(both, 4), RealTimeChunking(2))
+    action, _ = actor.act({"observation.state": obs["observation.state"][:, 0]},
+                          actor.start({"observation.state": obs["observation.state"][:, 0]}, KEY))
+    assert action.shape == (3, 4)
+    for slices in ((slice(0, 2), slice(1, 3)), (slice(0, 3), slice(3, 4)), (slice(0, 2),)):
+        with pytest.raises(UserError, match="slices"):
+            FactoredPlanner((left, right), slices)
+    with pytest.raises(UserError, match="different windows"):
+        FactoredPlanner((left, Clock(5)), (slice(0, 2), slice(2, 3)))
+
+
+def test_retrieval_returns_the_nearest_stored_window():
+    schema = {"observation.state": Feature("float32", (3,)), "action": Feature("float32", (2,))}
+    data = random_dataset(schema)
+    policy = Policy(PolicyConfig(Neighbors(n_neighbors=1), window=Window(1, 4)), schema).fit_statistics(data).eval()
+    retrieval = RetrievalPlanner(policy)
+    stored = next(policy.windows(data).scan(10**6))
+    rows, distance = retrieval.nearest(take(stored.obs, torch.tensor([40, 3])))
+    assert rows.tolist() == [40, 3] and torch.allclose(distance, torch.zeros(2), atol=1e-3)
+    obs = {"observation.state": torch.randn(5, 1, 3) * 3}
+    rows, distance = retrieval.nearest(obs)
+    far = torch.cdist(policy.context(obs).flat(), policy.context(stored.obs).flat())
+    assert torch.equal(rows, far.argmin(1)) and torch.allclose(distance, far.amin(1), atol=1e-4)
+    plan, known = retrieval.plan(obs, torch.zeros(5, 4, 0)), stored.mask[rows]
+    assert torch.allclose(plan[known], stored.action[rows][known], atol=1e-4)
+    with pytest.raises(Unsupported, match="Regression stores no windows"):
+        RetrievalPlanner(random_batch(PolicyConfig(Regression(), trunk=SMALL))[0])
+
+
+def test_the_action_scale_is_that_of_the_codec():
+    """The scale is how much an action changes while its code changes by 1."""
+    policy, batch = random_batch(flow(Window(1, 4)))
+    change = policy.decode(torch.ones(1, 4, 2), batch.obs) - policy.decode(torch.zeros(1, 4, 2), batch.obs)
+    assert torch.allclose(change, policy.action_scale.expand(1, 4, 2)) and (policy.action_scale > 0).all()
+    assert torch.equal(FixedBatch(policy).action_scale, policy.action_scale)
+    with pytest.raises(Unsupported, match="Clock has no codec"):
+        _ = Clock(2).action_scale
+
+
 GOAL = "observation.goal"
 PLAN = {"observation.state": Feature("float32", (3,)), GOAL: Feature("float32", (2,)),
         "action": Feature("float32", (2,))}
@@ -299,7 +454,8 @@ def near(obs, plan):
 
 INNER = {"policy": lambda leaf, goal: leaf, "fixed": lambda leaf, goal: FixedBatch(leaf, 4),
          "guided": lambda leaf, goal: Guided(leaf, (ClassifierFreeGuidance(("observation.state",), 0.5),)),
-         "best": lambda leaf, goal: BestOfN(leaf, near, 3), "chain": lambda leaf, goal: Hierarchical(goal, leaf, GOAL)}
+         "best": lambda leaf, goal: BestOfN(leaf, Score(near), 3),
+         "chain": lambda leaf, goal: Hierarchical(goal, leaf, GOAL)}
 OUTER = [*INNER, "chain of"]
 
 

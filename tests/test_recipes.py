@@ -17,6 +17,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
+from understudy.execute.base import ActionConditionedExecutor
 from understudy.files import write_json
 from understudy.heads.categorical import Categorical
 from understudy.heads.diffusion import Diffusion
@@ -58,8 +59,10 @@ def test_what_is_carried_out_is_what_was_meant(name):
     """The window's first action is the executor's: an offset of one plays old actions (Chi et al. 2023)."""
     method = find_method(name)
     window, run = method.policy.window, method.executor
-    assert getattr(run, "skip", 0) == -window.action_offset
-    assert getattr(run, "skip", 0) + getattr(run, "n_action_steps", 1) <= window.horizon
+    run.check_planner(Policy(method.policy, FEATURES))
+    past = 1 if isinstance(run, ActionConditionedExecutor) else getattr(run, "skip", 0)
+    assert past == -window.action_offset
+    assert past + getattr(run, "n_action_steps", 1) <= window.horizon
 
 
 def test_diffusion_policy_is_the_five_million_u_net():

@@ -54,9 +54,11 @@ class Scorer(CheckpointModule):
 
     Attributes:
         inputs: The observation columns that it reads.
+        features: The features of these columns, and possibly of others.
     """
 
     inputs: tuple[str, ...]
+    features: Schema
 
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:

@@ -65,6 +65,10 @@ class NetworkGuidance(ABC):
         """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
         return self
 
+    def select_components(self, components: slice) -> NetworkGuidance:
+        """Returns the guidance of a policy that plans only these components of the action."""
+        return self
+
     @abstractmethod
     def guided_net(self, net: Callable, without: Callable[..., Context]) -> Callable:
         """Returns the network that is used instead of `net`.
@@ -81,6 +85,15 @@ class CostGuidance(ABC):
     def select_rows(self, rows: Tensor) -> CostGuidance:
         """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
         return self
+
+    def select_components(self, components: slice) -> CostGuidance:
+        """Returns the guidance of a policy that plans only these components of the action.
+
+        Raises:
+            Unsupported: The cost cannot be split into parts for the components.
+        """
+        raise Unsupported(f"the cost of {type(self).__name__} cannot be split over the parts of an action",
+                          where="FactoredPlanner", hint="guide each of its planners, or implement select_components")
 
     @abstractmethod
     def cost(self, coded_action: Tensor, encode: Callable, decode: Callable) -> Tensor:
@@ -113,6 +126,10 @@ class LastChunk:
     def select_rows(self, rows: Tensor) -> LastChunk:
         """Returns the last chunks of some rows."""
         return LastChunk(self.chunk[rows], self.cursor[rows], self.exists[rows])
+
+    def select_components(self, components: slice) -> LastChunk:
+        """Returns the last chunks with only these components of the action."""
+        return LastChunk(self.chunk[..., components], self.cursor, self.exists)
 
     def aligned(self) -> tuple[Tensor, Tensor]:
         """Returns the old chunk in the time of the new one.
@@ -164,6 +181,9 @@ class Inpaint(CostGuidance):
     def select_rows(self, rows):
         return Inpaint(self.action[rows], self.weight[rows])
 
+    def select_components(self, components):
+        return Inpaint(self.action[..., components], self.weight)
+
     def cost(self, coded_action, encode, decode):
         error = (coded_action - encode(self.action)).square().mean(-1)
         return 0.5 * (self.weight * error).sum(-1) * coded_action.shape[-1]
@@ -214,6 +234,14 @@ class Planner(ABC):
     def context(self, obs: Mapping[str, Tensor]) -> Context:
         """Encodes observation windows (B, To, ...). Raises Unsupported where plans have no separate encoder."""
         raise Unsupported(f"{type(self).__name__} does not encode observations apart from planning", hint=_NO_CONTEXT)
+
+    @property
+    def action_scale(self) -> Tensor:
+        """Scale of each action component in world units, (A,), for comparing actions.
+
+        Raises Unsupported where there is no codec.
+        """
+        raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
 
     def encode(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """Converts actions (B, H, A) in world units to coded actions. Raises Unsupported where there is no codec."""
@@ -395,6 +423,11 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     def denoise_step(self, context, x, t, t_next):
         return self.head.denoise_step(self.net, context, x, t, t_next)
+
+    @property
+    def action_scale(self) -> Tensor:
+        """Scale of each component of the target in world units, (A,)."""
+        return self.codec.action_scale
 
     def encode(self, action, obs):
         return self.codec.encode(action, obs)

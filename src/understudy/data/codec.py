@@ -70,6 +70,14 @@ class CodecModule(nn.Module, ABC):
     def decode(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `encode`: (B, H, width) -> (B, H, A) in the units of the data."""
 
+    @property
+    @abstractmethod
+    def action_scale(self) -> Tensor:
+        """Scale of each component of the target, (A,): how much it changes while its code changes by 1.
+
+        It is 1 for components that are constant, discrete or not scaled.
+        """
+
 
 class Codec(ABC):
     """Config of a codec. Subclasses are frozen dataclasses."""
@@ -229,6 +237,14 @@ class _NormalizerModule(CodecModule):
 
     def _group_values(self, obs: Mapping[str, Tensor]) -> Tensor:
         return obs[self.config.group_by][:, -1].unsqueeze(-1).flatten(1).long()
+
+    @property
+    def action_scale(self):
+        self._check_fitted()
+        scale = self.action_transform.scale
+        if scale.ndim > 1:  # one row per group
+            scale = scale.nanmean(0)
+        return torch.where(scale > 0, scale, 1.0)
 
     def _group(self, obs: Mapping[str, Tensor]) -> Tensor | None:
         """The group of each row, (B,). None without `group_by`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..checkpoint import CheckpointModule, FromStage, Scorer
 from ..core import UserError
 from ..policy import Guide, Planner
-from .planners import BestOfN, Guided, Hierarchical
+from .planners import BestOfN, Guided, Hierarchical, KernelDensity, SampleSelector, SetScorer
 
 
 class PlannerConfig(ABC):
@@ -54,6 +54,22 @@ class BestOfNConfig(PlannerConfig):
 
     def build(self, planner, modules):
         return BestOfN(planner, _module(self.scorer, Scorer, modules, "BestOfNConfig.scorer"), self.n)
+
+
+@dataclass(frozen=True)
+class SampleSelectorConfig(PlannerConfig):
+    """Plans several times and takes the plan that scores highest in comparison with the others.
+
+    Args:
+        scorer: Scores all plans together, such as `KernelDensity` or `BackwardCoherence`.
+        n: Number of plans.
+    """
+
+    scorer: SetScorer = KernelDensity()
+    n: int = 16
+
+    def build(self, planner, modules):
+        return SampleSelector(planner, self.scorer, self.n)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from ..core import Unsupported, UserError, take, tree_map
-from ..policy import Guide, Planner, StepwisePlanner
+from ..checkpoint import Scorer
+from ..core import Schema, Unsupported, UserError, take, tree_map
+from ..heads.neighbors import Neighbors
+from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner
 from .base import require_stepwise
 
 
@@ -37,6 +41,10 @@ class PlannerWrapper(Planner):
     @property
     def action_dim(self):
         return self.planner.action_dim
+
+    @property
+    def action_scale(self):
+        return self.planner.action_scale
 
     @property
     def device(self):
@@ -126,15 +134,48 @@ class Guided(PlannerWrapper):
         return self.planner.plan(obs, noise, self.guides + guides)
 
 
+class _PlanChoice(PlannerWrapper):
+    """A planner that draws `n` plans and takes one of them."""
+
+    n: int
+    scorer: Scorer | SetScorer
+
+    @property
+    def inputs(self):
+        return tuple(dict.fromkeys((*self.planner.inputs, *self.scorer.inputs)))
+
+    @property
+    def features(self):
+        return {**self.scorer.features, **self.planner.features}
+
+    def noise(self, key, count):
+        noises = (self.planner.noise(key, count * self.n + i) for i in range(self.n))
+        return tree_map(lambda *parts: torch.stack(parts, 1), *noises)
+
+    def _draw(self, obs, noise, guides) -> tuple[Mapping[str, Tensor], Tensor]:
+        """The observations, each row n times (B * n, To, ...), and the plans (B, n, H, A)."""
+        first = next(iter(obs.values()))
+        index = torch.arange(first.shape[0], device=first.device).repeat_interleave(self.n)
+        obs = take(obs, index)
+        noise = tree_map(lambda x: x.flatten(0, 1), noise)
+        plans = self.planner.plan(obs, noise, tuple(g.select_rows(index) for g in guides))
+        return obs, plans.unflatten(0, (-1, self.n))
+
+
+def _take_best(plans: Tensor, scores: Tensor) -> Tensor:
+    """The plan (B, H, A) with the highest score. plans (B, n, H, A), scores (B, n)."""
+    return plans[torch.arange(scores.shape[0], device=scores.device), scores.argmax(1)]
+
+
 @dataclass(frozen=True)
-class BestOfN(PlannerWrapper):
+class BestOfN(_PlanChoice):
     """Draws `n` plans and takes the one with the highest score.
 
-    Unlike guidance, it works with every head.
+    Unlike guidance, it works with every head. It reads the columns of the planner and of the scorer.
 
     Args:
         planner: The planner that draws the plans.
-        scorer: Called with observation windows (B, To, ...) and plans (B, H, A); returns scores (B,).
+        scorer: Scores each plan alone, such as a critic.
         n: Number of plans.
 
     References:
@@ -142,30 +183,208 @@ class BestOfN(PlannerWrapper):
     """
 
     planner: Planner
-    scorer: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+    scorer: Scorer
     n: int = 16
 
-    def noise(self, key, count):
-        return _noise_of_n(self.planner, self.n, key, count)
+    def plan(self, obs, noise, guides=()):
+        repeated, plans = self._draw(obs, noise, guides)
+        return _take_best(plans, self.scorer(repeated, plans.flatten(0, 1)).unflatten(0, (-1, self.n)))
+
+
+class SetScorer(ABC):
+    """Scores plans by comparing all plans that were drawn. Subclasses are frozen dataclasses.
+
+    Attributes:
+        inputs: The observation columns that it reads.
+        features: The features of these columns.
+    """
+
+    inputs: tuple[str, ...] = ()
+    features: Schema = MappingProxyType({})
+
+    @abstractmethod
+    def score(self, obs: Mapping[str, Tensor], plans: Tensor, scale: Tensor, last: LastChunk | None) -> Tensor:
+        """Scores the plans of each row.
+
+        Args:
+            obs: Observation windows, (B, To, ...).
+            plans: The plans in world units, (B, n, H, A).
+            scale: Scale of each action component, (A,). See `Planner.action_scale`.
+            last: What the executor was executing. None if the executor has no chunks.
+
+        Returns:
+            Scores, (B, n). Higher is better.
+        """
+
+
+@dataclass(frozen=True)
+class SampleSelector(_PlanChoice):
+    """Draws `n` plans and takes the one that a `SetScorer` scores highest among them.
+
+    Args:
+        planner: The planner that draws the plans.
+        scorer: Scores all plans together.
+        n: Number of plans.
+    """
+
+    planner: Planner
+    scorer: SetScorer
+    n: int = 16
 
     def plan(self, obs, noise, guides=()):
-        repeated, plans = _plan_n(self.planner, self.n, obs, noise, guides)
-        best = self.scorer(repeated, plans.flatten(0, 1)).unflatten(0, (-1, self.n)).argmax(1)
-        return plans[torch.arange(best.shape[0], device=best.device), best]
+        _, plans = self._draw(obs, noise, guides)
+        last = next((g for g in guides if isinstance(g, LastChunk)), None)
+        return _take_best(plans, self.scorer.score(obs, plans, self.action_scale, last))
 
 
-def _noise_of_n(planner: Planner, n: int, key: Tensor, count: Tensor):
-    """The noise of `n` plans, (B, n, ...)."""
-    return tree_map(lambda *parts: torch.stack(parts, 1), *(planner.noise(key, count * n + i) for i in range(n)))
+@dataclass(frozen=True)
+class KernelDensity(SetScorer):
+    """Prefers the plan that is most similar to the other plans, which avoids outliers.
+
+    Args:
+        bandwidth: Standard deviation of the kernel, as root mean square distance per step and component in units of
+            the action scale.
+
+    References:
+        Pearce et al. (2023), Imitating Human Behaviour with Diffusion Models, arXiv:2301.10677.
+    """
+
+    bandwidth: float = 0.1
+
+    def score(self, obs, plans, scale, last):
+        flat = (plans / scale).flatten(2)
+        distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square() / flat.shape[-1]
+        return (-0.5 * distance / self.bandwidth**2).logsumexp(-1)
 
 
-def _plan_n(planner: Planner, n: int, obs, noise, guides) -> tuple[Mapping[str, Tensor], Tensor]:
-    """The observations, each row `n` times (B * n, ...), and the plans (B, n, H, A)."""
-    first = next(iter(obs.values()))
-    index = torch.arange(first.shape[0], device=first.device).repeat_interleave(n)
-    obs = take(obs, index)
-    plans = planner.plan(obs, tree_map(lambda x: x.flatten(0, 1), noise), tuple(g.select_rows(index) for g in guides))
-    return obs, plans.unflatten(0, (-1, n))
+@dataclass(frozen=True)
+class BackwardCoherence(SetScorer):
+    """Prefers the plan that is closest to the rest of the last chunk, so that one strategy is kept.
+
+    Args:
+        decay: Factor by which the weight decreases from each step to the next.
+
+    References:
+        Liu et al. (2024), Bidirectional Decoding: Improving Action Chunking via Closed-Loop Resampling,
+        arXiv:2408.17355.
+    """
+
+    decay: float = 0.5
+
+    def score(self, obs, plans, scale, last):
+        if last is None:
+            raise Unsupported("this executor does not tell what it was executing", where="BackwardCoherence",
+                              hint="use RecedingHorizon or RealTimeChunking")
+        old, mask = last.aligned()
+        weight = mask * self.decay ** torch.arange(mask.shape[1], device=mask.device)
+        distance = ((plans - old.unsqueeze(1)) / scale).square().sum(-1)
+        return -(distance * weight.unsqueeze(1)).sum(-1)
+
+
+@dataclass(frozen=True)
+class FactoredPlanner(Planner):
+    """Several planners, each of which plans a slice of the action, such as one arm of two.
+
+    Args:
+        planners: The planners. Their windows have the same n_obs_steps, horizon and action_offset.
+        slices: The components of the action that each of them plans. Together they are all components, without
+            overlap.
+
+    Example:
+        >>> FactoredPlanner((left, right), (slice(0, 7), slice(7, 14)))
+    """
+
+    planners: tuple[Planner, ...]
+    slices: tuple[slice, ...]
+
+    def __post_init__(self):
+        if not self.planners or len(self.planners) != len(self.slices):
+            raise UserError(f"there are {len(self.planners)} planners and {len(self.slices)} slices",
+                            where="FactoredPlanner", hint="give one slice for each planner")
+        size = sum(p.action_dim for p in self.planners)
+        covered = [list(range(size))[s] for s in self.slices]
+        if sorted(sum(covered, [])) != list(range(size)) or [len(c) for c in covered] != [
+                p.action_dim for p in self.planners]:
+            raise UserError(f"the slices {', '.join(f'{s.start}:{s.stop}' for s in self.slices)} do not divide the "
+                            f"{size} components among planners of {', '.join(str(p.action_dim) for p in self.planners)}"
+                            " components", where="FactoredPlanner.slices", hint="each component belongs to one planner")
+        windows = {(p.window.n_obs_steps, p.window.horizon, p.window.action_offset) for p in self.planners}
+        if len(windows) > 1:
+            raise UserError("the planners have different windows: (n_obs_steps, horizon, action_offset) are "
+                            f"{' and '.join(map(str, sorted(windows)))}", where="FactoredPlanner",
+                            hint="train them with the same window")
+
+    @property
+    def inputs(self):
+        return tuple(dict.fromkeys(name for p in self.planners for name in p.inputs))
+
+    @property
+    def features(self):
+        return {name: f for p in self.planners for name, f in p.features.items() if name in p.inputs}
+
+    @property
+    def window(self):
+        return self.planners[0].window
+
+    @property
+    def action_dim(self):
+        return sum(p.action_dim for p in self.planners)
+
+    @property
+    def action_scale(self):
+        return self._join([p.action_scale for p in self.planners])
+
+    @property
+    def device(self):
+        return self.planners[0].device
+
+    def noise(self, key, count):
+        # Keys that differ, so that equal planners draw independently.
+        return {str(i): p.noise(key + i, count) for i, p in enumerate(self.planners)}
+
+    def plan(self, obs, noise, guides=()):
+        return self._join([
+            p.plan(obs, noise[str(i)], tuple(g.select_components(s) for g in guides))
+            for i, (p, s) in enumerate(zip(self.planners, self.slices, strict=True))])
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        """One tensor (..., A) of the planners' parts, each of which is (..., its action_dim)."""
+        out = parts[0].new_empty(*parts[0].shape[:-1], self.action_dim)
+        for part, components in zip(parts, self.slices, strict=True):
+            out[..., components] = part
+        return out
+
+
+@dataclass(frozen=True)
+class RetrievalPlanner(PlannerWrapper):
+    """A policy with the head `Neighbors` that also returns which stored window is nearest.
+
+    Args:
+        planner: The policy.
+    """
+
+    planner: Policy
+
+    def __post_init__(self):
+        if not isinstance(self.planner.config.head, Neighbors):
+            raise Unsupported(f"{type(self.planner.config.head).__name__} stores no windows", where="RetrievalPlanner",
+                              hint="use a policy with the head Neighbors")
+
+    def plan(self, obs, noise, guides=()):
+        return self.planner.plan(obs, noise, guides)
+
+    def nearest(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the stored window that is nearest to each observation.
+
+        Args:
+            obs: Observation windows, (B, To, ...).
+
+        Returns:
+            The number of the window in the data that the policy was fitted to, (B,), which is
+            `batch.extra["index"]` there, and the Euclidean distance of the encoded observations, (B,).
+        """
+        rows, distance = self.planner.config.head.nearest(self.planner.net, self.planner.context(obs))
+        return rows[:, 0], distance[:, 0]
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,7 @@ class Neighbors(MemoryHead):
             return (self.sample(net, context, action[..., :0]) - action).square().mean(-1)
 
     def sample(self, net, context, noise):
-        query = context.flat()
-        rows = self._nearest(net.keys, query)
-        neighbors = net.keys[rows]  # (B, k, D)
-        distance = (neighbors - query.unsqueeze(1)).square().sum(-1).sqrt()
+        rows, distance = self.nearest(net, context)
         sharpness = self.sharpness if self.weights == "softmax" else 0.0
         # Chunks cut off by the end of their episode count only for the steps that they have. A step that no neighbor
         # has is coded 0, the middle of the range.
@@ -67,7 +64,23 @@ class Neighbors(MemoryHead):
         weight = (-sharpness * distance.unsqueeze(-1) - 1e9 * (1 - known)).softmax(1) * known
         values = net.values[rows]  # (B, k, H, A)
         mean = (weight.unsqueeze(-1) * values).sum(1)
-        return mean if self.local_model == "mean" else mean + self._local_slope(query, neighbors, values, mean, weight)
+        if self.local_model == "mean":
+            return mean
+        return mean + self._local_slope(context.flat(), net.keys[rows], values, mean, weight)
+
+    def nearest(self, net, context):
+        """The stored windows that are nearest to each context.
+
+        Args:
+            net: The module from `build`, after `fit`.
+            context: Encoded observations.
+
+        Returns:
+            Numbers of the stored windows, nearest first, (B, k), and their Euclidean distances, (B, k).
+        """
+        query = context.flat()
+        rows = self._nearest(net.keys, query)
+        return rows, (net.keys[rows] - query.unsqueeze(1)).square().sum(-1).sqrt()
 
     def _nearest(self, keys, query):
         """Row numbers of the nearest keys, (B, k). Compares a block of the memory at a time."""

@@ -96,6 +96,11 @@ METHODS: dict[str, NamedMethod] = {
         "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
         Reference("Reuss et al. 2023, arXiv 2304.02532, with a transformer and the noise levels of EDM", ("090",),
                   (NUMBERS, "no column observation.goal of its own, which an environment shows"))),
+    "streaming-flow-policy": NamedMethod(
+        "understudy.methods.generative:streaming_flow_policy",
+        "A flow in action space: each integration step from the last executed action gives the next action.",
+        Reference("Jiang et al. 2025, arXiv 2505.21851, for actions that change little from step to step, such as "
+                  "positions; without its variant with latent variables", (), (NUMBERS,))),
     "mip": NamedMethod(
         "understudy.methods.generative:mip",
         "Minimal iterative policy: a regression, and a second one that reads the first answer. No randomness.",

@@ -8,9 +8,11 @@ from ..data.augment import ConditionDropout
 from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import GuidanceConfig
+from ..execute.streaming_flow import StreamingFlowExecutor
 from ..heads.diffusion import Diffusion
 from ..heads.flow import Flow
 from ..heads.mip import MIP
+from ..heads.streaming_flow import StreamingFlow
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
@@ -78,6 +80,23 @@ def flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8
     return Method(
         policy,
         RecedingHorizon(n_action_steps),
+        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
+    )
+
+
+def streaming_flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
+    """A flow in action space: each integration step from the last executed action gives the next action.
+
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a plan.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    window = Window(n_obs_steps, horizon + 1, action_offset=-1)  # step 0 is the last executed action
+    policy = PolicyConfig(StreamingFlow(), trunk=MLP(512, 3), window=window)
+    return Method(
+        policy,
+        StreamingFlowExecutor(n_action_steps),
         BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
     )
 

@@ -51,6 +51,37 @@ def test_imports_go_downward():
     assert not upward, upward
 
 
+def files_imported(path, tree):
+    """The files of the package that a file imports, those inside functions too."""
+    modules = {parts(p)[:-1] if p.stem == "__init__" else parts(p): p for p in FILES}
+    for _, name in imported(path, tree):
+        if name[0] == "understudy":
+            found = modules.get(name[1:]) or modules.get(name[1:-1])
+            if found is not None and found != path:
+                yield found
+
+
+def circles(graph):
+    """Groups of files that import each other, by way of others too."""
+    def reached(start):
+        seen, left = set(), [start]
+        while left:
+            for other in graph[left.pop()] - seen:
+                seen.add(other)
+                left.append(other)
+        return seen
+    reach = {path: reached(path) for path in graph}
+    return {frozenset(p for p in reach[path] if path in reach[p]) for path in graph if path in reach[path]}
+
+
+def test_no_circle_of_imports():
+    graph = {path: set(files_imported(path, tree)) for path, tree in trees()}
+    found = [sorted(str(p.relative_to(ROOT)) for p in circle) for circle in circles(graph)]
+    data = [circle for circle in found if any(p.startswith("data/") for p in circle)]
+    assert not data, f"files that import each other: {data}"
+    assert circles({1: {2}, 2: {3}, 3: {1}, 4: {1}}) == {frozenset({1, 2, 3})}
+
+
 def test_every_mistake_is_told_a_way_out():
     kinds = {"UserError"}  # and what is derived from it
     for _ in range(3):

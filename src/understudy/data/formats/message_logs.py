@@ -217,7 +217,7 @@ class McapLog(MessageLog):
         self.files = tuple(files)
         self._indexed: dict[Path, bool] = {}
         self._decoders: dict[Any, Any] = {}
-        self.types, self.counts, self.metadata, self.undecoded = {}, {}, {}, {}
+        self.types, self.row_counts, self.metadata, self.undecoded = {}, {}, {}, {}
         cut = []
         for file in self.files:
             with _readable(file):
@@ -271,7 +271,7 @@ class McapLog(MessageLog):
     def _add(self, schema, channel, count: int) -> None:
         topic = channel.topic
         self.types.setdefault(topic, schema.name if schema else channel.message_encoding)
-        self.counts[topic] = self.counts.get(topic, 0) + count
+        self.row_counts[topic] = self.row_counts.get(topic, 0) + count
         encoding, by = channel.message_encoding, schema.encoding if schema is not None else ""
         if encoding != "json" and by not in _SCHEMAS.get(encoding, ()):
             self.undecoded[topic] = f"messages in {encoding or 'an unknown encoding'}{f' ({by})' if by else ''}, " \
@@ -376,14 +376,14 @@ class RosbagLog(MessageLog):
             import rosbags.highlevel  # noqa: F401
         self.kind = "ros2" if path.is_dir() else "ros1"
         self.files = tuple(sorted(p for p in path.iterdir() if p.is_file())) if path.is_dir() else (path,)
-        self.types, self.counts, self.undecoded = {}, {}, {}
+        self.types, self.row_counts, self.undecoded = {}, {}, {}
         with _readable(path), self._open() as reader:
             for c in reader.connections:
                 if self.types.setdefault(c.topic, c.msgtype) != c.msgtype:
                     self.undecoded[c.topic] = f"messages of {self.types[c.topic]} and of {c.msgtype}"
                 elif c.msgtype not in reader.typestore.fielddefs:
                     self.undecoded[c.topic] = f"messages of {c.msgtype}, whose definition the bag does not have"
-                self.counts[c.topic] = self.counts.get(c.topic, 0) + c.msgcount
+                self.row_counts[c.topic] = self.row_counts.get(c.topic, 0) + c.msgcount
 
     def _open(self):
         from rosbags.highlevel import AnyReader
@@ -414,14 +414,14 @@ class UnindexedRosbag(MessageLog):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self.files, self.types, self.counts, self._decoders = (path,), {}, {}, {}
+        self.files, self.types, self.row_counts, self._decoders = (path,), {}, {}, {}
         self._connections: dict[int, tuple[str, str, str]] = {}
         with _readable(path):
             for topic, _, _ in self._records():
-                self.counts[topic] = self.counts.get(topic, 0) + 1
+                self.row_counts[topic] = self.row_counts.get(topic, 0) + 1
         for topic, type, _ in self._connections.values():
             self.types.setdefault(topic, type)
-            self.counts.setdefault(topic, 0)
+            self.row_counts.setdefault(topic, 0)
         self.truncation = f"{path.name} has no whole index: the recording was cut short (rosbag reindex makes one)"
 
     def messages(self, topics, begin=None, end=None):

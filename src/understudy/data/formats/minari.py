@@ -316,7 +316,7 @@ class TablesSource(_MinariSource):
         if values.dtype.kind == "O":
             return Feature("string", values.shape[1:], "string")
         column = KEYS.column(key)
-        return self.seen(key, stored_feature(column, values.shape[1:], values.dtype, column in _FLAGS))
+        return self.image_feature(key, stored_feature(column, values.shape[1:], values.dtype, column in _FLAGS))
 
     @contextmanager
     def open_files(self) -> Iterator[dict]:

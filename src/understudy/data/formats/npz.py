@@ -144,7 +144,7 @@ class NpzSource(MemmapSource):
             raise UserError(f"expected the shape {(steps, *self.schema['observation.state'].shape)} of observations, "
                             f"found {shape}", where=f"{self.path}, next_observations", hint=_FOLLOWING)
 
-    def location(self, name, row):
+    def where(self, name, row):
         return f"{self.path}, {self._from[name]}[{row}]"
 
     @property

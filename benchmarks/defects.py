@@ -330,7 +330,7 @@ def sparse(data: Dataset) -> Dataset:
     def change(i, e):
         won = np.array(e.steps["next.success"]) & (i > 2)
         return replace(e, steps={**e.steps, "next.success": won, "next.reward": won.astype(np.float32)},
-                       meta={**e.metadata, "success": bool(won.any())})
+                       metadata={**e.metadata, "success": bool(won.any())})
     return Dataset([change(i, e) for i, e in enumerate(data)], data.metadata)
 
 

@@ -60,13 +60,13 @@ def write(folder: Path, count: int) -> None:
             for name, width in (("observation.state", STATE), ("action", ACTION)):
                 flat = rng.random(len(step) * width, np.float32)
                 values[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
-            writer.write_table(pa.episode_table(values, schema=None).select(schema.names).cast(schema))
+            writer.write_table(pa.table(values, schema=None).select(schema.names).cast(schema))
     number = np.arange(count)
-    pq.write_table(pa.episode_table({
+    pq.write_table(pa.table({
         "episode_index": number, "length": np.full(count, STEPS), "data/chunk_index": np.zeros(count, np.int64),
         "data/file_index": np.zeros(count, np.int64), "dataset_from_index": number * STEPS,
         "dataset_to_index": (number + 1) * STEPS}), episodes)
-    pq.write_table(pa.episode_table({"task_index": [0], "task": ["reach"]}), folder / "meta/tasks.parquet")
+    pq.write_table(pa.table({"task_index": [0], "task": ["reach"]}), folder / "meta/tasks.parquet")
     (folder / "meta/info.json").write_text(json.dumps({
         "codebase_version": "v3.0", "robot_type": None, "total_episodes": count, "total_frames": count * STEPS,
         "total_tasks": 1, "chunks_size": 1000, "fps": FPS, "splits": {"train": f"0:{count}"}, "video_path": None,

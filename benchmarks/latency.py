@@ -50,10 +50,11 @@ def mine(widths, sampler: str, net):
     from understudy.core import Feature
     from understudy.data.codec import Normalizer
     from understudy.heads.diffusion import Diffusion
+    from understudy.heads.solvers import DDIM, DDPM
     from understudy.nets.encoders import ConcatEncoder
     from understudy.nets.unet import UNet
 
-    head = Diffusion(n_steps=100 if sampler == "ddpm" else 10, sampler=sampler)
+    head = Diffusion(n_steps=100, solver=DDPM()) if sampler == "ddpm" else Diffusion(n_steps=10, solver=DDIM())
     recipe = PolicyConfig(
         head, UNet(widths), ConcatEncoder(), Normalizer("identity", "identity"), Window(2, 16, action_offset=-1)
     )

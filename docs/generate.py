@@ -11,8 +11,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
-FAMILIES = {"cloning": "Likelihood and regression", "generative": "From noise to a chunk", "chunks": "Long chunks",
-            "retrieval": "Neighbours"}
+FAMILIES = {"behavior_cloning": "Likelihood and regression", "generative": "Iterative generation",
+            "chunking": "Long chunks", "retrieval": "Retrieval"}
 
 
 METHODS = """# Methods
@@ -40,8 +40,8 @@ from understudy.learn.optimizer import OptimizerConfig
 def steady(horizon: int = 8) -> Method:
     \"""A mixture over short chunks, half of each carried out, learned slowly.\"""
     recipe = PolicyConfig(GMM(), window=Window(n_obs_steps=1, horizon=horizon))
-    return Method(recipe, RecedingHorizon(horizon // 2), BehaviorCloning(steps=3000, optim=OptimizerConfig(rate=3e-4,
-    warmup=200)))
+    return Method(recipe, RecedingHorizon(horizon // 2), BehaviorCloning(steps=3000, optimizer=OptimizerConfig(lr=3e-4,
+    warmup_steps=200)))
 ```
 
 ```console
@@ -63,13 +63,13 @@ standard error; `--debug` shows where it came from), 3 an audit found errors, 13
 
 
 def methods() -> str:
-    from understudy.methods import METHODS as functions
-    from understudy.methods import describe_methods
+    from understudy.methods import METHODS as named
+    from understudy.methods import describe_methods, find_method
 
-    out, facts = [], describe_methods()
+    out, facts = [], [f for f in describe_methods() if f["name"] in named]
     for family in dict.fromkeys(f["family"] for f in facts):
         out.append(f"## {FAMILIES.get(family, family.capitalize())}")
-        out += [_method(f, functions[f["name"]]()) for f in facts if f["family"] == family]
+        out += [_method(f, find_method(f["name"])) for f in facts if f["family"] == family]
     return METHODS.format(made=MADE, methods="\n\n".join(out))
 
 
@@ -78,7 +78,8 @@ def _method(f, method) -> str:
     parts = {"head": recipe.head, "trunk": recipe.trunk, "encoder": recipe.encoder, "executor": method.executor,
              "learning": method.learner}
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
-    seen = f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, {window.horizon} action{'s' * (window.horizon > 1)}"
+    seen = (f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
+            f"{window.horizon} action{'s' * (window.horizon > 1)}")
     return "\n".join([f"### {f['name']}", "", f["summary"], "",
                       f"Paper: {f['paper']}. Needs: {'; '.join(f['needs'])}. Ledger: {', '.join(f['rows'])}.", "",
                       "| part | |", "|---|---|", *table, f"| window | {seen} |"])

@@ -230,7 +230,7 @@ def test_page(shared, tmp_path, capsys):
 
 
 def test_a_refusal_becomes_a_finding():
-    error = UserError("expected x", where="/data/set/data/a.parquet, episode 4, frame 7, action", do="mend it")
+    error = UserError("expected x", where="/data/set/data/a.parquet, episode 4, frame 7, action", hint="mend it")
     assert finding_from_error(error, Path("/data/set"), ("action", "observation.state")) == Finding(
         "cannot-be-read", "error", "expected x", "mend it", Location("data/a.parquet", 4, 7, "action"))
 

@@ -63,7 +63,7 @@ def edit_parquet(file, change):
     table = pq.read_table(file)
     columns = table.to_pydict()
     change(columns)
-    pq.write_table(pa.episode_table(columns, schema=table.schema), file)
+    pq.write_table(pa.table(columns, schema=table.schema), file)
 
 
 # -- what it is -----------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_real_files_of_other_kinds(pattern, kind, shared):
     assert paths
     for path in paths:
         with pytest.raises(UserError, match=kind):
-            detection(path)
+            detection.detect_format(path)
 
 
 # -- LeRobot --------------------------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeyp
     assert [len(e), len(two)] == [18, 12]
     seen = []
     whole = message_logs.decode_image
-    monkeypatch.setattr(message_logs, "picture", lambda *a: seen.append(1) or whole(*a))
+    monkeypatch.setattr(message_logs, "decode_image", lambda *a: seen.append(1) or whole(*a))
     assert np.array_equal(two.steps["observation.images.camera"], frames[np.arange(26, 38) // 4])
     assert len(seen) == 4
     assert np.array_equal(e.steps["observation.images.camera"], frames[np.arange(18) // 4])

@@ -204,7 +204,7 @@ def test_the_smoothest_stroke_has_the_jerk_of_theory():
 def test_smoothness_knows_neither_size_nor_pace(size, slower):
     move = np.sin(np.linspace(0, np.pi, 200)) ** 2
     for of in (motion.spectral_arc_length, motion.log_dimensionless_jerk):
-        band = {"band": 10 / slower} if of is motion.spectral_arc_length else {}
+        band = {"max_frequency": 10 / slower} if of is motion.spectral_arc_length else {}
         assert of(size * move, 100 / slower, **band) == pytest.approx(of(move, 100), rel=1e-6)
 
 

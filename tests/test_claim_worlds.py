@@ -137,14 +137,14 @@ def test_the_imitator_is_shown_half_of_the_tasks_and_its_twin_all():
 
 def test_pretraining_never_sees_the_new_task_and_its_twin_sees_other_actions(monkeypatch):
     claim, seen = pretrained_behavior, []
-    monkeypatch.setattr(claim, "trained",
+    monkeypatch.setattr(claim, "train_policy",
                         lambda method, data, seed, policy=None: seen.append((data, policy)) or len(seen))
-    monkeypatch.setattr(claim, "ran", lambda policy, *rest: [])
-    claim._before.clear()
-    data = claim.Tasks(12, 6).load(1)
-    for method in (claim.From(2, False), claim.From(2, True), claim.From(2, True, mixed=True)):
-        claim.learned(None, method, data, 1, 5, 0)
-    claim._before.clear()
+    monkeypatch.setattr(claim, "rollout_policy", lambda policy, *rest: [])
+    claim._pretrained_policies.clear()
+    data = claim.MultiTaskDemonstrations(12, 6).load(1)
+    for method in (claim.TransferMethod(2, False), claim.TransferMethod(2, True), claim.TransferMethod(2, True, shuffle_pretraining=True)):
+        claim.new_task_success(None, method, data, 1, 5, 0)
+    claim._pretrained_policies.clear()
     (scratch, none), (before, _), (after, began), (mixed, _), _ = seen
     assert none is None and began == 2 and len(scratch) == len(after) == 2
     assert (np.abs(directions(scratch) - 202.5) <= 22.5).all()
@@ -157,8 +157,8 @@ def test_pretraining_never_sees_the_new_task_and_its_twin_sees_other_actions(mon
 
 def test_only_the_predictor_of_the_twin_learns_from_exchanged_outcomes():
     changed = preemptive_restart.shuffled_outcomes(preemptive_restart.PUSH)
-    assert {a.name: a.options[0].mixed for a in changed.arms} == {
+    assert {a.name: a.options[0].shuffle_outcomes for a in changed.arms} == {
         "to the end": False, "timed out": False, "preempted": True}
     flat = fmb.shuffled_skills(fmb.ASSEMBLY)
-    assert [a.options[0].mixed for a in flat.arms] == [False, True, True]
-    assert replace(flat.arms[1].options[0], mixed=False) == fmb.ASSEMBLY.arms[1].options[0]
+    assert [a.options[0].shuffle_skills for a in flat.arms] == [False, True, True]
+    assert replace(flat.arms[1].options[0], shuffle_skills=False) == fmb.ASSEMBLY.arms[1].options[0]

@@ -140,15 +140,15 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
             copy = tmp_path / path.name
             copy.write_text(change(path.read_text()))
             return copy
-        monkeypatch.setattr(records, "_file", file)
+        monkeypatch.setattr(records, "_module_file", file)
         return records.fingerprint(claim)
     for same in (lambda text: "# said otherwise\n" + text, lambda text: text.replace("\n\n", "\n\n\n\n"),
                  lambda text: text.replace("the product of 1 - beta", "a product"),  # of the docstring
-                 lambda text: text.replace('push: float = 1.0\n', 'push: float = (\n        1.0)\n')):
+                 lambda text: text.replace('guidance_weight: float = 1.0\n', 'guidance_weight: float = (\n        1.0)\n')):
         assert with_change(lambda text, same=same: changed(text, same)) == before
-    assert with_change(lambda text: text.replace("steps: int = 10", "steps: int = 11")) != before
+    assert with_change(lambda text: text.replace("n_steps: int = 10", "n_steps: int = 11")) != before
     seen = []
-    monkeypatch.setattr(records, "_file", lambda module: seen.append(module) or original(module))
+    monkeypatch.setattr(records, "_module_file", lambda module: seen.append(module) or original(module))
     records.fingerprint(claim)
     assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.fork"} <= set(seen)
     assert "understudy.claims.ema_oscillation" not in seen and "understudy.cli" not in seen
@@ -270,7 +270,7 @@ def test_a_run_goes_on_where_it_was_and_its_twin_must_flip(tmp_path, monkeypatch
 def test_a_power_law_is_told_from_others(monkeypatch, failure, exponent, excess):
     from understudy.claims import data_scaling_laws as scaling
 
-    monkeypatch.setattr(scaling, "rates", lambda experiment, method, *rest: [[1 - failure(float(method.arm))]])
+    monkeypatch.setattr(scaling, "maze_success", lambda experiment, method, *rest: [[1 - failure(float(method.arm))]])
     found = scaling.scaling_exponent(scaling.LAW, scaling.BASE, None, 110, 1000, 100)
     assert found["r"][0] < -0.85  # which would tell them from nothing
     assert (found["excess"][0] < -0.01) == (excess == "below") and (found["excess"][0] > 0.01) == (excess == "above")

@@ -19,13 +19,12 @@ import numpy as np
 import pytest
 import torch
 
-from understudy import __version__, actor, make
+from understudy import Dataset, __version__, load_actor, make
 from understudy.cli import COMMANDS, main
 from understudy.commands import common
 from understudy.commands.common import split_arguments
-from understudy.commands.method import method_settings
-from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import open_dataset
+from understudy.commands.options import settable_fields
+from understudy.data.episode import Episode
 from understudy.data.formats.lerobot import write
 from understudy.data.relabel import TaskText
 from understudy.envs.fork import Expert
@@ -121,9 +120,9 @@ def test_help_speaks_of_what_is_left_out_in_words(call, monkeypatch, terminal):
             out = call(*args)[1]
             assert ("\x1b[" in out) == terminal
             plain = re.sub(r"\x1b\[[\d;]*m", "", out)
-            assert "{None}" not in plain and not re.search(r"default:[\s│|]*None", plain)
+            assert "{None}" not in plain
             assert len({len(line) for line in plain.splitlines() if line.startswith("  -")}) == 1
-    assert re.search(r"--threshold FLOAT +one rate against this bound \(default: none\)", re.sub(
+    assert re.search(r"--threshold RATE +one rate against this bound \(default: None\)", re.sub(
         r"\x1b\[[\d;]*m", "", call("plan", "--help")[1]))
 
 
@@ -155,7 +154,7 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     "train bc d --out r --save-freq", "train bc d --out r --rollouts", "train bc d --out r --buffer-size",
     "train bc d --out r --max-episode-steps", "eval r fork --episodes", "eval r fork --rows", "eval r fork --workers",
     "compare a b --env fork --episodes", "compare a b --env fork --rows", "compare a b --env fork --workers",
-    "plan 0.7 0.8 --episodes", "shift r fork --episodes", "shift r fork --rows", "claims run --all --workers"])
+    "plan 0.7 0.8 --episodes", "robustness r fork --episodes", "robustness r fork --rows", "claims run --all --workers"])
 def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, args, count):
     monkeypatch.chdir(tmp_path)
     option = args.split()[-1]
@@ -165,12 +164,12 @@ def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, ar
 
 
 @pytest.mark.parametrize("args", ["record fork --out d --episodes 3", "train bc d --out r", "eval r fork",
-                                  "compare a b --env fork", "shift r fork"])
+                                  "compare a b --env fork", "robustness r fork"])
 def test_seeds_below_0_are_understudys_own(call, args):
     refused(call(*args.split(), "--seed", -1), "--seed: expected a seed of 0 or more, found -1\n  -> negative seeds")
 
 
-@pytest.mark.parametrize("args", ["eval r fork --labels", "shift r fork --levels", "shift r fork --shifts",
+@pytest.mark.parametrize("args", ["eval r fork --labels", "robustness r fork --levels", "robustness r fork --shifts",
                                   "split d --by task --out o --names", "view make d --out v --select",
                                   "view make d --out v --delete"])
 def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
@@ -213,8 +212,8 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
     (["train", "bc", "d", "--out", "r", "--image_sise=3"], "no option --image_sise\n  -> did you mean --image-size? "),
     (["record", "fork", "--out", "d", "--episodes", "3", "-x"],
      "understudy record: there is no option -x\n  -> understudy record --help says what can be set\n"),
-    (["record", "fork", "--out", "d", "--episodes", "3", "--by", "scriptd"],
-     "--by: expected scripted, random or keyboard, found 'scriptd'\n"
+    (["record", "fork", "--out", "d", "--episodes", "3", "--actor", "scriptd"],
+     "--actor: expected scripted, random or keyboard, found 'scriptd'\n"
      "  -> did you mean scripted? understudy record --help"),
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
@@ -262,7 +261,7 @@ def test_the_demo_looks_for_its_device_first(call, tmp_path, monkeypatch):
 def test_help_of_a_recipe_lists_what_can_be_set(call):
     status, out, _ = call("train", "flow-policy", "--help")
     assert status == 0 and "--out RUN" in out
-    for name, _ in method_settings(find_method("flow-policy")):
+    for name, _, _ in settable_fields(find_method("flow-policy")):
         assert f"--{name.replace('_', '-')}" in out or f"--{name}" in out
 
 
@@ -341,7 +340,7 @@ def test_inspect_proposes_no_training_that_would_be_refused(call, tmp_path):
 
 def test_replay(call, place):
     found = document(call("replay", place / "demos", "fork", "--json"))
-    assert [t["diverges"] for t in found["episodes"]] == [None] * 12
+    assert [t["divergence"] for t in found["episodes"]] == [None] * 12
     one = document(call("replay", place / "demos", "fork", "--episode", 3, "--state", "--json"))
     assert [(t["episode"], t["success"]) for t in one["episodes"]] == [(3, True)]
     refused(call("replay", place / "demos", "fork", "--episode", 12), "from 0 to 11")
@@ -422,7 +421,7 @@ def test_an_environment_without_success(call, tmp_path):
     # While it trained it was looked at on starts that eval never has: its mean return there, and not on eval's.
     scores = [line["score"] for line in map(json.loads, (tmp_path / "r" / "metrics.jsonl").read_text().splitlines())
               if "score" in line]
-    plays, env = actor(tmp_path / "r", rows=16), make("Pendulum-v1", 1)
+    plays, env = load_actor(tmp_path / "r", rows=16), make("Pendulum-v1", 1)
     at = {seed: evaluate(plays, env, 1, seed).returns.estimate for seed in (validation_seed(0), validation_seed(1), 0)}
     assert scores[-1] == at[validation_seed(0)] and len(set(at.values())) == 3
 
@@ -477,7 +476,7 @@ def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
     assert f"16 x 24 pixels (--image-size): {16 * 24 * 3 * frames / 1e6:.1f} MB" in err
     found = document(call("eval", tmp_path / "r", "push-images", "--episodes", 2, "--json"))
     assert found["env"] == "push-images"
-    plays, key = actor(tmp_path / "r"), keys(0, [0, 1])
+    plays, key = load_actor(tmp_path / "r"), keys(0, [0, 1])
     obs = make("push-images", 2).reset(key * 0 + key.new_tensor([0, 1]), key)
     small = {**obs, "observation.images.top": resize(obs["observation.images.top"].numpy(), (16, 24))}
     assert plays.act(obs, plays.start(obs, key))[0].equal(plays.act(small, plays.start(small, key))[0])
@@ -673,7 +672,7 @@ def test_words_decide_what_is_done(call, told):
     # The same words from Python, and on recorded episodes.
     read = torch.tensor(TaskText(len(RIGHT)).encode(RIGHT))
     by_hand = evaluate(
-        ObservationWrapper(actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20
+        ObservationWrapper(load_actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20
     )
     assert by_hand.successes.all() and all(e.steps["observation.state"][:, 1].mean() < -0.1 for e in by_hand.episodes)
     assert call("eval", told / "run", told / "two.npz")[0] == 0
@@ -733,7 +732,7 @@ def test_bad_data(call, place, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (("--executor.n-action-steps", "20"), ("skip + execute", "horizon, 8", "20")),
+    (("--executor.n-action-steps", "20"), ("skip + n_action_steps", "only 8 steps", "20")),
     (("--policy.window.horizon", "0"), ("policy.window.horizon", "at least one step, found 0")),
     (("--policy.window.n-obs-steps", "0"), ("policy.window.n_obs_steps", "at least one step, found 0")),
 ])

@@ -1,6 +1,6 @@
 """The contracts catch what they are for: parts that break one promise each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from understudy.data.window import Window
 from understudy.execute.base import Executor, empty_chunks
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import DenoisingHead, Head
+from understudy.heads.flow import Flow
 from understudy.nets.base import Encoder, EncoderNet, Trunk, TrunkNet
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
@@ -90,6 +91,9 @@ class Rough(DenoisingHead):
         gone = (t_next - t).unsqueeze(-1) + (0.1 if self.about == "restless" else 0)
         return x + gone * net(x, t.unsqueeze(-1), context)
 
+    def predict_clean(self, net, context, x, t):
+        return net(x, t.unsqueeze(-1), context)
+
 
 @pytest.mark.parametrize("about, said", [("leftover", "at t=1 there is no noise"), ("restless", "from t to t")])
 def test_samplers_that_break_a_promise(about, said):
@@ -136,6 +140,8 @@ class Leaky(Trunk):
 class _Leaky(TrunkNet):
     def __init__(self, about, inputs, outputs, times, shape):
         super().__init__()
+        if about == "sees later steps":
+            shape = replace(shape, causal=False)
         self.about, self.body = about, MLP(16, 1).build(inputs, outputs, times, shape)
 
     def forward(self, x, t, context):
@@ -152,7 +158,7 @@ class _Leaky(TrunkNet):
 
 
 @pytest.mark.parametrize("about, said", [
-    ("unmasked", "mask False must be as if absent"), ("blind", r"no gradient reaches \['body.enter.weight'\]"),
+    ("unmasked", "mask False must be as if absent"), ("blind", r"no gradient reaches \['body.input_layer.weight'\]"),
     ("timeless", "times must matter"), ("row time", "each step's own time"), ("mixes rows", "other rows")])
 def test_trunks_that_break_a_promise(about, said):
     check_trunk(Leaky())
@@ -172,6 +178,7 @@ class _Naive(EncoderNet):
     def __init__(self, about, features, rows):
         super().__init__()
         self.about, self.tokens, self.width = about, rows, features[STATE].size
+        self.token_obs_steps = (0,) * rows if about == "misdates" else tuple(range(rows))
 
     def forward(self, obs, rng=None):
         x, here = obs[STATE], obs.get(STATE + "?", torch.ones(obs[STATE].shape[:2], dtype=torch.bool))
@@ -179,6 +186,9 @@ class _Naive(EncoderNet):
             x = x + torch.randn(x.shape)
         if self.about == "miscounts":
             x, here = x[:, :1], here[:, :1]
+        if self.about == "reads rows before the start":
+            x = x.masked_fill(~here.any(1)[:, None, None], 0)
+            return Context(x, torch.ones_like(here))
         if self.about != "shows what is not there":
             x = x.masked_fill(~here.unsqueeze(-1), 0)
         return Context(x, torch.ones_like(here) if self.about == "never absent" else here)
@@ -186,7 +196,9 @@ class _Naive(EncoderNet):
 
 @pytest.mark.parametrize("about, said", [
     ("random", "without rng nothing is random"), ("miscounts", "expected tokens"),
-    ("shows what is not there", "must not matter")])
+    ("shows what is not there", "must not matter"),
+    ("reads rows before the start", "what masked rows hold must not matter"),
+    ("misdates", "must not depend on observation steps after token_obs_steps")])
 def test_encoders_that_break_a_promise(about, said):
     features = {STATE: Feature("float32", (3,))}
     check_encoder(Naive(), features)
@@ -200,8 +212,8 @@ class Loose(Executor):
 
     about: str = ""
 
-    def start(self, planner, key):
-        state = RecedingHorizon(2).start(planner, key)
+    def start(self, planner, obs, key):
+        state = RecedingHorizon(2).start(planner, obs, key)
         return {**state, "mean": empty_chunks(planner, key)[:, 0]}
 
     def act(self, planner, obs, state):
@@ -211,6 +223,8 @@ class Loose(Executor):
             action = action - action.mean(0)
         if self.about == "random":
             action = action + torch.randn(action.shape)
+        if self.about == "writes":
+            state["mean"].add_(1.0)
         if self.about == "one clock":  # for all rows
             inner["count"] = put(inner["count"], slice(None), inner["count"].max().expand(inner["count"].shape))
         more = {"late": action} if self.about == "grows" else {}
@@ -219,8 +233,10 @@ class Loose(Executor):
 
 @pytest.mark.parametrize("about, said", [
     ("mixes rows", "must not depend on the other rows"), ("random", "same keys must give the same actions"),
-    ("grows", "structure must never change"), ("one clock", "other rows must not notice")])
+    ("writes", "must not change a state in place"), ("grows", "structure must never change"),
+    ("one clock", "other rows must not notice")])
 def test_executors_that_break_a_promise(about, said):
-    check_executor(Loose())
+    config = PolicyConfig(Flow(n_steps=2), trunk=MLP(16, 1), window=Window(2, 8))
+    check_executor(Loose(), config)
     with pytest.raises(AssertionError, match=said):
-        check_executor(Loose(about))
+        check_executor(Loose(about), config)

@@ -175,13 +175,13 @@ def test_words_as_bytes():
         e = episode(3)
         e = dataclasses.replace(e, metadata={**e.metadata, **kw.pop("meta", {})}).replace(kw)
         return relabel.TaskText(length)(e)
-    found = said(meta={"task": "push"})
+    found = said(metadata={"task": "push"})
     column = found.steps["observation.task"]
     assert column.shape == (4, 8) and column.strides[0] == 0
     assert all(bytes(row) == b"push\0\0\0\0" for row in column) and len(found) == 3
     assert found.features()["observation.task"] == Feature("uint8", (8,), "text")
     assert not said().steps["observation.task"].any(), "no words are an empty text"
-    cut = said(meta={"task": "1234567é9"}).steps["observation.task"][0]
+    cut = said(metadata={"task": "1234567é9"}).steps["observation.task"][0]
     assert bytes(cut) == b"1234567\0", "é has two bytes, of which one does not fit"
     changing = said(task=np.array(["go", "go", "stop"])).steps["observation.task"]
     assert [bytes(r).rstrip(b"\0") for r in changing] == [b"go", b"go", b"stop"]

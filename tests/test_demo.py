@@ -25,7 +25,7 @@ def test_the_two_methods_differ_in_the_head_alone():
 
 
 def test_from_python_it_needs_no_bar(tmp_path, monkeypatch):
-    small = {name: replace(m, learn=replace(m.learner, steps=4)) for name, m in demo.METHODS.items()}
+    small = {name: replace(m, learner=replace(m.learner, steps=4)) for name, m in demo.METHODS.items()}
     for name, value in {"METHODS": small, "STEPS": 4, "DEMONSTRATIONS": 5, "EPISODES": 3}.items():
         monkeypatch.setattr(demo, name, value)
     said = []

@@ -397,5 +397,5 @@ def test_steering_clips_the_noise_and_says_what_it_needs(policy):
     with pytest.raises(UserError, match="execute from 1 to 6"):
         NoiseSteeringWrapper(Fork(2), policy, 7)
     late, _ = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4, action_offset=-1)))
-    with pytest.raises(UserError, match="plans from now, found .*ahead=-1"):
+    with pytest.raises(UserError, match="plans from now, found .*action_offset=-1"):
         NoiseSteeringWrapper(Fork(2), late, 2)

@@ -126,7 +126,7 @@ class Endless(Clockwork):
 
 
 def test_an_episode_without_end_is_an_error(monkeypatch):
-    monkeypatch.setattr(sys.modules["understudy.evaluate.rollout"], "LONGEST", 50)
+    monkeypatch.setattr(sys.modules["understudy.evaluate.rollout"], "MAX_EPISODE_STEPS", 50)
     with pytest.raises(UserError, match="more than 50 steps"):
         rollout(Counting(), Endless(2), 3)
 

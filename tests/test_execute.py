@@ -7,22 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Feature, UserError, keys, normal, put, take
+from understudy.core import Feature, Unsupported, UserError, keys, normal, put, take
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.fork import SPREAD, Expert, Fork
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.latency import DelayedPlan
 from understudy.execute.planners import BestOfN, FixedBatch, Guided, Hierarchical
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.nets.encoders import TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.vision import SmallConv
 from understudy.policy import ClassifierFreeGuidance, Inpaint, Planner, Policy, PolicyConfig
-from understudy.testing import random_batch, random_dataset
+from understudy.testing import check_executor, random_batch, random_dataset
 
 KEY = torch.tensor([5, 6, 7])
 
@@ -49,7 +51,7 @@ class Clock(Planner):
 
 def ran(executor, policy, steps=12):
     """(steps, 3): what is done at each time."""
-    state, out = executor.start(policy, KEY), []
+    state, out = executor.start(policy, {"observation.state": torch.zeros(3, 1, 1)}, KEY), []
     for t in range(steps):
         action, state = executor.act(policy, {"observation.state": torch.full((3, 1, 1), float(t))}, state)
         out.append(action[:, 0])
@@ -83,21 +85,21 @@ def test_what_is_done_now_was_planned_for_now(executor, window):
     ids=str,
 )
 def test_chunks_that_begin_at_another_time_are_refused(executor, ahead):
-    with pytest.raises(UserError, match=f"found a window with ahead={ahead}\n  -> .*skip=N"):
-        executor.start(Clock(8, ahead), KEY)
+    with pytest.raises(UserError, match=f"trained with action_offset={ahead}\n  -> .*skip=N"):
+        executor.start(Clock(8, ahead), {}, KEY)
 
 
 def test_streaming_takes_chunks_that_begin_now():
     policy, _ = random_batch(PolicyConfig(Flow(n_steps=2, times="ramp"), window=Window(1, 4, action_offset=-1)))
-    with pytest.raises(UserError, match="ahead=-1"):
-        StreamingExecutor().start(policy, KEY)
+    with pytest.raises(UserError, match="action_offset=-1"):
+        StreamingExecutor().start(policy, {}, KEY)
 
 
 @pytest.mark.parametrize("skip", [0, 2])
 def test_in_real_time_the_old_chunk_runs_on_while_the_new_one_is_late(skip):
     """The second plan is told apart by its sign: of its steps from now on, the first `delay` are the old one's."""
     policy, executor = Clock(10, -skip), RealTimeChunking(n_action_steps=3, delay=2, skip=skip)
-    state = executor.start(policy, KEY)
+    state = executor.start(policy, {}, KEY)
     done = []
     for t in range(6):
         policy.sign = 1.0 if t < 3 else -1.0
@@ -110,6 +112,112 @@ def test_in_real_time_the_old_chunk_runs_on_while_the_new_one_is_late(skip):
     # Firm as far as the old chunk is bound to be carried out, then less and less, and nothing where it has ended.
     assert wanted.weight[0, :skip + 2].tolist() == [1.0] * (skip + 2)
     assert (wanted.weight[0, skip + 2:7].diff() < 0).all() and (wanted.weight[0, 7:] == 0).all()
+
+
+# -- contracts ------------------------------------------------------------------------------------------------------
+
+
+SMALL = MLP(16, 1)
+
+
+def flow(window, times="shared"):
+    return PolicyConfig(Flow(n_steps=2, times=times), trunk=SMALL, window=window)
+
+
+@pytest.mark.parametrize("executor, config", [
+    (RecedingHorizon(3), PolicyConfig(Regression(), trunk=SMALL, window=Window(2, 8))),
+    (RecedingHorizon(2, skip=1), flow(Window(2, 8, action_offset=-1))),
+    (RealTimeChunking(3, 2), flow(Window(2, 8))),
+    (RealTimeChunking(2, 1, skip=1), flow(Window(2, 8, action_offset=-1))),
+    (TemporalEnsemble(0.1), PolicyConfig(Regression(), trunk=SMALL, window=Window(1, 5))),
+    (StreamingExecutor(), flow(Window(2, 8), "ramp")),
+    (StreamingExecutor(), PolicyConfig(Diffusion(n_steps=4, times="each"), trunk=SMALL, window=Window(1, 4))),
+    (DelayedPlan(RecedingHorizon(2), 2), flow(Window(2, 8)))], ids=str)
+def test_executors_keep_their_contract(executor, config):
+    check_executor(executor, config)
+
+
+# -- step by step ---------------------------------------------------------------------------------------------------
+
+
+def counted_encodings(policy, monkeypatch):
+    """The batch size of every observation that the policy encodes from now on."""
+    sizes, encode = [], policy.encoder.forward
+    monkeypatch.setattr(policy.encoder, "forward",
+                        lambda obs, rng=None: (sizes.append(len(obs["observation.state"])), encode(obs, rng))[1])
+    return sizes
+
+
+@torch.no_grad()
+def test_streaming_encodes_an_observation_once_for_all_its_steps(monkeypatch):
+    policy, batch = random_batch(flow(Window(2, 8), "ramp"), size=3)
+    sizes, executor = counted_encodings(policy, monkeypatch), StreamingExecutor()
+    state = executor.start(policy, batch.obs, KEY)
+    assert sizes == [3]  # one for the seven levels from noise to the first buffer
+    for n in range(3):
+        _, state = executor.act(policy, batch.obs, state)
+        assert sizes == [3] * (n + 2)
+
+
+@torch.no_grad()
+def test_the_buffer_of_streaming_follows_the_head():
+    """A head whose steps end at the time itself: buffer and actions are known."""
+    class Arrives(Flow):
+        def denoise_step(self, net, context, x, t, t_next, cost=None):
+            return t_next.unsqueeze(-1).expand_as(x)
+    policy, batch = random_batch(PolicyConfig(Arrives(times="ramp"), trunk=SMALL, window=Window(2, 4)), size=3)
+    executor = StreamingExecutor()
+    state = executor.start(policy, batch.obs, KEY)
+    assert torch.allclose(state["x"][0, :, 0], torch.tensor([3, 2, 1, 0]) / 4)
+    action, state = executor.act(policy, batch.obs, state)
+    assert torch.allclose(action, policy.decode(torch.ones(3, 4, 2), batch.obs)[:, 0])
+    noise = policy.noise(KEY, torch.ones(3).long())[:, :1]
+    left = torch.tensor([3, 2, 1]).reshape(1, 3, 1).expand(3, 3, 2) / 4
+    assert torch.allclose(state["x"], torch.cat([left, noise], 1))
+
+
+@torch.no_grad()
+def test_a_fixed_batch_groups_every_call_of_the_network(monkeypatch):
+    policy, batch = random_batch(flow(Window(2, 4), "each"), size=5)
+    sizes = counted_encodings(policy, monkeypatch)
+    fixed, x, t = FixedBatch(policy, 4), torch.randn(5, 4, 2), torch.rand(5, 4) / 2
+    context = fixed.context(batch.obs)
+    assert sizes == [4, 4] and fixed.head is policy.head
+    assert torch.allclose(context.tokens, policy.context(batch.obs).tokens, atol=1e-6)
+    step = fixed.denoise_step(context, x, t, t + 0.5)
+    assert torch.allclose(step, policy.denoise_step(context, x, t, t + 0.5), atol=1e-6)
+    for row in torch.arange(5).split(1):  # to the last bit, whatever the number of rows
+        alone = fixed.context(take(batch.obs, row))
+        assert torch.equal(alone.tokens, context.tokens[row])
+        assert torch.equal(fixed.denoise_step(alone, x[row], t[row], t[row] + 0.5), step[row])
+    action = fixed.decode(step, batch.obs)
+    assert torch.equal(action, policy.decode(step, batch.obs))
+    assert torch.allclose(fixed.encode(action, batch.obs), step, atol=1e-4)
+
+
+def test_planners_without_steps_or_encoder_say_so():
+    regression, batch = random_batch(PolicyConfig(Regression(), trunk=SMALL, window=Window(1, 4)))
+    stream, _ = random_batch(flow(Window(1, 4), "ramp"))
+    for planner in (regression, FixedBatch(regression), BestOfN(stream, None), Clock(4), FixedBatch(Clock(4))):
+        with pytest.raises(Unsupported, match="RecedingHorizon"):
+            StreamingExecutor().start(planner, batch.obs, KEY)
+    for call in (Clock(4).context, lambda obs: Clock(4).encode(torch.zeros(1, 4, 1), obs),
+                 lambda obs: Clock(4).decode(torch.zeros(1, 4, 1), obs)):
+        with pytest.raises(Unsupported, match="Clock .* apart from planning"):
+            call(batch.obs)
+    with pytest.raises(Unsupported, match="no context without noise"):
+        Hierarchical(Clock(1), Low(3), "observation.goal").context(batch.obs)
+
+
+def test_executors_tell_planners_what_they_were_executing():
+    """The new chunk begins `skip` steps ago, and the old one was executed up to now."""
+    policy = Clock(6, -1)
+    ran(RecedingHorizon(2, skip=1), policy, 5)
+    (first,), (second,), (third,) = policy.given
+    assert not first.aligned()[1].any()
+    old, mask = second.aligned()
+    assert old[0, :4, 0].tolist() == [1, 2, 3, 4] and mask[0].tolist() == [True] * 4 + [False] * 2
+    assert third.aligned()[0][1, :4, 0].tolist() == [3, 4, 5, 6]
 
 
 # -- planners of policies -------------------------------------------------------------------------------------------
@@ -271,7 +379,7 @@ def test_the_randomness_of_an_episode_is_not_shared_by_those_who_draw_it():
 
 def test_rows_move_with_their_chunks():
     policy, executor = Clock(8), RecedingHorizon(4)
-    state = executor.start(policy, KEY)
+    state = executor.start(policy, {}, KEY)
     _, state = executor.act(policy, {"observation.state": torch.arange(3.0).reshape(3, 1, 1)}, state)
     state = put(state, torch.tensor([1]), take(state, torch.tensor([2])))
     action, _ = executor.act(policy, {"observation.state": torch.zeros(3, 1, 1)}, state)
@@ -370,7 +478,7 @@ def test_a_plan_that_is_no_number_is_refused(plays):
     broken = copy.deepcopy(plays.planner)
     with torch.no_grad():
         next(iter(broken.net.parameters())).fill_(math.nan)
-    actor, key = PolicyActor(broken, image_sizes=broken.frames), keys(0, range(2))
+    actor, key = PolicyActor(broken, image_sizes=broken.image_sizes), keys(0, range(2))
     with pytest.raises(
         NonFiniteAction, match=r"row 0: expected a finite action, found \[nan, nan\]\n.*diverged"
     ) as error:

@@ -17,13 +17,18 @@ from understudy.execute.streaming import StreamingExecutor
 from understudy.heads.base import DenoisingHead
 from understudy.heads.categorical import Categorical
 from understudy.heads.cvae import CVAE
-from understudy.heads.diffusion import Diffusion, noise_schedule
+from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
+from understudy.heads.joint_diffusion import JointDiffusion
+from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
+from understudy.heads.paths import noise_schedule
 from understudy.heads.regression import Regression
+from understudy.heads.shortcut import Shortcut
+from understudy.heads.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Midpoint
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
@@ -31,15 +36,21 @@ from understudy.policy import PolicyConfig
 from understudy.testing import check_head, random_batch
 
 CHOICE = Feature("int64", (2,), "discrete", num_classes=(3, 4))
-HEADS = {h: None for h in (  # a new head joins by its line here
+JOINT = Feature("float32", (6,))
+SOLVERS = {"ddim": DDIM(), "ddpm": DDPM(), "dpmpp": DPMSolverPP()}
+HEADS = {h: None for h in (  # a new head joins by its line here; the first of each class is tested without --slow
     Regression(), Regression("l1"), Gaussian(), Gaussian(std=0.1, temperature=1.0), GMM(), GMM(joint=False,
-    temperature=1.0), Diffusion(), Diffusion(sampler="ddpm", prediction="sample", schedule="linear"),
-    Diffusion(sampler="dpmpp", prediction="v"), Flow(), Flow(solver="midpoint", time_distribution="beta"),
-    Flow(time_distribution="logit_normal"), MIP(), MIP(scale_first_target=True, loss_balance="equal"), Neighbors(),
-    Neighbors(local_model="linear", weights="equal"), CVAE(latent_dim=4), CVAE(latent_dim=4, temperature=1.0))}
+    temperature=1.0), Diffusion(), Diffusion(solver=DDPM(), prediction="sample", schedule="linear"),
+    Diffusion(solver=DPMSolverPP(), prediction="v"), Flow(), Flow(solver=Midpoint(), time_distribution="beta"),
+    Flow(solver=Heun()), Flow(time_distribution="logit_normal"), MIP(), MIP(scale_first_target=True,
+    loss_balance="equal"), Neighbors(), Neighbors(local_model="linear", weights="equal"), CVAE(latent_dim=4),
+    CVAE(latent_dim=4, temperature=1.0), Shortcut(), Shortcut(n_steps=4, self_consistency_fraction=0.5), MeanFlow(),
+    MeanFlow(n_steps=2, velocity_fraction=0.0))}
 HEADS |= {Categorical(): CHOICE, Categorical(temperature=1.0): CHOICE}
+HEADS |= {JointDiffusion(action_size=2): JOINT, JointDiffusion(action_size=2, mode="policy"): JOINT}
 STEPWISE = (Diffusion(times="each"), Diffusion(times="ramp"), Flow(times="each"), Flow(times="ramp"))
 TRUNKS = (MLP(32, 1), UNet((8, 16), groups=4, time_width=16), Transformer(16, 1, 2))
+TWO_TIMES = (Shortcut, MeanFlow, JointDiffusion)  # the U-Net reads one time
 EMPTY = Context(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.bool))
 
 
@@ -47,26 +58,41 @@ def named(value):
     return str(value).replace("'", "")
 
 
-@pytest.mark.parametrize("trunk", TRUNKS, ids=lambda t: type(t).__name__)
-@pytest.mark.parametrize("head", HEADS, ids=named)
+def cases(heads, trunks):
+    """Pairs of head and trunk. All but the first of each class of head are slow."""
+    first = {type(head): head for head in reversed(heads)}.values()
+    for head in heads:
+        for trunk in trunks:
+            if not (isinstance(head, TWO_TIMES) and isinstance(trunk, UNet)):
+                slow = () if head in first and trunk is trunks[0] else pytest.mark.slow
+                yield pytest.param(head, trunk, marks=slow, id=f"{named(head)}-{type(trunk).__name__}")
+
+
+@pytest.mark.parametrize("head, trunk", list(cases(list(HEADS), TRUNKS)))
 def test_contract(head, trunk):
     check_head(PolicyConfig(head, trunk=trunk, window=Window(2, 8)), HEADS[head])
 
 
-@pytest.mark.parametrize("trunk", (TRUNKS[0], TRUNKS[2]), ids=lambda t: type(t).__name__)
-@pytest.mark.parametrize("head", STEPWISE, ids=named)
+@pytest.mark.parametrize("head, trunk", list(cases(STEPWISE, (TRUNKS[0], TRUNKS[2]))))
 def test_contract_of_stepwise_times(head, trunk):
     check_head(PolicyConfig(head, trunk=trunk, window=Window(2, 8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS, ids=named)
 def test_contract_of_single_steps(head):
     check_head(PolicyConfig(head, trunk=TRUNKS[0]), HEADS[head])
 
 
+def test_heads_with_two_times_need_a_trunk_that_reads_them():
+    for head in (Shortcut(), MeanFlow()):
+        with pytest.raises(UserError, match="UNet"):
+            head.build(TRUNKS[1], 2, HeadSpec(8, 1, 4))
+
+
 @pytest.mark.parametrize("head", STEPWISE, ids=named)
 def test_stepwise_times_need_a_trunk_that_reads_them(head):
-    with pytest.raises(Unsupported, match="knows one time a row"):
+    with pytest.raises(Unsupported, match="reads one time per chunk"):
         head.build(TRUNKS[1], 2, HeadSpec(8, 1, 4))
 
 
@@ -151,7 +177,7 @@ def test_mixture_draws_modes_by_their_weights(joint):
 
 def test_categorical():
     logits = torch.tensor([0.0, 2.0, -1.0, 1.0, 1.5])
-    net = SimpleNamespace(trunk=constant(*logits.tolist()), choices=(3, 2))
+    net = SimpleNamespace(trunk=constant(*logits.tolist()), num_classes=(3, 2))
     truth = [D.Categorical(logits=part) for part in logits.split((3, 2))]
     action = torch.tensor([[[0, 0, 1, 1, 0], [1, 0, 0, 0, 1]]]).float()
     each = torch.stack([truth[0].log_prob(torch.tensor([2, 0])) + truth[1].log_prob(torch.tensor([0, 1]))])
@@ -167,7 +193,7 @@ def test_categorical():
 
 
 def test_categorical_needs_choices():
-    with pytest.raises(UserError, match="expected a target of choices"):
+    with pytest.raises(UserError, match="needs a discrete target"):
         Categorical().build(MLP(), 2, HeadSpec(1, 1, 4))
 
 
@@ -200,7 +226,7 @@ def denoiser(head, seen=None):
     def net(x, t, context):
         if seen is not None:
             seen.append(float(t[0, 0, 0]))
-        alpha, sigma = head._alpha_sigma(t)
+        alpha, sigma = head.path.alpha_sigma(t)
         clean = MU + alpha * S**2 / (alpha**2 * S**2 + sigma**2) * (x - alpha * MU)
         noise = (x - alpha * clean) / sigma
         return {"epsilon": noise, "sample": clean, "v": alpha * noise - sigma * clean}[head.prediction]
@@ -221,7 +247,8 @@ def moments(head):
 @pytest.mark.parametrize("sampler, near", [("ddim", 0.004), ("ddpm", 0.01), ("dpmpp", 0.002)])
 def test_samplers_draw_from_a_known_gaussian(sampler, near, prediction, schedule):
     head = Diffusion(
-        sampler=sampler, prediction=prediction, schedule=schedule, clip_sample=0.0, n_steps=500, n_train_steps=1000
+        solver=SOLVERS[sampler], prediction=prediction, schedule=schedule, clip_sample=0.0, n_steps=500,
+        n_train_steps=1000
     )
     mean, std = moments(head)
     assert abs(mean - MU) < near and abs(std - S) < near
@@ -230,7 +257,8 @@ def test_samplers_draw_from_a_known_gaussian(sampler, near, prediction, schedule
 def test_samplers_converge_at_their_order():
     def error(sampler, steps):
         return abs(
-            moments(Diffusion(sampler=sampler, prediction="v", clip_sample=0.0, n_steps=steps, n_train_steps=1000))[1]
+            moments(Diffusion(solver=SOLVERS[sampler], prediction="v", clip_sample=0.0, n_steps=steps,
+                              n_train_steps=1000))[1]
             - S
         )
 
@@ -244,7 +272,7 @@ def test_samplers_converge_at_their_order():
 def test_dpm_solver_is_algorithm_2_of_the_paper():
     """Lu et al. 2022: 2M, a loop over lambda = log(alpha / sigma), with first order at both ends."""
     head, steps, x0 = (
-        Diffusion(sampler="dpmpp", prediction="sample", clip_sample=0.0, n_steps=8, n_train_steps=1000),
+        Diffusion(solver=DPMSolverPP(), prediction="sample", clip_sample=0.0, n_steps=8, n_train_steps=1000),
         8,
         0.9,
     )
@@ -275,7 +303,7 @@ def test_one_step_of_ddim():
 
 def test_one_step_of_ddpm():
     """Ho et al. 2020, equations 7 and 11: the posterior's mean and its variance beta tilde, between neighbors."""
-    head = Diffusion(clip_sample=0.0, sampler="ddpm", prediction="sample", n_steps=100)
+    head = Diffusion(clip_sample=0.0, solver=DDPM(), prediction="sample", n_steps=100)
     alpha, sigma = (np.array(c) for c in noise_schedule("squaredcos_cap_v2", 100))
     clean, noise = 0.2, torch.zeros(3, 1, 100)
     noise[:, 0, 0], noise[1, 0, 1], noise[2, 0, 2] = 0.6, 1.0, 1.0
@@ -297,7 +325,7 @@ def test_one_step_of_ddpm():
 
 def test_sampling_starts_at_pure_noise_and_visits_even_levels():
     for sampler in ("ddim", "ddpm", "dpmpp"):
-        head, seen = Diffusion(sampler=sampler, n_steps=4), []
+        head, seen = Diffusion(solver=SOLVERS[sampler], n_steps=4), []
         head.sample(denoiser(head, seen), EMPTY, torch.zeros(1, 1, 1 if sampler != "ddpm" else 4))
         assert seen == [0, 0.25, 0.5, 0.75]
 
@@ -318,7 +346,7 @@ def test_training_shows_every_level_but_the_clean_one():
 def test_the_clip_holds_the_estimate():
     wild = constant(9.0)
     for sampler in ("ddim", "ddpm", "dpmpp"):
-        head = Diffusion(prediction="sample", sampler=sampler, clip_sample=0.8)
+        head = Diffusion(prediction="sample", solver=SOLVERS[sampler], clip_sample=0.8)
         out = head.sample(wild, EMPTY, torch.randn(5, *head.noise(3, 1), generator=rng()))
         torch.testing.assert_close(out, torch.full((5, 3, 1), 0.8))
 
@@ -329,7 +357,7 @@ def test_the_clip_holds_the_estimate():
 def test_the_clip_knows_the_range_of_the_codec(target, clip, fine):
     recipe = PolicyConfig(Diffusion(clip_sample=clip, n_steps=2), codec=Normalizer(target=target), window=Window(1, 4))
     if not fine:
-        with pytest.raises(UserError, match="Diffusion.clip: .* would cut off"):
+        with pytest.raises(UserError, match="Diffusion.clip_sample: .* would cut off"):
             random_batch(recipe)
         return
     policy, batch = random_batch(recipe)
@@ -349,8 +377,8 @@ def test_guidance_of_diffusion():
     assert float(pulled - free) == pytest.approx(-alpha[60] * (clean - 1) * gain, rel=1e-4)
 
 
-@pytest.mark.parametrize("head", [Diffusion(), Diffusion(sampler="ddpm"), Diffusion(sampler="dpmpp"), Flow(),
-                                  Flow(solver="midpoint")], ids=named)
+@pytest.mark.parametrize("head", [Diffusion(), Diffusion(solver=DDPM()), Diffusion(solver=DPMSolverPP()), Flow(),
+                                  Flow(solver=Midpoint())], ids=named)
 def test_guides_pull_plans_and_no_cost_changes_nothing(head):
     net = denoiser(head) if isinstance(head, Diffusion) else velocity
     noise = torch.randn(200, *head.noise(2, 1), generator=rng())
@@ -364,14 +392,25 @@ def test_guides_pull_plans_and_no_cost_changes_nothing(head):
 
 
 def test_the_ancestral_sampler_has_no_single_steps():
-    policy, batch = random_batch(PolicyConfig(Diffusion(sampler="ddpm", times="ramp"), window=Window(2, 4)))
+    policy, batch = random_batch(PolicyConfig(Diffusion(solver=DDPM(), times="ramp"), window=Window(2, 4)))
     key = torch.arange(5)
     with pytest.raises(Unsupported, match="draws noise in every step"):
-        StreamingExecutor().act(policy, batch.obs, StreamingExecutor().start(policy, key))
+        StreamingExecutor().start(policy, batch.obs, key)
+
+
+@pytest.mark.parametrize("prediction", ("epsilon", "sample", "v"))
+def test_estimate_of_the_clean_action_of_diffusion(prediction):
+    head, t = Diffusion(prediction=prediction, clip_sample=0.0), torch.tensor([[0.4, 0.9]])
+    x = torch.tensor([[[0.7], [-1.2]]])
+    alpha, sigma = head.path.alpha_sigma(t.unsqueeze(-1))
+    mean = MU + alpha * S**2 / (alpha**2 * S**2 + sigma**2) * (x - alpha * MU)
+    torch.testing.assert_close(head.predict_clean(denoiser(head), EMPTY, x, t), mean)
+    clipped = replace(head, clip_sample=0.1).predict_clean(denoiser(head), EMPTY, x, t)
+    torch.testing.assert_close(clipped, mean.clamp(-0.1, 0.1))
 
 
 def test_more_steps_than_levels():
-    with pytest.raises(UserError, match="1 to train_steps=100"):
+    with pytest.raises(UserError, match="1 to n_train_steps=100"):
         Diffusion(n_steps=101)
 
 
@@ -383,7 +422,7 @@ def velocity(x, t, context):
     return MU + (t * S**2 - (1 - t)) / (t**2 * S**2 + (1 - t) ** 2) * (x - t * MU)
 
 
-@pytest.mark.parametrize("solver, order", [("euler", 1), ("midpoint", 2)])
+@pytest.mark.parametrize("solver, order", [(Euler(), 1), (Midpoint(), 2), (Heun(), 2)])
 def test_flow_converges_to_a_known_gaussian(solver, order):
     noise = torch.linspace(-3, 3, 9).double().reshape(9, 1, 1)
 
@@ -397,8 +436,15 @@ def test_flow_converges_to_a_known_gaussian(solver, order):
 def test_one_step_of_midpoint():
     x, t, to = torch.tensor([[[0.7]]]), torch.tensor([[0.2]]), torch.tensor([[0.6]])
     half = 0.7 + 0.2 * velocity(0.7, 0.2, None)
-    assert float(Flow(solver="midpoint").denoise_step(velocity, EMPTY, x, t, to)) == pytest.approx(
+    assert float(Flow(solver=Midpoint()).denoise_step(velocity, EMPTY, x, t, to)) == pytest.approx(
         0.7 + 0.4 * velocity(half, 0.4, None), rel=1e-6)
+
+
+def test_estimate_of_the_clean_action_of_flow():
+    x, t = torch.tensor([[[0.7], [-1.2]]]), torch.tensor([[0.4, 0.9]])
+    alpha, sigma = t.unsqueeze(-1), 1 - t.unsqueeze(-1)
+    mean = MU + alpha * S**2 / (alpha**2 * S**2 + sigma**2) * (x - alpha * MU)
+    torch.testing.assert_close(Flow().predict_clean(velocity, EMPTY, x, t), mean)
 
 
 def test_flow_is_exact_in_one_step_where_the_lines_are_straight():
@@ -435,7 +481,7 @@ def two_looks(seen):
     def trunk(x, t, context):
         seen.append((x, t))
         return 0.5 * x + t
-    return SimpleNamespace(trunk=trunk, dim=2)
+    return SimpleNamespace(trunk=trunk, coded_dim=2)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +501,7 @@ def test_mip(head):
     seen, t = [], head.second_time
     loss = head.loss(two_looks(seen), EMPTY, ACTION, MASK, rng(3))
     noise = head.noise_scale * torch.randn(ACTION.shape, generator=rng(3))
-    shown = t * ACTION if head.origin else ACTION
+    shown = t * ACTION if head.scale_first_target else ACTION
     assert not seen[0][0].any() and not seen[0][1].any()
     torch.testing.assert_close(seen[1][0], shown + (1 - t) * noise)
     assert (seen[1][1] == t).all()
@@ -543,7 +589,7 @@ def test_a_memory_repeats_what_it_saw():
 
 def test_an_empty_memory_is_said():
     head = Neighbors()
-    with pytest.raises(UserError, match="found it empty"):
+    with pytest.raises(UserError, match="memory is empty"):
         head.sample(head.build(MLP(), 2, HeadSpec(3, 1, 5)), Context(torch.zeros(1, 1, 5), torch.ones(1, 1).bool()),
                     torch.zeros(1, 3, 0))
 
@@ -604,7 +650,7 @@ def test_plans_export_for_any_number_of_rows(head):
 
 @pytest.mark.parametrize("head, modes", [
     (Regression(), 0), (GMM(), 2), (CVAE(latent_dim=2, beta=0.05, temperature=1.0), 2), (Flow(), 2), (Diffusion(), 2),
-    (Diffusion(prediction="sample", sampler="dpmpp"), 2), (Diffusion(prediction="v", sampler="ddpm"), 2)],
+    (Diffusion(prediction="sample", solver=DPMSolverPP()), 2), (Diffusion(prediction="v", solver=DDPM()), 2)],
     ids=named)
 def test_two_ways(head, modes):
     """Chunks that go left or right by a coin: the mean goes neither way, a distribution both, half and half."""

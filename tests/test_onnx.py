@@ -35,9 +35,13 @@ from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
+from understudy.heads.joint_diffusion import JointDiffusion
+from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
+from understudy.heads.shortcut import Shortcut
+from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.recurrent import RecurrentEncoder
@@ -51,9 +55,10 @@ CHOICES = Feature("int64", (2,), "discrete", num_classes=(3, 4))
 HEADS = {
     "regression": Regression(), "categorical": Categorical(temperature=1.0), "gaussian": Gaussian(temperature=1.0),
     "gmm": GMM(temperature=1.0), "cvae": CVAE(temperature=1.0), "mip": MIP(), "neighbors": Neighbors(),
-    "ddim": Diffusion(), "ddpm": Diffusion(sampler="ddpm", n_steps=100),
-    "dpmpp": Diffusion(sampler="dpmpp", prediction="v"),
-    "flow": Flow(), "midpoint": Flow(n_steps=4, solver="midpoint"),
+    "ddim": Diffusion(), "ddpm": Diffusion(solver=DDPM(), n_steps=100),
+    "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),
+    "flow": Flow(), "midpoint": Flow(n_steps=4, solver=Midpoint()), "heun": Flow(n_steps=4, solver=Heun()),
+    "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}
@@ -77,13 +82,13 @@ def agrees(policy, batch, path):
     """The file's plans against the policy's, for as many rows as there are and for one."""
     export(policy, path)
     found = load(path)
-    assert (found.inputs, found.action_dim, found.window) == (policy.inputs, policy.dim, policy.window)
+    assert (found.inputs, found.action_dim, found.window) == (policy.inputs, policy.action_dim, policy.window)
     for rows in (len(batch), 1):
         obs, noise = {k: v[:rows] for k, v in batch.obs.items()}, noises(policy, rows)
         with torch.no_grad():
             plain = policy.plan(obs, noise)
         plan = found.plan(obs, noise)
-        assert plan.shape == (rows, policy.window.horizon, policy.dim) and plan.dtype == plain.dtype
+        assert plan.shape == (rows, policy.window.horizon, policy.action_dim) and plan.dtype == plain.dtype
         torch.testing.assert_close(plan, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
     key = keys(0, range(4))
     assert torch.equal(found.noise(key, torch.arange(4)), policy.noise(key, torch.arange(4)))
@@ -92,7 +97,7 @@ def agrees(policy, batch, path):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head(head, tmp_path):
-    target = CHOICES if head == "categorical" else None
+    target = {"categorical": CHOICES, "joint": Feature("float32", (6,))}.get(head)
     policy, batch = random_batch(PolicyConfig(HEADS[head], trunk=MLP(32), window=Window(2, 8)), target=target)
     found = agrees(policy, batch, tmp_path / "policy.onnx")
     if policy.noise_shape[-1] and head != "cvae":  # noise is an input, and read
@@ -148,7 +153,7 @@ def test_the_file_acts_as_the_policy_does(fork):
 
 def test_no_random_operations_and_one_loop(tmp_path):
     policy, _ = random_batch(
-        PolicyConfig(Diffusion(sampler="ddpm", n_steps=50, n_train_steps=50), trunk=MLP(16), window=Window(1, 4))
+        PolicyConfig(Diffusion(solver=DDPM(), n_steps=50, n_train_steps=50), trunk=MLP(16), window=Window(1, 4))
     )
     export(policy, tmp_path / "policy.onnx")
     graph = onnx.load(tmp_path / "policy.onnx").graph
@@ -161,7 +166,7 @@ def test_a_file_says_what_it_is(fork):
     _, policy, path = fork
     said = {p.key: p.value for p in onnx.load(path).metadata_props}
     facts = json.loads(said["understudy"])
-    assert facts["noise"] == [8, policy.dim] and facts["head"]["steps"] == 2 and facts["window"]["horizon"] == 8
+    assert facts["noise"] == [8, policy.action_dim] and facts["head"]["steps"] == 2 and facts["window"]["horizon"] == 8
     assert set(facts["features"]) == set(policy.features)
     found = load(path)
     assert found.features == policy.features

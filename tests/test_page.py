@@ -70,8 +70,8 @@ def some(n=6, rows=9):
 @pytest.mark.parametrize("folder", [False, True])
 def test_it_holds_every_value(tmp_path, folder, monkeypatch):
     if folder:
-        monkeypatch.setattr(html_page, "INLINE", 0)
-        monkeypatch.setattr(html_page, "_PIECE", 1500)
+        monkeypatch.setattr(html_page, "MAX_INLINE_BYTES", 0)
+        monkeypatch.setattr(html_page, "_PIECE_BYTES", 1500)
     data = some()
     report = AuditReport((Finding("odd", "warning", "what", "do", Location("f", 2, 3, "action")),),
                     {"fine": np.r_[np.nan, 1:6]})
@@ -132,7 +132,7 @@ def test_principal_components_in_closed_form():
 
 
 def test_the_points_of_a_map_are_the_rows_they_say(tmp_path, monkeypatch):
-    monkeypatch.setattr(html_page, "_POINTS", 30)  # of 69 steps: every third, across the ends of episodes
+    monkeypatch.setattr(html_page, "_MAX_MAP_POINTS", 30)  # of 69 steps: every third, across the ends of episodes
     data = some()
     facts, _ = read(html_page.write_dataset_page(tmp_path / "look.html", data))
     m = next(m for m in facts["maps"] if m["title"] == "States")
@@ -159,7 +159,7 @@ def test_it_runs_no_code_but_its_own_and_asks_for_nothing(tmp_path, monkeypatch)
                             {EVIL: EVIL}, 3)], {"format": EVIL, "path": EVIL})
     report = AuditReport((Finding(EVIL, "error", EVIL, EVIL, Location(EVIL, 0, 1, EVIL)),), {EVIL: np.ones(1)})
     for name, inline in (("one", 1e9), ("many", 0)):
-        monkeypatch.setattr(html_page, "INLINE", inline)
+        monkeypatch.setattr(html_page, "MAX_INLINE_BYTES", inline)
         file = html_page.write_dataset_page(tmp_path / f"{name}.html", evil, report, title=EVIL)
         text = file.read_text(encoding="utf-8")
         scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.DOTALL)
@@ -191,7 +191,7 @@ def test_frames_are_those_of_their_rows(shared, tmp_path):
 
 
 def test_few_frames_of_many_episodes_are_those_that_findings_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(html_page, "_PICTURES", 24)
+    monkeypatch.setattr(html_page, "_MAX_THUMBNAILS", 24)
     camera = "observation.images.front"
     data = Dataset([Episode({camera: np.full((30, 8, 12, 1), 9 * e, np.uint8), "action": np.ones((30, 1))}, {}, 30)
                     for e in range(20)])
@@ -203,7 +203,7 @@ def test_few_frames_of_many_episodes_are_those_that_findings_name(tmp_path, monk
 
 
 def test_long_and_wide_columns_are_cut_and_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(html_page, "_VALUES", 500)
+    monkeypatch.setattr(html_page, "_MAX_VALUES", 500)
     data = Dataset([Episode({STATE: np.arange(40 * 50.).reshape(40, 50), "action": np.arange(40.)[:, None]}, {}, 40)])
     facts, (episode,) = read(html_page.write_dataset_page(tmp_path / "look.html", data))
     every = facts["columns"][0]["every"]
@@ -301,8 +301,8 @@ def test_a_browser_draws_it(tmp_path, inline, monkeypatch):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no browser")
-    monkeypatch.setattr(html_page, "INLINE", inline)
-    monkeypatch.setattr(html_page, "_PIECE", 1500)
+    monkeypatch.setattr(html_page, "MAX_INLINE_BYTES", inline)
+    monkeypatch.setattr(html_page, "_PIECE_BYTES", 1500)
     data = some()
     data = Dataset([e.replace({"task": np.array([EVIL] * len(e))}) for e in data], data.metadata)
     report = AuditReport((Finding("odd", "warning", EVIL, "do", Location(None, 4, 7, "action")),))

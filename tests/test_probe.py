@@ -103,7 +103,7 @@ def test_the_first_middle_and_last_updates_are_probed():
 @pytest.mark.parametrize("name,kind,shorter", [
     ("diffusion-bc", Window, lambda w: replace(w, horizon=w.horizon - 1)),
     ("checkpoint-selection", Window, lambda w: replace(w, horizon=w.horizon - 1)),
-    ("behavior-entropy", RecedingHorizon, lambda r: replace(r, execute=r.n_action_steps - 1)),
+    ("behavior-entropy", RecedingHorizon, lambda r: replace(r, n_action_steps=r.n_action_steps - 1)),
 ])
 def test_a_probe_is_repeatable_and_sees_a_lower_rate_and_a_shorter_horizon(name, kind, shorter):
     claim = first_arm(name)
@@ -111,7 +111,7 @@ def test_a_probe_is_repeatable_and_sees_a_lower_rate_and_a_shorter_horizon(name,
     again = take(claim)
     assert compare(before, again) == [] and before["numbers"] == again["numbers"]
     assert torch.equal(torch.random.get_rng_state(), state)
-    slower = with_options(claim, OptimizerConfig, lambda o: replace(o, rate=0.99 * o.rate))
+    slower = with_options(claim, OptimizerConfig, lambda o: replace(o, lr=0.99 * o.lr))
     found = compare(before, take(slower))
     assert any("/ rates[0]" in d for d in found) and any("/ weights[" in d for d in found)
     assert compare(before, take(with_options(claim, kind, shorter)))
@@ -120,14 +120,14 @@ def test_a_probe_is_repeatable_and_sees_a_lower_rate_and_a_shorter_horizon(name,
 @pytest.mark.parametrize("name", ["generalization-gap", "data-quality"])
 def test_a_probe_sees_a_lower_rate_where_claims_train_in_their_own_way(name):
     claim = first_arm(name)
-    slower = with_options(claim, OptimizerConfig, lambda o: replace(o, rate=0.99 * o.rate))
+    slower = with_options(claim, OptimizerConfig, lambda o: replace(o, lr=0.99 * o.lr))
     assert any("/ weights[" in d for d in compare(take(claim), take(slower)))
 
 
 def test_a_probe_sees_an_episode_limit_that_is_one_lower():
     claim = first_arm("diffusion-bc")
     part = claim.parts[0]
-    limits = [replace(claim, parts=(replace(part, experiment=replace(part.experiment, options=(("limit", limit),))),))
+    limits = [replace(claim, parts=(replace(part, experiment=replace(part.experiment, env_options=(("limit", limit),))),))
               for limit in (20, 19)]
     assert any("environment, random actions / lengths" in d for d in compare(*map(take, limits)))
 
@@ -205,7 +205,7 @@ def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypat
     monkeypatch.setattr(probe, "fingerprint", lambda claim: json.loads(
         records.record_path(claim.name).read_text())["fingerprint"])
     assert check("--unchanged")[0] == 0
-    monkeypatch.setattr(probe, "missing", lambda claim: ["the sim extra"])
+    monkeypatch.setattr(probe, "missing_requirements", lambda claim: ["the sim extra"])
     status, said = check()
     assert status == 0 and "cannot run here: needs the sim extra" in said
 

@@ -271,7 +271,7 @@ def test_a_video_is_decoded_from_the_key_frame_before_and_not_seen_before_the_fi
         + [(s, "/arm", make("robot.Command", data=[i])) for s, i in rows], key=lambda r: r[0]))
     found, decoded = open_dataset(path, mapping={**MAP, "gap": 1.0}), []
     real = message_logs.decode_video
-    monkeypatch.setattr(message_logs, "film",
+    monkeypatch.setattr(message_logs, "decode_video",
                         lambda given, where: real(((decoded.append(i) or i, m) for i, m in given), where))
     assert [len(e) for e in found] == [6, 6] and shown(found[1]) == list(range(6, 12))
     assert decoded == list(range(4, 12))

@@ -131,16 +131,16 @@ def test_descriptions():
         assert d["rows"] and all(re.fullmatch(r"\d{3}", r) for r in d["rows"])
         assert re.search(r"\b(19|20)\d\d\b", d["paper"]) and d["summary"].endswith(".") and all(d["needs"])
     assert found["mip"]["rows"] == ["264"] and "2512.01809" in found["mip"]["paper"]
-    assert found["act"]["rows"] == ["158"] and found["act"]["family"] == "chunks"
+    assert found["act"]["rows"] == ["158"] and found["act"]["family"] == "chunking"
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_needs_numbers_refuses_choices_before_it_trains(name):
-    able = {d["name"]: any("choices" in need for need in d["needs"]) for d in describe_methods()}
+    able = {d["name"]: any("classes" in need for need in d["needs"]) for d in describe_methods()}
     assert [n for n in able if able[n]] == ["bc", "knn", "vinn"]
     if not able[name]:
-        with pytest.raises(UserError, match=f"{name}, column 'action': expected actions that are numbers, found choices"
-                                            "\n  -> bc, knn, vinn learn choices"):
+        with pytest.raises(UserError, match=f"{name}, column 'action': expected actions that are numbers, found classes"
+                                            "\n  -> bc, knn, vinn learn classes"):
             find_method(name, CHOICES)
         return
     # Which of two lights is on decides the choice, and every method that says so learns it.

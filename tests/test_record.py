@@ -293,7 +293,7 @@ def test_upstream_lerobot_opens_it(tmp_path):
 
 
 def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "SEGMENT", 2000)
+    monkeypatch.setattr(recording, "SEGMENT_BYTES", 2000)
     with Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png") as r:
         for number in range(8):
             show(r, number, 3, True)
@@ -430,7 +430,7 @@ from understudy.data.recorder import Recorder
 from understudy.core import Feature
 sys.path.insert(0, {tests!r})
 from test_record import SEEN, told
-r = Recorder(SEEN, {path!r}, fps=10, clock=None, images="png", saved=lambda n: print("saved", n, flush=True))
+r = Recorder(SEEN, {path!r}, fps=10, clock=None, images="png", on_saved=lambda n: print("saved", n, flush=True))
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 with r:
     for number in range(1000):

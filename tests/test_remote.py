@@ -245,7 +245,7 @@ def test_a_source_that_does_not_answer(monkeypatch, capsys):
     import time
 
     monkeypatch.setattr(remote, "_ANSWER", 0.2)
-    monkeypatch.setattr(remote, "opened", lambda at: time.sleep(30))
+    monkeypatch.setattr(remote, "open_url", lambda at: time.sleep(30))
     began = time.monotonic()
     assert main(["inspect", "gs://bucket/set"]) == 2
     assert "expected an answer within 0.2 s, found none" in capsys.readouterr().err and time.monotonic() - began < 20

@@ -46,7 +46,7 @@ EVIL = '<script>alert("&")</script>'
 
 def svg(figure):
     root = xml.fromstring(figure.svg)
-    assert root.get("role") == "img" and root.get("aria-label") == figure.words and len(figure.words) > 10
+    assert root.get("role") == "img" and root.get("aria-label") == figure.alt_text and len(figure.alt_text) > 10
     return root
 
 

@@ -91,7 +91,7 @@ class Stop:
 
 
 def run(out, method=None, data=None, **options) -> Policy:
-    options = {"device": "cpu", "every": EVERY, "validation": Validation(6, 2), "progress": False, **options}
+    options = {"device": "cpu", "save_freq": EVERY, "validation": Validation(6, 2), "progress": False, **options}
     return train(method or everything(), data or made_up(image=method is None), out, **options)
 
 
@@ -122,7 +122,7 @@ def whole(tmp_path_factory) -> Path:
 def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, tmp_path, at):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(out, watch=[Stop(at)])
+        run(out, callbacks=[Stop(at)])
     assert Run(out).saved_steps()[-1] == at  # the update that ran was finished and kept
     run(out)
     assert contents(out) == contents(whole)
@@ -130,7 +130,7 @@ def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, tmp_path, at
 
 def test_with_its_data_on_the_device_it_is_the_same_run(whole, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr("understudy.data.device_windows.room", lambda device: made.append(device) or 10**9)
+    monkeypatch.setattr("understudy.data.device_windows.available_bytes", lambda device: made.append(device) or 10**9)
     run(tmp_path / "run")
     assert made == [torch.device("cpu")] and contents(tmp_path / "run") == contents(whole)
 
@@ -139,7 +139,7 @@ def test_stopped_again_and_again_it_is_the_same_run(whole, tmp_path):
     out, times = tmp_path / "run", 0
     while True:
         try:
-            run(out, watch=[Stop(*range(1, STEPS + 1))])
+            run(out, callbacks=[Stop(*range(1, STEPS + 1))])
             break
         except KeyboardInterrupt:
             times += 1
@@ -150,7 +150,7 @@ def test_a_stretch_of_the_curve_that_was_cut_is_whole_again(tmp_path, monkeypatc
     monkeypatch.setattr("understudy.learn.train.CURVE_POINTS", 3)
     run(tmp_path / "whole", plain(9))
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", plain(9), watch=[Stop(5)])
+        run(tmp_path / "cut", plain(9), callbacks=[Stop(5)])
     run(tmp_path / "cut", plain(9))
     assert [line["step"] for line in Run(tmp_path / "cut").read_metrics() if "loss" in line] == [3, 6, 9]
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -189,25 +189,25 @@ def test_stopped_while_it_was_judged_it_is_judged_again(whole, tmp_path):
 def test_what_takes_long_is_saved_in_between(whole, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr("understudy.learn.train.MAX_UNSAVED_SECONDS", 0.0)
-    run(tmp_path / "run", watch=[lambda *a: saved.append(Run(tmp_path / "run").saved_steps()[-1])])
+    run(tmp_path / "run", callbacks=[lambda *a: saved.append(Run(tmp_path / "run").saved_steps()[-1])])
     assert sorted(set(saved)) == list(range(STEPS + 1))
     assert contents(tmp_path / "run") == contents(whole)
 
 
 def test_a_second_interrupt_does_not_wait_but_an_echo_is_none(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "echo", plain(), watch=[Stop(2), Stop(2)])
+        run(tmp_path / "echo", plain(), callbacks=[Stop(2), Stop(2)])
     assert Run(tmp_path / "echo").saved_steps() == [2]
     monkeypatch.setattr("understudy.learn.train.DeferredInterrupts.ECHO_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "twice", plain(), watch=[Stop(2), Stop(2)])
+        run(tmp_path / "twice", plain(), callbacks=[Stop(2), Stop(2)])
     assert Run(tmp_path / "twice").saved_steps() == [0]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     before, seen = contents(whole), []
-    policy = run(whole, watch=[lambda *a: seen.append(a)])
+    policy = run(whole, callbacks=[lambda *a: seen.append(a)])
     assert contents(whole) == before and not seen
     loaded = Policy.load(whole)
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in policy.state_dict().items())
@@ -220,7 +220,7 @@ def test_the_seed_decides_the_run_and_nothing_else_does(tmp_path):
         before = torch.get_rng_state()
         run(tmp_path / name, plain(2), seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
-        return load_file(tmp_path / name / "checkpoints" / "000002" / "weights.safetensors")["net.enter.weight"]
+        return load_file(tmp_path / name / "checkpoints" / "000002" / "weights.safetensors")["net.input_layer.weight"]
     assert torch.equal(trained("a", 0, 0), trained("b", 0, 1))
     assert not torch.equal(trained("c", 1, 0), trained("d", 0, 0))
 
@@ -287,7 +287,7 @@ def test_a_mixture_is_drawn_by_its_shares(tmp_path):
         return load_file(tmp_path / name / "checkpoints/000006/weights.safetensors")
     a, b = runs("a", 1.0), runs("b", 0.5)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    with pytest.raises(UserError, match=r"draw was Shares.*, is none"):
+    with pytest.raises(UserError, match=r"draw was MixtureWeights.*, is none"):
         mixture, _ = mix((made_up(), 1.0), (made_up(3), 0.0))
         run(tmp_path / "a", plain(codec=Normalizer("identity", "identity")), mixture, val_fraction=0.0)
 
@@ -326,7 +326,7 @@ def test_a_memory_is_filled_by_what_the_encoder_has_become(tmp_path):
 
     method = plain(head=Neighbors(n_neighbors=1))
     method = replace(method, learner=replace(method.learner, auxiliary_losses=(Recover(),), ema=ConstantDecay(0.0),
-                                           optim=OptimizerConfig(lr=0.05)))
+                                           optimizer=OptimizerConfig(lr=0.05)))
     policy = run(tmp_path / "run", method, val_fraction=0.0)
     loaded = Policy.load(tmp_path / "run")
     windows = policy.windows(made_up())
@@ -348,8 +348,8 @@ def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
     out, other = tmp_path / "run", made_up()
     run(out, plain())
     before = contents(out)
-    slower = replace(plain(), learner=replace(plain().learner, optim=OptimizerConfig(lr=0.5)))
-    for options, said in (({"method": slower}, "method.learner.optimizer.rate was 0.001, is 0.5"),
+    slower = replace(plain(), learner=replace(plain().learner, optimizer=OptimizerConfig(lr=0.5)))
+    for options, said in (({"method": slower}, "method.learner.optimizer.lr was 0.001, is 0.5"),
                           ({"steps": 7}, "method.learner.steps was 6, is 7"), ({"seed": 1}, "seed was 0, is 1"),
                           ({"hold": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
                           ({"resume": False}, "found a run")):
@@ -462,7 +462,7 @@ def test_a_torn_line_and_half_a_checkpoint_are_cleared_away(tmp_path, whole):
     """What a power cut leaves: a line without its end, a folder that never got its name."""
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(out, watch=[Stop(6)])
+        run(out, callbacks=[Stop(6)])
     with open(out / "metrics.jsonl", "a") as lines:
         lines.write('{"step": 7, "loss": 1.0, "seconds": 1}\n{"step": 8, "lo')
     for half in (".000008.x1.part", ".000004.part"):
@@ -477,10 +477,10 @@ def test_a_checkpoint_that_was_not_yet_named_counts(tmp_path, whole):
     """Killed between the checkpoint's move and the name in run.json."""
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(out, watch=[Stop(6)])
+        run(out, callbacks=[Stop(6)])
     (out / "run.json").write_text(json.dumps({"last": "checkpoints/000004"}))
     seen = []
-    run(out, watch=[lambda n, learner, s: seen.append(n)])
+    run(out, callbacks=[lambda n, learner, s: seen.append(n)])
     assert seen[0] == 7 and contents(out) == contents(whole)
 
 
@@ -576,7 +576,7 @@ def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
     recipe = json.loads((at / "policy.json").read_text())
     own = load_file(at / "weights.safetensors")
     for change, words in (
-            ({"width": 9}, [f"{sum(8 in v.shape for v in own.values())} of another shape (the first: net.enter.weight",
+            ({"width": 9}, [f"{sum(8 in v.shape for v in own.values())} of another shape (the first: net.input_layer.weight",
                             " in the place of (9, "]),
             ({"depth": 2}, ["missing (the first: net.blocks.1."]),
             ({"depth": 0}, ["unexpected (the first: net.blocks.0."])):
@@ -685,9 +685,9 @@ from pathlib import Path
 from test_resume import everything, made_up, run, Stop
 torch.set_num_threads(1)
 method = everything()
-method = replace(method, learn=replace(method.learner, optim=replace(method.learner.optim, accumulate=2)))
+method = replace(method, learner=replace(method.learner, optimizer=replace(method.learner.optimizer, accumulation_steps=2)))
 try:
-    run({out!r}, method, made_up(image=True), watch=[Stop(*{stop!r})])
+    run({out!r}, method, made_up(image=True), callbacks=[Stop(*{stop!r})])
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 print("threads", *(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")), flush=True)

@@ -25,7 +25,9 @@ from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan, DroppedObservation, delay_actor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.policy import Planner
+from understudy.heads.flow import Flow
+from understudy.nets.mlp import MLP
+from understudy.policy import Planner, PolicyConfig
 from understudy.testing import ContractViolation, check_executor, check_shift
 
 
@@ -305,7 +307,8 @@ def test_at_the_end_of_a_chunk_its_last_action_stays():
 @pytest.mark.parametrize("steps", [1, 3])
 def test_an_executor_made_late_keeps_the_contract_of_executors(steps):
     for executor in (RecedingHorizon(2), RecedingHorizon(2, skip=1), RealTimeChunking(2)):
-        check_executor(DelayedPlan(executor, steps), Window(n_obs_steps=2, horizon=6, action_offset=-executor.skip))
+        window = Window(n_obs_steps=2, horizon=6, action_offset=-executor.skip)
+        check_executor(DelayedPlan(executor, steps), PolicyConfig(Flow(n_steps=2), trunk=MLP(16, 1), window=window))
 
 
 @given(steps=st.integers(0, 5), execute=st.integers(1, 4), restart=st.integers(1, 8))
@@ -470,9 +473,9 @@ def test_the_command_prints_one_document_and_a_page(tmp_path, monkeypatch, capsy
     assert said["shifts"]["slow"]["halves"]["high"] == 8
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 4 and "data:image/png" in page and "script" not in page.replace("scripted", "")
-    lines = (tmp_path / "shift/scripted-fork.jsonl").read_text()
+    lines = (tmp_path / "robustness/scripted-fork.jsonl").read_text()
     assert main(args) == 0  # nothing is run again
-    assert (tmp_path / "shift/scripted-fork.jsonl").read_text() == lines
+    assert (tmp_path / "robustness/scripted-fork.jsonl").read_text() == lines
     assert "not up to 0.4 [0.4, beyond]" in capsys.readouterr().out
 
 
@@ -529,7 +532,7 @@ def test_what_cannot_be_is_said_before_anything_is_run(args, message, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert main(["robustness", "scripted", "fork", *args]) == 2
     assert re.search(message, said := capsys.readouterr().err) and "\n  -> " in said
-    assert not (tmp_path / "shift").exists()
+    assert not (tmp_path / "robustness").exists()
 
 
 # -- MuJoCo -------------------------------------------------------------------------------------------------------

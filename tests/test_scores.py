@@ -312,7 +312,7 @@ def test_expertise_finds_the_demonstrators_who_guess():
         rng = np.random.default_rng(seed)
         x = rng.uniform(-1, 1, (40, 1))
         return episode(x, np.where(rng.random((40, 1)) < skilled, np.sin(3 * x), rng.uniform(-1, 1, (40, 1))),
-                       meta={"operator": name})
+                       metadata={"operator": name})
     d = data([person("abcd"[i % 4], (0.95, 0.95, 0.1, 0.1)[i % 4], i) for i in range(12)])
     found = Expertise(demonstrator_key="operator", n_updates=300)(d)
     assert found[[0, 1]].min() > 0.6 > 0.4 > found[[2, 3]].max()
@@ -335,7 +335,7 @@ def test_influence_follows_the_outcome_of_rollouts():
     well come first."""
     torch.manual_seed(0)
     def constant(action, **meta):
-        return episode(np.ones((6, 2)), np.full(5, action), meta=meta)
+        return episode(np.ones((6, 2)), np.full(5, action), metadata=meta)
     d = data([constant(a) for a in (-1.0, 0.0, 1.0)])
     recipe = PolicyConfig(Regression(), trunk=MLP(16, 1), encoder=ConcatEncoder(), window=Window())
     policy = Policy(recipe, d.features()).fit_statistics(d)

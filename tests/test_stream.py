@@ -34,7 +34,7 @@ WINDOW = Window(n_obs_steps=2, horizon=3)
 
 
 def over(data):
-    return WINDOW.over(data, ("observation.state",), "action", extra=("number",))
+    return WINDOW.windows(data, ("observation.state",), "action", extra=("number",))
 
 
 def episode(e, n):
@@ -71,7 +71,7 @@ def parquet(path, episodes, rows=10**6):
         table["number"] += c["number"].tolist()
         table["episode_index"] += [e] * n
         table["frame_index"] += list(range(n))
-    pq.write_table(pa.episode_table(table), path, row_group_size=rows)
+    pq.write_table(pa.table(table), path, row_group_size=rows)
     return path
 
 
@@ -141,14 +141,14 @@ def test_any_lengths_any_buffer_any_size(lengths, buffer, size, seed):
     from understudy.data.stream import StreamWindows, _ShardChunk
 
     class Fake:
-        pieces = [_ShardChunk(0, p, sum(lengths[i] for i in p), 0)
+        chunks = [_ShardChunk(0, p, sum(lengths[i] for i in p), 0)
                   for p in _chunk_episodes(np.array(lengths), max(1, buffer // 4))]
     stream = Fake()
     stream.buffer_size = buffer
     windows = StreamWindows(stream, None)
-    assert sorted(i for g in windows._buffers(1, seed) for i in g) == list(range(len(stream.pieces)))
+    assert sorted(i for g in windows._buffers(1, seed) for i in g) == list(range(len(stream.chunks)))
     for group in windows._buffers(0, seed):
-        assert len(group) == 1 or sum(stream.pieces[i].steps for i in group) <= buffer
+        assert len(group) == 1 or sum(stream.chunks[i].steps for i in group) <= buffer
     places = [windows._locate_step(size, step, seed) for step in range(200)]
     expected = [(e, g, b) for e in range(200) for g, n in enumerate(windows._batches_per_buffer(e, size, seed))
                 for b in range(n)][:200]
@@ -194,7 +194,7 @@ def test_training_from_a_stream_is_resumable(tmp_path):
         stream = ShardStream(tmp_path, buffer_size=24)
         some = stream.first_episodes(4)
         torch.manual_seed(0)
-        policy = Policy(PolicyConfig(Regression(), window=Window(horizon=2)), some.features()).fit(some)
+        policy = Policy(PolicyConfig(Regression(), window=Window(horizon=2)), some.features()).fit_statistics(some)
         learner = BehaviorCloning(steps=6).build(policy, seed=0, steps=6)
         start = 0
         for stop in stops:
@@ -245,7 +245,7 @@ def test_shards_that_are_odd(tmp_path):
     parquet(tmp_path / "p.parquet", [(0, episode(0, 5)), (1, episode(1, 5))])
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:-9])
     parquet(tmp_path / "apart.parquet", [(0, episode(0, 5)), (1, episode(1, 5)), (0, episode(0, 5))])
-    pq.write_table(pa.episode_table({"action": [1.0]}), tmp_path / "no.parquet")
+    pq.write_table(pa.table({"action": [1.0]}), tmp_path / "no.parquet")
     tar(tmp_path / "no.tar", [(0, {"observation.state": np.zeros(3)})])
     tar(tmp_path / "rows.tar", [(0, {"observation.state": np.zeros(9), "action": np.zeros(3)})])
     tar(tmp_path / "pickle.tar", [(0, {"action": np.array([{}], object)})], "npy")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from understudy.core import UserError
 from understudy.data.device_windows import DeviceWindows, to_device
@@ -96,14 +97,14 @@ def datasets(draw):
        look=st.integers(-1, 2), target=st.sampled_from(["action", "observation.x"]), following=st.booleans(),
        many=st.sampled_from([1, 1000]))
 def test_windows_are_those_of_the_loop(data, obs, horizon, ahead, look, target, following, many):
-    with mock.patch("understudy.data.window.MANY", many):
+    with mock.patch("understudy.data.window.TABLE_MIN_EPISODES", many):
         same_as_the_loop(data, Window(obs, horizon, ahead, look), target, following)
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30))
 def test_an_episode_is_found_in_two_looks_where_none_is_much_shorter(lengths):
     data = Dataset([counted(n, i) for i, n in enumerate(lengths)])
-    with mock.patch("understudy.data.window.MANY", 1):
+    with mock.patch("understudy.data.window.TABLE_MIN_EPISODES", 1):
         windows = Window().windows(data, ("observation.x",), "action")
     assert (windows.episode_table is not None) == (4 * min(lengths) * len(lengths) >= sum(lengths))
     if windows.episode_table is not None:
@@ -238,6 +239,99 @@ def test_two_goals_are_drawn_apart():
     assert b.extra["observation.far.reached"].all()
     assert torch.equal(b.extra["observation.near.reached"], b.extra["index"] == 49)
 
+# -- signed distances of goals --------------------------------------------------------------------------------------
+
+
+def steps_of(goal: Goal, lengths=(4, 9, 1), size=40_000, seed=0):
+    """Row number within the episode, row of the goal, signed steps, of each window; the episodes are 100 apart."""
+    data = Dataset([counted(n, e) for e, n in enumerate(lengths)])
+    b = Window(goals=(goal,)).windows(data, ("observation.x", goal.into), "action").batch(size, 0, seed)
+    now, then = (b.obs[k][:, -1, 0].numpy() for k in ("observation.x", goal.into))
+    steps = b.extra[f"{goal.into}.steps"]
+    assert steps.shape == (size, 1) and steps.dtype == torch.float32
+    assert torch.equal(b.extra[f"{goal.into}.reached"], steps == 0)
+    same = now // 100 == then // 100
+    assert (steps[same, 0].numpy() == (then - now)[same]).all() and torch.isinf(steps[~same, 0]).all()
+    return now, then, steps[:, 0].numpy()
+
+
+def fits(count, expected):
+    """Whether counts agree with their expectation (chi-square; the seed is fixed, so this never changes)."""
+    count, expected = np.asarray(count, float), np.asarray(expected, float)
+    assert not count[expected == 0].any()
+    count, expected = count[expected > 0], expected[expected > 0]
+    assert len(count) == 1 or chisquare(count, expected * count.sum() / expected.sum()).pvalue > 1e-3
+
+
+def test_steps_are_signed_and_infinite_for_another_episode():
+    steps_of(Goal("observation.x", p_curgoal=0.2, p_randomgoal=0.3, p_pastgoal=0.3))
+
+
+def test_past_goals_are_earlier_rows_uniformly():
+    now, _, steps = steps_of(Goal("observation.x", p_pastgoal=1.0), lengths=(6,))
+    for row in range(6):
+        fits(np.bincount(-steps[now == row].astype(int), minlength=6),
+             [1, 0, 0, 0, 0, 0] if row == 0 else [0] + [1] * row + [0] * (5 - row))
+
+
+def test_past_goals_geometrically_near():
+    now, _, steps = steps_of(Goal("observation.x", p_pastgoal=1.0, discount=0.5), lengths=(5,))
+    fits(np.bincount(-steps[now == 4].astype(int), minlength=5), [0, 1 / 2, 1 / 4, 1 / 8, 1 / 8])
+
+
+def test_fractions_of_all_kinds_of_goals():
+    """Exact probability of each distance from row 3 of 10, of two episodes of 10."""
+    goal = Goal("observation.x", p_curgoal=0.1, p_randomgoal=0.2, p_pastgoal=0.3)
+    now, _, steps = steps_of(goal, (10, 10), 100_000)
+    here = now == 3
+    p = np.zeros(21)  # distances -3 to 6 within the episode at 0 to 9, then another episode
+    p[:10] += 0.2 / 19
+    p[3] = 0.1
+    p[:3] += 0.3 / 3
+    p[4:10] += 0.4 / 6
+    p[10] = 0.2 * 10 / 19
+    place = np.where(np.isinf(steps[here]), 10, steps[here] + 3).astype(int)
+    fits(np.bincount(place, minlength=21), p)
+
+
+@pytest.mark.parametrize("discount, near", [(None, [1 / 3, 1 / 3, 1 / 3]), (0.5, [1 / 2, 1 / 4, 1 / 4])])
+def test_max_steps_limits_the_distance_on_both_sides(discount, near):
+    now, _, steps = steps_of(Goal("observation.x", p_pastgoal=0.5, discount=discount, max_steps=3), lengths=(20,))
+    assert abs(steps).max() == 3
+    middle = steps[(now >= 3) & (now <= 16)].astype(int)
+    fits(np.bincount(middle + 3, minlength=7), [*near[::-1], 0, *near])
+    assert set(steps[now == 18]) == {-3, -2, -1, 1}
+
+
+def test_goals_without_new_options_are_drawn_as_before():
+    """A second writing of the draws, in the order in which they always were."""
+    lengths, rng = np.array([4, 9, 1]), np.random.default_rng(5)
+    episode = rng.integers(0, 3, 500)
+    t = (rng.random(500) * lengths[episode]).astype(int)
+    for goal in (Goal("x"), Goal("x", discount=0.8), Goal("x", p_curgoal=0.3, p_randomgoal=0.4)):
+        draws, found = np.random.default_rng(1), goal.sample_rows(episode, t, lengths, np.random.default_rng(1))
+        left = lengths[episode] - 1 - t
+        later = draws.integers(np.minimum(1, left), left + 1) if goal.discount is None else np.minimum(
+            draws.geometric(1 - goal.discount, 500), left)
+        fraction, any_row = draws.random(500), draws.integers(0, 13, 500)
+        rows = [(e, r) for e, n in enumerate(lengths) for r in range(n)]
+        for i in range(500):
+            others = [r for r in rows if r != (episode[i], t[i])]
+            want = (episode[i], t[i] + later[i])
+            if fraction[i] < goal.p_randomgoal:
+                want = others[any_row[i]]
+            if fraction[i] >= 1 - goal.p_curgoal:
+                want = (episode[i], t[i])
+            assert (found[0][i], found[1][i]) == want
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"p_pastgoal": 1.2}, "between 0 and 1"), ({"p_curgoal": -0.1}, "between 0 and 1"),
+    ({"p_curgoal": 0.6, "p_pastgoal": 0.6}, "more than 1"), ({"max_steps": 0}, "at least 1")])
+def test_goals_without_meaning_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        Goal("observation.x", **options)
+
 
 # -- draws ----------------------------------------------------------------------------------------------------------
 
@@ -303,7 +397,7 @@ def test_a_draw_weighs_the_steps():
 
 @pytest.mark.parametrize("odds", [0.0, -1.0, np.nan, np.inf])
 def test_a_draw_without_meaning_is_refused(odds):
-    with pytest.raises(UserError, match="how often"):
+    with pytest.raises(UserError, match="finite and not negative"):
         Window().windows(
             Dataset([counted(3, 0)]), ("observation.x",), "action", sampling_weights=lambda e: np.full(len(e), odds)
         )
@@ -312,7 +406,7 @@ def test_a_draw_without_meaning_is_refused(odds):
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_draw_of_other_length_is_refused(more):
     """The steps of all later episodes would be drawn by their neighbors' numbers."""
-    with pytest.raises(UserError, match=r"each of 9 steps is drawn, found \(\d+,\)"):
+    with pytest.raises(UserError, match=r"data have 9 steps, and the weights have shape \(\d+,\)"):
         Window().windows(Dataset([counted(4, 0), counted(5, 1)]), ("observation.x",), "action",
                       sampling_weights=lambda e: np.ones(len(e) + more))
 
@@ -425,7 +519,7 @@ def test_names_that_coincide_keep_apart():
 
 
 def test_columns_are_copied_piece_by_piece_and_each_array_once(monkeypatch):
-    monkeypatch.setattr("understudy.data.device_windows.PIECE", 64)
+    monkeypatch.setattr("understudy.data.device_windows.CHUNK_BYTES", 64)
     root = np.random.default_rng(0).normal(size=(50, 2))
     data = Dataset([Episode({"observation.x": root[i: i + 20], "action": root[i: i + 20]}) for i in (3, 25)])
     windows = Window().windows(data, ("observation.x",), "action")
@@ -441,7 +535,7 @@ def test_what_does_not_fit_stays_where_it_is(monkeypatch):
     cpu, size = torch.device("cpu"), 5 * 2 * 8 + 4 * 8
     assert to_device(windows, cpu) is windows, "on the CPU they lie already"
     for free, there in ((size, True), (size - 1, False)):
-        monkeypatch.setattr("understudy.data.device_windows.room", lambda device, free=free: free)
+        monkeypatch.setattr("understudy.data.device_windows.available_bytes", lambda device, free=free: free)
         assert isinstance(to_device(windows, cpu), DeviceWindows) == there
 
 

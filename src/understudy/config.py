@@ -10,8 +10,11 @@ import importlib
 import math
 import sys
 from dataclasses import MISSING, fields, is_dataclass
+from typing import TypeVar
 
 from .core import UserError
+
+T = TypeVar("T")
 
 
 class UntrustedCode(UserError, PermissionError):
@@ -22,20 +25,31 @@ def dump(value):
     """Plain JSON data. Raises TypeError for anything that is not numbers, text, tuples and frozen dataclasses."""
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
+        if not cls.__dataclass_params__.frozen or not _is_top_level(cls):
+            raise TypeError(f"{cls.__qualname__} cannot be written: it must be a frozen dataclass at the top of its "
+                            "module, since nothing else can be loaded again")
         kept = {f.name: dump(getattr(value, f.name)) for f in fields(value) if f.init}
         return {"$": f"{cls.__module__}:{cls.__qualname__}", **kept}
     if isinstance(value, (tuple, list)):
         return [dump(v) for v in value]
     if isinstance(value, dict):
+        if odd := [k for k in value if not isinstance(k, str) or k == "$"]:
+            raise TypeError(f"{odd[0]!r} cannot be written as a key: keys are text other than '$'")
         return {k: dump(v) for k, v in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         raise TypeError(f"{value} cannot be written as JSON: a recipe holds finite numbers only")
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    if callable(value) and getattr(value, "__module__", None) and "<" not in getattr(value, "__qualname__", "<"):
+    if callable(value) and not isinstance(value, type) and _is_top_level(value):
         return {"$": f"{value.__module__}:{value.__qualname__}", "call": False}
     raise TypeError(f"{type(value).__name__} is not plain data: a recipe holds only numbers, text, tuples, "
                     "module-level functions and frozen dataclasses")
+
+
+def _is_top_level(value) -> bool:
+    """Whether a class or function is found by its name in the very module that defines it, as `load` looks for it."""
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    return module is not None and getattr(module, getattr(value, "__qualname__", "."), None) is value
 
 
 def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
@@ -46,12 +60,7 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
         return data
     if "$" not in data:
         return {k: load(v, trust, f"{where}.{k}") for k, v in data.items()}
-    path, _, name = data["$"].partition(":")
-    package = path.split(".")[0]
-    if package not in trust:
-        raise UntrustedCode(f"names {data['$']}, which is outside the trusted packages ({', '.join(trust)})",
-                        where=where or None, hint=f"add --trust {package} if you trust that code to run")
-    found = getattr(_import_module(path, where), name, None)
+    path, found = _find(data["$"], trust, where)
     if data.get("call") is False:
         # Only functions defined at the top of that very module: what a module merely imports is not its own.
         if not callable(found) or isinstance(found, type) or found.__module__ != path:
@@ -61,7 +70,7 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
     if not (isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen
             and found.__module__ == path):
         raise UntrustedCode(f"{data['$']} is not a frozen dataclass of that module", where=where or None)
-    known = [f.name for f in fields(found) if f.init]
+    name, known = found.__name__, [f.name for f in fields(found) if f.init]
     given = {k: load(v, trust, f"{where}.{k}" if where else k) for k, v in data.items() if k != "$"}
     for key in given:
         if key not in known:
@@ -74,6 +83,35 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
             raise UserError(f"{name} needs a field {f.name!r}, found {', '.join(given) or 'none'}",
                             where=where or None, hint="add it: it has no default")
     return found(**given)
+
+
+def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",), where: str = "") -> type[T]:
+    """The class that "package.module:Class" names.
+
+    Args:
+        name: Import path and class.
+        base: The class must be one of its subclasses.
+        trust: Packages whose code may be loaded.
+        where: The file that names the class, for errors.
+
+    Raises:
+        UntrustedCode: The package is not trusted, or the name is not that of such a class defined in that very module.
+        UserError: There is no such module.
+    """
+    path, found = _find(name, trust, where)
+    if not (isinstance(found, type) and issubclass(found, base) and found.__module__ == path):
+        raise UntrustedCode(f"{name} is not a {base.__name__} of that module", where=where or None)
+    return found
+
+
+def _find(name: str, trust: tuple[str, ...], where: str):
+    """(module path, what "package.module:name" names or None), if the package is trusted."""
+    path, _, attribute = name.partition(":")
+    package = path.split(".")[0]
+    if package not in trust:
+        raise UntrustedCode(f"names {name}, which is outside the trusted packages ({', '.join(trust)})",
+                        where=where or None, hint=f"add --trust {package} if you trust that code to run")
+    return path, getattr(_import_module(path, where), attribute, None)
 
 
 def _import_module(path: str, where: str):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -163,27 +163,44 @@ class Batch:
 
 @dataclass(frozen=True)
 class Context:
-    """What an encoder says about the observation. A token with mask False is as if absent."""
+    """Encoded observations, which trunks read.
 
-    tokens: Tensor  # (B, N, D)
-    mask: Tensor  # (B, N) bool
+    Attributes:
+        tokens: (B, N, D).
+        mask: (B, N) bool. A token whose mask is False is treated as absent.
+        named: Columns that a trunk reads by name (the robot, for example), batch rows first. Only encoders fill it.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    named: Mapping[str, Tensor] = field(default_factory=dict)
 
     def flat(self) -> Tensor:
-        """(B, N * D), absent tokens as zeros."""
+        """Returns (B, N * D), with zeros for absent tokens."""
         return (self.tokens * self.mask.unsqueeze(-1)).flatten(1)
 
     def repeat(self, n: int) -> Context:
-        """Each row n times, adjacent."""
-        return Context(self.tokens.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0))
+        """Returns the context with each batch row repeated n times, adjacent."""
+        return Context(self.tokens.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0),
+                       {k: v.repeat_interleave(n, 0) for k, v in self.named.items()})
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a trunk or head has to know of its surroundings before any data flows.
+    """What a head and its trunk must know before data are seen.
 
-    choices: for a target of choices, how many each component has; the coded action is then their one-hot
-    vectors side by side, so that its width is sum(choices). Empty for vectors.
-    bound: no coded action of the data is larger; inf: they have no bound; None: the codec cannot know.
+    Attributes:
+        horizon: Number of action steps (H).
+        tokens: Number of context tokens (N).
+        width: Width of each token (D).
+        num_classes: For a discrete target, the number of classes of each component. The coded action is the one-hot
+            vectors of its components side by side, so its width is ``sum(num_classes)``. Empty for vectors.
+        bound: Largest absolute value of coded actions in the data. inf if there is no bound, None if the codec does not
+            know it.
+        token_obs_steps: The observation step of each token: the latest one that it depends on. 0 is the oldest row.
+        action_start: The observation step at which action step 0 happens.
+        causal: The head demands that output step i depends on input steps 0 to i only. A trunk obeys or raises
+            `Unsupported`.
     """
 
     horizon: int
@@ -191,11 +208,33 @@ class HeadSpec:
     width: int
     num_classes: tuple[int, ...] = ()
     bound: float | None = None
+    token_obs_steps: tuple[int, ...] = ()
+    action_start: int = 0
+    causal: bool = False
+
+
+def tree_map(function: Callable[..., Tensor], *trees):
+    """Calls `function` on the tensors at the same place of several trees.
+
+    Args:
+        function: Called with one tensor of each tree.
+        trees: Tensors, or nested dicts and `Context` objects of tensors, all of the same structure.
+
+    Returns:
+        A tree of the results.
+    """
+    first = trees[0]
+    if isinstance(first, Mapping):
+        return {k: tree_map(function, *(tree[k] for tree in trees)) for k in first}
+    if isinstance(first, Context):
+        return replace(first, **{f.name: tree_map(function, *(getattr(tree, f.name) for tree in trees))
+                                 for f in fields(first)})
+    return function(*trees)
 
 
 def take(tree, rows):
-    """The given rows of every tensor in a nested dict."""
-    return {k: take(v, rows) for k, v in tree.items()} if isinstance(tree, Mapping) else tree[rows]
+    """The given rows of every tensor in a tree (see `tree_map`)."""
+    return tree_map(lambda x: x[rows], tree)
 
 
 def put(tree, rows, new):

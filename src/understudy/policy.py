@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from . import config
+from .checkpoint import CheckpointModule, load_features, load_weights, read_document, save_features, save_weights
 from .core import (
     Batch,
     Context,
@@ -37,8 +36,8 @@ from .data.augment import Augmentation
 from .data.codec import Codec, Normalizer
 from .data.episode import Dataset
 from .data.window import Window, Windows
-from .files import check_checksum, read_json, write_checksums, write_json
-from .heads.base import DenoisingHead, Head
+from .files import read_json, write_json
+from .heads.base import DenoisingHead, Head, StepwiseHead
 from .nets.base import Encoder, Trunk
 from .nets.encoders import TokenEncoder
 from .nets.mlp import MLP
@@ -60,30 +59,80 @@ class PolicyConfig:
 
 
 class NetworkGuidance(ABC):
-    """A guide that wraps the network."""
+    """Guidance that wraps the network."""
 
     def select_rows(self, rows: Tensor) -> NetworkGuidance:
-        """This guide for some of the rows: what holds something of each row takes its part."""
+        """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
         return self
 
     @abstractmethod
     def guided_net(self, net: Callable, without: Callable[..., Context]) -> Callable:
-        """`without(*keys)` is the context of the same observation minus keys."""
+        """Returns the network that is used instead of `net`.
+
+        Args:
+            net: Called as `net(x, t, context)`.
+            without: `without(*keys)` encodes the same observation without these columns.
+        """
 
 
 class CostGuidance(ABC):
-    """A guide that lowers a cost while the plan forms."""
+    """Guidance that lowers a cost of the estimated clean chunk at each denoising step."""
 
     def select_rows(self, rows: Tensor) -> CostGuidance:
-        """As of NetworkGuidance."""
+        """Returns the guidance of some rows. Override it if the guidance contains tensors with rows."""
         return self
 
     @abstractmethod
     def cost(self, coded_action: Tensor, encode: Callable, decode: Callable) -> Tensor:
-        """(B,), of the estimate of the clean chunk; the two functions know the observation."""
+        """Returns the cost of each row, (B,).
+
+        Args:
+            coded_action: Estimate of the clean chunk, coded, (B, H, A).
+            encode: From world units to coded actions, for the current observation.
+            decode: From coded actions to world units.
+        """
 
 
-Guide = NetworkGuidance | CostGuidance
+@dataclass(frozen=True)
+class LastChunk:
+    """The chunk that an executor was executing when it asked for a new plan.
+
+    Executors pass it with the guides. It does not change how a chunk is sampled. Planners that choose between several
+    samples read it.
+
+    Args:
+        chunk: The old chunk in world units, (B, H, A).
+        cursor: The step of the old chunk at which the new chunk begins, (B,).
+        exists: False where no chunk was planned yet, (B,).
+    """
+
+    chunk: Tensor
+    cursor: Tensor
+    exists: Tensor
+
+    def select_rows(self, rows: Tensor) -> LastChunk:
+        """Returns the last chunks of some rows."""
+        return LastChunk(self.chunk[rows], self.cursor[rows], self.exists[rows])
+
+    def aligned(self) -> tuple[Tensor, Tensor]:
+        """Returns the old chunk in the time of the new one.
+
+        Returns:
+            What the old chunk contains for each step of the new chunk, (B, H, A), and False where it contains
+            nothing, (B, H).
+        """
+        horizon, action_dim = self.chunk.shape[1:]
+        step = self.cursor.unsqueeze(1) + torch.arange(horizon, device=self.chunk.device)
+        index = step.clamp(max=horizon - 1).unsqueeze(-1).expand(-1, -1, action_dim)
+        return self.chunk.gather(1, index), (step < horizon) & self.exists.unsqueeze(1)
+
+
+Guide = NetworkGuidance | CostGuidance | LastChunk
+
+
+def sampling_guides(guides: tuple[Guide, ...]) -> tuple[NetworkGuidance | CostGuidance, ...]:
+    """Returns the guides that change how a chunk is sampled."""
+    return tuple(g for g in guides if not isinstance(g, LastChunk))
 
 
 @dataclass(frozen=True)
@@ -121,33 +170,87 @@ class Inpaint(CostGuidance):
 
 
 class Planner(ABC):
-    """What an executor needs: a policy, or something made of policies."""
+    """What an executor needs: a policy, or something made of policies.
 
-    inputs: tuple[str, ...]  # the columns it reads
-    features: Schema  # of these columns, among others
+    Attributes:
+        inputs: The columns that it reads.
+        features: The features of these columns, and possibly of others.
+        window: The windows that it reads and plans.
+        action_dim: Width of one planned step, A.
+        device: Where its tensors are.
+    """
+
+    inputs: tuple[str, ...]
+    features: Schema
     window: Window
-    action_dim: int  # width of one planned step
+    action_dim: int
     device: torch.device
 
     @abstractmethod
     def plan(self, obs: Mapping[str, Tensor], noise: Tensor | State, guides: tuple[Guide, ...] = ()) -> Tensor:
-        """obs (B, To, ...) -> (B, H, A) in world units: a function of its arguments alone."""
+        """Plans a chunk. The result depends on the arguments only.
+
+        Args:
+            obs: Observation windows, (B, To, ...).
+            noise: What `noise` returned.
+            guides: Guidance of these plans.
+
+        Returns:
+            Chunks in world units, (B, H, A).
+        """
 
     @abstractmethod
     def noise(self, key: Tensor, count: Tensor) -> Tensor | State:
-        """All the randomness of one plan, for rows with these keys at their count-th plan: rows first, in a tensor or,
-        where several planners draw, in nested dicts of them."""
+        """Returns all the randomness of one plan.
+
+        Args:
+            key: The key of each row, (B,) int64.
+            count: The number of the plan within its episode, (B,).
+
+        Returns:
+            A tensor with rows first or, where several planners draw, nested dicts of such tensors.
+        """
+
+    def context(self, obs: Mapping[str, Tensor]) -> Context:
+        """Encodes observation windows (B, To, ...). Raises Unsupported where plans have no separate encoder."""
+        raise Unsupported(f"{type(self).__name__} does not encode observations apart from planning", hint=_NO_CONTEXT)
+
+    def encode(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Converts actions (B, H, A) in world units to coded actions. Raises Unsupported where there is no codec."""
+        raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
+
+    def decode(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Converts coded actions to world units, (B, H, A). Raises Unsupported where there is no codec."""
+        raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
+
+
+_NO_CONTEXT = "use an executor that only asks for plans, such as RecedingHorizon"
 
 
 class StepwisePlanner(Planner):
-    """A planner whose chunks can be seen half made."""
+    """A planner whose chunks can be sampled step by step."""
+
+    @property
+    @abstractmethod
+    def head(self) -> StepwiseHead:
+        """The head that makes the steps. Raises Unsupported if the planner's head has none."""
 
     @abstractmethod
-    def denoise_step(self, obs: Mapping[str, Tensor], x: Tensor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
-        """One step, from times t (B, H) to `to`, of a chunk x in the making, coded; and how it would decode now."""
+    def denoise_step(self, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """Makes one step of the sampler.
+
+        Args:
+            context: What `context` returned for the observation. One context serves all steps of a plan.
+            x: Coded actions at times t, (B, H, A).
+            t: Time of each step of the chunk, (B, H).
+            t_next: Times after the step, (B, H).
+
+        Returns:
+            Coded actions at times t_next, (B, H, A).
+        """
 
 
-class Policy(nn.Module, StepwisePlanner):
+class Policy(CheckpointModule, StepwisePlanner):
     """`features` are those of the data: of the inputs and the target. Raises UserError for a column that is not
     there."""
 
@@ -163,7 +266,7 @@ class Policy(nn.Module, StepwisePlanner):
         self.codec = config.codec.build(self.features, inputs, config.target)
         self.encoder = config.encoder.build({k: features[k] for k in inputs}, config.window.n_obs_steps)
         shape = HeadSpec(config.window.horizon, self.encoder.tokens, self.encoder.width, self.codec.num_classes,
-                      self.codec.bound)
+                      self.codec.bound, self.encoder.token_obs_steps, config.window.action_start)
         self.net = config.head.build(config.trunk, self.codec.width, shape)
         self.noise_shape = config.head.noise(shape.horizon, self.codec.width)
 
@@ -187,30 +290,14 @@ class Policy(nn.Module, StepwisePlanner):
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """(height, width) of each camera that it reads."""
-        return {k: f.shape[:2] for k, f in self.features.items() if f.kind == "image"}
+        return camera_sizes(self.features)
 
     def check_features(self, features: Schema, where: str, *, resized: bool = False) -> None:
-        """Raises UserError unless `features` has every column that this policy reads, of the same shape and kind.
-        resized: frames are yet to be brought to its size (see PolicyActor)."""
-        drawn = {g.into: g.column for g in self.window.goals}
-        for name, mine in self.features.items():
-            name = drawn.get(name, name)
-            _check_columns((name,), features, where)
-            theirs = features[name]
-            if resized and theirs.kind == mine.kind == "image":
-                theirs = replace(theirs, shape=(*mine.shape[:2], *theirs.shape[2:]))
-            if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
-                raise UserError(
-                    f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
-                    f"{theirs.kind} of shape {theirs.shape}",
-                    where=f"{where}, column {name!r}",
-                    hint="take the environment it was trained for, or train a policy for this one"
-                    if resized
-                    else "use data with the same columns, or train a new policy on these",
-                )
+        """See the function `check_features`."""
+        check_features(self, features, where, resized=resized)
 
     @torch.no_grad()
-    def fit_statistics(self, data: Dataset, *, refit_codec: bool = True) -> Policy:
+    def fit_statistics(self, data: Dataset, *, refit_codec: bool = True, refit_head: bool = True) -> Policy:
         """Everything that is not gradient descent: statistics, then centres or memories.
 
         Again after training (codec=False) for heads whose memory is made of learned features.
@@ -219,7 +306,7 @@ class Policy(nn.Module, StepwisePlanner):
             light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # no statistics of pixels
             statistics = self.config.window.windows(data, light, self.config.target)
             self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
-        if type(self.config.head).fit is not Head.fit:
+        if refit_head and type(self.config.head).fit is not Head.fit:
             training = self.training
             self.eval()
             windows = self.windows(data)
@@ -254,7 +341,7 @@ class Policy(nn.Module, StepwisePlanner):
 
     def plan(self, obs, noise, guides=()):
         context, head, net = self.context(obs), self.config.head, self.net
-        if not guides:
+        if not (guides := sampling_guides(guides)):
             return self.codec.decode(head.sample(net, context, noise), obs)
         if not isinstance(head, DenoisingHead):
             raise Unsupported(f"{type(head).__name__} answers at once; only heads that move noise to action step by "
@@ -265,10 +352,10 @@ class Policy(nn.Module, StepwisePlanner):
             return self.context({**obs, **absent})
 
         def encode(action):
-            return self.codec.encode(action, obs)
+            return self.encode(action, obs)
 
         def decode(coded):
-            return self.codec.decode(coded, obs)
+            return self.decode(coded, obs)
 
         for guide in guides:
             net = guide.guided_net(net, without) if isinstance(guide, NetworkGuidance) else net
@@ -276,12 +363,22 @@ class Policy(nn.Module, StepwisePlanner):
         cost = (lambda x: sum(g.cost(x, encode, decode) for g in pulls)) if pulls else None
         return decode(head.sample(net, context, noise, cost))
 
-    def denoise_step(self, obs, x, t, t_next):
-        if not isinstance(self.config.head, DenoisingHead):
-            raise Unsupported(f"{type(self.config.head).__name__} has no half-made chunks",
-                              hint="take a head that moves noise to action step by step, or another executor")
-        x = self.config.head.denoise_step(self.net, self.context(obs), x, t, t_next)
-        return x, self.codec.decode(x, obs)
+    @property
+    def head(self) -> StepwiseHead:
+        """The head of a policy that samples step by step. `config.head` is the head of any policy."""
+        if not isinstance(self.config.head, StepwiseHead):
+            raise Unsupported(f"{type(self.config.head).__name__} answers in one step", hint="use a head that samples "
+                              "step by step, such as Flow or Diffusion, or another executor, such as RecedingHorizon")
+        return self.config.head
+
+    def denoise_step(self, context, x, t, t_next):
+        return self.head.denoise_step(self.net, context, x, t, t_next)
+
+    def encode(self, action, obs):
+        return self.codec.encode(action, obs)
+
+    def decode(self, coded, obs):
+        return self.codec.decode(coded, obs)
 
     def noise(self, key, count):
         return normal(key, count, self.noise_shape, stream=4)
@@ -293,10 +390,8 @@ class Policy(nn.Module, StepwisePlanner):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "policy.json", config.dump(self.config))
-        write_json(folder / "features.json", {k: asdict(f) for k, f in self.features.items()})
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()},
-                  folder / "weights.safetensors")
-        write_checksums(folder, "weights.safetensors")
+        save_features(self.features, folder)
+        save_weights(self, folder)
 
     @staticmethod
     def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
@@ -311,26 +406,49 @@ class Policy(nn.Module, StepwisePlanner):
         if not isinstance(recipe, PolicyConfig):
             raise UserError(f"expected a PolicyConfig, found {type(recipe).__name__}", where=folder / "policy.json",
                             hint=_replacement_hint(folder))
-        features = _features_from_json(read_checkpoint_json(folder, "features.json"), folder)
+        features = load_features(folder, _replacement_hint(folder))
         _check_columns((*recipe.inputs, recipe.target), features, str(folder / "features.json"))
         with without_downloads():
             policy = Policy(recipe, features)
-        try:
-            check_checksum(folder / "weights.safetensors", _replacement_hint(folder))
-            weights = load_file(folder / "weights.safetensors")
-        except FileNotFoundError:
-            raise UserError("expected a file, found none", where=folder / "weights.safetensors",
-                            hint=_replacement_hint(folder)) from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"expected a whole safetensors file, found {error}", where=folder / "weights.safetensors",
-                            hint=_replacement_hint(folder)) from None
-        try:
-            load_tensors(policy, weights)
-        except RuntimeError as error:
-            raise UserError(f"expected the weights of this recipe, found {error}", where=folder,
-                            hint="policy.json and weights.safetensors must come from the same run; "
-                            + _replacement_hint(folder)) from None
+        load_weights(policy, folder, _replacement_hint(folder), "policy")
         return policy.eval().to(device)
+
+
+def check_features(planner: Planner, features: Schema, where: str, *, resized: bool = False,
+                   columns: Iterable[str] | None = None) -> None:
+    """Checks that there is every column that a planner reads or answers, of the same shape and kind.
+
+    Args:
+        planner: The planner.
+        features: The columns of data or of an environment.
+        where: What the error calls them.
+        resized: Camera frames are yet to be brought to the planner's size (see `PolicyActor`).
+        columns: The columns that are checked; all that the planner knows by default.
+
+    Raises:
+        UserError: A column is missing, or of another shape or kind. The message names it.
+    """
+    sources = {g.into: g.column for g in planner.window.goals}
+    for name in planner.features if columns is None else columns:
+        mine, name = planner.features[name], sources.get(name, name)
+        _check_columns((name,), features, where)
+        theirs = features[name]
+        if resized and theirs.kind == mine.kind == "image":
+            theirs = replace(theirs, shape=(*mine.shape[:2], *theirs.shape[2:]))
+        if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
+            raise UserError(
+                f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
+                f"{theirs.kind} of shape {theirs.shape}",
+                where=f"{where}, column {name!r}",
+                hint="take the environment it was trained for, or train a policy for this one"
+                if resized
+                else "use data with the same columns, or train a new policy on these",
+            )
+
+
+def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
+    """(height, width) of the frames of each camera among these columns."""
+    return {k: f.shape[:2] for k, f in features.items() if f.kind == "image"}
 
 
 def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",
@@ -362,27 +480,6 @@ def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
     return (f"policies read columns called observation.* (observation.state, observation.images.NAME)"
             f"{': ' + told if told else ''}; a view renames them: understudy view make {shlex.quote(str(data))} --out "
             f"VIEW {options}")
-
-
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Gives `module` these weights and buffers. Raises RuntimeError, in one line, if they are not its own; then
-    nothing has changed."""
-    own, buffers = module.state_dict(), dict(module.named_buffers())
-    odd = {"missing": [f"{k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors],
-           "unexpected": [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own],
-           # A memory has as many rows as there was data: buffers take the shape that was saved.
-           "of another shape": [f"{k} {tuple(tensors[k].shape)} in the place of {tuple(v.shape)}"
-                                for k, v in own.items() if k in tensors and k not in buffers
-                                and tensors[k].shape != v.shape]}
-    if any(odd.values()):
-        raise RuntimeError("; ".join(f"{len(names)} {kind} (the first: {names[0]})"
-                                     for kind, names in odd.items() if names) + f"; of {len(own)} tensors")
-    for name, buffer in buffers.items():
-        # Clones, since safetensors gives odd addresses, from which sums differ in their last bits.
-        owner, _, leaf = name.rpartition(".")
-        if name in tensors:
-            setattr(module.get_submodule(owner), leaf, tensors[name].to(buffer.device, copy=True))
-    module.load_state_dict(tensors)
 
 
 def find_checkpoint(folder: Path | str) -> Path:
@@ -418,10 +515,7 @@ def find_checkpoint(folder: Path | str) -> Path:
 
 def read_checkpoint_json(folder: Path, name: str):
     """The JSON of that name in a checkpoint. Raises UserError that says what to take instead."""
-    try:
-        return read_json(folder / name)
-    except UserError as error:
-        raise UserError(error.problem, where=error.where, hint=_replacement_hint(folder)) from None
+    return read_document(folder / name, _replacement_hint(folder))
 
 
 def _describe_path(folder: Path) -> str:
@@ -455,18 +549,6 @@ def _training_command(folder: Path | None, run: Path) -> str:
         if folder is not None and (said := read_json(folder / "provenance.json").get("command")):
             return str(said)
     return f"understudy train METHOD DATA --out {run if (run / 'checkpoints').exists() else 'RUN'}"
-
-
-def _feature_from_json(data: dict) -> Feature:
-    return Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
-
-
-def _features_from_json(data, folder: Path) -> dict[str, Feature]:
-    try:
-        return {k: _feature_from_json(f) for k, f in data.items()}
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"expected columns with dtype, shape and kind, found something else ({error})",
-                        where=folder / "features.json", hint=_replacement_hint(folder)) from None
 
 
 def _add_goal_features(recipe: PolicyConfig, features: Schema) -> dict[str, Feature]:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checkpoint import Scorer, load_module, save_module
 from .config import UntrustedCode
-from .core import Batch, Context, Feature, HeadSpec, Schema, Unsupported, UserError, keys, put, take
+from .core import Batch, Context, Feature, HeadSpec, Schema, Unsupported, UserError, keys, put, take, tree_map
 from .data.codec import Codec
 from .data.episode import Dataset, Episode
 from .data.formats import open_dataset
@@ -27,9 +28,8 @@ from .envs.shifts import Shift
 from .evaluate.recording import UniformRandomActor
 from .evaluate.rollout import rollout
 from .execute.actor import Actor, NoisyActor
-from .execute.base import Executor
-from .heads.base import DenoisingHead, LikelihoodHead
-from .heads.flow import Flow
+from .execute.base import ActionConditionedExecutor, Executor
+from .heads.base import DenoisingHead, LikelihoodHead, TargetNetworkHead, TemperatureHead
 from .nets.base import CachesContext, Encoder, SharedTimeTrunk, Trunk, precomputed
 from .policy import Policy, PolicyConfig
 
@@ -94,8 +94,20 @@ def random_batch(recipe: PolicyConfig, size: int = 5, seed: int = 0, target: Fea
 
 
 def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
-    """Of `recipe.head` with that trunk: shapes, randomness that is all in the arguments, rows that ignore each other,
-    padding that is no target, gradients that reach every weight, files that hold everything and run nothing."""
+    """Checks the contract of a head with the given trunk.
+
+    Shapes; all randomness is in the arguments; rows do not depend on each other; padding does not matter; gradients
+    reach all weights; files contain everything and run no untrusted code. For sub-interfaces: a `DenoisingHead` ends at
+    the action and a step of length 0 changes nothing; ``-loss`` of a `LikelihoodHead` sums to `log_prob`; the
+    temperature of a `TemperatureHead` changes plans; a `TargetNetworkHead` uses its own network by default.
+
+    Args:
+        recipe: Policy with the head and a trunk.
+        target: Feature of the target; two numbers by default.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
     policy, batch = random_batch(recipe, target=target)
     B, H, A = len(batch), recipe.window.horizon, policy.action_dim
     noise = torch.randn(B, *policy.noise_shape, generator=_rng(0))
@@ -114,8 +126,14 @@ def check_head(recipe: PolicyConfig, target: Feature | None = None) -> None:
     if isinstance(recipe.head, DenoisingHead):
         _head_times(policy, context, coded)
     if isinstance(recipe.head, LikelihoodHead):
-        said = recipe.head.log_prob(policy.net, context, coded)
-        require(said.shape == (B,) and bool(said.isfinite().all()), "log_prob must be finite and (B,)")
+        _head_likelihood(policy, batch, context, coded)
+    if isinstance(recipe.head, TemperatureHead):
+        cold, hot = (replace(recipe.head, temperature=t).sample(policy.net, context, noise) for t in (0.0, 10.0))
+        require(not torch.allclose(cold, hot), "plans must depend on the temperature")
+    if isinstance(recipe.head, TargetNetworkHead):
+        own, given = (recipe.head.loss(policy.net, context, coded, batch.mask, _rng(1), net) for net in (
+            None, policy.net))
+        require_equal(own, given, "without a target network, the head must use its own network")
     twin = copy.deepcopy(policy)  # averages and targets need it
     require_equal(twin.plan(batch.obs, noise), plan, "a deep copy must act alike")
 
@@ -209,12 +227,25 @@ def _head_in_other_numbers(policy, batch, noise):
 
 
 @torch.no_grad()
+def _head_likelihood(policy, batch, context, coded):
+    head, complete = policy.config.head, batch.mask.all(1)
+    log_prob = head.log_prob(policy.net, context, coded)
+    require(log_prob.shape == (len(batch),) and bool(log_prob.isfinite().all()), "log_prob must be finite and (B,)")
+    require(bool(complete.any()), "the example has chunks without padding")
+    loss = head.loss(policy.net, context, coded, batch.mask, _rng(1))
+    require_equal(-loss[complete].sum(1), log_prob[complete], "-loss of a chunk without padding must sum to log_prob",
+                  1e-4)
+
+
+@torch.no_grad()
 def _head_times(policy, context, coded):
     head, noise = policy.config.head, torch.randn(coded.shape, generator=_rng(3))
     require(
         torch.equal(head.interpolate(coded, noise, torch.ones_like(coded[..., :1])), coded), "at t=1 there is no noise"
     )
     t = torch.full(coded.shape[:2], 0.5)
+    clean = head.predict_clean(policy.net, context, noise, t)
+    require(clean.shape == coded.shape and bool(clean.isfinite().all()), "predict_clean must be finite and (B, H, A)")
     try:
         same = head.denoise_step(policy.net, precomputed(policy.net, context), noise, t, t)
     except Unsupported:  # a sampler that draws in every step
@@ -264,13 +295,21 @@ def check_codec(codec: Codec, target: Feature | None = None) -> None:
 
 
 def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
-    """Shapes for any number of inputs and times, rows that ignore each other, tokens that can be absent, times and
-    inputs that matter, gradients that reach every weight."""
+    """Checks a trunk.
+
+    Outputs have the right shape for any number of inputs and times. Batch rows do not influence each other. Masked
+    tokens change nothing. Context, inputs and times matter. Gradients reach all weights. For a causal head, output
+    step i depends on input steps 0 to i only, or `build` raises `Unsupported`.
+
+    Args:
+        trunk: The trunk.
+        horizon: Number of action steps, at least 2.
+    """
     B, N, D = 3, 4, 5
     for inputs, outputs, times in ((0, 3, 0), (2, 3, 0), (2, 3, 1), (2, 1, 2)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            net = trunk.build(inputs, outputs, times, HeadSpec(horizon, N, D))
+            net = trunk.build(inputs, outputs, times, HeadSpec(horizon, N, D, token_obs_steps=(0, 0, 1, 1)))
         rng = _rng(1)
         x, t = torch.randn(B, horizon, inputs, generator=rng), torch.rand(B, 1, times, generator=rng)
         t = t.expand(-1, horizon, -1)
@@ -287,6 +326,18 @@ def check_trunk(trunk: Trunk, horizon: int = 8) -> None:
         net.eval()
         with torch.no_grad():
             _trunk_reads(trunk, net, x, t, context, outputs)
+    _trunk_is_causal(trunk, horizon)
+
+
+def _trunk_is_causal(trunk, horizon):
+    try:
+        net = trunk.build(2, 3, 0, HeadSpec(horizon, 4, 5, token_obs_steps=(0, 0, 1, 1), causal=True))
+    except Unsupported:
+        return
+    x = torch.randn(2, horizon, 2, generator=_rng(4), requires_grad=True)
+    context = Context(torch.randn(2, 4, 5, generator=_rng(5)), torch.ones(2, 4, dtype=torch.bool))
+    early = torch.autograd.grad(net.eval()(x, x[..., :0], context)[:, :-1].square().sum(), x)[0]
+    require(not bool(early[:, -1].any()), "a step of a causal trunk must not depend on later input steps")
 
 
 def _trunk_reads(trunk, net, x, t, context, outputs):
@@ -316,8 +367,17 @@ def _trunk_reads(trunk, net, x, t, context, outputs):
 
 
 def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
-    """That it says beforehand how many tokens it gives, that rows ignore each other, that what was not sensed does
-    not matter, and that nothing is random without `rng`."""
+    """Checks an encoder.
+
+    The number of tokens and their observation steps are what the module says. Batch rows do not influence each other.
+    Values that were not observed (``"name?"`` is False) change nothing, in single rows of the window as well. Nothing
+    is random without `rng`. Gradients reach all weights.
+
+    Args:
+        encoder: The encoder.
+        features: Features of the inputs.
+        rows: Number of observation rows (To), at least 2.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = encoder.build(features, rows).eval()
@@ -337,6 +397,8 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
             gone, also = net({**obs, **absent}), net({**obs, **absent, name: other})
             require_equal(gone.flat(), also.flat(), f"what {name} holds where it was not sensed must not matter")
             require(not torch.equal(gone.flat(), context.flat()), f"it must matter that {name} was not sensed")
+        _encoder_ignores_masked_rows(net, features, obs, rows)
+        _encoder_tokens_are_of_their_steps(net, obs, rows, context)
     weights = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
     if weights:
         (net(obs, _rng(1)).flat() * torch.randn(context.flat().shape, generator=_rng(2))).sum().backward()
@@ -344,39 +406,102 @@ def check_encoder(encoder: Encoder, features: Schema, rows: int = 2) -> None:
         require(not dead, f"no gradient reaches {dead}")
 
 
+@torch.no_grad()
+def _encoder_ignores_masked_rows(net, features, obs, rows):
+    present = torch.arange(rows).expand(5, -1) > 0  # the first row is before the start of the episode
+    other = {name: x.clone() for name, x in obs.items()}
+    for x in other.values():
+        x[:, 0] = float("nan") if x.is_floating_point() else x[:, 0].flip(0)
+    masks = {name + "?": present for name in features}
+    one, two = net({**obs, **masks}), net({**other, **masks})
+    require_equal(one.flat(), two.flat(), "what masked rows hold must not matter")
+    require_equal(one.mask, two.mask, "what masked rows hold must not matter")
+
+
+@torch.no_grad()
+def _encoder_tokens_are_of_their_steps(net, obs, rows, context):
+    steps = torch.tensor(net.token_obs_steps)
+    require(steps.shape == (net.tokens,) and bool(((steps >= 0) & (steps < rows)).all()),
+            f"token_obs_steps must give each of {net.tokens} tokens a step from 0 to {rows - 1}, found "
+            f"{net.token_obs_steps}")
+    for row in range(rows):
+        changed = {name: x.clone() for name, x in obs.items()}
+        for x in changed.values():
+            x[:, row] = x[:, row].flip(0)
+        before = steps < row
+        require_equal(net(changed).tokens[:, before], context.tokens[:, before],
+                      "a token must not depend on observation steps after token_obs_steps")
+
+
 # -- executors ------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def check_executor(executor: Executor, window: Window | None = None, steps: int = 12) -> None:
-    """That its state keeps its structure, that rows ignore each other, that one row can be started anew alone, and
-    that the same keys give the same actions."""
-    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2, times="each"), window=window or Window(2, 8)))
-    rng = _rng(0)
-    obs = [
-        {k: torch.randn(3, policy.window.n_obs_steps, 3, generator=rng) for k in policy.inputs} for _ in range(steps)
-    ]
-    key, new = torch.tensor([11, 22, 33]), torch.tensor([44])
+def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12) -> None:
+    """Checks that an executor keeps its promises.
 
-    def run(rows, key, fresh=None, since=0):
-        state, out = executor.start(policy, key), []
+    Its state keeps its structure, rows do not influence each other, one row can be restarted alone, and the same keys
+    give the same actions. If it is an `ActionConditionedExecutor`, its plans also continue the executed actions.
+
+    Args:
+        executor: The executor to check.
+        config: A policy that it can run. Its inputs are columns of three numbers.
+        steps: Number of steps of each run.
+
+    Raises:
+        ContractViolation: A promise is broken.
+    """
+    policy, _ = random_batch(config)
+    executor.check_planner(policy)
+    rng = _rng(0)
+    obs = [{k: torch.randn(3, policy.window.n_obs_steps, *policy.features[k].shape, generator=rng)
+            for k in policy.inputs} for _ in range(steps)]
+    key, new = torch.tensor([11, 22, 33]), torch.tensor([44])
+    everyone, alone, middle = torch.arange(3), torch.tensor([1]), steps // 2 - 1
+
+    def run(rows, key, restart=None, since=0):
+        state, out = executor.start(policy, take(obs[since], rows), key), []
         structure = _structure(state)
         for n, seen in enumerate(obs[since:]):
-            if fresh == n:
-                state = put(state, torch.tensor([1]), executor.start(policy, new))
-            before = _structure(state)
-            action, state = executor.act(policy, take(seen, rows), state)
+            if restart == n:
+                state = put(state, alone, executor.start(policy, take(seen, alone), new))
+            before, copied = state, tree_map(torch.clone, state)
+            action, state = executor.act(policy, take(seen, rows), before)
+            tree_map(_require_unchanged, before, copied)
             require(action.shape == (len(key), policy.action_dim), "an executor gives (B, A)")
-            require(before == _structure(state) == structure, "a state's structure must never change")
+            require(_structure(state) == structure, "a state's structure must never change")
             out.append(action)
         return torch.stack(out)
-    everyone, alone, middle = torch.arange(3), torch.tensor([1]), steps // 2 - 1
     whole = run(everyone, key)
     require_equal(run(everyone, key), whole, "the same keys must give the same actions")
     require_equal(run(alone, key[1:2])[:, 0], whole[:, 1], "a row must not depend on the other rows", 1e-3)
     reset = run(everyone, key, middle)
-    require_equal(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is started anew", 1e-3)
-    require_equal(reset[middle:, 1], run(alone, new, since=middle)[:, 0], "a row started anew must be as new", 1e-3)
+    require_equal(reset[:, [0, 2]], whole[:, [0, 2]], "other rows must not notice that one is restarted", 1e-3)
+    require_equal(reset[middle:, 1], run(alone, new, since=middle)[:, 0], "a restarted row must be as new", 1e-3)
+    if isinstance(executor, ActionConditionedExecutor):
+        _check_plan_after_actions(executor, policy, obs[0], key)
+
+
+def _check_plan_after_actions(executor: ActionConditionedExecutor, policy: Policy, obs, key: Tensor) -> None:
+    n_past = -policy.window.action_offset
+    require(n_past > 0, "the window must reach back to the executed actions: action_offset < 0")
+    executed = torch.randn(len(key), n_past, policy.action_dim, generator=_rng(1))
+    mask, noise = torch.ones(executed.shape[:2], dtype=torch.bool), policy.noise(key, torch.zeros_like(key))
+    plan = executor.plan(policy, obs, executed, mask, noise)
+    require(plan.shape == (len(key), policy.window.horizon, policy.action_dim), "a plan must be (B, H, A)")
+    require_equal(plan[:, :n_past], executed, "the first steps of a plan are the executed actions", 1e-4)
+    other = executor.plan(policy, obs, executed + 1, mask, noise)
+    require(not torch.allclose(other[:, n_past:], plan[:, n_past:]), "a plan must depend on the executed actions")
+    first = executor.plan(policy, obs, executed, ~mask, noise)
+    require_equal(executor.plan(policy, obs, executed + 1, ~mask, noise)[:, n_past:], first[:, n_past:],
+                  "actions before the start of an episode must not matter")
+    action, _ = executor.act(policy, obs, executor.start(policy, obs, key))
+    require_equal(action, first[:, n_past], "the first action of an episode must be the first planned one", 1e-4)
+
+
+def _require_unchanged(now: Tensor, before: Tensor) -> Tensor:
+    require_equal(now, before, "act must not change a state in place")
+    return now
 
 
 def _structure(tree) -> object:
@@ -419,7 +544,7 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     for name, place in places.items():
         for e, (one, other) in enumerate(zip(data, alone, strict=True)):
             found, f = np.asarray(other.steps[place.name]), data.features()[name]
-            rows = len(one) + 1 if place.repeats else len(one.steps[name]) if place.last else len(one)
+            rows = len(one) + 1 if place.repeats_last_row else len(one.steps[name]) if place.has_last_row else len(one)
             require((found.dtype.kind in "UO" if f.kind == "string" else found.dtype.name == place.dtype)
                  and found.shape == (rows, *place.shape),
                  f"{to}: {name} of episode {e} is {place} without the side file, found {found.dtype} {found.shape}")
@@ -510,7 +635,7 @@ def _random_actor(env) -> Actor:
 
 
 def _without_metadata(episode):
-    return Dataset([replace(episode, meta={})])
+    return Dataset([replace(episode, metadata={})])
 
 
 def _env_shows(env):
@@ -585,3 +710,34 @@ def _env_restores(env, run):
                 )
             for k, value in (("next.reward", out.reward), ("next.terminated", out.terminated)):
                 require(value[1].item() == steps[k][t], f"{k!r} after restoring is not as recorded")
+
+
+# -- scorers --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> None:
+    """Checks the contract of a scorer: one score for each plan, rows that ignore each other, no randomness, and files
+    from which it is loaded again.
+
+    Args:
+        scorer: The scorer, in evaluation mode.
+        obs: Observation windows by column, (B, To, ...) with B of 2 or more.
+        plan: Plans in world units, (B, H, A).
+    """
+    B = len(plan)
+    require(set(scorer.inputs) <= set(obs), f"a scorer must read columns that are there; it reads {scorer.inputs}")
+    read = {name: obs[name] for name in scorer.inputs}
+    state = torch.random.get_rng_state()
+    score = scorer(read, plan)
+    require(score.shape == (B,), f"a score must be one number for each plan, (B,); found {tuple(score.shape)}")
+    require(bool(score.isfinite().all()), "scores must be finite")
+    require_equal(scorer(read, plan), score, "the same plan must have the same score")
+    require(torch.equal(torch.random.get_rng_state(), state), "a score must not be random")
+    one = scorer({k: v[1:2] for k, v in read.items()}, plan[1:2])
+    require_equal(one[0], score[1], "a row's score must not depend on the other rows", 1e-4)
+    with tempfile.TemporaryDirectory() as folder:
+        save_module(scorer, folder)
+        again = load_module(folder, trust=(type(scorer).__module__.split(".")[0],))
+        require(type(again) is type(scorer), "what was saved must be loaded as the same class")
+        require_equal(again(read, plan), score, "what was loaded must score alike")

@@ -41,16 +41,16 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
         return AuditReport(_sort_findings([*found, finding_from_error(error, path)]))
     path = Path(data.metadata.get("path", path))  # the one data set in a folder of one
     found = list(check_files(path))
-    found += find_problems(data, path, frames=frames, check_files=False, progress=progress)
+    found += find_problems(data, path, frames=frames, include_files=False, progress=progress)
     whole = not {f.code for f in found} & _ERROR_CODES and 0 < data.steps <= _MAX_SCORED_STEPS
     return AuditReport(_sort_findings(found), _scores(data) if scores and whole else {})
 
 
-def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False, check_files: bool = True,
+def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False, include_files: bool = True,
              progress: Progress | None = None) -> tuple[Finding, ...]:
     """Of data that could be opened; of the files at `path`, too, without their checksums."""
     chosen = checks.INTEGRITY_CHECKS + checks.QUALITY_CHECKS + (checks.FRAME_CHECKS if frames else ())
-    return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None and check_files else ()),
+    return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None and include_files else ()),
                     *_run_checks(data, chosen, Path(path or data.metadata.get("path", ".")), progress)])
 
 

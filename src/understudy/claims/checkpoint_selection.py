@@ -81,7 +81,7 @@ def _train_and_score(experiment, method, data, seed, episodes, starts):
         if step % (method.learner.steps // CHECKPOINTS):
             return
         now = learner.trained_policy
-        training = now.n_updates
+        training = now.training
         now.eval()
         with torch.no_grad():
             loss = [now.loss(b, torch.Generator().manual_seed(int(keys(seed, [i])[0]))) for i, b in enumerate(batches)]
@@ -99,7 +99,7 @@ def _train_and_score(experiment, method, data, seed, episodes, starts):
 
 
 def many_demonstrations(experiment: Experiment) -> Experiment:
-    return replace(experiment, source=replace(experiment.source, n_episodes=500))
+    return replace(experiment, source=replace(experiment.source, episodes=500))
 
 
 BASE = Method(PolicyConfig(GMM(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=Window(1, 8)), RecedingHorizon(4),

@@ -88,7 +88,7 @@ class GridDatasets(DemonstrationSource):
             *_truncate_to_steps(sets["random"], cut),
             *_truncate_to_steps(sets["expert"], self.steps - cut),
         ]
-        sets["mixed"] = [replace(e, meta={"set": "mixed"}) for e in sets["mixed"]]
+        sets["mixed"] = [replace(e, metadata={"set": "mixed"}) for e in sets["mixed"]]
         sets = {name: _truncate_to_steps(sets[name], self.steps) for name in SETS}
         low, best = (float(np.mean([e.steps["next.reward"].sum() for e in sets[k]])) for k in ("random", "expert"))
         tq = {k: trajectory_quality(Dataset(v), low, best) for k, v in sets.items()}

@@ -59,7 +59,7 @@ class MazeDemonstrations(DemonstrationSource):
         for name, mazes, count in self.arms:
             env = make("maze", min(ROWS, count), cells=MAZE_CELLS, **own_mazes(mazes, seed))
             ran = rollout(env.expert(), env, count, recording_seed(seed)).filter(lambda e: e.metadata["success"])
-            episodes += [replace(e, meta={**e.metadata, "of": name}) for e in ran]
+            episodes += [replace(e, metadata={**e.metadata, "of": name}) for e in ran]
         return Dataset(episodes)
 
 

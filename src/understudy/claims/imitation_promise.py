@@ -48,7 +48,7 @@ class WeakAndStrongDemonstrations(DemonstrationSource):
             ),
             "held": direction_demonstrations(STRONG_EXPERT, SEEN_DIRECTIONS, self.n_held_out, seed, 3),
         }
-        return Dataset([replace(e, meta={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
+        return Dataset([replace(e, metadata={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
 
 
 @dataclass(frozen=True)

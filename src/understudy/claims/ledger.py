@@ -279,7 +279,7 @@ def _markdown_cell(text: str) -> str:
 def _claim_section(claim, entry: dict) -> list[str]:
     systems = "; ".join(f"{n} {find_row(n, claim.name).name}" for n in claim.rows)
     lines = [f"### {claim.name}", "", f"{systems}. {claim.paper}", "",
-             f"> {claim.statement}", "", f"Tested here: {claim.here}", "", f"Command: `{entry['command']}`", ""]
+             f"> {claim.statement}", "", f"Tested here: {claim.setup}", "", f"Command: `{entry['command']}`", ""]
     if entry["verdict"] == "not run":
         needs = f" It needs {', '.join(claim.needs)}." if claim.needs else ""
         return [*lines, f"Not run yet.{needs}"]

@@ -33,7 +33,7 @@ class MultiTaskDemonstrations(DemonstrationSource):
     def load(self, seed):
         sets = {"others": direction_demonstrations(Expert(), OTHER_DIRECTIONS, self.n_others, seed, 0),
                 "new": direction_demonstrations(Expert(), NEW_DIRECTION, self.n_new, seed, 1)}
-        return Dataset([replace(e, meta={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
+        return Dataset([replace(e, metadata={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,12 @@ WITHOUT_CONTROL = ("extraneous-segments", "filter-like-you-test", "out-of-dynami
 DEMONSTRATIONS = 50  # at most, where a claim has one number of them
 # Smaller sizes of sources, and of methods that train or attempt outside `fit`.
 REDUCED: dict[type, dict[str, int]] = {
-    GridDatasets: {"steps": 600, "online": 5000},
-    WeakAndStrongDemonstrations: {"base": 20, "more": 40, "held": 10},
-    MultiTaskDemonstrations: {"others": 60},
-    MixedDynamicsDemonstrations: {"groups": 2},
-    RestartMethod: {"learn": 20, "calibrate": 20},
-    GridLearner: {"updates": 60},
+    GridDatasets: {"steps": 600, "online_steps": 5000},
+    WeakAndStrongDemonstrations: {"n_base": 20, "n_more": 40, "n_held_out": 10},
+    MultiTaskDemonstrations: {"n_others": 60},
+    MixedDynamicsDemonstrations: {"n_groups": 2},
+    RestartMethod: {"n_learning_episodes": 20, "n_calibration_episodes": 20},
+    GridLearner: {"n_updates": 60},
 }
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
 
@@ -237,7 +237,7 @@ def _reduced(value: Any) -> tuple[Any, list[float]]:
         arms = tuple((name, mazes, min(count, DEMONSTRATIONS)) for name, mazes, count in value.arms)
         return MazeDemonstrations(arms), [count for _, _, count in value.arms]
     if isinstance(value, ExpertDemonstrations):
-        return replace(value, n_episodes=min(value.n_episodes, DEMONSTRATIONS)), [value.episodes]
+        return replace(value, episodes=min(value.episodes, DEMONSTRATIONS)), [value.episodes]
     sizes = REDUCED.get(type(value), {})
     return replace(value, **sizes) if sizes else value, [getattr(value, name) for name in sizes]
 
@@ -283,7 +283,7 @@ class _Recorder:
     regressions: int = 0
     steps: dict[torch.optim.Adam, int] = field(default_factory=dict)  # of networks that scores train
 
-    def fit(self, learner, batch, steps, *, start=0, watch=()):
+    def fit(self, learner, batch, steps, *, start=0, callbacks=()):
         self.trainings += 1
         place, seen = f"training {self.trainings}", []
         self._round(learner.policy.parameters())
@@ -291,8 +291,8 @@ class _Recorder:
         for n in updates_to_probe(start, steps):
             _set_counter(learner, n)
             seen.append(learner.update(batch(n)))
-            for look in watch:
-                look(n + 1, learner, seen[-1])
+            for callback in callbacks:
+                callback(n + 1, learner, seen[-1])
         self.numbers[f"{place} / updates"] = [start, steps]
         for name, key in (("losses", "loss"), ("gradients", "gradient"), ("rates", "rate")):
             self.numbers[f"{place} / {name}"] = [float(s[key]) for s in seen]

@@ -120,7 +120,7 @@ def _single_actor(actor: Actor) -> Actor:
 
     if isinstance(actor, ObservationWrapper):
         return replace(actor, actor=_single_actor(actor.actor))
-    return replace(actor, policy=actor.planner.planner) if isinstance(actor, PolicyActor) and isinstance(
+    return replace(actor, planner=actor.planner.planner) if isinstance(actor, PolicyActor) and isinstance(
         actor.planner, FixedBatch) else actor
 
 

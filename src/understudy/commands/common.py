@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
-import io
 import json
 import os
-import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import fields
-from itertools import count, dropwhile, takewhile
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    TypeVar,
+)
 
-import tyro
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
+
+from .options import parse_options
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -45,10 +48,12 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
 
         raise UserError("expected a name or a path, found an empty one", where=f"understudy {command}",
                         hint="check the variable that it came from")
-    found = parse_into(options, args, f"understudy {command}")
+    if "-h" in args or "--help" in args:
+        print_help(options, f"understudy {command}")
+    found = parse_options(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # one's own file beside one, which an installed script does not see; last
-    for what, where, do in _invalid_options(found, args):
+    for what, where, do in _invalid_options(found):
         from ..core import UserError
 
         raise UserError(what, where=where, hint=do)
@@ -68,13 +73,9 @@ EXAMPLE_COUNTS = {
 }
 
 
-def _invalid_options(options: Any, args: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
     """(what, where, what to do) of what is wrong with options whichever command has them: said before hours of work,
     not after."""
-    for f in fields(options):
-        option = "--" + f.name.replace("_", "-")
-        if getattr(options, f.name) == () and option in args:
-            yield "expected a value or several, found none", option, f"name them, or leave {option} out"
     for name, usual in EXAMPLE_COUNTS.items():
         option = "--" + name.replace("_", "-")
         if type(count := getattr(options, name, None)) is int and count < 1:
@@ -93,115 +94,12 @@ def _invalid_options(options: Any, args: Sequence[str]) -> Iterator[tuple[str, s
                "understudy inspect BAG --json proposes a map: correct it, and name its file")
 
 
-def tyro_cli(options: type[T], args: Sequence[str], prog: str, **more) -> Any:
-    """tyro.cli, whose help says "--threshold FLOAT (default: none)" for its "--threshold {None}|FLOAT (default:
-    None)"."""
-    said = _CapturedStream(sys.stdout)
-    try:
-        with redirect_stdout(said):
-            return tyro.cli(options, prog=prog, args=list(args), config=(tyro.conf.FlagCreatePairsOff,), **more)
-    finally:
-        text = re.sub(r"\{None\}\|(\S+)", lambda m: m[1] + " " * len("{None}|"), said.getvalue())  # columns stay
-        sys.stdout.write(re.sub(r"(\(default:(?:[\s│|]|\x1b\[[\d;]*m)*)None\)", r"\1none)", text))
+def print_help(options: type, prog: str) -> NoReturn:
+    """Prints the help page of a command and ends the process with status 0."""
+    import tyro
 
-
-class _CapturedStream(io.StringIO):
-    """Keeps what is written to it, and can show as much as `out`: colors, frames."""
-
-    def __init__(self, out):
-        super().__init__()
-        self.stream = out
-
-    @property
-    def encoding(self):
-        return self.stream.encoding
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
-
-
-def parse_into(options: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
-    """As tyro.cli, but whatever is wrong is a UserError, in one message with the nearest right option."""
-    more = {} if default is None else {"default": default}
-    try:
-        with redirect_stderr(io.StringIO()) as said:
-            found, unknown = tyro_cli(options, args, prog, return_unknown_args=True, **more)
-    except SystemExit as end:
-        if not end.code:  # after --help
-            raise
-        what, where, near = _explain_error(said.getvalue(), default or options, args, prog)
-    else:
-        if not unknown:
-            return found
-        where, name = prog, unknown[0].partition("=")[0]
-        if name.startswith("-"):
-            what, near = f"there is no option {name}", difflib.get_close_matches(
-                name.replace("_", "-"), _option_names(default or options), 1)
-        else:
-            what, near = f"expected nothing more, found {name!r}", []
-    from ..core import UserError
-
-    raise UserError(what, where=where, hint=(f"did you mean {near[0]}? " if near else "")
-                    + f"{prog} --help says what can be set") from None
-
-
-def _explain_error(box: str, owner: Any, args: Sequence[str], prog: str) -> tuple[str, str, list[str]]:
-    """(what, where, the nearest right values) of what tyro has put into a box."""
-    inside = [line[2:].rstrip(" │") for line in box.splitlines()[1:]]  # under its title; some terminals get no frame
-    words = list(takewhile(_is_text_line, dropwhile(lambda line: not _is_text_line(line), inside)))
-    text = " ".join(" ".join(words).split())
-    if wrong := re.search(r"Error parsing (--[\w.-]+)", text):
-        if expected := _expected_type(owner, wrong[1][2:].replace("-", "_")):
-            return f"expected {expected}, found {_given_value(args, wrong[1][2:])!r}", wrong[1], []
-    elif wrong := re.search(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*)\)", text):
-        choices = re.findall(r"'(.*?)'", wrong[3])
-        near = difflib.get_close_matches(wrong[1], choices, 1)
-        return (f"expected {', '.join(choices[:-1])} or {choices[-1]}, found {wrong[1]!r}",
-                wrong[2] if wrong[2].startswith("--") else prog, near)
-    elif wrong := re.search(r"Missing value for argument '(--.*?)'\. Expected (\d+)", text):
-        return (f"expected {'a value' if wrong[2] == '1' else f'{wrong[2]} values'}, found "
-                f"{_given_value(args, wrong[1][2:]) or 'none'}", wrong[1], [])
-    elif text.startswith("Missing from"):
-        missing = [line.strip() for line in words if re.match(r" {4}\S", line)]
-        return f"expected {', '.join(missing)}, found none", prog, []
-    return text or "these arguments make no sense", prog, []
-
-
-def _is_text_line(line: str) -> bool:
-    return bool(line.strip("─-"))
-
-
-def _option_names(owner: Any) -> list[str]:
-    """What can be set of a dataclass (or in one that is made), as it is written."""
-    if isinstance(owner, type):
-        hints = get_type_hints(owner, include_extras=True)
-        names = [f.name for f in fields(owner) if Positional not in get_args(hints[f.name])]
-    else:
-        from .method import method_settings
-
-        names = [path for path, _ in method_settings(owner)]
-    return ["--" + name.replace("_", "-") for name in names]
-
-
-def _expected_type(owner: Any, path: str) -> str:
-    """What the field at `path` of a dataclass (or of one that is made) holds, in words; "" where there are none."""
-    words = {int: "an integer", float: "a number", tuple[int, int]: "two integers", type(None): ""}
-    first, _, rest = path.partition(".")
-    if rest:
-        owner = owner[int(first)] if isinstance(owner, tuple) else getattr(owner, first, None)
-        return _expected_type(owner, rest)
-    kind = get_type_hints(owner if isinstance(owner, type) else type(owner)).get(first)
-    kinds = get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
-    said = [" or ".join(map(str, get_args(k))) if get_origin(k) is Literal else words.get(k) for k in kinds]
-    return "" if None in said else " or ".join(w for w in said if w)
-
-
-def _given_value(args: Sequence[str], name: str) -> str:
-    """What follows the last --name."""
-    flat = [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
-    names = [a.replace("_", "-") if a.startswith("--") else "" for a in flat]
-    at = len(flat) - names[::-1].index("--" + name.replace("_", "-"))
-    return " ".join(takewhile(lambda a: not a.startswith("--"), flat[at:]))
+    tyro.cli(options, prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
+    raise SystemExit(0)
 
 
 def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -386,12 +284,12 @@ def trained_rate(run: Path) -> float | None:
 def demonstrations_path(path: Path) -> Path:
     """`path`. Raises UserError if it is a run, or the name of a method."""
     from ..core import UserError
-    from ..methods import METHODS
+    from ..methods import method_names
 
     if (path / "run.json").exists() or (path / "weights.safetensors").exists():
         raise UserError("expected demonstrations, found a run", where=path,
                         hint=f"understudy eval {path} ENV judges it")
-    if not path.exists() and str(path) in METHODS:
+    if not path.exists() and str(path) in method_names():
         raise UserError("expected demonstrations, found the name of a method", where=path,
                         hint="the order is understudy train METHOD DATA --out RUN")
     return path

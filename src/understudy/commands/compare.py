@@ -66,7 +66,7 @@ class CompareOptions:
 def main(args: list[str]) -> None:
     o = parse(CompareOptions, "compare", args)
     from ..evaluate.comparison import compare_all
-    from .evaluate import run_names
+    from .policies import run_names
 
     with Output(o.json) as out:
         groups = _named_runs(o)
@@ -126,7 +126,7 @@ def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
 
 
 def _run_path(run: Path) -> Path:
-    from .evaluate import weights_path
+    from .policies import weights_path
 
     return weights_path(run).resolve()
 
@@ -139,7 +139,7 @@ def _is_saved_rollouts(run: Path) -> bool:
 def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation]:
     from ..core import UserError
     from ..envs import make
-    from .evaluate import evaluate_run, refuse_unused_task
+    from .policies import evaluate_run, refuse_unused_task
 
     found = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
     acting = [run for run in runs if run not in found]

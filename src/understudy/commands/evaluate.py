@@ -2,109 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
-
-from tyro.conf import Positional, arg
+from typing import TYPE_CHECKING
 
 from . import behavior_metrics
 from .common import (
-    DeviceName,
     Output,
-    PositiveCount,
-    StepCount,
-    TrustedPackages,
-    WorkerCount,
-    batch_rows,
     command_line,
     demonstrations_path,
     open_data,
     parse,
-    progress_bar,
     recorded_env,
     reseeded_command,
     trust_options,
 )
+from .eval_options import EvalOptions
+from .policies import (
+    append_result,
+    evaluate_run,
+    is_exported,
+    load_actor,
+    refuse_unused_task,
+    run_folder,
+    run_names,
+    weights_path,
+)
 
 if TYPE_CHECKING:
-    from ..core import Schema
-    from ..envs.base import Env
     from ..evaluate.evaluation import Evaluation
-    from ..execute.actor import Actor, PolicyActor
-
-ROWS = 16  # of every batch that the network sees, so that no result depends on --rows
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """How good is a trained policy, and how sure is that?
-
-    In an environment: success (or return) over numbered episodes, with an interval; --against rolls a second policy
-    out on the same starts and compares. With --sequential only as many episodes as it takes to settle which of two is
-    better, or whether one succeeds in more or less --threshold a rate. With --interactive you judge trials of a real
-    robot.
-    On recorded episodes, where there is no simulator: how well it foretells what was done, which is not a success rate.
-    """
-
-    run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """a run (its last checkpoint), RUN/best, a checkpoint, or a file of understudy export"""
-    target: Annotated[str | None, Positional, arg(metavar="ENV|DATA")] = None
-    """where to act, or a file or folder of recorded episodes; with --interactive module:actor_loop, or nothing"""
-    episodes: StepCount = None
-    """how many, each decided by its number and the seed: 100; with --sequential at most so many: 1000"""
-    against: Annotated[Path | None, arg(metavar="RUN2")] = None
-    """a second policy, on the same starts"""
-    sequential: bool = False
-    """look after every episode, and stop as soon as the question is settled, or would hardly be"""
-    interactive: bool = False
-    """ask you after every trial of a real robot how it went, in an order that hides whose it was; stops likewise"""
-    threshold: Annotated[float | None, arg(metavar="RATE")] = None
-    """with these two: does the policy succeed in more or in less than this share?"""
-    labels: Annotated[tuple[str, ...], arg(metavar="LABEL")] = ("failure", "partial", "success")
-    """what --interactive lets you say of a trial, worst first; only the last is a success"""
-    seed: Annotated[int, arg(metavar="S")] = 0
-    """of the starts; training and recording never use them"""
-    device: DeviceName = "auto"
-    """where to compute"""
-    rows: PositiveCount = 16
-    """environments side by side; changes nothing but the time it takes"""
-    workers: WorkerCount = 1
-    """processes that share the episodes, or `ray` for a cluster; changes nothing but the time it takes"""
-    task: Annotated[str | None, arg(metavar="WORDS")] = None
-    """what to do, told to a policy that was trained with --language"""
-    save: Annotated[Path | None, arg(metavar="EPISODES")] = None
-    """write the rollouts as a data set; then an interrupted evaluation goes on where it stopped. With --interactive:
-    the file of the answers (trials.jsonl)"""
-    demonstrations: Annotated[Path | None, arg(metavar="DATA")] = None
-    """what its behavior is compared with; by default what it learned from, where that is at hand and has no camera"""
-    repeats: PositiveCount = 0
-    """roll each of the first 16 starts out so often: how many ways does it know from one start?"""
-    html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """write a report"""
-    json: bool = False
-    """one JSON document on standard output"""
-    trust: TrustedPackages = ()
-    """a package whose code may be loaded"""
-
-
-class RolloutOptions(Protocol):
-    """What rolling out reads of a command's options."""
-
-    episodes: int
-    seed: int
-    device: DeviceName
-    task: str | None
-    trust: tuple[str, ...]
-
 
 def main(args: list[str]) -> None:
     o = parse(EvalOptions, "eval", args)
@@ -222,144 +148,6 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
     return told
 
 
-def evaluate_run(
-    run: Path, env, o: RolloutOptions, save_path: Path | None, *, name: str = "", workers: int | str = 1
-) -> Evaluation:
-    """`run` in `env`, on the numbered starts; recorded into `save`, if given. name: of the environment, where `workers`
-    make their own."""
-    from ..evaluate.evaluation import evaluation_of
-    from ..evaluate.recording import record_episodes
-    from ..evaluate.workers import WorkerPool
-    from .common import trained_rate, warn_simulator_mismatch
-
-    plays, by = load_actor(run, env, o)
-    warn_simulator_mismatch(env, run)
-    seat = partial(_worker_setup, run, o, name, batch_rows(env.rows, o.episodes, workers))
-    began = time.perf_counter()
-    with (progress_bar(f"{run.name} in {env.metadata['env']}", o.episodes) as progress,
-          WorkerPool(seat, workers, local=(plays, env)) as crew):
-        def watch(number, episode):
-            progress()
-        if save_path is None:
-            data = crew.rollout(o.episodes, o.seed, watch=watch)
-        else:
-            data = record_episodes(env, plays, o.episodes, save_path, o.seed, actor_name=by, watch=watch, workers=crew,
-                          fps=trained_rate(run))[:o.episodes]
-        return evaluation_of(data, time.perf_counter() - began)
-
-
-def _worker_setup(run: Path, o: RolloutOptions, name: str, rows: int) -> tuple[Actor, Env]:
-    """What each worker has."""
-    from ..envs import make
-
-    env = make(name, rows, o.trust)
-    return load_actor(run, env, o)[0], env
-
-
-def load_actor(run: Path, env, o: RolloutOptions) -> tuple[Actor, str]:
-    """`run` as what acts in `env`, and who that is, in words. Raises UserError if they do not fit."""
-    from ..execute.actor import ObservationWrapper
-
-    plays, by = make_actor(run, o), f"policy {weights_digest(weights_path(run))}"
-    words = task_columns(run, env.features, o)
-    features = {k: plays.planner.policy.features[k] for k in words}
-    plays.planner.policy.check({**env.features, **features}, f"{run} in {env.metadata['env']}", resized=True)
-    return (ObservationWrapper(plays, words), f"{by}, told {o.task!r}") if words else (plays, by)
-
-
-def is_exported(run: Path) -> bool:
-    return run.suffix == ".onnx"
-
-
-def weights_path(run: Path) -> Path:
-    """What holds the weights: a checkpoint's folder, or the file."""
-    from ..policy import find_checkpoint
-
-    return run if is_exported(run) else find_checkpoint(run)
-
-
-def make_actor(run: Path, o: RolloutOptions, rows: int | None = ROWS) -> PolicyActor:
-    from ..core import UserError
-    from ..deploy import onnx
-    from ..learn.devices import choose_device
-    from ..learn.method import load_actor
-
-    if not is_exported(run):
-        return load_actor(run, device=choose_device(o.device), rows=rows, trust=o.trust)
-    if o.device not in ("auto", "cpu"):
-        raise UserError(f"expected the CPU, where ONNX files are run, found {o.device}", where="--device",
-                        hint="evaluate the run that it was exported from")
-    return onnx.load_onnx_actor(run, rows=rows)
-
-
-def refuse_unused_task(runs: Sequence[Path], o: RolloutOptions) -> None:
-    """Raises UserError if words are given and none of these policies reads any."""
-    from ..core import UserError
-    from ..learn.method import Method
-    from .method import task_relabel
-
-    if o.task is not None and not any(task_relabel(Method.load(r, o.trust)) for r in runs if not is_exported(r)):
-        raise UserError("expected no words, found some: this policy was trained without them", where="--task",
-                        hint="train it with --language, on data of several tasks")
-
-
-def task_columns(run: Path, features: Schema, o: RolloutOptions) -> dict:
-    """The columns that the task's words become, for a policy that reads them where the environment shows none."""
-    import torch
-
-    from ..core import UserError
-    from ..learn.method import Method
-    from .method import task_relabel
-
-    say = None if is_exported(run) else task_relabel(Method.load(run, o.trust))
-    if say is None or o.task is None and say.into in features:
-        return {}
-    if o.task is None:
-        raise UserError(f"expected the task in words, which {run} reads, found none", where="--task",
-                        hint="tell it as it was told in training: --task 'WORDS'")
-    return {say.into: torch.from_numpy(say.encode(o.task).copy())}
-
-
-def weights_digest(place: Path) -> str:
-    """Which weights these are, and how they are run."""
-    if place.is_file():
-        return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
-    digest = hashlib.sha256()
-    for name in ("weights.safetensors", "method.json"):
-        digest.update((place / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def run_folder(run: Path) -> Path:
-    """The run's folder, or the checkpoint's where it stands alone."""
-    from ..policy import find_checkpoint
-
-    folder = find_checkpoint(run)
-    return folder.parents[1] if folder.parent.name == "checkpoints" else folder
-
-
-def append_result(o: EvalOptions, line: dict) -> None:
-    """A line in RUN/eval/ENV.jsonl; an exported file stands for no run."""
-    if is_exported(o.run):
-        return
-    from ..files import replace_nonfinite
-    from ..policy import find_checkpoint
-
-    folder = find_checkpoint(o.run)
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in Path(o.target).name)
-    file = run_folder(o.run) / "eval" / f"{name}.jsonl"
-    about = {"checkpoint": folder.name, "mark": weights_digest(folder),
-             "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    try:
-        file.parent.mkdir(exist_ok=True)
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(replace_nonfinite({**about, **line}), allow_nan=False) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
-    except OSError as error:  # somebody else's run, say: what was found is worth telling all the same
-        print(f"this evaluation could not be written down: {file}: {error.strerror}", file=sys.stderr)
-
-
 # -- foretelling ----------------------------------------------------------------------------------------------------
 
 
@@ -389,7 +177,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
     for relabel in method.transforms:
         data = data.map(relabel)
-    found = evaluate_action_prediction(policy, data, episodes, origin)
+    found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor)
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
             _breakdown_table("of the episode", found.by_time, found.unit))
@@ -434,6 +222,3 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, out) -> None:
     out.print(f"Report written to {o.html}")
 
 
-def run_names(runs: Sequence[Path]) -> list[str]:
-    """Their folders' names, in full where these are the same."""
-    return [run.name if len({r.name for r in runs}) == len(runs) else str(run) for run in runs]

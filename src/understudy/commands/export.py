@@ -27,12 +27,17 @@ class ExportOptions:
 
 def main(args: list[str]) -> None:
     o = parse(ExportOptions, "export", args)
+    from ..core import Unsupported
     from ..deploy.onnx import export
-    from ..learn.method import Method
-    from ..policy import Policy
+    from ..learn.method import TrainedRun
 
     with Output(o.json) as out:
-        policy, method = Policy.load(o.run, o.trust), Method.load(o.run, o.trust)
+        trained = TrainedRun.load(o.run, o.trust)
+        policy, method = trained.modules["policy"], trained.method
+        if method.inference or method.wrapper is not None:
+            parts = [*method.inference, *([] if method.wrapper is None else [method.wrapper])]
+            raise Unsupported(f"the file would hold the policy without {', '.join(type(p).__name__ for p in parts)}",
+                              where=o.run, hint="run it from its checkpoint: understudy.load_actor")
         error = export(policy, o.out, method.executor)
         size = o.out.stat().st_size
         out.print(

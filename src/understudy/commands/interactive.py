@@ -20,7 +20,7 @@ from .common import Output
 if TYPE_CHECKING:
     from ..evaluate.interactive import Session, Trial, TrialDesign, TrialLog
     from ..execute.actor import Actor
-    from .evaluate import EvalOptions
+    from .eval_options import EvalOptions
 
 TRIAL_LOG = Path("trials.jsonl")
 
@@ -223,7 +223,7 @@ class _TrialConsole:
 
     def _link(self, session: Session) -> None:
         """Points to the policy whose turn it is: a name that gives nothing away."""
-        from .evaluate import weights_path
+        from .policies import weights_path
 
         run, new = Path(self.design.policies[self.design.current_policy(session)]), f"{self.link}.new"
         target = (run if run.exists() else weights_path(run)).resolve()  # "RUN/best" is a name, not a folder
@@ -311,7 +311,7 @@ def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
 def _weights_digest(run: Path, ours: bool) -> str | None:
     """Which they are; None for what is no run of understudy's, where a person runs the robot."""
     from ..core import UserError
-    from .evaluate import weights_digest, weights_path
+    from .policies import weights_digest, weights_path
 
     try:
         return weights_digest(weights_path(run))
@@ -325,9 +325,9 @@ def _weights_digest(run: Path, ours: bool) -> str | None:
 
 def _make_actor(run: Path, o: EvalOptions) -> Actor:
     from ..execute.actor import ObservationWrapper
-    from .evaluate import make_actor, task_columns
+    from .policies import load_policy, task_columns
 
-    plays, columns = make_actor(run, o, rows=None), {} if o.task is None else task_columns(run, {}, o)
+    plays, columns = load_policy(run, o, None)[1], {} if o.task is None else task_columns(run, {}, o)
     return ObservationWrapper(plays, columns) if columns else plays
 
 

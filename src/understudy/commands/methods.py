@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .common import Output, parse
+
+if TYPE_CHECKING:
+    from ..learn.method import Method
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,11 @@ class MethodsOptions:
 
 def main(args: list[str]) -> None:
     o = parse(MethodsOptions, "methods", args)
-    from ..methods import describe_methods, find_method
+    from ..methods import describe_method, describe_methods
 
     with Output(o.json) as out:
-        known = describe_methods()
         if o.name is None:
+            known = describe_methods()
             table = Table("method", "what it is", "paper", "needs", box=None, pad_edge=False)
             for m in known:
                 table.add_row(m["name"], m["summary"], m["paper"], "; ".join(m["needs"]))
@@ -35,22 +38,27 @@ def main(args: list[str]) -> None:
             out.suggest("understudy methods NAME", "understudy train NAME DATA --out RUN")
             out.print_json(known)
             return
-        method = find_method(o.name)
-        chosen = [m for m in known if m["name"] == o.name.replace("_", "-")]
-        for m in chosen:
-            out.print(f"{m['name']}: {m['summary']}", f"Paper: {m['paper']}", f"Ledger: {', '.join(m['rows'])}",
-                    f"Needs: {'; '.join(m['needs'])}", "")
-            out.print(_settings_table(m["name"], method))
-            out.suggest(f"understudy train {m['name']} DATA --out RUN", f"understudy train {m['name']} --help")
-        out.print_json(chosen)
+        from ..methods import find_method
+
+        method, described = find_method(o.name), describe_method(o.name)
+        if described is not None:
+            told = {"Paper": described["paper"], "Ledger": ", ".join(described["rows"]),
+                    "Needs": "; ".join(described["needs"])}
+            out.print(f"{described['name']}: {described['summary']}",
+                      *(f"{name}: {text}" for name, text in told.items() if text), "")
+        out.print(settings_table(o.name, method))
+        out.suggest(f"understudy train {o.name} DATA --out RUN", f"understudy train {o.name} --help")
+        out.print_json([] if described is None else [described])
 
 
-def _settings_table(name, method) -> Table:
-    from .method import method_options, method_settings
+def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Table:
+    """The options of a method's function and every field of the method, with their defaults."""
+    from .method import method_options
+    from .options import settable_fields
 
     table = Table("to set", "default", box=None, pad_edge=False)
-    for key, value in method_options(name).items():
+    for key, value in method_options(name, trust).items():
         table.add_row(f"--method.{key}", str(value))
-    for key, value in method_settings(method):
-        table.add_row(f"--{key}", str(value))
+    for key, _, value in settable_fields(method):
+        table.add_row(f"--{key}", " ".join(map(str, value)) if isinstance(value, tuple) else str(value))
     return table

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Output, PositiveCount, command_line, parse
+from .common import Output, command_line, parse
 
 RateOption = Annotated[float, arg(metavar="RATE")]
 
@@ -22,13 +22,13 @@ class PlanOptions:
 
     rates: Annotated[tuple[float, ...], Positional, arg(metavar="RATE RATE")]
     """success rates that you expect, such as 0.7 0.8"""
-    threshold: RateOption | None = None
+    threshold: Annotated[float | None, arg(metavar="RATE")] = None
     """one rate against this bound"""
     alpha: RateOption = 0.05
     """how often equal policies may be called different"""
     power: RateOption = 0.8
     """how often the difference must be found"""
-    episodes: PositiveCount | None = None
+    episodes: Annotated[int | None, arg(metavar="N")] = None
     """and how often so many rollouts of each find it"""
     json: bool = False
     """one JSON document on standard output"""

@@ -24,7 +24,7 @@ from .common import (
     progress_bar,
     trust_options,
 )
-from .evaluate import is_exported, load_actor, refuse_unused_task, run_folder, weights_digest, weights_path
+from .policies import is_exported, load_actor, refuse_unused_task, run_folder, weights_digest, weights_path
 
 if TYPE_CHECKING:
     from ..envs import shifts

@@ -13,7 +13,7 @@ from .common import Output, command_line, progress_bar, trust_options
 if TYPE_CHECKING:
     from ..data.episode import Dataset
     from ..evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
-    from .evaluate import EvalOptions
+    from .eval_options import EvalOptions
 
 DEFAULT_MAX_EPISODES = 100  # episodes without a word of success, after which there is none
 
@@ -21,7 +21,7 @@ DEFAULT_MAX_EPISODES = 100  # episodes without a word of success, after which th
 def run_sequential(o: EvalOptions, out: Output) -> None:
     from ..envs import make
     from ..evaluate.evaluation import sequential_verdict_parts
-    from .evaluate import append_result, refuse_unused_task
+    from .policies import append_result, refuse_unused_task
 
     test = build_test(o)
     runs = [o.run] if o.against is None else [o.run, o.against]
@@ -107,7 +107,7 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
     """Of each episode up to the one that settles it, whether each of the policies succeeded: looked at in the order
     of their numbers, so that it does not matter how many rows run side by side."""
     from ..core import UserError
-    from .evaluate import load_actor
+    from .policies import load_actor
 
     actors = [load_actor(run, env, o) for run in runs]
     state, won, told = test.start(), [], [env.metadata.get("success") is not None] * len(runs)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from .common import (
     DeviceName,
@@ -21,18 +21,20 @@ from .common import (
     command_line,
     open_data,
     parse,
+    print_help,
     recorded_env,
     split_arguments,
     trust_options,
-    tyro_cli,
 )
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
     from ..data.relabel import TaskText
     from ..envs.base import Env
+    from ..execute.actor import Actor
     from ..learn.method import Method
     from ..learn.run import Run
+    from ..learn.train import Score
 
 
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
@@ -42,12 +44,13 @@ FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is tr
 class TrainOptions:
     """Train a policy on demonstrations.
 
-    Every field of the method can be set: --policy.head.n-steps 5 --learner.optimizer.lr 3e-4 --executor.n-action-steps
-    2, after METHOD
-    and DATA; and the options of the recipe itself: --method.horizon 8. `understudy train METHOD --help` lists them
-    all with their defaults.
+    Every field of the method can be set after METHOD and DATA: --policy.head.n-steps 5 --learner.optimizer.lr 3e-4
+    --executor.n-action-steps 2. So can the options of the method's function: --method.horizon 8. `understudy train
+    METHOD --help` lists them all with their defaults.
 
-    After Ctrl-C, a kill or a power cut the same command goes on, and ends as if nothing had happened.
+    --from RUN starts from the weights of an earlier run. Stages that the method needs are trained first, unless --stage
+    gives a run for them. After Ctrl-C, a kill or a power cut the same command continues, and ends as if nothing had
+    happened.
     """
 
     method: Annotated[str, Positional, arg(metavar="METHOD")]
@@ -70,6 +73,14 @@ class TrainOptions:
     """episodes each time, with --eval"""
     val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
     """of the episodes kept for validation"""
+    from_run: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
+    """start from the weights of this run (its last checkpoint, or RUN/best): train on, or fine-tune on other data"""
+    load: Annotated[tuple[str, ...], arg(metavar="PART")] = ("codec", "encoder", "net")
+    """with --from: the parts whose weights are taken over; without codec, statistics are fitted to DATA"""
+    freeze: Annotated[tuple[str, ...], arg(metavar="PART")] = ()
+    """with --from: the parts that stay as they are"""
+    stage: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=RUN")] = ()
+    """take this run for a stage of the method, in place of training it"""
     language: bool = False
     """read the task in words too (of the column or fact "task"), so that words decide what is done"""
     image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
@@ -114,6 +125,7 @@ def main(args: list[str]) -> None:
         print("--image-size: the data have no camera frames", file=sys.stderr)
     say = _task_relabel(data) if o.language else None
     method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say)
+    method, stages = _with_runs(method, o)
     score, env = None, None
     if o.eval is not None:
         from ..envs import make
@@ -123,7 +135,7 @@ def main(args: list[str]) -> None:
             raise UserError(f"expected an environment that says its task in words, found {o.eval}", where="--eval",
                             hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
         _check_policy_fits(method, data, env)
-        score = _make_score(method, env, o.rollouts, o.seed)
+        score = _make_score(env, o.rollouts, o.seed)
     kept = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
     if kept and not validation_episodes(kept, o.val_fraction):
         print(f"no episode is held out{'' if o.val_fraction == 0 else ': that takes 5 or more'}"
@@ -144,6 +156,7 @@ def main(args: list[str]) -> None:
             device=where,
             score=score,
             save_freq=o.save_freq,
+            stages=stages,
             val_fraction=o.val_fraction,
             callbacks=(said,),
             stream=stream,
@@ -162,6 +175,31 @@ def main(args: list[str]) -> None:
         *(command_line("eval", run, acts, "--episodes", 100, *trust_options(o.trust, acts, run)) for run in there),
         command_line("eval", o.out, o.data, *trust_options((), None, o.out)),
     )
+
+
+def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:
+    """The method with the stages that --from and --stage give, and the run of each."""
+    from ..core import UserError
+    from ..learn.method import InitializeFrom
+    from ..learn.stages import continue_from, use_run
+
+    stages: dict[str, Path] = {}
+    for text in o.stage:
+        name, equals, run = text.partition("=")
+        if not (name and equals and run):
+            raise UserError(f"expected NAME=RUN, found {text!r}", where="--stage",
+                            hint="such as --stage base=runs/base")
+        method, stages[name] = use_run(method, name, run, o.trust), Path(run)
+    if o.from_run is None:
+        if o.freeze or o.load != TrainOptions.load:
+            raise UserError("expected --from RUN beside it", where="--freeze" if o.freeze else "--load",
+                            hint="name the run whose weights are taken over")
+        return method, stages
+    if odd := [part for part in o.freeze if part not in InitializeFrom.train]:
+        raise UserError(f"expected codec, encoder or net, found {odd[0]!r}", where="--freeze",
+                        hint="parts inside these are frozen by InitializeFrom(train=...) of a method")
+    train = tuple(part for part in InitializeFrom.train if part not in o.freeze)
+    return continue_from(method, o.from_run, o.load, train, o.trust), {**stages, "from": o.from_run}
 
 
 def _open_stream(o: TrainOptions):
@@ -214,16 +252,16 @@ class ProgressPrinter:
 
 
 def _print_help(own: list[str], options: list[str]) -> None:
-    """Of the command, and, where a recipe is named, of every field that can be set."""
+    """Prints the help page of the command and, where a method is named, every field that can be set."""
     with contextlib.suppress(SystemExit):
-        parse(TrainOptions, "train", ["--help"])
+        print_help(TrainOptions, "understudy train")
     if own and not own[0].startswith("-"):
-        from ..learn.method import Method
         from .method import build_method
+        from .methods import settings_table
 
+        trust = tuple(_trusted_packages(own))
         print(f"\nWhat can be set in {own[0]}, and its defaults:\n")
-        method = build_method(own[0], options, [], None, tuple(_trusted_packages(own)), "")
-        tyro_cli(Method, ["--help"], f"understudy train {own[0]} DATA --out RUN", default=method)
+        Output().print(settings_table(own[0], build_method(own[0], options, [], None, trust, ""), trust))
     sys.exit(0)
 
 
@@ -245,25 +283,24 @@ def _task_relabel(data: Dataset) -> TaskText:
 
 def _check_policy_fits(method: Method, data, env: Env) -> None:
     """Raises UserError now, and not after the first hour, if the policy could not act there."""
+    from ..learn.method import find_references
+    from ..learn.train import apply_transforms
     from ..nets.vision import without_downloads
     from ..policy import Policy
 
-    for relabel in method.transforms:
-        data = data.map(relabel)
+    if method.inference or method.wrapper is not None or any(find_references(method.transforms)):
+        return  # what the actor reads is known when the stages are trained
+    data = apply_transforms(data, method.transforms)
     with without_downloads():  # nothing is fetched for this
         policy = Policy(method.policy, data.features())
     policy.check_features(env.features, str(env.metadata["env"]), resized=True)
 
 
-def _make_score(method: Method, env: Env, episodes: int, seed: int):
-    """Success where it is defined, else the mean return; always on the same starts, which eval never uses."""
+def _make_score(env: Env, episodes: int, seed: int) -> Score:
+    """Success where it is defined, else the mean return, always on the same starts, which eval never uses."""
     from ..evaluate.evaluation import evaluate, validation_seed
-    from ..execute.actor import PolicyActor
-    from ..execute.planners import FixedBatch
 
-    def score(policy) -> float:
-        found = evaluate(
-            PolicyActor(FixedBatch(policy), method.executor, policy.image_sizes), env, episodes, validation_seed(seed)
-        )
+    def score(actor: Actor) -> float:
+        found = evaluate(actor, env, episodes, validation_seed(seed))
         return (found.success or found.returns).estimate
     return score

@@ -1,4 +1,7 @@
-"""What only training does to observations. What inference must also do (a crop) belongs to the encoder."""
+"""Augmentations: changes of the observations during training only.
+
+What inference must do as well (a crop) belongs to the encoder.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,53 @@ from torch import Generator, Tensor
 
 
 class Augmentation(ABC):
-    """A frozen dataclass."""
+    """Config of an augmentation. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def __call__(self, obs: Mapping[str, Tensor], rng: Generator) -> Mapping[str, Tensor]:
-        """obs[name] (B, To, *feature) as recorded, not coded; `rng` is on its device. Changes nothing in place."""
+        """Returns changed observations. Does not modify its argument.
+
+        Args:
+            obs: ``{name: (B, To, *feature)}`` as recorded, not coded.
+            rng: Source of all randomness, on the device of the observations.
+
+        Returns:
+            The observations, of the same shapes.
+        """
 
 
 @dataclass(frozen=True)
 class ConditionDropout(Augmentation):
-    """Hide a key from a share of the windows, all its rows at once, so that the policy can also answer without it
-    (classifier-free guidance, Ho and Salimans 2022; a sensor that may fail)."""
+    """Hides a column in a fraction of the windows, all rows at once, by setting ``"<key>?"`` to False.
+
+    The policy then also learns to act without it, for classifier-free guidance or for a sensor that may fail.
+
+    Args:
+        key: The column.
+        p: Fraction of windows.
+
+    References:
+        Ho and Salimans (2022), Classifier-Free Diffusion Guidance, arXiv:2207.12598.
+    """
 
     key: str
     p: float = 0.1
 
     def __call__(self, obs, rng):
         x = obs[self.key]
-        here = torch.rand(x.shape[0], 1, generator=rng, device=x.device) >= self.p
-        already = obs.get(self.key + "?", torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
-        return {**obs, self.key + "?": already & here}
+        keep = torch.rand(x.shape[0], 1, generator=rng, device=x.device) >= self.p
+        present = obs.get(self.key + "?", torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+        return {**obs, self.key + "?": present & keep}
 
 
 @dataclass(frozen=True)
 class GaussianNoise(Augmentation):
-    """Gaussian noise on every row of a vector, in the units of the data: one number, or one for each component."""
+    """Adds Gaussian noise to every row of a vector.
+
+    Args:
+        key: The column.
+        std: Standard deviation in the units of the data: one number, or one per component.
+    """
 
     key: str
     std: float | tuple[float, ...] = 0.01
@@ -48,11 +73,15 @@ class GaussianNoise(Augmentation):
 
 @dataclass(frozen=True)
 class ColorJitter(Augmentation):
-    """Colors of images changed by one random factor each, from [1 - field, 1 + field], the same for all rows of a
-    window: light does not change between two frames.
+    """Changes brightness, contrast and saturation of images, in this order, clipping to [0, 255] after each.
 
-    brightness scales the pixels, contrast their distance from the image's mean grey, saturation their distance from
-    their own grey (weights of ITU-R BT.601), in this order, cut off at 0 and 255 after each.
+    Each factor is drawn once per window from [1 - value, 1 + value], because light does not change between two frames.
+
+    Args:
+        key: The column of images.
+        brightness: Scales the pixels.
+        contrast: Scales the distance of the pixels from the mean gray of the image.
+        saturation: Scales the distance of the pixels from their own gray (weights of ITU-R BT.601).
     """
 
     key: str

@@ -1,4 +1,7 @@
-"""Between the world's units and the network's. What is fitted here is saved with the weights."""
+"""Codecs: between the units of the data and the numbers that networks read and predict.
+
+The statistics are buffers of a module, so they are saved with the weights.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +19,69 @@ from ..core import Batch, Schema, Unsupported, UserError
 
 
 class CodecModule(nn.Module, ABC):
-    """Statistics as buffers, so ONNX export and save/load need no second path."""
+    """The module that a `Codec` builds.
 
-    width: int  # of one coded step of the target
-    num_classes: tuple[int, ...]  # see core.Shape
-    bound: float | None = None  # see core.Shape
+    Attributes:
+        width: Width of one coded step of the target.
+        num_classes: Number of classes of each component of a discrete target (see `core.HeadSpec`).
+        bound: Largest absolute value of a coded target (see `core.HeadSpec`).
+    """
+
+    width: int
+    num_classes: tuple[int, ...]
+    bound: float | None = None
 
     @abstractmethod
     def fit_statistics(self, scan: Callable[[], Iterator[Batch]]) -> None:
-        """In one pass: `scan()` yields every window once. Padded steps (mask False) say nothing."""
+        """Computes the statistics in one pass over the data.
+
+        Args:
+            scan: Yields every window once. Padded steps (mask False) must be ignored.
+        """
 
     @abstractmethod
     def encode_obs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Same keys and shapes (B, To, *feature); what is no number (images, text, choices) is left alone."""
+        """Codes observations.
+
+        Args:
+            obs: ``{name: (B, To, *feature)}`` in the units of the data.
+
+        Returns:
+            The same names and shapes. Columns that are not numbers (images, text, classes) are unchanged.
+        """
 
     @abstractmethod
     def encode(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """(B, H, A) in world units -> (B, H, width). `obs` as it came, not coded."""
+        """Codes targets.
+
+        Args:
+            action: (B, H, A) in the units of the data.
+            obs: The observations, not coded.
+
+        Returns:
+            (B, H, width).
+        """
 
     @abstractmethod
     def decode(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of encode."""
+        """The inverse of `encode`: (B, H, width) -> (B, H, A) in the units of the data."""
 
 
 class Codec(ABC):
+    """Config of a codec. Subclasses are frozen dataclasses."""
+
     @abstractmethod
-    def build(self, features: Schema, inputs: tuple[str, ...], target: str) -> CodecModule: ...
+    def build(self, features: Schema, inputs: tuple[str, ...], target: str) -> CodecModule:
+        """Builds the module.
+
+        Args:
+            features: Features of the inputs and the target.
+            inputs: Names of the observations.
+            target: Name of the column to predict.
+
+        Returns:
+            A module without statistics.
+        """
 
 
 Scale = Literal["zscore", "minmax", "quantile", "identity"]
@@ -49,21 +89,35 @@ Scale = Literal["zscore", "minmax", "quantile", "identity"]
 
 @dataclass(frozen=True)
 class Normalizer(Codec):
-    """Each component moved and stretched by statistics of the data.
+    """Shifts and scales each component by statistics of the data.
 
-    "zscore": mean 0, standard deviation 1. "minmax": the range becomes [-1, 1]. "quantile": the 1st and 99th
-    percentiles become -1 and 1, and what lies beyond is kept. "identity": as it is, for what is bounded already.
-    A component that never moved is coded 0 and decoded as the very constant: nothing is divided by noise.
+    | scale | result |
+    |---|---|
+    | ``"zscore"`` | mean 0 and standard deviation 1 |
+    | ``"minmax"`` | the range becomes [-1, 1] |
+    | ``"quantile"`` | the 1st and 99th percentiles become -1 and 1; values beyond them are kept |
+    | ``"identity"`` | unchanged |
 
-    A target of choices becomes one-hot vectors side by side; it is decoded by the largest entry of each component,
-    as float32 ids.
+    A component that is constant in the data is coded as 0 and decoded as the constant.
 
-    relative: an observation whose newest row is subtracted from the target first, so that absolute positions become
-        displacements, and executors still splice chunks in world units.
-    components: (of the target, of that observation) pairs where the two correspond only in part; other components
-        stay absolute. Empty: all of them, in order.
-    floor: a component with a range of no more than this (or than a millionth of its size) never moved. The value is
-        that of Diffusion Policy (Chi et al. 2023).
+    A discrete target becomes one-hot vectors, one per component, side by side. It is decoded as the class with the
+    largest entry, as float32.
+
+    Args:
+        obs: Scale of the observations.
+        target: Scale of the target.
+        relative: An observation whose newest row is subtracted from the target before scaling, so that absolute
+            positions become displacements. Executors still see absolute positions.
+        components: Pairs (component of the target, component of `relative`), where the two correspond only in part.
+            Other components stay absolute. Empty: all components, in order.
+        min_scale: A component with a range of at most this (or of a millionth of its size) counts as constant. The
+            default is that of Diffusion Policy.
+        group_by: A text or class column, such as ``"observation.robot"``. Statistics are computed and used for each of
+            its values separately. With several robots, components that `ColumnPadding` added are constant for a robot,
+            so they are coded as 0.
+
+    References:
+        Chi et al. (2023), Diffusion Policy: Visuomotor Policy Learning via Action Diffusion, arXiv:2303.04137.
     """
 
     obs: Scale = "zscore"
@@ -71,81 +125,145 @@ class Normalizer(Codec):
     relative: str | None = None
     components: tuple[tuple[int, int], ...] = ()
     min_scale: float = 1e-4
+    group_by: str | None = None
 
     def build(self, features, inputs, target):
         return _NormalizerModule(self, features, inputs, target)
 
 
 class _NormalizerModule(CodecModule):
-    def __init__(self, spec: Normalizer, features: Schema, inputs: tuple[str, ...], target: str):
+    def __init__(self, config: Normalizer, features: Schema, inputs: tuple[str, ...], target: str):
         super().__init__()
-        self.spec, feature = spec, features[target]
+        self.config, feature = config, features[target]
         if feature.kind == "discrete" and not feature.num_classes:
-            raise UserError("expected the number of choices of each component, found none", where=target,
-                            hint="say it in the features: Feature(..., kind='discrete', choices=(4,))")
+            raise UserError("The number of classes of each component is unknown.", where=target,
+                            hint="Give it in the features: Feature(..., kind='discrete', num_classes=(4,)).")
         self.num_classes = feature.num_classes if feature.kind == "discrete" else ()
         self.width = sum(self.num_classes) or feature.size
-        self.bound = 1.0 if self.num_classes else {"minmax": 1.0, "identity": None}.get(spec.target, math.inf)
-        # "name?" says what was sensed and stays what it is.
-        self.names = () if spec.obs == "identity" else tuple(
+        self.bound = 1.0 if self.num_classes else {"minmax": 1.0, "identity": None}.get(config.target, math.inf)
+        # "name?" is a mask and stays as it is.
+        self.names = () if config.obs == "identity" else tuple(
             k for k in inputs if features[k].kind == "vector" and not k.endswith("?"))
-        self.target_obs_columns = nn.ModuleList(_Affine(features[k].shape) for k in self.names)
-        self.obs_transforms = not self.num_classes and spec.target != "identity"
+        self.obs_transforms = nn.ModuleList(_Affine(features[k].shape) for k in self.names)
+        self.scales_target = not self.num_classes and config.target != "identity"
         self.action_transform = _Affine((feature.size,))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # of windows seen in fit; 0: not fitted
-        self.fitted = not (self.names or self.obs_transforms)
-        if spec.relative is not None:
-            source, there = _relative_columns(spec, features, inputs, target)
-            self.register_buffer("source", source, persistent=False)
-            self.register_buffer("there", there, persistent=False)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # windows in the statistics; 0: not fitted
+        self.fitted = not (self.names or self.scales_target)
+        if config.group_by is not None:
+            self.group_kind = _group_feature(config.group_by, features, inputs).kind
+            # The value of each group, one row per group. Statistics have the groups as their first axis.
+            self.register_buffer("groups", torch.zeros(0, features[config.group_by].size, dtype=torch.int64))
+        if config.relative is not None:
+            source, is_relative = _relative_columns(config, features, inputs, target)
+            self.register_buffer("relative_source", source, persistent=False)
+            self.register_buffer("is_relative", is_relative, persistent=False)
 
-    def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
-        # A Python bool, since a branch on a tensor cannot be exported.
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.config.group_by is not None:  # the file says how many groups there are
+            for name, buffer in self.named_buffers():
+                if prefix + name in state_dict:
+                    buffer.resize_(state_dict[prefix + name].shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        # A Python bool, because a branch on a tensor cannot be exported.
         self.fitted = self.fitted or bool(self.count > 0)
 
     def fit_statistics(self, scan):
-        seen = [_RunningStatistics() for _ in self.names]
-        target, count = _RunningStatistics(), 0
+        groups: dict[tuple[int, ...], tuple[list[_RunningStatistics], _RunningStatistics]] = {}
+        count = 0
         for batch in scan():
             count += len(batch)
-            for key, statistics in zip(self.names, seen, strict=True):
-                x = batch.obs[key][:, -1]
-                statistics.add(x[batch.obs[key + "?"][:, -1]] if key + "?" in batch.obs else x)
-            target.add(self._add_relative(batch.action.float(), batch.obs, -1)[batch.mask])
+            target = self._add_relative(batch.action.float(), batch.obs, -1)
+            for key, rows in self._rows_of_groups(batch.obs):
+                if key not in groups:
+                    groups[key] = [_RunningStatistics() for _ in self.names], _RunningStatistics()
+                obs_statistics, target_statistics = groups[key]
+                for name, statistics in zip(self.names, obs_statistics, strict=True):
+                    x = batch.obs[name][rows, -1]
+                    statistics.add(x[batch.obs[name + "?"][rows, -1]] if name + "?" in batch.obs else x)
+                target_statistics.add(target[rows][batch.mask[rows]])
         if not count:
-            raise UserError("expected at least one window to take statistics of, found none",
-                            hint="fit on data that have steps")
+            raise UserError("There are no windows to compute statistics from.", hint="Fit on data that have steps.")
+        keys = sorted(groups)
         if self.num_classes:
-            target.set_num_classes(self.num_classes)
-        if self.obs_transforms:
-            self.action_transform.set_statistics(
-                *target.offset_and_scale(self.spec.target, self.spec.min_scale, "the target")
-            )
-        for key, column, statistics in zip(self.names, self.target_obs_columns, seen, strict=True):
-            column.set_statistics(*statistics.offset_and_scale(self.spec.obs, self.spec.min_scale, key))
+            for key in keys:
+                groups[key][1].check_classes(self.num_classes)
+        if self.scales_target:
+            self._set(self.action_transform, [groups[k][1] for k in keys], keys, self.config.target, "the target")
+        for i, (name, transform) in enumerate(zip(self.names, self.obs_transforms, strict=True)):
+            self._set(transform, [groups[k][0][i] for k in keys], keys, self.config.obs, name)
+        if self.config.group_by is not None:
+            self.groups = torch.tensor(keys, device=self.groups.device)
         self.count.fill_(count)
         self.fitted = True
 
+    def _set(self, transform: _Affine, statistics: list[_RunningStatistics], keys: list, scale: Scale, where: str):
+        """Sets a transform from the statistics of each group."""
+        grouped = self.config.group_by is not None
+        found = []
+        for key, s in zip(keys, statistics, strict=True):
+            if not s.count and any(other.count for other in statistics):
+                # This robot lacks the sensor.
+                found.append((torch.zeros(transform.shape), torch.zeros(transform.shape)))
+                continue
+            label = f"{where}, {self.config.group_by} {self._group_label(key)}" if grouped else where
+            offset, size = s.offset_and_scale(scale, self.config.min_scale, label)
+            found.append((offset.reshape(transform.shape), size.reshape(transform.shape)))
+        offset, size = (torch.stack(values) if grouped else values[0] for values in zip(*found, strict=True))
+        transform.set_statistics(offset, size)
+
+    def _rows_of_groups(self, obs: Mapping[str, Tensor]) -> Iterator[tuple[tuple[int, ...], Tensor | slice]]:
+        """Yields each group in the batch and its rows."""
+        if self.config.group_by is None:
+            yield (), slice(None)
+            return
+        keys, group = torch.unique(self._group_values(obs), dim=0, return_inverse=True)
+        for number, key in enumerate(keys.tolist()):
+            yield tuple(key), (group == number).nonzero().flatten()
+
+    def _group_values(self, obs: Mapping[str, Tensor]) -> Tensor:
+        return obs[self.config.group_by][:, -1].unsqueeze(-1).flatten(1).long()
+
+    def _group(self, obs: Mapping[str, Tensor]) -> Tensor | None:
+        """The group of each row, (B,). None without `group_by`."""
+        if self.config.group_by is None:
+            return None
+        values = self._group_values(obs)
+        matches = (values.unsqueeze(1) == self.groups).all(-1)
+        known = matches.any(1)
+        if not torch.compiler.is_exporting() and not known.all():
+            value = self._group_label(values[~known][0].tolist())
+            raise UserError(f"There are no statistics for {value}. Known are "
+                            f"{', '.join(self._group_label(g) for g in self.groups.tolist())}.",
+                            where=f"column {self.config.group_by!r}",
+                            hint="Train on episodes with this value, or correct the column.")
+        # An exported network cannot raise errors. The last row of the tables is NaN.
+        return torch.where(known, matches.int().argmax(1), self.groups.shape[0])
+
+    def _group_label(self, value) -> str:
+        """The value of a group as a user would write it."""
+        if self.group_kind == "text":
+            return repr(bytes(value).rstrip(b"\0").decode(errors="replace"))
+        return str(value[0] if len(value) == 1 else tuple(value))
+
     def _check_fitted(self):
         if not self.fitted:
-            raise UserError("expected fitted statistics, found none", where=type(self.spec).__name__,
-                            hint="fit the policy first: policy.fit(data)")
+            raise UserError("The statistics of the data have not been computed.", where=type(self.config).__name__,
+                            hint="Call policy.fit_statistics(data) first.")
 
     def _add_relative(self, action: Tensor, obs: Mapping[str, Tensor], sign: int) -> Tensor:
-        if self.spec.relative is None:
+        if self.config.relative is None:
             return action
-        newest = obs[self.spec.relative][:, -1].flatten(1)[:, self.source] * self.there
+        newest = obs[self.config.relative][:, -1].flatten(1)[:, self.relative_source] * self.is_relative
         return action + sign * newest.unsqueeze(1)
 
     def encode_obs(self, obs):
         self._check_fitted()
-        out = dict(obs)
-        for key, column in zip(self.names, self.target_obs_columns, strict=True):
-            out[key] = column.encode(obs[key].float())
-            if key + "?" in obs:  # what was not sensed may hold anything, NaN as well
-                sensed = obs[key + "?"].reshape(*obs[key].shape[:2], *[1] * (obs[key].ndim - 2))
-                out[key] = torch.where(sensed, out[key], 0.0)
+        out, group = dict(obs), self._group(obs)
+        for name, transform in zip(self.names, self.obs_transforms, strict=True):
+            out[name] = transform.encode(obs[name].float(), group)
+            if name + "?" in obs:  # values that were not observed may be anything, even NaN
+                present = obs[name + "?"].reshape(*obs[name].shape[:2], *[1] * (obs[name].ndim - 2))
+                out[name] = torch.where(present, out[name], 0.0)
         return out
 
     def encode(self, action, obs):
@@ -154,60 +272,86 @@ class _NormalizerModule(CodecModule):
             parts = (F.one_hot(a.long(), n) for a, n in zip(action.unbind(-1), self.num_classes, strict=True))
             return torch.cat(tuple(parts), -1).float()
         action = self._add_relative(action.float(), obs, -1)
-        return self.action_transform.encode(action) if self.obs_transforms else action
+        return self.action_transform.encode(action, self._group(obs)) if self.scales_target else action
 
     def decode(self, coded, obs):
         self._check_fitted()
         if self.num_classes:
             return torch.stack([c.argmax(-1) for c in coded.split(self.num_classes, -1)], -1).float()
-        return self._add_relative(self.action_transform.decode(coded) if self.obs_transforms else coded, obs, 1)
+        action = self.action_transform.decode(coded, self._group(obs)) if self.scales_target else coded
+        return self._add_relative(action, obs, 1)
 
 
-def _relative_columns(
-    spec: Normalizer, features: Schema, inputs: tuple[str, ...], target: str
-) -> tuple[Tensor, Tensor]:
+def _group_feature(name: str, features: Schema, inputs: tuple[str, ...]):
+    """The feature of the column that `Normalizer.group_by` names."""
+    if name not in inputs:
+        raise UserError(f"The policy does not read {name!r}. It reads {', '.join(inputs)}.",
+                        where="Normalizer.group_by", hint="Name one of the policy's inputs.")
+    if features[name].kind not in ("text", "discrete"):
+        raise UserError(f"Column {name!r} has kind {features[name].kind!r}, and groups need a text or class column.",
+                        where="Normalizer.group_by", hint="Store the group as UTF-8 bytes or as an integer.")
+    return features[name]
+
+
+def _relative_columns(config: Normalizer, features: Schema, inputs: tuple[str, ...], target: str,
+                      ) -> tuple[Tensor, Tensor]:
     """For each component of the target: its component of the observation, and 1.0 where it has one."""
     if features[target].kind == "discrete":
-        raise Unsupported("choices have no difference", where="Scaled.relative", hint="remove relative")
-    if spec.relative not in inputs:
-        raise UserError(f"expected one of the inputs ({', '.join(inputs)}), found {spec.relative!r}",
-                        where="Scaled.relative", hint="name an observation that the policy reads")
-    size, width = features[target].size, features[spec.relative].size
-    if not spec.components and size != width:
-        raise UserError(f"{target!r} has {size} components and {spec.relative!r} {width}", where="Scaled.relative",
-                        hint="say which belong together: components=((0, 0), ...)")
-    source, there = torch.zeros(size, dtype=torch.int64), torch.zeros(size)
-    for a, o in spec.components or ((i, i) for i in range(size)):
+        raise Unsupported("Classes have no difference.", where="Normalizer.relative", hint="Remove relative.")
+    if config.relative not in inputs:
+        raise UserError(f"The policy does not read {config.relative!r}. It reads {', '.join(inputs)}.",
+                        where="Normalizer.relative", hint="Name one of the policy's inputs.")
+    size, width = features[target].size, features[config.relative].size
+    if not config.components and size != width:
+        raise UserError(f"{target!r} has {size} components and {config.relative!r} {width}.",
+                        where="Normalizer.relative", hint="Say which correspond: components=((0, 0), ...).")
+    source, is_relative = torch.zeros(size, dtype=torch.int64), torch.zeros(size)
+    for a, o in config.components or ((i, i) for i in range(size)):
         if not (0 <= a < size and 0 <= o < width):
-            raise UserError(f"expected pairs below ({size}, {width}), found {(a, o)}",
-                            where="Scaled.components",
-                            hint="name components of the action and of the observation, from 0")
-        source[a], there[a] = o, 1.0
-    return source, there
+            raise UserError(f"The pair {(a, o)} is out of range: {target!r} has {size} components and "
+                            f"{config.relative!r} {width}.", where="Normalizer.components",
+                            hint="Number the components of target and observation from 0.")
+        source[a], is_relative[a] = o, 1.0
+    return source, is_relative
 
 
 class _Affine(nn.Module):
-    """coded = (x - offset) / scale; where scale is 0, coded is 0 and decoded is offset."""
+    """coded = (x - offset) / scale. Where scale is 0, the code is 0 and is decoded as offset.
+
+    With groups, offset and scale have one row per group.
+    """
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
+        self.shape = shape
         self.register_buffer("offset", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
 
     def set_statistics(self, offset: Tensor, scale: Tensor) -> None:
-        self.offset.copy_(offset.reshape(self.offset.shape))
-        self.scale.copy_(scale.reshape(self.scale.shape))
+        self.offset, self.scale = offset.to(self.offset), scale.to(self.scale)
 
-    def encode(self, x):
-        return (x - self.offset) * torch.where(self.scale > 0, 1 / self.scale, 0.0)
+    def _statistics(self, group: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Offset and scale, or those of each row's group, (B, 1, *shape). An unknown group has NaN."""
+        if group is None:
+            return self.offset, self.scale
+        unknown = self.offset.new_full((1, *self.shape), math.nan)
+        return tuple(torch.cat([table, unknown])[group].unsqueeze(1) for table in (self.offset, self.scale))
 
-    def decode(self, x):
-        return x * self.scale + self.offset
+    def encode(self, x, group=None):
+        offset, scale = self._statistics(group)
+        return (x - offset) * torch.where(scale > 0, 1 / scale, 0.0)
+
+    def decode(self, x, group=None):
+        offset, scale = self._statistics(group)
+        return x * scale + offset
 
 
 class _RunningStatistics:
-    """Of rows that come in parts. Means and variances are joined as Chan et al. (1979) do, in float64; percentiles
-    are exact up to `most` rows and from then on those of an even random sample of so many."""
+    """Statistics of rows that arrive in parts.
+
+    Means and variances are merged as in Chan et al. (1979), in float64. Percentiles are exact up to `max_samples` rows,
+    and above that those of a uniform random sample of as many rows.
+    """
 
     max_samples = 2**18
 
@@ -215,55 +359,60 @@ class _RunningStatistics:
         self.count, self.rng = 0, torch.Generator().manual_seed(0)
 
     def add(self, x: Tensor) -> None:
-        """(n, ...) any numbers."""
+        """Adds rows (n, ...)."""
         if not (n := len(x)):
             return
         x = x.reshape(n, -1).cpu().double()
         mean, squares = x.mean(0), (x - x.mean(0)).square().sum(0)
-        lot = torch.rand(n, generator=self.rng)
+        priorities = torch.rand(n, generator=self.rng)
         if not self.count:
             self.mean, self.squares, self.min, self.max = mean, squares, x.amin(0), x.amax(0)
-            self.sample, self.priorities = x.float(), lot
+            self.sample, self.priorities = x.float(), priorities
         else:
-            gap, share = mean - self.mean, n / (self.count + n)
-            self.squares = self.squares + squares + gap.square() * self.count * share
-            self.mean = self.mean + gap * share
+            gap, fraction = mean - self.mean, n / (self.count + n)
+            self.squares = self.squares + squares + gap.square() * self.count * fraction
+            self.mean = self.mean + gap * fraction
             self.min, self.max = torch.minimum(self.min, x.amin(0)), torch.maximum(self.max, x.amax(0))
-            self.sample, self.priorities = torch.cat([self.sample, x.float()]), torch.cat([self.priorities, lot])
+            self.sample = torch.cat([self.sample, x.float()])
+            self.priorities = torch.cat([self.priorities, priorities])
         if self.priorities.shape[0] > self.max_samples:
             kept = self.priorities.topk(self.max_samples).indices
             self.sample, self.priorities = self.sample[kept], self.priorities[kept]
         self.count += n
 
-    def set_num_classes(self, choices: tuple[int, ...]) -> None:
-        if self.count and not ((self.min >= 0) & (self.max < torch.tensor(choices))).all():
-            raise UserError(f"expected choices from 0 to below {choices}, found {self.min.int().tolist()} to "
-                            f"{self.max.int().tolist()}", where="the target",
-                            hint="the features must count every choice of the data")
+    def check_classes(self, num_classes: tuple[int, ...]) -> None:
+        """Raises `UserError` if a row has a class that is not in 0 to num_classes - 1."""
+        if self.count and not ((self.min >= 0) & (self.max < torch.tensor(num_classes))).all():
+            raise UserError(f"The data have classes from {self.min.int().tolist()} to {self.max.int().tolist()}, and "
+                            f"the features say num_classes={num_classes}.", where="the target",
+                            hint="Set num_classes of the target's Feature to cover all classes of the data.")
 
-    def offset_and_scale(self, kind: Scale, floor: float, where: str) -> tuple[Tensor, Tensor]:
-        """(offset, scale)."""
+    def offset_and_scale(self, kind: Scale, min_scale: float, where: str) -> tuple[Tensor, Tensor]:
+        """Returns offset and scale of each component."""
         if not self.count:
-            raise UserError("expected at least one step to take statistics of, found none", where=where,
-                            hint="it was sensed at no step: leave it out of inputs, or add episodes that have it")
+            raise UserError("The column was observed at no step, so it has no statistics.", where=where,
+                            hint="Leave it out of inputs, or add episodes that have it.")
         if not (self.min + self.max).isfinite().all():
             bad = (~(self.min + self.max).isfinite()).nonzero().flatten().tolist()
-            raise UserError(f"expected finite numbers, found others in component {bad[0]}", where=where,
-                            hint="repair or drop those episodes (understudy inspect names them)")
+            raise UserError(f"There are values that are NaN or infinite in component {bad[0]}.", where=where,
+                            hint="Repair or drop those episodes (understudy inspect names them).")
         low, high = self.min, self.max
-        still = high - low <= torch.maximum(torch.full_like(low, floor), 1e-6 * torch.maximum(low.abs(), high.abs()))
+        constant = high - low <= torch.maximum(torch.full_like(low, min_scale),
+                                               1e-6 * torch.maximum(low.abs(), high.abs()))
         if kind == "zscore":
             offset, scale = self.mean.clamp(low, high), (self.squares / self.count).sqrt()
         else:
             if kind == "quantile":
-                few, many = (self._percentile(q) for q in (0.01, 0.99))
-                rare = many - few <= floor  # moves too seldom for percentiles to see: a gripper, say
-                low, high = torch.where(rare, low, few), torch.where(rare, high, many)
+                low_quantile, high_quantile = (self._percentile(q) for q in (0.01, 0.99))
+                # Percentiles do not see a component that changes rarely, such as a gripper.
+                rare = high_quantile - low_quantile <= min_scale
+                low, high = torch.where(rare, low, low_quantile), torch.where(rare, high, high_quantile)
             offset, scale = (low + high) / 2, (high - low) / 2
-        return offset, torch.where(still, 0.0, scale)
+        return offset, torch.where(constant, 0.0, scale)
 
     def _percentile(self, q: float) -> Tensor:
-        """Linear between the two nearest, as NumPy does."""
+        """Interpolates linearly between the two nearest values, as NumPy does."""
         ordered = self.sample.double().sort(0).values
-        at = q * (ordered.shape[0] - 1)
-        return torch.lerp(ordered[int(at)], ordered[min(int(at) + 1, ordered.shape[0] - 1)], at - int(at))
+        position = q * (ordered.shape[0] - 1)
+        return torch.lerp(ordered[int(position)], ordered[min(int(position) + 1, ordered.shape[0] - 1)],
+                          position - int(position))

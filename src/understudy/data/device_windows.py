@@ -49,8 +49,8 @@ class DeviceWindows(Windows):
             windows.packed.lengths,
         )
 
-    def gather(self, indices, rng=None):
-        numbers = super().gather(indices, rng).to(self.device)
+    def _gather_rows(self, indices, rng):
+        numbers = super()._gather_rows(indices, rng).to(self.device)
 
         def seen(tree):
             return {k: self.goal_columns.get(k, self.device_columns.get(k))[v] for k, v in tree.items()}

@@ -31,7 +31,7 @@ class _SetDatasetIndex:
 
 
 def mix(*parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
-    """The episodes of all parts in order, and how to draw from them: `policy.windows(data, draw=shares)`.
+    """The episodes of all parts in order, and how to draw from them: `policy.windows(data, sampling_weights=weights)`.
 
     Weights need not add up to 1. Within a part all steps are as likely. Raises UserError for parts without steps and
     weights that are negative or all zero.

@@ -149,6 +149,38 @@ class SelectColumns:
 
 
 @dataclass(frozen=True)
+class ColumnPadding:
+    """Pads a vector column with zeros, so that robots of different widths share one policy.
+
+    With ``Normalizer(group_by=...)`` the padded components are constant for each robot. They are coded as 0 and decoded
+    as 0.
+
+    Args:
+        column: Name of the column.
+        size: Number of components after padding.
+    """
+
+    column: str
+    size: int
+
+    def __call__(self, episode: Episode) -> Episode:
+        values, feature = _get_column(episode, self.column), episode.features()[self.column]
+        where = f"column {self.column!r}"
+        if feature.kind != "vector" or len(feature.shape) != 1:
+            raise UserError(f"Only vectors can be padded, and this column has kind {feature.kind!r} and shape "
+                            f"{feature.shape}.", where=where, hint="Remove it from the ColumnPadding relabelings.")
+        missing = self.size - feature.size
+        if missing < 0:
+            raise UserError(f"The column has {feature.size} components, more than size={self.size}.", where=where,
+                            hint=f"Use ColumnPadding({self.column!r}, {feature.size}) or larger.")
+        if not missing:
+            return episode
+        names = feature.names and (*feature.names, *(f"padding.{i}" for i in range(feature.size, self.size)))
+        wide = np.concatenate([values, np.zeros((len(values), missing), values.dtype)], 1)
+        return _with_column(episode, self.column, wide, replace(feature, shape=(self.size,), names=names))
+
+
+@dataclass(frozen=True)
 class Rename:
     """The column `of` under the name `into`."""
 
@@ -158,6 +190,47 @@ class Rename:
     def __call__(self, episode: Episode) -> Episode:
         column, feature = _get_column(episode, self.column), episode.schema.get(self.column)
         return _with_column(episode.replace({self.column: None}), self.into, column, feature)
+
+
+@dataclass(frozen=True)
+class ConcatColumns:
+    """Joins columns of numbers into one, so that one target holds actions and later observations.
+
+    Row t of the new column has the first column at step t, the other columns at step ``t + offset`` (or their last
+    row), and a last component that is 1 where the first column is known and 0 where it is not.
+
+    Args:
+        columns: Columns to join. The new column has as many rows as the first of them.
+        offset: Steps by which the columns after the first are later.
+        into: Name of the new column.
+        known: Column that is not 0 at the steps where the first column is known. None if it is known everywhere.
+
+    Raises:
+        UserError: If a column is missing or is not a vector of numbers.
+
+    Example:
+        >>> relabel = ConcatColumns(("action", "observation.state"), offset=8)
+    """
+
+    columns: tuple[str, ...]
+    offset: int = 1
+    into: str = "joint"
+    known: str | None = None
+
+    def __call__(self, episode: Episode) -> Episode:
+        features = episode.features()
+        for name in self.columns:
+            _check_column(episode, name)
+            if features[name].kind != "vector" or len(features[name].shape) != 1:
+                raise UserError(f"column {name!r} is not a vector of numbers, so that it cannot be joined",
+                                where="ConcatColumns.columns", hint="join actions, states and poses")
+        first, *others = (_get_column(episode, name) for name in self.columns)
+        rows = np.arange(len(first))
+        later = [column[np.minimum(rows + self.offset, len(column) - 1)] for column in others]
+        known = (np.ones(len(first)) if self.known is None
+                 else np.asarray(_get_column(episode, self.known))[rows].reshape(len(first)) != 0)
+        joined = np.concatenate([first, *later, known[:, None]], 1).astype(np.float32)
+        return _with_column(episode, self.into, joined, Feature("float32", joined.shape[1:]))
 
 
 def _with_column(episode: Episode, name: str, column: np.ndarray, feature: Feature | None = None) -> Episode:

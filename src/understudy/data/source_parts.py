@@ -156,7 +156,7 @@ def recover_parts(
 
 
 def _open_joined(parts, names, folder, options, metadata_path) -> Dataset:
-    out = parts.join(names, Path(tempfile.mkdtemp(dir=folder)))
+    out = parts.copy_parts(names, Path(tempfile.mkdtemp(dir=folder)))
     if sidecar.sidecar_path(metadata_path).exists():
         with suppress(UserError):  # damaged itself: `salvage` says that it is left out
             sidecar.copy_selected(metadata_path, [n for n, name in enumerate(parts.names) if name in set(names)], out)

@@ -1,10 +1,10 @@
-"""From episodes to batches: which rows a model sees and which it must produce."""
+"""Windows: which rows of an episode a model reads and which rows it predicts, and batches of them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,52 +14,121 @@ from ..core import Batch, UserError
 from .episode import Dataset, Episode
 from .packed_columns import PackedColumns
 
-TABLE_MIN_EPISODES = 1000  # from so many episodes on a table says where they are
+TABLE_MIN_EPISODES = 1000  # with at least as many episodes, a table says in which episode a window lies
 
-SamplingWeights = Callable[[Episode], np.ndarray]  # (T,) non-negative: how often each step starts a window
+SamplingWeights = Callable[[Episode], np.ndarray]  # (T,) non-negative: relative frequency of windows at each step
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A column drawn anew for every window, as hindsight has it: a later row of the same episode ("future" of
-    Andrychowicz et al. 2017, HER; for an episode's last row itself), or any other row of the data, all as likely (of
-    data of one row itself). The present row is drawn for the share `now` alone.
+    """A goal column that is drawn for each window (hindsight relabeling).
 
-    Written out by relabeling instead, image goals would double the dataset and never vary.
-    `extra["<into>.reached"]` (B, 1) says where the goal is the present row: the reward of goal-conditioned values.
-    An actor and a critic that want other goals name two of these.
+    By default the goal is a later row of the same episode ("future" of HER). The last row of an episode has no later
+    row, and the first no earlier one: these windows get their own row. Goals are not stored, so image goals do not
+    double the dataset, and each batch draws others.
+
+    Two columns of `Batch.extra` describe the goal. ``"<into>.steps"`` (B, 1) float is the number of rows from the
+    current row to the goal: negative for a goal in the past, infinite for a goal in another episode.
+    ``"<into>.reached"`` (B, 1) bool is ``steps == 0``, the reward of goal-conditioned value functions.
+
+    An actor and a critic that need different goals use two of these.
+
+    Args:
+        column: Column whose rows are the goals.
+        into: Name of the goal column.
+        p_curgoal: Fraction of windows whose goal is the current row.
+        p_randomgoal: Fraction of windows whose goal is any other row of any episode, drawn uniformly. `max_steps` does
+            not apply to them.
+        discount: The distance of later and earlier goals is geometric with this discount (0.99, for example). The last
+            row in reach stands for all beyond it. None draws distances uniformly.
+        p_pastgoal: Fraction of windows whose goal is an earlier row of the same episode.
+        max_steps: Largest distance of later and earlier goals, in rows. None for no limit.
+
+    References:
+        Andrychowicz et al. (2017), Hindsight Experience Replay, arXiv:1707.01495.
+        Park et al. (2025), OGBench: Benchmarking Offline Goal-Conditioned RL, arXiv:2410.20092.
     """
 
     column: str
     into: str = "observation.goal"
-    p_curgoal: float = 0.0  # share of windows whose goal is the present row
-    p_randomgoal: float = 0.0  # share whose goal is any other row of any episode
-    discount: float | None = None  # later rows geometrically near (0.99, say), the last one for all beyond; None: alike
+    p_curgoal: float = 0.0
+    p_randomgoal: float = 0.0
+    discount: float | None = None
+    p_pastgoal: float = 0.0
+    max_steps: int | None = None
 
-    def sample_rows(self, episode, t, length, rng):
-        """(episode, row) of the goal of each window."""
-        left = length[episode] - 1 - t
+    def __post_init__(self):
+        fractions = {name: getattr(self, name) for name in ("p_curgoal", "p_randomgoal", "p_pastgoal")}
+        for name, p in fractions.items():
+            if not 0 <= p <= 1:
+                raise UserError(f"A fraction must be between 0 and 1, and this is {p}.", where=f"Goal.{name}",
+                                hint="Use 0.2 for a fifth of the windows, for example.")
+        if sum(fractions.values()) > 1 + 1e-9:
+            raise UserError(f"{', '.join(f'{n}={p}' for n, p in fractions.items())} add up to more than 1.",
+                            where="Goal", hint="The rest, up to 1, is the fraction of future goals.")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"max_steps must be at least 1, and it is {self.max_steps}.", where="Goal",
+                            hint="p_curgoal=1.0 makes the current row the goal.")
+
+    def sample_rows(self, episode: np.ndarray, t: np.ndarray, lengths: np.ndarray, rng: np.random.Generator,
+                    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws the goals of a batch.
+
+        Args:
+            episode: Episode of each window, (B,).
+            t: Current row of each window, (B,).
+            lengths: Number of steps of each episode.
+            rng: Source of all randomness.
+
+        Returns:
+            Episode and row of each goal, (B,) each.
+        """
+        row = t + self._distances(lengths[episode] - 1 - t, rng)
+        draw = rng.random(t.shape)
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        current = starts[episode] + t
+        other = rng.integers(0, max(1, ends[-1] - 1), t.shape)
+        other = np.minimum(other + (other >= current), ends[-1] - 1)  # any row but the current one
+        other_episode = np.searchsorted(ends, other, side="right")
+        if self.p_pastgoal:
+            row = np.where(draw < self.p_randomgoal + self.p_pastgoal, t - self._distances(t, rng), row)
+        row = np.where(draw < self.p_randomgoal, other - starts[other_episode], row)
+        row = np.where(draw >= 1 - self.p_curgoal, t, row)
+        return np.where(draw < self.p_randomgoal, other_episode, episode), row
+
+    def _distances(self, available: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Distances of goals where `available` (B,) rows are in one direction. 0 where there is none."""
+        limit = available if self.max_steps is None else np.minimum(available, self.max_steps)
         if self.discount is None:
-            later = rng.integers(np.minimum(1, left), left + 1)
-        else:
-            later = np.minimum(rng.geometric(1 - self.discount, t.shape), left)
-        share = rng.random(t.shape)
-        ends = np.cumsum(length)
-        first = ends - length
-        present = first[episode] + t
-        any_row = rng.integers(0, max(1, ends[-1] - 1), t.shape)
-        any_row = np.minimum(any_row + (any_row >= present), ends[-1] - 1)
-        far = np.searchsorted(ends, any_row, side="right")
-        row = np.where(share < self.p_randomgoal, any_row - first[far], t + later)
-        return np.where(share < self.p_randomgoal, far, episode), np.where(share >= 1 - self.p_curgoal, t, row)
+            return rng.integers(np.minimum(1, limit), limit + 1)
+        return np.minimum(rng.geometric(1 - self.discount, limit.shape), limit)
 
 
 @dataclass(frozen=True)
 class Window:
-    """At step t: `obs` rows ending at t+look, and `horizon` target rows starting at t+ahead.
+    """Which rows a model reads and predicts at step t.
 
-    look=1 gives inverse dynamics, ahead=1 on an observation column a world model, ahead=-1 the alignment of
-    diffusion policy. One rule for all; no dataset class per method.
+    The observation rows are the `n_obs_steps` rows that end at ``t + obs_offset``. The target rows are the `horizon`
+    rows that begin at ``t + action_offset``. Observation rows before the start of an episode repeat its first row, and
+    rows after its end its last. Target rows outside the episode are masked.
+
+    | model | window |
+    |---|---|
+    | behavior cloning with chunks of 8 | ``Window(horizon=8)`` |
+    | Diffusion Policy (chunks begin in the past) | ``Window(n_obs_steps=2, horizon=16, action_offset=-1)`` |
+    | a loss at every row of a history of K | ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)`` |
+    | inverse dynamics | ``Window(n_obs_steps=2, obs_offset=1)`` |
+    | world model (the target is an observation) | ``Window(action_offset=1)`` |
+
+    Args:
+        n_obs_steps: Number of observation rows.
+        horizon: Number of target rows.
+        action_offset: First target row, relative to t.
+        obs_offset: Last observation row, relative to t.
+        goals: Columns that are drawn for each window.
+        obs_pad_mask: Mark the observation rows before the start of an episode: ``"name?"`` is False there, for every
+            input `name`, in training and when acting. Encoders then treat these rows as absent.
     """
 
     n_obs_steps: int = 1
@@ -67,120 +136,192 @@ class Window:
     action_offset: int = 0
     obs_offset: int = 0
     goals: tuple[Goal, ...] = ()
+    obs_pad_mask: bool = False
+
+    @property
+    def action_start(self) -> int:
+        """The observation step (0 is the oldest row of the window) at which target row 0 happens."""
+        return self.n_obs_steps - 1 - self.obs_offset + self.action_offset
 
     def windows(self, data: Dataset, inputs: tuple[str, ...], target: str, *, extra: tuple[str, ...] = (),
-             next_obs: bool = False, sampling_weights: SamplingWeights | None = None) -> Windows:
-        """All windows of `data`. Columns stay where they are (memory-mapped, say) until a batch gathers them."""
+                next_obs: bool = False, sampling_weights: SamplingWeights | None = None) -> Windows:
+        """Returns all windows of a dataset.
+
+        Columns stay where they are (in a memory map, for example) until a batch gathers them.
+
+        Args:
+            data: The dataset.
+            inputs: Names of the observation columns.
+            target: Name of the column to predict.
+            extra: Further columns, given over the rows of the target as `Batch.extra`.
+            next_obs: Whether batches have the observation window after the horizon as `Batch.next`.
+            sampling_weights: Function from an episode to the relative frequency of windows at each of its steps, (T,).
+                None draws all steps equally often.
+
+        Raises:
+            UserError: If a column is missing, or if weights are negative, not finite or not one per step.
+        """
         return Windows(self, data, inputs, target, extra, next_obs, sampling_weights)
 
 
 class Windows:
-    """Windows over data, drawn in whole batches. A batch is a function of (seed, step): nothing to resume."""
+    """All windows of a dataset. A batch is a function of (seed, step), so there is no position to save or resume."""
 
     def __init__(self, window: Window, data: Dataset, inputs, target, extra, next_obs, sampling_weights):
         self.window, self.inputs, self.target, self.extra, self.next_obs = window, inputs, target, extra, next_obs
         drawn = {g.into for g in window.goals}
         self.stored_inputs = tuple(k for k in inputs if k not in drawn)
         self.packed = PackedColumns.from_episodes(
-            data, (*self.stored_inputs, *(g.column for g in window.goals), target, *extra)
-        )
-        lies: dict[tuple, int] = {}  # columns that lie alike have the same number
-        self.layout_ids = {name: lies.setdefault((id(c.starts), id(c.lengths), c.constant), len(lies))
-                     for name, c in self.packed.columns.items()}
-        # where each episode begins, and the last ends
+            data, (*self.stored_inputs, *(g.column for g in window.goals), target, *extra))
+        layouts: dict[tuple, int] = {}  # columns with the same layout have the same number
+        self.layout_ids = {name: layouts.setdefault((id(c.starts), id(c.lengths), c.constant), len(layouts))
+                           for name, c in self.packed.columns.items()}
+        # Window number at which each episode begins, and after which the last ends.
         self.episode_bounds = np.concatenate([[0], np.cumsum(self.packed.lengths)])
         self.episode_ends = self.episode_bounds[1:]
         self.table_stride, self.episode_table = _episode_table(self.episode_ends)
         odds = None if sampling_weights is None else np.concatenate([sampling_weights(e) for e in data]).astype(float)
         if odds is not None and odds.shape != (len(self),):
-            raise UserError(f"expected how often each of {len(self)} steps is drawn, found {odds.shape}", where="draw",
+            raise UserError(f"expected how often each of {len(self)} steps is drawn, found {odds.shape}", where="sampling_weights",
                             hint="give one number for each step of the episode: (len(episode),)")
         if odds is not None and not (odds.sum() > 0 and np.isfinite(odds).all() and (odds >= 0).all()):
             raise UserError("expected numbers that are finite, not negative and somewhere positive, found others",
-                            where="draw", hint="give how often each step is drawn: 0 for never")
+                            where="sampling_weights", hint="give how often each step is drawn: 0 for never")
         self.cumulative_weights = None if odds is None else np.cumsum(odds) / odds.sum()
         # rows from t, of what is seen
         self.obs_offsets = np.arange(window.obs_offset + 1 - window.n_obs_steps, window.obs_offset + 1)
         self.starts_before_episode = bool(self.obs_offsets[0] < 0)
-        # and of what is to be done
         self.action_offsets = np.arange(window.action_offset, window.action_offset + window.horizon)
         self.same_offsets = np.array_equal(self.obs_offsets, self.action_offsets)
+        self.next_offset = window.action_offset + window.horizon  # of the current row of `next`, relative to t
 
     def __len__(self) -> int:
         """The number of windows: one for each step of each episode."""
         return int(self.episode_ends[-1])
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """`size` random windows: batch number `step` of `seed`, whatever was drawn before. `rows`: only these of
-        them, the share of one process."""
+        """Draws a batch of windows.
+
+        Args:
+            size: Number of windows (B).
+            step: Number of the batch. Batches do not depend on which were drawn before.
+            seed: Random seed.
+            rows: Return only these rows of the batch, for training with several processes.
+
+        Returns:
+            The batch.
+        """
         rng = _rng(seed, step)
-        at = rng.integers(0, len(self), size) if self.cumulative_weights is None else np.searchsorted(
+        indices = rng.integers(0, len(self), size) if self.cumulative_weights is None else np.searchsorted(
             self.cumulative_weights, rng.random(size), side="right").clip(max=len(self) - 1)
-        if self.window.goals:  # drawn for all rows in turn
-            return self.gather(at, rng).select_rows(rows)
-        return self.gather(at[rows], rng)
+        if self.window.goals:  # goals are drawn for all rows, so that they do not depend on `rows`
+            return self.gather(indices, rng).select_rows(rows)
+        return self.gather(indices[rows], rng)
 
     def scan(self, size: int = 1024) -> Iterator[Batch]:
-        """Every window once, in order."""
+        """Yields every window once, in order, in batches of `size`."""
         for i in range(0, len(self), size):
             yield self.gather(np.arange(i, min(i + size, len(self))), np.random.default_rng(i))
 
+    def gather(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
+        """Gathers windows.
+
+        Args:
+            indices: Numbers of the windows, (B,). They count the steps of all episodes in order.
+            rng: Draws the goals. Not needed without goals.
+
+        Returns:
+            The batch.
+        """
+        batch = self._gather_rows(indices, rng)
+        return self._mark_padding(batch, indices) if self.window.obs_pad_mask else batch
+
     def _episode_of(self, indices: np.ndarray) -> np.ndarray:
-        """(B,) that each of these windows lies in."""
+        """The episode of each window, (B,)."""
         if self.episode_table is None:
             return self.episode_ends.searchsorted(indices, side="right")
-        early = self.episode_table[indices // self.table_stride]
-        return early + (self.episode_ends[early] <= indices)
+        candidate = self.episode_table[indices // self.table_stride]
+        return candidate + (self.episode_ends[candidate] <= indices)
 
-    def gather(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
-        """The windows of these numbers (B,); a window's number counts the steps of all episodes in order."""
-        w, columns, length = self.window, self.packed.columns, self.packed.lengths
+    def _gather_rows(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        w, columns, lengths = self.window, self.packed.columns, self.packed.lengths
         episode = self._episode_of(indices)
         t = indices - self.episode_bounds[episode]
-        goals = {g.into: (columns[g.column], *g.sample_rows(episode, t, length, rng)) for g in w.goals}
+        goals = {g.into: (columns[g.column], *g.sample_rows(episode, t, lengths, rng)) for g in w.goals}
 
-        def gather(names, row, early, late, known):
-            """Columns that lie alike are looked for once; `known` is where."""
+        def gather(names, row, clip_start, clip_end, known):
+            """Columns of these names. `known` has the positions of each layout, so that they are computed once."""
             found = {}
             for name in names:
-                column, lies = columns[name], self.layout_ids[name]
-                if lies not in known:
-                    known[lies] = column.flat_indices(episode, row, early, late)
-                found[name] = _to_tensor(column.take(known[lies]))
+                column, layout = columns[name], self.layout_ids[name]
+                if layout not in known:
+                    known[layout] = column.flat_indices(episode, row, clip_start, clip_end)
+                found[name] = _to_tensor(column.take(known[layout]))
             return found
 
-        def past(row, early, late, known):
-            found = gather(self.stored_inputs, row, early, late, known)
-            for name, (column, whose, when) in goals.items():  # one goal per window, the same for what follows
-                found[name] = _to_tensor(column.gather(whose, np.repeat(when[:, None], w.n_obs_steps, 1)))
+        def observations(row, clip_start, clip_end, known):
+            found = gather(self.stored_inputs, row, clip_start, clip_end, known)
+            for name, (column, goal_episode, goal_row) in goals.items():  # the same goal for all rows of a window
+                found[name] = _to_tensor(column.gather(goal_episode, np.repeat(goal_row[:, None], w.n_obs_steps, 1)))
             return {k: found[k] for k in self.inputs}
 
         row, known = t[:, None] + self.obs_offsets, {}
-        obs = past(row, self.starts_before_episode, w.obs_offset > 0, known)
+        obs = observations(row, self.starts_before_episode, w.obs_offset > 0, known)
         if not self.same_offsets:
             row, known = t[:, None] + self.action_offsets, {}
         inside = row < columns[self.target].lengths[episode][:, None]
         if w.action_offset < 0:
             inside &= row >= 0
-        done = gather((self.target, *self.extra), row, w.action_offset < 0, True, known)
-        action, after = done[self.target], w.action_offset + w.horizon
-        reached = {f"{k}.reached": torch.from_numpy((whose == episode) & (when == t)).unsqueeze(1)
-                   for k, (_, whose, when) in goals.items()}
+        found = gather((self.target, *self.extra), row, w.action_offset < 0, True, known)
+        action = found[self.target]
+        extra = {**{k: found[k] for k in self.extra}, "index": torch.from_numpy(indices[:, None])}
+        for name, (_, goal_episode, goal_row) in goals.items():
+            steps = np.where(goal_episode == episode, goal_row - t, np.inf).astype(np.float32)
+            extra[f"{name}.steps"] = torch.from_numpy(steps[:, None])
+            extra[f"{name}.reached"] = extra[f"{name}.steps"] == 0
         return Batch(
             obs=obs,
             action=action if action.ndim == 3 else action.reshape(*action.shape[:2], -1),
             mask=torch.from_numpy(inside),
-            extra={**{k: done[k] for k in self.extra}, "index": torch.from_numpy(indices[:, None]), **reached},
-            next=past((t + after)[:, None] + self.obs_offsets, self.starts_before_episode or after < 0, True, {})
-            if self.next_obs
-            else None,
+            extra=extra,
+            next=observations((t + self.next_offset)[:, None] + self.obs_offsets,
+                              self.starts_before_episode or self.next_offset < 0, True, {}) if self.next_obs else None,
         )
+
+    def _mark_padding(self, batch: Batch, indices: np.ndarray) -> Batch:
+        """The batch with `name?` False in observation rows before the start of the episode."""
+        row = (indices - self.episode_bounds[self._episode_of(indices)])[:, None] + self.obs_offsets
+
+        def marked(obs, offset):
+            inside = torch.from_numpy(row + offset >= 0).to(batch.action.device)
+            names = [k for k in obs if not k.endswith("?")]
+            return {**obs, **{k + "?": obs[k + "?"] & inside if k + "?" in obs else inside for k in names}}
+        return replace(batch, obs=marked(batch.obs, 0),
+                       next=None if batch.next is None else marked(batch.next, self.next_offset))
+
+
+def _cumulative(weights: np.ndarray, n_steps: int) -> np.ndarray:
+    """The distribution function of windows with these weights."""
+    if weights.shape != (n_steps,):
+        raise UserError(f"The data have {n_steps} steps, and the weights have shape {weights.shape}.",
+                        where="sampling_weights", hint="Return one weight for each step of the episode: "
+                                                       "(len(episode),).")
+    if not (weights.sum() > 0 and np.isfinite(weights).all() and (weights >= 0).all()):
+        raise UserError("Weights must be finite and not negative, and at least one must be positive.",
+                        where="sampling_weights", hint="Return the relative frequency of each step, 0 for never.")
+    return np.cumsum(weights) / weights.sum()
 
 
 def _episode_table(ends: np.ndarray) -> tuple[int, np.ndarray | None]:
-    """(stride, the episode of each stride-th window), by which an episode is found in two looks: no episode is shorter
-    than a stride, so that it is this one or the next. A search waits for memory at every turn; it is left to data of
-    few episodes, which stay in the cache, and to those with some much shorter than the mean."""
+    """A table with which the episode of a window is found in two lookups.
+
+    No episode is shorter than the stride, so the episode is that of the table or the next. A binary search waits for
+    memory at every step. It is used for data with few episodes, which fit into the cache, and for data with episodes
+    that are much shorter than the mean.
+
+    Returns:
+        The stride and the episode of every stride-th window, or 0 and None.
+    """
     shortest = int(np.diff(ends, prepend=0).min())
     if len(ends) < TABLE_MIN_EPISODES or not shortest or 4 * shortest * len(ends) < ends[-1]:
         return 0, None
@@ -188,7 +329,7 @@ def _episode_table(ends: np.ndarray) -> tuple[int, np.ndarray | None]:
 
 
 class _ThreadRng(threading.local):
-    """A generator for each thread: a new one would ask the system for noise first, which takes longer than a draw."""
+    """One generator per thread. A new one would first ask the system for entropy, which takes longer than a draw."""
 
     def __init__(self):
         self.philox = np.random.Philox(0)
@@ -199,17 +340,13 @@ _thread_rng = _ThreadRng()
 
 
 def _rng(seed: int, step: int) -> np.random.Generator:
-    """As np.random.Philox(key=(seed, step)) begins; good until this thread asks for the next."""
-    _thread_rng.philox.state = {
-        **_thread_rng.initial_state,
-        "state": {
-            "counter": _thread_rng.initial_state["state"]["counter"],
-            "key": np.array([seed % 2**64, step], np.uint64),
-        },
-    }
+    """The generator of np.random.Philox(key=(seed, step)). Valid until this thread asks for another."""
+    _thread_rng.philox.state = {**_thread_rng.initial_state, "state": {
+        "counter": _thread_rng.initial_state["state"]["counter"],
+        "key": np.array([seed % 2**64, step], np.uint64)}}
     return _thread_rng.rng
 
 
 def _to_tensor(a: np.ndarray) -> Tensor:
-    # Networks compute in float32; bytes and choices stay as they are until their encoder reads them.
+    # Networks compute in float32. Bytes and classes stay as they are until an encoder reads them.
     return torch.from_numpy(a.astype(np.float32) if a.dtype == np.float64 else np.ascontiguousarray(a))

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core import Unsupported
-from ..execute.planners import PlannerWrapper, _map_tensors
-from ..policy import Planner
+from ..core import Unsupported, tree_map
+from ..execute.planners import PlannerWrapper
+from ..policy import Planner, sampling_guides
 
 WARMUP_RUNS = 3  # calls before one is recorded: what allocates or chooses an algorithm at first does so in these
 
@@ -30,10 +30,10 @@ class CapturedPlanner(PlannerWrapper):
 
     @torch.no_grad()
     def plan(self, obs, noise, guides=()):
-        if guides:
+        if sampling_guides(guides):
             return self.planner.plan(obs, noise, guides)
         given = {"obs": {k: obs[k] for k in sorted(obs)}, "noise": noise}
-        kind = (*given["obs"], *_leaves(_map_tensors(lambda t: (tuple(t.shape), t.dtype, t.device), given)))
+        kind = (*given["obs"], *_leaves(tree_map(lambda t: (tuple(t.shape), t.dtype, t.device), given)))
         if kind not in self._graphs:
             self._graphs[kind] = _CapturedGraph(lambda g: self.planner.plan(g["obs"], g["noise"]), given)
         return self._graphs[kind](given)
@@ -43,7 +43,7 @@ class _CapturedGraph:
     """A function of a tree of tensors that reads them where they lie and writes its answer where it lay before."""
 
     def __init__(self, function: Callable[[dict], Tensor], given: dict):
-        self.held = _map_tensors(torch.clone, given)
+        self.held = tree_map(torch.clone, given)
         if (where := next(_leaves(self.held)).device).type == "cuda":
             with torch.cuda.device(where):
                 graph = self._capture(function)
@@ -73,7 +73,7 @@ class _CapturedGraph:
         return graph
 
     def __call__(self, given: dict) -> Tensor:
-        _map_tensors(lambda mine, new: mine.copy_(new), self.held, given)
+        tree_map(lambda mine, new: mine.copy_(new), self.held, given)
         self.replay()
         return self.said.clone()
 

@@ -31,7 +31,7 @@ from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
 from ..heads.base import scan_implementation
 from ..nets.convolution import Convolution, Down, GroupNormMish, Up
-from ..policy import Planner, Policy
+from ..policy import Planner, Policy, sampling_guides
 from .equivalence import plan_difference, random_noise, random_observations
 
 FORMAT = 1
@@ -109,7 +109,7 @@ class OnnxPlanner(Planner):
     """On the CPU, wherever its arguments are."""
 
     device = torch.device("cpu")
-    image_sizes, check = Policy.image_sizes, Policy.check_features
+    image_sizes = Policy.image_sizes
 
     def __init__(self, session, facts: dict, where: str):
         self.session, self.where = session, where
@@ -122,7 +122,7 @@ class OnnxPlanner(Planner):
         self.run: Executor = config.load(facts["run"], where=where)
 
     def plan(self, obs, noise, guides=()):
-        if guides:
+        if sampling_guides(guides):
             raise Unsupported(
                 "a file of understudy export plans without guides",
                 where=self.where,

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from ..config import UntrustedCode
 from ..core import UserError
+from ..plugins import find_plugins, load_plugin
 from .base import Env, HasExpert, Obs, PlanarMap, Renderable, Restorable, StepResult
 from .physics import simulator_version
 
@@ -68,7 +69,8 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
     "metaworld/door-open-v3", "ogbench/NAME", "dm_control/DOMAIN-TASK", "robosuite/NAME", or "module:factory", a
     function or class of a package of `trust` that gives an Env, a gymnasium.Env or a gymnasium.vector.VectorEnv. Its
     parameter `rows`, if it has one, is how many run side by side; a single gymnasium.Env is asked for once a row.
-    Packages of `trust` are imported for the Gymnasium ids that they name.
+    Packages of `trust` are imported for the Gymnasium ids that they name. A name that an installed package registers
+    under the entry points `understudy.envs` stands for such a factory, and needs no trust.
     `options` are the environment's own. Its fact "simulator" is its version and physics, in words.
     Raises UserError for a name or an option that nobody knows, Untrusted for code that is not trusted.
     """
@@ -90,6 +92,8 @@ def _make(name, rows, trust, options) -> Env:
                             hint=str(error)) from error
     if (adapter := _adapter(name)) is not None:
         return _simulated(adapter, name, rows, options)
+    if name in (plugins := find_plugins("envs")):
+        return _make_with(load_plugin("envs", name), plugins[name].attr, name, rows, options)
     if ":" in name:
         return _make_from_factory(name, rows, trust, options)
     return _registered(name, name, rows, trust, options)
@@ -159,7 +163,6 @@ def _adapt_gym_env(name, env, again, rows) -> Env:
 def _make_from_factory(name, rows, trust, options) -> Env:
     import gymnasium
 
-    from . import gymnasium_adapter
     module, _, factory = name.partition(":")
     package = module.split(".")[0]
     if package not in trust:
@@ -172,6 +175,14 @@ def _make_from_factory(name, rows, trust, options) -> Env:
         raise UserError(f"expected a function or class {factory!r} in {module}, found "
                         f"{'none' if build is None else type(build).__name__}", where=name,
                         hint="an environment is named module:factory")
+    return _make_with(build, factory, name, rows, options)
+
+
+def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:
+    """The environment that a function or class of another package gives."""
+    import gymnasium
+
+    from . import gymnasium_adapter
     known = inspect.signature(build).parameters
     if "rows" in known:
         options = {"rows": rows, **options}

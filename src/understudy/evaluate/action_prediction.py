@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import Batch
 from ..data.episode import Dataset
+from ..execute.base import Executor
 from ..files import replace_nonfinite
 from ..learn.validation import Validation, check_training_data, energy_score, target_scale
 from ..policy import Policy
@@ -169,16 +170,27 @@ def evaluate_action_prediction(
     episodes: Sequence[int] | None = None,
     origin: Origin = "other data",
     *,
+    executor: Executor | None = None,
     validation: Validation | None = None,
     n_examples: int = 3,
     level: float = LEVEL,
 ) -> ActionPrediction:
-    """Judges `policy` on these episodes of `data` (after the method's relabeling); see `judged_on` for the two.
+    """Compares the plans of a policy with the recorded actions of episodes.
 
-    The other episodes, if there are any, give the units and the average action. shown: episodes whose fans are kept
-    for a picture: the one of middling error, then the worst and the best.
+    Args:
+        policy: The policy to evaluate.
+        data: The data after the transforms of the method. Episodes that are not evaluated give the units and the
+            average action.
+        episodes: Numbers of the episodes to evaluate; None for all. See `episodes_to_evaluate`.
+        origin: What these episodes were to the training. See `episodes_to_evaluate`.
+        executor: The executor of the method. It makes the plans if it is an `ActionConditionedExecutor`.
+        validation: Number of windows and samples.
+        n_examples: Number of episodes whose plans are kept for a figure: the one with the median error, the worst and
+            the best.
+        level: Confidence level of the intervals.
 
-    Raises UserError for data that do not fit the policy, and for numbers that are not finite.
+    Raises:
+        UserError: If the data does not fit the policy or contains NaN or infinity.
     """
     policy.check_features(data.features(), str(data.metadata.get("path", "data set")))
     check_training_data(policy, data)
@@ -192,7 +204,7 @@ def evaluate_action_prediction(
     training = policy.training
     policy.eval()
     seen, K = [], 1
-    for batch, plans in validation.sampled_plans(policy, test):
+    for batch, plans in validation.sampled_plans(policy, test, executor=executor):
         K = plans.shape[1]
         seen.append(_batch_errors(batch, plans, scale.to(plans), common.to(plans), choices))
     all_ = {k: np.concatenate([s[k] for s in seen]) for k in seen[0]}
@@ -231,7 +243,7 @@ def evaluate_action_prediction(
         whose, minlength=len(test)), 1)
     order = np.argsort(error, kind="stable")
     chosen = list(dict.fromkeys(int(i) for i in (order[len(order) // 2], order[-1], order[0])))[:n_examples]
-    fans = tuple(_plan_samples(policy, test, i, numbers[i], validation) for i in chosen)
+    fans = tuple(_plan_samples(policy, test, i, numbers[i], validation, executor) for i in chosen)
     policy.train(training)
     return ActionPrediction(
         str(data.metadata.get("name") or data.metadata.get("path") or data.metadata.get("env") or "data"), origin,
@@ -285,14 +297,14 @@ def _component_names(policy: Policy) -> list[str]:
     return list(policy.target.names or (f"{policy.config.target}[{i}]" for i in range(policy.action_dim)))
 
 
-def _plan_samples(policy: Policy, data: Dataset, i: int, number: int, validation: Validation) -> EpisodePlanSamples:
+def _plan_samples(policy: Policy, data: Dataset, i: int, number: int, validation: Validation,
+                  executor: Executor | None) -> EpisodePlanSamples:
     one = data.select([i])
     actions = np.asarray(one[0].steps[policy.config.target]).reshape(-1, policy.action_dim)
     horizon = max(policy.window.horizon, 1)
     count = min(max(len(one[0]) // horizon + 1, 4), 12)
-    return EpisodePlanSamples(
-        number, actions, tuple(_iter_chunks(replace(validation, n_windows=count).sampled_plans(policy, one)))
-    )
+    plans = replace(validation, n_windows=count).sampled_plans(policy, one, executor=executor)
+    return EpisodePlanSamples(number, actions, tuple(_iter_chunks(plans)))
 
 
 def _iter_chunks(fans) -> Iterator[PlanSamples]:

@@ -228,7 +228,7 @@ def _episode_metrics(
         """The means over its steps: of the distances from states, and of actions."""
         return [
             float(np.nanmean(a)) if np.isfinite(a).any() else math.nan
-            for a in demonstration_index.apart(e, without=without)
+            for a in demonstration_index.distances(e, exclude=without)
         ]
 
     def pace(e):

@@ -117,7 +117,7 @@ def _make_group(lost: list[Episode], won, env, view, demonstrated, far) -> Failu
     lengths = [len(e) for e in lost]
     starts = leaves = None
     if far and demonstrated is not None:
-        mine = [demonstrated.apart(e)[0] for e in lost[:50]]
+        mine = [demonstrated.distances(e)[0] for e in lost[:50]]
         usual, limit = np.nanmean([f[0] for f in far]), max(np.nanmax(f) for f in far)
         starts = float(np.nanmean([f[0] for f in mine]) / usual) if usual > 1e-9 else None
         left = [int(np.argmax(f > limit)) for f in mine if (f > limit).any()]

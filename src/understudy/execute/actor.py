@@ -51,12 +51,13 @@ def check_action(action: Tensor) -> None:
 class PolicyActor(Actor):
     """A planner with an executor; keeps the observation history. Observations may be arrays; they are moved to the
     planner's device, actions come back from it. frames: (height, width) to which a camera's frames are brought first,
-    by the rule that training data was (`Policy.frames`)."""
+    by the rule that training data was (`Policy.image_sizes`)."""
 
     planner: Planner
     executor: Executor = RecedingHorizon()
     image_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
+    @torch.no_grad()
     def start(self, obs, key):
         """The state before the first action; the history is the first observation, as often as it takes.
 
@@ -75,7 +76,11 @@ class PolicyActor(Actor):
                 hint="understudy.core.keys(seed, range(rows)) makes them",
             )
         seen = {k: v.unsqueeze(1).expand(-1, rows, *v.shape[1:]).clone() for k, v in seen.items()}
-        return {"seen": seen, "run": self.executor.start(self.planner, key.to(self.planner.device))}
+        first = seen
+        if self.planner.window.obs_pad_mask:  # so far, all rows are before the start of the episode
+            seen = {k: torch.zeros_like(v) if k.endswith("?") else v for k, v in seen.items()}
+            first = {k: torch.cat([v[:, 1:], first[k][:, -1:]], 1) for k, v in seen.items()}
+        return {"seen": seen, "run": self.executor.start(self.planner, first, key.to(self.planner.device))}
 
     @torch.no_grad()
     def act(self, obs, state):
@@ -111,6 +116,9 @@ class PolicyActor(Actor):
                 raise NonFiniteAction(f"expected finite numbers, found {value[row, *at].item()} in "
                                 f"{_component_name(self.planner.features[name], at)}", row, name,
                                 hint="mend what gave it: whatever the policy answered would be chance")
+        if self.planner.window.obs_pad_mask:  # these rows are within the episode
+            present = torch.ones(rows, dtype=torch.bool)
+            seen |= {k + "?": present for k in self.planner.inputs if not k.endswith("?") and k + "?" not in seen}
         return {k: v.to(self.planner.device) for k, v in seen.items()}
 
     def _checked_column(self, name: str, value: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
-"""An executor turns plans into actions. Its state is a value, one row per environment, so that a row can be reset,
-moved, saved or forked by indexing."""
+"""Executors turn plans into actions.
+
+The state of an executor is a value with one row per environment. A row can therefore be restarted, moved, saved or
+copied by indexing.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,96 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..core import State, UserError
-from ..policy import Planner
+from ..core import State, Unsupported, UserError
+from ..policy import Planner, StepwisePlanner
 
 
 class Executor(ABC):
-    """A frozen dataclass."""
+    """Decides which action of which plan is executed at each step. Subclasses are frozen dataclasses."""
+
+    def check_planner(self, planner: Planner) -> None:
+        """Raises UserError if this executor cannot run the planner. `start` calls it, and so does training."""
 
     @abstractmethod
-    def start(self, planner: Planner, key: Tensor) -> State:
-        """State for len(key) rows; `key` (B,) int64 is all the randomness a row will ever use. Every entry it will
-        ever hold is there from the start, rows first."""
+    def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
+        """Returns the state before the first action.
+
+        Args:
+            planner: The planner that every `act` will get.
+            obs: The first observation windows, (B, To, ...). The first `act` gets the same windows.
+            key: Source of all randomness of each row, (B,) int64. See `understudy.core.keys`.
+
+        Returns:
+            Nested dicts of tensors, rows first. `act` never adds an entry, removes one or changes a shape.
+
+        Raises:
+            UserError: If this executor cannot run the planner.
+        """
 
     @abstractmethod
     def act(self, planner: Planner, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
-        """obs are windows (B, To, ...). Returns (B, A) in world units and the next state; changes nothing."""
+        """Returns the next action of each row.
+
+        Args:
+            planner: The planner that `start` got.
+            obs: Observation windows, (B, To, ...).
+            state: What `start` or the last `act` returned. It is not changed in place.
+
+        Returns:
+            The actions, (B, A) in world units, and the next state.
+        """
 
 
-def check_alignment(executor: Executor, planner: Planner, past: int = 0) -> None:
-    """Raises UserError unless the policy's chunks begin `past` steps before now: else actions come early or late."""
-    if planner.window.action_offset != -past:
-        raise UserError(f"expected chunks that begin {past} steps before now, as this executor reads them, found a "
-                        f"window with ahead={planner.window.action_offset}", where=type(executor).__name__,
+class ActionConditionedExecutor(Executor):
+    """An executor whose plans depend on the actions that were executed before.
+
+    The recorded actions of a data set can then be predicted only from the recorded actions before them. Validation
+    and `understudy eval RUN DATA` therefore take their plans from the executor instead of the planner. The window of
+    the policy must reach back to the executed actions: with `Window(action_offset=-P)`, the first P steps of a chunk
+    are the last P executed actions.
+
+    `RealTimeChunking` is not one of these executors. Its plans depend on the rest of its own last chunk, which
+    recorded episodes do not contain.
+    """
+
+    @abstractmethod
+    def plan(self, planner: Planner, obs: Mapping[str, Tensor], executed: Tensor, mask: Tensor,
+             noise: Tensor | State) -> Tensor:
+        """Plans a chunk that continues the given actions.
+
+        Args:
+            planner: The planner to use.
+            obs: Observation windows, (B, To, ...).
+            executed: The last executed actions, oldest first, (B, P, A) in world units.
+            mask: False where the episode had not begun yet, (B, P). Those actions are not read.
+            noise: What `planner.noise` returned.
+
+        Returns:
+            A chunk in world units, (B, H, A). Its first P steps stand for `executed`.
+        """
+
+
+def check_alignment(executor: Executor, planner: Planner, n_past: int = 0) -> None:
+    """Raises UserError unless the planner's chunks begin `n_past` steps before the current step."""
+    if planner.window.action_offset != -n_past:
+        raise UserError(f"this executor reads chunks that begin {n_past} steps before the current step, but the policy "
+                        f"was trained with action_offset={planner.window.action_offset}", where=type(executor).__name__,
                         hint="an executor with skip=N runs policies trained with Window(action_offset=-N)")
 
 
+def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:
+    """Returns `planner` as a `StepwisePlanner`.
+
+    Raises:
+        Unsupported: If the planner cannot denoise step by step. The message begins with `where`.
+    """
+    if not isinstance(planner, StepwisePlanner):
+        raise Unsupported(f"{type(planner).__name__} only plans whole chunks and cannot denoise step by step",
+                          where=where, hint="use another executor, such as RecedingHorizon")
+    _ = planner.head  # raises Unsupported for a head without steps
+    return planner
+
+
 def empty_chunks(planner: Planner, key: Tensor, *shape: int) -> Tensor:
-    """Room for chunks: (B, *shape, H, A)."""
+    """Zeros in the shape of chunks, (B, *shape, H, A)."""
     return torch.zeros(key.shape[0], *shape, planner.window.horizon, planner.action_dim, device=key.device)

@@ -1,4 +1,4 @@
-"""The world does not wait: plans that come late, and observations that do not come."""
+"""Delayed plans, delayed actions and lost observations."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from .actor import Actor, ObservationWrapper, PolicyActor
 from .base import Executor, empty_chunks
 from .chunking import ChunkedExecutor, PlanRequest
 
-NO_PLAN = -1  # no plan is under way
+NO_PLAN = -1  # the age of a plan where none is being computed
 
 
 def delay_actor(actor: Actor, delay: int) -> Actor:
-    """`actor`, thinking for `steps` steps while the clock runs on. 0: the actor itself.
+    """Returns `actor` with a computation time of `delay` steps.
 
-    Of a policy with a chunked executor the plans are late (`DelayedPlan`), and the running chunk bridges the gap. Any
-    other
-    actor's every action is (`DelayedAction`).
+    If a policy has a chunked executor, its plans are delayed (`DelayedPlan`) and the old chunk runs on. Of any other
+    actor the actions are delayed (`DelayedAction`).
+
+    Args:
+        actor: The actor to delay.
+        delay: Number of steps; with 0 the actor is returned unchanged.
     """
     if not (delay := _check_whole(delay)):
         return actor
@@ -35,10 +38,15 @@ def delay_actor(actor: Actor, delay: int) -> Actor:
 
 @dataclass(frozen=True)
 class DelayedPlan(Executor):
-    """The plan that is asked for at step t arrives at t + `steps`, as where a robot moves on while another machine
-    plans. Until then the last chunk goes on, and where it is at its end its last action stays; of the new chunk the
-    actions whose time has passed are left out. One plan is under way at a time. The first is there at once: no robot
-    starts without one.
+    """A plan that is requested at step t arrives at step t + `delay`, as if another machine computed it.
+
+    Until it arrives, the last chunk is executed, and its last action is repeated at its end. The steps of the new
+    chunk whose time has passed are skipped. Each row computes one plan at a time. The first plan of an episode
+    arrives at once.
+
+    Args:
+        executor: The executor whose plans are delayed.
+        delay: Number of steps.
     """
 
     executor: ChunkedExecutor
@@ -47,24 +55,26 @@ class DelayedPlan(Executor):
     def __post_init__(self):
         _check_whole(self.delay)
 
-    def start(self, planner: Planner, key: Tensor) -> State:
-        return {"run": self.executor.start(planner, key), "coming": empty_chunks(planner, key),
+    def check_planner(self, planner):
+        self.executor.check_planner(planner)
+
+    def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
+        return {"run": self.executor.start(planner, obs, key), "coming": empty_chunks(planner, key),
                 "age": torch.full_like(key, NO_PLAN)}
 
     def act(self, planner: Planner, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
-        run, coming, age = state["run"], state["coming"], state["age"]
-        run, age = self._accept_arrived(run, coming, age)
-        ask = self.executor.request_plan(planner, obs, run)
-        if ask is not None and (free := age[ask.rows] == NO_PLAN).any():
-            mine = ask if free.all() else _select_request(ask, free.nonzero().flatten())
-            chunk = planner.plan(mine.obs, mine.noise, mine.guides)
-            first = run["count"][mine.rows] == 0
+        run, coming, age = self._accept_arrived(state["run"], state["coming"], state["age"])
+        request = self.executor.request_plan(planner, obs, run)
+        if request is not None and (free := age[request.rows] == NO_PLAN).any():
+            request = request if free.all() else _select_request(request, free.nonzero().flatten())
+            chunk = planner.plan(request.obs, request.noise, request.guides)
+            first = run["count"][request.rows] == 0
             now, later = (which.nonzero().flatten() for which in (first | (self.delay == 0), ~first))
             if len(now):
-                run = self.executor.accept_plan(run, _select_request(mine, now), chunk[now])
+                run = self.executor.accept_plan(run, _select_request(request, now), chunk[now])
             if len(later) and self.delay:
-                coming, age = put(coming, mine.rows[later], chunk[later]), age.clone()
-                age[mine.rows[later]] = 0
+                coming, age = put(coming, request.rows[later], chunk[later]), age.clone()
+                age[request.rows[later]] = 0
         last = run["chunk"].shape[1] - 1 - self.executor.skip
         action, run = self.executor.next_action({**run, "cursor": run["cursor"].clamp(max=last)})
         return action, {"run": run, "coming": coming, "age": torch.where(age == NO_PLAN, age, age + 1)}
@@ -72,14 +82,21 @@ class DelayedPlan(Executor):
     def _accept_arrived(self, run, coming, age):
         rows = (age >= max(self.delay, 1)).nonzero().flatten()
         if not len(rows):
-            return run, age
+            return run, coming, age
         run = self.executor.accept_plan(run, PlanRequest(rows, {}, {}), coming[rows], delay=self.delay)
-        return run, put(age, rows, torch.full_like(rows, NO_PLAN))
+        return run, coming, put(age, rows, torch.full_like(rows, NO_PLAN))
 
 
 @dataclass(frozen=True)
 class DelayedAction(Actor):
-    """What `actor` decides at step t is done at t + `steps`; until its second action comes the first one stays."""
+    """The action that `actor` chooses at step t is executed at step t + `delay`.
+
+    The first action is repeated until the second one arrives.
+
+    Args:
+        actor: The actor whose actions are delayed.
+        delay: Number of steps.
+    """
 
     actor: Actor
     delay: int = 1
@@ -89,7 +106,7 @@ class DelayedAction(Actor):
 
     def start(self, obs, key):
         inner = self.actor.start(obs, key)
-        first, _ = self.actor.act(obs, inner)  # its state is a value: nothing has happened
+        first, _ = self.actor.act(obs, inner)  # the state is a value, so this call has no effect on it
         return {"inner": inner, "queue": first.unsqueeze(1).repeat(1, self.delay + 1, 1)}
 
     def act(self, obs, state):
@@ -100,16 +117,22 @@ class DelayedAction(Actor):
 
 @dataclass(frozen=True)
 class DroppedObservation(Actor):
-    """Of the observations a `share` does not come: `actor` then sees again what came last, at first the start.
-    Which ones is decided by each row's key (stream 8)."""
+    """Each observation is lost with a fixed probability, and `actor` gets the last one that arrived instead.
+
+    Which observations are lost depends on the key of the row (stream 8). The first one always arrives.
+
+    Args:
+        actor: The actor that gets the observations.
+        probability: Probability that an observation is lost, from 0 to 1.
+    """
 
     actor: Actor
     probability: float = 0.1
 
     def __post_init__(self):
         if not 0 <= self.probability <= 1:
-            raise UserError(f"expected a level from 0 to 1, found {self.probability:g}", where="shift 'dropped'",
-                            hint="the share of observations that are lost: 0 is none")
+            raise UserError(f"the probability is {self.probability:g}, which is not between 0 and 1",
+                            where="shift 'dropped'", hint="give the probability that an observation is lost")
 
     def start(self, obs, key):
         return {"inner": self.actor.start(obs, key), "seen": dict(obs), "key": key, "count": torch.zeros_like(key)}
@@ -122,22 +145,20 @@ class DroppedObservation(Actor):
 
 
 def _pass_record(state: State, inner: State) -> State:
-    """`state` around an inner one; what the inner actor writes down is written down."""
+    """Adds the inner actor's state to `state`, and its record, which is written into the episode, at the top."""
     inner = dict(inner)
     record = {"record": inner.pop("record")} if "record" in inner else {}
     return {**state, "inner": inner, **record}
 
 
-def _select_request(ask: PlanRequest, which: Tensor) -> PlanRequest:
-    """Those of its rows."""
-    return PlanRequest(
-        ask.rows[which], take(ask.obs, which), take(ask.noise, which), tuple(g.select_rows(which) for g in ask.guides)
-    )
+def _select_request(request: PlanRequest, which: Tensor) -> PlanRequest:
+    return PlanRequest(request.rows[which], take(request.obs, which), take(request.noise, which),
+                       tuple(g.select_rows(which) for g in request.guides))
 
 
-def _check_whole(steps: int) -> int:
-    """`steps`, if they are some. A severity may be a float."""
-    if not steps >= 0 or steps % 1:
-        raise UserError(f"expected a level that is a whole number, 0 or more, found {steps:g}", where="shift 'slow'",
-                        hint="how many steps late: 0 is in time")
-    return int(steps)
+def _check_whole(delay: int) -> int:
+    """Returns `delay` as an int, since a severity may be a float. Raises UserError if it is not a whole number."""
+    if not delay >= 0 or delay % 1:
+        raise UserError(f"the delay is {delay:g}, which is not a whole number of 0 or more", where="shift 'slow'",
+                        hint="give a number of steps; 0 is no delay")
+    return int(delay)

@@ -1,4 +1,4 @@
-"""Planners made of policies."""
+"""Planners that are made of other planners."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import UserError, take
+from ..core import Unsupported, UserError, take, tree_map
 from ..policy import Guide, Planner, StepwisePlanner
-
-
-def _map_tensors(function, *trees):
-    """`function` of the tensors that stand at the same place in nested dicts."""
-    if isinstance(trees[0], Mapping):
-        return {k: _map_tensors(function, *(t[k] for t in trees)) for k in trees[0]}
-    return function(*trees)
+from .base import require_stepwise
 
 
 class PlannerWrapper(Planner):
-    """A planner around a policy that it otherwise resembles."""
+    """A planner that changes another planner. What it does not change is passed on.
+
+    Args:
+        planner: The planner that is changed.
+    """
 
     planner: Planner
 
@@ -47,43 +45,79 @@ class PlannerWrapper(Planner):
     def noise(self, key, count):
         return self.planner.noise(key, count)
 
+    def context(self, obs):
+        return self.planner.context(obs)
+
+    def encode(self, action, obs):
+        return self.planner.encode(action, obs)
+
+    def decode(self, coded, obs):
+        return self.planner.decode(coded, obs)
+
 
 @dataclass(frozen=True)
 class FixedBatch(PlannerWrapper, StepwisePlanner):
-    """The network always sees batches of exactly `rows` rows, whatever number is asked for, so that a plan does not
-    depend on who else is planned for (matrix products of other sizes differ in their last bits)."""
+    """Calls the network with batches of exactly `rows` rows, however many rows are asked for.
+
+    Matrix products of different sizes differ in their last bits. With this wrapper, the plan of a row does not depend
+    on the number of other rows.
+
+    Args:
+        planner: The planner that is called.
+        rows: The number of rows in each call. A last group that is too small is filled with copies of its first row.
+    """
 
     planner: Planner
     rows: int = 16
 
-    def _in_groups(self, function, n, *arguments):
-        """`function` over groups of rows, of the n that there are. Arguments are tensors or trees of them, rows first,
-        or guides."""
-        if n == self.rows:
-            return function(*arguments)
-        parts = []
-        for i in range(0, n, self.rows):
-            # A short group is filled up with its own first row: it costs time and changes nobody.
-            at = torch.arange(i, i + self.rows, device=self.device)
-            at = torch.where(at < n, at, i)
-            parts.append(function(*(tuple(g.select_rows(at) for g in a) if isinstance(a, tuple) else take(a, at)
-                                    for a in arguments)))
-        if isinstance(parts[0], tuple):
-            return tuple(torch.cat(p)[:n] for p in zip(*parts, strict=True))
-        return torch.cat(parts)[:n]
+    @property
+    def head(self):
+        return require_stepwise(self.planner, "FixedBatch").head
 
     def plan(self, obs, noise, guides=()):
-        return self._in_groups(self.planner.plan, next(iter(obs.values())).shape[0], obs, noise, guides)
+        return self._in_groups(self.planner.plan, _n_rows(obs), obs, noise, guides)
 
-    def denoise_step(self, obs, x, t, t_next):
-        if not isinstance(self.planner, StepwisePlanner):
-            raise UserError(f"{type(self.planner).__name__} shows no half-made chunks", hint="take another executor")
-        return self._in_groups(self.planner.denoise_step, x.shape[0], obs, x, t, t_next)
+    def context(self, obs):
+        return self._in_groups(self.planner.context, _n_rows(obs), obs)
+
+    def encode(self, action, obs):
+        return self._in_groups(self.planner.encode, action.shape[0], action, obs)
+
+    def decode(self, coded, obs):
+        return self._in_groups(self.planner.decode, coded.shape[0], coded, obs)
+
+    def denoise_step(self, context, x, t, t_next):
+        inner = require_stepwise(self.planner, "FixedBatch")
+        return self._in_groups(inner.denoise_step, x.shape[0], context, x, t, t_next)
+
+    def _in_groups(self, function, n, *arguments):
+        """Calls `function` on groups of rows and joins the results.
+
+        Arguments are trees of tensors with n rows, or tuples of guides.
+        """
+        if n == self.rows:
+            return function(*arguments)
+        results = []
+        for first in range(0, n, self.rows):
+            index = torch.arange(first, first + self.rows, device=self.device)
+            index = torch.where(index < n, index, first)
+            results.append(function(*(tuple(g.select_rows(index) for g in a) if isinstance(a, tuple)
+                                      else take(a, index) for a in arguments)))
+        return tree_map(lambda *parts: torch.cat(parts)[:n], *results)
+
+
+def _n_rows(obs: Mapping[str, Tensor]) -> int:
+    return next(iter(obs.values())).shape[0]
 
 
 @dataclass(frozen=True)
 class Guided(PlannerWrapper):
-    """A policy under standing guidance; executors may add theirs (real-time chunks towards a goal)."""
+    """A planner with fixed guidance. The guides of an executor are added to it.
+
+    Args:
+        planner: The planner that is guided.
+        guides: The guidance of every plan.
+    """
 
     planner: Planner
     guides: tuple[Guide, ...]
@@ -94,48 +128,71 @@ class Guided(PlannerWrapper):
 
 @dataclass(frozen=True)
 class BestOfN(PlannerWrapper):
-    """Of `count` plans take the best by `score(obs, plan) -> (B,)`: IDQL, value-guided selection. Works for every
-    head, unlike guidance."""
+    """Draws `n` plans and takes the one with the highest score.
+
+    Unlike guidance, it works with every head.
+
+    Args:
+        planner: The planner that draws the plans.
+        scorer: Called with observation windows (B, To, ...) and plans (B, H, A); returns scores (B,).
+        n: Number of plans.
+
+    References:
+        Hansen-Estruch et al. (2023), IDQL: Implicit Q-Learning as an Actor-Critic Method, arXiv:2304.10573.
+    """
 
     planner: Planner
     scorer: Callable[[Mapping[str, Tensor], Tensor], Tensor]
     n: int = 16
 
     def noise(self, key, count):
-        return _map_tensors(lambda *n: torch.stack(n, 1), *(self.planner.noise(key, count * self.n + i)
-                                                     for i in range(self.n)))
+        return _noise_of_n(self.planner, self.n, key, count)
 
     def plan(self, obs, noise, guides=()):
-        first = next(iter(obs.values()))
-        each = torch.arange(first.shape[0], device=first.device).repeat_interleave(self.n)
-        many = take(obs, each)
-        plans = self.planner.plan(
-            many, _map_tensors(lambda n: n.flatten(0, 1), noise), tuple(g.select_rows(each) for g in guides)
-        )
-        best = self.scorer(many, plans).unflatten(0, (-1, self.n)).argmax(1)
-        rows = torch.arange(best.shape[0], device=best.device)
-        return plans.unflatten(0, (-1, self.n))[rows, best]
+        repeated, plans = _plan_n(self.planner, self.n, obs, noise, guides)
+        best = self.scorer(repeated, plans.flatten(0, 1)).unflatten(0, (-1, self.n)).argmax(1)
+        return plans[torch.arange(best.shape[0], device=best.device), best]
+
+
+def _noise_of_n(planner: Planner, n: int, key: Tensor, count: Tensor):
+    """The noise of `n` plans, (B, n, ...)."""
+    return tree_map(lambda *parts: torch.stack(parts, 1), *(planner.noise(key, count * n + i) for i in range(n)))
+
+
+def _plan_n(planner: Planner, n: int, obs, noise, guides) -> tuple[Mapping[str, Tensor], Tensor]:
+    """The observations, each row `n` times (B * n, ...), and the plans (B, n, H, A)."""
+    first = next(iter(obs.values()))
+    index = torch.arange(first.shape[0], device=first.device).repeat_interleave(n)
+    obs = take(obs, index)
+    plans = planner.plan(obs, tree_map(lambda x: x.flatten(0, 1), noise), tuple(g.select_rows(index) for g in guides))
+    return obs, plans.unflatten(0, (-1, n))
 
 
 @dataclass(frozen=True)
 class Hierarchical(PlannerWrapper):
-    """`high` answers a column that `low` reads as an input: subgoals (HIQL), thoughts (Thought BehaviorCloning),
-    procedures,
-    skills, imagined video. Both train alone, on the same episodes."""
+    """The high-level planner predicts a column that the low-level planner reads as an input.
+
+    The column can be a subgoal (HIQL), a thought (Thought Cloning), a procedure, a skill or a video. Both planners
+    are trained separately on the same episodes.
+
+    Args:
+        high: Predicts the column `as_key`.
+        low: Plans the actions.
+        as_key: The column that `low` reads.
+    """
 
     high: Planner
     low: Planner
     as_key: str
 
     def __post_init__(self):
-        if not self.high.window.n_obs_steps == self.low.window.n_obs_steps == self.high.window.horizon:
-            raise UserError(
-                "expected a horizon of the high policy and observation windows of both that are equally "
-                f"long, found {self.high.window.horizon}, {self.high.window.n_obs_steps} and "
-                f"{self.low.window.n_obs_steps}",
-                where="Chain",
-                hint="train them so: what the high policy says takes the place of the low one's observation rows",
-            )
+        horizon, n_obs_steps = self.high.window.horizon, self.high.window.n_obs_steps
+        if not n_obs_steps == self.low.window.n_obs_steps == horizon:
+            raise UserError("the horizon of the high-level policy and the observation windows of both policies must be "
+                            f"equally long, but they are {horizon}, {n_obs_steps} and "
+                            f"{self.low.window.n_obs_steps} steps", where="Hierarchical",
+                            hint="train both policies with the same n_obs_steps, and the high-level policy with this "
+                            "number as its horizon")
 
     @property
     def planner(self):
@@ -153,5 +210,9 @@ class Hierarchical(PlannerWrapper):
         return {"high": self.high.noise(key, count), "low": self.low.noise(key + 1, count)}
 
     def plan(self, obs, noise, guides=()):
-        said = self.high.plan(obs, noise["high"])
-        return self.low.plan({**obs, self.as_key: said}, noise["low"], guides)
+        subgoal = self.high.plan(obs, noise["high"])
+        return self.low.plan({**obs, self.as_key: subgoal}, noise["low"], guides)
+
+    def context(self, obs):
+        raise Unsupported("the low-level planner reads what the high-level planner draws, so that there is no context "
+                          "without noise", where="Hierarchical", hint="use an executor that plans whole chunks")

@@ -1,4 +1,4 @@
-"""A rolling buffer of half-made actions."""
+"""A rolling buffer of partly denoised actions."""
 
 from __future__ import annotations
 
@@ -6,34 +6,39 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core import Unsupported, put, take
-from ..policy import StepwisePlanner
-from .base import Executor, check_alignment
+from .base import Executor, check_alignment, require_stepwise
 
 
 @dataclass(frozen=True)
 class StreamingExecutor(Executor):
-    """The nearest action is nearly clean, the farthest pure noise; every step cleans all of them by one level, emits
-    the first and appends noise (Streaming Diffusion Policy, Høeg et al. 2024). Needs a head trained with
-    times="ramp" or "each"."""
+    """Keeps a buffer of H actions whose noise level rises from the first to the last.
 
-    def start(self, planner, key):
-        if not isinstance(planner, StepwisePlanner):
-            raise Unsupported(f"{type(planner).__name__} shows no half-made chunks", hint="take another executor")
+    Each step denoises the whole buffer by one level, executes its first action, which is clean then, and appends
+    noise at its end. The head must be trained with `times="ramp"` or `times="each"`.
+
+    References:
+        Høeg et al. (2024), Streaming Diffusion Policy, arXiv:2406.04806.
+    """
+
+    def check_planner(self, planner):
+        require_stepwise(planner, "StreamingExecutor")
         check_alignment(self, planner)
-        return {"key": key, "count": torch.zeros_like(key), "x": planner.noise(key, torch.zeros_like(key))}
+
+    def start(self, planner, obs, key):
+        self.check_planner(planner)
+        zero = torch.zeros_like(key)
+        x, context = planner.noise(key, zero), planner.context(obs)
+        H, step = x.shape[1], torch.arange(x.shape[1], device=x.device)
+        # Bring the buffer from pure noise to rising noise levels, one level at a time.
+        level = [((n - step).clamp(min=0) / H).expand(x.shape[0], H) for n in range(H)]
+        for t, t_next in zip(level[:-1], level[1:], strict=True):
+            x = planner.denoise_step(context, x, t, t_next)
+        return {"key": key, "count": zero, "x": x}
 
     def act(self, planner, obs, state):
         x, H = state["x"], state["x"].shape[1]
-        step = torch.arange(H, device=x.device)
-        fresh = (state["count"] == 0).nonzero().flatten()
-        if fresh.numel():  # walk a new row up to the ramp, all levels in turn
-            y, o = x[fresh], take(obs, fresh)
-            level = [((n - step).clamp(min=0) / H).expand(fresh.numel(), H) for n in range(H)]
-            for t, to in zip(level[:-1], level[1:], strict=True):
-                y, _ = planner.denoise_step(o, y, t, to)
-            x = put(x, fresh, y)
-        low = (H - 1 - step).expand(x.shape[0], H) / H
-        x, action = planner.denoise_step(obs, x, low, low + 1 / H)
+        t = (H - 1 - torch.arange(H, device=x.device)).expand(x.shape[0], H) / H
+        x = planner.denoise_step(planner.context(obs), x, t, t + 1 / H)
+        action = planner.decode(x, obs)[:, 0]
         tail = planner.noise(state["key"], state["count"] + 1)[:, :1]
-        return action[:, 0], {**state, "count": state["count"] + 1, "x": torch.cat([x[:, 1:], tail], 1)}
+        return action, {**state, "count": state["count"] + 1, "x": torch.cat([x[:, 1:], tail], 1)}

@@ -1,4 +1,4 @@
-"""Temporal ensembling."""
+"""Temporal ensembling of overlapping chunks."""
 
 from __future__ import annotations
 
@@ -11,24 +11,33 @@ from .base import Executor, check_alignment, empty_chunks
 
 @dataclass(frozen=True)
 class TemporalEnsemble(Executor):
-    """Plan at every step and average what past chunks say of now: weight exp(-decay * i), i = 0 the oldest, so that
-    with decay > 0 older chunks weigh more (ACT, Zhao et al. 2023)."""
+    """Plans at every step and averages what the last chunks contain for the current step.
+
+    The weight of a chunk is exp(-decay * i), where i = 0 is the oldest. With decay > 0, older chunks weigh more.
+
+    Args:
+        decay: Rate at which the weights decrease from the oldest to the newest chunk.
+
+    References:
+        Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
+    """
 
     decay: float = 0.01
 
-    def start(self, planner, key):
+    def check_planner(self, planner):
         check_alignment(self, planner)
-        return {
-            "key": key,
-            "count": torch.zeros_like(key),
-            "chunks": empty_chunks(planner, key, planner.window.horizon),
-        }
+
+    def start(self, planner, obs, key):
+        self.check_planner(planner)
+        chunks = empty_chunks(planner, key, planner.window.horizon)
+        return {"key": key, "count": torch.zeros_like(key), "chunks": chunks}
 
     def act(self, planner, obs, state):
         new = planner.plan(obs, planner.noise(state["key"], state["count"]))
-        chunks = torch.cat([new.unsqueeze(1), state["chunks"][:, :-1]], 1)  # [:, j]: j steps old
+        chunks = torch.cat([new.unsqueeze(1), state["chunks"][:, :-1]], 1)  # chunks[:, j] was planned j steps ago
         age = torch.arange(chunks.shape[1], device=new.device)
-        known = age <= state["count"].unsqueeze(1)
-        weight = torch.exp(self.decay * age) * known  # up to a factor exp(-decay * i) with i counted from the oldest
+        planned = age <= state["count"].unsqueeze(1)
+        # exp(decay * age) is exp(-decay * i) up to a factor, which the division removes.
+        weight = torch.exp(self.decay * age) * planned
         action = (weight.unsqueeze(-1) * chunks[:, age, age]).sum(1) / weight.sum(1, True)
         return action, {**state, "chunks": chunks, "count": state["count"] + 1}

@@ -1,1 +1,1 @@
-"""One file a head. A head says what the network's output means."""
+"""Heads, one file each: what the output of a network means."""

@@ -1,7 +1,7 @@
-"""A head says what the network's output means: its loss and its sampling, side by side.
+"""Heads: what the output of a network means. Each has its loss and its sampling side by side in one file.
 
-A head is a frozen dataclass without weights. Everything it learns or fits lives in the module that `build`
-returns. Losses come per step and are never reduced: who reduces, decides what counts.
+A head is a frozen dataclass without weights. Everything that it learns or fits is in the module that `build` returns.
+Shapes: B batch rows, H steps of a chunk, A width of one coded step, K times that a network reads.
 """
 
 from __future__ import annotations
@@ -16,69 +16,205 @@ from torch import Generator, Tensor, nn
 from ..core import Context, HeadSpec, Unsupported
 from ..nets.base import SharedTimeTrunk, Trunk, precomputed, time_embedding, with_time_embedding
 
-Cost = Callable[[Tensor], Tensor]  # clean action estimate (B, H, A), coded -> (B,)
+Cost = Callable[[Tensor], Tensor]  # estimate of the clean action, coded (B, H, A) -> (B,)
 CodedBatches = Callable[[], Iterator[tuple[Context, Tensor, Tensor]]]  # context, coded action (B, H, A), mask (B, H)
 
 
 class Head(ABC):
+    """The meaning of a network's output: a loss to train it and a function that samples chunks from it."""
+
     def noise(self, horizon: int, coded_dim: int) -> tuple[int, ...]:
-        """The shape of ALL randomness of one plan, standard normal. A plan is then a function of (obs, noise):
-        exportable, testable, and steerable from outside (DSRL). (horizon, 0) for none."""
+        """Shape of all randomness of one plan, which is standard normal.
+
+        A plan is a function of observation and noise, so that it can be exported, tested, and steered from outside
+        (DSRL, Wagenmaker et al. 2025).
+
+        Args:
+            horizon: Number of steps of a chunk.
+            coded_dim: Width of one coded step.
+
+        Returns:
+            Shape without the batch dimension. ``(horizon, 0)`` for heads without randomness.
+        """
         return (horizon, coded_dim)
 
     @abstractmethod
     def build(self, trunk: Trunk, coded_dim: int, spec: HeadSpec) -> nn.Module:
-        """The module whose weights `loss` trains. dim: width of one coded step."""
+        """Builds the module whose weights `loss` trains.
+
+        Args:
+            trunk: Builds networks with the inputs, outputs and times that the head asks for.
+            coded_dim: Width of one coded step.
+            spec: Horizon, size of the context, and what is known of the target.
+
+        Returns:
+            Module that the other methods receive as `net`.
+
+        Raises:
+            Unsupported: If head and trunk do not fit together.
+            UserError: If head and target do not fit together.
+        """
 
     def fit(self, net: nn.Module, pairs: CodedBatches) -> None:
-        """Whatever is not gradient descent on `loss`: centres, codebooks, memories. What it settles is a buffer, or
-        has requires_grad False since `build`."""
+        """Fits what gradient descent on `loss` does not train: cluster centers, codebooks, memories.
+
+        What it fits is stored in buffers of `net`, or in parameters whose requires_grad is False since `build`.
+
+        Args:
+            net: Module from `build`.
+            pairs: Returns an iterator over all training windows, as context, coded action (B, H, A) and mask (B, H).
+        """
 
     @abstractmethod
     def loss(self, net, context: Context, action: Tensor, mask: Tensor, rng: Generator) -> Tensor:
-        """(B, H). Every random draw is from `rng` (on the tensors' device). `mask` is for likelihoods that join the
-        steps; padded actions arrive as zeros."""
+        """Loss of each step, not reduced.
+
+        Args:
+            net: Module from `build`.
+            context: Encoded observation.
+            action: Coded actions, (B, H, A). Padded steps are zero.
+            mask: True where a step is not padding, (B, H). For likelihoods that join the steps of a chunk.
+            rng: Source of all randomness, on the device of the tensors.
+
+        Returns:
+            Loss of each step, (B, H). Values at padded steps are ignored.
+        """
 
     @abstractmethod
     def sample(self, net, context: Context, noise: Tensor) -> Tensor:
-        """(B, H, A), coded: a function of its arguments alone. No len(tensor): it freezes the ONNX batch."""
+        """Samples chunks. The result depends on the arguments alone.
+
+        Args:
+            net: Module from `build`.
+            context: Encoded observation.
+            noise: Standard normal noise, (B, *noise(horizon, coded_dim)). Do not use ``len(noise)``, which would fix
+                the batch size of an exported policy.
+
+        Returns:
+            Coded actions, (B, H, A).
+        """
 
 
 class LikelihoodHead(Head):
+    """A head with a density. ``-loss``, summed over a chunk without padding, equals `log_prob`."""
+
     @abstractmethod
     def log_prob(self, net, context: Context, action: Tensor) -> Tensor:
-        """(B,): of the whole chunk."""
+        """Log-density of whole chunks.
+
+        Args:
+            net: Module from `build`.
+            context: Encoded observation.
+            action: Coded actions without padding, (B, H, A).
+
+        Returns:
+            Log-density, (B,).
+        """
+
+
+class TemperatureHead(Head):
+    """A head with a sampling temperature, which exploration may set with `dataclasses.replace`.
+
+    Attributes:
+        temperature: 0 samples the most likely or mean action, 1 samples from the learned distribution.
+    """
+
+    temperature: float
 
 
 class MemoryHead(Head):
-    """Its fit stores what the encoder says of the data: filled again once the encoder has changed."""
+    """A head whose `fit` stores encoded training data. It is fitted again after the encoder has changed."""
 
 
-class DenoisingHead(Head):
-    """Heads that move noise (t=0) to action (t=1). Time runs this way in every one of them."""
+class TargetNetworkHead(Head):
+    """A head whose loss also reads a target network, a slowly updated copy of its network."""
 
-    n_steps: int  # of the sampler
+    @abstractmethod
+    def loss(self, net, context: Context, action: Tensor, mask: Tensor, rng: Generator, target_net=None) -> Tensor:
+        """Loss of each step, not reduced. Arguments as in `Head.loss`, and:
+
+        Args:
+            target_net: Copy of `net` that computes regression targets without gradient. None uses `net` itself.
+        """
+
+
+class StepwiseHead(Head):
+    """A head that samples in steps. Each step can be made alone, by an executor for example."""
+
+    @abstractmethod
+    def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """One deterministic step. Times run from noise (0) to action (1).
+
+        Args:
+            net: Module from `build`.
+            context: Encoded observation.
+            x: State at time t, (B, H, A).
+            t: Time of each step of the chunk, (B, H).
+            t_next: Time after the step, (B, H). It may differ from step to step of the chunk.
+
+        Returns:
+            State at time t_next, (B, H, A).
+        """
+
+
+class DenoisingHead(StepwiseHead):
+    """A head that moves noise (t = 0) to an action (t = 1).
+
+    Attributes:
+        n_steps: Number of steps of the sampler.
+    """
+
+    n_steps: int
 
     @abstractmethod
     def interpolate(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """t broadcasts against (B, H, 1); corrupt(a, n, 1) == a exactly."""
+        """State at time t between noise and action.
+
+        Args:
+            action: Coded actions, (B, H, A).
+            noise: Standard normal noise, (B, H, A).
+            t: Times, broadcast against (B, H, 1).
+
+        Returns:
+            Noisy actions, (B, H, A). At t = 1 they equal `action` exactly.
+        """
+
+    @abstractmethod
+    def predict_clean(self, net, context: Context, x: Tensor, t: Tensor) -> Tensor:
+        """Estimate of the clean action from a noisy one: its conditional mean, if the network were perfect.
+
+        Args:
+            net: Module from `build`.
+            context: Encoded observation.
+            x: Noisy actions at time t, (B, H, A).
+            t: Time of each step of the chunk, (B, H).
+
+        Returns:
+            Coded actions, (B, H, A).
+        """
 
     @abstractmethod
     def denoise_step(self, net, context: Context, x: Tensor, t: Tensor, t_next: Tensor,
-             cost: Cost | None = None) -> Tensor:
-        """From time t (B, H) to `to` (B, H), which may differ from step to step. Deterministic."""
+                     cost: Cost | None = None) -> Tensor:
+        """As in `StepwiseHead`, and lowers the cost of the estimated clean action on the way."""
+
+    def network_times(self, t: Tensor, t_next: Tensor) -> Tensor:
+        """The K times that the network reads in a step, (..., K), from t and t_next (...). By default t alone."""
+        return t.unsqueeze(-1)
 
     def sample(self, net, context, noise, cost: Cost | None = None):
         context, zero = precomputed(net, context), torch.zeros_like(noise[..., 0])
-        grid = torch.linspace(0, 1, self.n_steps + 1, device=noise.device)
+        times = torch.linspace(0, 1, self.n_steps + 1, device=noise.device)
+        t, t_next = times[:-1], times[1:]
 
-        def step(x, known, t, to):
-            return self.denoise_step(net, with_time_embedding(net, context, known), x, zero + t, zero + to, cost)
-        return scan(step, noise, time_embedding(net, grid[:-1, None]), grid[:-1], grid[1:])
+        def step(x, embedding, t, t_next):
+            return self.denoise_step(net, with_time_embedding(net, context, embedding), x, zero + t, zero + t_next,
+                                     cost)
+        return scan(step, noise, time_embedding(net, self.network_times(t, t_next)), t, t_next)
 
 
 def python_scan(step: Callable, carried, *columns: Tensor):
-    """step(carried, *row) -> carried, for the rows of the columns one after the other."""
+    """``carried = step(carried, *row)`` for each row of the columns, in order."""
     for row in zip(*(c.unbind() for c in columns), strict=True):
         carried = step(carried, *row)
     return carried
@@ -88,13 +224,22 @@ scan_implementation: ContextVar[Callable] = ContextVar("how samplers repeat thei
 
 
 def scan(step: Callable, carried, *columns: Tensor):
-    """`plainly`, or as an export has loops."""
+    """`python_scan`, or the loop of the exported program while a policy is exported."""
     return scan_implementation.get()(step, carried, *columns)
 
 
-def training_times(kind: str, like: Tensor, rng: Generator) -> Tensor:
-    """(B, H) times for training: one per row ("shared"), one per step ("each"), or the ramp that a rolling buffer
-    holds, at a random phase ("ramp", streaming diffusion)."""
+def sample_times(kind: str, like: Tensor, rng: Generator) -> Tensor:
+    """Uniform training times.
+
+    Args:
+        kind: ``"shared"`` by all steps of a chunk; ``"each"`` step has its own (diffusion forcing); ``"ramp"`` is what
+            a rolling buffer holds, at a random phase (streaming diffusion).
+        like: Coded actions, (B, H, A).
+        rng: Source of randomness.
+
+    Returns:
+        Times, (B, H).
+    """
     B, H = like.shape[:2]
     if kind == "each":
         return torch.rand(B, H, generator=rng, device=like.device)
@@ -105,14 +250,37 @@ def training_times(kind: str, like: Tensor, rng: Generator) -> Tensor:
 
 
 def check_trunk_times(trunk: Trunk, kind: str) -> None:
-    """Refuses a trunk that knows one time a row for a head whose steps are at different times."""
+    """Raises Unsupported if the steps of a chunk have different times and the trunk reads one time per chunk."""
     if kind != "shared" and isinstance(trunk, SharedTimeTrunk):
-        raise Unsupported(f"times={kind!r} gives every step of a chunk a time of its own, and "
-                          f"{type(trunk).__name__} knows one time a row", hint="take the Transformer or the MLP trunk")
+        raise Unsupported(f"times={kind!r} gives each step of a chunk its own time, but {type(trunk).__name__} reads "
+                          "one time per chunk", hint="use the Transformer or the MLP trunk")
 
 
 def cost_gradient(cost: Cost, estimate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """d cost(estimate(x)) / dx, also under inference."""
+    """Gradient of ``cost(estimate(x))`` with respect to x, (B, H, A). Works under `torch.inference_mode` too."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(cost(estimate(x)).sum(), x)[0]
+
+
+def guided_velocity(velocity: Callable[[Tensor], Tensor], x: Tensor, t: Tensor, cost: Cost | None,
+                    max_weight: float) -> Tensor:
+    """Velocity along a straight path from noise to action, turned towards a lower cost of the clean action.
+
+    Args:
+        velocity: Velocity at x and time t, (B, H, A) -> (B, H, A).
+        x: State, (B, H, A).
+        t: Time, (B, H, 1).
+        cost: Cost of the estimated clean action; None for no guidance.
+        max_weight: Upper bound of the guidance weight, which diverges as t approaches 0.
+
+    References:
+        Song et al. (2023), Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR.
+        Black et al. (2025), Real-Time Execution of Action Chunking Flow Policies, arXiv:2506.07339.
+    """
+    unguided = velocity(x)
+    if cost is None:
+        return unguided
+    # The pseudo-inverse weight is (1 - t) / (t r^2) with r^2 = (1 - t)^2 / (t^2 + (1 - t)^2).
+    weight = ((t**2 + (1 - t) ** 2) / (t * (1 - t)).clamp(min=1e-6)).clamp(max=max_weight)
+    return unguided - weight * cost_gradient(cost, lambda y: y + (1 - t) * velocity(y), x)

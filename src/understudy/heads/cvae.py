@@ -1,7 +1,4 @@
-"""A conditional variational autoencoder of chunks: z explains what the observation does not.
-
-Sohn et al. 2015; for robots: ACT (Zhao et al. 2023, arXiv 2304.13705).
-"""
+"""Conditional variational autoencoder of chunks: a latent explains what the observation does not."""
 
 from __future__ import annotations
 
@@ -10,18 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .base import Head
+from .base import TemperatureHead
 
 
 @dataclass(frozen=True)
-class CVAE(Head):
-    """Mean absolute error of the decoded chunk, plus `beta` times the divergence of q(z | chunk, observation) from a
-    standard normal, summed over the `latent` dimensions.
+class CVAE(TemperatureHead):
+    """CVAE head (ACT).
 
-    q reads the whole context. (ACT leaves the images out of it to save their encoding; here they are encoded already
-    for the decoder.) Padded steps are marked as such and leave no trace in its mean over steps.
+    The loss is the mean absolute error of the decoded chunk, plus `beta` times the KL divergence of
+    q(z | chunk, observation) from a standard normal, summed over the latent dimensions. The posterior reads the whole
+    context. (ACT leaves out the images to save their encoding, but here they are encoded for the decoder anyway.)
+    Padded steps are marked and do not contribute to the posterior's mean over steps.
 
-    temperature: of z in plans: 0 decodes its prior mean, as ACT does, 1 draws from the prior.
+    Args:
+        latent_dim: Dimensions of the latent z.
+        beta: Weight of the KL divergence.
+        temperature: Scale of z in plans. 0 decodes the mean of the prior, as ACT does; 1 samples from the prior.
+
+    References:
+        Sohn et al. (2015), Learning Structured Output Representation using Deep Conditional Generative Models.
+        Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
     """
 
     latent_dim: int = 32
@@ -32,30 +37,28 @@ class CVAE(Head):
         return (self.latent_dim,)
 
     def build(self, trunk, coded_dim, spec):
-        return _CVAENet(
-            trunk.build(self.latent_dim, coded_dim, 0, spec),
-            trunk.build(coded_dim + 1, 2 * self.latent_dim, 0, spec),
-            spec.horizon,
-        )
+        return _CVAENet(trunk.build(self.latent_dim, coded_dim, 0, spec),
+                        trunk.build(coded_dim + 1, 2 * self.latent_dim, 0, spec), spec.horizon)
+
+    def loss(self, net, context, action, mask, rng):
+        """Negative evidence lower bound of each step, (B, H), with the absolute error as reconstruction."""
+        mean, log_std = self._posterior(net, context, action, mask)
+        z = mean + log_std.exp() * torch.randn(mean.shape, generator=rng, device=action.device)
+        divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1, True)
+        return (self._decode(net, context, z) - action).abs().mean(-1) + self.beta * divergence
+
+    def sample(self, net, context, noise):
+        return self._decode(net, context, self.temperature * noise)
 
     def _decode(self, net, context, z):
         x = z.unsqueeze(1).expand(-1, net.horizon, -1)
         return net.decoder(x, x[..., :0], context)
 
     def _posterior(self, net, context, action, mask):
-        """Mean and log standard deviation, (B, latent) each."""
-        here = mask.unsqueeze(-1).to(action.dtype)
-        said = net.posterior(torch.cat([action * here, here], -1), action[..., :0], context)
-        return ((said * here).sum(1) / here.sum(1).clamp(min=1)).chunk(2, -1)
-
-    def loss(self, net, context, action, mask, rng):
-        mean, log = self._posterior(net, context, action, mask)
-        z = mean + log.exp() * torch.randn(mean.shape, generator=rng, device=action.device)
-        divergence = 0.5 * (mean.square() + (2 * log).exp() - 1 - 2 * log).sum(-1, True)
-        return (self._decode(net, context, z) - action).abs().mean(-1) + self.beta * divergence
-
-    def sample(self, net, context, noise):
-        return self._decode(net, context, self.temperature * noise)
+        """Mean and log standard deviation of z, (B, latent_dim) each."""
+        present = mask.unsqueeze(-1).to(action.dtype)
+        out = net.posterior(torch.cat([action * present, present], -1), action[..., :0], context)
+        return ((out * present).sum(1) / present.sum(1).clamp(min=1)).chunk(2, -1)
 
 
 class _CVAENet(nn.Module):

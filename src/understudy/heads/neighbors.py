@@ -1,7 +1,4 @@
-"""Nearest neighbors: nothing to train, a memory of what was shown.
-
-VINN (Pari et al. 2021, arXiv 2112.01511); locally weighted regression (Atkeson et al. 1997).
-"""
+"""Nearest neighbors: no training, only a memory of the demonstrations."""
 
 from __future__ import annotations
 
@@ -17,13 +14,23 @@ from .base import MemoryHead
 
 @dataclass(frozen=True)
 class Neighbors(MemoryHead):
-    """Of the `count` windows whose contexts are nearest (Euclidean; the codec's units), the weighted chunk.
+    """Weighted average of the chunks of the windows whose contexts are nearest.
 
-    weights: "softmax" of minus the distances times `sharpness` (VINN's, with 1), or "equal". The sharpness has the
-        unit of the features: who changes the encoder must choose it anew.
-    model: "mean" of the chunks, or "linear": locally weighted regression of the chunk on the context, with `ridge`
-        relative to the neighbors' own spread.
-    part: windows of the memory compared at a time.
+    Distances are Euclidean, in the units of the codec.
+
+    Args:
+        n_neighbors: Number of neighbors.
+        weights: ``"softmax"`` of minus the distances times `sharpness` (VINN uses sharpness 1), or ``"equal"``.
+        sharpness: Inverse temperature of the weights, in inverse units of the features. Choose it again after changing
+            the encoder.
+        local_model: ``"mean"`` of the chunks, or ``"linear"``: locally weighted regression of the chunk on the context.
+        ridge: Regularization of the linear model, relative to the spread of the neighbors.
+        block_size: Number of stored windows that are compared at a time. It bounds the memory that a plan needs.
+
+    References:
+        Pari et al. (2021), The Surprising Effectiveness of Representation Learning for Visual Imitation,
+        arXiv:2112.01511.
+        Atkeson et al. (1997), Locally Weighted Learning.
     """
 
     n_neighbors: int = 5
@@ -40,60 +47,61 @@ class Neighbors(MemoryHead):
         return _NeighborMemory(coded_dim, spec)
 
     def fit(self, net, pairs):
-        parts = [(context.flat(), action, mask.to(action.dtype)) for context, action, mask in pairs()]
-        net.keys, net.values, net.known = (torch.cat(column) for column in zip(*parts, strict=True))
+        batches = [(context.flat(), action, mask.to(action.dtype)) for context, action, mask in pairs()]
+        net.keys, net.values, net.known = (torch.cat(column) for column in zip(*batches, strict=True))
 
     def loss(self, net, context, action, mask, rng):
-        """Nothing to descend; still the number to watch when choosing an encoder."""
+        """Squared error of each step, (B, H), without gradient: a measure for choosing an encoder."""
         with torch.no_grad():
             return (self.sample(net, context, action[..., :0]) - action).square().mean(-1)
 
     def sample(self, net, context, noise):
         query = context.flat()
-        which = self._nearest(net.keys, query)
-        near = net.keys[which]  # (B, k, D)
-        distance = (near - query.unsqueeze(1)).square().sum(-1).sqrt()
+        rows = self._nearest(net.keys, query)
+        neighbors = net.keys[rows]  # (B, k, D)
+        distance = (neighbors - query.unsqueeze(1)).square().sum(-1).sqrt()
         sharpness = self.sharpness if self.weights == "softmax" else 0.0
-        # Chunks cut short by the end of their episode speak only for the steps they have; a step that none of them
+        # Chunks cut off by the end of their episode count only for the steps that they have. A step that no neighbor
         # has is coded 0, the middle of the range.
-        known = net.known[which]  # (B, k, H)
+        known = net.known[rows]  # (B, k, H)
         weight = (-sharpness * distance.unsqueeze(-1) - 1e9 * (1 - known)).softmax(1) * known
-        values = net.values[which]  # (B, k, H, A)
+        values = net.values[rows]  # (B, k, H, A)
         mean = (weight.unsqueeze(-1) * values).sum(1)
-        return mean if self.local_model == "mean" else mean + self._local_slope(query, near, values, mean, weight)
+        return mean if self.local_model == "mean" else mean + self._local_slope(query, neighbors, values, mean, weight)
 
     def _nearest(self, keys, query):
-        """(B, k) rows of `keys`. Distances by products, a part of the memory at a time: B x part numbers at most."""
+        """Row numbers of the nearest keys, (B, k). Compares a block of the memory at a time."""
         if not keys.shape[0]:
-            raise UserError("expected a memory, found it empty", where="Neighbors", hint="policy.fit(data) fills it")
-        best = row = None
-        for i in range(0, keys.shape[0], self.block_size):
-            part = keys[i:i + self.block_size]
-            far = part.square().sum(1) - 2 * query @ part.T  # but for the query's own square, the same for all
-            far, at = far.topk(min(self.n_neighbors, part.shape[0]), largest=False)
+            raise UserError("the memory is empty", where="Neighbors", hint="fill it with policy.fit_statistics(data)")
+        best = rows = None
+        for start in range(0, keys.shape[0], self.block_size):
+            block = keys[start:start + self.block_size]
+            # Squared distance without the square of the query, which is equal for all keys.
+            far = block.square().sum(1) - 2 * query @ block.T
+            far, at = far.topk(min(self.n_neighbors, block.shape[0]), largest=False)
             if best is not None:
-                far, at = torch.cat([best, far], 1), torch.cat([row, at + i], 1)
+                far, at = torch.cat([best, far], 1), torch.cat([rows, at + start], 1)
                 far, order = far.topk(min(self.n_neighbors, far.shape[1]), largest=False)
                 at = at.gather(1, order)
-            best, row = far, at
-        return row
+            best, rows = far, at
+        return rows
 
-    def _local_slope(self, query, near, values, mean, weight):
-        """What the linear model adds at the query: ridge regression in its dual form, k unknowns for each step."""
+    def _local_slope(self, query, neighbors, values, mean, weight):
+        """What the linear model adds at the query, (B, H, A): ridge regression in its dual form."""
         root = weight.sqrt().transpose(1, 2)  # (B, H, k)
-        centre = torch.einsum("bkh,bkd->bhd", weight, near)
-        x = (near.unsqueeze(1) - centre.unsqueeze(2)) * root.unsqueeze(-1)  # (B, H, k, D)
+        center = torch.einsum("bkh,bkd->bhd", weight, neighbors)
+        x = (neighbors.unsqueeze(1) - center.unsqueeze(2)) * root.unsqueeze(-1)  # (B, H, k, D)
         y = (values.transpose(1, 2) - mean.unsqueeze(2)) * root.unsqueeze(-1)  # (B, H, k, A)
         gram = x @ x.transpose(-1, -2)
-        size = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        gram = gram + (self.ridge * size + 1e-9) * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
-        toward = (x @ (query.unsqueeze(1) - centre).unsqueeze(-1)).transpose(-1, -2)  # (B, H, 1, k)
-        return (toward @ torch.linalg.solve(gram, y)).squeeze(2)
+        spread = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        gram = gram + (self.ridge * spread + 1e-9) * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+        products = (x @ (query.unsqueeze(1) - center).unsqueeze(-1)).transpose(-1, -2)  # (B, H, 1, k)
+        return (products @ torch.linalg.solve(gram, y)).squeeze(2)
 
 
 class _NeighborMemory(nn.Module):
-    def __init__(self, dim, shape):
+    def __init__(self, coded_dim, spec):
         super().__init__()
-        self.register_buffer("keys", torch.zeros(0, shape.tokens * shape.width))
-        self.register_buffer("values", torch.zeros(0, shape.horizon, dim))
-        self.register_buffer("known", torch.zeros(0, shape.horizon))
+        self.register_buffer("keys", torch.zeros(0, spec.tokens * spec.width))
+        self.register_buffer("values", torch.zeros(0, spec.horizon, coded_dim))
+        self.register_buffer("known", torch.zeros(0, spec.horizon))

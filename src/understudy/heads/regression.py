@@ -1,4 +1,4 @@
-"""Regression: one answer per observation. The mean of two good actions may be a bad one."""
+"""Regression: one action per observation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from .base import Head
 
 @dataclass(frozen=True)
 class Regression(Head):
-    """The mean ("l2") or the median ("l1") of what was shown, per component."""
+    """Regression head.
+
+    It predicts one chunk per observation. Where demonstrations solve a task in several ways, the average of two good
+    actions may be a bad one: use a `GMM`, a `Flow` or a `Diffusion` head there.
+
+    Args:
+        norm: ``"l2"`` trains the mean of the demonstrated actions, ``"l1"`` their median.
+    """
 
     norm: Literal["l1", "l2"] = "l2"
 
@@ -21,6 +28,7 @@ class Regression(Head):
         return trunk.build(0, coded_dim, 0, spec)
 
     def loss(self, net, context, action, mask, rng):
+        """Mean absolute or squared error of each step, (B, H)."""
         error = self.sample(net, context, action[..., :0]) - action
         return (error.abs() if self.norm == "l1" else error.square()).mean(-1)
 

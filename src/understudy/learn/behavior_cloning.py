@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor, nn
 
+from ..checkpoint import load_tensors
 from ..core import Batch, UserError, keys
 from ..nets.ema import EMA, EMADecay, WarmupDecay
-from ..policy import Policy, load_tensors
+from ..policy import Policy
 from .devices import Processes
 from .fit import Learner, LearnerConfig
 from .optimizer import OptimizerConfig
@@ -59,10 +60,10 @@ class BehaviorCloningLearner(Learner):
     def __init__(self, policy: Policy, config: BehaviorCloning, seed: int, steps: int):
         self.policy, self.config, self.seed, self.n_updates = policy.train(), config, seed, 0
         self.auxiliary_losses = tuple(p.build(policy) for p in config.auxiliary_losses)
-        self.modules = nn.ModuleList([policy, *(p for p in self.auxiliary_losses if isinstance(p, nn.Module))])
-        self.modules.to(policy.device)
+        self.networks = nn.ModuleList([policy, *(p for p in self.auxiliary_losses if isinstance(p, nn.Module))])
+        self.networks.to(policy.device)
         self.average = EMA(policy, config.ema)
-        self.optimizer = config.optimizer.build(self.modules, steps, policy.device)
+        self.optimizer = config.optimizer.build(self.networks, steps, policy.device)
         self.processes = Processes.current()
         self.n_parts = -(-config.optimizer.accumulation_steps // self.processes.count)  # of this process
         least = self.n_parts * self.processes.count
@@ -135,7 +136,7 @@ class BehaviorCloningLearner(Learner):
 
     def state(self):
         tensors, facts = self.optimizer.state()
-        named = {"modules": self.modules.state_dict(), "average": dict(self.trained_policy.named_parameters()),
+        named = {"modules": self.networks.state_dict(), "average": dict(self.trained_policy.named_parameters()),
                  "optim": tensors}
         return ({f"{group}.{k}": v.detach() for group, tree in named.items() for k, v in tree.items()},
                 {"updates": self.n_updates, "average": self.average.updates, "scaler": facts})
@@ -143,7 +144,7 @@ class BehaviorCloningLearner(Learner):
     def restore(self, tensors, facts):
         def group(name):
             return {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + ".")}
-        load_tensors(self.modules, group("modules"))
+        load_tensors(self.networks, group("modules"))
         load_tensors(self.trained_policy, {**self.policy.state_dict(), **group("average")})
         self.optimizer.restore(group("optim"), facts["scaler"])
         self.n_updates, self.average.updates = facts["updates"], facts["average"]

@@ -33,14 +33,14 @@ class ProgressBar:
     """A bar with the loss, updates a second and the time left, on standard error; nothing where that is no
     terminal. One line where an earlier training goes on, and one if it will take long."""
 
-    def __init__(self, steps: int, start: int = 0, *, bar: bool | None = None):
+    def __init__(self, steps: int, start: int = 0, *, bar: bool | None = None, title: str = "training"):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         self.console = Console(stderr=True)
         self.steps, self.start, self.began, self.quiet = steps, start, None, bar is False
-        self.bar = Bar(TextColumn("training"), BarColumn(), MofNCompleteColumn(),
+        self.bar = Bar(TextColumn(title), BarColumn(), MofNCompleteColumn(),
                        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:.3g} updates/s"),
                        TimeRemainingColumn(), console=self.console, transient=True, refresh_per_second=4,
                        disable=not (self.console.is_terminal if bar is None else bar))

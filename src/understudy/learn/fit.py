@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoint import CheckpointModule
 from ..core import Batch
 from ..policy import Policy
 
@@ -20,6 +21,12 @@ class Learner(ABC):
     @abstractmethod
     def trained_policy(self) -> Policy:
         """The policy to act with (the average of the weights, where one is kept)."""
+
+    @property
+    def modules(self) -> dict[str, CheckpointModule]:
+        """The modules that a checkpoint stores, by name. "policy" is the one to act with; further ones, such as a
+        critic, are stored beside it, for planners and for later stages."""
+        return {"policy": self.trained_policy}
 
     @abstractmethod
     def update(self, batch: Batch) -> dict[str, float]:

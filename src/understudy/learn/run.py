@@ -3,13 +3,16 @@
 RUN/run.json               {"last": "checkpoints/000500", "best": "checkpoints/000400"}
 RUN/checkpoints/NNNNNN/    policy.json features.json weights.safetensors checksums.json
                            method.json provenance.json
+                           modules/NAME/ of each further module: module.json, weights.safetensors, checksums.json, ...
                            train/learner.safetensors train/checksums.json train/state.json
+RUN/stages/NAME/           a run of each stage of the method
 RUN/metrics.jsonl          one line a measurement; CARD.md for people
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -22,9 +25,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..checkpoint import CheckpointModule, save_module
 from ..core import UserError
 from ..files import check_checksum, read_json, replace_nonfinite, whole_folder, write_checksums, write_json, write_text
-from ..policy import Policy
 from .fit import Learner
 
 NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on files
@@ -44,16 +47,29 @@ class Run:
     def checkpoint_path(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"{step:06d}"
 
-    def save_checkpoint(self, step: int, learner: Learner, policy: Policy, facts: Mapping[str, Any],
-             documents: Mapping[str, Any]) -> None:
-        """policy: what will act. facts: what training needs to go on, as JSON. documents: name -> JSON, beside the
-        weights. Raises UserError when the disk is full; what was there before is untouched."""
+    def save_checkpoint(self, step: int, learner: Learner, modules: Mapping[str, CheckpointModule],
+                        facts: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
+        """Writes a checkpoint, complete or not at all.
+
+        Args:
+            step: Number of updates so far.
+            learner: Its state is what training needs to go on.
+            modules: Modules by name. "policy" is the one that acts.
+            facts: What training needs besides the learner's state, as JSON.
+            documents: JSON files beside the weights, by name.
+
+        Raises:
+            UserError: The disk is full. Earlier checkpoints are untouched.
+        """
         tensors, said = learner.state()
         with disk_space_errors(self.folder, "the checkpoints before are whole: make room, and give the same command"):
             with open(self.folder / "metrics.jsonl", "a") as measured:
                 os.fsync(measured.fileno())  # what was measured before a checkpoint lasts as long as it
             with whole_folder(self.checkpoint_path(step)) as part:
-                policy.save(part)
+                modules["policy"].save(part)
+                for name, module in modules.items():
+                    if name != "policy":
+                        save_module(module, part / "modules" / name)
                 for name, value in documents.items():
                     write_json(part / name, value)
                 (part / "train").mkdir()
@@ -81,6 +97,15 @@ class Run:
 
     def read_checkpoint_json(self, step: int, name: str):
         return read_json(self.checkpoint_path(step) / name)
+
+    @staticmethod
+    def fingerprint(checkpoint: Path) -> str:
+        """16 hex digits of a checkpoint's weights and method: of which policy it is, and how it acts."""
+        digest = hashlib.sha256()
+        for path in (checkpoint / "weights.safetensors", checkpoint / "method.json",
+                     *sorted(checkpoint.glob("modules/*/weights.safetensors"))):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
 
     # -- names ----------------------------------------------------------------------------------------------------
 
@@ -139,11 +164,12 @@ class Run:
         written in the end."""
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError("expected a folder, found a file", where=self.folder, hint="choose another --out")
-        ours = {"run.json", "checkpoints", "metrics.jsonl", "CARD.md", ".lock"}
+        ours = {"run.json", "checkpoints", "stages", "metrics.jsonl", "CARD.md", ".lock"}
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         strange = sorted(f.name for f in self.folder.iterdir() if f.name not in ours and not f.name.endswith(".part"))
-        if strange and not (self.folder / "checkpoints").exists():
+        begun = (self.folder / "checkpoints").exists() or (self.folder / "stages").exists()
+        if strange and not begun:
             raise UserError(f"expected a run, or nothing, found {', '.join(strange[:3])}", where=self.folder,
                             hint="choose another --out")
         with open(self.folder / ".lock", "w") as lock:

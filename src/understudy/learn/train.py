@@ -1,5 +1,4 @@
-"""From demonstrations to a policy in a folder: checks, holds out, trains, judges, saves, and goes on after any
-interruption as if there had been none."""
+"""Trains a method on episodes into a run's folder: stages, checkpoints, validation, rollouts, exact resuming."""
 
 from __future__ import annotations
 
@@ -11,34 +10,51 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
 from .. import __version__, config
-from ..core import DataWarning, UserError, role
+from ..checkpoint import CheckpointModule, FromStage
+from ..core import DataWarning, Unsupported, UserError, role
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, interrupted_episodes
+from ..data.operations import Operation
+from ..data.relabel import Relabel
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
+from ..execute.actor import Actor
 from ..heads.base import MemoryHead
-from ..policy import Policy, policy_inputs
+from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
 from .callbacks import LossCurve, ProgressBar
 from .devices import Processes
 from .fit import Callback, Learner, fit
-from .method import Method
+from .method import (
+    InitializeFrom,
+    Method,
+    Stage,
+    build_actor,
+    build_planner,
+    find_references,
+    load_references,
+    resolve_references,
+    stage_folder,
+)
 from .model_card import write_model_card
 from .run import Run
+from .stages import check_stages, copy_run, freeze, is_finished, load_weights_from, packages_of, stages_before
 from .validation import Validation, check_training_data, target_scale
 
-Score = Callable[[Policy], float]  # the higher the better
+Score = Callable[[Actor], float]  # higher is better
+ROWS = 16  # of every batch that the networks see while a checkpoint is scored, as in `understudy eval`
 CURVE_POINTS = 500  # of a training curve
 MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
 MAX_DIFFERENCES = 3  # differences that are told
@@ -63,31 +79,54 @@ def train(
     resume: bool = True,
     command: str | None = None,
     include_interrupted: bool = False,
+    stages: Mapping[str, Path | str] = MappingProxyType({}),
+    title: str = "training",
 ) -> Policy:
-    """Trains `method` on `data` into the folder `out`; returns the policy after the last update.
+    """Trains a method, and the stages it needs, into the folder of a run.
 
-    steps: updates, in place of the method's. seed: of the first weights, the order of the data, noise and dropout.
-    score: of a policy that acts (success over rollouts, say); the best checkpoint is chosen by it, or else by the
-        validation error; on ties the later. Seeds that it uses must not be those of the final evaluation.
-    every: updates between checkpoints, each of which is validated and scored; a tenth of all by default.
-    hold: share of whole episodes kept for validation (at least one of 5 or more), or their numbers. Which ones does
-        not depend on `seed`, so that policies of different seeds are judged on the same.
-    watch: sees every update, and every validation as {"validation/energy": ...}.
-    draw: how often each step starts a window (the shares of a mixture, data.mix), as data: a frozen dataclass.
-    stream: where the windows come from, shard by shard: `data` is then its first episodes, of which features,
-        statistics and validation are taken; those held out are left out of the stream. Not for a method that keeps its
-        data (knn), nor with `draw`.
-    progress: a bar on standard error; by default where that is a terminal.
-    command: what to write into the model card as the way to do this again.
-    include_interrupted: also train on episodes whose recording was interrupted (fact "interrupted"). Without it they
-        are left out, with a warning that says which. Of a stream, those among `data` are known and left out.
+    The same call continues a stopped run. Its result is then bit-equal to that of a run that was never stopped, on the
+    same class of machine with the same number of threads and processes. Stages that are not finished are trained
+    first, each in `out`/stages/NAME, with the same seed and the same episodes held out. Under torchrun or accelerate
+    all processes train one policy together.
 
-    The same call goes on where a stopped run was, and its result is then bit-equal to that of a run never stopped,
-    on the same class of machine, threads and processes. Raises UserError if the run in `out` is of another method,
-    data or seed (or if there is one, for resume=False), and KeyboardInterrupt after Ctrl-C, once the state is saved.
-    Under torchrun or accelerate all processes train one policy together.
+    Args:
+        method: What to train.
+        data: The episodes.
+        out: The folder of the run.
+        steps: Number of updates, in place of the method's.
+        seed: Seed of the first weights, the order of the data, noise and dropout.
+        device: Where to compute. "auto" takes a GPU if there is one.
+        score: Scores the method's actor (its success over rollouts, for example). The best checkpoint is chosen by it,
+            or else by the validation error; of equals the later. Its seeds must not be those of the final evaluation.
+        save_freq: Updates between checkpoints, each of which is validated and scored. A tenth of all by default.
+        val_fraction: Fraction of the episodes held out for validation (at least one of 5 or more), or their numbers.
+            Which ones does not depend on `seed`, so that policies of different seeds are judged on the same.
+        validation: How held-out episodes are compared with the policy's plans.
+        callbacks: Called after every update, and after every validation with {"validation/energy": ...}.
+        sampling_weights: How often each step starts a window (see `data.mixture`). A frozen dataclass.
+        stream: Where the windows come from, shard by shard. `data` are then its first episodes: columns, statistics
+            and validation are theirs. Not for a method that keeps its data (knn), nor with `sampling_weights`.
+        progress: A progress bar on standard error; by default where that is a terminal.
+        resume: False refuses a folder that holds a run.
+        command: The command that the model card gives for training this again.
+        include_interrupted: Also train on episodes whose recording was interrupted. Without it they are left out, with
+            a warning that names them. Of a stream, those among `data` are known and left out.
+        stages: Existing runs that take the place of stages, by the stage's name. They are copied into `out` and not
+            trained. `stages.use_run` gives the method of such a stage.
+        title: What the progress bar calls the training.
+
+    Returns:
+        The policy after the last update.
+
+    Raises:
+        UserError: The run in `out` is of another method, data or seed, or the method does not fit the data.
+        KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
     where = devices.choose_device(device)
+    check_stages(method, stages_before(Path(out)))
+    if method.collection is not None:
+        raise Unsupported("train learns from episodes that are there and collects none", where="Method.collection",
+                          hint="leave it out")
     if steps is not None:
         method = replace(method, learner=replace(method.learner, steps=steps))
     steps = method.learner.steps
@@ -113,36 +152,58 @@ def train(
         fingerprint = data.fingerprint() if stream is None else json_digest(data.fingerprint(), stream.key)
         source = data.metadata
 
-        def relabelled(data: Dataset) -> Dataset:
-            for relabel in method.transforms:
-                data = data.map(relabel)
-            return data
-        data = relabelled(data)
         left_out = [] if include_interrupted else interrupted_episodes(data)
         held = _held_out(data, val_fraction, left_out)
         if left_out and processes.first:
             _warn_of_left_out(left_out, len(data))
         gone = {*held, *left_out}
-        training, test = data.select(i for i in range(len(data)) if i not in gone), data.select(held)
-        check_method(method, data)
+        if not any(find_references(method.transforms)):  # before stages are trained for hours
+            check_method(method, apply_transforms(data, method.transforms))
         documents = {"method.json": config.dump(method), "provenance.json": make_provenance(
             source, fingerprint, data, held, left_out, seed, where, processes, command, sampling_weights)}
         if stream is not None:
             documents["provenance.json"]["data"] |= {"episodes": len(stream), "steps": stream.steps}
 
+        if not resume and (last is not None or (run.folder / "stages").exists()):
+            raise UserError("expected nothing here, found a run", where=run.folder, hint="choose another --out")
+        for stage in method.stages:
+            folder = run.folder / "stages" / stage.name
+            if stage.name in stages:
+                if processes.first:
+                    copy_run(stages[stage.name], folder)
+                processes.wait()
+            elif last is None:
+                part = part_of(data, stage.dataset)
+                _train_stage(
+                    stage, data.select(part), Run(folder), fingerprint if stage.dataset is None else None, seed=seed,
+                    device=where, val_fraction=[i for i, n in enumerate(part) if n in held], validation=validation,
+                    sampling_weights=sampling_weights if stage.dataset is None else None, stream=stream,
+                    progress=progress, include_interrupted=include_interrupted,
+                )
+        documents["provenance.json"]["stages"] = {
+            stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
+            for stage in method.stages
+        }
         if last is not None:
-            if not resume:
-                raise UserError("expected nothing here, found a run", where=run.folder, hint="choose another --out")
             _check_same_run(run, last, documents)
+        references = {*find_references(method), *(part.source for part in method.initialize_from)}
+        known = load_references(references, run.folder, packages_of(method), where)
+        resolved = resolve_references(method, known)
+        transform = partial(apply_transforms, transforms=resolved.transforms)
+        training = transform(data.select(i for i in range(len(data)) if i not in gone))
+        test, data = transform(data.select(held)), transform(data)
+        check_method(method, data)
+
         # Everything before the first update that draws from PyTorch's global generator: weights, and what fit does.
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(seed)
             policy = Policy(method.policy, data.features()).to(where)
-            _check_executor(method, policy)
             check_training_data(policy, data)
             if last is None:
-                policy.fit_statistics(training)
-        learner = method.learner.build(policy, seed, steps)
+                fit_policy(policy, training, method.initialize_from, known)
+        freeze(policy, method.initialize_from)
+        learner = resolved.learner.build(policy, seed, steps)
+        _check_acts(resolved, learner)
         loop = _TrainingState(run, learner, training, documents, processes, steps)
         if last is None:
             processes.broadcast(list(learner.state()[0].values()))
@@ -152,14 +213,14 @@ def train(
         processes.wait()
 
         judge = _CheckpointEvaluation(
-            run, test, validation or Validation(), target_scale(training, method.policy.target), score
+            run, resolved, test, validation or Validation(), target_scale(training, method.policy.target), score
         )
-        over = partial(policy.windows, extra=method.learner.extra, following=method.learner.next_obs)
-        windows = (to_device(over(training, draw=sampling_weights), where) if stream is None else
-                   stream.exclude(gone).windows(lambda part: over(relabelled(part))))
+        over = partial(policy.windows, extra=method.learner.extra, next_obs=method.learner.next_obs)
+        windows = (to_device(over(training, sampling_weights=sampling_weights), where) if stream is None else
+                   stream.exclude(gone).windows(lambda part: over(transform(part))))
         share = processes.row_slice(method.learner.batch_size)
         batch = devices.prefetch(lambda n: windows.batch(method.learner.batch_size, n, seed, share), where, steps)
-        with ProgressBar(steps, loop.step, bar=progress if processes.first else False) as bar:
+        with ProgressBar(steps, loop.step, bar=progress if processes.first else False, title=title) as bar:
             watches = (*callbacks, bar) if processes.first else ()
             while True:
                 if processes.first and (loop.step == steps or loop.step > 0 and loop.step % save_freq == 0):
@@ -202,11 +263,15 @@ class _TrainingState:
             policy = copy.deepcopy(policy).fit_statistics(self.training, refit_codec=False)
         return policy.eval()
 
+    def modules(self) -> dict[str, CheckpointModule]:
+        """What a checkpoint holds, by name."""
+        return {**self.learner.modules, "policy": self.acting_policy()}
+
     def save(self, step: int) -> None:
         self.step, self.last = step, time.perf_counter()
         if self.processes.first and step not in self.run.saved_steps():
             facts = {"seconds": self.elapsed(), "curve": self.curve.state}
-            self.run.save_checkpoint(step, self.learner, self.acting_policy(), facts, self.documents)
+            self.run.save_checkpoint(step, self.learner, self.modules(), facts, self.documents)
 
     def resume(self, step: int) -> None:
         facts = self.run.resume(step, self.learner)
@@ -245,19 +310,20 @@ class _Interrupted(Exception):
 class _CheckpointEvaluation:
     """Validation and score of a checkpoint, once each; then which one is the best, and what need not be kept."""
 
-    def __init__(self, run: Run, test: Dataset, validation: Validation, scale, score: Score | None):
-        self.run, self.test, self.validation, self.scale, self.score = run, test, validation, scale, score
+    def __init__(self, run: Run, method: Method, test: Dataset, validation: Validation, scale, score: Score | None):
+        self.run, self.method, self.test = run, method, test
+        self.validation, self.scale, self.score = validation, scale, score
 
     def __call__(self, loop: _TrainingState, watches) -> None:
         step = loop.step
         done = next((line for line in self.run.read_metrics() if line["step"] == step and is_evaluation(line)), {})
         if not done or (self.score and "score" not in done):
-            policy, seen = loop.acting_policy(), {}
+            modules, seen = loop.modules(), {}
             if len(self.test):
-                found = self.validation.evaluate(policy, self.test, self.scale)
+                found = self.validation.evaluate(modules["policy"], self.test, self.scale, self.method.executor)
                 seen = {f"validation/{k}": v for k, v in found.items()}
             if self.score:
-                seen["score"] = float(self.score(policy))
+                seen["score"] = float(self.score(build_actor(self.method, modules, ROWS)))
             if seen:
                 self.run.log_metrics(step=step, **seen, seconds=loop.elapsed())
                 for look in watches:
@@ -354,10 +420,77 @@ def check_method(method: Method, data: Dataset) -> None:
             )
 
 
-def _check_executor(method: Method, policy: Policy) -> None:
-    """Raises UserError now, and not after the training, if the policy could not be run as the method says."""
-    if role(method.policy.target) == "action":  # what foretells something else is not run
-        method.executor.start(policy, torch.zeros(1, dtype=torch.int64, device=policy.device))
+def apply_transforms(data: Dataset, transforms: Iterable[Relabel | Operation]) -> Dataset:
+    """The episodes after a method's transforms, in order. Nothing is computed before a column is asked for."""
+    for transform in transforms:
+        data = transform.apply(data) if isinstance(transform, Operation) else data.map(transform)
+    return data
+
+
+def part_of(data: Dataset, name: str | None) -> list[int]:
+    """The numbers of the episodes of one part of a mixture (see `data.mixture`); None for all.
+
+    Raises:
+        UserError: No episode is of this part.
+    """
+    if name is None:
+        return list(range(len(data)))
+    parts = [episode.metadata.get("dataset") for episode in data]
+    if name not in parts:
+        known = ", ".join(sorted({str(p) for p in parts if p is not None})) or "no named parts"
+        raise UserError(f"the data have no part {name!r}; they have {known}", where="Stage.dataset",
+                        hint="name the parts of a mixture: mix(demos=(data, 0.5), play=(more, 0.5))")
+    return [i for i, part in enumerate(parts) if part == name]
+
+
+def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None, *, seed: int, **options) -> None:
+    """Trains a stage, or goes on with it. Does nothing if it is finished.
+
+    Raises:
+        UserError: The run is that of another stage.
+    """
+    if not is_finished(run, stage.method.learner.steps):
+        train(stage.method, data, run.folder, seed=seed, title=f"stage {stage.name}", **options)
+        return
+    last = max(run.saved_steps())
+    was, now = {"method": run.read_checkpoint_json(last, "method.json")}, {"method": config.dump(stage.method)}
+    if (run.checkpoint_path(last) / "train").is_dir():  # it was trained here, and not copied
+        trained = run.read_checkpoint_json(last, "provenance.json")
+        was |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
+        now |= {"seed": seed, "data": fingerprint or data.fingerprint()}
+    if odd := list(_differences(was, now)):
+        raise UserError("this stage was trained with something else: " + "; ".join(odd[:MAX_DIFFERENCES]),
+                        where=run.folder, hint="choose another --out, or give the command it was begun with")
+
+
+def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = (),
+               known: Mapping[FromStage, CheckpointModule] = MappingProxyType({})) -> None:
+    """Gives a new policy its statistics and its initial weights.
+
+    Args:
+        policy: The policy.
+        data: The episodes it trains on.
+        parts: What is taken over from stages. Everything else is fitted to the data.
+        known: The stages' policies.
+
+    Raises:
+        UserError: A submodule does not exist, or is of another shape than the stage's.
+    """
+    loaded = {name for part in parts for name in part.load}
+    keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
+    load_weights_from(policy, parts, known)
+    policy.fit_statistics(data, refit_codec="codec" not in loaded, refit_head=keeps_data or "net" not in loaded)
+    if not keeps_data:
+        load_weights_from(policy, parts, known)  # fitting the head may have replaced a part of its network
+
+
+def _check_acts(method: Method, learner: Learner) -> None:
+    """Raises UserError now, and not after the training, if the method's actor cannot act."""
+    if role(method.policy.target) != "action":  # a model of something else does not act
+        return
+    features = build_planner(method, learner.modules).features
+    obs = {name: torch.zeros(1, *f.shape, dtype=getattr(torch, f.dtype)) for name, f in features.items()}
+    build_actor(method, learner.modules).start(obs, torch.zeros(1, dtype=torch.int64))
 
 
 def make_provenance(
@@ -404,7 +537,8 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
     def identity(found):
         p = found["provenance.json"]
         return {"seed": p["seed"], "data": p["data"]["fingerprint"], "draw": p["draw"],
-                "held-out episodes": p["held_out"], "left-out episodes": p["left_out"], "method": found["method.json"]}
+                "stages": p.get("stages", {}), "held-out episodes": p["held_out"],
+                "left-out episodes": p["left_out"], "method": found["method.json"]}
     if odd := list(_differences(identity(was), identity(documents))):
         commands = [found["provenance.json"].get("command") for found in (was, documents)]
         mine, now = map(_method_name, commands)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core import Batch, UserError, keys
 from ..data.episode import Dataset
 from ..data.formats import check_finite
+from ..execute.base import ActionConditionedExecutor, Executor
 from ..heads.base import LikelihoodHead
 from ..policy import Policy
 
@@ -38,35 +39,67 @@ class Validation:
             raise UserError(f"expected at least 1 window and 2 samples, found {self.n_windows} and {self.n_samples}",
                             where="Validation", hint="such as windows=128, samples=8")
 
-    def sampled_plans(self, policy: Policy, data: Dataset, size: int = 64) -> Iterator[tuple[Batch, Tensor]]:
-        """Batches of the windows, and what the policy might do there: (B, K, H, A) in world units. K is 1 for
-        heads that are certain (no noise)."""
+    def sampled_plans(self, policy: Policy, data: Dataset, size: int = 64,
+                      executor: Executor | None = None) -> Iterator[tuple[Batch, Tensor]]:
+        """Draws plans for windows that are spread evenly over the data.
+
+        Args:
+            policy: The policy that plans.
+            data: The episodes.
+            size: Number of windows in a batch.
+            executor: The method's executor. If it is an `ActionConditionedExecutor`, it plans after the recorded
+                actions before each window's step, and the mask of the batch leaves these actions out.
+
+        Yields:
+            A batch of windows and K plans for each of them, (B, K, H, A) in world units. K is 1 for heads that use no
+            noise.
+        """
         windows = policy.windows(data)
         at = np.linspace(0, len(windows) - 1, min(self.n_windows, len(windows))).round().astype(np.int64)
-        certain = 0 in policy.noise_shape
-        K = 1 if certain else self.n_samples
+        K = 1 if 0 in policy.noise_shape else self.n_samples
         for i in range(0, len(at), size):
             part = at[i:i + size]
             batch = windows.gather(part, np.random.default_rng(i)).to(policy.device)
             key = keys(0, part).to(policy.device)
             with torch.no_grad():
-                plans = [policy.plan(batch.obs, policy.noise(key, torch.full_like(key, k))) for k in range(K)]
+                noises = [policy.noise(key, torch.full_like(key, k)) for k in range(K)]
+                if isinstance(executor, ActionConditionedExecutor):
+                    executor.check_planner(policy)
+                    past = -policy.window.action_offset
+                    given = batch.action[:, :past], batch.mask[:, :past]
+                    plans = [executor.plan(policy, batch.obs, *given, noise) for noise in noises]
+                    future = torch.arange(batch.mask.shape[1], device=batch.mask.device) >= past
+                    batch = batch.replace(mask=batch.mask & future)
+                else:
+                    plans = [policy.plan(batch.obs, noise) for noise in noises]
             yield batch, torch.stack(plans, 1)
 
     @torch.no_grad()
-    def evaluate(self, policy: Policy, data: Dataset, scale: Tensor | None = None) -> dict[str, float]:
-        """"energy" is the energy score (Gneiting and Raftery 2007) in its unbiased form, the smaller the better: a
-        policy that is certain has its error there, one that knows several ways is not punished for the other ones.
-        "mean" is the mean distance of the samples, "best" that of the nearest one. For choices also "wrong", the
-        share of wrong ones, and, where the head has a density, "log loss" in nats a choice.
+    def evaluate(self, policy: Policy, data: Dataset, scale: Tensor | None = None,
+                 executor: Executor | None = None) -> dict[str, float]:
+        """Returns the action prediction error of a policy on recorded episodes.
 
-        scale: (A,), see `scale_of`; 1 if None.
+        Args:
+            policy: The policy to evaluate.
+            data: The episodes.
+            scale: Unit of each action component, (A,). See `target_scale`. None for 1.
+            executor: The method's executor, see `sampled_plans`.
+
+        Returns:
+            "energy" is the unbiased energy score; smaller is better. For a policy without noise it is the mean error.
+            A policy that knows several ways to act is not penalized for the ways that were not recorded.
+            "mean" is the mean distance of the samples, and "best" the distance of the nearest one.
+            For discrete actions, "wrong" is the fraction of wrong ones and "log loss" the mean negative
+            log-likelihood in nats, where the head has a likelihood.
+
+        References:
+            Gneiting and Raftery (2007), Strictly Proper Scoring Rules, Prediction, and Estimation.
         """
         choices = policy.target.kind == "discrete"
         training = policy.training
         policy.eval()
         rows: dict[str, list[Tensor]] = {}
-        for batch, plans in self.sampled_plans(policy, data):
+        for batch, plans in self.sampled_plans(policy, data, executor=executor):
             target = batch.action.unsqueeze(1)
             if choices:
                 gap = _class_errors(target, plans)

@@ -1,8 +1,8 @@
-"""Named methods as data: functions of at most twenty lines, one file a family. None has a loop or a class.
+"""Named methods: functions of at most twenty lines that return a `Method`, one file for each family.
 
-A function may take `features`, the schema of the data, where the choice of parts depends on it (`bc` takes a
-categorical head for actions that are choices); everything else has a default. Its docstring is the only place for what
-is known of it: a sentence, then lines "Paper:", "Rows:" (of the ledger) and "Needs:" (of the data, apart by ";").
+A method is found by its name, and its module is imported only then. A function may take `features`, the columns of the
+data, where the choice of parts depends on them (`bc` takes a categorical head for discrete actions). Everything else
+has a default.
 """
 
 from __future__ import annotations
@@ -10,104 +10,255 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..config import UntrustedCode
-from ..core import Schema, UserError
-from ..learn.method import Method
-from . import behavior_cloning, chunking, generative, retrieval
+from ..plugins import find_plugins, load_plugin, package_of
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "bc": behavior_cloning.bc,
-    "bc-gmm": behavior_cloning.bc_gmm,
-    "bc-rnn-gmm": behavior_cloning.bc_rnn_gmm,
-    "gcbc": behavior_cloning.gcbc,
-    "diffusion-policy": generative.diffusion_policy,
-    "flow-policy": generative.flow_policy,
-    "mip": generative.mip,
-    "act": chunking.act,
-    "knn": retrieval.knn,
-    "vinn": retrieval.vinn,
+if TYPE_CHECKING:
+    from ..core import Schema
+    from ..learn.method import Method
+
+NUMBERS = "actions that are numbers"
+NUMBERS_OR_CLASSES = "actions that are numbers or classes"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a method was published, and what it needs.
+
+    Args:
+        paper: Authors, year and arXiv number, and how the method differs from the paper.
+        rows: Rows of the ledger, if it is in there.
+        needs: What the data must have.
+    """
+
+    paper: str
+    rows: tuple[str, ...] = ()
+    needs: tuple[str, ...] = (NUMBERS,)
+
+
+@dataclass(frozen=True)
+class NamedMethod:
+    """An entry of the registry. A package may register one by an entry point, in place of a function.
+
+    Args:
+        function: "module:function" of the function that returns the method.
+        summary: What the method is, in one sentence.
+        reference: Where it was published.
+    """
+
+    function: str
+    summary: str
+    reference: Reference
+
+    @property
+    def family(self) -> str:
+        """The module in which it stands."""
+        return self.function.partition(":")[0].rpartition(".")[2]
+
+
+METHODS: dict[str, NamedMethod] = {
+    "bc": NamedMethod(
+        "understudy.methods.behavior_cloning:bc",
+        "Behavior cloning: regression to the mean of the demonstrations, or a distribution over discrete actions.",
+        Reference("Pomerleau 1988 (ALVINN); as the baseline of Mandlekar et al. 2021, arXiv 2108.03298", ("047",),
+                  (NUMBERS_OR_CLASSES,))),
+    "bc-gmm": NamedMethod(
+        "understudy.methods.behavior_cloning:bc_gmm",
+        "Behavior cloning with a mixture of Gaussians over a chunk, so that two good ways are not averaged.",
+        Reference("Mandlekar et al. 2021, arXiv 2108.03298, whose chunks are one step long: horizon=1, "
+                  "n_action_steps=1", ("047",))),
+    "bc-rnn-gmm": NamedMethod(
+        "understudy.methods.behavior_cloning:bc_rnn_gmm",
+        "Behavior cloning with a memory: an LSTM over the last observations, then a mixture of Gaussians.",
+        Reference("Mandlekar et al. 2021, arXiv 2108.03298; the history slides here, and starts again every 10 steps "
+                  "there", ("047",))),
+    "gcbc": NamedMethod(
+        "understudy.methods.behavior_cloning:gcbc",
+        "Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.",
+        Reference("Lynch et al. 2019 (Play-GCBC), arXiv 1903.01973; as the baseline of Park et al. 2025, "
+                  "arXiv 2410.20092", ("114",),
+                  (NUMBERS, "no column observation.goal of its own, which an environment shows"))),
+    "diffusion-policy": NamedMethod(
+        "understudy.methods.generative:diffusion_policy",
+        "Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is carried out.",
+        Reference('Chi et al. 2023, arXiv 2303.04137, which predicts the noise (prediction="epsilon") with a wider '
+                  "U-Net", ("260", "175"))),
+    "flow-policy": NamedMethod(
+        "understudy.methods.generative:flow_policy",
+        "A chunk of actions by flow matching: ten steps along the straight line from noise.",
+        Reference("Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003", ("028",))),
+    "beso": NamedMethod(
+        "understudy.methods.generative:beso",
+        "Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.",
+        Reference("Reuss et al. 2023, arXiv 2304.02532, with a transformer and the noise levels of EDM", ("090",),
+                  (NUMBERS, "no column observation.goal of its own, which an environment shows"))),
+    "mip": NamedMethod(
+        "understudy.methods.generative:mip",
+        "Minimal iterative policy: a regression, and a second one that reads the first answer. No randomness.",
+        Reference("Pan et al. 2025, arXiv 2512.01809", ("264",))),
+    "act": NamedMethod(
+        "understudy.methods.chunking:act",
+        "Action chunking transformer: a conditional autoencoder of long chunks, averaged where they overlap.",
+        Reference("Zhao et al. 2023, arXiv 2304.13705, whose chunks are 100 steps at 50 Hz, with a network four times "
+                  "as wide", ("158",))),
+    "knn": NamedMethod(
+        "understudy.methods.retrieval:knn",
+        "Nearest neighbors: the mean chunk of the most similar situations; with one neighbor, a replay of the nearest.",
+        Reference("Cover and Hart 1967; as a policy in Pari et al. 2021, arXiv 2112.01511", ("079",),
+                  (f"observations and {NUMBERS_OR_CLASSES}",))),
+    "vinn": NamedMethod(
+        "understudy.methods.retrieval:vinn",
+        "Visual imitation by nearest neighbors: nearer actions count more, by the features of a fixed image network.",
+        Reference("Pari et al. 2021, arXiv 2112.01511, whose network was trained further on the images alone",
+                  ("079",), (NUMBERS_OR_CLASSES, "for cameras the weights of a ResNet-18 (the extra hub)"))),
 }
 
-CLASS_ACTIONS = "numbers or choices"  # in the needs of a method that learns either
+
+def method_names() -> list[str]:
+    """The names of all methods: understudy's, then those that installed packages register."""
+    return [*METHODS, *(name for name in find_plugins("methods") if name not in METHODS)]
 
 
 def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...] = (), **options) -> Method:
-    """The method of this name, of "module:function", of a method.json, or of the folder of a run or checkpoint.
+    """The method of a name, of "module:function", of a method.json, or of the folder of a run or checkpoint.
 
-    features: of the data it will be trained on. options: of the function (horizon, ...), where it is one. Code that is
-    not understudy's is imported only if its package is in `trust` (else Untrusted). Raises UserError for a name that is
-    not there, for an option that the function does not have, and for actions that a named method cannot learn.
+    Args:
+        name: One of these.
+        features: The columns of the data that it will be trained on.
+        trust: Packages besides understudy whose code may be loaded. A name that an installed package registers needs
+            none.
+        options: Arguments of the function (horizon, ...), where it is one.
+
+    Raises:
+        UserError: There is no such name, the function has no such option, or the method cannot learn the actions.
+        UntrustedCode: "module:function" names code of a package that is not trusted.
     """
-    if (made_by := find_function(name, trust)) is not None:
-        _check_needs(name, made_by, features)
-        return _build_method(made_by, name, features, options)
+    from ..core import UserError
+
+    if (function := find_function(name, trust)) is not None:
+        _check_needs(name, features)
+        return _build_method(function, name, features, options)
     if Path(name).exists():
         if options:
-            raise UserError(f"{name} is a method already, and takes no options", where="--" + next(iter(options)),
+            raise UserError(f"{name} is a method already and takes no options", where="--" + next(iter(options)),
                             hint="leave it out: any field can be set, such as --learner.steps 500")
+        from ..learn.method import Method
+
         return Method.load(name, trust)
-    near = difflib.get_close_matches(name, METHODS, 1)
-    raise UserError(f"there is no method {name!r}; there are {', '.join(METHODS)}",
+    near = difflib.get_close_matches(name, method_names(), 1)
+    raise UserError(f"there is no method {name!r}; there are {', '.join(method_names())}",
                     hint=f"did you mean {near[0]!r}?" if near else "name one of these, a module:function, or a "
                                                                  "method.json that is there")
 
 
 def recommend(features: Schema) -> str:
-    """The method to begin with: it keeps several ways of doing the same apart, answers at once, and trains in a minute
-    on a CPU. Others can be better, `bc` above all where several steps must not be run without looking (Hopper and
-    Walker2d of docs/real-input.md): compare them."""
+    """The method to begin with: it keeps several ways of doing the same thing apart, plans in one step, and trains in a
+    minute on a CPU. Others can be better, above all `bc` where several steps must not be executed without looking
+    (Hopper and Walker2d in docs/real-input.md). Compare them."""
     return "bc" if features["action"].kind == "discrete" else "bc-gmm"
 
 
 def describe_methods() -> list[dict]:
-    """What is known of each method: "name", "family", "rows" of the ledger, "paper", what it "needs" of the data, and
-    a "summary"."""
-    return [_method_info(name, function) for name, function in METHODS.items()]
+    """What is known of each method: "name", "family", "rows" of the ledger, "paper", what it "needs" of the data, and a
+    "summary". Methods of other packages are named and not loaded."""
+    return list(_descriptions())
 
 
-def _check_needs(name, made_by, features) -> None:
+def _descriptions() -> Iterator[dict]:
+    for name, method in METHODS.items():
+        yield _description(name, method)
+    for name, entry in find_plugins("methods").items():
+        if name not in METHODS:
+            yield {"name": name, "family": package_of(entry), "rows": [], "paper": "", "needs": [],
+                   "summary": f"Registered by the package {package_of(entry)}."}
+
+
+def describe_method(name: str) -> dict | None:
+    """What is known of the method of a name, as in `describe_methods`. A method that another package registers is
+    loaded. None for what is no name."""
+    name = name.replace("_", "-")
+    if name in METHODS:
+        return _description(name, METHODS[name])
+    if name not in find_plugins("methods"):
+        return None
+    found = load_plugin("methods", name)
+    if isinstance(found, NamedMethod):
+        return _description(name, found)
+    description = next(d for d in _descriptions() if d["name"] == name)
+    return {**description, "summary": (inspect.getdoc(found) or description["summary"]).partition("\n")[0]}
+
+
+def _description(name: str, method: NamedMethod) -> dict:
+    reference = method.reference
+    return {"name": name, "family": method.family, "rows": list(reference.rows), "paper": reference.paper,
+            "needs": list(reference.needs), "summary": method.summary}
+
+
+def _check_needs(name: str, features: Schema | None) -> None:
+    from ..core import UserError
+
     action = (features or {}).get("action")
-    if action is None or action.kind != "discrete" or made_by not in METHODS.values():
+    name = name.replace("_", "-")
+    if action is None or action.kind != "discrete" or name not in METHODS:
         return
-    able = [m["name"] for m in describe_methods() if any(CLASS_ACTIONS in need for need in m["needs"])]
-    if name.replace("_", "-") not in able:
-        raise UserError("expected actions that are numbers, found choices", where=f"{name}, column 'action'",
-                        hint=f"{', '.join(able)} learn choices")
-
-
-def _method_info(name, function) -> dict:
-    summary, _, rest = inspect.getdoc(function).partition("\n")
-    facts = dict(line.split(": ", 1) for line in rest.strip().splitlines())
-    return {"name": name, "family": function.__module__.rpartition(".")[2], "rows": facts["Rows"].split(", "),
-            "paper": facts["Paper"], "needs": facts["Needs"].split("; "), "summary": summary}
+    able = [n for n, m in METHODS.items() if any(NUMBERS_OR_CLASSES in need for need in m.reference.needs)]
+    if name not in able:
+        raise UserError("expected actions that are numbers, found classes", where=f"{name}, column 'action'",
+                        hint=f"{', '.join(able)} learn classes")
 
 
 def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Method] | None:
-    """What this name or "module:function" calls; None for the path of a method. Raises as `find` does."""
-    if name.replace("_", "-") in METHODS:
-        return METHODS[name.replace("_", "-")]
+    """The function of a method's name or of "module:function"; None for the path of a method.
+
+    Raises:
+        UserError: There is no such module, or what it names is no function.
+        UntrustedCode: It is code of a package that is not trusted.
+    """
+    known = name.replace("_", "-")
+    if known in METHODS:
+        return _import_function(METHODS[known].function, name)
+    if known in find_plugins("methods"):
+        found = load_plugin("methods", known)
+        return _import_function(found.function, name) if isinstance(found, NamedMethod) else _callable(found, name)
     if ":" not in name or Path(name).exists():
         return None
-    path, _, attribute = name.partition(":")
-    package = path.split(".")[0]
+    from ..config import UntrustedCode
+
+    package = name.partition(":")[0].split(".")[0]
     if package not in ("understudy", *trust):
         raise UntrustedCode(f"{name} is outside the trusted packages ({', '.join(('understudy', *trust))})",
-                        hint=f"add --trust {package} if you trust that code to run")
+                            hint=f"add --trust {package} if you trust that code to run")
+    return _import_function(name, name)
+
+
+def _import_function(path: str, name: str) -> Callable[..., Method]:
+    from ..core import UserError
+
+    module, _, attribute = path.partition(":")
     try:
-        found = getattr(importlib.import_module(path), attribute, None)
+        return _callable(getattr(importlib.import_module(module), attribute, None), name)
     except ModuleNotFoundError as error:
         raise UserError(f"there is no module {error.name}", where=name,
                         hint="install the package, or run where its file is") from error
+
+
+def _callable(found, name: str) -> Callable[..., Method]:
+    from ..core import UserError
+
     if not callable(found):
         raise UserError(f"expected a function, found {type(found).__name__}", where=name,
                         hint="check the name after the colon")
     return found
 
 
-def _build_method(function, name, features, options) -> Method:
+def _build_method(function: Callable[..., Method], name: str, features: Schema | None, options: dict) -> Method:
+    from ..core import UserError
+    from ..learn.method import Method
+
     known = inspect.signature(function).parameters
     for key in options:
         if key not in known or key == "features":

@@ -1,4 +1,4 @@
-"""Likelihood and regression: one network answers at once."""
+"""Likelihood and regression: one network evaluation per plan."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from ..policy import PolicyConfig
 
 
 def bc(horizon: int = 1, features: Schema | None = None) -> Method:
-    """Behavior cloning: regression to the mean of what was shown, or a distribution over choices.
+    """Behavior cloning: regression to the mean of the demonstrations, or a distribution over discrete actions.
 
-    Paper: Pomerleau 1988 (ALVINN); as the baseline of Mandlekar et al. 2021, arXiv 2108.03298
-    Rows: 047
-    Needs: actions that are numbers or choices
+    Args:
+        horizon: Number of actions in a chunk. All of them are executed.
+        features: The columns of the data. Discrete actions get a categorical head.
     """
-    choices = features is not None and features["action"].kind == "discrete"
-    head = Categorical() if choices else Regression()
+    discrete = features is not None and features["action"].kind == "discrete"
+    head = Categorical() if discrete else Regression()
     return Method(PolicyConfig(head, window=Window(1, horizon)), RecedingHorizon(horizon), BehaviorCloning(steps=5000))
 
 
 def bc_gmm(horizon: int = 8, n_obs_steps: int = 2, n_action_steps: int = 4) -> Method:
-    """Behavior cloning by a mixture of Gaussians over a chunk, so that two good ways are not averaged.
+    """Behavior cloning with a mixture of Gaussians over a chunk, so that two good ways are not averaged.
 
-    Paper: Mandlekar et al. 2021, arXiv 2108.03298, whose chunks are one step long: horizon=1, execute=1
-    Rows: 047
-    Needs: actions that are numbers
+    Args:
+        horizon: Number of actions in a chunk.
+        n_obs_steps: Number of observations that the policy reads.
+        n_action_steps: Number of actions that are executed before the next plan.
     """
     return Method(
         PolicyConfig(GMM(), window=Window(n_obs_steps, horizon)),
@@ -47,9 +48,9 @@ def bc_gmm(horizon: int = 8, n_obs_steps: int = 2, n_action_steps: int = 4) -> M
 def bc_rnn_gmm(n_obs_steps: int = 10, width: int = 400) -> Method:
     """Behavior cloning with a memory: an LSTM over the last observations, then a mixture of Gaussians.
 
-    Paper: Mandlekar et al. 2021, arXiv 2108.03298; history slides here, there it starts anew every 10 steps
-    Rows: 047
-    Needs: actions that are numbers
+    Args:
+        n_obs_steps: Number of observations that the LSTM reads.
+        width: Size of its state.
     """
     return Method(
         PolicyConfig(GMM(), encoder=RecurrentEncoder(width), window=Window(n_obs_steps, 1)),
@@ -59,16 +60,15 @@ def bc_rnn_gmm(n_obs_steps: int = 10, width: int = 400) -> Method:
 
 
 def gcbc(column: str = "observation.state") -> Method:
-    """Goal-conditioned behavior cloning: the goal of each step is what its episode showed at some later one.
+    """Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.
 
-    Paper: Lynch et al. 2019 (Play-GCBC), arXiv 1903.01973; as the baseline of Park et al. 2025, arXiv 2410.20092
-    Rows: 114
-    Needs: actions that are numbers; no observation.goal of its own, which an environment shows
+    Args:
+        column: The column whose later values are goals.
     """
-    recipe = PolicyConfig(Regression(), trunk=FeedForward((512, 512, 512), "gelu"), encoder=ConcatEncoder(),
+    policy = PolicyConfig(Regression(), trunk=FeedForward((512, 512, 512), "gelu"), encoder=ConcatEncoder(),
                     window=Window(goals=(Goal(column),)))
     return Method(
-        recipe,
+        policy,
         learner=BehaviorCloning(
             steps=20_000,
             batch_size=1024,

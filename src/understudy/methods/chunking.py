@@ -1,4 +1,4 @@
-"""Long chunks of actions, and what is done where they overlap."""
+"""Long chunks of actions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..policy import PolicyConfig
 
 
 def act(horizon: int = 30, ensemble: bool = False) -> Method:
-    """Action chunking transformer: a conditional autoencoder of long chunks; `ensemble` averages where they overlap.
+    """Action chunking transformer: a conditional autoencoder of long chunks.
 
-    Paper: Zhao et al. 2023, arXiv 2304.13705, whose chunks are 100 steps at 50 Hz, four times as wide
-    Rows: 158
-    Needs: actions that are numbers
+    Args:
+        horizon: Number of actions in a chunk.
+        ensemble: Average the chunks where they overlap, with a plan at every step.
     """
     trunk = Transformer(128, 1, 8, encoder_depth=4)
-    recipe = PolicyConfig(CVAE(), trunk=trunk, codec=Normalizer(target="zscore"), window=Window(1, horizon))
-    learn = BehaviorCloning(
+    policy = PolicyConfig(CVAE(), trunk=trunk, codec=Normalizer(target="zscore"), window=Window(1, horizon))
+    learner = BehaviorCloning(
         steps=4000, batch_size=32, optimizer=OptimizerConfig(lr=3e-4, weight_decay=1e-4, warmup_steps=500)
     )
-    return Method(recipe, TemporalEnsemble(0.01) if ensemble else RecedingHorizon(horizon), learn)
+    return Method(policy, TemporalEnsemble(0.01) if ensemble else RecedingHorizon(horizon), learner)

@@ -1,11 +1,13 @@
-"""From noise to a chunk of actions in a few steps, and what was found to matter in that."""
+"""Iterative generation: a chunk of actions is made from noise in a few steps."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from ..data.window import Window
+from ..data.augment import ConditionDropout
+from ..data.window import Goal, Window
 from ..execute.chunking import RecedingHorizon
+from ..execute.planner_config import GuidanceConfig
 from ..heads.diffusion import Diffusion
 from ..heads.flow import Flow
 from ..heads.mip import MIP
@@ -15,7 +17,7 @@ from ..learn.optimizer import OptimizerConfig
 from ..nets.mlp import MLP
 from ..nets.transformer import Transformer
 from ..nets.unet import UNet
-from ..policy import PolicyConfig
+from ..policy import ClassifierFreeGuidance, PolicyConfig
 
 
 def diffusion_policy(
@@ -25,46 +27,72 @@ def diffusion_policy(
     n_action_steps: int = 8,
     prediction: Literal["epsilon", "sample", "v"] = "sample",
 ) -> Method:
-    """Diffusion policy: a chunk of actions is denoised in ten DDIM steps, half of it carried out.
+    """Diffusion policy: a chunk of actions is denoised in ten DDIM steps, and half of it is executed.
 
-    Paper: Chi et al. 2023, arXiv 2303.04137, which predicts the noise (prediction="epsilon") with a wider U-Net
-    Rows: 260, 175
-    Needs: actions that are numbers
+    Args:
+        trunk: The network, "unet" or "transformer".
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+        prediction: What the network predicts: the noise, the action itself, or the velocity.
     """
     # The action itself is learned in far fewer updates than the noise, as DP3 (Ze et al. 2024) found too.
     head, window = Diffusion(prediction=prediction), Window(n_obs_steps, horizon, action_offset=1 - n_obs_steps)
     net = UNet() if trunk == "unet" else Transformer(256, 8, 4, causal=True)
-    learn = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=3e-4, betas=(0.95, 0.999), warmup_steps=500))
+    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=3e-4, betas=(0.95, 0.999), warmup_steps=500))
     return Method(
-        PolicyConfig(head, trunk=net, window=window), RecedingHorizon(n_action_steps, skip=n_obs_steps - 1), learn
+        PolicyConfig(head, trunk=net, window=window), RecedingHorizon(n_action_steps, skip=n_obs_steps - 1), learner
     )
+
+
+def beso(
+    column: str = "observation.state", scale: float = 2.0, horizon: int = 8, n_action_steps: int = 4
+) -> Method:
+    """Goal-conditioned diffusion with classifier-free guidance: goals are dropped in training, and pushed in acting.
+
+    Args:
+        column: The column whose later values are goals.
+        scale: Guidance scale. 1 is the plain policy, 0 the policy without a goal.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
+    """
+    goal = "observation.goal"
+    window = Window(n_obs_steps=1, horizon=horizon, goals=(Goal(column, into=goal),))
+    policy = PolicyConfig(
+        Diffusion(), trunk=MLP(512, 3), window=window, augmentations=(ConditionDropout(goal, 0.1),)
+    )
+    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
+    guidance = GuidanceConfig((ClassifierFreeGuidance((goal,), scale),))
+    return Method(policy, RecedingHorizon(n_action_steps), learner, inference=(guidance,))
 
 
 def flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
     """A chunk of actions by flow matching: ten steps along the straight line from noise.
 
-    Paper: Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003
-    Rows: 028
-    Needs: actions that are numbers
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
     """
-    recipe = PolicyConfig(Flow(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    policy = PolicyConfig(Flow(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
     return Method(
-        recipe,
+        policy,
         RecedingHorizon(n_action_steps),
         BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
     )
 
 
 def mip(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
-    """Minimal iterative policy: a regression, and a second one that looks at the first answer. No randomness.
+    """Minimal iterative policy: a regression, and a second one that reads the first answer. No randomness.
 
-    Paper: Pan et al. 2025, arXiv 2512.01809
-    Rows: 264
-    Needs: actions that are numbers
+    Args:
+        n_obs_steps: Number of observations that the policy reads.
+        horizon: Number of actions in a chunk.
+        n_action_steps: Number of actions that are executed before the next plan.
     """
-    recipe = PolicyConfig(MIP(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
+    policy = PolicyConfig(MIP(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
     return Method(
-        recipe,
+        policy,
         RecedingHorizon(n_action_steps),
         BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
     )

@@ -1,4 +1,4 @@
-"""What an encoder and a trunk promise. Everything that computes with weights is built by one of these two."""
+"""Interfaces of encoders and trunks, the two kinds of network that a policy is made of."""
 
 from __future__ import annotations
 
@@ -7,80 +7,178 @@ from collections.abc import Mapping
 
 from torch import Generator, Tensor, nn
 
-from ..core import Context, HeadSpec, Schema
+from ..core import Context, HeadSpec, Schema, Unsupported, UserError
 
 
 class EncoderNet(nn.Module, ABC):
+    """The module that an `Encoder` builds.
+
+    Attributes:
+        tokens: Number of tokens per window.
+        width: Width of each token.
+        token_obs_steps: For each token, the latest observation step that it depends on (0 is the oldest row of the
+            window). Causal trunks read it. `understudy.testing.check_encoder` tests it.
+    """
+
     tokens: int
     width: int
+    token_obs_steps: tuple[int, ...]
 
     @abstractmethod
     def forward(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
-        """obs[name] (B, To, *feature), coded; "name?" (B, To) bool, if there, says what was sensed.
+        """Encodes observation windows.
 
-        `rng` is given in training only, on the tensors' device: what it is for (a random crop) has its fixed twin
-        (the centre) for rng=None in the same function, so that inference cannot forget it.
+        Args:
+            obs: Coded observations, ``{name: (B, To, *feature)}``. ``"name?"`` (B, To) bool, if present, is False where
+                `name` was not observed. The values at those places must not change the result.
+            rng: Given in training only, on the device of the tensors. Whatever it randomizes (a crop) has a
+                deterministic counterpart (the center crop) for ``rng=None``, so inference needs no second code path.
+
+        Returns:
+            The context. Tokens whose mask is False are treated as absent.
         """
 
 
 class Encoder(ABC):
-    """A frozen dataclass. Observation windows -> Context."""
+    """Config of an encoder, which maps observation windows to a `Context`. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def build(self, features: Schema, n_obs_steps: int) -> EncoderNet:
-        """`features` of the inputs, `rows` observation rows. `.tokens` and `.width` are known before data flows."""
+        """Builds the module.
+
+        Args:
+            features: Features of the policy's inputs.
+            n_obs_steps: Number of observation rows in a window (To).
+
+        Returns:
+            A module whose `tokens`, `width` and `token_obs_steps` are known before any data is seen.
+        """
 
 
 class TrunkNet(nn.Module, ABC):
+    """The module that a `Trunk` builds."""
+
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
-        """x (B, H, in), t (B, H, K) in [0, 1], context -> (B, H, out)."""
+        """Computes one output vector per action step.
+
+        Args:
+            x: Inputs per step, (B, H, inputs).
+            t: Times per step in [0, 1], (B, H, K).
+            context: What the encoder returned, or what `CachesContext` precomputed from it.
+
+        Returns:
+            (B, H, outputs).
+        """
 
 
 class Trunk(ABC):
-    """A frozen dataclass."""
+    """Config of a trunk, the network between context and head. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def build(self, inputs: int, outputs: int, n_times: int, spec: HeadSpec) -> TrunkNet:
-        """A network from x, `times` scalars per step and a context to (B, H, outputs).
+        """Builds the module.
 
-        Times are per step and not per row, so that a rolling buffer, whose steps are at different noise levels,
-        needs no trunk of its own; K = 0 for heads that know no time, 2 for flow maps. A trunk that can say one time
-        a row only is a RowTime.
+        Times are per action step, not per batch row, so that a rolling buffer, whose steps have different noise levels,
+        works with any trunk. A trunk that supports only one time per batch row is a `SharedTimeTrunk`.
+
+        Args:
+            inputs: Width of the input of each step. 0 if the head has no input.
+            outputs: Width of the output of each step.
+            n_times: Number of times per step (K): 0 for heads without time, 1 for diffusion and flow, 2 for flow maps.
+            spec: Sizes and alignment. If `spec.causal` is set and the horizon is longer than 1, output step i must
+                depend on input steps 0 to i only. A trunk that cannot do this raises `Unsupported`.
+
+        Returns:
+            The module.
         """
 
 
 class SharedTimeTrunk(Trunk):
-    """A trunk that reads the time of each row's first step only: heads whose steps differ refuse it in build."""
+    """A trunk that reads only the time of the first step of each batch row.
+
+    Heads whose steps have different times refuse it in `build`.
+    """
 
 
 class CachesContext(TrunkNet):
-    """A network that can work out once what depends on the context alone, and in one batch what depends on time
-    alone, for the many steps of a sampler. The output is the same, at less cost."""
+    """A trunk that can compute the parts that depend on the context alone, or on the time alone, once per plan.
+
+    A sampler evaluates the network many times with the same context. The output is the same as without precomputing.
+    """
 
     @abstractmethod
     def precompute(self, context: Context) -> Context:
-        """A Context (of a subclass, if need be) that stands for `context`."""
+        """Computes what depends on the context alone.
+
+        Args:
+            context: What the encoder returned. A context that is already precomputed is returned unchanged.
+
+        Returns:
+            A context, usually of a subclass, to be used in place of `context`. It keeps `Context.named`.
+        """
 
     @abstractmethod
     def embed_time(self, times: Tensor) -> Tensor:
-        """times (S, K) -> (S, W): what is known of each time, where all rows and steps share it."""
+        """Embeds times that all batch rows and steps share.
+
+        Args:
+            times: (S, K), one row per time.
+
+        Returns:
+            (S, W), one embedding per time, for `with_time_embedding`.
+        """
 
     @abstractmethod
     def with_time_embedding(self, context: Context, embedding: Tensor) -> Context:
-        """A primed context for use at one time alone, `told` (W,) of `tell`, whose word is taken and not that of t."""
+        """Fixes the time of all batch rows and steps.
+
+        Args:
+            context: A context, precomputed or not.
+            embedding: One row (W,) of the result of `embed_time`.
+
+        Returns:
+            A precomputed context with which the network uses `embedding` and ignores its argument `t`.
+        """
 
 
 def precomputed(net, context: Context) -> Context:
-    """`context`, primed if `net` can; guides may have wrapped the network into a plain function."""
+    """Returns `net.precompute(context)`, or `context` if `net` does not cache (guidance may wrap it in a function)."""
     return net.precompute(context) if isinstance(net, CachesContext) else context
 
 
 def time_embedding(net, times: Tensor) -> Tensor:
-    """times (S, K) -> (S, W) of `CachesContext.tell`; nothing (S, 0) of a network that is none."""
+    """Returns `net.embed_time(times)`: (S, K) -> (S, W). An empty (S, 0) if `net` does not cache."""
     return net.embed_time(times) if isinstance(net, CachesContext) else times[:, :0]
 
 
 def with_time_embedding(net, context: Context, embedding: Tensor) -> Context:
-    """`CachesContext.at`; `context` itself for a network that is none."""
+    """Returns `net.with_time_embedding(context, embedding)`, or `context` if `net` does not cache."""
     return net.with_time_embedding(context, embedding) if isinstance(net, CachesContext) else context
+
+
+def check_not_causal(trunk: Trunk, spec: HeadSpec) -> None:
+    """Raises `Unsupported` if the head demands causality from a trunk that reads the whole chunk at once."""
+    if spec.causal and spec.horizon > 1:
+        raise Unsupported(f"This head needs a causal trunk, and {type(trunk).__name__} reads all steps of a chunk at "
+                          "once.", hint="Use the Transformer or the LSTM trunk.")
+
+
+def check_alignment(trunk: Trunk, spec: HeadSpec) -> None:
+    """Checks that a trunk which aligns action steps with observation steps can do so.
+
+    Raises:
+        UserError: If `spec` does not say the observation step of each token, or if action step 0 happens before the
+            observation step of the first token, so that it would see nothing.
+    """
+    where = type(trunk).__name__
+    if len(spec.token_obs_steps) != spec.tokens:
+        raise UserError(f"The spec has {spec.tokens} tokens and the observation steps of {len(spec.token_obs_steps)}.",
+                        where=where, hint="Give HeadSpec.token_obs_steps one observation step per token, as the "
+                                          "encoder's token_obs_steps does.")
+    first = min(spec.token_obs_steps, default=0)
+    if spec.action_start < first:
+        raise UserError(f"Action step 0 happens at observation step {spec.action_start}, and the first token depends "
+                        f"on observation step {first}. The first actions would see nothing.", where=where,
+                        hint="Use an encoder with tokens for each observation step (TokenEncoder), or a window whose "
+                             "actions begin later (Window.action_offset).")

@@ -1,4 +1,4 @@
-"""An average of the weights along training."""
+"""Exponential moving average of the weights during training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from torch import nn
 
 
 class EMADecay(ABC):
-    """A frozen dataclass."""
+    """Schedule of the decay. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def value(self, count: int) -> float:
-        """The share of the average that update number `count` (from 1) leaves as it was."""
+        """Returns the decay of update number `count` (the first is 1): the weight that the old average keeps."""
 
 
 @dataclass(frozen=True)
 class ConstantDecay(EMADecay):
+    """The same decay at every update.
+
+    Args:
+        decay: Weight of the old average, between 0 and 1.
+    """
+
     decay: float = 0.999
 
     def value(self, count):
@@ -28,7 +34,13 @@ class ConstantDecay(EMADecay):
 
 @dataclass(frozen=True)
 class WarmupDecay(EMADecay):
-    """min(decay, (1 + n) / (10 + n)): early on, when the average is mostly the random start, it forgets faster."""
+    """``min(decay, (1 + n) / (10 + n))`` at update n.
+
+    At first, when the average is mostly the random initial weights, it forgets faster.
+
+    Args:
+        decay: Largest weight of the old average.
+    """
 
     decay: float = 0.999
 
@@ -38,8 +50,19 @@ class WarmupDecay(EMADecay):
 
 @dataclass(frozen=True)
 class PolynomialDecay(EMADecay):
-    """1 - max(n^-power, minimum), n counted after the first `start` updates, of which nothing is kept (Block et al.
-    2024, gradient variance amplification). Power 1 is the plain mean since then."""
+    """``1 - max(n ** -power, minimum)``, where n counts the updates after the first `start`.
+
+    With power 1 this is the plain mean since then.
+
+    Args:
+        power: Exponent.
+        minimum: Smallest weight of the new values.
+        start: Number of updates whose weights are not averaged.
+
+    References:
+        Block et al. (2024), Butterfly Effects of SGD Noise: Error Amplification in Behavior Cloning and
+        Autoregression, arXiv:2310.11428.
+    """
 
     power: float = 2 / 3
     minimum: float = 1e-4
@@ -51,7 +74,18 @@ class PolynomialDecay(EMADecay):
 
 
 class EMA:
-    """`module` is the average. Its state is module.state_dict() and `count`: what was averaged before is in them."""
+    """Keeps the average of a module's weights.
+
+    The state to save is ``module.state_dict()`` and `updates`.
+
+    Args:
+        module: The module whose copy becomes the average.
+        decay: Schedule of the decay. A number means `WarmupDecay` with that decay.
+
+    Attributes:
+        module: The average.
+        updates: Number of updates so far.
+    """
 
     def __init__(self, module: nn.Module, decay: EMADecay | float):
         self.decay = decay if isinstance(decay, EMADecay) else WarmupDecay(decay)
@@ -59,9 +93,9 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Parameters are averaged; buffers (statistics, memories) are copied."""
+        """Averages the parameters of `module` into the average and copies its buffers (statistics, memories)."""
         self.updates += 1
-        if mine := list(self.module.parameters()):
-            torch._foreach_lerp_(mine, list(module.parameters()), 1 - self.decay.value(self.updates))
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.resize_(theirs.shape).copy_(theirs)  # a memory may have grown
+        if own := list(self.module.parameters()):
+            torch._foreach_lerp_(own, list(module.parameters()), 1 - self.decay.value(self.updates))
+        for own, new in zip(self.module.buffers(), module.buffers(), strict=True):
+            own.resize_(new.shape).copy_(new)  # a memory may have grown

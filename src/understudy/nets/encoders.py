@@ -1,4 +1,7 @@
-"""Observation windows -> Context. What inference must also do (a crop) belongs here, not in an augmentation."""
+"""Encoders: observation windows to context tokens.
+
+What inference must do as well (a crop) belongs here. What only training does is an augmentation (data/augment.py).
+"""
 
 from __future__ import annotations
 
@@ -17,57 +20,81 @@ from .vision import SmallConv, VisionEncoder, crop
 
 @dataclass(frozen=True)
 class TokenEncoder(Encoder):
-    """Tokens for each feature and each of its rows: one for vectors (a linear map), choices (the sum of an embedding
-    for each component) and text, and as many as `vision` makes for an image.
+    """Tokens for each column and observation step.
 
-    width: of a token. crop: pixels cut off each side of an image, at a random place in training and off the centre
-    otherwise. "name?" in an observation, where it is False, masks the tokens of `name`.
+    A vector gives one token (a linear map), a class column one (the sum of an embedding per component), a text one, and
+    an image as many as `vision` makes. Tokens are ordered by column, then by observation step. Where ``"name?"`` is
+    False, the tokens of `name` are masked.
+
+    Args:
+        width: Width of the tokens.
+        crop: Pixels that are cut off each side of an image: at a random place in training, around the center
+            otherwise.
+        vision: Encoder of images.
+        text: Encoder of texts.
+        named: Columns whose newest row is also given to the trunk by name, unchanged, as ``Context.named[name]``: the
+            robot, for example, by which a trunk chooses among its parts.
     """
 
     width: int = 64
     crop: int = 0
     vision: VisionEncoder = field(default_factory=SmallConv)
     text: TextEncoder = field(default_factory=ByteEncoder)
+    named: tuple[str, ...] = ()
 
     def build(self, features, n_obs_steps):
         return _TokenEncoderNet(self, features, n_obs_steps)
 
 
 class _TokenEncoderNet(EncoderNet):
-    def __init__(self, spec, features, rows):
+    def __init__(self, config, features, n_obs_steps):
         super().__init__()
-        maps = {"vector": _VectorTokens, "discrete": _ClassTokens, "text": _TextTokens, "image": _ImageTokens}
+        kinds = {"vector": _VectorTokens, "discrete": _ClassTokens, "text": _TextTokens, "image": _ImageTokens}
         for name, f in features.items():
-            if f.kind not in maps:
-                raise UserError(f"expected numbers, an image or UTF-8 bytes, found {f.kind}", where=f"column {name!r}",
-                                hint="relabel it (Say turns the task's words into bytes), or leave it out of inputs")
-        self.names = tuple(features)
-        self.maps = nn.ModuleList(maps[f.kind](f, spec, name, spec.width) for name, f in features.items())
-        self.tokens, self.width = rows * sum(m.tokens for m in self.maps), spec.width
+            if f.kind not in kinds:
+                raise UserError(f"TokenEncoder cannot read a column of kind {f.kind!r}.", where=f"column {name!r}",
+                                hint="Convert it (the relabeling TaskText turns the words of the task into bytes), or "
+                                     "leave it out of inputs.")
+        for name in config.named:
+            if name not in features:
+                raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
+                                where="TokenEncoder.named", hint="Name one of the policy's inputs.")
+        self.names, self.named = tuple(features), config.named
+        self.maps = nn.ModuleList(kinds[f.kind](f, config, name, config.width) for name, f in features.items())
+        self.token_obs_steps = tuple(step for m in self.maps for step in range(n_obs_steps) for _ in range(m.tokens))
+        self.tokens, self.width = len(self.token_obs_steps), config.width
 
     def forward(self, obs, rng=None):
         tokens, masks = [], []
         for name, module in zip(self.names, self.maps, strict=True):
-            x, here = column_and_presence(obs, name)
-            made = module(x.flatten(0, 1), rng).unflatten(0, x.shape[:2])  # (B, To, n, D)
-            tokens.append(made.flatten(1, 2))
-            masks.append(here.unsqueeze(-1).expand(made.shape[:3]).flatten(1))
-        return Context(torch.cat(tokens, 1), torch.cat(masks, 1))
+            x, present = observed_column(obs, name)
+            column_tokens = module(x.flatten(0, 1), rng).unflatten(0, x.shape[:2])  # (B, To, n, D)
+            tokens.append(column_tokens.flatten(1, 2))
+            masks.append(present.unsqueeze(-1).expand(column_tokens.shape[:3]).flatten(1))
+        return Context(torch.cat(tokens, 1), torch.cat(masks, 1), {name: obs[name][:, -1] for name in self.named})
 
 
-def column_and_presence(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """(B, To, *feature), zero where it was not sensed (it may hold anything there, NaN say), and (B, To) bool."""
+def observed_column(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """Returns a column with zeros where it was not observed, and its presence mask.
+
+    Args:
+        obs: Observations, ``{name: (B, To, *feature)}``, with or without ``"name?"`` (B, To).
+        name: The column.
+
+    Returns:
+        The column (B, To, *feature), in which NaN and other placeholders are replaced by 0, and the mask (B, To) bool.
+    """
     x = obs[name]
-    here = obs.get(name + "?")
-    if here is None:
+    present = obs.get(name + "?")
+    if present is None:
         return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    return x.masked_fill(~here.reshape(*here.shape, *(1,) * (x.ndim - 2)), 0), here
+    return x.masked_fill(~present.reshape(*present.shape, *(1,) * (x.ndim - 2)), 0), present
 
 
 class _VectorTokens(Linear):
     tokens = 1
 
-    def __init__(self, feature, spec, name, width):
+    def __init__(self, feature, config, name, width):
         super().__init__(feature.size, width)
 
     def forward(self, x: Tensor, rng: Generator | None) -> Tensor:
@@ -75,16 +102,16 @@ class _VectorTokens(Linear):
 
 
 class _ClassTokens(nn.Module):
-    """A value that the schema does not know is a vector of zeros."""
+    """A class that the schema does not know is encoded as zeros."""
 
     tokens = 1
 
-    def __init__(self, feature, spec, name, width):
+    def __init__(self, feature, config, name, width):
         super().__init__()
-        choices = num_classes_of(feature, name)
-        self.register_buffer("size", torch.tensor(choices), persistent=False)
-        first = torch.tensor((0, *choices)).cumsum(0)
-        self.register_buffer("first", first[:-1], persistent=False)
+        num_classes = num_classes_of(feature, name)
+        self.register_buffer("size", torch.tensor(num_classes), persistent=False)
+        first = torch.tensor((0, *num_classes)).cumsum(0)
+        self.register_buffer("first", first[:-1], persistent=False)  # each component's first row of the embedding
         self.unknown_class = int(first[-1])
         self.embedding = nn.Embedding(self.unknown_class + 1, width, padding_idx=self.unknown_class)
 
@@ -97,23 +124,24 @@ class _ClassTokens(nn.Module):
 class _TextTokens(nn.Module):
     tokens = 1
 
-    def __init__(self, feature, spec, name, width):
+    def __init__(self, feature, config, name, width):
         super().__init__()
-        self.body = spec.text.build(width)
+        self.body = config.text.build(width)
 
     def forward(self, x, rng):
         return self.body(x.flatten(1)).unsqueeze(1)
 
 
 class _ImageTokens(nn.Module):
-    def __init__(self, feature, spec, name, width):
+    def __init__(self, feature, config, name, width):
         super().__init__()
         h, w, channels = feature.shape
-        self.crop = spec.crop
-        if min(h, w) <= 2 * spec.crop:
-            raise UserError(f"expected images larger than the {2 * spec.crop} pixels cut off, found {h} x {w}",
-                            where=f"column {name!r}", hint="take a smaller crop")
-        self.body = spec.vision.build((h - 2 * spec.crop, w - 2 * spec.crop, channels), width)
+        self.crop = config.crop
+        if min(h, w) <= 2 * config.crop:
+            raise UserError(f"crop={config.crop} cuts {2 * config.crop} pixels off each dimension of an image of {h} x "
+                            f"{w} pixels, so nothing would remain.", where=f"column {name!r}",
+                            hint="Use a smaller crop.")
+        self.body = config.vision.build((h - 2 * config.crop, w - 2 * config.crop, channels), width)
         self.tokens = self.body.tokens
 
     def forward(self, x, rng):
@@ -121,21 +149,30 @@ class _ImageTokens(nn.Module):
 
 
 def num_classes_of(feature: Feature, name: str) -> tuple[int, ...]:
+    """Returns the number of classes of each component. Raises `UserError` if the feature does not say it."""
     if feature.num_classes is None:
-        raise UserError("expected to know how many choices each component has, found none said",
-                        where=f"column {name!r}", hint="say it in the Feature's `choices`")
+        raise UserError("The number of classes is unknown.", where=f"column {name!r}",
+                        hint="Give it as num_classes of the column's Feature.")
     return feature.num_classes
 
 
 @dataclass(frozen=True)
 class ConcatEncoder(Encoder):
-    """All numbers of all rows side by side as one token, nothing learned: with the MLP trunk, a plain network from
-    the observation to the action; for nearest neighbors, what they compare. Choices as one-hot vectors; images by
-    the features of `vision`, which does not train (VINN, Pari et al. 2021), of their centre without `crop` pixels on
-    each side.
+    """All values of the window, concatenated into one token. Nothing is trained.
 
-    What was not sensed reads as zeros, which may also be a value: where columns are dropped on purpose
-    (classifier-free guidance), take Tokens.
+    With the MLP trunk this is a plain network from observation to action. For nearest neighbors it defines what is
+    compared. Class columns become one-hot vectors. Images become the features of a frozen network, as in VINN.
+
+    Values that were not observed become zeros, which a network cannot tell from an observed zero. Where columns are
+    dropped on purpose (classifier-free guidance), use `TokenEncoder`.
+
+    Args:
+        vision: Encoder of images. It is not trained. None if there are no images.
+        crop: Pixels that are cut off each side of an image.
+
+    References:
+        Pari et al. (2021), The Surprising Effectiveness of Representation Learning for Visual Imitation,
+        arXiv:2112.01511 (VINN).
     """
 
     vision: VisionEncoder | None = None
@@ -146,40 +183,36 @@ class ConcatEncoder(Encoder):
 
 
 class _ConcatEncoderNet(EncoderNet):
-    def __init__(self, spec, features, rows):
+    def __init__(self, config, features, n_obs_steps):
         super().__init__()
-        maps = {
-            "vector": _VectorValues,
-            "discrete": _OneHotValues,
-            **({} if spec.vision is None else {"image": _ImageFeatures}),
-        }
+        kinds = {"vector": _VectorValues, "discrete": _OneHotValues}
+        if config.vision is not None:
+            kinds["image"] = _ImageFeatures
         for name, f in features.items():
-            if f.kind not in maps:
-                raise UserError(
-                    f"expected numbers, found {f.kind}",
-                    where=f"column {name!r}",
-                    hint="take ConcatEncoder(vision=...) or the encoder Tokens for images, Tokens for text, or leave "
-                    "the column out of inputs",
-                )
+            if f.kind not in kinds:
+                raise UserError(f"ConcatEncoder cannot read a column of kind {f.kind!r}.", where=f"column {name!r}",
+                                hint="For images, use ConcatEncoder(vision=...) or TokenEncoder. For text, use "
+                                     "TokenEncoder. Or leave the column out of inputs.")
         self.names = tuple(features)
-        self.maps = nn.ModuleList(maps[f.kind](f, spec, name) for name, f in features.items()).requires_grad_(False)
-        self.tokens, self.width = 1, rows * sum(m.width for m in self.maps)
+        self.maps = nn.ModuleList(kinds[f.kind](f, config, name) for name, f in features.items()).requires_grad_(False)
+        self.tokens, self.width = 1, n_obs_steps * sum(m.width for m in self.maps)
+        self.token_obs_steps = (n_obs_steps - 1,)
 
     def train(self, mode=True):
-        return super().train(False)  # a network that does not train has nothing to drop out either
+        return super().train(False)  # a frozen network uses no dropout either
 
     def forward(self, obs, rng=None):
         parts = []
         for name, module in zip(self.names, self.maps, strict=True):
-            x, here = column_and_presence(obs, name)
-            made = module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-            parts.append((made * here.unsqueeze(-1)).flatten(1))
+            x, present = observed_column(obs, name)
+            values = module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            parts.append((values * present.unsqueeze(-1)).flatten(1))
         flat = torch.cat(parts, -1).unsqueeze(1)
         return Context(flat, torch.ones_like(flat[..., 0], dtype=torch.bool))
 
 
 class _VectorValues(nn.Module):
-    def __init__(self, feature, spec, name):
+    def __init__(self, feature, config, name):
         super().__init__()
         self.width = feature.size
 
@@ -188,20 +221,20 @@ class _VectorValues(nn.Module):
 
 
 class _OneHotValues(nn.Module):
-    def __init__(self, feature, spec, name):
+    def __init__(self, feature, config, name):
         super().__init__()
-        self.choices = num_classes_of(feature, name)
-        self.width = sum(self.choices)
+        self.num_classes = num_classes_of(feature, name)
+        self.width = sum(self.num_classes)
 
     def forward(self, x):
         x = x.unsqueeze(-1).flatten(1)
-        return torch.cat([x[:, i:i + 1] == torch.arange(n, device=x.device) for i, n in enumerate(self.choices)],
+        return torch.cat([x[:, i:i + 1] == torch.arange(n, device=x.device) for i, n in enumerate(self.num_classes)],
                          -1).float()
 
 
 class _ImageFeatures(_ImageTokens):
-    def __init__(self, feature, spec, name):
-        super().__init__(feature, spec, name, None)
+    def __init__(self, feature, config, name):
+        super().__init__(feature, config, name, None)
         self.width = self.body.tokens * self.body.width
 
     def forward(self, x):

@@ -1,4 +1,4 @@
-"""The multilayer perceptron of most published baselines: layers one after another, nothing beside them."""
+"""Plain feed-forward network (multilayer perceptron), as in most published baselines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from .base import Trunk, TrunkNet
+from .base import Trunk, TrunkNet, check_not_causal
 from .fourier import FourierFeatures
 from .linear import Linear
 
@@ -17,10 +17,15 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tan
 
 @dataclass(frozen=True)
 class FeedForward(Trunk):
-    """The whole chunk, its times and the flat context in, the whole chunk out. `nets.mlp.MLP`, with residuals and
-    normalized inputs, learns faster; this one is for comparisons with what others published.
+    """Feed-forward network from the flat context, the whole chunk and its times to the whole chunk.
 
-    widths: of the hidden layers. waves: octaves by which each time is told (only of heads that know time).
+    `nets.mlp.MLP`, with residual blocks and normalized inputs, learns faster. Use this one for comparisons with
+    published numbers.
+
+    Args:
+        widths: Widths of the hidden layers.
+        activation: Activation function after each hidden layer.
+        n_frequencies: Number of Fourier frequencies that embed each time.
     """
 
     widths: tuple[int, ...] = (256, 256)
@@ -28,18 +33,19 @@ class FeedForward(Trunk):
     n_frequencies: int = 6
 
     def build(self, inputs, outputs, n_times, spec):
+        check_not_causal(self, spec)
         return _FeedForwardNet(self, inputs, outputs, n_times, spec)
 
 
 class _FeedForwardNet(TrunkNet):
-    def __init__(self, spec, inputs, outputs, times, shape):
+    def __init__(self, config, inputs, outputs, n_times, spec):
         super().__init__()
-        self.fourier = FourierFeatures(spec.n_frequencies)
-        self.horizon, self.outputs = shape.horizon, outputs
-        entering = shape.horizon * (inputs + 2 * spec.n_frequencies * times) + shape.tokens * shape.width
-        sizes, activation = (entering, *spec.widths), ACTIVATIONS[spec.activation]
+        self.fourier = FourierFeatures(config.n_frequencies)
+        self.horizon, self.outputs = spec.horizon, outputs
+        size = spec.horizon * (inputs + 2 * config.n_frequencies * n_times) + spec.tokens * spec.width
+        sizes, activation = (size, *config.widths), ACTIVATIONS[config.activation]
         hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (Linear(a, b), activation())]
-        self.layers = nn.Sequential(*hidden, Linear(sizes[-1], shape.horizon * outputs))
+        self.layers = nn.Sequential(*hidden, Linear(sizes[-1], spec.horizon * outputs))
 
     def forward(self, x, t, context):
         h = self.layers(torch.cat([x.flatten(1), self.fourier(t).flatten(1), context.flat()], -1))

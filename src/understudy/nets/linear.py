@@ -1,4 +1,4 @@
-"""The linear layer, worked out by whichever library is faster on this processor."""
+"""The linear layer, computed by the library that is faster on this processor."""
 
 import platform
 from pathlib import Path
@@ -8,27 +8,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-# Multiplications from which a call of oneDNN is worth it. GFLOP/s on one core of Zen 5, PyTorch 2.13 (MKL, oneDNN):
+# Multiplications from which a call of oneDNN pays off. GFLOP/s on one core of Zen 5, PyTorch 2.13 (MKL, oneDNN):
 #     16 x 256 x 256   80   83      64 x 256 x 256  97 163      256 x 256 x 256  104 216     2048 x 1280 x 256 103 235
 MIN_MULTIPLICATIONS = 2**22
 
 
 def _mkl_is_slow() -> bool:
-    """Whether fp32 products of MKL, which PyTorch takes, are slower here than those of oneDNN, which it has as well:
-    MKL uses AVX-512 on processors of its maker alone."""
+    """Whether fp32 products of MKL, which PyTorch uses, are slower here than those of oneDNN, which it includes.
+
+    MKL uses AVX-512 only on Intel processors.
+    """
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
             and torch.backends.cpu.get_cpu_capability() == "AVX512"):
         return False
-    said = Path("/proc/cpuinfo")
-    return "AuthenticAMD" in (said.read_text()[:500] if said.exists() else platform.processor())
+    info = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (info.read_text()[:500] if info.exists() else platform.processor())
 
 
 MKL_IS_SLOW = _mkl_is_slow()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in), weight (out, in), bias (out,) -> (..., out), as `torch.nn.functional.linear`."""
-    # Sizes are asked for last: in an exported graph they are not numbers yet.
+    """Computes the same as `torch.nn.functional.linear`.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,), or None.
+
+    Returns:
+        (..., out).
+    """
+    # Sizes are checked last: in an exported graph they are symbols, not numbers.
     if not MKL_IS_SLOW or _inside_transform() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") \
             or x.dtype != torch.float32 or weight.dtype != torch.float32 \
             or x.numel() * weight.shape[0] < MIN_MULTIPLICATIONS or not (_is_dense(x) and _is_dense(weight)):
@@ -39,24 +50,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Without gaps, rows or columns first: of parts of matrices oneDNN is slow, a hundred times."""
+    """Whether `x` has no gaps in memory, by rows or by columns. oneDNN is 100 times slower for parts of matrices."""
     return x.is_contiguous() or x.ndim == 2 and x.t().is_contiguous()
 
 
 def _inside_transform() -> bool:
-    """Whether this is exported, mapped or differentiated forward, of which a call of ours knows nothing."""
+    """Whether this call is exported, vmapped or differentiated in forward mode, which cannot handle custom calls."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class Linear(nn.Linear):
+    """`torch.nn.Linear`, computed by `linear`."""
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 def _onednn(x, weight, bias):
-    if torch.compiler.is_compiling():  # the compiler takes constant weights only; a call of ours it leaves alone
+    if torch.compiler.is_compiling():  # the compiler accepts only constant weights here; it leaves custom ops alone
         return torch.ops.understudy.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -72,7 +85,7 @@ def _(x, weight, bias):
 
 
 class _Linear(torch.autograd.Function):
-    """(N, in) -> (N, out). Its slopes are products of the same kind, so that they have slopes themselves."""
+    """(N, in) -> (N, out). The gradients are products of the same kind, so they can be differentiated again."""
 
     @staticmethod
     def forward(x, weight, bias):
@@ -87,6 +100,6 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        return (linear(grad, weight.t()) if of_x else None, linear(grad.t(), x.t()) if of_weight else None,
-                grad.sum(0) if of_bias and ctx.has_bias else None)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (linear(grad, weight.t()) if needs_x else None, linear(grad.t(), x.t()) if needs_weight else None,
+                grad.sum(0) if needs_bias and ctx.has_bias else None)

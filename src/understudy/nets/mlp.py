@@ -1,4 +1,4 @@
-"""A multilayer perceptron over everything at once."""
+"""Residual multilayer perceptron over the whole chunk at once."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Context
-from .base import CachesContext, Trunk
+from .base import CachesContext, Trunk, check_not_causal
 from .fourier import FourierFeatures
 from .linear import Linear, linear
 
 
 @dataclass(frozen=True)
 class MLP(Trunk):
-    """The whole chunk, its times and the flat context in, the whole chunk out, through `depth` residual blocks of two
-    layers each with normalized input (as in IDQL, Hansen-Estruch et al. 2023).
+    """Residual MLP from the flat context, the whole chunk and its times to the whole chunk.
 
-    waves: octaves by which each time is told (only of heads that know time).
+    Each block has two linear layers and normalizes its input, as in IDQL.
+
+    Args:
+        width: Width of the hidden layers.
+        depth: Number of residual blocks.
+        dropout: Dropout probability.
+        n_frequencies: Number of Fourier frequencies that embed each time.
+
+    References:
+        Hansen-Estruch et al. (2023), IDQL: Implicit Q-Learning as an Actor-Critic Method with Diffusion Policies,
+        arXiv:2304.10573.
     """
 
     width: int = 256
@@ -27,49 +36,45 @@ class MLP(Trunk):
     n_frequencies: int = 6
 
     def build(self, inputs, outputs, n_times, spec):
+        check_not_causal(self, spec)
         return _MLPNet(self, inputs, outputs, n_times, spec)
 
 
 @dataclass(frozen=True)
 class _MLPContext(Context):
-    """Shares of the first layer: the context's (B, width), and a time's (width,) or none."""
+    """A context with its contribution to the first layer, (B, width), and that of a fixed time, (width,) or None."""
 
     context_features: Tensor | None = None
     time_features: Tensor | None = None
 
 
 class _MLPNet(CachesContext):
-    def __init__(self, spec, inputs, outputs, times, shape):
+    def __init__(self, config, inputs, outputs, n_times, spec):
         super().__init__()
-        self.fourier = FourierFeatures(spec.n_frequencies)
-        self.horizon, self.outputs = shape.horizon, outputs
-        self.sizes = (
-            shape.horizon * inputs,
-            shape.horizon * 2 * spec.n_frequencies * times,
-            shape.tokens * shape.width,
-        )
-        self.input_layer = Linear(sum(self.sizes), spec.width)
-        self.blocks = nn.ModuleList(_block(spec.width, spec.dropout) for _ in range(spec.depth))
-        self.output_layer = nn.Sequential(
-            nn.LayerNorm(spec.width), nn.SiLU(), Linear(spec.width, shape.horizon * outputs)
-        )
+        self.fourier = FourierFeatures(config.n_frequencies)
+        self.horizon, self.outputs = spec.horizon, outputs
+        self.sizes = (spec.horizon * inputs, spec.horizon * 2 * config.n_frequencies * n_times,
+                      spec.tokens * spec.width)
+        self.input_layer = Linear(sum(self.sizes), config.width)
+        self.blocks = nn.ModuleList(_residual_block(config.width, config.dropout) for _ in range(config.depth))
+        self.output_layer = nn.Sequential(nn.LayerNorm(config.width), nn.SiLU(),
+                                          Linear(config.width, spec.horizon * outputs))
 
     def precompute(self, context):
         if isinstance(context, _MLPContext):
             return context
-        return _MLPContext(
-            context.tokens, context.mask, linear(context.flat(), self._input_weights()[2], self.input_layer.bias)
-        )
+        return _MLPContext(context.tokens, context.mask, context.named,
+                           linear(context.flat(), self._input_weights()[2], self.input_layer.bias))
 
     def embed_time(self, times):
-        # Steps that share their time are told apart by its weights alone, which then add up.
+        # All steps have the same time, so the weights of the steps can be summed first.
         return linear(self.fourier(times), self._input_weights()[1].unflatten(1, (self.horizon, -1)).sum(1))
 
     def with_time_embedding(self, context, embedding):
         return replace(self.precompute(context), time_features=embedding)
 
     def _input_weights(self) -> tuple[Tensor, ...]:
-        """The first layer's weights for the chunk, its times and the context."""
+        """Weights of the first layer for the chunk, for its times and for the context."""
         return self.input_layer.weight.split(self.sizes, 1)
 
     def forward(self, x, t, context):
@@ -82,6 +87,6 @@ class _MLPNet(CachesContext):
         return self.output_layer(h).unflatten(-1, (self.horizon, self.outputs))
 
 
-def _block(width: int, dropout: float) -> nn.Sequential:
+def _residual_block(width: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(), nn.Dropout(dropout),
                          Linear(width, width))

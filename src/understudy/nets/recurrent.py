@@ -1,4 +1,4 @@
-"""Memory over the rows of an observation window."""
+"""Recurrent encoder: an LSTM over the rows of an observation window."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ from .encoders import TokenEncoder
 
 @dataclass(frozen=True)
 class RecurrentEncoder(Encoder):
-    """Each row encoded alone by `each`, then an LSTM over the rows; one token, its last state (BC-RNN, Mandlekar et
-    al. 2021, whose sequences of 10 are windows of 10 rows here: history is the window, nothing is carried further).
+    """Encodes each row on its own, then reads the rows with an LSTM. Its last output is the only token.
+
+    The state is not carried between windows: the history is the window. A sequence of length 10 in BC-RNN is
+    ``Window(n_obs_steps=10)``. The trunk `nets.lstm.LSTM` also gives an output, and so a loss, at every row.
+
+    Args:
+        width: Width of the hidden state.
+        layers: Number of stacked LSTM layers.
+        row_encoder: Encoder of a single row.
+
+    References:
+        Mandlekar et al. (2021), What Matters in Learning from Offline Human Demonstrations, arXiv:2108.03298.
     """
 
     width: int = 400
@@ -22,18 +32,20 @@ class RecurrentEncoder(Encoder):
     row_encoder: Encoder = field(default_factory=TokenEncoder)
 
     def build(self, features, n_obs_steps):
-        return _RecurrentEncoderNet(self, features)
+        return _RecurrentEncoderNet(self, features, n_obs_steps)
 
 
 class _RecurrentEncoderNet(EncoderNet):
-    def __init__(self, spec, features):
+    def __init__(self, config, features, n_obs_steps):
         super().__init__()
-        self.row_encoder = spec.row_encoder.build(features, 1)
-        self.lstm = nn.LSTM(self.row_encoder.tokens * self.row_encoder.width, spec.width, spec.layers, batch_first=True)
-        self.tokens, self.width = 1, spec.width
+        self.row_encoder = config.row_encoder.build(features, 1)
+        self.lstm = nn.LSTM(self.row_encoder.tokens * self.row_encoder.width, config.width, config.layers,
+                            batch_first=True)
+        self.tokens, self.width, self.token_obs_steps = 1, config.width, (n_obs_steps - 1,)
 
     def forward(self, obs, rng=None):
-        B, rows = next(iter(obs.values())).shape[:2]
+        batch, rows = next(iter(obs.values())).shape[:2]
         context = self.row_encoder({k: v.flatten(0, 1).unsqueeze(1) for k, v in obs.items()}, rng)
-        last = self.lstm(context.flat().unflatten(0, (B, rows)))[0][:, -1:]
-        return Context(last, last.new_ones(last.shape[:2]).bool())
+        last = self.lstm(context.flat().unflatten(0, (batch, rows)))[0][:, -1:]
+        named = {k: v.unflatten(0, (batch, rows))[:, -1] for k, v in context.named.items()}
+        return Context(last, last.new_ones(last.shape[:2]).bool(), named)

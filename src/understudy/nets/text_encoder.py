@@ -1,4 +1,4 @@
-"""Words to vectors. Text arrives as UTF-8 bytes, so that there is no vocabulary to ship."""
+"""Text encoders. Text arrives as UTF-8 bytes, so that no vocabulary has to be shipped."""
 
 from __future__ import annotations
 
@@ -12,17 +12,34 @@ from .linear import Linear
 
 
 class TextEncoder(ABC):
-    """A frozen dataclass: reads the bytes of a "text" column."""
+    """Config of an encoder of "text" columns. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def build(self, width: int) -> nn.Module:
-        """A module (N, L) uint8, padded with 0 -> (N, width). The padding changes nothing."""
+        """Builds the module.
+
+        Args:
+            width: Width of the output.
+
+        Returns:
+            A module that maps bytes (N, L) uint8, padded with 0, to (N, width). The padding does not change the result.
+        """
 
 
 @dataclass(frozen=True)
 class ByteEncoder(TextEncoder):
-    """Bytes embedded, two convolutions, the largest value of each channel (Kim 2014, on bytes). Trained with the
-    policy: enough to tell apart the tasks of a data set, not to understand new words."""
+    """Embeds bytes, applies two convolutions and takes the maximum of each channel over the text.
+
+    It is trained with the policy. That is enough to distinguish the tasks of a dataset, but not to understand new
+    words.
+
+    Args:
+        channels: Number of channels.
+        kernel: Kernel size of the convolutions, in bytes.
+
+    References:
+        Kim (2014), Convolutional Neural Networks for Sentence Classification, arXiv:1408.5882 (there on words).
+    """
 
     channels: int = 64
     kernel: int = 5
@@ -32,17 +49,17 @@ class ByteEncoder(TextEncoder):
 
 
 class _ByteEncoderNet(nn.Module):
-    def __init__(self, spec, width):
+    def __init__(self, config, width):
         super().__init__()
-        self.embedding = nn.Embedding(256, spec.channels, padding_idx=0)
-        self.first = nn.Conv1d(spec.channels, spec.channels, spec.kernel, padding="same")
-        self.second = nn.Conv1d(spec.channels, spec.channels, spec.kernel, padding="same")
-        self.output_layer = Linear(spec.channels, width)
+        self.embedding = nn.Embedding(256, config.channels, padding_idx=0)
+        self.first = nn.Conv1d(config.channels, config.channels, config.kernel, padding="same")
+        self.second = nn.Conv1d(config.channels, config.channels, config.kernel, padding="same")
+        self.output_layer = Linear(config.channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        here = (x != 0).unsqueeze(1)
+        mask = (x != 0).unsqueeze(1)
         h = self.embedding(x.long()).transpose(1, 2)
-        h = h + F.silu(self.first(h)) * here  # beyond the end all stays zero, as the convolutions' own padding is
-        h = h + F.silu(self.second(h)) * here
-        # An empty text has no largest value; it reads as zeros.
-        return self.output_layer(h.masked_fill(~here, -1e4).amax(-1) * here.any(-1))
+        h = h + F.silu(self.first(h)) * mask  # positions after the end stay zero, like the padding of convolutions
+        h = h + F.silu(self.second(h)) * mask
+        # An empty text has no maximum. It is encoded as zeros.
+        return self.output_layer(h.masked_fill(~mask, -1e4).amax(-1) * mask.any(-1))

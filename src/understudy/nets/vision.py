@@ -1,4 +1,4 @@
-"""Images to tokens."""
+"""Vision encoders: images to tokens."""
 
 from __future__ import annotations
 
@@ -21,40 +21,69 @@ from .linear import Linear
 
 
 class VisionNet(nn.Module, ABC):
+    """The module that a `VisionEncoder` builds.
+
+    Attributes:
+        tokens: Number of tokens per image.
+        width: Width of each token.
+    """
+
     tokens: int
     width: int
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
-        """(N, C, h, w) in [0, 1] -> (N, tokens, width)."""
+        """Images (N, C, h, w) with values in [0, 1] -> (N, tokens, width)."""
 
 
 class VisionEncoder(ABC):
-    """A frozen dataclass."""
+    """Config of an encoder of images. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def build(self, shape: tuple[int, int, int], width: int | None = None) -> VisionNet:
-        """For images of shape (h, w, C), after cropping; it scales their pixels as it likes to have them. Without a
-        width its own features come out, whatever their number, by no linear map at the end."""
+        """Builds the module. It normalizes the pixels itself.
+
+        Args:
+            shape: (h, w, C) of the images after cropping.
+            width: Width of the tokens. None returns the features of the network, without a linear layer at the end.
+
+        Returns:
+            The module.
+        """
 
 
-def _output_layer(size: int, width: int | None) -> tuple[nn.Module, int]:
+def _feature_map_output(size: int, width: int | None) -> tuple[nn.Module, int]:
     return (nn.Identity(), size) if width is None else (Linear(size, width), width)
 
 
 def spatial_softargmax(maps: Tensor) -> Tensor:
-    """(N, K, h, w) -> (N, 2 K), the spatial soft-argmax (Levine et al. 2016; Finn et al. 2016): the mean position
-    under the softmax of each map, first x of all and then y, from -1 (left, top) to 1."""
+    """Mean position under the softmax of each feature map (keypoints).
+
+    Args:
+        maps: (N, K, h, w).
+
+    Returns:
+        (N, 2 K): first x of all maps, then y, from -1 (left, top) to 1 (right, bottom).
+
+    References:
+        Levine et al. (2016), End-to-End Training of Deep Visuomotor Policies, arXiv:1504.00702.
+        Finn et al. (2016), Deep Spatial Autoencoders for Visuomotor Learning, arXiv:1509.06113.
+    """
     h, w = maps.shape[-2:]
-    share = maps.flatten(2).softmax(-1).unflatten(-1, (h, w))
+    weight = maps.flatten(2).softmax(-1).unflatten(-1, (h, w))
     x = torch.linspace(-1, 1, w, device=maps.device, dtype=maps.dtype)
     y = torch.linspace(-1, 1, h, device=maps.device, dtype=maps.dtype)
-    return torch.cat([(share.sum(-2) * x).sum(-1), (share.sum(-1) * y).sum(-1)], -1)
+    return torch.cat([(weight.sum(-2) * x).sum(-1), (weight.sum(-1) * y).sum(-1)], -1)
 
 
 @dataclass(frozen=True)
 class SmallConv(VisionEncoder):
-    """Four convolutions, then keypoints: a network for a CPU. One token an image."""
+    """Four convolutions, then keypoints (spatial soft-argmax). Small enough for a CPU. One token per image.
+
+    Args:
+        channels: Channels of the convolutions. The first two halve the resolution.
+        keypoints: Number of keypoints.
+    """
 
     channels: tuple[int, ...] = (32, 32, 64, 64)
     keypoints: int = 32
@@ -66,15 +95,15 @@ class SmallConv(VisionEncoder):
 class _SmallConv(VisionNet):
     tokens = 1
 
-    def __init__(self, spec, shape, width):
+    def __init__(self, config, shape, width):
         super().__init__()
         layers, size = [], shape[-1]
-        for i, channels in enumerate(spec.channels):
+        for i, channels in enumerate(config.channels):
             stride = 2 if i < 2 else 1
             layers += [nn.Conv2d(size, channels, 3, stride, 1), nn.GroupNorm(8, channels), nn.SiLU()]
             size = channels
-        self.body = nn.Sequential(*layers, nn.Conv2d(size, spec.keypoints, 1))
-        self.leave, self.width = _output_layer(2 * spec.keypoints, width)
+        self.body = nn.Sequential(*layers, nn.Conv2d(size, config.keypoints, 1))
+        self.leave, self.width = _feature_map_output(2 * config.keypoints, width)
 
     def forward(self, image):
         return self.leave(spatial_softargmax(self.body(2 * image - 1))).unsqueeze(1)
@@ -82,14 +111,21 @@ class _SmallConv(VisionNet):
 
 @dataclass(frozen=True)
 class ResNet18(VisionEncoder):
-    """The residual network of He et al. 2016 without its last layer: 11,176,512 parameters for three channels.
+    """ResNet-18 without its last layer: 11,176,512 parameters for three channels.
 
-    weights: None to train from random weights, with GroupNorm of 16 channels a group in place of BatchNorm (Diffusion
-        Policy, Chi et al. 2023); otherwise pretrained ones, with BatchNorm fixed at their statistics (ACT, Zhao et al.
-        2023): a safetensors file, or "hf://OWNER/NAME[@REVISION][/FILE]" (hf://timm/resnet18.a1_in1k), fetched by
-        huggingface_hub. Names of tensors are torchvision's.
-    pool: "keypoints" (as many as `keypoints`, a spatial soft-argmax) and "mean" make one token an image, "grid" one for
-        each cell of 32 x 32 pixels (for attention, as in ACT).
+    Args:
+        weights: None trains from random weights, with GroupNorm (16 channels per group) in place of BatchNorm, as
+            Diffusion Policy does. Otherwise pretrained weights, with the statistics of BatchNorm fixed, as ACT does: a
+            safetensors file, or ``"hf://OWNER/NAME[@REVISION][/FILE]"`` such as ``"hf://timm/resnet18.a1_in1k"``, which
+            huggingface_hub downloads. Tensors have torchvision's names.
+        pool: ``"keypoints"`` (spatial soft-argmax) and ``"mean"`` give one token per image, ``"grid"`` one per cell of
+            32 x 32 pixels (for attention, as in ACT).
+        keypoints: Number of keypoints, for ``pool="keypoints"``.
+
+    References:
+        He et al. (2016), Deep Residual Learning for Image Recognition, arXiv:1512.03385.
+        Chi et al. (2023), Diffusion Policy: Visuomotor Policy Learning via Action Diffusion, arXiv:2303.04137.
+        Zhao et al. (2023), Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware, arXiv:2304.13705.
     """
 
     weights: str | None = None
@@ -103,12 +139,12 @@ class ResNet18(VisionEncoder):
         return net
 
 
-_weights_given: ContextVar[bool] = ContextVar("weights are given", default=False)
+_weights_given: ContextVar[bool] = ContextVar("the weights come from a checkpoint", default=False)
 
 
 @contextmanager
 def without_downloads() -> Iterator[None]:
-    """Within it, nothing pretrained is read: the weights come from a checkpoint, which needs no other file."""
+    """Context manager in which no pretrained weights are read, because a checkpoint supplies all weights."""
     token = _weights_given.set(True)
     try:
         yield
@@ -117,17 +153,18 @@ def without_downloads() -> Iterator[None]:
 
 
 class _ResNet18(VisionNet):
-    def __init__(self, spec, shape, width):
+    def __init__(self, config, shape, width):
         super().__init__()
         h, w, channels = shape
-        if spec.weights is not None and channels != 3:
-            raise UserError(f"expected images of 3 channels, as the pretrained weights have, found {channels}",
-                            where="ResNet18.weights", hint="train from random weights (None), or use color images")
-        self.body, self.pool = ResNet18Body(channels, fixed=spec.weights is not None), spec.pool
-        self.tokens = -(-h // 32) * -(-w // 32) if spec.pool == "grid" else 1
-        self.points = nn.Conv2d(512, spec.keypoints, 1) if spec.pool == "keypoints" else None
-        self.leave, self.width = _output_layer(2 * spec.keypoints if spec.pool == "keypoints" else 512, width)
-        # What ImageNet's pixels are scaled by, the habit of all pretrained weights.
+        if config.weights is not None and channels != 3:
+            raise UserError(f"The pretrained weights are for images of 3 channels, and these have {channels}.",
+                            where="ResNet18.weights", hint="Train from random weights (weights=None), or use color "
+                                                           "images.")
+        self.body, self.pool = ResNet18Body(channels, fixed=config.weights is not None), config.pool
+        self.tokens = -(-h // 32) * -(-w // 32) if config.pool == "grid" else 1
+        self.points = nn.Conv2d(512, config.keypoints, 1) if config.pool == "keypoints" else None
+        self.leave, self.width = _feature_map_output(2 * config.keypoints if config.pool == "keypoints" else 512, width)
+        # Mean and standard deviation of ImageNet's pixels, with which pretrained weights were trained.
         mean, std = (torch.tensor(v if channels == 3 else (0.5,) * channels).view(-1, 1, 1) for v in
                      ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         self.register_buffer("mean", mean, persistent=False)
@@ -142,11 +179,16 @@ class _ResNet18(VisionNet):
 
 
 class ResNet18Body(nn.Module):
-    """(N, C, h, w) -> (N, 512, h / 32, w / 32), rounded up."""
+    """The convolutions of ResNet-18: (N, C, h, w) -> (N, 512, h / 32, w / 32), rounded up.
+
+    Args:
+        channels: Channels of the images (C).
+        fixed: Use BatchNorm with fixed statistics, for pretrained weights. Otherwise GroupNorm.
+    """
 
     def __init__(self, channels: int = 3, fixed: bool = False):
         super().__init__()
-        norm = FixedBatchNorm if fixed else _group_norm
+        norm = FixedBatchNorm if fixed else _norm_groups
         self.conv1, self.bn1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False), norm(64)
         for i, (a, b) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), start=1):
             setattr(self, f"layer{i}", nn.Sequential(_Residual(a, b, norm, 1 if a == b else 2), _Residual(b, b, norm)))
@@ -156,19 +198,27 @@ class ResNet18Body(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def pretrained(self, weights: str) -> None:
+        """Loads pretrained weights.
+
+        Args:
+            weights: A safetensors file or an address on the hub (see `ResNet18`).
+
+        Raises:
+            UserError: If the file is missing or damaged, or has no ResNet-18.
+        """
         path = _weights_file(weights)
         try:
             found = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"expected a whole safetensors file, found {error}", where=path,
-                            hint="name a safetensors file of a ResNet-18, or fetch it again") from None
-        mine = self.state_dict()
-        for name, tensor in mine.items():
+            raise UserError(f"The file cannot be read as safetensors: {error}.", where=path,
+                            hint="Give the safetensors file of a ResNet-18, or download it again.") from None
+        own = self.state_dict()
+        for name, tensor in own.items():
             if name not in found or found[name].shape != tensor.shape:
-                have = tuple(found[name].shape) if name in found else "none"
-                raise UserError(f"expected a tensor {name!r} of shape {tuple(tensor.shape)}, found {have}", where=path,
-                                hint="name the weights of a ResNet-18 with torchvision's names")
-        self.load_state_dict({k: found[k].to(torch.float32) for k in mine})
+                problem = f"has shape {tuple(found[name].shape)}" if name in found else "is missing"
+                raise UserError(f"The tensor {name!r} of shape {tuple(tensor.shape)} {problem}.", where=path,
+                                hint="Give the weights of a ResNet-18 with torchvision's names.")
+        self.load_state_dict({k: found[k].to(torch.float32) for k in own})
 
 
 class _Residual(nn.Module):
@@ -183,12 +233,12 @@ class _Residual(nn.Module):
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.downsample(x))
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
+def _norm_groups(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 16, channels)
 
 
 class FixedBatchNorm(nn.Module):
-    """Batch normalization with fixed statistics and scales: batches of demonstrations are no sample of ImageNet."""
+    """Batch normalization with fixed statistics and scales: batches of demonstrations differ from ImageNet."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -202,30 +252,38 @@ class FixedBatchNorm(nn.Module):
 
 
 def _weights_file(weights: str) -> Path:
-    """Where the safetensors file lies; fetched first if it is on the hub."""
+    """The path of the safetensors file, downloaded first if it is on the hub."""
     if not weights.startswith("hf://"):
         return Path(weights)
     owner, name, *file = weights.removeprefix("hf://").split("/", 2) if weights.count("/") > 2 else (None, None)
     if not name:
-        raise UserError("expected hf://OWNER/NAME[@REVISION][/FILE], found less", where=weights,
-                        hint="name a repository on the hub, or a file on this machine")
+        raise UserError("The address does not name a repository.", where=weights,
+                        hint="Write hf://OWNER/NAME[@REVISION][/FILE], or the path of a local file.")
     try:
         from huggingface_hub import hf_hub_download
     except ModuleNotFoundError:
-        raise UserError("fetching from the hub needs huggingface_hub, which is not installed", where=weights,
-                        hint="pip install huggingface_hub, or fetch the file yourself and name its path") from None
+        raise UserError("Downloading from the hub needs huggingface_hub, which is not installed.", where=weights,
+                        hint="pip install huggingface_hub, or download the file yourself and give its path.") from None
     name, _, revision = name.partition("@")
     try:
         return Path(hf_hub_download(f"{owner}/{name}", file[0] if file else "model.safetensors",
                                     revision=revision or None))
     except Exception as error:
-        raise UserError(f"could not fetch the pretrained weights ({type(error).__name__}: {error})", where=weights,
-                        hint="check the address and the network, or name a local file") from error
+        raise UserError(f"The pretrained weights could not be downloaded ({type(error).__name__}: {error}).",
+                        where=weights, hint="Check the address and the network, or give a local file.") from error
 
 
 def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
-    """(N, C, h, w) -> (N, C, h - 2 margin, w - 2 margin): at a random place for each image, in the centre without
-    `rng` (on the image's device)."""
+    """Crops images.
+
+    Args:
+        image: (N, C, h, w).
+        margin: Pixels that are cut off each side.
+        rng: Draws a random position for each image, on the device of the image. None crops the center.
+
+    Returns:
+        (N, C, h - 2 margin, w - 2 margin).
+    """
     if not margin:
         return image
     n, _, h, w = image.shape
@@ -235,5 +293,5 @@ def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
     top, left = torch.randint(0, 2 * margin + 1, (2, n, 1, 1), generator=rng, device=image.device)
     row = top + torch.arange(h, device=image.device)[:, None]
     column = left + torch.arange(w, device=image.device)
-    which = torch.arange(n, device=image.device)[:, None, None]
-    return image.permute(0, 2, 3, 1)[which, row, column].permute(0, 3, 1, 2)
+    number = torch.arange(n, device=image.device)[:, None, None]
+    return image.permute(0, 2, 3, 1)[number, row, column].permute(0, 3, 1, 2)

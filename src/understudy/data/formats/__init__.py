@@ -9,7 +9,7 @@ by nobody else.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import UserError
+from ...plugins import find_plugins, load_plugin
 from .. import cache, video
 from ..episode import Dataset
 from ..sources import DecodedFramesSource, Progress, camera_names
@@ -26,7 +27,7 @@ from .describe import check_finite, describe
 from .detection import detect_format, format_of
 
 __all__ = [
-    "WRITERS",
+    "WRITERS", "RegisteredFormat",
     "DecodingCost",
     "check_finite",
     "conversion_losses",
@@ -73,6 +74,31 @@ WRITERS = {  # what `convert --to` takes -> module
 }
 
 
+@dataclass(frozen=True)
+class RegisteredFormat:
+    """A format that an installed package registers under the entry points `understudy.formats`.
+
+    Args:
+        detect: Whether a file or folder is in this format. Asked for what is in none of understudy's.
+        open: Reads the file or folder.
+    """
+
+    detect: Callable[[Path], bool]
+    open: Callable[[Path], Dataset]
+
+
+def _find_registered(path: str | Path) -> RegisteredFormat | None:
+    """The format of another package that a file or folder is in, if it is in none of understudy's."""
+    if not (plugins := find_plugins("formats")) or not (place := Path(path)).exists():
+        return None
+    try:
+        detect_format(place)
+    except UserError:
+        found = (load_plugin("formats", name) for name in plugins)
+        return next((f for f in found if f.detect(place)), None)
+    return None
+
+
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
                  progress: Progress | None = None, **options) -> Dataset:
     """Opens a data set in whatever format it is. Columns are read when they are asked for.
@@ -92,6 +118,8 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
     Example:
         >>> data = open_dataset("demos.hdf5", image_size=96)
     """
+    if registered := _find_registered(path):
+        return registered.open(Path(path))
     given = path
     path, kind = detect_format(remote.local_path(path))
     module, function = _READERS[kind]
@@ -111,6 +139,8 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
 def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = None, **options) -> Dataset:
     """As `open_dataset`, for those that only look: bags need no mapping, and may have no episode. Without one they
     are read under the mapping that is proposed for them, facts["mapping"]."""
+    if _find_registered(path):
+        return open_dataset(path)
     place, kind = detect_format(remote.local_path(path))
     if mapping is None and kind == "bags":
         from . import bags

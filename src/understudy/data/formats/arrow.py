@@ -22,7 +22,7 @@ def arrow_errors(where: object) -> AbstractContextManager[None]:
 def validate_table(table: pa.Table, where: object) -> pa.Table:
     """With offsets that lie in its buffers, and text that is text: nothing checks them when they are used."""
     with arrow_errors(where):
-        table.validate(state_action=True)
+        table.validate(full=True)
     return table
 
 

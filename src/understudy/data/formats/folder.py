@@ -483,7 +483,9 @@ def capability(data: Dataset) -> FormatCapability:
         stems.add(stem.lower())
         last = bool((data.rows(name) > lengths).any()) and f.kind != "string"
         columns[name] = ColumnEncoding(name, f.dtype, f.shape, last)
-    if columns and all(place.last for name, place in columns.items() if not name.startswith("observation.images.")):
+    if columns and all(
+        place.has_last_row for name, place in columns.items() if not name.startswith("observation.images.")
+    ):
         columns = {name: ColumnEncoding(name, p.dtype, p.shape) for name, p in columns.items()}
     return FormatCapability(
         columns, component_names=True, units=True, fps=True, robot_type=True, read_columns=tuple(columns)

@@ -74,7 +74,7 @@ class InterruptedRecordingSource(ColumnSource):
         path, new = self.files.path, f"{len(self._journal_episodes)} episode{'s' * (len(self._journal_episodes) != 1)}"
         if is_recording(path):
             return f"it is being recorded: {new} not in the files yet"
-        running = any(s.running is not None and len(s.running) for s in segments)
+        running = any(s.unfinished is not None and len(s.unfinished) for s in segments)
         return (f"the recording was interrupted: {new} in its journal{', and one that was not finished' * running}; "
                 f"understudy repair {path} puts all into the files")
 

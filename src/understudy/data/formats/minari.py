@@ -248,7 +248,7 @@ class Hdf5Source(_MinariSource):
         with hdf5.hdf5_errors(where):
             if name not in self.numeric_columns and self.encoded(key, array := files[self.file][path]):
                 return self.decode_images(array[first:stop], key, first, where)
-        return self._grayscale(name, files.column(self.file, path, first, stop, where, self._lies[episode].get(key)))
+        return self._grayscale(name, files.read_rows(self.file, path, first, stop, where, self._lies[episode].get(key)))
 
     def stored_metadata(self, episode):
         return self._own[episode]
@@ -412,7 +412,7 @@ def write(data: Dataset, path: Path) -> None:
 def _put(group, i, e, keys, holds):
     steps = len(e)
     group.attrs["id"], group.attrs["total_steps"] = i, steps
-    for key in holds.metadata - {"minari"}:
+    for key in holds.metadata_keys - {"minari"}:
         if key in e.metadata:
             group.attrs[key] = e.metadata[key]
     for name, key in keys.items():

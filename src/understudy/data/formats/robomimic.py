@@ -123,8 +123,8 @@ class RobomimicSource(ChunkedSource):
                 if key.startswith("next_obs/") and key[5:] in found and steps > 1 and f.kind == "vector":
                     where = f"{self.path}, data/{demo}"
                     here, there = (
-                        files.column(self.path, f"data/{demo}/{k}", row, row + 1, f"{where}/{k}", lies.get(k))
-                        for k, row in ((key[5:], int(steps) - 1), (key, int(steps) - 2)))
+                        files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{where}/{k}", lies.get(k))
+                        for k, row in ((key[5:], steps - 1), (key, steps - 2)))
                     if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
                         return
@@ -171,9 +171,9 @@ class RobomimicSource(ChunkedSource):
             return np.broadcast_to(np.array(self._tasks[episode], object), (stop - first,))
         key, at, lies, parts = self._keys[name], f"data/{self.demos[episode]}", self._lies[episode], []
         if first < min(stop, steps):
-            parts.append(files.column(self.path, f"{at}/{key}", first, min(stop, steps), where, lies.get(key)))
+            parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), where, lies.get(key)))
         if stop > steps:
-            parts.append(files.column(self.path, f"{at}/next_{key}", steps - 1, steps, f"{where} (next_obs)",
+            parts.append(files.read_rows(self.path, f"{at}/next_{key}", steps - 1, steps, f"{where} (next_obs)",
                                       lies.get(f"next_{key}")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -281,10 +281,10 @@ def write(data: Dataset, path: Path) -> None:
 def _put(group, e: Episode, keys, holds):
     steps = len(e)
     group.attrs["num_samples"] = steps
-    for key in holds.metadata - _TAKEN:
+    for key in holds.metadata_keys - _TAKEN:
         if key in e.metadata:
             group.attrs[key] = e.metadata[key]
-    about = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata and "ep_meta" in e.metadata else {}
+    about = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata_keys and "ep_meta" in e.metadata else {}
     for name, key in keys.items():
         column = e.steps[name]
         if key == "ep_meta":

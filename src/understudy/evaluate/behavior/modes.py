@@ -124,7 +124,7 @@ def expected_entropy(n_modes: int, repeats: int) -> float:
 
 
 def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, level: float = LEVEL) -> Interval:
-    """The mean over starts (the episodes' `meta["start"]`) of the entropy of what was done from each: conditional
+    """The mean over starts (the episodes' `metadata["start"]`) of the entropy of what was done from each: conditional
     behavior entropy (Jia et al. 2024). Failures are in no count, and a start where nothing succeeds is in no mean, as
     in their code for several boxes: how often it succeeds is another figure. The start is the unit of the interval."""
     groups: dict[int, list[Episode]] = {}
@@ -167,11 +167,11 @@ class RepeatedStartsEnv(Env):
 def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, seed: int = 0, *,
              watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
     """Rolls each of the first `starts` episodes of `seed` out `repeats` times; which start it was is in
-    `meta["start"]`. A policy that draws nothing does the same every time."""
+    `metadata["start"]`. A policy that draws nothing does the same every time."""
     if starts < 1 or repeats < 2:
         raise UserError(f"expected a start and two rollouts of it at least, found {starts} and {repeats}",
-                        where="repeated", hint="such as repeated(actor, env, starts=16, repeats=8)")
+                        where="rollout_repeated_starts", hint="such as rollout_repeated_starts(actor, env, starts=16, repeats=8)")
     ran = rollout(actor, RepeatedStartsEnv(env, seed, starts, repeats), starts * repeats, seed, watch=watch)
     return Dataset(
-        [replace(e, meta={**e.metadata, "start": int(e.metadata["number"]) // repeats}) for e in ran], ran.metadata
+        [replace(e, metadata={**e.metadata, "start": int(e.metadata["number"]) // repeats}) for e in ran], ran.metadata
     )

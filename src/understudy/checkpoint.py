@@ -1,0 +1,206 @@
+"""Modules that a checkpoint stores by name, and references to modules that an earlier stage trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from . import config
+from .core import Feature, Schema, UserError
+from .files import check_checksum, read_json, write_checksums, write_json
+
+FEATURES = "features.json"
+WEIGHTS = "weights.safetensors"
+RETRAIN = "take another checkpoint of the run, or train it again"
+
+
+class CheckpointModule(nn.Module, ABC):
+    """A module that a checkpoint stores under a name. `Policy` is one, stored as "policy"."""
+
+    @abstractmethod
+    def save(self, folder: Path | str) -> None:
+        """Writes everything that `load` needs into a folder, as JSON and safetensors.
+
+        Args:
+            folder: An existing folder, or a new one.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def load(folder: Path | str, trust: tuple[str, ...] = (),
+             device: str | torch.device = "cpu") -> CheckpointModule:
+        """Reads what `save` wrote. The module is in evaluation mode.
+
+        Args:
+            folder: The folder that `save` wrote.
+            trust: Packages besides understudy whose code may be loaded.
+            device: Where the weights go.
+
+        Raises:
+            UserError: A file is missing or damaged. The message names it.
+            UntrustedCode: A file names code of another package.
+        """
+
+
+class Scorer(CheckpointModule):
+    """Scores plans; higher is better. Critics, reward models, progress models and success classifiers are scorers.
+
+    Attributes:
+        inputs: The observation columns that it reads.
+    """
+
+    inputs: tuple[str, ...]
+
+    @abstractmethod
+    def forward(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
+        """Scores one plan for each observation.
+
+        Args:
+            obs: Observation windows by column, (B, To, ...).
+            plan: Plans in world units, (B, H, A).
+
+        Returns:
+            Scores, (B,).
+        """
+
+
+@dataclass(frozen=True)
+class FromStage:
+    """Stands in a field of a method for a module that a stage of the method trained.
+
+    Args:
+        stage: The name of the stage.
+        module: The name of the module in the stage's checkpoint: "policy", or one of its learner's further modules.
+    """
+
+    stage: str
+    module: str = "policy"
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def save_module(module: CheckpointModule, folder: Path | str) -> None:
+    """Writes a module into a folder, with its class in `module.json`, so that `load_module` finds it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    module.save(folder)
+    write_json(folder / "module.json", {"$": f"{type(module).__module__}:{type(module).__qualname__}"})
+
+
+def load_module(folder: Path | str, trust: tuple[str, ...] = (),
+                device: str | torch.device = "cpu") -> CheckpointModule:
+    """Reads what `save_module` wrote.
+
+    Args:
+        folder: The folder.
+        trust: Packages besides understudy whose code may be loaded.
+        device: Where the weights go.
+
+    Raises:
+        UserError: A file is missing or damaged.
+        UntrustedCode: The module is code of a package that is not trusted.
+    """
+    path = Path(folder) / "module.json"
+    document = read_json(path)
+    name = document.get("$") if isinstance(document, dict) else None
+    if not isinstance(name, str):
+        raise UserError("the class of the module is missing", where=path, hint=RETRAIN)
+    cls = config.find_class(name, CheckpointModule, ("understudy", *trust), str(path))
+    return cls.load(folder, trust, device)
+
+
+def save_weights(module: nn.Module, folder: Path | str) -> None:
+    """Writes the parameters and buffers of a module as `weights.safetensors`, and their checksum beside it."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, Path(folder) / WEIGHTS)
+    write_checksums(folder, WEIGHTS)
+
+
+def load_weights(module: nn.Module, folder: Path | str, hint: str, kind: str = "policy") -> None:
+    """Gives a module the weights that `save_weights` wrote.
+
+    Args:
+        module: A module of the same structure.
+        folder: The folder.
+        hint: What the user can do if the file is missing or damaged.
+        kind: What the error calls the module.
+
+    Raises:
+        UserError: The file is missing or damaged, or holds the weights of another module.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        check_checksum(path, hint)
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise UserError("expected a file, found none", where=path, hint=hint) from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"expected a whole safetensors file, found {error}", where=path, hint=hint) from None
+    try:
+        load_tensors(module, weights)
+    except RuntimeError as error:
+        raise UserError(f"expected the weights of this {kind}, found {error}", where=folder,
+                        hint=f"{kind}.json and {WEIGHTS} must come from the same run; {hint}") from None
+
+
+def save_features(features: Schema, folder: Path | str) -> None:
+    """Writes the columns that a module was built for as `features.json`."""
+    write_json(Path(folder) / FEATURES, {k: asdict(f) for k, f in features.items()})
+
+
+def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
+    """Reads what `save_features` wrote.
+
+    Args:
+        folder: The folder.
+        hint: What the user can do if the file is missing or damaged.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    path = Path(folder) / FEATURES
+    try:
+        return {name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in feature.items()})
+                for name, feature in read_document(path, hint).items()}
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"expected columns with dtype, shape and kind, found something else ({error})", where=path,
+                        hint=hint) from None
+
+
+def read_document(path: Path, hint: str):
+    """The JSON of a checkpoint's file. Raises UserError with `hint` if it is missing or damaged."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        raise UserError(error.problem, where=error.where, hint=hint) from None
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a module these parameters and buffers. Buffers take the shape of what is given.
+
+    Raises:
+        RuntimeError: They are not the module's own. The message is one line, and nothing has changed.
+    """
+    own, buffers = module.state_dict(), dict(module.named_buffers())
+    odd = {"missing": [f"{k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors],
+           "unexpected": [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own],
+           # A memory has as many rows as there was data: buffers take the shape that was saved.
+           "of another shape": [f"{k} {tuple(tensors[k].shape)} in the place of {tuple(v.shape)}"
+                                for k, v in own.items() if k in tensors and k not in buffers
+                                and tensors[k].shape != v.shape]}
+    if any(odd.values()):
+        raise RuntimeError("; ".join(f"{len(names)} {kind} (the first: {names[0]})"
+                                     for kind, names in odd.items() if names) + f"; of {len(own)} tensors")
+    for name, buffer in buffers.items():
+        # Clones, since safetensors gives odd addresses, from which sums differ in their last bits.
+        owner, _, leaf = name.rpartition(".")
+        if name in tensors:
+            setattr(module.get_submodule(owner), leaf, tensors[name].to(buffer.device, copy=True))
+    module.load_state_dict(tensors)

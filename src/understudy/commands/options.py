@@ -1,0 +1,291 @@
+"""Parses a command's arguments into its options, and changes of single fields into a new method.
+
+Options are a frozen dataclass with tyro's annotations, and tyro prints the help page from them. Arguments are parsed
+here, so that each mistake is one `UserError` in the words of the user.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+T = TypeVar("T")
+
+_NEGATIVE_NUMBER = re.compile(r"-(\d|\.\d|inf)")  # a value, not an option
+_TYPE_NAMES = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("text", "texts"),
+               Path: ("a path", "paths")}
+_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a command.
+
+    Args:
+        name: The field of the dataclass of options.
+        flag: How the user writes it: "--image-size", or the metavar of a positional argument.
+        kind: The type of its value; of a repeatable option, the type of one occurrence.
+        is_positional: It is given by its place and not by its name.
+        is_repeatable: Each occurrence adds one element.
+        is_required: It has no default.
+        metavar: What stands for its value in messages.
+    """
+
+    name: str
+    flag: str
+    kind: Any
+    is_positional: bool
+    is_repeatable: bool
+    is_required: bool
+    metavar: str
+
+
+def options_of(owner: type) -> list[Option]:
+    """The options that a dataclass declares, in order."""
+    found, hints, annotated = [], get_type_hints(owner), get_type_hints(owner, include_extras=True)
+    for f in fields(owner):
+        kind, hint = hints[f.name], annotated[f.name]
+        markers = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        config = next((m for m in markers if isinstance(m, type(arg()))), arg())
+        is_positional, is_repeatable = Positional in markers, UseAppendAction in markers
+        flag = config.metavar if is_positional and config.metavar else "--" + (config.name or f.name).replace("_", "-")
+        is_required = f.default is MISSING and f.default_factory is MISSING
+        found.append(Option(f.name, flag, get_args(kind)[0] if is_repeatable else kind, is_positional, is_repeatable,
+                            is_required, config.metavar or ""))
+    return found
+
+
+def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
+    """Parses the arguments of a command.
+
+    Args:
+        owner: The dataclass of options.
+        args: The arguments after the command's name.
+        prog: The command as the user writes it, such as "understudy train".
+
+    Raises:
+        UserError: There is no such option, a value has the wrong type, or a required argument is missing.
+    """
+    options = options_of(owner)
+    flags = {o.flag: o for o in options if not o.is_positional}
+    values: dict[str, Any] = {}
+    loose, named = _split(args, {flag: _arity(o.kind) for flag, o in flags.items()}, prog)
+    for flag, words in named:
+        option = flags[flag]
+        value = parse_value(option.kind, words, flag, prog)
+        values[option.name] = (*values.get(option.name, ()), value) if option.is_repeatable else value
+    for option in (o for o in options if o.is_positional):
+        count = _arity(option.kind)[1]
+        taken, loose = loose[:count], loose[count:] if count is not None else []
+        if taken:
+            values[option.name] = parse_value(option.kind, taken, prog, prog)
+    if loose:
+        raise _error(f"expected nothing more, found {loose[0]!r}", prog, _help_hint(prog))
+    if missing := [o for o in options if o.is_required and o.name not in values]:
+        names = ", ".join(o.flag if o.is_positional else f"{o.flag} {o.metavar}".strip() for o in missing)
+        raise _error(f"expected {names}, found none", prog, _help_hint(prog))
+    return owner(**values)
+
+
+def change_fields(value: T, args: Sequence[str], prog: str) -> T:
+    """A copy of a nested frozen dataclass in which some fields have other values.
+
+    Args:
+        value: The dataclass, such as a method.
+        args: Pairs of an option and its values, such as ["--policy.head.n_steps", "5"].
+        prog: The command as the user writes it.
+
+    Raises:
+        UserError: There is no such field, or a value has the wrong type.
+    """
+    kinds = {"--" + path.replace("_", "-"): (path, kind) for path, kind, _ in settable_fields(value)}
+    arities = {flag: (0, 1) if kind is bool else _arity(kind) for flag, (_, kind) in kinds.items()}
+    loose, named = _split(args, arities, prog)
+    if loose:
+        raise _error(f"expected nothing more, found {loose[0]!r}", prog, _help_hint(prog))
+    changes: dict[str, Any] = {}
+    for flag, words in named:
+        path, kind = kinds[flag]
+        *parents, last = path.split(".")
+        node = changes
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = _Changed(parse_value(kind, words, flag, prog))
+    return _with_changes(value, changes)
+
+
+@dataclass(frozen=True)
+class _Changed:
+    value: Any
+
+
+def _with_changes(value, changes):
+    if isinstance(changes, _Changed):
+        return changes.value
+    if isinstance(value, tuple):
+        return tuple(_with_changes(v, changes.get(str(i), {})) for i, v in enumerate(value))
+    return replace(value, **{k: _with_changes(getattr(value, k), c) for k, c in changes.items()}) if changes else value
+
+
+def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(path, type, value) of every field of a nested dataclass that the command line can change, in order."""
+    hints = get_type_hints(type(value))
+    for f in fields(value):
+        path, now = f"{prefix}{f.name}", getattr(value, f.name)
+        if is_dataclass(now):
+            yield from settable_fields(now, f"{path}.")
+        elif isinstance(now, tuple) and any(map(is_dataclass, now)):
+            for i, part in enumerate(now):
+                if is_dataclass(part):
+                    yield from settable_fields(part, f"{path}.{i}.")
+        elif _is_readable(hints[f.name]):
+            yield path, hints[f.name], now
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
+    """Reads the words that the user gave for one option as a value of type `kind`.
+
+    Raises:
+        UserError: The words are not such a value. The message names the option, or the command for a positional
+            argument.
+    """
+    low, _ = _arity(kind)
+    if not words and low:
+        several = _arity(kind)[1] is None
+        raise _error("expected a value or several, found none" if several else
+                     f"expected {'a value' if low == 1 else f'{low} values'}, found none", where,
+                     f"name them, or leave {where} out" if several else _help_hint(prog))
+    if len(words) < low:
+        raise _error(f"expected {low} values, found {' '.join(words)}", where, _help_hint(prog))
+    try:
+        return _read(kind, words)
+    except (ValueError, KeyError):
+        choices = [c for k in _members(kind) if get_origin(k) is Literal for c in get_args(k)]
+        near = difflib.get_close_matches(" ".join(words), list(map(str, choices)), 1)
+        raise _error(f"expected {_describe(kind)}, found {' '.join(words)!r}", where,
+                     (f"did you mean {near[0]}? " if near else "") + _help_hint(prog)) from None
+
+
+def _error(problem: str, where: str, hint: str) -> Exception:
+    from ..core import UserError  # late: help pages need no PyTorch
+
+    return UserError(problem, where=where, hint=hint)
+
+
+def _help_hint(prog: str) -> str:
+    return f"{prog} --help says what can be set"
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _is_readable(kind: Any) -> bool:
+    """Whether values of this type can be written on a command line."""
+    if get_origin(kind) is tuple:
+        return all(_is_readable(k) for k in get_args(kind) if k is not Ellipsis)
+    return all(k in (*_TYPE_NAMES, bool, type(None)) or get_origin(k) is Literal
+               or get_origin(k) is tuple and _is_readable(k) for k in _members(kind))
+
+
+def _arity(kind: Any) -> tuple[int, int | None]:
+    """The smallest and the largest number of words that make a value; None for any number."""
+    if kind is bool:
+        return 0, 0
+    if kind is type(None):
+        return 1, 1
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        return (1, None) if Ellipsis in parts else (len(parts), len(parts))
+    if len(members := _members(kind)) > 1:
+        counts = [_arity(k) for k in members]
+        most = None if any(high is None for _, high in counts) else max(high for _, high in counts)
+        return min(low for low, _ in counts), most
+    return 1, 1
+
+
+def _read(kind: Any, words: Sequence[str]) -> Any:
+    """Raises ValueError or KeyError for words that are no such value."""
+    if len(members := _members(kind)) > 1:
+        for member in sorted(members, key=lambda k: k in (str, Path)):  # text is what nothing else is
+            try:
+                return _read(member, words)
+            except (ValueError, KeyError):
+                continue
+        raise ValueError
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        if Ellipsis in parts:
+            return tuple(_read(parts[0], [w]) for w in words)
+        if len(parts) != len(words):
+            raise ValueError
+        return tuple(_read(k, [w]) for k, w in zip(parts, words, strict=True))
+    if kind is bool and not words:
+        return True
+    if len(words) != 1:
+        raise ValueError
+    word = words[0]
+    if kind is bool and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    if kind is type(None) and word.lower() == "none":
+        return None
+    if get_origin(kind) is Literal:
+        return {str(choice): choice for choice in get_args(kind)}[word]
+    if kind in _TYPE_NAMES:
+        return kind(word)
+    raise ValueError
+
+
+def _describe(kind: Any) -> str:
+    """A type in words: "an integer or two integers"."""
+    if len(members := _members(kind)) > 1:
+        return " or ".join(dict.fromkeys(_describe(k) for k in members if k is not type(None)))
+    if get_origin(kind) is Literal:
+        *choices, last = map(str, get_args(kind))
+        return f"{', '.join(choices)} or {last}" if choices else last
+    if get_origin(kind) is tuple:
+        part, *rest = get_args(kind)
+        plural = _TYPE_NAMES[part][1] if part in _TYPE_NAMES else "values"
+        return plural if Ellipsis in rest else f"{_COUNTS[1 + len(rest)]} {plural}"
+    return "true or false" if kind is bool else _TYPE_NAMES[kind][0] if kind in _TYPE_NAMES else str(kind)
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _split(args: Sequence[str], arities: dict[str, tuple[int, int | None]],
+           prog: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The words that belong to no option, and (flag, its words) of each option."""
+    loose: list[str] = []
+    named: list[tuple[str, list[str]]] = []
+    pending = list(args)
+    while pending:
+        word = pending.pop(0)
+        if not _is_option(word):
+            loose.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        flag = name.replace("_", "-")
+        if flag not in arities:
+            near = difflib.get_close_matches(flag, arities, 1)
+            raise _error(f"there is no option {name}", prog,
+                         (f"did you mean {near[0]}? " if near else "") + _help_hint(prog))
+        words, most = [value] if equals else [], arities[flag][1]
+        while pending and not equals and (most is None or len(words) < most) and not _is_option(pending[0]):
+            words.append(pending.pop(0))
+        named.append((flag, words))
+    return loose, named
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and len(word) > 1 and not _NEGATIVE_NUMBER.match(word)

@@ -1,0 +1,78 @@
+"""MeanFlow: learn the average velocity between two times, so that one step is enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .base import DenoisingHead, guided_velocity
+from .paths import LinearPath
+
+
+@dataclass(frozen=True)
+class MeanFlow(DenoisingHead):
+    """MeanFlow head.
+
+    The network reads times t and r >= t, and predicts the average velocity u from t to r on the way from noise to
+    action. Differentiating ``(r - t) u = integral of the velocity v from t to r`` with respect to t gives the target
+    ``u = v + (r - t) du/dt``, whose total derivative is one Jacobian-vector product of the network.
+
+    Needs a trunk that reads two times and that PyTorch can differentiate in forward mode: the MLP or the Transformer.
+
+    Args:
+        n_steps: Number of sampling steps. One is enough if the network has learned the average velocity.
+        velocity_fraction: Probability that a window trains r = t, where u is the velocity itself.
+        time_mean: Mean of the logit of a training time.
+        time_std: Standard deviation of the logit of a training time.
+        max_guidance_weight: Upper bound of the guidance weight, which diverges as t approaches 0.
+
+    References:
+        Geng et al. (2025), Mean Flows for One-step Generative Modeling, arXiv:2505.13447.
+    """
+
+    n_steps: int = 1
+    velocity_fraction: float = 0.75
+    time_mean: float = 0.4
+    time_std: float = 1.0
+    max_guidance_weight: float = 5.0
+
+    path = LinearPath()
+
+    def build(self, trunk, coded_dim, spec):
+        return trunk.build(coded_dim, coded_dim, 2, spec)
+
+    def interpolate(self, action, noise, t):
+        return self.path.interpolate(action, noise, t)
+
+    def loss(self, net, context, action, mask, rng):
+        """Squared error of the average velocity of each step, (B, H)."""
+        noise = torch.randn(action.shape, generator=rng, device=action.device)
+        normal = torch.randn(2, *action[:, :1, :1].shape, generator=rng, device=action.device).to(action.dtype)
+        one, other = (self.time_mean + self.time_std * normal).sigmoid()
+        equal = torch.rand(one.shape, generator=rng, device=action.device) < self.velocity_fraction
+        t = torch.minimum(one, other)
+        r = torch.where(equal, t, torch.maximum(one, other))
+        velocity = self.path.velocity(action, noise, t)
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no derivative in forward mode
+            prediction, derivative = torch.func.jvp(
+                lambda x, t: self._average_velocity(net, context, x, t, r),
+                (self.path.interpolate(action, noise, t), t), (velocity, torch.ones_like(t)))
+        target = velocity + (r - t) * derivative.detach()
+        return (prediction - target).square().mean(-1)
+
+    def denoise_step(self, net, context, x, t, t_next, cost=None):
+        t, r = t.unsqueeze(-1), t_next.unsqueeze(-1)
+        return x + (r - t) * guided_velocity(lambda y: self._average_velocity(net, context, y, t, r), x, t, cost,
+                                             self.max_guidance_weight)
+
+    def predict_clean(self, net, context, x, t):
+        t = t.unsqueeze(-1)
+        return x + (1 - t) * self._average_velocity(net, context, x, t, t)
+
+    def network_times(self, t, t_next):
+        return torch.stack([t, t_next], -1)
+
+    def _average_velocity(self, net, context, x, t, r):
+        return net(x, torch.cat([t, r], -1).expand(*x.shape[:2], 2), context)

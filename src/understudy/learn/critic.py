@@ -1,0 +1,151 @@
+"""Critics: scorers of a plan (Q-functions) or of an observation (value functions), for any policy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import config
+from ..checkpoint import RETRAIN, Scorer, load_features, load_weights, read_document, save_features, save_weights
+from ..core import Schema, UserError
+from ..data.codec import Codec, CodecModule
+from ..data.window import Window
+from ..files import write_json
+from ..nets.base import Encoder
+from ..nets.encoders import ConcatEncoder
+from ..nets.linear import Linear
+from ..policy import Policy
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The networks of a critic.
+
+    Args:
+        hidden: Widths of the hidden layers.
+        encoder: Encodes the observation window. Each critic has an encoder of its own.
+        n_critics: Number of networks. A plan's score is the smallest of theirs (clipped double Q-learning).
+        layer_norm: Normalize after each hidden layer.
+
+    References:
+        Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
+    encoder: Encoder = field(default_factory=ConcatEncoder)
+    n_critics: int = 2
+    layer_norm: bool = False
+
+    def build(self, policy: Policy, action: bool = True) -> Critic:
+        """Builds a critic that reads what a policy reads.
+
+        Args:
+            policy: Its codec is shared: the critic reads the same statistics, and no units of its own.
+            action: A `QFunction` of observation and plan, or a `ValueFunction` of the observation alone.
+        """
+        recipe = policy.config
+        about = CriticSpec(self, recipe.codec, recipe.window, policy.inputs, recipe.target)
+        kind = QFunction if action else ValueFunction
+        return kind(about, policy.features, policy.codec).to(policy.device)
+
+
+@dataclass(frozen=True)
+class CriticSpec:
+    """All that determines a critic besides its weights: its networks, and the window and codec of its policy."""
+
+    networks: CriticConfig
+    codec: Codec
+    window: Window
+    inputs: tuple[str, ...]
+    target: str
+
+
+class Critic(Scorer):
+    """One or several networks that score an observation window, or a plan for it."""
+
+    def __init__(self, about: CriticSpec, features: Schema, codec: CodecModule | None = None):
+        super().__init__()
+        self.about, self.features, self.inputs = about, dict(features), about.inputs
+        self.codec = about.codec.build(features, about.inputs, about.target) if codec is None else codec
+        encoders, layers = [], []
+        for _ in range(about.networks.n_critics):
+            encoder = about.networks.encoder.build({k: features[k] for k in about.inputs}, about.window.n_obs_steps)
+            sizes = (encoder.tokens * encoder.width + self.plan_size, *about.networks.hidden)
+            encoders.append(encoder)
+            layers.append(_mlp(sizes, about.networks.layer_norm))
+        self.encoders, self.layers = nn.ModuleList(encoders), nn.ModuleList(layers)
+
+    @property
+    @abstractmethod
+    def plan_size(self) -> int:
+        """How many numbers of the plan each network reads."""
+
+    @abstractmethod
+    def read_plan(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
+        """What each network reads of the plans (B, H, A): (B, plan_size)."""
+
+    def scores(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
+        """The score by each network, (n_critics, B). Arguments are those of `forward`."""
+        coded, plan = self.codec.encode_obs(obs), self.read_plan(obs, plan)
+        return torch.stack([layers(torch.cat([encoder(coded).flat(), plan], -1)).squeeze(-1)
+                            for encoder, layers in zip(self.encoders, self.layers, strict=True)])
+
+    def forward(self, obs, plan):
+        return self.scores(obs, plan).amin(0)
+
+    def save(self, folder):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "critic.json", config.dump(self.about))
+        save_features(self.features, folder)
+        save_weights(self, folder)  # the codec's statistics among them: the folder needs no other file
+
+
+class QFunction(Critic):
+    """Scores plans: an estimate of the return after carrying out a plan."""
+
+    @property
+    def plan_size(self):
+        return self.about.window.horizon * self.codec.width
+
+    def read_plan(self, obs, plan):
+        return self.codec.encode(plan, obs).flatten(1)
+
+    @staticmethod
+    def load(folder, trust=(), device="cpu"):
+        return _load(QFunction, Path(folder), trust, device)
+
+
+class ValueFunction(Critic):
+    """Scores observations and ignores the plan: an estimate of the return from here."""
+
+    plan_size = 0
+
+    def read_plan(self, obs, plan):
+        return next(iter(obs.values())).new_zeros(len(plan), 0, dtype=torch.float32)
+
+    @staticmethod
+    def load(folder, trust=(), device="cpu"):
+        return _load(ValueFunction, Path(folder), trust, device)
+
+
+def _load(kind: type[Critic], folder: Path, trust: tuple[str, ...], device) -> Critic:
+    path = folder / "critic.json"
+    about = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))
+    if not isinstance(about, CriticSpec):
+        raise UserError("the file describes no critic", where=path, hint=RETRAIN)
+    critic = kind(about, load_features(folder, RETRAIN))
+    load_weights(critic, folder, RETRAIN, "critic")
+    return critic.eval().to(device)
+
+
+def _mlp(sizes: tuple[int, ...], layer_norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for entering, leaving in zip(sizes, sizes[1:], strict=False):
+        layers += [Linear(entering, leaving), *([nn.LayerNorm(leaving)] if layer_norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, Linear(sizes[-1], 1))

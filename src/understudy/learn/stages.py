@@ -1,0 +1,201 @@
+"""Stages of a method: runs of their own in RUN/stages/NAME, and the weights that are taken over from them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from .. import config
+from ..checkpoint import CheckpointModule, FromStage, load_tensors
+from ..core import UserError
+from ..files import whole_folder, write_json
+from ..policy import Policy, find_checkpoint
+from .method import InitializeFrom, Method, Stage, find_references
+from .run import Run
+
+
+def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
+    """Checks that each reference of a method, and of its stages' methods, is to a stage that is trained before.
+
+    Args:
+        method: The method.
+        before: Stages of an enclosing method that are trained before this one.
+
+    Raises:
+        UserError: A stage is named twice, or a reference is to no stage, to a later one, or stands in the policy,
+            whose file must be complete without it.
+    """
+    known = list(before)
+    for i, stage in enumerate(method.stages):
+        if stage.name in (s.name for s in method.stages[:i]):
+            raise UserError(f"two stages are called {stage.name!r}", where="Method.stages", hint="rename one of them")
+        check_stages(stage.method, tuple(known))
+        known.append(stage.name)
+    if found := next(find_references(method.policy), None):
+        raise UserError(f"a policy cannot hold {found}, since its file must be complete without the stage's",
+                        where="Method.policy", hint="take its weights over with InitializeFrom")
+    for reference in (*find_references(method), *(part.source for part in method.initialize_from)):
+        if reference.stage not in known:
+            raise UserError(f"there is no stage {reference.stage!r} before it"
+                            + (f"; there are {', '.join(known)}" if known else ""), where="FromStage",
+                            hint=f"add Stage({reference.stage!r}, method) to the stages of the method")
+
+
+def packages_of(method: Method) -> tuple[str, ...]:
+    """The packages whose code a method value is made of: whoever made the value trusts them."""
+    def named(document):
+        if isinstance(document, dict):
+            if isinstance(path := document.get("$"), str):
+                yield path.partition(":")[0].split(".")[0]
+            document = list(document.values())
+        for part in document if isinstance(document, list) else ():
+            yield from named(part)
+    return tuple(sorted(set(named(config.dump(method)))))
+
+
+def stages_before(run: Path) -> tuple[str, ...]:
+    """The stages that the run of a stage may refer to: those trained before it, by their folders."""
+    found: list[str] = []
+    while run.parent.name == "stages":
+        found += sorted(p.name for p in run.parent.glob("[!.]*") if p != run)
+        run = run.parent.parent
+    return tuple(found)
+
+
+# -- runs that are there already ------------------------------------------------------------------------------------
+
+
+def use_run(method: Method, name: str, run: Path | str, trust: tuple[str, ...] = ()) -> Method:
+    """A method whose stage `name` is the training of an existing run.
+
+    Raises:
+        UserError: The method has no such stage, or there is no such run.
+    """
+    if name not in (names := [s.name for s in method.stages]):
+        raise UserError(f"the method has no stage {name!r}" + (f"; it has {', '.join(names)}" if names else ""),
+                        where="stage", hint="name one of its stages, or take the run with --from")
+    trained = Method.load(run, trust)
+    return replace(method, stages=tuple(replace(s, method=trained) if s.name == name else s for s in method.stages))
+
+
+def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = InitializeFrom.load,
+                  train: tuple[str, ...] = InitializeFrom.train, trust: tuple[str, ...] = ()) -> Method:
+    """A method that starts from the weights of an existing run, which becomes its stage "from".
+
+    Stages that only gave initial weights before are dropped: the run's weights take their place.
+
+    Args:
+        method: How to train now.
+        run: A run's folder (its last checkpoint, or "RUN/best"), or a checkpoint's.
+        load: Submodules whose weights are taken over. Without "codec", statistics are fitted to the new data.
+        train: Submodules that stay trainable.
+        trust: Packages besides understudy whose code the run may name.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    used = {reference.stage for reference in find_references(method)}
+    stages = tuple(s for s in method.stages if s.name in used)
+    return replace(method, stages=(*stages, Stage("from", Method.load(run, trust))),
+                   initialize_from=(InitializeFrom(FromStage("from"), tuple(load), tuple(train)),))
+
+
+def copy_run(source: Path | str, folder: Path) -> None:
+    """Copies the checkpoint of a run, and its stages, into a new run's folder, there whole or not at all.
+
+    The copy can act and be loaded from. It cannot be trained on, since the state of its learner is not copied.
+
+    Raises:
+        UserError: `source` is no run, or another one than what was copied before.
+    """
+    if folder.is_dir():
+        there = Path(source).exists()
+        if there and Run.fingerprint(find_checkpoint(source)) != Run.fingerprint(find_checkpoint(folder)):
+            raise UserError(f"the stage was copied from other weights than those of {source}", where=folder,
+                            hint="choose another --out")
+        return
+    place = find_checkpoint(source)
+    inside = place.parent.name == "checkpoints"
+    name = f"checkpoints/{place.name if inside else '000000'}"
+    without_learner = shutil.ignore_patterns("train", ".*")
+    with whole_folder(folder) as part:
+        shutil.copytree(place, part / name, ignore=without_learner)
+        if inside and (place.parents[1] / "stages").is_dir():
+            shutil.copytree(place.parents[1] / "stages", part / "stages", ignore=without_learner)
+        write_json(part / "run.json", {"last": name})
+
+
+def is_finished(run: Run, steps: int) -> bool:
+    """Whether a stage needs no more training: its last checkpoint was judged, or it was copied here as it is."""
+    last = max(run.saved_steps(), default=None)
+    if last is None:
+        return False
+    judged = last >= steps and (run.folder / "CARD.md").exists()  # which is written at the very end
+    return judged or not (run.checkpoint_path(last) / "train").is_dir()
+
+
+# -- initial weights ------------------------------------------------------------------------------------------------
+
+
+SUBMODULES = ("codec", "encoder", "net")
+
+
+def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
+                      modules: Mapping[FromStage, CheckpointModule]) -> None:
+    """Gives a policy the weights that `InitializeFrom` takes over.
+
+    Raises:
+        UserError: A submodule does not exist, or is of another shape than the stage's.
+    """
+    for part in parts:
+        source = modules[part.source]
+        for name in part.load:
+            where = f"InitializeFrom.load, {name!r}"
+            try:
+                mine, theirs = submodule(policy, name, where), submodule(source, name, where).state_dict()
+                if name.partition(".")[0] == "codec":  # its statistics are of the columns: none may change its shape
+                    _check_shapes(mine, theirs)
+                load_tensors(mine, theirs)
+            except RuntimeError as error:
+                raise UserError(f"the weights of the stage {part.source.stage!r} do not fit: {error}", where=where,
+                                hint="leave it out of `load`, or give the policy the parts and columns of the "
+                                   "stage's") from None
+
+
+def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    for name, mine in module.state_dict().items():
+        if name in tensors and tensors[name].shape != mine.shape:
+            raise RuntimeError(f"{name} is {tuple(tensors[name].shape)} in the place of {tuple(mine.shape)}")
+
+
+def freeze(policy: Policy, parts: Iterable[InitializeFrom]) -> None:
+    """Freezes what was taken over and is not to be trained.
+
+    Raises:
+        UserError: A submodule does not exist.
+    """
+    for part in parts:
+        trained = {id(p) for name in part.train
+                   for p in submodule(policy, name, f"InitializeFrom.train, {name!r}").parameters()}
+        for name in part.load:
+            for p in submodule(policy, name, f"InitializeFrom.load, {name!r}").parameters():
+                if id(p) not in trained:
+                    p.requires_grad_(False)
+
+
+def submodule(policy: nn.Module, name: str, where: str) -> nn.Module:
+    """"codec", "encoder", "net", or a module inside one of these: "net.layers"."""
+    first = name.partition(".")[0]
+    try:
+        if first not in SUBMODULES:
+            raise AttributeError
+        return policy.get_submodule(name)
+    except AttributeError:
+        known = SUBMODULES if first not in SUBMODULES else [
+            f"{first}.{child}" for child, _ in policy.get_submodule(first).named_children()]
+        raise UserError(f"the policy has no submodule {name!r}; it has {', '.join(known)}", where=where,
+                        hint="name one of these, or one inside them") from None

@@ -1,0 +1,61 @@
+"""Methods, environments and formats that installed packages register by entry points.
+
+A package registers them in its `pyproject.toml`:
+
+    [project.entry-points."understudy.methods"]
+    my-method = "my_package.methods:my_method"
+
+    [project.entry-points."understudy.envs"]
+    my-robot = "my_package.envs:make_robot"
+
+    [project.entry-points."understudy.formats"]
+    my-logs = "my_package.logs:LOGS"
+
+The package is imported when one of its names is used, and not before. It was installed to be used by that name, so it
+needs no --trust. A checkpoint that names its code still does.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+Kind = Literal["methods", "envs", "formats"]
+
+
+def find_plugins(kind: Kind) -> dict[str, EntryPoint]:
+    """What installed packages register, by name. Nothing is imported.
+
+    Raises:
+        UserError: Two packages register the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=f"understudy.{kind}"):
+        other = found.setdefault(entry.name, entry)
+        if other.value != entry.value:
+            from .core import UserError  # late: a list of names needs no PyTorch
+
+            raise UserError(f"two packages register the name {entry.name!r}: {other.value} and {entry.value}",
+                            where=f"understudy.{kind}", hint="uninstall one of them")
+    return found
+
+
+def load_plugin(kind: Kind, name: str) -> Any:
+    """The object that a package registers under a name.
+
+    Raises:
+        UserError: Its module or the object in it does not exist.
+    """
+    entry = find_plugins(kind)[name]
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        from .core import UserError
+
+        raise UserError(f"the package {package_of(entry)} registers {entry.value}, which cannot be loaded: {error}",
+                        where=f"understudy.{kind}, {name}", hint="reinstall or repair the package") from error
+
+
+def package_of(entry: EntryPoint) -> str:
+    """The name of the package that registers an entry point."""
+    return entry.dist.name if entry.dist is not None else entry.module.partition(".")[0]

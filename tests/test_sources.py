@@ -129,9 +129,9 @@ def episodes(n=4):
 def test_a_dataset_is_a_source_and_indices():
     data = Dataset(Random("1" * 32), {"fps": 10}, [2, 0, 2])
     assert (len(data), data.lengths.tolist(), data.steps) == (3, [4, 3, 4], 11)
-    assert data.pick([1, 0]).source is data.source and data.pick([1, 0]).indices == [0, 2]
+    assert data.select([1, 0]).source is data.source and data.select([1, 0]).indices == [0, 2]
     assert data[1:].indices == [0, 2] and data[-1:].lengths.tolist() == [4]
-    kept = data.where(lambda e: len(e) == 4)
+    kept = data.filter(lambda e: len(e) == 4)
     assert kept.source is data.source and kept.indices == [2, 2] and kept.fps == 10
     np.testing.assert_array_equal(kept[1].steps["observation.state"], STATE[4:])
 
@@ -139,7 +139,7 @@ def test_a_dataset_is_a_source_and_indices():
 def test_episodes_in_memory_stay_the_same_objects():
     given = episodes()
     data = Dataset(given)
-    assert data[2] is given[2] and data.pick([3, 1])[0] is given[3] and data[1:][0] is given[1]
+    assert data[2] is given[2] and data.select([3, 1])[0] is given[3] and data[1:][0] is given[1]
     assert data.lengths.tolist() == [1, 2, 3, 4] and data.rows("observation.state").tolist() == [2, 3, 4, 5]
     assert data.column("observation.state") is None
 

@@ -25,6 +25,7 @@ from understudy.commands import common
 from understudy.commands.common import split_arguments
 from understudy.commands.options import settable_fields
 from understudy.data.episode import Episode
+from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
 from understudy.data.relabel import TaskText
 from understudy.envs.fork import Expert

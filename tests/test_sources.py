@@ -148,8 +148,8 @@ def test_a_change_is_made_when_an_episode_is_asked_for():
     asked = []
 
     def change(episode):
-        asked.append(episode.meta["number"])
-        return episode.but({"action": episode.steps["action"] + 1})
+        asked.append(episode.metadata["number"])
+        return episode.replace({"action": episode.steps["action"] + 1})
     changed = Dataset(episodes()).map(change)
     part = changed[1:3]
     assert not asked and len(part) == 2

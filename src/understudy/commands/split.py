@@ -95,9 +95,9 @@ def _check(o: Split) -> None:
 
 
 def _drawn(o: Split, found: list) -> dict[str, tuple[list[int], list]]:
-    """Values in an order of the seed; each goes whole where most is missing."""
+    """Values in an order of the seed; each goes whole into one part, as close to the fractions as they can come."""
     from ..core import UserError
-    from ..data.operations import shuffled
+    from ..data.operations import assign_groups, shuffled
 
     names = o.names or _NAMES.get(len(o.fractions)) or [f"part-{i + 1}" for i in range(len(o.fractions))]
     groups = _groups(found)
@@ -106,12 +106,8 @@ def _drawn(o: Split, found: list) -> dict[str, tuple[list[int], list]]:
                         where=o.data, do="ask for fewer parts, or split by something else")
     order = [list(groups)[i] for i in shuffled(len(groups), o.seed)]
     taken: list[list] = [[] for _ in names]
-    missing = [f * len(found) for f in o.fractions]
-    for n, value in enumerate(order):
-        empty = [p for p, t in enumerate(taken) if not t]
-        p = max(empty if len(order) - n <= len(empty) else range(len(names)), key=lambda p: missing[p])
+    for value, p in zip(order, assign_groups([len(groups[v]) for v in order], o.fractions), strict=True):
         taken[p].append(value)
-        missing[p] -= len(groups[value])
     return {name: (sorted(i for v in those for i in groups[v]), sorted(those, key=str))
             for name, those in zip(names, taken, strict=True)}
 

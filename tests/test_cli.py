@@ -741,6 +741,35 @@ def test_train_says_how_many_interrupted_episodes_are_left_out(call, tmp_path):
     assert status == 0 and "left out" not in err
 
 
+def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
+    from understudy.data.formats import sniff
+
+    rng = np.random.default_rng(0)
+    write(Dataset([Episode({"observation.state": rng.normal(size=(9, 2)).astype(np.float32),
+                            "action": rng.normal(size=(9, 1)).astype(np.float32)})], {"fps": 10}), tmp_path / "d")
+    for name, kind, others in (("a.hdf5", "robomimic", "--to act, d4rl or minari"),
+                               ("a.h5", "robomimic", "--to act, d4rl or minari"), ("A.HDF5", "robomimic", "--to act"),
+                               ("a.npz", "npz", "--to ogbench"), ("a.zarr", "zarr", None), ("a.zarr.zip", "zarr", None),
+                               ("a.csv", "csv", None), ("plain", "lerobot", None)):
+        status, out, err = call("convert", tmp_path / "d", tmp_path / name)
+        assert status == 0 and sniff(tmp_path / name) == kind, err
+        assert (f"Format by the suffix of {name}: {kind}" in out) == (name != "plain")
+        assert others is None or f"; {others}" in out
+        assert others is not None or "--to" not in out
+        assert Dataset.open(tmp_path / name).steps == 9
+    status, out, err = call("convert", tmp_path / "d", tmp_path / "b.hdf5", "--to", "d4rl")
+    assert status == 0 and sniff(tmp_path / "b.hdf5") == "d4rl" and "suffix" not in out
+    for name in ("a.parquet", "demos.v2"):
+        refused(call("convert", tmp_path / "d", tmp_path / name), name, "no format has the suffix", ".hdf5", ".npz",
+                ".zarr", ".csv", "--to lerobot")
+        assert not (tmp_path / name).exists()
+    assert call("convert", tmp_path / "d", tmp_path / "demos.v2", "--to", "lerobot")[0] == 0
+    assert call("view", "make", tmp_path / "d", "--out", tmp_path / "v.json")[0] == 0
+    made = document(call("view", "materialise", tmp_path / "v.json", "--out", tmp_path / "c.npz", "--json"))
+    assert made["format"] == "npz" and sniff(tmp_path / "c.npz") == "npz"
+    refused(call("view", "materialise", tmp_path / "v.json", "--out", tmp_path / "c.odd"), "no format has the suffix")
+
+
 def test_checkpoints_of_another_schema(call, place, tmp_path):
     import shutil
 

@@ -26,8 +26,8 @@ class Convert:
     """a file or folder of demonstrations, of any format that is read"""
     dst: Annotated[Path, Positional, arg(metavar="DST")]
     """where to write; nothing may be there"""
-    to: Format = "lerobot"
-    """the format to write"""
+    to: Format | None = None
+    """the format to write; by the suffix of DST unless given, and LeRobot where it has none"""
     strict: bool = False
     """refuse, if the format cannot hold everything by itself"""
     images: Literal["png", "video"] = "png"
@@ -45,18 +45,23 @@ def main(args: list[str]) -> None:
     from ..audit import guard
     from ..core import UserError
     from ..data.episode import Dataset
-    from ..data.formats import losses, write_dataset
+    from ..data.formats import formats_of, losses, write_dataset
 
     out = Out()
+    to, *others = (o.to,) if o.to is not None else formats_of(o.dst)
     data = Dataset.open(demonstrations(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
     unused(guard(data, data.facts["path"], o.despite))
-    options = {"images": o.images} if o.to.startswith("lerobot") else {}
-    lost = losses(data, o.to, **options)
+    if o.to is None and o.dst.suffix:
+        *some, last = others or [""]
+        another = f"; --to {', '.join(some) + ' or ' * bool(some)}{last} writes another" if others else ""
+        out.say(f"Format by the suffix of {o.dst.name}: {to}{another}")
+    options = {"images": o.images} if to.startswith("lerobot") else {}
+    lost = losses(data, to, **options)
     if lost and o.strict:
-        raise UserError(f"{o.to} cannot hold all of it by itself:\n" + "\n".join(f"  {loss}" for loss in lost),
+        raise UserError(f"{to} cannot hold all of it by itself:\n" + "\n".join(f"  {loss}" for loss in lost),
                         where=o.src, do="leave --strict out to keep what can be kept in a file beside it")
     if lost:
-        out.say(f"{o.to} has no place for, and a file beside it keeps:", *(f"  {loss}" for loss in lost))
-    write_dataset(data, o.dst, o.to, **options)
+        out.say(f"{to} has no place for, and a file beside it keeps:", *(f"  {loss}" for loss in lost))
+    write_dataset(data, o.dst, to, **options)
     out.say(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
     out.next(line("inspect", o.dst))

@@ -65,8 +65,8 @@ class View:
     """leave out a column"""
     label: Annotated[Texts, arg(metavar="FIELD=VALUE")] = ()
     """say this of every episode: "task=put it there", success=false, operator=Ada"""
-    to: Format = "lerobot"
-    """materialise: the format to write"""
+    to: Format | None = None
+    """materialise: the format to write; by the suffix of FILE unless given, and LeRobot where it has none"""
     strict: bool = False
     """materialise: refuse, if the format cannot hold everything by itself"""
     despite: Despite = ()
@@ -224,10 +224,12 @@ def _tree(node, indent: str = "") -> list[str]:
 
 def _materialise(o: View, out: Out) -> None:
     from ..data import views
+    from ..data.formats import formats_of
     from .convert import main as convert
 
     views.read(o.path)  # what is no view says so
     absent(o.out)
-    convert([str(o.path), str(o.out), "--to", o.to, *(["--strict"] if o.strict else []),
+    to = o.to or formats_of(o.out)[0]
+    convert([str(o.path), str(o.out), *(["--to", o.to] if o.to else []), *(["--strict"] if o.strict else []),
              *(part for code in o.despite for part in ("--despite", code))])
-    out.answer({"path": str(o.out), "format": o.to, **views.lineage(o.path)})
+    out.answer({"path": str(o.out), "format": to, **views.lineage(o.path)})

@@ -24,8 +24,8 @@ from .base import Episodes, Framed, Progress, cameras
 from .describe import check_finite, describe
 from .sniff import find, sniff
 
-__all__ = ["WRITES", "Cost", "check_finite", "describe", "frame_cost", "lerobot", "look", "losses", "npz",
-           "open_dataset", "sniff", "with_frames", "write_dataset"]
+__all__ = ["WRITES", "Cost", "check_finite", "describe", "formats_of", "frame_cost", "lerobot", "look", "losses",
+           "npz", "open_dataset", "sniff", "with_frames", "write_dataset"]
 
 _READS = {  # what `sniff` says -> module, function
     "lerobot": ("lerobot", "open_lerobot"),
@@ -57,6 +57,33 @@ WRITES = {  # what `convert --to` takes -> module
     "npz": "npz",
     "csv": "folder",
 }
+
+
+SUFFIXES = {  # what `convert` writes to a name that ends so: the format, then others that could be meant
+    ".hdf5": ("robomimic", "act", "d4rl", "minari"),
+    ".h5": ("robomimic", "act", "d4rl", "minari"),
+    ".zarr": ("zarr",),
+    ".zarr.zip": ("zarr",),
+    ".npz": ("npz", "ogbench"),
+    ".csv": ("csv",),
+}
+
+
+def formats_of(path: str | Path) -> tuple[str, ...]:
+    """The format to write at `path` by its suffix, then others with this suffix. LeRobot where there is none.
+
+    Raises:
+        UserError: No format has the suffix.
+    """
+    name = Path(path).name.lower()
+    if not Path(name).suffix:
+        return ("lerobot",)
+    for suffix, formats in SUFFIXES.items():
+        if name.endswith(suffix):
+            return formats
+    raise UserError(f"no format has the suffix {Path(name).suffix}; there are {', '.join(SUFFIXES)}, and a name "
+                    "without a suffix for LeRobot", where=path,
+                    do=f"name the format: --to lerobot ({', '.join(WRITES)})")
 
 
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,

@@ -422,7 +422,7 @@ def test_noise_levels_of_the_original_are_a_rotation_of_ours():
     k = torch.tensor([0, 3, 50, 98, 99])
     want = original(original_names(net, (8, 16)), x, k.float(), c.flat(), 8, 2, 4)
     rate = torch.exp(torch.arange(4) * -(math.log(10000) / 3))
-    turn, (sin, cos) = net.time_mlp.body[0].weight, net.time_embedding.body[0].weight.detach().chunk(2, 1)
+    turn, (sin, cos) = net.time_mlp.body[0].weight, net.time_mlp.body[0].weight.detach().chunk(2, 1)
     s, co = (99 * rate).sin(), (99 * rate).cos()  # k = 99 - 100 t: sin(k r) = s cos(100 t r) - co sin(100 t r)
     with torch.no_grad():
         turn.copy_(torch.cat([-sin * co + cos * s, sin * s + cos * co], 1))

@@ -564,28 +564,29 @@ def looked(**changes):
 
 
 WRONG = [
-    (looked(state=torch.ones(3)), "'observation.state': expected numbers of shape (rows, 3), found float32 of shape "
-                                  "(3,)\n  -> one robot is a batch of one: obs['observation.state'][None]"),
-    (looked(state=torch.ones(2, 4)), "expected numbers of shape (rows, 3), found float32 of shape (2, 4)\n  -> give "
+    (looked(state=torch.ones(3)), "'observation.state': the policy reads numbers of shape (rows, 3), but this is "
+                                  "float32 of shape (3,)\n  -> "
+                                  "one robot is a batch of one: obs['observation.state'][None]"),
+    (looked(state=torch.ones(2, 4)), "(rows, 3), but this is float32 of shape (2, 4)\n  -> give "
                                      "what the policy was trained to read, rows first: x, y, grip"),
-    (looked(state=np.ones((2, 3), complex)), "expected numbers of shape (rows, 3), found complex128"),
-    (looked(state=np.array([["a"] * 3] * 2)), "expected numbers, found <U1 of shape (2, 3)"),
-    (looked(state=[[1.0], [1.0, 2.0]]), "expected numbers, found list"),
-    (looked(state=None), "expected numbers, found None"),
-    (looked(mode=torch.ones(2, 1)), "'observation.mode': expected integers of shape (rows, 1), found float32"),
+    (looked(state=np.ones((2, 3), complex)), "reads numbers of shape (rows, 3), but this is complex128"),
+    (looked(state=np.array([["a"] * 3] * 2)), "not an array of numbers but <U1 of shape (2, 3)"),
+    (looked(state=[[1.0], [1.0, 2.0]]), "not an array of numbers but list"),
+    (looked(state=None), "not an array of numbers but None"),
+    (looked(mode=torch.ones(2, 1)), "'observation.mode': the policy reads integers of shape (rows, 1), but this is f"),
     (looked(top=torch.zeros(2, 3, 16, 20, dtype=torch.uint8)), "-> channels come last"),
-    (looked(top=torch.zeros(2, 16, 20, 3)), "expected uint8 pixels of shape (rows, 16, 20, 3), found float32"),
-    (looked(top=torch.zeros(2, 16, 20, 4, dtype=torch.uint8)), "16, 20, 3), found uint8 of shape (2, 16, 20, 4)"),
-    (looked(mode=torch.ones(3, 1, dtype=torch.int64)), "expected 2 rows, found 3"),
+    (looked(top=torch.zeros(2, 16, 20, 3)), "reads uint8 pixels of shape (rows, 16, 20, 3), but this is float32"),
+    (looked(top=torch.zeros(2, 16, 20, 4, dtype=torch.uint8)), "16, 20, 3), but this is uint8 of shape (2, 16, 20, 4)"),
+    (looked(mode=torch.ones(3, 1, dtype=torch.int64)), "it has 3 rows instead of 2"),
     (looked(state=torch.tensor([[0.0, 0, 0], [0, math.nan, 0]])),
-     "row 1, observation 'observation.state': expected finite numbers, found nan in component 'y'\n  -> mend"),
-    (looked(state=np.array([[math.inf, 0, 0], [0, 0, math.nan]])), "row 0, observation 'observation.state': expected "
-                                                                   "finite numbers, found inf in component 'x'"),
-    ({k: v for k, v in looked().items() if k != STATE}, "expected an observation 'observation.state', found obser"
+     "row 1, observation 'observation.state': component 'y' is not finite: nan\n  -> fix"),
+    (looked(state=np.array([[math.inf, 0, 0], [0, 0, math.nan]])), "row 0, observation 'observation.state': "
+                                                                   "component 'x' is not finite: inf"),
+    ({k: v for k, v in looked().items() if k != STATE}, "there is no column 'observation.state'; there are obser"
                                                         "vation.images.top, observation.mode\n  -> "),
     ({"observation.stat": 0, **{k: v for k, v in looked().items() if k != STATE}}, "did you mean 'observation.stat'?"),
-    (torch.ones(2, 3), "obs: expected observations by column, found float32 of shape (2, 3)\n  -> give {'observation"),
-    (None, "obs: expected observations by column, found None"),
+    (torch.ones(2, 3), "obs: observations must be a dict of columns, but this is float32 of shape (2, 3)\n  -> give"),
+    (None, "obs: observations must be a dict of columns, but this is None"),
 ]
 
 
@@ -618,15 +619,15 @@ def test_rows_keys_and_states_have_to_belong_together(plays):
     key = keys(0, range(2))
     state = plays.start(looked(), key)
     one = {k: v[:1] for k, v in looked().items()}
-    with pytest.raises(UserError, match="expected 2 rows, found 1"):
+    with pytest.raises(UserError, match="it has 1 rows instead of 2"):
         plays.act(one, state)
     for wrong in (0, key[:1], key.float(), [1, 2]):
-        with pytest.raises(UserError, match=r"key: expected int64 numbers of shape \(2,\).*\n.*keys\(seed"):
+        with pytest.raises(UserError, match=r"key: the keys must be int64 numbers of shape \(2,\).*\n.*keys\(seed"):
             plays.start(looked(), wrong)
     for wrong in (None, key, {}):
-        with pytest.raises(UserError, match="state: expected the state that start or the last act gave"):
+        with pytest.raises(UserError, match="state: the state must be what start or act returned"):
             plays.act(looked(), wrong)
-    with pytest.raises(UserError, match="expected observations by column"):
+    with pytest.raises(UserError, match="must be a dict of columns"):
         ObservationWrapper(plays, {"observation.goal": torch.zeros(2)}).start(torch.zeros(2, 3), key)
 
 
@@ -636,7 +637,7 @@ def test_a_plan_that_is_no_number_is_refused(plays):
         next(iter(broken.net.parameters())).fill_(math.nan)
     actor, key = PolicyActor(broken, image_sizes=broken.image_sizes), keys(0, range(2))
     with pytest.raises(
-        NonFiniteAction, match=r"row 0: expected a finite action, found \[nan, nan\]\n.*diverged"
+        NonFiniteAction, match=r"row 0: the action is not finite: \[nan, nan\]\n.*diverged"
     ) as error:
         actor.act(looked(), actor.start(looked(), key))
     assert error.value.row == 0

@@ -1,1 +1,1 @@
-"""From plans to actions. Nothing here has a memory: state is a value that the caller keeps."""
+"""Executors, planners made of planners, and actors. All state is a value that the caller keeps."""

@@ -1,4 +1,4 @@
-"""Anything that acts: a policy with an executor, an expert, a person, or a gate over both."""
+"""Actors: everything that chooses actions, such as a policy with an executor, an expert, or a person."""
 
 from __future__ import annotations
 
@@ -19,18 +19,43 @@ from .chunking import RecedingHorizon
 
 
 class Actor(ABC):
+    """Chooses actions. Its state is a value with one row per environment."""
+
     @abstractmethod
     def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
-        """obs (B, ...): the first observation of each row. key (B,) int64: all the randomness of each row."""
+        """Returns the state before the first action.
+
+        Args:
+            obs: The first observation of each row, (B, ...).
+            key: Source of all randomness of each row, (B,) int64. See `understudy.core.keys`.
+        """
 
     @abstractmethod
     def act(self, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
-        """(B, A) actions, on the CPU. What `state["record"]` holds is written into the episode beside the action."""
+        """Returns the actions and the next state.
+
+        Args:
+            obs: The current observation of each row, (B, ...).
+            state: What `start` or the last `act` returned. It is not changed in place.
+
+        Returns:
+            The actions, (B, A), on the CPU, and the next state. The columns in its entry "record", if there is one,
+            are written into the episode together with the action.
+        """
 
 
 class NonFiniteAction(UserError, FloatingPointError):
-    """What was seen or is to be done in `row` is no number: an environment would count it as a failure, quietly.
-    of: the observation's column; place: what to say in the place of the row."""
+    """An action or an observation is NaN or infinite.
+
+    Without this error an environment would count the episode as a failure.
+
+    Args:
+        problem: What is wrong.
+        row: The row of the batch.
+        column: The column of the observation; empty for an action.
+        place: Named in the message instead of the row.
+        hint: How to fix it.
+    """
 
     def __init__(self, problem: str, row: int, column: str = "", *, place: str = "", hint: str | None = None):
         super().__init__(
@@ -40,18 +65,25 @@ class NonFiniteAction(UserError, FloatingPointError):
 
 
 def check_action(action: Tensor) -> None:
-    """Raises NotFinite for the first row of (B, A) that is no action."""
+    """Raises NonFiniteAction for the first row of (B, A) that contains NaN or infinity."""
     if not (good := action.isfinite()).all():
         row = int((~good.flatten(1).all(1)).nonzero()[0])
-        raise NonFiniteAction(f"expected a finite action, found {action[row].tolist()}", row,
-                        hint="the policy has diverged: look at its training curve, or take another checkpoint")
+        raise NonFiniteAction(f"the action is not finite: {action[row].tolist()}", row,
+                              hint="the policy has diverged: look at its training curve, or take another checkpoint")
 
 
 @dataclass(frozen=True)
 class PolicyActor(Actor):
-    """A planner with an executor; keeps the observation history. Observations may be arrays; they are moved to the
-    planner's device, actions come back from it. frames: (height, width) to which a camera's frames are brought first,
-    by the rule that training data was (`Policy.image_sizes`)."""
+    """A planner with an executor. It checks observations and keeps their history.
+
+    Observations may be tensors, arrays or lists. They are moved to the planner's device.
+
+    Args:
+        planner: The planner, such as a policy.
+        executor: Decides which planned action is executed.
+        image_sizes: (height, width) of each camera. Images of other sizes are resized as the training data was. See
+            `Policy.image_sizes`.
+    """
 
     planner: Planner
     executor: Executor = RecedingHorizon()
@@ -59,19 +91,23 @@ class PolicyActor(Actor):
 
     @torch.no_grad()
     def start(self, obs, key):
-        """The state before the first action; the history is the first observation, as often as it takes.
+        """Returns the state before the first action. The history consists of copies of the first observation.
 
-        obs: {column: (B, *shape)} with every column in `policy.inputs`, of the shape and kind in `policy.features`;
-            one robot is a batch of one. Others are not read. key (B,) int64: see core.keys.
+        Args:
+            obs: {column: (B, *shape)} with every column in `planner.inputs`, of the shape and kind in
+                `planner.features`. One robot is a batch of one. Other columns are ignored.
+            key: Source of all randomness of each row, (B,) int64. See `understudy.core.keys`.
 
-        Raises UserError for a column that is missing or of another shape or kind, NotFinite for one that holds NaN or
-        infinity, each naming column and row.
+        Raises:
+            UserError: If a column is missing or has another shape or kind.
+            NonFiniteAction: If an observation is NaN or infinite.
         """
         rows, seen = self.planner.window.n_obs_steps, self._checked_obs(obs)
         first = next(iter(seen.values()))
         if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.shape != first.shape[:1]:
             raise UserError(
-                f"expected int64 numbers of shape ({len(first)},), one for each row, found {_describe_value(key)}",
+                f"the keys must be int64 numbers of shape ({len(first)},), one for each row, but this is "
+                f"{_describe_value(key)}",
                 where="key",
                 hint="understudy.core.keys(seed, range(rows)) makes them",
             )
@@ -84,13 +120,18 @@ class PolicyActor(Actor):
 
     @torch.no_grad()
     def act(self, obs, state):
-        """((B, A) float32 in world units, on the CPU; the next state). obs: as in `start`, of as many rows; state:
-        what `start` or the last `act` gave, which stays as it is.
+        """Returns the actions, (B, A) float32 in world units on the CPU, and the next state.
 
-        Raises UserError as `start` does, and NotFinite for an action that is not finite.
+        Args:
+            obs: The current observation, as in `start`, with the same number of rows.
+            state: What `start` or the last `act` returned.
+
+        Raises:
+            UserError: As in `start`.
+            NonFiniteAction: If an observation or an action is NaN or infinite.
         """
         if not isinstance(state, Mapping) or "seen" not in state:
-            raise UserError(f"expected the state that start or the last act gave, found {_describe_value(state)}",
+            raise UserError(f"the state must be what start or act returned, but this is {_describe_value(state)}",
                             where="state", hint="state = a.start(obs, key), then action, state = a.act(obs, state)")
         now = self._checked_obs(obs, next(iter(state["seen"].values())).shape[0])
         seen = {k: torch.cat([v[:, 1:], now[k].unsqueeze(1)], 1) for k, v in state["seen"].items()}
@@ -100,38 +141,38 @@ class PolicyActor(Actor):
         return action, {"seen": seen, "run": run}
 
     def _checked_obs(self, obs: Mapping[str, Tensor], rows: int | None = None) -> dict[str, Tensor]:
-        """What the policy reads, checked, on its device. rows: how many there must be; by default any, but as many in
-        each column."""
+        """The columns that the planner reads, checked and on its device. rows: the required number, or None for any."""
         _check_names(obs, self.planner.inputs)
         seen = {}
         for name in self.planner.inputs:
             seen[name] = value = self._checked_column(name, _tensor(name, obs[name]))
             if value.shape[0] != (rows := value.shape[0] if rows is None else rows):
-                raise UserError(f"expected {rows} rows, found {value.shape[0]}", where=f"observation {name!r}",
-                                hint="every column has a row for each environment, and as many at every step")
+                raise UserError(f"it has {value.shape[0]} rows instead of {rows}", where=f"observation {name!r}",
+                                hint="give one row per environment in every column, and the same number at every step")
         for name, value in seen.items():
-            # What was not sensed may hold anything.
+            # A column with a mask may contain anything where it was not sensed.
             if value.is_floating_point() and name + "?" not in seen and not (good := value.isfinite()).all():
                 row, *at = (~good).nonzero()[0].tolist()
-                raise NonFiniteAction(f"expected finite numbers, found {value[row, *at].item()} in "
-                                f"{_component_name(self.planner.features[name], at)}", row, name,
-                                hint="mend what gave it: whatever the policy answered would be chance")
+                raise NonFiniteAction(f"{_component_name(self.planner.features[name], at)} is not finite: "
+                                      f"{value[row, *at].item()}", row, name,
+                                      hint="fix the sensor or program that it comes from")
         for mask in self.planner.window.pad_masks(self.planner.inputs):  # these rows are within the episode
             seen[mask] = torch.ones(rows, dtype=torch.bool)
         return {k: v.to(self.planner.device) for k, v in seen.items()}
 
     def _checked_column(self, name: str, value: Tensor) -> Tensor:
-        """`value` (B, *shape) as the policy was trained to read it."""
+        """`value` (B, *shape) in the dtype and size that the policy was trained with."""
         feature, shape = self.planner.features[name], tuple(value.shape)
         wanted: tuple[int | str, ...] = ("rows", *feature.shape)
         if name in self.image_sizes and len(shape) == 4:
             wanted = (*wanted[:1], *shape[1:3], *wanted[3:])
-        elif feature.kind == "text" and len(shape) == 2:  # its padding changes nothing
+        elif feature.kind == "text" and len(shape) == 2:  # any amount of padding
             wanted = (*wanted[:1], *shape[1:])
         if shape[1:] != wanted[1:] or not shape or not _dtype_fits(feature.kind, value):
             raise UserError(
-                f"expected {VALUE_NAMES[feature.kind]} of shape ({', '.join(map(str, ('rows', *feature.shape)))}"
-                f"{',' * (not feature.shape)}), found {_describe_value(value)}",
+                f"the policy reads {VALUE_NAMES[feature.kind]} of shape "
+                f"({', '.join(map(str, ('rows', *feature.shape)))}{',' * (not feature.shape)}), but this is "
+                f"{_describe_value(value)}",
                 where=f"observation {name!r}",
                 hint=_shape_hint(name, feature, value),
             )
@@ -145,12 +186,13 @@ VALUE_NAMES = {"vector": "numbers", "image": "uint8 pixels", "text": "uint8 byte
 
 def _check_names(obs, names) -> None:
     if not isinstance(obs, Mapping):
-        raise UserError(f"expected observations by column, found {_describe_value(obs)}", where="obs",
+        raise UserError(f"observations must be a dict of columns, but this is {_describe_value(obs)}", where="obs",
                         hint=f"give {{{', '.join(f'{n!r}: ...' for n in names)}}}")
     if missing := [n for n in names if n not in obs]:
         near = difflib.get_close_matches(missing[0], (str(k) for k in obs if k not in names), 1)
-        raise UserError(f"expected an observation {missing[0]!r}, found {', '.join(sorted(map(str, obs))) or 'none'}",
-                        where="obs", hint=(f"did you mean {near[0]!r}? " if near else "")
+        known = ", ".join(sorted(map(str, obs))) or "no columns"
+        raise UserError(f"there is no column {missing[0]!r}; there are {known}", where="obs",
+                        hint=(f"did you mean {near[0]!r}? " if near else "")
                         + f"The policy reads the columns it was trained with: {', '.join(names)}")
 
 
@@ -158,9 +200,9 @@ def _tensor(name: str, value) -> Tensor:
     if isinstance(value, Tensor):
         return value
     try:
-        return torch.as_tensor(np.asarray(value, order="C"))  # mirrored views, for one, are no tensors as they are
+        return torch.as_tensor(np.asarray(value, order="C"))  # a tensor cannot have negative strides
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"expected numbers, found {_describe_value(value)}", where=f"observation {name!r}",
+        raise UserError(f"this is not an array of numbers but {_describe_value(value)}", where=f"observation {name!r}",
                         hint="give a tensor or an array, rows first") from None
 
 
@@ -191,7 +233,7 @@ def _component_name(feature: Feature, at: Sequence[int]) -> str:
 
 
 def _describe_value(value) -> str:
-    """For a message: what there is, in few words."""
+    """A short description for a message."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
     return "None" if value is None else type(value).__name__
@@ -199,11 +241,15 @@ def _describe_value(value) -> str:
 
 @dataclass(frozen=True)
 class ObservationWrapper(Actor):
-    """Adds columns that the environment does not show: a goal, a task in words, a wanted return. The run-time twin
-    of a relabeling."""
+    """Adds constant columns that the environment does not provide: a goal, an instruction, a desired return.
+
+    Args:
+        actor: The actor that reads them.
+        columns: {name: value of shape (*feature)}.
+    """
 
     actor: Actor
-    columns: Mapping[str, Tensor]  # name -> (*feature)
+    columns: Mapping[str, Tensor]
 
     def _add_columns(self, obs):
         _check_names(obs, ())
@@ -219,7 +265,13 @@ class ObservationWrapper(Actor):
 
 @dataclass(frozen=True)
 class NoisyActor(Actor):
-    """Explores: Gaussian noise around an actor, or, without one, nothing but noise."""
+    """Adds Gaussian noise to the actions of an actor, for exploration.
+
+    Args:
+        actor: The actor; None for noise alone.
+        dim: Number of action components.
+        std: Standard deviation of the noise.
+    """
 
     actor: Actor | None
     dim: int
@@ -233,6 +285,6 @@ class NoisyActor(Actor):
         noise = self.std * normal(state["key"], state["count"], (self.dim,), stream=5)
         action, inner = (0.0, {}) if self.actor is None else self.actor.act(obs, state["inner"])
         inner, state = dict(inner), {**state, "count": state["count"] + 1}
-        if (record := inner.pop("record", None)) is not None:  # what the inner actor writes down is written down
+        if (record := inner.pop("record", None)) is not None:  # passed on, to be written into the episode
             state["record"] = record
         return action + noise, {**state, "inner": inner}

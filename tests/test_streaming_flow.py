@@ -140,7 +140,7 @@ def trained():
     settings = PolicyConfig(StreamingFlow(sigma=0.05), trunk=MLP(32, 1), codec=Normalizer(relative="observation.state"),
                             window=Window(1, 9, action_offset=-1))
     policy = Policy(settings, data.features()).fit_statistics(data)
-    learner = BehaviorCloning(steps=N_UPDATES).build(policy, seed=0, steps=N_UPDATES)
+    learner = BehaviorCloning(steps=N_UPDATES).build(policy, 0, N_UPDATES, data)
     windows = policy.windows(data)
     fit(learner, lambda step: windows.batch(64, step, seed=0), N_UPDATES)
     return learner.policy.eval()

@@ -839,8 +839,8 @@ def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
     status, out, err = call("convert", tmp_path / "d", tmp_path / "b.hdf5", "--to", "d4rl")
     assert status == 0 and format_of(tmp_path / "b.hdf5") == "d4rl" and "suffix" not in out
     for name in ("a.parquet", "demos.v2"):
-        refused(call("convert", tmp_path / "d", tmp_path / name), name, "no format is written to names", ".hdf5", ".npz",
-                ".zarr", ".csv", "--to lerobot")
+        refused(call("convert", tmp_path / "d", tmp_path / name), name, "no format is written to names", ".hdf5",
+                ".npz", ".zarr", ".csv", "--to lerobot")
         assert not (tmp_path / name).exists()
     assert call("convert", tmp_path / "d", tmp_path / "demos.v2", "--to", "lerobot")[0] == 0
     assert call("view", "make", tmp_path / "d", "--out", tmp_path / "v.json")[0] == 0

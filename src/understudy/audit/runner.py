@@ -118,11 +118,11 @@ def _sort_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _scores(data: Dataset) -> dict:
-    """Those without training; one that has no meaning for these data is left out."""
+    """The scores that need no training, without those that have no meaning for these data."""
     from .scores import NETWORK_SCORES, SCORES
 
-    kinds = {role(n): f.kind for n, f in data.features().items()}
-    if kinds.get("action") not in ("vector", "discrete") or "observation" not in kinds:
+    roles = {role(n) for n, f in data.features().items() if f.kind in ("vector", "discrete", "image")}
+    if not {"observation", "action"} <= roles:
         return {}  # a finding says so
     found = {}
     for name, make in SCORES.items():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import MappingFile, Output, command_line, demonstrations_path, parse, progress_bar
+from .common import ColumnTexts, MappingFile, Output, command_line, demonstrations_path, parse, progress_bar
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class AuditOptions:
     """one JSON document on standard output"""
     map: MappingFile = None
     """which topics of a bag become which columns, in place of what is proposed"""
+    columns: ColumnTexts = ()
+    """which columns are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
+    numbers the episodes of a single CSV table"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """a page of it, with the best and the worst episodes"""
 
@@ -34,11 +37,12 @@ def main(args: list[str]) -> None:
     from ..audit import audit
     from ..audit.checks import FRAME_CHECKS, INTEGRITY_CHECKS, QUALITY_CHECKS
     from ..audit.text import pluralize
+    from ..data.column_selection import parse_columns
 
     with Output(o.json) as out:
         path = demonstrations_path(o.data)
         with progress_bar("checks", len(INTEGRITY_CHECKS + QUALITY_CHECKS + FRAME_CHECKS)) as progress:
-            report = audit(path, o.map, progress=lambda done, total: progress(done))
+            report = audit(path, o.map, columns=parse_columns(o.columns), progress=lambda done, total: progress(done))
         for f in report.findings:
             out.print(f"{f.severity}  {f.code}" + (f"  ({f.where})" if str(f.where) else ""), f"  {f.message}",
                     *([f"  -> {f.remedy}"] if f.severity != "note" else []))
@@ -47,7 +51,7 @@ def main(args: list[str]) -> None:
         if o.html is not None:
             from ..audit.report_page import write_audit_page
 
-            write_audit_page(o.html, path, report, o.map)
+            write_audit_page(o.html, path, report, o.map, columns=parse_columns(o.columns))
             out.print(f"Written to {o.html}")
         if not report.ok:
             out.suggest(command_line("inspect", path))

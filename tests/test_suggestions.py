@@ -14,7 +14,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
 
 SMALL = {"train": ("--steps", "6", "--save-freq", "6", "--device", "cpu"), "eval": ("--episodes", "2", "--rows", "2"),
-         "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "1")}
+         "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "noise=0.1")}
 
 
 def small(line: str, names: dict[str, str]) -> list[str]:
@@ -77,7 +77,7 @@ def test_from_a_recording_to_a_comparison(follow):
     assert follow("eval", "a", "fork", "--episodes", "2")  # report.html exists, so another name is suggested
     follow("eval", "a", "demos")
     follow("compare", "a", "a-seed1", "--env", "fork", "--episodes", "2")
-    follow("robustness", "a", "fork", "--episodes", "2", "--shifts", "action-noise", "--levels", "1")
+    follow("robustness", "a", "fork", "--episodes", "2", "--shifts", "noise", "--levels", "noise=0.1")
     follow("export", "a", "--out", "a.onnx", ENV="fork")
     follow("methods", NAME="bc", DATA="demos", RUN="b")
     follow("plan", "0.5", "0.9", RUN="a", ENV="fork")

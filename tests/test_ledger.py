@@ -25,7 +25,8 @@ from understudy.claims.ledger import (
     parse_conditions,
 )
 from understudy.claims.listing_cache import cached_listing as kept_listing
-from understudy.claims.scheduler import due_claims, missing_requirements, run_all, try_claim
+from understudy.claims.probe import Confirmation
+from understudy.claims.scheduler import due_claims, run_all, try_claim
 from understudy.cli import main
 from understudy.commands.claims import parse_duration
 from understudy.core import UserError
@@ -279,14 +280,14 @@ def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
     needs = ("the sim extra", "recorded demonstrations (UNDERSTUDY_DATA)")
     claim = replace(records.find_claim("ema-oscillation"), needs=needs)
     monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path))
-    monkeypatch.setattr(due_module, "_extra_packages", lambda name: ["no-such-package"])
-    assert missing_requirements(claim) == ["the sim extra"]
-    monkeypatch.setattr(due_module, "_extra_packages", lambda name: ["torch"])
-    assert missing_requirements(claim) == []
+    monkeypatch.setattr(records, "_extra_packages", lambda name: ["no-such-package"])
+    assert records.missing_requirements(claim) == ["the sim extra"]
+    monkeypatch.setattr(records, "_extra_packages", lambda name: ["torch"])
+    assert records.missing_requirements(claim) == []
     monkeypatch.delenv("UNDERSTUDY_DATA")
-    assert missing_requirements(claim) == ["recorded demonstrations (UNDERSTUDY_DATA)"]
+    assert records.missing_requirements(claim) == ["recorded demonstrations (UNDERSTUDY_DATA)"]
     monkeypatch.undo()
-    assert {"mujoco", "metaworld"} <= set(due_module._extra_packages("sim")) and not due_module._is_installed(
+    assert {"mujoco", "metaworld"} <= set(records._extra_packages("sim")) and not records._is_installed(
         "no-such-package"
     )
 
@@ -303,9 +304,14 @@ def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
     for function, kind, text in ((absent, "absent", "found none"), (wrong, "failed", "was made for"),
                                  (defect, "failed", "ZeroDivisionError")):
         monkeypatch.setattr(due_module, "run_claim", function)
+        monkeypatch.setattr(due_module, "store", lambda claim: pytest.fail("no probe of a run that did not end"))
         found = try_claim("diffusion-bc")
         assert found[0] == kind and text in found[1]
     assert try_claim("no-such-claim")[0] == "failed"
+    stored = []
+    monkeypatch.setattr(due_module, "run_claim", lambda claim, log: {"verdict": "holds"})
+    monkeypatch.setattr(due_module, "store", lambda claim: stored.append(claim.name))
+    assert try_claim("diffusion-bc") == ("done", {"verdict": "holds"}) and stored == ["diffusion-bc"]
 
 
 @pytest.mark.parametrize("text,wanted", [("90s", 90), ("30m", 1800), ("2h", 7200), ("1.5h", 5400), ("1h30m", 5400),
@@ -372,8 +378,14 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
                        (("run", "diffusion-bc", "--budget", "1h"), "expected --budget with run --all only"),
                        (("list", "--html", "x"), "expected --html with table only")):
         assert text in call(*args, status=2).err
+    saved = []
+    monkeypatch.setattr(due_module, "save_confirmation", lambda claim: saved.append(claim.name))
+    monkeypatch.setattr(due_module, "confirm", lambda claim: Confirmation("confirmed"))
+    found = call("run", "--all", "--budget", "1s", "--json")  # the probe says that the record stands
+    assert json.loads(found.out)["confirmed"] == ["mip-two-steps"] == saved and not json.loads(found.out)["left"]
+    monkeypatch.setattr(due_module, "confirm", lambda claim: Confirmation("due"))
     found = call("run", "--all", "--budget", "1s", "--json", status=3)
-    assert json.loads(found.out) == {"ran": {}, "not_here": {}, "failed": {}, "left": {
+    assert json.loads(found.out) == {"confirmed": [], "ran": {}, "not_here": {}, "failed": {}, "left": {
         "mip-two-steps": json.loads(found.out)["left"]["mip-two-steps"]}}
     assert "mip-two-steps: left for another time (took" in found.err
     monkeypatch.setattr("understudy.claims.listing_cache.cached_listing", lambda: recorded)

@@ -224,7 +224,7 @@ CLAIM = Claim(
     name="dataset-quality",
     rows=("308",),
     paper="Schweighofer et al. 2022, A Dataset Perspective on Offline Reinforcement Learning, arXiv 2111.04714",
-    statement="Finally, the experiments show, that purely dataset-constrained Behavioral BehaviorCloning performs "
+    statement="Finally, the experiments show, that purely dataset-constrained Behavioral Cloning performs "
     "competitively to the best Offline RL algorithms for datasets with high TQ.",
     setup="a maze of four rooms, 7 x 7 cells, one start, one goal; six sets of 2,000 steps (random, mixed, all of the "
     "online agent's training, and its last policy with 50, 20 and 0 % of random actions); cloning, deep "

@@ -62,7 +62,7 @@ WALKER = Experiment(
 
 CLAIM = Claim(
     name="ema-oscillation", rows=("281",),
-    paper="Block et al. 2024, Butterfly Effects of SGD Noise: Error Amplification in Behavior BehaviorCloning and "
+    paper="Block et al. 2024, Butterfly Effects of SGD Noise: Error Amplification in Behavior Cloning and "
           "Autoregression, arXiv 2310.11428",
     statement="We observe that minibatch SGD updates to the policy network during training result in sharp "
               "oscillations in long-horizon rewards, despite negligibly affecting the behavior cloning loss.",

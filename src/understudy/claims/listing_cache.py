@@ -37,7 +37,7 @@ def cached_listing() -> list[dict]:
 def _source_digest() -> str:
     """Of all that the list is made from. Python's version too: syntax trees differ."""
     mark = hashlib.sha256(sys.version.encode())
-    for file in sorted((*PACKAGE.rglob("*.py"), *PACKAGE.glob("claims/results/*.json"))):
+    for file in sorted((*PACKAGE.rglob("*.py"), *PACKAGE.glob("claims/results/*.json"), *PACKAGE.glob("claims/probes/*.json"))):
         text = file.read_bytes()
         mark.update(f"{file.relative_to(PACKAGE)} {len(text)} ".encode() + text)
     return mark.hexdigest()

@@ -49,7 +49,7 @@ PUSH = Experiment(
 CLAIM = Claim(
     name="mip-two-steps",
     rows=("264",),
-    paper="Pan et al. 2025, Much Ado About DenoisingHead, arXiv 2512.01809",
+    paper="Pan et al. 2025, Much Ado About Noising, arXiv 2512.01809",
     statement="A minimum iterative policy (MIP), a lightweight two-step regression-based policy, essentially matches "
     "the performance of flow GCPs.",
     setup="push: 200 scripted demonstrations with one way to act in each state; an MLP of 256 x 2 blocks, 4,000 "

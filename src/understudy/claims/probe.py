@@ -14,6 +14,7 @@ import math
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -44,9 +45,8 @@ from .measures import checkpoint_oscillation
 from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
-from .records import fingerprint, record_path
+from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
 from .runner import STARTS_SEED
-from .scheduler import missing_requirements
 
 RELATIVE = 1e-4  # of an entry
 FLOOR = 1e-5  # of the largest entry of its list: entries near zero are rounding errors of larger ones
@@ -93,11 +93,6 @@ class Confirmation:
     seconds: float = 0.0
 
 
-def probe_path(name: str) -> Path:
-    """The file of the stored probe of the claim `name`."""
-    return Path(__file__).parent / "probes" / f"{name}.json"
-
-
 def updates_to_probe(start: int, steps: int) -> list[int]:
     """The first 8, 4 middle and last 8 of the updates `start` to `steps - 1`, in order and without repetition."""
     middle = (start + steps) // 2
@@ -116,7 +111,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
         A JSON document: "claim", "versions" of packages, "cpu" and "numbers", lists of entries by their place.
 
     Raises:
-        NotHere: Data that the claim needs are not on this machine.
+        MissingRequirement: Data that the claim needs are not on this machine.
     """
     path, numbers = record_path(claim.name), {}
     chosen = {name: part["chosen"] for name, part in read_json(path)["parts"].items()} if path.exists() else {}
@@ -194,6 +189,10 @@ def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
         return Confirmation("cannot run here", f"needs {error.where}")
     except UserError as error:
         return Confirmation("due", f"the probe fails: {error}", (str(error),), time.perf_counter() - began)
+    except Exception as error:  # a defect in the code of this claim: the others are still to be probed
+        text = "".join(traceback.format_exception(error)[-2:]).strip()
+        return Confirmation("due", f"the probe fails: {type(error).__name__}: {error}", (text,),
+                            time.perf_counter() - began)
     differences = tuple(compare(stored, now))
     detail = differences[0] + _elsewhere(stored, now) if differences else ""
     return Confirmation("due" if differences else "confirmed", detail, differences, time.perf_counter() - began)
@@ -208,10 +207,25 @@ def store(claim: Claim) -> dict:
     """
     probe, rounded = take(claim), take(claim, ROUNDING)["numbers"]
     probe["numbers"] = {place: _stable(entries, rounded.get(place, [])) for place, entries in probe["numbers"].items()}
+    _write(claim.name, probe)
+    return probe
+
+
+def save_confirmation(claim: Claim) -> None:
+    """Note in the stored probe that the record is confirmed at this commit, with the date and the source fingerprint.
+
+    Call it after `confirm` said "confirmed". Until this source code changes, the record is not listed as stale.
+    """
+    origin = provenance()
+    confirmed = {"commit": origin["commit"], "date": origin["date"], "fingerprint": fingerprint(claim)}
+    _write(claim.name, {**read_json(probe_path(claim.name)), "confirmed": confirmed})
+
+
+def _write(name: str, probe: Mapping) -> None:
+    """One line per list of entries, so that differences can be read."""
     lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in probe["numbers"].items())
     head = json.dumps({k: v for k, v in probe.items() if k != "numbers"}, indent=1)[:-2]
-    write_text(probe_path(claim.name), f'{head},\n "numbers": {{\n{lines}\n }}\n}}\n')
-    return probe
+    write_text(probe_path(name), f'{head},\n "numbers": {{\n{lines}\n }}\n}}\n')
 
 
 # -- what is run --------------------------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ class ClaimsOptions:
     unchanged: bool = False
     """with check: do not probe claims whose source code has not changed since their record; changed packages are then
     not seen"""
+    save: bool = False
+    """with check: note in the repository at which commit each record was confirmed, so that it is not listed as stale"""
     stale: bool = False
     """only those whose code or data have changed since their record (list)"""
     out: Annotated[Path, arg(metavar="FILE")] = LEDGER
@@ -68,7 +70,8 @@ def main(args: list[str]) -> None:
         raise UserError("expected a claim's name after run, and none after list and table",
                         where=f"understudy claims {o.subcommand}", hint="understudy claims list names them")
     wrong = {"--all": (o.all, "run"), "--budget": (o.budget is not None, "run"), "--workers": (o.workers != 1, "run"),
-             "--unchanged": (o.unchanged, "check"), "--verdict": (o.verdict is not None, "list"),
+             "--unchanged": (o.unchanged, "check"), "--save": (o.save, "check"),
+             "--verdict": (o.verdict is not None, "list"),
              "--stale": (o.stale, "list"), "--html": (o.html is not None, "table"),
              "--out": (o.out != LEDGER, "table")}
     for option, (given, where) in wrong.items():
@@ -121,20 +124,23 @@ def _list_claims(o: ClaimsOptions, out: Output) -> None:
 
 
 def _run_claim(o: ClaimsOptions, out: Output) -> None:
+    from ..claims.probe import store
     from ..claims.records import find_claim
     from ..claims.runner import run_claim
 
-    record = run_claim(find_claim(o.name[0]), log=lambda text: print(text, file=sys.stderr))
+    claim = find_claim(o.name[0])
+    record = run_claim(claim, log=lambda text: print(text, file=sys.stderr))
+    store(claim)
     out.print(f"\n{record['name']}: {record['verdict']} here")
     out.suggest("understudy claims table")
     out.print_json(record)
 
 
 def _run_all(o: ClaimsOptions, out: Output) -> None:
-    from ..claims.records import find_claim
-    from ..claims.scheduler import due_claims, missing_requirements, run_all
+    from ..claims.records import find_claim, missing_requirements
+    from ..claims.scheduler import confirm_stale, due_claims, run_all
 
-    entries = due_claims(_selected_claims(o))
+    entries, confirmed = confirm_stale(due_claims(_selected_claims(o)), lambda text: print(text, file=sys.stderr))
     found = run_all(
         [{**e, "missing": missing_requirements(find_claim(e["name"]))} for e in entries],
         parse_duration(o.budget),
@@ -143,6 +149,8 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
     )
     if not entries:
         out.print("every claim has a record of the code as it is")
+    for name in confirmed:
+        out.print(f"{name}: confirmed by its probe")
     for name, verdict in found.verdicts.items():
         out.print(f"{name}: {verdict} here")
     for name, why in found.unavailable.items():
@@ -153,14 +161,14 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
         out.print(f"{name}: left: {why}")
     out.suggest("understudy claims table", *([] if found.is_complete else ["understudy claims run --all"]))
     out.print_json(
-        {"ran": found.verdicts, "not_here": found.unavailable, "failed": found.failed, "left": found.not_run}
+        {"confirmed": confirmed, "ran": found.verdicts, "not_here": found.unavailable, "failed": found.failed, "left": found.not_run}
     )
     if not found.is_complete:
         raise SystemExit(3)
 
 
 def _check(o: ClaimsOptions, out: Output) -> None:
-    from ..claims.probe import confirm
+    from ..claims.probe import confirm, save_confirmation
     from ..claims.records import all_claims, find_claim
 
     answer = []
@@ -170,6 +178,8 @@ def _check(o: ClaimsOptions, out: Output) -> None:
                        "differences": list(found.differences), "seconds": round(found.seconds, 2)})
         text = f"{found.status}: {found.detail}" if found.detail else found.status
         out.print(f"{claim.name}: {text} ({found.seconds:.1f} s)")
+        if o.save and found.status == "confirmed":
+            save_confirmation(claim)
     due = [entry["name"] for entry in answer if entry["status"] == "due"]
     out.suggest(*(f"understudy claims run {name}" for name in due))
     out.print_json(answer)

@@ -275,3 +275,15 @@ def test_a_power_law_is_told_from_others(monkeypatch, failure, exponent, excess)
     assert (found["excess"][0] < -0.01) == (excess == "below") and (found["excess"][0] > 0.01) == (excess == "above")
     if exponent is not None:
         assert found["exponent"][0] == pytest.approx(exponent)
+
+
+def test_the_smallest_effects_are_one_table_of_positive_numbers():
+    """5 % of the scale: of 0 to 1, of 0 to 100, of -1 to 1, and of D4RL's reference returns."""
+    from understudy.claims.effects import SMALLEST_EFFECTS as effects
+
+    assert all(v > 0 for v in effects.values())
+    assert effects["rate"] == effects["score"] == 0.05 and effects["correlation"] == 0.05 * 2
+    assert effects["return"] == 100 * effects["return fraction"] == 5
+    assert effects["hopper return"] == pytest.approx(162.7, abs=0.1)
+    assert effects["walker return"] == pytest.approx(229.5, abs=0.1)
+    assert np.exp(effects["log ratio"]) == pytest.approx(1.1)

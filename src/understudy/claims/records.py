@@ -31,6 +31,7 @@ NON_CLAIM_MODULES = (
     "ledger",
     "listing_cache",
     "scheduler",
+    "effects",
     "probe",
 )
 

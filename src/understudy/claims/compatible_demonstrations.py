@@ -9,7 +9,7 @@ from ..data.episode import Dataset, Episode
 from ..data.window import Window
 from ..envs.fork import Expert
 from ..heads.gmm import GMM
-from .base import AllOf, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .base import SCORE, AllOf, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
 from .curation import arms, cached_load, cloning_method, curated_success, successful_rollouts, with_keep_columns
 
 
@@ -60,7 +60,7 @@ def shuffled_filter(experiment: Experiment) -> Experiment:
 
 FORK = Experiment(NewDemonstrators(6, 40), "fork", arms("base", "all", "filtered", "random", "left"), curated_success,
                   seeds=tuple(range(100, 106)),
-                  kinds=(("refused of right", "bounded"), ("refused of left", "bounded")))
+                  measures=(("refused of right", SCORE), ("refused of left", SCORE)))
 MIXTURES = replace(FORK, arms=arms("all", "filtered", options=tuple(
     cloning_method(rate, GMM(), Window(2, 8), 4, steps=1000) for rate in (3e-3, 1e-3))))
 
@@ -95,6 +95,7 @@ CLAIM = Claim(
         ),
     ),
     negative_control=NegativeControl(
-        "no step counts as known to the base policy (its limit of disagreement is 0)", shuffled_filter, "regression"
+        "no step counts as known to the base policy (its limit of disagreement is 0)", shuffled_filter, "regression",
+        removes=(GreaterThan("success", "filtered", "all"),),
     ),
 )

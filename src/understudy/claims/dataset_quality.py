@@ -24,6 +24,7 @@ from .base import (
     DemonstrationSource,
     Experiment,
     GreaterThan,
+    Measure,
     NegativeControl,
 )
 from .curation import cached_load
@@ -217,7 +218,8 @@ MAZE = Experiment(
     tuned_by="at high TQ",
     seeds=tuple(range(100, 106)),
     episodes=20,
-    kinds=tuple((k, "real") for k in ("follows TQ", "follows SACo", "at high TQ", *(f"on {name}" for name in SETS))),
+    measures=(*((k, Measure("real", "correlation")) for k in ("follows TQ", "follows SACo")),
+              *((k, Measure("real", "return fraction")) for k in ("at high TQ", *(f"on {name}" for name in SETS)))),
 )
 
 CLAIM = Claim(
@@ -246,5 +248,8 @@ CLAIM = Claim(
             ),
         ),
     ),
-    negative_control=NegativeControl("TQ exchanged between the sets", swapped_datasets, "grid"),
+    negative_control=NegativeControl(
+        "TQ exchanged between the sets", swapped_datasets, "grid",
+        removes=(AboveBound("follows TQ", "cloning", 0.8),),
+    ),
 )

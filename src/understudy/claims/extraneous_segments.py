@@ -15,6 +15,7 @@ from ..core import uniform
 from ..envs.fork import Expert
 from ..execute.actor import Actor
 from .base import (
+    SCORE,
     AboveBound,
     AllOf,
     Claim,
@@ -88,7 +89,7 @@ def shuffled_scores(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(DetourDemonstrations(30, 8), "fork", arms("all", "aligned", "random", "true"), curated_success,
-                  seeds=tuple(range(120, 138)), env_options=(("limit", 18),), kinds=(("f1", "bounded"),))
+                  seeds=tuple(range(120, 138)), env_options=(("limit", 18),), measures=(("f1", SCORE),))
 
 CLAIM = Claim(
     name="extraneous-segments",
@@ -116,5 +117,8 @@ CLAIM = Claim(
         ),
         ClaimPart("found", FORK, AboveBound("f1", "aligned", 0.8), is_decisive=False),
     ),
-    negative_control=NegativeControl("which steps align, shuffled within each demonstration", shuffled_scores, "fork"),
+    negative_control=NegativeControl(
+        "which steps align, shuffled within each demonstration", shuffled_scores, "fork",
+        removes=(GreaterThan("success", "aligned", "random"),),
+    ),
 )

@@ -46,7 +46,6 @@ from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
 from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
-from .runner import STARTS_SEED
 
 RELATIVE = 1e-4  # of an entry
 FLOOR = 1e-5  # of the largest entry of its list: entries near zero are rounding errors of larger ones
@@ -55,6 +54,7 @@ EPISODES = 2  # of a cell
 ROUNDING = 2e-7  # relative error of a weight in single precision
 ADAM_STEP = torch.optim.Adam.step
 STEPS = 16  # of each recorded rollout
+STARTS_SEED = 100  # of the rollouts that look at an environment
 UPDATES = 20  # of a network that a score trains
 # Negative controls that train their scores again and differ only in what is shuffled afterwards, or in whose clean data
 # the score sees: too slow for what they add.
@@ -277,7 +277,7 @@ def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:
 def _cell(experiment: Experiment, method: Any, data: Dataset, look_at_env: bool, rounding: float) -> Numbers:
     episodes = EPISODES * N_REPEATS if experiment.measure is success_and_entropy else EPISODES
     with _recorded(rounding) as recorder:
-        measured = experiment.measure(experiment, method, data, experiment.seeds[0], episodes, STARTS_SEED)
+        measured = experiment.measure(experiment, method, data, experiment.seeds[0], episodes, experiment.starts_seed)
         for i, values in enumerate(measured.values()):
             recorder.numbers[f"measure {i + 1}"] = _entries(np.asarray(values, float))
         if look_at_env and recorder.env is not None:

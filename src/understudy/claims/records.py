@@ -33,6 +33,7 @@ NON_CLAIM_MODULES = (
     "scheduler",
     "effects",
     "probe",
+    "spot_check",
 )
 
 
@@ -59,7 +60,13 @@ def module_of(claim: Claim) -> str:
 
 
 def record_path(name: str) -> Path:
+    """The file of the record of the claim `name`: verdicts, intervals and history."""
     return CLAIMS_FOLDER / "results" / f"{name}.json"
+
+
+def figures_path(name: str) -> Path:
+    """The file of the raw figures of the claim `name`. Figures are in the repository and not in the wheel."""
+    return CLAIMS_FOLDER / "figures" / f"{name}.json"
 
 
 def probe_path(name: str) -> Path:
@@ -209,7 +216,8 @@ def _commit() -> str | None:
         ).stdout
 
     try:
-        changed = git("status", "--porcelain", "--", ".", ":(exclude)claims/results")
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)claims/results", ":(exclude)claims/figures",
+                      ":(exclude)claims/probes")
         return git("rev-parse", "HEAD").strip() + (" with uncommitted changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -218,18 +226,18 @@ def _commit() -> str | None:
 def list_claims() -> list[dict]:
     """One entry per claim.
 
-    Each has "name", "rows", "statement", "verdict" ("not run" without a record), "stale", "date", "seconds" and
-    "command". A record is stale if the source code differs from that of its run and from that at which its probe was
+    Each has "name", "rows", "statement", "verdict" ("not run" without a record), "reason", "stale", "date", "seconds"
+    and "command". A record is stale if the source code differs from that of its run and from that at which its probe was
     last confirmed.
     """
     entries, sources = [], {}
     for claim in all_claims().values():
         entry = {"name": claim.name, "rows": list(claim.rows), "statement": claim.statement, "verdict": "not run",
-                 "stale": False, "date": None, "seconds": None, "command": f"understudy claims run {claim.name}"}
+                 "reason": "", "stale": False, "date": None, "seconds": None, "command": f"understudy claims run {claim.name}"}
         if record_path(claim.name).exists():
             record = read_json(record_path(claim.name))
             known = {record["fingerprint"], confirmation(claim.name).get("fingerprint")}
-            entry |= {"verdict": record["verdict"], "stale": fingerprint(claim, sources) not in known,
+            entry |= {"verdict": record["verdict"], "reason": record["reason"], "stale": fingerprint(claim, sources) not in known,
                       "date": record["date"], "seconds": record["seconds"]}
         entries.append(entry)
     return entries

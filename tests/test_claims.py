@@ -394,7 +394,7 @@ def test_judging_again_runs_nothing_and_logs_what_changed(tmp_path, monkeypatch)
     assert len(judge_again(claim, "2026-03-03", "No change.")["log"]) == 2
 
 
-@pytest.mark.parametrize("rates,used", [((0.95, 0.3), 5), ((0.5, 0.38), 10), ((0.5, 0.44), 20)])
+@pytest.mark.parametrize("rates,used", [((0.95, 0.3), 5), ((0.5, 0.41), 10), ((0.5, 0.44), 20)])
 def test_planned_looks_stop_at_the_first_that_decides(tmp_path, rates, used):
     """The bound of each look is stricter than 0.05; the last look ends the run in any case."""
     CALLS.clear()

@@ -218,7 +218,7 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
     (["claims", "runn"],
-     "understudy claims: expected list, run, check or table, found 'runn'\n  -> did you mean run? "),
+     "understudy claims: expected list, run, check, judge, spot-check or table, found 'runn'\n  -> did you mean run? "),
     (["train", "bc"], "understudy train: expected DATA, --out RUN, found none\n  -> understudy train --help"),
     (["train", "bc", "d", "--out"], "--out: expected a value, found none\n  -> "),
     (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: expected a value, found none\n  -> "),

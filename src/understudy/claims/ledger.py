@@ -232,8 +232,8 @@ def _summary(entries: Sequence[LedgerEntry]) -> str:
     lines.append(f"| **all** | **{len(entries)}** | **{sum(e.row.is_core for e in entries)}** | "
                  + " | ".join(f"**{n}**" for n in total.values()) + " |")
     lines += ["", *_spot_check_lines(), "## Claims", "",
-              "A picture shows the comparison that decides: its 95 % interval, the bound (dashed), and, shaded, the side "
-              "on which the interval must be.", "",
+              "A picture shows the comparison that decides: its 95 % interval, the bound (dashed), and, shaded, the "
+              "side on which the interval must be.", "",
               "| row | claim | verdict here | what decides | date |", "|---|---|---|---|---|"]
     for e in entries:
         lines += [_claim_line(e.row, c) for c in e.claims]

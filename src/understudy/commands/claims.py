@@ -147,10 +147,11 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
     from ..claims.records import find_claim, missing_requirements
     from ..claims.scheduler import confirm_stale, due_claims, run_all
 
+    budget = parse_duration(o.budget)  # before anything takes time
     entries, confirmed = confirm_stale(due_claims(_selected_claims(o)), lambda text: print(text, file=sys.stderr))
     found = run_all(
         [{**e, "missing": missing_requirements(find_claim(e["name"]))} for e in entries],
-        parse_duration(o.budget),
+        budget,
         o.workers,
         log=lambda text: print(text, file=sys.stderr),
     )

@@ -43,7 +43,12 @@ ARMS = (make_arm("two-step", (MIP(loss_balance="code"), 1e-3), (MIP(loss_balance
         make_arm("flow", (Flow(), 1e-3), (Flow(), 3e-4)),
         make_arm("one-step", (MIP(two_steps=False), 1e-3), (MIP(two_steps=False), 3e-4)))
 PUSH = Experiment(
-    ExpertDemonstrations("push", 200, resample=False), "push", ARMS, closed_loop, seeds=(200, 201, 202, 203, 204), tuning_seeds=(901,)
+    ExpertDemonstrations("push", 200, resample=False),
+    "push",
+    ARMS,
+    closed_loop,
+    seeds=(200, 201, 202, 203, 204),
+    tuning_seeds=(901,),
 )
 
 CLAIM = Claim(

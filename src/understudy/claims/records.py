@@ -227,18 +227,19 @@ def list_claims() -> list[dict]:
     """One entry per claim.
 
     Each has "name", "rows", "statement", "verdict" ("not run" without a record), "reason", "stale", "date", "seconds"
-    and "command". A record is stale if the source code differs from that of its run and from that at which its probe was
-    last confirmed.
+    and "command". A record is stale if the source code differs from that of its run and from that of its last
+    confirmation by a probe.
     """
     entries, sources = [], {}
     for claim in all_claims().values():
         entry = {"name": claim.name, "rows": list(claim.rows), "statement": claim.statement, "verdict": "not run",
-                 "reason": "", "stale": False, "date": None, "seconds": None, "command": f"understudy claims run {claim.name}"}
+                 "reason": "", "stale": False, "date": None, "seconds": None,
+                 "command": f"understudy claims run {claim.name}"}
         if record_path(claim.name).exists():
             record = read_json(record_path(claim.name))
             known = {record["fingerprint"], confirmation(claim.name).get("fingerprint")}
-            entry |= {"verdict": record["verdict"], "reason": record["reason"], "stale": fingerprint(claim, sources) not in known,
-                      "date": record["date"], "seconds": record["seconds"]}
+            entry |= {"verdict": record["verdict"], "reason": record["reason"],
+                      "stale": fingerprint(claim, sources) not in known, "date": record["date"], "seconds": record["seconds"]}
         entries.append(entry)
     return entries
 

@@ -195,7 +195,8 @@ def test_a_page_shows_the_history_and_says_what_came_before(all_entries, monkeyp
                for kind, v in steps]
         monkeypatch.setattr(ledger, "read_json", lambda path: {**stored, "verdict": verdict, "log": log})
         return ledger.ledger_pages([entry])[f"{entry.row.family}.md"]
-    stands, before = "The rule and its bounds stood before the first run", "An earlier run of another design did not hold"
+    stands = "The rule and its bounds stood before the first run"
+    before = "An earlier run of another design did not hold"
     text = page(("run", "holds"))
     assert stands in text and before not in text and "| 2026-01-01 | run | a run | holds |" in text
     text = page(("pilot", "undecided"), ("redesign", "holds"))

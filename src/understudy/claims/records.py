@@ -239,7 +239,8 @@ def list_claims() -> list[dict]:
             record = read_json(record_path(claim.name))
             known = {record["fingerprint"], confirmation(claim.name).get("fingerprint")}
             entry |= {"verdict": record["verdict"], "reason": record["reason"],
-                      "stale": fingerprint(claim, sources) not in known, "date": record["date"], "seconds": record["seconds"]}
+                      "stale": fingerprint(claim, sources) not in known, "date": record["date"],
+                      "seconds": record["seconds"]}
         entries.append(entry)
     return entries
 

@@ -219,7 +219,7 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
     (["claims", "runn"],
-     "understudy claims: expected list, run, check or table, found 'runn'\n  -> did you mean run? "),
+     "understudy claims: expected list, run, check, judge, spot-check or table, found 'runn'\n  -> did you mean run? "),
     (["train", "bc"], "understudy train: expected DATA, --out RUN, found none\n  -> understudy train --help"),
     (["train", "bc", "d", "--out"], "--out: expected a value, found none\n  -> "),
     (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: expected a value, found none\n  -> "),
@@ -536,7 +536,7 @@ def test_methods(call):
 def test_claims(call, tmp_path):
     found = document(call("claims", "list", "--json"))
     for claim in found:
-        assert list(claim) == ["name", "rows", "statement", "verdict", "stale", "date", "seconds", "command"]
+        assert list(claim) == ["name", "rows", "statement", "verdict", "reason", "stale", "date", "seconds", "command"]
         assert claim["verdict"] in ("holds", "fails", "undecided", "not run") and isinstance(claim["stale"], bool)
         assert claim["command"] == f"understudy claims run {claim['name']}"
         assert all(isinstance(r, str) and len(r) == 3 for r in claim["rows"])

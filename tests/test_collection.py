@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +19,13 @@ from safetensors.torch import load_file
 
 from understudy import config, make
 from understudy.checkpoint import FromStage
-from understudy.core import Unsupported, UserError, keys
+from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.relabel import LastAction
 from understudy.data.replay_buffer import ReplayBuffer
 from understudy.data.window import Window
-from understudy.evaluate.evaluation import evaluate, recording_seed
+from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.heads.flow import Flow
@@ -50,6 +49,7 @@ from understudy.learn.train import train
 from understudy.learn.validation import Validation
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
+from understudy.testing import ContractViolation, check_collection
 
 STATE = "observation.state"
 LIMIT = 12  # steps of an episode
@@ -91,7 +91,8 @@ def contents(out: Path) -> dict:
         elif file.name == "state.json":
             found[name] = {k: v for k, v in json.loads(file.read_text()).items() if k != "seconds"}
         elif file.name == "metrics.jsonl":
-            found[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in Run(file.parent).read_metrics()]
+            lines = Run(file.parent).read_metrics()
+            found[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
         elif file.name == "episodes.npz":
             found[name] = Dataset.open(file).fingerprint()
         elif file.name != ".lock" and file.suffix != ".npz":
@@ -498,8 +499,8 @@ def test_a_run_goes_on_only_as_it_began(demos, tmp_path):
 
 
 def test_a_stage_may_collect(demos, tmp_path):
-    made = Method(PolicyConfig(Flow(n_steps=2), MLP(8, 1), window=Window(2, 2), inputs=(STATE,)), learner=BehaviorCloning(2, 8),
-                  stages=(Stage("base", method(rounds(2))),), initialize_from=(InitializeFrom(FromStage("base")),))
+    made = method(None, steps=2, stages=(Stage("base", method(rounds(2))),),
+                  initialize_from=(InitializeFrom(FromStage("base")),))
     run(tmp_path / "whole", made, demos)
     for at in (4, 2):
         with pytest.raises(KeyboardInterrupt):
@@ -574,3 +575,59 @@ def test_what_cannot_be_collected_is_refused_before_anything_is_trained(demos, t
     with pytest.raises(UserError, match="cannot join a mixture with sampling weights"):
         run(tmp_path / "run", method(rounds()), both, sampling_weights=weights)
     assert not (tmp_path / "run").exists()
+
+
+# -- the contract ---------------------------------------------------------------------------------------------------
+
+
+def small(collection) -> Method:
+    return method(collection, steps=10)
+
+
+@pytest.mark.parametrize("name", ["supervised", "tasks", *(pytest.param(n, marks=pytest.mark.slow) for n in (
+    "reset", "person"))])
+def test_collections_keep_their_contract(name, demos):
+    made = {"supervised": rounds(2), "reset": rounds(2, reset_learner=True),
+            "tasks": CollectionRounds(2, TaskSequenceCollector("mode"), updates_per_step=0.1),
+            "person": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=RandomGate()))}[name]
+    data = demos
+    if name == "tasks":
+        data = Dataset([replace(e, metadata={**e.metadata, "mode": str(i % 3)}) for i, e in enumerate(demos)])
+    check_collection(small(made), data, None if name == "tasks" else fork, Constant(0.3) if name == "person" else None)
+
+
+@dataclass(frozen=True)
+class Shuffling(RolloutCollector):
+    """Draws from the global generator, so that no round can be collected again."""
+
+    def collect(self, actor, number, training):
+        first = FIRST_EPISODE + int(torch.randint(1000, ()))
+        return rollout(actor, training.env, self.n_episodes, first=first)
+
+
+@dataclass(frozen=True)
+class Keeping(CollectionRounds):
+    """Does not drop the rounds that are later than the checkpoint."""
+
+    def run(self, training):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("understudy.improve.collection._StoredRounds.drop_after", lambda *args: None)
+            super().run(training)
+
+
+@dataclass(frozen=True)
+class Restarting(CollectionRounds):
+    """Forgets the state of the learner when it resumes."""
+
+    def run(self, training):
+        training.restore = lambda: None
+        super().run(training)
+
+
+@pytest.mark.parametrize("broken, words", [
+    (rounds(2, collector=Shuffling(2), relabel=()), "must not depend on how many environments"),
+    (Keeping(**vars(rounds(2))), "must be collected again"),
+    (Restarting(**vars(rounds(2))), "must resume bit for bit")], ids=["random", "kept", "restarted"])
+def test_broken_collections_are_found(broken, words, demos):
+    with pytest.raises(ContractViolation, match=words):
+        check_collection(small(broken), demos, fork)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..learn.train import Score
 
 
+COLLECTION_ROWS = 8  # environments that run side by side while episodes are collected; results do not depend on it
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
 
 
@@ -69,6 +70,8 @@ class TrainOptions:
     """roll out in it during training, on starts that `understudy eval` never uses; the best checkpoint is kept"""
     save_freq: Annotated[int | None, arg(metavar="N")] = None
     """updates between checkpoints; a tenth of all by default"""
+    env: Annotated[str | None, arg(metavar="ENV")] = None
+    """where the method collects episodes, if it does; by default the environment that DATA were recorded in"""
     rollouts: Annotated[int, arg(metavar="N")] = 20
     """episodes each time, with --eval"""
     val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
@@ -126,7 +129,7 @@ def main(args: list[str]) -> None:
     say = _task_relabel(data) if o.language else None
     method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say)
     method, stages = _with_runs(method, o)
-    score, env = None, None
+    score, env, collected_in = None, None, _collection_env(method, data, o)
     if o.eval is not None:
         from ..envs import make
 
@@ -142,7 +145,7 @@ def main(args: list[str]) -> None:
               ", so the error on other episodes is not measured", file=sys.stderr)
     said = ProgressPrinter(
         Run(o.out),
-        o.steps or method.learner.steps,
+        (o.steps or method.learner.steps) if method.collection is None else None,
         o.save_freq,
         bool(kept and validation_episodes(kept, o.val_fraction) or score),
     )
@@ -162,14 +165,16 @@ def main(args: list[str]) -> None:
             stream=stream,
             command=command,
             include_interrupted=o.include_interrupted,
+            env=collected_in,
         )
     finally:
-        if env is not None:
-            env.close()
+        for used in (env, collected_in):
+            if used is not None:
+                used.close()
     places = Run(o.out).named_checkpoints()
     out.print(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
-    acts = o.eval or recorded_env(data)
+    acts = o.eval or o.env or recorded_env(data)
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
     out.suggest(
         *(command_line("eval", run, acts, "--episodes", 100, *trust_options(o.trust, acts, run)) for run in there),
@@ -202,6 +207,26 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
     return continue_from(method, o.from_run, o.load, train, o.trust), {**stages, "from": o.from_run}
 
 
+def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | None:
+    """The environment in which the method and its stages collect episodes; None if they collect none.
+
+    Raises:
+        UserError: --env is given to a method that collects nothing.
+    """
+    from ..core import UserError
+    from ..envs import make
+
+    def collects(m: Method) -> bool:
+        return m.collection is not None or any(collects(stage.method) for stage in m.stages)
+    if not collects(method):
+        if o.env is not None:
+            raise UserError("the method collects no episodes", where="--env",
+                            hint="leave it out, or use --eval ENV to roll out in it during training")
+        return None
+    name = o.env or recorded_env(data)
+    return None if name is None else make(name, COLLECTION_ROWS, o.trust)
+
+
 def _open_stream(o: TrainOptions):
     from ..core import UserError
     from ..data.stream import ShardStream
@@ -218,23 +243,23 @@ def _open_stream(o: TrainOptions):
 
 
 class ProgressPrinter:
-    """A line a checkpoint: what its validation found, if there is one (`judged`), and the mean loss since the last."""
+    """A line a checkpoint: what its validation found, if there is one, and the mean loss since the last. A line a
+    round where episodes are collected. steps: None where the number is not known beforehand."""
 
-    def __init__(self, run: Run, steps: int, every: int | None, has_validation: bool):
+    def __init__(self, run: Run, steps: int | None, every: int | None, has_validation: bool):
         from ..learn.train import default_save_freq
 
-        self.run, self.steps, self.every, self.has_validation = (
-            run,
-            steps,
-            every or default_save_freq(steps),
-            has_validation,
-        )
+        self.run, self.steps, self.has_validation = run, steps, has_validation
+        self.every = every or (None if steps is None else default_save_freq(steps))
         self.losses: list[float] = []
 
     def __call__(self, step, learner, seen) -> None:
+        if "round" in seen:
+            self._print_round(step, seen)
+            return
         if "loss" in seen:
             self.losses.append(seen["loss"])
-            if self.has_validation or step < self.steps and step % self.every:
+            if self.has_validation or self.every is None or step != self.steps and step % self.every:
                 return
         names = {"score": "score in rollouts", "validation/energy": "error on held-out episodes"}
         found = [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]
@@ -245,8 +270,19 @@ class ProgressPrinter:
             print(f"update {step}: {', '.join(found)}", file=sys.stderr)
         self.losses.clear()
 
+    def _print_round(self, step, seen) -> None:
+        found = [f"{name} {seen[key]:.4g}" for key, name in (("round/success", "success"), ("round/return", "return"))
+                 if key in seen]
+        if self.losses:
+            found.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
+        print(f"update {step}: round {seen['round']} has {seen['round/episodes']} episodes, {seen['round/steps']} steps"
+              + "".join(f", {part}" for part in found), file=sys.stderr)
+        self.losses.clear()
+
     def _logged_losses(self, step: int) -> list[float]:
         """What the curve holds of the stretch up to `step`: a kill may come before its checkpoint was judged."""
+        if self.every is None:
+            return []
         return [line["loss"] for line in self.run.read_metrics()
                 if (step - 1) // self.every * self.every < line["step"] <= step and line.get("loss") is not None]
 

@@ -31,9 +31,10 @@ class LossCurve:
 
 class ProgressBar:
     """A bar with the loss, updates a second and the time left, on standard error; nothing where that is no
-    terminal. One line where an earlier training goes on, and one if it will take long."""
+    terminal. One line where an earlier training goes on, and one if it will take long. steps: None where the number is
+    not known beforehand."""
 
-    def __init__(self, steps: int, start: int = 0, *, bar: bool | None = None, title: str = "training"):
+    def __init__(self, steps: int | None, start: int = 0, *, bar: bool | None = None, title: str = "training"):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -48,8 +49,9 @@ class ProgressBar:
 
     def __enter__(self):
         if self.start and not self.quiet:
-            self.console.print(f"going on from update {self.start} of {self.steps}" if self.start < self.steps else
-                               f"all {self.steps} updates were done before", highlight=False)
+            of = "" if self.steps is None else f" of {self.steps}"
+            self.console.print(f"all {self.steps} updates were done before" if self.start == self.steps else
+                               f"going on from update {self.start}{of}", highlight=False)
         self.bar.start()
         return self
 
@@ -63,7 +65,7 @@ class ProgressBar:
         if done == 1:  # the first update compiles and allocates: no measure of the others
             self.began = now
         speed = (done - 1) / max(now - self.began, 1e-9) if done > 1 else float("nan")
-        if done == 11 and not self.quiet and (self.steps - step) / speed > LONG_SECONDS:
+        if done == 11 and not self.quiet and self.steps is not None and (self.steps - step) / speed > LONG_SECONDS:
             self.console.print(
                 f"{self.steps - step} updates at {speed:.3g} a second: about "
                 f"{format_duration((self.steps - step) / speed)}. Ctrl-C keeps what is done; the same command "

@@ -16,6 +16,7 @@ from .common import (
     recorded_env,
     reseeded_command,
     trust_options,
+    unused_path,
 )
 from .eval_options import EvalOptions
 from .policies import (
@@ -144,7 +145,8 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
     elif not is_exported(o.run) and (second := reseeded_command(o.run)) is not None:
         told += [second[0], again(o.episodes, "--against", second[1])]
     if o.html is None:
-        told.append(again(o.episodes, *(("--against", o.against) if o.against else ()), "--html", "report.html"))
+        told.append(again(o.episodes, *(("--against", o.against) if o.against else ()), "--html",
+                          unused_path("report.html")))
     return told
 
 
@@ -172,7 +174,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
             hint="evaluate the run that it was exported from",
         )
     policy, method = Policy.load(o.run, o.trust, choose_device(o.device)), Method.load(o.run, o.trust)
-    data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None))
+    data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes))
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
     for relabel in method.transforms:
@@ -192,7 +194,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
         *(
             []
             if o.html
-            else [command_line("eval", o.run, o.target, "--html", "report.html", *trust_options((), None, o.run))]
+            else [command_line("eval", o.run, o.target, "--html", unused_path("report.html"),
+                               *trust_options((), None, o.run))]
         ),
     )
     out.print_json(found.to_json())

@@ -177,9 +177,19 @@ def main(args: list[str]) -> None:
     acts = o.eval or o.env or recorded_env(data)
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
     out.suggest(
-        *(command_line("eval", run, acts, "--episodes", 100, *trust_options(o.trust, acts, run)) for run in there),
-        command_line("eval", o.out, o.data, *trust_options((), None, o.out)),
+        *(command_line("eval", run, acts, "--episodes", 100, *_task_option(data, say),
+                       *trust_options(o.trust, acts, run)) for run in there),
+        *([] if stream is not None or o.map or o.max_episode_steps
+          else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
     )
+
+
+def _task_option(data: Dataset, say: TaskText | None) -> tuple[str, ...]:
+    """The task of the data in words, for a policy that reads it."""
+    from ..data.relabel import task_texts
+
+    texts = (str(text) for episode in data for text in task_texts(episode)) if say is not None else iter(())
+    return next((("--task", text) for text in texts if text), ())
 
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:

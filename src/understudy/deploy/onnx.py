@@ -38,11 +38,12 @@ FORMAT = 1
 OPSET = 20
 
 
-def export(policy: Policy, path: Path | str, run: Executor | None = None, *, near: float = 1e-4) -> float:
+def export(policy: Policy, path: Path | str, run: Executor | None = None, *, near: float = 1e-4,
+           trust: tuple[str, ...] = ("understudy",)) -> float:
     """Writes `policy.plan` without guides to `path`, for any number of rows. Returns its largest error on made-up
     observations, against double precision and relative to the largest action.
 
-    run: the executor that is to carry out its chunks; written beside.
+    run: the executor that is to carry out its chunks; written beside. trust: the packages that it comes from.
     Raises UserError if that error is above `near` and above 8 times the policy's own (of rounding, which a sampler that
     divides by almost nothing in its first step lets grow), or if the policy holds what ONNX has no operators for.
     """
@@ -63,7 +64,7 @@ def export(policy: Policy, path: Path | str, run: Executor | None = None, *, nea
     partial = path.with_name(path.name + ".part")
     try:
         program.save(partial)
-        error, own = plan_difference(policy, load(partial))
+        error, own = plan_difference(policy, load(partial, trust=trust))
         if not error <= max(near, 8 * own):
             raise UserError(f"expected the policy's plans, found a difference of {error:.2g} of the largest action",
                             where=path, hint="this is a defect of the export: please report it")
@@ -73,9 +74,18 @@ def export(policy: Policy, path: Path | str, run: Executor | None = None, *, nea
     return error
 
 
-def load(path: Path | str, threads: int = 1) -> OnnxPlanner:
-    """What `export` wrote. threads: that a plan may use. Runs no code of the file's author; executors of other packages
-    than ours are refused."""
+def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understudy",)) -> OnnxPlanner:
+    """Loads a file that `export` wrote.
+
+    Args:
+        path: The file.
+        threads: Number of threads that a plan may use.
+        trust: Packages whose executors may be loaded.
+
+    Raises:
+        UserError: There is no such file.
+        UntrustedCode: Its executor comes from another package.
+    """
     ort = _import_package("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
@@ -96,12 +106,23 @@ def load(path: Path | str, threads: int = 1) -> OnnxPlanner:
         raise UserError(
             f"expected format {FORMAT} of such files, found {facts.get('format')!r}", where=path, hint=_EXPORT_AGAIN
         )
-    return OnnxPlanner(session, facts, str(path))
+    return OnnxPlanner(session, facts, str(path), trust)
 
 
-def load_onnx_actor(path: Path | str, rows: int | None = None) -> PolicyActor:
-    """The same as learn.method.actor, of a file that `export` wrote."""
-    planner = load(path)
+def load_onnx_actor(path: Path | str, rows: int | None = None,
+                    trust: tuple[str, ...] = ("understudy",)) -> PolicyActor:
+    """The actor of a file that `export` wrote.
+
+    Args:
+        path: The file.
+        rows: Batch size that the network always gets; None for as many rows as there are.
+        trust: Packages whose executors may be loaded.
+
+    Raises:
+        Unsupported: The executor needs more than whole chunks.
+    """
+    planner = load(path, trust=trust)
+    planner.run.check_planner(planner)
     return PolicyActor(planner if rows is None else FixedBatch(planner, rows), planner.run, planner.image_sizes)
 
 
@@ -111,7 +132,7 @@ class OnnxPlanner(Planner):
     device = torch.device("cpu")
     image_sizes = Policy.image_sizes
 
-    def __init__(self, session, facts: dict, where: str):
+    def __init__(self, session, facts: dict, where: str, trust: tuple[str, ...]):
         self.session, self.where = session, where
         self.inputs, self.noise_shape = tuple(facts["inputs"]), tuple(facts["noise"])
         self.features: Schema = {k: Feature(**{n: tuple(v) if isinstance(v, list) else v for n, v in f.items()})
@@ -119,7 +140,7 @@ class OnnxPlanner(Planner):
         self.target = self.features[facts["target"]]
         self.action_dim = self.target.size
         self.window: Window = config.load(facts["window"], where=where)
-        self.run: Executor = config.load(facts["run"], where=where)
+        self.run: Executor = config.load(facts["run"], trust, where=where)
 
     def plan(self, obs, noise, guides=()):
         if sampling_guides(guides):

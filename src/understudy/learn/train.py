@@ -25,7 +25,7 @@ from ..core import DataWarning, UserError, role
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
-from ..data.episode import Dataset, interrupted_episodes
+from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
@@ -524,6 +524,7 @@ def make_provenance(
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
                  "format": source.get("format"), "fps": source.get("fps"), "simulators": recorded_simulators(data)},
+        "episodes": episode_fingerprints(data),
         "held_out": held, "left_out": left_out, "seed": seed, "draw": config.dump(sampling_weights), "command": command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},

@@ -47,16 +47,22 @@ class ConvertOptions:
     """go on although an audit finds an error of this code"""
     max_episode_steps: StepCount = None
     """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
+    json: bool = False
+    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:
     o = parse(ConvertOptions, "convert", args)
+    with Output(o.json) as out:
+        _convert(o, out)
+
+
+def _convert(o: ConvertOptions, out: Output) -> None:
     from ..audit import check_usable
     from ..core import UserError
     from ..data.episode import Dataset
     from ..data.formats import conversion_losses, write_dataset
 
-    out = Output()
     data = Dataset.open(demonstrations_path(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
     warn_unused_ignores(check_usable(data, data.metadata["path"], o.ignore))
     options = {"images": o.images} if o.to.startswith("lerobot") else {}
@@ -69,3 +75,5 @@ def main(args: list[str]) -> None:
     write_dataset(data, o.dst, o.to, **options)
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
     out.suggest(command_line("inspect", o.dst))
+    out.print_json({"path": str(o.dst), "format": o.to, "episodes": len(data), "steps": data.steps,
+                    "in_sidecar": [str(loss) for loss in lost]})

@@ -44,10 +44,10 @@ class FailureGroup:
             "episodes": list(self.episode_indices),
             "count": len(self),
             "steps": dict(zip(("first", "median", "last"), self.steps, strict=True)),
-            "at_time_limit": self.n_timeouts,
-            "where": self.end_location,
-            "start_distance_ratio": self.start_distance,
-            "leaves_demonstrations_at": self.divergence_step,
+            "n_timeouts": self.n_timeouts,
+            "end_location": self.end_location,
+            "start_distance": self.start_distance,
+            "divergence_step": self.divergence_step,
         }
 
     def describe(self) -> str:

@@ -18,6 +18,7 @@ from ..core import Feature, role
 from ..data.episode import Dataset
 from ..envs.base import Env, PlanarMap
 from ..files import write_text
+from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, Curve, read_curves
 from . import plots
 from .action_prediction import NOTE, ActionPrediction, EpisodePlanSamples, ErrorBreakdown
 from .behavior_metrics import BehaviorMetrics
@@ -27,6 +28,7 @@ from .evaluation import Evaluation, capitalize_name, compare, verdict_parts
 from .plots import Figure
 
 Lines = Sequence[Mapping[str, Any]]  # of a run's metrics.jsonl
+SMOOTHED_FROM = 50  # points of a loss curve from which on a moving average is drawn over it
 
 STYLE = """
 *{box-sizing:border-box}
@@ -329,21 +331,41 @@ def _is_positive(series) -> bool:
 
 def training_section(runs: Mapping[str, Lines]) -> Section:
     """Loss, error on held-out episodes and, if it was measured, success during training."""
-    def series(key):
-        found = {name: ([line["step"] for line in lines if line.get(key) is not None],
-                        [line[key] for line in lines if line.get(key) is not None]) for name, lines in runs.items()}
-        return {name: xy for name, xy in found.items() if xy[0]}
-    items = []
-    if loss := series("loss"):
-        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_is_positive(loss)),
-                      "Losses of different heads are not comparable." if len(loss) > 1 else ""))
-    if held := series("validation/energy"):
-        items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0),
-                      "Energy score, comparable between heads; less is better."))
-    if score := series("score"):
-        items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True),
-                      "On starts that the evaluation above does not use."))
+    items = training_figures({name: read_curves(lines) for name, lines in runs.items()})
     return Section("Training", (Figures(tuple(items)),) if items else (Paragraph("Nothing was measured."),))
+
+
+def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str, int] | None = None
+                     ) -> list[tuple[str, Figure, str]]:
+    """(title, figure, caption) of the loss, the held-out error and the score, as far as they were measured.
+
+    Args:
+        runs: Name -> curves of a run.
+        best: Name -> step of the run's best checkpoint, which gets a ring.
+    """
+    ring = " A ring marks the best checkpoint." if best else ""
+
+    def series(key):
+        return {name: (c[key].steps, c[key].values) for name, c in runs.items() if key in c}
+    items = []
+    if loss := series(LOSS):
+        smooth = {name: (c.steps, c.values) for name in loss
+                  if len(runs[name][LOSS].values) >= SMOOTHED_FROM for c in [runs[name][LOSS].smoothed()]}
+        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_is_positive(loss), smooth=smooth,
+                                                    x_low=0),
+                      " ".join([*(["The line is a moving average."] if smooth else []),
+                                *(["Losses of different heads are not comparable."] if len(loss) > 1 else [])])))
+    if held := series(HELD_OUT_ERROR):
+        items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0,
+                                                                 marks=best, x_low=0),
+                      f"Energy score, comparable between heads; less is better.{ring}"))
+    if score := series(SCORE):
+        values = [v for _, ys in score.values() for v in ys]
+        ends = {"low": 0.0, "high": 1.0} if min(values) >= 0 and max(values) <= 1 else {}
+        items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True,
+                                                                        marks=best, x_low=0, **ends),
+                      f"On starts that no evaluation uses.{ring}"))
+    return items
 
 
 def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:

@@ -495,8 +495,20 @@ def test_failures_on_a_map_say_where_and_are_drawn(shaky):
     assert sum(map(len, groups)) == sum(not e.metadata["success"] for e in shaky) > 0
     assert any("at the obstacle" in g.end_location for g in groups)
     drawn = failure_figures(groups, shaky, env)
-    for g, figure in zip(groups, drawn, strict=True):
-        assert figure.svg.count('class="cross"') == len(g)
+    won = sum(e.metadata["success"] for e in shaky)
+    at = {e.metadata["number"]: e for e in shaky}
+    for g, pictures in zip(groups, drawn, strict=True):
+        svg = pictures.trajectories.svg
+        assert svg.count('class="cross"') == len(g) and svg.count('class="context"') == min(won, 50)
+        assert [n for n, _ in pictures.strips] == list(g.episode_indices[:6])
+        number, strip = pictures.success_strip
+        assert at[number].metadata["success"] and strip.svg.count("<image") == 4
+        # it is the success whose start is nearest to that of the most typical failure
+        start = {n: e.steps["observation.state"][0] for n, e in at.items()}
+        scale = np.concatenate([e.steps["observation.state"] for e in shaky]).std(0)
+        far = {n: np.linalg.norm((start[n] - start[g.episode_indices[0]]) / scale)
+               for n, e in at.items() if e.metadata["success"]}
+        assert far[number] == pytest.approx(min(far.values()))
     assert failure_figures((), shaky, env) == []
 
 
@@ -541,7 +553,11 @@ def test_what_cannot_be_restored_is_done_again(rows):
         for t, frame in seen:
             at = float(e.steps["observation.state"][t, 0])
             assert abs(int(frame[0, 0, 0]) - np.clip(100 + 20 * at, 0, 255)) <= 1
-    assert failure_figures(groups, data, env)[0].svg.count("<image") == 4
+    pictures = failure_figures(groups, data, env)[0]
+    assert [s.svg.count("<image") for _, s in pictures.strips] == [4] * min(len(data), 6)
+    assert pictures.success_strip is None, "nothing succeeds there"
+    assert pictures.trajectories.svg.count('class="cross"') == len(groups[0])  # of the one number there is, over time
+    assert "state.0 of" in pictures.trajectories.alt_text
 
 
 # -- together ------------------------------------------------------------------------------------------------------

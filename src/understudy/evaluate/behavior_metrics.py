@@ -22,8 +22,7 @@ from .behavior.demo_distance import (
 )
 from .behavior.latency import LatencySummary
 from .behavior.scaling import TrajectoryScaling, evenly_spaced
-from .failures import FailureGroup, group_failures
-from .plots import Figure
+from .failures import FailureGroup, FailurePictures, group_failures
 from .stats import LEVEL, Interval
 
 
@@ -107,7 +106,7 @@ class BehaviorMetrics:
     failures: tuple[FailureGroup, ...]
     missing: tuple[str, ...]
     seed: int
-    failure_figures: tuple[Figure | None, ...] = ()
+    failure_figures: tuple[FailurePictures, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {

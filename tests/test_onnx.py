@@ -69,7 +69,7 @@ HEADS = {
     "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),
     "flow": Flow(), "midpoint": Flow(n_steps=4, solver=Midpoint()), "heun": Flow(n_steps=4, solver=Heun()),
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
-    "streaming_flow": StreamingFlow(),
+    "streaming": StreamingFlow(),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}

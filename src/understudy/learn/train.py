@@ -525,7 +525,8 @@ def make_provenance(
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
                  "format": source.get("format"), "fps": source.get("fps"), "simulators": recorded_simulators(data)},
         "episodes": episode_fingerprints(data),
-        "held_out": held, "left_out": left_out, "seed": seed, "draw": config.dump(sampling_weights), "command": command,
+        "held_out": held, "left_out": left_out, "seed": seed,
+        "sampling_weights": config.dump(sampling_weights), "command": command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
@@ -550,7 +551,8 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
 
     def identity(found):
         p = found["provenance.json"]
-        return {"seed": p["seed"], "data": p["data"]["fingerprint"], "draw": p["draw"],
+        return {"seed": p["seed"], "data": p["data"]["fingerprint"],
+                "sampling_weights": p.get("sampling_weights", p.get("draw")),  # "draw" in runs of earlier versions
                 "stages": p.get("stages", {}), "environment": p.get("collected_in"),
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"], "method": found["method.json"]}
     if odd := list(_differences(identity(was), identity(documents))):

@@ -44,6 +44,7 @@ COMMANDS = {
     "view": Command("make|list|show|materialize", "what is done to data, without changing them"),
     "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
     "train": Command("METHOD DATA --out RUN [--eval ENV --save-freq N]", "a policy from demonstrations", True),
+    "plot": Command("RUN [RUN ...] [--html FILE] [--json]", "the curves of one or several trainings, as a page"),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",
                     resume_options=("--save", "--interactive"), module="evaluate"),
     "compare": Command("RUN1 RUN2 ... --env ENV --episodes N", "which of several is better; who cannot be told apart",

@@ -158,6 +158,16 @@ def recorded_env(data: Dataset) -> str | None:
     return name if isinstance(name, str) and name and "+" not in name else None
 
 
+def recorded_env_of(run: Path) -> str | None:
+    """The only environment that the data of a run say they were recorded in, if there is exactly one."""
+    from ..files import read_json
+    from ..policy import find_checkpoint
+
+    file = find_checkpoint(run) / "provenance.json"
+    known = read_json(file).get("data", {}).get("simulators") if file.exists() else None
+    return next(iter(known)) if known and len(known) == 1 else None
+
+
 def unused_path(name: str) -> str:
     """`name` if nothing is there, or else the first of name-2, name-3, ... that is free. A suffix stays at the end."""
     path = Path(name)

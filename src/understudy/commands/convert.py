@@ -51,16 +51,22 @@ class ConvertOptions:
     """convert although the audit finds an error with this code"""
     max_episode_steps: StepCount = None
     """length at which episodes of a D4RL file without timeouts were cut"""
+    json: bool = False
+    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:
     o = parse(ConvertOptions, "convert", args)
+    with Output(o.json) as out:
+        _convert(o, out)
+
+
+def _convert(o: ConvertOptions, out: Output) -> None:
     from ..audit import check_usable
     from ..core import UserError
     from ..data.column_selection import open_columns, parse_columns
     from ..data.formats import conversion_losses, formats_for_suffix, write_dataset
 
-    out = Output()
     to, *others = (o.to,) if o.to is not None else formats_for_suffix(o.dst)
     data = open_columns(demonstrations_path(o.src), parse_columns(o.columns), mapping=o.map,
                         max_episode_steps=o.max_episode_steps)
@@ -78,3 +84,5 @@ def main(args: list[str]) -> None:
     write_dataset(data, o.dst, to, **options)
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
     out.suggest(command_line("inspect", o.dst))
+    out.print_json({"path": str(o.dst), "format": to, "episodes": len(data), "steps": data.steps,
+                    "in_sidecar": [str(loss) for loss in lost]})

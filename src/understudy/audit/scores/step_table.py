@@ -17,7 +17,7 @@ MAX_COMPONENTS = 12  # more components than that are seen through as many princi
 @dataclass(frozen=True)
 class StepTable:
     """N steps. Every component in units of its standard deviation about its mean, constant ones 0; a step with a value
-    that is no number is 0 throughout and not `whole`."""
+    that is NaN is 0 throughout and not `is_complete`."""
 
     state: np.ndarray  # (N, S) float32
     action: np.ndarray  # (N, A) float32

@@ -91,6 +91,18 @@ def test_what_is_done_to_data_can_be_inspected(follow):
         assert len(follow(*shlex.split(line))) > 1 or line.startswith("audit"), line
 
 
+@pytest.mark.parametrize("name, opens", [
+    ("lerobot_totals", True), ("lerobot_nan_action", True), ("lerobot_episode_gap", False), ("rlds_crc", False),
+    ("lerobot_truncated_mp4", True),     ("act_short_qpos.hdf5", False)])
+def test_an_audit_suggests_to_inspect_what_can_be_opened(name, opens, shared, capsys):
+    path = shared / "fixtures/broken" / name
+    assert main(["audit", str(path)]) == 3
+    out = capsys.readouterr().out
+    assert suggestions(out) == ([f"understudy inspect {path}"] if opens else [])
+    assert ("cannot be opened" in out) == (not opens)
+    assert main(["inspect", str(path)]) == (0 if opens else 2)
+
+
 def broken(path: Path, *episodes: int) -> None:
     """Six episodes of a random walk. The third action of the given ones is NaN."""
     rng, made = np.random.default_rng(0), []

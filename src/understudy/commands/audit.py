@@ -8,7 +8,15 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import ColumnTexts, MappingFile, Output, command_line, demonstrations_path, parse, progress_bar
+from .common import (
+    ColumnTexts,
+    MappingFile,
+    Output,
+    command_line,
+    demonstrations_path,
+    parse,
+    progress_bar,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,27 @@ def main(args: list[str]) -> None:
             write_audit_page(o.html, path, report, o.map, columns=parse_columns(o.columns))
             out.print(f"Written to {o.html}")
         if not report.ok:
-            out.suggest(command_line("inspect", path))
+            if _can_be_inspected(path, o):
+                out.suggest(command_line("inspect", o.data, *(("--map", o.map) if o.map else ()),
+                                         *(("--columns", *o.columns) if o.columns else ())))
+            else:
+                out.print(f"It cannot be opened as it is. {command_line('repair', o.data, '--out', 'DST')} saves what "
+                          "can be read, if anything can.")
         out.print_json(report.to_json())
     if not report.ok:
         raise SystemExit(3)
+
+
+def _can_be_inspected(path: Path, o: AuditOptions) -> bool:
+    """Whether the data can be opened and all of their numbers read."""
+    from ..core import UserError
+    from ..data.column_selection import open_columns, parse_columns
+    from ..data.formats import preview_dataset
+
+    try:
+        for episode in open_columns(path, parse_columns(o.columns), open=preview_dataset, mapping=o.map):
+            for name in (n for n, f in episode.features().items() if f.kind != "image"):
+                episode.steps[name]  # read, and not kept
+    except UserError:
+        return False
+    return True

@@ -107,6 +107,16 @@ def test_inspect_leads_to_training_on_several_action_columns(shared, capsys):
     assert f"understudy train bc-gmm {path} --columns action=action.arm,action.grip" in out
 
 
+def test_other_names_lead_to_the_option(tmp_path, capsys):
+    np.savez(tmp_path / "one.npz", q=np.zeros((8, 2)), u=np.zeros((8, 2)))
+    for path, names in ((write_csv(tmp_path / "runs.csv", table()), "run, timestamp, q1, q2, u1, u2"),
+                        (tmp_path / "one.npz", "q, u")):
+        for command in (("inspect",), ("train", "bc", "--out", str(tmp_path / "run"))):
+            assert main([*command, str(path)]) == 2
+            err = capsys.readouterr().err
+            assert f"there are {names}" in err and "--columns state=A,B action=C,D" in err
+
+
 def test_the_commands_take_columns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = table(episodes=6)

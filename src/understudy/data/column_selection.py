@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import ConfigError, DataError, Feature
+from ..core import ConfigError, DataError, Feature, UserError
 from .episode import Dataset
 from .formats import open_dataset, remote
 from .formats.base import ColumnSource, SourceEpisodes
@@ -77,7 +77,13 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
                           hint="name one column")
     options |= {} if by is None else {"episode": by[0]}
     data = _open_plain(Path(remote.local_path(path)), by and by[0]) if selection else None
-    data = open(path, **options) if data is None else data
+    try:
+        data = open(path, **options) if data is None else data
+    except UserError as error:
+        if (names := _unknown_names(path, error)) is None:
+            raise
+        raise DataError(f"no column has a name that policies read; there are {names}", where=path,
+                        hint="say what they are: --columns state=A,B action=C,D with these names") from error
     if not selection:
         return data
     had = data._episodes
@@ -110,7 +116,7 @@ class SelectedColumns(WrapperSource):
         if self._is_renamed(name):
             return found[0]
         if odd := [c for (c, _), f in zip(self._parts[name], found, strict=True) if f.kind in ("image", "string")]:
-            raise DataError(f"{odd[0]} holds no numbers, and {name} is made of several columns", where=where,
+            raise DataError(f"{odd[0]} is not numeric, and {name} is made of several columns", where=where,
                             hint="give images and texts a column of their own")
         names = tuple(n for part in self._parts[name] for n in self._component_names(*part))
         dtype = np.result_type(*(f.dtype for f in found))
@@ -174,6 +180,17 @@ class _PlainNpzSource(NpzSource):
 
     def _check_last(self, end):
         pass
+
+
+def _unknown_names(path: str | Path, error: UserError) -> str | None:
+    """The columns of a CSV or .npz file that was refused for their names. None if it was refused for another reason."""
+    if "convert it" not in (error.hint or ""):
+        return None
+    try:
+        data = _open_plain(Path(remote.local_path(path)), None)
+    except UserError:
+        return None
+    return None if data is None else format_list(data.features(), 20)
 
 
 def _open_plain(path: Path, episode: str | None) -> Dataset | None:

@@ -104,14 +104,15 @@ CLAIM = Claim(
     paper="Shechter and Carmon 2025, Filter Like You Test, arXiv 2503.08805",
     statement="FLYT trains a scoring model that learns to weigh each example using gradient signals from downstream "
     "tasks training sets.",
-    setup="not with pictures and text: a pool of 36 demonstrations of fork. 12 pass the pillar on the left, which is the "
-    "downstream task. 24 are corrupted: they pass on the right, some of them unsteadily, or pass on the left and rest "
-    "half of the time. The score is a log weight for each demonstration. It follows the gradient of the loss on 8 clean "
-    "demonstrations through one update of a small regression. 36 draws with a soft cap choose the training data. "
-    "Success is to reach the goal on the left within 25 steps. The weights tell clean from corrupted (area under the "
-    "curve above 0.8). Cloning the drawn demonstrations (an MLP of 64 x 1 blocks, 500 updates, two learning rates "
-    "tried for each arm) succeeds more often than cloning all, and than a random subset of the same size. Cloning "
-    "the clean demonstrations alone must succeed in 80 % of episodes. 5, 10, then 20 training seeds.",
+    setup="not with pictures and text: a pool of 36 demonstrations of fork. 12 pass the pillar on the left, which is "
+    "the downstream task. 24 are corrupted: they pass on the right, some of them unsteadily, or pass on the left "
+    "and rest half of the time. The score is a log weight for each demonstration. It follows the gradient of the "
+    "loss on 8 clean demonstrations through one update of a small regression. 36 draws with a soft cap choose the "
+    "training data. Success is to reach the goal on the left within 25 steps. The weights tell clean from "
+    "corrupted (area under the curve above 0.8). Cloning the drawn demonstrations (an MLP of 64 x 1 blocks, 500 "
+    "updates, two learning rates tried for each arm) succeeds more often than cloning all, and than a random "
+    "subset of the same size. Cloning the clean demonstrations alone must succeed in 80 % of episodes. 5, 10, "
+    "then 20 training seeds.",
     parts=(
         ClaimPart(
             "fork",

@@ -203,6 +203,8 @@ def test_a_page_shows_the_history_and_says_what_came_before(all_entries, monkeyp
     text = page(("pilot", "undecided"), ("redesign", "holds"))
     assert stands not in text and before in text and "| 2026-01-01 | pilot | a pilot | undecided |" in text
     assert before not in page(("pilot", "undecided"), ("redesign", "undecided"), verdict="undecided")
+    assert f"**Holds here.** {stands}; the smallest effects were fixed later. a note" in page(
+        ("run", "holds"), ("note", "holds"))
     assert before not in page(("pilot", "holds"), ("redesign", "holds"))
 
 

@@ -346,11 +346,15 @@ def _claim_section(claim: Claim, entry: dict) -> list[str]:
     lines += [f"**{record['verdict'].capitalize()} here{reason}.** {_history_note(record)}".rstrip(), ""]
     if found is not None:
         lines += [f"![{_markdown_cell(str(found))}](../images/claims/{claim.name}.svg)", ""]
+    shown: list[dict] = []
     for name, part in record["parts"].items():
-        aside = "" if part["decides"] else " (reported beside the verdict)"
+        aside = "" if part["decides"] else " (does not decide)"
         why = f" {part['reason']}." if part["reason"] else ""
-        lines += [f"*{name}*{aside}: {part['verdict']}.{why}", "", *_condition_lines(part), "",
-                  "| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
+        lines += [f"*{name}*{aside}: {part['verdict']}.{why}", "", *_condition_lines(part), ""]
+        if part["summary"] in shown:  # several rules about one experiment
+            continue
+        shown.append(part["summary"])
+        lines += ["| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
         for arm, measures in part["summary"].items():
             lines += [f"| {arm} | {m} | {format_number(v['estimate'])} | {format_number(v['low'])} to "
                       f"{format_number(v['high'])} |" for m, v in measures.items()]
@@ -380,6 +384,8 @@ def _history_note(record: dict) -> str:
     before = [step["verdict"] for step in record["log"] if step["kind"] in ("pilot", "run", "redesign")][:-1]
     if record["verdict"] == "holds" and {"undecided", "fails"} & set(before):
         notes.append("An earlier run of another design did not hold.")
+    if record["log"][-1]["kind"] == "note":
+        notes.append(record["log"][-1]["change"])
     return " ".join(notes)
 
 

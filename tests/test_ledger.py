@@ -55,7 +55,8 @@ def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
     head = "\t".join(ledger.COLUMNS)
     good = "003\tf\tcore\t1\tname\ttitle\t"
     for text, said in ((f"{head}\n{good}\n{good}\n", "line 3: The id '003' is not"),
-                       (f"{head}\n{good[1:]}\n", "line 2: The id '03' is not"), (f"{head}\nno\n", "has 1 columns instead of 7")):
+                       (f"{head}\n{good[1:]}\n", "line 2: The id '03' is not"),
+                       (f"{head}\nno\n", "has 1 columns instead of 7")):
         (tmp_path / "ledger.tsv").write_text(text)
         monkeypatch.setattr(ledger, "CLAIMS_FOLDER", tmp_path)
         ledger_rows.cache_clear()

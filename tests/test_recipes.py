@@ -111,7 +111,7 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
                         ("elsewhere:absent", "a function, found NoneType")):
         with pytest.raises(UserError, match=words):
             find_method(name, trust=("elsewhere",))
-    with pytest.raises(UserError, match="there is no module nowhere_at_all"):
+    with pytest.raises(UserError, match="there is no module 'nowhere_at_all"):
         find_method("nowhere_at_all:mine", trust=("nowhere_at_all",))
     assert find_method("understudy.methods.behavior_cloning:bc") == bc()
 

@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ..data.relabel import TaskText
     from ..envs.base import Env
     from ..execute.actor import Actor
+    from ..learn.callbacks import TensorBoard, Wandb
     from ..learn.method import Method
     from ..learn.run import Run
     from ..learn.train import Score
@@ -99,6 +101,12 @@ class TrainOptions:
     """also train on episodes whose recording was interrupted, which are left out otherwise"""
     max_episode_steps: StepCount = None
     """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
+    tensorboard: bool = False
+    """also log to RUN/tensorboard"""
+    wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
+    """also log to this project of Weights & Biases"""
+    json: bool = False
+    """one JSON document on standard output"""
     trust: TrustedPackages = ()
     """a package whose code may be loaded"""
 
@@ -109,18 +117,24 @@ def main(args: list[str]) -> None:
     if "-h" in own or "--help" in own:
         _print_help([a for a in own if a not in ("-h", "--help")], options)
     o = parse(TrainOptions, "train", own)
+    with Output(o.json) as out:
+        _train(o, options, changes, command, out)
+
+
+def _train(o: TrainOptions, options: list[str], changes: list[str], command: str, out: Output) -> None:
     from ..core import UserError
     from ..data.episode import interrupted_episodes
     from ..data.video import parse_image_size
     from ..learn.devices import choose_device
     from ..learn.run import Run
     from ..learn.train import train, validation_episodes
+    from ..learn.training_curves import TrainingCurves
     from .method import build_method, task_relabel
 
     if o.image_size is not None:
         parse_image_size(o.image_size)
     where = choose_device(o.device)
-    out = Output()
+    loggers = _loggers(o)
     stream = None if o.buffer_size is None else _open_stream(o)
     data = (open_data(o.data, o.image_size, o.map, o.ignore, max_episode_steps=o.max_episode_steps) if stream is None
             else stream.first_episodes(FIRST_LINE_STEP))
@@ -161,7 +175,7 @@ def main(args: list[str]) -> None:
             save_freq=o.save_freq,
             stages=stages,
             val_fraction=o.val_fraction,
-            callbacks=(said,),
+            callbacks=(said, *loggers),
             stream=stream,
             command=command,
             include_interrupted=o.include_interrupted,
@@ -171,15 +185,48 @@ def main(args: list[str]) -> None:
         for used in (env, collected_in):
             if used is not None:
                 used.close()
+        for logger in loggers:
+            logger.close()
     places = Run(o.out).named_checkpoints()
     out.print(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
     acts = o.eval or o.env or recorded_env(data)
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
     out.suggest(
-        *(command_line("eval", run, acts, "--episodes", 100, *trust_options(o.trust, acts, run)) for run in there),
-        command_line("eval", o.out, o.data, *trust_options((), None, o.out)),
+        *(command_line("eval", run, acts, "--episodes", 100, *_task_option(data, say),
+                       *trust_options(o.trust, acts, run)) for run in there),
+        *([] if stream is not None or o.map or o.max_episode_steps
+          else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
+        command_line("plot", o.out),
     )
+    curves = TrainingCurves.load(o.out)
+    loss = curves.curves.get("loss")
+    out.print_json({"run": str(o.out), "method": o.method, "seed": o.seed, "device": str(where),
+                    "steps": curves.last, "seconds": curves.seconds, "loss": loss and loss.values[-1],
+                    "last": curves.checkpoint_json(curves.last), "best": curves.checkpoint_json(curves.best),
+                    "chosen_by": curves.chosen_by})
+
+
+def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
+    """The loggers that were asked for. A package that is missing is an error before anything is trained."""
+    from ..learn.callbacks import TensorBoard, Wandb
+
+    loggers: list[TensorBoard | Wandb] = []
+    if o.tensorboard:
+        loggers.append(TensorBoard(o.out / "tensorboard"))
+    if o.wandb is not None:
+        name = str(o.out.resolve())  # the same run goes on in the same place
+        loggers.append(Wandb(project=o.wandb, name=o.out.name, id=sha256(name.encode()).hexdigest()[:16],
+                             resume="allow", config={"method": o.method, "data": o.data.name, "seed": o.seed}))
+    return loggers
+
+
+def _task_option(data: Dataset, say: TaskText | None) -> tuple[str, ...]:
+    """The task of the data in words, for a policy that reads it."""
+    from ..data.relabel import task_texts
+
+    texts = (str(text) for episode in data for text in task_texts(episode)) if say is not None else iter(())
+    return next((("--task", text) for text in texts if text), ())
 
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:

@@ -84,35 +84,65 @@ def format_duration(seconds: float) -> str:
 
 
 class TensorBoard:
-    """Writes to `folder` every `every` updates. Needs the package tensorboard."""
+    """Logs to TensorBoard. Needs the package tensorboard.
+
+    Args:
+        folder: Where the event files go.
+        every: Updates between logged losses. Validation and scores are always logged.
+
+    Raises:
+        UserError: tensorboard is not installed.
+    """
 
     def __init__(self, folder: Path | str, every: int = 10):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UserError("expected the package tensorboard, found none", where="TensorBoard",
-                            hint="pip install tensorboard; metrics.jsonl has the same figures") from None
-        self.writer, self.every = SummaryWriter(str(folder)), every
+            raise UserError("the package tensorboard is not installed", where="TensorBoard",
+                            hint="pip install 'understudy[tensorboard]'; metrics.jsonl has the same figures") from None
+        self.start, self.folder, self.every, self.writer = SummaryWriter, str(folder), every, None
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
         if step % self.every == 0 or "loss" not in seen:
+            if self.writer is None:  # only the process that logs writes; what was logged after `step` is dropped
+                self.writer = self.start(self.folder, purge_step=step)
             for name, value in seen.items():
                 self.writer.add_scalar(name, value, step)
             self.writer.flush()
 
+    def close(self) -> None:
+        """Closes the event file."""
+        if self.writer is not None:
+            self.writer.close()
+
 
 class Wandb:
-    """Logs every `every` updates to Weights & Biases. Needs the package wandb; options are those of wandb.init."""
+    """Logs to Weights & Biases. Needs the package wandb.
+
+    Args:
+        every: Updates between logged losses. Validation and scores are always logged.
+        **options: Arguments of wandb.init.
+
+    Raises:
+        UserError: wandb is not installed.
+    """
 
     def __init__(self, every: int = 10, **options):
         try:
             import wandb
         except ImportError:
-            raise UserError("expected the package wandb, found none", where="Wandb",
-                            hint="pip install wandb; metrics.jsonl has the same figures") from None
-        self.run, self.every = wandb.init(**options), every
+            raise UserError("the package wandb is not installed", where="Wandb",
+                            hint="pip install 'understudy[wandb]'; metrics.jsonl has the same figures") from None
+        self.start, self.options, self.every, self.run = wandb.init, options, every, None
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
         if step % self.every == 0 or "loss" not in seen:
+            if self.run is None:  # only the process that logs begins a run
+                self.run = self.start(**self.options)
+                self.run.define_metric("*", step_metric="step")
             self.run.log({**seen, "step": step})
 
+    def close(self) -> None:
+        """Ends the run and uploads what is left."""
+        if self.run is not None:
+            self.run.finish()

@@ -165,7 +165,7 @@ class Run:
         written in the end."""
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError("expected a folder, found a file", where=self.folder, hint="choose another --out")
-        ours = {"run.json", "checkpoints", "stages", "collection", "metrics.jsonl", "CARD.md", ".lock"}
+        ours = {"run.json", "checkpoints", "stages", "collection", "metrics.jsonl", "CARD.md", "tensorboard", ".lock"}
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         strange = sorted(f.name for f in self.folder.iterdir() if f.name not in ours and not f.name.endswith(".part"))

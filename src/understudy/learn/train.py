@@ -25,7 +25,7 @@ from ..core import DataWarning, UserError, role
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
-from ..data.episode import Dataset, interrupted_episodes
+from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
@@ -524,7 +524,9 @@ def make_provenance(
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
                  "format": source.get("format"), "fps": source.get("fps"), "simulators": recorded_simulators(data)},
-        "held_out": held, "left_out": left_out, "seed": seed, "draw": config.dump(sampling_weights), "command": command,
+        "episodes": episode_fingerprints(data),
+        "held_out": held, "left_out": left_out, "seed": seed,
+        "sampling_weights": config.dump(sampling_weights), "command": command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
@@ -549,7 +551,8 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
 
     def identity(found):
         p = found["provenance.json"]
-        return {"seed": p["seed"], "data": p["data"]["fingerprint"], "draw": p["draw"],
+        return {"seed": p["seed"], "data": p["data"]["fingerprint"],
+                "sampling_weights": p.get("sampling_weights", p.get("draw")),  # "draw" in runs of earlier versions
                 "stages": p.get("stages", {}), "environment": p.get("collected_in"),
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"], "method": found["method.json"]}
     if odd := list(_differences(identity(was), identity(documents))):

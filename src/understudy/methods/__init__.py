@@ -8,7 +8,6 @@ has a default.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -251,14 +250,10 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
 
 
 def _import_function(path: str, name: str) -> Callable[..., Method]:
-    from ..core import UserError
+    from ..user_code import import_module
 
     module, _, attribute = path.partition(":")
-    try:
-        return _callable(getattr(importlib.import_module(module), attribute, None), name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"there is no module {error.name}", where=name,
-                        hint="install the package, or run where its file is") from error
+    return _callable(getattr(import_module(module, name), attribute, None), name)
 
 
 def _callable(found, name: str) -> Callable[..., Method]:

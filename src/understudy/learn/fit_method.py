@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import torch
 
@@ -41,7 +42,7 @@ class FitResult:
     @property
     def policy(self) -> Policy:
         """`modules["policy"]`."""
-        return self.modules["policy"]
+        return cast(Policy, self.modules["policy"])
 
     @property
     def actor(self) -> Actor:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -257,7 +257,7 @@ class GradientLearner(Learner):
     @property
     def trained_policy(self) -> Policy:
         """The policy to act with: with averaged weights, if "policy" has them."""
-        return self.averages["policy"].module if "policy" in self.averages else self.policy
+        return cast(Policy, self.averages["policy"].module) if "policy" in self.averages else self.policy
 
     @property
     def modules(self) -> dict[str, CheckpointModule]:
@@ -265,7 +265,8 @@ class GradientLearner(Learner):
 
         Networks without averaged weights are copied, so that acting with them changes nothing.
         """
-        modules = {name: self.averages[name].module if name in self.averages else copy.deepcopy(n.module).eval()
+        modules: dict[str, Any] = {
+                   name: self.averages[name].module if name in self.averages else copy.deepcopy(n.module).eval()
                    for name, n in self._networks.items() if isinstance(n.module, CheckpointModule) and name != "policy"}
         return {"policy": self.trained_policy, **modules}
 

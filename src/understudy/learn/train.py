@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, interrupted_episodes
 from ..data.stream import ShardStream
-from ..data.window import SamplingWeights
+from ..data.window import SamplingWeights, Windows
 from ..execute.actor import Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy, find_checkpoint, policy_inputs
@@ -213,7 +213,8 @@ def train(
         if stream is None:
             sampler = to_device(learner.batch_sampler(training, sampling_weights), where)
         else:
-            sampler = stream.exclude(gone).windows(lambda part: learner.batch_sampler(transform(part)))
+            # A learner that samples in another way than by windows has no stream.
+            sampler = stream.exclude(gone).windows(lambda part: cast(Windows, learner.batch_sampler(transform(part))))
         share = processes.row_slice(method.learner.batch_size)
         batch = devices.prefetch(lambda n: sampler.batch(method.learner.batch_size, n, seed, share), where, steps)
         with ProgressBar(steps, loop.step, bar=progress if processes.first else False, title=title) as bar:
@@ -311,7 +312,8 @@ class _CheckpointEvaluation:
         if not done or (self.score and "score" not in done):
             modules, seen = loop.modules(), {}
             if len(self.test):
-                found = self.validation.evaluate(modules["policy"], self.test, self.scale, self.method.executor)
+                policy = cast(Policy, modules["policy"])
+                found = self.validation.evaluate(policy, self.test, self.scale, self.method.executor)
                 seen = {f"validation/{k}": v for k, v in found.items()}
             if self.score:
                 seen["score"] = float(self.score(build_actor(self.method, modules, ROWS)))

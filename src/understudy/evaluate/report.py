@@ -214,7 +214,8 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
         ways = [(f"{capitalize_name(name)}: {_success_count(e)}", plots.trajectories(e.episodes, plane), "")
                 for name, e in runs.items()]
     if first.success is not None:
-        rows = [(capitalize_name(name), e.success, _success_count(e)) for name, e in runs.items()]
+        rows = [(capitalize_name(name), e.success, _success_count(e))
+                for name, e in runs.items() if e.success is not None]
         figures.append(("How often it succeeds", plots.success_bars(rows),
                         f"Share of {n} episodes; the line is the {first.success.level:.0%} interval."))
     else:
@@ -311,8 +312,9 @@ def failure_sections(runs: Mapping[str, BehaviorMetrics]) -> list[Section]:
                 contents.append(Figures(((title, picture, caption),)))
             else:
                 contents.append(Paragraph(f"{title}. {caption}"))
-        if all(isinstance(c, Figures) for c in contents):
-            contents = [Figures(tuple(item for c in contents for item in c.items))]
+        pictured = [c for c in contents if isinstance(c, Figures)]
+        if len(pictured) == len(contents):
+            contents = [Figures(tuple(item for c in pictured for item in c.items))]
         out.append(Section(f"How {'it' if len(runs) == 1 else name} fails", tuple(contents),
                            "Failed episodes whose trajectories are alike, the largest group first."))
     return out
@@ -351,8 +353,8 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
     lengths, features = [len(e) for e in data], data.features()
     tiles = [("episodes", f"{len(data):,}"), ("steps", f"{data.steps:,}"),
              ("per second", f"{data.fps:g}" if data.fps else "unknown")]
-    well = [plots._outcome(e) for e in data]
-    if all(w is not None for w in well):
+    well = [w for e in data if (w := plots._outcome(e)) is not None]
+    if len(well) == len(data):
         tiles.append(("succeed", f"{sum(well)} of {len(well)}"))
     if tasks := sorted({str(e.steps["task"][0]) for e in data if "task" in e.steps and len(e)}):
         tiles.append(("tasks", str(len(tasks))))
@@ -505,7 +507,7 @@ def _plan_fan_figures(fans: EpisodePlanSamples, kind: str, dimensions: Sequence[
 
 
 def _success_count(e: Evaluation) -> str:
-    if e.success is not None:
+    if e.successes is not None:
         return f"{int(e.successes.sum())} of {len(e.episodes)}"
     return f"mean return {e.returns.estimate:.4g}"
 

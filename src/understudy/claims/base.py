@@ -7,17 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ..core import UserError
 from ..data.episode import Dataset, Episode
 from ..envs import make
+from ..envs.base import Env, HasExpert
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..evaluate.stats import Interval, Kind, two_level_difference, two_level_rate
-from ..learn.method import Method
+from ..execute.actor import Actor
 
 Verdict = Literal["holds", "fails", "undecided"]
 Kinds = Mapping[str, Kind]  # measure -> what its values are
@@ -35,9 +36,17 @@ class MissingRequirement(UserError):
 class DemonstrationSource(ABC):
     """A frozen dataclass."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @abstractmethod
     def load(self, seed: int) -> Dataset:
         """The demonstrations that training seed `seed` learns from."""
+
+
+def expert_of(env: Env) -> Actor:
+    """The environment's own expert."""
+    assert isinstance(env, HasExpert), f"{env.metadata['env']} has no expert"
+    return env.expert()
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class ExpertDemonstrations(DemonstrationSource):
 
     def load(self, seed):
         env = make(self.env, rows=min(self.episodes, 16))
-        shown = rollout(env.expert(), env, self.episodes, recording_seed(0)).filter(lambda e: e.metadata["success"])
+        shown = rollout(expert_of(env), env, self.episodes, recording_seed(0)).filter(lambda e: e.metadata["success"])
         return shown if self.filter is None else shown.filter(self.filter)
 
 
@@ -92,7 +101,7 @@ class Arm:
     """`options` are its trials of tuning: one of them is chosen on the tuning seeds and judged on the others."""
 
     name: str
-    options: tuple[Method, ...]
+    options: tuple[Any, ...]  # what `measure` trains: a `Method`, or a dataclass of the claim's own
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class Experiment:
     source: DemonstrationSource
     env: str
     arms: tuple[Arm, ...]
-    measure: Callable[[Experiment, Method, Dataset, int, int, int], dict[str, list[float]]]
+    measure: Callable[[Experiment, Any, Dataset, int, int, int], dict[str, list[float]]]
     tuned_by: str = "success"
     seeds: tuple[int, ...] = (100, 101, 102, 103, 104)  # of the trainings that judge, all on the same starts
     tuning_seeds: tuple[int, ...] = (900,)  # of those that tune, on other starts; pilots have the seeds below 100

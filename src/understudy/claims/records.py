@@ -70,7 +70,9 @@ def fingerprint(claim: Claim) -> str:
     found: dict[tuple[str, str], str] = {}
     read = lru_cache(None)(_ModuleSource.load)
     module = f"{__package__}.{module_of(claim)}"
-    waiting = [(module, name) for name in read(module).definitions] + [(f"{__package__}.runner", "run_claim")]
+    claim_module = read(module)
+    assert claim_module is not None
+    waiting = [(module, name) for name in claim_module.definitions] + [(f"{__package__}.runner", "run_claim")]
     while waiting:
         at = waiting.pop()
         if at in found or at[0] == ENVS_MODULE or at[0].startswith(FORMATS_MODULE) or (source := read(at[0])) is None:
@@ -86,7 +88,7 @@ def fingerprint(claim: Claim) -> str:
 
 
 # named, not followed
-FORMATS_MODULE, ENVS_MODULE = (f"{__package__.rpartition('.')[0]}.{part}" for part in ("data.formats", "envs"))
+FORMATS_MODULE, ENVS_MODULE = (f"{__name__.rsplit('.', 2)[0]}.{part}" for part in ("data.formats", "envs"))
 
 
 class _ModuleSource:

@@ -51,6 +51,7 @@ def run_claim(claim: Claim, *, log: LogFunction = lambda text: None) -> dict:
                     "finding": found.text, "flips": found.verdict != parts[part.name]["verdict"],
                     "summary": summarize(spoiled, kinds), "figures": spoiled}
             log(f"negative control: {found.verdict} ({found.text})")
+    assert twin is not None  # the control changes one of the parts
     record = {
         "name": claim.name,
         "rows": list(claim.rows),

@@ -49,7 +49,7 @@ def _is_available(need: str) -> bool:
 def _extra_packages(name: str) -> list[str]:
     """The packages of one of understudy's extras."""
     wanted = [r for r in metadata.requires("understudy") or () if re.search(rf"extra == ['\"]{name}['\"]", r)]
-    return [re.match(r"[\w.-]+", r)[0] for r in wanted]
+    return [found[0] for r in wanted if (found := re.match(r"[\w.-]+", r))]
 
 
 def _is_installed(package: str) -> bool:
@@ -116,7 +116,7 @@ def run_all(
 
     def left() -> float | None:
         return None if budget is None else budget - (time.monotonic() - began)
-    with (_RayBackend if workers == "ray" else _ProcessBackend)(workers, run_one) as crew:
+    with _RayBackend(workers, run_one) if workers == "ray" else _ProcessBackend(workers, run_one) as crew:
         while waiting or crew.running:
             while waiting and len(crew.running) < crew.count:
                 e, time_left = waiting.popleft(), left()

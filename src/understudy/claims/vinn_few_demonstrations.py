@@ -5,6 +5,7 @@ time.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def shuffled_actions(experiment: Experiment) -> Experiment:
     )
 
 
-SEEDS = {"seeds": (200, 201, 202, 203, 204), "tuning_seeds": (901,)}
+SEEDS: dict[str, Any] = {"seeds": (200, 201, 202, 203, 204), "tuning_seeds": (901,)}
 DOOR = Experiment(
     RecordedDemonstrations("hand_dapg/adroit_door_human.npz", "4327ef5cb5147403", 20),
     "AdroitHandDoor-v1",

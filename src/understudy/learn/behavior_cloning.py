@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -84,7 +83,7 @@ class BehaviorCloningLearner(GradientLearner):
         Unsupported: The optimizer compiles the networks and an auxiliary loss captures activations.
     """
 
-    config: BehaviorCloning  # ty: ignore[incompatible-mutable-override]  (a learner never replaces its config)
+    config: BehaviorCloning
 
     def __init__(self, config: BehaviorCloning, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
@@ -98,7 +97,7 @@ class BehaviorCloningLearner(GradientLearner):
                       auxiliary=[loss for loss in self.auxiliary_losses if isinstance(loss, nn.Module)])
         self.average_weights("policy", config.ema)
         head = policy.config.head
-        self.target_policy = (cast(Policy, self.target_network("policy", head.target_decay))
+        self.target_policy = (self.target_network("policy", head.target_decay)
                               if isinstance(head, TargetNetworkHead) else None)
         self.sample_weights = config.sample_weights.build(policy, data)
         if isinstance(self.sample_weights, LearnedWeightFunction):

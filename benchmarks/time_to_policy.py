@@ -94,10 +94,11 @@ def method(arm: str, data: Dataset, steps: int, rate: float = 1.0, executed: int
     made = find_method(PEER if arm == PEER else recommend(data.features()), data.features())
     if arm == WIDE:
         made = replace(made, policy=replace(made.policy, trunk=replace(made.policy.trunk, width=WIDTH)))
-    optim = made.learner.optim
-    optim = replace(optim, rate=rate * optim.rate, warmup_steps=round(optim.warmup_steps * steps / made.learner.steps))
-    return replace(made, learner=replace(made.learner, steps=steps, optim=optim),
-                   executor=replace(made.executor, execute=executed or made.executor.n_action_steps))
+    optimizer = made.learner.optimizer
+    optimizer = replace(optimizer, lr=rate * optimizer.lr,
+                        warmup_steps=round(optimizer.warmup_steps * steps / made.learner.steps))
+    return replace(made, learner=replace(made.learner, steps=steps, optimizer=optimizer),
+                   executor=replace(made.executor, n_action_steps=executed or made.executor.n_action_steps))
 
 
 def trained(made: Method, data: Dataset, seed: int, marks: Iterable[int], look: Callable) -> int:

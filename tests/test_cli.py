@@ -528,7 +528,7 @@ def test_methods(call):
         assert isinstance(m["needs"], list) and all(isinstance(r, str) and len(r) == 3 for r in m["rows"])
     assert document(call("methods", "act", "--json")) == [m for m in found if m["name"] == "act"]
     status, out, _ = call("methods", "diffusion-policy")
-    assert status == 0 and "--method.trunk" in out and "--policy.head.n-steps" in out
+    assert status == 0 and "--method.trunk" in out and "--policy.head.n_steps" in out
     refused(call("methods", "difusion-policy"), "did you mean 'diffusion-policy'")
 
 
@@ -625,6 +625,7 @@ def test_overrides_reach_the_method(call, place, tmp_path):
         "action_offset": -1,
         "obs_offset": 0,
         "goals": [],
+        "obs_pad_mask": False,
     }
     assert made["policy"]["trunk"]["width"] == 32 and made["learner"]["steps"] == 2
 
@@ -686,7 +687,7 @@ def test_words_that_are_missing_or_too_many(call, told, place, tmp_path):
     train = ["train", "bc", "--out", tmp_path / "r", "--language", *TINY]
     refused(call(*train[:2], place / "demos", *train[2:]), "expected tasks in words, found none", "leave out")
     refused(call(*train[:2], two, *train[2:], "--eval", "fork"), "--eval: expected an environment that says")
-    refused(call("train", "knn", two, "--language", "--out", tmp_path / "r"), "observation.task", "Tokens")
+    refused(call("train", "knn", two, "--language", "--out", tmp_path / "r"), "observation.task", "TokenEncoder")
     assert not list(tmp_path.iterdir())
 
 

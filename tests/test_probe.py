@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, is_dataclass, replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -146,10 +147,11 @@ def test_rounding_errors_do_not_matter():
 
 
 def test_real_runs_never_meet_what_a_probe_trained():
-    functions = measures.fit, measures.rollout, measures._policy_cache
+    training = import_module("understudy.learn.fit_method")
+    functions = training.fit, measures.rollout, measures._policy_cache
     step = torch.optim.Adam.step
     take(first_arm("diffusion-bc"))
-    assert (measures.fit, measures.rollout) == functions[:2] and measures._policy_cache is functions[2]
+    assert (training.fit, measures.rollout) == functions[:2] and measures._policy_cache is functions[2]
     assert torch.optim.Adam.step is step and not any(p for p in measures._policy_cache.values())
 
 

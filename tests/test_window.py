@@ -406,7 +406,7 @@ def test_a_draw_without_meaning_is_refused(odds):
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_draw_of_other_length_is_refused(more):
     """The steps of all later episodes would be drawn by their neighbors' numbers."""
-    with pytest.raises(UserError, match=r"data have 9 steps, and the weights have shape \(\d+,\)"):
+    with pytest.raises(UserError, match=r"each of 9 steps is drawn, found \(\d+,\)"):
         Window().windows(Dataset([counted(4, 0), counted(5, 1)]), ("observation.x",), "action",
                       sampling_weights=lambda e: np.ones(len(e) + more))
 

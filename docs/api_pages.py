@@ -51,6 +51,8 @@ def modules(name: str) -> list[str]:
 
 
 def has_public_members(file: Path) -> bool:
-    definitions = (ast.FunctionDef, ast.ClassDef)
-    return not file.stem.startswith("_") and any(
-        isinstance(node, definitions) and not node.name.startswith("_") for node in ast.parse(file.read_text("utf-8")).body)
+    if file.stem.startswith("_"):
+        return False
+    definitions = (node for node in ast.parse(file.read_text("utf-8")).body
+                   if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    return any(not node.name.startswith("_") for node in definitions)

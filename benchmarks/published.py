@@ -23,11 +23,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import machine, one_thread, versions  # noqa: E402
@@ -45,7 +44,7 @@ from understudy.execute.planners import FixedBatch  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
 from understudy.heads.regression import Regression  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
-from understudy.learn.fit import fit  # noqa: E402
+from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.learn.method import Method  # noqa: E402
 from understudy.learn.optimizer import OptimizerConfig  # noqa: E402
 from understudy.nets.ema import ConstantDecay  # noqa: E402
@@ -123,9 +122,7 @@ def train(name: str, seed: int) -> None:
         raise UserError("expected recorded demonstrations, found none", where=DATA / table.data,
                         hint="set UNDERSTUDY_DATA to the folder that holds them")
     data, method = Dataset.open(DATA / table.data), table.method()
-    torch.manual_seed(seed)
-    policy = Policy(method.policy, data.features()).fit_statistics(data)
-    learner, windows = method.learner.build(policy, seed, table.updates), policy.windows(data)
+    method = replace(method, learner=replace(method.learner, steps=table.updates))
     began = time.process_time()
 
     def look(step, learner, seen):
@@ -133,7 +130,7 @@ def train(name: str, seed: int) -> None:
             learner.trained_policy.save(folder / str(step))
             print(f"{name}, seed {seed}: {step} updates, loss {seen['loss']:.4f}, "
                   f"{time.process_time() - began:.0f} CPU s", flush=True)
-    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), table.updates, callbacks=(look,))
+    fit_method(method, data, seed, callbacks=(look,))
     write_json(folder / "trained.json", {"seconds": round(time.process_time() - began, 1), "updates": table.updates,
                                          "machine": machine(), "versions": versions("torch", "numpy", "mujoco")})
 
@@ -172,8 +169,8 @@ NOTES = (
     "checkpoints. Almost all success is at the first and the last goal. It was not tested whether more updates would "
     "change that.", "",
     "*CORL, behavior cloning.* The demonstrations, the network, the learning rate and the batch size are the same, "
-    "with a tenth of the updates. Their last layer has a tanh and ours has none, because the environment clips actions. The "
-    "simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py, and the reward has the signs of the original. "
+    "with a tenth of the updates. Their last layer has a tanh and ours has none, because the environment clips actions. "
+    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py, and the reward has the signs of the original. "
     "*Best* is selected among 20 evaluations here and among 200 there, on the ten episodes that it is reported for. In "
     "both cases it is a maximum over noise. The row below it is the result of the same weights in 100 other episodes.")
 

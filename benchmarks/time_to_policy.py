@@ -44,7 +44,7 @@ from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import two_level_rate  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
-from understudy.learn.fit import fit  # noqa: E402
+from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.learn.method import Method  # noqa: E402
 from understudy.methods import find_method, recommend  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
@@ -105,9 +105,6 @@ def trained(made: Method, data: Dataset, seed: int, marks: Iterable[int], look: 
     """Trains, and calls `look(updates, CPU seconds of training until then, policy)` at each mark, which costs none of
     them. Returns the number of parameters."""
     began, aside = time.process_time(), 0.0
-    torch.manual_seed(seed)
-    policy = Policy(made.policy, data.features()).fit_statistics(data)
-    learner, windows = made.learner.build(policy, seed), policy.windows(data, extra=made.learner.extra)
 
     def watch(step, learner, seen):
         nonlocal aside
@@ -116,8 +113,8 @@ def trained(made: Method, data: Dataset, seed: int, marks: Iterable[int], look: 
             look(step, paused - began - aside, learner.trained_policy.eval())
             aside += time.process_time() - paused
 
-    fit(learner, lambda n: windows.batch(made.learner.batch_size, n, seed), made.learner.steps, callbacks=(watch,))
-    return sum(p.numel() for p in policy.parameters())
+    result = fit_method(made, data, seed, callbacks=(watch,))
+    return sum(p.numel() for p in result.policy.parameters())
 
 
 def success(policy: Policy, made: Method, name: str, episodes: int, seed: int) -> list[int]:

@@ -35,8 +35,8 @@ def learner(recipe, batch: int, optim):
     data = Dataset([Episode({"observation.state": rng.uniform(-1, 1, (200, STATE)).astype("f"),
                              "action": rng.uniform(-1, 1, (200, ACTION)).astype("f")}) for _ in range(2)])
     torch.manual_seed(0)
-    policy = Policy(recipe, data.features()).fit(data)
-    made = BehaviorCloning(batch_size=batch, optimizer=optim).build(policy, 0, 10_000)
+    policy = Policy(recipe, data.features()).fit_statistics(data)
+    made = BehaviorCloning(batch_size=batch, optimizer=optim).build(policy, 0, 10_000, data)
     one = policy.windows(data).batch(batch, 0, 0)
     return made, lambda: made.update(one)
 

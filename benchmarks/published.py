@@ -169,8 +169,8 @@ NOTES = (
     "checkpoints. Almost all success is at the first and the last goal. It was not tested whether more updates would "
     "change that.", "",
     "*CORL, behavior cloning.* The demonstrations, the network, the learning rate and the batch size are the same, "
-    "with a tenth of the updates. Their last layer has a tanh and ours has none, because the environment clips actions. "
-    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py, and the reward has the signs of the original. "
+    "with a tenth of the updates. Their last layer has a tanh. Ours has none, because the environment clips actions. "
+    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py. The reward has the signs of the original. "
     "*Best* is selected among 20 evaluations here and among 200 there, on the ten episodes that it is reported for. In "
     "both cases it is a maximum over noise. The row below it is the result of the same weights in 100 other episodes.")
 

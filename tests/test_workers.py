@@ -164,7 +164,7 @@ def test_an_episode_that_kills_twice_is_named():
 
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_worker_is_said_as_it_would_be_here():
-    for setup, error, said in ((stillborn, UserError, r"die as they start \(it ended with status 3\)"),
+    for setup, error, said in ((stillborn, UserError, r"die while they start \(it ended with status 3\)"),
                                (mistaken, UserError, "the house: expected a door, found a wall\n  -> turn round"),
                                (partial(int, "x"), RuntimeError, "in a worker:\n.*ValueError: invalid literal")):
         with pytest.raises(error, match="(?s)" + said), WorkerPool(setup, 2) as crew:
@@ -177,7 +177,7 @@ def test_what_cannot_be_shared_out_is_refused():
         WorkerPool(stillborn, 0)
     with pytest.raises(UserError, match="sent to another process"), WorkerPool(lambda: None, 2):
         pass
-    with pytest.raises(UserError, match="workers at work"):
+    with pytest.raises(UserError, match="workers have not been started"):
         WorkerPool(stillborn, 2).rollout(3)
     with pytest.raises(UserError, match="at least one episode"):
         evaluate_parallel(stillborn, 0)
@@ -235,7 +235,7 @@ def test_every_episode_once_whatever_the_order_and_one_death(episodes, count, ro
     workers = WorkerPool(stillborn, count)
     workers._backend = crew = Crew(count, rows, lambda n: int(rng.integers(n)), deaths, deadly)
     if deadly & set(range(episodes)):
-        with pytest.raises(UserError, match="second one died on episode") as refused:
+        with pytest.raises(UserError, match="two workers died in episode") as refused:
             workers.rollout(episodes)
         named = int(re.search(r"on episode (\d+)", str(refused.value))[1])
         why = [why for why, ran in crew.killed if named in ran]

@@ -89,7 +89,7 @@ understudy's code, with packed weights for the chunk. Profilers slow down code w
 without one."""),
     "gpu": ("GPU", """
 No GPU was available. Nothing on this page was measured on one, and none of the following has run on one: bf16 where it
-is fast (`learner.optimizer.fast_bf16`), `--learner.optimizer.compile`, preparing the next batch during an update,
+is fast (`learn.optimizer.has_fast_bf16`), `--learner.optimizer.compile`, preparing the next batch during an update,
 keeping the data on the device if they fill at most a quarter of the free memory (`data.device_windows`), and replaying
 chunks as one CUDA graph (`deploy.cuda_graph`). The tests run the last two on the CPU, with the same code except for the
 recording of the graph. A training step is not captured in a graph."""),

@@ -786,7 +786,7 @@ def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):
     begun = shlex.join(["understudy", "train", "bc", str(place / "demos"), "--out", str(place / "a"), "--seed", "0",
                         *TINY])
     other = call("train", "bc-gmm", place / "demos", "--out", place / "a", *TINY)
-    refused(other, "something else: was bc, is bc-gmm; method.policy.head was Regression, is GMM; method.policy.window",
+    refused(other, "other settings: was bc, is bc-gmm; method.policy.head was Regression, is GMM; method.policy.window",
             f"; ...\n  -> choose another --out, or give the command it was begun with: {begun}\n")
     refused(call("train", "diffusion-policy", place / "demos", "--out", place / "a", "--seed", 5),
             "was bc, is diffusion-policy; seed was 0, is 5; ", "; ...\n")

@@ -323,7 +323,7 @@ def test_a_run_on_a_stream_goes_on_as_if_nothing_had_happened(tmp_path, capsys):
     os.rename(tmp_path / "demos-002.tar", tmp_path / "other.tar")
     tar(tmp_path / "demos-002.tar", [(0, {"observation.state": np.zeros((3, 2)), "action": np.zeros((3, 1))})])
     assert main(command("cut")) == 2
-    assert "begun with something else: data" in capsys.readouterr().err
+    assert "started with other settings: data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more, said", [

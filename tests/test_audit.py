@@ -202,7 +202,7 @@ def test_guard_names_all_codes_and_lets_despite_by(fork):
     check_usable(fork)
     with pytest.raises(UserError, match="--ignore not-finite --ignore end-inside"):
         check_usable(wrong)
-    with pytest.raises(UserError, match="found 1 error"):
+    with pytest.raises(UserError, match="contain 1 error"):
         check_usable(wrong, ignore=("not-finite",))
     check_usable(wrong, ignore=("not-finite", "end-inside"))
 

@@ -774,8 +774,8 @@ def test_a_comparison_is_of_two_policies(call, place):
 
 
 def test_a_place_for_rollouts_that_is_taken(call, place):
-    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "demos"), "name another folder")
-    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "b"), "name another folder")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "demos"), "choose another folder")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "b"), "choose another folder")
 
 
 def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):

@@ -251,16 +251,16 @@ def test_shards_that_are_odd(tmp_path):
     tar(tmp_path / "rows.tar", [(0, {"observation.state": np.zeros(9), "action": np.zeros(3)})])
     tar(tmp_path / "pickle.tar", [(0, {"action": np.array([{}], object)})], "npy")
     (tmp_path / "empty").mkdir()
-    for name, match in (("cut.tar", "expected a whole shard|expected at least one"), ("cut.parquet", "whole shard"),
-                        ("apart.parquet", "rows of an episode to follow each other"),
+    for name, match in (("cut.tar", "the shard cannot be read|at least one"), ("cut.parquet", "the shard cannot be read"),
+                        ("apart.parquet", "rows of an episode do not follow each other"),
                         ("no.parquet", "expected a column episode_index, found action"),
                         ("no.tar", "expected a column 'action', found observation.state"),
-                        ("empty", "expected shards that end in .tar or .parquet, found none"),
+                        ("empty", "no shards that end in .tar or .parquet"),
                         ("none.tar", "found nothing"), ("rows.tar", "expected 3 rows, or one more, .* found 9"),
-                        ("pickle.tar", "whole shard.*allow_pickle")):
+                        ("pickle.tar", "the shard cannot be read.*allow_pickle")):
         with pytest.raises(UserError, match=match):
             ShardStream(tmp_path / name).first_episodes(1)
-    with pytest.raises(UserError, match="buffer of at least one step"):
+    with pytest.raises(UserError, match="buffer needs at least one step"):
         ShardStream(good, buffer_size=0)
 
 

@@ -97,7 +97,7 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
         codes = list(dict.fromkeys(f.code for f in wrong))
         lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}" for f in _sort_findings(wrong)[:10]]
         raise UserError(
-            f"the data have {pluralize(len(wrong), 'error')}:\n"
+            f"the data contain {pluralize(len(wrong), 'error')}:\n"
             + "\n".join(lines)
             + ("\n  ..." if len(wrong) > 10 else ""),
             where=where,

@@ -23,8 +23,8 @@ def method(precision: str):
     from understudy.methods.generative import diffusion_policy
 
     made = diffusion_policy()
-    optim = replace(made.learner.optim, precision=precision, warmup_steps=50)
-    return replace(made, learner=replace(made.learner, steps=STEPS, batch_size=BATCH, optim=optim))
+    optimizer = replace(made.learner.optimizer, precision=precision, warmup_steps=50)
+    return replace(made, learner=replace(made.learner, steps=STEPS, batch_size=BATCH, optimizer=optimizer))
 
 
 def cell(precision: str, seed: int) -> dict:

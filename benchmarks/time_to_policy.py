@@ -239,7 +239,7 @@ def said(name: str) -> str:
     parts = []
     for arm in TASKS[name].updates:
         rate, executed, share = chosen(name, arm)
-        own = method(arm, shown(name), 1).learner.optim.rate
+        own = method(arm, shown(name), 1).learner.optimizer.lr
         parts.append(f"{arm} rate {rate * own:g} and {executed} steps carried out ({share:.0%})")
     return (f"On {name}, {len(RATES) * len(EXECUTED)} trials each chose: {'; '.join(parts)}. "
             f"{len(ran(name))} training seeds, {TASKS[name].episodes} starts.")

@@ -154,7 +154,8 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     "train bc d --out r --save-freq", "train bc d --out r --rollouts", "train bc d --out r --buffer-size",
     "train bc d --out r --max-episode-steps", "eval r fork --episodes", "eval r fork --rows", "eval r fork --workers",
     "compare a b --env fork --episodes", "compare a b --env fork --rows", "compare a b --env fork --workers",
-    "plan 0.7 0.8 --episodes", "robustness r fork --episodes", "robustness r fork --rows", "claims run --all --workers"])
+    "plan 0.7 0.8 --episodes", "robustness r fork --episodes", "robustness r fork --rows",
+    "claims run --all --workers"])
 def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, args, count):
     monkeypatch.chdir(tmp_path)
     option = args.split()[-1]

@@ -43,8 +43,8 @@ from understudy.heads.mip import MIP
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
-from understudy.heads.streaming_flow import StreamingFlow
 from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
+from understudy.heads.streaming_flow import StreamingFlow
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP

@@ -128,8 +128,8 @@ def test_a_probe_sees_a_lower_rate_where_claims_train_in_their_own_way(name):
 def test_a_probe_sees_an_episode_limit_that_is_one_lower():
     claim = first_arm("diffusion-bc")
     part = claim.parts[0]
-    limits = [replace(claim, parts=(replace(part, experiment=replace(part.experiment, env_options=(("limit", limit),))),))
-              for limit in (20, 19)]
+    experiments = [replace(part.experiment, env_options=(("limit", limit),)) for limit in (20, 19)]
+    limits = [replace(claim, parts=(replace(part, experiment=e),)) for e in experiments]
     assert any("environment, random actions / lengths" in d for d in compare(*map(take, limits)))
 
 

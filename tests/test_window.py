@@ -539,7 +539,7 @@ def test_what_does_not_fit_stays_where_it_is(monkeypatch):
         assert isinstance(to_device(windows, cpu), DeviceWindows) == there
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_batches_on_a_gpu_are_those_of_the_host():
     data = Dataset([counted(n, i) for i, n in enumerate((5, 3, 8))])
     host = Window(n_obs_steps=2, horizon=3).windows(data, ("observation.x",), "action")

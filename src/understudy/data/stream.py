@@ -62,7 +62,7 @@ class ShardStream:
     once.
 
     Args:
-        addresses: One or several tar or parquet files (local, or wherever fsspec reads), a folder of them, or a name
+        urls: One or several tar or parquet files (local, or wherever fsspec reads), a folder of them, or a name
             with {000..099} in it. A sample of a tar file is an episode: KEY.npz with its columns, or a KEY.COLUMN.npy
             for each, and KEY.json with its metadata. In parquet files, rows of an episode follow each other with the
             same `episode_index`, as in LeRobot v3.0.

@@ -78,11 +78,13 @@ class ActionPrediction:
     """The result of `evaluate_action_prediction`. Intervals are over episodes.
 
     Attributes:
-        energy: Energy score (see `Validation`), and likewise `mean` and `best`.
-        average: Energy score of always predicting the mean action, as a baseline.
-        inside: Fraction of recorded values between the lowest and the highest sample. None for deterministic policies
+        energy_score: Energy score, see `Validation`.
+        mean_error: Mean distance of the samples from the recorded chunk.
+        best_error: Distance of the nearest sample.
+        baseline_error: Distance of always predicting the mean action.
+        coverage: Fraction of recorded values between the lowest and the highest sample. None for deterministic policies
             and for discrete actions.
-        expected: What `inside` would be for a policy whose uncertainty is exactly right.
+        expected_coverage: The coverage of a policy whose uncertainty is exactly right.
     """
 
     name: str  # of the data

@@ -104,8 +104,8 @@ class BehaviorMetrics:
     """The behavior metrics of one policy.
 
     Attributes:
-        why: For each missing part, what would be needed.
-        pictures: One figure for each group of failures, or None (`failures.failure_figures`).
+        missing: For each missing part, what would be needed.
+        failure_figures: One figure for each group of failures, or None (`failures.failure_figures`).
     """
 
     metrics: tuple[BehaviorMetric, ...]

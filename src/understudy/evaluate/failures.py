@@ -27,13 +27,14 @@ class FailureGroup:
     """A group of similar failures.
 
     Attributes:
-        numbers: Numbers of the episodes, the most typical one first.
+        episode_indices: Numbers of the episodes, the most typical one first.
         steps: When the episodes ended: (first, median, last).
-        late: Number of episodes that reached the time limit.
-        where: Where they end, in words.
-        starts: Distance of their starts from demonstrated states, relative to that of successes. None if unknown.
-        leaves: Median step at which they are farther from demonstrated states than successes ever are. None if most
-            stay.
+        n_timeouts: Number of episodes that reached the time limit.
+        end_location: Where they end, in words.
+        start_distance: Distance of their starts from demonstrated states, relative to that of successes. None if
+            unknown.
+        divergence_step: Median step at which they are farther from demonstrated states than successes ever are. None if
+            most stay.
     """
 
     episode_indices: tuple[int, ...]

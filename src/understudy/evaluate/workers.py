@@ -100,7 +100,7 @@ class WorkerPool:
             values. It is called in each worker and must return the same everywhere.
         count: Number of processes; "ray" for one per processor of a Ray cluster (started on this machine if none is
             running). 1 is this process.
-        own: The result of `setup`, if this process has it already and closes it itself.
+        local: The result of `setup`, if this process has it already and closes it itself.
     """
 
     def __init__(self, setup: WorkerSetup, count: WorkerCount = 1, *, local: tuple[Actor, Env] | None = None):

@@ -1,6 +1,6 @@
 """Relabelings: functions Episode -> Episode that add or change columns.
 
-A column that a relabeling adds in training needs a counterpart at run time: `execute.wrappers.ObservationWrapper` for
+A column that a relabeling adds in training needs a counterpart at run time: `execute.actor.ObservationWrapper` for
 constants (a goal, the text of a task), or a small actor for values that change (the last action, the desired return).
 """
 

@@ -1,4 +1,4 @@
-"""How long a decision takes in the loop, of one robot, on this machine."""
+"""Decision time in the loop, for one robot, on this machine."""
 
 from __future__ import annotations
 

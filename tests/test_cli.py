@@ -219,7 +219,7 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
     (["claims", "runn"],
-     "understudy claims: expected list, run, check or table, found 'runn'\n  -> did you mean run? "),
+     "understudy claims: expected list, run, check, judge, spot-check or table, found 'runn'\n  -> did you mean run? "),
     (["train", "bc"], "understudy train: expected DATA, --out RUN, found none\n  -> understudy train --help"),
     (["train", "bc", "d", "--out"], "--out: expected a value, found none\n  -> "),
     (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: expected a value, found none\n  -> "),
@@ -499,7 +499,8 @@ def test_what_is_proposed_next_can_be_pasted(call, tmp_path, monkeypatch):
     assert train[2:] == ["my demos", "--out", "run", "--eval", "fork", "--save-freq", "500"] and again == replay
     train = ["bc" if a == train[1] else a for a in train[:-4]]
     _, out, _ = call(*train, *TINY)
-    acts, foretells = proposed(out)
+    acts, foretells, curves = proposed(out)
+    assert curves == ["plot", "run"] and call(*curves)[0] == 0
     assert acts == ["eval", "run", "fork", "--episodes", "100"] and foretells == ["eval", "run", "my demos"]
     _, out, _ = call(*foretells)
     assert proposed(out) == [acts, ["eval", "run", "my demos", "--html", "report.html"]]
@@ -512,7 +513,7 @@ def test_what_is_proposed_next_can_be_pasted(call, tmp_path, monkeypatch):
     status, out, _ = call(*against)
     more = proposed(out)
     assert status == 0 and ("Cannot tell" in out) == (more[0][:5] == ["eval", "run", "fork", "--episodes", "32"])
-    assert more[-1] == [*against, "--html", "report.html"]
+    assert more[-1] == [*against, "--html", "report-2.html"]
     _, out, _ = call("eval", "run-seed1", "fork", "--episodes", 2)
     assert proposed(out)[0][-4:] == ["--out", "run-seed1-seed2", "--seed", "2"]
     assert [a for a in proposed(call("inspect", "my demos")[1])[0] if a.startswith("run")] == ["run-2"]
@@ -536,7 +537,7 @@ def test_methods(call):
 def test_claims(call, tmp_path):
     found = document(call("claims", "list", "--json"))
     for claim in found:
-        assert list(claim) == ["name", "rows", "statement", "verdict", "stale", "date", "seconds", "command"]
+        assert list(claim) == ["name", "rows", "statement", "verdict", "reason", "stale", "date", "seconds", "command"]
         assert claim["verdict"] in ("holds", "fails", "undecided", "not run") and isinstance(claim["stale"], bool)
         assert claim["command"] == f"understudy claims run {claim['name']}"
         assert all(isinstance(r, str) and len(r) == 3 for r in claim["rows"])
@@ -822,6 +823,35 @@ def test_train_says_how_many_interrupted_episodes_are_left_out(call, tmp_path):
     assert status == 0 and "left out" not in err
 
 
+def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
+    from understudy.data.formats import format_of
+
+    rng = np.random.default_rng(0)
+    write(Dataset([Episode({"observation.state": rng.normal(size=(9, 2)).astype(np.float32),
+                            "action": rng.normal(size=(9, 1)).astype(np.float32)})], {"fps": 10}), tmp_path / "d")
+    for name, kind, others in (("a.hdf5", "robomimic", "act, d4rl, minari"),
+                               ("a.h5", "robomimic", "act, d4rl, minari"), ("A.HDF5", "robomimic", "act, d4rl, minari"),
+                               ("a.npz", "npz", "ogbench"), ("a.zarr", "zarr", None), ("a.zarr.zip", "zarr", None),
+                               ("a.csv", "csv", None), ("plain", "lerobot", None)):
+        status, out, err = call("convert", tmp_path / "d", tmp_path / name)
+        assert status == 0 and format_of(tmp_path / name) == kind, err
+        assert (f"{name} is written as {kind}." in out) == (name != "plain")
+        assert ("--to writes another format" in out) == (others is not None)
+        assert others is None or f"with this suffix: {others}." in out
+        assert Dataset.open(tmp_path / name).steps == 9
+    status, out, err = call("convert", tmp_path / "d", tmp_path / "b.hdf5", "--to", "d4rl")
+    assert status == 0 and format_of(tmp_path / "b.hdf5") == "d4rl" and "suffix" not in out
+    for name in ("a.parquet", "demos.v2"):
+        refused(call("convert", tmp_path / "d", tmp_path / name), name, "no format is written to names", ".hdf5",
+                ".npz", ".zarr", ".csv", "--to lerobot")
+        assert not (tmp_path / name).exists()
+    assert call("convert", tmp_path / "d", tmp_path / "demos.v2", "--to", "lerobot")[0] == 0
+    assert call("view", "make", tmp_path / "d", "--out", tmp_path / "v.json")[0] == 0
+    made = document(call("view", "materialize", tmp_path / "v.json", "--out", tmp_path / "c.npz", "--json"))
+    assert made["format"] == "npz" and format_of(tmp_path / "c.npz") == "npz"
+    refused(call("view", "materialize", tmp_path / "v.json", "--out", tmp_path / "c.odd"), "no format is written")
+
+
 def test_checkpoints_of_another_schema(call, place, tmp_path):
     import shutil
 
@@ -910,12 +940,13 @@ def test_code_from_outside_runs_only_when_trusted(tmp_path):
         commands += [c, [*c, *trust]]
     commands.append(["eval", "run2", "elsewhere:broken", *trust])
     statuses, out, err = outside(tmp_path, *commands)
-    # Refused without --trust, and then nothing of it has been imported; status 1 is an error that is nobody's input.
-    assert [s for s, _ in statuses] == [2, 0] * 4 + [1], err
+    # Refused without --trust, and then nothing of it has been imported.
+    assert [s for s, _ in statuses] == [2, 0] * 4 + [2], err
     assert [there for _, there in statuses[:2]] == [False, True]
     assert "understudy replay demos elsewhere:world --trust elsewhere" in out  # what it proposes works
     assert "understudy eval run demos --trust elsewhere\n" in out
-    assert err.count("--trust elsewhere") >= 4 and "a mistake in one's own code" in err and "please report" in err
+    assert err.count("--trust elsewhere") >= 4 and "a mistake in one's own code" in err and "please report" not in err
+    assert "elsewhere/__init__.py, line " in err
     made = json.loads((tmp_path / "run2" / "checkpoints" / "000004" / "method.json").read_text())
     assert made["policy"]["head"]["$"] == "elsewhere:Own" and made["policy"]["trunk"]["width"] == 4
 
@@ -931,7 +962,7 @@ def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_
     given = ("mine", "worlds")
     for env, its in ((None, ()), ("fork", ()), ("particle:8", ()), ("worlds.far:make", ("worlds",)),
                      ("strange:make", ()), ("Maze-v0", given)):
-        for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", ())):
+        for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", given)):  # what a file takes is not known
             found = common.trust_options(given, env, run)
             assert found[::2] == ["--trust"] * (len(found) // 2)
             assert sorted(found[1::2]) == sorted({*its, *more}), (env, run)

@@ -97,7 +97,7 @@ def test_late_steps_are_facts_and_keep_their_own_times(tmp_path):
         show(r, 0, len(times))
         for at in (5.0, 5.1):
             r.step(*told(1, 0), time=at)
-        with pytest.raises(UserError, match="times that grow, found 5.1 after 5.1"):
+        with pytest.raises(UserError, match="times must increase, but 5.1 comes after 5.1"):
             r.step(*told(1, 0), time=5.1)
         r.end()
     data = Dataset.open(tmp_path / "d")

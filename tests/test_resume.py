@@ -514,7 +514,7 @@ def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path)
         for step in saved:
             policy = Policy.load(out / "checkpoints" / f"{step:06d}")
             learner = plain(60).learner.build(policy, 0, 60, made_up())
-            assert Run(out).resume(step, learner)["step"] == step == learner.updates
+            assert Run(out).resume(step, learner)["step"] == step == learner.n_updates
         if saved and (out / "run.json").exists():
             Policy.load(out)
     assert last >= 7  # each but the first got further
@@ -585,7 +585,7 @@ def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
         said = refusal(at)
         assert all(w in said for w in words) and len(said) < 500, said
     assert said.endswith(f"remove {at} and train again: understudy train bc d --out r")
-    with pytest.raises(UserError, match=r"learner is damaged: \d+ missing \(the first: .*\); of \d+ tensors\n  -> remove"):
+    with pytest.raises(UserError, match=r"damaged: \d+ missing \(the first: .*\); of \d+ tensors\n  -> remove"):
         Run(made).resume(6, plain(trunk=MLP(width=8, depth=2)).learner.build(
             Policy(plain(trunk=MLP(width=8, depth=2)).policy, made_up().features()), 0, 6, made_up()))
 

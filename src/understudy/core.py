@@ -28,13 +28,35 @@ class UserError(ValueError):
         text = f"{where}: {problem}" if where is not None else problem
         super().__init__(f"{text}\n  -> {hint}" if hint else text)
 
+    def __reduce__(self):  # workers send errors to the process that started them
+        state = {**self.__dict__, "where": None if self.where is None else str(self.where)}
+        return _rebuild_error, (type(self), str(self), state)
 
-class DataWarning(UserWarning):
-    """A warning about the data. The command line prints only its text."""
+
+def _rebuild_error(kind: type[UserError], text: str, state: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, text)
+    error.__dict__.update(state)
+    return error
+
+
+class DataError(UserError):
+    """The demonstrations are inconsistent, or lack what is needed. Other data would work."""
+
+
+class ConfigError(UserError):
+    """An option, a method or a configuration is invalid, whatever the data."""
 
 
 class Unsupported(UserError):
-    """The combination has no meaning, such as guidance for a head that does not sample step by step."""
+    """A valid part cannot do what is asked for (such as guidance for a head that has no denoising steps)."""
+
+
+class UserCodeError(UserError):
+    """Code of the user, such as an environment, raised an error or returned what it must not."""
+
+
+class DataWarning(UserWarning):
+    """Something about the data that the user should know. The command line prints only its text."""
 
 
 @dataclass(frozen=True)

@@ -723,10 +723,10 @@ def test_bad_data(call, place, tmp_path):
     wrong[8, 1] = np.nan
     refused(trained(save(tmp_path / "nan.npz", actions=wrong)), "nan.npz", "episode 1, step 3", "action")
     words = np.array(["left"] * 12)
-    refused(trained(save(tmp_path / "str.npz", actions=words)), "str.npz", "'action'", "found text")
+    refused(trained(save(tmp_path / "str.npz", actions=words)), "str.npz", "'action'", "contains text")
     assert "warning: action: text" in call("inspect", tmp_path / "str.npz")[1]
     refused(call(*train[:2], save(tmp_path / "said.npz", said=words), *train[2:], "--policy.inputs", "said"),
-            "said.npz", "'said'", "found text")
+            "said.npz", "'said'", "contains text")
     (tmp_path / "text.npz").write_text("not an archive")
     refused(trained(tmp_path / "text.npz"), "text file")
     (tmp_path / "folder").mkdir()

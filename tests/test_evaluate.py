@@ -414,7 +414,7 @@ def test_a_real_difference_between_methods_is_found_and_chance_is_not():
     assert p.difference == pytest.approx(np.mean([s.successes.mean() for s in strong])
                                          - np.mean([s.successes.mean() for s in weak]))
     assert compare(strong, group(0.9, range(30, 35))).better is None
-    with pytest.raises(UserError, match="as many training seeds"):
+    with pytest.raises(UserError, match="the same number of training seeds"):
         compare(strong, weak[:4])
     q = compare(strong, weak, metric="return")
     assert q.metric == "return" and q.difference == pytest.approx(2 * p.difference) and q.better == "first"

@@ -584,7 +584,7 @@ def test_a_choice_that_was_never_shown_is_refused():
         return Dataset([Episode(steps)])
     policy = Policy(bc(features=data(1).features()).policy, data(1).features())
     policy.windows(data(1))
-    with pytest.raises(UserError, match=r"choices below \(2,\).*\(4,\)"):
+    with pytest.raises(UserError, match=r"knows \(2,\) classes.*\(4,\)"):
         policy.windows(data(3))
 
 

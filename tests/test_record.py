@@ -155,7 +155,7 @@ def test_mistakes_name_the_column(tmp_path):
     refused("column 'action': expected float32 .* as the episodes there have, found float64", lambda: Recorder(
         {**SCHEMA, "action": Feature("float64", (1,))}, tmp_path / "d"))
     refused("expected 10 steps a second", lambda: Recorder(SCHEMA, tmp_path / "d", fps=20))
-    refused("expected a column action", lambda: Recorder({STATE: SCHEMA[STATE]}, tmp_path / "e"))
+    refused("no column action", lambda: Recorder({STATE: SCHEMA[STATE]}, tmp_path / "e"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("")
     refused("does not contain a recording", lambda: Recorder(SCHEMA, tmp_path / "other"))

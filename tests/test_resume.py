@@ -363,7 +363,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="the folder is not a run; it contains thesis.tex"):
         run(tmp_path, plain())
-    with pytest.raises(UserError, match="found a file"):
+    with pytest.raises(UserError, match="this is a file"):
         run(tmp_path / "thesis.tex", plain())
 
 

@@ -273,7 +273,7 @@ def test_futility_costs_little_power():
 
 def test_what_makes_no_sense_is_refused():
     for bad in (0, 1, 1.5, math.nan):
-        with pytest.raises(UserError, match="a rate between 0 and 1"):
+        with pytest.raises(UserError, match="the threshold must be between 0 and 1"):
             SequentialRateTest(bad)
     with pytest.raises(UserError, match="the level must be between 0 and 1"):
         SequentialDifferenceTest(level=95)

@@ -156,7 +156,7 @@ def test_a_worker_that_is_killed_from_outside():
 
 @pytest.mark.slow
 def test_an_episode_that_kills_twice_is_named():
-    with pytest.raises(UserError, match=r"seed 2: .*second one died on episode 6 \(killed by SIGKILL\)\n  -> "), \
+    with pytest.raises(UserError, match=r"seed 2: .*two workers died in episode 6 \(killed by SIGKILL\)\n  -> "), \
             WorkerPool(partial(doomed, 4, key_of(6, 2)), 2) as crew:
         crew.rollout(9, 2)
     assert not active_children()
@@ -346,7 +346,7 @@ def test_ray_gives_the_same_and_survives_a_death(tmp_path, monkeypatch):
         setup = partial(doomed, 3, key_of(5), str(tmp_path / "killed"))
         same(evaluate_parallel(setup, 13, workers="ray").episodes, rollout(Doomed(3).expert(), Doomed(3), 13))
         assert (tmp_path / "killed").exists() and ray.is_initialized()  # what was there before stays
-        with pytest.raises(UserError, match="second one died on episode 5"):
+        with pytest.raises(UserError, match="two workers died in episode 5"):
             evaluate_parallel(partial(doomed, 3, key_of(5)), 9, workers="ray")
         with pytest.raises(UserError, match="found a wall\n  -> turn round"):
             evaluate_parallel(mistaken, 9, workers="ray")

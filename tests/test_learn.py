@@ -442,7 +442,7 @@ def test_devices():
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert devices.choose_device("auto").type == best
     assert devices.choose_device("cpu") == CPU
-    with pytest.raises(UserError, match="found 'gpu'"):
+    with pytest.raises(UserError, match="no device 'gpu'"):
         devices.choose_device("gpu")
     absent = "mps" if best != "mps" else "cuda"
     with pytest.raises(UserError, match=f"no {absent} device that PyTorch can use"):

@@ -262,7 +262,7 @@ def test_a_recording_without_an_episode_can_be_inspected(tmp_path, capsys):
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "d"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["episodes"], found["steps"], found["warnings"]) == (0, 0, ["there is no episode"])
+    assert (found["episodes"], found["steps"], found["warnings"]) == (0, 0, ["the data set has no episodes"])
     assert found["features"][STATE] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
     assert main(["inspect", str(tmp_path / "d")]) == 0
     assert main(["train", "bc", str(tmp_path / "d"), "--out", str(tmp_path / "run")]) == 2

@@ -173,7 +173,7 @@ def test_what_goes_wrong_in_a_worker_is_said_as_it_would_be_here():
 
 
 def test_what_cannot_be_shared_out_is_refused():
-    with pytest.raises(UserError, match="found 0"):
+    with pytest.raises(UserError, match="not 0"):
         WorkerPool(stillborn, 0)
     with pytest.raises(UserError, match="sent to another process"), WorkerPool(lambda: None, 2):
         pass

@@ -84,6 +84,12 @@ class Feature:
         return math.prod(self.shape)
 
     @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> Feature:
+        """The feature of which JSON has the fields, with lists for tuples."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return Feature(**values)
+
+    @staticmethod
     def from_array(column: np.ndarray) -> Feature:
         """The feature of the array of a column, (T, *shape)."""
         dtype, shape = column.dtype, tuple(column.shape[1:])
@@ -245,7 +251,7 @@ class HeadSpec:
     causal: bool = False
 
 
-def tree_map(function: Callable[..., Tensor], *trees):
+def tree_map(function: Callable[..., Any], *trees):
     """Calls `function` on the tensors at the same place of several trees.
 
     Args:
@@ -304,7 +310,7 @@ def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0)
     Philox4x32-10 (Salmon et al. 2011) over all rows together. A rollout is the same with one environment or a thousand,
     in whichever row an episode runs. Environment and actor of an episode have the same key, and `stream` keeps their
     random numbers independent: 0 and 1 are environments, 2 the noise of experts, 3 uniform actions, 4 plans, 5
-    exploration, 6 what an expert decides once, 7 to 9 shifts (envs.shifts, execute.latency).
+    exploration, 6 what an expert decides once, 7 to 9 shifts (envs.shifts, execute.latency), 10 gates.
     """
     n = math.prod(shape)
     if not n:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import DataError, UserError, role
+from ..data.column_selection import open_columns
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
@@ -37,14 +38,14 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
         scores: Also compute scores.
         frames: Also decode every camera frame. This takes minutes for hours of video.
         progress: Called with the number of checks done and their total.
-        options: Other options of the format (`max_episode_steps`).
+        options: columns (see `open_columns`), and options of the format (`max_episode_steps`).
 
     Raises:
         UserError: Nothing could be opened.
     """
     path = Path(path).expanduser()
     try:
-        data = preview_dataset(path, mapping, **options)
+        data = open_columns(path, open=preview_dataset, mapping=mapping, **options)
     except UserError as error:
         # a package or a network is missing, not a part of the data
         if "pip install" in (error.hint or "") or remote.url_of(path):

@@ -189,7 +189,8 @@ def measure_behavior(
         level: Confidence level of the intervals.
     """
     why: list[str] = []
-    shown, view, near = demonstrations, None, None
+    shown, near = demonstrations, None
+    view = TrajectoryScaling.from_data(episodes)
     if shown is not None and len(shown):
         view = TrajectoryScaling.from_data(shown, episodes)
         near = DemonstrationIndex.from_data(shown, view)
@@ -301,7 +302,7 @@ def _describe_modes(m: BehaviorModes) -> str:
             if math.isfinite(p.estimate)
             else ", none of the same start, where nothing succeeded"
         )
-    if m.overlap is not None:
+    if m.overlap is not None and m.demonstrations is not None:
         said += (f". {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways seen"
                  + (f", {m.overlap:.0%} of their proportions" if math.isfinite(m.overlap) else ""))
     return said + "."

@@ -237,7 +237,7 @@ def test_every_episode_once_whatever_the_order_and_one_death(episodes, count, ro
     if deadly & set(range(episodes)):
         with pytest.raises(UserError, match="two workers died in episode") as refused:
             workers.rollout(episodes)
-        named = int(re.search(r"on episode (\d+)", str(refused.value))[1])
+        named = int(re.search(r"in episode (\d+)", str(refused.value))[1])
         why = [why for why, ran in crew.killed if named in ran]
         # Two died in it: of the episode itself, or it ran beside a deadly one, and again when the drawn death came.
         assert len(why) == 2 and (named in deadly or sorted(why) == ["deadly", "drawn"])

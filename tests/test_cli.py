@@ -735,10 +735,10 @@ def test_bad_data(call, place, tmp_path):
     wrong[8, 1] = np.nan
     refused(trained(save(tmp_path / "nan.npz", actions=wrong)), "nan.npz", "episode 1, step 3", "action")
     words = np.array(["left"] * 12)
-    refused(trained(save(tmp_path / "str.npz", actions=words)), "str.npz", "'action'", "found text")
+    refused(trained(save(tmp_path / "str.npz", actions=words)), "str.npz", "'action'", "contains text")
     assert "warning: action: text" in call("inspect", tmp_path / "str.npz")[1]
     refused(call(*train[:2], save(tmp_path / "said.npz", said=words), *train[2:], "--policy.inputs", "said"),
-            "said.npz", "'said'", "found text")
+            "said.npz", "'said'", "contains text")
     (tmp_path / "text.npz").write_text("not an archive")
     refused(trained(tmp_path / "text.npz"), "text file")
     (tmp_path / "folder").mkdir()
@@ -788,8 +788,8 @@ def test_a_comparison_is_of_two_policies(call, place):
 
 
 def test_a_place_for_rollouts_that_is_taken(call, place):
-    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "demos"), "name another folder")
-    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "b"), "name another folder")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "demos"), "choose another folder")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "b"), "choose another folder")
 
 
 def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):
@@ -800,7 +800,7 @@ def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):
     begun = shlex.join(["understudy", "train", "bc", str(place / "demos"), "--out", str(place / "a"), "--seed", "0",
                         *TINY])
     other = call("train", "bc-gmm", place / "demos", "--out", place / "a", *TINY)
-    refused(other, "something else: was bc, is bc-gmm; method.policy.head was Regression, is GMM; method.policy.window",
+    refused(other, "other settings: was bc, is bc-gmm; method.policy.head was Regression, is GMM; method.policy.window",
             f"; ...\n  -> choose another --out, or give the command it was begun with: {begun}\n")
     refused(call("train", "diffusion-policy", place / "demos", "--out", place / "a", "--seed", 5),
             "was bc, is diffusion-policy; seed was 0, is 5; ", "; ...\n")

@@ -302,7 +302,8 @@ def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0)
     Philox4x32-10 (Salmon et al. 2011) over all rows at once: a rollout is the same whether one environment or a
     thousand run side by side, and whichever row an episode landed in. `stream` keeps the users of one key apart, since
     environment and actor of an episode have the same: 0 and 1 are environments, 2 the unsteadiness of experts, 3
-    uniform actions, 4 plans, 5 exploration, 6 what an expert decides once, 7 to 9 shifts (envs.shifted, execute.late).
+    uniform actions, 4 plans, 5 exploration, 6 what an expert decides once, 7 to 9 shifts (envs.shifted, execute.late),
+    10 gates.
     """
     n = math.prod(shape)
     if not n:

@@ -73,12 +73,12 @@ CLAIM = Claim(
     statement="We can both identify incompatible demonstrations via post-hoc filtering, and apply our compatibility "
     "measure to actively elicit compatible demonstrations from new users, leading to improved task success "
     "rates across simulated and real environments.",
-    setup="fork: 6 demonstrations of its first 6 steps by one who turns left, and 40 of the whole task by others, half "
-    "of whom turn right. A new one is refused if any step is off by more than 6 variances of the base's actions "
-    "where 5 networks trained on the base differ less than they do on 95 % of its own steps. Cloning by "
-    "regression (an MLP of 64 x 1 blocks, 500 updates) with those that are left succeeds more often than with "
-    "all, with as many by lot, and without any. A mixture of Gaussians, which can tell two ways apart, stands "
-    "beside it. Only the filter is tested: nobody is asked to demonstrate again.",
+    setup="fork: 6 demonstrations of its first 6 steps by a demonstrator who turns left, and 40 of the whole task by "
+    "others, half of whom turn right. A new one is refused if any step is off by more than 6 variances of the "
+    "base's actions where 5 networks trained on the base differ less than they do on 95 % of its own steps. "
+    "Cloning by regression (an MLP of 64 x 1 blocks, 500 updates) with those that are left succeeds more often "
+    "than with all, with as many random ones, and without any. A mixture of Gaussians, which can represent two "
+    "ways, is reported too. Only the filter is tested: nobody is asked to demonstrate again.",
     parts=(
         ClaimPart(
             "regression",

@@ -86,7 +86,7 @@ def success_and_gap(experiment, method: ArmMethod, data: Dataset, seed: int, epi
     return {"success": judged, "gap": [float(np.mean(inside) - np.mean(outside))]}
 
 
-_rate_cache: dict = {}  # the twin looks at the same trainings
+_rate_cache: dict = {}  # the negative control uses the same trainings
 
 
 def maze_success(

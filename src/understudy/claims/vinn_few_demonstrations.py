@@ -1,8 +1,4 @@
-"""Row 079: is looking up what people did better than learning it, when they did it only a few times?
-
-An earlier run tuned neither arm. It counts as a pilot: here both have two trials, and seeds that judge for the first
-time.
-"""
+"""Row 079: with few demonstrations, is retrieving actions better than learning them?"""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -63,7 +63,7 @@ table{border-collapse:separate;border-spacing:0;font-size:14px;font-variant-nume
 th,td{text-align:left;padding:7px 22px 7px 0;border-bottom:1px solid var(--line);vertical-align:baseline}
 th{white-space:nowrap} td.n{white-space:nowrap}
 th:first-child,td:first-child{position:sticky;left:0;background:var(--paper);max-width:38vw;white-space:normal;
- overflow-wrap:anywhere}
+ overflow-wrap:break-word}
 th{font-weight:600;color:var(--soft)} td.n,th.n{text-align:right}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:26px 44px}
 .columns>div{min-width:0} .columns>div>h3{font-size:16px;padding-bottom:8px;border-bottom:1px solid var(--line);
@@ -389,7 +389,7 @@ def _failure_groups(b: BehaviorMetrics) -> tuple[Content, ...]:
             strips.insert(0, (f"For comparison, episode {number} succeeds from the most similar start", strip, ""))
         shown = f"its {len(g)} episodes" if len(g) > 1 else "its episode"
         if len(p.strips) < len(g):
-            shown = f"{len(p.strips)} of its {len(g)} episodes, the most typical"
+            shown = f"{len(p.strips)} of its {len(g)} episodes"
         out.append(Group(f"Group {i}: {len(g)} of {total}", p.trajectories, f"{capitalize_first(g.describe())}.",
                          (Details(f"Show {shown}", (Figures(tuple(strips)),)),) if p.strips else ()))
     return tuple(out)

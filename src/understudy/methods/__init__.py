@@ -122,7 +122,7 @@ METHODS: dict[str, NamedMethod] = {
     "dagger": NamedMethod(
         "understudy.methods.interaction:dagger",
         "DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.",
-        Reference("Ross et al. 2011, arXiv 1011.0686, where each round trains a new policy: --collection.reset-learner",
+        Reference("Ross et al. 2011, arXiv 1011.0686, where each round trains a new policy (reset_learner)",
                   (), (NUMBERS, "an environment with an expert, or a person"))),
     "td3-bc": NamedMethod(
         "understudy.methods.interaction:td3_bc",

@@ -222,7 +222,8 @@ def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):
     for command in (("convert", broken, tmp_path / "out"),
                     ("train", "bc", broken, "--out", tmp_path / "out", "--steps", "1")):
         status, _, err = run(capsys, *command)
-        assert status == 2 and "--ignore not-finite" in err and not (tmp_path / "out").exists()
+        advice = "--ignore not-finite" if command[0] == "convert" else "--out finite.json --delete 2"
+        assert status == 2 and advice in err and not (tmp_path / "out").exists()
     status, _, _ = run(capsys, "convert", broken, tmp_path / "out", "--ignore", "not-finite")
     assert status == 0 and np.isnan(Dataset.open(tmp_path / "out")[2].steps["action"][1, 0])
 

@@ -82,6 +82,12 @@ class Feature:
         return math.prod(self.shape)
 
     @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> Feature:
+        """The feature of which JSON has the fields, with lists for tuples."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return Feature(**values)
+
+    @staticmethod
     def from_array(column: np.ndarray) -> Feature:
         """What the array of a column (T, *shape) says of itself."""
         dtype, shape = column.dtype, tuple(column.shape[1:])
@@ -238,7 +244,7 @@ class HeadSpec:
     causal: bool = False
 
 
-def tree_map(function: Callable[..., Tensor], *trees):
+def tree_map(function: Callable[..., Any], *trees):
     """Calls `function` on the tensors at the same place of several trees.
 
     Args:

@@ -185,7 +185,7 @@ def _cast_actions(features: Schema, episode: Episode) -> Episode:
 
 @dataclass(frozen=True)
 class SupervisorLabels:
-    """A relabeling: the target is what the supervisor advised, whoever acted (DAgger).
+    """A relabeling: the target is what the supervisor advised, also where the policy acted (DAgger).
 
     Args:
         into: The column that the policy learns.

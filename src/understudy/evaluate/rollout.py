@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import UserError, keys, put, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
-from ..execute.actor import Actor, NonFiniteAction, check_action
+from ..execute.actor import LAST_REWARD, Actor, NonFiniteAction, check_action
 
 MAX_EPISODE_STEPS = 100_000  # steps; an environment without a time limit may never let an idle policy go
 
@@ -27,6 +27,8 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     episode)` sees each as it ends. Their facts: "number", "seed", "env", what the environment's last `info` held, and
     "success", where it defines one: was it one at any step? An environment that tells of it for the first time has not
     had one before.
+
+    The actor also sees `last.reward` (B,), the reward of the step before, which is not recorded.
     """
     if not isinstance(actor, Actor):
         raise UserError(f"expected an actor, found {type(actor).__name__}", where="rollout",
@@ -35,16 +37,17 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     rows = min(env.rows, episodes)
     number = list(range(first, first + rows)) + [-1] * (env.rows - rows)
     key = keys(seed, range(first, first + env.rows))
-    obs = env.reset(torch.arange(env.rows), key)
+    obs, reward = env.reset(torch.arange(env.rows), key), torch.zeros(env.rows)
     with _locate_errors(env, number, [0] * env.rows, 0):
-        state = actor.start(obs, key)
+        state = actor.start({**obs, LAST_REWARD: reward}, key)
     history: deque[dict[str, np.ndarray]] = deque()  # steps of all rows, from the earliest that is still needed
     began, clock, upcoming = [0] * env.rows, 0, first + rows
     live, needed = torch.tensor(number) >= 0, 0  # rows with an episode; when the first of those began
     done: dict[int, Episode] = {}
     while len(done) < episodes:
         with _locate_errors(env, number, began, clock):
-            action, state = actor.act(obs if live.all() else _fill_idle_rows(obs, live), state)
+            told = {**obs, LAST_REWARD: reward}
+            action, state = actor.act(told if live.all() else _fill_idle_rows(told, live), state)
             _check_action_shape(action, env)
             check_action(torch.where(live.unsqueeze(1), action, 0.0))  # nobody reads what a row without an episode does
         state = dict(state)
@@ -57,7 +60,7 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
             for past in history:
                 past["next.success"] = np.zeros(env.rows, bool)
         history.append({k: v.numpy().copy() for k, v in {**obs, **record}.items()})
-        clock, obs = clock + 1, out.obs
+        clock, obs, reward = clock + 1, out.obs, out.reward
         if clock - needed > MAX_EPISODE_STEPS:
             raise UserError(f"expected every episode to end, found one of more than {MAX_EPISODE_STEPS} steps",
                             where=env.metadata["env"], hint="give the environment a time limit (max_episode_steps)")
@@ -78,9 +81,9 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
             began[row], upcoming = clock, upcoming + 1
         if fresh := [r for r in ended if number[r] >= 0]:
             which, new = torch.tensor(fresh), keys(seed, [number[r] for r in fresh])
-            obs = env.reset(which, new)
+            obs, reward = env.reset(which, new), put(reward, which, torch.zeros(len(which)))
             with _locate_errors(env, [number[r] for r in fresh], [0] * len(fresh), 0):
-                state = put(state, which, actor.start(take(obs, which), new))
+                state = put(state, which, actor.start(take({**obs, LAST_REWARD: reward}, which), new))
         live = torch.tensor(number) >= 0
         needed = min((b for b, n in zip(began, number, strict=True) if n >= 0), default=clock)
         while clock - len(history) < needed:

@@ -11,17 +11,23 @@ from types import MappingProxyType
 import torch
 
 from ..checkpoint import CheckpointModule, FromStage
-from ..core import Unsupported, UserError
+from ..core import Schema, Unsupported, UserError
 from ..data.episode import Dataset
-from ..data.operations import Operation
-from ..data.relabel import Relabel
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy
 from . import devices
 from .fit import Callback, Learner, fit
-from .method import InitializeFrom, Method, build_actor, find_references, load_modules, resolve_references
+from .method import (
+    InitializeFrom,
+    Method,
+    build_actor,
+    find_references,
+    load_modules,
+    resolve_references,
+    training_data,
+)
 from .stages import check_stages, freeze, load_weights_from, packages_of
 
 
@@ -32,10 +38,12 @@ class FitResult:
     Attributes:
         method: The method, without references to stages in what acts and learns.
         modules: The trained modules by name, in evaluation mode. "policy" is the one that acts.
+        features: The columns of the data before the method's transforms. None if they are not known.
     """
 
     method: Method
     modules: Mapping[str, CheckpointModule]
+    features: Schema | None = None
 
     @property
     def policy(self) -> Policy:
@@ -45,7 +53,7 @@ class FitResult:
     @property
     def actor(self) -> Actor:
         """The actor that the method deploys: see `method.build_actor`."""
-        return build_actor(self.method, self.modules)
+        return build_actor(self.method, self.modules, features=self.features)
 
 
 def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str, FitResult | Path | str] | None = None,
@@ -91,7 +99,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
                                             device=where)
     known = _known_modules(method, stages, where)
     method = resolve_references(method, known)
-    config, data = method.learner, apply_transforms(data, method.transforms)
+    config, recorded, data = method.learner, data.features(), training_data(data, method)
     with devices.deterministic(where):
         with devices.seeded(seed, where):
             if policy is None:
@@ -103,7 +111,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
             learner = config.build(policy, seed, config.steps, data)
         sampler = learner.batch_sampler(data, sampling_weights)
         fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), config.steps, callbacks=callbacks)
-        return FitResult(method, {**learner.modules, "policy": acting_policy(learner, data)})
+        return FitResult(method, {**learner.modules, "policy": acting_policy(learner, data)}, recorded)
 
 
 def _known_modules(method: Method, stages: Mapping[str, FitResult | Path | str],
@@ -138,13 +146,6 @@ def acting_policy(learner: Learner, data: Dataset) -> Policy:
     if isinstance(policy.config.head, MemoryHead):
         return copy.deepcopy(policy).fit_statistics(data, refit_codec=False).eval()
     return copy.deepcopy(policy).eval() if policy is learner.policy else policy.eval()
-
-
-def apply_transforms(data: Dataset, transforms: Iterable[Relabel | Operation]) -> Dataset:
-    """The episodes after a method's transforms, in order. Nothing is computed before a column is asked for."""
-    for transform in transforms:
-        data = transform.apply(data) if isinstance(transform, Operation) else data.map(transform)
-    return data
 
 
 def part_of(data: Dataset, name: str | None) -> list[int]:

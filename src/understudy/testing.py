@@ -718,7 +718,16 @@ def _env_has_its_capabilities(env):
 
 
 def _env_restores(env, run):
-    """Restoring a recorded step and taking its action must lead to the next recorded step."""
+    """Restoring a recorded step and taking its action must lead to the next recorded step. What is random afterwards
+    must depend on the key of the row alone."""
+    first = {k: torch.from_numpy(np.repeat(v[:1], 2, 0)) for k, v in run[0].steps.items()}
+    action = torch.from_numpy(np.repeat(run[0].steps["action"][:1], env.rows, 0))
+    for rows in ([0, 2], [1, 2]):
+        env.restore(torch.tensor(rows), first, torch.tensor([7, 7]))
+        for _ in range(2):
+            out = env.step(action)
+            require(all(np.array_equal(v[rows[0]].numpy(), v[rows[1]].numpy()) for v in out.obs.values()),
+                    "what follows a restored state must depend on its key alone")
     for episode in run[:2]:
         steps = episode.steps
         at = sorted({0, len(episode) // 2, len(episode) - 1})

@@ -124,6 +124,8 @@ class WrappedActor(Actor):
     def start(self, obs, key):
         wrapped = self.wrapper.start(obs, key)
         shown, _ = self.wrapper.transform_obs(obs, wrapped)
+        if LAST_REWARD in obs:
+            shown = {**shown, LAST_REWARD: torch.zeros(len(key))}
         inner = self.actor.start(shown, key)
         state = {"inner": inner, "wrapper": wrapped, "reward": torch.zeros(len(key)),
                  "steps": torch.full_like(key, self.wrapper.period)}

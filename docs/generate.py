@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
 FAMILIES = {"behavior_cloning": "Likelihood and regression", "generative": "Iterative generation",
-            "chunking": "Long chunks", "retrieval": "Retrieval"}
+            "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes"}
 
 
 METHODS = """# Methods
@@ -77,6 +77,8 @@ def _method(f, method) -> str:
     recipe, window = method.policy, method.policy.window
     parts = {"head": recipe.head, "trunk": recipe.trunk, "encoder": recipe.encoder, "executor": method.executor,
              "learning": method.learner}
+    if method.collection is not None:
+        parts["collection"] = method.collection
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
     seen = (f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
             f"{window.horizon} action{'s' * (window.horizon > 1)}")
@@ -131,7 +133,7 @@ def picture(name: str, episode: int = 1) -> bytes:
     rows = len(steps["observation.state"]) - 1
     frames = []
     for row in (0, rows // 2, rows):
-        env.restore(torch.tensor([0]), {k: torch.as_tensor(steps[k][row:row + 1]) for k in env.needs})
+        env.restore(torch.tensor([0]), {k: torch.as_tensor(steps[k][row:row + 1]) for k in env.state_columns})
         frames.append(np.pad(env.frame(0), ((0, 0), (0, 8), (0, 0)), constant_values=255))
     return encode_png(np.concatenate(frames, 1)[:, :-8])
 

@@ -49,6 +49,8 @@ def test_the_wheel_holds_nothing_else_and_nothing_large(built):
         strays = [n for n in whole.namelist() if not re.match(r"understudy(-[\d.]+\.dist-info)?/", n)]
         assert not strays
         assert not [i.filename for i in whole.infolist() if i.file_size > 1_000_000]
+        assert not [n for n in whole.namelist() if n.startswith("understudy/claims/figures")]
+    assert list((ROOT / "src/understudy/claims/figures").glob("*.json"))  # in the repository alone
     assert wheel.stat().st_size < 2_000_000
     assert sdist.stat().st_size < 5_000_000
 
@@ -81,7 +83,8 @@ def test_extras_that_are_named_exist_and_the_readme_names_them_all():
             for name in re.findall(r"\w+", row)} == extras
     named = {(p.name, extra) for p in (*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md")
              for extra in re.findall(r"(?:understudy|\.)\[(\w+)\]'", p.read_text(encoding="utf-8"))}
-    assert {"onnx.py", "hdf5.py", "logs.py", "remote.py", "README.md", "deploy.md"} <= {file for file, _ in named}
+    files = {file for file, _ in named}
+    assert {"onnx.py", "hdf5.py", "message_logs.py", "remote.py", "README.md", "deploy.md"} <= files
     assert {extra for _, extra in named} <= extras
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, is_dataclass, replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -127,8 +128,8 @@ def test_a_probe_sees_a_lower_rate_where_claims_train_in_their_own_way(name):
 def test_a_probe_sees_an_episode_limit_that_is_one_lower():
     claim = first_arm("diffusion-bc")
     part = claim.parts[0]
-    limits = [replace(claim, parts=(replace(part, experiment=replace(part.experiment, env_options=(("limit", limit),))),))
-              for limit in (20, 19)]
+    experiments = [replace(part.experiment, env_options=(("limit", limit),)) for limit in (20, 19)]
+    limits = [replace(claim, parts=(replace(part, experiment=e),)) for e in experiments]
     assert any("environment, random actions / lengths" in d for d in compare(*map(take, limits)))
 
 
@@ -146,10 +147,11 @@ def test_rounding_errors_do_not_matter():
 
 
 def test_real_runs_never_meet_what_a_probe_trained():
-    functions = measures.fit, measures.rollout, measures._policy_cache
+    training = import_module("understudy.learn.fit_method")
+    functions = training.fit, measures.rollout, measures._policy_cache
     step = torch.optim.Adam.step
     take(first_arm("diffusion-bc"))
-    assert (measures.fit, measures.rollout) == functions[:2] and measures._policy_cache is functions[2]
+    assert (training.fit, measures.rollout) == functions[:2] and measures._policy_cache is functions[2]
     assert torch.optim.Adam.step is step and not any(p for p in measures._policy_cache.values())
 
 
@@ -208,6 +210,32 @@ def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypat
     monkeypatch.setattr(probe, "missing_requirements", lambda claim: ["the sim extra"])
     status, said = check()
     assert status == 0 and "cannot run here: needs the sim extra" in said
+
+
+def test_a_defect_in_one_claim_does_not_hide_the_others(monkeypatch):
+    def broken(*args):
+        raise AttributeError("'StepTable' object has no attribute 'whole'")
+    claim = first_arm("checkpoint-selection")
+    monkeypatch.setattr(probe, "take", broken)
+    found = confirm(claim)
+    assert found.status == "due" and "AttributeError: 'StepTable' object" in found.detail
+
+
+def test_a_confirmed_record_is_not_stale_until_its_code_changes_again(tmp_path, monkeypatch):
+    claim = records.find_claim("checkpoint-selection")
+    monkeypatch.setattr(records, "all_claims", lambda: {claim.name: claim})
+    for module in (records, probe):
+        monkeypatch.setattr(module, "probe_path", lambda name: tmp_path / f"{name}.json")
+    before = probe._write(claim.name, {"claim": claim.name, "numbers": {"a": [1.0, None]}})
+    marks = ["first"]
+    for module in (records, probe):
+        monkeypatch.setattr(module, "fingerprint", lambda claim, sources=None: marks[-1])
+    assert records.list_claims()[0]["stale"] and records.confirmation(claim.name) == {}
+    probe.save_confirmation(claim)
+    assert not records.list_claims()[0]["stale"] and records.confirmation(claim.name)["fingerprint"] == "first"
+    assert json.loads((tmp_path / f"{claim.name}.json").read_text())["numbers"] == {"a": [1.0, None]} and before is None
+    marks.append("second")
+    assert records.list_claims()[0]["stale"]
 
 
 def test_a_claim_without_a_record_is_not_run():

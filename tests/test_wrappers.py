@@ -21,6 +21,7 @@ from understudy.envs.base import Env, StepResult
 from understudy.envs.fork import Expert, Fork
 from understudy.envs.wrappers import WrappedEnv
 from understudy.evaluate.evaluation import evaluate
+from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import LAST_REWARD, Actor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
@@ -35,6 +36,7 @@ from understudy.execute.wrappers import (
 )
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
+from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage, TrainedRun, build_actor, load_actor, training_data
@@ -458,6 +460,26 @@ def test_what_a_wrapper_cannot_convert_is_refused_before_training(data, tmp_path
     with pytest.raises(UserError, match="is not a policy"):
         build_actor(method, {"policy": fit_method(base_method(), data, 0).policy}).start(
             {STATE: torch.zeros(1, 2)}, keys(0, [0]))
+
+
+def test_steering_is_trained_on_collected_episodes(data, tmp_path):
+    """There is no noise that demonstrations tell. Episodes of the wrapped environment are learned from as they are."""
+    base = fit_method(base_method(), data, 0)
+    wrapper = NoiseSteeringWrapper(FixedBatch(base.policy), 2, bound=1.0)
+    env = WrappedEnv(Fork(4, limit=8), wrapper)
+    first = rollout(UniformRandomActor(env), env, 4, seed=0)
+    rounds = CollectionRounds(2, RolloutCollector(3, GaussianExploration(0.1)), updates_per_step=0.2)
+    method = Method(PolicyConfig(Regression(), MLP(8, 1)), learner=BehaviorCloning(3, 8), collection=rounds,
+                    stages=(Stage("base", base_method()),), wrapper=replace(wrapper, policy=FromStage("base")))
+    seen = []
+    result = fit_method(method, first, 0, env=Fork(4, limit=8), stages={"base": base}, callbacks=[
+        lambda n, learner, metrics: seen.append(metrics)])
+    assert sum("round" in m for m in seen) == 2 and result.policy.action_dim == 8
+    assert {m["round/episodes"] for m in seen if "round" in m} == {3}
+    assert isinstance(result.actor, WrappedActor) and len(rollout(result.actor, Fork(2, limit=8), 2)) == 2
+    supervised = replace(rounds, collector=RolloutCollector(3, supervisor="expert"))
+    with pytest.raises(Unsupported, match="a supervisor acts in the environment"):
+        fit_method(replace(method, collection=supervised), first, 0, env=Fork(4, limit=8), stages={"base": base})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import State, Unsupported, UserError, put, take
 from ..execute.actor import LAST_REWARD
-from ..execute.wrappers import ActionWrapper
+from ..execute.wrappers import ActionWrapper, wrapped_env_name
 from .base import Env, Obs, StepResult
 
 
@@ -44,7 +44,7 @@ class WrappedEnv(Env):
             facts["limit"] = math.ceil(facts["limit"] / wrapper.period)
         if (limits := wrapper.action_limits()) is not None:
             facts["low"], facts["high"] = limits
-        self.metadata = {**facts, "env": f"{env.metadata['env']}+{type(wrapper).__name__}",
+        self.metadata = {**facts, "env": wrapped_env_name(env.metadata["env"], wrapper),
                          "discount": discount**wrapper.period}
         self.state: State | None = None
         self.seen: Obs = {}  # what `env` showed; of a row that has ended, what it showed last

@@ -100,6 +100,16 @@ class ActionWrapper(ABC):
         return torch.zeros(_n_rows(state), dtype=torch.bool)
 
 
+def wrapped_env_name(name: str, wrapper: ActionWrapper) -> str:
+    """Returns the name of an environment with a wrapper."""
+    return f"{name}+{type(wrapper).__name__}"
+
+
+def is_wrapped(episode: Episode, wrapper: ActionWrapper) -> bool:
+    """Returns whether an episode was recorded in `WrappedEnv`, by its metadata "env"."""
+    return str(episode.metadata.get("env", "")).endswith(wrapped_env_name("", wrapper))
+
+
 def _n_rows(state) -> int:
     while not isinstance(state, Tensor):
         state = next(part for part in state.values() if isinstance(part, Tensor) or part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -22,15 +21,12 @@ from ..execute.base import Executor
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import PlannerConfig
 from ..execute.planners import FixedBatch
-from ..execute.wrappers import ActionWrapper, WrappedActor
+from ..execute.wrappers import ActionWrapper, WrappedActor, is_wrapped
 from ..files import read_json
 from ..policy import Planner, Policy, PolicyConfig, camera_sizes, find_checkpoint, read_checkpoint_json
 from .behavior_cloning import BehaviorCloning
+from .data_collection import DataCollection
 from .fit import LearnerConfig
-
-
-class DataCollection(ABC):  # noqa: B024 - what collects stands above this package
-    """A frozen dataclass: how new episodes are collected while a policy trains."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Method:
         inference: How the method plans: guidance, best of n, hierarchies. Applied in order to the policy.
         wrapper: What the policy's actions mean, where they are not those of the environment. Recorded episodes are
             converted for training (`ActionWrapper.transform_episode`) after the operations of `transforms` and before
-            the relabelings that follow them.
+            the relabelings that follow them. Episodes that were recorded in `WrappedEnv` stay as they are.
         collection: How new episodes are collected while the policy trains.
 
     Example:
@@ -343,11 +339,11 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     """Returns the episodes that the policy of a method is trained on.
 
     The operations of `method.transforms`, and the relabelings before them, are applied first. The wrapper converts
-    the episodes next. The remaining relabelings are applied last. Without a wrapper, nothing is computed before a
-    column is asked for.
+    the episodes next, except those that were recorded in `WrappedEnv`. The remaining relabelings are applied last.
+    Without a wrapper, nothing is computed before a column is asked for.
 
     Args:
-        data: Recorded episodes of the environment.
+        data: Recorded episodes of the environment, or of `WrappedEnv`, as their metadata "env" says.
         method: A method without references in its wrapper and its transforms.
 
     Raises:
@@ -357,7 +353,8 @@ def training_data(data: Dataset, method: Method) -> Dataset:
     data = apply_transforms(data, method.transforms[:last])
     if method.wrapper is not None:
         runtime_relabels(method)  # they must stand behind the wrapper
-        data = Dataset([method.wrapper.transform_episode(episode) for episode in data], data.metadata)
+        data = Dataset([episode if is_wrapped(episode, method.wrapper) else method.wrapper.transform_episode(episode)
+                        for episode in data], data.metadata)
     return apply_transforms(data, method.transforms[last:])
 
 

@@ -305,6 +305,10 @@ def test_runs_act_with_their_transforms(data, tmp_path, capsys):
     shown = policy_features(trained.method, Fork(1).features)
     assert {LAST, "observation.return_to_go", STATE} < set(shown) and shown["action"].shape == (3,)
     assert main(["eval", str(tmp_path / "run"), "fork", "--episodes", "4"]) == 0, capsys.readouterr()
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "policy.onnx")]) == 0
+    said = capsys.readouterr().out
+    assert "does not compute what LastAction, ReturnToGo, ColumnPadding adds" in said
+    assert f"understudy eval {tmp_path / 'run'} ENV" in said, "and not the file"
 
 
 def test_relabelings_stand_behind_the_wrapper(data):

@@ -28,8 +28,9 @@ class ExportOptions:
 def main(args: list[str]) -> None:
     o = parse(ExportOptions, "export", args)
     from ..core import Unsupported
+    from ..data.relabel import TaskText
     from ..deploy.onnx import export, load_onnx_actor
-    from ..learn.method import TrainedRun
+    from ..learn.method import TrainedRun, runtime_relabels
 
     with Output(o.json) as out:
         trained = TrainedRun.load(o.run, o.trust)
@@ -50,6 +51,10 @@ def main(args: list[str]) -> None:
         except Unsupported as refusal:
             out.print(f"The file plans whole chunks, and the executor of this method needs more: {refusal.problem}. "
                       "Evaluate the run itself, or execute the chunks of the file in your own loop.")
+            runs = o.run
+        if computed := [type(r).__name__ for r in runtime_relabels(method) if not isinstance(r, TaskText)]:
+            out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
+                      "or compute it in your own loop.")
             runs = o.run
         out.suggest(command_line("eval", runs, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
         out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),

@@ -16,7 +16,7 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data import video
 from understudy.data.episode import Dataset
-from understudy.data.formats import describe, message_logs, preview_dataset, topic_mapping
+from understudy.data.formats import describe, message_logs, open_dataset, preview_dataset, topic_mapping
 from understudy.data.formats.bags import BagSource
 
 mcap = pytest.importorskip("mcap.writer", reason="extra bags not installed")
@@ -97,6 +97,21 @@ def test_a_folder_of_recordings_is_one_data_set(name, shared):
     assert [len(e) for e in data] == closed_form.LENGTHS
     for e in range(4):
         holds(data[e], e)
+
+
+@pytest.mark.parametrize("empty", [lambda p: written(p, {"/state": [], "/cmd": []}), lambda p: written(p, {}),
+                                   lambda p: p.write_bytes(b"")], ids=["topics", "header", "bytes"])
+def test_an_empty_recording_in_a_folder_is_left_out(empty, tmp_path):
+    folder = tmp_path / "bags"
+    folder.mkdir()
+    for e in (0, 2):
+        written(folder / f"run_{e}.mcap", {"/state": steps(5, first=10 * e), "/cmd": steps(5)})
+    empty(folder / "run_1.mcap")
+    mapping = mapped(observation__state="/state", action="/cmd")
+    for data in (preview_dataset(folder), open_dataset(folder, mapping=mapping)):
+        assert len(data) == 2
+        assert "run_1.mcap has no messages and is left out" in data.metadata["warnings"]
+    assert [e.steps["observation.state"][0, 0] for e in data] == [0, 20]
 
 
 def test_what_the_readers_of_others_count(shared):

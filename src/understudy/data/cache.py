@@ -88,7 +88,7 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
                     hint="set UNDERSTUDY_CACHE_GB to more: several processes do not fit into it")
 
 
-def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.memmap:
     """A new array in an entry that is being built, to be filled."""
     path = folder / f"{quote(name, safe='')}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)

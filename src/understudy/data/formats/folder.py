@@ -28,6 +28,7 @@ from ..episode import Dataset
 from . import sidecar
 from .base import SourceEpisodes, row_counts
 from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name
+from .episode_table import cut_table
 from .memmap_source import MemmapSource
 from .npz_arrays import NpzArrays
 from .sidecar import ColumnEncoding, FormatCapability
@@ -57,10 +58,17 @@ def open_npz_folder(path: Path) -> Dataset:
     return Dataset(SourceEpisodes(source), source.metadata)
 
 
-def open_csv(path: Path) -> Dataset:
-    """A folder, or one file: an episode."""
+def open_csv(path: Path, episode: str | None = None) -> Dataset:
+    """A folder of one file per episode, or a single table.
+
+    Args:
+        path: The folder or file.
+        episode: The column of a single table that tells its episodes apart (see `cut_table`).
+    """
     source = CsvFolderSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
+    if path.is_dir():
+        return Dataset(SourceEpisodes(source), source.metadata)
+    return cut_table(source, source.metadata, path, episode)
 
 
 class FolderSource(MemmapSource):

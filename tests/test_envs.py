@@ -13,19 +13,14 @@ from hypothesis import strategies as st
 from understudy import envs
 from understudy.config import UntrustedCode
 from understudy.core import UserError, keys
-from understudy.data.window import Window
 from understudy.envs import push
 from understudy.envs.fork import Expert, Fork
 from understudy.envs.particle import Particle
 from understudy.envs.push import Push
 from understudy.envs.raster import Canvas
-from understudy.envs.wrappers import BASE_ACTION, NoiseSteeringWrapper, ResidualWrapper
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, PolicyActor
-from understudy.execute.chunking import RecedingHorizon
-from understudy.heads.flow import Flow
-from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_env, random_batch
+from understudy.execute.actor import Actor
+from understudy.testing import check_env
 
 TOYS = (*envs.names(), "particle:8")
 
@@ -327,75 +322,3 @@ def test_a_thousand_copies_step_as_one():
                 env.step(action)
             took[rows] = time.process_time() - began
         assert took[1000] < 100 * took[1]
-
-
-# -- environments made of environments ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Constant(Actor):
-    value: torch.Tensor
-
-    def start(self, obs, key):
-        return {"none": key}
-
-    def act(self, obs, state):
-        return self.value.expand(len(state["none"]), -1), state
-
-
-def test_no_correction_is_the_base_itself():
-    base = rollout(Expert(), Fork(3), 7, seed=3)
-    ran = rollout(Constant(torch.zeros(2)), ResidualWrapper(Fork(3), Expert(), 0.1), 7, seed=3)
-    for a, b in zip(base, ran, strict=True):
-        np.testing.assert_array_equal(a.steps["observation.state"], b.steps["observation.state"])
-        np.testing.assert_array_equal(a.steps["action"], b.steps[BASE_ACTION][:-1])
-
-
-def test_corrections_are_added_in_their_scale():
-    env, plain = ResidualWrapper(Fork(2), Constant(torch.tensor([0.5, 0.0])), 0.1), Fork(2)
-    for e in (env, plain):
-        e.reset(torch.arange(2), keys(0, range(2)))
-    a = env.step(torch.tensor([[1.0, -1.0], [0.0, 2.0]])).obs["observation.state"]
-    b = plain.step(torch.tensor([[0.6, -0.1], [0.5, 0.2]])).obs["observation.state"]
-    torch.testing.assert_close(a, b, atol=1e-7, rtol=0)
-    check_env(lambda rows: ResidualWrapper(Fork(rows, limit=12), Expert(), 0.3))
-
-
-@pytest.fixture(scope="module")
-def policy():
-    data = rollout(Expert(), Fork(20), 20, seed=0)
-    torch.manual_seed(0)
-    return Policy(PolicyConfig(Flow(n_steps=2), window=Window(1, 6)), data.features()).fit_statistics(data).eval()
-
-
-def test_steering_with_the_noise_that_would_have_been_drawn_changes_nothing(policy):
-    @dataclass(frozen=True)
-    class Drawn(Actor):
-        def start(self, obs, key):
-            return {"key": key, "count": torch.zeros_like(key)}
-
-        def act(self, obs, state):
-            return policy.noise(state["key"], state["count"]).flatten(1), {**state, "count": state["count"] + 1}
-    execute = 4
-    plain = rollout(PolicyActor(policy, RecedingHorizon(execute)), Fork(4, limit=20), 6, seed=1)
-    steered = rollout(Drawn(), NoiseSteeringWrapper(Fork(4, limit=20), policy, execute, bound=100.0), 6, seed=1)
-    for a, b in zip(plain, steered, strict=True):
-        np.testing.assert_allclose(b.steps["observation.state"][:-1], a.steps["observation.state"][:-1:execute],
-                                   atol=1e-6)
-        np.testing.assert_allclose(b.steps["observation.state"][-1], a.steps["observation.state"][-1], atol=1e-6)
-        assert b.steps["next.reward"].sum() == pytest.approx(a.steps["next.reward"].sum())
-        assert a.metadata["success"] == b.metadata["success"] and len(b) == -(-len(a) // execute)
-
-
-def test_steering_clips_the_noise_and_says_what_it_needs(policy):
-    env = NoiseSteeringWrapper(Fork(2), policy, 3, bound=1.0)
-    seen = []
-    for size in (1.0, 50.0):
-        env.reset(torch.arange(2), keys(0, range(2)))
-        seen.append(env.step(torch.full((2, 12), size)).obs["observation.state"])
-    torch.testing.assert_close(*seen, atol=0, rtol=0)
-    with pytest.raises(UserError, match="execute from 1 to 6"):
-        NoiseSteeringWrapper(Fork(2), policy, 7)
-    late, _ = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4, action_offset=-1)))
-    with pytest.raises(UserError, match="plans from now, found .*action_offset=-1"):
-        NoiseSteeringWrapper(Fork(2), late, 2)

@@ -21,17 +21,34 @@ from torch import Tensor
 from . import config
 from .checkpoint import Scorer, load_module, save_module
 from .config import UntrustedCode
-from .core import Batch, Context, Feature, HeadSpec, Schema, Unsupported, UserError, keys, put, take, tree_map
+from .core import (
+    Batch,
+    Context,
+    Feature,
+    HeadSpec,
+    Schema,
+    Unsupported,
+    UserError,
+    keys,
+    put,
+    role,
+    take,
+    tree_map,
+)
 from .data.augment import GaussianNoise
 from .data.codec import Codec
 from .data.episode import Dataset, Episode
+from .data.relabel import Relabel, RuntimeRelabel, relabeled_features
+from .data.runtime import LastStep
 from .data.window import Window
 from .envs.base import Env, HasExpert, PlanarMap, Renderable, Restorable
 from .envs.shifts import Shift
+from .envs.wrappers import WrappedEnv
 from .evaluate.recording import UniformRandomActor
 from .evaluate.rollout import rollout
 from .execute.actor import Actor, NoisyActor
 from .execute.base import ActionConditionedExecutor, Executor
+from .execute.wrappers import ActionWrapper, WrappedActor
 from .heads.base import DenoisingHead, LikelihoodHead, TargetNetworkHead, TemperatureHead
 from .heads.flow import Flow
 from .heads.neighbors import Neighbors
@@ -707,7 +724,16 @@ def _env_has_its_capabilities(env):
 
 
 def _env_restores(env, run):
-    """Restoring a recorded step and taking its action must lead to the next recorded step."""
+    """Restoring a recorded step and taking its action must lead to the next recorded step. What is random afterwards
+    must depend on the key of the row alone."""
+    first = {k: torch.from_numpy(np.repeat(v[:1], 2, 0)) for k, v in run[0].steps.items()}
+    action = torch.from_numpy(np.repeat(run[0].steps["action"][:1], env.rows, 0))
+    for rows in ([0, 2], [1, 2]):
+        env.restore(torch.tensor(rows), first, torch.tensor([7, 7]))
+        for _ in range(2):
+            out = env.step(action)
+            require(all(np.array_equal(v[rows[0]].numpy(), v[rows[1]].numpy()) for v in out.obs.values()),
+                    "what follows a restored state must depend on its key alone")
     for episode in run[:2]:
         steps = episode.steps
         at = sorted({0, len(episode) // 2, len(episode) - 1})
@@ -722,6 +748,226 @@ def _env_restores(env, run):
                 )
             for k, value in (("next.reward", out.reward), ("next.terminated", out.terminated)):
                 require(value[1].item() == steps[k][t], f"{k!r} after restoring is not as recorded")
+
+
+# -- relabelings ------------------------------------------------------------------------------------------------------
+
+
+def check_relabel(relabel: Relabel, features: Schema, provided: Sequence[str] = ()) -> None:
+    """Checks that every observation that a relabeling adds is known while acting.
+
+    Args:
+        relabel: The relabeling.
+        features: The columns of episodes that it fits.
+        provided: Columns that environments show themselves, such as "observation.goal".
+
+    Raises:
+        ContractViolation: If it adds an `observation.*` column that is not in `provided`, and it is no
+            `RuntimeRelabel`.
+    """
+    added = [k for k in relabeled_features(features, [relabel]) if k.startswith("observation.") and k not in features]
+    unknown = [] if isinstance(relabel, RuntimeRelabel) else [k for k in added if k not in provided]
+    require(not unknown, f"{type(relabel).__name__} adds {', '.join(unknown)}, which no environment shows: make it a "
+                         "RuntimeRelabel, so that a policy that reads it can act")
+
+
+def check_runtime_transform(relabel: RuntimeRelabel, data: Dataset) -> None:
+    """Checks that a relabeling and its runtime transform give the same columns.
+
+    The transform sees the recorded observations, actions and rewards one by one. In the first observation it also finds
+    the first value of the column, as an `ObservationWrapper` would give it. Its state must keep its structure, and rows
+    must not depend on each other.
+
+    Args:
+        relabel: The relabeling.
+        data: Two or more episodes of different columns, without the added ones. Lengths may differ.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
+    together = _runtime_columns(relabel, list(data))
+    for episode, columns in zip(data, together, strict=True):
+        relabeled = relabel(episode)
+        added = [k for k, v in relabeled.steps.items() if role(k) == "observation"
+                 and (k not in episode.steps or v is not episode.steps[k])]
+        for name in added:
+            require(name in columns, f"the runtime transform does not give {name!r}")
+            want = np.asarray(relabeled.steps[name])
+            have = columns[name][: len(want)]
+            require(have.shape == want.shape and have.dtype.kind == want.dtype.kind,
+                    f"{name!r} is {have.dtype} {have.shape[1:]} while acting, but {want.dtype} {want.shape[1:]} in "
+                    "training")
+            near = np.allclose(have, want, rtol=1e-4, atol=1e-4) if want.dtype.kind == "f" else np.array_equal(
+                have, want)
+            require(near, f"{name!r} must have the same values while acting as in training")
+    for episode, columns in zip(data, together, strict=True):
+        alone = _runtime_columns(relabel, [episode])[0]
+        for name, column in columns.items():
+            require(np.array_equal(column[: len(alone[name])], alone[name]),
+                    f"{name!r} must not depend on the other rows")
+
+
+def _runtime_columns(relabel, episodes) -> list[dict[str, np.ndarray]]:
+    """What the runtime transform adds along episodes that run side by side, (T + 1 rows each)."""
+    transform, rows = relabel.runtime_transform(), torch.arange(len(episodes))
+    actions = [np.asarray(e.steps["action"]).reshape(len(e.steps["action"]), -1) for e in episodes]
+    rewards = [np.asarray(e.steps["next.reward"], np.float32).reshape(-1) for e in episodes]
+
+    def at(columns, t):
+        return torch.from_numpy(np.stack([c[min(t, len(c) - 1)] for c in columns]))
+    observed = [k for k in episodes[0].steps if role(k) == "observation"]
+    seen = {k: [np.asarray(e.steps[k]) for e in episodes] for k in observed}
+    firsts = [{k: np.asarray(v[0]) for k, v in relabel(e).steps.items()
+               if role(k) == "observation" and k not in observed} for e in episodes]
+    given = {k: torch.from_numpy(np.stack([first[k] for first in firsts])) for k in firsts[0]}
+    lengths = [len(e) for e in episodes]
+    state, found = None, []
+    for t in range(max(lengths) + 1):
+        obs = {**{k: at(v, t) for k, v in seen.items()}, **given}
+        last = LastStep(torch.full((len(rows),), t > 0), at(actions, max(t - 1, 0)) * (t > 0),
+                        at(rewards, max(t - 1, 0)) * (t > 0))
+        if t == 0:
+            state = transform.start(obs, keys(0, range(len(rows))))
+        added, after = transform.step(obs, last, state)
+        require(_structure(after) == _structure(state), "the state must keep its names, shapes and dtypes")
+        state = after
+        found.append({**given, **added})
+    return [{k: np.stack([step[k][row].numpy() for step in found])[: lengths[row] + 1] for k in found[0]}
+            for row in rows.tolist()]
+
+
+# -- action wrappers --------------------------------------------------------------------------------------------------
+
+
+def check_wrapper(build: Callable[[int], Env], wrapper: ActionWrapper, episodes: int = 4, seed: int = 0) -> None:
+    """Checks the contract of an action wrapper in an environment.
+
+    - `WrappedEnv` keeps the contract of environments.
+    - With a period of 1, `WrappedEnv` and `WrappedActor` give the same episodes, bit for bit.
+    - With a longer period, they give the same outcomes: success, returns and lengths. The reward of an action is the
+      discounted sum of its steps, which ends with the episode. Time limits are divided by the period.
+    - `transform_episode` converts the episodes of `WrappedActor` into those of `WrappedEnv`, or raises `Unsupported`.
+    - The state of the wrapper keeps its structure.
+
+    A wrapper that ends actions early (`is_terminated`) is checked in one row.
+
+    Args:
+        build: `build(rows)` makes that many copies of the environment.
+        wrapper: The wrapper. Policies in it should be `FixedBatch`, so that plans do not depend on the other rows.
+        episodes: Number of episodes.
+        seed: Seed of the episodes.
+
+    Raises:
+        ContractViolation: With the part of the contract that does not hold.
+    """
+    env = build(2)
+    try:
+        above = WrappedEnv(env, wrapper)
+        shown = above.reset(torch.arange(2), keys(seed, range(2)))
+        _wrapper_state_keeps_its_structure(env, wrapper, shown, _random_actor(above))
+    finally:
+        env.close()
+    rows = 1 if _wrapper_ends_actions(build, wrapper, seed) else 3
+    if rows > 1:
+        check_env(lambda n: WrappedEnv(build(n), wrapper), episodes, seed)
+    env = build(rows)
+    above = WrappedEnv(env, wrapper)
+    try:
+        if env.metadata.get("limit"):
+            require(above.metadata["limit"] == -(-env.metadata["limit"] // wrapper.period),
+                    "time limits must be divided by the period")
+        actor = _ShownRecorder(_random_actor(above))
+        learning = rollout(actor, above, episodes, seed)
+        acting = rollout(WrappedActor(actor, wrapper), env, episodes, seed)
+        discounted = rollout(actor, WrappedEnv(env, wrapper, 0.5), episodes, seed)
+    finally:
+        env.close()
+    for one, other, low in zip(learning, acting, discounted, strict=True):
+        _same_outcome(one, other, low, 0.5)
+        _converts(wrapper, one, other)
+
+
+class _ShownRecorder(Actor):
+    """Records what an actor observes and does, and the number of its action."""
+
+    def __init__(self, actor):
+        self.actor = actor
+
+    def start(self, obs, key):
+        return {"inner": self.actor.start(obs, key), "count": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        action, inner = self.actor.act(obs, state["inner"])
+        shown = {k: v.clone() for k, v in (*obs.items(), ("action", action), ("count", state["count"]))}
+        return action, {"inner": inner, "count": state["count"] + 1,
+                        "record": {f"shown.{k}": v for k, v in shown.items()}}
+
+
+def _wrapper_ends_actions(build, wrapper, seed) -> bool:
+    env = WrappedEnv(build(2), wrapper)
+    try:
+        rollout(_random_actor(env), env, 2, seed)
+    except Unsupported:
+        return True
+    finally:
+        env.close()
+    return False
+
+
+def _wrapper_state_keeps_its_structure(env, wrapper, shown, actor):
+    rows, key = torch.arange(env.rows), keys(0, range(env.rows))
+    obs = env.reset(rows, key)
+    state = wrapper.start(obs, key)
+    _, seen = wrapper.transform_obs(obs, state)
+    action, _ = actor.act(shown, actor.start(shown, key))
+    _, after = wrapper.transform_action(obs, action, seen)
+    for new in (seen, after):
+        require(_structure(new) == _structure(state), "the state of a wrapper must keep its names, shapes and dtypes")
+    over = wrapper.is_terminated(after)
+    require(over.shape == (env.rows,) and over.dtype == torch.bool, "is_terminated must be (B,) bool")
+
+
+def _structure(tree):
+    if isinstance(tree, Mapping):
+        return {k: _structure(v) for k, v in tree.items()}
+    return tuple(tree.shape), tree.dtype
+
+
+def _same_outcome(one: Episode, other: Episode, discounted: Episode, discount: float) -> None:
+    """one: of the wrapped environment. other: of the wrapped actor. discounted: as `one`, with this discount."""
+    count = other.steps["shown.count"]
+    begins = np.flatnonzero(np.append(True, count[1:] != count[:-1]))  # the steps at which the actor was asked
+    require(len(one) == len(begins), f"the actor acts {len(begins)} times in {len(other)} steps, but {len(one)} times "
+                                     "in the wrapped environment")
+    for name in (k for k in other.steps if k.startswith("shown.")):
+        require(np.array_equal(other.steps[name][begins], one.steps[name]),
+                f"{name.removeprefix('shown.')!r} of the wrapped actor must be that of the wrapped environment")
+    reward, ends = other.steps["next.reward"], np.append(begins[1:], len(other))
+    for episode, factor in ((one, 1.0), (discounted, discount)):
+        total = [sum(factor**i * r for i, r in enumerate(reward[a:b])) for a, b in zip(begins, ends, strict=True)]
+        require(np.allclose(episode.steps["next.reward"], total, rtol=1e-5, atol=1e-6),
+                "the reward of an action must be the discounted sum over its steps, which ends with the episode")
+    for name in ("next.terminated", "next.truncated", "next.success"):
+        if name in other.steps:
+            joined = np.logical_or.reduceat(other.steps[name], begins)
+            require(np.array_equal(one.steps[name], joined), f"{name!r} must be true if it is at any step of an action")
+
+
+def _converts(wrapper, one: Episode, other: Episode) -> None:
+    recorded = other.replace({k: None for k in other.steps if k.startswith("shown.")})
+    try:
+        converted = wrapper.transform_episode(recorded)
+    except Unsupported:
+        return
+    require(len(converted) == len(one), "a converted episode must have one step per action")
+    for name in set(converted.steps) - {"next.reward"}:
+        require(name in one.steps, f"a converted episode has the column {name!r}, and the wrapped environment has not")
+        mine, theirs = (np.asarray(e.steps[name]) for e in (one, converted))
+        require(mine.shape == theirs.shape, f"{name!r} has shape {theirs.shape} in a converted episode, not "
+                                            f"{mine.shape}")
+        near = np.allclose(mine, theirs, rtol=1e-3, atol=1e-4) if mine.dtype.kind == "f" else np.array_equal(
+            mine, theirs)
+        require(near, f"{name!r} of a converted episode must be that of the wrapped environment")
 
 
 # -- scorers --------------------------------------------------------------------------------------------------------

@@ -131,10 +131,11 @@ def measure_run(
 
 def _single_actor(actor: Actor) -> Actor:
     """As one robot runs it: without the rows that fill a batch up to a fixed size."""
-    from ..execute.actor import ObservationWrapper, PolicyActor
+    from ..execute.actor import ObservationWrapper, PolicyActor, TransformedActor
     from ..execute.planners import FixedBatch
+    from ..execute.wrappers import WrappedActor
 
-    if isinstance(actor, ObservationWrapper):
+    if isinstance(actor, (ObservationWrapper, TransformedActor, WrappedActor)):
         return replace(actor, actor=_single_actor(actor.actor))
     return replace(actor, planner=actor.planner.planner) if isinstance(actor, PolicyActor) and isinstance(
         actor.planner, FixedBatch) else actor

@@ -162,9 +162,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
     from ..files import read_json
     from ..learn.devices import choose_device
-    from ..learn.fit_method import apply_transforms
-    from ..learn.method import Method
-    from ..policy import Policy, find_checkpoint
+    from ..learn.method import TrainedRun, training_data
+    from ..policy import find_checkpoint
 
     if o.demonstrations is not None or o.repeats:
         raise UserError("expected an environment to act in, found recorded episodes", where=o.target,
@@ -178,12 +177,13 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
             where=o.target,
             hint="evaluate the run that it was exported from",
         )
-    policy, method = Policy.load(o.run, o.trust, choose_device(o.device)), Method.load(o.run, o.trust)
+    trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
+    policy, method = trained.modules["policy"], trained.method
     assert o.target is not None
     data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes))
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
-    data = apply_transforms(data, method.transforms)
+    data = training_data(data, method)
     found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor)
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",

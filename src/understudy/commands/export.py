@@ -28,8 +28,9 @@ class ExportOptions:
 def main(args: list[str]) -> None:
     o = parse(ExportOptions, "export", args)
     from ..core import Unsupported
+    from ..data.relabel import TaskText
     from ..deploy.onnx import export
-    from ..learn.method import TrainedRun
+    from ..learn.method import TrainedRun, runtime_relabels
     from ..policy import Policy
 
     with Output(o.json) as out:
@@ -45,6 +46,11 @@ def main(args: list[str]) -> None:
             f"{o.out}: {size / 1e6:,.1f} MB. Its chunks differ from those of the policy by at most {error:.1g} of the "
             "largest action."
         )
-        out.suggest(command_line("eval", o.out, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
+        runs = o.out
+        if computed := [type(r).__name__ for r in runtime_relabels(method) if not isinstance(r, TaskText)]:
+            out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
+                      "or compute it in your own loop.")
+            runs = o.run
+        out.suggest(command_line("eval", runs, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
         out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
                     "noise": list(policy.noise_shape), "horizon": policy.window.horizon})

@@ -67,13 +67,13 @@ def load_actor(run: Path, env: Env, o: RolloutOptions) -> tuple[Actor, str]:
     Raises:
         UserError: The environment does not show what the policy reads.
     """
-    from ..core import role
+    from ..core import Feature, role
     from ..execute.actor import ObservationWrapper
     from ..policy import check_features
 
-    planner, actor = load_policy(run, o, ROWS)
     words = task_columns(run, env.features, o)
-    shown = {**env.features, **{name: planner.features[name] for name in words}}
+    given = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
+    planner, actor, shown = load_policy(run, o, ROWS, {**env.features, **given})
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, shown, f"{run} in {env.metadata['env']}", resized=True, columns=columns)
     by = f"policy {weights_digest(weights_path(run))}"
@@ -91,13 +91,18 @@ def weights_path(run: Path) -> Path:
     return run if is_exported(run) else find_checkpoint(run)
 
 
-def load_policy(run: Path, o: RolloutOptions, rows: int | None) -> tuple[Planner, Actor]:
-    """What plans in a run or an exported file, and the actor that executes its plans.
+def load_policy(run: Path, o: RolloutOptions, rows: int | None,
+                features: Schema | None = None) -> tuple[Planner, Actor, Schema]:
+    """Loads a run or an exported file.
 
     Args:
         run: A run, a checkpoint, or a file of understudy export.
         o: The device, and whose code may be loaded.
         rows: The networks always see batches of this many rows; None for as many as there are.
+        features: The columns of the environment, where they are known.
+
+    Returns:
+        The planner, the actor that executes its plans, and the columns that the planner sees of the environment.
 
     Raises:
         UserError: There is no such policy, or it cannot run on the device.
@@ -105,16 +110,18 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None) -> tuple[Planner
     from ..core import UserError
     from ..deploy import onnx
     from ..learn.devices import choose_device
-    from ..learn.method import TrainedRun
+    from ..learn.method import TrainedRun, policy_features
 
+    features = features or {}
     if not is_exported(run):
         trained = TrainedRun.load(run, o.trust, choose_device(o.device))
-        return trained.planner(), trained.actor(rows)
+        shown = policy_features(trained.method, features) if features else {}
+        return trained.planner(), trained.actor(rows, features=features or None), shown
     if o.device not in ("auto", "cpu"):
         raise UserError(f"expected the CPU, where ONNX files are run, found {o.device}", where="--device",
                         hint="evaluate the run that it was exported from")
     trust = ("understudy", *o.trust)
-    return onnx.load(run, trust=trust), onnx.load_onnx_actor(run, rows=rows, trust=trust)
+    return onnx.load(run, trust=trust), onnx.load_onnx_actor(run, rows=rows, trust=trust), features
 
 
 def refuse_unused_task(runs: Sequence[Path], o: RolloutOptions) -> None:

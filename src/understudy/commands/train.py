@@ -373,17 +373,16 @@ def _task_relabel(data: Dataset) -> TaskText:
 
 def _check_policy_fits(method: Method, data, env: Env) -> None:
     """Raises UserError now, and not after the first hour, if the policy could not act there."""
-    from ..learn.method import find_references
-    from ..learn.train import apply_transforms
+    from ..learn.method import find_references, policy_features, training_data
     from ..nets.vision import without_downloads
     from ..policy import Policy
 
     if method.inference or method.wrapper is not None or any(find_references(method.transforms)):
         return  # what the actor reads is known when the stages are trained
-    data = apply_transforms(data, method.transforms)
+    data = training_data(data, method)
     with without_downloads():  # nothing is fetched for this
         policy = Policy(method.policy, data.features())
-    policy.check_features(env.features, str(env.metadata["env"]), resized=True)
+    policy.check_features(policy_features(method, env.features), str(env.metadata["env"]), resized=True)
 
 
 def _make_score(env: Env, episodes: int, seed: int) -> Score:

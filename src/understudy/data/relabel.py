@@ -1,20 +1,67 @@
 """Relabelings: functions Episode -> Episode that add or change columns.
 
-A column that a relabeling adds in training needs a counterpart at run time: `execute.actor.ObservationWrapper` for
-constants (a goal, the text of a task), or a small actor for values that change (the last action, the desired return).
+A `RuntimeRelabel` also computes its column while acting. A column of another relabeling, such as the goal of
+`Hindsight`, is given by the environment or by `execute.actor.ObservationWrapper`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
-from ..core import Feature, UserError
+from ..core import Feature, Schema, Unsupported, UserError, role
 from .episode import Episode
+from .runtime import (
+    ConstantColumns,
+    Countdown,
+    GivenColumn,
+    LastActionColumn,
+    PaddedColumn,
+    ProgressCount,
+    RenamedColumn,
+    ReturnToGoUpdate,
+    RuntimeTransform,
+)
 
 Relabel = Callable[[Episode], Episode]  # a frozen dataclass or a module-level function
+
+
+class RuntimeRelabel(ABC):
+    """A relabeling whose column can also be computed while acting. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def __call__(self, episode: Episode) -> Episode:
+        """Returns the episode with the column."""
+
+    @abstractmethod
+    def runtime_transform(self) -> RuntimeTransform:
+        """Returns what computes the same column while acting."""
+
+
+def relabeled_features(features: Schema, relabels: Iterable[Relabel]) -> dict[str, Feature]:
+    """Returns the columns of an environment after relabelings.
+
+    A relabeling that does not fit the columns leaves them as they are.
+
+    Args:
+        features: The columns of the environment.
+        relabels: The relabelings, in order.
+    """
+    def zeros(f: Feature, rows: int):
+        return np.zeros((rows, *f.shape), "U1" if f.kind == "string" else f.dtype)
+    features = {"next.reward": Feature("float32", ()), **features}
+    steps = {k: zeros(f, 2 + (role(k) == "observation")) for k, f in features.items()}
+    episode = Episode(steps, schema=features)
+    for relabel in relabels:
+        try:
+            episode = relabel(episode)
+        except UserError:
+            continue
+    return episode.features()
 
 
 @dataclass(frozen=True)
@@ -32,7 +79,7 @@ class Hindsight:
 
 
 @dataclass(frozen=True)
-class TaskText:
+class TaskText(RuntimeRelabel):
     """The task in words as UTF-8 bytes, padded with 0.
 
     It comes from the column "task", whose text may change within the episode, or from the metadata "task". Without a
@@ -53,6 +100,10 @@ class TaskText:
         raw = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
         return np.frombuffer(raw.ljust(self.max_bytes, b"\0"), np.uint8)
 
+    def runtime_transform(self):
+        return GivenColumn(self.into, "say the task: --task 'WORDS', or ObservationWrapper(actor, "
+                                      f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})")
+
 
 def task_texts(episode: Episode) -> np.ndarray:
     """The task of each step, (T,), or of the whole episode, (1,)."""
@@ -61,14 +112,26 @@ def task_texts(episode: Episode) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ReturnToGo:
-    """(T+1, 1): the sum of this and all later rewards of the episode, discounted by their distance (Chen et al. 2021,
-    Decision Transformer, without discount). After the last step it is 0.
+class ReturnToGo(RuntimeRelabel):
+    """(T+1, 1): the sum of this and all later rewards of the episode. After the last step it is 0.
+
+    While acting, it is the return that is still asked for: the whole return at first, then less by each reward.
+
+    Args:
+        discount: Each reward is weighted by `discount` to the power of its distance.
+        column: The column of the rewards.
+        into: The new column.
+        target: The return that is asked for while acting. None: an `ObservationWrapper` gives it as the column `into`.
+
+    References:
+        Chen et al. (2021), Decision Transformer: Reinforcement Learning via Sequence Modeling, arXiv:2106.01345,
+        without discount.
     """
 
     discount: float = 1.0
     column: str = "next.reward"
     into: str = "observation.return_to_go"
+    target: float | None = None
 
     def __call__(self, episode: Episode) -> Episode:
         reward = np.asarray(_get_column(episode, self.column)[: len(episode)], np.float64).reshape(len(episode))
@@ -77,30 +140,54 @@ class ReturnToGo:
             total[t] = reward[t] + self.discount * total[t + 1]
         return _with_column(episode, self.into, total.astype(np.float32)[:, None])
 
+    def runtime_transform(self):
+        if self.column != "next.reward":
+            raise Unsupported(f"{self.column!r} is not known while acting", where="ReturnToGo.column",
+                              hint="use 'next.reward', which environments give")
+        return ReturnToGoUpdate(self.into, self.discount, self.target)
+
 
 @dataclass(frozen=True)
-class TimeLeft:
-    """(T+1, 1): steps until the end of the episode, T at the first step and 0 after the last."""
+class TimeLeft(RuntimeRelabel):
+    """(T+1, 1): steps until the end of the episode, T at the first step and 0 after the last.
+
+    Args:
+        into: The new column.
+        length: Number of steps of an episode while acting. None: an `ObservationWrapper` gives it as the column `into`.
+    """
 
     into: str = "observation.time_left"
+    length: float | None = None
 
     def __call__(self, episode: Episode) -> Episode:
         return _with_column(episode, self.into, np.arange(len(episode), -1, -1, dtype=np.float32)[:, None])
 
+    def runtime_transform(self):
+        return Countdown(self.into, self.length)
+
 
 @dataclass(frozen=True)
-class Progress:
-    """(T+1, 1): the elapsed fraction of the episode, 0 at the first step and 1 after the last."""
+class Progress(RuntimeRelabel):
+    """(T+1, 1): the elapsed fraction of the episode, 0 at the first step and 1 after the last.
+
+    Args:
+        into: The new column.
+        length: Number of steps of an episode while acting.
+    """
 
     into: str = "observation.progress"
+    length: int | None = None
 
     def __call__(self, episode: Episode) -> Episode:
         n = len(episode)
         return _with_column(episode, self.into, (np.arange(n + 1) / max(n, 1)).astype(np.float32)[:, None])
 
+    def runtime_transform(self):
+        return ProgressCount(self.into, self.length)
+
 
 @dataclass(frozen=True)
-class LastAction:
+class LastAction(RuntimeRelabel):
     """(T+1, ...): the action before this step. The action of the same step would reveal the target.
 
     Before the first step it is zero. For discrete actions each value is increased by one, and 0 means that there was no
@@ -118,6 +205,12 @@ class LastAction:
             feature = replace(feature, num_classes=feature.num_classes and tuple(n + 1 for n in feature.num_classes))
         return _with_column(episode, self.into, np.concatenate([np.zeros_like(action[:1]), action]), feature)
 
+    def runtime_transform(self):
+        if role(self.column) != "action":
+            raise Unsupported(f"{self.column!r} is not an action, so that it is not known while acting",
+                              where="LastAction.column", hint="use the policy's action")
+        return LastActionColumn(self.into)
+
 
 @dataclass(frozen=True)
 class InterventionPenalty:
@@ -134,7 +227,7 @@ class InterventionPenalty:
 
 
 @dataclass(frozen=True)
-class ConstantColumn:
+class ConstantColumn(RuntimeRelabel):
     """The same number at every step, such as the data set (expert data in SQIL), the robot or the operator."""
 
     into: str
@@ -143,6 +236,9 @@ class ConstantColumn:
     def __call__(self, episode: Episode) -> Episode:
         value = np.array([self.value], np.float32)
         return _with_column(episode, self.into, np.broadcast_to(value, (len(episode) + 1, 1)))
+
+    def runtime_transform(self):
+        return ConstantColumns({self.into: torch.tensor([self.value], dtype=torch.float32)})
 
 
 @dataclass(frozen=True)
@@ -158,11 +254,11 @@ class SelectColumns:
 
 
 @dataclass(frozen=True)
-class ColumnPadding:
+class ColumnPadding(RuntimeRelabel):
     """Pads a vector column with zeros, so that robots of different widths share one policy.
 
-    With ``Normalizer(group_by=...)`` the padded components are constant for each robot. They are coded as 0 and decoded
-    as 0.
+    While acting, what is observed is padded, and actions are cut back to those of the robot. With
+    ``Normalizer(group_by=...)`` the padded components are constant for each robot. They are coded and decoded as 0.
 
     Args:
         column: Name of the column.
@@ -188,9 +284,12 @@ class ColumnPadding:
         wide = np.concatenate([values, np.zeros((len(values), missing), values.dtype)], 1)
         return _with_column(episode, self.column, wide, replace(feature, shape=(self.size,), names=names))
 
+    def runtime_transform(self):
+        return PaddedColumn(self.column, self.size, role(self.column) == "action")
+
 
 @dataclass(frozen=True)
-class Rename:
+class Rename(RuntimeRelabel):
     """Renames a column."""
 
     column: str
@@ -199,6 +298,9 @@ class Rename:
     def __call__(self, episode: Episode) -> Episode:
         column, feature = _get_column(episode, self.column), episode.schema.get(self.column)
         return _with_column(episode.replace({self.column: None}), self.into, column, feature)
+
+    def runtime_transform(self):
+        return RenamedColumn(self.column, self.into)
 
 
 @dataclass(frozen=True)

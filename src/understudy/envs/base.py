@@ -46,6 +46,27 @@ class Env(ABC):
         """Gives back what the environment holds outside this process's memory."""
 
 
+class EnvWrapper(Env):
+    """An environment around another one. Subclasses change what they say they change.
+
+    Args:
+        env: The environment.
+    """
+
+    def __init__(self, env: Env):
+        self.env, self.rows, self.features = env, env.rows, env.features
+        self.metadata = {**env.metadata, "env": f"{env.metadata['env']}+{type(self).__name__}"}
+
+    def reset(self, which, key):
+        return self.env.reset(which, key)
+
+    def step(self, action):
+        return self.env.step(action)
+
+    def close(self):
+        self.env.close()
+
+
 class HasExpert(Env):
     """Has an expert of its own."""
 
@@ -57,9 +78,21 @@ class Restorable(Env):
     """Can be put where a recorded step was."""
 
     @abstractmethod
-    def restore(self, which: Tensor, steps: Mapping[str, Tensor]) -> Obs:
-        """Put rows `which` (n,) into the state that recorded steps (columns of n rows) describe; numeric facts of
-        their episodes may stand among them under their names. Raises UserError naming a column it needs."""
+    def restore(self, which: Tensor, steps: Mapping[str, Tensor], key: Tensor | None = None) -> Obs:
+        """Puts rows into the state that recorded steps describe.
+
+        Args:
+            which: The rows, (n,).
+            steps: Columns of n rows. Numeric facts of their episodes may be among them under their names.
+            key: Decides what is random afterwards in each row, (n,). None for keys of 0: then the same happens in all
+                rows.
+
+        Returns:
+            The observations of all rows.
+
+        Raises:
+            UserError: If a column is missing. The message names it.
+        """
 
 
 class Renderable(Env):

@@ -73,8 +73,8 @@ class DmControlVector(MujocoVector):
         raise UserError(f"expected a column 'simulator.state', found {', '.join(sorted(steps))}",
                         where=self.metadata["env"], hint="record again with understudy record, which writes it")
 
-    def restore(self, which, steps):
-        self.reset(which, torch.zeros_like(which))
+    def restore(self, which, steps, key=None):
+        self.reset(which, torch.zeros_like(which) if key is None else key)
         for i, row in enumerate(which.tolist()):
             if "simulator.state" not in steps:
                 self._restore_from_obs(row, steps, i)

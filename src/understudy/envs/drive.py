@@ -17,6 +17,7 @@ FORCE = 5.0  # m/s^2, at full throttle or brake
 PERIOD = 0.2  # s
 PIXELS, PERSON = 16, 2.0  # of the camera's line; how bright a person is, where all else is within -1 and 1
 HIDDEN = ("distance", "speed", "person", "appears_at", "wait", "pixel", "number", "clock")
+DECISIVE = 5  # of these, the first decide what happens; the others only decide the picture
 
 
 class Drive(Toy):
@@ -25,9 +26,11 @@ class Drive(Toy):
     says that the brake was on in the last step. Who brakes does so for many steps in a row: the brake light foretells
     nearly all of the braking, and only the few steps at which it begins or ends tell what it is for. Who learns the
     light in place of the person goes on as before (de Haan et al. 2019, Causal Confusion in Imitation Learning, arXiv
-    1905.11979). `dashboard=False` hides it.
+    1905.11979). `dashboard=False` hides it. `fully_observed=True` also shows what decides the rewards (distance, speed,
+    person, where it appears and how long it waits), since value and reward learning need a Markov observation.
 
-    observation.state (17, or 16 without dashboard): the pixels, and whether the brake was on (0 or 1). simulator.state
+    observation.state (17; 16 without dashboard; 5 more if fully observed): the pixels, whether the brake was on (0 or
+    1), and the first 5 components of simulator.state. simulator.state
     (8): distance to the crossing, m; speed, m/s; whether somebody is on the road; the distance at which that happens
     (below 0: never), for how many more steps it lasts, at which pixel it is seen; and the number and step that decide
     the clutter. action (1): throttle, or brake below 0, clipped to [-1, 1]; 5 m/s^2 at 1, from 0 to 10 m/s; a step is
@@ -38,9 +41,10 @@ class Drive(Toy):
 
     state_columns = ("observation.state", "simulator.state")
 
-    def __init__(self, rows: int = 1, limit: int = 90, dashboard: bool = True):
-        self.dashboard = dashboard
-        names = tuple(f"pixel.{i}" for i in range(PIXELS)) + (("brake",) if dashboard else ())
+    def __init__(self, rows: int = 1, limit: int = 90, dashboard: bool = True, fully_observed: bool = False):
+        self.dashboard, self.fully_observed = dashboard, fully_observed
+        names = (*(f"pixel.{i}" for i in range(PIXELS)), *(("brake",) if dashboard else ()),
+                 *(HIDDEN[:DECISIVE] if fully_observed else ()))
         self.features = {"observation.state": named_vector(*names), "simulator.state": named_vector(*HIDDEN),
                          "action": named_vector("throttle")}
         self.metadata = {"env": "drive", "version": 1, "fps": 5, "limit": limit, "optimum": 1.0,
@@ -57,7 +61,8 @@ class Drive(Toy):
 
     def observe(self):
         s = self.state
-        seen = (s["pixels"], s["brake"][:, None]) if self.dashboard else (s["pixels"],)
+        seen = [s["pixels"], *([s["brake"][:, None]] if self.dashboard else []),
+                *([s["hidden"][:, :DECISIVE]] if self.fully_observed else [])]
         return {"observation.state": np.concatenate(seen, 1), "simulator.state": s["hidden"]}
 
     def state_from_columns(self, steps):

@@ -13,8 +13,8 @@ import torch
 
 from ..core import UserError
 from ..execute.actor import Actor
-from .base import HasExpert, Renderable
-from .gymnasium_adapter import GymVector, render_row
+from .base import HasExpert
+from .gymnasium_adapter import GymVector, RenderableGymVector
 
 
 class IsolatedNumpyRandom(gymnasium.Wrapper):
@@ -48,14 +48,7 @@ class IsolatedNumpyRandom(gymnasium.Wrapper):
             return self.env.step(action)
 
 
-class RenderableVector(GymVector, Renderable):
-    """Single environments in rows that can be looked at."""
-
-    def frame(self, row):
-        return render_row(self.vec, row)
-
-
-class ExpertVector(RenderableVector, HasExpert):
+class ExpertVector(RenderableGymVector, HasExpert):
     """Single environments that have a method `advice() -> action`: what an expert does now that sees the simulator
     itself. Asked twice, it says the same."""
 

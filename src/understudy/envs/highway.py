@@ -9,12 +9,13 @@ from highway_env.vehicle.behavior import IDMVehicle
 
 from ..core import UserError
 from . import gymnasium_adapter
-from .external import ExpertVector, RenderableVector
+from .external import ExpertVector
+from .gymnasium_adapter import RenderableGymVector
 
 WITH_EXPERT = ("highway-", "merge-", "roundabout-")
 
 
-def make(name: str, rows: int = 1, **options) -> RenderableVector:
+def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
     """name: "highway-v0", "merge-v0", "roundabout-v0", ... options: gymnasium.make's; `config` is highway-env's own.
     Where there is no way to find and the actions are its manoeuvres (highways, merge, roundabout; DiscreteMetaAction)
     there is an expert: the driver model that moves the other cars (IDM of Treiber et al. 2000 along the lane, MOBIL of
@@ -35,7 +36,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableVector:
         "limit": gymnasium_adapter.env_metadata(vec.envs[0], name)["limit"] or (None if steps is None else int(steps)),
     }
     driven = name.startswith(WITH_EXPERT) and isinstance(car.action_type, DiscreteMetaAction)
-    return (ExpertVector if driven else RenderableVector)(vec, facts)
+    return (ExpertVector if driven else RenderableGymVector)(vec, facts)
 
 
 class HighwaySuccess(gymnasium.Wrapper):

@@ -14,7 +14,8 @@ from minigrid.utils.baby_ai_bot import BabyAIBot
 
 from ..core import UserError
 from . import gymnasium_adapter
-from .external import ExpertVector, RenderableVector
+from .external import ExpertVector
+from .gymnasium_adapter import RenderableGymVector
 
 MAX_MISSION_BYTES = 128  # bytes of a mission
 CELL = (11, 6, 4)  # kinds of object, colors, and states of a door or directions of the agent
@@ -23,7 +24,7 @@ VIEWS = {"partial": lambda env: env, "full": wrappers.FullyObsWrapper, "pixels":
 
 def make(
     name: str, rows: int = 1, view: Literal["partial", "full", "pixels"] = "partial", **options
-) -> RenderableVector:
+) -> RenderableGymVector:
     """name: "BabyAI-GoToLocal-v0", "MiniGrid-DoorKey-5x5-v0" and the like. view: what the agent sees in front of it,
     the whole room, or a picture of what it sees. options: gymnasium.make's; max_steps is the time limit, which in
     BabyAI otherwise depends on the mission. BabyAI's have its bot for an expert."""
@@ -48,7 +49,7 @@ def make(
         "limit": limit,
         "success": "the mission is done: a reward above 0",
     }
-    return (ExpertVector if bot else RenderableVector)(vec, facts)
+    return (ExpertVector if bot else RenderableGymVector)(vec, facts)
 
 
 class MiniGridRoom(gymnasium.Wrapper):

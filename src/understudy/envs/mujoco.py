@@ -66,8 +66,8 @@ class MujocoVector(GymVector, Renderable, Restorable):
     def _restore_from_obs(self, row: int, steps, i: int) -> None:
         """Put a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
 
-    def restore(self, which, steps):
-        self.reset(which, torch.zeros_like(which))
+    def restore(self, which, steps, key=None):
+        self.reset(which, torch.zeros_like(which) if key is None else key)
         for i, row in enumerate(which.tolist()):
             if "simulator.state" in steps:
                 self._set_state(row, self._recorded_column(steps, i, "simulator.state", len(self._get_state(row))))

@@ -10,7 +10,8 @@ import torch
 
 from ..core import UserError
 from . import gymnasium_adapter
-from .external import ExpertVector, IsolatedNumpyRandom, RenderableVector
+from .external import ExpertVector, IsolatedNumpyRandom
+from .gymnasium_adapter import RenderableGymVector
 from .mujoco import MujocoVector
 
 TASKS = 5
@@ -124,7 +125,7 @@ class Cube(GoalEnv):
         return self.oracle.select_action(None, info)
 
 
-class GoalVector(RenderableVector):
+class GoalVector(RenderableGymVector):
     """observation.state and observation.goal, the observation where the task is done; of the visual environments
     observation.images.camera and observation.images.goal."""
 
@@ -149,8 +150,8 @@ class MazeVector(ReachingVector, MujocoVector):
         self.vec.envs[row].unwrapped.set_xy(
             self._recorded_column(steps, i, "qpos" if "qpos" in steps else "observation.state", 2))
 
-    def restore(self, which, steps):
-        self.reset(which, torch.zeros_like(which))
+    def restore(self, which, steps, key=None):
+        self.reset(which, torch.zeros_like(which) if key is None else key)
         for i, row in enumerate(which.tolist()):
             single = self.vec.envs[row]
             if "simulator.state" in steps:

@@ -22,7 +22,8 @@ class Particle(Toy):
 
     observation.state (4 dim): position, velocity, first goal, second goal. simulator.state (1): whether the first
     goal has been visited, which restoring needs and the observation does not tell. action (dim): target position,
-    clipped to [0, 1]; a step is 0.05 s.
+    clipped to [0, 1]; a step is 0.05 s. With `fully_observed`, the last component of observation.state also tells
+    whether the first goal has been visited: value and reward learning need a Markov observation.
 
     Constants are those of the paper's code; two rules are stricter or simpler than there: the order of the goals
     counts, and the episode ends on arrival at the second (reward 1) instead of after 50 steps wherever it then is.
@@ -33,14 +34,15 @@ class Particle(Toy):
     low = 0.0
     state_columns = ("observation.state", "simulator.state")
 
-    def __init__(self, rows: int = 1, limit: int = 50, dim: int = 2):
+    def __init__(self, rows: int = 1, limit: int = 50, dim: int = 2, fully_observed: bool = False):
         if dim < 2:
             raise UserError(f"expected at least 2 dimensions, found {dim}", where="particle", hint="such as dim=2")
-        self.dim = dim
+        self.dim, self.fully_observed = dim, fully_observed
         axes = tuple("xy") if dim == 2 else tuple(f"x{i}" for i in range(dim))
         self.features = {
             "observation.state": named_vector(
-                *(f"{what}.{a}" for what in ("at", "speed", "first", "second") for a in axes)
+                *(f"{what}.{a}" for what in ("at", "speed", "first", "second") for a in axes),
+                *(("visited",) if fully_observed else ()),
             ),
             "simulator.state": named_vector("visited"),
             "action": Feature("float32", (dim,), names=axes),
@@ -57,11 +59,12 @@ class Particle(Toy):
 
     def observe(self):
         s = self.state
-        return {"observation.state": np.concatenate([s["at"], s["speed"], s["first"], s["second"]], 1),
-                "simulator.state": s["visited"][:, None].astype(np.float32)}
+        visited = s["visited"][:, None].astype(np.float32)
+        seen = [s["at"], s["speed"], s["first"], s["second"], *([visited] if self.fully_observed else [])]
+        return {"observation.state": np.concatenate(seen, 1), "simulator.state": visited}
 
     def state_from_columns(self, steps):
-        at, speed, first, second = np.split(steps["observation.state"], 4, 1)
+        at, speed, first, second = np.split(steps["observation.state"][:, : 4 * self.dim], 4, 1)
         return {"at": at, "speed": speed, "first": first, "second": second,
                 "visited": steps["simulator.state"][:, 0] > 0.5}
 
@@ -105,7 +108,8 @@ class Expert(Actor):
         return {"key": key, "count": torch.zeros_like(key), "onward": torch.zeros_like(key, dtype=torch.bool)}
 
     def act(self, obs, state):
-        at, _, first, second = obs["observation.state"].chunk(4, 1)
+        seen = obs["observation.state"]
+        at, _, first, second = seen[:, : seen.shape[1] // 4 * 4].chunk(4, 1)  # without the flag, if there is one
         offset = at - first
         onward = state["onward"] | ((offset * offset).sum(1).sqrt() < self.near)
         target = torch.where(onward.unsqueeze(1), second, first)

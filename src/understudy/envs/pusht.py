@@ -7,10 +7,10 @@ import gymnasium
 
 from ..core import UserError
 from . import gymnasium_adapter
-from .external import RenderableVector
+from .gymnasium_adapter import RenderableGymVector
 
 
-def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableVector:
+def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableGymVector:
     """name: "gym_pusht/PushT-v0". limit: steps. options: gymnasium.make's; obs_type="pixels_agent_pos" shows a camera.
     The reward of a step is the share of the mark that is covered, 1 from 95 % on: its largest in an episode is the
     score that Chi et al. report."""
@@ -18,5 +18,5 @@ def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableVec
         raise UserError(f"expected an environment of gym-pusht, found {name!r}", where=name,
                         hint="did you mean gym_pusht/PushT-v0?")
     vec = gymnasium_adapter.vectorize(lambda: gymnasium_adapter.build(name, max_episode_steps=limit, **options), rows)
-    return RenderableVector(vec, {**gymnasium_adapter.env_metadata(vec.envs[0], name),
+    return RenderableGymVector(vec, {**gymnasium_adapter.env_metadata(vec.envs[0], name),
                       "success": "the T covers more than 95 % of its mark (info['is_success']) at any step"})

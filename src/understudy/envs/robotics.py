@@ -8,14 +8,14 @@ from gymnasium import spaces
 
 from ..core import UserError
 from . import gymnasium_adapter
-from .external import RenderableVector
+from .gymnasium_adapter import RenderableGymVector
 
 gymnasium.register_envs(gymnasium_robotics)
 FAMILIES = ("Fetch", "Hand", "PointMaze", "AntMaze", "FrankaKitchen", "Adroit")
 RENAMED = {"observation": "state", "desired_goal": "goal", "achieved_goal": "achieved_goal"}
 
 
-def make(name: str, rows: int = 1, **options) -> RenderableVector:
+def make(name: str, rows: int = 1, **options) -> RenderableGymVector:
     """name: "FetchReach-v4", "PointMaze_UMaze-v3", "FrankaKitchen-v1", ... options: gymnasium.make's."""
     if name not in gymnasium.registry:
         from . import suggestion
@@ -26,7 +26,7 @@ def make(name: str, rows: int = 1, **options) -> RenderableVector:
     kitchen = name.startswith("FrankaKitchen")
     facts = {**gymnasium_adapter.env_metadata(vec.envs[0], name),
              "success": "all its tasks are done" if kitchen else "the goal is reached at any step"}
-    return RenderableVector(vec, facts)
+    return RenderableGymVector(vec, facts)
 
 
 class ObservationColumns(gymnasium.Wrapper):

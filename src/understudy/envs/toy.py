@@ -56,7 +56,7 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         self._set_rows(which, self.initial_state(key), key)
         return self._observation()
 
-    def restore(self, which, steps):
+    def restore(self, which, steps, key=None):
         if missing := [k for k in self.state_columns if k not in steps]:
             raise UserError(f"expected column {missing[0]!r}, found {', '.join(sorted(steps))}",
                             where=self.metadata["env"], hint="restore from steps recorded in this environment")
@@ -67,7 +67,8 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
                 raise UserError(f"expected shape {(len(which), *self.features[k].shape)}, found {recorded[k].shape}",
                                 where=f"{self.metadata['env']}, column {k!r}",
                                 hint="restore from steps recorded in this environment, one for each row")
-        self._set_rows(which, self.state_from_columns(recorded), torch.zeros_like(which))
+        key = torch.zeros_like(which) if key is None else key
+        self._set_rows(which, self.state_from_columns(recorded), key)
         return self._observation()
 
     def step(self, action):

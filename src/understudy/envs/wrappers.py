@@ -1,125 +1,122 @@
-"""A frozen actor turns one environment into another: a learner of any kind then does residuals or steering, and knows
-nothing of either."""
+"""Environments that are made of environments."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
-from ..core import Feature, Unsupported, UserError, put, take
-from ..execute.actor import Actor
-from ..policy import Planner
-from .base import Env, StepResult
-
-BASE_ACTION = "observation.base"
+from ..core import State, Unsupported, UserError, put, take
+from ..execute.actor import LAST_REWARD
+from ..execute.wrappers import ActionWrapper, wrapped_env_name
+from .base import Env, Obs, StepResult
 
 
-class ResidualWrapper(Env):
-    """Actions are corrections, times `scale`, to what `base` would do, which is shown as observation.base (ResiP,
-    Ankile et al. 2024; Policy Decorator, Yuan et al. 2024)."""
+class WrappedEnv(Env):
+    """The environment in which the actor of an `ActionWrapper` learns.
 
-    def __init__(self, env: Env, base: Actor, scale: float = 0.1):
-        self.env, self.base, self.scale, self.rows, self.state = env, base, scale, env.rows, None
-        action = env.features["action"]
-        if action.kind != "vector":
-            raise UserError(f"expected actions that are numbers, found {action.kind}", where=env.metadata["env"],
-                            hint="a choice has no small correction")
-        self.features = {**env.features, BASE_ACTION: replace(action)}
-        self.metadata = {**env.metadata, "env": f"{env.metadata['env']}+residual", "low": -1.0, "high": 1.0}
+    One step is `wrapper.period` steps of `env`. The reward is their discounted sum, which ends with the episode. Time
+    limits and steps per second are divided by the period. `WrappedActor(actor, wrapper)` gives the same episodes in
+    `env`: bit for bit if the period is 1, and with the same outcomes if it is longer.
 
-    def _add_base_action(self, obs):
-        return {**obs, BASE_ACTION: self.plan.clone()}
+    Args:
+        env: The environment.
+        wrapper: What the actor observes and what its actions mean.
+        discount: Discount per step of `env`. The discount of one action, ``discount**period``, is
+            `metadata["discount"]`.
 
-    def _base_action(self, obs, state):
-        plan, state = self.base.act(obs, state)
-        return plan, {k: v for k, v in state.items() if k != "record"}
+    Raises:
+        UserError: If the wrapper does not fit the environment.
+    """
+
+    def __init__(self, env: Env, wrapper: ActionWrapper, discount: float = 1.0):
+        if wrapper.period < 1:
+            raise UserError(f"the period is {wrapper.period}", where=type(wrapper).__name__,
+                            hint="an action lasts at least 1 step")
+        self.env, self.wrapper, self.discount, self.rows = env, wrapper, discount, env.rows
+        self.features = dict(wrapper.features(env.features))
+        facts = {k: v for k, v in env.metadata.items() if k not in ("low", "high")}
+        if facts.get("fps"):
+            facts["fps"] /= wrapper.period
+        if facts.get("limit"):
+            facts["limit"] = math.ceil(facts["limit"] / wrapper.period)
+        if (limits := wrapper.action_limits()) is not None:
+            facts["low"], facts["high"] = limits
+        self.metadata = {**facts, "env": wrapped_env_name(env.metadata["env"], wrapper),
+                         "discount": discount**wrapper.period}
+        self.state: State | None = None
+        self.seen: Obs = {}  # what `env` showed; of a row that has ended, what it showed last
+        self.shown: Obs = {}  # what the actor observes of it
+        self.reward = torch.zeros(env.rows)
 
     def reset(self, which, key):
         obs = self.env.reset(which, key)
-        if self.state is None:  # the others will be reset before anyone reads them
+        self.reward = self.reward.clone()
+        self.reward[which] = 0
+        if self.state is None:  # the other rows are reset before anyone reads them
             everyone = torch.zeros(self.rows, dtype=key.dtype)
             everyone[which] = key
-            self.plan, self.state = self._base_action(obs, self.base.start(obs, everyone))
-            return self._add_base_action(obs)
-        mine = take(obs, which)
-        plan, state = self._base_action(mine, self.base.start(mine, key))
-        self.plan, self.state = put(self.plan, which, plan), put(self.state, which, state)
-        return self._add_base_action(obs)
+            self.seen = dict(obs)
+            self.shown, self.state = self._transform_obs(self.wrapper.start(self._told(), everyone))
+            return self.shown
+        self.seen = put(self.seen, which, take(obs, which))
+        state = put(self.state, which, self.wrapper.start(take(self._told(), which), key))
+        # All rows together, as in a step: products of matrices differ in their last bits with the number of rows.
+        shown, state = self._transform_obs(state)
+        self.shown, self.state = put(self.shown, which, take(shown, which)), put(self.state, which, take(state, which))
+        return self.shown
 
     def step(self, action):
-        out = self.env.step(self.plan + self.scale * action)
-        self.plan, self.state = self._base_action(out.obs, self.state)
-        return replace(out, obs=self._add_base_action(out.obs))
-
-    def close(self):
-        self.env.close()
-
-
-class NoiseSteeringWrapper(Env):
-    """Actions are the noise of a frozen policy, one chunk a step, of which `execute` steps are carried out (DSRL,
-    Wagenmaker et al. 2025). `bound`: noise is clipped to it, since farther out the policy has never been."""
-
-    def __init__(self, env: Env, planner: Planner, n_action_steps: int, bound: float = 1.5):
-        if planner.window.n_obs_steps != 1 or planner.window.action_offset != 0:
-            raise UserError(f"expected a policy that sees 1 step and plans from now, found {planner.window}",
-                            where="Steer", hint="train it with Window(n_obs_steps=1, action_offset=0)")
-        if not 1 <= n_action_steps <= planner.window.horizon:
-            raise UserError(
-                f"expected execute from 1 to {planner.window.horizon}, found {n_action_steps}",
-                where="Steer",
-                hint="fewer steps, or a policy of a longer horizon",
-            )
-        self.env, self.policy, self.n_action_steps, self.bound, self.rows = (
-            env,
-            planner,
-            n_action_steps,
-            bound,
-            env.rows,
-        )
-        none = torch.zeros(1, dtype=torch.int64, device=planner.device)
-        noise = planner.noise(none, none)
-        if not isinstance(noise, torch.Tensor):
-            raise Unsupported(f"{type(planner).__name__} draws the noise of several planners.",
-                              where="NoiseSteeringWrapper",
-                              hint="Steer a single policy.")
-        self.shape = tuple(noise.shape[1:])
-        self.features = {**env.features, "action": Feature("float32", (math.prod(self.shape),))}
-        every = {k: env.metadata[k] / n_action_steps for k in ("fps", "limit") if env.metadata.get(k)}
-        if "limit" in every:
-            every["limit"] = math.ceil(every["limit"])
-        self.metadata = {**env.metadata, **every, "env": f"{env.metadata['env']}+steer", "low": -bound, "high": bound}
-
-    def reset(self, which, key):
-        self.seen = self.env.reset(which, key)
-        return self.seen
-
-    @torch.no_grad()
-    def step(self, action):
-        device = self.policy.device
-        window = {k: self.seen[k].unsqueeze(1).to(device) for k in self.policy.inputs}
-        noise = action.clamp(-self.bound, self.bound).unflatten(1, self.shape).to(device)
-        plan = self.policy.plan(window, noise).cpu()
-        out = self.env.step(plan[:, 0])
-        reward, terminated, truncated, info = out.reward, out.terminated, out.truncated, dict(out.info)
-        last = dict(out.obs)
-        for i in range(1, self.n_action_steps):
-            out = self.env.step(plan[:, i])
-            going = ~(terminated | truncated)  # what happens to a row after its end is not its
-            reward = reward + going * out.reward
+        reward, going = torch.zeros(self.rows), torch.ones(self.rows, dtype=torch.bool)
+        terminated = truncated = torch.zeros(self.rows, dtype=torch.bool)
+        info: dict[str, Tensor] = {}
+        for i in range(self.wrapper.period):
+            done, self.state = self.wrapper.transform_action(self._told(), action, self.state)
+            out = self.env.step(done)
+            reward = reward + going * (self.discount**i * out.reward)
             terminated, truncated = terminated | going & out.terminated, truncated | going & out.truncated
-            info = {
-                k: info.get(k, torch.zeros_like(v)) | going & v if k == "success" else _where_rows(going, v, info[k])
-                for k, v in out.info.items()
-            }
-            last = {k: _where_rows(going, v, last[k]) for k, v in out.obs.items()}
-        self.seen = last
-        return StepResult(last, reward, terminated, truncated, info)
+            info = _joined_info(info, out.info, going)
+            self.seen = _where_rows(going, out.obs, self.seen)
+            self.reward = torch.where(going, out.reward, self.reward)
+            shown, self.state = self._transform_obs(self.state)
+            self.shown = _where_rows(going, shown, self.shown)
+            going = ~(terminated | truncated)  # what happens after the end of an episode does not count
+            if not going.any():
+                break
+            if i + 1 < self.wrapper.period and (self.wrapper.is_terminated(self.state) & going).any():
+                if self.rows == 1:
+                    break
+                raise Unsupported("an action ended before its period, and the other rows cannot wait for a new one",
+                                  where=self.metadata["env"], hint="use one row, or WrappedActor")
+        return StepResult(self.shown, reward, terminated, truncated, info)
 
     def close(self):
         self.env.close()
 
+    def _told(self) -> Obs:
+        return {**self.seen, LAST_REWARD: self.reward}
 
-def _where_rows(rows, new, old):
+    def _transform_obs(self, state: State) -> tuple[Obs, State]:
+        shown, state = self.wrapper.transform_obs(self._told(), state)
+        return {k: v for k, v in shown.items() if k != LAST_REWARD}, state
+
+
+def _joined_info(before: Mapping[str, Tensor], new: Mapping[str, Tensor], going: Tensor) -> dict[str, Tensor]:
+    """Success is one at any step. Of everything else the last value counts."""
+    joined = dict(before)
+    for name, value in new.items():
+        if name == "success":
+            joined[name] = before.get(name, torch.zeros_like(value)) | going & value
+        else:
+            joined[name] = _rows_where(going, value, before[name]) if name in before else value
+    return joined
+
+
+def _where_rows(rows: Tensor, new: Obs, old: Obs) -> Obs:
+    return {k: _rows_where(rows, v, old[k]) for k, v in new.items()}
+
+
+def _rows_where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)

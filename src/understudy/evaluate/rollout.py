@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import UserCodeError, UserError, keys, put, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
-from ..execute.actor import Actor, NonFiniteAction, check_action
+from ..execute.actor import LAST_REWARD, Actor, NonFiniteAction, check_action
 from ..user_code import describe_place
 
 MAX_EPISODE_STEPS = 100_000  # steps; without a time limit, an idle policy may never end an episode
@@ -27,6 +27,7 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     Exactly these episodes run to their ends, because taking the first that finish would favor short ones. Their
     metadata are "number", "seed", "env", the values of the environment's last `info`, and "success" if it is defined:
     was there success at any step? If `info` reports success for the first time, earlier steps count as unsuccessful.
+    The actor also observes `last.reward` (B,), the reward of the step before, which is not recorded.
 
     Args:
         actor: The actor.
@@ -49,17 +50,18 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     rows = min(env.rows, episodes)
     number = list(range(first, first + rows)) + [-1] * (env.rows - rows)
     key = keys(seed, range(first, first + env.rows))
-    obs = env.reset(torch.arange(env.rows), key)
+    obs, reward = env.reset(torch.arange(env.rows), key), torch.zeros(env.rows)
     _check_observation(obs, env, "reset")
     with _locate_errors(env, number, [0] * env.rows, 0):
-        state = actor.start(obs, key)
+        state = actor.start({**obs, LAST_REWARD: reward}, key)
     history: deque[dict[str, np.ndarray]] = deque()  # steps of all rows, from the earliest one that is still needed
     began, clock, upcoming = [0] * env.rows, 0, first + rows
     live, needed = torch.tensor(number) >= 0, 0  # rows with an episode; start of the earliest of them
     done: dict[int, Episode] = {}
     while len(done) < episodes:
         with _locate_errors(env, number, began, clock):
-            action, state = actor.act(obs if live.all() else _fill_idle_rows(obs, live), state)
+            told = {**obs, LAST_REWARD: reward}
+            action, state = actor.act(told if live.all() else _fill_idle_rows(told, live), state)
             _check_action_shape(action, env)
             check_action(torch.where(live.unsqueeze(1), action, 0.0))  # actions of rows without an episode are not used
         state = dict(state)
@@ -75,7 +77,7 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
             for past in history:
                 past["next.success"] = np.zeros(env.rows, bool)
         history.append({k: v.numpy().copy() for k, v in {**obs, **record}.items()})
-        clock, obs = clock + 1, out.obs
+        clock, obs, reward = clock + 1, out.obs, out.reward
         if clock - needed > MAX_EPISODE_STEPS:
             raise UserError(f"an episode did not end within {MAX_EPISODE_STEPS} steps",
                             where=env.metadata["env"], hint="give the environment a time limit (max_episode_steps)")
@@ -96,9 +98,9 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
             began[row], upcoming = clock, upcoming + 1
         if fresh := [r for r in ended if number[r] >= 0]:
             which, new = torch.tensor(fresh), keys(seed, [number[r] for r in fresh])
-            obs = env.reset(which, new)
+            obs, reward = env.reset(which, new), put(reward, which, torch.zeros(len(which)))
             with _locate_errors(env, [number[r] for r in fresh], [0] * len(fresh), 0):
-                state = put(state, which, actor.start(take(obs, which), new))
+                state = put(state, which, actor.start(take({**obs, LAST_REWARD: reward}, which), new))
         live = torch.tensor(number) >= 0
         needed = min((b for b, n in zip(began, number, strict=True) if n >= 0), default=clock)
         while clock - len(history) < needed:

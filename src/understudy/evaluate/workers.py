@@ -52,7 +52,8 @@ STARTUP_HINT = ("memory may be full: take fewer. In a script of your own, what s
 def load_actor_and_env(run: Path | str, env: str, rows: int = 16, *, device: str = "cpu",
             trust: tuple[str, ...] = ()) -> tuple[Actor, Env]:
     """A setup: the policy of a run in an environment, given by name, with `rows` copies."""
-    return load_actor(run, device=device, rows=16, trust=trust), make(env, rows, trust)
+    made = make(env, rows, trust)
+    return load_actor(run, device=device, rows=16, trust=trust, features=made.features), made
 
 
 def evaluate_parallel(

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from ..core import Feature, State, UserError, normal
+from ..data.runtime import ConstantColumns, LastStep, RuntimeTransform
 from ..data.video import resize
 from ..policy import Planner
 from .base import Executor
 from .chunking import RecedingHorizon
+
+LAST_REWARD = "last.reward"  # (B,): the reward of the step before, which rollouts show to actors and do not record
 
 
 class Actor(ABC):
@@ -254,14 +257,73 @@ class ObservationWrapper(Actor):
 
     def _add_columns(self, obs):
         _check_names(obs, ())
-        rows = next(iter(obs.values())).shape[0]
-        return {**obs, **{k: v.expand(rows, *v.shape) for k, v in self.columns.items()}}
+        rows = torch.zeros(next(iter(obs.values())).shape[0], dtype=torch.bool)
+        return {**obs, **ConstantColumns(self.columns).step(obs, LastStep(rows), {})[0]}
 
     def start(self, obs, key):
         return self.actor.start(self._add_columns(obs), key)
 
     def act(self, obs, state):
         return self.actor.act(self._add_columns(obs), state)
+
+
+@dataclass(frozen=True)
+class TransformedActor(Actor):
+    """Adds columns that are computed while acting: the last action, the return that is still asked for.
+
+    `ObservationWrapper` is the case of constant columns. The reward of the last step is the column `last.reward`, which
+    rollouts give and robots do not.
+
+    Args:
+        actor: The actor that reads the columns.
+        transforms: The transforms, in order. Each sees the columns of those before it.
+        action: The feature of the actor's actions. None if no transform reads actions.
+        action_size: Number of action components of the environment, for transforms that change actions. None if it is
+            not known.
+    """
+
+    actor: Actor
+    transforms: tuple[RuntimeTransform, ...]
+    action: Feature | None = None
+    action_size: int | None = None
+
+    def start(self, obs, key):
+        last = {"exists": torch.zeros(len(key), dtype=torch.bool)}
+        if self.action is not None:
+            last["action"] = torch.zeros(len(key), self.action.size, dtype=getattr(torch, self.action.dtype))
+        states, steps = {}, self._last_steps(obs, last)
+        for i, (transform, step) in enumerate(zip(self.transforms, steps, strict=True)):
+            states[str(i)] = transform.start(obs, key)
+            obs = {**obs, **transform.step(obs, step, states[str(i)])[0]}
+        return {"inner": self.actor.start(obs, key), "transforms": states, "last": last}
+
+    def act(self, obs, state):
+        states = {}
+        for i, step in enumerate(self._last_steps(obs, state["last"])):
+            added, states[str(i)] = self.transforms[i].step(obs, step, state["transforms"][str(i)])
+            obs = {**obs, **added}
+        action, inner = self.actor.act(obs, state["inner"])
+        inner, last = dict(inner), {"exists": torch.ones_like(state["last"]["exists"])}
+        if self.action is not None:
+            last["action"] = action
+        record = {"record": inner.pop("record")} if "record" in inner else {}
+        return self._actions(action)[0], {"inner": inner, "transforms": states, "last": last, **record}
+
+    def _actions(self, action: Tensor) -> list[Tensor]:
+        """The actor's action as each transform sees it, that is before its own change. The first is executed."""
+        actions = []
+        for transform in reversed(self.transforms):
+            action = transform.transform_action(action, self.action_size)
+            actions.insert(0, action)
+        return actions or [action]
+
+    def _last_steps(self, obs, last) -> list[LastStep]:
+        """The step before, as each transform sees it."""
+        reward = obs.get(LAST_REWARD)
+        if self.action is None:
+            return [LastStep(last["exists"], None, reward) for _ in self.transforms]
+        actions = self._actions(last["action"])[: len(self.transforms)]
+        return [LastStep(last["exists"], action, reward) for action in actions]
 
 
 @dataclass(frozen=True)

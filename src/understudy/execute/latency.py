@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import State, UserError, put, take, uniform
 from ..policy import Planner
-from .actor import Actor, ObservationWrapper, PolicyActor
+from .actor import LAST_REWARD, Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import Executor, empty_chunks
 from .chunking import ChunkedExecutor, PlanRequest
 
@@ -29,7 +29,7 @@ def delay_actor(actor: Actor, delay: int) -> Actor:
     """
     if not (delay := _check_whole(delay)):
         return actor
-    if isinstance(actor, ObservationWrapper):
+    if isinstance(actor, (ObservationWrapper, TransformedActor)):
         return replace(actor, actor=delay_actor(actor.actor, delay))
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
         return replace(actor, executor=DelayedPlan(actor.executor, delay))
@@ -139,7 +139,7 @@ class DroppedObservation(Actor):
 
     def act(self, obs, state):
         lost = uniform(state["key"], state["count"], (1,), stream=8)[:, 0] < self.probability
-        seen = {k: put(v, lost, state["seen"][k][lost]) for k, v in obs.items()}
+        seen = {k: v if k == LAST_REWARD else put(v, lost, state["seen"][k][lost]) for k, v in obs.items()}
         action, inner = self.actor.act(seen, state["inner"])
         return action, _pass_record({"seen": seen, "key": state["key"], "count": state["count"] + 1}, inner)
 

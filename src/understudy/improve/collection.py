@@ -16,18 +16,20 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint import FromStage
-from ..core import Schema, UserError
+from ..core import Schema, Unsupported, UserError
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.episode import Dataset, Episode
 from ..data.formats import write_dataset
 from ..data.relabel import Relabel
 from ..data.replay_buffer import ReplayBuffer
 from ..envs.base import Env
+from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.recording import expert_actor
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor, NoisyActor, PolicyActor
 from ..execute.planners import FixedBatch
+from ..execute.wrappers import WrappedActor
 from ..files import read_json, whole_folder, write_json
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
@@ -112,6 +114,8 @@ class EpisodeCollector(ABC):
 class RolloutCollector(EpisodeCollector):
     """Rolls the policy out in the environment.
 
+    A method with a wrapper collects in `WrappedEnv`, where its policy acts and explores.
+
     Episode i of round k has the number 1,000,000 + k * n_episodes + i. Seeds are those of recordings, so no policy is
     evaluated on starts that it has seen.
 
@@ -156,6 +160,12 @@ class RolloutCollector(EpisodeCollector):
 
     def collect(self, actor, number, training):
         env = training.env
+        if isinstance(actor, WrappedActor):
+            if self.supervisor is not None:
+                raise Unsupported("a supervisor acts in the environment, and the policy behind "
+                                  f"{type(actor.wrapper).__name__}", where="RolloutCollector.supervisor",
+                                  hint="leave the supervisor out, or train without the wrapper")
+            env, actor = WrappedEnv(env, actor.wrapper), actor.actor
         if self.exploration is not None:
             actor = self.exploration.build(actor, env)
         if self.supervisor is not None:

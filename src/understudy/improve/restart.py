@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core import Feature, UserError, keys, put, take
 from ..data.episode import Episode
 from ..envs.base import Env
-from ..execute.actor import Actor
+from ..execute.actor import LAST_REWARD, Actor
 from ..policy import Planner
 
 CLOCK, FAILS = "observation.clock", "fails"
@@ -86,6 +86,7 @@ class Attempts(Env):
         # Set by the first reset.
         self.seen: Any = None
         self.state: Any = None
+        self.reward = torch.zeros(self.rows)  # of the attempt's last step
 
     def reset(self, which, key):
         everyone = torch.arange(self.rows)
@@ -99,13 +100,14 @@ class Attempts(Env):
         if tuple(action.shape) != (self.rows, 1):
             raise UserError(f"expected actions of shape ({self.rows}, 1), found {tuple(action.shape)}",
                             where=self.metadata["env"], hint="one number for each row: to go on, or to begin anew")
-        plan, state = self.actor.act(self.seen, self.state)
+        plan, state = self.actor.act({**self.seen, LAST_REWARD: self.reward}, self.state)
         self.state = {k: v for k, v in state.items() if k != "record"}
         out = self.env.step(plan)
         if "success" not in out.info:
             raise UserError("expected an environment that tells of success, found one that does not",
                             where=self.metadata["env"], hint="only then is there anything to try until it is done")
         self.seen, self.clock, self.total = dict(out.obs), self.clock + 1, self.total + 1
+        self.reward = out.reward
         success = out.info["success"].clone()
         over = ~success & (out.terminated | out.truncated | (action[:, 0] > 0))
         late = ~success & (self.total >= self.limit)
@@ -125,7 +127,8 @@ class Attempts(Env):
         key = torch.cat([keys(k, [n]) for k, n in zip(self.key[which].tolist(), self.count[which].tolist(),
                                                       strict=True)])
         self.seen = self.env.reset(which, key)
-        new = self.actor.start(take(self.seen, which), key)
+        self.reward = put(self.reward, which, torch.zeros(len(which)))
+        new = self.actor.start(take({**self.seen, LAST_REWARD: self.reward}, which), key)
         self.state = new if self.state is None else put(self.state, which, new)
         self.clock[which] = 0
 

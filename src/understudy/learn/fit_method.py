@@ -12,10 +12,8 @@ from typing import Any, cast
 import torch
 
 from ..checkpoint import CheckpointModule, FromStage
-from ..core import Unsupported, UserError
+from ..core import Schema, Unsupported, UserError
 from ..data.episode import Dataset
-from ..data.operations import Operation
-from ..data.relabel import Relabel
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
@@ -25,7 +23,15 @@ from . import devices
 from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
-from .method import InitializeFrom, Method, build_actor, find_references, load_modules, resolve_references
+from .method import (
+    InitializeFrom,
+    Method,
+    build_actor,
+    find_references,
+    load_modules,
+    resolve_references,
+    training_data,
+)
 from .stages import check_stages, freeze, load_weights_from, packages_of
 
 ROWS = 16  # of every batch that the networks see while episodes are collected or a checkpoint is scored
@@ -38,10 +44,12 @@ class FitResult:
     Attributes:
         method: The method, without references to stages in what acts and learns.
         modules: The trained modules by name, in evaluation mode. "policy" is the one that acts.
+        features: The columns of the data before the method's transforms. None if they are not known.
     """
 
     method: Method
     modules: Mapping[str, CheckpointModule]
+    features: Schema | None = None
 
     @property
     def policy(self) -> Policy:
@@ -51,7 +59,7 @@ class FitResult:
     @property
     def actor(self) -> Actor:
         """The actor that the method deploys: see `method.build_actor`."""
-        return build_actor(self.method, self.modules)
+        return build_actor(self.method, self.modules, features=self.features)
 
 
 def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str, FitResult | Path | str] | None = None,
@@ -100,7 +108,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
                                             sampling_weights=earlier, device=where)
     known = _known_modules(method, stages, where)
     method = resolve_references(method, known)
-    data = apply_transforms(data, method.transforms)
+    recorded, data = data.features(), training_data(data, method)
 
     def build_learner(first: Dataset) -> Learner:
         with devices.seeded(seed, where):
@@ -113,14 +121,14 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
             return method.learner.build(trained, seed, method.learner.steps, first)
 
     with devices.deterministic(where):
-        loop = _MemoryTraining(method, data, seed, env, person, build_learner, tuple(callbacks))
+        loop = _MemoryTraining(method, data, seed, env, person, build_learner, tuple(callbacks), recorded)
         if method.collection is None:
             loop.build_learner(data)
             loop.update(loop.learner.batch_sampler(data, sampling_weights), method.learner.steps)
         else:
             loop.build_learner(method.collection.initial_data(data))
             method.collection.run(loop)
-        return FitResult(method, loop.modules())
+        return FitResult(method, loop.modules(), recorded)
 
 
 class _MemoryTraining(Training):
@@ -129,9 +137,9 @@ class _MemoryTraining(Training):
     folder = None
 
     def __init__(self, method: Method, data: Dataset, seed: int, env: Any, person: Actor | None,
-                 build: Callable[[Dataset], Learner], callbacks: tuple[Callback, ...]):
+                 build: Callable[[Dataset], Learner], callbacks: tuple[Callback, ...], recorded: Schema):
         self.method, self.data, self.seed, self.env, self.person = method, data, seed, env, person
-        self.build, self.callbacks, self.n_updates = build, callbacks, 0
+        self.build, self.callbacks, self.n_updates, self.recorded = build, callbacks, 0, recorded
         self.processes = Processes.current()
 
     def restore(self):
@@ -144,10 +152,11 @@ class _MemoryTraining(Training):
         return {**self.learner.modules, "policy": acting_policy(self.learner, self.data)}
 
     def actor(self):
-        return build_actor(self.method, self.modules(), ROWS)
+        features = self.recorded if self.env is None else self.env.features
+        return build_actor(self.method, self.modules(), ROWS, features=features)
 
     def transform(self, episodes):
-        return apply_transforms(episodes, self.method.transforms)
+        return training_data(episodes, self.method)
 
     def update(self, sampler, until, *, evaluate=True):
         size = self.learner.config.batch_size
@@ -224,13 +233,6 @@ def acting_policy(learner: Learner, data: Dataset) -> Policy:
     if isinstance(policy.config.head, MemoryHead):
         return copy.deepcopy(policy).fit_statistics(data, refit_codec=False).eval()
     return copy.deepcopy(policy).eval() if policy is learner.policy else policy.eval()
-
-
-def apply_transforms(data: Dataset, transforms: Iterable[Relabel | Operation]) -> Dataset:
-    """The episodes after a method's transforms, in order. Nothing is computed before a column is asked for."""
-    for transform in transforms:
-        data = transform.apply(data) if isinstance(transform, Operation) else data.map(transform)
-    return data
 
 
 def part_of(data: Dataset, name: str | None) -> list[int]:

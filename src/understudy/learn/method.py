@@ -12,15 +12,16 @@ import torch
 
 from .. import config
 from ..checkpoint import CheckpointModule, FromStage, load_module
-from ..core import UserError
+from ..core import Feature, Schema, Unsupported, UserError
+from ..data.episode import Dataset
 from ..data.operations import Operation
-from ..data.relabel import Relabel
-from ..execute.actor import Actor, PolicyActor
+from ..data.relabel import Relabel, RuntimeRelabel, relabeled_features
+from ..execute.actor import Actor, PolicyActor, TransformedActor
 from ..execute.base import Executor
 from ..execute.chunking import RecedingHorizon
 from ..execute.planner_config import PlannerConfig
 from ..execute.planners import FixedBatch
-from ..execute.wrappers import ActionWrapper
+from ..execute.wrappers import ActionWrapper, WrappedActor, is_wrapped
 from ..files import read_json
 from ..policy import Planner, Policy, PolicyConfig, camera_sizes, find_checkpoint, read_checkpoint_json
 from .behavior_cloning import BehaviorCloning
@@ -36,12 +37,15 @@ class Method:
         policy: The policy's parts.
         executor: How plans become actions.
         learner: How the policy learns.
-        transforms: Changes of the episodes before training, in order.
+        transforms: Changes of the episodes before training, in order. Each `RuntimeRelabel` is also computed while
+            acting.
         stages: Training runs that are finished before the method's own run starts, in order. Fields of a stage's
             method may refer to stages before it.
         initialize_from: Initial weights from stages.
         inference: How the method plans: guidance, best of n, hierarchies. Applied in order to the policy.
-        wrapper: What the policy's actions mean, where they are not those of the environment.
+        wrapper: What the policy's actions mean, where they are not those of the environment. Recorded episodes are
+            converted for training (`ActionWrapper.transform_episode`) after the operations of `transforms` and before
+            the relabelings that follow them. Episodes that were recorded in `WrappedEnv` stay as they are.
         collection: How new episodes are collected while the policy trains.
 
     Example:
@@ -264,16 +268,101 @@ def build_planner(method: Method, modules: Mapping[str, CheckpointModule], rows:
     return planner if rows is None else FixedBatch(planner, rows)
 
 
-def build_actor(method: Method, modules: Mapping[str, CheckpointModule], rows: int | None = None) -> Actor:
+def build_actor(method: Method, modules: Mapping[str, CheckpointModule], rows: int | None = None, *,
+                features: Schema | None = None) -> Actor:
     """Builds the actor that a method deploys. Training, evaluation, comparison and export all act through it.
+
+    To learn in `WrappedEnv(env, method.wrapper)`, build the actor of ``replace(method, wrapper=None)``.
 
     Args:
         method: A method without references (see `resolve_references`).
         modules: The modules of a checkpoint by name. "policy" must be a `Policy`.
-        rows: See `build_planner`.
+        rows: See `build_planner`. It also holds for the policies of the wrapper.
+        features: The columns of the environment. Methods that pad actions (`ColumnPadding`) need them.
+
+    Raises:
+        Unsupported: If a relabeling cannot be computed where it stands.
     """
-    planner = build_planner(method, modules, rows)
-    return PolicyActor(planner, method.executor, camera_sizes(planner.features))
+    planner, policy = build_planner(method, modules, rows), modules["policy"]
+    actor: Actor = PolicyActor(planner, method.executor, camera_sizes(planner.features))
+    if transforms := tuple(relabel.runtime_transform() for relabel in runtime_relabels(method)):
+        shown = None if features is None else _wrapped_features(method, features)
+        size = shown[policy.config.target].size if shown and policy.config.target in shown else None
+        actor = TransformedActor(actor, transforms, policy.target, size)
+    if method.wrapper is None:
+        return actor
+    return WrappedActor(actor, method.wrapper if rows is None else _with_fixed_batches(method.wrapper, rows))
+
+
+def _with_fixed_batches(wrapper: ActionWrapper, rows: int) -> ActionWrapper:
+    """The wrapper whose policies see batches of a fixed size."""
+    planners = {f.name: FixedBatch(value, rows) for f in fields(wrapper) if f.init
+                and isinstance(value := getattr(wrapper, f.name), Planner)}
+    return replace(wrapper, **planners)
+
+
+def policy_features(method: Method, features: Schema) -> dict[str, Feature]:
+    """Returns the columns that the policy of a method sees of an environment, and those of its actions.
+
+    Args:
+        method: A method without references in its wrapper.
+        features: The columns of the environment.
+    """
+    return relabeled_features(_wrapped_features(method, features), runtime_relabels(method))
+
+
+def _wrapped_features(method: Method, features: Schema) -> dict[str, Feature]:
+    """The columns behind the wrapper of a method."""
+    return dict(features if method.wrapper is None else method.wrapper.features(features))
+
+
+def runtime_relabels(method: Method) -> list[RuntimeRelabel]:
+    """Returns the relabelings of a method that are computed while acting too, in order.
+
+    Raises:
+        Unsupported: If one stands before an operation in a method with a wrapper.
+    """
+    before = [part for part in method.transforms[: _last_operation(method)] if isinstance(part, RuntimeRelabel)]
+    if before and method.wrapper is not None:
+        raise Unsupported(f"{type(before[0]).__name__} stands before an operation, so that it would change recorded "
+                          f"episodes before {type(method.wrapper).__name__}, but what the policy observes after it",
+                          where="Method.transforms", hint="put the relabeling after the last operation")
+    return [part for part in method.transforms if isinstance(part, RuntimeRelabel)]
+
+
+def _last_operation(method: Method) -> int:
+    """The number of transforms up to the last operation."""
+    return max((i for i, part in enumerate(method.transforms) if isinstance(part, Operation)), default=-1) + 1
+
+
+def training_data(data: Dataset, method: Method) -> Dataset:
+    """Returns the episodes that the policy of a method is trained on.
+
+    The operations of `method.transforms`, and the relabelings before them, are applied first. The wrapper converts
+    the episodes next, except those that were recorded in `WrappedEnv`. The remaining relabelings are applied last.
+    Without a wrapper, nothing is computed before a column is asked for.
+
+    Args:
+        data: Recorded episodes of the environment, or of `WrappedEnv`, as their metadata "env" says.
+        method: A method without references in its wrapper and its transforms.
+
+    Raises:
+        Unsupported: If the wrapper has no inverse.
+    """
+    last = _last_operation(method)
+    data = apply_transforms(data, method.transforms[:last])
+    if method.wrapper is not None:
+        runtime_relabels(method)  # they must stand behind the wrapper
+        data = Dataset([episode if is_wrapped(episode, method.wrapper) else method.wrapper.transform_episode(episode)
+                        for episode in data], data.metadata)
+    return apply_transforms(data, method.transforms[last:])
+
+
+def apply_transforms(data: Dataset, transforms: Iterable[Relabel | Operation]) -> Dataset:
+    """Returns the episodes after operations and relabelings, in order."""
+    for transform in transforms:
+        data = transform.apply(data) if isinstance(transform, Operation) else data.map(transform)
+    return data
 
 
 @dataclass(frozen=True)
@@ -289,13 +378,15 @@ class TrainedRun:
     modules: Mapping[str, CheckpointModule]
 
     @staticmethod
-    def load(run: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> TrainedRun:
+    def load(run: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu", *,
+             transforms: bool = False) -> TrainedRun:
         """Reads a run's checkpoint, and of its stages what acting needs.
 
         Args:
             run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's.
             trust: Packages besides understudy whose code may be loaded.
             device: Where the weights go.
+            transforms: Also read what `training_data` needs of the stages.
 
         Raises:
             UserError: A file is missing or damaged.
@@ -303,24 +394,26 @@ class TrainedRun:
         """
         folder = find_checkpoint(run)
         method = Method.load(folder, trust)
+        needed = [part for part in method.transforms if transforms or isinstance(part, RuntimeRelabel)]
         acting = {name: getattr(method, name) for name in ACTING}
-        references = find_references(tuple(acting.values()))
+        references = find_references((*acting.values(), tuple(needed)))
         home = folder.parents[1] if folder.parent.name == "checkpoints" else folder
         known = load_references(references, home, trust, device)
-        resolved = replace(method, **{name: _resolved(value, known) for name, value in acting.items()})
-        return TrainedRun(resolved, load_modules(folder, trust, device))
+        changes = {name: _resolved(value, known) for name, value in acting.items()}
+        changes["transforms"] = tuple(_resolved(part, known) if part in needed else part for part in method.transforms)
+        return TrainedRun(replace(method, **changes), load_modules(folder, trust, device))
 
     def planner(self, rows: int | None = None) -> Planner:
         """See `build_planner`."""
         return build_planner(self.method, self.modules, rows)
 
-    def actor(self, rows: int | None = None) -> Actor:
+    def actor(self, rows: int | None = None, *, features: Schema | None = None) -> Actor:
         """See `build_actor`."""
-        return build_actor(self.method, self.modules, rows)
+        return build_actor(self.method, self.modules, rows, features=features)
 
 
 def load_actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int | None = None,
-          trust: tuple[str, ...] = ()) -> Actor:
+               trust: tuple[str, ...] = (), features: Schema | None = None) -> Actor:
     """What was trained, ready to act: `state = a.start(obs, key)`, then `action, state = a.act(obs, state)`.
 
     Args:
@@ -329,9 +422,10 @@ def load_actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int
         rows: The networks always see batches of this many rows, so that results do not depend on how many environments
             run side by side. None for one robot, where that would cost time.
         trust: Packages besides understudy whose code may be loaded.
+        features: The columns of the environment (`env.features`). Methods that pad actions need them.
 
     Raises:
         UserError: A file is missing or damaged.
         UntrustedCode: It names code of a package that is not trusted.
     """
-    return TrainedRun.load(run, trust, device).actor(rows)
+    return TrainedRun.load(run, trust, device).actor(rows, features=features)

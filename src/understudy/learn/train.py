@@ -21,14 +21,14 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataWarning, UserError, role
+from ..core import DataWarning, Schema, UserError, role
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights, Windows
-from ..execute.actor import Actor
+from ..execute.actor import LAST_REWARD, Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
@@ -36,7 +36,7 @@ from .callbacks import LossCurve, ProgressBar
 from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
-from .fit_method import ROWS, acting_policy, apply_transforms, check_collection, fit_policy, part_of
+from .fit_method import ROWS, acting_policy, check_collection, fit_policy, part_of
 from .method import (
     Method,
     Stage,
@@ -46,6 +46,7 @@ from .method import (
     load_references,
     resolve_references,
     stage_folder,
+    training_data,
 )
 from .model_card import write_model_card
 from .run import Run
@@ -158,8 +159,8 @@ def train(
         if left_out and processes.first:
             _warn_of_left_out(left_out, len(data))
         gone = {*held, *left_out}
-        if not any(find_references(method.transforms)):  # before stages are trained for hours
-            check_method(method, apply_transforms(data, method.transforms))
+        if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
+            check_method(method, training_data(data, method))
         documents = {"method.json": config.dump(method), "provenance.json": make_provenance(
             source, fingerprint, data, held, left_out, seed, where, processes, command, sampling_weights)}
         if stream is not None:
@@ -192,7 +193,8 @@ def train(
         references = {*find_references(method), *(part.source for part in method.initialize_from)}
         known = load_references(references, run.folder, packages_of(method), where)
         resolved = resolve_references(method, known)
-        transform = partial(apply_transforms, transforms=resolved.transforms)
+        transform = partial(training_data, method=resolved)
+        recorded = data.features()
         training = transform(data.select(i for i in range(len(data)) if i not in gone))
         test, data = transform(data.select(held)), transform(data)
         check_method(method, data)
@@ -207,9 +209,10 @@ def train(
                 return resolved.learner.build(policy, seed, steps, first)
         collection = resolved.collection
         learner = build_learner(training if collection is None else collection.initial_data(training))
-        _check_acts(resolved, learner)
+        _check_acts(resolved, learner, recorded)
         judge = _CheckpointEvaluation(
-            run, resolved, test, validation or Validation(), target_scale(training, method.policy.target), score
+            run, resolved, test, validation or Validation(), target_scale(training, method.policy.target), score,
+            recorded,
         )
         loop = _RunTraining(run, resolved, learner, training, documents, processes, seed, judge)
         loop.env, loop.person, loop.build = env, person, build_learner
@@ -283,10 +286,11 @@ class _RunTraining(Training):
         return {**self.learner.modules, "policy": self.acting_policy()}
 
     def actor(self) -> Actor:
-        return build_actor(self.method, self.modules(), ROWS)
+        features = self.judge.recorded if self.env is None else self.env.features
+        return build_actor(self.method, self.modules(), ROWS, features=features)
 
     def transform(self, episodes: Dataset) -> Dataset:
-        return apply_transforms(episodes, self.method.transforms)
+        return training_data(episodes, self.method)
 
     def save(self, step: int) -> None:
         self.n_updates, self.last = step, time.perf_counter()
@@ -370,8 +374,9 @@ class _Interrupted(Exception):
 class _CheckpointEvaluation:
     """Validation and score of each checkpoint, then the choice of the best one and of those to remove."""
 
-    def __init__(self, run: Run, method: Method, test: Dataset, validation: Validation, scale, score: Score | None):
-        self.run, self.method, self.test = run, method, test
+    def __init__(self, run: Run, method: Method, test: Dataset, validation: Validation, scale, score: Score | None,
+                 recorded: Schema):
+        self.run, self.method, self.test, self.recorded = run, method, test, recorded
         self.validation, self.scale, self.score = validation, scale, score
 
     def __call__(self, loop: _RunTraining) -> None:
@@ -384,7 +389,7 @@ class _CheckpointEvaluation:
                 found = self.validation.evaluate(policy, self.test, self.scale, self.method.executor)
                 seen = {f"validation/{k}": v for k, v in found.items()}
             if self.score:
-                seen["score"] = float(self.score(build_actor(self.method, modules, ROWS)))
+                seen["score"] = float(self.score(build_actor(self.method, modules, ROWS, features=self.recorded)))
             if seen:
                 self.run.log_metrics(step=step, **seen, seconds=loop.elapsed())
                 for look in loop.watches:
@@ -503,13 +508,21 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None,
                         where=run.folder, hint="choose another --out, or give the command it was begun with")
 
 
-def _check_acts(method: Method, learner: Learner) -> None:
-    """Raises UserError now, and not after the training, if the method's actor cannot act."""
+def _check_acts(method: Method, learner: Learner, recorded: Schema) -> None:
+    """Raises UserError now, and not after the training, if the method's actor cannot act.
+
+    Args:
+        method: The method.
+        learner: Has the modules.
+        recorded: The columns of the data before the method's transforms.
+    """
     if role(method.policy.target) != "action":  # a model of something else does not act
         return
-    features = build_planner(method, learner.modules).features
+    features = {**build_planner(method, learner.modules).features,
+                **{k: f for k, f in recorded.items() if role(k) == "observation" and f.kind != "string"}}
     obs = {name: torch.zeros(1, *f.shape, dtype=getattr(torch, f.dtype)) for name, f in features.items()}
-    build_actor(method, learner.modules).start(obs, torch.zeros(1, dtype=torch.int64))
+    obs[LAST_REWARD] = torch.zeros(1)
+    build_actor(method, learner.modules, features=recorded).start(obs, torch.zeros(1, dtype=torch.int64))
 
 
 def make_provenance(

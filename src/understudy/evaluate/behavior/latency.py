@@ -12,7 +12,7 @@ import torch
 
 from ...core import keys, role
 from ...data.episode import Episode
-from ...execute.actor import Actor, NoisyActor, ObservationWrapper, PolicyActor
+from ...execute.actor import LAST_REWARD, Actor, NoisyActor, ObservationWrapper, PolicyActor
 from ...execute.base import require_stepwise
 from ...execute.planners import PlannerWrapper
 from ...policy import Planner, StepwisePlanner
@@ -92,6 +92,9 @@ def measure_latency(actor: Actor, episodes: Iterable[Episode], fps: float | None
         columns = {k: np.asarray(episode.steps[k]) for k in episode.steps
                    if role(k) not in ("action", "outcome", "index")}
         columns = {k: v for k, v in columns.items() if v.dtype.kind in "fiub"}
+        if "next.reward" in episode.steps:
+            reward = np.asarray(episode.steps["next.reward"], np.float32).reshape(len(episode.steps["next.reward"]))
+            columns[LAST_REWARD] = np.append(np.float32(0), reward)
         state: Any = None
         for t in range(min(len(episode), 20) if warm else len(episode)):
             obs = {k: torch.from_numpy(np.array(v[t:t + 1])) for k, v in columns.items()}

@@ -1,0 +1,246 @@
+"""Columns that are computed while acting: the runtime counterparts of relabelings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import State, UserError
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """The step before the current one.
+
+    Attributes:
+        exists: False at the first step of an episode, (B,) bool.
+        action: The action that was executed, (B, A); zeros at the first step. None if it is not known.
+        reward: The reward, (B,); zeros at the first step. None where no reward is known, as on a robot.
+    """
+
+    exists: Tensor
+    action: Tensor | None = None
+    reward: Tensor | None = None
+
+
+class RuntimeTransform(ABC):
+    """Computes columns while acting, as a relabeling does with recorded episodes. Subclasses are frozen dataclasses."""
+
+    def start(self, obs: Mapping[str, Tensor], key: Tensor) -> State:
+        """Returns the state before the first step: nested dicts of tensors, rows first.
+
+        Args:
+            obs: The first observation of each row, (B, ...). Columns that somebody else gives, such as the return that
+                is asked for, are among them.
+            key: Source of all randomness of each row, (B,) int64.
+        """
+        return {}
+
+    @abstractmethod
+    def step(self, obs: Mapping[str, Tensor], last: LastStep, state: State) -> tuple[Mapping[str, Tensor], State]:
+        """Returns the columns that are added or replaced, and the next state.
+
+        Args:
+            obs: The current observation, (B, ...).
+            last: The step before.
+            state: What `start` or the last `step` returned. It is not changed in place.
+
+        Raises:
+            UserError: If something that is needed is not known, such as the reward on a robot.
+        """
+
+    def transform_action(self, action: Tensor, size: int | None) -> Tensor:
+        """Returns the action for the environment.
+
+        Args:
+            action: The action of the policy, (B, A).
+            size: Number of action components of the environment. None if it is not known.
+        """
+        return action
+
+
+@dataclass(frozen=True)
+class ConstantColumns(RuntimeTransform):
+    """Columns whose values stay the same.
+
+    Args:
+        columns: {name: value of shape (*feature)}.
+    """
+
+    columns: Mapping[str, Tensor]
+
+    def step(self, obs, last, state):
+        rows = len(last.exists)
+        return {k: v.expand(rows, *v.shape) for k, v in self.columns.items()}, state
+
+
+@dataclass(frozen=True)
+class GivenColumn(RuntimeTransform):
+    """A column that the environment or an `ObservationWrapper` gives.
+
+    Args:
+        column: The column.
+        hint: How to give it.
+    """
+
+    column: str
+    hint: str
+
+    def step(self, obs, last, state):
+        if self.column not in obs:
+            raise UserError(f"nothing gives the column {self.column!r}, which the policy reads", where="obs",
+                            hint=self.hint)
+        return {}, state
+
+
+@dataclass(frozen=True)
+class ReturnToGoUpdate(RuntimeTransform):
+    """The return that is still asked for: at the first step the whole return, then less by each reward.
+
+    Args:
+        into: The column, (B, 1). If the first observation has it, it is the return that is asked for.
+        discount: The discount of the return.
+        target: The return that is asked for if the first observation does not have the column.
+    """
+
+    into: str
+    discount: float = 1.0
+    target: float | None = None
+
+    def start(self, obs, key):
+        return {"value": _first_value(obs, self.into, self.target, len(key), "the return that the policy shall reach",
+                                      "ReturnToGo(target=...)")}
+
+    def step(self, obs, last, state):
+        if last.reward is None:
+            raise UserError("the reward of the last step is not known here, and the return to go depends on it",
+                            where=f"observation {self.into!r}",
+                            hint="act in an environment with rewards, or put 'last.reward' into each observation")
+        value = state["value"]
+        value = torch.where(last.exists[:, None], (value - last.reward.to(value)[:, None]) / self.discount, value)
+        return {self.into: value}, {"value": value}
+
+
+@dataclass(frozen=True)
+class Countdown(RuntimeTransform):
+    """The steps that are left, at least 0.
+
+    Args:
+        into: The column, (B, 1). If the first observation has it, it is the first value.
+        length: The first value if the first observation does not have the column.
+    """
+
+    into: str
+    length: float | None = None
+
+    def start(self, obs, key):
+        return {"value": _first_value(obs, self.into, self.length, len(key), "the number of steps of the episode",
+                                      "TimeLeft(length=...)")}
+
+    def step(self, obs, last, state):
+        value = torch.where(last.exists[:, None], (state["value"] - 1).clamp(min=0), state["value"])
+        return {self.into: value}, {"value": value}
+
+
+@dataclass(frozen=True)
+class ProgressCount(RuntimeTransform):
+    """The fraction of an episode of known length that is over, at most 1.
+
+    Args:
+        into: The column, (B, 1).
+        length: Number of steps of the episode.
+    """
+
+    into: str
+    length: int | None = None
+
+    def start(self, obs, key):
+        if self.length is None:
+            raise UserError("how long the episode will be is not known while acting",
+                            where=f"observation {self.into!r}", hint="set Progress(length=...), a number of steps")
+        return {"steps": torch.zeros(len(key), 1)}
+
+    def step(self, obs, last, state):
+        steps = torch.where(last.exists[:, None], state["steps"] + 1, state["steps"])
+        return {self.into: (steps / max(self.length, 1)).clamp(max=1)}, {"steps": steps}
+
+
+@dataclass(frozen=True)
+class LastActionColumn(RuntimeTransform):
+    """The action before the current step. Choices count from 1, and 0 says that there is none.
+
+    Args:
+        into: The column, (B, A).
+    """
+
+    into: str
+
+    def step(self, obs, last, state):
+        if last.action is None:
+            raise UserError("the last action is not known here", where=f"observation {self.into!r}",
+                            hint="act with the actor that build_actor or load_actor gives")
+        action = last.action if last.action.is_floating_point() else last.action + 1
+        return {self.into: torch.where(last.exists[:, None], action, torch.zeros_like(action))}, state
+
+
+@dataclass(frozen=True)
+class RenamedColumn(RuntimeTransform):
+    """A column under another name.
+
+    Args:
+        column: The column of the environment.
+        into: Its new name.
+    """
+
+    column: str
+    into: str
+
+    def step(self, obs, last, state):
+        return ({self.into: obs[self.column]} if self.column in obs else {}), state
+
+
+@dataclass(frozen=True)
+class PaddedColumn(RuntimeTransform):
+    """Pads what is observed with zeros, and cuts actions back to those of the environment.
+
+    Args:
+        column: The column.
+        size: Number of components after padding.
+        is_action: Whether the column is the action.
+    """
+
+    column: str
+    size: int
+    is_action: bool
+
+    def step(self, obs, last, state):
+        if self.column not in obs:
+            return {}, state
+        value = obs[self.column]
+        if value.shape[-1] > self.size:
+            raise UserError(f"the column has {value.shape[-1]} components, but the policy reads {self.size}",
+                            where=f"observation {self.column!r}", hint="act with a robot that the policy was trained "
+                            "for")
+        return {self.column: torch.nn.functional.pad(value, (0, self.size - value.shape[-1]))}, state
+
+    def transform_action(self, action, size):
+        if not self.is_action:
+            return action
+        if size is None:
+            raise UserError(f"the policy gives {self.size} padded action components, and how many the robot has is not "
+                            "known", where=f"column {self.column!r}", hint="pass features=env.features to load_actor")
+        return action[:, :size]
+
+
+def _first_value(obs, name: str, default: float | None, rows: int, what: str, field: str) -> Tensor:
+    """(B, 1) float32: the column of the first observation, or the default."""
+    if name in obs:
+        return torch.as_tensor(obs[name]).float().reshape(rows, 1)
+    if default is None:
+        raise UserError(f"{what} is not known", where=f"observation {name!r}",
+                        hint=f"set {field}, or add the column with ObservationWrapper(actor, {{{name!r}: value}})")
+    return torch.full((rows, 1), float(default))

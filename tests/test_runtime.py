@@ -1,0 +1,332 @@
+"""Relabelings and their runtime counterparts: a policy sees the same columns in training and while acting."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.cli import main
+from understudy.core import Feature, Unsupported, UserError, keys
+from understudy.data import relabel as relabelings
+from understudy.data.episode import Dataset
+from understudy.data.operations import Operation
+from understudy.data.relabel import (
+    ColumnPadding,
+    ConcatColumns,
+    ConstantColumn,
+    Hindsight,
+    InterventionPenalty,
+    LastAction,
+    Progress,
+    Rename,
+    ReturnToGo,
+    RuntimeRelabel,
+    SelectColumns,
+    TaskText,
+    TimeLeft,
+    relabeled_features,
+)
+from understudy.data.runtime import LastActionColumn, ReturnToGoUpdate
+from understudy.data.window import Window
+from understudy.envs.fork import Fork
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import LAST_REWARD, Actor, ObservationWrapper, TransformedActor
+from understudy.execute.latency import delay_actor
+from understudy.execute.wrappers import ResidualWrapper, WrappedActor
+from understudy.heads.regression import Regression
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method, TrainedRun, build_actor, load_actor, policy_features, training_data
+from understudy.learn.train import train
+from understudy.methods import METHODS, find_method
+from understudy.nets.mlp import MLP
+from understudy.policy import PolicyConfig
+from understudy.testing import ContractViolation, check_relabel, check_runtime_transform, random_dataset
+
+STATE, LAST = "observation.state", "observation.last_action"
+FEATURES = {STATE: Feature("float32", (2,)), "action": Feature("float32", (2,)), "next.reward": Feature("float32", ()),
+            "intervention": Feature("bool", ())}
+
+
+def episodes(discrete: bool = False, count: int = 3) -> Dataset:
+    action = Feature("int64", (2,), "discrete", num_classes=(3, 4)) if discrete else FEATURES["action"]
+    data = random_dataset({STATE: FEATURES[STATE], "action": action, "next.reward": FEATURES["next.reward"]},
+                          count, steps=5)
+    return Dataset([replace(e, metadata={**e.metadata, "task": "push"}) for e in data])
+
+
+# -- every relabeling -------------------------------------------------------------------------------------------------
+
+
+EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastAction(), InterventionPenalty(),
+            ConstantColumn("observation.expert", 1.0), SelectColumns(("action",)), ColumnPadding(STATE, 3),
+            Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE))]
+
+# Columns that relabelings without a runtime counterpart add, and the environments that show them.
+PROVIDED = {"observation.goal": "OGBench"}
+
+
+def test_there_is_an_example_of_every_relabeling():
+    known = {value for value in vars(relabelings).values() if isinstance(value, type)
+             and dataclasses.is_dataclass(value) and value.__module__ == relabelings.__name__}
+    assert {type(example) for example in EXAMPLES} == known
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: type(e).__name__)
+def test_what_a_relabeling_adds_is_known_while_acting(example):
+    check_relabel(example, FEATURES, tuple(PROVIDED))
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the whole episode, which nobody knows before its end."""
+
+    def __call__(self, episode):
+        column = np.asarray(episode.steps[STATE])
+        return episode.replace({"observation.mean": np.broadcast_to(column.mean(0), column.shape)})
+
+
+def test_a_relabeling_that_nothing_computes_while_acting_is_rejected():
+    with pytest.raises(ContractViolation, match="Mean adds observation.mean, which no environment shows"):
+        check_relabel(Mean(), FEATURES)
+    with pytest.raises(ContractViolation, match="Hindsight adds observation.goal"):
+        check_relabel(Hindsight(), FEATURES)
+    check_relabel(Mean(), FEATURES, provided=("observation.mean",))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_named_methods_read_only_what_is_known_while_acting(name):
+    shown = {**FEATURES, "observation.images.front": Feature("uint8", (96, 96, 3), "image")}
+    for part in find_method(name, shown).transforms:
+        if not isinstance(part, Operation):
+            check_relabel(part, shown, tuple(PROVIDED))
+
+
+# -- the contract -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if isinstance(e, RuntimeRelabel)
+                                     and not isinstance(e, Progress)] + [ReturnToGo(0.5)],
+                         ids=lambda e: type(e).__name__)
+def test_runtime_transforms_keep_the_contract(example, discrete):
+    check_runtime_transform(example, episodes(discrete))
+
+
+def test_progress_needs_a_length():
+    check_runtime_transform(Progress(length=5), episodes()[:1] + episodes()[:1])
+    with pytest.raises(UserError, match=r"(?s)how long the episode will be is not known.*Progress\(length=...\)"):
+        check_runtime_transform(Progress(), episodes())
+    with pytest.raises(ContractViolation, match="same values while acting as in training"):
+        check_runtime_transform(Progress(length=9), episodes())
+
+
+@dataclass(frozen=True)
+class Altered(RuntimeRelabel):
+    """A relabeling with the runtime transform of another."""
+
+    relabel: RuntimeRelabel
+    other: RuntimeRelabel
+
+    def __call__(self, episode):
+        return self.relabel(episode)
+
+    def runtime_transform(self):
+        return self.other.runtime_transform()
+
+
+@dataclass(frozen=True)
+class Leak(LastActionColumn):
+    def step(self, obs, last, state):
+        return {self.into: last.action.flip(0)}, state
+
+
+@dataclass(frozen=True)
+class Leaking(LastAction):
+    def runtime_transform(self):
+        return Leak(self.into)
+
+
+@dataclass(frozen=True)
+class Forgetful(ReturnToGoUpdate):
+    def step(self, obs, last, state):
+        columns, state = super().step(obs, last, state)
+        return columns, {**state, "value": state["value"].double()}
+
+
+@dataclass(frozen=True)
+class OfOtherType(ReturnToGo):
+    def runtime_transform(self):
+        return Forgetful(self.into)
+
+
+@pytest.mark.parametrize(("broken", "words"), [
+    (Altered(ReturnToGo(), ReturnToGo(0.5)), "same values"),
+    (Altered(LastAction(), Rename(STATE, "observation.arm")), "same values"),  # the first value alone is given
+    (Altered(ColumnPadding(STATE, 3), LastAction()), "does not give"),
+    (Altered(ReturnToGo(), TimeLeft("observation.return_to_go")), "same values"), (Leaking(), "same values"),
+    (OfOtherType(), "names, shapes and dtypes")])
+def test_what_breaks_the_contract_is_found(broken, words):
+    with pytest.raises(ContractViolation, match=words):
+        check_runtime_transform(broken, episodes())
+
+
+def test_schemas_after_relabelings():
+    found = relabeled_features(FEATURES, [LastAction(), ColumnPadding("action", 4), Rename("nothing", "observation.x")])
+    assert found[LAST].shape == (2,) and found["action"].shape == (4,) and "observation.x" not in found
+
+
+# -- acting -----------------------------------------------------------------------------------------------------------
+
+
+def method(*transforms, **fields) -> Method:
+    return Method(PolicyConfig(Regression(), MLP(8, 1), window=Window(2, 1), **fields),
+                  learner=BehaviorCloning(2, 8), transforms=transforms)
+
+
+@pytest.fixture(scope="module")
+def data():
+    env = Fork(10)
+    return rollout(env.expert(), env, 10, seed=0)
+
+
+@dataclass(frozen=True)
+class Watched(Actor):
+    """Records what an actor observes."""
+
+    actor: Actor
+
+    def start(self, obs, key):
+        return {"inner": self.actor.start(obs, key)}
+
+    def act(self, obs, state):
+        action, inner = self.actor.act(obs, state["inner"])
+        return action, {"inner": inner, "record": {f"seen.{k}": v.clone() for k, v in obs.items()}}
+
+
+def watched(actor: TransformedActor) -> TransformedActor:
+    return replace(actor, actor=Watched(actor.actor))
+
+
+def test_a_policy_sees_the_same_columns_as_in_training(data):
+    made = method(LastAction(), ReturnToGo(target=5.0), ConstantColumn("observation.expert", 1.0))
+    result = fit_method(made, data, 0)
+    assert LAST in result.policy.inputs
+    ran = rollout(watched(result.actor), Fork(3, limit=9), 7, seed=1)  # more episodes than rows: rows begin anew
+    for e in ran:
+        plain = e.replace({k: None for k in e.steps if k.startswith("seen.")})
+        for name in (LAST, "observation.expert", STATE):
+            want = LastAction()(ConstantColumn("observation.expert", 1.0)(plain)).steps[name][: len(e)]
+            np.testing.assert_array_equal(e.steps[f"seen.{name}"], want)
+        spent = np.cumsum(np.append(0, e.steps["next.reward"]))[: len(e)]
+        np.testing.assert_allclose(e.steps["seen.observation.return_to_go"][:, 0], 5 - spent, atol=1e-5)
+        assert LAST_REWARD not in e.steps
+
+
+def test_transforms_see_what_those_before_them_added():
+    @dataclass(frozen=True)
+    class Still(Actor):
+        def start(self, obs, key):
+            return {"key": key}
+
+        def act(self, obs, state):
+            return torch.ones(len(state["key"]), 2), state
+    chain = (LastAction(), Rename(LAST, "observation.before"), ColumnPadding("observation.before", 4))
+    actor = TransformedActor(Watched(Still()), tuple(part.runtime_transform() for part in chain), FEATURES["action"])
+    ran = rollout(actor, Fork(2, limit=4), 2)
+    np.testing.assert_array_equal(ran[0].steps["seen.observation.before"][:2], [[0, 0, 0, 0], [1, 1, 0, 0]])
+
+
+def test_where_no_reward_is_known_the_error_says_what_to_do(data):
+    actor = fit_method(method(ReturnToGo(target=1.0)), data, 0).actor
+    obs, key = {STATE: torch.zeros(1, 2)}, keys(0, [0])
+    with pytest.raises(UserError, match=r"(?s)the reward of the last step is not known here.*last\.reward"):
+        actor.start(obs, key)
+    told = {**obs, LAST_REWARD: torch.zeros(1)}
+    actor.act(told, actor.start(told, key))
+    with pytest.raises(UserError, match=r"(?s)return that the policy shall reach is not known.*ObservationWrapper"):
+        fit_method(method(ReturnToGo()), data, 0).actor.start(told, key)
+    asked = ObservationWrapper(fit_method(method(ReturnToGo()), data, 0).actor,
+                               {"observation.return_to_go": torch.tensor([2.0])})
+    assert len(rollout(asked, Fork(2, limit=5), 2)) == 2
+    with pytest.raises(Unsupported, match="'intervention' is not known while acting"):
+        ReturnToGo(column="intervention").runtime_transform()
+    with pytest.raises(Unsupported, match="is not an action"):
+        LastAction(STATE).runtime_transform()
+    with pytest.raises(UserError, match="the last action is not known here"):
+        TransformedActor(asked, (LastAction().runtime_transform(),)).start(told, key)
+
+
+def test_words_are_given_by_the_environment_or_a_wrapper(data):
+    said = Dataset([replace(e, metadata={**e.metadata, "task": "pass"}) for e in data])
+    actor = fit_method(method(TaskText(8)), said, 0).actor
+    with pytest.raises(UserError, match="(?s)nothing gives the column 'observation.task'.*--task 'WORDS'"):
+        rollout(actor, Fork(1, limit=3), 1)
+    words = {"observation.task": torch.tensor(TaskText(8).encode("pass"))}
+    assert len(rollout(ObservationWrapper(actor, words), Fork(1, limit=3), 1)) == 1
+
+
+def test_actions_are_cut_back_to_those_of_the_robot(data):
+    made = method(ColumnPadding(STATE, 3), ColumnPadding("action", 4), LastAction(), inputs=(STATE, LAST))
+    result = fit_method(made, data, 0)
+    assert result.policy.features[LAST].shape == (4,) and result.policy.action_dim == 4
+    ran = rollout(watched(result.actor), Fork(2, limit=6), 3, seed=1)
+    e = ran[0]
+    assert e.steps["action"].shape == (len(e), 2) and e.steps[f"seen.{STATE}"].shape == (len(e), 3)
+    np.testing.assert_array_equal(e.steps[f"seen.{LAST}"][1:, :2], e.steps["action"][:-1])
+    unknown = build_actor(result.method, result.modules)
+    with pytest.raises(UserError, match="(?s)how many the robot has is not known.*features=env.features"):
+        rollout(unknown, Fork(2), 1)
+    wide = replace(result.actor.transforms[0], size=1)
+    with pytest.raises(UserError, match="2 components, but the policy reads 1"):
+        rollout(replace(result.actor, transforms=(wide,)), Fork(2), 1)
+
+
+def test_runs_act_with_their_transforms(data, tmp_path, capsys):
+    made = method(LastAction(), ReturnToGo(target=1.0), ColumnPadding("action", 3))
+    scores = []
+
+    def score(actor):
+        scores.append(len(rollout(actor, Fork(2, limit=5), 2)))
+        return 0.0
+    train(made, data, tmp_path / "run", device="cpu", progress=False, score=score)
+    assert scores
+    with pytest.raises(UserError, match="how many the robot has is not known"):
+        rollout(load_actor(tmp_path / "run"), Fork(2, limit=5), 2)
+    actor = load_actor(tmp_path / "run", rows=4, features=Fork(1).features)
+    assert len(rollout(actor, Fork(2, limit=5), 2)) == 2
+    slow = delay_actor(actor, 2)
+    assert isinstance(slow, TransformedActor) and len(rollout(slow, Fork(2, limit=5), 2)) == 2
+    trained = TrainedRun.load(tmp_path / "run")
+    shown = policy_features(trained.method, Fork(1).features)
+    assert {LAST, "observation.return_to_go", STATE} < set(shown) and shown["action"].shape == (3,)
+    assert main(["eval", str(tmp_path / "run"), "fork", "--episodes", "4"]) == 0, capsys.readouterr()
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "policy.onnx")]) == 0
+    said = capsys.readouterr().out
+    assert "does not compute what LastAction, ReturnToGo, ColumnPadding adds" in said
+    assert f"understudy eval {tmp_path / 'run'} ENV" in said, "and not the file"
+
+
+def test_relabelings_stand_behind_the_wrapper(data):
+    result = fit_method(replace(method(LastAction()), wrapper=ResidualWrapper(Fork(1).expert())), data, 0)
+    assert isinstance(result.actor, WrappedActor) and isinstance(result.actor.actor, TransformedActor)
+    inner = result.actor.actor
+    ran = rollout(replace(result.actor, actor=watched(inner)), Fork(2, limit=6), 2)
+    above = training_data(Dataset([e.replace({k: None for k in e.steps if k.startswith("seen.")}) for e in ran]),
+                          result.method)
+    for e, shown in zip(ran, above, strict=True):
+        np.testing.assert_allclose(e.steps[f"seen.{LAST}"], shown.steps[LAST][: len(e)], atol=1e-4)
+    wrong = replace(result.method, transforms=(LastAction(), Same()))
+    for use in (lambda: build_actor(wrong, result.modules), lambda: training_data(data, wrong)):
+        with pytest.raises(Unsupported, match="LastAction stands before an operation"):
+            use()
+
+
+@dataclass(frozen=True)
+class Same(Operation):
+    def apply(self, *data):
+        return data[0]

@@ -101,4 +101,4 @@ clean:
 	.venv-newest/bin/python -m pip install -q --no-deps -r $(LEROBOT)
 	touch $@
 
-.PHONY: help demo test test-slow test-newest lint bench docs claims constraints clean
+.PHONY: help demo test test-slow test-gpu test-newest lint bench docs claims constraints clean

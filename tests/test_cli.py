@@ -974,7 +974,7 @@ def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_
     given = ("mine", "worlds")
     for env, its in ((None, ()), ("fork", ()), ("particle:8", ()), ("worlds.far:make", ("worlds",)),
                      ("strange:make", ()), ("Maze-v0", given)):
-        for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", given)):  # what a file takes is not known
+        for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", given)):
             found = common.trust_options(given, env, run)
             assert found[::2] == ["--trust"] * (len(found) // 2)
             assert sorted(found[1::2]) == sorted({*its, *more}), (env, run)

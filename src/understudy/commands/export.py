@@ -28,7 +28,7 @@ class ExportOptions:
 def main(args: list[str]) -> None:
     o = parse(ExportOptions, "export", args)
     from ..core import Unsupported
-    from ..deploy.onnx import export, load_onnx_actor
+    from ..deploy.onnx import export
     from ..learn.method import TrainedRun
 
     with Output(o.json) as out:
@@ -44,13 +44,6 @@ def main(args: list[str]) -> None:
             f"{o.out}: {size / 1e6:,.1f} MB. Its chunks differ from those of the policy by at most {error:.1g} of the "
             "largest action."
         )
-        try:
-            load_onnx_actor(o.out, trust=("understudy", *o.trust))
-            runs = o.out
-        except Unsupported as refusal:
-            out.print(f"The file plans whole chunks, and the executor of this method needs more: {refusal.problem}. "
-                      "Evaluate the run itself, or execute the chunks of the file in your own loop.")
-            runs = o.run
-        out.suggest(command_line("eval", runs, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
+        out.suggest(command_line("eval", o.out, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
         out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
                     "noise": list(policy.noise_shape), "horizon": policy.window.horizon})

@@ -15,44 +15,45 @@ import measure
 
 PAGE = measure.HERE.parent / "docs" / "benchmarks.md"
 
-# The rows in the order of the page: the script, its title, what is compared, and what makes it fast.
+# The sections in the order of the page: script, title, and what is compared and why it is fast.
 ROWS = {
     "windows": ("Windows of data", """
-Training batches of 2 observation rows and 16 actions, as the training loop gets them, beside other loaders. A batch
-is one `take` a column from arrays that are mapped, not read; where its rows lie is worked out once for all columns that
-lie alike, and from a thousand episodes on a table says in which they lie. Its random numbers come of a counter (seed,
-step) that costs nothing to set."""),
+Training batches of 2 observation rows and 16 actions, as the training loop gets them, compared with other loaders. A
+batch is one `take` per column from memory-mapped arrays. The positions of its rows are computed once for all columns
+with the same layout. From a thousand episodes on, a table finds the episode of a row. The random numbers come from a
+counter (seed, step), which costs nothing to set."""),
     "train_step": ("A training step", """
-Forward, loss, backward, clipping and optimizer, on our side the average of the weights as well; the same weights
-give the same outputs to 1e-5. Convolutions over (B, T, C) are worked out in the way that is fastest for their size:
-as images of height 1, or as one matrix product of neighbors laid side by side. Mish takes one exponential and finds
-its slope on the way, products are in bf16 where the hardware is fast at it, and the optimizer copies nothing. fp32
-products of linear layers take oneDNN where MKL, which PyTorch would take, leaves AVX-512 alone (AMD): 235 GFLOP/s in
-place of 105 on one core of the machine below."""),
-    "bf16_success": ("What bf16 does to success", """
-Closed loop, paired by training seed and start."""),
+Forward pass, loss, backward pass, clipping and optimizer. understudy also updates the averaged weights. The same
+weights give the same outputs to 1e-5. Convolutions over (B, T, C) are computed in the fastest way for their size: as
+images of height 1, or as one matrix product of neighboring steps. Mish computes one exponential and gets its
+derivative from it. Matrix products use bf16 if the hardware is fast at it, and the optimizer copies nothing. Linear
+layers in fp32 use oneDNN where MKL, PyTorch's default, does not use AVX-512 (AMD): 235 GFLOP/s instead of 105 on one
+core of the machine below."""),
+    "bf16_success": ("Effect of bf16 on success", """
+Success in closed loop, paired by training seed and start."""),
     "latency": ("One chunk of actions", """
-From an observation to a chunk at batch 1; the same weights and noise give the same chunk. What depends on time alone
-is worked out for all steps in one batch, what depends on the observation once a chunk. The ONNX file has one loop,
-so that weights are packed once; packed bf16 weights are half the bytes to read, and reading them is what takes the
-time."""),
+Time from an observation to a chunk at batch size 1. The same weights and noise give the same chunk. What depends only
+on the diffusion time is computed for all steps in one batch, and what depends only on the observation once per chunk.
+The ONNX file has one loop, so that weights are packed once. Packed bf16 weights have half the bytes, and reading the
+weights takes most of the time."""),
     "writing": ("Writing episodes", """
-With one 96×96 camera; ours is on disk at each episode's end. Frames go to the encoder from memory; there are no
-pictures on the way."""),
+Episodes with one 96×96 camera. understudy's data are on disk at the end of each episode. Frames go from memory to the
+encoder, without image files in between."""),
     "recording": ("Recording", """
-What one step costs a control loop of 100 a second, by the wall clock. A step copies its arrays; a thread writes them to
-a journal, and another process makes the video files."""),
-    "video": ("Windows out of video", """
-At random places, decoded anew each time unless the line says otherwise. A file stays open, the packets of a small one
-in memory, and a window begins at its own key frame."""),
+Wall-clock time that one recorded step takes from a control loop at 100 Hz. A step copies its arrays. A thread writes
+them to a journal, and another process makes the video files."""),
+    "video": ("Windows from video", """
+Windows at random places, decoded each time unless the line says otherwise. The file stays open, the packets of a small
+file stay in memory, and decoding starts at the last key frame before the window."""),
     "scan": ("Scanning a data set", """
-Every row of every episode of 1 M steps of state, page cache warm. Columns are mapped; the first scan makes them."""),
+Reading every row of every episode of 1 M steps of state, with a warm page cache. Columns are memory-mapped. The first
+scan creates the maps."""),
     "conversion": ("Converting", """
-Any format into LeRobot v3.0 with its statistics, the cache empty, beside a library that only reads the same files.
-The goal, half its speed, cannot be reached for npz and D4RL: the rows of Parquet alone, a row group an episode, take
-pyarrow 33 ms for these 50,000 steps, as long as NumPy takes to read the npz and nine times as long as h5py takes for
-D4RL's few arrays. Of robomimic and Minari every array of every episode is looked at before anything is promised.
-Shares of our side's time, in percent:
+Converting each format to LeRobot v3.0 with statistics, with an empty cache, compared with a library that only reads the
+same files. The goal, half the speed of that library, cannot be reached for npz and D4RL. Writing the rows to Parquet
+alone, with one row group per episode, takes pyarrow 33 ms for these 50,000 steps. That is as long as NumPy takes to
+read the npz file, and nine times as long as h5py takes for the few arrays of D4RL. For robomimic and Minari, every
+array of every episode is checked before the conversion starts. Percentages of understudy's time:
 
 | | looking through the file | reading | rows of Parquet | statistics | tables, ends of files, syncing | the rest |
 |---|--:|--:|--:|--:|--:|--:|
@@ -61,47 +62,48 @@ Shares of our side's time, in percent:
 | npz | 2 | 29 | 29 | 16 | 13 | 11 |
 | D4RL | 6 | 9 | 35 | 18 | 16 | 16 |"""),
     "memory": ("Larger than memory", """
-What converting an .npz and drawing windows from what was written take at most of anonymous memory, beyond the
-libraries themselves; beside it what each size takes, converting and windowing, in MB."""),
+Maximum of anonymous memory, in addition to the libraries, for converting an .npz file and for drawing windows from the
+result. The table also shows the values for each size, converting and windowing, in MB."""),
     "rollouts": ("Rollouts of the toys", """
-256 environments at once beside a plain loop over one, which plans at batch 1 with the same network; fp32 throughout.
-Our side plans with the ONNX file of the policy (`understudy export`, `understudy eval FILE.onnx`), whose plans are the
-policy's to rounding, and with the policy as it is. From the file, about half to two thirds of our side's time is
-products of matrices, at the speed that the processor has for them."""),
+256 environments at once, compared with a plain loop over one that plans at batch size 1 with the same network; all in
+fp32. understudy plans with the ONNX file of the policy (`understudy export`, `understudy eval FILE.onnx`), whose plans
+are equal to those of the policy up to rounding, and with the policy itself. With the file, about half to two thirds of
+understudy's time are matrix products, at the speed of the processor."""),
     "throughput": ("Evaluations on two cores", """
-Two worker processes with many environments each, one thread a worker, beside one environment stepped in a loop by the
-same policy at batch 1, as most code does. The episodes are the same, to the last bit, by any number of workers. Where
-a simulator takes most of the time, what can be gained is the second core."""),
+Two worker processes with many environments each and one thread per worker, compared with one environment in a loop
+with the same policy at batch size 1, as most code does it. The episodes are bit-identical for any number of workers.
+If a simulator takes most of the time, only the second core can make it faster."""),
     "startup": ("Starting", """
-The import, the help, and what an installation takes. PyTorch is imported on use."""),
+Time of the import and of the help, and size of the installation. PyTorch is imported when it is used."""),
     "growth": ("Growth", """
-The same work on ever larger data sets. Flat is: not half as fast at ten thousand times the size."""),
+The same work on larger and larger data sets. "Flat" means at least half the speed with ten thousand times the
+data."""),
     "time_to_policy": ("Time to a working policy", """
-CPU seconds of training until the recommended recipe reaches 90 % of Diffusion Policy's final success."""),
+CPU seconds of training until the recommended method reaches 90 % of Diffusion Policy's final success rate."""),
     "processes": ("Several processes", """
-Two processes that train one policy on one machine, beside one with the same batch."""),
+Two processes that train one policy on one machine, compared with one process and the same batch size."""),
     "profiles": ("Where the time goes", """
-The three slowest parts as plain code does them and as they are. Before: conv1d over (B, C, T), PyTorch's Mish, fp32,
-all that the network needs worked out anew in every step of the sampler, one environment after the other. After: as
-it is done here, the chunk with packed weights. Profilers slow down what calls much; the ratios are without one."""),
+The three slowest parts, in plain code and in understudy. Before: conv1d over (B, C, T), PyTorch's Mish, fp32, all
+inputs of the network computed again in every step of the sampler, one environment after the other. After:
+understudy's code, with packed weights for the chunk. Profilers slow down code with many calls; the ratios were measured
+without one."""),
     "gpu": ("GPU", """
-None was at hand: nothing here is measured on one, and nothing that follows has run on one. There are: bf16 where it is
-fast (`learner.optimizer.fast_bf16`), `--learner.optimizer.compile`, the next batch made while one is worked on, the
-data on the
-device where they fill no more than a quarter of what is free there (`data.device_windows`), and chunks replayed as one
-captured graph (`deploy.captured`). The tests run the last two on the CPU, where they go the same way but for the
-recording of the graph. A training step is not captured."""),
+No GPU was available. Nothing on this page was measured on one, and none of the following has run on one: bf16 where it
+is fast (`learn.optimizer.has_fast_bf16`), `--learner.optimizer.compile`, preparing the next batch during an update,
+keeping the data on the device if they fill at most a quarter of the free memory (`data.device_windows`), and replaying
+chunks as one CUDA graph (`deploy.cuda_graph`). The tests run the last two on the CPU, with the same code except for the
+recording of the graph. A training step is not captured in a graph."""),
 }
 
 HEAD = """# Benchmarks
 
-<!-- made by benchmarks/page.py: run the benchmark, not the pen -->
+<!-- made by benchmarks/page.py: run the benchmark instead of editing this page -->
 
-Each table is one command; `make bench` runs them all and writes this page. Times are of the processor's clock, in one
-thread, our side and the peer's taking turns in one process; a ratio is the mean over the turns with its 95 % interval
-(Student's t, of logarithms). A goal counts as met when the interval reaches it. Figures beside the ratio are medians of
-the same turns and depend on the machine; the ratios travel better. A peer is installed by the benchmark into an
-environment of its own, with the same PyTorch and NumPy as ours.
+Each table is made by one command. `make bench` runs them all and writes this page. Times are CPU times in one thread.
+understudy and the other library take turns in one process. A ratio is the mean over the turns with its 95 % interval
+(Student's t on logarithms). A goal counts as met if the interval reaches it. The other numbers are medians over the
+same turns. They depend on the machine; ratios depend on it less. Each benchmark installs the library that it compares
+with into a separate environment, with the same PyTorch and NumPy.
 """
 
 
@@ -129,7 +131,7 @@ def write() -> None:
         if name in found:
             parts.append(_table(found[name]))
         elif (measure.HERE / f"{name}.py").exists():
-            parts.append(f"`python benchmarks/{name}.py` has not run.")
+            parts.append(f"`python benchmarks/{name}.py` has not been run.")
     PAGE.write_text("\n\n".join(p.strip() for p in parts) + "\n")
     print(PAGE)
 
@@ -137,7 +139,8 @@ def write() -> None:
 def _overview(found: dict) -> str:
     goals = [line for result in found.values() for line in result["lines"] if line["met"] is not None]
     met = sum(line["met"] for line in goals)
-    return f"Of {len(goals)} goals set beforehand, {met} are met and {len(goals) - met} are not; the tables say which."
+    return (f"Of {len(goals)} goals that were set in advance, {met} are met and {len(goals) - met} are not. "
+            "The tables show which.")
 
 
 def _table(result: dict) -> str:

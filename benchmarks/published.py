@@ -151,27 +151,28 @@ def judge(name: str, seed: int) -> None:
 
 def page() -> str:
     lines = ["# Published tables", "",
-             "What others published, run again with this project's code. Three training seeds; intervals are 95 %, "
-             "over training seeds and episodes. `python benchmarks/published.py` runs what has not run and writes this "
-             "page.",
+             "This page repeats published results with understudy. There are three training seeds. Intervals are 95 % "
+             "intervals over training seeds and episodes. `python benchmarks/published.py` runs what is missing and "
+             "writes this page.",
              "", "| table | published | here | updates here, there | training, CPU s a seed |",
              "| --- | --- | --- | --- | --- |", *_mazes(), *_doors(), "", *NOTES]
     return "\n".join(lines) + "\n"
 
 
 NOTES = (
-    "## Where they differ", "",
-    "*OGBench, GCBC.* The data were made anew by OGBench's own script: from the same distribution, not with the same "
-    "numbers. Same network (three layers of 512, GELU), rate, batch and goals (a later state of the same episode, all "
-    "as likely); 2 % of the updates. Observations are standardised here and not there; the last layer starts as the "
-    "others do, where theirs starts a hundredth as large. Evaluated as there: five goals of 50 episodes, the mean of "
-    "three sets of weights. Nearly all success is at the first and the last goal; whether more updates would change "
-    "that was not tried.", "",
-    "*CORL, behavior cloning.* Same demonstrations, network, rate and batch; a tenth of the updates. Their last layer "
-    "has a tanh, ours none: the environment clips. Simulated by Gymnasium-Robotics' MuJoCo 3 in place of mujoco-py, "
-    "its reward with the signs of the original. *Best* is chosen among 20 looks here and among 200 there, on the ten "
-    "episodes that judge it: in both, a maximum over noise. The row below it is what those weights do in 100 other "
-    "episodes.")
+    "## Differences from the published experiments", "",
+    "*OGBench, GCBC.* The data were generated again by OGBench's own script, so they have the same distribution but "
+    "other numbers. The network (three layers of 512, GELU), the learning rate, the batch size and the goals (a later "
+    "state of the same episode, uniformly) are the same. The number of updates is 2 % of the published one. "
+    "Observations are standardized here and not there. The last layer is initialized like the others; theirs starts a "
+    "hundred times smaller. The evaluation is the same: five goals with 50 episodes each, and the mean of three "
+    "checkpoints. Almost all success is at the first and the last goal. It was not tested whether more updates would "
+    "change that.", "",
+    "*CORL, behavior cloning.* The demonstrations, the network, the learning rate and the batch size are the same, "
+    "with a tenth of the updates. Their last layer has a tanh. Ours has none, because the environment clips actions. "
+    "The simulator is MuJoCo 3 of Gymnasium-Robotics instead of mujoco-py. The reward has the signs of the original. "
+    "*Best* is selected among 20 evaluations here and among 200 there, on the ten episodes that it is reported for. In "
+    "both cases it is a maximum over noise. The row below it is the result of the same weights in 100 other episodes.")
 
 
 def _found(name: str) -> list[dict]:
@@ -198,8 +199,8 @@ def _doors() -> list[str]:
     anew = two_level_mean([f["anew"] for f in found])
     return [f"| {name}, last | 2.3 | {_score(two_level_mean([f['last'] for f in found]))} | 100,000, 1,000,000 | "
             f"{_seconds(found)} |",
-            f"| {name}, best, chosen on what judges it | 9.4 | {_score(best)} | | |",
-            f"| {name}, that best, judged anew | | {_score(anew)} | | |"]
+            f"| {name}, best, selected on the test episodes | 9.4 | {_score(best)} | | |",
+            f"| {name}, the same weights on new episodes | | {_score(anew)} | | |"]
 
 
 def _share(i) -> str:

@@ -147,15 +147,15 @@ def _interval(i) -> dict:
 
 def page() -> str:
     lines = ["# Real input", "",
-             "Demonstrations by people and by agents trained elsewhere, and policies trained on them by the recipes as "
-             "they stand, with no setting tuned for a task. One training seed a cell: every figure is of *this "
-             "checkpoint*, and says nothing of how far another seed of the same method would come. All cells of a task "
-             f"are judged on the same {EPISODES} starts. Intervals are 95 %: Clopper-Pearson for rates, bootstrap for "
-             "means. Training is on one core of a CPU. *untrained* is `bc` after a single "
-             "update: what the task gives away.",
+             "This page reports results on demonstrations by people and by agents that were trained elsewhere. The "
+             "named methods were used with their defaults, without tuning for a task. There is one training seed "
+             "per cell: every number describes *this checkpoint*, and the intervals do not cover the variation between "
+             f"training seeds. All policies of a task were evaluated on the same {EPISODES} starts. Intervals are 95 % "
+             "intervals: Clopper-Pearson for rates, bootstrap for means. Training used one CPU core. *untrained* is "
+             "`bc` after a single update. It shows how easy the task is.",
              "",
-             "`python benchmarks/real_input.py` runs all cells that have not run and writes this page. DATA is the "
-             "folder of recorded demonstrations, `UNDERSTUDY_DATA`."]
+             "`python benchmarks/real_input.py` runs all missing cells and writes this page. DATA is the folder of "
+             "recorded demonstrations, `UNDERSTUDY_DATA`."]
     for task, t in TASKS.items():
         said = dict.fromkeys(c for r in (*t.recipes, FLOOR) for c in commands(f"{task}/{r}"))
         lines += ["", f"## {t.title}", "", *_notes(task), *_table(task), "", "<!-- not run: hours of training -->",
@@ -167,11 +167,11 @@ def page() -> str:
 def _notes(task: str) -> list[str]:
     if task != "door":
         return []
-    return ["`AdroitHandDoor-v1` stops at 200 steps, where few of the people have passed its flag (hinge at 1.35 rad), "
-            "so success is judged within 300 steps: by the flag, and by the hinge passing 1.0 rad. The return has the "
-            "palm-handle term with the sign of the recorded rewards; D4RL's normalized score is over the first 200 "
-            "steps. Published plain cloning reaches 2.3 there at its last checkpoint (and 9.4 at its best, chosen on "
-            "the episodes that judge); people 7.8.", ""]
+    return ["`AdroitHandDoor-v1` stops after 200 steps. Few of the people have reached its success flag (hinge at 1.35 "
+            "rad) by then. Success is therefore measured within 300 steps, in two ways: by the flag, and by the hinge "
+            "passing 1.0 rad. The palm-handle term of the return has the sign of the recorded rewards. D4RL's "
+            "normalized score counts the first 200 steps. The published score of behavior cloning is 2.3 for its last "
+            "checkpoint, and 9.4 for its best one, which was selected on the test episodes. People reach 7.8.", ""]
 
 
 def _table(task: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the program: methods.md and command-line.md. `make docs` runs it."""
+"""Write the pages that are made from the program: methods.md and command-line.md. `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ METHODS = """# Methods
 
 {made}
 
-A named method is a function of at most twenty lines that returns a frozen dataclass: the policy's parts, the executor
-that runs it, and how it learns. `understudy methods NAME` prints the parts of one, and `understudy train NAME --help`
-every field with its default. Numbers of rows are those of the [ledger](ledger.md).
+A named method is a function of at most twenty lines. It returns a frozen dataclass with the parts of the policy, the
+executor that runs it, and the learner that trains it. `understudy methods NAME` prints the parts of a method, and
+`understudy train NAME --help` lists every field with its default. The row numbers refer to the [ledger](ledger.md).
 
 {methods}
 
-## One of your own
+## Your own method
 
-A function that returns a `Method`, in a file of yours. Its parameters are options of the command line, and so are all
-fields of what it returns.
+Write a function that returns a `Method` into a file. The parameters of the function become options of the command line,
+and so do all fields of the method that it returns.
 
 ```python title="mine.py"
 from understudy import Method, RecedingHorizon, PolicyConfig, Window
@@ -38,10 +38,10 @@ from understudy.learn.optimizer import OptimizerConfig
 
 
 def steady(horizon: int = 8) -> Method:
-    \"""A mixture over short chunks, half of each carried out, learned slowly.\"""
-    recipe = PolicyConfig(GMM(), window=Window(n_obs_steps=1, horizon=horizon))
-    return Method(recipe, RecedingHorizon(horizon // 2), BehaviorCloning(steps=3000, optimizer=OptimizerConfig(lr=3e-4,
-    warmup_steps=200)))
+    \"""A mixture of Gaussians over short chunks. Half of each chunk is executed.\"""
+    policy = PolicyConfig(GMM(), window=Window(n_obs_steps=1, horizon=horizon))
+    optimizer = OptimizerConfig(lr=3e-4, warmup_steps=200)
+    return Method(policy, RecedingHorizon(horizon // 2), BehaviorCloning(steps=3000, optimizer=optimizer))
 ```
 
 ```console
@@ -54,9 +54,17 @@ COMMAND_LINE = """# Command line
 
 {made}
 
-Exit status: 0 done (whatever the verdict), 1 a defect of understudy, 2 a mistake that you can mend (one message on
-standard error; `--debug` shows where it came from), 3 an audit found errors, 130 interrupted: the same command goes on.
-`--json` prints one document on standard output and nothing else there.
+Every command ends with one of these exit statuses:
+
+| status | meaning |
+|---|---|
+| 0 | the command finished, whatever its verdict |
+| 1 | an error in understudy itself |
+| 2 | an error that you can fix; a message on standard error explains it, and `--debug` shows where it came from |
+| 3 | an audit found errors, or a claim is due for a run |
+| 130 | interrupted; the same command continues |
+
+With `--json`, a command prints one JSON document on standard output and nothing else there.
 
 {commands}
 """
@@ -74,9 +82,9 @@ def methods() -> str:
 
 
 def _method(f, method) -> str:
-    recipe, window = method.policy, method.policy.window
-    parts = {"head": recipe.head, "trunk": recipe.trunk, "encoder": recipe.encoder, "executor": method.executor,
-             "learning": method.learner}
+    policy, window = method.policy, method.policy.window
+    parts = {"head": policy.head, "trunk": policy.trunk, "encoder": policy.encoder, "executor": method.executor,
+             "learner": method.learner}
     if method.collection is not None:
         parts["collection"] = method.collection
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
@@ -89,7 +97,7 @@ def _method(f, method) -> str:
 
 
 def _brief(part) -> str:
-    """A dataclass by the fields that are not at their defaults."""
+    """The expression of a dataclass, with the fields that differ from their defaults."""
     from dataclasses import MISSING, fields
 
     said = []
@@ -122,7 +130,7 @@ def help_of(words: list[str]) -> str:
 
 
 def picture(name: str, episode: int = 1) -> bytes:
-    """PNG: an episode of the toy's expert at its start, in the middle and at its end, side by side."""
+    """PNG of an episode of the toy's expert: its first, middle and last frame, side by side."""
     import numpy as np
     import torch
 

@@ -118,5 +118,5 @@ def test_a_plan_that_waits_for_the_gpu_is_refused():
 
     def asks(obs, plan):
         return plan.flatten(1).sum(1) * float(plan.max())
-    with pytest.raises(Unsupported, match="a graph can hold"):
+    with pytest.raises(Unsupported, match="cannot be recorded as a CUDA graph"):
         CapturedPlanner(BestOfN(policy, Score(asks), 2)).plan(*given(BestOfN(policy, Score(asks), 2), batch, 2, 0))

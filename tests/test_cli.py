@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,13 @@ from understudy.commands.common import split_arguments
 from understudy.commands.options import settable_fields
 from understudy.data.episode import Episode
 from understudy.data.formats.lerobot import write
+from understudy.data.operations import Drop
 from understudy.data.relabel import TaskText
 from understudy.envs.fork import Expert
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
+from understudy.learn.train import train
 from understudy.methods import METHODS, find_method
 
 TINY = [
@@ -402,6 +405,15 @@ def test_eval_on_recorded_episodes_is_no_success_rate(call, place, tmp_path):
     assert heads == ["component", "of"] and re.search(r"^of the episode .*\n0-10% ", out, re.MULTILINE)  # tells of what
 
 
+def test_eval_on_recorded_episodes_applies_operations_on_data_sets(call, place, tmp_path):
+    """A transform may be an operation on the whole data set, which cannot be called with an episode."""
+    method = replace(find_method("bc"), transforms=(Drop(("next.reward",)),))
+    demos = Dataset.open(place / "demos")
+    train(method, demos, tmp_path / "run", steps=2, seed=0, progress=False, device="cpu")
+    found = document(call("eval", tmp_path / "run", place / "demos", "--json"))
+    assert found["origin"] == "held out" and found["success"] is None
+
+
 def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):
     demos = Dataset.open(place / "demos")
     actions, seen = (np.concatenate([e.steps[k][:len(e)] for e in demos]) for k in ("action", "observation.state"))
@@ -723,10 +735,10 @@ def test_bad_data(call, place, tmp_path):
     wrong[8, 1] = np.nan
     refused(trained(save(tmp_path / "nan.npz", actions=wrong)), "nan.npz", "episode 1, step 3", "action")
     words = np.array(["left"] * 12)
-    refused(trained(save(tmp_path / "str.npz", actions=words)), "str.npz", "'action'", "found text")
+    refused(trained(save(tmp_path / "str.npz", actions=words)), "str.npz", "'action'", "contains text")
     assert "warning: action: text" in call("inspect", tmp_path / "str.npz")[1]
     refused(call(*train[:2], save(tmp_path / "said.npz", said=words), *train[2:], "--policy.inputs", "said"),
-            "said.npz", "'said'", "found text")
+            "said.npz", "'said'", "contains text")
     (tmp_path / "text.npz").write_text("not an archive")
     refused(trained(tmp_path / "text.npz"), "text file")
     (tmp_path / "folder").mkdir()
@@ -776,8 +788,8 @@ def test_a_comparison_is_of_two_policies(call, place):
 
 
 def test_a_place_for_rollouts_that_is_taken(call, place):
-    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "demos"), "name another folder")
-    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "b"), "name another folder")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "demos"), "choose another folder")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--save", place / "b"), "choose another folder")
 
 
 def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):
@@ -788,7 +800,7 @@ def test_a_run_goes_on_only_as_it_was_begun(call, place, tmp_path):
     begun = shlex.join(["understudy", "train", "bc", str(place / "demos"), "--out", str(place / "a"), "--seed", "0",
                         *TINY])
     other = call("train", "bc-gmm", place / "demos", "--out", place / "a", *TINY)
-    refused(other, "something else: was bc, is bc-gmm; method.policy.head was Regression, is GMM; method.policy.window",
+    refused(other, "other settings: was bc, is bc-gmm; method.policy.head was Regression, is GMM; method.policy.window",
             f"; ...\n  -> choose another --out, or give the command it was begun with: {begun}\n")
     refused(call("train", "diffusion-policy", place / "demos", "--out", place / "a", "--seed", 5),
             "was bc, is diffusion-policy; seed was 0, is 5; ", "; ...\n")
@@ -962,7 +974,7 @@ def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_
     given = ("mine", "worlds")
     for env, its in ((None, ()), ("fork", ()), ("particle:8", ()), ("worlds.far:make", ("worlds",)),
                      ("strange:make", ()), ("Maze-v0", given)):
-        for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", given)):  # what a file takes is not known
+        for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", given)):
             found = common.trust_options(given, env, run)
             assert found[::2] == ["--trust"] * (len(found) // 2)
             assert sorted(found[1::2]) == sorted({*its, *more}), (env, run)

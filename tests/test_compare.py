@@ -132,7 +132,7 @@ def test_without_success_returns_are_compared_and_it_says_so():
     assert "highest return" in c.verdict_parts()[0]
     noisy = compare_all({"x": evaluation([None] * 30, x), "y": evaluation([None] * 30, x - 0.1 * rng.normal(size=30))})
     assert noisy.pairs[0].better is None and noisy.pairs[0].episodes_needed > 30
-    with pytest.raises(UserError, match="two episodes or more"):
+    with pytest.raises(UserError, match="one episode is not enough"):
         compare_all({"x": evaluation([None], x[:1]), "y": evaluation([None], x[1:2])})
 
 

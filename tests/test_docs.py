@@ -158,3 +158,18 @@ def test_the_page_of_commands_has_every_option(generate):
     def options(page):
         return {section.split("\n")[0]: set(re.findall(r"--[a-z][\w.-]*", section)) for section in page.split("\n## ")}
     assert options((ROOT / "docs/command-line.md").read_text(encoding="utf-8")) == options(generate.command_line())
+
+
+def test_the_api_reference_lists_what_can_be_imported_from_understudy():
+    import understudy
+    page = (ROOT / "docs/api/index.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE) == understudy.__all__
+
+
+def test_the_api_reference_has_every_package():
+    """Modules are found when the site is built; packages are named in the hook."""
+    hook = (ROOT / "docs/api_pages.py").read_text(encoding="utf-8")
+    source = ROOT / "src/understudy"
+    packages = {str(f.parent.relative_to(source)).replace("/", ".") for f in source.rglob("*/__init__.py")}
+    for package in packages - {"commands"}:  # the commands are on the page of the command line
+        assert re.search(rf'"{re.escape(package)}[".]', hook), f"{package} has no page in docs/api_pages.py"

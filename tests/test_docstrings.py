@@ -28,7 +28,8 @@ def definitions(tree: ast.Module):
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             init = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
-            yield node.name, ast.get_docstring(node), fields(node) | {a for f in init for a in arguments(f)}, bool(node.bases)
+            allowed = fields(node).union(*map(arguments, init))
+            yield node.name, ast.get_docstring(node), allowed, bool(node.bases)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node.name, ast.get_docstring(node), arguments(node), False
 
@@ -64,5 +65,13 @@ def test_documented_arguments_exist(path):
 
 
 def test_a_wrong_name_is_found():
-    good = 'def f(x, y):\n    """Adds.\n\n    Args:\n        x: One.\n        y: Other (see: there).\n            More: of it.\n    """\n'
+    good = """def f(x, y):
+    '''Adds.
+
+    Args:
+        x: One.
+        y: Other (see: there).
+            More: of it.
+    '''
+"""
     assert wrong(good) == [] and wrong(good.replace("f(x, y)", "f(x, z)")) == ["f: y"]

@@ -817,5 +817,6 @@ def test_findings_of_data_in_memory():
         "action: 2 values not finite, the first is action[0] of episode 0, step 1",
         "timestamps are 0.04 s apart (25 a second), fps says 10",
         "said before",
-        "no observation after the last action: what needs the next observation leaves out each last step",
+        "no observation after the last action: methods that need the next observation skip the last step of each "
+        "episode",
         "observation.state: 1 component of 2 never changes: 1"]

@@ -97,7 +97,7 @@ def test_late_steps_are_facts_and_keep_their_own_times(tmp_path):
         show(r, 0, len(times))
         for at in (5.0, 5.1):
             r.step(*told(1, 0), time=at)
-        with pytest.raises(UserError, match="times that grow, found 5.1 after 5.1"):
+        with pytest.raises(UserError, match="times must increase, but 5.1 comes after 5.1"):
             r.step(*told(1, 0), time=5.1)
         r.end()
     data = Dataset.open(tmp_path / "d")
@@ -147,18 +147,18 @@ def test_mistakes_name_the_column(tmp_path):
     refused("'observation.x'", lambda: r.step({STATE: np.zeros(2), "observation.x": 1}, np.zeros(1)))
     refused(r"'action': expected float32 \(1,\), found float64 \(2,\)",
             lambda: r.step({STATE: np.zeros(2)}, np.zeros(2)))
-    refused("no time where there is no clock", lambda: r.step(*told(0, 0), time=1.0))
-    refused("another recorder at work", lambda: Recorder(SCHEMA, tmp_path / "d"))
-    refused("another recorder at work", lambda: repair(tmp_path / "d"))
+    refused("a step cannot have a time", lambda: r.step(*told(0, 0), time=1.0))
+    refused("another recorder is working", lambda: Recorder(SCHEMA, tmp_path / "d"))
+    refused("another recorder is working", lambda: repair(tmp_path / "d"))
     show(r, 0, 2)
     r.close()
     refused("column 'action': expected float32 .* as the episodes there have, found float64", lambda: Recorder(
         {**SCHEMA, "action": Feature("float64", (1,))}, tmp_path / "d"))
     refused("expected 10 steps a second", lambda: Recorder(SCHEMA, tmp_path / "d", fps=20))
-    refused("expected a column action", lambda: Recorder({STATE: SCHEMA[STATE]}, tmp_path / "e"))
+    refused("no column action", lambda: Recorder({STATE: SCHEMA[STATE]}, tmp_path / "e"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("")
-    refused("expected a recording, or nothing", lambda: Recorder(SCHEMA, tmp_path / "other"))
+    refused("does not contain a recording", lambda: Recorder(SCHEMA, tmp_path / "other"))
     with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None) as again:  # the refused ones hold no lock
         refused("'action': expected float32 .* as in the other episodes", lambda: again.add(
             Episode({STATE: np.zeros((2, 2), np.float32), "action": np.zeros((2, 3), np.float32)})))
@@ -182,7 +182,7 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     assert [holds(e, n, s) for e, n, s in zip(live, (0, 1), (3, 2), strict=True)] == [True, True]
     assert live.metadata["warnings"] == ["it is being recorded: 1 episode not in the files yet"]
     assert (live[1].steps[FRONT][:, 0, 0, 0] == [10, 11]).all() and live[1].metadata["success"]
-    assert main(["repair", str(tmp_path / "d")]) == 2 and "another recorder at work" in capsys.readouterr().err
+    assert main(["repair", str(tmp_path / "d")]) == 2 and "another recorder is working" in capsys.readouterr().err
     r._lock.close()  # as if its process were gone
     left = Dataset.open(tmp_path / "d")
     assert (
@@ -262,7 +262,7 @@ def test_a_recording_without_an_episode_can_be_inspected(tmp_path, capsys):
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "d"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["episodes"], found["steps"], found["warnings"]) == (0, 0, ["there is no episode"])
+    assert (found["episodes"], found["steps"], found["warnings"]) == (0, 0, ["the data set has no episodes"])
     assert found["features"][STATE] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
     assert main(["inspect", str(tmp_path / "d")]) == 0
     assert main(["train", "bc", str(tmp_path / "d"), "--out", str(tmp_path / "run")]) == 2

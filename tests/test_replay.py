@@ -137,7 +137,7 @@ def test_what_cannot_be_replayed_says_why(data):
             "(docs/formats.md), as understudy record does")
     with pytest.raises(UserError, match="bare cannot be put into a recorded state"):
         replay(acted, Bare(), state=True)
-    with pytest.raises(UserError, match="expected an episode from 0 to 7, found 8"):
+    with pytest.raises(UserError, match="there is no episode 8; the last one is 7"):
         replay(data, Fork(4), [1, 8])
     ours = Dataset([Episode(dict(e.steps), {**e.metadata, "env": "bare"}) for e in data])
     with pytest.raises(UserError, match=r"'observation.state' of shape \(1,\), as in bare, found \(2,\)\n  -> rep"):

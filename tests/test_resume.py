@@ -363,7 +363,7 @@ def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
     for options, said in (({"method": slower}, "method.learner.optimizer.lr was 0.001, is 0.5"),
                           ({"steps": 7}, "method.learner.steps was 6, is 7"), ({"seed": 1}, "seed was 0, is 1"),
                           ({"val_fraction": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
-                          ({"resume": False}, "found a run")):
+                          ({"resume": False}, "the run already exists")):
         with pytest.raises(UserError) as error:
             run(out, **{"method": plain(), "data": other, **options})
         assert said in str(error.value) and "another --out" in str(error.value)
@@ -372,9 +372,9 @@ def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="expected a run, or nothing, found thesis.tex"):
+    with pytest.raises(UserError, match="the folder is not a run; it contains thesis.tex"):
         run(tmp_path, plain())
-    with pytest.raises(UserError, match="found a file"):
+    with pytest.raises(UserError, match="this is a file"):
         run(tmp_path / "thesis.tex", plain())
 
 
@@ -596,7 +596,7 @@ def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
         said = refusal(at)
         assert all(w in said for w in words) and len(said) < 500, said
     assert said.endswith(f"remove {at} and train again: understudy train bc d --out r")
-    with pytest.raises(UserError, match=r"learner, found \d+ missing \(the first: .*\); of \d+ tensors\n  -> remove"):
+    with pytest.raises(UserError, match=r"damaged: \d+ missing \(the first: .*\); of \d+ tensors\n  -> remove"):
         Run(made).resume(6, plain(trunk=MLP(width=8, depth=2)).learner.build(
             Policy(plain(trunk=MLP(width=8, depth=2)).policy, made_up().features()), 0, 6, made_up()))
 

@@ -514,7 +514,7 @@ def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
     alone = climbed("one.jsonl")
     assert climbed("two.jsonl", "--workers", "2") == alone
     assert climbed("one.jsonl", "--workers", "2") == alone  # and what was kept is not run again
-    with pytest.raises(UserError, match="expected a seat for each of 2 workers"):
+    with pytest.raises(UserError, match="2 workers need a setup function"):
         robustness.sweep_severities(make("fork").expert(), lambda rows: make("fork", rows), [], workers=2)
 
 

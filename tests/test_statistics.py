@@ -51,7 +51,7 @@ def test_adjusted_p_values_as_r_prints_them():
     assert multiple_comparisons.holm([0.03, 0.01]) == pytest.approx([0.03, 0.02])
     assert multiple_comparisons.holm([]).size == 0
     for bad in ([1.2], [-0.1], [math.nan], [[0.1]]):
-        with pytest.raises(ValueError, match="p-values from 0 to 1"):
+        with pytest.raises(ValueError, match="numbers from 0 to 1"):
             multiple_comparisons.holm(bad)
 
 
@@ -273,9 +273,9 @@ def test_futility_costs_little_power():
 
 def test_what_makes_no_sense_is_refused():
     for bad in (0, 1, 1.5, math.nan):
-        with pytest.raises(UserError, match="a rate between 0 and 1"):
+        with pytest.raises(UserError, match="the threshold must be between 0 and 1"):
             SequentialRateTest(bad)
-    with pytest.raises(UserError, match="a level between 0 and 1"):
+    with pytest.raises(UserError, match="the level must be between 0 and 1"):
         SequentialDifferenceTest(level=95)
     with pytest.raises(UserError, match="at least one rollout"):
         SequentialDifferenceTest(max_rollouts=0)
@@ -336,7 +336,7 @@ def test_exact_tests_of_two_rates():
             assert independent.barnard_exact(k1, n, k2, n) <= independent.fisher_exact(k1, n, k2, n)
     assert independent.barnard_exact(0, 5, 0, 9) == independent.fisher_exact(0, 5, 0, 9) == 1.0
     for bad in ((1, 0, 1, 2), (3, 2, 1, 2)):
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(ValueError, match="trial"):
             independent.fisher_exact(*bad)
 
 
@@ -386,7 +386,7 @@ def test_published_example_of_a_paired_margin():
     x, y = binary(43, 44), binary(44, 44)
     assert noninferiority_p_value(x, y, 0.1) == pytest.approx(0.0437, abs=1e-4)
     for bad in (0, 1, -0.1, math.nan):
-        with pytest.raises(UserError, match="a margin between 0 and 1"):
+        with pytest.raises(UserError, match="the margin must be between 0 and 1"):
             noninferiority_p_value(x, y, bad)
     with pytest.raises(ValueError, match="as many"):
         noninferiority_p_value(x, y[:9], 0.1)
@@ -651,9 +651,15 @@ def test_the_least_rates_that_can_be_found(most, than):
     assert np.isnan(planning.smallest_detectable_effect(SequentialRateTest(0.7, max_rollouts=7))[1])
 
 
+@pytest.mark.parametrize("test", [SequentialRateTest(0.7), SequentialDifferenceTest()])
+def test_a_test_without_an_end_has_no_smallest_effect(test):
+    with pytest.raises(UserError, match="no largest number of rollouts"):
+        planning.smallest_detectable_effect(test)
+
+
 @pytest.mark.parametrize("given, says", [
-    ((0.7, 0.7), "two different rates"), ((70, 80), "70 % is 0.7"), ((0.0, 0.5), "between 0 and 1"),
-    ((0.7, math.nan), "between 0 and 1"), ((0.7, 0.8, 0.05, 0.05), "power above alpha"), ((0.7, 0.8, 5), "5 % is 0.05"),
+    ((0.7, 0.7), "the two rates are equal"), ((70, 80), "70 % is 0.7"), ((0.0, 0.5), "between 0 and 1"),
+    ((0.7, math.nan), "between 0 and 1"), ((0.7, 0.8, 0.05, 0.05), "larger than alpha"), ((0.7, 0.8, 5), "5 % is 0.05"),
     ((0.7, 0.7001), "too close: telling them apart takes about 3")])
 def test_plans_that_make_no_sense(given, says):
     with pytest.raises(UserError, match=says):
@@ -692,9 +698,9 @@ def test_the_command_that_plans(capsys):
 
 
 @pytest.mark.parametrize("args, says", [
-    (["0.7", "0.7"], "two different rates"), (["70", "80"], "70 % is 0.7"), ([], "expected RATE RATE, found none"),
+    (["0.7", "0.7"], "the two rates are equal"), (["70", "80"], "70 % is 0.7"), ([], "expected RATE RATE, found none"),
     (["0.7", "0.8", "--threshold", "0.5"], "one rate beside --threshold"), (["0.7", "x"], "x"),
-    (["0.7", "0.8", "--episodes", "0"], "at least one"), (["0.7", "0.8", "--power", "0.01"], "above alpha")])
+    (["0.7", "0.8", "--episodes", "0"], "at least one"), (["0.7", "0.8", "--power", "0.01"], "larger than alpha")])
 def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
     from understudy.cli import main
 

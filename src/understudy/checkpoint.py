@@ -75,11 +75,11 @@ class Scorer(CheckpointModule):
 
 @dataclass(frozen=True)
 class FromStage:
-    """Stands in a field of a method for a module that a stage of the method trained.
+    """A reference, in a field of a method, to a module that a stage of the method trained.
 
     Args:
         stage: The name of the stage.
-        module: The name of the module in the stage's checkpoint: "policy", or one of its learner's further modules.
+        module: The name of the module in the stage's checkpoint: "policy", or another module of its learner.
     """
 
     stage: str
@@ -120,7 +120,7 @@ def load_module(folder: Path | str, trust: tuple[str, ...] = (),
 
 
 def save_weights(module: nn.Module, folder: Path | str) -> None:
-    """Writes the parameters and buffers of a module as `weights.safetensors`, and their checksum beside it."""
+    """Writes the parameters and buffers of a module as `weights.safetensors`, and their checksum."""
     save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, Path(folder) / WEIGHTS)
     write_checksums(folder, WEIGHTS)
 
@@ -169,8 +169,7 @@ def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
     """
     path = Path(folder) / FEATURES
     try:
-        return {name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in feature.items()})
-                for name, feature in read_document(path, hint).items()}
+        return {name: Feature.from_json(feature) for name, feature in read_document(path, hint).items()}
     except (TypeError, AttributeError) as error:
         raise UserError(f"expected columns with dtype, shape and kind, found something else ({error})", where=path,
                         hint=hint) from None
@@ -185,15 +184,15 @@ def read_document(path: Path, hint: str):
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Gives a module these parameters and buffers. Buffers take the shape of what is given.
+    """Sets the parameters and buffers of a module. Buffers take the given shapes.
 
     Raises:
-        RuntimeError: They are not the module's own. The message is one line, and nothing has changed.
+        RuntimeError: The names or shapes do not match. The message is one line, and nothing has changed.
     """
     own, buffers = module.state_dict(), dict(module.named_buffers())
     odd = {"missing": [f"{k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors],
            "unexpected": [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own],
-           # A memory has as many rows as there was data: buffers take the shape that was saved.
+           # A memory has one row per window of the data, so buffers take the saved shape.
            "of another shape": [f"{k} {tuple(tensors[k].shape)} in the place of {tuple(v.shape)}"
                                 for k, v in own.items() if k in tensors and k not in buffers
                                 and tensors[k].shape != v.shape]}

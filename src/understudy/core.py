@@ -1,4 +1,4 @@
-"""The few values that every layer speaks in. Imports nothing of ours."""
+"""Basic values that every layer uses. Imports nothing else of understudy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ State = dict[str, Any]  # nested dicts of tensors whose first axis is the row (o
 
 
 class UserError(ValueError):
-    """An error that the user can fix. The command line prints it without a traceback and exits with status 2.
+    """An error that the user can fix. The command line prints its text without a traceback and exits with status 2.
 
     Args:
         problem: What is wrong.
@@ -56,18 +56,20 @@ class UserCodeError(UserError):
 
 
 class DataWarning(UserWarning):
-    """Something about the data that the user should know. The command line prints its text alone."""
+    """Something about the data that the user should know. The command line prints only its text."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What one column of a step holds, without its time axis.
+    """The contents of one column in one step, without the time axis.
 
-    dtype: NumPy name ("float32", "uint8", "int64", "bool"), or "string" for text kept as text.
-    shape: of one step; images are (H, W, C).
-    kind: "vector" (numbers), "image" (uint8), "text" (UTF-8 bytes padded with 0, what networks read),
-        "discrete" (integers; `choices` says how many there are for each component), "string".
-    names: of the components of a vector. unit: of all of them ("rad", "m"), where known.
+    Args:
+        dtype: NumPy name ("float32", "uint8", "int64", "bool"), or "string" for text that stays text.
+        shape: Shape of one step. Images are (H, W, C).
+        kind: "vector" (numbers), "image" (uint8), "text" (UTF-8 bytes padded with 0, which networks read), "discrete"
+            (integers, with the number of classes of each component in `num_classes`), or "string".
+        names: Names of the components of a vector.
+        unit: Unit of all components ("rad", "m"), if known.
     """
 
     dtype: str
@@ -82,8 +84,14 @@ class Feature:
         return math.prod(self.shape)
 
     @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> Feature:
+        """The feature of which JSON has the fields, with lists for tuples."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return Feature(**values)
+
+    @staticmethod
     def from_array(column: np.ndarray) -> Feature:
-        """What the array of a column (T, *shape) says of itself."""
+        """The feature of the array of a column, (T, *shape)."""
         dtype, shape = column.dtype, tuple(column.shape[1:])
         if dtype.kind in "UO":
             return Feature("string", shape, "string")
@@ -99,7 +107,7 @@ Schema = Mapping[str, Feature]  # by column name
 
 
 def role(name: str) -> Literal["observation", "action", "outcome", "task", "index", "other"]:
-    """What a column is for. The name says it: there is no second place to look."""
+    """The role of a column, which follows from its name and is stored nowhere else."""
     if name.startswith("observation."):
         return "observation"
     if name == "action" or name.startswith("action."):
@@ -154,10 +162,15 @@ def suggested_names(features: Schema) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Batch:
-    """B windows. `mask` is False where the horizon runs past the end of an episode.
+    """B windows.
 
-    `extra` holds any further column over the same horizon (reward, intervention, ...): that is how weights,
-    critics and rewards see what the policy does not. `extra["index"]` (B, 1) is the window's number in the data.
+    Attributes:
+        obs: Observations by name, (B, To, *feature). "name?" (B, To) bool tells whether the value is present.
+        action: The target, (B, H, A).
+        mask: False where the horizon exceeds the end of an episode, (B, H) bool.
+        extra: Other columns over the same horizon (reward, intervention, ...), which weights, critics and rewards read,
+            (B, H, ...). `extra["index"]` (B, 1) is the number of the window in the data.
+        next: The observation window after the horizon.
     """
 
     obs: Mapping[str, Tensor]  # name -> (B, To, *feature); "name?" -> (B, To) bool: was it sensed
@@ -173,7 +186,7 @@ class Batch:
         return replace(self, **changes)
 
     def select_rows(self, which: slice) -> Batch:
-        """Those rows of all columns."""
+        """The batch with these rows of all columns."""
         def cut(tree):
             return {k: v[which] for k, v in tree.items()}
         return Batch(cut(self.obs), self.action[which], self.mask[which], cut(self.extra),
@@ -238,7 +251,7 @@ class HeadSpec:
     causal: bool = False
 
 
-def tree_map(function: Callable[..., Tensor], *trees):
+def tree_map(function: Callable[..., Any], *trees):
     """Calls `function` on the tensors at the same place of several trees.
 
     Args:
@@ -263,7 +276,7 @@ def take(tree, rows):
 
 
 def put(tree, rows, new):
-    """A copy of `tree` with those rows replaced: state is a value, nobody's rows change in place."""
+    """A copy of `tree` with those rows replaced. State is a value: nothing is changed in place."""
     if isinstance(tree, Mapping):
         return {k: put(v, rows, new[k]) for k, v in tree.items()}
     out = tree.clone()
@@ -271,12 +284,13 @@ def put(tree, rows, new):
     return out
 
 
-# -- randomness that belongs to a row -----------------------------------------------------------------------------
+# -- random numbers of a row -----------------------------------------------------------------------------
 
 
 def keys(seed: int, episode_numbers) -> Tensor:
-    """(n,) int64: one key for each numbered episode of a seed. SplitMix64 (Steele et al. 2014), so that the
-    episodes of neighboring seeds share nothing."""
+    """(n,) int64: one key for each numbered episode of a seed. SplitMix64 (Steele et al. 2014), so that the episodes of
+    neighboring seeds are independent.
+    """
     with np.errstate(over="ignore"):
         z = np.asarray(episode_numbers, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = _splitmix(z + _splitmix(np.uint64(seed % 2**64) + np.uint64(0x632BE59BD9B4E019)))
@@ -291,13 +305,12 @@ def _splitmix(z):
 
 
 def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """(B, *shape) float64 in (0, 1) that depends only on the (key, count, stream) of its own row.
+    """(B, *shape) float64 in (0, 1), which depends only on the (key, count, stream) of its own row.
 
-    Philox4x32-10 (Salmon et al. 2011) over all rows at once: a rollout is the same whether one environment or a
-    thousand run side by side, and whichever row an episode landed in. `stream` keeps the users of one key apart, since
-    environment and actor of an episode have the same: 0 and 1 are environments, 2 the unsteadiness of experts, 3
-    uniform actions, 4 plans, 5 exploration, 6 what an expert decides once, 7 to 9 shifts (envs.shifted, execute.late),
-    10 gates.
+    Philox4x32-10 (Salmon et al. 2011) over all rows together. A rollout is the same with one environment or a thousand,
+    in whichever row an episode runs. Environment and actor of an episode have the same key, and `stream` keeps their
+    random numbers independent: 0 and 1 are environments, 2 the noise of experts, 3 uniform actions, 4 plans, 5
+    exploration, 6 what an expert decides once, 7 to 9 shifts (envs.shifts, execute.latency), 10 gates.
     """
     n = math.prod(shape)
     if not n:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the power goes."""
+"""Files that are written completely or not at all, even in a power cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECKSUMS = "checksums.json"  # of files in the same folder: name -> SHA-256, in
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Replaces the file in one move; the old text stays until the new one is on the disk."""
+    """Replaces a file atomically. The old text stays until the new one is on the disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -40,7 +40,7 @@ def write_json(path: Path | str, value) -> None:
 
 
 def replace_nonfinite(value):
-    """As JSON: numbers that are not finite become null."""
+    """For JSON: NaN and infinite numbers become null."""
     if isinstance(value, dict):
         return {k: replace_nonfinite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -49,7 +49,7 @@ def replace_nonfinite(value):
 
 
 def read_json(path: Path | str):
-    """Raises UserError naming the file, and the line where it stops being JSON."""
+    """Reads JSON. A UserError names the file, and the line with the error."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -63,13 +63,13 @@ def read_json(path: Path | str):
 
 
 def write_checksums(folder: Path | str, *names: str) -> None:
-    """Writes the SHA-256 of these files of `folder` into `checksums.json` beside them."""
+    """Writes the SHA-256 of these files of `folder` into `checksums.json` in the same folder."""
     folder = Path(folder)
     write_json(folder / CHECKSUMS, {name: _sha256(folder / name) for name in names})
 
 
 def check_checksum(path: Path | str, do: str) -> None:
-    """Compares a file with its SHA-256 in `checksums.json` beside it.
+    """Compares a file with its SHA-256 in `checksums.json` in the same folder.
 
     Args:
         path: The file.
@@ -98,7 +98,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def whole_folder(path: Path | str) -> Iterator[Path]:
-    """A new folder: built beside its place, synced, and moved there at the end. On an error nothing is left."""
+    """A new folder: it is built under a temporary name, synced and then renamed. After an error nothing is left."""
     path = Path(path)
     if path.exists():
         raise UserError("expected nothing here, found a file or folder", where=path,
@@ -123,7 +123,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """A new file, as `whole_folder` a folder: what is yielded is where to write it meanwhile."""
+    """A new file, as `whole_folder` makes a folder. It yields the temporary path to write to."""
     path = Path(path)
     if path.exists():
         raise UserError("expected nothing here, found a file or folder", where=path,
@@ -142,7 +142,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """A rename is durable only when its folder is; some systems cannot open folders and do not need it."""
+    """Makes a rename durable. Some systems cannot open folders and do not need it."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

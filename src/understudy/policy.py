@@ -1,7 +1,7 @@
-"""A policy is a conditional generative model of a window of one column given windows of others.
+"""A policy: a conditional generative model of a window of one column, given windows of other columns.
 
-Nothing in it knows that the column is an action: with another target the same class is a world model, an inverse
-dynamics model, a subgoal planner or a reward model.
+The column need not be an action. With another target, the same class is a world model, an inverse dynamics model, a
+subgoal planner or a reward model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Generator, Tensor
@@ -46,7 +47,18 @@ from .nets.vision import without_downloads
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """All that determines a policy's function besides its weights. Plain data."""
+    """Everything that determines the function of a policy, except its weights.
+
+    Args:
+        head: What the output of the network means.
+        trunk: The main network.
+        encoder: Encodes observations as tokens.
+        codec: Converts between the units of the data and those of the network.
+        window: Which rows are observed and which are predicted.
+        inputs: Names of the observation columns. Empty for every "observation." column.
+        target: Name of the predicted column.
+        augmentations: Changes of observations in training.
+    """
 
     head: Head
     trunk: Trunk = field(default_factory=MLP)
@@ -154,9 +166,11 @@ def sampling_guides(guides: tuple[Guide, ...]) -> tuple[NetworkGuidance | CostGu
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance(NetworkGuidance):
-    """Classifier-free guidance (Ho and Salimans 2022): away from what the policy would do without these keys.
+    """Classifier-free guidance (Ho and Salimans 2022): away from the prediction without these columns.
 
-    scale 1 is the plain policy, 0 the one without the keys.
+    Args:
+        keys: Columns that are dropped for the second prediction.
+        scale: 1 is the plain policy, 0 the policy without the columns.
     """
 
     keys: tuple[str, ...]
@@ -173,7 +187,12 @@ class ClassifierFreeGuidance(NetworkGuidance):
 
 @dataclass(frozen=True)
 class Inpaint(CostGuidance):
-    """Keep to `action` (B, H, A) in world units with `weight` (B, H): real-time chunking (Black et al. 2025)."""
+    """Guides a chunk towards known actions: real-time chunking (Black et al. 2025).
+
+    Args:
+        action: Actions in world units, (B, H, A).
+        weight: Weight of each step, (B, H).
+    """
 
     action: Tensor
     weight: Tensor
@@ -279,8 +298,15 @@ class StepwisePlanner(Planner):
 
 
 class Policy(CheckpointModule, StepwisePlanner):
-    """`features` are those of the data: of the inputs and the target. Raises UserError for a column that is not
-    there."""
+    """A network with its codec, which plans chunks of the target column.
+
+    Args:
+        config: The parts of the policy.
+        features: Features of the data: of the inputs and the target.
+
+    Raises:
+        UserError: A column is missing.
+    """
 
     def __init__(self, config: PolicyConfig, features: Schema):
         super().__init__()
@@ -305,19 +331,23 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- data -----------------------------------------------------------------------------------------------------
 
     def windows(self, data: Dataset, **options) -> Windows:
-        """Checked against the features that the policy was built for; of a target of choices, none may be new."""
+        """The windows of a data set, for training.
+
+        Raises:
+            UserError: The data do not fit the features of the policy, or a discrete target has new classes.
+        """
         features, where = data.features(), str(data.metadata.get("path", "data set"))
         self.check_features(features, where)
         mine, theirs = self.target.num_classes or (), features[self.config.target].num_classes or ()
         if any(b > a for a, b in zip(mine, theirs, strict=False)):
-            raise UserError(f"expected choices below {mine}, as the policy was built for, found {theirs} of them",
+            raise UserError(f"the policy knows {mine} classes, but the data have {theirs}",
                             where=f"{where}, column {self.config.target!r}",
-                            hint="train a new policy on data that hold all choices")
+                            hint="train a new policy on data that contain all classes")
         return self.config.window.windows(data, self.inputs, self.config.target, **options)
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """(height, width) of each camera that it reads."""
+        """(height, width) of each camera that the policy reads."""
         return camera_sizes(self.features)
 
     def check_features(self, features: Schema, where: str, *, resized: bool = False) -> None:
@@ -326,12 +356,19 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     @torch.no_grad()
     def fit_statistics(self, data: Dataset, *, refit_codec: bool = True, refit_head: bool = True) -> Policy:
-        """Everything that is not gradient descent: statistics, then centres or memories.
+        """Computes everything that is not trained by gradient descent: statistics, then cluster centers or memories.
 
-        Again after training (codec=False) for heads whose memory is made of learned features.
+        Args:
+            data: The training data.
+            refit_codec: Compute the statistics of the codec. False to repeat the rest after training, for heads whose
+                memory consists of learned features.
+            refit_head: Fit the head.
+
+        Returns:
+            This policy.
         """
         if refit_codec:
-            light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # no statistics of pixels
+            light = tuple(k for k in self.inputs if self.features[k].kind != "image")  # images need no statistics
             statistics = self.config.window.windows(data, light, self.config.target)
             self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
         if refit_head and type(self.config.head).fit is not Head.fit:
@@ -350,12 +387,13 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- the two functions ----------------------------------------------------------------------------------------
 
     def context(self, obs: Mapping[str, Tensor], rng: Generator | None = None) -> Context:
-        """`rng` in training only: see nets.base."""
+        """Encodes observation windows. `rng` is given in training only: see nets.base."""
         return self.encoder(self.codec.encode_obs(obs), rng)
 
     def encode_batch(self, batch: Batch) -> Tensor:
-        """(B, H, width), zero where padded: what stands beyond the end of an episode must not reach any network,
-        not even as input."""
+        """Coded actions (B, H, width), zero where padded. Values beyond the end of an episode must not reach any
+        network.
+        """
         return self.codec.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
 
     def loss(self, batch: Batch, rng: Generator, target_policy: Policy | None = None,
@@ -395,7 +433,8 @@ class Policy(CheckpointModule, StepwisePlanner):
             return self.codec.decode(head.sample(net, context, noise), obs)
         if not isinstance(head, DenoisingHead):
             raise Unsupported(f"{type(head).__name__} answers at once; only heads that move noise to action step by "
-                              "step can be guided", hint="Best, which takes the best of several plans, works for all")
+                              "step can be guided", hint="BestOfN, which takes the best of several plans, works for "
+                                                         "all heads")
 
         def without(*keys):
             absent = {k + "?": torch.zeros(obs[k].shape[:2], dtype=torch.bool, device=obs[k].device) for k in keys}
@@ -410,7 +449,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         for guide in guides:
             net = guide.guided_net(net, without) if isinstance(guide, NetworkGuidance) else net
         pulls = [g for g in guides if isinstance(g, CostGuidance)]
-        cost = (lambda x: sum(g.cost(x, encode, decode) for g in pulls)) if pulls else None
+        cost = (lambda x: cast(Tensor, sum(g.cost(x, encode, decode) for g in pulls))) if pulls else None
         return decode(head.sample(net, context, noise, cost))
 
     @property
@@ -441,7 +480,7 @@ class Policy(CheckpointModule, StepwisePlanner):
     # -- on disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
-        """policy.json, features.json, weights.safetensors and its checksum into an existing or new folder."""
+        """Writes policy.json, features.json, weights.safetensors and its checksum into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "policy.json", config.dump(self.config))
@@ -450,9 +489,16 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     @staticmethod
     def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
-        """From a checkpoint's folder or a run's (then its last). Runs no code outside understudy and `trust`.
+        """Loads a policy from the folder of a checkpoint, or of a run (its last checkpoint).
 
-        Raises UserError for what is missing, damaged or not of one policy, and Untrusted for code from elsewhere.
+        Args:
+            folder: The folder.
+            trust: Packages besides understudy whose code may be loaded.
+            device: Where the weights go.
+
+        Raises:
+            UserError: A file is missing or damaged, or the files do not belong together.
+            UntrustedCode: A file names code of another package.
         """
         folder = find_checkpoint(folder)
         recipe = config.load(
@@ -492,10 +538,10 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
             theirs = replace(theirs, shape=(*mine.shape[:2], *theirs.shape[2:]))
         if (theirs.shape, theirs.kind) != (mine.shape, mine.kind):
             raise UserError(
-                f"expected {mine.kind} of shape {mine.shape}, as the policy was built for, found "
+                f"the policy was built for {mine.kind} of shape {mine.shape}, but this is "
                 f"{theirs.kind} of shape {theirs.shape}",
                 where=f"{where}, column {name!r}",
-                hint="take the environment it was trained for, or train a policy for this one"
+                hint="use the environment it was trained for, or train a policy for this one"
                 if resized
                 else "use data with the same columns, or train a new policy on these",
             )
@@ -503,7 +549,7 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
 
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
     """(height, width) of the frames of each camera among these columns."""
-    return {k: f.shape[:2] for k, f in features.items() if f.kind == "image"}
+    return {k: (f.shape[0], f.shape[1]) for k, f in features.items() if f.kind == "image"}
 
 
 def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",
@@ -538,7 +584,9 @@ def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
 
 
 def find_checkpoint(folder: Path | str) -> Path:
-    """The folder that holds weights: of a run its last ("RUN/best" and "RUN/last" choose), or the folder itself."""
+    """The folder with the weights: the last checkpoint of a run ("RUN/best" and "RUN/last" choose), or the folder
+    itself.
+    """
     folder = Path(folder)
     if (folder / "weights.safetensors").exists() or (folder / "policy.json").exists():
         return folder
@@ -547,7 +595,7 @@ def find_checkpoint(folder: Path | str) -> Path:
     if (run / "run.json").exists():
         places = read_json(run / "run.json")
         if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-            raise UserError("expected the names of checkpoints, found something else", where=run / "run.json",
+            raise UserError("the file does not contain the names of checkpoints", where=run / "run.json",
                             hint=_resume_hint(run))
         if places and which not in places:
             raise UserError(f"this run has no {which!r} checkpoint; it has {', '.join(places)}", where=run,
@@ -559,7 +607,7 @@ def find_checkpoint(folder: Path | str) -> Path:
         saved = (
             f"; it has {', '.join(f.name for f in found)}" if (found := _saved_checkpoints(run / "checkpoints")) else ""
         )
-        raise UserError(f"expected a checkpoint called {which!r}, found a run that was stopped before it named one"
+        raise UserError(f"the run was stopped before it had a checkpoint {which!r}"
                         f"{saved}", where=run, hint=_resume_hint(run))
     raise UserError(f"expected a trained run or a checkpoint, found {_describe_path(folder)}", where=folder, hint=(
         f"name one of these: {', '.join(map(str, found))}" if (found := _saved_checkpoints(folder)) else
@@ -569,7 +617,7 @@ def find_checkpoint(folder: Path | str) -> Path:
 
 
 def read_checkpoint_json(folder: Path, name: str):
-    """The JSON of that name in a checkpoint. Raises UserError that says what to take instead."""
+    """The JSON file of that name in a checkpoint. A UserError suggests another checkpoint."""
     return read_document(folder / name, _replacement_hint(folder))
 
 
@@ -580,26 +628,26 @@ def _describe_path(folder: Path) -> str:
 
 
 def _saved_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in it that have their weights, in order."""
+    """The checkpoints that have weights, in order."""
     return sorted((f.parent for f in folder.glob("[0-9]*/weights.safetensors")), key=lambda f: (len(f.name), f.name))
 
 
 def _resume_hint(run: Path) -> str:
-    """The way out for a run whose names do not lead to a checkpoint."""
+    """Advice for a run whose names do not lead to a checkpoint."""
     found = _saved_checkpoints(run / "checkpoints")
     named = f"name one of its checkpoints, {found[-1]}; or " if found else ""
     return f"{named}the command it was begun with goes on: {_training_command(found[-1] if found else None, run)}"
 
 
 def _replacement_hint(folder: Path) -> str:
-    """The way out for a checkpoint that is not whole."""
+    """Advice for an incomplete checkpoint."""
     if others := [f for f in _saved_checkpoints(folder.parent) if f != folder]:
         return f"take another checkpoint of the run: {others[-1]}"
     return f"remove {folder} and train again: {_training_command(folder, folder.parent.parent)}"
 
 
 def _training_command(folder: Path | None, run: Path) -> str:
-    """The command that trains it, as far as it is known."""
+    """The command that trains the run, as far as it is known."""
     with suppress(UserError, AttributeError):
         if folder is not None and (said := read_json(folder / "provenance.json").get("command")):
             return str(said)
@@ -622,4 +670,4 @@ def _check_columns(names, features: Schema, where: str = "data set") -> None:
         if name not in features:
             near = difflib.get_close_matches(name, features, 1)
             raise UserError(f"expected a column {name!r}, found {', '.join(sorted(features)) or 'none'}", where=where,
-                            hint=f"did you mean {near[0]!r}?" if near else "name one that is there")
+                            hint=f"did you mean {near[0]!r}?" if near else "use one of these")

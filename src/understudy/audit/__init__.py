@@ -1,5 +1,7 @@
-"""Is this data whole, and is it good? Checks and scores of demonstrations; above evaluate, since scores may need a
-policy."""
+"""Audits of data sets: are they complete, and are the demonstrations good?
+
+The package is above `evaluate`, because some scores need a policy.
+"""
 
 from .runner import audit, check_usable, find_problems, raise_on_errors
 

@@ -1,8 +1,8 @@
-"""Do the actions fit the motion? Linear one-step models of the data themselves, and what falls out of them.
+"""Checks of how actions fit the motion, with linear one-step models of the data.
 
-What a state changes by in a step, s' - s, is fitted on s and on the action, by least squares over all episodes
-(gathered in one pass, whatever their number). A linear model is wrong of most robots, but wrong everywhere: a step that
-it misses by far more than all others, or an episode in which the actions do not help it at all, is worth a look.
+The change of the state in a step, s' - s, is predicted from s and the action by least squares over all episodes, in one
+pass. Most robots are not linear, but the error of the model is similar everywhere in clean data. A step with a much
+larger error than all others, or an episode in which the actions do not help the prediction, deserves a look.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from .base import Finding, Location, is_numeric
 from .text import format_list, pluralize
 
 LAGS = range(-5, 6)  # steps between an action and the motion that it explains
-SHIFTS = range(-8, 9)  # steps between a motion and its picture
-_WATCHED = 50_000  # steps of which pictures are compared with the states, of evenly chosen episodes
-_SEEN = 0.7  # the most that the best shift may leave open of a picture's change
-_USUAL = 0.25  # of the episodes; where more have such a stretch, it is how the camera sees the task
-_SUSPECTS = 50  # stretches of equal pictures that are looked at, the longest
-_ALIKE = 20  # stretches with similar motion that it takes to tell
-_CHANGES = 0.95  # of those, the share in which the picture has to change
-_WIDEST = 160  # components of states and actions; a wider model is not fitted
-_STEPS = 200_000  # that a model is fitted on, of evenly chosen episodes
-_TOGETHER = 100  # episodes whose squares are summed at once
-_FEWEST = 10  # steps for every number that is fitted
-_JUMP = 12.0  # times the residual that 99 in 100 steps stay below
-_GAP = 2.5  # times what comes next
-_FITS, _FAILS = 0.7, 0.3  # what a model explains in its own episodes at least, and in others at most
-_FLOOR = 0.01  # of a component's usual change: no residual below is told apart from rounding
+SHIFTS = range(-8, 9)  # steps between a motion and its image
+_WATCHED = 50_000  # steps whose images are compared with the states, in evenly spaced episodes
+_SEEN = 0.7  # largest unexplained fraction of the image change at the best shift
+_USUAL = 0.25  # fraction of episodes; if more have such a stretch, the camera normally sees the task like this
+_SUSPECTS = 50  # number of stretches of equal images that are examined, the longest first
+_ALIKE = 20  # stretches with similar motion that are needed for a finding
+_CHANGES = 0.95  # fraction of them in which the image has to change
+_WIDEST = 160  # largest number of components of states and actions for which a model is fitted
+_STEPS = 200_000  # number of steps for fitting a model, in evenly spaced episodes
+_TOGETHER = 100  # episodes whose squares are summed together
+_FEWEST = 10  # smallest number of steps per fitted parameter
+_JUMP = 12.0  # times the 99th percentile of the error
+_GAP = 2.5  # times the next smaller error
+_FITS, _FAILS = 0.7, 0.3  # smallest explained fraction in the model's own episodes, largest one in others
+_FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
 
 
 def has_motion(episode: Episode, first: int, last: int) -> bool:
-    """Does any observation that is a vector of numbers change between these steps?"""
+    """Whether any numeric vector observation changes between these steps."""
     for name in episode.steps:
         if role(name) == "observation" and not name.startswith("observation.images"):
             values = np.asarray(episode.steps[name][first:last + 1])
@@ -50,7 +50,7 @@ def has_motion(episode: Episode, first: int, last: int) -> bool:
 
 
 def check_jumps(data: Dataset) -> Iterator[Finding]:
-    """Steps that no other step is like."""
+    """Finds steps with a much larger prediction error than all others."""
     model = _fit_model(data, 0)
     if model is None:
         return
@@ -67,17 +67,19 @@ def check_jumps(data: Dataset) -> Iterator[Finding]:
             "jump",
             "warning",
             f"{pluralize(len({e for _, e, _ in found}), 'episode')} with a step unlike all "
-            f"others, the largest in episode {e}, from step {t} to {t + 1}: {size:.0f} times what a linear "
-            "model of the others misses at most",
-            "a frame was lost, something was moved by hand, or the episode should have ended there",
+            f"others, the largest in episode {e}, from step {t} to {t + 1}: {size:.0f} times the largest "
+            "error of a linear model in the other steps",
+            "a frame may be missing, something was moved by hand, or the episode should have ended there",
             Location(None, e, t),
         )
 
 
 def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
-    """Episodes whose actions do not do there what they do elsewhere. What the action adds to the prediction is
-    regressed on what happened: the slope is near 1 where they belong together, and near 0 or below where not. The
-    slope of an episode with fewer than 12 steps is too uncertain to judge it."""
+    """Finds episodes whose actions do not have the same effect as elsewhere.
+
+    The contribution of the action to the prediction is regressed on what happened. The slope is near 1 if the actions
+    belong to the episode, and near 0 or below if not. Episodes with fewer than 12 steps are too short to judge.
+    """
     model = _fit_model(data, 0)
     if model is None or len(data) < 5 or model.unexplained > 0.98:
         return
@@ -93,15 +95,15 @@ def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
         yield Finding(
             "action-unrelated",
             "warning",
-            f"{pluralize(len(odd), 'episode')} in which the actions do not do what "
-            f"they do elsewhere: {format_list(odd)}",
-            "look whether the actions belong to this episode, and to this robot",
+            f"{pluralize(len(odd), 'episode')} whose actions do not have the same "
+            f"effect as elsewhere: {format_list(odd)}",
+            "check that the actions belong to this episode and to this robot",
             Location(episode=odd[0], feature="action"),
         )
 
 
 def _gap_outliers(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:
-    """Of (size, episode, step), largest first, those above a wide gap. Contacts make large residuals of every size."""
+    """Of (size, episode, step), sorted by size, those above a wide gap. Contacts cause errors of every size."""
     values = np.array([size for size, _, _ in sizes] + [_JUMP / 3])
     gaps = values[:-1] / values[1:] if len(values) > 1 else np.empty(0)
     gaps[(values[:-1] < _JUMP) | (np.arange(len(gaps)) >= most)] = 0
@@ -109,7 +111,7 @@ def _gap_outliers(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[
 
 
 def _residuals(data, model, most=None):
-    """(episode, what the model of states misses (n, D), what the model of states and actions misses)."""
+    """(episode, errors of the model of states (n, D), errors of the model of states and actions (n, D))."""
     for e, s, a in _transitions(data, 1, most):
         change = _state_change(s)
         yield (
@@ -120,12 +122,12 @@ def _residuals(data, model, most=None):
 
 
 def check_action_lag(data: Dataset) -> Iterator[Finding]:
-    """By how many steps the actions are early or late: which of them explains the motion of a step best."""
+    """Finds the delay of the actions: the number of steps at which they explain the motion best."""
     models = _fit_models(data, LAGS)
     if len(models) < len(LAGS):
         return
     told = {k: 1 - m.unexplained for k, m in models.items()}
-    best = max(told, key=told.get)
+    best = max(told, key=told.__getitem__)
     clear = 1 - told[best] < 0.5 * (1 - told[0])
     if best > 0 and (clear or best > 1 and told[best] > max(0.1, 1.15 * told[0])):
         yield Finding(
@@ -134,7 +136,7 @@ def check_action_lag(data: Dataset) -> Iterator[Finding]:
             f"the motion of a step is explained best by the action "
             f"{pluralize(best, 'step')} later ({told[best]:.0%} of what the state leaves open, {told[0]:.0%} by "
             "its own action): the actions are stored late, or are what was reached",
-            "shift the actions, so that each stands beside the observation that it was chosen from",
+            "shift the actions, so that each is in the row of the observation it was chosen from",
             Location(feature="action"),
         )
     elif best < 0 and clear:
@@ -149,10 +151,12 @@ def check_action_lag(data: Dataset) -> Iterator[Finding]:
 
 
 class CameraLag:
-    """By how many steps the pictures of a camera are early or late: the shift at which the changes of the states
-    explain those of the picture best. A picture is the means of a coarse grid, the model is linear, and each half of
-    the episodes is judged by what was fitted to the other. Where a camera sees too little of the robot for that, and
-    where the shifts do not differ plainly, nothing is said."""
+    """Finds the delay of a camera: the shift at which changes of the state explain changes of the image best.
+
+    An image is represented by the mean brightness of a coarse grid, and the model is linear. Each half of the episodes
+    is tested with the model of the other half. There is no finding if the camera sees too little of the robot for that,
+    or if the shifts do not differ clearly.
+    """
 
     def __init__(self, data: Dataset, name: str):
         features = data[0].features()
@@ -165,7 +169,12 @@ class CameraLag:
         return 0 < self._width <= _WIDEST and e % self._each == 0
 
     def add(self, e: int, brightness: list[np.ndarray]) -> None:
-        """`coarse` of each frame of episode e, in order."""
+        """Adds an episode.
+
+        Args:
+            e: Number of the episode.
+            brightness: `grid_brightness` of each frame, in order.
+        """
         s = _concat_columns(self.data[e], self._states)
         n = min(len(s), len(brightness))
         if n > 2 * max(SHIFTS) + 8 and np.isfinite(s[:n]).all():
@@ -179,19 +188,22 @@ class CameraLag:
         if whole < 1e-6 * steps:
             return
         missed = {k: each.sum() / whole for k, each in left.items()}
-        best = min(missed, key=missed.get)
+        best = min(missed, key=missed.__getitem__)
         plain = missed[best] < _SEEN and missed[0] > 1.1 * missed[best]
         if 2 <= abs(best) < max(SHIFTS) and plain and np.mean(left[best] < left[0]) > 0.8:
             then, stored = ("before", "late") if best > 0 else ("after", "early")
-            yield Finding("camera-lag", "note" if best == 2 else "warning",  # two frames are what many cameras take
-                          f"{self.name}: the picture changes as the state does {abs(best)} steps {then} (which "
-                          f"explains {1 - missed[best]:.0%} of its change, the state beside it {1 - missed[0]:.0%}): "
-                          f"the pictures are stored {stored}", "shift them, so that what was seen stands beside what "
-                          "was sensed then", Location(feature=self.name))
+            yield Finding("camera-lag", "note" if best == 2 else "warning",  # many cameras have a delay of two frames
+                          f"{self.name}: the image changes as the state does {abs(best)} steps {then} (which "
+                          f"explains {1 - missed[best]:.0%} of its change, the state of the same row "
+                          f"{1 - missed[0]:.0%}): "
+                          f"the images are stored {stored}", "shift them, so that images and states of the same time "
+                                                             "are in "
+                          "the same row", Location(feature=self.name))
 
     def _unexplained(self, k: int | None) -> np.ndarray:
-        """(E,) squares of the picture's changes that the states' changes k steps before them do not explain; those of
-        the changes themselves for None."""
+        """(E,) squares of the image changes that the state changes k steps earlier do not explain. For None, the
+        squares of the image changes themselves.
+        """
         margin, pairs = max(SHIFTS), []
         for moved, seen in self._brightness:
             n = len(seen)
@@ -209,11 +221,11 @@ class CameraLag:
 
 
 class Stillness:
-    """Stretches in which the pictures of a camera are equal, bit by bit, while the states move.
+    """Finds stretches in which the images of a camera are bit-identical while the states move.
 
-    Such a stretch alone says little: a small picture does not show slow motion, and a camera may not see what moves.
-    The evidence that the camera hung is what its pictures do elsewhere: they change in nearly all stretches in which
-    the states move similarly, or less.
+    Such a stretch alone is weak evidence: a small image does not show slow motion, and the camera may not see what
+    moves. The evidence that the camera froze comes from the rest of the data. There, images change in almost all
+    stretches with similar or less motion.
     """
 
     def __init__(self, data: Dataset, name: str):
@@ -221,7 +233,12 @@ class Stillness:
         self._states = _columns_of_kind(data[0].features(), "observation")
 
     def add(self, e: int, equal: list[bool]) -> None:
-        """equal: (T,) whether each frame equals the one before."""
+        """Adds an episode.
+
+        Args:
+            e: Number of the episode.
+            equal: For each frame, whether it equals the previous one, (T,).
+        """
         self._equal[e] = np.array(equal, bool)
 
     def findings(self) -> Iterator[Finding]:
@@ -254,8 +271,9 @@ class Stillness:
                           "the camera hung: leave the stretch out", Location(None, e, start, self.name))
 
     def _sample(self) -> dict[int, np.ndarray]:
-        """States (T, D) in units of their spread, of evenly chosen episodes and without components that are constant or
-        not finite."""
+        """States (T, D) divided by their standard deviations, of evenly spaced episodes. Components that are constant,
+        NaN or infinite are left out.
+        """
         each = max(1, -(-sum(map(len, self._equal.values())) // _WATCHED))
         chosen = {
             e: _concat_columns(self.data[e], self._states)[: len(self._equal[e])] for e in list(self._equal)[::each]
@@ -270,8 +288,9 @@ class Stillness:
 
     def _elsewhere(self, states: dict[int, np.ndarray], moved: np.ndarray, e: int, start: int,
                    n: int) -> tuple[int, int]:
-        """(stretches in which the picture changes, all) of those with similar motion: at least half as much, and
-        hardly more in any component."""
+        """(stretches in which the image changes, all stretches) with similar motion: at least half as much, and hardly
+        more in any component.
+        """
         most, changed, of = np.linalg.norm(moved), 0, 0
         for length in sorted({max(1, n >> k) for k in range(6)}):
             for other, s in states.items():
@@ -290,7 +309,7 @@ class Stillness:
 
 
 def _longest_run(equal: np.ndarray) -> tuple[int, int]:
-    """Where the longest run of frames equal to the one before begins (its first frame), and its length."""
+    """First frame and length of the longest run of frames that equal the previous one."""
     edges = np.diff(np.concatenate([[0], equal.astype(np.int8), [0]]))
     first, last = np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
     if not len(first):
@@ -306,18 +325,18 @@ def _span(s: np.ndarray, length: int) -> np.ndarray:
 
 
 def grid_brightness(frame: np.ndarray) -> np.ndarray:
-    """(H, W, C) -> (16,) mean brightness of the parts of a picture."""
+    """(H, W, C) -> (16,) mean brightness of the cells of a 4 x 4 grid."""
     every = max(1, min(frame.shape[:2]) // 64)
     rows = [part.mean(0) for part in np.array_split(frame[::every, ::every].mean(-1), 4)]
     return np.array([part.mean() for row in rows for part in np.array_split(row, 4)])
 
 
 def check_action_convention(data: Dataset) -> Iterator[Finding]:
-    """Actions that are positions in some episodes and differences or velocities in others.
+    """Finds actions that are positions in some episodes and differences or velocities in others.
 
-    How the actions look is a suspicion only: slow motion, a scaled velocity or a long delay make one look like the
-    other. The evidence is a linear model of the motion, fitted to the larger group. If all actions are of one
-    convention, the model predicts the smaller group as well. Only where it clearly does not is there a finding.
+    The values alone are only a hint: slow motion, a scaled velocity or a long delay make one look like the other. The
+    evidence is a linear model of the motion, fitted to the larger group of episodes. If all actions follow one
+    convention, the model predicts the smaller group as well. There is a finding only if it clearly does not.
     """
     kinds = _conventions(data)
     if "positions" in kinds.values() and (rates := _rates(data)).any():
@@ -341,8 +360,12 @@ def check_action_convention(data: Dataset) -> Iterator[Finding]:
 
 
 def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, str]:
-    """What the actions look like, by episode: "positions" or "differences"; episodes that look like neither are left
-    out. rates: (D,) True for components of the state that are velocities, which no action can have as its position."""
+    """"positions" or "differences" for each episode. Episodes that fit neither are left out.
+
+    Args:
+        data: The data set.
+        rates: True for components of the state that are velocities, (D,). No action can have these as its position.
+    """
     kinds: dict[int, str] = {}
     for e, s, a in _transitions(data, 8):
         after, change = s[1:], _state_change(s)
@@ -363,8 +386,9 @@ def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, st
 
 
 def _rates(data: Dataset) -> np.ndarray:
-    """(D,) True for components of the state that are the velocity of another component: they are in proportion to its
-    change, with a positive factor and no offset."""
+    """(D,) True for components of the state that are the velocity of another component: proportional to its change,
+    with a positive factor and no offset.
+    """
     sums = 0.0
     for _, s, _ in _transitions(data, 8, _STEPS):
         change = _state_change(s)
@@ -387,9 +411,13 @@ def _rates(data: Dataset) -> np.ndarray:
 
 
 def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[float, float] | None:
-    """How much the actions explain of the motion that the state leaves open, by a linear model that was fitted to the
-    episodes `many`: in these, and in `few`. Only components of the state that the actions move count; None where there
-    are none, or too few steps."""
+    """Fractions of the motion that the actions explain, with a linear model that was fitted to the episodes `many`.
+
+    Only components of the state that the actions move count.
+
+    Returns:
+        The fraction in `many` and the fraction in `few`. None if there are no such components or too few steps.
+    """
     pairs = list(_transitions(data.select(many), 8, _STEPS))
     if not pairs or (width := pairs[0][1].shape[1] + pairs[0][2].shape[1]) > _WIDEST:
         return None
@@ -403,19 +431,20 @@ def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[fl
     moved = (full.residual_variance < 0.5 * plain.residual_variance) & (full.variance > 1e-18)
     if not moved.any():
         return None
-    missed, open_, n = 0.0, 0.0, 0
+    missed, open_, n = np.zeros(1), np.zeros(1), 0
     for _, s, a in _transitions(data.select(few), 8, _STEPS):
         change = _state_change(s)
         missed = missed + np.square(full.residual(_state_action(s[:-1], a), change)).sum(0)
         open_, n = open_ + np.square(plain.residual(s[:-1], change)).sum(0), n + len(change)
-    scale = np.maximum(open_ / n, plain.residual_variance)[moved]  # in slow motion, a small error is not a large one
+    # in slow motion, a small error must not count as a large one
+    scale = np.maximum(open_ / n, plain.residual_variance)[moved]
     own = 1 - full.residual_variance[moved] / plain.residual_variance[moved]
     cross = 1 - missed[moved] / n / scale
     return float(np.mean(own)), float(np.mean(np.clip(cross, 0, 1)))
 
 
 def check_units(data: Dataset) -> Iterator[Finding]:
-    """Episodes in other units: a column as a whole lies far beyond what it is in all others, or far below."""
+    """Finds episodes in other units: a whole column is far larger or far smaller than in all other episodes."""
     if len(data) < 5:
         return
     for name, f in data[0].features().items():
@@ -428,7 +457,7 @@ def check_units(data: Dataset) -> Iterator[Finding]:
         )
         if odd:
             yield Finding("scale", "warning", f"{name}: {pluralize(len(odd), 'episode')} of another magnitude than the "
-                          f"others: {format_list(odd)}", "look for degrees and radians, or millimetres and metres",
+                          f"others: {format_list(odd)}", "check for degrees and radians, or millimeters and meters",
                           Location(episode=odd[0], feature=name))
 
 
@@ -436,15 +465,16 @@ def check_units(data: Dataset) -> Iterator[Finding]:
 
 
 def _column_scale(values) -> np.ndarray:
-    """(D,) log of the largest absolute value; NaN for a component that is 0 throughout (a flag, a contact that did not
-    happen), which has no magnitude."""
+    """(D,) log of the largest absolute value. NaN for a component that is always 0 (a flag, a contact that did not
+    happen), because it has no magnitude.
+    """
     flat = np.abs(np.asarray(values, np.float64).reshape(len(values), -1))
     largest = np.max(np.where(np.isfinite(flat), flat, 0), axis=0, initial=0)
     return np.where(largest > 0, np.log(np.maximum(largest, 1e-4)), np.nan)
 
 
 def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
-    """The fewer of two groups with a wide gap between them; NaN is of neither."""
+    """The smaller of two groups with a wide gap between them. NaN belongs to neither."""
     known = np.flatnonzero(np.isfinite(size))
     order = known[np.argsort(size[known], kind="stable")]
     if len(order) < 5:
@@ -458,7 +488,7 @@ def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
 
 
 def _transitions(data: Dataset, fewest: int, most: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(episode, states (n + 1, D), actions (n, A)), n steps whose next state is known."""
+    """(episode, states (n + 1, D), actions (n, A)) for the n steps with a known next state."""
     features = data[0].features()
     states, actions = _columns_of_kind(features, "observation"), _columns_of_kind(features, "action")
     if not states or not actions:
@@ -487,7 +517,7 @@ def _state_action(s, a):
 
 
 def _state_change(s: np.ndarray) -> np.ndarray:
-    """s' - s; an angle that wraps goes the short way round."""
+    """s' - s. An angle that wraps takes the short way around."""
     change = np.diff(s, axis=0)
     wraps = (np.abs(change) > np.pi) & (np.abs(change) <= 2 * np.pi + 1e-3) & (np.abs(s).max(0) <= 2 * np.pi + 1e-3)
     return np.where(wraps, change - 2 * np.pi * np.sign(change), change)
@@ -500,14 +530,14 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class _LeastSquares:
-    """Least squares of y on [1, x], gathered piece by piece."""
+    """Least squares of y on [1, x], accumulated piece by piece."""
 
     def __init__(self):
         self.xx = self.xy = self.yy = self.y = 0.0
         self.n, self.shift = 0, None
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        if self.shift is None:  # near the middle, so that squares keep their digits
+        if self.shift is None:  # close to the mean, so that squares keep their precision
             self.shift = x.mean(0)
         x = np.concatenate([np.ones((len(x), 1)), x - self.shift], 1)
         self.xx, self.xy = self.xx + x.T @ x, self.xy + x.T @ y
@@ -526,7 +556,7 @@ class _LeastSquares:
 
     @property
     def residual_variance(self) -> np.ndarray:
-        """(D,) mean square of the residuals on what it was fitted to."""
+        """(D,) mean squared error on the data of the fit."""
         return np.maximum(self.yy - 2 * (self.weights * self.xy).sum(0)
                           + np.einsum("ij,ik,kj->j", self.weights, self.xx, self.weights), 0) / self.n
 
@@ -543,7 +573,7 @@ class _MotionModel:
 
     @property
     def unexplained(self) -> float:
-        """Of what the state alone leaves open, the share that the action does, too; the mean over components."""
+        """Fraction of the error of the model of states that remains with the action, mean over components."""
         live = self.state_only.residual_variance > 1e-6 * self.state_only.variance + 1e-18
         return (
             float(np.mean(self.state_action.residual_variance[live] / self.state_only.residual_variance[live]))
@@ -557,7 +587,7 @@ def _fit_model(data: Dataset, lag: int) -> _MotionModel | None:
 
 
 def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:
-    """In one pass, for those lags for which there are steps enough."""
+    """Fits models in one pass, for all lags with enough steps."""
     features = data[0].features()
     names = [f"{n}[{features[n].names[i] if features[n].names else i}]" if features[n].shape else n
              for n in _columns_of_kind(features, "observation") for i in range(features[n].size)]

@@ -1,4 +1,4 @@
-"""What an audit says: findings, each with its place and its remedy, and scores, one number an episode or step."""
+"""Findings of an audit, with their location and remedy, and scores of episodes and steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..data.episode import Dataset
 
 @dataclass(frozen=True)
 class Location:
-    """As exactly as it is known."""
+    """The location of a finding, as precisely as it is known."""
 
     file: str | None = None
     episode: int | None = None
@@ -32,8 +32,13 @@ class Location:
 
 @dataclass(frozen=True)
 class Finding:
-    """error: the files contradict themselves, or a reader would return what was never recorded. warning and note:
-    judgements of quality. code: kebab-case, the same for the same kind of finding everywhere."""
+    """One result of an audit.
+
+    Attributes:
+        code: Kind of the finding in kebab-case, such as "not-finite".
+        severity: "error": the files contradict themselves, or a reader would return values that were never recorded.
+            "warning" and "note": judgments of quality.
+    """
 
     code: str
     severity: Literal["error", "warning", "note"]
@@ -45,7 +50,7 @@ class Finding:
 def finding_from_error(
     error: UserError, path: Path, columns: Iterable[str] = (), code: str = "cannot-be-read"
 ) -> Finding:
-    """A finding of what a reader said when it refused: with the file, episode, step and column that it named."""
+    """Turns the error of a reader into a finding, with the file, episode, step and column that the error names."""
     where = str(error.where or "")
     file = where.split(", ")[0]
     try:
@@ -54,31 +59,41 @@ def finding_from_error(
         file = Path(file).name if file else None
     episode, step = (re.search(rf"\b(?:{words}) (\d+)", where) for words in ("episode", "step|frame|row"))
     told = max((c for c in columns if c in where), key=len, default=None)
-    return Finding(code, "error", error.problem, error.hint or "take it from a copy",
+    return Finding(code, "error", error.problem, error.hint or "restore it from a copy",
                    Location(path.name if file in (None, ".") else file, int(episode[1]) if episode else None,
                          int(step[1]) if step else None, told))
 
 
 def is_numeric(feature: Feature) -> bool:
-    """Whether its components are quantities, and not the cells of a map (H, W, C): of those many never change, many are
-    alike, and there is no unit in which they are large."""
+    """Whether the components are quantities, and not the cells of a map (H, W, C).
+
+    Many cells of a map never change, many are equal, and they have no unit.
+    """
     return feature.kind == "vector" and len(feature.shape) < 3
 
 
 class Score(ABC):
-    """A frozen dataclass that judges episodes. Higher is better; each says whose idea it is (paper, year)."""
+    """A frozen dataclass that rates episodes. Higher is better. Each subclass names its source (paper, year)."""
 
     @abstractmethod
     def __call__(self, data: Dataset) -> np.ndarray:
-        """(E,) one number an episode; NaN where it has no meaning."""
+        """Rates episodes.
+
+        Returns:
+            One number per episode, (E,). NaN if the score is not defined for the episode.
+        """
 
 
 class StepScore(Score):
-    """A score that is known for each step; that of an episode is the mean of its steps."""
+    """A score that also rates each step. The score of an episode is the mean over its steps."""
 
     @abstractmethod
     def steps(self, data: Dataset) -> Sequence[np.ndarray]:
-        """For each episode (T,)."""
+        """Rates steps.
+
+        Returns:
+            One array (T,) per episode.
+        """
 
     def __call__(self, data: Dataset) -> np.ndarray:
         return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in self.steps(data)])
@@ -94,6 +109,6 @@ class AuditReport:
         return not any(f.severity == "error" for f in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As `understudy audit --json` prints it."""
+        """The report as `understudy audit --json` prints it."""
         return {"ok": self.ok, "findings": [asdict(f) for f in self.findings],
                 "scores": {name: np.asarray(v, float).tolist() for name, v in self.scores.items()}}

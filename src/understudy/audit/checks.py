@@ -1,9 +1,9 @@
-"""Is it whole, and what about it is odd: each check is a function of a data set that yields findings.
+"""Checks of a data set. Each check is a function that yields findings.
 
-All of them stream over the episodes and keep a few numbers of each, so that memory does not grow with the data. Those
-of WHOLE can find an error; those of QUALITY judge, and find warnings and notes; FRAMES decode every camera frame.
-Checks of how the actions fit the motion are in motion.py, those of files, which also work where a data set cannot be
-opened, in files.py and lerobot.py.
+All of them stream over the episodes and keep a few numbers of each, so memory does not grow with the data. The checks
+of WHOLE can find errors. Those of QUALITY yield warnings and notes. FRAMES decode every camera frame. `action_motion`
+has the checks of how actions fit the motion. `file_checks` and `lerobot_checks` have those of files, which also work if
+a data set cannot be opened.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .text import format_list, pluralize
 Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
 _CHUNK = 64  # frames held at a time
-_AT_ONCE = 1 << 22  # numbers looked at together
+_AT_ONCE = 1 << 22  # numbers that are checked together
 
 
-# -- whole: what contradicts itself ---------------------------------------------------------------------------------
+# -- whole: contradictions in the data ---------------------------------------------------------------------------------
 
 
 def check_rows(data: Dataset) -> Iterator[Finding]:
-    """Every column has T rows or, with what was seen last, T + 1; and every episode has the same columns."""
+    """Every column has T rows, or T + 1 with the last observation, and every episode has the same columns."""
     steps = row_counts(data)
     for e in np.flatnonzero(steps < 1)[:1]:
         yield Finding("rows-disagree", "error", f"{pluralize((steps < 1).sum(), 'episode')} without a step",
@@ -44,17 +44,19 @@ def check_rows(data: Dataset) -> Iterator[Finding]:
         try:
             found = row_counts(data, name)
         except KeyError:
-            continue  # said below
+            continue  # reported below
         for e in np.flatnonzero((found != steps) & (found != steps + 1))[:1]:
-            yield Finding("rows-disagree", "error", f"expected {steps[e]} rows, or one more, found {found[e]}",
+            yield Finding("rows-disagree", "error", f"{name} has {found[e]} rows, but the episode has {steps[e]} "
+                                                    "(one more is allowed)",
                           _LEAVE_OUT, Location(episode=int(e), feature=name))
     if not lazy:
         yield from _check_same_columns(data, names)
         with_actions = [n for n in names if role(n) == "action"]
         for e, episode in enumerate(data):
             if with_actions and len(episode) < max(len(episode.steps[n]) for n in with_actions if n in episode.steps):
-                yield Finding("rows-disagree", "error", f"expected rows of all columns for {with_actions[0]}, found "
-                              f"{len(episode)}", _LEAVE_OUT, Location(episode=e, feature=with_actions[0]))
+                yield Finding("rows-disagree", "error", f"only {len(episode)} rows have all columns, fewer than "
+                                                        f"{with_actions[0]} has",
+                              _LEAVE_OUT, Location(episode=e, feature=with_actions[0]))
                 return
 
 
@@ -62,20 +64,20 @@ def _check_same_columns(data, names):
     first = {n: (f.dtype, f.shape) for n, f in data[0].features().items() if f.kind not in ("image", "string")}
     for e, episode in enumerate(data):
         if odd := set(names) ^ set(episode.steps):
-            yield Finding("names-disagree", "error", f"expected the columns of episode 0, found a difference in "
+            yield Finding("names-disagree", "error", f"the columns differ from those of episode 0: "
                           f"{', '.join(sorted(odd))}", "give every episode the same columns", Location(episode=e))
             return
         for name, (dtype, shape) in first.items():
             column = episode.steps[name]
             if (column.dtype.name, column.shape[1:]) != (dtype, shape):
-                yield Finding("shape-disagrees", "error", f"expected {dtype} {shape} as in episode 0, found "
-                              f"{column.dtype.name} {column.shape[1:]}", "store the same kind of numbers in every "
+                yield Finding("shape-disagrees", "error", f"{name} is {dtype} {shape} in episode 0, but here "
+                              f"{column.dtype.name} {column.shape[1:]}", "store the same type and shape in every "
                               "episode", Location(episode=e, feature=name))
                 return
 
 
 def check_finite(data: Dataset) -> Iterator[Finding]:
-    """No NaN and no infinity."""
+    """There is no NaN and no infinity."""
     for name in _numeric_columns(data):
         if _is_column_finite(data, name):
             continue
@@ -98,7 +100,7 @@ def check_finite(data: Dataset) -> Iterator[Finding]:
 
 
 def _is_column_finite(data, name) -> bool:
-    """Whether all of a column is known to be finite without a look at each episode, of which there may be 10^5."""
+    """Whether all of a column is known to be finite, without reading each of up to 10^5 episodes."""
     lies = data._episodes.column(name) if isinstance(data._episodes, PackedEpisodes) else None
     if lies is None:
         return False
@@ -108,7 +110,9 @@ def _is_column_finite(data, name) -> bool:
 
 
 def _unended_episodes(data, flags) -> list[int] | None:
-    """The episodes without a flag at their end; None where flags lie elsewhere too, or episodes must be looked at."""
+    """The episodes without a flag at their end. None if flags are also elsewhere, or if episodes must be checked one by
+    one.
+    """
     lies = [data._episodes.column(n) for n in flags] if isinstance(data._episodes, PackedEpisodes) else [None]
     if not all(found is not None and found[0].ndim == 1 for found in lies):
         return None
@@ -125,7 +129,7 @@ def _unended_episodes(data, flags) -> list[int] | None:
 
 
 def check_episode_ends(data: Dataset) -> Iterator[Finding]:
-    """An episode ends once, at its end."""
+    """An episode ends once, at its last step."""
     flags = [n for n in ("next.terminated", "next.truncated") if n in data[0].steps]
     known = _unended_episodes(data, flags)
     missing = known or []
@@ -135,8 +139,8 @@ def check_episode_ends(data: Dataset) -> Iterator[Finding]:
             values = np.asarray(episode.steps[name], bool).reshape(-1)[:len(episode)]
             if values[:-1].any():
                 step = int(np.argmax(values))
-                yield Finding("end-inside", "error", f"expected {name} at the last step, {len(values) - 1}, alone, "
-                              f"found it at step {step}", "split the episode there, or correct the flag",
+                yield Finding("end-inside", "error", f"{name} is True at step {step}, but the last step is "
+                              f"{len(values) - 1}", "split the episode there, or correct the flag",
                               Location(None, e, step, name))
                 return
             last |= bool(values[-1:].any())
@@ -149,14 +153,17 @@ def check_episode_ends(data: Dataset) -> Iterator[Finding]:
             "warning" if some else "note",
             f"{pluralize(len(missing), 'episode')} {'ends' if len(missing) == 1 else 'end'} neither terminated "
             f"nor truncated: {format_list(missing)}",
-            "say how it ended: whether to bootstrap from the last observation depends on it",
+            "store how it ended: offline RL needs it to bootstrap from the last observation",
             Location(episode=missing[0]),
         )
 
 
 def check_timestamps(data: Dataset) -> Iterator[Finding]:
-    """Seconds that run on as `fps` says. In a data set of LeRobot they are frame_index / fps by definition, so that
-    others would look up other frames: an error. Elsewhere, and in our own recordings, they are measured."""
+    """Timestamps increase as `fps` says.
+
+    In a LeRobot data set, times are frame_index / fps by definition, and other times would look up other frames: an
+    error. Elsewhere, and in understudy's own recordings, times are measured.
+    """
     if "timestamp" not in data[0].steps:
         return
     fps, defined = data.fps, lerobot_checks.is_foreign(data)
@@ -183,11 +190,12 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
     typical = float(np.median(between)) if len(between) else 0.0
     if typical <= 0:
         if len(between):
-            yield Finding("timestamps-backwards", "warning", "the time stands still: most timestamps are equal",
+            yield Finding("timestamps-backwards", "warning", "most timestamps are equal",
                           "store the time of each step, or leave the column out", Location(feature="timestamp"))
         return
     within = between[between <= 1.75 * typical]
-    doubt = 0.01 + 5 * float(np.std(within)) / typical / np.sqrt(len(within))  # of the usual step, where times jitter
+    # relative to the usual step, if times jitter
+    doubt = 0.01 + 5 * float(np.std(within)) / typical / np.sqrt(len(within))
     if fps is not None and uneven and abs(typical * fps - 1) > doubt:
         yield Finding("fps-disagrees", "error", f"timestamps are {typical:.4g} s apart ({1 / typical:.4g} a second), "
                       f"fps says {fps:g}", "correct fps, or the timestamps", Location(feature="timestamp"))
@@ -216,11 +224,11 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
         )
     if (spread := float(np.std(within)) / typical) > 0.1:
         yield Finding("timestamps-uneven", "warning", f"timestamps jitter by {spread:.0%} of a step",
-                      "resample to one clock, if what is trained expects one", Location(feature="timestamp"))
+                      "resample to a fixed rate, if your method expects one", Location(feature="timestamp"))
 
 
 def check_success(data: Dataset) -> Iterator[Finding]:
-    """What an episode says of its success, in its facts and in its column, and what its rewards say."""
+    """The metadata of an episode, its column of success and its rewards agree about success."""
     told, best = [], []
     for e, episode in enumerate(data):
         fact = episode.metadata.get("success")
@@ -238,7 +246,8 @@ def check_success(data: Dataset) -> Iterator[Finding]:
                 best.append(reward.max())
     if not told or (wins := sum(w for _, w in told)) in (0, len(told)):
         return
-    # Sparse rewards: who succeeds reaches the top, who fails does not. Told only where that holds of nearly all.
+    # Sparse rewards: successful episodes reach the maximum, failed ones do not. Reported only if this holds for
+    # almost all.
     best, well = np.array(best), np.array([w for _, w in told])
     top = np.median(best[well])
     agree = well == (best >= top)
@@ -249,25 +258,26 @@ def check_success(data: Dataset) -> Iterator[Finding]:
         yield Finding(
             "success-reward",
             "warning",
-            f"{pluralize(len(odd), 'episode')} said to have succeeded or failed "
+            f"{pluralize(len(odd), 'episode')} marked as success or failure "
             f"against {'its' if len(odd) == 1 else 'their'} rewards: {format_list(odd)}; {wins} of {len(told)} "
-            f"are said to have succeeded, with a highest reward of {top:g}",
-            "look at them, and correct the label",
+            f"are marked as success, with a highest reward of {top:g}",
+            "look at them and correct the label",
             Location(episode=odd[0], feature="next.reward"),
         )
 
 
-# -- quality: what deserves a second look ---------------------------------------------------------------------------
+# -- quality: things that deserve a second look
+# ---------------------------------------------------------------------------
 
 
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
-    """What its reader says of how it read. What is wrong in the files is for the other checks to find."""
+    """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):
         yield Finding("reader", "note", text, "see the page on formats")
 
 
 def check_metadata(data: Dataset) -> Iterator[Finding]:
-    """What the data cannot say."""
+    """Information that the data do not contain."""
     lengths, features = row_counts(data), data[0].features()
     short = np.flatnonzero(lengths == 1)
     if len(short):
@@ -275,14 +285,14 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
             "single-step",
             "note",
             f"{pluralize(len(short), 'episode')} of a single step: {format_list(short)}",
-            "leave it out, unless one step is a whole task",
+            "leave it out, unless one step is a complete task",
             Location(episode=int(short[0])),
         )
     seen = [n for n in features if role(n) == "observation" and features[n].kind != "image"]
     if any(role(n) == "observation" for n in features) and not any(
             len(data[0].steps[n]) > len(data[0]) for n in seen):
-        yield Finding("no-last-observation", "note", "no observation after the last action: what needs the next "
-                      "observation leaves out each last step", "record it, if the next observation matters")
+        yield Finding("no-last-observation", "note", "no observation after the last action: methods that need the next "
+                      "observation skip the last step of each episode", "record it if you use such a method")
     if not any(role(n) == "observation" and f.kind != "string" for n, f in features.items()):
         yield Finding(
             "no-observations",
@@ -298,19 +308,20 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
         yield Finding("actions-split", "warning", f"policies learn one column action, and here it is in "
                       f"{format_list(actions)}", f"put them side by side: --columns action={','.join(actions)}")
     if data.fps is None:
-        yield Finding("no-fps", "note", "the frame rate is not known", "store it, if what is trained depends on time")
+        yield Finding("no-fps", "note", "the frame rate is not known", "store it if your method depends on time")
     for name, f in features.items():
         if role(name) == "action" and f.kind == "string":
-            yield Finding("dtype", "warning", f"{name}: text, which cannot be learned as an action; store numbers",
+            yield Finding("dtype", "warning", f"{name}: text cannot be learned as an action",
                           "store numbers", Location(feature=name))
         if f.names and len(set(f.names)) < len(f.names):
-            yield Finding("names-repeat", "warning", f"{name}: components of one name: "
-                          f"{format_list(sorted({n for n in f.names if f.names.count(n) > 1}))}", "name them apart",
+            yield Finding("names-repeat", "warning", f"{name}: components with the same name: "
+                          f"{format_list(sorted({n for n in f.names if f.names.count(n) > 1}))}", "give them "
+                                                                                                  "different names",
                           Location(feature=name))
 
 
 def check_short_episodes(data: Dataset) -> Iterator[Finding]:
-    """Episodes that end long before the others do, and not because anything was reached."""
+    """Episodes that end long before the others without having reached anything."""
     lengths = row_counts(data)
     few = np.flatnonzero(lengths < 0.25 * np.median(lengths)) if len(lengths) >= 8 else []
     early = []
@@ -322,12 +333,12 @@ def check_short_episodes(data: Dataset) -> Iterator[Finding]:
         early += [] if won else [int(e)]
     if early:
         yield Finding("early-end", "warning", f"{pluralize(len(early), 'episode')} shorter than a quarter of the usual "
-                      f"{np.median(lengths):g} steps, without an end that was reached: {format_list(early)}",
-                      "a recording that broke off: leave it out", Location(episode=early[0]))
+                      f"{np.median(lengths):g} steps, without having reached an end: {format_list(early)}",
+                      "leave it out if the recording stopped too early", Location(episode=early[0]))
 
 
 def interrupted(data: Dataset) -> Iterator[Finding]:
-    """Episodes whose recording was interrupted: they end before they were finished."""
+    """Episodes whose recording was interrupted before they were finished."""
     if found := interrupted_episodes(data):
         said = [f"{e} ({pluralize(len(data[e]), 'step')})" for e in found]
         yield Finding("interrupted", "warning", f"{pluralize(len(found), 'episode')} whose recording was interrupted "
@@ -336,7 +347,7 @@ def interrupted(data: Dataset) -> Iterator[Finding]:
 
 
 def check_constant(data: Dataset) -> Iterator[Finding]:
-    """Components that say nothing, since they never change."""
+    """Components that never change."""
     if row_counts(data).sum() < 2:
         return
     for name, f in data[0].features().items():
@@ -349,11 +360,11 @@ def check_constant(data: Dataset) -> Iterator[Finding]:
             change = "component of {} never changes" if len(still) == 1 else "components of {} never change"
             yield Finding("constant", "warning" if len(still) == f.size else "note",
                           f"{name}: {len(still)} {change.format(f.size)}: {format_list(labels)}",
-                          "leave them out, or find out why nothing was recorded", Location(feature=name))
+                          "leave them out, or find out why they never change", Location(feature=name))
 
 
 def check_duplicates(data: Dataset) -> Iterator[Finding]:
-    """Episodes that are there twice, and components that are copies of another."""
+    """Episodes that occur twice, and components that are copies of another."""
     names = [n for n in _numeric_columns(data) if role(n) in ("observation", "action")]
     seen: dict[bytes, int] = {}
     twice = []
@@ -369,7 +380,7 @@ def check_duplicates(data: Dataset) -> Iterator[Finding]:
             "warning",
             f"{pluralize(len(twice), 'episode')} equal to an earlier one: "
             f"{format_list(f'{b} = {a}' for a, b in twice)}",
-            "leave it out: it counts twice in training, and leaks into what is held out",
+            "leave it out: it counts twice in training, and may be in the held-out data too",
             Location(episode=twice[0][1]),
         )
     copies: dict[bytes, list[str]] = {}
@@ -401,7 +412,7 @@ def check_duplicates(data: Dataset) -> Iterator[Finding]:
 
 
 def check_dtypes(data: Dataset) -> Iterator[Finding]:
-    """Numbers in a type that is read as something else, or cannot be right."""
+    """Numbers in a type that is read as something else, or that cannot be right."""
     for name, f in data[0].features().items():
         if role(name) == "action" and f.kind in ("discrete", "text") and f.size:
             low, high = _value_range(data, name)
@@ -412,12 +423,12 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
             low, high = _value_range(data, name)
             if (size := np.nanmax(np.abs([low, high]))) > 1e6:
                 yield Finding("range", "warning", f"{name}: values as large as {size:.3g}",
-                              "look for a sentinel that stands for a missing value, or another unit",
+                              "check for a placeholder for missing values, or another unit",
                               Location(feature=name))
 
 
 def check_saturation(data: Dataset) -> Iterator[Finding]:
-    """Actions that lie at the same limit again and again were cut there, and say less than was meant."""
+    """Actions that are often at the same limit. They were probably clipped there."""
     for name, f in data[0].features().items():
         if role(name) != "action" or f.kind != "vector" or not f.size:
             continue
@@ -438,7 +449,7 @@ def check_saturation(data: Dataset) -> Iterator[Finding]:
 
 
 def check_idle(data: Dataset) -> Iterator[Finding]:
-    """Episodes in which nothing moves, or hardly anything for most of the time."""
+    """Episodes in which nothing moves, or almost nothing for most of the time."""
     names = [n for n, f in data[0].features().items() if role(n) == "observation" and f.kind == "vector" and f.size]
     if not names:
         return
@@ -462,26 +473,28 @@ def check_idle(data: Dataset) -> Iterator[Finding]:
             "idle",
             "note" if len(slow) > 0.5 * len(data) else "warning",
             f"{pluralize(len(slow), 'episode')} in which nothing moves for most of the time: {format_list(slow)}",
-            "crop the start and the end, or look for a sensor that stopped",
+            "crop the start and the end, or check for a sensor that stopped",
             Location(episode=slow[0]),
         )
 
 
 def check_tasks(data: Dataset) -> Iterator[Finding]:
-    """Some episodes say what they do, others do not."""
+    """Some episodes have a task and others do not."""
     if "task" not in data[0].steps:
         return
     empty = [e for e, episode in enumerate(data) if not any(str(t).strip() for t in episode.steps["task"][:1])]
     if empty and len(empty) < len(data):
         yield Finding("task-missing", "warning", f"{pluralize(len(empty), 'episode')} without a task in words: "
-                      f"{format_list(empty)}", "say what it was", Location(episode=empty[0], feature="task"))
+                      f"{format_list(empty)}", "store the task", Location(episode=empty[0], feature="task"))
 
 
 # -- frames ---------------------------------------------------------------------------------------------------------
 
 
 def check_images(data: Dataset) -> Iterator[Finding]:
-    """Frames that are black, frozen while the robot moves, early or late, or hold 0..1 where 0..255 is meant."""
+    """Frames that are black, frozen while the robot moves, early or late, or that have values of 0 to 1 instead of 0 to
+    255.
+    """
     for name in camera_names(data[0].features()):
         sight, stillness = action_motion.CameraLag(data, name), action_motion.Stillness(data, name)
         black, damaged, brightest = [], [], 0
@@ -512,7 +525,7 @@ def check_images(data: Dataset) -> Iterator[Finding]:
             more = f" (and in {pluralize(len(damaged) - 1, 'other episode')})" if len(damaged) > 1 else ""
             yield replace(told, message=told.message + more, where=replace(told.where, episode=e, feature=name))
         if 0 < brightest <= 1:
-            yield Finding("image-range", "warning", f"{name}: no value above 1; the frames are all but black",
+            yield Finding("image-range", "warning", f"{name}: no value above 1, so the frames are almost black",
                           "multiply by 255 before storing whole numbers", Location(feature=name))
         elif black:
             e, t = black[0]
@@ -525,7 +538,7 @@ def check_images(data: Dataset) -> Iterator[Finding]:
 
 
 def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, frame) in order; of a source, without holding an episode of them."""
+    """(row, frame) in order, read from the source without loading the whole episode."""
     if not isinstance(data._episodes, SourceEpisodes):
         yield from enumerate(data[e].steps[name])
         return
@@ -576,7 +589,7 @@ def _numeric_columns(data) -> list[str]:
 
 
 def _value_range(data, name) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest finite value of each component."""
+    """The smallest and largest finite value of each component."""
     shape = data[0].features()[name].shape
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
     for episode in data:

@@ -1,5 +1,8 @@
-"""May these data sets become one? Each disagreement with the first of them is named: an error where a policy would
-learn from rows that mean different things, a warning where something is lost or only likely."""
+"""Can data sets be merged? Each disagreement with the first data set is a finding.
+
+An error means that a policy would learn from rows with different meanings. A warning means that something is lost, or
+is only probable.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from ..core import Feature, role
 from ..data.episode import Dataset
 from .base import Finding, Location
 
-_STEPS, _EPISODES, _WIDTH = 20_000, 200, 64  # what statistics are made of: rows, evenly over the episodes; components
-_APART = 10.0  # ratio of spreads that no choice of demonstrations explains: degrees, millimetres, bytes
+_STEPS, _EPISODES, _WIDTH = 20_000, 200, 64  # for statistics: rows, evenly spaced episodes, components
+_APART = 10.0  # ratio of standard deviations that needs another unit as explanation: degrees, millimeters, bytes
 _RATIOS = {"degrees and radians": 57.3, "millimetres and metres": 1000.0, "bytes and shares": 255.0}
-_FITS, _FAILS = 0.5, 0.3  # shares of variance
+_FITS, _FAILS = 0.5, 0.3  # fractions of variance
 _DELTA = re.compile(r"(^|[._/\s-])(d|delta|diff|rel|relative|vel|velocity)([._/\s-]|$)|^d(x|y|z|r|rx|ry|rz|roll|pitch|"
                     r"yaw|theta|q\d*)$", re.IGNORECASE)
 _FRAMES = {"world": "world", "base": "base", "eef": "end effector", "ee": "end effector", "tcp": "end effector",
@@ -23,12 +26,18 @@ _FRAMES = {"world": "world", "base": "base", "eef": "end effector", "ee": "end e
 
 
 def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
-    """Of each named data set with the first. Reads at most 20,000 rows of each.
+    """Compares each named data set with the first. Reads at most 20,000 rows of each.
 
     Errors: `columns-differ` (observations and actions), `shape-differs`, `kind-differs`, `names-differ`,
-    `unit-differs`, `fps-differs`, `normalization-differs` (a warning while all stays within 1.5), `scale-differs`,
+    `unit-differs`, `fps-differs`, `normalization-differs` (a warning if all values are within 1.5), `scale-differs`,
     `action-convention-differs`, `action-frame-differs`, `action-effect-differs`. Warnings: `columns-differ` (others),
     `dtype-differs`, `fps-unknown`, `robot-differs`, `ranges-apart`. Notes: `unit-unknown`, `names-unknown`.
+
+    Args:
+        sets: Data sets by name.
+
+    Returns:
+        The findings, in the order of the data sets.
     """
     (first, data), *others = sets.items()
     mine = _DatasetSample(data)
@@ -36,20 +45,20 @@ def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
 
 
 def unmergeable_columns(sets: Mapping[str, Dataset]) -> tuple[str, ...]:
-    """Columns that cannot be merged at all, whatever one is ready to accept: they are left out."""
+    """Columns that have no common form and must be left out of a merge."""
     schemas = [d.features() for d in sets.values()]
     return tuple(n for n in dict.fromkeys(n for s in schemas for n in s) if any(n not in s for s in schemas)
                  or len({(s[n].shape, s[n].kind == "string") for s in schemas}) > 1)
 
 
 class _DatasetSample:
-    """What is compared of a data set; rows are read once, when they are needed."""
+    """The part of a data set that is compared. Rows are read once, when they are needed."""
 
     def __init__(self, data: Dataset):
         self.data, self.features, self._rows = data, data.features(), {}
 
     def rows(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(N, D) float64 of a column at some steps, and at the steps that follow them."""
+        """(N, D) float64 values of a column at some steps, and at the next steps."""
         if name not in self._rows:
             episodes = np.linspace(0, len(self.data) - 1, min(len(self.data), _EPISODES)).astype(int)
             now, then = [], []
@@ -128,7 +137,7 @@ def _compare_values(name, x, y, found) -> Iterator[Finding]:
         return
     said = [_normalization_guess(v) for v in (x, y)]
     if said[0] != said[1]:
-        other = y if said[0] else x  # within bounds it may be that one robot was driven to its limits, and one was not
+        other = y if said[0] else x  # within these bounds, one robot may just have moved less far
         hard = all(said) or np.abs(other).max() > 1.5
         yield found("normalization-differs", "error" if hard else "warning",
                     tuple(f"{name} is {s or 'as measured'}" for s in said),
@@ -154,10 +163,10 @@ def _compare_values(name, x, y, found) -> Iterator[Finding]:
 
 
 def _normalization_guess(x: np.ndarray) -> str:
-    """What its numbers look like, if every component was brought into one range or spread."""
+    """The normalization that the values suggest, if every component has the same range or standard deviation."""
     low, high, moving = x.min(0), x.max(0), x.std(0) > 1e-6
     low, high, mean, std = low[moving], high[moving], x.mean(0)[moving], x.std(0)[moving]
-    if len(low) < 2:  # one component may be like this by chance
+    if len(low) < 2:  # a single component may look like this by chance
         return ""
     for bottom, text in ((-1.0, "normalized to [-1, 1]"), (0.0, "normalized to [0, 1]")):
         if (np.abs(low - bottom) < 0.02).all() and (np.abs(high - 1) < 0.02).all():
@@ -184,9 +193,12 @@ def _compare_actions(one: _DatasetSample, other: _DatasetSample, seen: list[str]
 
 
 def action_convention(data: Dataset, known: _DatasetSample | None = None) -> str:
-    """"absolute" (where to be), "delta" (how far to move, or how fast), or "" where neither is clear: by the names of
-    the components, else by what the actions go with, the next state or the change of the state. At least 90 % or 70 %
-    correlation in the mean of the components, and a lead of 10 %, are clear."""
+    """The convention of the actions: "absolute" (a target position), "delta" (a displacement or a velocity), or "" if
+    unclear.
+
+    The names of the components decide if they say it. Otherwise the actions are correlated with the next state and with
+    the change of the state. A mean correlation over components of at least 90 % or 70 %, and a lead of 10 %, are clear.
+    """
     known = known or _DatasetSample(data)
     f = known.features.get("action")
     if f is None or f.kind != "vector":
@@ -211,7 +223,7 @@ def action_convention(data: Dataset, known: _DatasetSample | None = None) -> str
 
 
 def _max_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(D,) the strongest correlation of each moving component of x with any of y."""
+    """(D,) the largest correlation of each moving component of x with any component of y."""
     x, y = (v[:, v.std(0) > 1e-9] for v in (x, y))
     if not x.shape[1] or not y.shape[1]:
         return np.zeros(1)
@@ -220,8 +232,11 @@ def _max_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _explained_change(one: _DatasetSample, other: _DatasetSample, name: str) -> tuple[float, float] | None:
-    """The shares of the changes of the one and of the other that a model explains which was fitted on one of them,
-    where that is most of its own and hardly any of the other's."""
+    """Fractions of the changes in both data sets that a model explains which was fitted on one of them.
+
+    Returns:
+        Both fractions, if the model explains most in its own data set and little in the other. None otherwise.
+    """
     pairs = []
     for k in (one, other):
         (action, _), (now, then) = k.rows("action"), k.rows(name)
@@ -246,7 +261,7 @@ def _explained_change(one: _DatasetSample, other: _DatasetSample, name: str) -> 
 
 
 def _reference_frame(known: _DatasetSample) -> str:
-    """In which the actions are, where the names of their components, or the facts, say so."""
+    """The reference frame of the actions, if the names of their components or the metadata tell it."""
     said = known.data.metadata.get("action_frame") or (
         known.data[0].metadata.get("action_frame") if len(known.data) else None
     )

@@ -1,5 +1,7 @@
-"""Is something in both of two parts that should have nothing in common? Copies of episodes, whole or of a piece, and
-trajectories that are as good as copies. A test set that leaks tells how well a policy remembers."""
+"""Do the parts of a split share episodes? Finds copies, complete or cropped, and trajectories that are almost copies.
+
+If a test set shares episodes with the training set, it measures how well a policy remembers.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,25 @@ from ..data.episode import Dataset, Episode
 from .base import Finding, Location
 
 NEAR_DISTANCE = 0.1  # standard deviations, root mean square; distinct recordings are rarely nearer (docs/views.md)
-TRAJECTORY_POINTS = 16  # of a trajectory, evenly over its time
-MIN_SHARED_FRACTION = 0.5  # of the steps of the shorter of two episodes
-_COMMON = 20  # a row that so many episodes have is a resting place, and no sign of a copy
+TRAJECTORY_POINTS = 16  # points per trajectory, evenly spaced in time
+MIN_SHARED_FRACTION = 0.5  # fraction of the steps of the shorter episode
+_COMMON = 20  # a row that this many episodes share is a rest position, and no sign of a copy
 _AXES, _CANDIDATES = 8, 50
 
 
 def find_leakage(parts: Mapping[str, Dataset]) -> list[Finding]:
-    """Between each two of the named parts, warnings: `same-episode`, episodes of the later part of which at least half
-    of the distinct steps (all numbers of observations and actions, bit by bit) are in one of the earlier;
-    `near-duplicate`, others that are nearer than NEAR to one of the earlier.
+    """Finds episodes that two parts share. All findings are warnings.
 
-    The distance of two episodes: each is brought to POINTS points, evenly over its own time, by straight lines; each
-    component is divided by its standard deviation over all parts; root mean square over points and components.
-    Cameras are not compared. Every number is read once; 8 bytes a step are kept, and the points.
+    `same-episode`: at least half of the distinct steps of an episode are also in an episode of an earlier part, with
+    bit-identical observations and actions. `near-duplicate`: the distance to an episode of an earlier part is below
+    `NEAR_DISTANCE`.
+
+    For the distance, each episode is linearly interpolated to `TRAJECTORY_POINTS` points over its time, and each
+    component is divided by its standard deviation over all parts. The distance is the root mean square over points and
+    components. Cameras are not compared. Every number is read once. 8 bytes per step, and the points, stay in memory.
+
+    Args:
+        parts: Data sets by name.
     """
     names, sets = list(parts), list(parts.values())
     columns = _common_columns(sets)
@@ -57,8 +64,12 @@ def find_leakage(parts: Mapping[str, Dataset]) -> list[Finding]:
 
 
 def find_copies(distinct: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of episodes that share at least half of the rows of the shorter. distinct: the hashes of the
-    rows of each, sorted. Of more than 20 that are equal as a whole, each is paired with the first of them."""
+    """Pairs (i, j), i < j, of episodes that share at least half of the rows of the shorter one.
+
+    Args:
+        distinct: Sorted hashes of the distinct rows of each episode. If more than 20 episodes are equal, each is paired
+            with the first of them.
+    """
     whole, pairs = defaultdict(list), set()
     for i, h in enumerate(distinct):
         whole[h.tobytes()].append(i)
@@ -84,7 +95,7 @@ def find_copies(distinct: Sequence[np.ndarray]) -> list[tuple[int, int]]:
 
 
 def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Of each episode the hashes of its distinct rows, and (E, N) points whose distance is that of `leaks`."""
+    """Hashes of the distinct rows of each episode, and points (E, N) with the distance of `find_leakage`."""
     hashes, points, total, shift = [], [], [], None
     for e in episodes:
         rows = np.concatenate([np.asarray(e.steps[c][:len(e)], np.float64).reshape(len(e), -1) for c in columns], 1)
@@ -98,19 +109,20 @@ def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple
         points.append(rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share - shift)
     count, mean, square = (sum(part) for part in zip(*total, strict=True))
     spread = np.sqrt(np.maximum(square / count - np.square(mean / count), 0))
+    assert shift is not None
     moving = spread > 1e-7 * (1 + np.abs(shift))
     out = (np.stack(points)[:, :, moving] / spread[moving]).astype(np.float32)
     return hashes, out.reshape(len(out), -1) / np.sqrt(max(out[0].size, 1))
 
 
 def _near_duplicates(points, owner) -> dict[tuple[int, int], float]:
-    """{(i, j): distance} of an episode j and the nearest of each earlier part, where that is near."""
+    """{(i, j): distance} of an episode j and the nearest episode of each earlier part, if it is near."""
     from scipy.spatial import cKDTree
 
     if not points.shape[1]:
         return {}
     points = points - points.mean(0)
-    # Nearer on some orthogonal axes than in all: none is missed, and few are compared in full.
+    # Distances along some orthogonal axes are lower bounds: nothing is missed, and few pairs are compared in full.
     sample = points[np.linspace(0, len(points) - 1, min(len(points), 500)).astype(int)]
     axes = np.linalg.svd(sample, full_matrices=False)[2][:_AXES]
     seen, found = points @ axes.T, {}
@@ -129,7 +141,7 @@ def _near_duplicates(points, owner) -> dict[tuple[int, int], float]:
 
 
 def _common_columns(sets) -> list[str]:
-    """The numbers that all of them have, in one shape."""
+    """Numeric columns that all data sets have, with the same shape."""
     schemas = [data.features() for data in sets if len(data)]
     return [n for n, f in (schemas[0] if schemas else {}).items()
             if role(n) in ("observation", "action") and f.kind in ("vector", "discrete")
@@ -137,7 +149,7 @@ def _common_columns(sets) -> list[str]:
 
 
 def _row_hashes(rows: np.ndarray) -> np.ndarray:
-    """(T,) uint64 of rows (T, D), by their bits (0 and -0 are one)."""
+    """(T,) uint64 hashes of rows (T, D) by their bits. 0 and -0 have the same hash."""
     bits = np.ascontiguousarray(rows + 0.0).view(np.uint64)
     factors = np.random.default_rng(0).integers(1 << 62, size=bits.shape[1], dtype=np.uint64) * 2 + 1
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""The audit of a data set: every check, in order; and the guard of what must not be given broken data."""
+"""Runs all checks of a data set, and refuses damaged data for training and conversion."""
 
 from __future__ import annotations
 
@@ -20,31 +20,41 @@ from .text import pluralize
 
 Progress = Callable[[int, int], None]  # (checks done, of)
 _ORDER = ("error", "warning", "note")
-_ERROR_CODES = {"rows-disagree", "shape-disagrees", "names-disagree", "cannot-be-read"}  # columns that cannot be had
-# steps, beyond which scores are left to `understudy curate`: they hold all of them at once
+_ERROR_CODES = {"rows-disagree", "shape-disagrees", "names-disagree", "cannot-be-read"}  # columns that cannot be read
+# with more steps, scores are left to `understudy curate`, because they need all steps in memory
 _MAX_SCORED_STEPS = 1_000_000
 _UNREADABLE_CODES = ("cannot-be-read", "frame-damaged")
 
 
 def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True, frames: bool = True,
           progress: Progress | None = None, **options) -> AuditReport:
-    """All findings, errors first, and the scores that need no training. Raises UserError where nothing could be opened;
-    where a file of what is otherwise a data set is why, that is a finding.
+    """Audits a data set: all findings, errors first, and the scores that need no training.
 
-    mapping: of the topics of bags, in place of the one that is proposed. frames: also decode every camera frame, which
-    takes minutes for hours of video. options: columns (see
-    `open_columns`), and options of the format (max_episode_steps)."""
+    If a file of an otherwise readable data set is damaged, that is a finding, not an exception.
+
+    Args:
+        path: File or folder.
+        mapping: For bags, a mapping of topics to columns instead of the proposed one.
+        scores: Also compute scores.
+        frames: Also decode every camera frame. This takes minutes for hours of video.
+        progress: Called with the number of checks done and their total.
+        options: columns (see `open_columns`), and options of the format (`max_episode_steps`).
+
+    Raises:
+        UserError: Nothing could be opened.
+    """
     path = Path(path).expanduser()
     try:
         data = open_columns(path, open=preview_dataset, mapping=mapping, **options)
     except UserError as error:
-        if "pip install" in (error.hint or "") or remote.url_of(path):  # what is missing is not in the data
+        # a package or a network is missing, not a part of the data
+        if "pip install" in (error.hint or "") or remote.url_of(path):
             raise
         found = list(check_files(path))
         if not any(f.severity == "error" for f in found):
-            format_of(path)  # raises where this is no data set; else it is one, of which something is wrong
+            format_of(path)  # raises if this is no data set at all
         return AuditReport(_sort_findings([*found, finding_from_error(error, path)]))
-    path = Path(data.metadata.get("path", path))  # the one data set in a folder of one
+    path = Path(data.metadata.get("path", path))  # the folder may contain exactly one data set
     found = list(check_files(path))
     found += find_problems(data, path, frames=frames, include_files=False, progress=progress)
     whole = not {f.code for f in found} & _ERROR_CODES and 0 < data.steps <= _MAX_SCORED_STEPS
@@ -53,7 +63,7 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
 
 def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False, include_files: bool = True,
              progress: Progress | None = None) -> tuple[Finding, ...]:
-    """Of data that could be opened; of the files at `path`, too, without their checksums."""
+    """Findings of an open data set. With `path`, also those of its files, without their checksums."""
     chosen = checks.INTEGRITY_CHECKS + checks.QUALITY_CHECKS + (checks.FRAME_CHECKS if frames else ())
     return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None and include_files else ()),
                     *_run_checks(data, chosen, Path(path or data.metadata.get("path", ".")), progress)])
@@ -108,7 +118,7 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
             + "\n".join(lines)
             + ("\n  ..." if len(wrong) > 10 else ""),
             where=where,
-            hint=f"understudy audit {where} says more; "
+            hint=f"understudy audit {where} explains them; "
             + (
                 f"understudy repair {where} --out DST saves what can be read"
                 if set(codes) & set(_UNREADABLE_CODES)
@@ -134,7 +144,7 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
     chosen = tuple(chosen)
     if not len(data):
         yield from checks.reader_warnings(data)
-        yield Finding("no-episodes", "note", "there is no episode", "record some", Location())
+        yield Finding("no-episodes", "note", "the data set has no episodes", "record some", Location())
         return
     told = set()
     for done, check in enumerate(chosen, 1):
@@ -142,8 +152,8 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
             found = list(check(data))
             yield from found
             if check is checks.check_rows and found:
-                return  # the others take columns of one shape for granted
-        except UserError as error:  # of a column that is read only now; several checks may meet it
+                return  # the other checks assume columns of one shape
+        except UserError as error:  # a column that is read only now; several checks may find the same error
             if str(error) not in told:
                 told.add(str(error))
                 yield finding_from_error(error, path, data[0].steps)
@@ -152,7 +162,7 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
 
 
 def _sort_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Errors first. What a reader says of a file in which a check has found an error is no second finding."""
+    """Errors first. A remark of the reader about a file with an error is dropped."""
     found = list(dict.fromkeys(found))
     known = {f.where.file for f in found if f.severity == "error" and f.code not in _UNREADABLE_CODES}
     found = [f for f in found if f.code not in _UNREADABLE_CODES or f.where.file not in known]

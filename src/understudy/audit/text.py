@@ -1,4 +1,4 @@
-"""How findings count and list."""
+"""Text helpers for findings: counts and lists."""
 
 from __future__ import annotations
 

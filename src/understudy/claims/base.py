@@ -7,17 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ..core import UserError
 from ..data.episode import Dataset, Episode
 from ..envs import make
+from ..envs.base import Env, HasExpert
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..evaluate.stats import LEVEL, Interval, Kind, two_level_difference, two_level_rate
-from ..learn.method import Method
+from ..execute.actor import Actor
 from .effects import SMALLEST_EFFECTS
 
 Verdict = Literal["holds", "fails", "undecided"]
@@ -58,9 +59,17 @@ MEASURES: MeasureTable = {"success": RATE, "return": REAL, "log_jerk": Measure("
 class DemonstrationSource(ABC):
     """Where demonstrations come from. A frozen dataclass."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @abstractmethod
     def load(self, seed: int) -> Dataset:
         """The demonstrations that training seed `seed` learns from."""
+
+
+def expert_of(env: Env) -> Actor:
+    """The environment's own expert."""
+    assert isinstance(env, HasExpert), f"{env.metadata['env']} has no expert"
+    return env.expert()
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class ExpertDemonstrations(DemonstrationSource):
 
     def load(self, seed):
         env = make(self.env, rows=min(self.episodes, 16))
-        ran = rollout(env.expert(), env, self.episodes, recording_seed(seed if self.resample else 0))
+        ran = rollout(expert_of(env), env, self.episodes, recording_seed(seed if self.resample else 0))
         shown = ran.filter(lambda e: e.metadata["success"])
         return shown if self.filter is None else shown.filter(self.filter)
 
@@ -134,7 +143,7 @@ class Arm:
     """
 
     name: str
-    options: tuple[Method, ...]
+    options: tuple[Any, ...]  # what `measure` trains: a `Method`, or a dataclass of the claim's own
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ class Experiment:
     source: DemonstrationSource
     env: str
     arms: tuple[Arm, ...]
-    measure: Callable[[Experiment, Method, Dataset, int, int, int], dict[str, list[float]]]
+    measure: Callable[[Experiment, Any, Dataset, int, int, int], dict[str, list[float]]]
     tuned_by: str = "success"
     seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
     tuning_seeds: tuple[int, ...] = (900,)

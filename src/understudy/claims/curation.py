@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split:
 
 
 def with_keep_columns(
-    data: Sequence[Episode], weights: Mapping[str, Sequence[np.ndarray | float]], metadata=None
+    data: Sequence[Episode], weights: Mapping[str, Sequence[np.ndarray | float] | np.ndarray], metadata=None
 ) -> Dataset:
     """With a column "keep.NAME" for each name, from one weight an episode or one a step."""
     out = [e.replace({f"keep.{name}": np.broadcast_to(np.asarray(values[i], np.float32), (len(e),)).copy()
@@ -78,7 +79,7 @@ def with_keep_columns(
 _loaded_datasets: dict = {}  # (source, seed) -> what it marked, of this process
 
 
-def cached_load(load_function: Callable[[object, int], Dataset]) -> Callable[[object, int], Dataset]:
+def cached_load(load_function: Callable[[Any, int], Dataset]) -> Callable[[Any, int], Dataset]:
     """Keep what a source loads, because every arm asks for the same seeds."""
     def load(self, seed):
         if (self, seed) not in _loaded_datasets:
@@ -93,8 +94,8 @@ def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
     """Train on the steps that have a weight for this arm. Normalization uses these alone."""
     column, inner = f"keep.{method.curation}", method.method
     mine = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
-    method = replace(inner, policy=replace(inner.policy, inputs=("observation.state",)))
-    return fit_method(method, mine, seed, sampling_weights=lambda e: e.steps[column]).policy
+    of_state = replace(inner, policy=replace(inner.policy, inputs=("observation.state",)))
+    return fit_method(of_state, mine, seed, sampling_weights=lambda e: e.steps[column]).policy
 
 
 def curated_success(

@@ -7,6 +7,7 @@ seen among 512. It counts as a pilot; now walls decide, and the seeds that judge
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import linregress
@@ -76,7 +77,7 @@ BASE = Method(
     BehaviorCloning(steps=2000, optimizer=OptimizerConfig(lr=1e-3)),
 )
 MAZE_SETS = tuple((str(n), n, DEMOS_PER_MAZE * n) for n in SIZES)
-SEEDS = {"seeds": (130, 131, 132, 133, 134), "episodes": 200}
+SEEDS: dict[str, Any] = {"seeds": (130, 131, 132, 133, 134), "episodes": 200}
 LAW = Experiment(MazeDemonstrations(MAZE_SETS), "maze", (Arm("mazes", (BASE,)),), scaling_exponent, **SEEDS, measures=(
     ("success", SCORE), ("exponent", Measure("real", "exponent")), ("r", REAL),
     ("excess", Measure("real", "log ratio"))))

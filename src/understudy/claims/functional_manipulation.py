@@ -92,7 +92,7 @@ class Assembly(Toy):
         s["handle"] = np.where(s["held"][:, None], s["hand"], s["handle"])
         lets = s["held"] & ~close
         placed = lets & (distance(s["hand"], s["fixture"]) < REACH)  # it slides to the fixture's middle
-        s["turn"] = np.where(placed[:, None], np.float32([1, 0]), s["turn"])
+        s["turn"] = np.where(placed[:, None], np.array([1, 0], np.float32), s["turn"])
         s["handle"] = np.where(placed[:, None], s["fixture"] + s["size"][:, None] * s["turn"], s["handle"])
         takes = ~s["held"] & close & (distance(s["hand"], s["handle"]) < REACH)
         s["held"] = (s["held"] & ~lets) | takes

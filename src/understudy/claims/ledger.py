@@ -398,7 +398,9 @@ def write_html(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -
     total = verdict_counts(entries)
     told = ", ".join(f"{v} {total[v]}" for v in VERDICTS)
     template = (CLAIMS_FOLDER / "ledger.html").read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*)</script>", template, re.S)[1]
+    found = re.search(r"<script>(.*)</script>", template, re.S)
+    assert found is not None
+    script = found[1]
     by_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     options = {"families": sorted({e.row.family for e in entries}), "verdicts": [v for v in VERDICTS if total[v]]}
     filled = {"rules": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{by_hash}'",

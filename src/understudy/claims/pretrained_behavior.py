@@ -59,6 +59,7 @@ def new_task_success(
     if method.episodes:
         new = data.filter(lambda e: e.metadata["set"] == "new")[: method.episodes]
         policy = train_policy(TRAINING, new, seed, policy)
+    assert policy is not None  # every arm is pretrained or has episodes
     return {
         "success": [
             float(e.metadata["success"]) for e in rollout_policy(policy, TRAINING, NEW_DIRECTION, episodes, starts)

@@ -89,8 +89,9 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
     found: dict[tuple[str, str], str] = {}
     sources = {} if sources is None else sources
     module = f"{__package__}.{module_of(claim)}"
-    sources.setdefault(module, _ModuleSource.load(module))
-    waiting = [(module, name) for name in sources[module].definitions] + [(f"{__package__}.runner", "run_claim")]
+    claim_module = sources.setdefault(module, _ModuleSource.load(module))
+    assert claim_module is not None
+    waiting = [(module, name) for name in claim_module.definitions] + [(f"{__package__}.runner", "run_claim")]
     while waiting:
         at = waiting.pop()
         if at in found or at[0] == ENVS_MODULE or at[0].startswith(FORMATS_MODULE):
@@ -109,7 +110,7 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
 
 
 # named, not followed
-FORMATS_MODULE, ENVS_MODULE = (f"{__package__.rpartition('.')[0]}.{part}" for part in ("data.formats", "envs"))
+FORMATS_MODULE, ENVS_MODULE = (f"{__name__.rsplit('.', 2)[0]}.{part}" for part in ("data.formats", "envs"))
 
 
 class _ModuleSource:
@@ -270,7 +271,7 @@ def _is_available(need: str) -> bool:
 def _extra_packages(name: str) -> list[str]:
     """The packages of one of understudy's extras."""
     wanted = [r for r in metadata.requires("understudy") or () if re.search(rf"extra == ['\"]{name}['\"]", r)]
-    return [re.match(r"[\w.-]+", r)[0] for r in wanted]
+    return [found[0] for r in wanted if (found := re.match(r"[\w.-]+", r))]
 
 
 def _is_installed(package: str) -> bool:

@@ -126,7 +126,7 @@ def run_all(
 
     def left() -> float | None:
         return None if budget is None else budget - (time.monotonic() - began)
-    with (_RayBackend if workers == "ray" else _ProcessBackend)(workers, run_one) as crew:
+    with _RayBackend(workers, run_one) if workers == "ray" else _ProcessBackend(workers, run_one) as crew:
         while waiting or crew.running:
             while waiting and len(crew.running) < crew.count:
                 e, time_left = waiting.popleft(), left()

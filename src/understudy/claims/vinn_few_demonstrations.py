@@ -1,6 +1,7 @@
 """Row 079: with few demonstrations, is retrieving actions better than learning them?"""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def shuffled_actions(experiment: Experiment) -> Experiment:
     )
 
 
-SEEDS = {"seeds": (200, 201, 202, 203, 204), "tuning_seeds": (901,)}
+SEEDS: dict[str, Any] = {"seeds": (200, 201, 202, 203, 204), "tuning_seeds": (901,)}
 DOOR = Experiment(
     RecordedDemonstrations("hand_dapg/adroit_door_human.npz", "4327ef5cb5147403", 20),
     "AdroitHandDoor-v1",

@@ -232,6 +232,7 @@ def _spot_check(o: ClaimsOptions, out: Output) -> None:
     from ..claims.spot_check import check_records, disagreement, draw_claims, save
 
     budget = parse_duration(o.budget or "20m")
+    assert budget is not None
     names = draw_claims(list_claims(), budget, np.random.default_rng())
     checks = []
     for check in check_records(names, budget, lambda text: print(text, file=sys.stderr)):

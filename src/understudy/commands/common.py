@@ -262,7 +262,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
         yield progress
 
 
-def batch_rows(rows: int, episodes: int, workers: int | str) -> int:
+def batch_rows(rows: int, episodes: int, workers: int | Literal["ray"]) -> int:
     """How many of at most `rows` environments each worker has, so that its share is done in whole rounds."""
     share = -(-episodes // (1 if workers == "ray" else workers))
     return -(-share // -(-share // rows))
@@ -342,17 +342,19 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
                              + (",".join(n for n in data.features() if role(n) == "action") or "U1,U2"))
     if ignore is not None:
         warn_unused_ignores(check_usable(data, data.metadata["path"], ignore, training=True))
-    sizes = {f.shape[:2] for f in data.features().values() if f.kind == "image"}
+    sizes = {(f.shape[0], f.shape[1]) for f in data.features().values() if f.kind == "image"}
     if not sizes or not decode:
         return data
-    if image_size is None:
-        own = next(iter(sizes))
-        image_size = own if len(sizes) == 1 and max(own) <= 128 else 96
-    cost = frame_cost(data, image_size)
+    size: int | tuple[int, int] = 96
+    if image_size is not None:
+        size = image_size
+    elif len(sizes) == 1 and max(own := next(iter(sizes))) <= 128:
+        size = own
+    cost = frame_cost(data, size)
     if cost.seconds == 0:
-        return decode_frames(data, image_size)
-    high, wide = (image_size, image_size) if isinstance(image_size, int) else image_size
+        return decode_frames(data, size)
+    high, wide = (size, size) if isinstance(size, int) else size
     print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels (--image-size): "
           f"{cost.bytes / 1e6:,.1f} MB in {cache.folder()}, about {format_duration(cost.seconds)}", file=sys.stderr)
     with progress_bar("decoding", cost.frames) as progress:
-        return decode_frames(data, image_size, lambda done, total: progress(done))
+        return decode_frames(data, size, lambda done, total: progress(done))

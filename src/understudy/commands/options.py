@@ -47,13 +47,13 @@ class Option:
     metavar: str
 
 
-def options_of(owner: type) -> list[Option]:
+def options_of(owner: Any) -> list[Option]:
     """The options that a dataclass declares, in order."""
     found, hints, annotated = [], get_type_hints(owner), get_type_hints(owner, include_extras=True)
     for f in fields(owner):
         kind, hint = hints[f.name], annotated[f.name]
         markers = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        config = next((m for m in markers if isinstance(m, type(arg()))), arg())
+        config: Any = next((m for m in markers if isinstance(m, type(arg()))), arg())
         is_positional, is_repeatable = Positional in markers, UseAppendAction in markers
         flag = config.metavar if is_positional and config.metavar else "--" + (config.name or f.name).replace("_", "-")
         is_required = f.default is MISSING and f.default_factory is MISSING
@@ -209,7 +209,8 @@ def _arity(kind: Any) -> tuple[int, int | None]:
         return (1, None) if Ellipsis in parts else (len(parts), len(parts))
     if len(members := _members(kind)) > 1:
         counts = [_arity(k) for k in members]
-        most = None if any(high is None for _, high in counts) else max(high for _, high in counts)
+        highs = [high for _, high in counts if high is not None]
+        most = max(highs) if len(highs) == len(counts) else None
         return min(low for low, _ in counts), most
     return 1, 1
 

@@ -153,7 +153,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         from ..envs import make
 
         env = make(o.eval, min(o.rollouts, 16), o.trust)
-        if say is not None and task_relabel(method).into not in env.features:
+        words = task_relabel(method)
+        if say is not None and words is not None and words.into not in env.features:
             raise UserError(f"expected an environment that says its task in words, found {o.eval}", where="--eval",
                             hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
         _check_policy_fits(method, data, env)
@@ -287,6 +288,7 @@ def _open_stream(o: TrainOptions):
         if getattr(o, name) is not None:
             raise UserError("expected no such option with --buffer-size: shards are read as they are",
                             where=f"--{name.replace('_', '-')}", hint="leave one of the two out")
+    assert o.buffer_size is not None
     stream = ShardStream(o.data, o.buffer_size)
     print(f"a stream of {len(stream):,} episodes, {stream.steps:,} steps in {len(stream.shards)} "
           f"shard{'s' * (len(stream.shards) != 1)}; statistics and validation are of the first "

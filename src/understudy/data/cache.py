@@ -1,8 +1,9 @@
-"""Derived files, outside the user's folders: arrays that parquet, zip and video files cannot be mapped as.
+"""Cache of derived files, outside the user's folders: arrays for memory-mapping, made from parquet, zip and video
+files.
 
-An entry is named by a digest of what it was made from, so a changed source gets a new one; the least recently used go
-when the bound is reached, but for those that this process reads. Deleting the folder at any time costs only time.
-`UNDERSTUDY_CACHE` names the folder, `UNDERSTUDY_CACHE_GB` the bound (20).
+The name of an entry is a digest of its source, so a changed source gets a new entry. If the size limit is reached, the
+least recently used entries are removed, except those that this process uses. You can delete the folder at any time.
+`UNDERSTUDY_CACHE` sets the folder, `UNDERSTUDY_CACHE_GB` the limit (20).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import numpy as np
 from ..core import UserError
 from ..files import whole_folder
 
-_LAYOUT = 1  # a change of what entries hold makes all old ones stale
-_STALE_SECONDS = 24 * 3600  # s; a half-built entry this old has no builder any more
-_held: set[Path] = set()  # entries that this process has mapped: not to be removed by itself
+_LAYOUT = 1  # a new layout makes all old entries stale
+_STALE_SECONDS = 24 * 3600  # s; an incomplete entry of this age was left by a killed process
+_held: set[Path] = set()  # entries that this process has mapped and must not remove
 
 
 def folder() -> Path:
@@ -41,14 +42,14 @@ def folder() -> Path:
 
 
 def max_bytes() -> int:
-    """Bytes that all entries together may take."""
+    """Size limit of all entries together, in bytes."""
     text = os.environ.get("UNDERSTUDY_CACHE_GB", "20")
     try:
         size = float(text)
     except ValueError:
         size = -1.0
     if not size > 0:
-        raise UserError(f"expected a positive number of gigabytes, found {text!r}",
+        raise UserError(f"this must be a positive number of gigabytes, not {text!r}",
                         where="environment variable UNDERSTUDY_CACHE_GB", hint="set it to a number, such as 20")
     return int(size * 1e9)
 
@@ -64,14 +65,20 @@ def contains(key: str) -> bool:
 
 
 def memmap_arrays(key: str, size: int, build: Callable[[Path], None], description: str) -> dict[str, np.ndarray]:
-    """The read-only memory maps of entry `key`, by name.
+    """The read-only memory maps of an entry, by name.
 
-    build: fills a folder with arrays made by `create`; it runs only where the entry is not there yet, in one of the
-    processes that ask for it, and the entry appears whole or not at all.
-    size: bytes it will take, known beforehand. Raises UserError where they exceed the bound or the disk.
+    Args:
+        key: Name of the entry.
+        size: Bytes that it will take.
+        build: Fills a folder with arrays made by `create_array`. It runs only if the entry does not exist, in one of
+            the processes that need it. The entry is written completely or not at all.
+        description: What the error calls the entry.
+
+    Raises:
+        UserError: The entry is larger than the limit or the free disk space.
     """
     place = folder() / key
-    for _ in range(3):  # another process may remove the entry between its look and ours
+    for _ in range(3):  # another process may remove the entry between build and use
         if not place.is_dir():
             _build_entry(place, size, build, description)
         try:
@@ -82,17 +89,17 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
                 return found
         except FileNotFoundError:
             pass
-        except ValueError:  # not an array any more: whoever damaged it, it can be made again
+        except ValueError:  # a damaged array can be made again
             _remove(place)
-    raise UserError("expected the cache to stay while it is read, found it removed again and again", where=place,
-                    hint="set UNDERSTUDY_CACHE_GB to more: several processes do not fit into it")
+    raise UserError("other processes removed the cache entry again and again", where=place,
+                    hint="set UNDERSTUDY_CACHE_GB to a larger number: several processes do not fit into it")
 
 
-def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """A new array in an entry that is being built, to be filled."""
+def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.memmap:
+    """A new array in an entry that is being built."""
     path = folder / f"{quote(name, safe='')}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if sys.platform == "linux":  # a disk that is full says so here, and not by a signal when a page is written
+    if sys.platform == "linux":  # so that a full disk raises an error here, instead of a signal when a page is written
         with open(path, "r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
     return array
@@ -102,7 +109,7 @@ def _build_entry(folder: Path, size: int, build, what: str) -> None:
     bound = max_bytes()
     if size > bound:
         raise UserError(f"needs {size / 1e9:.2f} GB of cache, which may hold {bound / 1e9:.2f} GB", where=what,
-                        hint="choose a smaller image size, or set UNDERSTUDY_CACHE_GB to more")
+                        hint="choose a smaller image size, or set UNDERSTUDY_CACHE_GB to a larger number")
     try:
         (folder.parent / ".locks").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -121,13 +128,13 @@ def _build_entry(folder: Path, size: int, build, what: str) -> None:
                     whole_folder(folder) as part:
                 build(part)
         except (UserError, OSError):
-            if not folder.is_dir():  # on a system without locks another process may have been faster
+            if not folder.is_dir():  # without locks, another process may have been faster
                 raise
 
 
 @contextmanager
 def disk_errors(where: Path, fix: str = "free some space, and run the same again") -> Iterator[None]:
-    """A full disk, quota or file size limit within becomes a UserError."""
+    """Turns a full disk, quota or file size limit into a UserError."""
     try:
         yield
     except OSError as error:
@@ -137,7 +144,9 @@ def disk_errors(where: Path, fix: str = "free some space, and run the same again
 
 
 def _evict(max_bytes: int, making: Path) -> None:
-    """Removes what killed builders left, then the least recently used entries until the rest fits the bound."""
+    """Removes incomplete entries of killed processes, then the least recently used entries until the rest is within the
+    limit.
+    """
     for part in making.parent.glob(".*.part"):
         # we hold the lock of `making`
         if part.name.startswith(f".{making.name}.") or _seconds_since_use(part) > _STALE_SECONDS:
@@ -145,7 +154,7 @@ def _evict(max_bytes: int, making: Path) -> None:
     sizes = {}
     for entry in making.parent.iterdir():
         if entry.is_dir() and not entry.name.startswith("."):
-            with suppress(FileNotFoundError):  # another process sweeps as well
+            with suppress(FileNotFoundError):  # another process evicts too
                 sizes[entry] = sum(f.stat().st_size for f in entry.glob("*"))
     total = sum(sizes.values())
     for entry in sorted((e for e in sizes if e not in _held), key=_seconds_since_use, reverse=True):
@@ -163,17 +172,19 @@ def _seconds_since_use(path: Path) -> float:
 
 
 def _remove(entry: Path) -> None:
-    """First out of sight, so that nobody maps half an entry. Maps that are already open stay valid."""
+    """Renames the entry first, so that nobody maps an incomplete one. Open memory maps stay valid."""
     try:
         gone = entry.rename(entry.with_name(f".{entry.name}.{os.getpid()}.part"))
-    except OSError:  # somebody else removes it, or holds it open where that forbids removal
+    except OSError:  # another process removes it, or has it open on a system that forbids removal
         return
     shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time. The system frees the lock of a process that died; where it has no locks, none is held."""
+    """Locks a path for one process at a time. The system releases the lock of a process that died. Without support of
+    the system there is no lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as handle:
         try:

@@ -1,15 +1,14 @@
-"""What a recorder has written down at any moment: records one after another, never changed once they are there.
+"""The journal of a recorder: records that are only appended.
 
-A journal is a folder of segments, read in the order of their names. A segment is a row of records; a record is a mark,
-its kind, the length of its payload, a CRC-32 of kind, length and payload, and the payload. Whatever a crash leaves at
-the end (half a record, pages of zeros) fails the check and is passed over, and what comes before and after it is read
-(write-ahead logging: Mohan et al., ARIES, 1992). Numbers are little-endian.
+A journal is a folder of segments, read in the order of their names. A segment is a sequence of records. A record has a
+mark, its kind, the length of its payload, a CRC-32 of kind, length and payload, and the payload. Whatever a crash
+leaves at the end (an incomplete record, pages of zeros) fails the check and is skipped, and everything before and after
+it is read (write-ahead logging: Mohan et al., ARIES, 1992). Numbers are little-endian.
 
-H  JSON: what LeRobot is to know ("fps", "robot_type", "images")
-B  JSON: an episode begins: its columns and facts          S  one step: its columns, end to end
-L  what was seen after the last action                     F  JSON: it is finished: more facts
-E  a whole episode that was made elsewhere (a rollout)     T  JSON: facts of the one that was finished last
-D  the running episode is discarded ("running"), or the one that was finished last ("last")
+H  JSON: information for LeRobot ("fps", "robot_type", "images") B  JSON: start of an episode: its columns and metadata
+S  one step: its columns, concatenated L  the observation after the last action                   F  JSON: end of the
+episode: more metadata E  a whole episode that was made elsewhere (a rollout)     T  JSON: metadata of the last finished
+episode D  the current episode is discarded ("running"), or the last finished one ("last")
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ _LENGTH = struct.Struct("<I")
 
 
 class JournalWriter:
-    """Appends records to segments in `folder`. Written is what survives this process, synced what survives the power.
+    """Appends records to segments in `folder`. Written records survive this process, synced ones survive a power cut.
 
-    Where a write fails (a full disk) the segment is cut back to its last whole record, and OSError goes on.
+    If a write fails (a full disk), the segment is cut back to its last complete record, and the OSError is raised.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any]):
@@ -53,14 +52,14 @@ class JournalWriter:
         self._handle = -1
 
     def append(self, kind: bytes, *parts, first_episode: int) -> None:
-        """first: the number of the next finished episode, which names a new segment."""
+        """Appends a record. `first_episode` is the number of the next finished episode, which names a new segment."""
         if self.segment is None:
             self._open_segment(first_episode)
         self._write(kind, parts)
 
     def _open_segment(self, first: int) -> None:
         taken = {p.name for p in self.folder.iterdir()}
-        # What ends with .part is no finished file, so that nobody who reads the data set looks at it.
+        # Readers of the data set ignore files that end with .part.
         name = next(n for i in range(len(taken) + 1) if (n := f"{first:08d}-{i:04d}.part") not in taken)
         self._handle = os.open(self.folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         self.segment, self.n_bytes = self.folder / name, 0
@@ -87,7 +86,7 @@ class JournalWriter:
             os.fsync(self._handle)
 
     def rotate(self) -> Path | None:
-        """What comes next goes into a new segment. The one that is complete now, if there is one."""
+        """Starts a new segment. Returns the segment that is complete now, if there is one."""
         complete = self.segment
         if complete is not None:
             self.sync()
@@ -97,13 +96,13 @@ class JournalWriter:
 
 
 def describe_columns(schema: Schema) -> dict[str, dict]:
-    """JSON of the columns of a step, in the order in which they lie in it: text last, since its length varies."""
+    """JSON of the columns of a step, in their order in a record: text last, because its length varies."""
     order = sorted(schema, key=lambda n: schema[n].kind == "string")
     return {n: asdict(schema[n]) for n in order}
 
 
 def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
-    """One row of the columns in `values`, which are of the dtypes and shapes of `schema`."""
+    """One row of the columns in `values`, which have the dtypes and shapes of `schema`."""
     out = []
     for name in columns_with_last_row(schema, values):
         value = values[name]
@@ -139,14 +138,14 @@ def episode_record(episode: Episode) -> list:
 
 @dataclass
 class JournalEpisode:
-    """An episode as it lies in a segment; columns are put together when they are asked for."""
+    """An episode in a segment. Columns are assembled when they are needed."""
 
     bytes: mmap.mmap | bytes
     schema: dict[str, Feature]
     metadata: dict[str, Any]
-    steps: list[int] = field(default_factory=list)  # where each step lies
-    last_row: tuple[list[str], int] | None = None  # the columns of the last row, and where it lies
-    arrays: dict[str, tuple[str, tuple[int, ...], int]] | None = None  # of a whole one: dtype, shape, place
+    steps: list[int] = field(default_factory=list)  # position of each step
+    last_row: tuple[list[str], int] | None = None  # the columns of the last row, and its position
+    arrays: dict[str, tuple[str, tuple[int, ...], int]] | None = None  # of a whole episode: dtype, shape, position
 
     def __len__(self) -> int:
         if self.arrays is not None:
@@ -162,7 +161,9 @@ class JournalEpisode:
         if self.arrays is not None:
             dtype, shape, at = self.arrays[name]
             return np.frombuffer(self.bytes, dtype, math.prod(shape), at).reshape(shape)
-        places = [(list(self.schema), at) for at in self.steps] + [self.last_row] * (self.rows(name) > len(self.steps))
+        places = [(list(self.schema), at) for at in self.steps]
+        if self.last_row is not None and self.rows(name) > len(self.steps):
+            places.append(self.last_row)
         values = [self._read_value(name, names, at) for names, at in places]
         f = self.schema[name]
         if f.kind == "string":
@@ -207,8 +208,8 @@ class _JournalColumns(Mapping):
 class Segment:
     path: Path
     header: dict[str, Any]
-    episodes: list[JournalEpisode]  # that are finished
-    unfinished: JournalEpisode | None  # that began and was neither finished nor discarded
+    episodes: list[JournalEpisode]  # finished episodes
+    unfinished: JournalEpisode | None  # started, but neither finished nor discarded
     problems: list[str]  # in words
 
     @property
@@ -222,12 +223,12 @@ def segment_files(folder: Path) -> list[Path]:
 
 
 def read_segment(path: Path) -> Segment:
-    """Everything in it that is whole. The file may be removed meanwhile; it stays readable here."""
+    """Everything complete in a segment. The file may be removed meanwhile; it stays readable here."""
     with open(path, "rb") as handle:
         size = os.fstat(handle.fileno()).st_size
         data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     found = Segment(path, {}, [], None, [])
-    hole = False  # is something missing of the running episode
+    hole = False  # whether a part of the current episode is missing
 
     def ended(facts: dict, steps: int | None) -> None:
         """steps: as many as it had, where that is known."""
@@ -245,7 +246,7 @@ def read_segment(path: Path) -> Segment:
         found.episodes.append(taken)
 
     for kind, at, length in _valid_records(data, found.problems, path):
-        if kind == b"?":  # damage: of a running episode, what follows does not belong to what came before
+        if kind == b"?":  # damage: in an unfinished episode, later steps do not follow the earlier ones
             hole = True
         elif kind == b"H":
             found.header = json.loads(data[at: at + length])
@@ -278,7 +279,7 @@ def read_segment(path: Path) -> Segment:
 
 
 def _valid_records(data, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, where its payload begins, its length) of each record that passes its check; kind "?" for damage."""
+    """(kind, start of the payload, its length) of each valid record; kind "?" for damage."""
     at, end = 0, len(data)
     while at < end:
         if (found := _record_at(data, at, end)) is not None:
@@ -310,8 +311,9 @@ def _record_at(data, at: int, end: int) -> tuple[bytes, int, int] | None:
 
 def _schema(columns: Mapping[str, Mapping]) -> dict[str, Feature]:
     def feature(f):
-        return Feature(f["dtype"], tuple(f["shape"]), f["kind"], *(None if f[k] is None else tuple(f[k]) if k != "unit"
-                                                                  else f[k] for k in ("names", "unit", "num_classes")))
+        rest: list[Any] = [None if f[k] is None else tuple(f[k]) if k != "unit" else f[k]
+                           for k in ("names", "unit", "num_classes")]
+        return Feature(f["dtype"], tuple(f["shape"]), f["kind"], *rest)
     return {n: feature(f) for n, f in columns.items()}
 
 

@@ -1,4 +1,4 @@
-"""Several data sets as one, each with its share of every batch whatever its size."""
+"""Mixtures of data sets. Each has a fixed fraction of every batch, whatever its size."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from ..core import UserError
 from .episode import Dataset, Episode
 
-DATASET_INDEX = "dataset_index"  # the fact of an episode that says which data set it came from
-DATASET_NAME = "dataset"  # the metadata of an episode that names its dataset
+DATASET_INDEX = "dataset_index"  # metadata of an episode: the index of its data set
+DATASET_NAME = "dataset"  # metadata of an episode: the name of its data set
 
 
 @dataclass(frozen=True)
 class MixtureWeights:
-    """A `window.Draw`: how often each step of a mixture starts a window, by the part its episode is of."""
+    """Sampling weights of a mixture: how likely each step starts a window, by the data set of its episode."""
 
     weights: tuple[float, ...]
 
@@ -59,11 +59,11 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
     weights = np.array([float(weight) for _, weight in parts])
     steps = np.array([data.steps for data, _ in parts])
     if not (len(weights) and np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-        raise UserError(f"expected weights that are not negative and not all 0, found {weights.tolist()}", where="mix",
-                        hint="give each part its share of the batches, such as 0.7 and 0.3")
+        raise UserError(f"weights must not be negative or all 0, unlike {weights.tolist()}", where="mix",
+                        hint="give each part its fraction of the batches, such as 0.7 and 0.3")
     for i, (data, _) in enumerate(parts):
         if not steps[i]:
-            raise UserError("expected at least one step, found none", where=f"mix, part {i}",
+            raise UserError("the data set has no steps", where=f"mix, part {i}",
                             hint=f"leave out {data.metadata.get('path', 'the data set')}")
     rates = {data.fps for data, _ in parts}
     notes = [f"the parts of this mixture run at different rates: {sorted(map(str, rates))} per second"] * (

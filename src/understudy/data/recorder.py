@@ -1,9 +1,9 @@
-"""Recording that survives: episodes go into a journal as they happen, and from there into LeRobot files.
+"""Crash-safe recording: episodes go into a journal as they happen, and from there into LeRobot files.
 
-At any moment the folder is a LeRobot v3.0 data set with what has been put into its files, and meta/understudy/journal
-has the rest: finished episodes, and the running one until its last second. The journal is written by a thread, the
-files (video takes its time) by a process of low priority, so that the control loop waits for neither.
-What a crash leaves is put into the files by `publish`, which is what `understudy repair` does.
+At any moment the folder is a LeRobot v3.0 data set with the episodes that are in its files. meta/understudy/journal has
+the rest: finished episodes, and the current one up to its last second. A thread writes the journal, and a process of
+low priority makes the files (encoding video takes time), so that the control loop waits for neither. After a crash,
+`publish` moves the rest of the journal into the files. `understudy repair` calls it.
 """
 
 from __future__ import annotations
@@ -32,49 +32,55 @@ from .episode import Dataset, Episode
 from .formats import interrupted_recording, lerobot
 from .formats.lerobot_read import read_info
 
-SYNC_SECONDS = 0.5  # s between two syncs while an episode runs, so that a power cut takes less than a second of it
-SEGMENT_BYTES = 64 * 2**20  # bytes of journal that go into the files at once
+SYNC_SECONDS = 0.5  # s between two syncs during an episode, so that a power cut costs less than a second of it
+SEGMENT_BYTES = 64 * 2**20  # bytes of the journal that are moved into the files together
 MIN_FREE_BYTES = 512 * 2**20  # bytes that may wait in memory for a disk that is slow
 _OPTIONAL_COLUMNS = ("task", "timestamp", "next.success")  # columns that not every episode has
-_LATE_FACTOR = 1.5  # periods after the last step, beyond which a step is late
+_LATE_FACTOR = 1.5  # a step is late after this many periods
 
 Values = Mapping[str, Any]
 
 
 class Recorder:
-    """Episodes, step by step, into the LeRobot data set at `path`, which is made or added to.
+    """Records episodes step by step into the LeRobot data set at `path`, which is created or extended.
 
-        with Recorder(schema, "demos", fps=30) as r:
-            while going:
-                r.step({"observation.state": joints, "observation.images.front": frame}, action)
-                ...
-                r.end(success=True)
+        with Recorder(schema, "demos", fps=30) as r: while going: r.step({"observation.state": joints,
+            "observation.images.front": frame}, action) ... r.end(success=True)
 
-    schema: the columns of a step by name (core.Feature), `action` among them. fps: steps a second, as planned.
-    clock: gives seconds; each step's own time becomes the column `timestamp` (s since the episode's first step),
-    uneven as it is. Without a clock (None: a simulator, which has no time of its own) steps are 1/fps apart. facts: of
-    every episode ("operator", "scene", ...). images: how frames are stored in the end, as in `lerobot.write`; the
-    journal has them as they are. saved: called from another thread with the number of each episode, counted from 0,
-    once it would survive a power cut. room: bytes that may wait for the disk.
+    A step costs the control loop a copy of its arrays. If the disk is so slow that `min_free_bytes` are waiting, steps
+    are dropped: `step` returns False, the timestamps show the gap, and the metadata "dropped" of the episode counts the
+    lost steps. "late" counts the steps that were late by more than half a period.
 
-    A step costs the control loop a copy of its arrays. If the disk falls so far behind that `room` is full, steps are
-    dropped: `step` returns False, the timestamps have the gap, and the fact "dropped" of the episode has the number;
-    "late" is how many steps came more than half a period late.
+    Policies read columns that are named observation.* (`core.role`). A schema without such a column is refused before
+    anything is recorded. Other columns that look like observations cause a warning. With require_observation=False, any
+    names are recorded without a warning, and a view can rename the columns later.
 
-    Policies read columns that are called observation.* (`core.role`). A schema without any is refused before anything
-    is recorded, and columns beside these that look like observations are warned of. require_observation=False records
-    any names, without a warning, and a view can rename the columns later.
+    NaN and infinity in actions, observations and outcomes are refused at that step, because training refuses such data
+    and a repaired value would be invented. The earlier steps are kept and the episode continues. A sensor that can fail
+    needs a second column with its name and a question mark ("observation.force?", bool), as in `Batch` and in encoders.
+    If it is False, the sensor gave nothing, and NaN and infinity are stored as 0. Columns of no known role may contain
+    anything.
 
-    What is not finite (NaN, infinity) in actions, observations and outcomes is refused at that step: training refuses
-    such data, and a repaired value would be invented. The steps before it are kept and the episode goes on. A sensor
-    that can drop out needs a second column of its name and a question mark ("observation.force?", bool), the
-    convention of `Batch` and the encoders: where it is False, the sensor gave nothing, and what is not finite is stored
-    as 0. Columns of no known role may hold anything.
+    If an interrupted recording left an unfinished episode at `path`, a DataWarning names it. The episode is kept up to
+    its last step, marked as interrupted, and left out of training unless you ask for it.
 
-    Raises UserError where something else is at `path`,
-    where another recorder is at work there, where its columns differ, and, at the next call, where the disk is full.
-    Warns (DataWarning) of each episode that an interrupted recording left unfinished at `path`: it is kept as far as it
-    went, marked as interrupted, and left out of training unless asked.
+    Args:
+        schema: The columns of a step by name (core.Feature), including `action`.
+        path: Folder of the data set.
+        fps: Intended steps per second.
+        clock: Returns seconds. The measured time of each step becomes the column `timestamp` (s since the first step of
+            the episode). None is for simulators, which have no time of their own: steps are 1/fps apart.
+        metadata: Metadata of every episode ("operator", "scene", ...).
+        images: How frames are stored in the end, as in `lerobot.write`. The journal stores them without loss.
+        on_saved: Called from another thread with the number of each episode, counted from 0, once it would survive a
+            power cut.
+        robot_type: Name of the robot.
+    min_free_bytes: Bytes that may wait in memory for the disk. require_observation: Refuse a schema without an
+        observation.
+
+    Raises:
+        UserError: Something else is at `path`, another recorder works there, its columns differ, or, at the next call,
+            the disk is full.
     """
 
     def __init__(self, schema: Schema, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
@@ -86,7 +92,8 @@ class Recorder:
         self.schema = {n: replace(f, kind="string") if f.dtype == "string" else f
                        for n, f in schema.items() if n != "timestamp"}
         if "action" not in self.schema:
-            raise UserError(f"expected a column action, found {', '.join(self.schema) or 'none'}", where="schema",
+            raise UserError(f"the schema has no column action, only "
+                            f"{', '.join(self.schema) or 'nothing'}", where="schema",
                             hint='give Feature("float32", (7,)) under the name "action"')
         _check_readable(self.schema, require_observation)
         whole = {**self.schema, **({"timestamp": Feature("float32", ())} if clock is not None else {})}
@@ -95,18 +102,18 @@ class Recorder:
         self._create_dataset(whole, robot_type, images)
         self._lock = _lock_recording(self.path)
         try:
-            warn_of_losses(self.path, publish(self.path))  # what an earlier recording left
+            warn_of_losses(self.path, publish(self.path))  # the rest of an earlier recording
             self._check_existing(whole)
-            self.count = int(read_info(self.path)["total_episodes"])  # episodes that are finished
+            self.count = int(read_info(self.path)["total_episodes"])  # finished episodes
         except BaseException:
             self._lock.close()
             raise
-        self._steps = -1  # of the running episode; -1 where none runs
+        self._steps = -1  # of the current episode; -1 if there is none
         self._episode_metadata: dict[str, Any] = {}  # of the next episode
-        self._last_obs = False  # whether the episode that was finished last can still be discarded or labeled
-        self._began = self._last_episode = 0.0  # by the clock: the first step that was kept, and the last that came
+        self._last_obs = False  # whether the last finished episode can still be discarded or labeled
+        self._began = self._last_episode = 0.0  # by the clock: the first step that was kept, and the last step
         self._dropped, self._n_late, self._seen_columns = 0, 0, False
-        self.sync_lag = 0.0  # s; the longest that something waited for its sync so far
+        self.sync_lag = 0.0  # s; the longest time that something waited for its sync so far
         self._queued_bytes, self._guard = 0, threading.Lock()  # bytes
         self._error: Exception | None = None
         self._closed = False
@@ -120,15 +127,27 @@ class Recorder:
     # -- an episode -------------------------------------------------------------------------------------------------
 
     def step(self, obs: Values, action, columns: Values | None = None, *, time: float | None = None) -> bool:
-        """What was seen, what was done then, and other columns of the schema (next.reward, task, ...). at: when, by the
-        clock; now, if not given. Returns whether it was kept: see above. Raises UserError naming a column that is
-        missing, of another shape or dtype, or not finite; that step is not recorded, and the episode goes on."""
+        """Records one step.
+
+        Args:
+            obs: The observation.
+            action: The action that was taken then.
+            columns: Other columns of the schema (next.reward, task, ...).
+            time: Time of the step by the clock. The default is now.
+
+        Returns:
+            Whether the step was kept: see above.
+
+        Raises:
+            UserError: A column is missing, has another shape or dtype, or contains NaN or infinity. The step is not
+                recorded, and the episode continues.
+        """
         if time is not None and self.clock is None:
-            raise UserError("expected no time where there is no clock, found one", where="at",
-                            hint="give the recorder the clock that it is of")
+            raise UserError("this recorder has no clock, so a step cannot have a time", where="time",
+                            hint="pass the clock to the recorder")
         if self._closed:
-            raise UserError("expected a recorder that is open, found one that was closed", where=self.path,
-                            hint="make another: it goes on where this one ended")
+            raise UserError("the recorder is closed", where=self.path,
+                            hint="make another one: it continues where this one ended")
         now = self.clock() if time is None and self.clock is not None else time
         values = self._validate(
             {**obs, "action": action, **(columns or {})}, self.schema, f"step {max(self._steps, 0)}"
@@ -136,9 +155,10 @@ class Recorder:
         if self._steps < 0:
             self._begin()
         if self.clock is not None:
+            assert now is not None
             if self._seen_columns and not now > self._last_episode:
-                raise UserError(f"expected times that grow, found {now} after {self._last_episode}", where="at",
-                                hint="give seconds of one clock that is never set back (time.perf_counter)")
+                raise UserError(f"times must increase, but {now} comes after {self._last_episode}", where="time",
+                                hint="use a clock that is never set back (time.perf_counter)")
             if self._seen_columns and self.fps and now - self._last_episode > _LATE_FACTOR / self.fps:
                 self._n_late += 1
             self._began = now if not self._steps else self._began
@@ -153,14 +173,24 @@ class Recorder:
         return True
 
     def begin(self, **metadata) -> None:
-        """Facts of the episode that the next step begins; only needed where it has some that are known before."""
+        """Sets metadata of the episode that starts with the next step. Needed only for metadata that are known in
+        advance.
+        """
         if self._steps >= 0:
             raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
         self._episode_metadata = metadata
 
     def end(self, success: bool | None = None, obs: Values | None = None, **metadata) -> int | None:
-        """The episode is finished; its number, or None where it has no step. obs: what was seen after the last action.
-        facts: plain JSON values, of this episode."""
+        """Finishes the episode.
+
+        Args:
+            success: Whether it succeeded.
+            obs: The observation after the last action.
+            metadata: Plain JSON values of this episode.
+
+        Returns:
+            The number of the episode. None if it has no step.
+        """
         if self._steps < 1:
             if self._steps == 0:
                 self.discard()
@@ -176,7 +206,8 @@ class Recorder:
         return number
 
     def discard(self) -> None:
-        """The running episode; where none runs, the one that was finished last, to be recorded again."""
+        """Discards the current episode, or the last finished one if none is running, so that it can be recorded again.
+        """
         running = self._steps >= 0
         if not running:
             self._last_finished("discarded")
@@ -185,12 +216,12 @@ class Recorder:
         self._put(b"D", [b"running" if running else b"last"], saved=-1)
 
     def label(self, **metadata) -> None:
-        """Facts of the episode that was finished last (success=False, quality=3, ...), until the next one begins."""
+        """Sets metadata of the last finished episode (success=False, quality=3, ...), until the next one starts."""
         self._last_finished("labeled")
         self._put(b"T", [json.dumps(metadata, default=_to_json_value).encode()], saved=-1)
 
     def add(self, episode: Episode) -> int:
-        """A finished episode as it is, with its own columns and facts; its number."""
+        """Adds a finished episode with its own columns and metadata. Returns its number."""
         if self._steps >= 0:
             raise UserError("expected the running episode to be ended first", where=self.path, hint="r.end() ends it")
         found = {n: (f.dtype, f.shape) for n, f in episode.features().items()}
@@ -216,7 +247,7 @@ class Recorder:
 
     @property
     def steps(self) -> int:
-        """Of the running episode."""
+        """Number of steps of the current episode."""
         return max(self._steps, 0)
 
     def _begin(self) -> None:
@@ -262,7 +293,7 @@ class Recorder:
         warn_of_losses(self.path, publish(self.path))
 
     def close(self) -> None:
-        """As flush; an episode that runs is kept as far as it went, with the fact "interrupted", and a warning."""
+        """As `flush`. A running episode is kept up to its last step, with the metadata "interrupted" and a warning."""
         if self._closed:
             return
         self._closed = True
@@ -270,6 +301,7 @@ class Recorder:
             self._queue.put(("stop", threading.Event()))
             self._thread.join()
             if self._worker is not None:
+                assert self._worker.stdin is not None
                 with suppress(OSError):
                     self._worker.stdin.close()
                 self._worker.wait()
@@ -289,7 +321,8 @@ class Recorder:
             if error is None:  # else that is what happened first
                 raise
 
-    # -- what happens beside the control loop -----------------------------------------------------------------------
+    # -- the writer thread and the publishing process
+    # -----------------------------------------------------------------------
 
     def _put(self, kind: bytes, parts: list, size: int = 0, saved: int | None = None) -> None:
         if self._error is not None:
@@ -309,15 +342,16 @@ class Recorder:
             self._raise_error()
 
     def _raise_error(self):
+        assert self._error is not None
         if isinstance(self._error, OSError) and self._error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError("the disk is full; every episode that was saved is kept", where=self.path,
                             hint=f"make room, then understudy repair {self.path}") from self._error
         raise self._error
 
     def _writer_loop(self) -> None:
-        """The thread: everything that waits is written, then synced at once."""
+        """The thread: writes everything that waits, then syncs once."""
         unsynced: list[int] = []
-        since, stop = None, False  # when the first step that is not synced came
+        since, stop = None, False  # time of the first step that is not synced
         while not stop:
             items, asked = [], []
             with suppress(queue.Empty):
@@ -337,9 +371,11 @@ class Recorder:
                     since = when if since is None else since
                     if kind in (b"B", b"E") and self._journal.n_bytes >= SEGMENT_BYTES:
                         self._sync_journal(unsynced)
-                        self._start_publishing(self._journal.rotate())
+                        segment = self._journal.rotate()
+                        assert segment is not None  # it has bytes
+                        self._start_publishing(segment)
                     self._journal.append(kind, *parts, first_episode=first)
-                    if kind == b"D" and first in unsynced:  # discarded before it was told of
+                    if kind == b"D" and first in unsynced:  # discarded before it was reported
                         unsynced.remove(first)
                     if saved is not None:
                         unsynced.append(saved)
@@ -350,9 +386,9 @@ class Recorder:
                     since = None
                 if asked:
                     self._journal.rotate()
-            except Exception as error:  # the control loop is told at its next call
+            except Exception as error:  # the next call raises it in the control loop
                 self._error = self._error or error
-                with suppress(OSError):  # what was written before is whole
+                with suppress(OSError):  # everything that was written before is complete
                     self._sync_journal(unsynced)
             for what, done in asked:
                 stop = stop or what == "stop"
@@ -366,17 +402,21 @@ class Recorder:
             self._on_saved(number)
 
     def _start_publishing(self, segment: Path) -> None:
-        """Complete segments to a process of low priority; if it cannot be had, `close` does its work."""
+        """Passes complete segments to a process of low priority. If the process cannot be started, `close` does its
+        work.
+        """
         with suppress(OSError):
             if self._worker is None:
                 self._worker = subprocess.Popen(
                     [sys.executable, "-m", "understudy.data.recorder", str(self.path)], stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
                     env={**os.environ, "OMP_NUM_THREADS": "1"})
+            assert self._worker.stdin is not None
             self._worker.stdin.write(f"{segment.name}\n")
             self._worker.stdin.flush()
 
-    # -- what is there ----------------------------------------------------------------------------------------------
+    # -- an existing data set
+    # ----------------------------------------------------------------------------------------------
 
     def _create_dataset(self, schema: Schema, robot_type, images) -> None:
         if self.path.is_dir() and not any(self.path.iterdir()):
@@ -384,19 +424,19 @@ class Recorder:
         if not self.path.exists():
             lerobot.create(self.path, schema, fps=self.fps, robot_type=robot_type, images=images)
         elif not (self.path / "meta" / "info.json").exists():
-            raise UserError("expected a recording, or nothing, found something else", where=self.path,
-                            hint="name another folder")
+            raise UserError("the folder does not contain a recording", where=self.path,
+                            hint="choose another folder")
         (self.path / journal.JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)
         for folder in list(journal.JOURNAL_FOLDER.parents):
             sync_folder(self.path / folder)
 
     def _check_existing(self, schema: Schema) -> None:
-        """Of what is there already."""
+        """Compares the schema with an existing data set."""
         info = read_info(self.path)
         if not info["total_episodes"]:
             return
         if info["codebase_version"] != "v3.0":
-            raise UserError(f"expected a LeRobot v3.0 data set to add to, found {info['codebase_version']}",
+            raise UserError(f"episodes can be added only to LeRobot v3.0, but this is {info['codebase_version']}",
                             where=self.path, hint="record into another folder, or convert it first")
         data = Dataset.open(self.path)
         there = {n: (f.dtype, f.shape) for n, f in data.features().items()}
@@ -419,17 +459,21 @@ class Recorder:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """episodes: how many were put into the files; losses: what could not be read, or not be kept, in words."""
+    """`episodes` is the number of episodes that were moved into the files. `losses` describes in words what could not
+    be read or kept.
+    """
 
     episodes: int
     problems: tuple[str, ...] = ()
 
 
 def publish(path: str | Path, *, stop_segment: str | None = None) -> PublishResult:
-    """Puts what the journal at `path` holds into the LeRobot files, adding to them, and removes it from the journal.
+    """Moves the contents of the journal at `path` into the LeRobot files, and removes them from the journal.
 
-    until: the name of the last segment that a recorder at work has done with. Without it, an episode that was running
-    is kept as far as it went, with the fact "interrupted".
+    Args:
+        path: Folder of the data set.
+        stop_segment: Name of the last segment that a working recorder has finished. Without it, an episode that was
+            running is kept up to its last step, with the metadata "interrupted".
     """
     path = Path(path)
     folder = path / journal.JOURNAL_FOLDER
@@ -475,13 +519,17 @@ def publish(path: str | Path, *, stop_segment: str | None = None) -> PublishResu
 
 
 def warn_of_losses(path: Path, done: PublishResult) -> None:
-    """Warns of what `publish` could not keep whole."""
+    """Warns about what `publish` could not keep completely."""
     for loss in done.problems:
         warnings.warn(loss if loss.startswith(str(path)) else f"{path}: {loss}", DataWarning, stacklevel=3)
 
 
 def repair(path: str | Path) -> PublishResult:
-    """`publish` of a recording whose recorder is gone. Raises UserError where one is at work."""
+    """`publish` for a recording whose recorder is gone.
+
+    Raises:
+        UserError: A recorder is working there.
+    """
     if not (Path(path) / journal.JOURNAL_FOLDER).is_dir():
         lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         return PublishResult(0)
@@ -490,7 +538,7 @@ def repair(path: str | Path) -> PublishResult:
 
 
 def _match_success_column(episode: Episode, has_success: bool) -> Episode:
-    """With `next.success` if the others have it: an environment that has not told of success has not had one."""
+    """Adds `next.success` if the others have it. An environment that has not reported success has not had one."""
     changes: dict[str, np.ndarray | None] = {}
     if ("next.success" in episode.steps) != has_success:
         changes["next.success"] = np.zeros(len(episode), bool) if has_success else None
@@ -509,15 +557,15 @@ def _lock_recording(path: Path):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
-        raise UserError("expected nobody else to record here, found another recorder at work", where=path,
-                        hint="wait until it has ended, or record into another folder") from None
+        raise UserError("another recorder is working here", where=path,
+                        hint="wait until it has finished, or record into another folder") from None
     except (ImportError, OSError):
         pass
     return handle
 
 
 def _check_readable(schema: Schema, required: bool) -> None:
-    """Raises UserError where no policy could read anything, and warns of columns that none will."""
+    """Raises a UserError if no policy could read anything, and warns about columns that no policy will read."""
     readable = [n for n, f in schema.items() if role(n) == "observation" and f.kind != "string"]
     names = suggested_names(schema)
     told = ", ".join(f"{old} -> {new}" for old, new in names.items())
@@ -533,7 +581,7 @@ def _check_readable(schema: Schema, required: bool) -> None:
 
 
 def _finite(name: str, value: np.ndarray, feature: Feature, values: Values, where: str) -> np.ndarray:
-    """`value`, if it is finite; with 0 for what is not, if the step says that it was not sensed."""
+    """Checks that `value` is finite. If the step says that it was not sensed, NaN and infinity become 0."""
     if value.dtype.kind != "f" or role(name) in ("other", "index") or (good := np.isfinite(value)).all():
         return value
     if role(name) == "observation" and f"{name}?" in values and not np.asarray(values[f"{name}?"]).any():
@@ -559,11 +607,11 @@ def _to_json_value(value):
 
 
 def _publish_worker(path: Path) -> None:
-    """The process beside: a line on standard input is work, its end is the end."""
+    """The separate process: each line on standard input is a task, and its end ends the process."""
     with suppress(OSError, AttributeError):
         os.nice(10)
     for name in sys.stdin:
-        with suppress(UserError, OSError):  # a full disk: what is in the journal stays there
+        with suppress(UserError, OSError):  # a full disk: the journal keeps its contents
             publish(path, stop_segment=name.strip())
 
 

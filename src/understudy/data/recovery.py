@@ -1,8 +1,8 @@
-"""What can still be read of a damaged source, which stays as it is.
+"""Recovers what can still be read of a damaged source, without changing it.
 
-Where a format keeps what it needs to be opened at the end of a file (parquet, zip, MCAP) or checks its length (HDF5), a
-copy is mended first, in a temporary folder; then every column of every episode is read once, and the episodes that
-cannot be read are left out. A part that is not there is a loss, and never becomes a zero.
+Some formats need the end of a file to be opened (parquet, zip, MCAP) or check its length (HDF5). For these, a copy is
+repaired in a temporary folder. Then every column of every episode is read once, and unreadable episodes are left out. A
+missing part is a loss, and never becomes zeros.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -42,10 +43,16 @@ class RecoveredDataset:
 
 @contextmanager
 def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
-    """The episodes that can be read, and what is lost, in words. Raises UserError where nothing can be read.
+    """The readable episodes, and the losses in words.
 
-    options: of `look`: the mapping of the topics of bags, in place of the one that is proposed; where episodes end in a
-    file that does not say."""
+    Args:
+        path: File or folder.
+        options: Of `preview_dataset`: the mapping of the topics of bags, or where episodes end in a file that does not
+            store it.
+
+    Raises:
+        UserError: Nothing can be read.
+    """
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
         losses: list[str] = []
@@ -54,7 +61,7 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
         losses = [loss.replace(str(mended), str(path)) for loss in losses]
         if not good:
             said = "".join(f"\n  {loss}" for loss in losses)
-            raise UserError(f"expected at least one episode that can be read, found none{said}", where=path,
+            raise UserError(f"no episode can be read{said}", where=path,
                             hint="take it from a copy")
         source = getattr(data._episodes, "source", None)
         if sidecar.sidecar_path(path).exists() and not isinstance(source, sidecar.SidecarSource):
@@ -66,7 +73,7 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
 
 
 def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]) -> tuple[Dataset, list[int], Path]:
-    """What can be opened, the numbers of its episodes that can be read, and where it lies."""
+    """What can be opened, the numbers of the readable episodes, and the path."""
     mended, refused, data = path, None, Dataset([])
     if (mend := _repair_function(path)) is not None:
         mended = mend(path, folder, losses.append)
@@ -94,7 +101,7 @@ def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]
 
 
 def check_readable(data: Dataset) -> None:
-    """Raises UserError for the first number that cannot be read, or the first video that is too short."""
+    """Raises a UserError for the first number that cannot be read, or the first video that is too short."""
     for episode in data:
         for name, f in episode.schema.items():
             if f.kind != "image":
@@ -106,19 +113,19 @@ def check_readable(data: Dataset) -> None:
 
 
 def _read_error(data: Dataset, index: int) -> str | None:
-    """Why, if it is."""
+    """The reason why an episode cannot be read, if it cannot."""
     try:
         episode = data[index]
         for name in episode.steps:
             np.asarray(episode.steps[name])
     except UserError as error:
         return str(error).splitlines()[0]
-    except Exception as error:  # what a library makes of a damaged file may be anything
+    except Exception as error:  # libraries may raise anything for a damaged file
         return f"{type(error).__name__}: {error}"
     return None
 
 
-# (source, folder for the copy, say what is lost) -> copy
+# (source, folder for the copy, function for losses) -> copy
 RepairFunction = Callable[[Path, Path, Callable[[str], None]], Path]
 
 
@@ -162,7 +169,7 @@ def _repair_folder(path: Path, folder: Path, lose) -> Path:
                 mended = mend(p, Path(apart), lose)
                 if mended.is_relative_to(apart):
                     shutil.move(mended, out / p.name)
-                else:  # whole; it must not be moved away from where it is
+                else:  # complete; the original must not be moved
                     (out / p.name).symlink_to(p.resolve())
             except UserError as error:
                 lose(str(error).splitlines()[0])
@@ -173,7 +180,7 @@ def _repair_folder(path: Path, folder: Path, lose) -> Path:
 
 
 def _repair_rlds(path: Path, folder: Path, lose) -> Path:
-    """The records whose checksums are right, in one file a split."""
+    """The records with correct checksums, in one file per split."""
     info = read_json(path / "dataset_info.json")
     if not isinstance(info, dict) or info.get("fileFormat", "tfrecord") != "tfrecord" or not isinstance(
             info.get("splits"), list):
@@ -198,7 +205,7 @@ def _repair_rlds(path: Path, folder: Path, lose) -> Path:
 
 
 def _intact_records(file: Path, said: int, lose) -> Iterator[bytes]:
-    """Whole, with their checksums. Behind a length that is wrong nobody knows where the next begins."""
+    """Complete records with correct checksums. After a wrong length, the start of the next record is unknown."""
     data, at, number = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8), 0, 0
     while at < len(data):
         head = data[at: at + 12].tobytes()
@@ -222,11 +229,11 @@ def _intact_records(file: Path, said: int, lose) -> Iterator[bytes]:
 
 
 def _repair_zarr(path: Path, folder: Path, lose) -> Path:
-    """The episodes of which every chunk is there and can be read, in a store of their own; path where that is all."""
+    """The episodes with complete and readable chunks, in a separate store; `path` if these are all."""
     try:
         source = _AllRows(path)
     except UserError:
-        return path  # its reader says why
+        return path  # its reader reports why
     ends, rows = source.ends, int(source.lengths[0])
     gone: dict[int, str] = {}
     good = int(np.argmax(np.append((np.diff(ends, prepend=0) < 1) | (ends > rows), True)))
@@ -259,7 +266,7 @@ def _repair_zarr(path: Path, folder: Path, lose) -> Path:
 
 
 class _AllRows(zarr_store.ZarrSource):
-    """All rows as one episode: where the episodes end is what may be wrong."""
+    """All rows as one episode, because the ends of the episodes may be what is wrong."""
 
     def _episode_lengths(self):
         self.arrays = self._arrays
@@ -267,15 +274,16 @@ class _AllRows(zarr_store.ZarrSource):
         with zarr_store.zarr_errors(f"{self.path}, meta/episode_ends"):
             self.ends = np.asarray(array[:], np.int64).reshape(-1)
         if self._absent("meta/episode_ends", array) or not len(self.ends):
-            raise UserError("expected episode_ends, found none", where=self.path, hint="take it from a copy")
+            raise UserError("episode_ends is missing", where=self.path, hint="take it from a copy")
         return np.array([min(a.shape[0] for a in self._arrays.values())], np.int64)
 
     def values(self, key, begin, end) -> np.ndarray:
         return self._rows(key, begin, end)
 
     def damaged(self, key, array) -> Iterator[tuple[int, int, str]]:
-        """(first row, row behind the last, what is wrong). A missing chunk reads as the fill value, and zarr leaves
-        out those of nothing else: taken for that where it is likely, as the audit does."""
+        """(first row, row after the last, problem). A missing chunk is read as the fill value, and zarr omits chunks
+        that contain nothing else. It counts as omitted if that is likely, as in the audit.
+        """
         edges = array.shards or array.chunks
         grid = [-(-n // c) for n, c in zip(array.shape, edges, strict=True)]
         missing = [at for at in np.ndindex(*grid)
@@ -294,7 +302,7 @@ class _AllRows(zarr_store.ZarrSource):
 
 
 def _repair_lerobot(path: Path, folder: Path, lose) -> Path:
-    """Numbers are copied without the episodes that are lost, and numbered anew; videos are linked to."""
+    """Copies the numbers without the lost episodes and renumbers them. Videos are linked."""
     info, out = read_info(path), folder / "data"
     (out / "meta").mkdir(parents=True)
     v3 = info["codebase_version"] == "v3.0"
@@ -359,7 +367,7 @@ def _repair_lerobot(path: Path, folder: Path, lose) -> Path:
 
 
 def _repair_video(path: Path, to: Path, lose) -> None:
-    """A link to the video, or, where it is cut, a copy of the frames before the cut (if its index is at its front)."""
+    """A link to the video or, if it is cut off, a copy of the frames before the cut (if its index is at the front)."""
     good = broken = 0
     try:
         with av.open(str(path), metadata_errors="replace") as source:
@@ -367,7 +375,7 @@ def _repair_video(path: Path, to: Path, lose) -> None:
                 good, broken = good + (packet.size > 0 and not packet.is_corrupt), broken + packet.is_corrupt
     except (av.FFmpegError, OSError, IndexError):
         broken += 1
-    if not good or not broken:  # whole, or nothing to be had: reading says so
+    if not good or not broken:  # complete, or nothing readable: reading reports it
         to.symlink_to(path.resolve())
         return
     lose(f"{path}: what follows after {good} frames")
@@ -420,7 +428,7 @@ def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers
 
 
 def _read_episode_tables(path: Path, info: dict, lose) -> dict[int, dict]:
-    """The rows of the episode tables that can be read, by number; without cameras, those of others from the data."""
+    """The readable rows of the episode tables, by number. Missing ones are computed from the data, without cameras."""
     rows: dict[int, dict] = {}
     for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
         table = _readable_row_groups(file, lose)
@@ -436,7 +444,7 @@ def _read_episode_tables(path: Path, info: dict, lose) -> dict[int, dict]:
 
 
 def _readable_row_groups(file: Path, lose) -> pa.Table | None:
-    """The row groups that can be read."""
+    """The readable row groups."""
     try:
         source = open_parquet(file)
     except UserError as error:
@@ -465,7 +473,7 @@ def _is_complete_zip(path: Path) -> bool:
 
 
 def _repair_npz(path: Path, folder: Path, lose) -> Path:
-    """Arrays are found by the headers before each; without `episode_ends` nobody knows what the rows belong to."""
+    """Arrays are found by their headers. Without `episode_ends`, nobody knows which rows belong to which episode."""
     arrays: dict[str, np.ndarray] = {}
     data = np.memmap(path, np.uint8, "r")
     at = 0
@@ -490,8 +498,8 @@ def _repair_npz(path: Path, folder: Path, lose) -> Path:
             except zlib.error as error:
                 lose(f"{path}, {name}: {error}")
                 raw = b""
-        if flags & 8 or method not in (0, 8):  # sizes that come later
-            raise UserError("expected a zip as NumPy writes it, found another", where=f"{path}, {name}",
+        if flags & 8 or method not in (0, 8):  # sizes that are stored later
+            raise UserError("this is not a zip as NumPy writes it", where=f"{path}, {name}",
                             hint="take it from a copy")
         whole = len(raw) == size and zlib.crc32(raw) == check
         if len(raw) == size and not whole:
@@ -506,11 +514,11 @@ def _repair_npz(path: Path, folder: Path, lose) -> Path:
     if data[at: at + 4].tobytes() != b"PK\x01\x02":
         lose(f"{path}: whatever followed {', '.join(arrays) or 'its beginning'}")
     if "episode_ends" not in arrays:
-        raise UserError("expected episode_ends, found a file that is cut before them, or without them", where=path,
-                        hint="take it from a copy: nobody can know where its episodes end")
+        raise UserError("episode_ends is missing, or the file is cut off before it", where=path,
+                        hint="restore it from a copy; the ends of its episodes are unknown")
     ends = arrays.pop("episode_ends").astype(np.int64)
     steps, count = int(ends[-1]) if len(ends) else 0, len(ends)
-    # An array that is cut has rows for the first episodes: of steps, or of steps and one more an episode.
+    # A cut array has rows for the first episodes: one per step, or one more per episode.
     good = count
     for array in arrays.values():
         if array.ndim and len(array) not in (steps, steps + count, count):
@@ -521,12 +529,13 @@ def _repair_npz(path: Path, folder: Path, lose) -> Path:
         last = int(ends[good - 1]) if good else 0
         arrays = {n: a[: {steps: last, steps + count: last + good, count: good}.get(len(a), last)] if a.ndim else a
                   for n, a in arrays.items()}
-    np.savez(out, episode_ends=ends[:good], **arrays)
+    columns: dict[str, Any] = {"episode_ends": ends[:good], **arrays}
+    np.savez(out, **columns)
     return out
 
 
 def _read_partial_npy(raw: bytes) -> np.ndarray | None:
-    """Of an .npy file that may end early: the rows that are there."""
+    """The complete rows of an .npy file that may be cut off."""
     import io
 
     stream = io.BytesIO(raw)
@@ -549,12 +558,13 @@ def _read_partial_npy(raw: bytes) -> np.ndarray | None:
 
 
 def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
-    """What does not lie beyond the end, copied. Episodes are the groups in data/ (robomimic), or the root's (Minari);
-    where they are rows of arrays in the root, nothing less than all of it will do."""
+    """Copies everything before the end of the file. Episodes are the groups in data/ (robomimic) or in the root
+    (Minari). If they are rows of arrays in the root, the file must be complete.
+    """
     try:
         import h5py
     except ImportError:
-        raise UserError("expected h5py, found it missing", where=path,
+        raise UserError("h5py is not installed", where=path,
                         hint="pip install 'understudy[formats]'") from None
     out, long = folder / path.name, folder / "long.hdf5"
     size, wanted = path.stat().st_size, _stored_eof(path)
@@ -562,7 +572,7 @@ def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
         return path
     lose(f"{path}: {wanted - size} of {wanted} bytes are missing")
     shutil.copyfile(path, long)
-    os.truncate(long, wanted)  # the library opens nothing that is shorter than it says; what is missing reads as zeros
+    os.truncate(long, wanted)  # the library refuses a file that is too short; the missing part is read as zeros
 
     def there(parent, name: str) -> bool:
         try:
@@ -592,7 +602,7 @@ def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
         with hdf5.open_file(long) as source, h5py.File(out, "w") as target:
             copy(source, target)
             if not len(target):
-                raise UserError("expected an index that can be read, found it beyond the end of what is there",
+                raise UserError("the index of the file was in the part that is missing",
                                 where=path, hint="take it from a copy")
             if "data" in target and "total" in target["data"].attrs:
                 target["data"].attrs["total"] = sum(len(g["actions"]) for g in target["data"].values())
@@ -601,13 +611,15 @@ def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
                 del target["mask"][name]
                 target["mask"][name] = np.array(names, "S")
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise UserError(f"expected an index that can be read, found a part of it missing ({error})", where=path,
+        raise UserError(f"a part of the index is missing ({error})", where=path,
                         hint="take it from a copy") from None
     return out
 
 
 def _stored_eof(path: Path) -> int | None:
-    """The end of file that the superblock has (HDF5 file format specification, II.A): beyond it the library refuses."""
+    """The end of file that the superblock stores (HDF5 file format specification, II.A). The library refuses a shorter
+    file.
+    """
     with open(path, "rb") as handle:
         head = handle.read(96)
     version = head[8]
@@ -626,7 +638,7 @@ def _stored_eof(path: Path) -> int | None:
 
 
 def _repair_mcap(path: Path, folder: Path, lose) -> Path:
-    """All messages until the cut, in a file with an index."""
+    """All messages before the cut, in a file with an index."""
     try:
         from mcap.exceptions import McapError
         from mcap.records import Channel, Message, Schema

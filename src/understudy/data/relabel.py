@@ -1,7 +1,7 @@
-"""Conditioning is relabeling: functions Episode -> Episode that only add or change columns.
+"""Relabelings: functions Episode -> Episode that add or change columns.
 
-What a relabeling adds in training has a twin at run time: `execute.actor.Given` for constants (a goal, the task's
-words), a small actor for what changes (the last action, the return still wanted).
+A column that a relabeling adds in training needs a counterpart at run time: `execute.actor.ObservationWrapper` for
+constants (a goal, the text of a task), or a small actor for values that change (the last action, the desired return).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from ..core import Feature, UserError
 from .episode import Episode
 
-Relabel = Callable[[Episode], Episode]  # a frozen dataclass, or a function at the top of a module
+Relabel = Callable[[Episode], Episode]  # a frozen dataclass or a module-level function
 
 
 @dataclass(frozen=True)
 class Hindsight:
-    """The goal is what this episode reached in the end (GCSL, Ghosh et al. 2021; BESO, Reuss et al. 2023)."""
+    """The goal is the last observation of this episode (GCSL, Ghosh et al. 2021; BESO, Reuss et al. 2023)."""
 
     column: str = "observation.state"
     into: str = "observation.goal"
@@ -33,8 +33,11 @@ class Hindsight:
 
 @dataclass(frozen=True)
 class TaskText:
-    """The task in words as UTF-8 bytes, padded with 0: of the column "task", where the words may change on the way,
-    else of the fact "task"; no words are an empty text. Longer text is cut at a whole character."""
+    """The task in words as UTF-8 bytes, padded with 0.
+
+    It comes from the column "task", whose text may change within the episode, or from the metadata "task". Without a
+    task the text is empty. Longer text is cut after a complete character.
+    """
 
     max_bytes: int = 64
     into: str = "observation.task"
@@ -46,21 +49,22 @@ class TaskText:
         return _with_column(episode, self.into, column, Feature("uint8", (self.max_bytes,), "text"))
 
     def encode(self, text: str) -> np.ndarray:
-        """(length,) uint8: what to give at run time."""
+        """(length,) uint8: the value to use at run time."""
         raw = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
         return np.frombuffer(raw.ljust(self.max_bytes, b"\0"), np.uint8)
 
 
 def task_texts(episode: Episode) -> np.ndarray:
-    """The task of each step, or, where it is one for all of the episode, of it: text (T,) or (1,)."""
+    """The task of each step, (T,), or of the whole episode, (1,)."""
     found = episode.steps["task"] if "task" in episode.steps else [episode.metadata.get("task") or ""]
     return np.asarray(found, dtype=str).reshape(len(found))
 
 
 @dataclass(frozen=True)
 class ReturnToGo:
-    """(T+1, 1): the sum of this and all later rewards of the episode, each weighted by `discount` to the power of
-    its distance (Chen et al. 2021, Decision Transformer, without discount). After the last step it is 0."""
+    """(T+1, 1): the sum of this and all later rewards of the episode, discounted by their distance (Chen et al. 2021,
+    Decision Transformer, without discount). After the last step it is 0.
+    """
 
     discount: float = 1.0
     column: str = "next.reward"
@@ -76,7 +80,7 @@ class ReturnToGo:
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """(T+1, 1): steps until the episode ends, T at its first and 0 after its last."""
+    """(T+1, 1): steps until the end of the episode, T at the first step and 0 after the last."""
 
     into: str = "observation.time_left"
 
@@ -86,7 +90,7 @@ class TimeLeft:
 
 @dataclass(frozen=True)
 class Progress:
-    """(T+1, 1): the share of the episode that is over, 0 at its first step and 1 after its last."""
+    """(T+1, 1): the elapsed fraction of the episode, 0 at the first step and 1 after the last."""
 
     into: str = "observation.progress"
 
@@ -97,8 +101,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class LastAction:
-    """(T+1, ...): the action before this step, which is what a robot knows; the action of this very step would be
-    the answer. Before the first: zeros; for choices each value is one higher and 0 says that none was taken yet."""
+    """(T+1, ...): the action before this step. The action of the same step would reveal the target.
+
+    Before the first step it is zero. For discrete actions each value is increased by one, and 0 means that there was no
+    action yet.
+    """
 
     column: str = "action"
     into: str = "observation.last_action"
@@ -114,8 +121,9 @@ class LastAction:
 
 @dataclass(frozen=True)
 class InterventionPenalty:
-    """Reward -1 at the last step before a person takes over, which is what made them, else 0 (RLIF, Luo et al. 2024):
-    any offline learner does the rest. What was taken over from the start had no such step."""
+    """Reward -1 at the last step before a person takes over, otherwise 0 (RLIF, Luo et al. 2024). Any offline RL
+    learner can use it. An episode that a person controlled from the start has no such step.
+    """
 
     column: str = "intervention"
     into: str = "next.reward"
@@ -127,18 +135,19 @@ class InterventionPenalty:
 
 @dataclass(frozen=True)
 class ConstantColumn:
-    """The same number at every step: which data set it came from (an expert's, SQIL), which robot, which operator."""
+    """The same number at every step, such as the data set (expert data in SQIL), the robot or the operator."""
 
     into: str
     value: float
 
     def __call__(self, episode: Episode) -> Episode:
-        return _with_column(episode, self.into, np.broadcast_to(np.float32([self.value]), (len(episode) + 1, 1)))
+        value = np.array([self.value], np.float32)
+        return _with_column(episode, self.into, np.broadcast_to(value, (len(episode) + 1, 1)))
 
 
 @dataclass(frozen=True)
 class SelectColumns:
-    """Only these columns."""
+    """Keeps only these columns."""
 
     columns: tuple[str, ...]
 
@@ -182,7 +191,7 @@ class ColumnPadding:
 
 @dataclass(frozen=True)
 class Rename:
-    """The column `of` under the name `into`."""
+    """Renames a column."""
 
     column: str
     into: str

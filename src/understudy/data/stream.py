@@ -1,16 +1,14 @@
-"""Training from shards that are too many for a disk: tar files (webdataset) and parquet, read in place, whole episodes
-at a time, with a shuffle of bounded memory.
+"""Training from shards that are too large for a disk: tar files (webdataset) and parquet, with shuffling in bounded
+memory.
 
-    stream = ShardStream("s3://bucket/demos-{000..099}.tar", buffer=50_000)
-    some = stream.first(50)
-    policy = Policy(recipe, some.features()).fit(some)
-    windows = stream.windows(policy.windows)
-    fit(learner, lambda step: windows.batch(128, step, seed=0), steps=100_000)
+    stream = ShardStream("s3://bucket/demos-{000..099}.tar", buffer_size=50_000) some = stream.first_episodes(50) policy
+    = Policy(config, some.features()).fit_statistics(some) windows = stream.windows(policy.windows) fit(learner, lambda
+    step: windows.batch(128, step, seed=0), steps=100_000)
 
-Two levels of shuffling (CorgiPile, Xu et al. 2022): pieces of shards come in random order, anew each epoch; as many as
-fit the buffer are held at once, and their windows are drawn in random order, each once. Which windows batch number
-`step` has is a function of (step, seed, size, buffer) and the shards alone, so there is no position to save: a run that
-was stopped goes on at its step, after reading one buffer.
+Shuffling has two levels (CorgiPile, Xu et al. 2022). Chunks of shards come in random order, another one in each epoch.
+As many as fit into the buffer are in memory together, and their windows are drawn in random order, each once. The
+windows of batch number `step` depend only on (step, seed, size, buffer size) and the shards, so there is no position to
+save. A stopped run continues at its step, after reading one buffer.
 """
 
 from __future__ import annotations
@@ -43,13 +41,13 @@ from .formats import remote
 from .window import Windows
 
 _SUFFIXES = (".tar", ".parquet")
-_CHUNKS_PER_BUFFER = 4  # to a buffer, at least: fewer would be little of a shuffle
-_SHUFFLE_STREAM, _SAMPLE_STREAM = 1, 2  # what a random number is for
+_CHUNKS_PER_BUFFER = 4  # smallest number of chunks per buffer: fewer would hardly shuffle
+_SHUFFLE_STREAM, _SAMPLE_STREAM = 1, 2  # streams of random numbers
 
 
 @dataclass(frozen=True)
 class _ShardChunk:
-    """Episodes of a shard that follow each other. begin: the number of the first step among those of all shards."""
+    """Consecutive episodes of a shard. `begin` is the number of the first step over all shards."""
 
     shard: int
     episodes: tuple[int, ...]
@@ -60,18 +58,23 @@ class _ShardChunk:
 class ShardStream:
     """Episodes in shards, in the order of their names.
 
-    addresses: one or several of a tar or parquet file (local, or wherever fsspec reads), a folder of them, or a name
-    with {000..099} in it. A sample of a tar file is an episode: KEY.npz with its columns, or a KEY.COLUMN.npy for each,
-    and KEY.json with its facts. In parquet files rows of an episode follow each other with one `episode_index`, as
-    LeRobot v3.0 has them.
-    buffer: steps held in memory at once; an episode that is longer is held alone.
-    Where each episode lies is found out first: the columns `episode_index`, or the headers of the tar files, are read
-    once. Raises UserError where there is nothing, naming the shard and what is wrong with it.
+    The position of each episode is found first: the columns `episode_index`, or the headers of the tar files, are read
+    once.
+
+    Args:
+        urls: One or several tar or parquet files (local, or wherever fsspec reads), a folder of them, or a name
+            with {000..099} in it. A sample of a tar file is an episode: KEY.npz with its columns, or a KEY.COLUMN.npy
+            for each, and KEY.json with its metadata. In parquet files, rows of an episode follow each other with the
+            same `episode_index`, as in LeRobot v3.0.
+        buffer_size: Steps in memory at the same time. A longer episode is read alone.
+
+    Raises:
+        UserError: There are no shards, or a shard is damaged.
     """
 
     def __init__(self, urls: str | Path | Iterable[str | Path], buffer_size: int = 65_536):
         if buffer_size < 1:
-            raise UserError(f"expected a buffer of at least one step, found {buffer_size}", where="buffer",
+            raise UserError(f"the buffer needs at least one step, not {buffer_size}", where="buffer_size",
                             hint="such as 65536")
         given = [urls] if isinstance(urls, (str, Path)) else list(urls)
         self.buffer_size = buffer_size
@@ -79,8 +82,8 @@ class ShardStream:
             _open_shard(at) for a in given for name in _expand_braces(str(a)) for at in _shard_urls(name)
         )
         if not self.shards:
-            raise UserError("expected shards that end in .tar or .parquet, found none", where=given[0] if given else "",
-                            hint="name the files, or their folder")
+            raise UserError("there are no shards that end in .tar or .parquet", where=given[0] if given else "",
+                            hint="give the files or their folder")
         self.chunks: list[_ShardChunk] = []
         begin = 0
         for number, shard in enumerate(self.shards):
@@ -94,11 +97,11 @@ class ShardStream:
                             hint="take shards with episodes in them")
 
     def __len__(self) -> int:
-        """Episodes."""
+        """Number of episodes."""
         return sum(len(s.lengths) for s in self.shards)
 
     def first_episodes(self, n_episodes: int) -> Dataset:
-        """The first so many, or all there are, in memory: for features and statistics."""
+        """The first `n_episodes` episodes, or all, in memory: for features and statistics."""
         found: list[Episode] = []
         for piece in self.chunks:
             if len(found) >= n_episodes:
@@ -108,11 +111,11 @@ class ShardStream:
 
     @property
     def key(self) -> str:
-        """Of the names of the shards and the lengths of their episodes."""
+        """Identifies the names of the shards and the lengths of their episodes."""
         return cache.json_digest("stream", *([Path(s.at).name, s.lengths.tolist()] for s in self.shards))
 
     def exclude(self, episodes: Collection[int]) -> ShardStream:
-        """Less these episodes, by their numbers among all."""
+        """The stream without these episodes, by their numbers."""
         gone, less = set(episodes), copy.copy(self)
         first = np.cumsum([0, *(len(s.lengths) for s in self.shards)])
         less.chunks = []
@@ -128,42 +131,56 @@ class ShardStream:
         return less
 
     def windows(self, make_windows: Callable[[Dataset], Windows]) -> StreamWindows:
-        """over: makes windows of the episodes in the buffer; `policy.windows`, or a Window's own `over`."""
+        """Windows over the stream.
+
+        Args:
+            make_windows: Makes windows of the episodes in the buffer: `policy.windows`, or `Window.windows`.
+        """
         return StreamWindows(self, make_windows)
 
 
 class StreamWindows(BatchSampler):
-    """Windows over a stream: `batch` is that of `Windows`, and like it a function of its arguments."""
+    """Windows over a stream. `batch` is that of `Windows`, and also a function of its arguments."""
 
     def __init__(self, stream: ShardStream, make_windows: Callable[[Dataset], Windows]):
         self.stream, self.make_windows = stream, make_windows
         self._lock = threading.Lock()
-        self._loaded_key: tuple[Any, Any] = None, None  # which buffer is held, and what `_load` says of it
-        self._previous: tuple[Any, Any] = None, None  # the groups of which epoch
+        self._loaded_key: tuple[Any, Any] = None, None  # the buffer in memory, and the result of `_load`
+        self._previous: tuple[Any, Any] = None, None  # the buffers of the previous epoch
         self._chunk_ends: dict[tuple[int, int], list[int]] = {}  # by (size, seed): batches up to the end of each epoch
 
     def __len__(self) -> int:
-        """The number of windows: one for each step."""
+        """Number of windows: one for each step."""
         return self.stream.steps
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """`size` windows: batch number `step` of `seed`. An epoch has each window once, but for those fewer than `size`
-        that a buffer has left over; where a buffer has fewer than `size` windows, it gives one batch, some of them
-        twice. extra["index"] counts the steps of all shards. rows: only these of them, the share of one process."""
-        with self._lock:  # a thread that works ahead may ask as well
+        """Batch number `step` of `seed` with `size` windows.
+
+        An epoch has each window once, except for the fewer than `size` windows that remain of a buffer. A buffer with
+        fewer than `size` windows gives one batch, with some windows twice. extra["index"] counts the steps of all
+        shards.
+
+        Args:
+            size: Windows per batch.
+            step: Number of the batch.
+            seed: Seed of the order.
+            rows: Only these rows, the part of one process.
+        """
+        with self._lock:  # a prefetching thread may call it too
             epoch, group, place = self._locate_step(size, step, seed)
             windows, offset, begin = self._load((epoch, group, seed), self._buffers(epoch, seed)[group])
         order = _rng(_SAMPLE_STREAM, seed, epoch, group).permutation(len(windows))
         chosen = np.resize(order, max(size, len(order)))[place * size: (place + 1) * size]
         rng = _rng(_SAMPLE_STREAM, seed, epoch, group, place)
-        goals = windows.window.goals  # which are drawn for all rows in turn
+        goals = windows.window.goals  # drawn for all rows in order
         found = windows.gather(chosen, rng).select_rows(rows) if goals else windows.gather(chosen[rows], rng)
         which = np.searchsorted(offset, chosen[rows], side="right") - 1
         index = torch.from_numpy((begin[which] + chosen[rows] - offset[which])[:, None])
         return found.replace(extra={**found.extra, "index": index})
 
     def _locate_step(self, size: int, step: int, seed: int) -> tuple[int, int, int]:
-        """(epoch, buffer in it, batch in that) of a step. Epochs differ in how their pieces fill buffers."""
+        """(epoch, buffer in the epoch, batch in the buffer) of a step. Epochs differ in how their chunks fill buffers.
+        """
         ends = self._chunk_ends.setdefault((size, seed), [])
         while not ends or ends[-1] <= step:
             batches = sum(self._batches_per_buffer(len(ends), size, seed))
@@ -179,7 +196,7 @@ class StreamWindows(BatchSampler):
         return [max(1, sum(pieces[i].steps for i in group) // size) for group in self._buffers(epoch, seed)]
 
     def _buffers(self, epoch: int, seed: int) -> list[list[int]]:
-        """The pieces of each buffer of an epoch."""
+        """The chunks of each buffer of an epoch."""
         if self._previous[0] != (epoch, seed):
             groups, held = [], self.stream.buffer_size + 1
             for i in _rng(_SHUFFLE_STREAM, seed, epoch).permutation(len(self.stream.chunks)).tolist():
@@ -193,17 +210,17 @@ class StreamWindows(BatchSampler):
         return self._previous[1]
 
     def _load(self, key, numbers: list[int]) -> tuple[Windows, np.ndarray, np.ndarray]:
-        """The windows of some pieces, where those of each begin among them, and among those of all shards."""
+        """The windows of some chunks, with the start of each chunk among them, and among those of all shards."""
         if self._loaded_key[0] != key:
-            self._loaded_key = None, None  # what was held goes before anything new comes
+            self._loaded_key = None, None  # free the memory before anything new is loaded
             pieces = [self.stream.chunks[i] for i in sorted(numbers)]
             episodes = [e for p in pieces for e in self.stream.shards[p.shard].read(p.episodes)]
             windows = self.make_windows(Dataset(episodes, {"path": self.stream.shards[pieces[0].shard].at}))
             steps = np.array([p.steps for p in pieces], np.int64)
             if len(windows) != steps.sum():
-                raise UserError(f"expected {steps.sum()} steps, as the shards said first, found {len(windows)}",
+                raise UserError(f"the shards had {steps.sum()} steps before, but have {len(windows)} now",
                                 where=self.stream.shards[pieces[0].shard].at,
-                                hint="leave shards alone while they are in use")
+                                hint="do not change shards while they are in use")
             self._loaded_key = (
                 key,
                 (windows, np.cumsum(steps) - steps, np.array([p.first_step for p in pieces], np.int64)),
@@ -216,7 +233,7 @@ def _rng(*key: int) -> np.random.Generator:
 
 
 def _chunk_episodes(lengths: np.ndarray, most: int) -> Iterable[tuple[int, ...]]:
-    """Episodes that follow each other, of at most so many steps together, or one."""
+    """Consecutive episodes with at most this many steps together, or a single one."""
     piece, held = [], 0
     for e, n in enumerate(lengths.tolist()):
         if piece and held + n > most:
@@ -228,11 +245,12 @@ def _chunk_episodes(lengths: np.ndarray, most: int) -> Iterable[tuple[int, ...]]
         yield tuple(piece)
 
 
-# -- where shards are -------------------------------------------------------------------------------------------------
+# -- addresses of shards
+# -------------------------------------------------------------------------------------------------
 
 
 def _expand_braces(text: str) -> list[str]:
-    """Names with {000..012} in them, written out."""
+    """Expands {000..012} in a name."""
     parts = re.split(r"\{(\d+)\.\.(\d+)\}", text)
     if len(parts) == 1:
         return [text]
@@ -243,13 +261,13 @@ def _expand_braces(text: str) -> list[str]:
 
 
 def _shard_urls(name: str) -> list[str]:
-    """The shards at an address: itself, or what lies in it."""
+    """The shards at an address: the file itself, or the contents of a folder."""
     at = remote.url_of(name)
     if at is None or at.startswith("file://"):
         path = Path(name).expanduser() if at is None else remote.local_path(name)
         if not path.exists():
-            raise UserError("expected a shard, or a folder of them, found nothing", where=path, hint="check the path")
-        if (path / "meta" / "info.json").exists():  # of a LeRobot data set, beside its tables
+            raise UserError("there is no shard and no folder here", where=path, hint="check the path")
+        if (path / "meta" / "info.json").exists():  # a LeRobot data set, where tables are next to the data
             path = path / "data"
         return [str(p) for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES and p.is_file()] if path.is_dir() \
             else [str(path)]
@@ -261,7 +279,7 @@ def _shard_urls(name: str) -> list[str]:
 
 
 def _open_seekable(at: str):
-    """A file that can be read from anywhere in it."""
+    """A seekable file."""
     if remote.url_of(at) is None:
         return open(at, "rb")
     fs, place = remote.open_url(at)
@@ -275,31 +293,31 @@ def _open_shard(at: str) -> _Shard:
 
 @contextmanager
 def _shard_errors(at: str) -> Iterator[None]:
-    """Whatever is wrong with a shard as a UserError."""
+    """Turns every error about a shard into a UserError."""
     try:
         with remote.remote_errors(at) if remote.url_of(at) else nullcontext():
             yield
     except UserError:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, pa.ArrowException, OSError, ValueError, EOFError) as error:
-        raise UserError(f"expected a whole shard, found one that cannot be read ({type(error).__name__}: "
+        raise UserError(f"the shard cannot be read ({type(error).__name__}: "
                         f"{(str(error).splitlines() or [''])[0][:160]})", where=at,
-                        hint="take it from a copy, or leave it out") from None
+                        hint="restore it from a copy, or leave it out") from None
 
 
 class _Shard(ABC):
-    """lengths: of its episodes, steps."""
+    """`lengths` are the numbers of steps of its episodes."""
 
     at: str
     lengths: np.ndarray
 
     @abstractmethod
     def read(self, episodes: Iterable[int]) -> list[Episode]:
-        """Some that follow each other, in memory."""
+        """Reads consecutive episodes into memory."""
 
 
 class _TarShard(_Shard):
-    """A sample an episode: the files whose names are the same up to the first dot (webdataset)."""
+    """One sample per episode: the files with the same name up to the first dot (webdataset)."""
 
     def __init__(self, at: str):
         self.at, samples = at, {}
@@ -313,7 +331,9 @@ class _TarShard(_Shard):
             self.lengths = np.array([self._episode_length(handle, files) for files in self._samples], np.int64)
 
     def _episode_length(self, handle, files) -> int:
-        """By the action, which has one row a step; the array's header is all that is read where it lies alone."""
+        """The length of the action, which has one row per step. Only the header of the array is read, if it is a
+        separate file.
+        """
         if "action.npy" in files:
             handle.seek(files["action.npy"][0])
             version = np.lib.format.read_magic(handle)
@@ -321,7 +341,7 @@ class _TarShard(_Shard):
             return int(read(handle)[0][0])
         columns = _read_columns(handle, files)
         if "action" not in columns:
-            raise UserError(f"expected a column 'action', found {', '.join(columns)}", where=self.at,
+            raise UserError(f"there is no column 'action', only {', '.join(columns)}", where=self.at,
                             hint="store each sample as KEY.npz or KEY.COLUMN.npy, with a column action")
         return len(columns["action"])
 
@@ -336,7 +356,7 @@ class _TarShard(_Shard):
         length = int(self.lengths[number])
         for name, column in columns.items():
             if len(column) not in (length, length + 1):
-                raise UserError(f"expected {length} rows, or one more, as of action, found {len(column)}",
+                raise UserError(f"there are {len(column)} rows, but action has {length} (one more is allowed)",
                                 where=f"{self.at}, sample {number}, {name}", hint="store a row for each step")
         return Episode(columns, facts if isinstance(facts, dict) else {}, length)
 
@@ -361,8 +381,9 @@ def _read_bytes(handle, place: tuple[int, int]) -> bytes:
 
 
 def _open_parquet(handle) -> pq.ParquetFile:
-    """Nothing is read ahead: a thread of arrow's that still holds the handle, which is Python's, when the interpreter
-    ends brings SIGABRT."""
+    """Opens without prefetching: a thread of arrow that still uses Python's file handle when the interpreter ends
+    causes SIGABRT.
+    """
     return pq.ParquetFile(handle, pre_buffer=False)
 
 
@@ -374,8 +395,8 @@ class _ParquetShard(_Shard):
         with _open_seekable(at) as handle:
             source = _open_parquet(handle)
             if "episode_index" not in source.schema_arrow.names:
-                raise UserError(f"expected a column episode_index, found {', '.join(source.schema_arrow.names)}",
-                                where=at, hint="say of each row which episode it belongs to")
+                raise UserError(f"there is no column episode_index, only {', '.join(source.schema_arrow.names)}",
+                                where=at, hint="store the episode of each row")
             numbers = source.read(columns=["episode_index"], use_threads=False)["episode_index"].to_numpy()
             self._groups = np.cumsum([0, *(source.metadata.row_group(i).num_rows
                                            for i in range(source.metadata.num_row_groups))])
@@ -383,7 +404,7 @@ class _ParquetShard(_Shard):
         self._begin = np.concatenate([[0], edges]) if len(numbers) else np.empty(0, np.int64)
         self.lengths = np.diff(np.append(self._begin, len(numbers))).astype(np.int64)
         if len(np.unique(numbers)) != len(self._begin):
-            raise UserError("expected the rows of an episode to follow each other, found some apart", where=at,
+            raise UserError("the rows of an episode do not follow each other", where=at,
                             hint="sort the rows by episode_index and frame_index")
 
     def read(self, episodes):
@@ -407,7 +428,7 @@ class _ParquetShard(_Shard):
 
 
 def _to_array(values: pa.Array, where: str) -> np.ndarray:
-    """(n, ...) of numbers, lists of them, text, or encoded images."""
+    """(n, ...) numbers, lists of them, text, or encoded images."""
     if pa.types.is_struct(values.type) and "bytes" in [f.name for f in values.type]:
         return np.stack([video.decode_image(v.as_py(), 3, f"{where}, row {i}")
                          for i, v in enumerate(values.field("bytes"))])

@@ -1,4 +1,4 @@
-"""Frames in and out of PNG images and video files, and their size: one rule in training and at run time."""
+"""Frames to and from PNG images and video files, and their size, by the same rule in training and at run time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -17,13 +18,13 @@ from av.video.reformatter import VideoReformatter
 
 from ..core import UserError
 
-TIMESTAMP_TOLERANCE = 1e-4  # s between the time asked for and a frame's own
-_TICKS = 90_000  # a second; the clock of the files we write
+TIMESTAMP_TOLERANCE = 1e-4  # s between the requested time and that of the frame
+_TICKS = 90_000  # per second; the clock of written files
 _TICK = Fraction(1, _TICKS)
 MAX_CACHED_BYTES = 64 * 2**20  # bytes; files up to this size stay in memory as packets
 _FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}
 _PYAV = int(av.__version__.partition(".")[0])
-# For one frame, waking other threads takes longer than its conversion; before 18, PyAV could not be told.
+# For one frame, waking other threads takes longer than its conversion. PyAV before 18 had no option for this.
 _SINGLE_THREAD = {"threads": 1} if _PYAV >= 18 else {}
 
 
@@ -31,17 +32,20 @@ _SINGLE_THREAD = {"threads": 1} if _PYAV >= 18 else {}
 
 
 def parse_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of "96" or "(96, 128)"."""
+    """(height, width) from "96" or "(96, 128)"."""
     h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (1 <= h <= 8192 and 1 <= w <= 8192):
-        raise UserError(f"expected an image size between 1 and 8192, found {image_size}",
+        raise UserError(f"the image size must be between 1 and 8192, not {image_size}",
                         hint="give a side in pixels, or height and width")
     return int(h), int(w)
 
 
 def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (..., H, W, C) -> (..., h, w, C): the mean over the area of each new pixel where it shrinks, bilinear
-    where it grows. The aspect ratio is not kept. Rounds half up, so equal frames give equal bytes anywhere."""
+    """uint8 (..., H, W, C) -> (..., h, w, C): the mean over the area of each new pixel for shrinking, bilinear for
+    enlarging.
+
+    The aspect ratio is not kept. It rounds half up, so equal frames give equal bytes on every machine.
+    """
     *lead, height, width, channels = frames.shape
     if (height, width) == tuple(size):
         return frames
@@ -57,7 +61,7 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(32)
 def _resize_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: how much of each old line is in each new one; rows sum to 1."""
+    """(new, old) float32: the fraction of each old line in each new one. Rows sum to 1."""
     scale = old / new
     if new <= old:
         low, high = np.arange(new)[:, None] * scale, np.arange(1, new + 1)[:, None] * scale
@@ -87,7 +91,11 @@ def encode_png(frame: np.ndarray) -> bytes:
 
 
 def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
-    """PNG or JPEG bytes -> uint8 (H, W, C). Raises UserError where they are no image."""
+    """PNG or JPEG bytes -> uint8 (H, W, C).
+
+    Raises:
+        UserError: The bytes are not an image.
+    """
     kind = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "mjpeg"}.get((data or b"")[:4])
     if kind is None and (data or b"")[:2] == b"\xff\xd8":
         kind = "mjpeg"
@@ -95,7 +103,7 @@ def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
         found = "nothing" if not data else f"bytes that begin {data[:8]!r}"
         raise UserError(f"expected a PNG or JPEG image, found {found}", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
-    codec = av.CodecContext.create(kind, "r")
+    codec = cast(av.VideoCodecContext, av.CodecContext.create(kind, "r"))
     try:
         frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
     except av.FFmpegError as error:
@@ -111,14 +119,14 @@ def _frame_to_array(frame: av.VideoFrame, channels: int) -> np.ndarray:
     """A frame in one of _FORMATS as (H, W, C), without a copy."""
     plane = frame.planes[0]
     shape = frame.height, frame.width, channels
-    return np.ndarray(shape, np.uint8, plane, strides=(plane.line_size, channels, 1))
+    return np.ndarray(shape, np.uint8, cast(Any, plane), strides=(plane.line_size, channels, 1))
 
 
 # -- video files ----------------------------------------------------------------------------------------------------
 
 
 def count_frames(path: Path) -> int:
-    """Frames that the file holds, without decoding them; 0 for one that cannot be read."""
+    """Number of frames in the file, without decoding them. 0 if it cannot be read."""
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
@@ -127,9 +135,14 @@ def count_frames(path: Path) -> int:
 
 
 class VideoReader:
-    """One video file, kept open, so that a window of frames costs the decoding of the frames since the key frame before
-    it, and little more: the packets of a file up to `kept` bytes stay in memory, in a larger one a window is one seek.
-    Raises UserError where the file is missing or no video."""
+    """An open video file.
+
+    A window of frames costs little more than decoding the frames since the key frame before it. The packets of a small
+    file (`MAX_CACHED_BYTES`) stay in memory. In a larger file, a window costs one seek.
+
+    Raises:
+        UserError: The file is missing or is not a video.
+    """
 
     def __init__(self, path: Path, where: str, max_cached_bytes: int = MAX_CACHED_BYTES):
         self.path, self._max_cached_bytes = path, max_cached_bytes
@@ -137,15 +150,15 @@ class VideoReader:
             self._container = av.open(str(path), metadata_errors="replace")
             self._stream = self._container.streams.video[0]
         self._decoder = self._stream.codec_context
-        if self._decoder is None:  # bytes that once said which codec it is
-            raise UserError("expected a video of a codec that is known here, found none", where=f"{path}, {where}",
+        if self._decoder is None:  # the bytes that identify the codec are damaged
+            raise UserError("the codec of the video is unknown", where=f"{path}, {where}",
                             hint="the file is damaged: take it from a copy, or leave out the episodes in it")
-        self._decoder.thread_count = 1  # with threads of its own it works ahead, which random windows throw away
-        self._tick = float(self._stream.time_base)
-        self._convert = VideoReformatter().reformat  # one, since setting it up costs as much as a frame
+        self._decoder.thread_count = 1  # with more threads it decodes ahead, which is useless for random windows
+        self._tick = float(cast(Fraction, self._stream.time_base))
+        self._convert = VideoReformatter().reformat  # a single one, because its setup costs as much as a frame
         self._packets: list[av.Packet] | None = None  # in the order of decoding
-        self._key_frames: list[int] = []  # where in it the key frames are
-        self._first_timestamp: list[float] = []  # and when (s)
+        self._key_frames: list[int] = []  # positions of the key frames
+        self._first_timestamp: list[float] = []  # and their times (s)
 
     def __enter__(self) -> VideoReader:
         return self
@@ -159,10 +172,14 @@ class VideoReader:
 
     def frames(self, times: np.ndarray, shape: tuple[int, int, int], where: str) \
             -> Iterator[tuple[list[int], np.ndarray]]:
-        """For each time (s) the frame whose own time is nearest, within TOLERANCE, one decoded frame at a time:
-        (rows of `times` it belongs to, uint8 (H, W, C)).
+        """For each time (s), the nearest frame within TIMESTAMP_TOLERANCE, one decoded frame at a time.
 
-        Raises UserError naming the file and the first time that has no frame, which is how a truncated file shows.
+        Yields:
+            The rows of `times` that the frame belongs to, and the frame, uint8 (H, W, C).
+
+        Raises:
+            UserError: A time has no frame, for example in a truncated file. The message names the file and the first
+                such time.
         """
         where = f"{self.path}, {where}"
         wanted = np.asarray(times, np.float64).tolist()
@@ -172,7 +189,7 @@ class VideoReader:
         missing = set(order)
         with self._decode_errors(where):
             for frame in self._decode_from(sought[0] + near):
-                time = frame.pts * self._tick
+                time = cast(int, frame.pts) * self._tick
                 first, last = bisect_left(sought, time - near), bisect_right(sought, time + near)
                 if first < last:
                     image = _frame_to_array(self._convert(frame, format=_FORMATS[shape[2]], **_SINGLE_THREAD), shape[2])
@@ -181,7 +198,8 @@ class VideoReader:
                                         where=where, hint="correct meta/info.json, or take the video from a copy")
                     missing.difference_update(order[first:last])
                     yield order[first:last], image
-                if time > sought[-1] - near:  # decoding one more to see that it is too late would cost as much
+                # decoding one more frame, only to see that it is too late, would cost as much
+                if time > sought[-1] - near:
                     break
         if missing:
             row = min(missing)
@@ -193,7 +211,7 @@ class VideoReader:
             )
 
     def _decode_from(self, time: float) -> Iterator[av.VideoFrame]:
-        """The frames from the key frame before the time (s), or at it, to the end of the file."""
+        """The frames from the key frame at or before the time (s) to the end of the file."""
         if self._packets is None:
             self._read_packets()
         if self._packets:
@@ -207,16 +225,16 @@ class VideoReader:
             yield from self._decoder.decode(packet)
 
     def _read_packets(self) -> None:
-        """All packets of the file; none where they are too many, or do not stand for themselves."""
+        """Reads all packets of the file. None if there are too many, or if packets depend on each other."""
         self._packets = []
-        # before, it could not be told what packets carry
+        # before, the contents of packets are unknown
         if self._container.size > self._max_cached_bytes or _PYAV < 16:
             return
-        with contextlib.suppress(av.FFmpegError):  # what lies before the damage is read by seeking
+        with contextlib.suppress(av.FFmpegError):  # the part before the damage is read by seeking
             packets = list(self._container.demux(self._stream))
             keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
             if keys and not any(packet.has_sidedata("new_extradata") for packet in packets):
-                self._first_timestamp = [packets[i].pts * self._tick for i in keys]
+                self._first_timestamp = [cast(int, packets[i].pts) * self._tick for i in keys]
                 self._packets, self._key_frames = packets, keys
 
     @contextlib.contextmanager
@@ -231,14 +249,14 @@ class VideoReader:
 
 
 def _float32_spacing(time: float) -> float:
-    """s between two float32 times near this one, twice: timestamps are float32."""
+    """Twice the distance (s) of neighboring float32 numbers near this time, because timestamps are float32."""
     return 2 * math.ulp(time) * 2**29
 
 
 def can_encode(codec: str, shape: tuple[int, int, int]) -> bool:
-    """Whether frames of this shape can be written with this codec here."""
+    """Whether frames of this shape can be written with this codec on this machine."""
     height, width, channels = shape
-    if channels != 3 or height % 2 or width % 2 or min(height, width) < 16:  # less than one block of a codec
+    if channels != 3 or height % 2 or width % 2 or min(height, width) < 16:  # smaller than a block of a codec
         return False
     with contextlib.suppress(av.FFmpegError, ValueError, OSError):
         context = av.CodecContext.create(codec, "w")
@@ -256,24 +274,26 @@ def _configure_encoder(context, codec, height, width, fps):
 
 
 def _silence_logs():
-    os.environ.setdefault("SVT_LOG", "1")  # its own log, which libav's level does not reach: errors only
+    os.environ.setdefault("SVT_LOG", "1")  # its own log, which libav's log level does not control: errors only
 
 
 class VideoWriter:
-    """One video file, frames one after another: AV1 or H.264, a key frame every second one, so that any frame is
-    near the start of a decode."""
+    """Writes one video file, frame by frame: AV1 or H.264, with every second frame a key frame, so that decoding can
+    start near any frame.
+    """
 
     def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float):
         _silence_logs()
         self._container = av.open(str(path), "w", format="mp4")
-        self._stream = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        stream = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        self._stream = cast(av.VideoStream, stream)
         _configure_encoder(self._stream.codec_context, codec, shape[0], shape[1], fps)
         self._stream.time_base = _TICK
         self._convert = VideoReformatter().reformat
         self.bytes = 0  # written so far
 
     def add(self, frames: Iterable[np.ndarray], times: Iterable[float]) -> None:
-        """uint8 (H, W, 3) each, at times (s) that grow from call to call."""
+        """Adds uint8 (H, W, 3) frames at times (s), which increase from call to call."""
         for frame, time in zip(frames, times, strict=True):
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             image = self._convert(image, format="yuv420p", **_SINGLE_THREAD)
@@ -285,7 +305,7 @@ class VideoWriter:
         self._container.close()
 
     def abort(self) -> None:
-        """Closes what may be half written; the file is worth nothing."""
+        """Closes an incomplete file, which is unusable."""
         with contextlib.suppress(av.FFmpegError, ValueError, OSError):
             self.close()
 

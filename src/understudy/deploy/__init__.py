@@ -1,1 +1,1 @@
-"""Out of the library: servers, ONNX, robots."""
+"""Deployment: ONNX files, packed weights and CUDA graphs."""

@@ -1,5 +1,7 @@
-"""A planner whose plans are recorded once as a CUDA graph and then replayed: a sampler of many small steps launches
-thousands of kernels, and on a GPU launching them takes longer than their work."""
+"""A planner that records its plans as a CUDA graph and replays them.
+
+A sampler with many small steps launches thousands of kernels, and on a GPU launching them takes longer than their work.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,19 @@ from ..core import Unsupported, tree_map
 from ..execute.planners import PlannerWrapper
 from ..policy import Planner, sampling_guides
 
-WARMUP_RUNS = 3  # calls before one is recorded: what allocates or chooses an algorithm at first does so in these
+WARMUP_RUNS = 3  # calls before the recording, in which libraries allocate memory and choose algorithms
 
 
 class CapturedPlanner(PlannerWrapper):
-    """`policy`, whose plans are replayed on CUDA; elsewhere it plans as it is, by the same way through held memory.
+    """A policy whose plans are replayed on CUDA. On other devices it plans normally, with the same buffers.
 
-    One graph for each number of rows and shape of observation, so let that number stay the same (`FixedBatch`). A graph
-    reads memory where it lay: weights that an optimizer changes in place are followed, but after a run is restored or a
-    memory filled anew, make another. With guides it plans as the policy does: they are functions, new in every plan.
-    For one thread. Raises Unsupported for a plan that waits for the GPU on its way, which no graph can hold.
+    There is one graph for each number of rows and shape of observations, so keep that number constant (`FixedBatch`). A
+    graph reads fixed memory. It follows weights that an optimizer changes in place, but after a run is restored, or a
+    memory is filled again, make a new planner. With guides, it plans as the policy does, because guides are new
+    functions in every plan. Use it from one thread.
+
+    Raises:
+        Unsupported: The plan waits for the GPU, which no graph can contain.
     """
 
     def __init__(self, policy: Planner):
@@ -40,7 +45,7 @@ class CapturedPlanner(PlannerWrapper):
 
 
 class _CapturedGraph:
-    """A function of a tree of tensors that reads them where they lie and writes its answer where it lay before."""
+    """A function of a tree of tensors, which reads them and writes its result in fixed memory."""
 
     def __init__(self, function: Callable[[dict], Tensor], given: dict):
         self.held = tree_map(torch.clone, given)
@@ -57,7 +62,7 @@ class _CapturedGraph:
             self.replay = lambda: self.said.copy_(function(self.held))
 
     def _capture(self, function) -> torch.cuda.CUDAGraph:
-        """On the current device, aside from what else is under way there."""
+        """Records the graph on the current device, on a separate stream."""
         aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -68,7 +73,7 @@ class _CapturedGraph:
             with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                 self.said = function(self.held)
         except RuntimeError as error:
-            raise Unsupported(f"expected a plan that a graph can hold, found {error}", where="Captured",
+            raise Unsupported(f"the plan cannot be recorded as a CUDA graph: {error}", where="CapturedPlanner",
                               hint="plan with the policy itself") from error
         return graph
 

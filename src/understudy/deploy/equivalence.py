@@ -1,4 +1,4 @@
-"""What a faster form of a policy is held to."""
+"""Equivalence checks for exported policies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ..core import Feature
+from ..nets.encoders import num_classes_of
 from ..policy import Planner, Policy
 
 
 def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
-    """How far a planner's chunks are at most from those of `policy` worked out in double precision, and how far the
-    policy's own are, relative to the largest action. Of 1, 2 and 5 rows of made-up observations."""
+    """Largest error of a planner's chunks, and of the policy's own, compared with the policy in double precision.
+
+    Both are relative to the largest action, over batches of 1, 2 and 5 rows of random observations.
+    """
     exact, head, worst = copy.deepcopy(policy.net).double(), policy.config.head, (0.0, 0.0)
     for rows in (1, 2, 5):
         obs, noise = random_observations(policy, rows, seed=rows), random_noise(policy, rows, seed=rows)
@@ -23,8 +26,8 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
             context = replace(context, tokens=context.tokens.double())
             wanted = policy.codec.decode(head.sample(exact, context, noise.double()), obs)
             size = wanted.abs().max().clamp(min=1e-6)
-            off = (float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy))
-            worst = tuple(map(max, worst, off))
+            off = [float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy)]
+            worst = (max(worst[0], off[0]), max(worst[1], off[1]))
     return worst
 
 
@@ -33,13 +36,13 @@ def random_noise(policy: Policy, rows: int, seed: int = 0) -> Tensor:
 
 
 def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, Tensor]:
-    """Observations as the data's statistics have them: standard normal, once coded."""
+    """Random observations with the statistics of the data: standard normal after coding."""
     rng, obs = torch.Generator().manual_seed(seed), {}
     for name in policy.inputs:
         f = policy.features[name]
         shape = (rows, policy.window.n_obs_steps, *f.shape)
         if f.kind == "discrete":
-            each = [torch.randint(n, shape[:2], generator=rng) for n in f.num_classes]
+            each = [torch.randint(n, shape[:2], generator=rng) for n in num_classes_of(f, name)]
             obs[name] = torch.stack(each, -1).reshape(shape)
         elif f.dtype in ("uint8", "bool"):
             obs[name] = torch.randint(256 if f.dtype == "uint8" else 2, shape, generator=rng)
@@ -49,7 +52,7 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
             chosen = values[torch.randint(len(values), (rows,), generator=rng)]
             obs[name] = chosen.reshape(rows, 1, *f.shape).expand(shape)
         obs[name] = obs[name].to(_dtype(f))
-    # Coded, a number is slope * x + start.
+    # The codec maps a number x to slope * x + start.
     free = [k for k in obs if policy.codec.known_values(k) is None]
     start, end = (policy.codec.encode_obs({**obs, **{k: torch.full_like(obs[k], n) for k in free}}) for n in (0, 1))
     for name, x in obs.items():
@@ -62,6 +65,6 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
 
 
 def _dtype(feature: Feature) -> torch.dtype:
-    """As actors hand it over: numbers of double precision come as single."""
+    """The type that actors use: double precision becomes single."""
     dtype = getattr(torch, feature.dtype)
     return torch.float32 if dtype == torch.float64 else dtype

@@ -1,7 +1,7 @@
-"""A policy whose weights lie as the CPU's matrix products want them, in bf16 where that is fast and near enough.
+"""A policy with weights in the layout of the CPU's matrix products, in bf16 if that is fast and accurate enough.
 
-A plan of one row reads every weight for few products, so that memory decides: packed weights are read at twice the
-speed, and in bf16 there are half as many bytes.
+A plan for one row reads every weight for few products, so that reading memory takes the time. Packed weights are read
+twice as fast, and bf16 has half as many bytes.
 """
 
 from __future__ import annotations
@@ -20,22 +20,27 @@ from ..nets.linear import Linear
 from ..policy import Policy
 from .equivalence import plan_difference
 
-MIN_WEIGHTS = 2**18  # weights of a layer that is packed: smaller ones stay in the cache
+MIN_WEIGHTS = 2**18  # smallest number of weights for packing: smaller layers stay in the cache
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 def pack_weights(policy: Policy, precision: Precision = "auto", *, near: float = 0.02) -> Policy:
-    """A copy on the CPU for planning: the same plans, to rounding ("fp32") or with weights and inputs of products
-    rounded to bf16, sums and all else in fp32 ("bf16"). It trains no more.
+    """Returns a copy on the CPU for planning. It cannot be trained.
 
-    "auto" is bf16 for large networks on a CPU that is fast at it (learner.optimizer.arithmetic), if plans of made-up
-    observations then lie within `near` of the largest action. Raises UserError if a wanted "bf16" does not, or if this
-    CPU has no products of bf16.
+    Args:
+        policy: The policy.
+        precision: "fp32" gives the same plans up to rounding. "bf16" rounds weights and inputs of products to bf16, and
+            computes sums and everything else in fp32. "auto" is bf16 for large networks on a CPU that is fast at it
+            (`learn.optimizer.automatic_precision`), if the plans pass the test of `near`.
+        near: Largest error of plans of random observations, relative to the largest action.
+
+    Raises:
+        UserError: "bf16" was requested, but the error is larger than `near`, or the CPU has no bf16 products.
     """
     if precision == "bf16" and not has_fast_bf16(torch.device("cpu")):
-        raise UserError("expected a CPU with products of bf16 (AVX512_BF16 or AMX), found another", where="precision",
-                        hint="take \"fp32\", or \"auto\"")
+        raise UserError("this CPU has no bf16 matrix products (AVX512_BF16 or AMX)", where="precision",
+                        hint="use \"fp32\" or \"auto\"")
     if not torch.backends.mkldnn.is_available():
         return copy.deepcopy(policy).cpu().eval()
     plain = copy.deepcopy(policy).cpu().float().eval()
@@ -45,8 +50,8 @@ def pack_weights(policy: Policy, precision: Precision = "auto", *, near: float =
     found = _pack_modules(plain, torch.bfloat16 if wanted == "bf16" else torch.float32)
     if wanted == "bf16" and (error := plan_difference(plain, found)[0]) > near:
         if precision == "bf16":
-            raise UserError(f"expected plans within {near:g} of the largest action, found them {error:.2g} off in bf16",
-                            where="precision", hint="take \"fp32\", or allow more: near=...")
+            raise UserError(f"in bf16 the error of plans is {error:.2g} of the largest action, more than {near:g}",
+                            where="precision", hint="use \"fp32\", or allow a larger error: near=...")
         found = _pack_modules(plain, torch.float32)
     return found
 
@@ -61,13 +66,13 @@ def _pack_modules(policy: Policy, dtype: torch.dtype) -> Policy:
                 setattr(module, name, _PackedConvolution(part, dtype))
             elif isinstance(part, Up):
                 part.layout = "gemm"
-            elif type(part) in (nn.Linear, Linear):
+            elif isinstance(part, nn.Linear) and type(part) in (nn.Linear, Linear):
                 setattr(module, name, _PackedLinear(part, dtype))
     return policy
 
 
 class _PackedLinear(nn.Linear):
-    """Its plain weight stays, for those who read it and for slopes, which guides ask for."""
+    """Keeps its plain weight, for code that reads it and for gradients, which guides need."""
 
     def __init__(self, plain: nn.Linear, dtype: torch.dtype):
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None)
@@ -91,7 +96,7 @@ class _PackedConvolution(nn.Module):
 class _PackedMatrix:
     """x W^T + b."""
 
-    rows = 16  # what the layout is chosen for
+    rows = 16  # the number of rows for which the layout is optimized
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         self.plain, self.bias, self.dtype = weight, bias, dtype
@@ -102,7 +107,7 @@ class _PackedMatrix:
         return type(self)(self.plain, self.bias, self.dtype)
 
     def cast(self, x: Tensor) -> Tensor:
-        """As __call__ wants it; as it is where a slope is asked for, which packed products do not know."""
+        """The input for the product. Unchanged if gradients are needed, which packed products do not support."""
         return x if torch.is_grad_enabled() and x.requires_grad else x.to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:

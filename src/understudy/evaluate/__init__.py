@@ -1,4 +1,4 @@
-"""How good is it, and how sure is that?"""
+"""Evaluation: how good a policy is, and how certain that is."""
 
 from .evaluation import aggregate_seeds, compare, evaluate, verdict
 from .rollout import rollout

@@ -1,4 +1,4 @@
-"""How well a policy foretells recorded episodes. Needs no simulator, and is no success rate."""
+"""Action prediction error on recorded episodes. Needs no simulator, and is not a success rate."""
 
 from __future__ import annotations
 
@@ -52,12 +52,14 @@ def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset) -> tuple[
 
 @dataclass(frozen=True)
 class ErrorBreakdown:
-    """Errors and spreads over a part of what was judged, root mean squares in units of the component. For choices
-    both are shares: of wrong samples, and of pairs of samples that differ."""
+    """Errors and spreads over a part of the data: root mean squares in the unit of the component.
+
+    For discrete actions, both are fractions: of wrong samples, and of pairs of samples that differ.
+    """
 
     name: str
     error: float
-    spread: float  # of the samples: how unsure the policy is
+    spread: float  # spread of the samples: the uncertainty of the policy
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class UncertainStep:
 
 @dataclass(frozen=True)
 class PlanSamples:
-    """Chunks that the policy might carry out from a step on."""
+    """Sampled chunks from one step on."""
 
     step: int
     plans: np.ndarray  # (K, H, A)
@@ -77,7 +79,7 @@ class PlanSamples:
 
 @dataclass(frozen=True)
 class EpisodePlanSamples:
-    """An episode with the fans along it."""
+    """An episode with sampled chunks along it."""
 
     episode: int
     actions: np.ndarray  # (T, A), as recorded
@@ -86,10 +88,17 @@ class EpisodePlanSamples:
 
 @dataclass(frozen=True)
 class ActionPrediction:
-    """energy, mean, best: see Validation.judge; the intervals are over episodes. `average` is the distance of always
-    doing the average of the data, the figure to beat. `inside`: the share of recorded values between the lowest and
-    the highest sample, and `expected` what it would be for a policy that is exactly as unsure as it should be; None
-    for one that is certain, and for choices."""
+    """The result of `evaluate_action_prediction`. Intervals are over episodes.
+
+    Attributes:
+        energy_score: Energy score, see `Validation`.
+        mean_error: Mean distance of the samples from the recorded chunk.
+        best_error: Distance of the nearest sample.
+        baseline_error: Distance of always predicting the mean action.
+        coverage: Fraction of recorded values between the lowest and the highest sample. None for deterministic policies
+            and for discrete actions.
+        expected_coverage: The coverage of a policy whose uncertainty is exactly right.
+    """
 
     name: str  # of the data
     origin: Origin
@@ -111,7 +120,7 @@ class ActionPrediction:
     plan_samples: tuple[EpisodePlanSamples, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the fans. Numbers that are not finite are null."""
+        """Everything except the sampled chunks. NaN and infinite numbers become null."""
         def interval(i: Interval):
             return {"estimate": i.estimate, "low": i.low, "high": i.high, "level": i.level}
 
@@ -142,7 +151,7 @@ class ActionPrediction:
         )
 
     def describe(self) -> str:
-        """What came out, plainly."""
+        """The result in words."""
         n = len(self.episodes)
         which = {"held out": f"{n} episode{'s' * (n != 1)} that it was not trained on",
                  "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none was held out, so expect "
@@ -272,7 +281,7 @@ def evaluate_action_prediction(
 def _batch_errors(
     batch: Batch, plans: Tensor, scale: Tensor, baseline: Tensor, is_discrete: bool
 ) -> dict[str, np.ndarray]:
-    """What is kept of a batch: rows are windows."""
+    """The errors of one batch; rows are windows."""
     K, target, mask = plans.shape[1], batch.action.unsqueeze(1), batch.mask[:, None, :, None]
     if is_discrete:
         gap, off = (plans.round() != target).float(), (baseline != batch.action).float()
@@ -296,13 +305,13 @@ def _batch_errors(
 
 
 def _root_mean(x: np.ndarray, mask: np.ndarray, is_discrete: bool) -> float:
-    """Root mean over what counts (a plain mean for choices, whose squares are 0 and 1)."""
+    """Root mean over unmasked values. For discrete actions a plain mean, because their squares are 0 and 1."""
     mean = float(x[mask].mean()) if mask.any() else float("nan")
     return mean if is_discrete else mean**0.5
 
 
 def _baseline_action(data: Dataset, target: str, is_discrete: bool) -> Tensor:
-    """(A,): the mean of each component, or its commonest choice."""
+    """(A,): the mean of each component, or its most frequent class."""
     x = np.concatenate([np.asarray(e.steps[target]).reshape(len(e.steps[target]), -1) for e in data])
     if is_discrete:
         return torch.tensor([float(np.bincount(c.astype(np.int64)).argmax()) for c in x.T])

@@ -1,5 +1,8 @@
-"""What to look at beside success: whether a policy knows several ways, stays near what was demonstrated, moves as
-smoothly, is as quick, how near its failures came, and whether it decides in time."""
+"""Behavior metrics: what rollouts show besides success.
+
+Do the rollouts use several ways, stay near the demonstrations, move smoothly and quickly? How near did failures come,
+and does the policy decide in time?
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ from .stats import LEVEL, Interval
 
 @dataclass(frozen=True)
 class BehaviorMetric:
-    """A mean over episodes, and the same of the demonstrations. count: of the episodes in the mean."""
+    """A mean over episodes, and the same mean over the demonstrations.
+
+    `n_episodes` is the number of episodes in the mean.
+    """
 
     key: str  # in JSON
     name: str
@@ -50,15 +56,14 @@ class BehaviorMetric:
 
 @dataclass(frozen=True)
 class BehaviorModes:
-    """Ways of doing the task: how many there are and who says so, how many successful episodes went which, and of how
-    many starts each was rolled out how often."""
+    """The ways of doing the task (modes): their number, their source, and how many successful episodes used each."""
 
     n_modes: int
     source: str
     counts: Mapping[str, int]
     entropy: float  # over all starts, as over `counts`
     demonstrations: Mapping[str, int] | None = None
-    conditional_entropy: Interval | None = None  # of those starts where any succeeded
+    conditional_entropy: Interval | None = None  # over the starts with at least one success
     n_starts: int = 0
     n_repeats: int = 0
 
@@ -68,7 +73,7 @@ class BehaviorModes:
 
     @property
     def n_modes_found(self) -> int | None:
-        """How many of the demonstrators' ways were gone at least once."""
+        """Number of the demonstrators' ways that were used at least once."""
         return None if self.demonstrations is None else sum(self.counts.get(w, 0) > 0 for w in self.demonstrations)
 
     @property
@@ -95,8 +100,12 @@ class BehaviorModes:
 
 @dataclass(frozen=True)
 class BehaviorMetrics:
-    """Of one policy. why: of what is missing, what it would take. failure_figures: the pictures of each group of
-    failures, or nothing (`failures.failure_figures`)."""
+    """The behavior metrics of one policy.
+
+    Attributes:
+        missing: For each missing part, what would be needed.
+        failure_figures: One figure for each group of failures, or None (`failures.failure_figures`).
+    """
 
     metrics: tuple[BehaviorMetric, ...]
     modes: BehaviorModes | None
@@ -124,7 +133,7 @@ class BehaviorMetrics:
         }
 
     def describe(self) -> list[str]:
-        """In sentences: what is no mean over episodes."""
+        """The results that are not means over episodes, in sentences."""
         out = []
         if (m := self.modes) is not None:
             out.append(_describe_modes(m))
@@ -148,7 +157,7 @@ class BehaviorMetrics:
         return out
 
     def summary_lines(self) -> list[str]:
-        """In sentences: all that is no mean."""
+        """All results that are not means, in sentences."""
         out = self.describe()
         lost = sum(map(len, self.failures))
         for g in self.failures:
@@ -166,11 +175,22 @@ def measure_behavior(
     latency: LatencySummary | None = None,
     level: float = LEVEL,
 ) -> BehaviorMetrics:
-    """What these rollouts say beside success. demonstrations: what the policy learned from, or what it is measured by;
-    where they share no column of numbers with the rollouts, that is said and nothing is compared. repeated: rollouts
-    of the same starts (`modes.repeated`). Every interval's unit is the episode, of entropy the start."""
+    """Measures the behavior in rollouts.
+
+    The unit of every interval is the episode; for the entropy it is the start.
+
+    Args:
+        episodes: The rollouts.
+        env: Their environment. It may report modes and margins.
+        demonstrations: The training data of the policy, or other data to compare with. If they share no numeric column
+            with the rollouts, the result says so and nothing is compared.
+        repeated: Rollouts from repeated starts (`modes.rollout_repeated_starts`).
+        latency: Decision times.
+        level: Confidence level of the intervals.
+    """
     why: list[str] = []
-    shown, view, near = demonstrations, None, None
+    shown, near = demonstrations, None
+    view = TrajectoryScaling.from_data(episodes)
     if shown is not None and len(shown):
         view = TrajectoryScaling.from_data(shown, episodes)
         near = DemonstrationIndex.from_data(shown, view)
@@ -218,7 +238,7 @@ def _episode_metrics(
         return map(value, of), map(value, some)
 
     def apart(e, without=None):
-        """The means over its steps: of the distances from states, and of actions."""
+        """Means over the steps of an episode: of the distances from states, and of the distances from actions."""
         return [
             float(np.nanmean(a)) if np.isfinite(a).any() else math.nan
             for a in demonstration_index.distances(e, exclude=without)
@@ -226,7 +246,7 @@ def _episode_metrics(
 
     def pace(e):
         return motion.speed(view.states(e), rate)
-    done = modes.successful_episodes(episodes)  # of whole movements: one that a crash cuts short would look smooth
+    done = modes.successful_episodes(episodes)  # complete movements only: one that a crash cuts short would look smooth
     lost = [e for e in episodes if e.metadata.get("success") is False]
     whole = "successes: " if all("success" in e.metadata for e in episodes) else ""
     put("time_to_success", "time to success", second, "less", *each(lambda e: motion.success_step(e) / rate))
@@ -282,7 +302,7 @@ def _describe_modes(m: BehaviorModes) -> str:
             if math.isfinite(p.estimate)
             else ", none of the same start, where nothing succeeded"
         )
-    if m.overlap is not None:
+    if m.overlap is not None and m.demonstrations is not None:
         said += (f". {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways seen"
                  + (f", {m.overlap:.0%} of their proportions" if math.isfinite(m.overlap) else ""))
     return said + "."

@@ -1,4 +1,4 @@
-"""Several policies, or methods of several training seeds each, on the same starts: who can be told apart."""
+"""Compare several policies, or methods with several training seeds, on the same starts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .planning import paired_power
 from .stats import LEVEL, Interval, seeds_caveat
 
 TARGET_POWER = 0.8
-MAX_EPISODES = 1_000_000  # rollouts that anybody would think of
+MAX_EPISODES = 1_000_000  # upper bound for proposed numbers of rollouts
 
 
 @dataclass(frozen=True)
 class PairwiseResult:
-    """Numbers of two policies, first minus second."""
+    """Comparison of two policies. Differences are first minus second."""
 
     a: int
     b: int
     comparison: PairedComparison
-    adjusted_p_value: float  # p, for all pairs together (Holm)
-    # episodes (of methods: training seeds) that would tell them apart; None where no number would
+    adjusted_p_value: float  # adjusted for all pairs (Holm)
+    # episodes (for methods: training seeds) that would tell them apart; None if no number would
     episodes_needed: int | None
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """None: cannot tell. Interval, test and adjusted test must all say so."""
+        """The better policy. None means "cannot tell": the interval, the test and the adjusted test must agree."""
         return self.comparison.better if self.adjusted_p_value < 1 - self.comparison.level else None
 
 
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def is_different(self) -> np.ndarray:
-        """(n, n) bool."""
+        """Whether two policies can be told apart, (n, n) bool."""
         out = np.zeros((len(self.names), len(self.names)), bool)
         for p in self.pairs:
             out[p.a, p.b] = out[p.b, p.a] = p.better is not None
@@ -60,12 +60,13 @@ class Comparison:
 
     @property
     def ranking(self) -> list[int]:
-        """The policies' numbers, best first."""
+        """Indices of the policies, best first."""
         return sorted(range(len(self.names)), key=lambda i: -self.estimates[i].estimate)
 
     @property
     def letters(self) -> list[str]:
-        """Two that share one cannot be told apart; "a" is the best's."""
+        """The compact letter display. Two policies that share a letter cannot be told apart; "a" belongs to the best.
+        """
         return compact_letter_display(self.is_different, self.ranking)
 
     @property
@@ -73,7 +74,7 @@ class Comparison:
         return rank_intervals(self.is_different, [i.estimate for i in self.estimates])
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `understudy compare --json`. "success" holds returns where `of` says so."""
+        """The document of `understudy compare --json`. "success" has returns if `of` says so."""
         shared = self.letters
         return replace_nonfinite(
             {
@@ -111,7 +112,7 @@ class Comparison:
         )
 
     def verdict_parts(self) -> tuple[str, str, str]:
-        """Who is best, how sure that is, and what it is about."""
+        """Which policy is best, how certain that is, and what the statement is about."""
         best, *rest = self.ranking
         most = "succeeds most often" if self.metric == "success" else "has the highest return"
         told = [i for i in rest if self.is_different[best, i]]
@@ -132,7 +133,7 @@ class Comparison:
         return head, sure, scope
 
     def next_steps(self) -> list[str]:
-        """What it would take to tell the others apart, a line a pair."""
+        """What would be needed to tell the others apart, one line per pair."""
         unit, have = ("training seeds of each", self.seeds) if self.seeds > 1 else ("episodes", self.episodes)
         out = []
         for p in self.pairs:
@@ -148,29 +149,38 @@ class Comparison:
 
 
 def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> Comparison:
-    """Each a name and its evaluation (of a checkpoint), or its evaluations, one a training seed (of a method); all on
-    the same starts. Every two are compared as by `judge.compare`; the p of all pairs are adjusted together (Holm
-    1979), and two are told apart only where the adjusted p and the pair's own interval both say so.
+    """Compares each pair of several policies or methods on the same starts.
 
-    needed: what finds a difference as large as the one seen with probability 0.8, at the level of `1 - level` over the
-    number of pairs; as vague as that difference is. Raises UserError for fewer than two, or unequal starts or seeds.
+    Each pair is compared as by `evaluation.compare`. The p-values of all pairs are adjusted together (Holm 1979). Two
+    policies are told apart only if the adjusted p-value and the interval of the pair agree.
+
+    Args:
+        policies: Evaluations by name: one per checkpoint, or several per method, one for each training seed.
+        level: Confidence level of the intervals.
+
+    Returns:
+        The comparison. `needed` is the number of episodes (or seeds) that would detect a difference as large as the
+        observed one with probability 0.8, at level (1 - level) / pairs. It is as uncertain as that difference.
+
+    Raises:
+        UserError: There are fewer than two policies, or their starts or numbers of seeds differ.
     """
     if len(policies) < 2:
-        raise UserError(f"expected two policies or more, found {len(policies)}", where="compare",
-                        hint="evaluate(...) judges one")
+        raise UserError(f"a comparison needs at least two policies, not {len(policies)}", where="compare",
+                        hint="evaluate(...) evaluates a single policy")
     names, runs = tuple(policies), list(policies.values())
     groups = [_as_runs(r) for r in runs]
     if len({len(g) for g in groups}) > 1:
-        raise UserError("expected as many training seeds of each, found "
+        raise UserError("all methods need the same number of training seeds, but there are "
                         + ", ".join(f"{len(g)} of {n}" for n, g in zip(names, groups, strict=True)), where="compare",
                         hint="train the missing ones, or leave some out")
     of = "success" if all(r.success is not None for g in groups for r in g) else "return"
     several = len(groups[0]) > 1
     if of == "return" and len(groups[0][0].episodes) < 2:
-        raise UserError("expected two episodes or more, whose returns differ by chance, found 1", where="compare",
+        raise UserError("one episode is not enough to compare returns", where="compare",
                         hint="ask for more --episodes")
     means = [aggregate_seeds(g, level) if several else g[0] for g in groups]
-    estimates = tuple(m.success if of == "success" else m.returns for m in means)
+    estimates = tuple(m.success if of == "success" and m.success is not None else m.returns for m in means)
     which = list(combinations(range(len(names)), 2))
     found = [compare(runs[i], runs[j], metric=of, level=level) for i, j in which]
     adjusted = holm([1.0 if math.isnan(p.p_value) else p.p_value for p in found])
@@ -181,8 +191,7 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
 
 
 def _episodes_needed(a, b, p: PairedComparison, alpha: float) -> int | None:
-    """Episodes, or of methods training seeds, at which a difference as large as this one would mostly be found: more
-    than there are."""
+    """Number of episodes (for methods: training seeds) that would probably detect a difference as large as this one."""
     have = p.n_seeds if p.n_seeds > 1 else len(a[0].episodes)
     if not abs(p.difference) > 1e-9:
         return None
@@ -198,15 +207,15 @@ def _episodes_needed(a, b, p: PairedComparison, alpha: float) -> int | None:
     if not reach > 0:
         return None
 
-    def enough(n):  # Student's t, whose power is that of the noncentral t
+    def enough(n):  # the power of Student's t follows from the noncentral t distribution
         edge = scipy_stats.t.isf(alpha / 2, n - 1)
         return scipy_stats.nct.sf(edge, n - 1, min(reach * math.sqrt(n), 1e3)) >= TARGET_POWER
-    flips = math.floor(math.log2(2 / alpha))  # fewer returns, of all changes of their signs, cannot give so small a p
+    flips = math.floor(math.log2(2 / alpha))  # with fewer returns, no combination of signs gives such a small p
     return _smallest_sufficient(enough, max(have, flips) if p.n_seeds == 1 else have)
 
 
 def _smallest_sufficient(enough: Callable[[int], bool], low: int) -> int | None:
-    """The smallest number above `low` that is, if more is never worse."""
+    """The smallest number above `low` that is enough, if more is never worse."""
     high = low + 1
     while not enough(high):
         low, high = high, 2 * high

@@ -1,10 +1,10 @@
-"""Closed-loop evaluation: how often, how sure, and which of two is better."""
+"""Closed-loop evaluation: success rates with intervals, and which of two policies is better."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,18 +18,21 @@ from ..execute.actor import Actor
 from ..files import replace_nonfinite
 from . import stats
 from .rollout import rollout
-from .sequential import SequentialDifferenceTest, SequentialRateTest
+from .sequential import SequentialDifferenceTest, SequentialRateTest, TestState
 from .stats import LEVEL, Interval
 
 
 def validation_seed(seed: int) -> int:
-    """The seed of rollouts that look at a policy while it trains. Evaluation has the seeds from 0 up, all else has
-    negative ones: what chose a checkpoint never judges it."""
+    """The seed of rollouts during training.
+
+    Evaluation uses seeds from 0 upward, and everything else uses negative seeds. The episodes that selected a
+    checkpoint are therefore never used to evaluate it.
+    """
     return -1 - 3 * _check_seed(seed)
 
 
 def recording_seed(seed: int) -> int:
-    """The seed of recorded demonstrations: no policy is judged on starts that it was shown."""
+    """The seed of recorded demonstrations. No policy is evaluated on starts from its training data."""
     return -2 - 3 * _check_seed(seed)
 
 
@@ -40,13 +43,15 @@ def tuning_seed(seed: int) -> int:
 
 def _check_seed(seed: int) -> int:
     if seed < 0:
-        raise UserError(f"expected a seed of 0 or more, found {seed}", hint="negative seeds are kept for training")
+        raise UserError(f"the seed must be 0 or larger, not {seed}", hint="negative seeds are reserved for training")
     return seed
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one checkpoint (or any other actor) did. `success` is None where the environment defines none."""
+    """Rollouts of one checkpoint or another actor, with intervals. `success` is None if the environment does not define
+    it.
+    """
 
     env: str
     episodes: Dataset  # can be stored and trained on like any other
@@ -57,17 +62,22 @@ class Evaluation:
 
     @property
     def successes(self) -> np.ndarray | None:
-        """(episodes,) bool."""
+        """Success of each episode, (episodes,) bool."""
         return None if self.success is None else np.array([bool(e.metadata["success"]) for e in self.episodes])
 
     @property
     def episode_returns(self) -> np.ndarray:
-        """(episodes,) float64: each episode's return."""
+        """Return of each episode, (episodes,) float64."""
         return np.array([_episode_return(e) for e in self.episodes])
 
     def to_json(self, other: Evaluation | None = None, name: str = "") -> dict[str, Any]:
-        """The document of `understudy eval --json`; `against` is called `name` in it. Its difference is of success
-        where the environment defines it, else of the return."""
+        """The document of `understudy eval --json`.
+
+        Args:
+            other: A second evaluation to compare with.
+            name: Its name under `against`. The difference is that of success, or of the return if success is not
+                defined.
+        """
         k = self.successes
         out = {
             "env": self.env, "episodes": len(self.episodes), "successes": None if k is None else int(k.sum()),
@@ -81,20 +91,22 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The first's minus the second's, on the same starts. `seeds` training seeds of each: with 1 it speaks of two
-    checkpoints, with more of two methods."""
+    """The first minus the second policy, on the same starts.
+
+    With one training seed (`n_seeds`), it compares two checkpoints. With more, it compares two methods.
+    """
 
     metric: Literal["success", "return"]
     difference: float
     low: float
     high: float
-    p_value: float  # that the difference is chance
+    p_value: float  # of no difference
     level: float
     n_seeds: int
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """None: cannot tell. Interval and test must both say so."""
+        """The better one. None means "cannot tell": the interval and the test must agree."""
         if not self.p_value < 1 - self.level:
             return None
         return "first" if self.low > 0 else "second" if self.high < 0 else None
@@ -102,7 +114,7 @@ class PairedComparison:
 
 @dataclass(frozen=True)
 class MethodEvaluation:
-    """A method over its training seeds, each judged on the same starts."""
+    """A method over its training seeds, all evaluated on the same starts."""
 
     success: Interval | None
     returns: Interval
@@ -114,17 +126,34 @@ MethodRuns = Evaluation | Sequence[Evaluation]  # one checkpoint, or one for eac
 
 def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, level: float = LEVEL,
              watch: Callable[[int, Episode], None] = lambda n, e: None) -> Evaluation:
-    """Rolls out episodes 0 to episodes-1 of `seed`; `watch(number, episode)` sees each as it ends. An episode's
-    success is what the environment said in `info["success"]` at any of its steps."""
+    """Runs episodes 0 to episodes-1 of a seed.
+
+    An episode is a success if the environment reports it in `info["success"]` at any step.
+
+    Args:
+        actor: The actor to evaluate.
+        env: The environment.
+        episodes: Number of episodes.
+        seed: Seed of the episodes, 0 or larger.
+        level: Confidence level of the intervals.
+        watch: Called as `watch(number, episode)` when an episode ends.
+
+    Returns:
+        The rollouts with success rate and return.
+
+    Raises:
+        UserError: `episodes` is less than 1, or the actor does not fit the environment.
+    """
     if episodes < 1:
-        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate", hint="such as 100")
+        raise UserError(f"an evaluation needs at least one episode, not {episodes}", where="evaluate", hint="such as "
+                                                                                                            "100")
     began = time.perf_counter()
     ran = rollout(actor, env, episodes, seed, watch=watch)
     return evaluation_of(ran, time.perf_counter() - began, level)
 
 
 def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = LEVEL) -> Evaluation:
-    """The evaluation that these rollouts are (they may come from disk)."""
+    """The evaluation of existing rollouts, which may come from disk."""
     ended = [bool(e.metadata["success"]) for e in episodes if "success" in e.metadata]
     success = stats.clopper_pearson(sum(ended), len(ended), level) if len(ended) == len(episodes) else None
     returns = stats.bootstrap_mean([_episode_return(e) for e in episodes], level)
@@ -133,23 +162,36 @@ def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = L
 
 
 def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodEvaluation:
-    """One evaluation for each training seed of a method, on the same starts -> what to expect of the method."""
+    """Aggregates the evaluations of a method, one for each training seed, on the same starts."""
     for other in runs[1:]:
         _check_same_starts(runs[0], other)
-    success = None if runs[0].success is None else stats.two_level_rate([r.successes for r in runs], level)
+    tallies = [r.successes for r in runs if r.successes is not None]
+    success = stats.two_level_rate(tallies, level) if len(tallies) == len(runs) else None
     return MethodEvaluation(success, stats.two_level_mean([r.episode_returns for r in runs], level), len(runs))
 
 
 def compare(
     a: MethodRuns, b: MethodRuns, *, metric: Literal["success", "return"] | None = None, level: float = LEVEL
 ) -> PairedComparison:
-    """a minus b. Two evaluations: of these checkpoints, by Tango's interval and McNemar's exact test (of returns: a
-    bootstrap and a sign-flip test). Groups of them, one for each training seed: of the methods, over seeds and
-    starts. `of` None is success where it is defined. Raises UserError unless all met the same starts."""
+    """Compares a with b. Differences are a minus b.
+
+    Two evaluations compare these checkpoints, with Tango's interval and McNemar's exact test, or for returns with a
+    bootstrap and a sign-flip test. Two groups of evaluations, one for each training seed, compare the methods over
+    seeds and starts.
+
+    Args:
+        a: An evaluation, or one for each training seed.
+        b: Likewise, on the same starts.
+        metric: "success" or "return". By default success, if it is defined.
+        level: Confidence level of the interval.
+
+    Raises:
+        UserError: The starts or the numbers of seeds differ, or success is not defined.
+    """
     first, second = _as_runs(a), _as_runs(b)
     if len(first) != len(second):
-        raise UserError(f"expected as many training seeds of both, found {len(first)} and {len(second)}",
-                        where="compare", hint="give one evaluation for each training seed, as many of both")
+        raise UserError(f"both methods need the same number of training seeds, but have {len(first)} and {len(second)}",
+                        where="compare", hint="give one evaluation for each training seed")
     for other in (*first[1:], *second):
         _check_same_starts(first[0], other)
     defined = all(r.success is not None for r in (*first, *second))
@@ -175,13 +217,13 @@ def compare(
 def verdict(
     a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
 ) -> str:
-    """In plain words: how good, or which is better, by how much and how sure."""
+    """The result in plain words: how good a policy is, or which of two is better, by how much and how certain."""
     return " ".join(verdict_parts(a, b, names))
 
 
 def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
             ) -> tuple[str, str, str]:
-    """The verdict's parts: what came out, how sure that is, and what it is about."""
+    """The parts of the verdict: the result, its certainty, and what it is about."""
     runs = _as_runs(a)
     what = "success" if runs[0].success is not None else "return"
     if b is None:
@@ -220,18 +262,25 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
 
 def sequential_verdict_parts(
     test: SequentialRateTest | SequentialDifferenceTest,
-    state: Mapping[str, int],
+    state: TestState,
     successes: Sequence[int],
     names: tuple[str, ...] = ("this checkpoint",),
     unit: str = "episodes",
 ) -> tuple[str, str, str]:
-    """As `finding`, of a test that was looked at after every episode, as it stands at `state`. successes: of each
-    policy in `names`."""
+    """As `verdict_parts`, for a sequential test in the given state.
+
+    Args:
+        test: The test.
+        state: Its state.
+        successes: Number of successes of each policy in `names`.
+        names: Names of the policies.
+        unit: What is counted, such as "episodes".
+    """
     says, now, two = test.verdict(state), test.interval(state), isinstance(test, SequentialDifferenceTest)
     n = state["pairs"] if two else state["trials"]
     tally = " against ".join(f"{k} of {n}" for k in successes) + (" on the same starts" if two else "")
     show = (lambda v: _format_difference(v, "success")) if two else (lambda v: f"{v:.1%}")
-    if two:
+    if isinstance(test, SequentialDifferenceTest):
         asked, gap = f"whether {names[0]} or {names[1]} is better", f"{capitalize_name(names[0])} minus {names[1]}: "
         won = names if says == "first" else names[::-1]
         head = f"{capitalize_name(won[0])} succeeds more often than {won[1]}: "
@@ -257,7 +306,7 @@ def sequential_verdict_parts(
 
 
 def _disagreement_note(p: PairedComparison) -> str:
-    """Where interval and test do not say the same: what each says, and which of them decides."""
+    """If interval and test disagree: what each says, and which one decides."""
     apart, sure = p.low > 0 or p.high < 0, p.p_value < 1 - p.level
     if apart == sure:
         return ""
@@ -269,7 +318,8 @@ def _disagreement_note(p: PairedComparison) -> str:
 
 def _success_counts(runs: Sequence[Evaluation], what: str) -> str:
     if what == "success":
-        return f"{sum(int(r.successes.sum()) for r in runs)} of {sum(len(r.episodes) for r in runs)}"
+        succeeded = sum(int(r.successes.sum()) for r in runs if r.successes is not None)
+        return f"{succeeded} of {sum(len(r.episodes) for r in runs)}"
     return f"a mean return of {np.mean([r.episode_returns.mean() for r in runs]):.4g}"
 
 
@@ -288,7 +338,7 @@ def _format_p_value(p: float) -> str:
 
 
 def capitalize_name(name: str) -> str:
-    """At the start of a sentence; what is no words, such as a method's name or a path, stays as it is."""
+    """Capitalizes a word at the start of a sentence. Names of methods and paths stay unchanged."""
     first, more, _ = name.partition(" ")
     return name[:1].upper() + name[1:] if more and first.isalpha() else name
 
@@ -306,7 +356,7 @@ def _as_runs(runs: MethodRuns) -> tuple[Evaluation, ...]:
 
 
 def _check_same_starts(a: Evaluation, b: Evaluation) -> None:
-    """By what the episodes say of themselves, and by what was seen first."""
+    """Compares the metadata and the first observations of the episodes."""
     if a.env != b.env or len(a.episodes) != len(b.episodes):
         raise UserError(f"expected the same environment and starts, found {len(a.episodes)} episodes of {a.env} and "
                         f"{len(b.episodes)} of {b.env}", where="compare", hint="evaluate both alike")
@@ -325,11 +375,12 @@ def _check_same_starts(a: Evaluation, b: Evaluation) -> None:
 
 
 def _sign_flip_p_value(d: np.ndarray) -> float:
-    """The p of a mean of paired differences: how many of all (or 9,999 drawn) changes of their signs give as much
-    (Fisher 1935)."""
+    """p-value of a mean of paired differences: the fraction of all (or of 9,999 random) sign changes that give a mean
+    at least as large (Fisher 1935).
+    """
     if not np.isfinite(d).all():
         return math.nan
-    if not d.any() or len(d) == 1:  # one difference is as large with either sign
+    if not d.any() or len(d) == 1:  # a single difference has the same size with either sign
         return 1.0
     return float(scipy_stats.permutation_test((d,), lambda x, axis: np.mean(x, axis=axis), vectorized=True,
                                               permutation_type="samples", n_resamples=9_999,

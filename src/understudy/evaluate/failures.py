@@ -1,4 +1,4 @@
-"""Failed episodes in groups that failed alike: how many, where, when, and what to do next."""
+"""Groups of failed episodes with similar trajectories: how many, where, when, and what to do next."""
 
 from __future__ import annotations
 
@@ -18,18 +18,26 @@ from .behavior.demo_distance import DemonstrationIndex
 from .behavior.scaling import TrajectoryScaling, resample_rows
 from .episode_video import _camera, film_strip
 
-TRAJECTORY_POINTS, MAX_COMPONENTS = 8, 12  # of a trajectory, and what of it is clustered
+TRAJECTORY_POINTS, MAX_COMPONENTS = 8, 12  # points of a trajectory, and principal components for clustering
 MAX_STRIPS, STRIP_FRAMES = 6, 4  # episodes of a group whose frames are shown, and frames of each
-MAX_SUCCESSES = 50  # whose trajectories are drawn for comparison
-SHAPE_WEIGHT = 0.25  # a mean silhouette under which there are no groups (Kaufman and Rousseeuw 1990)
+MAX_SUCCESSES = 50  # successes whose trajectories are drawn for comparison
+SHAPE_WEIGHT = 0.25  # below this mean silhouette there are no groups (Kaufman and Rousseeuw 1990)
 
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """numbers: of the episodes, the most typical first. steps: when it was over, (first, median, last). late: how many
-    ran into the time limit. where: in words. starts: how many times as far from demonstrated states these begin as
-    successes do; None where that is unknown. leaves: the median step at which they are farther from them than successes
-    ever are, None where they mostly stay."""
+    """A group of similar failures.
+
+    Attributes:
+        episode_indices: Numbers of the episodes, the most typical one first.
+        steps: When the episodes ended: (first, median, last).
+        n_timeouts: Number of episodes that reached the time limit.
+        end_location: Where they end, in words.
+        start_distance: Distance of their starts from demonstrated states, relative to that of successes. None if
+            unknown.
+        divergence_step: Median step at which they are farther from demonstrated states than successes ever are. None if
+            most stay.
+    """
 
     episode_indices: tuple[int, ...]
     steps: tuple[int, int, int]
@@ -53,7 +61,7 @@ class FailureGroup:
         }
 
     def describe(self) -> str:
-        """In one sentence, without its size."""
+        """The group in one sentence, without its size."""
         first, median, last = self.steps
         when = (f"over at step {median}" if first == last else f"over at steps {first} to {last}, half by {median}")
         limit = ("" if not self.n_timeouts else ", at the time limit" if self.n_timeouts == len(self) else
@@ -81,8 +89,14 @@ class FailureGroup:
 def group_failures(
     episodes: Dataset, env: Env | None = None, demonstrations: DemonstrationIndex | None = None, max_groups: int = 6
 ) -> tuple[FailureGroup, ...]:
-    """The groups, the largest first; none where nothing failed or success is not defined. Trajectories (`POINTS` states
-    each, and how long they are) are clustered (`clusters.clustered`); fewer than four failures are one group."""
+    """Groups failed episodes.
+
+    Trajectories (`TRAJECTORY_POINTS` states each, and their length) are clustered. Fewer than four failures form one
+    group.
+
+    Returns:
+        The groups, largest first. Empty if nothing failed or success is not defined.
+    """
     lost = [e for e in episodes if e.metadata.get("success") is False]
     if not lost:
         return ()
@@ -136,7 +150,9 @@ def _make_group(lost: list[Episode], won, env, view, demonstrated, far) -> Failu
 
 
 def _describe_end(lost, won, env, view: TrajectoryScaling) -> str:
-    """Where these end: on the map of a Plane, else by what tells their last states from those of successes best."""
+    """Where these episodes end: on the map of a PlanarMap, or by what distinguishes their last states from those of
+    successes.
+    """
     if isinstance(env, PlanarMap) and (plane := env.map())["path"][0] in lost[0].steps:
         name, *at = plane["path"]
         ends = np.array([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[-1, at] for e in lost])
@@ -168,7 +184,7 @@ def _telling_component(lost: Sequence[Episode], won: Sequence[Episode], view: Tr
     return i, float(odd[i])
 
 
-# -- to look at ----------------------------------------------------------------------------------------------------
+# -- figures ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -256,7 +272,7 @@ def _strips(episodes: Sequence[Episode], env: Env | None) -> list[plots.Figure |
 
 
 def _rerender(episodes: Sequence[Episode], env: Renderable, most: int = 4) -> list[list[tuple[int, np.ndarray]]]:
-    """(step, frame) of each episode: its actions from its start, side by side with the others'."""
+    """(step, frame) of each episode. Its actions are repeated from its start, in parallel with those of the others."""
     out: list[list[tuple[int, np.ndarray]]] = []
     for i in range(0, len(episodes), env.rows):
         group = episodes[i:i + env.rows]

@@ -1,7 +1,7 @@
-"""Two policies that did not meet the same starts: tests and intervals of the difference of two independent rates.
+"""Tests and intervals for the difference of two independent rates: two policies on different starts.
 
-Pairs tell more (`stats.tango`, `stats.mcnemar`); this is for rollouts that others made, or a robot that cannot be set
-up twice alike. Arguments: successes and trials of the first, then of the second.
+Pairs are more informative (`stats.tango`, `stats.mcnemar`). These functions are for rollouts by others, or for a robot
+that cannot be set up twice in the same way. Arguments: successes and trials of the first policy, then of the second.
 """
 
 from __future__ import annotations
@@ -14,34 +14,40 @@ from .stats import LEVEL, Interval, _check_counts, wilson
 
 
 def fisher_exact(k1: int, n1: int, k2: int, n2: int) -> float:
-    """The exact two-sided p that the difference is chance, given how many succeeded in all (Fisher 1935): never too
-    small, and somewhat too large."""
+    """Exact two-sided p-value of no difference, given the total number of successes (Fisher 1935). Never too small, and
+    somewhat too large.
+    """
     return float(stats.fisher_exact(_contingency_table(k1, n1, k2, n2)).pvalue)
 
 
 def barnard_exact(k1: int, n1: int, k2: int, n2: int) -> float:
-    """The same without that condition, for the rate that chance likes best: as exact, and more powerful (Barnard 1945;
-    the statistic is the pooled score)."""
+    """Exact p-value without that condition, for the worst-case rate (Barnard 1945). It is more powerful. The statistic
+    is the pooled score.
+    """
     if k1 + k2 in (0, n1 + n2):
         return 1.0
     return float(min(stats.barnard_exact(_contingency_table(k1, n1, k2, n2)).pvalue, 1.0))
 
 
 def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> float:
-    """The score statistic of a supposed `difference` of two independent rates: its variance is of the rates that are
-    likeliest if the difference were so (Miettinen and Nurminen 1985; Farrington and Manning 1990)."""
+    """Score statistic of a hypothetical `difference` of two independent rates.
+
+    The variance uses the most likely rates under the hypothesis (Miettinen and Nurminen 1985; Farrington and Manning
+    1990).
+    """
     second = _constrained_estimate(k1, n1, k2, n2, difference)
     first, n = second + difference, n1 + n2
     variance = (first * (1 - first) / n1 + second * (1 - second) / n2) * n / (n - 1)
     gap = k1 / n1 - k2 / n2 - difference
-    if variance <= 1e-15:  # no other outcome could have been, or none like this one
+    if variance <= 1e-15:  # no other outcome was possible, or not this one
         return 0.0 if abs(gap) < 1e-12 else math.copysign(math.inf, gap)
     return gap / math.sqrt(variance)
 
 
 def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float = LEVEL) -> Interval:
-    """Of the difference of two independent rates, first minus second: all differences that the score test does not
-    reject (Miettinen and Nurminen 1985). Covers close to `level`."""
+    """Score interval of the difference of two independent rates, first minus second (Miettinen and Nurminen 1985). It
+    covers close to `level`.
+    """
     _check_trials(k1, n1, k2, n2)
     z, estimate = stats.norm.isf((1 - level) / 2), k1 / n1 - k2 / n2
     first, last = -1 + 1e-12, 1 - 1e-12
@@ -52,7 +58,9 @@ def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float 
 
 
 def newcombe_independent(k1: int, n1: int, k2: int, n2: int, level: float = LEVEL) -> Interval:
-    """The same from Wilson's limits of the two rates (Newcombe 1998, method 10): a second opinion of other make."""
+    """Interval of the same difference from Wilson's limits of the two rates (Newcombe 1998, method 10), as a second
+    opinion.
+    """
     _check_trials(k1, n1, k2, n2)
     first, second = wilson(k1, n1, level), wilson(k2, n2, level)
     d = first.estimate - second.estimate
@@ -61,7 +69,7 @@ def newcombe_independent(k1: int, n1: int, k2: int, n2: int, level: float = LEVE
 
 
 def _constrained_estimate(k1: float, n1: float, k2: float, n2: float, d: float) -> float:
-    """The second's likeliest rate if the first's is higher by d: a root of a cubic, by the cosine formula."""
+    """The most likely second rate if the first is larger by d: a root of a cubic, by the cosine formula."""
     n, k = n1 + n2, k1 + k2
     square, line, constant = (n1 + 2 * n2) * d - n - k, (n2 * d - n - 2 * k2) * d + k, k2 * d * (1 - d)
     q = square**3 / (27 * n**3) - square * line / (6 * n**2) + constant / (2 * n)
@@ -79,4 +87,4 @@ def _check_trials(k1, n1, k2, n2) -> None:
     _check_counts(k1, n1)
     _check_counts(k2, n2)
     if min(n1, n2) < 1:
-        raise ValueError(f"expected at least one trial of each, found {n1} and {n2}")
+        raise ValueError(f"both policies need at least one trial, but they have {n1} and {n2}")

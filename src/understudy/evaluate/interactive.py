@@ -1,9 +1,8 @@
-"""Evaluation by a person: trials on a real robot, blind and in random order, until the question is settled.
+"""Evaluation by a person: blind trials on a real robot in random order, until the result is clear.
 
-A `TrialDesign` says what is to be settled; a `Session`, where that stands, is a value, and what happens are events,
-small
-JSON objects: `design.update(session, event)` gives the next session. `TrialLog` keeps the events on the disk, each
-before the next trial begins, so that whatever stops the evaluation it goes on from there.
+A `TrialDesign` defines the question. A `Session` is the state of the evaluation and a value. Everything that happens is
+an event, a small JSON object: `design.update(session, event)` returns the next session. `TrialLog` writes each event to
+disk before the next trial starts, so that an interrupted evaluation can continue.
 """
 
 from __future__ import annotations
@@ -30,47 +29,47 @@ LABELS = ("failure", "partial", "success")
 
 @dataclass(frozen=True)
 class Trial:
-    """What the person, or the loop that runs the robot, needs to know of a trial. Not which policy it is of."""
+    """What the person, or the function that runs the robot, must know about a trial. It does not reveal the policy."""
 
-    index: int  # of this trial, from 1; those that were spoilt count
-    start: int  # of the scene, from 1: both policies meet each scene, which shall look the same to both
+    index: int  # of this trial, from 1; spoiled trials count
+    start: int  # of the scene, from 1; each scene must look the same for both policies
     key: Tensor  # (1,) int64: the randomness of the policy, for `actor.start(obs, trial.key)`
 
 
 @dataclass(frozen=True)
 class Round:
-    """One scene, met by every policy."""
+    """One scene, with one trial of every policy."""
 
-    index: int  # which decides the order of its trials
+    index: int  # decides the order of its trials
     labels: tuple[str, ...] = ()  # of its trials so far, in their order
 
 
 @dataclass(frozen=True)
 class Session:
-    """Where an evaluation stands."""
+    """The state of an evaluation."""
 
     rounds: tuple[Round, ...] = ()  # complete ones
     current_round: Round = field(default_factory=lambda: Round(0))
-    n_trials: int = 0  # begun so far
+    n_trials: int = 0  # started so far
     is_running: bool = False
-    discarded: tuple[int, ...] = ()  # trials that were begun and do not count, by policy
+    discarded: tuple[int, ...] = ()  # trials that were started and do not count, by policy
     is_over: bool = False
 
 
 @dataclass(frozen=True)
 class TrialDesign:
-    """What is to be settled, by which test, with what labels: fixed before the first trial.
+    """The question, the test and the labels, fixed before the first trial.
 
-    policies: one name, with a `Rate` to judge it by, or two, with a `SequentialDifferenceTest`. labels: worst first;
-    the last alone
-    is a success, those between are told in the result. seed: of the orders and of the policies' randomness.
-    `test.max_rollouts`, if there is one, ends it after so many rounds.
+    Each round is one scene with one trial of each policy. A fair coin decides which policy goes first. The coins are
+    independent, not balanced. The test is then valid even if the first trial has an advantage (a fresh scene, a full
+    battery), whatever happened before: with equally good policies, the winner of a round is a fair coin itself
+    (randomization as the basis of a test: Fisher 1935). The coin of a spoiled round is tossed again.
 
-    Each round is one scene and has one trial of each policy; a fair coin says which comes first. Independent coins, and
-    not a pattern that balances them, because then the test holds even if whoever comes first does better (a scene that
-    is fresher, a battery that is fuller), whatever happened before: with equally good policies the winner of a round is
-    a fair coin itself (randomisation as the basis of a test: Fisher 1935). A round that was spoilt has its coin tossed
-    again.
+    Args:
+        policies: One name with a `SequentialRateTest`, or two names with a `SequentialDifferenceTest`.
+        test: The test. `test.max_rollouts` limits the number of rounds.
+        labels: From worst to best. Only the last one is a success. The others are reported in the result.
+        seed: Seed of the orders and of the randomness of the policies.
     """
 
     policies: tuple[str, ...]
@@ -81,34 +80,35 @@ class TrialDesign:
     def __post_init__(self):
         wanted = SequentialRateTest if len(self.policies) == 1 else SequentialDifferenceTest
         if len(self.policies) not in (1, 2) or not isinstance(self.test, wanted):
-            raise UserError(f"expected one policy and a rate, or two and a difference, found {len(self.policies)} and "
+            raise UserError(f"the test does not fit: {len(self.policies)} policies with a "
                             f"{type(self.test).__name__}", where="interactive",
-                            hint="Rate asks of one policy, Difference of two")
+                            hint="use SequentialRateTest for one policy, SequentialDifferenceTest for two")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
-            raise UserError(f"expected two different labels or more, found {', '.join(self.labels) or 'none'}",
+            raise UserError(f"at least two different labels are needed, not {', '.join(self.labels) or 'none'}",
                             where="labels", hint="worst first, success last: failure, grasped, success")
 
     def start(self) -> Session:
         return Session(discarded=(0,) * len(self.policies))
 
     def policy_order(self, draw: int) -> tuple[int, ...]:
-        """The policies' numbers in the order of this round's trials. Other policies have other orders, so that nobody
-        learns the first ones by heart."""
+        """Indices of the policies in the order of the trials of this round. It depends on the names of the policies, so
+        that nobody can learn the first orders by heart.
+        """
         salt = hashlib.sha256(json.dumps([self.seed, *self.policies]).encode()).digest()
         coin = uniform(keys(int.from_bytes(salt[:6]), [draw]), torch.zeros(1, dtype=torch.int64), (len(self.policies),))
         return tuple(coin[0].argsort().tolist())
 
     def current_policy(self, session: Session) -> int:
-        """Of the trial that is running, or comes next."""
+        """Index of the policy of the current or next trial."""
         return self.policy_order(session.current_round.index)[len(session.current_round.labels)]
 
     def current_trial(self, session: Session) -> Trial:
-        """The one that is running, or comes next."""
+        """The current or next trial."""
         return Trial(session.n_trials + (not session.is_running), len(session.rounds) + 1,
                      keys(self.seed, [session.current_round.index]))
 
     def next_event(self, session: Session) -> Literal["begin", "label", "end", "over"]:
-        """What comes: a trial, its label, the end (of a question that is settled), or nothing."""
+        """What comes next: a trial, its label, the end (if the result is clear), or nothing."""
         if session.is_over:
             return "over"
         if session.is_running:
@@ -116,16 +116,17 @@ class TrialDesign:
         return "end" if not session.current_round.labels and self.verdict(session) is not None else "begin"
 
     def update(self, session: Session, event: Mapping[str, Any]) -> Session:
-        """The session after an event:
+        """Returns the session after an event:
 
-        {"event": "begin"}                      a trial begins; one that ran until then was interrupted, and is spoilt
-        {"event": "label", "label": "success"}  how it went
-        {"event": "spoilt"}                     it does not count, and the same policy tries again
-        {"event": "scrap"}                      the round does not count, and begins anew with another order
-        {"event": "correct", "label": ...}      the last label was a mistake
-        {"event": "end"}                        no more trials; the policies' names may be told
+            {"event": "begin"}                      a trial starts; a trial that was running counts as spoiled
+            {"event": "label", "label": "success"}  the result of the trial
+            {"event": "spoilt"}                     the trial does not count, and the same policy tries again
+            {"event": "scrap"}                      the round does not count, and starts again with another order
+            {"event": "correct", "label": ...}      replaces the last label
+            {"event": "end"}                        no more trials; the names of the policies may be shown
 
-        Raises UserError for what cannot come now.
+        Raises:
+            UserError: The event is not possible now.
         """
         s, kind = session, event.get("event")
         if s.is_over or kind not in ("begin", "label", "spoilt", "scrap", "correct", "end"):
@@ -136,13 +137,13 @@ class TrialDesign:
             raise UserError(f"expected {'an end of the trial' if s.is_running else 'a trial to begin'}, found {kind!r}",
                             where="interactive", hint="`next` says what can come")
         if kind in ("label", "correct") and event.get("label") not in self.labels:
-            raise UserError(f"expected {', '.join(self.labels[:-1])} or {self.labels[-1]}, found "
-                            f"{event.get('label')!r}", where="label", hint="say how the trial went by one of these")
+            raise UserError(f"the label must be {', '.join(self.labels[:-1])} or {self.labels[-1]}, not "
+                            f"{event.get('label')!r}", where="label", hint="use one of these labels")
         if kind == "begin":
             if s.is_running:
                 s = self._discard(s, 1)
             if self.next_event(s) != "begin":
-                raise UserError("expected no more trials, found one begun: the question is settled",
+                raise UserError("a trial was started although the result is clear",
                                 where="interactive", hint="end the session")
             return replace(s, is_running=True, n_trials=s.n_trials + 1)
         if kind == "label":
@@ -159,7 +160,7 @@ class TrialDesign:
                 s, current_round=replace(s.current_round, labels=(*s.current_round.labels[:-1], event["label"]))
             )
         if not s.rounds:
-            raise UserError("expected a label to correct, found none", where="interactive",
+            raise UserError("there is no label to correct", where="interactive",
                             hint="label a trial first")
         *rounds, last = s.rounds
         return replace(s, rounds=(*rounds, replace(last, labels=(*last.labels[:-1], event["label"]))))
@@ -183,31 +184,31 @@ class TrialDesign:
         return replace(s, rounds=(*s.rounds, now), current_round=Round(now.index + 1))
 
     def _discard(self, s: Session, trials: int) -> Session:
-        """The last so many trials of the round that is under way do not count."""
+        """Discards the last trials of the current round."""
         order, after = self.policy_order(s.current_round.index), len(s.current_round.labels) + s.is_running
         lost = order[after - trials:after]
         return replace(s, is_running=False, discarded=tuple(n + lost.count(i) for i, n in enumerate(s.discarded)))
 
-    # -- what it says ---------------------------------------------------------------------------------------------
+    # -- results ---------------------------------------------------------------------------------------------
 
     def complete_rounds(self, session: Session) -> list[tuple[str, ...]]:
-        """Of each complete round the label of every policy, in the order of `policies`."""
+        """For each complete round, the label of every policy, in the order of `policies`."""
         return [tuple(r.labels[self.policy_order(r.index).index(i)] for i in range(len(self.policies)))
                 for r in session.rounds]
 
     def test_state(self, session: Session) -> dict[str, int]:
-        """Of the test, after the complete rounds."""
+        """The state of the test after the complete rounds."""
         state = self.test.start()
         for labels in self.complete_rounds(session):
             state = self.test.update(state, *(label == self.labels[-1] for label in labels))
         return state
 
     def verdict(self, session: Session) -> str | None:
-        """The test's, on complete rounds; None while it is not settled."""
+        """The verdict of the test on complete rounds. None while it is not clear."""
         return self.test.verdict(self.test_state(session))
 
     def result(self, session: Session) -> dict[str, Any]:
-        """All that came out, as JSON, with the policies' names. Every interval holds whenever it is looked at."""
+        """The complete result as JSON, with the names of the policies. Every interval is valid at any moment."""
         each, state = self.complete_rounds(session), self.test_state(session)
         policies = []
         for i, name in enumerate(self.policies):
@@ -230,9 +231,9 @@ _FIRST_LINE = b'{"event": "interactive evaluation"'
 
 
 class TrialLog:
-    """JSON, a line an event, the first line of which says what the evaluation is: the record of it, too.
+    """Journal of an evaluation: one JSON line per event. The first line describes the evaluation.
 
-    A line is on the disk when `write` returns. What a crash or a power cut left of a line is cut off.
+    A line is on the disk when `write` returns. An incomplete last line, after a crash or a power cut, is removed.
     """
 
     def __init__(self, path: Path, handle: int, events: Sequence[Mapping[str, Any]]):
@@ -241,12 +242,19 @@ class TrialLog:
     @staticmethod
     @contextmanager
     def open(path: Path | str, about: Mapping[str, Any]) -> Iterator[TrialLog]:
-        """The journal of the evaluation that `about` (JSON) describes, begun where there is none. For one process at a
-        time. Raises UserError if it is of another, or damaged."""
+        """Opens or creates the journal of an evaluation, for one process at a time.
+
+        Args:
+            path: The file.
+            about: JSON that describes the evaluation.
+
+        Raises:
+            UserError: The journal belongs to another evaluation, or is damaged.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise UserError("expected a file, or nothing, found a folder", where=path, hint="name another --save")
+            raise UserError("this is a folder, not a file", where=path, hint="name another --save")
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             _lock(handle, path)
@@ -275,19 +283,21 @@ class TrialLog:
 
 
 def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
-    """All whole lines; half a line at the end is cut off."""
+    """All complete lines. An incomplete last line is removed."""
     with open(handle, "rb", closefd=False) as file:
         text = file.read()
     whole = text.rfind(b"\n") + 1
-    found = []
+    found: list[dict[str, Any]] = []
     for number, line in enumerate(text[:whole].splitlines(), 1):
         try:
-            found.append(json.loads(line))
+            value = json.loads(line)
         except ValueError:
-            found.append(None)
-        if not isinstance(found[-1], dict):
-            raise UserError(f"expected a line of JSON, found something else in line {number}", where=path,
-                            hint="take the file from a copy, or name another --save and begin anew")
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        else:
+            raise UserError(f"line {number} is not JSON", where=path,
+                            hint="restore the file from a copy, or start again with another --save")
     if len(text) > whole and not found and text[:len(_FIRST_LINE)] != _FIRST_LINE[:len(text)]:
         raise UserError("expected the journal of an evaluation, or nothing, found something else", where=path,
                         hint="name another --save")
@@ -308,13 +318,13 @@ def _shorten(value) -> str:
 
 
 def _lock(handle: int, path: Path) -> None:
-    """Given back by the system when the process ends, however it ends."""
+    """Locks the file. The system releases the lock when the process ends, whatever the reason."""
     try:
         import fcntl
 
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError("expected nobody else to evaluate here, found another process at it", where=path,
-                        hint="go on there, or name another --save") from None
+        raise UserError("another process is using this file", where=path,
+                        hint="continue there, or choose another --save") from None
     except (ImportError, OSError):
         pass

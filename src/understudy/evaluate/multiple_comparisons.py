@@ -1,4 +1,4 @@
-"""Many policies at once: p-values that stay honest, letters for those that cannot be told apart, ranks."""
+"""Several policies at once: adjusted p-values, letters for those that cannot be told apart, ranks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ import numpy as np
 
 
 def bonferroni(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusted p-values, in the order given: that any true null hypothesis among them falls below alpha has a
-    probability of at most alpha, however the tests depend on each other (Dunn 1961)."""
+    """Adjusted p-values, in the given order.
+
+    The probability that any true null hypothesis falls below alpha is at most alpha, whatever the dependence of the
+    tests (Dunn 1961).
+    """
     found = _check_p_values(p)
     return np.minimum(found * found.size, 1.0)
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """As `bonferroni`, with the same promise, and never larger: the smallest counts against all of them, the next
-    against those that are left (Holm 1979)."""
+    """As `bonferroni`, with the same guarantee, and never larger.
+
+    The smallest p-value counts against all tests, and each next one against the remaining tests (Holm 1979).
+    """
     found = _check_p_values(p)
     order = np.argsort(found, kind="stable")
     out = np.empty_like(found)
@@ -32,7 +37,7 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 def _check_p_values(p) -> np.ndarray:
     found = np.asarray(p, float)
     if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():
-        raise ValueError(f"expected a list of p-values from 0 to 1, found {found.tolist()}")
+        raise ValueError(f"p-values must be a list of numbers from 0 to 1, not {found.tolist()}")
     return found
 
 
@@ -42,17 +47,23 @@ def _check_p_values(p) -> np.ndarray:
 def compact_letter_display(
     is_different: Sequence[Sequence[bool]] | np.ndarray, order: Sequence[int] | None = None
 ) -> list[str]:
-    """The compact letter display of n policies: two share a letter exactly where they cannot be told apart.
+    """Compact letter display of n policies: two share a letter exactly if they cannot be told apart.
 
-    different (n, n): whether two are told apart. order: their numbers, best first (as they come, otherwise); `a` is
-    the best's. The letters of policy i are the i-th of what is returned. Letters are split where two differ, absorbed
-    where another has the same policies and more, and swept away where no pair needs them (Piepho 2004).
+    Letters are split where two policies differ, absorbed if another letter has the same policies and more, and removed
+    if no pair needs them (Piepho 2004).
+
+    Args:
+        is_different: Whether two policies are told apart, (n, n).
+        order: Indices of the policies, best first. The default is their order. `a` belongs to the best.
+
+    Returns:
+        The letters of each policy.
     """
     apart = _check_symmetric(is_different)
     n = len(apart)
     place = {i: at for at, i in enumerate(range(n) if order is None else order)}
     if sorted(place) != list(range(n)):
-        raise ValueError(f"expected an order of the numbers 0 to {n - 1}, found {list(order or [])}")
+        raise ValueError(f"the order must have each of the numbers 0 to {n - 1} once, not {list(order or [])}")
     groups = [set(range(n))] if n else []
     for i, j in combinations(range(n), 2):
         if apart[i, j]:
@@ -74,7 +85,7 @@ def _letter_name(number: int) -> str:
 
 
 class RankInterval(NamedTuple):
-    estimate: int  # 1 is the best; equals share the better one
+    estimate: int  # 1 is the best; equal policies share the better rank
     low: int
     high: int
 
@@ -82,15 +93,18 @@ class RankInterval(NamedTuple):
 def rank_intervals(
     is_different: Sequence[Sequence[bool]] | np.ndarray, estimates: Sequence[float] | np.ndarray
 ) -> list[RankInterval]:
-    """Each policy's rank, with all that it may be: behind those only that are told to be better, before those only that
-    are told to be worse. `different` (n, n) as for `letters`, `estimates` (n,), higher is better.
+    """The rank of each policy with all ranks that it may have: below those that are better, above those that are worse.
 
-    Where the pairs' tests err at most once in twenty all together (`holm`), all these intervals hold together in
-    nineteen of twenty repetitions (Mogstad, Romano, Shaikh and Wilhelm 2024).
+    If the tests of all pairs together are wrong at most once in twenty (`holm`), all these intervals together are right
+    in nineteen of twenty repetitions (Mogstad, Romano, Shaikh and Wilhelm 2024).
+
+    Args:
+        is_different: Whether two policies are told apart, (n, n).
+        estimates: One value per policy, (n,). Higher is better.
     """
     apart, x = _check_symmetric(is_different), np.asarray(estimates, float)
     if x.shape != (len(apart),):
-        raise ValueError(f"expected {len(apart)} estimates, found {x.shape}")
+        raise ValueError(f"there are {len(apart)} policies, but estimates of shape {x.shape}")
     above, below = x[None] > x[:, None], x[None] < x[:, None]  # (i, j): j is above i
     return [RankInterval(*map(int, r)) for r in zip(1 + above.sum(1), 1 + (above & apart).sum(1),
                                             len(x) - (below & apart).sum(1), strict=True)]
@@ -101,5 +115,5 @@ def _check_symmetric(different) -> np.ndarray:
     if apart.size == 0:
         return apart.reshape(0, 0)
     if apart.ndim != 2 or apart.shape[0] != apart.shape[1] or (apart != apart.T).any() or apart.diagonal().any():
-        raise ValueError("expected for each two policies whether they differ: a symmetric table, False on its diagonal")
+        raise ValueError("is_different must be a symmetric matrix with False on its diagonal")
     return apart

@@ -1,4 +1,4 @@
-"""Not worse, or as good: what "no significant difference" does not show."""
+"""Tests of noninferiority and equivalence, which "no significant difference" does not show."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ Outcomes = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 
 
 def noninferiority_p_value(first: Outcomes, second: Outcomes, margin: float, *, paired: bool = True) -> float:
-    """The p of "the first succeeds less often than the second by `margin` or more": below 0.05, it is not inferior.
+    """p-value of the hypothesis that the first policy is worse by `margin` or more. Below 0.05, it is not inferior.
 
-    first, second: 0s and 1s, (episodes,) of two checkpoints, or (training seeds, episodes) of two methods, the same
-    starts in the same places; paired=False: of two checkpoints on starts of their own, as many as each has. One-sided,
-    by the test that makes the interval: Tango's score test (1998) of two checkpoints, `stats.difference_p` of two
-    methods, Miettinen and Nurminen's score test (1985) of unpaired checkpoints.
+    The test is one-sided and belongs to the interval: Tango's score test (1998) for two checkpoints,
+    `stats.difference_p` for two methods, Miettinen and Nurminen's score test (1985) for unpaired checkpoints.
+
+    Args:
+        first: Outcomes 0 and 1: (episodes,) of a checkpoint, or (training seeds, episodes) of a method.
+        second: Outcomes of the other, with the same starts in the same places.
+        margin: Largest acceptable difference of success rates.
+        paired: False for two checkpoints on different starts, which may have different numbers of episodes.
     """
     return _one_sided_p_value(first, second, -_check_margin(margin), paired)
 
 
 def equivalence_p_value(first: Outcomes, second: Outcomes, margin: float, *, paired: bool = True) -> float:
-    """The p of "they differ by `margin` or more": below 0.05, they are as good as each other up to `margin`. The larger
-    of two one-sided tests (Schuirmann 1987), so that 0.05 goes with an interval at 90 %. Arguments of `noninferior`."""
+    """p-value of the hypothesis that the policies differ by `margin` or more. Below 0.05, they are equivalent up to
+    `margin`.
+
+    This is the larger p-value of two one-sided tests (Schuirmann 1987), so 0.05 corresponds to a 90 % interval. The
+    arguments are those of `noninferiority_p_value`.
+    """
     return max(
         _one_sided_p_value(first, second, -_check_margin(margin), paired),
         _one_sided_p_value(second, first, -margin, paired),
@@ -38,7 +46,8 @@ def _one_sided_p_value(first, second, null_difference: float, paired: bool) -> f
     x, y = np.asarray(first, float), np.asarray(second, float)
     if not paired:
         if x.ndim != 1 or y.ndim != 1:
-            raise ValueError("expected one list of outcomes of each: methods are compared on the same starts")
+            raise ValueError("unpaired tests need one list of outcomes of each: methods are compared on the same "
+                             "starts")
         return float(scipy_stats.norm.sf(score_z(x.sum(), len(x), y.sum(), len(y), null_difference)))
     stats._check_paired(x, y)
     if x.ndim == 1:
@@ -48,6 +57,6 @@ def _one_sided_p_value(first, second, null_difference: float, paired: bool) -> f
 
 def _check_margin(margin: float) -> float:
     if not 0 < margin < 1:
-        raise UserError(f"expected a margin between 0 and 1, found {margin}", where="margin",
+        raise UserError(f"the margin must be between 0 and 1, not {margin}", where="margin",
                         hint="0.05 is five points of success")
     return margin

@@ -1,4 +1,4 @@
-"""How many rollouts a question takes, by the exact power of the very tests that answer it."""
+"""Sample-size planning: how many rollouts a question needs, by the exact power of the tests that answer it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from .sequential import SequentialDifferenceTest, SequentialRateTest
 from .stats import LEVEL
 
 ASSUMED_CORRELATIONS = (0.0, 0.25, 0.5, 0.75)  # of two policies' outcomes on the same starts
-MAX_ROLLOUTS = 100_000  # rollouts of each: nobody runs more
+MAX_ROLLOUTS = 100_000  # upper bound of rollouts of each policy
 
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Rollouts of each policy that find a difference. `paired` by the correlation of the two outcomes on the same
-    starts, as far as rates so different can be correlated; `expected` and `maximum` of the sequential test, paired, at
-    correlation 0: how many it takes on average, and the most that it must be given for the power."""
+    """Numbers of rollouts of each policy that detect a difference.
+
+    Attributes:
+        paired: By the correlation of the two outcomes on the same starts, as far as such different rates can be
+            correlated.
+        expected: Mean number of rollouts of the sequential test, paired, with correlation 0.
+        maximum: Largest number of rollouts that the sequential test needs for this power.
+    """
 
     unpaired: int
     paired: dict[float, int]
@@ -36,7 +41,8 @@ class RolloutPlan:
 
 @dataclass(frozen=True)
 class RateTestPlan:
-    """Rollouts that tell one rate from a bound: all at once, or looking after each (`expected` on average)."""
+    """Numbers of rollouts that tell a rate from a threshold: fixed in advance, or sequential (`expected` on average).
+    """
 
     fixed_size: int
     expected: int
@@ -47,9 +53,18 @@ class RateTestPlan:
 
 
 def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> RolloutPlan:
-    """How many rollouts of each of two policies with these success rates, so that a two-sided test at `alpha` names the
-    better one with probability `power`. Paired: what `compare` demands, McNemar's exact test and Tango's interval
-    (`paired_power`); unpaired: Fisher's exact test (`unpaired_power`); sequential: `sequential.Difference`."""
+    """Number of rollouts of each of two policies, so that a two-sided test names the better one with probability
+    `power`.
+
+    Paired: both McNemar's exact test and Tango's interval, as `compare` requires (`paired_power`). Unpaired: Fisher's
+    exact test (`unpaired_power`). Sequential: `sequential.SequentialDifferenceTest`.
+
+    Args:
+        first: Success rate of the first policy.
+        second: Success rate of the second policy.
+        alpha: Level of the test.
+        power: Probability of naming the better policy.
+    """
     _check_arguments(first, second, alpha, power, ("the first rate", "the second rate"))
     unpaired = _smallest_sufficient(
         lambda n: unpaired_power(first, second, n, alpha), power, _normal_sample_size(first, second, alpha, power)
@@ -66,8 +81,12 @@ def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0
 
 
 def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: float = 0.8) -> RateTestPlan:
-    """How many rollouts of one policy of success `rate`, so that its two-sided interval (Clopper-Pearson, or the
-    confidence sequence of `sequential.Rate`) leaves out `than` on the right side with probability `power`."""
+    """Number of rollouts of one policy with success `rate`, so that its interval excludes `threshold` with probability
+    `power`.
+
+    The interval is Clopper-Pearson's, or the confidence sequence of `sequential.SequentialRateTest`. It must exclude
+    the threshold on the correct side.
+    """
     _check_arguments(rate, threshold, alpha, power, ("the rate", "the bound"))
     fixed = _smallest_sufficient(
         lambda n: rate_power(rate, threshold, n, alpha), power, _normal_sample_size(rate, threshold, alpha, power) // 2
@@ -85,9 +104,12 @@ def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: fl
 
 
 def paired_power(first: float, second: float, pairs: int, correlation: float = 0.0, alpha: float = 1 - LEVEL) -> float:
-    """Exactly: the probability that `compare` names the better of two policies after so many pairs (Connor 1987 has
-    the approximation). Of m pairs that differ, the better one must win as many as McNemar's exact test and the score
-    test of Tango's interval both ask for."""
+    """Exact probability that `compare` names the better of two policies after this many pairs (approximation: Connor
+    1987).
+
+    Of m pairs that differ, the better policy must win as many as both McNemar's exact test and the score test of
+    Tango's interval require.
+    """
     only, other = _discordant_probabilities(first, second, correlation)
     m = _likely_counts(pairs, only + other)
     need = np.maximum(stats.binom.isf(alpha / 2 * (1 - 1e-9), m, 0.5) + 1,
@@ -97,12 +119,14 @@ def paired_power(first: float, second: float, pairs: int, correlation: float = 0
 
 
 def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LEVEL) -> float:
-    """Exactly: the probability that Fisher's exact test names the better of two policies after `each` rollouts of both,
-    on starts of their own."""
+    """Exact probability that Fisher's exact test names the better of two policies after `each` rollouts of both, on
+    different starts.
+    """
     better, worse = max(first, second), min(first, second)
     k, j = _likely_counts(each, better), _likely_counts(each, worse)
     total = np.arange(k[0] + j[0], k[-1] + j[-1] + 1)
-    away = np.arange(int(5 * math.sqrt(each)) + 3)  # above half of all successes; its spread is below 0.36 sqrt(each)
+    # above half of all successes; the standard deviation is below 0.36 sqrt(each)
+    away = np.arange(int(5 * math.sqrt(each)) + 3)
     at = (total[:, None] + 1) // 2 + away
 
     def ways(n, k):
@@ -117,8 +141,9 @@ def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LE
 
 
 def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LEVEL) -> float:
-    """Exactly: the probability that the Clopper-Pearson interval of so many trials leaves out `than` on the side where
-    `rate` is."""
+    """Exact probability that the Clopper-Pearson interval of this many trials excludes `threshold` on the side of
+    `rate`.
+    """
     if rate < threshold:
         rate, threshold = 1 - rate, 1 - threshold
     need = stats.binom.isf(alpha / 2, trials, threshold) + 1
@@ -128,14 +153,21 @@ def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LE
 def smallest_detectable_effect(
     test: SequentialRateTest | SequentialDifferenceTest, power: float = 0.8
 ) -> tuple[float, float]:
-    """What a sequential test finds in `test.max_rollouts` rollouts with probability `power` (stops for futility
-    aside): of a
-    `Rate` the highest rate below `than` and the lowest above it; of a `SequentialDifferenceTest` the smallest one, as
-    (-d, d), at
-    best: where the worse policy never succeeds while the better one fails. NaN where there is none."""
+    """What a sequential test detects within `test.max_rollouts` rollouts with probability `power`, without the futility
+    rule.
+
+    Returns:
+        For a `SequentialRateTest`: the highest detectable rate below the threshold, and the lowest above it. For a
+        `SequentialDifferenceTest`: the smallest detectable difference (-d, d) in the best case, in which the worse
+            policy never succeeds where the better one fails. NaN if there is none.
+    """
     n = test.max_rollouts
+    if n is None:
+        raise UserError("The test has no largest number of rollouts.", where="smallest_detectable_effect",
+                        hint="Give the test max_rollouts.")
     if isinstance(test, SequentialDifferenceTest):
-        sure = np.flatnonzero(test.wins_needed(n) <= np.arange(n + 1))  # so many pairs that differ, all won by one
+        # numbers of differing pairs that suffice if one policy wins them all
+        sure = np.flatnonzero(test.wins_needed(n) <= np.arange(n + 1))
         d = float(stats.beta.ppf(power, sure[0], n - sure[0] + 1)) if len(sure) else math.nan
         return -d, d
 
@@ -143,40 +175,45 @@ def smallest_detectable_effect(
         low, high = test.decision_bounds(np.arange(n + 1))
         up = rate > test.threshold
         count = np.arange(n + 1)
-        return (
-            _sequential_outcome(
-                lambda m: (low, high) if up else (count - high, count - low), rate if up else 1 - rate, n
-            )[0][n]
-            - power
+        outcome = _sequential_outcome(
+            lambda m: (low, high) if up else (count - high, count - low), rate if up else 1 - rate, n
         )
-    return tuple(float(optimize.brentq(found, end, test.threshold + (end - test.threshold) * 1e-9, xtol=1e-6))
-                 if found(end) > 0 else math.nan for end in (0.0, 1.0))
+        return float(outcome[0][n]) - power
+
+    lowest, highest = (float(optimize.brentq(found, end, test.threshold + (end - test.threshold) * 1e-9, xtol=1e-6))
+                       if found(end) > 0 else math.nan for end in (0.0, 1.0))
+    return lowest, highest
 
 
 def max_correlation(first: float, second: float) -> float:
-    """The largest that outcomes of such rates can have."""
+    """The largest correlation that outcomes with these rates can have."""
     low, high = sorted((first, second))
     return math.sqrt(low * (1 - high) / (high * (1 - low)))
 
 
 def _discordant_probabilities(first: float, second: float, correlation: float) -> tuple[float, float]:
-    """The probabilities that only the first succeeds, and only the second."""
+    """Probabilities that only the first succeeds, and that only the second does."""
     both = first * second + correlation * math.sqrt(first * (1 - first) * second * (1 - second))
     return max(first - both, 0.0), max(second - both, 0.0)
 
 
 def _likely_counts(n: int, p: float) -> np.ndarray:
-    """All counts but the most improbable, 1e-15 of them."""
+    """All counts except the most improbable ones, with total probability 1e-15."""
     low, high = stats.binom.ppf([5e-16, 1 - 5e-16], n, p)
     return np.arange(int(low), int(high) + 1)
 
 
-# -- looking after each -------------------------------------------------------------------------------------------
+# -- sequential tests -------------------------------------------------------------------------------------------
 
 
 def _sequential_outcome(bounds: Callable, p: float, max_rollouts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of a test that ends below or at bounds(n)[0] wins and from bounds(n)[1] on, each won with probability p: (most +
-    1,) the probabilities of having ended above by n, and of not having ended."""
+    """Outcome of a test that ends below at up to bounds(n)[0] wins, and above from bounds(n)[1] wins on.
+
+    Each trial is won with probability p.
+
+    Returns:
+        Probabilities of having ended above by n, and of not having ended, (max_rollouts + 1,) each.
+    """
     low, high = bounds(np.arange(max_rollouts + 1))
     wins, goes_on = np.zeros(max_rollouts + 1), np.ones(max_rollouts + 1)
     alive, first = np.ones(1), 0  # of first, first + 1, ... wins
@@ -195,7 +232,7 @@ def _sequential_outcome(bounds: Callable, p: float, max_rollouts: int) -> tuple[
 def _sequential_sample_size(
     wins: np.ndarray, is_undecided: np.ndarray, informative_fraction: float, power: float, guess: int
 ) -> tuple[int, int]:
-    """(expected, maximum) rollouts where only a share of them counts for the test."""
+    """(expected, maximum) rollouts if only a fraction of them is informative for the test."""
     def mean(values, n):
         m = _likely_counts(n, informative_fraction)
         return float(stats.binom.pmf(m, n, informative_fraction) @ values[np.minimum(m, len(values) - 1)])
@@ -206,7 +243,7 @@ def _sequential_sample_size(
 
 
 def _smallest_sufficient(power: Callable[[int], float], wanted: float, guess: int) -> int:
-    """The smallest number from which on the power is as wanted: it falls again a little where a count is not whole."""
+    """The smallest number from which on the power is sufficient. It falls a little where a count is not whole."""
     low, high = 0, max(guess, 1)
     while power(high) < wanted:
         low, high = high, math.ceil(1.2 * high)
@@ -218,7 +255,7 @@ def _smallest_sufficient(power: Callable[[int], float], wanted: float, guess: in
 
 
 def _normal_sample_size(first: float, second: float, alpha: float, power: float) -> int:
-    """By the normal approximation, of two independent rates (Fleiss, Levin and Paik 2003, section 4.2)."""
+    """Normal approximation for two independent rates (Fleiss, Levin and Paik 2003, section 4.2)."""
     middle, gap = (first + second) / 2, abs(first - second)
     z = (stats.norm.isf(alpha / 2) * math.sqrt(2 * middle * (1 - middle))
          + stats.norm.ppf(power) * math.sqrt(first * (1 - first) + second * (1 - second)))
@@ -234,11 +271,11 @@ def _check_arguments(first: float, second: float, alpha: float, power: float, na
         if not 0 < value < 1:
             usual = {"--alpha": "0.05", "--power": "0.8"}.get(name, "0.7")
             hint = f"{value:g} % is {value / 100:g}" if 1 < value < 100 else f"such as {usual}"
-            raise UserError(f"expected a number between 0 and 1, found {value:g}", where=name, hint=hint)
+            raise UserError(f"the value must be between 0 and 1, not {value:g}", where=name, hint=hint)
     if first == second:
-        raise UserError(f"expected two different rates, found {first:g} twice", where="plan",
+        raise UserError(f"the two rates are equal ({first:g})", where="plan",
                         hint="no number of rollouts tells equal policies apart")
     if power <= alpha:
         raise UserError(
-            f"expected a power above alpha ({alpha:g}), found {power:g}", where="--power", hint="such as 0.8"
+            f"the power must be larger than alpha ({alpha:g}), not {power:g}", where="--power", hint="such as 0.8"
         )

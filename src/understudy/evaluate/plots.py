@@ -1,7 +1,7 @@
-"""Pictures as SVG: text that a browser draws sharply in any size, light or dark, with words for who cannot see them.
+"""Figures as SVG, with alternative text, sharp at any size, in light and dark mode.
 
-Colors are those of Okabe and Ito (2008) or near them, which color-blind people tell apart; and nothing is told by
-color alone.
+Colors are those of Okabe and Ito (2008) or similar, which color-blind people can distinguish. Nothing is shown by color
+alone.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from ..data.episode import Episode
 from ..data.video import encode_png
 from .stats import Interval
 
-WIDTH = 420  # of every plot, so that its text is as large as the page's, on a phone too
+WIDTH = 420  # of every plot, so that its text has the size of the page's text, also on a phone
 DASH_PATTERNS = ("none", "7 4", "2 4", "9 3 2 3")
 Points = Iterable[tuple[float, float]]
+Values = Sequence[float] | np.ndarray
 
-# Custom properties reach into inline SVG; a picture that stands alone carries them with it.
+# Inline SVG inherits custom properties from the page; a standalone file must contain them.
 COLORS = {
     "light": {"paper": "#ffffff", "panel": "#f5f7f9", "ink": "#1a1f26", "soft": "#58626e", "line": "#e1e5ea",
               "block": "#cbd2da", "edge": "#aab4bf", "goal": "#00805d", "good": "#0072b2", "bad": "#d55e00",
@@ -61,10 +62,10 @@ STYLE = f"""
 @dataclass(frozen=True)
 class Figure:
     svg: str
-    alt_text: str  # what it shows, for who cannot see it
+    alt_text: str  # describes the figure in words
 
     def standalone_svg(self) -> str:
-        """As a file of its own."""
+        """The SVG as a separate file."""
         style = _tag("style", STYLE + "\n.plot{background:var(--paper)}")
         return self.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", ">" + style, 1)
 
@@ -101,7 +102,7 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episo
         return _figure(parts, rows * (height + gap) - gap + 1,
                        f"Trajectories of {len(episodes)} episodes, each over its own map. {_outcome_text(well)}")
     ground = _MapPanel(plane, WIDTH - 1, 0.5, 0.5)
-    # Failures last: they are few where it matters, and must not be hidden.
+    # Failures are drawn last, so that a few of them are not hidden.
     drawn = sorted(episodes[:max_episodes], key=lambda e: _outcome(e) is False)
     strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(drawn) + 1)))
     parts = [ground.frame(), *ground.shapes(plane["shapes"]),
@@ -112,7 +113,7 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episo
 
 
 def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
-    """The part of a map without marks that these episodes and its shapes take up."""
+    """The part of a map, without marks, that contains these episodes and the shapes."""
     if plane.get("marks"):
         return dict(plane)
     name, i, j = plane["path"]
@@ -126,7 +127,7 @@ def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str,
 
 
 class _MapPanel:
-    """A map drawn `width` wide at (left, top)."""
+    """A map of the given width at (left, top)."""
 
     SHAPE_STYLES = {"obstacle": {"fill": "var(--block)", "stroke": "var(--edge)"},
              "goal": {"fill": "var(--goal)", "fill_opacity": 0.16, "stroke": "var(--goal)", "stroke_width": 1.6},
@@ -156,13 +157,13 @@ class _MapPanel:
         ]
 
     def names(self, shapes, episodes: Sequence[Episode]) -> list[str]:
-        """In a shape where there is room, else beside it where the ways of these episodes cover it least."""
+        """Labels: inside a shape if there is room, otherwise next to it where the trajectories cover it least."""
         ways = [np.linspace(w[:-1], w[1:], 8).reshape(-1, 2) for w in map(np.array, map(self.points, episodes))]
         covered, low = np.concatenate([*ways, np.zeros((0, 2))]), np.array([self.left, self.top])
         high, out = low + (self.width, self.height), []
         for s in shapes:
             at, r = np.array(self.to_pixels(s["at"])), s["radius"] * self.unit
-            half = np.array([3.5 * len(s["role"]), 8.0])  # of the words' width and height
+            half = np.array([3.5 * len(s["role"]), 8.0])  # half of the width and height of the text
             places = [at] if r > 30 else [at + side for d in (12, 26, 40) for side in ((0, r + d), (0, -r - d))]
 
             def crowd(place, half=half):
@@ -188,7 +189,7 @@ class _MapPanel:
 
 
 def _episode_marks(plane, episode) -> list[dict[str, Any]]:
-    """Of this episode, where its first observation says."""
+    """Marks of this episode, at the places that its first observation gives."""
     def at(column):
         name, i, j = column
         row = np.asarray(episode.steps[name])[0].reshape(-1)
@@ -212,11 +213,11 @@ def _outcome_text(is_success: Sequence[bool | None]) -> str:
     )
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------
+# -- images ------------------------------------------------------------------------------------------------------
 
 
 def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -> Figure:
-    """Frames (H, W, 3) uint8 of one size in the order of a text, each over its label; losslessly inside the picture."""
+    """Frames (H, W, 3) uint8 of one size in reading order, each above its label, stored without loss."""
     columns, gap, below = 4, 8.0, 20.0
     width = (WIDTH - gap * (columns - 1)) / columns
     height = width * frames[0].shape[0] / frames[0].shape[1]
@@ -235,7 +236,7 @@ def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -
 
 
 def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
-    """(name, success, tally) a row: a bar to the estimate, and the interval over it."""
+    """One row (name, success, tally) per policy: a bar up to the estimate, and the interval over it."""
     parts, told, step = [], [], 62
     right, bottom = WIDTH - 1, step * len(rows) + 6
     parts += _grid_lines([(right * v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], 20, bottom)
@@ -243,7 +244,7 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
         top = step * i
         end = _tag("tspan", escape(f"{p.estimate:.1%}"), **{"class": "strong"})
         end += _tag("tspan", escape(f"{p.low:.1%} to {p.high:.1%}"), dx=8, fill="var(--soft)")
-        bar = {"x": 0, "y": top + 32, "height": 16, "rx": 3}
+        bar: dict[str, Any] = {"x": 0, "y": top + 32, "height": 16, "rx": 3}
         parts += [_tag("rect", x=0, y=top, width=WIDTH, height=28, fill="var(--paper)"),
                   _text((0, top + 22), _truncate(name, 26), "name"),
                   _tag("text", end, x=WIDTH, y=top + 22, text_anchor="end"),
@@ -256,10 +257,10 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
 
 def difference_bar(first: str, second: str, difference: float, low: float, high: float, level: float, *,
                    percent: bool = True) -> Figure:
-    """A paired difference, first minus second, with its interval; no difference is the line in the middle."""
+    """A paired difference, first minus second, with its interval. The line in the middle is no difference."""
     ends = [abs(v) for v in (difference, low, high) if math.isfinite(v)]
     reach = max(ends, default=1.0) * 1.15 or 1.0
-    if percent:  # few different scales, so that pages can be compared
+    if percent:  # only a few scales, so that pages can be compared
         reach = next(r for r in (0.1, 0.25, 0.5, 1.0) if r >= min(reach, 1.0))
     middle, half, unit = WIDTH / 2, WIDTH / 2 - 16, " points" if percent else ""
 
@@ -285,8 +286,9 @@ def difference_bar(first: str, second: str, difference: float, low: float, high:
 
 
 def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percent: bool = True) -> Figure:
-    """(name, difference, low, high, told apart) a row, over one scale; no difference is the line in the middle. Pairs
-    that are told apart have a full dot, the others a ring."""
+    """One row (name, difference, low, high, told apart) per pair, on one scale. The line in the middle is no
+    difference. Pairs that are told apart have a full dot, the others a ring.
+    """
     ends = [abs(v) for row in rows for v in row[1:4] if math.isfinite(v)]
     reach = max(ends, default=1.0) * 1.1 or 1.0
     if percent:
@@ -336,7 +338,7 @@ def _grid_lines(ticks: Sequence[tuple[float, str]], top: float, bottom: float) -
 
 
 class _Axes:
-    """A frame with round numbers at its left and below."""
+    """A frame with round numbers on its left and bottom axes."""
 
     left, right = 50.0, WIDTH - 6.0
 
@@ -386,12 +388,12 @@ class _Axes:
         return self.bottom + 44
 
 
-def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name: str, y_name: str, *,
+def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str, *,
            log: bool = False, log_x: bool = False, dots: bool = False, low: float | None = None,
-           high: float | None = None, bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
-           smooth: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+           high: float | None = None, bands: Mapping[str, tuple[Values, Values]] | None = None,
+           smooth: Mapping[str, tuple[Values, Values]] | None = None,
            marks: Mapping[str, float] | None = None, x_low: float | None = None) -> Figure:
-    """Curves over one axis, each with a color and a dash pattern of its own.
+    """Curves over one axis, each with its own color and dash pattern.
 
     Args:
         series: Name -> (x, y). What is not finite, or not positive on a logarithmic axis, is left out.
@@ -484,8 +486,10 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
 
 def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, half_value: float = math.nan, *,
           as_fraction: bool = True) -> Figure:
-    """A value with its interval at each of several levels, which stand equally far apart whatever they are; and a line
-    at its `half`. share: values are shares, from 0 to 1."""
+    """A value with its interval at each of several evenly spaced levels, and a line at `half_value`.
+
+    With `as_fraction`, values are fractions from 0 to 1.
+    """
     ends = [v for i in values for v in (i.low, i.high, i.estimate) if math.isfinite(v)]
     axes = _Axes(
         (0, max(len(names) - 1, 1)), (0.0, 1.0) if as_fraction else (min(0.0, *ends), max(ends)), x_name, 12, 190
@@ -517,22 +521,22 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
     return _figure(parts, axes.height, f"By {x_name}. {told}.")
 
 
-def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
-    """How many of the values lie where. Whole numbers get bars over as many of them each."""
+def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
+    """Histogram. Whole numbers get bars that each cover the same number of integers."""
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     if not len(v):
         return _empty_figure(x_name)
-    drawn = v.clip(-1e300, 1e300)  # beyond, their distance is no number
+    drawn = v.clip(-1e300, 1e300)  # beyond this, differences overflow
     low, high = float(drawn.min()), float(drawn.max())
     finest = float(np.spacing(max(abs(low), abs(high))))
     whole = finest < 1e-2 and bool((v == v.round()).all())
     if whole:
         width = math.ceil((high - low + 1) / bins)
         bins = math.ceil((high - low + 1) / width)
-        room = max(0, 9 - bins) // 2 * width  # two bars alone would be two blocks
+        room = max(0, 9 - bins) // 2 * width  # two bars alone would look like two blocks
         low, high, bins = low - 0.5 - room, low - 0.5 + width * bins + room, bins + 2 * room // width
-    elif high - low <= max(1e-9 * max(abs(low), abs(high)), 100 * bins * finest):  # what no scale tells apart
+    elif high - low <= max(1e-9 * max(abs(low), abs(high)), 100 * bins * finest):  # values that no scale can separate
         room = max(0.5, 100 * finest)
         low, high, bins = low - room, high + room, 1
     count, edges = np.histogram(drawn, bins, (low, high))
@@ -554,7 +558,9 @@ def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: 
 
 
 def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_name: str = "") -> Figure:
-    """(label, value, other) a row: a bar, and a tick where the other value is (`beside` names it), if there is one."""
+    """One row (label, value, other) per bar, with a tick at the other value, if there is one. `reference_name` names
+    the ticks.
+    """
     left, right, step = 128.0, WIDTH - 58.0, 28
     top = 26 if reference_name else 2
     known = [v for row in rows for v in row[1:] if v is not None and math.isfinite(v)]
@@ -580,8 +586,10 @@ def bars(rows: Sequence[tuple[str, float, float | None]], name: str, reference_n
 
 
 def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], component: int, name: str) -> Figure:
-    """One component of what was recorded, (T, A), as a strong line; and from the step where each of (step, plans
-    (K, H, A)) starts, the chunks that a policy might carry out: lines, or dots where they are of one step."""
+    """One component of recorded actions (T, A) as a strong line, with sampled chunks.
+
+    The chunks (step, plans (K, H, A)) start at their step. They are lines, or dots if they have only one step.
+    """
     truth = np.asarray(actions, float)[:, component]
     length = len(truth)
     drawn = [(s, np.asarray(p, float)[:, :length - s, component]) for s, p in chunks]
@@ -595,7 +603,7 @@ def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], comp
     parts.append(_path(axes.points(range(length), truth), "mark"))
     parts += [_circle((axes.x(s), axes.y(truth[s])), 3.2, fill="var(--paper)", stroke="var(--s0)", stroke_width=2)
               for s, _ in drawn]
-    for step, plans in drawn:  # a line of one point would not show
+    for step, plans in drawn:  # a line of one point would be invisible
         parts += [_circle((axes.x(step), axes.y(plan[0])), 2.2, fill="var(--s0)", fill_opacity=1.6 / max(
             math.sqrt(len(plans)), 1.6)) for plan in plans if len(plan) == 1]
     kind = "dots" if is_single_step(chunks) else "lines"
@@ -605,7 +613,7 @@ def plan_fan(actions: np.ndarray, chunks: Sequence[tuple[int, np.ndarray]], comp
 
 
 def is_single_step(chunks: Sequence[tuple[int, np.ndarray]]) -> bool:
-    """Whether each chunk is of one step alone, and so a dot and not a line."""
+    """Whether each chunk has only one step, and is drawn as a dot."""
     return all(np.shape(plans)[1] == 1 for _, plans in chunks)
 
 
@@ -622,7 +630,7 @@ def _empty_figure(name: str) -> Figure:
 
 
 def _tag(name: str, inside: str = "", **attributes) -> str:
-    """`inside` is markup; attributes are escaped, and their underscores become hyphens."""
+    """An SVG element. `inside` is markup; attributes are escaped, and their underscores become hyphens."""
     told = "".join(f' {k.replace("_", "-")}="{escape(f"{v:.4g}" if isinstance(v, float) else str(v))}"'
                    for k, v in attributes.items())
     return f"<{name}{told}>{inside}</{name}>" if inside or name in ("svg", "text") else f"<{name}{told}/>"
@@ -642,7 +650,7 @@ def _circle(at: tuple[float, float], radius: float, **attributes) -> str:
 
 
 def _legend(names: Sequence[str]) -> tuple[list[str], int]:
-    """A line in color and dash and the name of each; and over how many rows."""
+    """A line with color, dash pattern and name of each series, and the number of rows of the legend."""
     parts, x, row = [], 0.0, 0
     for i, name in enumerate(names):
         width = 52 + 7.4 * len(_truncate(name, 40))
@@ -658,7 +666,7 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
 
 
 def _evenly_spaced(n: int, max_count: int) -> np.ndarray:
-    """At most so many of n places, evenly, both ends among them."""
+    """At most this many of n places, evenly spaced, including both ends."""
     return np.unique(np.linspace(0, n - 1, min(n, max_count)).round().astype(int)) if n else np.zeros(0, int)
 
 
@@ -674,7 +682,7 @@ def _ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten over a few decades, powers of ten over many."""
+    """1, 2 and 5 times powers of ten over a few decades, or powers of ten over many."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     if last - first > 3:
         every = math.ceil((last - first) / 6)
@@ -686,7 +694,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _format_number(v: float, sign: bool = False) -> str:
-    """Three digits, or a whole number in full; a real minus."""
+    """Three digits, or a whole number in full, with a true minus sign."""
     if not math.isfinite(v):
         return "–"
     v = 0.0 if v == 0 else float(v)

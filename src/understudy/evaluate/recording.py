@@ -1,4 +1,4 @@
-"""Recording: rollouts that are kept as they end, so that an interrupted recording goes on where it stopped."""
+"""Recording of rollouts. Episodes are stored as they end, so that an interrupted recording can continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..execute.actor import Actor
 from .rollout import rollout
 from .workers import WorkerPool
 
-GROUP_SIZE = 64  # episodes for each worker that are rolled out at once: fewer leave rows idle, more are held in memory
+GROUP_SIZE = 64  # episodes per worker in one rollout: with fewer, rows are idle; more need memory
 
 
 def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed: int, *, actor_name: str,
@@ -27,15 +27,28 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
            watch: Callable[[int, Episode], None] = lambda n, e: None,
            on_saved: Callable[[int], None] = lambda n: None, workers: WorkerPool | None = None,
            fps: float | None = None) -> Dataset:
-    """The data set in `out`, with episodes number 0 to episodes-1 of `seed` in it.
+    """Records episodes 0 to episodes-1 of a seed into a data set.
 
-    Those that are there already stay, so that the same call goes on after an interruption, and a larger number adds
-    to what there is. All episodes are kept, also those without success: `meta["success"]` and `next.success` say
-    which those are; only the former, of an environment that told of success for the first time when some were written.
-    by: who acts, in words; kept in every episode. images: how they are stored; png loses nothing. saved: called from
-    another thread with the number of each episode, in order, once it would survive a power cut. crew: who rolls
-    out, in place of `actor` and `env` here. fps: steps a second of an environment that does not say its own. Raises
-    UserError if `out` holds something else.
+    Existing episodes remain. The same call therefore continues after an interruption, and a larger number adds
+    episodes. All episodes are kept, also failures: `metadata["success"]` and `next.success` mark the successes. If an
+    environment reported success for the first time after some episodes had been written, only the metadata mark these.
+
+    Args:
+        env: The environment.
+        actor: The actor.
+        episodes: Total number of episodes.
+        out: Folder of the data set.
+        seed: Seed of the episodes.
+        actor_name: Name of the actor, stored in every episode.
+        images: How images are stored. "png" loses nothing.
+        watch: Called as `watch(number, episode)` when an episode ends.
+        on_saved: Called from another thread with the number of each episode, in order, once it would survive a power
+            cut.
+        workers: Runs the rollouts instead of `actor` and `env`.
+        fps: Steps per second, for an environment that does not state its own.
+
+    Raises:
+        UserError: `out` contains something else.
     """
     out = Path(out)
     first = n_recorded(out, env, seed, actor_name)
@@ -43,7 +56,7 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
     finished: dict[int, Episode] = {}
 
     def put_down() -> None:
-        """The episodes that have ended and those before them, too: so the numbers in the data have no gap."""
+        """Writes the finished episodes in order, so that the numbers in the data have no gap."""
         nonlocal recorder, first
         while first in finished:
             if recorder is None:
@@ -67,8 +80,9 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
             else:
                 group = 4 * env.rows if workers.count == 1 else GROUP_SIZE * workers.count
                 workers.rollout(min(group, episodes - first), seed, first=first, watch=keep)
-            recorder.flush()
-    finally:  # when interrupted, too
+            if recorder is not None:
+                recorder.flush()
+    finally:  # also after an interruption
         try:
             put_down()
         finally:
@@ -78,7 +92,7 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
 
 
 def _task_metadata(episode: Episode) -> dict[str, str]:
-    """The words that an environment shows (as `Say` writes them) are the task of the episode."""
+    """The text that an environment shows (as `TaskText` writes it) is the task of the episode."""
     said = episode.steps.get("observation.task")
     if said is None or episode.features()["observation.task"].kind != "text":
         return {}
@@ -86,13 +100,13 @@ def _task_metadata(episode: Episode) -> dict[str, str]:
 
 
 def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
-    """How many episodes of this recording there are; what an interruption left is put into its files first."""
+    """Number of episodes of this recording. The rest of an interrupted recording is first moved into its files."""
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
     if not out.exists():
         return 0
     if not (out / "meta" / "info.json").exists():
-        raise UserError("expected a recording, or nothing, found something else", where=out, hint="name another folder")
+        raise UserError("the folder does not contain a recording", where=out, hint="choose another folder")
     warn_of_losses(out, repair(out))
     data = Dataset.open(out)
     for n, episode in enumerate(data):
@@ -101,13 +115,14 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
         if found != wanted:
             odd = next(k for k in wanted if found[k] != wanted[k])
             raise UserError(f"expected a recording with {odd} {wanted[odd]!r}, found {found[odd]!r}",
-                            where=f"{out}, episode {n}", hint="name another folder, or go on as it was begun")
+                            where=f"{out}, episode {n}", hint="choose another folder, or use the options of the "
+                                                              "first call")
     return len(data)
 
 
 @dataclass(frozen=True)
 class UniformRandomActor(Actor):
-    """Every action is as likely as every other."""
+    """Samples actions uniformly within their limits."""
 
     env: Env
 
@@ -123,14 +138,18 @@ class UniformRandomActor(Actor):
             low, high = (torch.as_tensor(facts[k], dtype=torch.float64) for k in ("low", "high"))
             chosen = (low + (high - low) * drawn).float()
         else:
-            raise UserError("expected actions with limits, found none", where=facts["env"],
+            raise UserError("the actions have no limits", where=facts["env"],
                             hint="uniform actions need limits: record --actor scripted, or wrap the environment")
         return chosen, {**state, "count": state["count"] + 1}
 
 
 def expert_actor(env: Env) -> Actor:
-    """The environment's own. Raises UserError if it has none."""
+    """The expert of the environment.
+
+    Raises:
+        UserError: It has none.
+    """
     if not isinstance(env, HasExpert):
-        raise UserError(f"{env.metadata['env']} has no expert of its own", hint="record --actor random, or bring "
-                        f"demonstrations of your own: {READABLE_FORMATS}")
+        raise UserError(f"{env.metadata['env']} has no expert", hint="record --actor random, or use "
+                        f"your own demonstrations: {READABLE_FORMATS}")
     return env.expert()

@@ -1,4 +1,4 @@
-"""Do recorded actions do again what they did? The first question to a data set and its simulator."""
+"""Replay: do the recorded actions have the same effect again? The first test of a data set and its simulator."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first row that is not as recorded. `size`: by how much at most, in units of the largest value of that
-    column in the episode (where that is 0, as it is)."""
+    """The first row that differs from the recording.
 
-    step: int  # of the recorded row that was not met
+    `size` is the largest difference, relative to the largest value of that column in the episode (absolute if that is
+    0).
+    """
+
+    step: int  # of the recorded row that differs
     column: str
     difference: float
 
 
 @dataclass(frozen=True)
 class ReplayedEpisode:
-    """One episode. `error`: the largest difference of each column over all steps, as in `Divergence`."""
+    """One episode. `error` is the largest difference of each column over all steps, as in `Divergence`."""
 
     episode: int
     steps: int
-    success: bool | None  # None where the environment defines none
-    recorded_success: bool | None  # None where the recording does not say
+    success: bool | None  # None if the environment does not define success
+    recorded_success: bool | None  # None if it was not recorded
     divergence: Divergence | None
     max_differences: Mapping[str, float]
 
@@ -41,7 +44,7 @@ class ReplayedEpisode:
 @dataclass(frozen=True)
 class ReplayResult:
     env: str
-    # state playback: put into every recorded step, then one step; otherwise open loop from the first
+    # True: restored at every recorded step; False: open loop from the first step
     restored_state: bool
     episodes: tuple[ReplayedEpisode, ...]
     tolerance: float
@@ -55,41 +58,52 @@ class ReplayResult:
         }
 
     def describe(self) -> str:
-        """What came out, plainly."""
-        n, gone = len(self.episodes), [t for t in self.episodes if t.divergence is not None]
+        """The result in words."""
+        n, gone = len(self.episodes), [(t, t.divergence) for t in self.episodes if t.divergence is not None]
         how = "State playback" if self.restored_state else "Open loop"
         text = f"{how} of {n} episode{'s' * (n != 1)} in {self.env}: "
         if not gone:
             text += "every step is as recorded."
         else:
-            first = min(gone, key=lambda t: t.divergence.step)
-            d = first.divergence
+            first, d = min(gone, key=lambda pair: pair[1].step)
             text += (
                 f"{n - len(gone)} as recorded to the last step, {len(gone)} not. The earliest: episode "
                 f"{first.episode} at step {d.step} of {first.steps}, {d.column}, by {d.difference:.2g} of its largest "
                 f"value (more than {self.tolerance:g})."
             )
-        if all(t.success is not None for t in self.episodes):
-            text += f" Success: {sum(t.success for t in self.episodes)} of {n}"
-            if all(t.recorded_success is not None for t in self.episodes):
-                text += f", {sum(t.recorded_success for t in self.episodes)} of {n} when recorded"
+        success = [t.success for t in self.episodes if t.success is not None]
+        if len(success) == n:
+            text += f" Success: {sum(success)} of {n}"
+            recorded = [t.recorded_success for t in self.episodes if t.recorded_success is not None]
+            if len(recorded) == n:
+                text += f", {sum(recorded)} of {n} when recorded"
             text += "."
         return text
 
 
 def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state: bool = False,
            tolerance: float = TOLERANCE, watch: Callable[[ReplayedEpisode], None] = lambda t: None) -> ReplayResult:
-    """Open loop: from the same start, all recorded actions in order. The start is that of the episode's own seed and
-    number if its facts say that it began in this environment by them, else its first step is restored. With `state`:
-    every step is restored, then one action taken, which shows where the simulator differs and not only that errors
+    """Replays recorded actions.
+
+    Open loop: all recorded actions in order, from the same start. If the metadata say that the episode started in this
+    environment with a seed and a number, these give the start. Otherwise the first step is restored. With `state`,
+    every step is restored and one action is executed. This shows where the simulator differs, not only that errors
     grow.
 
-    episodes: which, by number; None for all. Raises UserError where neither start is possible, and for columns of other
-    shapes than the environment's.
+    Args:
+        data: The data set.
+        env: The environment.
+        episodes: Numbers of the episodes. None for all.
+        state: Restore every step.
+        tolerance: Largest relative difference that counts as equal.
+        watch: Called with each replayed episode.
+
+    Raises:
+        UserError: Neither start is possible, or columns have other shapes than in the environment.
     """
     numbers = range(len(data)) if episodes is None else episodes
     if bad := [n for n in numbers if not 0 <= n < len(data)]:
-        raise UserError(f"expected an episode from 0 to {len(data) - 1}, found {bad[0]}",
+        raise UserError(f"there is no episode {bad[0]}; the last one is {len(data) - 1}",
                         where=data.metadata.get("path", "data set"), hint="episodes are counted from 0")
     if numbers:
         _check_shapes(data, env)
@@ -114,7 +128,7 @@ class _ReplayComparison:
         self.success: bool | None = None
 
     def compare_step(self, step: int, values: Mapping[str, Any], row: int, tolerance: float) -> None:
-        """values[k][row] against recorded row `step` of each column that has one."""
+        """Compares values[k][row] with the recorded row `step` of each column that has one."""
         for k in self.recorded.keys() & values.keys():
             if step >= len(self.recorded[k]):
                 continue
@@ -158,17 +172,17 @@ def _check_shapes(data: Dataset, env: Env) -> None:
 
 
 def _compared_columns(env: Env) -> list[str]:
-    """Camera frames are not compared: videos lose something, and drivers draw differently."""
+    """Camera frames are not compared, because videos are compressed and graphics drivers differ."""
     seen = (k for k, f in env.features.items() if k != "action" and f.kind != "image")
     return [*seen, "next.reward", "next.terminated"]
 
 
 def _recorded_actions(episode: Episode, number: int) -> torch.Tensor:
-    """(T, A), as recorded."""
+    """The recorded actions, (T, A)."""
     if "action" not in episode.steps:
-        raise UserError(f"expected a column 'action', found {', '.join(sorted(episode.steps))}",
+        raise UserError(f"there is no column 'action', only {', '.join(sorted(episode.steps))}",
                         where=f"episode {number}",
-                        hint="understudy view make DATA --out VIEW --rename OLD=action calls a column so")
+                        hint="rename the column: understudy view make DATA --out VIEW --rename OLD=action")
     return torch.from_numpy(np.array(episode.steps["action"][:len(episode)]).reshape(len(episode), -1))
 
 
@@ -177,7 +191,7 @@ def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
         group = list(numbers[i:i + env.rows])
         actions = [_recorded_actions(data[n], n) for n in group]
         longest = max(len(a) for a in actions)
-        # Rows without an episode, and those whose actions are used up, repeat something that nobody reads.
+        # Rows without an episode, or without further actions, repeat actions whose results are not used.
         plan = torch.stack([a[torch.arange(longest).clamp(max=len(a) - 1)] for a in actions])
         plan = plan[torch.arange(env.rows).clamp(max=len(group) - 1)]
         seen = [_ReplayComparison(n, data[n], _compared_columns(env)) for n in group]
@@ -192,7 +206,7 @@ def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
                     step, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance
                 )
                 seen[row].compare_outcome(out, row)
-                over = bool(out.terminated[row])  # a time limit of the environment need not be the recording's
+                over = bool(out.terminated[row])  # the environment may have another time limit than the recording
                 if over or step + 1 == len(actions[row]):
                     seen[row].compare_step(step + 1, out.obs, row, tolerance)
                     going.discard(row)
@@ -201,7 +215,7 @@ def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
 
 
 def _reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
-    """The first observation of rows 0 to len(group) - 1, started as each was."""
+    """The first observation of rows 0 to len(group) - 1, each started like its episode."""
     rows = torch.arange(len(group))
     metas = [data[n].metadata for n in group]
     if all({"seed", "number"} <= m.keys() and m.get("env") == env.metadata["env"] for m in metas):
@@ -250,7 +264,7 @@ def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
 
 
 def _state_columns(episode: Episode) -> dict[str, np.ndarray]:
-    """Every column that a state could be in: numbers of the step itself."""
+    """Every column that may be part of a state: numbers of the step itself."""
     columns = {k: np.asarray(episode.steps[k]) for k, f in episode.features().items()
                if f.kind != "image" and not k.startswith("next.") and k != "action"}
     return {k: v for k, v in columns.items() if v.dtype.kind in "fiub"}

@@ -1,4 +1,4 @@
-"""Returns, times and partial scores: any statistic with a bootstrap interval, of one task and over several."""
+"""Bootstrap intervals for returns, times and partial scores, for one task and over several."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ Statistic = Callable[..., np.ndarray]  # statistic(values, axis=-1), as numpy's
 
 
 def interquartile_mean(values, axis: int | None = None):
-    """The mean without the lowest and the highest quarter: less moved by a rare value than the mean, and less wasteful
-    than the median (Agarwal et al. 2021)."""
+    """The mean without the lowest and the highest quarter.
+
+    Rare values affect it less than the mean, and it uses more of the data than the median (Agarwal et al. 2021).
+    """
     return stats.trim_mean(np.asarray(values, float), 0.25, axis=axis)
 
 
 def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.mean, level: float = LEVEL,
               method: Literal["percentile", "BCa"] = "BCa") -> Interval:
-    """Of a statistic of independent values (episodes), whatever their distribution. "percentile" is the plainest, and
-    too narrow for few values; "BCa" also follows bias and skewness (Efron 1987). Of a mean, `stats.mean` makes up for
-    few values as well. 9,999 draws, the same at every call. Not finite for fewer than three values, or where they are
-    not."""
+    """Bootstrap interval of a statistic of independent values (episodes) with any distribution.
+
+    "percentile" is the simplest method, and too narrow for few values. "BCa" also corrects bias and skewness (Efron
+    1987). For a mean, `stats.bootstrap_mean` also corrects for few values. It uses 9,999 draws, the same at every call.
+    The limits are not finite for fewer than three values, or if a value is not finite.
+    """
     x = np.asarray(values, float)
     if x.ndim != 1:
-        raise ValueError(f"expected one list of values, found {x.shape}")
+        raise ValueError(f"the values must be one list, not an array of shape {x.shape}")
     estimate = float(statistic(x, axis=-1)) if x.size else math.nan
     if len(x) < 3 or not np.isfinite(x).all():
         return Interval(estimate, math.nan, math.nan, level)
-    if x.min() == x.max():  # nothing to draw from
+    if x.min() == x.max():  # all draws would be equal
         return Interval(estimate, estimate, estimate, level)
     found = stats.bootstrap(
         (x,),
@@ -50,10 +54,12 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
 
 def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statistic: Statistic = interquartile_mean,
                level: float = LEVEL) -> Interval:
-    """Of a statistic over several tasks, from values (runs, tasks) on a common scale: the stratified bootstrap, which
-    draws runs anew within each task and leaves the tasks as they are (Agarwal et al. 2021). It speaks of these tasks,
-    and the runs are its unit: training seeds of a method, or episodes of one checkpoint. Percentiles; with few runs a
-    task it is too narrow."""
+    """Interval of a statistic over several tasks, from values (runs, tasks) on a common scale.
+
+    The stratified bootstrap draws runs within each task and keeps the tasks (Agarwal et al. 2021). The result is about
+    these tasks. The unit is the run: a training seed of a method, or an episode of a checkpoint. With few runs per
+    task, the percentile interval is too narrow.
+    """
     x = _check_runs(values)
     estimate = float(statistic(x.reshape(-1), axis=-1))
     if len(x) < 2 or not np.isfinite(x).all():
@@ -69,7 +75,7 @@ def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statist
 
 @dataclass(frozen=True)
 class PerformanceProfile:
-    """How large a share of runs scores above each threshold, with a band. (thresholds,) each."""
+    """Fraction of runs that score above each threshold, with a band. (thresholds,) each."""
 
     thresholds: np.ndarray
     fraction: np.ndarray
@@ -80,9 +86,12 @@ class PerformanceProfile:
 
 def performance_profile(values: Sequence[Sequence[float]] | np.ndarray, thresholds: Sequence[float] | np.ndarray,
             level: float = LEVEL) -> PerformanceProfile:
-    """The performance profile of values (runs, tasks): all of the distribution in one curve, on which a method that is
-    above everywhere is better whatever one asks of it (Agarwal et al. 2021; Dolan and More 2002). The band is `level`
-    at each threshold, not for the whole curve: the stratified bootstrap, as in `over_tasks`."""
+    """The performance profile of values (runs, tasks): the whole distribution as one curve.
+
+    A method whose curve is higher everywhere is better by any measure (Agarwal et al. 2021; Dolan and More 2002). The
+    band has level `level` at each threshold, not for the whole curve. It is the stratified bootstrap of
+    `aggregate_over_tasks`.
+    """
     x, at = _check_runs(values), np.asarray(thresholds, float)
     above = (x[..., None] > at).astype(float)  # runs, tasks, thresholds
     often = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), size=(N_BOOTSTRAP, x.shape[1]))

@@ -1,5 +1,4 @@
-"""Generalization, measured: what a policy does in worlds that differ from its own by more and more, and where its
-success halves."""
+"""Robustness: how success changes as the world differs more and more, and where it halves."""
 
 from __future__ import annotations
 
@@ -32,16 +31,20 @@ from .rollout import rollout
 from .stats import LEVEL, Interval
 from .workers import WorkerCount, WorkerPool, single_threaded
 
-SetupAtSeverity = Callable[[str | None, float], tuple[Actor, Env]]  # of a worker: (shift's name or None, severity)
+# (name of the shift or None, severity) -> actor and environment of a worker
+SetupAtSeverity = Callable[[str | None, float], tuple[Actor, Env]]
 
-N_BOOTSTRAP = 2000  # of the bootstrap
-N_REFERENCE_EPISODES = 16  # episodes that say how much each component of what is seen varies
+N_BOOTSTRAP = 2000  # bootstrap draws
+N_REFERENCE_EPISODES = 16  # episodes for measuring the standard deviation of observations
 
 
 @dataclass(frozen=True)
 class HalfSuccessLevel:
-    """At which severity a value has come down to half of what it is at severity 0. inf: not within what was tried; nan:
-    there is nothing to halve. `low` and `high` are severities that were tried (or inf). tried: the largest."""
+    """The severity at which a value is half of its value at severity 0.
+
+    inf: not within the tested severities. nan: there is nothing to halve. `low` and `high` are tested severities or
+    inf. `tried` is the largest tested severity.
+    """
 
     severity: float
     low: float
@@ -58,7 +61,7 @@ class HalfSuccessLevel:
 
 @dataclass(frozen=True)
 class SeveritySweep:
-    """One shift: what happened at each severity, from 0 on, on the same starts."""
+    """One shift: the results at each severity, from 0 upward, on the same starts."""
 
     shift: Shift
     severities: tuple[float, ...]  # (L,) the first is 0
@@ -66,14 +69,13 @@ class SeveritySweep:
     returns: np.ndarray  # (L, episodes)
 
     def success_rates(self, level: float = LEVEL) -> list[Interval]:
-        """Of the success at each severity (of the mean return, where there is no success)."""
+        """Interval of the success rate at each severity (of the mean return, if success is not defined)."""
         if self.success is None:
             return [stats.bootstrap_mean(r, level) for r in self.returns]
         return [stats.clopper_pearson(int(s.sum()), len(s), level) for s in self.success]
 
     def paired_changes(self, level: float = LEVEL) -> list[tuple[Interval, float]]:
-        """Each severity's minus that of severity 0, paired, and for success McNemar's p that it is chance (for
-        returns nan)."""
+        """Paired change of each severity from severity 0, with McNemar's p-value for success (nan for returns)."""
         out = []
         for i in range(len(self.severities)):
             if self.success is None:
@@ -88,18 +90,22 @@ class SeveritySweep:
 
 
 def half_success_level(severities: Sequence[float], values: np.ndarray, level: float = LEVEL) -> HalfSuccessLevel:
-    """Where the mean of `values` (L, episodes; the same starts at each of the L severities, which rise from 0) has come
-    down to half of what it is at severity 0.
+    """The severity at which the mean has fallen to half of its value at severity 0.
 
-    Supposed is only that the mean does not rise with the severity: it is fitted so (isotonic regression; Brunk 1955).
-    `at` is where straight lines between the fitted means cross the half. The interval supposes no lines: in each of
-    2,000 bootstrap draws of the starts, all severities together, the half is crossed somewhere between two neighbors
-    of those that were tried, and low and high are quantiles of the lower and of the upper of them. So it is never
-    narrower than the steps of the ladder.
+    The only assumption is that the mean does not rise with the severity, and it is fitted accordingly (isotonic
+    regression; Brunk 1955). `at` is where straight lines between the fitted means cross the half. The interval does not
+    assume straight lines. In each of 2,000 bootstrap draws of the starts, with all severities together, the half is
+    crossed between two neighboring tested severities. `low` and `high` are quantiles of the lower and of the upper one.
+    The interval is therefore never narrower than the distance between two tested severities.
+
+    Args:
+        severities: L severities that rise from 0.
+        values: (L, episodes), with the same starts at each severity.
+        level: Confidence level.
     """
     x, tried = np.asarray(values, float), np.asarray(severities, float)
     if tried[0] != 0 or (np.diff(tried) <= 0).any():
-        raise ValueError(f"expected severities that rise from 0, found {list(severities)}")
+        raise ValueError(f"severities must rise from 0, unlike {list(severities)}")
     at, _, _ = _half_crossing(tried, x.mean(1))
     if math.isnan(at):
         return HalfSuccessLevel(math.nan, math.nan, math.nan, float(tried[-1]), level)
@@ -107,14 +113,14 @@ def half_success_level(severities: Sequence[float], values: np.ndarray, level: f
     weights = rng.multinomial(x.shape[1], np.full(x.shape[1], 1 / x.shape[1]), N_BOOTSTRAP) / x.shape[1]
     ends = np.array([_half_crossing(tried, mean)[1:] for mean in weights @ x.T])
     tail = (1 - level) / 2
-    # Quantiles that are drawn values: between one that is finite and one that is not there is nothing.
+    # Quantiles are drawn values, without interpolation between finite and infinite ones.
     low = np.quantile(ends[:, 0], tail, method="inverted_cdf")
     high = np.quantile(ends[:, 1], 1 - tail, method="inverted_cdf")
     return HalfSuccessLevel(at, float(low), float(high), float(tried[-1]), level)
 
 
 def _half_crossing(tried: np.ndarray, means: np.ndarray) -> tuple[float, float, float]:
-    """Where the half is crossed, and between which two severities."""
+    """Where the half is crossed, and the two neighboring severities."""
     fitted = optimize.isotonic_regression(means, increasing=False).x
     half = means[0] / 2
     if not half > 0:
@@ -127,12 +133,16 @@ def _half_crossing(tried: np.ndarray, means: np.ndarray) -> tuple[float, float, 
     return float(tried[i - 1] + share * (tried[i] - tried[i - 1])), float(tried[i - 1]), float(tried[i])
 
 
-# -- going up ---------------------------------------------------------------------------------------------------------
+# -- running the levels
+# ---------------------------------------------------------------------------------------------------------
 
 
 def available_shifts(env: Env) -> dict[str, Shift]:
-    """All that this environment can have, by name (`envs.shifted`). The unit of noise is measured in it: how much each
-    component varies over 16 episodes of its expert or, where it has none, of uniformly random actions."""
+    """All shifts that this environment supports, by name (`envs.shifts`).
+
+    The unit of noise is measured: the standard deviation of each component over 16 episodes of the expert, or of
+    uniformly random actions if there is no expert.
+    """
     @cache
     def measured() -> dict[str, Tensor]:
         return observation_std(env)
@@ -140,7 +150,7 @@ def available_shifts(env: Env) -> dict[str, Shift]:
 
 
 def observation_std(env: Env) -> dict[str, Tensor]:
-    """Column -> the standard deviation of each component that is seen, over the reference episodes."""
+    """Standard deviation of each observed component over the reference episodes, by column."""
     actor = env.expert() if isinstance(env, HasExpert) else UniformRandomActor(env)
     data = rollout(actor, env, N_REFERENCE_EPISODES, tuning_seed(0))
     return {k: torch.from_numpy(np.concatenate([np.asarray(e.steps[k]) for e in data]).std(0))
@@ -161,21 +171,30 @@ def sweep_severities(
     setup: SetupAtSeverity | None = None,
     workers: WorkerCount = 1,
 ) -> list[SeveritySweep]:
-    """Rolls out episodes 0 to episodes-1 of `seed` at every level of every shift, and once without any.
+    """Runs episodes 0 to episodes-1 of a seed at every level of every shift, and once without a shift.
 
-    build: makes so many copies of the environment anew, since a shift may change it; `rows` of them run side by side,
-    which changes nothing but the time. kept: a file that takes what has been run, and from
-    which a later call goes on: of the same environment, seed and actor, who is `by`. watch: sees how many episodes
-    there are by now, those that were kept among them. workers: processes that share the episodes of a level; they begin
-    anew at each. seat: gives what each of several has at a severity of a shift, by its name; a function of a module,
-    or functools.partial of one with values that can be sent.
+    Args:
+        actor: The actor.
+        build: Makes this many new copies of the environment, because a shift may change them.
+        shifts: The shifts.
+        episodes: Number of episodes at each level.
+        seed: Seed of the episodes.
+        rows: Number of environments that run at the same time. It affects only the time.
+        results_file: File for finished episodes. A later call continues from it, for the same environment, seed and
+            actor.
+        actor_name: Name of the actor in that file.
+        watch: Called with the number of finished episodes, including those from the file.
+        setup: For several workers: makes the actor and the environment at a severity of a shift, given by its name. A
+            function of a module, or a functools.partial of one with picklable values.
+        workers: Number of processes that share the episodes of a level. They are started again at each level.
     """
     if workers != 1 and setup is None:
-        raise UserError(f"expected a seat for each of {workers} workers, found none", where="ladder",
-                        hint="give a function of (shift's name, severity) that makes an actor and an environment")
+        raise UserError(f"{workers} workers need a setup function", where="robustness",
+                        hint="pass setup: a function of (name of the shift, severity) that makes an actor and an "
+                             "environment")
     if episodes < 1:
-        raise UserError(f"expected at least one episode, found {episodes}", where="ladder", hint="such as 50")
-    results_file, done = _ResultsFile(results_file, actor_name), 0
+        raise UserError(f"at least one episode is needed, not {episodes}", where="robustness", hint="such as 50")
+    kept, done = _ResultsFile(results_file, actor_name), 0
 
     def run(shift: Shift | None, severity: float) -> list[tuple[bool | None, float]]:
         nonlocal done
@@ -185,9 +204,9 @@ def sweep_severities(
                      "shift": None if shift is None else shift.name, "severity": severity}
             who = actor
             if shift is not None:
-                with single_threaded():  # as in every worker
+                with single_threaded():  # like every worker
                     who, env = shift.actor(actor, severity), shift.world(env, severity)
-            found = results_file.read(about)[:episodes]
+            found = kept.read(about)[:episodes]
             done += len(found)
             watch(done)
 
@@ -197,11 +216,13 @@ def sweep_severities(
                 watch(done)
             if len(found) == episodes:
                 return found
-            with WorkerPool(setup and partial(setup, about["shift"], severity), workers, local=(who, env)) as crew:
+            alone = (who, env)
+            serve = partial(setup, about["shift"], severity) if setup is not None else lambda: alone
+            with WorkerPool(serve, workers, local=alone) as crew:
                 while len(found) < episodes:
-                    group = min(2 * env.rows * crew.count, episodes - len(found))  # fewer would leave rows idle
+                    group = min(2 * env.rows * crew.count, episodes - len(found))  # with fewer, rows would be idle
                     new = [_success_and_return(e) for e in crew.rollout(group, seed, first=len(found), watch=tick)]
-                    results_file.write(about, len(found), new)
+                    kept.write(about, len(found), new)
                     found += new
             return found
         finally:
@@ -220,25 +241,25 @@ def _success_and_return(episode: Episode) -> tuple[bool | None, float]:
 
 
 class _ResultsFile:
-    """A line for each group of episodes that has been run, on the disk before the next begins."""
+    """One line for each group of finished episodes, on the disk before the next group starts."""
 
     def __init__(self, file: Path | None, by: str):
         self.file, self.actor_name, self.lines = file, by, []
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with open(file, "ab"):  # before anything is run
+            with open(file, "ab"):  # fail before anything is run
                 pass
             found = file.read_bytes()
             if found and not found.startswith(b'{"about"'[:len(found)]):
                 raise UserError(
-                    "expected what understudy robustness kept, or nothing, found something else",
+                    "the file was not written by understudy robustness",
                     where=file,
                     hint="name another file",
                 )
             for text in found.splitlines():
                 try:
                     self.lines.append(json.loads(text))
-                except ValueError:  # the last one, when the power went
+                except ValueError:  # the last line, after a power cut
                     continue
 
     def read(self, about: Mapping[str, Any]) -> list[tuple[bool | None, float]]:
@@ -264,17 +285,17 @@ class _ResultsFile:
 
 
 def _ends_with_newline(file: Path) -> bool:
-    """Whether its last line is whole."""
+    """Whether the last line is complete."""
     with open(file, "rb") as text:
         text.seek(-1, os.SEEK_END)
         return text.read() == b"\n"
 
 
-# -- what is told ---------------------------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------------------
 
 
 def sweeps_to_json(sweeps: Sequence[SeveritySweep]) -> dict[str, Any]:
-    """For JSON: of each shift its levels, and where its value halves (null: not within what was tried)."""
+    """For JSON: the levels of each shift, and where its value halves (null: not within the tested levels)."""
     def interval(i: Interval) -> dict[str, float]:
         return {"estimate": i.estimate, "low": i.low, "high": i.high}
     out = {}
@@ -290,7 +311,7 @@ def sweeps_to_json(sweeps: Sequence[SeveritySweep]) -> dict[str, Any]:
 
 
 def sweep_figure(sweep: SeveritySweep) -> plots.Figure:
-    """The value at each level with its band, and half of the first."""
+    """The value at each level with its band, and half of the first value."""
     rates = sweep.success_rates()
     return plots.levels_plot(
         [f"{s:g}" for s in sweep.severities],
@@ -304,15 +325,17 @@ def sweep_figure(sweep: SeveritySweep) -> plots.Figure:
 def hardest_episode(
     actor: Actor, build: Callable[[int], Env], sweep: SeveritySweep, seed: int = 0
 ) -> tuple[int, plots.Figure] | None:
-    """The number and four frames of an episode at the hardest level: of the first that did not succeed, if any did
-    not. None where there is nothing to see."""
+    """Number and four frames of an episode at the hardest level: the first failure, if there is one. None if nothing
+    can be drawn.
+    """
     number = int((~sweep.success[-1]).argmax()) if sweep.success is not None else 0
     env = build(1)
     try:
         world, who = sweep.shift.world(env, sweep.severities[-1]), sweep.shift.actor(actor, sweep.severities[-1])
         if any(f.kind == "image" for f in env.features.values()):
             episode = rollout(who, world, 1, seed, first=number)[0]
-            return number, episode_video.film_strip(episode, 4)
+            strip = episode_video.film_strip(episode, 4)
+            return None if strip is None else (number, strip)
         if not isinstance(env, Renderable):
             return None
         watched = _FrameCapture(world, env)
@@ -320,15 +343,16 @@ def hardest_episode(
         frames = [watched.frames[i] for i in np.linspace(0, len(watched.frames) - 1, 4).round().astype(int)]
         return number, plots.film_strip([f for _, f in frames], [f"step {t}" for t, _ in frames],
                                    f"{sweep.shift.description}, {sweep.severities[-1]:g} {sweep.shift.unit}")
-    except UserError:  # this machine cannot draw
+    except UserError:  # this machine cannot render
         return None
     finally:
         env.close()
 
 
 class _FrameCapture(Env):
-    """Frames of row 0 of `camera` while `env`, which stands over it, is stepped: of the first step and the last, and of
-    at most 32 evenly between."""
+    """Captures frames of row 0 of `camera` while the wrapping `env` is stepped: the first, the last, and at most 32
+    evenly spaced ones.
+    """
 
     def __init__(self, env: Env, camera: Renderable):
         self.env, self.camera, self.rows, self.features, self.metadata = (
@@ -358,11 +382,12 @@ class _FrameCapture(Env):
 
 
 def verdict_parts(sweeps: Sequence[SeveritySweep]) -> tuple[str, str]:
-    """How it is without a shift, and which shifts halve that."""
+    """The result without a shift, and which shifts halve it."""
     first, of = sweeps[0], "return" if sweeps[0].success is None else "success"
     n = first.returns.shape[1]
     rate = first.success_rates()[0]
-    head = (f"{int(first.success[0].sum())} of {n} episodes succeed where nothing is shifted" if of == "success" else
+    head = (f"{int(first.success[0].sum())} of {n} episodes succeed where nothing is shifted"
+            if first.success is not None else
             f"A mean return of {rate.estimate:.4g} over {n} episodes where nothing is shifted")
     falls = {c.shift.name: c.half_success_level() for c in sweeps}
     down = [
@@ -387,7 +412,9 @@ def _format_value(i: Interval, metric: str) -> str:
 
 def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, env: Env,
            hardest_episodes: Mapping[str, tuple[int, plots.Figure]] | None = None) -> Path:
-    """One page: a curve of each shift, and what its hardest level looks like (`look`), by the shift's name."""
+    """Writes a page with a curve of each shift, and frames at its hardest level (`hardest_episodes`), by the name of
+    the shift.
+    """
     of, hardest_episodes = "return" if sweeps[0].success is None else "success", hardest_episodes or {}
     items = tuple(
         (f"{c.shift.name}: {c.shift.description}", sweep_figure(c), f"Where it halves: {c.half_success_level()}.")

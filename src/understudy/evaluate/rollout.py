@@ -1,4 +1,4 @@
-"""Acting is recording: a rollout is a dataset like any other."""
+"""Rollouts. A rollout is a data set like any other."""
 
 from __future__ import annotations
 
@@ -17,20 +17,33 @@ from ..envs.base import Env
 from ..execute.actor import Actor, NonFiniteAction, check_action
 from ..user_code import describe_place
 
-MAX_EPISODE_STEPS = 100_000  # steps; an environment without a time limit may never let an idle policy go
+MAX_EPISODE_STEPS = 100_000  # steps; without a time limit, an idle policy may never end an episode
 
 
 def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int = 0,
             watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
-    """Episodes number first to first+episodes-1, each decided by its own key, whatever `env.rows` is.
+    """Runs episodes number first to first+episodes-1. The key of each determines it, whatever `env.rows` is.
 
-    Exactly these are run to their ends: taking the first that finish would favour short ones. `watch(number,
-    episode)` sees each as it ends. Their facts: "number", "seed", "env", what the environment's last `info` held, and
-    "success", where it defines one: was it one at any step? An environment that tells of it for the first time has not
-    had one before.
+    Exactly these episodes run to their ends, because taking the first that finish would favor short ones. Their
+    metadata are "number", "seed", "env", the values of the environment's last `info`, and "success" if it is defined:
+    was there success at any step? If `info` reports success for the first time, earlier steps count as unsuccessful.
+
+    Args:
+        actor: The actor.
+        env: The environment.
+        episodes: Number of episodes.
+        seed: Seed of the episodes.
+        first: Number of the first episode.
+        watch: Called as `watch(number, episode)` when an episode ends.
+
+    Returns:
+        The episodes, in the order of their numbers.
+
+    Raises:
+        UserError: The actor does not fit the environment, an action is NaN or infinite, or an episode never ends.
     """
     if not isinstance(actor, Actor):
-        raise UserError(f"expected an actor, found {type(actor).__name__}", where="rollout",
+        raise UserError(f"{type(actor).__name__} is not an actor", where="rollout",
                         hint="PolicyActor(policy, executor) makes one of a policy")
     last = first + episodes
     rows = min(env.rows, episodes)
@@ -40,15 +53,15 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     _check_observation(obs, env, "reset")
     with _locate_errors(env, number, [0] * env.rows, 0):
         state = actor.start(obs, key)
-    history: deque[dict[str, np.ndarray]] = deque()  # steps of all rows, from the earliest that is still needed
+    history: deque[dict[str, np.ndarray]] = deque()  # steps of all rows, from the earliest one that is still needed
     began, clock, upcoming = [0] * env.rows, 0, first + rows
-    live, needed = torch.tensor(number) >= 0, 0  # rows with an episode; when the first of those began
+    live, needed = torch.tensor(number) >= 0, 0  # rows with an episode; start of the earliest of them
     done: dict[int, Episode] = {}
     while len(done) < episodes:
         with _locate_errors(env, number, began, clock):
             action, state = actor.act(obs if live.all() else _fill_idle_rows(obs, live), state)
             _check_action_shape(action, env)
-            check_action(torch.where(live.unsqueeze(1), action, 0.0))  # nobody reads what a row without an episode does
+            check_action(torch.where(live.unsqueeze(1), action, 0.0))  # actions of rows without an episode are not used
         state = dict(state)
         out = env.step(action)
         if clock == 0:
@@ -56,23 +69,24 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
         record = {"action": action, "next.reward": out.reward, "next.terminated": out.terminated,
                   "next.truncated": out.truncated & ~out.terminated,
                   **({"next.success": out.info["success"]} if "success" in out.info else {}),
-                  **state.pop("record", {})}  # written once and gone: the rest of a state keeps its shape
+                  # removed after writing, so that the structure of the state does not change
+                  **state.pop("record", {})}
         if "next.success" in record and history and "next.success" not in history[0]:
             for past in history:
                 past["next.success"] = np.zeros(env.rows, bool)
         history.append({k: v.numpy().copy() for k, v in {**obs, **record}.items()})
         clock, obs = clock + 1, out.obs
         if clock - needed > MAX_EPISODE_STEPS:
-            raise UserError(f"expected every episode to end, found one of more than {MAX_EPISODE_STEPS} steps",
+            raise UserError(f"an episode did not end within {MAX_EPISODE_STEPS} steps",
                             where=env.metadata["env"], hint="give the environment a time limit (max_episode_steps)")
         ended = (live & (out.terminated | out.truncated)).nonzero().flatten().tolist()
         if not ended:
             continue
         for row, steps in _finished_columns(history, clock, began, ended).items():
-            for k, v in obs.items():  # what was seen last: one row more
+            for k, v in obs.items():  # the last observation: one row more
                 steps[k] = np.concatenate([steps[k], v[row].numpy()[None]])
             facts = {k: v[row].item() for k, v in out.info.items() if v[row].numel() == 1}
-            if "next.success" in steps:  # at any of its steps
+            if "next.success" in steps:  # success at any step
                 facts["success"] = bool(steps["next.success"].any())
             n = number[row]
             done[n] = Episode(steps, {"number": n, "seed": seed, "env": env.metadata["env"], **facts},
@@ -96,7 +110,7 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
 
 @contextmanager
 def _locate_errors(env: Env, episodes: Sequence[int], began: Sequence[int], clock: int) -> Iterator[None]:
-    """What is no number is said with the episode of its row, and the step, from when it began."""
+    """Adds the episode and the step to errors about NaN and infinite actions."""
     try:
         yield
     except NonFiniteAction as error:
@@ -105,8 +119,9 @@ def _locate_errors(env: Env, episodes: Sequence[int], began: Sequence[int], cloc
 
 
 def _fill_idle_rows(obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor]:
-    """Rows without an episode see what the first that has one sees: what an environment shows beyond the end of an
-    episode may be anything."""
+    """Rows without an episode get the observation of the first active row, because an environment may show anything
+    after the end of an episode.
+    """
     rows = torch.arange(len(live))
     return take(obs, torch.where(live, rows, live.int().argmax()))
 
@@ -132,7 +147,7 @@ def _check_action_shape(action: Tensor, env: Env) -> None:
 
 
 def with_success_column(episode: Episode, is_reported: bool) -> Episode:
-    """With `next.success`, where the environment has told of success by now, or without: alike in all episodes."""
+    """Adds or removes `next.success`, so that it is in all episodes if the environment has reported success so far."""
     if ("next.success" in episode.steps) == is_reported:
         return episode
     column = np.zeros(len(episode), bool) if is_reported else None
@@ -141,7 +156,7 @@ def with_success_column(episode: Episode, is_reported: bool) -> Episode:
 
 
 def _finished_columns(history, clock, began, rows) -> dict[int, dict[str, np.ndarray]]:
-    """The columns of the episodes that end now in these rows; rows that began together are stacked together."""
+    """The columns of the episodes that end now in these rows. Rows that started together are stacked together."""
     cut = {}
     for start in {began[r] for r in rows}:
         steps = list(history)[start - (clock - len(history)):]

@@ -1,14 +1,14 @@
-"""Tests that may be looked at after every rollout: bets against chance, whose capital is the evidence.
+"""Anytime-valid tests (e-processes), which may be evaluated after every rollout.
 
-If a hypothesis is true, no way of betting against it makes money: the capital E, from 1 at the start, passes 20 once in
-twenty repetitions at most, *ever* (Ville 1939; Shafer 2021; Ramdas, Gruenwald, Vovk and Shafer 2023). So whoever stops
-when it does, after whichever rollout, is wrong 5 % of the time at most, in both directions together. All values of the
-rate or the difference whose capital is below 20 are a confidence sequence: it holds the truth at all times at once, in
-19 of 20 repetitions (Robbins 1970; Waudby-Smith and Ramdas 2024).
+If a hypothesis is true, no way of betting against it makes money. The capital E starts at 1 and exceeds 20 at most once
+in twenty repetitions, *ever* (Ville 1939; Shafer 2021; Ramdas, Gruenwald, Vovk and Shafer 2023). Stopping as soon as it
+exceeds 20 is therefore wrong at most 5 % of the time, in both directions together. All values of the rate or the
+difference with a capital below 20 form a confidence sequence. It contains the truth at all times together, in 19 of 20
+repetitions (Robbins 1970; Waudby-Smith and Ramdas 2024).
 
-How much to bet is not tuned to one alternative: the capital is the average over all constant bets, weighted by a Beta
-distribution worth `WEIGHT` outcomes. It depends on counts alone, so a state is a small dict of integers that can be
-written as JSON, in any order of the outcomes, and going on after an interruption is counting on.
+The bets are not tuned to one alternative. The capital is the average over all constant bets, weighted by a Beta
+distribution worth `PRIOR_WEIGHT` outcomes. It depends only on counts. A state is a small dict of integers, which can be
+written as JSON, and resuming means counting on.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from scipy import optimize, special, stats
 from ..core import UserError
 from .stats import LEVEL, Interval
 
-PRIOR_WEIGHT = 4.0  # of the bets' distribution, in outcomes; near the best for effects that take 20 to 500 rollouts
-# a chance of a verdict below this is none: halves a hopeless test, and costs a point of power
+PRIOR_WEIGHT = 4.0  # weight of the prior in outcomes; close to optimal for effects that need 20 to 500 rollouts
+# stop for futility below this probability of a verdict: halves a hopeless test, and costs 1 % of power
 FUTILITY_PROBABILITY = 0.01
 
 TestState = dict[str, int]
@@ -34,10 +34,14 @@ TestState = dict[str, int]
 
 @dataclass(frozen=True)
 class SequentialRateTest:
-    """Is one success rate above or below `than`? `most`: the largest number of rollouts, for the futility rule.
+    """Is a success rate above or below `threshold`?
 
-    State: {"trials", "successes"}. The bets' distribution is a Beta of mean `than`, so the capital is the beta-binomial
-    likelihood over that of `than` (Robbins 1970).
+    State: {"trials", "successes"}. The weights of the bets are a Beta distribution with mean `threshold`, so the
+    capital is the beta-binomial likelihood divided by that of `threshold` (Robbins 1970).
+
+    Args:
+        threshold: The rate to test against.
+        max_rollouts: Largest number of rollouts, for the futility rule.
     """
 
     threshold: float
@@ -46,7 +50,7 @@ class SequentialRateTest:
 
     def __post_init__(self):
         if not 0 < self.threshold < 1:
-            raise UserError(f"expected a rate between 0 and 1, found {self.threshold}", where="threshold",
+            raise UserError(f"the threshold must be between 0 and 1, not {self.threshold}", where="threshold",
                             hint="such as 0.7")
         _check_arguments(self.level, self.max_rollouts)
 
@@ -57,21 +61,24 @@ class SequentialRateTest:
         return {"trials": state["trials"] + 1, "successes": state["successes"] + bool(success)}
 
     def e_value(self, state: TestState) -> float:
-        """The capital against a rate of exactly `than`; 1 / evidence is a p-value at any time."""
+        """The capital against a rate of exactly `threshold`. 1 / e_value is a p-value at any time."""
         n, k = _check_state(state, "trials", "successes")
         return _bounded_exp(self._log_e_value(k, n, self.threshold))
 
     def interval(self, state: TestState) -> Interval:
-        """The confidence sequence, as it is now: `than` is outside exactly when there is a verdict."""
+        """The current confidence sequence. It excludes `threshold` exactly if there is a verdict."""
         n, k = _check_state(state, "trials", "successes")
         if n == 0:
             return Interval(math.nan, 0.0, 1.0, self.level)
         return _confidence_sequence(lambda p: self._log_e_value(k, n, p), k / n, 0.0, 1.0, self.level)
 
     def verdict(self, state: TestState) -> Literal["above", "below", "futile"] | None:
-        """None: go on. Futile: with `most` rollouts, it would come out below `HOPE` of the time if the rate is as the
-        rollouts so far and a flat prior say (predictive probability: Herson 1979). Stopping there cannot raise the
-        rate of wrong verdicts."""
+        """The verdict. None means: continue.
+
+        "futile" means that the test would reach a verdict within `max_rollouts` with a probability below a small limit,
+        if the rate is as the rollouts so far and a flat prior say (predictive probability: Herson 1979). Stopping there
+        cannot increase the rate of wrong verdicts.
+        """
         n, k = _check_state(state, "trials", "successes")
         if n and self._log_e_value(k, n, self.threshold) >= _log_threshold(self.level):
             return "above" if k / n > self.threshold else "below"
@@ -84,8 +91,9 @@ class SequentialRateTest:
         return "futile" if hope.mean() < FUTILITY_PROBABILITY else None
 
     def decision_bounds(self, trials):
-        """(low, high): after so many trials (an integer or an array) the verdict is below at `low` successes or fewer,
-        above from `high` on; -1 and trials + 1 where none is possible."""
+        """(low, high): after this many trials (an integer or an array), the verdict is "below" at `low` successes or
+        fewer, and "above" from `high` on. -1 and trials + 1 if no verdict is possible.
+        """
         n = np.asarray(trials)
 
         def enough(k):
@@ -96,7 +104,7 @@ class SequentialRateTest:
         )
 
     def _log_e_value(self, k, n, p):
-        """Its logarithm, of bets against a rate of p."""
+        """Logarithm of the capital of bets against a rate of p."""
         a, b = PRIOR_WEIGHT * self.threshold, PRIOR_WEIGHT * (1 - self.threshold)
         mixed = special.betaln(a + k, b + n - k) - special.betaln(a, b)
         return mixed - special.xlogy(k, p) - special.xlog1py(n - k, -p)
@@ -104,12 +112,16 @@ class SequentialRateTest:
 
 @dataclass(frozen=True)
 class SequentialDifferenceTest:
-    """Which of two policies succeeds more often? On the same starts, or with independent trials put in pairs as they
-    come. `most`: the largest number of pairs, for the futility rule.
+    """Which of two policies succeeds more often, on the same starts or with independent trials that are paired as they
+    come?
 
-    State: {"pairs", "first", "second"}: pairs so far, and those that only the first or only the second solved.
-    Equally good policies win the pairs that differ like a fair coin (McNemar 1947), and the bets are on that coin:
-    other pairs cost nothing. Against another difference d the same bets are on first minus second minus d.
+    State: {"pairs", "first", "second"}: the number of pairs, and of those that only the first or only the second
+    solved. If the policies are equally good, the winner of a pair that differs is a fair coin (McNemar 1947), and the
+    bets are on that coin. Other pairs cost nothing. Against another difference d, the same bets are on first minus
+    second minus d.
+
+    Args:
+        max_rollouts: Largest number of pairs, for the futility rule.
     """
 
     level: float = LEVEL
@@ -122,17 +134,17 @@ class SequentialDifferenceTest:
         return {"pairs": 0, "first": 0, "second": 0}
 
     def update(self, state: TestState, first: bool, second: bool) -> TestState:
-        """One more start, and whether each of the two succeeded there."""
+        """Adds one start, and whether each of the two policies succeeded there."""
         return {"pairs": state["pairs"] + 1, "first": state["first"] + (bool(first) and not second),
                 "second": state["second"] + (bool(second) and not first)}
 
     def e_value(self, state: TestState) -> float:
-        """The capital against no difference; 1 / evidence is a p-value at any time."""
+        """The capital against no difference. 1 / e_value is a p-value at any time."""
         _, b, c = _check_state(state, "pairs", "first", "second")
         return _bounded_exp(_log_e_value_coin(b, c))
 
     def interval(self, state: TestState) -> Interval:
-        """The confidence sequence of first minus second, as it is now: 0 is outside exactly when there is a verdict."""
+        """The current confidence sequence of first minus second. It excludes 0 exactly if there is a verdict."""
         n, b, c = _check_state(state, "pairs", "first", "second")
         if n == 0:
             return Interval(math.nan, -1.0, 1.0, self.level)
@@ -141,21 +153,22 @@ class SequentialDifferenceTest:
         )
 
     def verdict(self, state: TestState) -> Literal["first", "second", "futile"] | None:
-        """None: go on. Futile as in `Rate`."""
+        """The verdict. None means: continue. "futile" is as in `SequentialRateTest`."""
         n, b, c = _check_state(state, "pairs", "first", "second")
         if _log_e_value_coin(b, c) >= _log_threshold(self.level):
             return "first" if b > c else "second"
         if self.max_rollouts is None:
             return None
         left, m = max(self.max_rollouts - n, 0), b + c
-        more = np.rint(left * _beta_quantiles(1 + m, 1 + n - m)).astype(int)[:, None]  # pairs that may yet differ
+        more = np.rint(left * _beta_quantiles(1 + m, 1 + n - m)).astype(int)[:, None]  # pairs that may still differ
         need, wins = self.wins_needed(max(self.max_rollouts, n))[m + more], _beta_quantiles(1 + b, 1 + c)
         hope = stats.binom.sf(need - b - 1, more, wins) + stats.binom.sf(need - c - 1, more, 1 - wins)
         return "futile" if hope.mean() < FUTILITY_PROBABILITY else None
 
     def wins_needed(self, max_rollouts: int) -> np.ndarray:
-        """(most + 1,) how many of 0, 1, ... pairs that differ one policy must win for the verdict; one more than there
-        are where no number is enough."""
+        """For 0, 1, ... differing pairs, the number that one policy must win for a verdict, (max_rollouts + 1,). It is
+        one more than the number of pairs if no number is enough.
+        """
         return _wins_needed(self.level, max_rollouts)
 
 
@@ -172,10 +185,11 @@ _NODES, _WEIGHTS = leggauss(128)
 
 
 def _log_e_value_paired(b: int, c: int, ties: int, d: float) -> float:
-    """Logarithm of the capital of bets on pairs worth +1, -1 and 0 against a mean of d; at d = 0 it is `_coin`.
+    """Logarithm of the capital of bets on pairs worth +1, -1 and 0 against a mean of d. At d = 0 it is
+    `_log_e_value_coin`.
 
-    A bet u of 0 to 1, from all on the second to all on the first, multiplies the capital by 2u / (1 + d),
-    2 (1 - u) / (1 - d) or (1 + d - 2ud) / (1 - d^2). The integral over u has one mode, and is taken round that.
+    A bet u from 0 (all on the second) to 1 (all on the first) multiplies the capital by 2u / (1 + d), 2 (1 - u) / (1 -
+    d) or (1 + d - 2ud) / (1 - d^2). The integral over u has one mode and is computed around it.
     """
     # above 0: the integrand is log-concave and 0 at both ends
     up, down = PRIOR_WEIGHT / 2 - 1 + b, PRIOR_WEIGHT / 2 - 1 + c
@@ -194,7 +208,7 @@ def _log_e_value_paired(b: int, c: int, ties: int, d: float) -> float:
 
 
 def _confidence_sequence(log_e_value, estimate: float, least: float, most: float, level: float) -> Interval:
-    """All values that the capital does not speak against. It is at most 1 at the estimate and rises on both sides."""
+    """All values that the capital does not exclude. It is at most 1 at the estimate and rises on both sides."""
     def gap(value):
         return log_e_value(value) - _log_threshold(level)
     first, last = least + 1e-12, most - 1e-12
@@ -213,7 +227,7 @@ def _wins_needed(level: float, most: int) -> np.ndarray:
 
 
 def _smallest_sufficient(enough, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """By bisection, for each: the least number that is enough, if `low` never is, and `high` stands for none."""
+    """Bisection, for each element: the smallest sufficient number, if `low` never is, and `high` stands for none."""
     while (high - low > 1).any():
         middle = (low + high) // 2
         yes = enough(middle)
@@ -221,11 +235,11 @@ def _smallest_sufficient(enough, low: np.ndarray, high: np.ndarray) -> np.ndarra
     return high
 
 
-# -- what they share ----------------------------------------------------------------------------------------------
+# -- shared functions ----------------------------------------------------------------------------------------------
 
 
 def _beta_quantiles(a: float, b: float, number: int = 64) -> np.ndarray:
-    """Of a Beta distribution, equally likely."""
+    """Quantiles of a Beta distribution, equally likely."""
     return special.betaincinv(a, b, (np.arange(number) + 0.5) / number)
 
 
@@ -240,12 +254,13 @@ def _bounded_exp(log: float) -> float:
 def _check_state(state: TestState, whole: str, *parts: str) -> tuple[int, ...]:
     found = [state[k] for k in (whole, *parts)]
     if min(found) < 0 or sum(found[1:]) > found[0]:
-        raise ValueError(f"expected counts, of which {' and '.join(parts)} are at most {whole} together, found {state}")
+        raise ValueError(f"the counts are inconsistent: {' and '.join(parts)} must be at most {whole} together in "
+                         f"{state}")
     return tuple(found)
 
 
 def _check_arguments(level: float, most: int | None) -> None:
     if not 0 < level < 1:
-        raise UserError(f"expected a level between 0 and 1, found {level}", where="level", hint="such as 0.95")
+        raise UserError(f"the level must be between 0 and 1, not {level}", where="level", hint="such as 0.95")
     if most is not None and most < 1:
-        raise UserError(f"expected at least one rollout, found {most}", where="most", hint="such as 1000, or None")
+        raise UserError(f"at least one rollout is needed, not {most}", where="most", hint="such as 1000, or None")

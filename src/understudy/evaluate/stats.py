@@ -1,4 +1,4 @@
-"""A number without its interval is not a result. Pure functions of counts and arrays."""
+"""Intervals and tests as pure functions of counts and arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """low <= the truth <= high in `level` of all repetitions, as far as the method that made it promises."""
+    """An estimate with limits: low <= truth <= high in a fraction `level` of repetitions, as far as the method
+    guarantees it.
+    """
 
     estimate: float
     low: float
@@ -33,8 +35,9 @@ class Interval:
 
 
 def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> Interval:
-    """Of a probability: covers at least `level` for every probability and number of trials (Clopper and Pearson
-    1934). Counts need not be whole: see `two_level`."""
+    """Interval of a probability. It covers at least `level` for every probability and number of trials (Clopper and
+    Pearson 1934). Counts need not be whole: see `two_level_rate`.
+    """
     _check_counts(successes, trials)
     tail = (1 - level) / 2
     low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes > 0 else 0.0
@@ -43,26 +46,29 @@ def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> In
 
 
 def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
-    """Of a probability: narrower than Clopper-Pearson, and covers `level` on average over probabilities, not for
-    each of them (Wilson 1927)."""
+    """Interval of a probability. It is narrower than Clopper-Pearson, and covers `level` on average over probabilities
+    (Wilson 1927).
+    """
     _check_counts(successes, trials)
     if trials == 0:
         return Interval(math.nan, 0.0, 1.0, level)
     z2 = stats.norm.isf((1 - level) / 2) ** 2
     middle = (successes + z2 / 2) / (trials + z2)
     half = math.sqrt(z2 * (successes * (trials - successes) / trials + z2 / 4)) / (trials + z2)
-    # At the ends the two terms are equal, but for rounding.
+    # At the ends the two terms are equal, except for rounding.
     low = 0.0 if successes == 0 else middle - half
     high = 1.0 if successes == trials else middle + half
     return Interval(successes / trials, low, high, level)
 
 
 def tango_z(b: float, c: float, n: float, difference: float) -> float:
-    """The score statistic of a supposed `difference` of two paired proportions (Tango 1998, equation 11): b of n
-    pairs are successes of the first only, c of the second only."""
+    """Score statistic of a hypothetical `difference` of two paired proportions (Tango 1998, equation 11).
+
+    b of n pairs are successes of the first policy only, c of the second only.
+    """
     slope = (2 * n - b + c) * difference - b - c
     root = slope**2 + 8 * n * c * difference * (1 - difference)
-    only = (math.sqrt(max(root, 0.0)) - slope) / (4 * n)  # the likeliest P(second only) if the difference were so
+    only = (math.sqrt(max(root, 0.0)) - slope) / (4 * n)  # the most likely P(second only) under the hypothesis
     variance = n * (2 * only + difference * (1 - difference))
     gap = b - c - n * difference
     if variance <= 0:  # no other outcome could have been, or none like this one
@@ -71,21 +77,24 @@ def tango_z(b: float, c: float, n: float, difference: float) -> float:
 
 
 def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
-    """Of the difference of two paired proportions, first minus second: all differences that the score test does not
-    reject (Tango 1998). Stays within [-1, 1] and is not empty when no pair differs. Counts need not be whole."""
+    """Score interval of the difference of two paired proportions, first minus second (Tango 1998).
+
+    It stays within [-1, 1], and has a positive width even if no pair differs. Counts need not be whole.
+    """
     _check_counts(b + c, n)
     if n == 0:
         return Interval(math.nan, -1.0, 1.0, level)
     z, estimate = stats.norm.isf((1 - level) / 2), (b - c) / n
-    # z falls as the supposed difference grows, from above +z to below -z unless the estimate is at that end.
+    # z falls as the hypothetical difference grows, from above +z to below -z unless the estimate is at that end.
     low = -1.0 if estimate <= -1 else optimize.brentq(lambda d: tango_z(b, c, n, d) - z, -1 + 1e-12, estimate)
     high = 1.0 if estimate >= 1 else optimize.brentq(lambda d: tango_z(b, c, n, d) + z, estimate, 1 - 1e-12)
     return Interval(estimate, float(low), float(high), level)
 
 
 def newcombe_paired(both: int, b: int, c: int, neither: int, level: float = LEVEL) -> Interval:
-    """Of the same difference as `tango`, from Wilson's limits of the two proportions and their correlation (Newcombe
-    1998, method 10): a second opinion of other make."""
+    """Interval of the same difference as `tango`, from Wilson's limits of the two proportions and their correlation
+    (Newcombe 1998, method 10), as a second opinion.
+    """
     n = both + b + c + neither
     first, second = wilson(both + b, n, level), wilson(both + c, n, level)
     margins = (both + b) * (c + neither) * (both + c) * (b + neither)
@@ -102,25 +111,27 @@ def newcombe_paired(both: int, b: int, c: int, neither: int, level: float = LEVE
 
 
 def mcnemar(b: int, c: int) -> float:
-    """The exact two-sided p that b against c (`tango`) is chance (McNemar 1947; a binomial test of the pairs that
-    differ). 1 if none does."""
+    """Exact two-sided p-value of no difference for b and c as in `tango` (McNemar 1947; a binomial test of the pairs
+    that differ). 1 if no pair differs.
+    """
     return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
          weights: Sequence[float] | np.ndarray | None = None) -> Interval:
-    """Of a mean of any distribution: the bias-corrected and accelerated bootstrap (Efron 1987) at the level that makes
-    up for its narrowness with few values (Hesterberg 2015, section 3.1); 9,999 draws, the same at every call. From
-    20 values on it covers about as promised unless a rare value decides the mean. Not finite where `values` are not,
-    or where there are fewer than three; where all are equal, so are the limits. `weights` are drawn with their values:
-    a mean over windows whose unit is the episode.
+    """Interval of a mean of any distribution: bias-corrected and accelerated bootstrap (Efron 1987).
+
+    The level is adjusted for few values (Hesterberg 2015, section 3.1). It uses 9,999 draws, the same at every call.
+    From 20 values on, the coverage is about as promised, unless a rare value determines the mean. The limits are not
+    finite if a value is not finite, or for fewer than three values. If all values are equal, so are the limits.
+    `weights` are drawn with their values: for a mean over windows whose unit is the episode.
     """
     x = np.asarray(values, float)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, float)
     centre = float(np.average(x, weights=w)) if len(x) else math.nan
     if len(x) < 2 or not np.isfinite(x).all() or len(x) == 2 and x[0] != x[1]:
         return Interval(centre, math.nan, math.nan, level)
-    if x.min() == x.max():  # nothing to draw from
+    if x.min() == x.max():  # all draws would be equal
         return Interval(float(x[0]), float(x[0]), float(x[0]), level)
     wider = 1 - 2 * stats.norm.sf(math.sqrt(len(x) / (len(x) - 1)) * stats.t.isf((1 - level) / 2, len(x) - 1))
     found = stats.bootstrap((x, w), lambda x, w, axis: (x * w).sum(axis) / w.sum(axis), paired=True, vectorized=True,
@@ -134,7 +145,7 @@ Kind = Literal["rate", "real", "bounded"]  # 0s and 1s; any number; a number fro
 
 
 def two_level_rate(
-    values: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL, *, kind: Kind = "rate"
+    values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL, *, kind: Kind = "rate"
 ) -> Interval:
     """Interval for the mean of a method over new training seeds and new starts.
 
@@ -179,8 +190,8 @@ def two_level_rate(
     return Interval(mean, found.low, found.high, level)
 
 
-def two_level_mean(values: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL) -> Interval:
-    """`two_level` of a real measure."""
+def two_level_mean(values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL) -> Interval:
+    """`two_level_rate` of a real measure."""
     return two_level_rate(values, level, kind="real")
 
 
@@ -349,17 +360,19 @@ def _check_paired(x, y) -> None:
 
 def _check_counts(k: float, n: float) -> None:
     if not 0 <= k <= n:
-        raise ValueError(f"expected 0 <= count <= trials, found {k} of {n}")
+        raise ValueError(f"the count must be between 0 and the number of trials, unlike {k} of {n}")
 
 
-# -- what is believed, and what the pairs were worth --------------------------------------------------------------
+# -- posteriors, permutations and the gain of pairing --------------------------------------------------------------
 
 
 def beta_posterior(successes: float, trials: float, level: float = LEVEL,
               prior: tuple[float, float] = (0.5, 0.5)) -> Interval:
-    """Of a probability: what to believe after these trials if Beta(*prior) was believed before. The estimate is the
-    posterior's mean, the limits leave as much out on both sides. (0.5, 0.5) is Jeffreys' prior (1946), whose interval
-    covers `level` on average (Brown, Cai and DasGupta 2001); (1, 1) is flat."""
+    """Credible interval of a probability, with the prior Beta(*prior).
+
+    The estimate is the mean of the posterior, and the limits exclude equal probabilities on both sides. (0.5, 0.5) is
+    Jeffreys' prior (1946), whose interval covers `level` on average (Brown, Cai and DasGupta 2001). (1, 1) is flat.
+    """
     found = _beta_parameters(successes, trials, prior)
     return Interval(float(found.mean()), *map(float, found.interval(level)), level)
 
@@ -367,27 +380,28 @@ def beta_posterior(successes: float, trials: float, level: float = LEVEL,
 def probability_above(
     successes: float, trials: float, threshold: float, prior: tuple[float, float] = (0.5, 0.5)
 ) -> float:
-    """The posterior probability that the rate is above `than`."""
+    """Posterior probability that the rate is above `threshold`."""
     return float(_beta_parameters(successes, trials, prior).sf(threshold))
 
 
 def probability_better(k1: float, n1: float, k2: float, n2: float, prior: tuple[float, float] = (0.5, 0.5)) -> float:
-    """The posterior probability that the first of two rates of independent trials is the higher one."""
+    """Posterior probability that the first of two rates of independent trials is higher."""
     first, second = _beta_parameters(k1, n1, prior), _beta_parameters(k2, n2, prior)
     return float(np.mean(second.cdf(first.ppf((np.arange(20_000) + 0.5) / 20_000))))
 
 
 def permutation_p_value(first, second) -> float:
-    """The two-sided p that two policies or methods differ by chance, by exchanging what chance could have exchanged.
+    """Two-sided permutation p-value of no difference between two policies or methods.
 
-    (episodes,) of two checkpoints on the same starts, 0s and 1s or returns: who did which of each pair (Fisher 1935; of
-    0s and 1s it is `mcnemar`). (training seeds, episodes) of two methods: which runs are whose, all judged on the same
-    starts (Pitman 1937). The smallest p that 3 against 3 runs can give is 0.1, 4 against 4: 0.029, 5 against 5: 0.008.
-    All changes, or 9,999 drawn, the same at every call.
+    (episodes,) of two checkpoints on the same starts, 0s and 1s or returns: the two results of each pair are exchanged
+    (Fisher 1935; for 0s and 1s it is `mcnemar`). (training seeds, episodes) of two methods, all on the same starts:
+    runs are exchanged (Pitman 1937). The smallest p-value is 0.1 with 3 against 3 runs, 0.029 with 4 against 4, and
+    0.008 with 5 against 5. All permutations are used, or 9,999 random ones, the same at every call.
     """
     x, y = np.asarray(first, float), np.asarray(second, float)
     if x.ndim != y.ndim or x.shape[-1:] != y.shape[-1:] or x.ndim not in (1, 2) or x.size == 0 or y.size == 0:
-        raise ValueError(f"expected (episodes,) or (training seeds, episodes) of both, found {x.shape} and {y.shape}")
+        raise ValueError(f"both must have the same shape (episodes,) or (training seeds, episodes), unlike {x.shape} "
+                         f"and {y.shape}")
     if x.ndim == 1 and np.isin((x, y), (0, 1)).all():
         return mcnemar(int((x > y).sum()), int((y > x).sum()))
     rng = np.random.default_rng(0)
@@ -399,9 +413,12 @@ def permutation_p_value(first, second) -> float:
 
 
 def pairing_gain(first, second) -> float:
-    """The share of the difference's variance that meeting the same starts took away, and so the share of rollouts that
-    it saved: 1 - Var(paired) / Var(unpaired). (episodes,) of two checkpoints, or (training seeds, episodes) of two
-    methods. Below 0 where one did well where the other did badly; not a number where nothing varies."""
+    """The fraction of the variance of a difference that the common starts remove, and so the fraction of rollouts that
+    they save: 1 - Var(paired) / Var(unpaired).
+
+    (episodes,) of two checkpoints, or (training seeds, episodes) of two methods. Negative if one succeeds where the
+    other fails. NaN if nothing varies.
+    """
     x, y = np.asarray(first, float), np.asarray(second, float)
     _check_paired(x, y)
 
@@ -414,5 +431,5 @@ def pairing_gain(first, second) -> float:
 def _beta_parameters(successes: float, trials: float, prior: tuple[float, float]):
     _check_counts(successes, trials)
     if not min(prior) > 0:
-        raise ValueError(f"expected a prior of two numbers above 0, found {prior}")
+        raise ValueError(f"the prior must be two positive numbers, not {prior}")
     return stats.beta(prior[0] + successes, prior[1] + trials - successes)

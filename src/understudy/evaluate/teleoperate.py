@@ -1,4 +1,4 @@
-"""A person acts in a toy, in real time, and is recorded."""
+"""Teleoperation: a person acts in a toy in real time, and is recorded."""
 
 from __future__ import annotations
 
@@ -27,16 +27,28 @@ def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, se
                 images: Literal["video", "png"] = "video", on_saved: Callable[[int], None] = lambda n: None,
                 show: Callable[[str], None] = lambda text: None, lines: int = 24,
                 clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep) -> Dataset:
-    """The data set in `out` with at most `episodes` in it, of a person at the keyboard.
+    """Records at most `episodes` episodes of a person at the keyboard.
 
-    Episode n begins as `record`'s does, by the key of `seed` and n, so that it can be replayed. Steps come at the
-    environment's rate, each written down as it happens; its own time is that of the simulation. What was saved by
-    `enter` before the environment ended it has the fact "stopped". show: draws what is to be seen, a picture of `lines`
-    lines of text and what the keys do.
+    Episode n starts like in `record_episodes`, from the key of `seed` and n, so that it can be replayed. Steps happen
+    at the rate of the environment, and each is written immediately with its simulation time. Episodes that the person
+    saved with `enter` before the environment ended them have the metadata "stopped".
+
+    Args:
+        env: The environment.
+        keyboard: The keyboard.
+        episodes: Total number of episodes.
+        out: Folder of the data set.
+        seed: Seed of the episodes.
+        images: How images are stored.
+        on_saved: Called with the number of each saved episode.
+        show: Draws the image and the help, in `lines` lines of text.
+        lines: Height of the image in lines.
+        clock: Clock in seconds.
+        sleep: Sleeps for some seconds.
     """
     if not isinstance(env, Renderable):
-        raise UserError("expected an environment that can be seen", where=env.metadata["env"],
-                        hint="the toys can, and arms alone takes more than two hands' keys")
+        raise UserError("the environment cannot be rendered", where=env.metadata["env"],
+                        hint="all toys except arms can be played with the keyboard")
     out, rate = Path(out), float(env.metadata.get("fps") or 10)
     n_recorded(out, env, seed, "keyboard")
     schema = {**env.features, "next.reward": Feature("float32", ()), "next.terminated": Feature("bool", ()),
@@ -75,7 +87,7 @@ class _TeleoperationSession:
     sleep: Callable[[float], None]
 
     def run_episode(self) -> str:
-        """What became of it: "again", "quit", or in words how it ended."""
+        """Runs one episode. Returns "again", "quit", or how it ended, in words."""
         env, r, mark, won = self.env, self.recorder, None, False
         obs = env.reset(torch.arange(env.rows), keys(self.seed, [r.count] * env.rows))
         r.begin(number=r.count)
@@ -113,7 +125,7 @@ class _TeleoperationSession:
             self.sleep(max(0.0, due - self.clock()))
 
     def ask_outcome(self, ended: str) -> str:
-        """"next", "again" or "quit"."""
+        """Returns "next", "again" or "quit"."""
         r, said = self.recorder, f"episode {self.recorder.count - 1} was {ended}."
         while True:
             self.show(f"{said}\n{ENDED_HELP}")
@@ -133,15 +145,16 @@ def _first_row(columns) -> dict[str, np.ndarray]:
 
 
 def _task_text(obs) -> str:
-    """The task, where the environment says it in words."""
+    """The task in words, if the environment shows it."""
     said = bytes(obs["observation.task"][0].numpy()).rstrip(b"\0").decode(errors="replace") if (
         "observation.task" in obs) else ""
     return f": {said}" if said else ""
 
 
 def render_ansi(frame: np.ndarray, lines: int) -> str:
-    """A picture (H, W, 3) as text of so many lines: two pixels a character, one over the other, in the 216 colors that
-    terminals share."""
+    """An image (H, W, 3) as this many lines of text: two pixels per character, one above the other, in the 216 standard
+    terminal colors.
+    """
     wide = round(2 * lines * frame.shape[1] / frame.shape[0])
     small = resize(frame, (2 * lines, wide)).astype(int)
 

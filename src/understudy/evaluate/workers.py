@@ -1,9 +1,8 @@
-"""The numbered episodes of an evaluation shared out to processes, or over a Ray cluster.
+"""Distributes the episodes of an evaluation over processes or over a Ray cluster.
 
-Each worker makes its own environment and loads the policy itself. An episode is decided by its key, networks see
-batches of one size (`FixedBatch`), and every worker computes in one thread: so who runs an episode makes no difference
-to
-it, to the last bit.
+Each worker makes its own environment and loads the policy itself. The key determines an episode, networks see batches
+of one size (`FixedBatch`), and every worker computes with one thread. The result is therefore bit-identical, whichever
+worker runs an episode.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ WorkerCount = int | Literal["ray"]
 EpisodeCallback = Callable[[int, Episode], None]
 EpisodeRange = tuple[int, int, int]  # first episode, how many, seed
 
-# of all rows in one share, at least, where there are several shares a worker: its end leaves rows idle
+# smallest part in multiples of all rows, if a worker gets several parts: rows are idle at the end of a part
 SHARES_PER_WORKER = 4
 CRASH_HINT = "the simulator crashes in it, or memory is full: fewer workers, or fewer rows each, take less"
 STARTUP_HINT = ("memory may be full: take fewer. In a script of your own, what starts workers stands under "
@@ -52,7 +51,7 @@ STARTUP_HINT = ("memory may be full: take fewer. In a script of your own, what s
 
 def load_actor_and_env(run: Path | str, env: str, rows: int = 16, *, device: str = "cpu",
             trust: tuple[str, ...] = ()) -> tuple[Actor, Env]:
-    """A setup: the policy of a run's folder in an environment by its name, `rows` of it side by side."""
+    """A setup: the policy of a run in an environment, given by name, with `rows` copies."""
     return load_actor(run, device=device, rows=16, trust=trust), make(env, rows, trust)
 
 
@@ -65,9 +64,14 @@ def evaluate_parallel(
     level: float = LEVEL,
     watch: EpisodeCallback = lambda n, e: None,
 ) -> Evaluation:
-    """As `judge.evaluate`, with the episodes shared out: evaluate(partial(trained, "runs/bc", "fork"), workers=4)."""
+    """As `evaluation.evaluate`, with the episodes distributed over workers.
+
+    Example:
+        >>> evaluate_parallel(partial(load_actor_and_env, "runs/bc", "fork"), episodes=1000, workers=4)
+    """
     if episodes < 1:
-        raise UserError(f"expected at least one episode, found {episodes}", where="evaluate", hint="such as 100")
+        raise UserError(f"an evaluation needs at least one episode, not {episodes}", where="evaluate", hint="such as "
+                                                                                                            "100")
     began = time.perf_counter()
     with WorkerPool(setup, workers) as crew:
         ran = crew.rollout(episodes, seed, watch=watch)
@@ -76,7 +80,7 @@ def evaluate_parallel(
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Products of matrices differ in their last bits with the number of threads."""
+    """Computes with one thread. Matrix products with other numbers of threads differ in their last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -86,32 +90,36 @@ def single_threaded() -> Iterator[None]:
 
 
 class WorkerPool:
-    """`count` processes, or one for each processor of a Ray cluster ("ray"; one is started here if there is none), that
-    each have what `setup` gives: an actor and an environment. 1 is this process.
+    """Worker processes, each with an actor and an environment.
 
-    setup: a function of a module, or functools.partial of one with values that can be sent. It is called in each
-        worker and gives the same everywhere.
-    own: what `setup` would give, where this process has it already and closes it itself.
+    As a context manager, it ends its workers in every case. A worker that dies (killed, out of memory, a crash of the
+    simulator) is replaced, and its unfinished episodes are run again, one by one. A second death in the same episode is
+    a UserError with its number.
 
-    A context: however it is left, its workers are gone. A worker that dies (killed, out of memory, a simulator that
-    crashed) is replaced, and the episodes that it was in the midst of are run again, each alone; a second death on
-    the same episode is a UserError with its number.
+    Args:
+        setup: Makes the actor and the environment. A function of a module, or a functools.partial of one with picklable
+            values. It is called in each worker and must return the same everywhere.
+        count: Number of processes; "ray" for one per processor of a Ray cluster (started on this machine if none is
+            running). 1 is this process.
+        local: The result of `setup`, if this process has it already and closes it itself.
     """
 
     def __init__(self, setup: WorkerSetup, count: WorkerCount = 1, *, local: tuple[Actor, Env] | None = None):
         if count != "ray" and count < 1:
-            raise UserError(f"expected at least one worker, found {count}", where="workers", hint="1 is this process")
-        self.setup, self.count = setup, count
-        self.metadata: Mapping[str, Any] = {}  # of the environment, once an episode has ended
+            raise UserError(f"at least one worker is needed, not {count}", where="workers", hint="1 is this process")
+        self.setup, self._requested = setup, count
+        self.count = 1 if count == "ray" else count  # of "ray" once it has begun
+        self.metadata: Mapping[str, Any] = {}  # of the environment, after the first episode
         self._borrowed, self._local = local, None
         self._backend: _ProcessBackend | _RayBackend | None = None
 
     def __enter__(self) -> WorkerPool:
-        if self.count == 1:
+        if self._requested == 1:
             with single_threaded():
                 self._local = self._borrowed or self.setup()
         else:
-            self._backend = _RayBackend(self.setup) if self.count == "ray" else _ProcessBackend(self.setup, self.count)
+            ray = self._requested == "ray"
+            self._backend = _RayBackend(self.setup) if ray else _ProcessBackend(self.setup, self.count)
             self.count = self._backend.count
         return self
 
@@ -125,14 +133,14 @@ class WorkerPool:
     def rollout(
         self, episodes: int, seed: int = 0, *, first: int = 0, watch: EpisodeCallback = lambda n, e: None
     ) -> Dataset:
-        """As `rollout.rollout`: the same episodes, whatever the number of workers. `watch` sees them as they end."""
+        """As `rollout.rollout`: the same episodes for any number of workers. `watch` is called when they end."""
         if self._local is not None:
             with single_threaded():
                 ran = rollout(*self._local, episodes, seed, first=first, watch=watch)
             self.metadata = dict(self._local[1].metadata)
             return ran
         if self._backend is None:
-            raise UserError("expected workers at work, found none", where="Workers",
+            raise UserError("the workers have not been started", where="WorkerPool",
                             hint="with WorkerPool(setup, 4) as workers: ...")
         done: dict[int, Episode] = {}
 
@@ -147,8 +155,11 @@ class WorkerPool:
         )
 
     def _distribute(self, numbers: range, seed: int, keep: EpisodeCallback) -> None:
-        crew, members = self._backend, self._backend.workers
-        todo: deque[range] | None = None  # shares; how large they are depends on the rows, which the first worker tells
+        crew = self._backend
+        assert crew is not None
+        members = crew.workers
+        # parts of the episodes; their size depends on the rows, which the first worker reports
+        todo: deque[range] | None = None
         deaths: Counter[int] = Counter()
         stillborn = 0
         while todo is None or todo or any(m.is_busy for m in members):
@@ -174,35 +185,36 @@ class WorkerPool:
                 elif not member.rows:  # it died, and of what is said
                     stillborn += 1
                     if stillborn > 1:
-                        raise UserError(f"expected workers, found that they die as they start ({said})",
+                        raise UserError(f"workers die while they start ({said})",
                                         where="workers", hint=STARTUP_HINT)
                 else:
                     left = sorted(member.pending)
-                    begun, rest = left[:member.rows], left[member.rows:]  # episodes are begun in their order
+                    begun, rest = left[:member.rows], left[member.rows:]  # episodes start in their order
                     deaths.update(begun)
                     if twice := [n for n in begun if deaths[n] > 1]:
-                        raise UserError(f"expected workers to live, found that a second one died on episode {twice[0]} "
+                        raise UserError(f"two workers died in episode {twice[0]} "
                                         f"({said})", where=f"{self.metadata['env']}, seed {seed}", hint=CRASH_HINT)
+                    assert todo is not None  # shares were made when the first worker was ready
                     todo.extend(range(n, n + 1) for n in begun)
                     if rest:
                         todo.append(range(rest[0], rest[-1] + 1))
 
 
 def _split_episodes(numbers: range, rows: int, count: int) -> list[range]:
-    """In shares: one for each worker, or, where there are many episodes, about four, so that nobody waits long for the
-    last."""
+    """One part per worker, or about four if there are many episodes, so that no worker waits long for the last one."""
     size = max(-(-len(numbers) // count), 1)
     if size > SHARES_PER_WORKER * rows:
         size = max(SHARES_PER_WORKER * rows, size // 4 // rows * rows)
     return [numbers[i:i + size] for i in range(0, len(numbers), size)]
 
 
-# -- what a worker does, and says -----------------------------------------------------------------------------------
+# -- inside a worker -----------------------------------------------------------------------------------
 
 
 def _worker_loop(setup: WorkerSetup, shares: Iterator[EpisodeRange], send: Callable[[str, Any], None]) -> None:
-    """All its life. It says ("ready", (rows, facts)), ("episode", (number, episode)) and ("done", facts) for a share,
-    or ("failed", error)."""
+    """The main loop of a worker. It sends ("ready", (rows, metadata)), ("episode", (number, episode)) and ("done",
+    metadata) for each part, or ("failed", error).
+    """
     env = None
     torch.set_num_threads(1)
     try:
@@ -212,7 +224,7 @@ def _worker_loop(setup: WorkerSetup, shares: Iterator[EpisodeRange], send: Calla
             at = _SingleEpisodeEnv(env) if count == 1 else env
             rollout(player, at, count, seed, first=first, watch=lambda n, e: send("episode", (n, e)))
             send("done", dict(env.metadata))
-    except (BrokenPipeError, EOFError):  # nobody listens any more
+    except (BrokenPipeError, EOFError):  # the parent is gone
         pass
     except Exception as error:
         send("failed", _picklable_error(error))
@@ -222,7 +234,7 @@ def _worker_loop(setup: WorkerSetup, shares: Iterator[EpisodeRange], send: Calla
 
 
 class _SingleEpisodeEnv(Env):
-    """All rows do the same episode: those without one would begin those that follow, and one of these may be deadly."""
+    """All rows run the same episode. Rows without one would start the next episodes, and one of these may crash."""
 
     def __init__(self, env: Env):
         self.env, self.rows, self.features, self.metadata = env, env.rows, env.features, env.metadata
@@ -251,7 +263,7 @@ def _picklable_error(error: Exception) -> Exception:
 
 @dataclass(eq=False)
 class _Worker:
-    """rows: 0 until it is ready. share: the numbers of what it was given that have not come back."""
+    """`rows` is 0 until the worker is ready. `share` has the numbers of its episodes that have not come back."""
 
     handle: Any
     rows: int = 0
@@ -260,13 +272,13 @@ class _Worker:
 
 
 class _ProcessBackend:
-    """Of this machine. Each is spawned, since a forked one may hang on the threads of its parent."""
+    """Processes of this machine. They are spawned, because a forked process may hang on the threads of its parent."""
 
     def __init__(self, setup: WorkerSetup, count: int):
         try:
             reduction.ForkingPickler.dumps(setup)
         except Exception as error:
-            raise UserError(f"expected a setup that can be sent to another process, found {setup} ({error})",
+            raise UserError(f"the setup cannot be sent to another process: {setup} ({error})",
                             where="Workers", hint="give a function of a module, or functools.partial of one") from None
         self.setup, self.count, self.workers = setup, count, []
         self.context = multiprocessing.get_context("spawn")
@@ -275,16 +287,16 @@ class _ProcessBackend:
         mine, theirs = self.context.Pipe()
         process = self.context.Process(target=_worker_process, args=(theirs, self.setup), name="understudy worker")
         process.start()
-        theirs.close()  # so that its death ends the pipe
+        theirs.close()  # so that the pipe ends when the worker dies
         self.workers.append(_Worker((process, mine)))
 
     def assign(self, member: _Worker, share: range, seed: int) -> None:
         member.is_busy, member.pending = True, set(share)
-        with suppress(OSError):  # that it is dead will be heard
+        with suppress(OSError):  # `receive` notices a dead worker
             member.handle[1].send((share.start, len(share), seed))
 
     def receive(self) -> Iterator[tuple[_Worker, str, Any]]:
-        """What has been said, once anything is."""
+        """Waits for messages and returns them."""
         said = set(connection.wait([m.handle[1] for m in self.workers]))
         for member in [m for m in self.workers if m.handle[1] in said]:
             process, pipe = member.handle
@@ -309,7 +321,7 @@ class _ProcessBackend:
 
 
 def exit_reason(status: int) -> str:
-    """Of a process's end, by its exit status."""
+    """The reason of a process's end, by its exit status."""
     if status >= 0:
         return f"it ended with status {status}"
     return f"killed by {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"signal {-status}"
@@ -321,37 +333,40 @@ def _worker_process(pipe: connection.Connection, setup: WorkerSetup) -> None:
 
 
 def watch_parent() -> None:
-    """What a spawned process does before its work: it ends when its parent says so, or is no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all
-    sys.stdout = sys.stderr  # where answers are, libraries do not greet
+    """Called first in a spawned process: the process ends when its parent says so or no longer exists."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
+    sys.stdout = sys.stderr  # libraries must not print between the answers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """Nobody works on for a parent that was killed."""
-    multiprocessing.parent_process().join()
+    """Ends this process when the parent is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this process was spawned
+    parent.join()
     os._exit(1)
 
 
 def connect_ray() -> tuple[ModuleType, bool]:
-    """(ray, whether this call began it): the cluster of RAY_ADDRESS, one that runs here, or one that is started for
-    the time being and can be reached from this machine only."""
+    """(ray, whether this call started it). It uses the cluster of RAY_ADDRESS, one that runs here, or starts a
+    temporary one that only this machine can reach.
+    """
     try:
         import ray
     except ImportError:
-        raise UserError("expected Ray, found none", where="workers", hint="pip install 'understudy[cluster]'") from None
+        raise UserError("Ray is not installed", where="workers", hint="pip install 'understudy[cluster]'") from None
     if ray.is_initialized():
         return ray, False
     before = signal.getsignal(signal.SIGTERM)
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         ray.init("auto", **quiet)
     except ConnectionError:
         try:
             ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-        except Exception as error:  # Ray has no type of its own for a start that took too long
-            raise UserError(f"expected Ray to start, found {str(error).split('. ')[0]}", where="workers",
-                            hint="start it beforehand (ray start --head), or take processes (--workers N)") from error
+        except Exception as error:  # Ray has no special type for a start that took too long
+            raise UserError(f"Ray did not start: {str(error).split('. ')[0]}", where="workers",
+                            hint="start it first (ray start --head), or use processes (--workers N)") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray takes it
     return ray, True

@@ -1,1 +1,1 @@
-"""How a policy's weights come about. A learner updates; `fit` only loops."""
+"""Learning: learners, the training loop, runs and methods."""

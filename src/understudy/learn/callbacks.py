@@ -1,19 +1,22 @@
-"""What looks on while a policy trains: each is a Watch (see fit)."""
+"""Training callbacks (see `fit`)."""
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 from ..core import UserError
 from .fit import Learner
 
-LONG_SECONDS = 15 * 60  # seconds; what takes longer says so first
+LONG_SECONDS = 15 * 60  # seconds; longer trainings announce their duration
 
 
 class LossCurve:
-    """The mean of what was said over every `every` updates goes to `write(step=..., loss=..., ...)`. Its state is
-    saved with the learner's, so that an interrupted curve is the uninterrupted one."""
+    """Passes the mean of the metrics over every `every` updates to `write(step=..., loss=..., ...)`.
+
+    Its state is saved with the learner, so that an interrupted curve equals an uninterrupted one.
+    """
 
     def __init__(self, every: int, write, state: dict | None = None):
         self.every, self.write = every, write
@@ -21,7 +24,7 @@ class LossCurve:
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
         count, total = self.state["count"], self.state["sum"]
-        for name, value in seen.items():  # some learners update some of their networks now and then
+        for name, value in seen.items():  # some learners update some networks only occasionally
             count[name] = count.get(name, 0) + 1
             total[name] = total.get(name, 0.0) + value
         if step % self.every == 0:
@@ -30,9 +33,11 @@ class LossCurve:
 
 
 class ProgressBar:
-    """A bar with the loss, updates a second and the time left, on standard error; nothing where that is no
-    terminal. One line where an earlier training goes on, and one if it will take long. steps: None where the number is
-    not known beforehand."""
+    """A progress bar with the loss, updates per second and the remaining time, on standard error if that is a terminal.
+
+    It prints one line if an earlier training continues, and one if the training will take long. `steps` is
+    None if the number is unknown.
+    """
 
     def __init__(self, steps: int | None, start: int = 0, *, bar: bool | None = None, title: str = "training"):
         from rich.console import Console
@@ -40,7 +45,7 @@ class ProgressBar:
         from rich.progress import Progress as Bar
 
         self.console = Console(stderr=True)
-        self.steps, self.start, self.began, self.quiet = steps, start, None, bar is False
+        self.steps, self.start, self.began, self.quiet = steps, start, math.nan, bar is False
         self.bar = Bar(TextColumn(title), BarColumn(), MofNCompleteColumn(),
                        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:.3g} updates/s"),
                        TimeRemainingColumn(), console=self.console, transient=True, refresh_per_second=4,
@@ -62,7 +67,7 @@ class ProgressBar:
         if "loss" not in seen:
             return
         now, done = time.perf_counter(), step - self.start
-        if done == 1:  # the first update compiles and allocates: no measure of the others
+        if done == 1:  # the first update compiles and allocates, so its time is not representative
             self.began = now
         speed = (done - 1) / max(now - self.began, 1e-9) if done > 1 else float("nan")
         if done == 11 and not self.quiet and self.steps is not None and (self.steps - step) / speed > LONG_SECONDS:
@@ -76,7 +81,7 @@ class ProgressBar:
 
 
 def format_duration(seconds: float) -> str:
-    """In words, to the precision that an estimate has."""
+    """A duration in words, with the precision of an estimate."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
@@ -99,7 +104,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("the package tensorboard is not installed", where="TensorBoard",
-                            hint="pip install 'understudy[tensorboard]'; metrics.jsonl has the same figures") from None
+                            hint="pip install 'understudy[tensorboard]'; metrics.jsonl has the same numbers") from None
         self.start, self.folder, self.every, self.writer = SummaryWriter, str(folder), every, None
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
@@ -132,7 +137,7 @@ class Wandb:
             import wandb
         except ImportError:
             raise UserError("the package wandb is not installed", where="Wandb",
-                            hint="pip install 'understudy[wandb]'; metrics.jsonl has the same figures") from None
+                            hint="pip install 'understudy[wandb]'; metrics.jsonl has the same numbers") from None
         self.start, self.options, self.every, self.run = wandb.init, options, every, None
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:

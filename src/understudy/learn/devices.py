@@ -1,4 +1,4 @@
-"""Where the work is done: one device, or several processes that share every batch."""
+"""Devices, and several processes that share every batch."""
 
 from __future__ import annotations
 
@@ -18,38 +18,45 @@ from ..core import Batch, UserError
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """"auto" is CUDA, then Apple's GPU, then the CPU. Of several processes each gets a GPU of its own (torchrun's
-    LOCAL_RANK). Raises UserError for a device that is not there."""
+    """Chooses a device. "auto" is CUDA, then Apple's GPU, then the CPU. With several processes, each gets its own GPU
+    (torchrun's LOCAL_RANK).
+
+    Raises:
+        UserError: The device does not exist.
+    """
     if isinstance(name, str) and name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         found = torch.device(name)
     except RuntimeError:
-        raise UserError(f"expected auto, cpu, cuda, cuda:1 or mps, found {name!r}", where="device",
+        raise UserError(f"there is no device {name!r}; use auto, cpu, cuda, cuda:1 or mps", where="device",
                         hint="auto takes a GPU if there is one") from None
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if found.type not in there or not there[found.type]():
-        raise UserError(f"expected a {found.type} device, found none", where="device",
-                        hint="take 'auto' or 'cpu', or install a PyTorch built for that device (pytorch.org)")
+        raise UserError(f"this machine has no {found.type} device that PyTorch can use", where="device",
+                        hint="use 'auto' or 'cpu', or install a PyTorch built for that device (pytorch.org)")
     if found.type == "cuda":
         number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())) if found.index is None else found.index
         if number >= torch.cuda.device_count():
-            raise UserError(f"expected CUDA device {number}, found {torch.cuda.device_count()} of them", where="device",
-                            hint="name one that is there, or start fewer processes")
+            raise UserError(f"there is no CUDA device {number}; their number is "
+                            f"{torch.cuda.device_count()}", where="device",
+                            hint="choose an existing one, or start fewer processes")
         return torch.device("cuda", number)
     return found
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that train one policy together. Process `rank` works on rows share(B) of every batch of B rows."""
+    """The processes that train one policy together. Process `rank` computes the rows `row_slice(B)` of every batch of B
+    rows.
+    """
 
     rank: int = 0
     count: int = 1
 
     @staticmethod
     def current() -> Processes:
-        """All that joined torch.distributed (torchrun, accelerate); one, if nobody did."""
+        """All processes that joined torch.distributed (torchrun, accelerate); a single one otherwise."""
         if dist.is_available() and dist.is_initialized():
             return Processes(dist.get_rank(), dist.get_world_size())
         return Processes()
@@ -62,7 +69,7 @@ class Processes:
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
     def all_reduce(self, tensors: list[Tensor]) -> None:
-        """In place, over all processes."""
+        """Sums tensors in place over all processes."""
         if self.count > 1 and tensors:
             flat = torch.cat([t.flatten() for t in tensors])
             dist.all_reduce(flat)
@@ -70,13 +77,13 @@ class Processes:
                 t.copy_(new.view_as(t))
 
     def broadcast(self, tensors: list[Tensor]) -> None:
-        """In place: what the first process has."""
+        """Copies the tensors of the first process in place."""
         if self.count > 1:
             for t in tensors:
                 dist.broadcast(t, 0)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether the flag is set in any process."""
         if self.count == 1:
             return flag
         where = torch.cuda.current_device() if dist.get_backend() == "nccl" else "cpu"
@@ -91,16 +98,16 @@ class Processes:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Processes]:
-    """Joins the other processes that torchrun or accelerate started, unless the program has done so itself."""
+    """Joins the other processes that torchrun or accelerate started, unless the program has already done so."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield Processes.current()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Training imports it sooner or later, and its functions then keep, as a default argument, the group there is. The
-    # threads of a group that is kept outlive it, and may want the interpreter when that has ended: SIGABRT.
+    # Training imports this module at some point, and its functions then keep the group as a default argument. The
+    # threads of such a group outlive it, and may access the interpreter after its end: SIGABRT.
     importlib.import_module("torch.distributed.nn")
-    # The others wait while the first one judges by rollouts, which may take hours.
+    # The others wait while the first process runs rollouts, which may take hours.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
         yield Processes.current()
@@ -121,12 +128,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """The same bits every time, also on CUDA, where some operations otherwise add in the order of arrival. What has
-    no such form warns."""
+    """Bit-identical results in the block, also on CUDA, where some operations otherwise add in random order. Operations
+    without a deterministic implementation warn.
+    """
     if device.type != "cuda":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # of cuBLAS: read when it starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -136,7 +144,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 def prefetch(batch: Callable[[int], Batch], device: torch.device, steps: int) -> Callable[[int], Batch]:
-    """The same function of n; where a GPU works, batch n + 1 is made meanwhile."""
+    """The same function of n. If a GPU computes, batch n + 1 is made at the same time."""
     if device.type == "cpu":
         return batch
     pool = ThreadPoolExecutor(1, thread_name_prefix="batches")

@@ -1,4 +1,4 @@
-"""The page that tells people what a run made."""
+"""The model card: a page about a run for people."""
 
 from __future__ import annotations
 

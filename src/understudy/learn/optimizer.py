@@ -1,4 +1,4 @@
-"""How the weights move: one value that belongs to each learner."""
+"""Optimizer, learning-rate schedule, gradient clipping and precision."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from ..nets.base import EncoderNet, TrunkNet
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay.
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and a learning-rate schedule.
 
-    rate: at its highest. decay: of weights with two axes or more; biases and gains are left alone.
-    warmup: updates until the rate is reached. schedule: what follows ("cosine" ends at 0).
-    clip: largest Euclidean norm of the gradient of all weights together, None for any.
-    accumulate: in how many parts a batch is worked through. The result is that of the whole batch, at a fraction of
-        the memory; several processes share the parts, so that 1 process and 4 give the same for accumulate=4.
-    precision: of the network's arithmetic; weights, optimizer and average stay fp32. "auto" is bf16 where that is
-        faster: see `arithmetic`. "fp16" needs CUDA.
-    compile: trunk and encoder through torch.compile.
+    Args:
+        lr: Largest learning rate.
+        weight_decay: For weights with at least two axes. Biases and gains have no decay.
+        grad_clip_norm: Largest Euclidean norm of the gradient of all weights together. None for no limit.
+        warmup_steps: Updates until the largest rate is reached.
+        lr_schedule: What follows. "cosine" ends at 0.
+        accumulation_steps: Number of parts of a batch. The result is that of the whole batch, with less memory. Several
+            processes share the parts, so that 1 process and 4 give the same result for accumulation_steps=4.
+        precision: Precision of the network's arithmetic. Weights, optimizer and averages stay fp32. "auto" is bf16
+            where it is faster: see `automatic_precision`. "fp16" needs CUDA.
+        compile: Use torch.compile for trunk and encoder.
     """
 
     lr: float = 1e-3
@@ -54,7 +57,7 @@ class OptimizerConfig:
                                 hint=f"such as {name}={getattr(OptimizerConfig, name)!r}")
 
     def lr_factor(self, update: int, steps: int) -> float:
-        """What the rate is multiplied by in update number `update` (from 0) of `steps`."""
+        """Factor of the learning rate in update number `update` (from 0) of `steps`."""
         if update < self.warmup_steps:
             return (update + 1) / (self.warmup_steps + 1)
         if self.lr_schedule == "constant":
@@ -63,12 +66,12 @@ class OptimizerConfig:
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def build(self, modules: Iterable[nn.Module], steps: int, device: torch.device) -> OptimizerState:
-        """For the parameters of `modules` that require gradients."""
+        """The optimizer state for the parameters of `modules` that require gradients."""
         return OptimizerState(self, tuple(modules), steps, device)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether this hardware multiplies matrices of bf16 faster than those of fp32."""
+    """Whether this hardware multiplies bf16 matrices faster than fp32 matrices."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     ask = getattr(torch.cpu, "get_capabilities", dict)  # older ones do not say
@@ -77,14 +80,18 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def automatic_precision(device: torch.device, weights: int) -> Literal["fp32", "bf16"]:
-    """The precision of "auto", for a network of so many weights: bf16 from 4 million of them on, where the hardware is
-    fast at it. Smaller ones gain little and keep their digits."""
+    """The precision that "auto" chooses for a network with this many weights.
+
+    It is bf16 from 4 million weights on, if the hardware is fast at it. Smaller networks gain little and stay precise.
+    """
     return "bf16" if weights >= 4_000_000 and has_fast_bf16(device) else "fp32"
 
 
 class OptimizerState:
-    """An `OptimizerConfig` at work: what a learner holds. In each update: `backward` for each part, then `gradient` and
-    `step` once."""
+    """The state of an `OptimizerConfig` in training, which a learner holds.
+
+    In each update, call `backward` for each part of the batch, then `clip_gradients` and `step` once.
+    """
 
     def __init__(self, optim: OptimizerConfig, modules: tuple[nn.Module, ...], steps: int, device: torch.device):
         if optim.precision == "fp16" and device.type != "cuda":
@@ -95,7 +102,7 @@ class OptimizerState:
             )
         self.config, self.steps, self.device = optim, steps, device
         self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        # The optimizer holds the same numbers in the order in which they lie in memory: it copies what is not.
+        # The optimizer holds the numbers in the order of memory, because it copies everything else.
         self.axes = [sorted(range(p.ndim), key=p.stride, reverse=True) for p in self.parameters]
         self.memory_order_parameters = [
             p.detach().permute(axes) for p, axes in zip(self.parameters, self.axes, strict=True)
@@ -114,34 +121,36 @@ class OptimizerState:
                 part.compile()
 
     def autocast(self):
-        """A context for the forward pass."""
+        """Context for the forward pass."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of one part of a batch, with respect to this optimizer's parameters alone."""
+        """Adds the gradient of one part of a batch, for the parameters of this optimizer only."""
         if loss.requires_grad and self.parameters:
             self.scaler.scale(loss).backward(inputs=self.parameters)
 
     def clip_gradients(self) -> Tensor:
-        """Clips, and returns the norm before."""
+        """Clips the gradients. Returns the norm before clipping."""
         moved = [p for p in self.parameters if p.grad is not None]
         if not moved:
             return torch.zeros((), device=self.device)
         for p, held, axes in zip(self.parameters, self.memory_order_parameters, self.axes, strict=True):
             held.grad = None if p.grad is None else p.grad.permute(axes)
+        assert self.adamw is not None  # something has a gradient
         self.scaler.unscale_(self.adamw)
-        norm = nn.utils.get_total_norm([p.grad for p in moved])
-        # A pass over all gradients that changes none can be saved where looking at the norm does not wait for a GPU.
+        norm = nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])
+        # Without a GPU, reading the norm does not wait, and a pass that would change no gradient can be skipped.
         if self.config.grad_clip_norm is not None and (self.device.type != "cpu" or norm > self.config.grad_clip_norm):
             nn.utils.clip_grads_with_norm_(moved, self.config.grad_clip_norm, norm)
         return norm
 
     def step(self, update: int) -> float:
-        """Moves the weights by what `gradient` looked at, forgets it, returns the rate."""
+        """Updates the weights, clears the gradients, and returns the learning rate."""
         rate = self.config.lr * self.config.lr_factor(update, self.steps)
         if any(p.grad is not None for p in self.memory_order_parameters):
+            assert self.adamw is not None
             for group in self.adamw.param_groups:
                 group["lr"] = rate
             self.scaler.step(self.adamw)
@@ -164,7 +173,7 @@ class OptimizerState:
         for name, value in tensors.items():
             i, _, key = name.partition(".")
             value = value.permute(self.order[int(i)]) if value.ndim else value
-            # New ones: safetensors' addresses are odd.
+            # New tensors, because those of safetensors are not aligned.
             kept.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
         if self.adamw is not None:
             self.adamw.load_state_dict({"state": kept, "param_groups": self.adamw.state_dict()["param_groups"]})

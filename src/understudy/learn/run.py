@@ -1,4 +1,4 @@
-"""A run's folder: checkpoints that are there whole or not at all, and the lines of its metrics.
+"""The folder of a run: complete checkpoints, and metrics.
 
 RUN/run.json               {"last": "checkpoints/000500", "best": "checkpoints/000400"}
 RUN/checkpoints/NNNNNN/    policy.json features.json weights.safetensors checksums.json
@@ -7,7 +7,7 @@ RUN/checkpoints/NNNNNN/    policy.json features.json weights.safetensors checksu
                            train/learner.safetensors train/checksums.json train/state.json
 RUN/stages/NAME/           a run of each stage of the method
 RUN/collection/NNNNNN/     the episodes of each collection round: episodes.npz, round.json
-RUN/metrics.jsonl          one line a measurement; CARD.md for people
+RUN/metrics.jsonl          one line per measurement; CARD.md is the model card
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from ..core import UserError
 from ..files import check_checksum, read_json, replace_nonfinite, whole_folder, write_checksums, write_json, write_text
 from .fit import Learner
 
-NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on files
+NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file size
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Run:
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def saved_steps(self) -> list[int]:
-        """The updates after which there are checkpoints, in order. Half-written ones have other names."""
+        """The numbers of updates of the checkpoints, in order. Incomplete checkpoints have other names."""
         found = (self.folder / "checkpoints").glob("[0-9]*")
         return sorted(int(f.name) for f in found if f.name.isdigit())
 
@@ -65,7 +66,7 @@ class Run:
         tensors, said = learner.state()
         with disk_space_errors(self.folder, "the checkpoints before are whole: make room, and give the same command"):
             with open(self.folder / "metrics.jsonl", "a") as measured:
-                os.fsync(measured.fileno())  # what was measured before a checkpoint lasts as long as it
+                os.fsync(measured.fileno())  # the metrics before a checkpoint must be as safe as the checkpoint
             with whole_folder(self.checkpoint_path(step)) as part:
                 modules["policy"].save(part)
                 for name, module in modules.items():
@@ -81,7 +82,7 @@ class Run:
         self.name_checkpoints(last=step)
 
     def resume(self, step: int, learner: Learner) -> dict[str, Any]:
-        """Gives the learner its state after `step` updates back; returns the facts that were saved with it."""
+        """Restores the state of the learner after `step` updates. Returns the metadata that were saved with it."""
         folder = self.checkpoint_path(step) / "train"
         facts = read_json(folder / "state.json")
         do = (
@@ -93,7 +94,7 @@ class Run:
             check_checksum(folder / "learner.safetensors", do)
             learner.restore(load_file(folder / "learner.safetensors"), facts["learner"])
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-            raise UserError(f"expected the state of a learner, found {error}", where=folder, hint=do) from None
+            raise UserError(f"the state of the learner is damaged: {error}", where=folder, hint=do) from None
         return facts
 
     def read_checkpoint_json(self, step: int, name: str):
@@ -101,7 +102,7 @@ class Run:
 
     @staticmethod
     def fingerprint(checkpoint: Path) -> str:
-        """16 hex digits of a checkpoint's weights and method: of which policy it is, and how it acts."""
+        """16 hex digits that identify the weights and the method of a checkpoint."""
         digest = hashlib.sha256()
         for path in (checkpoint / "weights.safetensors", checkpoint / "method.json",
                      *sorted(checkpoint.glob("modules/*/weights.safetensors"))):
@@ -111,19 +112,20 @@ class Run:
     # -- names ----------------------------------------------------------------------------------------------------
 
     def named_checkpoints(self) -> dict[str, str]:
-        """The named checkpoints that are there."""
+        """The checkpoints with a name."""
         path = self.folder / "run.json"
         known = read_json(path) if path.exists() else {}
         return {k: v for k, v in known.items() if (self.folder / v).is_dir()}
 
     def name_checkpoints(self, **steps: int) -> None:
-        """name(last=500, best=400): what "RUN/last" and "RUN/best" mean. Checkpoints without a name are removed."""
+        """Names checkpoints: name_checkpoints(last=500, best=400) sets "RUN/last" and "RUN/best". Others are removed.
+        """
         places = {**self.named_checkpoints(), **{k: f"checkpoints/{v:06d}" for k, v in steps.items()}}
         with disk_space_errors(self.folder, "the checkpoints are whole: make room, and give the same command"):
             write_json(self.folder / "run.json", places)
         for step in self.saved_steps():
             if f"checkpoints/{step:06d}" not in places.values():
-                # never half a checkpoint under its name
+                # an incomplete checkpoint never has its final name
                 doomed = self.checkpoint_path(step).with_name(f".{step:06d}.part")
                 shutil.rmtree(doomed, ignore_errors=True)
                 os.rename(self.checkpoint_path(step), doomed)
@@ -132,13 +134,13 @@ class Run:
     # -- metrics --------------------------------------------------------------------------------------------------
 
     def log_metrics(self, **line) -> None:
-        """Adds a line. What is not finite (the gradient of a skipped fp16 update, say) is null in it."""
+        """Adds a line. NaN and infinity (the gradient of a skipped fp16 update, for example) become null."""
         with disk_space_errors(self.folder, "the checkpoints are whole: make room, and give the same command"), \
                 open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as out:
             out.write(json.dumps(replace_nonfinite(line), allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """What was measured, up to the first line that was cut off."""
+        """The measurements, up to the first incomplete line."""
         try:
             text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -152,7 +154,7 @@ class Run:
         return found
 
     def truncate_metrics(self, step: int) -> None:
-        """Forgets what was measured after `step`: training from there measures it again."""
+        """Removes measurements after `step`, because training from there measures them again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         with disk_space_errors(self.folder, "make room, and give the same command"):
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
@@ -161,17 +163,16 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[Run]:
-        """For one process at a time. Clears away what a power cut left half done, and a new folder where nothing was
-        written in the end."""
+        """Locks the run for one process. Removes incomplete files, and the folder if nothing was written in the end."""
         if self.folder.exists() and not self.folder.is_dir():
-            raise UserError("expected a folder, found a file", where=self.folder, hint="choose another --out")
+            raise UserError("this is a file, not a folder", where=self.folder, hint="choose another --out")
         ours = {"run.json", "checkpoints", "stages", "collection", "metrics.jsonl", "CARD.md", "tensorboard", ".lock"}
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         strange = sorted(f.name for f in self.folder.iterdir() if f.name not in ours and not f.name.endswith(".part"))
         begun = (self.folder / "checkpoints").exists() or (self.folder / "stages").exists()
         if strange and not begun:
-            raise UserError(f"expected a run, or nothing, found {', '.join(strange[:3])}", where=self.folder,
+            raise UserError(f"the folder is not a run; it contains {', '.join(strange[:3])}", where=self.folder,
                             hint="choose another --out")
         with open(self.folder / ".lock", "w") as lock:
             if not _try_lock(lock):
@@ -183,18 +184,18 @@ class Run:
                 yield self
             finally:
                 if new and [f.name for f in self.folder.iterdir()] == [".lock"]:
-                    with suppress(OSError):  # Windows keeps what is open
+                    with suppress(OSError):  # Windows does not remove open files
                         (self.folder / ".lock").unlink()
                         self.folder.rmdir()
 
 
 @contextmanager
 def disk_space_errors(where: Path, do: str) -> Iterator[None]:
-    """A full disk is the user's to mend."""
+    """Turns a full disk into a UserError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # A SafetensorError has the number of the system's error in its text alone.
+        # A SafetensorError has the number of the system's error only in its text.
         number = next(
             (n for n in NO_SPACE_ERRORS if n == getattr(error, "errno", None) or f"os error {n})" in str(error)), None
         )
@@ -204,10 +205,8 @@ def disk_space_errors(where: Path, do: str) -> Iterator[None]:
 
 
 def _try_lock(file) -> bool:
-    """Given back by the system when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    """Locks a file. The system releases the lock when the process ends, whatever the reason."""
+    if sys.platform == "win32":
         import msvcrt
 
         try:
@@ -215,6 +214,8 @@ def _try_lock(file) -> bool:
         except OSError:
             return False
         return True
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

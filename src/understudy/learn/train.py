@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.stream import ShardStream
-from ..data.window import SamplingWeights
+from ..data.window import SamplingWeights, Windows
 from ..execute.actor import Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy, find_checkpoint, policy_inputs
@@ -55,7 +55,7 @@ from .validation import Validation, check_training_data, target_scale
 Score = Callable[[Actor], float]  # higher is better
 CURVE_POINTS = 500  # of a training curve
 MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
-MAX_DIFFERENCES = 3  # differences that are told
+MAX_DIFFERENCES = 3  # differences that are listed
 
 
 def train(
@@ -168,7 +168,7 @@ def train(
             documents["provenance.json"]["collected_in"] = env.metadata["env"] if env is not None else None
 
         if not resume and (last is not None or (run.folder / "stages").exists()):
-            raise UserError("expected nothing here, found a run", where=run.folder, hint="choose another --out")
+            raise UserError("the run already exists", where=run.folder, hint="choose another --out")
         for stage in method.stages:
             folder = run.folder / "stages" / stage.name
             if stage.name in stages:
@@ -231,7 +231,9 @@ def train(
                 if stream is None:
                     sampler = loop.learner.batch_sampler(training, sampling_weights)
                 else:
-                    sampler = stream.exclude(gone).windows(lambda part: loop.learner.batch_sampler(transform(part)))
+                    # A learner that samples in another way than by windows has no stream.
+                    sampler = stream.exclude(gone).windows(
+                        lambda part: cast(Windows, loop.learner.batch_sampler(transform(part))))
                 loop.update(sampler, steps)
             loop.evaluate()
         if processes.first:
@@ -241,12 +243,12 @@ def train(
 
 
 def default_save_freq(steps: int) -> int:
-    """Updates between checkpoints, where nothing is said."""
+    """Default number of updates between checkpoints."""
     return max(-(-steps // 10), 1)
 
 
 class _RunTraining(Training):
-    """A training in a run's folder: what is saved, and how it goes on.
+    """A training in a run's folder: what is saved, and how it continues.
 
     Attributes:
         save_freq: Updates between checkpoints that are evaluated. None for those that `update` is told to evaluate.
@@ -260,7 +262,8 @@ class _RunTraining(Training):
                  seed: int, judge: _CheckpointEvaluation):
         self.run, self.method, self.learner, self.data, self.documents = run, method, learner, data, documents
         self.processes, self.seed, self.judge = processes, seed, judge
-        self.folder, self.n_updates, self.watches = run.folder / "collection", 0, ()
+        self.folder, self.n_updates = run.folder / "collection", 0
+        self.watches: tuple[Callback, ...] = ()
         self.resumed_at: int | None = None
         self.evaluated_at: int | None = None
         self.curve = LossCurve(max(method.learner.steps // CURVE_POINTS, 1), self._log)
@@ -276,7 +279,7 @@ class _RunTraining(Training):
         return acting_policy(self.learner, self.data)
 
     def modules(self) -> dict[str, CheckpointModule]:
-        """What a checkpoint holds, by name."""
+        """The modules of a checkpoint, by name."""
         return {**self.learner.modules, "policy": self.acting_policy()}
 
     def actor(self) -> Actor:
@@ -332,14 +335,14 @@ class _RunTraining(Training):
             self._advance(batch, stop)
 
     def evaluate(self) -> None:
-        """Evaluates the present checkpoint, unless that was done."""
+        """Evaluates the current checkpoint, unless this has been done."""
         if self.processes.first and self.evaluated_at != self.n_updates:
             self.evaluated_at = self.n_updates
             self.judge(self)
         self.processes.wait()
 
     def _advance(self, batch, until: int) -> None:
-        """To update `until`, or to where an interrupt comes; saved there in any case."""
+        """Trains until update `until` or until an interrupt, and saves in both cases."""
         with DeferredInterrupts() as interrupts:
             def stop(step, learner, seen):
                 self.n_updates = step
@@ -365,7 +368,7 @@ class _Interrupted(Exception):
 
 
 class _CheckpointEvaluation:
-    """Validation and score of a checkpoint, once each; then which one is the best, and what need not be kept."""
+    """Validation and score of each checkpoint, then the choice of the best one and of those to remove."""
 
     def __init__(self, run: Run, method: Method, test: Dataset, validation: Validation, scale, score: Score | None):
         self.run, self.method, self.test = run, method, test
@@ -377,7 +380,8 @@ class _CheckpointEvaluation:
         if not done or (self.score and "score" not in done):
             modules, seen = loop.modules(), {}
             if len(self.test):
-                found = self.validation.evaluate(modules["policy"], self.test, self.scale, self.method.executor)
+                policy = cast(Policy, modules["policy"])
+                found = self.validation.evaluate(policy, self.test, self.scale, self.method.executor)
                 seen = {f"validation/{k}": v for k, v in found.items()}
             if self.score:
                 seen["score"] = float(self.score(build_actor(self.method, modules, ROWS)))
@@ -396,27 +400,28 @@ def is_evaluation(line: dict[str, Any]) -> bool:
 
 
 def best_step(lines, steps: Iterable[int], by: str) -> int | None:
-    """The step of the best line; scores are better when higher, errors when lower; of equals the later."""
+    """The step of the best line. Higher scores and lower errors are better; of equal ones the later."""
     value = {line["step"]: (line[by] if by == "score" else -line[by]) for line in lines
              if line.get(by) is not None and line["step"] in set(steps)}
     return max(value, key=lambda step: (value[step], step), default=None)
 
 
 def validation_episodes(episodes: int, val_fraction: float | Sequence[int]) -> list[int]:
-    """The numbers of the episodes that validate."""
+    """The numbers of the validation episodes."""
     if not isinstance(val_fraction, (int, float)):
         if odd := [i for i in val_fraction if not 0 <= i < episodes]:
-            raise UserError(f"expected episodes from 0 to {episodes - 1} to hold out, found {odd[0]}", where="hold",
+            raise UserError(f"there is no episode {odd[0]} to hold out; the last one is "
+                            f"{episodes - 1}", where="val_fraction",
                             hint="episodes are counted from 0")
         count, order = len(set(val_fraction)), sorted(set(val_fraction))
     else:
         if not 0 <= val_fraction < 1:
-            raise UserError(f"expected a share from 0 to below 1, found {val_fraction}", where="hold",
+            raise UserError(f"the fraction must be at least 0 and below 1, not {val_fraction}", where="val_fraction",
                             hint="such as 0.1, a tenth; 0 holds out none")
         count = max(round(val_fraction * episodes), 1) if val_fraction and episodes >= 5 else 0
         order = np.random.default_rng(0).permutation(episodes).tolist()
     if count >= episodes:
-        raise UserError(f"expected episodes left to train on, found all {episodes} held out", where="hold",
+        raise UserError(f"all {episodes} episodes are held out, so none is left to train on", where="val_fraction",
                         hint="hold out fewer, or train on more")
     return sorted(order[:count])
 
@@ -448,8 +453,9 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
 
 
 def check_method(method: Method, data: Dataset) -> None:
-    """Raises UserError for a window without rows, for text where numbers are learned, and for data without any
-    observation."""
+    """Raises a UserError for a window without rows, for text where numbers are learned, and for data without
+    observations.
+    """
     recipe, features = method.policy, data.features()
     path = data.metadata.get("path")
     policy_inputs(recipe, features, path or "data set", path or "DATA")
@@ -460,9 +466,9 @@ def check_method(method: Method, data: Dataset) -> None:
     drawn = {g.into: g.column for g in recipe.window.goals}
     for name in (*recipe.inputs, recipe.target):
         if (f := features.get(drawn.get(name, name))) is not None and f.kind == "string":
-            raise UserError(f"expected numbers, found text in column {drawn.get(name, name)!r}",
+            raise UserError(f"column {drawn.get(name, name)!r} contains text, not numbers",
                             where=data.metadata.get("path", "data set"),
-                            hint="store numbers there; instructions belong into the column 'task'")
+                            hint="store numbers there; instructions belong in the column 'task'")
     window, target = recipe.window, recipe.target
     if target in features and (window.action_offset > 0 or window.action_offset + window.horizon <= 0):
         def reached(episode):  # whether any step of its windows' targets lies in it
@@ -493,7 +499,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None,
         was |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
         now |= {"seed": seed, "data": fingerprint or data.fingerprint()}
     if odd := list(_differences(was, now)):
-        raise UserError("this stage was trained with something else: " + "; ".join(odd[:MAX_DIFFERENCES]),
+        raise UserError("this stage was trained with other settings: " + "; ".join(odd[:MAX_DIFFERENCES]),
                         where=run.folder, hint="choose another --out, or give the command it was begun with")
 
 
@@ -518,7 +524,7 @@ def make_provenance(
     command: str | None,
     sampling_weights: SamplingWeights | None,
 ) -> dict[str, Any]:
-    """Where a policy comes from. Names no folder of this machine, but for what `command` says."""
+    """The origin of a policy. It names no folder of this machine, except in `command`."""
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
     return {
@@ -535,8 +541,9 @@ def make_provenance(
 
 
 def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]:
-    """Environment -> the simulators that the episodes say they were recorded in; of more than `most` episodes, of so
-    many that lie evenly among them."""
+    """Simulators by environment, according to the metadata of the episodes. Of more than `most` episodes, evenly spaced
+    ones.
+    """
     found: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
         facts = data[i].metadata
@@ -546,7 +553,7 @@ def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]
 
 
 def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
-    """A run goes on only with what it began with."""
+    """A run continues only with the settings that it was started with."""
     was = {name: run.read_checkpoint_json(step, name) for name in documents}
 
     def identity(found):
@@ -559,7 +566,7 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
         commands = [found["provenance.json"].get("command") for found in (was, documents)]
         mine, now = map(_method_name, commands)
         told = [f"was {mine}, is {now}"] if mine and now and mine != now else []
-        raise UserError("this run was begun with something else: " + "; ".join(told + odd[:MAX_DIFFERENCES])
+        raise UserError("this run was started with other settings: " + "; ".join(told + odd[:MAX_DIFFERENCES])
                         + ("; ..." if len(odd) > MAX_DIFFERENCES else ""), where=run.folder,
                         hint="choose another --out, or give the command it was begun with"
                            + (f": {commands[0]}" if commands[0] else ""))
@@ -580,7 +587,7 @@ def _differences(was, now, at: str = ""):
 
 
 def _describe_value(value) -> str:
-    """JSON in words: of a part, its name."""
+    """JSON in words; a part is represented by its name."""
     if isinstance(value, dict):
         return str(value["$"]).rpartition(":")[2] if "$" in value else ", ".join(value) or "none"
     if isinstance(value, list):
@@ -589,8 +596,10 @@ def _describe_value(value) -> str:
 
 
 class DeferredInterrupts:
-    """Ctrl-C and a scheduler's notice wait until what runs is whole; a second one does not. Launchers pass on what the
-    terminal has sent already, so what comes at once is the same one again."""
+    """Delays Ctrl-C and the signal of a scheduler until the current work is complete. A second signal is not delayed.
+
+    Launchers forward what the terminal has already sent, so a signal that follows immediately is the same one.
+    """
 
     ECHO_SECONDS = 2.0  # seconds
 

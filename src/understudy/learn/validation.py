@@ -1,7 +1,7 @@
-"""How well a policy tells what held-out episodes did next: one error for every kind of head.
+"""Action prediction error on held-out episodes: one error for every kind of head.
 
-Not a success rate. It ranks the checkpoints of a run and shows overfitting; who wants to know whether a policy
-works must let it act.
+It is not a success rate. It ranks the checkpoints of a run and shows overfitting. Whether a policy works can only be
+measured by running it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from ..policy import Policy
 
 @dataclass(frozen=True)
 class Validation:
-    """Compares `samples` plans for each of `windows` windows, spread evenly over the data, with what was done.
+    """Compares sampled plans with the recorded actions.
 
-    The distance of two chunks is the root mean square over their steps and components, in units of `scale`, each
-    component's standard deviation in the training data; for choices it is the root of the share of differing
-    choices. Steps beyond an episode's end do not count. The noise of a window is a function of its number, so that
-    curves over training are smooth, and policies are compared on the same draws.
+    The distance of two chunks is the root mean square over their steps and components, in units of the standard
+    deviation of each component in the training data. For discrete actions it is the root of the fraction of differing
+    actions. Steps beyond the end of an episode do not count. The noise of a window is a function of its number, so that
+    curves are smooth and policies are compared with the same noise.
+
+    Args:
+        n_windows: Number of windows, evenly spaced over the data.
+        n_samples: Number of plans per window.
     """
 
     n_windows: int = 128
@@ -36,8 +40,8 @@ class Validation:
 
     def __post_init__(self):
         if self.n_windows < 1 or self.n_samples < 2:
-            raise UserError(f"expected at least 1 window and 2 samples, found {self.n_windows} and {self.n_samples}",
-                            where="Validation", hint="such as windows=128, samples=8")
+            raise UserError(f"at least 1 window and 2 samples are needed, not {self.n_windows} and {self.n_samples}",
+                            where="Validation", hint="such as n_windows=128, n_samples=8")
 
     def sampled_plans(self, policy: Policy, data: Dataset, size: int = 64,
                       executor: Executor | None = None) -> Iterator[tuple[Batch, Tensor]]:
@@ -123,21 +127,26 @@ class Validation:
 
 
 def check_training_data(policy: Policy, data: Dataset) -> None:
-    """Raises UserError naming the first NaN or infinity in a column that `policy` reads or foretells."""
+    """Raises a UserError for the first NaN or infinity in a column that `policy` reads or predicts."""
     goals = {g.into: g.column for g in policy.window.goals}
     check_finite(data, {goals.get(k, k): None for k, f in policy.features.items() if f.kind != "image"})
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:
-    """(B,) E|X - y| - E|X - X'| / 2, the second mean over pairs of different samples, which makes it unbiased.
+    """Energy score (B,): E|X - y| - E|X - X'| / 2. The second mean is over pairs of different samples, which makes it
+    unbiased.
 
-    samples (B, K, H, A), error (B, K) their distances from what was done, mask (B, 1, H, 1).
+    Args:
+        samples: (B, K, H, A).
+        error: Distances of the samples from the recorded actions, (B, K).
+        mask: (B, 1, H, 1).
+        choices: Whether actions are discrete.
     """
     K = samples.shape[1]
     if K == 1:
         return error[:, 0]
     between = 0.0
-    for shift in range(1, K):  # one sample against the next, the one after, ...: K at a time and not K * K
+    for shift in range(1, K):  # sample against the next one, the one after, ...: K pairs at a time instead of K * K
         other = samples.roll(shift, 1)
         between = between + _root_mean_square(_class_errors(samples, other) if choices else samples - other, mask).sum(
             1
@@ -146,7 +155,7 @@ def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = F
 
 
 def target_scale(data: Dataset, target: str) -> Tensor:
-    """(A,) the standard deviation of each component over all steps; 1 where it never changes."""
+    """(A,) standard deviation of each component over all steps; 1 if it never changes."""
     count, mean, square = 0, 0.0, 0.0
     for episode in data:
         x = np.asarray(episode.steps[target], np.float64).reshape(len(episode.steps[target]), -1)
@@ -160,7 +169,7 @@ def target_scale(data: Dataset, target: str) -> Tensor:
 
 
 def _root_mean_square(gap: Tensor, mask: Tensor) -> Tensor:
-    """(B, K) root mean square over the steps that count."""
+    """(B, K) root mean square over unmasked steps."""
     count = mask.sum((2, 3)).clamp(min=1) * gap.shape[-1]
     return ((gap.square() * mask).sum((2, 3)) / count).sqrt()
 

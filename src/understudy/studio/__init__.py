@@ -1,1 +1,1 @@
-"""The web page and its small server."""
+"""Web pages about data sets, and recordings for rerun."""

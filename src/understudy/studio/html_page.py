@@ -1,8 +1,8 @@
-"""A data set as a page to look at, which opens from disk: episodes, plots, pictures, a map, statistics and findings.
+"""A page about a data set, which opens from disk: episodes, plots, images, a map, statistics and findings.
 
-Small data are in the one file. Of larger data the file holds what lists and maps need, and a folder beside it pieces of
-episodes, each a script that hands its content over, since browsers let a page from disk load nothing else. Nothing
-comes from anywhere else, and a policy in the page keeps it so: the only code that runs is ours, by its hash.
+A small data set is one file. For larger data, the file contains what lists and maps need, and a folder next to it has
+pieces of episodes. Each piece is a script, because browsers do not let a page from disk load anything else. Nothing is
+loaded from the network. The content security policy of the page allows only its own code, by hash.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from ..files import replace_nonfinite, whole_folder, write_text
 Progress = Callable[[int, int], None]  # (episodes done, of)
 
 MAX_INLINE_BYTES = 6_000_000  # bytes of episodes up to which one file holds them
-_PIECE_BYTES = 1_000_000  # bytes of a piece, about
-_MAX_VALUES = 16_000_000  # numbers that plots show; of more, every k-th row
-_MAX_COMPONENTS = 32  # of a column that are shown
-# thumbnails in all, and of a camera in an episode that has any
+_PIECE_BYTES = 1_000_000  # approximate bytes of a piece
+_MAX_VALUES = 16_000_000  # numbers that plots show; with more, only every k-th row
+_MAX_COMPONENTS = 32  # shown components of a column
+# thumbnails in total, and per camera of an episode that has any
 _MAX_THUMBNAILS, _MAX_PER_EPISODE, _MIN_PER_EPISODE = 4_000, 40, 6
-_THUMBNAIL_SIZE = 160, 120  # pixels, width and height, that no thumbnail exceeds
-_MAX_MAP_POINTS = 4_000  # of a map
+_THUMBNAIL_SIZE = 160, 120  # largest width and height of a thumbnail in pixels
+_MAX_MAP_POINTS = 4_000  # points of a map
 _MAX_FINDINGS = 2_000
 _SPARKLINE_POINTS, _MAX_SPARKLINES = 32, 3  # points and lines of a sparkline
 _BINS = 24
@@ -48,7 +48,7 @@ _BINS = 24
 
 @dataclass(frozen=True)
 class _ShownColumn:
-    """What is shown of one: `size` components of it, every `every`-th row."""
+    """The shown part of a column: `size` components, every `every`-th row."""
 
     name: str
     feature: Feature
@@ -62,16 +62,25 @@ class _ShownColumn:
 
 def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | None = None, *, title: str | None = None,
           progress: Progress | None = None) -> Path:
-    """The page of `data`, with the findings and scores of `report`. Reads every number once, and some camera frames.
+    """Writes the page of a data set. Reads every number once, and some camera frames.
 
-    Raises UserError where something is at `file`, or at the folder beside it, already. An episode that cannot be read
-    does not end it: the page says why in its place.
+    If an episode cannot be read, the page shows the reason in its place.
+
+    Args:
+        file: The page. Nothing may exist there, nor at the folder next to it.
+        data: The data set.
+        report: Findings and scores to show.
+        title: Title of the page.
+        progress: Called with the number of finished episodes and their total.
+
+    Raises:
+        UserError: The file or the folder already exists.
     """
     file = Path(file)
     folder = file.with_name(f"{file.stem}-data")
     for there in (file, folder):
         if there.exists():
-            raise UserError("expected nothing here, found a file or folder", where=there,
+            raise UserError("this file or folder already exists", where=there,
                             hint="choose another name, or remove it first")
     pages = _EpisodePages(data, report or AuditReport(()))
     with nullcontext() if pages.inline else whole_folder(folder) as part:
@@ -82,7 +91,9 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
 
 
 def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | None) -> list[tuple[int, str]]:
-    """(first episode, JSON) each; where there is a folder, the JSON is there as a script and not here."""
+    """(first episode, JSON) of each piece. If there is a folder, the JSON is written there as a script and is empty
+    here.
+    """
     out, held, size, first = [], [], 0, 0
 
     def close():
@@ -108,7 +119,7 @@ def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | 
 
 
 class _EpisodePages:
-    """What the page shows of each episode, asked for in their order; and then, what it shows of them all."""
+    """What the page shows of each episode, in order, and afterwards what it shows of the whole data set."""
 
     def __init__(self, data: Dataset, report: AuditReport):
         self.data, self.report, self.count = data, report, len(data)
@@ -120,7 +131,7 @@ class _EpisodePages:
         self.numbers = [c for c in self.columns if not c.text]
         values = int((self.lengths + 1).sum()) * sum(c.size for c in self.numbers)
         self.row_interval = max(1, math.ceil(values / _MAX_VALUES))
-        self.marked: dict[int, list[int]] = {}  # steps that findings name
+        self.marked: dict[int, list[int]] = {}  # steps with findings
         for f in report.findings:
             if f.where.episode is not None and f.where.step is not None:
                 self.marked.setdefault(f.where.episode, []).append(f.where.step)
@@ -138,7 +149,7 @@ class _EpisodePages:
                      (("States", "observation"), ("Actions", "action"))]
         self.maps = [m for m in self.maps if m.columns]
         steps = int(self.lengths.sum())
-        # steps between points of a map, counted end to end
+        # steps between points of a map, counted over all episodes
         self.outlier_scores = max(1, math.ceil(steps / _MAX_MAP_POINTS))
         self.before = np.cumsum(self.lengths) - self.lengths
         self.totals = {c.name: _RunningStatistics(c.size) for c in self.numbers}
@@ -146,7 +157,9 @@ class _EpisodePages:
         self.unread: list[int] = []
 
     def _thumbnails_per_episode(self) -> dict[int, int]:
-        """Episode -> thumbnails of each camera. Where all would be too many, episodes that are evenly spread."""
+        """Number of thumbnails of each camera, by episode. If all would be too many, only evenly spaced episodes have
+        them.
+        """
         if not self.cameras or not self.count:
             return {}
         each = min(_MAX_PER_EPISODE, _MAX_THUMBNAILS // (len(self.cameras) * self.count))
@@ -204,7 +217,7 @@ class _EpisodePages:
         return out
 
     def _thumbnails(self, e: int, name: str, episode: Episode) -> dict[str, Any] | None:
-        """{"rows", "high", "wide", "across", "src"}: one JPEG of all, `across` in a line."""
+        """{"rows", "high", "wide", "across", "src"}: one JPEG of all thumbnails, `across` in a row."""
         rows, many = self._rows_of(e, name, episode), self.pictures[e]
         wanted = np.linspace(0, rows - 1, min(many, rows)).round().astype(int).tolist() if rows else []
         wanted = sorted({*wanted, *(s for s in self.marked.get(e, ())[:_MIN_PER_EPISODE] if 0 <= s < rows)})
@@ -232,7 +245,8 @@ class _EpisodePages:
             return int(self.data._episodes.source.rows(name)[self.data._episodes.indices[e]])
         return len(episode.steps[name])
 
-    # -- of them all -----------------------------------------------------------------------------------------------
+    # -- the whole data set
+    # -----------------------------------------------------------------------------------------------
 
     def index(self, title: str, folder: str, pieces: Sequence[tuple[int, str]]) -> dict[str, Any]:
         facts, shown = self.data.metadata, self.report.findings[:_MAX_FINDINGS]
@@ -289,7 +303,8 @@ class _EpisodePages:
             low, high = float(t.min[i]), float(t.max[i])
             v = sample[:, i]
             v = v[np.isfinite(v)]
-            ends = (0, high - low) if low < high else (-0.5, 0.5)  # from the lowest on: of 10**18 ns a step is no bin
+            # relative to the minimum: timestamps of 10**18 ns would lose precision
+            ends = (0, high - low) if low < high else (-0.5, 0.5)
             counts = np.histogram(v - low, _BINS, ends)[0].tolist() if len(v) and math.isfinite(high - low) else []
             yield replace_nonfinite(
                 {
@@ -327,14 +342,14 @@ class _EpisodePages:
 
 
 class _RunningStatistics:
-    """Lowest, highest, mean and standard deviation of the finite values of each component, in one pass."""
+    """Minimum, maximum, mean and standard deviation of the finite values of each component, in one pass."""
 
     def __init__(self, size: int):
         self.min, self.max = np.full(size, np.inf), np.full(size, -np.inf)
         self.mean, self.squares, self.n, self.n_non_finite = (np.zeros(size) for _ in range(4))
 
     def add(self, values: np.ndarray) -> None:
-        """Chan, Golub and LeVeque (1979): exact also where the mean is large and the spread is small."""
+        """Chan, Golub and LeVeque (1979): exact also if the mean is large and the standard deviation is small."""
         if not len(values):
             return
         v = values.astype(np.float64)
@@ -357,8 +372,9 @@ class _RunningStatistics:
 
 
 class _ProjectionMap:
-    """Where rows of these columns, side by side and each component in units of its standard deviation, lie along
-    the two directions in which they vary most (Pearson 1901)."""
+    """Rows of these columns, projected onto the two directions of largest variance (Pearson 1901). Each component is
+    divided by its standard deviation.
+    """
 
     def __init__(self, title: str, columns: Sequence[_ShownColumn]):
         self.title, self.columns = title, columns
@@ -371,8 +387,9 @@ class _ProjectionMap:
         self.at.append(np.stack([np.full(int(there.sum()), episode), steps[there]], 1))
 
     def to_json(self) -> dict[str, Any]:
-        """share: of the variance that each direction has. The page works out x = (row - mean) @ axes for a row that
-        is not among the points, too."""
+        """`share` is the fraction of the variance in each direction. The page also computes x = (row - mean) @ axes for
+        rows that are not among the points.
+        """
         rows, at = np.concatenate(self.points), np.concatenate(self.at).astype(np.int32)
         mean, axes, share = principal_components(rows)
         x, y = ((rows - mean) @ axes).T
@@ -382,8 +399,9 @@ class _ProjectionMap:
 
 
 def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """rows (N, D) -> mean (D,), axes (D, 2), share of the variance (2,). Each component counts in units of its
-    standard deviation, which is in `axes`; one that never changes does not count."""
+    """rows (N, D) -> mean (D,), axes (D, 2), fractions of the variance (2,). Each component is divided by its standard
+    deviation, which is included in `axes`. Constant components do not count.
+    """
     mean = rows.mean(0) if len(rows) else np.zeros(rows.shape[1])
     std = rows.std(0) if len(rows) else np.zeros(rows.shape[1])
     moves = std > 1e-9 * np.maximum(np.abs(mean), 1e-30)
@@ -392,7 +410,7 @@ def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     if moves.any():
         _, s, v = np.linalg.svd((rows - mean) * scale, full_matrices=False)
         v, s = v[:2], np.square(s)
-        v = v * np.sign(v[np.arange(len(v)), np.abs(v).argmax(1)])[:, None]  # else signs are chance
+        v = v * np.sign(v[np.arange(len(v)), np.abs(v).argmax(1)])[:, None]  # otherwise signs are random
         axes[:, :len(v)], share[:len(v)] = (v * scale).T, s[:2] / s.sum()
     return mean, axes, share
 
@@ -407,14 +425,15 @@ def _column(name: str, f: Feature) -> _ShownColumn:
 
 
 def frames(data: Dataset, episode: int, name: str) -> Iterator[tuple[Any, np.ndarray]]:
-    """(row or rows, image) of a camera, in any order; one after another as they are decoded, where the source can."""
+    """(row or rows, image) of a camera, in any order, one after another as they are decoded, if the source supports it.
+    """
     if isinstance(data._episodes, SourceEpisodes):
         return data._episodes.source.frames(name, data._episodes.indices[episode])
     return enumerate(data[episode].steps[name])
 
 
 def episode_success(episode: Episode) -> bool | None:
-    """Whether it succeeded; None where nothing says so, or what does cannot be read."""
+    """Whether the episode succeeded. None if it is not recorded, or cannot be read."""
     try:
         return plots._outcome(episode)
     except UserError:
@@ -427,8 +446,8 @@ def _feature_to_json(f: Finding) -> dict[str, Any]:
 
 
 def decode_texts(column: np.ndarray) -> Sequence[str]:
-    """Text of each row, of a column of text or of UTF-8 bytes."""
-    if len(column) > 1 and column.strides[0] == 0:  # one text for all rows
+    """Text of each row of a column of text or UTF-8 bytes."""
+    if len(column) > 1 and column.strides[0] == 0:  # the same text in all rows
         return [*decode_texts(column[:1])] * len(column)
     if column.dtype.kind in "UO":
         return [str(v) for v in column] if column.ndim == 1 else [", ".join(map(str, v.reshape(-1))) for v in column]
@@ -436,12 +455,12 @@ def decode_texts(column: np.ndarray) -> Sequence[str]:
 
 
 def text_runs(texts: Sequence[str]) -> list[list]:
-    """[row, text] wherever it changes."""
+    """[row, text] wherever the text changes."""
     return [[i, w] for i, w in enumerate(texts) if not i or w != texts[i - 1]]
 
 
 def _encode_values(values: np.ndarray) -> dict[str, Any]:
-    """In the first of these types that holds every value as it is, but for integers beyond 2^53."""
+    """Encodes values in the first of these types that holds all of them exactly, except for integers beyond 2^53."""
     for kind in ("u1", "i2", "f4", "f8"):
         with np.errstate(all="ignore"):
             small = values.astype(f"<{kind}")
@@ -456,7 +475,9 @@ def _base64(values: np.ndarray) -> str:
 
 
 def _scale_to_bytes(lines: np.ndarray) -> str:
-    """(E, L, P) as bytes: 0 to 254 between the lowest and the highest of each line in all episodes, 255 for none."""
+    """(E, L, P) as bytes: 0 to 254 between the minimum and the maximum of each line over all episodes, 255 for missing
+    values.
+    """
     out = np.full(lines.shape, 255, np.uint8)
     for i in range(lines.shape[1]):
         there = np.isfinite(lines[:, i])
@@ -469,7 +490,7 @@ def _scale_to_bytes(lines: np.ndarray) -> str:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) within the box, its shape kept."""
+    """(h, w, 3) within the box, with the same aspect ratio."""
     image = _to_rgb(np.asarray(image))
     high, wide = image.shape[:2]
     scale = min(1.0, _THUMBNAIL_SIZE[0] / wide, _THUMBNAIL_SIZE[1] / high)
@@ -477,12 +498,12 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) of grey, color, or color and more."""
+    """(h, w, 3) of gray, color, or color with more channels."""
     return image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, -1)
 
 
 def encode_jpeg(frame: np.ndarray) -> bytes:
-    """uint8 (H, W, C), any C; at about quality 90."""
+    """JPEG of uint8 (H, W, C), any C, at about quality 90."""
     frame = _to_rgb(np.asarray(frame))
     codec = av.CodecContext.create("mjpeg", "w")
     codec.height, codec.width, codec.pix_fmt, codec.time_base = *frame.shape[:2], "yuvj420p", Fraction(1, 1)
@@ -492,7 +513,7 @@ def encode_jpeg(frame: np.ndarray) -> bytes:
 
 
 def _script_json(value: Mapping[str, Any]) -> str:
-    """JSON that may stand inside a script element: a text in it cannot end the element."""
+    """JSON for a script element: no text in it can end the element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -501,7 +522,7 @@ def _html(facts: Mapping[str, Any], pieces: Sequence[tuple[int, str]]) -> str:
     here = Path(__file__)
     script, style, body = ((here.with_name(f"inspect.{k}")).read_text(encoding="utf-8") for k in ("js", "css", "html"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # 'self' and file: are for the pieces beside the page. No other code, no picture and no style from elsewhere.
+    # 'self' and file: are for the pieces next to the page. No other code, image or style is loaded.
     policy = (f"default-src 'none';style-src 'unsafe-inline';img-src data:;script-src 'sha256-{digest}'"
               + ("" if facts["pieces"]["folder"] is None else " 'self' file:"))
     data = [f'<script type="application/json" id="facts">{_script_json(facts)}</script>',

@@ -1,4 +1,5 @@
-"""A data set as one recording for the viewer of rerun.io: episodes end to end, columns by name, frames as JPEG."""
+"""A data set as one recording for the viewer rerun.io: episodes one after the other, columns by name, frames as JPEG.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +16,26 @@ from ..files import whole_file
 from .html_page import decode_texts, encode_jpeg, episode_success, frames, text_runs
 
 Progress = Callable[[int, int], None]  # (episodes done, of)
-_BATCH_ROWS = 32_768  # numbers of a column that make a chunk
+_BATCH_ROWS = 32_768  # numbers of a column per chunk
 
 
 def write_rrd(
     file: Path | str, data: Dataset, *, title: str = "demonstrations", progress: Progress | None = None
 ) -> Path:
-    """One .rrd file. Rows are counted from the first episode on, each episode taking one more than it has steps, for
-    what was seen last: the timeline `row`, and `seconds` where the rate is known. A column is the entity of its name
-    (/observation/state), whose lines have the names of its components; /episode and /step say where a row is, and the
-    log /episodes which begins there. Images are as large as they are.
+    """Writes one .rrd file.
 
-    Raises UserError without the extra rerun, and where a column cannot be read."""
+    The timeline `row` counts rows from the first episode on. Each episode has one more row than steps, for the last
+    observation. There is also `seconds` if the rate is known. A column `a.b` is the entity /a/b, and its lines have the
+    names of its components. /episode and /step tell where a row comes from, and the log /episodes which episode starts
+    there. Images keep their size.
+
+    Raises:
+        UserError: The extra rerun is not installed, or a column cannot be read.
+    """
     try:
         import rerun as rr
     except ImportError:
-        raise UserError("expected rerun-sdk to be installed, found it missing", where=file,
+        raise UserError("rerun-sdk is not installed", where=file,
                         hint="pip install 'understudy[rerun]'") from None
     with whole_file(file) as part:
         out = rr.RecordingStream(f"understudy {title}")
@@ -51,7 +56,7 @@ def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
     for name, f in features.items():
         if f.kind in ("vector", "discrete") and f.names:
             out.log(paths[name], rr.SeriesLines(names=list(f.names)), static=True)
-    held: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # numbers, of several episodes: a chunk costs 2 KB
+    held: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # several episodes together, because a chunk costs 2 KB
 
     def send(path, rows, columns) -> None:
         if len(rows):
@@ -96,7 +101,7 @@ def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
 
 
 def _batches(found: Iterator[tuple[Any, np.ndarray]], size: int = 64) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Rows and their JPEG images; one image may be of several rows."""
+    """Rows and their JPEG images. One image may belong to several rows."""
     rows: list[int] = []
     images: list[bytes] = []
     for which, image in found:

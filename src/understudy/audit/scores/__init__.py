@@ -1,8 +1,8 @@
-"""The published scores of demonstrations, over one interface: Score(data) -> one number an episode, higher is better.
+"""Published scores of demonstrations with one interface: Score(data) -> one number per episode, higher is better.
 
-SCORES have defaults and need nothing but the data; those of TRAINED train small networks, the others are done in
-seconds on 100,000 steps. What needs more (a policy and its rollouts, episodes known to be good, a function that trains
-and judges) is made by hand: Influence, Validated, Datamodel.
+SCORES have defaults and need nothing but the data. Those of NETWORK_SCORES train small networks; the others take
+seconds for 100,000 steps. Scores that need more (a policy and its rollouts, episodes that are known to be good, a
+function that trains and evaluates) must be constructed: Influence, ValidationWeights, Datamodel.
 """
 
 from __future__ import annotations

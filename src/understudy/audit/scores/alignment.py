@@ -1,4 +1,5 @@
-"""Which steps have their like in the other demonstrations, in the same order: the others are extraneous."""
+"""Alignment of demonstrations: steps without similar steps in other demonstrations, in the same order, are extraneous.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +17,22 @@ from .step_table import StepTable
 
 @dataclass(frozen=True)
 class Alignment(StepScore):
-    """1 for steps that are kept, 0 for those passed over when all demonstrations are walked through together: wiping
-    one's brow does not align with what others do then (EIL, Zheng et al. 2023, Extraneousness-Aware Imitation
-    Learning).
+    """1 for steps that align with other demonstrations, 0 for extraneous steps.
 
-    First, states with the directions of their actions are embedded so that the way from a step to its like in another
-    demonstration and back leads to where it began (temporal cycle consistency, Dwibedi et al. 2019). Then a pointer in
-    each demonstration moves on: the others' current steps vote for the step of the rest that is most like them, the
-    mean of the winners is the reference, and of the `tolerance` steps ahead that are most like it the earlier is next.
+    For example, a person who scratches their head during the task does something that does not align with the other
+    demonstrations (EIL, Zheng et al. 2023, Extraneousness-Aware Imitation Learning).
 
-    Unlike the authors' release, no demonstration is taken to be clean, and embeddings have length 1, since by their
-    product long ones would win every vote. `voters`: at most so many demonstrations vote, drawn with `seed`."""
+    First, states and action directions are embedded with temporal cycle consistency (Dwibedi et al. 2019): the way from
+    a step to the most similar step of another demonstration and back must end where it started. Then a pointer moves
+    through each demonstration. The current steps of the others vote for the most similar step of the rest, and the mean
+    of the winners is the reference. Of the next `tolerance` steps that are most similar to it, the earlier one is next.
+
+    Unlike in the authors' code, no demonstration is assumed to be clean, and embeddings have length 1, because long
+    ones would win every vote. At most `voters` demonstrations vote, drawn with `seed`.
+    """
 
     tolerance: int = 2
-    frames: int = 40  # of each demonstration, that a cycle is made over
+    frames: int = 40  # frames of each demonstration in a cycle
     n_updates: int = 400  # updates
     n_components: int = 16
     n_references: int = 40
@@ -38,13 +41,13 @@ class Alignment(StepScore):
 
     def steps(self, data):
         table = StepTable.from_data(data, self.inputs)
-        if (table.length > 0).sum() < 3:  # nobody to vote
+        if (table.length > 0).sum() < 3:  # no voters
             return table.split(np.full(len(table), np.nan))
         walked = aligned_steps([e for e in self.embed(table) if len(e)], self.tolerance, self.n_references, self.seed)
         return table.split(np.concatenate(walked).astype(float))
 
     def embed(self, table: StepTable) -> list[np.ndarray]:
-        """For each episode (T, dims), of length 1."""
+        """For each episode (T, dims), with length 1."""
         direction = table.action / np.maximum(np.linalg.norm(table.action, axis=1, keepdims=True), 1e-6)
         x = torch.as_tensor(np.concatenate([table.state, direction], 1))
         first = np.cumsum(table.length) - table.length
@@ -71,8 +74,9 @@ def _sample_pairs(net: NetworkEnsemble, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cycle_consistency_loss(u: Tensor, v: Tensor) -> Tensor:
-    """(P, F, D) each. How far from its own place, in shares of the whole, the way from a step of u to its soft nearest
-    in v and back leads: mean of squares."""
+    """Mean squared distance between a step of u and the end of the way to its soft nearest step in v and back, as a
+    fraction of the length. Both are (P, F, D).
+    """
     there = torch.softmax(-(u.unsqueeze(2) - v.unsqueeze(1)).square().sum(-1), -1) @ v
     back = torch.softmax(-(there.unsqueeze(2) - u.unsqueeze(1)).square().sum(-1), -1)
     place = torch.arange(u.shape[1], dtype=u.dtype)

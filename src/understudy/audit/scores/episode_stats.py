@@ -1,4 +1,4 @@
-"""What one episode says of itself: how long, how smooth, how much it moves, what it earned."""
+"""Scores of single episodes: length, smoothness, motion, reward."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from .step_table import StepTable, action_columns
 
 @dataclass(frozen=True)
 class Brevity(Score):
-    """Minus the number of steps: of two that get there, the shorter is the better. (Of Mandlekar et al. 2021, where
-    better operators are the quicker.) Mind episodes that were broken off."""
+    """Minus the number of steps. Of two successful episodes, the shorter one is better (Mandlekar et al. 2021: better
+    operators are faster). Episodes that were cut off look good too.
+    """
 
     def __call__(self, data):
         return -np.array([len(e) for e in data], float)
@@ -24,8 +25,11 @@ class Brevity(Score):
 
 @dataclass(frozen=True)
 class Smoothness(Score):
-    """Minus the log of the mean squared third difference of the actions, in units of their standard deviation over
-    the data: jerk, where actions are positions (Flash and Hogan 1985). NaN for fewer than four steps."""
+    """Minus the log of the mean squared third difference of the actions, in units of their standard deviation over the
+    data.
+
+    This is the jerk if actions are positions (Flash and Hogan 1985). NaN for fewer than four steps.
+    """
 
     def __call__(self, data):
         actions, unit = _actions(data)
@@ -50,8 +54,9 @@ def _actions(data: Dataset) -> tuple[list[np.ndarray], np.ndarray]:
 
 @dataclass(frozen=True)
 class Motion(StepScore):
-    """1 where the state changes by more than `still` standard deviations in this step, 0 where it does not: an
-    episode's share of steps in which something happens."""
+    """1 for steps in which the state changes by more than `still` standard deviations, otherwise 0. The score of an
+    episode is the fraction of steps with motion.
+    """
 
     min_change: float = 1e-3
     inputs: tuple[str, ...] = ()
@@ -62,14 +67,16 @@ class Motion(StepScore):
         return table.split(np.where(table.has_next, moved, np.nan))
 
 
-# -- TQ and SACo: two figures of a data set -----------------------------------------------------------------------
+# -- TQ and SACo: two measures of a data set -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Return(Score):
-    """The sum of the rewards between that of `random`, which is 0, and that of `best`, which is 1; without `best`, the
-    sum itself. Their mean is the TQ of Schweighofer et al. 2022, A Dataset Perspective on Offline Reinforcement
-    Learning."""
+    """The sum of rewards, scaled so that `random_return` is 0 and `best_return` is 1.
+
+    Without `best_return` it is not scaled. The mean is the TQ of Schweighofer et al. 2022, A Dataset Perspective on
+    Offline Reinforcement Learning.
+    """
 
     random_return: float = 0.0
     best_return: float | None = None
@@ -78,7 +85,7 @@ class Return(Score):
         scale = 1.0 if self.best_return is None else self.best_return - self.random_return
         if not scale > 0:
             raise UserError(
-                f"expected a best return above {self.random_return}, found {self.best_return}",
+                f"the best return must be above {self.random_return}, not {self.best_return}",
                 where="Return",
                 hint="give as `random` what chance gets and as `best` what the best get",
             )
@@ -92,23 +99,27 @@ def _return(episode: Episode) -> float:
 
 
 def trajectory_quality(data: Dataset, random: float, best: float) -> float:
-    """TQ: the mean return, 0 for that of a random policy and 1 for the best known one; above 1 where that was no good
-    one (Schweighofer et al. 2022)."""
+    """TQ: the mean return, scaled so that a random policy has 0 and the best known one 1 (Schweighofer et al. 2022). It
+    exceeds 1 if the best known one was not good.
+    """
     return float(np.mean(Return(random, best)(data)))
 
 
 def state_action_coverage(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple[str, ...] = ()) -> float:
-    """SACo: how many different pairs of state and action, over how many there are in as many steps of `reference`, the
-    whole experience of an agent that learned the task (Schweighofer et al. 2022). Numbers fall in `bins` equal parts
-    of the reference's range; choices count as they are. Of unequal sizes the first steps are compared. For
-    deterministic worlds: noise makes every pair a new one."""
+    """SACo: number of different pairs of state and action, relative to that in as many steps of `reference`
+    (Schweighofer et al. 2022).
+
+    `reference` is the complete experience of an agent that learned the task. Numbers are divided into `bins` equal
+    parts of the reference's range; discrete values count as they are. If sizes differ, the first steps are compared. It
+    is meant for deterministic environments, because noise makes every pair different.
+    """
     a, b = discretize(data, reference, bins, inputs), discretize(reference, reference, bins, inputs)
     n = min(len(a), len(b))
     return len(set(a[:n].tolist())) / len(set(b[:n].tolist()))
 
 
 def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple[str, ...] = ()) -> np.ndarray:
-    """(N,) equal numbers where steps of `data` fall in the same cell of state and action."""
+    """(N,) equal numbers for steps of `data` in the same cell of state and action."""
     features = reference.features()
     inputs = inputs or tuple(sorted(k for k, f in features.items() if k.startswith("observation.")
                                     and f.kind in ("vector", "discrete")))
@@ -128,8 +139,9 @@ def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple
 
 @dataclass(frozen=True)
 class Novelty(Score):
-    """The share of an episode's different pairs of state and action that no other episode has: what SACo would lose
-    without it (after Schweighofer et al. 2022)."""
+    """Fraction of an episode's pairs of state and action that no other episode has: what SACo would lose without the
+    episode (based on Schweighofer et al. 2022).
+    """
 
     n_bins: int = 20
     inputs: tuple[str, ...] = ()
@@ -141,21 +153,24 @@ class Novelty(Score):
         return np.array([(owners[m] == 1).mean() if len(m) else np.nan for m in mine])
 
 
-# -- which steps decide -------------------------------------------------------------------------------------------
+# -- critical steps -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Criticality(StepScore):
-    """How much what is done changes at this step, in standard deviations of the actions: where a plan begins, turns or
-    is mended. It stands in for the language model that marks critical steps in ATLaS (Chen et al. 2025), and is no
-    judgement of episodes. The first step counts as its own change from rest, 0 action."""
+    """Change of the action at each step, in standard deviations of the actions: large where a motion starts, turns or
+    is corrected.
+
+    It replaces the language model that marks critical steps in ATLaS (Chen et al. 2025). It does not rate episodes. The
+    change of the first step is measured from the action 0.
+    """
 
     def steps(self, data: Dataset) -> Sequence[np.ndarray]:
         actions, unit = _actions(data)
         return [np.linalg.norm(np.diff(a, axis=0, prepend=np.zeros((1, a.shape[1]))) / unit, axis=1) for a in actions]
 
     def critical_steps(self, data: Dataset, fraction: float = 0.3) -> Sequence[np.ndarray]:
-        """For each episode (T,) bool: the `share` of all steps that are the most critical."""
+        """For each episode (T,) bool: the given fraction of all steps with the largest changes."""
         steps = self.steps(data)
         least = np.nanquantile(np.concatenate(steps), 1 - fraction)
         return [s >= least for s in steps]

@@ -1,4 +1,4 @@
-"""What a demonstration does to the policy that learns from it."""
+"""Scores of the effect of a demonstration on a policy that learns from it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from .step_table import StepTable
 
 @dataclass(frozen=True)
 class Datamodel(Score):
-    """How much higher `worth` is with an episode than without: the slope of a ridge regression of worth(subset) on who
-    is in the subset, over `fits` random halves of the data (Ilyas et al. 2022, Datamodels). Nothing is assumed of what
-    worth does; let it train and judge a policy on starts that nothing else is judged on, and it is the influence on
-    closed-loop success. Its error is about that of one worth times sqrt(4 / fits): take as many fits as episodes, at
-    least."""
+    """How much an episode adds to a measure of a subset of the data (Ilyas et al. 2022, Datamodels).
+
+    It is the slope of a ridge regression of value(subset) on the membership in the subset, over `n_subsets` random
+    halves of the data. There is no assumption about `value`. If it trains a policy and evaluates it on starts that
+    nothing else uses, the score is the influence on success. Its error is about that of one value times sqrt(4 /
+    n_subsets), so use at least as many subsets as there are episodes.
+    """
 
     value: Callable[[Dataset], float]
     n_subsets: int = 64
@@ -47,23 +49,25 @@ class Datamodel(Score):
 
 @dataclass(frozen=True)
 class Influence(Score):
-    """How much a small step of training on this episode would make `policy` more likely to do as in those of its own
-    `rollouts` that did well, and less as in the others: sum over rollouts of (outcome - mean outcome) times the product
-    of the two losses' gradients. The outcome is success where it is defined, else the return. One look at a policy that
-    is trained, where Datamodel trains many (TracIn, Pruthi et al. 2020; of robots' success: CUPID, Agia et al. 2025,
-    which weighs by the inverse of the curvature too)."""
+    """How much a small training step on this episode makes a policy act more like in its successful rollouts.
+
+    It is the sum over rollouts of (outcome - mean outcome) times the product of the gradients of both losses. The
+    outcome is success if it is defined, otherwise the return. It needs one trained policy, whereas Datamodel trains
+    many (TracIn, Pruthi et al. 2020; for success of robots: CUPID, Agia et al. 2025, which also uses the inverse of the
+    curvature).
+    """
 
     policy: Policy
     rollouts: Dataset
-    n_windows: int = 256  # of each episode, at most
+    n_windows: int = 256  # largest number of windows per episode
     seed: int = 0
 
     def __call__(self, data):
         outcome = np.array([float(e.metadata["success"]) if "success" in e.metadata else
                             float(np.sum(e.steps["next.reward"])) for e in self.rollouts])
         if not np.ptp(outcome) > 0:
-            raise UserError("expected rollouts of which some did better than others, found all alike",
-                            where="Influence", hint="roll out more, or on harder starts")
+            raise UserError("all rollouts have the same outcome",
+                            where="Influence", hint="run more rollouts, or use harder starts")
         weight = (outcome - outcome.mean()) / outcome.std()
         policy, was = self.policy, self.policy.training
         policy.eval()
@@ -90,19 +94,19 @@ class Influence(Score):
 
 @dataclass(frozen=True)
 class ValidationWeights(Score):
-    """The log weight that makes training on the weighted data do best on `test`, episodes known to be good: each
-    update of a small regression is done on a batch weighted by a softmax, the loss on `test` after it is differentiated
-    through the update, and the weights follow (FLYT, Shechter and Carmon 2025, Filter Like You Test, in the small: a
-    weight an episode in place of a network that scores).
+    """Log weights with which training on the weighted data is best on `test`, episodes that are known to be good.
 
-    mix: with other scores, the log weight is a learnt sum of them (M-FLYT), each in ranks from -1 to 1.
+    Each update of a small regression uses a batch weighted by a softmax. The loss on `test` after it is differentiated
+    through the update, and the weights follow the gradient (a small version of FLYT, Shechter and Carmon 2025, Filter
+    Like You Test: one weight per episode instead of a network). With `mix`, the log weight is a learned sum of these
+    other scores (M-FLYT), each as ranks from -1 to 1.
     """
 
     test: Dataset
     base_scores: tuple[Score, ...] = ()
     n_updates: int = 600  # updates
     batch_size: int = 256
-    lr: float = 0.5  # of the update that is differentiated
+    lr: float = 0.5  # learning rate of the differentiated update
     seed: int = 0
     inputs: tuple[str, ...] = ()
 
@@ -139,7 +143,7 @@ class ValidationWeights(Score):
 
 
 def _scaled_ranks(values: np.ndarray) -> np.ndarray:
-    """From -1 to 1; what is no number is in the middle."""
+    """Ranks from -1 to 1; NaN is in the middle."""
     good = np.isfinite(values)
     out = np.zeros(len(values))
     out[good] = np.argsort(np.argsort(values[good])) / max(good.sum() - 1, 1) * 2 - 1
@@ -147,8 +151,11 @@ def _scaled_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def soft_capped_counts(logits: np.ndarray, count: int, penalty: float = 0.15, seed: int = 0) -> np.ndarray:
-    """(E,) how often each is taken in `count` draws by softmax(logits), where every time that one is taken its logit
-    falls by `penalty`: the good ones more often, but not without end (Soft Cap Sampling, Shechter and Carmon 2025)."""
+    """(E,) number of times each episode is taken in `count` draws by softmax(logits).
+
+    Each time an episode is taken, its logit falls by `penalty`, so that good ones are taken more, but not without limit
+    (Soft Cap Sampling, Shechter and Carmon 2025).
+    """
     rng, logits = np.random.default_rng(seed), np.array(logits, float)
     taken = np.zeros(len(logits), np.int64)
     for _ in range(count):

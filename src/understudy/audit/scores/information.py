@@ -1,4 +1,4 @@
-"""Mutual information of states and actions, and what each step adds to it."""
+"""Mutual information of states and actions, and the contribution of each step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from .step_table import StepTable, principal_components
 
 
 def mutual_information_terms(x: np.ndarray, y: np.ndarray, counts: tuple[int, ...] = (5, 6, 7)) -> np.ndarray:
-    """(n,) in nats, whose mean is the estimate of the mutual information of x (n, X) and y (n, Y): the first estimator
-    of Kraskov, Stoegbauer and Grassberger 2004, by the greatest coordinate's distance, averaged over several numbers of
-    neighbors."""
+    """(n,) terms in nats, whose mean estimates the mutual information of x (n, X) and y (n, Y).
+
+    This is the first estimator of Kraskov, Stoegbauer and Grassberger 2004, with the maximum norm, averaged over
+    several numbers of neighbors.
+    """
     n = len(x)
     far_x, far_y = _max_norm_distance(x), _max_norm_distance(y)
-    np.fill_diagonal(far_x, np.inf)  # nobody is his own neighbor
+    np.fill_diagonal(far_x, np.inf)  # a point is not its own neighbor
     np.fill_diagonal(far_y, np.inf)
     both = np.partition(np.maximum(far_x, far_y), max(counts) - 1, axis=1)
     both.sort(1) if both.shape[1] <= 64 else both[:, : max(counts)].sort(1)
@@ -38,12 +40,13 @@ def _max_norm_distance(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MutualInformation(StepScore):
-    """What a step adds to the mutual information of states and actions: episodes that are both varied and predictable
-    score high (DemInf, Hejna et al. 2025, Robot Data Curation with Mutual Information Estimators).
+    """Contribution of each step to the mutual information of states and actions.
 
-    There states and actions go through variational autoencoders first; here they are scaled, and where they have more
-    than `dims` components, their principal ones. Steps are compared in random groups of `group`, in `rounds` draws with
-    `seed`; contributions beyond the 1st and 99th percentile count as those."""
+    Episodes that are varied and predictable score high (DemInf, Hejna et al. 2025, Robot Data Curation with Mutual
+    Information Estimators). The paper uses variational autoencoders. Here states and actions are scaled, and replaced
+    by their principal components if they have more than `dims` components. Steps are compared in random groups of
+    `group`, in `rounds` draws with `seed`. Contributions are clipped to the 1st and 99th percentile.
+    """
 
     n_neighbors: tuple[int, ...] = (5, 6, 7)
     n_components: int = 8
@@ -55,7 +58,7 @@ class MutualInformation(StepScore):
     def steps(self, data):
         table = StepTable.from_data(data, self.inputs)
         rng = np.random.default_rng(self.seed)
-        # Equal values would be nearer to each other than any neighbor: the estimator is for continuous ones.
+        # The estimator is for continuous values, so equal values must be separated.
         x, y = (
             principal_components(v, self.n_components)
             + 1e-6 * rng.standard_normal((len(v), min(self.n_components, v.shape[1])))

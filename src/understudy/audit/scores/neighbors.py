@@ -1,6 +1,6 @@
-"""What the nearest steps of other episodes say of a step.
+"""Scores that compare a step with the nearest steps of other episodes.
 
-A step's own episode is left out: the steps before and after it are always near and always agree with it.
+Steps of the same episode are excluded, because the steps before and after are always near and always similar.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from .step_table import StepTable, principal_components
 
 def nearest_neighbors(points: np.ndarray, episode: np.ndarray, count: int, candidates: np.ndarray
             ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest of the points numbered `among`, from other episodes than one's own: distances (N, count),
-    infinite where there are no more, and numbers (N, count)."""
+    """The `count` nearest candidates from other episodes.
+
+    Returns:
+        Distances (N, count), infinite if there are too few, and indices (N, count).
+    """
     tree = cKDTree(points[candidates])
     whose = episode[candidates]
     far = np.full((len(points), count), np.inf)
@@ -53,7 +56,7 @@ class NeighborScore(StepScore):
         among = np.flatnonzero(table.is_complete)
         if len(among) > self.max_steps:
             among = np.sort(np.random.default_rng(self.seed).choice(among, self.max_steps, replace=False))
-        if len(set(table.episode[among].tolist())) < 2:  # nobody to compare with
+        if len(set(table.episode[among].tolist())) < 2:  # no other episode
             return table.split(np.full(len(table), np.nan))
         far, near = nearest_neighbors(
             principal_components(self.search_space(table)), table.episode, self.n_neighbors, among
@@ -62,18 +65,18 @@ class NeighborScore(StepScore):
         return table.split(self.score_neighbors(table, far, np.where(found, near, near[:, :1]), found))
 
     def search_space(self, table: StepTable) -> np.ndarray:
-        """(N, D): what near means."""
+        """The points (N, D) in which neighbors are searched."""
         return table.state
 
     @abstractmethod
     def score_neighbors(
         self, table: StepTable, distances: np.ndarray, indices: np.ndarray, is_valid: np.ndarray
     ) -> np.ndarray:
-        """(N,) of distances, numbers and whether there is one at all, each (N, count), nearest first."""
+        """(N,) scores, from distances, indices and validity of the neighbors, each (N, count), nearest first."""
 
 
 def _variance(values: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """(N, count, D) -> (N,): the variance, without bias, summed over components and divided by their number."""
+    """(N, count, D) -> (N,): unbiased variance, mean over components."""
     weight = found[..., None] / np.maximum(found.sum(1), 1)[:, None, None]
     mean = (weight * values).sum(1, keepdims=True)
     spread = (weight * (values - mean) ** 2).sum(1).mean(1)
@@ -83,12 +86,12 @@ def _variance(values: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ActionVariance(NeighborScore):
-    """Minus the variance of what is done in this state and its nearest ones: 0 where all do the same, -1 where they
-    differ as much as all actions of the data (Belkhale et al. 2023, Data Quality in Imitation Learning, whose clusters
-    of states these neighbors stand for).
+    """Minus the variance of the actions in this state and its neighbors.
 
-    Sparse data score worse, since farther neighbors differ by the slope of the policy too; and two good ways of doing
-    a thing are variance, which a regression suffers from and a mixture or flow does not."""
+    It is 0 if all act alike, and -1 if actions differ as much as in the whole data (Belkhale et al. 2023, Data Quality
+    in Imitation Learning, which uses clusters of states). Sparse data score worse, because neighbors are farther away.
+    Two good ways of acting also count as variance. This harms a regression, but not a mixture or a flow.
+    """
 
     def score_neighbors(self, table, distances, indices, is_valid):
         own = table.action[:, None]
@@ -97,8 +100,10 @@ class ActionVariance(NeighborScore):
 
 @dataclass(frozen=True)
 class ActionConsistency(NeighborScore):
-    """Minus the squared distance of the action from the mean of those in the nearest states, by its components: it
-    blames the one who does otherwise, where ActionVariance blames the place (after Belkhale et al. 2023)."""
+    """Minus the squared distance of the action from the mean action of its neighbors, mean over components.
+
+    It rates the episode that acts differently, whereas ActionVariance rates the state (based on Belkhale et al. 2023).
+    """
 
     def score_neighbors(self, table, distances, indices, is_valid):
         weight = is_valid[..., None] / np.maximum(is_valid.sum(1), 1)[:, None, None]
@@ -107,8 +112,9 @@ class ActionConsistency(NeighborScore):
 
 @dataclass(frozen=True)
 class StateDiversity(NeighborScore):
-    """How far, on average, the nearest states of others are: high where only this episode has been. What is rare is not
-    always good (Belkhale et al. 2023): `state-similarity` is the opposite judgement."""
+    """Mean distance of the nearest states of other episodes: high if only this episode was there. Rare states are not
+    always good (Belkhale et al. 2023); `StateSimilarity` rates the opposite.
+    """
 
     def score_neighbors(self, table, distances, indices, is_valid):
         return np.where(is_valid, distances, 0).sum(1) / is_valid.sum(1)
@@ -116,8 +122,9 @@ class StateDiversity(NeighborScore):
 
 @dataclass(frozen=True)
 class StateSimilarity(NeighborScore):
-    """Minus the mean distance of the nearest states of others: high where many have been, so that what is to be done
-    there is well known (the state similarity of Belkhale et al. 2023, by distance in place of a count)."""
+    """Minus the mean distance of the nearest states of other episodes: high if many episodes were there, so that the
+    right action is well known (state similarity of Belkhale et al. 2023, with distances instead of counts).
+    """
 
     def score_neighbors(self, table, distances, indices, is_valid):
         return -np.where(is_valid, distances, 0).sum(1) / is_valid.sum(1)
@@ -125,9 +132,11 @@ class StateSimilarity(NeighborScore):
 
 @dataclass(frozen=True)
 class TransitionDiversity(NeighborScore):
-    """The variance of what followed upon nearly the same state and action, in units of that of all changes: the noise
-    of the system (Belkhale et al. 2023). Much of it teaches to recover where data are many, and spreads few data
-    thin."""
+    """Variance of the changes that follow almost the same state and action, relative to the variance of all changes.
+
+    This is the noise of the system (Belkhale et al. 2023). With many data, noise teaches recovery. With few data, it
+    makes learning harder.
+    """
 
     def search_space(self, table):
         return np.concatenate([table.state, table.action], 1)
@@ -143,8 +152,9 @@ class TransitionDiversity(NeighborScore):
 
 @dataclass(frozen=True)
 class Typicality(NeighborScore):
-    """Minus the distance to the `count`-th nearest pair of state and action of others: low for outliers (Ramaswamy et
-    al. 2000, Efficient Algorithms for Mining Outliers)."""
+    """Minus the distance to the `count`-th nearest pair of state and action of other episodes: low for outliers
+    (Ramaswamy et al. 2000, Efficient Algorithms for Mining Outliers).
+    """
 
     def search_space(self, table):
         return np.concatenate([table.state, table.action], 1)
@@ -155,9 +165,12 @@ class Typicality(NeighborScore):
 
 @dataclass(frozen=True)
 class Unimodality(NeighborScore):
-    """Minus how clearly the actions in the nearest states fall in two groups: of their variance along its main
-    direction, the share that the best cut in two explains, from 0 (no more than of an even spread, 3/4) to -1 (two
-    points); times their variance, so that a little scatter is no two ways. (Fisher 1958: the best cut in groups.)"""
+    """Minus a measure of how clearly the actions in the nearest states form two groups.
+
+    The best split in two explains a fraction of the variance along the main direction. The measure goes from 0 (3/4, as
+    for a uniform distribution) to 1 (two points), times the variance, so that small noise does not count as two ways
+    (Fisher 1958: the best split in groups).
+    """
 
     n_neighbors: int = 20
 

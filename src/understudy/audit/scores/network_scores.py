@@ -1,4 +1,4 @@
-"""Scores that train small networks of their own on the numbers of each step: seconds to a minute on a CPU."""
+"""Scores that train small networks on the numbers of each step: seconds to a minute on a CPU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from .step_table import StepTable
 
 
 class NetworkEnsemble(nn.Module):
-    """`members` networks of two hidden layers that answer side by side: (N, inputs) or (members, N, inputs) ->
-    (members, N, outputs)."""
+    """An ensemble of networks with two hidden layers: (N, inputs) or (members, N, inputs) -> (members, N, outputs)."""
 
     def __init__(self, inputs: int, outputs: int, n_members: int = 1, width: int = 64, seed: int = 0):
         super().__init__()
@@ -39,7 +38,7 @@ class NetworkEnsemble(nn.Module):
 def fit_regression(
     state: np.ndarray, action: np.ndarray, members: int, steps: int, seed: int, batch: int = 128
 ) -> NetworkEnsemble:
-    """Networks that answer the mean action, each from its own first weights and its own order of the same data."""
+    """Trains networks to predict the mean action, each with other initial weights and another order of the data."""
     x, y, rng = torch.as_tensor(state), torch.as_tensor(action), Generator().manual_seed(seed)
     nets = NetworkEnsemble(x.shape[1], y.shape[1], members, seed=seed)
     optim = torch.optim.Adam(nets.parameters(), 2e-3)
@@ -59,9 +58,11 @@ def fit_regression(
 
 @dataclass(frozen=True)
 class CompatibilityResult:
-    """Of each step: how far the action is from what the ensemble does (mean over members and components of the squared
-    error, in units of the base data's variance), how much the members differ (standard deviation, mean over
-    components), and the two limits."""
+    """Comparison of each step with an ensemble, and the two thresholds.
+
+    The error is the squared error in units of the variance of the base data, mean over members and components. The
+    novelty is the standard deviation between members, mean over components.
+    """
 
     error: Sequence[np.ndarray]
     novelty: Sequence[np.ndarray]
@@ -69,21 +70,19 @@ class CompatibilityResult:
     novelty_threshold: float
 
     def n_incompatible(self) -> np.ndarray:
-        """(E,) the number of steps that do otherwise where the base policy knows what to do."""
+        """(E,) number of steps with other actions where the base policy is certain."""
         return np.array([int(((e > self.error_threshold) & (u < self.novelty_threshold)).sum())
                          for e, u in zip(self.error, self.novelty, strict=True)])
 
 
 @dataclass(frozen=True)
 class Compatibility(StepScore):
-    """1 where a step does what a base policy already does, or where that policy does not know; 0 where it knows and
-    does otherwise (Gandhi et al. 2022, Eliciting Compatible Demonstrations for Multi-Human Imitation Learning): an
-    ensemble of regressions says both.
+    """1 for steps at which a base policy acts alike or is uncertain, 0 where it is certain and acts differently.
 
-    base: the demonstrations that the policy is of; without, every episode is judged by what the others do, in `folds`
-    parts. far and novel: the limits of error and of disagreement; without, the 0.95 quantiles over steps of the base
-    data that the ensemble was not trained on (of two halves), since those it was trained on look too well known. The
-    base should do the task in one way: the mean of two ways is neither, and both look bad.
+    An ensemble of regressions measures both (Gandhi et al. 2022, Eliciting Compatible Demonstrations for Multi-Human
+    Imitation Learning). Without `base`, each episode is compared with the others, in `folds` parts. The default
+    thresholds are the 0.95 quantiles over steps of the base data that the ensemble was not trained on (two halves). The
+    base should do the task in one way: the mean of two ways is neither, and both would look bad.
     """
 
     base: Dataset | None = None
@@ -103,10 +102,11 @@ class Compatibility(StepScore):
         ]
 
     def compare_to_base(self, data: Dataset) -> CompatibilityResult:
-        """By `base`, which must be given: a demonstration is refused if `bad()` counts more than a few steps (there 0
-        to 5, by task and operator)."""
+        """Compares with `base`, which is required. A demonstration is refused if `n_incompatible()` is more than a few
+        steps (0 to 5 in the paper, by task and operator).
+        """
         if self.base is None:
-            raise UserError("expected base demonstrations, found none", where="Compatibility", hint="give base=...")
+            raise UserError("there are no base demonstrations", where="Compatibility", hint="give base=...")
         table = StepTable.from_data(self.base, self.inputs)
         return self._compare_tables(table, np.ones(len(table.length), bool), StepTable.from_data(data, like=table))
 
@@ -131,7 +131,7 @@ class Compatibility(StepScore):
         far, novel = self.error_threshold, self.novelty_threshold
         if far is None or novel is None:
             half = np.random.default_rng(self.seed).permutation(len(episodes)) % 2 == 0
-            if half.all():  # one episode: there is no other
+            if half.all():  # a single episode
                 half = None
             error, spread = [], []
             for known, new in (((episodes[half], episodes[~half]), (episodes[~half], episodes[half]))
@@ -147,8 +147,8 @@ class Compatibility(StepScore):
     def _ensemble_error(self, base, known, table, which):
         at = np.isin(base.episode, known) & base.is_complete
         if not at.any():
-            raise UserError("expected base demonstrations with numbers in them, found none", where="Compatibility",
-                            hint="see where their numbers are not finite: understudy audit DATA")
+            raise UserError("the base demonstrations have no finite steps", where="Compatibility",
+                            hint="understudy audit DATA finds NaN and infinite values")
         nets = fit_regression(base.state[at], base.action[at], self.n_members, self.n_updates, self.seed)
         look = np.ones(len(table), bool) if which is None else np.isin(table.episode, which) & table.is_complete
         with torch.no_grad():
@@ -162,14 +162,15 @@ class Compatibility(StepScore):
 
 @dataclass(frozen=True)
 class Expertise(StepScore):
-    """The probability that a step's demonstrator does here what the experts do, learnt without labels along with what
-    that is (ILEED, Beliaev et al. 2022, Imitation Learning by Estimating Expertise of Demonstrators): a demonstrator's
-    expertise in a state is sigmoid(f(state) . w), w its own; with that probability the action is the common policy's,
-    a Gaussian about a network's mean, otherwise one drawn evenly over the range of actions. All are fitted by maximum
-    likelihood.
+    """The probability that the demonstrator acts like the experts at this step, learned without labels.
 
-    by: the fact of an episode that says who showed it ("operator"); without, each episode is a demonstrator. It takes
-    good steps to be the more common ones, or to agree with each other more."""
+    In ILEED (Beliaev et al. 2022, Imitation Learning by Estimating Expertise of Demonstrators), the expertise of a
+    demonstrator in a state is sigmoid(f(state) . w), with a vector w per demonstrator. With this probability the action
+    comes from the common policy, a Gaussian around a network's mean, and otherwise from a uniform distribution over the
+    range of actions. Everything is fitted by maximum likelihood. `demonstrator_key` is the metadata that names the
+    demonstrator ("operator"). Without it, each episode is a demonstrator. Good steps are assumed to be more frequent,
+    or to agree more.
+    """
 
     demonstrator_key: str | None = None
     n_updates: int = 1000  # updates
@@ -183,15 +184,15 @@ class Expertise(StepScore):
             str(e.metadata.get(self.demonstrator_key)) if self.demonstrator_key else str(i) for i, e in enumerate(data)
         ]
         if self.demonstrator_key and all(self.demonstrator_key not in e.metadata for e in data):
-            raise UserError(f"expected episodes that say {self.demonstrator_key!r}, found none", where="Expertise",
-                            hint="name a fact that they have, or none, so that each is a demonstrator")
+            raise UserError(f"no episode has the metadata {self.demonstrator_key!r}", where="Expertise",
+                            hint="use metadata that they have, or none, so that each episode is a demonstrator")
         _, who = np.unique(names, return_inverse=True)
         whole = np.flatnonzero(table.is_complete)
         if not len(whole):
             return table.split(np.full(len(table), np.nan))
         x, y = torch.as_tensor(table.state), torch.as_tensor(table.action)
         person = torch.as_tensor(who[table.episode])
-        y = y[:, torch.as_tensor(np.ptp(table.action[whole], axis=0) > 0)]  # what never varies tells nobody apart
+        y = y[:, torch.as_tensor(np.ptp(table.action[whole], axis=0) > 0)]  # constant components carry no information
         even = -float((y[whole].amax(0) - y[whole].amin(0)).log().sum())
         means = NetworkEnsemble(x.shape[1], y.shape[1], seed=self.seed)
         seen = NetworkEnsemble(x.shape[1], self.n_components, seed=self.seed + 1)
@@ -203,7 +204,8 @@ class Expertise(StepScore):
         rate = torch.optim.lr_scheduler.CosineAnnealingLR(optim, self.n_updates)
 
         def logit(at):
-            f = torch.cat([seen(x[at])[0, :, 1:], torch.ones(len(at), 1)], 1)  # a part of skill is for all states
+            # a part of the expertise is the same in all states
+            f = torch.cat([seen(x[at])[0, :, 1:], torch.ones(len(at), 1)], 1)
             return (f * skill[person[at]]).sum(1) + 1.0
 
         for _ in range(self.n_updates):

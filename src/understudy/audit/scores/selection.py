@@ -1,4 +1,4 @@
-"""What to collect next, with a budget."""
+"""Selection of what to collect next, within a budget."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ def select_within_budget(
     cost: np.ndarray | None = None,
     value_of: np.ndarray | None = None,
 ) -> list[int]:
-    """Numbers of the candidates to collect, in order, whose costs together are at most `budget`.
+    """Indices of the candidates to collect, in order, with a total cost of at most `budget`.
 
-    Each time that one is taken whose distance from everything that is there or was chosen, times its worth, is the
-    largest for its cost (1 each, without): the farthest first, so that nothing stays far from what is known (Gonzalez
-    1985; as active learning: Sener and Savarese 2018, A Core-Set Approach). `worth` may be how unsure a policy is
-    there, or how often it fails.
+    Each time, the candidate with the largest distance from everything existing or selected, times its value and divided
+    by its cost, is taken. This is the farthest-first rule, after which nothing is far from the known data (Gonzalez
+    1985; as active learning: Sener and Savarese 2018, A Core-Set Approach).
 
-    candidates, have: points (N, D) in the same units, or data sets, of which the first states are compared in units of
-    the standard deviation of both.
+    Args:
+        candidates: Points (N, D), or a data set, whose first states are compared in units of their standard deviation.
+        budget: Largest total cost.
+        existing: Existing points in the same units, or a data set.
+        cost: Cost of each candidate. The default is 1.
+        value_of: Value of each candidate, such as the uncertainty or the failure rate of a policy there.
     """
     if isinstance(candidates, Dataset):
         if existing is not None and not isinstance(existing, Dataset):
-            raise UserError("expected both to be data sets or both points, found one of each", where="choose",
+            raise UserError("both must be data sets or both points", where="select_within_budget",
                             hint="give `have` in the form that the candidates are in")
         table = StepTable.from_data(candidates if existing is None else candidates + existing)
         starts = table.state[np.cumsum(table.length) - table.length]
@@ -43,7 +46,7 @@ def select_within_budget(
                         f"{value.shape}", where="choose",
                         hint="give one number of each for every candidate, or none for all alike")
     known = np.zeros((0, points.shape[1])) if existing is None else np.asarray(existing, float)
-    # With nothing there yet, all are equally far, and the worth decides.
+    # Without existing data, all are equally far, and the value decides.
     away = np.min([np.linalg.norm(points - k, axis=1) for k in known], 0) if len(known) else np.ones(len(points))
     first, left, chosen = not len(known), float(budget), []
     while True:

@@ -1,2 +1,1 @@
-"""What rollouts and demonstrations say beside success, measure by measure; `evaluate.behavior_metrics` puts them
-together."""
+"""Behavior metrics, one module each; `evaluate.behavior_metrics` combines them."""

@@ -1,4 +1,4 @@
-"""How near failures came, and how near successes passed by what they must not touch: distances on a Plane's map."""
+"""How near failures came to success, and how near successes came to obstacles: distances on the map of a PlanarMap."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from ...envs.base import Env, PlanarMap
 
 
 def success_margin(episode: Episode, env: Env | None) -> float | None:
-    """How far the episode stayed from success at its closest, 0 where it got there: what the environment says in
-    `info["margin"]` at its end, else how far the place that a Plane draws stayed from the edge of its goal, if it has
-    one goal, in units of the map. None where neither is known: of several goals, some are to be reached in turn, and
-    some are wrong."""
+    """How far the episode was from success at its closest point, 0 if it succeeded.
+
+    It is `info["margin"]` at the end of the episode, if the environment reports it. Otherwise it is the distance of the
+    agent from the edge of the goal on a PlanarMap with one goal, in units of the map. None if neither is known; with
+    several goals, their order or correctness is unknown.
+    """
     if isinstance(told := episode.metadata.get("margin"), (int, float)):
         return float(told)
     plane = env.map() if isinstance(env, PlanarMap) else {"shapes": ()}
@@ -24,12 +26,12 @@ def success_margin(episode: Episode, env: Env | None) -> float | None:
 
 
 def obstacle_clearance(episode: Episode, env: Env | None) -> float | None:
-    """How near the episode passed by an obstacle's edge, in units of the map of a Plane; None where there is none."""
+    """Smallest distance from the edge of an obstacle, in units of a PlanarMap. None if there is no obstacle."""
     return _closest_distance(episode, env, "obstacle")
 
 
 def distance_unit(env: Env | None) -> str:
-    """Of these distances, where the environment says."""
+    """The unit of these distances, if the environment states it."""
     feature = env.features.get(env.map()["path"][0]) if isinstance(env, PlanarMap) else None
     return feature.unit or "" if feature is not None else ""
 
@@ -49,7 +51,7 @@ def _closest_distance(episode: Episode, env: Env | None, role: str) -> float | N
 
 
 def _shape_position(shape: Mapping[str, Any], episode: Episode) -> np.ndarray:
-    """(2,), or (T, 2) where it differs by episode and may move."""
+    """(2,), or (T, 2) if it differs between episodes and may move."""
     if "at" in shape:
         return np.asarray(shape["at"], float)
     name, *at = shape["column"]

@@ -1,4 +1,4 @@
-"""Groups of points, and whether there are any."""
+"""Clustering, and whether there are clusters at all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import cdist, pdist, squareform
 
-MIN_SILHOUETTE = 0.5  # a mean silhouette from which on Kaufman and Rousseeuw (1990) call a structure reasonable
+MIN_SILHOUETTE = 0.5  # Kaufman and Rousseeuw (1990) call a structure reasonable from this mean silhouette on
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Numbered from the largest. silhouette: NaN where there is one cluster only."""
+    """Clusters, numbered from the largest. `silhouette` is NaN if there is only one."""
 
     labels: np.ndarray  # (n,) int
     centers: np.ndarray  # (k, D)
@@ -23,8 +23,9 @@ class Clusters:
         return len(self.centers)
 
     def without_small(self, min_size: int) -> Clusters:
-        """Without those of fewer than `least` points, which are outliers and no groups: their points go to the nearest
-        that is left."""
+        """Removes clusters with fewer than `min_size` points, which are outliers. Their points go to the nearest
+        remaining cluster.
+        """
         kept = np.bincount(self.labels, minlength=len(self)) >= min_size
         if kept.all() or not kept.any():
             return self
@@ -34,13 +35,14 @@ class Clusters:
                         self.silhouette if len(centres) > 1 else np.nan)
 
     def assign(self, points: np.ndarray) -> np.ndarray:
-        """(m, D) -> (m,) the number of the cluster whose centre is nearest."""
+        """(m, D) -> (m,) index of the cluster with the nearest center."""
         return cdist(points, self.centers).argmin(1)
 
 
 def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(n,) of each point: how much nearer its own cluster is than the next one, from -1 to 1; 0 for one that is alone
-    (Rousseeuw 1987). distances (n, n)."""
+    """(n,) silhouette of each point: how much nearer its own cluster is than the next one, from -1 to 1. 0 for a single
+    point (Rousseeuw 1987). `distances` is (n, n).
+    """
     kinds, which = np.unique(labels, return_inverse=True)
     member = np.eye(len(kinds))[which]
     total, count, own = distances @ member, member.sum(0), member.astype(bool)
@@ -52,12 +54,17 @@ def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def find_clusters(points: np.ndarray, max_clusters: int = 8, min_silhouette: float = MIN_SILHOUETTE) -> Clusters:
-    """points (n, D). Ward's method (1963); as many clusters, from 2 to `most`, as have the largest mean silhouette, and
-    one if that is less than `enough` or there are fewer than four points. Nothing is drawn: the same points give the
-    same clusters. Raises ValueError for no points."""
+    """Clusters points (n, D) with Ward's method (1963).
+
+    The number of clusters, from 2 to `max_clusters`, maximizes the mean silhouette. There is one cluster if that is
+    below `min_silhouette`, or with fewer than four points. The result is deterministic.
+
+    Raises:
+        ValueError: There are no points.
+    """
     points = np.asarray(points, float)
     if not len(points):
-        raise ValueError("expected points, found none")
+        raise ValueError("there are no points to cluster")
     labels, best = np.zeros(len(points), int), np.nan
     if len(points) >= 4 and points.shape[1] and (apart := pdist(points)).max() > 0:
         tree, distances, top = linkage(points, "ward"), squareform(apart), min_silhouette

@@ -1,4 +1,4 @@
-"""How far a policy goes from what was demonstrated, and whether its episodes could pass for demonstrations."""
+"""Distances of a policy's episodes from demonstrations, and whether they can be told apart."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from ..stats import LEVEL, Interval, clopper_pearson
 from .motion import motion_features
 from .scaling import TrajectoryScaling, evenly_spaced
 
-MAX_STEPS = 20_000  # of the demonstrations that are there to be found, evenly over them
+MAX_STEPS = 20_000  # steps of the demonstrations in the index, evenly spaced
 MAX_COMPONENTS = 12  # more components than that are seen through as many principal ones: neighbors mean little in more
-MIN_EPISODES = 10  # episodes of each kind, to tell the kinds apart
+MIN_EPISODES = 10  # smallest number of episodes of each kind for the classifier
 
 
 @dataclass(frozen=True)
 class DemonstrationIndex:
-    """Where demonstrations have been, to be asked. A distance is the root mean square over the components that vary,
-    in their standard deviations: 0 is a demonstrated state, about 1.4 that of two drawn at random."""
+    """Nearest-neighbor index of demonstrated states.
+
+    A distance is the root mean square over the components that vary, in their standard deviations. 0 is a demonstrated
+    state, and about 1.4 is the distance of two random states.
+    """
 
     scaling: TrajectoryScaling
     tree: cKDTree
@@ -34,7 +37,7 @@ class DemonstrationIndex:
 
     @staticmethod
     def from_data(data: Dataset, view: TrajectoryScaling) -> DemonstrationIndex | None:
-        """None where no column of numbers can be compared."""
+        """The index of a data set. None if no numeric column can be compared."""
         if not view.n_components:
             return None
         states, actions, whose = [], [], []
@@ -58,10 +61,12 @@ class DemonstrationIndex:
                             whose[at], min(view.n_components, axes.shape[1]))
 
     def distances(self, episode: Episode, count: int = 10, exclude: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """For every step (T,): the distance from the nearest demonstrated state, and that of the action from the
-        nearest of the `count` that were done in the nearest states, so that a policy which goes one of two
-        demonstrated ways is near; NaN where a value is no number. without: the number of a demonstration that is not
-        asked, for what demonstrations have among themselves."""
+        """Distances of every step, (T,) each.
+
+        The first is the distance of the nearest demonstrated state. The second is the distance of the action from the
+        nearest of the `count` actions in the nearest states, so that one of several demonstrated ways is near. NaN if a
+        value is NaN. `exclude` is the number of a demonstration to leave out, for distances between demonstrations.
+        """
         states = self.scaling.states(episode)[:len(episode)] @ self.axes
         actions = self.scaling.actions(episode) if self.actions is not None else None
         far, off = np.full(len(states), np.nan), np.full(len(states), np.nan)
@@ -77,7 +82,8 @@ class DemonstrationIndex:
         rank = np.where(theirs, np.cumsum(theirs, 1), 0)
         kept = theirs & (rank <= count)
         far[good] = np.where(kept, away, np.inf).min(1) / math.sqrt(self.n_state_components)
-        if actions is not None:
+        if actions is not None and self.actions is not None:
+            assert self.scaling.action_scale is not None
             gap = self.actions[which] - actions[good][:, None]
             near = np.where(kept, np.square(gap).sum(2), np.inf).min(1)
             live = max(int(np.isfinite(self.scaling.action_scale).sum()), 1)
@@ -87,9 +93,12 @@ class DemonstrationIndex:
 
 @dataclass(frozen=True)
 class DistributionDistance:
-    """Earth mover's distances (Wasserstein 1) between what two sets of episodes do, of every component alone, their
-    mean in standard deviations: of the states they are in, and of how actions change from step to step. 0: the same
-    distribution. usual: the same between two halves of the demonstrations, every other one."""
+    """Earth mover's distances (Wasserstein 1) between two sets of episodes, of each component, mean in standard
+    deviations.
+
+    There is one for the states, and one for the changes of actions from step to step. 0 means equal distributions. The
+    usual distance is that of two halves of the demonstrations (every other one).
+    """
 
     states: float
     state_changes: float
@@ -107,9 +116,11 @@ class DistributionDistance:
 def distribution_distance(
     episodes: Dataset, demonstrations: Dataset, scaling: TrajectoryScaling
 ) -> DistributionDistance | None:
-    """How far episodes are from demonstrations as distributions: a statistic of human-likeness where people
-    demonstrated (Pearce and Zhu 2022, of places in a game; turns of the view). It sees how often, and not when. None
-    for fewer than four demonstrations."""
+    """Distance of episodes from demonstrations as distributions.
+
+    For demonstrations by people it is a statistic of human-likeness (Pearce and Zhu 2022, for places in a game and
+    turns of the view). It ignores time. None for fewer than four demonstrations.
+    """
     shown = evenly_spaced(demonstrations)
     if len(shown) < 4:
         return None
@@ -124,7 +135,7 @@ def _states_and_changes(episodes: list[Episode], view: TrajectoryScaling) -> tup
     states = np.concatenate([view.states(e) for e in episodes])[:, np.isfinite(view.scale)]
     if view.action_scale is None:
         return states, np.zeros((0, 0))
-    turns = np.concatenate([np.diff(view.actions(e), axis=0) for e in episodes])
+    turns = np.concatenate([np.diff(actions, axis=0) for e in episodes if (actions := view.actions(e)) is not None])
     return states, turns[:, np.isfinite(view.action_scale)]
 
 
@@ -143,11 +154,13 @@ def discriminator_accuracy(
     level: float = LEVEL,
     max_episodes: int = 100,
 ) -> Interval | None:
-    """How often an episode and a demonstration are told apart by how they move (`motion.style`): each of as many of
-    both is taken for the kind of its nearest other one, a classifier two-sample test with one neighbor (Lopez-Paz and
-    Oquab 2017), which stands in for the trained judge of an automated Turing test (Devlin et al. 2021). A half: they
-    pass for demonstrations. 1: never. Clopper-Pearson as if the answers were independent, which neighbors' are not
-    quite. None for fewer than ten of either."""
+    """Accuracy of a classifier that distinguishes episodes from demonstrations by how they move (`motion`).
+
+    Each of an equal number of both gets the class of its nearest neighbor: a classifier two-sample test (Lopez-Paz and
+    Oquab 2017), which replaces the trained judge of an automated Turing test (Devlin et al. 2021). 0.5: they cannot be
+    told apart. 1: always. The Clopper-Pearson interval treats the answers as independent, which is only approximately
+    true for neighbors. None for fewer than ten of either.
+    """
     count = min(len(episodes), len(demonstrations), max_episodes)
     if count < MIN_EPISODES:
         return None
@@ -158,7 +171,7 @@ def discriminator_accuracy(
     x = (x - x.mean(0)) / np.where(spread > 1e-9, spread, np.inf)
     apart = cdist(x, x)
     np.fill_diagonal(apart, np.inf)
-    # Of equally near ones each counts its share: two that are the same in everything say nothing.
+    # Equally near neighbors share the vote: two equal ones of both kinds say nothing.
     nearest = apart <= apart.min(1, keepdims=True) * (1 + 1e-9)
     same = (nearest & (kind[:, None] == kind)).sum(1) / nearest.sum(1)
     return clopper_pearson(float(same.sum()), len(both), level)

@@ -35,7 +35,7 @@ from measure import machine, one_thread, versions  # noqa: E402
 from understudy import methods  # noqa: E402
 from understudy.core import UserError  # noqa: E402
 from understudy.data.codec import Normalizer  # noqa: E402
-from understudy.data.episode import Dataset  # noqa: E402
+from understudy.data.formats import open_dataset
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import evaluate, validation_seed  # noqa: E402
 from understudy.evaluate.stats import two_level_mean  # noqa: E402
@@ -122,7 +122,7 @@ def train(name: str, seed: int) -> None:
     if not (DATA / table.data).exists():
         raise UserError("expected recorded demonstrations, found none", where=DATA / table.data,
                         hint="set UNDERSTUDY_DATA to the folder that holds them")
-    data, method = Dataset.open(DATA / table.data), table.method()
+    data, method = open_dataset(DATA / table.data), table.method()
     torch.manual_seed(seed)
     policy = Policy(method.policy, data.features()).fit_statistics(data)
     learner, windows = method.learner.build(policy, seed, table.updates), policy.windows(data)

@@ -19,7 +19,7 @@ from test_formats import ENDS, LEROBOT, _flat, closed
 from understudy.audit import find_problems
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import check_finite, detection, lerobot
+from understudy.data.formats import check_finite, detection, lerobot, open_dataset
 
 IMAGES = "v3.0/images"
 
@@ -38,7 +38,7 @@ def copy(tmp_path):
 
 
 def read_all(path) -> None:
-    for episode in Dataset.open(path):
+    for episode in open_dataset(path):
         for name in episode.steps:
             episode.steps[name]
 
@@ -187,7 +187,7 @@ def test_faults_in_files_of_lerobot(name, shared):
 
 def warned(path):
     """What `inspect` shows."""
-    return [f.message for f in find_problems(Dataset.open(path), path)]
+    return [f.message for f in find_problems(open_dataset(path), path)]
 
 
 @pytest.mark.parametrize("name", DOUBTS)
@@ -328,7 +328,7 @@ def test_what_cannot_be_read_yet_is_left_out_and_said(copy):
     info = json.loads((path / "meta/info.json").read_text())
     info["features"]["observation.images.top"]["info"]["video.is_depth_map"] = True
     edit_json(path / "meta/info.json", features=info["features"], color="red")
-    data = Dataset.open(path)
+    data = open_dataset(path)
     assert "observation.images.top" not in data.features()
     assert data.metadata["warnings"] == [
         "meta/info.json: unknown keys color are ignored",
@@ -344,11 +344,12 @@ sys.path[:0] = [{tests!r}]
 from test_formats import closed
 from understudy.core import UserError
 from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset
 from understudy.data.formats import lerobot
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
     if sys.argv[3] == "read":
-        Dataset.open(sys.argv[1], image_size=64)
+        open_dataset(sys.argv[1], image_size=64)
     else:
         lerobot.append(sys.argv[1], closed(images=True), images=sys.argv[3])
 except UserError as error:
@@ -361,13 +362,13 @@ def test_a_disk_that_is_full(images, limit, tmp_path):
     """The system refuses larger files, which is how a full disk shows, too."""
     path = tmp_path / "data"
     lerobot.append(path, closed(images=True), images=images if images != "read" else "png")
-    before, prints = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}, Dataset.open(path).fingerprint()
+    before, prints = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}, open_dataset(path).fingerprint()
     code = _FULL.format(tests=str(Path(__file__).parent))
     ran = subprocess.run([sys.executable, "-c", code, str(path), str(limit), images], capture_output=True, text=True,
                          timeout=100)
     assert "the disk is full" in ran.stdout and "\n  -> free some space" in ran.stdout, ran.stderr
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != ".lock"} == before
-    assert Dataset.open(path).fingerprint() == prints
+    assert open_dataset(path).fingerprint() == prints
 
 
 def test_episodes_that_differ_are_not_written(tmp_path):
@@ -456,7 +457,7 @@ def test_numbers_that_are_not_finite_are_named(value, tmp_path):
     wrong = data[2].steps["action"].copy()
     wrong[1, 0] = value
     lerobot.write(Dataset([*data[:2], data[2].replace({"action": wrong}), data[3]]), tmp_path / "out")
-    read = Dataset.open(tmp_path / "out")
+    read = open_dataset(tmp_path / "out")
     check_finite(read, ["observation.state", "next.reward", "next.terminated", "task"])
     with pytest.raises(UserError) as error:
         check_finite(read)

@@ -21,7 +21,7 @@ from test_formats import ENDS, _flat, closed_form
 from understudy.audit import audit
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import conversion_losses, format_of, rlds, sidecar, write_dataset
+from understudy.data.formats import conversion_losses, format_of, open_dataset, rlds, sidecar, write_dataset
 from understudy.testing import check_format
 
 STATE, ACTION = "observation.state", "action"
@@ -39,7 +39,7 @@ def fixtures(shared):
 
 
 def read_all(path, **options):
-    data = Dataset.open(path, **options)
+    data = open_dataset(path, **options)
     for episode in data:
         for name in episode.steps:
             episode.steps[name]
@@ -90,7 +90,7 @@ ZARRS = ["blosc.zarr", "blosc.zarr.zip", "by_replay_buffer.zarr", "consolidated.
 
 @pytest.mark.parametrize("name", ZARRS)
 def test_replay_buffers_are_read(name, fixtures):
-    data = Dataset.open(fixtures / "diffusion_policy_zarr" / name)
+    data = open_dataset(fixtures / "diffusion_policy_zarr" / name)
     said = json.loads((fixtures / "expected" / f"zarr_{name}.json").read_text())
     for e, episode in enumerate(data):
         is_closed(episode, e, {STATE: "state", ACTION: "action", "observation.images.img": "image"})
@@ -197,7 +197,7 @@ RLDS = {STATE: "state", ACTION: "action", "next.reward": "reward", "next.termina
 
 def test_rlds_of_open_x(fixtures):
     path = fixtures / "rlds/tfrecord/closed_form/1.0.0"
-    data = Dataset.open(path)
+    data = open_dataset(path)
     assert (data.metadata["format"], data.metadata["version"], data.metadata["warnings"]) == ("rlds", "1.0.0", [])
     assert [e.metadata["split"] for e in data] == ["train", "train", "val", "val"]
     assert data.features()["observation.pose"] == Feature("float64", (2, 3))
@@ -217,7 +217,7 @@ def test_rlds_of_open_x(fixtures):
 def test_rlds_to_the_letter(fixtures):
     path = fixtures / "rlds/tfrecord/closed_form_spec/0.1.0"
     said = json.loads((fixtures / "expected/rlds_spec.json").read_text())["episodes"]
-    data = Dataset.open(path)  # as upstream reads it: every step one with an action
+    data = open_dataset(path)  # as upstream reads it: every step one with an action
     for episode, one in zip(data, said, strict=True):
         for name, key in ((STATE, "observation"), (ACTION, "action"), ("next.reward", "reward"), ("label", "label"),
                           ("packed", "packed"), ("raw", "raw"), ("discount", "discount")):
@@ -226,7 +226,7 @@ def test_rlds_to_the_letter(fixtures):
     assert "steps/ragged is left out" in str(data.metadata["warnings"])
     assert data.features()["packed"].dtype == "int16" and data.features()["label"].num_classes == (3,)
 
-    data = Dataset.open(path, final_step="observation")
+    data = open_dataset(path, final_step="observation")
     assert len(data.metadata["warnings"]) == 1
     for episode in data:
         e = episode.metadata["episode_id"]
@@ -393,7 +393,7 @@ def test_unpacked_lists_are_read_as_well(tmp_path):
     del features["featuresDict"]["features"]["episode_metadata"]
     (path / "features.json").write_text(json.dumps(features))
     (path / "understudy.npz").unlink()
-    np.testing.assert_array_equal(Dataset.open(path)[0].steps[ACTION], [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(open_dataset(path)[0].steps[ACTION], [[1, 2], [3, 4]])
 
 
 # -- OGBench --------------------------------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ def test_unpacked_lists_are_read_as_well(tmp_path):
 
 @pytest.mark.parametrize("name, episodes", [("closed-v0", [0, 1, 2, 3]), ("closed-v0-val", [3])])
 def test_ogbench(name, episodes, fixtures):
-    data = Dataset.open(fixtures / f"ogbench/{name}.npz")
+    data = open_dataset(fixtures / f"ogbench/{name}.npz")
     said = json.loads((fixtures / "expected/ogbench.json").read_text())["episodes"]
     assert len(data) == len(episodes)
     for episode, e in zip(data, episodes, strict=True):
@@ -416,7 +416,7 @@ def test_ogbench(name, episodes, fixtures):
 
 
 def test_ogbench_of_its_own_script(shared):
-    data = Dataset.open(shared / "data/ogbench/pointmaze-medium-navigate-v0-val.npz")
+    data = open_dataset(shared / "data/ogbench/pointmaze-medium-navigate-v0-val.npz")
     assert (len(data), data.steps, len(data[7].steps[STATE])) == (100, 100_000, 1001)
     with np.load(shared / "data/ogbench/pointmaze-medium-navigate-v0-val.npz") as raw:
         np.testing.assert_array_equal(data[99].steps[ACTION], raw["actions"][99 * 1001: 100 * 1001 - 1])
@@ -544,14 +544,14 @@ PLAIN = {STATE: "state", ACTION: "action", "next.reward": "reward", "next.termin
 
 
 def test_folders_of_npz_and_csv(fixtures):
-    arrays, tables = Dataset.open(fixtures / "plain/npz"), Dataset.open(fixtures / "plain/csv")
+    arrays, tables = open_dataset(fixtures / "plain/npz"), open_dataset(fixtures / "plain/csv")
     for e in range(4):
         is_closed(arrays[e], e, {**PLAIN, "observation.images.image": "image"})
         is_closed(tables[e], e, PLAIN)
         np.testing.assert_allclose(tables[e].steps["timestamp"], np.arange(len(tables[e])) / 10)
     assert tables.fps == 10 and arrays.features()[STATE].dtype == "float32"
     assert tables.features()["next.terminated"].dtype == "bool"
-    is_closed(Dataset.open(fixtures / "plain/csv/episode_3.csv")[0], 3, PLAIN)
+    is_closed(open_dataset(fixtures / "plain/csv/episode_3.csv")[0], 3, PLAIN)
     refused(fixtures / "broken/plain_object.npz", "state", "a pickle")
 
 
@@ -584,7 +584,8 @@ def test_tables_that_make_no_sense(text, parts, tmp_path):
 
 
 def test_tables_that_disagree_with_each_other(tmp_path):
-    refused(_csv(tmp_path / "a", GOOD, GOOD.replace("note", "remark")), "episode_1.csv", "expected the columns of")
+    refused(_csv(tmp_path / "a", GOOD, GOOD.replace("note", "remark")), "episode_1.csv",
+            "expected note as in other episodes")
     refused(_csv(tmp_path / "b", GOOD, GOOD.replace("1,2,0.5", "1,2,x")), "episode_1.csv", "action", "found text")
     data = read_all(_csv(tmp_path / "c", GOOD, GOOD.replace("3,4,1,b\n", "3,4.5,1,b")))
     assert data[0].steps[STATE].dtype == np.float64  # whole numbers in one file, not in the other
@@ -608,7 +609,7 @@ def test_a_csv_folder_that_was_written_holds_pictures_names_and_how_many_episode
     write_dataset(data, tmp_path / "d", "csv")
     assert (tmp_path / "d/episode_000003.csv").read_text().splitlines()[0].startswith("observation.state_0,")
     assert len(list((tmp_path / "d/episode_000003/front").glob("*.png"))) == 12
-    again = Dataset.open(tmp_path / "d")
+    again = open_dataset(tmp_path / "d")
     assert again.features() == data.features() and again.fingerprint() == data.fingerprint()
     (tmp_path / "d/episode_000003.csv").unlink()
     refused(tmp_path / "d", "expected 4 episodes, as dataset.json says, found 3 files")
@@ -619,7 +620,8 @@ def test_a_folder_of_npz_that_disagrees(tmp_path):
     for i, (n, width) in enumerate([(3, 2), (4, 2), (5, 3)]):
         np.savez(tmp_path / f"d/e{i}.npz", state=np.zeros((n + 1, width)), action=np.zeros((n, 1)), task="go", fps=20,
                  seed=i)
-    refused(tmp_path / "d", "e2.npz, observation.state", "expected float64 (2,) as in e0.npz, found float64 (3,)")
+    refused(tmp_path / "d", "e2.npz, observation.state",
+            "expected float64 (2,) as in the first episode, found float64 (3,)")
     (tmp_path / "d/e2.npz").unlink()
     data = read_all(tmp_path / "d")
     assert [(len(e), len(e.steps[STATE]), e.metadata["seed"]) for e in data] == [(3, 4, 0), (4, 5, 1)]
@@ -635,7 +637,7 @@ def test_the_only_data_set_below_a_folder_is_meant(tmp_path):
     (tmp_path / "in/readme.md").write_text("hello")
     write_dataset(demonstrations(cameras=False), deep / "c", "rlds")
     for level in ("in", "in/a", "in/a/b", "in/a/b/c"):
-        assert format_of(tmp_path / level) == "rlds" and len(Dataset.open(tmp_path / level)) == 4
+        assert format_of(tmp_path / level) == "rlds" and len(open_dataset(tmp_path / level)) == 4
     refused(tmp_path, "found a folder without meta/info.json")  # four levels down
     _npz(tmp_path / "in/a/other.npz")
     refused(tmp_path / "in", "expected one data set, found a folder of 2", "a/b/c", "a/other.npz")

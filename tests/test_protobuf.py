@@ -12,8 +12,7 @@ import pytest
 
 from understudy.cli import main
 from understudy.core import UserError
-from understudy.data.episode import Dataset
-from understudy.data.formats import message_logs, preview_dataset
+from understudy.data.formats import message_logs, open_dataset, preview_dataset
 from understudy.data.video import encode_png
 
 mcap = pytest.importorskip("mcap.writer", reason="extra bags not installed")
@@ -121,7 +120,7 @@ def run(n=5, **change):
 
 def column(path, topic="/arm/state", **more):
     mapping = {"clock": {"topic": topic}, "features": {"observation.x": {"topic": topic, **more}}, "stamp": "log"}
-    return Dataset.open(path, mapping=mapping)[0].steps["observation.x"]
+    return open_dataset(path, mapping=mapping)[0].steps["observation.x"]
 
 
 def test_every_kind_of_field(tmp_path):
@@ -161,7 +160,7 @@ def test_the_proposal_and_the_command_line(tmp_path, capsys):
     (tmp_path / "map.json").write_text(json.dumps(data.metadata["mapping"]))
     assert main(["audit", str(path)]) == 0
     assert main(["convert", str(path), str(tmp_path / "out"), "--map", str(tmp_path / "map.json")]) == 0
-    again = Dataset.open(tmp_path / "out")
+    again = open_dataset(tmp_path / "out")
     np.testing.assert_array_equal(again[0].steps["action"], [[t, t / 2] for t in range(5)])
     np.testing.assert_array_equal(again[0].steps["observation.state"], data[0].steps["observation.state"])
     capsys.readouterr()
@@ -254,14 +253,14 @@ def test_packets_of_video_are_frames(codec, form, tmp_path):
     path = video(tmp_path / "a.mcap", data, form)
     log, = message_logs.open_logs(path)
     assert [message_logs.is_key_frame(m) for _, _, m in log.messages(["/cam"])] == [i % 4 == 0 for i in range(12)]
-    found = Dataset.open(path, mapping=MAP)
+    found = open_dataset(path, mapping=MAP)
     assert shown(found[0]) == list(range(12)) and found.features()["observation.images.cam"].shape == (48, 64, 3)
 
 
 def test_a_video_is_decoded_from_the_key_frame_before_and_not_seen_before_the_first(tmp_path, monkeypatch):
     data = packets("libx264")
     path = video(tmp_path / "a.mcap", data[2:], "h264", begin=2)  # the recording began within a group of pictures
-    found = Dataset.open(path, mapping=MAP)
+    found = open_dataset(path, mapping=MAP)
     assert shown(found[0]) == found[0].steps["observation.state"].ravel().tolist() == list(range(4, 12))
     assert any(
         "before the first whole row are left out (observation.images.cam)" in w for w in found.metadata["warnings"]
@@ -270,7 +269,7 @@ def test_a_video_is_decoded_from_the_key_frame_before_and_not_seen_before_the_fi
     path = written(tmp_path / "b.mcap", sorted(
         [(s, "/cam", make("foxglove.CompressedVideo", data=data[i], format="h264")) for s, i in rows]
         + [(s, "/arm", make("robot.Command", data=[i])) for s, i in rows], key=lambda r: r[0]))
-    found, decoded = Dataset.open(path, mapping={**MAP, "gap": 1.0}), []
+    found, decoded = open_dataset(path, mapping={**MAP, "gap": 1.0}), []
     real = message_logs.decode_video
     monkeypatch.setattr(message_logs, "decode_video",
                         lambda given, where: real(((decoded.append(i) or i, m) for i, m in given), where))
@@ -281,10 +280,10 @@ def test_a_video_is_decoded_from_the_key_frame_before_and_not_seen_before_the_fi
 def test_video_that_cannot_be_decoded_is_refused_by_name(tmp_path):
     data = packets("libx264")
     with pytest.raises(UserError, match="expected video in h264, h265, vp9, av1, found 'mjpeg'"):
-        Dataset.open(video(tmp_path / "a.mcap", data, "mjpeg"), mapping=MAP)
+        open_dataset(video(tmp_path / "a.mcap", data, "mjpeg"), mapping=MAP)
     path = video(tmp_path / "b.mcap", [*data[:5], b"\0\0\1" + bytes(20), *data[6:]], "h264")
     with pytest.raises(UserError, match="b.mcap, topic /cam"):
-        shown(Dataset.open(path, mapping=MAP)[0])
+        shown(open_dataset(path, mapping=MAP)[0])
     found = preview_dataset(video(tmp_path / "c.mcap", data[1:4], "h264"))  # no key frame at all
     assert "observation.images.cam" not in found.features()
     assert any("observation.images.cam of topic /cam is left out" in w for w in found.metadata["warnings"])

@@ -23,6 +23,7 @@ from .core import Batch, Context, Feature, HeadSpec, Schema, Unsupported, UserEr
 from .data.augment import GaussianNoise
 from .data.codec import Codec
 from .data.episode import Dataset, Episode
+from .data.formats import open_dataset
 from .data.window import Window
 from .envs.base import Env, HasExpert, PlanarMap, Renderable, Restorable
 from .envs.shifts import Shift
@@ -531,7 +532,7 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     write_dataset(data, path, to, **options)
     require(data.fingerprint() == before, f"{to}: the data that were written are as they were")
     lost = {loss.subject for loss in said if not loss.in_sidecar}
-    again = Dataset.open(path)
+    again = open_dataset(path)
     features = again.features()
     require(len(again) == len(data) and list(features) == list(data.features()),
          f"{to}: has {list(features)}, {len(again)} episodes")
@@ -546,7 +547,7 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     if not beside.exists():
         return
     beside.unlink()
-    alone = Dataset.open(path)
+    alone = open_dataset(path)
     for name, place in places.items():
         for e, (one, other) in enumerate(zip(data, alone, strict=True)):
             found, f = np.asarray(other.steps[place.name]), data.features()[name]

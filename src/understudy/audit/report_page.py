@@ -9,7 +9,6 @@ import numpy as np
 from ..core import UserError
 from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
-from ..data.formats.base import row_counts
 from ..evaluate.episode_video import film_strip
 from ..evaluate.plots import Figure, curves, histogram
 from ..evaluate.report import Content, Figures, Paragraph, Section, Table, write_page
@@ -60,7 +59,7 @@ def _findings_section(kind, found) -> Section:
 
 
 def _scores_section(data, report) -> Section:
-    each, equal = [("Steps", histogram(row_counts(data), "steps of an episode"), "")], []
+    each, equal = [("Steps", histogram(data.lengths, "steps of an episode"), "")], []
     for name, values in report.scores.items():
         values = np.asarray(values, float)
         if np.isfinite(values).any() and np.nanmin(values) == np.nanmax(values):

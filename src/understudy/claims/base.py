@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data.episode import Dataset, Episode
+from ..data.formats import open_dataset
 from ..envs import make
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
@@ -71,7 +72,7 @@ class RecordedDemonstrations(DemonstrationSource):
         if not folder or not file.exists():
             raise MissingRequirement("expected recorded demonstrations, found none", where=file,
                           hint="set UNDERSTUDY_DATA to the folder that holds them")
-        data = Dataset.open(file)
+        data = open_dataset(file)
         if (found := data.fingerprint()) != self.fingerprint:
             raise UserError(
                 f"expected the data that the claim was made for ({self.fingerprint}), found others ({found})",

@@ -306,11 +306,10 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
     from ..audit import check_usable
     from ..core import UserError
     from ..data import cache
-    from ..data.episode import Dataset
-    from ..data.formats import decode_frames, frame_cost
+    from ..data.formats import decode_frames, frame_cost, open_dataset
     from ..learn.callbacks import format_duration
 
-    data = Dataset.open(demonstrations_path(path), mapping=mapping, **options)
+    data = open_dataset(demonstrations_path(path), mapping=mapping, **options)
     if "action" not in data.features():
         raise UserError(f"expected a column action to learn, found {', '.join(data.features())}", where=path,
                         hint="understudy view make DATA --out VIEW --rename OLD=action calls a column so")

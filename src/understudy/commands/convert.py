@@ -53,11 +53,10 @@ def main(args: list[str]) -> None:
     o = parse(ConvertOptions, "convert", args)
     from ..audit import check_usable
     from ..core import UserError
-    from ..data.episode import Dataset
-    from ..data.formats import conversion_losses, write_dataset
+    from ..data.formats import conversion_losses, open_dataset, write_dataset
 
     out = Output()
-    data = Dataset.open(demonstrations_path(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
+    data = open_dataset(demonstrations_path(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
     warn_unused_ignores(check_usable(data, data.metadata["path"], o.ignore))
     options = {"images": o.images} if o.to.startswith("lerobot") else {}
     lost = conversion_losses(data, o.to, **options)

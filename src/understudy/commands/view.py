@@ -95,10 +95,10 @@ def _usage_error(what: str, o: ViewOptions) -> UserError:
 def _make_view(o: ViewOptions, out: Output) -> None:
     from ..audit.compatibility import action_convention
     from ..data import views
-    from ..data.episode import Dataset
+    from ..data.formats import open_dataset
 
     check_absent(o.out)
-    data = Dataset.open(demonstrations_path(o.path))
+    data = open_dataset(demonstrations_path(o.path))
     what = []
     for operation in _parse_operations(o):
         if callable(operation):  # a condition, whose value is read as what the data hold

@@ -10,13 +10,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -86,6 +88,26 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
             _remove(place)
     raise UserError("expected the cache to stay while it is read, found it removed again and again", where=place,
                     hint="set UNDERSTUDY_CACHE_GB to more: several processes do not fit into it")
+
+
+def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: Callable[[dict[str, np.ndarray]], None],
+            what: str) -> dict[str, np.ndarray]:
+    """Arrays that are computed once, as read-only memory maps.
+
+    Args:
+        key: Digest of what they are made from.
+        layout: Shape and dtype of each array, by name.
+        fill: Writes their values. It runs only if the entry is not there.
+        what: The source, for error messages.
+    """
+    size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
+
+    def build(part: Path) -> None:
+        out = {name: create_array(part, name, shape, np.dtype(dtype)) for name, (shape, dtype) in layout.items()}
+        fill(out)
+        for array in out.values():
+            array.flush()
+    return memmap_arrays(key, size, build, what)
 
 
 def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""One file a format. `open_dataset` recognises a source by what is in it, `write_dataset` writes any that can be.
+"""Opening and writing data sets in any format, one file for each.
 
-A format that is read has a function `open_NAME(path) -> Dataset`, whose episodes are `SourceEpisodes` of a `Source`.
-One that
-is written has `holds(data) -> Holds` and `write(data, path)`. Both are imported when they are used, so that what reads
-HDF5 is needed by nobody else.
+A format that is read has a class, a `ColumnSource`, or a function that returns a `Dataset`.
+One that is written has
+`holds(data) -> FormatCapability` and `write(data, path)`. Both are imported when they are used, so that what reads HDF5 is needed
+by nobody else.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ...core import UserError
 from ...plugins import find_plugins, load_plugin
 from .. import cache, video
 from ..episode import Dataset
+from ..sources import DecodedFramesSource, Progress, camera_names
 from . import lerobot, npz, remote, sidecar
-from .base import DecodedFramesSource, Progress, SourceEpisodes, camera_names
 from .describe import check_finite, describe
 from .detection import detect_format, format_of
 
@@ -42,22 +42,22 @@ __all__ = [
     "write_dataset",
 ]
 
-_READERS = {  # what `sniff` says -> module, function
+_READERS = {  # what `sniff` says -> module, source or function that opens it
     "lerobot": ("lerobot", "open_lerobot"),
-    "npz": ("npz", "open_npz"),
-    "npz-folder": ("folder", "open_npz_folder"),
-    "csv": ("folder", "open_csv"),
-    "zarr": ("zarr_store", "open_zarr"),
-    "rlds": ("rlds", "open_rlds"),
-    "ogbench": ("ogbench", "open_ogbench"),
+    "npz": ("npz", "NpzSource"),
+    "npz-folder": ("folder", "NpzFolderSource"),
+    "csv": ("folder", "CsvFolderSource"),
+    "zarr": ("zarr_store", "ZarrSource"),
+    "rlds": ("rlds", "RldsSource"),
+    "ogbench": ("ogbench", "OGBenchSource"),
     "robomimic": ("robomimic", "open_robomimic"),
-    "act": ("act", "open_act"),
+    "act": ("act", "ActSource"),
     "minari": ("minari", "open_minari"),
-    "d4rl": ("d4rl", "open_d4rl"),
+    "d4rl": ("d4rl", "D4rlSource"),
     "imitation": ("imitation", "open_imitation"),
     "bags": ("bags", "open_bags"),
-    "overcooked": ("overcooked", "open_overcooked"),
-    "view": (".views", "open_view"),
+    "overcooked": ("overcooked", "OvercookedSource"),
+    "view": (".view_file", "open_view"),
 }
 WRITERS = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",
@@ -101,14 +101,22 @@ def _find_registered(path: str | Path) -> RegisteredFormat | None:
 
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
                  progress: Progress | None = None, **options) -> Dataset:
-    """The data set at `path`, or the only one in that folder, whatever format it is in. Nothing is read of the data
-    until a column is asked for. path may be an address (remote.py).
+    """Opens a data set in whatever format it is. Columns are read when they are asked for.
 
-    image_size: side, or (height, width), in pixels: every camera frame is decoded once, now, into a memory map of
-    that size (`frame_cost` says beforehand what that takes). Without it, frames are decoded when asked for, as they
-    are. progress: called with (frames done, frames in all). options: of the format: mask (robomimic: a filter key),
-    max_episode_steps (D4RL: where episodes were cut, in a file that does not say), final_step (RLDS), mapping (of the
-    topics of bags to columns, which they need: mapping.py).
+    Args:
+        path: The data set, or a folder with one data set below it, or an address (remote.py).
+        image_size: Side, or (height, width), in pixels. Every camera frame is decoded once, now, into a memory map of
+            that size (`frame_cost` says beforehand what that takes). By default frames are decoded when they are asked
+            for, in their own size.
+        progress: Called with the frames that are done, and of how many.
+        **options: Of the format: mask (robomimic: a filter key), max_episode_steps (D4RL: where episodes were cut, in a
+            file that does not say), final_step (RLDS), mapping (of the topics of bags to columns, which they need).
+
+    Raises:
+        UserError: If there is no data set, or the format does not take an option.
+
+    Example:
+        >>> data = open_dataset("demos.hdf5", image_size=96)
     """
     if registered := _find_registered(path):
         return registered.open(Path(path))
@@ -119,9 +127,12 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
     options = {name: value for name, value in options.items() if value is not None}
     if unknown := options.keys() - signature(read).parameters.keys():
         raise UserError(f"{kind} data are opened without {', '.join(sorted(unknown))}", where=path, hint="leave it out")
-    data = sidecar.apply_sidecar(path, read(path, **options))
+    if kind == "view":
+        options["open_parent"] = open_dataset
+    data = read(path, **options)
+    data = sidecar.apply_sidecar(path, data if isinstance(data, Dataset) else Dataset(data))
     if at := remote.url_of(given):
-        data = Dataset(data._episodes, {**data.metadata, "path": at})
+        data = Dataset(data.source, {**data.metadata, "path": at}, data.indices)
     return data if image_size is None else decode_frames(data, image_size, progress)
 
 
@@ -157,11 +168,10 @@ def _format_module(to):
 
 def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
     """`data`, as it was opened, with its cameras decoded once to `image_size` (see video.resize)."""
-    source = _column_source(data)
-    if not camera_names(source.schema):
+    if not camera_names(_column_source(data).schema):
         return data
-    framed = DecodedFramesSource(source, video.parse_image_size(image_size), data.metadata["path"], progress)
-    return Dataset(SourceEpisodes(framed, data._episodes.indices), data.metadata)
+    framed = DecodedFramesSource(_column_source(data), video.parse_image_size(image_size), data.metadata["path"], progress)
+    return Dataset(framed, data.metadata, data.indices)
 
 
 @dataclass(frozen=True)
@@ -190,7 +200,7 @@ def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost
 
 
 def _column_source(data: Dataset):
-    if not isinstance(data._episodes, SourceEpisodes):
+    if not data.source.key:
         raise UserError("expected a data set as it was opened, found one that was changed since",
-                        hint="decode the frames first: Dataset.open(path, image_size=...)")
-    return data._episodes.source
+                        hint="decode the frames first: open_dataset(path, image_size=...)")
+    return data.source

@@ -16,10 +16,9 @@ import numpy as np
 
 from ...core import Feature, UserError, role
 from .. import cache
-from ..episode import Dataset
+from ..episode import ColumnSource, Dataset
 from . import message_logs as streams
 from . import topic_mapping as maps
-from .base import ColumnSource, SourceEpisodes
 from .message_logs import MessageLog
 from .topic_mapping import ColumnMapping, TopicMapping
 
@@ -41,13 +40,13 @@ def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None)
     if mapping is None:
         raise UserError("expected a mapping from topics to columns, which a recording of messages needs, found none",
                         where=path, hint=f"understudy inspect {path} --json > map.json proposes one; correct it, and "
-                        "give it with --map map.json, or as Dataset.open(path, mapping=...)")
+                        "give it with --map map.json, or as open_dataset(path, mapping=...)")
     source = BagSource(path, streams.open_logs(path), maps.read_mapping(mapping))
     if not len(source.lengths):
         raise UserError("expected rows that have all columns of the mapping, found none"
                         + "".join(f"\n  {w}" for w in source.metadata["warnings"]), where=path,
                         hint="allow a larger age, or leave the column out that is missing")
-    return Dataset(SourceEpisodes(source), source.metadata)
+    return Dataset(source)
 
 
 def preview_bags(path: Path) -> Dataset:
@@ -59,7 +58,7 @@ def preview_bags(path: Path) -> Dataset:
     while True:
         try:
             source = BagSource(path, recordings, mapping, left)
-            return Dataset(SourceEpisodes(source), source.metadata)
+            return Dataset(source)
         except MappingMismatch as error:
             left = [
                 *left,

@@ -30,7 +30,7 @@ def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
 
 def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature], str],
            valid: str = r"\w[\w.\-]*") -> dict[str, str]:
-    """{column: the shortest key under which it is stored, so that no two become one when they are read}. `read` says
+    """{column: the shortest key under which it is stored, so that no two become one when they are read}. `read_rows` says
     which column a key becomes; columns for which there is no key are missing."""
     keys, taken = {}, set()
     for name in sorted(features, key=lambda n: role(n) == "other"):
@@ -64,3 +64,9 @@ def number_sort_key(name: str) -> tuple:
 def format_list(items: Iterable, most: int = 5) -> str:
     items = [str(i) for i in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:
+    """The names that are `prefix` and digits, by number: demo_2 before demo_10."""
+    found = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
+    return sorted(found, key=lambda n: (int(n[len(prefix):]), n))

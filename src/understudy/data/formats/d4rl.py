@@ -2,40 +2,41 @@
 
 Layout: rail-berkeley/d4rl d4rl/offline_env.py. An episode goes up to and including a row with `terminals` (the
 environment ended it: next.terminated) or `timeouts` (a limit did: next.truncated). D4RL's own loaders let the row that
-ends an episode begin the next one, or drop it; here it is where it was recorded. `next_observations` gives what was
+ends an episode begin the next one, or drop it. Here it is where it was recorded. `next_observations` gives what was
 seen last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...core import Feature, UserError
-from ..episode import Dataset
-from . import hdf5
-from .base import SourceEpisodes, episode_starts, row_counts
-from .chunked_source import ChunkedSource
+from ...core import UserError
+from ..episode import Dataset, episode_starts
+from ..sources import ChunkedSource
+from . import hdf5, sidecar
+from .key_map import KeyMap, metadata
 from .sidecar import FormatCapability
 
-_NAMES = {"actions": "action", "rewards": "next.reward", "terminals": "next.terminated", "timeouts": "next.truncated"}
-_KEYS = {name: key for key, name in _NAMES.items()}
+KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next.terminated",
+               "timeouts": "next.truncated"}, observation="observations", group="observations/")
 _FLAGS = ("terminals", "timeouts")
 _LOOKED = 4096  # rows in which next_observations is compared with observations
 _SMALL = 1000  # numbers of an array of metadata that is a fact
 
 
-def open_d4rl(path: Path, max_episode_steps: int | None = None) -> Dataset:
-    """max_episode_steps: the limit after which episodes were cut, for files without timeouts."""
-    source = D4rlSource(path, max_episode_steps)
-    return Dataset(SourceEpisodes(source), source.metadata)
-
-
 class D4rlSource(ChunkedSource):
-    def __init__(self, path: Path, limit: int | None = None):
+    """One file.
+
+    Args:
+        path: The file.
+        max_episode_steps: The limit after which episodes were cut, for files without `timeouts`.
+    """
+
+    def __init__(self, path: Path, max_episode_steps: int | None = None):
+        limit = max_episode_steps
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise UserError(f"expected a number of steps, found {limit!r}", where="max_episode_steps",
                             hint="give the environment's limit, such as 1000")
@@ -44,18 +45,16 @@ class D4rlSource(ChunkedSource):
             file = files[path]
             arrays = {k: a for k, a in hdf5.arrays(file, str(path)).items()
                       if a.filled_marker != "all" or k in _FLAGS}
-            self._episode_metadata = hdf5.read_attributes(file, str(path))
+            self._facts = hdf5.read_attributes(file, str(path))
             told = self._metadata(arrays, warnings)
             steps = self._columns(arrays, warnings)
             self._bound(arrays, steps, limit, warnings)
             if "next_observations" in arrays:
                 self._check_next_observations(arrays, steps, warnings)
             self.schema = hdf5.restore_column_order(self.schema, file)
-        self._file_metadata = {"metadata": told} if told else {}
-        rate, robot = self._episode_metadata.pop("fps", None), self._episode_metadata.pop("robot_type", None)
-        number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
-        self.metadata = {"format": "d4rl", "version": "", "path": str(path), "fps": float(rate) if number else None,
-                      "robot_type": robot if isinstance(robot, str) else None, "warnings": warnings}
+        self.metadata = metadata("d4rl", path, warnings, fps=self._facts.pop("fps", None),
+                              robot_type=self._facts.pop("robot_type", None))
+        self._facts |= {"metadata": told} if told else {}
 
     def _metadata(self, arrays, warnings) -> dict[str, Any]:
         """Single values and short arrays of metadata/, which are about the data; weights of policies are not kept."""
@@ -71,30 +70,19 @@ class D4rlSource(ChunkedSource):
 
     def _columns(self, arrays, warnings) -> int:
         """The schema; how many steps there are."""
-        for key in ("actions", "terminals"):
-            if key not in arrays:
-                raise UserError(f"expected an array {key}, found {', '.join(arrays) or 'nothing'}", where=self.path,
-                                hint="add the array, or take the file from a copy")
-        steps = arrays["actions"].shape[0] if arrays["actions"].shape else 0
-        if not steps:
-            raise UserError("expected at least one step, found none", where=f"{self.path}, actions",
-                            hint="take the file from a copy, or record anew")
-        self.schema, self._keys = {}, {}
+        if "terminals" not in arrays:
+            raise UserError(f"expected an array terminals, found {', '.join(arrays) or 'nothing'}", where=self.path,
+                            hint="add the array, or take the file from a copy")
+        steps, found = hdf5.count_steps(arrays, "actions", str(self.path)), {}
         for key, array in arrays.items():
             where = f"{self.path}, {key}"
-            f = hdf5.array_feature(_name(key, None), array, where, key in _FLAGS)
-            if array.shape[0] != steps:
-                raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=where,
-                                hint="the file is cut short or damaged: take it from a copy, or remove the array")
+            f = hdf5.array_feature(KEYS.column(key), array, where, key in _FLAGS)
+            hdf5.check_rows(array, steps, "as actions has", where)
             if array.has_unwritten_chunks:
                 warnings.append(f"{key}: parts of it were never written, and read as zeros")
-            if key == "next_observations" or array.filled_marker == "all":
-                continue
-            name = _name(key, f)
-            if name in self.schema:
-                raise UserError(f"expected one array for {name}, found {self._keys[name]} and {key}", where=self.path,
-                                hint="remove one of them")
-            self.schema[name], self._keys[name] = f, key
+            if key != "next_observations" and array.filled_marker != "all":
+                found[key] = f
+        self.schema, self._keys = KEYS.schema(found, self.path)
         return steps
 
     def _bound(self, arrays, steps, limit, warnings):
@@ -102,7 +90,7 @@ class D4rlSource(ChunkedSource):
         if "timeouts" not in arrays and limit is None:
             raise UserError("expected an array timeouts, found none: which rows ended an episode at its time limit "
                             "cannot be known", where=self.path, hint="give the limit of the environment "
-                            "(--max-episode-steps 1000, or Dataset.open(path, max_episode_steps=1000)), or add the "
+                            "(--max-episode-steps 1000, or open_dataset(path, max_episode_steps=1000)), or add the "
                             "array timeouts (bool, one a step)")
         end = np.zeros(steps, bool)
         for key in _FLAGS:
@@ -173,25 +161,11 @@ class D4rlSource(ChunkedSource):
                 ends = np.cumsum(lengths)
                 after = hdf5.read_rows(files[self.path]["next_observations"], begin, begin + steps, where)
                 values = np.insert(values, ends, after[ends - 1], axis=0)
+        rows = int(self.row_counts[name][first:stop].sum())
+        return self.cast_to_schema(values, name, rows, int(self._first[name][first]))
 
-        def at(row):
-            ends = np.cumsum(self.row_counts[name][first:stop])
-            e = int(np.searchsorted(ends, row, side="right"))
-            return first + e, row - int(ends[e] - self.row_counts[name][first + e])
-        return self.cast_to_schema(values, name, int(self.row_counts[name][first:stop].sum()), at)
-
-    def episode_metadata(self, episode) -> Mapping[str, Any]:
-        return {**self._episode_metadata, **self._file_metadata}
-
-
-def _name(key: str, f: Feature | None) -> str:
-    """The column of an array."""
-    if key == "observations":
-        return "observation.images.image" if f is not None and f.kind == "image" else "observation.state"
-    if key.startswith("observations/"):
-        kind = "images." if f is not None and f.kind == "image" else ""
-        return f"observation.{kind}{key[13:].replace('/', '.')}"
-    return _NAMES.get(key) or key.replace("/", ".")
+    def episode_metadata(self, episode):
+        return self._facts
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -206,10 +180,10 @@ def write(data: Dataset, path: Path) -> None:
     D4RL demands and the data do not have (rewards, terminals, timeouts) is filled, and marked as such."""
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
-    lengths = row_counts(data)
+    lengths = data.lengths
     steps, first = int(lengths.sum()), episode_starts(lengths)
     features = data.features()
-    with hdf5.new_file(path, data, holds) as part, h5py.File(part, "w") as file:
+    with sidecar.new_file_with_sidecar(path, data, holds) as part, h5py.File(part, "w") as file:
         hdf5.store_column_order(file, data, holds)
         for name, key in keys.items():
             f, place = features[name], holds.columns[name]
@@ -244,22 +218,22 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
     if main is None or "action" not in features:
         raise UserError(f"expected a column action and an observation, found {', '.join(features)}", where="d4rl",
                         hint="choose another format, or name the columns action and observation.state")
-    longer = bool((row_counts(data, main) > row_counts(data)).all())
+    longer = bool((data.rows(main) > data.lengths).all())
     flags = _flags(data, features)
 
     def key(name, f):
         if name == main:
             return "observations"
-        if name in _KEYS:
-            return None if _KEYS[name] in _FLAGS and name not in flags else _KEYS[name]
         if name.startswith("observation."):
             return f"infos/{name}"
         if name.startswith("infos."):
             return f"infos/{name[6:]}"
-        taken = ("observations", "next_observations", "infos", "metadata", "virtual", *_NAMES)
+        if name in KEYS.columns.values():
+            return None if name in ("next.terminated", "next.truncated") and name not in flags else KEYS.key(name, f)
+        taken = ("observations", "next_observations", "infos", "metadata", "virtual", *KEYS.columns)
         return None if name in taken or name.startswith(("metadata.", "virtual.")) else name
 
-    keys, places = hdf5.column_encodings(data, key, _name, last=lambda k: k == "observations" and longer,
+    keys, places = hdf5.column_encodings(data, KEYS.column, key, last=lambda k: k == "observations" and longer,
                                flags=("next.terminated", "next.truncated"))
     facts = hdf5.storable_metadata(data, {"fps", "robot_type", "metadata"})
     facts = frozenset(

@@ -29,10 +29,7 @@ def describe(data: Dataset) -> dict[str, Any]:
 
 def dataset_features(data: Dataset) -> dict[str, Feature]:
     """Its features; those of a recording without any episode are what it was to have."""
-    from .base import SourceEpisodes
-
-    empty = not len(data) and isinstance(data._episodes, SourceEpisodes)
-    return dict(data._episodes.source.schema) if empty else data.features()
+    return data.features() if len(data) else dict(data.source.schema)
 
 
 def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -80,11 +77,9 @@ def _tasks(episode) -> list[str]:
 
 def lerobot_source(data: Dataset):
     """The LeRobot source that this is all of, if it is one."""
-    from .base import SourceEpisodes
     from .lerobot_read import LeRobotSource
 
-    found = data._episodes.source if isinstance(data._episodes, SourceEpisodes) else None
-    return found if isinstance(found, LeRobotSource) and len(data) == len(found.lengths) else None
+    return data.source if isinstance(data.source, LeRobotSource) and len(data) == len(data.source) else None
 
 
 def short_videos(source) -> Iterator[str]:

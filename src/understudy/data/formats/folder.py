@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -22,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import read_json, whole_folder, write_json
+from ...files import read_json, write_json
 from .. import cache, video
 from ..episode import Dataset
+from ..sources import MemmapSource
 from . import sidecar
-from .base import SourceEpisodes, row_counts
 from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name
-from .memmap_source import MemmapSource
+from .key_map import checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
 from .sidecar import ColumnEncoding, FormatCapability
 
@@ -52,20 +51,14 @@ def episode_files(path: Path, ending: str) -> list[Path]:
     )
 
 
-def open_npz_folder(path: Path) -> Dataset:
-    source = NpzFolderSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
-
-
-def open_csv(path: Path) -> Dataset:
-    """A folder, or one file: an episode."""
-    source = CsvFolderSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
-
-
 class FolderSource(MemmapSource):
-    """One file an episode."""
+    """One file an episode.
 
+    Args:
+        path: The folder; or one file, which is an episode.
+    """
+
+    flags = frozenset(FLAG_COLUMNS)
     ending: str
 
     def __init__(self, path: Path):
@@ -75,13 +68,12 @@ class FolderSource(MemmapSource):
         self._dataset_json = self._read_about()
         self.key = cache.json_digest(self.ending, [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in (
             *self.files, *([self.folder / DATASET_JSON] if self._dataset_json else []))])
-        self.schema, self._rows, self._episode_metadata = {}, {}, []
-        self.metadata = {"format": self.ending[1:], "version": "", "path": str(path), "fps": self._fps(),
-                      "robot_type": self._dataset_json.get("robot_type"), "warnings": []}
+        self.schema, self.row_counts, self._episode_metadata = {}, {}, []
+        self.metadata = metadata(self.ending[1:], path, [], fps=self._fps(), robot_type=self._dataset_json.get("robot_type"))
         self._check_files()
         self._scan_files()
-        self.lengths = np.min(list(self._rows.values()), axis=0)
-        for name, rows in self._rows.items():
+        self.lengths = np.min(list(self.row_counts.values()), axis=0)
+        for name, rows in self.row_counts.items():
             wrong = np.flatnonzero(rows > self.lengths + 1)
             if len(wrong):
                 e = int(wrong[0])
@@ -92,10 +84,10 @@ class FolderSource(MemmapSource):
 
     @abstractmethod
     def _scan_files(self) -> None:
-        """Fills schema, `_rows` {column: (E,)} and `_meta` without keeping any values."""
+        """Fills `schema`, `counts` and `_meta` without keeping any values."""
 
-    def rows(self, name):
-        return self._rows[name]
+    def location(self, name, episode):
+        return f"{self.files[episode]}, {name}"
 
     def episode_metadata(self, episode):
         return self._episode_metadata[episode]
@@ -111,6 +103,12 @@ class FolderSource(MemmapSource):
             self.metadata["warnings"].append(f"{self.files[gap].name} follows {self.files[gap - 1].name}: "
                                           f"is a file missing between them?")
 
+    def _alike(self, found, alike):
+        """The columns, which must be those of the first file in all of them."""
+        if not found[0]:
+            raise UserError("expected arrays of one row a step, found none", where=self.files[0], hint=_COPY)
+        return common_arrays(found, alike, lambda e, name: f"{self.files[e]}, {name}")
+
     def _read_about(self) -> dict[str, Any]:
         file = self.folder / DATASET_JSON
         if not file.exists():
@@ -124,10 +122,7 @@ class FolderSource(MemmapSource):
         fps = self._dataset_json.get("fps")
         if fps is None:
             return None
-        if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
-            raise UserError(f"expected a number above 0, of steps a second, found {fps!r}",
-                            where=f"{self.folder / DATASET_JSON}, fps", hint="correct it, or leave it out")
-        return float(fps)
+        return checked_rate(fps, f"{self.folder / DATASET_JSON}, fps")
 
     def _declared_feature(self, name: str) -> Feature | None:
         """What dataset.json says of a column."""
@@ -154,47 +149,32 @@ class NpzFolderSource(FolderSource):
 
     def _scan_files(self):
         self._arrays = [NpzArrays(file) for file in self.files]
-        steps = [self._steps(a) for a in self._arrays]
-        for e, arrays in enumerate(self._arrays):
-            facts, found = {}, {}
-            for key, (shape, dtype) in arrays.headers.items():
-                if key == "fps" and shape in ((), (1,)):
-                    self._rate(arrays)
-                    continue
-                column = bool(shape) and shape[0] in (steps[e], steps[e] + 1) and 0 not in shape[1:]
-                if not column and shape and shape != (1,):
-                    raise UserError(f"expected {steps[e]} rows (steps), one more, or a single value, found shape "
-                                    f"{shape}", where=f"{arrays.path}, {key}", hint="correct the file, or leave it out")
-                if column or key in ("task", "language_instruction"):
-                    f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
-                    name = standard_name(key, f.kind)
-                    shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
-                    found[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), (
-                        int(arrays.headers[key][0][0]) if column else steps[e])
-                else:
-                    facts[key] = arrays.read_array(key).reshape(-1)[0].item()
-            self._same(e, found)
-            self._episode_metadata.append(facts)
+        found = [self._columns(arrays) for arrays in self._arrays]
+        common = self._alike(found, lambda column: (column[1].dtype, column[1].shape))
+        self._keys = {name: key for name, (key, _, _) in common.items()}
+        self.schema = {name: self._declared_feature(name) or f for name, (_, f, _) in common.items()}
+        self.row_counts = {name: np.array([columns[name][2] for columns in found], np.int64) for name in common}
 
-    def _same(self, e, found):
-        """The columns of a file are those of the first."""
-        if e == 0:
-            self._keys = {name: key for name, (key, _, _) in found.items()}
-            self.schema = {name: self._declared_feature(name) or f for name, (_, f, _) in found.items()}
-            self._first_found = {name: f for name, (_, f, _) in found.items()}
-            self._rows = {name: np.zeros(len(self.files), np.int64) for name in found}
-            if not found:
-                raise UserError("expected arrays of one row a step, found none", where=self.files[0], hint=_COPY)
-        if found.keys() != self.schema.keys():
-            odd = sorted(found.keys() ^ self.schema.keys())[0]
-            raise UserError(f"expected the columns of {self.files[0].name}, found {format_list(found, 12)}",
-                            where=f"{self.files[e]}, {odd}", hint="correct the file, or leave it out")
-        for name, (_, f, rows) in found.items():
-            if f != self._first_found[name]:
-                raise UserError(f"expected {self._first_found[name].dtype} {self._first_found[name].shape} as in "
-                                f"{self.files[0].name}, found {f.dtype} {f.shape}", where=f"{self.files[e]}, {name}",
-                                hint="correct the file, or leave it out")
-            self._rows[name][e] = rows
+    def _columns(self, arrays) -> dict[str, tuple[str, Feature, int]]:
+        """The key, the feature and the rows of each column of a file. Other arrays are metadata of the episode."""
+        facts, found, steps = {}, {}, self._steps(arrays)
+        for key, (shape, dtype) in arrays.headers.items():
+            if key == "fps" and shape in ((), (1,)):
+                self._rate(arrays)
+                continue
+            column = bool(shape) and shape[0] in (steps, steps + 1) and 0 not in shape[1:]
+            if not column and shape and shape != (1,):
+                raise UserError(f"expected {steps} rows (steps), one more, or a single value, found shape {shape}",
+                                where=f"{arrays.path}, {key}", hint="correct the file, or leave it out")
+            if column or key in ("task", "language_instruction"):
+                f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
+                name, rows = standard_name(key, f.kind), int(shape[0]) if column else steps
+                shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
+                found[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), rows
+            else:
+                facts[key] = arrays.read_array(key).reshape(-1)[0].item()
+        self._episode_metadata.append(facts)
+        return found
 
     def _steps(self, arrays) -> int:
         rows = {standard_name(k): s[0] for k, (s, _) in arrays.headers.items() if s and s != (1,)} or {
@@ -205,14 +185,11 @@ class NpzFolderSource(FolderSource):
         return int(steps)
 
     def _rate(self, arrays):
-        value = arrays.read_array("fps")[0]
-        if value.dtype.kind not in "iuf" or not (math.isfinite(value) and value > 0):
-            raise UserError(f"expected a number above 0, of steps a second, found {value}", where=f"{arrays.path}, fps",
-                            hint="correct it, or leave it out")
-        if self.metadata["fps"] not in (None, float(value)):
+        value = checked_rate(arrays.read_array("fps")[0], f"{arrays.path}, fps")
+        if self.metadata["fps"] not in (None, value):
             raise UserError(f"expected {self.metadata['fps']:g} steps a second as before, found {value:g}",
                             where=f"{arrays.path}, fps", hint="bring the episodes to one rate first")
-        self.metadata["fps"] = float(value)
+        self.metadata["fps"] = value
 
     def iter_chunks(self):
         at = dict.fromkeys(self.numeric_columns, 0)
@@ -227,7 +204,7 @@ class NpzFolderSource(FolderSource):
             yield from enumerate(values, row)
 
     def read_text(self, name, episode):
-        values, rows = self._arrays[episode].read_array(self._keys[name]), int(self._rows[name][episode])
+        values, rows = self._arrays[episode].read_array(self._keys[name]), int(self.row_counts[name][episode])
         return values if len(values) == rows and rows > 1 else np.broadcast_to(values[:1], (rows, *values.shape[1:]))
 
 
@@ -236,27 +213,20 @@ class CsvFolderSource(FolderSource):
 
     def _scan_files(self):
         """Reads every file once: whether a column is whole numbers is known only at its end."""
-        kinds, times, cut = [], [], []
+        kinds, times, cut, rows = [], [], [], []
         for file in self.files:
             header, cells = self._cells(file)
             table = _Table(file, header, cells)
-            if kinds and table.columns.keys() != kinds[0].keys():
-                odd = sorted(table.columns.keys() ^ kinds[0].keys())[0]
-                raise UserError(f"expected the columns of {self.files[0].name}, found {format_list(table.columns, 12)}",
-                                where=f"{file}, {odd}", hint="correct the file, or leave it out")
             kinds.append({name: (table.kind(name), len(keys)) for name, keys in table.columns.items()})
-            for name, keys in table.columns.items():
-                if kinds[0][name][1] != len(keys):
-                    raise UserError(f"expected {kinds[0][name][1]} components as in {self.files[0].name}, found "
-                                    f"{len(keys)}", where=f"{file}, {name}", hint="correct the file, or leave it out")
-                self._rows.setdefault(name, []).append(table.rows(name))
+            rows.append({name: table.rows(name) for name in table.columns})
             if "timestamp" in table.columns and table.kind("timestamp") != "text":
                 times.append(table.values("timestamp", "float64")[: len(cells)].reshape(-1))
             if not _ends(file):
                 cut.append(file.name)
             self._episode_metadata.append({})
         self._vectors = table.vectors
-        self._rows = {name: np.array(rows, np.int64) for name, rows in self._rows.items()}
+        self._alike(kinds, lambda kind: f"{kind[1]} components")
+        self.row_counts = {name: np.array([r[name] for r in rows], np.int64) for name in kinds[0]}
         order = ["bool", "int", "float", "text"]
         for name in kinds[0]:
             of = {k[name][0] for k in kinds}
@@ -296,7 +266,7 @@ class CsvFolderSource(FolderSource):
             name, found = standard_name(camera, "image"), []
             for e, file in enumerate(self.files):
                 frames = sorted((file.with_suffix("") / camera).glob("*.png"), key=lambda p: number_sort_key(p.stem))
-                steps = min(int(r[e]) for r in self._rows.values())
+                steps = min(int(r[e]) for r in self.row_counts.values())
                 if len(frames) not in (steps, steps + 1):
                     raise UserError(f"expected {steps} frames or one more, found {len(frames)}",
                                     where=file.with_suffix("") / camera, hint=_COPY)
@@ -305,7 +275,7 @@ class CsvFolderSource(FolderSource):
             shape = said.shape if said else video.decode_image(found[0][0].read_bytes(), 3, str(found[0][0])).shape
             self._frames[name] = found
             self.schema[name] = said or Feature("uint8", shape, "image")
-            self._rows[name] = np.array([len(f) for f in found], np.int64)
+            self.row_counts[name] = np.array([len(f) for f in found], np.int64)
         wanted = [n for n in self._dataset_json.get("features", {}) if n not in self.schema]
         if wanted:
             raise UserError(
@@ -493,7 +463,7 @@ def _ends(file: Path) -> bool:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    columns, lengths = {}, row_counts(data)
+    columns, lengths = {}, data.lengths
     stems: set[str] = set()
     for name, f in data.features().items():
         camera = f.kind == "image" and name.startswith("observation.images.") and f.shape[2] in (1, 3, 4)
@@ -511,7 +481,7 @@ def capability(data: Dataset) -> FormatCapability:
         if name in FLAG_COLUMNS and f.dtype != "bool":
             continue
         stems.add(stem.lower())
-        last = bool((row_counts(data, name) > lengths).any()) and f.kind != "string"
+        last = bool((data.rows(name) > lengths).any()) and f.kind != "string"
         columns[name] = ColumnEncoding(name, f.dtype, f.shape, last)
     if columns and all(
         place.has_last_row for name, place in columns.items() if not name.startswith("observation.images.")
@@ -532,15 +502,13 @@ def write(data: Dataset, path: str | Path) -> None:
     """A new folder: episode_000000.csv and on, frames as PNG, and dataset.json with dtypes, names and the rate. Numbers
     are written so that they are read again exactly."""
     path = Path(path)
-    if not len(data):
-        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
     kept, features = capability(data), data.features()
     cameras = [n for n in kept.columns if n.startswith("observation.images.") and features[n].kind == "image"]
     plain = [n for n in kept.columns if n not in cameras]
     if not plain:
         raise UserError(f"expected numbers or text, found {format_list(features, 12)}", where=path,
                         hint="a CSV folder needs at least one column of them: choose another format")
-    with cache.disk_errors(path), whole_folder(path) as part:
+    with sidecar.new_folder(path, data, kept) as part:
         for e, episode in enumerate(data):
             columns = {n: np.asarray(episode.steps[n])[: len(episode) + kept.columns[n].has_last_row] for n in plain}
             with open(part / f"episode_{e:06d}.csv", "w", encoding="utf-8", newline="") as out:
@@ -558,7 +526,6 @@ def write(data: Dataset, path: str | Path) -> None:
                  "features": {n: {k: v for k, v in asdict(features[n]).items() if v is not None}
                               for n in kept.columns}}
         write_json(part / DATASET_JSON, json.loads(json.dumps(about)))
-        sidecar.write_sidecar(part, data, kept)
 
 
 def _headers(name: str, f: Feature) -> list[str]:

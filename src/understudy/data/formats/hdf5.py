@@ -2,7 +2,7 @@
 
 A damaged file raises all sorts of errors in h5py, at any call; here they are UserErrors that name the file. Links to
 other files, virtual and external arrays are refused: what is read lies in the file that was named. Where a format
-demands an array that the data do not have, it is written with the attribute FILLED ("all", or "last" for the row after
+demands an array that the data do not have, it is written with the attribute FILLED_ATTRIBUTE ("all", or "last" for the row after
 the last action), and is no column when it is read again here.
 """
 
@@ -14,8 +14,8 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,13 +27,12 @@ from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
 from . import read_errors, sidecar
-from .chunked_source import stored_feature
+from .key_map import DAMAGED, stored_feature
 
 FILLED_ATTRIBUTE = "understudy_filled"
 COLUMNS_ATTRIBUTE = "understudy_columns"  # their order and kinds, in files that we wrote
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _DEEP = 16  # groups within groups; a link that goes round has no bottom
-_DAMAGE = "the file is cut short or damaged: take it from a copy"
 
 
 def import_h5py():
@@ -47,7 +46,7 @@ def import_h5py():
 
 def hdf5_errors(where: object) -> AbstractContextManager[None]:
     """What h5py raises on damage as a UserError that says where."""
-    return read_errors.as_user_error("an HDF5 file that can be read", where, _DAMAGE, (
+    return read_errors.as_user_error("an HDF5 file that can be read", where, DAMAGED, (
         OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError))
 
 
@@ -222,7 +221,7 @@ def _walk(h5py, group, prefix, where, depth):
             name = key.decode("utf-8")
         except UnicodeDecodeError:
             raise UserError("expected a name in UTF-8, found other bytes", where=f"{where}/{prefix}{key}",
-                            hint=_DAMAGE) from None
+                            hint=DAMAGED) from None
         at = f"{where}/{prefix}{name}"
         if (outside := group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL) or depth > _DEEP:
             found = "a link to another file" if outside else "groups without end"
@@ -239,6 +238,39 @@ def _walk(h5py, group, prefix, where, depth):
                 yield f"{prefix}{name}", ArrayInfo(node, layout)
         if isinstance(node, h5py.h5g.GroupID):
             yield from _walk(h5py, node, f"{prefix}{name}/", where, depth + 1)
+
+
+def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: Any = None) -> int:
+    """Steps of an episode: the rows of its array `key`.
+
+    Args:
+        arrays: Those of the episode, by key.
+        key: One that every episode has.
+        where: File and group of the episode.
+        stated: (attribute, value) that must say the same, if the episode has it.
+    """
+    if key not in arrays or not arrays[key].shape:
+        raise UserError(f"expected an array {key}, found {', '.join(arrays) or 'nothing'}", where=where,
+                        hint="leave the episode out, or take the file from a copy")
+    steps = arrays[key].shape[0]
+    if stated is not None and (np.shape(stated[1]) != () or stated[1] != steps):
+        raise UserError(f"expected {stated[0]} to be {steps}, the rows of {key}, found {stated[1]}", where=where,
+                        hint="correct the attribute, or take the file from a copy")
+    if not steps:
+        raise UserError("expected at least one step, found none", where=f"{where}, {key}", hint="remove the episode")
+    return steps
+
+
+def check_rows(array: ArrayInfo, rows: int, what: str, where: str) -> None:
+    """Raises UserError if an array does not have so many rows. `what` says why it should."""
+    if array.shape[0] != rows:
+        raise UserError(f"expected {rows} rows {what}, found {array.shape[0]}", where=where, hint=DAMAGED)
+
+
+def warn_of_holes(arrays: Mapping[str, ArrayInfo], episode: str, warnings: list[str]) -> None:
+    """Says which arrays have parts that were never written."""
+    if holes := [key for key, array in arrays.items() if array.has_unwritten_chunks]:
+        warnings.append(f"{episode}: parts of {', '.join(holes)} were never written, and read as zeros")
 
 
 def is_variable_bytes(array) -> bool:
@@ -301,7 +333,7 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
         try:
             texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.ravel()]
         except UnicodeDecodeError as error:
-            raise UserError(f"expected UTF-8 text, found other bytes ({error})", where=where, hint=_DAMAGE) from None
+            raise UserError(f"expected UTF-8 text, found other bytes ({error})", where=where, hint=DAMAGED) from None
         out = np.empty(len(texts), object)
         out[:] = texts
         return out.reshape(values.shape)
@@ -325,7 +357,7 @@ def to_json_value(value, where: str):
         return [to_json_value(v, where) for v in value]
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
-    raise UserError(f"expected a number or text, found {type(value).__name__}", where=where, hint=_DAMAGE)
+    raise UserError(f"expected a number or text, found {type(value).__name__}", where=where, hint=DAMAGED)
 
 
 def decode_json_attribute(text, where: str):
@@ -371,30 +403,31 @@ def write_column(group, key: str, values, filled: str = "") -> None:
         array.attrs[FILLED_ATTRIBUTE] = filled
 
 
-@contextmanager
-def new_file(path: Path, data: Dataset, capability: sidecar.FormatCapability) -> Iterator[Path]:
-    """Where to write a new file, which is there whole or not at all; its side file is there before it is."""
-    with cache.disk_errors(path), sidecar.new_file_with_sidecar(path, data, capability) as part:
-        yield part
-
-
-def column_encodings(data: Dataset, column_key: Callable, column_name: Callable, last: Callable = lambda key: False,
+def column_encodings(data: Dataset, column_of: Callable[[str, Feature], str], key_of: Callable[[str, Feature], str | None],
+           last: Callable[[str], bool] = lambda key: False,
            flags: Iterable[str] = ()) -> tuple[dict[str, str], dict[str, sidecar.ColumnEncoding]]:
-    """(key, Place) of each column that the format holds. key_of: (name, feature) -> key or None; name_of: (key,
-    feature) -> the name when it is read again; last: whether the key has room for a row after the last action."""
-    keys, out, taken = {}, {}, set()
+    """The key of each column that the format holds, and its place.
+
+    Args:
+        data: What is to be written.
+        column_of: The column that an array is when it is read again.
+        key_of: The key of a column, or None if the format has no place for it.
+        last: Whether an array has room for a row after the last action.
+        flags: Columns that are read as bool.
+    """
+    found, out, taken = {}, {}, set()
     for name, f in data.features().items():
-        key = column_key(name, f)
-        if key is None or key in keys.values() or not is_storable(data, name, f):
+        key = key_of(name, f)
+        if key is None or key in found.values() or not is_storable(data, name, f):
             continue
         again = f if f.kind == "string" else stored_feature("", f.shape, f.dtype)
-        called = column_name(key, again)
+        called = column_of(key, again)
         if called in taken:
             continue
         again = f if f.kind == "string" else stored_feature(called, f.shape, f.dtype, called in flags)
-        keys[name], out[name] = key, sidecar.ColumnEncoding(called, again.dtype, again.shape, last(key))
+        found[name], out[name] = key, sidecar.ColumnEncoding(called, again.dtype, again.shape, last(key))
         taken.add(called)
-    return keys, out
+    return found, out
 
 
 def is_storable(data: Dataset, name: str, f: Feature) -> bool:

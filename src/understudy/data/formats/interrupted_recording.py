@@ -9,7 +9,7 @@ import numpy as np
 from ...core import UserError
 from ...files import read_json
 from .. import cache, journal
-from .base import ColumnSource
+from ..episode import ColumnSource
 from .lerobot_read import LeRobotSource
 
 # in the journal: the segments that are put into the files, and how many there are then

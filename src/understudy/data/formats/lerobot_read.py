@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache, video
-from ..episode import Dataset
+from ..episode import episode_starts
+from ..sources import MemmapSource
 from . import remote
-from .base import ColumnSource, SourceEpisodes, episode_starts
+from .key_map import metadata
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
 UNDERSTUDY_FOLDER = Path("meta") / "understudy"
@@ -30,25 +31,6 @@ _KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "t
 _CORRECT = "correct meta/info.json, or take it from a copy"
 _ROWS, _BYTES = 2**16, 2**24  # read at a time, whatever the size of the row groups; a larger one is read whole
 _DAMAGED = "the file is damaged: take it from a copy, or write the data set anew"
-
-
-def open_lerobot(path: Path) -> Dataset:
-    """Lazy: reads what describes the data, and none of the data. Raises UserError where that contradicts itself. Of a
-    recording that was interrupted also what is still in its journal."""
-    from .interrupted_recording import open_recording
-
-    try:
-        source = open_recording(Path(path))
-    except UserError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # JSON that says anything
-        raise UserError(
-            "expected metadata as lerobot writes them, found a value or a key that makes no sense there "
-            f"({type(error).__name__}: {_line(error)})",
-            where=Path(path) / "meta",
-            hint=_CORRECT,
-        ) from error
-    return Dataset(SourceEpisodes(source), source.metadata)
 
 
 # -- what describes the data ----------------------------------------------------------------------------------------
@@ -66,7 +48,13 @@ class EpisodeIndex:
     videos: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)  # camera: files, from (s)
 
 
-class LeRobotSource(ColumnSource):
+class LeRobotSource(MemmapSource):
+    """A folder, as its metadata describe it: data are read when they are asked for.
+
+    Args:
+        path: The folder.
+    """
+
     def __init__(self, path: Path):
         self.path = path = Path(path)
         self.info = info = read_info(path)
@@ -91,9 +79,8 @@ class LeRobotSource(ColumnSource):
                             hint="record some (understudy record ENV --out DATA --episodes 20)")
         self._check_files()
         self.schema, self._stored = self._features()
-        self.metadata = {"format": "lerobot", "version": version, "path": str(path),
-                      "fps": self._extra_metadata.get("fps", info["fps"]), "robot_type": info.get("robot_type"),
-                      "warnings": self._warnings}
+        self.metadata = metadata("lerobot", path, self._warnings, version, self._extra_metadata.get("fps", info["fps"]),
+                              info.get("robot_type"))
 
     def _check_files(self):
         named = [*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)]
@@ -196,35 +183,34 @@ class LeRobotSource(ColumnSource):
         return out
 
     @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        names = [n for n in self.schema if self._stored[n] == "number"]
-        size = sum(int(self.rows(n).sum()) * self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize
-                   for n in names) + 8 * int(self.lengths.sum())
-        return cache.memmap_arrays(cache.json_digest(self.key, "columns"), size, lambda part: self._build(part, names),
-                            str(self.path))
+    def numeric_columns(self):
+        return [n for n in self.schema if self._stored[n] == "number"]
 
     @cached_property
-    def _first(self) -> dict[str, np.ndarray]:
-        return {name: episode_starts(self.rows(name)) for name in [*self.schema, "task_index"]}
+    def _layout(self):
+        return {**super()._layout, "task_index": ((int(self.lengths.sum()),), "int64")}
 
-    def _build(self, part: Path, names: list[str]) -> None:
+    @cached_property
+    def _first(self):
+        return {**super()._first, "task_index": episode_starts(self.lengths)}
+
+    def iter_chunks(self):
         """Reads every data file once, some row groups at a time, and checks that its rows are what the metadata say."""
-        out = {n: cache.create_array(part, n, (int(self.rows(n).sum()), *self.schema[n].shape), self.schema[n].dtype)
-               for n in names}
-        tasks = cache.create_array(part, "task_index", (int(self.lengths.sum()),), np.int64)
         known = np.array(sorted(self.index.tasks), np.int64)
         for number, name in enumerate(self.index.files):
-            self._build_file(number, self.path / name, names, out, tasks, known)
+            yield from self._rows_of_file(number, self.path / name, known)
         for name, (episodes, values) in self._last.items():
-            if name in out:
+            if name in self.numeric_columns:
                 at = self._first[name][episodes] + self.lengths[episodes]
-                out[name][at] = to_numpy(
+                yield name, at, to_numpy(
                     values, self.schema[name], f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, {name}"
                 )
-        for array in (*out.values(), tasks):
-            array.flush()
 
-    def _build_file(self, number, file, names, out, tasks, known):
+    def cast_to_schema(self, values, name, rows, at):
+        return values  # `to_numpy` has checked them
+
+    def _rows_of_file(self, number, file, known):
+        names = self.numeric_columns
         episodes = np.flatnonzero(self.index.file == number)
         lengths, begin = self.lengths[episodes], self.index.start[episodes]
         source = open_parquet(file)
@@ -266,8 +252,8 @@ class LeRobotSource(ColumnSource):
                                 hint="add the task to meta/tasks, or correct the row")
             for name in names:
                 values = to_numpy(read[name].combine_chunks(), self.schema[name], f"{file}, {name}")
-                out[name][self._first[name][whose] + step] = values[take]
-            tasks[self._first["task_index"][whose] + step] = task
+                yield name, self._first[name][whose] + step, values[take]
+            yield "task_index", self._first["task_index"][whose] + step, task
             row = until
 
     def episode_metadata(self, episode):
@@ -278,28 +264,15 @@ class LeRobotSource(ColumnSource):
         file = self.path / UNDERSTUDY_FOLDER / "episodes.jsonl"
         return {r["episode_index"]: r["facts"] for r in read_json_lines(file)} if file.exists() else {}
 
-    def packed_column(self, name):
-        return self._columns[name] if self._stored[name] == "number" else None
-
-    def column(self, name, episode):
-        stored = self._stored[name]
-        if stored == "number":
-            first = self._first[name][episode]
-            return self._columns[name][first: first + self.rows(name)[episode]]
-        length = int(self.lengths[episode])
-        if stored == "task":
+    def read_text(self, name, episode):
+        if self._stored[name] == "task":
             return self._task(episode)
-        if stored == "string":
-            texts = [*self._stored_rows(name, episode).to_pylist(), *self._last_of(name, episode)]
-            return np.array([t or "" for t in texts], np.str_)
-        out = np.empty((length + len(self._last_of(name, episode)), *self.schema[name].shape), np.uint8)
-        for row, image in self.frames(name, episode):
-            out[row] = image
-        return out
+        texts = [*self._stored_rows(name, episode).to_pylist(), *self._last_of(name, episode)]
+        return np.array([t or "" for t in texts], np.str_)
 
     def _task(self, episode):
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
-        numbers = self._columns["task_index"][first: first + length]
+        numbers = self._maps["task_index"][first: first + length]
         if (numbers == numbers[0]).all():
             return np.broadcast_to(np.array([self.index.tasks[int(numbers[0])]], np.str_), (length,))
         return np.array([self.index.tasks[int(i)] for i in numbers], np.str_)
@@ -336,9 +309,9 @@ class LeRobotSource(ColumnSource):
         """(T,) s of the frames since the episode began; regular times are exact, not float32."""
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
         regular = np.arange(length) / self.info["fps"]
-        if "timestamp" not in self._columns:
+        if "timestamp" not in self._maps:
             return regular
-        stored = self._columns["timestamp"][first: first + length].astype(np.float64)
+        stored = self._maps["timestamp"][first: first + length].astype(np.float64)
         return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE, regular, stored)
 
     def _stored_rows(self, name, episode) -> pa.Array:

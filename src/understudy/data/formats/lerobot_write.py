@@ -20,7 +20,6 @@ from ...files import read_json, sync_folder, whole_folder, write_json, write_tex
 from .. import cache, video
 from ..episode import Dataset, Episode
 from . import sidecar
-from .base import iterate_once
 from .lerobot_read import (
     INDEX_COLUMNS,
     UNDERSTUDY_FOLDER,
@@ -59,15 +58,12 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"expected images to be video, {', '.join(_CODECS.values())} or png, found {images!r}",
                         hint="choose one of them")
-    if not len(dataset):
-        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
     fps = dataset.fps if fps is None else fps
     robot = dataset.metadata.get("robot_type") if robot_type is None else robot_type
-    dataset = Dataset(dataset._episodes, {**dataset.metadata, "fps": fps, "robot_type": robot})
+    dataset = Dataset(dataset.source, {**dataset.metadata, "fps": fps, "robot_type": robot}, dataset.indices)
     own, kept = split_for_lerobot(dataset)
-    with cache.disk_errors(Path(path)), whole_folder(path) as part:
+    with sidecar.new_folder(path, dataset, kept) as part:
         _LeRobotWriter.create(part, own.features(), fps, robot, images).add(own)
-        sidecar.write_sidecar(part, dataset, kept)
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
@@ -299,7 +295,7 @@ class _LeRobotWriter:
         info = read_info(root)
         if info["codebase_version"] != "v3.0":
             raise UserError(f"expected a LeRobot v3.0 data set to add to, found {info['codebase_version']}", where=root,
-                            hint="write it anew first: lerobot.write(Dataset.open(OLD), NEW)")
+                            hint="write it anew first: lerobot.write(open_dataset(OLD), NEW)")
         source = LeRobotSource(root)
         tables = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
         codec = next((c for f in info["features"].values() if f["dtype"] == "video" for c, n in _CODECS.items()
@@ -321,7 +317,7 @@ class _LeRobotWriter:
             write_json(self.root / UNDERSTUDY_FOLDER / "pending.json", self._journal)
         try:
             held, size = [], 0
-            for number, episode in enumerate(iterate_once(dataset)):
+            for number, episode in enumerate(dataset.iterate_once()):
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
                 if held and size + more > _TOGETHER:  # a long one is not copied, to lie beside short ones

@@ -10,21 +10,21 @@ import numpy as np
 from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
+from ..sources import MemmapSource
 from . import sidecar
-from .base import SourceEpisodes, row_counts
-from .column_names import are_flags, format_list
-from .memmap_source import MemmapSource
+from .column_names import FLAG_COLUMNS, are_flags, format_list
+from .key_map import COPY, KeyMap, add_column, metadata
 from .npz import column_array, is_storable_key, metadata_array
-from .npz_arrays import NpzArrays
-from .npz_arrays import write_npz as write_arrays
+from .npz_arrays import NpzArrays, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
 
-# an array of this name, which ogbench leaves aside, says what a file is that has no simulator state
 FORMAT_KEY = "format"
-_OF_STEPS = {"actions": "action", "rewards": "next.reward", "masks": "masks"}
+KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "masks": "masks"}, observation="observations",
+              separator="")
+_OF_STEPS = tuple(KEYS.columns.values())  # the other columns have a row after the last action
 _ENDS = ("next.terminated", "next.truncated")
 _TAKEN = {"observation.state", "observation.images.image", "observations", "terminals", "episode_ends", "timeouts",
-          "next_observations", FORMAT_KEY, *_OF_STEPS}
+          "next_observations", FORMAT_KEY, *KEYS.columns}
 
 
 def is_ogbench(keys) -> bool:
@@ -36,12 +36,15 @@ def is_ogbench(keys) -> bool:
     )
 
 
-def open_ogbench(path: Path) -> Dataset:
-    source = OGBenchSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
-
-
 class OGBenchSource(MemmapSource):
+    """One file.
+
+    Args:
+        path: The file.
+    """
+
+    flags = frozenset(FLAG_COLUMNS)
+
     def __init__(self, path: Path):
         self.path, self._file = path, NpzArrays(path)
         self.key = cache.json_digest("ogbench", self._file.key)
@@ -72,23 +75,19 @@ class OGBenchSource(MemmapSource):
             if not shape or shape[0] != rows or 0 in shape[1:]:
                 if key in ("observations", "actions"):
                     raise UserError(f"expected {rows} rows, as many as terminals, found shape {shape}",
-                                    where=f"{self.path}, {key}", hint="take the file from a copy")
+                                    where=f"{self.path}, {key}", hint=COPY)
                 warnings.append(f"{key} is left out: its shape {shape} is not one of {rows} rows")
                 continue
             f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
-            name = _OF_STEPS.get(key) or (_observation_key(f) if key == "observations" else key)
-            if name in self._from:
-                raise UserError(f"expected one array for {name}, found {self._from[name]} and {key}",
-                                where=f"{self.path}, {key}", hint="keep one of them")
-            self.schema[name], self._from[name] = f, key
-        for name in _ENDS:
-            if name in self.schema:
+            name = KEYS.column(key, f)
+            if name in _ENDS:
                 raise UserError(f"expected no array {name}: terminals say it, found one", where=self.path,
                                 hint="leave it out")
-            self.schema[name] = Feature("bool", ())
-        self.columns_with_last_row = frozenset(n for n in self._from if n not in _OF_STEPS.values())
-        self.metadata = {"format": "ogbench", "version": "", "path": str(self.path), "fps": None, "robot_type": None,
-                      "warnings": warnings}
+            add_column(self._from, name, key, self.path)
+            self.schema[name] = f
+        self.schema |= {name: Feature("bool", ()) for name in _ENDS}
+        self.row_counts = {n: self.lengths + (n not in (*_OF_STEPS, *_ENDS)) for n in self.schema}
+        self.metadata = metadata("ogbench", self.path, warnings)
 
     @property
     def numeric_columns(self) -> list[str]:
@@ -104,7 +103,7 @@ class OGBenchSource(MemmapSource):
                     yield name, at, (np.arange(n) == n - 1) & (name == "next.truncated")
                 continue
             for row, values in self._file.iter_rows(self._from[name]):
-                if name in self.columns_with_last_row:
+                if name not in _OF_STEPS:
                     yield name, row, values
                     continue
                 at = np.arange(row, row + len(values))
@@ -117,20 +116,15 @@ class OGBenchSource(MemmapSource):
         return self._file.read_array(self._from[name])[at: at + rows]
 
 
-def _observation_key(f: Feature) -> str:
-    return "observation.images.image" if f.kind == "image" else "observation.state"
-
-
 def capability(data: Dataset) -> FormatCapability:
-    features, lengths = data.features(), row_counts(data)
+    features, lengths = data.features(), data.lengths
     seen = _observation_column(features, data.metadata.get("path", "data set"))
     columns = {}
     for name, f in features.items():
         if not f.size:
             continue
         if name == seen:
-            columns[name] = ColumnEncoding(
-                _observation_key(f), f.dtype, f.shape, has_last_row=True, repeats_last_row=True
+            columns[name] = ColumnEncoding(KEYS.column("observations", f), f.dtype, f.shape, has_last_row=True, repeats_last_row=True
             )
         elif name in ("action", "next.reward"):
             columns[name] = ColumnEncoding(name, f.dtype, f.shape)
@@ -141,7 +135,7 @@ def capability(data: Dataset) -> FormatCapability:
             name not in _TAKEN
             and is_storable_key(name)
             and f.kind != "string"
-            and (row_counts(data, name) > lengths).all()
+            and (data.rows(name) > lengths).all()
         ):
             columns[name] = ColumnEncoding(name, f.dtype, f.shape, has_last_row=True)
     stored = [place.name for name, place in columns.items() if name not in _ENDS]
@@ -174,13 +168,12 @@ def write(data: Dataset, path: str | Path) -> None:
     """A new .npz file that ogbench.utils.load_dataset reads. What was seen last is needed; where it is not known, the
     last observation is written twice."""
     path, kept = Path(path), capability(data)
-    lengths, seen = row_counts(data), _observation_column(data.features(), path)
+    lengths, seen = data.lengths, _observation_column(data.features(), path)
     total, rows = int(lengths.sum()) + len(data), lengths + 1
-    keys = {seen: "observations", "action": "actions", "next.reward": "rewards"}
-    arrays = [column_array(data, name, keys.get(name, name), total, rows) for name in kept.columns
-              if name not in _ENDS]
+    arrays = [column_array(data, name, "observations" if name == seen else KEYS.key(name), total, rows)
+              for name in kept.columns if name not in _ENDS]
     terminals = np.zeros(total, bool)
     terminals[np.cumsum(rows) - 1] = True
     arrays += [metadata_array("terminals", terminals), metadata_array(FORMAT_KEY, np.asarray("ogbench"))]
-    with cache.disk_errors(path), sidecar.new_file_with_sidecar(path, data, kept) as part:
-        write_arrays(part, arrays)
+    with sidecar.new_file_with_sidecar(path, data, kept) as part:
+        write_npz(part, arrays)

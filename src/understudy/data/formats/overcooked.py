@@ -18,36 +18,37 @@ import numpy as np
 from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache
-from ..episode import Dataset
-from .base import ColumnSource, SourceEpisodes
+from ..episode import ColumnSource
 from .column_names import format_list
+from .key_map import COPY, metadata
 
 COLUMNS = {"state", "joint_action", "layout_name", "cur_gameloop"}  # and trial_id or trial
 ACTIONS = ((0, -1), (0, 1), (1, 0), (-1, 0), (0, 0), "interact")  # north, south, east, west, stay
 CELLS = "XPOTDS"  # counter, pot, onions, tomatoes, dishes, where soup is served; floor is none of them
 ITEMS = ("onion", "tomato", "dish", "soup")
 _OBJECTS = ("onion", "tomato", "dish", "soup's onions", "soup's tomatoes", "steps cooked", "cooks or is ready")
-_COPY = "take the file from a copy"
-
-
-def open_overcooked(path: Path) -> Dataset:
-    """observation.state: of oneself, then of the other, place (x, y), direction and what is held. observation.layout
-    (H, W, 6) says what stands where, observation.objects (H, W, 7) what lies there; smaller kitchens are padded. action
-    is a choice of north, south, east, west, stay, interact. Facts of an episode: trial, player, layout_name."""
-    source = OvercookedSource(Path(path))
-    return Dataset(SourceEpisodes(source), {"format": "overcooked", "version": "", "path": str(path), "fps": None,
-                                      "robot_type": None, "warnings": []})
 
 
 class OvercookedSource(ColumnSource):
+    """One table. A trial is an episode for each player who is a person.
+
+    observation.state: of oneself, then of the other, place (x, y), direction and what is held. observation.layout
+    (H, W, 6) says what stands where, observation.objects (H, W, 7) what lies there. Smaller kitchens are padded. action
+    is a choice of north, south, east, west, stay, interact. Metadata of an episode: trial, player, layout_name.
+
+    Args:
+        path: The file.
+    """
+
     def __init__(self, path: Path):
+        self.metadata = metadata("overcooked", path, [])
         self.path, stat = path, path.stat()
         self.key = cache.json_digest("overcooked", str(path.resolve()), stat.st_mtime_ns, stat.st_size)
         rows: dict[str, list[tuple[int, dict]]] = {}
         for at, row in enumerate(_rows(path)):
             rows.setdefault(str(row.get("trial_id", row.get("trial"))), []).append((at, row))
         if not rows:
-            raise UserError("expected at least one row, found none", where=path, hint=_COPY)
+            raise UserError("expected at least one row, found none", where=path, hint=COPY)
         beside = path.parent / "layouts.json"
         known = read_json(beside) if beside.exists() else {}
         kitchens = {trial: _kitchen(self._location(*of[0]), of[0][1], known) for trial, of in rows.items()}
@@ -83,7 +84,8 @@ class _Trial:
     """Rows of one trial, in the order of the game loop."""
 
     def __init__(
-        self, source: OvercookedSource, rows: list[tuple[int, dict]], kitchen: np.ndarray, high: int, wide: int
+        self, source: OvercookedSource, rows: list[tuple[int, dict]], kitchen: np.ndarray, high: int,
+                 wide: int
     ):
         def places():
             return ((source._location(at, row), row) for at, row in rows)
@@ -135,7 +137,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         for at, row in enumerate(csv.DictReader(handle)):
             if None in row or None in row.values():
                 raise UserError(f"expected as many fields as the first line names, found "
-                                f"{'more' if None in row else 'fewer'}", where=f"{path}, row {at}", hint=_COPY)
+                                f"{'more' if None in row else 'fewer'}", where=f"{path}, row {at}", hint=COPY)
             yield row
 
 
@@ -144,14 +146,14 @@ def _json(row: dict, key: str, place: str):
         return json.loads(row[key])
     except (TypeError, ValueError) as error:
         raise UserError(f"expected JSON, found {str(row[key])[:40]!r} ({error})", where=f"{place}, {key}",
-                        hint=_COPY) from None
+                        hint=COPY) from None
 
 
 def _number(value, place: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise UserError(f"expected a number, found {value!r}", where=place, hint=_COPY) from None
+        raise UserError(f"expected a number, found {value!r}", where=place, hint=COPY) from None
 
 
 def _kitchen(place: str, row: dict, known: dict) -> np.ndarray:
@@ -162,7 +164,7 @@ def _kitchen(place: str, row: dict, known: dict) -> np.ndarray:
                         hint="put layouts.json beside the file: its name and the rows of its grid")
     lines = [list(line) for line in grid] if isinstance(grid, list) else []
     if not lines or len({len(line) for line in lines}) > 1:
-        raise UserError("expected rows of equal length", where=f"{place}, layout", hint=_COPY)
+        raise UserError("expected rows of equal length", where=f"{place}, layout", hint=COPY)
     return np.array(lines)
 
 
@@ -170,14 +172,14 @@ def _players(place: str, state) -> np.ndarray:
     """(2, 8)."""
     players = state.get("players", ()) if isinstance(state, dict) else ()
     if len(players) != 2:
-        raise UserError(f"expected two players, found {len(players)}", where=f"{place}, state", hint=_COPY)
+        raise UserError(f"expected two players, found {len(players)}", where=f"{place}, state", hint=COPY)
     try:
         held = [(p.get("held_object") or {}).get("name") for p in players]
         return np.array([[*p["position"], *p["orientation"], *(h == item for item in ITEMS)]
                          for p, h in zip(players, held, strict=True)], np.float32)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError("expected a position and an orientation of each player", where=f"{place}, state",
-                        hint=_COPY) from None
+                        hint=COPY) from None
 
 
 def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
@@ -187,7 +189,7 @@ def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
             x, y = thing["position"]
             if not (0 <= x < shape[1] and 0 <= y < shape[0]):
                 raise UserError(f"expected a place in a kitchen of {shape[1]} by {shape[0]}, found {x}, {y}",
-                                where=f"{place}, state, objects", hint=_COPY)
+                                where=f"{place}, state, objects", hint=COPY)
             cell = grid[y, x]
             if thing["name"] != "soup":
                 cell[ITEMS.index(thing["name"])] += 1
@@ -202,7 +204,7 @@ def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
                 cell[5:] = max(ticks, 0), ticks >= 0
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"expected objects with a name and a position, found another kind ({error})",
-                        where=f"{place}, state, objects", hint=_COPY) from None
+                        where=f"{place}, state, objects", hint=COPY) from None
 
 
 def _actions(joint, place: str) -> list[int]:
@@ -211,4 +213,4 @@ def _actions(joint, place: str) -> list[int]:
         return [ACTIONS.index(first), ACTIONS.index(second)]
     except (TypeError, ValueError):
         raise UserError(f"expected two actions, each of {format_list([str(a) for a in ACTIONS])}, found {joint}",
-                        where=f"{place}, joint_action", hint=_COPY) from None
+                        where=f"{place}, joint_action", hint=COPY) from None

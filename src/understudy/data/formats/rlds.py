@@ -20,34 +20,19 @@ from typing import Any, Literal
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import read_json, whole_folder, write_json
+from ...files import read_json, write_json
 from .. import cache, video
 from ..episode import Dataset
+from ..sources import MemmapSource
 from . import sidecar
-from .base import SourceEpisodes, row_counts
-from .column_names import format_list, is_plain_flag, shortest_keys, standard_name
-from .memmap_source import MemmapSource
+from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
+from .key_map import COPY, add_column, metadata
 from .sidecar import ColumnEncoding, FormatCapability
 
-_COPY = "take the file from a copy"
 _SHARD = 256 << 20  # bytes after which a new shard is begun
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _AS_LISTS = ("float32", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")  # nothing is rounded
 _CLASSES = "tensorflow_datasets.core.features."
-
-
-def open_rlds(path: Path, final_step: Literal["action", "observation"] = "action") -> Dataset:
-    """All splits, one after another; where there are several, `meta["split"]` says which.
-
-    final_step: whether the last step of a record is one as the others ("action", as in Open X-Embodiment, 2023), or
-    holds only what was seen last ("observation", as RLDS itself has it). The files do not say; a warning does where
-    the last actions are all zero.
-    """
-    if final_step not in ("action", "observation"):
-        raise UserError(f"expected final_step to be action or observation, found {final_step!r}", where=path,
-                        hint="leave it out, unless the last actions are all zero: then \"observation\"")
-    source = RldsSource(path, final_step)
-    return Dataset(SourceEpisodes(source), source.metadata)
 
 
 @dataclass(frozen=True)
@@ -93,13 +78,25 @@ class TfdsFeature:
             return Feature("string", (), "string")
         found = Feature.from_array(np.empty((0, *self.shape), self.dtype))
         kind = "image" if self.kind == "image" else found.kind
-        return Feature(
-            found.dtype, found.shape, kind, num_classes=None if self.num_classes is None else (self.num_classes,)
-        )
+        return Feature(found.dtype, found.shape, kind, num_classes=None if self.num_classes is None else (self.num_classes,))
 
 
 class RldsSource(MemmapSource):
-    def __init__(self, path: Path, final_step: str):
+    """All splits, one after another. Where there are several, `meta["split"]` says which.
+
+    Args:
+        path: The folder.
+        final_step: Whether the last step of a record is one as the others ("action", as in Open X-Embodiment, 2023),
+            or holds only what was seen last ("observation", as RLDS itself has it). The files do not say. There is a
+            warning where the last actions are all zero.
+    """
+
+    flags = frozenset(FLAG_COLUMNS)
+
+    def __init__(self, path: Path, final_step: Literal["action", "observation"] = "action"):
+        if final_step not in ("action", "observation"):
+            raise UserError(f"expected final_step to be action or observation, found {final_step!r}", where=path,
+                            hint="leave it out, unless the last actions are all zero: then \"observation\"")
         self.path, self._shift = path, final_step == "observation"
         self._info = _dictionary(path / "dataset_info.json")
         warnings: list[str] = []
@@ -108,7 +105,7 @@ class RldsSource(MemmapSource):
             leaves = list(_leaves(document, "", warnings))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"expected the features of a TFDS data set, found something else ({error!r})",
-                            where=path / "features.json", hint=_COPY) from None
+                            where=path / "features.json", hint=COPY) from None
         if not any(leaf.is_step_feature for leaf in leaves):
             raise UserError("expected steps with features, found none", where=path / "features.json",
                             hint="RLDS data sets have a feature steps; convert others with their own library")
@@ -127,18 +124,11 @@ class RldsSource(MemmapSource):
             for file, said in shards:
                 self._scan(file, said, split)
         if not self._locations:
-            raise UserError("expected at least one episode, found none", where=path, hint=_COPY)
+            raise UserError("expected at least one episode, found none", where=path, hint=COPY)
         self._count(leaves)
         self._assign_features(leaves, warnings)
         self._doubts(warnings, tuple(_described(document, "")))
-        self.metadata = {
-            "format": "rlds",
-            "version": str(self._info.get("version", "")),
-            "path": str(path),
-            "fps": None,
-            "robot_type": None,
-            "warnings": warnings,
-        }
+        self.metadata = metadata("rlds", path, warnings, str(self._info.get("version", "")))
 
     # -- where the records are --------------------------------------------------------------------------------------
 
@@ -155,24 +145,22 @@ class RldsSource(MemmapSource):
             where = f"{file}, record {number}"
             if size - at < 16:
                 raise UserError(f"expected a record of at least 16 bytes, found {size - at}: the file is cut short",
-                                where=where, hint=_COPY)
+                                where=where, hint=COPY)
             length, crc = struct.unpack_from("<QI", data, at)
             if masked_crc32c(data[at: at + 8]) != crc:
                 gzip = at == 0 and data[:2] == b"\x1f\x8b"
                 raise UserError(
                     f"expected the checksum of a record's length, found {'gzip' if gzip else 'another'}",
                     where=where,
-                    hint="unpack the file (gunzip)" if gzip else "the file is damaged: " + _COPY,
-                )
+                    hint="unpack the file (gunzip)" if gzip else "the file is damaged: " + COPY)
             if length > size - at - 16:
                 raise UserError(f"expected a record of {length} bytes, found {size - at - 16}: the file is cut short",
-                                where=where, hint=_COPY)
+                                where=where, hint=COPY)
             self._locations.append((file, number, at + 12, length, split))
             at, number = at + 16 + length, number + 1
         if said is not None and number != said:
             raise UserError(
-                f"expected {said} records, as dataset_info.json says, found {number}", where=file, hint=_COPY
-            )
+                f"expected {said} records, as dataset_info.json says, found {number}", where=file, hint=COPY)
 
     def _record(self, episode: int) -> dict[str, _Values]:
         """What is in a record, by key; its checksum is right."""
@@ -182,7 +170,7 @@ class RldsSource(MemmapSource):
         data, where = self._map(file), f"{file}, record {number}"
         if episode not in self._checked:
             if masked_crc32c(_pieces(data, at, length)) != struct.unpack_from("<I", data, at + length)[0]:
-                raise UserError("expected the record's checksum, found another: it is damaged", where=where, hint=_COPY)
+                raise UserError("expected the record's checksum, found another: it is damaged", where=where, hint=COPY)
             self._checked.add(episode)
         found = _example(data, at, at + length, where)
         self._held = episode, found
@@ -201,7 +189,7 @@ class RldsSource(MemmapSource):
             each = 1 if leaf.kind != "tensor" or leaf.encoding != "none" else leaf.size
             if count % each or count < each:
                 raise UserError(f"expected {each} values of {leaf.key} for each step, found {count}", where=where,
-                                hint="the record is damaged: " + _COPY)
+                                hint="the record is damaged: " + COPY)
             if count // each <= self._shift:
                 raise UserError("expected a step and what was seen after it, found a single step", where=where,
                                 hint="its last steps hold actions: leave out final_step='observation'")
@@ -212,6 +200,7 @@ class RldsSource(MemmapSource):
     def _assign_features(self, leaves, warnings):
         self.schema: dict[str, Feature] = {}
         self._leaf: dict[str, TfdsFeature] = {}
+        keys: dict[str, str] = {}
         self._meta_leaves = [leaf for leaf in leaves if not leaf.is_step_feature and leaf.kind != "image"]
         self._ends = any(leaf.key == "steps/is_terminal" for leaf in leaves)
         for leaf in leaves:
@@ -221,17 +210,14 @@ class RldsSource(MemmapSource):
                 leaf = self._camera(leaf, warnings)
                 if leaf is None:
                     continue
-            if leaf.column in self._leaf:
-                if leaf.column == "task":
-                    warnings.append(f"{leaf.key} is left out: task is {self._leaf['task'].key}")
-                    continue
-                raise UserError(f"expected one feature for {leaf.column}, found {self._leaf[leaf.column].key} and "
-                                f"{leaf.key}", where=self.path / "features.json", hint="rename one of them")
+            if leaf.column == "task" and "task" in keys:
+                warnings.append(f"{leaf.key} is left out: task is {keys['task']}")
+                continue
+            add_column(keys, leaf.column, leaf.key, self.path / "features.json")
             self.schema[leaf.column], self._leaf[leaf.column] = leaf.feature, leaf
         if self._ends:
             self.schema["next.terminated"] = self.schema["next.truncated"] = Feature("bool", ())
-        if self._shift:
-            self.columns_with_last_row = frozenset(n for n in self.schema if n.startswith("observation."))
+        self.row_counts = {n: self.lengths + (self._shift and n.startswith("observation.")) for n in self.schema}
 
     def _camera(self, leaf: TfdsFeature, warnings) -> TfdsFeature | None:
         """With its size, from the first frame where features.json does not say. Cameras that were absent in all
@@ -281,7 +267,7 @@ class RldsSource(MemmapSource):
             )
         if actions and still and moved and not self._shift:
             warnings.append("the last action of every episode is zero: if the last step holds only what was seen last, "
-                            "as RLDS has it, open it with Dataset.open(path, final_step='observation')")
+                            "as RLDS has it, open it with open_dataset(path, final_step='observation')")
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -324,7 +310,7 @@ class RldsSource(MemmapSource):
         except UnicodeDecodeError as error:
             file, number, *_ = self._locations[e]
             raise UserError(f"expected text in UTF-8, found {error.object[:20]!r}",
-                            where=f"{file}, record {number}, {leaf.key}", hint=_COPY) from None
+                            where=f"{file}, record {number}, {leaf.key}", hint=COPY) from None
 
     def _parts(self, leaf, e) -> list[bytes]:
         file, number, *_ = self._locations[e]
@@ -332,7 +318,7 @@ class RldsSource(MemmapSource):
         parts = [] if values is None else values.parts()
         if len(parts) != self._steps[e]:
             raise UserError(f"expected {self._steps[e]} values, one a step, found {len(parts)}",
-                            where=f"{file}, record {number}, {leaf.key}", hint=_COPY)
+                            where=f"{file}, record {number}, {leaf.key}", hint=COPY)
         return parts
 
     def frames(self, name, episode):
@@ -345,8 +331,12 @@ class RldsSource(MemmapSource):
             where = f"{file}, record {number}, {leaf.key}, frame {row}"
             image = video.decode_image(data, shape[2], where) if data else np.zeros(shape, np.uint8)
             if image.shape != shape:
-                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=where, hint=_COPY)
+                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=where, hint=COPY)
             yield row, image
+
+    def location(self, name, episode):
+        file, number, *_ = self._locations[episode]
+        return f"{file}, record {number}, {self._leaf[name].key if name in self._leaf else name}"
 
     def episode_metadata(self, episode):
         file, number, *_, split = self._locations[episode]
@@ -373,9 +363,9 @@ def _tensor(leaf: TfdsFeature, values: _Values | None, rows: int, where: str) ->
             data = b"".join(unpack(p) for p in ([] if values is None else values.parts()))
             found = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
     except (zlib.error, ValueError) as error:
-        raise UserError(f"expected numbers, found damage ({error})", where=where, hint=_COPY) from None
+        raise UserError(f"expected numbers, found damage ({error})", where=where, hint=COPY) from None
     if len(found) != rows * leaf.size:
-        raise UserError(f"expected {rows} times {leaf.size} numbers, found {len(found)}", where=where, hint=_COPY)
+        raise UserError(f"expected {rows} times {leaf.size} numbers, found {len(found)}", where=where, hint=COPY)
     return found.reshape(rows, *leaf.shape)
 
 
@@ -385,7 +375,7 @@ def _tensor(leaf: TfdsFeature, values: _Values | None, rows: int, where: str) ->
 def _dictionary(file: Path) -> dict[str, Any]:
     value = read_json(file)
     if not isinstance(value, dict):
-        raise UserError(f"expected a JSON object, found {type(value).__name__}", where=file, hint=_COPY)
+        raise UserError(f"expected a JSON object, found {type(value).__name__}", where=file, hint=COPY)
     return value
 
 
@@ -449,17 +439,17 @@ def _shards(path: Path, info: Mapping) -> list[tuple[str, list[tuple[Path, int |
                         hint="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
     splits = info.get("splits")
     if not isinstance(splits, list) or not splits or not all(isinstance(s, dict) for s in splits):
-        raise UserError("expected splits, found none", where=where, hint=_COPY)
+        raise UserError("expected splits, found none", where=where, hint=COPY)
     name, out = str(info.get("name") or path.parent.name), []
     for split in splits:
         try:
             files = shard_files(path, name, split)
         except (TypeError, ValueError):
             raise UserError(f"expected numbers of records, found {split.get('shardLengths')}",
-                            where=f"{where}, shardLengths", hint=_COPY) from None
+                            where=f"{where}, shardLengths", hint=COPY) from None
         for i, (file, _) in enumerate(files):
             if not file.is_file():
-                raise UserError(f"expected shard {i} of split {split.get('name')}, found none", where=file, hint=_COPY)
+                raise UserError(f"expected shard {i} of split {split.get('name')}, found none", where=file, hint=COPY)
         out.append((str(split.get("name")), files))
     return out
 
@@ -504,7 +494,7 @@ class _Values:
     def parts(self) -> list[bytes]:
         kind, at, end = self._list
         if kind not in (0, 1):
-            raise UserError("expected text or bytes, found numbers", where=self._where, hint=_COPY)
+            raise UserError("expected text or bytes, found numbers", where=self._where, hint=COPY)
         return [self._data[a:b] for f, w, a, b in _fields(self._data, at, end, self._where) if (f, w) == (1, 2)]
 
     def first(self) -> bytes:
@@ -516,7 +506,7 @@ class _Values:
         """float32 or int64, packed (as everybody writes them) or one by one."""
         kind, at, end = self._list
         if kind == 1:
-            raise UserError("expected numbers, found text or bytes", where=self._where, hint=_COPY)
+            raise UserError("expected numbers, found text or bytes", where=self._where, hint=COPY)
         out = []
         for field, wire, a, b in _fields(self._data, at, end, self._where):
             if field == 1 and wire == 2:
@@ -595,7 +585,7 @@ def _varints(data: bytes, where: str) -> np.ndarray:
 
 
 def _broken(where) -> UserError:
-    return UserError("expected a tf.train.Example, found damage", where=where, hint=_COPY)
+    return UserError("expected a tf.train.Example, found damage", where=where, hint=COPY)
 
 
 def _pieces(data, at: int, length: int) -> Iterator[bytes]:
@@ -754,14 +744,12 @@ def write(data: Dataset, path: str | Path) -> None:
     """A new folder that tfds.builder_from_directory opens: one split, train, of shards of tfrecord. Every step is one
     with an action; what was seen last goes into the side file."""
     path = Path(path)
-    if not len(data):
-        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
     masked_crc32c(b"")  # says what to install before anything is written
     plan, name = _plan(data), re.sub(r"\W+", "_", path.stem.lower()).strip("_") or "demonstrations"
     name = name if name[0].isalpha() else f"d_{name}"
-    with cache.disk_errors(path), whole_folder(path) as part:
+    with sidecar.new_folder(path, data, capability(data)) as part:
         counts, size, out = [], 0, None
-        lengths = row_counts(data)
+        lengths = data.lengths
         try:
             for e, episode in enumerate(data):
                 if out is None or out.tell() >= _SHARD:
@@ -785,7 +773,6 @@ def write(data: Dataset, path: str | Path) -> None:
             "name": name, "version": "1.0.0", "description": "Written by understudy.", "fileFormat": "tfrecord",
             "splits": [{"name": "train", "numBytes": str(size), "shardLengths": [str(n) for n in counts],
                         "filepathTemplate": SHARD_TEMPLATE}]})
-        sidecar.write_sidecar(part, data, capability(data))
 
 
 def _encode(plan: _StoragePlan, episode, length: int) -> bytes:

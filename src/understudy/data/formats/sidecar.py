@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import whole_file
+from ...files import whole_file, whole_folder
 from .. import cache
-from ..episode import Dataset
-from .base import ColumnSource, SourceEpisodes, episode_starts, row_counts
-from .npz_arrays import NpzArrays
-from .npz_arrays import write_npz as write_arrays
+from ..episode import ColumnSource, Dataset, episode_starts
+from ..sources import WrapperSource
+from .npz_arrays import NpzArrays, write_npz
 
 SIDECAR_NAME = "understudy.npz"
 
@@ -87,9 +86,9 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
             out.append(ConversionLoss(name, f"{f.dtype} {f.shape} is stored as {place.dtype} {place.shape}"))
         if not place.is_exact:
             out.append(ConversionLoss(name, "is compressed, and not exactly the same afterwards", in_sidecar=False))
-        if not place.has_last_row and (row_counts(data, name) > row_counts(data)).any():
+        if not place.has_last_row and (data.rows(name) > data.lengths).any():
             out.append(ConversionLoss(name, "the row after the last action"))
-        if place.repeats_last_row and (row_counts(data, name) == row_counts(data)).any():
+        if place.repeats_last_row and (data.rows(name) == data.lengths).any():
             out.append(ConversionLoss(name, "that no row follows the last action: its last row is written twice"))
         if f.names and not capability.component_names:
             out.append(ConversionLoss(name, "the names of its components"))
@@ -122,7 +121,7 @@ def sidecar_path(path: Path) -> Path:
 
 def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> None:
     """The side file of the data set that lies at `path`, if there is anything for it."""
-    features, lengths = data.features(), row_counts(data)
+    features, lengths = data.features(), data.lengths
     if not conversion_losses(data, capability) and (
         capability.read_columns is None or capability.read_columns == tuple(features)
     ):
@@ -136,7 +135,7 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
     arrays = [("document", text.shape, text.dtype, lambda: [text]),
               ("lengths", lengths.shape, lengths.dtype, lambda: [lengths])]
     for name, f in features.items():
-        place, rows = capability.columns.get(name), row_counts(data, name)
+        place, rows = capability.columns.get(name), data.rows(name)
         longer = rows > lengths
         if place is None:
             arrays += [_array(f"rows/{name}", rows), _pieces(f"column/{name}", f, rows, partial(_column, data, name))]
@@ -145,7 +144,15 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
         elif longer.any() and not place.has_last_row:
             ones = longer.astype(np.int64)
             arrays += [_array(f"rows/{name}", rows), _pieces(f"last/{name}", f, ones, partial(_last_rows, data, name))]
-    write_arrays(sidecar_path(path), arrays)
+    write_npz(sidecar_path(path), arrays)
+
+
+@contextmanager
+def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iterator[Path]:
+    """A new folder with its side file, there whole or not at all. Yields where to write it meanwhile."""
+    with cache.disk_errors(Path(path)), whole_folder(path) as part:
+        yield part
+        write_sidecar(part, data, holds)
 
 
 @contextmanager
@@ -154,7 +161,7 @@ def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapabilit
     if sidecar_path(path).exists():
         raise UserError("expected nothing here, found what was kept beside another file of that name",
                         where=sidecar_path(path), hint="choose another place, or move it away first")
-    with whole_file(path) as part:
+    with cache.disk_errors(path), whole_file(path) as part:
         yield part
         try:
             write_sidecar(path, data, capability)
@@ -172,16 +179,15 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
     if document.get("version") != 1:
         raise UserError(f"expected version 1, found {document.get('version')}", where=sidecar_path(path),
                         hint="a newer understudy wrote this: update, or move the file away to read the data without it")
-    source = data._episodes.source
-    said = arrays.read_array("lengths")
+    said, source = arrays.read_array("lengths"), data.source
     if not np.array_equal(said, source.lengths):
         warning = (
             f"{sidecar_path(path).name} is about {len(said)} episodes and {int(said.sum())} steps, the data have "
             f"{len(source.lengths)} and {int(source.lengths.sum())}: it is left aside"
         )
-        return Dataset(data._episodes, {**data.metadata, "warnings": [*data.metadata.get("warnings", []), warning]})
+        return Dataset(source, {**data.metadata, "warnings": [*data.metadata.get("warnings", []), warning]}, data.indices)
     facts = {**data.metadata, "fps": document["fps"], "robot_type": document["robot_type"]}
-    return Dataset(SourceEpisodes(SidecarSource(source, arrays, document), data._episodes.indices), facts)
+    return Dataset(SidecarSource(source, arrays, document), facts, data.indices)
 
 
 def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None:
@@ -200,17 +206,15 @@ def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None
             rows = arrays.read_array(f"rows/{name}")
             mask = np.repeat(kept, rows if what == "column" else rows > lengths)
             out.append((key, (int(mask.sum()), *shape[1:]), dtype, partial(_masked, arrays, key, mask)))
-    write_arrays(sidecar_path(destination), out)
+    write_npz(sidecar_path(destination), out)
 
 
-class SidecarSource(ColumnSource):
+class SidecarSource(WrapperSource):
     """Another source, with what the side file adds; columns have the names and dtypes that they had."""
 
     def __init__(self, inner: ColumnSource, arrays: NpzArrays, document: Mapping[str, Any]):
-        self.inner, self._arrays, self._episode_metadata = inner, arrays, document["metadata"]
-        self._encodings = document["places"]
-        self.lengths = inner.lengths
-        self.key = cache.json_digest(inner.key, arrays.key)
+        super().__init__(inner, arrays.key)
+        self._arrays, self._episode_metadata, self._encodings = arrays, document["metadata"], document["places"]
         self.schema = {name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()})
                        for name, f in document["columns"].items()}
         for name in self.schema:
@@ -228,19 +232,13 @@ class SidecarSource(ColumnSource):
 
     @cached_property
     def _maps(self) -> dict[str, np.ndarray]:
-        keys = [k for k in self._arrays.headers if k.startswith(("column/", "last/"))]
-        size = sum(int(np.prod(s, dtype=np.int64)) * np.dtype(t).itemsize
-                   for s, t in map(self._arrays.headers.__getitem__, keys))
-        key = cache.json_digest(self._arrays.key, "side")
-        return cache.memmap_arrays(key, size, partial(self._build, keys), str(self._arrays.path))
+        layout = {k: about for k, about in self._arrays.headers.items() if k.startswith(("column/", "last/"))}
 
-    def _build(self, keys, part):
-        for key in keys:
-            shape, dtype = self._arrays.headers[key]
-            out = cache.create_array(part, key, shape, np.dtype(dtype))
-            for row, values in self._arrays.iter_rows(key):
-                out[row: row + len(values)] = values
-            out.flush()
+        def fill(out):
+            for key, array in out.items():
+                for row, values in self._arrays.iter_rows(key):
+                    array[row: row + len(values)] = values
+        return cache.columns(cache.json_digest(self._arrays.key, "side"), layout, fill, str(self._arrays.path))
 
     @cached_property
     def _first(self) -> dict[str, np.ndarray]:
@@ -274,7 +272,7 @@ class SidecarSource(ColumnSource):
 
     def frames(self, name, episode):
         if self._is_in_sidecar(name) or f"rows/{name}" in self._arrays.headers:
-            return super().frames(name, episode)
+            return enumerate(self.column(name, episode))
         return self.inner.frames(self._encodings[name], episode)
 
 

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import whole_folder
 from .. import cache
 from ..episode import Dataset
+from ..sources import MemmapSource
 from . import read_errors, sidecar
-from .base import SourceEpisodes, row_counts
-from .column_names import format_list, is_plain_flag, shortest_keys, standard_name
-from .memmap_source import MemmapSource
+from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
+from .key_map import COPY, add_column, lengths_from_ends, metadata
 from .sidecar import ColumnEncoding, FormatCapability
 
 _CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
@@ -33,15 +32,17 @@ _CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "de
            "fletcher32", "fixedscaleoffset", "quantize", "packbits", "bitround", "vlen-utf8", "bytes", "transpose",
            "sharding_indexed"}  # those that decode bytes; "pickle" would run what is in the file
 _CHUNK_NAME = re.compile(r"c|(c/)?\d+([./]\d+)*")
-_COPY = "take the file from a copy"
-
-
-def open_zarr(path: Path) -> Dataset:
-    source = ZarrSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
 
 
 class ZarrSource(MemmapSource):
+    """A folder or a .zip file.
+
+    Args:
+        path: The store.
+    """
+
+    flags = frozenset(FLAG_COLUMNS)
+
     def __init__(self, path: Path):
         self.path = path
         self._files = _files(path)
@@ -57,8 +58,8 @@ class ZarrSource(MemmapSource):
             self._arrays[key] = self._array(f"data/{key}", where)
         self.lengths = self._episode_lengths()
         self._assign_arrays(warnings)
-        self.metadata = {"format": "zarr", "version": str(self._version), "path": str(path), "fps": None,
-                      "robot_type": None, "warnings": warnings}
+        self.row_counts = dict.fromkeys(self.schema, self.lengths)
+        self.metadata = metadata("zarr", path, warnings, str(self._version))
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -79,7 +80,7 @@ class ZarrSource(MemmapSource):
         chunks = {p.split("/")[1] for p in self._files if p.startswith("data/") and p.count("/") > 1}
         if lost := sorted(chunks - set(found)):
             raise UserError(f"expected a file {name}, which says what the chunks here are, found none",
-                            where=f"{self.path}, data/{lost[0]}", hint=_COPY)
+                            where=f"{self.path}, data/{lost[0]}", hint=COPY)
         return sorted(k for k in found if self._is_array(f"data/{k}"))
 
     def _is_array(self, node) -> bool:
@@ -97,7 +98,7 @@ class ZarrSource(MemmapSource):
             error: Any = f"a {type(document).__name__}"
         except ValueError as caught:
             error = caught
-        raise UserError(f"expected JSON, found something else ({error})", where=f"{self.path}, {name}", hint=_COPY)
+        raise UserError(f"expected JSON, found something else ({error})", where=f"{self.path}, {name}", hint=COPY)
 
     def _bytes(self, name) -> bytes:
         if self.path.is_dir():
@@ -120,27 +121,18 @@ class ZarrSource(MemmapSource):
     def _episode_lengths(self) -> np.ndarray:
         where = f"{self.path}, meta/episode_ends"
         if unread := unknown_codecs(self._json("meta/episode_ends")):
-            raise UserError(f"expected numbers, found an array stored with {unread}", where=where, hint=_COPY)
+            raise UserError(f"expected numbers, found an array stored with {unread}", where=where, hint=COPY)
         array = self._array("meta/episode_ends", where)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise UserError(f"expected integers of shape (episodes,), found {array.dtype} {array.shape}", where=where,
-                            hint="episode_ends are the exclusive ends of the episodes, in steps")
         if self._absent("meta/episode_ends", array):
-            raise UserError("expected episode_ends, found that a chunk of them is missing", where=where, hint=_COPY)
+            raise UserError("expected episode_ends, found that a chunk of them is missing", where=where, hint=COPY)
         with zarr_errors(where):
-            ends = np.asarray(array[:], np.int64)
-        if not len(ends):
-            raise UserError("expected at least one episode, found none", where=where, hint="record some first")
-        lengths = np.diff(ends, prepend=0)
-        if (lengths < 1).any():
-            e = int(np.argmax(lengths < 1))
-            raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
-                            where=f"{where}[{e}]", hint="correct episode_ends, or " + _COPY)
+            ends = np.asarray(array[:])
+        lengths = lengths_from_ends(ends, where, "correct episode_ends, the exclusive ends of the episodes, or " + COPY)
         for key, data in self._arrays.items():
             rows = data.shape[0] if data.ndim else 0
-            if rows != ends[-1]:
+            if rows != int(ends[-1]):
                 raise UserError(f"expected {ends[-1]} rows, the last of meta/episode_ends, found {rows}",
-                                where=f"{self.path}, data/{key}", hint="correct episode_ends or the array, or " + _COPY)
+                                where=f"{self.path}, data/{key}", hint="correct episode_ends or the array, or " + COPY)
         return lengths
 
     def _assign_arrays(self, warnings):
@@ -153,13 +145,11 @@ class ZarrSource(MemmapSource):
                 continue
             feature, pixels = self._feature(key, array)
             name = column_name(key, feature)
-            if name in self._from:
-                raise UserError(f"expected one array for {name}, found {self._from[name]} and {key}",
-                                where=f"{self.path}, data/{key}", hint="keep one of them")
+            add_column(self._from, name, key, self.path)
             if pixels:
                 self._pixels.add(name)
                 warnings.append(f"data/{key}: {array.dtype} pixels from 0 to 255 are read as uint8")
-            self.schema[name], self._from[name] = feature, key
+            self.schema[name] = feature
             if absent := self._absent(f"data/{key}", array):
                 warnings.append(f"data/{key}: {absent} chunks are not there and read as {array.fill_value!r}: "
                                 "they held nothing else, or are lost")
@@ -212,7 +202,7 @@ class ZarrSource(MemmapSource):
                     head, length = handle.read(16), self._files[name][0]
                 if len(head) < 16 or int.from_bytes(head[12:16], "little") != length:
                     raise UserError(f"expected a whole chunk, found {length} bytes that say otherwise of themselves",
-                                    where=self.path / name, hint=_COPY)
+                                    where=self.path / name, hint=COPY)
 
     @cached_property
     def _codecs(self) -> dict[str, list[str]]:
@@ -228,6 +218,9 @@ class ZarrSource(MemmapSource):
                 first = re.split(r"[./]", rest[0].removeprefix("c/"))[0]
                 out[key].setdefault(int(first) if first.isdigit() else 0, []).append(name)
         return out
+
+    def location(self, name, episode):
+        return f"{self.path}, data/{self._from[name]}, episode {episode}"
 
     def read_text(self, name, episode):
         begin = int(self._first[name][episode])
@@ -315,7 +308,7 @@ def _zarr():
 def zarr_errors(where: object) -> AbstractContextManager[None]:
     """zarr and its codecs raise errors of every kind about files that are not what they should be."""
     return read_errors.as_user_error(
-        "a whole zarr array", where, _COPY, passed_through=(ImportError, MemoryError), named=True
+        "a whole zarr array", where, COPY, passed_through=(ImportError, MemoryError), named=True
     )
 
 
@@ -340,28 +333,24 @@ def _names(data: Dataset) -> dict[str, str]:
 def write(data: Dataset, path: str | Path) -> None:
     """A new store in format 2 that diffusion_policy's ReplayBuffer opens; one .zip file where the path ends so."""
     path = Path(path)
-    if not len(data):
-        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
-    with cache.disk_errors(path):
-        if path.suffix == ".zip":
-            with (
+    if path.suffix == ".zip":
+        with (
                 sidecar.new_file_with_sidecar(path, data, capability(data)) as part,
                 zipfile.ZipFile(part, "w") as archive,
             ):
-                _write(data, archive.writestr)
-            return
-        with whole_folder(path) as part:
-            def put(name, content):
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                (part / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-            _write(data, put)
-            sidecar.write_sidecar(part, data, capability(data))
+            _write(data, archive.writestr)
+        return
+    with sidecar.new_folder(path, data, capability(data)) as part:
+        def put(name, content):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        _write(data, put)
 
 
 def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
     for group in ("", "data/", "meta/"):
         put(f"{group}.zgroup", '{"zarr_format": 2}')
-    lengths, features = row_counts(data), data.features()
+    lengths, features = data.lengths, data.features()
     for name, key in _names(data).items():
         f, dtype = features[name], None
         if f.kind == "string":

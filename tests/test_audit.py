@@ -192,9 +192,9 @@ def test_json_and_exit_status(saved, shared, tmp_path, capsys):
     assert set(first) == {"code", "severity", "where", "message", "remedy"} and first["severity"] == "error"
     assert first["where"] == {"file": None, "episode": 2, "step": 1, "feature": "action"}
     (tmp_path / "note.txt").write_text("no data")
-    for nothing in (tmp_path / "nowhere", tmp_path / "note.txt"):
-        status, out, err = run(capsys, "audit", nothing, "--json")
-        assert status == 2 and out == "" and "expected a data set" in err
+    for name, problem in (("nowhere", "there is no such file or folder"), ("note.txt", "this is not a data set")):
+        status, out, err = run(capsys, "audit", tmp_path / name, "--json")
+        assert status == 2 and out == "" and problem in err
 
 
 def test_guard_names_all_codes_and_lets_despite_by(fork):

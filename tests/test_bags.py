@@ -127,7 +127,7 @@ def test_an_index_that_leads_to_another_topic_is_refused(shared, tmp_path):
     at = data.index(b"conn=", data.index(b"ver=\1\0\0\0")) + 5  # of an index record: whose messages it counts
     data[at] = 1 - data[at]
     (tmp_path / "a.bag").write_bytes(data)
-    with pytest.raises(UserError, match="a.bag: expected messages of /.*, found one of /.*, by an index that is wrong"):
+    with pytest.raises(UserError, match="a.bag: the index is wrong: among the messages of /.* is one of /.*"):
         preview_dataset(tmp_path / "a.bag")
 
 
@@ -372,22 +372,22 @@ def test_damage_in_the_middle_is_refused(shared, tmp_path):
 
 
 @pytest.mark.parametrize("change, match", [
-    ({"features": {}}, "features: expected columns and where each comes from"),
-    ({"clock": {}}, "clock: expected a topic or fps, found neither"),
-    ({"clock": {"fps": -1}}, "clock.fps: expected a number above 0, found -1"),
-    ({"gap": "long"}, "gap: expected a number above 0, found 'long'"),
-    ({"stamp": "both"}, "stamp: expected header or log"),
-    ({"featurs": {}}, "found 'featurs'\n  -> did you mean features"),
-    ({"features": {"a": {"topic": "/state", "join": "lst"}}}, "features.a.join: expected last, next, nearest or"),
-    ({"features": {"a": {"topic": "/state", "indices": [-1]}}}, "features.a.indices: expected integers from 0"),
-    ({"features": {"a": {}}}, "features.a: expected one of topic, metadata and value"),
-    ({"features": {"a": {"topic": "/stat"}}}, "expected a topic '/stat', .* features.a, found /state"),
-    ({"features": {"a": {"topic": "/state", "field": "dta"}}}, "message 0: expected a field 'dta', found data"),
-    ({"features": {"a": {"topic": "/state", "indices": [3]}}}, "at least 4 numbers, as indices say, found 1"),
-    ({"features": {"a": {"metadata": "m", "field": "task"}}}, "expected a record of metadata 'm' with 'task'"),
-    ({"clock": {"topic": "/none"}}, "expected a topic '/none', which the mapping names in clock"),
+    ({"features": {}}, "features: this is not an object with columns"),
+    ({"clock": {}}, "clock: it needs a topic or fps"),
+    ({"clock": {"fps": -1}}, "clock.fps: it must be a number above 0, not -1"),
+    ({"gap": "long"}, "gap: it must be a number above 0, not 'long'"),
+    ({"stamp": "both"}, "stamp: it must be header or log"),
+    ({"featurs": {}}, "there is no key 'featurs', only .*\n  -> did you mean features"),
+    ({"features": {"a": {"topic": "/state", "join": "lst"}}}, "features.a.join: it must be last, next, nearest or"),
+    ({"features": {"a": {"topic": "/state", "indices": [-1]}}}, "features.a.indices: they must be integers from 0"),
+    ({"features": {"a": {}}}, "features.a: it needs exactly one of topic, metadata and value"),
+    ({"features": {"a": {"topic": "/stat"}}}, "there is no topic '/stat', .* features.a; there are /state"),
+    ({"features": {"a": {"topic": "/state", "field": "dta"}}}, "message 0: there is no field 'dta'; there are data"),
+    ({"features": {"a": {"topic": "/state", "indices": [3]}}}, "there are 1 numbers, but indices needs 4"),
+    ({"features": {"a": {"metadata": "m", "field": "task"}}}, "there is no record of metadata 'm' with 'task'"),
+    ({"clock": {"topic": "/none"}}, "there is no topic '/none', which the mapping names in clock"),
     ({"features": {"a": {"topic": "/state", "age": 0.01, "join": "next"}}, "clock": {"topic": "/far"}},
-     "expected rows that have all columns of the mapping, found none\n.*no row has all columns; missing: a"),
+     "no row has all columns of the mapping\n.*no row has all columns; missing: a"),
 ])
 def test_mistakes_in_a_mapping(change, match, tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": steps(5), "/far": steps(2, 9.0)})
@@ -397,7 +397,7 @@ def test_mistakes_in_a_mapping(change, match, tmp_path):
 
 def test_messages_that_change_are_named(tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": [*steps(3), (0.3, {"data": [1.0, 2.0]})]})
-    with pytest.raises(UserError, match=r"topic /state, message 3: expected the shape \(1,\) .* found \(2,\)"):
+    with pytest.raises(UserError, match=r"topic /state, message 3: the shape is \(2,\), but \(1,\) in the"):
         open_dataset(path, mapping=mapped(observation__state="/state"))
     data = preview_dataset(path)  # nothing to propose, and no error either
     assert len(data) == 0 and "observation.state of topic /state is left out" in data.metadata["warnings"][0]
@@ -410,9 +410,9 @@ def test_messages_that_change_are_named(tmp_path):
         writer.add_message(other, 0, b"\x01", 0)
         writer.add_message(at, 0, b'{"data": [1', 0)
         writer.finish()
-    with pytest.raises(UserError, match="topic /state, message logged at 0 ns: expected a whole message, found damage"):
+    with pytest.raises(UserError, match="topic /state, message logged at 0 ns: the message cannot be read"):
         open_dataset(bad, mapping=mapped(observation__state="/state"))
-    with pytest.raises(UserError, match="found messages in flatbuffer .flatbuffer., which is not read"):
+    with pytest.raises(UserError, match="the topic has messages in flatbuffer .flatbuffer., which is not read"):
         open_dataset(bad, mapping=mapped({"topic": "/flat"}, a="/flat"))
 
 
@@ -446,7 +446,7 @@ def test_from_the_command_line(shared, tmp_path, capsys, monkeypatch):
     for command in (["convert", "bags", "out"], ["train", "bc-gmm", "bags", "--out", "run"]):
         assert main(command) == 2
         error = capsys.readouterr().err
-        assert "expected a mapping" in error and "understudy inspect bags --json > map.json" in error
+        assert "needs a mapping" in error and "understudy inspect bags --json > map.json" in error
     assert main(["convert", "bags", "out", "--map", "map.json"]) == 0
     data = open_dataset("out")
     for e in range(4):
@@ -467,7 +467,7 @@ def test_without_messages(tmp_path, capsys):
     assert document["topics"] == [{"name": "/state", "type": "any", "messages": 0}]
     assert main(["inspect", str(path)]) == 0
     assert "/state" in capsys.readouterr().out
-    with pytest.raises(UserError, match="found none\n.*topic /state has no messages"):
+    with pytest.raises(UserError, match="no row has all columns of the mapping\n.*topic /state has no messages"):
         open_dataset(path, mapping=mapped(a="/state"))
 
 

@@ -716,7 +716,7 @@ def test_bad_data(call, place, tmp_path):
     with np.load(file) as found:
         np.savez(tmp_path / "no_action.npz", **{k: v for k, v in found.items() if k != "actions"})
     refused(trained(tmp_path / "no_action.npz"), "actions")
-    refused(trained(save(tmp_path / "none.npz", steps=())), "at least one episode")
+    refused(trained(save(tmp_path / "none.npz", steps=())), "there are no episodes")
     wrong = np.zeros((12, 2), np.float32)
     wrong[8, 1] = np.nan
     refused(trained(save(tmp_path / "nan.npz", actions=wrong)), "nan.npz", "episode 1, step 3", "action")

@@ -103,7 +103,7 @@ def test_opening_reads_no_data(tmp_path):
     data = open_dataset(path)  # not yet
     assert (len(data), data.steps, list(data[0].steps)[:2]) == (4, 22, ["observation.state", "action"])
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(UserError, match="expected a parquet file"):
+    with pytest.raises(UserError, match="the Parquet file cannot be read"):
         data[0].steps["action"]
 
 
@@ -258,7 +258,7 @@ def test_frames_that_video_cannot_hold_are_stored_as_images(tmp_path):
                                  "action": np.zeros((2, 1))})], {"fps": 10})
         lerobot.write(data, tmp_path / str(shape))
         assert open_dataset(tmp_path / str(shape)).fingerprint() == data.fingerprint()
-    with pytest.raises(UserError, match=r"expected frames that can be written as h264 here, found \(33, 47, 3\)"):
+    with pytest.raises(UserError, match=r"frames of the shape \(33, 47, 3\) cannot be written as h264 here"):
         lerobot.write(Dataset([Episode({"observation.images.a": np.zeros((3, 33, 47, 3), np.uint8)})]),
                       tmp_path / "asked", images="h264")
 
@@ -366,7 +366,7 @@ def test_an_upstream_data_set_is_added_to(tmp_path):
             np.testing.assert_array_equal(new[e].steps["observation.state"], old[like].steps["observation.state"])
             np.testing.assert_array_equal(new[e].steps["task"], old[like].steps["task"])
         assert new[:4].fingerprint() == old.fingerprint()
-    with pytest.raises(UserError, match="expected a LeRobot v3.0 data set to add to, found v2.1"):
+    with pytest.raises(UserError, match="episodes can be added to LeRobot v3.0, not to v2.1"):
         shutil.copytree(LEROBOT / "v2.1/images", tmp_path / "old")
         lerobot.append(tmp_path / "old", old)
 
@@ -431,7 +431,7 @@ def test_an_append_that_is_killed_at_any_moment_loses_nothing(tmp_path):
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     data = closed()
     wrong = Dataset([*data[:3], data[3].replace({"action": np.zeros((12, 5), np.float32)})], data.metadata)
-    with pytest.raises(UserError, match=r"episode 3, column 'action': expected float32 \(2,\) a step, found .*\(5,\)"):
+    with pytest.raises(UserError, match=r"episode 3, column 'action': a step is .*\(5,\) instead of float32 \(2,\)"):
         lerobot.write(wrong, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     lerobot.write(data[:2], tmp_path / "out")

@@ -133,7 +133,7 @@ def test_a_mask_chooses_demos(files):
     windows = Window(1, 2).windows(valid, ["observation.object"], "action")
     np.testing.assert_array_equal(np.sort(windows.batch(64, 0, 0).obs["observation.object"][:, 0, 0].unique()),
                                   np.arange(200, 204))
-    refused(path, "expected one of train, valid, found 'test'", "mask", mask="test")
+    refused(path, "there is no mask 'test'; there are train, valid", "mask", mask="test")
     refused(path, "robomimic data are opened without max_episode_steps", max_episode_steps=5)
 
 
@@ -333,13 +333,13 @@ def test_d4rl(name, files):
 
 def test_d4rl_without_timeouts_needs_the_limit(files):
     path = files / "d4rl/without_timeouts.hdf5"
-    refused(path, str(path), "expected an array timeouts, found none", "max_episode_steps=1000")
+    refused(path, str(path), "there is no array timeouts", "max_episode_steps=1000")
     # terminals end episodes 0 and 3; the 17 rows between are cut at the limit
     assert [len(e) for e in open_dataset(path, max_episode_steps=5)] == [5, 5, 5, 5, 2]
     assert [len(e) for e in open_dataset(path, max_episode_steps=100)] == [5, 17]
     assert "next.truncated" not in open_dataset(path, max_episode_steps=5).features()
     for limit in (0, 2.5, True):
-        refused(path, "expected a number of steps", max_episode_steps=limit)
+        refused(path, "it must be a number of steps", max_episode_steps=limit)
 
 
 def test_the_limit_is_an_option_of_commands(files, tmp_path, capsys):
@@ -429,14 +429,14 @@ def test_imitation_that_does_not_fit(files, tmp_path):
     obs = table.column("obs").to_pylist()
     obs[2] = obs[2][:-1]
     write(table.set_column(table.column_names.index("obs"), "obs", pa.array(obs, table.schema.field("obs").type)))
-    refused(tmp_path / "d", "expected 5 rows for 4 actions, found 4", "obs, trajectory 2")
+    refused(tmp_path / "d", "it has 4 rows instead of 5, for 4 actions", "obs, trajectory 2")
     obs[2] = obs[2] + [[1.0]]
     write(table.set_column(table.column_names.index("obs"), "obs", pa.array(obs, table.schema.field("obs").type)))
-    refused(tmp_path / "d", "expected rows of one length, found 1, 3", "obs, trajectory 2")
+    refused(tmp_path / "d", "the rows have from 1 to 3 values", "obs, trajectory 2")
     write(table.drop_columns(["terminal"]))
-    refused(tmp_path / "d", "expected columns obs, acts and terminal, found obs, acts, infos, rews")
+    refused(tmp_path / "d", "there is no column terminal; there are obs, acts, infos, rews")
     (tmp_path / "d/state.json").write_text(json.dumps({"_data_files": [{"filename": "../../secret.arrow"}]}))
-    refused(tmp_path / "d", "expected different names of files in this folder", "state.json, _data_files")
+    refused(tmp_path / "d", "these are not different names of files in this folder", "state.json, _data_files")
 
 
 # -- reading where it lies ------------------------------------------------------------------------------------------
@@ -500,9 +500,9 @@ def test_broken_fixtures(files):
     broken, names = files / "broken", json.loads((files / "broken/MANIFEST.json").read_text())
     mine = {n for n in names if n.startswith(("robomimic", "act", "minari", "d4rl", "imitation"))}
     refused(broken / "robomimic_truncated.hdf5", "robomimic_truncated.hdf5", "truncated")
-    refused(broken / "robomimic_lengths.hdf5", "data/demo_0/obs/object: expected 5 rows as actions has, found 4")
-    refused(broken / "act_short_qpos.hdf5", "observations/qpos: expected 5 rows as action has, found 4")
-    refused(broken / "d4rl_no_end.hdf5", "d4rl_no_end.hdf5: expected an array timeouts, found none")
+    refused(broken / "robomimic_lengths.hdf5", "data/demo_0/obs/object: it has 4 rows instead of 5, as actions has")
+    refused(broken / "act_short_qpos.hdf5", "observations/qpos: it has 4 rows instead of 5, as action has")
+    refused(broken / "d4rl_no_end.hdf5", "d4rl_no_end.hdf5: there is no array timeouts")
     data, episodes = everything(broken / "robomimic_nan_action.hdf5")
     assert np.argwhere(np.isnan(episodes[3][0]["action"])).tolist() == [[2, 0]]
     data, _ = everything(broken / "robomimic_total.hdf5")
@@ -569,25 +569,25 @@ ODD = {
     "opaque": (_replace("data/demo_0/rewards", np.zeros(5, "V8")), "data/demo_0/rewards", "compound or opaque"),
     "ragged": (_ragged("data/demo_1/rewards", [[1, 2, 3]], float), "data/demo_1/rewards", "objects of varying length"),
     "complex": (_replace("data/demo_1/actions", np.zeros((1, 2), complex)), "data/demo_1/actions", "complex128"),
-    "scalar": (_replace("data/demo_1/actions", 3.0), "data/demo_1", "expected an array actions"),
+    "scalar": (_replace("data/demo_1/actions", 3.0), "data/demo_1", "there is no array actions"),
     "width": (_replace("data/demo_1/actions", np.zeros((1, 3))), "demo_1/actions",
-              "expected float64 (2,) as in the first episode, found float64 (3,)"),
-    "nothing": (_replace("data/demo_1/obs/object", np.zeros((1, 0))), "demo_1/obs/object", "at least one component"),
-    "next": (_replace("data/demo_0/next_obs/object", np.zeros((5, 2))), "demo_0/next_obs/object", "found float64 (2,)"),
-    "no actions": (_without("data/demo_2/actions"), "data/demo_2", "expected an array actions"),
-    "no observation": (_without("data/demo_2/obs/object"), "data/demo_2", "expected obs/object as in other episodes"),
-    "num_samples": (_attribute("data/demo_2", "num_samples", 7), "data/demo_2", "expected num_samples to be 4"),
-    "array for a number": (_attribute("data/demo_2", "num_samples", [4, 4]), "data/demo_2", "expected num_samples"),
+              "it is float64 (3,), but float64 (2,) in the first episode"),
+    "nothing": (_replace("data/demo_1/obs/object", np.zeros((1, 0))), "demo_1/obs/object", "has no components"),
+    "next": (_replace("data/demo_0/next_obs/object", np.zeros((5, 2))), "demo_0/next_obs/object", "it is float64 (2,)"),
+    "no actions": (_without("data/demo_2/actions"), "data/demo_2", "there is no array actions"),
+    "no observation": (_without("data/demo_2/obs/object"), "data/demo_2", "obs/object is missing, but other"),
+    "num_samples": (_attribute("data/demo_2", "num_samples", 7), "data/demo_2", "num_samples is 7, but actions has"),
+    "array for a number": (_attribute("data/demo_2", "num_samples", [4, 4]), "data/demo_2", "num_samples is"),
     "odd attribute": (_attribute("data/demo_2", "color", np.zeros(1, "V3")), "demo_2, attribute color",
-                      "expected a number or text"),
-    "env_args": (_attribute("data", "env_args", 3), "data, attribute env_args", "expected JSON text"),
-    "flags": (_replace("data/demo_0/dones", [0, 0, 2, 0, 1]), "demo_0/dones, row 2", "expected 0 or 1, found 2"),
-    "mask": (_replace("mask/valid", [1, 2]), "mask/valid", "expected names of demos"),
+                      "neither a number nor text"),
+    "env_args": (_attribute("data", "env_args", 3), "data, attribute env_args", "this is not JSON text"),
+    "flags": (_replace("data/demo_0/dones", [0, 0, 2, 0, 1]), "demo_0/dones, row 2", "a flag must be 0 or 1, not 2"),
+    "mask": (_replace("mask/valid", [1, 2]), "mask/valid", "it must be names of demos"),
     "another file": (_link("data/demo_0/obs/more", h5py.ExternalLink("/etc/passwd", "x")), "demo_0/obs/more",
                      "a link to another file"),
-    "round": (_link("data/demo_0/obs/more", h5py.SoftLink("/data/demo_0")), "data/demo_0", "groups without end"),
+    "round": (_link("data/demo_0/obs/more", h5py.SoftLink("/data/demo_0")), "data/demo_0", "nested without end"),
     "dangling": (_link("data/demo_0/obs/more", h5py.SoftLink("/nowhere")), "demo_0/obs/more", "damage"),
-    "virtual": (_virtual, "demo_0/actions", "lies in another"),
+    "virtual": (_virtual, "demo_0/actions", "stored in another file"),
     "text": (_replace("data/demo_0/obs/object", np.array([b"\xff\xfe"] * 5, object), dtype=h5py.string_dtype()),
              "data/demo_0/obs/object"),
 }
@@ -623,17 +623,17 @@ def test_next_observations_that_do_not_follow_are_said(files, tmp_path):
     ("act_aloha/raw/episode_0.hdf5", _without("action"), ["HDF5 file of an unknown kind, which holds observations"]),
     ("act_aloha/compressed/episode_0.hdf5", _replace("observations/images/cam_high", np.ones((5, 40), np.uint8)),
      ["observations/images/cam_high, row 0", "expected a PNG or JPEG image"]),
-    ("d4rl/with_next.hdf5", _without("terminals"), ["expected an array terminals"]),
-    ("d4rl/with_next.hdf5", _replace("terminals", np.full(22, 0.5)), ["terminals", "0 or 1, found (22,) with 0.5"]),
-    ("d4rl/with_next.hdf5", _replace("infos/qpos", np.zeros(21)), ["infos/qpos: expected 22 rows"]),
+    ("d4rl/with_next.hdf5", _without("terminals"), ["there is no array terminals"]),
+    ("d4rl/with_next.hdf5", _replace("terminals", np.full(22, 0.5)), ["terminals", "0 or 1, but it is (22,) with 0.5"]),
+    ("d4rl/with_next.hdf5", _replace("infos/qpos", np.zeros(21)), ["infos/qpos: it has 21 rows instead of 22"]),
     ("d4rl/with_next.hdf5", _replace("next_observations", np.zeros((22, 2))),
-     ["next_observations: expected the shape"]),
+     ["next_observations: the shape is"]),
     ("minari/closed/box-v0/data/main_data.hdf5", _replace("episode_2/observations", np.zeros((4, 3), np.float32)),
-     ["episode_2, observations: expected 5 rows for 4 steps, found 4"]),
+     ["episode_2, observations: it has 4 rows instead of 5, for 4 steps"]),
     ("minari/closed/box-v0/data/main_data.hdf5", _without("episode_2/actions"),
-     ["episode_2, actions: expected actions as in other episodes"]),
+     ["episode_2, actions: actions is missing, but other episodes have it"]),
     ("minari/closed/box-v0/data/main_data.hdf5", _attribute("episode_2", "total_steps", 9),
-     ["episode_2: expected total_steps to be 4"]),
+     ["episode_2: total_steps is"]),
     ("minari/closed/image-v0/data/main_data.hdf5",
      _ragged("episode_1/observations", [[1] * 9, [2] * 8], np.uint8),
      ["episode_1/observations, row 0", "PNG or JPEG"])])
@@ -658,14 +658,14 @@ def test_a_minari_episode_that_is_gone(files, tmp_path):
     said = json.loads(own.read_text())
     for steps in (2**70, True, 0, "4"):
         own.write_text(json.dumps({**said, "total_steps": steps}))
-        refused(tmp_path / "d", "1/metadata.json: expected total_steps")
+        refused(tmp_path / "d", "1/metadata.json: total_steps must be")
     own.write_text(json.dumps(said))
     (tmp_path / "d/data/1/part-0.arrow").write_bytes(b"ARROW1")
     refused(tmp_path / "d", "1/part-0.arrow", "damage")
     (tmp_path / "d/data/1/part-0.arrow").unlink()
-    refused(tmp_path / "d", "1/part-0.arrow: expected a file, found none")
+    refused(tmp_path / "d", "1/part-0.arrow: the file is missing")
     (tmp_path / "d/data/metadata.json").write_text('{"data_format": "zarr"}')
-    refused(tmp_path / "d", "expected data_format hdf5, arrow or parquet, found 'zarr'")
+    refused(tmp_path / "d", "data_format 'zarr' is not read")
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -734,7 +734,7 @@ def test_what_was_not_recorded_is_not_read(to, tmp_path):
 @pytest.mark.parametrize("to", HDF5)
 def test_no_action_and_nothing_seen_cannot_be_written(to, tmp_path):
     only = Dataset([Episode({"count": np.zeros(3), "task": np.array(["a"] * 3)})])
-    with pytest.raises(UserError, match="expected .*action.*, found count, task"):
+    with pytest.raises(UserError, match="needs .*action.*; there are count, task"):
         write_dataset(only, tmp_path / "d", to)
     assert list(tmp_path.iterdir()) == []
 
@@ -746,7 +746,7 @@ def test_a_side_file_of_an_earlier_file_is_neither_taken_for_its_own_nor_removed
     kept = sidecar.sidecar_path(tmp_path / "a.hdf5").read_bytes()
     (tmp_path / "a.hdf5").unlink()
     plain = Dataset([Episode({"observation.state": np.ones((3, 2)), "action": np.ones((3, 1))})])
-    with pytest.raises(UserError, match="kept beside another file"):
+    with pytest.raises(UserError, match="belongs to another data set of the same name"):
         write_dataset(plain, tmp_path / "a.hdf5", to)
     assert sidecar.sidecar_path(tmp_path / "a.hdf5").read_bytes() == kept and not (tmp_path / "a.hdf5").exists()
     write_dataset(plain, tmp_path / "b.hdf5", to)
@@ -820,7 +820,7 @@ def test_features_of_words_and_bytes():
 @pytest.mark.parametrize("state", [np.array(["x\0y"] * 3), np.zeros(3, bool)], ids=["text", "flags"])
 def test_minari_has_no_place_for_data_without_an_observed_number(state, tmp_path):
     data = Dataset([Episode({"observation.state": state, "action": np.zeros((3, 2), np.float32)})])
-    with pytest.raises(UserError, match="minari: expected an action and an observation"):
+    with pytest.raises(UserError, match="minari: Minari needs an action and an observation"):
         write_dataset(data, tmp_path / "d", "minari")
     assert not (tmp_path / "d").exists()
 

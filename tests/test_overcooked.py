@@ -62,14 +62,14 @@ def test_only_people_demonstrate_and_smaller_kitchens_are_padded(tmp_path):
 
 
 @pytest.mark.parametrize("rows, said", [
-    ([row(0), row(2)], "row 1, cur_gameloop: expected step 2 of the game after 1, found 3"),
-    ([row(0, joint_action='[[9, 9], "interact"]')], "row 0, joint_action: expected two actions"),
-    ([row(0, state="{")], "row 0, state: expected JSON"),
-    ([row(0, state='{"players": []}')], "row 0, state: expected two players, found 0"),
-    ([row(0, layout="")], "expected the layout 'small', found none"),
-    ([row(0, layout='["XX", "X"]')], "layout: expected rows of equal length"),
-    ([row(0, reward="much")], "row 0, reward: expected a number, found 'much'"),
-    ([row(0, layout='["X"]')], "row 0, state, objects: expected a place in a kitchen of 1 by 1, found 1, 0"),
+    ([row(0), row(2)], "row 1, cur_gameloop: step 3 of the game follows step 1"),
+    ([row(0, joint_action='[[9, 9], "interact"]')], "row 0, joint_action: [[9, 9], 'interact'] is not two actions"),
+    ([row(0, state="{")], "row 0, state: this is not JSON"),
+    ([row(0, state='{"players": []}')], "row 0, state: there are 0 players instead of two"),
+    ([row(0, layout="")], "the layout 'small' is not known"),
+    ([row(0, layout='["XX", "X"]')], "layout: the rows of the grid differ in length"),
+    ([row(0, reward="much")], "row 0, reward: this is not a number: 'much'"),
+    ([row(0, layout='["X"]')], "row 0, state, objects: the position 1, 0 is outside the kitchen of 1 by 1"),
 ])
 def test_what_is_wrong_is_said_with_its_row(tmp_path, rows, said):
     with pytest.raises(UserError) as error:

@@ -302,7 +302,7 @@ def test_records_and_shards_of_rlds(shared, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, count, said", [
-    ("act_short_qpos.hdf5", None, "expected 5 rows as action has, found 4"),
+    ("act_short_qpos.hdf5", None, "it has 4 rows instead of 5, as action has"),
     ("plain_object.npz", None, "pickle"), ("rlds_crc", 3, "its checksum is wrong"),
     ("rlds_truncated", 3, "cut short or damaged"), ("robomimic_lengths.hdf5", 3, "demo_0: "),
     ("zarr_episode_ends", 3, "episode 3"), ("mcap_truncated.mcap", 1, "after 24 messages"),

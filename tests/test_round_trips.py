@@ -142,7 +142,7 @@ def held(data: Dataset, alone: Dataset, to: str, what: str, places=None) -> dict
             continue
         for e, (was, now) in enumerate(zip(data, alone, strict=True)):
             wanted, found = np.asarray(was.steps[name]), np.asarray(now.steps[place.name])
-            rows = len(wanted) if place.last else len(was)
+            rows = len(wanted) if place.has_last_row else len(was)
             wanted = wanted[:rows].reshape(min(rows, len(wanted)), *place.shape)
             assert len(found) >= len(wanted), f"{what}: {name} of episode {e} has {len(found)} rows"
             alike(wanted if wanted.dtype.kind in "UO" else wanted.astype(place.dtype), found[: len(wanted)],
@@ -162,7 +162,6 @@ def pair(data: Dataset, a: str, b: str, folder: Path) -> None:
     write(alone, folder / "c", b)
     sidecar.sidecar_path(folder / "c").unlink(missing_ok=True)
     held(alone, open_dataset(folder / "c"), b, what)
-    
 
 def run(a: str, bs, folder: Path, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None,

@@ -70,7 +70,7 @@ def test_a_flag_that_is_none_is_named_by_file_column_episode_and_row():
     done[6] = 0.5
     with pytest.raises(UserError) as error:
         Streamed("b" * 32, done).packed_column("next.terminated")
-    assert str(error.value).startswith("demo.bin, next.terminated, episode 2, row 2: expected 0 or 1, found 0.5")
+    assert str(error.value).startswith("demo.bin, next.terminated, episode 2, row 2: a flag must be 0 or 1, not 0.5")
 
 
 def test_chunks_are_read_in_place_where_the_cache_is_too_small(monkeypatch):
@@ -193,7 +193,7 @@ def test_a_column_is_read_from_the_key_that_it_is_written_to(keys, column, featu
 
 def test_two_arrays_of_one_column_are_refused():
     features = dict.fromkeys(("actions", "action"), Feature("float32", (2,)))
-    with pytest.raises(UserError, match="file.npz, action: expected one array for action, found actions and action"):
+    with pytest.raises(UserError, match="file.npz, action: actions and action are both the column action"):
         KeyMap({"actions": "action"}).schema(features, "file.npz")
 
 
@@ -201,9 +201,9 @@ def test_what_all_episodes_have():
     found, left = [{"a": "x", "b": "y"}, {"a": "x"}], []
     common = common_arrays(found, str, "{}: {}".format, lambda key: key == "b", lambda key, e: left.append((key, e)))
     assert common == {"a": "x"} and left == [("b", 1)]
-    with pytest.raises(UserError, match="1: b: expected b as in other episodes, found none"):
+    with pytest.raises(UserError, match="1: b: b is missing, but other episodes have it"):
         common_arrays(found, str, "{}: {}".format)
-    with pytest.raises(UserError, match="1: a: expected x as in the first episode, found z"):
+    with pytest.raises(UserError, match="1: a: it is z, but x in the first episode"):
         common_arrays([{"a": "x"}, {"a": "z"}], str, "{}: {}".format)
 
 

@@ -299,7 +299,7 @@ def test_fields():
     data = demonstrations()
     assert episode_values(data, "length") == [5, 1, 4, 7, 4, 6] and episode_values(data, "episode") == list(range(6))
     assert episode_values(data, "task") == ["lift", "öffne"] * 3
-    assert episode_values(demonstrations(robot_type={"arm": 7}), "robot.arm") == [7] * 6
+    assert episode_values(demonstrations(robot={"arm": 7}), "robot.arm") == [7] * 6
     bare = Dataset([Episode(e.steps, {}, len(e), e.schema) for e in data])
     assert episode_values(bare, "success") == [True, False] * 3
     assert len(Filter("masks", ("train",)).apply(demonstrations(masks=["train", "few"]))) == 6
@@ -585,8 +585,8 @@ def test_curate_records_the_score_and_every_value(stored, tmp_path, capsys, monk
     assert run(*args, "--trust", "mine") == 0
     wanted = int(np.argmax([e.steps[ACTION][0, 0] for e in demonstrations()]))
     assert views.read_view(tmp_path / "first.json").operations == (Select((wanted,)),)
-    for bad in (["--by", "operator"], ["--by", "nothing"], ["--by", "mine:wrong", "--trust", "mine"],
-                ["--by", "mine:absent", "--trust", "mine"], ["--by", "length", "--keep", "1.5"]):
+    for bad in (["--score", "operator"], ["--score", "nothing"], ["--score", "mine:wrong", "--trust", "mine"],
+                ["--score", "mine:absent", "--trust", "mine"], ["--score", "length", "--keep", "1.5"]):
         keep = [] if "--keep" in bad else ["--keep", "0.5"]
         assert run("curate", stored / "demos", *bad, *keep, "--out", tmp_path / "bad.json") == 2
     assert not (tmp_path / "bad.json").exists()
@@ -599,11 +599,11 @@ def test_equal_scores_are_nothing_to_choose_by(stored, tmp_path, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     args = ["curate", stored / "demos", "--trust", "alike"]
-    assert run(*args, "--by", "alike:same", "--keep", "0.5", "--out", tmp_path / "v.json") == 2
+    assert run(*args, "--score", "alike:same", "--keep", "0.5", "--out", tmp_path / "v.json") == 2
     assert "all 6 episodes have the same value, 2" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "v.json").exists()
-    assert run(*args, "--by", "alike:same", "--keep", "1", "--out", tmp_path / "v.json") == 0
-    assert run(*args, "--by", "alike:tied", "--keep", "0.5", "--out", tmp_path / "w.json") == 0
+    assert run(*args, "--score", "alike:same", "--keep", "1", "--out", tmp_path / "v.json") == 0
+    assert run(*args, "--score", "alike:tied", "--keep", "0.5", "--out", tmp_path / "w.json") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "4 episodes have the value 2; 2 of them are kept, the first in the order of the data" in said
     assert views.read_view(tmp_path / "w.json").operations == (Select((0, 1, 2)),)

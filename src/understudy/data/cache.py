@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,13 @@ def json_digest(*parts) -> str:
     """32 hex digits of plain JSON values."""
     text = json.dumps([_LAYOUT, *parts], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def files_digest(files: Iterable[Path], *parts) -> str:
+    """32 hex digits of where files are, their sizes and times, and of plain JSON values."""
+    stats = [(file, file.stat()) for file in files]
+    return json_digest([[str(file.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for file, s in stats],
+                       *parts)
 
 
 def contains(key: str) -> bool:

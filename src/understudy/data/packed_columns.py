@@ -59,7 +59,7 @@ class PackedColumns:
     def from_episodes(data: Dataset, names: Iterable[str]) -> PackedColumns:
         """Raises UserError naming the episode and the column that it lacks or that differs in shape."""
         if not len(data):
-            raise UserError("expected at least one episode, found none", where=data.metadata.get("path", "data set"),
+            raise UserError("there are no episodes", where=data.metadata.get("path", "data set"),
                             hint="record some (understudy record ENV --out DATA --episodes 20)")
         length, columns = data.lengths, {}
         for name in dict.fromkeys(names):

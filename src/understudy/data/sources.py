@@ -107,14 +107,14 @@ class MemmapSource(ColumnSource):
         if values.shape[1:] != f.shape and values.size == rows * f.size and f.kind != "image":
             values = values.reshape(-1, *f.shape)  # (T, 1) as (T,)
         if values.shape != (rows, *f.shape):
-            raise UserError(f"expected the shape {(rows, *f.shape)}, found {values.shape}",
+            raise UserError(f"the shape is {values.shape} instead of {(rows, *f.shape)}",
                             where=self.where(name, at if isinstance(at, int) else int(at[0])), hint=_DAMAGED)
         if (f.dtype == "bool" or name in self.flags) and values.dtype != np.bool_:
             odd = (values != 0) & (values != 1)
             if odd.any():
                 wrong = np.argwhere(odd)[0]
                 row = at + int(wrong[0]) if isinstance(at, int) else int(at[wrong[0]])
-                raise UserError(f"expected 0 or 1, found {values[tuple(wrong)]}", where=self.where(name, row),
+                raise UserError(f"a flag must be 0 or 1, not {values[tuple(wrong)]}", where=self.where(name, row),
                                 hint="correct the value, or store it under another name if it is no flag")
         return values if f.kind == "string" else values.astype(f.dtype, copy=False)
 

@@ -86,8 +86,8 @@ def read_view(path: str | Path) -> View:
                         for p in _check_type(document["parents"], "list", "parents"))
         what = tuple(_operation_from_json(d, f"{path}, operations[{i}]")
                      for i, d in enumerate(_check_type(document["operations"], "list", "operations")))
-        view = View(path, parents, what, _check_type(document["episodes"], "int", "episodes"),
-                    _check_type(document["steps"], "int", "steps"), _check_type(document.get("made", {}), "dict", "made"))
+        episodes, steps = (_check_type(document[key], "int", key) for key in ("episodes", "steps"))
+        view = View(path, parents, what, episodes, steps, _check_type(document.get("made", {}), "dict", "made"))
     except KeyError as error:
         raise UserError(f"expected a key {error}, found none", where=path, hint="the file is damaged: make it anew") \
             from None
@@ -132,7 +132,8 @@ def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as i
         return "missing"
     if is_remote(parent.path):
         return "as it was" if file_fingerprint(parent.path, open_parent)[1] == parent.content_hash else "changed"
-    return "as it was" if parent.file_stamp == _file_stamp(place) or parent.content_hash == _content_hash(place) else "changed"
+    same = parent.file_stamp == _file_stamp(place) or parent.content_hash == _content_hash(place)
+    return "as it was" if same else "changed"
 
 
 def is_view(path: Path) -> bool:

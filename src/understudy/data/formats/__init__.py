@@ -1,9 +1,8 @@
 """Opening and writing data sets in any format, one file for each.
 
-A format that is read has a class, a `ColumnSource`, or a function that returns a `Dataset`.
-One that is written has
-`holds(data) -> FormatCapability` and `write(data, path)`. Both are imported when they are used, so that what reads HDF5 is needed
-by nobody else.
+A format that is read has a `ColumnSource` class or a function that returns a `Dataset`. A format that is written has
+`capability(data) -> FormatCapability` and `write(data, path)`. A module is imported when it is used, so that the
+packages it needs, such as h5py, are optional.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ __all__ = [
     "write_dataset",
 ]
 
-_READERS = {  # what `sniff` says -> module, source or function that opens it
+_READERS = {  # format, as `detection` names it -> module, source or function that opens it
     "lerobot": ("lerobot", "open_lerobot"),
     "npz": ("npz", "NpzSource"),
     "npz-folder": ("folder", "NpzFolderSource"),
@@ -137,8 +136,10 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
 
 
 def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = None, **options) -> Dataset:
-    """As `open_dataset`, for those that only look: bags need no mapping, and may have no episode. Without one they
-    are read under the mapping that is proposed for them, facts["mapping"]."""
+    """Opens a data set to look at it: as `open_dataset`, but bags need no mapping and may have no episodes.
+
+    Without a mapping, bags are read with the mapping that is proposed for them, which is `metadata["mapping"]`.
+    """
     if _find_registered(path):
         return open_dataset(path)
     place, kind = detect_format(remote.local_path(path))
@@ -150,33 +151,42 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
 
 
 def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.ConversionLoss]:
-    """What of these data format `to` cannot hold by itself. `options` are those of its `write`."""
+    """What of these data the format `to` cannot store without a sidecar file. `options` are those of its `write`."""
     return sidecar.conversion_losses(data, _format_module(to).capability(data, **options))
 
 
 def write_dataset(data: Dataset, path: str | Path, to: str = "lerobot", **options) -> None:
-    """A new file or folder in format `to`, there whole or not at all, and with it what the format has no place for
-    (side.py). Raises UserError where something is there already."""
+    """Writes a new file or folder, with a sidecar file for what the format cannot store.
+
+    Args:
+        data: The episodes.
+        path: The new file or folder. It is complete or absent, also after a crash.
+        to: The format, a key of `WRITERS`.
+        **options: Of the format, such as `images` of LeRobot.
+
+    Raises:
+        UserError: If something exists at the path, or if the format cannot store these data.
+    """
     _format_module(to).write(data, Path(path), **options)
 
 
 def _format_module(to):
     if to not in WRITERS:
-        raise UserError(f"expected one of {', '.join(WRITERS)}, found {to!r}", hint="choose a format that is written")
+        raise UserError(f"there is no format {to!r} to write", hint=f"choose one of {', '.join(WRITERS)}")
     return import_module(f".{WRITERS[to]}", __package__)
 
 
 def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
-    """`data`, as it was opened, with its cameras decoded once to `image_size` (see video.resize)."""
+    """The data set, as it was opened, with its camera frames decoded once to `image_size` (see `video.resize`)."""
     if not camera_names(_column_source(data).schema):
         return data
-    framed = DecodedFramesSource(_column_source(data), video.parse_image_size(image_size), data.metadata["path"], progress)
-    return Dataset(framed, data.metadata, data.indices)
+    size, path = video.parse_image_size(image_size), data.metadata["path"]
+    return Dataset(DecodedFramesSource(_column_source(data), size, path, progress), data.metadata, data.indices)
 
 
 @dataclass(frozen=True)
 class DecodingCost:
-    """What decoding all frames takes: bytes on disk, and seconds on this machine (0 where it has been done)."""
+    """The cost of decoding all frames: bytes on disk, and seconds on this machine (0 if it is done already)."""
 
     frames: int
     bytes: int
@@ -184,7 +194,7 @@ class DecodingCost:
 
 
 def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost:
-    """Beforehand. The seconds are measured on the first episode with frames, so that it takes as long as that does."""
+    """The cost of `decode_frames`. The seconds are measured by decoding the first episode that has frames."""
     source, size = _column_source(data), video.parse_image_size(image_size)
     names = camera_names(source.schema)
     frames = sum(int(source.rows(n).sum()) for n in names)
@@ -201,6 +211,6 @@ def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost
 
 def _column_source(data: Dataset):
     if not data.source.key:
-        raise UserError("expected a data set as it was opened, found one that was changed since",
+        raise UserError("frames cannot be decoded once for a data set that was changed after it was opened",
                         hint="decode the frames first: open_dataset(path, image_size=...)")
     return data.source

@@ -36,7 +36,7 @@ class ActSource(ChunkedSource):
     def __init__(self, path: Path):
         self.path, warnings = path, []
         self.files = _files(path, warnings)
-        self.key = cache.json_digest(*(hdf5.file_digest(file) for file in self.files))
+        self.key = cache.files_digest(self.files, "act")
         with hdf5.OpenFiles() as files:
             found = []
             for file in self.files:
@@ -148,8 +148,8 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
 
     keys, places = hdf5.column_encodings(data, KEYS.column, key)
     if "action" not in keys or not any(n.startswith("observation.") for n in data.features()):
-        raise UserError(f"expected a column action and observations, found {', '.join(data.features())}", where="act",
-                        hint="choose another format, or name the columns action and observation.state")
+        raise UserError(f"ACT needs a column action and observations; there are {', '.join(data.features())}",
+                        where="act", hint="choose another format, or name the columns action and observation.state")
     facts = hdf5.storable_metadata(data, _METADATA_KEYS | {"compress", f"{hdf5.FILLED_ATTRIBUTE}_facts"})
     robot = data.metadata.get("robot_type")
     return FormatCapability(

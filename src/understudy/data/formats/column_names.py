@@ -29,9 +29,17 @@ def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
 
 
 def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature], str],
-           valid: str = r"\w[\w.\-]*") -> dict[str, str]:
-    """{column: the shortest key under which it is stored, so that no two become one when they are read}. `read_rows` says
-    which column a key becomes; columns for which there is no key are missing."""
+                  valid: str = r"\w[\w.\-]*") -> dict[str, str]:
+    """The shortest key for each column, such that no two columns become one when they are read.
+
+    Args:
+        features: By column.
+        read: The column that a key becomes when it is read.
+        valid: Pattern of the keys that can be stored.
+
+    Returns:
+        The key of each column. Columns for which there is no key are missing.
+    """
     keys, taken = {}, set()
     for name in sorted(features, key=lambda n: role(n) == "other"):
         short = name.removeprefix("observation.images.").removeprefix("observation.").removeprefix("next.")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...core import UserError
+from .. import cache
 from ..episode import Dataset, episode_starts
 from ..sources import ChunkedSource
 from . import hdf5, sidecar
@@ -38,9 +39,9 @@ class D4rlSource(ChunkedSource):
     def __init__(self, path: Path, max_episode_steps: int | None = None):
         limit = max_episode_steps
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise UserError(f"expected a number of steps, found {limit!r}", where="max_episode_steps",
+            raise UserError(f"it must be a number of steps, not {limit!r}", where="max_episode_steps",
                             hint="give the environment's limit, such as 1000")
-        self.path, self.key, warnings = path, hdf5.file_digest(path, limit), []
+        self.path, self.key, warnings = path, cache.files_digest([path], "d4rl", limit), []
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
             file = files[path]
             arrays = {k: a for k, a in hdf5.arrays(file, str(path)).items()
@@ -71,8 +72,8 @@ class D4rlSource(ChunkedSource):
     def _columns(self, arrays, warnings) -> int:
         """The schema; how many steps there are."""
         if "terminals" not in arrays:
-            raise UserError(f"expected an array terminals, found {', '.join(arrays) or 'nothing'}", where=self.path,
-                            hint="add the array, or take the file from a copy")
+            raise UserError(f"there is no array terminals; there are {', '.join(arrays) or 'no arrays'}",
+                            where=self.path, hint="add the array, or take the file from a copy")
         steps, found = hdf5.count_steps(arrays, "actions", str(self.path)), {}
         for key, array in arrays.items():
             where = f"{self.path}, {key}"
@@ -88,8 +89,8 @@ class D4rlSource(ChunkedSource):
     def _bound(self, arrays, steps, limit, warnings):
         """Where the episodes lie."""
         if "timeouts" not in arrays and limit is None:
-            raise UserError("expected an array timeouts, found none: which rows ended an episode at its time limit "
-                            "cannot be known", where=self.path, hint="give the limit of the environment "
+            raise UserError("there is no array timeouts, so the rows that ended an episode at its time limit are not "
+                            "known", where=self.path, hint="give the limit of the environment "
                             "(--max-episode-steps 1000, or open_dataset(path, max_episode_steps=1000)), or add the "
                             "array timeouts (bool, one a step)")
         end = np.zeros(steps, bool)
@@ -98,7 +99,7 @@ class D4rlSource(ChunkedSource):
                 where = f"{self.path}, {key}"
                 values = hdf5.read_rows(arrays[key], 0, steps, where)
                 if values.size != steps or not np.isin(values, (0, 1)).all():
-                    raise UserError(f"expected a flag for each of {steps} steps, 0 or 1, found {values.shape} with "
+                    raise UserError(f"each of {steps} steps must have a flag, 0 or 1, but it is {values.shape} with "
                                     f"{', '.join(map(str, np.unique(values)[:3]))}", where=where,
                                     hint="correct the array, or take the file from a copy")
                 end |= values.reshape(steps).astype(bool)
@@ -124,7 +125,7 @@ class D4rlSource(ChunkedSource):
         now, after = arrays["observations"], arrays["next_observations"]
         where = f"{self.path}, next_observations"
         if (now.shape, hdf5.is_text(now)) != (after.shape, hdf5.is_text(after)):
-            raise UserError(f"expected the shape {now.shape} of observations, found {after.shape}", where=where,
+            raise UserError(f"the shape is {after.shape}, but observations has {now.shape}", where=where,
                             hint="correct the array, or remove it")
         n = min(steps, _LOOKED)
         here, there = (hdf5.read_rows(a, 0, n, where) for a in (now, after))
@@ -216,7 +217,7 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
     seen = [n for n, f in features.items() if n.startswith("observation.") and f.kind != "string"]
     main = "observation.state" if "observation.state" in seen else next(iter(seen), None)
     if main is None or "action" not in features:
-        raise UserError(f"expected a column action and an observation, found {', '.join(features)}", where="d4rl",
+        raise UserError(f"D4RL needs a column action and an observation; there are {', '.join(features)}", where="d4rl",
                         hint="choose another format, or name the columns action and observation.state")
     longer = bool((data.rows(main) > data.lengths).all())
     flags = _flags(data, features)

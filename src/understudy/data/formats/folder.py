@@ -29,10 +29,10 @@ from . import sidecar
 from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name
 from .key_map import checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
+from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
 DATASET_JSON = "dataset.json"
-_COPY = "correct it, or take the file from a copy"
 _INT = re.compile(r"[+-]?\d{1,19}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORDS = {"true": 1, "false": 0}
@@ -66,10 +66,11 @@ class FolderSource(MemmapSource):
         self.folder = path if path.is_dir() else path.parent
         self.files = episode_files(path, self.ending) if path.is_dir() else [path]
         self._dataset_json = self._read_about()
-        self.key = cache.json_digest(self.ending, [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in (
-            *self.files, *([self.folder / DATASET_JSON] if self._dataset_json else []))])
+        about = [self.folder / DATASET_JSON] if self._dataset_json else []
+        self.key = cache.files_digest([*self.files, *about], self.ending)
         self.schema, self.row_counts, self._episode_metadata = {}, {}, []
-        self.metadata = metadata(self.ending[1:], path, [], fps=self._fps(), robot_type=self._dataset_json.get("robot_type"))
+        robot_type = self._dataset_json.get("robot_type")
+        self.metadata = metadata(self.ending[1:], path, [], fps=self._fps(), robot_type=robot_type)
         self._check_files()
         self._scan_files()
         self.lengths = np.min(list(self.row_counts.values()), axis=0)
@@ -77,14 +78,14 @@ class FolderSource(MemmapSource):
             wrong = np.flatnonzero(rows > self.lengths + 1)
             if len(wrong):
                 e = int(wrong[0])
-                raise UserError(f"expected {self.lengths[e]} rows or one more, found {rows[e]}",
+                raise UserError(f"it has {rows[e]} rows instead of {self.lengths[e]}, or one more",
                                 where=f"{self.files[e]}, {name}", hint="correct the file, or leave it out")
         if not any(n.split(".")[0] == "action" for n in self.schema):
             self.metadata["warnings"].append(f"no column is called action; there are {format_list(self.schema, 12)}")
 
     @abstractmethod
     def _scan_files(self) -> None:
-        """Fills `schema`, `counts` and `_meta` without keeping any values."""
+        """Fills `schema`, `row_counts` and `_episode_metadata` without keeping any values."""
 
     def location(self, name, episode):
         return f"{self.files[episode]}, {name}"
@@ -96,7 +97,7 @@ class FolderSource(MemmapSource):
         """That none is missing, as far as their numbers and dataset.json tell."""
         said, numbers = self._dataset_json.get("episodes"), [number_sort_key(p.stem)[0] for p in self.files]
         if self.path.is_dir() and said is not None and said != len(self.files):
-            raise UserError(f"expected {said} episodes, as {DATASET_JSON} says, found {len(self.files)} files",
+            raise UserError(f"there are {len(self.files)} files, but {DATASET_JSON} says {said} episodes",
                             where=self.path, hint="take what is missing from a copy, or correct dataset.json")
         if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             gap = next(i for i, n in enumerate(numbers) if n != numbers[0] + i)
@@ -106,7 +107,7 @@ class FolderSource(MemmapSource):
     def _alike(self, found, alike):
         """The columns, which must be those of the first file in all of them."""
         if not found[0]:
-            raise UserError("expected arrays of one row a step, found none", where=self.files[0], hint=_COPY)
+            raise damaged("there are no arrays with a row for each step", self.files[0])
         return common_arrays(found, alike, lambda e, name: f"{self.files[e]}, {name}")
 
     def _read_about(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ class FolderSource(MemmapSource):
             return {}
         about = read_json(file)
         if not isinstance(about, dict) or not isinstance(about.get("features", {}), dict):
-            raise UserError("expected {fps, robot_type, features}, found something else", where=file, hint=_COPY)
+            raise damaged("this is not an object with fps, robot_type and features", file)
         return about
 
     def _fps(self) -> float | None:
@@ -133,13 +134,12 @@ class FolderSource(MemmapSource):
             feature = Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
             if feature.dtype != "string":
                 np.dtype(feature.dtype)
-            if all(isinstance(n, int) and n > 0 for n in feature.shape):
-                return feature
-            error: Any = f"shape {feature.shape}"
-        except (TypeError, ValueError, AttributeError) as caught:
-            error = caught
-        raise UserError(f"expected dtype and shape of a column, found something else ({error})",
-                        where=f"{self.folder / DATASET_JSON}, {name}", hint=_COPY)
+            if not all(isinstance(n, int) and n > 0 for n in feature.shape):
+                raise ValueError(f"shape {feature.shape}")
+        except (TypeError, ValueError, AttributeError) as error:
+            raise damaged(f"this is not the dtype and shape of a column ({error})",
+                          f"{self.folder / DATASET_JSON}, {name}") from None
+        return feature
 
 
 class NpzFolderSource(FolderSource):
@@ -164,7 +164,7 @@ class NpzFolderSource(FolderSource):
                 continue
             column = bool(shape) and shape[0] in (steps, steps + 1) and 0 not in shape[1:]
             if not column and shape and shape != (1,):
-                raise UserError(f"expected {steps} rows (steps), one more, or a single value, found shape {shape}",
+                raise UserError(f"the shape {shape} has neither {steps} rows (steps), or one more, nor a single value",
                                 where=f"{arrays.path}, {key}", hint="correct the file, or leave it out")
             if column or key in ("task", "language_instruction"):
                 f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
@@ -181,14 +181,14 @@ class NpzFolderSource(FolderSource):
             standard_name(k): s[0] for k, (s, _) in arrays.headers.items() if s}
         steps = rows.get("action") or min(rows.values(), default=0)
         if not steps:
-            raise UserError("expected arrays of at least one row, found none", where=arrays.path, hint=_COPY)
+            raise damaged("there are no arrays with rows", arrays.path)
         return int(steps)
 
     def _rate(self, arrays):
         value = checked_rate(arrays.read_array("fps")[0], f"{arrays.path}, fps")
         if self.metadata["fps"] not in (None, value):
-            raise UserError(f"expected {self.metadata['fps']:g} steps a second as before, found {value:g}",
-                            where=f"{arrays.path}, fps", hint="bring the episodes to one rate first")
+            raise UserError(f"it has {value:g} steps per second, but others have {self.metadata['fps']:g}",
+                            where=f"{arrays.path}, fps", hint="resample the episodes to one rate first")
         self.metadata["fps"] = value
 
     def iter_chunks(self):
@@ -233,17 +233,12 @@ class CsvFolderSource(FolderSource):
             widest = max(of, key=order.index)
             if widest == "text" and len(of) > 1:
                 e = next(i for i, k in enumerate(kinds) if k[name][0] == "text")
-                raise UserError("expected numbers as in the other files, found text", where=f"{self.files[e]}, {name}",
-                                hint=_COPY)
+                raise damaged("this is text, but other files have numbers", f"{self.files[e]}, {name}")
             self.schema[name] = self._declared_feature(name) or self._feature(name, widest, kinds[0][name][1])
             f = self.schema[name]
             if f.size != kinds[0][name][1] or (widest == "text" and f.kind != "string"):
-                raise UserError(
-                    f"expected {f.dtype} {f.shape}, as {DATASET_JSON} says, found {kinds[0][name][1]} columns of "
-                    f"{widest}",
-                    where=f"{self.path}, {name}",
-                    hint="correct one of them",
-                )
+                raise UserError(f"the files have {kinds[0][name][1]} columns of {widest}, but {DATASET_JSON} says "
+                                f"{f.dtype} {f.shape}", where=f"{self.path}, {name}", hint="correct one of them")
         if cut:
             self.metadata["warnings"].append(
                 f"{format_list(cut)}: the last line does not end, as if the file were cut short"
@@ -268,8 +263,8 @@ class CsvFolderSource(FolderSource):
                 frames = sorted((file.with_suffix("") / camera).glob("*.png"), key=lambda p: number_sort_key(p.stem))
                 steps = min(int(r[e]) for r in self.row_counts.values())
                 if len(frames) not in (steps, steps + 1):
-                    raise UserError(f"expected {steps} frames or one more, found {len(frames)}",
-                                    where=file.with_suffix("") / camera, hint=_COPY)
+                    raise damaged(f"there are {len(frames)} frames instead of {steps}, or one more",
+                                  file.with_suffix("") / camera)
                 found.append(frames)
             said = self._declared_feature(name)
             shape = said.shape if said else video.decode_image(found[0][0].read_bytes(), 3, str(found[0][0])).shape
@@ -278,11 +273,8 @@ class CsvFolderSource(FolderSource):
             self.row_counts[name] = np.array([len(f) for f in found], np.int64)
         wanted = [n for n in self._dataset_json.get("features", {}) if n not in self.schema]
         if wanted:
-            raise UserError(
-                f"expected a column {wanted[0]}, as {DATASET_JSON} says, found {format_list(self.schema, 12)}",
-                where=self.path,
-                hint="correct one of them",
-            )
+            raise UserError(f"{DATASET_JSON} says that there is a column {wanted[0]}, but there are "
+                            f"{format_list(self.schema, 12)}", where=self.path, hint="correct one of them")
         order = list(self._dataset_json.get("features", {}))
         self.schema = {n: self.schema[n] for n in (*order, *(n for n in self.schema if n not in order))}
 
@@ -307,21 +299,18 @@ class CsvFolderSource(FolderSource):
                         cells.append(row)
                         lines.append(reader.line_num)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"expected comma-separated text, found something else ({error})", where=file,
-                            hint=_COPY) from None
+            raise damaged(f"this is not comma-separated text ({error})", file) from None
         if any(_CONTROL.search(text) for row in (header, *cells) for text in row):
-            raise UserError("expected text, found control characters", where=file, hint=_COPY)
+            raise damaged("the text contains control characters", file)
         if not header or not cells:
-            raise UserError("expected a line of names and at least one of values, found "
-                            f"{'none of values' if header else 'nothing'}", where=file, hint=_COPY)
+            raise damaged(f"there is no line of {'values' if header else 'names'}", file)
         if len(set(header)) < len(header) or "" in header:
             odd = next(n for n in header if header.count(n) > 1 or not n)
-            raise UserError(f"expected a name of its own for each column, found {odd!r}", where=f"{file}, line 1",
-                            hint="name the columns")
+            raise UserError(f"a column has no name, or that of another column: {odd!r}", where=f"{file}, line 1",
+                            hint="give each column its own name")
         for row, line in zip(cells, lines, strict=True):
             if len(row) != len(header):
-                raise UserError(f"expected {len(header)} values, as there are names, found {len(row)}",
-                                where=f"{file}, line {line}", hint=_COPY)
+                raise damaged(f"there are {len(row)} values for {len(header)} names", f"{file}, line {line}")
         return header, cells
 
     def _values(self, e) -> dict[str, np.ndarray]:
@@ -352,7 +341,7 @@ class CsvFolderSource(FolderSource):
             shape = self.schema[name].shape
             image = video.decode_image(file.read_bytes(), shape[2], str(file))
             if image.shape != shape:
-                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=file, hint=_COPY)
+                raise damaged(f"the image has the shape {image.shape} instead of {shape}", file)
             yield row, image
 
     @cached_property
@@ -375,7 +364,7 @@ class _Table:
             match = re.fullmatch(r"(.+?)_(\d+)", key)
             stem, i = (match[1], int(match[2])) if match else (key, -1)
             if i in parts.setdefault(stem, {}) or (len(parts[stem]) and (i == -1 or -1 in parts[stem])):
-                raise UserError(f"expected one column {stem}, found {key} as well", where=f"{self.file}, line 1",
+                raise UserError(f"{key} is a second column {stem}", where=f"{self.file}, line 1",
                                 hint="rename one of them")
             parts[stem][i] = at
         columns, vectors = {}, set()
@@ -383,12 +372,12 @@ class _Table:
             numbers = sorted(places)
             if -1 not in places and numbers != list(range(len(numbers))):
                 gap = next(i for i in range(len(numbers) + 1) if i not in places)
-                raise UserError(f"expected {stem}_{gap}, found {format_list(f'{stem}_{i}' for i in numbers)}",
+                raise UserError(f"there is no {stem}_{gap}, only {format_list(f'{stem}_{i}' for i in numbers)}",
                                 where=f"{self.file}, line 1",
                                 hint="number the components of a vector from 0, without a gap")
             name = standard_name(stem)
             if name in columns:
-                raise UserError(f"expected one column {name}, found {stem} as well", where=f"{self.file}, line 1",
+                raise UserError(f"{stem} is a second column {name}", where=f"{self.file}, line 1",
                                 hint="rename one of them")
             columns[name] = [places[i] for i in numbers]
             if -1 not in places:
@@ -408,13 +397,12 @@ class _Table:
         if "text" in kinds and len(kinds - {"empty"}) == 1 or kinds == {"empty"}:
             return "text"
         if "text" in kinds or "empty" in kinds:
-            wanted = "number"
             line, p = next((i, p) for i, row in enumerate(self.cells) for p in self.columns[name]
                            if _kind(row[p]) in ("text", "empty"))
             if "text" in kinds and len(self.columns[name]) == 1 and "empty" not in kinds:
                 return "text"
-            raise UserError(f"expected a {wanted}, found {self.cells[line][p]!r}",
-                            where=f"{self.file}, row {line + 1}, {self.header[p]}", hint=_COPY)
+            raise damaged(f"this is not a number: {self.cells[line][p]!r}",
+                          f"{self.file}, row {line + 1}, {self.header[p]}")
         return max(kinds, key=["bool", "int", "float"].index)
 
     def values(self, name, dtype: str) -> np.ndarray:
@@ -433,8 +421,7 @@ class _Table:
             else:
                 out = np.array([[float(c) for c in row] for row in plain], np.float64).astype(dtype)
         except (ValueError, OverflowError) as error:
-            raise UserError(f"expected {dtype}, found something else ({error})", where=f"{self.file}, {name}",
-                            hint=_COPY) from None
+            raise damaged(f"a value is not {dtype} ({error})", f"{self.file}, {name}") from None
         return out
 
 
@@ -506,7 +493,7 @@ def write(data: Dataset, path: str | Path) -> None:
     cameras = [n for n in kept.columns if n.startswith("observation.images.") and features[n].kind == "image"]
     plain = [n for n in kept.columns if n not in cameras]
     if not plain:
-        raise UserError(f"expected numbers or text, found {format_list(features, 12)}", where=path,
+        raise UserError(f"there is no column of numbers or text, only {format_list(features, 12)}", where=path,
                         hint="a CSV folder needs at least one column of them: choose another format")
     with sidecar.new_folder(path, data, kept) as part:
         for e, episode in enumerate(data):

@@ -1,9 +1,9 @@
-"""What the formats kept in HDF5 files share: reading without surprises, and writing.
+"""Reading and writing HDF5 files, shared by the formats that are stored in them.
 
-A damaged file raises all sorts of errors in h5py, at any call; here they are UserErrors that name the file. Links to
-other files, virtual and external arrays are refused: what is read lies in the file that was named. Where a format
-demands an array that the data do not have, it is written with the attribute FILLED_ATTRIBUTE ("all", or "last" for the row after
-the last action), and is no column when it is read again here.
+h5py raises many kinds of errors on a damaged file. Here each becomes a `UserError` that names the file. Links to other
+files, virtual arrays and external arrays are refused. If a format needs an array that the data do not have, it is
+written with the attribute FILLED_ATTRIBUTE ("all", or "last" for the row after the last action) and is not read as a
+column again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from .. import cache
 from ..episode import Dataset
 from . import read_errors, sidecar
-from .key_map import DAMAGED, stored_feature
+from .key_map import stored_feature
+from .read_errors import damaged
 
 FILLED_ATTRIBUTE = "understudy_filled"
 COLUMNS_ATTRIBUTE = "understudy_columns"  # their order and kinds, in files that we wrote
@@ -45,8 +45,8 @@ def import_h5py():
 
 
 def hdf5_errors(where: object) -> AbstractContextManager[None]:
-    """What h5py raises on damage as a UserError that says where."""
-    return read_errors.as_user_error("an HDF5 file that can be read", where, DAMAGED, (
+    """Raises what h5py raises about damage as a `UserError` that names the file."""
+    return read_errors.as_user_error("the HDF5 file", where, (
         OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError))
 
 
@@ -151,11 +151,6 @@ class OpenFiles:
             self._path = path
 
 
-def file_digest(path: Path, *parts) -> str:
-    s = path.stat()
-    return cache.json_digest("hdf5", str(path.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, *parts)
-
-
 class ArrayInfo:
     """An array in a file, as h5py.Dataset has it: that takes ten times as long to make, and files have thousands."""
 
@@ -220,20 +215,17 @@ def _walk(h5py, group, prefix, where, depth):
         try:
             name = key.decode("utf-8")
         except UnicodeDecodeError:
-            raise UserError("expected a name in UTF-8, found other bytes", where=f"{where}/{prefix}{key}",
-                            hint=DAMAGED) from None
+            raise damaged("the name is not UTF-8", f"{where}/{prefix}{key}") from None
         at = f"{where}/{prefix}{name}"
         if (outside := group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL) or depth > _DEEP:
-            found = "a link to another file" if outside else "groups without end"
-            raise UserError(
-                f"expected arrays in this file, found {found}", where=at, hint="copy the array into the file"
-            )
+            found = "a link to another file, which is not followed" if outside else "nested without end"
+            raise UserError(f"this is {found}", where=at, hint="copy the array into the file")
         with hdf5_errors(at):
             node = h5py.h5o.open(group, key)
             if isinstance(node, h5py.h5d.DatasetID):
                 layout = node.get_create_plist() if node.get_offset() is None else None
                 if layout and (layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count()):
-                    raise UserError("expected arrays in this file, found one that lies in another", where=at,
+                    raise UserError("the array is stored in another file, which is not read", where=at,
                                     hint="copy the array into the file")
                 yield f"{prefix}{name}", ArrayInfo(node, layout)
         if isinstance(node, h5py.h5g.GroupID):
@@ -250,21 +242,21 @@ def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: A
         stated: (attribute, value) that must say the same, if the episode has it.
     """
     if key not in arrays or not arrays[key].shape:
-        raise UserError(f"expected an array {key}, found {', '.join(arrays) or 'nothing'}", where=where,
+        raise UserError(f"there is no array {key}; there are {', '.join(arrays) or 'no arrays'}", where=where,
                         hint="leave the episode out, or take the file from a copy")
     steps = arrays[key].shape[0]
     if stated is not None and (np.shape(stated[1]) != () or stated[1] != steps):
-        raise UserError(f"expected {stated[0]} to be {steps}, the rows of {key}, found {stated[1]}", where=where,
+        raise UserError(f"{stated[0]} is {stated[1]}, but {key} has {steps} rows", where=where,
                         hint="correct the attribute, or take the file from a copy")
     if not steps:
-        raise UserError("expected at least one step, found none", where=f"{where}, {key}", hint="remove the episode")
+        raise UserError("the episode has no steps", where=f"{where}, {key}", hint="remove the episode")
     return steps
 
 
 def check_rows(array: ArrayInfo, rows: int, what: str, where: str) -> None:
-    """Raises UserError if an array does not have so many rows. `what` says why it should."""
+    """Raises UserError if an array does not have `rows` rows. `what` says why it needs them: "as actions has"."""
     if array.shape[0] != rows:
-        raise UserError(f"expected {rows} rows {what}, found {array.shape[0]}", where=where, hint=DAMAGED)
+        raise damaged(f"it has {array.shape[0]} rows instead of {rows}, {what}", where)
 
 
 def warn_of_holes(arrays: Mapping[str, ArrayInfo], episode: str, warnings: list[str]) -> None:
@@ -285,15 +277,14 @@ def is_text(array) -> bool:
 def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
     """The feature of a column that is stored as this array (rows, *shape)."""
     if not array.shape:
-        raise UserError("expected an array with a row for each step, found a single value", where=where,
+        raise UserError("this is a single value, not an array with a row for each step", where=where,
                         hint="leave it out of the file, or write it for each step")
     if 0 in array.shape[1:]:
-        raise UserError(f"expected at least one component, found shape {array.shape}", where=where,
-                        hint="remove the array")
+        raise UserError(f"the shape {array.shape} has no components", where=where, hint="remove the array")
     if is_text(array):
         return Feature("string", tuple(array.shape[1:]), "string")
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise UserError(f"expected numbers or text, found {_unsupported_reason(array)}", where=where,
+        raise UserError(f"the array contains {_unsupported_reason(array)}", where=where,
                         hint="save the array again with numbers or text only")
     return stored_feature(name, array.shape[1:], array.dtype, flag)
 
@@ -333,7 +324,7 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
         try:
             texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.ravel()]
         except UnicodeDecodeError as error:
-            raise UserError(f"expected UTF-8 text, found other bytes ({error})", where=where, hint=DAMAGED) from None
+            raise damaged(f"the text is not UTF-8 ({error})", where) from None
         out = np.empty(len(texts), object)
         out[:] = texts
         return out.reshape(values.shape)
@@ -357,13 +348,13 @@ def to_json_value(value, where: str):
         return [to_json_value(v, where) for v in value]
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
-    raise UserError(f"expected a number or text, found {type(value).__name__}", where=where, hint=DAMAGED)
+    raise damaged(f"this is neither a number nor text but {type(value).__name__}", where)
 
 
 def decode_json_attribute(text, where: str):
     """An attribute that is JSON; what is none stays as it is."""
     if not isinstance(text, str):
-        raise UserError(f"expected JSON text, found {text!r}", where=where, hint="correct the attribute")
+        raise UserError(f"this is not JSON text: {text!r}", where=where, hint="correct the attribute")
     try:
         return json.loads(text)
     except ValueError:
@@ -403,10 +394,11 @@ def write_column(group, key: str, values, filled: str = "") -> None:
         array.attrs[FILLED_ATTRIBUTE] = filled
 
 
-def column_encodings(data: Dataset, column_of: Callable[[str, Feature], str], key_of: Callable[[str, Feature], str | None],
-           last: Callable[[str], bool] = lambda key: False,
-           flags: Iterable[str] = ()) -> tuple[dict[str, str], dict[str, sidecar.ColumnEncoding]]:
-    """The key of each column that the format holds, and its place.
+def column_encodings(
+    data: Dataset, column_of: Callable[[str, Feature], str], key_of: Callable[[str, Feature], str | None],
+    last: Callable[[str], bool] = lambda key: False, flags: Iterable[str] = (),
+) -> tuple[dict[str, str], dict[str, sidecar.ColumnEncoding]]:
+    """The key of each column that the format stores, and how it is stored.
 
     Args:
         data: What is to be written.

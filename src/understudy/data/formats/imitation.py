@@ -20,8 +20,9 @@ from .. import cache
 from ..episode import Dataset
 from ..sources import ChunkedSource, MemmapSource
 from . import arrow
-from .key_map import COPY, KeyMap, metadata, stored_feature
-from .npz_arrays import NpzArrays
+from .key_map import KeyMap, metadata, stored_feature
+from .npz_arrays import NpzArchiveSource, NpzArrays
+from .read_errors import damaged
 
 KEYS = KeyMap({"acts": "action", "rews": "next.reward"}, observation="obs")
 _ENDS = ("next.terminated", "next.truncated")
@@ -38,16 +39,16 @@ class _ImitationSource(MemmapSource):
 
     def _has(self, features: dict[str, Feature]):
         """The schema, of features by their keys, and of how each trajectory ended."""
-        self.schema, self._keys = KEYS.schema(features, self.path)
+        self.schema, self.keys = KEYS.schema(features, self.path)
         self.schema |= {name: Feature("bool", ()) for name in _ENDS}
-        self.row_counts = {name: self.lengths + (self._keys.get(name) == "obs") for name in self.schema}
+        self.row_counts = {name: self.lengths + (self.keys.get(name) == "obs") for name in self.schema}
         last = np.cumsum(self.lengths) - 1
         self._ends = {name: np.zeros(int(self.lengths.sum()), bool) for name in _ENDS}
         self._ends["next.terminated"][last[self.terminal]] = True
         self._ends["next.truncated"][last[~self.terminal]] = True
 
     def location(self, name, episode):
-        return f"{self.path}, {self._keys.get(name, 'terminal')}, trajectory {episode}"
+        return f"{self.path}, {self.keys.get(name, 'terminal')}, trajectory {episode}"
 
 
 class ArrowFolderSource(_ImitationSource, ChunkedSource):
@@ -61,25 +62,23 @@ class ArrowFolderSource(_ImitationSource, ChunkedSource):
             else []
         if not names or not all(isinstance(n, str) and Path(n).name == n for n in names) \
                 or len(set(names)) < len(names):
-            raise UserError(f"expected different names of files in this folder, found {str(entries)[:80]}",
-                            where=f"{path / 'state.json'}, _data_files", hint="take the folder from a copy")
+            raise damaged(f"these are not different names of files in this folder: {str(entries)[:80]}",
+                          f"{path / 'state.json'}, _data_files")
         self._files = [path / n for n in names]
         if gone := next((f for f in self._files if not f.is_file()), None):
-            raise UserError("expected a file, found none", where=gone, hint="take it from a copy")
-        self.key = cache.json_digest("imitation", *([str(f.resolve()), s.st_mtime_ns, s.st_ctime_ns, s.st_size]
-                                               for f in self._files for s in [f.stat()]))
+            raise damaged("the file is missing", gone)
+        self.key = cache.files_digest(self._files, "imitation")
         with self.open_files() as table:
             arrow.validate_table(table, path)
             lack = [k for k in ("obs", "acts", "terminal") if k not in table.column_names]
             if lack:
-                raise UserError(f"expected columns obs, acts and terminal, found {', '.join(table.column_names)}",
+                raise UserError(f"there is no column {lack[0]}; there are {', '.join(table.column_names)}",
                                 where=path, hint=_MISSING_COLUMNS)
             if not table.num_rows:
-                raise UserError("expected at least one trajectory, found none", where=path,
-                                hint="take the folder from a copy, or record anew")
+                raise damaged("there are no trajectories", path)
             for key in ("obs", "acts", "infos", "rews"):
                 if key in table.column_names and not pa.types.is_list(table.schema.field(key).type):
-                    raise UserError(f"expected a list for each trajectory, found {table.schema.field(key).type}",
+                    raise UserError(f"each trajectory must have a list, but has {table.schema.field(key).type}",
                                     where=f"{path}, {key}", hint=_MISSING_COLUMNS)
             self.terminal = arrow.to_numpy(table.column("terminal"), f"{path}, terminal").astype(bool)
             self.lengths = _counts(table, "acts", path)
@@ -99,11 +98,11 @@ class ArrowFolderSource(_ImitationSource, ChunkedSource):
             wrong = np.flatnonzero(_counts(table, key, self.path) != self.lengths + more)
             if len(wrong):
                 e = int(wrong[0])
-                raise UserError(f"expected {self.lengths[e] + more} rows for {self.lengths[e]} actions, found "
-                                f"{_counts(table, key, self.path)[e]}", where=f"{self.path}, {key}, trajectory {e}",
+                raise UserError(f"it has {_counts(table, key, self.path)[e]} rows instead of {self.lengths[e] + more}, "
+                                f"for {self.lengths[e]} actions", where=f"{self.path}, {key}, trajectory {e}",
                                 hint="leave the trajectory out, or take the folder from a copy")
         if (self.lengths < 1).any():
-            raise UserError("expected at least one action, found none",
+            raise UserError("the trajectory has no actions",
                             where=f"{self.path}, acts, trajectory {int(np.argmax(self.lengths < 1))}",
                             hint="leave the trajectory out")
 
@@ -123,7 +122,7 @@ class ArrowFolderSource(_ImitationSource, ChunkedSource):
             return self._ends[name][begin + first: begin + stop]
         where = self.location(name, episode)
         with arrow.arrow_errors(where):
-            return arrow.to_numpy(files.column(self._keys[name])[episode].values[first:stop], where)
+            return arrow.to_numpy(files.column(self.keys[name])[episode].values[first:stop], where)
 
 
 def _counts(table, key, path) -> np.ndarray:
@@ -131,12 +130,12 @@ def _counts(table, key, path) -> np.ndarray:
         counts = [c.value_lengths().to_numpy(zero_copy_only=False) for c in table.column(key).chunks]
         counts = np.concatenate(counts) if counts else np.zeros(0)
     if not np.isfinite(counts).all():
-        raise UserError("expected a list, found nothing", where=f"{path}, {key}, trajectory "
+        raise UserError("the list is missing", where=f"{path}, {key}, trajectory "
                         f"{int(np.argmin(np.isfinite(counts)))}", hint="leave the trajectory out")
     return counts.astype(np.int64)
 
 
-class NpzFileSource(_ImitationSource):
+class NpzFileSource(_ImitationSource, NpzArchiveSource):
     """An .npz file of the old form.
 
     It holds obs (steps + trajectories, ...), acts and rews (steps, ...), terminal (trajectories,), and indices: where
@@ -149,24 +148,21 @@ class NpzFileSource(_ImitationSource):
         self.key, have = cache.json_digest(self._file.key, "imitation"), self._file.headers
         for key in ("obs", "acts", "terminal", "indices"):
             if key not in have or not have[key][0] or np.dtype(have[key][1]).kind not in "biuf":
-                raise UserError(f"expected an array {key} of numbers, found {', '.join(have)}", where=path,
-                                hint=COPY)
+                raise damaged(f"there is no array {key} of numbers; there are {', '.join(have)}", path)
         steps, self.terminal = have["acts"][0][0], self._file.read_array("terminal").reshape(-1).astype(bool)
         indices = self._file.read_array("indices")
         if indices.ndim != 1 or indices.dtype.kind not in "iu" and len(indices) or len(indices) != len(
                 self.terminal) - 1:
-            raise UserError(f"expected {len(self.terminal) - 1} integers, one less than terminal has, found "
-                            f"{indices.dtype} {indices.shape}", where=f"{path}, indices", hint="take it from a copy")
+            raise damaged(f"it must be {len(self.terminal) - 1} integers, one less than terminal has, but is "
+                          f"{indices.dtype} {indices.shape}", f"{path}, indices")
         self.lengths = np.diff(np.concatenate([[0], indices.astype(np.int64), [steps]]))
         if (self.lengths < 1).any():
             e = int(np.argmax(self.lengths < 1))
-            raise UserError(f"expected places that grow up to {steps}, the rows of acts, found "
-                            f"{indices.tolist()[:e + 1][-3:]}",
-                            where=f"{path}, indices[{min(e, len(indices) - 1)}]", hint=COPY)
+            raise damaged(f"the indices must increase up to {steps}, the rows of acts: "
+                          f"{indices.tolist()[:e + 1][-3:]}", f"{path}, indices[{min(e, len(indices) - 1)}]")
         for key, rows in (("obs", steps + len(self.lengths)), ("rews", steps)):
             if key in have and have[key][0][:1] != (rows,):
-                raise UserError(f"expected {rows} rows, found {have[key][0][:1]}", where=f"{path}, {key}",
-                                hint=COPY)
+                raise damaged(f"the shape {have[key][0]} does not have {rows} rows", f"{path}, {key}")
         self._has({k: stored_feature(KEYS.column(k), have[k][0][1:], np.dtype(have[k][1]))
                    for k in ("obs", "acts", "rews") if k in have})
         others = [k for k in have if k not in ("obs", "acts", "rews", "terminal", "indices")]
@@ -175,16 +171,7 @@ class NpzFileSource(_ImitationSource):
             warnings.append("infos: a pickle, which could run any code, is left out")
         self.metadata = metadata("imitation", path, warnings, "npz")
 
-    @property
-    def numeric_columns(self):
-        """All columns: an archive cannot be read from its middle."""
-        return [name for name, f in self.schema.items() if f.kind != "string"]
-
     def iter_chunks(self):
         for name in self.numeric_columns:
-            pieces = [(0, self._ends[name])] if name in _ENDS else self._file.iter_rows(self._keys[name])
+            pieces = [(0, self._ends[name])] if name in _ENDS else self._file.iter_rows(self.keys[name])
             yield from ((name, row, values) for row, values in pieces)
-
-    def read_text(self, name, episode):
-        first = int(self._first[name][episode])
-        return self._file.read_array(self._keys[name])[first: first + int(self.row_counts[name][episode])]

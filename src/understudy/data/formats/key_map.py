@@ -1,4 +1,4 @@
-"""What the array formats share: which array is which column, what all episodes have in common, and metadata."""
+"""Shared by the array formats: the column of each array, the arrays that all episodes have, and metadata."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import numpy as np
 
 from ...core import Feature, UserError
 from .. import video
+from .read_errors import damaged
 
-COPY = "take the file from a copy"
-DAMAGED = "the file is cut short or damaged: take it from a copy"
 Found = TypeVar("Found")
 
 
@@ -26,8 +25,8 @@ class KeyMap:
     Args:
         columns: Arrays that have a column of their own, as {key: column}.
         observation: The array that is the only observation: ``observation.state``, or an image.
-        group: What the keys of observations begin with, such as ``"obs/"``.
-        images: What the rest of the key of a camera begins with, such as ``"images/"``.
+        group: Prefix of the keys of observations, such as ``"obs/"``.
+        images: Prefix of a camera within the group, such as ``"images/"``.
         separator: What separates the parts of a key, which a dot separates in a column.
 
     Example:
@@ -87,7 +86,7 @@ class KeyMap:
 def add_column(keys: dict[str, str], column: str, key: str, path: object) -> None:
     """Enters the key of a column. Raises UserError if the column has one already."""
     if column in keys:
-        raise UserError(f"expected one array for {column}, found {keys[column]} and {key}", where=f"{path}, {key}",
+        raise UserError(f"{keys[column]} and {key} are both the column {column}", where=f"{path}, {key}",
                         hint="remove one of them")
     keys[column] = key
 
@@ -105,19 +104,19 @@ def common_arrays(found: Sequence[Mapping[str, Found]], alike: Callable[[Found],
         left_out: Called with an optional array and an episode that lacks it.
     """
     out: dict[str, Found] = {}
+    hint = "leave the episode out, or remove the array from all episodes"
     for key in dict.fromkeys(k for arrays in found for k in arrays):
         without = next((e for e, arrays in enumerate(found) if key not in arrays), None)
         if without is not None and optional(key):
             left_out(key, without)
             continue
         if without is not None:
-            raise UserError(f"expected {key} as in other episodes, found none", where=where(without, key),
-                            hint="leave the episode out, or the array out of all")
+            raise UserError(f"{key} is missing, but other episodes have it", where=where(without, key), hint=hint)
         first = alike(found[0][key])
         odd = next((e for e, arrays in enumerate(found) if alike(arrays[key]) != first), None)
         if odd is not None:
-            raise UserError(f"expected {shown(first)} as in the first episode, found {shown(alike(found[odd][key]))}",
-                            where=where(odd, key), hint="leave the episode out, or the array out of all")
+            raise UserError(f"it is {shown(alike(found[odd][key]))}, but {shown(first)} in the first episode",
+                            where=where(odd, key), hint=hint)
         out[key] = found[0][key]
     return out
 
@@ -140,22 +139,23 @@ def checked_rate(fps: Any, where: str) -> float:
     if isinstance(fps, np.generic):
         fps = fps.item()
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
-        raise UserError(f"expected a number above 0, of steps a second, found {fps}", where=where,
+        raise UserError(f"the steps per second must be a number above 0, not {fps}", where=where,
                         hint="correct it, or leave it out")
     return float(fps)
 
 
-def lengths_from_ends(ends: np.ndarray, where: str, do: str) -> np.ndarray:
+def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
     """Steps of each episode, (E,) int64, from their exclusive ends."""
     if ends.ndim != 1 or ends.dtype.kind not in "iu":
-        raise UserError(f"expected integers of shape (episodes,), found {ends.dtype} {ends.shape}", where=where, hint=do)
+        raise UserError(f"it must be integers of shape (episodes,), but is {ends.dtype} {ends.shape}",
+                        where=where, hint=hint)
     if not len(ends):
-        raise UserError("expected at least one episode, found none", where=where, hint=do)
+        raise UserError("there are no episodes", where=where, hint=hint)
     lengths = np.diff(ends.astype(np.int64), prepend=0)
     if (lengths < 1).any():
         e = int(np.argmax(lengths < 1))
-        raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
-                        where=f"{where}[{e}]", hint=do)
+        raise UserError(f"the ends must increase, but {ends[e]} follows {ends[e - 1] if e else 0}",
+                        where=f"{where}[{e}]", hint=hint)
     return lengths
 
 
@@ -172,8 +172,8 @@ def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: s
               for row, v in enumerate(encoded, first)]
     odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
     if odd is not None:
-        raise UserError(f"expected images of {images[0].shape}, found {images[odd].shape}",
-                        where=f"{where}, row {first + odd}", hint=DAMAGED)
+        raise damaged(f"the image has the shape {images[odd].shape}, but others have {images[0].shape}",
+                      f"{where}, row {first + odd}")
     return np.stack(images)
 
 

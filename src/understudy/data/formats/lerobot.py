@@ -11,6 +11,7 @@ from ...core import UserError
 from ..episode import Dataset
 from . import interrupted_recording
 from .lerobot_write import append, capability, create, write
+from .read_errors import first_line
 
 __all__ = ["append", "capability", "create", "open_lerobot", "write"]
 
@@ -25,7 +26,6 @@ def open_lerobot(path: Path) -> Dataset:
     except UserError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # JSON that says anything
-        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError("expected metadata as lerobot writes them, found a value or a key that makes no sense there "
-                        f"({type(error).__name__}: {said})", where=Path(path) / "meta",
+        raise UserError("the metadata have a key or a value that LeRobot does not write "
+                        f"({type(error).__name__}: {first_line(error)})", where=Path(path) / "meta",
                         hint="correct meta/info.json, or take it from a copy") from error

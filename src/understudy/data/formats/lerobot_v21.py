@@ -43,7 +43,7 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
     """A new folder, there whole or not at all, which lerobot 0.1 to 0.3 opens unchanged; otherwise as the writing of
     v3.0 (lerobot_write.write)."""
     if images not in ("video", "av1", "h264", "png"):
-        raise UserError(f"expected images to be video, av1, h264 or png, found {images!r}", hint="choose one of them")
+        raise UserError(f"images must be video, av1, h264 or png, not {images!r}", hint="choose one of them")
     own, kept = split_for_lerobot(dataset)
     with sidecar.new_folder(path, dataset, kept) as part:
         plan = _plan(own.features(), dataset.fps, dataset.metadata.get("robot_type"), images)

@@ -56,7 +56,7 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
     episode and the column.
     """
     if images not in ("video", "png", *_CODECS.values()):
-        raise UserError(f"expected images to be video, {', '.join(_CODECS.values())} or png, found {images!r}",
+        raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
                         hint="choose one of them")
     fps = dataset.fps if fps is None else fps
     robot = dataset.metadata.get("robot_type") if robot_type is None else robot_type
@@ -188,19 +188,19 @@ class _StoragePlan:
 def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: str) -> _StoragePlan:
     rate = _SAFE_FPS if fps is None else fps
     if not rate > 0:
-        raise UserError(f"expected fps above 0, found {rate}", hint="give fps, the steps a second")
+        raise UserError(f"fps must be above 0, but is {rate}", hint="give fps, the steps per second")
     rate = int(rate) if float(rate).is_integer() else float(rate)
     features, codec = {}, ""
     columns = {n: f for n, f in schema.items() if n not in INDEX_COLUMNS[1:]}
     for name, f in columns.items():
         if "/" in name:
-            raise UserError("expected a column name without '/'", where=f"column {name!r}", hint="rename the column")
+            raise UserError("LeRobot needs names without '/'", where=f"column {name!r}", hint="rename the column")
         if name in ("task", INDEX_COLUMNS[0]):
             continue
         if f.kind == "image" and f.shape[2] in (1, 3, 4):
             able = [c for c, name in _CODECS.items() if images in ("video", name) and video.can_encode(c, f.shape)]
             if images in _CODECS.values() and not able:
-                raise UserError(f"expected frames that can be written as {images} here, found {f.shape}",
+                raise UserError(f"frames of the shape {f.shape} cannot be written as {images} here",
                                 where=f"column {name!r}", hint="write them as png")
             features[name] = {"dtype": "video" if able else "image", "shape": list(f.shape),
                               "names": ["height", "width", "channels"]}
@@ -214,7 +214,7 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
             features[name] = {"dtype": "string", "shape": [1], "names": None}
         else:
             if len(f.shape) > 5 or 0 in f.shape or np.dtype(f.dtype).kind not in "biuf":
-                raise UserError(f"expected numbers of 1 to 5 dimensions, found {f.dtype} {f.shape}",
+                raise UserError(f"LeRobot stores numbers of 1 to 5 dimensions, not {f.dtype} {f.shape}",
                                 where=f"column {name!r}", hint="leave the column out, or split it")
             features[name] = {"dtype": f.dtype, "shape": list(f.shape) or [1],
                               "names": list(f.names) if f.names else None}
@@ -243,7 +243,7 @@ def _concatenate(pieces: list[np.ndarray]) -> np.ndarray:
 
 
 def _unordered(where: str) -> UserError:
-    return UserError("expected at least one step, and timestamps that start at 0 and grow", where=where,
+    return UserError("there must be at least one step, and timestamps that increase from 0", where=where,
                      hint="leave the column timestamp out to have it made from fps")
 
 
@@ -294,8 +294,8 @@ class _LeRobotWriter:
     def open(root: Path) -> _LeRobotWriter:
         info = read_info(root)
         if info["codebase_version"] != "v3.0":
-            raise UserError(f"expected a LeRobot v3.0 data set to add to, found {info['codebase_version']}", where=root,
-                            hint="write it anew first: lerobot.write(open_dataset(OLD), NEW)")
+            raise UserError(f"episodes can be added to LeRobot v3.0, not to {info['codebase_version']}", where=root,
+                            hint="write it again first: lerobot.write(open_dataset(OLD), NEW)")
         source = LeRobotSource(root)
         tables = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
         codec = next((c for f in info["features"].values() if f["dtype"] == "video" for c, n in _CODECS.items()
@@ -397,7 +397,7 @@ class _LeRobotWriter:
         if have != self._usual:
             for name in dict.fromkeys([*self.plan.columns, *have]):
                 if (name in have) != (name in self.plan.columns) and name not in ("task", "timestamp"):
-                    raise UserError(f"expected the columns {', '.join(self.plan.columns)}, found {', '.join(have)}",
+                    raise UserError(f"the columns are {', '.join(have)} instead of {', '.join(self.plan.columns)}",
                                     where=f"{where}, column {name!r}", hint="give all episodes the same columns")
             self._usual = have
         columns = {}
@@ -408,11 +408,11 @@ class _LeRobotWriter:
             if (column.dtype, column.shape[1:]) != (self._dtypes.get(name), feature.shape):
                 found = Feature.from_array(column)
                 if (found.dtype, found.shape) != (feature.dtype, feature.shape):
-                    raise UserError(f"expected {feature.dtype} {feature.shape} a step, found {found.dtype} "
-                                    f"{found.shape}", where=f"{where}, column {name!r}",
+                    raise UserError(f"a step is {found.dtype} {found.shape} instead of {feature.dtype} "
+                                    f"{feature.shape}", where=f"{where}, column {name!r}",
                                     hint="give all episodes the same columns")
             if len(column) not in (length, length + 1):
-                raise UserError(f"expected {length} rows, or one more, found {len(column)}",
+                raise UserError(f"there are {len(column)} rows instead of {length}, or one more",
                                 where=f"{where}, column {name!r}", hint="give each step its row")
             columns[name] = column
         held = _LoadedEpisode(length, columns, dict(episode.metadata), where)
@@ -486,8 +486,8 @@ class _LeRobotWriter:
         if self._table_columns is not None:
             missing = [n for n in self._table_columns if n not in table.column_names]
             if missing:
-                raise UserError(f"expected to write a column {missing[0]!r} as the other episode tables have",
-                                where=self.root / "meta/episodes", hint="write the data set anew, then append")
+                raise UserError(f"the other episode tables have a column {missing[0]!r}, which cannot be computed",
+                                where=self.root / "meta/episodes", hint="write the data set again, then append")
             table = table.select(self._table_columns)
         pq.write_table(table, self._part("episodes"), use_dictionary=["tasks"])
 

@@ -28,7 +28,8 @@ from ..episode import Dataset
 from ..sources import ChunkedSource
 from . import arrow, hdf5, sidecar
 from .column_names import sort_numbered
-from .key_map import DAMAGED, KeyMap, common_arrays, decoded_images, metadata, stored_feature
+from .key_map import KeyMap, common_arrays, decoded_images, metadata, stored_feature
+from .read_errors import damaged
 from .sidecar import FormatCapability
 
 _FLAGS = ("next.terminated", "next.truncated")
@@ -57,13 +58,13 @@ def open_minari(path: Path) -> Dataset:
     data = path / "data" if (path / "data").is_dir() else path
     about = read_json(data / "metadata.json") if (data / "metadata.json").exists() else {}
     if not isinstance(about, dict):
-        raise UserError(f"expected an object, found {str(about)[:40]}", where=data / "metadata.json", hint=DAMAGED)
+        raise damaged(f"this is not a JSON object: {str(about)[:40]}", data / "metadata.json")
     kind = about.get("data_format", "hdf5")
     if kind == "hdf5":
         return Dataset(Hdf5Source(data, about, data / "main_data.hdf5"))
     if kind in ("arrow", "parquet"):
         return Dataset(TablesSource(data, about, kind))
-    raise UserError(f"expected data_format hdf5, arrow or parquet, found {kind!r}", where=data / "metadata.json",
+    raise UserError(f"data_format {kind!r} is not read, only hdf5, arrow and parquet", where=data / "metadata.json",
                     hint="update understudy, or correct the file")
 
 
@@ -76,10 +77,10 @@ class _MinariSource(ChunkedSource):
         text = self.dataset_metadata.get(key)
         if text is None:
             return None
-        space = hdf5.decode_json_attribute(text, f"{self.path / 'metadata.json'}, {key}") if isinstance(text, str) else text
+        where = f"{self.path / 'metadata.json'}, {key}"
+        space = hdf5.decode_json_attribute(text, where) if isinstance(text, str) else text
         if not isinstance(space, dict) or "type" not in space:
-            raise UserError(f"expected a space, found {str(text)[:60]!r}", hint=DAMAGED,
-                            where=f"{self.path / 'metadata.json'}, {key}")
+            raise damaged(f"this is not a space: {str(text)[:60]!r}", where)
         return space
 
     def leaf_space(self, key: str) -> dict | None:
@@ -125,15 +126,15 @@ class _MinariSource(ChunkedSource):
             wrong = np.flatnonzero((more != 0) & ((more != 1) | (not key.startswith(("observations", "infos/")))))
             if len(wrong):
                 e = int(wrong[0])
-                raise UserError(f"expected {lengths[e]} rows, one a step, found {self.row_counts[name][e]}",
-                                where=f"{where(e)}, {key}", hint=DAMAGED)
+                raise damaged(f"it has {self.row_counts[name][e]} rows instead of {lengths[e]}, one a step",
+                              f"{where(e)}, {key}")
         for what, number in (("total_episodes", len(self.lengths)), ("total_steps", int(self.lengths.sum()))):
             if what in self.dataset_metadata and self.dataset_metadata[what] != number:
                 self.warnings.append(f"metadata, {what}: {self.dataset_metadata[what]}, but there are {number}")
         said = {k: v for k, v in self.dataset_metadata.items() if k not in _COUNTED | {"fps", "robot_type"}}
         self._declared_metadata = {"minari": said} if said and hdf5.FILLED_ATTRIBUTE not in said else {}
-        self.metadata = metadata("minari", self.path, self.warnings, str(self.dataset_metadata.get("minari_version", "")),
-                              self.dataset_metadata.get("fps"), self.dataset_metadata.get("robot_type"))
+        version, fps, robot_type = map(self.dataset_metadata.get, ("minari_version", "fps", "robot_type"))
+        self.metadata = metadata("minari", self.path, self.warnings, str(version or ""), fps, robot_type)
 
     def _num_classes(self, key, f) -> tuple[int, ...] | None:
         space = self.leaf_space(key) or {}
@@ -181,19 +182,17 @@ class Hdf5Source(_MinariSource):
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
         self.file, self._sizes = file, {}  # of encoded images: that of the first
         if not file.is_file():
-            raise UserError("expected a file, found none", where=file, hint="take it from a copy")
+            raise damaged("the file is missing", file)
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(file):
             top = files[file]
             old = hdf5.read_attributes(top, str(file))  # before 0.5.0 there is no metadata.json
             super().__init__(folder if about else file, {**old, **about})
-            self.key = hdf5.file_digest(
-                file, self.dataset_metadata.get("observation_space"), self.dataset_metadata.get("action_space")
-            )
+            spaces = [self.dataset_metadata.get(key) for key in ("observation_space", "action_space")]
+            self.key = cache.files_digest([file], "minari", spaces)
             self.episodes = sort_numbered(list(top), "episode_")
             self.ids = [int(n[8:]) for n in self.episodes]
             if not self.episodes:
-                raise UserError("expected groups episode_0, episode_1, ..., found none", where=file,
-                                hint="the data set holds no episode")
+                raise damaged("there are no groups episode_0, episode_1, ...", file)
             lengths, found, self._lies, self._own = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
             self._set_schema(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
             self.schema = hdf5.restore_column_order(self.schema, top)
@@ -232,7 +231,7 @@ class Hdf5Source(_MinariSource):
         if key in self._sizes:
             return self._sizes[key]
         if not array.shape or not array.shape[0]:
-            raise UserError("expected images, found none", where=f"{where}, {key}", hint=DAMAGED)
+            raise damaged("there are no images", f"{where}, {key}")
         f = Feature("uint8", self.decode_images([array[0]], key, 0, f"{where}, {key}").shape[1:], "image")
         return self._sizes.setdefault(key, f)
 
@@ -262,24 +261,20 @@ class TablesSource(_MinariSource):
         self.kind = kind
         self.ids = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
         if not self.ids:
-            raise UserError(
-                "expected folders 0, 1, ..., found none", where=folder, hint="the data set holds no episode"
-            )
+            raise damaged("there are no folders 0, 1, ...", folder)
         self._own = [read_json(self._folder(e) / "metadata.json") for e in range(len(self.ids))]
         files = [self.episode_folder(e) for e in range(len(self.ids))]
-        self.key = cache.json_digest("minari", *([str(f.resolve()), s.st_mtime_ns, s.st_ctime_ns, s.st_size]
-                                            for f in files for s in [f.stat()]))
+        self.key = cache.files_digest(files, "minari")
         lengths, found = [], []
         for e, own in enumerate(self._own):
             steps = own.get("total_steps") if isinstance(own, dict) else None
             if type(steps) is not int or not 0 < steps < 2**53:
-                raise UserError(f"expected total_steps, a number above 0, found {steps!r}",
-                                where=self._folder(e) / "metadata.json", hint=DAMAGED)
+                raise damaged(f"total_steps must be a number above 0, not {steps!r}", self._folder(e) / "metadata.json")
             lengths.append(steps)
         types = self._shapes = self._types(0)
         for e, steps in enumerate(lengths):
             if e and self._types(e) != types:
-                raise UserError("expected the columns of the first episode, found others", where=files[e], hint=DAMAGED)
+                raise damaged("the columns are not those of the first episode", files[e])
             padded = ("actions", *_OUTCOMES)
             found.append({key: steps + (key.split("/")[0] not in padded) for key in types})
         with self.open_files() as tables:
@@ -293,7 +288,7 @@ class TablesSource(_MinariSource):
     def episode_folder(self, e) -> Path:
         file = self._folder(e) / f"part-0.{self.kind}"
         if not file.is_file():
-            raise UserError("expected a file, found none", where=file, hint="take it from a copy")
+            raise damaged("the file is missing", file)
         return file
 
     def _types(self, e) -> dict[str, tuple[pa.DataType, tuple[int, ...] | None]]:
@@ -308,7 +303,7 @@ class TablesSource(_MinariSource):
             found = dict(leaf for field in schema for leaf in _leaves(field, ""))
         for key in ("observations", "actions", *_OUTCOMES):
             if not any(k.split("/")[0] == key for k in found):
-                raise UserError(f"expected a column {key}, found {', '.join(found)}", where=file, hint=DAMAGED)
+                raise damaged(f"there is no column {key}; there are {', '.join(found)}", file)
         return found
 
     def _feature(self, tables, key) -> Feature:
@@ -352,8 +347,7 @@ class TablesSource(_MinariSource):
         table = pq.read_table(file) if self.kind == "parquet" else pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         steps = self._own[episode]["total_steps"]
         if table.num_rows != steps + 1:
-            raise UserError(f"expected {steps + 1} rows for {steps} steps, found {table.num_rows}", where=file,
-                            hint=DAMAGED)
+            raise damaged(f"it has {table.num_rows} rows instead of {steps + 1}, for {steps} steps", file)
         return arrow.validate_table(table, file)
 
     def read_rows(self, files, name, episode, first, stop):
@@ -433,7 +427,7 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
             and f.kind != "string"]
     acts = ["action"] if "action" in acts else acts
     if not seen or not acts:
-        raise UserError(f"expected an action and an observation, found {', '.join(features)}", where="minari",
+        raise UserError(f"Minari needs an action and an observation; there are {', '.join(features)}", where="minari",
                         hint="choose another format, or name the columns action and observation.state")
 
     def key(name, f):

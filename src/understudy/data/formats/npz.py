@@ -1,10 +1,10 @@
 """Demonstrations in one .npz file: arrays over all steps of all episodes, end to end.
 
-observations (N, ...), actions (N, ...), episode_ends (E,): exclusive, in steps. Where known: rewards, terminals,
-timeouts, next_observations, and fps, one number. `observations` may hold one row more per episode (what was seen
-last), and so may any array. Arrays with one row an episode are facts of the episodes; others of N rows are columns.
-Arrays are streamed from the file into the cache, so that a file larger than memory can be read; pickled objects are
-refused.
+It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps. Optional are rewards,
+terminals, timeouts, next_observations, and fps, one number. Any array may have one row more per episode: for
+observations, the one after the last action. Arrays with one row per episode are metadata of the episodes. Other arrays
+of N rows are columns. Arrays are streamed from the file into the cache, so a file may be larger than memory. Pickled
+objects are refused.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import numpy as np
 from ...core import Feature, UserError, role
 from .. import cache
 from ..episode import Dataset, episode_starts
-from ..sources import MemmapSource
 from . import sidecar
 from .column_names import FLAG_COLUMNS, are_flags
 from .key_map import KeyMap, add_column, checked_rate, lengths_from_ends, metadata
-from .npz_arrays import NpzArrays, write_npz
+from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
@@ -39,7 +38,7 @@ _AT_ONCE = 1 << 20  # bytes of each array that are decompressed at once
 _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
 
 
-class NpzSource(MemmapSource):
+class NpzSource(NpzArchiveSource):
     """One file.
 
     Args:
@@ -52,9 +51,10 @@ class NpzSource(MemmapSource):
         self.path, self._file = path, NpzArrays(path)
         self.key = self._file.key
         if "episode_ends" not in self._file.headers:
-            raise UserError(f"expected an array episode_ends, found {', '.join(self._file.headers)}", where=path,
+            raise UserError(f"there is no array episode_ends; there are {', '.join(self._file.headers)}", where=path,
                             hint=rename_hint(self._file.headers) or EPISODE_ENDS_HINT)
-        self.lengths = lengths_from_ends(self._file.read_array("episode_ends"), f"{path}, episode_ends", EPISODE_ENDS_HINT)
+        ends = self._file.read_array("episode_ends")
+        self.lengths = lengths_from_ends(ends, f"{path}, episode_ends", EPISODE_ENDS_HINT)
         self._check_names()
         self._check_last(int(self.lengths.sum()))
         self._assign_arrays()
@@ -63,15 +63,12 @@ class NpzSource(MemmapSource):
     def _check_names(self):
         for name, key in (("observation", "observations"), ("action", "actions")):
             if not any(KEYS.column(k).split(".")[0] == name for k in self._file.headers):
-                raise UserError(
-                    f"expected an array {key}, found {', '.join(self._file.headers)}",
-                    where=self.path,
-                    hint=rename_hint(self._file.headers)
-                    or "add the array, or name one like the column it is (observation.force, action)",
-                )
+                hint = "add the array, or name one like the column it is (observation.force, action)"
+                raise UserError(f"there is no array {key}; there are {', '.join(self._file.headers)}",
+                                where=self.path, hint=rename_hint(self._file.headers) or hint)
 
     def _check_last(self, end: int):
-        """Where no observations or actions fit the ends, it is the ends that are wrong."""
+        """If no observations or actions fit the ends, the ends are wrong."""
         rows = {key: shape[0] for key, (shape, _) in self._file.headers.items()
                 if shape and KEYS.column(key).split(".")[0] in ("observation", "action")}
         longer = end + len(self.lengths)
@@ -79,7 +76,7 @@ class NpzSource(MemmapSource):
             return
         key = next((k for k in rows if KEYS.column(k).startswith("action")), "")
         steps = rows.get(key, 0)
-        raise UserError(f"expected the last end to be the number of steps, {steps} (rows of {key}), found {end}",
+        raise UserError(f"the last end is {end}, but there are {steps} steps (rows of {key})",
                         where=f"{self.path}, episode_ends[{len(self.lengths) - 1}]", hint=EPISODE_ENDS_HINT + (
                             "; add 1 to each if these are the last steps themselves" if end == steps - 1 else ""))
 
@@ -88,25 +85,25 @@ class NpzSource(MemmapSource):
             return None
         where, shape = f"{self.path}, fps", self._file.headers["fps"][0]
         if shape not in ((), (1,)):
-            raise UserError(f"expected one number, of steps a second, found shape {shape}", where=where,
+            raise UserError(f"it must be one number, the steps per second, but has the shape {shape}", where=where,
                             hint="save one, such as fps=10; rates that differ need a file each")
         return checked_rate(self._file.read_array("fps")[0], where)
 
     def _doubts(self):
-        """What is kept as it is called, and may have been meant otherwise."""
+        """Warnings about arrays that are read under their own name but may be meant to have another role."""
         for name, f in self.schema.items():
             if f.kind == "discrete" and role(name) == "action":
-                yield (f"{self._from[name]}: {f.dtype} is read as choices, numbered from 0; save it as float32 if it "
+                yield (f"{self.keys[name]}: {f.dtype} is read as choices, numbered from 0; save it as float32 if it "
                        "holds numbers")
-        for key in (*self._from.values(), *self._per_episode):
+        for key in (*self.keys.values(), *self._per_episode):
             if _OTHERS.get(key) in (*KEYS.columns, "next_observations") and _OTHERS[key] not in self._file.headers:
                 yield f"{key} is kept under that name; save it as {_OTHERS[key]} if that is what it is"
 
     def _assign_arrays(self):
-        """What each array is, by its number of rows: a column, a column with a last row, or facts."""
+        """Assigns each array by its number of rows: a column, a column with a last row, or metadata."""
         steps, episodes = int(self.lengths.sum()), len(self.lengths)
         self.schema: dict[str, Feature] = {}
-        self._from: dict[str, str] = {}  # column -> key of the file
+        self.keys = {}
         self.row_counts: dict[str, np.ndarray] = {}
         longer = self.lengths + 1
         self._per_episode: list[str] = []
@@ -115,19 +112,19 @@ class NpzSource(MemmapSource):
                 continue
             rows = shape[0] if shape else None
             if 0 in shape[1:]:
-                raise UserError(f"expected at least one component, found shape {shape}", where=f"{self.path}, {key}",
+                raise UserError(f"the shape {shape} has no components", where=f"{self.path}, {key}",
                                 hint="leave the array out")
             if rows in (steps, steps + episodes):
                 name = KEYS.column(key)
-                add_column(self._from, name, key, self.path)
+                add_column(self.keys, name, key, self.path)
                 self.row_counts[name] = self.lengths if rows == steps else longer
                 self.schema[name] = _feature(name, shape[1:], dtype)
             elif rows == episodes:
                 self._per_episode.append(key)
             else:
-                found = "a single value" if rows is None else f"{rows} rows"
-                raise UserError(f"expected {steps} rows (steps), {steps + episodes} (steps and a last row an episode) "
-                                f"or {episodes} (episodes), found {found}", where=f"{self.path}, {key}",
+                found = "is a single value" if rows is None else f"has {rows} rows"
+                raise UserError(f"it {found} instead of {steps} rows (steps), {steps + episodes} (steps and a last row "
+                                f"for each episode) or {episodes} (episodes)", where=f"{self.path}, {key}",
                                 hint="correct episode_ends or the array, or leave the array out")
         self._spread = ""  # the column whose last rows are those of next_observations
         if "next_observations" in self._file.headers:
@@ -138,24 +135,14 @@ class NpzSource(MemmapSource):
     def _check_following(self, steps):
         shape, _ = self._file.headers["next_observations"]
         if "observation.state" not in self.schema:
-            raise UserError("expected observations beside next_observations, found none",
+            raise UserError("there are next_observations, but no observations",
                             where=f"{self.path}, next_observations", hint=_FOLLOWING)
-        if shape != (steps, *self.schema["observation.state"].shape):
-            raise UserError(f"expected the shape {(steps, *self.schema['observation.state'].shape)} of observations, "
-                            f"found {shape}", where=f"{self.path}, next_observations", hint=_FOLLOWING)
+        if shape != (wanted := (steps, *self.schema["observation.state"].shape)):
+            raise UserError(f"the shape is {shape}, but observations has {wanted}",
+                            where=f"{self.path}, next_observations", hint=_FOLLOWING)
 
     def where(self, name, row):
-        return f"{self.path}, {self._from[name]}[{row}]"
-
-    @property
-    def numeric_columns(self):
-        """All columns: an archive cannot be read from its middle."""
-        return list(self.schema)
-
-    @cached_property
-    def _layout(self):
-        return {name: (shape, self._file.headers[self._from[name]][1] if dtype == "string" else dtype)
-                for name, (shape, dtype) in super()._layout.items()}
+        return f"{self.path}, {self.keys[name]}[{row}]"
 
     @cached_property
     def _episode_metadata(self) -> dict[str, list]:
@@ -168,7 +155,7 @@ class NpzSource(MemmapSource):
         return {key: values[episode] for key, values in self._episode_metadata.items()}
 
     def iter_chunks(self):
-        for name, key in self._from.items():
+        for name, key in self.keys.items():
             for row, values in self._file.iter_rows(key):
                 spread = name == self._spread
                 yield name, self._moved(np.arange(row, row + len(values))) if spread else row, values
@@ -189,7 +176,7 @@ class NpzSource(MemmapSource):
             yield dict(zip(self.schema, columns, strict=True))
 
     def _read(self, name) -> Iterator[np.ndarray]:
-        for row, values in self._file.iter_rows(self._from[name], _AT_ONCE):
+        for row, values in self._file.iter_rows(self.keys[name], _AT_ONCE):
             yield self.cast_to_schema(values, name, len(values), row)
 
     def _moved(self, step: np.ndarray) -> np.ndarray:
@@ -209,8 +196,8 @@ class NpzSource(MemmapSource):
                 at = np.argwhere(~same)[0]
                 step = row + int(at[0])
                 e = int(np.searchsorted(np.cumsum(self.lengths), step, side="right"))
-                raise UserError(f"expected the next row of observations, {out[to][tuple(at)]}, found "
-                                f"{values[tuple(at)]}", where=f"{self.path}, next_observations, episode {e}, step "
+                raise UserError(f"it is {values[tuple(at)]}, but the next row of observations is "
+                                f"{out[to][tuple(at)]}", where=f"{self.path}, next_observations, episode {e}, step "
                                 f"{step - int(episode_starts(self.lengths)[e])}, component {tuple(map(int, at[1:]))}",
                                 hint="correct episode_ends, or leave next_observations out")
 
@@ -229,15 +216,15 @@ def _cut(pieces: Iterator[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]
 
 
 def _check_flags(values: np.ndarray, row: int, where: str):
-    """A success of 0.5 is none, and no failure either."""
+    """Raises UserError if a flag is neither 0 nor 1: 0.5 is neither a success nor a failure."""
     if not are_flags(values):
         at = np.argwhere(~((values == 0) | (values == 1)))[0]
-        raise UserError(f"expected 0 or 1, found {values[tuple(at)]}", where=f"{where}[{row + int(at[0])}]",
+        raise UserError(f"a flag must be 0 or 1, not {values[tuple(at)]}", where=f"{where}[{row + int(at[0])}]",
                         hint="correct it, or save it under another name if it is no flag")
 
 
 def rename_hint(keys: Iterable[str]) -> str:
-    """What to call arrays of other names, in words; "" where nothing is near."""
+    """A hint to rename arrays whose names are close to known ones; "" if there are none."""
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     near = {key: _OTHERS.get(key) or next(iter(difflib.get_close_matches(key, missing, 1, 0.8)), None)
@@ -247,7 +234,7 @@ def rename_hint(keys: Iterable[str]) -> str:
 
 
 def _feature(name: str, shape, dtype: str) -> Feature:
-    """Outcomes are one number a step, flags are bool, whatever they were stored as."""
+    """The feature of an array: outcomes are one number per step, and flags are bool, whatever the file has."""
     kind = np.dtype(bool if name in FLAG_COLUMNS[:2] else dtype)
     shape = () if name.startswith("next.") and tuple(shape) == (1,) else shape
     return Feature.from_array(np.empty((0, *shape), kind))
@@ -274,12 +261,13 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def is_storable_key(name: str) -> bool:
-    """Whether an array can be called that in a zip file."""
+    """Whether an array can have this name in a zip file."""
     return bool(name) and name.isprintable() and "\\" not in name and not name.startswith("/") and ".." not in name
 
 
 def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
-    """Those that all episodes have, of one kind each. With as many steps as episodes they would be read as columns."""
+    """Metadata that all episodes have, of one type each. If there are as many steps as episodes, there are none:
+    they would be read as columns."""
     if len(data) == data.steps:
         return {}
     out = {}
@@ -295,11 +283,11 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new .npz file, as `open_npz` reads it. Raises UserError where there is no action or nothing was observed."""
+    """Writes an .npz file, which `NpzSource` reads. Raises UserError if there are no actions or no observations."""
     path, kept = Path(path), capability(data)
     for wanted in ("observation", "action"):
         if not any(role(name) == wanted for name in kept.columns):
-            raise UserError(f"expected a column of {wanted}, found {', '.join(data.features())}", where=path,
+            raise UserError(f"there is no column of {wanted}; there are {', '.join(data.features())}", where=path,
                             hint="an .npz holds observations and actions: choose another format")
     lengths = data.lengths
     ends, fps = np.cumsum(lengths), None if data.fps is None else np.float64(data.fps)
@@ -314,12 +302,13 @@ def write(data: Dataset, path: str | Path) -> None:
         write_npz(part, arrays)
 
 
-def metadata_array(key: str, values: np.ndarray):
+def metadata_array(key: str, values: np.ndarray) -> ArrayChunks:
+    """An array in memory, as `write_npz` takes it."""
     return key, values.shape, values.dtype, lambda: [values]
 
 
-def column_array(data: Dataset, name: str, key: str, total: int, rows: np.ndarray):
-    """What arrays.write takes: `rows[e]` of each episode, the last one again where there is one row too few."""
+def column_array(data: Dataset, name: str, key: str, total: int, rows: np.ndarray) -> ArrayChunks:
+    """A column, as `write_npz` takes it: `rows[e]` rows of each episode. If one is missing, the last is repeated."""
     f = data.features()[name]
     dtype = np.dtype(f.dtype) if f.kind != "string" else np.dtype(
         f"U{max((len(str(v)) for e in data for v in np.ravel(e.steps[name])), default=1) or 1}")

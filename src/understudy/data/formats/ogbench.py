@@ -10,12 +10,12 @@ import numpy as np
 from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
-from ..sources import MemmapSource
 from . import sidecar
 from .column_names import FLAG_COLUMNS, are_flags, format_list
-from .key_map import COPY, KeyMap, add_column, metadata
+from .key_map import KeyMap, add_column, metadata
 from .npz import column_array, is_storable_key, metadata_array
-from .npz_arrays import NpzArrays, write_npz
+from .npz_arrays import NpzArchiveSource, NpzArrays, write_npz
+from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
 FORMAT_KEY = "format"
@@ -36,7 +36,7 @@ def is_ogbench(keys) -> bool:
     )
 
 
-class OGBenchSource(MemmapSource):
+class OGBenchSource(NpzArchiveSource):
     """One file.
 
     Args:
@@ -51,48 +51,42 @@ class OGBenchSource(MemmapSource):
         where = f"{path}, terminals"
         terminals = self._file.read_array("terminals")
         if terminals.ndim != 1 or not len(terminals) or not are_flags(terminals):
-            raise UserError(f"expected 0 or 1 for each row, found {terminals.dtype} {terminals.shape}", where=where,
+            raise UserError(f"each row must have 0 or 1, but it is {terminals.dtype} {terminals.shape}", where=where,
                             hint="terminals is 1 at the last observation of each episode, and 0 elsewhere")
         ends = np.flatnonzero(terminals)
         if not len(ends) or ends[-1] != len(terminals) - 1:
-            raise UserError(f"expected 1 in the last row, {len(terminals) - 1}, found 0", where=where,
-                            hint="the file is cut short, or not one of OGBench: take it from a copy")
+            raise UserError(f"the last row, {len(terminals) - 1}, must be 1, but is 0", where=where,
+                            hint="the file is cut short, or not an OGBench file: take it from a copy")
         self._bounds = np.diff(ends, prepend=-1)
         self.lengths = (self._bounds - 1).astype(np.int64)
         if (self.lengths < 1).any():
             row = int(ends[np.argmax(self.lengths < 1)])
-            raise UserError("expected at least one action before the last observation, found none",
+            raise UserError("there is no action before the last observation",
                             where=f"{where}[{row}]", hint="if terminals mark steps, save episode_ends (plain .npz)")
         self._assign_arrays(len(terminals))
 
     def _assign_arrays(self, rows):
         self.schema: dict[str, Feature] = {}
-        self._from: dict[str, str] = {}
+        self.keys = {}
         warnings = []
         for key, (shape, dtype) in self._file.headers.items():
             if key in ("terminals", FORMAT_KEY):
                 continue
             if not shape or shape[0] != rows or 0 in shape[1:]:
                 if key in ("observations", "actions"):
-                    raise UserError(f"expected {rows} rows, as many as terminals, found shape {shape}",
-                                    where=f"{self.path}, {key}", hint=COPY)
+                    raise damaged(f"the shape {shape} does not have {rows} rows, as terminals has",
+                                  f"{self.path}, {key}")
                 warnings.append(f"{key} is left out: its shape {shape} is not one of {rows} rows")
                 continue
             f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
             name = KEYS.column(key, f)
             if name in _ENDS:
-                raise UserError(f"expected no array {name}: terminals say it, found one", where=self.path,
-                                hint="leave it out")
-            add_column(self._from, name, key, self.path)
+                raise UserError(f"the array {name} repeats what terminals says", where=self.path, hint="leave it out")
+            add_column(self.keys, name, key, self.path)
             self.schema[name] = f
         self.schema |= {name: Feature("bool", ()) for name in _ENDS}
         self.row_counts = {n: self.lengths + (n not in (*_OF_STEPS, *_ENDS)) for n in self.schema}
         self.metadata = metadata("ogbench", self.path, warnings)
-
-    @property
-    def numeric_columns(self) -> list[str]:
-        """Pictures too: they are stored as they are."""
-        return [n for n, f in self.schema.items() if f.kind != "string"]
 
     def iter_chunks(self):
         keep = np.repeat(np.arange(len(self._bounds)), self._bounds)  # the episode of each row
@@ -102,7 +96,7 @@ class OGBenchSource(MemmapSource):
                     at = int(self._first[name][e])
                     yield name, at, (np.arange(n) == n - 1) & (name == "next.truncated")
                 continue
-            for row, values in self._file.iter_rows(self._from[name]):
+            for row, values in self._file.iter_rows(self.keys[name]):
                 if name not in _OF_STEPS:
                     yield name, row, values
                     continue
@@ -110,10 +104,6 @@ class OGBenchSource(MemmapSource):
                 steps = at - (np.cumsum(self._bounds) - self._bounds)[keep[at]] < self.lengths[keep[at]]
                 if steps.any():
                     yield name, row - int(keep[row]), values[steps]
-
-    def read_text(self, name, episode):
-        at, rows = int((self._bounds[:episode]).sum()), int(self.rows(name)[episode])
-        return self._file.read_array(self._from[name])[at: at + rows]
 
 
 def capability(data: Dataset) -> FormatCapability:
@@ -124,8 +114,8 @@ def capability(data: Dataset) -> FormatCapability:
         if not f.size:
             continue
         if name == seen:
-            columns[name] = ColumnEncoding(KEYS.column("observations", f), f.dtype, f.shape, has_last_row=True, repeats_last_row=True
-            )
+            columns[name] = ColumnEncoding(KEYS.column("observations", f), f.dtype, f.shape, has_last_row=True,
+                                           repeats_last_row=True)
         elif name in ("action", "next.reward"):
             columns[name] = ColumnEncoding(name, f.dtype, f.shape)
         elif name in _ENDS:
@@ -150,8 +140,9 @@ def _observation_column(features, where) -> str:
     else:
         seen = cameras[0] if len(cameras) == 1 else None
     if seen is None or "action" not in features or not features["action"].size:
-        raise UserError(f"expected observation.state (or one camera) and action, found {format_list(features, 12)}",
-                        where=where, hint="OGBench files hold one observation and one action: choose another format")
+        raise UserError("OGBench needs observation.state (or one camera) and action; there are "
+                        f"{format_list(features, 12)}", where=where,
+                        hint="OGBench files hold one observation and one action: choose another format")
     return seen
 
 

@@ -26,7 +26,8 @@ from ..episode import Dataset
 from ..sources import MemmapSource
 from . import sidecar
 from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
-from .key_map import COPY, add_column, metadata
+from .key_map import add_column, metadata
+from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
 _SHARD = 256 << 20  # bytes after which a new shard is begun
@@ -78,7 +79,7 @@ class TfdsFeature:
             return Feature("string", (), "string")
         found = Feature.from_array(np.empty((0, *self.shape), self.dtype))
         kind = "image" if self.kind == "image" else found.kind
-        return Feature(found.dtype, found.shape, kind, num_classes=None if self.num_classes is None else (self.num_classes,))
+        return Feature(found.dtype, found.shape, kind, num_classes=self.num_classes and (self.num_classes,))
 
 
 class RldsSource(MemmapSource):
@@ -95,7 +96,7 @@ class RldsSource(MemmapSource):
 
     def __init__(self, path: Path, final_step: Literal["action", "observation"] = "action"):
         if final_step not in ("action", "observation"):
-            raise UserError(f"expected final_step to be action or observation, found {final_step!r}", where=path,
+            raise UserError(f"final_step must be action or observation, not {final_step!r}", where=path,
                             hint="leave it out, unless the last actions are all zero: then \"observation\"")
         self.path, self._shift = path, final_step == "observation"
         self._info = _dictionary(path / "dataset_info.json")
@@ -104,18 +105,17 @@ class RldsSource(MemmapSource):
         try:
             leaves = list(_leaves(document, "", warnings))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"expected the features of a TFDS data set, found something else ({error!r})",
-                            where=path / "features.json", hint=COPY) from None
+            raise damaged(f"these are not the features of a TFDS data set ({error!r})",
+                          path / "features.json") from None
         if not any(leaf.is_step_feature for leaf in leaves):
-            raise UserError("expected steps with features, found none", where=path / "features.json",
+            raise UserError("there are no steps with features", where=path / "features.json",
                             hint="RLDS data sets have a feature steps; convert others with their own library")
         self._splits = _shards(path, self._info)
         files = [file for _, shards in self._splits for file, _ in shards]
         if left := unlisted_files(path, files):
             warnings.append(f"{', '.join(left[:4])}{', ...' if len(left) > 4 else ''}: not named by dataset_info.json, "
                             "and left out")
-        self.key = cache.json_digest("rlds", final_step, [[str(f), f.stat().st_size, f.stat().st_mtime_ns]
-                                                     for f in (path / "features.json", *files)])
+        self.key = cache.files_digest([path / "features.json", *files], "rlds", final_step)
         self._maps_of: dict[Path, mmap.mmap] = {}
         self._checked: set[int] = set()
         self._held: tuple[int, dict[str, _Values]] = (-1, {})
@@ -124,7 +124,7 @@ class RldsSource(MemmapSource):
             for file, said in shards:
                 self._scan(file, said, split)
         if not self._locations:
-            raise UserError("expected at least one episode, found none", where=path, hint=COPY)
+            raise damaged("there are no episodes", path)
         self._count(leaves)
         self._assign_features(leaves, warnings)
         self._doubts(warnings, tuple(_described(document, "")))
@@ -144,54 +144,55 @@ class RldsSource(MemmapSource):
         while at < size:
             where = f"{file}, record {number}"
             if size - at < 16:
-                raise UserError(f"expected a record of at least 16 bytes, found {size - at}: the file is cut short",
-                                where=where, hint=COPY)
+                raise damaged(f"the file is cut short: it ends after {size - at} bytes of the record", where)
             length, crc = struct.unpack_from("<QI", data, at)
             if masked_crc32c(data[at: at + 8]) != crc:
-                gzip = at == 0 and data[:2] == b"\x1f\x8b"
-                raise UserError(
-                    f"expected the checksum of a record's length, found {'gzip' if gzip else 'another'}",
-                    where=where,
-                    hint="unpack the file (gunzip)" if gzip else "the file is damaged: " + COPY)
+                if at == 0 and data[:2] == b"\x1f\x8b":
+                    raise UserError("the file is compressed with gzip", where=where, hint="unpack the file (gunzip)")
+                raise damaged("the checksum of the record's length is wrong", where)
             if length > size - at - 16:
-                raise UserError(f"expected a record of {length} bytes, found {size - at - 16}: the file is cut short",
-                                where=where, hint=COPY)
+                raise damaged(f"the file is cut short: {size - at - 16} of {length} bytes of the record", where)
             self._locations.append((file, number, at + 12, length, split))
             at, number = at + 16 + length, number + 1
         if said is not None and number != said:
-            raise UserError(
-                f"expected {said} records, as dataset_info.json says, found {number}", where=file, hint=COPY)
+            raise damaged(f"it has {number} records, but dataset_info.json says {said}", file)
 
     def _record(self, episode: int) -> dict[str, _Values]:
         """What is in a record, by key; its checksum is right."""
         if self._held[0] == episode:
             return self._held[1]
-        file, number, at, length, _ = self._locations[episode]
-        data, where = self._map(file), f"{file}, record {number}"
+        file, _, at, length, _ = self._locations[episode]
+        data = self._map(file)
         if episode not in self._checked:
             if masked_crc32c(_pieces(data, at, length)) != struct.unpack_from("<I", data, at + length)[0]:
-                raise UserError("expected the record's checksum, found another: it is damaged", where=where, hint=COPY)
+                raise damaged("the checksum of the record is wrong", self._where(episode))
             self._checked.add(episode)
-        found = _example(data, at, at + length, where)
-        self._held = episode, found
-        return found
+        self._held = episode, self._unchecked_record(episode)
+        return self._held[1]
+
+    def _unchecked_record(self, episode: int) -> dict[str, _Values]:
+        """What is in a record, by key, without its checksum: for what looks into all records and reads little."""
+        file, _, at, length, _ = self._locations[episode]
+        return _example(self._map(file), at, at + length, self._where(episode))
+
+    def _where(self, episode: int, key: str = "") -> str:
+        file, number, *_ = self._locations[episode]
+        return f"{file}, record {number}" + (f", {key}" if key else "")
 
     def _count(self, leaves):
         """Steps of each record, from a feature that has one value a step, without reading the others."""
         fixed = [leaf for leaf in leaves if leaf.is_step_feature and leaf.size > 0]
         leaf = min(fixed, key=lambda f: (f.key != "steps/is_first", f.kind != "tensor", f.size))
         steps = []
-        for file, number, at, length, _ in self._locations:
-            where = f"{file}, record {number}"
-            values = _example(self._map(file), at, at + length, where).get(leaf.key)
+        for e in range(len(self._locations)):
+            values = self._unchecked_record(e).get(leaf.key)
             count = 0 if values is None else len(values.parts() if leaf.kind != "tensor" or leaf.encoding != "none"
                                                  else values.numbers())
             each = 1 if leaf.kind != "tensor" or leaf.encoding != "none" else leaf.size
             if count % each or count < each:
-                raise UserError(f"expected {each} values of {leaf.key} for each step, found {count}", where=where,
-                                hint="the record is damaged: " + COPY)
+                raise damaged(f"{leaf.key} must have {each} values for each step, but has {count}", self._where(e))
             if count // each <= self._shift:
-                raise UserError("expected a step and what was seen after it, found a single step", where=where,
+                raise UserError("there is a single step, and no observation after it", where=self._where(e),
                                 hint="its last steps hold actions: leave out final_step='observation'")
             steps.append(count // each)
         self._steps = np.array(steps, np.int64)
@@ -223,8 +224,8 @@ class RldsSource(MemmapSource):
         """With its size, from the first frame where features.json does not say. Cameras that were absent in all
         episodes are left out; in some, their frames are black."""
         there, first = [], None
-        for e, (file, number, at, length, _) in enumerate(self._locations):
-            values = _example(self._map(file), at, at + length, f"{file}, record {number}").get(leaf.key)
+        for e in range(len(self._locations)):
+            values = self._unchecked_record(e).get(leaf.key)
             frame = b"" if values is None else values.first()
             there.append(bool(frame))
             first = first or (frame and (e, frame))
@@ -237,8 +238,7 @@ class RldsSource(MemmapSource):
         if -1 not in leaf.shape and len(leaf.shape) == 3:
             return leaf
         channels = leaf.shape[2] if len(leaf.shape) == 3 and leaf.shape[2] > 0 else 3
-        file, number, *_ = self._locations[first[0]]
-        image = video.decode_image(first[1], channels, f"{file}, record {number}, {leaf.key}, frame 0")
+        image = video.decode_image(first[1], channels, f"{self._where(first[0], leaf.key)}, frame 0")
         return TfdsFeature(leaf.key, "image", leaf.dtype, image.shape)
 
     def _doubts(self, warnings, described):
@@ -246,8 +246,8 @@ class RldsSource(MemmapSource):
         odd, still, moved, keys = [], True, False, set()
         actions = [self._leaf[n] for n in self.schema if n.split(".")[0] == "action" and n in self._leaf
                    and self._leaf[n].encoding == "none" and self._leaf[n].kind == "tensor"]
-        for e, (file, number, at, length, _) in enumerate(self._locations):
-            found = _example(self._map(file), at, at + length, f"{file}, record {number}")
+        for e in range(len(self._locations)):
+            found = self._unchecked_record(e)
             keys |= found.keys()
             last = int(self._steps[e]) - 1
             for key, row in (("steps/is_first", 0), ("steps/is_last", last)):
@@ -293,8 +293,7 @@ class RldsSource(MemmapSource):
 
     def _tensor(self, leaf: TfdsFeature, e: int) -> np.ndarray:
         """(steps of the record, *shape)."""
-        file, number, *_ = self._locations[e]
-        return _tensor(leaf, self._record(e).get(leaf.key), int(self._steps[e]), f"{file}, record {number}, {leaf.key}")
+        return _tensor(leaf, self._record(e).get(leaf.key), int(self._steps[e]), self._where(e, leaf.key))
 
     def read_text(self, name, episode):
         leaf, rows = self._leaf[name], int(self.rows(name)[episode])
@@ -308,17 +307,13 @@ class RldsSource(MemmapSource):
         try:
             return [p.decode() for p in parts]
         except UnicodeDecodeError as error:
-            file, number, *_ = self._locations[e]
-            raise UserError(f"expected text in UTF-8, found {error.object[:20]!r}",
-                            where=f"{file}, record {number}, {leaf.key}", hint=COPY) from None
+            raise damaged(f"the text is not UTF-8: {error.object[:20]!r}", self._where(e, leaf.key)) from None
 
     def _parts(self, leaf, e) -> list[bytes]:
-        file, number, *_ = self._locations[e]
         values = self._record(e).get(leaf.key)
         parts = [] if values is None else values.parts()
         if len(parts) != self._steps[e]:
-            raise UserError(f"expected {self._steps[e]} values, one a step, found {len(parts)}",
-                            where=f"{file}, record {number}, {leaf.key}", hint=COPY)
+            raise damaged(f"there are {len(parts)} values for {self._steps[e]} steps", self._where(e, leaf.key))
         return parts
 
     def frames(self, name, episode):
@@ -326,21 +321,18 @@ class RldsSource(MemmapSource):
         if leaf.kind != "image":
             yield from enumerate(self._tensor(leaf, episode)[: int(self.rows(name)[episode])])
             return
-        file, number, *_ = self._locations[episode]
         for row, data in enumerate(self._parts(leaf, episode)[: int(self.rows(name)[episode])]):
-            where = f"{file}, record {number}, {leaf.key}, frame {row}"
+            where = f"{self._where(episode, leaf.key)}, frame {row}"
             image = video.decode_image(data, shape[2], where) if data else np.zeros(shape, np.uint8)
             if image.shape != shape:
-                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=where, hint=COPY)
+                raise damaged(f"the image has the shape {image.shape} instead of {shape}", where)
             yield row, image
 
     def location(self, name, episode):
-        file, number, *_ = self._locations[episode]
-        return f"{file}, record {number}, {self._leaf[name].key if name in self._leaf else name}"
+        return self._where(episode, self._leaf[name].key if name in self._leaf else name)
 
     def episode_metadata(self, episode):
-        file, number, *_, split = self._locations[episode]
-        facts: dict[str, Any] = {"split": split} if len(self._splits) > 1 else {}
+        facts: dict[str, Any] = {"split": self._locations[episode][-1]} if len(self._splits) > 1 else {}
         for leaf in self._meta_leaves:
             values = self._record(episode).get(leaf.key)
             name = leaf.key.removeprefix("episode_metadata/").replace("/", ".")
@@ -348,8 +340,7 @@ class RldsSource(MemmapSource):
                 parts = [] if values is None else values.parts()
                 facts[name] = parts[0].decode(errors="replace") if parts else ""
             elif values is not None:
-                where = f"{file}, record {number}, {leaf.key}"
-                facts[name] = _tensor(leaf, values, 1, where)[0].tolist()
+                facts[name] = _tensor(leaf, values, 1, self._where(episode, leaf.key))[0].tolist()
         return facts
 
 
@@ -363,9 +354,9 @@ def _tensor(leaf: TfdsFeature, values: _Values | None, rows: int, where: str) ->
             data = b"".join(unpack(p) for p in ([] if values is None else values.parts()))
             found = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
     except (zlib.error, ValueError) as error:
-        raise UserError(f"expected numbers, found damage ({error})", where=where, hint=COPY) from None
+        raise damaged(f"the numbers cannot be read ({error})", where) from None
     if len(found) != rows * leaf.size:
-        raise UserError(f"expected {rows} times {leaf.size} numbers, found {len(found)}", where=where, hint=COPY)
+        raise damaged(f"there are {len(found)} numbers instead of {rows} times {leaf.size}", where)
     return found.reshape(rows, *leaf.shape)
 
 
@@ -375,7 +366,7 @@ def _tensor(leaf: TfdsFeature, values: _Values | None, rows: int, where: str) ->
 def _dictionary(file: Path) -> dict[str, Any]:
     value = read_json(file)
     if not isinstance(value, dict):
-        raise UserError(f"expected a JSON object, found {type(value).__name__}", where=file, hint=COPY)
+        raise damaged(f"this is not a JSON object but a {type(value).__name__}", file)
     return value
 
 
@@ -435,21 +426,21 @@ def _shards(path: Path, info: Mapping) -> list[tuple[str, list[tuple[Path, int |
     """(split, its files with the number of records that each should have)."""
     where, kind = path / "dataset_info.json", info.get("fileFormat") or "tfrecord"
     if kind != "tfrecord":
-        raise UserError(f"expected files of format tfrecord, found {kind}, which is not read", where=where,
+        raise UserError(f"files of format {kind} are not read, only tfrecord", where=where,
                         hint="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
     splits = info.get("splits")
     if not isinstance(splits, list) or not splits or not all(isinstance(s, dict) for s in splits):
-        raise UserError("expected splits, found none", where=where, hint=COPY)
+        raise damaged("there are no splits", where)
     name, out = str(info.get("name") or path.parent.name), []
     for split in splits:
         try:
             files = shard_files(path, name, split)
         except (TypeError, ValueError):
-            raise UserError(f"expected numbers of records, found {split.get('shardLengths')}",
-                            where=f"{where}, shardLengths", hint=COPY) from None
+            raise damaged(f"these are not numbers of records: {split.get('shardLengths')}",
+                          f"{where}, shardLengths") from None
         for i, (file, _) in enumerate(files):
             if not file.is_file():
-                raise UserError(f"expected shard {i} of split {split.get('name')}, found none", where=file, hint=COPY)
+                raise damaged(f"shard {i} of split {split.get('name')} is missing", file)
         out.append((str(split.get("name")), files))
     return out
 
@@ -494,7 +485,7 @@ class _Values:
     def parts(self) -> list[bytes]:
         kind, at, end = self._list
         if kind not in (0, 1):
-            raise UserError("expected text or bytes, found numbers", where=self._where, hint=COPY)
+            raise damaged("these are numbers, not text or bytes", self._where)
         return [self._data[a:b] for f, w, a, b in _fields(self._data, at, end, self._where) if (f, w) == (1, 2)]
 
     def first(self) -> bytes:
@@ -506,7 +497,7 @@ class _Values:
         """float32 or int64, packed (as everybody writes them) or one by one."""
         kind, at, end = self._list
         if kind == 1:
-            raise UserError("expected numbers, found text or bytes", where=self._where, hint=COPY)
+            raise damaged("this is text or bytes, not numbers", self._where)
         out = []
         for field, wire, a, b in _fields(self._data, at, end, self._where):
             if field == 1 and wire == 2:
@@ -585,7 +576,7 @@ def _varints(data: bytes, where: str) -> np.ndarray:
 
 
 def _broken(where) -> UserError:
-    return UserError("expected a tf.train.Example, found damage", where=where, hint=COPY)
+    return damaged("this is not a tf.train.Example", where)
 
 
 def _pieces(data, at: int, length: int) -> Iterator[bytes]:
@@ -598,7 +589,7 @@ def masked_crc32c(pieces: bytes | Iterable[bytes]) -> int:
     try:
         import google_crc32c
     except ImportError:
-        raise UserError("reading tfrecord needs the package google-crc32c, found none",
+        raise UserError("reading tfrecord needs the package google-crc32c, which is not installed",
                         hint="pip install 'understudy[formats]'") from None
     crc = 0
     for piece in [pieces] if isinstance(pieces, bytes) else pieces:

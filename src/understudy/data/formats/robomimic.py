@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
+from .. import cache
 from ..episode import Dataset, Episode
 from ..sources import ChunkedSource
 from . import hdf5, sidecar
 from .column_names import sort_numbered
 from .key_map import KeyMap, common_arrays, metadata
+from .read_errors import damaged
 from .sidecar import FormatCapability
 
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done"}, group="obs/")
@@ -37,14 +39,13 @@ class RobomimicSource(ChunkedSource):
     """
 
     def __init__(self, path: Path):
-        self.path, self.key, warnings = path, hdf5.file_digest(path), []
+        self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
             file = files[path]
             data = file.get("data")
             self.demos = sort_numbered(list(data), "demo_")
             if not self.demos:
-                raise UserError("expected groups demo_0, demo_1, ..., found none", where=f"{path}, data",
-                                hint="the file holds no demonstration")
+                raise damaged("there are no groups demo_0, demo_1, ...", f"{path}, data")
             attributes = self._of_file(hdf5.read_attributes(data, f"{path}, data"))
             total = attributes.pop("total", None)
             self._of_all = attributes
@@ -109,7 +110,7 @@ class RobomimicSource(ChunkedSource):
             for key, array in hdf5.arrays(file["mask"], f"{self.path}, mask").items():
                 where = f"{self.path}, mask/{key}"
                 if len(array.shape) != 1 or not hdf5.is_text(array):
-                    raise UserError(f"expected names of demos, found {array.dtype} {array.shape}", where=where,
+                    raise UserError(f"it must be names of demos, but is {array.dtype} {array.shape}", where=where,
                                     hint="remove the mask, or write it again")
                 masks[key] = hdf5.read_rows(array, 0, len(array), where).tolist()
                 if gone := [d for d in masks[key] if d not in self.demos]:
@@ -140,7 +141,7 @@ class RobomimicSource(ChunkedSource):
             for key in [k for k in found if k.startswith("obs/") and f"next_{k}" in arrays]:
                 f, after = found[key], arrays[f"next_{key}"]
                 if (after.dtype, after.shape) != (f.dtype, f.shape):
-                    raise UserError(f"expected {f.dtype} {f.shape} as {key}, found {after.dtype} {after.shape}",
+                    raise UserError(f"it is {after.dtype} {after.shape}, but {key} is {f.dtype} {f.shape}",
                                     where=f"{self._group(e)}/next_{key}", hint="remove the demo, or the array from all")
         self.schema, self._keys = KEYS.schema(found, self.path)
         self.row_counts = {}
@@ -239,7 +240,7 @@ def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
     """
     source = RobomimicSource(path)
     if mask is not None and mask not in source.masks:
-        raise UserError(f"expected one of {', '.join(source.masks) or 'no masks at all'}, found {mask!r}",
+        raise UserError(f"there is no mask {mask!r}; there are {', '.join(source.masks) or 'no masks'}",
                         where=f"{path}, mask", hint="choose one of the file's filter keys, or leave mask out")
     numbers = None if mask is None else [e for e, d in enumerate(source.demos) if d in source.masks[mask]]
     return Dataset(source, indices=numbers)
@@ -318,7 +319,7 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], A
     keys, places = hdf5.column_encodings(data, lambda k, f: "task" if k == "ep_meta" else KEYS.column(k, f), key,
                                last=lambda k: k.startswith("obs/"), flags={"next.done"})
     if "action" not in keys:
-        raise UserError(f"expected a column action, found {', '.join(data.features())}", where="robomimic",
+        raise UserError(f"robomimic needs a column action; there are {', '.join(data.features())}", where="robomimic",
                         hint="choose another format, or name the column action")
     facts = hdf5.storable_metadata(data, _TAKEN)
     demos = [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]

@@ -1,7 +1,8 @@
-"""What a format has no place for: said before it is written, and kept in a file beside it.
+"""Sidecar files: what a format cannot store is kept in a file next to the data.
 
-In a folder that file is understudy.npz, beside FILE it is FILE.understudy.npz; other software does not look at it. A
-format says what it holds (`FormatCapability`), as it would be read again; everything else follows from that here.
+In a folder the sidecar file is understudy.npz. Next to FILE it is FILE.understudy.npz. Other software ignores it. A
+format says what it stores (`FormatCapability`), as it would be read again. From that follow the losses of a conversion
+and the content of the sidecar file.
 """
 
 from __future__ import annotations
@@ -28,10 +29,17 @@ SIDECAR_NAME = "understudy.npz"
 
 @dataclass(frozen=True)
 class ColumnEncoding:
-    """How a format stores one column: what it is called and what it is when it is read again without the side file.
-    last: there is room for the row after the last action. exact: the values are the same, bit by bit (a wider dtype
-    is), or else they are lost. repeats: where there is no row after the last action, the format needs one all the
-    same, and the last row is written once more."""
+    """How a format stores one column: what is read again without the sidecar file.
+
+    Attributes:
+        name: The column when it is read again.
+        dtype: Its dtype then.
+        shape: Its shape then, for one step.
+        has_last_row: Whether the format stores the row after the last action.
+        is_exact: Whether the values are read bit-identically, in this dtype. If not, they are lost.
+        repeats_last_row: Whether the format needs a row after the last action, so that the last row is written twice
+            if there is none.
+    """
 
     name: str
     dtype: str
@@ -40,16 +48,21 @@ class ColumnEncoding:
     is_exact: bool = True
     repeats_last_row: bool = False
 
-    @staticmethod
-    def from_feature(name: str, feature: Feature, last: bool = False) -> ColumnEncoding:
-        return ColumnEncoding(name, feature.dtype, feature.shape, last)
-
 
 @dataclass(frozen=True)
 class FormatCapability:
-    """What a format stores by itself. columns: by their names here; those that are missing have no place in it.
-    names: of components, and how many choices there are. meta: keys of the facts of episodes. reads: all columns, in
-    the order in which they are read again, where that is not the order of the data or has more of them."""
+    """What a format stores without a sidecar file.
+
+    Attributes:
+        columns: How each column is stored. Columns that are missing here are not stored.
+        component_names: Whether names of components, kinds and numbers of choices are stored.
+        units: Whether units are stored.
+        fps: Whether the steps per second are stored.
+        robot_type: Whether the robot type is stored.
+        metadata_keys: Metadata of episodes that are stored.
+        read_columns: All columns in the order in which they are read again, if it is not the order of the data or if
+            there are more of them.
+    """
 
     columns: Mapping[str, ColumnEncoding]
     component_names: bool = False
@@ -62,7 +75,13 @@ class FormatCapability:
 
 @dataclass(frozen=True)
 class ConversionLoss:
-    """subject: a column, "fps", "robot_type" or "metadata.KEY". kept: in the side file, so that we read it again."""
+    """Something that a format cannot store.
+
+    Attributes:
+        subject: A column, "fps", "robot_type" or "metadata.KEY".
+        reason: What is not stored.
+        in_sidecar: Whether it is kept in the sidecar file, so that understudy reads it again.
+    """
 
     subject: str
     reason: str
@@ -73,7 +92,7 @@ class ConversionLoss:
 
 
 def conversion_losses(data: Dataset, capability: FormatCapability) -> list[ConversionLoss]:
-    """What of these data the format cannot hold by itself, in the order of the columns."""
+    """What of these data the format cannot store without a sidecar file, in the order of the columns."""
     out, declared = [], data[0].features() if len(data) else {}
     for name, f in data.features().items():
         place = capability.columns.get(name)
@@ -111,16 +130,17 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
 
 
 def _kind(f: Feature) -> str:
-    """What an array of that dtype and shape is taken for."""
+    """The kind that an array of this dtype and shape is read as."""
     return "string" if f.dtype == "string" else Feature.from_array(np.empty((0, *f.shape), f.dtype)).kind
 
 
 def sidecar_path(path: Path) -> Path:
+    """The sidecar file of a data set."""
     return path / SIDECAR_NAME if path.is_dir() else path.with_name(f"{path.name}.{SIDECAR_NAME}")
 
 
 def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> None:
-    """The side file of the data set that lies at `path`, if there is anything for it."""
+    """Writes the sidecar file of the data set at `path`, if it has anything to store."""
     features, lengths = data.features(), data.lengths
     if not conversion_losses(data, capability) and (
         capability.read_columns is None or capability.read_columns == tuple(features)
@@ -149,7 +169,7 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
 
 @contextmanager
 def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iterator[Path]:
-    """A new folder with its side file, there whole or not at all. Yields where to write it meanwhile."""
+    """A new folder with its sidecar file. Yields a temporary folder, which is renamed when all is written."""
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         yield part
         write_sidecar(part, data, holds)
@@ -157,9 +177,9 @@ def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iter
 
 @contextmanager
 def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> Iterator[Path]:
-    """A new file at `path` and what belongs beside it: both, or neither. Yields where to write the file meanwhile."""
+    """A new file with its sidecar file: both or neither. Yields a temporary file, which is renamed at the end."""
     if sidecar_path(path).exists():
-        raise UserError("expected nothing here, found what was kept beside another file of that name",
+        raise UserError("this file belongs to another data set of the same name",
                         where=sidecar_path(path), hint="choose another place, or move it away first")
     with cache.disk_errors(path), whole_file(path) as part:
         yield part
@@ -171,13 +191,13 @@ def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapabilit
 
 
 def apply_sidecar(path: Path, data: Dataset) -> Dataset:
-    """`data` as it was read from `path`, with what lies in its side file, if it has one."""
+    """The data as they were read from `path`, with what its sidecar file adds, if there is one."""
     if not sidecar_path(path).exists():
         return data
     arrays = NpzArrays(sidecar_path(path))
     document = json.loads(arrays.read_array("document").tobytes())
     if document.get("version") != 1:
-        raise UserError(f"expected version 1, found {document.get('version')}", where=sidecar_path(path),
+        raise UserError(f"version {document.get('version')} is not read, only version 1", where=sidecar_path(path),
                         hint="a newer understudy wrote this: update, or move the file away to read the data without it")
     said, source = arrays.read_array("lengths"), data.source
     if not np.array_equal(said, source.lengths):
@@ -185,13 +205,14 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
             f"{sidecar_path(path).name} is about {len(said)} episodes and {int(said.sum())} steps, the data have "
             f"{len(source.lengths)} and {int(source.lengths.sum())}: it is left aside"
         )
-        return Dataset(source, {**data.metadata, "warnings": [*data.metadata.get("warnings", []), warning]}, data.indices)
+        warnings = [*data.metadata.get("warnings", []), warning]
+        return Dataset(source, {**data.metadata, "warnings": warnings}, data.indices)
     facts = {**data.metadata, "fps": document["fps"], "robot_type": document["robot_type"]}
     return Dataset(SidecarSource(source, arrays, document), facts, data.indices)
 
 
 def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None:
-    """Beside `to`, what lies beside `path` of these of its episodes."""
+    """Writes the sidecar file of `destination`: that of `path`, for some of its episodes."""
     arrays = NpzArrays(sidecar_path(path))
     document, lengths = json.loads(arrays.read_array("document").tobytes()), arrays.read_array("lengths")
     kept = np.isin(np.arange(len(lengths)), indices)
@@ -210,7 +231,7 @@ def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None
 
 
 class SidecarSource(WrapperSource):
-    """Another source, with what the side file adds; columns have the names and dtypes that they had."""
+    """Another source with what its sidecar file adds. Columns have the names and dtypes that they had."""
 
     def __init__(self, inner: ColumnSource, arrays: NpzArrays, document: Mapping[str, Any]):
         super().__init__(inner, arrays.key)
@@ -219,7 +240,7 @@ class SidecarSource(WrapperSource):
                        for name, f in document["columns"].items()}
         for name in self.schema:
             if f"column/{name}" not in arrays.headers and self._encodings.get(name) not in inner.schema:
-                raise UserError(f"expected a column {self._encodings.get(name)}, found {', '.join(inner.schema)}",
+                raise UserError(f"there is no column {self._encodings.get(name)}; there are {', '.join(inner.schema)}",
                                 where=arrays.path, hint="move this file away to read the data without it")
 
     def _is_in_sidecar(self, name) -> bool:

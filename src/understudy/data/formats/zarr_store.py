@@ -24,7 +24,8 @@ from ..episode import Dataset
 from ..sources import MemmapSource
 from . import read_errors, sidecar
 from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
-from .key_map import COPY, add_column, lengths_from_ends, metadata
+from .key_map import add_column, lengths_from_ends, metadata
+from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
 _CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
@@ -75,12 +76,11 @@ class ZarrSource(MemmapSource):
                          and p.count("/") > 2} - set(found))
         if deeper or not found:
             groups = f"{format_list(deeper)} (groups)" if deeper else "none"
-            raise UserError(f"expected arrays in group data/, found {groups}", where=self.path,
+            raise UserError(f"the group data/ must have arrays, but has {groups}", where=self.path,
                             hint="a replay buffer has one array a column there")
         chunks = {p.split("/")[1] for p in self._files if p.startswith("data/") and p.count("/") > 1}
         if lost := sorted(chunks - set(found)):
-            raise UserError(f"expected a file {name}, which says what the chunks here are, found none",
-                            where=f"{self.path}, data/{lost[0]}", hint=COPY)
+            raise damaged(f"the file {name}, which describes the chunks, is missing", f"{self.path}, data/{lost[0]}")
         return sorted(k for k in found if self._is_array(f"data/{k}"))
 
     def _is_array(self, node) -> bool:
@@ -89,16 +89,15 @@ class ZarrSource(MemmapSource):
     def _json(self, node) -> dict:
         name = f"{node}/{'zarr.json' if self._version == 3 else '.zarray'}"
         if name not in self._files:
-            raise UserError(f"expected an array {node}, found none", where=self.path,
+            raise UserError(f"there is no array {node}", where=self.path,
                             hint="a replay buffer has data/ with one array a column, and meta/episode_ends")
         try:
             document = json.loads(self._bytes(name))
-            if isinstance(document, dict):
-                return document
-            error: Any = f"a {type(document).__name__}"
-        except ValueError as caught:
-            error = caught
-        raise UserError(f"expected JSON, found something else ({error})", where=f"{self.path}, {name}", hint=COPY)
+        except ValueError as error:
+            raise damaged(f"this is not JSON ({error})", f"{self.path}, {name}") from None
+        if not isinstance(document, dict):
+            raise damaged(f"this is not a JSON object but a {type(document).__name__}", f"{self.path}, {name}")
+        return document
 
     def _bytes(self, name) -> bytes:
         if self.path.is_dir():
@@ -121,18 +120,19 @@ class ZarrSource(MemmapSource):
     def _episode_lengths(self) -> np.ndarray:
         where = f"{self.path}, meta/episode_ends"
         if unread := unknown_codecs(self._json("meta/episode_ends")):
-            raise UserError(f"expected numbers, found an array stored with {unread}", where=where, hint=COPY)
+            raise damaged(f"it is stored with {unread}, which cannot be read here", where)
         array = self._array("meta/episode_ends", where)
         if self._absent("meta/episode_ends", array):
-            raise UserError("expected episode_ends, found that a chunk of them is missing", where=where, hint=COPY)
+            raise damaged("a chunk of it is missing", where)
         with zarr_errors(where):
             ends = np.asarray(array[:])
-        lengths = lengths_from_ends(ends, where, "correct episode_ends, the exclusive ends of the episodes, or " + COPY)
+        hint = "correct episode_ends, the exclusive ends of the episodes, or take the store from a copy"
+        lengths = lengths_from_ends(ends, where, hint)
         for key, data in self._arrays.items():
             rows = data.shape[0] if data.ndim else 0
             if rows != int(ends[-1]):
-                raise UserError(f"expected {ends[-1]} rows, the last of meta/episode_ends, found {rows}",
-                                where=f"{self.path}, data/{key}", hint="correct episode_ends or the array, or " + COPY)
+                raise UserError(f"it has {rows} rows, but meta/episode_ends ends with {ends[-1]}",
+                                where=f"{self.path}, data/{key}", hint=hint)
         return lengths
 
     def _assign_arrays(self, warnings):
@@ -201,8 +201,8 @@ class ZarrSource(MemmapSource):
                 with open(self.path / name, "rb") as handle:
                     head, length = handle.read(16), self._files[name][0]
                 if len(head) < 16 or int.from_bytes(head[12:16], "little") != length:
-                    raise UserError(f"expected a whole chunk, found {length} bytes that say otherwise of themselves",
-                                    where=self.path / name, hint=COPY)
+                    raise damaged(f"the chunk has {length} bytes, which is not the length in its header",
+                                  self.path / name)
 
     @cached_property
     def _codecs(self) -> dict[str, list[str]]:
@@ -241,8 +241,8 @@ class ZarrSource(MemmapSource):
             if name in self._pixels:
                 whole = np.clip(np.nan_to_num(image), 0, 255).astype(np.uint8)
                 if not (whole == image).all():
-                    raise UserError("expected pixels that are whole numbers from 0 to 255, as in the first frame, "
-                                    f"found others (lowest {image.min()}, highest {image.max()})",
+                    raise UserError("pixels must be whole numbers from 0 to 255, as in the first frame, but are from "
+                                    f"{image.min()} to {image.max()}",
                                     where=f"{self.path}, data/{key}, row {row}",
                                     hint="store pixels as uint8, or under a name that is not one of a camera")
                 image = whole
@@ -300,16 +300,14 @@ def _zarr():
         import zarr
         import zarr.storage
     except ImportError:
-        raise UserError("reading zarr needs the package zarr, found none",
+        raise UserError("reading zarr needs the package zarr, which is not installed",
                         hint="pip install 'understudy[formats]'") from None
     return zarr
 
 
 def zarr_errors(where: object) -> AbstractContextManager[None]:
-    """zarr and its codecs raise errors of every kind about files that are not what they should be."""
-    return read_errors.as_user_error(
-        "a whole zarr array", where, COPY, passed_through=(ImportError, MemoryError), named=True
-    )
+    """Raises what zarr and its codecs raise about damage, which may be any error, as a `UserError` with the place."""
+    return read_errors.as_user_error("the zarr array", where, passed_through=(ImportError, MemoryError), named=True)
 
 
 # -- writing --------------------------------------------------------------------------------------------------------

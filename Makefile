@@ -20,6 +20,7 @@ help:
 	@echo "make demo         record, train, judge, report: the whole of it, in four minutes once it is installed"
 	@echo "make test         the fast tests (12 minutes on 2 cores)"
 	@echo "make test-slow    what trains, kills or fuzzes at length (30 minutes more)"
+	@echo "make test-gpu     what must also hold on a GPU: contracts, bf16, resuming, a training (skipped without one)"
 	@echo "make test-newest  the fast tests with the newest of everything"
 	@echo "make lint         ruff"
 	@echo "make docs         the site, into site/"
@@ -36,6 +37,9 @@ test: .venv/test
 
 test-slow: .venv/test
 	$(PYTEST) -m slow $(ARGS)
+
+test-gpu: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu $(ARGS)
 
 test-newest: .venv-newest/test
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)

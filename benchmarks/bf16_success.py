@@ -23,26 +23,22 @@ def method(precision: str):
     from understudy.methods.generative import diffusion_policy
 
     made = diffusion_policy()
-    optim = replace(made.learner.optim, precision=precision, warmup_steps=50)
-    return replace(made, learner=replace(made.learner, steps=STEPS, batch_size=BATCH, optim=optim))
+    optimizer = replace(made.learner.optimizer, precision=precision, warmup_steps=50)
+    return replace(made, learner=replace(made.learner, steps=STEPS, batch_size=BATCH, optimizer=optimizer))
 
 
 def cell(precision: str, seed: int) -> dict:
     """Trains and runs one; "success" of each episode, and seconds of training."""
-    import torch
-
-    from understudy import Policy, PolicyActor, fit, make, rollout
+    from understudy import PolicyActor, make, rollout
     from understudy.execute.planners import FixedBatch
+    from understudy.learn.fit_method import fit_method
 
     env, made = make("fork", EPISODES), method(precision)
-    shown = rollout(env.expert(), env, SHOWN, seed=1).where(lambda e: e.metadata["success"])
-    torch.manual_seed(seed)
-    policy = Policy(made.policy, shown.features()).fit(shown)
-    learner, windows = made.learner.build(policy, seed, STEPS), policy.windows(shown)
-    seconds = measure.cpu(lambda: fit(learner, lambda n: windows.batch(BATCH, n, seed), STEPS))
-    ran = rollout(
-        PolicyActor(FixedBatch(learner.trained_policy.eval(), EPISODES), made.executor), env, EPISODES, seed=2
-    )
+    shown = rollout(env.expert(), env, SHOWN, seed=1).filter(lambda e: e.metadata["success"])
+    results = []
+    seconds = measure.cpu(lambda: results.append(fit_method(made, shown, seed)))
+    policy = results[0].policy
+    ran = rollout(PolicyActor(FixedBatch(policy, EPISODES), made.executor), env, EPISODES, seed=2)
     return {"precision": precision, "seed": seed, "steps": STEPS, "batch": BATCH, "shown": SHOWN,
             "weights": sum(p.numel() for p in policy.parameters()), "seconds": seconds,
             "success": [float(e.metadata["success"]) for e in ran]}

@@ -71,13 +71,14 @@ FIXTURES = {  # format -> data sets among the fixtures
 def sources(fixtures: Path) -> dict[str, list[Path]]:
     """The data sets of each format that can be read as they are."""
     from understudy.core import UserError
-    from understudy.data.formats import detection, preview_dataset
+    from understudy.data.formats import preview_dataset
+    from understudy.data.formats.detection import detect_format
 
     out: dict[str, list[Path]] = {}
     for name, patterns in FIXTURES.items():
         for path in sorted(p for pattern in patterns for p in fixtures.glob(pattern) if p.name != "SOURCE.md"):
             try:
-                detection(path)
+                detect_format(path)
                 if len(preview_dataset(path)):
                     out.setdefault(name, []).append(path)
             except UserError:

@@ -83,7 +83,7 @@ def training(data: Dataset):
     policy = Policy(method.policy, shown.features())
     # one pass over all of it is timed by scan.py
     policy.codec.fit_statistics(lambda: iter([next(policy.windows(shown).scan())]))
-    learner = method.learner.build(policy, seed=0, steps=10**6)
+    learner = method.learner.build(policy, 0, 10**6, shown)
     windows, ours = Window(2, 16).windows(shown, ("observation.state",), "action"), policy.windows(shown)
     number = itertools.count()
 

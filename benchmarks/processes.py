@@ -27,8 +27,9 @@ def work(out: Path) -> None:
 
     import torch
 
-    from understudy import Policy, fit, make, rollout
+    from understudy import make, rollout
     from understudy.learn import devices
+    from understudy.learn.fit_method import fit_method
     from understudy.methods import find_method
 
     torch.set_num_threads(1)
@@ -36,21 +37,20 @@ def work(out: Path) -> None:
     data = rollout(env.expert(), env, 50, seed=1)
     method = find_method("diffusion-policy", data.features())
     # The noise of a batch belongs to its parts: two parts in any number of processes are the same two.
-    optim = replace(method.learner.optim, precision="fp32", accumulation_steps=2)
+    optimizer = replace(method.learner.optimizer, precision="fp32", accumulation_steps=2)
+    method = replace(method, learner=replace(method.learner, steps=STEPS, batch_size=BATCH, optimizer=optimizer))
     with devices.process_group(torch.device("cpu")) as processes:
-        torch.manual_seed(0)
-        policy = Policy(method.policy, data.features()).fit(data)
-        learner = replace(method.learner, batch_size=BATCH, optim=optim).build(policy, 0, STEPS)
-        windows, share, began = policy.windows(data), processes.row_slice(BATCH), []
+        times, learners = [], []
 
         def look(step, learner, seen):
-            if step == WARM:
+            if step in (WARM, STEPS):
                 processes.wait()
-                began.append(time.perf_counter())
-        fit(learner, lambda n: windows.batch(BATCH, n, 0, share), STEPS, watch=(look,))
-        seconds = time.perf_counter() - began[0]
+                times.append(time.perf_counter())
+                learners.append(learner)
+        fit_method(method, data, 0, callbacks=(look,))
+        seconds = times[1] - times[0]
         if processes.first:
-            weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
+            weights = torch.cat([p.detach().flatten() for p in learners[0].policy.parameters()])
             torch.save(weights, out.with_suffix(".pt"))
             out.write_text(json.dumps({"seconds": seconds / (STEPS - WARM), "processes": processes.count}))
 

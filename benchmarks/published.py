@@ -23,11 +23,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import machine, one_thread, versions  # noqa: E402
@@ -45,7 +44,7 @@ from understudy.execute.planners import FixedBatch  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
 from understudy.heads.regression import Regression  # noqa: E402
 from understudy.learn.behavior_cloning import BehaviorCloning  # noqa: E402
-from understudy.learn.fit import fit  # noqa: E402
+from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.learn.method import Method  # noqa: E402
 from understudy.learn.optimizer import OptimizerConfig  # noqa: E402
 from understudy.nets.ema import ConstantDecay  # noqa: E402
@@ -123,9 +122,7 @@ def train(name: str, seed: int) -> None:
         raise UserError("expected recorded demonstrations, found none", where=DATA / table.data,
                         hint="set UNDERSTUDY_DATA to the folder that holds them")
     data, method = open_dataset(DATA / table.data), table.method()
-    torch.manual_seed(seed)
-    policy = Policy(method.policy, data.features()).fit_statistics(data)
-    learner, windows = method.learner.build(policy, seed, table.updates), policy.windows(data)
+    method = replace(method, learner=replace(method.learner, steps=table.updates))
     began = time.process_time()
 
     def look(step, learner, seen):
@@ -133,7 +130,7 @@ def train(name: str, seed: int) -> None:
             learner.trained_policy.save(folder / str(step))
             print(f"{name}, seed {seed}: {step} updates, loss {seen['loss']:.4f}, "
                   f"{time.process_time() - began:.0f} CPU s", flush=True)
-    fit(learner, lambda n: windows.batch(method.learner.batch_size, n, seed), table.updates, callbacks=(look,))
+    fit_method(method, data, seed, callbacks=(look,))
     write_json(folder / "trained.json", {"seconds": round(time.process_time() - began, 1), "updates": table.updates,
                                          "machine": machine(), "versions": versions("torch", "numpy", "mujoco")})
 

@@ -44,7 +44,7 @@ from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import two_level_rate  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.files import read_json, write_json, write_text  # noqa: E402
-from understudy.learn.fit import fit  # noqa: E402
+from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.learn.method import Method  # noqa: E402
 from understudy.methods import find_method, recommend  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
@@ -94,19 +94,17 @@ def method(arm: str, data: Dataset, steps: int, rate: float = 1.0, executed: int
     made = find_method(PEER if arm == PEER else recommend(data.features()), data.features())
     if arm == WIDE:
         made = replace(made, policy=replace(made.policy, trunk=replace(made.policy.trunk, width=WIDTH)))
-    optim = made.learner.optim
-    optim = replace(optim, rate=rate * optim.rate, warmup_steps=round(optim.warmup_steps * steps / made.learner.steps))
-    return replace(made, learner=replace(made.learner, steps=steps, optim=optim),
-                   executor=replace(made.executor, execute=executed or made.executor.n_action_steps))
+    optimizer = made.learner.optimizer
+    optimizer = replace(optimizer, lr=rate * optimizer.lr,
+                        warmup_steps=round(optimizer.warmup_steps * steps / made.learner.steps))
+    return replace(made, learner=replace(made.learner, steps=steps, optimizer=optimizer),
+                   executor=replace(made.executor, n_action_steps=executed or made.executor.n_action_steps))
 
 
 def trained(made: Method, data: Dataset, seed: int, marks: Iterable[int], look: Callable) -> int:
     """Trains, and calls `look(updates, CPU seconds of training until then, policy)` at each mark, which costs none of
     them. Returns the number of parameters."""
     began, aside = time.process_time(), 0.0
-    torch.manual_seed(seed)
-    policy = Policy(made.policy, data.features()).fit_statistics(data)
-    learner, windows = made.learner.build(policy, seed), policy.windows(data, extra=made.learner.extra)
 
     def watch(step, learner, seen):
         nonlocal aside
@@ -115,8 +113,8 @@ def trained(made: Method, data: Dataset, seed: int, marks: Iterable[int], look: 
             look(step, paused - began - aside, learner.trained_policy.eval())
             aside += time.process_time() - paused
 
-    fit(learner, lambda n: windows.batch(made.learner.batch_size, n, seed), made.learner.steps, callbacks=(watch,))
-    return sum(p.numel() for p in policy.parameters())
+    result = fit_method(made, data, seed, callbacks=(watch,))
+    return sum(p.numel() for p in result.policy.parameters())
 
 
 def success(policy: Policy, made: Method, name: str, episodes: int, seed: int) -> list[int]:
@@ -241,7 +239,7 @@ def said(name: str) -> str:
     parts = []
     for arm in TASKS[name].updates:
         rate, executed, share = chosen(name, arm)
-        own = method(arm, shown(name), 1).learner.optim.rate
+        own = method(arm, shown(name), 1).learner.optimizer.lr
         parts.append(f"{arm} rate {rate * own:g} and {executed} steps carried out ({share:.0%})")
     return (f"On {name}, {len(RATES) * len(EXECUTED)} trials each chose: {'; '.join(parts)}. "
             f"{len(ran(name))} training seeds, {TASKS[name].episodes} starts.")

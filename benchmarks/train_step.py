@@ -35,8 +35,8 @@ def learner(recipe, batch: int, optim):
     data = Dataset([Episode({"observation.state": rng.uniform(-1, 1, (200, STATE)).astype("f"),
                              "action": rng.uniform(-1, 1, (200, ACTION)).astype("f")}) for _ in range(2)])
     torch.manual_seed(0)
-    policy = Policy(recipe, data.features()).fit(data)
-    made = BehaviorCloning(batch_size=batch, optimizer=optim).build(policy, 0, 10_000)
+    policy = Policy(recipe, data.features()).fit_statistics(data)
+    made = BehaviorCloning(batch_size=batch, optimizer=optim).build(policy, 0, 10_000, data)
     one = policy.windows(data).batch(batch, 0, 0)
     return made, lambda: made.update(one)
 
@@ -126,10 +126,10 @@ def pairs(ours, theirs):
         yield t.conv2.block[0], o.second[0]
         yield t.conv2.block[1], o.second[1]
         yield t.cond_encoder[1], o.film
-        if list(o.past.parameters()):
-            yield t.residual_conv, o.past
-    yield theirs.diffusion_step_encoder[1], ours.step.body[0]
-    yield theirs.diffusion_step_encoder[3], ours.step.body[2]
+        if list(o.skip.parameters()):
+            yield t.residual_conv, o.skip
+    yield theirs.diffusion_step_encoder[1], ours.time_mlp.body[0]
+    yield theirs.diffusion_step_encoder[3], ours.time_mlp.body[2]
     for mine, other in ((ours.down, theirs.down_modules), (ours.up, theirs.up_modules)):
         for o, t in zip(mine, other, strict=True):
             yield from block(o["first"], t[0])
@@ -138,9 +138,9 @@ def pairs(ours, theirs):
                 yield t[2], o["resize"]
     for o, t in zip(ours.middle, theirs.mid_modules, strict=True):
         yield from block(o, t)
-    yield theirs.final_conv[0].block[0], ours.leave[0][0]
-    yield theirs.final_conv[0].block[1], ours.leave[0][1]
-    yield theirs.final_conv[1], ours.leave[1]
+    yield theirs.final_conv[0].block[0], ours.output_layer[0][0]
+    yield theirs.final_conv[0].block[1], ours.output_layer[0][1]
+    yield theirs.final_conv[1], ours.output_layer[1]
 
 
 def equal(widths, rows: int = 4, layout: str = "auto", groups: int = 8) -> float:

@@ -131,7 +131,7 @@ def picture(name: str, episode: int = 1) -> bytes:
     rows = len(steps["observation.state"]) - 1
     frames = []
     for row in (0, rows // 2, rows):
-        env.restore(torch.tensor([0]), {k: torch.as_tensor(steps[k][row:row + 1]) for k in env.needs})
+        env.restore(torch.tensor([0]), {k: torch.as_tensor(steps[k][row:row + 1]) for k in env.state_columns})
         frames.append(np.pad(env.frame(0), ((0, 0), (0, 8), (0, 0)), constant_values=255))
     return encode_png(np.concatenate(frames, 1)[:, :-8])
 

@@ -76,6 +76,17 @@ def pytest_configure(config):
         config.pluginmanager.register(Skips(HERE / "expected_skips.txt"))
 
 
+def pytest_collection_modifyitems(items):
+    """Tests with the marker gpu are skipped where there is no GPU."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch  # late: most commands of pytest need no PyTorch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
 # -- shared by many tests ------------------------------------------------------------------------------------------
 
 

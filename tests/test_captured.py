@@ -112,7 +112,7 @@ def test_guides_go_past_it(device):
     assert not captured._graphs
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_plan_that_waits_for_the_gpu_is_refused():
     policy, batch = made("regression", "cuda")
 

@@ -142,7 +142,8 @@ def test_pretraining_never_sees_the_new_task_and_its_twin_sees_other_actions(mon
     monkeypatch.setattr(claim, "rollout_policy", lambda policy, *rest: [])
     claim._pretrained_policies.clear()
     data = claim.MultiTaskDemonstrations(12, 6).load(1)
-    for method in (claim.TransferMethod(2, False), claim.TransferMethod(2, True), claim.TransferMethod(2, True, shuffle_pretraining=True)):
+    for method in (claim.TransferMethod(2, False), claim.TransferMethod(2, True),
+                   claim.TransferMethod(2, True, shuffle_pretraining=True)):
         claim.new_task_success(None, method, data, 1, 5, 0)
     claim._pretrained_policies.clear()
     (scratch, none), (before, _), (after, began), (mixed, _), _ = seen

@@ -155,7 +155,8 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     "train bc d --out r --save-freq", "train bc d --out r --rollouts", "train bc d --out r --buffer-size",
     "train bc d --out r --max-episode-steps", "eval r fork --episodes", "eval r fork --rows", "eval r fork --workers",
     "compare a b --env fork --episodes", "compare a b --env fork --rows", "compare a b --env fork --workers",
-    "plan 0.7 0.8 --episodes", "robustness r fork --episodes", "robustness r fork --rows", "claims run --all --workers"])
+    "plan 0.7 0.8 --episodes", "robustness r fork --episodes", "robustness r fork --rows",
+    "claims run --all --workers"])
 def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, args, count):
     monkeypatch.chdir(tmp_path)
     option = args.split()[-1]
@@ -529,7 +530,7 @@ def test_methods(call):
         assert isinstance(m["needs"], list) and all(isinstance(r, str) and len(r) == 3 for r in m["rows"])
     assert document(call("methods", "act", "--json")) == [m for m in found if m["name"] == "act"]
     status, out, _ = call("methods", "diffusion-policy")
-    assert status == 0 and "--method.trunk" in out and "--policy.head.n-steps" in out
+    assert status == 0 and "--method.trunk" in out and "--policy.head.n_steps" in out
     refused(call("methods", "difusion-policy"), "did you mean 'diffusion-policy'")
 
 
@@ -626,6 +627,7 @@ def test_overrides_reach_the_method(call, place, tmp_path):
         "action_offset": -1,
         "obs_offset": 0,
         "goals": [],
+        "obs_pad_mask": False,
     }
     assert made["policy"]["trunk"]["width"] == 32 and made["learner"]["steps"] == 2
 
@@ -687,7 +689,7 @@ def test_words_that_are_missing_or_too_many(call, told, place, tmp_path):
     train = ["train", "bc", "--out", tmp_path / "r", "--language", *TINY]
     refused(call(*train[:2], place / "demos", *train[2:]), "expected tasks in words, found none", "leave out")
     refused(call(*train[:2], two, *train[2:], "--eval", "fork"), "--eval: expected an environment that says")
-    refused(call("train", "knn", two, "--language", "--out", tmp_path / "r"), "observation.task", "Tokens")
+    refused(call("train", "knn", two, "--language", "--out", tmp_path / "r"), "observation.task", "TokenEncoder")
     assert not list(tmp_path.iterdir())
 
 

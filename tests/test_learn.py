@@ -164,7 +164,7 @@ def test_float16_needs_cuda(data):
         clone(data, OptimizerConfig(precision="fp16"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_float16_trains_on_a_gpu(data):
     made = policy(data, window=Window()).to("cuda")
     config, losses = BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3, precision="fp16")), []

@@ -44,6 +44,7 @@ from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.heads.shortcut import Shortcut
 from understudy.heads.solvers import DDPM, DPMSolverPP, Heun, Midpoint
+from understudy.heads.streaming_flow import StreamingFlow
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.lstm import LSTM
 from understudy.nets.mlp import MLP
@@ -51,7 +52,7 @@ from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
 from understudy.nets.vision import ResNet18, SmallConv
-from understudy.policy import Policy, PolicyConfig
+from understudy.policy import Policy, PolicyConfig, check_features
 from understudy.testing import random_batch, random_dataset
 
 CHOICES = Feature("int64", (2,), "discrete", num_classes=(3, 4))
@@ -62,6 +63,7 @@ HEADS = {
     "dpmpp": Diffusion(solver=DPMSolverPP(), prediction="v"),
     "flow": Flow(), "midpoint": Flow(n_steps=4, solver=Midpoint()), "heun": Flow(n_steps=4, solver=Heun()),
     "shortcut": Shortcut(n_steps=4), "mean_flow": MeanFlow(n_steps=2), "joint": JointDiffusion(action_size=2),
+    "streaming": StreamingFlow(),
 }
 TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "joint": Transformer(32, 1, 4, "joint", causal=True), "act": Transformer(32, 1, 4, encoder_depth=1)}
@@ -194,7 +196,7 @@ def test_a_file_says_what_it_is(fork):
     found = load(path)
     assert found.features == policy.features
     with pytest.raises(UserError, match="expected a column"):
-        found.check_features({"action": policy.features["action"]}, "elsewhere")
+        check_features(found, {"action": policy.features["action"]}, "elsewhere")
 
 
 def test_what_the_file_cannot_do(fork):

@@ -31,7 +31,7 @@ RECIPES = {
 
 
 def layers(policy):
-    return sum(type(m).__module__.endswith("packed") for m in policy.modules())
+    return sum(type(m).__module__.endswith("packed_weights") for m in policy.modules())
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, is_dataclass, replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -127,8 +128,8 @@ def test_a_probe_sees_a_lower_rate_where_claims_train_in_their_own_way(name):
 def test_a_probe_sees_an_episode_limit_that_is_one_lower():
     claim = first_arm("diffusion-bc")
     part = claim.parts[0]
-    limits = [replace(claim, parts=(replace(part, experiment=replace(part.experiment, env_options=(("limit", limit),))),))
-              for limit in (20, 19)]
+    experiments = [replace(part.experiment, env_options=(("limit", limit),)) for limit in (20, 19)]
+    limits = [replace(claim, parts=(replace(part, experiment=e),)) for e in experiments]
     assert any("environment, random actions / lengths" in d for d in compare(*map(take, limits)))
 
 
@@ -146,10 +147,11 @@ def test_rounding_errors_do_not_matter():
 
 
 def test_real_runs_never_meet_what_a_probe_trained():
-    functions = measures.fit, measures.rollout, measures._policy_cache
+    training = import_module("understudy.learn.fit_method")
+    functions = training.fit, measures.rollout, measures._policy_cache
     step = torch.optim.Adam.step
     take(first_arm("diffusion-bc"))
-    assert (measures.fit, measures.rollout) == functions[:2] and measures._policy_cache is functions[2]
+    assert (training.fit, measures.rollout) == functions[:2] and measures._policy_cache is functions[2]
     assert torch.optim.Adam.step is step and not any(p for p in measures._policy_cache.values())
 
 

@@ -576,7 +576,8 @@ def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
     recipe = json.loads((at / "policy.json").read_text())
     own = load_file(at / "weights.safetensors")
     for change, words in (
-            ({"width": 9}, [f"{sum(8 in v.shape for v in own.values())} of another shape (the first: net.input_layer.weight",
+            ({"width": 9}, [f"{sum(8 in v.shape for v in own.values())} of another shape "
+                            "(the first: net.input_layer.weight",
                             " in the place of (9, "]),
             ({"depth": 2}, ["missing (the first: net.blocks.1."]),
             ({"depth": 0}, ["unexpected (the first: net.blocks.0."])):
@@ -685,7 +686,8 @@ from pathlib import Path
 from test_resume import everything, made_up, run, Stop
 torch.set_num_threads(1)
 method = everything()
-method = replace(method, learner=replace(method.learner, optimizer=replace(method.learner.optimizer, accumulation_steps=2)))
+optimizer = replace(method.learner.optimizer, accumulation_steps=2)
+method = replace(method, learner=replace(method.learner, optimizer=optimizer))
 try:
     run({out!r}, method, made_up(image=True), callbacks=[Stop(*{stop!r})])
 except KeyboardInterrupt:

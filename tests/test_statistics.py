@@ -692,7 +692,7 @@ def test_the_command_that_plans(capsys):
 
 
 @pytest.mark.parametrize("args, says", [
-    (["0.7", "0.7"], "two different rates"), (["70", "80"], "70 % is 0.7"), ([], "expected two rates"),
+    (["0.7", "0.7"], "two different rates"), (["70", "80"], "70 % is 0.7"), ([], "expected RATE RATE, found none"),
     (["0.7", "0.8", "--threshold", "0.5"], "one rate beside --threshold"), (["0.7", "x"], "x"),
     (["0.7", "0.8", "--episodes", "0"], "at least one"), (["0.7", "0.8", "--power", "0.01"], "above alpha")])
 def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
@@ -708,11 +708,11 @@ def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
 def test_every_line_of_the_tables_is_recorded_keeps_its_promise_and_is_on_the_page(coverage):
     found = {f["name"]: f for f in json.loads(coverage.FILE.read_text(encoding="utf-8"))["lines"]}
     assert set(found) == set(coverage.INTERVALS) | set(coverage.TESTS)
-    assert [f["name"] for f in found.values() if not coverage.in_sidecar(f)] == []
+    assert [f["name"] for f in found.values() if not coverage.kept(f)] == []
     page = coverage.PAGE.read_text(encoding="utf-8")
     assert all(coverage._row(f) in page for f in found.values())
-    assert not coverage.in_sidecar({**found["Clopper–Pearson"], "worst": 0.949})  # it can fail
-    assert not coverage.in_sidecar({**found["`Rate`, always looking"], "worst": 0.051})
+    assert not coverage.kept({**found["Clopper–Pearson"], "worst": 0.949})  # it can fail
+    assert not coverage.kept({**found["`SequentialRateTest`, always looking"], "worst": 0.051})
 
 
 @pytest.mark.parametrize("name", ["Tango's score", "McNemar, exact", "`SequentialDifferenceTest`, always looking"])

@@ -62,7 +62,7 @@ def test_the_best_trial_is_taken_and_on_ties_the_recipes_own(ttp):
             (ttp.WIDE, {8: 0, 4: 1, 2: 2, 1: 2}, {8: 2, 4: 2, 2: 2, 1: 2}, (1.0, 2, 0.5))):  # then it plans less often
         tried(arm, 1.0, first)
         tried(arm, 3.0, second)
-        assert ttp.critical_steps("push", arm) == best
+        assert ttp.chosen("push", arm) == best
 
 
 def test_the_arms_are_what_they_say(ttp):
@@ -72,8 +72,8 @@ def test_the_arms_are_what_they_say(ttp):
     data, size = ttp.shown("push"), {}
     for arm in ttp.TASKS["push"].updates:
         made = ttp.method(arm, data, 400, 3.0, 2)
-        assert (made.learn.steps, made.run.n_action_steps) == (400, 2)
+        assert (made.learner.steps, made.executor.n_action_steps) == (400, 2)
         size[arm] = sum(p.numel() for p in Policy(made.policy, data.features()).parameters())
-        assert made.learner.optimizer.rate == pytest.approx(3 * ttp.method(arm, data, 400).learner.optimizer.rate)
+        assert made.learner.optimizer.lr == pytest.approx(3 * ttp.method(arm, data, 400).learner.optimizer.lr)
     assert ttp.method(ttp.PEER, data, 400).learner.optimizer.warmup_steps == 50  # of 500 in 4000
     assert size[ttp.WIDE] == pytest.approx(size[ttp.PEER], rel=0.05) and 10 * size[ttp.OURS] < size[ttp.PEER]

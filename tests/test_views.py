@@ -299,7 +299,7 @@ def test_fields():
     data = demonstrations()
     assert episode_values(data, "length") == [5, 1, 4, 7, 4, 6] and episode_values(data, "episode") == list(range(6))
     assert episode_values(data, "task") == ["lift", "öffne"] * 3
-    assert episode_values(demonstrations(robot={"arm": 7}), "robot.arm") == [7] * 6
+    assert episode_values(demonstrations(robot_type={"arm": 7}), "robot_type.arm") == [7] * 6
     bare = Dataset([Episode(e.steps, {}, len(e), e.schema) for e in data])
     assert episode_values(bare, "success") == [True, False] * 3
     assert len(Filter("masks", ("train",)).apply(demonstrations(masks=["train", "few"]))) == 6

@@ -406,7 +406,7 @@ def test_a_draw_without_meaning_is_refused(odds):
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_draw_of_other_length_is_refused(more):
     """The steps of all later episodes would be drawn by their neighbors' numbers."""
-    with pytest.raises(UserError, match=r"data have 9 steps, and the weights have shape \(\d+,\)"):
+    with pytest.raises(UserError, match=r"each of 9 steps is drawn, found \(\d+,\)"):
         Window().windows(Dataset([counted(4, 0), counted(5, 1)]), ("observation.x",), "action",
                       sampling_weights=lambda e: np.ones(len(e) + more))
 
@@ -539,7 +539,7 @@ def test_what_does_not_fit_stays_where_it_is(monkeypatch):
         assert isinstance(to_device(windows, cpu), DeviceWindows) == there
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_batches_on_a_gpu_are_those_of_the_host():
     data = Dataset([counted(n, i) for i, n in enumerate((5, 3, 8))])
     host = Window(n_obs_steps=2, horizon=3).windows(data, ("observation.x",), "action")

@@ -192,35 +192,35 @@ class Crew:
     has in any order, and begins the next as one ends, as rollouts do; the episodes of `deadly` kill."""
 
     def __init__(self, count, rows, draw, deaths, deadly):
-        self.count, self.rows, self.draw, self.deaths, self.deadly, self.members = count, rows, draw, deaths, deadly, []
+        self.count, self.rows, self.draw, self.deaths, self.deadly, self.workers = count, rows, draw, deaths, deadly, []
         self.ran = []
         self.killed = []  # (why, the episodes that ran then)
 
-    def hire(self):
-        self.members.append(_Worker(None))
+    def start_worker(self):
+        self.workers.append(_Worker(None))
 
     def lose(self, member, why):
-        self.members.remove(member)
-        self.killed.append((why, set(member.at["rows"]) if member.rows else set()))
+        self.workers.remove(member)
+        self.killed.append((why, set(member.handle["rows"]) if member.rows else set()))
         return member, "died", why
 
-    def give(self, member, share, seed):
-        member.is_busy, member.share = True, set(share)
-        member.at = {"rows": list(share[:self.rows]), "next": list(share[self.rows:])}
+    def assign(self, member, share, seed):
+        member.is_busy, member.pending = True, set(share)
+        member.handle = {"rows": list(share[:self.rows]), "next": list(share[self.rows:])}
 
-    def heard(self):
-        able = [m for m in self.members if not m.rows or m.is_busy]
+    def receive(self):
+        able = [m for m in self.workers if not m.rows or m.is_busy]
         member = able[self.draw(len(able))]
         if self.deaths and self.draw(4) == 0:
             self.deaths -= 1
             yield self.lose(member, "drawn")
         elif not member.rows:
             yield member, "ready", (self.rows, {"env": "none"})
-        elif self.deadly & set(member.at["rows"]):
+        elif self.deadly & set(member.handle["rows"]):
             yield self.lose(member, "deadly")
-        elif member.at["rows"]:
-            number = member.at["rows"].pop(self.draw(len(member.at["rows"])))
-            member.at["rows"] += [member.at["next"].pop(0)] if member.at["next"] else []
+        elif member.handle["rows"]:
+            number = member.handle["rows"].pop(self.draw(len(member.handle["rows"])))
+            member.handle["rows"] += [member.handle["next"].pop(0)] if member.handle["next"] else []
             self.ran.append(number)
             yield member, "episode", (number, Episode({"action": np.zeros((1, 1), np.float32)}, {"number": number}))
         else:
@@ -244,7 +244,7 @@ def test_every_episode_once_whatever_the_order_and_one_death(episodes, count, ro
         assert len(why) == 2 and (named in deadly or sorted(why) == ["deadly", "drawn"])
         return
     assert [e.metadata["number"] for e in workers.rollout(episodes)] == list(range(episodes))
-    assert sorted(crew.ran) == list(range(episodes)) and len(crew.members) <= count
+    assert sorted(crew.ran) == list(range(episodes)) and len(crew.workers) <= count
 
 
 @given(st.integers(0, 3000), st.integers(1, 64), st.integers(1, 64))

@@ -36,7 +36,7 @@ class NewDemonstrators(DemonstrationSource):
         left = successful_rollouts(Expert(side=1, noise=self.noise), "fork", self.n_new // 2, seed, 1)
         right = successful_rollouts(Expert(side=-1, noise=self.noise), "fork", self.n_new - self.n_new // 2, seed, 2)
         new = left + right
-        limits = {"novel": 0.0} if self.shuffle_filter else {}
+        limits = {"novelty_threshold": 0.0} if self.shuffle_filter else {}
         bad = (
             Compatibility(base, error_threshold=self.error_threshold, seed=seed, **limits)
             .compare_to_base(new)

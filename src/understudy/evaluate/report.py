@@ -415,7 +415,8 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
                     commands: Sequence[tuple[str, str]] = ()) -> Path:
     """Of a policy judged on recorded episodes."""
     text = prediction.describe().replace(NOTE, "").strip()
-    head = f"Energy score {prediction.energy_score.estimate:.3g}, where always doing the average would get {prediction.baseline_error:.3g}."
+    head = (f"Energy score {prediction.energy_score.estimate:.3g}, where always doing the average would get "
+            f"{prediction.baseline_error:.3g}.")
     sections = prediction_sections(prediction)
     if commands:
         sections.append(Section("Go on", (Commands(tuple(commands)),)))

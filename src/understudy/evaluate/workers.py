@@ -282,9 +282,9 @@ class _ProcessBackend:
 
     def receive(self) -> Iterator[tuple[_Worker, str, Any]]:
         """What has been said, once anything is."""
-        said = set(connection.wait([m.at[1] for m in self.workers]))
-        for member in [m for m in self.workers if m.at[1] in said]:
-            process, pipe = member.at
+        said = set(connection.wait([m.handle[1] for m in self.workers]))
+        for member in [m for m in self.workers if m.handle[1] in said]:
+            process, pipe = member.handle
             try:
                 yield member, *pipe.recv()
             except (EOFError, OSError):
@@ -294,9 +294,9 @@ class _ProcessBackend:
                 yield member, "died", exit_reason(process.exitcode)
 
     def shutdown(self) -> None:
-        for process, _ in (m.at for m in self.workers):
+        for process, _ in (m.handle for m in self.workers):
             process.terminate()
-        for process, pipe in (m.at for m in self.workers):
+        for process, pipe in (m.handle for m in self.workers):
             process.join(5)
             if process.is_alive():
                 process.kill()
@@ -389,7 +389,7 @@ class _RayBackend:
 
     def shutdown(self) -> None:
         for member in self.workers:
-            self.ray.kill(member.at)
+            self.ray.kill(member.handle)
         self.workers, self.talks = [], []
         if self.began:
             self.ray.shutdown()

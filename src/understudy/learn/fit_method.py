@@ -20,6 +20,7 @@ from ..execute.actor import Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy
 from . import devices
+from .devices import Processes
 from .fit import Callback, Learner, fit
 from .method import InitializeFrom, Method, build_actor, find_references, load_modules, resolve_references
 from .stages import check_stages, freeze, load_weights_from, packages_of
@@ -54,6 +55,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     """Train a method in memory, on all of the data.
 
     The numbers are those of `understudy.train` with the same seed and without held-out episodes. No file is written.
+    All processes of `torch.distributed` train one policy together.
 
     Args:
         method: The method. `method.learner.steps` updates are made. Its stages are trained first, with the same seed.
@@ -102,7 +104,8 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
             freeze(policy, method.initialize_from)
             learner = config.build(policy, seed, config.steps, data)
         sampler = learner.batch_sampler(data, sampling_weights)
-        fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), config.steps, callbacks=callbacks)
+        size, share = config.batch_size, Processes.current().row_slice(config.batch_size)
+        fit(learner, lambda n: sampler.batch(size, n, seed, share), config.steps, callbacks=callbacks)
         return FitResult(method, {**learner.modules, "policy": acting_policy(learner, data)})
 
 

@@ -145,12 +145,12 @@ class Compatibility(StepScore):
         return CompatibilityResult(table.split(error), table.split(spread), far, novel)
 
     def _ensemble_error(self, base, known, table, which):
-        at = np.isin(base.episode, known) & base.whole
+        at = np.isin(base.episode, known) & base.is_complete
         if not at.any():
             raise UserError("expected base demonstrations with numbers in them, found none", where="Compatibility",
                             hint="see where their numbers are not finite: understudy audit DATA")
         nets = fit_regression(base.state[at], base.action[at], self.n_members, self.n_updates, self.seed)
-        look = np.ones(len(table), bool) if which is None else np.isin(table.episode, which) & table.whole
+        look = np.ones(len(table), bool) if which is None else np.isin(table.episode, which) & table.is_complete
         with torch.no_grad():
             says = nets(torch.as_tensor(table.state[look])).numpy()
         error = ((says - table.action[look]) ** 2).mean((0, 2))

@@ -170,7 +170,8 @@ def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, s
     `metadata["start"]`. A policy that draws nothing does the same every time."""
     if starts < 1 or repeats < 2:
         raise UserError(f"expected a start and two rollouts of it at least, found {starts} and {repeats}",
-                        where="rollout_repeated_starts", hint="such as rollout_repeated_starts(actor, env, starts=16, repeats=8)")
+                        where="rollout_repeated_starts",
+                        hint="such as rollout_repeated_starts(actor, env, starts=16, repeats=8)")
     ran = rollout(actor, RepeatedStartsEnv(env, seed, starts, repeats), starts * repeats, seed, watch=watch)
     return Dataset(
         [replace(e, metadata={**e.metadata, "start": int(e.metadata["number"]) // repeats}) for e in ran], ran.metadata

@@ -1,0 +1,68 @@
+"""Docstrings name the arguments that there are."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "understudy"
+SECTION = re.compile(r"^(Args|Attributes):\n((?:[ ]+.*\n|\n)+)", re.MULTILINE)
+
+
+def documented(text: str) -> list[str]:
+    """The names in the sections `Args:` and `Attributes:` of a docstring."""
+    names = []
+    for _, block in SECTION.findall(text + "\n"):
+        indent = len(block) - len(block.lstrip(" "))
+        for line in block.splitlines():
+            if line[:indent].isspace() and line[indent:indent + 1].strip() and ":" in line:
+                names += re.findall(r"\w+", line.split(":")[0].split("(")[0])
+    return names
+
+
+def definitions(tree: ast.Module):
+    """(name, docstring, what may be documented) of each class and function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            init = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+            yield node.name, ast.get_docstring(node), fields(node) | {a for f in init for a in arguments(f)}, bool(node.bases)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node.name, ast.get_docstring(node), arguments(node), False
+
+
+def arguments(node) -> set[str]:
+    a = node.args
+    return {x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg)))}
+
+
+def fields(node) -> set[str]:
+    """Fields and properties, and attributes that a method sets."""
+    found = {b.target.id for b in node.body if isinstance(b, ast.AnnAssign) and isinstance(b.target, ast.Name)}
+    found |= {t.id for b in node.body if isinstance(b, ast.Assign) for t in b.targets if isinstance(t, ast.Name)}
+    found |= {b.name for b in node.body if isinstance(b, ast.FunctionDef)}
+    return found | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+
+
+def wrong(source: str) -> list[str]:
+    """Names that a docstring documents and that its class or function does not have."""
+    tree = ast.parse(source)
+    known = {n.name: fields(n) for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
+    found = []
+    for name, text, allowed, inherits in definitions(tree):
+        if inherits:
+            allowed = allowed.union(*known.values())
+        found += [f"{name}: {n}" for n in documented(text or "") if n not in allowed]
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_documented_arguments_exist(path):
+    assert wrong(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_wrong_name_is_found():
+    good = 'def f(x, y):\n    """Adds.\n\n    Args:\n        x: One.\n        y: Other (see: there).\n            More: of it.\n    """\n'
+    assert wrong(good) == [] and wrong(good.replace("f(x, y)", "f(x, z)")) == ["f: y"]

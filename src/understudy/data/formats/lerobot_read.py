@@ -22,7 +22,7 @@ from ..sources import MemmapSource
 from . import arrow, remote
 from .column_names import format_list
 from .key_map import metadata
-from .read_errors import damaged
+from .read_errors import damaged, read_json_object
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
 UNDERSTUDY_FOLDER = Path("meta") / "understudy"
@@ -342,9 +342,7 @@ class LeRobotSource(MemmapSource):
 def read_info(path: Path) -> dict:
     """meta/info.json, with the keys that reading needs."""
     file = path / "meta" / "info.json"
-    info = read_json(file)
-    if not isinstance(info, dict):
-        raise damaged(f"it is not a JSON object but a {type(info).__name__}", file)
+    info = read_json_object(file)
     for key, kind in (("codebase_version", str), ("fps", (int, float)), ("features", dict), ("data_path", str),
                       ("total_episodes", int), ("total_frames", int)):
         if not isinstance(info.get(key), kind):

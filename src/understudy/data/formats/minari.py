@@ -29,7 +29,7 @@ from ..sources import ChunkedSource
 from . import arrow, hdf5, sidecar
 from .column_names import sort_numbered
 from .key_map import KeyMap, common_arrays, decoded_images, metadata, stored_feature
-from .read_errors import damaged
+from .read_errors import damaged, read_json_object
 from .sidecar import FormatCapability
 
 _FLAGS = ("next.terminated", "next.truncated")
@@ -56,9 +56,7 @@ def open_minari(path: Path) -> Dataset:
     if path.is_file():
         return Dataset(Hdf5Source(path.parent, {}, path))
     data = path / "data" if (path / "data").is_dir() else path
-    about = read_json(data / "metadata.json") if (data / "metadata.json").exists() else {}
-    if not isinstance(about, dict):
-        raise damaged(f"this is not a JSON object: {str(about)[:40]}", data / "metadata.json")
+    about = read_json_object(data / "metadata.json") if (data / "metadata.json").exists() else {}
     kind = about.get("data_format", "hdf5")
     if kind == "hdf5":
         return Dataset(Hdf5Source(data, about, data / "main_data.hdf5"))

@@ -22,7 +22,7 @@ from ..episode import Dataset, episode_starts
 from . import sidecar
 from .column_names import FLAG_COLUMNS, are_flags
 from .key_map import KeyMap, add_column, checked_rate, lengths_from_ends, metadata
-from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, write_npz
+from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, column_chunks, whole_array, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
@@ -291,30 +291,21 @@ def write(data: Dataset, path: str | Path) -> None:
                             hint="an .npz holds observations and actions: choose another format")
     lengths = data.lengths
     ends, fps = np.cumsum(lengths), None if data.fps is None else np.float64(data.fps)
-    arrays = [metadata_array("episode_ends", ends)]
+    arrays = [whole_array("episode_ends", ends)]
     for name, place in kept.columns.items():
         rows = int(lengths.sum()) + len(data) * place.has_last_row
         arrays.append(column_array(data, name, KEYS.key(name), rows, lengths + place.has_last_row))
-    arrays += [metadata_array(key, values) for key, values in _metadata_arrays(data, kept.columns).items()]
+    arrays += [whole_array(key, values) for key, values in _metadata_arrays(data, kept.columns).items()]
     if fps is not None:
-        arrays.append(metadata_array("fps", np.asarray(fps)))
+        arrays.append(whole_array("fps", np.asarray(fps)))
     with sidecar.new_file_with_sidecar(path, data, kept) as part:
         write_npz(part, arrays)
 
 
-def metadata_array(key: str, values: np.ndarray) -> ArrayChunks:
-    """An array in memory, as `write_npz` takes it."""
-    return key, values.shape, values.dtype, lambda: [values]
-
-
 def column_array(data: Dataset, name: str, key: str, total: int, rows: np.ndarray) -> ArrayChunks:
     """A column, as `write_npz` takes it: `rows[e]` rows of each episode. If one is missing, the last is repeated."""
-    f = data.features()[name]
-    dtype = np.dtype(f.dtype) if f.kind != "string" else np.dtype(
-        f"U{max((len(str(v)) for e in data for v in np.ravel(e.steps[name])), default=1) or 1}")
-
     def pieces():
         for e, n in zip(data, rows, strict=True):
             column = np.asarray(e.steps[name])
             yield column[:n] if len(column) >= n else np.concatenate([column, column[-1:]])
-    return key, (total, *f.shape), dtype, pieces
+    return column_chunks(key, data.features()[name], total, pieces)

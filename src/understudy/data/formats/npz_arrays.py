@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import UserError
+from ...core import Feature, UserError
 from .. import cache
 from ..sources import MemmapSource
 from . import read_errors
@@ -103,6 +103,23 @@ def read_headers(path: Path, without: Iterable[str] = ()) -> dict[str, tuple[tup
 
 
 ArrayChunks = tuple[str, tuple[int, ...], np.dtype | str, Callable[[], Iterable[np.ndarray]]]
+
+
+def whole_array(name: str, values: np.ndarray) -> ArrayChunks:
+    """An array in memory, as `write_npz` takes it."""
+    return name, values.shape, values.dtype, lambda: [values]
+
+
+def column_chunks(name: str, feature: Feature, rows: int, pieces: Callable[[], Iterable[np.ndarray]]) -> ArrayChunks:
+    """A column, as `write_npz` takes it: `pieces()` returns its rows, of which there are `rows`."""
+    return name, (rows, *feature.shape), stored_dtype(feature, pieces), pieces
+
+
+def stored_dtype(feature: Feature, pieces: Callable[[], Iterable[np.ndarray]]) -> np.dtype:
+    """The dtype of a column in a file. Text has the width of its longest value."""
+    if feature.kind != "string":
+        return np.dtype(feature.dtype)
+    return np.dtype(f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}")
 
 
 def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:

@@ -13,8 +13,8 @@ from ..episode import Dataset
 from . import sidecar
 from .column_names import FLAG_COLUMNS, are_flags, format_list
 from .key_map import KeyMap, add_column, metadata
-from .npz import column_array, is_storable_key, metadata_array
-from .npz_arrays import NpzArchiveSource, NpzArrays, write_npz
+from .npz import column_array, is_storable_key
+from .npz_arrays import NpzArchiveSource, NpzArrays, whole_array, write_npz
 from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
@@ -165,6 +165,6 @@ def write(data: Dataset, path: str | Path) -> None:
               for name in kept.columns if name not in _ENDS]
     terminals = np.zeros(total, bool)
     terminals[np.cumsum(rows) - 1] = True
-    arrays += [metadata_array("terminals", terminals), metadata_array(FORMAT_KEY, np.asarray("ogbench"))]
+    arrays += [whole_array("terminals", terminals), whole_array(FORMAT_KEY, np.asarray("ogbench"))]
     with sidecar.new_file_with_sidecar(path, data, kept) as part:
         write_npz(part, arrays)

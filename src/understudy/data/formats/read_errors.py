@@ -7,8 +7,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from ...core import UserError
+from ...files import read_json
 
 ExceptionTypes = tuple[type[BaseException], ...]
 
@@ -37,6 +40,14 @@ def damaged(problem: str, where: object) -> UserError:
 def first_line(error: BaseException) -> str:
     """The first line of the message of an error, or the type of the error if it has no message."""
     return str(error).strip("'\"").partition("\n")[0][:200] or type(error).__name__
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise damaged(f"this is not a JSON object but a {type(value).__name__}", file)
+    return value
 
 
 @contextmanager

@@ -20,14 +20,14 @@ from typing import Any, Literal
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import read_json, write_json
+from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
 from ..sources import MemmapSource
 from . import sidecar
 from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
 from .key_map import add_column, metadata
-from .read_errors import damaged
+from .read_errors import damaged, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
 
 _SHARD = 256 << 20  # bytes after which a new shard is begun
@@ -99,9 +99,9 @@ class RldsSource(MemmapSource):
             raise UserError(f"final_step must be action or observation, not {final_step!r}", where=path,
                             hint="leave it out, unless the last actions are all zero: then \"observation\"")
         self.path, self._shift = path, final_step == "observation"
-        self._info = _dictionary(path / "dataset_info.json")
+        self._info = read_json_object(path / "dataset_info.json")
         warnings: list[str] = []
-        document = _dictionary(path / "features.json")
+        document = read_json_object(path / "features.json")
         try:
             leaves = list(_leaves(document, "", warnings))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -361,13 +361,6 @@ def _tensor(leaf: TfdsFeature, values: _Values | None, rows: int, where: str) ->
 
 
 # -- features.json and dataset_info.json ----------------------------------------------------------------------------
-
-
-def _dictionary(file: Path) -> dict[str, Any]:
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise damaged(f"this is not a JSON object but a {type(value).__name__}", file)
-    return value
 
 
 def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[TfdsFeature]:

@@ -22,7 +22,7 @@ from ...files import whole_file, whole_folder
 from .. import cache
 from ..episode import ColumnSource, Dataset, episode_starts
 from ..sources import WrapperSource
-from .npz_arrays import NpzArrays, write_npz
+from .npz_arrays import NpzArrays, column_chunks, whole_array, write_npz
 
 SIDECAR_NAME = "understudy.npz"
 
@@ -152,18 +152,18 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
         "places": {name: place.name for name, place in capability.columns.items()},
         "metadata": [dict(e.metadata) for e in data]}
     text = np.frombuffer(json.dumps(document, default=_to_json_value).encode(), np.uint8)
-    arrays = [("document", text.shape, text.dtype, lambda: [text]),
-              ("lengths", lengths.shape, lengths.dtype, lambda: [lengths])]
+    arrays = [whole_array("document", text), whole_array("lengths", lengths)]
     for name, f in features.items():
         place, rows = capability.columns.get(name), data.rows(name)
         longer = rows > lengths
         if place is None:
-            arrays += [_array(f"rows/{name}", rows), _pieces(f"column/{name}", f, rows, partial(_column, data, name))]
+            column = partial(_column, data, name)
+            arrays += [whole_array(f"rows/{name}", rows), column_chunks(f"column/{name}", f, int(rows.sum()), column)]
         elif place.repeats_last_row and not longer.all():
-            arrays.append(_array(f"rows/{name}", rows))
+            arrays.append(whole_array(f"rows/{name}", rows))
         elif longer.any() and not place.has_last_row:
-            ones = longer.astype(np.int64)
-            arrays += [_array(f"rows/{name}", rows), _pieces(f"last/{name}", f, ones, partial(_last_rows, data, name))]
+            last = partial(_last_rows, data, name)
+            arrays += [whole_array(f"rows/{name}", rows), column_chunks(f"last/{name}", f, int(longer.sum()), last)]
     write_npz(sidecar_path(path), arrays)
 
 
@@ -218,11 +218,11 @@ def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None
     kept = np.isin(np.arange(len(lengths)), indices)
     document["metadata"] = [m for m, keep in zip(document["metadata"], kept, strict=True) if keep]
     text = np.frombuffer(json.dumps(document).encode(), np.uint8)
-    out = [_array("document", text), _array("lengths", lengths[kept])]
+    out = [whole_array("document", text), whole_array("lengths", lengths[kept])]
     for key, (shape, dtype) in arrays.headers.items():
         what, _, name = key.partition("/")
         if what == "rows":
-            out.append(_array(key, arrays.read_array(key)[kept]))
+            out.append(whole_array(key, arrays.read_array(key)[kept]))
         elif name:
             rows = arrays.read_array(f"rows/{name}")
             mask = np.repeat(kept, rows if what == "column" else rows > lengths)
@@ -295,17 +295,6 @@ class SidecarSource(WrapperSource):
         if self._is_in_sidecar(name) or f"rows/{name}" in self._arrays.headers:
             return enumerate(self.column(name, episode))
         return self.inner.frames(self._encodings[name], episode)
-
-
-def _array(name, values):
-    return name, values.shape, values.dtype, lambda: [values]
-
-
-def _pieces(name, feature: Feature, rows: np.ndarray, pieces):
-    dtype = feature.dtype
-    if feature.kind == "string":  # the room that the longest takes
-        dtype = f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}"
-    return name, (int(rows.sum()), *feature.shape), np.dtype(dtype), pieces
 
 
 def _masked(arrays: NpzArrays, key: str, mask: np.ndarray) -> Iterator[np.ndarray]:

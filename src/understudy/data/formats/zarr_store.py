@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..sources import MemmapSource
 from . import read_errors, sidecar
 from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
 from .key_map import add_column, lengths_from_ends, metadata
+from .npz_arrays import stored_dtype
 from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
@@ -350,16 +351,16 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
         put(f"{group}.zgroup", '{"zarr_format": 2}')
     lengths, features = data.lengths, data.features()
     for name, key in _names(data).items():
-        f, dtype = features[name], None
-        if f.kind == "string":
-            longest = max((len(str(v)) for e in data for v in np.ravel(e.steps[name])), default=1)
-            dtype = np.dtype(f"<U{max(longest, 1)}")
-        dtype = dtype or np.dtype(f.dtype).newbyteorder("<")
+        f, pieces = features[name], partial(_pieces, data, name)
+        dtype = stored_dtype(f, pieces).newbyteorder("<")
         rows = max(1, _CHUNK // max(f.size * dtype.itemsize, 1))
-        _put_array(put, f"data/{key}", (int(lengths.sum()), *f.shape), dtype, rows,
-                   (np.asarray(e.steps[name])[: len(e)] for e in data))
+        _put_array(put, f"data/{key}", (int(lengths.sum()), *f.shape), dtype, rows, pieces())
     ends = np.cumsum(lengths)
     _put_array(put, "meta/episode_ends", ends.shape, np.dtype("<i8"), len(ends), [ends])
+
+
+def _pieces(data: Dataset, name: str) -> Iterator[np.ndarray]:
+    return (np.asarray(e.steps[name])[: len(e)] for e in data)
 
 
 def _put_array(put, node, shape, dtype, rows, pieces) -> None:

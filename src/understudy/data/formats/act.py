@@ -2,8 +2,8 @@
 
 Layout: tonyzhaozh/act record_sim_episodes.py and utils.py (ACT, Zhao et al. 2023), tonyzhaozh/aloha. Compressed images
 are as in mobile-aloha: rows of JPEG bytes padded with zeros. `observations/qpos` is observation.state. Actions are
-joint targets of the same row, as the file has them. ACT itself trains on those of real robots (`sim` false) from one
-row earlier on, which here is a window of ahead=-1.
+joint targets of the same row, as in the file. For real robots (`sim` false), ACT itself trains on actions from one row
+earlier, which here is a window with action_offset=-1.
 """
 
 from __future__ import annotations
@@ -116,8 +116,11 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def write(data: Dataset, path: Path) -> None:
-    """A new folder, there whole or not at all, that ACT's loader reads; images as they are, uncompressed. What the
-    loader demands and the data do not have (`qvel`, the attribute `sim`) is filled, and marked as such."""
+    """Writes a folder that ACT's loader reads. It is complete or absent.
+
+    Images are stored without compression. What the loader needs and the data do not have (`qvel`, the attribute `sim`)
+    is filled in, marked, and not read again.
+    """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
     with sidecar.new_folder(path, data, holds) as part:

@@ -1,4 +1,4 @@
-"""What others call the columns that have a name here, and the other way round."""
+"""Names of columns: those of other formats and the standard names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ _OURS = {"state": "observation.state", "states": "observation.state", "observati
 
 
 def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
-    """The column that an array `key` of that kind (Feature.kind) is here. others: what goes before names that are not
-    known ("observation." where all that is not known was sensed)."""
+    """The standard name of an array.
+
+    Args:
+        key: Its name in the file.
+        kind: `Feature.kind`.
+        others: Prefix for names that are not known, such as ``"observation."``.
+    """
     if role(key) != "other":
         return key
     if kind == "image" and key not in OUTCOME_COLUMNS:
@@ -54,12 +59,12 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
 
 
 def are_flags(values: np.ndarray) -> bool:
-    """Whether they say yes or no: bool, or numbers that are all 0 or 1."""
+    """Whether all values are flags: bool, or numbers that are 0 or 1."""
     return values.dtype == bool or bool(((values == 0) | (values == 1)).all())
 
 
 def is_plain_flag(data: Iterable[Episode], name: str) -> bool:
-    """Whether a column that is a flag by its name holds nothing else; others do."""
+    """Whether a column is a flag in its values, or not a flag by its name."""
     return name not in FLAG_COLUMNS or all(are_flags(np.asarray(e.steps[name])) for e in data)
 
 

@@ -2,8 +2,8 @@
 
 Layout: rail-berkeley/d4rl d4rl/offline_env.py. An episode goes up to and including a row with `terminals` (the
 environment ended it: next.terminated) or `timeouts` (a limit did: next.truncated). D4RL's own loaders let the row that
-ends an episode begin the next one, or drop it. Here it is where it was recorded. `next_observations` gives what was
-seen last.
+ends an episode start the next one, or drop it. Here it stays where it was recorded. `next_observations` has the row
+after the last action.
 """
 
 from __future__ import annotations
@@ -177,8 +177,11 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def write(data: Dataset, path: Path) -> None:
-    """A new file, there whole or not at all. One column is `observations`, the other observations lie in infos/. What
-    D4RL demands and the data do not have (rewards, terminals, timeouts) is filled, and marked as such."""
+    """Writes a file, which is complete or absent.
+
+    One column is `observations`. The other observations are in infos/. What D4RL needs and the data do not have
+    (rewards, terminals, timeouts) is filled in, marked, and not read again.
+    """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
     lengths = data.lengths

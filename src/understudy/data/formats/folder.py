@@ -1,8 +1,8 @@
-"""Folders of one file an episode, .npz or .csv, and beside them, where known, dataset.json.
+"""Folders of one .npz or .csv file per episode, with an optional dataset.json.
 
-Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector; a `timestamp` is in seconds. In the
-last row cells may be empty: what has a value there was seen after the last action. Frames of cameras lie in
-<stem>/<camera>/*.png. dataset.json: {"episodes": how many, "fps", "robot_type", "features": {column: {"dtype",
+Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector. A `timestamp` is in seconds. Cells
+of the last row may be empty: columns that have a value there have a row after the last action. Frames of cameras are in
+<stem>/<camera>/*.png. dataset.json is {"episodes": their number, "fps", "robot_type", "features": {column: {"dtype",
 "shape", "names", "unit"}}}.
 """
 
@@ -143,7 +143,8 @@ class FolderSource(MemmapSource):
 
 
 class NpzFolderSource(FolderSource):
-    """Arrays of T rows, or one more. A text of the whole episode is its `task`; other single values are facts."""
+    """Files of arrays with T rows, or one more. A text for the whole episode is its task. Other single values are
+    metadata."""
 
     ending = ".npz"
 
@@ -209,6 +210,8 @@ class NpzFolderSource(FolderSource):
 
 
 class CsvFolderSource(FolderSource):
+    """Tables with a row for each step, and PNG frames of cameras."""
+
     ending = ".csv"
 
     def _scan_files(self):
@@ -350,7 +353,11 @@ class CsvFolderSource(FolderSource):
 
 
 class _Table:
-    """The cells of one file. columns: {our name: the places of its components}."""
+    """The cells of one file.
+
+    Attributes:
+        columns: Positions of the components of each column.
+    """
 
     def __init__(self, file: Path, header: list[str], cells: list[list[str]]):
         self.file, self.header, self.cells = file, header, cells
@@ -480,14 +487,13 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def _plain_text(column) -> bool:
-    """Whether CSV gives the text back, and as text: no carriage returns, none that is empty or looks like a number."""
+    """Whether CSV stores the text, as text: without carriage returns, not empty, and not like a number."""
     return all(_kind(t) == "text" and t == t.strip() and "\r" not in t and not _CONTROL.search(t)
                and len(t) < _CELL // 4 for t in map(str, np.ravel(column)))
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new folder: episode_000000.csv and on, frames as PNG, and dataset.json with dtypes, names and the rate. Numbers
-    are written so that they are read again exactly."""
+    """Writes a folder with episode_000000.csv and so on, frames as PNG, and dataset.json. Numbers are exact."""
     path = Path(path)
     kept, features = capability(data), data.features()
     cameras = [n for n in kept.columns if n.startswith("observation.images.") and features[n].kind == "image"]

@@ -51,8 +51,10 @@ def hdf5_errors(where: object) -> AbstractContextManager[None]:
 
 
 class _CheckedFile:
-    """A file as h5py reads it, which looks at each heap of texts and byte strings before the library does: at an object
-    of no size there, as zeros that a disk left in it are, the HDF5 library (2.0 and before) stays for ever."""
+    """A file for h5py that checks each heap of texts and byte strings before the HDF5 library reads it.
+
+    The library (2.0 and before) hangs at an object of size 0, which zeros on a damaged disk look like.
+    """
 
     def __init__(self, path: Path):
         self._file, self._at = os.open(path, os.O_RDONLY), 0
@@ -75,7 +77,7 @@ class _CheckedFile:
         return n
 
     def _walk(self, begin: int) -> None:
-        """Of a global heap: File Format Specification III.E."""
+        """Checks a global heap (File Format Specification III.E)."""
         at, end = begin + 16, begin + self._number(begin + 8)
         while at + 16 <= end:
             number, size = self._number(at, 2), self._number(at + 8)
@@ -92,14 +94,14 @@ class _CheckedFile:
 
 
 def open_file(path: Path):
-    """An h5py.File to be read. Whoever else holds it open is no hindrance, nor a file system without locks."""
+    """Opens a file for reading, without a lock: other processes may hold it open, and not all disks have locks."""
     plain = sys.platform == "win32"  # which has no preadv
     return import_h5py().File(path if plain else _CheckedFile(path), "r", locking=False)
 
 
 @dataclass(frozen=True)
 class ContiguousLayout:
-    """Where the numbers of an array begin in the file, which has them one after another, as NumPy has them."""
+    """Where the numbers of an array start in the file, if they are stored one after another as in NumPy."""
 
     offset: int
     dtype: np.dtype
@@ -107,7 +109,7 @@ class ContiguousLayout:
 
 
 class OpenFiles:
-    """HDF5 files by path, open for reading; the last one stays open."""
+    """HDF5 files by path, opened for reading. The last one stays open."""
 
     def __init__(self):
         self._path, self._file, self._bytes = None, None, None
@@ -131,8 +133,8 @@ class OpenFiles:
     def read_rows(
         self, path: Path, key: str, first: int, stop: int, where: str, layout: ContiguousLayout | None = None
     ) -> np.ndarray:
-        """Some rows of the array `key`. Where it is known how it lies, they are read without HDF5, for which the way
-        to an array is longer than most arrays are."""
+        """Rows first to stop - 1 of an array. If its layout is known, they are read without the HDF5 library, which is
+        much faster for small arrays."""
         if layout is None or not 0 <= first < stop <= layout.shape[0]:
             return read_column(self[path], key, first, stop, where)
         self._turn(path)
@@ -152,10 +154,10 @@ class OpenFiles:
 
 
 class ArrayInfo:
-    """An array in a file, as h5py.Dataset has it: that takes ten times as long to make, and files have thousands."""
+    """An array in a file, like h5py.Dataset, which takes ten times as long to create: files have thousands of them."""
 
     def __init__(self, handle, layout):
-        """layout: None for what lies in this file, one row after another."""
+        """`layout` is None for an array that is stored contiguously in this file."""
         self.id, self._layout, self.shape, self._type = handle, layout, handle.shape, handle.get_type()
         self.dtype = self._type.dtype
 
@@ -206,7 +208,7 @@ def _type_of(dtype: np.dtype):
 
 
 def arrays(group, where: str) -> dict[str, ArrayInfo]:
-    """The arrays in a group and the groups in it, by their paths from there ("obs/object"), as h5py orders them."""
+    """The arrays in a group and its groups by path, such as "obs/object", in the order of h5py."""
     return dict(_walk(import_h5py(), group.id, "", where, 0))
 
 
@@ -266,7 +268,7 @@ def warn_of_holes(arrays: Mapping[str, ArrayInfo], episode: str, warnings: list[
 
 
 def is_variable_bytes(array) -> bool:
-    """Of variable length: encoded images, one a row."""
+    """Whether the rows are bytes of variable length: encoded images."""
     return array.dtype.kind == "O" and import_h5py().check_vlen_dtype(array.dtype) == np.uint8
 
 
@@ -298,7 +300,7 @@ def _unsupported_reason(array) -> str:
 
 
 def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
-    """`rows` of the array at `path`."""
+    """Rows first to stop - 1 of the array at `path`."""
     h5py = import_h5py()
     with hdf5_errors(where):
         handle = h5py.h5o.open(file.id, path.encode())
@@ -316,7 +318,7 @@ def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarra
 
 
 def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
-    """Some rows of an array; text as str."""
+    """Rows first to stop - 1 of an array, text as str."""
     with hdf5_errors(where):
         if not is_text(array):
             return array[first:stop]
@@ -331,7 +333,7 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
 
 
 def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, Any]:
-    """As plain JSON values."""
+    """The attributes of a file, group or array as JSON values."""
     with hdf5_errors(f"{where}, attributes"):
         return {key: to_json_value(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
                 if key not in (FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE, *without)}
@@ -352,7 +354,7 @@ def to_json_value(value, where: str):
 
 
 def decode_json_attribute(text, where: str):
-    """An attribute that is JSON; what is none stays as it is."""
+    """The value of an attribute that is JSON. Other text is returned as it is."""
     if not isinstance(text, str):
         raise UserError(f"this is not JSON text: {text!r}", where=where, hint="correct the attribute")
     try:
@@ -362,7 +364,8 @@ def decode_json_attribute(text, where: str):
 
 
 def restore_column_order(schema: dict[str, Feature], file) -> dict[str, Feature]:
-    """As the columns were when they were written, where that is known: h5py goes by names, and bytes may be words."""
+    """The columns in the order and of the kinds with which they were written, if the file says so. h5py sorts them by
+    name, and an array of bytes may be text."""
     kinds = decode_json_attribute(
         to_json_value(file.attrs.get(COLUMNS_ATTRIBUTE, "{}"), COLUMNS_ATTRIBUTE), COLUMNS_ATTRIBUTE
     )
@@ -383,7 +386,7 @@ def store_column_order(file, data: Dataset, capability: sidecar.FormatCapability
 
 
 def write_column(group, key: str, values, filled: str = "") -> None:
-    """A column of one episode. Frames lie in chunks of one, so that each can be read alone."""
+    """Writes a column of one episode. Frames are stored in chunks of one, so that each can be read alone."""
     h5py, values = import_h5py(), np.asarray(values)
     if values.dtype.kind in "UO":
         array = group.create_dataset(key, data=values.astype(object), dtype=h5py.string_dtype())
@@ -423,7 +426,7 @@ def column_encodings(
 
 
 def is_storable(data: Dataset, name: str, f: Feature) -> bool:
-    """Whether HDF5 has a type for its values: text must not hold NUL or lone surrogates."""
+    """Whether HDF5 can store the values of a column. Text must not contain NUL or lone surrogates."""
     if not is_storable_name(name):
         return False
     if f.kind != "string":
@@ -432,7 +435,7 @@ def is_storable(data: Dataset, name: str, f: Feature) -> bool:
 
 
 def storable_metadata(data: Dataset, taken: Mapping | set = frozenset()) -> frozenset[str]:
-    """Keys of the facts of episodes that fit into attributes and come back the same."""
+    """Keys of the metadata of episodes that attributes can store exactly."""
     values: dict[str, list] = {}
     for e in data:
         for key, value in e.metadata.items():
@@ -448,7 +451,7 @@ def _simple(value) -> bool:
 
 
 def is_storable_name(text) -> bool:
-    """Of a key in a file: "." alone is the group itself, "/" begins another, and ours says what was filled."""
+    """Whether an array or attribute can have this name. "." is the group itself, and "/" starts another."""
     return (
         bool(text) and text not in (".", "..", FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE) and "/" not in text and _text(text)
     )

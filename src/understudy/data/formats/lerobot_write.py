@@ -38,7 +38,7 @@ _CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first that is here and 
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _SAMPLED = 100  # frames an episode from which the statistics of images are taken
 _ACROSS = 150  # and pixels along the longer side
-_TOGETHER = 1 << 22  # bytes of numbers of which statistics and tables are made at once
+_TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
 _PIECE = 1 << 18  # numbers that are sorted at once: what the processor's cache holds
 _NO_TASK = np.broadcast_to("", (1,))
 _SAFE_FPS = 10  # written where the rate is not known; our schema.json says that it is not
@@ -46,14 +46,22 @@ _SAFE_FPS = 10  # written where the rate is not known; our schema.json says that
 
 def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
           images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """A new folder, there whole or not at all, which lerobot opens unchanged.
+    """Writes a LeRobot v3.0 data set, which lerobot opens unchanged.
 
-    fps: frames a second; `dataset.fps` where not given. images: "video" (lossy, small: "av1", or "h264" where the
-    frames cannot be written as AV1 here) or "png" (lossless). A column may hold one row more than there are actions:
-    that row goes to meta/understudy/last.parquet. Columns frame_index, episode_index, index and task_index are numbered
-    anew; those that the data have, and others that lerobot has no place for, are kept in a side file (side.py). Raises
-    UserError where the path exists, where there are no episodes, and where episodes differ in their columns, naming the
-    episode and the column.
+    The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
+    index and task_index are numbered again. Those of the data, and columns that lerobot cannot store, are kept in a
+    sidecar file.
+
+    Args:
+        dataset: The episodes.
+        path: The new folder. It is complete or absent, also after a crash.
+        fps: Frames per second; `dataset.fps` by default.
+        robot_type: That of the data set by default.
+        images: ``"png"`` is lossless. ``"video"`` is lossy and small: ``"av1"``, or ``"h264"`` if the frames cannot be
+            encoded as AV1 here.
+
+    Raises:
+        UserError: If the path exists, if there are no episodes, or if episodes differ in their columns.
     """
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
@@ -130,13 +138,19 @@ def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
 def append(path: str | Path, dataset: Dataset, **options) -> None:
     """Adds episodes to a data set, durably: finished files are never rewritten, info.json is replaced last.
 
-    An append that is interrupted leaves the data set as it was; the next one removes what it left. Where there is
-    nothing yet, a data set is written (`options` are `write`'s, and count then only). Raises UserError where the
-    columns are not those of the data set, and for versions other than v3.0.
+    An append that is interrupted leaves the data set as it was. The next one removes the files that it left.
+
+    Args:
+        path: The folder. If there is none, a data set is written.
+        dataset: The episodes to add.
+        **options: Those of `write`, for a new data set.
+
+    Raises:
+        UserError: If the columns are not those of the data set, or if it is not v3.0.
     """
     path = Path(path)
     if not path.exists():
-        _plan(dataset.features(), None, None, "png")  # refuses columns that it could not go on with
+        _plan(dataset.features(), None, None, "png")  # refuses columns that could not be appended to
         return write(dataset, path, **options)
     with cache.disk_errors(path), cache.locked(path / UNDERSTUDY_FOLDER / ".lock"):
         _clean(path)
@@ -149,7 +163,7 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """A data set of these columns without any episode, as lerobot's own recorder begins: `append` adds the first."""
+    """Writes a data set without episodes, as lerobot's own recorder does at its start. `append` adds the first."""
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         writer = _LeRobotWriter.create(part, schema, fps, robot_type, images)
         (part / "meta").mkdir()
@@ -320,7 +334,7 @@ class _LeRobotWriter:
             for number, episode in enumerate(dataset.iterate_once()):
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
-                if held and size + more > _TOGETHER:  # a long one is not copied, to lie beside short ones
+                if held and size + more > _TOGETHER:  # a long one is not copied together with short ones
                     self._add(before + number - len(held), held)
                     held, size = [], 0
                 held.append(new)

@@ -1,9 +1,9 @@
-"""Minari data sets: HDF5, Arrow and Parquet storage read, HDF5 written.
+"""Minari data sets: HDF5, Arrow and Parquet storage is read, HDF5 is written.
 
-Layout: Farama-Foundation/Minari minari/dataset/_storages. An episode of T actions has T+1 observations and infos; in
-Arrow and Parquet all columns have T+1 rows, of which the last of actions, rewards, terminations and truncations is
-padding. Dictionaries and tuples of a space become columns of their own: observations/nested/goal is
-observation.nested.goal. Images may be JPEG: that is decided by how they are stored, not by what `jpeg_encoding` says.
+Layout: Farama-Foundation/Minari minari/dataset/_storages. An episode of T actions has T+1 observations and infos. In
+Arrow and Parquet all columns have T+1 rows: the last row of actions, rewards, terminations and truncations is padding.
+The parts of dictionaries and tuples of a space become columns: observations/nested/goal is observation.nested.goal.
+Whether images are JPEG is decided by how they are stored, not by `jpeg_encoding`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from .sidecar import FormatCapability
 _FLAGS = ("next.terminated", "next.truncated")
 _OUTCOMES = ("rewards", "terminations", "truncations")
 _COUNTED = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "observation_space", "action_space",
-            "dataset_size", "minari_version", "dataset_id"}  # said anew of what is written
+            "dataset_size", "minari_version", "dataset_id"}  # computed for what is written
 _VERSION = "0.5.4"  # of Minari, whose layout is written
 
 
 class _Keys(KeyMap):
     def column(self, key, feature=None):
-        """Parts of tuples are numbered, and parts of actions and outcomes begin with their columns."""
+        """Parts of tuples are numbered, and parts of actions and outcomes start with their columns."""
         key = re.sub(r"(?<=/)_index_(\d+)(?=/|$)", r"\1", key)
         top, slash, within = key.partition("/")
         return super().column(self.columns.get(top, top) + slash + within, feature)
@@ -100,7 +100,7 @@ class _MinariSource(ChunkedSource):
         return tuple(shape) if whole else None
 
     def _set_schema(self, lengths, found: list[dict[str, tuple[Feature, int]]], where):
-        """The schema, of (feature, rows) by key in each episode. Infos that are not alike in all are left out."""
+        """Sets the schema from (feature, rows) by key in each episode. Infos that differ in some are left out."""
         self.lengths = np.array(lengths, np.int64)
 
         def alike(array):
@@ -177,6 +177,8 @@ class _MinariSource(ChunkedSource):
 
 
 class Hdf5Source(_MinariSource):
+    """HDF5 storage: one file with a group for each episode."""
+
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
         self.file, self._sizes = file, {}  # of encoded images: that of the first
         if not file.is_file():
@@ -252,7 +254,7 @@ class Hdf5Source(_MinariSource):
 
 
 class TablesSource(_MinariSource):
-    """Arrow and Parquet storage: a folder an episode."""
+    """Arrow and Parquet storage: a folder for each episode."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], kind: str):
         super().__init__(folder, about)
@@ -373,9 +375,11 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def write(data: Dataset, path: Path) -> None:
-    """A new folder that Minari opens, there whole or not at all. Images are stored as they are, not as JPEG. Where an
-    episode has no row after the last action, its last observation is written twice; rewards and ends that the data do
-    not have are zeros. Both are marked, and are no part of the data when they are read here."""
+    """Writes a folder that Minari opens. It is complete or absent.
+
+    Images are stored without compression. If an episode has no row after the last action, its last observation is
+    written twice. Rewards and ends that the data do not have are zeros. Both are marked and not read again.
+    """
     h5py = hdf5.import_h5py()
     holds, keys, about = _plan(data)
     name = re.sub(r"-v\d+$", "", path.name) or "data"
@@ -468,7 +472,7 @@ def _json(value) -> bool:
 
 
 def _space(top: str, keys, features, data) -> dict:
-    """As Minari writes spaces: a Box without bounds for numbers, of a dictionary where there are several columns."""
+    """A space as Minari writes it: a Box without bounds for numbers, in a Dict if there are several columns."""
     own = {key: name for name, key in keys.items() if key.split("/")[0] == top}
     if list(own) == [top]:
         return _leaf(own[top], features[own[top]], data)

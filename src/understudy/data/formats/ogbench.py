@@ -156,8 +156,10 @@ def _is_time_limit_only(data: Dataset, name: str) -> bool:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new .npz file that ogbench.utils.load_dataset reads. What was seen last is needed; where it is not known, the
-    last observation is written twice."""
+    """Writes an .npz file that ogbench.utils.load_dataset reads.
+
+    It needs a row after the last action. If there is none, the last observation is written twice.
+    """
     path, kept = Path(path), capability(data)
     lengths, seen = data.lengths, _observation_column(data.features(), path)
     total, rows = int(lengths.sum()) + len(data), lengths + 1

@@ -1,8 +1,8 @@
-"""Trials of people who cook together in Overcooked (Carroll et al. 2019): a table, .csv or .parquet, of one row a step.
+"""Trials of people who cook together in Overcooked (Carroll et al. 2019): a .csv or .parquet table, one row per step.
 
-Layout: HumanCompatibleAI/overcooked_ai, human_aware_rl/static/human_data. The state of a row stands before its joint
-action. Both players are demonstrators: a trial becomes an episode for each of them that is a person, seen from there.
-The older states, of 2019, have their objects by place and no layout: layouts.json beside the file tells it.
+Layout: HumanCompatibleAI/overcooked_ai, human_aware_rl/static/human_data. The state of a row is that before its joint
+action. A trial becomes an episode for each player who is a person, from the view of that player. The states of 2019
+have their objects by position and no layout. layouts.json next to the file has the layouts.
 """
 
 from __future__ import annotations

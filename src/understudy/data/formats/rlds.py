@@ -1,8 +1,9 @@
 """RLDS episodes in TFDS folders (Ramos et al. 2021): features.json, dataset_info.json and shards of tfrecord.
 
-A record is one episode, a serialized tf.train.Example: named lists of bytes, float32 or int64, where what each step has
-lies end to end over time. Both are simple enough to be read here without TensorFlow. Checksums are checked: of the
-lengths when the folder is opened, of a record before anything is taken from it.
+A record is one episode, a serialized tf.train.Example: named lists of bytes, float32 or int64, with the values of all
+steps end to end. TensorFlow is not needed to read it. A general parser of Protocol Buffers is not used because it would
+copy all images of a folder when it is opened. Checksums of lengths are checked when the folder is opened, the checksum
+of a record before it is used.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _CLASSES = "tensorflow_datasets.core.features."
 
 @dataclass(frozen=True)
 class TfdsFeature:
-    """One feature of features.json. key: its path, joined by "/", as the records have it."""
+    """One feature of features.json. `key` is its path, joined by "/", as in the records."""
 
     key: str
     kind: Literal["tensor", "image", "text"]
@@ -83,7 +84,7 @@ class TfdsFeature:
 
 
 class RldsSource(MemmapSource):
-    """All splits, one after another. Where there are several, `meta["split"]` says which.
+    """All splits, one after another. If there are several, `metadata["split"]` of an episode names its split.
 
     Args:
         path: The folder.
@@ -595,7 +596,13 @@ def masked_crc32c(pieces: bytes | Iterable[bytes]) -> int:
 
 @dataclass(frozen=True)
 class _StoragePlan:
-    """leaves: {column: how it is stored}; is_first and is_last are made up. facts: {key of meta: how}."""
+    """How data are stored.
+
+    Attributes:
+        leaves: The feature of each column. is_first and is_last are added.
+        metadata: The feature of each key of the metadata of episodes.
+        has_end_flags: Whether is_terminal stores next.terminated and next.truncated.
+    """
 
     leaves: Mapping[str, TfdsFeature]
     metadata: Mapping[str, TfdsFeature]
@@ -725,8 +732,10 @@ def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new folder that tfds.builder_from_directory opens: one split, train, of shards of tfrecord. Every step is one
-    with an action; what was seen last goes into the side file."""
+    """Writes a folder that tfds.builder_from_directory opens, with one split, train, in shards of tfrecord.
+
+    Every step has an action. The row after the last action is kept in the sidecar file.
+    """
     path = Path(path)
     masked_crc32c(b"")  # says what to install before anything is written
     plan, name = _plan(data), re.sub(r"\W+", "_", path.stem.lower()).strip("_") or "demonstrations"

@@ -260,9 +260,11 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def write(data: Dataset, path: Path) -> None:
-    """A new file that robomimic opens, there whole or not at all. Where an episode has no row after the last action,
-    the last row of `next_obs` is that of `obs`, and is marked; `dones` is next.done, or else where an episode
-    terminates or is truncated."""
+    """Writes a file that robomimic opens. It is complete or absent.
+
+    If an episode has no row after the last action, the last row of `next_obs` is that of `obs` and is marked. `dones`
+    is next.done, or else true where an episode terminates or is truncated.
+    """
     h5py = hdf5.import_h5py()
     holds, keys, demos, env = _plan(data)
     with sidecar.new_file_with_sidecar(path, data, holds) as part, h5py.File(part, "w") as file:

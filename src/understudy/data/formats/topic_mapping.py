@@ -19,7 +19,7 @@ field: a path ("pose.position", "points[0].positions", "joints[elbow].position" 
 several whose numbers lie end to end; a path to a structure gives its numbers in order. names: the components, for
 messages that name theirs, which may change their order.
 indices: which components to keep. stamp: "header" (header.stamp, in topics whose messages all have one) or "log".
-episodes: {"topic": ...}, each message of which begins another episode. "metadata": a record's name, "field": its key.
+episodes: {"topic": ...}: each message of the topic starts an episode. "metadata": a record's name, "field": its key.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""zarr stores as diffusion_policy keeps its replay buffers (Chi et al. 2023): read in formats 2 and 3, written in 2.
+"""zarr stores, as the replay buffers of diffusion_policy (Chi et al. 2023): formats 2 and 3 are read, 2 is written.
 
-Group data/ has arrays over all steps of all episodes, meta/episode_ends the exclusive ends. A store is a folder, or
-one .zip file that holds the same. A chunk that is not there is the fill value: writers leave out chunks of nothing
-else, and a lost file looks the same, so `open_zarr` counts them.
+The group data/ has arrays over all steps of all episodes, and meta/episode_ends the exclusive ends. A store is a folder
+or a .zip file. A missing chunk reads as the fill value. Writers leave out chunks that have no other value, and a lost
+file looks the same, so `ZarrSource` counts missing chunks.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class ZarrSource(MemmapSource):
 
 
 def column_name(key: str, feature: Feature) -> str:
-    """Which column an array is. What is not known was observed."""
+    """The column of an array. Names that are not known are observations."""
     return standard_name(key, feature.kind, "observation.")
 
 
@@ -288,7 +288,7 @@ def _looks_like_image(key: str) -> bool:
 
 
 def _files(path: Path) -> dict[str, tuple]:
-    """What is in the store, by name: (size, time or checksum)."""
+    """The files of the store by name: (size, time or checksum)."""
     if path.is_dir():
         return {p.relative_to(path).as_posix(): (s.st_size, s.st_mtime_ns) for p in path.rglob("*")
                 if not p.is_dir() and p.name != sidecar.SIDECAR_NAME for s in [p.stat()]}
@@ -330,7 +330,7 @@ def _names(data: Dataset) -> dict[str, str]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new store in format 2 that diffusion_policy's ReplayBuffer opens; one .zip file where the path ends so."""
+    """Writes a store in format 2, which diffusion_policy's ReplayBuffer opens: a .zip file if the path ends so."""
     path = Path(path)
     if path.suffix == ".zip":
         with (
@@ -364,7 +364,7 @@ def _pieces(data: Dataset, name: str) -> Iterator[np.ndarray]:
 
 
 def _put_array(put, node, shape, dtype, rows, pieces) -> None:
-    """All chunks, each of `rows` rows and the last one filled up, so that one that is missing was lost."""
+    """Writes all chunks of `rows` rows, the last one filled up, so that a missing chunk means damage."""
     _zarr()
     from numcodecs import Blosc
 

@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
 FAMILIES = {"behavior_cloning": "Likelihood and regression", "generative": "Iterative generation",
-            "chunking": "Long chunks", "retrieval": "Retrieval"}
+            "chunking": "Long chunks", "retrieval": "Retrieval", "interaction": "Collecting episodes"}
 
 
 METHODS = """# Methods
@@ -77,6 +77,8 @@ def _method(f, method) -> str:
     recipe, window = method.policy, method.policy.window
     parts = {"head": recipe.head, "trunk": recipe.trunk, "encoder": recipe.encoder, "executor": method.executor,
              "learning": method.learner}
+    if method.collection is not None:
+        parts["collection"] = method.collection
     table = [f"| {name} | `{_brief(part)}` |" for name, part in parts.items()]
     seen = (f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
             f"{window.horizon} action{'s' * (window.horizon > 1)}")

@@ -197,12 +197,22 @@ def test_json_and_exit_status(saved, shared, tmp_path, capsys):
         assert status == 2 and out == "" and problem in err
 
 
+@pytest.mark.parametrize("name", ["dict-v0", "dict-arrow-v0", "raw-images-v0"])
+def test_actions_of_several_columns_are_scored(name, shared, tmp_path, capsys):
+    path = shared / "fixtures/minari/closed" / name
+    status, out, err = run(capsys, "audit", path, "--json", "--html", tmp_path / "page.html")
+    assert status == 0 and "Traceback" not in err
+    assert {"smoothness", "novelty", "action-variance"} <= json.loads(out)["scores"].keys()
+    assert "action.arm" in (tmp_path / "page.html").read_text()
+    assert run(capsys, "curate", path, "--score", "novelty", "--keep", "1", "--out", tmp_path / "c.json")[0] == 0
+
+
 def test_guard_names_all_codes_and_lets_despite_by(fork):
     wrong = defects.end_inside(np.random.default_rng(0), defects.put(fork, 3, defects.ACTION, (5, 1), np.nan))
     check_usable(fork)
     with pytest.raises(UserError, match="--ignore not-finite --ignore end-inside"):
         check_usable(wrong)
-    with pytest.raises(UserError, match="found 1 error"):
+    with pytest.raises(UserError, match="finds 1 error"):
         check_usable(wrong, ignore=("not-finite",))
     check_usable(wrong, ignore=("not-finite", "end-inside"))
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from understudy import make, rollout
-from understudy.core import UserError, normal
+from understudy.core import Feature, UserError, normal
 from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
 from understudy.envs.base import Env, Renderable, StepResult
 from understudy.envs.fork import Expert, Fork
 from understudy.evaluate.behavior import clearance, modes, motion
@@ -22,7 +23,13 @@ from understudy.evaluate.behavior.latency import measure_latency
 from understudy.evaluate.behavior.scaling import TrajectoryScaling, evenly_spaced, resample_rows
 from understudy.evaluate.behavior_metrics import measure_behavior
 from understudy.evaluate.failures import failure_figures, group_failures
-from understudy.execute.actor import Actor, NoisyActor
+from understudy.execute.actor import Actor, NoisyActor, ObservationWrapper, PolicyActor
+from understudy.execute.chunking import RecedingHorizon
+from understudy.execute.planners import PlannerWrapper
+from understudy.heads.regression import Regression
+from understudy.nets.mlp import MLP
+from understudy.policy import Planner, PolicyConfig
+from understudy.testing import random_batch
 
 
 def episode(states, actions=None, success=None, number=0, **meta):
@@ -378,10 +385,43 @@ def test_latency_is_of_one_robot_and_tells_the_slow_ones(shaky):
     seen = []
     found = measure_latency(Slow(0.03, seen), shaky, fps=40, decisions=30)
     assert found.decisions == 30 and found.median < 20 and 30 <= found.p95 <= found.max
+    assert found.n_plans is None and found.describe().startswith("A decision takes")
     assert found.period == 25 and found.n_late >= 6 and found.period_fraction == found.p95 / 25
     assert all(s == {"observation.state": (1, 2)} for s in seen)
     short = measure_latency(Slow(0.03, []), shaky, decisions=10_000, seconds=0.2)
     assert 0 < short.decisions < 100 and short.period is short.n_late is short.period_fraction is None
+
+
+@dataclass(frozen=True)
+class SlowPlanner(PlannerWrapper):
+    planner: Planner
+    seconds: float
+
+    def plan(self, obs, noise, guides=()):
+        import time
+
+        time.sleep(self.seconds)
+        return self.planner.plan(obs, noise, guides)
+
+
+def test_the_time_of_a_plan_is_not_that_of_a_step_of_its_chunk(shaky):
+    config = PolicyConfig(Regression(), MLP(8), window=Window(horizon=5))
+    policy, _ = random_batch(config, inputs={"observation.state": Feature("float32", (2,))})
+    actor = ObservationWrapper(PolicyActor(SlowPlanner(policy.eval(), 0.03), RecedingHorizon(5)), {})
+    found = measure_latency(actor, shaky, fps=40, decisions=40)
+    assert (found.decisions, found.n_plans) == (40, sum(-(-n // 5) for n in counted_steps(shaky, 40)))
+    assert found.between_plans < 20 < 30 <= found.median <= found.p95 <= found.max
+    assert found.n_late >= found.n_plans
+    assert found.describe().startswith("A plan takes 3") and "the steps between take" in found.describe()
+    every = measure_latency(PolicyActor(SlowPlanner(policy, 0.0), RecedingHorizon(1)), shaky, decisions=20)
+    assert every.n_plans == every.decisions == 20 and every.between_plans is None
+
+
+def counted_steps(episodes, decisions):
+    """Of each episode as many steps as are timed."""
+    for e in episodes:
+        yield min(len(e), decisions)
+        decisions -= min(len(e), decisions)
 
 
 # -- failures ------------------------------------------------------------------------------------------------------
@@ -455,8 +495,20 @@ def test_failures_on_a_map_say_where_and_are_drawn(shaky):
     assert sum(map(len, groups)) == sum(not e.metadata["success"] for e in shaky) > 0
     assert any("at the obstacle" in g.end_location for g in groups)
     drawn = failure_figures(groups, shaky, env)
-    for g, figure in zip(groups, drawn, strict=True):
-        assert figure.svg.count('class="cross"') == len(g)
+    won = sum(e.metadata["success"] for e in shaky)
+    at = {e.metadata["number"]: e for e in shaky}
+    for g, pictures in zip(groups, drawn, strict=True):
+        svg = pictures.trajectories.svg
+        assert svg.count('class="cross"') == len(g) and svg.count('class="context"') == min(won, 50)
+        assert [n for n, _ in pictures.strips] == list(g.episode_indices[:6])
+        number, strip = pictures.success_strip
+        assert at[number].metadata["success"] and strip.svg.count("<image") == 4
+        # it is the success whose start is nearest to that of the most typical failure
+        start = {n: e.steps["observation.state"][0] for n, e in at.items()}
+        scale = np.concatenate([e.steps["observation.state"] for e in shaky]).std(0)
+        far = {n: np.linalg.norm((start[n] - start[g.episode_indices[0]]) / scale)
+               for n, e in at.items() if e.metadata["success"]}
+        assert far[number] == pytest.approx(min(far.values()))
     assert failure_figures((), shaky, env) == []
 
 
@@ -501,7 +553,11 @@ def test_what_cannot_be_restored_is_done_again(rows):
         for t, frame in seen:
             at = float(e.steps["observation.state"][t, 0])
             assert abs(int(frame[0, 0, 0]) - np.clip(100 + 20 * at, 0, 255)) <= 1
-    assert failure_figures(groups, data, env)[0].svg.count("<image") == 4
+    pictures = failure_figures(groups, data, env)[0]
+    assert [s.svg.count("<image") for _, s in pictures.strips] == [4] * min(len(data), 6)
+    assert pictures.success_strip is None, "nothing succeeds there"
+    assert pictures.trajectories.svg.count('class="cross"') == len(groups[0])  # of the one number there is, over time
+    assert "state.0 of" in pictures.trajectories.alt_text
 
 
 # -- together ------------------------------------------------------------------------------------------------------
@@ -529,7 +585,7 @@ def test_beside_puts_them_together(shaky):
         and not found.missing
     )
     document = found.to_json()
-    assert set(document) == {"measures", "modes", "told_from_demonstrations", "earth_movers_distance", "latency",
+    assert set(document) == {"metrics", "modes", "discriminator_accuracy", "earth_movers_distance", "latency",
                              "failures", "missing"}
     assert len(found.summary_lines()) == 3 + len(found.failures)
 
@@ -616,18 +672,18 @@ def test_eval_takes_what_the_run_learned_from(evaluated, run, tmp_path, monkeypa
     status, out, _ = evaluated("--json", "--repeats", 2)
     assert status == 0
     told = json.loads(out)["behavior"]
-    assert told["against"] is None and told["measures"]["state_distance"]["demonstrations"]["estimate"] > 0
-    assert told["modes"]["starts"] == 12 and told["modes"]["repeats"] == 2 and told["latency"]["decisions"] > 10
+    assert told["against"] is None and told["metrics"]["state_distance"]["demonstrations"]["estimate"] > 0
+    assert told["modes"]["n_starts"] == 12 and told["modes"]["n_repeats"] == 2 and told["latency"]["decisions"] > 10
     assert sum(g["count"] for g in told["failures"]) == 12 - json.loads(out)["successes"]
     # Somewhere else, or when the data have changed, nothing is taken for what it was.
     monkeypatch.setattr("understudy.data.episode.Dataset.fingerprint", lambda self: "another")
-    assert "state_distance" not in json.loads(evaluated("--json")[1])["behavior"]["measures"]
-    assert "state_distance" in json.loads(evaluated("--json", "--demonstrations", "demos")[1])["behavior"]["measures"]
+    assert "state_distance" not in json.loads(evaluated("--json")[1])["behavior"]["metrics"]
+    assert "state_distance" in json.loads(evaluated("--json", "--demonstrations", "demos")[1])["behavior"]["metrics"]
 
 
 def test_eval_writes_it_in_words_and_on_a_page(evaluated, tmp_path):
     status, out, _ = evaluated("--html", tmp_path / "page.html")
-    assert status == 0 and "beside success" in out and "A decision takes" in out
+    assert status == 0 and "beside success" in out and "A plan takes" in out
     page = (tmp_path / "page.html").read_text()
     assert "Beside success" in page and ("How it fails" in page) == ("failure" in out)
     lost = [line for line in out.splitlines() if " failures: " in line or " failure: " in line]

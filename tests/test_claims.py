@@ -9,28 +9,33 @@ import pytest
 from understudy import config
 from understudy.claims import records
 from understudy.claims.base import (
+    RATE,
+    SCORE,
     AboveBound,
     AllOf,
     Arm,
     BelowBound,
     Claim,
     ClaimPart,
+    Condition,
     DemonstrationSource,
     EquivalentTo,
     Experiment,
+    ExpertDemonstrations,
     GreaterThan,
+    Measure,
     MissingRequirement,
     NegativeControl,
     RecordedDemonstrations,
     summarize,
 )
 from understudy.claims.measures import log_jerk
-from understudy.claims.runner import run_claim
+from understudy.claims.runner import judge_again, judge_figures, run_claim, run_figures
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.data.window import Window
-from understudy.files import read_json
+from understudy.files import read_json, write_json
 from understudy.heads.regression import Regression
 from understudy.learn.method import Method
 from understudy.policy import PolicyConfig
@@ -47,7 +52,8 @@ FIGURES = {"good": {"success": flags(0.9), "time": (np.full((5, 1), 3.0) + np.ar
 
 @pytest.mark.parametrize("rule,verdict", [
     (GreaterThan("success", "good", "bad"), "holds"), (GreaterThan("success", "good", "bad", 0.3), "holds"),
-    (GreaterThan("success", "bad", "good"), "fails"), (GreaterThan("success", "good", "bad", 0.5), "undecided"),
+    (GreaterThan("success", "bad", "good"), "fails"), (GreaterThan("success", "good", "bad", 0.45), "undecided"),
+    (GreaterThan("success", "good", "bad", 0.5), "fails"),
     (GreaterThan("success", "good", "twin"), "undecided"), (GreaterThan("success", "good", "twin", -0.1), "holds"),
     (GreaterThan("time", "good", "bad", 0.9), "holds"), (GreaterThan("time", "good", "bad", 1.2), "fails"),
     (EquivalentTo("success", "good", "twin", 0.1), "holds"), (EquivalentTo("success", "good", "bad", 0.1), "fails"),
@@ -61,15 +67,15 @@ FIGURES = {"good": {"success": flags(0.9), "time": (np.full((5, 1), 3.0) + np.ar
     (AllOf((GreaterThan("success", "good", "bad"), GreaterThan("success", "good", "twin"))), "undecided"),
 ])
 def test_a_rule_decides_from_its_interval(rule, verdict):
-    assert rule.judge(FIGURES, {"time": "real"}).verdict == verdict
+    assert rule.judge(FIGURES, {"time": Measure("real", "loss fraction")}).verdict == verdict
 
 
 def test_a_measure_declares_its_kind():
     """An AUROC of exactly 1 in every seed is no sequence of Bernoulli trials."""
     perfect = {"a": {"auroc": [[1.0]] * 6}}
-    assert summarize(perfect, {"auroc": "bounded"})["a"]["auroc"]["low"] == 1
-    assert summarize(perfect, {"auroc": "rate"})["a"]["auroc"]["low"] < 0.01
-    assert AboveBound("auroc", "a", 0.8).judge(perfect, {"auroc": "bounded"}).verdict == "holds"
+    assert summarize(perfect, {"auroc": SCORE})["a"]["auroc"]["low"] == 1
+    assert summarize(perfect, {"auroc": RATE})["a"]["auroc"]["low"] < 0.01
+    assert AboveBound("auroc", "a", 0.8).judge(perfect, {"auroc": SCORE}).verdict == "holds"
     with pytest.raises(UserError, match="'auroc' has no kind.*\n.*declare it"):
         AboveBound("auroc", "a", 0.8).judge(perfect)
 
@@ -77,9 +83,9 @@ def test_a_measure_declares_its_kind():
 def test_every_recorded_figure_is_of_the_kind_that_its_claim_declares():
     for name, claim in records.all_claims().items():
         if records.record_path(name).exists():
-            parts = read_json(records.record_path(name))["parts"]
+            parts, figures = read_json(records.record_path(name))["parts"], read_json(records.figures_path(name))
             for part in claim.parts:
-                found = summarize(parts[part.name]["figures"], dict(part.experiment.kinds))
+                found = summarize(figures[part.name], dict(part.experiment.measures))
                 assert found.keys() == parts[part.name]["summary"].keys()
 
 
@@ -219,6 +225,14 @@ def counted(experiment, method, data, seed, episodes, starts):
     return {"success": (np.random.default_rng(seed).random(episodes) < rate).astype(float).tolist()}
 
 
+def at_rates(experiment, method, data, seed, episodes, starts):
+    """The same with rates of the test's, independent between the arms."""
+    arm = method.policy.window.horizon
+    CALLS.append((arm, seed))
+    return {"success": (np.random.default_rng([seed, arm]).random(episodes) < RATES[arm - 1]).astype(float).tolist()}
+
+
+RATES = [0.0, 0.0]
 CALLS: list = []
 STOP = [None]
 
@@ -227,24 +241,25 @@ def alike(experiment):
     return replace(experiment, arms=tuple(replace(a, options=experiment.arms[0].options) for a in experiment.arms))
 
 
-def test_a_run_goes_on_where_it_was_and_its_twin_must_flip(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("understudy.claims.runner.record_path", lambda name: tmp_path / f"{name}.json")
-    monkeypatch.setattr("understudy.claims.runner.fingerprint", lambda claim: "0" * 16)
+def toy_claim(**options) -> Claim:
+    """Arm a succeeds in 95 % of episodes, arm b in 30 %; under the control both are a."""
     arms = tuple(
         Arm(name, (Method(PolicyConfig(Regression(), window=Window(1, h))),)) for name, h in (("a", 1), ("b", 2))
     )
-    experiment = Experiment(Nothing(), "none", arms, counted)
-    claim = Claim(
-        "toy",
-        ("000",),
-        "paper",
-        "said",
-        "here",
-        (ClaimPart("p", experiment, GreaterThan("success", "a", "b")),),
-        NegativeControl("both arms alike", alike, "p"),
-    )
-    monkeypatch.setattr("understudy.claims.runner.provenance", lambda: {"commit": f"after {len(CALLS)} cells"})
+    experiment = Experiment(Nothing(), "none", arms, counted, **{"episodes": 200, **options})
+    return Claim("toy", ("000",), "paper", "said", "here",
+                 (ClaimPart("p", experiment, GreaterThan("success", "a", "b")),),
+                 NegativeControl("both arms alike", alike, "p"))
+
+
+def test_a_run_goes_on_where_it_was_and_its_control_must_fail(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("understudy.claims.runner.record_path", lambda name: tmp_path / f"{name}.json")
+    monkeypatch.setattr("understudy.claims.runner.figures_path", lambda name: tmp_path / f"{name} figures.json")
+    monkeypatch.setattr("understudy.claims.runner.fingerprint", lambda claim: "0" * 16)
+    claim = toy_claim()
+    monkeypatch.setattr("understudy.claims.runner.provenance", lambda: {
+        "commit": f"after {len(CALLS)} cells", "date": "2026-11-21"})
     STOP[0] = 4
     CALLS.clear()
     with pytest.raises(KeyboardInterrupt):
@@ -256,13 +271,19 @@ def test_a_run_goes_on_where_it_was_and_its_twin_must_flip(tmp_path, monkeypatch
     assert record["commit"] == "after 4 cells"  # the code as it was when this run began
     assert (
         record["verdict"] == "holds"
-        and record["negative_control"]["verdict"] != "holds"
-        and record["negative_control"]["flips"]
+        and record["negative_control"]["verdict"] == "fails"
+        and record["negative_control"]["passes"]
     )
+    assert read_json(tmp_path / "toy figures.json").keys() == {"p", "negative control"}
     again = run_claim(claim)
     assert len(CALLS) == 11 and again["parts"] == record["parts"]
-    blind = replace(claim, negative_control=NegativeControl("no change at all", lambda e: e, "p"))
-    assert run_claim(blind)["verdict"] == "undecided"  # an experiment that its sabotage does not shake shows nothing
+    blind = run_claim(replace(claim, negative_control=NegativeControl("no change at all", lambda e: e, "p")))
+    assert (blind["verdict"], blind["reason"]) == ("undecided", "control inconclusive")
+    redesigned = run_claim(replace(claim, revision="Other seeds."))
+    assert [(entry["kind"], entry["change"], entry["verdict"]) for entry in redesigned["log"]] == [
+        ("run", "First run.", "holds"), ("run", "Run again, with the same design.", "holds"),
+        ("run", "Run again, with the same design.", "undecided"), ("redesign", "Other seeds.", "holds")]
+    CALLS.clear()
 
 
 @pytest.mark.parametrize("failure, exponent, excess", [
@@ -277,3 +298,137 @@ def test_a_power_law_is_told_from_others(monkeypatch, failure, exponent, excess)
     assert (found["excess"][0] < -0.01) == (excess == "below") and (found["excess"][0] > 0.01) == (excess == "above")
     if exponent is not None:
         assert found["exponent"][0] == pytest.approx(exponent)
+
+
+def test_the_smallest_effects_are_one_table_of_positive_numbers():
+    """5 % of the scale: of 0 to 1, of 0 to 100, of -1 to 1, and of D4RL's reference returns."""
+    from understudy.claims.effects import SMALLEST_EFFECTS as effects
+
+    assert all(v > 0 for v in effects.values())
+    assert effects["rate"] == effects["score"] == 0.05 and effects["correlation"] == 0.05 * 2
+    assert effects["return"] == 100 * effects["return fraction"] == 5
+    assert effects["hopper return"] == pytest.approx(162.7, abs=0.1)
+    assert effects["walker return"] == pytest.approx(229.5, abs=0.1)
+    assert np.exp(effects["log ratio"]) == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("low,high,verdict", [
+    (0.01, 0.06, "holds"), (-0.01, 0.06, "undecided"), (0.0, 0.06, "undecided"),
+    (-0.01, 0.04, "fails"), (0.01, 0.04, "fails"),  # real, but negligible
+    (-0.2, -0.1, "fails"), (0.01, 0.05, "holds")])
+def test_an_effect_below_the_smallest_is_none(low, high, verdict):
+    """With a smallest effect of 0.05, on either side of any bound."""
+    assert Condition("d", 0.0, low, high, "above", 0.0, 0.05).verdict == verdict
+    assert Condition("d", 0.0, low + 0.25, high + 0.25, "above", 0.25, 0.05).verdict == verdict or low in (0.0, 0.01)
+    assert Condition("d", 0.0, -high, -low, "below", 0.0, 0.05).verdict == verdict
+
+
+def test_under_a_true_null_a_rule_can_fail():
+    """Of 400 experiments without an effect, 20 seeds of 200 starts: most fail, and at most 2.5 % hold."""
+    rng, rule, verdicts = np.random.default_rng(0), GreaterThan("success", "a", "b"), []
+    for _ in range(400):
+        figures = {arm: {"success": (rng.random((20, 200)) < 0.5).astype(float)} for arm in "ab"}
+        verdicts.append(rule.judge(figures).verdict)
+    assert verdicts.count("fails") > 300 and verdicts.count("holds") <= 0.025 * 400 + 2
+
+
+def test_a_measure_without_a_smallest_effect_cannot_be_judged():
+    with pytest.raises(UserError, match="'return' has no smallest effect.*\n.*hopper return"):
+        GreaterThan("return", "a", "b").judge({a: {"return": [[1.0], [2.0]]} for a in "ab"})
+    with pytest.raises(ValueError, match="not in the table"):
+        Measure("real", "beauty")
+
+
+def test_a_conjunction_names_the_rule_that_its_control_removes():
+    claim = toy_claim()
+    both = AllOf((GreaterThan("success", "a", "b"), AboveBound("success", "a", 0.5)))
+    part = replace(claim.parts[0], rule=both)
+    with pytest.raises(ValueError, match="names the rules of p"):
+        replace(claim, parts=(part,))
+    named = replace(claim, parts=(part,), negative_control=replace(claim.negative_control, removes=both.rules[:1]))
+    rng = np.random.default_rng(0)
+    good, bad = ((rng.random((5, 300)) < rate).astype(float).tolist() for rate in (0.95, 0.3))
+    alike = {"p": {"a": {"success": good}, "b": {"success": bad}},
+             "negative control": {"a": {"success": good}, "b": {"success": good}}}
+    assert judge_figures(named, alike)["verdict"] == "holds"  # "above 0.5" still holds under the control, and may
+    survives = {**alike, "negative control": alike["p"]}
+    found = judge_figures(named, survives)
+    assert (found["verdict"], found["reason"]) == ("undecided", "control inconclusive")
+    other = replace(named, negative_control=replace(named.negative_control, removes=both.rules[1:]))
+    assert judge_figures(other, alike)["reason"] == "control inconclusive"
+
+
+def test_the_stored_records_are_what_the_rules_say_of_the_stored_figures():
+    for name, claim in records.all_claims().items():
+        if records.record_path(name).exists():
+            record = read_json(records.record_path(name))
+            found = judge_figures(claim, read_json(records.figures_path(name)))
+            assert (record["verdict"], record["reason"]) == (found["verdict"], found["reason"]), name
+            for part, stored in record["parts"].items():
+                assert stored["verdict"] == found["parts"][part]["verdict"]
+                for a, b in zip(stored["conditions"], found["parts"][part]["conditions"], strict=True):
+                    assert (a["low"], a["high"]) == pytest.approx((b["low"], b["high"]), rel=1e-6, abs=1e-9)
+
+
+def test_every_record_has_its_history():
+    for name in records.all_claims():
+        if records.record_path(name).exists():
+            record = read_json(records.record_path(name))
+            assert record["log"][-1]["verdict"] == record["verdict"]
+            assert {e["kind"] for e in record["log"]} <= {"pilot", "run", "redesign", "judged again", "note"}
+            assert all(e["change"] and e["date"] for e in record["log"])
+            assert [e["date"] for e in record["log"]] == sorted(e["date"] for e in record["log"])
+
+
+def test_judging_again_runs_nothing_and_logs_what_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.claims.runner.record_path", lambda name: tmp_path / f"{name}.json")
+    claim = records.find_claim("checkpoint-selection")
+    old = {**read_json(records.record_path(claim.name)), "verdict": "fails", "reason": "",
+           "log": [{"date": "2026-01-01", "kind": "run", "change": "First run.", "verdict": "fails", "reason": ""}]}
+    write_json(tmp_path / f"{claim.name}.json", old)
+    monkeypatch.setattr("understudy.claims.runner._run_cell", lambda *args: pytest.fail("nothing runs"))
+    record = judge_again(claim, "2026-02-02", "New rules.")
+    assert record == read_json(tmp_path / f"{claim.name}.json")
+    assert record["verdict"] == "holds" and record["log"][0] == old["log"][0] and len(record["log"]) == 2
+    assert record["log"][1] == {"date": "2026-02-02", "kind": "judged again", "change": "New rules.",
+                                "verdict": "holds", "reason": ""}
+    assert [record[k] for k in ("seconds", "date", "commit")] == [old[k] for k in ("seconds", "date", "commit")]
+    assert len(judge_again(claim, "2026-03-03", "No change.")["log"]) == 2
+
+
+@pytest.mark.parametrize("rates,used", [((0.95, 0.3), 5), ((0.5, 0.41), 10), ((0.5, 0.44), 20)])
+def test_planned_looks_stop_at_the_first_that_decides(tmp_path, rates, used):
+    """The bound of each look is stricter than 0.05; the last look ends the run in any case."""
+    CALLS.clear()
+    RATES[:] = rates
+    claim = toy_claim(seeds=tuple(range(100, 120)), looks=((5, 0.01), (10, 0.015), (20, 0.025)), episodes=100)
+    part = claim.parts[0]
+    claim = replace(claim, parts=(replace(part, experiment=replace(part.experiment, measure=at_rates)),))
+    figures, _ = run_figures(claim, tmp_path, lambda text: None)
+    assert len(figures["p"]["a"]["success"]) == len(figures["negative control"]["a"]["success"]) == used
+    assert {seed for _, seed in CALLS} == set(range(100, 100 + used))
+    experiment = claim.parts[0].experiment
+    assert [experiment.level(n) for n in (5, 10, 20, 7)] == pytest.approx([0.99, 0.985, 0.975, 0.95])
+
+
+@pytest.mark.parametrize("looks,text", [(((5, 0.03), (20, 0.03)), "at most 0.05"), (((10, 0.01), (5, 0.01)), "growing"),
+                                        (((5, 0.05),), "the last at all"), (((20, 0.0),), "positive")])
+def test_looks_are_planned_within_alpha(looks, text):
+    with pytest.raises(ValueError, match=text):
+        toy_claim(seeds=tuple(range(100, 120)), looks=looks)
+
+
+def test_a_baseline_that_does_not_work_is_no_baseline():
+    rng = np.random.default_rng(0)
+    good, bad = ((rng.random((5, 300)) < rate).astype(float).tolist() for rate in (0.95, 0.3))
+    figures = {"p": {"a": {"success": good}, "b": {"success": bad}},
+               "negative control": {"a": {"success": good}, "b": {"success": good}}}
+    assert judge_figures(toy_claim(sanity=(("b", "success", 0.2),)), figures)["verdict"] == "holds"
+    found = judge_figures(toy_claim(sanity=(("b", "success", 0.5),)), figures)
+    assert (found["verdict"], found["reason"]) == ("undecided", "b does not reach 0.5 of success")
+
+
+def test_new_seeds_are_new_in_demonstrations():
+    new, same = ExpertDemonstrations("fork", 4), ExpertDemonstrations("fork", 4, resample=False)
+    assert new.load(100).fingerprint() != new.load(101).fingerprint()
+    assert same.load(100).fingerprint() == same.load(101).fingerprint()

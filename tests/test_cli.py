@@ -220,7 +220,7 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
      "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
     (["claims", "runn"],
-     "understudy claims: expected list, run, check or table, found 'runn'\n  -> did you mean run? "),
+     "understudy claims: expected list, run, check, judge, spot-check or table, found 'runn'\n  -> did you mean run? "),
     (["train", "bc"], "understudy train: expected DATA, --out RUN, found none\n  -> understudy train --help"),
     (["train", "bc", "d", "--out"], "--out: expected a value, found none\n  -> "),
     (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: expected a value, found none\n  -> "),
@@ -537,7 +537,7 @@ def test_methods(call):
 def test_claims(call, tmp_path):
     found = document(call("claims", "list", "--json"))
     for claim in found:
-        assert list(claim) == ["name", "rows", "statement", "verdict", "stale", "date", "seconds", "command"]
+        assert list(claim) == ["name", "rows", "statement", "verdict", "reason", "stale", "date", "seconds", "command"]
         assert claim["verdict"] in ("holds", "fails", "undecided", "not run") and isinstance(claim["stale"], bool)
         assert claim["command"] == f"understudy claims run {claim['name']}"
         assert all(isinstance(r, str) and len(r) == 3 for r in claim["rows"])
@@ -821,6 +821,35 @@ def test_train_says_how_many_interrupted_episodes_are_left_out(call, tmp_path):
                             ": 2. Pass --include-interrupted ") in err, err
     status, _, err = call(*bc, "--out", tmp_path / "asked", "--include-interrupted")
     assert status == 0 and "left out" not in err
+
+
+def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
+    from understudy.data.formats import format_of
+
+    rng = np.random.default_rng(0)
+    write(Dataset([Episode({"observation.state": rng.normal(size=(9, 2)).astype(np.float32),
+                            "action": rng.normal(size=(9, 1)).astype(np.float32)})], {"fps": 10}), tmp_path / "d")
+    for name, kind, others in (("a.hdf5", "robomimic", "act, d4rl, minari"),
+                               ("a.h5", "robomimic", "act, d4rl, minari"), ("A.HDF5", "robomimic", "act, d4rl, minari"),
+                               ("a.npz", "npz", "ogbench"), ("a.zarr", "zarr", None), ("a.zarr.zip", "zarr", None),
+                               ("a.csv", "csv", None), ("plain", "lerobot", None)):
+        status, out, err = call("convert", tmp_path / "d", tmp_path / name)
+        assert status == 0 and format_of(tmp_path / name) == kind, err
+        assert (f"{name} is written as {kind}." in out) == (name != "plain")
+        assert ("--to writes another format" in out) == (others is not None)
+        assert others is None or f"with this suffix: {others}." in out
+        assert open_dataset(tmp_path / name).steps == 9
+    status, out, err = call("convert", tmp_path / "d", tmp_path / "b.hdf5", "--to", "d4rl")
+    assert status == 0 and format_of(tmp_path / "b.hdf5") == "d4rl" and "suffix" not in out
+    for name in ("a.parquet", "demos.v2"):
+        refused(call("convert", tmp_path / "d", tmp_path / name), name, "no format is written to names", ".hdf5",
+                ".npz", ".zarr", ".csv", "--to lerobot")
+        assert not (tmp_path / name).exists()
+    assert call("convert", tmp_path / "d", tmp_path / "demos.v2", "--to", "lerobot")[0] == 0
+    assert call("view", "make", tmp_path / "d", "--out", tmp_path / "v.json")[0] == 0
+    made = document(call("view", "materialize", tmp_path / "v.json", "--out", tmp_path / "c.npz", "--json"))
+    assert made["format"] == "npz" and format_of(tmp_path / "c.npz") == "npz"
+    refused(call("view", "materialize", tmp_path / "v.json", "--out", tmp_path / "c.odd"), "no format is written")
 
 
 def test_checkpoints_of_another_schema(call, place, tmp_path):

@@ -281,7 +281,7 @@ def test_what_makes_none_is_told_plainly(theirs, name, found):
 
 
 def test_a_package_that_is_trusted_has_to_be_there():
-    with pytest.raises(UserError, match="--trust no_such_package: expected a module"):
+    with pytest.raises(UserError, match="--trust no_such_package: there is no module"):
         envs.make("Nowhere-v0", trust=("no_such_package",))
 
 

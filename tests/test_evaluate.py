@@ -199,7 +199,7 @@ def test_a_row_that_waits_may_see_what_it_likes(clockwork_policy):
 def test_what_does_not_fit_the_environment_says_so(clockwork_policy):
     with pytest.raises(UserError, match=r"numbers of shape \(rows, 2\), but this is .*\(4, 8\)"):
         evaluate(PolicyActor(clockwork_policy), make("push", 4), 4)
-    with pytest.raises(UserError, match=r"fork: expected actions of shape \(4, 2\), found \(4, 1\)\n  -> take the env"):
+    with pytest.raises(UserError, match=r"fork: the actions have shape \(4, 1\), .* takes \(4, 2\)\n  -> use the env"):
         evaluate(PolicyActor(clockwork_policy), Fork(4), 4)
     with pytest.raises(UserError, match=r"expected an actor, found Policy\n  -> PolicyActor"):
         evaluate(clockwork_policy, Fork(4), 4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Unsupported, UserError
+from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.relabel import SelectColumns
@@ -19,7 +19,7 @@ from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import FitResult, fit_method
-from understudy.learn.method import DataCollection, FromStage, InitializeFrom, Method, Stage
+from understudy.learn.method import FromStage, InitializeFrom, Method, Stage
 from understudy.learn.train import train
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
@@ -119,14 +119,7 @@ def test_a_stage_trains_on_its_part_of_a_mixture(data):
         fit_method(missing, both, 0)
 
 
-@dataclass(frozen=True)
-class Collects(DataCollection):
-    pass
-
-
 def test_what_cannot_be_trained_is_refused(data):
-    with pytest.raises(Unsupported, match="collects none"):
-        fit_method(method(collection=Collects()), data, 0)
     part = InitializeFrom(FromStage("base", "critic"))
     given = {"base": FitResult(method(), {"policy": fit_method(method(steps=1), data, 0).policy})}
     with pytest.raises(UserError, match="'base' has no module 'critic'; it has policy"):

@@ -526,27 +526,37 @@ def test_metrics_for_others(monkeypatch):
     told = []
 
     class Writer:
-        def __init__(self, folder):
-            assert folder == "logs"
+        def __init__(self, folder, purge_step):
+            told.append((folder, purge_step))
 
         def add_scalar(self, name, value, step):
             told.append((name, value, step))
 
         def flush(self):
             told.append("flush")
+
+        def close(self):
+            told.append("close")
     board = types.ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     look = callbacks.TensorBoard("logs", every=2)
+    assert not told, "only the process that logs writes"
     for step, seen in ((1, {"loss": 3.0}), (2, {"loss": 2.0}), (3, {"score": 1.0})):
         look(step, None, seen)
-    assert told == [("loss", 2.0, 2), "flush", ("score", 1.0, 3), "flush"]  # updates now and then, judgements always
+    look.close()
+    # updates now and then, judgements always; a resumed run drops what was logged after its checkpoint
+    assert told == [("logs", 2), ("loss", 2.0, 2), "flush", ("score", 1.0, 3), "flush", "close"]
 
     biases = types.ModuleType("wandb")
-    biases.init = lambda **options: types.SimpleNamespace(log=lambda line: told.append((options, line)))
+    biases.init = lambda **options: types.SimpleNamespace(
+        define_metric=lambda name, step_metric: told.append((name, step_metric)),
+        log=lambda line: told.append((options, line)), finish=lambda: told.append("finish"))
     monkeypatch.setitem(sys.modules, "wandb", biases)
-    callbacks.Wandb(every=1, project="toys")(4, None, {"loss": 1.0})
-    assert told[-1] == ({"project": "toys"}, {"loss": 1.0, "step": 4})
+    look = callbacks.Wandb(every=1, project="toys")
+    look(4, None, {"loss": 1.0})
+    look.close()
+    assert told[-3:] == [("*", "step"), ({"project": "toys"}, {"loss": 1.0, "step": 4}), "finish"]
 
     for name, package, options in (("TensorBoard", "torch.utils.tensorboard", ["logs"]), ("Wandb", "wandb", [])):
         monkeypatch.setitem(sys.modules, package, None)  # not installed

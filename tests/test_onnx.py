@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,12 +25,16 @@ from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError, keys
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
+from understudy.deploy import onnx_runner
 from understudy.deploy.onnx import export, load, load_onnx_actor
+from understudy.deploy.onnx_runner import OnnxRunner
 from understudy.envs import make
 from understudy.evaluate import evaluate
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.streaming import StreamingExecutor
+from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.base import Head, MemoryHead
 from understudy.heads.categorical import Categorical
@@ -191,7 +197,7 @@ def test_a_file_says_what_it_is(fork):
     said = {p.key: p.value for p in onnx.load(path).metadata_props}
     facts = json.loads(said["understudy"])
     assert facts["noise"] == [8, policy.action_dim] and facts["head"]["n_steps"] == 2
-    assert facts["window"]["horizon"] == 8
+    assert facts["window"]["horizon"] == 8 and facts["executor"]["n_action_steps"] == 3
     assert set(facts["features"]) == set(policy.features)
     found = load(path)
     assert found.features == policy.features
@@ -199,10 +205,83 @@ def test_a_file_says_what_it_is(fork):
         check_features(found, {"action": policy.features["action"]}, "elsewhere")
 
 
-def test_what_the_file_cannot_do(fork):
+def test_what_the_file_cannot_do(fork, tmp_path):
     env, policy, path = fork
     with pytest.raises(Unsupported, match="plans without guides"):
         rollout(PolicyActor(load(path), RealTimeChunking(4, 2)), env, episodes=2, seed=0)
+    for executor in (RealTimeChunking(4, 2), StreamingExecutor()):
+        with pytest.raises(Unsupported, match=f"{type(executor).__name__} cannot run an exported policy"):
+            export(policy, tmp_path / "policy.onnx", executor)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_streaming_flow_is_exported_as_whole_plans_only(tmp_path):
+    """Its own executor needs single integration steps. Another executor runs its plans from the code 0."""
+    config = PolicyConfig(StreamingFlow(), trunk=MLP(16), window=Window(1, 4, action_offset=-1))
+    policy, _ = random_batch(config)
+    with pytest.raises(Unsupported, match="StreamingFlowExecutor cannot run an exported policy"):
+        export(policy, tmp_path / "policy.onnx", StreamingFlowExecutor(2))
+    export(policy, tmp_path / "policy.onnx")
+    assert load(tmp_path / "policy.onnx").executor == RecedingHorizon(1, skip=1)
+
+
+# -- onnx_runner.py, the file to copy to a robot --------------------------------------------------------------------
+
+
+def robot_policy(config, path, executor):
+    policy, batch = random_batch(config, inputs={**NUMBERS, "observation.task": Feature("uint8", (12,), "text")})
+    export(policy, path, executor)
+    return [{k: v[i, -1].numpy() for k, v in batch.obs.items() if not k.endswith("?")} for i in range(4)] * 3
+
+
+def test_the_runner_acts_as_the_executor_does(tmp_path):
+    """Without noise, with a history whose beginning is marked, chunks that begin in the past, and two episodes."""
+    window = Window(3, 6, action_offset=-2, obs_pad_mask=True)
+    path, executor = tmp_path / "policy.onnx", RecedingHorizon(3, skip=2)
+    config = PolicyConfig(Regression(), Transformer(16, 1, 2), TokenEncoder(16), window=window)
+    seen = robot_policy(config, path, executor)
+    runner, actor = OnnxRunner(path), load_onnx_actor(path)
+    for _ in range(2):
+        runner.reset()
+        state = None
+        for obs in seen:
+            rows = {k: torch.as_tensor(v)[None] for k, v in obs.items()}
+            state = actor.start(rows, keys(0, [0])) if state is None else state
+            action, state = actor.act(rows, state)
+            np.testing.assert_allclose(runner.act(obs), action[0].numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_runner_executes_as_many_actions_of_a_plan_as_the_file_says(tmp_path):
+    path = tmp_path / "policy.onnx"
+    seen = robot_policy(PolicyConfig(Flow(n_steps=2), MLP(16), TokenEncoder(16), window=Window(2, 6)), path,
+                        RecedingHorizon(4))
+    runner, planner, rng = OnnxRunner(path, seed=5), load(path), np.random.default_rng(5)
+    for first in (0, 4):
+        past = seen[max(first - 1, 0)], seen[first]
+        obs = {k: torch.as_tensor(np.stack([o[k] for o in past])[None]) for k in planner.inputs}
+        obs = {k: v.float() if v.is_floating_point() else v for k, v in obs.items()}
+        noise = torch.from_numpy(rng.standard_normal((1, 6, planner.action_dim)).astype(np.float32))
+        plan = planner.plan(obs, noise)[0].numpy()
+        found = np.stack([runner.act(obs) for obs in seen[first:first + 4]])
+        np.testing.assert_allclose(found, plan[:4], rtol=1e-5, atol=1e-6)
+
+
+def test_the_runner_refuses_other_executors(tmp_path):
+    path = tmp_path / "policy.onnx"
+    robot_policy(PolicyConfig(Regression(), MLP(16), TokenEncoder(16), window=Window(1, 4)), path, TemporalEnsemble())
+    with pytest.raises(ValueError, match="TemporalEnsemble"):
+        OnnxRunner(path)
+
+
+def test_a_copy_of_the_runner_needs_numpy_and_onnxruntime_only(tmp_path):
+    source = Path(onnx_runner.__file__).read_text()
+    (tmp_path / "onnx_runner.py").write_text(source)
+    code = "import sys, onnx_runner; print({'torch', 'understudy'} & set(sys.modules))"
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+    page = (Path(__file__).parents[1] / "docs/deploy.md").read_text()
+    assert f'```python title="onnx_runner.py"\n{source}```' in page, "docs/deploy.md shows another onnx_runner.py"
 
 
 def test_files_that_are_none(fork, tmp_path):
@@ -222,7 +301,7 @@ def test_files_that_are_none(fork, tmp_path):
         load(tmp_path / "another.onnx")
     model.metadata_props.add(key="understudy", value='{"format": 99}')
     onnx.save(model, tmp_path / "later.onnx")
-    with pytest.raises(UserError, match="expected format 1 .* found 99"):
+    with pytest.raises(UserError, match="expected format 2 .* found 99"):
         load(tmp_path / "later.onnx")
 
 
@@ -230,7 +309,7 @@ def test_no_code_of_others_is_loaded(fork, tmp_path):
     _, _, path = fork
     model = onnx.load(path)
     facts = json.loads(model.metadata_props[0].value)
-    facts["run"]["$"] = "subprocess:Popen"
+    facts["executor"]["$"] = "subprocess:Popen"
     model.metadata_props[0].value = json.dumps(facts)
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(UserError, match="subprocess"):

@@ -49,6 +49,8 @@ def test_the_wheel_holds_nothing_else_and_nothing_large(built):
         strays = [n for n in whole.namelist() if not re.match(r"understudy(-[\d.]+\.dist-info)?/", n)]
         assert not strays
         assert not [i.filename for i in whole.infolist() if i.file_size > 1_000_000]
+        assert not [n for n in whole.namelist() if n.startswith("understudy/claims/figures")]
+    assert list((ROOT / "src/understudy/claims/figures").glob("*.json"))  # in the repository alone
     assert wheel.stat().st_size < 2_000_000
     assert sdist.stat().st_size < 5_000_000
 

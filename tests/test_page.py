@@ -294,13 +294,44 @@ def test_without_the_extra_rerun_is_named(tmp_path, monkeypatch):
     assert error.value.hint == "pip install 'understudy[rerun]'" and not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("inline", [1e9, 0])
-def test_a_browser_draws_it(tmp_path, inline, monkeypatch):
-    """The address opens the episode and the step; pieces come from the folder; nothing of strangers runs."""
+@pytest.fixture
+def dom(tmp_path):
+    """dom(page, address): the main part of the page as a browser draws it."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no browser")
+
+    def drawn(file, address):
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+                 "--virtual-time-budget=4000", "--dump-dom"]
+        done = subprocess.run([browser, *flags, f"{file.as_uri()}#{address}"], capture_output=True, text=True,
+                              timeout=120, check=True)
+        return done.stdout.split('<main id="main">')[1].split("</main>")[0]
+    return drawn
+
+
+@pytest.mark.slow
+def test_scores_are_ranked_and_constant_columns_take_one_line(tmp_path, dom):
+    """Numbers of scores mean little by themselves; a column that does not move needs no plot."""
+    data = Dataset([e.replace({"observation.goal": np.full((len(e) + 1, 2), 0.25, np.float32)}) for e in some(40)],
+                   {"fps": 10.0})
+    scores = {f"score{i}": np.arange(40.0) if i == 3 else np.roll(np.arange(40.0), 17) for i in range(12)}
+    report = AuditReport((), {**scores, "same": np.ones(40)})
+    file = html_page.write_dataset_page(tmp_path / "look.html", data, report, title="Some")
+    seen = dom(file, "episode=39&step=0")
+    assert "13 scores" in seen and "unusual: score3 highest<" in seen and seen.count("<details") == 1
+    assert "<td class=\"n soft\">highest of 40</td>" in seen and seen.count("18th highest of 40") == 11
+    assert seen.count("equal in all 40") == 1
+    assert "Constant in this episode" in seen and "observation.goal: <b>0 0.25, 1 0.25</b>" in seen
+    assert seen.count("<canvas") == 4, "the goal has no plot"
+    assert "unusual: score3 2nd lowest<" in dom(file, "episode=1&step=0")
+    assert "none unusual" in dom(file, "episode=5&step=0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inline", [1e9, 0])
+def test_a_browser_draws_it(tmp_path, inline, monkeypatch, dom):
+    """The address opens the episode and the step; pieces come from the folder; nothing of strangers runs."""
     monkeypatch.setattr(html_page, "MAX_INLINE_BYTES", inline)
     monkeypatch.setattr(html_page, "_PIECE_BYTES", 1500)
     data = some()
@@ -308,17 +339,11 @@ def test_a_browser_draws_it(tmp_path, inline, monkeypatch):
     report = AuditReport((Finding("odd", "warning", EVIL, "do", Location(None, 4, 7, "action")),))
     file = html_page.write_dataset_page(tmp_path / "look.html", data, report, title="Some")
 
-    def dom(address):
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-                 "--virtual-time-budget=4000", "--dump-dom"]
-        done = subprocess.run([browser, *flags, f"{file.as_uri()}#{address}"], capture_output=True, text=True,
-                              timeout=120, check=True)
-        return done.stdout.split('<main id="main">')[1].split("</main>")[0]
-    seen = dom("episode=4&step=7")
+    seen = dom(file, "episode=4&step=7")
     assert "<h2>Episode 4</h2>" in seen and "step 7 of 13" in seen and seen.count("<canvas") == 4
     assert (
         "<b>421</b>" not in seen and f"<b>{values(html_page._encode_values(data[4].steps[STATE]))[7, 0]:g}</b>" in seen
     )
     assert "&lt;/script&gt;&lt;script&gt;" in seen and "<img" not in seen
-    assert 'href="#episode=4&amp;step=7"' in dom("findings")
-    assert "States" in dom("map") and "Statistics" in dom("statistics")
+    assert 'href="#episode=4&amp;step=7"' in dom(file, "findings")
+    assert "States" in dom(file, "map") and "Statistics" in dom(file, "statistics")

@@ -212,6 +212,32 @@ def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypat
     assert status == 0 and "cannot run here: needs the sim extra" in said
 
 
+def test_a_defect_in_one_claim_does_not_hide_the_others(monkeypatch):
+    def broken(*args):
+        raise AttributeError("'StepTable' object has no attribute 'whole'")
+    claim = first_arm("checkpoint-selection")
+    monkeypatch.setattr(probe, "take", broken)
+    found = confirm(claim)
+    assert found.status == "due" and "AttributeError: 'StepTable' object" in found.detail
+
+
+def test_a_confirmed_record_is_not_stale_until_its_code_changes_again(tmp_path, monkeypatch):
+    claim = records.find_claim("checkpoint-selection")
+    monkeypatch.setattr(records, "all_claims", lambda: {claim.name: claim})
+    for module in (records, probe):
+        monkeypatch.setattr(module, "probe_path", lambda name: tmp_path / f"{name}.json")
+    before = probe._write(claim.name, {"claim": claim.name, "numbers": {"a": [1.0, None]}})
+    marks = ["first"]
+    for module in (records, probe):
+        monkeypatch.setattr(module, "fingerprint", lambda claim, sources=None: marks[-1])
+    assert records.list_claims()[0]["stale"] and records.confirmation(claim.name) == {}
+    probe.save_confirmation(claim)
+    assert not records.list_claims()[0]["stale"] and records.confirmation(claim.name)["fingerprint"] == "first"
+    assert json.loads((tmp_path / f"{claim.name}.json").read_text())["numbers"] == {"a": [1.0, None]} and before is None
+    marks.append("second")
+    assert records.list_claims()[0]["stale"]
+
+
 def test_a_claim_without_a_record_is_not_run():
     experiment = Experiment(ExpertDemonstrations("fork", 5), "fork", (Arm("a", ()),), closed_loop)
     claim = Claim("never-run", (), "", "", "", (ClaimPart("p", experiment, GreaterThan("success", "a", "a")),),

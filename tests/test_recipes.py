@@ -38,12 +38,13 @@ CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=
 def test_methods_train_and_act(name):
     method = find_method(name, FEATURES)
     assert config.load(json.loads(json.dumps(config.dump(method)))) == method  # method.json
-    data = random_dataset(FEATURES, episodes=3, steps=12)
+    extra = {k: Feature("float32", ()) for k in method.learner.extra}  # what the learner reads besides
+    data = random_dataset({**FEATURES, **extra}, episodes=3, steps=12)
     policy = Policy(method.policy, data.features()).fit_statistics(data)
     learner = method.learner.build(policy, 0, 2, data)
-    windows = policy.windows(data)
+    sampler = learner.batch_sampler(data)
     said = []
-    fit(learner, lambda n: windows.batch(8, n), 2, callbacks=[lambda n, learner, seen: said.append(seen["loss"])])
+    fit(learner, lambda n: sampler.batch(8, n), 2, callbacks=[lambda n, learner, seen: said.extend(seen.values())])
     assert torch.tensor(said).isfinite().all()
     actor = PolicyActor(learner.trained_policy.eval(), method.executor)
     shown = {**FEATURES, **policy.features}  # goals among them, which data need not hold
@@ -110,7 +111,7 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
                         ("elsewhere:absent", "a function, found NoneType")):
         with pytest.raises(UserError, match=words):
             find_method(name, trust=("elsewhere",))
-    with pytest.raises(UserError, match="there is no module nowhere_at_all"):
+    with pytest.raises(UserError, match="there is no module 'nowhere_at_all"):
         find_method("nowhere_at_all:mine", trust=("nowhere_at_all",))
     assert find_method("understudy.methods.behavior_cloning:bc") == bc()
 

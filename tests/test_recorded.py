@@ -3,15 +3,18 @@
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from understudy.cli import main
 from understudy.core import Feature
 from understudy.data.codec import Normalizer
-from understudy.data.episode import Dataset, Episode
+from understudy.data.episode import Dataset, Episode, episode_fingerprints
+from understudy.data.formats import write_dataset
 from understudy.data.window import Window
 from understudy.evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
 from understudy.heads.base import Head
@@ -111,7 +114,7 @@ def test_it_is_the_validation_error_with_an_interval_over_episodes():
         assert getattr(found, field).estimate == pytest.approx(theirs[name], rel=1e-6)
     assert found.energy_score.low < found.energy_score.estimate < found.energy_score.high
     assert found.episodes == (8, 9, 10, 11) and found.steps == 240
-    assert "4 episodes that the training held out" in found.describe()
+    assert "4 episodes that it was not trained on" in found.describe()
     assert "not a success rate" in found.describe()
 
 
@@ -202,17 +205,46 @@ def test_the_json_has_no_numbers_that_are_not_finite():
 
 def test_what_was_held_out_is_known_from_the_provenance():
     data, other = normal_data(episodes=6), normal_data(episodes=5)
-    provenance = {"data": {"fingerprint": data.fingerprint()}, "held_out": [2, 5]}
+    data = data.map(lambda e: e.replace({"action": e.steps["action"] + len(e)}))
+    provenance = {"episodes": episode_fingerprints(data), "held_out": [2, 5], "left_out": [0]}
     assert episodes_to_evaluate(provenance, data) == ([2, 5], "held out")
-    assert episodes_to_evaluate({**provenance, "held_out": []}, data) == (list(range(6)), "trained on")
+    assert episodes_to_evaluate({**provenance, "held_out": []}, data) == ([1, 2, 3, 4, 5], "trained on")
     assert episodes_to_evaluate(provenance, other) == (list(range(5)), "other data")
+    assert episodes_to_evaluate({}, data) == (list(range(6)), "other data")
+    assert episodes_to_evaluate(provenance, data.select([5, 4, 3])) == ([0], "held out")
+    assert episodes_to_evaluate(provenance, data.select([3, 4])) == ([0, 1], "trained on")
+    assert episodes_to_evaluate(provenance, data.select([1, 3]) + other[:2]) == ([2, 3], "held out")
+    double = Dataset([e.replace({k: np.asarray(v, np.float64) for k, v in e.steps.items()}) for e in data])
+    assert episodes_to_evaluate(provenance, double) == ([2, 5], "held out")
 
 
 def test_another_data_set_is_not_called_unseen():
-    """An episode cut out of the training data has another fingerprint than all of them."""
+    """Pieces of episodes are not recognized."""
     data = normal_data(episodes=6)
-    cut = data.select([3])
-    numbers, origin = episodes_to_evaluate({"data": {"fingerprint": data.fingerprint()}, "held_out": [2, 5]}, cut)
+    cut = Dataset([e.replace({k: v[1:] for k, v in e.steps.items()}) for e in data.select([3])])
+    provenance = {"episodes": episode_fingerprints(data), "held_out": [2, 5]}
+    numbers, origin = episodes_to_evaluate(provenance, cut)
     said = evaluate_action_prediction(policy(data, Draws()), cut, numbers, origin).describe()
     assert said.startswith("Judged on 1 episode of a data set that it was not trained on, as far as is recorded (if "
-                           "cut or copied from one that it was, this is no test): ")
+                           "they are cut from its training data, this is no test): ")
+
+
+def test_a_converted_copy_is_recognized_and_its_frames_stay_closed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (6, 9, 8, 8, 3), dtype=np.uint8)
+    data = Dataset([Episode({"observation.state": rng.normal(size=(9, 2)), "observation.images.top": frames[e],
+                             "action": rng.normal(size=(9, 1))}) for e in range(6)], {"fps": 10})
+    write_dataset(data, "demos")
+    assert main(["train", "bc", "demos", "--out", "run", "--steps", "4", "--save-freq", "4", "--val-fraction", "0.34",
+                 "--device", "cpu", "--policy.inputs", "observation.state"]) == 0
+    held = json.loads(Path("run/checkpoints/000004/provenance.json").read_text())["held_out"]
+    for copy in ("copy.npz", "copy.hdf5", "copy.csv"):
+        assert main(["convert", "demos", copy]) == 0
+        for file in sorted(Path(copy).rglob("*.png"))[1:]:  # the size is read from the first
+            file.write_bytes(b"damaged")
+        capsys.readouterr()
+        assert main(["eval", "run", copy, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert (json.loads(out)["origin"], json.loads(out)["episodes"]) == ("held out", held), copy
+        assert "decoded" not in err

@@ -26,8 +26,10 @@ from understudy.evaluate.action_prediction import (
     PlanSamples,
     UncertainStep,
 )
+from understudy.evaluate.behavior_metrics import measure_behavior
 from understudy.evaluate.episode_video import film_strip, write_video
 from understudy.evaluate.evaluation import compare, evaluate, evaluation_of
+from understudy.evaluate.failures import failure_figures
 from understudy.evaluate.report import (
     Commands,
     Paragraph,
@@ -169,6 +171,20 @@ def test_curves_leave_out_what_is_no_number():
     assert len(at) == 3 and at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.1) and "20" in set(times.itertext())
     banded = svg(plots.curves({"a": ([0, 1], [1.0, 2.0])}, "x", "y", bands={"a": ([0.5, 1.5], [1.5, 2.5])}))
     assert len(of(banded, "polygon")[0].get("points").split()) == 4
+
+
+def test_a_smoothed_curve_is_drawn_over_its_points_and_a_mark_is_a_ring():
+    steps, values = [0, 10, 20], [3.0, 1.0, 2.0]
+    root = svg(figure := plots.curves({"a": (steps, values)}, "updates", "loss", x_low=0, marks={"a": 10},
+                                      smooth={"a": (steps, [2.0, 2.0, 2.0])}))
+    (faint,) = [e for e in root.iter("path") if e.get("stroke-opacity") == "0.3"]
+    (line,) = [e for e in of(root, "path", **{"class": "curve"}) if len(points(e)) == 3]
+    (ring,) = of(root, "circle", fill="none")
+    assert len(set(points(line)[:, 1])) == 1 and len(set(points(faint)[:, 1])) == 3
+    at = points(faint)[1]
+    assert (float(ring.get("cx")), float(ring.get("cy"))) == pytest.approx(tuple(at), abs=0.1)
+    assert "1 at the ring" in figure.alt_text
+    assert len({plots._series_style(i) for i in range(16)}) == 16
 
 
 def test_a_histogram_has_all_values():
@@ -334,6 +350,30 @@ def test_the_report_of_two_policies_tells_it_all(runs, tmp_path):
         assert words in found.text, words
     p = compare(steady, shaky)
     assert f"{100 * p.low:+.1f} to {100 * p.high:+.1f}".replace("-", "−") in found.text
+
+
+def test_failure_groups_open_and_two_policies_stand_in_columns(runs, tmp_path):
+    """Every group can be opened to see its episodes; measures of two policies are two columns of one table."""
+    env = Fork(50)
+    measured = {}
+    for name, found in runs.items():
+        b = measure_behavior(found.episodes, env)
+        measured[name] = replace(b, failure_figures=tuple(failure_figures(b.failures, found.episodes, env)))
+    commands = [("understudy eval a fork --html r.html", "The same again:")]
+    text = write_report(tmp_path / "r.html", runs=runs, env=env, behavior=measured, commands=commands).read_text()
+    groups = [g for b in measured.values() for g in b.failures]
+    assert groups and text.count("<details>") == len(groups) == text.count('<div class="group">')
+    shown = sum(min(len(g), 6) for g in groups)
+    assert len(re.findall(r"<h3>Episode \d+ fails</h3>", text)) == shown
+    assert text.count("succeeds from the most similar start") == len(groups)
+    assert text.count('<div class="columns">') == 2  # failures, and what is said beside the table
+    table = re.search(r"<table>.*?</table>", text[text.index("Beside success"):], re.DOTALL)[0]
+    head = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table)
+    assert head[0] == "mean of an episode" and head[1:3] == list(runs) and text.count("mean of an episode") == 1
+    jerk = next(m for m in next(iter(measured.values())).metrics if m.key == "action_jerk").value
+    assert f"{jerk.estimate:.3g} [{jerk.low:.3g}, {jerk.high:.3g}]" in table
+    last = text[text.index("What to do next"):]
+    assert "Record more demonstrations" in last and commands[0][0] in last
 
 
 def test_the_report_of_one_policy_without_map_or_success(runs, tmp_path):

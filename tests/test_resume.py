@@ -514,7 +514,7 @@ def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path)
         for step in saved:
             policy = Policy.load(out / "checkpoints" / f"{step:06d}")
             learner = plain(60).learner.build(policy, 0, 60, made_up())
-            assert Run(out).resume(step, learner)["step"] == step == learner.updates
+            assert Run(out).resume(step, learner)["step"] == step == learner.n_updates
         if saved and (out / "run.json").exists():
             Policy.load(out)
     assert last >= 7  # each but the first got further

@@ -55,6 +55,18 @@ def episode(state, action, **more):
     return Episode({"observation.state": state, "action": action, **more}, meta)
 
 
+def test_an_action_of_several_columns_has_the_scores_of_one_column():
+    rng = np.random.default_rng(0)
+    whole = [episode(rng.normal(size=(20, 3)), rng.normal(size=(20, 3)).cumsum(0), **{"next.reward": np.ones(20)})
+             for _ in range(6)]
+    parts = [e.replace({"action": None, "action.arm": e.steps["action"][:, :2], "action.grip": e.steps["action"][:, 2]})
+             for e in whole]
+    for name in SCORES.keys() - NETWORK_SCORES:
+        np.testing.assert_array_equal(SCORES[name]()(Dataset(parts)), SCORES[name]()(Dataset(whole)), name)
+    with pytest.raises(UserError, match="no numeric action"):
+        Smoothness()(Dataset([e.replace({"action": None}) for e in whole]))
+
+
 def line(n, action, seed=0, steps=30, slope=0.0):
     """n episodes along the same line, whose actions are action(rng, steps)."""
     rng = np.random.default_rng(seed)
@@ -116,8 +128,8 @@ def test_odd_episodes_spoil_nobody_else():
 
 
 @pytest.mark.parametrize("columns,message", [
-    ({"observation.images.top": np.zeros((4, 8, 8, 3), np.uint8)}, "numbers, found action"),
-    ({"observation.state": np.zeros((4, 2)), "action": None}, "'action'")])
+    ({"observation.images.top": np.zeros((4, 8, 8, 3), np.uint8)}, "no numeric observation among action"),
+    ({"observation.state": np.zeros((4, 2)), "action": None}, "no numeric action")])
 def test_what_has_no_numbers_is_refused(columns, message):
     steps = {"action": np.zeros((4, 1), np.float32), **columns}
     with pytest.raises(UserError, match=message):

@@ -4,9 +4,11 @@ merges and disagreements, curation."""
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from understudy.data.operations import (
     Sample,
     Select,
     Sort,
+    assign_groups,
     episode_values,
 )
 from understudy.data.packed_columns import PackedColumns
@@ -427,6 +430,43 @@ def test_a_split_has_every_episode_once_and_groups_whole(sizes, shares, seed):
     assert sum(map(len, whose)) == len(sizes)
     by_episode = [len(n) for n, _ in _random_parts(o, list(range(len(found)))).values()]
     assert max(by_episode) - min(by_episode) <= 1  # single episodes fit the shares
+
+
+@QUICK
+@given(sizes=st.lists(st.integers(1, 40), min_size=3, max_size=7), seed=st.integers(0, 99),
+       weights=st.lists(st.integers(1, 9), min_size=2, max_size=3))
+def test_no_other_assignment_of_groups_is_closer_to_the_fractions(sizes, seed, weights):
+    from understudy.commands.split import SplitOptions, _random_parts
+    fractions = tuple(w / sum(weights) for w in weights)
+    found = [i for i, n in enumerate(sizes) for _ in range(n)]
+
+    def distance(counts) -> float:
+        return sum((n - f * len(found)) ** 2 for n, f in zip(counts, fractions, strict=True))
+    every = [[sum(s for s, q in zip(sizes, where, strict=True) if q == p) for p in range(len(weights))]
+             for where in itertools.product(range(len(weights)), repeat=len(sizes))]
+    best = min(distance(counts) for counts in every if min(counts) > 0)
+    parts = _random_parts(SplitOptions(Path("x"), "operator", Path("y"), fractions, seed=seed), found)
+    assert distance([len(n) for n, _ in parts.values()]) == pytest.approx(best, abs=1e-6)
+
+
+def test_the_larger_group_goes_to_the_larger_part():
+    from understudy.commands.split import SplitOptions, _random_parts
+    for seed in range(20):
+        o = SplitOptions(Path("x"), "operator", Path("y"), (0.67, 0.33), seed=seed)
+        assert [len(n) for n, _ in _random_parts(o, ["a"] * 20 + ["b"] * 40).values()] == [40, 20]
+    drawn = [_random_parts(SplitOptions(Path("x"), "operator", Path("y"), (0.5, 0.5), seed=seed), list("aabbbccddd"))
+             for seed in range(20)]
+    assert len({tuple(d["train"][0]) for d in drawn}) > 1  # equally close ones are drawn by the seed
+    assert all([len(n) for n, _ in d.values()] == [5, 5] for d in drawn)
+
+
+def test_a_split_of_many_groups_is_quick_and_close():
+    rng = np.random.default_rng(0)
+    sizes, fractions = rng.integers(1, 200, 3000).tolist(), (0.7, 0.2, 0.1)
+    began = time.perf_counter()
+    where = np.array(assign_groups(sizes, fractions))
+    counts = [sum(np.array(sizes)[where == p]) for p in range(3)]
+    assert np.abs(counts - np.multiply(fractions, sum(sizes))).max() <= 200 and time.perf_counter() - began < 20
 
 
 def test_split_by_a_field_writes_a_view_for_each_value(stored, tmp_path, capsys):

@@ -1,6 +1,6 @@
 """The command line: which commands there are, and what becomes of errors. Each command is a file in commands/.
 
-Exit status: 0 done, 1 a defect of ours, 2 a user's mistake, 3 an audit found errors,
+Exit status: 0 done, 1 a defect of understudy, 2 an error that the user can fix, 3 an audit found errors,
 or a claim that was due did not run; 130 interrupted and resumable.
 """
 
@@ -44,6 +44,7 @@ COMMANDS = {
     "view": Command("make|list|show|materialize", "what is done to data, without changing them"),
     "replay": Command("DATA ENV [--episode I] [--state]", "recorded actions again: do they still succeed"),
     "train": Command("METHOD DATA --out RUN [--eval ENV --save-freq N]", "a policy from demonstrations", True),
+    "plot": Command("RUN [RUN ...] [--html FILE] [--json]", "the curves of one or several trainings, as a page"),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "how good it is, and how sure that is",
                     resume_options=("--save", "--interactive"), module="evaluate"),
     "compare": Command("RUN1 RUN2 ... --env ENV --episodes N", "which of several is better; who cannot be told apart",
@@ -103,7 +104,7 @@ def main(args: list[str] | None = None) -> int:
         except Exception as error:
             if interrupts.seen:  # libraries turn an interrupt into errors of their own
                 return _report_interrupt(name, args)
-            return _report_failure(error, debug)
+            return _report_failure(error, debug, _trusted_packages(args))
 
 
 def _show_warning(otherwise, message, category, *where) -> None:
@@ -166,29 +167,37 @@ def _report_interrupt(name: str, args: list[str]) -> int:
     return 130
 
 
-def _report_failure(error: Exception, debug: bool) -> int:
-    from .core import UserError
+def _trusted_packages(args: list[str]) -> list[str]:
+    separate = [value for option, value in zip(args, args[1:], strict=False) if option == "--trust"]
+    return separate + [a.removeprefix("--trust=") for a in args if a.startswith("--trust=")]
 
-    if text := _user_error_message(error, UserError):
+
+def _report_failure(error: Exception, debug: bool, trusted: list[str]) -> int:
+    if text := _user_error_message(error, trusted):
         if debug:
             _traceback(error)
         _print_error(text)
         return 2
     _traceback(error)
-    _print_error("this is a defect of understudy, unless the last lines above are of your own code: please report it")
+    _print_error("this is a defect of understudy: please report it with the lines above")
     return 1
 
 
-def _user_error_message(error, UserError) -> str | None:
-    """In words, if it is one that the user can mend."""
+def _user_error_message(error: Exception, trusted: list[str]) -> str | None:
+    """What to print if the user can fix the error."""
+    from .core import UserError
+    from .user_code import locate_user_error
+
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return "the machine's memory is full\n  -> a smaller --learner.batch-size, or fewer --rows, takes less"
+    if found := locate_user_error(error, trusted):
+        return str(found)
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or 'disk'}: no space is left\n  -> make room; what was written before is whole"
+        return f"{error.filename or 'disk'}: no space is left\n  -> make room; what was written before is complete"
     if error.filename is not None:  # the file system says no
         return f"{error.filename}: {error.strerror.lower()}\n  -> choose a place that can be read and written"
     return None

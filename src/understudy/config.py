@@ -6,13 +6,13 @@ A checkpoint names code, so loading one may import only from packages that the c
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
 import sys
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TypeVar
 
 from .core import UserError
+from .user_code import import_module
 
 T = TypeVar("T")
 
@@ -117,8 +117,4 @@ def _find(name: str, trust: tuple[str, ...], where: str):
 def _import_module(path: str, where: str):
     if path in sys.modules:
         return sys.modules[path]
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        raise UserError(f"there is no module {error.name}", where=where or path,
-                        hint="install the package that defines it") from error
+    return import_module(path, where or path)

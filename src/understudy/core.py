@@ -15,9 +15,12 @@ State = dict[str, Any]  # nested dicts of tensors whose first axis is the row (o
 
 
 class UserError(ValueError):
-    """A mistake that its reader can mend: the command line prints it alone and exits with status 2.
+    """An error that the user can fix. The command line prints it without a traceback and exits with status 2.
 
-    `what` says what was expected and what was found, `where` names file, key and index, `do` the way out.
+    Args:
+        problem: What is wrong.
+        where: File, key or index.
+        hint: How to fix it.
     """
 
     def __init__(self, problem: str, *, where: object = None, hint: str | None = None):
@@ -25,13 +28,35 @@ class UserError(ValueError):
         text = f"{where}: {problem}" if where is not None else problem
         super().__init__(f"{text}\n  -> {hint}" if hint else text)
 
+    def __reduce__(self):  # workers send errors to the process that started them
+        state = {**self.__dict__, "where": None if self.where is None else str(self.where)}
+        return _rebuild_error, (type(self), str(self), state)
 
-class DataWarning(UserWarning):
-    """Something about the data that the user should know; the command line prints its text alone."""
+
+def _rebuild_error(kind: type[UserError], text: str, state: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, text)
+    error.__dict__.update(state)
+    return error
+
+
+class DataError(UserError):
+    """The demonstrations are inconsistent, or lack what is needed. Other data would work."""
+
+
+class ConfigError(UserError):
+    """An option, a method or a configuration is invalid, whatever the data."""
 
 
 class Unsupported(UserError):
-    """This combination has no meaning (say, guidance for a head that takes no steps)."""
+    """A valid part cannot do what is asked for (such as guidance for a head that has no denoising steps)."""
+
+
+class UserCodeError(UserError):
+    """Code of the user, such as an environment, raised an error or returned what it must not."""
+
+
+class DataWarning(UserWarning):
+    """Something about the data that the user should know. The command line prints its text alone."""
 
 
 @dataclass(frozen=True)

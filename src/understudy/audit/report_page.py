@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError
+from ..core import UserError, role
 from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
 from ..evaluate.episode_video import film_strip
@@ -118,7 +118,9 @@ def _episode_figures(data, numbers) -> tuple[Content, ...]:
             film = None  # its frames are damaged: a finding says so
         if film is not None:
             items.append((f"Episode {e}", film, told))
-        for name in ("action", "observation.state"):
+        for name in sorted(episode.steps, key=lambda n: (role(n) != "action", n != "observation.state")):
+            if role(name) not in ("action", "observation"):
+                continue
             if (line := _line_figure(episode, name)) is not None:
                 items.append((f"Episode {e}" if film is None else "", line, f"{name}; {told}"))
                 break

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from ..core import UserError, role
+import numpy as np
+
+from ..core import DataError, UserError, role
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
@@ -54,27 +57,52 @@ def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool
                     *_run_checks(data, chosen, Path(path or data.metadata.get("path", ".")), progress)])
 
 
-def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collection[str] = ()) -> list[str]:
-    """Raises UserError where an audit would find an error, other than of a code in `despite`: what `train`, `convert`
-    and `merge` do first. Reads the numbers; checksums of whole files, and camera frames, are left to the audit and to
-    whoever decodes them. Returns the codes in `despite` that nothing has."""
+def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collection[str] = (), *,
+                 training: bool = False) -> list[str]:
+    """Refuses data in which an audit finds an error. `train`, `convert` and `merge` call it first.
+
+    Args:
+        data: The episodes. Their numbers are read; camera frames are not.
+        path: Where they are. Checksums of whole files are left to `understudy audit`.
+        ignore: Codes of errors to accept.
+        training: The data are trained on, so that errors that end training are refused whatever `ignore` says.
+
+    Returns:
+        The codes in `ignore` that no error has.
+
+    Raises:
+        DataError: There is an error.
+    """
     where = Path(path or data.metadata.get("path", "."))
     found = [
         *(check_files(where, checksums=False) if path is not None else ()),
         *_run_checks(data, checks.INTEGRITY_CHECKS, where),
     ]
-    raise_on_errors(found, where, ignore)
+    raise_on_errors(found, where, ignore, training_data=data if training else None)
     return [code for code in ignore if code not in {f.code for f in found}]
 
 
-def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collection[str] = ()) -> None:
-    """Raises UserError where an error is among these findings, other than of a code in `despite`."""
+def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collection[str] = (), *,
+                    training_data: Dataset | None = None) -> None:
+    """Raises DataError if an error is among these findings, except for codes in `ignore`.
+
+    Args:
+        found: The findings.
+        where: The data, for the message.
+        ignore: Codes of errors to accept.
+        training_data: The data, if they are trained on. Then values that are not finite are refused in any case.
+    """
     wrong = [f for f in found if f.severity == "error" and f.code not in ignore]
+    if training_data is not None and (not_finite := [
+            f for f in found if f.code == "not-finite" and role(f.where.feature or "") in ("observation", "action")]):
+        lines = "\n".join(f"  {f.code}: {f.message}" for f in not_finite[:10])
+        raise DataError(f"policies cannot be trained on values that are not finite:\n{lines}", where=where,
+                        hint=_deletion_hint(training_data, where))
     if wrong:
         codes = list(dict.fromkeys(f.code for f in wrong))
         lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}" for f in _sort_findings(wrong)[:10]]
-        raise UserError(
-            f"expected data without errors, found {pluralize(len(wrong), 'error')}:\n"
+        raise DataError(
+            f"the audit finds {pluralize(len(wrong), 'error')}:\n"
             + "\n".join(lines)
             + ("\n  ..." if len(wrong) > 10 else ""),
             where=where,
@@ -82,9 +110,21 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
             + (
                 f"understudy repair {where} --out DST saves what can be read"
                 if set(codes) & set(_UNREADABLE_CODES)
-                else "to go on all the same: " + " ".join(f"--ignore {code}" for code in codes)
+                else "to accept them: " + " ".join(f"--ignore {code}" for code in codes)
             ),
         )
+
+
+def _deletion_hint(data: Dataset, where: Path | str) -> str:
+    """How to leave out the episodes whose observations or actions are not finite."""
+    bad = {e for e, episode in enumerate(data) for name, f in episode.features().items()
+           if role(name) in ("observation", "action") and f.kind == "vector"
+           and not np.isfinite(episode.steps[name]).all()}
+    if len(bad) == len(data):
+        return "correct the values: every episode has some"
+    command = shlex.join(["understudy", "view", "make", str(where), "--out", "finite.json", "--delete",
+                          *map(str, sorted(bad))])
+    return f"correct the values, or leave out {'this episode' if len(bad) == 1 else 'these episodes'}: {command}"
 
 
 def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
@@ -118,11 +158,11 @@ def _sort_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _scores(data: Dataset) -> dict:
-    """Those without training; one that has no meaning for these data is left out."""
+    """The scores that need no training, without those that have no meaning for these data."""
     from .scores import NETWORK_SCORES, SCORES
 
-    kinds = {role(n): f.kind for n, f in data.features().items()}
-    if kinds.get("action") not in ("vector", "discrete") or "observation" not in kinds:
+    roles = {role(n) for n, f in data.features().items() if f.kind in ("vector", "discrete", "image")}
+    if not {"observation", "action"} <= roles:
         return {}  # a finding says so
     found = {}
     for name, make in SCORES.items():

@@ -51,7 +51,7 @@ def newest_chunk_only(experiment: Experiment) -> Experiment:
 
 
 PUSH = Experiment(
-    ExpertDemonstrations("push", 200),
+    ExpertDemonstrations("push", 200, resample=False),
     "push",
     (
         make_arm("chunks", RecedingHorizon(HORIZON)),
@@ -95,5 +95,8 @@ CLAIM = Claim(
             is_decisive=False,
         ),
     ),
-    negative_control=NegativeControl("the ensemble's weights all on the newest chunk", newest_chunk_only, "smoother"),
+    negative_control=NegativeControl(
+        "the ensemble's weights all on the newest chunk", newest_chunk_only, "smoother",
+        removes=(GreaterThan("log_jerk", "each step", "ensemble", MIN_REDUCTION),),
+    ),
 )

@@ -1,10 +1,10 @@
-"""What a claim is made of. All of it is data but for `measure`, which runs one cell."""
+"""The parts of a claim: data, experiment, rules, negative control. All are values; only `measure` runs something."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,17 +17,40 @@ from ..data.formats import open_dataset
 from ..envs import make
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
-from ..evaluate.stats import Interval, Kind, two_level_difference, two_level_rate
+from ..evaluate.stats import LEVEL, Interval, Kind, two_level_difference, two_level_rate
 from ..learn.method import Method
+from .effects import SMALLEST_EFFECTS
 
 Verdict = Literal["holds", "fails", "undecided"]
-Kinds = Mapping[str, Kind]  # measure -> what its values are
-KINDS: Kinds = {"success": "rate", "return": "real", "log_jerk": "real"}  # of `measures.closed_loop`
 Measurements = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]  # arm -> measure -> training seed -> values
 
 
 class MissingRequirement(UserError):
     """What the claim needs (data, a simulator) is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the values of a measure are.
+
+    Args:
+        kind: For the interval: 0s and 1s, a number from 0 to 1, or any number.
+        quantity: For the smallest effect: a key of `SMALLEST_EFFECTS`. A measure without one can be reported, but no
+            rule can be about it.
+    """
+
+    kind: Kind
+    quantity: str | None = None
+
+    def __post_init__(self):
+        if self.quantity is not None and self.quantity not in SMALLEST_EFFECTS:
+            raise ValueError(f"{self.quantity!r} is not in the table of smallest effects")
+
+
+RATE, SCORE, REAL = Measure("rate", "rate"), Measure("bounded", "score"), Measure("real")
+MeasureTable = Mapping[str, Measure]
+# Of `measures.closed_loop`. The unit of a return differs between environments, so a claim about it declares its own.
+MEASURES: MeasureTable = {"success": RATE, "return": REAL, "log_jerk": Measure("real", "log ratio")}
 
 
 # -- where the demonstrations come from ---------------------------------------------------------------------------
@@ -43,16 +66,25 @@ class DemonstrationSource(ABC):
 
 @dataclass(frozen=True)
 class ExpertDemonstrations(DemonstrationSource):
-    """By the environment's own expert, those episodes that succeed and that `keep` keeps; the same for every training
-    seed."""
+    """Successful episodes of the environment's own expert.
+
+    Args:
+        env: Name of the environment.
+        episodes: Number of episodes to roll out.
+        filter: Which of the successful episodes to keep; all without it.
+        resample: New demonstrations for each training seed. False gives all seeds the same ones, and the interval of a
+            claim then lacks their variation.
+    """
 
     env: str
     episodes: int
     filter: Callable[[Episode], bool] | None = None
+    resample: bool = True
 
     def load(self, seed):
         env = make(self.env, rows=min(self.episodes, 16))
-        shown = rollout(env.expert(), env, self.episodes, recording_seed(0)).filter(lambda e: e.metadata["success"])
+        ran = rollout(env.expert(), env, self.episodes, recording_seed(seed if self.resample else 0))
+        shown = ran.filter(lambda e: e.metadata["success"])
         return shown if self.filter is None else shown.filter(self.filter)
 
 
@@ -71,7 +103,7 @@ class RecordedDemonstrations(DemonstrationSource):
         file = Path(folder or "", self.path)
         if not folder or not file.exists():
             raise MissingRequirement("expected recorded demonstrations, found none", where=file,
-                          hint="set UNDERSTUDY_DATA to the folder that holds them")
+                                     hint="set UNDERSTUDY_DATA to the folder that holds them")
         data = open_dataset(file)
         if (found := data.fingerprint()) != self.fingerprint:
             raise UserError(
@@ -98,54 +130,178 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """measure(experiment, method, data, seed, episodes, starts) runs one cell: it trains `method` with training seed
-    `seed`, rolls it out on the starts of seed `starts` and gives {measure: values}, one value an episode or one a
-    training run. `tuned_by` is the measure whose mean chooses among an arm's options (more is better)."""
+    """Arms that are trained and measured on the same seeds and starts.
+
+    Args:
+        source: Demonstrations.
+        env: Name of the environment.
+        arms: Each with the same number of tuning trials.
+        measure: Called with (experiment, method, data, seed, episodes, starts). Trains `method` with training seed
+            `seed`, rolls it out on the starts of seed `starts` and returns {measure: values}, one value per episode or
+            one per training run.
+        tuned_by: The measure whose mean chooses among the options of an arm. More is better.
+        seeds: Training seeds that judge, all on the same starts.
+        tuning_seeds: Training seeds that tune, on other starts. Pilots use seeds below 100.
+        env_options: Options of the environment.
+        episodes: Starts per training seed.
+        tuning_episodes: The same for tuning.
+        measures: Measures that `MEASURES` lacks, or that are something else here.
+        starts_seed: The seed of the starts. A redesigned claim takes a new one.
+        looks: Planned interim looks, (number of seeds, alpha) each, such as ((5, 0.01), (10, 0.015), (20, 0.025)). The
+            run stops at the first look that decides. The alphas sum to at most 0.05, so that by the union bound all
+            looks together err as rarely as one. Without looks, all seeds run and alpha is 0.05.
+        sanity: (arm, measure, minimum) each. An arm whose mean is below its minimum does not work, and the part is
+            then undecided.
+    """
 
     source: DemonstrationSource
     env: str
     arms: tuple[Arm, ...]
     measure: Callable[[Experiment, Method, Dataset, int, int, int], dict[str, list[float]]]
     tuned_by: str = "success"
-    seeds: tuple[int, ...] = (100, 101, 102, 103, 104)  # of the trainings that judge, all on the same starts
-    tuning_seeds: tuple[int, ...] = (900,)  # of those that tune, on other starts; pilots have the seeds below 100
-    env_options: tuple[tuple[str, float], ...] = ()  # of the environment
+    seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
+    tuning_seeds: tuple[int, ...] = (900,)
+    env_options: tuple[tuple[str, float], ...] = ()
     episodes: int = 100
     tuning_episodes: int = 50
-    kinds: tuple[tuple[str, Kind], ...] = ()  # of the measures that KINDS does not have, or that are others here
+    measures: tuple[tuple[str, Measure], ...] = ()
+    starts_seed: int = 100
+    looks: tuple[tuple[int, float], ...] = ()
+    sanity: tuple[tuple[str, str, float], ...] = ()
 
     def __post_init__(self):
         if min(*self.seeds, *self.tuning_seeds) < 100 or set(self.seeds) & set(self.tuning_seeds):
             raise ValueError("seeds that tune, or that pilots used, must not judge")
         if len({len(a.options) for a in self.arms}) != 1:
             raise ValueError("every arm has the same number of tuning trials")
+        counts = [n for n, _ in self.looks]
+        if self.looks and (counts != sorted(set(counts)) or counts[-1] != len(self.seeds) or counts[0] < 2):
+            raise ValueError("looks are at growing numbers of seeds, the last at all of them")
+        if sum(alpha for _, alpha in self.looks) > 0.05 + 1e-12 or any(alpha <= 0 for _, alpha in self.looks):
+            raise ValueError("the alphas of the looks are positive and sum to at most 0.05")
+
+    def level(self, n_seeds: int) -> float:
+        """The confidence level of intervals when `n_seeds` training seeds have run."""
+        return 1 - dict(self.looks).get(n_seeds, 0.05)
 
 
 # -- the rule -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class RuleResult:
-    verdict: Verdict
-    text: str
+class Condition:
+    """One comparison of an interval with a bound.
+
+    Args:
+        label: What is compared.
+        estimate: The estimate of the quantity.
+        low: Lower limit of its interval.
+        high: Upper limit.
+        side: On which side of `bound` it must be: "above", "below", or "within" (of 0).
+        bound: The bound.
+        smallest_effect: The smallest distance from the bound that counts. Not used by "within", whose bound is the
+            margin of equivalence.
+    """
+
+    label: str
+    estimate: float
     low: float
     high: float
+    side: Literal["above", "below", "within"]
+    bound: float
+    smallest_effect: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The condition holds if the interval is on the wanted side and reaches the smallest effect.
+
+        It fails if the interval lies below the smallest effect: the effect is absent or negligible.
+        """
+        if self.side == "within":
+            inside = -self.bound < self.low and self.high < self.bound
+            outside = self.low > self.bound or self.high < -self.bound
+            return "holds" if inside else "fails" if outside else "undecided"
+        low, high = self.distance
+        return "fails" if high < self.smallest_effect else "holds" if low > 0 else "undecided"
+
+    @property
+    def distance(self) -> tuple[float, float]:
+        """The interval of the distance from the bound, positive on the wanted side (not for "within")."""
+        if self.side == "above":
+            return self.low - self.bound, self.high - self.bound
+        return self.bound - self.high, self.bound - self.low
+
+    @property
+    def margin(self) -> float:
+        """How far the interval is from its bound, in widths of it."""
+        if self.side == "within":
+            return (self.bound - max(abs(self.low), abs(self.high))) / max(self.high - self.low, 1e-12)
+        return self.distance[0] / max(self.high - self.low, 1e-12)
+
+    def __str__(self):
+        interval = f"{format_number(self.estimate)} [{format_number(self.low)}, {format_number(self.high)}]"
+        least = "" if self.side == "within" else f" by at least {self.smallest_effect:.3g}"
+        return f"{self.label} = {interval}, must be {self.side} {self.bound:.3g}{least}"
+
+
+def format_number(value: float | None) -> str:
+    """Three digits."""
+    return "" if value is None else f"{value:.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """The verdict of a rule, and the comparisons that it is made of."""
+
+    verdict: Verdict
+    conditions: tuple[Condition, ...]
+
+    @property
+    def text(self) -> str:
+        """All comparisons in words."""
+        return "; ".join(map(str, self.conditions))
 
 
 class Rule(ABC):
-    """A frozen dataclass. `arms` are the names of those it looks at."""
+    """A frozen dataclass. `arms` are the names of the arms that it compares."""
 
     arms: tuple[str, ...]
 
     @abstractmethod
-    def judge(self, measurements: Measurements, kinds: Kinds = KINDS) -> RuleResult:
-        """Judges the figures of an experiment; `kinds` of the measures that KINDS does not have."""
+    def judge(
+        self, measurements: Measurements, measures: MeasureTable = MEASURES, level: float = LEVEL
+    ) -> RuleResult:
+        """Judge the figures of an experiment.
+
+        Args:
+            measurements: The figures.
+            measures: Measures that `MEASURES` lacks.
+            level: Confidence level of the intervals.
+        """
+
+
+def _compare_arms(rule_measure, first, second, side, bound, measurements, measures, level) -> RuleResult:
+    measure = measure_of(rule_measure, measures)
+    d = difference(measurements[first][rule_measure], measurements[second][rule_measure], measure.kind, level)
+    condition = Condition(f"{rule_measure}: {first} - {second}", d.estimate, d.low, d.high, side, bound,
+                          0.0 if side == "within" else smallest_effect(rule_measure, measures))
+    return RuleResult(condition.verdict, (condition,))
+
+
+def _compare_with_bound(rule_measure, arm, side, bound, measurements, measures, level) -> RuleResult:
+    d = two_level_rate(measurements[arm][rule_measure], level, kind=measure_of(rule_measure, measures).kind)
+    condition = Condition(f"{rule_measure}: {arm}", d.estimate, d.low, d.high, side, bound,
+                          smallest_effect(rule_measure, measures))
+    return RuleResult(condition.verdict, (condition,))
 
 
 @dataclass(frozen=True)
 class GreaterThan(Rule):
-    """The mean of `measure` is more than `by` higher under `better` than under `worse`: by the 95 % two-level interval
-    of the difference (training seed, then episode; paired in both)."""
+    """The mean of `measure` is more than `margin` higher under `higher` than under `lower`.
+
+    Judged by the two-level interval of the difference (training seed, then episode; paired in both) and the smallest
+    effect of the measure. A negative margin states that `higher` is not much worse.
+    """
 
     measure: str
     higher: str
@@ -156,17 +312,15 @@ class GreaterThan(Rule):
     def arms(self):
         return self.higher, self.lower
 
-    def judge(self, measurements, kinds=KINDS):
-        d = difference(measurements[self.higher][self.measure], measurements[self.lower][self.measure],
-                       kind_of(self.measure, kinds))
-        verdict = "holds" if d.low > self.margin else "fails" if d.high < self.margin else "undecided"
-        return RuleResult(verdict, f"{self.measure}: {self.higher} - {self.lower} = {d.estimate:.3f} "
-                                f"[{d.low:.3f}, {d.high:.3f}], wanted above {self.margin:g}", d.low, d.high)
+    def judge(self, measurements, measures=MEASURES, level=LEVEL):
+        return _compare_arms(
+            self.measure, self.higher, self.lower, "above", self.margin, measurements, measures, level
+        )
 
 
 @dataclass(frozen=True)
 class EquivalentTo(Rule):
-    """The mean of `measure` under `a` and `b` differs by less than `within`: by the same interval."""
+    """The mean of `measure` under `a` and `b` differs by less than `margin`, by the same interval."""
 
     measure: str
     a: str
@@ -177,15 +331,8 @@ class EquivalentTo(Rule):
     def arms(self):
         return self.a, self.b
 
-    def judge(self, measurements, kinds=KINDS):
-        d = difference(
-            measurements[self.a][self.measure], measurements[self.b][self.measure], kind_of(self.measure, kinds)
-        )
-        inside = -self.margin < d.low and d.high < self.margin
-        outside = d.low > self.margin or d.high < -self.margin
-        verdict = "holds" if inside else "fails" if outside else "undecided"
-        return RuleResult(verdict, f"{self.measure}: {self.a} - {self.b} = {d.estimate:.3f} "
-                                f"[{d.low:.3f}, {d.high:.3f}], wanted within {self.margin:g}", d.low, d.high)
+    def judge(self, measurements, measures=MEASURES, level=LEVEL):
+        return _compare_arms(self.measure, self.a, self.b, "within", self.margin, measurements, measures, level)
 
 
 @dataclass(frozen=True)
@@ -200,11 +347,8 @@ class AboveBound(Rule):
     def arms(self):
         return (self.arm,)
 
-    def judge(self, measurements, kinds=KINDS):
-        d = two_level_rate(measurements[self.arm][self.measure], kind=kind_of(self.measure, kinds))
-        verdict = "holds" if d.low > self.bound else "fails" if d.high < self.bound else "undecided"
-        return RuleResult(verdict, f"{self.measure}: {self.arm} = {d.estimate:.3f} [{d.low:.3f}, {d.high:.3f}], wanted "
-                                f"above {self.bound:g}", d.low, d.high)
+    def judge(self, measurements, measures=MEASURES, level=LEVEL):
+        return _compare_with_bound(self.measure, self.arm, "above", self.bound, measurements, measures, level)
 
 
 @dataclass(frozen=True)
@@ -219,16 +363,13 @@ class BelowBound(Rule):
     def arms(self):
         return (self.arm,)
 
-    def judge(self, measurements, kinds=KINDS):
-        d = two_level_rate(measurements[self.arm][self.measure], kind=kind_of(self.measure, kinds))
-        verdict = "holds" if d.high < self.bound else "fails" if d.low > self.bound else "undecided"
-        return RuleResult(verdict, f"{self.measure}: {self.arm} = {d.estimate:.3g} [{d.low:.3g}, {d.high:.3g}], wanted "
-                                f"below {self.bound:g}", d.low, d.high)
+    def judge(self, measurements, measures=MEASURES, level=LEVEL):
+        return _compare_with_bound(self.measure, self.arm, "below", self.bound, measurements, measures, level)
 
 
 @dataclass(frozen=True)
 class AllOf(Rule):
-    """All of them: fails when one fails, holds when all hold."""
+    """A conjunction: fails when one rule fails, holds when all hold."""
 
     rules: tuple[Rule, ...]
 
@@ -236,13 +377,15 @@ class AllOf(Rule):
     def arms(self):
         return tuple(dict.fromkeys(a for r in self.rules for a in r.arms))
 
-    def judge(self, measurements, kinds=KINDS):
-        found = [r.judge(measurements, kinds) for r in self.rules]
-        verdicts = {f.verdict for f in found}
-        verdict = "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts else "holds"
-        return RuleResult(
-            verdict, "; ".join(f.text for f in found), min(f.low for f in found), max(f.high for f in found)
-        )
+    def judge(self, measurements, measures=MEASURES, level=LEVEL):
+        found = [r.judge(measurements, measures, level) for r in self.rules]
+        return RuleResult(worst_verdict(f.verdict for f in found), tuple(c for f in found for c in f.conditions))
+
+
+def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
+    """Of a conjunction: "fails" if one fails, "holds" if all hold, otherwise "undecided"."""
+    found = set(verdicts)
+    return "fails" if "fails" in found else "undecided" if "undecided" in found else "holds"
 
 
 @dataclass(frozen=True)
@@ -257,40 +400,90 @@ class ClaimPart:
 
 @dataclass(frozen=True)
 class NegativeControl:
-    """One change after which the statement must no longer be found to hold."""
+    """One change that removes the mechanism and nothing else. The deciding rule must then fail.
+
+    Args:
+        description: The change, in words.
+        change: Makes the changed experiment.
+        part: The part that it changes.
+        removes: If the part's rule is a conjunction, those of its rules that must fail under the control.
+    """
 
     description: str
     change: Callable[[Experiment], Experiment]
-    part: str  # the part that it changes
+    part: str
+    removes: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True)
 class Claim:
+    """A published statement as an experiment that can fail.
+
+    Args:
+        name: Its name.
+        rows: Of the ledger.
+        paper: The paper.
+        statement: The paper's own sentence.
+        setup: The task and scale on which it is tested.
+        parts: Experiments with their rules.
+        negative_control: The change under which the statement must fail.
+        needs: Extras and data.
+        revision: What changed in the design since the run before, for the log of the next run.
+    """
+
     name: str
-    rows: tuple[str, ...]  # of the ledger
+    rows: tuple[str, ...]
     paper: str
-    statement: str  # the paper's own sentence
-    setup: str  # the task and scale on which it is tested
+    statement: str
+    setup: str
     parts: tuple[ClaimPart, ...]
     negative_control: NegativeControl
-    needs: tuple[str, ...] = ()  # of the extras and data
+    needs: tuple[str, ...] = ()
+    revision: str = ""
+
+    def __post_init__(self):
+        for part in self.parts:
+            rules = part.rule.rules if isinstance(part.rule, AllOf) else ()
+            if part.name == self.negative_control.part and rules:
+                named = self.negative_control.removes
+                if not named or not set(named) <= set(rules):
+                    raise ValueError(f"{self.name}: the negative control names the rules of {part.name} to remove")
+
+    @property
+    def removed_rules(self) -> tuple[Rule, ...]:
+        """The rules that must fail under the negative control."""
+        part = next(p for p in self.parts if p.name == self.negative_control.part)
+        return self.negative_control.removes or (part.rule,)
 
 
-def kind_of(measure: str, kinds: Kinds) -> Kind:
-    """What the values of a measure are: declared by the experiment, or one of KINDS."""
-    found = kinds.get(measure, KINDS.get(measure))
+def measure_of(name: str, measures: MeasureTable) -> Measure:
+    """What the values of a measure are: declared by the experiment, or one of MEASURES."""
+    found = measures.get(name, MEASURES.get(name))
     if found is None:
-        raise UserError(f"The measure {measure!r} has no kind, so its interval is undefined.", where="claims",
-                        hint=f'declare it: Experiment(..., kinds=(({measure!r}, "real"),)), or "rate" or "bounded"')
+        raise UserError(f"The measure {name!r} has no kind, so its interval is undefined.", where="claims",
+                        hint=f"declare it: Experiment(..., measures=(({name!r}, SCORE),)), or RATE, or "
+                             "Measure(\"real\", QUANTITY)")
     return found
 
 
-def difference(first, second, kind: Kind = "rate") -> Interval:
-    """Of two arms, from values (training seeds, episodes): the same seeds and starts in the same places."""
-    return two_level_difference(first, second, kind=kind)[0]
+def smallest_effect(name: str, measures: MeasureTable) -> float:
+    """The smallest effect of a measure."""
+    quantity = measure_of(name, measures).quantity
+    if quantity is None:
+        raise UserError(f"The measure {name!r} has no smallest effect, so no rule can be about it.", where="claims",
+                        hint=f"declare its quantity: one of {', '.join(SMALLEST_EFFECTS)}")
+    return SMALLEST_EFFECTS[quantity]
 
 
-def summarize(measurements: Measurements, kinds: Kinds = KINDS) -> dict:
+def difference(first, second, kind: Kind = "rate", level: float = LEVEL) -> Interval:
+    """Interval of the difference of two arms, from values (training seeds, episodes).
+
+    The same seeds and starts are in the same places of both.
+    """
+    return two_level_difference(first, second, level, kind=kind)[0]
+
+
+def summarize(measurements: Measurements, measures: MeasureTable = MEASURES) -> dict:
     """{arm: {measure: {"estimate", "low", "high", "level"}}}, two-level."""
-    return {arm: {name: asdict(two_level_rate(v, kind=kind_of(name, kinds))) for name, v in measures.items()}
-            for arm, measures in measurements.items()}
+    return {arm: {name: asdict(two_level_rate(v, kind=measure_of(name, measures).kind)) for name, v in found.items()}
+            for arm, found in measurements.items()}

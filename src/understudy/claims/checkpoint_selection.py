@@ -25,7 +25,7 @@ from ..nets.ema import ConstantDecay
 from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
 from ..policy import PolicyConfig
-from .base import Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .base import SCORE, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
 from .curation import cached_load
 from .measures import ROWS
 
@@ -104,7 +104,7 @@ FORK = Experiment(
     tuple(Arm(by, (SelectedCheckpoint(BASE, by),)) for by in ("rollouts", "loss")),
     best_checkpoint,
     seeds=tuple(range(100, 106)),
-    kinds=(("step", "bounded"),),
+    measures=(("step", SCORE),),
 )
 
 CLAIM = Claim(

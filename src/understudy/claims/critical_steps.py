@@ -62,5 +62,8 @@ CLAIM = Claim(
             AllOf((GreaterThan("success", "critical", "all"), GreaterThan("success", "critical", "random"))),
         ),
     ),
-    negative_control=NegativeControl("the critical steps drawn by lot", shuffled_steps, "push"),
+    negative_control=NegativeControl(
+        "the critical steps drawn by lot", shuffled_steps, "push",
+        removes=(GreaterThan("success", "critical", "random"),),
+    ),
 )

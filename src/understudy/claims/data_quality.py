@@ -10,7 +10,7 @@ import numpy as np
 from ..audit.scores import ActionVariance
 from ..data.episode import Dataset
 from ..envs.fork import Expert
-from .base import AllOf, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .base import AllOf, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, Measure, NegativeControl
 from .curation import arms, cached_load, curated_success, successful_rollouts, with_keep_columns
 
 CELL_SIZE = 0.05  # m
@@ -66,7 +66,7 @@ WINDY = Experiment(
     curated_success,
     seeds=SEEDS,
     env_options=(("gust", 0.5),),
-    kinds=(("cells", "real"), ("consistency", "real")),
+    measures=(("cells", Measure("real", "cells")), ("consistency", Measure("real", "variance"))),
 )
 CALM = replace(WINDY, arms=arms("steady", "unsteady"), env_options=())
 
@@ -94,6 +94,7 @@ CLAIM = Claim(
         ),
     ),
     negative_control=NegativeControl(
-        "the same unsteadiness added to what is recorded under gusts", blurred_noise, "the same variety"
+        "the same unsteadiness added to what is recorded under gusts", blurred_noise, "the same variety",
+        removes=(GreaterThan("success", "gusts", "unsteady"),),
     ),
 )

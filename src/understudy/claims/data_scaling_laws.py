@@ -21,7 +21,20 @@ from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
 from ..policy import PolicyConfig
-from .base import AllOf, Arm, BelowBound, Claim, ClaimPart, EquivalentTo, Experiment, GreaterThan, NegativeControl
+from .base import (
+    REAL,
+    SCORE,
+    AllOf,
+    Arm,
+    BelowBound,
+    Claim,
+    ClaimPart,
+    EquivalentTo,
+    Experiment,
+    GreaterThan,
+    Measure,
+    NegativeControl,
+)
 from .generalization_gap import ArmMethod, MazeDemonstrations, maze_success, success_and_gap
 
 SIZES, DEMOS_PER_MAZE = (8, 32, 128, 512), 4  # mazes; demonstrations for each of them
@@ -64,8 +77,9 @@ BASE = Method(
 )
 MAZE_SETS = tuple((str(n), n, DEMOS_PER_MAZE * n) for n in SIZES)
 SEEDS = {"seeds": (130, 131, 132, 133, 134), "episodes": 200}
-LAW = Experiment(MazeDemonstrations(MAZE_SETS), "maze", (Arm("mazes", (BASE,)),), scaling_exponent, **SEEDS, kinds=(
-    ("success", "bounded"), ("exponent", "real"), ("r", "real"), ("excess", "real")))
+LAW = Experiment(MazeDemonstrations(MAZE_SETS), "maze", (Arm("mazes", (BASE,)),), scaling_exponent, **SEEDS, measures=(
+    ("success", SCORE), ("exponent", Measure("real", "exponent")), ("r", REAL),
+    ("excess", Measure("real", "log ratio"))))
 SPREAD_SETS = (("8 mazes", 8, 512), ("128 mazes", 128, 512))  # as many demonstrations
 MORE_DEMOS_SETS = (("128 mazes", 128, 512), ("twice as many demonstrations", 128, 1024))
 SPREAD = Experiment(
@@ -74,7 +88,7 @@ SPREAD = Experiment(
     tuple(Arm(name, (ArmMethod(BASE, name),)) for name, _, _ in SPREAD_SETS),
     success_and_gap,
     **SEEDS,
-    kinds=(("gap", "real"),),
+    measures=(("gap", Measure("real", "rate")),),
 )
 MORE_DEMOS = Experiment(
     MazeDemonstrations(MORE_DEMOS_SETS),
@@ -82,7 +96,7 @@ MORE_DEMOS = Experiment(
     tuple(Arm(name, (ArmMethod(BASE, name),)) for name, _, _ in MORE_DEMOS_SETS),
     success_and_gap,
     **SEEDS,
-    kinds=(("gap", "real"),),
+    measures=(("gap", Measure("real", "rate")),),
 )
 
 CLAIM = Claim(
@@ -104,5 +118,8 @@ CLAIM = Claim(
         ClaimPart("diversity", SPREAD, GreaterThan("success", "128 mazes", "8 mazes")),
         ClaimPart("enough", MORE_DEMOS, EquivalentTo("success", "twice as many demonstrations", "128 mazes", 0.1)),
     ),
-    negative_control=NegativeControl("as many demonstrations more, of the same 8 mazes", same_mazes, "power law"),
+    negative_control=NegativeControl(
+        "as many demonstrations more, of the same 8 mazes", same_mazes, "power law",
+        removes=(BelowBound("exponent", "mazes", -0.1),),
+    ),
 )

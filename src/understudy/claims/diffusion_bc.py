@@ -38,7 +38,7 @@ def only_left(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(
-    ExpertDemonstrations("fork", 100),
+    ExpertDemonstrations("fork", 100, resample=False),
     "fork",
     (
         make_arm("regression", Regression()),
@@ -59,5 +59,9 @@ CLAIM = Claim(
          "their success is more than 0.3 higher, each. A Gaussian mixture stands beside them.",
     parts=(ClaimPart("fork", FORK, AllOf((GreaterThan("success", "diffusion", "regression", 0.3),
                                      GreaterThan("success", "flow", "regression", 0.3)))),),
-    negative_control=NegativeControl("only demonstrations that pass on the left", only_left, "fork"),
+    negative_control=NegativeControl(
+        "only demonstrations that pass on the left", only_left, "fork",
+        removes=(GreaterThan("success", "diffusion", "regression", 0.3),
+                 GreaterThan("success", "flow", "regression", 0.3)),
+    ),
 )

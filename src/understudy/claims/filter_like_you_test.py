@@ -8,6 +8,7 @@ from ..audit.scores import ValidationWeights, soft_capped_counts
 from ..data.episode import Dataset
 from ..envs.fork import Expert
 from .base import (
+    SCORE,
     AboveBound,
     AllOf,
     Claim,
@@ -63,7 +64,7 @@ def wrong_test_set(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(CorruptedDemonstrations(12, 8), "fork", arms("all", "sampled", "best", "lot"), curated_success,
-                  seeds=tuple(range(100, 106)), env_options=(("limit", 25),), kinds=(("auroc", "bounded"),))
+                  seeds=tuple(range(100, 106)), env_options=(("limit", 25),), measures=(("auroc", SCORE),))
 
 CLAIM = Claim(
     name="filter-like-you-test",
@@ -93,5 +94,8 @@ CLAIM = Claim(
             "soft cap against the best half", FORK, EquivalentTo("success", "sampled", "best", 0.1), is_decisive=False
         ),
     ),
-    negative_control=NegativeControl("the episodes that say what is wanted are corrupted ones", wrong_test_set, "fork"),
+    negative_control=NegativeControl(
+        "the episodes that say what is wanted are corrupted ones", wrong_test_set, "fork",
+        removes=(GreaterThan("success", "sampled", "lot"),),
+    ),
 )

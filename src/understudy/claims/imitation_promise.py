@@ -17,7 +17,18 @@ from ..data.episode import Dataset
 from ..envs.push import Expert
 from ..learn.method import Method
 from ..policy import Policy
-from .base import AllOf, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .base import (
+    RATE,
+    SCORE,
+    AllOf,
+    Arm,
+    Claim,
+    ClaimPart,
+    DemonstrationSource,
+    Experiment,
+    GreaterThan,
+    NegativeControl,
+)
 from .curation import cached_load, cloning_method
 from .goal_directions import direction_demonstrations, rollout_policy, train_policy
 
@@ -106,7 +117,7 @@ PUSH = Experiment(
     success_and_agreement,
     tuned_by="success inside",
     seeds=tuple(range(120, 134)),
-    kinds=(("alike", "bounded"), ("success inside", "rate"), ("success outside", "rate")),
+    measures=(("alike", SCORE), ("success inside", RATE), ("success outside", RATE)),
 )
 
 CLAIM = Claim(
@@ -135,5 +146,8 @@ CLAIM = Claim(
             ),
         ),
     ),
-    negative_control=NegativeControl("the steady expert shows all directions", all_directions, "push"),
+    negative_control=NegativeControl(
+        "the steady expert shows all directions", all_directions, "push",
+        removes=(GreaterThan("success outside", "base", "imitation", -0.1),),
+    ),
 )

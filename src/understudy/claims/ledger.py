@@ -1,4 +1,4 @@
-"""The ledger: every published system that understudy is to hold, what was claimed of it, and what came out here."""
+"""The ledger: every published system that understudy is to hold, its claim, and the verdict here."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from ..core import UserError
 from ..evaluate.plots import COLORS, STYLE
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_text
+from .base import Claim, Condition, format_number
 from .records import CLAIMS_FOLDER, all_claims, list_claims, record_path
+from .spot_check import disagreement, published
 
 COLUMNS = ["id", "family", "core", "priority", "name", "title", "arxiv"]
 STALE_NOTE = " (stale: the code has changed since)"
+CONTROL_INCONCLUSIVE = "control inconclusive"
+MADE = "<!-- made by understudy claims table: change the source, not this page -->"
 VERDICTS = ("holds", "fails", "undecided", "not run", "no claim")
 # of several claims of one row, the first of these stands for it
 _VERDICT_ORDER = ("fails", "undecided", "not run", "holds")
@@ -69,67 +73,36 @@ def find_row(number: str, claim: str) -> LedgerRow:
     return ledger_rows()[number]
 
 
-# -- what a record says of the one comparison that decides ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One comparison of a rule, as its record tells it. side: "above", "below", or "within" (of 0 by `bound`)."""
-
-    label: str
-    estimate: float
-    low: float
-    high: float
-    side: str
-    bound: float
-
-    @property
-    def verdict(self) -> str:
-        b = self.bound
-        inside, outside = {"above": (self.low > b, self.high < b), "below": (self.high < b, self.low > b),
-                           "within": (-b < self.low and self.high < b, self.low > b or self.high < -b)}[self.side]
-        return "holds" if inside else "fails" if outside else "undecided"
-
-    @property
-    def margin(self) -> float:
-        """How far the interval is from its bound, in widths of it."""
-        ends = {"above": self.low - self.bound, "below": self.bound - self.high,
-                "within": self.bound - max(abs(self.low), abs(self.high))}
-        return ends[self.side] / max(self.high - self.low, 1e-12)
-
-    def __str__(self):
-        interval = f"{_format_number(self.estimate)} [{_format_number(self.low)}, {_format_number(self.high)}]"
-        return f"{self.label} = {interval}, wanted {self.side} {self.bound:.3g}"
-
-
-_CONDITION_PATTERN = re.compile(r"(.+) = (\S+) \[(\S+), (\S+)\], wanted (above|below|within) (\S+)")
-
-
-def parse_conditions(finding: str) -> list[Condition]:
-    """Of the text of a finding; what is no comparison is left out."""
-    found = []
-    for said in finding.split("; "):
-        if m := _CONDITION_PATTERN.fullmatch(said):
-            try:
-                found.append(Condition(m[1], *map(float, m.group(2, 3, 4)), m[5], float(m[6])))
-            except ValueError:
-                continue
-    return found
+# -- the comparison that decides --------------------------------------------------------------------------------------
 
 
 def decisive_condition(record: dict) -> Condition | None:
-    """The first that makes the verdict what it is; where all hold, the one that does so most narrowly."""
-    found = [c for p in record["parts"].values() if p["decides"] for c in parse_conditions(p["finding"])]
+    """The comparison that decides a record.
+
+    If a control was inconclusive, it is the control's. Otherwise it is the first that makes the verdict what it is, or,
+    where all hold, the narrowest.
+    """
+    if record["reason"] == CONTROL_INCONCLUSIVE:
+        return next(c for c in _conditions(record["negative_control"]) if c.verdict != "fails")
+    found = [c for p in record["parts"].values() if p["decides"] for c in _conditions(p)]
     return (next((c for c in found if c.verdict == record["verdict"] != "holds"), None)
             or min(found, key=lambda c: c.margin, default=None))
+
+
+def _conditions(judged: dict) -> list[Condition]:
+    return [Condition(**c) for c in judged["conditions"]]
 
 
 _W, _H = 200, 36
 
 
 def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
-    """SVG: the interval, the bound, and the side of it that is wanted. alone: as a file, with its colors; in a page,
-    its style names them."""
+    """SVG of the interval, the bound, and the side of it that is needed.
+
+    Args:
+        condition: The comparison.
+        standalone: As a file of its own with its colors. Within a page, the page's style has them.
+    """
     c = condition
     bounds = (-c.bound, c.bound) if c.side == "within" else (c.bound,)
     values = [v for v in (c.low, c.high, c.estimate, *bounds) if math.isfinite(v)]
@@ -196,12 +169,22 @@ def entries_by_family(entries: Sequence[LedgerEntry]) -> dict[str, list[LedgerEn
 
 
 def write_table(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -> Path:
-    """Renders the page of all rows, with a picture of each claim that has a record in images/claims/ beside it."""
+    """Write the summary, a page for each family in a folder beside it, and a picture for each record.
+
+    Args:
+        path: Of the summary, such as docs/ledger.md. Pages of families go to docs/ledger/, pictures to
+            docs/images/claims/.
+        entries: The rows; by default all.
+
+    Returns:
+        The path of the summary.
+    """
     path, shown = Path(path), ledger_entries() if entries is None else entries
     for name in {c["name"] for e in shown for c in e.claims}:
         if (found := _decisive_of_claim(name)) is not None:
             write_text(path.parent / "images/claims" / f"{name}.svg", interval_svg(found, standalone=True) + "\n")
-    write_text(path, ledger_markdown(shown))
+    for name, text in ledger_pages(shown).items():
+        write_text(path.parent / path.stem / name if name != SUMMARY else path, text)
     return path
 
 
@@ -209,62 +192,111 @@ def _decisive_of_claim(name: str) -> Condition | None:
     return decisive_condition(read_json(record_path(name))) if record_path(name).exists() else None
 
 
-def ledger_markdown(entries: Sequence[LedgerEntry] | None = None) -> str:
+SUMMARY = "ledger.md"
+
+
+def ledger_pages(entries: Sequence[LedgerEntry] | None = None) -> dict[str, str]:
+    """The Markdown pages by file name: the summary, and one per family."""
     entries = ledger_entries() if entries is None else entries
+    families = entries_by_family(entries)
+    return {SUMMARY: _summary(entries), **{f"{family}.md": _family_page(family, inside)
+                                           for family, inside in families.items()}}
+
+
+def _summary(entries: Sequence[LedgerEntry]) -> str:
     by_family, total = entries_by_family(entries), verdict_counts(entries)
     lines = [
         "# The ledger of claims",
         "",
-        "<!-- made by understudy claims table: run it, not the pen -->",
+        MADE,
         "",
-        f"The {len(entries)} published systems that understudy is to hold. Each becomes a small experiment that can "
-        "fail. Its rule stands before its first run; the seeds that judge are not those that tune; a negative "
-        "control must flip the verdict. *Here* means: on the task and scale named with each claim, which need not be "
-        "the paper's. A picture shows the difference that decides: its 95 % interval, the bound (dashed), and, "
-        "shaded, the side that is wanted.",
+        f"understudy is to hold {len(entries)} published systems. Each becomes a claim: a small experiment that can "
+        "fail, on the task and scale named with it, which need not be the paper's. The training seeds that judge are "
+        "not those that tune. A claim *holds* if the interval of its effect excludes zero and reaches the smallest "
+        "effect that counts. It *fails* if the interval lies below that smallest effect. Everything else is "
+        "*undecided*. A negative control removes the mechanism, and the rule must then fail; otherwise the control is "
+        "inconclusive and the claim undecided. The page of a family shows each claim with its history.",
         "",
         f"{len(entries) - total['no claim']} rows have a claim: "
         + ", ".join(f"{v} {total[v]}" for v in VERDICTS[:-1])
         + f". {total['no claim']} have none yet. "
-        "`understudy claims table --html ledger.html` makes a page with filters of this.",
+        "`understudy claims table --html ledger.html` writes one page with filters.",
         "",
         "| family | systems | core | " + " | ".join(VERDICTS) + " |",
         "|---|" + "--:|" * (len(VERDICTS) + 2),
     ]
     for family, inside in by_family.items():
         each = " | ".join(str(n or "") for n in verdict_counts(inside).values())
-        lines.append(f"| [{family}](#{family}) | {len(inside)} | {sum(e.row.is_core for e in inside)} | {each} |")
+        core = sum(e.row.is_core for e in inside)
+        lines.append(f"| [{family}](ledger/{family}.md) | {len(inside)} | {core} | {each} |")
     lines.append(f"| **all** | **{len(entries)}** | **{sum(e.row.is_core for e in entries)}** | "
                  + " | ".join(f"**{n}**" for n in total.values()) + " |")
-    for family, inside in by_family.items():
-        lines += ["", f"## {family}", "", "| row | system | statement | verdict here | what decides | date | command |",
-                  "|---|---|---|---|---|---|---|"]
-        for e in inside:
-            lines += [_row_line(e.row, c) for c in e.claims] or [_row_line(e.row, None)]
-    claims = all_claims()
-    lines += ["", "## Each claim", "", "The records, as the runs left them."]
-    for name, claim in sorted({c["name"]: c for e in entries for c in e.claims}.items()):
-        lines += ["", *_claim_section(claims[name], claim)]
+    lines += ["", *_spot_check_lines(), "## Claims", "",
+              "A picture shows the comparison that decides: its 95 % interval, the bound (dashed), and, shaded, the "
+              "side on which the interval must be.", "",
+              "| row | claim | verdict here | what decides | date |", "|---|---|---|---|---|"]
+    for e in entries:
+        lines += [_claim_line(e.row, c) for c in e.claims]
     return "\n".join(lines) + "\n"
 
 
-def _row_line(row: LedgerRow, claim: dict | None) -> str:
-    paper = (
-        f"[{_markdown_cell(row.title)}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else _markdown_cell(row.title)
-    )
-    cells = [row.id, f"**{_markdown_cell(row.name)}**: {paper} ({_row_kind(row)})"]
-    if claim is None:
-        return f"| {' | '.join(cells)} | | no claim yet | | | |"
+def _spot_check_lines() -> list[str]:
+    done = published()
+    if not done:
+        return []
+    rate = disagreement(done)
+    return ["## Spot checks", "", "`understudy claims spot-check` runs randomly drawn claims again in full. "
+            f"{len(done)} so far: {sum(not c.agrees for c in done)} gave another verdict than the record, a rate of "
+            f"{rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]. The largest difference of a figure was "
+            f"{max(c.largest_difference for c in done):.2g} of its scale.", "",
+            "| claim | date | commit | recorded | found | largest difference |", "|---|---|---|---|---|--:|",
+            *(f"| {c.name} | {c.date} | {(c.commit or '')[:8]} | {c.recorded} | {c.found} | "
+              f"{c.largest_difference:.2g} |" for c in done), ""]
+
+
+def _claim_line(row: LedgerRow, claim: dict) -> str:
     name, found = claim["name"], _decisive_of_claim(claim["name"])
-    verdict = claim["verdict"] if claim["verdict"] == "not run" else f"**{claim['verdict']}**"
-    shown = (
-        ""
-        if found is None
-        else f"![{_markdown_cell(str(found))}](images/claims/{name}.svg) {_markdown_cell(str(found))}"
-    )
-    stale = STALE_NOTE if claim["stale"] else ""
-    return f"| {' | '.join(cells)} | [{_markdown_cell(claim['statement'])}](#{name}) | {verdict}{stale} | {shown} | " \
-           f"{claim['date'] or ''} | `{claim['command']}` |"
+    shown = "" if found is None else f"![{_markdown_cell(str(found))}](images/claims/{name}.svg)"
+    cells = (row.id, f"[{name}](ledger/{row.family}.md#{name})", _verdict_words(claim), shown, claim["date"] or "")
+    return f"| {' | '.join(cells)} |"
+
+
+def _verdict_words(claim: dict) -> str:
+    if claim["verdict"] == "not run":
+        return "not run"
+    reason = f" ({claim['reason']})" if claim["reason"] else ""
+    return f"**{claim['verdict']}**{reason}{STALE_NOTE if claim['stale'] else ''}"
+
+
+def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:
+    """Rows with a claim first, each with its section; the others folded away."""
+    with_claims = [e for e in entries if e.claims]
+    without = [e for e in entries if not e.claims]
+    lines = [f"# {family}", "", MADE, "",
+             f"{len(entries)} published systems, {len(with_claims)} with a claim. [All families](../{SUMMARY})", ""]
+    if with_claims:
+        lines += ["| row | system | claim | verdict here |", "|---|---|---|---|"]
+        for e in with_claims:
+            lines += [f"| {e.row.id} | {_system(e.row)} | [{c['name']}](#{c['name']}) | {_verdict_words(c)} |"
+                      for c in e.claims]
+        lines.append("")
+    if without:
+        lines += ["<details markdown>", f"<summary>{len(without)} systems without a claim yet</summary>", "",
+                  "| row | system |", "|---|---|", *(f"| {e.row.id} | {_system(e.row)} |" for e in without), "",
+                  "</details>", ""]
+    claims, shown = all_claims() if with_claims else {}, []
+    for e in with_claims:
+        for c in e.claims:
+            if c["name"] not in shown:
+                shown.append(c["name"])
+                lines += [*_claim_section(claims[c["name"]], c), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _system(row: LedgerRow) -> str:
+    title = _markdown_cell(row.title)
+    paper = f"[{title}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else title
+    return f"**{_markdown_cell(row.name)}**: {paper} ({_row_kind(row)})"
 
 
 def _row_kind(row: LedgerRow) -> str:
@@ -276,35 +308,54 @@ def _markdown_cell(text: str) -> str:
     return re.sub(r"([|\\`*_\[\]<>])", r"\\\1", " ".join(text.split()))
 
 
-def _claim_section(claim, entry: dict) -> list[str]:
+def _claim_section(claim: Claim, entry: dict) -> list[str]:
     systems = "; ".join(f"{n} {find_row(n, claim.name).name}" for n in claim.rows)
-    lines = [f"### {claim.name}", "", f"{systems}. {claim.paper}", "",
-             f"> {claim.statement}", "", f"Tested here: {claim.setup}", "", f"Command: `{entry['command']}`", ""]
+    lines = [f"## {claim.name}", "", f"{systems}. {claim.paper}", "", f"> {claim.statement}", "",
+             f"Tested here: {claim.setup}", "", f"Command: `{entry['command']}`", ""]
     if entry["verdict"] == "not run":
         needs = f" It needs {', '.join(claim.needs)}." if claim.needs else ""
         return [*lines, f"Not run yet.{needs}"]
     record = read_json(record_path(claim.name))
-    lines += [f"**{record['verdict'].capitalize()} here.**", ""]
+    found = decisive_condition(record)
+    reason = f" ({record['reason']})" if record["reason"] else ""
+    lines += [f"**{record['verdict'].capitalize()} here{reason}.** {_history_note(record)}".rstrip(), ""]
+    if found is not None:
+        lines += [f"![{_markdown_cell(str(found))}](../images/claims/{claim.name}.svg)", ""]
     for name, part in record["parts"].items():
         aside = "" if part["decides"] else " (reported beside the verdict)"
-        lines += [f"*{name}*{aside}: {part['verdict']}. {part['finding']}.", "",
+        why = f" {part['reason']}." if part["reason"] else ""
+        lines += [f"*{name}*{aside}: {part['verdict']}.{why}", "", *_condition_lines(part), "",
                   "| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
         for arm, measures in part["summary"].items():
-            lines += [
-                f"| {arm} | {m} | {_format_number(v['estimate'])} | {_format_number(v['low'])} to "
-                f"{_format_number(v['high'])} |"
-                for m, v in measures.items()
-            ]
-        seeds = len(next(iter(next(iter(part["figures"].values())).values())))
-        lines += ["", seeds_caveat(seeds), ""]
-    twin = record["negative_control"]
-    blind = "" if twin["flips"] else " It changes nothing, so this experiment cannot show what it set out to show."
-    return [*lines, f"Negative control ({twin['change']}): {twin['verdict']}. {twin['finding']}.{blind}", "",
-            f"{record['machine']}; {record['seconds']:.0f} CPU seconds; {record['date']}."]
+            lines += [f"| {arm} | {m} | {format_number(v['estimate'])} | {format_number(v['low'])} to "
+                      f"{format_number(v['high'])} |" for m, v in measures.items()]
+        lines += ["", f"{part['seeds']} training seeds. {seeds_caveat(part['seeds'])}", ""]
+    control = record["negative_control"]
+    passed = ("The rule fails, as it must." if control["passes"] else
+              "The rule does not fail, so the control is inconclusive.")
+    lines += [f"Negative control: {control['change']}. {passed}", "", *_condition_lines(control), "",
+              "| date | | what changed | verdict |", "|---|---|---|---|"]
+    for step in record["log"]:
+        reason = f" ({step['reason']})" if step["reason"] else ""
+        cells = (step["date"], step["kind"], _markdown_cell(step["change"]), step["verdict"] + reason)
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"{record['machine']}; {record['seconds']:.0f} CPU seconds; {record['date']}."]
 
 
-def _format_number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
+def _condition_lines(judged: dict) -> list[str]:
+    return [f"- {c}: {c.verdict}" for c in _conditions(judged)]
+
+
+def _history_note(record: dict) -> str:
+    """What a reader must know of how the verdict came about."""
+    kinds = {step["kind"] for step in record["log"]}
+    notes = []
+    if not kinds & {"pilot", "redesign"}:
+        notes.append("The rule and its bounds stood before the first run; the smallest effects were fixed later.")
+    before = [step["verdict"] for step in record["log"] if step["kind"] in ("pilot", "run", "redesign")][:-1]
+    if record["verdict"] == "holds" and {"undecided", "fails"} & set(before):
+        notes.append("An earlier run of another design did not hold.")
+    return " ".join(notes)
 
 
 # -- the page to search ---------------------------------------------------------------------------------------------
@@ -355,6 +406,8 @@ def _entry_html(e: LedgerEntry) -> str:
 def _claim_html(c: dict) -> str:
     found = _decisive_of_claim(c["name"])
     chip = f'<span class="chip {c["verdict"].replace(" ", "-")}">{c["verdict"]}</span>'
+    if c["reason"]:
+        chip += f' <span class="soft">{escape(c["reason"])}</span>'
     stale = ' <span class="soft">stale: the code has changed since</span>' if c["stale"] else ""
     shown = "" if found is None else f'<div class="shown">{interval_svg(found)}<p>{escape(str(found))}</p></div>'
     ran = f'{c["date"]} · {c["seconds"]:.0f} CPU seconds · ' if c["date"] else ""

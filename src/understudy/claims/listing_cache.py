@@ -1,7 +1,6 @@
-"""The list of claims as it was last made: to know which records are stale takes reading most of understudy, once for
-each claim.
+"""The list of claims as it was last made. To know which records are stale takes parsing most of understudy.
 
-Kept in the cache's folder for as long as no file of understudy and no record changes.
+The list is kept in the cache folder until a file of understudy, a record or a probe changes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def cached_listing() -> list[dict]:
-    """What `records.listing` says."""
+    """The entries of `records.list_claims`."""
     file, mark = cache.folder() / "claims" / "listing.json", _source_digest()
     with suppress(UserError, OSError, TypeError, KeyError):  # there is none, or it is damaged
         kept = read_json(file)
@@ -35,9 +34,10 @@ def cached_listing() -> list[dict]:
 
 
 def _source_digest() -> str:
-    """Of all that the list is made from. Python's version too: syntax trees differ."""
+    """Digest of all that the list is made from, and of Python's version, because syntax trees differ."""
     mark = hashlib.sha256(sys.version.encode())
-    for file in sorted((*PACKAGE.rglob("*.py"), *PACKAGE.glob("claims/results/*.json"))):
+    records = (file for folder in ("results", "probes") for file in PACKAGE.glob(f"claims/{folder}/*.json"))
+    for file in sorted((*PACKAGE.rglob("*.py"), *records)):
         text = file.read_bytes()
         mark.update(f"{file.relative_to(PACKAGE)} {len(text)} ".encode() + text)
     return mark.hexdigest()

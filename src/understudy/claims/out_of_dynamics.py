@@ -21,7 +21,17 @@ from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor
 from ..heads.gmm import GMM
-from .base import AboveBound, AllOf, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .base import (
+    SCORE,
+    AboveBound,
+    AllOf,
+    Claim,
+    ClaimPart,
+    DemonstrationSource,
+    Experiment,
+    GreaterThan,
+    NegativeControl,
+)
 from .curation import (
     CuratedMethod,
     arms,
@@ -171,7 +181,7 @@ FORK = Experiment(
     ),
     curated_success,
     seeds=tuple(range(100, 106)),
-    kinds=(("auroc", "bounded"),),
+    measures=(("auroc", SCORE),),
 )
 
 CLAIM = Claim(
@@ -188,5 +198,8 @@ CLAIM = Claim(
     parts=(ClaimPart("fork", FORK, AllOf((
         AboveBound("auroc", "of its group", 0.8), GreaterThan("auroc", "of its group", "of all"),
         GreaterThan("success", "of its group", "of all"), GreaterThan("success", "of its group", "even")))),),
-    negative_control=NegativeControl("groups drawn by lot", shuffled_groups, "fork"),
+    negative_control=NegativeControl(
+        "groups drawn by lot", shuffled_groups, "fork",
+        removes=(GreaterThan("auroc", "of its group", "of all"),),
+    ),
 )

@@ -132,5 +132,7 @@ CLAIM = Claim(
         "of the other tasks' demonstrations, the actions exchanged between the steps of each",
         shuffled_pretraining,
         "push",
+        removes=(GreaterThan("success", "pretrained, 20", "scratch, 20"),
+                 GreaterThan("success", "pretrained, 40", "scratch, 40")),
     ),
 )

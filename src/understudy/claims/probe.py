@@ -14,11 +14,11 @@ import math
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -44,9 +44,7 @@ from .measures import checkpoint_oscillation
 from .out_of_dynamics import MixedDynamicsDemonstrations
 from .preemptive_restart import RestartMethod
 from .pretrained_behavior import MultiTaskDemonstrations
-from .records import fingerprint, record_path
-from .runner import STARTS_SEED
-from .scheduler import missing_requirements
+from .records import fingerprint, missing_requirements, probe_path, provenance, record_path
 
 RELATIVE = 1e-4  # of an entry
 FLOOR = 1e-5  # of the largest entry of its list: entries near zero are rounding errors of larger ones
@@ -55,6 +53,7 @@ EPISODES = 2  # of a cell
 ROUNDING = 2e-7  # relative error of a weight in single precision
 ADAM_STEP = torch.optim.Adam.step
 STEPS = 16  # of each recorded rollout
+STARTS_SEED = 100  # of the rollouts that look at an environment
 UPDATES = 20  # of a network that a score trains
 # Negative controls that train their scores again and differ only in what is shuffled afterwards, or in whose clean data
 # the score sees: too slow for what they add.
@@ -93,11 +92,6 @@ class Confirmation:
     seconds: float = 0.0
 
 
-def probe_path(name: str) -> Path:
-    """The file of the stored probe of the claim `name`."""
-    return Path(__file__).parent / "probes" / f"{name}.json"
-
-
 def updates_to_probe(start: int, steps: int) -> list[int]:
     """The first 8, 4 middle and last 8 of the updates `start` to `steps - 1`, in order and without repetition."""
     middle = (start + steps) // 2
@@ -116,7 +110,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
         A JSON document: "claim", "versions" of packages, "cpu" and "numbers", lists of entries by their place.
 
     Raises:
-        NotHere: Data that the claim needs are not on this machine.
+        MissingRequirement: Data that the claim needs are not on this machine.
     """
     path, numbers = record_path(claim.name), {}
     chosen = {name: part["chosen"] for name, part in read_json(path)["parts"].items()} if path.exists() else {}
@@ -194,6 +188,10 @@ def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
         return Confirmation("cannot run here", f"needs {error.where}")
     except UserError as error:
         return Confirmation("due", f"the probe fails: {error}", (str(error),), time.perf_counter() - began)
+    except Exception as error:  # a defect in the code of this claim: the others are still to be probed
+        text = "".join(traceback.format_exception(error)[-2:]).strip()
+        return Confirmation("due", f"the probe fails: {type(error).__name__}: {error}", (text,),
+                            time.perf_counter() - began)
     differences = tuple(compare(stored, now))
     detail = differences[0] + _elsewhere(stored, now) if differences else ""
     return Confirmation("due" if differences else "confirmed", detail, differences, time.perf_counter() - began)
@@ -208,10 +206,25 @@ def store(claim: Claim) -> dict:
     """
     probe, rounded = take(claim), take(claim, ROUNDING)["numbers"]
     probe["numbers"] = {place: _stable(entries, rounded.get(place, [])) for place, entries in probe["numbers"].items()}
+    _write(claim.name, probe)
+    return probe
+
+
+def save_confirmation(claim: Claim) -> None:
+    """Note in the stored probe that the record is confirmed at this commit, with the date and the source fingerprint.
+
+    Call it after `confirm` said "confirmed". Until this source code changes, the record is not listed as stale.
+    """
+    origin = provenance()
+    confirmed = {"commit": origin["commit"], "date": origin["date"], "fingerprint": fingerprint(claim)}
+    _write(claim.name, {**read_json(probe_path(claim.name)), "confirmed": confirmed})
+
+
+def _write(name: str, probe: Mapping) -> None:
+    """One line per list of entries, so that differences can be read."""
     lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in probe["numbers"].items())
     head = json.dumps({k: v for k, v in probe.items() if k != "numbers"}, indent=1)[:-2]
-    write_text(probe_path(claim.name), f'{head},\n "numbers": {{\n{lines}\n }}\n}}\n')
-    return probe
+    write_text(probe_path(name), f'{head},\n "numbers": {{\n{lines}\n }}\n}}\n')
 
 
 # -- what is run --------------------------------------------------------------------------------------------------
@@ -263,7 +276,7 @@ def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:
 def _cell(experiment: Experiment, method: Any, data: Dataset, look_at_env: bool, rounding: float) -> Numbers:
     episodes = EPISODES * N_REPEATS if experiment.measure is success_and_entropy else EPISODES
     with _recorded(rounding) as recorder:
-        measured = experiment.measure(experiment, method, data, experiment.seeds[0], episodes, STARTS_SEED)
+        measured = experiment.measure(experiment, method, data, experiment.seeds[0], episodes, experiment.starts_seed)
         for i, values in enumerate(measured.values()):
             recorder.numbers[f"measure {i + 1}"] = _entries(np.asarray(values, float))
         if look_at_env and recorder.env is not None:

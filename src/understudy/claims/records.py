@@ -7,9 +7,9 @@ import hashlib
 import importlib
 import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -31,7 +31,9 @@ NON_CLAIM_MODULES = (
     "ledger",
     "listing_cache",
     "scheduler",
+    "effects",
     "probe",
+    "spot_check",
 )
 
 
@@ -58,27 +60,47 @@ def module_of(claim: Claim) -> str:
 
 
 def record_path(name: str) -> Path:
+    """The file of the record of the claim `name`: verdicts, intervals and history."""
     return CLAIMS_FOLDER / "results" / f"{name}.json"
 
 
-def fingerprint(claim: Claim) -> str:
-    """Of the claim's module and of every definition of ours that it leads to, followed by name through modules: their
-    syntax trees without documentation. So a record stays valid through commits that touch nothing it ran, and through
-    comments and layout. Recipes, seeds and the making of demonstrations are in those; recorded data is named there by
-    its values, with its episodes drawn by the seeds, so that what reads files is not followed. An environment is named
-    by a string, and followed from where that name is at home: others may come without a record going stale."""
+def figures_path(name: str) -> Path:
+    """The file of the raw figures of the claim `name`. Figures are in the repository and not in the wheel."""
+    return CLAIMS_FOLDER / "figures" / f"{name}.json"
+
+
+def probe_path(name: str) -> Path:
+    """The file of the stored probe of the claim `name`."""
+    return CLAIMS_FOLDER / "probes" / f"{name}.json"
+
+
+def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = None) -> str:
+    """A digest of the source code that a claim reaches.
+
+    It covers the claim's module and every definition of understudy that it leads to, followed by name through modules.
+    Syntax trees without docstrings are compared, so comments and layout do not matter. Code that reads files is not
+    followed, because a claim names recorded data by a digest of its values. An environment is followed from its name.
+
+    Args:
+        claim: The claim.
+        sources: Parsed modules by name, filled and reused when several claims are asked for.
+    """
     found: dict[tuple[str, str], str] = {}
-    read = lru_cache(None)(_ModuleSource.load)
+    sources = {} if sources is None else sources
     module = f"{__package__}.{module_of(claim)}"
-    waiting = [(module, name) for name in read(module).definitions] + [(f"{__package__}.runner", "run_claim")]
+    sources.setdefault(module, _ModuleSource.load(module))
+    waiting = [(module, name) for name in sources[module].definitions] + [(f"{__package__}.runner", "run_claim")]
     while waiting:
         at = waiting.pop()
-        if at in found or at[0] == ENVS_MODULE or at[0].startswith(FORMATS_MODULE) or (source := read(at[0])) is None:
+        if at in found or at[0] == ENVS_MODULE or at[0].startswith(FORMATS_MODULE):
+            continue
+        if at[0] not in sources:
+            sources[at[0]] = _ModuleSource.load(at[0])
+        if (source := sources[at[0]]) is None:
             continue
         if at[1] in source.definitions:
-            found[at] = hashlib.sha256("".join(map(ast.dump, source.definitions[at[1]])).encode()).hexdigest()
-            for node in source.definitions[at[1]]:
-                waiting += source.references(node)
+            found[at], references = source.digest(at[1])
+            waiting += references
         elif at[1] in source.imports:
             waiting.append(source.imports[at[1]])
     text = "\n".join(f"{m} {n} {h}" for (m, n), h in sorted(found.items()))
@@ -90,8 +112,12 @@ FORMATS_MODULE, ENVS_MODULE = (f"{__package__.rpartition('.')[0]}.{part}" for pa
 
 
 class _ModuleSource:
-    """defined: name -> its statements at the top of the module. imported: name -> (module of ours, name there), with
-    "" for a module itself."""
+    """A parsed module.
+
+    Attributes:
+        definitions: Name -> its statements at the top of the module.
+        imports: Name -> (module of understudy, name there), with "" for a module itself.
+    """
 
     def __init__(self, name: str, file: Path):
         self.name, self.file = name, file
@@ -105,6 +131,16 @@ class _ModuleSource:
         for node in tree.body:
             for target in _assigned_names(node):
                 self.definitions.setdefault(target, []).append(node)
+        self._digests: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+
+    def digest(self, name: str) -> tuple[str, list[tuple[str, str]]]:
+        """The digest of a definition, and what it refers to."""
+        if name not in self._digests:
+            nodes = self.definitions[name]
+            text = "".join(map(ast.dump, nodes))
+            self._digests[name] = (hashlib.sha256(text.encode()).hexdigest(),
+                                   [other for node in nodes for other in self.references(node)])
+        return self._digests[name]
 
     @staticmethod
     def load(name: str) -> _ModuleSource | None:
@@ -180,21 +216,64 @@ def _commit() -> str | None:
         ).stdout
 
     try:
-        changed = git("status", "--porcelain", "--", ".", ":(exclude)claims/results")
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)claims/results", ":(exclude)claims/figures",
+                      ":(exclude)claims/probes")
         return git("rev-parse", "HEAD").strip() + (" with uncommitted changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def list_claims() -> list[dict]:
-    """One entry a claim, with the verdict of its record and whether the code has changed since."""
-    entries = []
+    """One entry per claim.
+
+    Each has "name", "rows", "statement", "verdict" ("not run" without a record), "reason", "stale", "date", "seconds"
+    and "command". A record is stale if the source code differs from that of its run and from that of its last
+    confirmation by a probe.
+    """
+    entries, sources = [], {}
     for claim in all_claims().values():
         entry = {"name": claim.name, "rows": list(claim.rows), "statement": claim.statement, "verdict": "not run",
-                 "stale": False, "date": None, "seconds": None, "command": f"understudy claims run {claim.name}"}
+                 "reason": "", "stale": False, "date": None, "seconds": None,
+                 "command": f"understudy claims run {claim.name}"}
         if record_path(claim.name).exists():
             record = read_json(record_path(claim.name))
-            entry |= {"verdict": record["verdict"], "stale": record["fingerprint"] != fingerprint(claim),
-                      "date": record["date"], "seconds": record["seconds"]}
+            known = {record["fingerprint"], confirmation(claim.name).get("fingerprint")}
+            entry |= {"verdict": record["verdict"], "reason": record["reason"],
+                      "stale": fingerprint(claim, sources) not in known, "date": record["date"],
+                      "seconds": record["seconds"]}
         entries.append(entry)
     return entries
+
+
+def confirmation(name: str) -> dict:
+    """When a probe last confirmed the record of this claim: "commit", "date", "fingerprint". Empty if never."""
+    return read_json(probe_path(name)).get("confirmed", {}) if probe_path(name).exists() else {}
+
+
+# -- what a claim needs ---------------------------------------------------------------------------------------------
+
+
+def missing_requirements(claim: Claim) -> list[str]:
+    """The needs of a claim that this machine does not meet, in the claim's words."""
+    return [need for need in claim.needs if not _is_available(need)]
+
+
+def _is_available(need: str) -> bool:
+    if m := re.fullmatch(r"the (\w+) extra", need):
+        return all(_is_installed(name) for name in _extra_packages(m[1]))
+    if m := re.search(r"\(([A-Z_]+)\)", need):  # a variable that names a folder
+        return os.path.isdir(os.environ.get(m[1], ""))
+    return True  # its run will say
+
+
+def _extra_packages(name: str) -> list[str]:
+    """The packages of one of understudy's extras."""
+    wanted = [r for r in metadata.requires("understudy") or () if re.search(rf"extra == ['\"]{name}['\"]", r)]
+    return [re.match(r"[\w.-]+", r)[0] for r in wanted]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False

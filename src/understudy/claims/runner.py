@@ -1,4 +1,4 @@
-"""Runs a claim, cell by cell. What was done is kept, so that an interrupted run goes on where it stopped."""
+"""Runs a claim cell by cell, and judges figures. Finished cells are kept, so that an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,64 +15,188 @@ from .. import config
 from ..data.cache import folder as cache
 from ..evaluate.evaluation import tuning_seed
 from ..evaluate.stats import seeds_caveat
-from ..files import read_json, write_json
-from .base import Claim, Experiment, Measurements, Rule, summarize
-from .records import fingerprint, provenance, record_path
+from ..files import read_json, write_json, write_text
+from .base import Claim, ClaimPart, Condition, Experiment, Measurements, Rule, summarize, worst_verdict
+from .records import figures_path, fingerprint, provenance, record_path
 
 LogFunction = Callable[[str], None]
-STARTS_SEED = 100  # the seed of the starts on which all are judged
+Figures = dict[str, Measurements]  # part -> measurements; those of the negative control are under CONTROL
+CONTROL = "negative control"
 
 
 def run_claim(claim: Claim, *, log: LogFunction = lambda text: None) -> dict:
-    """The record, also written to results/NAME.json. Cells are kept under the cache by the claim's fingerprint."""
-    mark, origin = fingerprint(claim), provenance()  # while it runs, the code may change
+    """Run a claim, write its figures and its record, and return the record.
+
+    Finished cells are kept in the cache under the claim's fingerprint, so that an interrupted run continues.
+
+    Args:
+        claim: The claim.
+        log: Called with a line per cell and per verdict.
+    """
+    mark, origin = fingerprint(claim), provenance()  # the code may change during the run
     cells = cache() / "claims" / f"{claim.name}-{mark}"
-    parts, twin = {}, None
-    for part in claim.parts:
-        chosen, figures = _run_experiment(part.experiment, cells, part.name, log)
-        kinds = dict(part.experiment.kinds)
-        found = part.rule.judge(figures, kinds)
-        log(f"{part.name}: {found.verdict} here ({found.text}). {seeds_caveat(len(part.experiment.seeds))}")
-        parts[part.name] = {
-            "verdict": found.verdict,
-            "decides": part.is_decisive,
-            "finding": found.text,
-            "low": found.low,
-            "high": found.high,
-            "chosen": chosen,
-            "summary": summarize(figures, kinds),
-            "figures": figures,
-        }
-        if claim.negative_control.part == part.name:
-            changed = _control_experiment(claim.negative_control.change(part.experiment), part.rule, chosen)
-            _, spoiled = _run_experiment(changed, cells, f"{part.name}, negative control", log)
-            found = part.rule.judge(spoiled, kinds)
-            twin = {"part": part.name, "change": claim.negative_control.description, "verdict": found.verdict,
-                    "finding": found.text, "flips": found.verdict != parts[part.name]["verdict"],
-                    "summary": summarize(spoiled, kinds), "figures": spoiled}
-            log(f"negative control: {found.verdict} ({found.text})")
+    figures, chosen = run_figures(claim, cells, log)
+    judged = judge_figures(claim, figures)
+    for name, part in judged["parts"].items():
+        part["chosen"] = chosen[name]
+        log(f"{name}: {part['verdict']} here ({_text(part)}). {seeds_caveat(part['seeds'])}")
+    log(f"{CONTROL}: {judged['negative_control']['verdict']} ({_text(judged['negative_control'])})")
     record = {
-        "name": claim.name,
-        "rows": list(claim.rows),
-        "paper": claim.paper,
-        "statement": claim.statement,
-        "here": claim.setup,
-        "verdict": _verdict(parts, twin),
-        "parts": parts,
-        "negative_control": twin,
+        **describe(claim),
+        **judged,
         "fingerprint": mark,
         "seconds": round(sum(read_json(f)["seconds"] for f in cells.glob("*.json")), 1),
         **origin,
+        "log": _continued_log(claim, origin["date"], judged),
     }
+    write_figures(claim.name, figures)
     write_json(record_path(claim.name), record)
     return record
 
 
-def _verdict(parts: dict, negative_control: dict) -> str:
-    """Of the parts that decide; an experiment that its sabotage does not shake shows nothing either way."""
-    found = {p["verdict"] for p in parts.values() if p["decides"]}
-    verdict = "fails" if "fails" in found else "undecided" if "undecided" in found else "holds"
-    return "undecided" if verdict == "holds" and not negative_control["flips"] else verdict
+def run_figures(claim: Claim, cells: Path, log: LogFunction) -> tuple[Figures, dict[str, dict[str, int]]]:
+    """Run all cells of a claim that are not in the folder `cells`.
+
+    Returns:
+        The figures, and for each part the index of the option that tuning chose for each arm.
+    """
+    figures, chosen = {}, {}
+    for part in claim.parts:
+        chosen[part.name], figures[part.name] = _run_part(part, cells, log)
+        if claim.negative_control.part == part.name:
+            changed = _control_experiment(claim.negative_control.change(part.experiment), part.rule, chosen[part.name])
+            changed = replace(changed, seeds=part.experiment.seeds[: _n_seeds(figures[part.name])], looks=())
+            _, figures[CONTROL] = _run_experiment(changed, cells, f"{part.name}, {CONTROL}", log)
+    return figures, chosen
+
+
+def describe(claim: Claim) -> dict:
+    """What a record repeats of its claim."""
+    return {"name": claim.name, "rows": list(claim.rows), "paper": claim.paper, "statement": claim.statement,
+            "setup": claim.setup}
+
+
+def judge_figures(claim: Claim, figures: Figures) -> dict:
+    """Judge the figures of a claim by its rules. Nothing runs.
+
+    Args:
+        claim: The claim.
+        figures: Measurements of each part, and those of the negative control.
+
+    Returns:
+        "verdict", "reason" (empty, or why a verdict is undecided although the rules hold), "parts" and
+        "negative_control", as a record stores them.
+    """
+    parts = {part.name: _judge_part(part, figures[part.name]) for part in claim.parts}
+    control = _judge_control(claim, figures[CONTROL])
+    verdict = worst_verdict(p["verdict"] for p in parts.values() if p["decides"])
+    reason = next((p["reason"] for p in parts.values() if p["decides"] and p["reason"]), "")
+    if verdict == "holds" and not control["passes"]:
+        verdict, reason = "undecided", "control inconclusive"
+    return {"verdict": verdict, "reason": reason, "parts": parts, "negative_control": control}
+
+
+def judge_again(claim: Claim, date: str, why: str) -> dict:
+    """Judge the stored figures of a claim by its rules as they are now, and write the record. Nothing runs.
+
+    The log gets an entry if the verdict or its reason changed.
+
+    Args:
+        claim: A claim with a record.
+        date: Today, such as "2026-11-21".
+        why: What changed in the rules or statistics, for the log.
+    """
+    old = read_json(record_path(claim.name))
+    judged = judge_figures(claim, read_json(figures_path(claim.name)))
+    for name, part in judged["parts"].items():
+        part["chosen"] = old["parts"][name]["chosen"]
+    log = list(old.get("log", []))
+    if (old["verdict"], old.get("reason", "")) != (judged["verdict"], judged["reason"]):
+        log.append(log_entry(date, "judged again", why, judged))
+    kept = {k: old[k] for k in ("fingerprint", "seconds", "commit", "date", "versions", "machine")}
+    record = {**describe(claim), **judged, **kept, "log": log}
+    write_json(record_path(claim.name), record)
+    return record
+
+
+def log_entry(date: str, kind: str, change: str, judged: dict) -> dict:
+    """One entry of a claim's public history.
+
+    Args:
+        date: Such as "2026-11-21".
+        kind: "pilot", whose seeds do not judge; "run"; "redesign", a run of a changed design; "judged again", without
+            a run.
+        change: What changed since the entry before, in words.
+        judged: "verdict", and "reason" if there is one.
+    """
+    return {"date": date, "kind": kind, "change": change, "verdict": judged["verdict"],
+            "reason": judged.get("reason", "")}
+
+
+def write_figures(name: str, figures: Figures) -> None:
+    """Write raw figures, one line per measure."""
+    parts = []
+    for part, arms in figures.items():
+        lines = []
+        for arm, found in arms.items():
+            measures = ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
+            lines.append(f"  {json.dumps(arm)}: {{\n{measures}\n  }}")
+        parts.append(f" {json.dumps(part)}: {{\n" + ",\n".join(lines) + "\n }")
+    write_text(figures_path(name), "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _continued_log(claim: Claim, date: str, judged: dict) -> list[dict]:
+    path = record_path(claim.name)
+    old = read_json(path).get("log", []) if path.exists() else []
+    done = {entry["change"] for entry in old}
+    if not old:
+        return [log_entry(date, "run", claim.revision or "First run.", judged)]
+    if claim.revision and claim.revision not in done:
+        return [*old, log_entry(date, "redesign", claim.revision, judged)]
+    return [*old, log_entry(date, "run", "Run again, with the same design.", judged)]
+
+
+def _judge_part(part: ClaimPart, figures: Measurements) -> dict:
+    experiment, seeds = part.experiment, _n_seeds(figures)
+    measures = dict(experiment.measures)
+    found = part.rule.judge(figures, measures, experiment.level(seeds))
+    low = [f"{arm} does not reach {least:g} of {measure}" for arm, measure, least in experiment.sanity
+           if np.mean(figures[arm][measure]) < least]
+    return {"verdict": "undecided" if low else found.verdict, "reason": "; ".join(low), "decides": part.is_decisive,
+            "seeds": seeds, "conditions": [asdict(c) for c in found.conditions],
+            "summary": summarize(figures, measures)}
+
+
+def _judge_control(claim: Claim, figures: Measurements) -> dict:
+    """The control passes if every rule that it is to remove fails, so that each interval lies below its smallest
+    effect. Otherwise the control says nothing."""
+    control = claim.negative_control
+    measures = dict(next(p for p in claim.parts if p.name == control.part).experiment.measures)
+    found = [rule.judge(figures, measures) for rule in claim.removed_rules]
+    verdicts = {f.verdict for f in found}
+    passes = verdicts == {"fails"}
+    return {"part": control.part, "change": control.description, "passes": passes,
+            "verdict": "fails" if passes else "holds" if "holds" in verdicts else "undecided",
+            "conditions": [asdict(c) for f in found for c in f.conditions],
+            "summary": summarize(figures, measures)}
+
+
+def _n_seeds(figures: Measurements) -> int:
+    return len(next(iter(next(iter(figures.values())).values())))
+
+
+def _text(judged: dict) -> str:
+    return "; ".join(str(Condition(**c)) for c in judged["conditions"])
+
+
+def _run_part(part: ClaimPart, folder: Path, log: LogFunction) -> tuple[dict[str, int], Measurements]:
+    """Run the planned looks of a part until one decides."""
+    for count, _ in part.experiment.looks or ((len(part.experiment.seeds), 0.0),):
+        experiment = replace(part.experiment, seeds=part.experiment.seeds[:count], looks=())
+        chosen, figures = _run_experiment(experiment, folder, part.name, log)
+        if _judge_part(part, figures)["verdict"] != "undecided":
+            break
+    return chosen, figures
 
 
 def _run_experiment(
@@ -88,7 +212,8 @@ def _run_experiment(
         chosen[arm.name] = int(np.argmax(scores)) if scores else 0
         method = arm.options[chosen[arm.name]]
         ran = [
-            _run_cell(experiment, method, seed, experiment.episodes, STARTS_SEED, folder, f"{title} | {arm.name}", log)
+            _run_cell(experiment, method, seed, experiment.episodes, experiment.starts_seed, folder,
+                      f"{title} | {arm.name}", log)
             for seed in experiment.seeds
         ]
         figures[arm.name] = {name: [r[name] for r in ran] for name in ran[0]}
@@ -96,7 +221,7 @@ def _run_experiment(
 
 
 def _control_experiment(experiment: Experiment, rule: Rule, chosen: dict[str, int]) -> Experiment:
-    """The twin is not tuned again: it runs what the tuning of the real experiment chose, and only what is judged."""
+    """The control is not tuned again: it runs the options that were chosen, and only the arms that are judged."""
     return replace(experiment, arms=tuple(replace(a, options=(a.options[chosen[a.name]],))
                                           for a in experiment.arms if a.name in rule.arms))
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from multiprocessing import connection
 from typing import Any
 
@@ -18,7 +15,8 @@ import torch
 from ..core import UserError
 from ..evaluate.workers import WorkerCount, connect_ray, exit_reason, watch_parent
 from ..files import write_json
-from .base import Claim, MissingRequirement
+from .base import MissingRequirement
+from .probe import confirm, save_confirmation, store
 from .records import find_claim, list_claims, record_path
 from .runner import run_claim
 
@@ -26,47 +24,52 @@ LogFunction = Callable[[str], None]
 
 
 def due_claims(entries: Sequence[dict] | None = None) -> list[dict]:
-    """Of `records.listing`, those that are stale or not run: the cheapest by its last record first, of equals the older
-    record; then those that never ran, whose cost nobody knows."""
+    """Of `records.list_claims`, those that are stale or not run.
+
+    The cheapest by its last record comes first, and of equals the older record. Claims that never ran come last,
+    because nobody knows their cost.
+    """
     listed = list_claims() if entries is None else entries
     waiting = [e for e in listed if e["stale"] or e["verdict"] == "not run"]
     return sorted(waiting, key=lambda e: (e["seconds"] is None, e["seconds"] or 0.0, e["date"] or "", e["name"]))
 
 
-def missing_requirements(claim: Claim) -> list[str]:
-    """Of what the claim needs, in its own words, what is not on this machine."""
-    return [need for need in claim.needs if not _is_available(need)]
+def confirm_stale(entries: Sequence[dict], log: LogFunction = lambda text: None) -> tuple[list[dict], list[str]]:
+    """Probe the stale records, which takes seconds each, so that only changed ones run.
 
+    Args:
+        entries: Of `due_claims`.
+        log: Called with a line per probe.
 
-def _is_available(need: str) -> bool:
-    if m := re.fullmatch(r"the (\w+) extra", need):
-        return all(_is_installed(name) for name in _extra_packages(m[1]))
-    if m := re.search(r"\(([A-Z_]+)\)", need):  # a variable that names a folder
-        return os.path.isdir(os.environ.get(m[1], ""))
-    return True  # its run will say
-
-
-def _extra_packages(name: str) -> list[str]:
-    """The packages of one of understudy's extras."""
-    wanted = [r for r in metadata.requires("understudy") or () if re.search(rf"extra == ['\"]{name}['\"]", r)]
-    return [re.match(r"[\w.-]+", r)[0] for r in wanted]
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
+    Returns:
+        The entries that are still due, and the names of the confirmed ones. A confirmation is saved.
+    """
+    due, confirmed = [], []
+    for entry in entries:
+        found = None if entry["verdict"] == "not run" else confirm(find_claim(entry["name"]))
+        if found is not None and found.status == "confirmed":
+            save_confirmation(find_claim(entry["name"]))
+            confirmed.append(entry["name"])
+            log(f"{entry['name']}: confirmed by its probe ({found.seconds:.1f} s)")
+        else:
+            due.append(entry)
+    return due, confirmed
 
 
 @dataclass
 class ScheduleOutcome:
-    """What became of the claims that were due. `here`: {name: verdict} of those that ran. left: {name: why}, of those
-    that the budget did not reach."""
+    """What became of the claims that were due.
+
+    Attributes:
+        verdicts: {name: verdict} of those that ran.
+        unavailable: {name: what it needs} of those that cannot run on this machine.
+        failed: {name: error}.
+        not_run: {name: why} of those that the budget did not reach.
+    """
 
     verdicts: dict[str, str] = field(default_factory=dict)
-    unavailable: dict[str, str] = field(default_factory=dict)  # {name: what it needs}
-    failed: dict[str, str] = field(default_factory=dict)  # {name: error}
+    unavailable: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -76,12 +79,15 @@ class ScheduleOutcome:
 
 
 def try_claim(name: str, log: LogFunction = lambda text: None) -> tuple[str, Any]:
-    """One claim: ("done", record), ("absent", what it needs) or ("failed", why)."""
+    """Run one claim and store its probe: ("done", record), ("absent", what it needs) or ("failed", why)."""
     import traceback
 
     torch.set_num_threads(1)
     try:
-        return "done", run_claim(find_claim(name), log=log)
+        claim = find_claim(name)
+        record = run_claim(claim, log=log)
+        store(claim)
+        return "done", record
     except MissingRequirement as error:
         return "absent", str(error)
     except UserError as error:

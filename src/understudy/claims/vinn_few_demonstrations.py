@@ -17,7 +17,17 @@ from ..learn.method import Method
 from ..learn.optimizer import OptimizerConfig
 from ..nets.encoders import ConcatEncoder
 from ..policy import PolicyConfig
-from .base import Arm, Claim, ClaimPart, Experiment, GreaterThan, NegativeControl, RecordedDemonstrations
+from .base import (
+    RATE,
+    Arm,
+    Claim,
+    ClaimPart,
+    Experiment,
+    GreaterThan,
+    Measure,
+    NegativeControl,
+    RecordedDemonstrations,
+)
 from .measures import closed_loop
 
 
@@ -64,7 +74,7 @@ DOOR = Experiment(
     closed_loop,
     tuned_by="opened",
     episodes=50,
-    kinds=(("opened", "rate"),),
+    measures=(("opened", RATE),),
     **SEEDS,
 )
 HOPPER = Experiment(
@@ -73,6 +83,7 @@ HOPPER = Experiment(
     ARMS,
     closed_loop,
     tuned_by="return",
+    measures=(("return", Measure("real", "hopper return")),),
     episodes=25,
     tuning_episodes=25,
     **SEEDS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,19 +23,25 @@ class ClaimsOptions:
     """Published statements as small experiments that can fail.
 
     list: all of them, with their verdicts. run NAME: one, from where it was stopped. run --all: what has no record, or
-    whose code or data have changed since; the cheapest by its last record first. check [NAME ...]: compare a short
-    probe of each claim with the stored one; status 3 if a claim is due for a run because its numbers differ. table:
-    the page of the whole ledger, claimed or not.
+    whose probe no longer gives the same numbers; the cheapest by its last record first. check [NAME ...]: compare a
+    short probe of each claim with the stored one; status 3 if a claim is due for a run because its numbers differ.
+    judge [NAME ...]: judge the stored figures again by the rules as they are now; nothing runs. spot-check: run
+    randomly drawn claims again in full; status 3 if a verdict differs from its record. table: the pages of the whole
+    ledger, claimed or not.
     """
 
-    subcommand: Annotated[Literal["list", "run", "check", "table"], Positional, arg(metavar="list|run|check|table")]
+    subcommand: Annotated[
+        Literal["list", "run", "check", "judge", "spot-check", "table"],
+        Positional,
+        arg(metavar="list|run|check|judge|spot-check|table"),
+    ]
     """what to do"""
     name: Annotated[tuple[str, ...], Positional, arg(metavar="[NAME ...]")] = ()
-    """of the claim to run, or of the claims to check; without, all are checked"""
+    """of the claim to run, or of the claims to check or judge; without a name, all of them"""
     all: bool = False
     """run all that are due; status 3 if one failed, or did not fit into the budget"""
     budget: Annotated[str | None, arg(metavar="TIME")] = None
-    """with --all: start nothing that would not fit, and stop then (90s, 30m, 2h)"""
+    """with run --all and spot-check: start nothing that would not fit (90s, 30m, 2h)"""
     workers: WorkerCount = 1
     """with --all: how many at once, or `ray` for a cluster"""
     family: Annotated[str | None, arg(metavar="FAMILY")] = None
@@ -44,6 +51,8 @@ class ClaimsOptions:
     unchanged: bool = False
     """with check: do not probe claims whose source code has not changed since their record; changed packages are then
     not seen"""
+    save: bool = False
+    """with check: note at which commit each record was confirmed, so that it is not listed as stale"""
     stale: bool = False
     """only those whose code or data have changed since their record (list)"""
     out: Annotated[Path, arg(metavar="FILE")] = LEDGER
@@ -64,11 +73,13 @@ def main(args: list[str]) -> None:
     if o.subcommand == "run" and len(o.name) > 1:
         raise UserError("understudy claims run takes one name", where=" ".join(o.name),
                         hint="run them one after the other, or all that are due with --all")
-    if o.subcommand in ("list", "table") and o.name:
-        raise UserError("expected a claim's name after run, and none after list and table",
+    if o.subcommand in ("list", "table", "spot-check") and o.name:
+        raise UserError(f"understudy claims {o.subcommand} takes no names",
                         where=f"understudy claims {o.subcommand}", hint="understudy claims list names them")
-    wrong = {"--all": (o.all, "run"), "--budget": (o.budget is not None, "run"), "--workers": (o.workers != 1, "run"),
-             "--unchanged": (o.unchanged, "check"), "--verdict": (o.verdict is not None, "list"),
+    wrong = {"--all": (o.all, "run"), "--budget": (o.budget is not None and o.subcommand != "spot-check", "run"),
+             "--workers": (o.workers != 1, "run"),
+             "--unchanged": (o.unchanged, "check"), "--save": (o.save, "check"),
+             "--verdict": (o.verdict is not None, "list"),
              "--stale": (o.stale, "list"), "--html": (o.html is not None, "table"),
              "--out": (o.out != LEDGER, "table")}
     for option, (given, where) in wrong.items():
@@ -76,9 +87,8 @@ def main(args: list[str]) -> None:
             raise UserError(f"expected {option} with {where}{' --all' * (where == 'run' and option != '--all')} only",
                             where=f"understudy claims {o.subcommand}", hint=f"leave {option} out")
     with Output(o.json) as out:
-        {"list": _list_claims, "run": _run_all if o.all else _run_claim, "check": _check, "table": _write_table}[
-            o.subcommand
-        ](o, out)
+        {"list": _list_claims, "run": _run_all if o.all else _run_claim, "check": _check, "judge": _judge,
+         "spot-check": _spot_check, "table": _write_table}[o.subcommand](o, out)
 
 
 def _selected_claims(o: ClaimsOptions) -> list[dict]:
@@ -113,7 +123,7 @@ def _list_claims(o: ClaimsOptions, out: Output) -> None:
     entries = _selected_claims(o)
     table = Table("claim", "rows", "verdict here", "statement", box=None, pad_edge=False)
     for e in entries:
-        table.add_row(e["name"], ", ".join(e["rows"]), e["verdict"] + (" (stale)" if e["stale"] else ""),
+        table.add_row(e["name"], ", ".join(e["rows"]), _verdict_text(e) + (" (stale)" if e["stale"] else ""),
                       e["statement"])
     out.print(table if entries else "no claim is like that")
     out.suggest("understudy claims run NAME", "understudy claims run --all --budget 2h", "understudy claims table")
@@ -121,28 +131,34 @@ def _list_claims(o: ClaimsOptions, out: Output) -> None:
 
 
 def _run_claim(o: ClaimsOptions, out: Output) -> None:
+    from ..claims.probe import store
     from ..claims.records import find_claim
     from ..claims.runner import run_claim
 
-    record = run_claim(find_claim(o.name[0]), log=lambda text: print(text, file=sys.stderr))
-    out.print(f"\n{record['name']}: {record['verdict']} here")
+    claim = find_claim(o.name[0])
+    record = run_claim(claim, log=lambda text: print(text, file=sys.stderr))
+    store(claim)
+    out.print(f"\n{record['name']}: {_verdict_text(record)} here")
     out.suggest("understudy claims table")
     out.print_json(record)
 
 
 def _run_all(o: ClaimsOptions, out: Output) -> None:
-    from ..claims.records import find_claim
-    from ..claims.scheduler import due_claims, missing_requirements, run_all
+    from ..claims.records import find_claim, missing_requirements
+    from ..claims.scheduler import confirm_stale, due_claims, run_all
 
-    entries = due_claims(_selected_claims(o))
+    budget = parse_duration(o.budget)  # before anything takes time
+    entries, confirmed = confirm_stale(due_claims(_selected_claims(o)), lambda text: print(text, file=sys.stderr))
     found = run_all(
         [{**e, "missing": missing_requirements(find_claim(e["name"]))} for e in entries],
-        parse_duration(o.budget),
+        budget,
         o.workers,
         log=lambda text: print(text, file=sys.stderr),
     )
     if not entries:
         out.print("every claim has a record of the code as it is")
+    for name in confirmed:
+        out.print(f"{name}: confirmed by its probe")
     for name, verdict in found.verdicts.items():
         out.print(f"{name}: {verdict} here")
     for name, why in found.unavailable.items():
@@ -153,14 +169,15 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
         out.print(f"{name}: left: {why}")
     out.suggest("understudy claims table", *([] if found.is_complete else ["understudy claims run --all"]))
     out.print_json(
-        {"ran": found.verdicts, "not_here": found.unavailable, "failed": found.failed, "left": found.not_run}
+        {"confirmed": confirmed, "ran": found.verdicts, "not_here": found.unavailable, "failed": found.failed,
+         "left": found.not_run}
     )
     if not found.is_complete:
         raise SystemExit(3)
 
 
 def _check(o: ClaimsOptions, out: Output) -> None:
-    from ..claims.probe import confirm
+    from ..claims.probe import confirm, save_confirmation
     from ..claims.records import all_claims, find_claim
 
     answer = []
@@ -170,10 +187,66 @@ def _check(o: ClaimsOptions, out: Output) -> None:
                        "differences": list(found.differences), "seconds": round(found.seconds, 2)})
         text = f"{found.status}: {found.detail}" if found.detail else found.status
         out.print(f"{claim.name}: {text} ({found.seconds:.1f} s)")
+        if o.save and found.status == "confirmed":
+            save_confirmation(claim)
     due = [entry["name"] for entry in answer if entry["status"] == "due"]
     out.suggest(*(f"understudy claims run {name}" for name in due))
     out.print_json(answer)
     if due:
+        raise SystemExit(3)
+
+
+def _verdict_text(judged: dict) -> str:
+    return judged["verdict"] + (f" ({judged['reason']})" if judged["reason"] else "")
+
+
+def _judge(o: ClaimsOptions, out: Output) -> None:
+    from ..claims.records import all_claims, find_claim, record_path
+    from ..claims.runner import judge_again
+    from ..core import UserError
+    from ..files import read_json
+
+    answer = []
+    for claim in [find_claim(name) for name in o.name] or list(all_claims().values()):
+        if not record_path(claim.name).exists():
+            if o.name:
+                raise UserError(f"{claim.name} has no record to judge", where="understudy claims judge",
+                                hint=f"run it first: understudy claims run {claim.name}")
+            continue
+        before = read_json(record_path(claim.name))
+        record = judge_again(claim, datetime.now(UTC).date().isoformat(), "Rules or statistics changed.")
+        answer.append({"name": claim.name, "verdict": record["verdict"], "reason": record["reason"],
+                       "before": before["verdict"]})
+        change = "" if before["verdict"] == record["verdict"] else f", {before['verdict']} before"
+        out.print(f"{claim.name}: {_verdict_text(record)}{change}")
+    out.suggest("understudy claims table")
+    out.print_json(answer)
+
+
+def _spot_check(o: ClaimsOptions, out: Output) -> None:
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from ..claims.records import list_claims
+    from ..claims.spot_check import check_records, disagreement, draw_claims, save
+
+    budget = parse_duration(o.budget or "20m")
+    names = draw_claims(list_claims(), budget, np.random.default_rng())
+    checks = []
+    for check in check_records(names, budget, lambda text: print(text, file=sys.stderr)):
+        save([check])  # one by one, so that an interruption loses none
+        checks.append(check)
+        out.print(f"{check.name}: {check.found}, recorded {check.recorded}; largest difference of a figure "
+                  f"{check.largest_difference:.2g} of its scale")
+    if checks:
+        rate = disagreement(checks)
+        out.print(f"{sum(not c.agrees for c in checks)} of {len(checks)} disagree: {rate}")
+    else:
+        out.print("no claim fits the budget")
+    out.suggest("understudy claims table")
+    out.print_json([{**asdict(c), "agrees": c.agrees} for c in checks])
+    if not all(c.agrees for c in checks):
         raise SystemExit(3)
 
 

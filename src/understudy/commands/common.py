@@ -141,7 +141,7 @@ def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[
 
     first, colon, _ = (env or "").partition(":")
     makes = () if env is None or first in names() else (first.split(".")[0],) if colon else trusted
-    loads = [package for run in runs if run.suffix != ".onnx" for package in required_packages(run)]
+    loads = [package for run in runs for package in (trusted if run.suffix == ".onnx" else required_packages(run))]
     return [part for package in dict.fromkeys((*(p for p in makes if p in trusted), *loads))
             for part in ("--trust", package)]
 
@@ -157,9 +157,21 @@ def recorded_env(data: Dataset) -> str | None:
     return name if isinstance(name, str) and name and "+" not in name else None
 
 
-def unused_path(folder: str) -> str:
-    """`folder`, or, where something is already, the first of folder-2, folder-3, ... where there is nothing."""
-    return next(f for i in count(1) if not Path(f := folder if i == 1 else f"{folder}-{i}").exists())
+def recorded_env_of(run: Path) -> str | None:
+    """The only environment that the data of a run say they were recorded in, if there is exactly one."""
+    from ..files import read_json
+    from ..policy import find_checkpoint
+
+    file = find_checkpoint(run) / "provenance.json"
+    known = read_json(file).get("data", {}).get("simulators") if file.exists() else None
+    return next(iter(known)) if known and len(known) == 1 else None
+
+
+def unused_path(name: str) -> str:
+    """`name` if nothing is there, or else the first of name-2, name-3, ... that is free. A suffix stays at the end."""
+    path = Path(name)
+    numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(2))
+    return name if not path.exists() else str(next(p for p in numbered if not p.exists()))
 
 
 def reseeded_command(run: Path) -> tuple[str, str] | None:
@@ -298,25 +310,35 @@ def demonstrations_path(path: Path) -> Path:
 
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mapping: Path | None = None,
-           ignore: Sequence[str] | None = None, **options) -> Dataset:
-    """The data set (bags under a mapping; options: others of its format); its camera frames, if it has any, decoded
-    once to `size`, whose cost is told beforehand. Without a size they keep their own if that is one and at most 128
-    pixels a side, and are 96 x 96 otherwise. despite: refuses data in which an audit finds an error of another code
-    than these; None looks at none."""
+           ignore: Sequence[str] | None = None, *, decode: bool = True, **options) -> Dataset:
+    """Opens demonstrations to learn from, or to evaluate on.
+
+    Args:
+        path: A file or folder.
+        image_size: Camera frames are decoded once to this size, after a message that says what that costs. By default
+            to their own size, if all have the same and it is at most 128 pixels a side, and to 96 x 96 otherwise.
+        mapping: How topics become columns, for bags.
+        ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
+        decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
+        options: Options of the format.
+
+    Raises:
+        DataError: There is no action, or the audit finds an error.
+    """
     from ..audit import check_usable
-    from ..core import UserError
+    from ..core import DataError
     from ..data import cache
     from ..data.formats import decode_frames, frame_cost, open_dataset
     from ..learn.callbacks import format_duration
 
     data = open_dataset(demonstrations_path(path), mapping=mapping, **options)
     if "action" not in data.features():
-        raise UserError(f"expected a column action to learn, found {', '.join(data.features())}", where=path,
+        raise DataError(f"there is no column action to learn among {', '.join(data.features())}", where=path,
                         hint="understudy view make DATA --out VIEW --rename OLD=action calls a column so")
     if ignore is not None:
-        warn_unused_ignores(check_usable(data, data.metadata["path"], ignore))
+        warn_unused_ignores(check_usable(data, data.metadata["path"], ignore, training=True))
     sizes = {f.shape[:2] for f in data.features().values() if f.kind == "image"}
-    if not sizes:
+    if not sizes or not decode:
         return data
     if image_size is None:
         own = next(iter(sizes))

@@ -19,6 +19,7 @@ from .common import (
     command_line,
     parse,
     trust_options,
+    unused_path,
 )
 
 if TYPE_CHECKING:
@@ -267,5 +268,5 @@ def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[s
     ):
         told.append(again(min(max(short), 10 * c.episodes), *(("--save", o.save) if o.save else ())))
     if o.html is None:
-        told.append(again(c.episodes, "--html", "report.html"))
+        told.append(again(c.episodes, "--html", unused_path("report.html")))
     return told

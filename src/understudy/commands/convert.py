@@ -25,46 +25,58 @@ Format = Literal["lerobot", "lerobot-v2.1", "robomimic", "zarr", "act", "rlds", 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Demonstrations in another format. SRC is never changed.
+    """Write demonstrations in another format. SRC is not changed.
 
-    What the format has no place for is listed first, and kept in a file beside it that other software does not look
-    at (understudy.npz), so that understudy reads everything back.
+    What the format has no place for is listed first. It is kept in a sidecar file (understudy.npz), which other
+    software ignores, so that understudy reads everything back.
     """
 
     src: Annotated[Path, Positional, arg(metavar="SRC")]
-    """a file or folder of demonstrations, of any format that is read"""
+    """a file or folder of demonstrations, in any format that understudy reads"""
     dst: Annotated[Path, Positional, arg(metavar="DST")]
     """where to write; nothing may be there"""
-    to: Format = "lerobot"
-    """the format to write"""
+    to: Format | None = None
+    """the format to write; by default that of the suffix of DST, and LeRobot if DST has none"""
     strict: bool = False
-    """refuse, if the format cannot hold everything by itself"""
+    """refuse if the format cannot hold everything without a sidecar file"""
     images: Literal["png", "video"] = "png"
-    """how LeRobot stores camera frames; png loses nothing, video is smaller"""
+    """how LeRobot stores camera frames; png is lossless, video is smaller"""
     map: MappingFile = None
-    """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
+    """how topics become columns, for MCAP and ROS bags: the proposal of `understudy inspect --json`, corrected"""
     ignore: IgnoredCodes = ()
-    """go on although an audit finds an error of this code"""
+    """convert although the audit finds an error with this code"""
     max_episode_steps: StepCount = None
-    """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
+    """length at which episodes of a D4RL file without timeouts were cut"""
+    json: bool = False
+    """one JSON document on standard output"""
 
 
 def main(args: list[str]) -> None:
     o = parse(ConvertOptions, "convert", args)
+    with Output(o.json) as out:
+        _convert(o, out)
+
+
+def _convert(o: ConvertOptions, out: Output) -> None:
     from ..audit import check_usable
     from ..core import UserError
-    from ..data.formats import conversion_losses, open_dataset, write_dataset
+    from ..data.formats import conversion_losses, formats_for_suffix, open_dataset, write_dataset
 
-    out = Output()
+    to, *others = (o.to,) if o.to is not None else formats_for_suffix(o.dst)
     data = open_dataset(demonstrations_path(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
     warn_unused_ignores(check_usable(data, data.metadata["path"], o.ignore))
-    options = {"images": o.images} if o.to.startswith("lerobot") else {}
-    lost = conversion_losses(data, o.to, **options)
+    if o.to is None and o.dst.suffix:
+        out.print(f"{o.dst.name} is written as {to}." + (
+            f" --to writes another format with this suffix: {', '.join(others)}." if others else ""))
+    options = {"images": o.images} if to.startswith("lerobot") else {}
+    lost = conversion_losses(data, to, **options)
     if lost and o.strict:
-        raise UserError(f"{o.to} cannot hold all of it by itself:\n" + "\n".join(f"  {loss}" for loss in lost),
-                        where=o.src, hint="leave --strict out to keep what can be kept in a file beside it")
+        raise UserError(f"{to} cannot hold everything in these data:\n" + "\n".join(f"  {loss}" for loss in lost),
+                        where=o.src, hint="without --strict, a sidecar file keeps the rest")
     if lost:
-        out.print(f"{o.to} has no place for, and a file beside it keeps:", *(f"  {loss}" for loss in lost))
-    write_dataset(data, o.dst, o.to, **options)
+        out.print(f"{to} has no place for the following; a sidecar file keeps it:", *(f"  {loss}" for loss in lost))
+    write_dataset(data, o.dst, to, **options)
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
     out.suggest(command_line("inspect", o.dst))
+    out.print_json({"path": str(o.dst), "format": to, "episodes": len(data), "steps": data.steps,
+                    "in_sidecar": [str(loss) for loss in lost]})

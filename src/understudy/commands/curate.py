@@ -56,13 +56,13 @@ def main(args: list[str]) -> None:
         data = open_dataset(demonstrations_path(o.data))
         score, settings = scores_of(data, o.score, o.trust)
         if np.isnan(score).all():
-            raise UserError(f"expected a value by which to choose, found none in {len(score)} episodes",
-                            where=f"--by {o.score}", hint="take another score: understudy audit --json shows them all")
+            raise UserError(f"none of the {len(score)} episodes has a value", where=f"--score {o.score}",
+                            hint="use another score: understudy audit --json shows them all")
         kept, order = select_best(score, o.keep, o.lowest)
         known = score[np.isfinite(score)]
         if len(kept) < len(score) and len(known) == len(score) > 1 and (known == known[0]).all():
             raise UserError(f"all {len(score)} episodes have the same value, {known[0]:.4g}: there is nothing to "
-                            "choose by", where=f"--by {o.score}", hint="take another score (understudy audit --json "
+                            "choose by", where=f"--score {o.score}", hint="take another score (understudy audit --json "
                             "shows them all), or --keep 1; understudy view make DATA --sample N draws at random")
         view = views.write_view(o.out, o.data, Select(tuple(kept)), created_with={
             "command": "curate", "by": o.score, "settings": settings, "keep": o.keep, "lowest": o.lowest,
@@ -94,7 +94,7 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
 
     if ":" in by or by in SCORES:
         score = _load_score(by, trust) if ":" in by else SCORES[by]()
-        found, settings = _call_score(score, data, by), _score_settings(score)
+        found, settings = score(data), _score_settings(score)
     else:
         try:
             found, settings = episode_values(data, by), None
@@ -102,16 +102,16 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
             if by in error.problem.partition(";")[0]:
                 near = get_close_matches(by, SCORES, 1)
                 raise UserError(f"there is no score {by!r} (there are {', '.join(SCORES)}), and {error.problem}",
-                                where="--by", hint=f"did you mean {near[0]}?" if near else error.hint) from None
+                                where="--score", hint=f"did you mean {near[0]}?" if near else error.hint) from None
             raise
     try:
         found = np.array([np.nan if v is None else v for v in found], np.float64)
     except (TypeError, ValueError):
         odd = next((v for v in found if isinstance(v, (str, list, dict))), found)
-        raise UserError(f"expected numbers, found {odd!r}", where=f"--by {by}",
+        raise UserError(f"expected numbers, found {odd!r}", where=f"--score {by}",
                         hint="understudy view make DATA --filter FIELD=VALUE keeps those of one value") from None
     if found.shape != (len(data),):
-        raise UserError(f"expected one number an episode, ({len(data)},), found {found.shape}", where=f"--by {by}",
+        raise UserError(f"expected one number an episode, ({len(data)},), found {found.shape}", where=f"--score {by}",
                         hint="the function is given a Dataset, whose length is the number of its episodes")
     return found, settings
 
@@ -138,40 +138,19 @@ def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
 
 def _load_score(name: str, trust: tuple[str, ...]):
     """A function of a data set; a class is made first."""
-    from importlib import import_module
-
     from ..config import UntrustedCode
     from ..core import UserError
+    from ..user_code import import_module
 
     module, _, function = name.partition(":")
     if (package := module.split(".")[0]) not in trust:
-        raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=f"--by {name}",
+        raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=f"--score {name}",
                         hint=f"add --trust {package} if you trust that code to run")
-    try:
-        found = getattr(import_module(module), function, None)
-    except ModuleNotFoundError as error:
-        raise UserError(f"there is no module {error.name}", where=f"--by {name}",
-                        hint="check the name; it has to be importable from here (PYTHONPATH)") from error
+    found = getattr(import_module(module, f"--score {name}"), function, None)
     if not callable(found):
-        raise UserError(f"expected a function {function!r} in {module}, found none", where=f"--by {name}",
+        raise UserError(f"expected a function {function!r} in {module}, found none", where=f"--score {name}",
                         hint="check the name after the colon")
     return found() if isinstance(found, type) else found
-
-
-def _call_score(score, data: Dataset, name: str):
-    from ..core import UserError
-
-    try:
-        return score(data)
-    except UserError:
-        raise
-    except Exception as error:
-        if ":" not in name:
-            raise
-        what = f"expected one number an episode, found an error: {type(error).__name__}: {error}"
-        raise UserError(
-            what, where=f"--by {name}", hint="the function is given a Dataset: try it on open_dataset(DATA)"
-        ) from error
 
 
 def _score_settings(score):

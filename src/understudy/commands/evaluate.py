@@ -16,6 +16,7 @@ from .common import (
     recorded_env,
     reseeded_command,
     trust_options,
+    unused_path,
 )
 from .eval_options import EvalOptions
 from .policies import (
@@ -122,14 +123,16 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
             },
         },
     )
-    _write_report(o, env, mine, other, behaved, out)
-    out.suggest(*_next_commands(o, mine, other))
+    commands = _next_commands(o, mine, other)
+    _write_report(o, env, mine, other, behaved, commands, out)
+    out.suggest(*(command for command, _ in commands))
     out.print_json({**mine.to_json(other, str(o.against)), "behavior": {
         **behaved[0].to_json(), "against": behaved[1].to_json() if other else None}})
 
 
-def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -> list[str]:
-    """What to do next: a second policy to compare with, more episodes where they would tell more, a page to look at."""
+def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -> list[tuple[str, str]]:
+    """(command, what it does) of what to do next: a second policy to compare with, more episodes where they would tell
+    more, a page to look at."""
     from ..evaluate.evaluation import compare
 
     trust = trust_options(o.trust, o.target, o.run, *((o.against,) if o.against else ()))
@@ -140,11 +143,13 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
     told = []
     if other is not None:
         if o.against is not None and compare(mine, other).better is None:
-            told.append(again(4 * o.episodes, "--against", o.against))
+            told.append((again(4 * o.episodes, "--against", o.against), "More episodes, to tell the two apart:"))
     elif not is_exported(o.run) and (second := reseeded_command(o.run)) is not None:
-        told += [second[0], again(o.episodes, "--against", second[1])]
+        told += [(second[0], "Another training seed, to see how much depends on it:"),
+                 (again(o.episodes, "--against", second[1]), "And the two compared, on the same starts:")]
+    against = ("--against", o.against) if o.against else ()
     if o.html is None:
-        told.append(again(o.episodes, *(("--against", o.against) if o.against else ()), "--html", "report.html"))
+        told.append((again(o.episodes, *against, "--html", unused_path("report.html")), "The same as a page:"))
     return told
 
 
@@ -172,7 +177,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
             hint="evaluate the run that it was exported from",
         )
     policy, method = Policy.load(o.run, o.trust, choose_device(o.device)), Method.load(o.run, o.trust)
-    data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None))
+    data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes))
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
     for relabel in method.transforms:
@@ -181,20 +186,18 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
             _breakdown_table("of the episode", found.by_time, found.unit))
-    if o.html is not None:
+    env = recorded_env(data)
+    commands = [(command_line("eval", o.run, env, "--episodes", 100, *trust_options(o.trust, env, o.run)),
+                 "Whether it works, where it acts by itself:")] if env else []
+    if o.html is None:
+        again = command_line("eval", o.run, o.target, "--html", "report.html", *trust_options((), None, o.run))
+        commands.append((again, "The same as a page:"))
+    else:
         from ..evaluate.report import write_prediction_report
 
-        write_prediction_report(found, o.html)
+        write_prediction_report(found, o.html, commands=commands)
         out.print(f"Report written to {o.html}")
-    env = recorded_env(data)
-    out.suggest(
-        *([command_line("eval", o.run, env, "--episodes", 100, *trust_options(o.trust, env, o.run))] if env else []),
-        *(
-            []
-            if o.html
-            else [command_line("eval", o.run, o.target, "--html", "report.html", *trust_options((), None, o.run))]
-        ),
-    )
+    out.suggest(*(command for command, _ in commands))
     out.print_json(found.to_json())
 
 
@@ -207,7 +210,7 @@ def _breakdown_table(name, parts, unit):
     return table
 
 
-def _write_report(o: EvalOptions, env, mine, other, behaved, out) -> None:
+def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> None:
     if o.html is None:
         return
     from ..evaluate.report import write_report
@@ -218,7 +221,7 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, out) -> None:
     training = {names[run]: lines for run in runs if not is_exported(run)
                 and (lines := Run(run_folder(run)).read_metrics())}
     write_report(o.html, env=env, runs={names[run]: found for run, found in runs.items()}, training=training,
-           behavior=dict(zip(names.values(), behaved, strict=True)))
+           behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands)
     out.print(f"Report written to {o.html}")
 
 

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Output, TrustedPackages, command_line, parse
+from .common import Output, TrustedPackages, command_line, parse, trust_options
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """One ONNX file of a trained policy: observations and noise in, a chunk of actions out, in the world's units."""
+    """Write a trained policy as one ONNX file: observations and noise in, a chunk of actions out, in world units."""
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """a run (its last checkpoint), RUN/best, or a checkpoint"""
@@ -28,7 +28,7 @@ class ExportOptions:
 def main(args: list[str]) -> None:
     o = parse(ExportOptions, "export", args)
     from ..core import Unsupported
-    from ..deploy.onnx import export
+    from ..deploy.onnx import export, load_onnx_actor
     from ..learn.method import TrainedRun
 
     with Output(o.json) as out:
@@ -38,12 +38,19 @@ def main(args: list[str]) -> None:
             parts = [*method.inference, *([] if method.wrapper is None else [method.wrapper])]
             raise Unsupported(f"the file would hold the policy without {', '.join(type(p).__name__ for p in parts)}",
                               where=o.run, hint="run it from its checkpoint: understudy.load_actor")
-        error = export(policy, o.out, method.executor)
+        error = export(policy, o.out, method.executor, trust=("understudy", *o.trust))
         size = o.out.stat().st_size
         out.print(
-            f"{o.out}: {size / 1e6:,.1f} MB; its plans differ from exact ones by {error:.1g} of the largest action "
-            "at most"
+            f"{o.out}: {size / 1e6:,.1f} MB. Its chunks differ from those of the policy by at most {error:.1g} of the "
+            "largest action."
         )
-        out.suggest(command_line("eval", o.out, "ENV", "--episodes", 100))
+        try:
+            load_onnx_actor(o.out, trust=("understudy", *o.trust))
+            runs = o.out
+        except Unsupported as refusal:
+            out.print(f"The file plans whole chunks, and the executor of this method needs more: {refusal.problem}. "
+                      "Evaluate the run itself, or execute the chunks of the file in your own loop.")
+            runs = o.run
+        out.suggest(command_line("eval", runs, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
         out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
                     "noise": list(policy.noise_shape), "horizon": policy.window.horizon})

@@ -123,7 +123,7 @@ def _training_error(data, odd, method: str) -> UserError | None:
 
     features = data.features()
     try:
-        raise_on_errors(odd, data.metadata["path"])
+        raise_on_errors(odd, data.metadata["path"], training_data=data)
         check_method(find_method(method, features), data)
     except UserError as error:
         return error

@@ -112,7 +112,8 @@ def load_policy(run: Path, o: RolloutOptions, rows: int | None) -> tuple[Planner
     if o.device not in ("auto", "cpu"):
         raise UserError(f"expected the CPU, where ONNX files are run, found {o.device}", where="--device",
                         hint="evaluate the run that it was exported from")
-    return onnx.load(run), onnx.load_onnx_actor(run, rows=rows)
+    trust = ("understudy", *o.trust)
+    return onnx.load(run, trust=trust), onnx.load_onnx_actor(run, rows=rows, trust=trust)
 
 
 def refuse_unused_task(runs: Sequence[Path], o: RolloutOptions) -> None:

@@ -23,6 +23,7 @@ from .common import (
     parse,
     progress_bar,
     trust_options,
+    unused_path,
 )
 from .policies import is_exported, load_actor, refuse_unused_task, run_folder, weights_digest, weights_path
 
@@ -219,6 +220,7 @@ def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> lis
     page = (
         []
         if o.html
-        else [command_line("robustness", o.run, o.env, "--episodes", o.episodes, *told, "--html", "robustness.html")]
+        else [command_line("robustness", o.run, o.env, "--episodes", o.episodes, *told, "--html",
+                           unused_path("robustness.html"))]
     )
     return [*page, command_line("robustness", o.run, o.env, "--episodes", 4 * o.episodes, *told)]

@@ -18,24 +18,25 @@ _DEFAULT_NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """Parts that have no episode in common, each a view in one folder. What is in two parts all the same is reported.
+    """Split a data set into parts without a common episode. Each part is a view in one new folder.
 
-    --by episode draws episodes. By anything else (task, operator, scene, any fact of episodes, a column that is the
-    same throughout each), every value is a part of its own, or, with --fractions, stays whole in one of them.
+    --by episode draws episodes at random. --by FIELD (task, operator, scene, any metadata of episodes, or a column
+    that is constant within each episode) makes one part for each value. With --fractions, all episodes of a value go
+    to the same part. Episodes that are the same or nearly the same in two parts are reported.
     """
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations, or a view"""
     by: Annotated[str, arg(metavar="FIELD")]
-    """episode, or what the episodes of a part have in common"""
+    """episode, or the field that all episodes of a part share"""
     out: Annotated[Path, arg(metavar="DIR")]
     """a new folder for the views"""
     fractions: Annotated[tuple[float, ...] | None, arg(metavar="F F ...")] = None
-    """how much of the episodes each part gets; they sum to 1. 0.8 0.2 by episode, unless given"""
+    """fraction of the episodes for each part; they sum to 1. The default is 0.8 0.2 with --by episode"""
     names: Annotated[tuple[str, ...] | None, arg(metavar="NAME NAME ...")] = None
-    """of the parts; train and test, or train, validation and test, otherwise"""
+    """names of the parts; by default train and test, or train, validation and test"""
     seed: int = 0
-    """which episodes or values are drawn"""
+    """seed of the random assignment"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -71,7 +72,7 @@ def main(args: list[str]) -> None:
         findings = find_leakage({f"{o.out / name}.json": data.select(n) for name, (n, _) in parts.items()})
         print_findings(out, findings)
         if not findings:
-            out.print("no episode of one part is in another, and none is nearly the same")
+            out.print("No episode is in two parts, and no two parts have nearly the same episode.")
         first = o.out / f"{next(iter(parts))}.json"
         out.suggest(command_line("inspect", first), command_line("view", "list", o.out))
         out.print_json({"parts": {name: {"view": f"{o.out / name}.json", "episodes": numbers, "values": values}
@@ -85,35 +86,32 @@ def _check_options(o: SplitOptions) -> None:
     if o.fractions is None:
         if o.names is not None:
             raise UserError(
-                "parts are named by their values", where="--names", hint="leave it out, or give --fractions"
+                "without --fractions each part is named after its value", where="--names",
+                hint="leave --names out, or pass --fractions"
             )
         return
     if not o.fractions or not min(o.fractions) > 0 or not abs(sum(o.fractions) - 1) <= 1e-6:
-        raise UserError(f"expected shares above 0 that sum to 1, found {' '.join(map(str, o.fractions))}",
+        raise UserError(f"the fractions {' '.join(map(str, o.fractions))} must be above 0 and sum to 1",
                         where="--fractions", hint="such as --fractions 0.8 0.2")
     if o.names is not None and (len(set(o.names)) != len(o.fractions) or any(_slug(n) != n for n in o.names)):
-        raise UserError(f"expected {len(o.fractions)} different names of letters, digits and -, found "
-                        f"{' '.join(o.names)}", where="--names", hint="such as --names train test")
+        raise UserError(f"{' '.join(o.names)} are not {len(o.fractions)} different names of letters, "
+                        "digits and -", where="--names", hint="such as --names train test")
 
 
 def _random_parts(o: SplitOptions, found: list) -> dict[str, tuple[list[int], list]]:
-    """Values in an order of the seed; each goes whole where most is missing."""
+    """Assigns whole values to parts, as close to the fractions as possible. The seed decides among ties."""
     from ..core import UserError
-    from ..data.operations import permutation
+    from ..data.operations import assign_groups, permutation
 
     names = o.names or _DEFAULT_NAMES.get(len(o.fractions)) or [f"part-{i + 1}" for i in range(len(o.fractions))]
     groups = _group_by_value(found)
     if len(groups) < len(names):
-        raise UserError(f"expected at least {len(names)} values of {o.by}, one for each part, found {len(groups)}",
-                        where=o.data, hint="ask for fewer parts, or split by something else")
+        raise UserError(f"{len(names)} parts need at least {len(names)} values of {o.by}, and there are "
+                        f"{len(groups)}", where=o.data, hint="ask for fewer parts, or split by another field")
     order = [list(groups)[i] for i in permutation(len(groups), o.seed)]
     taken: list[list] = [[] for _ in names]
-    missing = [f * len(found) for f in o.fractions]
-    for n, value in enumerate(order):
-        empty = [p for p, t in enumerate(taken) if not t]
-        p = max(empty if len(order) - n <= len(empty) else range(len(names)), key=lambda p: missing[p])
+    for value, p in zip(order, assign_groups([len(groups[v]) for v in order], o.fractions), strict=True):
         taken[p].append(value)
-        missing[p] -= len(groups[value])
     return {name: (sorted(i for v in those for i in groups[v]), sorted(those, key=str))
             for name, those in zip(names, taken, strict=True)}
 
@@ -123,8 +121,8 @@ def _part_per_value(o: SplitOptions, found: list) -> dict[str, tuple[list[int], 
 
     groups, parts = _group_by_value(found), {}
     if len(groups) < 2:
-        raise UserError(f"expected at least two values of {o.by}, found {next(iter(groups), 'none')!r} throughout",
-                        where=o.data, hint="split by something else, or by episode with --fractions 0.8 0.2")
+        raise UserError(f"all episodes have the same {o.by}, {next(iter(groups), None)!r}", where=o.data,
+                        hint="split by another field, or by episode with --fractions 0.8 0.2")
     for value, numbers in sorted(groups.items(), key=lambda g: g[1]):
         name = base = _slug("+".join(map(str, value)) if isinstance(value, tuple) else
                             "unknown" if value is None else str(value)) or "part"

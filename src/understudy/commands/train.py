@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from ..data.relabel import TaskText
     from ..envs.base import Env
     from ..execute.actor import Actor
+    from ..learn.callbacks import TensorBoard, Wandb
     from ..learn.method import Method
     from ..learn.run import Run
     from ..learn.train import Score
 
 
+COLLECTION_ROWS = 8  # environments that run side by side while episodes are collected; results do not depend on it
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
 
 
@@ -69,6 +72,8 @@ class TrainOptions:
     """roll out in it during training, on starts that `understudy eval` never uses; the best checkpoint is kept"""
     save_freq: Annotated[int | None, arg(metavar="N")] = None
     """updates between checkpoints; a tenth of all by default"""
+    env: Annotated[str | None, arg(metavar="ENV")] = None
+    """where the method collects episodes, if it does; by default the environment that DATA were recorded in"""
     rollouts: Annotated[int, arg(metavar="N")] = 20
     """episodes each time, with --eval"""
     val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
@@ -96,6 +101,12 @@ class TrainOptions:
     """also train on episodes whose recording was interrupted, which are left out otherwise"""
     max_episode_steps: StepCount = None
     """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
+    tensorboard: bool = False
+    """also log to RUN/tensorboard"""
+    wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
+    """also log to this project of Weights & Biases"""
+    json: bool = False
+    """one JSON document on standard output"""
     trust: TrustedPackages = ()
     """a package whose code may be loaded"""
 
@@ -106,18 +117,24 @@ def main(args: list[str]) -> None:
     if "-h" in own or "--help" in own:
         _print_help([a for a in own if a not in ("-h", "--help")], options)
     o = parse(TrainOptions, "train", own)
+    with Output(o.json) as out:
+        _train(o, options, changes, command, out)
+
+
+def _train(o: TrainOptions, options: list[str], changes: list[str], command: str, out: Output) -> None:
     from ..core import UserError
     from ..data.episode import interrupted_episodes
     from ..data.video import parse_image_size
     from ..learn.devices import choose_device
     from ..learn.run import Run
     from ..learn.train import train, validation_episodes
+    from ..learn.training_curves import TrainingCurves
     from .method import build_method, task_relabel
 
     if o.image_size is not None:
         parse_image_size(o.image_size)
     where = choose_device(o.device)
-    out = Output()
+    loggers = _loggers(o)
     stream = None if o.buffer_size is None else _open_stream(o)
     data = (open_data(o.data, o.image_size, o.map, o.ignore, max_episode_steps=o.max_episode_steps) if stream is None
             else stream.first_episodes(FIRST_LINE_STEP))
@@ -126,7 +143,7 @@ def main(args: list[str]) -> None:
     say = _task_relabel(data) if o.language else None
     method = build_method(o.method, options, changes, data.features(), o.trust, f"understudy train {o.method}", say)
     method, stages = _with_runs(method, o)
-    score, env = None, None
+    score, env, collected_in = None, None, _collection_env(method, data, o)
     if o.eval is not None:
         from ..envs import make
 
@@ -142,7 +159,7 @@ def main(args: list[str]) -> None:
               ", so the error on other episodes is not measured", file=sys.stderr)
     said = ProgressPrinter(
         Run(o.out),
-        o.steps or method.learner.steps,
+        (o.steps or method.learner.steps) if method.collection is None else None,
         o.save_freq,
         bool(kept and validation_episodes(kept, o.val_fraction) or score),
     )
@@ -158,23 +175,58 @@ def main(args: list[str]) -> None:
             save_freq=o.save_freq,
             stages=stages,
             val_fraction=o.val_fraction,
-            callbacks=(said,),
+            callbacks=(said, *loggers),
             stream=stream,
             command=command,
             include_interrupted=o.include_interrupted,
+            env=collected_in,
         )
     finally:
-        if env is not None:
-            env.close()
+        for used in (env, collected_in):
+            if used is not None:
+                used.close()
+        for logger in loggers:
+            logger.close()
     places = Run(o.out).named_checkpoints()
     out.print(f"Written to {o.out}: " + ", ".join(f"{name} is {place}" for name, place in sorted(places.items()))
             + "; CARD.md says what it is, metrics.jsonl how it went.")
-    acts = o.eval or recorded_env(data)
+    acts = o.eval or o.env or recorded_env(data)
     there = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if acts else []
     out.suggest(
-        *(command_line("eval", run, acts, "--episodes", 100, *trust_options(o.trust, acts, run)) for run in there),
-        command_line("eval", o.out, o.data, *trust_options((), None, o.out)),
+        *(command_line("eval", run, acts, "--episodes", 100, *_task_option(data, say),
+                       *trust_options(o.trust, acts, run)) for run in there),
+        *([] if stream is not None or o.map or o.max_episode_steps
+          else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
+        command_line("plot", o.out),
     )
+    curves = TrainingCurves.load(o.out)
+    loss = curves.curves.get("loss")
+    out.print_json({"run": str(o.out), "method": o.method, "seed": o.seed, "device": str(where),
+                    "steps": curves.last, "seconds": curves.seconds, "loss": loss and loss.values[-1],
+                    "last": curves.checkpoint_json(curves.last), "best": curves.checkpoint_json(curves.best),
+                    "chosen_by": curves.chosen_by})
+
+
+def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
+    """The loggers that were asked for. A package that is missing is an error before anything is trained."""
+    from ..learn.callbacks import TensorBoard, Wandb
+
+    loggers: list[TensorBoard | Wandb] = []
+    if o.tensorboard:
+        loggers.append(TensorBoard(o.out / "tensorboard"))
+    if o.wandb is not None:
+        name = str(o.out.resolve())  # the same run goes on in the same place
+        loggers.append(Wandb(project=o.wandb, name=o.out.name, id=sha256(name.encode()).hexdigest()[:16],
+                             resume="allow", config={"method": o.method, "data": o.data.name, "seed": o.seed}))
+    return loggers
+
+
+def _task_option(data: Dataset, say: TaskText | None) -> tuple[str, ...]:
+    """The task of the data in words, for a policy that reads it."""
+    from ..data.relabel import task_texts
+
+    texts = (str(text) for episode in data for text in task_texts(episode)) if say is not None else iter(())
+    return next((("--task", text) for text in texts if text), ())
 
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:
@@ -202,6 +254,26 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
     return continue_from(method, o.from_run, o.load, train, o.trust), {**stages, "from": o.from_run}
 
 
+def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | None:
+    """The environment in which the method and its stages collect episodes; None if they collect none.
+
+    Raises:
+        UserError: --env is given to a method that collects nothing.
+    """
+    from ..core import UserError
+    from ..envs import make
+
+    def collects(m: Method) -> bool:
+        return m.collection is not None or any(collects(stage.method) for stage in m.stages)
+    if not collects(method):
+        if o.env is not None:
+            raise UserError("the method collects no episodes", where="--env",
+                            hint="leave it out, or use --eval ENV to roll out in it during training")
+        return None
+    name = o.env or recorded_env(data)
+    return None if name is None else make(name, COLLECTION_ROWS, o.trust)
+
+
 def _open_stream(o: TrainOptions):
     from ..core import UserError
     from ..data.stream import ShardStream
@@ -218,23 +290,23 @@ def _open_stream(o: TrainOptions):
 
 
 class ProgressPrinter:
-    """A line a checkpoint: what its validation found, if there is one (`judged`), and the mean loss since the last."""
+    """A line a checkpoint: what its validation found, if there is one, and the mean loss since the last. A line a
+    round where episodes are collected. steps: None where the number is not known beforehand."""
 
-    def __init__(self, run: Run, steps: int, every: int | None, has_validation: bool):
+    def __init__(self, run: Run, steps: int | None, every: int | None, has_validation: bool):
         from ..learn.train import default_save_freq
 
-        self.run, self.steps, self.every, self.has_validation = (
-            run,
-            steps,
-            every or default_save_freq(steps),
-            has_validation,
-        )
+        self.run, self.steps, self.has_validation = run, steps, has_validation
+        self.every = every or (None if steps is None else default_save_freq(steps))
         self.losses: list[float] = []
 
     def __call__(self, step, learner, seen) -> None:
+        if "round" in seen:
+            self._print_round(step, seen)
+            return
         if "loss" in seen:
             self.losses.append(seen["loss"])
-            if self.has_validation or step < self.steps and step % self.every:
+            if self.has_validation or self.every is None or step != self.steps and step % self.every:
                 return
         names = {"score": "score in rollouts", "validation/energy": "error on held-out episodes"}
         found = [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]
@@ -245,8 +317,19 @@ class ProgressPrinter:
             print(f"update {step}: {', '.join(found)}", file=sys.stderr)
         self.losses.clear()
 
+    def _print_round(self, step, seen) -> None:
+        found = [f"{name} {seen[key]:.4g}" for key, name in (("round/success", "success"), ("round/return", "return"))
+                 if key in seen]
+        if self.losses:
+            found.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
+        print(f"update {step}: round {seen['round']} has {seen['round/episodes']} episodes, {seen['round/steps']} steps"
+              + "".join(f", {part}" for part in found), file=sys.stderr)
+        self.losses.clear()
+
     def _logged_losses(self, step: int) -> list[float]:
         """What the curve holds of the stretch up to `step`: a kill may come before its checkpoint was judged."""
+        if self.every is None:
+            return []
         return [line["loss"] for line in self.run.read_metrics()
                 if (step - 1) // self.every * self.every < line["step"] <= step and line.get("loss") is not None]
 

@@ -65,12 +65,12 @@ class ViewOptions:
     """leave out a column"""
     label: Annotated[TextOptions, arg(metavar="FIELD=VALUE")] = ()
     """say this of every episode: "task=put it there", success=false, operator=Ada"""
-    to: Format = "lerobot"
-    """materialize: the format to write"""
+    to: Format | None = None
+    """materialize: the format to write; by default that of the suffix of DST, and LeRobot if DST has none"""
     strict: bool = False
-    """materialize: refuse, if the format cannot hold everything by itself"""
+    """materialize: refuse if the format cannot hold everything without a sidecar file"""
     ignore: IgnoredCodes = ()
-    """materialize: although an audit finds this kind of error"""
+    """materialize: write although the audit finds an error with this code"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -226,10 +226,11 @@ def _lineage_lines(node, indent: str = "") -> list[str]:
 
 def _materialize(o: ViewOptions, out: Output) -> None:
     from ..data import views
+    from ..data.formats import formats_for_suffix
     from .convert import main as convert
 
-    views.read_view(o.path)  # what is no view says so
+    views.read_view(o.path)  # raises UserError if it is not a view
     check_absent(o.out)
-    convert([str(o.path), str(o.out), "--to", o.to, *(["--strict"] if o.strict else []),
+    convert([str(o.path), str(o.out), *(["--to", o.to] if o.to else []), *(["--strict"] if o.strict else []),
              *(part for code in o.ignore for part in ("--ignore", code))])
-    out.print_json({"path": str(o.out), "format": o.to, **views.lineage(o.path)})
+    out.print_json({"path": str(o.out), "format": o.to or formats_for_suffix(o.out)[0], **views.lineage(o.path)})

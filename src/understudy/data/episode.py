@@ -352,6 +352,35 @@ class Dataset(Sequence[Episode]):
         return digest.hexdigest()[:16]
 
 
+def episode_fingerprints(data: Dataset, columns: Sequence[str] | None = None) -> dict[str, Any]:
+    """Digests of single episodes, to recognize copies in another format, order or selection.
+
+    They depend on the numbers of the observations and actions, rounded to float32, at the steps of the episode.
+    Camera frames and metadata are not read.
+
+    Args:
+        data: The episodes.
+        columns: The columns to read. By default all numeric observations and actions.
+
+    Returns:
+        "columns": The columns, sorted. "digests": 16 hex digits for each episode. JSON values.
+    """
+    if columns is None:
+        columns = [name for name, f in (data[0].features() if len(data) else {}).items()
+                   if f.kind in ("vector", "discrete") and role(name) in ("observation", "action")]
+    digests = []
+    for episode in data:
+        digest = hashlib.sha256()
+        for name in sorted(columns):
+            column = np.asarray(episode.steps[name])[:len(episode)]
+            with np.errstate(over="ignore"):
+                numbers = np.ascontiguousarray(column.reshape(len(column), -1), np.float32)
+            digest.update(f"{name}{numbers.shape}".encode())
+            digest.update(numbers.data)
+        digests.append(digest.hexdigest()[:16])
+    return {"columns": sorted(columns), "digests": digests}
+
+
 def interrupted_episodes(data: Dataset) -> list[int]:
     """The numbers of the episodes whose recording was interrupted, so that they end before they were finished."""
     return [e for e, episode in enumerate(data) if episode.metadata.get("interrupted")]

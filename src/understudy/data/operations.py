@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -133,6 +133,74 @@ class Sample(Operation):
 def permutation(n: int, seed: int) -> list[int]:
     """0 to n-1 in an order of that seed, the same on every machine and with every version of NumPy."""
     return np.argsort(keys(seed, np.arange(n)).numpy(), kind="stable").tolist()
+
+
+def assign_groups(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]:
+    """Assigns whole groups of episodes to parts, as close to `fractions` as possible.
+
+    The distance is the sum over parts of (episodes - fraction * all episodes) squared. Every part gets a group. The
+    result is optimal if all groups have one size, or if the search takes at most `_MAX_PARTIAL_SUMS` partial sums.
+    Otherwise the largest groups are assigned first, each to the part that lacks most episodes. The order of `sizes`
+    decides among equally close assignments.
+
+    Args:
+        sizes: Episodes of each group. There are at least as many groups as parts.
+        fractions: Fraction of each part. They sum to 1.
+
+    Returns:
+        The part of each group.
+    """
+    wanted = [f * sum(sizes) for f in fractions]
+
+    def distance(totals: Sequence[int]) -> float:
+        return sum((t - w) ** 2 for t, w in zip(totals, wanted, strict=True))
+
+    def totals(parts: Sequence[int]) -> list[int]:
+        return np.bincount(parts, sizes, len(wanted)).astype(int).tolist()
+
+    simple = _assign_greedily(sizes, range(len(sizes)), wanted)
+    if len(set(sizes)) == 1:
+        return simple
+    best = _assign_exactly(sizes, len(wanted), distance)
+    if best is None:  # too many groups of different sizes
+        best = _assign_greedily(sizes, sorted(range(len(sizes)), key=lambda g: -sizes[g]), wanted)
+    return best if distance(totals(best)) < distance(totals(simple)) - 1e-9 else simple
+
+
+_MAX_PARTIAL_SUMS = 2_000_000  # a few seconds of work
+
+
+def _assign_greedily(sizes: Sequence[int], order: Sequence[int], wanted: Sequence[float]) -> list[int]:
+    """Assigns each group, in the given order, to the part that lacks most episodes."""
+    parts, missing, empty = [0] * len(sizes), list(wanted), set(range(len(wanted)))
+    for n, group in enumerate(order):
+        p = max(sorted(empty) if len(order) - n <= len(empty) else range(len(missing)), key=lambda p: missing[p])
+        parts[group] = p
+        missing[p] -= sizes[group]
+        empty.discard(p)
+    return parts
+
+
+def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequence[int]], float]) -> list[int] | None:
+    """The closest assignment, by dynamic programming over the totals of the parts. None if there are too many."""
+    layers: list[dict[tuple[int, ...], int]] = [{(0,) * parts: -1}]  # totals -> the part of the group before
+    work = 0
+    for size in sizes:
+        work += len(layers[-1]) * parts
+        if work > _MAX_PARTIAL_SUMS:
+            return None
+        after: dict[tuple[int, ...], int] = {}
+        for totals in layers[-1]:
+            for p in range(parts):
+                after.setdefault((*totals[:p], totals[p] + size, *totals[p + 1:]), p)
+        layers.append(after)
+    totals = min((t for t in layers[-1] if min(t) > 0), key=distance)
+    found = []
+    for size, layer in zip(reversed(sizes), reversed(layers[1:]), strict=True):
+        p = layer[totals]
+        found.append(p)
+        totals = (*totals[:p], totals[p] - size, *totals[p + 1:])
+    return found[::-1]
 
 
 @dataclass(frozen=True)

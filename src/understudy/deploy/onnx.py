@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import config
-from ..core import Feature, Schema, Unsupported, UserError, normal
+from ..core import Feature, Schema, Unsupported, UserError, keys, normal
 from ..data.window import Window
 from ..execute.actor import PolicyActor
 from ..execute.base import Executor
@@ -34,17 +34,30 @@ from ..nets.convolution import Convolution, Down, GroupNormMish, Up
 from ..policy import Planner, Policy, sampling_guides
 from .equivalence import plan_difference, random_noise, random_observations
 
-FORMAT = 1
+FORMAT = 2
 OPSET = 20
 
 
-def export(policy: Policy, path: Path | str, run: Executor | None = None, *, near: float = 1e-4) -> float:
-    """Writes `policy.plan` without guides to `path`, for any number of rows. Returns its largest error on made-up
-    observations, against double precision and relative to the largest action.
+def export(policy: Policy, path: Path | str, executor: Executor | None = None, *, near: float = 1e-4,
+           trust: tuple[str, ...] = ("understudy",)) -> float:
+    """Writes `policy.plan` without guides to an ONNX file, for any number of rows.
 
-    run: the executor that is to carry out its chunks; written beside.
-    Raises UserError if that error is above `near` and above 8 times the policy's own (of rounding, which a sampler that
-    divides by almost nothing in its first step lets grow), or if the policy holds what ONNX has no operators for.
+    Args:
+        policy: The policy.
+        path: The file, which ends in .onnx.
+        executor: The executor that runs the chunks. It is written into the file. By default every chunk is executed
+            for one step.
+        near: Largest error of a plan, relative to the largest action.
+        trust: Packages whose executors may be loaded.
+
+    Returns:
+        The largest error of the file's plans on random observations, against double precision and relative to the
+        largest action.
+
+    Raises:
+        Unsupported: The policy contains what ONNX has no operators for, or the executor cannot run the file.
+        UserError: The error is larger than `near` and larger than 8 times the policy's own rounding error. A sampler
+            that divides by almost nothing in its first step makes rounding errors grow.
     """
     path, policy = Path(path), copy.deepcopy(policy).cpu().float().eval()
     _import_package("onnx"), _import_package("onnxscript")
@@ -58,12 +71,15 @@ def export(policy: Policy, path: Path | str, run: Executor | None = None, *, nea
     facts = {"format": FORMAT, "inputs": list(policy.inputs), "target": policy.config.target,
              "features": {k: asdict(f) for k, f in policy.features.items()}, "window": config.dump(policy.window),
              "head": config.dump(policy.config.head), "noise": list(policy.noise_shape),
-             "run": config.dump(run or RecedingHorizon())}
+             "executor": config.dump(executor or RecedingHorizon(skip=max(0, -policy.window.action_offset)))}
     program.model.metadata_props["understudy"] = json.dumps(facts)
     partial = path.with_name(path.name + ".part")
     try:
         program.save(partial)
-        error, own = plan_difference(policy, load(partial))
+        planner = load(partial, trust=trust)
+        if executor is not None:
+            _check_runs(executor, planner, example[0])
+        error, own = plan_difference(policy, planner)
         if not error <= max(near, 8 * own):
             raise UserError(f"expected the policy's plans, found a difference of {error:.2g} of the largest action",
                             where=path, hint="this is a defect of the export: please report it")
@@ -73,9 +89,28 @@ def export(policy: Policy, path: Path | str, run: Executor | None = None, *, nea
     return error
 
 
-def load(path: Path | str, threads: int = 1) -> OnnxPlanner:
-    """What `export` wrote. threads: that a plan may use. Runs no code of the file's author; executors of other packages
-    than ours are refused."""
+def _check_runs(executor: Executor, planner: OnnxPlanner, obs: Mapping[str, Tensor]) -> None:
+    """Raises Unsupported if an executor needs more of a planner than a file can do: guides, or single steps."""
+    try:
+        executor.act(planner, obs, executor.start(planner, obs, keys(0, range(len(next(iter(obs.values())))))))
+    except Unsupported as error:
+        raise Unsupported(f"{type(executor).__name__} cannot run an exported policy, which plans whole chunks and "
+                          "takes no guides", hint="run the policy from its checkpoint (understudy.load_actor), or "
+                          "train it with another executor, such as RecedingHorizon") from error
+
+
+def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understudy",)) -> OnnxPlanner:
+    """Loads a file that `export` wrote.
+
+    Args:
+        path: The file.
+        threads: Number of threads that a plan may use.
+        trust: Packages whose executors may be loaded.
+
+    Raises:
+        UserError: There is no such file.
+        UntrustedCode: Its executor comes from another package.
+    """
     ort = _import_package("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
@@ -96,13 +131,24 @@ def load(path: Path | str, threads: int = 1) -> OnnxPlanner:
         raise UserError(
             f"expected format {FORMAT} of such files, found {facts.get('format')!r}", where=path, hint=_EXPORT_AGAIN
         )
-    return OnnxPlanner(session, facts, str(path))
+    return OnnxPlanner(session, facts, str(path), trust)
 
 
-def load_onnx_actor(path: Path | str, rows: int | None = None) -> PolicyActor:
-    """The same as learn.method.actor, of a file that `export` wrote."""
-    planner = load(path)
-    return PolicyActor(planner if rows is None else FixedBatch(planner, rows), planner.run, planner.image_sizes)
+def load_onnx_actor(path: Path | str, rows: int | None = None,
+                    trust: tuple[str, ...] = ("understudy",)) -> PolicyActor:
+    """The actor of a file that `export` wrote.
+
+    Args:
+        path: The file.
+        rows: Batch size that the network always gets; None for as many rows as there are.
+        trust: Packages whose executors may be loaded.
+
+    Raises:
+        Unsupported: The executor needs more than whole chunks.
+    """
+    planner = load(path, trust=trust)
+    planner.executor.check_planner(planner)
+    return PolicyActor(planner if rows is None else FixedBatch(planner, rows), planner.executor, planner.image_sizes)
 
 
 class OnnxPlanner(Planner):
@@ -111,7 +157,7 @@ class OnnxPlanner(Planner):
     device = torch.device("cpu")
     image_sizes = Policy.image_sizes
 
-    def __init__(self, session, facts: dict, where: str):
+    def __init__(self, session, facts: dict, where: str, trust: tuple[str, ...]):
         self.session, self.where = session, where
         self.inputs, self.noise_shape = tuple(facts["inputs"]), tuple(facts["noise"])
         self.features: Schema = {k: Feature(**{n: tuple(v) if isinstance(v, list) else v for n, v in f.items()})
@@ -119,7 +165,7 @@ class OnnxPlanner(Planner):
         self.target = self.features[facts["target"]]
         self.action_dim = self.target.size
         self.window: Window = config.load(facts["window"], where=where)
-        self.run: Executor = config.load(facts["run"], where=where)
+        self.executor: Executor = config.load(facts["executor"], trust, where=where)
 
     def plan(self, obs, noise, guides=()):
         if sampling_guides(guides):

@@ -13,6 +13,7 @@ from types import ModuleType
 from ..config import UntrustedCode
 from ..core import UserError
 from ..plugins import find_plugins, load_plugin
+from ..user_code import import_module
 from .base import Env, HasExpert, Obs, PlanarMap, Renderable, Restorable, StepResult
 from .physics import simulator_version
 
@@ -125,7 +126,7 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
         if gym_id in gymnasium.registry:
             break
         if package in trust:
-            _module(package, f"--trust {package}")
+            import_module(package, f"--trust {package}")
             continue
         try:
             _import_quietly(package)
@@ -143,12 +144,17 @@ def _registered(gym_id, name, rows, trust, options) -> Env:
     return _adapt_gym_env(name, env, lambda: gymnasium_adapter.build(gym_id, **options), rows)
 
 
-def _adapt_gym_env(name, env, again, rows) -> Env:
+def _adapt_gym_env(name, env, again, rows, checked: bool = False) -> Env:
+    """Rows of a gymnasium.Env. checked: what it returns is compared with its spaces at every step."""
     from . import gymnasium_adapter
 
     gymnasium_adapter.check_api(env, name)
     first = [env]  # already built
-    vec = gymnasium_adapter.vectorize(lambda: first.pop() if first else again(), rows)
+
+    def build():
+        env = first.pop() if first else again()
+        return gymnasium_adapter.CheckedEnv(env) if checked else env
+    vec = gymnasium_adapter.vectorize(build, rows)
     if len({id(e.unwrapped) for e in vec.envs}) < rows:
         raise UserError("expected a new environment at every call, found the same one again", where=name,
                         hint="build it inside the function")
@@ -168,7 +174,7 @@ def _make_from_factory(name, rows, trust, options) -> Env:
     if package not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,
                         hint=f"add --trust {package} (in Python: trust=({package!r},)) if you trust that code to run")
-    build = getattr(_module(module, name), factory, None)
+    build = getattr(import_module(module, name), factory, None)
     if build is None and factory in gymnasium.registry:  # Gymnasium's own way of naming who registers an id
         return _registered(factory, name, rows, (), options)
     if not callable(build):
@@ -199,7 +205,7 @@ def _make_with(build, factory: str, name: str, rows: int, options: dict) -> Env:
             env, {"env": name, "version": None, "fps": env.metadata.get("render_fps"), "limit": None}
         )
     if isinstance(env, gymnasium.Env):
-        return _adapt_gym_env(name, env, lambda: build(**options), rows)
+        return _adapt_gym_env(name, env, lambda: build(**options), rows, checked=True)
     raise UserError(f"expected an Env, a gymnasium.Env or a VectorEnv, found {type(env).__name__}", where=name,
                     hint="let the factory return one of these")
 
@@ -208,16 +214,6 @@ def _import_quietly(module: str) -> ModuleType:
     """Simulators greet when they are imported."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         return importlib.import_module(module)
-
-
-def _module(module: str, where: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # something that it needs itself
-        raise UserError(f"expected a module, found none called {module!r}", where=where,
-                        hint="check the name; it has to be importable from here (PYTHONPATH)") from error
 
 
 def suggestion(name: str, known) -> str:

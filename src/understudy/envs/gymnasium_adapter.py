@@ -16,7 +16,8 @@ from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from ..core import Feature, UserError
+from ..core import Feature, UserCodeError, UserError
+from ..user_code import describe_place
 from .base import Env, Renderable, StepResult
 
 FLAGS = ("success", "is_success")  # what infos call it
@@ -126,9 +127,14 @@ class GymVector(Env):
         out = {}
         for name, (path, space) in self.columns.items():
             value = seen
-            for key in path:
-                value = value[key]
-            out[name] = _to_array(space, value, rows)
+            try:
+                for key in path:
+                    value = value[key]
+                out[name] = _to_array(space, value, rows)
+            except (ValueError, TypeError, LookupError) as error:
+                raise UserCodeError(f"{name} does not fit its space {space}: {error}", where=self.metadata["env"],
+                                    hint="correct the observation, or the space that the environment declares"
+                                    ) from error
         return out
 
     def _to_native(self, action: torch.Tensor):
@@ -145,6 +151,65 @@ class GymVector(Env):
         if isinstance(space, spaces.Discrete):
             return action[:, 0] + space.start
         return (action + getattr(space, "start", 0)).astype(space.dtype)
+
+
+class CheckedEnv(gymnasium.Wrapper):
+    """An environment whose observations and rewards are checked at every step.
+
+    Gymnasium itself fails on a wrong shape far from its cause, and accepts a class that does not exist. Numbers outside
+    the bounds of a Box are accepted, as in Gymnasium.
+
+    Raises:
+        UserCodeError: An observation does not have the structure of its space, or a reward is not a number.
+    """
+
+    def reset(self, *, seed=None, options=None):
+        seen, info = self.env.reset(seed=seed, options=options)
+        self._check("reset", _misfit(self.observation_space, seen, "the observation"))
+        return seen, info
+
+    def step(self, action):
+        seen, reward, terminated, truncated, info = self.env.step(action)
+        self._check("step", _misfit(self.observation_space, seen, "the observation"))
+        if np.ndim(reward) or np.asarray(reward).dtype.kind not in "biuf":
+            self._check("step", f"the reward is {reward!r} and not a number")
+        return seen, reward, terminated, truncated, info
+
+    def _check(self, method: str, problem: str) -> None:
+        if problem:
+            raise UserCodeError(problem, where=describe_place(getattr(self.env.unwrapped, method)),
+                                hint="correct what it returns, or the space that the environment declares")
+
+
+def _misfit(space: spaces.Space, value, name: str) -> str:
+    """How the structure of a value differs from a space, or "" if it does not."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
+        if not isinstance(value, Mapping if isinstance(space, spaces.Dict) else (tuple, list)):
+            return f"{name} is a {type(value).__name__}, and its space is a {type(space).__name__}"
+        for key, inner in parts:
+            if key not in (value if isinstance(value, Mapping) else range(len(value))):
+                return f"{name} has no {key!r}, which its space has"
+            if problem := _misfit(inner, value[key], f"{name}[{key!r}]"):
+                return problem
+        return ""
+    if isinstance(space, spaces.Text):
+        return "" if isinstance(value, str) else f"{name} is {value!r}, and its space is text"
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return f"{name} is no array"
+    if array.shape != (space.shape or ()):
+        return f"{name} has shape {array.shape}, and its space has {space.shape}"
+    numbers = "biuf" if isinstance(space, spaces.Box) and space.dtype.kind == "f" else "biu"
+    if array.dtype.kind not in numbers and not (isinstance(space, spaces.Box) and array.dtype.kind in "biuf"
+                                                and _image_shape(space) is None):
+        return f"{name} holds {array.dtype} and its space {space.dtype}"
+    counts = _num_classes(space)
+    first = np.asarray(getattr(space, "start", 0))
+    if counts is not None and not ((array >= first) & (array < first + np.reshape(counts, array.shape))).all():
+        return f"{name} is {value!r}, which is not in {space}"
+    return ""
 
 
 class HeadlessGymVector(GymVector):

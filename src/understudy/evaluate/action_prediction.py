@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import Batch
-from ..data.episode import Dataset
+from ..data.episode import Dataset, episode_fingerprints
 from ..execute.base import Executor
 from ..files import replace_nonfinite
 from ..learn.validation import Validation, check_training_data, energy_score, target_scale
@@ -24,14 +24,30 @@ N_TIME_BINS = 10  # of an episode
 
 
 def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset) -> tuple[list[int], Origin]:
-    """The episodes of `data`, as opened, to judge a run on: those that its training held out if these are its data
-    and it held any out, else all of them; and what they were to the training."""
+    """The episodes to evaluate a run on, and what they were to its training.
+
+    Episodes are recognized by their numbers, so `data` may be the training data in another format, or a part of them.
+
+    Args:
+        provenance: The run's `provenance.json`.
+        data: The episodes, as they were opened.
+
+    Returns:
+        Episode numbers, and "other data" if the run was trained on none of `data`. If it was trained on some: those
+        that it was not trained on ("held out"), or all of them if there are none ("trained on"). Fragments that
+        training left out are not evaluated then.
+    """
+    known = provenance.get("episodes", {"columns": (), "digests": ()})
     everything = list(range(len(data)))
-    if provenance.get("data", {}).get("fingerprint") != data.fingerprint():
+    if not known["columns"] or not all(name in data.features() for name in known["columns"]):
         return everything, "other data"
-    held = [i for i in provenance.get("held_out", ()) if i < len(data)]
-    left_out = set(provenance.get("left_out", ()))
-    return (held, "held out") if held else ([i for i in everything if i not in left_out], "trained on")
+    digests = episode_fingerprints(data, known["columns"])["digests"]
+    held, left_out = ({known["digests"][i] for i in provenance.get(key, ())} for key in ("held_out", "left_out"))
+    learned = set(known["digests"]) - held - left_out
+    if not learned & set(digests):
+        return everything, "other data"
+    unseen = [i for i in everything if digests[i] not in learned | left_out]
+    return (unseen, "held out") if unseen else ([i for i in everything if digests[i] in learned], "trained on")
 
 
 @dataclass(frozen=True)
@@ -128,11 +144,11 @@ class ActionPrediction:
     def describe(self) -> str:
         """What came out, plainly."""
         n = len(self.episodes)
-        which = {"held out": f"{n} episode{'s' * (n != 1)} that the training held out",
+        which = {"held out": f"{n} episode{'s' * (n != 1)} that it was not trained on",
                  "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none was held out, so expect "
                                "figures that are too good)",
                  "other data": f"{n} episode{'s' * (n != 1)} of a data set that it was not trained on, as far as is "
-                               "recorded (if cut or copied from one that it was, this is no test)"}[self.origin]
+                               "recorded (if they are cut from its training data, this is no test)"}[self.origin]
         e = self.energy_score
         sure = f" ({e.level:.0%} interval over episodes {e.low:.3g} to {e.high:.3g})" if np.isfinite(e.low) else ""
         text = (

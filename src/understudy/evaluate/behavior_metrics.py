@@ -22,8 +22,7 @@ from .behavior.demo_distance import (
 )
 from .behavior.latency import LatencySummary
 from .behavior.scaling import TrajectoryScaling, evenly_spaced
-from .failures import FailureGroup, group_failures
-from .plots import Figure
+from .failures import FailureGroup, FailurePictures, group_failures
 from .stats import LEVEL, Interval
 
 
@@ -78,26 +77,26 @@ class BehaviorModes:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "ways": self.n_modes,
+            "n_modes": self.n_modes,
             "source": self.source,
             "counts": dict(self.counts),
             "entropy": self.entropy,
             "demonstrations": None if self.demonstrations is None else dict(self.demonstrations),
-            "seen": self.n_modes_found,
+            "n_modes_found": self.n_modes_found,
             "overlap": self.overlap,
-            "entropy_per_start": None
+            "conditional_entropy": None
             if self.conditional_entropy is None
             else _interval_to_json(self.conditional_entropy),
-            "starts": self.n_starts,
-            "repeats": self.n_repeats,
-            "fair_policy": self.expected_entropy,
+            "n_starts": self.n_starts,
+            "n_repeats": self.n_repeats,
+            "expected_entropy": self.expected_entropy,
         }
 
 
 @dataclass(frozen=True)
 class BehaviorMetrics:
-    """Of one policy. why: of what is missing, what it would take. pictures: one of each group of failures, or None
-    (`failures.pictures`)."""
+    """Of one policy. why: of what is missing, what it would take. failure_figures: the pictures of each group of
+    failures, or nothing (`failures.failure_figures`)."""
 
     metrics: tuple[BehaviorMetric, ...]
     modes: BehaviorModes | None
@@ -107,13 +106,13 @@ class BehaviorMetrics:
     failures: tuple[FailureGroup, ...]
     missing: tuple[str, ...]
     seed: int
-    failure_figures: tuple[Figure | None, ...] = ()
+    failure_figures: tuple[FailurePictures, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "measures": {m.key: m.to_json() for m in self.metrics},
+            "metrics": {m.key: m.to_json() for m in self.metrics},
             "modes": None if self.modes is None else self.modes.to_json(),
-            "told_from_demonstrations": None
+            "discriminator_accuracy": None
             if self.discriminator_accuracy is None
             else _interval_to_json(self.discriminator_accuracy),
             "earth_movers_distance": None
@@ -144,14 +143,8 @@ class BehaviorMetrics:
                 if math.isfinite(mine)
             ]
             out += [f"Earth mover's distance from the demonstrations: {', '.join(each)}."] if each else []
-        if (d := self.latency) is not None:
-            late = "" if d.period is None else (f"; a step lasts {d.period:.3g} ms, and "
-                                                f"{d.n_late or 'none'} took longer than that")
-            out.append(
-                f"A decision takes {_format_ms(d.median)} ms (median), {_format_ms(d.p95)} (95 of 100), "
-                f"{_format_ms(d.max)} (the "
-                f"slowest of {d.decisions}){late}."
-            )
+        if self.latency is not None:
+            out.append(self.latency.describe())
         return out
 
     def summary_lines(self) -> list[str]:
@@ -301,7 +294,3 @@ def _interval_to_json(i: Interval) -> dict[str, float]:
 
 def _format_percent(i: Interval) -> str:
     return f"{i.estimate:.0%} [{i.low:.0%}, {i.high:.0%}]"
-
-
-def _format_ms(v: float) -> str:
-    return f"{v:.3g}" if v < 100 else f"{v:.0f}"

@@ -19,6 +19,8 @@ from .behavior.scaling import TrajectoryScaling, resample_rows
 from .episode_video import _camera, film_strip
 
 TRAJECTORY_POINTS, MAX_COMPONENTS = 8, 12  # of a trajectory, and what of it is clustered
+MAX_STRIPS, STRIP_FRAMES = 6, 4  # episodes of a group whose frames are shown, and frames of each
+MAX_SUCCESSES = 50  # whose trajectories are drawn for comparison
 SHAPE_WEIGHT = 0.25  # a mean silhouette under which there are no groups (Kaufman and Rousseeuw 1990)
 
 
@@ -44,10 +46,10 @@ class FailureGroup:
             "episodes": list(self.episode_indices),
             "count": len(self),
             "steps": dict(zip(("first", "median", "last"), self.steps, strict=True)),
-            "at_time_limit": self.n_timeouts,
-            "where": self.end_location,
-            "start_distance_ratio": self.start_distance,
-            "leaves_demonstrations_at": self.divergence_step,
+            "n_timeouts": self.n_timeouts,
+            "end_location": self.end_location,
+            "start_distance": self.start_distance,
+            "divergence_step": self.divergence_step,
         }
 
     def describe(self) -> str:
@@ -150,36 +152,107 @@ def _describe_end(lost, won, env, view: TrajectoryScaling) -> str:
         return said + (f", {np.median(gaps):.2f} from the goal's edge at its closest" if gaps else "")
     if not view.n_components:
         return "ends somewhere: there are no numbers that would tell where"
+    i, odd = _telling_component(lost, won, view)
+    if abs(odd) < 0.25:
+        return f"ends where {'successes do' if won else 'episodes are on average'}"
+    side = "above" if odd > 0 else "below"
+    return f"ends with {view.names[i]} {abs(odd):.1f} deviations {side} {'that of successes' if won else 'its mean'}"
+
+
+def _telling_component(lost: Sequence[Episode], won: Sequence[Episode], view: TrajectoryScaling) -> tuple[int, float]:
+    """The component in which the ends of failures differ most from those of successes, and by how many deviations."""
     ends = np.stack([np.nan_to_num(view.states(e)[-1]) for e in lost])
     usual = np.median([np.nan_to_num(view.states(e)[-1]) for e in won], 0) if won else np.zeros(ends.shape[1])
     odd = np.median(ends, 0) - usual
     i = int(np.abs(odd).argmax())
-    if abs(odd[i]) < 0.25:
-        return f"ends where {'successes do' if won else 'episodes are on average'}"
-    side = "above" if odd[i] > 0 else "below"
-    return f"ends with {view.names[i]} {abs(odd[i]):.1f} deviations {side} {'that of successes' if won else 'its mean'}"
+    return i, float(odd[i])
 
 
 # -- to look at ----------------------------------------------------------------------------------------------------
 
 
-def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env | None) -> list[plots.Figure | None]:
-    """One of each group: the ways of its episodes over a Plane's map, else frames of the most typical one: those of
-    its camera, or what the environment shows when the same is done again from the same start. None where there is
-    nothing to see."""
+@dataclass(frozen=True)
+class FailurePictures:
+    """What a page shows of a group of failures.
+
+    Args:
+        trajectories: The group's trajectories, and those of successes in gray: over the map of a `PlanarMap`, else in
+            the component whose end differs most from that of successes. None if there are no numbers.
+        strips: (episode number, frames) of the most typical episodes of the group, the most typical first. Empty if
+            there is no camera and the environment cannot draw.
+        success_strip: The same of the successful episode that starts nearest to the most typical failure.
+    """
+
+    trajectories: plots.Figure | None
+    strips: tuple[tuple[int, plots.Figure], ...] = ()
+    success_strip: tuple[int, plots.Figure] | None = None
+
+
+def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env | None) -> list[FailurePictures]:
+    """Draws the episodes of each group, next to successes.
+
+    Frames are those of the first camera. Without a camera, the environment draws them: the recorded actions are
+    executed again from the same start.
+
+    Args:
+        groups: The groups.
+        episodes: All episodes of the evaluation.
+        env: The environment. What it can draw decides what is shown.
+    """
     if not groups:
         return []
     at = {int(e.metadata["number"]): e for e in episodes}
+    won = [e for e in episodes if e.metadata.get("success") is True]
+    view = TrajectoryScaling.from_data(episodes)
+    ways = _trajectory_figures(groups, at, won, env, view)
+    nearest = [_nearest_start(at[g.episode_indices[0]], won, view) for g in groups]
+    chosen = [[*(at[n] for n in g.episode_indices[:MAX_STRIPS]), *([near] if near is not None else [])]
+              for g, near in zip(groups, nearest, strict=True)]
+    strips = iter(_strips([e for some in chosen for e in some], env))
+    out = []
+    for figure, some, near in zip(ways, chosen, nearest, strict=True):
+        drawn = [(int(e.metadata["number"]), strip) for e in some if (strip := next(strips)) is not None]
+        success = drawn.pop() if near is not None and drawn else None
+        out.append(FailurePictures(figure, tuple(drawn), success))
+    return out
+
+
+def _trajectory_figures(groups, at, won, env, view) -> list[plots.Figure | None]:
+    """The trajectories of each group over those of successes."""
+    shown = won[:MAX_SUCCESSES]
     if isinstance(env, PlanarMap):
-        plane = plots.visible_area(env.map(), (at[n] for g in groups for n in g.episode_indices))
-        return [plots.trajectories([at[n] for n in g.episode_indices], plane) for g in groups]
-    typical = [at[g.episode_indices[0]] for g in groups]
-    if all(_camera(e) is not None for e in typical):
-        return [film_strip(e) for e in typical]
+        plane = plots.visible_area(env.map(), [*(at[n] for g in groups for n in g.episode_indices), *shown])
+        return [plots.trajectories([at[n] for n in g.episode_indices], plane, context=shown) for g in groups]
+    if not view.n_components:
+        return [None] * len(groups)
+    out = []
+    for g in groups:
+        lost = [at[n] for n in g.episode_indices]
+        i, _ = _telling_component(lost, won, view)
+
+        def values(some, i=i):
+            return [view.states(e)[:, i] * view.scale[i] + view.center[i] for e in some]
+        mine, theirs = values(lost), values(shown)
+        both = np.concatenate([*mine, *theirs])
+        ends = (max(map(len, (*mine, *theirs))) - 1, float(np.nanmin(both)), float(np.nanmax(both)))
+        out.append(plots.component_curves(mine, view.names[i], *ends, context=theirs))
+    return out
+
+
+def _nearest_start(episode: Episode, won: Sequence[Episode], view: TrajectoryScaling) -> Episode | None:
+    """The success whose first state is nearest."""
+    start = np.nan_to_num(view.states(episode)[0])
+    return min(won, key=lambda e: float(np.linalg.norm(np.nan_to_num(view.states(e)[0]) - start)), default=None)
+
+
+def _strips(episodes: Sequence[Episode], env: Env | None) -> list[plots.Figure | None]:
+    """Frames of each episode; None where there is nothing to see."""
+    if all(_camera(e) is not None for e in episodes):
+        return [film_strip(e, STRIP_FRAMES) for e in episodes]
     if isinstance(env, Renderable):
         return [plots.film_strip([f for _, f in seen], [f"step {t}" for t, _ in seen], "What happened")
-                if seen else None for seen in _rerender(typical, env)]
-    return [None] * len(groups)
+                if seen else None for seen in _rerender(episodes, env, STRIP_FRAMES)]
+    return [None] * len(episodes)
 
 
 def _rerender(episodes: Sequence[Episode], env: Renderable, most: int = 4) -> list[list[tuple[int, np.ndarray]]]:

@@ -52,6 +52,7 @@ STYLE = f"""
 .plot .grid{{stroke:var(--line)}} .plot .base{{stroke:var(--edge);stroke-width:1.5}}
 .plot .good{{stroke:var(--good);stroke-width:1.6}}
 .plot .bad{{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:4 3}}
+.plot .context{{stroke:var(--soft);stroke-width:1;stroke-opacity:.28}}
 .plot .cross{{stroke:var(--bad);stroke-width:2}} .plot .curve{{stroke-width:2.2}}
 .plot .halo{{stroke:var(--paper);stroke-width:5;stroke-opacity:.75}} .plot .mark{{stroke:var(--ink);stroke-width:2}}
 """.strip()
@@ -71,9 +72,16 @@ class Figure:
 # -- trajectories -------------------------------------------------------------------------------------------------
 
 
-def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episodes: int = 200) -> Figure:
-    """The ways of these episodes over the map of a Plane (see envs.base): a solid line succeeds, a dashed one with a
-    cross does not. Where marks differ by episode, the first six have a picture each."""
+def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episodes: int = 200,
+                 context: Sequence[Episode] = ()) -> Figure:
+    """Trajectories over a map: a solid line succeeds, a dashed one with a cross does not.
+
+    Args:
+        data: The episodes. Where marks, such as goals, differ by episode, the first six have a map each.
+        plane: The map (`PlanarMap.map`).
+        max_episodes: At most so many are drawn.
+        context: Episodes that are drawn as thin gray lines below, on a map that all share.
+    """
     episodes, many = list(data), 6
     well = [_outcome(e) for e in episodes]
     if plane.get("marks"):
@@ -96,8 +104,9 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episo
     # Failures last: they are few where it matters, and must not be hidden.
     drawn = sorted(episodes[:max_episodes], key=lambda e: _outcome(e) is False)
     strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(drawn) + 1)))
-    parts = [ground.frame(), *ground.shapes(plane["shapes"]), *(ground.trajectory_path(e, strength) for e in drawn),
-             *ground.names(plane["shapes"], drawn)]
+    parts = [ground.frame(), *ground.shapes(plane["shapes"]),
+             *(_path(ground.points(e), "context") for e in context),
+             *(ground.trajectory_path(e, strength) for e in drawn), *ground.names(plane["shapes"], [*drawn, *context])]
     some = "" if len(episodes) <= max_episodes else f" The first {max_episodes} are drawn."
     return _figure(parts, ground.height + 1, f"Trajectories over the map. {_outcome_text(well)}{some}")
 
@@ -379,12 +388,26 @@ class _Axes:
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name: str, y_name: str, *,
            log: bool = False, log_x: bool = False, dots: bool = False, low: float | None = None,
-           high: float | None = None, bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None
-           ) -> Figure:
-    """name -> (x, y): each has a color and a dash of its own. log, log_x: logarithmic axes. What is not finite (or not
-    positive, on one of those) is left out. bands: name -> (low, high) around that series. low, high: of the y axis,
-    where they are known."""
-    bands = bands or {}
+           high: float | None = None, bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+           smooth: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+           marks: Mapping[str, float] | None = None, x_low: float | None = None) -> Figure:
+    """Curves over one axis, each with a color and a dash pattern of its own.
+
+    Args:
+        series: Name -> (x, y). What is not finite, or not positive on a logarithmic axis, is left out.
+        x_name: Label of the x axis.
+        y_name: What is measured, for the alternative text.
+        log: Logarithmic y axis.
+        log_x: Logarithmic x axis.
+        dots: Draw a dot at every point.
+        low: Lower end of the y axis; that of the data by default.
+        high: Upper end of the y axis; that of the data by default.
+        bands: Name -> (low, high) around that series.
+        smooth: Name -> (x, y) of a smoothed series. It is drawn as the line, and the series itself faintly behind it.
+        marks: Name -> x of the point of that series that gets a ring.
+        x_low: Left end of the x axis; that of the data by default.
+    """
+    bands, smooth, marks = bands or {}, smooth or {}, marks or {}
     shown, ends = {}, []
     for name, (xs, ys) in series.items():
         xs, ys = np.asarray(xs, float), np.asarray(ys, float)
@@ -398,22 +421,65 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name
         return _empty_figure(y_name)
     steps = np.concatenate([x for x, _, _ in shown.values()])
     legend, rows = _legend(list(shown))
-    axes = _Axes((steps.min(), steps.max()), (values.min() if low is None else low, values.max() if high is None
-                                              else high), x_name, 20 * rows + 14, 20 * rows + 230, log, log_x=log_x)
-    parts, told = [*legend, *axes.grid()], []
+    axes = _Axes((steps.min() if x_low is None else x_low, steps.max()),
+                 (values.min() if low is None else low, values.max() if high is None else high),
+                 x_name, 20 * rows + 14, 20 * rows + 230, log, log_x=log_x)
+    parts, over, told = [*legend, *axes.grid()], [], []
     for i, (name, (xs, ys, band)) in enumerate(shown.items()):
+        color, dash = _series_style(i)
         if band and len(xs):
             ring = axes.points([*xs, *xs[::-1]], [*band[1], *band[0][::-1]])
-            parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill=f"var(--s{i % 4})",
+            parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill=color,
                               fill_opacity=0.15))
         points = axes.points(xs, ys)
-        parts.append(_path(points, "curve", stroke=f"var(--s{i % 4})", stroke_dasharray=DASH_PATTERNS[i % 4]))
+        if name in smooth:
+            parts.append(_path(points, stroke=color, stroke_width=1, stroke_opacity=0.3))
+            points = axes.points(*smooth[name])
+            over.append(_path(points, "curve", stroke=color, stroke_dasharray=dash))
+        else:
+            parts.append(_path(points, "curve", stroke=color, stroke_dasharray=dash))
         if dots or len(points) == 1:
-            parts += [_circle(p, 3, fill=f"var(--s{i % 4})") for p in points]
+            parts += [_circle(p, 3, fill=color) for p in points]
         if len(ys):
             told.append(f"{name} from {_format_number(ys[0])} to {_format_number(ys[-1])}")
-    return _figure(parts + axes.axis_lines(), axes.height,
+        if len(ringed := np.flatnonzero(xs == marks[name]) if name in marks else ()):
+            value = ys[ringed[0]]
+            over.append(_circle((axes.x(marks[name]), axes.y(value)), 5, fill="none", stroke=color, stroke_width=2))
+            told[-1] += f", {_format_number(value)} at the ring"
+    return _figure(parts + over + axes.axis_lines(), axes.height,
                    f"{y_name} over {x_name}{' (logarithmic)' if log else ''}: {'; '.join(told)}.")
+
+
+def _series_style(i: int) -> tuple[str, str]:
+    """Color and dash pattern of the i-th series. The first 16 differ, and the first four in both."""
+    return f"var(--s{i % 4})", DASH_PATTERNS[(i + i // 4) % 4]
+
+
+def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low: float, high: float, *,
+                     context: Sequence[np.ndarray] = ()) -> Figure:
+    """One component of failed episodes over their steps: dashed lines that end in a cross.
+
+    Args:
+        rows: Its values in each episode.
+        name: Its name.
+        last_step: Right end of the x axis.
+        low: Lower end of the y axis.
+        high: Upper end of the y axis.
+        context: Its values in other episodes, drawn as thin gray lines below.
+    """
+    axes = _Axes((0, max(last_step, 1)), (low, high), "step", 10, 190, whole=True)
+    parts, strength = axes.grid(), max(0.3, min(1.0, 4.5 / math.sqrt(len(rows) + 1)))
+
+    def points(values) -> list[tuple[float, float]]:
+        at = _evenly_spaced(len(values), 240)
+        return axes.points(at, np.asarray(values, float)[at])
+    parts += [_path(points(values), "context") for values in context]
+    for line in filter(None, map(points, rows)):
+        x, y = line[-1]
+        parts += [_path(line, "bad", stroke_opacity=strength),
+                  _tag("path", **{"class": "cross"}, d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0-6l-6 6")]
+    return _figure(parts + axes.axis_lines(), axes.height, f"{name} of {len(rows)} failed episodes over their steps"
+                   f"{f', and of {len(context)} successes in gray' if context else ''}.")
 
 
 def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, half_value: float = math.nan, *,
@@ -584,7 +650,7 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
             x, row = 0.0, row + 1
         y = 9.0 + 20 * row
         parts += [
-            _path([(x + 1, y), (x + 25, y)], "curve", stroke=f"var(--s{i % 4})", stroke_dasharray=DASH_PATTERNS[i % 4]),
+            _path([(x + 1, y), (x + 25, y)], "curve", stroke=_series_style(i)[0], stroke_dasharray=_series_style(i)[1]),
             _text((x + 32, y + 4), _truncate(name, 40)),
         ]
         x += width

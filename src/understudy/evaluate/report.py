@@ -18,15 +18,19 @@ from ..core import Feature, role
 from ..data.episode import Dataset
 from ..envs.base import Env, PlanarMap
 from ..files import write_text
+from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, Curve, read_curves
 from . import plots
 from .action_prediction import NOTE, ActionPrediction, EpisodePlanSamples, ErrorBreakdown
-from .behavior_metrics import BehaviorMetrics
+from .behavior_metrics import BehaviorMetrics, BehaviorModes
 from .comparison import Comparison
 from .episode_video import film_strip
 from .evaluation import Evaluation, capitalize_name, compare, verdict_parts
+from .failures import FailurePictures
 from .plots import Figure
+from .stats import Interval
 
 Lines = Sequence[Mapping[str, Any]]  # of a run's metrics.jsonl
+SMOOTHED_FROM = 50  # points of a loss curve from which on a moving average is drawn over it
 
 STYLE = """
 *{box-sizing:border-box}
@@ -51,10 +55,25 @@ figure{margin:0;min-width:0} figcaption{color:var(--soft);font-size:14px;margin-
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px 16px;margin:0}
 .tile dt{font-size:13px;color:var(--soft)} .tile dd{margin:0;font-size:21px;font-weight:620;letter-spacing:-.01em;
  font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
-.scroll{overflow-x:auto;margin:0 0 26px}
-table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;min-width:60%}
+.scroll{overflow-x:auto;margin:0 0 26px;scrollbar-width:thin;scrollbar-color:var(--edge) transparent;
+ --shade:color-mix(in srgb,var(--ink) 26%,transparent);background:
+ linear-gradient(to left,var(--paper) 20px,transparent) right/60px 100% no-repeat local,
+ linear-gradient(to left,var(--shade),transparent) right/14px 100% no-repeat scroll}
+table{border-collapse:separate;border-spacing:0;font-size:14px;font-variant-numeric:tabular-nums;min-width:60%}
 th,td{text-align:left;padding:7px 22px 7px 0;border-bottom:1px solid var(--line);vertical-align:baseline}
+th{white-space:nowrap} td.n{white-space:nowrap}
+th:first-child,td:first-child{position:sticky;left:0;background:var(--paper);max-width:38vw;white-space:normal;
+ overflow-wrap:anywhere}
 th{font-weight:600;color:var(--soft)} td.n,th.n{text-align:right}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:26px 44px}
+.columns>div{min-width:0} .columns>div>h3{font-size:16px;padding-bottom:8px;border-bottom:1px solid var(--line);
+ margin-bottom:16px}
+.row.top{align-items:start} .row.top>div:has(>.group>details[open]){grid-column:1/-1}
+ .group>figure{max-width:490px} .row>div{min-width:0} .columns .group{margin-bottom:34px}
+details{margin:14px 0 0} summary{cursor:pointer;display:inline-block;background:var(--panel);border-radius:9px;
+ border:1px solid var(--line);padding:7px 15px;font-size:14px;font-weight:560} summary:hover{border-color:var(--edge)}
+details[open]>summary{margin-bottom:18px} details .row{gap:18px 44px;margin:0}
+ details h3{font-size:14px;font-weight:560}
 code,pre{font-family:ui-monospace,"SF Mono",SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:14px}
 .commands{list-style:none;margin:0;padding:0}
 .commands li{margin:0 0 12px} .commands pre{margin:0;background:var(--panel);border:1px solid var(--line);
@@ -108,10 +127,10 @@ class Figures(Content):
 
 @dataclass(frozen=True)
 class Table(Content):
-    """Cells that are numbers stand at the right."""
+    """Cells that are numbers, or numbers with intervals, stand at the right."""
 
     header: tuple[str, ...]
-    rows: tuple[tuple[str | float, ...], ...]
+    rows: tuple[tuple[str | float | Interval, ...], ...]
 
     def html(self) -> str:
         def cell(tag, value, number):
@@ -122,8 +141,57 @@ class Table(Content):
         ]
         lines = ["".join(cell("td", v, n) for v, n in zip(r, numbers, strict=True)) for r in self.rows]
         head = "".join(cell("th", v, n) for v, n in zip(self.header, numbers, strict=True))
-        return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
+        return (f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>'
                 + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody></table></div>")
+
+
+@dataclass(frozen=True)
+class Columns(Content):
+    """(title, contents) each; side by side where there is room."""
+
+    items: tuple[tuple[str, tuple[Content, ...]], ...]
+
+    def html(self) -> str:
+        return '<div class="columns">' + "".join(
+            f"<div><h3>{escape(title)}</h3>{''.join(c.html() for c in contents)}</div>"
+            for title, contents in self.items) + "</div>"
+
+
+@dataclass(frozen=True)
+class SideBySide(Content):
+    """Contents without titles, side by side where there is room."""
+
+    items: tuple[Content, ...]
+
+    def html(self) -> str:
+        return f'<div class="row top">{"".join(f"<div>{c.html()}</div>" for c in self.items)}</div>'
+
+
+@dataclass(frozen=True)
+class Group(Content):
+    """A figure, if there is one, with its caption and what belongs to it."""
+
+    title: str
+    figure: Figure | None
+    caption: str
+    contents: tuple[Content, ...] = ()
+
+    def html(self) -> str:
+        return (f'<div class="group"><figure><h3>{escape(self.title)}</h3>{self.figure.svg if self.figure else ""}'
+                f"<figcaption>{_unicode_minus(escape(self.caption))}</figcaption></figure>"
+                f"{''.join(c.html() for c in self.contents)}</div>")
+
+
+@dataclass(frozen=True)
+class Details(Content):
+    """Contents that the reader opens."""
+
+    title: str
+    contents: tuple[Content, ...]
+
+    def html(self) -> str:
+        return (f"<details><summary>{escape(self.title)}</summary>"
+                f"{''.join(c.html() for c in self.contents)}</details>")
 
 
 @dataclass(frozen=True)
@@ -185,13 +253,12 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     said = verdict_parts(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
     sections = [closed_loop_section(runs, env), *camera_sections(runs)]
     if behavior:
-        sections += [behavior_section(behavior), *failure_sections(behavior)]
+        sections += [*failure_sections(behavior), behavior_section(behavior)]
     if training:
         sections.append(training_section(training))
     if data is not None:
         sections.append(demonstrations_section(data, env))
-    if commands:
-        sections.append(Section("Go on", (Commands(tuple(commands)),)))
+    sections += next_step_section(behavior or {}, commands)
     return write_page(path, title, sections, verdict=said, footer=_method_notes(judged))
 
 
@@ -264,58 +331,79 @@ def camera_sections(runs: Mapping[str, Evaluation]) -> list[Section]:
 
 
 def behavior_section(runs: Mapping[str, BehaviorMetrics]) -> Section:
-    """Smoothness, speed, distances, ways and latency, each beside what the demonstrations have."""
-    contents: list[Content] = []
-    for name, b in runs.items():
-        rows = tuple(
-            (
-                m.name + (f" ({m.unit})" if m.unit else ""),
-                m.value.estimate,
-                m.value.low,
-                m.value.high,
-                m.n_episodes,
-                m.better_direction or "–",
-                m.demonstrations.estimate if m.demonstrations else math.nan,
-            )
-            for m in b.metrics
-        )
-        contents += [Paragraph(f"{capitalize_name(name)}:")] if len(runs) > 1 else []
-        if rows:
-            contents.append(Table(("mean of an episode", "estimate", "low", "high", "episodes", "better",
-                                   "demonstrations"), rows))
-        if (m := b.modes) is not None:
-            theirs, total = m.demonstrations, max(sum(m.counts.values()), 1)
-            ways = sorted({*m.counts, *(theirs or ())})
-            contents.append(Figures((("Ways it goes", plots.bars(
-                [(w, m.counts.get(w, 0) / total, theirs.get(w, 0) / sum(theirs.values()) if theirs else None)
-                 for w in ways], "share of its successes", "of the demonstrations" if theirs else ""),
-                f"As told by {m.source}."),)))
-        contents += [Paragraph(line) for line in b.describe()]
+    """Smoothness, speed, distances, modes and latency of each policy, in columns, and of the demonstrations."""
+    names, each = list(runs), list(runs.values())
+    known = {m.key: m for b in each for m in b.metrics}
+    shown = {m.key: m.demonstrations for b in each for m in b.metrics if m.demonstrations is not None}
+    rows = []
+    for key, metric in known.items():
+        mine = [next((m for m in b.metrics if m.key == key), None) for b in each]
+        rows.append((f"{metric.name} ({metric.unit})" if metric.unit else metric.name,
+                     *(math.nan if m is None else m.value for m in mine),
+                     *([shown[key].estimate if key in shown else math.nan] if shown else []),
+                     metric.better_direction or "–"))
+    titles = names if len(runs) > 1 else ["this policy"]
+    header = ("mean of an episode", *titles, *(["demonstrations"] if shown else []), "better")
+    contents: list[Content] = [Table(header, tuple(rows))] if rows else []
+    if items := [_modes_figure(name if len(runs) > 1 else "", b.modes) for name, b in runs.items() if b.modes]:
+        contents.append(Figures(tuple(items)))
+    words = [tuple(map(Paragraph, b.describe())) for b in each]
+    contents.extend(words[0] if len(runs) == 1 else [Columns(tuple(zip(names, words, strict=True)))])
     return Section("Beside success", tuple(contents),
-                   "Intervals: bootstrap over episodes. Deviations are standard deviations of the demonstrations, "
-                   "where they are known, else of these episodes.")
+                   "In brackets: the 95% interval, by bootstrap over episodes. Deviations are standard deviations of "
+                   "the demonstrations, where they are known, else of these episodes.")
+
+
+def _modes_figure(name: str, m: BehaviorModes) -> tuple[str, Figure, str]:
+    theirs, total = m.demonstrations, max(sum(m.counts.values()), 1)
+    ways = sorted({*m.counts, *(theirs or ())})
+    figure = plots.bars([(w, m.counts.get(w, 0) / total, theirs.get(w, 0) / sum(theirs.values()) if theirs else None)
+                         for w in ways], "share of its successes", "of the demonstrations" if theirs else "")
+    return f"Ways {name} goes" if name else "Ways it goes", figure, f"As told by {m.source}."
 
 
 def failure_sections(runs: Mapping[str, BehaviorMetrics]) -> list[Section]:
-    """Failures in groups that failed alike, each with a picture, and what to record next."""
-    out = []
+    """Failures in groups that failed alike. Each group can be opened to see its episodes next to a success."""
+    groups = [_failure_groups(b) for b in runs.values()]
+    if not any(groups):
+        return []
+    pictures = [p for b in runs.values() for p in b.failure_figures]
+    lead = "Failed episodes whose trajectories are alike, the largest group first."
+    lead += " Thin gray lines are successes." if any(p.trajectories is not None for p in pictures) else ""
+    lead += " Open a group to see its episodes next to one that succeeds." if any(p.strips for p in pictures) else ""
+    if len(runs) == 1:
+        return [Section("How it fails", (SideBySide(groups[0]),), lead)]
+    titles = [f"{capitalize_name(name)} fails in {sum(map(len, b.failures))} episodes" if b.failures else
+              f"{capitalize_name(name)} does not fail" for name, b in runs.items()]
+    return [Section("How they fail", (Columns(tuple(zip(titles, groups, strict=True))),), lead)]
+
+
+def _failure_groups(b: BehaviorMetrics) -> tuple[Content, ...]:
+    total, out = sum(map(len, b.failures)), []
+    pictures = b.failure_figures or (FailurePictures(None),) * len(b.failures)
+    for i, (g, p) in enumerate(zip(b.failures, pictures, strict=True), 1):
+        strips = [(f"Episode {n} fails", strip, "") for n, strip in p.strips]
+        if p.success_strip is not None:
+            number, strip = p.success_strip
+            strips.insert(0, (f"For comparison, episode {number} succeeds from the most similar start", strip, ""))
+        shown = f"its {len(g)} episodes" if len(g) > 1 else "its episode"
+        if len(p.strips) < len(g):
+            shown = f"{len(p.strips)} of its {len(g)} episodes, the most typical"
+        out.append(Group(f"Group {i}: {len(g)} of {total}", p.trajectories, f"{capitalize_first(g.describe())}.",
+                         (Details(f"Show {shown}", (Figures(tuple(strips)),)),) if p.strips else ()))
+    return tuple(out)
+
+
+def next_step_section(runs: Mapping[str, BehaviorMetrics], commands: Sequence[tuple[str, str]]) -> list[Section]:
+    """What to do next: what to record against the largest group of failures, and commands."""
+    contents: list[Content] = []
     for name, b in runs.items():
-        if not b.failures:
-            continue
-        contents: list[Content] = []
-        shown = list(zip(b.failures, b.failure_figures or [None] * len(b.failures), strict=True))
-        total = sum(map(len, b.failures))
-        for i, (g, picture) in enumerate(shown, 1):
-            title, caption = f"Group {i}: {len(g)} of {total}", capitalize_first(f"{g.describe()}. {g.remedy(b.seed)}")
-            if picture is not None:
-                contents.append(Figures(((title, picture, caption),)))
-            else:
-                contents.append(Paragraph(f"{title}. {caption}"))
-        if all(isinstance(c, Figures) for c in contents):
-            contents = [Figures(tuple(item for c in contents for item in c.items))]
-        out.append(Section(f"How {'it' if len(runs) == 1 else name} fails", tuple(contents),
-                           "Failed episodes whose trajectories are alike, the largest group first."))
-    return out
+        if b.failures:
+            which = f"{capitalize_name(name)}, g" if len(runs) > 1 else "G"
+            contents.append(Paragraph(f"{which}roup 1 of the failures: {b.failures[0].remedy(b.seed)}"))
+    if commands:
+        contents.append(Commands(tuple(commands)))
+    return [Section("What to do next", tuple(contents))] if contents else []
 
 
 def capitalize_first(text: str) -> str:
@@ -329,21 +417,41 @@ def _is_positive(series) -> bool:
 
 def training_section(runs: Mapping[str, Lines]) -> Section:
     """Loss, error on held-out episodes and, if it was measured, success during training."""
-    def series(key):
-        found = {name: ([line["step"] for line in lines if line.get(key) is not None],
-                        [line[key] for line in lines if line.get(key) is not None]) for name, lines in runs.items()}
-        return {name: xy for name, xy in found.items() if xy[0]}
-    items = []
-    if loss := series("loss"):
-        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_is_positive(loss)),
-                      "Losses of different heads are not comparable." if len(loss) > 1 else ""))
-    if held := series("validation/energy"):
-        items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0),
-                      "Energy score, comparable between heads; less is better."))
-    if score := series("score"):
-        items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True),
-                      "On starts that the evaluation above does not use."))
+    items = training_figures({name: read_curves(lines) for name, lines in runs.items()})
     return Section("Training", (Figures(tuple(items)),) if items else (Paragraph("Nothing was measured."),))
+
+
+def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str, int] | None = None
+                     ) -> list[tuple[str, Figure, str]]:
+    """(title, figure, caption) of the loss, the held-out error and the score, as far as they were measured.
+
+    Args:
+        runs: Name -> curves of a run.
+        best: Name -> step of the run's best checkpoint, which gets a ring.
+    """
+    ring = " A ring marks the best checkpoint." if best else ""
+
+    def series(key):
+        return {name: (c[key].steps, c[key].values) for name, c in runs.items() if key in c}
+    items = []
+    if loss := series(LOSS):
+        smooth = {name: (c.steps, c.values) for name in loss
+                  if len(runs[name][LOSS].values) >= SMOOTHED_FROM for c in [runs[name][LOSS].smoothed()]}
+        items.append(("Training loss", plots.curves(loss, "updates", "loss", log=_is_positive(loss), smooth=smooth,
+                                                    x_low=0),
+                      " ".join([*(["The line is a moving average."] if smooth else []),
+                                *(["Losses of different heads are not comparable."] if len(loss) > 1 else [])])))
+    if held := series(HELD_OUT_ERROR):
+        items.append(("Error on held-out episodes", plots.curves(held, "updates", "energy score", dots=True, low=0.0,
+                                                                 marks=best, x_low=0),
+                      f"Energy score, comparable between heads; less is better.{ring}"))
+    if score := series(SCORE):
+        values = [v for _, ys in score.values() for v in ys]
+        ends = {"low": 0.0, "high": 1.0} if min(values) >= 0 and max(values) <= 1 else {}
+        items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True,
+                                                                        marks=best, x_low=0, **ends),
+                      f"On starts that no evaluation uses.{ring}"))
+    return items
 
 
 def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
@@ -419,7 +527,7 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
             f"{prediction.baseline_error:.3g}.")
     sections = prediction_sections(prediction)
     if commands:
-        sections.append(Section("Go on", (Commands(tuple(commands)),)))
+        sections.append(Section("What to do next", (Commands(tuple(commands)),)))
     return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
                 verdict=(head, NOTE, text), footer="Intervals: bootstrap over episodes.")
 
@@ -530,6 +638,9 @@ def _feature_description(f: Feature) -> str:
 def _format_cell(value) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, Interval):
+        ends = f" [{_format_cell(value.low)}, {_format_cell(value.high)}]" if math.isfinite(value.low) else ""
+        return f"{_format_cell(value.estimate)}{ends}"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
     return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else "–"

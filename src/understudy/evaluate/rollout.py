@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import UserError, keys, put, take
+from ..core import UserCodeError, UserError, keys, put, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
 from ..execute.actor import Actor, NonFiniteAction, check_action
+from ..user_code import describe_place
 
 MAX_EPISODE_STEPS = 100_000  # steps; an environment without a time limit may never let an idle policy go
 
@@ -36,6 +37,7 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     number = list(range(first, first + rows)) + [-1] * (env.rows - rows)
     key = keys(seed, range(first, first + env.rows))
     obs = env.reset(torch.arange(env.rows), key)
+    _check_observation(obs, env, "reset")
     with _locate_errors(env, number, [0] * env.rows, 0):
         state = actor.start(obs, key)
     history: deque[dict[str, np.ndarray]] = deque()  # steps of all rows, from the earliest that is still needed
@@ -49,6 +51,8 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
             check_action(torch.where(live.unsqueeze(1), action, 0.0))  # nobody reads what a row without an episode does
         state = dict(state)
         out = env.step(action)
+        if clock == 0:
+            _check_observation(out.obs, env, "step")
         record = {"action": action, "next.reward": out.reward, "next.terminated": out.terminated,
                   "next.truncated": out.truncated & ~out.terminated,
                   **({"next.success": out.info["success"]} if "success" in out.info else {}),
@@ -107,11 +111,24 @@ def _fill_idle_rows(obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor
     return take(obs, torch.where(live, rows, live.int().argmax()))
 
 
+def _check_observation(obs: Mapping[str, Tensor], env: Env, method: str) -> None:
+    """Raises UserCodeError if an environment does not return the columns that it declares in `features`."""
+    declared = {k: (env.rows, *f.shape) for k, f in env.features.items() if k != "action"}
+    found = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in obs.items()}
+    for name in dict.fromkeys([*declared, *found]):
+        if declared.get(name) != found.get(name):
+            raise UserCodeError(
+                f"returns {name} of shape {found[name]}" if name in found else f"returns no column {name}",
+                where=describe_place(getattr(env, method)),
+                hint=f"its features declare tensors of shape {declared[name]}, rows first" if name in declared
+                else f"its features declare {', '.join(declared)}")
+
+
 def _check_action_shape(action: Tensor, env: Env) -> None:
     if tuple(action.shape) != (env.rows, env.features["action"].size):
-        raise UserError(f"expected actions of shape ({env.rows}, {env.features['action'].size}), found "
-                        f"{tuple(action.shape)}", where=env.metadata["env"],
-                        hint="take the environment that the policy was trained for, or train one for this")
+        raise UserError(f"the actions have shape {tuple(action.shape)}, but the environment takes "
+                        f"({env.rows}, {env.features['action'].size})", where=env.metadata["env"],
+                        hint="use the environment that the policy was trained for, or train a policy for this one")
 
 
 def with_success_column(episode: Episode, is_reported: bool) -> Episode:

@@ -33,6 +33,7 @@ from ..envs import make
 from ..envs.base import Env
 from ..execute.actor import Actor
 from ..learn.method import load_actor
+from ..user_code import locate_user_error
 from .evaluation import Evaluation, evaluation_of
 from .rollout import rollout, with_success_column
 from .stats import LEVEL
@@ -102,13 +103,13 @@ class WorkerPool:
             raise UserError(f"expected at least one worker, found {count}", where="workers", hint="1 is this process")
         self.setup, self.count = setup, count
         self.metadata: Mapping[str, Any] = {}  # of the environment, once an episode has ended
-        self._next_id, self._local = local, None
+        self._borrowed, self._local = local, None
         self._backend: _ProcessBackend | _RayBackend | None = None
 
     def __enter__(self) -> WorkerPool:
         if self.count == 1:
             with single_threaded():
-                self._local = self._next_id or self.setup()
+                self._local = self._borrowed or self.setup()
         else:
             self._backend = _RayBackend(self.setup) if self.count == "ray" else _ProcessBackend(self.setup, self.count)
             self.count = self._backend.count
@@ -117,7 +118,7 @@ class WorkerPool:
     def __exit__(self, *error) -> None:
         if self._backend is not None:
             self._backend.shutdown()
-        if self._local is not None and self._local is not self._next_id:
+        if self._local is not None and self._local is not self._borrowed:
             self._local[1].close()
         self._backend = self._local = None
 
@@ -236,13 +237,15 @@ class _SingleEpisodeEnv(Env):
 
 
 def _picklable_error(error: Exception) -> Exception:
-    """As the command line tells them apart: what a user can mend, and defects with where they came from."""
+    """The error in a form that can be sent to another process. The command line treats both alike."""
     if isinstance(error, UserError):
-        return UserError(error.problem, where=error.where, hint=error.hint)
-    if isinstance(error, OSError) and error.filename is not None:
-        return OSError(error.errno, error.strerror, error.filename)
+        return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return MemoryError()
+    if (found := locate_user_error(error)) is not None:
+        return found
+    if isinstance(error, OSError) and error.filename is not None:
+        return OSError(error.errno, error.strerror, error.filename)
     return RuntimeError(f"in a worker:\n{traceback.format_exc()}")
 
 

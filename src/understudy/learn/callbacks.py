@@ -31,9 +31,10 @@ class LossCurve:
 
 class ProgressBar:
     """A bar with the loss, updates a second and the time left, on standard error; nothing where that is no
-    terminal. One line where an earlier training goes on, and one if it will take long."""
+    terminal. One line where an earlier training goes on, and one if it will take long. steps: None where the number is
+    not known beforehand."""
 
-    def __init__(self, steps: int, start: int = 0, *, bar: bool | None = None, title: str = "training"):
+    def __init__(self, steps: int | None, start: int = 0, *, bar: bool | None = None, title: str = "training"):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -48,8 +49,9 @@ class ProgressBar:
 
     def __enter__(self):
         if self.start and not self.quiet:
-            self.console.print(f"going on from update {self.start} of {self.steps}" if self.start < self.steps else
-                               f"all {self.steps} updates were done before", highlight=False)
+            of = "" if self.steps is None else f" of {self.steps}"
+            self.console.print(f"all {self.steps} updates were done before" if self.start == self.steps else
+                               f"going on from update {self.start}{of}", highlight=False)
         self.bar.start()
         return self
 
@@ -63,7 +65,7 @@ class ProgressBar:
         if done == 1:  # the first update compiles and allocates: no measure of the others
             self.began = now
         speed = (done - 1) / max(now - self.began, 1e-9) if done > 1 else float("nan")
-        if done == 11 and not self.quiet and (self.steps - step) / speed > LONG_SECONDS:
+        if done == 11 and not self.quiet and self.steps is not None and (self.steps - step) / speed > LONG_SECONDS:
             self.console.print(
                 f"{self.steps - step} updates at {speed:.3g} a second: about "
                 f"{format_duration((self.steps - step) / speed)}. Ctrl-C keeps what is done; the same command "
@@ -82,35 +84,65 @@ def format_duration(seconds: float) -> str:
 
 
 class TensorBoard:
-    """Writes to `folder` every `every` updates. Needs the package tensorboard."""
+    """Logs to TensorBoard. Needs the package tensorboard.
+
+    Args:
+        folder: Where the event files go.
+        every: Updates between logged losses. Validation and scores are always logged.
+
+    Raises:
+        UserError: tensorboard is not installed.
+    """
 
     def __init__(self, folder: Path | str, every: int = 10):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UserError("expected the package tensorboard, found none", where="TensorBoard",
-                            hint="pip install tensorboard; metrics.jsonl has the same figures") from None
-        self.writer, self.every = SummaryWriter(str(folder)), every
+            raise UserError("the package tensorboard is not installed", where="TensorBoard",
+                            hint="pip install 'understudy[tensorboard]'; metrics.jsonl has the same figures") from None
+        self.start, self.folder, self.every, self.writer = SummaryWriter, str(folder), every, None
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
         if step % self.every == 0 or "loss" not in seen:
+            if self.writer is None:  # only the process that logs writes; what was logged after `step` is dropped
+                self.writer = self.start(self.folder, purge_step=step)
             for name, value in seen.items():
                 self.writer.add_scalar(name, value, step)
             self.writer.flush()
 
+    def close(self) -> None:
+        """Closes the event file."""
+        if self.writer is not None:
+            self.writer.close()
+
 
 class Wandb:
-    """Logs every `every` updates to Weights & Biases. Needs the package wandb; options are those of wandb.init."""
+    """Logs to Weights & Biases. Needs the package wandb.
+
+    Args:
+        every: Updates between logged losses. Validation and scores are always logged.
+        **options: Arguments of wandb.init.
+
+    Raises:
+        UserError: wandb is not installed.
+    """
 
     def __init__(self, every: int = 10, **options):
         try:
             import wandb
         except ImportError:
-            raise UserError("expected the package wandb, found none", where="Wandb",
-                            hint="pip install wandb; metrics.jsonl has the same figures") from None
-        self.run, self.every = wandb.init(**options), every
+            raise UserError("the package wandb is not installed", where="Wandb",
+                            hint="pip install 'understudy[wandb]'; metrics.jsonl has the same figures") from None
+        self.start, self.options, self.every, self.run = wandb.init, options, every, None
 
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
         if step % self.every == 0 or "loss" not in seen:
+            if self.run is None:  # only the process that logs begins a run
+                self.run = self.start(**self.options)
+                self.run.define_metric("*", step_metric="step")
             self.run.log({**seen, "step": step})
 
+    def close(self) -> None:
+        """Ends the run and uploads what is left."""
+        if self.run is not None:
+            self.run.finish()

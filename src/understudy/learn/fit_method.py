@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -15,15 +16,19 @@ from ..core import Unsupported, UserError
 from ..data.episode import Dataset
 from ..data.operations import Operation
 from ..data.relabel import Relabel
+from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy
 from . import devices
+from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
 from .method import InitializeFrom, Method, build_actor, find_references, load_modules, resolve_references
 from .stages import check_stages, freeze, load_weights_from, packages_of
+
+ROWS = 16  # of every batch that the networks see while episodes are collected or a checkpoint is scored
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,23 @@ class FitResult:
 
 
 def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str, FitResult | Path | str] | None = None,
-               policy: Policy | None = None, sampling_weights: SamplingWeights | None = None,
-               callbacks: Iterable[Callback] = (), device: str | torch.device = "cpu") -> FitResult:
+               env: Any = None, person: Actor | None = None, policy: Policy | None = None,
+               sampling_weights: SamplingWeights | None = None, callbacks: Iterable[Callback] = (),
+               device: str | torch.device = "cpu") -> FitResult:
     """Train a method in memory, on all of the data.
 
     The numbers are those of `understudy.train` with the same seed and without held-out episodes. No file is written.
     All processes of `torch.distributed` train one policy together.
 
     Args:
-        method: The method. `method.learner.steps` updates are made. Its stages are trained first, with the same seed.
+        method: The method. `method.learner.steps` updates are made, or, if it collects episodes, as many as its rounds
+            ask for. Its stages are trained first, with the same seed.
         data: Demonstrations. The method's transforms are applied first.
         seed: Seed of the first weights, the order of the data, noise and dropout.
         stages: Stages that are already trained, by name: results of `fit_method`, or folders of runs. They take the
             place of the stages of `method`.
+        env: The environment (`understudy.envs.Env`) in which the method collects episodes.
+        person: The actor through which a person takes part in collecting.
         policy: Start from a copy of this policy, whose statistics stay as they are, instead of a new one.
         sampling_weights: How often each step starts a window.
         callbacks: Called after each update of the method itself.
@@ -72,16 +81,14 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         The trained modules and the actor.
 
     Raises:
-        Unsupported: The method collects data.
-        UserError: A stage is missing, or the data do not fit the method.
+        Unsupported: The policy keeps its training data, and the method collects more.
+        UserError: A stage or the environment is missing, or the data do not fit the method.
 
     Example:
         >>> result = fit_method(method, data, seed=0)
         >>> evaluate(result.actor, make("fork", rows=50), episodes=100)
     """
-    if method.collection is not None:
-        raise Unsupported("fit_method learns from episodes that are there and collects none", where="Method.collection",
-                          hint="leave it out")
+    check_collection(method, env, person, sampling_weights)
     where = devices.choose_device(device)
     stages = dict(stages or {})
     check_stages(method, tuple(stages))
@@ -89,24 +96,100 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         if stage.name not in stages:
             part = data.select(part_of(data, stage.dataset))
             earlier = sampling_weights if stage.dataset is None else None
-            stages[stage.name] = fit_method(stage.method, part, seed, stages=stages, sampling_weights=earlier,
-                                            device=where)
+            stages[stage.name] = fit_method(stage.method, part, seed, stages=stages, env=env, person=person,
+                                            sampling_weights=earlier, device=where)
     known = _known_modules(method, stages, where)
     method = resolve_references(method, known)
-    config, data = method.learner, apply_transforms(data, method.transforms)
-    with devices.deterministic(where):
+    data = apply_transforms(data, method.transforms)
+
+    def build_learner(first: Dataset) -> Learner:
         with devices.seeded(seed, where):
             if policy is None:
-                policy = Policy(method.policy, data.features()).to(where)
-                fit_policy(policy, data, method.initialize_from, known)
+                trained = Policy(method.policy, data.features()).to(where)
+                fit_policy(trained, first, method.initialize_from, known)
             else:
-                policy = copy.deepcopy(policy).requires_grad_(True).to(where)
-            freeze(policy, method.initialize_from)
-            learner = config.build(policy, seed, config.steps, data)
-        sampler = learner.batch_sampler(data, sampling_weights)
-        size, share = config.batch_size, Processes.current().row_slice(config.batch_size)
-        fit(learner, lambda n: sampler.batch(size, n, seed, share), config.steps, callbacks=callbacks)
-        return FitResult(method, {**learner.modules, "policy": acting_policy(learner, data)})
+                trained = copy.deepcopy(policy).requires_grad_(True).to(where)
+            freeze(trained, method.initialize_from)
+            return method.learner.build(trained, seed, method.learner.steps, first)
+
+    with devices.deterministic(where):
+        loop = _MemoryTraining(method, data, seed, env, person, build_learner, tuple(callbacks))
+        if method.collection is None:
+            loop.build_learner(data)
+            loop.update(loop.learner.batch_sampler(data, sampling_weights), method.learner.steps)
+        else:
+            loop.build_learner(method.collection.initial_data(data))
+            method.collection.run(loop)
+        return FitResult(method, loop.modules())
+
+
+class _MemoryTraining(Training):
+    """A training that writes no files."""
+
+    folder = None
+
+    def __init__(self, method: Method, data: Dataset, seed: int, env: Any, person: Actor | None,
+                 build: Callable[[Dataset], Learner], callbacks: tuple[Callback, ...]):
+        self.method, self.data, self.seed, self.env, self.person = method, data, seed, env, person
+        self.build, self.callbacks, self.n_updates = build, callbacks, 0
+        self.processes = Processes.current()
+
+    def restore(self):
+        pass
+
+    def build_learner(self, data):
+        self.learner = self.build(data)
+
+    def modules(self) -> dict[str, CheckpointModule]:
+        return {**self.learner.modules, "policy": acting_policy(self.learner, self.data)}
+
+    def actor(self):
+        return build_actor(self.method, self.modules(), ROWS)
+
+    def transform(self, episodes):
+        return apply_transforms(episodes, self.method.transforms)
+
+    def update(self, sampler, until, *, evaluate=True):
+        size = self.learner.config.batch_size
+        share = self.processes.row_slice(size)
+        fit(self.learner, lambda n: sampler.batch(size, n, self.seed, share), until, start=self.n_updates,
+            callbacks=self.callbacks)
+        self.n_updates = until
+
+    def log(self, **metrics):
+        for look in self.callbacks:
+            look(self.n_updates, self.learner, metrics)
+
+
+def check_collection(method: Method, env: Any, person: Actor | None, sampling_weights: SamplingWeights | None = None,
+                     stream: ShardStream | None = None) -> None:
+    """Checks that a method's data collection, and that of its stages, can be run.
+
+    Args:
+        method: The method.
+        env: The environment (`understudy.envs.Env`) to collect in, if there is one.
+        person: The actor through which a person takes part, if there is one.
+        sampling_weights: How often each step of the data starts a window.
+        stream: Where the data come from, if they are not opened as a whole.
+
+    Raises:
+        UserError: Something is missing, or the collection does not go with other arguments.
+        Unsupported: The policy keeps its training data, and the method collects more.
+    """
+    for stage in method.stages:
+        check_collection(stage.method, env, person)
+    if method.collection is None:
+        return
+    if stream is not None or sampling_weights is not None:
+        raise UserError("collected episodes cannot join " + ("a stream" if stream is not None else
+                        "a mixture with sampling weights"), where="Method.collection",
+                        hint="open the data as a whole; CollectionRounds.mixture_weights sets the fraction of each "
+                             "batch that is collected")
+    if isinstance(method.policy.head, MemoryHead):
+        raise Unsupported(f"{type(method.policy.head).__name__} keeps its training data, so it cannot learn from "
+                          "episodes that are collected later", where="Method.collection",
+                          hint="use a head that is trained")
+    method.collection.check(env, person)
 
 
 def _known_modules(method: Method, stages: Mapping[str, FitResult | Path | str],

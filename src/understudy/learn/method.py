@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -25,11 +24,8 @@ from ..execute.wrappers import ActionWrapper
 from ..files import read_json
 from ..policy import Planner, Policy, PolicyConfig, camera_sizes, find_checkpoint, read_checkpoint_json
 from .behavior_cloning import BehaviorCloning
+from .data_collection import DataCollection
 from .fit import LearnerConfig
-
-
-class DataCollection(ABC):  # noqa: B024 - what collects stands above this package
-    """A frozen dataclass: how new episodes are collected while a policy trains."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
                for which, step in ((k, int(v.rsplit('/', 1)[-1])) for k, v in sorted(places.items()))]
     parts = [(f.name, getattr(method.policy, f.name)) for f in dataclasses.fields(method.policy)]
     told = [("run", method.executor), ("learn", method.learner), *(("data", r) for r in method.transforms), *parts]
+    told += [("collection", method.collection)] if method.collection is not None else []
     held, left_out = provenance["held_out"], ", ".join(map(str, provenance["left_out"]))
     if any("score" in line for line in lines.values()):
         chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
@@ -30,7 +31,7 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
     text = f"""# {type(method.policy.head).__name__} policy on {data["name"] or "a data set"}
 
 Trained by understudy {versions["understudy"]} (PyTorch {versions["torch"]}) on {device["name"]} ({device["type"]}), \
-seed {provenance["seed"]}, {method.learner.steps} updates.
+seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 
 ## Data
 

@@ -6,6 +6,7 @@ RUN/checkpoints/NNNNNN/    policy.json features.json weights.safetensors checksu
                            modules/NAME/ of each further module: module.json, weights.safetensors, checksums.json, ...
                            train/learner.safetensors train/checksums.json train/state.json
 RUN/stages/NAME/           a run of each stage of the method
+RUN/collection/NNNNNN/     the episodes of each collection round: episodes.npz, round.json
 RUN/metrics.jsonl          one line a measurement; CARD.md for people
 """
 
@@ -164,7 +165,7 @@ class Run:
         written in the end."""
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError("expected a folder, found a file", where=self.folder, hint="choose another --out")
-        ours = {"run.json", "checkpoints", "stages", "metrics.jsonl", "CARD.md", ".lock"}
+        ours = {"run.json", "checkpoints", "stages", "collection", "metrics.jsonl", "CARD.md", "tensorboard", ".lock"}
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         strange = sorted(f.name for f in self.folder.iterdir() if f.name not in ours and not f.name.endswith(".part"))
@@ -176,7 +177,7 @@ class Run:
             if not _try_lock(lock):
                 raise UserError("another process is training into this folder", where=self.folder,
                                 hint="wait for it, or choose another --out")
-            for part in (*self.folder.glob(".*.part"), *(self.folder / "checkpoints").glob(".*.part")):
+            for part in (*self.folder.glob(".*.part"), *self.folder.glob("c*/.*.part")):  # checkpoints, collection
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
             try:
                 yield self

@@ -129,12 +129,13 @@ def copy_run(source: Path | str, folder: Path) -> None:
         write_json(part / "run.json", {"last": name})
 
 
-def is_finished(run: Run, steps: int) -> bool:
+def is_finished(run: Run, method: Method) -> bool:
     """Whether a stage needs no more training: its last checkpoint was judged, or it was copied here as it is."""
     last = max(run.saved_steps(), default=None)
     if last is None:
         return False
-    judged = last >= steps and (run.folder / "CARD.md").exists()  # which is written at the very end
+    complete = method.collection is not None or last >= method.learner.steps  # rounds make any number of updates
+    judged = complete and (run.folder / "CARD.md").exists()  # which is written at the very end
     return judged or not (run.checkpoint_path(last) / "train").is_dir()
 
 

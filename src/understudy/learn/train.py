@@ -21,10 +21,11 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import DataWarning, Unsupported, UserError, role
+from ..core import DataWarning, UserError, role
+from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
-from ..data.episode import Dataset, interrupted_episodes
+from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.stream import ShardStream
 from ..data.window import SamplingWeights
 from ..execute.actor import Actor
@@ -32,9 +33,10 @@ from ..heads.base import MemoryHead
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
 from .callbacks import LossCurve, ProgressBar
+from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
-from .fit_method import acting_policy, apply_transforms, fit_policy, part_of
+from .fit_method import ROWS, acting_policy, apply_transforms, check_collection, fit_policy, part_of
 from .method import (
     Method,
     Stage,
@@ -51,7 +53,6 @@ from .stages import check_stages, copy_run, freeze, is_finished, packages_of, st
 from .validation import Validation, check_training_data, target_scale
 
 Score = Callable[[Actor], float]  # higher is better
-ROWS = 16  # of every batch that the networks see while a checkpoint is scored, as in `understudy eval`
 CURVE_POINTS = 500  # of a training curve
 MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
 MAX_DIFFERENCES = 3  # differences that are told
@@ -77,6 +78,8 @@ def train(
     command: str | None = None,
     include_interrupted: bool = False,
     stages: Mapping[str, Path | str] = MappingProxyType({}),
+    env: Any = None,
+    person: Actor | None = None,
     title: str = "training",
 ) -> Policy:
     """Trains a method, and the stages it needs, into the folder of a run.
@@ -95,7 +98,8 @@ def train(
         device: Where to compute. "auto" takes a GPU if there is one.
         score: Scores the method's actor (its success over rollouts, for example). The best checkpoint is chosen by it,
             or else by the validation error; of equals the later. Its seeds must not be those of the final evaluation.
-        save_freq: Updates between checkpoints, each of which is validated and scored. A tenth of all by default.
+        save_freq: Updates between checkpoints, each of which is validated and scored. By default a tenth of all, or,
+            if the method collects episodes, a tenth of its rounds.
         val_fraction: Fraction of the episodes held out for validation (at least one of 5 or more), or their numbers.
             Which ones does not depend on `seed`, so that policies of different seeds are judged on the same.
         validation: How held-out episodes are compared with the policy's plans.
@@ -110,6 +114,9 @@ def train(
             a warning that names them. Of a stream, those among `data` are known and left out.
         stages: Existing runs that take the place of stages, by the stage's name. They are copied into `out` and not
             trained. `stages.use_run` gives the method of such a stage.
+        env: The environment (`understudy.envs.Env`) in which the method collects episodes. Its number of rows does not
+            change the result. Only for a method with `collection`.
+        person: The actor through which a person takes part in collecting.
         title: What the progress bar calls the training.
 
     Returns:
@@ -121,13 +128,10 @@ def train(
     """
     where = devices.choose_device(device)
     check_stages(method, stages_before(Path(out)))
-    if method.collection is not None:
-        raise Unsupported("train learns from episodes that are there and collects none", where="Method.collection",
-                          hint="leave it out")
+    check_collection(method, env, person, sampling_weights, stream)
     if steps is not None:
         method = replace(method, learner=replace(method.learner, steps=steps))
     steps = method.learner.steps
-    save_freq = save_freq or default_save_freq(steps)
     run = Run(Path(out))
     window = method.policy.window
     if method.learner.next_obs and window.action_offset + (method.learner.lookahead or window.horizon) < 0:
@@ -160,6 +164,8 @@ def train(
             source, fingerprint, data, held, left_out, seed, where, processes, command, sampling_weights)}
         if stream is not None:
             documents["provenance.json"]["data"] |= {"episodes": len(stream), "steps": stream.steps}
+        if method.collection is not None:
+            documents["provenance.json"]["collected_in"] = env.metadata["env"] if env is not None else None
 
         if not resume and (last is not None or (run.folder / "stages").exists()):
             raise UserError("expected nothing here, found a run", where=run.folder, hint="choose another --out")
@@ -175,7 +181,7 @@ def train(
                     stage, data.select(part), Run(folder), fingerprint if stage.dataset is None else None, seed=seed,
                     device=where, val_fraction=[i for i, n in enumerate(part) if n in held], validation=validation,
                     sampling_weights=sampling_weights if stage.dataset is None else None, stream=stream,
-                    progress=progress, include_interrupted=include_interrupted,
+                    progress=progress, include_interrupted=include_interrupted, env=env, person=person,
                 )
         documents["provenance.json"]["stages"] = {
             stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
@@ -191,15 +197,23 @@ def train(
         test, data = transform(data.select(held)), transform(data)
         check_method(method, data)
 
-        with devices.seeded(seed, where):
-            policy = Policy(method.policy, data.features()).to(where)
-            check_training_data(policy, data)
-            if last is None:
-                fit_policy(policy, training, method.initialize_from, known)
-            freeze(policy, method.initialize_from)
-            learner = resolved.learner.build(policy, seed, steps, training)
+        def build_learner(first: Dataset) -> Learner:
+            with devices.seeded(seed, where):
+                policy = Policy(method.policy, data.features()).to(where)
+                check_training_data(policy, data)
+                if last is None or method.collection is not None:
+                    fit_policy(policy, first, method.initialize_from, known)
+                freeze(policy, method.initialize_from)
+                return resolved.learner.build(policy, seed, steps, first)
+        collection = resolved.collection
+        learner = build_learner(training if collection is None else collection.initial_data(training))
         _check_acts(resolved, learner)
-        loop = _TrainingState(run, learner, training, documents, processes, steps)
+        judge = _CheckpointEvaluation(
+            run, resolved, test, validation or Validation(), target_scale(training, method.policy.target), score
+        )
+        loop = _RunTraining(run, resolved, learner, training, documents, processes, seed, judge)
+        loop.env, loop.person, loop.build = env, person, build_learner
+        loop.save_freq = save_freq or (default_save_freq(steps) if collection is None else None)
         if last is None:
             processes.broadcast(list(learner.state()[0].values()))
             loop.save(0)
@@ -207,24 +221,19 @@ def train(
             loop.resume(last)
         processes.wait()
 
-        judge = _CheckpointEvaluation(
-            run, resolved, test, validation or Validation(), target_scale(training, method.policy.target), score
-        )
-        if stream is None:
-            sampler = to_device(learner.batch_sampler(training, sampling_weights), where)
-        else:
-            sampler = stream.exclude(gone).windows(lambda part: learner.batch_sampler(transform(part)))
-        share = processes.row_slice(method.learner.batch_size)
-        batch = devices.prefetch(lambda n: sampler.batch(method.learner.batch_size, n, seed, share), where, steps)
-        with ProgressBar(steps, loop.step, bar=progress if processes.first else False, title=title) as bar:
-            watches = (*callbacks, bar) if processes.first else ()
-            while True:
-                if processes.first and (loop.step == steps or loop.step > 0 and loop.step % save_freq == 0):
-                    judge(loop, watches)
-                processes.wait()
-                if loop.step >= steps:
-                    break
-                loop.advance(batch, min((loop.step // save_freq + 1) * save_freq, steps), watches)
+        total, shown = (steps if collection is None else None), (progress if processes.first else False)
+        with ProgressBar(total, loop.n_updates, bar=shown, title=title) as bar:
+            loop.watches = (*callbacks, bar) if processes.first else ()
+            if collection is not None:
+                collection.run(loop)
+            else:
+                loop.restore()
+                if stream is None:
+                    sampler = loop.learner.batch_sampler(training, sampling_weights)
+                else:
+                    sampler = stream.exclude(gone).windows(lambda part: loop.learner.batch_sampler(transform(part)))
+                loop.update(sampler, steps)
+            loop.evaluate()
         if processes.first:
             write_model_card(run, method, documents["provenance.json"])
         processes.wait()
@@ -236,13 +245,25 @@ def default_save_freq(steps: int) -> int:
     return max(-(-steps // 10), 1)
 
 
-class _TrainingState:
-    """The state of a training: what is saved, and how it goes on."""
+class _RunTraining(Training):
+    """A training in a run's folder: what is saved, and how it goes on.
 
-    def __init__(self, run: Run, learner: Learner, training: Dataset, documents, processes: Processes, steps: int):
-        self.run, self.learner, self.training, self.documents = run, learner, training, documents
-        self.processes, self.step = processes, 0
-        self.curve = LossCurve(max(steps // CURVE_POINTS, 1), self._log)
+    Attributes:
+        save_freq: Updates between checkpoints that are evaluated. None for those that `update` is told to evaluate.
+        build: Builds the learner, with the statistics of the episodes that it is given.
+    """
+
+    save_freq: int | None
+    build: Callable[[Dataset], Learner]
+
+    def __init__(self, run: Run, method: Method, learner: Learner, data: Dataset, documents, processes: Processes,
+                 seed: int, judge: _CheckpointEvaluation):
+        self.run, self.method, self.learner, self.data, self.documents = run, method, learner, data, documents
+        self.processes, self.seed, self.judge = processes, seed, judge
+        self.folder, self.n_updates, self.watches = run.folder / "collection", 0, ()
+        self.resumed_at: int | None = None
+        self.evaluated_at: int | None = None
+        self.curve = LossCurve(max(method.learner.steps // CURVE_POINTS, 1), self._log)
         self.seconds, self.began = 0.0, time.perf_counter()
 
     def elapsed(self) -> float:
@@ -252,42 +273,87 @@ class _TrainingState:
         self.run.log_metrics(**line, seconds=self.elapsed())
 
     def acting_policy(self) -> Policy:
-        return acting_policy(self.learner, self.training)
+        return acting_policy(self.learner, self.data)
 
     def modules(self) -> dict[str, CheckpointModule]:
         """What a checkpoint holds, by name."""
         return {**self.learner.modules, "policy": self.acting_policy()}
 
+    def actor(self) -> Actor:
+        return build_actor(self.method, self.modules(), ROWS)
+
+    def transform(self, episodes: Dataset) -> Dataset:
+        return apply_transforms(episodes, self.method.transforms)
+
     def save(self, step: int) -> None:
-        self.step, self.last = step, time.perf_counter()
+        self.n_updates, self.last = step, time.perf_counter()
         if self.processes.first and step not in self.run.saved_steps():
             facts = {"seconds": self.elapsed(), "curve": self.curve.state}
             self.run.save_checkpoint(step, self.learner, self.modules(), facts, self.documents)
 
     def resume(self, step: int) -> None:
-        facts = self.run.resume(step, self.learner)
-        self.step, self.seconds, self.curve.state = step, facts["seconds"], facts["curve"]
+        """Goes on from a checkpoint. The learner gets its state in `restore`."""
+        self.n_updates = self.resumed_at = step
         self.last = time.perf_counter()
+
+    def restore(self) -> None:
+        if (step := self.resumed_at) is None:
+            return
+        facts = self.run.resume(step, self.learner)
+        self.seconds, self.curve.state = facts["seconds"], facts["curve"]
         if self.processes.first:
             self.run.name_checkpoints(last=step)
             self.run.truncate_metrics(step)
 
-    def advance(self, batch, until: int, watches) -> None:
+    def build_learner(self, data: Dataset) -> None:
+        self.learner = self.build(data)
+        self.processes.broadcast(list(self.learner.state()[0].values()))
+
+    def log(self, **metrics: float) -> None:
+        if not self.processes.first:
+            return
+        if not any(all(line.get(k) == v for k, v in metrics.items()) for line in self.run.read_metrics()):
+            self._log(step=self.n_updates, **metrics)
+        for look in self.watches:
+            look(self.n_updates, self.learner, metrics)
+
+    def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True) -> None:
+        size, where = self.learner.config.batch_size, self.learner.policy.device
+        sampler, share = to_device(sampler, where), self.processes.row_slice(size)
+        batch = devices.prefetch(lambda n: sampler.batch(size, n, self.seed, share), where, until)
+        every = self.save_freq
+        while True:
+            if self.n_updates > 0 and (evaluate and self.n_updates == until if every is None else
+                                       self.n_updates % every == 0):
+                self.evaluate()
+            if self.n_updates >= until:
+                return
+            stop = until if every is None else min((self.n_updates // every + 1) * every, until)
+            self._advance(batch, stop)
+
+    def evaluate(self) -> None:
+        """Evaluates the present checkpoint, unless that was done."""
+        if self.processes.first and self.evaluated_at != self.n_updates:
+            self.evaluated_at = self.n_updates
+            self.judge(self)
+        self.processes.wait()
+
+    def _advance(self, batch, until: int) -> None:
         """To update `until`, or to where an interrupt comes; saved there in any case."""
         with DeferredInterrupts() as interrupts:
             def stop(step, learner, seen):
-                self.step = step
+                self.n_updates = step
                 if self.processes.any(interrupts.seen):
                     raise _Interrupted
                 if time.perf_counter() - self.last > MAX_UNSAVED_SECONDS:
                     self.save(step)
             mine = (self.curve,) if self.processes.first else ()
             try:
-                fit(self.learner, batch, until, start=self.step, callbacks=(*mine, *watches, stop))
+                fit(self.learner, batch, until, start=self.n_updates, callbacks=(*mine, *self.watches, stop))
                 stopped = False
             except _Interrupted:
                 stopped = True
-            self.save(self.step)
+            self.save(self.n_updates)
             stopped = self.processes.any(stopped or interrupts.seen)  # it may have come while the last one was saved
         self.processes.wait()
         if stopped:
@@ -305,8 +371,8 @@ class _CheckpointEvaluation:
         self.run, self.method, self.test = run, method, test
         self.validation, self.scale, self.score = validation, scale, score
 
-    def __call__(self, loop: _TrainingState, watches) -> None:
-        step = loop.step
+    def __call__(self, loop: _RunTraining) -> None:
+        step = loop.n_updates
         done = next((line for line in self.run.read_metrics() if line["step"] == step and is_evaluation(line)), {})
         if not done or (self.score and "score" not in done):
             modules, seen = loop.modules(), {}
@@ -317,7 +383,7 @@ class _CheckpointEvaluation:
                 seen["score"] = float(self.score(build_actor(self.method, modules, ROWS)))
             if seen:
                 self.run.log_metrics(step=step, **seen, seconds=loop.elapsed())
-                for look in watches:
+                for look in loop.watches:
                     look(step, loop.learner, seen)
         found = best_step(
             self.run.read_metrics(), self.run.saved_steps(), "score" if self.score else "validation/energy"
@@ -417,7 +483,7 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, fingerprint: str | None,
     Raises:
         UserError: The run is that of another stage.
     """
-    if not is_finished(run, stage.method.learner.steps):
+    if not is_finished(run, stage.method):
         train(stage.method, data, run.folder, seed=seed, title=f"stage {stage.name}", **options)
         return
     last = max(run.saved_steps())
@@ -458,7 +524,9 @@ def make_provenance(
     return {
         "data": {"name": name, "fingerprint": fingerprint, "episodes": len(data), "steps": data.steps,
                  "format": source.get("format"), "fps": source.get("fps"), "simulators": recorded_simulators(data)},
-        "held_out": held, "left_out": left_out, "seed": seed, "draw": config.dump(sampling_weights), "command": command,
+        "episodes": episode_fingerprints(data),
+        "held_out": held, "left_out": left_out, "seed": seed,
+        "sampling_weights": config.dump(sampling_weights), "command": command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
         "device": {"type": where.type, "name": kind, "threads": torch.get_num_threads(),
@@ -483,9 +551,10 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
 
     def identity(found):
         p = found["provenance.json"]
-        return {"seed": p["seed"], "data": p["data"]["fingerprint"], "draw": p["draw"],
-                "stages": p.get("stages", {}), "held-out episodes": p["held_out"],
-                "left-out episodes": p["left_out"], "method": found["method.json"]}
+        return {"seed": p["seed"], "data": p["data"]["fingerprint"],
+                "sampling_weights": p.get("sampling_weights", p.get("draw")),  # "draw" in runs of earlier versions
+                "stages": p.get("stages", {}), "environment": p.get("collected_in"),
+                "held-out episodes": p["held_out"], "left-out episodes": p["left_out"], "method": found["method.json"]}
     if odd := list(_differences(identity(was), identity(documents))):
         commands = [found["provenance.json"].get("command") for found in (was, documents)]
         mine, now = map(_method_name, commands)

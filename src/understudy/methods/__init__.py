@@ -8,7 +8,6 @@ has a default.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -120,6 +119,16 @@ METHODS: dict[str, NamedMethod] = {
         "Visual imitation by nearest neighbors: nearer actions count more, by the features of a fixed image network.",
         Reference("Pari et al. 2021, arXiv 2112.01511, whose network was trained further on the images alone",
                   ("079",), (NUMBERS_OR_CLASSES, "for cameras the weights of a ResNet-18 (the extra hub)"))),
+    "dagger": NamedMethod(
+        "understudy.methods.interaction:dagger",
+        "DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.",
+        Reference("Ross et al. 2011, arXiv 1011.0686, where each round trains a new policy: --collection.reset-learner",
+                  (), (NUMBERS, "an environment with an expert, or a person"))),
+    "td3-bc": NamedMethod(
+        "understudy.methods.interaction:td3_bc",
+        "TD3+BC: an actor-critic that stays close to stored actions, on demonstrations and then on its own episodes.",
+        Reference("Fujimoto and Gu 2021, arXiv 2106.06860; Fujimoto et al. 2018, arXiv 1802.09477", ("200",),
+                  (NUMBERS, "rewards", "an environment"))),
 }
 
 
@@ -241,14 +250,10 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
 
 
 def _import_function(path: str, name: str) -> Callable[..., Method]:
-    from ..core import UserError
+    from ..user_code import import_module
 
     module, _, attribute = path.partition(":")
-    try:
-        return _callable(getattr(importlib.import_module(module), attribute, None), name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"there is no module {error.name}", where=name,
-                        hint="install the package, or run where its file is") from error
+    return _callable(getattr(import_module(module, name), attribute, None), name)
 
 
 def _callable(found, name: str) -> Callable[..., Method]:

@@ -286,8 +286,7 @@ function drawEpisode() {
   if (!opened || opened.failed) return [head, opened && el("p", { class: "bad" }, opened.failed), ...notes()];
   const known = Object.entries(opened.meta).filter(([name]) => name !== "success" && name !== "task")
     .map(([name, value]) => `${name} ${typeof value === "string" ? value : JSON.stringify(value)}`);
-  const scores = Object.entries(facts.scores).map(([name, values]) => `${name} ${number(values[e])}`);
-  const lines = [task, known.join(" · "), scores.join(" · ")].filter(Boolean)
+  const lines = [task, known.join(" · ")].filter(Boolean)
     .map((text) => el("p", { class: "facts" }, text.length > 600 ? text.slice(0, 600) + " …" : text));
   const unread = Object.entries(opened.unread).map(([name, why]) => el("p", { class: "bad" }, `${name}: ${why}`));
 
@@ -295,7 +294,9 @@ function drawEpisode() {
     oninput: () => { stop(); move(Number(slider.value)); } });
   const button = el("button", { onclick: play, "aria-label": "Play or stop", title: "Space" }, "▶");
   const at = el("span", { class: "at n soft" });
-  const plots = facts.columns.filter((c) => opened.columns[c.name]).map((c) => plot(c, opened.columns[c.name]));
+  const there = facts.columns.filter((c) => opened.columns[c.name]);
+  const still = there.filter((c) => isConstant(c, opened.columns[c.name]));
+  const plots = there.filter((c) => !still.includes(c)).map((c) => plot(c, opened.columns[c.name]));
   const said = facts.columns.filter((c) => opened.text[c.name]).map((c) => words(c.name, opened.text[c.name]));
   const films = Object.entries(opened.frames).filter(([, f]) => f).map(([name, f]) => film(name, f));
   player = () => {
@@ -305,10 +306,54 @@ function drawEpisode() {
     for (const part of [...plots, ...said, ...films]) part.at(step);
   };
   const seen = el("div", { class: `both${films.length ? " seen" : ""}` },
-    el("div", {}, ...plots.map((p) => p.node), ...said.map((s) => s.node)),
+    el("div", {}, ...plots.map((p) => p.node), constants(still), ...said.map((s) => s.node)),
     films.length ? el("div", { class: "cameras" }, ...films.map((f) => f.node)) : null);
-  return [head, ...lines, ...unread, findings(found.get(e) ?? []),
+  return [head, ...lines, scores(e), ...unread, findings(found.get(e) ?? []),
     el("div", { class: "player" }, button, slider, at), seen, ...notes()];
+}
+
+// Ranks say more than values of scores that nobody knows by heart. Few are unusual, and these are named.
+function scores(e) {
+  const rows = [], unusual = [];
+  for (const [name, values] of Object.entries(facts.scores)) {
+    const v = values[e], all = values.filter((x) => x !== null), n = all.length;
+    if (v === null || n < 2) { rows.push([name, v, null, n]); continue; }
+    const above = all.filter((x) => x > v).length, below = all.filter((x) => x < v).length;
+    const few = Math.floor(0.05 * n); // a twentieth of the episodes at either end
+    if (above < few && above < below) unusual.push(`${name} ${above ? `${ordinal(above + 1)} highest` : "highest"}`);
+    if (below < few && below < above) unusual.push(`${name} ${below ? `${ordinal(below + 1)} lowest` : "lowest"}`);
+    rows.push([name, v, [above, below], n]);
+  }
+  if (!rows.length) return null;
+  const bar = (share) => el("svg", { viewBox: "0 0 120 12", class: "rank", "aria-hidden": "true" },
+    el("path", { d: "M4 6H116", stroke: "var(--edge)", "stroke-width": 2 }),
+    el("rect", { x: 4 + 112 * share - 3, y: 1, width: 6, height: 10, rx: 2, fill: "var(--s0)" }));
+  const row = ([name, v, at, n]) => el("tr", {}, el("td", {}, name), el("td", { class: "n" }, v === null ? "–" : number(v, 3)),
+    el("td", {}, at && at[0] + at[1] ? bar(at[1] / (at[0] + at[1])) : ""),
+    el("td", { class: "n soft" }, at ? rank(at, n) : ""));
+  return el("details", { class: "scores" }, el("summary", {}, plural(rows.length, "score"),
+    el("span", { class: "soft" }, unusual.length ? ` · unusual: ${unusual.join(", ")}` : " · none unusual among the episodes")),
+  el("div", { class: "scroll", tabindex: 0 }, el("table", {}, el("tbody", {}, ...rows.map(row)))));
+}
+
+const rank = ([above, below], n) => above + below === 0 ? `equal in all ${n}` : above ? `${ordinal(above + 1)} highest of ${n}`
+  : `highest of ${n}`;
+const ordinal = (n) => `${n}${n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][n % 10] ?? "th"}`;
+
+function isConstant(about, { rows, values }) { // and finite, with no finding to be shown over time
+  const width = about.labels.length;
+  if (rows < 2 || (found.get(open) ?? []).some((f) => f.step !== null && f.feature === about.name)) return false;
+  return values.every((v, i) => Number.isFinite(v) && v === values[i % width]);
+}
+
+function constants(some) {
+  if (!some.length) return null;
+  return el("div", { class: "constants" }, el("h3", {}, "Constant in this episode"), ...some.map((c) => {
+    const values = opened.columns[c.name].values, shown = Math.min(c.labels.length, 8);
+    const each = c.labels.slice(0, shown).map((label, i) => `${c.labels.length > 1 ? `${label} ` : ""}${number(values[i], 4)}`);
+    const more = c.labels.length > shown ? ` and ${c.labels.length - shown} more` : "";
+    return el("p", { class: "said soft" }, `${c.name}${c.unit ? ` (${c.unit})` : ""}: `, el("b", {}, each.join(", ") + more));
+  }));
 }
 
 function words(name, runs) {
@@ -358,8 +403,8 @@ function plot(about, data) {
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   const canvas = el("canvas", { role: "img", "aria-label": `${about.name} over the episode, from ${low} to ${high}` });
   const cursor = el("div", { class: "cursor" }), left = 52, right = 6, top = 6, foot = 6;
-  const steps = about.kind === "choice" || about.dtype === "bool"; // what is not between two values is not drawn so
-  const area = el("div", { class: steps ? "area low" : "area" }, canvas, cursor);
+  const steps = about.kind === "discrete" || about.dtype === "bool"; // what is not between two values is not drawn so
+  const area = el("div", { class: steps || about.name.startsWith("next.") ? "area low" : "area" }, canvas, cursor);
   const x = (row, w) => left + (w - left - right) * (last() ? row / last() : 0.5);
   const marks = (found.get(open) ?? []).filter((f) => f.step !== null && (!f.feature || f.feature === about.name));
 
@@ -590,7 +635,7 @@ function drawFindings() {
   const rows = facts.findings.map((f) => el("tr", {}, el("td", {}, el("span", { class: `tag ${f.severity}` }, f.severity)),
     el("td", {}, f.code), el("td", {}, link(f)), el("td", {}, f.message), el("td", { class: "soft" }, f.remedy)));
   return [el("h2", {}, "Findings"), el("p", { class: "soft said" }, facts.findings.length ? tally : "None: no check found anything."),
-    rows.length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {},
+    rows.length ? el("div", { class: "scroll", tabindex: 0 }, el("table", {}, el("thead", {}, el("tr", {},
       ...["", "code", "where", "what was found", "what to do"].map((t) => el("th", {}, t)))), el("tbody", {}, ...rows))) : null,
     ...notes()];
 }
@@ -611,7 +656,7 @@ function drawStatistics() {
   const columns = [...facts.columns, ...facts.cameras].map((c) => el("tr", {}, ...of(c).map((t) => el("td", {}, t))));
   const each = [...facts.tasks.keys()].map((i) => [i, facts.task.filter((t) => t === i).length]).sort((a, b) => b[1] - a[1]);
   const tasks = each.slice(0, 200).map(([i, n]) => el("tr", {}, el("td", {}, facts.tasks[i]), el("td", { class: "n" }, String(n))));
-  const table = (head, body) => el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {},
+  const table = (head, body) => el("div", { class: "scroll", tabindex: 0 }, el("table", {}, el("thead", {}, el("tr", {},
     ...head.map((t) => el("th", { class: /^(min|mean|std|max|not finite|episodes)$/.test(t) ? "n" : null }, t)))),
   el("tbody", {}, ...body)));
   const [low, high] = facts.lengths.reduce(([a, b], n) => [Math.min(a, n), Math.max(b, n)], [Infinity, 0]);

@@ -10,7 +10,7 @@ import numpy as np
 from ...core import UserError
 from ...data.episode import Dataset, Episode
 from ..base import Score, StepScore
-from .step_table import StepTable
+from .step_table import StepTable, action_columns
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ def _rows(episode: Episode, name: str) -> np.ndarray:
 
 
 def _actions(data: Dataset) -> tuple[list[np.ndarray], np.ndarray]:
-    """Of each episode (T, A), and their standard deviations over steps that are numbers, infinite where constant."""
-    actions = [_rows(e, "action").astype(float) for e in data]
+    """(T, A) of each episode, and the standard deviation of each component (inf if it is constant)."""
+    names = action_columns(data.features(), str(data.metadata.get("path", "data set")))
+    actions = [np.concatenate([_rows(e, name).astype(float) for name in names], 1) for e in data]
     whole = np.concatenate(actions)
     spread = whole[np.isfinite(whole).all(1)].std(0) if np.isfinite(whole).all(1).any() else np.zeros(whole.shape[1])
     return actions, np.where(spread > 0, spread, np.inf)
@@ -112,7 +113,7 @@ def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple
     inputs = inputs or tuple(sorted(k for k, f in features.items() if k.startswith("observation.")
                                     and f.kind in ("vector", "discrete")))
     columns = []
-    for name in (*inputs, "action"):
+    for name in (*inputs, *action_columns(features, str(reference.metadata.get("path", "data set")))):
         mine, theirs = (np.concatenate([_rows(e, name) for e in d])
                         for d in (data, reference))
         if features[name].kind == "discrete":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...core import UserError
+from ...core import Feature, UserError, role
 from ...data.episode import Dataset
 from ...data.packed_columns import PackedColumns
 
@@ -17,7 +17,7 @@ MAX_COMPONENTS = 12  # more components than that are seen through as many princi
 @dataclass(frozen=True)
 class StepTable:
     """N steps. Every component in units of its standard deviation about its mean, constant ones 0; a step with a value
-    that is no number is 0 throughout and not `whole`."""
+    that is NaN is 0 throughout and not `is_complete`."""
 
     state: np.ndarray  # (N, S) float32
     action: np.ndarray  # (N, A) float32
@@ -31,23 +31,31 @@ class StepTable:
 
     @staticmethod
     def from_data(data: Dataset, inputs: tuple[str, ...] = (), like: StepTable | None = None) -> StepTable:
-        """inputs: the columns that are the state; empty: every "observation." column of numbers. like: in the columns
-        and units of this table. Raises UserError where there are none, or no actions."""
+        """The table of a data set.
+
+        Args:
+            data: The episodes.
+            inputs: The columns that are the state. By default all numeric "observation." columns.
+            like: Another table. Its columns and scales are used.
+
+        Raises:
+            UserError: There is no such column, no numeric observation, or no action.
+        """
         features = data.features()
         if like is not None:
             inputs = like.inputs
         inputs = inputs or tuple(sorted(k for k, f in features.items() if k.startswith("observation.")
                                         and f.kind in ("vector", "discrete") and f.size))
         where = str(data.metadata.get("path", "data set"))
-        for name in (*inputs, "action"):
+        for name in inputs:
             if name not in features or features[name].kind not in ("vector", "discrete"):
-                raise UserError(f"expected a column {name!r} of numbers, found {', '.join(sorted(features))}",
-                                where=where, hint="name the columns that scores look at (inputs=...)")
+                raise UserError(f"there is no numeric column {name!r} among {', '.join(sorted(features))}",
+                                where=where, hint="name the columns that the score reads (inputs=...)")
         if not inputs:
-            raise UserError(f"expected observations that are numbers, found {', '.join(sorted(features))}",
-                            where=where, hint="scores look at numbers, not at pictures: add a column of them, say of a "
-                                            "network's features")
-        pack = PackedColumns.from_episodes(data, (*inputs, "action"))
+            raise UserError(f"there is no numeric observation among {', '.join(sorted(features))}", where=where,
+                            hint="scores read numbers, not images: add a column, such as the features of a network")
+        actions = action_columns(features, where)
+        pack = PackedColumns.from_episodes(data, (*inputs, *actions))
         length = pack.lengths
         episode = np.repeat(np.arange(len(length)), length)
         step = np.arange(len(episode)) - np.repeat(np.cumsum(length) - length, length)
@@ -58,9 +66,8 @@ class StepTable:
 
         state = np.concatenate([rows(k, step) for k in inputs], 1)
         after = np.concatenate([rows(k, step + 1) for k in inputs], 1)
-        action = rows("action", step)
-        if features["action"].kind == "discrete":  # numbers of choices have no distance
-            action = np.concatenate([np.eye(int(c.max(initial=0)) + 1)[c] for c in action.astype(int).T], 1)
+        action = np.concatenate([one_hot(rows(k, step)) if features[k].kind == "discrete" else rows(k, step)
+                                 for k in actions], 1)
         followed = step + 1 < np.min([pack.columns[k].lengths for k in inputs], 0)[episode]
         whole = np.isfinite(state).all(1) & np.isfinite(action).all(1) & np.isfinite(after).all(1)
         units = like.scales if like is not None else (*_mean_and_std(state[whole]), *_mean_and_std(action[whole]))
@@ -97,6 +104,24 @@ class StepTable:
         count = np.bincount(self.episode[good], minlength=len(self.length))
         total = np.bincount(self.episode[good], values[good], minlength=len(self.length))
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ...]:
+    """The columns of the action: "action", or else every numeric column "action.NAME".
+
+    Raises:
+        UserError: There is none.
+    """
+    names = ("action",) if "action" in features else tuple(sorted(k for k in features if role(k) == "action"))
+    if names := tuple(k for k in names if features[k].kind in ("vector", "discrete") and features[k].size):
+        return names
+    raise UserError(f"there is no numeric action among {', '.join(sorted(features))}", where=where,
+                    hint="understudy view make DATA --out VIEW --rename OLD=action names a column so")
+
+
+def one_hot(classes: np.ndarray) -> np.ndarray:
+    """(N, D) class numbers -> (N, sum of the numbers of classes). Class numbers have no distance."""
+    return np.concatenate([np.eye(int(c.max(initial=0)) + 1)[c] for c in classes.astype(int).T], 1)
 
 
 def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

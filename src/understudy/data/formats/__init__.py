@@ -33,6 +33,7 @@ __all__ = [
     "decode_frames",
     "describe",
     "format_of",
+    "formats_for_suffix",
     "frame_cost",
     "lerobot",
     "npz",
@@ -70,6 +71,16 @@ WRITERS = {  # what `convert --to` takes -> module
     "ogbench": "ogbench",
     "npz": "npz",
     "csv": "folder",
+}
+
+
+_SUFFIXES = {  # of a name to write: the format, then others that also have this suffix
+    ".hdf5": ("robomimic", "act", "d4rl", "minari"),
+    ".h5": ("robomimic", "act", "d4rl", "minari"),
+    ".zarr": ("zarr",),
+    ".zarr.zip": ("zarr",),
+    ".npz": ("npz", "ogbench"),
+    ".csv": ("csv",),
 }
 
 
@@ -155,19 +166,37 @@ def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.Convers
     return sidecar.conversion_losses(data, _format_module(to).capability(data, **options))
 
 
-def write_dataset(data: Dataset, path: str | Path, to: str = "lerobot", **options) -> None:
-    """Writes a new file or folder, with a sidecar file for what the format cannot store.
+def write_dataset(data: Dataset, path: str | Path, to: str | None = None, **options) -> None:
+    """Writes a new file or folder, whole or not at all. What the format has no place for goes into a sidecar file.
 
     Args:
-        data: The episodes.
-        path: The new file or folder. It is complete or absent, also after a crash.
-        to: The format, a key of `WRITERS`.
-        **options: Of the format, such as `images` of LeRobot.
+        data: The episodes to write.
+        path: Where to write. Nothing may be there.
+        to: A key of `WRITERS`. By default the format is that of the suffix of `path`, and LeRobot without a suffix.
+        options: Options of the format's `write`.
 
     Raises:
-        UserError: If something exists at the path, or if the format cannot store these data.
+        UserError: There is a file or folder already, or no format has the suffix.
     """
-    _format_module(to).write(data, Path(path), **options)
+    _format_module(to or formats_for_suffix(path)[0]).write(data, Path(path), **options)
+
+
+def formats_for_suffix(path: str | Path) -> tuple[str, ...]:
+    """The format to write at `path` by its suffix, followed by other formats with this suffix.
+
+    A name without a suffix is a LeRobot folder.
+
+    Raises:
+        UserError: No format has the suffix.
+    """
+    name = Path(path).name.lower()
+    if not Path(name).suffix:
+        return ("lerobot",)
+    for suffix, formats in _SUFFIXES.items():
+        if name.endswith(suffix):
+            return formats
+    raise UserError(f"no format is written to names that end in {Path(name).suffix}", where=path,
+                    hint=f"use one of {', '.join(_SUFFIXES)}, or name the format, such as --to lerobot")
 
 
 def _format_module(to):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...core import UserError
+from ...core import DataError, UserError
 from ...files import read_json
 
 ExceptionTypes = tuple[type[BaseException], ...]
@@ -27,14 +27,14 @@ ZIP_ERRORS: ExceptionTypes = (
 )
 
 
-def damaged(problem: str, where: object) -> UserError:
+def damaged(problem: str, where: object) -> DataError:
     """The error for a file that is cut short, changed or incomplete.
 
     Args:
         problem: What is wrong.
         where: The file, and the key or row in it.
     """
-    return UserError(problem, where=where, hint="the file is damaged or incomplete: take it from a copy")
+    return DataError(problem, where=where, hint="the file is damaged or incomplete: take it from a copy")
 
 
 def first_line(error: BaseException) -> str:

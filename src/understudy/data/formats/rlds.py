@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...core import Feature, UserError
+from ...core import DataError, Feature, UserError
 from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
@@ -569,7 +569,7 @@ def _varints(data: bytes, where: str) -> np.ndarray:
     return np.bitwise_or.reduceat(bits, first).view(np.int64)
 
 
-def _broken(where) -> UserError:
+def _broken(where) -> DataError:
     return damaged("this is not a tf.train.Example", where)
 
 

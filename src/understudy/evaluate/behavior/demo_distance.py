@@ -98,9 +98,9 @@ class DistributionDistance:
     def to_json(self) -> dict[str, float]:
         return {
             "states": self.states,
-            "turns": self.state_changes,
+            "state_changes": self.state_changes,
             "demonstrations_states": self.between_demonstrations[0],
-            "demonstrations_turns": self.between_demonstrations[1],
+            "demonstrations_state_changes": self.between_demonstrations[1],
         }
 
 

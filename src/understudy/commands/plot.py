@@ -1,0 +1,67 @@
+"""understudy plot"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from .common import Output, command_line, parse, recorded_env_of, required_packages
+from .policies import run_names
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """How a training went, or how several compare: curves of the loss, the held-out error and the score.
+
+    Writes one page that needs no network. A run that is still training can be plotted too.
+    """
+
+    runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN")]
+    """one or several runs"""
+    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    """the page to write: curves.html by default, and none with --json"""
+    json: bool = False
+    """one JSON document on standard output: all curves"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(PlotOptions, "plot", args)
+    from ..core import UserError
+    from ..evaluate.training_report import training_verdict, write_training_report
+    from ..learn.training_curves import TrainingCurves
+
+    with Output(o.json) as out:
+        found = [TrainingCurves.load(run) for run in o.runs]
+        if twice := next((run for i, run in enumerate(found) if run.folder in [f.folder for f in found[:i]]), None):
+            raise UserError(f"the run {twice.folder} is named twice", where="understudy plot",
+                            hint="name each run once")
+        for run in found:
+            if not run.curves:
+                raise UserError("nothing was measured in this run yet", where=run.folder,
+                                hint="plot it after its first updates")
+        runs = dict(zip(run_names([run.folder for run in found]), found, strict=True))
+        out.print(*filter(None, training_verdict(runs)))
+        commands = _next_commands(found)
+        page = o.html or (None if o.json else Path("curves.html"))
+        if page is not None:
+            write_training_report(page, runs, commands)
+            out.print(f"Page written to {page}")
+        out.suggest(*(command for command, _ in commands))
+        out.print_json({"runs": [run.to_json() for run in found]})
+
+
+def _next_commands(runs) -> list[tuple[str, str]]:
+    """(command, what it does): evaluate the one run, or compare them all."""
+    env = recorded_env_of(runs[0].folder) or "ENV"
+    trust = [part for package in dict.fromkeys(p for run in runs for p in required_packages(run.folder))
+             for part in ("--trust", package)]
+    if len(runs) > 1:
+        return [(command_line("compare", *(run.folder for run in runs), "--env", env, *trust),
+                 "Which of them is better, on the same starts:")]
+    run = runs[0]
+    best = run.folder / "best" if run.best is not None else run.folder
+    return [(command_line("eval", best, env, "--episodes", 100, *trust), "How good the best checkpoint is, on new "
+             "starts:")]

@@ -1,0 +1,153 @@
+"""Replay buffer: episodes in growing arrays, so that windows over them copy nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..core import Feature, UserError
+from .episode import Dataset, Episode, EpisodeList
+
+MIN_CAPACITY = 1024  # rows of a new array
+
+
+class ReplayBuffer(Dataset):
+    """A dataset that grows.
+
+    The steps of all episodes lie in one array for each column. `extend` copies the new episodes to the ends of these
+    arrays and returns a buffer that has them as well. Arrays double when they are full, so that a step is copied a
+    constant number of times on average. Buffers that come from one another share their arrays: a window of rows, a
+    selection of episodes or a buffer before it was extended costs no memory.
+
+    A column that some episodes lack can be read from the others. Whole numbers and floating-point numbers of a column
+    take the widest type of its episodes.
+
+    Args:
+        episodes: The first episodes.
+
+    Example:
+        >>> buffer = ReplayBuffer(demonstrations).extend(rollout(actor, env, 10))
+        >>> sampler = policy.windows(buffer)
+    """
+
+    def __init__(self, episodes: Iterable[Episode] = ()):
+        arrays = _GrowingArrays()
+        super().__init__(arrays, indices=arrays.append(episodes))
+
+    @staticmethod
+    def of(data: Dataset) -> ReplayBuffer:
+        """Return the buffer that these episodes are from, for these episodes, or a new one with a copy of them."""
+        if isinstance(data.source, _GrowingArrays):
+            return _buffer(data.source, np.asarray(data.indices, np.int64))
+        return ReplayBuffer(data)
+
+    def extend(self, episodes: Iterable[Episode]) -> ReplayBuffer:
+        """Return a buffer with further episodes. This one stays as it is.
+
+        Raises:
+            UserError: A column has another shape or another kind of values than before.
+        """
+        return _buffer(self.source, np.concatenate([self.indices, self.source.append(episodes)]))
+
+
+def _buffer(arrays: _GrowingArrays, indices: np.ndarray) -> ReplayBuffer:
+    out = object.__new__(ReplayBuffer)
+    Dataset.__init__(out, arrays, indices=indices)
+    return out
+
+
+class _Column:
+    """One growing array, and where each episode lies in it."""
+
+    def __init__(self, values: np.ndarray, n_before: int):
+        self.array = np.empty((0, *values.shape[1:]), values.dtype)
+        self.used = 0
+        self.starts, self.rows = [-1] * n_before, [0] * n_before  # -1: the episode lacks the column
+
+    def check(self, values: np.ndarray, where: str) -> None:
+        kinds = {"f" if d.kind in "iu" else d.kind for d in (self.array.dtype, values.dtype)}
+        if values.shape[1:] != self.array.shape[1:] or len(kinds) > 1:
+            raise UserError(f"it is {values.dtype} of shape {values.shape[1:]} in each step, and {self.array.dtype} of "
+                            f"shape {self.array.shape[1:]} in the episodes before", where=where,
+                            hint="bring all episodes to the same shapes and types, with a relabeling for example")
+
+    def append(self, values: np.ndarray) -> None:
+        dtype, end = np.result_type(self.array.dtype, values.dtype), self.used + len(values)
+        if end > len(self.array) or dtype != self.array.dtype:
+            array = np.empty((max(end, 2 * len(self.array), MIN_CAPACITY), *values.shape[1:]), dtype)
+            array[:self.used] = self.array[:self.used]
+            self.array = array
+        self.array[self.used:end] = values
+        self.starts.append(self.used)
+        self.rows.append(len(values))
+        self.used = end
+
+
+class _GrowingArrays(EpisodeList):
+    """The columns that buffers share. Episodes are only ever added, so that what a buffer reads never changes."""
+
+    def __init__(self):
+        self._columns: dict[str, _Column] = {}
+        self._lengths: list[int] = []
+        self._metadata: list[dict] = []
+        self._schemas: list[dict[str, Feature]] = []
+
+    def append(self, episodes: Iterable[Episode]) -> np.ndarray:
+        """Copies the episodes and returns their numbers."""
+        first = len(self._lengths)
+        for episode in episodes:
+            number, length = len(self._lengths), len(episode)
+            found = {name: np.asarray(episode.steps[name])[:length + 1] for name in episode.steps}
+            features = episode.features()
+            for name, values in found.items():  # all of them before any is added
+                if name in self._columns:
+                    self._columns[name].check(values, f"episode {number}, column {name!r}")
+            for name, values in found.items():
+                self._columns.setdefault(name, _Column(values, number)).append(values)
+            for column in self._columns.values():
+                if len(column.starts) == number:
+                    column.starts.append(-1)
+                    column.rows.append(0)
+            self._lengths.append(length)
+            self._metadata.append(dict(episode.metadata))
+            self._schemas.append(features)
+        return np.arange(first, len(self._lengths))
+
+    def __len__(self):
+        return len(self._lengths)
+
+    @property
+    def schema(self):
+        return self._schemas[0] if self._schemas else {}
+
+    @property
+    def lengths(self):
+        return np.array(self._lengths, np.int64)
+
+    def lengths_of(self, indices):
+        return self.lengths[np.asarray(indices, np.int64)]
+
+    def contiguous(self, name, indices):
+        if name not in self._columns:
+            return None
+        column, indices = self._columns[name], np.asarray(indices, np.int64)
+        starts = np.array(column.starts, np.int64)[indices]
+        if (starts < 0).any():
+            return None
+        return _read_only(column.array[:column.used]), starts, np.array(column.rows, np.int64)[indices]
+
+    def select(self, indices):
+        return self, np.asarray(indices, np.int64)
+
+    def episode(self, number, read=None):
+        steps = {}
+        for name, column in self._columns.items():
+            if (start := column.starts[number]) >= 0:
+                steps[name] = _read_only(column.array[start:start + column.rows[number]])
+        return Episode(steps, self._metadata[number], rows=self._lengths[number], schema=self._schemas[number])
+
+
+def _read_only(view: np.ndarray) -> np.ndarray:
+    view.flags.writeable = False
+    return view

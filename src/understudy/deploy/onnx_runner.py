@@ -1,0 +1,51 @@
+"""Runs an exported policy on a robot. Needs NumPy and ONNX Runtime only, so this file can be copied and used alone."""
+
+import json
+from collections import deque
+
+import numpy as np
+
+DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8", "tensor(bool)": "bool"}
+
+
+class OnnxRunner:
+    """Acts from a file of `understudy export`: plans a chunk, executes its first actions, plans again.
+
+    Args:
+        path: The file. It says what the policy reads and how many actions of a chunk are executed.
+        seed: Seed of the noise, for policies that sample.
+    """
+
+    def __init__(self, path, seed=0):
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        metadata = json.loads(self.session.get_modelmeta().custom_metadata_map["understudy"])
+        executor = metadata["executor"]
+        if not executor["$"].endswith(":RecedingHorizon"):
+            raise ValueError(f"{path} is executed by {executor['$']}, and this runner is for RecedingHorizon only")
+        self.executed = slice(executor["skip"], executor["skip"] + executor["n_action_steps"])
+        self.n_obs_steps, self.rng = metadata["window"]["n_obs_steps"], np.random.default_rng(seed)
+        self.reset()
+
+    def reset(self):
+        """Begins an episode."""
+        self.history, self.actions = deque(maxlen=self.n_obs_steps), deque()
+
+    def act(self, obs):
+        """Returns the next action, (A,), for an observation {column: value as recorded}. Call it at every step."""
+        self.history.append(obs)
+        if not self.actions:
+            feed = {i.name: self._value(i) for i in self.session.get_inputs()}
+            self.actions.extend(self.session.run(["action"], feed)[0][0, self.executed])
+        return self.actions.popleft()
+
+    def _value(self, column):
+        missing = self.n_obs_steps - len(self.history)  # before the start of an episode, its first row is repeated
+        if column.name == "noise":
+            value = self.rng.standard_normal(column.shape[1:])
+        elif column.name.endswith("?") and column.name not in self.history[0]:  # which rows are in the episode
+            value = [False] * missing + [True] * len(self.history)
+        else:
+            value = [obs[column.name] for obs in [self.history[0]] * missing + list(self.history)]
+        return np.asarray(value, DTYPES[column.type])[None]

@@ -1,0 +1,421 @@
+"""Data collection in rounds: episodes are collected with the present policy, then the policy trains on them.
+
+DAgger, off-policy reinforcement learning with a replay buffer, self-imitation and continual learning are this one loop
+with other collectors, relabelings and learners. Interaction happens in whole, numbered episodes, because episodes can
+be stored and environments cannot. A training that was stopped therefore resumes exactly.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint import FromStage
+from ..core import Schema, UserError
+from ..data.batch_sampler import BatchSampler, MixtureSampler
+from ..data.episode import Dataset, Episode
+from ..data.formats import open_dataset, write_dataset
+from ..data.relabel import Relabel
+from ..data.replay_buffer import ReplayBuffer
+from ..envs.base import Env
+from ..evaluate.evaluation import recording_seed
+from ..evaluate.recording import expert_actor
+from ..evaluate.rollout import rollout
+from ..execute.actor import Actor, NoisyActor, PolicyActor
+from ..execute.planners import FixedBatch
+from ..files import read_json, whole_folder, write_json
+from ..learn.data_collection import DataCollection, Training
+from ..learn.fit import Learner
+from ..policy import Policy, camera_sizes
+from .gates import SUPERVISOR_ACTION, Gate, GatedActor
+from .retention import ROUND, AllEpisodes, RetentionRule
+
+FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
+SUPERVISOR_ROWS = 16  # rows that the network of a supervisor always sees, so that its actions do not depend on how many
+EVALUATIONS = 10  # rounds after which a checkpoint is evaluated, unless the training says otherwise
+
+
+# -- exploration ----------------------------------------------------------------------------------------------------
+
+
+class Exploration(ABC):
+    """A frozen dataclass that makes an actor explore."""
+
+    @abstractmethod
+    def build(self, actor: Actor, env: Env) -> Actor:
+        """Return the exploring actor.
+
+        Args:
+            actor: The actor that learns.
+            env: The environment to explore.
+        """
+
+
+@dataclass(frozen=True)
+class GaussianExploration(Exploration):
+    """Adds independent Gaussian noise to each action.
+
+    Args:
+        std: Standard deviation, in the units of the action.
+    """
+
+    std: float = 0.1
+
+    def build(self, actor, env):
+        action = env.features["action"]
+        if action.kind == "discrete":
+            raise UserError(f"the actions of {env.metadata['env']} are classes, to which no noise can be added",
+                            where="GaussianExploration", hint="leave exploration out")
+        return NoisyActor(actor, action.size, self.std)
+
+
+# -- collectors -----------------------------------------------------------------------------------------------------
+
+
+class EpisodeCollector(ABC):
+    """A frozen dataclass: where new episodes come from."""
+
+    @abstractmethod
+    def collect(self, actor: Actor, number: int, training: Training) -> Dataset:
+        """Return the episodes of a round.
+
+        They depend on the arguments alone, unless a person takes part.
+
+        Args:
+            actor: The actor that learns, with its present weights.
+            number: Number of the round, from 0.
+            training: The training.
+
+        Returns:
+            At least one episode, with the columns of the training data.
+        """
+
+    @property
+    def uses_person(self) -> bool:
+        """Whether a person takes part, so that a round cannot be collected again."""
+        return False
+
+    def check(self, env: Env | None, person: Actor | None) -> None:
+        """Raise UserError if something that collecting needs is missing. Checks nothing by default."""
+
+    def initial_data(self, data: Dataset, n_rounds: int) -> Dataset:
+        """Return the episodes that are there before the first round: all training episodes, by default."""
+        return data
+
+
+@dataclass(frozen=True)
+class RolloutCollector(EpisodeCollector):
+    """Rolls the policy out in the environment.
+
+    Episode i of round k has the number 1,000,000 + k * n_episodes + i. Seeds are those of recordings, so no policy is
+    evaluated on starts that it has seen.
+
+    Args:
+        n_episodes: Number of episodes in each round.
+        exploration: How the policy explores. None to act as it would be deployed.
+        supervisor: Who advises at every step: "expert" (the environment's own), "person", or a policy that a stage
+            trained. Its actions are the column `supervisor_action`. None for nobody.
+        gate: At which steps the supervisor acts in place of the policy. None for never.
+    """
+
+    n_episodes: int
+    exploration: Exploration | None = None
+    supervisor: str | FromStage | None = None
+    gate: Gate | None = None
+
+    def __post_init__(self):
+        if self.n_episodes < 1:
+            raise UserError(f"a round needs at least one episode, and this is {self.n_episodes}",
+                            where="RolloutCollector.n_episodes", hint="use 1 or more")
+        if isinstance(self.supervisor, str) and self.supervisor not in ("expert", "person"):
+            raise UserError(f"{self.supervisor!r} is no supervisor", where="RolloutCollector.supervisor",
+                            hint='use "expert", "person" or FromStage(NAME)')
+        if self.gate is not None and self.supervisor is None:
+            raise UserError("a gate chooses between the policy and a supervisor, and there is no supervisor",
+                            where="RolloutCollector.gate", hint='add supervisor="expert", or leave the gate out')
+
+    @property
+    def uses_person(self):
+        return self.supervisor == "person"
+
+    def check(self, env, person):
+        if env is None:
+            raise UserError("the method collects episodes, and there is no environment to collect them in",
+                            where="Method.collection", hint="name it: --env ENV (env=make(ENV, rows=16) in Python)")
+        if self.supervisor == "expert":
+            expert_actor(env)
+        if self.uses_person and person is None:
+            raise UserError("the method collects episodes with a person, and there is nobody",
+                            where="RolloutCollector.supervisor",
+                            hint="give the actor through which the person acts: train(..., person=actor)")
+
+    def collect(self, actor, number, training):
+        env = training.env
+        if self.exploration is not None:
+            actor = self.exploration.build(actor, env)
+        if self.supervisor is not None:
+            actor = GatedActor(actor, self._supervising_actor(env, training.person), self.gate, number)
+        first = FIRST_EPISODE + number * self.n_episodes
+        found = rollout(actor, env, self.n_episodes, recording_seed(training.seed), first=first)
+        return training.transform(found.map(partial(_cast_actions, env.features)))
+
+    def _supervising_actor(self, env: Env, person: Actor | None) -> Actor:
+        if isinstance(self.supervisor, Policy):  # in place of the reference to a stage
+            return PolicyActor(FixedBatch(self.supervisor, SUPERVISOR_ROWS),
+                               image_sizes=camera_sizes(self.supervisor.features))
+        return person if self.uses_person else expert_actor(env)
+
+
+def _cast_actions(features: Schema, episode: Episode) -> Episode:
+    """Policies act in floating-point numbers, also where actions are classes."""
+    dtype = features["action"].dtype
+    columns = {k: np.asarray(episode.steps[k]).astype(dtype) for k in ("action", SUPERVISOR_ACTION)
+               if k in episode.steps and episode.steps[k].dtype != dtype}
+    cast = episode.replace(columns) if columns else episode
+    return replace(cast, schema=episode.schema)
+
+
+@dataclass(frozen=True)
+class SupervisorLabels:
+    """A relabeling: the target is what the supervisor advised, whoever acted (DAgger).
+
+    Args:
+        into: The column that the policy learns.
+
+    References:
+        Ross et al. (2011), A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning,
+        arXiv:1011.0686.
+    """
+
+    into: str = "action"
+
+    def __call__(self, episode: Episode) -> Episode:
+        if SUPERVISOR_ACTION not in episode.steps:
+            raise UserError(f"there is no column {SUPERVISOR_ACTION!r}; there are {', '.join(sorted(episode.steps))}",
+                            where="SupervisorLabels", hint='collect with RolloutCollector(supervisor="expert")')
+        labels = np.asarray(episode.steps[SUPERVISOR_ACTION])
+        return replace(episode.replace({self.into: labels, SUPERVISOR_ACTION: None}), schema=episode.schema)
+
+
+@dataclass(frozen=True)
+class TaskSequenceCollector(EpisodeCollector):
+    """Gives the training data task by task, for continual learning. It needs no environment.
+
+    Tasks come in the order in which they first appear in the data. The episodes of the first task are there before the
+    first round. Round k gives the episodes of task k + 1.
+
+    Args:
+        by: The metadata, or the column, that names the task of an episode. "dataset" has the parts of a mixture (see
+            `data.mixture.mix`).
+    """
+
+    by: str = "task"
+
+    def initial_data(self, data, n_rounds):
+        tasks = self._tasks(data)
+        if n_rounds >= len(tasks):
+            raise UserError(f"{n_rounds} rounds need {n_rounds + 1} tasks, and the data have {len(tasks)}: "
+                            f"{', '.join(tasks)}", where="CollectionRounds.n_rounds",
+                            hint=f"use n_rounds={len(tasks) - 1}" if len(tasks) > 1 else "take data of several tasks")
+        return data.select(next(iter(tasks.values())))
+
+    def collect(self, actor, number, training):
+        return training.data.select(list(self._tasks(training.data).values())[number + 1])
+
+    def _tasks(self, data: Dataset) -> dict[str, list[int]]:
+        """The numbers of the episodes of each task."""
+        tasks: dict[str, list[int]] = {}
+        for number, episode in enumerate(data):
+            task = episode.metadata.get(self.by)
+            if task is None and self.by in episode.steps and len(episode):
+                task = np.asarray(episode.steps[self.by])[0]
+            if task is None:
+                raise UserError(f"the episode has no {self.by!r} in its metadata or columns",
+                                where=f"TaskSequenceCollector, episode {number}",
+                                hint='name what tells the tasks apart, such as by="dataset"')
+            tasks.setdefault(str(task), []).append(number)
+        return tasks
+
+
+# -- the loop -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CollectionRounds(DataCollection):
+    """Collects episodes in rounds and trains after each.
+
+    Each round collects episodes with the present policy, relabels them, lets the learner annotate them, stores them,
+    and then makes updates on all episodes that stay in the replay buffer.
+
+    Args:
+        n_rounds: Number of rounds.
+        collector: Where new episodes come from.
+        relabel: Changes of the collected episodes, after the method's transforms.
+        retention: Which episodes stay.
+        mixture_weights: Fractions of each batch that come from the episodes that were there before the first round,
+            and from collected ones: (0.5, 0.5) for symmetric sampling (RLPD). Empty to draw all steps equally often.
+        updates_per_step: Gradient updates per collected step. A round makes at least one update.
+        reset_learner: Build the learner again in each round, with the statistics of all episodes that stay.
+        initial_updates: Updates on the given episodes before the first round.
+
+    References:
+        Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
+
+    Example:
+        >>> rounds = CollectionRounds(10, RolloutCollector(5, supervisor="expert"), relabel=(SupervisorLabels(),))
+        >>> policy = train(replace(method, collection=rounds), data, "runs/dagger", env=make("fork", rows=16))
+    """
+
+    n_rounds: int
+    collector: EpisodeCollector
+    relabel: tuple[Relabel, ...] = ()
+    retention: RetentionRule = field(default_factory=AllEpisodes)
+    mixture_weights: tuple[float, ...] = ()
+    updates_per_step: float = 1.0
+    reset_learner: bool = False
+    initial_updates: int = 0
+
+    def __post_init__(self):
+        for name, least in (("n_rounds", 1), ("initial_updates", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"it must be at least {least}, and is {value}", where=f"CollectionRounds.{name}",
+                                hint=f"use {least} or more")
+        if not self.updates_per_step > 0:
+            raise UserError(f"it must be above 0, and is {self.updates_per_step}",
+                            where="CollectionRounds.updates_per_step", hint="1 is one update for each collected step")
+        if len(self.mixture_weights) not in (0, 2):
+            raise UserError(f"there must be two weights, and there are {len(self.mixture_weights)}",
+                            where="CollectionRounds.mixture_weights",
+                            hint="give one for the first episodes and one for collected ones, such as (0.5, 0.5)")
+
+    def check(self, env, person):
+        self.collector.check(env, person)
+
+    def initial_data(self, data):
+        return self.collector.initial_data(data, self.n_rounds)
+
+    def run(self, training):
+        data = ReplayBuffer.of(self.initial_data(training.data).map(_forget_round))
+        rounds = _StoredRounds(training.folder)
+        if training.processes.first:
+            rounds.drop_after(training.n_updates, self)
+        training.processes.wait()
+        every = max(self.n_rounds // EVALUATIONS, 1)
+        if not self.reset_learner or training.n_updates <= self.initial_updates:
+            training.restore()
+        end = self.initial_updates
+        if training.n_updates <= end:
+            training.update(self._sampler(training.learner, data), end, evaluate=False)
+        for number in range(self.n_rounds):
+            if training.processes.first and number not in rounds:
+                rounds.store(number, self._collect(number, training))
+            training.processes.wait()
+            episodes = rounds[number]
+            data = ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
+            if not len(data):
+                raise UserError(f"no episode is left after round {number}", where="CollectionRounds.retention",
+                                hint="keep more episodes")
+            start, end = end, end + self._updates(episodes.steps)
+            if training.n_updates > end:
+                continue
+            if training.n_updates == start:
+                training.log(**_summary(number, episodes))
+            if self.reset_learner:
+                training.build_learner(data)
+                if training.n_updates > start:  # it resumes within this round
+                    training.restore()
+            last = number == self.n_rounds - 1
+            training.update(self._sampler(training.learner, data), end, evaluate=last or (number + 1) % every == 0)
+
+    def _collect(self, number: int, training: Training) -> Dataset:
+        episodes = self.collector.collect(training.actor(), number, training)
+        for relabel in self.relabel:
+            episodes = episodes.map(relabel)
+        episodes = training.learner.annotate(episodes)
+        if not len(episodes):
+            raise UserError(f"round {number} has no episodes", where="CollectionRounds.collector",
+                            hint="collect at least one, and leave none out in the method's transforms")
+        return episodes.map(partial(_mark_round, number))
+
+    def _sampler(self, learner: Learner, data: ReplayBuffer) -> BatchSampler:
+        collected = [ROUND in episode.metadata for episode in data]
+        if not self.mixture_weights or all(collected) or not any(collected):
+            return learner.batch_sampler(data)
+        parts = [data.select(i for i, c in enumerate(collected) if c == wanted) for wanted in (False, True)]
+        return MixtureSampler([learner.batch_sampler(part) for part in parts], self.mixture_weights)
+
+    def _updates(self, steps: int) -> int:
+        """Number of updates of a round with so many steps."""
+        return max(int(self.updates_per_step * steps), 1)
+
+
+def _mark_round(number: int, episode: Episode) -> Episode:
+    return replace(episode, metadata={**episode.metadata, ROUND: number})
+
+
+def _forget_round(episode: Episode) -> Episode:
+    """Collected episodes may be the data of another training."""
+    return replace(episode, metadata={k: v for k, v in episode.metadata.items() if k != ROUND})
+
+
+def _summary(number: int, episodes: Dataset) -> dict[str, float]:
+    """What is logged of a round."""
+    found = {"round": number, "round/episodes": len(episodes), "round/steps": episodes.steps}
+    if all("next.reward" in e.steps for e in episodes):
+        found["round/return"] = float(np.mean([np.sum(e.steps["next.reward"][:len(e)]) for e in episodes]))
+    if all("success" in e.metadata for e in episodes):
+        found["round/success"] = float(np.mean([bool(e.metadata["success"]) for e in episodes]))
+    return found
+
+
+class _StoredRounds:
+    """The rounds in RUN/collection, each complete or absent; without a folder, those in memory."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self.in_memory: dict[int, Dataset] = {}
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}"
+
+    def numbers(self) -> list[int]:
+        """The numbers of the stored rounds, in order."""
+        return sorted(int(p.name) for p in self.folder.glob("[0-9]*")) if self.folder else sorted(self.in_memory)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self.in_memory if self.folder is None else self.path(number).is_dir()
+
+    def __getitem__(self, number: int) -> Dataset:
+        if self.folder is None:
+            return self.in_memory[number]
+        return open_dataset(self.path(number) / "episodes.npz")
+
+    def store(self, number: int, episodes: Dataset) -> None:
+        if self.folder is None:
+            self.in_memory[number] = Dataset(list(episodes), episodes.metadata)
+            return
+        with whole_folder(self.path(number)) as part:
+            write_dataset(episodes, part / "episodes.npz", "npz")
+            write_json(part / "round.json", {"round": number, "episodes": len(episodes), "steps": episodes.steps})
+
+    def drop_after(self, n_updates: int, config: CollectionRounds) -> None:
+        """Removes the rounds that were collected after so many updates. They are collected again."""
+        start, whole = config.initial_updates, 0
+        for number in self.numbers():
+            if start > n_updates or number != whole:
+                if config.collector.uses_person:
+                    raise UserError(f"round {number} was collected with a person after {start} updates, and the last "
+                                    f"checkpoint has {n_updates}", where=self.path(number),
+                                    hint="put the later checkpoints back, or move this folder away to collect the "
+                                         "round again")
+                part = self.path(number).with_name(f".{number:06d}.part")  # never half a round under its name
+                self.path(number).rename(part)
+                shutil.rmtree(part)
+            else:
+                whole = number + 1
+                start += config._updates(read_json(self.path(number) / "round.json")["steps"])

@@ -1,0 +1,113 @@
+"""Gates: at which steps a supervisor acts in place of the policy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import State, UserError, uniform
+from ..execute.actor import Actor
+
+INTERVENTION = "intervention"  # column: True where the supervisor acted
+SUPERVISOR_ACTION = "supervisor_action"  # column: what the supervisor did or would have done
+GATE_STREAM = 10  # of random numbers
+
+
+class Gate(ABC):
+    """A frozen dataclass that decides at each step whether the policy or the supervisor acts.
+
+    References:
+        Ross et al. (2011), A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning,
+        arXiv:1011.0686.
+        Kelly et al. (2019), HG-DAgger: Interactive Imitation Learning with Human Experts, arXiv:1810.02890.
+    """
+
+    @abstractmethod
+    def start(self, obs: Mapping[str, Tensor], key: Tensor, number: int) -> State:
+        """Return the state before the first step.
+
+        Args:
+            obs: The first observation of each row, (B, ...).
+            key: Source of all randomness of each row, (B,) int64.
+            number: Number of the collection round.
+        """
+
+    @abstractmethod
+    def decide(self, obs: Mapping[str, Tensor], action: Tensor, supervisor_action: Tensor,
+               state: State) -> tuple[Tensor, State]:
+        """Decide one step.
+
+        Args:
+            obs: The observation of each row, (B, ...).
+            action: What the policy would do, (B, A).
+            supervisor_action: What the supervisor would do, (B, A).
+            state: What `start` or the last `decide` returned.
+
+        Returns:
+            Whether the supervisor acts, (B,) bool, and the next state.
+        """
+
+
+@dataclass(frozen=True)
+class RandomGate(Gate):
+    """The supervisor acts at random steps: the mixture policy of DAgger.
+
+    Args:
+        probability: Probability that the supervisor acts at a step of round 0.
+        decay: The probability is multiplied by this after each round.
+    """
+
+    probability: float = 0.5
+    decay: float = 1.0
+
+    def __post_init__(self):
+        for name in ("probability", "decay"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise UserError(f"it must be between 0 and 1, and is {value}", where=f"RandomGate.{name}",
+                                hint="use 0.5 for half of the steps, for example")
+
+    def start(self, obs, key, number):
+        probability = self.probability * self.decay**number
+        return {"key": key, "count": torch.zeros_like(key), "probability": torch.full(key.shape, probability)}
+
+    def decide(self, obs, action, supervisor_action, state):
+        drawn = uniform(state["key"], state["count"], (1,), stream=GATE_STREAM)[:, 0]
+        return drawn < state["probability"], {**state, "count": state["count"] + 1}
+
+
+@dataclass(frozen=True)
+class GatedActor(Actor):
+    """An actor with a supervisor, who acts where a gate says so and advises at every step.
+
+    The episode gets two columns: `intervention`, whether the supervisor acted, and `supervisor_action`, its action.
+
+    Args:
+        actor: The actor that learns.
+        supervisor: An expert, a person or another policy.
+        gate: Decides who acts. None if the supervisor only advises.
+        number: Number of the collection round.
+    """
+
+    actor: Actor
+    supervisor: Actor
+    gate: Gate | None = None
+    number: int = 0
+
+    def start(self, obs, key):
+        gate = {} if self.gate is None else self.gate.start(obs, key, self.number)
+        return {"actor": self.actor.start(obs, key), "supervisor": self.supervisor.start(obs, key), "gate": gate}
+
+    def act(self, obs, state):
+        action, mine = self.actor.act(obs, state["actor"])
+        advice, other = self.supervisor.act(obs, state["supervisor"])
+        mine, other, gate = dict(mine), dict(other), state["gate"]
+        acts = torch.zeros(len(action), dtype=torch.bool)
+        if self.gate is not None:
+            acts, gate = self.gate.decide(obs, action, advice, gate)
+        record = {**mine.pop("record", {}), **other.pop("record", {}), INTERVENTION: acts, SUPERVISOR_ACTION: advice}
+        chosen = torch.where(acts.unsqueeze(1), advice.to(action.dtype), action)
+        return chosen, {"actor": mine, "supervisor": other, "gate": gate, "record": record}

@@ -1,0 +1,91 @@
+"""Retention rules: which episodes stay in the replay buffer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core import UserError
+from ..data.episode import Dataset, Episode
+
+ROUND = "collection_round"  # the metadata of a collected episode that has the number of its round
+
+
+class RetentionRule(ABC):
+    """A frozen dataclass that chooses the episodes to train on."""
+
+    @abstractmethod
+    def keep(self, data: Dataset) -> Dataset:
+        """Return the episodes that stay. It is called after each round; what it leaves out does not come back.
+
+        Args:
+            data: The episodes that stayed so far, in order, then those of the new round. Collected episodes have the
+                number of their round in their metadata, under `ROUND`.
+        """
+
+
+@dataclass(frozen=True)
+class AllEpisodes(RetentionRule):
+    """All episodes stay."""
+
+    def keep(self, data):
+        return data
+
+
+@dataclass(frozen=True)
+class LastRounds(RetentionRule):
+    """Only the episodes of the newest rounds stay, for on-policy learners for example.
+
+    Args:
+        n_rounds: Number of rounds.
+        keep_initial: Whether the episodes that were there before the first round stay as well.
+    """
+
+    n_rounds: int = 1
+    keep_initial: bool = False
+
+    def __post_init__(self):
+        _check_count(self.n_rounds, "LastRounds.n_rounds")
+
+    def keep(self, data):
+        rounds = [episode.metadata.get(ROUND) for episode in data]
+        oldest = max((r for r in rounds if r is not None), default=0) - self.n_rounds + 1
+        return data.select(i for i, r in enumerate(rounds) if (self.keep_initial if r is None else r >= oldest))
+
+
+@dataclass(frozen=True)
+class TopReturns(RetentionRule):
+    """The episodes with the highest returns stay. Of equal returns the newer stays.
+
+    Args:
+        n_episodes: Number of episodes.
+        column: The column of rewards.
+
+    References:
+        Srivastava et al. (2019), Training Agents using Upside-Down Reinforcement Learning, arXiv:1912.02877.
+        Oh et al. (2018), Self-Imitation Learning, arXiv:1806.05635.
+    """
+
+    n_episodes: int
+    column: str = "next.reward"
+
+    def __post_init__(self):
+        _check_count(self.n_episodes, "TopReturns.n_episodes")
+
+    def keep(self, data):
+        returns = np.array([self._return(number, episode) for number, episode in enumerate(data)])
+        order = np.lexsort((np.arange(len(returns)), returns))
+        return data.select(sorted(order[-self.n_episodes:].tolist()))
+
+    def _return(self, number: int, episode: Episode) -> float:
+        if self.column not in episode.steps:
+            raise UserError(f"there is no column {self.column!r}; there are {', '.join(sorted(episode.steps))}",
+                            where=f"TopReturns, episode {number}", hint="give the episodes rewards, or use AllEpisodes")
+        return float(np.asarray(episode.steps[self.column], np.float64)[:len(episode)].sum())
+
+
+def _check_count(count: int, where: str) -> None:
+    if count < 1:
+        raise UserError(f"at least one must stay, and this is {count}", where=where, hint="use 1 or more")

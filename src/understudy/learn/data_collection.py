@@ -1,0 +1,96 @@
+"""What a method needs to know of data collection: a config that adds episodes to a training.
+
+The loop itself is in `understudy.improve.collection`, above environments and rollouts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from ..data.batch_sampler import BatchSampler
+from ..data.episode import Dataset
+from ..execute.actor import Actor
+from .devices import Processes
+from .fit import Learner
+
+
+class Training(ABC):
+    """A training to which a `DataCollection` adds episodes. `train` and `fit_method` provide it.
+
+    Attributes:
+        data: The training episodes that are there before any is collected, after the method's transforms.
+        seed: Seed of the training.
+        env: The environment to collect in, an `understudy.envs.Env`. None if there is none.
+        person: The actor through which a person acts. None if there is none.
+        folder: Where collected episodes are stored. None to keep them in memory.
+        processes: The processes that train together. Only the first of them collects.
+        learner: The learner.
+        n_updates: Number of updates made, over all rounds.
+    """
+
+    data: Dataset
+    seed: int
+    env: Any
+    person: Actor | None
+    folder: Path | None
+    processes: Processes
+    learner: Learner
+    n_updates: int
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Give the learner the state of the checkpoint that the training resumes from. Does nothing in a new one."""
+
+    @abstractmethod
+    def build_learner(self, data: Dataset) -> None:
+        """Replace the learner by a new one, whose policy has the statistics of `data` and new initial weights."""
+
+    @abstractmethod
+    def actor(self) -> Actor:
+        """Return the actor that the method deploys, with the present weights."""
+
+    @abstractmethod
+    def transform(self, episodes: Dataset) -> Dataset:
+        """Apply the method's transforms."""
+
+    @abstractmethod
+    def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True) -> None:
+        """Make updates until there are `until` of them, and store a checkpoint.
+
+        Args:
+            sampler: Source of the batches. Batch number n is for update number n.
+            until: Number of updates after this call, over all rounds.
+            evaluate: Whether the checkpoint is evaluated, unless the training was told after how many updates it is to
+                evaluate.
+        """
+
+    @abstractmethod
+    def log(self, **metrics: float) -> None:
+        """Store metrics of the present number of updates, and show them to the callbacks. Metrics that a training which
+        was stopped has stored before are not stored again."""
+
+
+class DataCollection(ABC):
+    """A frozen dataclass: how new episodes are collected while a policy trains."""
+
+    @abstractmethod
+    def check(self, env: Any, person: Actor | None) -> None:
+        """Check that there is everything that collecting needs.
+
+        Args:
+            env: The environment, an `understudy.envs.Env`, or None.
+            person: The actor through which a person acts, or None.
+
+        Raises:
+            UserError: Something is missing.
+        """
+
+    @abstractmethod
+    def initial_data(self, data: Dataset) -> Dataset:
+        """Return the training episodes that are there before any is collected."""
+
+    @abstractmethod
+    def run(self, training: Training) -> None:
+        """Collect episodes and train on them, from the beginning or from where the training resumes."""

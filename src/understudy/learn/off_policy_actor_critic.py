@@ -1,0 +1,136 @@
+"""Off-policy actor-critic: TD3 and TD3+BC, for any policy head whose samples have gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from ..core import Batch, Unsupported, UserError
+from ..data.episode import Dataset
+from ..policy import Policy
+from .critic import CriticConfig
+from .fit import LearnerConfig
+from .gradient_learner import GradientLearner
+from .optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class OffPolicyActorCritic(LearnerConfig):
+    """TD3, and with `bc_weight` TD3+BC: off-policy reinforcement learning from stored episodes.
+
+    A critic learns the discounted return of a plan, which is the sum of rewards over the plan's steps and the value of
+    what follows. The policy maximizes the critic's score, and stays close to the stored actions.
+
+    Batches need the columns `next.reward` and `next.terminated`. A step that was cut off by a time limit is no end: the
+    value of what would follow counts.
+
+    Args:
+        steps: Number of updates, for schedules.
+        batch_size: Number of windows in each batch.
+        optimizer: Optimizer of the policy and of the critic.
+        critic: Networks of the critic.
+        discount: Discount per step.
+        target_decay: Fraction of the target networks that each update keeps.
+        policy_delay: Updates of the critic per update of the policy.
+        target_noise: Standard deviation of the noise on target actions, in coded units.
+        max_target_noise: Largest noise on target actions, in coded units.
+        bc_weight: Weight of the squared distance to the stored actions, relative to a score of mean absolute value 1.
+            0.4 is that of TD3+BC, 0 is TD3.
+
+    References:
+        Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
+        Fujimoto and Gu (2021), A Minimalist Approach to Offline Reinforcement Learning, arXiv:2106.06860.
+    """
+
+    steps: int = 20_000
+    batch_size: int = 256
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    discount: float = 0.99
+    target_decay: float = 0.995
+    policy_delay: int = 2
+    target_noise: float = 0.2
+    max_target_noise: float = 0.5
+    bc_weight: float = 0.4
+
+    extra = ("next.reward", "next.terminated")
+    next_obs = True
+
+    def __post_init__(self):
+        if not 0 <= self.discount <= 1:
+            raise UserError(f"a discount is between 0 and 1, and this is {self.discount}",
+                            where="OffPolicyActorCritic.discount", hint="0.99 looks about 100 steps ahead")
+        if self.policy_delay < 1:
+            raise UserError(f"it must be at least 1, and is {self.policy_delay}",
+                            where="OffPolicyActorCritic.policy_delay", hint="1 updates the policy in every update")
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OffPolicyActorCriticLearner:
+        return OffPolicyActorCriticLearner(self, policy, seed, steps)
+
+
+class OffPolicyActorCriticLearner(GradientLearner):
+    """Learner of `OffPolicyActorCritic`.
+
+    Raises:
+        Unsupported: The actions are classes, or chunks begin before the observation.
+    """
+
+    config: OffPolicyActorCritic
+
+    def __init__(self, config: OffPolicyActorCritic, policy: Policy, seed: int, steps: int):
+        super().__init__(config, policy, seed, steps)
+        if policy.target.kind == "discrete" or policy.window.action_offset:
+            raise Unsupported("the critic scores plans of numbers that begin at the current step",
+                              where="OffPolicyActorCritic",
+                              hint="use it for continuous actions and with action_offset=0")
+        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
+        self.register("policy", policy, config.optimizer)
+        self.target_critic = self.target_network("critic", config.target_decay)
+        self.target_policy = self.target_network("policy", config.target_decay)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        self.minimize("critic", self.critic_loss, batch)
+        if self.n_updates % self.config.policy_delay == 0:
+            self.minimize("policy", self.policy_loss, batch)
+        return self.end_update()
+
+    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Squared error of each critic network, summed over the networks, (B,)."""
+        target = self.target_value(batch, rng)
+        return (self.critic.scores(batch.obs, batch.action) - target).square().sum(0)
+
+    @torch.no_grad()
+    def target_value(self, batch: Batch, rng: Generator) -> Tensor:
+        """The return that the critic learns, (B,)."""
+        config = self.config
+        coded = self._coded_plan(self.target_policy, batch.next, rng)
+        noise = config.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
+        coded = self._clipped(coded + noise.clamp(-config.max_target_noise, config.max_target_noise))
+        value = self.target_critic(batch.next, self.policy.decode(coded, batch.next))
+        rewards, ends = (batch.extra[k].reshape(batch.mask.shape).float() * batch.mask for k in config.extra)
+        steps = torch.arange(batch.mask.shape[1], device=rewards.device)
+        goes_on = config.discount ** batch.mask.sum(1) * (1 - ends.amax(1))
+        return (rewards * config.discount**steps).sum(1) + goes_on * value
+
+    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Minus the score, the distance to the stored actions, and to the range of actions, (B,)."""
+        coded = self._coded_plan(self.policy, batch.obs, rng)
+        inside = self._clipped(coded)
+        score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs))[0]
+        stored = self.policy.encode_batch(batch)
+        distance = ((coded - stored) * batch.mask.unsqueeze(-1)).square().mean((1, 2))
+        beyond = (coded - inside).square().mean((1, 2))
+        return self.config.bc_weight * distance + beyond - score / score.detach().abs().mean().clamp(min=1e-6)
+
+    def _coded_plan(self, policy: Policy, obs, rng: Generator) -> Tensor:
+        context = policy.context(obs)
+        noise = torch.randn(len(context.tokens), *policy.noise_shape, generator=rng, device=context.tokens.device)
+        return policy.config.head.sample(policy.net, context, noise)
+
+    def _clipped(self, coded: Tensor) -> Tensor:
+        """Within the range of the actions in the data, where the codec knows one."""
+        bound = self.policy.codec.bound
+        return coded if bound is None else coded.clamp(-bound, bound)

@@ -1,0 +1,131 @@
+"""What was measured while a run trained, and how its checkpoints were evaluated afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import read_json
+from ..policy import find_checkpoint
+from .run import Run
+
+LOSS, HELD_OUT_ERROR, SCORE = "loss", "validation/energy", "score"  # keys of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One measurement over training.
+
+    Args:
+        steps: Number of updates before each value.
+        values: The measured values. What was not finite is left out.
+    """
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def at(self, step: int | None) -> float | None:
+        """Returns the value after `step` updates, or None if there is none."""
+        return self.values[self.steps.index(step)] if step in self.steps else None
+
+    def smoothed(self, fraction: float = 0.04) -> Curve:
+        """Returns the moving average over `fraction` of the values, at least 5 of them."""
+        half = max(2, round(fraction * len(self.values) / 2))
+        value = np.pad(np.asarray(self.values, float), half, mode="edge")
+        kernel = np.full(2 * half + 1, 1 / (2 * half + 1))
+        return Curve(self.steps, tuple(np.convolve(value, kernel, "valid").tolist()))
+
+
+@dataclass(frozen=True)
+class TrainingCurves:
+    """The measurements of one run.
+
+    Args:
+        folder: The run's folder.
+        curves: Measurements by their key in metrics.jsonl, such as "loss", "validation/energy" and "score".
+        last: Step of the last checkpoint.
+        best: Step of the best checkpoint, if one was chosen.
+        seconds: Time that the training took so far.
+        data: Which data and held-out episodes the run has. Held-out errors can be compared if this is equal.
+        evaluations: Lines of RUN/eval/*.jsonl, oldest first. Each has the key "where" in addition.
+    """
+
+    folder: Path
+    curves: Mapping[str, Curve]
+    last: int | None
+    best: int | None
+    seconds: float | None
+    data: str
+    evaluations: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def load(cls, folder: Path | str) -> TrainingCurves:
+        """Reads the measurements of a run, which may still be training.
+
+        Args:
+            folder: A run, or one of its checkpoints.
+
+        Raises:
+            UserError: There is no run.
+        """
+        checkpoint = find_checkpoint(folder)
+        run = Run(checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint)
+        lines = run.read_metrics()
+        places = run.named_checkpoints()
+        provenance = checkpoint / "provenance.json"
+        about = read_json(provenance) if provenance.exists() else {}
+        data = json.dumps([about.get("data", {}).get("fingerprint"), about.get("held_out")])
+        steps = {name: int(Path(place).name) for name, place in places.items() if Path(place).name.isdigit()}
+        return cls(run.folder, read_curves(lines), steps.get("last"), steps.get("best"),
+                   max((line["seconds"] for line in lines if line.get("seconds") is not None), default=None), data,
+                   tuple(_evaluations(run.folder / "eval")))
+
+    @property
+    def chosen_by(self) -> str | None:
+        """The measurement that chose the best checkpoint."""
+        return next((key for key in (SCORE, HELD_OUT_ERROR) if key in self.curves), None)
+
+    def checkpoint_json(self, step: int | None) -> dict[str, Any] | None:
+        """Where a checkpoint is, its held-out error and its score."""
+        if step is None:
+            return None
+        run = Run(self.folder)
+        return {"checkpoint": str(run.checkpoint_path(step)), "step": step,
+                **{name: self.curves[key].at(step) if key in self.curves else None
+                   for name, key in (("validation", HELD_OUT_ERROR), ("score", SCORE))}}
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of this run in `understudy plot --json`."""
+        return {
+            "run": str(self.folder), "seconds": self.seconds, "last": self.checkpoint_json(self.last),
+            "best": self.checkpoint_json(self.best), "chosen_by": self.chosen_by,
+            "curves": {key: {"steps": list(c.steps), "values": list(c.values)} for key, c in self.curves.items()},
+            "evaluations": [dict(e) for e in self.evaluations],
+        }
+
+
+def read_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Returns the curve of every key in lines of metrics.jsonl."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key not in ("step", "seconds") and isinstance(value, (int, float)):
+                points.setdefault(key, []).append((int(line["step"]), float(value)))
+    return {key: Curve(*zip(*some, strict=True)) for key, some in points.items()}
+
+
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Lines of the files in RUN/eval, without those that were cut off."""
+    found = []
+    for file in sorted(folder.glob("*.jsonl")):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append({"where": file.stem, **json.loads(line)})
+            except json.JSONDecodeError:
+                continue
+    return sorted(found, key=lambda e: str(e.get("date")))

@@ -1,0 +1,98 @@
+"""Code of users: environments, methods and scores in their own files.
+
+Errors inside such code are told with the user's file and line, so that they are not taken for errors of understudy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from .core import UserCodeError, UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+_STDLIB = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+_DEBUG_HINT = "correct it there; --debug prints the whole traceback"
+
+
+def import_module(module: str, where: str) -> ModuleType:
+    """Imports a module that the user named.
+
+    Args:
+        module: Its import path.
+        where: What names it, for the error.
+
+    Raises:
+        UserError: There is no such module. An import that fails inside the module is raised as it is.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a module that it imports itself
+        raise UserError(f"there is no module {error.name!r}", where=where,
+                        hint="check the name; the module must be importable from here (install it, or set PYTHONPATH)"
+                        ) from error
+
+
+def locate_user_error(error: BaseException, trusted: Sequence[str] = ()) -> UserCodeError | None:
+    """What went wrong in a user's code, if an exception was raised there.
+
+    User code is every file outside understudy, the standard library and the installed packages. Installed packages
+    that the user trusts count as user code.
+
+    Args:
+        error: The exception, with its traceback.
+        trusted: Names of packages.
+
+    Returns:
+        An error that names the user's file and line. None if no user code was running.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, SyntaxError) and cause.filename and _is_user_file(cause.filename):
+            return UserCodeError(f"{type(cause).__name__}: {cause.msg}",
+                                 where=f"{_short_path(cause.filename)}, line {cause.lineno}", hint="correct the line")
+        for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
+            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+            if not _is_user_file(frame.f_code.co_filename) and package not in trusted:
+                continue
+            name = frame.f_code.co_name
+            place = f"{_short_path(frame.f_code.co_filename)}, line {line}"
+            hint = "install what is missing, or correct the import" if isinstance(cause, ImportError) else _DEBUG_HINT
+            return UserCodeError(f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__,
+                                 where=place if name == "<module>" else f"{place}, in {name}", hint=hint)
+    return None
+
+
+def describe_place(function: Callable) -> str:
+    """ "FILE, line N, in NAME" of a function or method, or its qualified name if it has no source file."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is None:
+        return getattr(function, "__qualname__", repr(function))
+    return f"{_short_path(code.co_filename)}, line {code.co_firstlineno}, in {code.co_name}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_user_file(name: str) -> bool:
+    if name.startswith("<"):  # frozen modules, generated methods
+        return False
+    path = Path(name).resolve()
+    return not ({"site-packages", "dist-packages"} & set(path.parts)
+                or any(path.is_relative_to(folder) for folder in (_PACKAGE, *_STDLIB)))
+
+
+def _short_path(name: str) -> str:
+    path = Path(name).resolve()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,164 @@
+"""docs/json.md is a contract: each command prints the keys that it lists, and no others."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from understudy.cli import main
+from understudy.learn.training_curves import Curve, TrainingCurves
+
+PAGE = (Path(__file__).parents[1] / "docs/json.md").read_text(encoding="utf-8")
+# Objects whose keys are names: of metrics, curves, ways. The last two are documented as a whole.
+NAMED = ("behavior.metrics", "runs[].curves")
+WHOLE = ("behavior.modes.counts", "behavior.modes.demonstrations", "runs[].evaluations", "behavior.against",
+         "behavior.metrics.NAME.demonstrations", "behavior.modes.conditional_entropy",
+         "behavior.discriminator_accuracy")
+
+
+def documented(title):
+    """The keys of the first column of a section's table."""
+    section = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)[1]
+    return {key for line in section.splitlines() if line.startswith("| `")
+            for key in re.findall(r"`([^`]+)`", line.split("|")[1])}
+
+
+def keys(value, at=""):
+    """The paths of everything in a document, as the page writes them; of the parents too."""
+    if at:
+        yield at
+    if at in WHOLE:
+        return
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from keys(part, f"{at}.{'NAME' if at in NAMED else name}".lstrip("."))
+    elif isinstance(value, list):
+        for part in value:
+            if isinstance(part, dict):
+                yield from keys(part, f"{at}[]")
+
+
+def check(title, *documents):
+    """Every leaf is documented, and everything documented is in one of the documents."""
+    found = {k for d in documents for k in keys(d)}
+    parents = {k[:i] for k in found for i in range(len(k)) if k[i] in ".["} | {k for k in found if k.endswith("[]")}
+    page = documented(title)
+    assert found - parents - page == set(), f"docs/json.md, {title!r}: not listed"
+    assert page - found == set(), f"docs/json.md, {title!r}: listed, but not printed"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("json")
+    assert main(["record", "fork", "--out", str(place / "demos"), "--episodes", "12"]) == 0
+    for name, steps in (("a", 60), ("b", 40)):
+        assert main(["train", "flow-policy", str(place / "demos"), "--out", str(place / name), "--steps", str(steps),
+                     "--save-freq", "20", "--eval", "fork", "--rollouts", "4", "--policy.head.n-steps", "2"]) == 0
+    return place
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*args):
+        capsys.readouterr()
+        status, out = main([str(a) for a in args]), capsys.readouterr()
+        assert status == 0, out.err
+        return json.loads(out.out, parse_constant=pytest.fail)
+    return run
+
+
+def test_train(call, place):
+    out = place / "c"
+    document = call("train", "bc", place / "demos", "--out", out, "--steps", 20, "--save-freq", 10, "--eval", "fork",
+                    "--rollouts", 2, "--json")
+    check("understudy train", document)
+    assert (document["run"], document["method"], document["steps"], document["seed"]) == (str(out), "bc", 20, 0)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert document["loss"] == [line["loss"] for line in lines if "loss" in line][-1]
+    best = document["best"]
+    assert best["score"] == max(line["score"] for line in lines if "score" in line)
+    assert Path(best["checkpoint"], "weights.safetensors").exists() and document["chosen_by"] == "score"
+    plain = call("train", "bc", place / "demos", "--out", place / "d", "--steps", 5, "--val-fraction", 0, "--json")
+    assert plain["best"] is plain["chosen_by"] is plain["last"]["score"] is plain["last"]["validation"] is None
+
+
+def test_convert(call, place, tmp_path):
+    document = call("convert", place / "demos", tmp_path / "demos.npz", "--to", "npz", "--json")
+    check("understudy convert", document)
+    assert (document["format"], document["episodes"]) == ("npz", 12) and document["in_sidecar"]
+
+
+def test_eval_in_an_environment(call, place):
+    alone = call("eval", place / "a", "fork", "--episodes", 12, "--json")
+    both = call("eval", place / "a", "fork", "--episodes", 12, "--json", "--against", place / "b", "--repeats", 2)
+    check("understudy eval RUN ENV", alone, both)
+    assert alone["behavior"]["against"] is None
+    assert set(both["behavior"]["against"]) == set(alone["behavior"]) - {"against"}
+
+
+def test_eval_on_data(call, place):
+    check("understudy eval RUN DATA", call("eval", place / "a", place / "demos", "--json"))
+
+
+def test_plot(call, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    document = call("plot", place / "a", place / "b" / "best", "--json")
+    check("understudy plot", document)
+    assert not list(tmp_path.iterdir()), "a page only where one is asked for, or no JSON is"
+    first, second = document["runs"]
+    assert second["run"] == str(place / "b"), "a checkpoint stands for its run"
+    lines = [json.loads(line) for line in (place / "a" / "metrics.jsonl").read_text().splitlines()]
+    for key in ("loss", "validation/energy", "score"):
+        some = [(line["step"], line[key]) for line in lines if key in line]
+        assert some == list(zip(first["curves"][key]["steps"], first["curves"][key]["values"], strict=True))
+    assert first["seconds"] == lines[-1]["seconds"]
+
+
+def test_plot_writes_a_page(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plot", str(place / "a"), str(place / "b")]) == 0
+    page, out = (tmp_path / "curves.html").read_text(), capsys.readouterr().out
+    assert "understudy compare" in out and "understudy compare" in page
+    assert page.count("<svg") == 7 and "http" not in page.replace("http-equiv", "")
+    assert "Training loss" in page and "Error on held-out episodes" in page and "Score in rollouts" in page
+    assert main(["plot", str(place / "a"), "--html", "one.html"]) == 0
+    assert "The best checkpoint of a is that of update" in capsys.readouterr().out
+    for args, words in ((["plot", "nowhere"], "nowhere"), (["plot", str(place / "a"), str(place / "a")], "twice")):
+        assert main(args) == 2 and words in capsys.readouterr().err
+
+
+def test_a_moving_average_keeps_constants_and_lines():
+    steps = tuple(range(1, 101))
+    assert Curve(steps, (2.0,) * 100).smoothed().values == pytest.approx((2.0,) * 100)
+    line = Curve(steps, tuple(map(float, steps))).smoothed()
+    assert line.values[5:95] == pytest.approx(steps[5:95]) and line.steps == steps
+    assert Curve((1, 2), (0.0, 1.0)).at(2) == 1.0 and Curve((1, 2), (0.0, 1.0)).at(3) is None
+
+
+def test_a_verdict_names_overfitting_and_refuses_other_data():
+    from understudy.evaluate.training_report import training_verdict
+
+    def run(name, data, *values):
+        steps = tuple(range(1, len(values) + 1))
+        best = steps[values.index(min(values))]
+        return TrainingCurves(Path(name), {"validation/energy": Curve(steps, values)}, steps[-1], best, 1.0, data)
+    head, sure, more = training_verdict({"a": run("a", "x", 1.0, 0.5, 0.75)})
+    assert "update 2" in head and "0.5" in head and "not a success rate" in sure
+    assert "50% higher at the end" in more and "overfits" in more
+    assert training_verdict({"a": run("a", "x", 1.0, 0.5, 0.51)})[2] == ""
+    head, _, more = training_verdict({"a": run("a", "x", 1.0, 0.5), "b": run("b", "x", 0.4, 0.6)})
+    assert head.startswith("b has the lowest error on held-out episodes: 0.4") and more == ""
+    head, _, more = training_verdict({"a": run("a", "x", 1.0, 0.5), "b": run("b", "y", 0.4, 0.6)})
+    assert "lowest" not in head and "cannot be compared" in more
+
+
+@pytest.mark.parametrize("option, package", [(["--tensorboard"], "torch.utils.tensorboard"),
+                                             (["--wandb", "project"], "wandb")])
+def test_a_logger_that_is_not_installed_is_named_before_anything_is_trained(place, option, package, monkeypatch,
+                                                                           capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["train", "bc", str(place / "demos"), "--out", str(place / "logged"), *option]) == 2
+    name = option[0].lstrip("-")
+    assert f"pip install 'understudy[{name}]'" in capsys.readouterr().err and not (place / "logged").exists()

@@ -1,0 +1,165 @@
+"""Each command that "next:" suggests is one that is accepted."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from understudy.cli import main
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset, write_dataset
+
+SMALL = {"train": ("--steps", "6", "--save-freq", "6", "--device", "cpu"), "eval": ("--episodes", "2", "--rows", "2"),
+         "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "1")}
+
+
+def small(line: str, names: dict[str, str]) -> list[str]:
+    """The command's arguments with real names for placeholders, and with the smallest budget."""
+    words = [names.get(word, word) for word in shlex.split(line.partition(" > ")[0])[1:]]
+    budget = dict(zip(SMALL.get(words[0], ())[::2], SMALL.get(words[0], ())[1::2], strict=True))
+    for option, value in budget.items():
+        if option in words and option == "--levels":
+            end = words.index(option) + 1
+            while end < len(words) and not words[end].startswith("--"):
+                words.pop(end)
+            words.insert(end, value)
+        elif option in words:
+            words[words.index(option) + 1] = value
+        else:
+            words += [option, value]
+    return words
+
+
+def suggestions(out: str) -> list[str]:
+    return [line.strip() for line in out.partition("\nnext:\n")[2].splitlines() if line.startswith("  understudy ")]
+
+
+@pytest.fixture
+def follow(tmp_path, monkeypatch, capsys):
+    """follow(*args, depth=, **names): runs a command and what it suggests, and what that suggests, to a depth. Returns
+    the kinds of commands (a command and its options) that were run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def run(*args, depth: int = 1, **names):
+        seen, queue = set(), [([str(a) for a in args], 0)]
+        while queue:
+            words, at = queue.pop(0)
+            kind = (words[0], *sorted(w for w in words if w.startswith("--")))
+            if at and kind in seen:
+                continue
+            seen.add(kind)
+            capsys.readouterr()
+            status = main(words)
+            out, err = capsys.readouterr()
+            assert status == 0, f"understudy {shlex.join(words)}: {err}"
+            if at < depth:
+                queue += [(small(line, names), at + 1) for line in suggestions(out)]
+        return seen
+    return run
+
+
+TINY = ("--steps", "6", "--save-freq", "6", "--device", "cpu", "--policy.trunk.width", "16", "--policy.trunk.depth",
+        "1")
+
+
+@pytest.mark.timeout(600)
+def test_from_a_recording_to_a_comparison(follow):
+    seen = follow("record", "fork", "--out", "demos", "--episodes", "6")
+    assert {kind[0] for kind in seen} == {"record", "inspect", "train", "replay"}
+    seen = follow("train", "bc", "demos", "--out", "a", "--eval", "fork", "--rollouts", "2", *TINY, depth=2)
+    assert ("eval", "--episodes", "--rows") in seen and ("eval", "--against", "--episodes", "--rows") in seen
+    assert ("eval", "--episodes", "--html", "--rows") in seen and Path("report.html").exists()
+    assert follow("eval", "a", "fork", "--episodes", "2")  # report.html exists, so another name is suggested
+    follow("eval", "a", "demos")
+    follow("compare", "a", "a-seed1", "--env", "fork", "--episodes", "2")
+    follow("robustness", "a", "fork", "--episodes", "2", "--shifts", "action-noise", "--levels", "1")
+    follow("export", "a", "--out", "a.onnx", ENV="fork")
+    follow("methods", NAME="bc", DATA="demos", RUN="b")
+    follow("plan", "0.5", "0.9", RUN="a", ENV="fork")
+
+
+def test_what_is_done_to_data_can_be_inspected(follow):
+    follow("record", "fork", "--out", "demos", "--episodes", "6", depth=0)
+    for line in ("view make demos --out v.json --sample 3", "curate demos --score brevity --keep 0.5 --out c.json",
+                 "split demos --by episode --out parts", "merge demos v.json --out m.json", "convert demos d.hdf5",
+                 "repair demos --out saved", "audit demos"):
+        assert len(follow(*shlex.split(line))) > 1 or line.startswith("audit"), line
+
+
+def broken(path: Path, *episodes: int) -> None:
+    """Six episodes of a random walk. The third action of the given ones is NaN."""
+    rng, made = np.random.default_rng(0), []
+    for e in range(6):
+        action = rng.normal(size=(9, 2)).astype(np.float32)
+        action[2] = np.nan if e in episodes else action[2]
+        made.append(Episode({"observation.state": rng.normal(size=(9, 2)).astype(np.float32), "action": action}))
+    write_dataset(Dataset(made, {"fps": 10}), path)
+
+
+def test_training_on_nan_suggests_what_works(follow, tmp_path, capsys):
+    broken(tmp_path / "demos", 1, 4)
+    for ignore in ((), ("--ignore", "not-finite")):
+        assert main(["train", "bc", "demos", "--out", "run", *TINY, *ignore]) == 2
+        err = capsys.readouterr().err
+        assert "--ignore" not in err and "view make demos --out finite.json --delete 1 4" in err
+    status = main(shlex.split(err.partition("understudy view")[2].splitlines()[0].join(["view", ""])))
+    assert status == 0 and len(open_dataset("finite.json")) == 4
+    follow("train", "bc", "finite.json", "--out", "run", *TINY)
+    assert main(["inspect", "demos"]) == 0
+    assert "--delete 1 4" in capsys.readouterr().out
+    assert main(["convert", "demos", "copy"]) == 2
+    assert "--ignore not-finite" in capsys.readouterr().err
+    assert main(["convert", "demos", "copy", "--ignore", "not-finite"]) == 0
+    broken(tmp_path / "all", *range(6))
+    assert main(["train", "bc", "all", "--out", "run2", *TINY]) == 2
+    assert "every episode has some" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_act_is_not_suggested(follow, capsys):
+    follow("record", "fork", "--out", "demos", "--episodes", "6", depth=0)
+    follow("train", "streaming-flow-policy", "demos", "--out", "run", "--steps", "2", "--device", "cpu", depth=0)
+    assert main(["export", "run", "--out", "run.onnx"]) == 0
+    out = capsys.readouterr().out
+    assert suggestions(out) == ["understudy eval run ENV --episodes 100"] and "executor of this method needs" in out
+    assert main(small(suggestions(out)[0], {"ENV": "fork"})) == 0
+    assert main(["eval", "run.onnx", "fork", "--episodes", "1"]) == 2
+
+
+MINE = '''
+from dataclasses import dataclass
+
+from understudy.envs.fork import Fork
+from understudy.execute.chunking import RecedingHorizon
+from understudy.methods.behavior_cloning import bc
+
+
+@dataclass(frozen=True)
+class Careful(RecedingHorizon):
+    """An executor of one's own."""
+
+
+def fork(rows):
+    return Fork(rows)
+
+
+def method(features=None):
+    from dataclasses import replace
+    return replace(bc(features=features), executor=Careful(1))
+'''
+
+
+def test_trust_is_part_of_what_is_suggested(follow, tmp_path):
+    (tmp_path / "suggested_code.py").write_text(MINE)
+    trust = ("--trust", "suggested_code")
+    follow("record", "suggested_code:fork", "--out", "demos", "--episodes", "6", *trust)
+    seen = follow("train", "suggested_code:method", "demos", "--out", "mine", *TINY, *trust, depth=2)
+    assert ("eval", "--episodes", "--rows", "--trust") in seen
+    seen = follow("export", "mine", "--out", "mine.onnx", *trust, ENV="fork")
+    assert ("eval", "--episodes", "--rows", "--trust") in seen
+    follow("eval", "mine.onnx", "suggested_code:fork", "--episodes", "2", *trust)
+    sys.modules.pop("suggested_code", None)

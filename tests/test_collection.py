@@ -191,7 +191,7 @@ def test_retention_rules():
     assert kept(TopReturns(2)) == [5, 2] and kept(TopReturns(9)) == [2, 5, 2, -1]
     assert TopReturns(2).keep(data)[1].metadata == {ROUND: 1}  # of equal returns the newer
     for rule in (LastRounds(), TopReturns(1)):  # nothing is copied
-        assert np.shares_memory(rule.keep(data)._episodes.column(STATE)[0], data._episodes.column(STATE)[0])
+        assert np.shares_memory(rule.keep(data).column(STATE)[0], data.column(STATE)[0])
     with pytest.raises(UserError, match="at least one must stay"):
         TopReturns(0)
     with pytest.raises(UserError, match="no column 'reward'"):

@@ -22,7 +22,7 @@ help:
 	@echo "make test-slow    what trains, kills or fuzzes at length (30 minutes more)"
 	@echo "make test-gpu     what must also hold on a GPU: contracts, bf16, resuming, a training (skipped without one)"
 	@echo "make test-newest  the fast tests with the newest of everything"
-	@echo "make lint         ruff"
+	@echo "make lint         ruff, and the types of the package (ty)"
 	@echo "make docs         the site, into site/"
 	@echo "make bench        every benchmark beside its peers, and docs/benchmarks.md"
 	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md (ARGS='--budget 2h')"
@@ -46,6 +46,7 @@ test-newest: .venv-newest/test
 
 lint: .venv/test
 	$(BIN)/ruff check
+	$(BIN)/ty check --python .venv
 
 bench: .venv/test
 	$(BIN)/python benchmarks/page.py --run

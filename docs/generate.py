@@ -83,7 +83,8 @@ def _method(f, method) -> str:
     seen = (f"{window.n_obs_steps} observation{'s' * (window.n_obs_steps > 1)}, "
             f"{window.horizon} action{'s' * (window.horizon > 1)}")
     return "\n".join([f"### {f['name']}", "", f["summary"], "",
-                      f"Paper: {f['paper']}. Needs: {'; '.join(f['needs'])}. Ledger: {', '.join(f['rows'])}.", "",
+                      f"Paper: {f['paper']}. Needs: {'; '.join(f['needs'])}."
+                      + (f" Ledger: {', '.join(f['rows'])}." if f["rows"] else ""), "",
                       "| part | |", "|---|---|", *table, f"| window | {seen} |"])
 
 

@@ -98,6 +98,21 @@ def test_a_folder_of_recordings_is_one_data_set(name, shared):
         holds(data[e], e)
 
 
+@pytest.mark.parametrize("empty", [lambda p: written(p, {"/state": [], "/cmd": []}), lambda p: written(p, {}),
+                                   lambda p: p.write_bytes(b"")], ids=["topics", "header", "bytes"])
+def test_an_empty_recording_in_a_folder_is_left_out(empty, tmp_path):
+    folder = tmp_path / "bags"
+    folder.mkdir()
+    for e in (0, 2):
+        written(folder / f"run_{e}.mcap", {"/state": steps(5, first=10 * e), "/cmd": steps(5)})
+    empty(folder / "run_1.mcap")
+    mapping = mapped(observation__state="/state", action="/cmd")
+    for data in (preview_dataset(folder), open_dataset(folder, mapping=mapping)):
+        assert len(data) == 2
+        assert "run_1.mcap has no messages and is left out" in data.metadata["warnings"]
+    assert [e.steps["observation.state"][0, 0] for e in data] == [0, 20]
+
+
 def test_what_the_readers_of_others_count(shared):
     for name, expected in (("mcap/json_zstd_3.mcap", "mcap_json_3"), ("rosbag/ros1/episode_3.bag",
                            "rosbag_ros1_episode_3.bag"), ("rosbag/ros2_sqlite3/episode_3",

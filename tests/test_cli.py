@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,13 @@ from understudy.commands.options import settable_fields
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
+from understudy.data.operations import Drop
 from understudy.data.relabel import TaskText
 from understudy.envs.fork import Expert
 from understudy.evaluate.evaluation import evaluate, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
+from understudy.learn.train import train
 from understudy.methods import METHODS, find_method
 
 TINY = [
@@ -185,7 +188,7 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
         ("claims list --out page.md", "claims list: expected --out with table only\n  -> leave --out out"),
         ("claims list --all", "expected --all with run only\n  -> leave --all out"),
         ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
-        ("claims run nothing", "expected a claim's name, found 'nothing'"),
+        ("claims run nothing", "There is no claim 'nothing'"),
         ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),
         ("compare a a --env fork", "expected different policies, found a twice\n  -> there is nothing to tell apart"),
         (
@@ -401,6 +404,15 @@ def test_eval_on_recorded_episodes_is_no_success_rate(call, place, tmp_path):
     assert status == 0 and "not a success rate" in out and "not a success rate" in (tmp_path / "r.html").read_text()
     heads = [line.split()[0] for line in out.splitlines() if "spread of its samples" in line]
     assert heads == ["component", "of"] and re.search(r"^of the episode .*\n0-10% ", out, re.MULTILINE)  # tells of what
+
+
+def test_eval_on_recorded_episodes_applies_operations_on_data_sets(call, place, tmp_path):
+    """A transform may be an operation on the whole data set, which cannot be called with an episode."""
+    method = replace(find_method("bc"), transforms=(Drop(("next.reward",)),))
+    demos = open_dataset(place / "demos")
+    train(method, demos, tmp_path / "run", steps=2, seed=0, progress=False, device="cpu")
+    found = document(call("eval", tmp_path / "run", place / "demos", "--json"))
+    assert found["origin"] == "held out" and found["success"] is None
 
 
 def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from understudy import config, make
 from understudy.checkpoint import FromStage
+from understudy.commands.train import _collection_env
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
@@ -48,6 +50,7 @@ from understudy.learn.method import InitializeFrom, Method, Stage, load_actor
 from understudy.learn.run import Run
 from understudy.learn.train import train
 from understudy.learn.validation import Validation
+from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import ContractViolation, check_collection
@@ -576,6 +579,18 @@ def test_what_cannot_be_collected_is_refused_before_anything_is_trained(demos, t
     with pytest.raises(UserError, match="cannot join a mixture with sampling weights"):
         run(tmp_path / "run", method(rounds()), both, sampling_weights=weights)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_takes_the_environment_of_the_data(demos):
+    def env_of(made, env=None, data=demos):
+        return _collection_env(made, data, SimpleNamespace(env=env, trust=()))
+    assert env_of(find_method("dagger")).metadata["env"] == "fork"
+    assert env_of(find_method("td3-bc"), "push").metadata["env"] == "push"
+    assert env_of(method(None, stages=(Stage("base", method(rounds())),))).metadata["env"] == "fork"
+    assert env_of(find_method("dagger"), data=Dataset(numbered(0, 1))) is None  # and train says what is missing
+    assert env_of(find_method("bc")) is None
+    with pytest.raises(UserError, match="--env: the method collects no episodes"):
+        env_of(find_method("bc"), "fork")
 
 
 # -- the contract ---------------------------------------------------------------------------------------------------

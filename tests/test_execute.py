@@ -13,6 +13,7 @@ from understudy.core import Feature, Unsupported, UserError, keys, normal, put, 
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.fork import SPREAD, Expert, Fork
+from understudy.envs.wrappers import NoiseSteeringWrapper
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedPlan
@@ -298,6 +299,12 @@ def test_in_a_chain_the_low_one_reads_what_the_high_one_says():
     said = chain.plan({"observation.state": torch.full((3, 1, 1), 4.0)}, noise)
     assert said.tolist() == [[[40.0]] * 3] * 3
     assert ran(RecedingHorizon(3), chain, 4)[:, 0].tolist() == [0, 0, 0, 30]
+
+
+def test_steering_refuses_a_chain_whose_noise_is_that_of_two_planners():
+    chain = Hierarchical(Clock(1, ahead=0), Low(3), "observation.goal")
+    with pytest.raises(Unsupported, match="Hierarchical draws the noise of several planners"):
+        NoiseSteeringWrapper(Fork(2), chain, 1)
     with pytest.raises(UserError, match="equally long"):
         Hierarchical(Clock(2), Low(3), "observation.goal")
 

@@ -225,6 +225,17 @@ def test_the_seed_decides_the_run_and_nothing_else_does(tmp_path):
     assert not torch.equal(trained("c", 1, 0), trained("d", 0, 0))
 
 
+def test_a_run_of_an_earlier_version_is_continued(tmp_path):
+    """It called the sampling weights of its provenance "draw"."""
+    run(tmp_path, plain(4))
+    for file in tmp_path.glob("checkpoints/*/provenance.json"):
+        said = json.loads(file.read_text())
+        said["draw"] = said.pop("sampling_weights")
+        file.write_text(json.dumps(said))
+    run(tmp_path, plain(4))
+    assert "draw" in Run(tmp_path).read_checkpoint_json(4, "provenance.json"), "the run is finished, and left as it is"
+
+
 # -- what is in the folder -------------------------------------------------------------------------------------------
 
 
@@ -287,7 +298,7 @@ def test_a_mixture_is_drawn_by_its_shares(tmp_path):
         return load_file(tmp_path / name / "checkpoints/000006/weights.safetensors")
     a, b = runs("a", 1.0), runs("b", 0.5)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    with pytest.raises(UserError, match=r"draw was MixtureWeights.*, is none"):
+    with pytest.raises(UserError, match=r"sampling_weights was MixtureWeights.*, is none"):
         mixture, _ = mix((made_up(), 1.0), (made_up(3), 0.0))
         run(tmp_path / "a", plain(codec=Normalizer("identity", "identity")), mixture, val_fraction=0.0)
 

@@ -651,6 +651,12 @@ def test_the_least_rates_that_can_be_found(most, than):
     assert np.isnan(planning.smallest_detectable_effect(SequentialRateTest(0.7, max_rollouts=7))[1])
 
 
+@pytest.mark.parametrize("test", [SequentialRateTest(0.7), SequentialDifferenceTest()])
+def test_a_test_without_an_end_has_no_smallest_effect(test):
+    with pytest.raises(UserError, match="no largest number of rollouts"):
+        planning.smallest_detectable_effect(test)
+
+
 @pytest.mark.parametrize("given, says", [
     ((0.7, 0.7), "two different rates"), ((70, 80), "70 % is 0.7"), ((0.0, 0.5), "between 0 and 1"),
     ((0.7, math.nan), "between 0 and 1"), ((0.7, 0.8, 0.05, 0.05), "power above alpha"), ((0.7, 0.8, 5), "5 % is 0.05"),

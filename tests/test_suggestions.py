@@ -14,7 +14,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 
 SMALL = {"train": ("--steps", "6", "--save-freq", "6", "--device", "cpu"), "eval": ("--episodes", "2", "--rows", "2"),
-         "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "1")}
+         "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "noise=0.1")}
 
 
 def small(line: str, names: dict[str, str]) -> list[str]:
@@ -77,7 +77,7 @@ def test_from_a_recording_to_a_comparison(follow):
     assert follow("eval", "a", "fork", "--episodes", "2")  # report.html exists, so another name is suggested
     follow("eval", "a", "demos")
     follow("compare", "a", "a-seed1", "--env", "fork", "--episodes", "2")
-    follow("robustness", "a", "fork", "--episodes", "2", "--shifts", "action-noise", "--levels", "1")
+    follow("robustness", "a", "fork", "--episodes", "2", "--shifts", "noise", "--levels", "noise=0.1")
     follow("export", "a", "--out", "a.onnx", ENV="fork")
     follow("methods", NAME="bc", DATA="demos", RUN="b")
     follow("plan", "0.5", "0.9", RUN="a", ENV="fork")
@@ -89,6 +89,18 @@ def test_what_is_done_to_data_can_be_inspected(follow):
                  "split demos --by episode --out parts", "merge demos v.json --out m.json", "convert demos d.hdf5",
                  "repair demos --out saved", "audit demos"):
         assert len(follow(*shlex.split(line))) > 1 or line.startswith("audit"), line
+
+
+@pytest.mark.parametrize("name, opens", [
+    ("lerobot_totals", True), ("lerobot_nan_action", True), ("lerobot_episode_gap", False), ("rlds_crc", False),
+    ("lerobot_truncated_mp4", True),     ("act_short_qpos.hdf5", False)])
+def test_an_audit_suggests_to_inspect_what_can_be_opened(name, opens, shared, capsys):
+    path = shared / "fixtures/broken" / name
+    assert main(["audit", str(path)]) == 3
+    out = capsys.readouterr().out
+    assert suggestions(out) == ([f"understudy inspect {path}"] if opens else [])
+    assert ("cannot be opened" in out) == (not opens)
+    assert main(["inspect", str(path)]) == (0 if opens else 2)
 
 
 def broken(path: Path, *episodes: int) -> None:

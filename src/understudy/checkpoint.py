@@ -169,8 +169,7 @@ def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
     """
     path = Path(folder) / FEATURES
     try:
-        return {name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in feature.items()})
-                for name, feature in read_document(path, hint).items()}
+        return {name: Feature.from_json(feature) for name, feature in read_document(path, hint).items()}
     except (TypeError, AttributeError) as error:
         raise UserError(f"expected columns with dtype, shape and kind, found something else ({error})", where=path,
                         hint=hint) from None

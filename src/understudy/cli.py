@@ -18,6 +18,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 from . import __version__
 
@@ -89,7 +90,8 @@ def main(args: list[str] | None = None) -> int:
                   f"  -> {'understudy ' + shlex.join([near[0], *args[1:]]) if near else 'understudy --help'}")
         return 2
     with _InterruptGuard() as interrupts, warnings.catch_warnings():
-        warnings.showwarning = partial(_show_warning, warnings.showwarning)
+        show: Any = partial(_show_warning, warnings.showwarning)
+        warnings.showwarning = show
         try:
             import_module(f".commands.{COMMANDS[name].module or name}", __package__).main(args[1:])
             sys.stdout.flush()
@@ -199,7 +201,8 @@ def _user_error_message(error: Exception, trusted: list[str]) -> str | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'disk'}: no space is left\n  -> make room; what was written before is complete"
     if error.filename is not None:  # the file system says no
-        return f"{error.filename}: {error.strerror.lower()}\n  -> choose a place that can be read and written"
+        problem = (error.strerror or str(error)).lower()
+        return f"{error.filename}: {problem}\n  -> choose a place that can be read and written"
     return None
 
 

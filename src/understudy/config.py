@@ -11,7 +11,7 @@ import sys
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TypeVar
 
-from .core import UserError
+from .core import ConfigError, UserError
 from .user_code import import_module
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def _is_top_level(value) -> bool:
 
 
 def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
-    """The value that `dump` wrote. Raises Untrusted, or UserError naming the key that is wrong."""
+    """The value that `dump` wrote. Raises UntrustedCode, or ConfigError that names the key."""
     if isinstance(data, list):
         return tuple(load(v, trust, f"{where}[{i}]") for i, v in enumerate(data))
     if not isinstance(data, dict):
@@ -75,12 +75,12 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise UserError(f"{name} has no field {key!r}; it has {', '.join(known)}",
+            raise ConfigError(f"{name} has no field {key!r}; it has {', '.join(known)}",
                             where=f"{where}.{key}" if where else key,
                             hint=f"did you mean {near[0]!r}?" if near else "remove the key")
     for f in fields(found):
         if f.init and f.name not in given and f.default is MISSING and f.default_factory is MISSING:
-            raise UserError(f"{name} needs a field {f.name!r}, found {', '.join(given) or 'none'}",
+            raise ConfigError(f"{name} needs a field {f.name!r}, found {', '.join(given) or 'none'}",
                             where=where or None, hint="add it: it has no default")
     return found(**given)
 

@@ -82,6 +82,12 @@ class Feature:
         return math.prod(self.shape)
 
     @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> Feature:
+        """The feature of which JSON has the fields, with lists for tuples."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return Feature(**values)
+
+    @staticmethod
     def from_array(column: np.ndarray) -> Feature:
         """What the array of a column (T, *shape) says of itself."""
         dtype, shape = column.dtype, tuple(column.shape[1:])
@@ -238,7 +244,7 @@ class HeadSpec:
     causal: bool = False
 
 
-def tree_map(function: Callable[..., Tensor], *trees):
+def tree_map(function: Callable[..., Any], *trees):
     """Calls `function` on the tensors at the same place of several trees.
 
     Args:
@@ -296,7 +302,8 @@ def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0)
     Philox4x32-10 (Salmon et al. 2011) over all rows at once: a rollout is the same whether one environment or a
     thousand run side by side, and whichever row an episode landed in. `stream` keeps the users of one key apart, since
     environment and actor of an episode have the same: 0 and 1 are environments, 2 the unsteadiness of experts, 3
-    uniform actions, 4 plans, 5 exploration, 6 what an expert decides once, 7 to 9 shifts (envs.shifted, execute.late).
+    uniform actions, 4 plans, 5 exploration, 6 what an expert decides once, 7 to 9 shifts (envs.shifted, execute.late),
+    10 gates.
     """
     n = math.prod(shape)
     if not n:

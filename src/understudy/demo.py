@@ -94,7 +94,7 @@ def _run_demo(out, device, say, bar):
            training={NAMES[run]: Run(out / run).read_metrics() for run in found}, commands=commands(out),
            title=f"Two policies from the same {DEMONSTRATIONS} demonstrations of {TASK!r}")
     say("")
-    say(verdict(found["flow"], found["regression"], names=tuple(NAMES.values())))
+    say(verdict(found["flow"], found["regression"], names=(NAMES["flow"], NAMES["regression"])))
     say(f"The best possible success in {TASK!r} is {env.metadata['optimum']:.1f}: {env.metadata['success']}.")
     say(f"That took {time.perf_counter() - began:.0f} s. Everything is in {out}")
     return found
@@ -124,9 +124,10 @@ def results(data: Dataset, found: dict[str, Evaluation], optimum: float) -> dict
     for run, e in found.items():
         other = next(k for k in found if k != run)
         told = e.to_json(found[other], other)
+        assert e.successes is not None  # the toy tells of success
         policies[run] = {k: v for k, v in told.items() if k != "seconds"} | {
             "each": {"success": e.successes.tolist(), "return": e.episode_returns.tolist()}}
     return {"task": TASK, "optimum": optimum, "seed": SEED, "updates": STEPS,
             "demonstrations": {"episodes": len(data), "steps": data.steps, "fingerprint": data.fingerprint()},
             "policies": policies,
-            "verdict": verdict(found["flow"], found["regression"], names=tuple(NAMES.values()))}
+            "verdict": verdict(found["flow"], found["regression"], names=(NAMES["flow"], NAMES["regression"]))}

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Generator, Tensor
@@ -410,7 +411,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         for guide in guides:
             net = guide.guided_net(net, without) if isinstance(guide, NetworkGuidance) else net
         pulls = [g for g in guides if isinstance(g, CostGuidance)]
-        cost = (lambda x: sum(g.cost(x, encode, decode) for g in pulls)) if pulls else None
+        cost = (lambda x: cast(Tensor, sum(g.cost(x, encode, decode) for g in pulls))) if pulls else None
         return decode(head.sample(net, context, noise, cost))
 
     @property
@@ -503,7 +504,7 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
 
 def camera_sizes(features: Schema) -> dict[str, tuple[int, int]]:
     """(height, width) of the frames of each camera among these columns."""
-    return {k: f.shape[:2] for k, f in features.items() if f.kind == "image"}
+    return {k: (f.shape[0], f.shape[1]) for k, f in features.items() if f.kind == "image"}
 
 
 def policy_inputs(recipe: PolicyConfig, features: Schema, where: str | Path = "data set", data: str | Path = "DATA",

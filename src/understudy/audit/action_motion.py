@@ -124,7 +124,7 @@ def check_action_lag(data: Dataset) -> Iterator[Finding]:
     if len(models) < len(LAGS):
         return
     told = {k: 1 - m.unexplained for k, m in models.items()}
-    best = max(told, key=told.get)
+    best = max(told, key=told.__getitem__)
     clear = 1 - told[best] < 0.5 * (1 - told[0])
     if best > 0 and (clear or best > 1 and told[best] > max(0.1, 1.15 * told[0])):
         yield Finding(
@@ -178,7 +178,7 @@ class CameraLag:
         if whole < 1e-6 * steps:
             return
         missed = {k: each.sum() / whole for k, each in left.items()}
-        best = min(missed, key=missed.get)
+        best = min(missed, key=missed.__getitem__)
         plain = missed[best] < _SEEN and missed[0] > 1.1 * missed[best]
         if 2 <= abs(best) < max(SHIFTS) and plain and np.mean(left[best] < left[0]) > 0.8:
             then, stored = ("before", "late") if best > 0 else ("after", "early")
@@ -402,7 +402,7 @@ def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[fl
     moved = (full.residual_variance < 0.5 * plain.residual_variance) & (full.variance > 1e-18)
     if not moved.any():
         return None
-    missed, open_, n = 0.0, 0.0, 0
+    missed, open_, n = np.zeros(1), np.zeros(1), 0
     for _, s, a in _transitions(data.select(few), 8, _STEPS):
         change = _state_change(s)
         missed = missed + np.square(full.residual(_state_action(s[:-1], a), change)).sum(0)

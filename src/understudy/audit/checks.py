@@ -293,6 +293,10 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
     if not any(role(n) == "action" for n in features):
         yield Finding("no-actions", "warning", f"no column is an action; there are {format_list(features)}",
                       "rename the one that is: understudy view make DATA --out VIEW --rename OLD=action")
+    actions = [n for n in features if role(n) == "action"]
+    if actions and "action" not in actions:
+        yield Finding("actions-split", "warning", f"policies learn one column action, and here it is in "
+                      f"{format_list(actions)}", f"put them side by side: --columns action={','.join(actions)}")
     if data.fps is None:
         yield Finding("no-fps", "note", "the frame rate is not known", "store it, if what is trained depends on time")
     for name, f in features.items():

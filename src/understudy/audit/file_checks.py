@@ -14,6 +14,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -353,10 +354,12 @@ def _ends(stored, node) -> np.ndarray:
     entry = stored[next(k for k in stored if k.startswith(node))]
     if isinstance(entry, Path):
         depth = next(k for k in stored if k.startswith(node)).count("/")
-        return np.asarray(zarr.open_group(LocalStore(entry.parents[depth], read_only=True), mode="r")[node][:])
+        folder: Any = zarr.open_group(LocalStore(entry.parents[depth], read_only=True), mode="r")
+        return np.asarray(folder[node][:])
     store = ZipStore(entry[0].filename, mode="r")
     try:
-        return np.asarray(zarr.open_group(store, mode="r")[node][:])
+        group: Any = zarr.open_group(store, mode="r")
+        return np.asarray(group[node][:])
     finally:
         store.close()
 
@@ -403,6 +406,7 @@ def _shard(path, name, wanted, deep):
         crc = None
 
     def good(data, stored):
+        assert crc is not None
         found = crc(data)
         return ((found >> 15 | found << 17) + 0xA282EAD8) & 0xFFFFFFFF == stored
     found, size = 0, path.stat().st_size

@@ -98,6 +98,7 @@ def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple
         points.append(rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share - shift)
     count, mean, square = (sum(part) for part in zip(*total, strict=True))
     spread = np.sqrt(np.maximum(square / count - np.square(mean / count), 0))
+    assert shift is not None
     moving = spread > 1e-7 * (1 + np.abs(shift))
     out = (np.stack(points)[:, :, moving] / spread[moving]).astype(np.float32)
     return hashes, out.reshape(len(out), -1) / np.sqrt(max(out[0].size, 1))

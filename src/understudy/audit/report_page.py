@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import UserError, role
+from ..data.column_selection import open_columns
 from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
 from ..evaluate.episode_video import film_strip
@@ -20,12 +21,13 @@ _N_EXAMPLES = 3  # episodes at each end
 _COMPONENTS = 4
 
 
-def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, mapping: Path | None = None) -> Path:
+def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, mapping: Path | None = None,
+                     **options) -> Path:
     """`report` of the data at `path` (see whole.audit). Raises UserError where something is at `file` already."""
     if Path(file).exists():
         raise UserError("expected no file yet, found one", where=file, hint="choose another name, or remove it first")
     try:
-        data = preview_dataset(path, mapping)
+        data = open_columns(path, open=preview_dataset, mapping=mapping, **options)
     except UserError:
         data = Dataset([])
     kinds = {s: [f for f in report.findings if f.severity == s] for s in ("error", "warning", "note")}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import DataError, UserError, role
+from ..data.column_selection import open_columns
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
@@ -31,10 +32,11 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
     where a file of what is otherwise a data set is why, that is a finding.
 
     mapping: of the topics of bags, in place of the one that is proposed. frames: also decode every camera frame, which
-    takes minutes for hours of video. options: others of the format's (max_episode_steps)."""
+    takes minutes for hours of video. options: columns (see
+    `open_columns`), and options of the format (max_episode_steps)."""
     path = Path(path).expanduser()
     try:
-        data = preview_dataset(path, mapping, **options)
+        data = open_columns(path, open=preview_dataset, mapping=mapping, **options)
     except UserError as error:
         if "pip install" in (error.hint or "") or remote.url_of(path):  # what is missing is not in the data
             raise

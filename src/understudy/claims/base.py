@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,10 +15,11 @@ from ..core import UserError
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..envs import make
+from ..envs.base import Env, HasExpert
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.rollout import rollout
 from ..evaluate.stats import LEVEL, Interval, Kind, two_level_difference, two_level_rate
-from ..learn.method import Method
+from ..execute.actor import Actor
 from .effects import SMALLEST_EFFECTS
 
 Verdict = Literal["holds", "fails", "undecided"]
@@ -57,11 +58,19 @@ MEASURES: MeasureTable = {"success": RATE, "return": REAL, "log_jerk": Measure("
 
 
 class DemonstrationSource(ABC):
-    """A frozen dataclass."""
+    """Where demonstrations come from. A frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @abstractmethod
     def load(self, seed: int) -> Dataset:
         """The demonstrations that training seed `seed` learns from."""
+
+
+def expert_of(env: Env) -> Actor:
+    """The environment's own expert."""
+    assert isinstance(env, HasExpert), f"{env.metadata['env']} has no expert"
+    return env.expert()
 
 
 @dataclass(frozen=True)
@@ -83,16 +92,21 @@ class ExpertDemonstrations(DemonstrationSource):
 
     def load(self, seed):
         env = make(self.env, rows=min(self.episodes, 16))
-        ran = rollout(env.expert(), env, self.episodes, recording_seed(seed if self.resample else 0))
+        ran = rollout(expert_of(env), env, self.episodes, recording_seed(seed if self.resample else 0))
         shown = ran.filter(lambda e: e.metadata["success"])
         return shown if self.filter is None else shown.filter(self.filter)
 
 
 @dataclass(frozen=True)
 class RecordedDemonstrations(DemonstrationSource):
-    """A file under the folder of recorded data (UNDERSTUDY_DATA). Of its episodes each training seed draws `episodes`
-    anew, so that methods without a random training have a spread over seeds too. values: the data's `fingerprint`,
-    which stands for the file and for what reads it."""
+    """A file below the folder of recorded data (UNDERSTUDY_DATA).
+
+    Args:
+        path: Of the file, relative to that folder.
+        fingerprint: `Dataset.fingerprint()` of its values. It stands for the file and for the code that reads it.
+        episodes: Each training seed draws as many of the episodes, so that methods without randomness in training have
+            a spread over seeds too. All without it.
+    """
 
     path: str
     fingerprint: str
@@ -102,15 +116,15 @@ class RecordedDemonstrations(DemonstrationSource):
         folder = os.environ.get("UNDERSTUDY_DATA")
         file = Path(folder or "", self.path)
         if not folder or not file.exists():
-            raise MissingRequirement("expected recorded demonstrations, found none", where=file,
+            raise MissingRequirement("The recorded demonstrations are not on this machine.", where=file,
                                      hint="set UNDERSTUDY_DATA to the folder that holds them")
         data = open_dataset(file)
         if (found := data.fingerprint()) != self.fingerprint:
             raise UserError(
-                f"expected the data that the claim was made for ({self.fingerprint}), found others ({found})",
+                f"The data differ from those that the claim was made for: fingerprint {found}, not {self.fingerprint}.",
                 where=file,
-                hint="take the file from its source again; if it was read wrongly before, state "
-                "the new fingerprint in the claim and run it anew",
+                hint="download the file from its source again; if it was read wrongly before, write the new "
+                "fingerprint into the claim and run it again",
             )
         if self.episodes is None:
             return data
@@ -122,10 +136,15 @@ class RecordedDemonstrations(DemonstrationSource):
 
 @dataclass(frozen=True)
 class Arm:
-    """`options` are its trials of tuning: one of them is chosen on the tuning seeds and judged on the others."""
+    """One side of a comparison.
+
+    Args:
+        name: Its name.
+        options: Tuning trials. One of them is chosen on the tuning seeds and judged on the other seeds.
+    """
 
     name: str
-    options: tuple[Method, ...]
+    options: tuple[Any, ...]  # what `measure` trains: a `Method`, or a dataclass of the claim's own
 
 
 @dataclass(frozen=True)
@@ -157,7 +176,7 @@ class Experiment:
     source: DemonstrationSource
     env: str
     arms: tuple[Arm, ...]
-    measure: Callable[[Experiment, Method, Dataset, int, int, int], dict[str, list[float]]]
+    measure: Callable[[Experiment, Any, Dataset, int, int, int], dict[str, list[float]]]
     tuned_by: str = "success"
     seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
     tuning_seeds: tuple[int, ...] = (900,)
@@ -390,7 +409,10 @@ def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
 
 @dataclass(frozen=True)
 class ClaimPart:
-    """One experiment with the rule that judges it. A part that does not decide is reported beside the verdict."""
+    """One experiment with the rule that judges it.
+
+    A part that does not decide is reported, and has no effect on the verdict.
+    """
 
     name: str
     experiment: Experiment

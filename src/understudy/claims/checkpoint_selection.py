@@ -25,7 +25,7 @@ from ..nets.ema import ConstantDecay
 from ..nets.encoders import ConcatEncoder
 from ..nets.mlp import MLP
 from ..policy import PolicyConfig
-from .base import SCORE, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl
+from .base import SCORE, Arm, Claim, ClaimPart, DemonstrationSource, Experiment, GreaterThan, NegativeControl, expert_of
 from .curation import cached_load
 from .measures import ROWS
 
@@ -43,7 +43,7 @@ class ResampledDemonstrations(DemonstrationSource):
     @cached_load
     def load(self, seed):
         env = make(self.env, rows=ROWS)
-        return rollout(env.expert(), env, HELD_OUT + self.episodes, recording_seed(seed))
+        return rollout(expert_of(env), env, HELD_OUT + self.episodes, recording_seed(seed))
 
 
 @dataclass(frozen=True)

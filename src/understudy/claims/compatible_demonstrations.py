@@ -1,6 +1,7 @@
 """Row 009: new demonstrators help where they do as the first one did, or where he has not been."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class NewDemonstrators(DemonstrationSource):
         left = successful_rollouts(Expert(side=1, noise=self.noise), "fork", self.n_new // 2, seed, 1)
         right = successful_rollouts(Expert(side=-1, noise=self.noise), "fork", self.n_new - self.n_new // 2, seed, 2)
         new = left + right
-        limits = {"novelty_threshold": 0.0} if self.shuffle_filter else {}
+        limits: dict[str, Any] = {"novelty_threshold": 0.0} if self.shuffle_filter else {}
         bad = (
             Compatibility(base, error_threshold=self.error_threshold, seed=seed, **limits)
             .compare_to_base(new)
@@ -72,12 +73,12 @@ CLAIM = Claim(
     statement="We can both identify incompatible demonstrations via post-hoc filtering, and apply our compatibility "
     "measure to actively elicit compatible demonstrations from new users, leading to improved task success "
     "rates across simulated and real environments.",
-    setup="fork: 6 demonstrations of its first 6 steps by one who turns left, and 40 of the whole task by others, half "
-    "of whom turn right. A new one is refused if any step is off by more than 6 variances of the base's actions "
-    "where 5 networks trained on the base differ less than they do on 95 % of its own steps. Cloning by "
-    "regression (an MLP of 64 x 1 blocks, 500 updates) with those that are left succeeds more often than with "
-    "all, with as many by lot, and without any. A mixture of Gaussians, which can tell two ways apart, stands "
-    "beside it. Only the filter is tested: nobody is asked to demonstrate again.",
+    setup="fork: 6 demonstrations of its first 6 steps by a demonstrator who turns left, and 40 of the whole task by "
+    "others, half of whom turn right. A new one is refused if any step is off by more than 6 variances of the "
+    "base's actions where 5 networks trained on the base differ less than they do on 95 % of its own steps. "
+    "Cloning by regression (an MLP of 64 x 1 blocks, 500 updates) with those that are left succeeds more often "
+    "than with all, with as many random ones, and without any. A mixture of Gaussians, which can represent two "
+    "ways, is reported too. Only the filter is tested: nobody is asked to demonstrate again.",
     parts=(
         ClaimPart(
             "regression",

@@ -54,7 +54,7 @@ CLAIM = Claim(
     setup="not with language models: push, 60 scripted demonstrations, an MLP that answers one action. Critical are "
     "the 30 % of the steps at which the action, averaged over three steps, changes most: there is no language "
     "model to ask. Learning from them alone, with as many updates, succeeds more often from new starts than "
-    "learning from all, and than from 30 % by lot.",
+    "learning from all, and than from a random 30 %.",
     parts=(
         ClaimPart(
             "push",
@@ -63,7 +63,7 @@ CLAIM = Claim(
         ),
     ),
     negative_control=NegativeControl(
-        "the critical steps drawn by lot", shuffled_steps, "push",
+        "the critical steps drawn at random", shuffled_steps, "push",
         removes=(GreaterThan("success", "critical", "random"),),
     ),
 )

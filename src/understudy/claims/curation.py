@@ -1,10 +1,14 @@
-"""Claims about which demonstrations to learn from: a source marks every step for every arm, and an arm learns from what
-is marked for it, with the same number of updates on batches of the same size."""
+"""Parts of claims about which demonstrations to learn from.
+
+A source weighs every step for every arm. An arm learns from the steps with its weights, with the same number of updates
+on batches of the same size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +35,7 @@ from .measures import ROWS
 
 @dataclass(frozen=True)
 class CuratedMethod:
-    """`method`, of which each step is drawn as often as its column "keep.`by`" says."""
+    """`method`, with steps sampled in proportion to the column "keep.CURATION"."""
 
     method: Method
     curation: str
@@ -64,7 +68,7 @@ def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split:
 
 
 def with_keep_columns(
-    data: Sequence[Episode], weights: Mapping[str, Sequence[np.ndarray | float]], metadata=None
+    data: Sequence[Episode], weights: Mapping[str, Sequence[np.ndarray | float] | np.ndarray], metadata=None
 ) -> Dataset:
     """With a column "keep.NAME" for each name, from one weight an episode or one a step."""
     out = [e.replace({f"keep.{name}": np.broadcast_to(np.asarray(values[i], np.float32), (len(e),)).copy()
@@ -75,8 +79,8 @@ def with_keep_columns(
 _loaded_datasets: dict = {}  # (source, seed) -> what it marked, of this process
 
 
-def cached_load(load_function: Callable[[object, int], Dataset]) -> Callable[[object, int], Dataset]:
-    """Sources are asked for the same seed by every arm."""
+def cached_load(load_function: Callable[[Any, int], Dataset]) -> Callable[[Any, int], Dataset]:
+    """Keep what a source loads, because every arm asks for the same seeds."""
     def load(self, seed):
         if (self, seed) not in _loaded_datasets:
             while len(_loaded_datasets) > 12:
@@ -87,17 +91,17 @@ def cached_load(load_function: Callable[[object, int], Dataset]) -> Callable[[ob
 
 
 def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
-    """Trained on what is marked for it, its statistics of that alone."""
+    """Train on the steps that have a weight for this arm. Normalization uses these alone."""
     column, inner = f"keep.{method.curation}", method.method
     mine = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
-    method = replace(inner, policy=replace(inner.policy, inputs=("observation.state",)))
-    return fit_method(method, mine, seed, sampling_weights=lambda e: e.steps[column]).policy
+    of_state = replace(inner, policy=replace(inner.policy, inputs=("observation.state",)))
+    return fit_method(of_state, mine, seed, sampling_weights=lambda e: e.steps[column]).policy
 
 
 def curated_success(
     experiment, method: CuratedMethod, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
-    """success, 0 or 1 for each start; and every fact "FIGURE.BY" of the data's that is of this arm, once a run."""
+    """success, 0 or 1 per start, and every figure "FIGURE.ARM" of the data that belongs to this arm, one per run."""
     policy = train_curated(method, data, seed)
     made = make(experiment.env, rows=min(ROWS, episodes), **dict(experiment.env_options))
     ran = rollout(PolicyActor(FixedBatch(policy, ROWS), method.method.executor), made, episodes, seed=starts)

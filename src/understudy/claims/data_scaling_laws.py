@@ -7,6 +7,7 @@ seen among 512. It counts as a pilot; now walls decide, and the seeds that judge
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import linregress
@@ -76,7 +77,7 @@ BASE = Method(
     BehaviorCloning(steps=2000, optimizer=OptimizerConfig(lr=1e-3)),
 )
 MAZE_SETS = tuple((str(n), n, DEMOS_PER_MAZE * n) for n in SIZES)
-SEEDS = {"seeds": (130, 131, 132, 133, 134), "episodes": 200}
+SEEDS: dict[str, Any] = {"seeds": (130, 131, 132, 133, 134), "episodes": 200}
 LAW = Experiment(MazeDemonstrations(MAZE_SETS), "maze", (Arm("mazes", (BASE,)),), scaling_exponent, **SEEDS, measures=(
     ("success", SCORE), ("exponent", Measure("real", "exponent")), ("r", REAL),
     ("excess", Measure("real", "log ratio"))))
@@ -109,10 +110,10 @@ CLAIM = Claim(
     "a certain threshold, additional demonstrations have minimal effect.",
     setup="mazes of 3 x 3 cells as environments: 8, 32, 128 or 512 of them with 4 scripted demonstrations each on "
     "average; an MLP of 128 x 2 blocks sees the walls, 2,000 updates; nothing is tuned. The rate of failure in "
-    "mazes of unseen walls falls as a power of the number of mazes: log against log the slope is below -0.1, and "
-    "the law of three numbers foretells the fourth better than an exponential or a logarithmic one. With 512 "
-    "demonstrations, 128 mazes teach more than 8; and in 128 mazes twice the demonstrations change success by "
-    "less than 0.1.",
+    "mazes of unseen walls falls as a power of the number of mazes: log against log the slope is below -0.1, "
+    "and a power law through three points predicts the fourth better than an exponential or a logarithmic one. "
+    "With 512 demonstrations, 128 mazes teach more than 8; and in 128 mazes twice the demonstrations change "
+    "success by less than 0.1.",
     parts=(
         ClaimPart("power law", LAW, AllOf((BelowBound("exponent", "mazes", -0.1), BelowBound("excess", "mazes", 0.0)))),
         ClaimPart("diversity", SPREAD, GreaterThan("success", "128 mazes", "8 mazes")),

@@ -230,9 +230,9 @@ CLAIM = Claim(
     "competitively to the best Offline RL algorithms for datasets with high TQ.",
     setup="a maze of four rooms, 7 x 7 cells, one start, one goal; six sets of 2,000 steps (random, mixed, all of the "
     "online agent's training, and its last policy with 50, 20 and 0 % of random actions); cloning, deep "
-    "Q-learning and discrete BCQ, each a network of 64 x 2, 3,000 updates, the last of which is judged. Over the "
-    "sets, the return of cloning has a rank correlation above 0.8 with TQ, that of unconstrained Q-learning one "
-    "above 0 with SACo; on sets with a TQ above 0.9 cloning is at most 0.1 below constrained and unconstrained "
+    "Q-learning and discrete BCQ, each a network of 64 x 2, judged after 3,000 updates. Over the sets, the "
+    "return of cloning has a rank correlation above 0.8 with TQ, that of unconstrained Q-learning one above 0 "
+    "with SACo; on sets with a TQ above 0.9 cloning is at most 0.1 below constrained and unconstrained "
     "Q-learning.",
     parts=(
         ClaimPart(

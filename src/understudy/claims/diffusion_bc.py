@@ -55,8 +55,8 @@ CLAIM = Claim(
     statement="We then propose that diffusion models are an excellent fit for imitating human behaviour, since they "
               "learn an expressive distribution over the joint action space.",
     setup="fork: 100 scripted demonstrations that pass a pillar left or right at even odds; an MLP of 256 x 2 blocks, "
-         "1,500 updates for every head. Regression to the mean collides where diffusion and flow matching do not: "
-         "their success is more than 0.3 higher, each. A Gaussian mixture stands beside them.",
+    "1,500 updates for every head. Regression to the mean collides where diffusion and flow matching do not: "
+    "their success is more than 0.3 higher, each. A Gaussian mixture is reported too.",
     parts=(ClaimPart("fork", FORK, AllOf((GreaterThan("success", "diffusion", "regression", 0.3),
                                      GreaterThan("success", "flow", "regression", 0.3)))),),
     negative_control=NegativeControl(

@@ -98,11 +98,10 @@ CLAIM = Claim(
     statement="Experimental results show that EIL outperforms strong baselines and achieves comparable policies to "
     "those trained with perfect demonstration on both simulated and real-world robot control tasks.",
     setup="fork on states, always on the left, within 18 steps where 13 will do: 30 demonstrations, each with a full "
-    "circle of 8 steps driven at a time of its own. Embeddings are learnt from state and direction of action, "
-    "and no demonstration is known to be clean. Cloning (an MLP of 64 x 1 blocks, 500 updates) on the steps "
-    "that "
-    "align succeeds more often than on all and than on as large a share by lot, and at most 0.1 less or more "
-    "often than on the steps that are truly not extraneous. How well the circles are found is reported beside.",
+    "circle of 8 steps driven at its own time. Embeddings are learnt from state and direction of action, and no "
+    "demonstration is known to be clean. Cloning (an MLP of 64 x 1 blocks, 500 updates) on the steps that align "
+    "succeeds more often than on all and than on a random subset of the same size, and at most 0.1 less or more "
+    "often than on the steps that are truly not extraneous. How well the circles are found is reported too.",
     parts=(
         ClaimPart(
             "fork",

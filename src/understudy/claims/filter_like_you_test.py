@@ -75,9 +75,9 @@ CLAIM = Claim(
     setup="not with pictures and text: a pool of 36 demonstrations of fork, 12 of which pass on the left as wanted, "
     "and 24 pass on the right, some very unsteady, or rest half of the time on the left. The score is a log "
     "weight for each demonstration, which follows the gradient of the loss on 8 clean demonstrations through one "
-    "update of a small regression; 36 draws with a soft cap choose what is learnt from. The weights tell clean "
+    "update of a small regression; 36 draws with a soft cap choose what is learned from. The weights tell clean "
     "from corrupted (area under the curve above 0.8), and cloning what was drawn (an MLP of 64 x 1 blocks, 500 "
-    "updates, within 25 steps) succeeds more often than cloning all, and than as large a share by lot.",
+    "updates, within 25 steps) succeeds more often than cloning all, and than a random subset of the same size.",
     parts=(
         ClaimPart(
             "fork",

@@ -92,7 +92,7 @@ class Assembly(Toy):
         s["handle"] = np.where(s["held"][:, None], s["hand"], s["handle"])
         lets = s["held"] & ~close
         placed = lets & (distance(s["hand"], s["fixture"]) < REACH)  # it slides to the fixture's middle
-        s["turn"] = np.where(placed[:, None], np.float32([1, 0]), s["turn"])
+        s["turn"] = np.where(placed[:, None], np.array([1, 0], np.float32), s["turn"])
         s["handle"] = np.where(placed[:, None], s["fixture"] + s["size"][:, None] * s["turn"], s["handle"])
         takes = ~s["held"] & close & (distance(s["hand"], s["handle"]) < REACH)
         s["held"] = (s["held"] & ~lets) | takes
@@ -245,9 +245,9 @@ CLAIM = Claim(
     setup="an assembly in the plane: a peg that lies askew is grasped, put into a fixture that turns it upright, "
     "grasped again and put into a hole; all lie anywhere, and of a peg in the hand the angle is not seen. From "
     "100 demonstrations on pegs of four sizes, an MLP of 64 x 2 blocks that also reads which of the four skills "
-    "it is time for succeeds more often, by 0.1, than one that does not: when it is told, and when another, which "
-    "learns from the same demonstrations which skill follows the last, tells it. How often each stage is passed, "
-    "and success with pegs of four other sizes, are reported beside.",
+    "it is time for succeeds more often, by 0.1, than one that does not: when it is told, and when another, "
+    "which learns from the same demonstrations which skill follows the last, tells it. The rate at which each "
+    "stage is passed, and success with pegs of four other sizes, are reported too.",
     parts=(
         ClaimPart(
             "assembly",

@@ -7,6 +7,7 @@ walls of a maze that who saw 250 had seen. It counts as a pilot; now walls decid
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,12 +38,13 @@ from .base import (
     GreaterThan,
     Measure,
     NegativeControl,
+    expert_of,
 )
 from .curation import cached_load
 
 ROWS, MAZE_CELLS = 100, 3  # side by side; along a side of a maze
 # mazes of other numbers than any arm's, some of them alike all the same
-NEW_MAZE_OPTIONS = {"levels": 1000, "first": 10**6}
+NEW_MAZE_OPTIONS: dict[str, Any] = {"levels": 1000, "first": 10**6}
 N_ATTEMPTS = 8  # episodes in these for each that is judged
 
 
@@ -58,12 +60,12 @@ class MazeDemonstrations(DemonstrationSource):
         episodes = []
         for name, mazes, count in self.arms:
             env = make("maze", min(ROWS, count), cells=MAZE_CELLS, **own_mazes(mazes, seed))
-            ran = rollout(env.expert(), env, count, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+            ran = rollout(expert_of(env), env, count, recording_seed(seed)).filter(lambda e: e.metadata["success"])
             episodes += [replace(e, metadata={**e.metadata, "of": name}) for e in ran]
         return Dataset(episodes)
 
 
-def own_mazes(mazes: int, seed: int) -> dict[str, int]:
+def own_mazes(mazes: int, seed: int) -> dict[str, Any]:
     return {"levels": mazes, "first": 1000 * seed}
 
 
@@ -84,7 +86,7 @@ def success_and_gap(experiment, method: ArmMethod, data: Dataset, seed: int, epi
     return {"success": judged, "gap": [float(np.mean(inside) - np.mean(outside))]}
 
 
-_rate_cache: dict = {}  # the twin looks at the same trainings
+_rate_cache: dict = {}  # the negative control uses the same trainings
 
 
 def maze_success(

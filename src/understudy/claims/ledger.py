@@ -31,8 +31,17 @@ _VERDICT_ORDER = ("fails", "undecided", "not run", "holds")
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """A published system. id: three digits. core: a method or study of learning to act from demonstrations, not a
-    mechanism that carries over. priority: 1 (a user expects it) to 3. arxiv: its paper's number, "" where unknown."""
+    """A published system.
+
+    Attributes:
+        id: Three digits.
+        family: Its group in the ledger.
+        is_core: A method or study of learning to act from demonstrations, not a mechanism from another field.
+        priority: 1 (users expect it) to 3.
+        name: Short name.
+        title: Title of the paper.
+        arxiv: Number of the paper, "" if unknown.
+    """
 
     id: str
     family: str
@@ -45,30 +54,42 @@ class LedgerRow:
 
 @lru_cache(1)
 def ledger_rows() -> dict[str, LedgerRow]:
-    """By id, from ledger.tsv beside this module. Raises UserError for a line that is none."""
+    """All rows by id, from ledger.tsv in this folder.
+
+    Raises:
+        UserError: A line is malformed.
+    """
     head, *lines = (CLAIMS_FOLDER / "ledger.tsv").read_text(encoding="utf-8").splitlines()
     found: dict[str, LedgerRow] = {}
     for number, line in enumerate(lines, 2):
         cells = line.split("\t")
         where = f"claims/ledger.tsv, line {number}"
         if head.split("\t") != COLUMNS:
-            raise UserError(f"expected the columns {', '.join(COLUMNS)}, found {head!r}",
-                            where="claims/ledger.tsv, line 1", hint="mend the line: its columns stand between tabs")
+            raise UserError(f"The columns must be {', '.join(COLUMNS)}, not {head!r}.",
+                            where="claims/ledger.tsv, line 1", hint="fix the line: tabs separate its columns")
         if len(cells) != len(COLUMNS):
-            raise UserError(f"expected {len(COLUMNS)} columns, found {len(cells)} columns", where=where,
-                            hint="mend the line: its columns stand between tabs")
+            raise UserError(f"The line has {len(cells)} columns instead of {len(COLUMNS)}.", where=where,
+                            hint="fix the line: tabs separate its columns")
         row = LedgerRow(cells[0], cells[1], cells[2] == "core", int(cells[3]), *cells[4:])
         if not re.fullmatch(r"\d{3}", row.id) or row.id in found:
-            raise UserError(f"expected three digits that stand here once, found {row.id!r}", where=where,
-                            hint="give the line a number of its own")
+            raise UserError(f"The id {row.id!r} is not three digits, or is used twice.", where=where,
+                            hint="give the line another number")
         found[row.id] = row
     return found
 
 
 def find_row(number: str, claim: str) -> LedgerRow:
-    """Raises UserError if there is none."""
+    """The row of this id.
+
+    Args:
+        number: Three digits.
+        claim: Name of the claim that asks, for the error.
+
+    Raises:
+        UserError: There is no such row.
+    """
     if number not in ledger_rows():
-        raise UserError(f"expected a row of the ledger, found {number!r}", where=f"the claim {claim}",
+        raise UserError(f"The ledger has no row {number!r}.", where=f"the claim {claim}",
                         hint="its ids have three digits: src/understudy/claims/ledger.tsv")
     return ledger_rows()[number]
 
@@ -101,7 +122,7 @@ def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
 
     Args:
         condition: The comparison.
-        standalone: As a file of its own with its colors. Within a page, the page's style has them.
+        standalone: As a separate file with its colors. Within a page, the page's style has them.
     """
     c = condition
     bounds = (-c.bound, c.bound) if c.side == "within" else (c.bound,)
@@ -138,7 +159,7 @@ def _svg_style(colors) -> str:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """A row with its claims, as `records.listing` tells them, and their records."""
+    """A row with the entries of its claims in `records.list_claims`."""
 
     row: LedgerRow
     claims: tuple[dict, ...]
@@ -150,7 +171,11 @@ class LedgerEntry:
 
 
 def ledger_entries() -> list[LedgerEntry]:
-    """One a row, in their order. Raises UserError for a claim of a row that is not in the ledger."""
+    """One entry per row, in the order of the ledger.
+
+    Raises:
+        UserError: A claim names a row that is not in the ledger.
+    """
     by_row: dict[str, list[dict]] = {}
     for claim in list_claims():
         for number in claim["rows"]:
@@ -159,7 +184,7 @@ def ledger_entries() -> list[LedgerEntry]:
 
 
 def verdict_counts(entries: Iterable[LedgerEntry]) -> dict[str, int]:
-    """How many rows have which verdict; of several claims the worst counts."""
+    """The number of rows with each verdict. If a row has several claims, the worst verdict counts."""
     found = [e.verdict for e in entries]
     return {v: found.count(v) for v in VERDICTS}
 
@@ -169,7 +194,7 @@ def entries_by_family(entries: Sequence[LedgerEntry]) -> dict[str, list[LedgerEn
 
 
 def write_table(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -> Path:
-    """Write the summary, a page for each family in a folder beside it, and a picture for each record.
+    """Write the summary, a page for each family in the folder of the same name, and a picture for each record.
 
     Args:
         path: Of the summary, such as docs/ledger.md. Pages of families go to docs/ledger/, pictures to
@@ -321,11 +346,15 @@ def _claim_section(claim: Claim, entry: dict) -> list[str]:
     lines += [f"**{record['verdict'].capitalize()} here{reason}.** {_history_note(record)}".rstrip(), ""]
     if found is not None:
         lines += [f"![{_markdown_cell(str(found))}](../images/claims/{claim.name}.svg)", ""]
+    shown: list[dict] = []
     for name, part in record["parts"].items():
-        aside = "" if part["decides"] else " (reported beside the verdict)"
+        aside = "" if part["decides"] else " (does not decide)"
         why = f" {part['reason']}." if part["reason"] else ""
-        lines += [f"*{name}*{aside}: {part['verdict']}.{why}", "", *_condition_lines(part), "",
-                  "| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
+        lines += [f"*{name}*{aside}: {part['verdict']}.{why}", "", *_condition_lines(part), ""]
+        if part["summary"] in shown:  # several rules about one experiment
+            continue
+        shown.append(part["summary"])
+        lines += ["| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
         for arm, measures in part["summary"].items():
             lines += [f"| {arm} | {m} | {format_number(v['estimate'])} | {format_number(v['low'])} to "
                       f"{format_number(v['high'])} |" for m, v in measures.items()]
@@ -355,6 +384,8 @@ def _history_note(record: dict) -> str:
     before = [step["verdict"] for step in record["log"] if step["kind"] in ("pilot", "run", "redesign")][:-1]
     if record["verdict"] == "holds" and {"undecided", "fails"} & set(before):
         notes.append("An earlier run of another design did not hold.")
+    if record["log"][-1]["kind"] == "note":
+        notes.append(record["log"][-1]["change"])
     return " ".join(notes)
 
 
@@ -367,7 +398,9 @@ def write_html(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -
     total = verdict_counts(entries)
     told = ", ".join(f"{v} {total[v]}" for v in VERDICTS)
     template = (CLAIMS_FOLDER / "ledger.html").read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*)</script>", template, re.S)[1]
+    found = re.search(r"<script>(.*)</script>", template, re.S)
+    assert found is not None
+    script = found[1]
     by_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     options = {"families": sorted({e.row.family for e in entries}), "verdicts": [v for v in VERDICTS if total[v]]}
     filled = {"rules": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{by_hash}'",

@@ -1,4 +1,4 @@
-"""What a cell of an experiment measures: trains one method with one seed, and looks at what comes of it."""
+"""Measures: train one method with one seed and measure the result."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ ROWS = 25  # environments side by side; results do not depend on it
 
 
 def train_policy(experiment, method: Method, data: Dataset, seed: int, watch=()) -> Policy:
-    """As `understudy train` does, on all of the data and without a folder. Arms that differ only in how they run
-    share the training of each seed."""
+    """Train as `understudy train` does, on all of the data and without a folder.
+
+    Arms that differ only in their executor share the training of each seed.
+    """
     key = json.dumps(config.dump({"policy": method.policy, "learn": method.learner, "relabel": method.transforms,
                                   "source": experiment.source, "seed": seed}))
     if key in _policy_cache and not watch:
@@ -46,7 +48,7 @@ def _rollout_policy(experiment, policy: Policy, method: Method, episodes: int, s
 
 def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: int,
                 starts: int) -> dict[str, list[float]]:
-    """success (0 or 1) where the environment defines it, return, log_jerk, and every flag of the environment's."""
+    """"success" (0 or 1) where the environment defines it, "return", "log_jerk", and every flag of the environment."""
     ran = _rollout_policy(experiment, train_policy(experiment, method, data, seed), method, episodes, starts)
     measures = {"return": [float(e.steps["next.reward"].sum()) for e in ran],
                 "log_jerk": [log_jerk(e) for e in ran]}
@@ -56,20 +58,20 @@ def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: 
 
 
 def log_jerk(episode: Episode) -> float:
-    """Log of the mean squared third difference of the actions (their second, where actions are velocities, differs
-    by a derivative only: arms are compared on the same task)."""
+    """Log of the mean squared third difference of the actions. Compare it only between arms on the same task."""
     jerk = np.diff(np.asarray(episode.steps["action"], float), n=3, axis=0)
     return float(np.log(np.mean(jerk**2) + 1e-12)) if len(jerk) else float(np.log(1e-12))
 
 
 def checkpoint_oscillation(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int, *,
                 n_checkpoints: int = 10, interval: int = 200) -> dict[str, list[float]]:
-    """Rolls out the last `last` checkpoints, one each `every` updates, on the same starts.
+    """Roll out the last `n_checkpoints` checkpoints, one every `interval` updates, on the same starts.
 
-    mean: of their returns. log_swing: log of how much the mean return of a checkpoint differs from the next one's, as
-    the standard deviation of one of them (root mean square difference by the square root of 2), less what episodes
-    alone would give. A trend counts little in it. swing: the same, not its log. calm: the same of the training loss,
-    averaged between checkpoints, as a share of its beginning.
+    Returns:
+        "mean" of their returns. "swing": the standard deviation of a checkpoint's mean return, from differences of
+        neighbors (root mean square divided by the square root of 2), minus what the few episodes alone would give, so
+        that a trend counts little. "log_swing": its logarithm. "calm": the same of the training loss between
+        checkpoints, as a fraction of the loss at the start. "loss": its mean.
     """
     steps, returns, losses, recent = method.learner.steps, [], [], []
 

@@ -1,8 +1,4 @@
-"""Row 264: are two regressions as good as a flow?
-
-An earlier run gave each head one setting and 3,000 updates. It counts as a pilot: here every arm has two trials, more
-updates, and seeds that judge for the first time.
-"""
+"""Row 264: are two regressions as good as a flow?"""
 
 from dataclasses import replace
 
@@ -58,9 +54,8 @@ CLAIM = Claim(
     statement="A minimum iterative policy (MIP), a lightweight two-step regression-based policy, essentially matches "
     "the performance of flow GCPs.",
     setup="push: 200 scripted demonstrations with one way to act in each state; an MLP of 256 x 2 blocks, 4,000 "
-          "updates "
-    "for every head. Two regressions (the authors' code's scaling) succeed at most 0.1 less often than flow "
-    "matching in 10 steps. The twin is the same on fork, whose demonstrations are truly two-way.",
+    "updates for every head. Two regressions (the authors' code's scaling) succeed at most 0.1 less often than "
+    "flow matching in 10 steps. The negative control is the same on fork, whose demonstrations have two modes.",
     parts=(
         ClaimPart("push", PUSH, GreaterThan("success", "two-step", "flow", -0.1)),
         ClaimPart("over one step", PUSH, GreaterThan("success", "two-step", "one-step"), is_decisive=False),

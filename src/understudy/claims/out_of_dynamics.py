@@ -190,16 +190,16 @@ CLAIM = Claim(
     statement="The proposed transferability measurement more accurately finds and down-weights non-transferable "
               "demonstrations and outperforms prior works on the final imitation learning performance.",
     setup="without reinforcement learning: fork, 15 demonstrations each, of which only states are known, on the left, "
-         "on the right, and over the pillar, which stops the imitator. Groups are found by contrast of subsampled "
-         "state sequences (5 of them). A demonstration's weight is how much a discriminator takes it for a rollout of "
-         "an imitator that regresses to the demonstrations of its group, or of all. Weights by group tell the able "
-         "from the unable (area under the curve above 0.8, and above that of weights by all), and a mixture of "
-         "Gaussians trained with them succeeds more often than with weights by all, and than without.",
+    "on the right, and over the pillar, which stops the imitator. Groups are found by contrast of subsampled "
+    "state sequences (5 of them). A demonstration's weight is how much a discriminator takes it for a rollout "
+    "of an imitator that regresses to the demonstrations of its group, or of all. Weights by group tell the "
+    "able from the unable (area under the curve above 0.8, and above that of weights by all), and a mixture of "
+    "Gaussians trained with them succeeds more often than with weights by all, and than without.",
     parts=(ClaimPart("fork", FORK, AllOf((
         AboveBound("auroc", "of its group", 0.8), GreaterThan("auroc", "of its group", "of all"),
         GreaterThan("success", "of its group", "of all"), GreaterThan("success", "of its group", "even")))),),
     negative_control=NegativeControl(
-        "groups drawn by lot", shuffled_groups, "fork",
+        "random groups", shuffled_groups, "fork",
         removes=(GreaterThan("auroc", "of its group", "of all"),),
     ),
 )

@@ -411,7 +411,7 @@ def _recorded(rounding: float) -> Iterator[_Recorder]:
                 continue
             for variable, value in list(vars(module).items()):
                 kept = (type(value) is dict and variable.startswith("_") and not variable.startswith("__")
-                        and name.startswith(__package__))
+                        and name.startswith(f"{__package__}"))
                 if id(value) in instead or kept:
                     before.append((module, variable, value))
                     setattr(module, variable, {} if kept else instead[id(value)])
@@ -426,16 +426,17 @@ def _recorded(rounding: float) -> Iterator[_Recorder]:
 # -- numbers ------------------------------------------------------------------------------------------------------
 
 
-def _entries(values: np.ndarray, count: int = ENTRIES) -> list[float]:
+def _entries(values: np.ndarray, count: int = ENTRIES) -> list[float | None]:
     """`count` entries at even distances, first and last among them; all if there are fewer."""
     flat = np.asarray(values, float).ravel()
     return flat[np.unique(np.linspace(0, len(flat) - 1, min(count, len(flat))).astype(int))].tolist() if len(flat) \
         else []
 
 
-def _put(numbers: Numbers, place: str, found: Mapping[str, Sequence[float]]) -> None:
+def _put(numbers: Numbers, place: str, found: Mapping[str, Sequence[float] | Sequence[float | None]]) -> None:
     for name, values in found.items():
-        numbers[f"{place} / {name}"] = [float(f"{v:.7g}") if math.isfinite(v) else None for v in values]
+        numbers[f"{place} / {name}"] = [
+            float(f"{v:.7g}") if v is not None and math.isfinite(v) else None for v in values]
 
 
 def _first_difference(old: Sequence[float | None], new: Sequence[float | None]) -> int | None:

@@ -1,4 +1,4 @@
-"""The records of claims: what makes one stale, and the list."""
+"""The records of claims: where they are, what makes one stale, and the list."""
 
 from __future__ import annotations
 
@@ -38,19 +38,20 @@ NON_CLAIM_MODULES = (
 
 
 def all_claims() -> dict[str, Claim]:
-    """By name, from the modules beside this one."""
+    """All claims by name, from the modules of this folder."""
     stems = sorted(p.stem for p in CLAIMS_FOLDER.glob("*.py") if p.stem not in NON_CLAIM_MODULES)
     claims = [importlib.import_module(f"{__package__}.{stem}").CLAIM for stem in stems]
     return {c.name: c for c in claims}
 
 
 def find_claim(name: str) -> Claim:
+    """The claim of this name. Raises UserError with the nearest name if there is none."""
     import difflib
 
     claims = all_claims()
     if name not in claims:
         near = difflib.get_close_matches(name, claims, 1)
-        raise UserError(f"expected a claim's name, found {name!r}; there are {', '.join(claims)}", where="claims",
+        raise UserError(f"There is no claim {name!r}. Claims: {', '.join(claims)}", where="claims",
                         hint=f"did you mean {near[0]!r}?" if near else "see understudy claims list")
     return claims[name]
 
@@ -88,8 +89,9 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
     found: dict[tuple[str, str], str] = {}
     sources = {} if sources is None else sources
     module = f"{__package__}.{module_of(claim)}"
-    sources.setdefault(module, _ModuleSource.load(module))
-    waiting = [(module, name) for name in sources[module].definitions] + [(f"{__package__}.runner", "run_claim")]
+    claim_module = sources.setdefault(module, _ModuleSource.load(module))
+    assert claim_module is not None
+    waiting = [(module, name) for name in claim_module.definitions] + [(f"{__package__}.runner", "run_claim")]
     while waiting:
         at = waiting.pop()
         if at in found or at[0] == ENVS_MODULE or at[0].startswith(FORMATS_MODULE):
@@ -108,7 +110,7 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
 
 
 # named, not followed
-FORMATS_MODULE, ENVS_MODULE = (f"{__package__.rpartition('.')[0]}.{part}" for part in ("data.formats", "envs"))
+FORMATS_MODULE, ENVS_MODULE = (f"{__name__.rsplit('.', 2)[0]}.{part}" for part in ("data.formats", "envs"))
 
 
 class _ModuleSource:
@@ -195,7 +197,7 @@ def _module_file(module: str) -> Path | None:
 
 
 def provenance() -> dict:
-    """Of the code as it is now: to be asked before anything runs."""
+    """Commit, date, package versions and machine. Ask before a run, because code may change during it."""
     packages = ("understudy", "torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
     versions = {}
     for package in packages:
@@ -209,7 +211,7 @@ def provenance() -> dict:
 
 
 def _commit() -> str | None:
-    """With what has been changed since said beside it; records themselves are no change."""
+    """The commit, with a note if code has changed since. Records, figures and probes do not count."""
     def git(*args):
         return subprocess.run(
             ["git", *args], cwd=CLAIMS_FOLDER.parent, capture_output=True, text=True, check=True
@@ -269,7 +271,7 @@ def _is_available(need: str) -> bool:
 def _extra_packages(name: str) -> list[str]:
     """The packages of one of understudy's extras."""
     wanted = [r for r in metadata.requires("understudy") or () if re.search(rf"extra == ['\"]{name}['\"]", r)]
-    return [re.match(r"[\w.-]+", r)[0] for r in wanted]
+    return [found[0] for r in wanted if (found := re.match(r"[\w.-]+", r))]
 
 
 def _is_installed(package: str) -> bool:

@@ -104,11 +104,15 @@ def run_all(
     *,
     run_one: Callable[..., tuple[str, Any]] = try_claim,
 ) -> ScheduleOutcome:
-    """Runs these claims in their order, `workers` at a time, each in a process of its own and in one thread.
+    """Run claims in this order, each in a separate process with one thread.
 
-    budget: seconds from now; None is all the time there is. A claim starts only if what its record says it took still
-    fits; one that is running when the budget ends is stopped. The cells of it that are done are kept, and the next run
-    goes on from there. attempt: what is done in the process.
+    Args:
+        entries: Of `records.list_claims`; "missing" names what a claim lacks on this machine.
+        budget: Seconds from now, or None for no limit. A claim starts only if the time of its last run still fits. A
+            claim that runs when the budget ends is stopped. Its finished cells are kept for the next run.
+        workers: Number of claims at once, or "ray" for a cluster.
+        log: Called with a line per event.
+        run_one: Called with (name, log) in the process.
     """
     out, began = ScheduleOutcome(), time.monotonic()
     waiting: deque[dict] = deque()
@@ -122,7 +126,7 @@ def run_all(
 
     def left() -> float | None:
         return None if budget is None else budget - (time.monotonic() - began)
-    with (_RayBackend if workers == "ray" else _ProcessBackend)(workers, run_one) as crew:
+    with _RayBackend(workers, run_one) if workers == "ray" else _ProcessBackend(workers, run_one) as crew:
         while waiting or crew.running:
             while waiting and len(crew.running) < crew.count:
                 e, time_left = waiting.popleft(), left()

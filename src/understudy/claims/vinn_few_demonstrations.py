@@ -1,10 +1,7 @@
-"""Row 079: is looking up what people did better than learning it, when they did it only a few times?
-
-An earlier run tuned neither arm. It counts as a pilot: here both have two trials, and seeds that judge for the first
-time.
-"""
+"""Row 079: with few demonstrations, is retrieving actions better than learning them?"""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +63,7 @@ def shuffled_actions(experiment: Experiment) -> Experiment:
     )
 
 
-SEEDS = {"seeds": (200, 201, 202, 203, 204), "tuning_seeds": (901,)}
+SEEDS: dict[str, Any] = {"seeds": (200, 201, 202, 203, 204), "tuning_seeds": (901,)}
 DOOR = Experiment(
     RecordedDemonstrations("hand_dapg/adroit_door_human.npz", "4327ef5cb5147403", 20),
     "AdroitHandDoor-v1",

@@ -8,7 +8,15 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import MappingFile, Output, command_line, demonstrations_path, parse, progress_bar
+from .common import (
+    ColumnTexts,
+    MappingFile,
+    Output,
+    command_line,
+    demonstrations_path,
+    parse,
+    progress_bar,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,9 @@ class AuditOptions:
     """one JSON document on standard output"""
     map: MappingFile = None
     """which topics of a bag become which columns, in place of what is proposed"""
+    columns: ColumnTexts = ()
+    """which columns are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
+    numbers the episodes of a single CSV table"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """a page of it, with the best and the worst episodes"""
 
@@ -34,11 +45,12 @@ def main(args: list[str]) -> None:
     from ..audit import audit
     from ..audit.checks import FRAME_CHECKS, INTEGRITY_CHECKS, QUALITY_CHECKS
     from ..audit.text import pluralize
+    from ..data.column_selection import parse_columns
 
     with Output(o.json) as out:
         path = demonstrations_path(o.data)
         with progress_bar("checks", len(INTEGRITY_CHECKS + QUALITY_CHECKS + FRAME_CHECKS)) as progress:
-            report = audit(path, o.map, progress=lambda done, total: progress(done))
+            report = audit(path, o.map, columns=parse_columns(o.columns), progress=lambda done, total: progress(done))
         for f in report.findings:
             out.print(f"{f.severity}  {f.code}" + (f"  ({f.where})" if str(f.where) else ""), f"  {f.message}",
                     *([f"  -> {f.remedy}"] if f.severity != "note" else []))
@@ -47,10 +59,30 @@ def main(args: list[str]) -> None:
         if o.html is not None:
             from ..audit.report_page import write_audit_page
 
-            write_audit_page(o.html, path, report, o.map)
+            write_audit_page(o.html, path, report, o.map, columns=parse_columns(o.columns))
             out.print(f"Written to {o.html}")
         if not report.ok:
-            out.suggest(command_line("inspect", path))
+            if _can_be_inspected(path, o):
+                out.suggest(command_line("inspect", o.data, *(("--map", o.map) if o.map else ()),
+                                         *(("--columns", *o.columns) if o.columns else ())))
+            else:
+                out.print(f"It cannot be opened as it is. {command_line('repair', o.data, '--out', 'DST')} saves what "
+                          "can be read, if anything can.")
         out.print_json(report.to_json())
     if not report.ok:
         raise SystemExit(3)
+
+
+def _can_be_inspected(path: Path, o: AuditOptions) -> bool:
+    """Whether the data can be opened and all of their numbers read."""
+    from ..core import UserError
+    from ..data.column_selection import open_columns, parse_columns
+    from ..data.formats import preview_dataset
+
+    try:
+        for episode in open_columns(path, parse_columns(o.columns), open=preview_dataset, mapping=o.map):
+            for name in (n for n, f in episode.features().items() if f.kind != "image"):
+                episode.steps[name]  # read, and not kept
+    except UserError:
+        return False
+    return True

@@ -26,14 +26,29 @@ MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without 
 class BehaviorOptions(Protocol):
     """What this reads of a command's options."""
 
-    run: Path
-    episodes: int
-    seed: int
-    demonstrations: Path | None
-    repeats: int
-    sequential: bool
-    interactive: bool
-    html: Path | None
+    @property
+    def run(self) -> Path: ...
+
+    @property
+    def episodes(self) -> int | None: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def demonstrations(self) -> Path | None: ...
+
+    @property
+    def repeats(self) -> int: ...
+
+    @property
+    def sequential(self) -> bool: ...
+
+    @property
+    def interactive(self) -> bool: ...
+
+    @property
+    def html(self) -> Path | None: ...
 
 
 def check_options(o: BehaviorOptions) -> None:
@@ -97,6 +112,7 @@ def measure_run(
 
     again = None
     if o.repeats:
+        assert o.episodes is not None
         starts = min(N_STARTS, o.episodes)
         with progress_bar(f"{run.name}, the same starts", starts * o.repeats) as progress:
             again = rollout_repeated_starts(

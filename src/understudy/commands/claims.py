@@ -56,7 +56,7 @@ class ClaimsOptions:
     stale: bool = False
     """only those whose code or data have changed since their record (list)"""
     out: Annotated[Path, arg(metavar="FILE")] = LEDGER
-    """where `table` writes the page; pictures go to images/claims beside it"""
+    """where `table` writes the page; pages of families go to ledger/, pictures to images/claims/"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """with table: a page to search and filter, in one file, in place of that"""
     json: bool = False
@@ -114,7 +114,7 @@ def _is_in_family(family: str | None, entry: dict) -> bool:
     families = sorted({r.family for r in ledger_rows().values()})
     if family not in families:
         near = difflib.get_close_matches(family, families, 1)
-        raise UserError(f"expected a family of the ledger, found {family!r}", where="--family",
+        raise UserError(f"The ledger has no family {family!r}.", where="--family",
                         hint=(f"did you mean {near[0]}? " if near else "") + f"There are {', '.join(families)}")
     return family in {find_row(number, entry["name"]).family for number in entry["rows"]}
 
@@ -232,6 +232,7 @@ def _spot_check(o: ClaimsOptions, out: Output) -> None:
     from ..claims.spot_check import check_records, disagreement, draw_claims, save
 
     budget = parse_duration(o.budget or "20m")
+    assert budget is not None
     names = draw_claims(list_claims(), budget, np.random.default_rng())
     checks = []
     for check in check_records(names, budget, lambda text: print(text, file=sys.stderr)):

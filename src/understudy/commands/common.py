@@ -39,6 +39,7 @@ WorkerCount = Annotated[int | Literal["ray"], arg(metavar="N|ray")]
 MappingFile = Annotated[Path | None, arg(metavar="FILE")]
 IgnoredCodes = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CODE")]
 StepCount = Annotated[int | None, arg(metavar="N")]
+ColumnTexts = Annotated[tuple[str, ...], arg(metavar="NAME=COLUMN,...")]
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
@@ -261,7 +262,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
         yield progress
 
 
-def batch_rows(rows: int, episodes: int, workers: int | str) -> int:
+def batch_rows(rows: int, episodes: int, workers: int | Literal["ray"]) -> int:
     """How many of at most `rows` environments each worker has, so that its share is done in whole rounds."""
     share = -(-episodes // (1 if workers == "ray" else workers))
     return -(-share // -(-share // rows))
@@ -310,7 +311,8 @@ def demonstrations_path(path: Path) -> Path:
 
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mapping: Path | None = None,
-           ignore: Sequence[str] | None = None, *, decode: bool = True, **options) -> Dataset:
+           ignore: Sequence[str] | None = None, *, decode: bool = True,
+           columns: Sequence[str] = (), **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
@@ -320,34 +322,39 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, mappi
         mapping: How topics become columns, for bags.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
+        columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         options: Options of the format.
 
     Raises:
         DataError: There is no action, or the audit finds an error.
     """
     from ..audit import check_usable
-    from ..core import DataError
+    from ..core import DataError, role
     from ..data import cache
-    from ..data.formats import decode_frames, frame_cost, open_dataset
+    from ..data.column_selection import open_columns, parse_columns
+    from ..data.formats import decode_frames, frame_cost
     from ..learn.callbacks import format_duration
 
-    data = open_dataset(demonstrations_path(path), mapping=mapping, **options)
+    data = open_columns(demonstrations_path(path), parse_columns(columns), mapping=mapping, **options)
     if "action" not in data.features():
         raise DataError(f"there is no column action to learn among {', '.join(data.features())}", where=path,
-                        hint="understudy view make DATA --out VIEW --rename OLD=action calls a column so")
+                        hint="name the columns that it is made of: --columns action="
+                             + (",".join(n for n in data.features() if role(n) == "action") or "U1,U2"))
     if ignore is not None:
         warn_unused_ignores(check_usable(data, data.metadata["path"], ignore, training=True))
-    sizes = {f.shape[:2] for f in data.features().values() if f.kind == "image"}
+    sizes = {(f.shape[0], f.shape[1]) for f in data.features().values() if f.kind == "image"}
     if not sizes or not decode:
         return data
-    if image_size is None:
-        own = next(iter(sizes))
-        image_size = own if len(sizes) == 1 and max(own) <= 128 else 96
-    cost = frame_cost(data, image_size)
+    size: int | tuple[int, int] = 96
+    if image_size is not None:
+        size = image_size
+    elif len(sizes) == 1 and max(own := next(iter(sizes))) <= 128:
+        size = own
+    cost = frame_cost(data, size)
     if cost.seconds == 0:
-        return decode_frames(data, image_size)
-    high, wide = (image_size, image_size) if isinstance(image_size, int) else image_size
+        return decode_frames(data, size)
+    high, wide = (size, size) if isinstance(size, int) else size
     print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels (--image-size): "
           f"{cost.bytes / 1e6:,.1f} MB in {cache.folder()}, about {format_duration(cost.seconds)}", file=sys.stderr)
     with progress_bar("decoding", cost.frames) as progress:
-        return decode_frames(data, image_size, lambda done, total: progress(done))
+        return decode_frames(data, size, lambda done, total: progress(done))

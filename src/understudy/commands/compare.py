@@ -150,6 +150,7 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
                         hint=command_line("compare", *runs, "--env", "ENV"))
     asked = replace(o, episodes=episodes)
     if acting:
+        assert o.env is not None
         refuse_unused_task(acting, asked)
         env = make(o.env, min(o.rows, episodes), o.trust)
         try:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from .common import (
+    ColumnTexts,
     IgnoredCodes,
     MappingFile,
     Output,
@@ -43,6 +44,9 @@ class ConvertOptions:
     """how LeRobot stores camera frames; png is lossless, video is smaller"""
     map: MappingFile = None
     """how topics become columns, for MCAP and ROS bags: the proposal of `understudy inspect --json`, corrected"""
+    columns: ColumnTexts = ()
+    """which columns are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
+    numbers the episodes of a single CSV table"""
     ignore: IgnoredCodes = ()
     """convert although the audit finds an error with this code"""
     max_episode_steps: StepCount = None
@@ -60,10 +64,12 @@ def main(args: list[str]) -> None:
 def _convert(o: ConvertOptions, out: Output) -> None:
     from ..audit import check_usable
     from ..core import UserError
-    from ..data.formats import conversion_losses, formats_for_suffix, open_dataset, write_dataset
+    from ..data.column_selection import open_columns, parse_columns
+    from ..data.formats import conversion_losses, formats_for_suffix, write_dataset
 
     to, *others = (o.to,) if o.to is not None else formats_for_suffix(o.dst)
-    data = open_dataset(demonstrations_path(o.src), mapping=o.map, max_episode_steps=o.max_episode_steps)
+    data = open_columns(demonstrations_path(o.src), parse_columns(o.columns), mapping=o.map,
+                        max_episode_steps=o.max_episode_steps)
     warn_unused_ignores(check_usable(data, data.metadata["path"], o.ignore))
     if o.to is None and o.dst.suffix:
         out.print(f"{o.dst.name} is written as {to}." + (

@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CurateOptions:
-    """The best episodes by a score: a view of them. It records the score and every episode's value."""
+    """Keep the best episodes by a score, as a view. The view records the score and the value of every episode."""
 
     data: Annotated[Path, Positional, arg(metavar="DATA")]
     """a file or folder of demonstrations, or a view"""
     score: Annotated[str, arg(metavar="SCORE")]
-    """a score (higher is better), a fact of the episodes that is a number (success, length), or module:function, from
-    a data set to one number an episode"""
+    """a score (higher is better), a number in the metadata of the episodes (success, length), or module:function, which
+    takes a data set and returns one number for each episode"""
     keep: Annotated[float, arg(metavar="FRACTION")]
-    """of the episodes, the best; of equal ones the first"""
+    """fraction of the episodes to keep; of equal ones the first are kept"""
     out: Annotated[Path, arg(metavar="VIEW")]
     """where to write the view; nothing may be there"""
     lowest: bool = False
-    """the lowest values are the best"""
+    """keep the lowest values"""
     trust: TrustedPackages = ()
-    """load code of this package"""
+    """a package whose code may be loaded"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -49,7 +49,7 @@ def main(args: list[str]) -> None:
     from ..data.operations import Select
 
     if not 0 < o.keep <= 1:
-        raise UserError(f"expected more than 0 and at most 1, found {o.keep:g}", where="--keep",
+        raise UserError(f"the fraction to keep must be above 0 and at most 1, and not {o.keep:g}", where="--keep",
                         hint="such as --keep 0.8")
     check_absent(o.out)
     with Output(o.json) as out:
@@ -108,7 +108,7 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
         found = np.array([np.nan if v is None else v for v in found], np.float64)
     except (TypeError, ValueError):
         odd = next((v for v in found if isinstance(v, (str, list, dict))), found)
-        raise UserError(f"expected numbers, found {odd!r}", where=f"--score {by}",
+        raise UserError(f"{odd!r} is not a number", where=f"--score {by}",
                         hint="understudy view make DATA --filter FIELD=VALUE keeps those of one value") from None
     if found.shape != (len(data),):
         raise UserError(f"expected one number an episode, ({len(data)},), found {found.shape}", where=f"--score {by}",
@@ -148,7 +148,7 @@ def _load_score(name: str, trust: tuple[str, ...]):
                         hint=f"add --trust {package} if you trust that code to run")
     found = getattr(import_module(module, f"--score {name}"), function, None)
     if not callable(found):
-        raise UserError(f"expected a function {function!r} in {module}, found none", where=f"--score {name}",
+        raise UserError(f"{module} has no function {function!r}", where=f"--score {name}",
                         hint="check the name after the colon")
     return found() if isinstance(found, type) else found
 

@@ -66,8 +66,17 @@ class EvalOptions:
 class RolloutOptions(Protocol):
     """What rolling out reads of a command's options."""
 
-    episodes: int
-    seed: int
-    device: DeviceName
-    task: str | None
-    trust: tuple[str, ...]
+    @property
+    def episodes(self) -> int | None: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def device(self) -> DeviceName: ...
+
+    @property
+    def task(self) -> str | None: ...
+
+    @property
+    def trust(self) -> tuple[str, ...]: ...

@@ -92,6 +92,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     from ..envs import make
     from ..evaluate.evaluation import verdict, verdict_parts
 
+    assert o.target is not None and o.episodes is not None
     refuse_unused_task([o.run], o)
     shown = behavior_metrics.demonstrations_of(o)
     env = make(o.target, min(o.rows, o.episodes), o.trust)
@@ -99,7 +100,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
         mine = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers)
         other = None if o.against is None else evaluate_run(o.against, env, o, None, name=o.target, workers=o.workers)
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, shown, o)
-                   for run, e in ((o.run, mine), (o.against, other)) if e is not None]
+                   for run, e in ((o.run, mine), (o.against, other)) if run is not None and e is not None]
     finally:
         env.close()
     if other is not None:
@@ -142,7 +143,7 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
                     *(("--task", o.task) if o.task else ()), *behavior_metrics.given_options(o), *more, *trust)
     told = []
     if other is not None:
-        if o.against is not None and compare(mine, other).better is None:
+        if o.against is not None and o.episodes is not None and compare(mine, other).better is None:
             told.append((again(4 * o.episodes, "--against", o.against), "More episodes, to tell the two apart:"))
     elif not is_exported(o.run) and (second := reseeded_command(o.run)) is not None:
         told += [(second[0], "Another training seed, to see how much depends on it:"),
@@ -161,6 +162,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
     from ..files import read_json
     from ..learn.devices import choose_device
+    from ..learn.fit_method import apply_transforms
     from ..learn.method import Method
     from ..policy import Policy, find_checkpoint
 
@@ -177,11 +179,11 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
             hint="evaluate the run that it was exported from",
         )
     policy, method = Policy.load(o.run, o.trust, choose_device(o.device)), Method.load(o.run, o.trust)
+    assert o.target is not None
     data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes))
     provenance = find_checkpoint(o.run) / "provenance.json"
     episodes, origin = episodes_to_evaluate(read_json(provenance) if provenance.exists() else {}, data)
-    for relabel in method.transforms:
-        data = data.map(relabel)
+    data = apply_transforms(data, method.transforms)
     found = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor)
     append_result(o, found.to_json())
     out.print(found.describe(), "", _breakdown_table("component", found.by_dimension, found.unit), "",
@@ -216,7 +218,9 @@ def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> N
     from ..evaluate.report import write_report
     from ..learn.run import Run
 
-    runs = {o.run: mine} if other is None else {o.run: mine, o.against: other}
+    runs = {o.run: mine}
+    if o.against is not None and other is not None:
+        runs[o.against] = other
     names = dict(zip(runs, run_names(list(runs)), strict=True))
     training = {names[run]: lines for run in runs if not is_exported(run)
                 and (lines := Run(run_folder(run)).read_metrics())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from tyro.conf import Positional, arg
 
@@ -30,10 +30,11 @@ def main(args: list[str]) -> None:
     from ..core import Unsupported
     from ..deploy.onnx import export, load_onnx_actor
     from ..learn.method import TrainedRun
+    from ..policy import Policy
 
     with Output(o.json) as out:
         trained = TrainedRun.load(o.run, o.trust)
-        policy, method = trained.modules["policy"], trained.method
+        policy, method = cast(Policy, trained.modules["policy"]), trained.method
         if method.inference or method.wrapper is not None:
             parts = [*method.inference, *([] if method.wrapper is None else [method.wrapper])]
             raise Unsupported(f"the file would hold the policy without {', '.join(type(p).__name__ for p in parts)}",

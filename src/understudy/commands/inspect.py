@@ -10,6 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .common import (
+    ColumnTexts,
     MappingFile,
     Output,
     StepCount,
@@ -39,6 +40,9 @@ class InspectOptions:
     """a recording for the viewer of rerun.io (needs the extra rerun)"""
     map: MappingFile = None
     """of topics to columns, for MCAP and ROS bags; without it, the one that is proposed"""
+    columns: ColumnTexts = ()
+    """which columns are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
+    numbers the episodes of a single CSV table"""
     max_episode_steps: StepCount = None
     """after how many steps episodes of a D4RL file were cut, where it does not say (no timeouts)"""
 
@@ -48,14 +52,18 @@ def main(args: list[str]) -> None:
     from ..audit import audit, find_problems
     from ..audit.base import AuditReport
     from ..core import role
+    from ..data.column_selection import open_columns, parse_columns
     from ..data.formats import preview_dataset
     from ..data.formats.describe import dataset_features, describe
     from ..methods import recommend
 
     with Output(o.json) as out:
-        data = preview_dataset(demonstrations_path(o.data), o.map, max_episode_steps=o.max_episode_steps)
+        columns = parse_columns(o.columns)
+        data = open_columns(demonstrations_path(o.data), columns, open=preview_dataset, mapping=o.map,
+                            max_episode_steps=o.max_episode_steps)
         if o.html is not None:  # with scores, and without decoding every frame, as `understudy audit` does
-            report = audit(o.data, o.map, frames=False, max_episode_steps=o.max_episode_steps)
+            report = audit(o.data, o.map, frames=False, columns=columns,
+                           max_episode_steps=o.max_episode_steps)
         else:
             report = AuditReport(find_problems(data, data.metadata["path"]))
         _write_views(data, report, o, out)  # first: what is damaged is looked at, too, and may end what follows
@@ -80,6 +88,8 @@ def main(args: list[str]) -> None:
                     + ("; ..." if len(found["tasks"]) > 10 else ""))
         out.print("", *([f"{f.severity}: {f.message}" for f in odd] or ["no warnings"]))
         if not len(data) or "action" not in data.features():
+            if len(data) and (actions := [n for n in data.features() if role(n) == "action"]):
+                out.suggest(command_line("inspect", o.data, "--columns", *o.columns, f"action={','.join(actions)}"))
             return out.print_json(found)
         env, method = recorded_env(data), recommend(data.features())
         if "topics" in found and o.map is None:
@@ -92,9 +102,10 @@ def main(args: list[str]) -> None:
             out.print("", f"It cannot be trained on as it is. {refusal}")
         else:
             out.suggest(command_line("train", method, o.data, *(("--map", o.map) if o.map else ()),
+                          *(("--columns", *o.columns) if o.columns else ()),
                           *(("--max-episode-steps", o.max_episode_steps) if o.max_episode_steps else ()),
                           "--out", unused_path("run"), *(("--eval", env, "--save-freq", 500) if env else ())),
-                     *([command_line("replay", o.data, env)] if env else []))
+                     *([command_line("replay", o.data, env)] if env and not o.columns else []))
         out.print_json(found)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .common import Output
 
@@ -152,6 +152,7 @@ class _TrialConsole:
 
         from ..core import UserError
 
+        assert self.actors is not None
         actor = self.actors[self.design.current_policy(session)]
         try:
             with _catch_interrupt() as stopped:
@@ -298,7 +299,7 @@ def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
         raise UserError(f"expected module:actor_loop, your function that runs one trial, or nothing, found {name}",
                         where="--interactive", hint="in an environment, --sequential stops by itself; without a loop, "
                         "you run the robot")
-    loop = find_function(name, trust)
+    loop: Any = find_function(name, trust)
     try:
         inspect.signature(loop).bind(None, None)
     except (TypeError, ValueError):

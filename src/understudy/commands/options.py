@@ -1,7 +1,7 @@
 """Parses a command's arguments into its options, and changes of single fields into a new method.
 
 Options are a frozen dataclass with tyro's annotations, and tyro prints the help page from them. Arguments are parsed
-here, so that each mistake is one `UserError` in the words of the user.
+here, so that each error is a `ConfigError` in the words of the user.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Option:
     metavar: str
 
 
-def options_of(owner: type) -> list[Option]:
+def options_of(owner: Any) -> list[Option]:
     """The options that a dataclass declares, in order."""
     found, hints, annotated = [], get_type_hints(owner), get_type_hints(owner, include_extras=True)
     for f in fields(owner):
         kind, hint = hints[f.name], annotated[f.name]
         markers = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        config = next((m for m in markers if isinstance(m, type(arg()))), arg())
+        config: Any = next((m for m in markers if isinstance(m, type(arg()))), arg())
         is_positional, is_repeatable = Positional in markers, UseAppendAction in markers
         flag = config.metavar if is_positional and config.metavar else "--" + (config.name or f.name).replace("_", "-")
         is_required = f.default is MISSING and f.default_factory is MISSING
@@ -71,7 +71,7 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
         prog: The command as the user writes it, such as "understudy train".
 
     Raises:
-        UserError: There is no such option, a value has the wrong type, or a required argument is missing.
+        ConfigError: There is no such option, a value has the wrong type, or a required argument is missing.
     """
     options = options_of(owner)
     flags = {o.flag: o for o in options if not o.is_positional}
@@ -103,7 +103,7 @@ def change_fields(value: T, args: Sequence[str], prog: str) -> T:
         prog: The command as the user writes it.
 
     Raises:
-        UserError: There is no such field, or a value has the wrong type.
+        ConfigError: There is no such field, or a value has the wrong type.
     """
     kinds = {"--" + path.replace("_", "-"): (path, kind) for path, kind, _ in settable_fields(value)}
     arities = {flag: (0, 1) if kind is bool else _arity(kind) for flag, (_, kind) in kinds.items()}
@@ -156,7 +156,7 @@ def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
     """Reads the words that the user gave for one option as a value of type `kind`.
 
     Raises:
-        UserError: The words are not such a value. The message names the option, or the command for a positional
+        ConfigError: The words are not such a value. The message names the option, or the command for a positional
             argument.
     """
     low, _ = _arity(kind)
@@ -177,9 +177,9 @@ def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
 
 
 def _error(problem: str, where: str, hint: str) -> Exception:
-    from ..core import UserError  # late: help pages need no PyTorch
+    from ..core import ConfigError  # late: help pages need no PyTorch
 
-    return UserError(problem, where=where, hint=hint)
+    return ConfigError(problem, where=where, hint=hint)
 
 
 def _help_hint(prog: str) -> str:
@@ -209,7 +209,8 @@ def _arity(kind: Any) -> tuple[int, int | None]:
         return (1, None) if Ellipsis in parts else (len(parts), len(parts))
     if len(members := _members(kind)) > 1:
         counts = [_arity(k) for k in members]
-        most = None if any(high is None for _, high in counts) else max(high for _, high in counts)
+        highs = [high for _, high in counts if high is not None]
+        most = max(highs) if len(highs) == len(counts) else None
         return min(low for low, _ in counts), most
     return 1, 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -68,7 +68,7 @@ def _plan_comparison(o: PlanOptions, out: Output) -> None:
         powers = {"unpaired": unpaired_power(first, second, o.episodes, o.alpha),
                   **{c: paired_power(first, second, o.episodes, c, o.alpha) for c in p.paired}}
         document["power"] = {"unpaired": powers["unpaired"], "paired": {f"{c:g}": powers[c] for c in p.paired}}
-    rows = [("each on starts of its own", p.unpaired, "unpaired")]
+    rows: list[tuple[str, int, Any]] = [("each on starts of its own", p.unpaired, "unpaired")]
     rows += [("the same starts, outcomes unrelated" if c == 0 else f"the same starts, outcomes correlated {c:g}", n, c)
              for c, n in p.paired.items()]
     out.print(f"Rollouts of each policy that find {max(o.rates):g} better than {min(o.rates):g} with probability "
@@ -106,6 +106,7 @@ def _plan_rate(o: PlanOptions, out: Output) -> None:
     from ..evaluate.planning import plan_rate, rate_power
 
     rate, than = o.rates[0], o.threshold
+    assert than is not None
     p = plan_rate(rate, than, o.alpha, o.power)
     document = p.to_json()
     out.print(f"Rollouts that find a rate of {rate:g} {'above' if rate > than else 'below'} {than:g} with probability "

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .common import batch_rows, progress_bar
 
@@ -27,7 +27,7 @@ ROWS = 16  # of every batch that the networks see, so that no result depends on 
 
 
 def evaluate_run(
-    run: Path, env, o: RolloutOptions, save_path: Path | None, *, name: str = "", workers: int | str = 1
+    run: Path, env, o: RolloutOptions, save_path: Path | None, *, name: str = "", workers: int | Literal["ray"] = 1
 ) -> Evaluation:
     """`run` in `env`, on the numbered starts; recorded into `save`, if given. name: of the environment, where `workers`
     make their own."""
@@ -36,6 +36,7 @@ def evaluate_run(
     from ..evaluate.workers import WorkerPool
     from .common import trained_rate, warn_simulator_mismatch
 
+    assert o.episodes is not None  # the command has filled it in
     plays, by = load_actor(run, env, o)
     warn_simulator_mismatch(env, run)
     seat = partial(_worker_setup, run, o, name, batch_rows(env.rows, o.episodes, workers))
@@ -166,6 +167,7 @@ def append_result(o: EvalOptions, line: dict) -> None:
     from ..files import replace_nonfinite
     from ..policy import find_checkpoint
 
+    assert o.target is not None
     folder = find_checkpoint(o.run)
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in Path(o.target).name)
     file = run_folder(o.run) / "eval" / f"{name}.jsonl"

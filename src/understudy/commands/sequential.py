@@ -25,6 +25,7 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
 
     test = build_test(o)
     runs = [o.run] if o.against is None else [o.run, o.against]
+    assert o.target is not None and o.episodes is not None
     refuse_unused_task([o.run], o)
     env = make(o.target, min(o.rows, o.episodes), o.trust)
     began = time.perf_counter()
@@ -64,10 +65,10 @@ def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) 
 
     rates = [(k + 1) / (episodes + 2) for k in successes]
     try:
-        enough = (plan_rate(rates[0], o.threshold) if o.against is None else plan(*rates)).maximum
+        enough = (plan_rate(rates[0], o.threshold) if o.threshold is not None else plan(*rates)).maximum
     except UserError:  # nobody runs so many
         return None
-    return enough if enough > o.episodes else None
+    return enough if o.episodes is not None and enough > o.episodes else None
 
 
 def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
@@ -92,6 +93,7 @@ def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
             else SequentialRateTest(o.threshold, max_rollouts=most)
         )
 
+    assert o.episodes is not None
     if test(o.episodes).verdict(test(o.episodes).start()) == "futile":
         few = next((n for n in range(o.episodes, 10_000) if test(n).verdict(test(n).start()) is None), None)
         raise UserError(
@@ -109,6 +111,7 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
     from ..core import UserError
     from .policies import load_actor
 
+    assert o.episodes is not None
     actors = [load_actor(run, env, o) for run in runs]
     state, won, told = test.start(), [], [env.metadata.get("success") is not None] * len(runs)
     met: list[list[bool | None]] = [[] for _ in runs]

@@ -103,6 +103,7 @@ def _random_parts(o: SplitOptions, found: list) -> dict[str, tuple[list[int], li
     from ..core import UserError
     from ..data.operations import assign_groups, permutation
 
+    assert o.fractions is not None
     names = o.names or _DEFAULT_NAMES.get(len(o.fractions)) or [f"part-{i + 1}" for i in range(len(o.fractions))]
     groups = _group_by_value(found)
     if len(groups) < len(names):

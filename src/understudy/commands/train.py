@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from .common import (
+    ColumnTexts,
     DeviceName,
     IgnoredCodes,
     MappingFile,
@@ -95,6 +96,9 @@ class TrainOptions:
     steps in memory at once"""
     map: MappingFile = None
     """of topics to columns, for MCAP and ROS bags: what `understudy inspect --json` proposes, corrected"""
+    columns: ColumnTexts = ()
+    """which columns are what, for data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that
+    numbers the episodes of a single CSV table"""
     ignore: IgnoredCodes = ()
     """train although an audit finds an error of this code"""
     include_interrupted: bool = False
@@ -136,7 +140,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     where = choose_device(o.device)
     loggers = _loggers(o)
     stream = None if o.buffer_size is None else _open_stream(o)
-    data = (open_data(o.data, o.image_size, o.map, o.ignore, max_episode_steps=o.max_episode_steps) if stream is None
+    data = (open_data(o.data, o.image_size, o.map, o.ignore, columns=o.columns,
+                      max_episode_steps=o.max_episode_steps) if stream is None
             else stream.first_episodes(FIRST_LINE_STEP))
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
         print("--image-size: the data have no camera frames", file=sys.stderr)
@@ -148,7 +153,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         from ..envs import make
 
         env = make(o.eval, min(o.rollouts, 16), o.trust)
-        if say is not None and task_relabel(method).into not in env.features:
+        words = task_relabel(method)
+        if say is not None and words is not None and words.into not in env.features:
             raise UserError(f"expected an environment that says its task in words, found {o.eval}", where="--eval",
                             hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
         _check_policy_fits(method, data, env)
@@ -195,7 +201,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     out.suggest(
         *(command_line("eval", run, acts, "--episodes", 100, *_task_option(data, say),
                        *trust_options(o.trust, acts, run)) for run in there),
-        *([] if stream is not None or o.map or o.max_episode_steps
+        *([] if stream is not None or o.map or o.columns or o.max_episode_steps
           else [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
         command_line("plot", o.out),
     )
@@ -282,6 +288,7 @@ def _open_stream(o: TrainOptions):
         if getattr(o, name) is not None:
             raise UserError("expected no such option with --buffer-size: shards are read as they are",
                             where=f"--{name.replace('_', '-')}", hint="leave one of the two out")
+    assert o.buffer_size is not None
     stream = ShardStream(o.data, o.buffer_size)
     print(f"a stream of {len(stream):,} episodes, {stream.steps:,} steps in {len(stream.shards)} "
           f"shard{'s' * (len(stream.shards) != 1)}; statistics and validation are of the first "

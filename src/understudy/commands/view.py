@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
@@ -18,6 +19,7 @@ from .merge import check_absent
 
 if TYPE_CHECKING:
     from ..core import UserError
+    from ..data.episode import Dataset
     from ..data.operations import Operation
 
 TextOptions = UseAppendAction[tuple[str, ...]]
@@ -96,13 +98,15 @@ def _make_view(o: ViewOptions, out: Output) -> None:
     from ..audit.compatibility import action_convention
     from ..data import views
     from ..data.formats import open_dataset
+    from ..data.operations import Operation
 
+    assert o.path is not None and o.out is not None
     check_absent(o.out)
     data = open_dataset(demonstrations_path(o.path))
     what = []
-    for operation in _parse_operations(o):
-        if callable(operation):  # a condition, whose value is read as what the data hold
-            operation = operation(data)
+    for given in _parse_operations(o):
+        # The value of a condition is read as what the data hold.
+        operation = given if isinstance(given, Operation) else given(data)
         what.append(operation)
         data = operation.apply(data)
     if o.fps is not None and action_convention(data) == "delta":
@@ -113,7 +117,7 @@ def _make_view(o: ViewOptions, out: Output) -> None:
     out.print_json(views.lineage(o.out))
 
 
-def _parse_operations(o: ViewOptions) -> list[Operation]:
+def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Operation]]:
     from functools import partial
 
     from ..data import operations as op
@@ -185,7 +189,7 @@ def _list_views(o: ViewOptions, out: Output) -> None:
     folder = o.path or Path()
     if not folder.is_dir():
         raise UserError("expected a folder, found none", where=folder, hint="understudy view show FILE shows one view")
-    found = []
+    found: list[dict[str, Any]] = []
     for path in views.list_views(folder):
         try:
             view = views.read_view(path)
@@ -207,6 +211,7 @@ def _list_views(o: ViewOptions, out: Output) -> None:
 def _show_view(o: ViewOptions, out: Output) -> None:
     from ..data import views
 
+    assert o.path is not None
     found = views.lineage(o.path)
     out.print(*_lineage_lines(found))
     for key, value in found["made"].items():
@@ -229,6 +234,7 @@ def _materialize(o: ViewOptions, out: Output) -> None:
     from ..data.formats import formats_for_suffix
     from .convert import main as convert
 
+    assert o.path is not None and o.out is not None
     views.read_view(o.path)  # raises UserError if it is not a view
     check_absent(o.out)
     convert([str(o.path), str(o.out), *(["--to", o.to] if o.to else []), *(["--strict"] if o.strict else []),

@@ -106,13 +106,13 @@ def _join(parts: Sequence[Batch]) -> Batch:
     """The rows of all parts, one part after the other."""
     if len(parts) == 1:
         return parts[0]
-    nexts = [p.next for p in parts]
-    if any(n is None for n in nexts) != all(n is None for n in nexts):
+    nexts = [p.next for p in parts if p.next is not None]
+    if len(nexts) not in (0, len(parts)):
         raise UserError("some samplers of the mixture give the next observation and others do not",
                         where="MixtureSampler", hint="build all of them with the same next_obs")
     return Batch(_join_columns([p.obs for p in parts]), _join_column("action", [p.action for p in parts]),
                  _join_column("mask", [p.mask for p in parts]), _join_columns([p.extra for p in parts]),
-                 None if nexts[0] is None else _join_columns(nexts))
+                 _join_columns(nexts) if nexts else None)
 
 
 def _join_columns(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

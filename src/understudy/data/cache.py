@@ -117,7 +117,7 @@ def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: C
     return memmap_arrays(key, size, build, what)
 
 
-def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.memmap:
     """A new array in an entry that is being built, to be filled."""
     path = folder / f"{quote(name, safe='')}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -144,13 +144,19 @@ class Normalizer(Codec):
 
 
 class _NormalizerModule(CodecModule):
+    obs_transforms: Any  # nn.ModuleList, which does not say of what
+    count: Tensor
+    groups: Tensor
+    relative_source: Tensor
+    is_relative: Tensor
+
     def __init__(self, config: Normalizer, features: Schema, inputs: tuple[str, ...], target: str):
         super().__init__()
         self.config, feature = config, features[target]
         if feature.kind == "discrete" and not feature.num_classes:
             raise UserError("The number of classes of each component is unknown.", where=target,
                             hint="Give it in the features: Feature(..., kind='discrete', num_classes=(4,)).")
-        self.num_classes = feature.num_classes if feature.kind == "discrete" else ()
+        self.num_classes = feature.num_classes or () if feature.kind == "discrete" else ()
         self.width = sum(self.num_classes) or feature.size
         self.bound = 1.0 if self.num_classes else {"minmax": 1.0, "identity": None}.get(config.target, math.inf)
         # "name?" is a mask and stays as it is.
@@ -170,12 +176,12 @@ class _NormalizerModule(CodecModule):
             self.register_buffer("relative_source", source, persistent=False)
             self.register_buffer("is_relative", is_relative, persistent=False)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if self.config.group_by is not None:  # the file says how many groups there are
             for name, buffer in self.named_buffers():
                 if prefix + name in state_dict:
                     buffer.resize_(state_dict[prefix + name].shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         # A Python bool, because a branch on a tensor cannot be exported.
         self.fitted = self.fitted or bool(self.count > 0)
 
@@ -236,6 +242,7 @@ class _NormalizerModule(CodecModule):
             yield tuple(key), (group == number).nonzero().flatten()
 
     def _group_values(self, obs: Mapping[str, Tensor]) -> Tensor:
+        assert self.config.group_by is not None
         return obs[self.config.group_by][:, -1].unsqueeze(-1).flatten(1).long()
 
     @property
@@ -358,7 +365,8 @@ class _Affine(nn.Module):
         if group is None:
             return self.offset, self.scale
         unknown = self.offset.new_full((1, *self.shape), math.nan)
-        return tuple(torch.cat([table, unknown])[group].unsqueeze(1) for table in (self.offset, self.scale))
+        offset, scale = (torch.cat([table, unknown])[group].unsqueeze(1) for table in (self.offset, self.scale))
+        return offset, scale
 
     def encode(self, x, group=None):
         offset, scale = self._statistics(group)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import Feature, UserError, role
+from ..core import DataError, Feature, role
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ class Dataset(Sequence[Episode]):
     def features(self) -> dict[str, Feature]:
         """Of the first episode; choices are counted over all of them where the source does not say."""
         if not len(self):
-            raise UserError("there are no episodes", where=self.metadata.get("path", "data set"),
+            raise DataError("there are no episodes", where=self.metadata.get("path", "data set"),
                             hint="record some (understudy record ENV --out DATA --episodes 20)")
         features = self[0].features()
         for name, f in features.items():

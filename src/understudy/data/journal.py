@@ -162,7 +162,9 @@ class JournalEpisode:
         if self.arrays is not None:
             dtype, shape, at = self.arrays[name]
             return np.frombuffer(self.bytes, dtype, math.prod(shape), at).reshape(shape)
-        places = [(list(self.schema), at) for at in self.steps] + [self.last_row] * (self.rows(name) > len(self.steps))
+        places = [(list(self.schema), at) for at in self.steps]
+        if self.last_row is not None and self.rows(name) > len(self.steps):
+            places.append(self.last_row)
         values = [self._read_value(name, names, at) for names, at in places]
         f = self.schema[name]
         if f.kind == "string":
@@ -310,8 +312,9 @@ def _record_at(data, at: int, end: int) -> tuple[bytes, int, int] | None:
 
 def _schema(columns: Mapping[str, Mapping]) -> dict[str, Feature]:
     def feature(f):
-        return Feature(f["dtype"], tuple(f["shape"]), f["kind"], *(None if f[k] is None else tuple(f[k]) if k != "unit"
-                                                                  else f[k] for k in ("names", "unit", "num_classes")))
+        rest: list[Any] = [None if f[k] is None else tuple(f[k]) if k != "unit" else f[k]
+                           for k in ("names", "unit", "num_classes")]
+        return Feature(f["dtype"], tuple(f["shape"]), f["kind"], *rest)
     return {n: feature(f) for n, f in columns.items()}
 
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -28,6 +28,8 @@ _MIRRORED_COLUMNS = {("task", "task"), (_SUCCESS, "success")}  # columns that sa
 
 class Operation(ABC):
     """A frozen dataclass. It never changes what it is given."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __post_init__(self):
         """What is read from a file is not of the right type by itself."""
@@ -497,6 +499,7 @@ class ResampledSource(WrapperSource):
         """(T+1,) s from the first step; the last is when the last step ends."""
         n = int(self.inner.lengths[episode])
         if _TIMESTAMP not in self.inner.schema:
+            assert self._old is not None  # without times there is a rate
             return np.arange(n + 1) / self._old
         times = np.asarray(self.inner.column(_TIMESTAMP, episode), np.float64).reshape(-1)[:n]
         gaps = np.diff(times)
@@ -639,7 +642,8 @@ def _check_column(name: str, source: ColumnSource, where: str) -> None:
 
 def _common_feature(name: str, found: Sequence[Feature | None]) -> Feature:
     """What a column is in all of several sources."""
-    first = found[0]
+    present = [f for f in found if f is not None]
+    first = present[0]
     for i, f in enumerate(found):
         if f is None or f.shape != first.shape or (f.kind == "string") != (first.kind == "string"):
             raise UserError(f"expected {name} as {first.dtype} {first.shape} in all, found "
@@ -647,10 +651,10 @@ def _common_feature(name: str, found: Sequence[Feature | None]) -> Feature:
                             hint="leave the column out, or make it alike first")
     if first.kind == "string":
         return first
-    dtype = np.result_type(*(f.dtype for f in found)).name
-    counts = [f.num_classes for f in found]
-    choices = tuple(map(max, zip(*counts, strict=True))) if all(counts) else None
-    alike = all(f.names == first.names for f in found), all(f.unit == first.unit for f in found)
+    dtype = np.result_type(*(f.dtype for f in present)).name
+    counts = [f.num_classes for f in present if f.num_classes]
+    choices = tuple(map(max, zip(*counts, strict=True))) if len(counts) == len(present) else None
+    alike = all(f.names == first.names for f in present), all(f.unit == first.unit for f in present)
     return replace(first, dtype=dtype, num_classes=choices, names=first.names if alike[0] else None,
                    unit=first.unit if alike[1] else None)
 

@@ -136,6 +136,7 @@ class Recorder:
         if self._steps < 0:
             self._begin()
         if self.clock is not None:
+            assert now is not None
             if self._seen_columns and not now > self._last_episode:
                 raise UserError(f"expected times that grow, found {now} after {self._last_episode}", where="at",
                                 hint="give seconds of one clock that is never set back (time.perf_counter)")
@@ -270,6 +271,7 @@ class Recorder:
             self._queue.put(("stop", threading.Event()))
             self._thread.join()
             if self._worker is not None:
+                assert self._worker.stdin is not None
                 with suppress(OSError):
                     self._worker.stdin.close()
                 self._worker.wait()
@@ -309,6 +311,7 @@ class Recorder:
             self._raise_error()
 
     def _raise_error(self):
+        assert self._error is not None
         if isinstance(self._error, OSError) and self._error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError("the disk is full; every episode that was saved is kept", where=self.path,
                             hint=f"make room, then understudy repair {self.path}") from self._error
@@ -337,7 +340,9 @@ class Recorder:
                     since = when if since is None else since
                     if kind in (b"B", b"E") and self._journal.n_bytes >= SEGMENT_BYTES:
                         self._sync_journal(unsynced)
-                        self._start_publishing(self._journal.rotate())
+                        segment = self._journal.rotate()
+                        assert segment is not None  # it has bytes
+                        self._start_publishing(segment)
                     self._journal.append(kind, *parts, first_episode=first)
                     if kind == b"D" and first in unsynced:  # discarded before it was told of
                         unsynced.remove(first)
@@ -373,6 +378,7 @@ class Recorder:
                     [sys.executable, "-m", "understudy.data.recorder", str(self.path)], stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
                     env={**os.environ, "OMP_NUM_THREADS": "1"})
+            assert self._worker.stdin is not None
             self._worker.stdin.write(f"{segment.name}\n")
             self._worker.stdin.flush()
 

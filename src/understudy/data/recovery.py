@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -520,7 +521,8 @@ def _repair_npz(path: Path, folder: Path, lose) -> Path:
         last = int(ends[good - 1]) if good else 0
         arrays = {n: a[: {steps: last, steps + count: last + good, count: good}.get(len(a), last)] if a.ndim else a
                   for n, a in arrays.items()}
-    np.savez(out, episode_ends=ends[:good], **arrays)
+    columns: dict[str, Any] = {"episode_ends": ends[:good], **arrays}
+    np.savez(out, **columns)
     return out
 
 

@@ -133,7 +133,8 @@ class ConstantColumn:
     value: float
 
     def __call__(self, episode: Episode) -> Episode:
-        return _with_column(episode, self.into, np.broadcast_to(np.float32([self.value]), (len(episode) + 1, 1)))
+        value = np.array([self.value], np.float32)
+        return _with_column(episode, self.into, np.broadcast_to(value, (len(episode) + 1, 1)))
 
 
 @dataclass(frozen=True)

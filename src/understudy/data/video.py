@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -95,7 +96,7 @@ def decode_image(data: bytes | None, channels: int, where: str) -> np.ndarray:
         found = "nothing" if not data else f"bytes that begin {data[:8]!r}"
         raise UserError(f"expected a PNG or JPEG image, found {found}", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
-    codec = av.CodecContext.create(kind, "r")
+    codec = cast(av.VideoCodecContext, av.CodecContext.create(kind, "r"))
     try:
         frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
     except av.FFmpegError as error:
@@ -111,7 +112,7 @@ def _frame_to_array(frame: av.VideoFrame, channels: int) -> np.ndarray:
     """A frame in one of _FORMATS as (H, W, C), without a copy."""
     plane = frame.planes[0]
     shape = frame.height, frame.width, channels
-    return np.ndarray(shape, np.uint8, plane, strides=(plane.line_size, channels, 1))
+    return np.ndarray(shape, np.uint8, cast(Any, plane), strides=(plane.line_size, channels, 1))
 
 
 # -- video files ----------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ class VideoReader:
             raise UserError("expected a video of a codec that is known here, found none", where=f"{path}, {where}",
                             hint="the file is damaged: take it from a copy, or leave out the episodes in it")
         self._decoder.thread_count = 1  # with threads of its own it works ahead, which random windows throw away
-        self._tick = float(self._stream.time_base)
+        self._tick = float(cast(Fraction, self._stream.time_base))
         self._convert = VideoReformatter().reformat  # one, since setting it up costs as much as a frame
         self._packets: list[av.Packet] | None = None  # in the order of decoding
         self._key_frames: list[int] = []  # where in it the key frames are
@@ -172,7 +173,7 @@ class VideoReader:
         missing = set(order)
         with self._decode_errors(where):
             for frame in self._decode_from(sought[0] + near):
-                time = frame.pts * self._tick
+                time = cast(int, frame.pts) * self._tick
                 first, last = bisect_left(sought, time - near), bisect_right(sought, time + near)
                 if first < last:
                     image = _frame_to_array(self._convert(frame, format=_FORMATS[shape[2]], **_SINGLE_THREAD), shape[2])
@@ -216,7 +217,7 @@ class VideoReader:
             packets = list(self._container.demux(self._stream))
             keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
             if keys and not any(packet.has_sidedata("new_extradata") for packet in packets):
-                self._first_timestamp = [packets[i].pts * self._tick for i in keys]
+                self._first_timestamp = [cast(int, packets[i].pts) * self._tick for i in keys]
                 self._packets, self._key_frames = packets, keys
 
     @contextlib.contextmanager
@@ -266,7 +267,8 @@ class VideoWriter:
     def __init__(self, path: Path, codec: str, shape: tuple[int, int, int], fps: float):
         _silence_logs()
         self._container = av.open(str(path), "w", format="mp4")
-        self._stream = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        stream = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        self._stream = cast(av.VideoStream, stream)
         _configure_encoder(self._stream.codec_context, codec, shape[0], shape[1], fps)
         self._stream.time_base = _TICK
         self._convert = VideoReformatter().reformat

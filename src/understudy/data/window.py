@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -265,7 +266,8 @@ class Windows(BatchSampler):
         w, columns, lengths = self.window, self.packed.columns, self.packed.lengths
         episode = self._episode_of(indices)
         t = indices - self.episode_bounds[episode]
-        goals = {g.into: (columns[g.column], *g.sample_rows(episode, t, lengths, rng)) for g in w.goals}
+        draw = cast(np.random.Generator, rng)  # given wherever there are goals
+        goals = {g.into: (columns[g.column], *g.sample_rows(episode, t, lengths, draw)) for g in w.goals}
 
         def gather(names, row, clip_start, clip_end, known):
             """Columns of these names. `known` has the positions of each layout, so that they are computed once."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import Feature
+from ..nets.encoders import num_classes_of
 from ..policy import Planner, Policy
 
 
@@ -23,8 +24,8 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
             context = replace(context, tokens=context.tokens.double())
             wanted = policy.codec.decode(head.sample(exact, context, noise.double()), obs)
             size = wanted.abs().max().clamp(min=1e-6)
-            off = (float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy))
-            worst = tuple(map(max, worst, off))
+            off = [float((p.plan(obs, noise) - wanted).abs().max() / size) for p in (found, policy)]
+            worst = (max(worst[0], off[0]), max(worst[1], off[1]))
     return worst
 
 
@@ -39,7 +40,7 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
         f = policy.features[name]
         shape = (rows, policy.window.n_obs_steps, *f.shape)
         if f.kind == "discrete":
-            each = [torch.randint(n, shape[:2], generator=rng) for n in f.num_classes]
+            each = [torch.randint(n, shape[:2], generator=rng) for n in num_classes_of(f, name)]
             obs[name] = torch.stack(each, -1).reshape(shape)
         elif f.dtype in ("uint8", "bool"):
             obs[name] = torch.randint(256 if f.dtype == "uint8" else 2, shape, generator=rng)

@@ -31,7 +31,7 @@ from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
 from ..heads.base import scan_implementation
 from ..nets.convolution import Convolution, Down, GroupNormMish, Up
-from ..policy import Planner, Policy, sampling_guides
+from ..policy import Planner, Policy, camera_sizes, sampling_guides
 from .equivalence import plan_difference, random_noise, random_observations
 
 FORMAT = 2
@@ -155,13 +155,16 @@ class OnnxPlanner(Planner):
     """On the CPU, wherever its arguments are."""
 
     device = torch.device("cpu")
-    image_sizes = Policy.image_sizes
+
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of each camera that it reads."""
+        return camera_sizes(self.features)
 
     def __init__(self, session, facts: dict, where: str, trust: tuple[str, ...]):
         self.session, self.where = session, where
         self.inputs, self.noise_shape = tuple(facts["inputs"]), tuple(facts["noise"])
-        self.features: Schema = {k: Feature(**{n: tuple(v) if isinstance(v, list) else v for n, v in f.items()})
-                                 for k, f in facts["features"].items()}
+        self.features: Schema = {k: Feature.from_json(f) for k, f in facts["features"].items()}
         self.target = self.features[facts["target"]]
         self.action_dim = self.target.size
         self.window: Window = config.load(facts["window"], where=where)
@@ -193,7 +196,7 @@ def _import_package(name: str):
         raise UserError(f"expected the package {name}, found none", hint="pip install 'understudy[onnx]'") from None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -231,7 +234,7 @@ def _export_program(policy: Policy, obs: Mapping[str, Tensor], noise: Tensor):
                 plan, tuple(arguments), dynamo=True, opset_version=OPSET, input_names=names, output_names=["action"],
                 dynamic_shapes=(tuple(rows for _ in arguments),), verbose=False)
     except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
-        cause = error
+        cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise Unsupported(
@@ -293,6 +296,7 @@ class _PlainConvolution(nn.Module):
         self.count, self.stride = plain.weight.shape[-1], plain.stride[0]
         self.body = nn.Linear(plain.weight[0].numel(), plain.weight.shape[0])
         self.body.weight = nn.Parameter(plain.weight.detach().transpose(1, 2).flatten(1).contiguous())
+        assert plain.bias is not None
         self.body.bias = nn.Parameter(plain.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class OnnxRunner:
         self.history.append(obs)
         if not self.actions:
             feed = {i.name: self._value(i) for i in self.session.get_inputs()}
-            self.actions.extend(self.session.run(["action"], feed)[0][0, self.executed])
+            self.actions.extend(np.asarray(self.session.run(["action"], feed)[0])[0, self.executed])
         return self.actions.popleft()
 
     def _value(self, column):

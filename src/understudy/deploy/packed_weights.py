@@ -61,7 +61,7 @@ def _pack_modules(policy: Policy, dtype: torch.dtype) -> Policy:
                 setattr(module, name, _PackedConvolution(part, dtype))
             elif isinstance(part, Up):
                 part.layout = "gemm"
-            elif type(part) in (nn.Linear, Linear):
+            elif isinstance(part, nn.Linear) and type(part) in (nn.Linear, Linear):
                 setattr(module, name, _PackedLinear(part, dtype))
     return policy
 

@@ -84,7 +84,9 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
 def _make(name, rows, trust, options) -> Env:
     toy, _, dim = name.partition(":")
     if toy in TOYS and (not dim or toy == "particle" and dim.isdigit()):
-        module, made = entry_point(toy)
+        found = entry_point(toy)
+        assert found is not None
+        module, made = found
         build = getattr(importlib.import_module(module), made)
         try:
             return build(rows, **options, **({"dim": int(dim)} if dim else {}))

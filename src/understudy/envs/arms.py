@@ -22,7 +22,7 @@ RADIUS = 0.06  # m, of the goal
 SPEED = 0.5  # m/s
 STATE = ("left.x", "left.y", "right.x", "right.y", "bar.x", "bar.y", "bar.cos", "bar.sin", "left.holds", "right.holds",
          "goal.x", "goal.y")
-SIGN = np.float32([-1, 1])[:, None]  # of the left and the right end
+SIGN = np.array([-1, 1], np.float32)[:, None]  # of the left and the right end
 
 
 class Arms(Toy):
@@ -48,10 +48,10 @@ class Arms(Toy):
 
     def initial_state(self, key):
         drawn = uniform(key, torch.zeros_like(key), (7,)).numpy().astype(np.float32)
-        hands = np.float32([[0.3, 0.8], [1.7, 0.8]]) + 0.4 * (drawn[:, :4].reshape(-1, 2, 2) - 0.5)
+        hands = np.array([[0.3, 0.8], [1.7, 0.8]], np.float32) + 0.4 * (drawn[:, :4].reshape(-1, 2, 2) - 0.5)
         bar = np.stack([0.7 + 0.6 * drawn[:, 4], np.full(len(key), FLOOR, np.float32)], 1)
         goal = np.stack([0.6 + 0.8 * drawn[:, 5], 0.6 + 0.3 * drawn[:, 6]], 1)
-        return {"hands": hands, "bar": bar, "heading": np.tile(np.float32([1, 0]), (len(key), 1)),
+        return {"hands": hands, "bar": bar, "heading": np.tile(np.array([1, 0], np.float32), (len(key), 1)),
                 "holds": np.zeros((len(key), 2), bool), "goal": goal}
 
     def observe(self):
@@ -65,8 +65,8 @@ class Arms(Toy):
 
     def advance(self, action):
         s = self.state
-        both = s["holds"].all(1)
-        went = np.clip(s["hands"] + np.float32(0.1) * action.reshape(-1, 2, 2), 0, np.float32([WIDE, HIGH]))
+        both = np.all(s["holds"], 1)
+        went = np.clip(s["hands"] + np.float32(0.1) * action.reshape(-1, 2, 2), 0, np.array([WIDE, HIGH], np.float32))
         span = went[:, 1] - went[:, 0]
         length = np.maximum(distance(span, 0), 1e-6)
         failure = both & ((np.abs(length - LENGTH) > STRETCH) | (np.abs(span[:, 1]) > TILT * length))
@@ -89,7 +89,8 @@ class Arms(Toy):
         s = {k: v[row:row + 1] for k, v in self.state.items()}
         canvas = Canvas(1, 256, (0.0, (HIGH - WIDE) / 2), WIDE)
         canvas.box(
-            np.float32([[WIDE / 2, 0.0]]), np.float32([[1, 0]]), (WIDE / 2, FLOOR - 0.03), COLOR_OF_ROLE["start"]
+            np.array([[WIDE / 2, 0.0]], np.float32), np.array([[1, 0]], np.float32), (WIDE / 2, FLOOR - 0.03),
+            COLOR_OF_ROLE["start"],
         )
         canvas.circle(s["goal"], 1.6 * RADIUS, COLOR_OF_ROLE["goal"])
         canvas.box(s["bar"], s["heading"], (LENGTH / 2, 0.03), COLOR_OF_ROLE["block"])

@@ -17,8 +17,9 @@ DISC, BLOCK = 0.035, 0.06  # m, radii
 RADIUS = 0.05  # m: as near to a target's centre a block is on it
 SPEED = 0.4  # m/s
 PERIOD, SUBSTEPS = 0.02, 5  # s; a substep moves the disc by at most 11 mm, much less than it is wide
-CENTRES = np.float32([[0.5, 0.12], [0.33, 0.36], [0.67, 0.36], [0.3, 0.78], [0.7, 0.78]])  # disc, blocks, targets
-SPREAD = np.float32([0.08, 0.05, 0.05, 0.04, 0.04])  # m: how far from these they begin, at most, along each axis
+# Of the disc, the blocks and the targets.
+CENTRES = np.array([[0.5, 0.12], [0.33, 0.36], [0.67, 0.36], [0.3, 0.78], [0.7, 0.78]], np.float32)
+SPREAD = np.array([0.08, 0.05, 0.05, 0.04, 0.04], np.float32)  # m: how far from these they begin at most, per axis
 STATE = ("agent.x", "agent.y", "left.x", "left.y", "right.x", "right.y", "left_target.x", "left_target.y",
          "right_target.x", "right_target.y")
 MODES = ("the left block first, to the left", "the left block first, to the right",

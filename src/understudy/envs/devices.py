@@ -77,7 +77,7 @@ class Keyboard:
         finally:
             termios.tcsetattr(self.handle, termios.TCSADRAIN, before)
 
-    def read(self) -> np.ndarray:
+    def read(self) -> np.ndarray | None:
         self._listen()
         now, action = self.clock(), np.zeros(len(self.low), np.float32)
         for part, (way, until) in self._until.items():
@@ -127,7 +127,7 @@ class DiscreteKeyboard(Keyboard):
         if not pressed:
             return None
         part, (way, _) = max(pressed.items(), key=lambda p: p[1][1])  # the last
-        step = [way, 0] if part == 0 else [0, way]
+        step = np.array([way, 0] if part == 0 else [0, way])
         return np.flatnonzero((step == MOVES).all(1))
 
 
@@ -159,6 +159,7 @@ class Gamepad:
                                 hint="plug it in, and make sure that you may read it (group input)") from None
 
     def read(self) -> np.ndarray:
+        assert self.source is not None
         while select.select([self.source], [], [], 0)[0]:
             event = self.source.read(_EVENT.size)
             if not event or len(event) < _EVENT.size:

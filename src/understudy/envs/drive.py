@@ -86,18 +86,19 @@ class Drive(Toy):
 
     def frame(self, row):
         far, speed, person, *_ = self.state["hidden"][row]
-        canvas, flat = Canvas(1, 256, (-70.0, -38.0), 76.0), np.float32([[1, 0]])
-        canvas.box(np.float32([[-32, 0]]), flat, (38, 4), COLOR_OF_ROLE["start"])
-        canvas.box(np.float32([[1, 0]]), flat, (0.8, 4), COLOR_OF_ROLE["goal"])
+        canvas, flat = Canvas(1, 256, (-70.0, -38.0), 76.0), np.array([[1, 0]], np.float32)
+        canvas.box(np.array([[-32, 0]], np.float32), flat, (38, 4), COLOR_OF_ROLE["start"])
+        canvas.box(np.array([[1, 0]], np.float32), flat, (0.8, 4), COLOR_OF_ROLE["goal"])
         if person:
-            canvas.circle(np.float32([[1, 0]]), 1.5, COLOR_OF_ROLE["agent"])
-        canvas.box(np.float32([[-far, 0]]), flat, (2.4, 1.4), COLOR_OF_ROLE["block"])
+            canvas.circle(np.array([[1, 0]], np.float32), 1.5, COLOR_OF_ROLE["agent"])
+        canvas.box(np.array([[-far, 0]], np.float32), flat, (2.4, 1.4), COLOR_OF_ROLE["block"])
         if self.state["brake"][row]:
-            canvas.box(np.float32([[-far - 2.2, 0]]), flat, (0.5, 1.4), COLOR_OF_ROLE["agent"])
-        canvas.box(np.float32([[-66 + 2 * speed, 14]]), flat, (0.3 + 2 * speed, 1.2), COLOR_OF_ROLE["waypoint"])
+            canvas.box(np.array([[-far - 2.2, 0]], np.float32), flat, (0.5, 1.4), COLOR_OF_ROLE["agent"])
+        bar = np.array([[-66 + 2 * speed, 14]], np.float32)
+        canvas.box(bar, flat, (0.3 + 2 * speed, 1.2), COLOR_OF_ROLE["waypoint"])
         for i, value in enumerate(self.state["pixels"][row]):
             grey = round(float(np.clip(230 - 70 * (value + 1), 20, 230)))
-            canvas.box(np.float32([[-66 + 4.2 * i, -20]]), flat, (1.9, 1.9), (grey, grey, grey))
+            canvas.box(np.array([[-66 + 4.2 * i, -20]], np.float32), flat, (1.9, 1.9), (grey, grey, grey))
         return canvas.image[0]
 
 

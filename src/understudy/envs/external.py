@@ -13,7 +13,7 @@ import torch
 
 from ..core import UserError
 from ..execute.actor import Actor
-from .base import Env, HasExpert, Renderable
+from .base import HasExpert, Renderable
 from .gymnasium_adapter import GymVector, render_row
 
 
@@ -68,7 +68,7 @@ class AdviceActor(Actor):
     """Acts in all rows of `env` at once, from what the simulator knows and not from what it shows; so it has no state
     of its own, and says at any time, whoever has acted so far, what is to be done next."""
 
-    env: Env
+    env: GymVector
 
     def start(self, obs, key):
         return {}

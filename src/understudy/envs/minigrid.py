@@ -58,7 +58,7 @@ class MiniGridRoom(gymnasium.Wrapper):
     def __init__(self, env):
         super().__init__(env)
         image = env.observation_space["image"]
-        self.pixels = isinstance(env, VIEWS["pixels"])
+        self.pixels = isinstance(env, wrappers.RGBImgPartialObsWrapper)
         cells = spaces.MultiDiscrete(CELL * (image.shape[0] * image.shape[1]))
         self.observation_space = spaces.Dict({**({"camera": image} if self.pixels else {"view": cells}),
                                               "direction": spaces.Discrete(4), "task": spaces.Text(MAX_MISSION_BYTES)})

@@ -21,7 +21,7 @@ SPEED = 0.25  # m/s
 PERIOD, SUBSTEPS = 0.02, 5  # s; a substep moves the disc by at most 7 mm, much less than it is wide
 FRICTION = 0.3  # between disc and block
 LEVER = 0.765 * HALF  # m: largest moment over largest force of friction under a square
-BACK = np.float32([[1], [-1]])  # a heading (2, rows) times this turns the other way
+BACK = np.array([[1], [-1]], np.float32)  # a heading (2, rows) times this turns the other way
 STATE = ("agent.x", "agent.y", "block.x", "block.y", "block.cos", "block.sin", "goal.x", "goal.y")
 
 

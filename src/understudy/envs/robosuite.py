@@ -26,8 +26,8 @@ def make(
 
         raise UserError(f"expected an environment of robosuite, found {task!r}", where=name,
                         hint=suggestion(task, robosuite.ALL_ENVIRONMENTS))
-    robots = robots or (["Panda", "Panda"] if task.startswith("TwoArm") else "Panda")
-    vec = gymnasium_adapter.vectorize(lambda: RobosuiteArm(task, robots, limit, options), rows)
+    arms = robots or (["Panda", "Panda"] if task.startswith("TwoArm") else "Panda")
+    vec = gymnasium_adapter.vectorize(lambda: RobosuiteArm(task, arms, limit, options), rows)
     return gymnasium_adapter.HeadlessGymVector(
         vec,
         {

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +30,10 @@ from .particle import Particle
 from .push import DISC, HALF, Push
 from .toy import Toy, distance
 
+if TYPE_CHECKING:
+    from .gymnasium_adapter import GymVector
+    from .mujoco import MujocoVector
+
 
 @dataclass(frozen=True)
 class Shift:
@@ -42,8 +47,8 @@ class Shift:
     description: str  # in words
     unit: str  # of the severity
     levels: tuple[float, ...]
-    world: Callable[[Env, float], Env] = lambda env, severity: env
-    actor: Callable[[Actor, float], Actor] = lambda actor, severity: actor
+    world: Callable[[Any, float], Env] = lambda env, severity: env
+    actor: Callable[[Actor, Any], Actor] = lambda actor, severity: actor
 
 
 class Shiftable(Env):
@@ -288,13 +293,15 @@ class PhysicsShift(Shifted):
     """MuJoCo models that were changed: `change(model, severity)`. Those that are built anew for an episode (Meta-World)
     are changed when it begins."""
 
+    env: GymVector
+
     def __init__(self, env: Env, severity: float, name: str, change: Callable, most: float = math.inf):
         from .mujoco import MujocoVector
 
         self.name, self.max_severity, self.change = name, most, change
         super().__init__(env, severity)
         self.anew = not isinstance(env, MujocoVector)
-        if severity and not self.anew:
+        if severity and isinstance(env, MujocoVector):
             for model, _ in env.models:
                 change(model, severity)
 
@@ -308,6 +315,7 @@ class PhysicsShift(Shifted):
 class InitialVelocity(Shifted):
     """A MuJoCo environment whose joints start with another velocity: normal, `severity` m/s or rad/s each."""
 
+    env: MujocoVector
     name = "start"
 
     def on_reset(self, obs, which):

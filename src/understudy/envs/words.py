@@ -100,12 +100,12 @@ class Words(Toy):
 
     def frame(self, row):
         s = {k: v[row] for k, v in self.state.items()}
-        canvas, flat = Canvas(1, 256, (-0.5, -0.5), SIZE), np.float32([[1, 0]])
+        canvas, flat = Canvas(1, 256, (-0.5, -0.5), SIZE), np.array([[1, 0]], np.float32)
         for line, middle in ((n - 0.5, SIZE / 2 - 0.5) for n in range(1, SIZE)):
-            canvas.box(np.float32([[line, middle]]), flat, (0.01, SIZE / 2), COLOR_OF_ROLE["start"])
-            canvas.box(np.float32([[middle, line]]), flat, (SIZE / 2, 0.01), COLOR_OF_ROLE["start"])
+            canvas.box(np.array([[line, middle]], np.float32), flat, (0.01, SIZE / 2), COLOR_OF_ROLE["start"])
+            canvas.box(np.array([[middle, line]], np.float32), flat, (SIZE / 2, 0.01), COLOR_OF_ROLE["start"])
         for place, look in zip(s["things"], s["looks"], strict=True):
-            at, color = np.float32([place]), tuple(COLOURS.values())[look // len(KINDS)]
+            at, color = np.array([place], np.float32), tuple(COLOURS.values())[look // len(KINDS)]
             if (kind := KINDS[look % len(KINDS)]) == "ball":
                 canvas.circle(at, 0.3, color)
             elif kind == "box":
@@ -114,7 +114,7 @@ class Words(Toy):
                 canvas.circle(at - [0, -0.16], 0.15, color)
                 canvas.box(at - [0, 0.12], flat, (0.05, 0.2), color)
                 canvas.box(at - [-0.08, 0.24], flat, (0.08, 0.05), color)
-        canvas.circle(np.float32([s["at"]]), 0.16, COLOR_OF_ROLE["obstacle"])
+        canvas.circle(np.array([s["at"]], np.float32), 0.16, COLOR_OF_ROLE["obstacle"])
         return canvas.image[0]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ..core import Feature, UserError, put, take
+from ..core import Feature, Unsupported, UserError, put, take
 from ..execute.actor import Actor
 from ..policy import Planner
 from .base import Env, StepResult
@@ -79,7 +79,12 @@ class NoiseSteeringWrapper(Env):
             env.rows,
         )
         none = torch.zeros(1, dtype=torch.int64, device=planner.device)
-        self.shape = tuple(planner.noise(none, none).shape[1:])
+        noise = planner.noise(none, none)
+        if not isinstance(noise, torch.Tensor):
+            raise Unsupported(f"{type(planner).__name__} draws the noise of several planners.",
+                              where="NoiseSteeringWrapper",
+                              hint="Steer a single policy.")
+        self.shape = tuple(noise.shape[1:])
         self.features = {**env.features, "action": Feature("float32", (math.prod(self.shape),))}
         every = {k: env.metadata[k] / n_action_steps for k in ("fps", "limit") if env.metadata.get(k)}
         if "limit" in every:

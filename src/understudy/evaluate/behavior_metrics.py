@@ -170,7 +170,8 @@ def measure_behavior(
     where they share no column of numbers with the rollouts, that is said and nothing is compared. repeated: rollouts
     of the same starts (`modes.repeated`). Every interval's unit is the episode, of entropy the start."""
     why: list[str] = []
-    shown, view, near = demonstrations, None, None
+    shown, near = demonstrations, None
+    view = TrajectoryScaling.from_data(episodes)
     if shown is not None and len(shown):
         view = TrajectoryScaling.from_data(shown, episodes)
         near = DemonstrationIndex.from_data(shown, view)
@@ -282,7 +283,7 @@ def _describe_modes(m: BehaviorModes) -> str:
             if math.isfinite(p.estimate)
             else ", none of the same start, where nothing succeeded"
         )
-    if m.overlap is not None:
+    if m.overlap is not None and m.demonstrations is not None:
         said += (f". {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways seen"
                  + (f", {m.overlap:.0%} of their proportions" if math.isfinite(m.overlap) else ""))
     return said + "."

@@ -170,7 +170,7 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
         raise UserError("expected two episodes or more, whose returns differ by chance, found 1", where="compare",
                         hint="ask for more --episodes")
     means = [aggregate_seeds(g, level) if several else g[0] for g in groups]
-    estimates = tuple(m.success if of == "success" else m.returns for m in means)
+    estimates = tuple(m.success if of == "success" and m.success is not None else m.returns for m in means)
     which = list(combinations(range(len(names)), 2))
     found = [compare(runs[i], runs[j], metric=of, level=level) for i, j in which]
     adjusted = holm([1.0 if math.isnan(p.p_value) else p.p_value for p in found])

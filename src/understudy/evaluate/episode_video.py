@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 import torch
+from av import VideoStream
 
 from ..core import UserError, keys
 from ..data.episode import Episode
@@ -96,11 +98,11 @@ def _frames(episode, env, where) -> Iterator[np.ndarray]:
 def _write(path, suffix, frames, rate) -> None:
     codec, pixels = VIDEO_FORMATS[suffix]
     with av.open(str(path), "w", format=suffix[1:]) as out:
-        stream = None
+        stream: VideoStream | None = None
         for frame in frames:
             frame = _to_rgb(frame)
             if stream is None:
-                stream = out.add_stream(codec, rate=rate)
+                stream = cast(VideoStream, out.add_stream(codec, rate=rate))
                 # Most players want even sizes; the last line and column are doubled, not cut.
                 stream.height, stream.width = (n + n % 2 for n in frame.shape[:2])
                 stream.pix_fmt = pixels

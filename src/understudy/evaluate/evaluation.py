@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from ..execute.actor import Actor
 from ..files import replace_nonfinite
 from . import stats
 from .rollout import rollout
-from .sequential import SequentialDifferenceTest, SequentialRateTest
+from .sequential import SequentialDifferenceTest, SequentialRateTest, TestState
 from .stats import LEVEL, Interval
 
 
@@ -136,7 +136,8 @@ def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodE
     """One evaluation for each training seed of a method, on the same starts -> what to expect of the method."""
     for other in runs[1:]:
         _check_same_starts(runs[0], other)
-    success = None if runs[0].success is None else stats.two_level_rate([r.successes for r in runs], level)
+    tallies = [r.successes for r in runs if r.successes is not None]
+    success = stats.two_level_rate(tallies, level) if len(tallies) == len(runs) else None
     return MethodEvaluation(success, stats.two_level_mean([r.episode_returns for r in runs], level), len(runs))
 
 
@@ -220,7 +221,7 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
 
 def sequential_verdict_parts(
     test: SequentialRateTest | SequentialDifferenceTest,
-    state: Mapping[str, int],
+    state: TestState,
     successes: Sequence[int],
     names: tuple[str, ...] = ("this checkpoint",),
     unit: str = "episodes",
@@ -231,7 +232,7 @@ def sequential_verdict_parts(
     n = state["pairs"] if two else state["trials"]
     tally = " against ".join(f"{k} of {n}" for k in successes) + (" on the same starts" if two else "")
     show = (lambda v: _format_difference(v, "success")) if two else (lambda v: f"{v:.1%}")
-    if two:
+    if isinstance(test, SequentialDifferenceTest):
         asked, gap = f"whether {names[0]} or {names[1]} is better", f"{capitalize_name(names[0])} minus {names[1]}: "
         won = names if says == "first" else names[::-1]
         head = f"{capitalize_name(won[0])} succeeds more often than {won[1]}: "
@@ -269,7 +270,8 @@ def _disagreement_note(p: PairedComparison) -> str:
 
 def _success_counts(runs: Sequence[Evaluation], what: str) -> str:
     if what == "success":
-        return f"{sum(int(r.successes.sum()) for r in runs)} of {sum(len(r.episodes) for r in runs)}"
+        succeeded = sum(int(r.successes.sum()) for r in runs if r.successes is not None)
+        return f"{succeeded} of {sum(len(r.episodes) for r in runs)}"
     return f"a mean return of {np.mean([r.episode_returns.mean() for r in runs]):.4g}"
 
 

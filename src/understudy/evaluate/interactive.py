@@ -279,13 +279,15 @@ def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
     with open(handle, "rb", closefd=False) as file:
         text = file.read()
     whole = text.rfind(b"\n") + 1
-    found = []
+    found: list[dict[str, Any]] = []
     for number, line in enumerate(text[:whole].splitlines(), 1):
         try:
-            found.append(json.loads(line))
+            value = json.loads(line)
         except ValueError:
-            found.append(None)
-        if not isinstance(found[-1], dict):
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        else:
             raise UserError(f"expected a line of JSON, found something else in line {number}", where=path,
                             hint="take the file from a copy, or name another --save and begin anew")
     if len(text) > whole and not found and text[:len(_FIRST_LINE)] != _FIRST_LINE[:len(text)]:

@@ -134,6 +134,9 @@ def smallest_detectable_effect(
     (-d, d), at
     best: where the worse policy never succeeds while the better one fails. NaN where there is none."""
     n = test.max_rollouts
+    if n is None:
+        raise UserError("The test has no largest number of rollouts.", where="smallest_detectable_effect",
+                        hint="Give the test max_rollouts.")
     if isinstance(test, SequentialDifferenceTest):
         sure = np.flatnonzero(test.wins_needed(n) <= np.arange(n + 1))  # so many pairs that differ, all won by one
         d = float(stats.beta.ppf(power, sure[0], n - sure[0] + 1)) if len(sure) else math.nan
@@ -143,14 +146,14 @@ def smallest_detectable_effect(
         low, high = test.decision_bounds(np.arange(n + 1))
         up = rate > test.threshold
         count = np.arange(n + 1)
-        return (
-            _sequential_outcome(
-                lambda m: (low, high) if up else (count - high, count - low), rate if up else 1 - rate, n
-            )[0][n]
-            - power
+        outcome = _sequential_outcome(
+            lambda m: (low, high) if up else (count - high, count - low), rate if up else 1 - rate, n
         )
-    return tuple(float(optimize.brentq(found, end, test.threshold + (end - test.threshold) * 1e-9, xtol=1e-6))
-                 if found(end) > 0 else math.nan for end in (0.0, 1.0))
+        return float(outcome[0][n]) - power
+
+    lowest, highest = (float(optimize.brentq(found, end, test.threshold + (end - test.threshold) * 1e-9, xtol=1e-6))
+                       if found(end) > 0 else math.nan for end in (0.0, 1.0))
+    return lowest, highest
 
 
 def max_correlation(first: float, second: float) -> float:

@@ -22,6 +22,7 @@ from .stats import Interval
 WIDTH = 420  # of every plot, so that its text is as large as the page's, on a phone too
 DASH_PATTERNS = ("none", "7 4", "2 4", "9 3 2 3")
 Points = Iterable[tuple[float, float]]
+Values = Sequence[float] | np.ndarray
 
 # Custom properties reach into inline SVG; a picture that stands alone carries them with it.
 COLORS = {
@@ -243,7 +244,7 @@ def success_bars(rows: Sequence[tuple[str, Interval, str]]) -> Figure:
         top = step * i
         end = _tag("tspan", escape(f"{p.estimate:.1%}"), **{"class": "strong"})
         end += _tag("tspan", escape(f"{p.low:.1%} to {p.high:.1%}"), dx=8, fill="var(--soft)")
-        bar = {"x": 0, "y": top + 32, "height": 16, "rx": 3}
+        bar: dict[str, Any] = {"x": 0, "y": top + 32, "height": 16, "rx": 3}
         parts += [_tag("rect", x=0, y=top, width=WIDTH, height=28, fill="var(--paper)"),
                   _text((0, top + 22), _truncate(name, 26), "name"),
                   _tag("text", end, x=WIDTH, y=top + 22, text_anchor="end"),
@@ -386,10 +387,10 @@ class _Axes:
         return self.bottom + 44
 
 
-def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name: str, y_name: str, *,
+def curves(series: Mapping[str, tuple[Values, Values]], x_name: str, y_name: str, *,
            log: bool = False, log_x: bool = False, dots: bool = False, low: float | None = None,
-           high: float | None = None, bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
-           smooth: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+           high: float | None = None, bands: Mapping[str, tuple[Values, Values]] | None = None,
+           smooth: Mapping[str, tuple[Values, Values]] | None = None,
            marks: Mapping[str, float] | None = None, x_low: float | None = None) -> Figure:
     """Curves over one axis, each with a color and a dash pattern of its own.
 
@@ -517,7 +518,7 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
     return _figure(parts, axes.height, f"By {x_name}. {told}.")
 
 
-def histogram(values: Sequence[float], x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
+def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24) -> Figure:
     """How many of the values lie where. Whole numbers get bars over as many of them each."""
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]

@@ -68,7 +68,8 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
             else:
                 group = 4 * env.rows if workers.count == 1 else GROUP_SIZE * workers.count
                 workers.rollout(min(group, episodes - first), seed, first=first, watch=keep)
-            recorder.flush()
+            if recorder is not None:
+                recorder.flush()
     finally:  # when interrupted, too
         try:
             put_down()

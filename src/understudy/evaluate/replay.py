@@ -56,23 +56,24 @@ class ReplayResult:
 
     def describe(self) -> str:
         """What came out, plainly."""
-        n, gone = len(self.episodes), [t for t in self.episodes if t.divergence is not None]
+        n, gone = len(self.episodes), [(t, t.divergence) for t in self.episodes if t.divergence is not None]
         how = "State playback" if self.restored_state else "Open loop"
         text = f"{how} of {n} episode{'s' * (n != 1)} in {self.env}: "
         if not gone:
             text += "every step is as recorded."
         else:
-            first = min(gone, key=lambda t: t.divergence.step)
-            d = first.divergence
+            first, d = min(gone, key=lambda pair: pair[1].step)
             text += (
                 f"{n - len(gone)} as recorded to the last step, {len(gone)} not. The earliest: episode "
                 f"{first.episode} at step {d.step} of {first.steps}, {d.column}, by {d.difference:.2g} of its largest "
                 f"value (more than {self.tolerance:g})."
             )
-        if all(t.success is not None for t in self.episodes):
-            text += f" Success: {sum(t.success for t in self.episodes)} of {n}"
-            if all(t.recorded_success is not None for t in self.episodes):
-                text += f", {sum(t.recorded_success for t in self.episodes)} of {n} when recorded"
+        success = [t.success for t in self.episodes if t.success is not None]
+        if len(success) == n:
+            text += f" Success: {sum(success)} of {n}"
+            recorded = [t.recorded_success for t in self.episodes if t.recorded_success is not None]
+            if len(recorded) == n:
+                text += f", {sum(recorded)} of {n} when recorded"
             text += "."
         return text
 

@@ -63,7 +63,7 @@ table{border-collapse:separate;border-spacing:0;font-size:14px;font-variant-nume
 th,td{text-align:left;padding:7px 22px 7px 0;border-bottom:1px solid var(--line);vertical-align:baseline}
 th{white-space:nowrap} td.n{white-space:nowrap}
 th:first-child,td:first-child{position:sticky;left:0;background:var(--paper);max-width:38vw;white-space:normal;
- overflow-wrap:anywhere}
+ overflow-wrap:break-word}
 th{font-weight:600;color:var(--soft)} td.n,th.n{text-align:right}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:26px 44px}
 .columns>div{min-width:0} .columns>div>h3{font-size:16px;padding-bottom:8px;border-bottom:1px solid var(--line);
@@ -281,7 +281,8 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
         ways = [(f"{capitalize_name(name)}: {_success_count(e)}", plots.trajectories(e.episodes, plane), "")
                 for name, e in runs.items()]
     if first.success is not None:
-        rows = [(capitalize_name(name), e.success, _success_count(e)) for name, e in runs.items()]
+        rows = [(capitalize_name(name), e.success, _success_count(e))
+                for name, e in runs.items() if e.success is not None]
         figures.append(("How often it succeeds", plots.success_bars(rows),
                         f"Share of {n} episodes; the line is the {first.success.level:.0%} interval."))
     else:
@@ -388,7 +389,7 @@ def _failure_groups(b: BehaviorMetrics) -> tuple[Content, ...]:
             strips.insert(0, (f"For comparison, episode {number} succeeds from the most similar start", strip, ""))
         shown = f"its {len(g)} episodes" if len(g) > 1 else "its episode"
         if len(p.strips) < len(g):
-            shown = f"{len(p.strips)} of its {len(g)} episodes, the most typical"
+            shown = f"{len(p.strips)} of its {len(g)} episodes"
         out.append(Group(f"Group {i}: {len(g)} of {total}", p.trajectories, f"{capitalize_first(g.describe())}.",
                          (Details(f"Show {shown}", (Figures(tuple(strips)),)),) if p.strips else ()))
     return tuple(out)
@@ -447,7 +448,7 @@ def training_figures(runs: Mapping[str, Mapping[str, Curve]], best: Mapping[str,
                       f"Energy score, comparable between heads; less is better.{ring}"))
     if score := series(SCORE):
         values = [v for _, ys in score.values() for v in ys]
-        ends = {"low": 0.0, "high": 1.0} if min(values) >= 0 and max(values) <= 1 else {}
+        ends: dict[str, Any] = {"low": 0.0, "high": 1.0} if min(values) >= 0 and max(values) <= 1 else {}
         items.append(("Score in rollouts during training", plots.curves(score, "updates", "score", dots=True,
                                                                         marks=best, x_low=0, **ends),
                       f"On starts that no evaluation uses.{ring}"))
@@ -459,8 +460,8 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
     lengths, features = [len(e) for e in data], data.features()
     tiles = [("episodes", f"{len(data):,}"), ("steps", f"{data.steps:,}"),
              ("per second", f"{data.fps:g}" if data.fps else "unknown")]
-    well = [plots._outcome(e) for e in data]
-    if all(w is not None for w in well):
+    well = [w for e in data if (w := plots._outcome(e)) is not None]
+    if len(well) == len(data):
         tiles.append(("succeed", f"{sum(well)} of {len(well)}"))
     if tasks := sorted({str(e.steps["task"][0]) for e in data if "task" in e.steps and len(e)}):
         tiles.append(("tasks", str(len(tasks))))
@@ -614,7 +615,7 @@ def _plan_fan_figures(fans: EpisodePlanSamples, kind: str, dimensions: Sequence[
 
 
 def _success_count(e: Evaluation) -> str:
-    if e.success is not None:
+    if e.successes is not None:
         return f"{int(e.successes.sum())} of {len(e.episodes)}"
     return f"mean return {e.returns.estimate:.4g}"
 

@@ -175,7 +175,7 @@ def sweep_severities(
                         hint="give a function of (shift's name, severity) that makes an actor and an environment")
     if episodes < 1:
         raise UserError(f"expected at least one episode, found {episodes}", where="ladder", hint="such as 50")
-    results_file, done = _ResultsFile(results_file, actor_name), 0
+    kept, done = _ResultsFile(results_file, actor_name), 0
 
     def run(shift: Shift | None, severity: float) -> list[tuple[bool | None, float]]:
         nonlocal done
@@ -187,7 +187,7 @@ def sweep_severities(
             if shift is not None:
                 with single_threaded():  # as in every worker
                     who, env = shift.actor(actor, severity), shift.world(env, severity)
-            found = results_file.read(about)[:episodes]
+            found = kept.read(about)[:episodes]
             done += len(found)
             watch(done)
 
@@ -197,11 +197,13 @@ def sweep_severities(
                 watch(done)
             if len(found) == episodes:
                 return found
-            with WorkerPool(setup and partial(setup, about["shift"], severity), workers, local=(who, env)) as crew:
+            alone = (who, env)
+            serve = partial(setup, about["shift"], severity) if setup is not None else lambda: alone
+            with WorkerPool(serve, workers, local=alone) as crew:
                 while len(found) < episodes:
                     group = min(2 * env.rows * crew.count, episodes - len(found))  # fewer would leave rows idle
                     new = [_success_and_return(e) for e in crew.rollout(group, seed, first=len(found), watch=tick)]
-                    results_file.write(about, len(found), new)
+                    kept.write(about, len(found), new)
                     found += new
             return found
         finally:
@@ -312,7 +314,8 @@ def hardest_episode(
         world, who = sweep.shift.world(env, sweep.severities[-1]), sweep.shift.actor(actor, sweep.severities[-1])
         if any(f.kind == "image" for f in env.features.values()):
             episode = rollout(who, world, 1, seed, first=number)[0]
-            return number, episode_video.film_strip(episode, 4)
+            strip = episode_video.film_strip(episode, 4)
+            return None if strip is None else (number, strip)
         if not isinstance(env, Renderable):
             return None
         watched = _FrameCapture(world, env)
@@ -362,7 +365,8 @@ def verdict_parts(sweeps: Sequence[SeveritySweep]) -> tuple[str, str]:
     first, of = sweeps[0], "return" if sweeps[0].success is None else "success"
     n = first.returns.shape[1]
     rate = first.success_rates()[0]
-    head = (f"{int(first.success[0].sum())} of {n} episodes succeed where nothing is shifted" if of == "success" else
+    head = (f"{int(first.success[0].sum())} of {n} episodes succeed where nothing is shifted"
+            if first.success is not None else
             f"A mean return of {rate.estimate:.4g} over {n} episodes where nothing is shifted")
     falls = {c.shift.name: c.half_success_level() for c in sweeps}
     down = [

@@ -134,7 +134,7 @@ Kind = Literal["rate", "real", "bounded"]  # 0s and 1s; any number; a number fro
 
 
 def two_level_rate(
-    values: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL, *, kind: Kind = "rate"
+    values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL, *, kind: Kind = "rate"
 ) -> Interval:
     """Interval for the mean of a method over new training seeds and new starts.
 
@@ -179,7 +179,7 @@ def two_level_rate(
     return Interval(mean, found.low, found.high, level)
 
 
-def two_level_mean(values: Sequence[Sequence[float]] | np.ndarray, level: float = LEVEL) -> Interval:
+def two_level_mean(values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL) -> Interval:
     """`two_level` of a real measure."""
     return two_level_rate(values, level, kind="real")
 

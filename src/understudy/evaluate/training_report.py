@@ -98,7 +98,7 @@ def write_training_report(path: Path | str, runs: Mapping[str, TrainingCurves],
                                 "By understudy eval, on starts that training did not use. The interval is that of the "
                                 "evaluation."))
     if commands:
-        sections.append(Section("Next", (Commands(tuple(commands)),)))
+        sections.append(Section("What to do next", (Commands(tuple(commands)),)))
     title = f"Training of {next(iter(runs))}" if len(runs) == 1 else f"{len(runs)} trainings"
     return write_page(path, title, sections, verdict=training_verdict(runs),
                       footer="Curves: means over equally many updates, as in metrics.jsonl.")
@@ -149,7 +149,7 @@ def _evaluations(runs: Mapping[str, TrainingCurves]) -> tuple[Content, ...]:
     if not rows:
         return ()
     header = ("", "checkpoint", "in", "what", "episodes", "estimate", "low", "high")
-    return (Table(header, tuple(rows)),)
+    return (Table(header, tuple(dict.fromkeys(rows))),)  # the same evaluation, done twice, is one
 
 
 def _or_nan(value: float | None) -> float:

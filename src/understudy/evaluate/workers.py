@@ -101,17 +101,19 @@ class WorkerPool:
     def __init__(self, setup: WorkerSetup, count: WorkerCount = 1, *, local: tuple[Actor, Env] | None = None):
         if count != "ray" and count < 1:
             raise UserError(f"expected at least one worker, found {count}", where="workers", hint="1 is this process")
-        self.setup, self.count = setup, count
+        self.setup, self._requested = setup, count
+        self.count = 1 if count == "ray" else count  # of "ray" once it has begun
         self.metadata: Mapping[str, Any] = {}  # of the environment, once an episode has ended
         self._borrowed, self._local = local, None
         self._backend: _ProcessBackend | _RayBackend | None = None
 
     def __enter__(self) -> WorkerPool:
-        if self.count == 1:
+        if self._requested == 1:
             with single_threaded():
                 self._local = self._borrowed or self.setup()
         else:
-            self._backend = _RayBackend(self.setup) if self.count == "ray" else _ProcessBackend(self.setup, self.count)
+            ray = self._requested == "ray"
+            self._backend = _RayBackend(self.setup) if ray else _ProcessBackend(self.setup, self.count)
             self.count = self._backend.count
         return self
 
@@ -147,7 +149,9 @@ class WorkerPool:
         )
 
     def _distribute(self, numbers: range, seed: int, keep: EpisodeCallback) -> None:
-        crew, members = self._backend, self._backend.workers
+        crew = self._backend
+        assert crew is not None
+        members = crew.workers
         todo: deque[range] | None = None  # shares; how large they are depends on the rows, which the first worker tells
         deaths: Counter[int] = Counter()
         stillborn = 0
@@ -183,6 +187,7 @@ class WorkerPool:
                     if twice := [n for n in begun if deaths[n] > 1]:
                         raise UserError(f"expected workers to live, found that a second one died on episode {twice[0]} "
                                         f"({said})", where=f"{self.metadata['env']}, seed {seed}", hint=CRASH_HINT)
+                    assert todo is not None  # shares were made when the first worker was ready
                     todo.extend(range(n, n + 1) for n in begun)
                     if rest:
                         todo.append(range(rest[0], rest[-1] + 1))
@@ -329,7 +334,9 @@ def watch_parent() -> None:
 
 def _exit_with_parent() -> None:
     """Nobody works on for a parent that was killed."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this process was spawned
+    parent.join()
     os._exit(1)
 
 
@@ -343,7 +350,7 @@ def connect_ray() -> tuple[ModuleType, bool]:
     if ray.is_initialized():
         return ray, False
     before = signal.getsignal(signal.SIGTERM)
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         ray.init("auto", **quiet)
     except ConnectionError:

@@ -156,6 +156,7 @@ class PolicyActor(Actor):
                 raise NonFiniteAction(f"{_component_name(self.planner.features[name], at)} is not finite: "
                                       f"{value[row, *at].item()}", row, name,
                                       hint="fix the sensor or program that it comes from")
+        assert rows is not None  # a policy reads something
         for mask in self.planner.window.pad_masks(self.planner.inputs):  # these rows are within the episode
             seen[mask] = torch.ones(rows, dtype=torch.bool)
         return {k: v.to(self.planner.device) for k, v in seen.items()}

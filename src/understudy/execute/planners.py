@@ -383,7 +383,9 @@ class RetrievalPlanner(PlannerWrapper):
             The number of the window in the data that the policy was fitted to, (B,), which is
             `batch.extra["index"]` there, and the Euclidean distance of the encoded observations, (B,).
         """
-        rows, distance = self.planner.config.head.nearest(self.planner.net, self.planner.context(obs))
+        head = self.planner.config.head
+        assert isinstance(head, Neighbors)
+        rows, distance = head.nearest(self.planner.net, self.planner.context(obs))
         return rows[:, 0], distance[:, 0]
 
 

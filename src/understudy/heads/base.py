@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,6 +23,8 @@ CodedBatches = Callable[[], Iterator[tuple[Context, Tensor, Tensor]]]  # context
 
 class Head(ABC):
     """The meaning of a network's output: a loss to train it and a function that samples chunks from it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses
 
     def noise(self, horizon: int, coded_dim: int) -> tuple[int, ...]:
         """Shape of all randomness of one plan, which is standard normal.

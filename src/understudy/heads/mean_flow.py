@@ -56,7 +56,7 @@ class MeanFlow(DenoisingHead):
         r = torch.where(equal, t, torch.maximum(one, other))
         velocity = self.path.velocity(action, noise, t)
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no derivative in forward mode
-            prediction, derivative = torch.func.jvp(
+            prediction, derivative = torch.func.jvp(  # ty: ignore[invalid-assignment]  (two, without has_aux)
                 lambda x, t: self._average_velocity(net, context, x, t, r),
                 (self.path.interpolate(action, noise, t), t), (velocity, torch.ones_like(t)))
         target = velocity + (r - t) * derivative.detach()

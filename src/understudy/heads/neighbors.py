@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import UserError
 from .base import MemoryHead
@@ -86,13 +86,14 @@ class Neighbors(MemoryHead):
         """Row numbers of the nearest keys, (B, k). Compares a block of the memory at a time."""
         if not keys.shape[0]:
             raise UserError("the memory is empty", where="Neighbors", hint="fill it with policy.fit_statistics(data)")
-        best = rows = None
+        best: Tensor | None = None
+        rows: Tensor | None = None
         for start in range(0, keys.shape[0], self.block_size):
             block = keys[start:start + self.block_size]
             # Squared distance without the square of the query, which is equal for all keys.
             far = block.square().sum(1) - 2 * query @ block.T
             far, at = far.topk(min(self.n_neighbors, block.shape[0]), largest=False)
-            if best is not None:
+            if best is not None and rows is not None:
                 far, at = torch.cat([best, far], 1), torch.cat([rows, at + start], 1)
                 far, order = far.topk(min(self.n_neighbors, far.shape[1]), largest=False)
                 at = at.gather(1, order)

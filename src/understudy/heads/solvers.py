@@ -172,7 +172,8 @@ class DDIM(DeterministicSolver):
     def prepare(self, noise, alpha, sigma):
         return noise, (sigma[1:],)
 
-    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, sigma_next):
+    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients):
+        sigma_next, = coefficients
         return self.first_order_step(x, clean, alpha, sigma, alpha_next, sigma_next, guidance)
 
 
@@ -194,7 +195,8 @@ class DDPM(DenoisingSolver):
         kept = (sigma[1:].square() - std.square()).clamp(min=0).sqrt()
         return start, (kept, std, torch.stack([*draws, torch.zeros_like(start)]))
 
-    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, kept, std, draw):
+    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients):
+        kept, std, draw = coefficients
         mean = alpha_next * clean + kept * predict_noise(x, clean, alpha, sigma) + guidance
         return mean + std * draw
 
@@ -215,7 +217,8 @@ class DPMSolverPP(DeterministicSolver):
         h_used = torch.where((number > 0) & (number < h.shape[0] - 1), h, 0.0)
         return noise, (sigma[1:], h_used, torch.cat([torch.ones_like(h[:1]), h[:-1]]))
 
-    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, sigma_next, h, last_h):
+    def step(self, x, clean, last_clean, alpha, sigma, alpha_next, guidance, *coefficients):
+        sigma_next, h, last_h = coefficients
         extrapolated = clean + (clean - last_clean) * h / (2 * last_h)
         return self.first_order_step(x, extrapolated, alpha, sigma, alpha_next, sigma_next, guidance)
 

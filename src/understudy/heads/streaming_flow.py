@@ -40,11 +40,11 @@ class StreamingFlow(StepwiseHead):
     solver: Solver = field(default_factory=Euler)
     n_substeps: int = 1
 
-    def build(self, trunk, action_dim, spec):
+    def build(self, trunk, coded_dim, spec):
         if spec.horizon < 2:
             raise UserError("a streaming flow needs a last action and a next action, but the horizon is 1",
                             where="StreamingFlow", hint="train with Window(horizon=2) or longer")
-        return trunk.build(action_dim, action_dim, 1, replace(spec, horizon=1))
+        return trunk.build(coded_dim, coded_dim, 1, replace(spec, horizon=1))
 
     def loss(self, net, context, action, mask, rng):
         n = action.shape[1] - 1

@@ -168,7 +168,10 @@ class RolloutCollector(EpisodeCollector):
         if isinstance(self.supervisor, Policy):  # in place of the reference to a stage
             return PolicyActor(FixedBatch(self.supervisor, SUPERVISOR_ROWS),
                                image_sizes=camera_sizes(self.supervisor.features))
-        return person if self.uses_person else expert_actor(env)
+        if self.uses_person:
+            assert person is not None  # `check` has refused it
+            return person
+        return expert_actor(env)
 
 
 def _cast_actions(features: Schema, episode: Episode) -> Episode:
@@ -381,6 +384,7 @@ class _StoredRounds:
         self.in_memory: dict[int, Dataset] = {}
 
     def path(self, number: int) -> Path:
+        assert self.folder is not None
         return self.folder / f"{number:06d}"
 
     def numbers(self) -> list[int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,9 @@ class Attempts(Env):
         }
         self.key = torch.zeros(self.rows, dtype=torch.int64)
         self.count, self.clock, self.total = (torch.zeros_like(self.key) for _ in range(3))
-        self.seen = self.state = None
+        # Set by the first reset.
+        self.seen: Any = None
+        self.state: Any = None
 
     def reset(self, which, key):
         everyone = torch.arange(self.rows)

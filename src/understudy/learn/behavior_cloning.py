@@ -119,6 +119,7 @@ class BehaviorCloningLearner(GradientLearner):
 
     def weight_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """The loss of the weight function's own networks."""
+        assert isinstance(self.sample_weights, LearnedWeightFunction)
         return self.sample_weights.loss(batch, self.policy, rng)
 
     def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:

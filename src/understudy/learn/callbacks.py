@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class ProgressBar:
         from rich.progress import Progress as Bar
 
         self.console = Console(stderr=True)
-        self.steps, self.start, self.began, self.quiet = steps, start, None, bar is False
+        self.steps, self.start, self.began, self.quiet = steps, start, math.nan, bar is False
         self.bar = Bar(TextColumn(title), BarColumn(), MofNCompleteColumn(),
                        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:.3g} updates/s"),
                        TimeRemainingColumn(), console=self.console, transient=True, refresh_per_second=4,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,6 +27,7 @@ class LearnerConfig(ABC):
         lookahead: Number of rows that `extra` covers, and after which `next` is taken. 0 means the horizon.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses
     steps: int
     batch_size: int
     extra: tuple[str, ...] = ()

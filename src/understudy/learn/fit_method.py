@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -46,7 +46,7 @@ class FitResult:
     @property
     def policy(self) -> Policy:
         """`modules["policy"]`."""
-        return self.modules["policy"]
+        return cast(Policy, self.modules["policy"])
 
     @property
     def actor(self) -> Actor:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,6 +20,8 @@ from .fit import Learner, LearnerConfig
 from .optimizer import OptimizerConfig, OptimizerState
 
 Loss = Callable[[Batch, Generator], "Tensor | tuple[Tensor, ...]"]  # unreduced: (B,) or (B, H)
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class GradientLearner(Learner):
 
     # -- what a subclass calls when it is built -------------------------------------------------------------------
 
-    def register(self, name: str, module: nn.Module, optimizer: OptimizerConfig | None = None, *,
-                 auxiliary: Sequence[nn.Module] = ()) -> nn.Module:
+    def register(self, name: str, module: M, optimizer: OptimizerConfig | None = None, *,
+                 auxiliary: Sequence[nn.Module] = ()) -> M:
         """Add a network. It is saved and restored with the learner.
 
         Args:
@@ -123,7 +125,7 @@ class GradientLearner(Learner):
         self._networks[name] = _Network(module, trained, state, n_parts)
         return module
 
-    def target_network(self, name: str, decay: float | EMADecay = 0.995) -> nn.Module:
+    def target_network(self, name: str, decay: float | EMADecay = 0.995) -> Any:
         """Keep a slowly updated copy of a registered network, for use in losses.
 
         After each update, `target = decay * target + (1 - decay) * network`. Buffers are copied.
@@ -133,7 +135,7 @@ class GradientLearner(Learner):
             decay: Fraction of the target that an update keeps. 0 copies the network.
 
         Returns:
-            The target network, in evaluation mode and without gradients.
+            The target network, of the class of the registered one, in evaluation mode and without gradients.
         """
         decay = decay if isinstance(decay, EMADecay) else ConstantDecay(decay)
         self.targets[name] = EMA(self._networks[name].module, decay)
@@ -257,7 +259,7 @@ class GradientLearner(Learner):
     @property
     def trained_policy(self) -> Policy:
         """The policy to act with: with averaged weights, if "policy" has them."""
-        return self.averages["policy"].module if "policy" in self.averages else self.policy
+        return cast(Policy, self.averages["policy"].module) if "policy" in self.averages else self.policy
 
     @property
     def modules(self) -> dict[str, CheckpointModule]:
@@ -265,7 +267,8 @@ class GradientLearner(Learner):
 
         Networks without averaged weights are copied, so that acting with them changes nothing.
         """
-        modules = {name: self.averages[name].module if name in self.averages else copy.deepcopy(n.module).eval()
+        modules: dict[str, Any] = {
+                   name: self.averages[name].module if name in self.averages else copy.deepcopy(n.module).eval()
                    for name, n in self._networks.items() if isinstance(n.module, CheckpointModule) and name != "policy"}
         return {"policy": self.trained_policy, **modules}
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -258,7 +258,7 @@ def build_planner(method: Method, modules: Mapping[str, CheckpointModule], rows:
         rows: The networks always see batches of this many rows, so that a plan does not depend on how many
             environments run side by side. None to plan for as many rows as there are.
     """
-    planner: Planner = modules["policy"]
+    planner: Planner = cast(Policy, modules["policy"])
     for part in method.inference:
         planner = part.build(planner, modules)
     return planner if rows is None else FixedBatch(planner, rows)

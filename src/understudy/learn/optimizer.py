@@ -131,8 +131,9 @@ class OptimizerState:
             return torch.zeros((), device=self.device)
         for p, held, axes in zip(self.parameters, self.memory_order_parameters, self.axes, strict=True):
             held.grad = None if p.grad is None else p.grad.permute(axes)
+        assert self.adamw is not None  # something has a gradient
         self.scaler.unscale_(self.adamw)
-        norm = nn.utils.get_total_norm([p.grad for p in moved])
+        norm = nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])
         # A pass over all gradients that changes none can be saved where looking at the norm does not wait for a GPU.
         if self.config.grad_clip_norm is not None and (self.device.type != "cpu" or norm > self.config.grad_clip_norm):
             nn.utils.clip_grads_with_norm_(moved, self.config.grad_clip_norm, norm)
@@ -142,6 +143,7 @@ class OptimizerState:
         """Moves the weights by what `gradient` looked at, forgets it, returns the rate."""
         rate = self.config.lr * self.config.lr_factor(update, self.steps)
         if any(p.grad is not None for p in self.memory_order_parameters):
+            assert self.adamw is not None
             for group in self.adamw.param_groups:
                 group["lr"] = rate
             self.scaler.step(self.adamw)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.stream import ShardStream
-from ..data.window import SamplingWeights
+from ..data.window import SamplingWeights, Windows
 from ..execute.actor import Actor
 from ..heads.base import MemoryHead
 from ..policy import Policy, find_checkpoint, policy_inputs
@@ -231,7 +231,9 @@ def train(
                 if stream is None:
                     sampler = loop.learner.batch_sampler(training, sampling_weights)
                 else:
-                    sampler = stream.exclude(gone).windows(lambda part: loop.learner.batch_sampler(transform(part)))
+                    # A learner that samples in another way than by windows has no stream.
+                    sampler = stream.exclude(gone).windows(
+                        lambda part: cast(Windows, loop.learner.batch_sampler(transform(part))))
                 loop.update(sampler, steps)
             loop.evaluate()
         if processes.first:
@@ -260,7 +262,8 @@ class _RunTraining(Training):
                  seed: int, judge: _CheckpointEvaluation):
         self.run, self.method, self.learner, self.data, self.documents = run, method, learner, data, documents
         self.processes, self.seed, self.judge = processes, seed, judge
-        self.folder, self.n_updates, self.watches = run.folder / "collection", 0, ()
+        self.folder, self.n_updates = run.folder / "collection", 0
+        self.watches: tuple[Callback, ...] = ()
         self.resumed_at: int | None = None
         self.evaluated_at: int | None = None
         self.curve = LossCurve(max(method.learner.steps // CURVE_POINTS, 1), self._log)
@@ -377,7 +380,8 @@ class _CheckpointEvaluation:
         if not done or (self.score and "score" not in done):
             modules, seen = loop.modules(), {}
             if len(self.test):
-                found = self.validation.evaluate(modules["policy"], self.test, self.scale, self.method.executor)
+                policy = cast(Policy, modules["policy"])
+                found = self.validation.evaluate(policy, self.test, self.scale, self.method.executor)
                 seen = {f"validation/{k}": v for k, v in found.items()}
             if self.score:
                 seen["score"] = float(self.score(build_actor(self.method, modules, ROWS)))

@@ -122,7 +122,7 @@ METHODS: dict[str, NamedMethod] = {
     "dagger": NamedMethod(
         "understudy.methods.interaction:dagger",
         "DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.",
-        Reference("Ross et al. 2011, arXiv 1011.0686, where each round trains a new policy: --collection.reset-learner",
+        Reference("Ross et al. 2011, arXiv 1011.0686, where each round trains a new policy (reset_learner)",
                   (), (NUMBERS, "an environment with an expert, or a person"))),
     "td3-bc": NamedMethod(
         "understudy.methods.interaction:td3_bc",
@@ -151,20 +151,20 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         UserError: There is no such name, the function has no such option, or the method cannot learn the actions.
         UntrustedCode: "module:function" names code of a package that is not trusted.
     """
-    from ..core import UserError
+    from ..core import ConfigError
 
     if (function := find_function(name, trust)) is not None:
         _check_needs(name, features)
         return _build_method(function, name, features, options)
     if Path(name).exists():
         if options:
-            raise UserError(f"{name} is a method already and takes no options", where="--" + next(iter(options)),
+            raise ConfigError(f"{name} is a method already and takes no options", where="--" + next(iter(options)),
                             hint="leave it out: any field can be set, such as --learner.steps 500")
         from ..learn.method import Method
 
         return Method.load(name, trust)
     near = difflib.get_close_matches(name, method_names(), 1)
-    raise UserError(f"there is no method {name!r}; there are {', '.join(method_names())}",
+    raise ConfigError(f"there is no method {name!r}; there are {', '.join(method_names())}",
                     hint=f"did you mean {near[0]!r}?" if near else "name one of these, a module:function, or a "
                                                                  "method.json that is there")
 
@@ -213,7 +213,7 @@ def _description(name: str, method: NamedMethod) -> dict:
 
 
 def _check_needs(name: str, features: Schema | None) -> None:
-    from ..core import UserError
+    from ..core import Unsupported
 
     action = (features or {}).get("action")
     name = name.replace("_", "-")
@@ -221,7 +221,7 @@ def _check_needs(name: str, features: Schema | None) -> None:
         return
     able = [n for n, m in METHODS.items() if any(NUMBERS_OR_CLASSES in need for need in m.reference.needs)]
     if name not in able:
-        raise UserError("expected actions that are numbers, found classes", where=f"{name}, column 'action'",
+        raise Unsupported("expected actions that are numbers, found classes", where=f"{name}, column 'action'",
                         hint=f"{', '.join(able)} learn classes")
 
 
@@ -257,26 +257,26 @@ def _import_function(path: str, name: str) -> Callable[..., Method]:
 
 
 def _callable(found, name: str) -> Callable[..., Method]:
-    from ..core import UserError
+    from ..core import ConfigError
 
     if not callable(found):
-        raise UserError(f"expected a function, found {type(found).__name__}", where=name,
+        raise ConfigError(f"expected a function, found {type(found).__name__}", where=name,
                         hint="check the name after the colon")
     return found
 
 
 def _build_method(function: Callable[..., Method], name: str, features: Schema | None, options: dict) -> Method:
-    from ..core import UserError
+    from ..core import ConfigError
     from ..learn.method import Method
 
     known = inspect.signature(function).parameters
     for key in options:
         if key not in known or key == "features":
             near = difflib.get_close_matches(key, known, 1)
-            raise UserError(f"{name} has no option {key!r}; it has {', '.join(k for k in known if k != 'features')}",
+            raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(k for k in known if k != 'features')}",
                             hint=f"did you mean {near[0]!r}?" if near else "leave it out")
     method = function(**options, **({"features": features} if "features" in known else {}))
     if not isinstance(method, Method):
-        raise UserError(f"expected a Method, found {type(method).__name__}", where=name,
+        raise ConfigError(f"expected a Method, found {type(method).__name__}", where=name,
                         hint="return understudy.Method(...) from it")
     return method

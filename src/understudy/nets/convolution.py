@@ -51,7 +51,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if _is_autocast_on(x) else x.dtype
 
 
-def _store_kernel_first(module: nn.Module, layout: Layout) -> None:
+def _store_kernel_first(module: nn.Conv1d | nn.ConvTranspose1d, layout: Layout) -> None:
     """Stores a weight (a, b, kernel) in memory as (a, kernel, b). All layouts but "conv" read it in this order."""
     if layout != "conv":
         w = module.weight.detach()
@@ -73,7 +73,7 @@ class Convolution(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         layout = choose_layout(self.layout, *self.weight.shape[1::-1], x.device.type, _product_dtype(x))
-        side = self.padding[0]
+        side = self.kernel_size[0] // 2
         if layout == "gemm":
             return linear(gather_neighbors(x, 2 * side + 1), _flat_weight(self.weight), self.bias)
         x = x.transpose(1, 2)
@@ -110,10 +110,11 @@ class Up(nn.ConvTranspose1d):
         self.layout = layout
         _store_kernel_first(self, layout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # ty: ignore[incompatible-method-override]  (its output has one size)
         layout = choose_layout(self.layout, *self.weight.shape[:2], x.device.type, _product_dtype(x))
         if layout == "gemm":
             to_before, even, odd, to_after = linear(x, _flat_weight(self.weight).t()).chunk(4, -1)
+            assert self.bias is not None
             y = torch.stack([even + F.pad(to_after, (0, 0, 1, -1)), odd + F.pad(to_before, (0, 0, -1, 1))], 2)
             return y.flatten(1, 2) + self.bias
         x = x.transpose(1, 2)
@@ -159,7 +160,7 @@ class _Mish(torch.autograd.Function):
         return gate.mul_(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # ty: ignore[incompatible-method-override]  (one output, so one gradient)
         derivative, = ctx.saved_tensors
         return grad * derivative
 
@@ -209,7 +210,7 @@ class _GatherNeighbors(torch.autograd.Function):
         return y.flatten(2)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # ty: ignore[incompatible-method-override]  (one output, so one gradient)
         shape, count, stride = ctx.sizes
         grad, x = grad.unflatten(-1, (count, -1)), grad.new_zeros(shape)
         for neighbor, result, source in _GatherNeighbors._slices(shape[1], count, stride):

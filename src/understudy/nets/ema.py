@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMADecay(ABC):
@@ -95,7 +95,9 @@ class EMA:
     def update(self, module: nn.Module) -> None:
         """Averages the parameters of `module` into the average and copies its buffers (statistics, memories)."""
         self.updates += 1
-        if own := list(self.module.parameters()):
-            torch._foreach_lerp_(own, list(module.parameters()), 1 - self.decay.value(self.updates))
-        for own, new in zip(self.module.buffers(), module.buffers(), strict=True):
-            own.resize_(new.shape).copy_(new)  # a memory may have grown
+        own: list[Tensor] = list(self.module.parameters())
+        new: list[Tensor] = list(module.parameters())
+        if own:
+            torch._foreach_lerp_(own, new, 1 - self.decay.value(self.updates))
+        for buffer, value in zip(self.module.buffers(), module.buffers(), strict=True):
+            buffer.resize_(value.shape).copy_(value)  # a memory may have grown

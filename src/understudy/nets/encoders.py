@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -60,8 +61,9 @@ class _TokenEncoderNet(EncoderNet):
                 raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
                                 where="TokenEncoder.named", hint="Name one of the policy's inputs.")
         self.names, self.named = tuple(features), config.named
-        self.maps = nn.ModuleList(kinds[f.kind](f, config, name, config.width) for name, f in features.items())
-        self.token_obs_steps = tuple(step for m in self.maps for step in range(n_obs_steps) for _ in range(m.tokens))
+        maps: list[Any] = [kinds[f.kind](f, config, name, config.width) for name, f in features.items()]
+        self.maps = nn.ModuleList(maps)
+        self.token_obs_steps = tuple(step for m in maps for step in range(n_obs_steps) for _ in range(m.tokens))
         self.tokens, self.width = len(self.token_obs_steps), config.width
 
     def forward(self, obs, rng=None):
@@ -97,7 +99,7 @@ class _VectorTokens(Linear):
     def __init__(self, feature, config, name, width):
         super().__init__(feature.size, width)
 
-    def forward(self, x: Tensor, rng: Generator | None) -> Tensor:
+    def forward(self, x: Tensor, rng: Generator | None = None) -> Tensor:
         return super().forward(x.unsqueeze(-1).flatten(1).float()).unsqueeze(1)
 
 
@@ -194,8 +196,9 @@ class _ConcatEncoderNet(EncoderNet):
                                 hint="For images, use ConcatEncoder(vision=...) or TokenEncoder. For text, use "
                                      "TokenEncoder. Or leave the column out of inputs.")
         self.names = tuple(features)
-        self.maps = nn.ModuleList(kinds[f.kind](f, config, name) for name, f in features.items()).requires_grad_(False)
-        self.tokens, self.width = 1, n_obs_steps * sum(m.width for m in self.maps)
+        maps: list[Any] = [kinds[f.kind](f, config, name) for name, f in features.items()]
+        self.maps = nn.ModuleList(maps).requires_grad_(False)
+        self.tokens, self.width = 1, n_obs_steps * sum(m.width for m in maps)
         self.token_obs_steps = (n_obs_steps - 1,)
 
     def train(self, mode=True):
@@ -237,5 +240,5 @@ class _ImageFeatures(_ImageTokens):
         super().__init__(feature, config, name, None)
         self.width = self.body.tokens * self.body.width
 
-    def forward(self, x):
+    def forward(self, x, rng=None):
         return super().forward(x, None).flatten(1)

@@ -20,6 +20,8 @@ class FourierFeatures(nn.Module):
         Tancik et al. (2020), Fourier Features Let Networks Learn High Frequency Functions, arXiv:2006.10739.
     """
 
+    rate: Tensor
+
     def __init__(self, count: int):
         super().__init__()
         self.register_buffer("rate", 2.0 ** torch.arange(count) * math.pi / 2, persistent=False)

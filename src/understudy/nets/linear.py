@@ -98,7 +98,7 @@ class _Linear(torch.autograd.Function):
         ctx.has_bias = bias is not None
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # ty: ignore[incompatible-method-override]  (one output, so one gradient)
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (linear(grad, weight.t()) if needs_x else None, linear(grad.t(), x.t()) if needs_weight else None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .base import Trunk, TrunkNet, check_alignment
 from .fourier import FourierFeatures
@@ -45,6 +45,8 @@ class LSTM(Trunk):
 
 
 class _LSTMNet(TrunkNet):
+    token_numbers: Tensor
+
     def __init__(self, config, inputs, outputs, n_times, spec):
         super().__init__()
         self.start, self.horizon = spec.action_start, spec.horizon

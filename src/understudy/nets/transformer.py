@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,12 @@ class _TransformerContext(Context):
 
 
 class _TransformerNet(CachesContext):
+    # nn.ModuleList, which does not say of what: blocks.
+    encoder: Any
+    layers: Any
+    token_to_token: Tensor
+    step_to_token: Tensor
+
     def __init__(self, config: Transformer, inputs: int, outputs: int, n_times: int, spec: HeadSpec):
         super().__init__()
         width, self.config = config.width, config
@@ -114,6 +120,7 @@ class _TransformerNet(CachesContext):
         return _TransformerContext(context.tokens, context.mask, context.named, memory, mask, keys_values)
 
     def embed_time(self, times):
+        assert self.time is not None  # a network without time is never asked
         time = self.time(times)
         return torch.cat([layer.film(time) for layer in self.layers], -1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,11 @@ class _UNetContext(Context):
 
 
 class _UNetNet(CachesContext):
+    # nn.ModuleList, which does not say of what: stages (nn.ModuleDict) and blocks.
+    down: Any
+    middle: Any
+    up: Any
+
     def __init__(self, config, inputs, outputs, n_times, spec):
         super().__init__()
         time_width = config.time_width if n_times else 0
@@ -108,6 +114,7 @@ class _UNetNet(CachesContext):
                             torch.cat([b.context_film_of(flat) for b in self.blocks()], -1))
 
     def embed_time(self, times):
+        assert self.time_mlp is not None  # a network without time is never asked
         time = F.mish(self.time_mlp(times[:, 0]))
         return torch.cat([b.time_film_of(time) for b in self.blocks()], -1)
 
@@ -168,6 +175,8 @@ class _ResidualBlock(nn.Module):
 
 class _SinusoidalEmbedding(nn.Module):
     """(B,) -> (B, width): sinusoids and two layers (Vaswani et al. 2017; Ho et al. 2020)."""
+
+    rate: Tensor
 
     def __init__(self, width: int, time_scale: float):
         super().__init__()

@@ -153,6 +153,9 @@ def without_downloads() -> Iterator[None]:
 
 
 class _ResNet18(VisionNet):
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config, shape, width):
         super().__init__()
         h, w, channels = shape
@@ -172,7 +175,7 @@ class _ResNet18(VisionNet):
 
     def forward(self, image):
         maps = self.body((image - self.mean) / self.std)
-        if self.pool == "keypoints":
+        if self.points is not None:
             return self.leave(spatial_softargmax(self.points(maps))).unsqueeze(1)
         cells = maps.flatten(2).transpose(1, 2)
         return self.leave(cells if self.pool == "grid" else cells.mean(1, keepdim=True))
@@ -185,6 +188,11 @@ class ResNet18Body(nn.Module):
         channels: Channels of the images (C).
         fixed: Use BatchNorm with fixed statistics, for pretrained weights. Otherwise GroupNorm.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, channels: int = 3, fixed: bool = False):
         super().__init__()
@@ -239,6 +247,11 @@ def _norm_groups(channels: int) -> nn.GroupNorm:
 
 class FixedBatchNorm(nn.Module):
     """Batch normalization with fixed statistics and scales: batches of demonstrations differ from ImageNet."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int):
         super().__init__()

@@ -69,7 +69,7 @@ class StepTable:
         action = np.concatenate([one_hot(rows(k, step)) if features[k].kind == "discrete" else rows(k, step)
                                  for k in actions], 1)
         followed = step + 1 < np.min([pack.columns[k].lengths for k in inputs], 0)[episode]
-        whole = np.isfinite(state).all(1) & np.isfinite(action).all(1) & np.isfinite(after).all(1)
+        whole = np.all(np.isfinite(state), 1) & np.all(np.isfinite(action), 1) & np.all(np.isfinite(after), 1)
         units = like.scales if like is not None else (*_mean_and_std(state[whole]), *_mean_and_std(action[whole]))
         if like is not None and (state.shape[1] != len(units[0]) or action.shape[1] != len(units[2])):
             raise UserError(f"expected states of {len(units[0])} and actions of {len(units[2])} numbers, found "

@@ -46,7 +46,7 @@ _READERS = {  # format, as `detection` names it -> module, source or function th
     "lerobot": ("lerobot", "open_lerobot"),
     "npz": ("npz", "NpzSource"),
     "npz-folder": ("folder", "NpzFolderSource"),
-    "csv": ("folder", "CsvFolderSource"),
+    "csv": ("folder", "open_csv"),
     "zarr": ("zarr_store", "ZarrSource"),
     "rlds": ("rlds", "RldsSource"),
     "ogbench": ("ogbench", "OGBenchSource"),

@@ -50,7 +50,8 @@ def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None)
         raise UserError("a recording of messages needs a mapping from topics to columns", where=path,
                         hint=f"understudy inspect {path} --json > map.json proposes one; correct it, and give it with "
                         "--map map.json, or as open_dataset(path, mapping=...)")
-    source = BagSource(path, streams.open_logs(path), maps.read_mapping(mapping))
+    recordings, warnings = _open_recordings(path)
+    source = BagSource(path, recordings, maps.read_mapping(mapping), warnings)
     if not len(source.lengths):
         raise UserError("no row has all columns of the mapping"
                         + "".join(f"\n  {w}" for w in source.metadata["warnings"]), where=path,
@@ -64,8 +65,9 @@ def preview_bags(path: Path) -> Dataset:
     There may be no episodes. Columns that cannot be read are left out, and `metadata["warnings"]` says why.
     """
     path = Path(path)
-    recordings = streams.open_logs(path)
+    recordings, warnings = _open_recordings(path)
     mapping, left = propose_mapping(recordings)
+    left = [*warnings, *left]
     while True:
         try:
             source = BagSource(path, recordings, mapping, left)
@@ -77,6 +79,17 @@ def preview_bags(path: Path) -> Dataset:
             ]
             kept = {n: c for n, c in mapping.columns.items() if n != error.column}
             mapping = replace(mapping, columns=kept)
+
+
+def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
+    """The recordings that have messages, and a warning for each that has none. All of them if none has messages."""
+    paths = streams.log_paths(path)
+    logs = [log for p in paths if p.is_dir() or p.stat().st_size for log in streams.open_logs(p)]
+    full = [log for log in logs if any(log.counts.values())]
+    if not full:
+        return streams.open_logs(path), []
+    kept = {log.path.name for log in full}
+    return full, [f"{p.name} has no messages and is left out" for p in paths if p.name not in kept]
 
 
 def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[str]]:

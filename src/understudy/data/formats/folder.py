@@ -27,6 +27,7 @@ from ..episode import Dataset
 from ..sources import MemmapSource
 from . import sidecar
 from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name
+from .episode_table import cut_table
 from .key_map import checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
 from .read_errors import damaged
@@ -49,6 +50,17 @@ def episode_files(path: Path, ending: str) -> list[Path]:
         ),
         key=lambda p: number_sort_key(p.stem),
     )
+
+
+def open_csv(path: Path, episode: str | None = None) -> Dataset:
+    """A folder of one file per episode, or a single table.
+
+    Args:
+        path: The folder or file.
+        episode: The column of a single table that tells its episodes apart (see `cut_table`).
+    """
+    source = CsvFolderSource(path)
+    return Dataset(source) if path.is_dir() else cut_table(source, source.metadata, path, episode)
 
 
 class FolderSource(MemmapSource):

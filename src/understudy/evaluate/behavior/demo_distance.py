@@ -77,7 +77,8 @@ class DemonstrationIndex:
         rank = np.where(theirs, np.cumsum(theirs, 1), 0)
         kept = theirs & (rank <= count)
         far[good] = np.where(kept, away, np.inf).min(1) / math.sqrt(self.n_state_components)
-        if actions is not None:
+        if actions is not None and self.actions is not None:
+            assert self.scaling.action_scale is not None
             gap = self.actions[which] - actions[good][:, None]
             near = np.where(kept, np.square(gap).sum(2), np.inf).min(1)
             live = max(int(np.isfinite(self.scaling.action_scale).sum()), 1)
@@ -124,7 +125,7 @@ def _states_and_changes(episodes: list[Episode], view: TrajectoryScaling) -> tup
     states = np.concatenate([view.states(e) for e in episodes])[:, np.isfinite(view.scale)]
     if view.action_scale is None:
         return states, np.zeros((0, 0))
-    turns = np.concatenate([np.diff(view.actions(e), axis=0) for e in episodes])
+    turns = np.concatenate([np.diff(actions, axis=0) for e in episodes if (actions := view.actions(e)) is not None])
     return states, turns[:, np.isfinite(view.action_scale)]
 
 

@@ -31,8 +31,8 @@ class TrajectoryScaling:
         shared = [d.features() for d in others]
         columns = tuple(k for k, f in sorted(features.items()) if k.startswith("observation.") and _is_numeric(f)
                         and all(k in g and _is_numeric(g[k]) and g[k].shape == f.shape for g in shared))
-        names = tuple(f"{k.removeprefix('observation.')}.{features[k].names[i] if features[k].names else i}"
-                      for k in columns for i in range(features[k].size))
+        names = tuple(f"{k.removeprefix('observation.')}.{name}"
+                      for k in columns for name in features[k].names or range(features[k].size))
         some = evenly_spaced(data)
         states = _stack_finite([_rows(e, columns) for e in some], len(names))
         acts = None

@@ -1,0 +1,60 @@
+"""A single CSV table of several episodes: one column says which episode a row belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...core import ConfigError, DataError
+from ..episode import ColumnSource, Dataset
+
+EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
+
+
+def cut_table(source: ColumnSource, metadata: dict, path: Path, name: str | None = None) -> Dataset:
+    """The episodes of a table.
+
+    Args:
+        source: The table as one episode.
+        metadata: Metadata of the data set.
+        path: The file, for errors.
+        name: The column whose value changes where an episode begins. By default one of `EPISODE_COLUMNS`; the table is
+            one episode if it has none of them.
+
+    Raises:
+        DataError: Rows of an episode are in two places, or some cells are empty.
+        ConfigError: There is no column of that name.
+    """
+    from ..operations import ConcatSource, SlicedSource
+
+    if name is not None and name not in source.schema:
+        raise ConfigError(f"there is no column {name!r}; there are {', '.join(source.schema)}",
+                          where="--columns episode=", hint="name the column that numbers the episodes")
+    name = name or next((n for n in EPISODE_COLUMNS if n in source.schema and not source.schema[n].shape), None)
+    if name is None:
+        return Dataset(source, metadata)
+    steps = int(source.lengths[0])
+    if any(int(source.rows(n)[0]) != steps for n in source.schema):
+        raise DataError("the last row has empty cells, which a table of several episodes must not have", where=path,
+                        hint="fill the cells, or leave out the row")
+    values = np.asarray(source.column(name, 0)).reshape(steps)
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+    if len(np.unique(values[starts])) < len(starts):
+        again = next(row for i, row in enumerate(starts) if values[row] in values[starts[:i]])
+        raise DataError(f"rows of episode {values[again]} are in two places; the second begins in row {again + 1}",
+                        where=f"{path}, {name}", hint="sort the rows by episode")
+    table = ConcatSource([(source, [0] * len(starts))], leave_out=[name])
+    cut = SlicedSource(table, starts, np.append(starts[1:], steps))
+    return Dataset(cut, {**metadata, "fps": metadata.get("fps") or _rate(cut)})
+
+
+def _rate(source: ColumnSource) -> float | None:
+    """Steps per second from the timestamps, if they are even."""
+    if "timestamp" not in source.schema or source.schema["timestamp"].kind == "string":
+        return None
+    gaps = np.concatenate([np.diff(np.asarray(source.column("timestamp", e), float).reshape(-1))
+                           for e in range(len(source.lengths))])
+    typical = float(np.median(gaps)) if len(gaps) else 0.0
+    even = typical > 0 and bool(np.isfinite(gaps).all() and (np.abs(gaps - typical) < 0.01 * typical).all())
+    return round(1 / typical, 3) if even else None

@@ -1,0 +1,137 @@
+"""Data with the user's own column names, and tables of several episodes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from understudy.audit import audit
+from understudy.cli import main
+from understudy.core import ConfigError, DataError
+from understudy.data.column_selection import open_columns, parse_columns
+from understudy.data.formats import open_dataset
+
+STATE, ACTION = "observation.state", "action"
+COLUMNS = ("state=q1,q2", "action=u1,u2")
+
+
+def table(episodes=3, steps=8) -> np.ndarray:
+    """(N, 7): run, time (s), q1, q2, u1, u2, r. u is the change of q."""
+    rng, rows = np.random.default_rng(0), []
+    for e in range(episodes):
+        q = rng.normal(size=(steps + 1, 2)).cumsum(0)
+        rows.append(np.column_stack([np.full(steps, e), np.arange(steps) / 10, q[:-1], np.diff(q, axis=0), q[:-1, 0]]))
+    return np.concatenate(rows)
+
+
+def write_csv(path, rows, names="run,timestamp,q1,q2,u1,u2,reward"):
+    path.parent.mkdir(exist_ok=True)
+    text = "\n".join(",".join([str(int(r[0])), *map(repr, map(float, r[1:]))]) for r in rows)
+    path.write_text(f"{names}\n{text}\n")
+    return path
+
+
+def check(data, rows, episodes=3, steps=8):
+    assert [len(e) for e in data] == [steps] * episodes
+    for name, columns in ((STATE, slice(2, 4)), (ACTION, slice(4, 6))):
+        np.testing.assert_array_equal(np.concatenate([e.steps[name] for e in data]), rows[:, columns])
+
+
+def test_names_of_columns():
+    assert parse_columns(["state=a,b", "action=c", "gripper=d", "reward=e", "episode=run"]) == {
+        STATE: ("a", "b"), ACTION: ("c",), "observation.gripper": ("d",), "next.reward": ("e",), "episode": ("run",)}
+    for bad in ("state", "state=", "=a", "state=a,,b"):
+        with pytest.raises(ConfigError, match="--columns state=q1,q2"):
+            parse_columns([bad])
+    with pytest.raises(ConfigError, match="observation.state is given twice"):
+        parse_columns(["state=a", "observation.state=b"])
+
+
+def test_a_csv_table_of_several_episodes(tmp_path):
+    rows = table()
+    path = write_csv(tmp_path / "runs.csv", rows)
+    data = open_columns(path, parse_columns([*COLUMNS, "episode=run"]))
+    check(data, rows)
+    assert data.features()[STATE].names == ("q1", "q2") and "run" not in data.features() and data.fps == 10
+    np.testing.assert_array_equal(data[1].steps["next.reward"], rows[8:16, 6])
+    np.testing.assert_allclose(data[2].steps["timestamp"].reshape(-1), np.arange(8) / 10)
+    ours = write_csv(tmp_path / "ours.csv", rows, "episode,timestamp,observation.state_0,observation.state_1,action_0,"
+                                                  "action_1,reward")
+    check(open_dataset(ours), rows)
+    order = np.concatenate([rows[:8], rows[16:], rows[8:16]])
+    order[8:16, 0], order[16:, 0] = 1, 0
+    with pytest.raises(DataError, match="rows of episode 0 are in two places; the second begins in row 17"):
+        open_columns(write_csv(tmp_path / "odd.csv", order), parse_columns([*COLUMNS, "episode=run"]))
+    with pytest.raises(ConfigError, match="no column 'runs'"):
+        open_columns(path, parse_columns([*COLUMNS, "episode=runs"]))
+
+
+def test_folders_and_arrays_of_any_names(tmp_path):
+    rows = table()
+    for e in range(3):
+        write_csv(tmp_path / "csv" / f"e{e}.csv", rows[e * 8:e * 8 + 8])
+        (tmp_path / "npz").mkdir(exist_ok=True)
+        np.savez(tmp_path / "npz" / f"e{e}.npz", q=rows[e * 8:e * 8 + 8, 2:4], u1=rows[e * 8:e * 8 + 8, 4],
+                 u2=rows[e * 8:e * 8 + 8, 5])
+    np.savez(tmp_path / "all.npz", q=rows[:, 2:4], u=rows[:, 4:6], episode_ends=[8, 16, 24])
+    np.savez(tmp_path / "one.npz", q=rows[:8, 2:4], u=rows[:8, 4:6])
+    check(open_columns(tmp_path / "csv", parse_columns(COLUMNS)), rows)
+    check(open_columns(tmp_path / "npz", parse_columns(["state=q", "action=u1,u2"])), rows)
+    check(open_columns(tmp_path / "all.npz", parse_columns(["state=q", "action=u"])), rows)
+    check(open_columns(tmp_path / "one.npz", parse_columns(["state=q", "action=u"])), rows[:8], 1)
+    swapped = open_columns(tmp_path / "all.npz", parse_columns(["state=q[1],q_0", "action=u"]))
+    np.testing.assert_array_equal(swapped[0].steps[STATE], rows[:8, [3, 2]])
+    assert swapped.features()[STATE].names == ("q_1", "q_0")
+    with pytest.raises(DataError, match="no column 'qq'.*\n.*did you mean q"):
+        open_columns(tmp_path / "all.npz", parse_columns(["state=qq", "action=u"]))
+
+
+def test_other_formats_stack_their_columns(shared):
+    path = shared / "fixtures/minari/closed/dict-v0"
+    plain, data = open_dataset(path), open_columns(path, parse_columns(["action=action.arm,action.grip"]))
+    np.testing.assert_array_equal(data[0].steps[ACTION][:, :2], plain[0].steps["action.arm"])
+    np.testing.assert_array_equal(data[0].steps[ACTION][:, 2], plain[0].steps["action.grip"])
+    assert data.features()[ACTION].shape == (3,) and "action.arm" not in data.features()
+    assert list(data[0].steps["observation.mission"]) == list(plain[0].steps["observation.mission"])
+
+
+def test_inspect_leads_to_training_on_several_action_columns(shared, capsys):
+    path = str(shared / "fixtures/minari/closed/dict-v0")
+    assert main(["inspect", path]) == 0
+    out = capsys.readouterr().out
+    assert f"understudy inspect {path} --columns action=action.arm,action.grip" in out and "one column action" in out
+    assert main(["inspect", path, "--columns", "action=action.arm,action.grip"]) == 0
+    out = capsys.readouterr().out
+    assert f"understudy train bc-gmm {path} --columns action=action.arm,action.grip" in out
+
+
+def test_other_names_lead_to_the_option(tmp_path, capsys):
+    np.savez(tmp_path / "one.npz", q=np.zeros((8, 2)), u=np.zeros((8, 2)))
+    for path, names in ((write_csv(tmp_path / "runs.csv", table()), "run, timestamp, q1, q2, u1, u2"),
+                        (tmp_path / "one.npz", "q, u")):
+        for command in (("inspect",), ("train", "bc", "--out", str(tmp_path / "run"))):
+            assert main([*command, str(path)]) == 2
+            err = capsys.readouterr().err
+            assert f"there are {names}" in err and "--columns state=A,B action=C,D" in err
+
+
+def test_the_commands_take_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = table(episodes=6)
+    write_csv(tmp_path / "runs.csv", rows)
+    columns = ("--columns", *COLUMNS, "episode=run")
+    assert main(["inspect", "runs.csv", *columns]) == 0
+    assert "understudy train bc-gmm runs.csv --columns state=q1,q2 action=u1,u2 episode=run --out run" in (
+        capsys.readouterr().out)
+    assert main(["audit", "runs.csv", "--json", *columns]) == 0
+    assert len(json.loads(capsys.readouterr().out)["scores"]["smoothness"]) == 6
+    assert audit("runs.csv", columns=parse_columns(columns[1:])).ok
+    assert main(["convert", "runs.csv", "demos", *columns]) == 0
+    check(open_dataset("demos"), rows, 6)
+    assert main(["train", "bc", "runs.csv", "--out", "run", "--steps", "4", "--val-fraction", "0", "--device", "cpu",
+                 *columns]) == 0
+    capsys.readouterr()
+    assert main(["eval", "run", "demos", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["origin"] == "trained on"

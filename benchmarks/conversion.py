@@ -22,7 +22,7 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 
 from understudy.data.episode import Dataset, Episode  # noqa: E402
-from understudy.data.formats import write_dataset  # noqa: E402
+from understudy.data.formats import open_dataset, write_dataset  # noqa: E402
 
 EPISODES, STEPS, STATE, ACTION, SIDE = 100, 500, 39, 4, 96
 GOAL = 0.5
@@ -53,7 +53,7 @@ def line(what: str, data: Dataset, form: str, read, goal: float | None = GOAL) -
         def ours():
             os.environ["UNDERSTUDY_CACHE"] = str(place / "cache")
             out = place / str(next(number))
-            write_dataset(Dataset.open(path), out, "lerobot", images="png")
+            write_dataset(open_dataset(path), out, "lerobot", images="png")
             shutil.rmtree(out)
             shutil.rmtree(place / "cache", ignore_errors=True)
         seconds = measure.interleaved({"ours": ours, "peer": lambda: read(path)})

@@ -25,7 +25,7 @@ from understudy import make, rollout
 from understudy.audit import audit, find_problems
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import preview_dataset
+from understudy.data.formats import open_dataset, preview_dataset
 
 STATE, ACTION, CAMERA = "observation.state", "action", "observation.images.front"
 
@@ -80,7 +80,7 @@ def recorded() -> Iterator[tuple[str, Dataset]]:
                  "ogbench/pointmaze-medium-navigate-v0-val"):
         if os.environ.get("UNDERSTUDY_DATA") and (file := folder / f"{name}.npz").exists():
             try:
-                opened = Dataset.open(file)
+                opened = open_dataset(file)
             except UserError as error:
                 print(error)
                 continue

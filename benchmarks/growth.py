@@ -28,6 +28,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import torch  # noqa: E402
 
 from understudy.data.episode import Dataset  # noqa: E402
+from understudy.data.formats import open_dataset  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 from understudy.methods import find_method  # noqa: E402
 from understudy.policy import Policy  # noqa: E402
@@ -117,7 +118,7 @@ class Watch:
 def use(folder: Path) -> dict:
     """Opens, prepares and trains; what that took."""
     watch, found = Watch(), {}
-    found["opened"] = measure.cpu(lambda: found.update(data=Dataset.open(folder)))
+    found["opened"] = measure.cpu(lambda: found.update(data=open_dataset(folder)))
     found["made"] = measure.cpu(lambda: found["data"][0].steps["action"])
     batch, update = training(found.pop("data"))
     batch(), update()
@@ -133,7 +134,7 @@ def main() -> None:
             told = subprocess.run([sys.executable, __file__, "--use", Path(place) / str(size)], check=True,
                                   stdout=subprocess.PIPE, text=True)
             used[size] = json.loads(told.stdout)
-        work = {size: training(Dataset.open(Path(place) / str(size))) for size in SIZES}
+        work = {size: training(open_dataset(Path(place) / str(size))) for size in SIZES}
         for which, what in enumerate((f"a batch of {SIZE} windows", "a training step of bc, batch and all")):
             timed = measure.interleaved({str(size): work[size][which] for size in SIZES})
             each = {name: [s / UPDATES for s in values] for name, values in timed.items()}

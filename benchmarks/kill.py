@@ -43,6 +43,7 @@ from understudy import make  # noqa: E402
 from understudy.core import Feature  # noqa: E402
 from understudy.data import recorder as recording  # noqa: E402
 from understudy.data.episode import Dataset  # noqa: E402
+from understudy.data.formats import open_dataset
 from understudy.data.recorder import Recorder, repair  # noqa: E402
 from understudy.evaluate.recording import record_episodes  # noqa: E402
 
@@ -152,10 +153,10 @@ def judged(folder: Path, way: str, cut: bool) -> Trial:
     assert saved == list(range(len(saved)))
     if not data.exists():
         return Trial(way, cut, len(saved), 0, len(saved), 0.0)
-    before = Dataset.open(data)
+    before = open_dataset(data)
     assert len(before) >= len(saved), "what was saved can be read before it is repaired, too"
     repair(data)
-    after = Dataset.open(data)
+    after = open_dataset(data)
     wrong = _toys(after, len(saved)) if way == "toy" else _steps(after, len(saved))
     lost = 0.0
     if way != "toy" and (text := (folder / "at").read_bytes()):

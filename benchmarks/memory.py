@@ -63,8 +63,7 @@ class Watch:
 
 def use(source: Path, path: Path, to: str) -> dict:
     """What converting and windowing took, in MB, beyond what the libraries take."""
-    from understudy.data.episode import Dataset
-    from understudy.data.formats import WRITERS, conversion_losses, write_dataset
+    from understudy.data.formats import WRITERS, conversion_losses, open_dataset, write_dataset
     from understudy.data.window import Window
 
     def windows(data):
@@ -73,17 +72,17 @@ def use(source: Path, path: Path, to: str) -> dict:
             drawn.batch(64, i)
     small = source.with_name("small.npz")  # what is made once, whatever the size
     made(small, 1)
-    write_dataset(Dataset.open(small), path.with_name(f"small-{path.name}"), to)
-    windows(Dataset.open(path.with_name(f"small-{path.name}")))
+    write_dataset(open_dataset(small), path.with_name(f"small-{path.name}"), to)
+    windows(open_dataset(path.with_name(f"small-{path.name}")))
     assert to in WRITERS
     before, found = anonymous(), {}
-    data = Dataset.open(source)
+    data = open_dataset(source)
     with Watch() as watch:
         conversion_losses(data, to)
         write_dataset(data, path, to)
     found["converting"] = watch.most - before
     with Watch() as watch:
-        windows(Dataset.open(path))
+        windows(open_dataset(path))
     return {**found, "windowing": watch.most - before, "before": before}
 
 

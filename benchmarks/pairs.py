@@ -18,7 +18,7 @@ import numpy as np
 
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import WRITERS, conversion_losses, sidecar, write_dataset
+from understudy.data.formats import WRITERS, conversion_losses, open_dataset, sidecar, write_dataset
 from understudy.data.formats import _format_module as module
 
 
@@ -55,12 +55,12 @@ def options(to: str) -> dict:
 
 def write(data: Dataset, path: Path, to: str) -> Dataset:
     write_dataset(data, path, to, **options(to))
-    return Dataset.open(path)
+    return open_dataset(path)
 
 
 def alone(path: Path) -> Dataset:
     sidecar.sidecar_path(path).unlink(missing_ok=True)
-    return Dataset.open(path)
+    return open_dataset(path)
 
 
 def left(data: Dataset, now: Dataset, called: dict[str, str]) -> list[str]:

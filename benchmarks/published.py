@@ -34,7 +34,7 @@ from measure import machine, one_thread, versions  # noqa: E402
 from understudy import methods  # noqa: E402
 from understudy.core import UserError  # noqa: E402
 from understudy.data.codec import Normalizer  # noqa: E402
-from understudy.data.episode import Dataset  # noqa: E402
+from understudy.data.formats import open_dataset
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import evaluate, validation_seed  # noqa: E402
 from understudy.evaluate.stats import two_level_mean  # noqa: E402
@@ -121,7 +121,7 @@ def train(name: str, seed: int) -> None:
     if not (DATA / table.data).exists():
         raise UserError("expected recorded demonstrations, found none", where=DATA / table.data,
                         hint="set UNDERSTUDY_DATA to the folder that holds them")
-    data, method = Dataset.open(DATA / table.data), table.method()
+    data, method = open_dataset(DATA / table.data), table.method()
     method = replace(method, learner=replace(method.learner, steps=table.updates))
     began = time.process_time()
 

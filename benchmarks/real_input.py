@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from understudy.core import UserError
-from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset
 from understudy.envs import make
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.stats import bootstrap_mean, clopper_pearson
@@ -123,7 +123,7 @@ def shown(task: str) -> dict:
     place = RUNS / t.data if t.record else DATA / t.data
     if not place.exists():
         return {}
-    data = Dataset.open(place)
+    data = open_dataset(place)
     returns = [float(np.asarray(e.steps["next.reward"]).sum()) for e in data]
     line = {"episodes": len(data), "return": float(np.mean(returns))}
     if task == "door":

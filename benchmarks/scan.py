@@ -2,7 +2,7 @@
 
 1,000 episodes of 1,000 steps as Meta-World has them: 39 observed numbers, 4 of action, a reward. Every side gives each
 episode's columns as NumPy arrays and adds them up, by a product with ones, the quickest way to touch every number
-(NumPy's sum would be most of our side's time); the sums are the same. Ours reads a LeRobot data set as `Dataset.open`
+(NumPy's sum would be most of our side's time); the sums are the same. Ours reads a LeRobot data set as `open_dataset`
 gives it, whose columns were mapped when it was first read (the notes say what that took). Minari reads its own files.
 zarr and h5py have one array a column, of which an episode is a slice: zarr in chunks of one episode, which suits it
 best; HDF5 in an array that can grow, as a recorder needs (h5py then chooses the chunks), and in one that cannot.
@@ -23,6 +23,7 @@ import numpy as np  # noqa: E402
 
 from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.formats import lerobot as files  # noqa: E402
+from understudy.data.formats import open_dataset  # noqa: E402
 
 EPISODES, STEPS, STATE, ACTION = 1000, 1000, 39, 4
 COLUMNS = ("observation.state", "action", "next.reward")
@@ -57,7 +58,7 @@ def line(name: str, whole: dict, episodes) -> measure.Line:
     with tempfile.TemporaryDirectory() as place:
         files.write(Dataset([Episode({k: v[s] for k, v in whole.items()}) for s in spans()], {"fps": 20}),
                     Path(place) / "data")
-        data = Dataset.open(Path(place) / "data")
+        data = open_dataset(Path(place) / "data")
 
         def ours():
             return (tuple(episode.steps[k] for k in COLUMNS) for episode in data)

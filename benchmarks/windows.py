@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 
 from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.formats import lerobot as files  # noqa: E402
+from understudy.data.formats import open_dataset  # noqa: E402
 from understudy.data.window import Window  # noqa: E402
 
 STATE, ACTION, FPS = 14, 7, 10
@@ -41,7 +42,7 @@ def episodes(count: int, steps: int) -> Dataset:
 
 def stored(folder: Path, count: int, steps: int) -> Dataset:
     files.write(episodes(count, steps), folder)
-    return Dataset.open(folder)
+    return open_dataset(folder)
 
 
 def drawing(window: Window, data: Dataset, size: int, batches: int):

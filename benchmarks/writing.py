@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 from understudy.core import UserError  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.formats import lerobot as files  # noqa: E402
+from understudy.data.formats import open_dataset  # noqa: E402
 
 EPISODES, STEPS, SIDE, FPS = 5, 100, 96, 10
 CAMERA = "observation.images.front"
@@ -78,7 +79,7 @@ def stand_in() -> None:
 
 def readable_by_us(folder: Path) -> int:
     try:
-        data = Dataset.open(folder)
+        data = open_dataset(folder)
         return sum(_same(lambda name, e=e, shown=shown: e.steps[name], shown)
                    for e, shown in zip(data, SHOWN, strict=False))
     except UserError:
@@ -121,7 +122,7 @@ def killed(side: str) -> int:
 
 def nearness(folder: Path) -> str:
     """Peak signal to noise of what is read back, and what a frame takes on disk."""
-    stored = Dataset.open(folder)
+    stored = open_dataset(folder)
     error = np.mean([np.square(e.steps[CAMERA].astype(float) - s.steps[CAMERA]).mean()
                      for e, s in zip(stored, SHOWN, strict=True)])
     size = sum(f.stat().st_size for f in folder.rglob("*.mp4")) / (EPISODES * STEPS)

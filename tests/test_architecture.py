@@ -52,6 +52,38 @@ def test_imports_go_downward():
     assert not upward, upward
 
 
+def files_imported(path, tree):
+    """The files of the package that a file imports, those inside functions too."""
+    modules = {parts(p)[:-1] if p.stem == "__init__" else parts(p): p for p in FILES}
+    for _, name in imported(path, tree):
+        if name[0] == "understudy":
+            found = modules.get(name[1:]) or modules.get(name[1:-1])
+            if found is not None and found != path:
+                yield found
+
+
+def circles(graph):
+    """Groups of files that import each other, by way of others too."""
+    def reached(start):
+        seen, left = set(), [start]
+        while left:
+            for other in graph[left.pop()] - seen:
+                seen.add(other)
+                left.append(other)
+        return seen
+    reach = {path: reached(path) for path in graph}
+    return {frozenset(p for p in reach[path] if path in reach[p]) for path in graph if path in reach[path]}
+
+
+def test_no_circle_of_imports():
+    graph = {path: set(files_imported(path, tree)) for path, tree in trees()}
+    found = [sorted(str(p.relative_to(ROOT)) for p in circle) for circle in circles(graph)]
+    parts_of = ("data", "commands", "learn", "methods")
+    wrong = [circle for circle in found if any(p.split("/")[0] in parts_of for p in circle)]
+    assert not wrong, f"files that import each other: {wrong}"
+    assert circles({1: {2}, 2: {3}, 3: {1}, 4: {1}}) == {frozenset({1, 2, 3})}
+
+
 def test_every_mistake_is_told_a_way_out():
     kinds = {"UserError"}  # and what is derived from it
     for _ in range(3):
@@ -147,25 +179,3 @@ def test_the_rules_can_fail(tmp_path):
     assert found == {("understudy", "policy", "Policy"), ("understudy", "heads", "base"), ("pickle",)}
     names = {name for _, name in calls(ast.parse("eval('1'); yaml.load(x); torch.load(f)"))}
     assert names == {"eval", "yaml.load", "torch.load"}
-
-
-def circles():
-    """Groups of files that import each other, directly or through others, late imports included."""
-    names = {("understudy", *(p for p in parts(path) if p != "__init__")): path for path in FILES}
-    edges = {path: {names[name[:n]] for _, name in imported(path, tree) for n in (len(name), len(name) - 1)
-                    if name[:n] in names} - {path} for path, tree in trees()}
-
-    def reached(path):
-        seen, pending = set(), [path]
-        while pending:
-            for other in edges[pending.pop()] - seen:
-                seen.add(other)
-                pending.append(other)
-        return seen
-    reach = {path: reached(path) for path in FILES}
-    return {frozenset(other for other in reach[path] if path in reach[other]) for path in FILES if path in reach[path]}
-
-
-def test_commands_and_learning_are_free_of_circles():
-    found = [sorted("/".join(parts(path)) for path in circle) for circle in circles()]
-    assert not [c for c in found if any(name.split("/")[0] in ("commands", "learn", "methods") for name in c)]

@@ -19,7 +19,7 @@ from understudy import UserError, cli  # noqa: E402
 from understudy.audit import audit, check_usable, checks, find_problems  # noqa: E402
 from understudy.audit.base import Finding, Location, finding_from_error  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
-from understudy.data.formats import _READERS, lerobot  # noqa: E402
+from understudy.data.formats import _READERS, lerobot, open_dataset  # noqa: E402
 
 BROKEN = {  # of the fixtures: what the audit must say, and where
     "lerobot_truncated_mp4": ("frames-missing", {"file": "videos/observation.images.top/chunk-000/file-000.mp4"}),
@@ -192,9 +192,9 @@ def test_json_and_exit_status(saved, shared, tmp_path, capsys):
     assert set(first) == {"code", "severity", "where", "message", "remedy"} and first["severity"] == "error"
     assert first["where"] == {"file": None, "episode": 2, "step": 1, "feature": "action"}
     (tmp_path / "note.txt").write_text("no data")
-    for nothing in (tmp_path / "nowhere", tmp_path / "note.txt"):
-        status, out, err = run(capsys, "audit", nothing, "--json")
-        assert status == 2 and out == "" and "expected a data set" in err
+    for name, problem in (("nowhere", "there is no such file or folder"), ("note.txt", "this is not a data set")):
+        status, out, err = run(capsys, "audit", tmp_path / name, "--json")
+        assert status == 2 and out == "" and problem in err
 
 
 @pytest.mark.parametrize("name", ["dict-v0", "dict-arrow-v0", "raw-images-v0"])
@@ -225,7 +225,7 @@ def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):
         advice = "--ignore not-finite" if command[0] == "convert" else "--out finite.json --delete 2"
         assert status == 2 and advice in err and not (tmp_path / "out").exists()
     status, _, _ = run(capsys, "convert", broken, tmp_path / "out", "--ignore", "not-finite")
-    assert status == 0 and np.isnan(Dataset.open(tmp_path / "out")[2].steps["action"][1, 0])
+    assert status == 0 and np.isnan(open_dataset(tmp_path / "out")[2].steps["action"][1, 0])
 
 
 def test_page(shared, tmp_path, capsys):
@@ -300,7 +300,7 @@ def test_columns_at_once_say_what_a_look_at_each_episode_says(tmp_path, seed):
         episodes.append(Episode({"observation.state": state, "action": np.zeros((steps, 1), np.float32), **ends}))
     write_dataset(Dataset(episodes), tmp_path / "d.npz", "npz")
     order = rng.permutation(5)[: int(rng.integers(1, 6))]
-    packed = Dataset.open(tmp_path / "d.npz").select(order)
+    packed = open_dataset(tmp_path / "d.npz").select(order)
     looked = Dataset(tuple(packed))
     for check in (checks.check_episode_ends, checks.check_finite):
         assert list(check(packed)) == list(check(looked))

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data import video
-from understudy.data.episode import Dataset
 from understudy.data.formats import describe, message_logs, open_dataset, preview_dataset, topic_mapping
 from understudy.data.formats.bags import BagSource
 
@@ -87,7 +86,7 @@ def test_the_closed_form_out_of_recordings_of_others(name, shared):
     assert len(data) == 1 and data.fps == (None if e == 1 else 10)
     holds(data[0], e)
     assert data.metadata["warnings"] == []
-    again = Dataset.open(shared / "fixtures" / name, mapping=data.metadata["mapping"])
+    again = open_dataset(shared / "fixtures" / name, mapping=data.metadata["mapping"])
     assert again.fingerprint() == data.fingerprint()
 
 
@@ -143,7 +142,7 @@ def test_an_index_that_leads_to_another_topic_is_refused(shared, tmp_path):
     at = data.index(b"conn=", data.index(b"ver=\1\0\0\0")) + 5  # of an index record: whose messages it counts
     data[at] = 1 - data[at]
     (tmp_path / "a.bag").write_bytes(data)
-    with pytest.raises(UserError, match="a.bag: expected messages of /.*, found one of /.*, by an index that is wrong"):
+    with pytest.raises(UserError, match="a.bag: the index is wrong: among the messages of /.* is one of /.*"):
         preview_dataset(tmp_path / "a.bag")
 
 
@@ -172,7 +171,7 @@ def test_the_rules_of_joining(tmp_path):
     columns = {
         f"observation.{rule}": {"topic": "/other", "field": "data", "join": rule} for rule in topic_mapping.JOIN_RULES
     }
-    data = Dataset.open(path, mapping=mapped(observation__state={"topic": "/state", "field": "data"},
+    data = open_dataset(path, mapping=mapped(observation__state={"topic": "/state", "field": "data"},
                                              word={"topic": "/other", "field": "word"}, **columns))
     e, = data
     assert e.steps["observation.state"][:, 0].tolist() == [1, 2, 3, 4, 5, 6]  # none before 0.03 s, none after 0.63 s
@@ -213,20 +212,20 @@ def test_joining_is_what_a_loop_over_all_messages_finds(stamps, ticks, age):
 def test_a_fixed_rate_and_the_ages(tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": steps(5, 0.05, 0.2), "/action": steps(9, 0.0, 0.1, 50)})
     how = mapped({"fps": 10}, observation__state="/state", action={"topic": "/action", "join": "next"})
-    e, = data = Dataset.open(path, mapping=how)
+    e, = data = open_dataset(path, mapping=how)
     assert data.fps == 10 and e.steps["observation.state"][:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]  # seen last
     assert e.steps["action"][:, 0].tolist() == [51, 52, 53, 54, 55, 56, 57, 58]
     how["features"]["observation.state"]["age"] = 0.05  # then each second tick has none
-    e, = data = Dataset.open(path, mapping={**how, "gap": 0.25})
+    e, = data = open_dataset(path, mapping={**how, "gap": 0.25})
     assert np.allclose(e.steps["timestamp"], np.arange(4) * 0.2)
     assert "0.2 s without a whole row, from 0.000 s on (observation.state)" in data.metadata["warnings"][0]
-    assert [len(e) for e in Dataset.open(path, mapping={**how, "gap": 0.15})] == [1, 1, 1, 1]
+    assert [len(e) for e in open_dataset(path, mapping={**how, "gap": 0.15})] == [1, 1, 1, 1]
 
 
 def test_gaps_end_episodes_and_are_told(tmp_path):
     late = steps(4, 5.0, 0.1, 100)
     path = written(tmp_path / "a.mcap", {"/state": steps(6) + late, "/action": steps(6, 0.02) + late[:3]})
-    data = Dataset.open(path, mapping=mapped(observation__state="/state", action={"topic": "/action", "join": "next",
+    data = open_dataset(path, mapping=mapped(observation__state="/state", action={"topic": "/action", "join": "next",
                                                                                  "age": 0.05}))
     assert [len(e) for e in data] == [6, 3]
     assert data[1].steps["observation.state"][:, 0].tolist() == [100, 101, 102, 103]  # what was seen last
@@ -236,7 +235,7 @@ def test_gaps_end_episodes_and_are_told(tmp_path):
         "a.mcap: 4.5 s without a whole row, from 0.500 s on (the clock); another episode begins after it"
     ]
     markers = written(tmp_path / "b.mcap", {"/state": steps(9), "/start": [(0.0, {}), (0.25, {}), (0.7, {})]})
-    data = Dataset.open(markers, mapping={**mapped(observation__state="/state"), "episodes": {"topic": "/start"}})
+    data = open_dataset(markers, mapping={**mapped(observation__state="/state"), "episodes": {"topic": "/start"}})
     assert [e.steps["observation.state"][0, 0] for e in data] == [0, 3, 7]
 
 
@@ -275,7 +274,7 @@ def test_components_by_name_by_index_and_of_structures(tmp_path):
                          "pose": {"position": {"x": i, "y": 2, "z": 3}, "header": {"seq": 9}, "label": "x"}})
               for i, n in enumerate(names)]
     path = written(tmp_path / "a.mcap", {"/state": joints})
-    e, = data = Dataset.open(path, mapping=mapped(
+    e, = data = open_dataset(path, mapping=mapped(
         observation__state={"topic": "/state", "field": "position", "names": ["a", "b", "c"]},
         observation__two={"topic": "/state", "field": "position", "names": ["a", "b", "c"], "indices": [2, 0]},
         observation__pose={"topic": "/state", "field": "pose.position"},
@@ -319,7 +318,7 @@ def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeyp
             for i, f in enumerate(frames)]
     path = written(tmp_path / "a.mcap", {"/camera": sent, "/state": steps(18) + steps(12, 2.6)},
                    schema="foxglove.CompressedImage")
-    e, two = data = Dataset.open(path, mapping=mapped(observation__state={"topic": "/state", "field": "data"},
+    e, two = data = open_dataset(path, mapping=mapped(observation__state={"topic": "/state", "field": "data"},
                                                       observation__images__camera="/camera", gap=0.5))
     assert [len(e), len(two)] == [18, 12]
     seen = []
@@ -334,9 +333,9 @@ def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeyp
 def test_a_second_opening_decodes_nothing(tmp_path, monkeypatch):
     path = written(tmp_path / "a.mcap", {"/state": steps(8)})
     how = mapped(observation__state="/state")
-    one = Dataset.open(path, mapping=how).fingerprint()
+    one = open_dataset(path, mapping=how).fingerprint()
     monkeypatch.setattr("understudy.data.formats.bags._build", lambda *a: pytest.fail("read again"))
-    assert Dataset.open(path, mapping=how).fingerprint() == one
+    assert open_dataset(path, mapping=how).fingerprint() == one
 
 
 @pytest.mark.parametrize("options", [{"use_chunking": False}, {"use_statistics": False}, {"repeat_channels": False},
@@ -388,33 +387,33 @@ def test_damage_in_the_middle_is_refused(shared, tmp_path):
 
 
 @pytest.mark.parametrize("change, match", [
-    ({"features": {}}, "features: expected columns and where each comes from"),
-    ({"clock": {}}, "clock: expected a topic or fps, found neither"),
-    ({"clock": {"fps": -1}}, "clock.fps: expected a number above 0, found -1"),
-    ({"gap": "long"}, "gap: expected a number above 0, found 'long'"),
-    ({"stamp": "both"}, "stamp: expected header or log"),
-    ({"featurs": {}}, "found 'featurs'\n  -> did you mean features"),
-    ({"features": {"a": {"topic": "/state", "join": "lst"}}}, "features.a.join: expected last, next, nearest or"),
-    ({"features": {"a": {"topic": "/state", "indices": [-1]}}}, "features.a.indices: expected integers from 0"),
-    ({"features": {"a": {}}}, "features.a: expected one of topic, metadata and value"),
-    ({"features": {"a": {"topic": "/stat"}}}, "expected a topic '/stat', .* features.a, found /state"),
-    ({"features": {"a": {"topic": "/state", "field": "dta"}}}, "message 0: expected a field 'dta', found data"),
-    ({"features": {"a": {"topic": "/state", "indices": [3]}}}, "at least 4 numbers, as indices say, found 1"),
-    ({"features": {"a": {"metadata": "m", "field": "task"}}}, "expected a record of metadata 'm' with 'task'"),
-    ({"clock": {"topic": "/none"}}, "expected a topic '/none', which the mapping names in clock"),
+    ({"features": {}}, "features: this is not an object with columns"),
+    ({"clock": {}}, "clock: it needs a topic or fps"),
+    ({"clock": {"fps": -1}}, "clock.fps: it must be a number above 0, not -1"),
+    ({"gap": "long"}, "gap: it must be a number above 0, not 'long'"),
+    ({"stamp": "both"}, "stamp: it must be header or log"),
+    ({"featurs": {}}, "there is no key 'featurs', only .*\n  -> did you mean features"),
+    ({"features": {"a": {"topic": "/state", "join": "lst"}}}, "features.a.join: it must be last, next, nearest or"),
+    ({"features": {"a": {"topic": "/state", "indices": [-1]}}}, "features.a.indices: they must be integers from 0"),
+    ({"features": {"a": {}}}, "features.a: it needs exactly one of topic, metadata and value"),
+    ({"features": {"a": {"topic": "/stat"}}}, "there is no topic '/stat', .* features.a; there are /state"),
+    ({"features": {"a": {"topic": "/state", "field": "dta"}}}, "message 0: there is no field 'dta'; there are data"),
+    ({"features": {"a": {"topic": "/state", "indices": [3]}}}, "there are 1 numbers, but indices needs 4"),
+    ({"features": {"a": {"metadata": "m", "field": "task"}}}, "there is no record of metadata 'm' with 'task'"),
+    ({"clock": {"topic": "/none"}}, "there is no topic '/none', which the mapping names in clock"),
     ({"features": {"a": {"topic": "/state", "age": 0.01, "join": "next"}}, "clock": {"topic": "/far"}},
-     "expected rows that have all columns of the mapping, found none\n.*no row has all columns; missing: a"),
+     "no row has all columns of the mapping\n.*no row has all columns; missing: a"),
 ])
 def test_mistakes_in_a_mapping(change, match, tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": steps(5), "/far": steps(2, 9.0)})
     with pytest.raises(UserError, match=match):
-        Dataset.open(path, mapping=mapped(a="/state") | change)
+        open_dataset(path, mapping=mapped(a="/state") | change)
 
 
 def test_messages_that_change_are_named(tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": [*steps(3), (0.3, {"data": [1.0, 2.0]})]})
-    with pytest.raises(UserError, match=r"topic /state, message 3: expected the shape \(1,\) .* found \(2,\)"):
-        Dataset.open(path, mapping=mapped(observation__state="/state"))
+    with pytest.raises(UserError, match=r"topic /state, message 3: the shape is \(2,\), but \(1,\) in the"):
+        open_dataset(path, mapping=mapped(observation__state="/state"))
     data = preview_dataset(path)  # nothing to propose, and no error either
     assert len(data) == 0 and "observation.state of topic /state is left out" in data.metadata["warnings"][0]
     bad = tmp_path / "bad.mcap"
@@ -426,10 +425,10 @@ def test_messages_that_change_are_named(tmp_path):
         writer.add_message(other, 0, b"\x01", 0)
         writer.add_message(at, 0, b'{"data": [1', 0)
         writer.finish()
-    with pytest.raises(UserError, match="topic /state, message logged at 0 ns: expected a whole message, found damage"):
-        Dataset.open(bad, mapping=mapped(observation__state="/state"))
-    with pytest.raises(UserError, match="found messages in flatbuffer .flatbuffer., which is not read"):
-        Dataset.open(bad, mapping=mapped({"topic": "/flat"}, a="/flat"))
+    with pytest.raises(UserError, match="topic /state, message logged at 0 ns: the message cannot be read"):
+        open_dataset(bad, mapping=mapped(observation__state="/state"))
+    with pytest.raises(UserError, match="the topic has messages in flatbuffer .flatbuffer., which is not read"):
+        open_dataset(bad, mapping=mapped({"topic": "/flat"}, a="/flat"))
 
 
 def test_what_is_proposed(tmp_path):
@@ -462,9 +461,9 @@ def test_from_the_command_line(shared, tmp_path, capsys, monkeypatch):
     for command in (["convert", "bags", "out"], ["train", "bc-gmm", "bags", "--out", "run"]):
         assert main(command) == 2
         error = capsys.readouterr().err
-        assert "expected a mapping" in error and "understudy inspect bags --json > map.json" in error
+        assert "needs a mapping" in error and "understudy inspect bags --json > map.json" in error
     assert main(["convert", "bags", "out", "--map", "map.json"]) == 0
-    data = Dataset.open("out")
+    data = open_dataset("out")
     for e in range(4):
         holds(data[e], e)
     assert data[3].metadata["file"] == "episode_3.bag"
@@ -483,8 +482,8 @@ def test_without_messages(tmp_path, capsys):
     assert document["topics"] == [{"name": "/state", "type": "any", "messages": 0}]
     assert main(["inspect", str(path)]) == 0
     assert "/state" in capsys.readouterr().out
-    with pytest.raises(UserError, match="found none\n.*topic /state has no messages"):
-        Dataset.open(path, mapping=mapped(a="/state"))
+    with pytest.raises(UserError, match="no row has all columns of the mapping\n.*topic /state has no messages"):
+        open_dataset(path, mapping=mapped(a="/state"))
 
 
 def test_without_the_extra(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from understudy.claims.measures import log_jerk
 from understudy.claims.runner import judge_again, judge_figures, run_claim, run_figures
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset
 from understudy.data.window import Window
 from understudy.files import read_json, write_json
 from understudy.heads.regression import Regression
@@ -175,7 +176,7 @@ def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tm
         with pytest.raises(MissingRequirement, match="shown.npz: The recorded .*\n  -> set UNDERSTUDY_DATA"):
             RecordedDemonstrations("shown.npz", "").load(0)
     monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path / "shared/data"))
-    values = Dataset.open(tmp_path / "shared/data/shown.npz").fingerprint()
+    values = open_dataset(tmp_path / "shared/data/shown.npz").fingerprint()
     assert (
         len(RecordedDemonstrations("shown.npz", values).load(0)) == 3
         and len(RecordedDemonstrations("shown.npz", values, 2).load(0)) == 2

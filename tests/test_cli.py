@@ -26,6 +26,7 @@ from understudy.commands import common
 from understudy.commands.common import split_arguments
 from understudy.commands.options import settable_fields
 from understudy.data.episode import Episode
+from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
 from understudy.data.operations import Drop
 from understudy.data.relabel import TaskText
@@ -276,11 +277,11 @@ def test_record_goes_on_and_is_the_same_whatever_runs_beside(call, tmp_path, pla
     status, out, _ = call("record", "fork", "--out", tmp_path / "d", "--episodes", 5, "--rows", 2)
     assert status == 0 and "5 episodes" in out and "5 of 5 succeeded" in out
     assert call("record", "fork", "--out", tmp_path / "d", "--episodes", 12, "--rows", 3)[0] == 0
-    grown, whole = Dataset.open(tmp_path / "d"), Dataset.open(place / "demos")
+    grown, whole = open_dataset(tmp_path / "d"), open_dataset(place / "demos")
     assert grown.fingerprint() == whole.fingerprint()
     assert [e.metadata["number"] for e in grown] == list(range(12))
     assert call("record", "fork", "--out", tmp_path / "d", "--episodes", 3)[0] == 0
-    assert len(Dataset.open(tmp_path / "d")) == 12  # never fewer
+    assert len(open_dataset(tmp_path / "d")) == 12  # never fewer
     refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--actor", "random"), "'random'",
             "'scripted'", "episode 0")
     refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--seed", 1), "seed")
@@ -289,13 +290,13 @@ def test_record_goes_on_and_is_the_same_whatever_runs_beside(call, tmp_path, pla
 
 def test_random_actions_fill_the_action_space(call, tmp_path):
     assert call("record", "Pendulum-v1", "--out", tmp_path / "d", "--episodes", 3, "--actor", "random")[0] == 0
-    torque = np.concatenate([e.steps["action"] for e in Dataset.open(tmp_path / "d")])
+    torque = np.concatenate([e.steps["action"] for e in open_dataset(tmp_path / "d")])
     assert torque.shape == (600, 1) and np.abs(torque).max() <= 2
     # Uniform on [-2, 2]: mean 0 and variance 4/3, both within four standard errors of 600 draws.
     assert abs(torque.mean()) < 4 * (4 / 3 / 600) ** 0.5
     assert abs(torque.var() - 4 / 3) < 4 * ((16 / 5 - 16 / 9) / 600) ** 0.5
     assert call("record", "CartPole-v1", "--out", tmp_path / "c", "--episodes", 8, "--actor", "random")[0] == 0
-    pushed = np.concatenate([e.steps["action"] for e in Dataset.open(tmp_path / "c")])
+    pushed = np.concatenate([e.steps["action"] for e in open_dataset(tmp_path / "c")])
     assert set(pushed.flatten().tolist()) == {0, 1}
     refused(call("record", "Pendulum-v1", "--out", tmp_path / "e", "--episodes", 3), "no expert",
             "LeRobot v3.0", "plain .npz (observations, actions, episode_ends)")
@@ -304,7 +305,7 @@ def test_random_actions_fill_the_action_space(call, tmp_path):
 def test_inspect(call, place):
     found = document(call("inspect", place / "demos", "--json"))
     assert list(found) == ["format", "version", "episodes", "steps", "fps", "features", "tasks", "warnings"]
-    data = Dataset.open(place / "demos")
+    data = open_dataset(place / "demos")
     assert (found["format"], found["version"], found["episodes"], found["steps"]) == ("lerobot", "v3.0", 12, data.steps)
     assert found["features"]["action"] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
     assert all(set(f) == {"dtype", "shape", "names"} for f in found["features"].values())
@@ -392,7 +393,7 @@ def test_saved_rollouts_go_on_and_judge_alike(call, place, tmp_path):
     plain = document(call("eval", place / "a", "fork", "--episodes", 20, "--json"))
     for key in ("successes", "success", "return"):
         assert saved[key] == plain[key]
-    assert len(Dataset.open(tmp_path / "rollouts")) == 20
+    assert len(open_dataset(tmp_path / "rollouts")) == 20
     refused(call("eval", place / "b", "fork", "--episodes", 25, "--save", tmp_path / "rollouts"), "policy ")
 
 
@@ -408,14 +409,14 @@ def test_eval_on_recorded_episodes_is_no_success_rate(call, place, tmp_path):
 def test_eval_on_recorded_episodes_applies_operations_on_data_sets(call, place, tmp_path):
     """A transform may be an operation on the whole data set, which cannot be called with an episode."""
     method = replace(find_method("bc"), transforms=(Drop(("next.reward",)),))
-    demos = Dataset.open(place / "demos")
+    demos = open_dataset(place / "demos")
     train(method, demos, tmp_path / "run", steps=2, seed=0, progress=False, device="cpu")
     found = document(call("eval", tmp_path / "run", place / "demos", "--json"))
     assert found["origin"] == "held out" and found["success"] is None
 
 
 def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):
-    demos = Dataset.open(place / "demos")
+    demos = open_dataset(place / "demos")
     actions, seen = (np.concatenate([e.steps[k][:len(e)] for e in demos]) for k in ("action", "observation.state"))
     for name, wrong in (("observations", seen), ("actions", actions)):
         was, wrong[len(demos[0]) + 2, 1] = wrong[len(demos[0]) + 2, 1], np.nan
@@ -483,7 +484,7 @@ def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
 
     assert call("record", "push-images", "--out", tmp_path / "d", "--episodes", 2)[0] == 0
     status, _, err = call("train", "bc", tmp_path / "d", "--out", tmp_path / "r", "--steps", 1, "--image-size", 16, 24)
-    data = Dataset.open(tmp_path / "d")
+    data = open_dataset(tmp_path / "d")
     frames = data.steps + 2  # the last observations, too
     assert status == 0 and f"{frames} camera frames" in err
     assert f"16 x 24 pixels (--image-size): {16 * 24 * 3 * frames / 1e6:.1f} MB" in err
@@ -683,7 +684,7 @@ def test_words_decide_what_is_done(call, told):
         found = document(call("eval", told / "run", "fork", "--task", words, "--episodes", 20, "--json",
                               "--save", told / str(side), "--device", "cpu"))
         assert found["successes"] == 20
-        assert all(side * e.steps["observation.state"][:, 1].mean() > 0.1 for e in Dataset.open(told / str(side)))
+        assert all(side * e.steps["observation.state"][:, 1].mean() > 0.1 for e in open_dataset(told / str(side)))
     # The same words from Python, and on recorded episodes.
     read = torch.tensor(TaskText(len(RIGHT)).encode(RIGHT))
     by_hand = evaluate(
@@ -730,7 +731,7 @@ def test_bad_data(call, place, tmp_path):
     with np.load(file) as found:
         np.savez(tmp_path / "no_action.npz", **{k: v for k, v in found.items() if k != "actions"})
     refused(trained(tmp_path / "no_action.npz"), "actions")
-    refused(trained(save(tmp_path / "none.npz", steps=())), "at least one episode")
+    refused(trained(save(tmp_path / "none.npz", steps=())), "there are no episodes")
     wrong = np.zeros((12, 2), np.float32)
     wrong[8, 1] = np.nan
     refused(trained(save(tmp_path / "nan.npz", actions=wrong)), "nan.npz", "episode 1, step 3", "action")
@@ -850,7 +851,7 @@ def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
         assert (f"{name} is written as {kind}." in out) == (name != "plain")
         assert ("--to writes another format" in out) == (others is not None)
         assert others is None or f"with this suffix: {others}." in out
-        assert Dataset.open(tmp_path / name).steps == 9
+        assert open_dataset(tmp_path / name).steps == 9
     status, out, err = call("convert", tmp_path / "d", tmp_path / "b.hdf5", "--to", "d4rl")
     assert status == 0 and format_of(tmp_path / "b.hdf5") == "d4rl" and "suffix" not in out
     for name in ("a.parquet", "demos.v2"):
@@ -1014,12 +1015,12 @@ def test_a_recording_that_is_interrupted_keeps_what_ended(call, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in err, err
-    kept = Dataset.open(tmp_path / "d")
+    kept = open_dataset(tmp_path / "d")
     assert 0 < len(kept) < 5000 and [e.metadata["number"] for e in kept] == list(range(len(kept)))
     more = str(len(kept) + 3)
     assert call("record", "push", "--out", tmp_path / "d", "--episodes", more)[0] == 0
     assert call("record", "push", "--out", tmp_path / "whole", "--episodes", more)[0] == 0
-    assert Dataset.open(tmp_path / "d").fingerprint() == Dataset.open(tmp_path / "whole").fingerprint()
+    assert open_dataset(tmp_path / "d").fingerprint() == open_dataset(tmp_path / "whole").fingerprint()
 
 
 @pytest.mark.slow
@@ -1035,7 +1036,7 @@ def test_an_evaluation_that_is_interrupted(call, place, tmp_path, saved):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and ("goes on" if saved else "starts anew") in err and "Traceback" not in err
     if saved:
-        more = len(Dataset.open(tmp_path / "d")) + 2
+        more = len(open_dataset(tmp_path / "d")) + 2
         found = document(call(*args[:4], more, "--save", tmp_path / "d", "--json"))
         assert found["successes"] == document(call(*args[:4], more, "--json"))["successes"]
 

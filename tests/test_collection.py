@@ -23,6 +23,7 @@ from understudy.checkpoint import FromStage
 from understudy.commands.train import _collection_env
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset
 from understudy.data.mixture import mix
 from understudy.data.relabel import LastAction
 from understudy.data.replay_buffer import ReplayBuffer
@@ -97,7 +98,7 @@ def contents(out: Path) -> dict:
             lines = Run(file.parent).read_metrics()
             found[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
         elif file.name == "episodes.npz":
-            found[name] = Dataset.open(file).fingerprint()
+            found[name] = open_dataset(file).fingerprint()
         elif file.name != ".lock" and file.suffix != ".npz":
             found[name] = file.read_bytes()
     return found
@@ -120,13 +121,13 @@ def test_a_replay_buffer_holds_what_a_dataset_holds():
     buffer = ReplayBuffer()
     for part in parts:
         buffer = buffer.extend(part)
-    assert Dataset(buffer).fingerprint() == Dataset(sum(parts, [])).fingerprint()
-    assert Dataset(buffer).features() == Dataset(parts[0]).features()
+    assert buffer.fingerprint() == Dataset(sum(parts, [])).fingerprint()
+    assert buffer.features() == Dataset(parts[0]).features()
     chosen = [7, 504, 0, -1]
-    assert Dataset(buffer.select(chosen)).fingerprint() == Dataset([sum(parts, [])[i] for i in chosen]).fingerprint()
+    assert buffer.select(chosen).fingerprint() == Dataset([sum(parts, [])[i] for i in chosen]).fingerprint()
     window = Window(2, 3)
     plain, packed = (window.windows(d, (STATE,), "action", next_obs=True)
-                     for d in (Dataset(sum(parts, [])), Dataset(buffer)))
+                     for d in (Dataset(sum(parts, [])), buffer))
     for n in range(5):
         one, other = plain.batch(64, n), packed.batch(64, n)
         assert torch.equal(one.obs[STATE], other.obs[STATE]) and torch.equal(one.action, other.action)
@@ -135,9 +136,9 @@ def test_a_replay_buffer_holds_what_a_dataset_holds():
 
 def test_windows_over_a_replay_buffer_copy_nothing_and_do_not_change_when_it_grows():
     buffer = ReplayBuffer(numbered(0, 4))
-    windows = Window(1, 2).windows(Dataset(buffer), (STATE,), "action")
+    windows = Window(1, 2).windows(buffer, (STATE,), "action")
     assert np.shares_memory(windows.packed.columns[STATE].array, buffer.column(STATE)[0])
-    some = Window(1, 2).windows(Dataset(buffer)[1:3], (STATE,), "action")
+    some = Window(1, 2).windows(buffer[1:3], (STATE,), "action")
     assert np.shares_memory(some.packed.columns[STATE].array, buffer.column(STATE)[0]) and len(some) == 4 + 5
     before = windows.batch(16, 0)
     grown = buffer.extend(numbered(4, 1000))
@@ -183,7 +184,7 @@ def rewarded(rewards, number=None) -> Episode:
 
 
 def test_retention_rules():
-    data = Dataset(ReplayBuffer([rewarded([1, 1]), rewarded([0, 0, 5], 0), rewarded([2], 1), rewarded([-1], 2)]))
+    data = ReplayBuffer([rewarded([1, 1]), rewarded([0, 0, 5], 0), rewarded([2], 1), rewarded([-1], 2)])
 
     def kept(rule):
         return [float(e.steps["next.reward"].sum()) for e in rule.keep(data)]
@@ -193,7 +194,7 @@ def test_retention_rules():
     assert kept(TopReturns(2)) == [5, 2] and kept(TopReturns(9)) == [2, 5, 2, -1]
     assert TopReturns(2).keep(data)[1].metadata == {ROUND: 1}  # of equal returns the newer
     for rule in (LastRounds(), TopReturns(1)):  # nothing is copied
-        assert np.shares_memory(rule.keep(data)._episodes.column(STATE)[0], data._episodes.column(STATE)[0])
+        assert np.shares_memory(rule.keep(data).column(STATE)[0], data.column(STATE)[0])
     with pytest.raises(UserError, match="at least one must stay"):
         TopReturns(0)
     with pytest.raises(UserError, match="no column 'reward'"):
@@ -244,7 +245,7 @@ def test_labels_are_what_the_supervisor_advised():
 
 
 def collected(out: Path) -> list[Dataset]:
-    return [Dataset.open(p / "episodes.npz") for p in sorted((out / "collection").glob("[0-9]*"))]
+    return [open_dataset(p / "episodes.npz") for p in sorted((out / "collection").glob("[0-9]*"))]
 
 
 def test_rounds_are_numbered_episodes_of_the_policy_at_that_time(demos, tmp_path):
@@ -479,9 +480,9 @@ def test_rounds_with_a_person_are_never_dropped(demos, tmp_path):
     run(out, made, demos, person=Constant(0.3), callbacks=[note])
     assert all(step in saved for step, saved in kept)  # a checkpoint of these very weights
     resumed = tmp_path / "2"
-    people = {p.name: Dataset.open(p / "episodes.npz").fingerprint() for p in (resumed / "collection").iterdir()}
+    people = {p.name: open_dataset(p / "episodes.npz").fingerprint() for p in (resumed / "collection").iterdir()}
     run(resumed, made, demos, person=Constant(-0.3))  # who would act otherwise now
-    assert people == {p.name: Dataset.open(p / "episodes.npz").fingerprint()
+    assert people == {p.name: open_dataset(p / "episodes.npz").fingerprint()
                       for p in (resumed / "collection").iterdir()}
     assert contents(resumed) == contents(out)
     lost = tmp_path / "1"

@@ -12,6 +12,7 @@ from test_statistics import documented
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset
 from understudy.evaluate.comparison import compare_all
 from understudy.evaluate.evaluation import compare, evaluation_of, sequential_verdict_parts, verdict_parts
 from understudy.evaluate.planning import plan_rate
@@ -207,9 +208,9 @@ def test_compare_rolls_out_keeps_and_goes_on(call, place, tmp_path):
     assert found["policies"][2] == {"name": str(place / "knn"), "letters": "a", "success": {
         k: alone["success"][k] for k in ("estimate", "low", "high")}}
     folders = sorted(kept.iterdir())
-    assert len(folders) == 3 and all(len(Dataset.open(f)) == 10 for f in folders)
+    assert len(folders) == 3 and all(len(open_dataset(f)) == 10 for f in folders)
     more = document(call("compare", *runs, "--env", "fork", "--episodes", 12, "--json", "--save", kept, "--rows", 5))
-    assert all(len(Dataset.open(f)) == 12 for f in folders)
+    assert all(len(open_dataset(f)) == 12 for f in folders)
     again = document(call("compare", *runs, "--env", "fork", "--episodes", 12, "--json"))
     assert more == again  # what was kept says what all at once says
     assert documented("comparing", "compare") == set(again)
@@ -264,7 +265,7 @@ def test_sequential_uses_as_many_as_it_takes_whatever_runs_side_by_side(call, pl
     args = ["eval", place / "knn", "fork", "--sequential", "--threshold", "0.7", "--json"]
     found = document(call(*args, "--html", tmp_path / "s.html"))
     assert {**document(call(*args, "--rows", 3)), "seconds": 0} == {**found, "seconds": 0}
-    won = [bool(e.metadata["success"]) for e in Dataset.open(_saved(call, place, tmp_path, "knn"))]
+    won = [bool(e.metadata["success"]) for e in open_dataset(_saved(call, place, tmp_path, "knn"))]
     test, n = SequentialRateTest(0.7, max_rollouts=1000), 0
     state = test.start()
     while test.verdict(state) is None:

@@ -10,7 +10,7 @@ import torch
 from understudy import envs
 from understudy.cli import main
 from understudy.core import UserError, keys
-from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset
 from understudy.data.relabel import TaskText, task_texts
 from understudy.evaluate.recording import record_episodes
 from understudy.evaluate.rollout import rollout
@@ -91,7 +91,7 @@ def test_tasks_of_the_maze_are_the_published_ones():
 @needs("ogbench")
 def test_the_maze_is_put_where_the_recorded_point_was(shared):
     """Of OGBench's own data: every step is repeated, as far as float32 says where it began."""
-    episode = Dataset.open(shared / "data/ogbench/pointmaze-medium-navigate-v0-val.npz")[3]
+    episode = open_dataset(shared / "data/ogbench/pointmaze-medium-navigate-v0-val.npz")[3]
     env = envs.make("ogbench/pointmaze-medium-v0", 1)
     place = torch.from_numpy(np.array(episode.steps["observation.state"][:1]))
     env.restore(torch.tensor([0]), {"observation.state": place})
@@ -193,7 +193,7 @@ def test_what_was_trained_elsewhere_is_warned_of(tmp_path, capsys, monkeypatch):
     """From recording over checkpoint to evaluation, and from recording to replay."""
     data, run = tmp_path / "data", tmp_path / "run"
     assert main(["record", "fork", "--out", str(data), "--episodes", "6"]) == 0
-    assert recorded_simulators(Dataset.open(data)) == {"fork": ["fork of version 1"]}
+    assert recorded_simulators(open_dataset(data)) == {"fork": ["fork of version 1"]}
     assert main(["train", "bc", str(data), "--out", str(run), "--steps", "2"]) == 0
     judge, again = ["eval", str(run), "fork", "--episodes", "2"], ["replay", str(data), "fork"]
     capsys.readouterr()

@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from understudy import envs
 from understudy.core import UserError, keys
-from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset
 from understudy.envs.gymnasium_adapter import vectorize, wrap_vector
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.recording import UniformRandomActor, record_episodes
@@ -324,7 +324,7 @@ def test_a_recording_goes_on_whatever_has_been_told_by_then(theirs, tmp_path):
         env = envs.make("theirs_envs:Theirs", 3, theirs, tells=tells)  # groups of 12
         return record_episodes(env, UniformRandomActor(env), episodes, tmp_path / out, 0, actor_name="random")
     lucky = [bool(e.steps["observation.state"][0, 1]) for e in on(20, (), "plain")]
-    assert "next.success" not in Dataset.open(tmp_path / "plain").features()
+    assert "next.success" not in open_dataset(tmp_path / "plain").features()
     on(1 + lucky.index(True), (4,), "told")
     told = on(20, (4,), "told")
     assert [e.metadata["success"] for e in told] == [bool(e.steps["next.success"].any()) for e in told] == lucky

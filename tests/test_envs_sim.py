@@ -10,7 +10,7 @@ pytest.importorskip("metaworld", reason="simulator not installed")
 
 from understudy import envs  # noqa: E402
 from understudy.core import UserError, keys  # noqa: E402
-from understudy.data.episode import Dataset  # noqa: E402
+from understudy.data.formats import open_dataset
 from understudy.envs import adroit  # noqa: E402
 from understudy.evaluate.recording import UniformRandomActor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def people(shared):
     """25 demonstrations of the door."""
-    return Dataset.open(shared / "data/hand_dapg/adroit_door_human.npz")
+    return open_dataset(shared / "data/hand_dapg/adroit_door_human.npz")
 
 
 def _first(episode, *facts):
@@ -107,7 +107,7 @@ def test_walkers_keep_the_contract(name):
 def test_trained_agents_are_put_where_they_were(shared, name, file, steps):
     """Without simulator.state, from what they observed: the hopper repeats all its thousand steps, the walker, which
     is chaotic, every single one whose velocities were recorded and not clipped to 10."""
-    episode = Dataset.open(shared / f"data/cs285/{file}.npz")[0]
+    episode = open_dataset(shared / f"data/cs285/{file}.npz")[0]
     seen, actions, rewards = (episode.steps[k] for k in ("observation.state", "action", "next.reward"))
     env = envs.make(name)
     starts = [t for t in range(300) if np.abs(seen[t, seen.shape[1] // 2:]).max() < 9.99][:1 if steps > 1 else None]

@@ -11,6 +11,7 @@ import torch
 
 from understudy.core import Feature, UserError, keys, uniform
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.envs.base import Env, StepResult
@@ -463,4 +464,4 @@ def test_saved_episodes_have_the_rate_of_the_environment_or_else_of_the_training
     for name, rate in (("Arm", 20), ("Fast", 50)):
         assert cli.main(["eval", "run", f"slow:{name}", "--trust", "slow", "--episodes", "2", "--save", name]) == 0
         assert json.loads((tmp_path / name / "meta/info.json").read_text())["fps"] == rate
-        assert Dataset.open(tmp_path / name).fps == rate
+        assert open_dataset(tmp_path / name).fps == rate

@@ -21,7 +21,7 @@ from test_formats import ENDS, _flat, closed_form
 from understudy.audit import audit
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import conversion_losses, format_of, rlds, sidecar, write_dataset
+from understudy.data.formats import conversion_losses, format_of, open_dataset, rlds, sidecar, write_dataset
 from understudy.testing import check_format
 
 STATE, ACTION = "observation.state", "action"
@@ -39,7 +39,7 @@ def fixtures(shared):
 
 
 def read_all(path, **options):
-    data = Dataset.open(path, **options)
+    data = open_dataset(path, **options)
     for episode in data:
         for name in episode.steps:
             episode.steps[name]
@@ -90,7 +90,7 @@ ZARRS = ["blosc.zarr", "blosc.zarr.zip", "by_replay_buffer.zarr", "consolidated.
 
 @pytest.mark.parametrize("name", ZARRS)
 def test_replay_buffers_are_read(name, fixtures):
-    data = Dataset.open(fixtures / "diffusion_policy_zarr" / name)
+    data = open_dataset(fixtures / "diffusion_policy_zarr" / name)
     said = json.loads((fixtures / "expected" / f"zarr_{name}.json").read_text())
     for e, episode in enumerate(data):
         is_closed(episode, e, {STATE: "state", ACTION: "action", "observation.images.img": "image"})
@@ -111,7 +111,7 @@ def _zarr(tmp_path, suffix=""):
 
 
 def test_zarr_ends_that_leave_the_data(fixtures):
-    refused(fixtures / "broken/zarr_episode_ends", "expected 30 rows, the last of meta/episode_ends, found 22")
+    refused(fixtures / "broken/zarr_episode_ends", "it has 22 rows, but meta/episode_ends ends with 30")
 
 
 def test_a_chunk_that_is_lost_is_said(tmp_path):
@@ -128,10 +128,10 @@ def test_a_chunk_of_another_length_and_an_array_without_its_description_are_refu
     chunk = path / "data/state/0.0"
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-3])
-    refused(path, "data/state/0.0", "expected a whole chunk")
+    refused(path, "data/state/0.0", "which is not the length in its header")
     chunk.write_bytes(whole)
     (path / "data/state/.zarray").unlink()
-    refused(path, "data/state", "expected a file .zarray")
+    refused(path, "data/state", "the file .zarray, which describes the chunks, is missing")
 
 
 def test_zarr_codecs_that_could_run_code_or_are_unknown_are_left_out(tmp_path):
@@ -151,7 +151,7 @@ def test_float_pixels_that_are_none_are_refused(fixtures, tmp_path):
     values = np.frombuffer(chunk.read_bytes(), "<f4").copy()
     values[5] = 0.5
     chunk.write_bytes(values.tobytes())
-    refused(tmp_path / "z", "data/img, row 7", "expected pixels that are whole numbers from 0 to 255")
+    refused(tmp_path / "z", "data/img, row 7", "pixels must be whole numbers from 0 to 255")
 
 
 def _by_hand(folder, key):
@@ -197,7 +197,7 @@ RLDS = {STATE: "state", ACTION: "action", "next.reward": "reward", "next.termina
 
 def test_rlds_of_open_x(fixtures):
     path = fixtures / "rlds/tfrecord/closed_form/1.0.0"
-    data = Dataset.open(path)
+    data = open_dataset(path)
     assert (data.metadata["format"], data.metadata["version"], data.metadata["warnings"]) == ("rlds", "1.0.0", [])
     assert [e.metadata["split"] for e in data] == ["train", "train", "val", "val"]
     assert data.features()["observation.pose"] == Feature("float64", (2, 3))
@@ -217,7 +217,7 @@ def test_rlds_of_open_x(fixtures):
 def test_rlds_to_the_letter(fixtures):
     path = fixtures / "rlds/tfrecord/closed_form_spec/0.1.0"
     said = json.loads((fixtures / "expected/rlds_spec.json").read_text())["episodes"]
-    data = Dataset.open(path)  # as upstream reads it: every step one with an action
+    data = open_dataset(path)  # as upstream reads it: every step one with an action
     for episode, one in zip(data, said, strict=True):
         for name, key in ((STATE, "observation"), (ACTION, "action"), ("next.reward", "reward"), ("label", "label"),
                           ("packed", "packed"), ("raw", "raw"), ("discount", "discount")):
@@ -226,7 +226,7 @@ def test_rlds_to_the_letter(fixtures):
     assert "steps/ragged is left out" in str(data.metadata["warnings"])
     assert data.features()["packed"].dtype == "int16" and data.features()["label"].num_classes == (3,)
 
-    data = Dataset.open(path, final_step="observation")
+    data = open_dataset(path, final_step="observation")
     assert len(data.metadata["warnings"]) == 1
     for episode in data:
         e = episode.metadata["episode_id"]
@@ -239,7 +239,7 @@ def test_rlds_to_the_letter(fixtures):
 
 
 @pytest.mark.parametrize("name, parts", [
-    ("broken/rlds_crc", ["tfrecord-00001-of-00002, record 0", "expected the record's checksum, found another"]),
+    ("broken/rlds_crc", ["tfrecord-00001-of-00002, record 0", "the checksum of the record is wrong"]),
     ("broken/rlds_truncated", ["val.tfrecord-00000-of-00002, record 0", "the file is cut short"]),
     ("rlds/array_record/closed_form/1.0.0", ["in files of format array_record", "tfds convert_format"])])
 def test_rlds_that_is_refused(name, parts, fixtures):
@@ -256,13 +256,13 @@ def test_rlds_that_lacks_a_shard_a_record_or_says_nonsense(tmp_path):
     whole = shard.read_bytes()
     first = struct.unpack("<Q", whole[:8])[0] + 16
     shard.write_bytes(whole[:first])
-    refused(path, "expected 4 records, as dataset_info.json says, found 1")
+    refused(path, "it has 1 records, but dataset_info.json says 4")
     shard.write_bytes(zlib.compress(whole))
-    refused(path, "record 0", "expected the checksum of a record's length")
+    refused(path, "record 0", "the checksum of the record's length is wrong")
     shard.unlink()
-    refused(path, "expected shard 0 of split train, found none")
+    refused(path, "shard 0 of split train is missing")
     (path / "features.json").write_text('{"featuresDict": {"features": {"steps": 3}}}')
-    refused(path, "features.json", "expected the features of a TFDS data set")
+    refused(path, "features.json", "these are not the features of a TFDS data set")
 
 
 @pytest.mark.parametrize("gone", [lambda splits: splits[1].update(shardLengths=[]), lambda splits: splits.pop(1)])
@@ -393,7 +393,7 @@ def test_unpacked_lists_are_read_as_well(tmp_path):
     del features["featuresDict"]["features"]["episode_metadata"]
     (path / "features.json").write_text(json.dumps(features))
     (path / "understudy.npz").unlink()
-    np.testing.assert_array_equal(Dataset.open(path)[0].steps[ACTION], [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(open_dataset(path)[0].steps[ACTION], [[1, 2], [3, 4]])
 
 
 # -- OGBench --------------------------------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ def test_unpacked_lists_are_read_as_well(tmp_path):
 
 @pytest.mark.parametrize("name, episodes", [("closed-v0", [0, 1, 2, 3]), ("closed-v0-val", [3])])
 def test_ogbench(name, episodes, fixtures):
-    data = Dataset.open(fixtures / f"ogbench/{name}.npz")
+    data = open_dataset(fixtures / f"ogbench/{name}.npz")
     said = json.loads((fixtures / "expected/ogbench.json").read_text())["episodes"]
     assert len(data) == len(episodes)
     for episode, e in zip(data, episodes, strict=True):
@@ -416,7 +416,7 @@ def test_ogbench(name, episodes, fixtures):
 
 
 def test_ogbench_of_its_own_script(shared):
-    data = Dataset.open(shared / "data/ogbench/pointmaze-medium-navigate-v0-val.npz")
+    data = open_dataset(shared / "data/ogbench/pointmaze-medium-navigate-v0-val.npz")
     assert (len(data), data.steps, len(data[7].steps[STATE])) == (100, 100_000, 1001)
     with np.load(shared / "data/ogbench/pointmaze-medium-navigate-v0-val.npz") as raw:
         np.testing.assert_array_equal(data[99].steps[ACTION], raw["actions"][99 * 1001: 100 * 1001 - 1])
@@ -443,10 +443,10 @@ def test_ogbench_needs_what_was_seen_last_and_says_that_it_repeats_it(tmp_path):
 
 
 @pytest.mark.parametrize("changes, parts", [
-    ({"terminals": np.zeros(26)}, ["terminals", "expected 1 in the last row, 25, found 0"]),
-    ({"terminals": np.full(26, 0.5)}, ["terminals", "expected 0 or 1"]),
-    ({"terminals": np.ones(26)}, ["terminals[0]", "expected at least one action before the last observation"]),
-    ({"actions": np.zeros((25, 2))}, ["actions", "expected 26 rows"])])
+    ({"terminals": np.zeros(26)}, ["terminals", "the last row, 25, must be 1, but is 0"]),
+    ({"terminals": np.full(26, 0.5)}, ["terminals", "each row must have 0 or 1"]),
+    ({"terminals": np.ones(26)}, ["terminals[0]", "there is no action before the last observation"]),
+    ({"actions": np.zeros((25, 2))}, ["actions", "does not have 26 rows, as terminals has"])])
 def test_ogbench_that_makes_no_sense(changes, parts, tmp_path):
     terminals = np.zeros(26)
     terminals[[5, 7, 12, 25]] = 1
@@ -459,7 +459,7 @@ def test_terminals_alone_are_not_taken_for_ogbench(tmp_path):
     for more in ({}, {"qpos": np.zeros((22, 1)), "timeouts": np.zeros(22)}):
         np.savez(tmp_path / "d.npz", observations=np.zeros((22, 3)), actions=np.zeros((22, 2)), terminals=np.zeros(22),
                  **more)
-        refused(tmp_path / "d.npz", "expected an array episode_ends, found actions", "terminals do not say where")
+        refused(tmp_path / "d.npz", "there is no array episode_ends; there are actions", "terminals do not say where")
 
 
 # -- npz: one file ---------------------------------------------------------------------------------------------------
@@ -480,10 +480,10 @@ def test_integers_as_actions_are_choices_and_that_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("changes, parts", [
-    ({"success": np.array([1, 0, 0.5, 1])}, ["success[2]", "expected 0 or 1, found 0.5"]),
-    ({"terminals": np.r_[np.zeros(21), 0.5]}, ["terminals[21]", "expected 0 or 1, found 0.5"]),
-    ({"next.success": np.r_[2.0, np.zeros(21)]}, ["next.success[0]", "expected 0 or 1, found 2.0"]),
-    ({"fps": np.array([20, 20])}, ["d.npz, fps", "expected one number, of steps a second, found shape (2,)"])])
+    ({"success": np.array([1, 0, 0.5, 1])}, ["success[2]", "a flag must be 0 or 1, not 0.5"]),
+    ({"terminals": np.r_[np.zeros(21), 0.5]}, ["terminals[21]", "a flag must be 0 or 1, not 0.5"]),
+    ({"next.success": np.r_[2.0, np.zeros(21)]}, ["next.success[0]", "a flag must be 0 or 1, not 2.0"]),
+    ({"fps": np.array([20, 20])}, ["d.npz, fps", "it must be one number", "but has the shape (2,)"])])
 def test_npz_that_counted_as_something_else(changes, parts, tmp_path):
     refused(_npz(tmp_path / "d.npz", **changes), *parts)
 
@@ -494,7 +494,7 @@ def test_a_directory_whose_names_are_no_text_is_refused(tmp_path):
     data[at + 9] |= 8  # the flag that a name is in UTF-8
     data[at + 46] = 0xe8  # and its first byte
     (tmp_path / "d.npz").write_bytes(data)
-    refused(tmp_path / "d.npz", "d.npz: expected", "damaged", "can't decode")
+    refused(tmp_path / "d.npz", "d.npz: the zip file cannot be read", "damaged", "can't decode")
     assert [f.severity for f in audit(tmp_path / "d.npz").findings] == ["error"]
 
 
@@ -504,7 +504,7 @@ def test_an_entry_that_calls_itself_encrypted_or_packed_in_another_way_is_refuse
     data[data.index(b"PK\1\2") + at] = value  # in the directory: flags, and the way of packing
     data[data.index(b"PK\3\4") + at - 2] = value
     (tmp_path / "d.npz").write_bytes(data)
-    refused(tmp_path / "d.npz", "observations: expected a whole array, found damage")
+    refused(tmp_path / "d.npz", "observations: the array cannot be read")
 
 
 def test_arrays_that_may_have_been_meant_otherwise_are_said(tmp_path):
@@ -532,7 +532,7 @@ def test_a_file_and_what_is_kept_beside_it_are_written_together_or_not_at_all(tm
             write_dataset(bad.map(lambda e: e if len(e.steps[ACTION][0]) == 2 else 1 / 0), tmp_path / "d.npz", to)
         assert [p for p in tmp_path.iterdir() if p.name != "cache"] == []
     (tmp_path / "d.npz.understudy.npz").write_bytes(b"of another file")
-    with pytest.raises(UserError, match="kept beside another file"):
+    with pytest.raises(UserError, match="belongs to another data set of the same name"):
         write_dataset(data, tmp_path / "d.npz", "npz")
     assert not (tmp_path / "d.npz").exists()
 
@@ -544,14 +544,14 @@ PLAIN = {STATE: "state", ACTION: "action", "next.reward": "reward", "next.termin
 
 
 def test_folders_of_npz_and_csv(fixtures):
-    arrays, tables = Dataset.open(fixtures / "plain/npz"), Dataset.open(fixtures / "plain/csv")
+    arrays, tables = open_dataset(fixtures / "plain/npz"), open_dataset(fixtures / "plain/csv")
     for e in range(4):
         is_closed(arrays[e], e, {**PLAIN, "observation.images.image": "image"})
         is_closed(tables[e], e, PLAIN)
         np.testing.assert_allclose(tables[e].steps["timestamp"], np.arange(len(tables[e])) / 10)
     assert tables.fps == 10 and arrays.features()[STATE].dtype == "float32"
     assert tables.features()["next.terminated"].dtype == "bool"
-    is_closed(Dataset.open(fixtures / "plain/csv/episode_3.csv")[0], 3, PLAIN)
+    is_closed(open_dataset(fixtures / "plain/csv/episode_3.csv")[0], 3, PLAIN)
     refused(fixtures / "broken/plain_object.npz", "state", "a pickle")
 
 
@@ -566,26 +566,27 @@ GOOD = "state_0,state_1,action,note\n1,2,0.5,a\n3,4,1,b\n"
 
 
 @pytest.mark.parametrize("text, parts", [
-    ("state_0,state_2,action\n1,2,3\n", ["line 1", "expected state_1, found state_0, state_2"]),
-    ("state_1,state_2,action\n1,2,3\n", ["line 1", "expected state_0"]),
-    ("state_0,state,action\n1,2,3\n", ["line 1", "expected one column state"]),
-    ("state,observation,action\n1,2,3\n", ["line 1", "expected one column observation.state"]),
-    ("state,state,action\n1,2,3\n", ["line 1", "expected a name of its own for each column, found 'state'"]),
-    ("state,action\n1,2\n3\n", ["line 3", "expected 2 values, as there are names, found 1"]),
-    ("state,action\n1,2\n,3\n4,5\n", ["row 2, state", "expected a number, found ''"]),
-    ("state_0,state_1,action\n1,2,3\n4,five,6\n", ["row 2, state_1", "expected a number, found 'five'"]),
-    ("state,action,terminated\n1,2,0\n1,2,3\n", ["next.terminated", "expected 0 or 1, found 3"]),
+    ("state_0,state_2,action\n1,2,3\n", ["line 1", "there is no state_1, only state_0, state_2"]),
+    ("state_1,state_2,action\n1,2,3\n", ["line 1", "there is no state_0"]),
+    ("state_0,state,action\n1,2,3\n", ["line 1", "state is a second column state"]),
+    ("state,observation,action\n1,2,3\n", ["line 1", "observation is a second column observation.state"]),
+    ("state,state,action\n1,2,3\n", ["line 1", "a column has no name, or that of another column: 'state'"]),
+    ("state,action\n1,2\n3\n", ["line 3", "there are 1 values for 2 names"]),
+    ("state,action\n1,2\n,3\n4,5\n", ["row 2, state", "this is not a number: ''"]),
+    ("state_0,state_1,action\n1,2,3\n4,five,6\n", ["row 2, state_1", "this is not a number: 'five'"]),
+    ("state,action,terminated\n1,2,0\n1,2,3\n", ["next.terminated", "a flag must be 0 or 1, not 3"]),
     ("state,action\n1,\x002\n", ["control characters"]),
-    ("state,action\n", ["expected a line of names and at least one of values"]),
-    ("state,action\n\"1,2\n", ["expected comma-separated text"])])
+    ("state,action\n", ["there is no line of values"]),
+    ("state,action\n\"1,2\n", ["this is not comma-separated text"])])
 def test_tables_that_make_no_sense(text, parts, tmp_path):
     refused(_csv(tmp_path / "d", text), "episode_0.csv" if "3\n1,2,3" in text or "terminated" not in text else "d",
             *parts)
 
 
 def test_tables_that_disagree_with_each_other(tmp_path):
-    refused(_csv(tmp_path / "a", GOOD, GOOD.replace("note", "remark")), "episode_1.csv", "expected the columns of")
-    refused(_csv(tmp_path / "b", GOOD, GOOD.replace("1,2,0.5", "1,2,x")), "episode_1.csv", "action", "found text")
+    refused(_csv(tmp_path / "a", GOOD, GOOD.replace("note", "remark")), "episode_1.csv",
+            "note is missing, but other episodes have it")
+    refused(_csv(tmp_path / "b", GOOD, GOOD.replace("1,2,0.5", "1,2,x")), "episode_1.csv", "action", "this is text")
     data = read_all(_csv(tmp_path / "c", GOOD, GOOD.replace("3,4,1,b\n", "3,4.5,1,b")))
     assert data[0].steps[STATE].dtype == np.float64  # whole numbers in one file, not in the other
     assert "episode_1.csv: the last line does not end" in str(data.metadata["warnings"])
@@ -608,10 +609,10 @@ def test_a_csv_folder_that_was_written_holds_pictures_names_and_how_many_episode
     write_dataset(data, tmp_path / "d", "csv")
     assert (tmp_path / "d/episode_000003.csv").read_text().splitlines()[0].startswith("observation.state_0,")
     assert len(list((tmp_path / "d/episode_000003/front").glob("*.png"))) == 12
-    again = Dataset.open(tmp_path / "d")
+    again = open_dataset(tmp_path / "d")
     assert again.features() == data.features() and again.fingerprint() == data.fingerprint()
     (tmp_path / "d/episode_000003.csv").unlink()
-    refused(tmp_path / "d", "expected 4 episodes, as dataset.json says, found 3 files")
+    refused(tmp_path / "d", "there are 3 files, but dataset.json says 4 episodes")
 
 
 def test_a_folder_of_npz_that_disagrees(tmp_path):
@@ -619,7 +620,8 @@ def test_a_folder_of_npz_that_disagrees(tmp_path):
     for i, (n, width) in enumerate([(3, 2), (4, 2), (5, 3)]):
         np.savez(tmp_path / f"d/e{i}.npz", state=np.zeros((n + 1, width)), action=np.zeros((n, 1)), task="go", fps=20,
                  seed=i)
-    refused(tmp_path / "d", "e2.npz, observation.state", "expected float64 (2,) as in e0.npz, found float64 (3,)")
+    refused(tmp_path / "d", "e2.npz, observation.state",
+            "it is float64 (3,), but float64 (2,) in the first episode")
     (tmp_path / "d/e2.npz").unlink()
     data = read_all(tmp_path / "d")
     assert [(len(e), len(e.steps[STATE]), e.metadata["seed"]) for e in data] == [(3, 4, 0), (4, 5, 1)]
@@ -635,10 +637,10 @@ def test_the_only_data_set_below_a_folder_is_meant(tmp_path):
     (tmp_path / "in/readme.md").write_text("hello")
     write_dataset(demonstrations(cameras=False), deep / "c", "rlds")
     for level in ("in", "in/a", "in/a/b", "in/a/b/c"):
-        assert format_of(tmp_path / level) == "rlds" and len(Dataset.open(tmp_path / level)) == 4
-    refused(tmp_path, "found a folder without meta/info.json")  # four levels down
+        assert format_of(tmp_path / level) == "rlds" and len(open_dataset(tmp_path / level)) == 4
+    refused(tmp_path, "a folder without meta/info.json")  # four levels down
     _npz(tmp_path / "in/a/other.npz")
-    refused(tmp_path / "in", "expected one data set, found a folder of 2", "a/b/c", "a/other.npz")
+    refused(tmp_path / "in", "this is a folder of 2 data sets", "a/b/c", "a/other.npz")
     assert format_of(tmp_path / "in/a/b") == "rlds"
 
 

@@ -18,7 +18,7 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data import video
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import WRITERS, conversion_losses, write_dataset
+from understudy.data.formats import WRITERS, conversion_losses, open_dataset, write_dataset
 
 HERE = Path(__file__).parent
 
@@ -41,7 +41,7 @@ def rows(path):
 def test_what_lerobot_wrote_is_read_and_written_again_as_it_was(name, tmp_path):
     """Metadata, tables and statistics are those of lerobot 0.3.3 for the same values."""
     theirs = LEROBOT / name
-    data = Dataset.open(theirs)
+    data = open_dataset(theirs)
     for e, episode in enumerate(data):
         want = closed_form.episode(e)
         assert np.array_equal(episode.steps["observation.state"], want["state"])
@@ -76,7 +76,7 @@ def test_what_lerobot_wrote_is_read_and_written_again_as_it_was(name, tmp_path):
 
 def test_everything_is_read_again(tmp_path):
     data = closed(images=True)
-    again = Dataset.open(written(tmp_path / "d"))
+    again = open_dataset(written(tmp_path / "d"))
     assert again.fingerprint() == data.fingerprint() and again.metadata["version"] == "v2.1"
     assert len(again[0].steps["observation.state"]) == len(again[0]) + 1  # what was seen last
     assert "observation.state: the row after the last action" in map(
@@ -95,7 +95,7 @@ def test_chunks_and_one_video_an_episode(tmp_path, monkeypatch):
     for e, n in enumerate(closed_form.LENGTHS):
         assert (path / f"data/chunk-{e // 2:03d}/episode_{e:06d}.parquet").exists()
         assert video.count_frames(path / f"videos/chunk-{e // 2:03d}/{CAMERA}/episode_{e:06d}.mp4") == n
-    again = Dataset.open(path)
+    again = open_dataset(path)
     for e in range(4):
         seen = again[e].steps[CAMERA][: closed_form.LENGTHS[e]].astype(int)
         assert np.abs(seen - closed(images=True)[e].steps[CAMERA][: len(seen)]).mean() < 4
@@ -136,7 +136,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert main(["inspect", path, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["version"], said["episodes"], said["steps"], said["fps"]) == ("v2.1", 4, 22, 10)
-    assert Dataset.open(path).fingerprint() == Dataset.open(LEROBOT / "v3.0/images").fingerprint()
+    assert open_dataset(path).fingerprint() == open_dataset(LEROBOT / "v3.0/images").fingerprint()
     assert main(["convert", str(LEROBOT / "v3.0/images"), path, "--to", "lerobot-v2.1"]) == 2
     assert "expected nothing here" in capsys.readouterr().err
     assert "lerobot-v2.1" in WRITERS
@@ -147,7 +147,7 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path):
     with pytest.raises(UserError, match="episode 1, column"):
         written(tmp_path / "d", bad)
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == []
-    with pytest.raises(UserError, match="expected at least one episode"):
+    with pytest.raises(UserError, match="there are no episodes"):
         written(tmp_path / "d", Dataset([]))
 
 
@@ -157,8 +157,8 @@ def test_tasks_that_are_no_numbered_texts_are_refused(change, tmp_path):
     file = written(tmp_path / "d") / "meta/tasks.jsonl"
     first, *others = rows(file)
     file.write_text("".join(json.dumps(r) + "\n" for r in [{**first, **change}, *others]))
-    with pytest.raises(UserError, match=r"tasks.jsonl: expected a task_index, an integer, and its task, a text, found"):
-        Dataset.open(tmp_path / "d")
+    with pytest.raises(UserError, match=r"tasks.jsonl: a task needs an integer and a text, but has"):
+        open_dataset(tmp_path / "d")
 
 
 @pytest.mark.parametrize("shape", [["", 48, 3], [True, 48, 3], [0, 48, 3], [-32, 48, 3], [1.5, 48, 3]])
@@ -168,5 +168,5 @@ def test_a_picture_of_an_impossible_size_is_refused(shape, tmp_path):
     name = next(n for n, f in info["features"].items() if f["dtype"] in ("image", "video"))
     info["features"][name] |= {"shape": shape, "names": ["height", "width", "channels"]}
     file.write_text(json.dumps(info))
-    with pytest.raises(UserError, match=rf"{name}: expected the shape \(height, width, channels\) of an image"):
-        Dataset.open(tmp_path / "d")
+    with pytest.raises(UserError, match=rf"{name}: .* is not the shape \(height, width, channels\) of an image"):
+        open_dataset(tmp_path / "d")

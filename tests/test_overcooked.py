@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from understudy.core import UserError
-from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset
 
 LAYOUT = [["X", "P", "X"], ["O", " ", "S"], ["X", "D", "X"]]
 
@@ -33,7 +33,7 @@ def written(path, rows):
 
 
 def test_a_trial_is_an_episode_for_each_person_in_it(tmp_path):
-    data = Dataset.open(written(tmp_path / "trials.csv", [row(0), row(1)]))
+    data = open_dataset(written(tmp_path / "trials.csv", [row(0), row(1)]))
     assert [len(e) for e in data] == [2, 2] and [e.metadata["player"] for e in data] == [0, 1]
     mine, other = ([1, 1, 0, -1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 1, 0])
     for episode, seen, action in zip(data, (mine + other, other + mine), (3, 5), strict=True):
@@ -53,7 +53,7 @@ def test_a_trial_is_an_episode_for_each_person_in_it(tmp_path):
 
 def test_only_people_demonstrate_and_smaller_kitchens_are_padded(tmp_path):
     wide = json.dumps([line + ["X"] for line in LAYOUT])
-    data = Dataset.open(written(tmp_path / "trials.csv", [
+    data = open_dataset(written(tmp_path / "trials.csv", [
         row(0, player_1_is_human=False), row(0, trial_id="b", layout=wide, layout_name="wide")]))
     assert [(e.metadata["trial"], e.metadata["player"], e.metadata["layout_name"]) for e in data] == [
         ("a", 0, "small"), ("b", 0, "wide"), ("b", 1, "wide")]
@@ -62,23 +62,23 @@ def test_only_people_demonstrate_and_smaller_kitchens_are_padded(tmp_path):
 
 
 @pytest.mark.parametrize("rows, said", [
-    ([row(0), row(2)], "row 1, cur_gameloop: expected step 2 of the game after 1, found 3"),
-    ([row(0, joint_action='[[9, 9], "interact"]')], "row 0, joint_action: expected two actions"),
-    ([row(0, state="{")], "row 0, state: expected JSON"),
-    ([row(0, state='{"players": []}')], "row 0, state: expected two players, found 0"),
-    ([row(0, layout="")], "expected the layout 'small', found none"),
-    ([row(0, layout='["XX", "X"]')], "layout: expected rows of equal length"),
-    ([row(0, reward="much")], "row 0, reward: expected a number, found 'much'"),
-    ([row(0, layout='["X"]')], "row 0, state, objects: expected a place in a kitchen of 1 by 1, found 1, 0"),
+    ([row(0), row(2)], "row 1, cur_gameloop: step 3 of the game follows step 1"),
+    ([row(0, joint_action='[[9, 9], "interact"]')], "row 0, joint_action: [[9, 9], 'interact'] is not two actions"),
+    ([row(0, state="{")], "row 0, state: this is not JSON"),
+    ([row(0, state='{"players": []}')], "row 0, state: there are 0 players instead of two"),
+    ([row(0, layout="")], "the layout 'small' is not known"),
+    ([row(0, layout='["XX", "X"]')], "layout: the rows of the grid differ in length"),
+    ([row(0, reward="much")], "row 0, reward: this is not a number: 'much'"),
+    ([row(0, layout='["X"]')], "row 0, state, objects: the position 1, 0 is outside the kitchen of 1 by 1"),
 ])
 def test_what_is_wrong_is_said_with_its_row(tmp_path, rows, said):
     with pytest.raises(UserError) as error:
-        Dataset.open(written(tmp_path / "trials.csv", rows))
+        open_dataset(written(tmp_path / "trials.csv", rows))
     assert said in str(error.value) and "trials.csv" in str(error.value)
 
 
 def test_trials_of_2020(shared):
-    data = Dataset.open(shared / "fixtures/overcooked")
+    data = open_dataset(shared / "fixtures/overcooked")
     with open(shared / "fixtures/overcooked/dummy_2020_two_trials.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [len(e) for e in data] == [60] * 4 and data.metadata["format"] == "overcooked"
@@ -96,6 +96,6 @@ def test_trials_of_2020(shared):
 def test_trials_of_2019_have_the_returns_that_are_known_of_them(shared):
     """89 in training, 91 in the test set (SOURCE.md), of 39 and 37 trials."""
     for name, trials, known in (("train", 39, 89), ("test", 37, 91)):
-        data = Dataset.open(shared / f"data/overcooked/human_human_2019_{name}.parquet")
+        data = open_dataset(shared / f"data/overcooked/human_human_2019_{name}.parquet")
         assert len(data) == 2 * trials
         assert round(np.mean([e.steps["next.reward"].sum() for e in data])) == known

@@ -20,7 +20,7 @@ from understudy.audit.base import AuditReport, Finding, Location
 from understudy.cli import main
 from understudy.data import video
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import npz
+from understudy.data.formats import npz, open_dataset
 from understudy.studio import html_page
 
 STATE = "observation.state"
@@ -176,7 +176,7 @@ def test_it_runs_no_code_but_its_own_and_asks_for_nothing(tmp_path, monkeypatch)
 
 
 def test_frames_are_those_of_their_rows(shared, tmp_path):
-    source = Dataset.open(shared / "fixtures/lerobot/v3.0/video_h264")
+    source = open_dataset(shared / "fixtures/lerobot/v3.0/video_h264")
     camera = next(n for n, f in source.features().items() if f.kind == "image")
     report = AuditReport((Finding("here", "note", "", "", Location(None, 2, 7, None)),))
     _, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", source, report))
@@ -269,7 +269,7 @@ def test_rerun_has_the_frames(tmp_path, shared):
     reader = pytest.importorskip("rerun.chunk", reason="extra rerun not installed")
     from understudy.studio import rrd
 
-    data = Dataset.open(shared / "fixtures/lerobot/v3.0/video_h264")
+    data = open_dataset(shared / "fixtures/lerobot/v3.0/video_h264")
     camera = next(n for n, f in data.features().items() if f.kind == "image")
     file, found = rrd.write_rrd(tmp_path / "a.rrd", data), {}
     for chunk in reader.RrdReader(str(file)).stream():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from understudy import Dataset
+from understudy import open_dataset
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.formats import preview_dataset
@@ -111,7 +111,7 @@ def test_a_registered_environment_and_format_are_used_like_ours(site, tmp_path):
     assert env.rows == 3 and "observation.state" in env.features
     rng = np.random.default_rng(0)
     np.savetxt(tmp_path / "demo.tiny", rng.normal(size=(30, 4)))
-    data = Dataset.open(tmp_path / "demo.tiny")
+    data = open_dataset(tmp_path / "demo.tiny")
     assert len(data) == 1 and data[0].steps["action"].shape == (30, 2)
     assert len(preview_dataset(tmp_path / "demo.tiny")) == 1
     out = tmp_path / "run"

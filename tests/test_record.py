@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from understudy.core import Feature, UserError
 from understudy.data import journal
 from understudy.data import recorder as recording
-from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import lerobot
+from understudy.data.episode import Episode
+from understudy.data.formats import lerobot, open_dataset
 from understudy.data.recorder import Recorder, publish, repair
 
 STATE, FRONT = "observation.state", "observation.images.front"
@@ -56,7 +56,7 @@ def test_what_is_recorded_is_what_is_read(tmp_path):
             end = {STATE: np.float32([number, 99])} if number != 1 else {}
             assert show(r, number, 4 + number, True, success=number == 1, obs=end, scene=number) == number
     assert saved == [0, 1, 2]
-    data = Dataset.open(tmp_path / "d")
+    data = open_dataset(tmp_path / "d")
     assert (data.fps, data.metadata["robot_type"], data.metadata["warnings"]) == (20, "arm", [])
     assert data.features()[STATE] == SCHEMA[STATE]
     for number, episode in enumerate(data):
@@ -68,7 +68,7 @@ def test_what_is_recorded_is_what_is_read(tmp_path):
     assert not list((tmp_path / "d").rglob("*.part"))
     with Recorder(SEEN, tmp_path / "d", fps=20, clock=None) as r:  # goes on
         assert show(r, 3, 2, True) == 3
-    assert [len(e) for e in Dataset.open(tmp_path / "d")] == [4, 5, 6, 2]
+    assert [len(e) for e in open_dataset(tmp_path / "d")] == [4, 5, 6, 2]
 
 
 def test_the_last_episode_is_labelled_discarded_and_recorded_again(tmp_path):
@@ -85,7 +85,7 @@ def test_the_last_episode_is_labelled_discarded_and_recorded_again(tmp_path):
             r.label(quality=1)
         r.discard()
         assert r.end() is None and show(r, 2, 1) == 2
-    data = Dataset.open(tmp_path / "d")
+    data = open_dataset(tmp_path / "d")
     assert [holds(e, n, s) for e, n, s in zip(data, range(3), (2, 3, 1), strict=True)] == [True] * 3
     assert data[0].metadata == {"success": False, "quality": 3, "dropped": 0}
 
@@ -100,7 +100,7 @@ def test_late_steps_are_facts_and_keep_their_own_times(tmp_path):
         with pytest.raises(UserError, match="times must increase, but 5.1 comes after 5.1"):
             r.step(*told(1, 0), time=5.1)
         r.end()
-    data = Dataset.open(tmp_path / "d")
+    data = open_dataset(tmp_path / "d")
     np.testing.assert_allclose(data[0].steps["timestamp"], times, atol=1e-6)
     assert [(e.metadata["late"], e.metadata["dropped"]) for e in data] == [(2, 0), (0, 0)]
 
@@ -120,7 +120,7 @@ def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypat
     slow[0] = False
     r.end()
     r.close()
-    episode = Dataset.open(tmp_path / "d")[0]
+    episode = open_dataset(tmp_path / "d")[0]
     assert holds(episode, 0, 5) and episode.metadata["dropped"] == 5
     slow[0] = True
     # 20 bytes a step
@@ -135,7 +135,7 @@ def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypat
     r.end()
     r.close()
     assert at == [True] * 3 + [False, False, True]
-    np.testing.assert_allclose(Dataset.open(tmp_path / "timed")[0].steps["timestamp"], [0, 1, 2, 5])
+    np.testing.assert_allclose(open_dataset(tmp_path / "timed")[0].steps["timestamp"], [0, 1, 2, 5])
 
 
 def test_mistakes_name_the_column(tmp_path):
@@ -162,7 +162,7 @@ def test_mistakes_name_the_column(tmp_path):
     with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None) as again:  # the refused ones hold no lock
         refused("'action': expected float32 .* as in the other episodes", lambda: again.add(
             Episode({STATE: np.zeros((2, 2), np.float32), "action": np.zeros((2, 3), np.float32)})))
-    assert len(Dataset.open(tmp_path / "d")) == 1
+    assert len(open_dataset(tmp_path / "d")) == 1
 
 
 # -- what is there while it runs, and after it stopped --------------------------------------------------------------
@@ -178,13 +178,13 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     for t in range(4):
         r.step(*told(2, t, True))
     _settled(r)
-    live = Dataset.open(tmp_path / "d")
+    live = open_dataset(tmp_path / "d")
     assert [holds(e, n, s) for e, n, s in zip(live, (0, 1), (3, 2), strict=True)] == [True, True]
     assert live.metadata["warnings"] == ["it is being recorded: 1 episode not in the files yet"]
     assert (live[1].steps[FRONT][:, 0, 0, 0] == [10, 11]).all() and live[1].metadata["success"]
     assert main(["repair", str(tmp_path / "d")]) == 2 and "another recorder is working" in capsys.readouterr().err
     r._lock.close()  # as if its process were gone
-    left = Dataset.open(tmp_path / "d")
+    left = open_dataset(tmp_path / "d")
     assert (
         "understudy repair" in left.metadata["warnings"][0]
         and "one that was not finished" in left.metadata["warnings"][0]
@@ -197,7 +197,7 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     assert err == ("lost: episode 2 was not finished: its 4 steps are kept, with the fact \"interrupted\"; training "
                    "leaves it out unless asked (--include-interrupted)\n")
     assert all(p.read_bytes() == b for p, b in before.items()) and before
-    data = Dataset.open(tmp_path / "d")
+    data = open_dataset(tmp_path / "d")
     assert data[:2].fingerprint() == live.fingerprint() and data.metadata["warnings"] == []
     assert holds(data[2], 2, 4) and data[2].metadata == {"interrupted": True}
     assert main(["repair", str(tmp_path / "d")]) == 0 and "Nothing was left" in capsys.readouterr().out
@@ -240,8 +240,8 @@ def test_the_command_that_records_tells_of_what_was_interrupted(tmp_path, capsys
     d, args = tmp_path / "d", ["record", "fork", "--out", str(tmp_path / "d"), "--episodes"]
     assert main([*args, "1"]) == 0
     assert "interrupted" not in capsys.readouterr().err
-    first = Dataset.open(d)[0]
-    r = Recorder(first.features(), d, fps=Dataset.open(d).fps, clock=None)
+    first = open_dataset(d)[0]
+    r = Recorder(first.features(), d, fps=open_dataset(d).fps, clock=None)
     r.begin(**{k: first.metadata[k] for k in ("env", "by")}, seed=recording_seed(0), number=1)
     for t in range(3):
         row = {n: first.steps[n][t] for n in first.steps}
@@ -251,7 +251,7 @@ def test_the_command_that_records_tells_of_what_was_interrupted(tmp_path, capsys
     assert main([*args, "3"]) == 0
     err = capsys.readouterr().err
     assert f"warning: {d}: episode 1 was not finished: its 3 steps are kept" in err and ".py" not in err
-    assert [bool(e.metadata.get("interrupted")) for e in Dataset.open(d)] == [False, True, False]
+    assert [bool(e.metadata.get("interrupted")) for e in open_dataset(d)] == [False, True, False]
 
 
 def test_a_recording_without_an_episode_can_be_inspected(tmp_path, capsys):
@@ -266,10 +266,10 @@ def test_a_recording_without_an_episode_can_be_inspected(tmp_path, capsys):
     assert found["features"][STATE] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
     assert main(["inspect", str(tmp_path / "d")]) == 0
     assert main(["train", "bc", str(tmp_path / "d"), "--out", str(tmp_path / "run")]) == 2
-    assert "expected at least one episode" in capsys.readouterr().err
+    assert "there are no episodes" in capsys.readouterr().err
     with Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None) as r:
         show(r, 0, 2)
-    assert holds(Dataset.open(tmp_path / "d")[0], 0, 2)
+    assert holds(open_dataset(tmp_path / "d")[0], 0, 2)
 
 
 @pytest.mark.slow
@@ -289,7 +289,7 @@ def test_upstream_lerobot_opens_it(tmp_path):
     assert (int(found["episodes"]), int(found["fps"])) == (3, 10)
     np.testing.assert_array_equal(found[STATE], [[n, t] for n in range(3) for t in range(4)])
     np.testing.assert_array_equal(found["timestamp"],
-                                  np.concatenate([e.steps["timestamp"] for e in Dataset.open(tmp_path / "d")]))
+                                  np.concatenate([e.steps["timestamp"] for e in open_dataset(tmp_path / "d")]))
 
 
 def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch):
@@ -306,7 +306,7 @@ def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch)
         assert len(there) == 8 and all(holds(e, n, 3) for n, e in enumerate(there))
         assert json.loads((tmp_path / "d/meta/info.json").read_text())["total_episodes"] == 7  # the last may change
     assert worker.poll() == 0
-    assert all(holds(e, n, 3) for n, e in enumerate(Dataset.open(tmp_path / "d")))
+    assert all(holds(e, n, 3) for n, e in enumerate(open_dataset(tmp_path / "d")))
 
 
 def _settled(r: Recorder) -> None:
@@ -387,10 +387,10 @@ def test_segments_that_are_in_the_files_already_are_not_put_there_twice(tmp_path
         m.setattr(Path, "unlink", unlink)
         with pytest.raises(KeyboardInterrupt):
             publish(tmp_path / "d")
-    between = Dataset.open(tmp_path / "d")
+    between = open_dataset(tmp_path / "d")
     assert len(between) == 5 and between.metadata["warnings"] == []
     assert publish(tmp_path / "d").episodes == 0
-    assert Dataset.open(tmp_path / "d").fingerprint() == between.fingerprint()
+    assert open_dataset(tmp_path / "d").fingerprint() == between.fingerprint()
 
 
 # -- full disks -----------------------------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ def test_a_full_disk_is_said_at_the_next_step_and_costs_no_saved_episode(tmp_pat
     full[0] = False
     assert saved == [0]
     done = repair(tmp_path / "d")
-    data = Dataset.open(tmp_path / "d")
+    data = open_dataset(tmp_path / "d")
     assert done.episodes == 2 and holds(data[0], 0, 3) and holds(data[1], 1, 1) and data[1].metadata["interrupted"]
 
 
@@ -449,7 +449,7 @@ def test_a_limit_of_file_sizes_stands_in_for_a_full_disk(tmp_path):
     saved = [int(line.split()[1]) for line in done.stdout.splitlines()]
     assert saved == list(range(len(saved))) and len(saved) > 0
     repair(path)
-    data = Dataset.open(path)
+    data = open_dataset(path)
     assert len(data) >= len(saved) and all(holds(e, n % 20, 3) for n, e in zip(saved, data, strict=False))
 
 
@@ -491,7 +491,7 @@ def test_a_recording_that_no_policy_can_read_is_refused_before_it_begins(tmp_pat
     with Recorder(own, tmp_path / "d", clock=None, require_observation=False) as r:
         r.step({"qpos": np.zeros(2, np.float32), "front": np.zeros((8, 8, 3), np.uint8)}, np.zeros(1, np.float32))
         r.end()
-    assert set(Dataset.open(tmp_path / "d")[0].steps) >= {"qpos", "front", "action"}
+    assert set(open_dataset(tmp_path / "d")[0].steps) >= {"qpos", "front", "action"}
 
 
 def test_a_column_that_no_policy_reads_is_told_of(tmp_path):
@@ -520,7 +520,7 @@ def test_numbers_that_are_none_are_refused_and_cost_nothing_that_was_recorded(tm
         with pytest.raises(UserError, match="column 'action'.*step 1"):
             r.add(Episode({**{n: np.zeros((2, *f.shape), f.dtype) for n, f in schema.items()},
                            "action": np.float32([[0], [np.nan]])}))
-    assert [len(e) for e in Dataset.open(tmp_path / "d")] == [2]
+    assert [len(e) for e in open_dataset(tmp_path / "d")] == [2]
 
 
 def test_a_sensor_that_gave_nothing_is_recorded_as_such(tmp_path):
@@ -532,5 +532,5 @@ def test_a_sensor_that_gave_nothing_is_recorded_as_such(tmp_path):
             r.step({STATE: np.zeros(2), force: np.full(3, np.nan), f"{force}?": True}, np.zeros(1))
         assert f"{force}?" in error.value.hint
         r.end()
-    episode = Dataset.open(tmp_path / "d")[0]
+    episode = open_dataset(tmp_path / "d")[0]
     assert not episode.steps[f"{force}?"].any() and (episode.steps[force] == 0).all()

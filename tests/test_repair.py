@@ -15,7 +15,7 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data import recovery as module
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import lerobot, write_dataset
+from understudy.data.formats import lerobot, open_dataset, write_dataset
 from understudy.data.recovery import recover
 
 STATE, FRONT = "observation.state", "observation.images.front"
@@ -59,7 +59,7 @@ def damaged(path: Path, tmp_path: Path, capsys, numbers: list[int], *said: str) 
     err = capsys.readouterr().err
     assert all(s in err for s in said) and "understudy-" not in err, err
     assert kept(path) == before
-    assert right(Dataset.open(tmp_path / "out"), numbers, lambda n: 4 + n)
+    assert right(open_dataset(tmp_path / "out"), numbers, lambda n: 4 + n)
     assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 2
 
 
@@ -192,12 +192,12 @@ def test_messages_before_the_cut_of_an_mcap(shared, tmp_path):
     ("lerobot_v21_missing_episode", [0, 1, 3], "episode_000002")])
 def test_the_broken_files_of_others(shared, tmp_path, capsys, name, whole, lost):
     manifest = json.loads((shared / "fixtures/broken/MANIFEST.json").read_text())
-    original = Dataset.open(shared / "fixtures" / manifest[name]["copy_of"])
+    original = open_dataset(shared / "fixtures" / manifest[name]["copy_of"])
     shutil.copytree(shared / "fixtures/broken" / name, tmp_path / "d")
     before = kept(tmp_path / "d")
     assert main(["repair", str(tmp_path / "d"), "--out", str(tmp_path / "out")]) == 0
     assert lost in capsys.readouterr().err and kept(tmp_path / "d") == before
-    found = Dataset.open(tmp_path / "out")
+    found = open_dataset(tmp_path / "out")
     assert len(found) == len(whole)
     for e, n in zip(found, whole, strict=True):
         for column in ("observation.state", "action"):
@@ -218,7 +218,7 @@ def rescued(path: Path, tmp_path: Path, capsys, numbers: list[int], *said: str) 
     err = capsys.readouterr().err
     assert all(s in err for s in said) and "understudy-" not in err and "Traceback" not in err, err
     assert kept(path) == before
-    found, whole = Dataset.open(tmp_path / "out"), some(max(numbers) + 1)
+    found, whole = open_dataset(tmp_path / "out"), some(max(numbers) + 1)
     assert len(found) == len(numbers)
     for e, n in zip(found, numbers, strict=True):
         for name in (STATE, "action"):
@@ -292,17 +292,17 @@ def test_records_and_shards_of_rlds(shared, tmp_path, capsys):
     pytest.importorskip("google_crc32c")
     path = tmp_path / "closed_form/1.0.0"
     shutil.copytree(shared / "fixtures/rlds/tfrecord/closed_form/1.0.0", path)
-    whole = Dataset.open(path)
+    whole = open_dataset(path)
     next(path.glob("*-train.tfrecord-00000-of-*")).unlink()
     assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
     assert "train.tfrecord-00000" in (err := capsys.readouterr().err) and "the file is missing" in err
-    found = Dataset.open(tmp_path / "out")
+    found = open_dataset(tmp_path / "out")
     states = [e.steps[STATE].tobytes() for e in whole]
     assert 0 < len(found) < len(whole) and all(e.steps[STATE].tobytes() in states for e in found)
 
 
 @pytest.mark.parametrize("name, count, said", [
-    ("act_short_qpos.hdf5", None, "expected 5 rows, as action has, found 4"),
+    ("act_short_qpos.hdf5", None, "it has 4 rows instead of 5, as action has"),
     ("plain_object.npz", None, "pickle"), ("rlds_crc", 3, "its checksum is wrong"),
     ("rlds_truncated", 3, "cut short or damaged"), ("robomimic_lengths.hdf5", 3, "demo_0: "),
     ("zarr_episode_ends", 3, "episode 3"), ("mcap_truncated.mcap", 1, "after 24 messages"),
@@ -317,7 +317,7 @@ def test_the_broken_files_of_every_format(shared, tmp_path, capsys, name, count,
     assert said in err and "Traceback" not in err and kept(source) == before
     assert (tmp_path / "out").exists() == (count is not None)
     if count is not None:
-        assert len(Dataset.open(tmp_path / "out")) == count
+        assert len(open_dataset(tmp_path / "out")) == count
 
 
 @pytest.mark.parametrize("to", ["minari", "act"])
@@ -335,7 +335,7 @@ def test_what_was_kept_beside_the_data_goes_with_the_episodes_that_remain(tmp_pa
         del f[lost]
     assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
     assert "understudy.npz" not in capsys.readouterr().err
-    found = Dataset.open(tmp_path / "out")
+    found = open_dataset(tmp_path / "out")
     assert found.fps == 7.5 and [e.metadata["tired"] for e in found] == [0.0, 0.2]
     for e, n in zip(found, (0, 2), strict=True):
         for name in (STATE, "action", "operator.mood"):
@@ -344,7 +344,7 @@ def test_what_was_kept_beside_the_data_goes_with_the_episodes_that_remain(tmp_pa
     beside.write_bytes(beside.read_bytes()[:-40])
     assert main(["repair", str(path), "--out", str(tmp_path / "less")]) == 0
     assert f"lost: {beside}: what was kept beside the data" in capsys.readouterr().err
-    assert len(Dataset.open(tmp_path / "less")) == 2
+    assert len(open_dataset(tmp_path / "less")) == 2
 
 
 def test_a_d4rl_file_that_does_not_say_where_episodes_end(tmp_path, capsys):
@@ -354,4 +354,4 @@ def test_a_d4rl_file_that_does_not_say_where_episodes_end(tmp_path, capsys):
         f["rewards"], f["terminals"] = np.zeros(6), np.zeros(6, bool)
     assert main(["repair", str(tmp_path / "d.hdf5"), "--out", str(tmp_path / "no")]) == 2
     assert main(["repair", str(tmp_path / "d.hdf5"), "--out", str(tmp_path / "out"), "--max-episode-steps", "3"]) == 0
-    assert [len(e) for e in Dataset.open(tmp_path / "out")] == [3, 3]
+    assert [len(e) for e in open_dataset(tmp_path / "out")] == [3, 3]

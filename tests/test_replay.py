@@ -8,6 +8,7 @@ import torch
 
 from understudy.core import Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset
 from understudy.envs import make
 from understudy.envs.base import Env, StepResult
 from understudy.envs.fork import Fork
@@ -168,7 +169,7 @@ def test_own_demonstrations_that_say_how_they_began_are_replayed(tmp_path):
         file = tmp_path / f"{first}.npz"
         np.savez(file, observations=seen, actions=np.float32(done), episode_ends=ends, env=[name] * 3, seed=[7] * 3,
                  number=np.arange(3) + first)
-        found = replay(Dataset.open(file), make(name, 2))
+        found = replay(open_dataset(file), make(name, 2))
         assert [t.divergence and t.divergence.step for t in found.episodes] == ([0] * 3 if first else [None] * 3)
         assert [t.steps for t in found.episodes] == [30] * 3
 

@@ -390,7 +390,7 @@ def test_what_is_no_number_is_refused_by_place(tmp_path, column, value):
     spoiled = np.array(data[3].steps[column])
     spoiled[5, 1] = value
     data = Dataset([e.replace({column: spoiled}) if i == 3 else e for i, e in enumerate(data)])
-    with pytest.raises(UserError, match=rf"expected finite numbers, found {value}") as error:
+    with pytest.raises(UserError, match=rf"the value is not finite: {value}") as error:
         run(tmp_path / "run", plain(), data, val_fraction=[0])
     assert "episode 3, step 5" in str(error.value) and f"{column}[1]" in str(error.value)
 

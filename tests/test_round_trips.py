@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import WRITERS, conversion_losses, sidecar, write_dataset
+from understudy.data.formats import WRITERS, conversion_losses, open_dataset, sidecar, write_dataset
 from understudy.data.formats import _format_module as module
 
 FORMATS = tuple(WRITERS)
@@ -105,7 +105,7 @@ def write(data: Dataset, path: Path, to: str) -> tuple[Dataset, set[str]]:
     options = {"images": "png"} if to.startswith("lerobot") else {}
     lost = {loss.subject for loss in conversion_losses(data, to, **options) if not loss.in_sidecar}
     write_dataset(data, path, to, **options)
-    return Dataset.open(path), lost
+    return open_dataset(path), lost
 
 
 def same(one: Dataset, other: Dataset, lost: set[str], what: str) -> None:
@@ -157,12 +157,11 @@ def pair(data: Dataset, a: str, b: str, folder: Path) -> None:
     second, then = write(first, folder / "b", b)
     same(data, second, lost | then, what)
     sidecar.sidecar_path(folder / "a").unlink(missing_ok=True)
-    alone = Dataset.open(folder / "a")
+    alone = open_dataset(folder / "a")
     held(data, alone, a, a)
     write(alone, folder / "c", b)
     sidecar.sidecar_path(folder / "c").unlink(missing_ok=True)
-    held(alone, Dataset.open(folder / "c"), b, what)
-    
+    held(alone, open_dataset(folder / "c"), b, what)
 
 def run(a: str, bs, folder: Path, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None,

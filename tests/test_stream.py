@@ -24,8 +24,7 @@ from test_formats import LEROBOT
 from understudy import Policy, PolicyConfig, Window, fit
 from understudy.cli import main
 from understudy.core import UserError
-from understudy.data.episode import Dataset
-from understudy.data.formats import lerobot, remote
+from understudy.data.formats import lerobot, open_dataset, remote
 from understudy.data.stream import ShardStream, _chunk_episodes, _expand_braces
 from understudy.data.window import Goal
 from understudy.heads.regression import Regression
@@ -159,7 +158,7 @@ def test_any_lengths_any_buffer_any_size(lengths, buffer, size, seed):
 def test_what_others_wrote(tmp_path):
     """The data files of LeRobot v3.0 as they are, images among them."""
     stream = ShardStream(LEROBOT / "v3.0/images/data", buffer_size=10)
-    data = Dataset.open(LEROBOT / "v3.0/images")
+    data = open_dataset(LEROBOT / "v3.0/images")
     assert len(stream) == 4
     for e, episode in enumerate(stream.first_episodes(10)):
         want = closed_form.episode(e)

@@ -11,7 +11,7 @@ import pytest
 
 from understudy.cli import main
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import write_dataset
+from understudy.data.formats import open_dataset, write_dataset
 
 SMALL = {"train": ("--steps", "6", "--save-freq", "6", "--device", "cpu"), "eval": ("--episodes", "2", "--rows", "2"),
          "compare": ("--episodes", "2",), "robustness": ("--episodes", "2", "--levels", "noise=0.1")}
@@ -120,7 +120,7 @@ def test_training_on_nan_suggests_what_works(follow, tmp_path, capsys):
         err = capsys.readouterr().err
         assert "--ignore" not in err and "view make demos --out finite.json --delete 1 4" in err
     status = main(shlex.split(err.partition("understudy view")[2].splitlines()[0].join(["view", ""])))
-    assert status == 0 and len(Dataset.open("finite.json")) == 4
+    assert status == 0 and len(open_dataset("finite.json")) == 4
     follow("train", "bc", "finite.json", "--out", "run", *TINY)
     assert main(["inspect", "demos"]) == 0
     assert "--delete 1 4" in capsys.readouterr().out

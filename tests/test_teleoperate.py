@@ -15,7 +15,7 @@ import torch
 
 from understudy import make
 from understudy.core import UserError, keys
-from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset
 from understudy.data.recorder import Recorder
 from understudy.envs.devices import HOLD_SECONDS, DiscreteKeyboard, Gamepad, Keyboard, LeaderArm
 from understudy.evaluate.replay import replay
@@ -216,7 +216,7 @@ def test_the_command_in_a_terminal(tmp_path):
         if select.select([ours], [], [], 0.1)[0]:
             os.read(ours, 65536)
     assert process.returncode == 0 and process.stderr.read() == b"saved 0\n"
-    (episode,) = Dataset.open(tmp_path / "d")
+    (episode,) = open_dataset(tmp_path / "d")
     assert episode.metadata["success"] is True and len(episode) >= 5
     assert set(np.round(episode.steps["action"][:, 0], 2).tolist()) == {0.0, 0.25}
     piped = subprocess.run([sys.executable, "-m", "understudy", "record", "push", "--actor", "keyboard", "--out", "e",
@@ -235,5 +235,5 @@ def test_a_loop_of_ones_own_with_any_device(tmp_path):
             r.step({k: v[0].numpy() for k, v in obs.items()}, action)
             obs = env.step(torch.as_tensor(action)[None]).obs
         r.end()
-    (episode,) = Dataset.open(tmp_path / "d")
+    (episode,) = open_dataset(tmp_path / "d")
     np.testing.assert_allclose(np.diff(episode.steps["observation.state"][:, 0]), 0.1, atol=1e-6)

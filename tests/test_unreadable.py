@@ -9,7 +9,7 @@ from understudy import UserError, cli, methods
 from understudy.audit import find_problems
 from understudy.core import Feature, suggested_name
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import lerobot
+from understudy.data.formats import lerobot, open_dataset
 from understudy.policy import Policy
 
 
@@ -41,7 +41,7 @@ def test_a_policy_without_anything_to_read_is_refused():
 
 
 def test_every_command_says_what_is_missing(demos, tmp_path, capsys):
-    data = Dataset.open(demos)
+    data = open_dataset(demos)
     assert [f.severity for f in find_problems(data) if f.code == "no-observations"] == ["warning"]
     assert cli.main(["inspect", str(demos)]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -59,7 +59,7 @@ def test_the_advice_leads_to_a_policy(demos, tmp_path, capsys):
 
 
 def test_data_sets_and_episodes_say_what_they_are(demos):
-    data = Dataset.open(demos)
+    data = open_dataset(demos)
     assert repr(data) == f"Dataset(6 episodes, 120 steps, 10 steps a second, columns: {', '.join(data[0].steps)}; " \
                          f"{demos})"
     assert repr(Dataset([])) == "Dataset(0 episodes)"

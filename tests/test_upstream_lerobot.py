@@ -15,7 +15,7 @@ import pytest
 from test_formats import CAMERA, LEROBOT, closed
 
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import lerobot
+from understudy.data.formats import lerobot, open_dataset
 
 
 def _odd() -> Dataset:
@@ -41,12 +41,12 @@ def _write(folder: Path) -> None:
     lerobot.append(folder / "odd", _odd()[1:])
     for name in ("images", "many_files", "video_many_files", "grid"):
         shutil.copytree(LEROBOT / "v3.0" / name, folder / name)
-        lerobot.append(folder / name, Dataset.open(folder / name)[1:])
+        lerobot.append(folder / name, open_dataset(folder / name)[1:])
     for name in ("images", "video"):
         shutil.copytree(LEROBOT / "v3.0_converted" / name, folder / f"converted_{name}")
-        lerobot.append(folder / f"converted_{name}", Dataset.open(folder / f"converted_{name}")[1:])
+        lerobot.append(folder / f"converted_{name}", open_dataset(folder / f"converted_{name}")[1:])
     for name in ("v2.1/video", "v2.0/images"):  # by way of us
-        lerobot.write(Dataset.open(LEROBOT / name), folder / name.replace("/", "_"))
+        lerobot.write(open_dataset(LEROBOT / name), folder / name.replace("/", "_"))
 
 
 NAMES = ["png", "video", "appended", "odd", "images", "many_files", "video_many_files", "grid",
@@ -63,7 +63,7 @@ def read(tmp_path_factory):
     ran = subprocess.run([sys.executable, str(Path(__file__).with_name("upstream_lerobot.py")), *work],
                          capture_output=True, text=True, env={**os.environ, **offline}, timeout=500)
     assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
-    return {name: (Dataset.open(folder / name), dict(np.load(folder / f"{name}.npz"))) for name in NAMES}
+    return {name: (open_dataset(folder / name), dict(np.load(folder / f"{name}.npz"))) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

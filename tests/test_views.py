@@ -22,7 +22,7 @@ from understudy.cli import main
 from understudy.core import Feature, UserError
 from understudy.data import views
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import decode_frames, frame_cost, write_dataset
+from understudy.data.formats import decode_frames, frame_cost, open_dataset, write_dataset
 from understudy.data.operations import (
     Crop,
     Delete,
@@ -200,7 +200,7 @@ def test_a_view_shows_what_its_operations_do_and_changes_no_byte(what, stored, t
     before = bytes_of(stored / "demos")
     path = tmp_path_factory.mktemp("view") / "v.json"
     views.write_view(path, stored / "demos", *what)
-    data, wanted = Dataset.open(path), plain(Dataset.open(stored / "demos"))
+    data, wanted = open_dataset(path), plain(open_dataset(stored / "demos"))
     assert views.read_view(path).operations == tuple(what)
     for operation in what:
         wanted = on_lists(operation, wanted)
@@ -261,18 +261,18 @@ def test_camera_frames_follow_crops_and_rates(tmp_path):
     write_dataset(data, tmp_path / "demos", images="png")
     camera = "observation.images.front"
     views.write_view(tmp_path / "v.json", tmp_path / "demos", Select((1, 0)), Crop(1, -1), Resample(20.0))
-    shown = Dataset.open(tmp_path / "v.json", image_size=8)
+    shown = open_dataset(tmp_path / "v.json", image_size=8)
     wanted = data[1].steps[camera][[1, 1, 2, 2, 3, 3, 4, 4]]
     assert np.array_equal(shown[0].steps[camera], wanted)
-    assert np.array_equal(Dataset.open(tmp_path / "v.json")[0].steps[camera], wanted)
-    assert decode_frames(Dataset.open(tmp_path / "v.json"), 4)[0].steps[camera].shape == (8, 4, 4, 3)
+    assert np.array_equal(open_dataset(tmp_path / "v.json")[0].steps[camera], wanted)
+    assert decode_frames(open_dataset(tmp_path / "v.json"), 4)[0].steps[camera].shape == (8, 4, 4, 3)
 
 
 def test_episodes_that_are_not_shown_matter_no_more(tmp_path):
     """One too short for the crop; one with damaged times; frames of many that nobody asked for."""
     write_dataset(demonstrations((1, 9, 4, 4, 4), cameras=True), tmp_path / "demos", images="png")
     views.write_view(tmp_path / "v.json", tmp_path / "demos", Select((1,)), Crop(2))
-    data = Dataset.open(tmp_path / "v.json")
+    data = open_dataset(tmp_path / "v.json")
     assert frame_cost(data, 8).frames == 7 and len(data) == 1
     two = Dataset([*line([0.0, 0.2, 0.1, 0.3, 0.4]), *line([0.0, 0.1, 0.2, 0.3, 0.4])], {"fps": 10.0})
     assert len(Resample(20.0).apply(Delete((0,)).apply(two))[0]) == 10
@@ -314,7 +314,7 @@ def test_fields():
 def test_a_view_of_views_and_a_merge(stored, tmp_path):
     views.write_view(tmp_path / "both.json", [stored / "demos", stored / "more"], Merge(), Select((7, 0)))
     views.write_view(tmp_path / "task.json", tmp_path / "both.json", Label("task", "go"))
-    data, demos, more = Dataset.open(tmp_path / "task.json"), demonstrations(), demonstrations((3, 8), seed=1)
+    data, demos, more = open_dataset(tmp_path / "task.json"), demonstrations(), demonstrations((3, 8), seed=1)
     assert [len(e) for e in data] == [8, 5] and set(data[0].steps["task"]) == {"go"}
     assert np.array_equal(data[0].steps[STATE], more[1].steps[STATE])
     assert np.array_equal(data[1].steps[STATE], demos[0].steps[STATE])
@@ -327,12 +327,12 @@ def test_views_move_and_are_copied_with_their_data(stored, tmp_path):
     shutil.copytree(stored / "demos", tmp_path / "a" / "demos")
     views.write_view(tmp_path / "a" / "lists" / "v.json", tmp_path / "a" / "demos", Filter("success", (True,)))
     os.rename(tmp_path / "a", tmp_path / "b")
-    assert len(Dataset.open(tmp_path / "b" / "lists" / "v.json")) == 3
+    assert len(open_dataset(tmp_path / "b" / "lists" / "v.json")) == 3
     shutil.copytree(tmp_path / "b", tmp_path / "c")  # other times and inodes, the same bytes
     for file in (tmp_path / "c" / "demos").rglob("*"):
         os.utime(file, (1, 1))
     shutil.rmtree(tmp_path / "b")
-    assert len(Dataset.open(tmp_path / "c" / "lists" / "v.json")) == 3
+    assert len(open_dataset(tmp_path / "c" / "lists" / "v.json")) == 3
     assert str(tmp_path) not in (tmp_path / "c" / "lists" / "v.json").read_text()
 
 
@@ -346,16 +346,16 @@ def test_a_parent_that_is_not_what_it_was_is_an_error(stored, tmp_path):
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and time
     for view in ("v.json", "w.json"):
         with pytest.raises(UserError, match=r"demos: expected the parent .* found it changed"):
-            Dataset.open(tmp_path / view)
+            open_dataset(tmp_path / view)
     assert views.lineage(tmp_path / "w.json")["parents"][0]["parents"][0]["state"] == "changed"
     file.write_text(said)
-    assert len(Dataset.open(tmp_path / "w.json")) == 1
+    assert len(open_dataset(tmp_path / "w.json")) == 1
     (tmp_path / "demos" / "understudy.npz").write_bytes(b"x")  # a file more is another data set, too
     with pytest.raises(UserError, match="found it changed"):
-        Dataset.open(tmp_path / "v.json")
+        open_dataset(tmp_path / "v.json")
     shutil.rmtree(tmp_path / "demos")
     with pytest.raises(UserError, match=r"demos: expected the parent of this view, found nothing"):
-        Dataset.open(tmp_path / "v.json")
+        open_dataset(tmp_path / "v.json")
 
 
 def test_a_view_is_never_written_over_something_or_into_its_data(stored, tmp_path):
@@ -388,7 +388,7 @@ def test_a_view_that_is_wrong_says_where(change, says, stored, tmp_path):
     document["parents"][0]["path"] = str(stored / "demos")
     (tmp_path / "v.json").write_text(json.dumps(document | change))
     with pytest.raises(UserError, match=says) as error:
-        Dataset.open(tmp_path / "v.json")
+        open_dataset(tmp_path / "v.json")
     assert "v.json" in str(error.value)
 
 
@@ -472,7 +472,7 @@ def test_a_split_of_many_groups_is_quick_and_close():
 def test_split_by_a_field_writes_a_view_for_each_value(stored, tmp_path, capsys):
     assert run("split", stored / "demos", "--by", "operator", "--out", tmp_path / "parts", "--json") == 0
     assert {n: p["episodes"] for n, p in document(capsys)["parts"].items()} == {"Ada": [0, 1, 4, 5], "Grace": [2, 3]}
-    assert [e.metadata["number"] for e in Dataset.open(tmp_path / "parts" / "Grace.json")] == [2, 3]
+    assert [e.metadata["number"] for e in open_dataset(tmp_path / "parts" / "Grace.json")] == [2, 3]
     assert run("split", stored / "demos", "--by", "task", "--out", tmp_path / "parts") == 2
     assert run("split", stored / "demos", "--by", "task", "--out", tmp_path / "tasks") == 0
     assert sorted(p.name for p in (tmp_path / "tasks").iterdir()) == ["lift.json", "öffne.json"]
@@ -576,7 +576,7 @@ def test_merge_refuses_errors_unless_told_otherwise(tmp_path, capsys):
     assert "fps-differs" in said.out and "--ignore fps-differs" in said.err and not (tmp_path / "v.json").exists()
     despite = ["--ignore", "fps-differs", "--ignore", "action-effect-differs"]
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", *despite) == 0
-    data = Dataset.open(tmp_path / "v.json")
+    data = open_dataset(tmp_path / "v.json")
     assert len(data) == 40 and data.fps is None
     assert any("fps-differs" in f for f in views.read_view(tmp_path / "v.json").created_with["findings"])
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", *despite) == 2  # it is there
@@ -592,7 +592,7 @@ def test_columns_that_cannot_be_merged_are_left_out_and_named(tmp_path, capsys):
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", "--ignore", "columns-differ",
                "--json") == 0
     assert set(document(capsys)["left_out"]) == {STATE, "next.success", "flag", "task"}
-    assert STATE not in Dataset.open(tmp_path / "v.json").features()
+    assert STATE not in open_dataset(tmp_path / "v.json").features()
 
 
 def test_numbers_of_two_widths_are_read_as_the_wider():
@@ -654,7 +654,7 @@ def test_a_view_is_made_shown_listed_and_materialized(stored, tmp_path, capsys):
     assert run("view", "make", stored / "demos", "--out", path, "--filter", "operator=Ada", "--filter", "length>=4",
                "--sort", "length", "--descending", "--crop=:-1", "--rename", f"{ACTION}=action.arm", "--drop",
                "next.reward", "--label", "task=4") == 0
-    data = Dataset.open(path)
+    data = open_dataset(path)
     assert [len(e) for e in data] == [5, 4, 3] and set(data[0].steps["task"]) == {"4"}
     assert set(data.features()) == {STATE, "action.arm", "next.terminated", "next.success", "task"}
     capsys.readouterr()
@@ -667,8 +667,8 @@ def test_a_view_is_made_shown_listed_and_materialized(stored, tmp_path, capsys):
     assert run(*materialize) == 2  # the crop has cut the success off, of which the facts still tell
     assert "--ignore success-disagrees" in capsys.readouterr().err
     assert run(*materialize, "--ignore", "success-disagrees") == 0
-    again = Dataset.open(tmp_path / "own")
-    assert plain(again) == plain(Dataset.open(tmp_path / "w.json"))
+    again = open_dataset(tmp_path / "own")
+    assert plain(again) == plain(open_dataset(tmp_path / "w.json"))
     for bad in (["make", stored / "demos"], ["show"], ["materialize", stored / "demos", "--out", tmp_path / "x"],
                 ["make", stored / "demos", "--out", path], ["list", path],
                 ["materialize", path, "--out", tmp_path / "own"],

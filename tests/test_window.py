@@ -479,7 +479,7 @@ def test_mistakes_name_the_episode_and_the_column():
         PackedColumns.from_episodes(Dataset([good, bad]), ("x",))
     with pytest.raises(UserError, match="expected a column 'y', found x"):
         PackedColumns.from_episodes(Dataset([good]), ("y",))
-    with pytest.raises(UserError, match="at least one episode"):
+    with pytest.raises(UserError, match="there are no episodes"):
         PackedColumns.from_episodes(Dataset([]), ("x",))
 
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from understudy.cli import main
 from understudy.core import UserError
-from understudy.data.episode import Dataset, Episode
+from understudy.data.episode import Episode
+from understudy.data.formats import open_dataset
 from understudy.data.window import Window
 from understudy.envs import make
 from understudy.envs.fork import Fork
@@ -318,7 +319,7 @@ def test_the_commands_give_the_same_with_workers(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for workers in (1, 2):
         run("record", "fork", "--out", f"d{workers}", "--episodes", 24, "--workers", workers)
-    assert Dataset.open("d1").fingerprint() == Dataset.open("d2").fingerprint()
+    assert open_dataset("d1").fingerprint() == open_dataset("d2").fingerprint()
     run("train", "bc", "d1", "--out", "run", "--steps", 100)
     found = [json.loads(run("eval", "run", "fork", "--episodes", 20, "--json", "--workers", n)) for n in (1, 2)]
     for f in found:
@@ -328,7 +329,7 @@ def test_the_commands_give_the_same_with_workers(tmp_path, monkeypatch, capsys):
     run("eval", "run", "fork", "--episodes", 10, "--save", "seen")
     run("eval", "run", "fork", "--episodes", 20, "--workers", 3, "--save", "seen")  # goes on
     run("eval", "run", "fork", "--episodes", 20, "--save", "alone")
-    assert Dataset.open("seen").fingerprint() == Dataset.open("alone").fingerprint()
+    assert open_dataset("seen").fingerprint() == open_dataset("alone").fingerprint()
     assert main(["eval", "run", "fork", "--sequential", "--threshold", "0.5", "--workers", "2"]) == 2
     assert "expected one worker" in capsys.readouterr().err
 

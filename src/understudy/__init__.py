@@ -6,7 +6,8 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Batch": "core", "Feature": "core", "UserError": "core",
-    "Dataset": "data.episode", "Episode": "data.episode", "Window": "data.window",
+    "Dataset": "data.episode", "Episode": "data.episode", "ColumnSource": "data.episode", "Window": "data.window",
+    "open_dataset": "data.formats",
     "Policy": "policy", "PolicyConfig": "policy",
     "Actor": "execute.actor", "PolicyActor": "execute.actor", "RecedingHorizon": "execute.chunking",
     "Method": "learn.method", "load_actor": "learn.method", "train": "learn.train", "fit": "learn.fit",

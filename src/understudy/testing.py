@@ -38,6 +38,7 @@ from .core import (
 from .data.augment import GaussianNoise
 from .data.codec import Codec
 from .data.episode import Dataset, Episode
+from .data.formats import open_dataset
 from .data.relabel import Relabel, RuntimeRelabel, relabeled_features
 from .data.runtime import LastStep
 from .data.window import Window
@@ -554,7 +555,7 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     write_dataset(data, path, to, **options)
     require(data.fingerprint() == before, f"{to}: the data that were written are as they were")
     lost = {loss.subject for loss in said if not loss.in_sidecar}
-    again = Dataset.open(path)
+    again = open_dataset(path)
     features = again.features()
     require(len(again) == len(data) and list(features) == list(data.features()),
          f"{to}: has {list(features)}, {len(again)} episodes")
@@ -569,7 +570,7 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     if not beside.exists():
         return
     beside.unlink()
-    alone = Dataset.open(path)
+    alone = open_dataset(path)
     for name, place in places.items():
         for e, (one, other) in enumerate(zip(data, alone, strict=True)):
             found, f = np.asarray(other.steps[place.name]), data.features()[name]
@@ -1139,7 +1140,7 @@ def check_collection(method: Method, data: Dataset, build_env: Callable[[int], E
         require(len(rounds) >= 2, f"the collection must have two rounds or more; found {len(rounds)}")
         policy = Policy.load(whole)
         for path in rounds:
-            policy.windows(Dataset.open(path / "episodes.npz"), extra=method.learner.extra)
+            policy.windows(open_dataset(path / "episodes.npz"), extra=method.learner.extra)
         require(_run_contents(run("rows", 3)) == wanted,
                 "a run must not depend on how many environments run side by side")
         for number in range(len(rounds)):
@@ -1185,7 +1186,7 @@ def _run_contents(run: Path) -> dict[str, object]:
         if path.suffix == ".safetensors":
             found[name] = {k: v.numpy().tobytes() for k, v in load_file(path).items()}
         elif path.name == "episodes.npz":
-            found[name] = Dataset.open(path).fingerprint()
+            found[name] = open_dataset(path).fingerprint()
         elif path.name == "metrics.jsonl":
             found[name] = list(map(without_times, Run(path.parent).read_metrics()))
         elif path.suffix in (".json", ".md"):

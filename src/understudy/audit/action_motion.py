@@ -15,7 +15,6 @@ from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from ..core import role
 from ..data.episode import Dataset, Episode
-from ..data.formats.base import row_counts
 from .base import Finding, Location, is_numeric
 from .text import format_list, pluralize
 
@@ -163,7 +162,7 @@ class CameraLag:
         self.data, self.name, self._brightness = data, name, []
         self._states = _columns_of_kind(features, "observation")
         self._width = sum(features[n].size for n in self._states)
-        self._each = max(1, -(-int(row_counts(data).sum()) // _WATCHED))
+        self._each = max(1, -(-int(data.lengths.sum()) // _WATCHED))
 
     def needs_episode(self, e: int) -> bool:
         return 0 < self._width <= _WIDEST and e % self._each == 0
@@ -493,7 +492,7 @@ def _transitions(data: Dataset, fewest: int, most: int | None = None) -> Iterato
     states, actions = _columns_of_kind(features, "observation"), _columns_of_kind(features, "action")
     if not states or not actions:
         return
-    each = 1 if most is None else max(1, -(-int(row_counts(data).sum()) // most))
+    each = 1 if most is None else max(1, -(-int(data.lengths.sum()) // most))
     for e in range(0, len(data), each):
         episode = data[e]
         s, a = _concat_columns(episode, states), _concat_columns(episode, actions)

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..core import UserError, role
 from ..data import video
-from ..data.episode import Dataset, PackedEpisodes, interrupted_episodes
-from ..data.formats.base import SourceEpisodes, camera_names, row_counts
+from ..data.episode import Dataset, EpisodeList, interrupted_episodes
+from ..data.sources import camera_names
 from ..policy import column_naming_hint
 from . import action_motion, lerobot_checks
 from .base import Finding, Location, finding_from_error, is_numeric
@@ -35,14 +35,14 @@ _AT_ONCE = 1 << 22  # numbers that are checked together
 
 def check_rows(data: Dataset) -> Iterator[Finding]:
     """Every column has T rows, or T + 1 with the last observation, and every episode has the same columns."""
-    steps = row_counts(data)
+    steps = data.lengths
     for e in np.flatnonzero(steps < 1)[:1]:
         yield Finding("rows-disagree", "error", f"{pluralize((steps < 1).sum(), 'episode')} without a step",
                       _LEAVE_OUT, Location(episode=int(e)))
-    names, lazy = list(data[0].steps), isinstance(data._episodes, SourceEpisodes)
+    names, lazy = list(data[0].steps), not isinstance(data.source, EpisodeList)
     for name in names if lazy else [n for n, f in data[0].features().items() if f.kind != "image"]:
         try:
-            found = row_counts(data, name)
+            found = data.rows(name)
         except KeyError:
             continue  # reported below
         for e in np.flatnonzero((found != steps) & (found != steps + 1))[:1]:
@@ -101,7 +101,7 @@ def check_finite(data: Dataset) -> Iterator[Finding]:
 
 def _is_column_finite(data, name) -> bool:
     """Whether all of a column is known to be finite, without reading each of up to 10^5 episodes."""
-    lies = data._episodes.column(name) if isinstance(data._episodes, PackedEpisodes) else None
+    lies = data.column(name)
     if lies is None:
         return False
     array = lies[0]
@@ -113,10 +113,10 @@ def _unended_episodes(data, flags) -> list[int] | None:
     """The episodes without a flag at their end. None if flags are also elsewhere, or if episodes must be checked one by
     one.
     """
-    lies = [data._episodes.column(n) for n in flags] if isinstance(data._episodes, PackedEpisodes) else [None]
+    lies = [data.column(n) for n in flags]
     if not all(found is not None and found[0].ndim == 1 for found in lies):
         return None
-    ended, lengths = np.zeros(len(data), bool), data._episodes.lengths
+    ended, lengths = np.zeros(len(data), bool), data.lengths
     for array, first, _ in lies:
         order = np.argsort(first, kind="stable")
         set_at = np.flatnonzero(array)
@@ -278,7 +278,7 @@ def reader_warnings(data: Dataset) -> Iterator[Finding]:
 
 def check_metadata(data: Dataset) -> Iterator[Finding]:
     """Information that the data do not contain."""
-    lengths, features = row_counts(data), data[0].features()
+    lengths, features = data.lengths, data[0].features()
     short = np.flatnonzero(lengths == 1)
     if len(short):
         yield Finding(
@@ -322,7 +322,7 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
 
 def check_short_episodes(data: Dataset) -> Iterator[Finding]:
     """Episodes that end long before the others without having reached anything."""
-    lengths = row_counts(data)
+    lengths = data.lengths
     few = np.flatnonzero(lengths < 0.25 * np.median(lengths)) if len(lengths) >= 8 else []
     early = []
     for e in few:
@@ -348,7 +348,7 @@ def interrupted(data: Dataset) -> Iterator[Finding]:
 
 def check_constant(data: Dataset) -> Iterator[Finding]:
     """Components that never change."""
-    if row_counts(data).sum() < 2:
+    if data.lengths.sum() < 2:
         return
     for name, f in data[0].features().items():
         if role(name) not in ("observation", "action") or f.kind not in ("vector", "discrete") or not f.size:
@@ -539,11 +539,8 @@ def check_images(data: Dataset) -> Iterator[Finding]:
 
 def _frames(data, e, name) -> Iterator[tuple[int, np.ndarray]]:
     """(row, frame) in order, read from the source without loading the whole episode."""
-    if not isinstance(data._episodes, SourceEpisodes):
-        yield from enumerate(data[e].steps[name])
-        return
     waiting, due = {}, 0
-    for which, frame in data._episodes.source.frames(name, data._episodes.indices[e]):
+    for which, frame in data.frames(name, e):
         for row in np.atleast_1d(which):
             waiting[int(row)] = frame
         while due in waiting:

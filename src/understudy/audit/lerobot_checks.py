@@ -12,9 +12,8 @@ import pyarrow as pa
 
 from ..core import UserError
 from ..data import video
-from ..data.episode import Dataset
+from ..data.episode import Dataset, episode_starts
 from ..data.formats import remote
-from ..data.formats.base import SourceEpisodes, episode_starts
 from ..data.formats.lerobot_read import (
     UNDERSTUDY_FOLDER,
     LeRobotSource,
@@ -228,14 +227,12 @@ def _check_videos(path, info, episodes):
 
 def lerobot_source(data: Dataset) -> LeRobotSource | None:
     """The LeRobot source that this is all of, if it is one."""
-    found = data._episodes.source if isinstance(data._episodes, SourceEpisodes) else None
-    return found if isinstance(found, LeRobotSource) and len(data) == len(found.lengths) else None
+    return data.source if isinstance(data.source, LeRobotSource) and len(data) == len(data.source) else None
 
 
 def is_foreign(data: Dataset) -> bool:
     """Is it a LeRobot data set that understudy has not written?"""
-    source = data._episodes.source if isinstance(data._episodes, SourceEpisodes) else None
-    return isinstance(source, LeRobotSource) and not (source.path / UNDERSTUDY_FOLDER).is_dir()
+    return isinstance(data.source, LeRobotSource) and not (data.source.path / UNDERSTUDY_FOLDER).is_dir()
 
 
 def check_stats(data: Dataset) -> Iterator[Finding]:

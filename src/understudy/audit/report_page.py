@@ -10,7 +10,6 @@ from ..core import UserError, role
 from ..data.column_selection import open_columns
 from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
-from ..data.formats.base import row_counts
 from ..evaluate.episode_video import film_strip
 from ..evaluate.plots import Figure, curves, histogram
 from ..evaluate.report import Content, Figures, Paragraph, Section, Table, write_page
@@ -62,7 +61,7 @@ def _findings_section(kind, found) -> Section:
 
 
 def _scores_section(data, report) -> Section:
-    each, equal = [("Steps", histogram(row_counts(data), "steps of an episode"), "")], []
+    each, equal = [("Steps", histogram(data.lengths, "steps of an episode"), "")], []
     for name, values in report.scores.items():
         values = np.asarray(values, float)
         if np.isfinite(values).any() and np.nanmin(values) == np.nanmax(values):

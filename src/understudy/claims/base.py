@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data.episode import Dataset, Episode
+from ..data.formats import open_dataset
 from ..envs import make
 from ..envs.base import Env, HasExpert
 from ..evaluate.evaluation import recording_seed
@@ -117,7 +118,7 @@ class RecordedDemonstrations(DemonstrationSource):
         if not folder or not file.exists():
             raise MissingRequirement("The recorded demonstrations are not on this machine.", where=file,
                                      hint="set UNDERSTUDY_DATA to the folder that holds them")
-        data = Dataset.open(file)
+        data = open_dataset(file)
         if (found := data.fingerprint()) != self.fingerprint:
             raise UserError(
                 f"The data differ from those that the claim was made for: fingerprint {found}, not {self.fingerprint}.",

@@ -72,12 +72,12 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
     """What --demonstrations names, else what the run learned from, where its command still finds just that, and where
     it is no great cost: no cameras, and not too many steps."""
     from ..core import UserError
-    from ..data.episode import Dataset
+    from ..data.formats import open_dataset
     from ..files import read_json
     from ..policy import find_checkpoint
 
     if o.demonstrations is not None:
-        data = Dataset.open(no_run(o.demonstrations))
+        data = open_dataset(no_run(o.demonstrations))
         if not len(data):
             raise UserError("expected demonstrations, found no episode", where=o.demonstrations,
                             hint="leave out --demonstrations, or name others")
@@ -92,7 +92,7 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
     try:
         if not (path := Path(words[3])).exists():
             return None
-        data = Dataset.open(path)
+        data = open_dataset(path)
         if any(f.kind == "image" for f in data.features().values()):
             return None
         return data if data.fingerprint() == known.get("fingerprint") else None

@@ -165,10 +165,10 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
 def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
     """Of rollouts that were saved."""
     from ..core import UserError
-    from ..data.episode import Dataset
+    from ..data.formats import open_dataset
     from ..evaluate.evaluation import evaluation_of
 
-    data = Dataset.open(run)
+    data = open_dataset(run)
     odd = next((n for n, e in enumerate(data) if not {"env", "seed", "number"} <= set(e.metadata)
                 or "next.reward" not in e.steps), None)
     if odd is not None or not len(data):

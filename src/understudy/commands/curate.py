@@ -45,7 +45,7 @@ def main(args: list[str]) -> None:
 
     from ..core import UserError
     from ..data import views
-    from ..data.episode import Dataset
+    from ..data.formats import open_dataset
     from ..data.operations import Select
 
     if not 0 < o.keep <= 1:
@@ -53,7 +53,7 @@ def main(args: list[str]) -> None:
                         hint="such as --keep 0.8")
     check_absent(o.out)
     with Output(o.json) as out:
-        data = Dataset.open(demonstrations_path(o.data))
+        data = open_dataset(demonstrations_path(o.data))
         score, settings = scores_of(data, o.score, o.trust)
         if np.isnan(score).all():
             raise UserError(f"none of the {len(score)} episodes has a value", where=f"--score {o.score}",

@@ -36,7 +36,7 @@ def main(args: list[str]) -> None:
     from ..audit.leakage import find_leakage
     from ..core import UserError
     from ..data import views
-    from ..data.episode import Dataset
+    from ..data.formats import open_dataset
     from ..data.operations import Merge as Operation
 
     if len(o.data) < 2:
@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
         sets = {}
         for path in o.data:
             name = str(path) if str(path) not in sets else f"{path} (again)"
-            sets[name] = Dataset.open(demonstrations_path(path))
+            sets[name] = open_dataset(demonstrations_path(path))
             if not len(sets[name]):
                 raise UserError("expected at least one episode, found none", where=path, hint="leave it out")
             check_usable(sets[name], path, o.ignore)

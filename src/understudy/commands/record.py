@@ -66,7 +66,7 @@ def _print_saved(number: int) -> None:
 def main(args: list[str]) -> None:
     o = parse(RecordOptions, "record", args)
     from ..core import UserError
-    from ..data.episode import Dataset
+    from ..data.formats import open_dataset
     from ..envs import make
     from ..evaluate.evaluation import recording_seed
     from ..evaluate.recording import record_episodes
@@ -83,7 +83,7 @@ def main(args: list[str]) -> None:
             data = _record_keyboard(o, env)
         else:
             actor = _make_actor(o, env)
-            there = len(Dataset.open(o.out)) if (o.out / "meta" / "info.json").exists() else 0
+            there = len(open_dataset(o.out)) if (o.out / "meta" / "info.json").exists() else 0
             with (progress_bar("recording", o.episodes, there) as progress,
                   WorkerPool(partial(_worker_setup, o), o.workers, local=(actor, env)) as crew):
                 data = record_episodes(

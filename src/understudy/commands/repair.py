@@ -34,8 +34,7 @@ def main(args: list[str]) -> None:
     o = parse(RepairOptions, "repair", args)
     from ..core import UserError
     from ..data import journal
-    from ..data.episode import Dataset
-    from ..data.formats import lerobot
+    from ..data.formats import lerobot, open_dataset
     from ..data.formats.remote import url_of
     from ..data.recorder import repair
     from ..data.recovery import check_readable, recover
@@ -47,7 +46,7 @@ def main(args: list[str]) -> None:
         try:
             done = repair(o.path)
             _print_problems(done.problems)
-            data = Dataset.open(o.path)
+            data = open_dataset(o.path)
             check_readable(data)
         except UserError as error:
             raise UserError(error.problem, where=error.where, hint="its files are damaged; what can be read of them: "

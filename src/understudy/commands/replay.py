@@ -44,14 +44,14 @@ class ReplayOptions:
 
 def main(args: list[str]) -> None:
     o = parse(ReplayOptions, "replay", args)
-    from ..data.episode import Dataset
+    from ..data.formats import open_dataset
     from ..envs import make
     from ..evaluate.replay import replay
     from ..evaluate.simulator_versions import version_warning
     from ..learn.train import recorded_simulators
 
     with Output(o.json) as out:
-        data = Dataset.open(demonstrations_path(o.data))
+        data = open_dataset(demonstrations_path(o.data))
         chosen = None if o.episode is None else [o.episode]
         env = make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)
         if told := version_warning(recorded_simulators(data), env, "the data were recorded in"):

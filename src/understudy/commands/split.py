@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
     from ..audit.base import AuditReport
     from ..audit.leakage import find_leakage
     from ..data import views
-    from ..data.episode import Dataset
+    from ..data.formats import open_dataset
     from ..data.operations import Select
     from ..data.operations import episode_values as of
     from ..files import whole_folder
@@ -56,7 +56,7 @@ def main(args: list[str]) -> None:
     _check_options(o)
     check_absent(o.out)
     with Output(o.json) as out:
-        data = Dataset.open(demonstrations_path(o.data))
+        data = open_dataset(demonstrations_path(o.data))
         found = list(range(len(data))) if o.by == "episode" else of(data, o.by)
         parts = _random_parts(o, found) if o.fractions else _part_per_value(o, found)
         with whole_folder(o.out) as part:

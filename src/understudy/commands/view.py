@@ -97,12 +97,12 @@ def _usage_error(what: str, o: ViewOptions) -> UserError:
 def _make_view(o: ViewOptions, out: Output) -> None:
     from ..audit.compatibility import action_convention
     from ..data import views
-    from ..data.episode import Dataset
+    from ..data.formats import open_dataset
     from ..data.operations import Operation
 
     assert o.path is not None and o.out is not None
     check_absent(o.out)
-    data = Dataset.open(demonstrations_path(o.path))
+    data = open_dataset(demonstrations_path(o.path))
     what = []
     for given in _parse_operations(o):
         # The value of a condition is read as what the data hold.

@@ -11,13 +11,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -60,6 +62,13 @@ def json_digest(*parts) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def files_digest(files: Iterable[Path], *parts) -> str:
+    """32 hex digits of where files are, their sizes and times, and of plain JSON values."""
+    stats = [(file, file.stat()) for file in files]
+    return json_digest([[str(file.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for file, s in stats],
+                       *parts)
+
+
 def contains(key: str) -> bool:
     return (folder() / key).is_dir()
 
@@ -93,6 +102,26 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
             _remove(place)
     raise UserError("other processes removed the cache entry again and again", where=place,
                     hint="set UNDERSTUDY_CACHE_GB to a larger number: several processes do not fit into it")
+
+
+def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: Callable[[dict[str, np.ndarray]], None],
+            what: str) -> dict[str, np.ndarray]:
+    """Arrays that are computed once, as read-only memory maps.
+
+    Args:
+        key: Digest of what they are made from.
+        layout: Shape and dtype of each array, by name.
+        fill: Writes their values. It runs only if the entry is not there.
+        what: The source, for error messages.
+    """
+    size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
+
+    def build(part: Path) -> None:
+        out = {name: create_array(part, name, shape, np.dtype(dtype)) for name, (shape, dtype) in layout.items()}
+        fill(out)
+        for array in out.values():
+            array.flush()
+    return memmap_arrays(key, size, build, what)
 
 
 def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.memmap:

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from ..core import ConfigError, DataError, Feature, UserError
-from .episode import Dataset
+from .episode import ColumnSource, Dataset, EpisodeList
 from .formats import open_dataset, remote
-from .formats.base import ColumnSource, SourceEpisodes
 from .formats.column_names import format_list, standard_name
-from .formats.folder import episode_files, open_csv, open_npz_folder
+from .formats.folder import NpzFolderSource, episode_files, open_csv
 from .formats.npz import NpzSource
 from .formats.npz_arrays import NpzArrays
-from .operations import WrapperSource
+from .sources import WrapperSource
 
 Selection = Mapping[str, tuple[str, ...]]
 
@@ -86,12 +85,11 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
                         hint="say what they are: --columns state=A,B action=C,D with these names") from error
     if not selection:
         return data
-    had = data._episodes
-    if not isinstance(had, SourceEpisodes):
+    if isinstance(data.source, EpisodeList):
         raise DataError("columns of this format cannot be selected", where=path, hint="leave out --columns")
     warnings = [w for w in data.metadata.get("warnings", ()) if not w.startswith("no column is called action")]
-    return Dataset(SourceEpisodes(SelectedColumns(had.source, selection, str(path)), had.indices),
-                   {**data.metadata, "warnings": warnings})
+    source = SelectedColumns(data.source, selection, str(path))
+    return Dataset(source, {**data.metadata, "warnings": warnings}, data.indices)
 
 
 class SelectedColumns(WrapperSource):
@@ -197,12 +195,11 @@ def _open_plain(path: Path, episode: str | None) -> Dataset | None:
     """A CSV or .npz file, or a folder of them, whatever the columns are called. None for all else."""
     if path.is_dir():
         tables, arrays = episode_files(path, ".csv"), episode_files(path, ".npz")
-        return open_csv(path) if tables else open_npz_folder(path) if arrays else None
+        return open_csv(path) if tables else Dataset(NpzFolderSource(path)) if arrays else None
     if path.suffix.lower() == ".csv" and path.is_file():
         return open_csv(path, episode)
     if path.suffix.lower() != ".npz" or not path.is_file():
         return None
     if "episode_ends" not in NpzArrays(path).headers:
-        return open_npz_folder(path)
-    source = _PlainNpzSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
+        return Dataset(NpzFolderSource(path))
+    return Dataset(_PlainNpzSource(path))

@@ -1,13 +1,14 @@
-"""An episode is named columns and some facts; a dataset is a sequence of episodes."""
+"""Episodes, the sources that their columns come from, and datasets."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class Episode:
     last, after the last action.
 
     `steps` may load lazily (any Mapping); nothing here touches a column that was not asked for. `rows` and
-    `schema` are what a lazy source knows without loading. `meta` holds facts of the whole episode ("seed",
+    `schema` are what a lazy source knows without loading. `meta` holds metadata of the whole episode ("seed",
     "number", "success", ...) as plain JSON values.
     """
 
@@ -79,69 +80,247 @@ class _ColumnOverrides(Mapping):
         return sum(1 for _ in self)
 
 
-class PackedEpisodes(Sequence[Episode]):
-    """Episodes that know where their columns lie, so that batches can be gathered from a million of them without
-    touching each."""
+class ColumnSource(ABC):
+    """Where the columns of episodes come from. Only `column` and `frames` read data; all else is known beforehand.
 
-    @property
-    @abstractmethod
-    def lengths(self) -> np.ndarray:
-        """(E,) int64, steps."""
+    Attributes:
+        key: Digest of the content, by which the cache knows it. Empty for episodes in memory.
+        schema: The columns by name.
+        lengths: Steps of each episode, (E,) int64.
+        metadata: Metadata of the whole data set.
+    """
+
+    key: str = ""
+    schema: Mapping[str, Feature]
+    lengths: np.ndarray
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
-    def column(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """One array of the rows of all episodes, where each begins in it (E,), and how many rows it has (E,); None for
-        a column that does not lie in one array."""
+    def rows(self, name: str) -> np.ndarray:
+        """Rows of a column in each episode, (E,): its steps, or one more."""
 
     @abstractmethod
-    def select(self, indices: Iterable[int]) -> PackedEpisodes: ...
+    def column(self, name: str, episode: int) -> np.ndarray:
+        """One column of one episode, (rows, *shape)."""
+
+    def packed_column(self, name: str) -> np.ndarray | None:
+        """The rows of a column, all episodes end to end; None if they are not in one array."""
+        return None
+
+    def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
+        """Pairs of (row or rows, image) of a camera, in any order, so that an episode need not fit in memory."""
+        return enumerate(self.column(name, episode))
+
+    def stream_episodes(self, first: int, stop: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """For each episode in turn, the columns that are cheaper to read once than to copy into the cache."""
+        return ({} for _ in range(first, stop))
+
+    def episode_metadata(self, episode: int) -> Mapping[str, Any]:
+        """Metadata of one episode."""
+        return {}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def episode(self, number: int, read: Mapping[str, np.ndarray] | None = None) -> Episode:
+        """An episode whose columns load when they are asked for. `read` holds those that are loaded already."""
+        return Episode(LazyColumns(self, number, read or {}), self.episode_metadata(number), int(self.lengths[number]),
+                       self.schema)
+
+    def lengths_of(self, indices: Sequence[int]) -> np.ndarray:
+        """Steps of these episodes, (n,)."""
+        return self.lengths[np.asarray(indices, np.int64)]
+
+    def rows_of(self, name: str, indices: Sequence[int]) -> np.ndarray:
+        """Rows of a column in these episodes, (n,)."""
+        return self.rows(name)[np.asarray(indices, np.int64)]
+
+    def contiguous(self, name: str, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """An array with the rows of a column, where each of these episodes begins in it, and how many rows each has.
+
+        None if the column is not in one array.
+        """
+        array = self.packed_column(name) if name in self.schema else None
+        if array is None:
+            return None
+        rows, numbers = self.rows(name), np.asarray(indices, np.int64)
+        return array, episode_starts(rows)[numbers], rows[numbers]
+
+    def select(self, indices: Sequence[int]) -> tuple[ColumnSource, Sequence[int]]:
+        """The source that holds these episodes, and their numbers in it."""
+        return self, indices
+
+    def iterate_once(self, indices: Sequence[int]) -> Iterator[Episode]:
+        """Each episode once. An empty cache stays empty: data that are read only once need no copy."""
+        first, n = (indices[0], len(indices)) if len(indices) else (0, 0)
+        if list(indices) != list(range(first, first + n)):
+            yield from map(self.episode, indices)
+            return
+        for number, read in zip(indices, self.stream_episodes(first, first + n), strict=True):
+            yield self.episode(number, read)
+
+
+class LazyColumns(Mapping):
+    """The columns of one episode. Each is read when it is asked for."""
+
+    def __init__(self, source: ColumnSource, episode: int, read: Mapping[str, np.ndarray]):
+        self._source, self._episode, self._read = source, episode, read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._read:
+            return self._read[name]
+        if name not in self._source.schema:
+            raise KeyError(name)
+        return self._source.column(name, self._episode)
+
+    def __contains__(self, name) -> bool:
+        return name in self._source.schema
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.schema)
+
+    def __len__(self) -> int:
+        return len(self._source.schema)
+
+
+class EpisodeList(ColumnSource):
+    """Episodes in memory. Their columns may differ; the schema is that of the first."""
+
+    def __init__(self, episodes: Iterable[Episode]):
+        self._episodes = episodes if isinstance(episodes, Sequence) else tuple(episodes)
+
+    def __len__(self):
+        return len(self._episodes)
+
+    def episode(self, number, read=None):
+        return self._episodes[number]
+
+    @cached_property
+    def schema(self):
+        return self.episode(0).features() if len(self) else {}
+
+    @cached_property
+    def lengths(self):
+        return self.lengths_of(range(len(self)))
+
+    def lengths_of(self, indices):
+        return np.array([len(self.episode(i)) for i in indices], np.int64)
+
+    def rows(self, name):
+        return self.rows_of(name, range(len(self)))
+
+    def rows_of(self, name, indices):
+        return np.array([len(self.episode(i).steps[name]) for i in indices], np.int64)
+
+    def column(self, name, episode):
+        return np.asarray(self.episode(episode).steps[name])
+
+    def episode_metadata(self, episode):
+        return self.episode(episode).metadata
+
+    def contiguous(self, name, indices):
+        return None
+
+    def select(self, indices):
+        return EpisodeList([self.episode(i) for i in indices]), range(len(indices))
+
+    def iterate_once(self, indices):
+        return map(self.episode, indices)
+
+
+class _LazyMap(EpisodeList):
+    """The episodes of another source, each changed when it is asked for."""
+
+    def __init__(self, source: ColumnSource, function: Callable[[Episode], Episode]):
+        self._source, self._function = source, function
+
+    def __len__(self):
+        return len(self._source)
+
+    def episode(self, number, read=None):
+        return self._function(self._source.episode(number))
+
+    def iterate_once(self, indices):
+        return map(self._function, self._source.iterate_once(indices))
 
 
 class Dataset(Sequence[Episode]):
-    """Episodes in order, and `facts` of them all: "format", "version", "path", "fps", "robot_type", "warnings"."""
+    """Episodes of a source, in order.
 
-    def __init__(self, episodes: Iterable[Episode], metadata: Mapping[str, Any] | None = None):
-        self._episodes = episodes if isinstance(episodes, Sequence) else tuple(episodes)
-        self.metadata: Mapping[str, Any] = dict(metadata or {})
+    Args:
+        source: Where their columns come from; or the episodes themselves.
+        metadata: Metadata of them all: "format", "version", "path", "fps", "robot_type", "warnings". Those of the
+            source by default.
+        indices: Numbers of the episodes in the source, in order. All of them by default.
+    """
 
-    @staticmethod
-    def open(path: str | Path, **options) -> Dataset:
-        """Whatever format it is in. Options are the format's (`image_size` for those with cameras)."""
-        from .formats import open_dataset
-
-        return open_dataset(path, **options)
+    def __init__(self, source: ColumnSource | Iterable[Episode], metadata: Mapping[str, Any] | None = None,
+                 indices: Sequence[int] | None = None):
+        self.source = source if isinstance(source, ColumnSource) else EpisodeList(source)
+        self.metadata: Mapping[str, Any] = dict(self.source.metadata if metadata is None else metadata)
+        self.indices = range(len(self.source)) if indices is None else indices
 
     def __repr__(self) -> str:
         parts = [_many(len(self), "episode")]
-        if len(self) and not isinstance(self._episodes, _LazyMap):  # whose episodes would be made for this
+        if len(self) and not isinstance(self.source, _LazyMap):  # whose episodes would be made for this
             rate = [f"{self.fps:g} steps a second"] if self.fps else []
             parts += [_many(self.steps, "step"), *rate, f"columns: {', '.join(self[0].steps)}"]
         return f"Dataset({', '.join(parts)}{'; ' + str(path) if (path := self.metadata.get('path')) else ''})"
 
     def __len__(self) -> int:
-        return len(self._episodes)
+        return len(self.indices)
 
     def __getitem__(self, i):
-        return Dataset(self._episodes[i], self.metadata) if isinstance(i, slice) else self._episodes[i]
+        if isinstance(i, slice):
+            return Dataset(self.source, self.metadata, self.indices[i])
+        return self.source.episode(self.indices[i])
 
     def __add__(self, other: Dataset) -> Dataset:
         return Dataset((*self, *other), self.metadata)
 
     def filter(self, predicate: Callable[[Episode], bool]) -> Dataset:
-        return Dataset((e for e in self if predicate(e)), self.metadata)
+        """The episodes that `predicate` accepts."""
+        return self.select([i for i, episode in enumerate(self) if predicate(episode)])
 
     def select(self, indices: Iterable[int]) -> Dataset:
-        if isinstance(self._episodes, PackedEpisodes):
-            return Dataset(self._episodes.select(indices), self.metadata)
-        return Dataset((self[int(i)] for i in indices), self.metadata)
+        """These episodes, in this order."""
+        source, numbers = self.source.select([self.indices[int(i)] for i in indices])
+        return Dataset(source, self.metadata, numbers)
 
     def map(self, function: Callable[[Episode], Episode]) -> Dataset:
         """Lazy, so that relabeling a dataset larger than memory costs nothing until it is read."""
-        return Dataset(_LazyMap(self, function), self.metadata)
+        return Dataset(_LazyMap(self.source, function), self.metadata, self.indices)
+
+    def iterate_once(self) -> Iterator[Episode]:
+        """Each episode once, without filling the cache: for what reads the data a single time."""
+        return self.source.iterate_once(self.indices)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode, (E,) int64."""
+        return self.source.lengths_of(self.indices)
+
+    def rows(self, name: str) -> np.ndarray:
+        """Rows of a column in each episode, (E,): its steps, or one more. Loads nothing where the source knows."""
+        return self.source.rows_of(name, self.indices)
+
+    def frames(self, name: str, episode: int) -> Iterator[tuple[Any, np.ndarray]]:
+        """Pairs of (row or rows, image) of a camera, in any order, as they are decoded."""
+        return self.source.frames(name, self.indices[episode])
+
+    def column(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Where a column lies, so that batches are gathered from a million episodes without touching each.
+
+        Returns:
+            An array of the rows of all episodes, where each episode begins in it (E,), and how many rows it has (E,).
+            None if the column is not in one array.
+        """
+        return self.source.contiguous(name, self.indices)
 
     @property
     def steps(self) -> int:
-        return sum(len(e) for e in self)
+        """Steps of all episodes together."""
+        return int(self.lengths.sum())
 
     @property
     def fps(self) -> float | None:
@@ -150,7 +329,7 @@ class Dataset(Sequence[Episode]):
     def features(self) -> dict[str, Feature]:
         """Of the first episode; choices are counted over all of them where the source does not say."""
         if not len(self):
-            raise DataError("expected at least one episode, found none", where=self.metadata.get("path", "data set"),
+            raise DataError("there are no episodes", where=self.metadata.get("path", "data set"),
                             hint="record some (understudy record ENV --out DATA --episodes 20)")
         features = self[0].features()
         for name, f in features.items():
@@ -207,14 +386,6 @@ def interrupted_episodes(data: Dataset) -> list[int]:
     return [e for e, episode in enumerate(data) if episode.metadata.get("interrupted")]
 
 
-class _LazyMap(Sequence[Episode]):
-    def __init__(self, source, change):
-        self.source, self.function = source, change
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return _LazyMap(self.source[i], self.function)
-        return self.function(self.source[i])
+def episode_starts(rows: np.ndarray) -> np.ndarray:
+    """Where each episode begins when they lie end to end, (E,)."""
+    return np.cumsum(rows) - rows

@@ -17,9 +17,9 @@ import numpy as np
 
 from ..core import Feature, UserError, keys, role
 from . import cache
-from .episode import Dataset, Episode
-from .formats.base import ColumnSource, SourceEpisodes, episode_starts
+from .episode import ColumnSource, Dataset, Episode
 from .relabel import task_texts
+from .sources import WrapperSource
 
 Scalar = str | bool | int | float
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
@@ -55,7 +55,7 @@ class Select(Operation):
 
     def apply(self, data: Dataset) -> Dataset:
         _check_indices(self.episodes, data, self)
-        return _replace_episodes(data, _source_episodes(data).select(self.episodes))
+        return data.select(self.episodes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Delete(Operation):
     def apply(self, data: Dataset) -> Dataset:
         _check_indices(self.episodes, data, self)
         gone = set(self.episodes)
-        return _replace_episodes(data, _source_episodes(data).select(i for i in range(len(data)) if i not in gone))
+        return data.select(i for i in range(len(data)) if i not in gone)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Filter(Operation):
     def apply(self, data: Dataset) -> Dataset:
         found = episode_values(data, self.field)
         kept = [i for i, v in enumerate(found) if self._matches(v) is not self.negate]
-        return _replace_episodes(data, _source_episodes(data).select(kept))
+        return data.select(kept)
 
     def _matches(self, value) -> bool:
         if isinstance(value, (list, tuple)):
@@ -115,9 +115,7 @@ class Sort(Operation):
         except TypeError:
             raise UserError("expected values that can be compared, found numbers and text or lists",
                             where=f"order, {self.by}", hint="order by another field") from None
-        return _replace_episodes(
-            data, _source_episodes(data).select([*order, *(i for i, v in enumerate(found) if v is None)])
-        )
+        return data.select([*order, *(i for i, v in enumerate(found) if v is None)])
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,7 @@ class Sample(Operation):
         if not 0 < self.count <= len(data):
             raise UserError(f"expected 1 to {len(data)} episodes, found {self.count}", where="sample, count",
                             hint="draw no more than there are")
-        return _replace_episodes(
-            data, _source_episodes(data).select(sorted(permutation(len(data), self.seed)[: self.count]))
-        )
+        return data.select(sorted(permutation(len(data), self.seed)[: self.count]))
 
 
 def permutation(n: int, seed: int) -> list[int]:
@@ -221,7 +217,7 @@ class Merge(Operation):
     def apply(self, data: Dataset, *others: Dataset) -> Dataset:
         every = [data, *others]
         joined = ConcatSource(
-            [(e.source, list(e.indices)) for e in map(_source_episodes, every) if len(e)], self.drop_columns
+            [(d.source, list(d.indices)) for d in every if len(d)], self.drop_columns
         )
         facts = {**data.metadata, "path": ", ".join(str(d.metadata.get("path", "data set")) for d in every)}
         for key in ("fps", "robot_type"):
@@ -229,7 +225,7 @@ class Merge(Operation):
             facts[key] = said.pop() if len(said) == 1 else None
         facts["warnings"] = [f"{d.metadata.get('path', 'data set')}: {w}" for d in every
                              for w in d.metadata.get("warnings", ())]
-        return Dataset(SourceEpisodes(joined), facts)
+        return Dataset(joined, facts)
 
 
 # -- which columns -----------------------------------------------------------------------------------------------------
@@ -243,18 +239,12 @@ class Rename(Operation):
     into: str
 
     def apply(self, data: Dataset) -> Dataset:
-        had = _source_episodes(data)
-        _check_column(self.column, had.source, "rename")
-        if self.into in had.source.schema or not self.into or "/" in self.into:
+        _check_column(self.column, data.source, "rename")
+        if self.into in data.source.schema or not self.into or "/" in self.into:
             raise UserError(f"expected a name that is free and has no slash, found {self.into!r}",
                             where=f"rename, {self.column}", hint="choose another, or drop the column that has it first")
-        return _replace_episodes(
-            data,
-            SourceEpisodes(
-                RenamedSource(had.source, {self.into if n == self.column else n: n for n in had.source.schema}),
-                had.indices,
-            ),
-        )
+        names = {self.into if n == self.column else n: n for n in data.source.schema}
+        return Dataset(RenamedSource(data.source, names), data.metadata, data.indices)
 
 
 @dataclass(frozen=True)
@@ -264,13 +254,12 @@ class Drop(Operation):
     columns: tuple[str, ...]
 
     def apply(self, data: Dataset) -> Dataset:
-        had = _source_episodes(data)
         for name in self.columns:
-            _check_column(name, had.source, "drop")
-        kept = [n for n in had.source.schema if n not in self.columns]
+            _check_column(name, data.source, "drop")
+        kept = [n for n in data.source.schema if n not in self.columns]
         if not kept:
             raise UserError("expected a column to stay, found none", where="drop, columns", hint="drop fewer")
-        return _replace_episodes(data, SourceEpisodes(RenamedSource(had.source, {n: n for n in kept}), had.indices))
+        return Dataset(RenamedSource(data.source, {n: n for n in kept}), data.metadata, data.indices)
 
 
 # -- which steps -------------------------------------------------------------------------------------------------------
@@ -287,10 +276,10 @@ class Crop(Operation):
     episodes: tuple[int, ...] | None = None
 
     def apply(self, data: Dataset) -> Dataset:
-        had = _source_subset(data, self.episodes is not None)
+        had = _narrow(data, self.episodes is not None)
         _check_indices(self.episodes or (), data, self)
         if (had.source.lengths <= abs(self.start) + abs(self.stop or 0)).any():
-            had = _source_subset(data)  # nothing may be left of some that are not meant
+            had = _narrow(data)  # nothing may be left of some that are not meant
         lengths = had.source.lengths
         ends = np.array([slice(self.start, self.stop).indices(int(n))[:2] for n in lengths], np.int64).reshape(-1, 2)
         if self.episodes is not None:
@@ -300,7 +289,7 @@ class Crop(Operation):
             if ends[e, 0] >= ends[e, 1]:
                 raise UserError(f"leaves nothing of its {lengths[e]} steps", where=f"crop, episode {i}",
                                 hint="crop less, or leave out such episodes first, by their length")
-        return _replace_episodes(data, SourceEpisodes(SlicedSource(had.source, ends[:, 0], ends[:, 1]), had.indices))
+        return Dataset(SlicedSource(had.source, ends[:, 0], ends[:, 1]), data.metadata, had.indices)
 
 
 @dataclass(frozen=True)
@@ -320,16 +309,15 @@ class Resample(Operation):
     def apply(self, data: Dataset) -> Dataset:
         if not 0 < self.fps < 1e6:
             raise UserError(f"expected a number above 0, found {self.fps}", where="resample, fps", hint="such as 10")
-        had = _source_episodes(data)
-        if data.fps is None and _TIMESTAMP not in had.source.schema:
+        if data.fps is None and _TIMESTAMP not in data.source.schema:
             raise UserError(
                 "expected data whose fps is known, or with a column timestamp, found neither",
                 where=data.metadata.get("path", "data set"),
                 hint="add fps or timestamps where it was recorded",
             )
-        had = _source_subset(data, _TIMESTAMP in had.source.schema)  # times of those that are not shown may be anything
-        return Dataset(SourceEpisodes(ResampledSource(had.source, data.fps, float(self.fps), self.rule), had.indices),
-                       {**data.metadata, "fps": float(self.fps)})
+        had = _narrow(data, _TIMESTAMP in data.source.schema)  # times of those that are not shown may be anything
+        return Dataset(ResampledSource(had.source, data.fps, float(self.fps), self.rule),
+                       {**data.metadata, "fps": float(self.fps)}, had.indices)
 
 
 # -- what is said of them ----------------------------------------------------------------------------------------------
@@ -352,8 +340,8 @@ class Label(Operation):
                             f"{self.field!r} = {self.value!r}", where="label",
                             hint="any other name is free: operator, scene, ...")
         _check_indices(self.episodes or (), data, self)
-        had = _source_subset(data, self.episodes is not None)
-        return _replace_episodes(data, SourceEpisodes(LabeledSource(had.source, self), had.indices))
+        had = _narrow(data, self.episodes is not None)
+        return Dataset(LabeledSource(had.source, self), data.metadata, had.indices)
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------
@@ -364,14 +352,14 @@ def episode_values(data: Dataset, field: str) -> list[Any]:
     episode ("a.b" for one within another), "success" or "task" also from their columns, or a column that has one
     value throughout an episode (several tasks are one text, "a; b")."""
     if field == "length":
-        return [int(n) for n in _source_episodes(data).lengths]
+        return data.lengths.tolist()
     if field == "episode":
         return list(range(len(data)))
     found = [_episode_value(e, field, i) for i, e in enumerate(data)]
     if found and all(v is None for v in found):
         have = sorted({"length", "episode", *(k for e in data for k in e.metadata),
-                       *(n for n, f in _source_episodes(data).source.schema.items() if f.size == 1),
-                       *(["success"] if _SUCCESS in _source_episodes(data).source.schema else [])})
+                       *(n for n, f in data.source.schema.items() if f.size == 1),
+                       *(["success"] if _SUCCESS in data.source.schema else [])})
         near = difflib.get_close_matches(field, have, 1)
         raise UserError(f"no episode has a field {field!r}; there are {', '.join(have)}",
                         where=data.metadata.get("path", "data set"),
@@ -400,67 +388,6 @@ def _episode_value(episode: Episode, field: str, number: int):
 
 
 # -- sources over sources ----------------------------------------------------------------------------------------------
-
-
-class InMemorySource(ColumnSource):
-    """A data set that lies in memory, or was made by hand."""
-
-    key = ""
-
-    def __init__(self, data: Dataset):
-        self._data = data
-        self.lengths = np.array([len(e) for e in data], np.int64)
-        self.schema = data[0].features() if len(data) else {}
-
-    def rows(self, name):
-        return np.array([len(e.steps[name]) for e in self._data], np.int64)
-
-    def column(self, name, episode):
-        return np.asarray(self._data[episode].steps[name])
-
-    def episode_metadata(self, episode):
-        return self._data[episode].metadata
-
-
-class WrapperSource(ColumnSource):
-    """Another source, as it is but for what a subclass changes. Columns that do not lie in one array any more are
-    copied once, into the cache, when windows are gathered from them."""
-
-    def __init__(self, inner: ColumnSource, *settings):
-        self.inner, self.lengths, self.schema = inner, inner.lengths, dict(inner.schema)
-        self.key = inner.key and cache.json_digest(inner.key, type(self).__name__, *settings)
-
-    def rows(self, name):
-        return self.inner.rows(name)
-
-    def column(self, name, episode):
-        return self.inner.column(name, episode)
-
-    def frames(self, name, episode):
-        return self.inner.frames(name, episode)
-
-    def episode_metadata(self, episode):
-        return self.inner.episode_metadata(episode)
-
-    def packed_column(self, name):
-        return self.gather_rows(name)
-
-    def gather_rows(self, name: str) -> np.ndarray | None:
-        f = self.schema[name]
-        if not self.key or f.kind in ("string", "image"):
-            return None
-        rows = self.rows(name)
-        shape = (int(rows.sum()), *f.shape)
-
-        def build(part):
-            out = cache.create_array(part, name, shape, np.dtype(f.dtype))
-            for e, (first, n) in enumerate(zip(episode_starts(rows), rows, strict=True)):
-                out[first: first + n] = self.column(name, e)
-            out.flush()
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(f.dtype).itemsize
-        return (
-            cache.memmap_arrays(cache.json_digest(self.key, name), size, build, f"view, {name}")[name] if size else None
-        )
 
 
 class RenamedSource(WrapperSource):
@@ -692,20 +619,11 @@ class LabeledSource(WrapperSource):
 # -- small things ------------------------------------------------------------------------------------------------------
 
 
-def _source_episodes(data: Dataset) -> SourceEpisodes:
-    return data._episodes if isinstance(data._episodes, SourceEpisodes) else SourceEpisodes(InMemorySource(data))
-
-
-def _replace_episodes(data: Dataset, episodes: SourceEpisodes) -> Dataset:
-    return Dataset(episodes, data.metadata)
-
-
-def _source_subset(data: Dataset, narrow: bool = True) -> SourceEpisodes:
-    """Its episodes; where asked for, of a source that has those alone, numbered alike."""
-    had = _source_episodes(data)
-    if not narrow or list(had.indices) == list(range(len(had.source.lengths))):
-        return had
-    return SourceEpisodes(ConcatSource([(had.source, list(had.indices))]))
+def _narrow(data: Dataset, narrow: bool = True) -> Dataset:
+    """`data`; where asked for, of a source that has its episodes alone, numbered alike."""
+    if not narrow or list(data.indices) == list(range(len(data.source))):
+        return data
+    return Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)
 
 
 def _check_indices(numbers: Sequence[int], data: Dataset, operation: Operation) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..core import UserError
-from .episode import Dataset, PackedEpisodes
+from .episode import Dataset
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,11 @@ class PackedColumns:
     def from_episodes(data: Dataset, names: Iterable[str]) -> PackedColumns:
         """Raises UserError naming the episode and the column that it lacks or that differs in shape."""
         if not len(data):
-            raise UserError("expected at least one episode, found none", where=data.metadata.get("path", "data set"),
+            raise UserError("there are no episodes", where=data.metadata.get("path", "data set"),
                             hint="record some (understudy record ENV --out DATA --episodes 20)")
-        packed = data._episodes if isinstance(data._episodes, PackedEpisodes) else None
-        length = packed.lengths if packed else np.array([len(e) for e in data], np.int64)
-        columns = {}
+        length, columns = data.lengths, {}
         for name in dict.fromkeys(names):
-            if packed and (lies := packed.column(name)) is not None:
+            if (lies := data.column(name)) is not None:
                 columns[name] = PackedColumn(*lies)
                 continue
             parts = [_episode_column(data, i, name) for i in range(len(data))]

@@ -29,7 +29,7 @@ from ..core import DataWarning, Feature, Schema, UserError, role, suggested_name
 from ..files import sync_folder, write_json
 from . import cache, journal
 from .episode import Dataset, Episode
-from .formats import interrupted_recording, lerobot
+from .formats import interrupted_recording, lerobot, open_dataset
 from .formats.lerobot_read import read_info
 
 SYNC_SECONDS = 0.5  # s between two syncs during an episode, so that a power cut costs less than a second of it
@@ -438,7 +438,7 @@ class Recorder:
         if info["codebase_version"] != "v3.0":
             raise UserError(f"episodes can be added only to LeRobot v3.0, but this is {info['codebase_version']}",
                             where=self.path, hint="record into another folder, or convert it first")
-        data = Dataset.open(self.path)
+        data = open_dataset(self.path)
         there = {n: (f.dtype, f.shape) for n, f in data.features().items()}
         ours = {n: (f.dtype, f.shape) for n, f in schema.items()}
         for name in dict.fromkeys((*there, *ours)):

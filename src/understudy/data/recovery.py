@@ -63,8 +63,7 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
             said = "".join(f"\n  {loss}" for loss in losses)
             raise UserError(f"no episode can be read{said}", where=path,
                             hint="take it from a copy")
-        source = getattr(data._episodes, "source", None)
-        if sidecar.sidecar_path(path).exists() and not isinstance(source, sidecar.SidecarSource):
+        if sidecar.sidecar_path(path).exists() and not isinstance(data.source, sidecar.SidecarSource):
             losses.append(
                 f"{sidecar.sidecar_path(path)}: what was kept beside the data cannot be put to the episodes that are "
                 f"left"

@@ -1,4 +1,4 @@
-"""Replay buffer: episodes that lie in growing arrays, so that windows over them copy nothing."""
+"""Replay buffer: episodes in growing arrays, so that windows over them copy nothing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..core import Feature, UserError
-from .episode import Dataset, Episode, PackedEpisodes
+from .episode import Dataset, Episode, EpisodeList
 
 MIN_CAPACITY = 1024  # rows of a new array
 
 
-class ReplayBuffer(PackedEpisodes):
-    """Episodes that grow in number.
+class ReplayBuffer(Dataset):
+    """A dataset that grows.
 
     The steps of all episodes lie in one array for each column. `extend` copies the new episodes to the ends of these
     arrays and returns a buffer that has them as well. Arrays double when they are full, so that a step is copied a
@@ -28,18 +28,19 @@ class ReplayBuffer(PackedEpisodes):
 
     Example:
         >>> buffer = ReplayBuffer(demonstrations).extend(rollout(actor, env, 10))
-        >>> sampler = policy.windows(Dataset(buffer))
+        >>> sampler = policy.windows(buffer)
     """
 
     def __init__(self, episodes: Iterable[Episode] = ()):
-        self._arrays = _GrowingArrays()
-        self._indices = self._arrays.append(episodes)
+        arrays = _GrowingArrays()
+        super().__init__(arrays, indices=arrays.append(episodes))
 
     @staticmethod
     def of(data: Dataset) -> ReplayBuffer:
-        """Return the buffer of a dataset, or a new one with a copy of its episodes."""
-        episodes = data._episodes
-        return episodes if isinstance(episodes, ReplayBuffer) else ReplayBuffer(data)
+        """Return the buffer that these episodes are from, for these episodes, or a new one with a copy of them."""
+        if isinstance(data.source, _GrowingArrays):
+            return _buffer(data.source, np.asarray(data.indices, np.int64))
+        return ReplayBuffer(data)
 
     def extend(self, episodes: Iterable[Episode]) -> ReplayBuffer:
         """Return a buffer with further episodes. This one stays as it is.
@@ -47,30 +48,13 @@ class ReplayBuffer(PackedEpisodes):
         Raises:
             UserError: A column has another shape or another kind of values than before.
         """
-        return self._with(np.concatenate([self._indices, self._arrays.append(episodes)]))
+        return _buffer(self.source, np.concatenate([self.indices, self.source.append(episodes)]))
 
-    @property
-    def lengths(self):
-        return self._arrays.lengths(self._indices)
 
-    def column(self, name):
-        return self._arrays.column(name, self._indices)
-
-    def select(self, indices):
-        return self._with(self._indices[np.asarray(list(indices), np.int64)])
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return self._with(self._indices[i])
-        return self._arrays.episode(int(self._indices[i]))
-
-    def _with(self, indices: np.ndarray) -> ReplayBuffer:
-        other = object.__new__(ReplayBuffer)
-        other._arrays, other._indices = self._arrays, indices
-        return other
+def _buffer(arrays: _GrowingArrays, indices: np.ndarray) -> ReplayBuffer:
+    out = object.__new__(ReplayBuffer)
+    Dataset.__init__(out, arrays, indices=indices)
+    return out
 
 
 class _Column:
@@ -100,7 +84,7 @@ class _Column:
         self.used = end
 
 
-class _GrowingArrays:
+class _GrowingArrays(EpisodeList):
     """The columns that buffers share. Episodes are only ever added, so that what a buffer reads never changes."""
 
     def __init__(self):
@@ -130,19 +114,33 @@ class _GrowingArrays:
             self._schemas.append(features)
         return np.arange(first, len(self._lengths))
 
-    def lengths(self, indices: np.ndarray) -> np.ndarray:
-        return np.array(self._lengths, np.int64)[indices]
+    def __len__(self):
+        return len(self._lengths)
 
-    def column(self, name: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    @property
+    def schema(self):
+        return self._schemas[0] if self._schemas else {}
+
+    @property
+    def lengths(self):
+        return np.array(self._lengths, np.int64)
+
+    def lengths_of(self, indices):
+        return self.lengths[np.asarray(indices, np.int64)]
+
+    def contiguous(self, name, indices):
         if name not in self._columns:
             return None
-        column = self._columns[name]
+        column, indices = self._columns[name], np.asarray(indices, np.int64)
         starts = np.array(column.starts, np.int64)[indices]
         if (starts < 0).any():
             return None
         return _read_only(column.array[:column.used]), starts, np.array(column.rows, np.int64)[indices]
 
-    def episode(self, number: int) -> Episode:
+    def select(self, indices):
+        return self, np.asarray(indices, np.int64)
+
+    def episode(self, number, read=None):
         steps = {}
         for name, column in self._columns.items():
             if (start := column.starts[number]) >= 0:

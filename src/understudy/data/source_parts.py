@@ -18,8 +18,9 @@ import numpy as np
 
 from ..core import UserError
 from .episode import Dataset
-from .formats import chunked_source, hdf5, message_logs, preview_dataset, sidecar
 from .formats import folder as plain
+from .formats import hdf5, message_logs, preview_dataset, sidecar
+from .formats.column_names import sort_numbered
 
 OpenFunction = Callable[[Path], Dataset]
 _FILES = (".hdf5", ".h5", ".npz", ".csv")
@@ -107,7 +108,7 @@ def _group_parts(path: Path, file: Path) -> SourceParts | None:
         with hdf5.open_file(file) as source:
             for above, prefix in _GROUPS.items():
                 group = source.get(above) if above else source
-                if isinstance(group, h5py.Group) and (names := chunked_source.sort_numbered(list(group), prefix)):
+                if isinstance(group, h5py.Group) and (names := sort_numbered(list(group), prefix)):
                     return GroupParts(path, file, above, names)
     except (OSError, RuntimeError, KeyError, ValueError):
         pass

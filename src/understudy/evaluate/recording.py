@@ -12,6 +12,7 @@ import torch
 
 from ..core import UserError, uniform
 from ..data.episode import Dataset, Episode
+from ..data.formats import open_dataset
 from ..data.formats.detection import READABLE_FORMATS
 from ..data.recorder import Recorder, repair, warn_of_losses
 from ..envs.base import Env, HasExpert
@@ -60,7 +61,7 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
         nonlocal recorder, first
         while first in finished:
             if recorder is None:
-                schema = Dataset.open(out).features() if first else finished[first].features()
+                schema = open_dataset(out).features() if first else finished[first].features()
                 recorder = Recorder(schema, out, fps=env.metadata.get("fps") or fps, clock=None, images=images,
                                     on_saved=on_saved, require_observation=False)
             recorder.add(finished.pop(first))
@@ -88,7 +89,7 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
         finally:
             if recorder is not None:
                 recorder.close()
-    return Dataset.open(out)
+    return open_dataset(out)
 
 
 def _task_metadata(episode: Episode) -> dict[str, str]:
@@ -108,7 +109,7 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
     if not (out / "meta" / "info.json").exists():
         raise UserError("the folder does not contain a recording", where=out, hint="choose another folder")
     warn_of_losses(out, repair(out))
-    data = Dataset.open(out)
+    data = open_dataset(out)
     for n, episode in enumerate(data):
         found = {k: episode.metadata.get(k) for k in ("env", "seed", "by", "number")}
         wanted = {"env": env.metadata["env"], "seed": seed, "by": actor_name, "number": n}

@@ -13,6 +13,7 @@ import torch
 
 from ..core import Feature, UserError, keys
 from ..data.episode import Dataset
+from ..data.formats import open_dataset
 from ..data.recorder import Recorder
 from ..data.video import resize
 from ..envs.base import Env, Renderable
@@ -72,7 +73,7 @@ def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, se
             ended = scene.run_episode()
             if ended == "quit" or ended != "again" and scene.ask_outcome(ended) == "quit":
                 break
-    return Dataset.open(out)
+    return open_dataset(out)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..checkpoint import FromStage
 from ..core import Schema, Unsupported, UserError
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.episode import Dataset, Episode
-from ..data.formats import write_dataset
+from ..data.formats import open_dataset, write_dataset
 from ..data.relabel import Relabel
 from ..data.replay_buffer import ReplayBuffer
 from ..envs.base import Env
@@ -329,7 +329,7 @@ class CollectionRounds(DataCollection):
                 rounds.store(number, self._collect(number, training))
             training.processes.wait()
             episodes = rounds[number]
-            data = ReplayBuffer.of(self.retention.keep(Dataset(data.extend(episodes))))
+            data = ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
             if not len(data):
                 raise UserError(f"no episode is left after round {number}", where="CollectionRounds.retention",
                                 hint="keep more episodes")
@@ -339,7 +339,7 @@ class CollectionRounds(DataCollection):
             if training.n_updates == start:
                 training.log(**_summary(number, episodes))
             if self.reset_learner:
-                training.build_learner(Dataset(data))
+                training.build_learner(data)
                 if training.n_updates > start:  # it resumes within this round
                     training.restore()
             last = number == self.n_rounds - 1
@@ -358,9 +358,9 @@ class CollectionRounds(DataCollection):
     def _sampler(self, learner: Learner, data: ReplayBuffer) -> BatchSampler:
         collected = [ROUND in episode.metadata for episode in data]
         if not self.mixture_weights or all(collected) or not any(collected):
-            return learner.batch_sampler(Dataset(data))
+            return learner.batch_sampler(data)
         parts = [data.select(i for i, c in enumerate(collected) if c == wanted) for wanted in (False, True)]
-        return MixtureSampler([learner.batch_sampler(Dataset(part)) for part in parts], self.mixture_weights)
+        return MixtureSampler([learner.batch_sampler(part) for part in parts], self.mixture_weights)
 
     def _updates(self, steps: int) -> int:
         """Number of updates of a round with so many steps."""
@@ -407,7 +407,7 @@ class _StoredRounds:
     def __getitem__(self, number: int) -> Dataset:
         if self.folder is None:
             return self.in_memory[number]
-        return Dataset.open(self.path(number) / "episodes.npz")
+        return open_dataset(self.path(number) / "episodes.npz")
 
     def store(self, number: int, episodes: Dataset) -> None:
         if self.folder is None:

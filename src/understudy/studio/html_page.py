@@ -27,7 +27,6 @@ from ..audit.base import AuditReport, Finding
 from ..core import Feature, UserError, role
 from ..data import video
 from ..data.episode import Dataset, Episode
-from ..data.formats.base import SourceEpisodes, row_counts
 from ..evaluate import plots
 from ..files import replace_nonfinite, whole_folder, write_text
 
@@ -123,7 +122,7 @@ class _EpisodePages:
 
     def __init__(self, data: Dataset, report: AuditReport):
         self.data, self.report, self.count = data, report, len(data)
-        self.lengths = np.asarray(row_counts(data), np.int64) if self.count else np.zeros(0, np.int64)
+        self.lengths = np.asarray(data.lengths, np.int64) if self.count else np.zeros(0, np.int64)
         features = data.features() if self.count else {}
         kept = {n: f for n, f in features.items() if role(n) != "index" or n == "timestamp"}
         self.columns = [_column(n, f) for n, f in kept.items() if f.kind != "image"]
@@ -218,7 +217,7 @@ class _EpisodePages:
 
     def _thumbnails(self, e: int, name: str, episode: Episode) -> dict[str, Any] | None:
         """{"rows", "high", "wide", "across", "src"}: one JPEG of all thumbnails, `across` in a row."""
-        rows, many = self._rows_of(e, name, episode), self.pictures[e]
+        rows, many = int(self.data[e:e + 1].rows(name)[0]), self.pictures[e]
         wanted = np.linspace(0, rows - 1, min(many, rows)).round().astype(int).tolist() if rows else []
         wanted = sorted({*wanted, *(s for s in self.marked.get(e, ())[:_MIN_PER_EPISODE] if 0 <= s < rows)})
         at, found = set(wanted), {}
@@ -240,13 +239,7 @@ class _EpisodePages:
         src = f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(sheet)).decode()}"
         return {"rows": wanted, "of": rows, "high": high, "wide": wide, "across": across, "src": src}
 
-    def _rows_of(self, e: int, name: str, episode: Episode) -> int:
-        if isinstance(self.data._episodes, SourceEpisodes):
-            return int(self.data._episodes.source.rows(name)[self.data._episodes.indices[e]])
-        return len(episode.steps[name])
-
-    # -- the whole data set
-    # -----------------------------------------------------------------------------------------------
+    # -- the whole data set ----------------------------------------------------------------------------------------
 
     def index(self, title: str, folder: str, pieces: Sequence[tuple[int, str]]) -> dict[str, Any]:
         facts, shown = self.data.metadata, self.report.findings[:_MAX_FINDINGS]
@@ -427,9 +420,7 @@ def _column(name: str, f: Feature) -> _ShownColumn:
 def frames(data: Dataset, episode: int, name: str) -> Iterator[tuple[Any, np.ndarray]]:
     """(row or rows, image) of a camera, in any order, one after another as they are decoded, if the source supports it.
     """
-    if isinstance(data._episodes, SourceEpisodes):
-        return data._episodes.source.frames(name, data._episodes.indices[episode])
-    return enumerate(data[episode].steps[name])
+    return data.frames(name, episode)
 
 
 def episode_success(episode: Episode) -> bool | None:

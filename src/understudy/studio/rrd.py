@@ -11,7 +11,6 @@ import numpy as np
 
 from ..core import UserError, role
 from ..data.episode import Dataset
-from ..data.formats.base import row_counts
 from ..files import whole_file
 from .html_page import decode_texts, encode_jpeg, episode_success, frames, text_runs
 
@@ -49,7 +48,7 @@ def write_rrd(
 
 
 def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
-    lengths = row_counts(data) if len(data) else []
+    lengths = data.lengths if len(data) else []
     features = {n: f for n, f in (data.features() if len(data) else {}).items()
                 if role(n) != "index" or n == "timestamp"}
     paths = {n: "/" + "/".join(map(rr.escape_entity_path_part, n.split("."))) for n in features}

@@ -1,9 +1,8 @@
-"""One file a format. `open_dataset` recognises a source by what is in it, `write_dataset` writes any that can be.
+"""Opening and writing data sets in any format, one file for each.
 
-A format that is read has a function `open_NAME(path) -> Dataset`, whose episodes are `SourceEpisodes` of a `Source`.
-One that
-is written has `holds(data) -> Holds` and `write(data, path)`. Both are imported when they are used, so that what reads
-HDF5 is needed by nobody else.
+A format that is read has a `ColumnSource` class or a function that returns a `Dataset`. A format that is written has
+`capability(data) -> FormatCapability` and `write(data, path)`. A module is imported when it is used, so that the
+packages it needs, such as h5py, are optional.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from ...core import UserError
 from ...plugins import find_plugins, load_plugin
 from .. import cache, video
 from ..episode import Dataset
+from ..sources import DecodedFramesSource, Progress, camera_names
 from . import lerobot, npz, remote, sidecar
-from .base import DecodedFramesSource, Progress, SourceEpisodes, camera_names
 from .describe import check_finite, describe
 from .detection import detect_format, format_of
 
@@ -43,22 +42,22 @@ __all__ = [
     "write_dataset",
 ]
 
-_READERS = {  # what `sniff` says -> module, function
+_READERS = {  # format, as `detection` names it -> module, source or function that opens it
     "lerobot": ("lerobot", "open_lerobot"),
-    "npz": ("npz", "open_npz"),
-    "npz-folder": ("folder", "open_npz_folder"),
+    "npz": ("npz", "NpzSource"),
+    "npz-folder": ("folder", "NpzFolderSource"),
     "csv": ("folder", "open_csv"),
-    "zarr": ("zarr_store", "open_zarr"),
-    "rlds": ("rlds", "open_rlds"),
-    "ogbench": ("ogbench", "open_ogbench"),
+    "zarr": ("zarr_store", "ZarrSource"),
+    "rlds": ("rlds", "RldsSource"),
+    "ogbench": ("ogbench", "OGBenchSource"),
     "robomimic": ("robomimic", "open_robomimic"),
-    "act": ("act", "open_act"),
+    "act": ("act", "ActSource"),
     "minari": ("minari", "open_minari"),
-    "d4rl": ("d4rl", "open_d4rl"),
+    "d4rl": ("d4rl", "D4rlSource"),
     "imitation": ("imitation", "open_imitation"),
     "bags": ("bags", "open_bags"),
-    "overcooked": ("overcooked", "open_overcooked"),
-    "view": (".views", "open_view"),
+    "overcooked": ("overcooked", "OvercookedSource"),
+    "view": (".view_file", "open_view"),
 }
 WRITERS = {  # what `convert --to` takes -> module
     "lerobot": "lerobot",
@@ -112,14 +111,22 @@ def _find_registered(path: str | Path) -> RegisteredFormat | None:
 
 def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None = None,
                  progress: Progress | None = None, **options) -> Dataset:
-    """The data set at `path`, or the only one in that folder, whatever format it is in. Nothing is read of the data
-    until a column is asked for. path may be an address (remote.py).
+    """Opens a data set in whatever format it is. Columns are read when they are asked for.
 
-    image_size: side, or (height, width), in pixels: every camera frame is decoded once, now, into a memory map of
-    that size (`frame_cost` says beforehand what that takes). Without it, frames are decoded when asked for, as they
-    are. progress: called with (frames done, frames in all). options: of the format: mask (robomimic: a filter key),
-    max_episode_steps (D4RL: where episodes were cut, in a file that does not say), final_step (RLDS), mapping (of the
-    topics of bags to columns, which they need: mapping.py).
+    Args:
+        path: The data set, or a folder with one data set below it, or an address (remote.py).
+        image_size: Side, or (height, width), in pixels. Every camera frame is decoded once, now, into a memory map of
+            that size (`frame_cost` says beforehand what that takes). By default frames are decoded when they are asked
+            for, in their own size.
+        progress: Called with the frames that are done, and of how many.
+        **options: Of the format: mask (robomimic: a filter key), max_episode_steps (D4RL: where episodes were cut, in a
+            file that does not say), final_step (RLDS), mapping (of the topics of bags to columns, which they need).
+
+    Raises:
+        UserError: If there is no data set, or the format does not take an option.
+
+    Example:
+        >>> data = open_dataset("demos.hdf5", image_size=96)
     """
     if registered := _find_registered(path):
         return registered.open(Path(path))
@@ -130,15 +137,20 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
     options = {name: value for name, value in options.items() if value is not None}
     if unknown := options.keys() - signature(read).parameters.keys():
         raise UserError(f"{kind} data are opened without {', '.join(sorted(unknown))}", where=path, hint="leave it out")
-    data = sidecar.apply_sidecar(path, read(path, **options))
+    if kind == "view":
+        options["open_parent"] = open_dataset
+    data = read(path, **options)
+    data = sidecar.apply_sidecar(path, data if isinstance(data, Dataset) else Dataset(data))
     if at := remote.url_of(given):
-        data = Dataset(data._episodes, {**data.metadata, "path": at})
+        data = Dataset(data.source, {**data.metadata, "path": at}, data.indices)
     return data if image_size is None else decode_frames(data, image_size, progress)
 
 
 def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = None, **options) -> Dataset:
-    """As `open_dataset`, for those that only look: bags need no mapping, and may have no episode. Without one they
-    are read under the mapping that is proposed for them, facts["mapping"]."""
+    """Opens a data set to look at it: as `open_dataset`, but bags need no mapping and may have no episodes.
+
+    Without a mapping, bags are read with the mapping that is proposed for them, which is `metadata["mapping"]`.
+    """
     if _find_registered(path):
         return open_dataset(path)
     place, kind = detect_format(remote.local_path(path))
@@ -150,7 +162,7 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
 
 
 def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.ConversionLoss]:
-    """What of these data format `to` cannot hold by itself. `options` are those of its `write`."""
+    """What of these data the format `to` cannot store without a sidecar file. `options` are those of its `write`."""
     return sidecar.conversion_losses(data, _format_module(to).capability(data, **options))
 
 
@@ -189,22 +201,21 @@ def formats_for_suffix(path: str | Path) -> tuple[str, ...]:
 
 def _format_module(to):
     if to not in WRITERS:
-        raise UserError(f"expected one of {', '.join(WRITERS)}, found {to!r}", hint="choose a format that is written")
+        raise UserError(f"there is no format {to!r} to write", hint=f"choose one of {', '.join(WRITERS)}")
     return import_module(f".{WRITERS[to]}", __package__)
 
 
 def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
-    """`data`, as it was opened, with its cameras decoded once to `image_size` (see video.resize)."""
-    source = _column_source(data)
-    if not camera_names(source.schema):
+    """The data set, as it was opened, with its camera frames decoded once to `image_size` (see `video.resize`)."""
+    if not camera_names(_column_source(data).schema):
         return data
-    framed = DecodedFramesSource(source, video.parse_image_size(image_size), data.metadata["path"], progress)
-    return Dataset(SourceEpisodes(framed, data._episodes.indices), data.metadata)
+    size, path = video.parse_image_size(image_size), data.metadata["path"]
+    return Dataset(DecodedFramesSource(_column_source(data), size, path, progress), data.metadata, data.indices)
 
 
 @dataclass(frozen=True)
 class DecodingCost:
-    """What decoding all frames takes: bytes on disk, and seconds on this machine (0 where it has been done)."""
+    """The cost of decoding all frames: bytes on disk, and seconds on this machine (0 if it is done already)."""
 
     frames: int
     bytes: int
@@ -212,7 +223,7 @@ class DecodingCost:
 
 
 def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost:
-    """Beforehand. The seconds are measured on the first episode with frames, so that it takes as long as that does."""
+    """The cost of `decode_frames`. The seconds are measured by decoding the first episode that has frames."""
     source, size = _column_source(data), video.parse_image_size(image_size)
     names = camera_names(source.schema)
     frames = sum(int(source.rows(n).sum()) for n in names)
@@ -228,7 +239,7 @@ def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost
 
 
 def _column_source(data: Dataset):
-    if not isinstance(data._episodes, SourceEpisodes):
-        raise UserError("expected a data set as it was opened, found one that was changed since",
-                        hint="decode the frames first: Dataset.open(path, image_size=...)")
-    return data._episodes.source
+    if not data.source.key:
+        raise UserError("frames cannot be decoded once for a data set that was changed after it was opened",
+                        hint="decode the frames first: open_dataset(path, image_size=...)")
+    return data.source

@@ -1,114 +1,83 @@
 """The HDF5 files of ACT and ALOHA: a folder of episode_0.hdf5, episode_1.hdf5, ...
 
-Layout: tonyzhaozh/act record_sim_episodes.py and utils.py (ACT, Zhao et al. 2023), tonyzhaozh/aloha; compressed images
-as in mobile-aloha: rows of JPEG bytes padded with zeros. `observations/qpos` is observation.state. Actions are joint
-targets of the same row, as the file has them; ACT itself trains on those of real robots (`sim` false) from one row
-earlier on, which here is a window of ahead=-1.
+Layout: tonyzhaozh/act record_sim_episodes.py and utils.py (ACT, Zhao et al. 2023), tonyzhaozh/aloha. Compressed images
+are as in mobile-aloha: rows of JPEG bytes padded with zeros. `observations/qpos` is observation.state. Actions are
+joint targets of the same row, as in the file. For real robots (`sim` false), ACT itself trains on actions from one row
+earlier, which here is a window with action_offset=-1.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import whole_folder
-from .. import cache, video
+from .. import cache
 from ..episode import Dataset
+from ..sources import ChunkedSource
 from . import hdf5, sidecar
-from .base import SourceEpisodes
-from .chunked_source import ChunkedSource
+from .column_names import number_sort_key
+from .key_map import KeyMap, common_arrays, decoded_images, metadata
 from .sidecar import FormatCapability
 
+KEYS = KeyMap({"observations/qpos": "observation.state"}, group="observations/", images="images/")
 _METADATA_KEYS = {"fps", "robot_type"}  # of the data set, which ACT keeps nowhere: attributes that it does not look at
-
-
-def open_act(path: Path) -> Dataset:
-    source = ActSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
+_ENCODED = Feature("uint8", (0, 0, 3), "image")
 
 
 class ActSource(ChunkedSource):
+    """A folder of files, or one file.
+
+    Args:
+        path: The folder or the file.
+    """
+
     def __init__(self, path: Path):
         self.path, warnings = path, []
         self.files = _files(path, warnings)
-        self.key = cache.json_digest(*(hdf5.file_digest(file) for file in self.files))
-        found = []
+        self.key = cache.files_digest(self.files, "act")
         with hdf5.OpenFiles() as files:
+            found = []
             for file in self.files:
                 with hdf5.hdf5_errors(file):
                     found.append(self._episode(files[file], file, warnings))
-            self.lengths = np.array([steps for steps, _, _ in found], np.int64)
-            self._build_schema([arrays for _, arrays, _ in found], files, warnings)
+            lengths, arrays, self._episode_metadata = zip(*found, strict=True)
+            self.lengths = np.array(lengths, np.int64)
+            self._build_schema(arrays, files, warnings)
             with hdf5.hdf5_errors(self.files[0]):
                 self.schema = hdf5.restore_column_order(self.schema, files[self.files[0]])
-        self._episode_metadata = [facts for _, _, facts in found]
         rates, robots = ({facts.pop(key, None) for facts in self._episode_metadata} for key in ("fps", "robot_type"))
-        rate, robot = (next(iter(v)) if len(v) == 1 else None for v in (rates, robots))
-        number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
-        self.metadata = {"format": "act", "version": "", "path": str(path), "fps": float(rate) if number else None,
-                      "robot_type": robot if isinstance(robot, str) else None, "warnings": warnings}
+        fps, robot_type = (next(iter(v)) if len(v) == 1 else None for v in (rates, robots))
+        self.metadata = metadata("act", path, warnings, fps=fps, robot_type=robot_type)
 
-    def _episode(self, file, path, warnings) -> tuple[int, dict[str, tuple[Feature, bool]], dict[str, Any]]:
-        """Steps, (feature, whether rows are encoded images) of each array, facts."""
+    def _episode(self, file, path, warnings) -> tuple[int, dict[str, Feature], dict]:
+        """Steps, the feature of each array, metadata."""
         arrays = hdf5.arrays(file, str(path))
-        if "action" not in arrays or not arrays["action"].shape:
-            raise UserError(f"expected an array action, found {', '.join(arrays) or 'nothing'}", where=path,
-                            hint="leave the file out, or take it from a copy")
-        steps = arrays["action"].shape[0]
-        if not steps:
-            raise UserError("expected at least one step, found none", where=f"{path}, action", hint="remove the file")
-        found, holes = {}, []
+        steps, found = hdf5.count_steps(arrays, "action", str(path)), {}
         for key, array in arrays.items():
-            where = f"{path}, {key}"
-            if array.has_unwritten_chunks:
-                holes.append(key)
             if key == "compress_len" or array.filled_marker == "all":
                 continue
             encoded = key.startswith("observations/images/") and (
                 hdf5.is_variable_bytes(array) or array.ndim == 2 and array.dtype == np.uint8)
-            f = Feature("uint8", (0, 0, 3), "image") if encoded else hdf5.array_feature(_name(key, None), array, where)
-            if array.shape[0] != steps:
-                raise UserError(f"expected {steps} rows, as action has, found {array.shape[0]}", where=where,
-                                hint="leave the file out, or take it from a copy")
-            found[key] = f, encoded
-        if holes:
-            warnings.append(f"{path.name}: parts of {', '.join(holes)} were never written, and read as zeros")
-        facts = hdf5.read_attributes(file, str(path))
-        facts.pop("compress", None)
+            found[key] = _ENCODED if encoded else hdf5.array_feature(KEYS.column(key), array, f"{path}, {key}")
+            hdf5.check_rows(array, steps, "as action has", f"{path}, {key}")
+        hdf5.warn_of_holes(arrays, path.name, warnings)
+        facts = hdf5.read_attributes(file, str(path), ("compress",))
         for key in str(facts.pop(f"{hdf5.FILLED_ATTRIBUTE}_facts", "")).split():
             facts.pop(key, None)
         return steps, found, facts
 
-    def _build_schema(self, found, files, warnings):
-        self.schema, self._keys, self._encoded, self.row_counts = {}, {}, set(), {}
-        for key in dict.fromkeys(k for arrays in found for k in arrays):
-            without = [file for file, arrays in zip(self.files, found, strict=True) if key not in arrays]
-            if without and key.startswith("observations/"):
-                raise UserError(f"expected an array {key} as in the other files, found none", where=without[0],
-                                hint="leave the file out, or the array out of all")
-            if without:
-                warnings.append(f"{key}: {without[0].name} does not have it: left out")
-                continue
-            f, encoded = found[0][key]
-            for file, arrays in zip(self.files, found, strict=True):
-                if arrays[key] != (f, encoded):
-                    other, _ = arrays[key]
-                    raise UserError(f"expected {f.dtype} {f.shape} as in {self.files[0].name}, found {other.dtype} "
-                                    f"{other.shape}", where=f"{file}, {key}", hint="leave the file out")
-            name = _name(key, f)
-            if name in self.schema:
-                raise UserError(f"expected one array for {name}, found {self._keys[name]} and {key}", where=self.path,
-                                hint="remove one of them")
-            self._keys[name], self.row_counts[name], self.schema[name] = key, self.lengths, f
-            if encoded:
-                self._encoded.add(name)
-                image = self.read_rows(files, name, 0, 0, 1)
-                self.schema[name] = Feature("uint8", image.shape[1:], "image")
+    def _build_schema(self, arrays, files, warnings):
+        found = common_arrays(
+            arrays, lambda f: (f.dtype, f.shape), lambda e, key: f"{self.files[e]}, {key}",
+            lambda key: not key.startswith("observations/"),
+            lambda key, e: warnings.append(f"{key}: {self.files[e].name} does not have it: left out"))
+        self.schema, self._keys = KEYS.schema(found, self.path)
+        self.row_counts = dict.fromkeys(self.schema, self.lengths)
+        self._encoded = {name for name, f in self.schema.items() if f == _ENCODED}
+        for name in self._encoded:
+            self.schema[name] = Feature("uint8", self.read_rows(files, name, 0, 0, 1).shape[1:], "image")
 
     def open_files(self):
         return hdf5.OpenFiles()
@@ -120,17 +89,9 @@ class ActSource(ChunkedSource):
         where = self.location(name, episode)
         with hdf5.hdf5_errors(where):
             values = hdf5.read_rows(files[self.files[episode]][self._keys[name]], first, stop, where)
-        if name not in self._encoded:
-            return values
-        images = [video.decode_image(bytes(v).rstrip(b"\0"), 3, f"{where}, row {row}")
-                  for row, v in enumerate(values, first)]
-        odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
-        if odd is not None:
-            raise UserError(f"expected images of {images[0].shape}, found {images[odd].shape}",
-                            where=f"{where}, row {first + odd}", hint="leave the file out")
-        return np.stack(images)
+        return decoded_images(values, 3, first, where) if name in self._encoded else values
 
-    def episode_metadata(self, episode) -> Mapping[str, Any]:
+    def episode_metadata(self, episode):
         return self._episode_metadata[episode]
 
 
@@ -138,24 +99,13 @@ def _files(path: Path, warnings) -> list[Path]:
     if path.is_file():
         return [path]
     files = [p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and p.is_file() and not p.name.startswith(".")]
-    number = {p: int(n[-1]) if (n := re.findall(r"\d+", p.stem)) else -1 for p in files}
-    files.sort(key=lambda p: (number[p], p.name))
-    gone = sorted(set(range(number[files[-1]] + 1)) - set(number.values())) if files else []
+    files.sort(key=lambda p: number_sort_key(p.stem))
+    numbers = {number_sort_key(p.stem)[0] for p in files}
+    gone = sorted(set(range(max(numbers, default=0) + 1)) - numbers)
     if gone and len(files) > 1:
         warnings.append(f"no file of number {', '.join(map(str, gone[:5]))}{', ...' if len(gone) > 5 else ''}, but "
                         f"{files[-1].name}")
     return files
-
-
-def _name(key: str, f: Feature | None) -> str:
-    """The column of an array."""
-    if key == "observations/qpos":
-        return "observation.state"
-    if key.startswith("observations/images/") and f is not None and f.kind == "image":
-        return f"observation.images.{key[20:].replace('/', '.')}"
-    if key.startswith("observations/"):
-        return f"observation.{key[13:].replace('/', '.')}"
-    return key.replace("/", ".")
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -166,11 +116,14 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def write(data: Dataset, path: Path) -> None:
-    """A new folder, there whole or not at all, that ACT's loader reads; images as they are, uncompressed. What the
-    loader demands and the data do not have (`qvel`, the attribute `sim`) is filled, and marked as such."""
+    """Writes a folder that ACT's loader reads. It is complete or absent.
+
+    Images are stored without compression. What the loader needs and the data do not have (`qvel`, the attribute `sim`)
+    is filled in, marked, and not read again.
+    """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
-    with cache.disk_errors(path), whole_folder(path) as part:
+    with sidecar.new_folder(path, data, holds) as part:
         for i, e in enumerate(data):
             with h5py.File(part / f"episode_{i}.hdf5", "w") as file:
                 hdf5.store_column_order(file, data, holds)
@@ -189,23 +142,17 @@ def write(data: Dataset, path: Path) -> None:
                     facts |= {"sim": True, f"{hdf5.FILLED_ATTRIBUTE}_facts": "sim"}
                 for key, value in facts.items():
                     file.attrs[key] = value
-        sidecar.write_sidecar(part, data, holds)
 
 
 def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
     def key(name, f):
-        if name == "observation.state":
-            return "observations/qpos"
-        if name.startswith("observation.images.") and f.kind == "image":
-            return f"observations/images/{name[19:]}"
-        if name.startswith("observation."):
-            return None if name in ("observation.qpos", "observation.images") else f"observations/{name[12:]}"
-        return None if name in ("observations", "compress_len") else name
+        reserved = ("observation.qpos", "observation.images", "observations", "compress_len")
+        return None if name in reserved else KEYS.key(name, f)
 
-    keys, places = hdf5.column_encodings(data, key, _name)
+    keys, places = hdf5.column_encodings(data, KEYS.column, key)
     if "action" not in keys or not any(n.startswith("observation.") for n in data.features()):
-        raise UserError(f"expected a column action and observations, found {', '.join(data.features())}", where="act",
-                        hint="choose another format, or name the columns action and observation.state")
+        raise UserError(f"ACT needs a column action and observations; there are {', '.join(data.features())}",
+                        where="act", hint="choose another format, or name the columns action and observation.state")
     facts = hdf5.storable_metadata(data, _METADATA_KEYS | {"compress", f"{hdf5.FILLED_ATTRIBUTE}_facts"})
     robot = data.metadata.get("robot_type")
     return FormatCapability(

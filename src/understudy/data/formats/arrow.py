@@ -1,4 +1,4 @@
-"""Arrow tables as arrays: nested lists of one length, text, encoded images."""
+"""Arrow tables as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -6,46 +6,55 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ...core import UserError
 from . import read_errors
+from .read_errors import damaged
 
-_DAMAGE = "the file is cut short or damaged: take it from a copy"
 
-
-def arrow_errors(where: object) -> AbstractContextManager[None]:
-    """What pyarrow raises on damage as a UserError that says where."""
-    return read_errors.as_user_error("Arrow data", where, _DAMAGE, (
+def arrow_errors(where: object, what: str = "the Arrow data") -> AbstractContextManager[None]:
+    """Raises what pyarrow raises about damage as a `UserError` that names the file."""
+    return read_errors.as_user_error(what, where, (
         pa.ArrowException, OSError, KeyError, ValueError, TypeError, MemoryError, OverflowError, SystemError))
 
 
 def validate_table(table: pa.Table, where: object) -> pa.Table:
-    """With offsets that lie in its buffers, and text that is text: nothing checks them when they are used."""
+    """The table, if its offsets are inside its buffers and its text is UTF-8. pyarrow does not check them on use."""
     with arrow_errors(where):
         table.validate(full=True)
     return table
 
 
-def to_numpy(array: pa.Array, where: str) -> np.ndarray:
-    """(rows, *shape) of numbers or text. Raises UserError where rows differ in length, lack, or are no such thing."""
+def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
+    """A column as an array.
+
+    Args:
+        array: Numbers, text, or lists of them, nested or not.
+        where: File and column, for error messages.
+
+    Returns:
+        Numbers or str objects, (rows, *shape).
+
+    Raises:
+        UserError: If a value is missing, if lists differ in length, or if the values are neither numbers nor text.
+    """
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
-    if array.null_count:
-        raise UserError("expected a value in every row, found none",
-                        where=f"{where}, row {array.is_null().to_pylist().index(True)}", hint=_DAMAGE)
+    if isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
     kind = array.type
+    if array.null_count:
+        raise damaged("the row has no value", f"{where}, row {array.is_null().to_pylist().index(True)}")
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        widths = np.unique(array.value_lengths().to_numpy(zero_copy_only=False))
-        if len(widths) > 1:
-            raise UserError(f"expected rows of one length, found {', '.join(map(str, widths[:5]))}", where=where,
-                            hint=_DAMAGE)
+        lengths = pc.min_max(pc.list_value_length(array)).as_py()
+        if lengths["min"] != lengths["max"]:
+            raise damaged(f"the rows have from {lengths['min']} to {lengths['max']} values", where)
         inner = to_numpy(array.flatten(), where)
-        width = int(widths[0]) if len(widths) else 0
-        return inner.reshape(len(array), width, *inner.shape[1:])
+        return inner.reshape(len(array), lengths["min"] or 0, *inner.shape[1:])
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         out = np.empty(len(array), object)
         out[:] = array.to_pylist()
         return out
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise UserError(f"expected numbers or text, found {kind}", where=where, hint=_DAMAGE)
+        raise damaged(f"the values are neither numbers nor text but {kind}", where)
     return array.to_numpy(zero_copy_only=False)

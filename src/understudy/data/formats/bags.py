@@ -1,7 +1,8 @@
-"""MCAP files and ROS 1 and 2 bags as episodes: topics joined on one clock by a mapping (mapping.py).
+"""MCAP files and ROS 1 and 2 bags as episodes: topics joined on one clock by a mapping (topic_mapping.py).
 
-One recording is one episode, or several where more than `gap` seconds pass without a whole row, or where a topic of the
-mapping says so. Numbers and text are decoded once, into the cache; images when they are asked for.
+A recording is one episode. It is split where more than `gap` seconds pass without a complete row, and at the messages
+of a topic that the mapping names. Numbers and text are decoded once, into the cache. Images are decoded when they are
+read.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ import numpy as np
 
 from ...core import Feature, UserError, role
 from .. import cache
-from ..episode import Dataset
+from ..episode import ColumnSource, Dataset
 from . import message_logs as streams
 from . import topic_mapping as maps
-from .base import ColumnSource, SourceEpisodes
 from .message_logs import MessageLog
 from .topic_mapping import ColumnMapping, TopicMapping
 
@@ -36,24 +36,34 @@ class MappingMismatch(UserError):
 
 
 def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None) -> Dataset:
-    """Raises UserError where there is no mapping, or where no row has all of its columns."""
+    """Opens a recording, or a folder of them.
+
+    Args:
+        path: The file or folder.
+        mapping: Topics and columns, as `topic_mapping.read_mapping` takes them.
+
+    Raises:
+        UserError: If there is no mapping, or if no row has all of its columns.
+    """
     path = Path(path)
     if mapping is None:
-        raise UserError("expected a mapping from topics to columns, which a recording of messages needs, found none",
-                        where=path, hint=f"understudy inspect {path} --json > map.json proposes one; correct it, and "
-                        "give it with --map map.json, or as Dataset.open(path, mapping=...)")
+        raise UserError("a recording of messages needs a mapping from topics to columns", where=path,
+                        hint=f"understudy inspect {path} --json > map.json proposes one; correct it, and give it with "
+                        "--map map.json, or as open_dataset(path, mapping=...)")
     recordings, warnings = _open_recordings(path)
     source = BagSource(path, recordings, maps.read_mapping(mapping), warnings)
     if not len(source.lengths):
-        raise UserError("expected rows that have all columns of the mapping, found none"
+        raise UserError("no row has all columns of the mapping"
                         + "".join(f"\n  {w}" for w in source.metadata["warnings"]), where=path,
                         hint="allow a larger age, or leave the column out that is missing")
-    return Dataset(SourceEpisodes(source), source.metadata)
+    return Dataset(source)
 
 
 def preview_bags(path: Path) -> Dataset:
-    """Under the mapping that is proposed, which is facts["mapping"]; it may have no episode at all. Columns that
-    cannot be read after all are left out, and facts["warnings"] says why."""
+    """Opens recordings with the mapping that is proposed for them, which is `metadata["mapping"]`.
+
+    There may be no episodes. Columns that cannot be read are left out, and `metadata["warnings"]` says why.
+    """
     path = Path(path)
     recordings, warnings = _open_recordings(path)
     mapping, left = propose_mapping(recordings)
@@ -61,7 +71,7 @@ def preview_bags(path: Path) -> Dataset:
     while True:
         try:
             source = BagSource(path, recordings, mapping, left)
-            return Dataset(SourceEpisodes(source), source.metadata)
+            return Dataset(source)
         except MappingMismatch as error:
             left = [
                 *left,
@@ -107,9 +117,14 @@ def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[st
 
 @dataclass(frozen=True)
 class _RecordingScan:
-    """What was read of a recording. times: logged, by topic, in the order of the messages. stamps: by which they are
-    joined, likewise. begins: of each topic that is one video, which of its packets need none before them. values: of
-    each column that is no image."""
+    """What was read from a recording, in the order of the messages.
+
+    Attributes:
+        times: Log time of each message, ns, by topic.
+        stamps: Time by which each message is joined, ns, by topic.
+        begins: Which packets are key frames, by topic of video.
+        values: Values of each column that is not an image.
+    """
 
     times: Mapping[str, np.ndarray]
     stamps: Mapping[str, np.ndarray]
@@ -120,7 +135,7 @@ class _RecordingScan:
     def from_log(log: MessageLog, topics: list[str], columns: Mapping[str, ColumnMapping] | None = None,
            schema: Mapping[str, Feature] | None = None, by: str = "header",
            paths: Mapping[str, tuple[str, ...]] | None = None) -> _RecordingScan:
-        """From the cache, or read once. Raises Unmapped."""
+        """Reads the recording once, or the cache. Raises MappingMismatch."""
         columns, schema, paths = columns or {}, schema or {}, paths or {}
         columns = {n: c for n, c in columns.items() if c.topic in topics and schema[n].kind != "image"}
         topics = sorted(t for t in topics if log.counts.get(t))
@@ -151,8 +166,8 @@ def _build(log: MessageLog, topics, columns, schema, by, paths, part: Path) -> N
     for topic, time, message in log.messages(topics):
         i, said = seen[topic], streams.message_time(message) if headed[topic] else None
         if i == counts[topic]:
-            raise UserError(f"expected {counts[topic]} messages, as its index says, found more",
-                            where=f"{log.path}, topic {topic}", hint="make its index anew (ros2 bag reindex)")
+            raise UserError(f"there are more than the {counts[topic]} messages of the index",
+                            where=f"{log.path}, topic {topic}", hint="rebuild the index (ros2 bag reindex)")
         headed[topic] = said is not None
         times[topic][i], stamps[topic][i], seen[topic] = time, said or 0, i + 1
         if topic in begins:
@@ -165,8 +180,8 @@ def _build(log: MessageLog, topics, columns, schema, by, paths, part: Path) -> N
                 values[name][i] = found
     for topic, n in seen.items():
         if n < counts[topic]:
-            raise UserError(f"expected {counts[topic]} messages, as its index says, found {n}",
-                            where=f"{log.path}, topic {topic}", hint="make its index anew (ros2 bag reindex)")
+            raise UserError(f"there are {n} messages, but the index says {counts[topic]}",
+                            where=f"{log.path}, topic {topic}", hint="rebuild the index (ros2 bag reindex)")
         if not headed[topic]:  # never two clocks in one topic
             stamps[topic][:] = times[topic]
     for name, found in texts.items():
@@ -175,7 +190,7 @@ def _build(log: MessageLog, topics, columns, schema, by, paths, part: Path) -> N
 
 
 def _message_value(log, name, column, feature, message, i, order):
-    """Of one message; as wide as the first was. Raises Unmapped."""
+    """The value of a column in one message, in the shape of the first. Raises MappingMismatch."""
     where = f"{log.path}, topic {column.topic}, message {i}"
     try:
         found = maps.column_value(message, name, column, order)
@@ -184,16 +199,12 @@ def _message_value(log, name, column, feature, message, i, order):
             name, str(error), where=where, hint="correct field, names or indices of the mapping"
         ) from None
     if isinstance(found, str) != (feature.kind == "string"):
-        raise MappingMismatch(
-            name,
-            f"expected {'text' if feature.kind == 'string' else 'numbers'} as in the first message, "
-            f"found {'text' if isinstance(found, str) else 'numbers'}",
-            where=where,
-            hint="leave the column out",
-        )
+        kinds = ("text", "numbers") if isinstance(found, str) else ("numbers", "text")
+        raise MappingMismatch(name, "the message has {}, but the first message has {}".format(*kinds), where=where,
+                              hint="leave the column out")
     if not isinstance(found, str) and found.shape != feature.shape:
-        raise MappingMismatch(name, f"expected the shape {feature.shape} of the first message, found {found.shape}",
-                       where=where, hint="choose components that are always there, by names or indices")
+        raise MappingMismatch(name, f"the shape is {found.shape}, but {feature.shape} in the first message",
+                              where=where, hint="choose components that are always there, by names or indices")
     return found
 
 
@@ -202,8 +213,13 @@ def _message_value(log, name, column, feature, message, i, order):
 
 @dataclass
 class _AlignedRecording:
-    """A recording on its clock. ticks (T,) ns, those that are in an episode. below, above (T,): the messages of each
-    column, as they lie in it."""
+    """A recording on its clock.
+
+    Attributes:
+        ticks: Times of the rows that are in an episode, (T,) ns.
+        below: Number of the message of each column at a tick or before it, (T,).
+        above: Number of the next message, for interpolation, (T,).
+    """
 
     log: MessageLog
     scan: _RecordingScan
@@ -245,16 +261,17 @@ class BagSource(ColumnSource):
             named = [(f"features.{n}", c.topic) for n, c in self.mapping.columns.items() if c.topic is not None]
             for key, topic in [*named, ("clock", self.mapping.clock), ("episodes", self.mapping.episodes)]:
                 if topic is not None and topic not in log.types:
-                    raise UserError(f"expected a topic {topic!r}, which the mapping names in {key}, found "
-                                    f"{', '.join(log.types) or 'none'}", where=log.path, hint="correct the mapping")
+                    known = ", ".join(log.types) or "no topics"
+                    raise UserError(f"there is no topic {topic!r}, which the mapping names in {key}; there are {known}",
+                                    where=log.path, hint="correct the mapping")
                 if topic is not None and topic in log.undecoded:
-                    raise UserError(f"expected messages that can be decoded, found {log.undecoded[topic]}",
-                                    where=f"{log.path}, topic {topic}", hint="leave the topic out of the mapping")
+                    raise UserError(f"the topic has {log.undecoded[topic]}", where=f"{log.path}, topic {topic}",
+                                    hint="leave the topic out of the mapping")
             for name, c in self.mapping.columns.items():
                 record = log.metadata.get(c.metadata, {})
                 if c.metadata is not None and c.field[0] not in record:
-                    raise UserError(f"expected a record of metadata {c.metadata!r} with {c.field[0]!r}, found "
-                                    f"{', '.join(log.metadata) or 'none'}", where=f"{log.path}, features.{name}",
+                    raise UserError(f"there is no record of metadata {c.metadata!r} with {c.field[0]!r}; there are "
+                                    f"{', '.join(log.metadata) or 'no records'}", where=f"{log.path}, features.{name}",
                                     hint="correct the mapping")
 
     # -- columns ------------------------------------------------------------------------------------------------------
@@ -267,7 +284,7 @@ class BagSource(ColumnSource):
                 value = c.value if c.metadata is None else ""
                 kind = np.asarray(value)
                 if kind.dtype.kind not in "biufU":
-                    raise UserError(f"expected text or numbers, found {value!r}", where=f"mapping, features.{name}",
+                    raise UserError(f"this is neither text nor numbers: {value!r}", where=f"mapping, features.{name}",
                                     hint="give numbers of one shape")
                 out[name] = Feature.from_array(np.broadcast_to(kind, (1, *kind.shape)))
                 continue
@@ -286,13 +303,11 @@ class BagSource(ColumnSource):
         where = f"{log.path}, topic {c.topic}, message 0"
         if streams.is_image(log.types[c.topic]) and not c.field:
             if c.join == "interpolate":
-                raise MappingMismatch(name, "expected a join of images to be last, next or nearest, found interpolate",
-                               where=f"mapping, features.{name}", hint="choose one of them")
+                raise MappingMismatch(name, "images cannot be interpolated", where=f"mapping, features.{name}",
+                                      hint="join them by last, next or nearest")
+            decode = streams.decode_key_frame if streams.is_video(log.types[c.topic]) else streams.decode_image
             try:
-                image = (streams.decode_key_frame if streams.is_video(log.types[c.topic]) else streams.decode_image)(
-                    message, where
-                )
-                return Feature("uint8", image.shape, "image")
+                return Feature("uint8", decode(message, where).shape, "image")
             except UserError as error:
                 raise MappingMismatch(name, error.problem, where=error.where, hint=error.hint) from None
         try:
@@ -306,13 +321,11 @@ class BagSource(ColumnSource):
             ) from None
         if isinstance(found, str):
             if c.join == "interpolate":
-                raise MappingMismatch(
-                    name, "expected numbers to interpolate, found text", where=where, hint="join it by last"
-                )
+                raise MappingMismatch(name, "text cannot be interpolated", where=where, hint="join it by last")
             return Feature("string", (), "string")
         if 0 in found.shape:
-            raise MappingMismatch(name, f"expected at least one number, found the shape {found.shape}", where=where,
-                           hint="correct field, names or indices of the mapping")
+            raise MappingMismatch(name, f"the shape {found.shape} has no numbers", where=where,
+                                  hint="correct field, names or indices of the mapping")
         if c.join == "interpolate" and found.dtype.kind != "f":
             found = found.astype(np.float64)
         feature = Feature.from_array(found[None])
@@ -481,11 +494,10 @@ class BagSource(ColumnSource):
             if i not in needed:
                 continue
             if image.shape != self.schema[name].shape:
-                raise UserError(f"expected images of the shape {self.schema[name].shape} of the first, found "
-                                f"{image.shape}", where=f"{where}, message {i}",
-                                hint="leave the topic out of the mapping")
+                raise UserError(f"the image has the shape {image.shape}, but the first has {self.schema[name].shape}",
+                                where=f"{where}, message {i}", hint="leave the topic out of the mapping")
             needed.remove(i)
             yield np.flatnonzero(wanted == i), image
         if needed:
-            raise UserError("expected a frame in each message, found none", where=f"{where}, message {min(needed)}",
+            raise UserError("the message has no frame", where=f"{where}, message {min(needed)}",
                             hint="leave the topic out of the mapping, or take the recording from a copy")

@@ -1,4 +1,4 @@
-"""What others call the columns that have a name here, and the other way round."""
+"""Names of columns: those of other formats and the standard names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ _OURS = {"state": "observation.state", "states": "observation.state", "observati
 
 
 def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
-    """The column that an array `key` of that kind (Feature.kind) is here. others: what goes before names that are not
-    known ("observation." where all that is not known was sensed)."""
+    """The standard name of an array.
+
+    Args:
+        key: Its name in the file.
+        kind: `Feature.kind`.
+        others: Prefix for names that are not known, such as ``"observation."``.
+    """
     if role(key) != "other":
         return key
     if kind == "image" and key not in OUTCOME_COLUMNS:
@@ -29,9 +34,17 @@ def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
 
 
 def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature], str],
-           valid: str = r"\w[\w.\-]*") -> dict[str, str]:
-    """{column: the shortest key under which it is stored, so that no two become one when they are read}. `read` says
-    which column a key becomes; columns for which there is no key are missing."""
+                  valid: str = r"\w[\w.\-]*") -> dict[str, str]:
+    """The shortest key for each column, such that no two columns become one when they are read.
+
+    Args:
+        features: By column.
+        read: The column that a key becomes when it is read.
+        valid: Pattern of the keys that can be stored.
+
+    Returns:
+        The key of each column. Columns for which there is no key are missing.
+    """
     keys, taken = {}, set()
     for name in sorted(features, key=lambda n: role(n) == "other"):
         short = name.removeprefix("observation.images.").removeprefix("observation.").removeprefix("next.")
@@ -46,12 +59,12 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
 
 
 def are_flags(values: np.ndarray) -> bool:
-    """Whether they say yes or no: bool, or numbers that are all 0 or 1."""
+    """Whether all values are flags: bool, or numbers that are 0 or 1."""
     return values.dtype == bool or bool(((values == 0) | (values == 1)).all())
 
 
 def is_plain_flag(data: Iterable[Episode], name: str) -> bool:
-    """Whether a column that is a flag by its name holds nothing else; others do."""
+    """Whether a column is a flag in its values, or not a flag by its name."""
     return name not in FLAG_COLUMNS or all(are_flags(np.asarray(e.steps[name])) for e in data)
 
 
@@ -64,3 +77,9 @@ def number_sort_key(name: str) -> tuple:
 def format_list(items: Iterable, most: int = 5) -> str:
     items = [str(i) for i in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:
+    """The names that are `prefix` and digits, by number: demo_2 before demo_10."""
+    found = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
+    return sorted(found, key=lambda n: (int(n[len(prefix):]), n))

@@ -2,60 +2,60 @@
 
 Layout: rail-berkeley/d4rl d4rl/offline_env.py. An episode goes up to and including a row with `terminals` (the
 environment ended it: next.terminated) or `timeouts` (a limit did: next.truncated). D4RL's own loaders let the row that
-ends an episode begin the next one, or drop it; here it is where it was recorded. `next_observations` gives what was
-seen last.
+ends an episode start the next one, or drop it. Here it stays where it was recorded. `next_observations` has the row
+after the last action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...core import Feature, UserError
-from ..episode import Dataset
-from . import hdf5
-from .base import SourceEpisodes, episode_starts, row_counts
-from .chunked_source import ChunkedSource
+from ...core import UserError
+from .. import cache
+from ..episode import Dataset, episode_starts
+from ..sources import ChunkedSource
+from . import hdf5, sidecar
+from .key_map import KeyMap, metadata
 from .sidecar import FormatCapability
 
-_NAMES = {"actions": "action", "rewards": "next.reward", "terminals": "next.terminated", "timeouts": "next.truncated"}
-_KEYS = {name: key for key, name in _NAMES.items()}
+KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next.terminated",
+               "timeouts": "next.truncated"}, observation="observations", group="observations/")
 _FLAGS = ("terminals", "timeouts")
 _LOOKED = 4096  # rows in which next_observations is compared with observations
 _SMALL = 1000  # numbers of an array of metadata that is a fact
 
 
-def open_d4rl(path: Path, max_episode_steps: int | None = None) -> Dataset:
-    """max_episode_steps: the limit after which episodes were cut, for files without timeouts."""
-    source = D4rlSource(path, max_episode_steps)
-    return Dataset(SourceEpisodes(source), source.metadata)
-
-
 class D4rlSource(ChunkedSource):
-    def __init__(self, path: Path, limit: int | None = None):
+    """One file.
+
+    Args:
+        path: The file.
+        max_episode_steps: The limit after which episodes were cut, for files without `timeouts`.
+    """
+
+    def __init__(self, path: Path, max_episode_steps: int | None = None):
+        limit = max_episode_steps
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise UserError(f"expected a number of steps, found {limit!r}", where="max_episode_steps",
+            raise UserError(f"it must be a number of steps, not {limit!r}", where="max_episode_steps",
                             hint="give the environment's limit, such as 1000")
-        self.path, self.key, warnings = path, hdf5.file_digest(path, limit), []
+        self.path, self.key, warnings = path, cache.files_digest([path], "d4rl", limit), []
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
             file = files[path]
             arrays = {k: a for k, a in hdf5.arrays(file, str(path)).items()
                       if a.filled_marker != "all" or k in _FLAGS}
-            self._episode_metadata = hdf5.read_attributes(file, str(path))
+            self._facts = hdf5.read_attributes(file, str(path))
             told = self._metadata(arrays, warnings)
             steps = self._columns(arrays, warnings)
             self._bound(arrays, steps, limit, warnings)
             if "next_observations" in arrays:
                 self._check_next_observations(arrays, steps, warnings)
             self.schema = hdf5.restore_column_order(self.schema, file)
-        self._file_metadata = {"metadata": told} if told else {}
-        rate, robot = self._episode_metadata.pop("fps", None), self._episode_metadata.pop("robot_type", None)
-        number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
-        self.metadata = {"format": "d4rl", "version": "", "path": str(path), "fps": float(rate) if number else None,
-                      "robot_type": robot if isinstance(robot, str) else None, "warnings": warnings}
+        self.metadata = metadata("d4rl", path, warnings, fps=self._facts.pop("fps", None),
+                              robot_type=self._facts.pop("robot_type", None))
+        self._facts |= {"metadata": told} if told else {}
 
     def _metadata(self, arrays, warnings) -> dict[str, Any]:
         """Single values and short arrays of metadata/, which are about the data; weights of policies are not kept."""
@@ -71,38 +71,27 @@ class D4rlSource(ChunkedSource):
 
     def _columns(self, arrays, warnings) -> int:
         """The schema; how many steps there are."""
-        for key in ("actions", "terminals"):
-            if key not in arrays:
-                raise UserError(f"expected an array {key}, found {', '.join(arrays) or 'nothing'}", where=self.path,
-                                hint="add the array, or take the file from a copy")
-        steps = arrays["actions"].shape[0] if arrays["actions"].shape else 0
-        if not steps:
-            raise UserError("expected at least one step, found none", where=f"{self.path}, actions",
-                            hint="take the file from a copy, or record anew")
-        self.schema, self._keys = {}, {}
+        if "terminals" not in arrays:
+            raise UserError(f"there is no array terminals; there are {', '.join(arrays) or 'no arrays'}",
+                            where=self.path, hint="add the array, or take the file from a copy")
+        steps, found = hdf5.count_steps(arrays, "actions", str(self.path)), {}
         for key, array in arrays.items():
             where = f"{self.path}, {key}"
-            f = hdf5.array_feature(_name(key, None), array, where, key in _FLAGS)
-            if array.shape[0] != steps:
-                raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=where,
-                                hint="the file is cut short or damaged: take it from a copy, or remove the array")
+            f = hdf5.array_feature(KEYS.column(key), array, where, key in _FLAGS)
+            hdf5.check_rows(array, steps, "as actions has", where)
             if array.has_unwritten_chunks:
                 warnings.append(f"{key}: parts of it were never written, and read as zeros")
-            if key == "next_observations" or array.filled_marker == "all":
-                continue
-            name = _name(key, f)
-            if name in self.schema:
-                raise UserError(f"expected one array for {name}, found {self._keys[name]} and {key}", where=self.path,
-                                hint="remove one of them")
-            self.schema[name], self._keys[name] = f, key
+            if key != "next_observations" and array.filled_marker != "all":
+                found[key] = f
+        self.schema, self._keys = KEYS.schema(found, self.path)
         return steps
 
     def _bound(self, arrays, steps, limit, warnings):
         """Where the episodes lie."""
         if "timeouts" not in arrays and limit is None:
-            raise UserError("expected an array timeouts, found none: which rows ended an episode at its time limit "
-                            "cannot be known", where=self.path, hint="give the limit of the environment "
-                            "(--max-episode-steps 1000, or Dataset.open(path, max_episode_steps=1000)), or add the "
+            raise UserError("there is no array timeouts, so the rows that ended an episode at its time limit are not "
+                            "known", where=self.path, hint="give the limit of the environment "
+                            "(--max-episode-steps 1000, or open_dataset(path, max_episode_steps=1000)), or add the "
                             "array timeouts (bool, one a step)")
         end = np.zeros(steps, bool)
         for key in _FLAGS:
@@ -110,7 +99,7 @@ class D4rlSource(ChunkedSource):
                 where = f"{self.path}, {key}"
                 values = hdf5.read_rows(arrays[key], 0, steps, where)
                 if values.size != steps or not np.isin(values, (0, 1)).all():
-                    raise UserError(f"expected a flag for each of {steps} steps, 0 or 1, found {values.shape} with "
+                    raise UserError(f"each of {steps} steps must have a flag, 0 or 1, but it is {values.shape} with "
                                     f"{', '.join(map(str, np.unique(values)[:3]))}", where=where,
                                     hint="correct the array, or take the file from a copy")
                 end |= values.reshape(steps).astype(bool)
@@ -136,7 +125,7 @@ class D4rlSource(ChunkedSource):
         now, after = arrays["observations"], arrays["next_observations"]
         where = f"{self.path}, next_observations"
         if (now.shape, hdf5.is_text(now)) != (after.shape, hdf5.is_text(after)):
-            raise UserError(f"expected the shape {now.shape} of observations, found {after.shape}", where=where,
+            raise UserError(f"the shape is {after.shape}, but observations has {now.shape}", where=where,
                             hint="correct the array, or remove it")
         n = min(steps, _LOOKED)
         here, there = (hdf5.read_rows(a, 0, n, where) for a in (now, after))
@@ -173,25 +162,11 @@ class D4rlSource(ChunkedSource):
                 ends = np.cumsum(lengths)
                 after = hdf5.read_rows(files[self.path]["next_observations"], begin, begin + steps, where)
                 values = np.insert(values, ends, after[ends - 1], axis=0)
+        rows = int(self.row_counts[name][first:stop].sum())
+        return self.cast_to_schema(values, name, rows, int(self._first[name][first]))
 
-        def at(row):
-            ends = np.cumsum(self.row_counts[name][first:stop])
-            e = int(np.searchsorted(ends, row, side="right"))
-            return first + e, row - int(ends[e] - self.row_counts[name][first + e])
-        return self.cast_to_schema(values, name, int(self.row_counts[name][first:stop].sum()), at)
-
-    def episode_metadata(self, episode) -> Mapping[str, Any]:
-        return {**self._episode_metadata, **self._file_metadata}
-
-
-def _name(key: str, f: Feature | None) -> str:
-    """The column of an array."""
-    if key == "observations":
-        return "observation.images.image" if f is not None and f.kind == "image" else "observation.state"
-    if key.startswith("observations/"):
-        kind = "images." if f is not None and f.kind == "image" else ""
-        return f"observation.{kind}{key[13:].replace('/', '.')}"
-    return _NAMES.get(key) or key.replace("/", ".")
+    def episode_metadata(self, episode):
+        return self._facts
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -202,14 +177,17 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def write(data: Dataset, path: Path) -> None:
-    """A new file, there whole or not at all. One column is `observations`, the other observations lie in infos/. What
-    D4RL demands and the data do not have (rewards, terminals, timeouts) is filled, and marked as such."""
+    """Writes a file, which is complete or absent.
+
+    One column is `observations`. The other observations are in infos/. What D4RL needs and the data do not have
+    (rewards, terminals, timeouts) is filled in, marked, and not read again.
+    """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
-    lengths = row_counts(data)
+    lengths = data.lengths
     steps, first = int(lengths.sum()), episode_starts(lengths)
     features = data.features()
-    with hdf5.new_file(path, data, holds) as part, h5py.File(part, "w") as file:
+    with sidecar.new_file_with_sidecar(path, data, holds) as part, h5py.File(part, "w") as file:
         hdf5.store_column_order(file, data, holds)
         for name, key in keys.items():
             f, place = features[name], holds.columns[name]
@@ -242,24 +220,24 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
     seen = [n for n, f in features.items() if n.startswith("observation.") and f.kind != "string"]
     main = "observation.state" if "observation.state" in seen else next(iter(seen), None)
     if main is None or "action" not in features:
-        raise UserError(f"expected a column action and an observation, found {', '.join(features)}", where="d4rl",
+        raise UserError(f"D4RL needs a column action and an observation; there are {', '.join(features)}", where="d4rl",
                         hint="choose another format, or name the columns action and observation.state")
-    longer = bool((row_counts(data, main) > row_counts(data)).all())
+    longer = bool((data.rows(main) > data.lengths).all())
     flags = _flags(data, features)
 
     def key(name, f):
         if name == main:
             return "observations"
-        if name in _KEYS:
-            return None if _KEYS[name] in _FLAGS and name not in flags else _KEYS[name]
         if name.startswith("observation."):
             return f"infos/{name}"
         if name.startswith("infos."):
             return f"infos/{name[6:]}"
-        taken = ("observations", "next_observations", "infos", "metadata", "virtual", *_NAMES)
+        if name in KEYS.columns.values():
+            return None if name in ("next.terminated", "next.truncated") and name not in flags else KEYS.key(name, f)
+        taken = ("observations", "next_observations", "infos", "metadata", "virtual", *KEYS.columns)
         return None if name in taken or name.startswith(("metadata.", "virtual.")) else name
 
-    keys, places = hdf5.column_encodings(data, key, _name, last=lambda k: k == "observations" and longer,
+    keys, places = hdf5.column_encodings(data, KEYS.column, key, last=lambda k: k == "observations" and longer,
                                flags=("next.terminated", "next.truncated"))
     facts = hdf5.storable_metadata(data, {"fps", "robot_type", "metadata"})
     facts = frozenset(

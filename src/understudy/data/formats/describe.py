@@ -1,4 +1,4 @@
-"""What a data set holds. What about it deserves a second look is said by audit/checks.py."""
+"""What a data set contains. Checks of it are in audit/checks.py."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from ..episode import Dataset
 
 
 def describe(data: Dataset) -> dict[str, Any]:
-    """`understudy inspect --json`: {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype",
-    "shape", "names"}}, "tasks", "warnings"}, of which these are the warnings of its reader."""
+    """The document of `understudy inspect --json`.
+
+    Returns:
+        {"format", "version", "episodes", "steps", "fps", "features": {name: {"dtype", "shape", "names"}}, "tasks",
+        "warnings"}. The warnings are those of the reader.
+    """
     features = dataset_features(data)
     return {
         "format": data.metadata.get("format", "memory"), "version": data.metadata.get("version", ""),
@@ -28,16 +32,12 @@ def describe(data: Dataset) -> dict[str, Any]:
 
 
 def dataset_features(data: Dataset) -> dict[str, Feature]:
-    """Its features; those of a recording without any episode are what it was to have."""
-    from .base import SourceEpisodes
-
-    empty = not len(data) and isinstance(data._episodes, SourceEpisodes)
-    return dict(data._episodes.source.schema) if empty else data.features()
+    """The features of a data set. A recording without episodes has those of its schema."""
+    return data.features() if len(data) else dict(data.source.schema)
 
 
 def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(lowest, mean, highest) of each component of the observations and actions that are numbers, by column, over
-    the finite values."""
+    """(minimum, mean, maximum) of the finite values of each component, by column of observations and actions."""
     found = {}
     for name, f in data.features().items():
         if f.kind in ("vector", "discrete") and role(name) in ("observation", "action"):
@@ -55,14 +55,18 @@ def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.nd
 
 
 def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
-    """Raises UserError naming the file, episode, step and component of the first NaN or infinity."""
+    """Checks that columns are finite.
+
+    Raises:
+        UserError: Names the file, episode, step and component of the first NaN or infinity.
+    """
     for name in columns:
         for e, episode in enumerate(data):
             values = episode.steps[name]
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 at = np.argwhere(~np.isfinite(values))[0]
                 raise UserError(
-                    f"expected finite numbers, found {values[tuple(at)]}",
+                    f"the value is not finite: {values[tuple(at)]}",
                     where=f"{data.metadata.get('path', 'data set')}, episode {e}, step {at[0]}, {_component(name, at)}",
                     hint="correct the value, or leave the episode out")
 
@@ -79,18 +83,16 @@ def _tasks(episode) -> list[str]:
 
 
 def lerobot_source(data: Dataset):
-    """The LeRobot source that this is all of, if it is one."""
-    from .base import SourceEpisodes
+    """The LeRobot source of these data, if they are all of its episodes."""
     from .lerobot_read import LeRobotSource
 
-    found = data._episodes.source if isinstance(data._episodes, SourceEpisodes) else None
-    return found if isinstance(found, LeRobotSource) and len(data) == len(found.lengths) else None
+    return data.source if isinstance(data.source, LeRobotSource) and len(data) == len(data.source) else None
 
 
 def short_videos(source) -> Iterator[str]:
-    """A video cut short would otherwise show only when its frames are decoded."""
+    """A line for each video with fewer frames than its episodes have steps. Reading would fail only at these frames."""
     for files, _ in source.index.videos.values():
         for file in dict.fromkeys(files):
             wanted = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
             if (source.path / file).exists() and (found := video.count_frames(source.path / file)) < wanted:
-                yield f"{file}: expected {wanted} frames, found {found}: it is damaged, and cannot be trained on"
+                yield f"{file}: it is damaged: {found} of {wanted} frames. It cannot be trained on"

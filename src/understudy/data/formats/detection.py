@@ -1,4 +1,4 @@
-"""What a path holds, by what is in it: names of files, first bytes, keys. Nothing is decoded or unpickled."""
+"""Recognizes the format of a path from names of files, first bytes and keys. Nothing is decoded or unpickled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...core import UserError
 from . import folder, message_logs, overcooked, read_errors, sidecar
 from .column_names import format_list, number_sort_key, standard_name
 from .npz import EPISODE_ENDS_HINT, rename_hint
-from .npz_arrays import read_headers
+from .npz_arrays import read_headers, zip_errors
 from .ogbench import is_ogbench
 
 FORMATS = ("lerobot", "npz", "npz-folder", "csv", "zarr", "rlds", "ogbench", "robomimic", "act", "minari", "d4rl",
@@ -22,26 +22,37 @@ READABLE_FORMATS = (
     "episode"
 )
 _REPLAY = "(a replay buffer of diffusion_policy has it)"
-_COMPANION_SUFFIXES = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may lie beside the files of episodes
+_COMPANION_SUFFIXES = (".json", ".md", ".txt", ".mp4", ".png", ".npz")  # what may be next to the files of episodes
 _BELOW, _MOST = 3, 2000  # levels that are looked through, and files and folders in them
-VIEW_PATTERN = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # how the file of a view begins
+VIEW_PATTERN = re.compile(rb'\s*\{\s*"understudy"\s*:\s*"view"')  # the start of the file of a view
 _CONVERT = (f"this version reads {READABLE_FORMATS}: convert it, for example with its own library into arrays and "
             "numpy.savez(observations=..., actions=..., rewards=..., episode_ends=...)")
 
 
 def format_of(path: Path) -> str:
-    """One of `KINDS`. Raises UserError that says what it is where it is anything else."""
+    """The format of a path, one of `FORMATS`.
+
+    Raises:
+        UserError: If it is something else. The message says what it is.
+    """
     return detect_format(path)[1]
 
 
 def detect_format(path: Path) -> tuple[Path, str]:
-    """The data set that `path` is, or the only one below it, and its kind."""
+    """The path of a data set and its format.
+
+    Args:
+        path: The data set, or a folder with one data set in it, up to three levels down.
+
+    Raises:
+        UserError: If there is no data set, or more than one.
+    """
     path = Path(path)
     if not path.exists():
         if name := _hub_name(path):
-            raise UserError("expected a data set, found nothing; it looks like the name of one on the Hugging Face hub",
-                            where=path, hint=f"name its address: hf://datasets/{name}")
-        raise UserError("expected a data set, found nothing", where=path,
+            raise UserError("there is no such file or folder; this looks like the name of a data set on the Hugging "
+                            "Face hub", where=path, hint=f"name its address: hf://datasets/{name}")
+        raise UserError("there is no such file or folder", where=path,
                         hint="check the path; understudy record ENV --out DATA makes a data set")
     kind = _folder_format(path) if path.is_dir() else _file_format(path)
     if kind in FORMATS:
@@ -51,13 +62,13 @@ def detect_format(path: Path) -> tuple[Path, str]:
         return below[0]
     if below:
         names = [p.relative_to(path).as_posix() for p, _ in below]
-        raise UserError(f"expected one data set, found a folder of {len(below)}: {format_list(names, 20)}", where=path,
+        raise UserError(f"this is a folder of {len(below)} data sets: {format_list(names, 20)}", where=path,
                         hint=f"name one of them, such as {below[0][0]}")
-    raise UserError(f"expected a data set that can be read, found {kind}", where=path, hint=_CONVERT)
+    raise UserError(f"this is not a data set that can be read: {kind}", where=path, hint=_CONVERT)
 
 
 def _datasets_below(path: Path) -> list[tuple[Path, str]]:
-    """The data sets within a folder that is none, down to three levels; what is within one of them is its own."""
+    """The data sets in a folder that is not one itself, down to three levels. A data set is not searched."""
     found, level, seen = [], [path], 0
     for _ in range(_BELOW):
         inside = [p for folder in level for p in sorted(folder.iterdir(), key=_by_number)
@@ -68,7 +79,7 @@ def _datasets_below(path: Path) -> list[tuple[Path, str]]:
         for place in inside:
             try:
                 kind = _folder_format(place) if place.is_dir() else _file_format(place)
-            except (UserError, OSError):  # whatever it is, it is none that is meant
+            except (UserError, OSError):  # not a data set
                 continue
             if kind in FORMATS:
                 found.append((place, kind))
@@ -82,7 +93,7 @@ def _by_number(path: Path):
 
 
 def _hub_name(path: Path) -> str:
-    """OWNER/NAME, if that is what it looks like and nothing here has the owner's name; else ""."""
+    """OWNER/NAME, if the path looks like it and there is no folder OWNER here; else ""."""
     name = path.as_posix()
     return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.suffix and not path.parent.exists() else ""
 
@@ -94,7 +105,7 @@ def _folder_format(path: Path) -> str:
     if has("meta/info.json"):
         return "lerobot"
     if has("meta_data/info.json"):
-        raise UserError("found LeRobot 1.x, which is not read", where=path,
+        raise UserError("this is LeRobot 1.x, which is not read", where=path,
                         hint="convert it with lerobot to v2.1 or v3.0, which are read")
     if has("data/metadata.json") or "data_format" in _json(path / "metadata.json") or \
             has("data/main_data.hdf5") or has("main_data.hdf5"):
@@ -103,7 +114,7 @@ def _folder_format(path: Path) -> str:
         kind = _json(path / "dataset_info.json").get("fileFormat") or "tfrecord"
         if kind == "tfrecord":
             return "rlds"
-        raise UserError(f"found RLDS in files of format {kind}, which is not read", where=path,
+        raise UserError(f"this is RLDS in files of format {kind}, which is not read", where=path,
                         hint="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
     if has(".zgroup") or has("zarr.json"):
         return "zarr" if has("meta/episode_ends") else f"a zarr store without meta/episode_ends {_REPLAY}"
@@ -124,7 +135,7 @@ def _folder_format(path: Path) -> str:
 
 
 def _episodes(path: Path) -> str:
-    """Whether it is a folder of one file an episode, and of which kind: then little else lies in it."""
+    """The format of a folder with one file per episode and little else; else ""."""
     endings = {p.suffix for p in path.iterdir() if p.is_file() and not p.name.startswith(".")}
     if tables := folder.episode_files(path, ".csv"):
         plain = endings <= {".csv", *_COMPANION_SUFFIXES} and _table_format(tables[0]) == "csv"
@@ -168,12 +179,12 @@ def _file_format(path: Path) -> str:
         first.decode("utf-8")
         return "a text file"
     except UnicodeDecodeError as error:
-        cut = error.start >= len(first) - 4  # a character that goes on after the first bytes
+        cut = error.start >= len(first) - 4  # a character that continues after the first bytes
         return "a text file" if cut else f"a file of an unknown kind (it begins {first[:8]!r})"
 
 
 def _table_format(path: Path) -> str:
-    """By the names of the columns."""
+    """The format of a CSV file, from the names of its columns."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             names = [name.strip() for name in handle.readline(1 << 16).split(",")]
@@ -206,12 +217,8 @@ def _keys(path: Path) -> set[str]:
 
 
 def _zip_format(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-    except read_errors.ZIP_ERRORS as error:
-        raise UserError(f"expected an .npz file, found a zip that is cut short or damaged ({error})", where=path,
-                        hint="take it from a copy") from None
+    with zip_errors("the zip file", path), zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
     if any(n.rsplit("/", 1)[-1] in (".zgroup", "zarr.json") for n in names):
         replay = any(n.startswith("meta/episode_ends/") for n in names)
         return "zarr" if replay else f"a zipped zarr store without meta/episode_ends at its top {_REPLAY}"
@@ -224,11 +231,11 @@ def _zip_format(path: Path) -> str:
         return "imitation"
     _refuse_pickles(path)
     if {"observations", "actions", "terminals"} <= keys:
-        raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
+        raise UserError(f"there is no array episode_ends; there are {', '.join(sorted(keys))}", where=path,
                         hint="terminals do not say where episodes are cut off, nor whether their row is a step: "
                            f"{EPISODE_ENDS_HINT}, in a copy; or save qpos as well if it is of OGBench")
     if names := rename_hint(keys):
-        raise UserError(f"expected an array episode_ends, found {', '.join(sorted(keys))}", where=path,
+        raise UserError(f"there is no array episode_ends; there are {', '.join(sorted(keys))}", where=path,
                         hint=names + ("" if "episode_ends" in names else f", and {EPISODE_ENDS_HINT}"))
     if keys:
         return f"an .npz without episode_ends; it holds {', '.join(sorted(keys)[:8])}"
@@ -236,7 +243,7 @@ def _zip_format(path: Path) -> str:
 
 
 def _refuse_pickles(path: Path) -> None:
-    """Raises UserError where an array is a pickle; other damage is said by whoever reads the array."""
+    """Raises UserError if an array is a pickle. Other damage is reported when the array is read."""
     try:
         read_headers(path)
     except UserError as error:

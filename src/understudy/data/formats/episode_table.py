@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import ConfigError, DataError
-from ..episode import Dataset
-from .base import ColumnSource, SourceEpisodes
+from ..episode import ColumnSource, Dataset
 
 EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
 
@@ -34,7 +33,7 @@ def cut_table(source: ColumnSource, metadata: dict, path: Path, name: str | None
                           where="--columns episode=", hint="name the column that numbers the episodes")
     name = name or next((n for n in EPISODE_COLUMNS if n in source.schema and not source.schema[n].shape), None)
     if name is None:
-        return Dataset(SourceEpisodes(source), metadata)
+        return Dataset(source, metadata)
     steps = int(source.lengths[0])
     if any(int(source.rows(n)[0]) != steps for n in source.schema):
         raise DataError("the last row has empty cells, which a table of several episodes must not have", where=path,
@@ -47,7 +46,7 @@ def cut_table(source: ColumnSource, metadata: dict, path: Path, name: str | None
                         where=f"{path}, {name}", hint="sort the rows by episode")
     table = ConcatSource([(source, [0] * len(starts))], leave_out=[name])
     cut = SlicedSource(table, starts, np.append(starts[1:], steps))
-    return Dataset(SourceEpisodes(cut), {**metadata, "fps": metadata.get("fps") or _rate(cut)})
+    return Dataset(cut, {**metadata, "fps": metadata.get("fps") or _rate(cut)})
 
 
 def _rate(source: ColumnSource) -> float | None:

@@ -1,8 +1,8 @@
-"""Folders of one file an episode, .npz or .csv, and beside them, where known, dataset.json.
+"""Folders of one .npz or .csv file per episode, with an optional dataset.json.
 
-Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector; a `timestamp` is in seconds. In the
-last row cells may be empty: what has a value there was seen after the last action. Frames of cameras lie in
-<stem>/<camera>/*.png. dataset.json: {"episodes": how many, "fps", "robot_type", "features": {column: {"dtype",
+Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vector. A `timestamp` is in seconds. Cells
+of the last row may be empty: columns that have a value there have a row after the last action. Frames of cameras are in
+<stem>/<camera>/*.png. dataset.json is {"episodes": their number, "fps", "robot_type", "features": {column: {"dtype",
 "shape", "names", "unit"}}}.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -22,19 +21,19 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import read_json, whole_folder, write_json
+from ...files import read_json, write_json
 from .. import cache, video
 from ..episode import Dataset
+from ..sources import MemmapSource
 from . import sidecar
-from .base import SourceEpisodes, row_counts
 from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name
 from .episode_table import cut_table
-from .memmap_source import MemmapSource
+from .key_map import checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
+from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
 DATASET_JSON = "dataset.json"
-_COPY = "correct it, or take the file from a copy"
 _INT = re.compile(r"[+-]?\d{1,19}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORDS = {"true": 1, "false": 0}
@@ -53,11 +52,6 @@ def episode_files(path: Path, ending: str) -> list[Path]:
     )
 
 
-def open_npz_folder(path: Path) -> Dataset:
-    source = NpzFolderSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
-
-
 def open_csv(path: Path, episode: str | None = None) -> Dataset:
     """A folder of one file per episode, or a single table.
 
@@ -66,14 +60,17 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
         episode: The column of a single table that tells its episodes apart (see `cut_table`).
     """
     source = CsvFolderSource(path)
-    if path.is_dir():
-        return Dataset(SourceEpisodes(source), source.metadata)
-    return cut_table(source, source.metadata, path, episode)
+    return Dataset(source) if path.is_dir() else cut_table(source, source.metadata, path, episode)
 
 
 class FolderSource(MemmapSource):
-    """One file an episode."""
+    """One file an episode.
 
+    Args:
+        path: The folder; or one file, which is an episode.
+    """
+
+    flags = frozenset(FLAG_COLUMNS)
     ending: str
 
     def __init__(self, path: Path):
@@ -81,29 +78,29 @@ class FolderSource(MemmapSource):
         self.folder = path if path.is_dir() else path.parent
         self.files = episode_files(path, self.ending) if path.is_dir() else [path]
         self._dataset_json = self._read_about()
-        self.key = cache.json_digest(self.ending, [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in (
-            *self.files, *([self.folder / DATASET_JSON] if self._dataset_json else []))])
-        self.schema, self._rows, self._episode_metadata = {}, {}, []
-        self.metadata = {"format": self.ending[1:], "version": "", "path": str(path), "fps": self._fps(),
-                      "robot_type": self._dataset_json.get("robot_type"), "warnings": []}
+        about = [self.folder / DATASET_JSON] if self._dataset_json else []
+        self.key = cache.files_digest([*self.files, *about], self.ending)
+        self.schema, self.row_counts, self._episode_metadata = {}, {}, []
+        robot_type = self._dataset_json.get("robot_type")
+        self.metadata = metadata(self.ending[1:], path, [], fps=self._fps(), robot_type=robot_type)
         self._check_files()
         self._scan_files()
-        self.lengths = np.min(list(self._rows.values()), axis=0)
-        for name, rows in self._rows.items():
+        self.lengths = np.min(list(self.row_counts.values()), axis=0)
+        for name, rows in self.row_counts.items():
             wrong = np.flatnonzero(rows > self.lengths + 1)
             if len(wrong):
                 e = int(wrong[0])
-                raise UserError(f"expected {self.lengths[e]} rows or one more, found {rows[e]}",
+                raise UserError(f"it has {rows[e]} rows instead of {self.lengths[e]}, or one more",
                                 where=f"{self.files[e]}, {name}", hint="correct the file, or leave it out")
         if not any(n.split(".")[0] == "action" for n in self.schema):
             self.metadata["warnings"].append(f"no column is called action; there are {format_list(self.schema, 12)}")
 
     @abstractmethod
     def _scan_files(self) -> None:
-        """Fills schema, `_rows` {column: (E,)} and `_meta` without keeping any values."""
+        """Fills `schema`, `row_counts` and `_episode_metadata` without keeping any values."""
 
-    def rows(self, name):
-        return self._rows[name]
+    def location(self, name, episode):
+        return f"{self.files[episode]}, {name}"
 
     def episode_metadata(self, episode):
         return self._episode_metadata[episode]
@@ -112,12 +109,18 @@ class FolderSource(MemmapSource):
         """That none is missing, as far as their numbers and dataset.json tell."""
         said, numbers = self._dataset_json.get("episodes"), [number_sort_key(p.stem)[0] for p in self.files]
         if self.path.is_dir() and said is not None and said != len(self.files):
-            raise UserError(f"expected {said} episodes, as {DATASET_JSON} says, found {len(self.files)} files",
+            raise UserError(f"there are {len(self.files)} files, but {DATASET_JSON} says {said} episodes",
                             where=self.path, hint="take what is missing from a copy, or correct dataset.json")
         if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             gap = next(i for i, n in enumerate(numbers) if n != numbers[0] + i)
             self.metadata["warnings"].append(f"{self.files[gap].name} follows {self.files[gap - 1].name}: "
                                           f"is a file missing between them?")
+
+    def _alike(self, found, alike):
+        """The columns, which must be those of the first file in all of them."""
+        if not found[0]:
+            raise damaged("there are no arrays with a row for each step", self.files[0])
+        return common_arrays(found, alike, lambda e, name: f"{self.files[e]}, {name}")
 
     def _read_about(self) -> dict[str, Any]:
         file = self.folder / DATASET_JSON
@@ -125,17 +128,14 @@ class FolderSource(MemmapSource):
             return {}
         about = read_json(file)
         if not isinstance(about, dict) or not isinstance(about.get("features", {}), dict):
-            raise UserError("expected {fps, robot_type, features}, found something else", where=file, hint=_COPY)
+            raise damaged("this is not an object with fps, robot_type and features", file)
         return about
 
     def _fps(self) -> float | None:
         fps = self._dataset_json.get("fps")
         if fps is None:
             return None
-        if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
-            raise UserError(f"expected a number above 0, of steps a second, found {fps!r}",
-                            where=f"{self.folder / DATASET_JSON}, fps", hint="correct it, or leave it out")
-        return float(fps)
+        return checked_rate(fps, f"{self.folder / DATASET_JSON}, fps")
 
     def _declared_feature(self, name: str) -> Feature | None:
         """What dataset.json says of a column."""
@@ -146,81 +146,63 @@ class FolderSource(MemmapSource):
             feature = Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
             if feature.dtype != "string":
                 np.dtype(feature.dtype)
-            if all(isinstance(n, int) and n > 0 for n in feature.shape):
-                return feature
-            error: Any = f"shape {feature.shape}"
-        except (TypeError, ValueError, AttributeError) as caught:
-            error = caught
-        raise UserError(f"expected dtype and shape of a column, found something else ({error})",
-                        where=f"{self.folder / DATASET_JSON}, {name}", hint=_COPY)
+            if not all(isinstance(n, int) and n > 0 for n in feature.shape):
+                raise ValueError(f"shape {feature.shape}")
+        except (TypeError, ValueError, AttributeError) as error:
+            raise damaged(f"this is not the dtype and shape of a column ({error})",
+                          f"{self.folder / DATASET_JSON}, {name}") from None
+        return feature
 
 
 class NpzFolderSource(FolderSource):
-    """Arrays of T rows, or one more. A text of the whole episode is its `task`; other single values are facts."""
+    """Files of arrays with T rows, or one more. A text for the whole episode is its task. Other single values are
+    metadata."""
 
     ending = ".npz"
 
     def _scan_files(self):
         self._arrays = [NpzArrays(file) for file in self.files]
-        steps = [self._steps(a) for a in self._arrays]
-        for e, arrays in enumerate(self._arrays):
-            facts, found = {}, {}
-            for key, (shape, dtype) in arrays.headers.items():
-                if key == "fps" and shape in ((), (1,)):
-                    self._rate(arrays)
-                    continue
-                column = bool(shape) and shape[0] in (steps[e], steps[e] + 1) and 0 not in shape[1:]
-                if not column and shape and shape != (1,):
-                    raise UserError(f"expected {steps[e]} rows (steps), one more, or a single value, found shape "
-                                    f"{shape}", where=f"{arrays.path}, {key}", hint="correct the file, or leave it out")
-                if column or key in ("task", "language_instruction"):
-                    f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
-                    name = standard_name(key, f.kind)
-                    shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
-                    found[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), (
-                        int(arrays.headers[key][0][0]) if column else steps[e])
-                else:
-                    facts[key] = arrays.read_array(key).reshape(-1)[0].item()
-            self._same(e, found)
-            self._episode_metadata.append(facts)
+        found = [self._columns(arrays) for arrays in self._arrays]
+        common = self._alike(found, lambda column: (column[1].dtype, column[1].shape))
+        self._keys = {name: key for name, (key, _, _) in common.items()}
+        self.schema = {name: self._declared_feature(name) or f for name, (_, f, _) in common.items()}
+        self.row_counts = {name: np.array([columns[name][2] for columns in found], np.int64) for name in common}
 
-    def _same(self, e, found):
-        """The columns of a file are those of the first."""
-        if e == 0:
-            self._keys = {name: key for name, (key, _, _) in found.items()}
-            self.schema = {name: self._declared_feature(name) or f for name, (_, f, _) in found.items()}
-            self._first_found = {name: f for name, (_, f, _) in found.items()}
-            self._rows = {name: np.zeros(len(self.files), np.int64) for name in found}
-            if not found:
-                raise UserError("expected arrays of one row a step, found none", where=self.files[0], hint=_COPY)
-        if found.keys() != self.schema.keys():
-            odd = sorted(found.keys() ^ self.schema.keys())[0]
-            raise UserError(f"expected the columns of {self.files[0].name}, found {format_list(found, 12)}",
-                            where=f"{self.files[e]}, {odd}", hint="correct the file, or leave it out")
-        for name, (_, f, rows) in found.items():
-            if f != self._first_found[name]:
-                raise UserError(f"expected {self._first_found[name].dtype} {self._first_found[name].shape} as in "
-                                f"{self.files[0].name}, found {f.dtype} {f.shape}", where=f"{self.files[e]}, {name}",
-                                hint="correct the file, or leave it out")
-            self._rows[name][e] = rows
+    def _columns(self, arrays) -> dict[str, tuple[str, Feature, int]]:
+        """The key, the feature and the rows of each column of a file. Other arrays are metadata of the episode."""
+        facts, found, steps = {}, {}, self._steps(arrays)
+        for key, (shape, dtype) in arrays.headers.items():
+            if key == "fps" and shape in ((), (1,)):
+                self._rate(arrays)
+                continue
+            column = bool(shape) and shape[0] in (steps, steps + 1) and 0 not in shape[1:]
+            if not column and shape and shape != (1,):
+                raise UserError(f"the shape {shape} has neither {steps} rows (steps), or one more, nor a single value",
+                                where=f"{arrays.path}, {key}", hint="correct the file, or leave it out")
+            if column or key in ("task", "language_instruction"):
+                f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
+                name, rows = standard_name(key, f.kind), int(shape[0]) if column else steps
+                shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
+                found[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), rows
+            else:
+                facts[key] = arrays.read_array(key).reshape(-1)[0].item()
+        self._episode_metadata.append(facts)
+        return found
 
     def _steps(self, arrays) -> int:
         rows = {standard_name(k): s[0] for k, (s, _) in arrays.headers.items() if s and s != (1,)} or {
             standard_name(k): s[0] for k, (s, _) in arrays.headers.items() if s}
         steps = rows.get("action") or min(rows.values(), default=0)
         if not steps:
-            raise UserError("expected arrays of at least one row, found none", where=arrays.path, hint=_COPY)
+            raise damaged("there are no arrays with rows", arrays.path)
         return int(steps)
 
     def _rate(self, arrays):
-        value = arrays.read_array("fps")[0]
-        if value.dtype.kind not in "iuf" or not (math.isfinite(value) and value > 0):
-            raise UserError(f"expected a number above 0, of steps a second, found {value}", where=f"{arrays.path}, fps",
-                            hint="correct it, or leave it out")
-        if self.metadata["fps"] not in (None, float(value)):
-            raise UserError(f"expected {self.metadata['fps']:g} steps a second as before, found {value:g}",
-                            where=f"{arrays.path}, fps", hint="bring the episodes to one rate first")
-        self.metadata["fps"] = float(value)
+        value = checked_rate(arrays.read_array("fps")[0], f"{arrays.path}, fps")
+        if self.metadata["fps"] not in (None, value):
+            raise UserError(f"it has {value:g} steps per second, but others have {self.metadata['fps']:g}",
+                            where=f"{arrays.path}, fps", hint="resample the episodes to one rate first")
+        self.metadata["fps"] = value
 
     def iter_chunks(self):
         at = dict.fromkeys(self.numeric_columns, 0)
@@ -235,53 +217,43 @@ class NpzFolderSource(FolderSource):
             yield from enumerate(values, row)
 
     def read_text(self, name, episode):
-        values, rows = self._arrays[episode].read_array(self._keys[name]), int(self._rows[name][episode])
+        values, rows = self._arrays[episode].read_array(self._keys[name]), int(self.row_counts[name][episode])
         return values if len(values) == rows and rows > 1 else np.broadcast_to(values[:1], (rows, *values.shape[1:]))
 
 
 class CsvFolderSource(FolderSource):
+    """Tables with a row for each step, and PNG frames of cameras."""
+
     ending = ".csv"
 
     def _scan_files(self):
         """Reads every file once: whether a column is whole numbers is known only at its end."""
-        kinds, times, cut = [], [], []
+        kinds, times, cut, rows = [], [], [], []
         for file in self.files:
             header, cells = self._cells(file)
             table = _Table(file, header, cells)
-            if kinds and table.columns.keys() != kinds[0].keys():
-                odd = sorted(table.columns.keys() ^ kinds[0].keys())[0]
-                raise UserError(f"expected the columns of {self.files[0].name}, found {format_list(table.columns, 12)}",
-                                where=f"{file}, {odd}", hint="correct the file, or leave it out")
             kinds.append({name: (table.kind(name), len(keys)) for name, keys in table.columns.items()})
-            for name, keys in table.columns.items():
-                if kinds[0][name][1] != len(keys):
-                    raise UserError(f"expected {kinds[0][name][1]} components as in {self.files[0].name}, found "
-                                    f"{len(keys)}", where=f"{file}, {name}", hint="correct the file, or leave it out")
-                self._rows.setdefault(name, []).append(table.rows(name))
+            rows.append({name: table.rows(name) for name in table.columns})
             if "timestamp" in table.columns and table.kind("timestamp") != "text":
                 times.append(table.values("timestamp", "float64")[: len(cells)].reshape(-1))
             if not _ends(file):
                 cut.append(file.name)
             self._episode_metadata.append({})
         self._vectors = table.vectors
-        self._rows = {name: np.array(rows, np.int64) for name, rows in self._rows.items()}
+        self._alike(kinds, lambda kind: f"{kind[1]} components")
+        self.row_counts = {name: np.array([r[name] for r in rows], np.int64) for name in kinds[0]}
         order = ["bool", "int", "float", "text"]
         for name in kinds[0]:
             of = {k[name][0] for k in kinds}
             widest = max(of, key=order.index)
             if widest == "text" and len(of) > 1:
                 e = next(i for i, k in enumerate(kinds) if k[name][0] == "text")
-                raise UserError("expected numbers as in the other files, found text", where=f"{self.files[e]}, {name}",
-                                hint=_COPY)
+                raise damaged("this is text, but other files have numbers", f"{self.files[e]}, {name}")
             self.schema[name] = self._declared_feature(name) or self._feature(name, widest, kinds[0][name][1])
             f = self.schema[name]
             if f.size != kinds[0][name][1] or (widest == "text" and f.kind != "string"):
-                raise UserError(
-                    f"expected {f.dtype} {f.shape}, as {DATASET_JSON} says, found {kinds[0][name][1]} columns of "
-                    f"{widest}",
-                    where=f"{self.path}, {name}",
-                    hint="correct one of them",
-                )
+                raise UserError(f"the files have {kinds[0][name][1]} columns of {widest}, but {DATASET_JSON} says "
+                                f"{f.dtype} {f.shape}", where=f"{self.path}, {name}", hint="correct one of them")
         if cut:
             self.metadata["warnings"].append(
                 f"{format_list(cut)}: the last line does not end, as if the file were cut short"
@@ -304,23 +276,20 @@ class CsvFolderSource(FolderSource):
             name, found = standard_name(camera, "image"), []
             for e, file in enumerate(self.files):
                 frames = sorted((file.with_suffix("") / camera).glob("*.png"), key=lambda p: number_sort_key(p.stem))
-                steps = min(int(r[e]) for r in self._rows.values())
+                steps = min(int(r[e]) for r in self.row_counts.values())
                 if len(frames) not in (steps, steps + 1):
-                    raise UserError(f"expected {steps} frames or one more, found {len(frames)}",
-                                    where=file.with_suffix("") / camera, hint=_COPY)
+                    raise damaged(f"there are {len(frames)} frames instead of {steps}, or one more",
+                                  file.with_suffix("") / camera)
                 found.append(frames)
             said = self._declared_feature(name)
             shape = said.shape if said else video.decode_image(found[0][0].read_bytes(), 3, str(found[0][0])).shape
             self._frames[name] = found
             self.schema[name] = said or Feature("uint8", shape, "image")
-            self._rows[name] = np.array([len(f) for f in found], np.int64)
+            self.row_counts[name] = np.array([len(f) for f in found], np.int64)
         wanted = [n for n in self._dataset_json.get("features", {}) if n not in self.schema]
         if wanted:
-            raise UserError(
-                f"expected a column {wanted[0]}, as {DATASET_JSON} says, found {format_list(self.schema, 12)}",
-                where=self.path,
-                hint="correct one of them",
-            )
+            raise UserError(f"{DATASET_JSON} says that there is a column {wanted[0]}, but there are "
+                            f"{format_list(self.schema, 12)}", where=self.path, hint="correct one of them")
         order = list(self._dataset_json.get("features", {}))
         self.schema = {n: self.schema[n] for n in (*order, *(n for n in self.schema if n not in order))}
 
@@ -345,21 +314,18 @@ class CsvFolderSource(FolderSource):
                         cells.append(row)
                         lines.append(reader.line_num)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"expected comma-separated text, found something else ({error})", where=file,
-                            hint=_COPY) from None
+            raise damaged(f"this is not comma-separated text ({error})", file) from None
         if any(_CONTROL.search(text) for row in (header, *cells) for text in row):
-            raise UserError("expected text, found control characters", where=file, hint=_COPY)
+            raise damaged("the text contains control characters", file)
         if not header or not cells:
-            raise UserError("expected a line of names and at least one of values, found "
-                            f"{'none of values' if header else 'nothing'}", where=file, hint=_COPY)
+            raise damaged(f"there is no line of {'values' if header else 'names'}", file)
         if len(set(header)) < len(header) or "" in header:
             odd = next(n for n in header if header.count(n) > 1 or not n)
-            raise UserError(f"expected a name of its own for each column, found {odd!r}", where=f"{file}, line 1",
-                            hint="name the columns")
+            raise UserError(f"a column has no name, or that of another column: {odd!r}", where=f"{file}, line 1",
+                            hint="give each column its own name")
         for row, line in zip(cells, lines, strict=True):
             if len(row) != len(header):
-                raise UserError(f"expected {len(header)} values, as there are names, found {len(row)}",
-                                where=f"{file}, line {line}", hint=_COPY)
+                raise damaged(f"there are {len(row)} values for {len(header)} names", f"{file}, line {line}")
         return header, cells
 
     def _values(self, e) -> dict[str, np.ndarray]:
@@ -390,7 +356,7 @@ class CsvFolderSource(FolderSource):
             shape = self.schema[name].shape
             image = video.decode_image(file.read_bytes(), shape[2], str(file))
             if image.shape != shape:
-                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=file, hint=_COPY)
+                raise damaged(f"the image has the shape {image.shape} instead of {shape}", file)
             yield row, image
 
     @cached_property
@@ -399,7 +365,11 @@ class CsvFolderSource(FolderSource):
 
 
 class _Table:
-    """The cells of one file. columns: {our name: the places of its components}."""
+    """The cells of one file.
+
+    Attributes:
+        columns: Positions of the components of each column.
+    """
 
     def __init__(self, file: Path, header: list[str], cells: list[list[str]]):
         self.file, self.header, self.cells = file, header, cells
@@ -413,7 +383,7 @@ class _Table:
             match = re.fullmatch(r"(.+?)_(\d+)", key)
             stem, i = (match[1], int(match[2])) if match else (key, -1)
             if i in parts.setdefault(stem, {}) or (len(parts[stem]) and (i == -1 or -1 in parts[stem])):
-                raise UserError(f"expected one column {stem}, found {key} as well", where=f"{self.file}, line 1",
+                raise UserError(f"{key} is a second column {stem}", where=f"{self.file}, line 1",
                                 hint="rename one of them")
             parts[stem][i] = at
         columns, vectors = {}, set()
@@ -421,12 +391,12 @@ class _Table:
             numbers = sorted(places)
             if -1 not in places and numbers != list(range(len(numbers))):
                 gap = next(i for i in range(len(numbers) + 1) if i not in places)
-                raise UserError(f"expected {stem}_{gap}, found {format_list(f'{stem}_{i}' for i in numbers)}",
+                raise UserError(f"there is no {stem}_{gap}, only {format_list(f'{stem}_{i}' for i in numbers)}",
                                 where=f"{self.file}, line 1",
                                 hint="number the components of a vector from 0, without a gap")
             name = standard_name(stem)
             if name in columns:
-                raise UserError(f"expected one column {name}, found {stem} as well", where=f"{self.file}, line 1",
+                raise UserError(f"{stem} is a second column {name}", where=f"{self.file}, line 1",
                                 hint="rename one of them")
             columns[name] = [places[i] for i in numbers]
             if -1 not in places:
@@ -446,13 +416,12 @@ class _Table:
         if "text" in kinds and len(kinds - {"empty"}) == 1 or kinds == {"empty"}:
             return "text"
         if "text" in kinds or "empty" in kinds:
-            wanted = "number"
             line, p = next((i, p) for i, row in enumerate(self.cells) for p in self.columns[name]
                            if _kind(row[p]) in ("text", "empty"))
             if "text" in kinds and len(self.columns[name]) == 1 and "empty" not in kinds:
                 return "text"
-            raise UserError(f"expected a {wanted}, found {self.cells[line][p]!r}",
-                            where=f"{self.file}, row {line + 1}, {self.header[p]}", hint=_COPY)
+            raise damaged(f"this is not a number: {self.cells[line][p]!r}",
+                          f"{self.file}, row {line + 1}, {self.header[p]}")
         return max(kinds, key=["bool", "int", "float"].index)
 
     def values(self, name, dtype: str) -> np.ndarray:
@@ -471,8 +440,7 @@ class _Table:
             else:
                 out = np.array([[float(c) for c in row] for row in plain], np.float64).astype(dtype)
         except (ValueError, OverflowError) as error:
-            raise UserError(f"expected {dtype}, found something else ({error})", where=f"{self.file}, {name}",
-                            hint=_COPY) from None
+            raise damaged(f"a value is not {dtype} ({error})", f"{self.file}, {name}") from None
         return out
 
 
@@ -501,7 +469,7 @@ def _ends(file: Path) -> bool:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    columns, lengths = {}, row_counts(data)
+    columns, lengths = {}, data.lengths
     stems: set[str] = set()
     for name, f in data.features().items():
         camera = f.kind == "image" and name.startswith("observation.images.") and f.shape[2] in (1, 3, 4)
@@ -519,7 +487,7 @@ def capability(data: Dataset) -> FormatCapability:
         if name in FLAG_COLUMNS and f.dtype != "bool":
             continue
         stems.add(stem.lower())
-        last = bool((row_counts(data, name) > lengths).any()) and f.kind != "string"
+        last = bool((data.rows(name) > lengths).any()) and f.kind != "string"
         columns[name] = ColumnEncoding(name, f.dtype, f.shape, last)
     if columns and all(
         place.has_last_row for name, place in columns.items() if not name.startswith("observation.images.")
@@ -531,24 +499,21 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def _plain_text(column) -> bool:
-    """Whether CSV gives the text back, and as text: no carriage returns, none that is empty or looks like a number."""
+    """Whether CSV stores the text, as text: without carriage returns, not empty, and not like a number."""
     return all(_kind(t) == "text" and t == t.strip() and "\r" not in t and not _CONTROL.search(t)
                and len(t) < _CELL // 4 for t in map(str, np.ravel(column)))
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new folder: episode_000000.csv and on, frames as PNG, and dataset.json with dtypes, names and the rate. Numbers
-    are written so that they are read again exactly."""
+    """Writes a folder with episode_000000.csv and so on, frames as PNG, and dataset.json. Numbers are exact."""
     path = Path(path)
-    if not len(data):
-        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
     kept, features = capability(data), data.features()
     cameras = [n for n in kept.columns if n.startswith("observation.images.") and features[n].kind == "image"]
     plain = [n for n in kept.columns if n not in cameras]
     if not plain:
-        raise UserError(f"expected numbers or text, found {format_list(features, 12)}", where=path,
+        raise UserError(f"there is no column of numbers or text, only {format_list(features, 12)}", where=path,
                         hint="a CSV folder needs at least one column of them: choose another format")
-    with cache.disk_errors(path), whole_folder(path) as part:
+    with sidecar.new_folder(path, data, kept) as part:
         for e, episode in enumerate(data):
             columns = {n: np.asarray(episode.steps[n])[: len(episode) + kept.columns[n].has_last_row] for n in plain}
             with open(part / f"episode_{e:06d}.csv", "w", encoding="utf-8", newline="") as out:
@@ -566,7 +531,6 @@ def write(data: Dataset, path: str | Path) -> None:
                  "features": {n: {k: v for k, v in asdict(features[n]).items() if v is not None}
                               for n in kept.columns}}
         write_json(part / DATASET_JSON, json.loads(json.dumps(about)))
-        sidecar.write_sidecar(part, data, kept)
 
 
 def _headers(name: str, f: Feature) -> list[str]:

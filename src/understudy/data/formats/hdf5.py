@@ -1,9 +1,9 @@
-"""What the formats kept in HDF5 files share: reading without surprises, and writing.
+"""Reading and writing HDF5 files, shared by the formats that are stored in them.
 
-A damaged file raises all sorts of errors in h5py, at any call; here they are UserErrors that name the file. Links to
-other files, virtual and external arrays are refused: what is read lies in the file that was named. Where a format
-demands an array that the data do not have, it is written with the attribute FILLED ("all", or "last" for the row after
-the last action), and is no column when it is read again here.
+h5py raises many kinds of errors on a damaged file. Here each becomes a `UserError` that names the file. Links to other
+files, virtual arrays and external arrays are refused. If a format needs an array that the data do not have, it is
+written with the attribute FILLED_ATTRIBUTE ("all", or "last" for the row after the last action) and is not read as a
+column again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,16 +24,15 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from .. import cache
 from ..episode import Dataset
 from . import read_errors, sidecar
-from .chunked_source import stored_feature
+from .key_map import stored_feature
+from .read_errors import damaged
 
 FILLED_ATTRIBUTE = "understudy_filled"
 COLUMNS_ATTRIBUTE = "understudy_columns"  # their order and kinds, in files that we wrote
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _DEEP = 16  # groups within groups; a link that goes round has no bottom
-_DAMAGE = "the file is cut short or damaged: take it from a copy"
 
 
 def import_h5py():
@@ -46,14 +45,16 @@ def import_h5py():
 
 
 def hdf5_errors(where: object) -> AbstractContextManager[None]:
-    """What h5py raises on damage as a UserError that says where."""
-    return read_errors.as_user_error("an HDF5 file that can be read", where, _DAMAGE, (
+    """Raises what h5py raises about damage as a `UserError` that names the file."""
+    return read_errors.as_user_error("the HDF5 file", where, (
         OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError))
 
 
 class _CheckedFile:
-    """A file as h5py reads it, which looks at each heap of texts and byte strings before the library does: at an object
-    of no size there, as zeros that a disk left in it are, the HDF5 library (2.0 and before) stays for ever."""
+    """A file for h5py that checks each heap of texts and byte strings before the HDF5 library reads it.
+
+    The library (2.0 and before) hangs at an object of size 0, which zeros on a damaged disk look like.
+    """
 
     def __init__(self, path: Path):
         self._file, self._at = os.open(path, os.O_RDONLY), 0
@@ -76,7 +77,7 @@ class _CheckedFile:
         return n
 
     def _walk(self, begin: int) -> None:
-        """Of a global heap: File Format Specification III.E."""
+        """Checks a global heap (File Format Specification III.E)."""
         at, end = begin + 16, begin + self._number(begin + 8)
         while at + 16 <= end:
             number, size = self._number(at, 2), self._number(at + 8)
@@ -93,14 +94,14 @@ class _CheckedFile:
 
 
 def open_file(path: Path):
-    """An h5py.File to be read. Whoever else holds it open is no hindrance, nor a file system without locks."""
+    """Opens a file for reading, without a lock: other processes may hold it open, and not all disks have locks."""
     plain = sys.platform == "win32"  # which has no preadv
     return import_h5py().File(path if plain else _CheckedFile(path), "r", locking=False)
 
 
 @dataclass(frozen=True)
 class ContiguousLayout:
-    """Where the numbers of an array begin in the file, which has them one after another, as NumPy has them."""
+    """Where the numbers of an array start in the file, if they are stored one after another as in NumPy."""
 
     offset: int
     dtype: np.dtype
@@ -108,7 +109,7 @@ class ContiguousLayout:
 
 
 class OpenFiles:
-    """HDF5 files by path, open for reading; the last one stays open."""
+    """HDF5 files by path, opened for reading. The last one stays open."""
 
     def __init__(self):
         self._path, self._file, self._bytes = None, None, None
@@ -132,8 +133,8 @@ class OpenFiles:
     def read_rows(
         self, path: Path, key: str, first: int, stop: int, where: str, layout: ContiguousLayout | None = None
     ) -> np.ndarray:
-        """Some rows of the array `key`. Where it is known how it lies, they are read without HDF5, for which the way
-        to an array is longer than most arrays are."""
+        """Rows first to stop - 1 of an array. If its layout is known, they are read without the HDF5 library, which is
+        much faster for small arrays."""
         if layout is None or not 0 <= first < stop <= layout.shape[0]:
             return read_column(self[path], key, first, stop, where)
         self._turn(path)
@@ -152,16 +153,11 @@ class OpenFiles:
             self._path = path
 
 
-def file_digest(path: Path, *parts) -> str:
-    s = path.stat()
-    return cache.json_digest("hdf5", str(path.resolve()), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, *parts)
-
-
 class ArrayInfo:
-    """An array in a file, as h5py.Dataset has it: that takes ten times as long to make, and files have thousands."""
+    """An array in a file, like h5py.Dataset, which takes ten times as long to create: files have thousands of them."""
 
     def __init__(self, handle, layout):
-        """layout: None for what lies in this file, one row after another."""
+        """`layout` is None for an array that is stored contiguously in this file."""
         self.id, self._layout, self.shape, self._type = handle, layout, handle.shape, handle.get_type()
         self.dtype = self._type.dtype
 
@@ -212,7 +208,7 @@ def _type_of(dtype: np.dtype):
 
 
 def arrays(group, where: str) -> dict[str, ArrayInfo]:
-    """The arrays in a group and the groups in it, by their paths from there ("obs/object"), as h5py orders them."""
+    """The arrays in a group and its groups by path, such as "obs/object", in the order of h5py."""
     return dict(_walk(import_h5py(), group.id, "", where, 0))
 
 
@@ -221,28 +217,58 @@ def _walk(h5py, group, prefix, where, depth):
         try:
             name = key.decode("utf-8")
         except UnicodeDecodeError:
-            raise UserError("expected a name in UTF-8, found other bytes", where=f"{where}/{prefix}{key}",
-                            hint=_DAMAGE) from None
+            raise damaged("the name is not UTF-8", f"{where}/{prefix}{key}") from None
         at = f"{where}/{prefix}{name}"
         if (outside := group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL) or depth > _DEEP:
-            found = "a link to another file" if outside else "groups without end"
-            raise UserError(
-                f"expected arrays in this file, found {found}", where=at, hint="copy the array into the file"
-            )
+            found = "a link to another file, which is not followed" if outside else "nested without end"
+            raise UserError(f"this is {found}", where=at, hint="copy the array into the file")
         with hdf5_errors(at):
             node = h5py.h5o.open(group, key)
             if isinstance(node, h5py.h5d.DatasetID):
                 layout = node.get_create_plist() if node.get_offset() is None else None
                 if layout and (layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count()):
-                    raise UserError("expected arrays in this file, found one that lies in another", where=at,
+                    raise UserError("the array is stored in another file, which is not read", where=at,
                                     hint="copy the array into the file")
                 yield f"{prefix}{name}", ArrayInfo(node, layout)
         if isinstance(node, h5py.h5g.GroupID):
             yield from _walk(h5py, node, f"{prefix}{name}/", where, depth + 1)
 
 
+def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: Any = None) -> int:
+    """Steps of an episode: the rows of its array `key`.
+
+    Args:
+        arrays: Those of the episode, by key.
+        key: One that every episode has.
+        where: File and group of the episode.
+        stated: (attribute, value) that must say the same, if the episode has it.
+    """
+    if key not in arrays or not arrays[key].shape:
+        raise UserError(f"there is no array {key}; there are {', '.join(arrays) or 'no arrays'}", where=where,
+                        hint="leave the episode out, or take the file from a copy")
+    steps = arrays[key].shape[0]
+    if stated is not None and (np.shape(stated[1]) != () or stated[1] != steps):
+        raise UserError(f"{stated[0]} is {stated[1]}, but {key} has {steps} rows", where=where,
+                        hint="correct the attribute, or take the file from a copy")
+    if not steps:
+        raise UserError("the episode has no steps", where=f"{where}, {key}", hint="remove the episode")
+    return steps
+
+
+def check_rows(array: ArrayInfo, rows: int, what: str, where: str) -> None:
+    """Raises UserError if an array does not have `rows` rows. `what` says why it needs them: "as actions has"."""
+    if array.shape[0] != rows:
+        raise damaged(f"it has {array.shape[0]} rows instead of {rows}, {what}", where)
+
+
+def warn_of_holes(arrays: Mapping[str, ArrayInfo], episode: str, warnings: list[str]) -> None:
+    """Says which arrays have parts that were never written."""
+    if holes := [key for key, array in arrays.items() if array.has_unwritten_chunks]:
+        warnings.append(f"{episode}: parts of {', '.join(holes)} were never written, and read as zeros")
+
+
 def is_variable_bytes(array) -> bool:
-    """Of variable length: encoded images, one a row."""
+    """Whether the rows are bytes of variable length: encoded images."""
     return array.dtype.kind == "O" and import_h5py().check_vlen_dtype(array.dtype) == np.uint8
 
 
@@ -253,15 +279,14 @@ def is_text(array) -> bool:
 def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
     """The feature of a column that is stored as this array (rows, *shape)."""
     if not array.shape:
-        raise UserError("expected an array with a row for each step, found a single value", where=where,
+        raise UserError("this is a single value, not an array with a row for each step", where=where,
                         hint="leave it out of the file, or write it for each step")
     if 0 in array.shape[1:]:
-        raise UserError(f"expected at least one component, found shape {array.shape}", where=where,
-                        hint="remove the array")
+        raise UserError(f"the shape {array.shape} has no components", where=where, hint="remove the array")
     if is_text(array):
         return Feature("string", tuple(array.shape[1:]), "string")
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise UserError(f"expected numbers or text, found {_unsupported_reason(array)}", where=where,
+        raise UserError(f"the array contains {_unsupported_reason(array)}", where=where,
                         hint="save the array again with numbers or text only")
     return stored_feature(name, array.shape[1:], array.dtype, flag)
 
@@ -275,7 +300,7 @@ def _unsupported_reason(array) -> str:
 
 
 def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
-    """`rows` of the array at `path`."""
+    """Rows first to stop - 1 of the array at `path`."""
     h5py = import_h5py()
     with hdf5_errors(where):
         handle = h5py.h5o.open(file.id, path.encode())
@@ -293,7 +318,7 @@ def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarra
 
 
 def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
-    """Some rows of an array; text as str."""
+    """Rows first to stop - 1 of an array, text as str."""
     with hdf5_errors(where):
         if not is_text(array):
             return array[first:stop]
@@ -301,14 +326,14 @@ def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
         try:
             texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.ravel()]
         except UnicodeDecodeError as error:
-            raise UserError(f"expected UTF-8 text, found other bytes ({error})", where=where, hint=_DAMAGE) from None
+            raise damaged(f"the text is not UTF-8 ({error})", where) from None
         out = np.empty(len(texts), object)
         out[:] = texts
         return out.reshape(values.shape)
 
 
 def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, Any]:
-    """As plain JSON values."""
+    """The attributes of a file, group or array as JSON values."""
     with hdf5_errors(f"{where}, attributes"):
         return {key: to_json_value(node.attrs[key], f"{where}, attribute {key}") for key in node.attrs
                 if key not in (FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE, *without)}
@@ -325,13 +350,13 @@ def to_json_value(value, where: str):
         return [to_json_value(v, where) for v in value]
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
-    raise UserError(f"expected a number or text, found {type(value).__name__}", where=where, hint=_DAMAGE)
+    raise damaged(f"this is neither a number nor text but {type(value).__name__}", where)
 
 
 def decode_json_attribute(text, where: str):
-    """An attribute that is JSON; what is none stays as it is."""
+    """The value of an attribute that is JSON. Other text is returned as it is."""
     if not isinstance(text, str):
-        raise UserError(f"expected JSON text, found {text!r}", where=where, hint="correct the attribute")
+        raise UserError(f"this is not JSON text: {text!r}", where=where, hint="correct the attribute")
     try:
         return json.loads(text)
     except ValueError:
@@ -339,7 +364,8 @@ def decode_json_attribute(text, where: str):
 
 
 def restore_column_order(schema: dict[str, Feature], file) -> dict[str, Feature]:
-    """As the columns were when they were written, where that is known: h5py goes by names, and bytes may be words."""
+    """The columns in the order and of the kinds with which they were written, if the file says so. h5py sorts them by
+    name, and an array of bytes may be text."""
     kinds = decode_json_attribute(
         to_json_value(file.attrs.get(COLUMNS_ATTRIBUTE, "{}"), COLUMNS_ATTRIBUTE), COLUMNS_ATTRIBUTE
     )
@@ -360,7 +386,7 @@ def store_column_order(file, data: Dataset, capability: sidecar.FormatCapability
 
 
 def write_column(group, key: str, values, filled: str = "") -> None:
-    """A column of one episode. Frames lie in chunks of one, so that each can be read alone."""
+    """Writes a column of one episode. Frames are stored in chunks of one, so that each can be read alone."""
     h5py, values = import_h5py(), np.asarray(values)
     if values.dtype.kind in "UO":
         array = group.create_dataset(key, data=values.astype(object), dtype=h5py.string_dtype())
@@ -371,34 +397,36 @@ def write_column(group, key: str, values, filled: str = "") -> None:
         array.attrs[FILLED_ATTRIBUTE] = filled
 
 
-@contextmanager
-def new_file(path: Path, data: Dataset, capability: sidecar.FormatCapability) -> Iterator[Path]:
-    """Where to write a new file, which is there whole or not at all; its side file is there before it is."""
-    with cache.disk_errors(path), sidecar.new_file_with_sidecar(path, data, capability) as part:
-        yield part
+def column_encodings(
+    data: Dataset, column_of: Callable[[str, Feature], str], key_of: Callable[[str, Feature], str | None],
+    last: Callable[[str], bool] = lambda key: False, flags: Iterable[str] = (),
+) -> tuple[dict[str, str], dict[str, sidecar.ColumnEncoding]]:
+    """The key of each column that the format stores, and how it is stored.
 
-
-def column_encodings(data: Dataset, column_key: Callable, column_name: Callable, last: Callable = lambda key: False,
-           flags: Iterable[str] = ()) -> tuple[dict[str, str], dict[str, sidecar.ColumnEncoding]]:
-    """(key, Place) of each column that the format holds. key_of: (name, feature) -> key or None; name_of: (key,
-    feature) -> the name when it is read again; last: whether the key has room for a row after the last action."""
-    keys, out, taken = {}, {}, set()
+    Args:
+        data: What is to be written.
+        column_of: The column that an array is when it is read again.
+        key_of: The key of a column, or None if the format has no place for it.
+        last: Whether an array has room for a row after the last action.
+        flags: Columns that are read as bool.
+    """
+    found, out, taken = {}, {}, set()
     for name, f in data.features().items():
-        key = column_key(name, f)
-        if key is None or key in keys.values() or not is_storable(data, name, f):
+        key = key_of(name, f)
+        if key is None or key in found.values() or not is_storable(data, name, f):
             continue
         again = f if f.kind == "string" else stored_feature("", f.shape, f.dtype)
-        called = column_name(key, again)
+        called = column_of(key, again)
         if called in taken:
             continue
         again = f if f.kind == "string" else stored_feature(called, f.shape, f.dtype, called in flags)
-        keys[name], out[name] = key, sidecar.ColumnEncoding(called, again.dtype, again.shape, last(key))
+        found[name], out[name] = key, sidecar.ColumnEncoding(called, again.dtype, again.shape, last(key))
         taken.add(called)
-    return keys, out
+    return found, out
 
 
 def is_storable(data: Dataset, name: str, f: Feature) -> bool:
-    """Whether HDF5 has a type for its values: text must not hold NUL or lone surrogates."""
+    """Whether HDF5 can store the values of a column. Text must not contain NUL or lone surrogates."""
     if not is_storable_name(name):
         return False
     if f.kind != "string":
@@ -407,7 +435,7 @@ def is_storable(data: Dataset, name: str, f: Feature) -> bool:
 
 
 def storable_metadata(data: Dataset, taken: Mapping | set = frozenset()) -> frozenset[str]:
-    """Keys of the facts of episodes that fit into attributes and come back the same."""
+    """Keys of the metadata of episodes that attributes can store exactly."""
     values: dict[str, list] = {}
     for e in data:
         for key, value in e.metadata.items():
@@ -423,7 +451,7 @@ def _simple(value) -> bool:
 
 
 def is_storable_name(text) -> bool:
-    """Of a key in a file: "." alone is the group itself, "/" begins another, and ours says what was filled."""
+    """Whether an array or attribute can have this name. "." is the group itself, and "/" starts another."""
     return (
         bool(text) and text not in (".", "..", FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE) and "/" not in text and _text(text)
     )

@@ -18,74 +18,67 @@ from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache
 from ..episode import Dataset
+from ..sources import ChunkedSource, MemmapSource
 from . import arrow
-from .base import SourceEpisodes, episode_starts
-from .chunked_source import ChunkedSource, stored_feature
-from .npz_arrays import NpzArrays
+from .key_map import KeyMap, metadata, stored_feature
+from .npz_arrays import NpzArchiveSource, NpzArrays
+from .read_errors import damaged
 
+KEYS = KeyMap({"acts": "action", "rews": "next.reward"}, observation="obs")
+_ENDS = ("next.terminated", "next.truncated")
 _MISSING_COLUMNS = "this is no data set of imitation: obs, acts and terminal, a row for each trajectory"
-_NAMES = {"obs": "observation.state", "acts": "action", "rews": "next.reward"}
 
 
 def open_imitation(path: Path) -> Dataset:
-    source = ArrowFolderSource(path) if path.is_dir() else NpzFileSource(path)
-    facts = {"format": "imitation", "version": "datasets" if path.is_dir() else "npz", "path": str(path), "fps": None,
-             "robot_type": None, "warnings": source.warnings}
-    return Dataset(SourceEpisodes(source), facts)
+    """Opens a folder of Arrow files, or an old .npz file."""
+    return Dataset(ArrowFolderSource(path) if path.is_dir() else NpzFileSource(path))
 
 
-class _ImitationSource(ChunkedSource):
+class _ImitationSource(MemmapSource):
     terminal: np.ndarray  # (E,) bool
-    warnings: list[str]
 
     def _has(self, features: dict[str, Feature]):
-        """The schema, of features by their keys."""
-        self.schema, self._keys, self.row_counts = {}, {}, {}
-        for key, f in features.items():
-            name = "observation.images.image" if key == "obs" and f.kind == "image" else _NAMES.get(key, key)
-            self.schema[name], self._keys[name] = f, key
-            self.row_counts[name] = self.lengths + (key == "obs")
-        for name in ("next.terminated", "next.truncated"):
-            self.schema[name], self._keys[name] = Feature("bool", ()), "terminal"
-            self.row_counts[name] = self.lengths
+        """The schema, of features by their keys, and of how each trajectory ended."""
+        self.schema, self.keys = KEYS.schema(features, self.path)
+        self.schema |= {name: Feature("bool", ()) for name in _ENDS}
+        self.row_counts = {name: self.lengths + (self.keys.get(name) == "obs") for name in self.schema}
+        last = np.cumsum(self.lengths) - 1
+        self._ends = {name: np.zeros(int(self.lengths.sum()), bool) for name in _ENDS}
+        self._ends["next.terminated"][last[self.terminal]] = True
+        self._ends["next.truncated"][last[~self.terminal]] = True
 
     def location(self, name, episode):
-        return f"{self.path}, {self._keys[name]}, trajectory {episode}"
-
-    def _ends(self, name, episode) -> np.ndarray:
-        flags = np.zeros(int(self.lengths[episode]), bool)
-        flags[-1] = self.terminal[episode] == (name == "next.terminated")
-        return flags
+        return f"{self.path}, {self.keys.get(name, 'terminal')}, trajectory {episode}"
 
 
-class ArrowFolderSource(_ImitationSource):
+class ArrowFolderSource(_ImitationSource, ChunkedSource):
+    """A folder of Arrow files."""
+
     def __init__(self, path: Path):
-        self.path, self.warnings = path, []
+        self.path, self.metadata = path, metadata("imitation", path, [], "datasets")
         state = read_json(path / "state.json")
         entries = state.get("_data_files") if isinstance(state, dict) else None
         names = [f.get("filename") if isinstance(f, dict) else None for f in entries] if isinstance(entries, list) \
             else []
         if not names or not all(isinstance(n, str) and Path(n).name == n for n in names) \
                 or len(set(names)) < len(names):
-            raise UserError(f"expected different names of files in this folder, found {str(entries)[:80]}",
-                            where=f"{path / 'state.json'}, _data_files", hint="take the folder from a copy")
+            raise damaged(f"these are not different names of files in this folder: {str(entries)[:80]}",
+                          f"{path / 'state.json'}, _data_files")
         self._files = [path / n for n in names]
         if gone := next((f for f in self._files if not f.is_file()), None):
-            raise UserError("expected a file, found none", where=gone, hint="take it from a copy")
-        self.key = cache.json_digest("imitation", *([str(f.resolve()), s.st_mtime_ns, s.st_ctime_ns, s.st_size]
-                                               for f in self._files for s in [f.stat()]))
+            raise damaged("the file is missing", gone)
+        self.key = cache.files_digest(self._files, "imitation")
         with self.open_files() as table:
             arrow.validate_table(table, path)
             lack = [k for k in ("obs", "acts", "terminal") if k not in table.column_names]
             if lack:
-                raise UserError(f"expected columns obs, acts and terminal, found {', '.join(table.column_names)}",
+                raise UserError(f"there is no column {lack[0]}; there are {', '.join(table.column_names)}",
                                 where=path, hint=_MISSING_COLUMNS)
             if not table.num_rows:
-                raise UserError("expected at least one trajectory, found none", where=path,
-                                hint="take the folder from a copy, or record anew")
+                raise damaged("there are no trajectories", path)
             for key in ("obs", "acts", "infos", "rews"):
                 if key in table.column_names and not pa.types.is_list(table.schema.field(key).type):
-                    raise UserError(f"expected a list for each trajectory, found {table.schema.field(key).type}",
+                    raise UserError(f"each trajectory must have a list, but has {table.schema.field(key).type}",
                                     where=f"{path}, {key}", hint=_MISSING_COLUMNS)
             self.terminal = arrow.to_numpy(table.column("terminal"), f"{path}, terminal").astype(bool)
             self.lengths = _counts(table, "acts", path)
@@ -95,7 +88,7 @@ class ArrowFolderSource(_ImitationSource):
                 if key in table.column_names:
                     first = arrow.to_numpy(table.column(key)[0].values, f"{path}, {key}, trajectory 0")
                     features[key] = Feature("string", first.shape[1:], "string") if first.dtype.kind == "O" else \
-                        stored_feature(_NAMES[key], first.shape[1:], first.dtype)
+                        stored_feature(KEYS.column(key), first.shape[1:], first.dtype)
             self._has(features)
 
     def _check(self, table):
@@ -105,11 +98,11 @@ class ArrowFolderSource(_ImitationSource):
             wrong = np.flatnonzero(_counts(table, key, self.path) != self.lengths + more)
             if len(wrong):
                 e = int(wrong[0])
-                raise UserError(f"expected {self.lengths[e] + more} rows for {self.lengths[e]} actions, found "
-                                f"{_counts(table, key, self.path)[e]}", where=f"{self.path}, {key}, trajectory {e}",
+                raise UserError(f"it has {_counts(table, key, self.path)[e]} rows instead of {self.lengths[e] + more}, "
+                                f"for {self.lengths[e]} actions", where=f"{self.path}, {key}, trajectory {e}",
                                 hint="leave the trajectory out, or take the folder from a copy")
         if (self.lengths < 1).any():
-            raise UserError("expected at least one action, found none",
+            raise UserError("the trajectory has no actions",
                             where=f"{self.path}, acts, trajectory {int(np.argmax(self.lengths < 1))}",
                             hint="leave the trajectory out")
 
@@ -124,11 +117,12 @@ class ArrowFolderSource(_ImitationSource):
         yield table
 
     def read_rows(self, files, name, episode, first, stop):
-        if self._keys[name] == "terminal":
-            return self._ends(name, episode)[first:stop]
+        if name in _ENDS:
+            begin = int(self._first[name][episode])
+            return self._ends[name][begin + first: begin + stop]
         where = self.location(name, episode)
         with arrow.arrow_errors(where):
-            return arrow.to_numpy(files.column(self._keys[name])[episode].values[first:stop], where)
+            return arrow.to_numpy(files.column(self.keys[name])[episode].values[first:stop], where)
 
 
 def _counts(table, key, path) -> np.ndarray:
@@ -136,14 +130,17 @@ def _counts(table, key, path) -> np.ndarray:
         counts = [c.value_lengths().to_numpy(zero_copy_only=False) for c in table.column(key).chunks]
         counts = np.concatenate(counts) if counts else np.zeros(0)
     if not np.isfinite(counts).all():
-        raise UserError("expected a list, found nothing", where=f"{path}, {key}, trajectory "
+        raise UserError("the list is missing", where=f"{path}, {key}, trajectory "
                         f"{int(np.argmin(np.isfinite(counts)))}", hint="leave the trajectory out")
     return counts.astype(np.int64)
 
 
-class NpzFileSource(_ImitationSource):
-    """obs (steps + trajectories, ...), acts and rews (steps, ...), terminal (trajectories,), indices: where each
-    trajectory but the first begins, in steps."""
+class NpzFileSource(_ImitationSource, NpzArchiveSource):
+    """An .npz file of the old form.
+
+    It holds obs (steps + trajectories, ...), acts and rews (steps, ...), terminal (trajectories,), and indices: where
+    each trajectory but the first begins, in steps.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -151,52 +148,30 @@ class NpzFileSource(_ImitationSource):
         self.key, have = cache.json_digest(self._file.key, "imitation"), self._file.headers
         for key in ("obs", "acts", "terminal", "indices"):
             if key not in have or not have[key][0] or np.dtype(have[key][1]).kind not in "biuf":
-                raise UserError(f"expected an array {key} of numbers, found {', '.join(have)}", where=path,
-                                hint="take the file from a copy")
+                raise damaged(f"there is no array {key} of numbers; there are {', '.join(have)}", path)
         steps, self.terminal = have["acts"][0][0], self._file.read_array("terminal").reshape(-1).astype(bool)
         indices = self._file.read_array("indices")
         if indices.ndim != 1 or indices.dtype.kind not in "iu" and len(indices) or len(indices) != len(
                 self.terminal) - 1:
-            raise UserError(f"expected {len(self.terminal) - 1} integers, one less than terminal has, found "
-                            f"{indices.dtype} {indices.shape}", where=f"{path}, indices", hint="take it from a copy")
+            raise damaged(f"it must be {len(self.terminal) - 1} integers, one less than terminal has, but is "
+                          f"{indices.dtype} {indices.shape}", f"{path}, indices")
         self.lengths = np.diff(np.concatenate([[0], indices.astype(np.int64), [steps]]))
         if (self.lengths < 1).any():
             e = int(np.argmax(self.lengths < 1))
-            raise UserError(f"expected places that grow up to {steps}, the rows of acts, found "
-                            f"{indices.tolist()[:e + 1][-3:]}",
-                            where=f"{path}, indices[{min(e, len(indices) - 1)}]", hint="take the file from a copy")
+            raise damaged(f"the indices must increase up to {steps}, the rows of acts: "
+                          f"{indices.tolist()[:e + 1][-3:]}", f"{path}, indices[{min(e, len(indices) - 1)}]")
         for key, rows in (("obs", steps + len(self.lengths)), ("rews", steps)):
             if key in have and have[key][0][:1] != (rows,):
-                raise UserError(f"expected {rows} rows, found {have[key][0][:1]}", where=f"{path}, {key}",
-                                hint="take the file from a copy")
-        self._has({k: stored_feature(_NAMES[k], have[k][0][1:], np.dtype(have[k][1]))
+                raise damaged(f"the shape {have[key][0]} does not have {rows} rows", f"{path}, {key}")
+        self._has({k: stored_feature(KEYS.column(k), have[k][0][1:], np.dtype(have[k][1]))
                    for k in ("obs", "acts", "rews") if k in have})
         others = [k for k in have if k not in ("obs", "acts", "rews", "terminal", "indices")]
-        self.warnings = [f"{', '.join(others)}: left out"] if others else []
+        warnings = [f"{', '.join(others)}: left out"] if others else []
         if "infos" in self._file.without:
-            self.warnings.append("infos: a pickle, which could run any code, is left out")
+            warnings.append("infos: a pickle, which could run any code, is left out")
+        self.metadata = metadata("imitation", path, warnings, "npz")
 
-    def _build(self, part):
-        for name in self._numbers:
-            f, key = self.schema[name], self._keys[name]
-            out = cache.create_array(part, name, (int(self.row_counts[name].sum()), *f.shape), np.dtype(f.dtype))
-            if key == "terminal":
-                out[:] = False
-                out[episode_starts(self.lengths) + self.lengths - 1] = self.terminal == (name == "next.terminated")
-            else:  # trajectories lie end to end there, too
-                for row, values in self._file.iter_rows(key):
-                    out[row: row + len(values)] = values.reshape(len(values), *f.shape)
-            out.flush()
-
-    def column(self, name, episode):
-        """Through the maps: an archive cannot be read from its middle."""
-        if name in self._numbers:
-            first = self._first[name][episode]
-            return self._maps[name][first: first + int(self.row_counts[name][episode])]
-        return self.read_rows(None, name, episode, 0, int(self.row_counts[name][episode]))
-
-    def read_rows(self, files, name, episode, first, stop):
-        begin, parts = int(episode_starts(self.row_counts[name])[episode]), []
-        for row, values in self._file.iter_rows(self._keys[name]):
-            parts.append(values[max(begin + first - row, 0): max(begin + stop - row, 0)])
-        return np.concatenate(parts)
+    def iter_chunks(self):
+        for name in self.numeric_columns:
+            pieces = [(0, self._ends[name])] if name in _ENDS else self._file.iter_rows(self.keys[name])
+            yield from ((name, row, values) for row, values in pieces)

@@ -1,4 +1,4 @@
-"""A recording that was interrupted, or goes on: its LeRobot files, and the finished episodes still in its journal."""
+"""A recording that was interrupted or is running: its LeRobot files and the finished episodes in its journal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ...core import UserError
 from ...files import read_json
 from .. import cache, journal
-from .base import ColumnSource
+from ..episode import ColumnSource
 from .lerobot_read import LeRobotSource
 
 # in the journal: the segments that are put into the files, and how many there are then
@@ -28,12 +28,12 @@ def open_recording(path: Path) -> ColumnSource:
         left = unpublished_segments(segments, path, len(files.lengths))
         if [s.path for s in segments] == journal.segment_files(folder):
             return InterruptedRecordingSource(files, left) if left else files
-    raise UserError("expected a recording, found one that is being put into its files all the time", where=path,
+    raise UserError("the recorder is changing the recording all the time, so it cannot be read", where=path,
                     hint="try again later")
 
 
 def unpublished_segments(segments: list[journal.Segment], path: Path, n_published: int) -> list[journal.Segment]:
-    """Those whose episodes are not among the `there` that the files have: `publishing` says what was under way."""
+    """The segments whose episodes are not among the `n_published` that the LeRobot files have."""
     under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
     done = read_json(under_way) if under_way.exists() else {"segments": [], "total": 0}
     names = done["segments"] if n_published >= done["total"] else []
@@ -41,7 +41,7 @@ def unpublished_segments(segments: list[journal.Segment], path: Path, n_publishe
 
 
 def is_recording(path: Path) -> bool:
-    """Is a recorder at work there? Where the system has no locks, nobody knows."""
+    """Whether a recorder is writing there. False on systems without file locks."""
     try:
         import fcntl
 

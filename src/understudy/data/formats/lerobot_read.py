@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache, video
-from ..episode import Dataset
-from . import remote
-from .base import ColumnSource, SourceEpisodes, episode_starts
+from ..episode import episode_starts
+from ..sources import MemmapSource
+from . import arrow, remote
+from .column_names import format_list
+from .key_map import metadata
+from .read_errors import damaged, read_json_object
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
 UNDERSTUDY_FOLDER = Path("meta") / "understudy"
@@ -29,26 +31,6 @@ _KNOWN = {"codebase_version", "robot_type", "total_episodes", "total_frames", "t
           "data_path", "video_path", "features", "tools"}
 _CORRECT = "correct meta/info.json, or take it from a copy"
 _ROWS, _BYTES = 2**16, 2**24  # read at a time, whatever the size of the row groups; a larger one is read whole
-_DAMAGED = "the file is damaged: take it from a copy, or write the data set anew"
-
-
-def open_lerobot(path: Path) -> Dataset:
-    """Lazy: reads what describes the data, and none of the data. Raises UserError where that contradicts itself. Of a
-    recording that was interrupted also what is still in its journal."""
-    from .interrupted_recording import open_recording
-
-    try:
-        source = open_recording(Path(path))
-    except UserError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # JSON that says anything
-        raise UserError(
-            "expected metadata as lerobot writes them, found a value or a key that makes no sense there "
-            f"({type(error).__name__}: {_line(error)})",
-            where=Path(path) / "meta",
-            hint=_CORRECT,
-        ) from error
-    return Dataset(SourceEpisodes(source), source.metadata)
 
 
 # -- what describes the data ----------------------------------------------------------------------------------------
@@ -66,7 +48,13 @@ class EpisodeIndex:
     videos: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)  # camera: files, from (s)
 
 
-class LeRobotSource(ColumnSource):
+class LeRobotSource(MemmapSource):
+    """A folder, as its metadata describe it: data are read when they are asked for.
+
+    Args:
+        path: The folder.
+    """
+
     def __init__(self, path: Path):
         self.path = path = Path(path)
         self.info = info = read_info(path)
@@ -87,19 +75,18 @@ class LeRobotSource(ColumnSource):
                                                                                             self._warnings)
         self.lengths = self.index.lengths
         if not len(self.lengths) and not (path / UNDERSTUDY_FOLDER).is_dir():  # a recording of ours may have none yet
-            raise UserError("expected at least one episode, found an empty data set", where=path,
+            raise UserError("the data set has no episodes", where=path,
                             hint="record some (understudy record ENV --out DATA --episodes 20)")
         self._check_files()
         self.schema, self._stored = self._features()
-        self.metadata = {"format": "lerobot", "version": version, "path": str(path),
-                      "fps": self._extra_metadata.get("fps", info["fps"]), "robot_type": info.get("robot_type"),
-                      "warnings": self._warnings}
+        self.metadata = metadata("lerobot", path, self._warnings, version, self._extra_metadata.get("fps", info["fps"]),
+                              info.get("robot_type"))
 
     def _check_files(self):
         named = [*self.index.files, *(f for files, _ in self.index.videos.values() for f in files)]
         for name in dict.fromkeys(named):
             if not remote.exists(self.path / name):
-                raise UserError("expected a file that the metadata name, found none", where=self.path / name,
+                raise UserError("the metadata name this file, but it is missing", where=self.path / name,
                                 hint="take it from a copy, or leave out the episodes in it")
 
     def _features(self) -> tuple[dict[str, Feature], dict[str, str]]:
@@ -119,7 +106,7 @@ class LeRobotSource(ColumnSource):
                 first = str((_names(f) or ("",))[0])
                 shape = (*shape[1:], shape[0]) if first.startswith("channel") else shape
                 if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or shape[2] not in (1, 3, 4):
-                    raise UserError(f"expected the shape (height, width, channels) of an image, found {f['shape']}",
+                    raise UserError(f"{f['shape']} is not the shape (height, width, channels) of an image",
                                     where=where, hint=_CORRECT)
                 schema[name], stored[name] = Feature("uint8", shape, "image"), dtype
             elif dtype == "string":
@@ -143,11 +130,11 @@ class LeRobotSource(ColumnSource):
         except TypeError:
             dtype = np.dtype("O")
         if dtype.kind not in "biuf":
-            raise UserError(f"expected a NumPy number, image, video or string, found dtype {f['dtype']!r}",
+            raise UserError(f"the dtype {f['dtype']!r} is not a NumPy number, image, video or string",
                             where=where, hint=_CORRECT)
         shape = tuple(f["shape"])
         if not all(isinstance(n, int) and n > 0 for n in shape):
-            raise UserError(f"expected a shape of numbers above 0, found {f['shape']}", where=where, hint=_CORRECT)
+            raise UserError(f"the shape {f['shape']} has numbers that are not above 0", where=where, hint=_CORRECT)
         # One number a step: what is observed or done keeps its axis of components, an outcome is a number.
         if shape == (1,) and not name.startswith(("observation.", "action")):
             shape = ()
@@ -196,46 +183,42 @@ class LeRobotSource(ColumnSource):
         return out
 
     @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        names = [n for n in self.schema if self._stored[n] == "number"]
-        size = sum(int(self.rows(n).sum()) * self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize
-                   for n in names) + 8 * int(self.lengths.sum())
-        return cache.memmap_arrays(cache.json_digest(self.key, "columns"), size, lambda part: self._build(part, names),
-                            str(self.path))
+    def numeric_columns(self):
+        return [n for n in self.schema if self._stored[n] == "number"]
 
     @cached_property
-    def _first(self) -> dict[str, np.ndarray]:
-        return {name: episode_starts(self.rows(name)) for name in [*self.schema, "task_index"]}
+    def _layout(self):
+        return {**super()._layout, "task_index": ((int(self.lengths.sum()),), "int64")}
 
-    def _build(self, part: Path, names: list[str]) -> None:
+    @cached_property
+    def _first(self):
+        return {**super()._first, "task_index": episode_starts(self.lengths)}
+
+    def iter_chunks(self):
         """Reads every data file once, some row groups at a time, and checks that its rows are what the metadata say."""
-        out = {n: cache.create_array(part, n, (int(self.rows(n).sum()), *self.schema[n].shape), self.schema[n].dtype)
-               for n in names}
-        tasks = cache.create_array(part, "task_index", (int(self.lengths.sum()),), np.int64)
         known = np.array(sorted(self.index.tasks), np.int64)
         for number, name in enumerate(self.index.files):
-            self._build_file(number, self.path / name, names, out, tasks, known)
+            yield from self._rows_of_file(number, self.path / name, known)
         for name, (episodes, values) in self._last.items():
-            if name in out:
+            if name in self.numeric_columns:
                 at = self._first[name][episodes] + self.lengths[episodes]
-                out[name][at] = to_numpy(
+                yield name, at, to_numpy(
                     values, self.schema[name], f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, {name}"
                 )
-        for array in (*out.values(), tasks):
-            array.flush()
 
-    def _build_file(self, number, file, names, out, tasks, known):
+    def cast_to_schema(self, values, name, rows, at):
+        return values  # `to_numpy` has checked them
+
+    def _rows_of_file(self, number, file, known):
+        names = self.numeric_columns
         episodes = np.flatnonzero(self.index.file == number)
         lengths, begin = self.lengths[episodes], self.index.start[episodes]
         source = open_parquet(file)
         if source.metadata.num_rows < int((begin + lengths).max()):
-            raise UserError(f"expected {int((begin + lengths).max())} rows as the metadata say, found "
-                            f"{source.metadata.num_rows}", where=file, hint=_DAMAGED)
-        missing = [n for n in (*names, "episode_index", "frame_index", "task_index")
-                   if n not in source.schema_arrow.names]
-        if missing:
-            raise UserError(f"expected a column {missing[0]!r} as meta/info.json says, found "
-                            f"{', '.join(source.schema_arrow.names)}", where=file, hint=_CORRECT)
+            raise damaged(f"it has {source.metadata.num_rows} rows, but the metadata say "
+                          f"{int((begin + lengths).max())}", file)
+        for name in (*names, "episode_index", "frame_index", "task_index"):
+            _check_column(source, name, file)
         row, read = 0, None
         width = sum(f.size * np.dtype(f.dtype).itemsize for f in map(self.schema.get, names) if f.kind != "string")
         for groups in _batches(source.metadata, width):
@@ -250,24 +233,21 @@ class LeRobotSource(ColumnSource):
             step = np.repeat(low - begin[here] - episode_starts(n), n) + np.arange(n.sum())
             whose = np.repeat(episodes[here], n)
             task = read["task_index"].to_numpy()[take]
-            _check_equal(
-                read["episode_index"].to_numpy()[take],
-                whose,
-                "rows of episode {}, found episode_index {}",
-                whose,
-                step,
-                file,
-            )
-            _check_equal(read["frame_index"].to_numpy()[take], step, "frame_index {}, found {}", whose, step, file)
+            for index, wanted in (("episode_index", whose), ("frame_index", step)):
+                found = read[index].to_numpy()[take]
+                if (found != wanted).any():
+                    at = int(np.argmax(found != wanted))
+                    raise damaged(f"{index} is {found[at]} instead of {wanted[at]}",
+                                  f"{file}, episode {whose[at]}, frame {step[at]}")
             if not np.isin(task, known).all():
                 at = int(np.argmin(np.isin(task, known)))
-                raise UserError(f"expected a task_index of the tasks in meta ({', '.join(map(str, known))}), found "
-                                f"{task[at]}", where=f"{file}, episode {whose[at]}, frame {step[at]}",
+                raise UserError(f"task_index {task[at]} is not among the tasks in meta ({', '.join(map(str, known))})",
+                                where=f"{file}, episode {whose[at]}, frame {step[at]}",
                                 hint="add the task to meta/tasks, or correct the row")
             for name in names:
                 values = to_numpy(read[name].combine_chunks(), self.schema[name], f"{file}, {name}")
-                out[name][self._first[name][whose] + step] = values[take]
-            tasks[self._first["task_index"][whose] + step] = task
+                yield name, self._first[name][whose] + step, values[take]
+            yield "task_index", self._first["task_index"][whose] + step, task
             row = until
 
     def episode_metadata(self, episode):
@@ -278,28 +258,15 @@ class LeRobotSource(ColumnSource):
         file = self.path / UNDERSTUDY_FOLDER / "episodes.jsonl"
         return {r["episode_index"]: r["facts"] for r in read_json_lines(file)} if file.exists() else {}
 
-    def packed_column(self, name):
-        return self._columns[name] if self._stored[name] == "number" else None
-
-    def column(self, name, episode):
-        stored = self._stored[name]
-        if stored == "number":
-            first = self._first[name][episode]
-            return self._columns[name][first: first + self.rows(name)[episode]]
-        length = int(self.lengths[episode])
-        if stored == "task":
+    def read_text(self, name, episode):
+        if self._stored[name] == "task":
             return self._task(episode)
-        if stored == "string":
-            texts = [*self._stored_rows(name, episode).to_pylist(), *self._last_of(name, episode)]
-            return np.array([t or "" for t in texts], np.str_)
-        out = np.empty((length + len(self._last_of(name, episode)), *self.schema[name].shape), np.uint8)
-        for row, image in self.frames(name, episode):
-            out[row] = image
-        return out
+        texts = [*self._stored_rows(name, episode).to_pylist(), *self._last_of(name, episode)]
+        return np.array([t or "" for t in texts], np.str_)
 
     def _task(self, episode):
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
-        numbers = self._columns["task_index"][first: first + length]
+        numbers = self._maps["task_index"][first: first + length]
         if (numbers == numbers[0]).all():
             return np.broadcast_to(np.array([self.index.tasks[int(numbers[0])]], np.str_), (length,))
         return np.array([self.index.tasks[int(i)] for i in numbers], np.str_)
@@ -336,9 +303,9 @@ class LeRobotSource(ColumnSource):
         """(T,) s of the frames since the episode began; regular times are exact, not float32."""
         first, length = self._first["task_index"][episode], int(self.lengths[episode])
         regular = np.arange(length) / self.info["fps"]
-        if "timestamp" not in self._columns:
+        if "timestamp" not in self._maps:
             return regular
-        stored = self._columns["timestamp"][first: first + length].astype(np.float64)
+        stored = self._maps["timestamp"][first: first + length].astype(np.float64)
         return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE, regular, stored)
 
     def _stored_rows(self, name, episode) -> pa.Array:
@@ -347,9 +314,7 @@ class LeRobotSource(ColumnSource):
         begin = int(self.index.start[episode])
         until, row, parts = begin + int(self.lengths[episode]), 0, []
         source = self._open(file)
-        if name not in source.schema_arrow.names:
-            raise UserError(f"expected a column {name!r} as meta/info.json says, found "
-                            f"{', '.join(source.schema_arrow.names)}", where=file, hint=_CORRECT)
+        _check_column(source, name, file)
         for group in range(source.metadata.num_row_groups):
             n = source.metadata.row_group(group).num_rows
             if row < until and row + n > begin:
@@ -357,8 +322,8 @@ class LeRobotSource(ColumnSource):
                 parts.append(values.slice(max(begin - row, 0), min(until, row + n) - max(begin, row)))
             row += n
         if sum(map(len, parts)) != self.lengths[episode]:
-            raise UserError(f"expected {int(self.lengths[episode])} rows of episode {episode} as the metadata say, "
-                            f"found {sum(map(len, parts))}", where=file, hint=_DAMAGED)
+            raise damaged(f"it has {sum(map(len, parts))} rows of episode {episode}, but the metadata say "
+                          f"{int(self.lengths[episode])}", file)
         return pa.concat_arrays(parts)
 
     def _open(self, file: Path) -> pq.ParquetFile:
@@ -377,21 +342,19 @@ class LeRobotSource(ColumnSource):
 def read_info(path: Path) -> dict:
     """meta/info.json, with the keys that reading needs."""
     file = path / "meta" / "info.json"
-    info = read_json(file)
-    if not isinstance(info, dict):
-        raise UserError(f"expected an object, found {type(info).__name__}", where=file, hint=_DAMAGED)
+    info = read_json_object(file)
     for key, kind in (("codebase_version", str), ("fps", (int, float)), ("features", dict), ("data_path", str),
                       ("total_episodes", int), ("total_frames", int)):
         if not isinstance(info.get(key), kind):
-            raise UserError(f"expected a key {key!r}, found {info.get(key, 'none')!r}", where=file, hint=_DAMAGED)
+            raise damaged(f"the key {key!r} is missing or wrong: {info.get(key)!r}", file)
     if info["codebase_version"] not in ("v3.0", "v2.1", "v2.0"):
-        raise UserError(f"expected LeRobot v3.0, v2.1 or v2.0, found {info['codebase_version']}", where=file,
+        raise UserError(f"LeRobot {info['codebase_version']} is not read, only v3.0, v2.1 and v2.0", where=file,
                         hint="convert it with lerobot (python -m lerobot.datasets.v30.convert_dataset_v21_to_v30)")
     if not info["fps"] > 0:
-        raise UserError(f"expected fps above 0, found {info['fps']}", where=file, hint=_CORRECT)
+        raise UserError(f"fps must be above 0, but is {info['fps']}", where=file, hint=_CORRECT)
     for name, f in info["features"].items():
         if not isinstance(f, dict) or "dtype" not in f or not isinstance(f.get("shape"), list):
-            raise UserError(f"expected an object with dtype and shape, found {f!r}", where=f"{file}, features.{name}",
+            raise UserError(f"this is not an object with dtype and shape: {f!r}", where=f"{file}, features.{name}",
                             hint=_CORRECT)
     return info
 
@@ -404,7 +367,7 @@ def read_index_v3(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
         return EpisodeIndex(none, (), none, none, {}, {c: ((), np.zeros(0)) for c, f in info["features"].items()
                                                 if f.get("dtype") == "video"})
     if not files:
-        raise UserError("expected episode tables, found none", where=folder, hint=_DAMAGED)
+        raise damaged("there are no episode tables", folder)
     cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
     places = ["data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
     filmed = [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
@@ -412,9 +375,8 @@ def read_index_v3(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
     parts = []
     for file in files:
         source = open_parquet(file)
-        missing = [n for n in wanted if n not in source.schema_arrow.names]
-        if missing:
-            raise UserError(f"expected a column {missing[0]!r}, found none", where=file, hint=_DAMAGED)
+        for name in wanted:
+            _check_column(source, name, file)
         parts.append(_read_columns(source, wanted, file))
     table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in wanted}
     count, whole = len(table["episode_index"]), int(info["total_episodes"])
@@ -426,14 +388,14 @@ def read_index_v3(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
     table = {n: v[order] for n, v in table.items()}
     number, length = table["episode_index"], table["length"]
     if (number != np.arange(count)).any():
-        raise UserError(f"expected episodes 0 to {count - 1}, found {', '.join(map(str, number[:20]))}"
-                        f"{'' if count <= 20 else ' ...'}", where=folder,
-                        hint="number the episodes without gaps, in the tables and in the data")
+        raise UserError(f"the {count} episodes have the numbers {format_list(number, 20)}", where=folder,
+                        hint=f"number them from 0 to {count - 1}, in the tables and in the data")
     span = table["dataset_to_index"] - table["dataset_from_index"]
     if (span != length).any() or (length < 1).any():
         e = int(np.argmax((span != length) | (length < 1)))
-        raise UserError(f"expected a length of {span[e]} (dataset_to_index - dataset_from_index), at least 1, found "
-                        f"{length[e]}", where=f"{folder}, episode {e}, length", hint=_DAMAGED)
+        raise damaged(f"it is {length[e]}, but dataset_to_index - dataset_from_index is {span[e]}",
+                      f"{folder}, episode {e}, length")
+
     def places(key, of, **more):
         """The files that hold the episodes, and which of them holds each."""
         at = np.stack([table[f"{of}/chunk_index"], table[f"{of}/file_index"]], 1)
@@ -458,8 +420,7 @@ def read_tasks_v3(path: Path) -> dict[int, str]:
     named = [n for n in json.loads((table.schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ())
              if n in texts]
     if "task_index" not in table.column_names or not (named or len(texts) == 1):
-        raise UserError(f"expected the columns task_index and task, found {', '.join(table.column_names)}", where=file,
-                        hint=_DAMAGED)
+        raise damaged(f"it has the columns {', '.join(table.column_names)}, but not task_index and task", file)
     return _tasks(zip(table["task_index"].to_pylist(), table[(named or texts)[0]].to_pylist(), strict=True), file)
 
 
@@ -473,8 +434,7 @@ def _tasks(pairs: Iterable[tuple[Any, Any]], file: Path) -> dict[int, str]:
     out = {}
     for number, text in pairs:
         if type(number) is not int or not -2**63 <= number < 2**63 or not isinstance(text, str):
-            raise UserError(f"expected a task_index, an integer, and its task, a text, found {number!r} and {text!r}",
-                            where=file, hint=_DAMAGED)
+            raise damaged(f"a task needs an integer and a text, but has {number!r} and {text!r}", file)
         out[number] = text
     return out
 
@@ -483,7 +443,7 @@ def read_index_v2(path: Path, info: dict, warnings: list[str]) -> EpisodeIndex:
     episodes = sorted(read_json_lines(path / "meta" / "episodes.jsonl"), key=lambda r: r.get("episode_index", -1))
     for i, row in enumerate(episodes):
         if row.get("episode_index") != i or not isinstance(row.get("length"), int) or row["length"] < 1:
-            raise UserError(f"expected episode {i} with its length, found {row}", where=path / "meta/episodes.jsonl",
+            raise UserError(f"this is not episode {i} with its length: {row}", where=path / "meta/episodes.jsonl",
                             hint="number the episodes without gaps, from 0")
     lengths = np.array([r["length"] for r in episodes], np.int64)
     tasks = read_tasks_v2(path)
@@ -506,32 +466,31 @@ def _format(info, key, path, **values) -> str:
     try:
         name = info[key].format(**values)
     except (KeyError, IndexError, ValueError, AttributeError):
-        raise UserError(f"expected a pattern of {', '.join(values)}, found {info.get(key)!r}",
-                        where=f"{path / 'meta/info.json'}, {key}", hint=_DAMAGED) from None
+        raise damaged(f"{info.get(key)!r} is not a pattern of {', '.join(values)}",
+                      f"{path / 'meta/info.json'}, {key}") from None
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"expected files inside the data set, found {name!r}",
-                        where=f"{path / 'meta/info.json'}, {key}", hint=_CORRECT)
+        raise UserError(f"{name!r} is outside the data set", where=f"{path / 'meta/info.json'}, {key}", hint=_CORRECT)
     return name
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    try:
-        # what is buffered stays until the file is closed
-        return pq.ParquetFile(remote.fetch_file(file), pre_buffer=False)
-    except FileNotFoundError:
-        raise UserError("expected a file, found none", where=file, hint=_DAMAGED) from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"expected a parquet file, found one that is cut short or damaged ({_line(error)})",
-                        where=file, hint=_DAMAGED) from None
+    """Opens a Parquet file, and downloads it first if it is remote."""
+    local = remote.fetch_file(file)
+    if not local.exists():
+        raise damaged("the file is missing", file)
+    with arrow.arrow_errors(file, "the Parquet file"):
+        return pq.ParquetFile(local, pre_buffer=False)  # what is buffered stays until the file is closed
+
+
+def _check_column(source: pq.ParquetFile, name: str, file: Path) -> None:
+    if name not in source.schema_arrow.names:
+        raise UserError(f"there is no column {name!r}; there are {', '.join(source.schema_arrow.names)}", where=file,
+                        hint=_CORRECT)
 
 
 def _read_columns(source: pq.ParquetFile, names, file) -> pa.Table:
-    try:
+    with arrow.arrow_errors(file, "a column"):
         return source.read(columns=names)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"expected readable columns, found damage ({_line(error)})", where=file, hint=_DAMAGED
-        ) from None
 
 
 def _batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
@@ -549,52 +508,24 @@ def _batches(metadata: pq.FileMetaData, width: int) -> Iterator[list[int]]:
 
 
 def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], file: Path) -> pa.Table:
-    try:
+    which = f"row group {groups[0]}" if len(groups) == 1 else f"row groups {groups[0]} to {groups[-1]}"
+    with arrow.arrow_errors(file, which):
         return source.read_row_groups(groups, columns=names, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        which = f"row group {groups[0]}" if len(groups) == 1 else f"row groups {groups[0]} to {groups[-1]}"
-        raise UserError(f"expected readable rows, found damage in {which} ({_line(error)})", where=file,
-                        hint=_DAMAGED) from None
-
-
-def _check_equal(
-    found: np.ndarray, wanted: np.ndarray, said: str, episode: np.ndarray, step: np.ndarray, file: Path
-) -> None:
-    if (found != wanted).any():
-        at = int(np.argmax(found != wanted))
-        raise UserError(f"expected {said.format(wanted[at], found[at])}",
-                        where=f"{file}, episode {episode[at]}, frame {step[at]}", hint=_DAMAGED)
-
-
-def _line(error) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
-    """(n, *shape) of an Arrow column of scalars or (nested) lists. Raises UserError where rows differ in length."""
-    n, flat, said = len(values), values, f"expected {feature.size} numbers a row (shape {feature.shape}), found"
-    nulls = values.null_count
-    while isinstance(flat.type, pa.BaseExtensionType) or _is_list(flat.type):
-        if _is_list(flat.type):
-            ends = pc.min_max(pc.list_value_length(flat)).as_py()
-            if ends["min"] != ends["max"]:
-                raise UserError(f"{said} rows of {ends['min']} to {ends['max']}", where=where, hint=_DAMAGED)
-        flat = flat.flatten() if _is_list(flat.type) else flat.storage
-        nulls += flat.null_count
-    if nulls or len(flat) != n * feature.size:
-        raise UserError(f"{said} {len(flat)} in {n} rows{f' and {nulls} missing' if nulls else ''}", where=where,
-                        hint=_DAMAGED)
-    return flat.to_numpy(zero_copy_only=False).astype(feature.dtype, copy=False).reshape(n, *feature.shape)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    """An Arrow column of numbers or nested lists as an array of the feature's dtype and shape, (n, *shape)."""
+    found = arrow.to_numpy(values, where)
+    if found.size != len(values) * feature.size:
+        raise damaged(f"{len(values)} rows have {found.size} numbers, but the shape {feature.shape} needs "
+                      f"{feature.size} in each row", where)
+    return found.astype(feature.dtype, copy=False).reshape(len(values), *feature.shape)
 
 
 def _image(data, shape, where) -> np.ndarray:
     image = video.decode_image(data, shape[2], where)
     if image.shape != shape:
-        raise UserError(f"expected an image of shape {shape} as meta/info.json says, found {image.shape}", where=where,
+        raise UserError(f"the image has the shape {image.shape}, but meta/info.json says {shape}", where=where,
                         hint=_CORRECT)
     return image
 
@@ -603,17 +534,16 @@ def read_json_lines(file: Path) -> list[dict]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError("expected a file, found none", where=file, hint=_DAMAGED) from None
+        raise damaged("the file is missing", file) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"expected UTF-8 text, found something else ({error})", where=file, hint=_DAMAGED) from None
+        raise damaged(f"the text is not UTF-8 ({error})", file) from None
     out = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 out.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise UserError(f"expected one JSON object a line, found something else in line {number} ({error})",
-                                where=file, hint=_DAMAGED) from None
+                raise damaged(f"line {number} is not a JSON object ({error})", file) from None
     return out
 
 

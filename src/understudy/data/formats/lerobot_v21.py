@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ...core import UserError
-from ...files import whole_folder, write_json, write_text
-from .. import cache, video
+from ...files import write_json, write_text
+from .. import video
 from ..episode import Dataset
 from . import sidecar
 from .lerobot_read import UNDERSTUDY_FOLDER
@@ -42,12 +42,10 @@ _STATS = ("min", "max", "mean", "std", "count")
 def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1", "h264", "png"] = "video") -> None:
     """A new folder, there whole or not at all, which lerobot 0.1 to 0.3 opens unchanged; otherwise as the writing of
     v3.0 (lerobot_write.write)."""
-    if not len(dataset):
-        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
     if images not in ("video", "av1", "h264", "png"):
-        raise UserError(f"expected images to be video, av1, h264 or png, found {images!r}", hint="choose one of them")
+        raise UserError(f"images must be video, av1, h264 or png, not {images!r}", hint="choose one of them")
     own, kept = split_for_lerobot(dataset)
-    with cache.disk_errors(Path(path)), whole_folder(path) as part:
+    with sidecar.new_folder(path, dataset, kept) as part:
         plan = _plan(own.features(), dataset.fps, dataset.metadata.get("robot_type"), images)
         info = {}
         for key, value in plan.info.items():
@@ -61,7 +59,6 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
             "video_path": VIDEO_PATH if info["video_path"] else None,
         }
         _LeRobotV21Writer(part, replace(plan, info=info), {}, {}, None, dataset.fps is not None).add(own)
-        sidecar.write_sidecar(part, dataset, kept)
 
 
 class _LeRobotV21Writer(_LeRobotWriter):

@@ -20,7 +20,6 @@ from ...files import read_json, sync_folder, whole_folder, write_json, write_tex
 from .. import cache, video
 from ..episode import Dataset, Episode
 from . import sidecar
-from .base import iterate_once
 from .lerobot_read import (
     INDEX_COLUMNS,
     UNDERSTUDY_FOLDER,
@@ -39,7 +38,7 @@ _CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first that is here and 
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _SAMPLED = 100  # frames an episode from which the statistics of images are taken
 _ACROSS = 150  # and pixels along the longer side
-_TOGETHER = 1 << 22  # bytes of numbers of which statistics and tables are made at once
+_TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
 _PIECE = 1 << 18  # numbers that are sorted at once: what the processor's cache holds
 _NO_TASK = np.broadcast_to("", (1,))
 _SAFE_FPS = 10  # written where the rate is not known; our schema.json says that it is not
@@ -47,27 +46,32 @@ _SAFE_FPS = 10  # written where the rate is not known; our schema.json says that
 
 def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
           images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """A new folder, there whole or not at all, which lerobot opens unchanged.
+    """Writes a LeRobot v3.0 data set, which lerobot opens unchanged.
 
-    fps: frames a second; `dataset.fps` where not given. images: "video" (lossy, small: "av1", or "h264" where the
-    frames cannot be written as AV1 here) or "png" (lossless). A column may hold one row more than there are actions:
-    that row goes to meta/understudy/last.parquet. Columns frame_index, episode_index, index and task_index are numbered
-    anew; those that the data have, and others that lerobot has no place for, are kept in a side file (side.py). Raises
-    UserError where the path exists, where there are no episodes, and where episodes differ in their columns, naming the
-    episode and the column.
+    The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
+    index and task_index are numbered again. Those of the data, and columns that lerobot cannot store, are kept in a
+    sidecar file.
+
+    Args:
+        dataset: The episodes.
+        path: The new folder. It is complete or absent, also after a crash.
+        fps: Frames per second; `dataset.fps` by default.
+        robot_type: That of the data set by default.
+        images: ``"png"`` is lossless. ``"video"`` is lossy and small: ``"av1"``, or ``"h264"`` if the frames cannot be
+            encoded as AV1 here.
+
+    Raises:
+        UserError: If the path exists, if there are no episodes, or if episodes differ in their columns.
     """
     if images not in ("video", "png", *_CODECS.values()):
-        raise UserError(f"expected images to be video, {', '.join(_CODECS.values())} or png, found {images!r}",
+        raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
                         hint="choose one of them")
-    if not len(dataset):
-        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
     fps = dataset.fps if fps is None else fps
     robot = dataset.metadata.get("robot_type") if robot_type is None else robot_type
-    dataset = Dataset(dataset._episodes, {**dataset.metadata, "fps": fps, "robot_type": robot})
+    dataset = Dataset(dataset.source, {**dataset.metadata, "fps": fps, "robot_type": robot}, dataset.indices)
     own, kept = split_for_lerobot(dataset)
-    with cache.disk_errors(Path(path)), whole_folder(path) as part:
+    with sidecar.new_folder(path, dataset, kept) as part:
         _LeRobotWriter.create(part, own.features(), fps, robot, images).add(own)
-        sidecar.write_sidecar(part, dataset, kept)
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
@@ -134,13 +138,19 @@ def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
 def append(path: str | Path, dataset: Dataset, **options) -> None:
     """Adds episodes to a data set, durably: finished files are never rewritten, info.json is replaced last.
 
-    An append that is interrupted leaves the data set as it was; the next one removes what it left. Where there is
-    nothing yet, a data set is written (`options` are `write`'s, and count then only). Raises UserError where the
-    columns are not those of the data set, and for versions other than v3.0.
+    An append that is interrupted leaves the data set as it was. The next one removes the files that it left.
+
+    Args:
+        path: The folder. If there is none, a data set is written.
+        dataset: The episodes to add.
+        **options: Those of `write`, for a new data set.
+
+    Raises:
+        UserError: If the columns are not those of the data set, or if it is not v3.0.
     """
     path = Path(path)
     if not path.exists():
-        _plan(dataset.features(), None, None, "png")  # refuses columns that it could not go on with
+        _plan(dataset.features(), None, None, "png")  # refuses columns that could not be appended to
         return write(dataset, path, **options)
     with cache.disk_errors(path), cache.locked(path / UNDERSTUDY_FOLDER / ".lock"):
         _clean(path)
@@ -153,7 +163,7 @@ def append(path: str | Path, dataset: Dataset, **options) -> None:
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """A data set of these columns without any episode, as lerobot's own recorder begins: `append` adds the first."""
+    """Writes a data set without episodes, as lerobot's own recorder does at its start. `append` adds the first."""
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         writer = _LeRobotWriter.create(part, schema, fps, robot_type, images)
         (part / "meta").mkdir()
@@ -192,19 +202,19 @@ class _StoragePlan:
 def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: str) -> _StoragePlan:
     rate = _SAFE_FPS if fps is None else fps
     if not rate > 0:
-        raise UserError(f"expected fps above 0, found {rate}", hint="give fps, the steps a second")
+        raise UserError(f"fps must be above 0, but is {rate}", hint="give fps, the steps per second")
     rate = int(rate) if float(rate).is_integer() else float(rate)
     features, codec = {}, ""
     columns = {n: f for n, f in schema.items() if n not in INDEX_COLUMNS[1:]}
     for name, f in columns.items():
         if "/" in name:
-            raise UserError("expected a column name without '/'", where=f"column {name!r}", hint="rename the column")
+            raise UserError("LeRobot needs names without '/'", where=f"column {name!r}", hint="rename the column")
         if name in ("task", INDEX_COLUMNS[0]):
             continue
         if f.kind == "image" and f.shape[2] in (1, 3, 4):
             able = [c for c, name in _CODECS.items() if images in ("video", name) and video.can_encode(c, f.shape)]
             if images in _CODECS.values() and not able:
-                raise UserError(f"expected frames that can be written as {images} here, found {f.shape}",
+                raise UserError(f"frames of the shape {f.shape} cannot be written as {images} here",
                                 where=f"column {name!r}", hint="write them as png")
             features[name] = {"dtype": "video" if able else "image", "shape": list(f.shape),
                               "names": ["height", "width", "channels"]}
@@ -218,7 +228,7 @@ def _plan(schema: Mapping[str, Feature], fps: float | None, robot_type, images: 
             features[name] = {"dtype": "string", "shape": [1], "names": None}
         else:
             if len(f.shape) > 5 or 0 in f.shape or np.dtype(f.dtype).kind not in "biuf":
-                raise UserError(f"expected numbers of 1 to 5 dimensions, found {f.dtype} {f.shape}",
+                raise UserError(f"LeRobot stores numbers of 1 to 5 dimensions, not {f.dtype} {f.shape}",
                                 where=f"column {name!r}", hint="leave the column out, or split it")
             features[name] = {"dtype": f.dtype, "shape": list(f.shape) or [1],
                               "names": list(f.names) if f.names else None}
@@ -247,7 +257,7 @@ def _concatenate(pieces: list[np.ndarray]) -> np.ndarray:
 
 
 def _unordered(where: str) -> UserError:
-    return UserError("expected at least one step, and timestamps that start at 0 and grow", where=where,
+    return UserError("there must be at least one step, and timestamps that increase from 0", where=where,
                      hint="leave the column timestamp out to have it made from fps")
 
 
@@ -298,8 +308,8 @@ class _LeRobotWriter:
     def open(root: Path) -> _LeRobotWriter:
         info = read_info(root)
         if info["codebase_version"] != "v3.0":
-            raise UserError(f"expected a LeRobot v3.0 data set to add to, found {info['codebase_version']}", where=root,
-                            hint="write it anew first: lerobot.write(Dataset.open(OLD), NEW)")
+            raise UserError(f"episodes can be added to LeRobot v3.0, not to {info['codebase_version']}", where=root,
+                            hint="write it again first: lerobot.write(open_dataset(OLD), NEW)")
         source = LeRobotSource(root)
         tables = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
         codec = next((c for f in info["features"].values() if f["dtype"] == "video" for c, n in _CODECS.items()
@@ -321,10 +331,10 @@ class _LeRobotWriter:
             write_json(self.root / UNDERSTUDY_FOLDER / "pending.json", self._journal)
         try:
             held, size = [], 0
-            for number, episode in enumerate(iterate_once(dataset)):
+            for number, episode in enumerate(dataset.iterate_once()):
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
-                if held and size + more > _TOGETHER:  # a long one is not copied, to lie beside short ones
+                if held and size + more > _TOGETHER:  # a long one is not copied together with short ones
                     self._add(before + number - len(held), held)
                     held, size = [], 0
                 held.append(new)
@@ -401,7 +411,7 @@ class _LeRobotWriter:
         if have != self._usual:
             for name in dict.fromkeys([*self.plan.columns, *have]):
                 if (name in have) != (name in self.plan.columns) and name not in ("task", "timestamp"):
-                    raise UserError(f"expected the columns {', '.join(self.plan.columns)}, found {', '.join(have)}",
+                    raise UserError(f"the columns are {', '.join(have)} instead of {', '.join(self.plan.columns)}",
                                     where=f"{where}, column {name!r}", hint="give all episodes the same columns")
             self._usual = have
         columns = {}
@@ -412,11 +422,11 @@ class _LeRobotWriter:
             if (column.dtype, column.shape[1:]) != (self._dtypes.get(name), feature.shape):
                 found = Feature.from_array(column)
                 if (found.dtype, found.shape) != (feature.dtype, feature.shape):
-                    raise UserError(f"expected {feature.dtype} {feature.shape} a step, found {found.dtype} "
-                                    f"{found.shape}", where=f"{where}, column {name!r}",
+                    raise UserError(f"a step is {found.dtype} {found.shape} instead of {feature.dtype} "
+                                    f"{feature.shape}", where=f"{where}, column {name!r}",
                                     hint="give all episodes the same columns")
             if len(column) not in (length, length + 1):
-                raise UserError(f"expected {length} rows, or one more, found {len(column)}",
+                raise UserError(f"there are {len(column)} rows instead of {length}, or one more",
                                 where=f"{where}, column {name!r}", hint="give each step its row")
             columns[name] = column
         held = _LoadedEpisode(length, columns, dict(episode.metadata), where)
@@ -490,8 +500,8 @@ class _LeRobotWriter:
         if self._table_columns is not None:
             missing = [n for n in self._table_columns if n not in table.column_names]
             if missing:
-                raise UserError(f"expected to write a column {missing[0]!r} as the other episode tables have",
-                                where=self.root / "meta/episodes", hint="write the data set anew, then append")
+                raise UserError(f"the other episode tables have a column {missing[0]!r}, which cannot be computed",
+                                where=self.root / "meta/episodes", hint="write the data set again, then append")
             table = table.select(self._table_columns)
         pq.write_table(table, self._part("episodes"), use_dictionary=["tasks"])
 

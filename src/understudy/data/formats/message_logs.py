@@ -1,7 +1,7 @@
 """MCAP files and ROS 1 and 2 bags as streams of decoded messages, without ROS.
 
-Read with mcap (foxglove/mcap, website/docs/spec), rosbags and protobuf, none of which runs code of the file. What was
-cut off is read as far as it goes: of MCAP every whole chunk, of a ROS 1 bag without an index likewise.
+They are read with mcap (foxglove/mcap, website/docs/spec), rosbags and protobuf. These do not run code from the file. A
+recording that was cut short is read as far as it goes: every whole chunk of MCAP, and of a ROS 1 bag without an index.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ import numpy as np
 
 from ...core import UserError
 from .. import cache, video
-from . import protobuf
+from . import protobuf, read_errors
+from .read_errors import damaged
 
-_COPY = "take it from a copy"
 _RGB = {"rgb8": (3, slice(None)), "bgr8": (3, slice(None, None, -1)), "8UC3": (3, slice(None, None, -1)),
         "rgba8": (4, slice(None)), "bgra8": (4, [2, 1, 0, 3]), "mono8": (1, slice(None)), "8UC1": (1, slice(None))}
 _CODECS = {"h264": "h264", "h265": "hevc", "vp9": "vp9", "av1": "libdav1d"}  # ours in PyAV
@@ -33,8 +33,15 @@ _SCHEMAS = {"protobuf": ("protobuf",), "cdr": ("ros2msg", "ros2idl"), "ros1": ("
 
 
 class MessageLog(ABC):
-    """One recording. types: of the messages of each topic. counts: of messages. undecoded: why a topic's messages
-    cannot be. cut: how it ended too early, in words, or "". metadata: records of text, by name."""
+    """One recording.
+
+    Attributes:
+        types: Message type of each topic.
+        counts: Number of messages of each topic.
+        undecoded: Why the messages of a topic cannot be decoded: completes "the topic has ...".
+        truncation: How the recording ended too early, or "".
+        metadata: Records of text, by name.
+    """
 
     kind: str
     files: tuple[Path, ...]
@@ -50,14 +57,21 @@ class MessageLog(ABC):
     @property
     def key(self) -> str:
         """A digest of the files as they are now."""
-        stats = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in self.files]
-        return cache.json_digest("log", stats)
+        return cache.files_digest(self.files, "log")
 
     @abstractmethod
     def messages(self, topics: Collection[str], begin: int | None = None, end: int | None = None) \
             -> Iterator[tuple[str, int, Any]]:
-        """(topic, time logged in ns, decoded message), those of a topic always in the same order; begin and end
-        (inclusive) are of the time logged."""
+        """The messages of some topics. Those of one topic are always in the same order.
+
+        Args:
+            topics: Their names.
+            begin: Log time of the first message, ns.
+            end: Log time of the last message, ns, inclusive.
+
+        Yields:
+            Topic, log time in ns, decoded message.
+        """
 
 
 def is_image(type: str) -> bool:
@@ -65,7 +79,7 @@ def is_image(type: str) -> bool:
 
 
 def is_video(type: str) -> bool:
-    """Whether its messages are the packets of one video, most of which need those before them."""
+    """Whether the messages are packets of one video. Most packets can be decoded only after those before them."""
     return _short(type) == "CompressedVideo"
 
 
@@ -74,7 +88,7 @@ def _short(type: str) -> str:
 
 
 def message_time(message) -> int | None:
-    """ns of header.stamp, or of foxglove's timestamp; None where the message has none, or 0."""
+    """header.stamp or Foxglove's timestamp in ns; None if the message has neither, or 0."""
     said = _get(_get(message, "header"), "stamp")
     said = _get(message, "timestamp") if said is None else said
     if isinstance(said, protobuf.Timestamp):
@@ -95,16 +109,16 @@ def _picture(message, where: str) -> np.ndarray:
     if (encoding := _get(message, "encoding")) is None:
         said = str(_get(message, "format") or "")
         if "compressedDepth" in said or "16UC1" in said or "32FC1" in said:
-            raise UserError(f"expected a color image, found depth ({said})", where=where, hint="leave the topic out")
+            raise UserError(f"depth images are not read ({said})", where=where, hint="leave the topic out")
         return video.decode_image(data, 3, where)
     if encoding not in _RGB:
-        raise UserError(f"expected an image of {', '.join(_RGB)}, found {encoding}", where=where,
+        raise UserError(f"images of {encoding} are not read, only {', '.join(_RGB)}", where=where,
                         hint="leave the topic out, or record it as rgb8")
     (channels, order), (height, width) = _RGB[encoding], (int(_get(message, k) or 0) for k in ("height", "width"))
     step, pixels = int(_get(message, "step") or width * channels), np.frombuffer(data, np.uint8)
     if min(height, width) < 1 or step < width * channels or len(pixels) < height * step:
-        raise UserError(f"expected {height} rows of {step} bytes, with {width} pixels each, found {len(pixels)} bytes",
-                        where=where, hint=_COPY)
+        raise damaged(f"{height} rows of {step} bytes, with {width} pixels each, do not fit into {len(pixels)} bytes",
+                      where)
     rows = pixels[: height * step].reshape(height, step)[:, : width * channels]
     return np.ascontiguousarray(rows.reshape(height, width, channels)[..., order])
 
@@ -145,13 +159,13 @@ def _units(data: bytes) -> Iterator[int]:
 
 
 def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, message) of consecutive packets, of which the first begins -> (number, uint8 (H, W, 3)) of frames."""
+    """Decodes (number, message) of consecutive packets, from a key frame on, to (number, uint8 (H, W, 3)) of frames."""
     codec = None
     with _readable(where, "video"):
         for number, message in packets:
             how = _get(message, "format")
             if how not in _CODECS:
-                raise UserError(f"expected video in {', '.join(_CODECS)}, found {how!r}", where=where,
+                raise UserError(f"video in {how!r} is not read, only {', '.join(_CODECS)}", where=where,
                                 hint="leave the topic out")
             if codec is None:
                 codec = av.CodecContext.create(_CODECS[how], "r")
@@ -163,10 +177,10 @@ def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tup
 
 
 def decode_key_frame(message, where: str) -> np.ndarray:
-    """uint8 (H, W, 3) of a packet that begins."""
+    """The image of a key frame, uint8 (H, W, 3)."""
     for _, image in decode_video([(0, message)], where):
         return image
-    raise UserError("expected a key frame, from which on the video can be decoded, found none", where=where,
+    raise UserError("there is no key frame, so the video cannot be decoded", where=where,
                     hint="leave the topic out")
 
 
@@ -181,16 +195,9 @@ def _get(value, name: str):
     return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
 
-@contextmanager
-def _readable(where: object, what: str = "recording") -> Iterator[None]:
-    """Whatever a reader raises over a damaged file is a UserError."""
-    try:
-        yield
-    except (UserError, GeneratorExit, ModuleNotFoundError):
-        raise
-    except Exception as error:
-        raise UserError(f"expected a whole {what}, found damage ({type(error).__name__}: "
-                        f"{(str(error).splitlines() or [''])[0][:160]})", where=where, hint=_COPY) from None
+def _readable(where: object, what: str = "recording") -> AbstractContextManager[None]:
+    """Raises what a reader raises about a damaged file as a `UserError` with the place."""
+    return read_errors.as_user_error(f"the {what}", where, passed_through=(ModuleNotFoundError,), named=True)
 
 
 @contextmanager
@@ -198,7 +205,7 @@ def _extra() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(f"expected the package {error.name}, which reads bags, found none",
+        raise UserError(f"reading bags needs the package {error.name}, which is not installed",
                         hint="pip install 'understudy[bags]'") from None
 
 
@@ -299,8 +306,8 @@ class McapLog(MessageLog):
 
     def _decode(self, schema, channel, message, file):
         if channel.topic in self.undecoded:
-            raise UserError(f"expected messages that can be decoded, found {self.undecoded[channel.topic]}",
-                            where=f"{file}, topic {channel.topic}", hint="leave the topic out")
+            raise UserError(f"the topic has {self.undecoded[channel.topic]}", where=f"{file}, topic {channel.topic}",
+                            hint="leave the topic out")
         with _readable(f"{file}, topic {channel.topic}, message logged at {message.log_time} ns", "message"):
             if channel.message_encoding == "json":
                 return json.loads(message.data)
@@ -396,11 +403,11 @@ class RosbagLog(MessageLog):
             wanted = [c for c in reader.connections if c.topic in topics]
             for c, time, data in reader.messages(wanted, begin, None if end is None else end + 1) if wanted else ():
                 if c.topic not in topics:
-                    raise UserError(f"expected messages of {', '.join(sorted(topics))}, found one of {c.topic}, by an "
-                                    "index that is wrong", where=self.path, hint=_COPY)
+                    raise damaged(f"the index is wrong: among the messages of {', '.join(sorted(topics))} is one of "
+                                  f"{c.topic}", self.path)
                 if c.topic in self.undecoded:
-                    raise UserError(f"expected messages that can be decoded, found {self.undecoded[c.topic]}",
-                                    where=f"{self.path}, topic {c.topic}", hint="leave the topic out")
+                    raise UserError(f"the topic has {self.undecoded[c.topic]}", where=f"{self.path}, topic {c.topic}",
+                                    hint="leave the topic out")
                 with _readable(f"{self.path}, topic {c.topic}, message logged at {time} ns", "message"):
                     message = reader.deserialize(data, c.msgtype)
                 yield c.topic, time, message

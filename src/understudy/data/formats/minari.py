@@ -1,9 +1,9 @@
-"""Minari data sets: HDF5, Arrow and Parquet storage read, HDF5 written.
+"""Minari data sets: HDF5, Arrow and Parquet storage is read, HDF5 is written.
 
-Layout: Farama-Foundation/Minari minari/dataset/_storages. An episode of T actions has T+1 observations and infos; in
-Arrow and Parquet all columns have T+1 rows, of which the last of actions, rewards, terminations and truncations is
-padding. Dictionaries and tuples of a space become columns of their own: observations/nested/goal is
-observation.nested.goal. Images may be JPEG: that is decided by how they are stored, not by what `jpeg_encoding` says.
+Layout: Farama-Foundation/Minari minari/dataset/_storages. An episode of T actions has T+1 observations and infos. In
+Arrow and Parquet all columns have T+1 rows: the last row of actions, rewards, terminations and truncations is padding.
+The parts of dictionaries and tuples of a space become columns: observations/nested/goal is observation.nested.goal.
+Whether images are JPEG is decided by how they are stored, not by `jpeg_encoding`.
 """
 
 from __future__ import annotations
@@ -22,42 +22,48 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
-from ...files import read_json, whole_folder, write_json
-from .. import cache, video
+from ...files import read_json, write_json
+from .. import cache
 from ..episode import Dataset
+from ..sources import ChunkedSource
 from . import arrow, hdf5, sidecar
-from .base import SourceEpisodes, row_counts
-from .chunked_source import ChunkedSource, sort_numbered, stored_feature
+from .column_names import sort_numbered
+from .key_map import KeyMap, common_arrays, decoded_images, metadata, stored_feature
+from .read_errors import damaged, read_json_object
 from .sidecar import FormatCapability
 
-_NAMES = {"actions": "action", "rewards": "next.reward", "terminations": "next.terminated",
-          "truncations": "next.truncated"}
-_KEYS = {name: key for key, name in _NAMES.items()}
 _FLAGS = ("next.terminated", "next.truncated")
 _OUTCOMES = ("rewards", "terminations", "truncations")
 _COUNTED = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "observation_space", "action_space",
-            "dataset_size", "minari_version", "dataset_id"}  # said anew of what is written
-_DAMAGE = "the file is cut short or damaged: take it from a copy"
+            "dataset_size", "minari_version", "dataset_id"}  # computed for what is written
 _VERSION = "0.5.4"  # of Minari, whose layout is written
 
 
+class _Keys(KeyMap):
+    def column(self, key, feature=None):
+        """Parts of tuples are numbered, and parts of actions and outcomes start with their columns."""
+        key = re.sub(r"(?<=/)_index_(\d+)(?=/|$)", r"\1", key)
+        top, slash, within = key.partition("/")
+        return super().column(self.columns.get(top, top) + slash + within, feature)
+
+
+KEYS = _Keys({"actions": "action", "rewards": "next.reward", "terminations": "next.terminated",
+              "truncations": "next.truncated"}, observation="observations", group="observations/")
+
+
 def open_minari(path: Path) -> Dataset:
+    """Opens a data set, its folder `data`, or its HDF5 file alone."""
     if path.is_file():
-        source = Hdf5Source(path.parent, {}, path)
-    else:
-        data = path / "data" if (path / "data").is_dir() else path
-        about = read_json(data / "metadata.json") if (data / "metadata.json").exists() else {}
-        if not isinstance(about, dict):
-            raise UserError(f"expected an object, found {str(about)[:40]}", where=data / "metadata.json", hint=_DAMAGE)
-        kind = about.get("data_format", "hdf5")
-        if kind == "hdf5":
-            source = Hdf5Source(data, about, data / "main_data.hdf5")
-        elif kind in ("arrow", "parquet"):
-            source = TablesSource(data, about, kind)
-        else:
-            raise UserError(f"expected data_format hdf5, arrow or parquet, found {kind!r}",
-                            where=data / "metadata.json", hint="update understudy, or correct the file")
-    return Dataset(SourceEpisodes(source), source.metadata)
+        return Dataset(Hdf5Source(path.parent, {}, path))
+    data = path / "data" if (path / "data").is_dir() else path
+    about = read_json_object(data / "metadata.json") if (data / "metadata.json").exists() else {}
+    kind = about.get("data_format", "hdf5")
+    if kind == "hdf5":
+        return Dataset(Hdf5Source(data, about, data / "main_data.hdf5"))
+    if kind in ("arrow", "parquet"):
+        return Dataset(TablesSource(data, about, kind))
+    raise UserError(f"data_format {kind!r} is not read, only hdf5, arrow and parquet", where=data / "metadata.json",
+                    hint="update understudy, or correct the file")
 
 
 class _MinariSource(ChunkedSource):
@@ -69,12 +75,10 @@ class _MinariSource(ChunkedSource):
         text = self.dataset_metadata.get(key)
         if text is None:
             return None
-        space = (
-            hdf5.decode_json_attribute(text, f"{self.path / 'metadata.json'}, {key}") if isinstance(text, str) else text
-        )
+        where = f"{self.path / 'metadata.json'}, {key}"
+        space = hdf5.decode_json_attribute(text, where) if isinstance(text, str) else text
         if not isinstance(space, dict) or "type" not in space:
-            raise UserError(f"expected a space, found {str(text)[:60]!r}", hint=_DAMAGE,
-                            where=f"{self.path / 'metadata.json'}, {key}")
+            raise damaged(f"this is not a space: {str(text)[:60]!r}", where)
         return space
 
     def leaf_space(self, key: str) -> dict | None:
@@ -96,57 +100,39 @@ class _MinariSource(ChunkedSource):
         return tuple(shape) if whole else None
 
     def _set_schema(self, lengths, found: list[dict[str, tuple[Feature, int]]], where):
-        """The schema, of (feature, rows) by key in each episode. Infos that are not alike in all are left out."""
+        """Sets the schema from (feature, rows) by key in each episode. Infos that differ in some are left out."""
         self.lengths = np.array(lengths, np.int64)
-        self.schema, self.keys, self.row_counts = {}, {}, {}
-        for key in dict.fromkeys(k for arrays in found for k in arrays):
-            without = [e for e, arrays in enumerate(found) if key not in arrays]
-            have = [arrays[key] for arrays in found if key in arrays]
-            odd = [e for e, arrays in enumerate(found) if key in arrays and (arrays[key][0].dtype, arrays[key][0].shape)
-                   != (have[0][0].dtype, have[0][0].shape)]
-            rows = np.array([n for _, n in have], np.int64)
-            wrong = [] if without else np.flatnonzero((rows != self.lengths) & (rows != self.lengths + 1)).tolist()
-            extra = key.startswith("infos/")
-            if extra and (without or odd or wrong):
-                e = (without or odd or wrong)[0]
-                self.warnings.append(f"{key}: not the same in every episode ({where(e)} differs), left out")
-                continue
-            if without:
-                raise UserError(
-                    f"expected {key} as in other episodes, found none", where=where(without[0]), hint=_DAMAGE
-                )
-            if odd:
-                f, other = have[0][0], found[odd[0]][key][0]
-                raise UserError(f"expected {f.dtype} {f.shape} as in the first episode, found {other.dtype} "
-                                f"{other.shape}", where=f"{where(odd[0])}, {key}", hint=_DAMAGE)
-            if not extra and not key.startswith("observations"):
-                wrong = np.flatnonzero(rows != self.lengths).tolist()
-            if wrong:
-                raise UserError(f"expected {self.lengths[wrong[0]]} rows, one a step, found {rows[wrong[0]]}",
-                                where=f"{where(wrong[0])}, {key}", hint=_DAMAGE)
-            f = have[0][0]
-            name = _name(key, f)
-            if name in self.schema:
-                raise UserError(f"expected one array for {name}, found {self.keys[name]} and {key}", where=self.path,
-                                hint="remove one of them")
-            self.keys[name], self.row_counts[name] = key, rows
-            self.schema[name] = replace(f, num_classes=self._num_classes(key, f)) if f.kind == "discrete" else f
+
+        def alike(array):
+            return array[0].dtype, array[0].shape
+
+        first: dict[str, tuple] = {}
+        for key in dict.fromkeys(k for arrays in found for k in arrays if k.startswith("infos/")):
+            for e, arrays in enumerate(found):
+                if key not in arrays or alike(arrays[key]) != first.setdefault(key, alike(arrays[key])) \
+                        or arrays[key][1] not in (lengths[e], lengths[e] + 1):
+                    self.warnings.append(f"{key}: not the same in every episode ({where(e)} differs), left out")
+                    found = [{k: a for k, a in arrays.items() if k != key} for arrays in found]
+                    break
+        common = common_arrays(found, alike, lambda e, key: f"{where(e)}, {key}")
+        features = {key: replace(f, num_classes=self._num_classes(key, f)) if f.kind == "discrete" else f
+                    for key, (f, _) in common.items()}
+        self.schema, self.keys = KEYS.schema(features, self.path)
+        self.row_counts = {name: np.array([arrays[key][1] for arrays in found]) for name, key in self.keys.items()}
+        for name, key in self.keys.items():
+            more = self.row_counts[name] - self.lengths
+            wrong = np.flatnonzero((more != 0) & ((more != 1) | (not key.startswith(("observations", "infos/")))))
+            if len(wrong):
+                e = int(wrong[0])
+                raise damaged(f"it has {self.row_counts[name][e]} rows instead of {lengths[e]}, one a step",
+                              f"{where(e)}, {key}")
         for what, number in (("total_episodes", len(self.lengths)), ("total_steps", int(self.lengths.sum()))):
             if what in self.dataset_metadata and self.dataset_metadata[what] != number:
                 self.warnings.append(f"metadata, {what}: {self.dataset_metadata[what]}, but there are {number}")
         said = {k: v for k, v in self.dataset_metadata.items() if k not in _COUNTED | {"fps", "robot_type"}}
-        said = {} if hdf5.FILLED_ATTRIBUTE in said else said
-        self._declared_metadata = {"minari": said} if said else {}
-        rate, robot = self.dataset_metadata.get("fps"), self.dataset_metadata.get("robot_type")
-        number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
-        self.metadata = {
-            "format": "minari",
-            "version": str(self.dataset_metadata.get("minari_version", "")),
-            "path": str(self.path),
-            "fps": float(rate) if number else None,
-            "robot_type": robot if isinstance(robot, str) else None,
-            "warnings": self.warnings,
-        }
+        self._declared_metadata = {"minari": said} if said and hdf5.FILLED_ATTRIBUTE not in said else {}
+        version, fps, robot_type = map(self.dataset_metadata.get, ("minari_version", "fps", "robot_type"))
+        self.metadata = metadata("minari", self.path, self.warnings, str(version or ""), fps, robot_type)
 
     def _num_classes(self, key, f) -> tuple[int, ...] | None:
         space = self.leaf_space(key) or {}
@@ -161,14 +147,7 @@ class _MinariSource(ChunkedSource):
     def decode_images(self, values, key, first, where) -> np.ndarray:
         """Encoded images as (rows, H, W, C): grey ones where the space has no colors."""
         shape = self.leaf_shape(key)
-        grey = shape is not None and len(shape) == 2
-        out = [video.decode_image(bytes(v).rstrip(b"\0"), 1 if grey else 3, f"{where}, row {row}")
-               for row, v in enumerate(values, first)]
-        odd = next((i for i, image in enumerate(out) if image.shape != out[0].shape), None)
-        if odd is not None:
-            raise UserError(f"expected images of {out[0].shape}, found {out[odd].shape}",
-                            where=f"{where}, row {first + odd}", hint=_DAMAGE)
-        return np.stack(out)
+        return decoded_images(values, 1 if shape is not None and len(shape) == 2 else 3, first, where)
 
     def image_feature(self, key: str, f: Feature) -> Feature:
         """Grey pictures (H, W) as images of one channel."""
@@ -185,7 +164,7 @@ class _MinariSource(ChunkedSource):
 
     def episode_metadata(self, episode):
         own = {k: v for k, v in self.stored_metadata(episode).items() if k != "total_steps"}
-        if own.get("id") == self.numbers[episode] == episode:
+        if own.get("id") == self.ids[episode] == episode:
             own.pop("id")
         options = {k: own.pop(k) for k in list(own) if k.startswith("options/")}
         for key, value in options.items():
@@ -198,22 +177,22 @@ class _MinariSource(ChunkedSource):
 
 
 class Hdf5Source(_MinariSource):
+    """HDF5 storage: one file with a group for each episode."""
+
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
         self.file, self._sizes = file, {}  # of encoded images: that of the first
         if not file.is_file():
-            raise UserError("expected a file, found none", where=file, hint="take it from a copy")
+            raise damaged("the file is missing", file)
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(file):
             top = files[file]
             old = hdf5.read_attributes(top, str(file))  # before 0.5.0 there is no metadata.json
             super().__init__(folder if about else file, {**old, **about})
-            self.key = hdf5.file_digest(
-                file, self.dataset_metadata.get("observation_space"), self.dataset_metadata.get("action_space")
-            )
+            spaces = [self.dataset_metadata.get(key) for key in ("observation_space", "action_space")]
+            self.key = cache.files_digest([file], "minari", spaces)
             self.episodes = sort_numbered(list(top), "episode_")
-            self.numbers = [int(n[8:]) for n in self.episodes]
+            self.ids = [int(n[8:]) for n in self.episodes]
             if not self.episodes:
-                raise UserError("expected groups episode_0, episode_1, ..., found none", where=file,
-                                hint="the data set holds no episode")
+                raise damaged("there are no groups episode_0, episode_1, ...", file)
             lengths, found, self._lies, self._own = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
             self._set_schema(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
             self.schema = hdf5.restore_column_order(self.schema, top)
@@ -221,36 +200,22 @@ class Hdf5Source(_MinariSource):
     def _episode(self, group, episode) -> tuple[
             int, dict[str, tuple[Feature, int]], dict[str, hdf5.ContiguousLayout], dict[str, Any]]:
         """Steps, (feature, rows) of each array, where arrays lie, facts."""
-        where, found, lies, holes = f"{self.file}, {episode}", {}, {}, []
-        arrays = hdf5.arrays(group, where)
-        if "rewards" not in arrays or not arrays["rewards"].shape or not arrays["rewards"].shape[0]:
-            raise UserError(f"expected an array rewards, with a row for each step, found {', '.join(arrays) or 'none'}",
-                            where=where, hint=_DAMAGE)
-        steps = arrays["rewards"].shape[0]
-        own = hdf5.read_attributes(group, where)
-        said = own.get("total_steps", steps)
-        if np.shape(said) != () or said != steps:
-            raise UserError(f"expected total_steps to be {steps}, the rows of rewards, found {said}", where=where,
-                            hint="correct the attribute, or take the file from a copy")
+        where, found, lies = f"{self.file}, {episode}", {}, {}
+        arrays, own = hdf5.arrays(group, where), hdf5.read_attributes(group, where)
+        steps = hdf5.count_steps(arrays, "rewards", where, ("total_steps", own["total_steps"])
+                                 if "total_steps" in own else None)
+        arrays = {key: array for key, array in arrays.items()
+                  if array.filled_marker != "all" and (array.shape or not key.startswith("infos/"))}
         for key, array in arrays.items():
-            filled = array.filled_marker
-            if filled == "all" or key.startswith("infos/") and not array.shape:
-                continue
-            if array.has_unwritten_chunks:
-                holes.append(key)
-            if self.encoded(key, array):
-                f = self._sizes.get(key) or self._size_of(array, key, where)
-            else:
-                f = self.image_feature(key, hdf5.array_feature(_name(key, None), array, f"{where}, {key}",
-                                                  flag=_name(key, None) in _FLAGS))
-            if key.startswith("observations") and array.shape[0] != steps + 1:
-                raise UserError(f"expected {steps + 1} rows for {steps} steps, found {array.shape[0]}",
-                                where=f"{where}, {key}", hint=_DAMAGE)
-            found[key] = f, array.shape[0] - (filled == "last")
+            column = KEYS.column(key)
+            f = self._size_of(array, key, where) if self.encoded(key, array) else \
+                self.image_feature(key, hdf5.array_feature(column, array, f"{where}, {key}", flag=column in _FLAGS))
+            if key.startswith("observations"):
+                hdf5.check_rows(array, steps + 1, f"for {steps} steps", f"{where}, {key}")
+            found[key] = f, array.shape[0] - (array.filled_marker == "last")
             if at := array.layout:
                 lies[key] = at
-        if holes:
-            self.warnings.append(f"{episode}: parts of {', '.join(holes)} were never written, and read as zeros")
+        hdf5.warn_of_holes(arrays, episode, self.warnings)
         return steps, found, lies, own
 
     def encoded(self, key, array) -> bool:
@@ -263,8 +228,10 @@ class Hdf5Source(_MinariSource):
         return array.shape[0] > 0 and array[0, :3].tobytes() == b"\xff\xd8\xff"
 
     def _size_of(self, array, key, where) -> Feature:
+        if key in self._sizes:
+            return self._sizes[key]
         if not array.shape or not array.shape[0]:
-            raise UserError("expected images, found none", where=f"{where}, {key}", hint=_DAMAGE)
+            raise damaged("there are no images", f"{where}, {key}")
         f = Feature("uint8", self.decode_images([array[0]], key, 0, f"{where}, {key}").shape[1:], "image")
         return self._sizes.setdefault(key, f)
 
@@ -278,7 +245,7 @@ class Hdf5Source(_MinariSource):
         key, where = self.keys[name], self.location(name, episode)
         path = f"{self.episodes[episode]}/{key}"
         with hdf5.hdf5_errors(where):
-            if name not in self._numbers and self.encoded(key, array := files[self.file][path]):
+            if name not in self.numeric_columns and self.encoded(key, array := files[self.file][path]):
                 return self.decode_images(array[first:stop], key, first, where)
         return self._grayscale(name, files.read_rows(self.file, path, first, stop, where, self._lies[episode].get(key)))
 
@@ -287,31 +254,27 @@ class Hdf5Source(_MinariSource):
 
 
 class TablesSource(_MinariSource):
-    """Arrow and Parquet storage: a folder an episode."""
+    """Arrow and Parquet storage: a folder for each episode."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], kind: str):
         super().__init__(folder, about)
         self.kind = kind
-        self.numbers = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
-        if not self.numbers:
-            raise UserError(
-                "expected folders 0, 1, ..., found none", where=folder, hint="the data set holds no episode"
-            )
-        self._own = [read_json(self._folder(e) / "metadata.json") for e in range(len(self.numbers))]
-        files = [self.episode_folder(e) for e in range(len(self.numbers))]
-        self.key = cache.json_digest("minari", *([str(f.resolve()), s.st_mtime_ns, s.st_ctime_ns, s.st_size]
-                                            for f in files for s in [f.stat()]))
+        self.ids = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
+        if not self.ids:
+            raise damaged("there are no folders 0, 1, ...", folder)
+        self._own = [read_json(self._folder(e) / "metadata.json") for e in range(len(self.ids))]
+        files = [self.episode_folder(e) for e in range(len(self.ids))]
+        self.key = cache.files_digest(files, "minari")
         lengths, found = [], []
         for e, own in enumerate(self._own):
             steps = own.get("total_steps") if isinstance(own, dict) else None
             if type(steps) is not int or not 0 < steps < 2**53:
-                raise UserError(f"expected total_steps, a number above 0, found {steps!r}",
-                                where=self._folder(e) / "metadata.json", hint=_DAMAGE)
+                raise damaged(f"total_steps must be a number above 0, not {steps!r}", self._folder(e) / "metadata.json")
             lengths.append(steps)
         types = self._shapes = self._types(0)
         for e, steps in enumerate(lengths):
             if e and self._types(e) != types:
-                raise UserError("expected the columns of the first episode, found others", where=files[e], hint=_DAMAGE)
+                raise damaged("the columns are not those of the first episode", files[e])
             padded = ("actions", *_OUTCOMES)
             found.append({key: steps + (key.split("/")[0] not in padded) for key in types})
         with self.open_files() as tables:
@@ -320,12 +283,12 @@ class TablesSource(_MinariSource):
         self._set_schema(lengths, found, lambda e: str(files[e]))
 
     def _folder(self, e) -> Path:
-        return self.path / str(self.numbers[e])
+        return self.path / str(self.ids[e])
 
     def episode_folder(self, e) -> Path:
         file = self._folder(e) / f"part-0.{self.kind}"
         if not file.is_file():
-            raise UserError("expected a file, found none", where=file, hint="take it from a copy")
+            raise damaged("the file is missing", file)
         return file
 
     def _types(self, e) -> dict[str, tuple[pa.DataType, tuple[int, ...] | None]]:
@@ -340,16 +303,15 @@ class TablesSource(_MinariSource):
             found = dict(leaf for field in schema for leaf in _leaves(field, ""))
         for key in ("observations", "actions", *_OUTCOMES):
             if not any(k.split("/")[0] == key for k in found):
-                raise UserError(f"expected a column {key}, found {', '.join(found)}", where=file, hint=_DAMAGE)
+                raise damaged(f"there is no column {key}; there are {', '.join(found)}", file)
         return found
 
     def _feature(self, tables, key) -> Feature:
         values = self._values(tables, key, 0, 0, 1)
         if values.dtype.kind == "O":
             return Feature("string", values.shape[1:], "string")
-        name = _name(key, None)
-        f = stored_feature(name, values.shape[1:], values.dtype, name in _FLAGS)
-        return self.image_feature(key, f)
+        column = KEYS.column(key)
+        return self.image_feature(key, stored_feature(column, values.shape[1:], values.dtype, column in _FLAGS))
 
     @contextmanager
     def open_files(self) -> Iterator[dict]:
@@ -385,8 +347,7 @@ class TablesSource(_MinariSource):
         table = pq.read_table(file) if self.kind == "parquet" else pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         steps = self._own[episode]["total_steps"]
         if table.num_rows != steps + 1:
-            raise UserError(f"expected {steps + 1} rows for {steps} steps, found {table.num_rows}", where=file,
-                            hint=_DAMAGE)
+            raise damaged(f"it has {table.num_rows} rows instead of {steps + 1}, for {steps} steps", file)
         return arrow.validate_table(table, file)
 
     def read_rows(self, files, name, episode, first, stop):
@@ -406,18 +367,6 @@ def _leaves(field: pa.Field, prefix: str):
     yield f"{prefix}{field.name}", (field.type, shape)
 
 
-def _name(key: str, f: Feature | None) -> str:
-    """The column of an array."""
-    top, _, within = key.partition("/")
-    within = ".".join(re.sub(r"^_index_(\d+)$", r"\1", part) for part in within.split("/"))
-    if top == "observations":
-        if f is not None and f.kind == "image":
-            return f"observation.images.{within or 'image'}"
-        return f"observation.{within or 'state'}"
-    top = _NAMES.get(top, top)
-    return f"{top}.{within}" if within else top
-
-
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -426,14 +375,16 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def write(data: Dataset, path: Path) -> None:
-    """A new folder that Minari opens, there whole or not at all. Images are stored as they are, not as JPEG. Where an
-    episode has no row after the last action, its last observation is written twice; rewards and ends that the data do
-    not have are zeros. Both are marked, and are no part of the data when they are read here."""
+    """Writes a folder that Minari opens. It is complete or absent.
+
+    Images are stored without compression. If an episode has no row after the last action, its last observation is
+    written twice. Rewards and ends that the data do not have are zeros. Both are marked and not read again.
+    """
     h5py = hdf5.import_h5py()
     holds, keys, about = _plan(data)
     name = re.sub(r"-v\d+$", "", path.name) or "data"
     version = re.search(r"-v(\d+)$", path.name)
-    with cache.disk_errors(path), whole_folder(path) as part:
+    with sidecar.new_folder(path, data, holds) as part:
         folder = part / "data"
         folder.mkdir()
         with h5py.File(folder / "main_data.hdf5", "w", track_order=True) as file:
@@ -446,13 +397,12 @@ def write(data: Dataset, path: Path) -> None:
         unknown = {"code_permalink": None, "author": [], "author_email": [], "algorithm_name": None, "description": "",
                    hdf5.FILLED_ATTRIBUTE: "all"}
         write_json(folder / "metadata.json", {
-            **(about or unknown), "total_episodes": len(data), "total_steps": int(row_counts(data).sum()),
+            **(about or unknown), "total_episodes": len(data), "total_steps": data.steps,
             "data_format": "hdf5", "jpeg_encoding": False,
             "observation_space": json.dumps(_space("observations", keys, features, data)),
             "action_space": json.dumps(_space("actions", keys, features, data)),
             "dataset_id": f"{re.sub(r'[^-_a-zA-Z0-9]', '-', name)}-v{version[1] if version else 0}",
             "minari_version": _VERSION, "dataset_size": size, **{k: v for k, v in said.items() if v is not None}})
-        sidecar.write_sidecar(part, data, holds)
 
 
 def _put(group, i, e, keys, holds):
@@ -479,22 +429,21 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
             and f.kind != "string"]
     acts = ["action"] if "action" in acts else acts
     if not seen or not acts:
-        raise UserError(f"expected an action and an observation, found {', '.join(features)}", where="minari",
+        raise UserError(f"Minari needs an action and an observation; there are {', '.join(features)}", where="minari",
                         hint="choose another format, or name the columns action and observation.state")
 
     def key(name, f):
         if name in seen:
-            within = name.removeprefix("observation." + "images." * (f.kind == "image"))
-            return "observations" if seen == ["observation.state"] else f"observations/{within}"
+            return "observations" if seen == ["observation.state"] else KEYS.key(name, f)
         if name in acts:
             return "actions" if name == "action" else f"actions/{name[7:]}"
-        if name in _KEYS:
+        if name in KEYS.columns.values():
             ok = name == "next.reward" and f.shape in ((), (1,)) or (f.dtype, f.shape) == ("bool", ())
-            return _KEYS[name] if ok else None
+            return KEYS.key(name, f) if ok else None
         return f"infos/{name.removeprefix('infos.')}"
 
-    keys, places = hdf5.column_encodings(data, key, _name, last=lambda k: k.startswith(("observations", "infos/")),
-                               flags=_FLAGS)
+    keys, places = hdf5.column_encodings(data, KEYS.column, key,
+                               last=lambda k: k.startswith(("observations", "infos/")), flags=_FLAGS)
     facts = hdf5.storable_metadata(data, {"id", "total_steps", "options", "minari"})
     about = data[0].metadata.get("minari")
     if (
@@ -523,7 +472,7 @@ def _json(value) -> bool:
 
 
 def _space(top: str, keys, features, data) -> dict:
-    """As Minari writes spaces: a Box without bounds for numbers, of a dictionary where there are several columns."""
+    """A space as Minari writes it: a Box without bounds for numbers, in a Dict if there are several columns."""
     own = {key: name for name, key in keys.items() if key.split("/")[0] == top}
     if list(own) == [top]:
         return _leaf(own[top], features[own[top]], data)

@@ -1,16 +1,15 @@
 """Demonstrations in one .npz file: arrays over all steps of all episodes, end to end.
 
-observations (N, ...), actions (N, ...), episode_ends (E,): exclusive, in steps. Where known: rewards, terminals,
-timeouts, next_observations, and fps, one number. `observations` may hold one row more per episode (what was seen
-last), and so may any array. Arrays with one row an episode are facts of the episodes; others of N rows are columns.
-Arrays are streamed from the file into the cache, so that a file larger than memory can be read; pickled objects are
-refused.
+It has observations (N, ...), actions (N, ...) and episode_ends (E,): exclusive ends, in steps. Optional are rewards,
+terminals, timeouts, next_observations, and fps, one number. Any array may have one row more per episode: for
+observations, the one after the last action. Arrays with one row per episode are metadata of the episodes. Other arrays
+of N rows are columns. Arrays are streamed from the file into the cache, so a file may be larger than memory. Pickled
+objects are refused.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +18,15 @@ import numpy as np
 
 from ...core import Feature, UserError, role
 from .. import cache
-from ..episode import Dataset
+from ..episode import Dataset, episode_starts
 from . import sidecar
-from .base import ColumnSource, SourceEpisodes, episode_starts, row_counts
 from .column_names import FLAG_COLUMNS, are_flags
-from .npz_arrays import NpzArrays
-from .npz_arrays import write_npz as write_arrays
+from .key_map import KeyMap, add_column, checked_rate, lengths_from_ends, metadata
+from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, column_chunks, whole_array, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
 
-COLUMN_NAMES = {"observations": "observation.state", "actions": "action", "rewards": "next.reward",
-         "terminals": "next.terminated", "timeouts": "next.truncated"}
+KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
+               "terminals": "next.terminated", "timeouts": "next.truncated"}, separator="")
 _OTHERS = {  # what others call them
     "obs": "observations", "observation": "observations", "state": "observations", "states": "observations",
     "acts": "actions", "act": "actions", "ends": "episode_ends", "reward": "rewards", "done": "terminals",
@@ -40,58 +38,45 @@ _AT_ONCE = 1 << 20  # bytes of each array that are decompressed at once
 _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what storing in float32 does
 
 
-def open_npz(path: Path) -> Dataset:
-    source = NpzSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
+class NpzSource(NpzArchiveSource):
+    """One file.
 
+    Args:
+        path: The file.
+    """
 
-class NpzSource(ColumnSource):
+    flags = frozenset(FLAG_COLUMNS)
+
     def __init__(self, path: Path):
-        self.path = path
-        self._file = NpzArrays(path)
+        self.path, self._file = path, NpzArrays(path)
         self.key = self._file.key
         if "episode_ends" not in self._file.headers:
-            raise UserError(f"expected an array episode_ends, found {', '.join(self._file.headers)}", where=path,
+            raise UserError(f"there is no array episode_ends; there are {', '.join(self._file.headers)}", where=path,
                             hint=rename_hint(self._file.headers) or EPISODE_ENDS_HINT)
         ends = self._file.read_array("episode_ends")
-        if ends.ndim != 1 or ends.dtype.kind not in "iu":
-            raise UserError(f"expected integers of shape (episodes,), found {ends.dtype} {ends.shape}",
-                            where=f"{path}, episode_ends", hint=EPISODE_ENDS_HINT)
-        if not len(ends):
-            raise UserError(
-                "expected at least one episode, found none", where=f"{path}, episode_ends", hint=EPISODE_ENDS_HINT
-            )
-        self.lengths = np.diff(ends.astype(np.int64), prepend=0)
-        if (self.lengths < 1).any():
-            e = int(np.argmax(self.lengths < 1))
-            raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
-                            where=f"{path}, episode_ends[{e}]", hint=EPISODE_ENDS_HINT)
+        self.lengths = lengths_from_ends(ends, f"{path}, episode_ends", EPISODE_ENDS_HINT)
         self._check_names()
-        self._check_last(int(ends[-1]))
+        self._check_last(int(self.lengths.sum()))
         self._assign_arrays()
-        self.metadata = {"format": "npz", "version": "", "path": str(path), "fps": self._fps(), "robot_type": None,
-                      "warnings": list(self._doubts())}
+        self.metadata = metadata("npz", path, list(self._doubts()), fps=self._fps())
 
     def _check_names(self):
         for name, key in (("observation", "observations"), ("action", "actions")):
-            if not any(COLUMN_NAMES.get(k, k).split(".")[0] == name for k in self._file.headers):
-                raise UserError(
-                    f"expected an array {key}, found {', '.join(self._file.headers)}",
-                    where=self.path,
-                    hint=rename_hint(self._file.headers)
-                    or "add the array, or name one like the column it is (observation.force, action)",
-                )
+            if not any(KEYS.column(k).split(".")[0] == name for k in self._file.headers):
+                hint = "add the array, or name one like the column it is (observation.force, action)"
+                raise UserError(f"there is no array {key}; there are {', '.join(self._file.headers)}",
+                                where=self.path, hint=rename_hint(self._file.headers) or hint)
 
     def _check_last(self, end: int):
-        """Where no observations or actions fit the ends, it is the ends that are wrong."""
+        """If no observations or actions fit the ends, the ends are wrong."""
         rows = {key: shape[0] for key, (shape, _) in self._file.headers.items()
-                if shape and COLUMN_NAMES.get(key, key).split(".")[0] in ("observation", "action")}
+                if shape and KEYS.column(key).split(".")[0] in ("observation", "action")}
         longer = end + len(self.lengths)
         if any(n in (end, longer) for n in rows.values()) and not all(n == longer for n in rows.values()):
             return
-        key = next((k for k in rows if COLUMN_NAMES.get(k, k).startswith("action")), "")
+        key = next((k for k in rows if KEYS.column(k).startswith("action")), "")
         steps = rows.get(key, 0)
-        raise UserError(f"expected the last end to be the number of steps, {steps} (rows of {key}), found {end}",
+        raise UserError(f"the last end is {end}, but there are {steps} steps (rows of {key})",
                         where=f"{self.path}, episode_ends[{len(self.lengths) - 1}]", hint=EPISODE_ENDS_HINT + (
                             "; add 1 to each if these are the last steps themselves" if end == steps - 1 else ""))
 
@@ -100,76 +85,64 @@ class NpzSource(ColumnSource):
             return None
         where, shape = f"{self.path}, fps", self._file.headers["fps"][0]
         if shape not in ((), (1,)):
-            raise UserError(f"expected one number, of steps a second, found shape {shape}", where=where,
+            raise UserError(f"it must be one number, the steps per second, but has the shape {shape}", where=where,
                             hint="save one, such as fps=10; rates that differ need a file each")
-        fps = self._file.read_array("fps")[0]
-        if fps.dtype.kind not in "iuf" or not (math.isfinite(fps) and fps > 0):
-            raise UserError(f"expected a number above 0, of steps a second, found {fps}", where=where,
-                            hint="correct it, or leave it out")
-        return float(fps)
+        return checked_rate(self._file.read_array("fps")[0], where)
 
     def _doubts(self):
-        """What is kept as it is called, and may have been meant otherwise."""
+        """Warnings about arrays that are read under their own name but may be meant to have another role."""
         for name, f in self.schema.items():
             if f.kind == "discrete" and role(name) == "action":
-                yield (f"{self._from[name]}: {f.dtype} is read as choices, numbered from 0; save it as float32 if it "
+                yield (f"{self.keys[name]}: {f.dtype} is read as choices, numbered from 0; save it as float32 if it "
                        "holds numbers")
-        for key in (*self._from.values(), *self._per_episode):
-            if _OTHERS.get(key) in (*COLUMN_NAMES, "next_observations") and _OTHERS[key] not in self._file.headers:
+        for key in (*self.keys.values(), *self._per_episode):
+            if _OTHERS.get(key) in (*KEYS.columns, "next_observations") and _OTHERS[key] not in self._file.headers:
                 yield f"{key} is kept under that name; save it as {_OTHERS[key]} if that is what it is"
 
     def _assign_arrays(self):
-        """What each array is, by its number of rows: a column, a column with a last row, or facts."""
+        """Assigns each array by its number of rows: a column, a column with a last row, or metadata."""
         steps, episodes = int(self.lengths.sum()), len(self.lengths)
         self.schema: dict[str, Feature] = {}
-        self._from: dict[str, str] = {}  # column -> key of the file
-        self._more: dict[str, bool] = {}  # has one row more per episode
+        self.keys = {}
+        self.row_counts: dict[str, np.ndarray] = {}
+        longer = self.lengths + 1
         self._per_episode: list[str] = []
         for key, (shape, dtype) in self._file.headers.items():
             if key in ("episode_ends", "next_observations", "fps"):
                 continue
             rows = shape[0] if shape else None
             if 0 in shape[1:]:
-                raise UserError(f"expected at least one component, found shape {shape}", where=f"{self.path}, {key}",
+                raise UserError(f"the shape {shape} has no components", where=f"{self.path}, {key}",
                                 hint="leave the array out")
             if rows in (steps, steps + episodes):
-                name = COLUMN_NAMES.get(key, key)
-                if name in self._from:
-                    raise UserError(f"expected one array for {name}, found {self._from[name]} and {key}",
-                                    where=f"{self.path}, {key}", hint="keep one of them")
-                self._from[name], self._more[name] = key, rows == steps + episodes
+                name = KEYS.column(key)
+                add_column(self.keys, name, key, self.path)
+                self.row_counts[name] = self.lengths if rows == steps else longer
                 self.schema[name] = _feature(name, shape[1:], dtype)
             elif rows == episodes:
                 self._per_episode.append(key)
             else:
-                found = "a single value" if rows is None else f"{rows} rows"
-                raise UserError(f"expected {steps} rows (steps), {steps + episodes} (steps and a last row an episode) "
-                                f"or {episodes} (episodes), found {found}", where=f"{self.path}, {key}",
+                found = "is a single value" if rows is None else f"has {rows} rows"
+                raise UserError(f"it {found} instead of {steps} rows (steps), {steps + episodes} (steps and a last row "
+                                f"for each episode) or {episodes} (episodes)", where=f"{self.path}, {key}",
                                 hint="correct episode_ends or the array, or leave the array out")
-        self._following = None
+        self._spread = ""  # the column whose last rows are those of next_observations
         if "next_observations" in self._file.headers:
             self._check_following(steps)
+            if self.row_counts["observation.state"] is not longer:
+                self._spread, self.row_counts["observation.state"] = "observation.state", longer
 
     def _check_following(self, steps):
         shape, _ = self._file.headers["next_observations"]
         if "observation.state" not in self.schema:
-            raise UserError("expected observations beside next_observations, found none",
+            raise UserError("there are next_observations, but no observations",
                             where=f"{self.path}, next_observations", hint=_FOLLOWING)
-        if shape != (steps, *self.schema["observation.state"].shape):
-            raise UserError(f"expected the shape {(steps, *self.schema['observation.state'].shape)} of observations, "
-                            f"found {shape}", where=f"{self.path}, next_observations", hint=_FOLLOWING)
-        self._following = "observation.state"
+        if shape != (wanted := (steps, *self.schema["observation.state"].shape)):
+            raise UserError(f"the shape is {shape}, but observations has {wanted}",
+                            where=f"{self.path}, next_observations", hint=_FOLLOWING)
 
-    def rows(self, name):
-        return self._longer if self._more[name] or name == self._following else self.lengths
-
-    @cached_property
-    def _longer(self) -> np.ndarray:
-        return self.lengths + 1
-
-    @cached_property
-    def _first(self) -> dict[str, np.ndarray]:
-        return {name: episode_starts(self.rows(name)) for name in self.schema}
+    def where(self, name, row):
+        return f"{self.path}, {self.keys[name]}[{row}]"
 
     @cached_property
     def _episode_metadata(self) -> dict[str, list]:
@@ -181,29 +154,21 @@ class NpzSource(ColumnSource):
     def episode_metadata(self, episode):
         return {key: values[episode] for key, values in self._episode_metadata.items()}
 
-    @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        size = sum(int(self.rows(n).sum()) * f.size * np.dtype(self._file.headers[self._from[n]][1]).itemsize
-                   for n, f in self.schema.items())
-        return cache.memmap_arrays(self.key, size, self._build, str(self.path))
-
-    def _build(self, part):
-        for name, key in self._from.items():
-            out = cache.create_array(part, name, (int(self.rows(name).sum()), *self.schema[name].shape),
-                               self._dtype(name))
-            plain = self._more[name] or name != self._following
+    def iter_chunks(self):
+        for name, key in self.keys.items():
             for row, values in self._file.iter_rows(key):
-                if name in FLAG_COLUMNS:
-                    _check_flags(values, row, f"{self.path}, {key}")
-                to = np.arange(row, row + len(values))
-                out[to if plain else self._spread(to)] = values.reshape(len(values), *self.schema[name].shape)
-            if name == self._following:
-                self._follow(out)
-            out.flush()
+                spread = name == self._spread
+                yield name, self._moved(np.arange(row, row + len(values))) if spread else row, values
+
+    def fill(self, out):
+        super().fill(out)
+        if "next_observations" in self._file.headers:
+            self._follow(out["observation.state"])
 
     def stream_episodes(self, first, stop):
         """All arrays are decompressed side by side, each once."""
-        if first or self._following or "_columns" in self.__dict__ or cache.contains(self.key):
+        follows = "next_observations" in self._file.headers
+        if first or follows or "_maps" in self.__dict__ or cache.contains(self.key):
             yield from super().stream_episodes(first, stop)
             return
         cut = [_cut(self._read(name), self.rows(name)[:stop]) for name in self.schema]
@@ -211,18 +176,10 @@ class NpzSource(ColumnSource):
             yield dict(zip(self.schema, columns, strict=True))
 
     def _read(self, name) -> Iterator[np.ndarray]:
-        key, dtype, shape = self._from[name], self._dtype(name), self.schema[name].shape
-        for row, values in self._file.iter_rows(key, _AT_ONCE):
-            if name in FLAG_COLUMNS:
-                _check_flags(values, row, f"{self.path}, {key}")
-            yield values.reshape(len(values), *shape).astype(dtype, copy=False)
+        for row, values in self._file.iter_rows(self.keys[name], _AT_ONCE):
+            yield self.cast_to_schema(values, name, len(values), row)
 
-    def _dtype(self, name):
-        dtype = np.dtype(self._file.headers[self._from[name]][1])
-        flag = name in ("next.terminated", "next.truncated")
-        return np.dtype(bool) if flag else dtype.newbyteorder("=")
-
-    def _spread(self, step: np.ndarray) -> np.ndarray:
+    def _moved(self, step: np.ndarray) -> np.ndarray:
         """The row of each step where every episode has one row more."""
         return step + np.searchsorted(np.cumsum(self.lengths), step, side="right")
 
@@ -230,23 +187,19 @@ class NpzSource(ColumnSource):
         """Fills the last rows; the others must be the next observation."""
         last = np.cumsum(self.lengths) - 1
         for row, values in self._file.iter_rows("next_observations"):
-            to = self._spread(np.arange(row, row + len(values))) + 1
+            to = self._moved(np.arange(row, row + len(values))) + 1
             ending = np.isin(np.arange(row, row + len(values)), last)
-            if not self._more[self._following]:
+            if self._spread:
                 out[to[ending]] = values[ending]
             same = np.isclose(out[to], values, _MAY_DIFFER, _MAY_DIFFER, equal_nan=True)
             if not same.all():
                 at = np.argwhere(~same)[0]
                 step = row + int(at[0])
                 e = int(np.searchsorted(np.cumsum(self.lengths), step, side="right"))
-                raise UserError(f"expected the next row of observations, {out[to][tuple(at)]}, found "
-                                f"{values[tuple(at)]}", where=f"{self.path}, next_observations, episode {e}, step "
+                raise UserError(f"it is {values[tuple(at)]}, but the next row of observations is "
+                                f"{out[to][tuple(at)]}", where=f"{self.path}, next_observations, episode {e}, step "
                                 f"{step - int(episode_starts(self.lengths)[e])}, component {tuple(map(int, at[1:]))}",
                                 hint="correct episode_ends, or leave next_observations out")
-
-    def column(self, name, episode):
-        first = self._first[name][episode]
-        return self._columns[name][first: first + self.rows(name)[episode]]
 
 
 def _cut(pieces: Iterator[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -263,16 +216,16 @@ def _cut(pieces: Iterator[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]
 
 
 def _check_flags(values: np.ndarray, row: int, where: str):
-    """A success of 0.5 is none, and no failure either."""
+    """Raises UserError if a flag is neither 0 nor 1: 0.5 is neither a success nor a failure."""
     if not are_flags(values):
         at = np.argwhere(~((values == 0) | (values == 1)))[0]
-        raise UserError(f"expected 0 or 1, found {values[tuple(at)]}", where=f"{where}[{row + int(at[0])}]",
+        raise UserError(f"a flag must be 0 or 1, not {values[tuple(at)]}", where=f"{where}[{row + int(at[0])}]",
                         hint="correct it, or save it under another name if it is no flag")
 
 
 def rename_hint(keys: Iterable[str]) -> str:
-    """What to call arrays of other names, in words; "" where nothing is near."""
-    keys, right = sorted(keys), (*COLUMN_NAMES, "episode_ends", "next_observations")
+    """A hint to rename arrays whose names are close to known ones; "" if there are none."""
+    keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     near = {key: _OTHERS.get(key) or next(iter(difflib.get_close_matches(key, missing, 1, 0.8)), None)
             for key in keys if key not in right}
@@ -281,41 +234,41 @@ def rename_hint(keys: Iterable[str]) -> str:
 
 
 def _feature(name: str, shape, dtype: str) -> Feature:
-    """Outcomes are one number a step, flags are bool, whatever they were stored as."""
-    kind = np.dtype(bool if name in ("next.terminated", "next.truncated") else dtype)
+    """The feature of an array: outcomes are one number per step, and flags are bool, whatever the file has."""
+    kind = np.dtype(bool if name in FLAG_COLUMNS[:2] else dtype)
     shape = () if name.startswith("next.") and tuple(shape) == (1,) else shape
     return Feature.from_array(np.empty((0, *shape), kind))
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
-_KEYS = {name: key for key, name in COLUMN_NAMES.items()}
-_TAKEN = {*COLUMN_NAMES, "episode_ends", "next_observations", "fps"}
+_TAKEN = {*KEYS.columns, "episode_ends", "next_observations", "fps"}
 _PLAIN = {bool: "?", int: "<i8", float: "<f8", str: "U"}  # facts that one array of all episodes can hold
 
 
 def capability(data: Dataset) -> FormatCapability:
-    lengths, columns = row_counts(data), {}
+    lengths, columns = data.lengths, {}
     for name, f in data.features().items():
-        if not f.size or (name not in _KEYS and (name in _TAKEN or not is_storable_key(name))):
+        if not f.size or (name not in KEYS.columns.values() and (name in _TAKEN or not is_storable_key(name))):
             continue
         flag = name in FLAG_COLUMNS and f.dtype != "bool"
         if flag and not all(are_flags(np.asarray(e.steps[name])) for e in data):
             continue
         shape = () if name.startswith("next.") and f.shape == (1,) else f.shape
-        last = bool((row_counts(data, name) > lengths).all()) and role(name) != "action"
+        last = bool((data.rows(name) > lengths).all()) and role(name) != "action"
         columns[name] = ColumnEncoding(name, "bool" if name in FLAG_COLUMNS[:2] else f.dtype, shape, last)
     return FormatCapability(columns, fps=True, metadata_keys=frozenset(_metadata_arrays(data, columns)))
 
 
 def is_storable_key(name: str) -> bool:
-    """Whether an array can be called that in a zip file."""
+    """Whether an array can have this name in a zip file."""
     return bool(name) and name.isprintable() and "\\" not in name and not name.startswith("/") and ".." not in name
 
 
 def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
-    """Those that all episodes have, of one kind each. With as many steps as episodes they would be read as columns."""
-    if len(data) == int(row_counts(data).sum()):
+    """Metadata that all episodes have, of one type each. If there are as many steps as episodes, there are none:
+    they would be read as columns."""
+    if len(data) == data.steps:
         return {}
     out = {}
     for key, value in data[0].metadata.items():
@@ -330,37 +283,29 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new .npz file, as `open_npz` reads it. Raises UserError where there is no action or nothing was observed."""
+    """Writes an .npz file, which `NpzSource` reads. Raises UserError if there are no actions or no observations."""
     path, kept = Path(path), capability(data)
     for wanted in ("observation", "action"):
         if not any(role(name) == wanted for name in kept.columns):
-            raise UserError(f"expected a column of {wanted}, found {', '.join(data.features())}", where=path,
+            raise UserError(f"there is no column of {wanted}; there are {', '.join(data.features())}", where=path,
                             hint="an .npz holds observations and actions: choose another format")
-    lengths = row_counts(data)
+    lengths = data.lengths
     ends, fps = np.cumsum(lengths), None if data.fps is None else np.float64(data.fps)
-    arrays = [metadata_array("episode_ends", ends)]
+    arrays = [whole_array("episode_ends", ends)]
     for name, place in kept.columns.items():
         rows = int(lengths.sum()) + len(data) * place.has_last_row
-        arrays.append(column_array(data, name, _KEYS.get(name, name), rows, lengths + place.has_last_row))
-    arrays += [metadata_array(key, values) for key, values in _metadata_arrays(data, kept.columns).items()]
+        arrays.append(column_array(data, name, KEYS.key(name), rows, lengths + place.has_last_row))
+    arrays += [whole_array(key, values) for key, values in _metadata_arrays(data, kept.columns).items()]
     if fps is not None:
-        arrays.append(metadata_array("fps", np.asarray(fps)))
-    with cache.disk_errors(path), sidecar.new_file_with_sidecar(path, data, kept) as part:
-        write_arrays(part, arrays)
+        arrays.append(whole_array("fps", np.asarray(fps)))
+    with sidecar.new_file_with_sidecar(path, data, kept) as part:
+        write_npz(part, arrays)
 
 
-def metadata_array(key: str, values: np.ndarray):
-    return key, values.shape, values.dtype, lambda: [values]
-
-
-def column_array(data: Dataset, name: str, key: str, total: int, rows: np.ndarray):
-    """What arrays.write takes: `rows[e]` of each episode, the last one again where there is one row too few."""
-    f = data.features()[name]
-    dtype = np.dtype(f.dtype) if f.kind != "string" else np.dtype(
-        f"U{max((len(str(v)) for e in data for v in np.ravel(e.steps[name])), default=1) or 1}")
-
+def column_array(data: Dataset, name: str, key: str, total: int, rows: np.ndarray) -> ArrayChunks:
+    """A column, as `write_npz` takes it: `rows[e]` rows of each episode. If one is missing, the last is repeated."""
     def pieces():
         for e, n in zip(data, rows, strict=True):
             column = np.asarray(e.steps[name])
             yield column[:n] if len(column) >= n else np.concatenate([column, column[-1:]])
-    return key, (total, *f.shape), dtype, pieces
+    return column_chunks(key, data.features()[name], total, pieces)

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ...core import UserError
+from ...core import Feature, UserError
 from .. import cache
+from ..sources import MemmapSource
 from . import read_errors
+from .read_errors import damaged
 
 _CHUNK = 1 << 16  # rows read at a time
 
 
 class NpzArrays:
-    """What is in an .npz file. headers: shape and dtype of each array, none of which is read. without: arrays that
-    are not to be looked at; those of them that it has."""
+    """The arrays of an .npz file.
+
+    Args:
+        path: The file.
+        without: Arrays that are ignored. Afterwards, those of them that the file has.
+
+    Attributes:
+        headers: Shape and dtype of each array. The arrays are not read for it.
+    """
 
     def __init__(self, path: Path, without: Iterable[str] = ()):
         self.path, self.without = path, set(without)
@@ -29,18 +38,18 @@ class NpzArrays:
 
     @cached_property
     def key(self) -> str:
-        """Of its time, and of the checksums that it has of its arrays: two files may be of the same time and size."""
+        """Digest of the time of the file and the checksums of its arrays: two files may have the same time and size."""
         with zipfile.ZipFile(self.path) as archive:
             arrays = [[i.filename, i.CRC, i.file_size] for i in archive.infolist()]
         return cache.json_digest("npz", self.path.stat().st_mtime_ns, arrays)
 
     def read_array(self, key: str) -> np.ndarray:
-        """A whole array, in memory; a single number has the shape (1,)."""
+        """A whole array. A single number has the shape (1,)."""
         parts = [values for _, values in self.iter_rows(key)]
         return np.concatenate(parts) if parts else np.empty(*self.headers[key])
 
     def iter_rows(self, key: str, max_bytes: int = 1 << 23) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) pieces of an array, of `most` bytes, decompressed as they are read."""
+        """Pairs (first row, rows) of an array, at most `max_bytes` at a time, decompressed as they are read."""
         with _member(self.path, key) as handle:
             shape, fortran, dtype = _header(handle, f"{self.path}, {key}")
             if not shape:
@@ -58,15 +67,33 @@ class NpzArrays:
                 yield row, np.frombuffer(data, dtype).reshape(n, *shape[1:])
 
 
+class NpzArchiveSource(MemmapSource):
+    """A source whose columns are arrays of one .npz file.
+
+    Text is cached like numbers, since an archive cannot be read from the middle.
+
+    Attributes:
+        keys: The array of each column that has one.
+    """
+
+    keys: dict[str, str]
+    _file: NpzArrays
+
+    @property
+    def numeric_columns(self):
+        return list(self.schema)
+
+    @cached_property
+    def _layout(self):
+        return {name: (shape, self._file.headers[self.keys[name]][1] if dtype == "string" else dtype)
+                for name, (shape, dtype) in super()._layout.items()}
+
+
 def read_headers(path: Path, without: Iterable[str] = ()) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each array of an .npz, none of which is read. Objects are refused."""
+    """Shape and dtype of each array of an .npz file, without reading the arrays. Objects are refused."""
     out = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.endswith(".npy") and n[:-4] not in without]
-    except read_errors.ZIP_ERRORS as error:
-        raise UserError(f"expected an .npz file, found one that is cut short or damaged ({error})", where=path,
-                        hint="take it from a copy") from None
+    with zip_errors("the .npz file", path), zipfile.ZipFile(path) as archive:
+        names = [n for n in archive.namelist() if n.endswith(".npy") and n[:-4] not in without]
     for name in names:
         key = name[:-4]
         with _member(path, key) as handle:
@@ -78,8 +105,30 @@ def read_headers(path: Path, without: Iterable[str] = ()) -> dict[str, tuple[tup
 ArrayChunks = tuple[str, tuple[int, ...], np.dtype | str, Callable[[], Iterable[np.ndarray]]]
 
 
+def whole_array(name: str, values: np.ndarray) -> ArrayChunks:
+    """An array in memory, as `write_npz` takes it."""
+    return name, values.shape, values.dtype, lambda: [values]
+
+
+def column_chunks(name: str, feature: Feature, rows: int, pieces: Callable[[], Iterable[np.ndarray]]) -> ArrayChunks:
+    """A column, as `write_npz` takes it: `pieces()` returns its rows, of which there are `rows`."""
+    return name, (rows, *feature.shape), stored_dtype(feature, pieces), pieces
+
+
+def stored_dtype(feature: Feature, pieces: Callable[[], Iterable[np.ndarray]]) -> np.dtype:
+    """The dtype of a column in a file. Text has the width of its longest value."""
+    if feature.kind != "string":
+        return np.dtype(feature.dtype)
+    return np.dtype(f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}")
+
+
 def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
-    """An .npz file of (name, shape, dtype, pieces): `pieces()` gives the rows in order, in arrays of any length."""
+    """Writes an .npz file.
+
+    Args:
+        path: The new file.
+        arrays: (name, shape, dtype, pieces) of each. `pieces()` returns the rows in order, in arrays of any length.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, shape, dtype, pieces in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as out:
@@ -89,16 +138,16 @@ def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
                     out.write(np.ascontiguousarray(piece, dtype).tobytes())
 
 
+def zip_errors(what: str, where: object) -> AbstractContextManager[None]:
+    """Raises what zipfile raises about damage as a `UserError` that names the file."""
+    return read_errors.as_user_error(what, where, read_errors.ZIP_ERRORS)
+
+
 @contextmanager
 def _member(path, key):
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as handle:
-            yield handle
-    except UserError:
-        raise
-    except read_errors.ZIP_ERRORS as error:
-        raise UserError(f"expected a whole array, found damage ({error})", where=f"{path}, {key}",
-                        hint="take the file from a copy") from None
+    with zip_errors("the array", f"{path}, {key}"), zipfile.ZipFile(path) as archive, \
+            archive.open(f"{key}.npy") as handle:
+        yield handle
 
 
 def _header(handle, where):
@@ -108,20 +157,15 @@ def _header(handle, where):
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
         shape, fortran, dtype = read(handle)
     except ValueError as error:
-        raise UserError(f"expected a NumPy array, found something else ({error})", where=where,
-                        hint="take the file from a copy") from None
-    if dtype.hasobject:
-        raise UserError("expected numbers or text, found Python objects (a pickle), which are never loaded",
-                        where=where, hint="save the array again with numbers or text only")
-    if dtype.kind not in "biufU":
-        raise UserError(f"expected numbers or text, found dtype {dtype}", where=where,
-                        hint="save the array again with numbers or text only")
+        raise damaged(f"this is not a NumPy array ({error})", where) from None
+    if dtype.hasobject or dtype.kind not in "biufU":
+        found = "Python objects (a pickle), which are never loaded" if dtype.hasobject else f"values of dtype {dtype}"
+        raise UserError(f"it contains {found}", where=where, hint="save the array again with numbers or text only")
     return shape, fortran, dtype
 
 
 def _read_exactly(handle, size, where) -> bytes:
     data = handle.read(size)
     if len(data) != size:
-        raise UserError(f"expected {size} more bytes, found {len(data)}: the array is cut short", where=where,
-                        hint="take the file from a copy")
+        raise damaged(f"the array is cut short: {size - len(data)} bytes are missing", where)
     return data

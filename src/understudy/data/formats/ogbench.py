@@ -11,20 +11,20 @@ from ...core import Feature, UserError
 from .. import cache
 from ..episode import Dataset
 from . import sidecar
-from .base import SourceEpisodes, row_counts
-from .column_names import are_flags, format_list
-from .memmap_source import MemmapSource
-from .npz import column_array, is_storable_key, metadata_array
-from .npz_arrays import NpzArrays
-from .npz_arrays import write_npz as write_arrays
+from .column_names import FLAG_COLUMNS, are_flags, format_list
+from .key_map import KeyMap, add_column, metadata
+from .npz import column_array, is_storable_key
+from .npz_arrays import NpzArchiveSource, NpzArrays, whole_array, write_npz
+from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
-# an array of this name, which ogbench leaves aside, says what a file is that has no simulator state
 FORMAT_KEY = "format"
-_OF_STEPS = {"actions": "action", "rewards": "next.reward", "masks": "masks"}
+KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "masks": "masks"}, observation="observations",
+              separator="")
+_OF_STEPS = tuple(KEYS.columns.values())  # the other columns have a row after the last action
 _ENDS = ("next.terminated", "next.truncated")
 _TAKEN = {"observation.state", "observation.images.image", "observations", "terminals", "episode_ends", "timeouts",
-          "next_observations", FORMAT_KEY, *_OF_STEPS}
+          "next_observations", FORMAT_KEY, *KEYS.columns}
 
 
 def is_ogbench(keys) -> bool:
@@ -36,64 +36,57 @@ def is_ogbench(keys) -> bool:
     )
 
 
-def open_ogbench(path: Path) -> Dataset:
-    source = OGBenchSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
+class OGBenchSource(NpzArchiveSource):
+    """One file.
 
+    Args:
+        path: The file.
+    """
 
-class OGBenchSource(MemmapSource):
+    flags = frozenset(FLAG_COLUMNS)
+
     def __init__(self, path: Path):
         self.path, self._file = path, NpzArrays(path)
         self.key = cache.json_digest("ogbench", self._file.key)
         where = f"{path}, terminals"
         terminals = self._file.read_array("terminals")
         if terminals.ndim != 1 or not len(terminals) or not are_flags(terminals):
-            raise UserError(f"expected 0 or 1 for each row, found {terminals.dtype} {terminals.shape}", where=where,
+            raise UserError(f"each row must have 0 or 1, but it is {terminals.dtype} {terminals.shape}", where=where,
                             hint="terminals is 1 at the last observation of each episode, and 0 elsewhere")
         ends = np.flatnonzero(terminals)
         if not len(ends) or ends[-1] != len(terminals) - 1:
-            raise UserError(f"expected 1 in the last row, {len(terminals) - 1}, found 0", where=where,
-                            hint="the file is cut short, or not one of OGBench: take it from a copy")
+            raise UserError(f"the last row, {len(terminals) - 1}, must be 1, but is 0", where=where,
+                            hint="the file is cut short, or not an OGBench file: take it from a copy")
         self._bounds = np.diff(ends, prepend=-1)
         self.lengths = (self._bounds - 1).astype(np.int64)
         if (self.lengths < 1).any():
             row = int(ends[np.argmax(self.lengths < 1)])
-            raise UserError("expected at least one action before the last observation, found none",
+            raise UserError("there is no action before the last observation",
                             where=f"{where}[{row}]", hint="if terminals mark steps, save episode_ends (plain .npz)")
         self._assign_arrays(len(terminals))
 
     def _assign_arrays(self, rows):
         self.schema: dict[str, Feature] = {}
-        self._from: dict[str, str] = {}
+        self.keys = {}
         warnings = []
         for key, (shape, dtype) in self._file.headers.items():
             if key in ("terminals", FORMAT_KEY):
                 continue
             if not shape or shape[0] != rows or 0 in shape[1:]:
                 if key in ("observations", "actions"):
-                    raise UserError(f"expected {rows} rows, as many as terminals, found shape {shape}",
-                                    where=f"{self.path}, {key}", hint="take the file from a copy")
+                    raise damaged(f"the shape {shape} does not have {rows} rows, as terminals has",
+                                  f"{self.path}, {key}")
                 warnings.append(f"{key} is left out: its shape {shape} is not one of {rows} rows")
                 continue
             f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
-            name = _OF_STEPS.get(key) or (_observation_key(f) if key == "observations" else key)
-            if name in self._from:
-                raise UserError(f"expected one array for {name}, found {self._from[name]} and {key}",
-                                where=f"{self.path}, {key}", hint="keep one of them")
-            self.schema[name], self._from[name] = f, key
-        for name in _ENDS:
-            if name in self.schema:
-                raise UserError(f"expected no array {name}: terminals say it, found one", where=self.path,
-                                hint="leave it out")
-            self.schema[name] = Feature("bool", ())
-        self.columns_with_last_row = frozenset(n for n in self._from if n not in _OF_STEPS.values())
-        self.metadata = {"format": "ogbench", "version": "", "path": str(self.path), "fps": None, "robot_type": None,
-                      "warnings": warnings}
-
-    @property
-    def numeric_columns(self) -> list[str]:
-        """Pictures too: they are stored as they are."""
-        return [n for n, f in self.schema.items() if f.kind != "string"]
+            name = KEYS.column(key, f)
+            if name in _ENDS:
+                raise UserError(f"the array {name} repeats what terminals says", where=self.path, hint="leave it out")
+            add_column(self.keys, name, key, self.path)
+            self.schema[name] = f
+        self.schema |= {name: Feature("bool", ()) for name in _ENDS}
+        self.row_counts = {n: self.lengths + (n not in (*_OF_STEPS, *_ENDS)) for n in self.schema}
+        self.metadata = metadata("ogbench", self.path, warnings)
 
     def iter_chunks(self):
         keep = np.repeat(np.arange(len(self._bounds)), self._bounds)  # the episode of each row
@@ -103,8 +96,8 @@ class OGBenchSource(MemmapSource):
                     at = int(self._first[name][e])
                     yield name, at, (np.arange(n) == n - 1) & (name == "next.truncated")
                 continue
-            for row, values in self._file.iter_rows(self._from[name]):
-                if name in self.columns_with_last_row:
+            for row, values in self._file.iter_rows(self.keys[name]):
+                if name not in _OF_STEPS:
                     yield name, row, values
                     continue
                 at = np.arange(row, row + len(values))
@@ -112,26 +105,17 @@ class OGBenchSource(MemmapSource):
                 if steps.any():
                     yield name, row - int(keep[row]), values[steps]
 
-    def read_text(self, name, episode):
-        at, rows = int((self._bounds[:episode]).sum()), int(self.rows(name)[episode])
-        return self._file.read_array(self._from[name])[at: at + rows]
-
-
-def _observation_key(f: Feature) -> str:
-    return "observation.images.image" if f.kind == "image" else "observation.state"
-
 
 def capability(data: Dataset) -> FormatCapability:
-    features, lengths = data.features(), row_counts(data)
+    features, lengths = data.features(), data.lengths
     seen = _observation_column(features, data.metadata.get("path", "data set"))
     columns = {}
     for name, f in features.items():
         if not f.size:
             continue
         if name == seen:
-            columns[name] = ColumnEncoding(
-                _observation_key(f), f.dtype, f.shape, has_last_row=True, repeats_last_row=True
-            )
+            columns[name] = ColumnEncoding(KEYS.column("observations", f), f.dtype, f.shape, has_last_row=True,
+                                           repeats_last_row=True)
         elif name in ("action", "next.reward"):
             columns[name] = ColumnEncoding(name, f.dtype, f.shape)
         elif name in _ENDS:
@@ -141,7 +125,7 @@ def capability(data: Dataset) -> FormatCapability:
             name not in _TAKEN
             and is_storable_key(name)
             and f.kind != "string"
-            and (row_counts(data, name) > lengths).all()
+            and (data.rows(name) > lengths).all()
         ):
             columns[name] = ColumnEncoding(name, f.dtype, f.shape, has_last_row=True)
     stored = [place.name for name, place in columns.items() if name not in _ENDS]
@@ -156,8 +140,9 @@ def _observation_column(features, where) -> str:
     else:
         seen = cameras[0] if len(cameras) == 1 else None
     if seen is None or "action" not in features or not features["action"].size:
-        raise UserError(f"expected observation.state (or one camera) and action, found {format_list(features, 12)}",
-                        where=where, hint="OGBench files hold one observation and one action: choose another format")
+        raise UserError("OGBench needs observation.state (or one camera) and action; there are "
+                        f"{format_list(features, 12)}", where=where,
+                        hint="OGBench files hold one observation and one action: choose another format")
     return seen
 
 
@@ -171,16 +156,17 @@ def _is_time_limit_only(data: Dataset, name: str) -> bool:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new .npz file that ogbench.utils.load_dataset reads. What was seen last is needed; where it is not known, the
-    last observation is written twice."""
+    """Writes an .npz file that ogbench.utils.load_dataset reads.
+
+    It needs a row after the last action. If there is none, the last observation is written twice.
+    """
     path, kept = Path(path), capability(data)
-    lengths, seen = row_counts(data), _observation_column(data.features(), path)
+    lengths, seen = data.lengths, _observation_column(data.features(), path)
     total, rows = int(lengths.sum()) + len(data), lengths + 1
-    keys = {seen: "observations", "action": "actions", "next.reward": "rewards"}
-    arrays = [column_array(data, name, keys.get(name, name), total, rows) for name in kept.columns
-              if name not in _ENDS]
+    arrays = [column_array(data, name, "observations" if name == seen else KEYS.key(name), total, rows)
+              for name in kept.columns if name not in _ENDS]
     terminals = np.zeros(total, bool)
     terminals[np.cumsum(rows) - 1] = True
-    arrays += [metadata_array("terminals", terminals), metadata_array(FORMAT_KEY, np.asarray("ogbench"))]
-    with cache.disk_errors(path), sidecar.new_file_with_sidecar(path, data, kept) as part:
-        write_arrays(part, arrays)
+    arrays += [whole_array("terminals", terminals), whole_array(FORMAT_KEY, np.asarray("ogbench"))]
+    with sidecar.new_file_with_sidecar(path, data, kept) as part:
+        write_npz(part, arrays)

@@ -1,8 +1,8 @@
-"""Trials of people who cook together in Overcooked (Carroll et al. 2019): a table, .csv or .parquet, of one row a step.
+"""Trials of people who cook together in Overcooked (Carroll et al. 2019): a .csv or .parquet table, one row per step.
 
-Layout: HumanCompatibleAI/overcooked_ai, human_aware_rl/static/human_data. The state of a row stands before its joint
-action. Both players are demonstrators: a trial becomes an episode for each of them that is a person, seen from there.
-The older states, of 2019, have their objects by place and no layout: layouts.json beside the file tells it.
+Layout: HumanCompatibleAI/overcooked_ai, human_aware_rl/static/human_data. The state of a row is that before its joint
+action. A trial becomes an episode for each player who is a person, from the view of that player. The states of 2019
+have their objects by position and no layout. layouts.json next to the file has the layouts.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ import numpy as np
 from ...core import Feature, UserError
 from ...files import read_json
 from .. import cache
-from ..episode import Dataset
-from .base import ColumnSource, SourceEpisodes
+from ..episode import ColumnSource
 from .column_names import format_list
+from .key_map import metadata
+from .read_errors import damaged
 
 COLUMNS = {"state", "joint_action", "layout_name", "cur_gameloop"}  # and trial_id or trial
 ACTIONS = ((0, -1), (0, 1), (1, 0), (-1, 0), (0, 0), "interact")  # north, south, east, west, stay
 CELLS = "XPOTDS"  # counter, pot, onions, tomatoes, dishes, where soup is served; floor is none of them
 ITEMS = ("onion", "tomato", "dish", "soup")
 _OBJECTS = ("onion", "tomato", "dish", "soup's onions", "soup's tomatoes", "steps cooked", "cooks or is ready")
-_COPY = "take the file from a copy"
-
-
-def open_overcooked(path: Path) -> Dataset:
-    """observation.state: of oneself, then of the other, place (x, y), direction and what is held. observation.layout
-    (H, W, 6) says what stands where, observation.objects (H, W, 7) what lies there; smaller kitchens are padded. action
-    is a choice of north, south, east, west, stay, interact. Facts of an episode: trial, player, layout_name."""
-    source = OvercookedSource(Path(path))
-    return Dataset(SourceEpisodes(source), {"format": "overcooked", "version": "", "path": str(path), "fps": None,
-                                      "robot_type": None, "warnings": []})
 
 
 class OvercookedSource(ColumnSource):
+    """One table. A trial is an episode for each player who is a person.
+
+    observation.state: of oneself, then of the other, place (x, y), direction and what is held. observation.layout
+    (H, W, 6) says what stands where, observation.objects (H, W, 7) what lies there. Smaller kitchens are padded. action
+    is a choice of north, south, east, west, stay, interact. Metadata of an episode: trial, player, layout_name.
+
+    Args:
+        path: The file.
+    """
+
     def __init__(self, path: Path):
-        self.path, stat = path, path.stat()
-        self.key = cache.json_digest("overcooked", str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+        self.metadata = metadata("overcooked", path, [])
+        self.path, self.key = path, cache.files_digest([path], "overcooked")
         rows: dict[str, list[tuple[int, dict]]] = {}
         for at, row in enumerate(_rows(path)):
             rows.setdefault(str(row.get("trial_id", row.get("trial"))), []).append((at, row))
         if not rows:
-            raise UserError("expected at least one row, found none", where=path, hint=_COPY)
+            raise damaged("the table has no rows", path)
         beside = path.parent / "layouts.json"
         known = read_json(beside) if beside.exists() else {}
         kitchens = {trial: _kitchen(self._location(*of[0]), of[0][1], known) for trial, of in rows.items()}
@@ -83,18 +84,17 @@ class _Trial:
     """Rows of one trial, in the order of the game loop."""
 
     def __init__(
-        self, source: OvercookedSource, rows: list[tuple[int, dict]], kitchen: np.ndarray, high: int, wide: int
+        self, source: OvercookedSource, rows: list[tuple[int, dict]], kitchen: np.ndarray, high: int,
+                 wide: int
     ):
         def places():
             return ((source._location(at, row), row) for at, row in rows)
         loops = [_number(row["cur_gameloop"], f"{place}, cur_gameloop") for place, row in places()]
         if any(b != a + 1 for a, b in zip(loops, loops[1:], strict=False)):
             at = next(i for i, (a, b) in enumerate(zip(loops, loops[1:], strict=False)) if b != a + 1)
-            raise UserError(
-                f"expected step {loops[at] + 1:g} of the game after {loops[at]:g}, found {loops[at + 1]:g}",
-                where=f"{source._location(*rows[at + 1])}, cur_gameloop",
-                hint="sort the rows, or cut the trial",
-            )
+            raise UserError(f"step {loops[at + 1]:g} of the game follows step {loops[at]:g}",
+                            where=f"{source._location(*rows[at + 1])}, cur_gameloop",
+                            hint="sort the rows, or split the trial")
         first = rows[0][1]
         self.layout_name = str(first["layout_name"])
         self.people = [p for p in (0, 1) if str(first.get(f"player_{p}_is_human", True)).lower() not in ("false", "0")]
@@ -134,8 +134,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8-sig", newline="") as handle:
         for at, row in enumerate(csv.DictReader(handle)):
             if None in row or None in row.values():
-                raise UserError(f"expected as many fields as the first line names, found "
-                                f"{'more' if None in row else 'fewer'}", where=f"{path}, row {at}", hint=_COPY)
+                raise damaged(f"the row has {'more' if None in row else 'fewer'} fields than the first line names",
+                              f"{path}, row {at}")
             yield row
 
 
@@ -143,26 +143,25 @@ def _json(row: dict, key: str, place: str):
     try:
         return json.loads(row[key])
     except (TypeError, ValueError) as error:
-        raise UserError(f"expected JSON, found {str(row[key])[:40]!r} ({error})", where=f"{place}, {key}",
-                        hint=_COPY) from None
+        raise damaged(f"this is not JSON: {str(row[key])[:40]!r} ({error})", f"{place}, {key}") from None
 
 
 def _number(value, place: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise UserError(f"expected a number, found {value!r}", where=place, hint=_COPY) from None
+        raise damaged(f"this is not a number: {value!r}", place) from None
 
 
 def _kitchen(place: str, row: dict, known: dict) -> np.ndarray:
     """(H, W) of single characters."""
     grid = _json(row, "layout", place) if row.get("layout") else known.get(row["layout_name"])
     if grid is None:
-        raise UserError(f"expected the layout {row['layout_name']!r}, found none", where=place,
-                        hint="put layouts.json beside the file: its name and the rows of its grid")
+        raise UserError(f"the layout {row['layout_name']!r} is not known", where=place,
+                        hint="put layouts.json next to the file, with the name and the rows of the grid")
     lines = [list(line) for line in grid] if isinstance(grid, list) else []
     if not lines or len({len(line) for line in lines}) > 1:
-        raise UserError("expected rows of equal length", where=f"{place}, layout", hint=_COPY)
+        raise damaged("the rows of the grid differ in length", f"{place}, layout")
     return np.array(lines)
 
 
@@ -170,14 +169,13 @@ def _players(place: str, state) -> np.ndarray:
     """(2, 8)."""
     players = state.get("players", ()) if isinstance(state, dict) else ()
     if len(players) != 2:
-        raise UserError(f"expected two players, found {len(players)}", where=f"{place}, state", hint=_COPY)
+        raise damaged(f"there are {len(players)} players instead of two", f"{place}, state")
     try:
         held = [(p.get("held_object") or {}).get("name") for p in players]
         return np.array([[*p["position"], *p["orientation"], *(h == item for item in ITEMS)]
                          for p, h in zip(players, held, strict=True)], np.float32)
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError("expected a position and an orientation of each player", where=f"{place}, state",
-                        hint=_COPY) from None
+        raise damaged("a player has no position or no orientation", f"{place}, state") from None
 
 
 def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
@@ -186,8 +184,8 @@ def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
         for thing in objects.values() if isinstance(objects, dict) else objects:
             x, y = thing["position"]
             if not (0 <= x < shape[1] and 0 <= y < shape[0]):
-                raise UserError(f"expected a place in a kitchen of {shape[1]} by {shape[0]}, found {x}, {y}",
-                                where=f"{place}, state, objects", hint=_COPY)
+                raise damaged(f"the position {x}, {y} is outside the kitchen of {shape[1]} by {shape[0]}",
+                              f"{place}, state, objects")
             cell = grid[y, x]
             if thing["name"] != "soup":
                 cell[ITEMS.index(thing["name"])] += 1
@@ -201,8 +199,7 @@ def _lay(grid: np.ndarray, shape, state: dict, place: str) -> None:
                 ticks = thing["_cooking_tick"]
                 cell[5:] = max(ticks, 0), ticks >= 0
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"expected objects with a name and a position, found another kind ({error})",
-                        where=f"{place}, state, objects", hint=_COPY) from None
+        raise damaged(f"an object has no valid name or position ({error})", f"{place}, state, objects") from None
 
 
 def _actions(joint, place: str) -> list[int]:
@@ -210,5 +207,5 @@ def _actions(joint, place: str) -> list[int]:
         first, second = (a.lower() if isinstance(a, str) else tuple(a) for a in joint)
         return [ACTIONS.index(first), ACTIONS.index(second)]
     except (TypeError, ValueError):
-        raise UserError(f"expected two actions, each of {format_list([str(a) for a in ACTIONS])}, found {joint}",
-                        where=f"{place}, joint_action", hint=_COPY) from None
+        raise damaged(f"{joint} is not two actions, each of {format_list(map(str, ACTIONS))}",
+                      f"{place}, joint_action") from None

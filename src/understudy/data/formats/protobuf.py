@@ -37,7 +37,7 @@ def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
     except ImportError:
-        raise UserError("expected the package protobuf, which reads messages in protobuf, found none",
+        raise UserError("reading messages in protobuf needs the package protobuf, which is not installed",
                         hint="pip install 'understudy[bags]'") from None
     try:
         files = {f.name: f for f in descriptor_pb2.FileDescriptorSet.FromString(bytes(descriptors)).file}

@@ -1,4 +1,4 @@
-"""What libraries raise over damaged files, as mistakes that their reader can mend."""
+"""Errors about files that cannot be read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from ...core import UserError
+from ...core import DataError, UserError
+from ...files import read_json
 
 ExceptionTypes = tuple[type[BaseException], ...]
 
@@ -24,24 +27,51 @@ ZIP_ERRORS: ExceptionTypes = (
 )
 
 
+def damaged(problem: str, where: object) -> DataError:
+    """The error for a file that is cut short, changed or incomplete.
+
+    Args:
+        problem: What is wrong.
+        where: The file, and the key or row in it.
+    """
+    return DataError(problem, where=where, hint="the file is damaged or incomplete: take it from a copy")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message of an error, or the type of the error if it has no message."""
+    return str(error).strip("'\"").partition("\n")[0][:200] or type(error).__name__
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise damaged(f"this is not a JSON object but a {type(value).__name__}", file)
+    return value
+
+
 @contextmanager
 def as_user_error(
-    problem: str,
+    what: str,
     where: object,
-    fix: str,
     exceptions: ExceptionTypes = (Exception,),
     *,
     passed_through: ExceptionTypes = (),
     named: bool = False,
 ) -> Iterator[None]:
-    """Whatever of these kinds is raised within becomes a UserError with the first line of what was said, after its type
-    where it is `named`. UserErrors and what is `spared` pass."""
+    """Raises what a library raises about a damaged file as a `UserError`.
+
+    Args:
+        what: What is read, such as "the HDF5 file".
+        where: The file, and the key in it.
+        exceptions: The errors that mean damage.
+        passed_through: Errors that are raised as they are, as each `UserError` is.
+        named: Whether the message has the type of the error.
+    """
     try:
         yield
     except (UserError, *passed_through):
         raise
     except exceptions as error:
-        kind, said = type(error).__name__, str(error) if named else str(error).strip("'\"")
-        said = said.partition("\n")[0]
-        said = f"{kind}: {said[:200]}" if named else said or kind
-        raise UserError(f"expected {problem}, found damage ({said})", where=where, hint=fix) from None
+        kind = f"{type(error).__name__}: " if named else ""
+        raise damaged(f"{what} cannot be read ({kind}{first_line(error)})", where) from None

@@ -2,9 +2,9 @@
 fsspec knows. Their files are fetched into the cache, each once, and read there.
 
 Of a LeRobot data set, data and video files are fetched when they are first read; of others all are, before anything is
-read. A transfer that was interrupted goes on where it stopped. What was fetched is known by the source's own mark of
-the version, so that a changed file is fetched anew; without a network, what was fetched last is read. Downloads are
-bounded as the cache is (UNDERSTUDY_CACHE_GB), the least recently used data sets going first.
+read. A transfer that was interrupted continues where it stopped. A copy is identified by the version that the source
+states, so a changed file is fetched again. Without a network, the last copy is read. Downloads are bounded as the cache
+is (UNDERSTUDY_CACHE_GB). The least recently used data sets are removed first.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from ...core import UserError
 from ...files import read_json, write_json
 from .. import cache
+from .read_errors import first_line
 
 _BLOCK = 2**23  # bytes fetched at a time
 _ANSWER = 60.0  # seconds in which a source has to answer at all
@@ -124,7 +125,7 @@ def _now(files: Mapping[str, Any]) -> list[str]:
 
 
 def _answering(at: str):
-    """As `opened`, once the source has answered: some (gs://, without a right to read) would try for hours."""
+    """As `open_url`, once the source has answered. Some sources, such as gs:// without credentials, try for hours."""
     found: list = []
 
     def ask():
@@ -139,13 +140,9 @@ def _answering(at: str):
     asking.start()
     asking.join(_ANSWER)
     if not found:
-        raise _Unreachable(
-            f"expected an answer within {_ANSWER:g} s, found none",
-            where=at,
-            hint="check the address, the "
-            "network and the right to read it (gs: gcloud auth application-default login), and run the same "
-            "again",
-        )
+        raise _Unreachable(f"there was no answer within {_ANSWER:g} s", where=at,
+                           hint="check the address, the network and the right to read it (gs: gcloud auth "
+                           "application-default login), and run the same again")
     if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]
@@ -219,7 +216,7 @@ def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
     if file["size"] is not None and part.stat().st_size != file["size"]:
         found = part.stat().st_size
         part.unlink()
-        raise UserError(f"expected {file['size']} bytes, as the listing says, found {found}", where=where,
+        raise UserError(f"the file has {found} bytes, but the listing says {file['size']}", where=where,
                         hint="run the same again")
     os.replace(part, to)
 
@@ -258,32 +255,28 @@ def remote_errors(where: str):
         raise
     except ImportError as error:
         extra = protocol in ("hf", "s3", "s3a") or "fsspec" in str(error)
-        raise UserError(f"expected the package that reads {protocol}:// addresses, found none ({_short(error)})",
+        raise UserError(f"the package that reads {protocol}:// addresses is not installed ({first_line(error)})",
                         where=where, hint="pip install 'understudy[cloud]'" if extra else
                         "pip install what it names, or fetch the files yourself and name their folder") from None
     except FileNotFoundError:
-        raise UserError("expected a data set, found nothing at this address", where=where,
+        raise UserError("there is nothing at this address", where=where,
                         hint="check the address; a private one also takes the right to read it (HF_TOKEN, "
                         "AWS_ACCESS_KEY_ID ...)") from None
     except PermissionError as error:
-        raise UserError(f"expected the right to read it ({_short(error)})", where=where,
+        raise UserError(f"you have no right to read it ({first_line(error)})", where=where,
                         hint="log in first (hf auth login, aws configure), or check the address") from None
     except ValueError as error:
         if "Protocol not known" in str(error):
-            raise UserError(f"expected an address of a kind that is known, found {protocol}://", where=where,
+            raise UserError(f"addresses that start with {protocol}:// are not known", where=where,
                             hint="known are hf, s3, gs, https and what else fsspec knows; or name a folder") from None
-        raise _Unreachable(f"expected files, found an answer that cannot be read ({_short(error)})", where=where,
-                    hint="check the address, and the network") from None
+        raise _Unreachable(f"the answer cannot be read ({first_line(error)})", where=where,
+                           hint="check the address and the network") from None
     except Exception as error:  # each protocol has errors of its own
         if any(word in f"{type(error).__name__} {error}" for word in ("NotFound", "404")):
-            raise UserError(f"expected a data set, found nothing at this address ({_short(error)})", where=where,
+            raise UserError(f"there is nothing at this address ({first_line(error)})", where=where,
                             hint="check the address; a private one also takes the right to read it") from None
         if "redential" in f"{type(error).__name__} {error}":
-            raise UserError(f"expected the right to read it, found none ({_short(error)})", where=where,
+            raise UserError(f"you have no right to read it ({first_line(error)})", where=where,
                             hint="log in first (aws configure, hf auth login)") from None
-        raise _Unreachable(f"expected a source that answers ({type(error).__name__}: {_short(error)})", where=where,
-                    hint="check the address and the network, and run the same again") from None
-
-
-def _short(error) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise _Unreachable(f"the source does not answer ({type(error).__name__}: {first_line(error)})", where=where,
+                           hint="check the address and the network, and run the same again") from None

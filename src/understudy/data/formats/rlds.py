@@ -1,8 +1,9 @@
 """RLDS episodes in TFDS folders (Ramos et al. 2021): features.json, dataset_info.json and shards of tfrecord.
 
-A record is one episode, a serialized tf.train.Example: named lists of bytes, float32 or int64, where what each step has
-lies end to end over time. Both are simple enough to be read here without TensorFlow. Checksums are checked: of the
-lengths when the folder is opened, of a record before anything is taken from it.
+A record is one episode, a serialized tf.train.Example: named lists of bytes, float32 or int64, with the values of all
+steps end to end. TensorFlow is not needed to read it. A general parser of Protocol Buffers is not used because it would
+copy all images of a folder when it is opened. Checksums of lengths are checked when the folder is opened, the checksum
+of a record before it is used.
 """
 
 from __future__ import annotations
@@ -19,40 +20,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...core import Feature, UserError
-from ...files import read_json, whole_folder, write_json
+from ...core import DataError, Feature, UserError
+from ...files import write_json
 from .. import cache, video
 from ..episode import Dataset
+from ..sources import MemmapSource
 from . import sidecar
-from .base import SourceEpisodes, row_counts
-from .column_names import format_list, is_plain_flag, shortest_keys, standard_name
-from .memmap_source import MemmapSource
+from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
+from .key_map import add_column, metadata
+from .read_errors import damaged, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
 
-_COPY = "take the file from a copy"
 _SHARD = 256 << 20  # bytes after which a new shard is begun
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _AS_LISTS = ("float32", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")  # nothing is rounded
 _CLASSES = "tensorflow_datasets.core.features."
 
 
-def open_rlds(path: Path, final_step: Literal["action", "observation"] = "action") -> Dataset:
-    """All splits, one after another; where there are several, `meta["split"]` says which.
-
-    final_step: whether the last step of a record is one as the others ("action", as in Open X-Embodiment, 2023), or
-    holds only what was seen last ("observation", as RLDS itself has it). The files do not say; a warning does where
-    the last actions are all zero.
-    """
-    if final_step not in ("action", "observation"):
-        raise UserError(f"expected final_step to be action or observation, found {final_step!r}", where=path,
-                        hint="leave it out, unless the last actions are all zero: then \"observation\"")
-    source = RldsSource(path, final_step)
-    return Dataset(SourceEpisodes(source), source.metadata)
-
-
 @dataclass(frozen=True)
 class TfdsFeature:
-    """One feature of features.json. key: its path, joined by "/", as the records have it."""
+    """One feature of features.json. `key` is its path, joined by "/", as in the records."""
 
     key: str
     kind: Literal["tensor", "image", "text"]
@@ -93,32 +80,43 @@ class TfdsFeature:
             return Feature("string", (), "string")
         found = Feature.from_array(np.empty((0, *self.shape), self.dtype))
         kind = "image" if self.kind == "image" else found.kind
-        return Feature(
-            found.dtype, found.shape, kind, num_classes=None if self.num_classes is None else (self.num_classes,)
-        )
+        return Feature(found.dtype, found.shape, kind, num_classes=self.num_classes and (self.num_classes,))
 
 
 class RldsSource(MemmapSource):
-    def __init__(self, path: Path, final_step: str):
+    """All splits, one after another. If there are several, `metadata["split"]` of an episode names its split.
+
+    Args:
+        path: The folder.
+        final_step: Whether the last step of a record is one as the others ("action", as in Open X-Embodiment, 2023),
+            or holds only what was seen last ("observation", as RLDS itself has it). The files do not say. There is a
+            warning where the last actions are all zero.
+    """
+
+    flags = frozenset(FLAG_COLUMNS)
+
+    def __init__(self, path: Path, final_step: Literal["action", "observation"] = "action"):
+        if final_step not in ("action", "observation"):
+            raise UserError(f"final_step must be action or observation, not {final_step!r}", where=path,
+                            hint="leave it out, unless the last actions are all zero: then \"observation\"")
         self.path, self._shift = path, final_step == "observation"
-        self._info = _dictionary(path / "dataset_info.json")
+        self._info = read_json_object(path / "dataset_info.json")
         warnings: list[str] = []
-        document = _dictionary(path / "features.json")
+        document = read_json_object(path / "features.json")
         try:
             leaves = list(_leaves(document, "", warnings))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"expected the features of a TFDS data set, found something else ({error!r})",
-                            where=path / "features.json", hint=_COPY) from None
+            raise damaged(f"these are not the features of a TFDS data set ({error!r})",
+                          path / "features.json") from None
         if not any(leaf.is_step_feature for leaf in leaves):
-            raise UserError("expected steps with features, found none", where=path / "features.json",
+            raise UserError("there are no steps with features", where=path / "features.json",
                             hint="RLDS data sets have a feature steps; convert others with their own library")
         self._splits = _shards(path, self._info)
         files = [file for _, shards in self._splits for file, _ in shards]
         if left := unlisted_files(path, files):
             warnings.append(f"{', '.join(left[:4])}{', ...' if len(left) > 4 else ''}: not named by dataset_info.json, "
                             "and left out")
-        self.key = cache.json_digest("rlds", final_step, [[str(f), f.stat().st_size, f.stat().st_mtime_ns]
-                                                     for f in (path / "features.json", *files)])
+        self.key = cache.files_digest([path / "features.json", *files], "rlds", final_step)
         self._maps_of: dict[Path, mmap.mmap] = {}
         self._checked: set[int] = set()
         self._held: tuple[int, dict[str, _Values]] = (-1, {})
@@ -127,18 +125,11 @@ class RldsSource(MemmapSource):
             for file, said in shards:
                 self._scan(file, said, split)
         if not self._locations:
-            raise UserError("expected at least one episode, found none", where=path, hint=_COPY)
+            raise damaged("there are no episodes", path)
         self._count(leaves)
         self._assign_features(leaves, warnings)
         self._doubts(warnings, tuple(_described(document, "")))
-        self.metadata = {
-            "format": "rlds",
-            "version": str(self._info.get("version", "")),
-            "path": str(path),
-            "fps": None,
-            "robot_type": None,
-            "warnings": warnings,
-        }
+        self.metadata = metadata("rlds", path, warnings, str(self._info.get("version", "")))
 
     # -- where the records are --------------------------------------------------------------------------------------
 
@@ -154,56 +145,55 @@ class RldsSource(MemmapSource):
         while at < size:
             where = f"{file}, record {number}"
             if size - at < 16:
-                raise UserError(f"expected a record of at least 16 bytes, found {size - at}: the file is cut short",
-                                where=where, hint=_COPY)
+                raise damaged(f"the file is cut short: it ends after {size - at} bytes of the record", where)
             length, crc = struct.unpack_from("<QI", data, at)
             if masked_crc32c(data[at: at + 8]) != crc:
-                gzip = at == 0 and data[:2] == b"\x1f\x8b"
-                raise UserError(
-                    f"expected the checksum of a record's length, found {'gzip' if gzip else 'another'}",
-                    where=where,
-                    hint="unpack the file (gunzip)" if gzip else "the file is damaged: " + _COPY,
-                )
+                if at == 0 and data[:2] == b"\x1f\x8b":
+                    raise UserError("the file is compressed with gzip", where=where, hint="unpack the file (gunzip)")
+                raise damaged("the checksum of the record's length is wrong", where)
             if length > size - at - 16:
-                raise UserError(f"expected a record of {length} bytes, found {size - at - 16}: the file is cut short",
-                                where=where, hint=_COPY)
+                raise damaged(f"the file is cut short: {size - at - 16} of {length} bytes of the record", where)
             self._locations.append((file, number, at + 12, length, split))
             at, number = at + 16 + length, number + 1
         if said is not None and number != said:
-            raise UserError(
-                f"expected {said} records, as dataset_info.json says, found {number}", where=file, hint=_COPY
-            )
+            raise damaged(f"it has {number} records, but dataset_info.json says {said}", file)
 
     def _record(self, episode: int) -> dict[str, _Values]:
         """What is in a record, by key; its checksum is right."""
         if self._held[0] == episode:
             return self._held[1]
-        file, number, at, length, _ = self._locations[episode]
-        data, where = self._map(file), f"{file}, record {number}"
+        file, _, at, length, _ = self._locations[episode]
+        data = self._map(file)
         if episode not in self._checked:
             if masked_crc32c(_pieces(data, at, length)) != struct.unpack_from("<I", data, at + length)[0]:
-                raise UserError("expected the record's checksum, found another: it is damaged", where=where, hint=_COPY)
+                raise damaged("the checksum of the record is wrong", self._where(episode))
             self._checked.add(episode)
-        found = _example(data, at, at + length, where)
-        self._held = episode, found
-        return found
+        self._held = episode, self._unchecked_record(episode)
+        return self._held[1]
+
+    def _unchecked_record(self, episode: int) -> dict[str, _Values]:
+        """What is in a record, by key, without its checksum: for what looks into all records and reads little."""
+        file, _, at, length, _ = self._locations[episode]
+        return _example(self._map(file), at, at + length, self._where(episode))
+
+    def _where(self, episode: int, key: str = "") -> str:
+        file, number, *_ = self._locations[episode]
+        return f"{file}, record {number}" + (f", {key}" if key else "")
 
     def _count(self, leaves):
         """Steps of each record, from a feature that has one value a step, without reading the others."""
         fixed = [leaf for leaf in leaves if leaf.is_step_feature and leaf.size > 0]
         leaf = min(fixed, key=lambda f: (f.key != "steps/is_first", f.kind != "tensor", f.size))
         steps = []
-        for file, number, at, length, _ in self._locations:
-            where = f"{file}, record {number}"
-            values = _example(self._map(file), at, at + length, where).get(leaf.key)
+        for e in range(len(self._locations)):
+            values = self._unchecked_record(e).get(leaf.key)
             count = 0 if values is None else len(values.parts() if leaf.kind != "tensor" or leaf.encoding != "none"
                                                  else values.numbers())
             each = 1 if leaf.kind != "tensor" or leaf.encoding != "none" else leaf.size
             if count % each or count < each:
-                raise UserError(f"expected {each} values of {leaf.key} for each step, found {count}", where=where,
-                                hint="the record is damaged: " + _COPY)
+                raise damaged(f"{leaf.key} must have {each} values for each step, but has {count}", self._where(e))
             if count // each <= self._shift:
-                raise UserError("expected a step and what was seen after it, found a single step", where=where,
+                raise UserError("there is a single step, and no observation after it", where=self._where(e),
                                 hint="its last steps hold actions: leave out final_step='observation'")
             steps.append(count // each)
         self._steps = np.array(steps, np.int64)
@@ -212,6 +202,7 @@ class RldsSource(MemmapSource):
     def _assign_features(self, leaves, warnings):
         self.schema: dict[str, Feature] = {}
         self._leaf: dict[str, TfdsFeature] = {}
+        keys: dict[str, str] = {}
         self._meta_leaves = [leaf for leaf in leaves if not leaf.is_step_feature and leaf.kind != "image"]
         self._ends = any(leaf.key == "steps/is_terminal" for leaf in leaves)
         for leaf in leaves:
@@ -221,24 +212,21 @@ class RldsSource(MemmapSource):
                 leaf = self._camera(leaf, warnings)
                 if leaf is None:
                     continue
-            if leaf.column in self._leaf:
-                if leaf.column == "task":
-                    warnings.append(f"{leaf.key} is left out: task is {self._leaf['task'].key}")
-                    continue
-                raise UserError(f"expected one feature for {leaf.column}, found {self._leaf[leaf.column].key} and "
-                                f"{leaf.key}", where=self.path / "features.json", hint="rename one of them")
+            if leaf.column == "task" and "task" in keys:
+                warnings.append(f"{leaf.key} is left out: task is {keys['task']}")
+                continue
+            add_column(keys, leaf.column, leaf.key, self.path / "features.json")
             self.schema[leaf.column], self._leaf[leaf.column] = leaf.feature, leaf
         if self._ends:
             self.schema["next.terminated"] = self.schema["next.truncated"] = Feature("bool", ())
-        if self._shift:
-            self.columns_with_last_row = frozenset(n for n in self.schema if n.startswith("observation."))
+        self.row_counts = {n: self.lengths + (self._shift and n.startswith("observation.")) for n in self.schema}
 
     def _camera(self, leaf: TfdsFeature, warnings) -> TfdsFeature | None:
         """With its size, from the first frame where features.json does not say. Cameras that were absent in all
         episodes are left out; in some, their frames are black."""
         there, first = [], None
-        for e, (file, number, at, length, _) in enumerate(self._locations):
-            values = _example(self._map(file), at, at + length, f"{file}, record {number}").get(leaf.key)
+        for e in range(len(self._locations)):
+            values = self._unchecked_record(e).get(leaf.key)
             frame = b"" if values is None else values.first()
             there.append(bool(frame))
             first = first or (frame and (e, frame))
@@ -251,8 +239,7 @@ class RldsSource(MemmapSource):
         if -1 not in leaf.shape and len(leaf.shape) == 3:
             return leaf
         channels = leaf.shape[2] if len(leaf.shape) == 3 and leaf.shape[2] > 0 else 3
-        file, number, *_ = self._locations[first[0]]
-        image = video.decode_image(first[1], channels, f"{file}, record {number}, {leaf.key}, frame 0")
+        image = video.decode_image(first[1], channels, f"{self._where(first[0], leaf.key)}, frame 0")
         return TfdsFeature(leaf.key, "image", leaf.dtype, image.shape)
 
     def _doubts(self, warnings, described):
@@ -260,8 +247,8 @@ class RldsSource(MemmapSource):
         odd, still, moved, keys = [], True, False, set()
         actions = [self._leaf[n] for n in self.schema if n.split(".")[0] == "action" and n in self._leaf
                    and self._leaf[n].encoding == "none" and self._leaf[n].kind == "tensor"]
-        for e, (file, number, at, length, _) in enumerate(self._locations):
-            found = _example(self._map(file), at, at + length, f"{file}, record {number}")
+        for e in range(len(self._locations)):
+            found = self._unchecked_record(e)
             keys |= found.keys()
             last = int(self._steps[e]) - 1
             for key, row in (("steps/is_first", 0), ("steps/is_last", last)):
@@ -281,7 +268,7 @@ class RldsSource(MemmapSource):
             )
         if actions and still and moved and not self._shift:
             warnings.append("the last action of every episode is zero: if the last step holds only what was seen last, "
-                            "as RLDS has it, open it with Dataset.open(path, final_step='observation')")
+                            "as RLDS has it, open it with open_dataset(path, final_step='observation')")
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -307,8 +294,7 @@ class RldsSource(MemmapSource):
 
     def _tensor(self, leaf: TfdsFeature, e: int) -> np.ndarray:
         """(steps of the record, *shape)."""
-        file, number, *_ = self._locations[e]
-        return _tensor(leaf, self._record(e).get(leaf.key), int(self._steps[e]), f"{file}, record {number}, {leaf.key}")
+        return _tensor(leaf, self._record(e).get(leaf.key), int(self._steps[e]), self._where(e, leaf.key))
 
     def read_text(self, name, episode):
         leaf, rows = self._leaf[name], int(self.rows(name)[episode])
@@ -322,17 +308,13 @@ class RldsSource(MemmapSource):
         try:
             return [p.decode() for p in parts]
         except UnicodeDecodeError as error:
-            file, number, *_ = self._locations[e]
-            raise UserError(f"expected text in UTF-8, found {error.object[:20]!r}",
-                            where=f"{file}, record {number}, {leaf.key}", hint=_COPY) from None
+            raise damaged(f"the text is not UTF-8: {error.object[:20]!r}", self._where(e, leaf.key)) from None
 
     def _parts(self, leaf, e) -> list[bytes]:
-        file, number, *_ = self._locations[e]
         values = self._record(e).get(leaf.key)
         parts = [] if values is None else values.parts()
         if len(parts) != self._steps[e]:
-            raise UserError(f"expected {self._steps[e]} values, one a step, found {len(parts)}",
-                            where=f"{file}, record {number}, {leaf.key}", hint=_COPY)
+            raise damaged(f"there are {len(parts)} values for {self._steps[e]} steps", self._where(e, leaf.key))
         return parts
 
     def frames(self, name, episode):
@@ -340,17 +322,18 @@ class RldsSource(MemmapSource):
         if leaf.kind != "image":
             yield from enumerate(self._tensor(leaf, episode)[: int(self.rows(name)[episode])])
             return
-        file, number, *_ = self._locations[episode]
         for row, data in enumerate(self._parts(leaf, episode)[: int(self.rows(name)[episode])]):
-            where = f"{file}, record {number}, {leaf.key}, frame {row}"
+            where = f"{self._where(episode, leaf.key)}, frame {row}"
             image = video.decode_image(data, shape[2], where) if data else np.zeros(shape, np.uint8)
             if image.shape != shape:
-                raise UserError(f"expected an image of shape {shape}, found {image.shape}", where=where, hint=_COPY)
+                raise damaged(f"the image has the shape {image.shape} instead of {shape}", where)
             yield row, image
 
+    def location(self, name, episode):
+        return self._where(episode, self._leaf[name].key if name in self._leaf else name)
+
     def episode_metadata(self, episode):
-        file, number, *_, split = self._locations[episode]
-        facts: dict[str, Any] = {"split": split} if len(self._splits) > 1 else {}
+        facts: dict[str, Any] = {"split": self._locations[episode][-1]} if len(self._splits) > 1 else {}
         for leaf in self._meta_leaves:
             values = self._record(episode).get(leaf.key)
             name = leaf.key.removeprefix("episode_metadata/").replace("/", ".")
@@ -358,8 +341,7 @@ class RldsSource(MemmapSource):
                 parts = [] if values is None else values.parts()
                 facts[name] = parts[0].decode(errors="replace") if parts else ""
             elif values is not None:
-                where = f"{file}, record {number}, {leaf.key}"
-                facts[name] = _tensor(leaf, values, 1, where)[0].tolist()
+                facts[name] = _tensor(leaf, values, 1, self._where(episode, leaf.key))[0].tolist()
         return facts
 
 
@@ -373,20 +355,13 @@ def _tensor(leaf: TfdsFeature, values: _Values | None, rows: int, where: str) ->
             data = b"".join(unpack(p) for p in ([] if values is None else values.parts()))
             found = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
     except (zlib.error, ValueError) as error:
-        raise UserError(f"expected numbers, found damage ({error})", where=where, hint=_COPY) from None
+        raise damaged(f"the numbers cannot be read ({error})", where) from None
     if len(found) != rows * leaf.size:
-        raise UserError(f"expected {rows} times {leaf.size} numbers, found {len(found)}", where=where, hint=_COPY)
+        raise damaged(f"there are {len(found)} numbers instead of {rows} times {leaf.size}", where)
     return found.reshape(rows, *leaf.shape)
 
 
 # -- features.json and dataset_info.json ----------------------------------------------------------------------------
-
-
-def _dictionary(file: Path) -> dict[str, Any]:
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise UserError(f"expected a JSON object, found {type(value).__name__}", where=file, hint=_COPY)
-    return value
 
 
 def _leaves(node: Mapping, key: str, warnings: list[str]) -> Iterator[TfdsFeature]:
@@ -445,21 +420,21 @@ def _shards(path: Path, info: Mapping) -> list[tuple[str, list[tuple[Path, int |
     """(split, its files with the number of records that each should have)."""
     where, kind = path / "dataset_info.json", info.get("fileFormat") or "tfrecord"
     if kind != "tfrecord":
-        raise UserError(f"expected files of format tfrecord, found {kind}, which is not read", where=where,
+        raise UserError(f"files of format {kind} are not read, only tfrecord", where=where,
                         hint="tfds convert_format --dataset_dir=SRC --out_file_format=tfrecord --out_path=DST")
     splits = info.get("splits")
     if not isinstance(splits, list) or not splits or not all(isinstance(s, dict) for s in splits):
-        raise UserError("expected splits, found none", where=where, hint=_COPY)
+        raise damaged("there are no splits", where)
     name, out = str(info.get("name") or path.parent.name), []
     for split in splits:
         try:
             files = shard_files(path, name, split)
         except (TypeError, ValueError):
-            raise UserError(f"expected numbers of records, found {split.get('shardLengths')}",
-                            where=f"{where}, shardLengths", hint=_COPY) from None
+            raise damaged(f"these are not numbers of records: {split.get('shardLengths')}",
+                          f"{where}, shardLengths") from None
         for i, (file, _) in enumerate(files):
             if not file.is_file():
-                raise UserError(f"expected shard {i} of split {split.get('name')}, found none", where=file, hint=_COPY)
+                raise damaged(f"shard {i} of split {split.get('name')} is missing", file)
         out.append((str(split.get("name")), files))
     return out
 
@@ -504,7 +479,7 @@ class _Values:
     def parts(self) -> list[bytes]:
         kind, at, end = self._list
         if kind not in (0, 1):
-            raise UserError("expected text or bytes, found numbers", where=self._where, hint=_COPY)
+            raise damaged("these are numbers, not text or bytes", self._where)
         return [self._data[a:b] for f, w, a, b in _fields(self._data, at, end, self._where) if (f, w) == (1, 2)]
 
     def first(self) -> bytes:
@@ -516,7 +491,7 @@ class _Values:
         """float32 or int64, packed (as everybody writes them) or one by one."""
         kind, at, end = self._list
         if kind == 1:
-            raise UserError("expected numbers, found text or bytes", where=self._where, hint=_COPY)
+            raise damaged("this is text or bytes, not numbers", self._where)
         out = []
         for field, wire, a, b in _fields(self._data, at, end, self._where):
             if field == 1 and wire == 2:
@@ -594,8 +569,8 @@ def _varints(data: bytes, where: str) -> np.ndarray:
     return np.bitwise_or.reduceat(bits, first).view(np.int64)
 
 
-def _broken(where) -> UserError:
-    return UserError("expected a tf.train.Example, found damage", where=where, hint=_COPY)
+def _broken(where) -> DataError:
+    return damaged("this is not a tf.train.Example", where)
 
 
 def _pieces(data, at: int, length: int) -> Iterator[bytes]:
@@ -608,7 +583,7 @@ def masked_crc32c(pieces: bytes | Iterable[bytes]) -> int:
     try:
         import google_crc32c
     except ImportError:
-        raise UserError("reading tfrecord needs the package google-crc32c, found none",
+        raise UserError("reading tfrecord needs the package google-crc32c, which is not installed",
                         hint="pip install 'understudy[formats]'") from None
     crc = 0
     for piece in [pieces] if isinstance(pieces, bytes) else pieces:
@@ -621,7 +596,13 @@ def masked_crc32c(pieces: bytes | Iterable[bytes]) -> int:
 
 @dataclass(frozen=True)
 class _StoragePlan:
-    """leaves: {column: how it is stored}; is_first and is_last are made up. facts: {key of meta: how}."""
+    """How data are stored.
+
+    Attributes:
+        leaves: The feature of each column. is_first and is_last are added.
+        metadata: The feature of each key of the metadata of episodes.
+        has_end_flags: Whether is_terminal stores next.terminated and next.truncated.
+    """
 
     leaves: Mapping[str, TfdsFeature]
     metadata: Mapping[str, TfdsFeature]
@@ -751,17 +732,17 @@ def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new folder that tfds.builder_from_directory opens: one split, train, of shards of tfrecord. Every step is one
-    with an action; what was seen last goes into the side file."""
+    """Writes a folder that tfds.builder_from_directory opens, with one split, train, in shards of tfrecord.
+
+    Every step has an action. The row after the last action is kept in the sidecar file.
+    """
     path = Path(path)
-    if not len(data):
-        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
     masked_crc32c(b"")  # says what to install before anything is written
     plan, name = _plan(data), re.sub(r"\W+", "_", path.stem.lower()).strip("_") or "demonstrations"
     name = name if name[0].isalpha() else f"d_{name}"
-    with cache.disk_errors(path), whole_folder(path) as part:
+    with sidecar.new_folder(path, data, capability(data)) as part:
         counts, size, out = [], 0, None
-        lengths = row_counts(data)
+        lengths = data.lengths
         try:
             for e, episode in enumerate(data):
                 if out is None or out.tell() >= _SHARD:
@@ -785,7 +766,6 @@ def write(data: Dataset, path: str | Path) -> None:
             "name": name, "version": "1.0.0", "description": "Written by understudy.", "fileFormat": "tfrecord",
             "splits": [{"name": "train", "numBytes": str(size), "shardLengths": [str(n) for n in counts],
                         "filepathTemplate": SHARD_TEMPLATE}]})
-        sidecar.write_sidecar(part, data, capability(data))
 
 
 def _encode(plan: _StoragePlan, episode, length: int) -> bytes:

@@ -8,7 +8,6 @@ last; its other rows are the next rows of `obs`. Everything else in a demo keeps
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,67 +15,62 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
+from .. import cache
 from ..episode import Dataset, Episode
-from . import hdf5
-from .base import SourceEpisodes, row_counts
-from .chunked_source import ChunkedSource, sort_numbered
+from ..sources import ChunkedSource
+from . import hdf5, sidecar
+from .column_names import sort_numbered
+from .key_map import KeyMap, common_arrays, metadata
+from .read_errors import damaged
 from .sidecar import FormatCapability
 
-_NAMES = {"actions": "action", "rewards": "next.reward", "dones": "next.done"}
-_KEYS = {name: key for key, name in _NAMES.items()}
+KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done"}, group="obs/")
 _TAKEN = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # facts that have a place of their own, and no fact
 _SMALL = 1000  # numbers; shorter arrays that are not of the steps' length are facts
 _AHEAD = 64  # demos whose facts are read at once
 _LOOKED = 64  # demos in which next_obs is compared with obs
 
 
-def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
-    """mask: the name of a filter key; only its demos."""
-    source = RobomimicSource(path)
-    if mask is not None and mask not in source.masks:
-        raise UserError(f"expected one of {', '.join(source.masks) or 'no masks at all'}, found {mask!r}",
-                        where=f"{path}, mask", hint="choose one of the file's filter keys, or leave mask out")
-    numbers = None if mask is None else [e for e, d in enumerate(source.demos) if d in source.masks[mask]]
-    return Dataset(SourceEpisodes(source, numbers), source.metadata)
-
-
 class RobomimicSource(ChunkedSource):
+    """One file.
+
+    Args:
+        path: The file.
+    """
+
     def __init__(self, path: Path):
-        self.path, self.key, warnings = path, hdf5.file_digest(path), []
+        self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
             file = files[path]
             data = file.get("data")
             self.demos = sort_numbered(list(data), "demo_")
             if not self.demos:
-                raise UserError("expected groups demo_0, demo_1, ..., found none", where=f"{path}, data",
-                                hint="the file holds no demonstration")
-            self._of_all = self._of_file(hdf5.read_attributes(data, f"{path}, data"))
-            demos = [self._demo(data[d], d, warnings) for d in self.demos]
-            self._steps, self._stored, self._task_texts, self._small, self._lies = map(list, zip(
-                *demos, strict=True))
-            self._total(data, warnings)
+                raise damaged("there are no groups demo_0, demo_1, ...", f"{path}, data")
+            attributes = self._of_file(hdf5.read_attributes(data, f"{path}, data"))
+            total = attributes.pop("total", None)
+            self._of_all = attributes
+            steps, stored, self._tasks, self._small, self._lies = zip(
+                *(self._demo(data[d], d, warnings) for d in self.demos), strict=True)
+            if total is not None and total != sum(steps):
+                warnings.append(f"data, attribute total: {total}, but the demos have {sum(steps)} steps")
+            self.lengths = np.array(steps, np.int64)
             self.masks = self._masks(file, warnings)
-            self._check_next_obs(files, warnings)
-            self._join(warnings)
+            self._check_next_obs(files, stored, warnings)
+            self._join(stored, warnings)
             self.schema = hdf5.restore_column_order(self.schema, file)
-        rate, robot = _about(self._env)
-        self.metadata = {"format": self._format, "version": str(_inside(self._env, "env_version") or ""),
-                      "path": str(path), "fps": rate, "robot_type": robot, "warnings": warnings}
+        kind = "robomimic" if "env_args" in attributes or not attributes.keys() & {"env", "env_info"} else "robosuite"
+        self.metadata = _metadata(self._env, kind, path, warnings)
+        if _inside(self._env, "env_name") == "":  # ours, of data that had none
+            attributes.pop("env_args")
 
     # -- what is there
 
     def _of_file(self, attributes: dict) -> dict[str, Any]:
-        """Facts of all episodes."""
-        where = f"{self.path}, data, attribute"
-        self._warnings = attributes.pop("total", None)
-        self._format = "robomimic" if "env_args" in attributes or not attributes.keys() & {"env", "env_info"} \
-            else "robosuite"
+        """Metadata of all episodes."""
         for key in ("env_args", "env_info"):
             if key in attributes:
-                attributes[key] = hdf5.decode_json_attribute(attributes[key], f"{where} {key}")
+                attributes[key] = hdf5.decode_json_attribute(attributes[key], f"{self.path}, data, attribute {key}")
         self._env = attributes.get("env_args", attributes.get("env_info", {}))
-        if _inside(self._env, "env_name") == "":  # ours, of data that had none
-            attributes.pop("env_args")
         self._task = _inside(self._env, "lang") or _inside(self._env, "env_kwargs", "env_lang")
         return attributes
 
@@ -84,23 +78,11 @@ class RobomimicSource(ChunkedSource):
             int, dict[str, Feature], str | None, list[str] | None, dict[str, hdf5.ContiguousLayout]]:
         """Steps, the feature of each array by its key, the task in words, keys of short arrays that are facts (None
         where there are no facts at all), where arrays lie."""
-        where = f"{self.path}, data/{demo}"
+        where, found, small, lies = f"{self.path}, data/{demo}", {}, [], {}
         arrays = hdf5.arrays(group, where)
-        if "actions" not in arrays or not arrays["actions"].shape:
-            raise UserError(f"expected an array actions, found {', '.join(arrays) or 'nothing'}", where=where,
-                            hint="remove the demo, or take the file from a copy")
-        steps = arrays["actions"].shape[0]
-        said = group.attrs.get("num_samples", steps)
-        if np.shape(said) != () or said != steps:
-            raise UserError(f"expected num_samples to be {steps}, the rows of actions, found {said}", where=where,
-                            hint="correct the attribute, or take the file from a copy")
-        if not steps:
-            raise UserError("expected at least one step, found none", where=f"{where}/actions", hint="remove the demo")
-        found, holes, small, lies = {}, [], [], {}
+        steps = hdf5.count_steps(arrays, "actions", where, ("num_samples", group.attrs["num_samples"])
+                                 if "num_samples" in group.attrs else None)
         for key, array in arrays.items():
-            place = f"{where}/{key}"
-            if array.has_unwritten_chunks:
-                holes.append(key)
             own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
             if not own and (not array.shape or array.shape[0] != steps):
                 if array.size > _SMALL:
@@ -108,16 +90,13 @@ class RobomimicSource(ChunkedSource):
                 else:
                     small.append(key)
                 continue
-            f = hdf5.array_feature(_name(key, None), array, place, flag=key == "dones")
-            if array.shape[0] != steps:
-                raise UserError(f"expected {steps} rows, as actions has, found {array.shape[0]}", where=place,
-                                hint="remove the demo, or take the file from a copy")
+            f = hdf5.array_feature(KEYS.column(key), array, f"{where}/{key}", flag=key == "dones")
+            hdf5.check_rows(array, steps, "as actions has", f"{where}/{key}")
             if array.filled_marker != "last":
                 found[key] = f
                 if at := array.layout:
                     lies[key] = at
-        if holes:
-            warnings.append(f"{demo}: parts of {', '.join(holes)} were never written, and read as zeros")
+        hdf5.warn_of_holes(arrays, demo, warnings)
         task = hdf5.decode_json_attribute(
             hdf5.to_json_value(group.attrs.get("ep_meta", "{}"), f"{where}, attribute ep_meta"), where
         )
@@ -125,27 +104,22 @@ class RobomimicSource(ChunkedSource):
         plain = not small and list(group.attrs) == ["num_samples"]
         return steps, found, task if isinstance(task, str) else None, None if plain else small, lies
 
-    def _total(self, data, warnings):
-        if self._warnings is not None and self._warnings != sum(self._steps):
-            warnings.append(f"data, attribute total: {self._warnings}, but the demos have {sum(self._steps)} steps")
-
     def _masks(self, file, warnings) -> dict[str, list[str]]:
         masks = {}
         if "mask" in file:
             for key, array in hdf5.arrays(file["mask"], f"{self.path}, mask").items():
                 where = f"{self.path}, mask/{key}"
                 if len(array.shape) != 1 or not hdf5.is_text(array):
-                    raise UserError(f"expected names of demos, found {array.dtype} {array.shape}", where=where,
+                    raise UserError(f"it must be names of demos, but is {array.dtype} {array.shape}", where=where,
                                     hint="remove the mask, or write it again")
                 masks[key] = hdf5.read_rows(array, 0, len(array), where).tolist()
                 if gone := [d for d in masks[key] if d not in self.demos]:
                     warnings.append(f"mask/{key} names {', '.join(gone[:5])}, which the file does not hold")
         return masks
 
-    def _check_next_obs(self, files, warnings):
+    def _check_next_obs(self, files, stored, warnings):
         """Whether next_obs is the next row of obs, by the last of its rows that has one."""
-        for demo, found, steps, lies in list(zip(self.demos, self._stored, self._steps, self._lies, strict=True)
-                                             )[:_LOOKED]:
+        for demo, found, steps, lies in list(zip(self.demos, stored, self.lengths, self._lies, strict=True))[:_LOOKED]:
             for key, f in found.items():
                 if key.startswith("next_obs/") and key[5:] in found and steps > 1 and f.kind == "vector":
                     where = f"{self.path}, data/{demo}"
@@ -156,41 +130,30 @@ class RobomimicSource(ChunkedSource):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
                         return
 
-    def _join(self, warnings):
+    def _join(self, stored, warnings):
         """The columns that all demos have."""
-        self.lengths = np.array(self._steps, np.int64)
-        self.schema, self._keys, self.row_counts = {}, {}, {}
-        first = self._stored[0]
-        for key in dict.fromkeys(k for found in self._stored for k in found if not k.startswith("next_obs/")):
-            without = [d for d, found in zip(self.demos, self._stored, strict=True) if key not in found]
-            if without and key.startswith("obs/"):
-                raise UserError(f"expected an array {key} as in other demos, found none",
-                                where=f"{self.path}, data/{without[0]}", hint="remove the demo, or the array from all")
-            if without:
-                warnings.append(f"{key}: {len(without)} of {len(self.demos)} demos do not have it, {without[0]} for "
-                                "one: left out")
-                continue
-            for d, found in zip(self.demos, self._stored, strict=True):
-                for k, f in ((k, found[k]) for k in (key, f"next_{key}") if k in found):
-                    if (f.dtype, f.shape) != (first[key].dtype, first[key].shape):
-                        raise UserError(f"expected {first[key].dtype} {first[key].shape} as {key} in {self.demos[0]}, "
-                                        f"found {f.dtype} {f.shape}", where=f"{self.path}, data/{d}/{k}",
-                                        hint="remove the demo, or the array from all")
-            name = _name(key, first[key])
-            if name in self.schema:
-                raise UserError(f"expected one array for {name}, found {self._keys[name]} and {key}", where=self.path,
-                                hint="remove one of them")
-            self.schema[name], self._keys[name] = first[key], key
-            self.row_counts[name] = self.lengths + np.array(
-                [key.startswith("obs/") and f"next_{key}" in found for found in self._stored])
-        if "task" not in self.schema and None not in self._task_texts:
+        found = common_arrays(
+            [{k: f for k, f in arrays.items() if not k.startswith("next_obs/")} for arrays in stored],
+            lambda f: (f.dtype, f.shape), lambda e, key: f"{self._group(e)}/{key}",
+            lambda key: not key.startswith("obs/"),
+            lambda key, e: warnings.append(f"{key}: {self.demos[e]} does not have it: left out"))
+        for e, arrays in enumerate(stored):
+            for key in [k for k in found if k.startswith("obs/") and f"next_{k}" in arrays]:
+                f, after = found[key], arrays[f"next_{key}"]
+                if (after.dtype, after.shape) != (f.dtype, f.shape):
+                    raise UserError(f"it is {after.dtype} {after.shape}, but {key} is {f.dtype} {f.shape}",
+                                    where=f"{self._group(e)}/next_{key}", hint="remove the demo, or the array from all")
+        self.schema, self._keys = KEYS.schema(found, self.path)
+        self.row_counts = {}
+        for name, key in self._keys.items():
+            self.row_counts[name] = self.lengths + [key.startswith("obs/") and f"next_{key}" in a for a in stored]
+        if "task" not in self.schema and None not in self._tasks:
             self.schema["task"], self._keys["task"] = Feature("string", (), "string"), "ep_meta"
             self.row_counts["task"] = self.lengths
-        if lost := sorted({k for f in self._stored for k in f if k.startswith("next_obs/") and k[5:] not in f}):
+        if lost := sorted({k for a in stored for k in a if k.startswith("next_obs/") and k[5:] not in a}):
             warnings.append(f"{', '.join(lost)}: not in obs, left out")
         if not any(n.startswith("observation.") for n in self.schema):
             warnings.append("no observations: robomimic's dataset_states_to_obs.py adds them, with the simulator")
-        del self._stored
 
     # -- reading
 
@@ -198,12 +161,15 @@ class RobomimicSource(ChunkedSource):
         return hdf5.OpenFiles()
 
     def location(self, name, episode):
-        return f"{self.path}, data/{self.demos[episode]}/{self._keys[name]}"
+        return f"{self._group(episode)}/{self._keys[name]}"
+
+    def _group(self, episode) -> str:
+        return f"{self.path}, data/{self.demos[episode]}"
 
     def read_rows(self, files, name, episode, first, stop):
         steps, where = int(self.lengths[episode]), self.location(name, episode)
         if self._keys[name] == "ep_meta":
-            return np.broadcast_to(np.array(self._task_texts[episode], object), (stop - first,))
+            return np.broadcast_to(np.array(self._tasks[episode], object), (stop - first,))
         key, at, lies, parts = self._keys[name], f"data/{self.demos[episode]}", self._lies[episode], []
         if first < min(stop, steps):
             parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), where, lies.get(key)))
@@ -212,7 +178,7 @@ class RobomimicSource(ChunkedSource):
                                       lies.get(f"next_{key}")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def episode_metadata(self, episode) -> Mapping[str, Any]:
+    def episode_metadata(self, episode):
         # some at once, and once: opening the file takes as long as their numbers
         if episode not in self._episode_metadata_cache:
             with hdf5.OpenFiles() as files:
@@ -221,7 +187,7 @@ class RobomimicSource(ChunkedSource):
         return self._episode_metadata_cache[episode]
 
     @cached_property
-    def _episode_metadata_cache(self) -> dict[int, Mapping[str, Any]]:
+    def _episode_metadata_cache(self) -> dict[int, dict[str, Any]]:
         return {}
 
     def _read_metadata(self, files, episode) -> dict[str, Any]:
@@ -257,27 +223,33 @@ def _value(array, where):
         return hdf5.to_json_value(array[()], where)
 
 
-def _about(env) -> tuple[float | None, str | None]:
-    """Steps a second and the robot, of env_args or env_info."""
+def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]:
+    """Metadata of a data set, from env_args or env_info."""
     rate = _inside(env, "env_kwargs", "control_freq") or _inside(env, "control_freq")
-    number = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < float("inf")
     robot = _inside(env, "env_kwargs", "robots") or _inside(env, "robots")
     robot = robot[0] if isinstance(robot, list) and len(robot) == 1 else robot
-    return float(rate) if number else None, robot if isinstance(robot, str) else None
+    return metadata(kind, path, warnings, str(_inside(env, "env_version") or ""), rate, robot)
+
+
+def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
+    """Opens a file, or the demos of it that a filter key names.
+
+    Args:
+        path: The file.
+        mask: The name of the filter key.
+    """
+    source = RobomimicSource(path)
+    if mask is not None and mask not in source.masks:
+        raise UserError(f"there is no mask {mask!r}; there are {', '.join(source.masks) or 'no masks'}",
+                        where=f"{path}, mask", hint="choose one of the file's filter keys, or leave mask out")
+    numbers = None if mask is None else [e for e, d in enumerate(source.demos) if d in source.masks[mask]]
+    return Dataset(source, indices=numbers)
 
 
 def _inside(value, *keys):
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def _name(key: str, f: Feature | None) -> str:
-    """The column of an array of a demo."""
-    if key.startswith("obs/"):
-        kind = "images." if f is not None and f.kind == "image" else ""
-        return f"observation.{kind}{key[4:].replace('/', '.')}"
-    return _NAMES.get(key) or key.replace("/", ".")
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -288,16 +260,18 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def write(data: Dataset, path: Path) -> None:
-    """A new file that robomimic opens, there whole or not at all. Where an episode has no row after the last action,
-    the last row of `next_obs` is that of `obs`, and is marked; `dones` is next.done, or else where an episode
-    terminates or is truncated."""
+    """Writes a file that robomimic opens. It is complete or absent.
+
+    If an episode has no row after the last action, the last row of `next_obs` is that of `obs` and is marked. `dones`
+    is next.done, or else true where an episode terminates or is truncated.
+    """
     h5py = hdf5.import_h5py()
     holds, keys, demos, env = _plan(data)
-    with hdf5.new_file(path, data, holds) as part, h5py.File(part, "w") as file:
+    with sidecar.new_file_with_sidecar(path, data, holds) as part, h5py.File(part, "w") as file:
         hdf5.store_column_order(file, data, holds)
         group, masks = file.create_group("data"), {}
         group.attrs["env_args"] = json.dumps(env, indent=4)
-        group.attrs["total"] = int(row_counts(data).sum())
+        group.attrs["total"] = data.steps
         for demo, e in zip(demos, data, strict=True):
             _put(group.create_group(demo), e, keys, holds)
             if "masks" in holds.metadata_keys:
@@ -338,18 +312,16 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], A
     )
 
     def key(name, f):
-        if name in _KEYS:
-            return _KEYS[name] if name != "next.done" or (f.dtype, f.shape) == ("bool", ()) else None
+        if name == "next.done" and (f.dtype, f.shape) != ("bool", ()):
+            return None
         if name == "task" and told and f.kind == "string" and not f.shape and _constant(data):
             return "ep_meta"
-        if name.startswith("observation."):
-            return "obs/" + name.removeprefix("observation." + "images." * (f.kind == "image"))
-        return None if name in ("obs", "next_obs", *_NAMES) or not name else name
+        return None if name in ("obs", "next_obs", *KEYS.columns) or not name else KEYS.key(name, f)
 
-    keys, places = hdf5.column_encodings(data, key, lambda k, f: "task" if k == "ep_meta" else _name(k, f),
+    keys, places = hdf5.column_encodings(data, lambda k, f: "task" if k == "ep_meta" else KEYS.column(k, f), key,
                                last=lambda k: k.startswith("obs/"), flags={"next.done"})
     if "action" not in keys:
-        raise UserError(f"expected a column action, found {', '.join(data.features())}", where="robomimic",
+        raise UserError(f"robomimic needs a column action; there are {', '.join(data.features())}", where="robomimic",
                         hint="choose another format, or name the column action")
     facts = hdf5.storable_metadata(data, _TAKEN)
     demos = [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]
@@ -373,14 +345,14 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], A
     else:
         known = {"control_freq": data.fps, "robots": data.metadata.get("robot_type")}
         env = {"env_name": "", "env_type": 2, "env_kwargs": {k: v for k, v in known.items() if v is not None}}
-    rate, robot = _about(env)
+    read = _metadata(env, "robomimic", Path(), [])
     return (
         FormatCapability(
-            places, fps=rate == data.fps, robot_type=robot == data.metadata.get("robot_type"), metadata_keys=facts
+            places, fps=read["fps"] == data.fps, robot_type=read["robot_type"] == data.metadata.get("robot_type"),
+                  metadata_keys=facts
         ),
         keys,
-        demos,
-        env,
+        demos, env,
     )
 
 

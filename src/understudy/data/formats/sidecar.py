@@ -1,7 +1,8 @@
-"""What a format has no place for: said before it is written, and kept in a file beside it.
+"""Sidecar files: what a format cannot store is kept in a file next to the data.
 
-In a folder that file is understudy.npz, beside FILE it is FILE.understudy.npz; other software does not look at it. A
-format says what it holds (`FormatCapability`), as it would be read again; everything else follows from that here.
+In a folder the sidecar file is understudy.npz. Next to FILE it is FILE.understudy.npz. Other software ignores it. A
+format says what it stores (`FormatCapability`), as it would be read again. From that follow the losses of a conversion
+and the content of the sidecar file.
 """
 
 from __future__ import annotations
@@ -17,22 +18,28 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import whole_file
+from ...files import whole_file, whole_folder
 from .. import cache
-from ..episode import Dataset
-from .base import ColumnSource, SourceEpisodes, episode_starts, row_counts
-from .npz_arrays import NpzArrays
-from .npz_arrays import write_npz as write_arrays
+from ..episode import ColumnSource, Dataset, episode_starts
+from ..sources import WrapperSource
+from .npz_arrays import NpzArrays, column_chunks, whole_array, write_npz
 
 SIDECAR_NAME = "understudy.npz"
 
 
 @dataclass(frozen=True)
 class ColumnEncoding:
-    """How a format stores one column: what it is called and what it is when it is read again without the side file.
-    last: there is room for the row after the last action. exact: the values are the same, bit by bit (a wider dtype
-    is), or else they are lost. repeats: where there is no row after the last action, the format needs one all the
-    same, and the last row is written once more."""
+    """How a format stores one column: what is read again without the sidecar file.
+
+    Attributes:
+        name: The column when it is read again.
+        dtype: Its dtype then.
+        shape: Its shape then, for one step.
+        has_last_row: Whether the format stores the row after the last action.
+        is_exact: Whether the values are read bit-identically, in this dtype. If not, they are lost.
+        repeats_last_row: Whether the format needs a row after the last action, so that the last row is written twice
+            if there is none.
+    """
 
     name: str
     dtype: str
@@ -41,16 +48,21 @@ class ColumnEncoding:
     is_exact: bool = True
     repeats_last_row: bool = False
 
-    @staticmethod
-    def from_feature(name: str, feature: Feature, last: bool = False) -> ColumnEncoding:
-        return ColumnEncoding(name, feature.dtype, feature.shape, last)
-
 
 @dataclass(frozen=True)
 class FormatCapability:
-    """What a format stores by itself. columns: by their names here; those that are missing have no place in it.
-    names: of components, and how many choices there are. meta: keys of the facts of episodes. reads: all columns, in
-    the order in which they are read again, where that is not the order of the data or has more of them."""
+    """What a format stores without a sidecar file.
+
+    Attributes:
+        columns: How each column is stored. Columns that are missing here are not stored.
+        component_names: Whether names of components, kinds and numbers of choices are stored.
+        units: Whether units are stored.
+        fps: Whether the steps per second are stored.
+        robot_type: Whether the robot type is stored.
+        metadata_keys: Metadata of episodes that are stored.
+        read_columns: All columns in the order in which they are read again, if it is not the order of the data or if
+            there are more of them.
+    """
 
     columns: Mapping[str, ColumnEncoding]
     component_names: bool = False
@@ -63,7 +75,13 @@ class FormatCapability:
 
 @dataclass(frozen=True)
 class ConversionLoss:
-    """subject: a column, "fps", "robot_type" or "metadata.KEY". kept: in the side file, so that we read it again."""
+    """Something that a format cannot store.
+
+    Attributes:
+        subject: A column, "fps", "robot_type" or "metadata.KEY".
+        reason: What is not stored.
+        in_sidecar: Whether it is kept in the sidecar file, so that understudy reads it again.
+    """
 
     subject: str
     reason: str
@@ -74,7 +92,7 @@ class ConversionLoss:
 
 
 def conversion_losses(data: Dataset, capability: FormatCapability) -> list[ConversionLoss]:
-    """What of these data the format cannot hold by itself, in the order of the columns."""
+    """What of these data the format cannot store without a sidecar file, in the order of the columns."""
     out, declared = [], data[0].features() if len(data) else {}
     for name, f in data.features().items():
         place = capability.columns.get(name)
@@ -87,9 +105,9 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
             out.append(ConversionLoss(name, f"{f.dtype} {f.shape} is stored as {place.dtype} {place.shape}"))
         if not place.is_exact:
             out.append(ConversionLoss(name, "is compressed, and not exactly the same afterwards", in_sidecar=False))
-        if not place.has_last_row and (row_counts(data, name) > row_counts(data)).any():
+        if not place.has_last_row and (data.rows(name) > data.lengths).any():
             out.append(ConversionLoss(name, "the row after the last action"))
-        if place.repeats_last_row and (row_counts(data, name) == row_counts(data)).any():
+        if place.repeats_last_row and (data.rows(name) == data.lengths).any():
             out.append(ConversionLoss(name, "that no row follows the last action: its last row is written twice"))
         if f.names and not capability.component_names:
             out.append(ConversionLoss(name, "the names of its components"))
@@ -112,17 +130,18 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
 
 
 def _kind(f: Feature) -> str:
-    """What an array of that dtype and shape is taken for."""
+    """The kind that an array of this dtype and shape is read as."""
     return "string" if f.dtype == "string" else Feature.from_array(np.empty((0, *f.shape), f.dtype)).kind
 
 
 def sidecar_path(path: Path) -> Path:
+    """The sidecar file of a data set."""
     return path / SIDECAR_NAME if path.is_dir() else path.with_name(f"{path.name}.{SIDECAR_NAME}")
 
 
 def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> None:
-    """The side file of the data set that lies at `path`, if there is anything for it."""
-    features, lengths = data.features(), row_counts(data)
+    """Writes the sidecar file of the data set at `path`, if it has anything to store."""
+    features, lengths = data.features(), data.lengths
     if not conversion_losses(data, capability) and (
         capability.read_columns is None or capability.read_columns == tuple(features)
     ):
@@ -133,28 +152,36 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
         "places": {name: place.name for name, place in capability.columns.items()},
         "metadata": [dict(e.metadata) for e in data]}
     text = np.frombuffer(json.dumps(document, default=_to_json_value).encode(), np.uint8)
-    arrays = [("document", text.shape, text.dtype, lambda: [text]),
-              ("lengths", lengths.shape, lengths.dtype, lambda: [lengths])]
+    arrays = [whole_array("document", text), whole_array("lengths", lengths)]
     for name, f in features.items():
-        place, rows = capability.columns.get(name), row_counts(data, name)
+        place, rows = capability.columns.get(name), data.rows(name)
         longer = rows > lengths
         if place is None:
-            arrays += [_array(f"rows/{name}", rows), _pieces(f"column/{name}", f, rows, partial(_column, data, name))]
+            column = partial(_column, data, name)
+            arrays += [whole_array(f"rows/{name}", rows), column_chunks(f"column/{name}", f, int(rows.sum()), column)]
         elif place.repeats_last_row and not longer.all():
-            arrays.append(_array(f"rows/{name}", rows))
+            arrays.append(whole_array(f"rows/{name}", rows))
         elif longer.any() and not place.has_last_row:
-            ones = longer.astype(np.int64)
-            arrays += [_array(f"rows/{name}", rows), _pieces(f"last/{name}", f, ones, partial(_last_rows, data, name))]
-    write_arrays(sidecar_path(path), arrays)
+            last = partial(_last_rows, data, name)
+            arrays += [whole_array(f"rows/{name}", rows), column_chunks(f"last/{name}", f, int(longer.sum()), last)]
+    write_npz(sidecar_path(path), arrays)
+
+
+@contextmanager
+def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iterator[Path]:
+    """A new folder with its sidecar file. Yields a temporary folder, which is renamed when all is written."""
+    with cache.disk_errors(Path(path)), whole_folder(path) as part:
+        yield part
+        write_sidecar(part, data, holds)
 
 
 @contextmanager
 def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> Iterator[Path]:
-    """A new file at `path` and what belongs beside it: both, or neither. Yields where to write the file meanwhile."""
+    """A new file with its sidecar file: both or neither. Yields a temporary file, which is renamed at the end."""
     if sidecar_path(path).exists():
-        raise UserError("expected nothing here, found what was kept beside another file of that name",
+        raise UserError("this file belongs to another data set of the same name",
                         where=sidecar_path(path), hint="choose another place, or move it away first")
-    with whole_file(path) as part:
+    with cache.disk_errors(path), whole_file(path) as part:
         yield part
         try:
             write_sidecar(path, data, capability)
@@ -164,58 +191,56 @@ def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapabilit
 
 
 def apply_sidecar(path: Path, data: Dataset) -> Dataset:
-    """`data` as it was read from `path`, with what lies in its side file, if it has one."""
+    """The data as they were read from `path`, with what its sidecar file adds, if there is one."""
     if not sidecar_path(path).exists():
         return data
     arrays = NpzArrays(sidecar_path(path))
     document = json.loads(arrays.read_array("document").tobytes())
     if document.get("version") != 1:
-        raise UserError(f"expected version 1, found {document.get('version')}", where=sidecar_path(path),
+        raise UserError(f"version {document.get('version')} is not read, only version 1", where=sidecar_path(path),
                         hint="a newer understudy wrote this: update, or move the file away to read the data without it")
-    source = data._episodes.source
-    said = arrays.read_array("lengths")
+    said, source = arrays.read_array("lengths"), data.source
     if not np.array_equal(said, source.lengths):
         warning = (
             f"{sidecar_path(path).name} is about {len(said)} episodes and {int(said.sum())} steps, the data have "
             f"{len(source.lengths)} and {int(source.lengths.sum())}: it is left aside"
         )
-        return Dataset(data._episodes, {**data.metadata, "warnings": [*data.metadata.get("warnings", []), warning]})
+        warnings = [*data.metadata.get("warnings", []), warning]
+        return Dataset(source, {**data.metadata, "warnings": warnings}, data.indices)
     facts = {**data.metadata, "fps": document["fps"], "robot_type": document["robot_type"]}
-    return Dataset(SourceEpisodes(SidecarSource(source, arrays, document), data._episodes.indices), facts)
+    return Dataset(SidecarSource(source, arrays, document), facts, data.indices)
 
 
 def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None:
-    """Beside `to`, what lies beside `path` of these of its episodes."""
+    """Writes the sidecar file of `destination`: that of `path`, for some of its episodes."""
     arrays = NpzArrays(sidecar_path(path))
     document, lengths = json.loads(arrays.read_array("document").tobytes()), arrays.read_array("lengths")
     kept = np.isin(np.arange(len(lengths)), indices)
     document["metadata"] = [m for m, keep in zip(document["metadata"], kept, strict=True) if keep]
     text = np.frombuffer(json.dumps(document).encode(), np.uint8)
-    out = [_array("document", text), _array("lengths", lengths[kept])]
+    out = [whole_array("document", text), whole_array("lengths", lengths[kept])]
     for key, (shape, dtype) in arrays.headers.items():
         what, _, name = key.partition("/")
         if what == "rows":
-            out.append(_array(key, arrays.read_array(key)[kept]))
+            out.append(whole_array(key, arrays.read_array(key)[kept]))
         elif name:
             rows = arrays.read_array(f"rows/{name}")
             mask = np.repeat(kept, rows if what == "column" else rows > lengths)
             out.append((key, (int(mask.sum()), *shape[1:]), dtype, partial(_masked, arrays, key, mask)))
-    write_arrays(sidecar_path(destination), out)
+    write_npz(sidecar_path(destination), out)
 
 
-class SidecarSource(ColumnSource):
-    """Another source, with what the side file adds; columns have the names and dtypes that they had."""
+class SidecarSource(WrapperSource):
+    """Another source with what its sidecar file adds. Columns have the names and dtypes that they had."""
 
     def __init__(self, inner: ColumnSource, arrays: NpzArrays, document: Mapping[str, Any]):
-        self.inner, self._arrays, self._episode_metadata = inner, arrays, document["metadata"]
-        self._encodings = document["places"]
-        self.lengths = inner.lengths
-        self.key = cache.json_digest(inner.key, arrays.key)
+        super().__init__(inner, arrays.key)
+        self._arrays, self._episode_metadata, self._encodings = arrays, document["metadata"], document["places"]
         self.schema = {name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()})
                        for name, f in document["columns"].items()}
         for name in self.schema:
             if f"column/{name}" not in arrays.headers and self._encodings.get(name) not in inner.schema:
-                raise UserError(f"expected a column {self._encodings.get(name)}, found {', '.join(inner.schema)}",
+                raise UserError(f"there is no column {self._encodings.get(name)}; there are {', '.join(inner.schema)}",
                                 where=arrays.path, hint="move this file away to read the data without it")
 
     def _is_in_sidecar(self, name) -> bool:
@@ -228,19 +253,13 @@ class SidecarSource(ColumnSource):
 
     @cached_property
     def _maps(self) -> dict[str, np.ndarray]:
-        keys = [k for k in self._arrays.headers if k.startswith(("column/", "last/"))]
-        size = sum(int(np.prod(s, dtype=np.int64)) * np.dtype(t).itemsize
-                   for s, t in map(self._arrays.headers.__getitem__, keys))
-        key = cache.json_digest(self._arrays.key, "side")
-        return cache.memmap_arrays(key, size, partial(self._build, keys), str(self._arrays.path))
+        layout = {k: about for k, about in self._arrays.headers.items() if k.startswith(("column/", "last/"))}
 
-    def _build(self, keys, part):
-        for key in keys:
-            shape, dtype = self._arrays.headers[key]
-            out = cache.create_array(part, key, shape, np.dtype(dtype))
-            for row, values in self._arrays.iter_rows(key):
-                out[row: row + len(values)] = values
-            out.flush()
+        def fill(out):
+            for key, array in out.items():
+                for row, values in self._arrays.iter_rows(key):
+                    array[row: row + len(values)] = values
+        return cache.columns(cache.json_digest(self._arrays.key, "side"), layout, fill, str(self._arrays.path))
 
     @cached_property
     def _first(self) -> dict[str, np.ndarray]:
@@ -274,19 +293,8 @@ class SidecarSource(ColumnSource):
 
     def frames(self, name, episode):
         if self._is_in_sidecar(name) or f"rows/{name}" in self._arrays.headers:
-            return super().frames(name, episode)
+            return enumerate(self.column(name, episode))
         return self.inner.frames(self._encodings[name], episode)
-
-
-def _array(name, values):
-    return name, values.shape, values.dtype, lambda: [values]
-
-
-def _pieces(name, feature: Feature, rows: np.ndarray, pieces):
-    dtype = feature.dtype
-    if feature.kind == "string":  # the room that the longest takes
-        dtype = f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}"
-    return name, (int(rows.sum()), *feature.shape), np.dtype(dtype), pieces
 
 
 def _masked(arrays: NpzArrays, key: str, mask: np.ndarray) -> Iterator[np.ndarray]:

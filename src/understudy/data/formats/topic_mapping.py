@@ -19,7 +19,7 @@ field: a path ("pose.position", "points[0].positions", "joints[elbow].position" 
 several whose numbers lie end to end; a path to a structure gives its numbers in order. names: the components, for
 messages that name theirs, which may change their order.
 indices: which components to keep. stamp: "header" (header.stamp, in topics whose messages all have one) or "log".
-episodes: {"topic": ...}, each message of which begins another episode. "metadata": a record's name, "field": its key.
+episodes: {"topic": ...}: each message of the topic starts an episode. "metadata": a record's name, "field": its key.
 """
 
 from __future__ import annotations
@@ -104,16 +104,16 @@ def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
     said = _object(said, where, ("clock", "gap", "stamp", "episodes", "features"))
     clock = _object(said.get("clock"), f"{where}, clock", ("topic", "fps"))
     if not clock:
-        raise UserError("expected a topic or fps, found neither", where=f"{where}, clock", hint=_DO)
+        raise UserError("it needs a topic or fps", where=f"{where}, clock", hint=_DO)
     found = said.get("features")
     if not isinstance(found, Mapping) or not found:
-        raise UserError(f"expected columns and where each comes from, found {_shown(found)}",
+        raise UserError(f"this is not an object with columns and where each comes from: {_shown(found)}",
                         where=f"{where}, features", hint=_DO)
     columns = {name: _column(name, c, f"{where}, features.{name}") for name, c in found.items()}
     episodes = _object(said.get("episodes") or {}, f"{where}, episodes", ("topic",))
     stamp = said.get("stamp", "header")
     if stamp not in ("header", "log"):
-        raise UserError(f"expected header or log, found {_shown(stamp)}", where=f"{where}, stamp", hint=_DO)
+        raise UserError(f"it must be header or log, not {_shown(stamp)}", where=f"{where}, stamp", hint=_DO)
     return TopicMapping(columns, _text(clock, "topic", f"{where}, clock"), _positive(clock, "fps", f"{where}, clock"),
                _positive(said, "gap", where) or 1.0, stamp, _text(episodes, "topic", f"{where}, episodes"))
 
@@ -122,27 +122,27 @@ def _column(name: str, said, where: str) -> ColumnMapping:
     keys = ("topic", "field", "indices", "names", "join", "age", "metadata", "value")
     said = _object(said, where, keys)
     if name.startswith("timestamp") or "/" in name or role(name) == "index":
-        raise UserError("expected another name: timestamp and the index columns are made from the clock, and a name "
-                        "has no /", where=where, hint=_DO)
+        raise UserError("a column cannot have this name: timestamp and the index columns are made from the clock, and "
+                        "a name has no /", where=where, hint=_DO)
     if sum(said.get(k) is not None for k in ("topic", "metadata", "value")) != 1:
-        raise UserError("expected one of topic, metadata and value", where=where, hint=_DO)
+        raise UserError("it needs exactly one of topic, metadata and value", where=where, hint=_DO)
     field = said.get("field", [])
     field = [field] if isinstance(field, str) else field
     if not isinstance(field, list) or not all(isinstance(f, str) for f in field):
-        raise UserError(f"expected a path or a list of them, found {_shown(field)}", where=f"{where}.field", hint=_DO)
+        raise UserError(f"it must be a path or a list of paths, not {_shown(field)}", where=f"{where}.field", hint=_DO)
     indices, names, join = said.get("indices"), said.get("names"), said.get("join", "last")
     if indices is not None and not (isinstance(indices, list) and indices and all(
             isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)):
-        raise UserError(f"expected integers from 0, found {_shown(indices)}", where=f"{where}.indices", hint=_DO)
+        raise UserError(f"they must be integers from 0, not {_shown(indices)}", where=f"{where}.indices", hint=_DO)
     if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
-        raise UserError(f"expected a list of names, found {_shown(names)}", where=f"{where}.names", hint=_DO)
+        raise UserError(f"it must be a list of names, not {_shown(names)}", where=f"{where}.names", hint=_DO)
     if join not in JOIN_RULES:
-        raise UserError(f"expected {', '.join(JOIN_RULES[:-1])} or {JOIN_RULES[-1]}, found {_shown(join)}",
+        raise UserError(f"it must be {', '.join(JOIN_RULES[:-1])} or {JOIN_RULES[-1]}, not {_shown(join)}",
                         where=f"{where}.join", hint=_DO)
     if said.get("metadata") is not None and len(field) != 1:
-        raise UserError("expected the key of the record", where=f"{where}.field", hint=_DO)
+        raise UserError("it must be the key of the record", where=f"{where}.field", hint=_DO)
     if not isinstance(said.get("value"), (str, int, float, list, type(None))):
-        raise UserError(f"expected text or numbers, found {_shown(said['value'])}", where=f"{where}.value", hint=_DO)
+        raise UserError(f"it must be text or numbers, not {_shown(said['value'])}", where=f"{where}.value", hint=_DO)
     return ColumnMapping(
         _text(said, "topic", where),
         tuple(field),
@@ -157,18 +157,18 @@ def _column(name: str, said, where: str) -> ColumnMapping:
 
 def _object(said, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
     if not isinstance(said, Mapping):
-        raise UserError(f"expected an object with {', '.join(keys)}, found {_shown(said)}", where=where, hint=_DO)
+        raise UserError(f"it must be an object with {', '.join(keys)}, not {_shown(said)}", where=where, hint=_DO)
     for key in said:
         if key not in keys:
             near = difflib.get_close_matches(str(key), keys, 1)
-            raise UserError(f"expected {', '.join(keys)}, found {key!r}", where=where,
+            raise UserError(f"there is no key {key!r}, only {', '.join(keys)}", where=where,
                             hint=f"did you mean {near[0]}?" if near else _DO)
     return said
 
 
 def _text(said: Mapping, key: str, where: str) -> str | None:
     if not isinstance(value := said.get(key), (str, type(None))):
-        raise UserError(f"expected text, found {_shown(value)}", where=f"{where}.{key}", hint=_DO)
+        raise UserError(f"it must be text, not {_shown(value)}", where=f"{where}.{key}", hint=_DO)
     return value
 
 
@@ -176,7 +176,7 @@ def _positive(said: Mapping, key: str, where: str) -> float | None:
     value = said.get(key)
     if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool)
                                   and math.isfinite(value) and value > 0):
-        raise UserError(f"expected a number above 0, found {_shown(value)}", where=f"{where}.{key}", hint=_DO)
+        raise UserError(f"it must be a number above 0, not {_shown(value)}", where=f"{where}.{key}", hint=_DO)
     return value
 
 
@@ -204,7 +204,8 @@ def value_at(message, path: str):
         elif part.isdigit() and isinstance(value, (list, tuple, np.ndarray)) and int(part) < len(value):
             value = value[int(part)]
         else:
-            raise MessageMismatch(f"expected a field {path!r}, found {', '.join(inside) if inside else _shown(value)}")
+            found = f"there are {', '.join(inside)}" if inside else f"there is {_shown(value)}"
+            raise MessageMismatch(f"there is no field {path!r}; {found}")
     return value
 
 
@@ -246,42 +247,40 @@ def _inside(value) -> Mapping[str, Any] | None:
 
 
 def component_paths(message, column: ColumnMapping) -> tuple[str, ...]:
-    """Of all numbers that a column has of a message. Raises Mismatch."""
+    """Paths of all numbers of a message that a column has. Raises MessageMismatch."""
     return tuple(path for p in column.field or ("",) for path, _ in numeric_fields(value_at(message, p), p))
 
 
 def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ...] | None = None) -> np.ndarray | str:
     """What column `name` has of a message: text, or numbers (n,), of any shape where the field has one, or () for a
-    single one of an outcome. order: the `paths` of the first message, in whose order they are. Raises Mismatch."""
+    single one of an outcome. order: the `component_paths` of the first message. Raises MessageMismatch."""
     fields = column.field or ("",)
     parts = [value_at(message, p) for p in fields]
     if len(parts) == 1 and isinstance(parts[0], str):
         return parts[0]
     found = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numeric_fields(part, p)]
     if not found:
-        raise MessageMismatch(f"expected numbers or text in {', '.join(map(repr, fields))}, found none")
+        raise MessageMismatch(f"there are no numbers and no text in {', '.join(map(repr, fields))}")
     if order is not None and order != tuple(path for path, _ in found):  # a set of fields has no order, and may change
         if sorted(order) != sorted(path for path, _ in found):
-            raise MessageMismatch(f"expected the numbers {', '.join(order)} of the first message, found "
-                           f"{', '.join(path for path, _ in found)}")
+            names = ", ".join(path for path, _ in found)
+            raise MessageMismatch(f"the numbers are {names}, but {', '.join(order)} in the first message")
         found = [(path, dict(found)[path]) for path in order]
     arrays = [a for _, a in found]
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
     if array.dtype.kind not in "biuf":
-        raise MessageMismatch(f"expected numbers or text, found {_shown(parts[0])}")
+        raise MessageMismatch(f"this is neither numbers nor text: {_shown(parts[0])}")
     if column.names is not None:
         array = array.reshape(-1)[_order(message, column.names, array.size)]
     if column.indices is not None:
         array = array.reshape(-1)
         if max(column.indices) >= array.size:
-            raise MessageMismatch(
-                f"expected at least {max(column.indices) + 1} numbers, as indices say, found {array.size}"
-            )
+            raise MessageMismatch(f"there are {array.size} numbers, but indices needs {max(column.indices) + 1}")
         array = array[list(column.indices)]
     if type(message) is dict and array.dtype.kind in "iu":
         array = array.astype(np.float64)  # JSON writes 1.0 as 1 when it likes; a Message says what it has
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise MessageMismatch(f"expected integers below 2**63, found {array.max()}")
+        raise MessageMismatch(f"integers must be below 2**63, but one is {array.max()}")
     if array.dtype.kind in "iu":
         array = array.astype(np.int64)
     if array.ndim == 0 and role(name) in ("observation", "action"):
@@ -294,13 +293,13 @@ def _order(message, names: tuple[str, ...], size: int) -> list[int]:
     said = list((_inside(message) or {}).get("name", ()))
     if not said:
         if size != len(names):
-            raise MessageMismatch(f"expected {len(names)} numbers ({', '.join(names)}), found {size}")
+            raise MessageMismatch(f"there are {size} numbers for the names {', '.join(names)}")
         return list(range(size))
     if missing := [n for n in names if n not in said]:
-        raise MessageMismatch(f"expected a component {missing[0]!r}, found {', '.join(map(str, said))}")
+        raise MessageMismatch(f"there is no component {missing[0]!r}; there are {', '.join(map(str, said))}")
     order = [said.index(n) for n in names]
     if max(order) >= size:
-        raise MessageMismatch(f"expected a number for each of {', '.join(map(str, said))}, found {size}")
+        raise MessageMismatch(f"there are {size} numbers for the components {', '.join(map(str, said))}")
     return order
 
 

@@ -1,8 +1,8 @@
-"""zarr stores as diffusion_policy keeps its replay buffers (Chi et al. 2023): read in formats 2 and 3, written in 2.
+"""zarr stores, as the replay buffers of diffusion_policy (Chi et al. 2023): formats 2 and 3 are read, 2 is written.
 
-Group data/ has arrays over all steps of all episodes, meta/episode_ends the exclusive ends. A store is a folder, or
-one .zip file that holds the same. A chunk that is not there is the fill value: writers leave out chunks of nothing
-else, and a lost file looks the same, so `open_zarr` counts them.
+The group data/ has arrays over all steps of all episodes, and meta/episode_ends the exclusive ends. A store is a folder
+or a .zip file. A missing chunk reads as the fill value. Writers leave out chunks that have no other value, and a lost
+file looks the same, so `ZarrSource` counts missing chunks.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import whole_folder
 from .. import cache
 from ..episode import Dataset
+from ..sources import MemmapSource
 from . import read_errors, sidecar
-from .base import SourceEpisodes, row_counts
-from .column_names import format_list, is_plain_flag, shortest_keys, standard_name
-from .memmap_source import MemmapSource
+from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name
+from .key_map import add_column, lengths_from_ends, metadata
+from .npz_arrays import stored_dtype
+from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
 _CHUNK = 2_000_000  # bytes, before compression: diffusion_policy's own size
@@ -33,15 +34,17 @@ _CODECS = {"blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "de
            "fletcher32", "fixedscaleoffset", "quantize", "packbits", "bitround", "vlen-utf8", "bytes", "transpose",
            "sharding_indexed"}  # those that decode bytes; "pickle" would run what is in the file
 _CHUNK_NAME = re.compile(r"c|(c/)?\d+([./]\d+)*")
-_COPY = "take the file from a copy"
-
-
-def open_zarr(path: Path) -> Dataset:
-    source = ZarrSource(path)
-    return Dataset(SourceEpisodes(source), source.metadata)
 
 
 class ZarrSource(MemmapSource):
+    """A folder or a .zip file.
+
+    Args:
+        path: The store.
+    """
+
+    flags = frozenset(FLAG_COLUMNS)
+
     def __init__(self, path: Path):
         self.path = path
         self._files = _files(path)
@@ -57,8 +60,8 @@ class ZarrSource(MemmapSource):
             self._arrays[key] = self._array(f"data/{key}", where)
         self.lengths = self._episode_lengths()
         self._assign_arrays(warnings)
-        self.metadata = {"format": "zarr", "version": str(self._version), "path": str(path), "fps": None,
-                      "robot_type": None, "warnings": warnings}
+        self.row_counts = dict.fromkeys(self.schema, self.lengths)
+        self.metadata = metadata("zarr", path, warnings, str(self._version))
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -74,12 +77,11 @@ class ZarrSource(MemmapSource):
                          and p.count("/") > 2} - set(found))
         if deeper or not found:
             groups = f"{format_list(deeper)} (groups)" if deeper else "none"
-            raise UserError(f"expected arrays in group data/, found {groups}", where=self.path,
+            raise UserError(f"the group data/ must have arrays, but has {groups}", where=self.path,
                             hint="a replay buffer has one array a column there")
         chunks = {p.split("/")[1] for p in self._files if p.startswith("data/") and p.count("/") > 1}
         if lost := sorted(chunks - set(found)):
-            raise UserError(f"expected a file {name}, which says what the chunks here are, found none",
-                            where=f"{self.path}, data/{lost[0]}", hint=_COPY)
+            raise damaged(f"the file {name}, which describes the chunks, is missing", f"{self.path}, data/{lost[0]}")
         return sorted(k for k in found if self._is_array(f"data/{k}"))
 
     def _is_array(self, node) -> bool:
@@ -88,16 +90,15 @@ class ZarrSource(MemmapSource):
     def _json(self, node) -> dict:
         name = f"{node}/{'zarr.json' if self._version == 3 else '.zarray'}"
         if name not in self._files:
-            raise UserError(f"expected an array {node}, found none", where=self.path,
+            raise UserError(f"there is no array {node}", where=self.path,
                             hint="a replay buffer has data/ with one array a column, and meta/episode_ends")
         try:
             document = json.loads(self._bytes(name))
-            if isinstance(document, dict):
-                return document
-            error: Any = f"a {type(document).__name__}"
-        except ValueError as caught:
-            error = caught
-        raise UserError(f"expected JSON, found something else ({error})", where=f"{self.path}, {name}", hint=_COPY)
+        except ValueError as error:
+            raise damaged(f"this is not JSON ({error})", f"{self.path}, {name}") from None
+        if not isinstance(document, dict):
+            raise damaged(f"this is not a JSON object but a {type(document).__name__}", f"{self.path}, {name}")
+        return document
 
     def _bytes(self, name) -> bytes:
         if self.path.is_dir():
@@ -120,27 +121,19 @@ class ZarrSource(MemmapSource):
     def _episode_lengths(self) -> np.ndarray:
         where = f"{self.path}, meta/episode_ends"
         if unread := unknown_codecs(self._json("meta/episode_ends")):
-            raise UserError(f"expected numbers, found an array stored with {unread}", where=where, hint=_COPY)
+            raise damaged(f"it is stored with {unread}, which cannot be read here", where)
         array = self._array("meta/episode_ends", where)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise UserError(f"expected integers of shape (episodes,), found {array.dtype} {array.shape}", where=where,
-                            hint="episode_ends are the exclusive ends of the episodes, in steps")
         if self._absent("meta/episode_ends", array):
-            raise UserError("expected episode_ends, found that a chunk of them is missing", where=where, hint=_COPY)
+            raise damaged("a chunk of it is missing", where)
         with zarr_errors(where):
-            ends = np.asarray(array[:], np.int64)
-        if not len(ends):
-            raise UserError("expected at least one episode, found none", where=where, hint="record some first")
-        lengths = np.diff(ends, prepend=0)
-        if (lengths < 1).any():
-            e = int(np.argmax(lengths < 1))
-            raise UserError(f"expected ends that grow, found {ends[e]} after {ends[e - 1] if e else 0}",
-                            where=f"{where}[{e}]", hint="correct episode_ends, or " + _COPY)
+            ends = np.asarray(array[:])
+        hint = "correct episode_ends, the exclusive ends of the episodes, or take the store from a copy"
+        lengths = lengths_from_ends(ends, where, hint)
         for key, data in self._arrays.items():
             rows = data.shape[0] if data.ndim else 0
-            if rows != ends[-1]:
-                raise UserError(f"expected {ends[-1]} rows, the last of meta/episode_ends, found {rows}",
-                                where=f"{self.path}, data/{key}", hint="correct episode_ends or the array, or " + _COPY)
+            if rows != int(ends[-1]):
+                raise UserError(f"it has {rows} rows, but meta/episode_ends ends with {ends[-1]}",
+                                where=f"{self.path}, data/{key}", hint=hint)
         return lengths
 
     def _assign_arrays(self, warnings):
@@ -153,13 +146,11 @@ class ZarrSource(MemmapSource):
                 continue
             feature, pixels = self._feature(key, array)
             name = column_name(key, feature)
-            if name in self._from:
-                raise UserError(f"expected one array for {name}, found {self._from[name]} and {key}",
-                                where=f"{self.path}, data/{key}", hint="keep one of them")
+            add_column(self._from, name, key, self.path)
             if pixels:
                 self._pixels.add(name)
                 warnings.append(f"data/{key}: {array.dtype} pixels from 0 to 255 are read as uint8")
-            self.schema[name], self._from[name] = feature, key
+            self.schema[name] = feature
             if absent := self._absent(f"data/{key}", array):
                 warnings.append(f"data/{key}: {absent} chunks are not there and read as {array.fill_value!r}: "
                                 "they held nothing else, or are lost")
@@ -211,8 +202,8 @@ class ZarrSource(MemmapSource):
                 with open(self.path / name, "rb") as handle:
                     head, length = handle.read(16), self._files[name][0]
                 if len(head) < 16 or int.from_bytes(head[12:16], "little") != length:
-                    raise UserError(f"expected a whole chunk, found {length} bytes that say otherwise of themselves",
-                                    where=self.path / name, hint=_COPY)
+                    raise damaged(f"the chunk has {length} bytes, which is not the length in its header",
+                                  self.path / name)
 
     @cached_property
     def _codecs(self) -> dict[str, list[str]]:
@@ -228,6 +219,9 @@ class ZarrSource(MemmapSource):
                 first = re.split(r"[./]", rest[0].removeprefix("c/"))[0]
                 out[key].setdefault(int(first) if first.isdigit() else 0, []).append(name)
         return out
+
+    def location(self, name, episode):
+        return f"{self.path}, data/{self._from[name]}, episode {episode}"
 
     def read_text(self, name, episode):
         begin = int(self._first[name][episode])
@@ -248,8 +242,8 @@ class ZarrSource(MemmapSource):
             if name in self._pixels:
                 whole = np.clip(np.nan_to_num(image), 0, 255).astype(np.uint8)
                 if not (whole == image).all():
-                    raise UserError("expected pixels that are whole numbers from 0 to 255, as in the first frame, "
-                                    f"found others (lowest {image.min()}, highest {image.max()})",
+                    raise UserError("pixels must be whole numbers from 0 to 255, as in the first frame, but are from "
+                                    f"{image.min()} to {image.max()}",
                                     where=f"{self.path}, data/{key}, row {row}",
                                     hint="store pixels as uint8, or under a name that is not one of a camera")
                 image = whole
@@ -262,7 +256,7 @@ class ZarrSource(MemmapSource):
 
 
 def column_name(key: str, feature: Feature) -> str:
-    """Which column an array is. What is not known was observed."""
+    """The column of an array. Names that are not known are observations."""
     return standard_name(key, feature.kind, "observation.")
 
 
@@ -294,7 +288,7 @@ def _looks_like_image(key: str) -> bool:
 
 
 def _files(path: Path) -> dict[str, tuple]:
-    """What is in the store, by name: (size, time or checksum)."""
+    """The files of the store by name: (size, time or checksum)."""
     if path.is_dir():
         return {p.relative_to(path).as_posix(): (s.st_size, s.st_mtime_ns) for p in path.rglob("*")
                 if not p.is_dir() and p.name != sidecar.SIDECAR_NAME for s in [p.stat()]}
@@ -307,16 +301,14 @@ def _zarr():
         import zarr
         import zarr.storage
     except ImportError:
-        raise UserError("reading zarr needs the package zarr, found none",
+        raise UserError("reading zarr needs the package zarr, which is not installed",
                         hint="pip install 'understudy[formats]'") from None
     return zarr
 
 
 def zarr_errors(where: object) -> AbstractContextManager[None]:
-    """zarr and its codecs raise errors of every kind about files that are not what they should be."""
-    return read_errors.as_user_error(
-        "a whole zarr array", where, _COPY, passed_through=(ImportError, MemoryError), named=True
-    )
+    """Raises what zarr and its codecs raise about damage, which may be any error, as a `UserError` with the place."""
+    return read_errors.as_user_error("the zarr array", where, passed_through=(ImportError, MemoryError), named=True)
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -338,45 +330,41 @@ def _names(data: Dataset) -> dict[str, str]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """A new store in format 2 that diffusion_policy's ReplayBuffer opens; one .zip file where the path ends so."""
+    """Writes a store in format 2, which diffusion_policy's ReplayBuffer opens: a .zip file if the path ends so."""
     path = Path(path)
-    if not len(data):
-        raise UserError("expected at least one episode, found none", where=path, hint="add episodes before writing")
-    with cache.disk_errors(path):
-        if path.suffix == ".zip":
-            with (
+    if path.suffix == ".zip":
+        with (
                 sidecar.new_file_with_sidecar(path, data, capability(data)) as part,
                 zipfile.ZipFile(part, "w") as archive,
             ):
-                _write(data, archive.writestr)
-            return
-        with whole_folder(path) as part:
-            def put(name, content):
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                (part / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-            _write(data, put)
-            sidecar.write_sidecar(part, data, capability(data))
+            _write(data, archive.writestr)
+        return
+    with sidecar.new_folder(path, data, capability(data)) as part:
+        def put(name, content):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        _write(data, put)
 
 
 def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
     for group in ("", "data/", "meta/"):
         put(f"{group}.zgroup", '{"zarr_format": 2}')
-    lengths, features = row_counts(data), data.features()
+    lengths, features = data.lengths, data.features()
     for name, key in _names(data).items():
-        f, dtype = features[name], None
-        if f.kind == "string":
-            longest = max((len(str(v)) for e in data for v in np.ravel(e.steps[name])), default=1)
-            dtype = np.dtype(f"<U{max(longest, 1)}")
-        dtype = dtype or np.dtype(f.dtype).newbyteorder("<")
+        f, pieces = features[name], partial(_pieces, data, name)
+        dtype = stored_dtype(f, pieces).newbyteorder("<")
         rows = max(1, _CHUNK // max(f.size * dtype.itemsize, 1))
-        _put_array(put, f"data/{key}", (int(lengths.sum()), *f.shape), dtype, rows,
-                   (np.asarray(e.steps[name])[: len(e)] for e in data))
+        _put_array(put, f"data/{key}", (int(lengths.sum()), *f.shape), dtype, rows, pieces())
     ends = np.cumsum(lengths)
     _put_array(put, "meta/episode_ends", ends.shape, np.dtype("<i8"), len(ends), [ends])
 
 
+def _pieces(data: Dataset, name: str) -> Iterator[np.ndarray]:
+    return (np.asarray(e.steps[name])[: len(e)] for e in data)
+
+
 def _put_array(put, node, shape, dtype, rows, pieces) -> None:
-    """All chunks, each of `rows` rows and the last one filled up, so that one that is missing was lost."""
+    """Writes all chunks of `rows` rows, the last one filled up, so that a missing chunk means damage."""
     _zarr()
     from numcodecs import Blosc
 

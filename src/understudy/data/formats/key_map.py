@@ -1,0 +1,190 @@
+"""Shared by the array formats: the column of each array, the arrays that all episodes have, and metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ...core import Feature, UserError
+from .. import video
+from .read_errors import damaged
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """How a format names its arrays.
+
+    Args:
+        columns: Arrays that have a column of their own, as {key: column}.
+        observation: The array that is the only observation: ``observation.state``, or an image.
+        group: Prefix of the keys of observations, such as ``"obs/"``.
+        images: Prefix of a camera within the group, such as ``"images/"``.
+        separator: What separates the parts of a key, which a dot separates in a column.
+
+    Example:
+        >>> KeyMap({"actions": "action"}, group="obs/").column("obs/wrist", Feature("uint8", (8, 8, 3), "image"))
+        'observation.images.wrist'
+    """
+
+    columns: Mapping[str, str]
+    observation: str = ""
+    group: str = ""
+    images: str = ""
+    separator: str = "/"
+
+    def column(self, key: str, feature: Feature | None = None) -> str:
+        """The column that an array is."""
+        camera = feature is not None and feature.kind == "image"
+        if key in self.columns:
+            return self.columns[key]
+        if key == self.observation:
+            return "observation.images.image" if camera else "observation.state"
+        if not self.group or not key.startswith(self.group):
+            return self._dotted(key)
+        within = key.removeprefix(self.group)
+        if camera and within.startswith(self.images):
+            return f"observation.images.{self._dotted(within.removeprefix(self.images))}"
+        return f"observation.{self._dotted(within)}"
+
+    def _dotted(self, key: str) -> str:
+        return key.replace(self.separator, ".") if self.separator else key
+
+    def key(self, column: str, feature: Feature | None = None) -> str:
+        """The array that a column is written to."""
+        own = {name: key for key, name in self.columns.items()}
+        if column in own or not self.group or not column.startswith("observation."):
+            return own.get(column, column)
+        within = column.removeprefix("observation.")
+        if feature is not None and feature.kind == "image" and within.startswith("images."):
+            return self.group + self.images + within.removeprefix("images.")
+        return self.group + within
+
+    def schema(self, features: Mapping[str, Feature], path: object) -> tuple[dict[str, Feature], dict[str, str]]:
+        """The columns of a file: their features, and the key of each.
+
+        Args:
+            features: By key.
+            path: The file, for the error if two arrays are one column.
+        """
+        schema: dict[str, Feature] = {}
+        keys: dict[str, str] = {}
+        for key, feature in features.items():
+            column = self.column(key, feature)
+            add_column(keys, column, key, path)
+            schema[column] = feature
+        return schema, keys
+
+
+def add_column(keys: dict[str, str], column: str, key: str, path: object) -> None:
+    """Enters the key of a column. Raises UserError if the column has one already."""
+    if column in keys:
+        raise UserError(f"{keys[column]} and {key} are both the column {column}", where=f"{path}, {key}",
+                        hint="remove one of them")
+    keys[column] = key
+
+
+def common_arrays(found: Sequence[Mapping[str, Found]], alike: Callable[[Found], Any], where: Callable[[int, str], str],
+                  optional: Callable[[str], bool] = lambda key: False,
+                  left_out: Callable[[str, int], None] = lambda key, episode: None) -> dict[str, Found]:
+    """The arrays that all episodes have, as they are in the first.
+
+    Args:
+        found: The arrays of each episode, by key.
+        alike: What must be the same of an array in all episodes, such as its dtype and shape.
+        where: Names the file and key of an array of an episode.
+        optional: Whether an array may be missing in some episodes. It is left out then. None may by default.
+        left_out: Called with an optional array and an episode that lacks it.
+    """
+    out: dict[str, Found] = {}
+    hint = "leave the episode out, or remove the array from all episodes"
+    for key in dict.fromkeys(k for arrays in found for k in arrays):
+        without = next((e for e, arrays in enumerate(found) if key not in arrays), None)
+        if without is not None and optional(key):
+            left_out(key, without)
+            continue
+        if without is not None:
+            raise UserError(f"{key} is missing, but other episodes have it", where=where(without, key), hint=hint)
+        first = alike(found[0][key])
+        odd = next((e for e, arrays in enumerate(found) if alike(arrays[key]) != first), None)
+        if odd is not None:
+            raise UserError(f"it is {shown(alike(found[odd][key]))}, but {shown(first)} in the first episode",
+                            where=where(odd, key), hint=hint)
+        out[key] = found[0][key]
+    return out
+
+
+def shown(alike: Any) -> str:
+    """A dtype and a shape in an error message."""
+    return " ".join(map(str, alike)) if isinstance(alike, tuple) else str(alike)
+
+
+def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps: Any = None,
+             robot_type: Any = None) -> dict[str, Any]:
+    """`Dataset.metadata`. A rate that is no positive number, and a robot that has no name, are unknown."""
+    is_rate = isinstance(fps, (int, float)) and not isinstance(fps, bool) and 0 < fps < float("inf")
+    return {"format": kind, "version": version, "path": str(path), "fps": float(fps) if is_rate else None,
+            "robot_type": robot_type if isinstance(robot_type, str) else None, "warnings": warnings}
+
+
+def checked_rate(fps: Any, where: str) -> float:
+    """A number of steps a second that the user gave. Raises UserError if it is none."""
+    if isinstance(fps, np.generic):
+        fps = fps.item()
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
+        raise UserError(f"the steps per second must be a number above 0, not {fps}", where=where,
+                        hint="correct it, or leave it out")
+    return float(fps)
+
+
+def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
+    """Steps of each episode, (E,) int64, from their exclusive ends."""
+    if ends.ndim != 1 or ends.dtype.kind not in "iu":
+        raise UserError(f"it must be integers of shape (episodes,), but is {ends.dtype} {ends.shape}",
+                        where=where, hint=hint)
+    if not len(ends):
+        raise UserError("there are no episodes", where=where, hint=hint)
+    lengths = np.diff(ends.astype(np.int64), prepend=0)
+    if (lengths < 1).any():
+        e = int(np.argmax(lengths < 1))
+        raise UserError(f"the ends must increase, but {ends[e]} follows {ends[e - 1] if e else 0}",
+                        where=f"{where}[{e}]", hint=hint)
+    return lengths
+
+
+def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: str) -> np.ndarray:
+    """Encoded images as (rows, H, W, C). Zeros that fill the rows up are cut off.
+
+    Args:
+        encoded: One image a row.
+        channels: 1 for grey, 3 for RGB.
+        first: Number of the first row, for error messages.
+        where: File and key.
+    """
+    images = [video.decode_image(bytes(v).rstrip(b"\0"), channels, f"{where}, row {row}")
+              for row, v in enumerate(encoded, first)]
+    odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
+    if odd is not None:
+        raise damaged(f"the image has the shape {images[odd].shape}, but others have {images[0].shape}",
+                      f"{where}, row {first + odd}")
+    return np.stack(images)
+
+
+@lru_cache(1024)  # files have thousands of arrays of a few kinds
+def stored_feature(column: str, shape: tuple[int, ...], dtype: np.dtype, is_flag: bool = False) -> Feature:
+    """The feature of a column that is stored with this shape of a row.
+
+    An outcome is one number a step. Bytes are numbers unless they make an image.
+    """
+    shape = () if column.startswith("next.") and tuple(shape) == (1,) else tuple(shape)
+    dtype = np.dtype(bool) if is_flag else np.dtype(dtype).newbyteorder("=")
+    if dtype == np.uint8 and len(shape) != 3:
+        return Feature("uint8", shape)
+    return Feature.from_array(np.empty((0, *shape), dtype))

@@ -1,0 +1,298 @@
+"""Sources that other sources are made of: cached, read in pieces, or made from another source."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import Feature, UserError
+from . import cache, video
+from .episode import ColumnSource, episode_starts
+
+Progress = Callable[[int, int], None]  # (done, of)
+_PIECE = 1 << 26  # bytes of frames that are read at a time
+_AT_ONCE = 1 << 22  # bytes of numbers
+_DAMAGED = "the file is damaged: take it from a copy"
+
+
+def camera_names(schema: Mapping[str, Feature]) -> list[str]:
+    """The columns of images."""
+    return [name for name, f in schema.items() if f.kind == "image"]
+
+
+def batch_ranges(sizes: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """(first, stop) of runs of items of these sizes (E,). Each run fits into `most`, or is one item."""
+    ends, at = np.cumsum(sizes), 0
+    while at < len(ends):
+        before = ends[at - 1] if at else 0
+        stop = max(at + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield at, stop
+        at = stop
+
+
+class MemmapSource(ColumnSource):
+    """A source whose numbers are copied once into memory maps, when the first of them is asked for.
+
+    Images and text stay in the files of the source.
+
+    Attributes:
+        path: The data set.
+        row_counts: Rows of each column in each episode, (E,).
+        flags: Columns that must hold 0 or 1 although their dtype is not bool.
+    """
+
+    path: Path
+    row_counts: dict[str, np.ndarray]
+    flags: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def iter_chunks(self) -> Iterator[tuple[str, int | np.ndarray, np.ndarray]]:
+        """Every column of `numeric_columns`, in pieces and in any order.
+
+        Yields:
+            The column; the number of the first row, or of each row (n,), counted over all episodes; the rows (n, ...).
+        """
+
+    def read_text(self, name: str, episode: int) -> np.ndarray:
+        """A column of text."""
+        raise NotImplementedError
+
+    def location(self, name: str, episode: int) -> str:
+        """Where a column of an episode is stored, for messages: file and key."""
+        return f"{self.path}, {name}, episode {episode}"
+
+    @cached_property
+    def numeric_columns(self) -> list[str]:
+        """The columns that are cached."""
+        return [name for name, f in self.schema.items() if f.kind not in ("image", "string")]
+
+    def rows(self, name):
+        return self.row_counts[name]
+
+    @cached_property
+    def _layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {name: ((int(self.rows(name).sum()), *self.schema[name].shape), self.schema[name].dtype)
+                for name in self.numeric_columns}
+
+    @cached_property
+    def _maps(self) -> dict[str, np.ndarray]:
+        return cache.columns(self.key, self._layout, self.fill, str(self.path)) if self._layout else {}
+
+    @cached_property
+    def _first(self) -> dict[str, np.ndarray]:
+        return {name: episode_starts(self.rows(name)) for name in self.schema}
+
+    def fill(self, out: dict[str, np.ndarray]) -> None:
+        """Writes all rows of all columns into arrays of the cache."""
+        for name, at, values in self.iter_chunks():
+            rows = slice(at, at + len(values)) if isinstance(at, int) else at
+            out[name][rows] = self.cast_to_schema(values, name, len(values), at)
+
+    def cast_to_schema(self, values: np.ndarray, name: str, rows: int, at: int | np.ndarray) -> np.ndarray:
+        """`values` with the dtype and shape of the schema. A cast that would change a flag is an error.
+
+        Args:
+            values: As they are stored, (rows, ...).
+            name: The column.
+            rows: How many rows there must be.
+            at: The number of the first row, or of each, counted over all episodes.
+        """
+        f = self.schema[name]
+        if values.shape[1:] != f.shape and values.size == rows * f.size and f.kind != "image":
+            values = values.reshape(-1, *f.shape)  # (T, 1) as (T,)
+        if values.shape != (rows, *f.shape):
+            raise UserError(f"the shape is {values.shape} instead of {(rows, *f.shape)}",
+                            where=self.where(name, at if isinstance(at, int) else int(at[0])), hint=_DAMAGED)
+        if (f.dtype == "bool" or name in self.flags) and values.dtype != np.bool_:
+            odd = (values != 0) & (values != 1)
+            if odd.any():
+                wrong = np.argwhere(odd)[0]
+                row = at + int(wrong[0]) if isinstance(at, int) else int(at[wrong[0]])
+                raise UserError(f"a flag must be 0 or 1, not {values[tuple(wrong)]}", where=self.where(name, row),
+                                hint="correct the value, or store it under another name if it is no flag")
+        return values if f.kind == "string" else values.astype(f.dtype, copy=False)
+
+    def where(self, name: str, row: int) -> str:
+        """Where a row of a column is stored, for messages. `row` is counted over all episodes."""
+        ends = np.cumsum(self.rows(name))
+        episode = int(np.searchsorted(ends, row, side="right"))
+        return f"{self.location(name, episode)}, row {row - int(ends[episode] - self.rows(name)[episode])}"
+
+    def packed_column(self, name):
+        return self._maps[name] if name in self._layout else None
+
+    def column(self, name, episode):
+        rows = self.rows(name)[episode]
+        if name in self._layout:
+            first = self._first[name][episode]
+            return self._maps[name][first: first + rows]
+        f = self.schema[name]
+        if f.kind == "string":
+            return self.read_text(name, episode)
+        out = np.empty((int(rows), *f.shape), np.uint8)
+        for row, image in self.frames(name, episode):
+            out[row] = image
+        return out
+
+
+class ChunkedSource(MemmapSource):
+    """A source in which any rows of any column can be read alone: compressed chunks, or a file for each episode.
+
+    Numbers are read in place if the cache cannot hold them.
+    """
+
+    @abstractmethod
+    def read_rows(self, files: Any, name: str, episode: int, first: int, stop: int) -> np.ndarray:
+        """Rows first to stop - 1 of a column of an episode. `files` is what `open_files` returned."""
+
+    def open_files(self) -> AbstractContextManager:
+        """Opens the files for several calls of `read_rows`."""
+        return nullcontext()
+
+    def read_episodes(self, files: Any, name: str, first: int, stop: int) -> np.ndarray:
+        """All rows of a column of numbers of the episodes first to stop - 1, end to end."""
+        f, rows = self.schema[name], self.rows(name)[first:stop]
+        out, at = np.empty((int(rows.sum()), *f.shape), f.dtype), 0
+        for episode, n in enumerate(rows.tolist(), first):
+            out[at: at + n] = self._rows(files, name, episode, 0, n)
+            at += n
+        return out
+
+    def _rows(self, files, name, episode, first, stop) -> np.ndarray:
+        values = self.read_rows(files, name, episode, first, stop)
+        return self.cast_to_schema(values, name, stop - first, int(self._first[name][episode]) + first)
+
+    def iter_chunks(self):
+        with self.open_files() as files:
+            for name in self.numeric_columns:
+                f, begin = self.schema[name], self._first[name]
+                for first, stop in batch_ranges(self.rows(name) * f.size * np.dtype(f.dtype).itemsize, _AT_ONCE):
+                    yield name, int(begin[first]), self.read_episodes(files, name, first, stop)
+
+    def stream_episodes(self, first, stop):
+        if "_maps" in self.__dict__ or cache.contains(self.key):
+            yield from super().stream_episodes(first, stop)
+            return
+        sizes = sum(self.rows(n)[first:stop] * self.schema[n].size * np.dtype(self.schema[n].dtype).itemsize
+                    for n in self.numeric_columns)
+        with self.open_files() as files:
+            for a, b in batch_ranges(np.broadcast_to(sizes, stop - first), _AT_ONCE):
+                columns = {}
+                for n in self.numeric_columns:
+                    ends = np.cumsum(self.rows(n)[first + a: first + b])
+                    columns[n] = np.split(self.read_episodes(files, n, first + a, first + b), ends[:-1])
+                yield from ({n: c[i] for n, c in columns.items()} for i in range(b - a))
+
+    @cached_property
+    def _fits(self) -> bool:
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self._layout.values()) \
+            <= cache.max_bytes()
+
+    def column(self, name, episode):
+        if name in self._layout and self._fits:
+            return super().column(name, episode)
+        with self.open_files() as files:
+            return self._rows(files, name, episode, 0, int(self.rows(name)[episode]))
+
+    def frames(self, name, episode):
+        n = int(self.rows(name)[episode])
+        step = max(1, _PIECE // max(self.schema[name].size, 1))
+        with self.open_files() as files:
+            for first in range(0, n, step):
+                yield from enumerate(self._rows(files, name, episode, first, min(first + step, n)), first)
+
+
+class WrapperSource(ColumnSource):
+    """Another source, unchanged but for what a subclass overrides.
+
+    Args:
+        inner: The other source.
+        settings: What the result depends on besides, as JSON values, for the key.
+    """
+
+    def __init__(self, inner: ColumnSource, *settings):
+        self.inner, self.lengths, self.schema, self.metadata = inner, inner.lengths, dict(inner.schema), inner.metadata
+        self.key = inner.key and cache.json_digest(inner.key, type(self).__name__, *settings)
+
+    def rows(self, name):
+        return self.inner.rows(name)
+
+    def column(self, name, episode):
+        return self.inner.column(name, episode)
+
+    def frames(self, name, episode):
+        return self.inner.frames(name, episode)
+
+    def episode_metadata(self, episode):
+        return self.inner.episode_metadata(episode)
+
+    def packed_column(self, name):
+        return self.gather_rows(name)
+
+    def gather_rows(self, name: str) -> np.ndarray | None:
+        """A column, copied once into the cache; None where that has no use."""
+        f, rows = self.schema[name], self.rows(name)
+        shape = (int(rows.sum()), *f.shape)
+        if not self.key or f.kind in ("string", "image") or not np.prod(shape):
+            return None
+
+        def fill(out):
+            for e, (first, n) in enumerate(zip(episode_starts(rows), rows, strict=True)):
+                out[name][first: first + n] = self.column(name, e)
+        key = cache.json_digest(self.key, name)
+        return cache.columns(key, {name: (shape, f.dtype)}, fill, f"view, {name}")[name]
+
+
+class DecodedFramesSource(WrapperSource):
+    """Another source with its cameras decoded once, at one size, into memory maps.
+
+    Args:
+        inner: The other source.
+        size: Height and width of the frames.
+        where: The data set, for error messages.
+        progress: Called with the frames that are done, and of how many.
+    """
+
+    def __init__(self, inner: ColumnSource, size: tuple[int, int], where: Path, progress: Progress | None = None):
+        super().__init__(inner)
+        self.key, self._size, self._progress = self.cache_key(inner, size), size, progress
+        self.schema |= {name: Feature("uint8", (*size, inner.schema[name].shape[2]), "image", inner.schema[name].names)
+                        for name in camera_names(inner.schema)}
+        layout = {name: ((int(inner.rows(name).sum()), *self.schema[name].shape), np.uint8)
+                  for name in camera_names(inner.schema)}
+        self._maps = cache.columns(self.key, layout, self._decode, str(where))
+        self._first = {name: episode_starts(inner.rows(name)) for name in layout}
+
+    @staticmethod
+    def cache_key(source: ColumnSource, size: tuple[int, int]) -> str:
+        """Key of the cache entry."""
+        return cache.json_digest(source.key, "frames", list(size))
+
+    def packed_column(self, name):
+        return self._maps.get(name, self.inner.packed_column(name))
+
+    def column(self, name, episode):
+        if name not in self._maps:
+            return self.inner.column(name, episode)
+        first = self._first[name][episode]
+        return self._maps[name][first: first + self.rows(name)[episode]]
+
+    def frames(self, name, episode):
+        return enumerate(self.column(name, episode))
+
+    def _decode(self, out):
+        done, total = 0, sum(map(len, out.values()))
+        for name, array in out.items():
+            rows = self.inner.rows(name)
+            for e, (first, n) in enumerate(zip(episode_starts(rows), rows, strict=True)):
+                for row, image in self.inner.frames(name, e):
+                    array[first + np.asarray(row)] = video.resize(image, self._size)
+                done += int(n)
+                if self._progress is not None:
+                    self._progress(done, total)

@@ -259,7 +259,7 @@ def test_a_recording_spares_what_is_none(call, place):
 
 def test_the_demo_looks_for_its_device_first(call, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    refused(call("demo", "--out", tmp_path / "demo", "--device", "mps"), "expected a mps device")
+    refused(call("demo", "--out", tmp_path / "demo", "--device", "mps"), "this machine has no mps device")
     assert not (tmp_path / "demo").exists()
 
 
@@ -348,7 +348,7 @@ def test_replay(call, place):
     assert [t["divergence"] for t in found["episodes"]] == [None] * 12
     one = document(call("replay", place / "demos", "fork", "--episode", 3, "--state", "--json"))
     assert [(t["episode"], t["success"]) for t in one["episodes"]] == [(3, True)]
-    refused(call("replay", place / "demos", "fork", "--episode", 12), "from 0 to 11")
+    refused(call("replay", place / "demos", "fork", "--episode", 12), "there is no episode 12; the last one is 11")
     refused(call("replay", place / "demos", "particle"))
 
 
@@ -422,7 +422,7 @@ def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):
         was, wrong[len(demos[0]) + 2, 1] = wrong[len(demos[0]) + 2, 1], np.nan
         file = tmp_path / f"{name}.npz"
         np.savez(file, observations=seen, actions=actions, episode_ends=np.cumsum([len(e) for e in demos]))
-        refused(call("eval", place / "a", file), file.name, "episode 1, step 2", "found nan")
+        refused(call("eval", place / "a", file), file.name, "episode 1, step 2", "not finite: nan")
         wrong[len(demos[0]) + 2, 1] = was
 
 

@@ -178,7 +178,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
             hint="evaluate the run that it was exported from",
         )
     trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
-    policy, method = trained.modules["policy"], trained.method
+    policy, method = trained.policy, trained.method
     assert o.target is not None
     data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes))
     provenance = find_checkpoint(o.run) / "provenance.json"

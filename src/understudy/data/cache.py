@@ -118,7 +118,7 @@ def columns(key: str, layout: Mapping[str, tuple[tuple[int, ...], Any]], fill: C
 
     def build(part: Path) -> None:
         out = {name: create_array(part, name, shape, np.dtype(dtype)) for name, (shape, dtype) in layout.items()}
-        fill(out)
+        fill({**out})
         for array in out.values():
             array.flush()
     return memmap_arrays(key, size, build, what)

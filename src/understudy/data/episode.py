@@ -15,6 +15,8 @@ import numpy as np
 
 from ..core import DataError, Feature, role
 
+Indices = Sequence[int] | np.ndarray  # numbers of episodes
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -127,15 +129,15 @@ class ColumnSource(ABC):
         return Episode(LazyColumns(self, number, read or {}), self.episode_metadata(number), int(self.lengths[number]),
                        self.schema)
 
-    def lengths_of(self, indices: Sequence[int]) -> np.ndarray:
+    def lengths_of(self, indices: Indices) -> np.ndarray:
         """Steps of these episodes, (n,)."""
         return self.lengths[np.asarray(indices, np.int64)]
 
-    def rows_of(self, name: str, indices: Sequence[int]) -> np.ndarray:
+    def rows_of(self, name: str, indices: Indices) -> np.ndarray:
         """Rows of a column in these episodes, (n,)."""
         return self.rows(name)[np.asarray(indices, np.int64)]
 
-    def contiguous(self, name: str, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    def contiguous(self, name: str, indices: Indices) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """An array with the rows of a column, where each of these episodes begins in it, and how many rows each has.
 
         None if the column is not in one array.
@@ -146,11 +148,11 @@ class ColumnSource(ABC):
         rows, numbers = self.rows(name), np.asarray(indices, np.int64)
         return array, episode_starts(rows)[numbers], rows[numbers]
 
-    def select(self, indices: Sequence[int]) -> tuple[ColumnSource, Sequence[int]]:
+    def select(self, indices: Indices) -> tuple[ColumnSource, Indices]:
         """The source that holds these episodes, and their numbers in it."""
         return self, indices
 
-    def iterate_once(self, indices: Sequence[int]) -> Iterator[Episode]:
+    def iterate_once(self, indices: Indices) -> Iterator[Episode]:
         """Each episode once. An empty cache stays empty: data that are read only once need no copy."""
         first, n = (indices[0], len(indices)) if len(indices) else (0, 0)
         if list(indices) != list(range(first, first + n)):
@@ -255,7 +257,7 @@ class Dataset(Sequence[Episode]):
     """
 
     def __init__(self, source: ColumnSource | Iterable[Episode], metadata: Mapping[str, Any] | None = None,
-                 indices: Sequence[int] | None = None):
+                 indices: Indices | None = None):
         self.source = source if isinstance(source, ColumnSource) else EpisodeList(source)
         self.metadata: Mapping[str, Any] = dict(self.source.metadata if metadata is None else metadata)
         self.indices = range(len(self.source)) if indices is None else indices

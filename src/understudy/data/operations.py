@@ -582,7 +582,7 @@ class LabeledSource(WrapperSource):
         self._label = label
         self._episode_set = None if label.episodes is None else frozenset(label.episodes)
         if label.field == "task":
-            self.schema.setdefault("task", Feature("string", (), "string"))
+            self.schema = {**self.schema, "task": self.schema.get("task", Feature("string", (), "string"))}
 
     def _is_selected(self, episode) -> bool:
         return self._episode_set is None or episode in self._episode_set

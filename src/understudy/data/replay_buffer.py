@@ -48,7 +48,9 @@ class ReplayBuffer(Dataset):
         Raises:
             UserError: A column has another shape or another kind of values than before.
         """
-        return _buffer(self.source, np.concatenate([self.indices, self.source.append(episodes)]))
+        arrays = self.source
+        assert isinstance(arrays, _GrowingArrays)
+        return _buffer(arrays, np.concatenate([self.indices, arrays.append(episodes)]))
 
 
 def _buffer(arrays: _GrowingArrays, indices: np.ndarray) -> ReplayBuffer:

@@ -165,6 +165,7 @@ class ProgressCount(RuntimeTransform):
         return {"steps": torch.zeros(len(key), 1)}
 
     def step(self, obs, last, state):
+        assert self.length is not None  # `start` refuses it
         steps = torch.where(last.exists[:, None], state["steps"] + 1, state["steps"])
         return {self.into: (steps / max(self.length, 1)).clamp(max=1)}, {"steps": steps}
 

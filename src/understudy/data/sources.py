@@ -262,8 +262,9 @@ class DecodedFramesSource(WrapperSource):
     def __init__(self, inner: ColumnSource, size: tuple[int, int], where: Path, progress: Progress | None = None):
         super().__init__(inner)
         self.key, self._size, self._progress = self.cache_key(inner, size), size, progress
-        self.schema |= {name: Feature("uint8", (*size, inner.schema[name].shape[2]), "image", inner.schema[name].names)
-                        for name in camera_names(inner.schema)}
+        cameras = {name: Feature("uint8", (*size, inner.schema[name].shape[2]), "image", inner.schema[name].names)
+                   for name in camera_names(inner.schema)}
+        self.schema = {**self.schema, **cameras}
         layout = {name: ((int(inner.rows(name).sum()), *self.schema[name].shape), np.uint8)
                   for name in camera_names(inner.schema)}
         self._maps = cache.columns(self.key, layout, self._decode, str(where))

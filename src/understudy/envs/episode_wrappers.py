@@ -42,7 +42,7 @@ class DemoStateReset(EnvWrapper):
             raise UserError(f"fraction is {fraction:g}, which is not between 0 and 1", where="DemoStateReset",
                             hint="0.5 starts half of the episodes from demonstrated states")
         super().__init__(env)
-        self.data, self.fraction = data, fraction
+        self.data, self.fraction, self._restore = data, fraction, env.restore
         self.ends = np.cumsum([len(episode) for episode in data])
         if not len(self.ends) or not self.ends[-1]:
             raise UserError("the data has no steps to start from", where="DemoStateReset.data",
@@ -57,7 +57,7 @@ class DemoStateReset(EnvWrapper):
         steps = (drawn[chosen, 1] * self.ends[-1]).astype(np.int64)
         rows = [self._recorded_step(step) for step in steps]
         columns = {k: torch.from_numpy(np.stack([row[k] for row in rows])) for k in rows[0]}
-        return self.env.restore(which[chosen], columns, key[chosen])
+        return self._restore(which[chosen], columns, key[chosen])
 
     def _recorded_step(self, step: int) -> dict[str, np.ndarray]:
         number = int(np.searchsorted(self.ends, step, side="right"))
@@ -86,10 +86,11 @@ class FixedHorizonEnv(EnvWrapper):
 
     def __init__(self, env: Env, limit: int | None = None):
         super().__init__(env)
-        self.limit = limit or env.metadata.get("limit")
-        if not self.limit:
+        found = limit or env.metadata.get("limit")
+        if not found:
             raise UserError(f"{env.metadata['env']} has no time limit", where="FixedHorizonEnv",
                             hint="give the number of steps: FixedHorizonEnv(env, limit=100)")
+        self.limit = int(found)
         self.metadata = {**self.metadata, "limit": self.limit}
         self.clock = torch.zeros(self.rows, dtype=torch.int64)
         self.is_over = torch.zeros(self.rows, dtype=torch.bool)

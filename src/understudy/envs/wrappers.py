@@ -72,6 +72,7 @@ class WrappedEnv(Env):
         reward, going = torch.zeros(self.rows), torch.ones(self.rows, dtype=torch.bool)
         terminated = truncated = torch.zeros(self.rows, dtype=torch.bool)
         info: dict[str, Tensor] = {}
+        assert self.state is not None  # since `reset`
         for i in range(self.wrapper.period):
             done, self.state = self.wrapper.transform_action(self._told(), action, self.state)
             out = self.env.step(done)

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class ActionWrapper(ABC):
         period: Number of environment steps per action.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses
     period: int = 1
 
     def features(self, features: Schema) -> Schema:
@@ -272,8 +274,8 @@ class NoiseSteeringWrapper(ActionWrapper):
         return -self.bound, self.bound
 
     def start(self, obs, key):
-        self._check_policy()
-        chunk = torch.zeros(len(key), self.policy.window.horizon, self.policy.action_dim)
+        policy = self._checked_policy()
+        chunk = torch.zeros(len(key), policy.window.horizon, policy.action_dim)
         return {"chunk": chunk, "step": torch.zeros_like(key)}
 
     @torch.no_grad()
@@ -281,17 +283,18 @@ class NoiseSteeringWrapper(ActionWrapper):
         chunk, step = state["chunk"], state["step"]
         rows = (step == 0).nonzero().flatten()
         if len(rows):
-            device = self.policy.device
-            window = {k: obs[k][rows].unsqueeze(1).to(device) for k in self.policy.inputs}
+            policy = self._checked_policy()
+            device = policy.device
+            window = {k: obs[k][rows].unsqueeze(1).to(device) for k in policy.inputs}
             noise = action[rows].clamp(-self.bound, self.bound).unflatten(1, self._noise_shape())
-            plan = self.policy.plan(window, noise.to(device)).cpu()
+            plan = policy.plan(window, noise.to(device)).cpu()
             chunk = plan if len(rows) == len(step) else put(chunk, rows, plan)
         return chunk[torch.arange(len(step)), step], {"chunk": chunk, "step": (step + 1) % self.period}
 
     def _noise_shape(self) -> tuple[int, ...]:
-        self._check_policy()
-        none = torch.zeros(1, dtype=torch.int64, device=self.policy.device)
-        noise = self.policy.noise(none, none)
+        policy = self._checked_policy()
+        none = torch.zeros(1, dtype=torch.int64, device=policy.device)
+        noise = policy.noise(none, none)
         if not isinstance(noise, Tensor):
             raise Unsupported(f"{type(self.policy).__name__} draws several noises", where="NoiseSteeringWrapper",
                               hint="steer a policy that draws one")
@@ -300,8 +303,9 @@ class NoiseSteeringWrapper(ActionWrapper):
                               hint="steer a generative policy, such as one with the head Flow")
         return tuple(noise.shape[1:])
 
-    def _check_policy(self) -> None:
-        window = _resolved_planner(self.policy, "NoiseSteeringWrapper.policy").window
+    def _checked_policy(self) -> Planner:
+        policy = _resolved_planner(self.policy, "NoiseSteeringWrapper.policy")
+        window = policy.window
         if window.n_obs_steps != 1 or window.action_offset != 0:
             raise UserError(f"the policy must observe 1 step and plan from the current step, but it has {window}",
                             where="NoiseSteeringWrapper.policy",
@@ -309,6 +313,7 @@ class NoiseSteeringWrapper(ActionWrapper):
         if not 1 <= self.period <= window.horizon:
             raise UserError(f"the period is {self.period}, but a chunk has {window.horizon} steps",
                             where="NoiseSteeringWrapper.period", hint=f"use a period from 1 to {window.horizon}")
+        return policy
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,7 @@ def build_actor(method: Method, modules: Mapping[str, CheckpointModule], rows: i
         Unsupported: If a relabeling cannot be computed where it stands.
     """
     planner, policy = build_planner(method, modules, rows), modules["policy"]
+    assert isinstance(policy, Policy)
     actor: Actor = PolicyActor(planner, method.executor, camera_sizes(planner.features))
     if transforms := tuple(relabel.runtime_transform() for relabel in runtime_relabels(method)):
         shown = None if features is None else _wrapped_features(method, features)
@@ -402,6 +403,13 @@ class TrainedRun:
         changes = {name: _resolved(value, known) for name, value in acting.items()}
         changes["transforms"] = tuple(_resolved(part, known) if part in needed else part for part in method.transforms)
         return TrainedRun(replace(method, **changes), load_modules(folder, trust, device))
+
+    @property
+    def policy(self) -> Policy:
+        """The module "policy"."""
+        policy = self.modules["policy"]
+        assert isinstance(policy, Policy)
+        return policy
 
     def planner(self, rows: int | None = None) -> Planner:
         """See `build_planner`."""

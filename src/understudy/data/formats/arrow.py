@@ -46,7 +46,7 @@ def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
     if array.null_count:
         raise damaged("the row has no value", f"{where}, row {array.is_null().to_pylist().index(True)}")
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lengths = pc.min_max(pc.list_value_length(array)).as_py()
+        lengths = pc.call_function("min_max", [pc.call_function("list_value_length", [array])]).as_py()
         if lengths["min"] != lengths["max"]:
             raise damaged(f"the rows have from {lengths['min']} to {lengths['max']} values", where)
         inner = to_numpy(array.flatten(), where)

@@ -363,7 +363,7 @@ def decode_json_attribute(text, where: str):
         return text
 
 
-def restore_column_order(schema: dict[str, Feature], file) -> dict[str, Feature]:
+def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Feature]:
     """The columns in the order and of the kinds with which they were written, if the file says so. h5py sorts them by
     name, and an array of bytes may be text."""
     kinds = decode_json_attribute(

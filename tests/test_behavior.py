@@ -387,7 +387,7 @@ def test_latency_is_of_one_robot_and_tells_the_slow_ones(shaky):
     assert found.decisions == 30 and found.median < 20 and 30 <= found.p95 <= found.max
     assert found.n_plans is None and found.describe().startswith("A decision takes")
     assert found.period == 25 and found.n_late >= 6 and found.period_fraction == found.p95 / 25
-    assert all(s == {"observation.state": (1, 2)} for s in seen)
+    assert all(s == {"observation.state": (1, 2), "last.reward": (1,)} for s in seen)
     short = measure_latency(Slow(0.03, []), shaky, decisions=10_000, seconds=0.2)
     assert 0 < short.decisions < 100 and short.period is short.n_late is short.period_fraction is None
 

@@ -129,7 +129,7 @@ def test_actions_are_clipped_and_cast():
         env.step(torch.tensor(given))
         assert np.array_equal(env.vec.envs[0].taken[-1], wanted)
         assert env.vec.envs[0].action_space.contains(env.vec.envs[0].taken[-1])
-        with pytest.raises(UserError, match="the policy knows"):
+        with pytest.raises(UserError, match="the numbers of choices"):
             env.step(torch.full_like(torch.tensor(given), 9))
 
 

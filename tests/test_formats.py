@@ -686,7 +686,7 @@ def test_the_cache_is_bounded_and_forgets_what_was_used_longest_ago(tmp_path, mo
     with pytest.raises(UserError, match="needs 0.00 GB of cache, which may hold 0.00 GB|UNDERSTUDY_CACHE_GB"):
         _entry("e" * 32, 2_000_000)
     monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "lots")
-    with pytest.raises(UserError, match="expected a positive number of gigabytes, found 'lots'"):
+    with pytest.raises(UserError, match="must be a positive number of gigabytes, not 'lots'"):
         _entry("f" * 32, 10)
 
 

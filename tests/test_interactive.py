@@ -99,7 +99,7 @@ def test_the_test_sees_complete_rounds_by_policy():
         session = TWO.update(session, {"event": "label", "label": won[TWO.current_policy(session)]})
     # A fair coin shows eight times the same in one of 128 pairs of repetitions; nine are asked by the mixture of bets.
     assert TWO.verdict(session) == "first" and len(session.rounds) == 9 and TWO.next_event(session) == "end"
-    with pytest.raises(UserError, match="settled"):
+    with pytest.raises(UserError, match="although the result is clear"):
         TWO.update(session, {"event": "begin"})
     # One wrong answer, corrected: it was not settled after all.
     back = TWO.update(session, {"event": "correct", "label": "success" if session.rounds[-1].labels[-1] != "success"

@@ -146,7 +146,7 @@ class GymVector(Env):
         action = np.rint(action).astype(np.int64)
         limits = np.array(self.features["action"].num_classes)
         if (action < 0).any() or (action >= limits).any():
-            raise UserError(f"expected choices below {limits.tolist()}, found {action.tolist()}",
+            raise UserError(f"the action {action.tolist()} is not below {limits.tolist()}, the numbers of choices",
                             where=f"{self.metadata['env']}, action", hint="choices count from 0")
         if isinstance(space, spaces.Discrete):
             return action[:, 0] + space.start

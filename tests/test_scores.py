@@ -51,7 +51,7 @@ from understudy.policy import Policy, PolicyConfig
 
 def episode(state, action, **more):
     state, action = (np.asarray(v, np.float32).reshape(len(v), -1) for v in (state, action))
-    meta = more.pop("meta", {})
+    meta = more.pop("metadata", {})
     return Episode({"observation.state": state, "action": action, **more}, meta)
 
 
@@ -265,7 +265,7 @@ def test_length_return_motion_and_smoothness():
     spread = np.concatenate([t**3, 5 * t[:6]]).std()
     assert Smoothness()(d) == pytest.approx([-np.log(36 / spread**2), -np.log(1e-12)], rel=1e-4)
     assert Motion()(d).tolist() == [1, 0]
-    with pytest.raises(UserError, match="best return above 5"):
+    with pytest.raises(UserError, match="best return must be above 5"):
         Return(random_return=5, best_return=5)(d)
     assert np.isnan(Return(best_return=1.0)(data(line(1, steady)))).all()
 

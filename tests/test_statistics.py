@@ -438,7 +438,7 @@ def test_permutation_by_hand():
     assert stats.permutation_p_value(ones, 0 * ones) == pytest.approx(2 / math.comb(10, 5))  # the smallest there is
     assert stats.permutation_p_value(ones, ones) == 1.0
     for bad in ((x, tables[0]), (x, y[:3]), ([], [])):
-        with pytest.raises(ValueError, match="of both"):
+        with pytest.raises(ValueError, match="both must have the same shape"):
             stats.permutation_p_value(*bad)
 
 

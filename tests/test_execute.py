@@ -13,7 +13,6 @@ from understudy.core import Feature, Unsupported, UserError, keys, normal, put, 
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.fork import SPREAD, Expert, Fork
-from understudy.envs.wrappers import NoiseSteeringWrapper
 from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedPlan
@@ -30,6 +29,7 @@ from understudy.execute.planners import (
 )
 from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
+from understudy.execute.wrappers import NoiseSteeringWrapper
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
@@ -303,8 +303,8 @@ def test_in_a_chain_the_low_one_reads_what_the_high_one_says():
 
 def test_steering_refuses_a_chain_whose_noise_is_that_of_two_planners():
     chain = Hierarchical(Clock(1, ahead=0), Low(3), "observation.goal")
-    with pytest.raises(Unsupported, match="Hierarchical draws the noise of several planners"):
-        NoiseSteeringWrapper(Fork(2), chain, 1)
+    with pytest.raises(Unsupported, match="Hierarchical draws several noises"):
+        NoiseSteeringWrapper(chain, 1).features(Fork(2).features)
     with pytest.raises(UserError, match="equally long"):
         Hierarchical(Clock(2), Low(3), "observation.goal")
 

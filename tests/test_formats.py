@@ -396,6 +396,7 @@ for k in range({moments}):
 """
 
 
+@pytest.mark.slow
 def test_an_append_that_is_killed_at_any_moment_loses_nothing(tmp_path):
     """After each kill the old state is read unchanged, or the new one whole; the next append succeeds."""
     old, whole, moments = closed(images=True, numbers=[0, 1]), closed(images=True), 16

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SWALLOWS = """
 import signal, time
 
@@ -23,6 +25,7 @@ def env(rows):
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_a_library_loads_is_not_lost(tmp_path: Path):
     for number in ("SIGINT", "SIGTERM"):
         (tmp_path / "swallows.py").write_text(SWALLOWS.format(number=number))

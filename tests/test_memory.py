@@ -29,6 +29,7 @@ def taken(memory, folder, megabytes, to):
 
 
 @pytest.mark.parametrize("to", ["lerobot", "robomimic"])
+@pytest.mark.slow
 def test_forty_megabytes(memory, tmp_path, to):
     assert taken(memory, tmp_path, 40, to) < 150
 

@@ -122,6 +122,7 @@ def test_it_finds_better_actions_than_those_in_the_data():
     assert set(learned.modules) == {"policy", "critic"}
 
 
+@pytest.mark.slow
 def test_it_learns_from_the_episodes_it_collects():
     """Offline, a few episodes do not tell enough; the same number of updates on collected episodes does."""
     env = Follow(16)

@@ -85,6 +85,11 @@ INPUTS = {
 }
 
 
+def few(names, *fast):
+    """All, of which a representative few are in the fast tests."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def noises(policy, rows, seed=0):
     return torch.randn(rows, *policy.noise_shape, generator=torch.Generator().manual_seed(seed))
 
@@ -106,7 +111,7 @@ def agrees(policy, batch, path):
     return found
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", few(HEADS, "regression", "flow"))
 def test_every_head(head, tmp_path):
     target = {"categorical": CHOICES, "joint": Feature("float32", (6,))}.get(head)
     policy, batch = random_batch(PolicyConfig(HEADS[head], trunk=MLP(32), window=Window(2, 8)), target=target)
@@ -116,7 +121,7 @@ def test_every_head(head, tmp_path):
         assert not torch.equal(other, found.plan(batch.obs, noises(policy, len(batch))))
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("trunk", few(TRUNKS, "cross"))
 def test_every_trunk(trunk, tmp_path):
     policy, batch = random_batch(PolicyConfig(Diffusion(n_steps=4), trunk=TRUNKS[trunk], window=Window(2, 6)))
     agrees(policy, batch, tmp_path / "policy.onnx")

@@ -456,6 +456,7 @@ def test_a_limit_of_file_sizes_stands_in_for_a_full_disk(tmp_path):
 # -- kills and power cuts -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_kill_and_a_power_cut_lose_no_finished_episode(tmp_path):
     """One of each here, more below; benchmarks/kill.py does a thousand."""
     _killed(tmp_path, 2, "frames")

@@ -1,4 +1,4 @@
-"""What eval tells beside success: closed forms, published values, planted structure, and second computations."""
+"""The behavior metrics that eval prints in addition to success: closed forms, published values, planted structure, and second computations."""
 
 import math
 from dataclasses import dataclass, replace
@@ -683,7 +683,7 @@ def test_eval_takes_what_the_run_learned_from(evaluated, run, tmp_path, monkeypa
 
 def test_eval_writes_it_in_words_and_on_a_page(evaluated, tmp_path):
     status, out, _ = evaluated("--html", tmp_path / "page.html")
-    assert status == 0 and "beside success" in out and "A plan takes" in out
+    assert status == 0 and "behavior metrics" in out and "A plan takes" in out
     page = (tmp_path / "page.html").read_text()
     assert "Beside success" in page and ("How it fails" in page) == ("failure" in out)
     lost = [line for line in out.splitlines() if " failures: " in line or " failure: " in line]

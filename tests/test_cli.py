@@ -141,11 +141,11 @@ def test_usage(call, args):
 
 
 @pytest.mark.parametrize(("args", "words"), [
-    (["train", "bc", "d", "--out", "r", "--steps", "ten"], "--steps: expected an integer, found 'ten'\n"),
-    (["train", "bc", "d", "--out", "r", "--val-fraction=much"], "--val-fraction: expected a number, found 'much'\n"),
+    (["train", "bc", "d", "--out", "r", "--steps", "ten"], "--steps: 'ten' is not an integer\n"),
+    (["train", "bc", "d", "--out", "r", "--val-fraction=much"], "--val-fraction: 'much' is not a number\n"),
     (["train", "bc", "d", "--out", "r", "--image-size", "96", "wide"],
-     "--image-size: expected an integer or two integers, found '96 wide'\n"),
-    (["eval", "r", "fork", "--episodes", "many"], "--episodes: expected an integer, found 'many'\n"),
+     "--image-size: '96 wide' is not an integer or two integers\n"),
+    (["eval", "r", "fork", "--episodes", "many"], "--episodes: 'many' is not an integer\n"),
 ])
 def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
     refused(call(*args), "understudy: " + words)
@@ -163,7 +163,7 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
 def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, args, count):
     monkeypatch.chdir(tmp_path)
     option = args.split()[-1]
-    refused(call(*args.split(), count), f"understudy: {option}: expected at least one, found {count}\n"
+    refused(call(*args.split(), count), f"understudy: {option}: must be 1 or more, but is {count}\n"
                                         f"  -> such as {option} ")
     assert not list(tmp_path.iterdir())
 
@@ -171,7 +171,7 @@ def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, ar
 @pytest.mark.parametrize("args", ["record fork --out d --episodes 3", "train bc d --out r", "eval r fork",
                                   "compare a b --env fork", "robustness r fork"])
 def test_seeds_below_0_are_understudys_own(call, args):
-    refused(call(*args.split(), "--seed", -1), "--seed: expected a seed of 0 or more, found -1\n  -> negative seeds")
+    refused(call(*args.split(), "--seed", -1), "--seed: must be 0 or more, but is -1\n  -> negative seeds")
 
 
 @pytest.mark.parametrize("args", ["eval r fork --labels", "robustness r fork --levels", "robustness r fork --shifts",
@@ -179,7 +179,7 @@ def test_seeds_below_0_are_understudys_own(call, args):
                                   "view make d --out v --delete"])
 def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
     option = args.split()[-1]
-    refused(call(*args.split()), f"{option}: expected a value or several, found none\n  -> name them, or leave")
+    refused(call(*args.split()), f"{option}: needs at least one value, but has none\n  -> name them, or leave")
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
         ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
         ("claims run nothing", "There is no claim 'nothing'"),
         ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),
-        ("compare a a --env fork", "expected different policies, found a twice\n  -> there is nothing to tell apart"),
+        ("compare a a --env fork", "the policy a is named twice\n  -> there is nothing to tell apart"),
         (
             "compare --group x a b --group x c d --env fork",
-            "--group: expected a name for each method, found 'x' twice\n",
+            "--group: the name 'x' is given twice\n",
         ),
         (
             "eval a fork --repeats 1",
@@ -218,16 +218,16 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
     (["record", "fork", "--out", "d", "--episodes", "3", "-x"],
      "understudy record: there is no option -x\n  -> understudy record --help says what can be set\n"),
     (["record", "fork", "--out", "d", "--episodes", "3", "--actor", "scriptd"],
-     "--actor: expected scripted, random or keyboard, found 'scriptd'\n"
+     "--actor: 'scriptd' is not scripted, random or keyboard\n"
      "  -> did you mean scripted? understudy record --help"),
     (["train", "bc", "d", "--out", "r", "--device", "gpu"],
-     "--device: expected auto, cpu, cuda or mps, found 'gpu'\n  -> "),
+     "--device: 'gpu' is not auto, cpu, cuda or mps\n  -> "),
     (["claims", "runn"],
-     "understudy claims: expected list, run, check, judge, spot-check or table, found 'runn'\n  -> did you mean run? "),
-    (["train", "bc"], "understudy train: expected DATA, --out RUN, found none\n  -> understudy train --help"),
-    (["train", "bc", "d", "--out"], "--out: expected a value, found none\n  -> "),
-    (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: expected a value, found none\n  -> "),
-    (["methods", "bc", "act"], "understudy methods: expected nothing more, found 'act'\n  -> "),
+     "understudy claims: 'runn' is not list, run, check, judge, spot-check or table\n  -> did you mean run? "),
+    (["train", "bc"], "understudy train: missing DATA, --out RUN\n  -> understudy train --help"),
+    (["train", "bc", "d", "--out"], "--out: needs a value, but has none\n  -> "),
+    (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: needs a value, but has none\n  -> "),
+    (["methods", "bc", "act"], "understudy methods: unexpected argument 'act'\n  -> "),
 ])
 def test_usage_is_told_in_one_message_with_the_nearest_right_option(args, message, encoding, monkeypatch):
     """Whatever the terminal can draw, and however wide it is."""
@@ -241,13 +241,13 @@ def test_usage_is_told_in_one_message_with_the_nearest_right_option(args, messag
 
 
 def test_counts_and_seeds_that_mean_nothing(call, place, tmp_path):
-    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 2, "--rows", 0), "--rows", "found 0")
-    refused(call("eval", place / "a", "CartPole-v1", "--rows", 0), "--rows", "found 0")
-    refused(call("replay", place / "demos", "fork", "--rows", -1), "--rows", "found -1")
+    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 2, "--rows", 0), "--rows", "but is 0")
+    refused(call("eval", place / "a", "CartPole-v1", "--rows", 0), "--rows", "but is 0")
+    refused(call("replay", place / "demos", "fork", "--rows", -1), "--rows", "but is -1")
     train = ["train", "bc", place / "demos", "--out", tmp_path / "r"]
-    refused(call(*train, "--eval", "fork", "--rollouts", 0), "--rollouts", "found 0")
-    refused(call(*train, "--seed", -1), "--seed", "found -1")
-    refused(call(*train, "--save-freq", 0), "--save-freq", "found 0")
+    refused(call(*train, "--eval", "fork", "--rollouts", 0), "--rollouts", "but is 0")
+    refused(call(*train, "--seed", -1), "--seed", "but is -1")
+    refused(call(*train, "--save-freq", 0), "--save-freq", "but is 0")
     assert not list(tmp_path.iterdir())
 
 
@@ -647,11 +647,11 @@ def test_overrides_reach_the_method(call, place, tmp_path):
 
 @pytest.mark.parametrize(("change", "words"), [
     (["--policy.head.stepz", "5"], ["no option --policy.head.stepz", "did you mean --policy.head.n-steps?"]),
-    (["--learner.optimizer.betas", "0.9"], ["--learner.optimizer.betas: expected 2 values, found 0.9"]),
-    (["--policy.window.n-obs-steps", "1", "2"], ["understudy train flow-policy: expected nothing more, found '2'"]),
+    (["--learner.optimizer.betas", "0.9"], ["--learner.optimizer.betas: needs 2 values, but has only 0.9"]),
+    (["--policy.window.n-obs-steps", "1", "2"], ["understudy train flow-policy: unexpected argument '2'"]),
     (["--policy.head.n-steps", "five"], ["five"]),
     (["--method.horizn", "5"], ["did you mean 'horizon'"]), (["--method.horizon", "x"], ["--method.horizon", "'x'"]),
-    (["--method.horizon"], ["--method.horizon", "found none"]), (["--learner.optimizer.lr", "-1"], ["lr"]),
+    (["--method.horizon"], ["--method.horizon", "has no value"]), (["--learner.optimizer.lr", "-1"], ["lr"]),
     (["--policy.inputs", "observation.stat"], ["did you mean 'observation.state'"]), (["--steps", "0"], ["--steps"]),
     (["--device", "cuda:999"], ["cuda"]), (["--val-fraction", "1.5"], ["1.5"])])
 def test_a_wrong_change_names_the_right_one(call, place, tmp_path, change, words):
@@ -697,11 +697,11 @@ def test_words_decide_what_is_done(call, told):
 def test_words_that_are_missing_or_too_many(call, told, place, tmp_path):
     run, two = told / "run", told / "two.npz"
     refused(call("eval", run, "fork", "--episodes", 2), "--task: expected the task in words", "--task 'WORDS'")
-    refused(call("eval", place / "a", "fork", "--episodes", 2, "--task", "go"), "expected no words", "--language")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--task", "go"), "trained without words", "--language")
     refused(call("eval", run, "fork", "--episodes", 20, "--task", "go", "--save", told / "1"), "'go'", LEFT)
     train = ["train", "bc", "--out", tmp_path / "r", "--language", *TINY]
-    refused(call(*train[:2], place / "demos", *train[2:]), "expected tasks in words, found none", "leave out")
-    refused(call(*train[:2], two, *train[2:], "--eval", "fork"), "--eval: expected an environment that says")
+    refused(call(*train[:2], place / "demos", *train[2:]), "the data have no tasks in words", "leave out")
+    refused(call(*train[:2], two, *train[2:], "--eval", "fork"), "--eval: the environment fork does not say")
     refused(call("train", "knn", two, "--language", "--out", tmp_path / "r"), "observation.task", "TokenEncoder")
     assert not list(tmp_path.iterdir())
 
@@ -764,7 +764,7 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
     refused(call("train", "bc", wide, "--out", tmp_path / "r", *TINY, "--eval", "fork"), "fork", "(3,)", "(2,)")
     refused(call("train", "bc", place / "demos", "--out", tmp_path / "r", *TINY, "--eval", "frok"), "fork")
     refused(call("record", "frok", "--out", tmp_path / "d", "--episodes", 2), "did you mean fork")
-    refused(call("eval", place / "a", "fork", "--episodes", 0), "at least one")
+    refused(call("eval", place / "a", "fork", "--episodes", 0), "1 or more")
     refused(call("eval", place / "a", "fork", "--seed", -1), "-1")
     refused(call("train", "difusion-policy", place / "demos", "--out", tmp_path / "r"), "diffusion-policy")
 
@@ -774,7 +774,7 @@ def test_arguments_in_each_others_place(call, place, tmp_path):
     for found in (call("inspect", place / "a"), call("eval", place / "demos", place / "a"),
                   call("train", "bc", place / "a", "--out", tmp_path / "r"),
                   call("replay", place / "a" / "checkpoints" / "000020", "fork")):
-        refused(found, "found a run", f"understudy eval {place / 'a'}")
+        refused(found, "this is a run", f"understudy eval {place / 'a'}")
 
 
 def test_a_comparison_is_of_two_policies(call, place):
@@ -1066,9 +1066,9 @@ def test_an_interrupt_while_code_is_made_is_an_interrupt_like_any_other(tmp_path
 @pytest.mark.parametrize("command", ["inspect", "audit", "repair", "convert"])
 def test_an_empty_path_is_not_the_folder_one_is_in(capsys, command):
     assert main([command, "", *(["out"] if command == "convert" else [])]) == 2
-    assert "found an empty one" in capsys.readouterr().err
+    assert "a name or a path is empty" in capsys.readouterr().err
 
 
 def test_a_damaged_source_has_to_be_there(tmp_path, capsys):
     assert main(["repair", str(tmp_path / "none")]) == 2
-    assert "found nothing" in capsys.readouterr().err
+    assert "there is no recording or data set here" in capsys.readouterr().err

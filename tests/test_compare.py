@@ -225,39 +225,39 @@ def test_compare_rolls_out_keeps_and_goes_on(call, place, tmp_path):
     assert "succeeds most often" in page and "rank" in page and page.count("<svg") == 2
     refused(call("compare", *runs, "--env", "fork", "--episodes", 12, "--seed", 1, "--save", kept), "seed 1")
     refused(call("eval", runs[0], "push", "--against", runs[1], "--episodes", 2), f"{runs[0]} in push, column")
-    refused(call("compare", *folders, "--episodes", 13), "expected 13 episodes, found 12")
+    refused(call("compare", *folders, "--episodes", 13), "has 12 episodes, but --episodes is 13")
 
 
 def test_compare_of_groups(call, place):
     args = ["--group", "bc", place / "a", place / "b", "--group", "knn", place / "knn", place / "knn" / "best"]
-    refused(call("compare", *args, "--env", "fork"), "which are the same")
-    refused(call("compare", *args[:4], "--env", "fork"), "two groups or more, found 1")
+    refused(call("compare", *args, "--env", "fork"), "are the same policy")
+    refused(call("compare", *args[:4], "--env", "fork"), "at least two groups, but has 1")
     refused(call("compare", "--group", "bc", place / "a", *args[4:], "--env", "fork"), "two runs or more", "bc")
     refused(call("compare", *args[:4], "--group", "x", place / "a", place / "b", place / "knn"), "2 of bc", "3 of x")
-    refused(call("compare", place / "a", *args), "runs or groups, found both")
+    refused(call("compare", place / "a", *args), "runs or groups, not both")
 
 
 def test_what_cannot_be_compared(call, place):
     a, b = place / "a", place / "b"
-    refused(call("compare"), "two policies or more, found 0")
-    refused(call("compare", a), "found 1", "understudy eval")
+    refused(call("compare"), "at least two policies, but has 0")
+    refused(call("compare", a), "but has 1", "understudy eval")
     refused(call("compare", a, a, "--env", "fork"), "twice")
     refused(call("compare", a, b), "--env")
     refused(call("compare", a, place / "none", "--env", "fork"), "expected a trained run")
     for args in ((a, place / "demos", "--env", "fork"), (a, b, place / "demos")):
-        refused(call("compare", *args, "--episodes", 2), f"{place / 'demos'}: expected a run, or rollouts that eval "
-                "--save wrote, found demonstrations\n  -> train a policy on them: understudy train METHOD")
-    refused(call("compare", a, b, "--env", "fork", "--episodes", 0), "at least one")
-    refused(call("compare", a, b, "--env", "fork", "--seed", -1), "found -1")
-    refused(call("compare", a, b, "--env", "fork", "--task", "go"), "expected no words")
-    refused(call("compare", a, b, "--env", "fork", "--html", place), "--html", "found a folder")
-    refused(call("compare", a, b, "--env", "fork", "--html", place / "none/x.html"), "--html", "found no folder")
+        refused(call("compare", *args, "--episodes", 2), f"{place / 'demos'}: these are demonstrations, neither a run "
+                "nor rollouts that eval --save wrote\n  -> train a policy on them: understudy train METHOD")
+    refused(call("compare", a, b, "--env", "fork", "--episodes", 0), "1 or more")
+    refused(call("compare", a, b, "--env", "fork", "--seed", -1), "but is -1")
+    refused(call("compare", a, b, "--env", "fork", "--task", "go"), "trained without words")
+    refused(call("compare", a, b, "--env", "fork", "--html", place), "--html", "it is a folder")
+    refused(call("compare", a, b, "--env", "fork", "--html", place / "none/x.html"), "--html", "there is no folder")
 
 
 def test_saved_rollouts_are_of_one_environment_and_seed(call, place, tmp_path):
     runs = [_saved(call, place, tmp_path / r, r) for r in ("a", "b")]
-    refused(call("compare", *runs, "--env", "push"), "expected rollouts in push, found some in fork")
-    refused(call("compare", *runs, "--seed", 3), "expected starts of seed 3, found those of seed 0")
+    refused(call("compare", *runs, "--env", "push"), "the rollouts are in fork, but --env is push")
+    refused(call("compare", *runs, "--seed", 3), "the starts are of seed 0, but --seed is 3")
     assert len(document(call("compare", *runs, "--env", "fork", "--json"))["policies"]) == 2
 
 
@@ -308,16 +308,16 @@ def test_a_question_that_is_left_open_comes_with_the_planned_number_of_episodes(
 
 def test_sequential_questions_that_are_none(call, place):
     a = place / "a"
-    refused(call("eval", a, "fork", "--labels", "bad", "good"), "--labels: expected --interactive beside it")
+    refused(call("eval", a, "fork", "--labels", "bad", "good"), "--labels: needs --interactive")
     refused(call("eval", a, "fork", "--sequential"), "--threshold", "neither")
     refused(call("eval", a, "fork", "--sequential", "--against", a), "--against", "the same checkpoint")
-    refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--against", place / "b"), "found both")
-    refused(call("eval", a, "fork", "--sequential", "--threshold", 1.5), "between 0 and 1, found 1.5")
+    refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--against", place / "b"), "both are given")
+    refused(call("eval", a, "fork", "--sequential", "--threshold", 1.5), "between 0 and 1, but is 1.5")
     refused(call("eval", a, "fork", "--threshold", 0.5), "--sequential")
-    refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--episodes", 3), "at least", "found 3")
-    refused(call("eval", a, place / "demos", "--sequential", "--threshold", 0.5), "expected an environment")
-    refused(call("eval", a, "--sequential", "--threshold", 0.5), "expected an environment")
-    refused(call("eval", a), "expected an environment or recorded episodes, found none")
+    refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--episodes", 3), "at least", "3 episodes are too few")
+    refused(call("eval", a, place / "demos", "--sequential", "--threshold", 0.5), "needs an environment")
+    refused(call("eval", a, "--sequential", "--threshold", 0.5), "neither an environment nor")
+    refused(call("eval", a), "neither an environment nor recorded episodes are named")
 
 
 def test_the_words_of_a_verdict():

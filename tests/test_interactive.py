@@ -343,12 +343,12 @@ def test_bad_input_at_the_table(call, place, tmp_path):
         ["good", "robot_of_a_test:nobody", *trust, "--interactive", "--threshold", 0.5, *save], "expected a function"
     )
     refused(["good", "--interactive", "--against", "good/best", *save], "the same")
-    refused(["good", "--interactive", "--against", "nowhere", *save], "nowhere: expected a policy")
+    refused(["good", "--interactive", "--against", "nowhere", *save], "nowhere: there is no policy")
     refused(["good", "--interactive", "--threshold", 0.5, "--labels", "a", "a", *save], "different labels")
     refused(["good", "--interactive", "--threshold", 0.5, "--labels", "1", "2", *save], "labels of one word")
-    refused(["good", "--interactive", "--threshold", 0.5, "--episodes", 2, *save], "at least", "found 2")
+    refused(["good", "--interactive", "--threshold", 0.5, "--episodes", 2, *save], "at least", "2 episodes are too few")
     assert not (tmp_path / "t.jsonl").exists()
-    for loop, words in (("broken", "KeyError"), ("strange", "found 7")):
+    for loop, words in (("broken", "KeyError"), ("strange", "returned 7")):
         refused(["good", f"robot_of_a_test:{loop}", *trust, "--interactive", "--threshold", 0.5, "--save",
                  tmp_path / loop], words, "asks about this trial", answers=[""])
     refused(

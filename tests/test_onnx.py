@@ -375,10 +375,10 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     status, out, _ = run("eval", "runs/bc", "fork", "--episodes", 4, "--against", "bc.onnx", "--html", "r.html")
     assert status == 0 and "same starts" in out and Path("r.html").exists()
     assert "understudy eval bc.onnx" in run("eval", "bc.onnx", "fork", "--episodes", 4)[1]
-    for args, message in ((("eval", "bc.onnx", "demos"), "found recorded episodes"),
+    for args, message in ((("eval", "bc.onnx", "demos"), "these are recorded episodes"),
                           (("eval", "bc.onnx", "fork", "--device", "cuda"), "expected the CPU"),
                           (("eval", "none.onnx", "fork"), "found none"),
-                          (("eval", "bc.onnx", "fork", "--task", "go left"), "expected no words"),
+                          (("eval", "bc.onnx", "fork", "--task", "go left"), "trained without words"),
                           (("export", "runs/bc", "--out", "bc.bin"), "ends in .onnx"),
                           (("export", "demos", "--out", "x.onnx"), "expected a trained run")):
         status, _, error = run(*args)

@@ -331,7 +331,7 @@ def test_the_commands_give_the_same_with_workers(tmp_path, monkeypatch, capsys):
     run("eval", "run", "fork", "--episodes", 20, "--save", "alone")
     assert open_dataset("seen").fingerprint() == open_dataset("alone").fingerprint()
     assert main(["eval", "run", "fork", "--sequential", "--threshold", "0.5", "--workers", "2"]) == 2
-    assert "expected one worker" in capsys.readouterr().err
+    assert "must be 1 with --sequential" in capsys.readouterr().err
 
 
 # -- Ray ------------------------------------------------------------------------------------------------------------

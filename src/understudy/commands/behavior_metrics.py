@@ -1,4 +1,4 @@
-"""What `understudy eval` tells beside success."""
+"""The behavior metrics that `understudy eval` prints in addition to success."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def check_options(o: BehaviorOptions) -> None:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
                         where="--repeats", hint="such as --repeats 8")
     if (o.sequential or o.interactive) and (asked := given_options(o)):
-        raise UserError("expected an evaluation of a fixed number of episodes, found --sequential or --interactive",
-                        where=asked[0], hint="leave one of them out: behavior is told of a whole evaluation")
+        raise UserError("cannot be combined with --sequential or --interactive", where=asked[0],
+                        hint="leave one of them out: behavior is measured over a fixed number of episodes")
 
 
 def given_options(o: BehaviorOptions) -> list[object]:
@@ -79,7 +79,7 @@ def demonstrations_of(o: BehaviorOptions) -> Dataset | None:
     if o.demonstrations is not None:
         data = open_dataset(no_run(o.demonstrations))
         if not len(data):
-            raise UserError("expected demonstrations, found no episode", where=o.demonstrations,
+            raise UserError("there are no demonstrations in it: it has no episode", where=o.demonstrations,
                             hint="leave out --demonstrations, or name others")
         return data
     if o.run.suffix == ".onnx" or not (file := find_checkpoint(o.run) / "provenance.json").exists():
@@ -147,7 +147,7 @@ def print_metrics(found: Mapping[str, BehaviorMetrics], out: Output) -> None:
 
     first = next(iter(found.values()))
     theirs = {m.key: m.demonstrations for b in found.values() for m in b.metrics if m.demonstrations is not None}
-    table = Table("beside success", *(found if len(found) > 1 else ["mean of an episode"]), *(
+    table = Table("behavior metrics", *(found if len(found) > 1 else ["mean of an episode"]), *(
         ["demonstrations"] if theirs else []), box=None, pad_edge=False)
     for key in dict.fromkeys(m.key for b in found.values() for m in b.metrics):
         each = [next((m for m in b.metrics if m.key == key), None) for b in found.values()]

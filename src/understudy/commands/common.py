@@ -47,13 +47,13 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     if "" in args[:1]:  # a shell variable that was not set: as a path it would be the folder one is in
         from ..core import UserError
 
-        raise UserError("expected a name or a path, found an empty one", where=f"understudy {command}",
+        raise UserError("a name or a path is empty", where=f"understudy {command}",
                         hint="check the variable that it came from")
     if "-h" in args or "--help" in args:
         print_help(options, f"understudy {command}")
     found = parse_options(options, args, f"understudy {command}")
     if getattr(found, "trust", ()) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # one's own file beside one, which an installed script does not see; last
+        sys.path.append(os.getcwd())  # finds modules of the user in the current folder; last
     for what, where, do in _invalid_options(found):
         from ..core import UserError
 
@@ -80,18 +80,18 @@ def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
     for name, usual in EXAMPLE_COUNTS.items():
         option = "--" + name.replace("_", "-")
         if type(count := getattr(options, name, None)) is int and count < 1:
-            yield f"expected at least one, found {count}", option, f"such as {option} {usual}"
+            yield f"must be 1 or more, but is {count}", option, f"such as {option} {usual}"
     if (seed := getattr(options, "seed", 0)) < 0:
-        yield (f"expected a seed of 0 or more, found {seed}", "--seed",
+        yield (f"must be 0 or more, but is {seed}", "--seed",
                "negative seeds are understudy's own, so that nothing shares a start with what judges it")
     if seed >= 2**63:
-        yield f"expected a seed below 2^63, found {seed}", "--seed", "such as --seed 1"
+        yield f"must be below 2^63, but is {seed}", "--seed", "such as --seed 1"
     html, mapped = getattr(options, "html", None), getattr(options, "map", None)
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
-        found = "a folder" if html.is_dir() else f"no folder {html.parent}"
-        yield f"expected the name of a file to write, found {found}", f"--html {html}", "such as --html report.html"
+        problem = "it is a folder" if html.is_dir() else f"there is no folder {html.parent}"
+        yield f"the report cannot be written there: {problem}", f"--html {html}", "such as --html report.html"
     if mapped is not None and not mapped.is_file():
-        yield (f"expected a file, found {'a folder' if mapped.is_dir() else 'none'}", f"--map {mapped}",
+        yield ("is a folder, not a file" if mapped.is_dir() else "there is no such file", f"--map {mapped}",
                "understudy inspect BAG --json proposes a map: correct it, and name its file")
 
 
@@ -302,10 +302,10 @@ def demonstrations_path(path: Path) -> Path:
     from ..methods import method_names
 
     if (path / "run.json").exists() or (path / "weights.safetensors").exists():
-        raise UserError("expected demonstrations, found a run", where=path,
+        raise UserError("this is a run, not demonstrations", where=path,
                         hint=f"understudy eval {path} ENV judges it")
     if not path.exists() and str(path) in method_names():
-        raise UserError("expected demonstrations, found the name of a method", where=path,
+        raise UserError("this is the name of a method, not demonstrations", where=path,
                         hint="the order is understudy train METHOD DATA --out RUN")
     return path
 

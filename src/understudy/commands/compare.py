@@ -55,7 +55,7 @@ class CompareOptions:
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to policies that were trained with --language"""
     save: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """keep each policy's rollouts there as a data set; then an interrupted comparison goes on where it stopped"""
+    """keep each policy's rollouts there as a data set; then an interrupted comparison continues where it stopped"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """write a report"""
     json: bool = False
@@ -93,10 +93,10 @@ def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
     from ..core import UserError
 
     if o.runs and o.group:
-        raise UserError("expected runs or groups, found both", where="compare",
+        raise UserError("takes runs or groups, not both", where="compare",
                         hint="a checkpoint and a method cannot be compared: put each run into a --group NAME RUN ...")
     if twice := next((r for r in o.runs if o.runs.count(r) > 1), None):
-        raise UserError(f"expected different policies, found {twice} twice", where="understudy compare",
+        raise UserError(f"the policy {twice} is named twice", where="understudy compare",
                         hint="there is nothing to tell apart: name each once")
     groups = {str(run): [run] for run in o.runs}
     for name, *runs in (g or ("",) for g in o.group):
@@ -105,22 +105,22 @@ def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
                             f"{' '.join([name, *runs]) or 'nothing'}", where="--group",
                             hint="--group NAME RUN RUN; without --group, checkpoints are compared")
         if name in groups:
-            raise UserError(f"expected a name for each method, found {name!r} twice", where="--group",
+            raise UserError(f"the name {name!r} is given twice", where="--group",
                             hint="give all runs of a method after its name, once: --group NAME RUN RUN ...")
         groups[name] = [Path(r) for r in runs]
     if len(groups) < 2:
-        raise UserError(f"expected two {'groups' if o.group else 'policies'} or more, found {len(groups)}",
+        raise UserError(f"needs at least two {'groups' if o.group else 'policies'}, but has {len(groups)}",
                         where="understudy compare", hint="understudy eval RUN ENV judges one")
     sizes = {name: len(group) for name, group in groups.items()}
     if len(set(sizes.values())) > 1:
-        raise UserError("expected as many training seeds of each method, found "
+        raise UserError("the methods have different numbers of training seeds: "
                         + ", ".join(f"{n} of {name}" for name, n in sizes.items()), where="--group",
                         hint="train the missing ones, or leave some out")
     places: dict[Path, Path] = {}
     for run in (run for group in groups.values() for run in group):
         place = run.resolve() if _is_saved_rollouts(run) else _run_path(run)
         if place in places:
-            raise UserError(f"expected different policies, found {places[place]} and {run}, which are the same",
+            raise UserError(f"{places[place]} and {run} are the same policy",
                             where="compare", hint="there is nothing to tell apart")
         places[place] = run
     return groups
@@ -146,7 +146,7 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
     acting = [run for run in runs if run not in found]
     episodes = o.episodes or min((len(e.episodes) for e in found.values()), default=100)
     if acting and o.env is None:
-        raise UserError("expected an environment to act in, found none", where="--env",
+        raise UserError("no environment is named in which the policies act", where="--env",
                         hint=command_line("compare", *runs, "--env", "ENV"))
     asked = replace(o, episodes=episodes)
     if acting:
@@ -172,21 +172,21 @@ def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
     odd = next((n for n, e in enumerate(data) if not {"env", "seed", "number"} <= set(e.metadata)
                 or "next.reward" not in e.steps), None)
     if odd is not None or not len(data):
-        raise UserError(f"expected rollouts as eval --save writes them, found {'none' if odd is None else 'others'}",
+        raise UserError("there are no rollouts in it" if odd is None else "not a rollout that eval --save wrote",
                         where=run if odd is None else f"{run}, episode {odd}", hint="name a run, or save its rollouts")
     env, seed = data[0].metadata["env"], data[0].metadata["seed"]
     if seed < 0:
-        raise UserError("expected a run, or rollouts that eval --save wrote, found demonstrations", where=run,
+        raise UserError("these are demonstrations, neither a run nor rollouts that eval --save wrote", where=run,
                         hint="train a policy on them: " + command_line("train", "METHOD", run, "--out", "RUN"))
     if o.env is not None and o.env != env:
-        raise UserError(f"expected rollouts in {o.env}, found some in {env}", where=run,
+        raise UserError(f"the rollouts are in {env}, but --env is {o.env}", where=run,
                         hint="leave out --env, or compare runs in it")
     if o.seed and o.seed != seed:
-        raise UserError(f"expected starts of seed {o.seed}, found those of seed {seed}", where=run,
+        raise UserError(f"the starts are of seed {seed}, but --seed is {o.seed}", where=run,
                         hint="leave out --seed, or save rollouts of that seed")
     if o.episodes is not None and len(data) < o.episodes:
-        raise UserError(f"expected {o.episodes} episodes, found {len(data)}", where=run,
-                        hint="save more of them (the same eval --save goes on), or ask for fewer --episodes")
+        raise UserError(f"has {len(data)} episodes, but --episodes is {o.episodes}", where=run,
+                        hint="save more of them (the same eval --save continues), or ask for fewer --episodes")
     return evaluation_of(data)
 
 

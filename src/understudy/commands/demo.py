@@ -17,7 +17,7 @@ class DemoOptions:
 
     Records a scripted expert that has two equally good ways round an obstacle, trains a policy that averages and one
     that chooses, lets both act from the same starts, and says which is better, by how much and how sure that is.
-    After Ctrl-C the same command goes on.
+    After Ctrl-C the same command continues.
     """
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("understudy-demo")
@@ -32,7 +32,7 @@ def main(args: list[str]) -> None:
 
     choose_device(o.device)  # before anything is recorded
     out = Output()
-    out.print(f"understudy demo: everything goes to {o.out}; Ctrl-C at any point, and the same command goes on.\n")
+    out.print(f"understudy demo: everything goes to {o.out}; Ctrl-C at any point, and the same command continues.\n")
     from ..demo import commands, demo
 
     demo(o.out, device=o.device, say=out.print, bar=progress_bar)

@@ -19,7 +19,7 @@ class EvalOptions:
     out on the same starts and compares. With --sequential only as many episodes as it takes to settle which of two is
     better, or whether one succeeds in more or less --threshold a rate. With --interactive you judge trials of a real
     robot.
-    On recorded episodes, where there is no simulator: how well it foretells what was done, which is not a success rate.
+    On recorded episodes, where there is no simulator: how well it predicts the recorded actions, which is not a success rate.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -49,10 +49,10 @@ class EvalOptions:
     task: Annotated[str | None, arg(metavar="WORDS")] = None
     """what to do, told to a policy that was trained with --language"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
-    """write the rollouts as a data set; then an interrupted evaluation goes on where it stopped. With --interactive:
+    """write the rollouts as a data set; then an interrupted evaluation continues where it stopped. With --interactive:
     the file of the answers (trials.jsonl)"""
     demonstrations: Annotated[Path | None, arg(metavar="DATA")] = None
-    """what its behavior is compared with; by default what it learned from, where that is at hand and has no camera"""
+    """what its behavior is compared with; by default what it learned from, if that is available and has no camera"""
     repeats: PositiveCount = 0
     """roll each of the first 16 starts out so often: how many ways does it know from one start?"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -43,43 +43,42 @@ def main(args: list[str]) -> None:
 
     with Output(o.json) as out:
         if sum(a.split("=")[0] == "--against" for a in args) > 1:
-            raise UserError("expected one policy to compare with, found several", where="--against",
+            raise UserError("is given more than once", where="--against",
                             hint="compare two at a time")
         if o.episodes is None:
             o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
         if o.workers != 1 and (o.interactive or o.sequential):
-            raise UserError(f"expected one worker, which looks after every episode, found {o.workers}",
-                            where="--workers", hint="leave it away")
+            raise UserError(f"must be 1 with --sequential or --interactive, but is {o.workers}",
+                            where="--workers", hint="leave it out: these test after every episode")
         if not o.interactive and any(a.split("=")[0] == "--labels" for a in args):
-            raise UserError("expected --interactive beside it, where somebody says how a trial went", where="--labels",
-                            hint="leave it out: in an environment, what is a success is its own matter")
+            raise UserError("needs --interactive, where a person says how a trial went", where="--labels",
+                            hint="leave it out: an environment decides itself what is a success")
         behavior_metrics.check_options(o)
         if o.interactive:
             run_interactive(o, out)
             return
         if o.against is not None and weights_path(o.run).resolve() == weights_path(o.against).resolve():
             if o.sequential:
-                raise UserError(f"expected different policies, found {o.run} and {o.against}, which are the same "
-                                "checkpoint", where="--against", hint="there is nothing to tell apart")
+                raise UserError(f"{o.run} and {o.against} are the same checkpoint", where="--against", hint="there is nothing to tell apart")
             out.print(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
             o = replace(o, against=None)
         if o.threshold is not None and not o.sequential:
             raise UserError(
-                "expected --sequential or --interactive beside it",
+                "needs --sequential or --interactive",
                 where="--threshold",
                 hint=command_line("eval", o.run, o.target or "ENV", "--sequential", "--threshold", o.threshold),
             )
         if o.target is None:
-            raise UserError("expected an environment or recorded episodes, found none", where="understudy eval",
+            raise UserError("neither an environment nor recorded episodes are named", where="understudy eval",
                             hint=command_line("eval", o.run, "ENV"))
         if (Path(o.target).exists() or url_of(o.target)) and o.target not in names():
             if o.sequential:
-                raise UserError("expected an environment to act in, found recorded episodes", where=o.target,
+                raise UserError("these are recorded episodes, and --sequential needs an environment", where=o.target,
                                 hint="--sequential decides how many episodes are rolled out")
             demonstrations_path(Path(o.target))
             _evaluate_recorded(o, out)
         elif o.target.startswith((".", "/", "~")) or (":" not in o.target and Path(o.target).suffix):
-            raise UserError("expected an environment or recorded episodes, found no such file", where=o.target,
+            raise UserError("there is no such file of recorded episodes, and no such environment", where=o.target,
                             hint="check the path")
         else:
             (run_sequential if o.sequential else _evaluate_rollouts)(o, out)
@@ -154,7 +153,7 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
     return told
 
 
-# -- foretelling ----------------------------------------------------------------------------------------------------
+# -- recorded episodes ------------------------------------------------------------------------------------------------
 
 
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
@@ -166,10 +165,10 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     from ..policy import find_checkpoint
 
     if o.demonstrations is not None or o.repeats:
-        raise UserError("expected an environment to act in, found recorded episodes", where=o.target,
+        raise UserError("these are recorded episodes, in which no policy can act", where=o.target,
                         hint="leave out --demonstrations and --repeats: behavior is seen where a policy acts")
     if o.against is not None:
-        raise UserError("expected an environment to compare in, found recorded episodes", where=o.target,
+        raise UserError("these are recorded episodes, and --against needs an environment", where=o.target,
                         hint="evaluate each run on them alone: the energy scores compare")
     if is_exported(o.run):
         raise UserError(

@@ -35,7 +35,7 @@ class InspectOptions:
     json: bool = False
     """one JSON document on standard output"""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
-    """a page to look at, which opens from disk; of large data with a folder FILE-data beside it"""
+    """a page to look at, which opens from disk; large data also need the folder FILE-data next to it"""
     rerun: Annotated[Path | None, arg(metavar="FILE.rrd")] = None
     """a recording for the viewer of rerun.io (needs the extra rerun)"""
     map: MappingFile = None
@@ -93,7 +93,7 @@ def main(args: list[str]) -> None:
             return out.print_json(found)
         env, method = recorded_env(data), recommend(data.features())
         if "topics" in found and o.map is None:
-            out.print("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and go on with it:")
+            out.print("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and continue with it:")
             out.suggest(f"{command_line('inspect', o.data, '--json')} > map.json",
                      command_line("convert", o.data, unused_path("demonstrations"), "--map", "map.json"),
                      command_line("train", method, o.data, "--map", "map.json", "--out", unused_path("run")))

@@ -39,7 +39,7 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
     loop = None if o.target is None else _load_loop(o.target, o.trust)
     weights = [_weights_digest(run, loop is not None) for run in runs]
     if len(set(filter(None, weights))) < len([w for w in weights if w]) or len({r.resolve() for r in runs}) < len(runs):
-        raise UserError(f"expected two policies, found one: {' and '.join(map(str, runs))} are the same", where="eval",
+        raise UserError(f"{' and '.join(map(str, runs))} are the same policy", where="eval",
                         hint="there is nothing to tell apart")
     # before the first trial: loading tells, too
     actors = None if loop is None else [_make_actor(run, o) for run in runs]
@@ -52,7 +52,7 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
                 session = design.update(session, event)
             except UserError as error:
                 raise UserError(f"line {number} makes no sense: {error.problem}", where=journal.path,
-                                hint="take the file from a copy, or name another --save and begin anew") from None
+                                hint="take the file from a copy, or start again with another --save") from None
         session = table.run(session)
         _print_result(o, design, session, journal.path, out)
 
@@ -60,7 +60,7 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
 # -- the person -----------------------------------------------------------------------------------------------------
 
 
-PROMPT_COMMANDS = {"again": "it was spoilt, and is run again", "round": "the round was spoilt, and begins anew",
+PROMPT_COMMANDS = {"again": "it was spoilt, and is run again", "round": "the round was spoilt, and is run again",
             "quit": "stop for now", "correct": "the last answer was a mistake", "end": "no more trials"}
 
 
@@ -94,7 +94,7 @@ class _TrialConsole:
                  "policy in an order that is told at the end, looked at after every round." if self.is_comparison else
                  f"Does {names[0]} succeed in more or in less than {self.o.threshold:g} of its trials? Up to {most} "
                  "of them, looked at after every one.")
-        self._say(asked, f"Every answer is kept in {path}: after any interruption the same command goes on.")
+        self._say(asked, f"Every answer is kept in {path}: after any interruption the same command continues.")
         self._say(
             f"So far: {'rounds' if self.is_comparison else 'trials'} complete {len(session.rounds)}, trials begun "
             f"{session.n_trials}."
@@ -167,7 +167,7 @@ class _TrialConsole:
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
             raise UserError(f"the loop failed with {type(error).__name__}: {error}", where=self.o.target,
-                            hint="mend it; the same command goes on, and asks about this trial") from error
+                            hint="fix it; the same command continues, and asks about this trial") from error
         if said is None:
             return session
         if isinstance(said, str) and said in self.design.labels:
@@ -175,9 +175,9 @@ class _TrialConsole:
         elif isinstance(said, (bool, np.bool_)):
             label = self.design.labels[-1 if said else 0]
         else:
-            raise UserError(f"expected None, True, False or one of {', '.join(self.design.labels)} from the loop, "
-                            f"found {said!r}", where=self.o.target,
-                            hint="the same command goes on, and asks about this trial")
+            raise UserError(f"the loop returned {said!r}, which is not None, True, False or one of "
+                            f"{', '.join(self.design.labels)}", where=self.o.target,
+                            hint="the same command continues, and asks about this trial")
         self._say(f"{label}, says the loop")
         return self._record_event(session, {"event": "label", "label": label, "by": "loop"})
 
@@ -320,7 +320,7 @@ def _weights_digest(run: Path, ours: bool) -> str | None:
         if ours:
             raise
         if not run.exists():
-            raise UserError("expected a policy, found nothing", where=run, hint="check the path") from None
+            raise UserError("there is no policy here", where=run, hint="check the path") from None
         return None
 
 

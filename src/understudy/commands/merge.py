@@ -40,7 +40,7 @@ def main(args: list[str]) -> None:
     from ..data.operations import Merge as Operation
 
     if len(o.data) < 2:
-        raise UserError(f"expected at least two data sets, found {len(o.data)}", where="understudy merge",
+        raise UserError(f"needs at least two data sets, but has {len(o.data)}", where="understudy merge",
                         hint="understudy merge A B --out VIEW")
     check_absent(o.out)
     with Output(o.json) as out:
@@ -49,18 +49,18 @@ def main(args: list[str]) -> None:
             name = str(path) if str(path) not in sets else f"{path} (again)"
             sets[name] = open_dataset(demonstrations_path(path))
             if not len(sets[name]):
-                raise UserError("expected at least one episode, found none", where=path, hint="leave it out")
+                raise UserError("has no episodes", where=path, hint="leave it out")
             check_usable(sets[name], path, o.ignore)
         findings = [*find_disagreements(sets), *find_leakage(sets)]
         print_findings(out, findings)
         errors = list(dict.fromkeys(f.code for f in findings if f.severity == "error" and f.code not in o.ignore))
         if errors:
             raise UserError(f"they cannot become one as they are: {', '.join(errors)}", where="understudy merge",
-                            hint="mend it in a view of each (understudy view make), or accept it: "
+                            hint="fix it in a view of each (understudy view make), or accept it: "
                             + " ".join(f"--ignore {c}" for c in errors))
         gone = unmergeable_columns(sets)
         if "action" in gone:
-            raise UserError("expected actions that are alike, found none that could be merged",
+            raise UserError("the actions differ too much to be merged",
                             where="understudy merge", hint="merge data of one robot")
         view = views.write_view(o.out, o.data, Operation(gone), created_with={
             "command": "merge", "ignore": list(o.ignore), "findings": [f"{f.code}: {f.message}" for f in findings]})
@@ -81,5 +81,5 @@ def check_absent(path: Path) -> None:
     from ..core import UserError
 
     if path.exists():
-        raise UserError("expected nothing here, found a file or folder", where=path,
+        raise UserError("a file or folder already exists here", where=path,
                         hint="choose another place, or remove it first")

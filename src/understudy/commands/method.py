@@ -56,7 +56,7 @@ def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
     while pending:
         key = pending.pop(0).removeprefix("--method.").replace("-", "_")
         if not pending or pending[0].startswith("--method."):
-            raise UserError("expected a value, found none", where=f"--method.{key}",
+            raise UserError("has no value", where=f"--method.{key}",
                             hint=f"such as --method.{key} VALUE")
         text = pending.pop(0)
         found[key] = parse_value(hints.get(key, str), [text], f"--method.{key}", "understudy train")

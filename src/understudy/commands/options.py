@@ -87,10 +87,10 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
         if taken:
             values[option.name] = parse_value(option.kind, taken, prog, prog)
     if loose:
-        raise _error(f"expected nothing more, found {loose[0]!r}", prog, _help_hint(prog))
+        raise _error(f"unexpected argument {loose[0]!r}", prog, _help_hint(prog))
     if missing := [o for o in options if o.is_required and o.name not in values]:
         names = ", ".join(o.flag if o.is_positional else f"{o.flag} {o.metavar}".strip() for o in missing)
-        raise _error(f"expected {names}, found none", prog, _help_hint(prog))
+        raise _error(f"missing {names}", prog, _help_hint(prog))
     return owner(**values)
 
 
@@ -109,7 +109,7 @@ def change_fields(value: T, args: Sequence[str], prog: str) -> T:
     arities = {flag: (0, 1) if kind is bool else _arity(kind) for flag, (_, kind) in kinds.items()}
     loose, named = _split(args, arities, prog)
     if loose:
-        raise _error(f"expected nothing more, found {loose[0]!r}", prog, _help_hint(prog))
+        raise _error(f"unexpected argument {loose[0]!r}", prog, _help_hint(prog))
     changes: dict[str, Any] = {}
     for flag, words in named:
         path, kind = kinds[flag]
@@ -162,17 +162,17 @@ def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
     low, _ = _arity(kind)
     if not words and low:
         several = _arity(kind)[1] is None
-        raise _error("expected a value or several, found none" if several else
-                     f"expected {'a value' if low == 1 else f'{low} values'}, found none", where,
+        raise _error("needs at least one value, but has none" if several else
+                     f"needs {'a value' if low == 1 else f'{low} values'}, but has none", where,
                      f"name them, or leave {where} out" if several else _help_hint(prog))
     if len(words) < low:
-        raise _error(f"expected {low} values, found {' '.join(words)}", where, _help_hint(prog))
+        raise _error(f"needs {low} values, but has only {' '.join(words)}", where, _help_hint(prog))
     try:
         return _read(kind, words)
     except (ValueError, KeyError):
         choices = [c for k in _members(kind) if get_origin(k) is Literal for c in get_args(k)]
         near = difflib.get_close_matches(" ".join(words), list(map(str, choices)), 1)
-        raise _error(f"expected {_describe(kind)}, found {' '.join(words)!r}", where,
+        raise _error(f"{' '.join(words)!r} is not {_describe(kind)}", where,
                      (f"did you mean {near[0]}? " if near else "") + _help_hint(prog)) from None
 
 

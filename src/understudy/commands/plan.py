@@ -25,11 +25,11 @@ class PlanOptions:
     threshold: Annotated[float | None, arg(metavar="RATE")] = None
     """one rate against this bound"""
     alpha: RateOption = 0.05
-    """how often equal policies may be called different"""
+    """rate at which equal policies may be called different"""
     power: RateOption = 0.8
-    """how often the difference must be found"""
+    """probability with which the difference must be found"""
     episodes: Annotated[int | None, arg(metavar="N")] = None
-    """and how often so many rollouts of each find it"""
+    """also print the probability that N rollouts of each find it"""
     json: bool = False
     """one JSON document on standard output"""
 
@@ -41,9 +41,8 @@ def main(args: list[str]) -> None:
 
     if len(o.rates) != (2 if o.threshold is None else 1):
         raise UserError(
-            f"expected "
-            f"{'two rates, or one and --threshold' if o.threshold is None else 'one rate beside --threshold'}, "
-            f"found {' '.join(f'{r:g}' for r in o.rates) or 'none'}",
+            f"needs {'two rates, or one and --threshold' if o.threshold is None else 'one rate with --threshold'}, "
+            f"but has {' '.join(f'{r:g}' for r in o.rates) or 'none'}",
             where="understudy plan",
             hint="such as: understudy plan 0.7 0.8",
         )
@@ -68,7 +67,7 @@ def _plan_comparison(o: PlanOptions, out: Output) -> None:
         powers = {"unpaired": unpaired_power(first, second, o.episodes, o.alpha),
                   **{c: paired_power(first, second, o.episodes, c, o.alpha) for c in p.paired}}
         document["power"] = {"unpaired": powers["unpaired"], "paired": {f"{c:g}": powers[c] for c in p.paired}}
-    rows: list[tuple[str, int, Any]] = [("each on starts of its own", p.unpaired, "unpaired")]
+    rows: list[tuple[str, int, Any]] = [("each on its own starts", p.unpaired, "unpaired")]
     rows += [("the same starts, outcomes unrelated" if c == 0 else f"the same starts, outcomes correlated {c:g}", n, c)
              for c, n in p.paired.items()]
     out.print(f"Rollouts of each policy that find {max(o.rates):g} better than {min(o.rates):g} with probability "

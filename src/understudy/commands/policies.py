@@ -131,7 +131,7 @@ def refuse_unused_task(runs: Sequence[Path], o: RolloutOptions) -> None:
     from .method import task_relabel
 
     if o.task is not None and not any(task_relabel(Method.load(r, o.trust)) for r in runs if not is_exported(r)):
-        raise UserError("expected no words, found some: this policy was trained without them", where="--task",
+        raise UserError("this policy was trained without words", where="--task",
                         hint="train it with --language, on data of several tasks")
 
 

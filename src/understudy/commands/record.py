@@ -34,7 +34,7 @@ class RecordOptions:
     """Record demonstrations of an environment as a LeRobot v3 data set.
 
     Every episode is kept, whether it succeeded or not, and marked (next.success). `saved N` on standard error means
-    that episode N, counted from 0, would survive a power cut. After Ctrl-C the same command goes on (after anything
+    that episode N, counted from 0, would survive a power cut. After Ctrl-C the same command continues (after anything
     worse, too), and a larger --episodes adds to what there is.
     """
 

@@ -62,12 +62,12 @@ def main(args: list[str]) -> None:
         out.suggest(*([command_line("inspect", o.path)] if len(data) else []))
         return
     if not o.path.exists() and not url_of(o.path):
-        raise UserError("expected a recording or a data set, found nothing", where=o.path, hint="check the path")
+        raise UserError("there is no recording or data set here", where=o.path, hint="check the path")
     if o.out is None:
-        raise UserError("expected --out DST: what is there stays untouched, and what can be read of it goes to a new "
+        raise UserError("needs --out DST: the recording stays as it is, and what can be read of it is written to a new "
                         "place", where=o.path, hint=command_line("repair", o.path, "--out", "DST"))
     if o.out.exists():
-        raise UserError("expected nothing there, found a file or folder", where=o.out, hint="name another place")
+        raise UserError("a file or folder already exists there", where=o.out, hint="name another place")
     with recover(o.path, mapping=o.map, max_episode_steps=o.max_episode_steps) as found:
         _print_problems(found.problems)
         lerobot.write(found.data, o.out, images="png")

@@ -41,7 +41,7 @@ class RobustnessOptions:
     """What becomes of a policy as the world differs more and more from the one it was trained in?
 
     Success on the same numbered starts without a shift and at each level of each shift, with intervals, and the level
-    at which it has come down to half. Everything that has been run is kept: the same command goes on from there, and
+    at which it has come down to half. Everything that has been run is kept: the same command continues from there, and
     more episodes or levels add to it.
     """
 

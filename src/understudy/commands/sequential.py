@@ -78,12 +78,12 @@ def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
 
     where = "--interactive" if o.interactive else "--sequential"
     if (o.threshold is None) == (o.against is None):
-        found = "neither" if o.threshold is None else "both"
-        raise UserError(f"expected either --threshold RATE or --against RUN2, found {found}", where=where,
+        given = "neither is given" if o.threshold is None else "both are given"
+        raise UserError(f"needs either --threshold RATE or --against RUN2, but {given}", where=where,
                         hint="does it succeed in more or less --threshold 0.7? more often than --against RUN2?")
     if o.threshold is not None and not 0 < o.threshold < 1:
         raise UserError(
-            f"expected a rate between 0 and 1, found {o.threshold:g}", where="--threshold", hint="such as 0.7"
+            f"must be between 0 and 1, but is {o.threshold:g}", where="--threshold", hint="such as 0.7"
         )
 
     def test(most):
@@ -97,8 +97,8 @@ def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
     if test(o.episodes).verdict(test(o.episodes).start()) == "futile":
         few = next((n for n in range(o.episodes, 10_000) if test(n).verdict(test(n).start()) is None), None)
         raise UserError(
-            f"expected {f'at least {few}' if few else 'more'} episodes, found {o.episodes}, which would "
-            "hardly settle anything",
+            f"{o.episodes} episodes are too few for any verdict: "
+            f"{f'at least {few}' if few else 'more'} are needed",
             where="--episodes",
             hint="it stops as soon as the question is settled",
         )

@@ -155,7 +155,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         env = make(o.eval, min(o.rollouts, 16), o.trust)
         words = task_relabel(method)
         if say is not None and words is not None and words.into not in env.features:
-            raise UserError(f"expected an environment that says its task in words, found {o.eval}", where="--eval",
+            raise UserError(f"the environment {o.eval} does not say its task in words", where="--eval",
                             hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
         _check_policy_fits(method, data, env)
         score = _make_score(env, o.rollouts, o.seed)
@@ -221,7 +221,7 @@ def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
     if o.tensorboard:
         loggers.append(TensorBoard(o.out / "tensorboard"))
     if o.wandb is not None:
-        name = str(o.out.resolve())  # the same run goes on in the same place
+        name = str(o.out.resolve())  # the same run continues in the same place
         loggers.append(Wandb(project=o.wandb, name=o.out.name, id=sha256(name.encode()).hexdigest()[:16],
                              resume="allow", config={"method": o.method, "data": o.data.name, "seed": o.seed}))
     return loggers
@@ -245,12 +245,12 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
     for text in o.stage:
         name, equals, run = text.partition("=")
         if not (name and equals and run):
-            raise UserError(f"expected NAME=RUN, found {text!r}", where="--stage",
+            raise UserError(f"{text!r} is not of the form NAME=RUN", where="--stage",
                             hint="such as --stage base=runs/base")
         method, stages[name] = use_run(method, name, run, o.trust), Path(run)
     if o.from_run is None:
         if o.freeze or o.load != TrainOptions.load:
-            raise UserError("expected --from RUN beside it", where="--freeze" if o.freeze else "--load",
+            raise UserError("needs --from RUN", where="--freeze" if o.freeze else "--load",
                             hint="name the run whose weights are taken over")
         return method, stages
     if odd := [part for part in o.freeze if part not in InitializeFrom.train]:
@@ -366,7 +366,7 @@ def _task_relabel(data: Dataset) -> TaskText:
 
     longest = max(len(str(text).encode()) for episode in data for text in task_texts(episode))
     if not longest:
-        raise UserError("expected tasks in words, found none", where=data.metadata.get("path", "data set"),
+        raise UserError("the data have no tasks in words", where=data.metadata.get("path", "data set"),
                         hint="keep them in the column or fact 'task' of each episode, or leave out --language")
     return TaskText(max(TaskText().max_bytes, longest))
 

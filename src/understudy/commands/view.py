@@ -160,7 +160,7 @@ def _split_pair(option: str, text: str) -> tuple[str, str]:
 
     first, found, second = text.partition("=")
     if not (found and first and second):
-        raise UserError(f"expected two names with = between them, found {text!r}", where=option,
+        raise UserError(f"{text!r} is not two names with = between them", where=option,
                         hint=f"such as {option} {'task=put it there' if option == '--label' else 'OLD=NEW'!r}")
     return first, second
 
@@ -169,7 +169,7 @@ def _parse_range(text: str) -> tuple[int, int | None]:
     from ..core import UserError
 
     if not (found := re.fullmatch(r"(-?\d*):(-?\d*)", text)) or "-" in found.groups():
-        raise UserError(f"expected A:B, found {text!r}", where="--crop", hint="such as --crop 5:-5 or --crop=:-5")
+        raise UserError(f"{text!r} is not of the form A:B", where="--crop", hint="such as --crop 5:-5 or --crop=:-5")
     return int(found[1] or 0), int(found[2]) if found[2] else None
 
 
@@ -188,7 +188,7 @@ def _list_views(o: ViewOptions, out: Output) -> None:
 
     folder = o.path or Path()
     if not folder.is_dir():
-        raise UserError("expected a folder, found none", where=folder, hint="understudy view show FILE shows one view")
+        raise UserError("there is no such folder", where=folder, hint="understudy view show FILE shows one view")
     found: list[dict[str, Any]] = []
     for path in views.list_views(folder):
         try:
